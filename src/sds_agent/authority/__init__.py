@@ -1,0 +1,1 @@
+"""Where certificates come from: one adapter per upstream CA behind one protocol."""

@@ -1,0 +1,192 @@
+"""The embedded CA: a self-signed root in the state directory that signs in process.
+
+For one machine, a first try, or a test. Its root is renewed in the last fifth of its life. A new root is told as an
+anchor at once but signs only after a while, when every Envoy has had the time to load it; until then the old one goes
+on signing.
+"""
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from sds_agent import log
+from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
+from sds_agent.clock import Clock
+from sds_agent.errors import ConfigurationError
+from sds_agent.files import write_private
+from sds_agent.pki.certificates import CertificateError, has_key, is_ca, read_pem, serial_hex, write_pem
+from sds_agent.pki.keys import KeyType, PrivateKey, PublicKey, generate, to_pkcs8_pem
+from sds_agent.pki.signer import Signer, SignerError, make_root
+
+LOG = logging.getLogger(__name__)
+
+RENEWAL_SHARE = 0.2
+"""A root is renewed when this share of its lifetime is left."""
+SETTLE_SHARE = 0.05
+LONGEST_SETTLE = timedelta(hours=1)
+"""A new root signs only after `SETTLE_SHARE` of its lifetime, at most this long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roots:
+    """The roots that count, oldest first, and the decisions about them."""
+
+    signers: tuple[Signer, ...]
+    lifetime: timedelta
+
+    def due(self, now: datetime) -> bool:
+        """Whether a new root is to be made."""
+        return not self.signers or _end(self.signers[-1]) - now <= self.lifetime * RENEWAL_SHARE
+
+    def with_new(self, signer: Signer, now: datetime) -> "Roots":
+        """These roots and a new one, without those that have expired."""
+        return Roots((*(s for s in self.signers if now < _end(s)), signer), self.lifetime)
+
+    def signing(self, now: datetime) -> Signer:
+        """The newest root that has been told for long enough, or else the oldest that has not expired."""
+        valid = [signer for signer in self.signers if now < _end(signer)] or list(self.signers)
+        settle = min(self.lifetime * SETTLE_SHARE, LONGEST_SETTLE)
+        settled = [signer for signer in valid if now >= _end(signer) - self.lifetime + settle]
+        return settled[-1] if settled else valid[0]
+
+    @property
+    def anchors(self) -> bytes:
+        """What to trust: all of them, in PEM."""
+        return write_pem(signer.certificate for signer in self.signers)
+
+
+class EmbeddedAuthority:
+    """Signs whatever the agent itself asks for. Made by `open`."""
+
+    def __init__(self, file: Path, trust_domain: str, key_type: KeyType, clock: Clock, roots: Roots) -> None:
+        self._file = file
+        self._trust_domain = trust_domain
+        self._key_type = key_type
+        self._clock = clock
+        self._roots = roots
+        self._renewing = anyio.Lock()
+
+    @classmethod
+    async def open(
+        cls, directory: Path, *, trust_domain: str, key_type: KeyType, lifetime: timedelta, clock: Clock
+    ) -> "EmbeddedAuthority":
+        """The CA kept in `directory`, made there (0700, the key 0600) when there is none.
+
+        Raises ConfigurationError when what is there cannot be used; it is left untouched.
+        """
+        file = directory / "roots.pem"
+        try:
+            signers = _load(file)
+        except OSError as error:
+            raise ConfigurationError(
+                f"state_dir: the embedded CA cannot use {error.filename or file}: {error.strerror}; "
+                f"give the agent a directory of its own"
+            ) from error
+        authority = cls(file, trust_domain, key_type, clock, Roots(signers, lifetime))
+        try:
+            await authority._renew_when_due()
+        except AuthorityError as error:
+            raise ConfigurationError(f"state_dir: {error}") from error
+        return authority
+
+    async def issue(self, request: IssueRequest) -> Issuance:
+        """Sign at once. Raises AuthorityError when the root cannot be renewed or has expired."""
+        await self._renew_when_due()
+        now = self._clock.now()
+        public_key = _proven_key(request.csr_pem)
+        signer = self._roots.signing(now)
+        try:
+            leaf = signer.sign_leaf(public_key, str(request.identity), now, request.ttl)
+        except SignerError as error:
+            raise AuthorityError(ErrorKind.DENIED, f"the embedded CA cannot sign: {error}") from error
+        return Issuance(write_pem([leaf]), self._roots.anchors)
+
+    async def anchors(self) -> bytes:
+        """The roots that are valid now, in PEM. Raises AuthorityError when a new one is due and cannot be kept."""
+        await self._renew_when_due()
+        return self._roots.anchors
+
+    async def _renew_when_due(self) -> None:
+        async with self._renewing:
+            now = self._clock.now()
+            if not self._roots.due(now):
+                return
+            key = await anyio.to_thread.run_sync(generate, self._key_type)
+            signer = make_root(key, self._trust_domain, now, self._roots.lifetime)
+            roots = self._roots.with_new(signer, now)
+            try:
+                write_private(self._file, b"".join(_to_pem(s) for s in roots.signers))
+            except OSError as error:
+                raise AuthorityError(
+                    ErrorKind.TRANSIENT,
+                    f"the embedded CA cannot keep its new root in {self._file}: {error.strerror}",
+                ) from error
+            self._roots = roots
+        serial = serial_hex(signer.certificate)
+        log.event(LOG, "root_created", file=str(self._file), serial=serial, not_after=_end(signer))
+
+
+def _end(signer: Signer) -> datetime:
+    return signer.certificate.not_valid_after_utc
+
+
+def _proven_key(csr_pem: bytes) -> PublicKey:
+    try:
+        csr = x509.load_pem_x509_csr(csr_pem)
+        key = csr.public_key()
+        proven = csr.is_signature_valid
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
+        raise AuthorityError(ErrorKind.INVALID, "the CSR cannot be read") from error
+    if not proven or not isinstance(key, PublicKey):
+        raise AuthorityError(ErrorKind.INVALID, "the CSR does not prove possession of an EC or RSA key")
+    return key
+
+
+def _to_pem(signer: Signer) -> bytes:
+    return write_pem([signer.certificate]) + to_pkcs8_pem(signer.key)
+
+
+def _load(file: Path) -> tuple[Signer, ...]:
+    """The roots in the file: a certificate and its key, one pair after another, oldest first."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        data = file.read_bytes()
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        return ()
+    if mode & 0o077:
+        raise ConfigurationError(
+            f"{file} holds the embedded CA's private key and others may read or write it; "
+            f"if nobody has, run chmod 600 {file}, otherwise remove it and a new root is made"
+        )
+    marker = b"-----END PRIVATE KEY-----"
+    pairs = [part + marker for part in data.split(marker) if part.strip()]
+    try:
+        signers = tuple(_read_pair(pair) for pair in pairs)
+    except (CertificateError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigurationError(_damaged(file)) from error
+    if not signers:
+        raise ConfigurationError(_damaged(file))
+    return signers
+
+
+def _read_pair(pem: bytes) -> Signer:
+    (certificate,) = read_pem(pem)
+    key = load_pem_private_key(pem[pem.index(b"-----BEGIN PRIVATE KEY-----") :], password=None)
+    if not isinstance(key, PrivateKey) or not has_key(certificate, key.public_key()) or not is_ca(certificate):
+        raise ValueError
+    return Signer(certificate, key)
+
+
+def _damaged(file: Path) -> str:
+    return (
+        f"{file} should hold the embedded CA's roots, each with its key, and does not; restore it from a copy, "
+        f"or remove it and a new root is made (every Envoy has to get the new one)"
+    )

@@ -1,0 +1,202 @@
+"""The loop that keeps one workload's certificate fresh. What to do is decided in `schedule`, what to accept in
+`acceptance`.
+"""
+
+import logging
+import random
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup
+
+from sds_agent import log
+from sds_agent.authority.protocol import Authority, AuthorityError, CurrentIdentity, ErrorKind, IssueRequest
+from sds_agent.clock import Clock, until
+from sds_agent.identity.spiffe import SpiffeId
+from sds_agent.issuance.acceptance import Accepted, accept
+from sds_agent.issuance.gate import Gate, Rank
+from sds_agent.issuance.schedule import Ask, Failure, Held, Renewal, decide, failed
+from sds_agent.issuance.trust import Trust
+from sds_agent.pki.certificates import serial_hex, write_pem
+from sds_agent.pki.csr import make_csr
+from sds_agent.pki.keys import KeyType, PrivateKey, generate, to_pkcs8_pem
+from sds_agent.secrets.model import CertificateSecret
+from sds_agent.secrets.store import SecretStore
+
+LOG = logging.getLogger(__name__)
+
+DEADLINE = 10.0
+"""Seconds that an attempt may take before it counts as failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """An identity to keep: `names` are the resource names it is served under, `authority` the name of its CA."""
+
+    name: str
+    identity: SpiffeId
+    key_type: KeyType
+    ttl: timedelta
+    authority: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A request under way: kept for retries, since a CA that wants an approval must see the same CSR again."""
+
+    key: PrivateKey = field(repr=False)
+    csr_pem: bytes
+    request_id: str
+
+
+class Issuer:
+    """Obtains, serves and renews one workload's certificate until it is cancelled."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        authority: Authority,
+        *,
+        store: SecretStore,
+        trust: Trust,
+        gate: Gate,
+        clock: Clock,
+        renewal: Renewal | None = None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._workload = workload
+        self._authority = authority
+        self._store = store
+        self._trust = trust
+        self._gate = gate
+        self._clock = clock
+        self._renewal = renewal or Renewal()
+        self._chance = chance
+        self._held: Held | None = None
+        self._current: CurrentIdentity | None = None
+        self._failure: Failure | None = None
+        self._draft: _Draft | None = None
+
+    async def run(self) -> None:
+        """Keep the certificate fresh for ever."""
+        async with anyio.create_task_group() as tasks:
+            while True:
+                decision = decide(self._clock.now(), self._held, self._failure, self._renewal)
+                if isinstance(decision, Ask):
+                    await self._attempt(tasks)
+                else:
+                    await until(self._clock, decision.until)
+
+    async def _attempt(self, tasks: TaskGroup) -> None:
+        async with self._gate.place(self._rank):
+            started = self._clock.now()
+            try:
+                draft = await self._drafted()
+                accepted = await self._ask(draft)
+            except AuthorityError as error:
+                self._fail(error)
+                return
+        held = self._serve(draft, accepted, started)
+        tasks.start_soon(self._withhold_when_expired, held)
+
+    def _rank(self) -> Rank:
+        expiry = datetime.min.replace(tzinfo=UTC) if self._held is None else self._held.not_after
+        return (not self._store.awaited(self._workload.names), expiry)
+
+    async def _drafted(self) -> _Draft:
+        if self._draft is None:
+            key_type = self._workload.key_type
+            key = await anyio.to_thread.run_sync(generate, key_type) if key_type.slow else generate(key_type)
+            csr = make_csr(key, str(self._workload.identity))
+            self._draft = _Draft(key, csr, secrets.token_hex(16))
+        return self._draft
+
+    async def _ask(self, draft: _Draft) -> Accepted:
+        workload = self._workload
+        request = IssueRequest(workload.identity, draft.csr_pem, workload.ttl, draft.request_id, self._current)
+        try:
+            with anyio.fail_after(DEADLINE):
+                answer = await self._authority.issue(request)
+        except TimeoutError as error:
+            raise AuthorityError(ErrorKind.TRANSIENT, f"the CA did not answer within {DEADLINE:.0f} s") from error
+        except AuthorityError:
+            raise
+        except Exception as error:
+            LOG.exception("adapter_fault")
+            message = (
+                f"the adapter of authority {workload.authority!r} failed with {type(error).__name__}; please report it"
+            )
+            raise AuthorityError(ErrorKind.INVALID, message) from error
+        return accept(
+            answer,
+            identity=workload.identity,
+            public_key=draft.key.public_key(),
+            anchors=self._trust.of(workload.authority),
+            now=self._clock.now(),
+        )
+
+    def _serve(self, draft: _Draft, accepted: Accepted, started: datetime) -> Held:
+        first = self._held is None
+        now = self._clock.now()
+        leaf = accepted.leaf
+        held = self._held = Held(now, leaf.not_valid_before_utc, accepted.not_after, leaf.serial_number)
+        chain, key = write_pem(accepted.chain), to_pkcs8_pem(draft.key)
+        self._current = CurrentIdentity(chain, key)
+        self._draft = self._failure = None
+        self._trust.update(self._workload.authority, accepted.anchors)
+        # after the bundle: whoever is handed the new leaf has been handed what it chains to
+        self._store.publish(dict.fromkeys(self._workload.names, CertificateSecret(chain, key, accepted.not_after)))
+        for warning in accepted.warnings:
+            log.event(LOG, "ca_warning", level=logging.WARNING, workload=self._workload.name, warning=warning)
+        log.event(
+            LOG,
+            "issued" if first else "renewed",
+            workload=self._workload.name,
+            spiffe_id=str(self._workload.identity),
+            authority=self._workload.authority,
+            serial=serial_hex(leaf),
+            not_after=held.not_after,
+            renew_at=held.renew_at(self._renewal),
+            took_ms=round((now - started).total_seconds() * 1000, 1),
+        )
+        return held
+
+    def _fail(self, error: AuthorityError) -> None:
+        now = self._clock.now()
+        self._failure = failed(
+            now,
+            error.kind,
+            before=self._failure,
+            held=self._held,
+            retry_after=error.retry_after,
+            chance=self._chance(),
+        )
+        if error.kind.refused:
+            self._draft = None
+        held = self._held
+        urgent = error.kind.refused or held is None or held.alarming(now)
+        log.event(
+            LOG,
+            "retrying",
+            level=logging.ERROR if urgent else logging.WARNING,
+            workload=self._workload.name,
+            authority=self._workload.authority,
+            kind=error.kind.value,
+            cause=str(error),
+            attempt=self._failure.count,
+            in_seconds=self._failure.delay,
+            serving="nothing" if held is None or held.expired(now) else "the certificate held",
+            expires=held.not_after if held else None,
+        )
+
+    async def _withhold_when_expired(self, held: Held) -> None:
+        while self._held is held and not held.expired(self._clock.now()):
+            await until(self._clock, held.not_after)
+        if self._held is held:
+            self._store.withhold(self._workload.names)
+            log.event(LOG, "expired", level=logging.ERROR, workload=self._workload.name, not_after=held.not_after)

@@ -1,0 +1,61 @@
+"""The trust bundle: the anchors of every authority, served as one secret."""
+
+import logging
+from collections.abc import Iterable
+from datetime import timedelta
+
+import anyio
+from cryptography import x509
+
+from sds_agent import log
+from sds_agent.authority.protocol import AuthorityError, TellsTrust
+from sds_agent.clock import Clock, until
+from sds_agent.pki.certificates import CertificateError, read_pem, unique, write_pem
+from sds_agent.secrets.model import BundleSecret
+from sds_agent.secrets.store import SecretStore
+
+LOG = logging.getLogger(__name__)
+
+REFRESH = timedelta(minutes=5)
+"""How often an authority that tells its anchors by themselves is asked for them."""
+PATIENCE = 10.0
+"""Seconds that it may take to tell them."""
+
+
+class Trust:
+    """Keeps the newest anchors of each authority and publishes their union under the bundle's names."""
+
+    def __init__(self, store: SecretStore, names: Iterable[str]) -> None:
+        self._store = store
+        self._names = tuple(names)
+        self._anchors: dict[str, tuple[x509.Certificate, ...]] = {}
+
+    def of(self, authority: str) -> tuple[x509.Certificate, ...]:
+        """The anchors known of one authority."""
+        return self._anchors.get(authority, ())
+
+    def update(self, authority: str, anchors: tuple[x509.Certificate, ...]) -> None:
+        """Take an authority's anchors, and publish the bundle if that changes its content.
+
+        Certificates are compared as DER. An authority that tells no anchors changes nothing: an empty bundle would
+        make every handshake fail.
+        """
+        if not anchors:
+            return
+        self._anchors[authority] = anchors
+        together = unique(anchor for name in sorted(self._anchors) for anchor in self._anchors[name])
+        bundle = BundleSecret(write_pem(together))
+        if self._store.publish(dict.fromkeys(self._names, bundle)):
+            log.event(LOG, "trust_changed", authority=authority, anchors=len(together), version=bundle.version)
+
+
+async def refresh(trust: Trust, name: str, authority: TellsTrust, clock: Clock) -> None:
+    """Keep the anchors of the authority `name` fresh for ever, also while nothing is issued."""
+    while True:
+        try:
+            with anyio.fail_after(PATIENCE):
+                trust.update(name, read_pem(await authority.anchors()))
+        except (AuthorityError, CertificateError, TimeoutError) as error:
+            cause = str(error) or f"no answer within {PATIENCE:.0f} s"
+            log.event(LOG, "trust_not_refreshed", level=logging.WARNING, authority=name, cause=cause)
+        await until(clock, clock.now() + REFRESH)

@@ -1,0 +1,92 @@
+"""One line an event: `log.event(LOG, "issued", workload="default", serial="4f…")`.
+
+On a terminal a line reads `time level event key=value …`; elsewhere, or when asked for, it is one JSON object. The
+standard library's logging carries the events, so an embedding program and pytest see them as usual. Values come from
+peers and CAs too, so they are quoted, cut to a bounded length and never able to start a line of their own.
+"""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import Literal, TextIO
+
+Value = str | int | float | bool | datetime | timedelta | None | list[str] | tuple[str, ...]
+Format = Literal["auto", "text", "json"]
+
+ROOT = "sds_agent"
+LONGEST_VALUE = 600
+_FIELDS = "sds_agent_fields"
+
+
+def event(logger: logging.Logger, name: str, *, level: int = logging.INFO, **fields: Value) -> None:
+    """Log the event `name` with its fields; fields that are None are left out."""
+    if logger.isEnabledFor(level):
+        logger.log(level, name, extra={_FIELDS: {k: _plain(v) for k, v in fields.items() if v is not None}})
+
+
+def configure(form: Format = "auto", level: str = "info", stream: TextIO | None = None) -> None:
+    """Send the package's events to `stream` (standard error unless told)."""
+    stream = sys.stderr if stream is None else stream
+    text = form == "text" or (form == "auto" and stream.isatty())
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_Text() if text else _Json())
+    root = logging.getLogger(ROOT)
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    root.propagate = False
+    # asyncio's own logger names the objects it complains about, and a coroutine's repr can hold its arguments
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    logging.getLogger("grpc").setLevel(logging.CRITICAL)
+
+
+def _plain(value: Value) -> str | int | float | bool | list[str]:
+    match value:
+        case datetime():
+            return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        case timedelta():
+            return round(value.total_seconds(), 3)
+        case list() | tuple():
+            return [_cut(v) for v in value]
+        case str():
+            return _cut(value)
+        case None:
+            return ""
+        case _:
+            return value
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}… ({len(text)} characters)"
+
+
+def _fields(record: logging.LogRecord) -> dict[str, str | int | float | bool | list[str]]:
+    fields = getattr(record, _FIELDS, {})
+    if record.exc_info and record.exc_info[0] is not None:
+        # a traceback's frames can show values; the type and the place are enough to find a bug
+        fields = {**fields, "exception": record.exc_info[0].__name__}
+    return fields
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": _time(record), "level": record.levelname.lower(), "event": record.getMessage()}
+        return json.dumps({**line, **_fields(record)}, ensure_ascii=True)
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        pairs = [f"{key}={_quoted(value)}" for key, value in _fields(record).items()]
+        return " ".join([_time(record), f"{record.levelname.lower():7}", record.getMessage(), *pairs])
+
+
+def _time(record: logging.LogRecord) -> str:
+    return str(_plain(datetime.fromtimestamp(record.created, UTC)))
+
+
+def _quoted(value: str | float | bool | list[str]) -> str:
+    if isinstance(value, list):
+        return ",".join(_quoted(v) for v in value) or '""'
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    plain = text.isascii() and text.isprintable() and not any(c in ' "=,' for c in text) and text != ""
+    return text if plain else json.dumps(text, ensure_ascii=True)

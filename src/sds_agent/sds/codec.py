@@ -1,0 +1,107 @@
+"""Between the session's words and the bytes on the wire, through the narrow schema in `proto_gen`.
+
+An answer consists of parts that are the same for every stream (its resources, each encoded once when its secret
+changes) and its nonce. Protobuf lets the fields of a message come in any order and repeated fields in any number of
+pieces, so an answer is the concatenation of finished parts. DiscoveryResponse and DeltaDiscoveryResponse number
+`type_url` (4) and `nonce` (5) alike.
+"""
+
+import hashlib
+
+from google.protobuf.message import DecodeError
+from sds_agent_proto import sds_pb2 as wire
+
+from sds_agent.errors import SdsAgentError
+from sds_agent.sds.protocol import SECRET_TYPE, DeltaRequest, Request, Resource, Respond
+from sds_agent.secrets.model import CertificateSecret, Secret
+
+_TYPE_URL = wire.DiscoveryResponse(type_url=SECRET_TYPE).SerializeToString()
+
+
+class MalformedMessageError(SdsAgentError):
+    """A peer sent bytes that are not the message they should be."""
+
+
+def decode(data: bytes) -> Request:
+    """Read a DiscoveryRequest. Raises MalformedMessageError."""
+    message = wire.DiscoveryRequest()
+    _parse(message, data)
+    return Request(
+        names=tuple(message.resource_names),
+        nonce=message.response_nonce,
+        version=message.version_info,
+        error=_error(message),
+        type_url=message.type_url,
+        node_id=message.node.id,
+    )
+
+
+def decode_delta(data: bytes) -> DeltaRequest:
+    """Read a DeltaDiscoveryRequest. Raises MalformedMessageError."""
+    message = wire.DeltaDiscoveryRequest()
+    _parse(message, data)
+    return DeltaRequest(
+        subscribe=tuple(message.resource_names_subscribe),
+        unsubscribe=tuple(message.resource_names_unsubscribe),
+        nonce=message.response_nonce,
+        held=dict(message.initial_resource_versions),
+        error=_error(message),
+        type_url=message.type_url,
+        node_id=message.node.id,
+    )
+
+
+def encode_secret(name: str, secret: Secret) -> Resource:
+    """The resource of `secret` under `name`, with all of an answer that does not depend on the stream."""
+    value = wire.Any(type_url=SECRET_TYPE, value=_secret(name, secret).SerializeToString())
+    entry = wire.Resource(name=name, version=secret.version, resource=value)
+    return Resource(
+        name=name,
+        version=secret.version,
+        sotw=wire.DiscoveryResponse(resources=[value]).SerializeToString(),
+        delta=wire.DeltaDiscoveryResponse(resources=[entry]).SerializeToString(),
+    )
+
+
+def encode(answer: Respond) -> bytes:
+    """A DiscoveryResponse."""
+    version = wire.DiscoveryResponse(version_info=_version(answer.resources)).SerializeToString()
+    return b"".join((version, *(r.sotw for r in answer.resources), _TYPE_URL, _nonce(answer.nonce)))
+
+
+def encode_delta(answer: Respond) -> bytes:
+    """A DeltaDiscoveryResponse."""
+    removed = wire.DeltaDiscoveryResponse(removed_resources=answer.removed).SerializeToString()
+    return b"".join((*(r.delta for r in answer.resources), removed, _TYPE_URL, _nonce(answer.nonce)))
+
+
+def _parse(message: wire.DiscoveryRequest | wire.DeltaDiscoveryRequest, data: bytes) -> None:
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise MalformedMessageError(f"the message is not a {type(message).__name__}") from error
+
+
+def _error(message: wire.DiscoveryRequest | wire.DeltaDiscoveryRequest) -> str | None:
+    return message.error_detail.message if message.HasField("error_detail") else None
+
+
+def _secret(name: str, secret: Secret) -> wire.Secret:
+    if isinstance(secret, CertificateSecret):
+        certificate = wire.TlsCertificate(
+            certificate_chain=wire.DataSource(inline_bytes=secret.chain_pem),
+            private_key=wire.DataSource(inline_bytes=secret.private_key_pem),
+        )
+        return wire.Secret(name=name, tls_certificate=certificate)
+    context = wire.CertificateValidationContext(trusted_ca=wire.DataSource(inline_bytes=secret.anchors_pem))
+    return wire.Secret(name=name, validation_context=context)
+
+
+def _version(resources: tuple[Resource, ...]) -> str:
+    if len(resources) == 1:
+        return resources[0].version
+    return hashlib.sha256("\n".join(f"{r.name} {r.version}" for r in resources).encode()).hexdigest()[:16]
+
+
+def _nonce(nonce: str) -> bytes:
+    return wire.DiscoveryResponse(nonce=nonce).SerializeToString()

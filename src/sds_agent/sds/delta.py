@@ -1,0 +1,143 @@
+"""DeltaSecrets: the incremental variant of the xDS protocol, as it applies to secrets.
+
+Source: Envoy's "xDS REST and gRPC protocol", and runs of real Envoys where that text is silent. Every rule on nonces,
+versions and subscriptions of this variant is in this file.
+
+Here a message says what to add to the subscription and what to take out of it, and, apart from that, may ACK or NACK
+an answer by its nonce:
+
+- A subscription change always counts, whatever the nonce. A nonce that is not outstanding on this stream is stale and
+  says nothing.
+- Every name in `resource_names_subscribe` is answered at once: also when it was subscribed before (the client has
+  lost it), and also when `initial_resource_versions` says that the client holds this very version. Silence for what
+  is equal would leave a client that waits for its first answer waiting; a client that gets what it has ACKs it
+  without reloading.
+- Taking out what was never subscribed is not an error. A name in both lists is subscribed.
+- There is no wildcard for secrets: a first message without names subscribes to nothing, and "*" is a name that is not
+  served.
+- Changes are pushed only when no answer is outstanding, and then the newest content goes out. Content that was sent
+  on this stream is not pushed again, taken or refused.
+- A name whose secret does not exist yet is held, never "removed": Envoy would finish warming without a certificate.
+  `removed_resources` says that a name is not served, at once when it is asked for and by a push when that happens in
+  mid-stream. The subscription stays, so that the name is pushed if it comes to be served. The stream never ends with
+  a status for it.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import takewhile
+
+from sds_agent.sds.protocol import (
+    Absence,
+    Action,
+    DeltaRequest,
+    Outstanding,
+    Refused,
+    Resource,
+    Respond,
+    Stale,
+    Subscribed,
+    Unsubscribed,
+    View,
+    unacceptable,
+    unique,
+)
+
+REMOVED = ""
+"""Stands for a version in what was sent: the client was told that the name is not served."""
+
+MOST_OUTSTANDING = 32
+"""A client that subscribes again and again without answering has its oldest answers forgotten, as if it had taken
+them.
+"""
+
+
+class DeltaSession:
+    """One DeltaSecrets stream. `nonces` must never yield a value twice."""
+
+    def __init__(self, nonces: Iterator[str], *, most_names: int = 100) -> None:
+        self._nonces = nonces
+        self._most_names = most_names
+        self._names: dict[str, None] = {}  # a set that keeps its order
+        self._sent: dict[str, str] = {}  # name -> version last sent, or REMOVED
+        self._outstanding: dict[str, Outstanding] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names subscribed to."""
+        return tuple(self._names)
+
+    def receive(self, request: DeltaRequest, view: View) -> list[Action]:
+        """Take a message of the client."""
+        subscribe = unique(request.subscribe)
+        unsubscribe = tuple(n for n in unique(request.unsubscribe) if n in self._names and n not in subscribe)
+        size = len(self._names.keys() - set(unsubscribe) | set(subscribe))
+        if finish := unacceptable(request.type_url, size, self._most_names):
+            return [finish]
+        actions = self._settle(request)
+        actions += self._subscribe(subscribe, unsubscribe, view)
+        changed = () if self._outstanding else self._changed(view)
+        return actions + self._answer(unique((*subscribe, *changed)), view)
+
+    def refresh(self, view: View) -> list[Action]:
+        """Take the news that secrets changed."""
+        if self._outstanding:
+            return []
+        changed = self._changed(view)
+        gone = tuple(name for name in changed if view[name] is Absence.UNKNOWN)
+        actions: list[Action] = [Refused(gone)] if gone else []
+        return actions + self._answer(changed, view)
+
+    def _settle(self, request: DeltaRequest) -> list[Action]:
+        if not request.nonce:
+            return []
+        answered = self._outstanding.get(request.nonce)
+        if answered is None:
+            return [Stale(request.nonce, request.error)]
+        # A stream keeps its order: who answers this one has dealt with those before it.
+        for nonce in tuple(takewhile(lambda older: older != request.nonce, self._outstanding)):
+            del self._outstanding[nonce]
+        del self._outstanding[request.nonce]
+        return [answered.settled(request.error)]
+
+    def _subscribe(self, subscribe: tuple[str, ...], unsubscribe: tuple[str, ...], view: View) -> list[Action]:
+        for name in unsubscribe:
+            del self._names[name]
+        for name in (*subscribe, *unsubscribe):
+            self._sent.pop(name, None)
+        self._names.update(dict.fromkeys(subscribe))
+        actions: list[Action] = []
+        if subscribe:
+            actions.append(Subscribed(subscribe, tuple(n for n in subscribe if view[n] is Absence.PENDING)))
+        if unsubscribe:
+            actions.append(Unsubscribed(unsubscribe))
+        if unknown := tuple(name for name in subscribe if view[name] is Absence.UNKNOWN):
+            actions.append(Refused(unknown))
+        return actions
+
+    def _changed(self, view: View) -> tuple[str, ...]:
+        return tuple(name for name in self._names if _version(view[name]) not in {None, self._sent.get(name)})
+
+    def _answer(self, names: Iterable[str], view: View) -> list[Action]:
+        found = {name: view[name] for name in names}
+        resources = tuple(r for r in found.values() if isinstance(r, Resource))
+        removed = tuple(name for name, r in found.items() if r is Absence.UNKNOWN)
+        if not resources and not removed:
+            return []
+        self._sent.update((resource.name, resource.version) for resource in resources)
+        self._sent.update(dict.fromkeys(removed, REMOVED))
+        nonce = next(self._nonces)
+        self._outstanding[nonce] = Outstanding(nonce, (*(r.name for r in resources), *removed))
+        if len(self._outstanding) > MOST_OUTSTANDING:
+            del self._outstanding[next(iter(self._outstanding))]
+        return [Respond(nonce, resources, removed)]
+
+
+def _version(found: Resource | Absence) -> str | None:
+    """What `_sent` would hold for it; None for what is not to be sent."""
+    match found:
+        case Resource():
+            return found.version
+        case Absence.UNKNOWN:
+            return REMOVED
+        case _:
+            return None

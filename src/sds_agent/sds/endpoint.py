@@ -1,0 +1,204 @@
+"""The Unix socket as a file: who may have its path, and with which rights it appears.
+
+gRPC's own way with a path is unsafe: it removes whatever socket is there, a live one of another server too, and the
+new one is open to all until somebody changes its mode. So the server binds a temporary name in the same directory,
+with no rights for anybody else; the socket gets its owner and mode and is then renamed to its place, which is atomic
+and leaves connections unharmed. A lock file beside the socket keeps two agents apart while they do so.
+"""
+
+import errno
+import grp
+import os
+import pwd
+import secrets
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from sds_agent.errors import ConfigurationError, SdsAgentError
+from sds_agent.files import locked
+
+LONGEST_PATH = 107
+"""Bytes of a path that fit a Unix socket's address (sockaddr_un, without its final zero)."""
+
+
+class SocketInUseError(SdsAgentError):
+    """Somebody else serves at the path."""
+
+
+@dataclass(frozen=True, slots=True)
+class SocketFile:
+    """Where the socket is to be, with which mode (permission bits), owner and group (names or ids; None leaves the
+    process's).
+    """
+
+    path: Path
+    mode: int = 0o660
+    owner: str | None = None
+    group: str | None = None
+
+
+class Endpoint:
+    """A claimed socket path. Made by `claim`, which holds the lock for as long as its context lasts."""
+
+    def __init__(self, file: SocketFile, owner: int, group: int) -> None:
+        self.path = file.path
+        self._mode = file.mode
+        self._owner = owner
+        self._group = group
+        self._temporary = file.path.with_name(f".{secrets.token_hex(3)}")
+        self._inode: tuple[int, int] | None = None
+
+    @property
+    def address(self) -> str:
+        """The gRPC address to bind first; `appear` moves it to its place. gRPC decodes percent signs, so they are
+        quoted.
+        """
+        return f"unix:{quote(str(self._temporary))}"
+
+    @property
+    def public_address(self) -> str:
+        """The gRPC address that clients use."""
+        return f"unix:{quote(str(self.path))}"
+
+    @contextmanager
+    def private_umask(self) -> Iterator[None]:
+        """Bind inside this: until its rights are set the socket is nobody else's."""
+        before = os.umask(0o177)
+        try:
+            yield
+        finally:
+            os.umask(before)
+
+    def appear(self) -> None:
+        """Give the bound socket its rights and its name. Raises ConfigurationError."""
+        try:
+            os.chown(self._temporary, self._owner, self._group)
+            self._temporary.chmod(self._mode)
+            found = self._temporary.stat()
+            self._temporary.rename(self.path)
+        except OSError as error:
+            self._temporary.unlink(missing_ok=True)
+            raise ConfigurationError(
+                f"sds.socket: cannot give {self.path} its owner and mode: {error.strerror}; "
+                f"run the agent as a user that may, or change sds.owner, sds.group and sds.mode"
+            ) from error
+        self._inode = (found.st_dev, found.st_ino)
+
+    def disappear(self) -> None:
+        """Remove the socket, if what is at its path is still ours."""
+        try:
+            found = self.path.lstat()
+            if (found.st_dev, found.st_ino) == self._inode:
+                self.path.unlink()
+        except FileNotFoundError:
+            return
+
+
+@contextmanager
+def claim(file: SocketFile) -> Iterator[Endpoint]:
+    """Make sure that the path may be served at, and keep other agents away from it.
+
+    Raises ConfigurationError for a path, directory, owner or group that cannot be used, and SocketInUseError when a
+    live server has the path.
+    """
+    directory = file.path.parent
+    _check_length(file.path)
+    _prepare_directory(directory)
+    owner = _user_id(file.owner) if file.owner is not None else -1
+    group = _group_id(file.group) if file.group is not None else -1
+    with _locked(file.path):
+        _check_free(file.path)
+        endpoint = Endpoint(file, owner, group)
+        try:
+            yield endpoint
+        finally:
+            endpoint.disappear()
+
+
+def _check_length(path: Path) -> None:
+    longest = max(len(os.fsencode(path)), len(os.fsencode(path.parent)) + 8)  # a slash and the temporary name
+    if longest > LONGEST_PATH:
+        raise ConfigurationError(
+            f"sds.socket: {path} is too long for a Unix socket: {longest} bytes (with the temporary name beside it), "
+            f"{LONGEST_PATH} are possible; choose a shorter directory"
+        )
+
+
+def _prepare_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        found = directory.stat()
+    except OSError as error:
+        raise ConfigurationError(f"sds.socket: cannot use the directory {directory}: {error.strerror}") from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise ConfigurationError(f"sds.socket: {directory} is not a directory")
+    if found.st_mode & stat.S_IWOTH:
+        raise ConfigurationError(
+            f"sds.socket: anybody may write to {directory}, so anybody could put a socket in the agent's place; "
+            f"use a directory that only the agent may write to (chmod o-w {directory})"
+        )
+    if found.st_uid not in {0, os.geteuid()}:
+        raise ConfigurationError(
+            f"sds.socket: {directory} belongs to uid {found.st_uid}, who could replace the socket; "
+            f"use a directory of the agent's own user (uid {os.geteuid()}) or of root"
+        )
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = path.with_name(f"{path.name}.lock")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(lock))
+        except BlockingIOError as error:
+            raise SocketInUseError(
+                f"another sds-agent serves at {path} (it holds {lock}); "
+                f"stop it first, or give this one another sds.socket"
+            ) from error
+        except OSError as error:
+            raise ConfigurationError(f"sds.socket: cannot open the lock file {lock}: {error.strerror}") from error
+        yield
+
+
+def _check_free(path: Path) -> None:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise ConfigurationError(f"sds.socket: {path} is there and is not a socket; remove it or choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except OSError as error:
+            if error.errno in {errno.ECONNREFUSED, errno.ENOENT}:
+                return  # left behind by a server that was killed
+            raise SocketInUseError(
+                f"cannot tell whether a server is alive at {path} ({error.strerror or error}); "
+                f"it is left as it is: stop that server or remove the socket"
+            ) from error
+    raise SocketInUseError(f"another server answers at {path}; stop it first, or give this agent another sds.socket")
+
+
+def _user_id(name: str) -> int:
+    try:
+        return int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
+    except KeyError as error:
+        raise ConfigurationError(
+            f"sds.owner: there is no user {name!r} on this machine; name one, or give a uid"
+        ) from error
+
+
+def _group_id(name: str) -> int:
+    try:
+        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+    except KeyError as error:
+        raise ConfigurationError(
+            f"sds.group: there is no group {name!r} on this machine; name one, or give a gid"
+        ) from error

@@ -1,0 +1,187 @@
+"""The words of an SDS session: what a client may say, and what the server is to do about it.
+
+A session (`sotw.SotwSession`, `delta.DeltaSession`) is a pure object. It takes a request, or the news that secrets
+changed, together with a view of what is served, and returns actions: one that goes to the client (`Respond`,
+`Finish`) and notes for the log. It does no I/O and knows no clock, so every order of events can be tried without a
+socket.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+SECRET_TYPE = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105 - the name of a type
+"""The one type served. In a request an empty type URL means this one; an answer always carries it, or Envoy ignores
+it.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A secret under the name it was asked for, with its encoded forms: an entry of a SotW answer, and of a Delta
+    answer.
+    """
+
+    name: str
+    version: str
+    sotw: bytes = field(repr=False, default=b"")
+    delta: bytes = field(repr=False, default=b"")
+
+
+class Absence(Enum):
+    """Why there is no resource under a name."""
+
+    PENDING = "pending"
+    """The name exists, its secret does not yet (or not any more): the answer is held until it does."""
+    UNKNOWN = "unknown"
+    """This server does not serve the name."""
+
+
+class View(Protocol):
+    """What is served at one moment."""
+
+    def __getitem__(self, name: str) -> Resource | Absence:
+        """The resource of this exact name, or why there is none. Never raises."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A DiscoveryRequest, the fields that matter.
+
+    `error` is the text of `error_detail`, or None where it is absent: its presence alone makes a NACK.
+    """
+
+    names: tuple[str, ...] = ()
+    nonce: str = ""
+    version: str = ""
+    error: str | None = None
+    type_url: str = SECRET_TYPE
+    node_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaRequest:
+    """A DeltaDiscoveryRequest, the fields that matter.
+
+    `held` are the versions a reconnecting client says it has (`initial_resource_versions`).
+    """
+
+    subscribe: tuple[str, ...] = ()
+    unsubscribe: tuple[str, ...] = ()
+    nonce: str = ""
+    held: Mapping[str, str] = field(default_factory=dict)
+    error: str | None = None
+    type_url: str = SECRET_TYPE
+    node_id: str = ""
+
+
+class Status(Enum):
+    """How a stream ends when the server ends it, by the names of gRPC's status codes."""
+
+    INVALID_ARGUMENT = "invalid argument"
+    NOT_FOUND = "not found"
+    RESOURCE_EXHAUSTED = "resource exhausted"
+
+
+@dataclass(frozen=True, slots=True)
+class Respond:
+    """Send an answer. `removed` is Delta's `removed_resources`; SotW cannot express it."""
+
+    nonce: str
+    resources: tuple[Resource, ...]
+    removed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """End the stream. `names` are those that were asked for in vain, `detail` is for INVALID_ARGUMENT and
+    RESOURCE_EXHAUSTED.
+    """
+
+    status: Status
+    names: tuple[str, ...] = ()
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribed:
+    """Names were added to the subscription; `held` are those of them whose answer has to wait for their secret."""
+
+    names: tuple[str, ...]
+    held: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unsubscribed:
+    """Names were taken out of the subscription."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Acked:
+    """The client took an answer."""
+
+    nonce: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Nacked:
+    """The client refused an answer, for `reason`, and goes on with what it had."""
+
+    nonce: str
+    names: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """A message about an answer that is not the newest crossed ours on the way, or came from an earlier stream.
+
+    It settles nothing, but `reason` keeps what it objected to, if anything, for the log.
+    """
+
+    nonce: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Names that are not served, asked for among others that are, or over Delta."""
+
+    names: tuple[str, ...]
+
+
+Note = Subscribed | Unsubscribed | Acked | Nacked | Stale | Refused
+Action = Respond | Finish | Note
+
+
+@dataclass(frozen=True, slots=True)
+class Outstanding:
+    """An answer that the client has neither taken nor refused yet."""
+
+    nonce: str
+    names: tuple[str, ...]
+
+    def settled(self, error: str | None) -> Acked | Nacked:
+        """What the client's answer to it says: a NACK if it carries an error, else an ACK."""
+        if error is None:
+            return Acked(self.nonce, self.names)
+        return Nacked(self.nonce, self.names, error)
+
+
+def unacceptable(type_url: str, names: int, most_names: int) -> Finish | None:
+    """Why a message of either protocol variant ends its stream, whatever the session's state, or None."""
+    if type_url not in {"", SECRET_TYPE}:
+        return Finish(Status.INVALID_ARGUMENT, detail=f"type_url must be {SECRET_TYPE} or empty")
+    if names > most_names:
+        return Finish(Status.RESOURCE_EXHAUSTED, detail=f"a stream may ask for at most {most_names} names")
+    return None
+
+
+def unique(names: Iterable[str]) -> tuple[str, ...]:
+    """The names without repetitions, in the order of their first occurrence."""
+    return tuple(dict.fromkeys(names))

@@ -1,0 +1,89 @@
+"""The gRPC server on its socket: options, start, self-probe and a clean end."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+import grpc
+import grpc.aio
+
+from sds_agent.errors import SdsAgentError
+from sds_agent.sds.endpoint import SocketFile, claim
+from sds_agent.sds.service import SERVICE, SecretDiscoveryService
+
+PATIENCE = 5.0
+"""Seconds that the server may take to answer its own probe."""
+
+DRAIN = 1.0
+"""Seconds for streams to end cleanly at shutdown."""
+
+
+class ProbeError(SdsAgentError):
+    """The server does not answer on its own socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one peer can make the server hold: streams at a time in all, names on a stream, bytes in a request."""
+
+    streams: int = 10_000
+    names: int = 100
+    request_bytes: int = 1 << 20
+
+
+def options(limits: Limits) -> Sequence[tuple[str, int]]:
+    """The channel arguments.
+
+    Both of the keepalive's time-outs are needed to notice a frozen peer within seconds, and without the third an
+    Envoy that is configured to ping often is sent away.
+    """
+    return (
+        ("grpc.max_receive_message_length", limits.request_bytes),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.ping_timeout_ms", 20_000),
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.keepalive_permit_without_calls", 1),
+    )
+
+
+@asynccontextmanager
+async def serving(
+    service: SecretDiscoveryService,
+    file: SocketFile,
+    limits: Limits,
+    others: Sequence[grpc.GenericRpcHandler] = (),
+) -> AsyncIterator[None]:
+    """Serve inside this context; it is entered only once the server answers at its path.
+
+    Raises ConfigurationError or SocketInUseError (see `endpoint.claim`) and ProbeError. Leaving it ends all streams
+    with OK, stops the server and removes the socket.
+    """
+    with claim(file) as endpoint:
+        server = grpc.aio.server(options=options(limits), maximum_concurrent_rpcs=limits.streams)
+        server.add_generic_rpc_handlers((service.handler(), *others))
+        with endpoint.private_umask():
+            server.add_insecure_port(endpoint.address)
+        endpoint.appear()
+        await server.start()
+        try:
+            await probe(endpoint.public_address)
+            yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                endpoint.disappear()
+                with anyio.move_on_after(DRAIN):
+                    await service.drain()
+                await server.stop(None)
+
+
+async def probe(address: str) -> None:
+    """Open a stream at the server's own socket and see it end well. Raises ProbeError."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        ask: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/{SERVICE}/StreamSecrets")
+        call = ask(timeout=PATIENCE)
+        await call.done_writing()
+        code = await call.code()
+        if code is not grpc.StatusCode.OK:
+            raise ProbeError(f"the agent's own socket does not answer as it should: {code.name} {await call.details()}")

@@ -1,0 +1,147 @@
+"""The gRPC methods of envoy.service.secret.v3.SecretDiscoveryService, on raw bytes."""
+
+import itertools
+import os
+from collections.abc import Callable
+from typing import NoReturn
+
+import anyio
+import grpc
+import grpc.aio
+
+from sds_agent.sds.catalog import Catalog
+from sds_agent.sds.codec import MalformedMessageError, decode, decode_delta, encode, encode_delta
+from sds_agent.sds.delta import DeltaSession
+from sds_agent.sds.fetch import fetch
+from sds_agent.sds.journal import Journal
+from sds_agent.sds.protocol import DeltaRequest, Finish, Request, Respond, Status
+from sds_agent.sds.sotw import SotwSession
+from sds_agent.sds.stream import Context, Conversation, R, Stream
+from sds_agent.secrets.store import SecretStore
+
+SERVICE = "envoy.service.secret.v3.SecretDiscoveryService"
+
+LONGEST_FETCH = 10.0
+"""Seconds that FetchSecrets waits for a secret that is not issued yet."""
+
+LONGEST_DETAIL = 1000
+"""Characters in a status message: gRPC clients lose a connection over headers of more than 8 KB."""
+
+_CODES = {
+    Status.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
+    Status.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Status.RESOURCE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+
+
+class SecretDiscoveryService:
+    """Serves a store to any number of streams."""
+
+    def __init__(self, store: SecretStore, *, most_names: int = 100) -> None:
+        self._store = store
+        self._most_names = most_names
+        self._catalog = Catalog(store)
+        self._journal = Journal()
+        self._streams: set[Stream[Request] | Stream[DeltaRequest]] = set()
+        self._all_left = anyio.Event()
+        self._draining = False
+        # Nonces are unique in the process and in all likelihood across restarts: an old stream's never match.
+        self._nonce_prefix = os.urandom(4).hex()
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The service as a handler for a grpc.aio server."""
+        methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            "StreamSecrets": grpc.stream_stream_rpc_method_handler(self._stream_secrets),
+            "DeltaSecrets": grpc.stream_stream_rpc_method_handler(self._delta_secrets),
+            "FetchSecrets": grpc.unary_unary_rpc_method_handler(self._fetch_secrets),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    async def drain(self) -> None:
+        """End every stream with OK and return when the last has ended. New streams end at once."""
+        self._draining = True
+        for stream in tuple(self._streams):
+            stream.drain()
+        while self._streams:
+            self._all_left = anyio.Event()
+            await self._all_left.wait()
+
+    async def _stream_secrets(self, _requests: object, context: Context) -> None:
+        def talk(nonces: Callable[[], str]) -> Conversation[Request]:
+            session = SotwSession(iter(nonces, None), most_names=self._most_names)
+            return Conversation(session, decode, encode)
+
+        await self._run("StreamSecrets", context, talk)
+
+    async def _delta_secrets(self, _requests: object, context: Context) -> None:
+        def talk(nonces: Callable[[], str]) -> Conversation[DeltaRequest]:
+            session = DeltaSession(iter(nonces, None), most_names=self._most_names)
+            return Conversation(session, decode_delta, encode_delta)
+
+        await self._run("DeltaSecrets", context, talk)
+
+    async def _run(self, method: str, context: Context, talk: Callable[[Callable[[], str]], Conversation[R]]) -> None:
+        journal = self._journal.open(method)
+        count = itertools.count(1)
+        conversation = talk(lambda: f"{self._nonce_prefix}.{journal.number:x}.{next(count):x}")
+        stream = Stream(context, conversation, catalog=self._catalog, store=self._store, journal=journal)
+        self._streams.add(stream)
+        if self._draining:
+            stream.drain()
+        try:
+            finish = await stream.run()
+        finally:
+            self._streams.discard(stream)
+            if not self._streams:
+                self._all_left.set()
+        if finish is not None:
+            await self._abort(context, finish)
+
+    async def _fetch_secrets(self, data: bytes, context: Context) -> bytes:
+        journal = self._journal.open("FetchSecrets")
+        try:
+            request = decode(data)
+        except MalformedMessageError as error:
+            await self._abort(context, Finish(Status.INVALID_ARGUMENT, detail=str(error)))
+        journal.met(request.node_id)
+        answer = await self._fetch(request, context.time_remaining())
+        if answer is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the secret is not issued yet; ask again")
+        journal.note([answer])
+        if isinstance(answer, Finish):
+            await self._abort(context, answer)
+        return encode(answer)
+
+    async def _fetch(self, request: Request, remaining: float | None) -> Respond | Finish | None:
+        # Answering just before the caller's own deadline lets it see our status instead of its time-out.
+        patience = LONGEST_FETCH if remaining is None else min(LONGEST_FETCH, remaining * 0.9)
+        changed = anyio.Event()
+        with anyio.move_on_after(patience), self._store.watching(lambda _names: changed.set()):
+            self._store.await_names(request, frozenset(request.names))
+            try:
+                while (answer := fetch(request, self._catalog, most_names=self._most_names)) is None:
+                    await changed.wait()
+                    changed = anyio.Event()
+                return answer
+            finally:
+                self._store.await_names(request, frozenset())
+        return None
+
+    async def _abort(self, context: Context, finish: Finish) -> NoReturn:
+        await context.abort(_CODES[finish.status], explain(finish, self._catalog.names))
+        raise AssertionError  # abort always raises, which its types do not say
+
+
+def explain(finish: Finish, offered: tuple[str, ...]) -> str:
+    """The status message: what was asked in vain and what may be asked for, in ASCII and bounded whatever the peer
+    sent.
+    """
+    if finish.detail:
+        return finish.detail
+    asked = ", ".join(_quoted(name) for name in finish.names[:4]) + (", ..." if len(finish.names) > 4 else "")
+    text = f"no secret named {asked}; this agent serves {', '.join(_quoted(name) for name in offered)}"
+    return text if len(text) <= LONGEST_DETAIL else f"{text[:LONGEST_DETAIL]}..."
+
+
+def _quoted(name: str) -> str:
+    return ascii(name) if len(name) <= 60 else f"{name[:60]!a}..."

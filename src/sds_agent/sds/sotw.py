@@ -1,0 +1,122 @@
+"""StreamSecrets: the state-of-the-world variant of the xDS protocol, as it applies to secrets.
+
+Source: Envoy's "xDS REST and gRPC protocol", and runs of real Envoys where that text is silent. Every rule on nonces,
+versions and subscriptions of this variant is in this file.
+
+A client's message means up to three things at once: an ACK or NACK of an answer, a new list of names, and nothing at
+all about versions (which only say what the client holds). Which of these it means is told by its nonce:
+
+- Before the first answer on this stream any nonce, version or error is about an earlier stream. The message is a
+  subscription.
+- Afterwards, the nonce of the newest answer makes it an ACK or, if it carries an error, a NACK. It also brings names.
+- Another non-empty nonce is stale: the message crossed a newer answer. All of it is ignored, the names too; the
+  client's reply to the newer answer repeats them.
+- An empty nonce is neither ACK nor NACK, but its names count.
+
+What is sent, and when:
+
+- Names that are new in the list are answered at once, even while an answer is outstanding. Names that are still in
+  the list are not answered again; names that left it are forgotten silently. An empty list after a non-empty one
+  leaves nothing; an empty first list subscribes to nothing (there is no wildcard for secrets: a message of zero bytes
+  must not fetch a key).
+- A change of a subscribed secret is pushed, but only when no answer is outstanding. What goes out then is the newest
+  content, however many changes the client slept through. An answer holds what changed, never a name that is not
+  subscribed.
+- Content that the client has been sent on this stream is not sent again, taken or refused: resending what was NACKed
+  would loop.
+- A name whose secret does not exist yet is held and pushed as soon as it does. A secret that is withheld later is not
+  taken back: SotW cannot say "deleted".
+- A name that is not served ends the stream with NOT_FOUND when all names are such; asked for among others it is
+  reported and the others are answered. The same holds when a name stops being served in mid-stream.
+"""
+
+from collections.abc import Iterator
+
+from sds_agent.sds.protocol import (
+    Absence,
+    Action,
+    Finish,
+    Note,
+    Outstanding,
+    Refused,
+    Request,
+    Resource,
+    Respond,
+    Stale,
+    Status,
+    Subscribed,
+    Unsubscribed,
+    View,
+    unacceptable,
+    unique,
+)
+
+
+class SotwSession:
+    """One StreamSecrets stream. `nonces` must never yield a value twice."""
+
+    def __init__(self, nonces: Iterator[str], *, most_names: int = 100) -> None:
+        self._nonces = nonces
+        self._most_names = most_names
+        self._names: tuple[str, ...] = ()
+        self._sent: dict[str, str] = {}  # name -> version last sent, whether it was taken or not
+        self._newest: str | None = None  # nonce of the newest answer
+        self._outstanding: Outstanding | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names subscribed to."""
+        return self._names
+
+    def receive(self, request: Request, view: View) -> list[Action]:
+        """Take a message of the client."""
+        names = unique(request.names)
+        if finish := unacceptable(request.type_url, len(names), self._most_names):
+            return [finish]
+        actions: list[Action] = []
+        if self._newest is not None and request.nonce:
+            if request.nonce != self._newest:
+                return [Stale(request.nonce, request.error)]
+            if self._outstanding is not None:
+                actions.append(self._outstanding.settled(request.error))
+                self._outstanding = None
+        added = tuple(name for name in names if name not in self._names)
+        actions += self._subscribe(names, added, view)
+        return actions + self._answer(added if self._outstanding else names, view)
+
+    def refresh(self, view: View) -> list[Action]:
+        """Take the news that secrets changed."""
+        actions: list[Action] = []
+        gone = tuple(name for name in self._names if view[name] is Absence.UNKNOWN and name in self._sent)
+        for name in gone:
+            del self._sent[name]
+        if gone:
+            actions.append(Refused(gone))
+        return actions + self._answer(() if self._outstanding else self._names, view)
+
+    def _subscribe(self, names: tuple[str, ...], added: tuple[str, ...], view: View) -> list[Note]:
+        notes: list[Note] = []
+        removed = tuple(name for name in self._names if name not in names)
+        self._names = names
+        for name in removed:
+            self._sent.pop(name, None)
+        if added:
+            notes.append(Subscribed(added, tuple(n for n in added if view[n] is Absence.PENDING)))
+        if removed:
+            notes.append(Unsubscribed(removed))
+        unknown = tuple(name for name in added if view[name] is Absence.UNKNOWN)
+        if unknown and unknown != names:  # of all of them Finish tells
+            notes.append(Refused(unknown))
+        return notes
+
+    def _answer(self, candidates: tuple[str, ...], view: View) -> list[Action]:
+        if self._names and all(view[name] is Absence.UNKNOWN for name in self._names):
+            return [Finish(Status.NOT_FOUND, self._names)]
+        found = (view[name] for name in candidates)
+        due = tuple(r for r in found if isinstance(r, Resource) and self._sent.get(r.name) != r.version)
+        if not due:
+            return []
+        self._sent.update((resource.name, resource.version) for resource in due)
+        self._newest = next(self._nonces)
+        self._outstanding = Outstanding(self._newest, tuple(resource.name for resource in due))
+        return [Respond(self._newest, due)]

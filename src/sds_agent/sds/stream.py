@@ -1,0 +1,147 @@
+"""One gRPC stream: carries bytes between the wire and a session, and what the session notes to the log.
+
+gRPC's rules that shape this file: one read and one write at a time on a stream; a cancelled read loses the next
+message, so one task reads and never times out; the task of a stream is cancelled when the peer goes away; a status is
+only sent by returning or aborting outside any task group.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import anyio
+import grpc.aio
+
+from sds_agent.sds.catalog import Catalog
+from sds_agent.sds.codec import MalformedMessageError
+from sds_agent.sds.journal import StreamJournal
+from sds_agent.sds.protocol import Absence, Action, DeltaRequest, Finish, Request, Respond, Status, View
+from sds_agent.secrets.store import SecretStore
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+R = TypeVar("R", Request, DeltaRequest)
+R_contra = TypeVar("R_contra", contravariant=True)
+
+
+class Session(Protocol[R_contra]):
+    """What the sessions of both variants offer."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names subscribed to."""
+        ...
+
+    def receive(self, request: R_contra, view: View) -> list[Action]:
+        """Take a message of the client."""
+        ...
+
+    def refresh(self, view: View) -> list[Action]:
+        """Take the news that secrets changed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation(Generic[R]):
+    """A session of either variant, and how its messages are written."""
+
+    session: Session[R]
+    decode: Callable[[bytes], R]
+    encode: Callable[[Respond], bytes]
+
+
+class Stream(Generic[R]):
+    """Runs one stream until the peer leaves, the session ends it, or the server drains."""
+
+    def __init__(
+        self,
+        context: Context,
+        talk: Conversation[R],
+        *,
+        catalog: Catalog,
+        store: SecretStore,
+        journal: StreamJournal,
+    ) -> None:
+        self._context = context
+        self._talk: Conversation[R] = talk
+        self._catalog = catalog
+        self._store = store
+        self._journal = journal
+        self._wake = anyio.Event()
+        self._taken = anyio.Event()
+        self._message: bytes | None = None
+        self._ended = False
+        self._changed = False
+        self._draining = False
+
+    def drain(self) -> None:
+        """End the stream cleanly: Envoy keeps what it has and comes back."""
+        self._draining = True
+        self._wake.set()
+
+    async def run(self) -> Finish | None:
+        """Talk until the end; returns with what status to end the stream, or None for OK."""
+        finish: Finish | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._read)
+            try:
+                with self._store.watching(self._on_change):
+                    finish = await self._converse()
+            finally:
+                self._store.await_names(self, frozenset())
+                tasks.cancel_scope.cancel()
+        return finish
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._context.read()
+            if not isinstance(message, bytes):  # gRPC's EOF: the peer has left or has nothing more to say
+                self._ended = True
+                self._wake.set()
+                return
+            self._message = message
+            self._wake.set()
+            await self._taken.wait()
+            self._taken = anyio.Event()
+
+    def _on_change(self, changed: frozenset[str]) -> None:
+        if not changed.isdisjoint(self._talk.session.names):
+            self._changed = True
+            self._wake.set()
+
+    async def _converse(self) -> Finish | None:
+        while not (self._draining or (self._ended and self._message is None)):
+            await self._wake.wait()
+            self._wake = anyio.Event()
+            finish = await self._perform(self._next_actions())
+            if finish is not None:
+                return finish
+            self._store.await_names(self, self._held())
+        return None
+
+    def _next_actions(self) -> list[Action]:
+        actions: list[Action] = []
+        message, self._message = self._message, None
+        if message is not None:
+            self._taken.set()
+            try:
+                request = self._talk.decode(message)
+            except MalformedMessageError as error:
+                return [Finish(Status.INVALID_ARGUMENT, detail=str(error))]
+            self._journal.met(request.node_id)
+            actions += self._talk.session.receive(request, self._catalog)
+        if self._changed:
+            self._changed = False
+            actions += self._talk.session.refresh(self._catalog)
+        return actions
+
+    async def _perform(self, actions: list[Action]) -> Finish | None:
+        self._journal.note(actions)
+        for action in actions:
+            if isinstance(action, Finish):
+                return action
+            if isinstance(action, Respond):
+                await self._context.write(self._talk.encode(action))
+        return None
+
+    def _held(self) -> frozenset[str]:
+        return frozenset(name for name in self._talk.session.names if self._catalog[name] is Absence.PENDING)

@@ -1,0 +1,49 @@
+"""The two kinds of secret that Envoy asks for, as immutable values.
+
+A certificate and its key are one value, so nothing can pair a new chain with an old key. A secret's version is a hash
+of its content: after a restart the same secret has the same version, and an unchanged one is recognised and never
+pushed again.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateSecret:
+    """A private key and its certificate chain.
+
+    `chain_pem` is the leaf, then its intermediates, never a root. `private_key_pem` is unencrypted PKCS#8.
+    `not_after` is the end of the first certificate of the chain to expire: until then the secret is good.
+    """
+
+    chain_pem: bytes
+    private_key_pem: bytes = field(repr=False)
+    not_after: datetime
+
+    @property
+    def version(self) -> str:
+        """A hash of the chain alone: the leaf's public key determines the private one, which so stays out of a value
+        that is logged.
+        """
+        return _digest(b"certificate", self.chain_pem)
+
+
+@dataclass(frozen=True, slots=True)
+class BundleSecret:
+    """The trust anchors of a trust domain, concatenated PEM."""
+
+    anchors_pem: bytes
+
+    @property
+    def version(self) -> str:
+        """A hash of the anchors."""
+        return _digest(b"bundle", self.anchors_pem)
+
+
+Secret = CertificateSecret | BundleSecret
+
+
+def _digest(kind: bytes, content: bytes) -> str:
+    return hashlib.sha256(kind + b"\n" + content).hexdigest()[:16]

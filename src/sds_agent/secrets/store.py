@@ -1,0 +1,91 @@
+"""The newest secret under every name, and who is to be told when one changes.
+
+The store is where issuance and SDS meet, and the only place. It holds values, not a queue: a watcher is told which
+names changed and reads the snapshot when it gets to it, so a slow reader neither grows memory nor misses the newest
+secret. All of it runs on the event loop's thread; nothing here waits.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+
+from sds_agent.secrets.model import Secret
+
+Snapshot = Mapping[str, Secret | None]
+"""Every name that exists, with its secret, or None while there is none to give (not issued yet, or expired)."""
+
+Watcher = Callable[[frozenset[str]], None]
+
+
+class SecretStore:
+    """The current snapshot, its watchers, and what clients are waiting for."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._snapshot: Snapshot = MappingProxyType(dict.fromkeys(names))
+        self._watchers: dict[object, Watcher] = {}
+        self._awaited: dict[object, frozenset[str]] = {}
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What is served now. Never changes under a reader: a change makes a new one."""
+        return self._snapshot
+
+    def publish(self, secrets: Mapping[str, Secret]) -> frozenset[str]:
+        """Serve these secrets from now on, all at once; returns the names whose content is new.
+
+        Watchers hear of those only: an unchanged secret is never published twice.
+        """
+        return self._change(
+            {name: secret for name, secret in secrets.items() if _version(self._snapshot.get(name)) != secret.version}
+        )
+
+    def withhold(self, names: Iterable[str]) -> frozenset[str]:
+        """Give these names' secrets to nobody new, as they are no longer good; the names go on existing."""
+        return self._change({name: None for name in names if self._snapshot.get(name) is not None})
+
+    def withdraw(self, names: Iterable[str]) -> frozenset[str]:
+        """These names exist no longer."""
+        gone = frozenset(names) & self._snapshot.keys()
+        kept = {name: secret for name, secret in self._snapshot.items() if name not in gone}
+        self._replace(kept, gone)
+        return gone
+
+    @contextmanager
+    def watching(self, watcher: Watcher) -> Iterator[None]:
+        """Call `watcher` with the changed names after each change, until the context is left. It must not wait or
+        raise.
+        """
+        key = object()
+        self._watchers[key] = watcher
+        try:
+            yield
+        finally:
+            del self._watchers[key]
+
+    def await_names(self, client: object, names: frozenset[str]) -> None:
+        """Note that `client` (any hashable) waits for these names' first secret; an empty set ends the note."""
+        if names:
+            self._awaited[client] = names
+        else:
+            self._awaited.pop(client, None)
+
+    def awaited(self, names: Iterable[str]) -> bool:
+        """Whether a client waits for any of these names: they are to be issued first."""
+        wanted = frozenset(names)
+        return any(not wanted.isdisjoint(waiting) for waiting in self._awaited.values())
+
+    def _change(self, changed: Mapping[str, Secret | None]) -> frozenset[str]:
+        names = frozenset(changed)
+        self._replace({**self._snapshot, **changed}, names)
+        return names
+
+    def _replace(self, snapshot: dict[str, Secret | None], changed: frozenset[str]) -> None:
+        if not changed:
+            return
+        self._snapshot = MappingProxyType(snapshot)
+        for watcher in tuple(self._watchers.values()):
+            watcher(changed)
+
+
+def _version(secret: Secret | None) -> str | None:
+    return None if secret is None else secret.version

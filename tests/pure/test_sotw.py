@@ -1,0 +1,336 @@
+"""StreamSecrets, rule by rule: each test is an exchange that a real Envoy has, or that a broken one may try."""
+
+import itertools
+
+import pytest
+from fakes.served import Served
+
+from sds_agent.sds.protocol import (
+    SECRET_TYPE,
+    Acked,
+    Action,
+    Finish,
+    Nacked,
+    Refused,
+    Request,
+    Respond,
+    Stale,
+    Status,
+    Subscribed,
+    Unsubscribed,
+)
+from sds_agent.sds.sotw import SotwSession
+
+
+def session(most_names: int = 100) -> SotwSession:
+    return SotwSession((f"n{i}" for i in itertools.count(1)), most_names=most_names)
+
+
+def ask(*names: str, nonce: str = "", error: str | None = None, **more: str) -> Request:
+    return Request(names=names, nonce=nonce, error=error, **more)
+
+
+def answers(actions: list[Action]) -> list[Respond]:
+    return [action for action in actions if isinstance(action, Respond)]
+
+
+def sent(actions: list[Action]) -> list[tuple[str, str]]:
+    """What goes to the client: (name, version) of every resource of every answer."""
+    return [(r.name, r.version) for answer in answers(actions) for r in answer.resources]
+
+
+@pytest.fixture
+def served() -> Served:
+    view = Served()
+    view.put("default", "v1")
+    view.put("ROOTCA", "r1")
+    return view
+
+
+def test_first_request_is_answered_with_the_secret(served: Served) -> None:
+    actions = session().receive(ask("default"), served)
+    assert actions == [Subscribed(("default",)), Respond("n1", (served["default"],))]  # type: ignore[arg-type] # a Resource here
+
+
+def test_ack_is_noted_and_answered_with_nothing(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default"), served)
+    assert stream.receive(ask("default", nonce="n1", version="v1"), served) == [Acked("n1", ("default",))]
+
+
+def test_new_content_is_pushed_once(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default"), served)
+    stream.receive(ask("default", nonce="n1"), served)
+    served.put("default", "v2")
+    assert sent(stream.refresh(served)) == [("default", "v2")]
+    assert stream.refresh(served) == []
+
+
+def test_unchanged_content_is_not_pushed(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default"), served)
+    stream.receive(ask("default", nonce="n1"), served)
+    served.put("default", "v1")
+    assert stream.refresh(served) == []
+
+
+def test_nack_keeps_the_reason_and_does_not_resend_the_same(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default"), served)
+    assert stream.receive(ask("default", nonce="n1", error="no such curve"), served) == [
+        Nacked("n1", ("default",), "no such curve")
+    ]
+    assert stream.refresh(served) == []
+
+
+def test_after_a_nack_the_next_content_goes_out(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default"), served)
+    stream.receive(ask("default", nonce="n1", error="no"), served)
+    served.put("default", "v2")
+    assert sent(stream.refresh(served)) == [("default", "v2")]
+
+
+def test_nack_without_a_reason_is_still_a_nack(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default"), served)
+    assert stream.receive(ask("default", nonce="n1", error=""), served) == [Nacked("n1", ("default",), "")]
+
+
+def test_nack_is_not_inferred_from_the_version(served: Served) -> None:
+    """An Envoy that repeats its old version without an error has taken the answer."""
+    stream = session()
+    stream.receive(ask("default"), served)
+    assert stream.receive(ask("default", nonce="n1", version="older"), served) == [Acked("n1", ("default",))]
+
+
+def test_nack_that_also_changes_names_does_both(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default"), served)
+    actions = stream.receive(ask("ROOTCA", nonce="n1", error="no"), served)
+    assert Nacked("n1", ("default",), "no") in actions
+    assert Unsubscribed(("default",)) in actions
+    assert sent(actions) == [("ROOTCA", "r1")]
+
+
+def test_request_that_crossed_a_push_is_ignored_with_its_names(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default"), served)
+    stream.receive(ask("default", nonce="n1"), served)
+    served.put("default", "v2")
+    stream.refresh(served)
+    assert stream.receive(ask("default", "ROOTCA", nonce="n1"), served) == [Stale("n1")]
+    assert stream.names == ("default",)
+    assert sent(stream.receive(ask("default", "ROOTCA", nonce="n2"), served)) == [("ROOTCA", "r1")]
+
+
+def test_stale_nack_keeps_its_reason_for_the_log(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default"), served)
+    assert stream.receive(ask("default", nonce="other", error="why"), served) == [Stale("other", "why")]
+
+
+@pytest.mark.parametrize("error", [None, "from the old stream"])
+def test_new_stream_with_an_old_streams_nonce_and_version_is_answered(served: Served, error: str | None) -> None:
+    """A reconnecting Envoy that is met with silence would wait for a secret for ever."""
+    actions = session().receive(ask("default", nonce="old.7", version="v1", error=error), served)
+    assert sent(actions) == [("default", "v1")]
+    assert not [a for a in actions if isinstance(a, Nacked | Acked)]
+
+
+def test_added_names_are_answered_at_once_and_only_they(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default"), served)
+    stream.receive(ask("default", nonce="n1"), served)
+    assert sent(stream.receive(ask("default", "ROOTCA", nonce="n1"), served)) == [("ROOTCA", "r1")]
+
+
+def test_removed_names_are_silent_and_never_pushed_again(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default", "ROOTCA"), served)
+    assert answers(stream.receive(ask("ROOTCA", nonce="n1"), served)) == []
+    served.put("default", "v2")
+    assert stream.refresh(served) == []
+
+
+def test_emptied_list_unsubscribes_from_all(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default"), served)
+    stream.receive(ask(nonce="n1"), served)
+    served.put("default", "v2")
+    assert stream.refresh(served) == []
+    assert sent(stream.receive(ask("default", nonce="n1"), served)) == [("default", "v2")]
+
+
+def test_name_taken_out_and_put_back_is_answered_again(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default", "ROOTCA"), served)
+    stream.receive(ask("ROOTCA", nonce="n1"), served)
+    assert sent(stream.receive(ask("ROOTCA", "default", nonce="n1"), served)) == [("default", "v1")]
+
+
+def test_duplicated_names_are_answered_once(served: Served) -> None:
+    assert sent(session().receive(ask("default", "default"), served)) == [("default", "v1")]
+
+
+def test_empty_first_list_fetches_nothing(served: Served) -> None:
+    """A message of zero bytes must not give anybody a private key."""
+    stream = session()
+    assert stream.receive(ask(), served) == []
+    served.put("default", "v2")
+    assert stream.refresh(served) == []
+
+
+def test_name_not_issued_yet_is_held_then_pushed(served: Served) -> None:
+    served.hold("late")
+    stream = session()
+    assert stream.receive(ask("late"), served) == [Subscribed(("late",), held=("late",))]
+    assert stream.refresh(served) == []
+    served.put("late", "v1")
+    assert sent(stream.refresh(served)) == [("late", "v1")]
+
+
+def test_what_is_there_does_not_wait_for_what_is_held(served: Served) -> None:
+    served.hold("late")
+    stream = session()
+    assert sent(stream.receive(ask("default", "late"), served)) == [("default", "v1")]
+    stream.receive(ask("default", "late", nonce="n1"), served)
+    served.put("late", "v1")
+    assert sent(stream.refresh(served)) == [("late", "v1")]
+
+
+def test_withheld_secret_is_not_taken_back_and_the_next_is_pushed(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default"), served)
+    stream.receive(ask("default", nonce="n1"), served)
+    served.hold("default")
+    assert stream.refresh(served) == []
+    served.put("default", "v2")
+    assert sent(stream.refresh(served)) == [("default", "v2")]
+
+
+def test_unknown_name_alone_ends_the_stream(served: Served) -> None:
+    actions = session().receive(ask("nobody"), served)
+    assert actions[-1] == Finish(Status.NOT_FOUND, ("nobody",))
+    assert answers(actions) == []
+
+
+def test_wildcard_is_an_unknown_name(served: Served) -> None:
+    assert session().receive(ask("*"), served)[-1] == Finish(Status.NOT_FOUND, ("*",))
+
+
+def test_unknown_name_among_known_ones_is_reported_and_the_others_answered(served: Served) -> None:
+    stream = session()
+    actions = stream.receive(ask("default", "nobody"), served)
+    assert Refused(("nobody",)) in actions
+    assert sent(actions) == [("default", "v1")]
+
+
+def test_unknown_name_that_comes_to_be_served_is_pushed(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default", "nobody"), served)
+    stream.receive(ask("default", "nobody", nonce="n1"), served)
+    served.put("nobody", "v1")
+    assert sent(stream.refresh(served)) == [("nobody", "v1")]
+
+
+def test_identity_withdrawn_in_mid_stream_ends_a_stream_that_has_no_other(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default"), served)
+    del served["default"]
+    assert stream.refresh(served) == [Refused(("default",)), Finish(Status.NOT_FOUND, ("default",))]
+
+
+def test_identity_withdrawn_in_mid_stream_leaves_the_others(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default", "ROOTCA"), served)
+    stream.receive(ask("default", "ROOTCA", nonce="n1"), served)
+    del served["default"]
+    assert stream.refresh(served) == [Refused(("default",))]
+    assert stream.refresh(served) == []
+    served.put("ROOTCA", "r2")
+    assert sent(stream.refresh(served)) == [("ROOTCA", "r2")]
+    stream.receive(ask("default", "ROOTCA", nonce="n2"), served)
+    served.put("default", "v1")
+    assert sent(stream.refresh(served)) == [("default", "v1")], "an identity that comes back is pushed"
+
+
+@pytest.mark.parametrize("url", ["", SECRET_TYPE])
+def test_empty_and_own_type_url_are_taken(served: Served, url: str) -> None:
+    assert sent(session().receive(ask("default", type_url=url), served)) == [("default", "v1")]
+
+
+def test_another_type_url_is_refused(served: Served) -> None:
+    [finish] = session().receive(ask("default", type_url="type.googleapis.com/envoy.config.cluster.v3.Cluster"), served)
+    assert isinstance(finish, Finish)
+    assert finish.status is Status.INVALID_ARGUMENT
+    assert SECRET_TYPE in finish.detail
+
+
+def test_too_many_names_end_the_stream(served: Served) -> None:
+    [finish] = session(most_names=3).receive(ask("a", "b", "c", "d"), served)
+    assert isinstance(finish, Finish)
+    assert finish.status is Status.RESOURCE_EXHAUSTED
+
+
+def test_no_nonce_is_used_twice(served: Served) -> None:
+    stream = session()
+    seen = [a.nonce for a in answers(stream.receive(ask("default"), served))]
+    for version in ("v2", "v1", "v2", "v3"):  # A to B and back to A is new content each time
+        stream.receive(ask("default", nonce=seen[-1]), served)
+        served.put("default", version)
+        seen += [a.nonce for a in answers(stream.refresh(served))]
+    assert len(seen) == 5
+    assert len(set(seen)) == 5
+
+
+def test_names_changed_before_the_first_answer(served: Served) -> None:
+    served.hold("late")
+    stream = session()
+    stream.receive(ask("late"), served)
+    assert sent(stream.receive(ask("late", "default"), served)) == [("default", "v1")]
+
+
+def test_nack_before_any_answer_is_history(served: Served) -> None:
+    served.hold("late")
+    stream = session()
+    assert stream.receive(ask("late", nonce="x", error="old"), served) == [Subscribed(("late",), held=("late",))]
+    assert stream.receive(ask("late", nonce="x", error="old"), served) == []
+    served.put("late", "v1")
+    assert sent(stream.refresh(served)) == [("late", "v1")]
+
+
+def test_several_names_share_a_stream_and_a_push_holds_only_what_changed(served: Served) -> None:
+    stream = session()
+    assert sent(stream.receive(ask("default", "ROOTCA"), served)) == [("default", "v1"), ("ROOTCA", "r1")]
+    stream.receive(ask("default", "ROOTCA", nonce="n1"), served)
+    served.put("default", "v2")
+    assert sent(stream.refresh(served)) == [("default", "v2")]
+
+
+def test_envoy_that_does_not_answer_gets_only_the_newest_when_it_does(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default"), served)
+    for version in ("v2", "v3", "v4"):
+        served.put("default", version)
+        assert stream.refresh(served) == []
+    assert sent(stream.receive(ask("default", nonce="n1"), served)) == [("default", "v4")]
+
+
+def test_empty_nonce_is_no_ack_but_its_names_count_at_once(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default"), served)
+    actions = stream.receive(ask("default", "ROOTCA"), served)
+    assert not [a for a in actions if isinstance(a, Acked)]
+    assert sent(actions) == [("ROOTCA", "r1")], "a new subscription does not wait for the ACK of another"
+    served.put("default", "v2")
+    assert stream.refresh(served) == [], "a push does"
+    assert sent(stream.receive(ask("default", "ROOTCA", nonce="n2"), served)) == [("default", "v2")]
+
+
+def test_repeated_ack_says_nothing_new(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default"), served)
+    stream.receive(ask("default", nonce="n1"), served)
+    assert stream.receive(ask("default", nonce="n1"), served) == []
