@@ -14,7 +14,7 @@ import secrets
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -51,7 +51,7 @@ class Endpoint:
         self._owner = owner
         self._group = group
         self._temporary = file.path.with_name(f".{secrets.token_hex(3)}")
-        self._inode: tuple[int, int] | None = None
+        self._ours: int | None = None  # a descriptor of the socket's file: while it is open its inode is not used again
 
     @property
     def address(self) -> str:
@@ -79,7 +79,7 @@ class Endpoint:
         try:
             os.chown(self._temporary, self._owner, self._group)
             self._temporary.chmod(self._mode)
-            found = self._temporary.stat()
+            self._ours = os.open(self._temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
             self._temporary.rename(self.path)
         except OSError as error:
             self._temporary.unlink(missing_ok=True)
@@ -87,16 +87,16 @@ class Endpoint:
                 f"sds.socket: cannot give {self.path} its owner and mode: {error.strerror}; "
                 f"run the agent as a user that may, or change sds.owner, sds.group and sds.mode"
             ) from error
-        self._inode = (found.st_dev, found.st_ino)
 
     def disappear(self) -> None:
         """Remove the socket, if what is at its path is still ours."""
-        try:
-            found = self.path.lstat()
-            if (found.st_dev, found.st_ino) == self._inode:
-                self.path.unlink()
-        except FileNotFoundError:
+        if self._ours is None:
             return
+        with suppress(FileNotFoundError):
+            if os.path.samestat(self.path.lstat(), os.fstat(self._ours)):
+                self.path.unlink()
+        os.close(self._ours)
+        self._ours = None
 
 
 @contextmanager

@@ -74,6 +74,10 @@ class StreamJournal:
                 continue  # the refusal tells it, and only once
             self._note(action)
 
+    def left(self) -> None:
+        """Log that the stream is over."""
+        self._event("left", level=logging.DEBUG)
+
     def _note(self, action: Action) -> None:
         match action:
             case Subscribed(names, held):

@@ -83,6 +83,7 @@ class Status(Enum):
     INVALID_ARGUMENT = "invalid argument"
     NOT_FOUND = "not found"
     RESOURCE_EXHAUSTED = "resource exhausted"
+    INTERNAL = "internal"
 
 
 @dataclass(frozen=True, slots=True)

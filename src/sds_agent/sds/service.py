@@ -1,6 +1,7 @@
 """The gRPC methods of envoy.service.secret.v3.SecretDiscoveryService, on raw bytes."""
 
 import itertools
+import logging
 import os
 from collections.abc import Callable
 from typing import NoReturn
@@ -19,6 +20,8 @@ from sds_agent.sds.sotw import SotwSession
 from sds_agent.sds.stream import Context, Conversation, R, Stream
 from sds_agent.secrets.store import SecretStore
 
+LOG = logging.getLogger(__name__)
+
 SERVICE = "envoy.service.secret.v3.SecretDiscoveryService"
 
 LONGEST_FETCH = 10.0
@@ -31,6 +34,7 @@ _CODES = {
     Status.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
     Status.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Status.RESOURCE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Status.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 
 
@@ -90,8 +94,12 @@ class SecretDiscoveryService:
             stream.drain()
         try:
             finish = await stream.run()
+        except Exception:
+            LOG.exception("fault")
+            finish = Finish(Status.INTERNAL, detail="the agent has a fault; its log tells which")
         finally:
             self._streams.discard(stream)
+            journal.left()
             if not self._streams:
                 self._all_left.set()
         if finish is not None:

@@ -1,0 +1,78 @@
+"""What a real Envoy refuses: the log has its reason, it keeps what it had, and the next certificate goes out."""
+
+import itertools
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from fakes.agents import write_config
+from fakes.envoys import client, envoy
+from fakes.events import recorded
+
+from sds_agent.app import agent
+from sds_agent.authority.protocol import Issuance, IssueRequest
+from sds_agent.clock import SystemClock
+from sds_agent.config.loading import load
+from sds_agent.pki.certificates import write_pem
+from sds_agent.pki.keys import KeyType, generate, signature_hash
+from sds_agent.pki.signer import Signer, make_root
+
+
+class MustStapleAuthority:
+    """A stand-in for a CA whose template is changed for a while: its second certificate demands an OCSP staple.
+
+    Nobody staples here, so Envoy has to refuse that one.
+    """
+
+    def __init__(self) -> None:
+        self._root = make_root(generate(KeyType.EC_P256), "demo.example", SystemClock().now(), timedelta(days=1))
+        self._count = itertools.count(1)
+
+    async def issue(self, request: IssueRequest) -> Issuance:
+        """Sign, and from time to time add the extension."""
+        key = x509.load_pem_x509_csr(request.csr_pem).public_key()
+        leaf = self._root.sign_leaf(key, str(request.identity), SystemClock().now(), request.ttl)  # type: ignore[arg-type] # our own CSR
+        if request.identity.path == "/default" and next(self._count) == 2:
+            leaf = with_must_staple(leaf, self._root)
+        return Issuance(write_pem([leaf]), write_pem([self._root.certificate]))
+
+
+def with_must_staple(leaf: x509.Certificate, signer: Signer) -> x509.Certificate:
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(leaf.subject)
+        .issuer_name(leaf.issuer)
+        .public_key(leaf.public_key())
+        .serial_number(leaf.serial_number)
+        .not_valid_before(leaf.not_valid_before_utc)
+        .not_valid_after(leaf.not_valid_after_utc)
+        .add_extension(x509.TLSFeature([x509.TLSFeatureType.status_request]), critical=False)
+    )
+    for extension in leaf.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    signed = builder.sign(signer.key, signature_hash(signer.key))
+    return x509.load_der_x509_certificate(signed.public_bytes(Encoding.DER))
+
+
+@pytest.mark.parametrize("api_type", ["GRPC", "DELTA_GRPC"])
+async def test_refused_certificate_is_reported_and_the_next_one_goes_out(tmp_path: Path, api_type: str) -> None:
+    settings = load(write_config(tmp_path, default="6s", client="1h"), {}).settings
+    authority = MustStapleAuthority()
+    with recorded() as events:
+        async with (
+            agent(settings, {"local": authority}, SystemClock()),
+            envoy(settings.sds.socket, tmp_path, api_type=api_type) as proxy,
+        ):
+            await proxy.ready()
+            visitor, port = await client(settings.sds.socket, tmp_path), await proxy.port()
+            first = await visitor.request(port)
+            refused = await events.wait("nacked", node="envoy-under-test")
+            assert refused["names"] == ["default"]
+            assert "staple" in str(refused["reason"])
+            assert await visitor.request(port) == first, "Envoy goes on with what it had"
+            third = await events.wait("renewed", workload="default", count=2)
+            await events.wait("acked", names=["default"], nonce=events.named("pushed", names=["default"])[-1]["nonce"])
+            assert await visitor.request(port) == third["serial"]
+            assert len(events.named("nacked")) == 1, "what was refused is not sent again"

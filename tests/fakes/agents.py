@@ -1,0 +1,60 @@
+"""The real agent as a process, and what its log says."""
+
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fakes.processes import Program, started
+
+Event = dict[str, Any]
+
+SOURCE = Path(__file__).parents[2]
+
+
+class Agent:
+    """A running agent."""
+
+    def __init__(self, program: Program, socket: Path) -> None:
+        self.program = program
+        self.socket = socket
+
+    def events(self, name: str, **fields: object) -> list[Event]:
+        """The events so far of that name with these fields; a list field matches if it holds the value."""
+        found = (json.loads(line) for line in self.program.lines if line.startswith("{"))
+        return [e for e in found if e["event"] == name and all(_matches(e.get(k), v) for k, v in fields.items())]
+
+    async def event(self, name: str, *, count: int = 1, **fields: object) -> Event:
+        """The count-th event of that name with these fields, once it is there."""
+        await self.program.until(lambda: len(self.events(name, **fields)) >= count)
+        return self.events(name, **fields)[count - 1]
+
+
+def _matches(found: object, wanted: object) -> bool:
+    return found == wanted or (isinstance(found, list) and wanted in found)
+
+
+def write_config(directory: Path, **ttls: str) -> Path:
+    """A configuration with the embedded CA and workloads of these names and lifetimes; returns its path."""
+    file = directory / "sds-agent.yaml"
+    entries = [{"name": name, "spiffe_id": f"spiffe://demo.example/{name}", "ttl": ttl} for name, ttl in ttls.items()]
+    config = {
+        "trust_domain": "demo.example",
+        "state_dir": str(directory / "state"),
+        "sds": {"socket": str(directory / "sds.sock")},
+        "workloads": entries,
+    }
+    file.write_text(json.dumps(config))  # JSON is YAML
+    return file
+
+
+@asynccontextmanager
+async def agent(config: Path) -> AsyncIterator[Agent]:
+    """Run the agent on a configuration made by `write_config`, inside this context."""
+    command = [sys.executable, "-m", "sds_agent", "run", str(config), "--log-format", "json", "--log-level", "debug"]
+    path = os.pathsep.join([str(SOURCE / "src"), str(SOURCE / "proto_gen")])
+    async with started(command, {"PYTHONPATH": path}) as program:
+        yield Agent(program, config.with_name("sds.sock"))

@@ -1,0 +1,184 @@
+"""A real Envoy with one mTLS listener whose secrets come from the agent's socket, and a real TLS client for it."""
+
+import json
+import os
+import ssl
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+from anyio.streams.tls import TLSAttribute, TLSStream
+from cryptography import x509
+from fakes.peers import connected
+from fakes.processes import Program, started
+
+BINARY = os.environ.get("ENVOY_BINARY") or str(Path(sys.executable).with_name("envoy"))
+TYPES = "type.googleapis.com/envoy"
+
+
+class Envoy:
+    """A running Envoy."""
+
+    def __init__(self, program: Program, admin: Path) -> None:
+        self.program = program
+        self._admin = admin
+
+    async def ready(self) -> None:
+        """Wait until every listener has its secrets."""
+        await self.program.line("all dependencies initialized. starting workers")
+
+    async def admin(self, path: str) -> Any:
+        """What the admin interface answers, as JSON."""
+        transport = httpx.AsyncHTTPTransport(uds=str(self._admin))
+        async with httpx.AsyncClient(transport=transport, base_url="http://admin") as client:
+            return (await client.get(path)).raise_for_status().json()
+
+    async def port(self) -> int:
+        """The listener's port."""
+        listeners = await self.admin("/listeners?format=json")
+        return int(listeners["listener_statuses"][0]["local_address"]["socket_address"]["port_value"])
+
+
+def sds(api_type: str) -> dict[str, Any]:
+    """Where a secret comes from, as Envoy's configuration says it."""
+    return {
+        "resource_api_version": "V3",
+        "initial_fetch_timeout": "0s",
+        "api_config_source": {
+            "api_type": api_type,
+            "transport_api_version": "V3",
+            "set_node_on_first_message_only": True,
+            "grpc_services": [{"envoy_grpc": {"cluster_name": "sds-agent"}}],
+        },
+    }
+
+
+def bootstrap(socket: Path, admin: Path, *, api_type: str, name: str, http2: dict[str, Any]) -> dict[str, Any]:
+    """An Envoy that answers 200 to whoever has a certificate of the trust domain."""
+    tls = {
+        "@type": f"{TYPES}.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        "require_client_certificate": True,
+        "common_tls_context": {
+            "tls_certificate_sds_secret_configs": [{"name": name, "sds_config": sds(api_type)}],
+            "validation_context_sds_secret_config": {"name": "ROOTCA", "sds_config": sds(api_type)},
+        },
+    }
+    http = {
+        "@type": f"{TYPES}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "in",
+        "route_config": {
+            "virtual_hosts": [
+                {
+                    "name": "all",
+                    "domains": ["*"],
+                    "routes": [{"match": {"prefix": "/"}, "direct_response": {"status": 200}}],
+                }
+            ]
+        },
+        "http_filters": [
+            {
+                "name": "envoy.filters.http.router",
+                "typed_config": {"@type": f"{TYPES}.extensions.filters.http.router.v3.Router"},
+            }
+        ],
+    }
+    listener = {
+        "name": "in",
+        "address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}},
+        "filter_chains": [
+            {
+                "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls},
+                "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": http}],
+            }
+        ],
+    }
+    options = f"{TYPES}.extensions.upstreams.http.v3.HttpProtocolOptions"
+    cluster = {
+        "name": "sds-agent",
+        "connect_timeout": "1s",
+        "load_assignment": {
+            "cluster_name": "sds-agent",
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": str(socket)}}}}]}],
+        },
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": options,
+                "explicit_http_config": {"http2_protocol_options": http2},
+            }
+        },
+    }
+    return {
+        "node": {"id": "envoy-under-test", "cluster": "tests"},
+        "admin": {"address": {"pipe": {"path": str(admin)}}},
+        "static_resources": {"listeners": [listener], "clusters": [cluster]},
+    }
+
+
+@asynccontextmanager
+async def envoy(
+    socket: Path,
+    directory: Path,
+    *,
+    api_type: str = "GRPC",
+    name: str = "default",
+    http2: dict[str, Any] | None = None,
+    node_always: bool = False,
+) -> AsyncIterator[Envoy]:
+    """Run an Envoy that takes the secret `name` and ROOTCA from `socket`, inside this context."""
+    admin = directory / "admin.sock"
+    config = bootstrap(socket, admin, api_type=api_type, name=name, http2=http2 or {})
+    text = json.dumps(config)
+    if node_always:
+        text = text.replace('"set_node_on_first_message_only": true', '"set_node_on_first_message_only": false')
+    file = directory / "envoy.json"
+    file.write_text(text)
+    command = [BINARY, "-c", str(file), "--use-dynamic-base-id", "--concurrency", "1", "-l", "info"]
+    async with started(command) as program:
+        yield Envoy(program, admin)
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A TLS client with an identity of its own from the agent."""
+
+    context: ssl.SSLContext
+
+    async def request(self, port: int) -> str:
+        """One request over a new connection; returns the serial that the server presented, in hexadecimal.
+
+        Raises OSError, ssl.SSLError or anyio's stream errors when the handshake or the request fails.
+        """
+        connection = await anyio.connect_tcp("127.0.0.1", port)
+        async with await TLSStream.wrap(
+            connection, server_side=False, ssl_context=self.context, standard_compatible=False
+        ) as tls:
+            presented = tls.extra(TLSAttribute.peer_certificate_binary)
+            await tls.send(b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")
+            answer = await tls.receive()
+            assert answer.startswith(b"HTTP/1.1 200"), answer
+        assert presented is not None
+        return f"{x509.load_der_x509_certificate(presented).serial_number:x}"
+
+
+async def client(socket: Path, directory: Path, name: str = "client") -> Client:
+    """A client with the identity `name`, fetched from the agent like an Envoy would."""
+    async with connected(socket) as peer:
+        secrets = await peer.fetch(name, "ROOTCA")
+    certificate, bundle = secrets[name].tls_certificate, secrets["ROOTCA"].validation_context
+    assert certificate is not None
+    assert certificate.certificate_chain is not None
+    assert certificate.private_key is not None
+    assert bundle is not None
+    assert bundle.trusted_ca is not None
+    pem = directory / f"{name}.pem"
+    pem.touch(0o600)
+    pem.write_bytes((certificate.certificate_chain.inline_bytes or b"") + (certificate.private_key.inline_bytes or b""))
+    context = ssl.create_default_context(cadata=(bundle.trusted_ca.inline_bytes or b"").decode())
+    context.check_hostname = False
+    context.load_cert_chain(pem)
+    return Client(context)

@@ -1,0 +1,51 @@
+"""The package's log events as values that a test can wait for."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import anyio
+
+Event = dict[str, Any]
+
+
+class Events(logging.Handler):
+    """Keeps every event, and wakes who waits for one."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.seen: list[Event] = []
+        self._more = anyio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the event."""
+        fields = getattr(record, "sds_agent_fields", {})
+        self.seen.append({"event": record.getMessage(), "level": record.levelname.lower(), **fields})
+        self._more.set()
+        self._more = anyio.Event()
+
+    def named(self, name: str, **fields: object) -> list[Event]:
+        """The events so far of that name with these fields."""
+        return [e for e in self.seen if e["event"] == name and all(e.get(k) == v for k, v in fields.items())]
+
+    async def wait(self, name: str, *, count: int = 1, **fields: object) -> Event:
+        """The count-th event of that name with these fields, once it is there."""
+        with anyio.fail_after(10):
+            while len(found := self.named(name, **fields)) < count:
+                await self._more.wait()
+        return found[count - 1]
+
+
+@contextmanager
+def recorded() -> Iterator[Events]:
+    """Record the package's events inside this context."""
+    logger = logging.getLogger("sds_agent")
+    events, level = Events(), logger.level
+    logger.addHandler(events)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield events
+    finally:
+        logger.removeHandler(events)
+        logger.setLevel(level)

@@ -1,0 +1,76 @@
+"""A program started for a test, whose output is read line by line as it comes."""
+
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+from anyio.abc import ByteReceiveStream, Process
+from anyio.streams.text import TextReceiveStream
+
+PATIENCE = 30.0
+"""Seconds after which a line that should have come fails the test, with all that came instead."""
+
+
+class Program:
+    """A running program and the lines that it wrote to standard error."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self.ended = False
+        self._more = anyio.Event()
+
+    async def read(self, stream: ByteReceiveStream) -> None:
+        """Collect lines until the program closes its standard error."""
+        rest = ""
+        async for text in TextReceiveStream(stream, errors="replace"):
+            *lines, rest = (rest + text).split("\n")
+            self.lines += lines
+            self._wake()
+        self.ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._more.set()
+        self._more = anyio.Event()
+
+    async def until(self, told: Callable[[], bool]) -> None:
+        """Wait until the lines so far make `told` true."""
+        with anyio.move_on_after(PATIENCE):
+            while not told():
+                assert not self.ended, "\n".join(["the program ended:", *self.lines[-40:]])
+                await self._more.wait()
+        assert told(), "\n".join([f"not seen within {PATIENCE} s:", *self.lines[-40:]])
+
+    async def line(self, text: str, count: int = 1) -> str:
+        """The count-th line that contains `text`."""
+        await self.until(lambda: len([line for line in self.lines if text in line]) >= count)
+        return [line for line in self.lines if text in line][count - 1]
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End the program with that signal and return its exit status."""
+        self.process.send_signal(number)
+        with anyio.fail_after(PATIENCE):
+            return await self.process.wait()
+
+
+@asynccontextmanager
+async def started(command: Sequence[str], environment: Mapping[str, str] | None = None) -> AsyncIterator[Program]:
+    """Run a program inside this context; it is killed at the end if it has not ended."""
+    env = {**os.environ, **(environment or {})}
+    async with await anyio.open_process(command, stdout=subprocess.DEVNULL, env=env) as process:
+        program = Program(process)
+        assert process.stderr is not None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(program.read, process.stderr)
+            try:
+                yield program
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                with anyio.CancelScope(shield=True):
+                    await process.wait()
+                tasks.cancel_scope.cancel()

@@ -1,0 +1,150 @@
+"""The socket as a file: its rights, and whose socket may be replaced."""
+
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from fakes.peers import connected
+
+from sds_agent.errors import ConfigurationError
+from sds_agent.sds.endpoint import LONGEST_PATH, SocketFile, SocketInUseError, claim
+from sds_agent.sds.server import Limits, serving
+from sds_agent.sds.service import SecretDiscoveryService
+from sds_agent.secrets.model import BundleSecret
+from sds_agent.secrets.store import SecretStore
+
+
+@asynccontextmanager
+async def server(file: SocketFile) -> AsyncIterator[None]:
+    store = SecretStore()
+    store.publish({"ROOTCA": BundleSecret(b"roots")})
+    async with serving(SecretDiscoveryService(store), file, Limits()):
+        yield
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("mode", [0o660, 0o600, 0o770])
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+async def test_socket_has_the_configured_mode_whatever_the_umask(tmp_path: Path, mode: int, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        async with server(SocketFile(tmp_path / "sds.sock", mode=mode)):
+            assert mode_of(tmp_path / "sds.sock") == mode
+    finally:
+        assert os.umask(before) == umask, "the process's own umask is as it was"
+
+
+async def test_socket_gets_the_configured_group(tmp_path: Path) -> None:
+    group = str(os.getgid())
+    async with server(SocketFile(tmp_path / "sds.sock", group=group)):
+        assert (tmp_path / "sds.sock").stat().st_gid == os.getgid()
+
+
+def test_nobody_can_connect_before_the_rights_are_set(tmp_path: Path) -> None:
+    """Whoever connects in the moment between bind and chmod would keep that connection."""
+    with claim(SocketFile(tmp_path / "sds.sock")) as endpoint, socket.socket(socket.AF_UNIX) as bound:
+        with endpoint.private_umask():
+            bound.bind(str(endpoint._temporary))
+        assert mode_of(endpoint._temporary) & 0o077 == 0
+        assert not (tmp_path / "sds.sock").exists()
+        endpoint.appear()
+        assert mode_of(tmp_path / "sds.sock") == 0o660
+
+
+async def test_directory_is_made_and_nothing_is_left_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "sds-agent" / "sds.sock"
+    async with server(SocketFile(path)):
+        assert {p.name for p in path.parent.iterdir()} == {"sds.sock", "sds.sock.lock"}
+    assert {p.name for p in path.parent.iterdir()} == {"sds.sock.lock"}
+
+
+async def test_socket_left_by_a_killed_server_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "sds.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+        dead.listen()
+    async with server(SocketFile(path)), connected(path) as peer:
+        assert "ROOTCA" in await peer.fetch("ROOTCA")
+
+
+def test_live_socket_of_another_server_is_never_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "sds.sock"
+    with socket.socket(socket.AF_UNIX) as live:
+        live.bind(str(path))
+        live.listen()
+        before = path.stat().st_ino
+        with pytest.raises(SocketInUseError, match="another server answers"), claim(SocketFile(path)):
+            pass
+        assert path.stat().st_ino == before
+
+
+async def test_second_agent_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "sds.sock"
+    async with server(SocketFile(path)), connected(path) as peer:
+        with pytest.raises(SocketInUseError, match="another sds-agent"), claim(SocketFile(path)):
+            pass
+        assert "ROOTCA" in await peer.fetch("ROOTCA")
+
+
+def test_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "sds.sock"
+    path.write_text("precious")
+    with pytest.raises(ConfigurationError, match="not a socket"), claim(SocketFile(path)):
+        pass
+    assert path.read_text() == "precious"
+
+
+def test_socket_of_a_successor_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "sds.sock"
+    with claim(SocketFile(path)) as endpoint:
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(str(endpoint._temporary))
+        endpoint.appear()
+        path.unlink()
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(path))
+    assert path.exists()
+
+
+def test_directory_that_anybody_may_write_to_is_refused(tmp_path: Path) -> None:
+    open_directory = tmp_path / "open"
+    open_directory.mkdir()
+    open_directory.chmod(0o1777)
+    with pytest.raises(ConfigurationError, match=r"anybody may write to .*chmod o-w"):
+        claim(SocketFile(open_directory / "sds.sock")).__enter__()
+
+
+def test_directory_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    if tmp_path.stat().st_uid == 0:
+        os.chown(tmp_path, 4712, -1)
+    with pytest.raises(ConfigurationError, match="could replace the socket"):
+        claim(SocketFile(tmp_path / "sds.sock")).__enter__()
+
+
+def test_path_that_is_too_long_is_refused_in_words(tmp_path: Path) -> None:
+    path = tmp_path / ("d" * LONGEST_PATH) / "sds.sock"
+    with pytest.raises(ConfigurationError, match="107 are possible"):
+        claim(SocketFile(path)).__enter__()
+
+
+@pytest.mark.parametrize(("field", "value"), [("owner", "no-such-user"), ("group", "no-such-group")])
+def test_unknown_owner_or_group_is_named(tmp_path: Path, field: str, value: str) -> None:
+    file = SocketFile(tmp_path / "sds.sock", **{field: value})  # type: ignore[arg-type] # a str for either field
+    with pytest.raises(ConfigurationError, match=f"sds.{field}: .*'{value}'"):
+        claim(file).__enter__()
+
+
+async def test_path_with_spaces_and_percent_signs(tmp_path: Path) -> None:
+    path = tmp_path / "a%20b c" / "sds.sock"
+    async with server(SocketFile(path)):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+    assert not path.exists()

@@ -1,0 +1,257 @@
+"""The SDS server on its socket, spoken to by a real gRPC client."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import grpc
+import pytest
+from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
+from fakes.events import Events, recorded
+from fakes.peers import Peer, chain_of, connected
+
+from sds_agent.sds.endpoint import SocketFile
+from sds_agent.sds.server import Limits, serving
+from sds_agent.sds.service import SecretDiscoveryService
+from sds_agent.secrets.model import BundleSecret, CertificateSecret
+from sds_agent.secrets.store import SecretStore
+
+LATER = datetime(2036, 1, 1, tzinfo=UTC)
+
+
+def certificate(content: bytes) -> CertificateSecret:
+    return CertificateSecret(content, b"key", LATER)
+
+
+@asynccontextmanager
+async def running(directory: Path, limits: Limits | None = None) -> AsyncIterator[tuple[SecretStore, Peer, Events]]:
+    """A store with one certificate, one bundle and one name without a secret, served to one client."""
+    store = SecretStore(("default", "ROOTCA", "late"))
+    store.publish({"default": certificate(b"chain 1"), "ROOTCA": BundleSecret(b"roots")})
+    limits = limits or Limits()
+    service = SecretDiscoveryService(store, most_names=limits.names)
+    socket = directory / "sds.sock"
+    with recorded() as events:
+        async with serving(service, SocketFile(socket), limits), connected(socket) as peer:
+            yield store, peer, events
+
+
+async def test_client_gets_its_secret_and_every_later_one(tmp_path: Path) -> None:
+    async with running(tmp_path) as (store, peer, events):
+        stream = await peer.stream().ask("default", node="envoy-a")
+        assert chain_of((await stream.read())["default"]) == b"chain 1"
+        await stream.ack("default")
+        await events.wait("acked", node="envoy-a")
+        store.publish({"default": certificate(b"chain 2")})
+        assert chain_of((await stream.read())["default"]) == b"chain 2"
+
+
+async def test_delta_client_gets_its_secret_and_every_later_one(tmp_path: Path) -> None:
+    async with running(tmp_path) as (store, peer, events):
+        stream = await peer.delta().subscribe("default")
+        first = await stream.read()
+        assert [(r.name, r.version) for r in first.resources] == [("default", certificate(b"chain 1").version)]
+        await stream.ack()
+        await events.wait("acked")
+        store.publish({"default": certificate(b"chain 2")})
+        assert (await stream.read()).resources[0].version == certificate(b"chain 2").version
+
+
+async def test_delta_client_is_told_what_is_not_served(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, peer, _events):
+        stream = await peer.delta().subscribe("nobody", "ROOTCA")
+        answer = await stream.read()
+        assert answer.removed_resources == ["nobody"]
+        assert [r.name for r in answer.resources] == ["ROOTCA"]
+
+
+async def test_secret_that_is_not_issued_yet_arrives_when_it_is(tmp_path: Path) -> None:
+    async with running(tmp_path) as (store, peer, events):
+        stream = await peer.stream().ask("late")
+        await events.wait("subscribed", held=["late"])
+        assert store.awaited(["late"]), "issuance is to know that an Envoy waits"
+        store.publish({"late": certificate(b"at last")})
+        assert chain_of((await stream.read())["late"]) == b"at last"
+        await stream.ack("late")
+        await events.wait("acked")
+        assert not store.awaited(["late"])
+
+
+async def test_waiting_ends_with_the_stream(tmp_path: Path) -> None:
+    async with running(tmp_path) as (store, peer, events):
+        stream = await peer.stream().ask("late")
+        subscribed = await events.wait("subscribed")
+        stream.leave()
+        await events.wait("left", stream=subscribed["stream"])
+        assert not store.awaited(["late"])
+
+
+async def test_one_stream_of_a_connection_ends_and_the_others_go_on(tmp_path: Path) -> None:
+    async with running(tmp_path) as (store, peer, events):
+        good = await peer.stream().ask("default")
+        await good.read()
+        await good.ack("default")
+        await events.wait("acked")
+        bad = await peer.stream().ask("nobody")
+        assert (await bad.end())[0] is grpc.StatusCode.NOT_FOUND
+        store.publish({"default": certificate(b"chain 2")})
+        assert chain_of((await good.read())["default"]) == b"chain 2"
+
+
+async def test_unknown_name_is_answered_with_what_may_be_asked_for(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, peer, _events):
+        stream = await peer.stream().ask("defualt")
+        code, message = await stream.end()
+        assert code is grpc.StatusCode.NOT_FOUND
+        assert message == "no secret named 'defualt'; this agent serves 'default', 'ROOTCA', 'late'"
+
+
+async def test_message_about_a_huge_name_is_bounded(tmp_path: Path) -> None:
+    """A status of 70 KB makes Envoy reset the whole connection, with every stream on it."""
+    async with running(tmp_path) as (_, peer, _events):
+        stream = await peer.stream().ask("ü" * 70_000)
+        code, message = await stream.end()
+        assert code is grpc.StatusCode.NOT_FOUND
+        assert len(message) <= 1010
+        assert message.isascii()
+
+
+async def test_same_refusal_is_logged_once(tmp_path: Path) -> None:
+    """An Envoy with a wrong name asks for it for ever."""
+    async with running(tmp_path) as (_, peer, events):
+        for _ in range(5):
+            stream = await peer.stream().ask("nobody", node="envoy-a")
+            await stream.end()
+        assert len(events.named("refused")) == 1
+        assert events.named("subscribed") == []
+        stream = await peer.stream().ask("nobody", node="envoy-b")
+        await stream.end()
+        assert len(events.named("refused")) == 2
+
+
+async def test_nack_is_logged_with_the_clients_reason_and_node(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, peer, events):
+        stream = await peer.stream().ask("default", node="envoy-a")
+        await stream.read()
+        await stream.ack("default", error="Failed to load certificate\nchain")
+        event = await events.wait("nacked", node="envoy-a")
+        assert event["reason"] == "Failed to load certificate\nchain"
+        assert event["names"] == ["default"]
+        assert event["level"] == "warning"
+
+
+async def test_node_is_remembered_from_the_first_message(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, peer, events):
+        stream = await peer.stream().ask("default", node="envoy-a")
+        await stream.read()
+        await stream.ack("default")
+        assert (await events.wait("acked"))["node"] == "envoy-a"
+
+
+@pytest.mark.parametrize("method", ["StreamSecrets", "DeltaSecrets", "FetchSecrets"])
+async def test_garbage_is_refused_and_the_server_goes_on(tmp_path: Path, method: str) -> None:
+    async with running(tmp_path) as (_, peer, _events):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await peer.call(method, b"\xff\xff\xff")
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "default" in await peer.fetch("default")
+
+
+async def test_foreign_type_is_refused(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, peer, _events):
+        request = DiscoveryRequest(resource_names=["default"], type_url="type.googleapis.com/x.Cluster")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await peer.call("StreamSecrets", bytes(request))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_message_over_the_limit_is_refused_and_the_server_goes_on(tmp_path: Path) -> None:
+    async with running(tmp_path, Limits(request_bytes=100_000)) as (_, peer, _events):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await peer.call("StreamSecrets", b"\x1a\xff\xff\x7f" + b"x" * 200_000)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "default" in await peer.fetch("default")
+
+
+async def test_streams_over_the_limit_are_refused_and_the_others_live(tmp_path: Path) -> None:
+    async with running(tmp_path, Limits(streams=2)) as (_, peer, _events):
+        held = [await peer.stream().ask("default") for _ in range(2)]
+        for stream in held:
+            await stream.read()
+        code, _ = await (await peer.stream().ask("default")).end()
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_names_over_the_limit_end_the_stream(tmp_path: Path) -> None:
+    async with running(tmp_path, Limits(names=3)) as (_, peer, _events):
+        code, message = await (await peer.stream().ask("a", "b", "c", "d")).end()
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "3" in message
+
+
+async def test_fetch_gives_what_is_there(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, peer, _events):
+        assert set(await peer.fetch("default", "ROOTCA", "nobody")) == {"default", "ROOTCA"}
+
+
+async def test_fetch_of_an_unknown_name(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, peer, _events):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await peer.fetch("nobody")
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_fetch_without_names(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, peer, _events):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await peer.fetch()
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_fetch_waits_for_a_secret_that_is_on_its_way(tmp_path: Path) -> None:
+    async with running(tmp_path) as (store, peer, _events), anyio.create_task_group() as tasks:
+        got: list[bytes] = []
+
+        async def fetch() -> None:
+            got.append(chain_of((await peer.fetch("late"))["late"]))
+
+        tasks.start_soon(fetch)
+        with anyio.fail_after(10):
+            while not store.awaited(["late"]):
+                await anyio.lowlevel.checkpoint()
+        store.publish({"late": certificate(b"at last")})
+    assert got == [b"at last"]
+
+
+async def test_fetch_of_a_secret_that_never_comes_ends_with_unavailable(tmp_path: Path) -> None:
+    async with running(tmp_path) as (store, peer, _events):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await peer.fetch("late", patience=1)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert not store.awaited(["late"])
+
+
+async def test_streams_end_with_ok_at_shutdown(tmp_path: Path) -> None:
+    """Envoy logs a stream that ends with OK at debug; anything else is a warning for every Envoy at every restart."""
+    async with connected(tmp_path / "sds.sock") as peer:
+        async with running(tmp_path) as (_, _peer, _events):
+            stream = await peer.stream().ask("default")
+            await stream.read()
+            late = await peer.stream().ask("late")
+            await _events.wait("subscribed", names=["late"])
+        assert (await stream.end())[0] is grpc.StatusCode.OK
+        assert (await late.end())[0] is grpc.StatusCode.OK
+    assert not (tmp_path / "sds.sock").exists()
+
+
+async def test_client_that_asks_and_leaves_again_and_again_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with running(tmp_path) as (store, peer, events):
+        for _ in range(50):
+            stream = await peer.stream().ask("default", "late")
+            await stream.read()
+            stream.leave()
+        await events.wait("left", count=51)  # with the server's own probe
+        assert not store.awaited(["late"])
+        assert store._watchers == {}
