@@ -5,7 +5,6 @@ is suspended and does not notice when the wall clock is set. So nobody here slee
 seconds, reads the wall clock again and goes back to sleep if it is still too early.
 """
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -27,7 +26,6 @@ class Clock(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
 class SystemClock:
     """The machine's clocks."""
 

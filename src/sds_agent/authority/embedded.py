@@ -6,7 +6,6 @@ on signing.
 """
 
 import logging
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import anyio.to_thread
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
@@ -34,8 +34,7 @@ LONGEST_SETTLE = timedelta(hours=1)
 """A new root signs only after `SETTLE_SHARE` of its lifetime, at most this long."""
 
 
-@dataclass(frozen=True, slots=True)
-class Roots:
+class Roots(Struct, frozen=True):
     """The roots that count, oldest first, and the decisions about them."""
 
     signers: tuple[Signer, ...]

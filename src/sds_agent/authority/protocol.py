@@ -5,13 +5,15 @@ order the chain, retry or wait between attempts: that is `issuance`'s, once for 
 transport is to say of a failure who can mend it, as an `ErrorKind`; nothing decides on the text of an error.
 """
 
-from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
 from typing import Protocol, runtime_checkable
 
+from msgspec import Struct
+
 from sds_agent.errors import SdsAgentError
 from sds_agent.identity.spiffe import SpiffeId
+from sds_agent.values import Sensitive
 
 
 class ErrorKind(Enum):
@@ -50,16 +52,14 @@ class AuthorityError(SdsAgentError):
         self.retry_after = retry_after
 
 
-@dataclass(frozen=True, slots=True)
-class CurrentIdentity:
+class CurrentIdentity(Sensitive, frozen=True):
     """The certificate now held, for CAs that renew over mTLS with it."""
 
     chain_pem: bytes
-    private_key_pem: bytes = field(repr=False)
+    private_key_pem: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class IssueRequest:
+class IssueRequest(Struct, frozen=True):
     """One certificate asked of a CA.
 
     `csr_pem` is a PKCS#10 request (PEM) with an empty subject and the SPIFFE ID as its one SAN, critical.
@@ -74,8 +74,7 @@ class IssueRequest:
     current: CurrentIdentity | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Issuance:
+class Issuance(Struct, frozen=True):
     """What the CA answered, unjudged.
 
     `chain_pem` holds the leaf and whatever else the CA sent, PEM blocks in any order and with any text between them.

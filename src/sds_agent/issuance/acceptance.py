@@ -6,11 +6,11 @@ clients and servers, it is valid now, and an unbroken chain leads from it to a t
 """
 
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from msgspec import Struct
 
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance
 from sds_agent.identity.spiffe import SpiffeId
@@ -35,8 +35,7 @@ _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _USAGES = {ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth", ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth"}
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(Struct, frozen=True):
     """A checked answer: the leaf and its intermediates in issuing order without roots, the anchors without
     repetitions.
     """

@@ -6,12 +6,12 @@ import logging
 import random
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
+from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.authority.protocol import Authority, AuthorityError, CurrentIdentity, ErrorKind, IssueRequest
@@ -26,6 +26,7 @@ from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, PrivateKey, generate, to_pkcs8_pem
 from sds_agent.secrets.model import CertificateSecret
 from sds_agent.secrets.store import SecretStore
+from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
 
@@ -33,8 +34,7 @@ DEADLINE = 10.0
 """Seconds that an attempt may take before it counts as failed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Workload:
+class Workload(Struct, frozen=True):
     """An identity to keep: `names` are the resource names it is served under, `authority` the name of its CA."""
 
     name: str
@@ -45,11 +45,10 @@ class Workload:
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
+class _Draft(Sensitive, frozen=True):
     """A request under way: kept for retries, since a CA that wants an approval must see the same CSR again."""
 
-    key: PrivateKey = field(repr=False)
+    key: PrivateKey
     csr_pem: bytes
     request_id: str
 

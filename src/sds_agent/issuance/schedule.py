@@ -6,8 +6,9 @@ one answer, and a fleet spreads evenly.
 """
 
 import hashlib
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+
+from msgspec import Struct
 
 from sds_agent.authority.protocol import ErrorKind
 
@@ -25,16 +26,14 @@ ALARM = 0.2
 """The share of a lifetime that may be left before a failing renewal is logged as an error."""
 
 
-@dataclass(frozen=True, slots=True)
-class Renewal:
+class Renewal(Struct, frozen=True):
     """At which share of its lifetime a certificate is renewed: `fraction`, give or take `jitter`."""
 
     fraction: float = 0.5
     jitter: float = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(Struct, frozen=True):
     """The certificate now served, as far as time is concerned. `serial` feeds the jitter."""
 
     issued_at: datetime
@@ -58,8 +57,7 @@ class Held:
         return self.not_after - now <= (self.not_after - self.issued_at) * ALARM
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(Struct, frozen=True):
     """The last attempt failed: when, for the how many-th time in a row, and how long to wait because of it."""
 
     at: datetime
@@ -67,13 +65,11 @@ class Failure:
     delay: timedelta
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(Struct, frozen=True):
     """Ask the CA now."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(Struct, frozen=True):
     """Nothing to do before this time, unless the wall clock is set."""
 
     until: datetime

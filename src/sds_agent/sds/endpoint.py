@@ -15,9 +15,10 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
+
+from msgspec import Struct
 
 from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.files import locked
@@ -30,8 +31,7 @@ class SocketInUseError(SdsAgentError):
     """Somebody else serves at the path."""
 
 
-@dataclass(frozen=True, slots=True)
-class SocketFile:
+class SocketFile(Struct, frozen=True):
     """Where the socket is to be, with which mode (permission bits), owner and group (names or ids; None leaves the
     process's).
     """

@@ -7,9 +7,13 @@ socket.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
+
+import msgspec
+from msgspec import Struct
+
+from sds_agent.values import Sensitive
 
 SECRET_TYPE = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105 - the name of a type
 """The one type served. In a request an empty type URL means this one; an answer always carries it, or Envoy ignores
@@ -17,16 +21,15 @@ it.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Resource:
+class Resource(Sensitive, frozen=True):
     """A secret under the name it was asked for, with its encoded forms: an entry of a SotW answer, and of a Delta
     answer.
     """
 
     name: str
     version: str
-    sotw: bytes = field(repr=False, default=b"")
-    delta: bytes = field(repr=False, default=b"")
+    sotw: bytes = b""
+    delta: bytes = b""
 
 
 class Absence(Enum):
@@ -46,8 +49,7 @@ class View(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """A DiscoveryRequest, the fields that matter.
 
     `error` is the text of `error_detail`, or None where it is absent: its presence alone makes a NACK.
@@ -61,8 +63,7 @@ class Request:
     node_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class DeltaRequest:
+class DeltaRequest(Struct, frozen=True):
     """A DeltaDiscoveryRequest, the fields that matter.
 
     `held` are the versions a reconnecting client says it has (`initial_resource_versions`).
@@ -71,7 +72,7 @@ class DeltaRequest:
     subscribe: tuple[str, ...] = ()
     unsubscribe: tuple[str, ...] = ()
     nonce: str = ""
-    held: Mapping[str, str] = field(default_factory=dict)
+    held: Mapping[str, str] = msgspec.field(default_factory=dict)
     error: str | None = None
     type_url: str = SECRET_TYPE
     node_id: str = ""
@@ -86,8 +87,7 @@ class Status(Enum):
     INTERNAL = "internal"
 
 
-@dataclass(frozen=True, slots=True)
-class Respond:
+class Respond(Struct, frozen=True):
     """Send an answer. `removed` is Delta's `removed_resources`; SotW cannot express it."""
 
     nonce: str
@@ -95,8 +95,7 @@ class Respond:
     removed: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(Struct, frozen=True):
     """End the stream. `names` are those that were asked for in vain, `detail` is for INVALID_ARGUMENT and
     RESOURCE_EXHAUSTED.
     """
@@ -106,31 +105,27 @@ class Finish:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Subscribed:
+class Subscribed(Struct, frozen=True):
     """Names were added to the subscription; `held` are those of them whose answer has to wait for their secret."""
 
     names: tuple[str, ...]
     held: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Unsubscribed:
+class Unsubscribed(Struct, frozen=True):
     """Names were taken out of the subscription."""
 
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Acked:
+class Acked(Struct, frozen=True):
     """The client took an answer."""
 
     nonce: str
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Nacked:
+class Nacked(Struct, frozen=True):
     """The client refused an answer, for `reason`, and goes on with what it had."""
 
     nonce: str
@@ -138,8 +133,7 @@ class Nacked:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Stale:
+class Stale(Struct, frozen=True):
     """A message about an answer that is not the newest crossed ours on the way, or came from an earlier stream.
 
     It settles nothing, but `reason` keeps what it objected to, if anything, for the log.
@@ -149,8 +143,7 @@ class Stale:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True):
     """Names that are not served, asked for among others that are, or over Delta."""
 
     names: tuple[str, ...]
@@ -160,8 +153,7 @@ Note = Subscribed | Unsubscribed | Acked | Nacked | Stale | Refused
 Action = Respond | Finish | Note
 
 
-@dataclass(frozen=True, slots=True)
-class Outstanding:
+class Outstanding(Struct, frozen=True):
     """An answer that the client has neither taken nor refused yet."""
 
     nonce: str

@@ -2,11 +2,11 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 import anyio
 import grpc
 import grpc.aio
+from msgspec import Struct
 
 from sds_agent.errors import SdsAgentError
 from sds_agent.sds.endpoint import SocketFile, claim
@@ -23,8 +23,7 @@ class ProbeError(SdsAgentError):
     """The server does not answer on its own socket."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """What one peer can make the server hold: streams at a time in all, names on a stream, bytes in a request."""
 
     streams: int = 10_000

@@ -6,11 +6,11 @@ only sent by returning or aborting outside any task group.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import anyio
 import grpc.aio
+from msgspec import Struct
 
 from sds_agent.sds.catalog import Catalog
 from sds_agent.sds.codec import MalformedMessageError
@@ -40,8 +40,7 @@ class Session(Protocol[R_contra]):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation(Generic[R]):
+class Conversation(Struct, Generic[R], frozen=True):
     """A session of either variant, and how its messages are written."""
 
     session: Session[R]

@@ -6,12 +6,14 @@ pushed again.
 """
 
 import hashlib
-from dataclasses import dataclass, field
 from datetime import datetime
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class CertificateSecret:
+from sds_agent.values import Sensitive
+
+
+class CertificateSecret(Sensitive, frozen=True):
     """A private key and its certificate chain.
 
     `chain_pem` is the leaf, then its intermediates, never a root. `private_key_pem` is unencrypted PKCS#8.
@@ -19,7 +21,7 @@ class CertificateSecret:
     """
 
     chain_pem: bytes
-    private_key_pem: bytes = field(repr=False)
+    private_key_pem: bytes
     not_after: datetime
 
     @property
@@ -30,8 +32,7 @@ class CertificateSecret:
         return _digest(b"certificate", self.chain_pem)
 
 
-@dataclass(frozen=True, slots=True)
-class BundleSecret:
+class BundleSecret(Struct, frozen=True):
     """The trust anchors of a trust domain, concatenated PEM."""
 
     anchors_pem: bytes
