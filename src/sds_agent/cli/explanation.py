@@ -1,0 +1,114 @@
+"""Settings in plain sentences, and what on this machine does not fit them yet."""
+
+import grp
+import pwd
+import stat
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+from sds_agent.config.durations import format_duration
+from sds_agent.config.loading import Loaded
+from sds_agent.config.settings import AuthoritySettings, RenewalSettings, SdsSettings, Settings, WorkloadSettings
+
+
+def explain(loaded: Loaded) -> Iterator[str]:
+    """What the agent would do, a paragraph at a time."""
+    settings = loaded.settings
+    yield f"The configuration is good. It comes from {loaded.source}, and with it the agent does this:"
+    yield _socket(settings.sds)
+    yield f"It keeps its state in {settings.state_dir}."
+    for name, authority in settings.authorities.items():
+        yield _authority(name, authority)
+    for workload in settings.workloads:
+        yield _workload(workload, settings)
+    yield f"Every Envoy gets the CA certificates to trust by the name {' or '.join(settings.bundle_names)}."
+
+
+def _socket(sds: SdsSettings) -> str:
+    owner = f"the user {sds.owner}" if sds.owner is not None else "the user that runs it"
+    group = f"the group {sds.group}" if sds.group is not None else "that user's group"
+    writers = f"{owner} and {group}" if sds.mode & stat.S_IWGRP else f"{owner} alone"
+    return (
+        f"It listens on the socket {sds.socket}, which has the mode {sds.mode} and belongs to {owner} and {group}. "
+        f"It can be connected to by {writers} (and by root), and whoever connects can have every certificate and key "
+        f"below. At one time there may be {sds.limits.streams} streams with {sds.limits.names} names on each, and "
+        f"{sds.limits.request_bytes} bytes in a request."
+    )
+
+
+def _authority(name: str, authority: AuthoritySettings) -> str:
+    return (
+        f"The authority {name} is a CA inside the agent. Its root has a key of the kind {authority.key}, is valid for "
+        f"{format_duration(authority.root_lifetime)} and is replaced in the last fifth of that."
+    )
+
+
+def _workload(workload: WorkloadSettings, settings: Settings) -> str:
+    return (
+        f"The workload {workload.name} has the SPIFFE ID {workload.spiffe_id}. An Envoy gets its certificate and key "
+        f"by the name {' or '.join(workload.names)}. The key is of the kind {workload.key}; a certificate comes "
+        f"from the authority {settings.authority_of(workload)}, is asked to be valid for "
+        f"{format_duration(workload.ttl)} and is renewed {_renewed(workload.ttl, settings.renewal)} after its issue."
+    )
+
+
+def _renewed(ttl: timedelta, renewal: RenewalSettings) -> str:
+    first, last = (
+        format_duration(timedelta(seconds=round((ttl * share).total_seconds(), 1)))
+        for share in (renewal.fraction - renewal.jitter, renewal.fraction + renewal.jitter)
+    )
+    return first if first == last else f"between {first} and {last}"
+
+
+def warnings(settings: Settings) -> Iterator[str]:
+    """What is allowed and yet probably not meant, or not ready on this machine."""
+    yield from _about_accounts(settings.sds)
+    yield from _about_directory(settings.sds)
+    yield from _about_authorities(settings)
+
+
+def _about_accounts(sds: SdsSettings) -> Iterator[str]:
+    if sds.owner is not None and not _exists(sds.owner, pwd.getpwnam):
+        yield f"sds.owner: there is no user {sds.owner} on this machine; create it before the agent starts"
+    if sds.group is not None and not _exists(sds.group, grp.getgrnam):
+        yield f"sds.group: there is no group {sds.group} on this machine; create it before the agent starts"
+
+
+def _exists(account: str, find: Callable[[str], object]) -> bool:
+    if account.isdecimal():
+        return True
+    try:
+        find(account)
+    except KeyError:
+        return False
+    return True
+
+
+def _about_directory(sds: SdsSettings) -> Iterator[str]:
+    directory = sds.socket.parent
+    try:
+        found = directory.stat()
+    except FileNotFoundError:
+        yield f"sds.socket: the directory {directory} does not exist; the agent makes it when it starts, if it may"
+    except OSError as error:
+        yield f"sds.socket: the directory {directory} cannot be looked at ({error.strerror})"
+    else:
+        if not stat.S_ISDIR(found.st_mode):
+            yield f"sds.socket: {directory} is not a directory; the agent will not start"
+        elif found.st_mode & stat.S_IWOTH:
+            yield f"sds.socket: anybody may write to {directory}; the agent will not start (chmod o-w {directory})"
+
+
+def _about_authorities(settings: Settings) -> Iterator[str]:
+    longest: dict[str, timedelta] = {}
+    for workload in settings.workloads:
+        name = settings.authority_of(workload)
+        longest[name] = max(workload.ttl, longest.get(name, workload.ttl))
+    for name, authority in settings.authorities.items():
+        if name not in longest:
+            yield f"authorities.{name}: no workload gets its certificate from it"
+        elif longest[name] > authority.root_lifetime / 5:
+            yield (
+                f"authorities.{name}.root_lifetime: {format_duration(authority.root_lifetime)} is less than five times "
+                f"the longest ttl, {format_duration(longest[name])}; before a new root certificates will be cut short"
+            )

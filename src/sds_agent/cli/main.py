@@ -1,0 +1,96 @@
+"""The command line: find the command, run it, and turn every error of ours into a sentence and an exit code."""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from sds_agent import __version__
+from sds_agent.cli import check, output, run, schema
+from sds_agent.errors import SdsAgentError
+
+INTERRUPTED = 130
+"""The exit code of a program that ended by SIGINT."""
+
+
+class Command(Protocol):
+    """What a command's module offers."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        ...
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do it; returns the exit code. Raises SdsAgentError."""
+        ...
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `sds-agent` with these arguments (the process's unless given). Returns the exit code.
+
+    0 is good, 2 a wrong call or configuration, 1 whatever else of ours went wrong; a bug ends with its traceback.
+    """
+    return guarded(lambda: _run(argv))
+
+
+def guarded(action: Callable[[], int]) -> int:
+    """Do it, and turn every way in which it ends into an exit code."""
+    try:
+        code = action()
+        output.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except output.ReaderGoneError as error:
+        return error.exit_code
+    except SdsAgentError as error:
+        return _report([error])
+    except ExceptionGroup as group:  # what a task group makes of the errors of its tasks
+        ours, bugs = group.split(SdsAgentError)
+        if ours is None or bugs is not None:
+            raise
+        return _report(list(_leaves(ours)))
+    return code
+
+
+def _report(errors: Sequence[SdsAgentError]) -> int:
+    for error in errors:
+        output.complain(str(error))
+    return errors[0].exit_code
+
+
+def _leaves(group: ExceptionGroup[SdsAgentError]) -> Iterator[SdsAgentError]:
+    for each in group.exceptions:
+        if isinstance(each, ExceptionGroup):
+            yield from _leaves(each)
+        else:
+            yield each
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as leaving:  # argparse has had its say: help, the version, or a wrong call
+        return leaving.code if isinstance(leaving.code, int) else 2
+    command: Command = arguments.command
+    return command.run(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sds-agent",
+        description="Gives every Envoy on a machine its mTLS identity over SDS and keeps it fresh.",
+        epilog="sds-agent COMMAND --help explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"sds-agent {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add(commands, "run", run, "serve secrets until SIGTERM or SIGINT")
+    _add(commands, "check", check, "check a configuration and explain what it does")
+    _add(commands, "schema", schema, "print the configuration file's JSON Schema")
+    return parser
+
+
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, command: Command, about: str
+) -> None:
+    parser = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+    command.add_arguments(parser)
+    parser.set_defaults(command=command)

@@ -1,0 +1,70 @@
+"""`sds-agent run`: the agent itself."""
+
+import argparse
+import gc
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sds_agent.cli import output
+
+if TYPE_CHECKING:
+    from sds_agent.config.loading import Loaded
+
+FORMATS = ("auto", "text", "json")
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The file and what overrides its `log` section."""
+    parser.add_argument(
+        "file", nargs="?", type=Path, metavar="FILE", help="the configuration; none is needed for a try"
+    )
+    parser.add_argument("--log-format", choices=FORMATS, help="text, json, or auto: text on a terminal, json elsewhere")
+    parser.add_argument("--log-level", choices=LEVELS, help="the least level that is written")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal. Raises ConfigError and what `app.run` raises."""
+    # gRPC's core writes to standard error on its own account, and reads this once, when it is imported
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # What the imports make stays for good: looking through it for garbage again and again would only delay the start.
+    gc.disable()
+    from sds_agent import log  # noqa: PLC0415 - imported by the command that needs it
+    from sds_agent.config.loading import load  # noqa: PLC0415 - likewise
+
+    loaded = load(arguments.file, os.environ)
+    chosen = loaded.settings.log
+    log.configure(arguments.log_format or chosen.format, arguments.log_level or chosen.level)
+    _announce(loaded)
+    import anyio  # noqa: PLC0415 - only once the configuration is good
+
+    from sds_agent import app  # noqa: PLC0415 - imports gRPC, which has to see the variable above
+
+    gc.freeze()
+    gc.enable()
+    anyio.run(app.run, loaded.settings)
+    return 0
+
+
+def _announce(loaded: "Loaded") -> None:
+    import logging  # noqa: PLC0415 - imported by the command that needs it
+
+    from sds_agent import log  # noqa: PLC0415 - likewise
+
+    settings = loaded.settings
+    if loaded.file is None:
+        names = ", ".join(f"{each.name} ({each.spiffe_id})" for each in settings.workloads)
+        output.complain(
+            f"no configuration file: serving {names} on the socket {settings.sds.socket}, "
+            f"with state in {settings.state_dir}"
+        )
+    log.event(
+        logging.getLogger(__name__),
+        "configured",
+        source=loaded.source,
+        socket=str(settings.sds.socket),
+        state_dir=str(settings.state_dir),
+        trust_domain=settings.trust_domain,
+        workloads=[each.name for each in settings.workloads],
+    )

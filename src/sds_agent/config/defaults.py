@@ -1,0 +1,92 @@
+"""What is filled in where the file and the environment say nothing: the places, and without a file one workload.
+
+Root uses the machine's places, everybody else their own (XDG Base Directory Specification), and who has none a
+directory below /tmp that the server takes only if it belongs to the agent's user.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from sds_agent.config.document import Document, Origin
+
+TRUST_DOMAIN = "sds-agent.local"
+NAME = "default"
+
+_ORIGIN = Origin("the defaults")
+
+
+def without_file() -> Document:
+    """The configuration of an agent that is started with no file."""
+    tree = {"trust_domain": TRUST_DOMAIN, "workloads": [{"name": NAME}]}
+    return Document(tree=dict(tree), origins={(): _ORIGIN}, base=Path.cwd())
+
+
+def name_default_workload(document: Document) -> None:
+    """Without a file the first workload's SPIFFE ID follows the trust domain, which a variable may have changed."""
+    match document.tree:
+        case {"trust_domain": str(trust_domain), "workloads": [dict(first), *_]}:
+            if "spiffe_id" not in first:
+                first["spiffe_id"] = f"spiffe://{trust_domain}/{NAME}"
+                document.origins["workloads", 0, "spiffe_id"] = document.origin(("trust_domain",))
+
+
+def fill_places(document: Document, environ: Mapping[str, str], uid: int) -> None:
+    """Fill in the socket and the state directory where they are left out."""
+    if "state_dir" not in document.tree:
+        directory, origin = state_directory(environ, uid)
+        document.tree["state_dir"] = str(directory)
+        document.origins["state_dir",] = origin
+    sds = document.tree.setdefault("sds", {})
+    if isinstance(sds, dict) and "socket" not in sds:
+        directory, origin = runtime_directory(environ, uid)
+        sds["socket"] = str(directory / "sds.sock")
+        document.origins["sds", "socket"] = origin
+
+
+def runtime_directory(environ: Mapping[str, str], uid: int) -> tuple[Path, Origin]:
+    """Where the socket goes, and the variable that decided it."""
+    if uid == 0:
+        return Path("/run/sds-agent"), _ORIGIN
+    given = environ.get("XDG_RUNTIME_DIR", "")
+    if _usable(given):
+        return Path(given, "sds-agent"), _from("XDG_RUNTIME_DIR")
+    return _last_resort(uid), _ORIGIN
+
+
+def state_directory(environ: Mapping[str, str], uid: int) -> tuple[Path, Origin]:
+    """Where state goes, and the variable that decided it."""
+    if uid == 0:
+        return Path("/var/lib/sds-agent"), _ORIGIN
+    given = environ.get("XDG_STATE_HOME", "")
+    if Path(given).is_absolute():
+        return Path(given, "sds-agent"), _from("XDG_STATE_HOME")
+    home = environ.get("HOME", "")
+    if _usable(home):
+        return Path(home, ".local/state/sds-agent"), _from("HOME")
+    home = _home_of(uid)
+    if _usable(home):
+        return Path(home, ".local/state/sds-agent"), _ORIGIN
+    return _last_resort(uid) / "state", _ORIGIN
+
+
+def _last_resort(uid: int) -> Path:
+    return Path(f"/tmp/sds-agent-{uid}")  # noqa: S108 - the server refuses it unless it belongs to the agent's user
+
+
+def _from(variable: str) -> Origin:
+    return Origin(f"${variable}", is_variable=True)
+
+
+def _usable(directory: str) -> bool:
+    """The specification has relative paths ignored; services and containers name directories that are not there."""
+    return Path(directory).is_absolute() and os.access(directory, os.W_OK | os.X_OK)
+
+
+def _home_of(uid: int) -> str:
+    import pwd  # noqa: PLC0415 - needed only where HOME is not set
+
+    try:
+        return pwd.getpwuid(uid).pw_dir
+    except KeyError:  # a container's user without an account
+        return ""

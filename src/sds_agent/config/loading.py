@@ -1,0 +1,61 @@
+"""From a file and the environment to settings, or to everything that is wrong with them."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from msgspec import Struct
+
+from sds_agent.config import defaults, environment
+from sds_agent.config.conflicts import conflicts, draft
+from sds_agent.config.document import Document
+from sds_agent.config.problems import ConfigError, Problem, render
+from sds_agent.config.settings import ONLY_AUTHORITY, SHAPE, Settings
+from sds_agent.config.shapes import INVALID, Finding, Reading
+
+
+class Loaded(Struct, frozen=True):
+    """Settings, and what they were made from: the file, if any, and the names of the variables that had a say."""
+
+    settings: Settings
+    file: Path | None
+    variables: tuple[str, ...]
+
+    @property
+    def source(self) -> str:
+        """What they were made from, for people: `agent.yaml and $SDS_AGENT__LOG__LEVEL`."""
+        first = "the defaults" if self.file is None else str(self.file)
+        *most, last = [first, *(f"${name}" for name in self.variables)]
+        return f"{', '.join(most)} and {last}" if most else last
+
+
+def load(path: Path | None, environ: Mapping[str, str], *, uid: int | None = None) -> Loaded:
+    """Read the file, or without one the defaults, with the environment's overrides; `uid` is the agent's user.
+
+    Relative paths start from the file's directory, without a file from the working directory. Raises ConfigError with
+    every problem there is.
+    """
+    document, problems = _document(path)
+    problems += environment.apply(document, environ)
+    if path is None:
+        defaults.name_default_workload(document)
+    defaults.fill_places(document, environ, os.geteuid() if uid is None else uid)
+    reading = Reading(document.base, document.written)
+    settings = SHAPE.read(document.tree, (), reading)
+    findings = [*reading.findings, *conflicts(draft(document.tree, reading.values, ONLY_AUTHORITY))]
+    problems += [_problem(finding, document) for finding in findings]
+    if settings is INVALID or problems:
+        raise ConfigError(problems)
+    return Loaded(settings, path, tuple(document.variables))
+
+
+def _document(path: Path | None) -> tuple[Document, list[Problem]]:
+    if path is None:
+        return defaults.without_file(), []
+    from sds_agent.config import source  # noqa: PLC0415 - PyYAML is not needed without a file
+
+    return source.read(path)
+
+
+def _problem(finding: Finding, document: Document) -> Problem:
+    return Problem(document.origin(finding.path), render(finding.path), finding.found, finding.mend)

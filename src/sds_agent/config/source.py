@@ -1,0 +1,270 @@
+"""The YAML file, read into a document in which every key knows its line.
+
+It is composed from PyYAML's events rather than loaded: that keeps the lines, tells of keys given twice (YAML forbids
+them, PyYAML takes the last), bounds what aliases expand to, and bounds the depth (the C composer recurses without a
+limit and crashes the interpreter). Tags other than YAML's own plain types are refused, so none constructs anything.
+"""
+
+from pathlib import Path
+from typing import Any, Never, TypeAlias
+
+import msgspec
+import yaml
+from msgspec import Struct
+
+from sds_agent.config.document import Document, Origin, Tree
+from sds_agent.config.problems import ConfigError, Problem, render
+from sds_agent.config.shapes import KeyPath, quoted
+
+LARGEST_FILE = 1 << 20
+"""Bytes."""
+MOST_VALUES = 200_000
+"""Values in a file once its aliases are followed: some twenty thousand workloads."""
+DEEPEST = 32
+_TOO_LARGE = ("the file is too large once its aliases are followed", f"{MOST_VALUES} values are the most")
+
+MINIMUM = "the least it needs is trust_domain and one item of workloads with a name and a spiffe_id"
+
+_TAG = "tag:yaml.org,2002:"
+_MERGE = f"{_TAG}merge"
+_TEXT = {f"{_TAG}{kind}" for kind in ("str", "timestamp", "value", "merge")}
+
+_TAGS = {
+    yaml.ScalarEvent: {f"{_TAG}{kind}" for kind in ("bool", "float", "int", "null", "str")},
+    yaml.SequenceStartEvent: {f"{_TAG}seq"},
+    yaml.MappingStartEvent: {f"{_TAG}map"},
+}
+
+LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's where PyYAML was built with it."""
+
+
+class _Scalar(Struct, frozen=True):
+    line: int
+    written: str
+    value: object
+    merges: bool = False
+
+
+class _List(Struct, frozen=True):
+    line: int
+    items: "list[_Node]"
+
+
+class _Map(Struct, frozen=True):
+    """`entries` has the line of each key; those that a merge key brought have that of the key they came from."""
+
+    line: int
+    entries: "_Entries"
+
+
+_Node: TypeAlias = _Scalar | _List | _Map
+_Entries: TypeAlias = dict[str, tuple[int, _Node]]
+
+
+def read(path: Path, loader: type[Any] = LOADER) -> tuple[Document, list[Problem]]:
+    """The file as a document, with the problems that do not keep it from being read further.
+
+    Raises ConfigError when the file cannot be read, is not YAML or is no mapping.
+    """
+    text = _text(path)
+    composer = _Composer(str(path), loader(text), text)
+    root = composer.document()
+    document = Document(tree={}, origins={(): Origin(str(path), root.line)}, base=path.absolute().parent)
+    document.tree = _Expansion(composer, document).root(root)
+    return document, composer.problems
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+    except FileNotFoundError as error:
+        raise _unreadable(path, "the file does not exist", "name one that does") from error
+    except IsADirectoryError as error:
+        raise _unreadable(path, "this is a directory", "name a file in it") from error
+    except OSError as error:
+        mend = "make it readable for the user that runs this command"
+        raise _unreadable(path, f"the file cannot be read ({error.strerror})", mend) from error
+    if len(content) > LARGEST_FILE:
+        raise _unreadable(path, "the file is too large", f"{LARGEST_FILE} bytes are the most")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise _unreadable(path, "the file is not text in UTF-8", "save it as UTF-8", line) from error
+    if wrong := yaml.reader.Reader.NON_PRINTABLE.search(text):
+        found = f"the file holds the character U+{ord(wrong.group()):04X}, which YAML does not take"
+        raise _unreadable(path, found, "remove it", text.count("\n", 0, wrong.start()) + 1)
+    return text
+
+
+def _unreadable(path: Path, found: str, mend: str, line: int = 0) -> ConfigError:
+    return ConfigError([Problem(Origin(str(path), line), "", found, mend)])
+
+
+class _Composer(Struct):
+    """Events to nodes."""
+
+    file: str
+    loader: Any
+    text: str
+    problems: list[Problem] = msgspec.field(default_factory=list)
+    anchors: dict[str, _Node] = msgspec.field(default_factory=dict)
+    count: int = 0
+
+    def document(self) -> _Node:
+        """The file's one document. Raises ConfigError."""
+        event = self._next()  # the start of the stream
+        while isinstance(event, yaml.StreamStartEvent | yaml.DocumentStartEvent):
+            event = self._next()
+        if isinstance(event, yaml.StreamEndEvent):
+            raise ConfigError([self.problem(0, "the file is empty", MINIMUM)])
+        root = self._node(event, ())
+        self._next()  # the end of the document
+        after = self._next()
+        if isinstance(after, yaml.DocumentStartEvent):
+            self._stop(after, "a second document begins here", "keep one document in a file")
+        return root
+
+    def problem(self, line: int, found: str, mend: str, path: KeyPath = ()) -> Problem:
+        """A problem in this file."""
+        return Problem(Origin(self.file, line), render(path), found, mend)
+
+    def _next(self) -> Any:
+        try:
+            return self.loader.get_event()
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            line = mark.line if mark is not None else 0
+            found = f"the file is not valid YAML here ({error.problem})"
+            raise ConfigError([*self.problems, self.problem(line + 1, found, self._mend(line))]) from error
+        except (ValueError, OverflowError) as error:  # PyYAML's own scanner, on an escape beyond Unicode
+            found = "the file holds an escape or a number that YAML does not have"
+            raise ConfigError(
+                [*self.problems, self.problem(0, found, "correct the escapes in double quotes")]
+            ) from error
+
+    def _mend(self, line: int) -> str:
+        lines = self.text.splitlines()
+        written = lines[line] if line < len(lines) else ""
+        if "\t" in written[: len(written) - len(written.lstrip())]:
+            return "indent with spaces: YAML does not take tabs"
+        return "check the indentation, quotes and brackets here and on the lines before"
+
+    def _stop(self, event: Any, found: str, mend: str) -> Never:
+        raise ConfigError([*self.problems, self.problem(event.start_mark.line + 1, found, mend)])
+
+    def _node(self, event: Any, path: KeyPath) -> _Node:
+        if len(path) > DEEPEST:
+            self._stop(event, f"the file is nested more than {DEEPEST} levels deep", "write it flatter")
+        if isinstance(event, yaml.AliasEvent):
+            return self._aliased(event)
+        self._check_tag(event)
+        node = self._compose(event, path)
+        if event.anchor is not None:
+            self.anchors[event.anchor] = node
+        return node
+
+    def _aliased(self, event: Any) -> _Node:
+        if event.anchor not in self.anchors:
+            mend = f"define &{event.anchor[:80]} before it is used, and outside itself"
+            self._stop(event, f"the alias *{event.anchor[:80]} has no anchor", mend)
+        return self.anchors[event.anchor]
+
+    def _check_tag(self, event: Any) -> None:
+        if event.tag not in {None, "!"} and event.tag not in _TAGS[type(event)]:
+            self._stop(event, f"the tag {quoted(event.tag)} is not used here", "remove it")
+
+    def _compose(self, event: Any, path: KeyPath) -> _Node:
+        line = event.start_mark.line + 1
+        match event:
+            case yaml.SequenceStartEvent():
+                items: list[_Node] = []
+                while not isinstance(event := self._next(), yaml.SequenceEndEvent):
+                    items.append(self._node(event, (*path, len(items))))
+                return _List(line, items)
+            case yaml.MappingStartEvent():
+                return _Map(line, self._entries(path))
+            case _:
+                return self._scalar(event, path)
+
+    def _scalar(self, event: Any, path: KeyPath) -> _Scalar:
+        line, tag = event.start_mark.line + 1, event.tag
+        if tag is None or tag == "!":
+            tag = self.loader.resolve(yaml.ScalarNode, event.value, event.implicit)
+        value = event.value
+        if tag not in _TEXT:
+            try:
+                value = self.loader.construct_object(yaml.ScalarNode(tag, event.value))
+            except (ValueError, KeyError, IndexError, OverflowError):
+                found = f"is not what YAML calls {tag.removeprefix(_TAG)}"
+                self.problems.append(self.problem(line, found, "write it in quotes", path))
+        return _Scalar(line, event.value, value, merges=tag == _MERGE)
+
+    def _entries(self, path: KeyPath) -> _Entries:
+        entries: _Entries = {}
+        merged: _Entries = {}
+        while not isinstance(event := self._next(), yaml.MappingEndEvent):
+            key = self._node(event, (*path, "key"))
+            name = key.value if isinstance(key, _Scalar) and isinstance(key.value, str) else None
+            line = event.start_mark.line + 1
+            at = (*path, "?" if name is None else name)
+            value = self._node(self._next(), at)
+            if name is None:
+                self.problems.append(self.problem(line, "has a key that is not text", "write the key in quotes", path))
+            elif isinstance(key, _Scalar) and key.merges:
+                merged = self._merged(value, line, at) | merged
+            elif name in entries:
+                found = f"is given twice (first on line {entries[name][0]})"
+                self.problems.append(self.problem(line, found, "keep one of them", at))
+            else:
+                entries[name] = (line, value)
+        return merged | entries
+
+    def _merged(self, value: _Node, line: int, path: KeyPath) -> _Entries:
+        """What a merge key (`<<`) brings; of several mappings the earlier ones win."""
+        merged: _Entries = {}
+        for source in value.items if isinstance(value, _List) else [value]:
+            if isinstance(source, _Map):
+                self.count += len(source.entries)
+                if self.count > MOST_VALUES:
+                    raise ConfigError([self.problem(line, *_TOO_LARGE)])
+                merged = source.entries | merged
+            else:
+                mend = "give it the alias of one, as in <<: *name"
+                self.problems.append(self.problem(line, "does not name a mapping", mend, path))
+        return merged
+
+
+class _Expansion(Struct):
+    """Nodes to plain data, with every alias followed, and the origins of all of it."""
+
+    composer: _Composer
+    document: Document
+    count: int = 0
+
+    def root(self, node: _Node) -> Tree:
+        """The tree. Raises ConfigError if the file holds no mapping."""
+        if isinstance(node, _Scalar) and node.value is None:
+            raise ConfigError([self.composer.problem(0, "the file is empty", MINIMUM)])
+        tree = self._value(node, (), node.line)
+        if not isinstance(tree, dict):
+            problem = self.composer.problem(node.line, "the file does not begin with a mapping of keys", MINIMUM)
+            raise ConfigError([*self.composer.problems, problem])
+        return tree
+
+    def _value(self, node: _Node, path: KeyPath, line: int) -> object:
+        self.count += 1
+        if self.count > MOST_VALUES or len(path) > DEEPEST:
+            raise ConfigError([self.composer.problem(line, *_TOO_LARGE)])
+        written = node.written if isinstance(node, _Scalar) else None
+        if path:
+            self.document.origins[path] = Origin(self.composer.file, line, written)
+        match node:
+            case _Scalar():
+                return node.value
+            case _List():
+                return [self._value(item, (*path, index), item.line) for index, item in enumerate(node.items)]
+            case _Map():
+                return {key: self._value(item, (*path, key), at) for key, (at, item) in node.entries.items()}

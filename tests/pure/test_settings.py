@@ -1,0 +1,393 @@
+"""What a good configuration means: defaults, overrides, places, durations and the schema that editors read."""
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import jsonschema  # type: ignore[import-untyped]  # it ships no types
+import pytest
+import yaml
+from fakes.configurations import MINIMAL, UID, problems, settings
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sds_agent.cli import run
+from sds_agent.config import durations
+from sds_agent.config.conflicts import conflicts, draft
+from sds_agent.config.loading import load
+from sds_agent.config.schema import FILE, json_schema
+from sds_agent.config.settings import SHAPE, EmbeddedSettings, LogSettings, Settings, WorkloadSettings
+from sds_agent.config.shapes import INVALID, Listing, Named, Reading, Scalar, Section, Variant, keys
+from sds_agent.pki.keys import KeyType
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "configuration.md").read_text()
+EXAMPLES = [
+    example
+    for page in sorted(DOCS.rglob("*.md"))
+    for example in re.findall(r"^```yaml\n(# sds-agent\.yaml.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+]
+
+
+def test_a_minimal_file_gets_every_default(tmp_path: Path) -> None:
+    read = settings(tmp_path, MINIMAL, XDG_RUNTIME_DIR=str(tmp_path), XDG_STATE_HOME="/state")
+    assert read.trust_domain == "demo.example"
+    assert (read.sds.socket, read.state_dir) == (tmp_path / "sds-agent/sds.sock", Path("/state/sds-agent"))
+    assert (read.sds.mode, str(read.sds.mode), read.sds.owner, read.sds.group) == (0o660, "0660", None, None)
+    assert (read.sds.limits.streams, read.sds.limits.names, read.sds.limits.request_bytes) == (10_000, 100, 1 << 20)
+    assert read.authorities == {"local": EmbeddedSettings()}
+    assert read.authorities["local"] == EmbeddedSettings(key=KeyType.EC_P256, root_lifetime=timedelta(days=3650))
+    assert read.workloads == (
+        WorkloadSettings(
+            name="default",
+            spiffe_id="spiffe://demo.example/web",
+            key=KeyType.EC_P256,
+            ttl=timedelta(hours=24),
+            authority=None,
+        ),
+    )
+    assert read.authority_of(read.workloads[0]) == "local"
+    assert (read.renewal.fraction, read.renewal.jitter) == (0.5, 0.05)
+    assert (read.log.format, read.log.level) == ("auto", "info")
+
+
+def test_an_envoy_may_use_the_names_of_istio_and_of_spire(tmp_path: Path) -> None:
+    read = settings(tmp_path, MINIMAL)
+    assert read.workloads[0].names == ("default", "spiffe://demo.example/web")
+    assert read.bundle_names == ("ROOTCA", "spiffe://demo.example")
+
+
+def test_a_name_that_is_the_spiffe_id_is_one_name(tmp_path: Path) -> None:
+    read = settings(tmp_path, MINIMAL.replace("name: default", "name: spiffe://demo.example/web"))
+    assert read.workloads[0].names == ("spiffe://demo.example/web",)
+
+
+def test_every_key_of_the_full_example_is_taken(tmp_path: Path) -> None:
+    read = settings(tmp_path, EXAMPLES[1])
+    assert read.sds.socket == Path("/run/sds-agent/sds.sock")
+    assert (read.sds.owner, read.sds.group) == ("0", "0")
+    assert list(read.authorities) == ["local", "legacy"]
+    assert read.workloads[1].key is KeyType.RSA_2048
+    assert read.workloads[1].ttl == timedelta(minutes=90)
+    assert read.authority_of(read.workloads[1]) == "legacy"
+
+
+def test_the_full_example_shows_every_key() -> None:
+    shown = set(_key_paths(yaml.safe_load(EXAMPLES[1])))
+    assert set(_schema_paths(json_schema())) <= shown
+
+
+def test_relative_paths_start_from_the_files_directory(tmp_path: Path) -> None:
+    read = settings(tmp_path, f"{MINIMAL}state_dir: state\nsds: {{socket: ../run/s.sock}}\n")
+    assert read.state_dir == tmp_path / "state"
+    assert read.sds.socket == tmp_path / "../run/s.sock"
+
+
+def test_numeric_and_quoted_accounts_mean_the_same(tmp_path: Path) -> None:
+    assert settings(tmp_path, f"{MINIMAL}sds: {{group: 1000}}").sds.group == "1000"
+    assert settings(tmp_path, f'{MINIMAL}sds: {{group: "1000", owner: _envoy}}').sds.group == "1000"
+
+
+@pytest.mark.parametrize(
+    ("mode", "bits"), [("0660", 0o660), ("660", 0o660), ("0o600", 0o600), ("0640", 0o640), ("0770", 0o770)]
+)
+def test_a_mode_is_read_as_chmod_reads_it(mode: str, bits: int, tmp_path: Path) -> None:
+    assert settings(tmp_path, f'{MINIMAL}sds: {{mode: "{mode}"}}').sds.mode == bits
+
+
+@pytest.mark.parametrize("loader", [yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader)])
+def test_aliases_and_merge_keys_work_with_both_of_pyyamls_loaders(loader: Any, tmp_path: Path) -> None:
+    from sds_agent.config import source  # noqa: PLC0415 - as the loader does, only where there is a file
+
+    file = tmp_path / "sds-agent.yaml"
+    file.write_text(
+        "trust_domain: demo.example\n"
+        "workloads:\n"
+        "  - &first {name: a, spiffe_id: spiffe://demo.example/a, ttl: &ttl 1h, key: rsa-2048}\n"
+        "  - {<<: *first, name: b, spiffe_id: spiffe://demo.example/b}\n"
+        "  - {<<: [{key: ec-p384}, *first], name: c, spiffe_id: spiffe://demo.example/c, ttl: *ttl}\n"
+    )
+    document, found = source.read(file, loader)
+    assert not found
+    read = SHAPE.read(document.tree | {"state_dir": "/s", "sds": {"socket": "/s"}}, (), Reading(tmp_path, {}))
+    assert read is not INVALID
+    assert [(each.name, each.key.value, each.ttl) for each in read.workloads] == [
+        ("a", "rsa-2048", timedelta(hours=1)),
+        ("b", "rsa-2048", timedelta(hours=1)),
+        ("c", "ec-p384", timedelta(hours=1)),
+    ]
+
+
+def test_settings_cannot_be_changed(tmp_path: Path) -> None:
+    read = settings(tmp_path, MINIMAL)
+    with pytest.raises(AttributeError):
+        read.trust_domain = "other.example"  # type: ignore[misc]  # that it is refused is what is tested
+    with pytest.raises(TypeError):
+        read.authorities["new"] = EmbeddedSettings()  # type: ignore[index]  # likewise
+
+
+# Without a file
+
+
+def test_no_file_gives_one_workload_on_the_embedded_ca() -> None:
+    loaded = load(None, {}, uid=0)
+    read = loaded.settings
+    assert read.trust_domain == "sds-agent.local"
+    assert [each.names for each in read.workloads] == [("default", "spiffe://sds-agent.local/default")]
+    assert read.authorities == {"local": EmbeddedSettings()}
+    assert (read.sds.socket, read.state_dir) == (Path("/run/sds-agent/sds.sock"), Path("/var/lib/sds-agent"))
+    assert loaded.source == "the defaults"
+
+
+def test_without_a_file_the_workload_follows_the_trust_domain() -> None:
+    loaded = load(None, {"SDS_AGENT__TRUST_DOMAIN": "demo.example"}, uid=0)
+    assert loaded.settings.workloads[0].spiffe_id == "spiffe://demo.example/default"
+    assert loaded.source == "the defaults and $SDS_AGENT__TRUST_DOMAIN"
+
+
+def test_a_container_can_be_configured_by_variables_alone() -> None:
+    environ = {
+        "SDS_AGENT__TRUST_DOMAIN": "demo.example",
+        "SDS_AGENT__WORKLOADS__0__NAME": "web",
+        "SDS_AGENT__WORKLOADS__0__SPIFFE_ID": "spiffe://demo.example/web",
+        "SDS_AGENT__WORKLOADS__1__NAME": "batch",
+        "SDS_AGENT__WORKLOADS__1__SPIFFE_ID": "spiffe://demo.example/batch",
+        "SDS_AGENT__SDS__LIMITS__STREAMS": "5",
+        "SDS_AGENT__RENEWAL__FRACTION": "0.6",
+        "SDS_AGENT__SDS__MODE": "0600",
+    }
+    read = load(None, environ, uid=0).settings
+    assert [each.name for each in read.workloads] == ["web", "batch"]
+    assert (read.sds.limits.streams, read.renewal.fraction, read.sds.mode) == (5, 0.6, 0o600)
+
+
+def places(uid: int, **environ: str) -> tuple[str, str]:
+    read = load(None, environ, uid=uid).settings
+    return str(read.sds.socket), str(read.state_dir)
+
+
+def test_the_socket_and_the_state_go_where_the_user_has_them(tmp_path: Path) -> None:
+    own, home = str(tmp_path), str(tmp_path)
+    socket = f"{own}/sds-agent/sds.sock"
+    assert places(UID, XDG_RUNTIME_DIR=own, XDG_STATE_HOME="/s") == (socket, "/s/sds-agent")
+    assert places(UID, XDG_RUNTIME_DIR=own, HOME=home) == (socket, f"{home}/.local/state/sds-agent")
+    assert places(0, XDG_RUNTIME_DIR=own, HOME=home) == ("/run/sds-agent/sds.sock", "/var/lib/sds-agent")
+
+
+@pytest.mark.parametrize("useless", ["", "relative", "/does/not/exist"])
+def test_a_user_without_home_and_runtime_directory_still_gets_places(useless: str) -> None:
+    last = f"/tmp/sds-agent-{UID}"
+    assert places(UID) == (f"{last}/sds.sock", f"{last}/state")
+    assert places(UID, HOME=useless, XDG_RUNTIME_DIR=useless) == (f"{last}/sds.sock", f"{last}/state")
+
+
+# Environment variables
+
+
+@pytest.mark.parametrize(
+    "variable", ["SDS_AGENT__WORKLOADS__0__TTL", "sds_agent__workloads__0__ttl", "Sds_Agent__Workloads__0__Ttl"]
+)
+def test_a_variable_overrides_the_file_in_any_case(variable: str, tmp_path: Path) -> None:
+    assert settings(tmp_path, f"{MINIMAL}    ttl: 2h\n", **{variable: "1h"}).workloads[0].ttl == timedelta(hours=1)
+
+
+def test_a_variable_finds_an_authority_whose_name_a_shell_cannot_write(tmp_path: Path) -> None:
+    text = f"{MINIMAL}authorities:\n  step-ca: {{type: embedded}}\n"
+    read = settings(tmp_path, text, SDS_AGENT__AUTHORITIES__STEP_CA__KEY="rsa-2048")
+    assert read.authorities == {"step-ca": EmbeddedSettings(key=KeyType.RSA_2048)}
+
+
+def test_of_two_names_alike_to_a_shell_a_variable_means_the_exact_one(tmp_path: Path) -> None:
+    text = f"{MINIMAL}    authority: a-b\nauthorities:\n  a-b: {{type: embedded}}\n  a_b: {{type: embedded}}\n"
+    read = settings(tmp_path, text, SDS_AGENT__AUTHORITIES__A_B__KEY="rsa-2048")
+    assert (read.authorities["a_b"].key, read.authorities["a-b"].key) == (KeyType.RSA_2048, KeyType.EC_P256)
+
+
+def test_a_variable_may_add_an_authority_and_fill_an_empty_section(tmp_path: Path) -> None:
+    variables = {"SDS_AGENT__AUTHORITIES__NEW__TYPE": "embedded", "SDS_AGENT__SDS__GROUP": "envoy"}
+    read = settings(tmp_path, f"{MINIMAL}sds:\n", **variables)
+    assert list(read.authorities) == ["new"]
+    assert read.sds.group == "envoy"
+
+
+def test_what_kubernetes_sets_for_a_service_of_our_name_is_left_alone(tmp_path: Path) -> None:
+    variables = {"SDS_AGENT_SERVICE_HOST": "10.0.0.1", "SDS_AGENT_PORT": "tcp://10.0.0.1:80"}
+    assert settings(tmp_path, MINIMAL, **variables) == settings(tmp_path, MINIMAL)
+
+
+# Durations
+
+
+@pytest.mark.parametrize(
+    ("text", "duration"),
+    [
+        ("20s", timedelta(seconds=20)),
+        ("1h30m", timedelta(minutes=90)),
+        ("90d", timedelta(days=90)),
+        ("1d12h", timedelta(hours=36)),
+        ("1.5h", timedelta(minutes=90)),
+        ("1h0m0s", timedelta(hours=1)),
+        ("500ms", timedelta(milliseconds=500)),
+        ("5m1ms", timedelta(minutes=5, milliseconds=1)),
+        ("0s", timedelta()),
+    ],
+)
+def test_a_duration_is_read(text: str, duration: timedelta) -> None:
+    assert durations.parse(text) == duration
+
+
+@pytest.mark.parametrize(
+    "text", ["", "20", "s", "1 h", "-1h", "1h 30m", "30m1h", "1h1h", "1w", "1.h", ".5h", "1e3s", "١s", "1H", "1h\n"]
+)
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    assert durations.parse(text) is None
+
+
+@given(st.integers(0, 10**12))
+def test_a_duration_that_is_shown_can_be_written_into_the_file(milliseconds: int) -> None:
+    duration = timedelta(milliseconds=milliseconds)
+    assert durations.parse(durations.format_duration(duration)) == duration
+
+
+def test_the_usual_durations_look_usual() -> None:
+    shown = [timedelta(hours=24), timedelta(days=90), timedelta(seconds=20), timedelta(minutes=90), timedelta()]
+    assert [durations.format_duration(each) for each in shown] == ["24h", "90d", "20s", "1h30m", "0s"]
+
+
+# Whatever is in the tree
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("spiffe://d/x")
+KEYS = [name for of in (Settings, WorkloadSettings, EmbeddedSettings, LogSettings) for name in keys(of)]
+NAMES = st.sampled_from([*KEYS, "type", "local"])
+TREES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=6))
+
+
+@given(st.dictionaries(NAMES, TREES, max_size=8))
+def test_every_tree_gives_settings_or_findings(tree: dict[str, object]) -> None:
+    reading = Reading(Path("/base"), {})
+    read = SHAPE.read(tree, (), reading)
+    list(conflicts(draft(tree, reading.values, "local")))
+    assert (read is INVALID) == bool(reading.findings)
+
+
+# The schema
+
+
+def test_the_schema_that_is_checked_in_is_what_the_settings_give() -> None:
+    assert json.loads(FILE.read_text()) == json_schema()
+
+
+def test_the_schema_is_a_schema() -> None:
+    jsonschema.Draft202012Validator.check_schema(json_schema())
+
+
+def test_the_page_has_a_minimal_and_a_full_example() -> None:
+    assert len(EXAMPLES) >= 2
+
+
+@pytest.mark.parametrize("example", [MINIMAL, *EXAMPLES])
+def test_the_examples_are_good_for_the_agent_and_for_an_editor(example: str, tmp_path: Path) -> None:
+    assert problems(tmp_path, example) == ()
+    jsonschema.validate(yaml.safe_load(example), json_schema(), jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "trust_domain: Demo.example",
+        "unknown: 1",
+        "workloads: []",
+        "workloads: [{name: a}]",
+        "workloads: [{name: '', spiffe_id: spiffe://demo.example/a}]",
+        "workloads: [{name: 'file-cert:/a', spiffe_id: spiffe://demo.example/a}]",
+        "workloads: [{name: a, spiffe_id: spiffe://demo.example}]",
+        "workloads: [{name: a, spiffe_id: spiffe://demo.example/a, key: ec-p999}]",
+        "workloads: [{name: a, spiffe_id: spiffe://demo.example/a, ttl: 60}]",
+        "workloads: [{name: a, spiffe_id: spiffe://demo.example/a, ttl: 1w}]",
+        "authorities: {}",
+        "authorities: {local: {}}",
+        "authorities: {local: {type: other}}",
+        "authorities: {Local: {type: embedded}}",
+        "authorities: {local: {type: embedded, more: 1}}",
+        "sds: {mode: '0666'}",
+        "sds: {mode: 0660}",
+        "sds: {group: 'no such name'}",
+        "sds: {limits: {streams: 0}}",
+        "renewal: {fraction: 1}",
+        "log: {level: loud}",
+        "log:",
+    ],
+)
+def test_what_the_agent_refuses_an_editor_marks(change: str, tmp_path: Path) -> None:
+    text = yaml.safe_dump(yaml.safe_load(MINIMAL) | yaml.safe_load(change))
+    assert problems(tmp_path, text)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(yaml.safe_load(text), json_schema(), jsonschema.Draft202012Validator)
+
+
+def test_the_page_tells_of_every_key_and_its_default() -> None:
+    rows = dict(re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", PAGE, re.MULTILINE))
+    expected = _schema_paths(json_schema())
+    sections = {path for path, default in expected.items() if default == "section"}
+    assert set(rows) - {"authorities", "workloads"} == set(expected) - sections
+    for path in expected.keys() - sections:
+        if expected[path] is not None:
+            assert rows[path].strip().strip('`"') == str(expected[path]), path
+
+
+def test_the_flags_offer_what_the_file_takes() -> None:
+    log = json_schema()["properties"]["log"]["properties"]
+    assert list(run.FORMATS) == log["format"]["enum"]
+    assert list(run.LEVELS) == log["level"]["enum"]
+
+
+def test_every_shape_can_say_what_it_allows() -> None:
+    seen = set()
+    for shape in _shapes(SHAPE):
+        seen.add(type(shape))
+        assert shape.allowed
+    assert seen == {Scalar, Section, Listing, Named, Variant}
+
+
+def _schema_paths(schema: dict[str, Any], path: str = "") -> dict[str, object]:
+    """Every key of the schema with its default; None without one."""
+    found: dict[str, object] = {}
+    for name, inner in schema.get("properties", {}).items():
+        here = f"{path}.{name}" if path else name
+        found[here] = "section" if inner.get("type") in ("object", "array") else inner.get("default")
+        found |= _schema_paths(inner, here)
+        if isinstance(inner.get("additionalProperties"), dict):
+            found |= _schema_paths(inner["additionalProperties"], f"{here}.NAME")
+        found |= _schema_paths(inner.get("items", {}), f"{here}[]")
+    return found
+
+
+def _key_paths(value: object, path: str = "") -> Iterator[str]:
+    """Every key of an example, written as `_schema_paths` writes them."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _key_paths(item, f"{path}[]")
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            here = "authorities.NAME" if path == "authorities" else f"{path}.{name}" if path else str(name)
+            yield here
+            yield from _key_paths(inner, here)
+
+
+def _shapes(shape: Any) -> Iterator[Any]:
+    yield shape
+    match shape:
+        case Section():
+            for key in keys(shape.of).values():
+                yield from _shapes(key.shape)
+        case Listing():
+            yield from _shapes(shape.item)
+        case Named():
+            yield from _shapes(shape.name)
+            yield from _shapes(shape.item)
+        case Variant():
+            for kind in shape.kinds:
+                yield from _shapes(Section(kind))

@@ -1,0 +1,349 @@
+"""The command as its users call it: what it says, where it says it and the exit code, never a traceback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fakes.configurations import MINIMAL
+
+from sds_agent import __version__
+from sds_agent.cli.main import guarded, main
+from sds_agent.config.schema import json_schema
+from sds_agent.errors import ConfigurationError, SdsAgentError
+
+COMMAND = [sys.executable, "-m", "sds_agent"]
+TWO_WORKLOADS = f"""{MINIMAL}\
+    ttl: 2h
+    key: rsa-2048
+  - name: batch
+    spiffe_id: spiffe://demo.example/batch
+    ttl: 30d
+sds: {{socket: /run/envoy/sds.sock, mode: "0600", owner: nobody-here, group: nothing-here}}
+authorities:
+  main: {{type: embedded, root_lifetime: 60d}}
+"""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short path that belongs to us alone: a socket's path has little room."""
+    with tempfile.TemporaryDirectory() as made:
+        yield Path(made)
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """The test's own environment, with all of the agent's places in `folder`."""
+    ours = {name: value for name, value in os.environ.items() if not name.upper().startswith("SDS_AGENT")}
+    own = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HOME": str(folder), "PYTHONUNBUFFERED": ""}
+    places = {"SDS_AGENT__SDS__SOCKET": str(folder / "s.sock"), "SDS_AGENT__STATE_DIR": str(folder / "state")}
+    return ours | own | places | more
+
+
+def call(folder: Path, *arguments: str, stdout: int = subprocess.PIPE, **more: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*COMMAND, *arguments],
+        env=environment(folder, **more),
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    return done
+
+
+def file(folder: Path, text: str) -> str:
+    path = folder / "sds-agent.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+# Calls
+
+
+def test_the_version_is_told_without_waiting_for_libraries(folder: Path) -> None:
+    program = (
+        "import sys; from sds_agent.cli.main import guarded, main; main(['--version']); "
+        "print(*sys.modules.keys() & {'grpc', 'cryptography', 'yaml', 'anyio', 'sds_agent.app', 'sds_agent.config'})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(folder), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n") == [f"sds-agent {__version__}", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "usage: sds-agent"),
+        (["chekc"], "invalid choice: 'chekc'"),
+        (["run", "a", "b"], "unrecognized arguments: b"),
+        (["run", "--log-level", "loud"], "invalid choice: 'loud'"),
+    ],
+)
+def test_a_wrong_call_is_explained(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "check", "schema"])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert f"usage: sds-agent {command}" in capsys.readouterr().out
+
+
+def test_the_schema_is_printed_for_an_editor(folder: Path) -> None:
+    done = call(folder, "schema")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == json_schema()
+
+
+# check
+
+Check = Callable[..., tuple[int, str, str]]
+"""Checks a file, or the defaults for None, with these variables: the exit code and what was said on both outputs."""
+
+
+@pytest.fixture
+def check(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Check:
+    def checked(path: str | None, **more: str) -> tuple[int, str, str]:
+        for name, value in environment(folder, **more).items():
+            monkeypatch.setenv(name, value)
+        code = main(["check"] if path is None else ["check", path])
+        said = capsys.readouterr()
+        return code, " ".join(said.out.split()), said.err
+
+    return checked
+
+
+def test_check_explains_what_an_envoy_will_get(folder: Path, check: Check) -> None:
+    code, said, _ = check(file(folder, TWO_WORKLOADS))
+    assert code == 0
+    assert f"It listens on the socket {folder}/s.sock, which has the mode 0600" in said
+    assert "the user nobody-here and the group nothing-here" in said
+    assert "by the name default or spiffe://demo.example/web." in said
+    assert "by the name batch or spiffe://demo.example/batch." in said
+    assert "by the name ROOTCA or spiffe://demo.example." in said
+    assert "The key is of the kind rsa-2048; a certificate comes from the authority main" in said
+    assert "is asked to be valid for 2h and is renewed between 54m and 1h6m after its issue" in said
+    assert "SDS_AGENT__SDS__SOCKET" in said
+
+
+def test_check_warns_of_what_is_not_ready_on_this_machine(folder: Path, check: Check) -> None:
+    code, _, warned = check(file(folder, TWO_WORKLOADS), SDS_AGENT__SDS__SOCKET="/does/not/exist/s.sock")
+    warnings = warned.splitlines()
+    assert code == 0
+    assert all(line.startswith("sds-agent: warning: ") for line in warnings)
+    assert [line.split(": ")[2] for line in warnings] == [
+        "sds.owner",
+        "sds.group",
+        "sds.socket",
+        "authorities.main.root_lifetime",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"), [(0o777, "anybody may write to"), (0o755, ""), (None, "is not a directory; the agent will not")]
+)
+def test_check_warns_of_a_directory_that_the_agent_will_refuse(
+    mode: int | None, said: str, folder: Path, check: Check
+) -> None:
+    directory = folder / "run"
+    if mode is None:
+        directory.touch()
+    else:
+        directory.mkdir()
+        directory.chmod(mode)
+    code, _, warned = check(None, SDS_AGENT__SDS__SOCKET=f"{directory}/s.sock")
+    assert (code, said in warned, bool(warned)) == (0, True, bool(said))
+
+
+def test_check_warns_of_an_authority_that_nobody_uses(folder: Path, check: Check) -> None:
+    text = f"{MINIMAL}    authority: a\nauthorities:\n  a: {{type: embedded}}\n  b: {{type: embedded}}\n"
+    _, _, warned = check(file(folder, text), SDS_AGENT__SDS__GROUP="0")
+    assert warned == "sds-agent: warning: authorities.b: no workload gets its certificate from it\n"
+
+
+def test_check_takes_a_steady_renewal_and_a_name_that_is_an_id(folder: Path, check: Check) -> None:
+    text = f"{MINIMAL.replace('name: default', 'name: spiffe://demo.example/web')}renewal: {{jitter: 0}}\n"
+    _, said, _ = check(file(folder, text))
+    assert "by the name spiffe://demo.example/web. The key" in said
+    assert "is renewed 12h after its issue" in said
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_every_problem_of_a_configuration_is_told_and_the_exit_code_is_2(command: str, folder: Path) -> None:
+    path = file(folder, f"{MINIMAL}    ttl: 1s\n    kee: ec-p256\n")
+    done = call(folder, command, path, SDS_AGENT__LOG__LEVEL="loud")
+    assert (done.returncode, done.stdout) == (2, "")
+    starts = [f"{path}:5: workloads[0].ttl", f"{path}:6: workloads[0].kee", "$SDS_AGENT__LOG__LEVEL: log.level"]
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(starts)
+    for line, start in zip(lines, starts, strict=True):
+        assert line.startswith(f"sds-agent: {start} is ")
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+@pytest.mark.parametrize(("name", "said"), [("none", "does not exist"), ("", "this is a directory")])
+def test_a_file_that_cannot_be_read_is_told(command: str, name: str, said: str, folder: Path) -> None:
+    done = call(folder, command, str(folder / name))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"sds-agent: {folder / name}: ")
+    assert said in done.stderr
+
+
+# Outputs that do not take what is said
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["schema"], ["--help"], ["--version"]])
+def test_a_reader_that_has_left_is_no_error_worth_a_word(arguments: list[str], folder: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = call(folder, *arguments, stdout=writer)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["--help"]])
+def test_a_full_disk_is_told(arguments: list[str], folder: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = call(folder, *arguments, stdout=full.fileno())
+    assert done.returncode == 1
+    assert done.stderr.startswith("sds-agent: cannot write to standard output: No space left on device")
+
+
+def test_a_terminal_without_unicode_shows_names_all_the_same(folder: Path) -> None:
+    done = call(
+        folder, "check", file(folder, MINIMAL.replace("name: default", "name: größe")), PYTHONIOENCODING="ascii"
+    )
+    assert done.returncode == 0
+    assert "The workload gr\\xf6\\xdfe has" in done.stdout
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["check"], 0), (["check", "none"], 2), (["--none"], 2)])
+def test_closed_outputs_are_no_error(arguments: list[str], code: int, folder: Path) -> None:
+    """As a daemon's parent may leave them."""
+    command = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *COMMAND, *arguments]
+    assert subprocess.run(command, env=environment(folder), check=False).returncode == code
+
+
+# run
+
+
+def started(folder: Path, *arguments: str, **more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *arguments],
+        env=environment(folder, **more),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def until_event(process: subprocess.Popen[str], name: str) -> list[str]:
+    """The lines of standard error up to the event."""
+    lines: list[str] = []
+    assert process.stderr is not None
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith("{") and json.loads(line)["event"] == name:
+            return lines
+    raise AssertionError(f"no {name}: {lines}")
+
+
+def test_run_without_a_file_says_where_it_serves_what(folder: Path) -> None:
+    with started(folder, "run") as process:
+        lines = until_event(process, "listening")
+        assert (folder / "s.sock").is_socket()
+        process.send_signal(signal.SIGTERM)
+        rest = process.communicate(timeout=30)
+    assert (process.returncode, rest[0]) == (0, "")
+    assert lines[0] == (
+        "sds-agent: no configuration file: serving default (spiffe://sds-agent.local/default) on the socket "
+        f"{folder}/s.sock, with state in {folder}/state\n"
+    )
+    configured = json.loads(lines[1])
+    assert configured["event"] == "configured"
+    assert configured["socket"] == f"{folder}/s.sock"
+    assert configured["workloads"] == ["default"]
+    assert configured["source"] == "the defaults, $SDS_AGENT__SDS__SOCKET and $SDS_AGENT__STATE_DIR"
+
+
+def test_flags_override_the_log_settings_of_the_file(folder: Path) -> None:
+    path = file(folder, f"{MINIMAL}log: {{level: error, format: json}}\n")
+    with started(folder, "run", path, "--log-format", "text", "--log-level", "info") as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert " info    configured source=" in first
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_an_interrupt_before_anything_runs_ends_quietly(command: str, folder: Path) -> None:
+    """The file is a pipe: once we can open it for writing, the command waits to read it."""
+    fifo = folder / "pipe"
+    os.mkfifo(fifo)
+    with started(folder, command, str(fifo)) as process, fifo.open("w"):
+        process.send_signal(signal.SIGINT)
+        told = process.communicate(timeout=30)
+    assert (process.returncode, *told) == (130, "", "")
+
+
+def test_what_keeps_the_agent_from_starting_is_one_sentence(folder: Path) -> None:
+    folder.chmod(0o777)
+    done = call(folder, "run", SDS_AGENT__LOG__LEVEL="error")
+    assert done.returncode == 2
+    assert f"sds-agent: sds.socket: anybody may write to {folder}" in done.stderr.splitlines()[-1]
+
+
+# Errors
+
+
+class CannotStartError(SdsAgentError):
+    """An error for these tests."""
+
+
+def raising(error: BaseException) -> Callable[[], int]:
+    def action() -> int:
+        raise error
+
+    return action
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (CannotStartError("the socket is taken"), 1, "sds-agent: the socket is taken\n"),
+        (ConfigurationError("no such key"), 2, "sds-agent: no such key\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (
+            ExceptionGroup("", [ExceptionGroup("", [CannotStartError("one")]), ConfigurationError("two")]),
+            1,
+            "sds-agent: one\nsds-agent: two\n",
+        ),
+    ],
+)
+def test_an_error_becomes_a_sentence_and_an_exit_code(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guarded(raising(error)) == code
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("bug", [ValueError("x"), ExceptionGroup("", [CannotStartError("one"), ValueError("x")])])
+def test_a_bug_is_not_hidden(bug: Exception) -> None:
+    with pytest.raises(type(bug)):
+        guarded(raising(bug))
