@@ -16,8 +16,8 @@ from sds_agent.authority.protocol import Authority, TellsTrust
 from sds_agent.clock import Clock, SystemClock
 from sds_agent.config.settings import Settings
 from sds_agent.errors import ConfigurationError, SdsAgentError
-from sds_agent.files import locked
-from sds_agent.identity.spiffe import SpiffeId, TrustDomain
+from sds_agent.files import UntrustedDirectoryError, locked, own_directory
+from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.gate import Gate
 from sds_agent.issuance.issuer import Issuer, Workload
 from sds_agent.issuance.schedule import Renewal
@@ -29,9 +29,6 @@ from sds_agent.secrets.store import SecretStore, Snapshot
 
 LOG = logging.getLogger(__name__)
 
-BUNDLE = "ROOTCA"
-"""The trust bundle's resource name, as Istio's users know it; SPIRE's know it by the trust domain's SPIFFE ID."""
-
 
 class StateInUseError(SdsAgentError):
     """Another agent runs on the state directory."""
@@ -40,7 +37,8 @@ class StateInUseError(SdsAgentError):
 async def run(settings: Settings) -> None:
     """Run the agent until SIGTERM or SIGINT.
 
-    Raises ConfigurationError, SocketInUseError, StateInUseError or ProbeError when it cannot start.
+    Raises ConfigurationError, SocketInUseError, StateInUseError or ProbeError when it cannot start, alone or in an
+    exception group, as its parts run in one.
     """
     clock = SystemClock()
     with _state_locked(settings.state_dir):
@@ -81,15 +79,14 @@ async def authorities(settings: Settings, clock: Clock) -> dict[str, Authority]:
 
 def workloads(settings: Settings) -> tuple[Workload, ...]:
     """The configured identities."""
-    only = next(iter(settings.authorities))
     return tuple(
         Workload(
             name=chosen.name,
             identity=SpiffeId.parse(chosen.spiffe_id),
             key_type=chosen.key,
             ttl=chosen.ttl,
-            authority=chosen.authority or only,
-            names=(chosen.name, chosen.spiffe_id),
+            authority=settings.authority_of(chosen),
+            names=chosen.names,
         )
         for chosen in settings.workloads
     )
@@ -99,9 +96,8 @@ def workloads(settings: Settings) -> tuple[Workload, ...]:
 async def agent(settings: Settings, cas: dict[str, Authority], clock: Clock) -> AsyncIterator[SecretStore]:
     """The agent's parts, running inside this context: issuance and the SDS server around one store."""
     identities = workloads(settings)
-    bundle_names = (BUNDLE, TrustDomain.parse(settings.trust_domain).uri)
-    store = SecretStore((*(name for workload in identities for name in workload.names), *bundle_names))
-    trust = Trust(store, bundle_names)
+    store = SecretStore((*(name for workload in identities for name in workload.names), *settings.bundle_names))
+    trust = Trust(store, settings.bundle_names)
     gates = {name: Gate() for name in cas}  # one for each CA: one that hangs must not hold up the others
     renewal = Renewal(settings.renewal.fraction, settings.renewal.jitter)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
@@ -162,8 +158,10 @@ def missing_names(snapshot: Snapshot) -> tuple[str, ...]:
 def _state_locked(directory: Path) -> Iterator[None]:
     with ExitStack() as stack:
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            own_directory(directory, 0o700)
             stack.enter_context(locked(directory / "lock"))
+        except UntrustedDirectoryError as error:
+            raise ConfigurationError(f"state_dir: {error}") from error
         except BlockingIOError as error:
             raise StateInUseError(
                 f"another sds-agent runs on {directory}; stop it first, or give this one another state_dir"

@@ -3,9 +3,16 @@
 import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from sds_agent.errors import SdsAgentError
+
+
+class UntrustedDirectoryError(SdsAgentError):
+    """Somebody else could put a file of theirs in the place of ours."""
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -34,6 +41,25 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def own_directory(directory: Path, mode: int) -> None:
+    """Make the directory with `mode` if it is missing, and make sure that nobody else may replace what is in it.
+
+    Raises UntrustedDirectoryError, and OSError.
+    """
+    directory.mkdir(mode=mode, parents=True, exist_ok=True)
+    found = directory.stat()
+    if found.st_mode & stat.S_IWOTH:
+        raise UntrustedDirectoryError(
+            f"anybody may write to {directory}, so anybody could put a file in the place of the agent's; "
+            f"use a directory that only the agent may write to (chmod o-w {directory})"
+        )
+    if found.st_uid not in {0, os.geteuid()}:
+        raise UntrustedDirectoryError(
+            f"{directory} belongs to uid {found.st_uid}, who could replace the agent's files; "
+            f"use a directory of the agent's own user (uid {os.geteuid()}) or of root"
+        )
 
 
 @contextmanager

@@ -125,7 +125,7 @@ def test_directory_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
     if tmp_path.stat().st_uid == 0:
         os.chown(tmp_path, 4712, -1)
-    with pytest.raises(ConfigurationError, match="could replace the socket"):
+    with pytest.raises(ConfigurationError, match="could replace the agent's files"):
         claim(SocketFile(tmp_path / "sds.sock")).__enter__()
 
 

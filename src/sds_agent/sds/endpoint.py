@@ -21,7 +21,7 @@ from urllib.parse import quote
 from msgspec import Struct
 
 from sds_agent.errors import ConfigurationError, SdsAgentError
-from sds_agent.files import locked
+from sds_agent.files import UntrustedDirectoryError, locked, own_directory
 
 LONGEST_PATH = 107
 """Bytes of a path that fit a Unix socket's address (sockaddr_un, without its final zero)."""
@@ -131,22 +131,11 @@ def _check_length(path: Path) -> None:
 
 def _prepare_directory(directory: Path) -> None:
     try:
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        found = directory.stat()
+        own_directory(directory, 0o755)
+    except UntrustedDirectoryError as error:
+        raise ConfigurationError(f"sds.socket: {error}") from error
     except OSError as error:
         raise ConfigurationError(f"sds.socket: cannot use the directory {directory}: {error.strerror}") from error
-    if not stat.S_ISDIR(found.st_mode):
-        raise ConfigurationError(f"sds.socket: {directory} is not a directory")
-    if found.st_mode & stat.S_IWOTH:
-        raise ConfigurationError(
-            f"sds.socket: anybody may write to {directory}, so anybody could put a socket in the agent's place; "
-            f"use a directory that only the agent may write to (chmod o-w {directory})"
-        )
-    if found.st_uid not in {0, os.geteuid()}:
-        raise ConfigurationError(
-            f"sds.socket: {directory} belongs to uid {found.st_uid}, who could replace the socket; "
-            f"use a directory of the agent's own user (uid {os.geteuid()}) or of root"
-        )
 
 
 @contextmanager

@@ -1,0 +1,139 @@
+"""The agent as a process: how it starts, how it ends, and what it refuses, as an operator and a service manager see it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+from fakes.agents import SOURCE, agent, write_config
+from fakes.peers import chain_of, connected
+from fakes.processes import started
+
+from sds_agent.pki.certificates import read_pem, subject_alternative_uris
+
+PATHS = {"PYTHONPATH": os.pathsep.join([str(SOURCE / "src"), str(SOURCE / "proto_gen")])}
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the agent that is expected to end by itself."""
+    command = [sys.executable, "-m", "sds_agent", *arguments]
+    env = {**os.environ, **PATHS, **environment}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=30)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_signal_ends_it_cleanly_and_quickly(tmp_path: Path, number: signal.Signals) -> None:
+    async with agent(write_config(tmp_path, default="1h")) as running, connected(running.socket) as peer:
+        await running.event("ready")
+        stream = await peer.stream().ask("default")
+        await stream.read()
+        before = time.monotonic()
+        assert await running.program.stop(number) == 0
+        assert time.monotonic() - before < 2
+        assert (await stream.end())[0] is grpc.StatusCode.OK
+        assert not running.socket.exists()
+        await running.event("stopped")
+
+
+async def test_it_is_ready_only_when_every_name_has_a_secret_and_the_socket_answers(tmp_path: Path) -> None:
+    async with agent(write_config(tmp_path, default="1h", other="1h")) as running:
+        await running.event("ready")
+        async with connected(running.socket) as peer:
+            names = ("default", "other", "ROOTCA", "spiffe://demo.example", "spiffe://demo.example/default")
+            assert set(await peer.fetch(*names)) == set(names)
+
+
+async def test_secret_is_the_workloads_own(tmp_path: Path) -> None:
+    async with agent(write_config(tmp_path, default="1h", other="1h")) as running, connected(running.socket) as peer:
+        await running.event("ready")
+        for name in ("default", "other"):
+            (leaf,) = read_pem(chain_of((await peer.fetch(name))[name]))
+            assert subject_alternative_uris(leaf) == (f"spiffe://demo.example/{name}",)
+
+
+async def test_without_a_file_it_serves_default_in_the_users_directories(tmp_path: Path) -> None:
+    home = {"XDG_RUNTIME_DIR": str(tmp_path / "run"), "XDG_STATE_HOME": str(tmp_path / "state"), "HOME": str(tmp_path)}
+    overrides = {
+        "SDS_AGENT__SDS__SOCKET": str(tmp_path / "run" / "sds.sock"),
+        "SDS_AGENT__STATE_DIR": str(tmp_path / "state"),
+    }
+    command = [sys.executable, "-m", "sds_agent", "run", "--log-format", "text"]
+    async with started(command, {**PATHS, **home, **overrides}) as program:
+        line = await program.line("no configuration file")
+        assert str(tmp_path / "run" / "sds.sock") in line
+        await program.line(" ready")
+        async with connected(tmp_path / "run" / "sds.sock") as peer:
+            assert "default" in await peer.fetch("default")
+        assert await program.stop() == 0
+
+
+async def test_second_agent_on_the_same_socket_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    config = write_config(tmp_path, default="1h")
+    async with agent(config) as running:
+        await running.event("ready")
+        second = run("run", str(config), SDS_AGENT__STATE_DIR=str(tmp_path / "elsewhere"))
+        assert second.returncode == 1
+        assert "another sds-agent serves at" in second.stderr
+        assert "Traceback" not in second.stderr
+        async with connected(running.socket) as peer:
+            assert "default" in await peer.fetch("default")
+
+
+async def test_second_agent_on_the_same_state_is_refused(tmp_path: Path) -> None:
+    config = write_config(tmp_path, default="1h")
+    async with agent(config) as running:
+        await running.event("ready")
+        second = run("run", str(config), SDS_AGENT__SDS__SOCKET=str(tmp_path / "other.sock"))
+        assert second.returncode == 1
+        assert "another state_dir" in second.stderr
+        assert "Traceback" not in second.stderr
+
+
+async def test_killed_agent_is_followed_by_another_at_once_with_the_same_root(tmp_path: Path) -> None:
+    config = write_config(tmp_path, default="1h")
+    async with agent(config) as running:
+        bundle = (await running.event("trust_changed"))["version"]
+        await running.event("ready")
+        await running.program.stop(signal.SIGKILL)
+        assert running.socket.exists(), "a killed agent leaves its socket behind"
+        async with agent(config) as second:
+            await second.event("ready")
+            assert (await second.event("trust_changed"))["version"] == bundle
+
+
+def test_foreign_live_socket_is_not_touched(tmp_path: Path) -> None:
+    config = write_config(tmp_path, default="1h")
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "sds.sock"))
+        other.listen()
+        refused = run("run", str(config))
+        assert refused.returncode == 1
+        assert "another server answers" in refused.stderr
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "sds.sock"))
+
+
+def test_damaged_state_is_refused_in_words_and_left_alone(tmp_path: Path) -> None:
+    config = write_config(tmp_path, default="1h")
+    roots = tmp_path / "state" / "authorities" / "local" / "roots.pem"
+    roots.parent.mkdir(parents=True)
+    roots.write_text("not a root")
+    roots.chmod(0o600)
+    refused = run("run", str(config))
+    assert refused.returncode == 2
+    assert str(roots) in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert roots.read_text() == "not a root"
+
+
+def test_state_directory_that_cannot_be_made_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("a file")
+    refused = run("run", str(write_config(tmp_path, default="1h")))
+    assert refused.returncode == 2
+    assert "state_dir" in refused.stderr
+    assert "Traceback" not in refused.stderr
