@@ -1,0 +1,1 @@
+"""Who: SPIFFE IDs and the workloads that carry them."""

@@ -1,0 +1,59 @@
+"""Private keys: which kinds there are, how one is made, and how it is written.
+
+cryptography's key objects do not show the key in their repr. The PEM does: what holds it must keep it out of its own.
+"""
+
+from enum import StrEnum
+from typing import TypeAlias
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+PublicKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+SignatureHash: TypeAlias = hashes.SHA256 | hashes.SHA384 | hashes.SHA512
+
+
+class KeyType(StrEnum):
+    """The kinds of key that a workload or our own CA may have, as the configuration writes them."""
+
+    EC_P256 = "ec-p256"
+    EC_P384 = "ec-p384"
+    RSA_2048 = "rsa-2048"
+    RSA_3072 = "rsa-3072"
+    RSA_4096 = "rsa-4096"
+
+    @property
+    def slow(self) -> bool:
+        """Whether making one can take seconds, and so has no place on the event loop."""
+        return self in _RSA_BITS
+
+
+_CURVES = {KeyType.EC_P256: ec.SECP256R1(), KeyType.EC_P384: ec.SECP384R1()}
+_RSA_BITS = {KeyType.RSA_2048: 2048, KeyType.RSA_3072: 3072, KeyType.RSA_4096: 4096}
+
+
+def generate(key_type: KeyType) -> PrivateKey:
+    """Make a new key. Blocks for up to some seconds when the type is `slow`."""
+    if bits := _RSA_BITS.get(key_type):
+        return rsa.generate_private_key(public_exponent=65537, key_size=bits)
+    return ec.generate_private_key(_CURVES[key_type])
+
+
+def to_pkcs8_pem(key: PrivateKey) -> bytes:
+    """The key as unencrypted PKCS#8 in PEM (RFC 5958), the one form that Envoy reads for every kind of key."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def public_bytes(public_key: PublicKey) -> bytes:
+    """The SubjectPublicKeyInfo in DER (RFC 5280 section 4.1.2.7): equal bytes mean the same key."""
+    return public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def signature_hash(key: PrivateKey) -> SignatureHash:
+    """The hash to sign with: for EC as strong as the curve (RFC 5480 section 4), for RSA SHA-256."""
+    bits = 256 if isinstance(key, rsa.RSAPrivateKey) else key.curve.key_size
+    if bits <= 256:
+        return hashes.SHA256()
+    return hashes.SHA384() if bits <= 384 else hashes.SHA512()

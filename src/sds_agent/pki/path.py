@@ -1,0 +1,198 @@
+"""From a leaf to a trust anchor: the search for a chain that is valid by RFC 5280 section 6.1 (judged in `rules`).
+
+cryptography has a verifier, but it is made for the web: it refuses every URI name constraint, which is how a CA
+is kept to its trust domain, and by default a CA whose BasicConstraints are not critical, as easy-rsa makes them.
+Hence a walk of our own.
+
+It goes from the leaf upwards. All that section 6.1 asks of a CA depends on that CA and on what lies below it; so a CA
+is judged as soon as the walk reaches it, and a branch ends at its first fault.
+"""
+
+import heapq
+import itertools
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from operator import itemgetter
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from msgspec import Struct
+
+from sds_agent.errors import SdsAgentError
+from sds_agent.pki.certificates import describe, describe_name, extension, is_self_signed, unique
+from sds_agent.pki.rules import Chain, Times, fault_as_issuer, fault_of_certificate, fault_of_signature
+
+MOST_INTERMEDIATES = 8
+"""No hierarchy in use is deeper; a longer chain is a mistake or an attack."""
+MOST_ATTEMPTS = 128
+"""Issuers tried in one search, each for one signature: what bounds the time that hundreds of CAs of one name cost."""
+
+
+class PathError(SdsAgentError):
+    """No valid chain leads from the leaf to a trust anchor; the message gives the most telling reason."""
+
+
+class _Issuer(Struct, frozen=True):
+    """A certificate that may have issued others."""
+
+    certificate: x509.Certificate
+    is_anchor: bool
+    key_identifier: bytes | None
+
+
+class _Attempt(Struct, frozen=True, order=True):
+    """A step that may be tried: `issuer` above `chain`.
+
+    Those go first whose key identifiers agree all the way: among hundreds of CAs of one name they find the right one.
+    They are hints and no more (RFC 5280 section 4.2.1.1), so the others follow. `number` keeps the order of equals;
+    no two have the same, so what comes after it is never compared.
+    """
+
+    mismatches: int
+    depth: int
+    number: int
+    chain: Chain
+    issuer: _Issuer
+
+
+class _Fault(Struct, frozen=True):
+    """Why one branch of the walk ended.
+
+    `proven` means that the signature was right, so the CA at fault is surely the one that was meant; `depth` counts
+    the certificates below it.
+    """
+
+    proven: bool
+    depth: int
+    text: str
+
+
+def find_path(
+    leaf: x509.Certificate,
+    candidates: Iterable[x509.Certificate],
+    anchors: Iterable[x509.Certificate],
+    now: datetime,
+    *,
+    skew: timedelta = timedelta(0),
+) -> Chain:
+    """A valid chain: the leaf, then each intermediate after what it issued, up to but without an anchor.
+
+    `candidates` are what a CA sent, in any order and with anything else among them. `anchors` are the CAs to trust,
+    self-signed or not; each ends the chain. All come from `certificates.read_pem`. `now` is an aware datetime; a
+    NotBefore may lie up to `skew` after it, and no NotAfter before it.
+
+    Of several chains it is the one whose key identifiers agree, then the shortest, then the one that is valid longest;
+    so the same sets give the same chain, whatever their order.
+
+    Whether the leaf itself is what was asked for (its names, usages, CA flag) is not judged here. Raises PathError.
+    """
+    times = Times(now, skew)
+    if fault := fault_of_certificate(leaf, times):
+        raise PathError(fault)
+    trusted = unique(anchors)
+    if not trusted:
+        raise PathError("there is no trust anchor that the certificate could be checked against")
+    return _Walk(_Issuers(unique(candidates), trusted), times).from_leaf(leaf)
+
+
+class _Issuers:
+    """Anchors and candidates by name, in an order of their own."""
+
+    def __init__(self, candidates: Sequence[x509.Certificate], anchors: Sequence[x509.Certificate]) -> None:
+        issuers = [_issuer(c, is_anchor=True) for c in anchors]
+        issuers += [_issuer(c, is_anchor=False) for c in candidates]
+        self._by_name: dict[x509.Name, list[_Issuer]] = {}
+        for issuer in sorted(issuers, key=_preference):
+            self._by_name.setdefault(issuer.certificate.subject, []).append(issuer)
+
+    def of(self, certificate: x509.Certificate) -> list[tuple[bool, _Issuer]]:
+        """Who may have issued it by name, each with whether it has another key identifier than is named; those last."""
+        named = extension(certificate, x509.AuthorityKeyIdentifier)
+        wanted = named.key_identifier if named else None
+        namesakes = [(i.key_identifier != wanted, i) for i in self._by_name.get(certificate.issuer, [])]
+        return sorted(namesakes, key=itemgetter(0))
+
+
+def _issuer(certificate: x509.Certificate, *, is_anchor: bool) -> _Issuer:
+    identifier = extension(certificate, x509.SubjectKeyIdentifier)
+    return _Issuer(certificate, is_anchor, identifier.digest if identifier else None)
+
+
+def _preference(issuer: _Issuer) -> tuple[bool, float, bytes]:
+    """Anchors first, then what is valid longest; DER decides between equals, so that the choice is always the same."""
+    certificate = issuer.certificate
+    return not issuer.is_anchor, -certificate.not_valid_after_utc.timestamp(), certificate.public_bytes(Encoding.DER)
+
+
+class _Walk:
+    """One search: what may still be tried, and why what was tried failed."""
+
+    def __init__(self, issuers: _Issuers, times: Times) -> None:
+        self._issuers = issuers
+        self._times = times
+        self._attempts: list[_Attempt] = []
+        self._numbers = itertools.count()
+        self._faults: list[_Fault] = []
+
+    def from_leaf(self, leaf: x509.Certificate) -> Chain:
+        self._extend((leaf,), mismatches=0)
+        for _ in range(MOST_ATTEMPTS):
+            if not self._attempts:
+                raise PathError(max(self._faults, key=lambda fault: (fault.proven, fault.depth)).text)
+            attempt = heapq.heappop(self._attempts)
+            if fault := _fault(attempt.chain, attempt.issuer, self._times):
+                self._faults.append(fault)
+            elif attempt.issuer.is_anchor:
+                return attempt.chain
+            else:
+                self._extend((*attempt.chain, attempt.issuer.certificate), attempt.mismatches)
+        raise PathError(
+            f"none of the first {MOST_ATTEMPTS} ways up from {describe(leaf)} led to a trust anchor, and no more are "
+            "tried: too many of the certificates have the same name"
+        )
+
+    def _extend(self, chain: Chain, mismatches: int) -> None:
+        """Note every step up from the chain's last certificate. From a self-signed one there is none."""
+        last = chain[-1]
+        issuers = [] if is_self_signed(last) else self._issuers.of(last)
+        if not issuers:
+            self._faults.append(_dead_end(chain))
+        for differs, issuer in issuers[:MOST_ATTEMPTS]:
+            attempt = _Attempt(mismatches + differs, len(chain), next(self._numbers), chain, issuer)
+            heapq.heappush(self._attempts, attempt)
+
+
+def _dead_end(chain: Chain) -> _Fault:
+    last = chain[-1]
+    if is_self_signed(last):
+        text = f"{describe(last)} is self-signed and is not one of the trust anchors"
+    else:
+        text = (
+            f"{describe(last)} was issued by {describe_name(last.issuer)}, which is neither among the certificates "
+            "that came with it nor a trust anchor"
+        )
+    return _Fault(proven=False, depth=len(chain), text=text)
+
+
+def _fault(chain: Chain, issuer: _Issuer, times: Times) -> _Fault | None:
+    """What speaks against one step up."""
+    certificate, depth = issuer.certificate, len(chain)
+    foreign = _fault_of_loop(certificate, chain) or fault_of_signature(chain[-1], certificate)
+    if foreign:
+        return _Fault(proven=False, depth=depth, text=foreign)
+    unfit = _fault_of_length(issuer, depth) or fault_as_issuer(certificate, chain, times, is_anchor=issuer.is_anchor)
+    return _Fault(proven=True, depth=depth, text=unfit) if unfit else None
+
+
+def _fault_of_loop(certificate: x509.Certificate, chain: Chain) -> str | None:
+    """One name and one key make one CA, though its certificates may differ (cross-signed, renewed)."""
+    for below in chain:
+        if certificate.subject == below.subject and certificate.public_key() == below.public_key():
+            return f"{describe(chain[-1])} was issued by {describe(certificate)}, which stands below it already"
+    return None
+
+
+def _fault_of_length(issuer: _Issuer, depth: int) -> str | None:
+    if issuer.is_anchor or depth <= MOST_INTERMEDIATES:
+        return None
+    return f"the chain has more than {MOST_INTERMEDIATES} intermediates"

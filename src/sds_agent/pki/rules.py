@@ -1,0 +1,208 @@
+"""What RFC 5280 section 6.1 asks of a certificate in a chain: each rule a function that says what is wrong, or None.
+
+The words name the certificate and the way out; they make a clause, to stand alone or after a colon. An anchor has to
+keep every rule but those on its signature and its ExtendedKeyUsage; section 6.1 leaves that open.
+
+Not judged: revocation, and policies. A chain can fail for its policies only where a CA requires some
+(PolicyConstraints), and such a CA is refused as one with a critical extension that is not known.
+"""
+
+from datetime import datetime, timedelta
+from typing import TypeAlias
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, SignatureAlgorithmOID
+from msgspec import Struct
+
+from sds_agent.pki.certificates import describe, describe_time, extended_key_usages, extension, is_ca
+from sds_agent.pki.constraints import constrained_names, violation
+
+Chain: TypeAlias = tuple[x509.Certificate, ...]
+"""A leaf, then each CA's certificate after one that it issued."""
+
+SMALLEST_RSA = 2048
+"""Bits. They stand for 112 bits of strength, as P-224 and SHA-224 do (NIST SP 800-57 part 1, section 5.6.1)."""
+
+# What Envoy's TLS library takes, without the weak; Ed448, DSA, secp256k1 and Brainpool were refused when tried on 1.40.
+_CURVES = frozenset({"secp224r1", "secp256r1", "secp384r1", "secp521r1"})
+_SIGNATURES = frozenset(
+    {
+        SignatureAlgorithmOID.RSA_WITH_SHA224,
+        SignatureAlgorithmOID.RSA_WITH_SHA256,
+        SignatureAlgorithmOID.RSA_WITH_SHA384,
+        SignatureAlgorithmOID.RSA_WITH_SHA512,
+        SignatureAlgorithmOID.RSASSA_PSS,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA224,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA256,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA384,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA512,
+        SignatureAlgorithmOID.ED25519,
+    }
+)
+_HASHES = frozenset({"sha224", "sha256", "sha384", "sha512"})
+_SIGN_LIKE_THIS = "its CA must sign by RSA or ECDSA, with SHA-256 or its like"
+_KNOWN_EXTENSIONS = frozenset(
+    {
+        ExtensionOID.BASIC_CONSTRAINTS,
+        ExtensionOID.KEY_USAGE,
+        ExtensionOID.EXTENDED_KEY_USAGE,
+        ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
+        ExtensionOID.NAME_CONSTRAINTS,
+        ExtensionOID.SUBJECT_KEY_IDENTIFIER,
+        ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
+        # where every policy is accepted, these two cannot fail a chain (section 6.1.1, inputs c to f)
+        ExtensionOID.CERTIFICATE_POLICIES,
+        ExtensionOID.INHIBIT_ANY_POLICY,
+        # where to look for revocation, which is no part of path validation (section 6.3)
+        ExtensionOID.CRL_DISTRIBUTION_POINTS,
+    }
+)
+_TLS_USAGES = frozenset({ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH})
+
+
+class Times(Struct, frozen=True):
+    """When the certificates have to be valid: at `now`, but a NotBefore may lie up to `skew` after it."""
+
+    now: datetime
+    skew: timedelta
+
+
+def fault_of_certificate(certificate: x509.Certificate, times: Times) -> str | None:
+    """What is wrong with a certificate wherever it stands."""
+    return _fault_of_times(certificate, times) or _fault_of_key(certificate) or _fault_of_extensions(certificate)
+
+
+def fault_of_signature(certificate: x509.Certificate, issuer: x509.Certificate) -> str | None:
+    """Why `issuer` did not issue the certificate, by name and signature (section 6.1.3, steps a.1 and a.4).
+
+    Names are compared as they are encoded, as Go does.
+    """
+    if fault := _fault_of_algorithm(certificate):
+        return fault
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except InvalidSignature:
+        return f"{describe(certificate)} was not signed with the key of {describe(issuer)}, its issuer by name"
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        return f"the signature of {describe(issuer)} on {describe(certificate)} cannot be checked ({error})"
+    return None
+
+
+def fault_as_issuer(certificate: x509.Certificate, chain: Chain, times: Times, *, is_anchor: bool) -> str | None:
+    """What speaks against the certificate as the CA above `chain`, whose last certificate it has signed."""
+    return (
+        fault_of_certificate(certificate, times)
+        or _fault_of_ca(certificate)
+        or _fault_of_path_length(certificate, chain)
+        or (None if is_anchor else _fault_of_usages(certificate, chain[0]))
+        or _fault_of_names(certificate, chain)
+    )
+
+
+def _fault_of_algorithm(certificate: x509.Certificate) -> str | None:
+    """Certificates have been forged with MD5 and SHA-1; other algorithms that are not listed no Envoy would verify."""
+    how = f"by the algorithm {certificate.signature_algorithm_oid.dotted_string}"
+    try:
+        digest = certificate.signature_hash_algorithm
+    except UnsupportedAlgorithm:
+        return f"{describe(certificate)} is signed {how}: {_SIGN_LIKE_THIS}"
+    if digest is not None and digest.name not in _HASHES:
+        how = f"with {digest.name.upper()}"
+    elif certificate.signature_algorithm_oid in _SIGNATURES:
+        return None
+    return f"{describe(certificate)} is signed {how}: {_SIGN_LIKE_THIS}"
+
+
+def _fault_of_times(certificate: x509.Certificate, times: Times) -> str | None:
+    """Section 6.1.3, step a.2; both ends belong to the validity (section 4.1.2.5)."""
+    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if times.now > last:
+        return f"{describe(certificate)} expired on {describe_time(last)}, and it is {describe_time(times.now)}"
+    if times.now + times.skew < first:
+        return (
+            f"{describe(certificate)} is valid only from {describe_time(first)}, and it is {describe_time(times.now)} "
+            "by this machine's clock"
+        )
+    return None
+
+
+def _fault_of_key(certificate: x509.Certificate) -> str | None:
+    match certificate.public_key():
+        case rsa.RSAPublicKey(key_size=size) if size < SMALLEST_RSA:
+            return f"{describe(certificate)} has an RSA key of {size} bits; the least that is safe is {SMALLEST_RSA}"
+        case ec.EllipticCurvePublicKey(curve=curve) if curve.name not in _CURVES:
+            return f"{describe(certificate)} has a key on the curve {curve.name}; Envoy takes P-256, P-384 and P-521"
+    return None
+
+
+def _fault_of_extensions(certificate: x509.Certificate) -> str | None:
+    """A certificate with a critical extension that is not processed must be refused (section 4.2)."""
+    for found in certificate.extensions:
+        if found.critical and found.oid not in _KNOWN_EXTENSIONS:
+            return (
+                f"{describe(certificate)} has the critical extension {found.oid.dotted_string}, which is not "
+                "supported: the CA must leave it out or make it non-critical"
+            )
+    return None
+
+
+def _fault_of_ca(certificate: x509.Certificate) -> str | None:
+    """Section 6.1.4, steps k and n.
+
+    A self-signed version 1 certificate, which can have no BasicConstraints, is refused as an anchor too. OpenSSL lets
+    it pass, but then any self-signed server certificate that is pinned by mistake may sign SVIDs, and X509-SVID
+    section 4.1 requires the flag.
+    """
+    if not is_ca(certificate):
+        return f"{describe(certificate)} is no CA: its BasicConstraints would have to say CA:TRUE"
+    usage = extension(certificate, x509.KeyUsage)
+    if usage is not None and not usage.key_cert_sign:
+        return f"{describe(certificate)} may not sign certificates: its KeyUsage lacks keyCertSign"
+    return None
+
+
+def _fault_of_path_length(certificate: x509.Certificate, chain: Chain) -> str | None:
+    """Section 6.1.4, steps l and m: self-issued intermediates do not count, and the leaf does not."""
+    constraints = extension(certificate, x509.BasicConstraints)
+    allowed = constraints.path_length if constraints else None
+    below = sum(not _is_self_issued(ca) for ca in chain[1:])
+    if allowed is None or below <= allowed:
+        return None
+    return f"{describe(certificate)} allows at most {allowed} CAs below it (pathLenConstraint), and there are {below}"
+
+
+def _fault_of_usages(certificate: x509.Certificate, leaf: x509.Certificate) -> str | None:
+    """An intermediate's ExtendedKeyUsage limits what is below it.
+
+    RFC 5280 does not ask for that; OpenSSL, Go and BoringSSL do. As tried on Envoy 1.40, the usages must be named
+    (anyExtendedKeyUsage does not count, nor with OpenSSL), and those of an anchor are not looked at.
+    """
+    if extension(certificate, x509.ExtendedKeyUsage) is None:
+        return None
+    # a leaf that names neither may be used for both
+    wanted = _TLS_USAGES & extended_key_usages(leaf) or _TLS_USAGES
+    if wanted <= extended_key_usages(certificate):
+        return None
+    return (
+        f"the ExtendedKeyUsage of {describe(certificate)} does not list serverAuth and clientAuth, which the "
+        "certificates below it are used for: it must list both, or be left out"
+    )
+
+
+def _fault_of_names(certificate: x509.Certificate, chain: Chain) -> str | None:
+    """Section 6.1.3, steps b and c: constraints bind all that is below, but for self-issued intermediates."""
+    constraints = extension(certificate, x509.NameConstraints)
+    if constraints is None:
+        return None
+    bound = (chain[0], *(ca for ca in chain[1:] if not _is_self_issued(ca)))
+    for below in bound:
+        if fault := violation(constraints, constrained_names(below)):
+            return f"the name constraints of {describe(certificate)} {fault}"
+    return None
+
+
+def _is_self_issued(certificate: x509.Certificate) -> bool:
+    """Issuer and subject are one name, as where a CA's old key certifies its new one."""
+    return certificate.issuer == certificate.subject

@@ -1,0 +1,163 @@
+"""Issuing certificates as values: a self-signed root, and leaves under a signer.
+
+A certificate's times are whole seconds. They are rounded down, so that a leaf never lives longer than was asked for,
+and never past its signer.
+"""
+
+import hashlib
+import secrets
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from sds_agent.errors import SdsAgentError
+from sds_agent.pki.certificates import describe, describe_time, extension, has_key, is_ca
+from sds_agent.pki.keys import PrivateKey, PublicKey, signature_hash
+from sds_agent.values import Sensitive
+
+ROOT_BACKDATE = timedelta(days=2)
+"""How far back a root's NotBefore lies: a clock that is set right after the first start must not make it invalid."""
+LEAF_BACKDATE = timedelta(minutes=2)
+"""How far back a leaf's NotBefore lies: what the clocks of two machines may differ by."""
+SHORTEST_LIFE = timedelta(seconds=1)
+"""Anything shorter could be rounded down to a certificate that is born expired."""
+LONGEST_ORGANIZATION = 64
+"""Characters in a subject's O (ub-organization-name in RFC 5280, appendix A.1)."""
+
+
+class SignerError(SdsAgentError):
+    """The signer cannot issue what was asked of it."""
+
+
+class Signer(Sensitive, frozen=True):
+    """A CA's certificate and its private key. Raises SignerError when they do not match, or it is not a CA's."""
+
+    certificate: x509.Certificate
+    key: PrivateKey
+
+    def __post_init__(self) -> None:
+        if not has_key(self.certificate, self.key.public_key()):
+            raise SignerError(
+                f"the private key is not that of the CA certificate {describe(self.certificate)}: give the key it was "
+                "made for"
+            )
+        if not is_ca(self.certificate):
+            raise SignerError(f"{describe(self.certificate)} is no CA: its BasicConstraints would have to say CA:TRUE")
+
+    def sign_leaf(self, public_key: PublicKey, uri: str, now: datetime, ttl: timedelta) -> x509.Certificate:
+        """Issue a leaf for `uri` (ASCII), as X509-SVID asks in sections 3.1 and 4.
+
+        It is valid from LEAF_BACKDATE before `now` until `now + ttl`, both within the signer's validity. Raises
+        SignerError when the signer is not valid at `now`, or `ttl` is under SHORTEST_LIFE.
+        """
+        not_before, not_after = self._validity_of_leaf(now, ttl)
+        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
+        # TLS 1.2 may encrypt to an RSA key; no other kind can be used so
+        usage = _key_usage(digital_signature=True, key_encipherment=isinstance(public_key, rsa.RSAPublicKey))
+        builder = (
+            _builder(x509.Name([]), self.certificate.subject, public_key, not_before, not_after)
+            .add_extension(names, critical=True)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(usage, critical=True)
+            .add_extension(
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+                critical=False,
+            )
+            .add_extension(_authority_key_identifier(self.certificate), critical=False)
+        )
+        return builder.sign(self.key, signature_hash(self.key))
+
+    def _validity_of_leaf(self, now: datetime, ttl: timedelta) -> tuple[datetime, datetime]:
+        first, last = self.certificate.not_valid_before_utc, self.certificate.not_valid_after_utc
+        if ttl < SHORTEST_LIFE:
+            raise SignerError(f"a certificate cannot be issued for {ttl.total_seconds():g} s: ask for 1 s or more")
+        if now >= last:
+            raise SignerError(f"the CA {describe(self.certificate)} expired on {describe_time(last)}: renew it")
+        if now < first:
+            raise SignerError(
+                f"the CA {describe(self.certificate)} is valid only from {describe_time(first)}, and it is "
+                f"{describe_time(now)}: set this machine's clock"
+            )
+        end = _whole_seconds(now + ttl) if ttl < last - now else last
+        return max(_whole_seconds(now - LEAF_BACKDATE), first), end
+
+
+def make_root(key: PrivateKey, organization: str, now: datetime, lifetime: timedelta) -> Signer:
+    """A new self-signed root for `key`, with O = `organization` as its subject, valid until `now + lifetime`.
+
+    Of an organization longer than LONGEST_ORGANIZATION (a trust domain may have 255 characters) the beginning stands
+    in the subject, then a hash of the whole, so that no two become one. Roots of the same name are told apart by their
+    key identifiers. Raises SignerError when `organization` is empty, or `lifetime` under SHORTEST_LIFE.
+    """
+    if not organization:
+        raise SignerError("a root needs a name: give the trust domain")
+    if lifetime < SHORTEST_LIFE:
+        raise SignerError(f"a root cannot be made for {lifetime.total_seconds():g} s: give it 1 s or more")
+    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, _organization(organization))])
+    key_identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    issuer_identifier = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(key_identifier)
+    not_before, not_after = _whole_seconds(now - ROOT_BACKDATE), _whole_seconds(now + lifetime)
+    builder = (
+        _builder(name, name, key.public_key(), not_before, not_after)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        .add_extension(issuer_identifier, critical=False)
+    )
+    return Signer(builder.sign(key, signature_hash(key)), key)
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, public_key: PublicKey, not_before: datetime, not_after: datetime
+) -> x509.CertificateBuilder:
+    """What roots and leaves have in common, the random serial number included."""
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)
+        .serial_number(1 + secrets.randbelow(2**128 - 1))
+        .not_valid_before(not_before)
+        .not_valid_after(not_after)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+    )
+
+
+def _key_usage(
+    *,
+    digital_signature: bool = False,
+    key_encipherment: bool = False,
+    key_cert_sign: bool = False,
+    crl_sign: bool = False,
+) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        content_commitment=False,
+        key_encipherment=key_encipherment,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=key_cert_sign,
+        crl_sign=crl_sign,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _authority_key_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    """The issuer's own key identifier where it has one, since CAs derive it differently (RFC 5280 section 4.2.1.1)."""
+    identifier = extension(issuer, x509.SubjectKeyIdentifier)
+    if identifier is None:
+        identifier = x509.SubjectKeyIdentifier.from_public_key(issuer.public_key())
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
+
+
+def _organization(text: str) -> str:
+    if len(text) <= LONGEST_ORGANIZATION:
+        return text
+    mark = f"~{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return text[: LONGEST_ORGANIZATION - len(mark)] + mark
+
+
+def _whole_seconds(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(microsecond=0)
