@@ -1,4 +1,4 @@
-"""The agent as a process: how it starts, how it ends, and what it refuses, as an operator and a service manager see it."""
+"""The agent as a process: how it starts and ends, and what it refuses, as an operator and a service manager see it."""
 
 import os
 import signal

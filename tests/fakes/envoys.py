@@ -137,7 +137,7 @@ async def envoy(
         text = text.replace('"set_node_on_first_message_only": true', '"set_node_on_first_message_only": false')
     file = directory / "envoy.json"
     file.write_text(text)
-    command = [BINARY, "-c", str(file), "--use-dynamic-base-id", "--concurrency", "1", "-l", "info"]
+    command = [BINARY, "-c", str(file), "--disable-hot-restart", "--concurrency", "1", "-l", "info"]
     async with started(command) as program:
         yield Envoy(program, admin)
 

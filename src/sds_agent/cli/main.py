@@ -66,6 +66,7 @@ def _leaves(group: ExceptionGroup[SdsAgentError]) -> Iterator[SdsAgentError]:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    output.open_closed()
     try:
         arguments = _parser().parse_args(argv)
     except SystemExit as leaving:  # argparse has had its say: help, the version, or a wrong call

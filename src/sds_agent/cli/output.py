@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from sds_agent.errors import SdsAgentError
 
@@ -16,6 +17,12 @@ class ReaderGoneError(OutputError):
     """Whoever read standard output has left, as `head` does. The exit code is that of a program ended by SIGPIPE."""
 
     exit_code = 141
+
+
+def open_closed() -> None:
+    """Let a closed standard error go nowhere: argparse writes to it without looking."""
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - stays open for as long as the program runs
 
 
 def write(text: str) -> None:

@@ -1,0 +1,117 @@
+"""Start everything, watch it for a while, tell how it went."""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import anyio
+from rich.console import Console
+
+from . import files, view
+from .children import DemoError
+from .play import Options, play
+from .record import ROTATIONS, Proxy, Record
+
+WIDTH = 120
+"""Columns of the table where there is no terminal to ask."""
+
+
+def main() -> int:
+    """Exit 0 if all went as promised, 1 if not, 130 if stopped before the end."""
+    options = _options()
+    record = Record(
+        {
+            "envoy-a": Proxy("Envoy A (client side)", files.WEB),
+            "envoy-b": Proxy("Envoy B (server side)", files.BACKEND),
+        }
+    )
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    try:
+        finished = _watched(options, record, console)
+    except DemoError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # whoever read this has read enough (`| head`); the interpreter must not try to write the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    console.print(view.table(record))
+    if not finished:
+        console.print("Stopped before the end.")
+        return 130
+    return _verdict(console, record.shortfalls(options.rotations))
+
+
+def _options() -> Options:
+    parser = argparse.ArgumentParser(
+        prog="scripts/demo",
+        description="Two real Envoys speak mutual TLS with identities that sds-agent issued and renews.",
+    )
+    parser.add_argument("--seconds", type=int, default=45, help="how long to send requests (default: %(default)s)")
+    parser.add_argument(
+        "--ttl", type=int, default=20, help="the life of a certificate in seconds (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rotations",
+        type=int,
+        default=ROTATIONS,
+        help="how often Envoy B's certificate has to change on the wire (default: %(default)s)",
+    )
+    given = parser.parse_args()
+    return Options(seconds=given.seconds, ttl=given.ttl, rotations=given.rotations)
+
+
+def _watched(options: Options, record: Record, console: Console) -> bool:
+    """Play it in front of a view; whether it ran its whole time. Raises DemoError."""
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="sds-agent-demo-") as directory,
+            view.chosen(console) as shown,
+        ):
+            return anyio.run(_until_signalled, options, files.Places(Path(directory)), record, shown)
+    except BaseExceptionGroup as group:
+        # one cause can end several tasks at once; the first tells it
+        raise next(_leaves(group)) from None
+
+
+async def _until_signalled(options: Options, places: files.Places, record: Record, shown: view.View) -> bool:
+    finished = False
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_cancel_on_signal, tasks.cancel_scope)
+        await play(options, places, record, shown)
+        finished = True
+        tasks.cancel_scope.cancel()
+    return finished
+
+
+async def _cancel_on_signal(scope: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async for _ in signals:
+            scope.cancel()
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def _verdict(console: Console, shortfalls: list[str]) -> int:
+    for sentence in shortfalls:
+        console.print(sentence, style="bold red")
+    if not shortfalls:
+        console.print("No request failed while the certificates changed.", style="bold green")
+    return 1 if shortfalls else 0
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        sys.exit(main())
+    sys.exit(130)

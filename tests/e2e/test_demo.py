@@ -1,0 +1,110 @@
+"""The demonstration is a newcomer's first minute: it has to work, to tell the truth, and to leave nothing behind."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from select import select
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+DEADLINE = 60.0
+
+
+def start(directory: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The demonstration, keeping its files in `directory`. What scripts/demo does, but for making the environment."""
+    path = os.pathsep.join([str(SCRIPTS), *filter(None, sys.path)])
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "demo_app", *arguments],
+        env=os.environ | {"PYTHONPATH": path, "TMPDIR": str(directory)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def until_line(demo: subprocess.Popen[str], pattern: str) -> str:
+    """The first line that holds `pattern`."""
+    assert demo.stdout is not None
+    seen = []
+    for line in demo.stdout:
+        seen.append(line)
+        if re.search(pattern, line):
+            return line
+    raise AssertionError(f"the demonstration ended before it said {pattern!r}:\n{''.join(seen)}")
+
+
+def programs(directory: Path) -> list[int]:
+    """The processes that were started with a path in `directory` on their command line."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = entry.read_bytes()
+        except OSError:
+            continue  # it ended meanwhile
+        if os.fsencode(directory) in command:
+            found.append(int(entry.parent.name))
+    return found
+
+
+@pytest.fixture
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory with a short path, because Unix sockets are made in it."""
+    path = tmp_path_factory.mktemp("d")
+    yield path
+    assert programs(path) == []
+
+
+def test_certificates_change_under_traffic_and_no_request_fails(directory: Path) -> None:
+    with start(directory, "--seconds", "8", "--ttl", "5", "--rotations", "2") as demo:
+        output, _ = demo.communicate(timeout=DEADLINE)
+    assert demo.returncode == 0, output
+    assert "No request failed while the certificates changed." in output
+    assert len(set(re.findall(r"Envoy B presents certificate (\w+)", output))) >= 3
+    assert re.search(r"Envoy A took web after [\d.]+ ms", output)
+    assert list(directory.iterdir()) == []
+
+
+def test_fewer_rotations_than_promised_are_a_failure(directory: Path) -> None:
+    with start(directory, "--seconds", "1", "--ttl", "3600") as demo:
+        output, _ = demo.communicate(timeout=DEADLINE)
+    assert demo.returncode == 1
+    assert "Envoy B's certificate changed 0 times, not 3." in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_early_it_cleans_up(directory: Path, number: signal.Signals) -> None:
+    with start(directory) as demo:
+        until_line(demo, "Envoy B presents certificate")
+        demo.send_signal(number)
+        output, _ = demo.communicate(timeout=DEADLINE)
+    assert demo.returncode == 130
+    assert "Stopped before the end." in output
+    assert list(directory.iterdir()) == []
+
+
+def test_killed_it_leaves_no_program_running(directory: Path) -> None:
+    with start(directory) as demo:
+        until_line(demo, "Envoy B presents certificate")
+        watched = [os.pidfd_open(pid) for pid in programs(directory)]
+        demo.kill()
+    assert len(watched) == 3
+    for descriptor in watched:
+        assert select([descriptor], [], [], DEADLINE)[0]
+        os.close(descriptor)
+
+
+def test_a_program_that_ends_by_itself_is_named_with_the_end_of_its_log(directory: Path) -> None:
+    with start(directory) as demo:
+        until_line(demo, "Envoy B presents certificate")
+        (agent,) = (pid for pid in programs(directory) if b"sds_agent" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(agent, signal.SIGKILL)
+        output, _ = demo.communicate(timeout=DEADLINE)
+    assert demo.returncode == 1
+    assert "sds-agent ended by itself (killed by SIGKILL); the end of its log:" in output
+    assert '"event": "acked"' in output

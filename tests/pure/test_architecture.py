@@ -1,0 +1,218 @@
+"""The import directions in CONTRIBUTING.md, kept by reading the imports, those inside functions too."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+SOURCES = Path(__file__).parents[2] / "src"
+ROOT = "sds_agent"
+
+BASE = {"errors", "clock", "log", "values"}
+MATERIAL = BASE | {"identity", "pki"}
+EVERYTHING = MATERIAL | {"files", "secrets", "authority", "sds", "issuance", "config"}
+
+# What each part of sds_agent may import of the others; "pki.keys" means that module and no other of its
+# package. A new part is a new line, below what it uses and above what uses it.
+MAY_IMPORT = {
+    "errors": set[str](),
+    "clock": set[str](),
+    "log": set[str](),
+    "values": set[str](),
+    "files": BASE,
+    "identity": BASE,
+    "pki": BASE,
+    "config": BASE | {"identity", "pki.keys"},
+    "secrets": MATERIAL,
+    "authority": MATERIAL | {"files"},
+    "sds": MATERIAL | {"files", "secrets"},
+    "issuance": MATERIAL | {"secrets", "authority"},
+    "app": EVERYTHING,
+    "cli": EVERYTHING | {"app"},
+    "__main__": {"cli"},
+}
+
+# Libraries that belong to some parts only. The wire schema is SDS's: what others know of a secret is a value.
+BELONGS_TO = {
+    "sds_agent_proto": {"sds"},
+    "grpc": {"sds", "authority"},
+    "yaml": {"config"},
+    "argparse": {"cli"},
+}
+
+# Decisions: neither a clock nor a socket nor an event loop, so that a test can put any question to them.
+PURE = {
+    "pki",
+    "identity.spiffe",
+    "secrets.model",
+    "authority.protocol",
+    "issuance.acceptance",
+    "issuance.schedule",
+    "sds.catalog",
+    "sds.codec",
+    "sds.delta",
+    "sds.protocol",
+    "sds.sotw",
+}
+EFFECTS = {"anyio", "asyncio", "grpc", "random", "selectors", "socket", "subprocess", "threading", "time"}
+
+# Each costs more than the whole way to the first secret.
+OFF_THE_PATH = {"envoy_data_plane", "betterproto2", "httpx", "rich", "jsonschema"}
+
+
+def modules(sources: Path) -> dict[str, Path]:
+    """Every module's file; the names are like `sds.sotw`, and `sds` for the package's own."""
+    found = {}
+    for path in sorted((sources / ROOT).rglob("*.py")):
+        parts = path.relative_to(sources / ROOT).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+def imported(path: Path, known: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """The line and the dotted name of every import in a file; the module's name where `from` names one."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write the import in full"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield node.lineno, full if full.removeprefix(f"{ROOT}.") in known else str(node.module)
+
+
+def edges(sources: Path) -> Iterator[tuple[str, str, str]]:
+    """The place, the importing module and the dotted name imported, for every import of the package."""
+    known = modules(sources)
+    for name, path in known.items():
+        for line, target in imported(path, known):
+            yield f"{path.relative_to(sources)}:{line}", name, target
+
+
+def within(name: str, parts: Iterable[str]) -> bool:
+    """Whether a dotted name is one of `parts` or inside one of them."""
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
+
+
+def top(name: str) -> str:
+    return name.split(".", maxsplit=1)[0]
+
+
+def wrong_ways(sources: Path) -> list[str]:
+    wrong = []
+    for place, module, target in edges(sources):
+        inside = target.removeprefix(f"{ROOT}.")
+        allowed = MAY_IMPORT.get(top(module), set()) | {top(module)}
+        if target.startswith(f"{ROOT}.") and not within(inside, allowed):
+            wrong.append(f"{place}: {top(module)} may not import {target}")
+    return wrong
+
+
+def borrowed(sources: Path) -> list[str]:
+    return [
+        f"{place}: {target} belongs to {', '.join(sorted(BELONGS_TO[top(target)]))}"
+        for place, module, target in edges(sources)
+        if top(target) in BELONGS_TO and top(module) not in BELONGS_TO[top(target)]
+    ]
+
+
+def effects(sources: Path) -> list[str]:
+    return [
+        f"{place}: {module} decides and may not import {target}"
+        for place, module, target in edges(sources)
+        if within(module, PURE) and top(target) in EFFECTS
+    ]
+
+
+def cycle(sources: Path) -> list[str]:
+    graph: dict[str, set[str]] = {name: set() for name in modules(sources)}
+    for _, module, target in edges(sources):
+        inside = target.removeprefix(f"{ROOT}.")
+        if target.startswith(f"{ROOT}.") and inside in graph:
+            graph[module].add(inside)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_imports_run_one_way() -> None:
+    assert wrong_ways(SOURCES) == []
+
+
+def test_every_part_has_its_place_in_the_table() -> None:
+    assert {top(name) for name in modules(SOURCES)} - {""} - set(MAY_IMPORT) == set()
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    assert cycle(SOURCES) == []
+
+
+def test_libraries_stay_with_the_parts_they_belong_to() -> None:
+    assert borrowed(SOURCES) == []
+
+
+def test_decisions_reach_for_no_clock_and_no_socket() -> None:
+    assert effects(SOURCES) == []
+
+
+def test_serving_and_issuing_meet_only_in_what_is_served() -> None:
+    assert not within("issuance", MAY_IMPORT["sds"])
+    assert not within("sds", MAY_IMPORT["issuance"])
+
+
+@pytest.mark.parametrize("module", ["sds_agent.app", "sds_agent.cli.main"])
+def test_the_first_secret_does_not_wait_for_libraries_it_does_not_need(module: str) -> None:
+    program = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {top(name) for name in json.loads(done.stdout)} & OFF_THE_PATH == set()
+
+
+def tree(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = folder / ROOT / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def test_an_import_inside_a_function_is_seen(tmp_path: Path) -> None:
+    inside = "def serve():\n    from sds_agent.issuance import loop\n"
+    sources = tree(tmp_path, {"sds/server.py": inside, "issuance/__init__.py": "", "issuance/loop.py": ""})
+    assert wrong_ways(sources) == ["sds_agent/sds/server.py:2: sds may not import sds_agent.issuance.loop"]
+
+
+def test_a_cycle_is_seen(tmp_path: Path) -> None:
+    sources = tree(tmp_path, {"a.py": "import sds_agent.b", "b.py": "from sds_agent import a", "__init__.py": ""})
+    assert set(cycle(sources)) == {"a", "b"}
+
+
+def test_only_the_named_module_of_a_package_is_open(tmp_path: Path) -> None:
+    files = {
+        "config/settings.py": "from sds_agent.pki.keys import KeyType\nfrom sds_agent.pki import path\n",
+        "pki/keys.py": "",
+        "pki/path.py": "",
+    }
+    found = wrong_ways(tree(tmp_path, files))
+    assert found == ["sds_agent/config/settings.py:2: config may not import sds_agent.pki.path"]
+
+
+def test_a_borrowed_library_and_an_effect_are_seen(tmp_path: Path) -> None:
+    sources = tree(tmp_path, {"pki/keys.py": "import time\nimport sds_agent_proto.sds_pb2\n"})
+    assert effects(sources) == ["sds_agent/pki/keys.py:1: pki.keys decides and may not import time"]
+    assert borrowed(sources) == ["sds_agent/pki/keys.py:2: sds_agent_proto.sds_pb2 belongs to sds"]
