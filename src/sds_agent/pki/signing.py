@@ -1,0 +1,28 @@
+"""A CA that can sign, with all that has to go along with a leaf: what every one of our CAs comes down to."""
+
+from datetime import datetime, timedelta
+
+from cryptography import x509
+
+from sds_agent.pki.keys import PublicKey
+from sds_agent.pki.signer import Signer
+from sds_agent.values import Sensitive
+
+
+class SigningSet(Sensitive, frozen=True):
+    """A signer and its surroundings.
+
+    `intermediates` lead from the signer upwards, the signer's own certificate first when it is no root, and hold no root.
+    `roots` are the trust anchors. `crls` are the revocation lists that came along.
+    """
+
+    signer: Signer
+    intermediates: tuple[x509.Certificate, ...]
+    roots: tuple[x509.Certificate, ...]
+    crls: tuple[x509.CertificateRevocationList, ...] = ()
+
+    def issue(
+        self, public_key: PublicKey, uri: str, now: datetime, ttl: timedelta
+    ) -> tuple[x509.Certificate, ...]:
+        """A leaf for `uri` and its intermediates, in issuing order and without a root. Raises SignerError."""
+        return (self.signer.sign_leaf(public_key, uri, now, ttl), *self.intermediates)
