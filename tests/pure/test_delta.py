@@ -114,7 +114,9 @@ def test_name_in_both_lists_ends_up_subscribed(served: Served) -> None:
     stream = session()
     stream.receive(add("default"), served)
     request = DeltaRequest(subscribe=("default",), unsubscribe=("default",), nonce="n1")
-    assert sent(stream.receive(request, served)) == [("default", "v1")]
+    actions = stream.receive(request, served)
+    assert sent(actions) == [("default", "v1")]
+    assert not [a for a in actions if isinstance(a, Unsubscribed)]
     assert stream.names == ("default",)
 
 
@@ -242,3 +244,20 @@ def test_another_type_url_is_refused(served: Served) -> None:
     [finish] = session().receive(DeltaRequest(subscribe=("default",), type_url="x"), served)
     assert isinstance(finish, Finish)
     assert finish.status is Status.INVALID_ARGUMENT
+
+
+def test_answer_to_a_new_name_leaves_a_waiting_push_waiting(served: Served) -> None:
+    stream = session()
+    stream.receive(add("default"), served)
+    served.put("default", "v2")
+    assert sent(stream.receive(add("ROOTCA"), served)) == [("ROOTCA", "r1")]
+
+
+def test_client_that_lost_a_secret_while_it_is_withheld_gets_it_when_it_returns(served: Served) -> None:
+    stream = session()
+    stream.receive(add("default"), served)
+    stream.receive(ack("n1"), served)
+    served.hold("default")
+    stream.receive(add("default"), served)
+    served.put("default", "v1")
+    assert sent(stream.refresh(served)) == [("default", "v1")]

@@ -334,3 +334,10 @@ def test_repeated_ack_says_nothing_new(served: Served) -> None:
     stream.receive(ask("default"), served)
     stream.receive(ask("default", nonce="n1"), served)
     assert stream.receive(ask("default", nonce="n1"), served) == []
+
+
+def test_answer_to_a_new_name_leaves_a_waiting_push_waiting(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default"), served)
+    served.put("default", "v2")
+    assert sent(stream.receive(ask("default", "ROOTCA"), served)) == [("ROOTCA", "r1")]

@@ -13,8 +13,9 @@ from fakes.events import Events, recorded
 from fakes.peers import Peer, chain_of, connected
 
 from sds_agent.sds.endpoint import SocketFile
+from sds_agent.sds.protocol import Finish, Status
 from sds_agent.sds.server import Limits, serving
-from sds_agent.sds.service import SecretDiscoveryService
+from sds_agent.sds.service import SecretDiscoveryService, explain
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
 
@@ -118,6 +119,11 @@ async def test_message_about_a_huge_name_is_bounded(tmp_path: Path) -> None:
         assert message.isascii()
 
 
+def test_message_about_many_names_is_bounded() -> None:
+    offered = tuple(f"spiffe://demo.example/workload/{number}" for number in range(500))
+    assert len(explain(Finish(Status.NOT_FOUND, ("nobody",) * 500), offered)) <= 1010
+
+
 async def test_same_refusal_is_logged_once(tmp_path: Path) -> None:
     """An Envoy with a wrong name asks for it for ever."""
     async with running(tmp_path) as (_, peer, events):
@@ -176,12 +182,19 @@ async def test_message_over_the_limit_is_refused_and_the_server_goes_on(tmp_path
 
 
 async def test_streams_over_the_limit_are_refused_and_the_others_live(tmp_path: Path) -> None:
-    async with running(tmp_path, Limits(streams=2)) as (_, peer, _events):
-        held = [await peer.stream().ask("default") for _ in range(2)]
+    async with running(tmp_path, Limits(streams=2)) as (store, peer, _events):
+        held = []
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            for _ in range(5):
+                stream = await peer.stream().ask("default")
+                await stream.read()
+                held.append(stream)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert 1 <= len(held) <= 2, "the server's own probe may just be leaving"
+        store.publish({"default": certificate(b"chain 2")})
         for stream in held:
-            await stream.read()
-        code, _ = await (await peer.stream().ask("default")).end()
-        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            await stream.ack("default")
+            assert chain_of((await stream.read())["default"]) == b"chain 2"
 
 
 async def test_names_over_the_limit_end_the_stream(tmp_path: Path) -> None:

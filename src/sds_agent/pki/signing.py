@@ -12,7 +12,7 @@ from sds_agent.values import Sensitive
 class SigningSet(Sensitive, frozen=True):
     """A signer and its surroundings.
 
-    `intermediates` lead from the signer upwards, the signer's own certificate first when it is no root, and hold no root.
+    `intermediates` lead from the signer upwards, the signer's own certificate first unless it is a root.
     `roots` are the trust anchors. `crls` are the revocation lists that came along.
     """
 
@@ -21,8 +21,6 @@ class SigningSet(Sensitive, frozen=True):
     roots: tuple[x509.Certificate, ...]
     crls: tuple[x509.CertificateRevocationList, ...] = ()
 
-    def issue(
-        self, public_key: PublicKey, uri: str, now: datetime, ttl: timedelta
-    ) -> tuple[x509.Certificate, ...]:
+    def issue(self, public_key: PublicKey, uri: str, now: datetime, ttl: timedelta) -> tuple[x509.Certificate, ...]:
         """A leaf for `uri` and its intermediates, in issuing order and without a root. Raises SignerError."""
         return (self.signer.sign_leaf(public_key, uri, now, ttl), *self.intermediates)
