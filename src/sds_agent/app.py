@@ -22,10 +22,12 @@ from sds_agent.issuance.gate import Gate
 from sds_agent.issuance.issuer import Issuer, Workload
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.trust import Trust, refresh
+from sds_agent.sds import health
 from sds_agent.sds.endpoint import SocketFile
 from sds_agent.sds.server import Limits, serving
-from sds_agent.sds.service import SecretDiscoveryService
-from sds_agent.secrets.store import SecretStore, Snapshot
+from sds_agent.sds.service import SERVICE, SecretDiscoveryService
+from sds_agent.secrets.readiness import missing, watched
+from sds_agent.secrets.store import SecretStore
 
 LOG = logging.getLogger(__name__)
 
@@ -117,9 +119,10 @@ async def agent(settings: Settings, cas: dict[str, Authority], clock: Clock) -> 
                 renewal=renewal,
             )
             tasks.start_soon(issuer.run)
-        async with serving(service, _socket_file(settings), limits):
+        readiness = health.handler(lambda: not missing(store.snapshot), frozenset({SERVICE}))
+        async with serving(service, _socket_file(settings), limits, [readiness]):
             log.event(LOG, "listening", socket=str(settings.sds.socket))
-            with _readiness(store):
+            with watched(store):
                 yield store
         tasks.cancel_scope.cancel()
 
@@ -127,31 +130,6 @@ async def agent(settings: Settings, cas: dict[str, Authority], clock: Clock) -> 
 def _socket_file(settings: Settings) -> SocketFile:
     sds = settings.sds
     return SocketFile(sds.socket, mode=sds.mode, owner=sds.owner, group=sds.group)
-
-
-@contextmanager
-def _readiness(store: SecretStore) -> Iterator[None]:
-    """Log when the agent becomes ready (every name that may be asked for has a secret) and when it ceases to be."""
-    ready: bool | None = None
-
-    def look(_changed: frozenset[str] = frozenset()) -> None:
-        nonlocal ready
-        missing = missing_names(store.snapshot)
-        if (not missing) is not ready:
-            ready = not missing
-            if ready:
-                log.event(LOG, "ready")
-            else:
-                log.event(LOG, "not_ready", level=logging.WARNING, without_secret=missing)
-
-    look()
-    with store.watching(look):
-        yield
-
-
-def missing_names(snapshot: Snapshot) -> tuple[str, ...]:
-    """The names that exist and have no secret that could be given out."""
-    return tuple(name for name, secret in snapshot.items() if secret is None)
 
 
 @contextmanager

@@ -137,3 +137,16 @@ def test_state_directory_that_cannot_be_made_is_refused_in_words(tmp_path: Path)
     assert refused.returncode == 2
     assert "state_dir" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+async def test_ready_says_so_and_a_stopped_agent_is_not(tmp_path: Path) -> None:
+    config = write_config(tmp_path, default="1h")
+    async with agent(config) as running:
+        await running.event("ready")
+        asked = run("ready", str(config))
+        assert (asked.returncode, asked.stdout) == (0, "ready\n")
+        await running.program.stop()
+    asked = run("ready", str(config))
+    assert asked.returncode == 1
+    assert "no agent answers" in asked.stderr
+    assert "Traceback" not in asked.stderr

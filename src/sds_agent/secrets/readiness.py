@@ -1,0 +1,36 @@
+"""Whether the agent is ready: every name that may be asked for has a secret."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sds_agent import log
+from sds_agent.secrets.store import SecretStore, Snapshot
+
+LOG = logging.getLogger(__name__)
+
+
+def missing(snapshot: Snapshot) -> tuple[str, ...]:
+    """The names that exist and have no secret that could be given out."""
+    return tuple(name for name, secret in snapshot.items() if secret is None)
+
+
+@contextmanager
+def watched(store: SecretStore) -> Iterator[None]:
+    """Log `ready` and `not_ready` as they come about, until the context is left."""
+    ready: bool | None = None
+
+    def look(_changed: frozenset[str] = frozenset()) -> None:
+        nonlocal ready
+        without = missing(store.snapshot)
+        if (not without) is ready:
+            return
+        ready = not without
+        if ready:
+            log.event(LOG, "ready")
+        else:
+            log.event(LOG, "not_ready", level=logging.WARNING, without_secret=without)
+
+    look()
+    with store.watching(look):
+        yield
