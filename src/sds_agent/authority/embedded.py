@@ -6,24 +6,26 @@ on signing.
 """
 
 import logging
+import stat
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
+from sds_agent.authority.request import proven_key
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
-from sds_agent.files import write_private
+from sds_agent.files import UntrustedDirectoryError, own_directory, write_private
 from sds_agent.pki.certificates import CertificateError, has_key, is_ca, read_pem, serial_hex, write_pem
-from sds_agent.pki.keys import KeyType, PrivateKey, PublicKey, generate, to_pkcs8_pem
+from sds_agent.pki.keys import KeyType, PrivateKey, generate, to_pkcs8_pem
 from sds_agent.pki.signer import Signer, SignerError, make_root
+from sds_agent.pki.signing import SigningSet
 
 LOG = logging.getLogger(__name__)
 
@@ -32,6 +34,8 @@ RENEWAL_SHARE = 0.2
 SETTLE_SHARE = 0.05
 LONGEST_SETTLE = timedelta(hours=1)
 """A new root signs only after `SETTLE_SHARE` of its lifetime, at most this long."""
+REFRESH = timedelta(minutes=5)
+"""How often it is looked whether a new root is due while nothing is issued."""
 
 
 class Roots(Struct, frozen=True):
@@ -45,24 +49,33 @@ class Roots(Struct, frozen=True):
         return not self.signers or _end(self.signers[-1]) - now <= self.lifetime * RENEWAL_SHARE
 
     def with_new(self, signer: Signer, now: datetime) -> "Roots":
-        """These roots and a new one, without those that have expired."""
-        return Roots((*(s for s in self.signers if now < _end(s)), signer), self.lifetime)
+        """These roots and a new one, without those that have expired.
+
+        If all have, the newest stays nevertheless: the clock that says so may be wrong, and a root that is gone from
+        the file is gone for ever.
+        """
+        return Roots((*(self.valid(now) or self.signers[-1:]), signer), self.lifetime)
+
+    def valid(self, now: datetime) -> tuple[Signer, ...]:
+        """The roots that have not expired."""
+        return tuple(signer for signer in self.signers if now < _end(signer))
 
     def signing(self, now: datetime) -> Signer:
         """The newest root that has been told for long enough, or else the oldest that has not expired."""
-        valid = [signer for signer in self.signers if now < _end(signer)] or list(self.signers)
+        valid = self.valid(now) or self.signers
         settle = min(self.lifetime * SETTLE_SHARE, LONGEST_SETTLE)
         settled = [signer for signer in valid if now >= _end(signer) - self.lifetime + settle]
         return settled[-1] if settled else valid[0]
 
-    @property
-    def anchors(self) -> bytes:
-        """What to trust: all of them, in PEM."""
-        return write_pem(signer.certificate for signer in self.signers)
+    def anchors(self, now: datetime) -> bytes:
+        """What to trust: all that have not expired, in PEM. In Envoy's statistics an expired one is an alarm."""
+        return write_pem(signer.certificate for signer in self.valid(now))
 
 
 class EmbeddedAuthority:
     """Signs whatever the agent itself asks for. Made by `open`."""
+
+    refresh_every = REFRESH
 
     def __init__(self, file: Path, trust_domain: str, key_type: KeyType, clock: Clock, roots: Roots) -> None:
         self._file = file
@@ -74,43 +87,62 @@ class EmbeddedAuthority:
 
     @classmethod
     async def open(
-        cls, directory: Path, *, trust_domain: str, key_type: KeyType, lifetime: timedelta, clock: Clock
+        cls,
+        directory: Path,
+        *,
+        trust_domain: str,
+        key_type: KeyType,
+        lifetime: timedelta,
+        clock: Clock,
+        setting: str = "state_dir",
     ) -> "EmbeddedAuthority":
         """The CA kept in `directory`, made there (0700, the key 0600) when there is none.
 
-        Raises ConfigurationError when what is there cannot be used; it is left untouched.
+        Raises ConfigurationError, which names `setting`, when what is there cannot be used; it is left untouched.
         """
         file = directory / "roots.pem"
         try:
+            own_directory(directory, 0o700)
             signers = _load(file)
+        except UntrustedDirectoryError as error:
+            raise ConfigurationError(f"{setting}: {error}") from error
         except OSError as error:
             raise ConfigurationError(
-                f"state_dir: the embedded CA cannot use {error.filename or file}: {error.strerror}; "
-                f"give the agent a directory of its own"
+                f"{setting}: the embedded CA cannot use {error.filename or file}: {error.strerror}; "
+                f"give it a directory of its own"
             ) from error
         authority = cls(file, trust_domain, key_type, clock, Roots(signers, lifetime))
         try:
             await authority._renew_when_due()
         except AuthorityError as error:
-            raise ConfigurationError(f"state_dir: {error}") from error
+            raise ConfigurationError(f"{setting}: {error}") from error
         return authority
 
     async def issue(self, request: IssueRequest) -> Issuance:
-        """Sign at once. Raises AuthorityError when the root cannot be renewed or has expired."""
+        """Sign at once. Raises AuthorityError when there is no valid root and none can be made, or when the CSR or
+        the TTL is one that cannot be signed.
+        """
         await self._renew_when_due()
         now = self._clock.now()
-        public_key = _proven_key(request.csr_pem)
+        public_key = proven_key(request.csr_pem)
         signer = self._roots.signing(now)
         try:
             leaf = signer.sign_leaf(public_key, str(request.identity), now, request.ttl)
         except SignerError as error:
             raise AuthorityError(ErrorKind.DENIED, f"the embedded CA cannot sign: {error}") from error
-        return Issuance(write_pem([leaf]), self._roots.anchors)
+        return Issuance(write_pem([leaf]), self._roots.anchors(now))
 
     async def anchors(self) -> bytes:
-        """The roots that are valid now, in PEM. Raises AuthorityError when a new one is due and cannot be kept."""
+        """The roots that are valid now, in PEM. Raises AuthorityError when there is none and none can be made."""
         await self._renew_when_due()
-        return self._roots.anchors
+        return self._roots.anchors(self._clock.now())
+
+    async def signing(self) -> SigningSet:
+        """What signs now, and every root that is valid. Raises AuthorityError as `anchors` does."""
+        await self._renew_when_due()
+        now = self._clock.now()
+        roots = tuple(signer.certificate for signer in self._roots.valid(now))
+        return SigningSet(self._roots.signing(now), (), roots)
 
     async def _renew_when_due(self) -> None:
         async with self._renewing:
@@ -123,29 +155,23 @@ class EmbeddedAuthority:
             try:
                 write_private(self._file, b"".join(_to_pem(s) for s in roots.signers))
             except OSError as error:
-                raise AuthorityError(
-                    ErrorKind.TRANSIENT,
-                    f"the embedded CA cannot keep its new root in {self._file}: {error.strerror}",
-                ) from error
+                self._not_kept(error, now)
+                return
             self._roots = roots
         serial = serial_hex(signer.certificate)
         log.event(LOG, "root_created", file=str(self._file), serial=serial, not_after=_end(signer))
 
+    def _not_kept(self, error: OSError, now: datetime) -> None:
+        """A root that is due for renewal has a fifth of its life left, time enough to mend a full disk."""
+        cause = f"the embedded CA cannot keep its new root in {self._file}: {error.strerror}"
+        valid = self._roots.valid(now)
+        if not valid:
+            raise AuthorityError(ErrorKind.TRANSIENT, cause) from error
+        log.event(LOG, "root_not_renewed", level=logging.ERROR, cause=cause, not_after=_end(valid[-1]))
+
 
 def _end(signer: Signer) -> datetime:
     return signer.certificate.not_valid_after_utc
-
-
-def _proven_key(csr_pem: bytes) -> PublicKey:
-    try:
-        csr = x509.load_pem_x509_csr(csr_pem)
-        key = csr.public_key()
-        proven = csr.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
-        raise AuthorityError(ErrorKind.INVALID, "the CSR cannot be read") from error
-    if not proven or not isinstance(key, PublicKey):
-        raise AuthorityError(ErrorKind.INVALID, "the CSR does not prove possession of an EC or RSA key")
-    return key
 
 
 def _to_pem(signer: Signer) -> bytes:
@@ -154,19 +180,22 @@ def _to_pem(signer: Signer) -> bytes:
 
 def _load(file: Path) -> tuple[Signer, ...]:
     """The roots in the file: a certificate and its key, one pair after another, oldest first."""
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        data = file.read_bytes()
-        mode = file.stat().st_mode
+        mode = file.lstat().st_mode
     except FileNotFoundError:
         return ()
+    if not stat.S_ISREG(mode):
+        raise ConfigurationError(
+            f"{file} should hold the embedded CA's roots and is not a regular file; put the file itself there, "
+            f"or remove what is there and a new root is made"
+        )
     if mode & 0o077:
         raise ConfigurationError(
             f"{file} holds the embedded CA's private key and others may read or write it; "
             f"if nobody has, run chmod 600 {file}, otherwise remove it and a new root is made"
         )
     marker = b"-----END PRIVATE KEY-----"
-    pairs = [part + marker for part in data.split(marker) if part.strip()]
+    pairs = [part + marker for part in file.read_bytes().split(marker) if part.strip()]
     try:
         signers = tuple(_read_pair(pair) for pair in pairs)
     except (CertificateError, ValueError, TypeError, UnsupportedAlgorithm) as error:

@@ -99,6 +99,9 @@ class Authority(Protocol):
 class TellsTrust(Protocol):
     """An authority that knows its trust anchors without issuing anything."""
 
+    refresh_every: timedelta
+    """How often to ask it for them while nothing is issued."""
+
     async def anchors(self) -> bytes:
         """The anchors the CA tells now, as PEM. Raises AuthorityError."""
         ...

@@ -21,16 +21,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Exit code 0 when the agent is ready, 1 when it is not or does not answer. Raises ConfigError."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import anyio  # noqa: PLC0415 - imported by the command that needs it
-    from grpc.aio import AioRpcError  # noqa: PLC0415 - has to see the variable above
 
     from sds_agent.config.loading import load  # noqa: PLC0415 - imported by the command that needs it
-    from sds_agent.sds.health import check  # noqa: PLC0415 - likewise
+    from sds_agent.sds.health import NoAnswerError, check  # noqa: PLC0415 - has to see the variable above
 
     socket = load(arguments.file, os.environ).settings.sds.socket
     try:
         ready = anyio.run(check, f"unix:{quote(str(socket))}", PATIENCE)
-    except AioRpcError as error:
-        output.complain(f"no agent answers at {socket}: {error.code().name.lower()}; is it running?")
+    except NoAnswerError as error:
+        output.complain(f"{socket}: {error}")
         return NOT_READY
     if not ready:
         output.complain(f"the agent at {socket} is not ready: a workload has no certificate yet; its log tells why")

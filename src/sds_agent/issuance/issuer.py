@@ -15,10 +15,11 @@ from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.authority.protocol import Authority, AuthorityError, CurrentIdentity, ErrorKind, IssueRequest
-from sds_agent.clock import Clock, until
+from sds_agent.clock import LONGEST_SLEEP, Clock, until
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted, accept
 from sds_agent.issuance.gate import Gate, Rank
+from sds_agent.issuance.kept import Keeper, KeepError, KeptCertificate
 from sds_agent.issuance.schedule import Ask, Failure, Held, Renewal, decide, failed
 from sds_agent.issuance.trust import Trust
 from sds_agent.pki.certificates import serial_hex, write_pem
@@ -66,6 +67,7 @@ class Issuer:
         gate: Gate,
         clock: Clock,
         renewal: Renewal | None = None,
+        keeper: Keeper | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._workload = workload
@@ -75,6 +77,7 @@ class Issuer:
         self._gate = gate
         self._clock = clock
         self._renewal = renewal or Renewal()
+        self._keeper = keeper
         self._chance = chance
         self._held: Held | None = None
         self._current: CurrentIdentity | None = None
@@ -84,6 +87,7 @@ class Issuer:
     async def run(self) -> None:
         """Keep the certificate fresh for ever."""
         async with anyio.create_task_group() as tasks:
+            self._restore(tasks)
             while True:
                 decision = decide(self._clock.now(), self._held, self._failure, self._renewal)
                 if isinstance(decision, Ask):
@@ -100,8 +104,51 @@ class Issuer:
             except AuthorityError as error:
                 self._fail(error)
                 return
-        held = self._serve(draft, accepted, started)
-        tasks.start_soon(self._withhold_when_expired, held)
+        event = "issued" if self._held is None else "renewed"
+        held, secret = self._serve(draft.key, accepted, self._clock.now())
+        self._report(event, accepted, held, started)
+        tasks.start_soon(self._offer_while_valid, held, secret)
+        await self._keep(accepted, held, secret)
+
+    def _restore(self, tasks: TaskGroup) -> None:
+        """Serve what an agent before this one kept, if it is still as good as on the day it came."""
+        workload = self._workload
+        try:
+            kept = self._keeper.load(workload.identity) if self._keeper else None
+            if kept is None:
+                return
+            key = kept.key
+            accepted = accept(
+                kept.issuance,
+                identity=workload.identity,
+                public_key=key.public_key(),
+                anchors=(),
+                now=self._clock.now(),
+            )
+        except (KeepError, AuthorityError) as error:
+            log.event(LOG, "not_restored", level=logging.WARNING, workload=workload.name, cause=str(error))
+            return
+        held, secret = self._serve(key, accepted, kept.issued)
+        renew_at = held.renew_at(self._renewal)
+        log.event(
+            LOG, "restored", workload=workload.name, serial=held.serial, not_after=held.not_after, renew_at=renew_at
+        )
+        tasks.start_soon(self._offer_while_valid, held, secret)
+
+    async def _keep(self, accepted: Accepted, held: Held, secret: CertificateSecret) -> None:
+        if self._keeper is None:
+            return
+        kept = KeptCertificate(
+            str(self._workload.identity),
+            held.issued_at.timestamp(),
+            secret.chain_pem.decode(),
+            write_pem(accepted.anchors).decode(),
+            secret.private_key_pem.decode(),
+        )
+        try:
+            await anyio.to_thread.run_sync(self._keeper.save, kept)
+        except KeepError as error:
+            log.event(LOG, "not_kept", level=logging.ERROR, workload=self._workload.name, cause=str(error))
 
     def _rank(self) -> Rank:
         expiry = datetime.min.replace(tzinfo=UTC) if self._held is None else self._held.not_after
@@ -139,31 +186,31 @@ class Issuer:
             now=self._clock.now(),
         )
 
-    def _serve(self, draft: _Draft, accepted: Accepted, started: datetime) -> Held:
-        first = self._held is None
-        now = self._clock.now()
+    def _serve(self, key: PrivateKey, accepted: Accepted, issued_at: datetime) -> tuple[Held, CertificateSecret]:
         leaf = accepted.leaf
-        held = self._held = Held(now, leaf.not_valid_before_utc, accepted.not_after, leaf.serial_number)
-        chain, key = write_pem(accepted.chain), to_pkcs8_pem(draft.key)
-        self._current = CurrentIdentity(chain, key)
+        held = self._held = Held(issued_at, leaf.not_valid_before_utc, accepted.not_after, serial_hex(leaf))
+        secret = CertificateSecret(write_pem(accepted.chain), to_pkcs8_pem(key), accepted.not_after)
+        self._current = CurrentIdentity(secret.chain_pem, secret.private_key_pem)
         self._draft = self._failure = None
         self._trust.update(self._workload.authority, accepted.anchors)
         # after the bundle: whoever is handed the new leaf has been handed what it chains to
-        self._store.publish(dict.fromkeys(self._workload.names, CertificateSecret(chain, key, accepted.not_after)))
+        self._store.publish(dict.fromkeys(self._workload.names, secret))
+        return held, secret
+
+    def _report(self, event: str, accepted: Accepted, held: Held, started: datetime) -> None:
         for warning in accepted.warnings:
             log.event(LOG, "ca_warning", level=logging.WARNING, workload=self._workload.name, warning=warning)
         log.event(
             LOG,
-            "issued" if first else "renewed",
+            event,
             workload=self._workload.name,
             spiffe_id=str(self._workload.identity),
             authority=self._workload.authority,
-            serial=serial_hex(leaf),
+            serial=held.serial,
             not_after=held.not_after,
             renew_at=held.renew_at(self._renewal),
-            took_ms=round((now - started).total_seconds() * 1000, 1),
+            took_ms=round((held.issued_at - started).total_seconds() * 1000, 1),
         )
-        return held
 
     def _fail(self, error: AuthorityError) -> None:
         now = self._clock.now()
@@ -193,9 +240,16 @@ class Issuer:
             expires=held.not_after if held else None,
         )
 
-    async def _withhold_when_expired(self, held: Held) -> None:
-        while self._held is held and not held.expired(self._clock.now()):
-            await until(self._clock, held.not_after)
-        if self._held is held:
-            self._store.withhold(self._workload.names)
-            log.event(LOG, "expired", level=logging.ERROR, workload=self._workload.name, not_after=held.not_after)
+    async def _offer_while_valid(self, held: Held, secret: CertificateSecret) -> None:
+        """Withhold the secret once it has expired, and offer it again if the clock that said so is set back."""
+        name, names = self._workload.name, self._workload.names
+        while self._held is held:
+            now = self._clock.now()
+            if not held.expired(now):
+                if self._store.publish(dict.fromkeys(names, secret)):
+                    log.event(LOG, "valid_again", level=logging.WARNING, workload=name, not_after=held.not_after)
+                await until(self._clock, held.not_after)
+            else:
+                if self._store.withhold(names):
+                    log.event(LOG, "expired", level=logging.ERROR, workload=name, not_after=held.not_after)
+                await until(self._clock, now + timedelta(seconds=LONGEST_SLEEP))

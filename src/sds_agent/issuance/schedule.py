@@ -34,16 +34,16 @@ class Renewal(Struct, frozen=True):
 
 
 class Held(Struct, frozen=True):
-    """The certificate now served, as far as time is concerned. `serial` feeds the jitter."""
+    """The certificate now served, as far as time is concerned. `serial`, in hexadecimal, feeds the jitter."""
 
     issued_at: datetime
     not_before: datetime
     not_after: datetime
-    serial: int
+    serial: str
 
     def renew_at(self, renewal: Renewal) -> datetime:
         """When to ask for the next one."""
-        digest = hashlib.sha256(self.serial.to_bytes(32, "big", signed=True)).digest()
+        digest = hashlib.sha256(self.serial.encode()).digest()
         spread = int.from_bytes(digest[:8], "big") / 2**63 - 1  # -1 to 1, evenly
         share = renewal.fraction + spread * renewal.jitter
         return max(self.issued_at + (self.not_after - self.issued_at) * share, self.issued_at + FLOOR)
@@ -83,9 +83,8 @@ def decide(now: datetime, held: Held | None, failure: Failure | None, renewal: R
     if failure is not None and failure.at <= now < failure.at + failure.delay:
         return Wait(failure.at + failure.delay)
     if held is None or failure is not None or now < min(held.issued_at, held.not_before):
-        return (
-            Ask()
-        )  # the last of these: the clock was set back, and to everybody else the certificate is not valid yet
+        # the last of these: the clock was set back, and to everybody else the certificate is not valid yet
+        return Ask()
     renew_at = held.renew_at(renewal)
     return Ask() if now >= renew_at else Wait(renew_at)
 
@@ -111,7 +110,7 @@ def failed(
     delay = bound * chance
     if kind.refused:
         delay = bound / 2 + delay / 2
-    if retry_after is not None:
+    if retry_after is not None and retry_after > 0:  # so a CA's "nan" does not count either
         delay = max(delay, timedelta(seconds=min(retry_after, LONGEST_RETRY_AFTER.total_seconds())))
     if held is not None and not held.expired(now):
         delay = min(delay, (held.not_after - now) / 2)

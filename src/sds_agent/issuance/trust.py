@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Iterable
-from datetime import timedelta
 
 import anyio
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from sds_agent import log
 from sds_agent.authority.protocol import AuthorityError, TellsTrust
@@ -16,8 +16,6 @@ from sds_agent.secrets.store import SecretStore
 
 LOG = logging.getLogger(__name__)
 
-REFRESH = timedelta(minutes=5)
-"""How often an authority that tells its anchors by themselves is asked for them."""
 PATIENCE = 10.0
 """Seconds that it may take to tell them."""
 
@@ -37,14 +35,15 @@ class Trust:
     def update(self, authority: str, anchors: tuple[x509.Certificate, ...]) -> None:
         """Take an authority's anchors, and publish the bundle if that changes its content.
 
-        Certificates are compared as DER. An authority that tells no anchors changes nothing: an empty bundle would
+        Certificates are compared as DER, and their order is our own: a CA that tells the same anchors in another
+        order changes nothing. An authority that tells no anchors changes nothing: an empty bundle would
         make every handshake fail.
         """
         if not anchors:
             return
         self._anchors[authority] = anchors
-        together = unique(anchor for name in sorted(self._anchors) for anchor in self._anchors[name])
-        bundle = BundleSecret(write_pem(together))
+        together = unique(anchor for anchors in self._anchors.values() for anchor in anchors)
+        bundle = BundleSecret(write_pem(sorted(together, key=_der)))
         if self._store.publish(dict.fromkeys(self._names, bundle)):
             log.event(LOG, "trust_changed", authority=authority, anchors=len(together), version=bundle.version)
 
@@ -56,6 +55,16 @@ async def refresh(trust: Trust, name: str, authority: TellsTrust, clock: Clock) 
             with anyio.fail_after(PATIENCE):
                 trust.update(name, read_pem(await authority.anchors()))
         except (AuthorityError, CertificateError, TimeoutError) as error:
-            cause = str(error) or f"no answer within {PATIENCE:.0f} s"
-            log.event(LOG, "trust_not_refreshed", level=logging.WARNING, authority=name, cause=cause)
-        await until(clock, clock.now() + REFRESH)
+            _not_refreshed(name, str(error) or f"no answer within {PATIENCE:.0f} s")
+        except Exception as error:
+            LOG.exception("adapter_fault")
+            _not_refreshed(name, f"the adapter failed with {type(error).__name__}; please report it")
+        await until(clock, clock.now() + authority.refresh_every)
+
+
+def _not_refreshed(authority: str, cause: str) -> None:
+    log.event(LOG, "trust_not_refreshed", level=logging.WARNING, authority=authority, cause=cause)
+
+
+def _der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.DER)

@@ -10,6 +10,8 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from sds_agent_proto.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from sds_agent.errors import SdsAgentError
+
 SERVICE = "grpc.health.v1.Health"
 
 
@@ -29,9 +31,16 @@ def handler(ready: Callable[[], bool], services: frozenset[str]) -> grpc.Generic
     return grpc.method_handlers_generic_handler(SERVICE, {"Check": grpc.unary_unary_rpc_method_handler(check)})
 
 
+class NoAnswerError(SdsAgentError):
+    """No agent answers at the socket."""
+
+
 async def check(address: str, patience: float) -> bool:
-    """Ask the server at a gRPC address. Raises grpc.aio.AioRpcError when it does not answer in `patience` seconds."""
+    """Whether the server at a gRPC address is ready. Raises NoAnswerError if it does not say in `patience` seconds."""
     async with grpc.aio.insecure_channel(address) as channel:
         ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/Check")
-        data = await ask(HealthCheckRequest().SerializeToString(), timeout=patience)
+        try:
+            data = await ask(HealthCheckRequest().SerializeToString(), timeout=patience)
+        except grpc.aio.AioRpcError as error:
+            raise NoAnswerError(f"no agent answers ({error.code().name.lower()}); is it running?") from error
     return HealthCheckResponse.FromString(data).status == HealthCheckResponse.SERVING

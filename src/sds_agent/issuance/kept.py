@@ -1,0 +1,88 @@
+"""Certificates that outlive the process: written at each issue, read when the agent starts again.
+
+With them a restarted agent serves at once what is still valid, CA or no CA, and renews with its current certificate
+where the CA wants that. The price is a private key on disk; so it is the operator's choice. A kept certificate is
+checked like one that came from the CA: what is in the file is believed no more than what came over the wire.
+"""
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from sds_agent.authority.protocol import Issuance
+from sds_agent.errors import SdsAgentError
+from sds_agent.files import own_directory, write_private
+from sds_agent.identity.spiffe import SpiffeId
+from sds_agent.pki.keyfile import KeyFileError, read_private_key
+from sds_agent.pki.keys import PrivateKey
+from sds_agent.values import Sensitive
+
+
+class KeepError(SdsAgentError):
+    """A certificate cannot be kept, or what was kept cannot be used."""
+
+
+class KeptCertificate(Sensitive, frozen=True):
+    """A certificate as it was served: PEM, the key as PKCS#8. `issued_at` is seconds since the epoch."""
+
+    spiffe_id: str
+    issued_at: float
+    chain_pem: str
+    anchors_pem: str
+    private_key_pem: str
+
+    @property
+    def issuance(self) -> Issuance:
+        """The certificate as if the CA had just answered with it."""
+        return Issuance(self.chain_pem.encode(), self.anchors_pem.encode())
+
+    @property
+    def key(self) -> PrivateKey:
+        """The private key. Raises KeepError."""
+        try:
+            return read_private_key(self.private_key_pem.encode())
+        except KeyFileError as error:
+            raise KeepError(f"the private key kept for {self.spiffe_id} is damaged: {error}") from error
+
+    @property
+    def issued(self) -> datetime:
+        """When it was issued."""
+        return datetime.fromtimestamp(self.issued_at, UTC)
+
+
+class Keeper:
+    """Keeps one file for each identity in a directory (0700, the files 0600)."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def save(self, kept: KeptCertificate) -> None:
+        """Keep it in place of the one before. Blocks for a disk's write. Raises KeepError."""
+        try:
+            own_directory(self._directory, 0o700)
+            write_private(self._file(kept.spiffe_id), msgspec.json.encode(kept))
+        except (OSError, SdsAgentError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise KeepError(
+                f"cannot keep the certificate of {kept.spiffe_id} in {self._directory}: {reason}"
+            ) from error
+
+    def load(self, identity: SpiffeId) -> KeptCertificate | None:
+        """What was kept for the identity, unchecked, or None. Raises KeepError."""
+        file = self._file(str(identity))
+        try:
+            kept = msgspec.json.decode(file.read_bytes(), type=KeptCertificate)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise KeepError(f"cannot read {file}: {error.strerror}") from error
+        except msgspec.DecodeError as error:
+            raise KeepError(f"{file} is damaged; it is not used, and replaced by the next certificate") from error
+        if kept.spiffe_id != str(identity):
+            raise KeepError(f"{file} is of another identity; it is not used, and replaced by the next certificate")
+        return kept
+
+    def _file(self, spiffe_id: str) -> Path:
+        return self._directory / f"{hashlib.sha256(spiffe_id.encode()).hexdigest()[:32]}.json"

@@ -1,0 +1,159 @@
+"""Reading a private key in whatever form the tools of others have written it.
+
+Taken are PKCS#8 (RFC 5958), also encrypted, PKCS#1 and SEC1 (RFC 5915), each in PEM: `openssl genrsa -traditional` and
+cfssl write PKCS#1, `openssl ecparam` writes SEC1 behind a block of parameters. Text around the block, CRLF and a byte
+order mark are skipped.
+"""
+
+import base64
+import binascii
+import re
+from typing import TypeAlias
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from sds_agent.errors import SdsAgentError
+from sds_agent.pki.keys import PrivateKey
+from sds_agent.pki.rules import SMALLEST_RSA
+
+_BEGIN = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----")
+_KEYS = frozenset({b"PRIVATE KEY", b"ENCRYPTED PRIVATE KEY", b"RSA PRIVATE KEY", b"EC PRIVATE KEY"})
+_CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
+
+# Both are lost when cryptography has read a key, so they are looked for before: the DER of the object identifiers
+# id-RSASSA-PSS (RFC 4055 section 1.2), and prime-field (RFC 3279 section 2.3.5), which only explicit parameters have.
+RSA_PSS = bytes.fromhex("06092a864886f70d01010a")
+EXPLICIT_CURVE = bytes.fromhex("06072a8648ce3d0101")
+
+PSS_REFUSED = (
+    "is an RSA-PSS key, which Envoy and most others do not take; make a plain one with `openssl genpkey -algorithm RSA`"
+)
+EXPLICIT_REFUSED = (
+    "has its curve spelled out as explicit parameters, which others refuse; name the curve instead, with "
+    "`openssl ec -in KEY -param_enc named_curve`"
+)
+_OTHER_KINDS = {
+    b"OPENSSH PRIVATE KEY": "is in OpenSSH's own form; convert it with `ssh-keygen -p -m PKCS8 -f KEY`",
+    b"DSA PRIVATE KEY": "is a DSA key, which nobody takes for TLS any more; make an EC or RSA key",
+    b"PUBLIC KEY": "is a public key; give the private key that belongs to it",
+    b"RSA PUBLIC KEY": "is a public key; give the private key that belongs to it",
+    b"CERTIFICATE": "is a certificate; give the private key that belongs to it",
+    b"TRUSTED CERTIFICATE": "is a certificate of OpenSSL's own kind; give the private key that belongs to it",
+    b"CERTIFICATE REQUEST": "is a certificate request; give the private key that it was made with",
+}
+
+_Read: TypeAlias = tuple[bytes, bytes]
+"""A block's label and the whole block."""
+
+
+class KeyFileError(SdsAgentError):
+    """What should be a private key cannot be used; the message begins with a verb and never holds key material."""
+
+    exit_code = 2
+
+
+class PassphraseError(KeyFileError):
+    """The key is encrypted, and there is no passphrase or it is not the right one."""
+
+
+def read_private_key(data: bytes, passphrase: bytes | None = None) -> PrivateKey:
+    """The one EC or RSA private key in `data`.
+
+    `passphrase` is used where the key is encrypted and not needed otherwise. Raises KeyFileError for anything that
+    cannot serve as a CA's key, among them RSA-PSS keys, curves given as explicit parameters and RSA under 2048 bits.
+    """
+    label, block = _only_key(data)
+    encrypted = _is_encrypted(label, block)
+    if encrypted and not passphrase:
+        raise PassphraseError("is encrypted and there is no passphrase; give the file that holds it")
+    if not encrypted:
+        _refuse_odd_encodings(_der(block))
+    return _fit(_load(block, passphrase if encrypted else None))
+
+
+def is_encrypted(data: bytes) -> bool:
+    """Whether the key in `data` needs a passphrase. Raises KeyFileError when there is no key in it."""
+    return _is_encrypted(*_only_key(data))
+
+
+def first_label(data: bytes) -> str | None:
+    """The label of the first PEM block, or None without one."""
+    begin = _BEGIN.search(data)
+    return begin[1].decode() if begin else None
+
+
+def _is_encrypted(label: bytes, block: bytes) -> bool:
+    """PKCS#8 says it in the label, the older forms in a header (RFC 1421 section 4.6.1.1)."""
+    return label == b"ENCRYPTED PRIVATE KEY" or b"\nProc-Type: 4,ENCRYPTED\n" in block
+
+
+def _only_key(data: bytes) -> _Read:
+    text = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    begins = list(_BEGIN.finditer(text))
+    keys = [begin for begin in begins if begin[1] in _KEYS]
+    if len(keys) > 1:
+        raise KeyFileError(f"holds {len(keys)} private keys; keep only the one that belongs to the certificate")
+    if not keys:
+        raise KeyFileError(_no_key(data, [begin[1] for begin in begins]))
+    begin = keys[0]
+    end = b"-----END " + begin[1] + b"-----"
+    at = text.find(end, begin.end())
+    if at < 0:
+        raise KeyFileError("has no END line, so the key is cut off; write the whole of it")
+    return begin[1], text[begin.start() : at] + end + b"\n"
+
+
+def _no_key(data: bytes, labels: list[bytes]) -> str:
+    for label in labels:
+        if label in _OTHER_KINDS:
+            return _OTHER_KINDS[label]
+    if data.startswith(b"\x30"):
+        return "is in DER; convert it to PEM with `openssl pkey -inform DER -in KEY -out KEY.pem`"
+    if not data.strip():
+        return "is empty; write the private key into it, in PEM"
+    return "holds no private key in PEM; write one that begins with -----BEGIN PRIVATE KEY-----"
+
+
+def _der(block: bytes) -> bytes:
+    body = b"".join(block.split(b"\n")[1:-2])
+    try:
+        return base64.b64decode(b"".join(body.split()), validate=True)
+    except binascii.Error as error:
+        raise KeyFileError("is damaged: what stands between BEGIN and END is not base64; copy it anew") from error
+
+
+def _refuse_odd_encodings(der: bytes) -> None:
+    if RSA_PSS in der:
+        raise KeyFileError(PSS_REFUSED)
+    if EXPLICIT_CURVE in der:
+        raise KeyFileError(EXPLICIT_REFUSED)
+
+
+def _load(block: bytes, passphrase: bytes | None) -> object:
+    try:
+        return load_pem_private_key(block, passphrase)
+    except UnsupportedAlgorithm as error:
+        raise KeyFileError(
+            "is of a kind, or encrypted in a way, that is not supported; convert it with "
+            "`openssl pkcs8 -topk8 -v2 aes-256-cbc -in KEY`"
+        ) from error
+    except (ValueError, TypeError) as error:
+        if passphrase is not None:
+            raise PassphraseError(
+                "cannot be decrypted; the passphrase is wrong, or the key is damaged or encrypted in an old way "
+                "(`openssl pkcs8 -topk8 -v2 aes-256-cbc -in KEY` writes a new one)"
+            ) from error
+        raise KeyFileError("is not a well-formed private key; write it anew") from error
+
+
+def _fit(key: object) -> PrivateKey:
+    match key:
+        case rsa.RSAPrivateKey(key_size=size) if size < SMALLEST_RSA:
+            raise KeyFileError(f"is an RSA key of {size} bits; make one of {SMALLEST_RSA} or more")
+        case ec.EllipticCurvePrivateKey(curve=curve) if curve.name not in _CURVES:
+            raise KeyFileError(f"is on the curve {curve.name}; make one on P-256, P-384 or P-521")
+        case rsa.RSAPrivateKey() | ec.EllipticCurvePrivateKey():
+            return key
+    raise KeyFileError("is neither an EC nor an RSA key; make one of these")

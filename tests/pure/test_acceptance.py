@@ -1,0 +1,224 @@
+"""What of a CA's answer is accepted: whatever is wrong with it, nobody is ever served it."""
+
+import base64
+import re
+from datetime import timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from fakes.authorities import ODD, SECOND, WRONG, Answer, UpstreamCa, good, huge_serial, shifted
+from fakes.hierarchy import DAY, HOUR, NOW, URI, make_ca, make_leaf, new_key
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
+from sds_agent.identity.spiffe import SpiffeId
+from sds_agent.issuance.acceptance import SKEW, Accepted, accept
+from sds_agent.pki.certificates import write_pem
+from sds_agent.pki.csr import make_csr
+
+CA = UpstreamCa(lambda: NOW)
+KEY = new_key()
+IDENTITY = SpiffeId.parse(URI)
+REQUEST = IssueRequest(IDENTITY, make_csr(KEY, URI), HOUR, "1")
+ROOT, UPPER, LOWER = (ca.certificate for ca in (CA.root, CA.upper, CA.lower))
+
+
+def judge(answer: Issuance, *, anchors: tuple[x509.Certificate, ...] = ()) -> Accepted:
+    return accept(answer, identity=IDENTITY, public_key=KEY.public_key(), anchors=anchors, now=NOW)
+
+
+def refusal(answer: Issuance, *, anchors: tuple[x509.Certificate, ...] = ()) -> AuthorityError:
+    with pytest.raises(AuthorityError) as caught:
+        judge(answer, anchors=anchors)
+    return caught.value
+
+
+def answer_of(answer: Answer) -> Issuance:
+    return answer(CA, REQUEST)
+
+
+@pytest.mark.parametrize(("answer", "kind"), WRONG.values(), ids=WRONG)
+def test_a_wrong_answer_is_refused_in_words(answer: Answer, kind: ErrorKind) -> None:
+    error = refusal(answer_of(answer))
+    assert error.kind is kind
+    assert len(str(error)) > 30
+    assert str(error).isprintable()
+
+
+@pytest.mark.parametrize("answer", ODD.values(), ids=ODD)
+def test_an_odd_answer_becomes_the_leaf_and_its_intermediates_in_order_without_roots(answer: Answer) -> None:
+    accepted = judge(answer_of(answer))
+    assert accepted.leaf == accepted.chain[0]
+    assert accepted.leaf.public_key() == KEY.public_key()
+    assert accepted.chain[1:] == (LOWER, UPPER)
+    assert accepted.anchors == (ROOT,)
+    assert accepted.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("another key", r"none of the 3 certificates .* is for the key of our request"),
+        ("another SAN", rf"must be exactly the URI {URI}; the CA put in: .*sa/other'"),
+        ("two SANs", r"the CA put in: UniformResourceIdentifier .*sa/web', UniformResourceIdentifier .*sa/other'"),
+        ("a DNS name beside", r"DNSName 'web\.demo\.example'"),
+        ("no SAN", r"the CA put in: none"),
+        ("no EKU", r"lacks serverAuth and clientAuth; .* change the CA's profile or template"),
+        ("only serverAuth", r"lacks clientAuth;"),
+        ("only clientAuth", r"lacks serverAuth;"),
+        ("expired", r"expired at 2026-03-14T15:09:25Z, .* \(it is 2026-03-14T15:09:26Z here\): compare .* clock"),
+        ("from the future", r"only from 2026-03-15T15:09:26Z \(it is 2026-03-14T15:09:26Z here\): compare .* clock"),
+        ("no anchors", r"tells no trust anchors and none are configured"),
+        ("garbage in the chain", r"cannot read the certificate chain that the CA sent"),
+        ("garbage as anchors", r"cannot read the trust anchors that the CA sent"),
+        ("garbage", r"answered without a certificate"),
+        ("nothing", r"answered without a certificate"),
+        ("an intermediate missing", r"upstream upper"),
+        ("an expired intermediate", r"expired"),
+    ],
+)
+def test_the_refusal_names_what_is_wrong(name: str, text: str) -> None:
+    assert re.search(text, str(refusal(answer_of(WRONG[name][0]))))
+
+
+def test_a_flood_of_names_makes_no_flood_of_words() -> None:
+    names = [x509.DNSName(f"{'x' * 2000}{n}") for n in range(50)]
+    assert len(str(refusal(CA.under(CA.leaf(REQUEST, names=names))))) < 2000
+
+
+# --- times ---
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "kind"),
+    [
+        (-DAY, SECOND, None),
+        (-DAY, timedelta(0), ErrorKind.INVALID),
+        (timedelta(0), DAY, None),
+        (SKEW, DAY, None),
+        (SKEW + SECOND, DAY, ErrorKind.INVALID),
+    ],
+)
+def test_times_hold_with_a_small_skew_at_the_beginning_and_none_at_the_end(
+    begin: timedelta, end: timedelta, kind: ErrorKind | None
+) -> None:
+    """Clocks 5 to 30 s apart are usual, and broke fresh certificates elsewhere."""
+    answer = answer_of(shifted(begin, end))
+    if kind is None:
+        assert judge(answer).not_after == NOW + end
+    else:
+        assert refusal(answer).kind is kind
+
+
+def test_a_clock_that_is_behind_the_cas_is_told() -> None:
+    (warning,) = judge(answer_of(shifted(30 * SECOND, DAY))).warnings
+    assert warning == "the certificate is valid only in 30 s: the CA's clock is ahead of this one"
+
+
+def test_the_cas_own_warnings_are_kept() -> None:
+    answer = answer_of(good)
+    told = Issuance(answer.chain_pem, answer.anchors_pem, ("ttl clamped to 1h",))
+    assert judge(told).warnings == ("ttl clamped to 1h",)
+
+
+def test_the_secret_is_good_until_the_first_certificate_of_the_chain_expires() -> None:
+    """A leaf is worthless from the moment its intermediate is, and is renewed by that."""
+    short = make_ca("short", CA.root, not_after=NOW + HOUR / 2)
+    accepted = judge(CA.issuance(CA.leaf(REQUEST, issuer=short), short.certificate))
+    assert accepted.leaf.not_valid_after_utc == NOW + HOUR
+    assert accepted.not_after == NOW + HOUR / 2
+
+
+# --- anchors ---
+
+
+def test_known_anchors_count_where_the_ca_tells_none() -> None:
+    answer = Issuance(answer_of(good).chain_pem)
+    assert judge(answer, anchors=(ROOT,)).anchors == (ROOT,)
+    assert refusal(answer, anchors=(CA.stranger.certificate,)).kind is ErrorKind.INVALID
+    assert "none are configured" in str(refusal(answer))
+
+
+def test_a_root_that_comes_in_the_chain_alone_is_not_trusted() -> None:
+    """Whoever can answer in the CA's place would bring a root of its own."""
+    foreign = CA.leaf(REQUEST, issuer=CA.stranger)
+    answer = Issuance(write_pem([foreign, CA.stranger.certificate]))
+    assert refusal(answer, anchors=(ROOT,)).kind is ErrorKind.INVALID
+    assert refusal(answer).kind is ErrorKind.INVALID
+
+
+def test_told_anchors_take_the_place_of_the_known_ones() -> None:
+    assert judge(answer_of(good), anchors=(CA.stranger.certificate,)).anchors == (ROOT,)
+
+
+def test_anchors_are_told_once_each_whatever_their_text() -> None:
+    """Compared as DER: the same root with other line breaks is the same root."""
+    pem = write_pem([ROOT])
+    body = b"".join(pem.splitlines()[1:-1])
+    on_one_line = b"# the root\r\n-----BEGIN CERTIFICATE-----\r\n" + body + b"\r\n-----END CERTIFICATE-----\r\n"
+    answer = Issuance(answer_of(good).chain_pem, pem + on_one_line)
+    assert judge(answer).anchors == (ROOT,)
+
+
+def test_every_anchor_told_is_kept_not_just_the_one_that_vouches_for_the_leaf() -> None:
+    """While a CA changes its root, peers still hold leaves from the other."""
+    told = write_pem([CA.stranger.certificate, ROOT])
+    assert judge(Issuance(answer_of(good).chain_pem, told)).anchors == (CA.stranger.certificate, ROOT)
+
+
+def test_an_intermediate_that_is_told_as_an_anchor_beside_its_root_stays_in_the_chain() -> None:
+    """A peer that trusts the root alone needs it."""
+    answer = Issuance(write_pem([CA.leaf(REQUEST), LOWER]), write_pem([ROOT, UPPER]))
+    assert judge(answer).chain[1:] == (LOWER, UPPER)
+
+
+def test_an_intermediate_may_be_the_only_anchor() -> None:
+    answer = Issuance(write_pem([CA.leaf(REQUEST), LOWER, UPPER]), write_pem([UPPER]))
+    assert judge(answer).chain[1:] == (LOWER,)
+
+
+def test_a_pinned_intermediate_vouches_for_a_leaf_that_the_roots_beside_it_do_not() -> None:
+    answer = Issuance(write_pem([CA.leaf(REQUEST), LOWER]), write_pem([CA.stranger.certificate, UPPER]))
+    assert judge(answer).chain[1:] == (LOWER,)
+
+
+def test_a_self_signed_leaf_is_not_its_own_anchor() -> None:
+    own = make_ca("own", key=KEY, is_ca=False)
+    leaf = make_leaf(own, key=KEY)
+    assert refusal(Issuance(write_pem([leaf]), write_pem([leaf]))).kind is ErrorKind.INVALID
+
+
+# --- whatever comes ---
+
+
+def test_a_serial_number_of_any_size_is_taken() -> None:
+    assert judge(answer_of(huge_serial)).leaf.serial_number.bit_length() > 256
+
+
+LEAF = CA.leaf(REQUEST)
+DER = LEAF.public_bytes(Encoding.DER)
+
+
+@given(st.lists(st.tuples(st.integers(0, len(DER) - 1), st.integers(0, 255)), min_size=1, max_size=3))
+@example([(len(DER) - 1, DER[-1] ^ 1)])
+@example([(0, DER[0])])
+def test_a_leaf_with_bytes_changed_is_never_served(changes: list[tuple[int, int]]) -> None:
+    """No answer ends the agent, and none that was changed under way is served."""
+    changed = bytearray(DER)
+    for place, value in changes:
+        changed[place] = value
+    pem = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(changed) + b"-----END CERTIFICATE-----\n"
+    answer = Issuance(pem + write_pem([LOWER, UPPER]), write_pem([ROOT]))
+    try:
+        accepted = judge(answer)
+    except AuthorityError:
+        assert changed != DER
+    else:  # nothing that is signed has changed; a signature has more than one encoding
+        assert accepted.leaf.tbs_certificate_bytes == LEAF.tbs_certificate_bytes
+
+
+@given(st.binary(max_size=300), st.none() | st.binary(max_size=300))
+def test_any_bytes_are_refused_as_invalid(chain: bytes, anchors: bytes | None) -> None:
+    assert refusal(Issuance(chain, anchors), anchors=(ROOT,)).kind is ErrorKind.INVALID

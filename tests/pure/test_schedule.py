@@ -1,0 +1,281 @@
+"""When a certificate is asked for: too late is an outage, too often is an attack on the CA."""
+
+from datetime import timedelta
+from itertools import pairwise
+from random import Random
+
+import pytest
+from fakes.hierarchy import DAY, HOUR, NOW
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sds_agent.authority.protocol import ErrorKind
+from sds_agent.issuance.schedule import (
+    ALARM,
+    FIRST_RETRY,
+    FIRST_RETRY_REFUSED,
+    FLOOR,
+    LONGEST_RETRY,
+    LONGEST_RETRY_AFTER,
+    SHORTEST_DELAY,
+    Ask,
+    Failure,
+    Held,
+    Renewal,
+    Wait,
+    decide,
+    failed,
+)
+
+SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
+HALF = Renewal(jitter=0)
+REFUSED = [ErrorKind.UNAUTHENTICATED, ErrorKind.DENIED, ErrorKind.INVALID, ErrorKind.MISMATCH]
+PASSING = [ErrorKind.TRANSIENT, ErrorKind.THROTTLED, ErrorKind.PENDING]
+
+serials = st.integers(-(2**200), 2**400).map("{:x}".format)
+spans = st.timedeltas(timedelta(0), timedelta(days=400))
+chances = st.floats(0, 1, exclude_max=True)
+kinds = st.sampled_from(ErrorKind)
+
+
+def held(lifetime: timedelta = HOUR, *, backdated: timedelta = 2 * MINUTE, serial: str = "4f") -> Held:
+    """A certificate issued NOW."""
+    return Held(NOW, NOW - backdated, NOW + lifetime, serial)
+
+
+def after(
+    kind: ErrorKind = ErrorKind.TRANSIENT,
+    *,
+    before: Failure | None = None,
+    having: Held | None = None,
+    retry_after: float | None = None,
+    chance: float = 0.5,
+) -> Failure:
+    """The failure of an attempt made NOW."""
+    return failed(NOW, kind, before=before, held=having, retry_after=retry_after, chance=chance)
+
+
+# --- when to renew ---
+
+
+@pytest.mark.parametrize(
+    ("later", "expected"),
+    [
+        (timedelta(0), Wait(NOW + HOUR / 2)),
+        (HOUR / 2 - SECOND, Wait(NOW + HOUR / 2)),
+        (HOUR / 2, Ask()),
+        (HOUR - SECOND, Ask()),
+        (HOUR, Ask()),
+        (DAY, Ask()),  # the clock was set ahead, or the machine was suspended
+        (-MINUTE, Wait(NOW + HOUR / 2)),  # set back a little: everybody still takes the certificate
+        (-2 * MINUTE, Wait(NOW + HOUR / 2)),
+        (-2 * MINUTE - SECOND, Ask()),  # set back to before its NotBefore
+        (-DAY, Ask()),
+    ],
+)
+def test_renewal_is_due_at_half_the_life_or_when_the_clock_makes_the_certificate_useless(
+    later: timedelta, expected: Ask | Wait
+) -> None:
+    assert decide(NOW + later, held(), None, HALF) == expected
+
+
+def test_without_a_certificate_it_is_asked_for_at_once() -> None:
+    assert decide(NOW, None, None, HALF) == Ask()
+
+
+def test_lifetime_counts_from_issue_and_not_from_a_backdated_not_before() -> None:
+    """Else a 20 s leaf that the CA backdates by two minutes would be 87 % through its life on arrival."""
+    renewals = [held(20 * SECOND, serial=f"{n:x}").renew_at(Renewal()) - NOW for n in range(500)]
+    assert all(timedelta(seconds=9) <= renewal <= timedelta(seconds=11) for renewal in renewals)
+    assert max(renewals) - min(renewals) > timedelta(seconds=1.9)
+
+
+def test_a_not_before_that_is_still_to_come_is_waited_for() -> None:
+    """A CA whose clock is ahead: asking again would bring the same."""
+    ahead = Held(NOW, NOW + 30 * SECOND, NOW + HOUR, "4f")
+    assert decide(NOW, ahead, None, HALF) == Wait(NOW + HOUR / 2)
+
+
+@given(serials, st.floats(0.2, 0.8), st.floats(0, 0.1))
+def test_jitter_gives_one_answer_and_stays_in_its_bounds(serial: str, fraction: float, jitter: float) -> None:
+    renewal = Renewal(fraction, jitter)
+    share = (held(serial=serial).renew_at(renewal) - NOW) / HOUR
+    assert fraction - jitter - 1e-9 <= share <= fraction + jitter + 1e-9
+    assert held(serial=serial).renew_at(renewal) == NOW + HOUR * share
+
+
+def test_a_fleet_spreads_evenly_over_a_tenth_of_the_lifetime() -> None:
+    """Else all that were restarted together stampede the CA together, for ever."""
+    certificates, tenths = 5000, [0] * 10
+    for serial in range(certificates):
+        share = (held(serial=f"{serial:x}").renew_at(Renewal()) - NOW) / HOUR
+        tenths[int((share - 0.45) / 0.1 * 10)] += 1
+    assert all(abs(count - certificates / 10) < certificates / 10 * 0.15 for count in tenths), tenths
+
+
+@given(spans, spans, serials, st.floats(0.2, 0.8), st.floats(0, 0.1))
+def test_no_certificate_makes_a_hot_loop(
+    age: timedelta, rest: timedelta, serial: str, fraction: float, jitter: float
+) -> None:
+    """A CA may answer with a leaf that is past its renewal time already, or about to expire."""
+    fresh = Held(NOW, NOW - age, NOW + rest, serial)
+    decision = decide(NOW, fresh, None, Renewal(fraction, jitter))
+    assert isinstance(decision, Wait)
+    assert decision.until >= NOW + FLOOR
+
+
+@given(st.timedeltas(timedelta(seconds=3), timedelta(days=400)), serials, st.floats(0.2, 0.8), st.floats(0, 0.1))
+def test_renewal_leaves_time_before_the_expiry(
+    lifetime: timedelta, serial: str, fraction: float, jitter: float
+) -> None:
+    certificate = held(lifetime, serial=serial)
+    assert certificate.renew_at(Renewal(fraction, jitter)) <= NOW + lifetime * 0.9000001
+
+
+@pytest.mark.parametrize(
+    ("later", "expired"), [(-DAY, False), (HOUR - SECOND, False), (HOUR, True), (HOUR + SECOND, True)]
+)
+def test_a_certificate_is_good_until_its_not_after(later: timedelta, expired: bool) -> None:
+    assert held().expired(NOW + later) is expired
+
+
+@pytest.mark.parametrize(
+    ("share", "alarming"), [(0.5, False), (0.79, False), (1 - ALARM, True), (0.9, True), (2, True)]
+)
+def test_little_life_left_is_alarming(share: float, alarming: bool) -> None:
+    assert held().alarming(NOW + HOUR * share) is alarming
+
+
+# --- when to try again ---
+
+
+@pytest.mark.parametrize(
+    ("later", "expected"),
+    [
+        (timedelta(0), Wait(NOW + 10 * SECOND)),
+        (9 * SECOND, Wait(NOW + 10 * SECOND)),
+        (10 * SECOND, Ask()),
+        (DAY, Ask()),
+        (-SECOND, Ask()),  # the clock was set back: the wait that was noted means nothing any more
+        (-DAY, Ask()),
+    ],
+)
+@pytest.mark.parametrize("certificate", [None, held()])
+def test_a_retry_waits_its_delay_and_no_longer(
+    later: timedelta, expected: Ask | Wait, certificate: Held | None
+) -> None:
+    failure = Failure(NOW, 1, 10 * SECOND)
+    assert decide(NOW + later, certificate, failure, HALF) == expected
+
+
+@pytest.mark.parametrize("kind", PASSING)
+def test_the_bound_of_the_delay_doubles_up_to_a_minute_and_stays_there(kind: ErrorKind) -> None:
+    failure, delays = None, []
+    for _ in range(12):
+        failure = after(kind, before=failure, chance=0.999)
+        delays.append(failure.delay / 0.999)
+    seconds = [round(delay.total_seconds(), 3) for delay in delays]
+    assert seconds == [0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60]
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_was_refused_is_asked_again_slowly(kind: ErrorKind) -> None:
+    """Somebody has to act first; until then each attempt is one more line in the CA's log of refusals."""
+    failure, delays = None, []
+    for _ in range(6):
+        failure = after(kind, before=failure, chance=0)
+        delays.append(failure.delay.total_seconds())
+    assert delays == [5, 10, 20, 30, 30, 30]
+    assert after(kind, chance=0.999999).delay == pytest.approx(FIRST_RETRY_REFUSED, abs=SECOND / 1000)
+
+
+def test_every_failure_in_a_row_counts_however_many() -> None:
+    failure = Failure(NOW, 1_000_000, SECOND)
+    assert after(before=failure, chance=0.5) == Failure(NOW, 1_000_001, LONGEST_RETRY / 2)
+
+
+@pytest.mark.parametrize("chance", [0, 0.25, 0.5, 0.75])
+def test_the_whole_delay_is_left_to_chance(chance: float) -> None:
+    """Full jitter: thousands of agents that lost their CA in one moment come back spread over the whole bound."""
+    delay = after(before=Failure(NOW, 20, SECOND), chance=chance).delay
+    assert delay == max(LONGEST_RETRY * chance, SHORTEST_DELAY)
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "seconds"),
+    [
+        (None, 0.25),
+        (0.1, 0.25),
+        (30, 30),
+        (600, 600),
+        (10**9, 3600),
+        (float("inf"), 3600),
+        (0, 0.25),
+        (-5, 0.25),
+        (-1e300, 0.25),
+        (float("nan"), 0.25),
+    ],
+)
+def test_retry_after_is_honoured_as_far_as_it_makes_sense(retry_after: float | None, seconds: float) -> None:
+    """A CA that says when to come back is asked no sooner; what no CA can mean does not end the agent."""
+    assert after(ErrorKind.THROTTLED, retry_after=retry_after).delay.total_seconds() == seconds
+
+
+def test_no_delay_takes_more_than_half_of_the_life_that_is_left() -> None:
+    certificate = held(40 * SECOND)
+    assert after(before=Failure(NOW, 30, SECOND), having=certificate, chance=0.999).delay == 20 * SECOND
+    assert after(ErrorKind.DENIED, before=Failure(NOW, 30, SECOND), having=certificate).delay == 20 * SECOND
+    assert after(ErrorKind.THROTTLED, having=certificate, retry_after=3600).delay == 20 * SECOND
+
+
+def test_once_it_has_expired_the_delays_are_the_usual_ones() -> None:
+    """Otherwise an outage that outlasts a certificate would end in asking five times a second."""
+    expired = Held(NOW - HOUR, NOW - HOUR, NOW, "4f")
+    assert after(before=Failure(NOW, 30, SECOND), having=expired).delay == LONGEST_RETRY / 2
+
+
+@given(
+    kinds,
+    st.integers(1, 2000) | st.none(),
+    st.none() | spans,
+    st.none() | st.floats(),
+    chances,
+)
+def test_every_delay_has_a_floor_and_a_ceiling(
+    kind: ErrorKind, count: int | None, rest: timedelta | None, retry_after: float | None, chance: float
+) -> None:
+    before = None if count is None else Failure(NOW, count, SECOND)
+    certificate = None if rest is None else Held(NOW - HOUR, NOW - HOUR, NOW + rest, "4f")
+    failure = after(kind, before=before, having=certificate, retry_after=retry_after, chance=chance)
+    assert failure.at == NOW
+    assert failure.count == (count or 0) + 1
+    assert SHORTEST_DELAY <= failure.delay <= LONGEST_RETRY_AFTER
+    if retry_after is None or not retry_after > 60:
+        assert failure.delay <= LONGEST_RETRY
+    if rest:
+        assert failure.delay <= max(rest / 2, SHORTEST_DELAY)
+
+
+@given(st.timedeltas(timedelta(seconds=20), timedelta(minutes=10)), kinds, st.none() | st.floats(0, 1e6), st.randoms())
+def test_whatever_the_ca_says_there_is_a_last_attempt_right_before_the_expiry(
+    lifetime: timedelta, kind: ErrorKind, retry_after: float | None, random: Random
+) -> None:
+    """An outage that ends half a second before the certificate does has cost nothing."""
+    certificate, failure = held(lifetime), None
+    now, attempts = NOW, []
+    while now < certificate.not_after:
+        decision = decide(now, certificate, failure, HALF)
+        if isinstance(decision, Wait):
+            now = decision.until
+        else:
+            attempts.append(now)
+            chance = random.random()
+            failure = failed(now, kind, before=failure, held=certificate, retry_after=retry_after, chance=chance)
+    assert certificate.not_after - attempts[-1] <= SHORTEST_DELAY * 2
+    assert all(later - earlier >= SHORTEST_DELAY for earlier, later in pairwise(attempts))
+
+
+def test_the_first_delay_is_short() -> None:
+    """A CA that restarts costs a moment, not a minute."""
+    assert after(chance=0.999).delay < FIRST_RETRY

@@ -1,0 +1,102 @@
+"""Waiting for a time on the wall: not late after a suspend, and not wrong after the clock is set."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import anyio
+import pytest
+from fakes.clocks import HandClock
+from fakes.hierarchy import DAY, HOUR, NOW
+
+from sds_agent.clock import LONGEST_SLEEP, SystemClock, until
+
+SECOND = timedelta(seconds=1)
+
+
+class Sleeper:
+    """One who waits until a time."""
+
+    def __init__(self) -> None:
+        self.woken = anyio.Event()
+
+    async def sleep(self, clock: HandClock, when: datetime) -> None:
+        await until(clock, when)
+        self.woken.set()
+
+    async def wakes(self) -> None:
+        with anyio.fail_after(10):
+            await self.woken.wait()
+
+
+@asynccontextmanager
+async def sleeping(clock: HandClock, when: datetime) -> AsyncIterator[Sleeper]:
+    sleeper = Sleeper()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(sleeper.sleep, clock, when)
+        await clock.asleep()
+        yield sleeper
+        tasks.cancel_scope.cancel()
+
+
+async def test_it_returns_at_that_time_and_not_before() -> None:
+    clock = HandClock()
+    async with sleeping(clock, NOW + HOUR) as sleeper:
+        clock.elapse(HOUR - SECOND)
+        await clock.asleep()
+        assert clock.next_wake == SECOND
+        assert not sleeper.woken.is_set()
+        clock.elapse(SECOND)
+        await sleeper.wakes()
+
+
+@pytest.mark.parametrize("late", [timedelta(0), SECOND, DAY])
+async def test_a_time_that_has_passed_is_not_waited_for(late: timedelta) -> None:
+    with anyio.fail_after(10):
+        await until(HandClock(), NOW - late)
+
+
+async def test_nobody_sleeps_longer_than_a_suspend_may_cost() -> None:
+    clock = HandClock()
+    async with sleeping(clock, NOW + DAY):
+        assert clock.next_wake.total_seconds() == LONGEST_SLEEP
+
+
+@pytest.mark.parametrize("step", [HOUR, DAY])
+async def test_a_wall_clock_that_jumps_ahead_wakes_within_seconds(step: timedelta) -> None:
+    """Suspended for that long, or set: the monotonic clock knows of neither."""
+    clock = HandClock()
+    async with sleeping(clock, NOW + HOUR) as sleeper:
+        clock.elapse(2 * SECOND)
+        clock.set_wall(step)
+        clock.elapse(timedelta(seconds=LONGEST_SLEEP) - 2 * SECOND)
+        await sleeper.wakes()
+
+
+async def test_a_wall_clock_that_is_set_back_makes_the_sleeper_decide_again() -> None:
+    """It would sleep a day longer than anybody meant."""
+    clock = HandClock()
+    async with sleeping(clock, NOW + HOUR) as sleeper:
+        clock.set_wall(-DAY)
+        clock.elapse(timedelta(seconds=LONGEST_SLEEP))
+        await sleeper.wakes()
+
+
+async def test_a_wall_clock_that_is_set_back_a_little_is_waited_for() -> None:
+    """As NTP corrects it: nothing was decided wrongly."""
+    clock = HandClock()
+    async with sleeping(clock, NOW + HOUR) as sleeper:
+        clock.set_wall(-SECOND)
+        clock.elapse(timedelta(seconds=LONGEST_SLEEP))
+        await clock.asleep()
+        assert not sleeper.woken.is_set()
+        clock.elapse(HOUR)
+        await sleeper.wakes()
+
+
+async def test_the_system_clock_tells_utc_and_sleeps() -> None:
+    clock = SystemClock()
+    before = datetime.now(UTC)
+    await clock.sleep(0)
+    assert before <= clock.now() <= datetime.now(UTC)
+    assert clock.now().tzinfo is UTC

@@ -1,0 +1,194 @@
+"""Files with keys in them: never seen by others, never half there, never lost."""
+
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sds_agent.files import UntrustedDirectoryError, locked, own_directory, write_private
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """Let no file of this process grow beyond so many bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+@pytest.mark.parametrize("before", [None, 0o644, 0o666])
+def test_nobody_else_may_read_it_whatever_the_umask_and_the_file_before(
+    tmp_path: Path, umask: int, before: int | None
+) -> None:
+    file = tmp_path / "key.pem"
+    if before is not None:
+        file.touch()
+        file.chmod(before)
+    previous = os.umask(umask)
+    try:
+        write_private(file, b"key")
+    finally:
+        os.umask(previous)
+    assert file.read_bytes() == b"key"
+    assert mode_of(file) == 0o600
+
+
+def test_the_new_content_takes_the_place_of_the_old(tmp_path: Path) -> None:
+    file = tmp_path / "key.pem"
+    write_private(file, b"a long first content")
+    write_private(file, b"second")
+    assert file.read_bytes() == b"second"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_full_disk_leaves_the_old_content_and_no_piece_of_the_new(tmp_path: Path) -> None:
+    file = tmp_path / "key.pem"
+    write_private(file, b"old")
+    with full_disk(room=10), pytest.raises(OSError, match="File too large"):
+        write_private(file, b"new " * 10)
+    assert file.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_directory_in_the_way_stays_and_so_does_no_piece_of_the_new(tmp_path: Path) -> None:
+    (tmp_path / "key.pem" / "kept").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        write_private(tmp_path / "key.pem", b"new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["key.pem", "kept"]
+
+
+def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_private(tmp_path / "missing" / "key.pem", b"new")
+
+
+def test_a_symlink_is_replaced_and_what_it_points_to_is_not_written(tmp_path: Path) -> None:
+    """Else whoever may put a link there chooses which file the agent overwrites."""
+    target, file = tmp_path / "target", tmp_path / "key.pem"
+    target.write_bytes(b"precious")
+    file.symlink_to(target)
+    write_private(file, b"key")
+    assert target.read_bytes() == b"precious"
+    assert not file.is_symlink()
+    assert file.read_bytes() == b"key"
+
+
+def test_a_reader_sees_one_content_or_the_other_and_never_a_part(tmp_path: Path) -> None:
+    file = tmp_path / "key.pem"
+    contents = [b"a" * 100_000, b"b" * 50_000]
+    write_private(file, contents[0])
+    done = threading.Event()
+    seen: set[bytes] = set()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.add(file.read_bytes())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for turn in range(30):
+            write_private(file, contents[turn % 2])
+    finally:
+        done.set()
+        reader.join()
+    assert seen <= set(contents)
+
+
+# --- directories ---
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755])
+def test_a_directory_is_made_with_its_mode_and_an_own_one_is_taken(tmp_path: Path, mode: int) -> None:
+    directory = tmp_path / "a" / "b"
+    own_directory(directory, mode)
+    assert mode_of(directory) == mode
+    (directory / "kept").touch()
+    own_directory(directory, mode)
+    assert (directory / "kept").exists()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o703, 0o1777])
+def test_a_directory_that_anybody_may_write_to_is_not_our_own(tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(mode)
+    with pytest.raises(UntrustedDirectoryError, match="anybody may write to"):
+        own_directory(tmp_path, 0o700)
+    assert mode_of(tmp_path) == mode
+
+
+def test_a_directory_of_another_user_is_not_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = os.getuid() + 1
+    if os.getuid() == 0:
+        os.chown(tmp_path, other, -1)
+    else:  # nobody else may give it away, so we are the other
+        monkeypatch.setattr(os, "geteuid", lambda: other)
+    with pytest.raises(UntrustedDirectoryError, match="who could replace the agent's files"):
+        own_directory(tmp_path, 0o700)
+
+
+def test_a_file_in_the_directorys_place_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"kept")
+    with pytest.raises(FileExistsError):
+        own_directory(tmp_path / "file", 0o700)
+    assert (tmp_path / "file").read_bytes() == b"kept"
+
+
+# --- locks ---
+
+
+def test_one_at_a_time_holds_a_lock_and_the_next_gets_it_afterwards(tmp_path: Path) -> None:
+    """Two agents on one state directory would each renew the root, and one of the two would be lost."""
+    with locked(tmp_path / "lock"), pytest.raises(BlockingIOError), locked(tmp_path / "lock"):
+        pass
+    with locked(tmp_path / "lock"):
+        assert mode_of(tmp_path / "lock") == 0o600
+
+
+def test_a_lock_is_released_when_its_holder_fails(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), locked(tmp_path / "lock"):
+        raise RuntimeError
+    with locked(tmp_path / "lock"):
+        pass
+
+
+def test_a_lock_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
+    """After a kill -9 the agent has to start again without anybody's help."""
+    program = (
+        "import sys, pathlib; from sds_agent.files import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "lock")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(BlockingIOError), locked(tmp_path / "lock"):
+            pass
+        holder.kill()
+    with locked(tmp_path / "lock"):
+        pass
+
+
+def test_a_lock_does_not_follow_a_symlink(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic link"), locked(tmp_path / "lock"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()

@@ -1,0 +1,677 @@
+"""The loop that keeps a certificate fresh, against a scripted CA and by a clock that the test moves."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+from anyio.lowlevel import checkpoint
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from fakes.authorities import (
+    ODD,
+    WRONG,
+    Answer,
+    Hang,
+    ScriptedAuthority,
+    Step,
+    UpstreamCa,
+    answering,
+    failing,
+    faulty,
+    good,
+    huge_serial,
+    shifted,
+)
+from fakes.clocks import HAND_LOOP, HandClock
+from fakes.events import Event, Events, recorded
+from fakes.hierarchy import DAY, HOUR, URI
+
+from sds_agent.authority.protocol import Authority, ErrorKind, Issuance, IssueRequest
+from sds_agent.clock import LONGEST_SLEEP
+from sds_agent.identity.spiffe import SpiffeId
+from sds_agent.issuance.gate import Gate
+from sds_agent.issuance.issuer import DEADLINE, Issuer, Workload
+from sds_agent.issuance.schedule import Renewal
+from sds_agent.issuance.trust import Trust
+from sds_agent.pki.certificates import has_key, read_pem
+from sds_agent.pki.keys import KeyType, PublicKey
+from sds_agent.secrets.model import BundleSecret, CertificateSecret
+from sds_agent.secrets.store import SecretStore
+
+SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
+TICK = timedelta(seconds=LONGEST_SLEEP)
+ANSWER_BY = timedelta(seconds=DEADLINE)
+NAMES = ("default", URI)
+PASSING = [ErrorKind.TRANSIENT, ErrorKind.THROTTLED, ErrorKind.PENDING]
+REFUSED = [ErrorKind.UNAUTHENTICATED, ErrorKind.DENIED, ErrorKind.INVALID, ErrorKind.MISMATCH]
+
+
+def workload(number: int | None = None, *, ttl: timedelta = HOUR, key: KeyType = KeyType.EC_P256) -> Workload:
+    """The one workload, or one of many."""
+    if number is None:
+        return Workload("default", SpiffeId.parse(URI), key, ttl, "upstream", NAMES)
+    uri = f"spiffe://demo.example/w{number}"
+    return Workload(f"w{number}", SpiffeId.parse(uri), key, ttl, "upstream", (f"w{number}", uri))
+
+
+DEFAULT = workload()
+
+
+class Bench:
+    """What issuers work with."""
+
+    def __init__(self, events: Events) -> None:
+        self.events = events
+        self.clock = HandClock()
+        self.ca = UpstreamCa(self.clock.now)
+        self.store = SecretStore([*NAMES, "ROOTCA"])
+        self.trust = Trust(self.store, ["ROOTCA"])
+        self.gate = Gate()
+
+    def issuer(
+        self, authority: Authority, workload: Workload, *, chance: float = 0.5, renewal: Renewal | None = None
+    ) -> Issuer:
+        """An issuer that renews at exactly half the lifetime, unless told otherwise."""
+        return Issuer(
+            workload,
+            authority,
+            store=self.store,
+            trust=self.trust,
+            gate=self.gate,
+            clock=self.clock,
+            renewal=renewal or Renewal(jitter=0),
+            chance=lambda: chance,
+        )
+
+    @asynccontextmanager
+    async def issuing(
+        self, *script: Step, workload: Workload = DEFAULT, chance: float = 0.5, renewal: Renewal | None = None
+    ) -> AsyncIterator[ScriptedAuthority]:
+        """One workload, kept fresh inside this context."""
+        authority = ScriptedAuthority(*script)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.issuer(authority, workload, chance=chance, renewal=renewal).run)
+            yield authority
+            tasks.cancel_scope.cancel()
+
+    def good(self) -> Step:
+        """The step that gives what was asked for."""
+        return answering(self.ca)
+
+    @property
+    def served(self) -> CertificateSecret | None:
+        """What an Envoy would be given, the same under both names."""
+        secret, other = (self.store.snapshot[name] for name in NAMES)
+        assert secret is other
+        assert not isinstance(secret, BundleSecret)
+        return secret
+
+    @property
+    def leaf(self) -> x509.Certificate:
+        """The leaf that is served. Its key has to be the one served with it."""
+        assert self.served is not None
+        leaf = read_pem(self.served.chain_pem)[0]
+        key = load_pem_private_key(self.served.private_key_pem, None).public_key()
+        assert isinstance(key, PublicKey)
+        assert has_key(leaf, key)
+        return leaf
+
+    async def issued(self, count: int = 1) -> Event:
+        """Wait for the count-th certificate."""
+        return await (self.events.wait("issued") if count == 1 else self.events.wait("renewed", count=count - 1))
+
+    async def retrying(self, count: int = 1) -> Event:
+        """Wait for the count-th failed attempt."""
+        return await self.events.wait("retrying", count=count)
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return HAND_LOOP
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    with recorded() as events:
+        yield Bench(events)
+
+
+# --- the usual course ---
+
+
+async def test_a_certificate_is_issued_and_served_under_all_its_names(bench: Bench) -> None:
+    async with bench.issuing(bench.good()) as authority:
+        event = await bench.issued()
+        assert bench.leaf.not_valid_after_utc == bench.clock.now() + HOUR
+        assert event["serial"] == f"{bench.leaf.serial_number:x}"
+        assert event["spiffe_id"] == URI
+        assert event["authority"] == "upstream"
+        request = authority.requests[0]
+        assert (str(request.identity), request.ttl, request.current) == (URI, HOUR, None)
+
+
+@pytest.mark.parametrize("key", [KeyType.EC_P256, KeyType.EC_P384, KeyType.RSA_2048])
+async def test_the_key_is_of_the_kind_that_was_configured(bench: Bench, key: KeyType) -> None:
+    async with bench.issuing(bench.good(), workload=workload(key=key)):
+        await bench.issued()
+        public_key = bench.leaf.public_key()
+        assert isinstance(public_key, PublicKey)
+        name = public_key.curve.name if hasattr(public_key, "curve") else f"rsa-{public_key.key_size}"
+        assert name == {"ec-p256": "secp256r1", "ec-p384": "secp384r1", "rsa-2048": "rsa-2048"}[key]
+
+
+async def test_it_is_renewed_at_half_its_life_with_a_new_key_and_never_missing(bench: Bench) -> None:
+    served: list[CertificateSecret | None] = []
+    async with bench.issuing(bench.good()) as authority:
+        await bench.issued()
+        first, secret = bench.leaf, bench.served
+        assert secret is not None
+        with bench.store.watching(lambda _names: served.append(bench.served)):
+            await bench.clock.asleep(2)
+            bench.clock.elapse(HOUR / 2 - SECOND)
+            await bench.clock.asleep(2)
+            assert len(authority.requests) == 1
+            bench.clock.elapse(SECOND)
+            await bench.issued(2)
+        second = bench.leaf
+        assert first.serial_number != second.serial_number
+        assert first.public_key() != second.public_key()
+        assert served == [bench.served]
+        asked, again = authority.requests
+        assert asked.csr_pem != again.csr_pem
+        assert asked.request_id != again.request_id
+        assert again.current is not None
+        assert again.current.chain_pem == secret.chain_pem
+        assert again.current.private_key_pem == secret.private_key_pem
+
+
+async def test_a_new_root_is_served_before_the_first_leaf_from_it(bench: Bench) -> None:
+    """The other way round, peers would refuse the leaf until their bundle came."""
+    told: list[frozenset[str]] = []
+    with bench.store.watching(told.append):
+        async with bench.issuing(bench.good(), answering(UpstreamCa(bench.clock.now, "new"))):
+            await bench.issued()
+            await bench.clock.asleep(2)
+            bench.clock.elapse(HOUR / 2)
+            await bench.issued(2)
+    assert told == [{"ROOTCA"}, set(NAMES)] * 2
+
+
+async def test_a_short_backdated_leaf_is_renewed_in_the_middle_of_its_life(bench: Bench) -> None:
+    async with bench.issuing(bench.good(), workload=workload(ttl=20 * SECOND), renewal=Renewal()) as authority:
+        await bench.issued()
+        await bench.clock.asleep(2)
+        bench.clock.elapse(9 * SECOND - SECOND / 100)
+        await bench.clock.asleep(2)
+        assert len(authority.requests) == 1
+        bench.clock.elapse(2 * SECOND + SECOND / 50)
+        await bench.issued(2)
+
+
+async def test_renewals_leave_no_tasks_behind(bench: Bench) -> None:
+    async with bench.issuing(bench.good()):
+        await bench.issued()
+        for count in range(2, 22):
+            await bench.clock.asleep(2)
+            bench.clock.elapse(HOUR / 2)
+            await bench.issued(count)
+        # the loop's own, and one for each certificate that has not expired
+        assert len(bench.clock._sleepers) <= 3
+
+
+@pytest.mark.parametrize("answer", ODD.values(), ids=ODD)
+async def test_an_odd_answer_is_served_in_order_and_without_roots(bench: Bench, answer: Answer) -> None:
+    async with bench.issuing(answering(bench.ca, answer)):
+        await bench.issued()
+        assert bench.served is not None
+        chain = read_pem(bench.served.chain_pem)
+        assert chain == (bench.leaf, bench.ca.lower.certificate, bench.ca.upper.certificate)
+        bundle = bench.store.snapshot["ROOTCA"]
+        assert isinstance(bundle, BundleSecret)
+        assert read_pem(bundle.anchors_pem) == (bench.ca.root.certificate,)
+
+
+async def test_known_anchors_count_where_the_ca_tells_none_with_its_answer(bench: Bench) -> None:
+    def without_anchors(ca: UpstreamCa, request: IssueRequest) -> Issuance:
+        return Issuance(good(ca, request).chain_pem)
+
+    async with bench.issuing(answering(bench.ca, without_anchors)):
+        assert "none are configured" in (await bench.retrying())["cause"]
+        bench.trust.update("another", (bench.ca.root.certificate,))
+        bench.clock.elapse(MINUTE)
+        assert "none are configured" in (await bench.retrying(2))["cause"]
+        bench.trust.update("upstream", (bench.ca.root.certificate,))
+        bench.clock.elapse(MINUTE)
+        await bench.issued()
+
+
+async def test_a_serial_number_of_any_size_is_served(bench: Bench) -> None:
+    """A CA's whim must not end the agent and all its workloads."""
+    async with bench.issuing(answering(bench.ca, huge_serial)):
+        await bench.issued()
+        assert bench.leaf.serial_number.bit_length() > 256
+        await bench.clock.asleep(2)
+
+
+async def test_the_cas_warnings_are_logged(bench: Bench) -> None:
+    async with bench.issuing(answering(bench.ca, shifted(30 * SECOND, HOUR))):
+        event = await bench.events.wait("ca_warning")
+        assert event["warning"] == "the certificate is valid only in 30 s: the CA's clock is ahead of this one"
+        assert event["level"] == "warning"
+
+
+# --- answers that are wrong ---
+
+
+@pytest.mark.parametrize(("answer", "kind"), WRONG.values(), ids=WRONG)
+async def test_a_wrong_answer_is_never_served_and_the_next_good_one_is(
+    bench: Bench, answer: Answer, kind: ErrorKind
+) -> None:
+    wrong = answering(bench.ca, answer)
+    async with bench.issuing(wrong, bench.good(), wrong, bench.good()):
+        event = await bench.retrying()
+        assert event["kind"] == kind.value
+        assert (event["level"], event["serving"]) == ("error", "nothing")
+        assert set(bench.store.snapshot.values()) == {None}
+        bench.clock.elapse(MINUTE)
+        await bench.issued()
+        before = bench.store.snapshot
+        await bench.clock.asleep(2)
+        bench.clock.elapse(HOUR / 2)
+        event = await bench.retrying(2)
+        assert (event["kind"], event["serving"]) == (kind.value, "the certificate held")
+        assert bench.store.snapshot is before
+        bench.clock.elapse(MINUTE)
+        await bench.issued(2)
+        assert bench.store.snapshot["default"] != before["default"]
+
+
+async def test_a_bug_in_an_adapter_is_reported_and_does_not_end_the_agent(bench: Bench) -> None:
+    async with bench.issuing(faulty, bench.good()):
+        event = await bench.retrying()
+        assert event["kind"] == "invalid"
+        assert event["cause"] == "the adapter of authority 'upstream' failed with KeyError; please report it"
+        assert bench.events.named("adapter_fault", level="error")
+        bench.clock.elapse(MINUTE)
+        await bench.issued()
+
+
+@pytest.mark.parametrize("rest", [SECOND, 2 * SECOND, 5 * SECOND])
+async def test_leaves_that_are_about_to_expire_make_no_hot_loop(bench: Bench, rest: timedelta) -> None:
+    """They are past their renewal time when they come. Asking without pause would bring nothing but such ones."""
+    async with bench.issuing(answering(bench.ca, shifted(-DAY, rest))) as authority:
+        await bench.issued()
+        for _ in range(40):
+            await bench.clock.asleep(2)
+            bench.clock.elapse(SECOND / 4)
+        await bench.clock.asleep(2)
+        assert 2 <= len(authority.requests) <= 11
+
+
+# --- an outage ---
+
+
+async def test_a_failing_renewal_withdraws_nothing_until_the_expiry(bench: Bench) -> None:
+    """Elsewhere an outage of the CA takes a good certificate from every Envoy that restarts in it."""
+    async with bench.issuing(bench.good(), failing(ErrorKind.TRANSIENT, "down")):
+        await bench.issued()
+        expiry = bench.leaf.not_valid_after_utc
+        secret = bench.served
+        failures = 0
+        while bench.clock.now() < expiry - SECOND:
+            await bench.clock.asleep(2)
+            bench.clock.elapse(min(SECOND * 10, expiry - SECOND - bench.clock.now()))
+            assert bench.served == secret
+            failures = len(bench.events.named("retrying"))
+        assert failures > 30
+        bench.clock.elapse(SECOND)
+        event = await bench.events.wait("expired")
+        assert event["level"] == "error"
+        assert bench.served is None
+        assert bench.store.snapshot["ROOTCA"] is not None
+
+
+async def test_what_has_expired_is_given_out_again_when_it_is_renewed(bench: Bench) -> None:
+    down = Hang(answering(bench.ca))
+    async with bench.issuing(bench.good(), failing(ErrorKind.TRANSIENT), down):
+        await bench.issued()
+        await bench.clock.asleep(2)
+        bench.clock.elapse(HOUR / 2)
+        await bench.retrying()
+        bench.clock.elapse(HOUR / 2)
+        await bench.events.wait("expired")
+        assert bench.served is None
+        down.release.set()
+        await bench.issued(2)
+        assert bench.leaf.not_valid_after_utc == bench.clock.now() + HOUR
+
+
+async def test_the_log_becomes_loud_when_little_life_is_left(bench: Bench) -> None:
+    async with bench.issuing(bench.good(), failing(ErrorKind.TRANSIENT, "down")):
+        await bench.issued()
+        await bench.clock.asleep(2)
+        bench.clock.elapse(HOUR / 2)
+        event = await bench.retrying()
+        assert (event["level"], event["serving"], event["cause"]) == ("warning", "the certificate held", "down")
+        await bench.clock.asleep(2)
+        bench.clock.elapse(HOUR * 0.3)
+        assert (await bench.retrying(2))["level"] == "error"
+        await bench.clock.asleep(2)
+        bench.clock.elapse(HOUR * 0.3)
+        event = await bench.retrying(3)
+        assert (event["level"], event["serving"]) == ("error", "nothing")
+
+
+@pytest.mark.parametrize("kind", PASSING)
+async def test_a_retry_brings_the_same_request_again(bench: Bench, kind: ErrorKind) -> None:
+    """A CA that waits for somebody's approval must recognise what was approved."""
+    async with bench.issuing(failing(kind), failing(kind), bench.good()) as authority:
+        for count, delay in enumerate((0.25, 0.5), start=1):
+            event = await bench.retrying(count)
+            assert (event["attempt"], event["in_seconds"]) == (count, delay)
+            await bench.clock.asleep()
+            assert bench.clock.next_wake == timedelta(seconds=delay)
+            bench.clock.elapse(timedelta(seconds=delay))
+        await bench.issued()
+        assert len({request.csr_pem for request in authority.requests}) == 1
+        assert len({request.request_id for request in authority.requests}) == 1
+        await bench.clock.asleep(2)
+        bench.clock.elapse(HOUR / 2)
+        await bench.issued(2)
+        assert authority.requests[-1].csr_pem != authority.requests[0].csr_pem
+        assert authority.requests[-1].request_id != authority.requests[0].request_id
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+async def test_a_refused_request_is_not_repeated_but_made_anew_and_slowly(bench: Bench, kind: ErrorKind) -> None:
+    async with bench.issuing(failing(kind), bench.good()) as authority:
+        event = await bench.retrying()
+        assert event["level"] == "error"
+        assert event["in_seconds"] == 7.5
+        await bench.clock.asleep()
+        bench.clock.elapse(7 * SECOND)
+        await bench.clock.asleep()
+        assert len(authority.requests) == 1
+        bench.clock.elapse(SECOND)
+        await bench.issued()
+        assert len({request.csr_pem for request in authority.requests}) == 2
+        assert len({request.request_id for request in authority.requests}) == 2
+
+
+async def test_a_ca_that_says_when_to_come_back_is_not_asked_before(bench: Bench) -> None:
+    throttled = failing(ErrorKind.THROTTLED, "slow down", retry_after=120)
+    async with bench.issuing(throttled, bench.good()) as authority:
+        assert (await bench.retrying())["in_seconds"] == 120
+        await bench.clock.asleep()
+        bench.clock.elapse(119 * SECOND)
+        await bench.clock.asleep()
+        assert len(authority.requests) == 1
+        bench.clock.elapse(SECOND)
+        await bench.issued()
+
+
+async def test_no_wait_outlasts_the_certificate_that_is_held(bench: Bench) -> None:
+    """Even of a CA that asks for an hour's patience: half of what is left is the most."""
+    async with bench.issuing(bench.good(), failing(ErrorKind.THROTTLED, "slow down", retry_after=3600)):
+        await bench.issued()
+        for count, left in enumerate((HOUR / 2, HOUR / 4, HOUR / 8), start=1):
+            await bench.clock.asleep(2)
+            bench.clock.elapse(left)
+            assert (await bench.retrying(count))["in_seconds"] == left.total_seconds() / 2
+
+
+# --- a CA that does not answer ---
+
+
+async def test_an_answer_within_the_deadline_counts(bench: Bench) -> None:
+    slow = Hang(answering(bench.ca))
+    async with bench.issuing(slow) as authority:
+        await authority.asked(1)
+        bench.clock.elapse(ANSWER_BY - SECOND)
+        slow.release.set()
+        await bench.issued()
+        assert not slow.given_up
+
+
+async def test_an_answer_after_30_seconds_has_been_given_up_and_asked_for_again(bench: Bench) -> None:
+    slow = Hang(answering(bench.ca))
+    async with bench.issuing(slow, bench.good()) as authority:
+        await authority.asked(1)
+        bench.clock.elapse(ANSWER_BY)
+        event = await bench.retrying()
+        assert (event["kind"], event["cause"]) == ("transient", "the CA did not answer within 10 s")
+        assert slow.given_up
+        bench.clock.elapse(30 * SECOND - ANSWER_BY)
+        slow.release.set()
+        await bench.issued()
+        assert authority.requests[0].csr_pem == authority.requests[1].csr_pem
+        assert len(authority.requests) == 2
+
+
+async def test_a_ca_that_never_answers_is_asked_again_and_again_one_call_at_a_time(bench: Bench) -> None:
+    async with bench.issuing(Hang(answering(bench.ca))) as authority:
+        for count in range(1, 6):
+            await authority.asked(count)
+            bench.clock.elapse(ANSWER_BY)
+            await bench.retrying(count)
+            await bench.clock.asleep()
+            bench.clock.elapse(MINUTE)
+        assert authority.most_under_way == 1
+
+
+async def test_a_ca_that_hangs_holds_up_no_other_identity(bench: Bench) -> None:
+    """Elsewhere one hung call blocks everybody behind a lock."""
+    hung = ScriptedAuthority(Hang(answering(bench.ca)))
+    healthy = ScriptedAuthority(answering(bench.ca))
+    async with anyio.create_task_group() as tasks:
+        for number in range(7):
+            tasks.start_soon(bench.issuer(hung, workload(number)).run)
+        await hung.asked(7)
+        tasks.start_soon(bench.issuer(healthy, workload()).run)
+        await bench.issued()
+        assert bench.served is not None
+        tasks.cancel_scope.cancel()
+
+
+async def test_identities_of_a_hung_ca_do_not_hold_up_those_of_another(bench: Bench) -> None:
+    """Eight hung calls are all that one CA's gate lets through; the other CA has its own."""
+    hung = ScriptedAuthority(Hang(answering(bench.ca)))
+    async with anyio.create_task_group() as tasks:
+        for number in range(12):
+            tasks.start_soon(bench.issuer(hung, workload(number)).run)
+        await hung.asked(8)
+        bench.gate = Gate()
+        tasks.start_soon(bench.issuer(ScriptedAuthority(bench.good()), workload()).run)
+        await bench.issued()
+        assert hung.under_way == hung.most_under_way == 8
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_queue_behind_a_hung_ca_moves_on_with_the_deadlines(bench: Bench) -> None:
+    authority = ScriptedAuthority(*[Hang(answering(bench.ca))] * 8, answering(bench.ca))
+    async with anyio.create_task_group() as tasks:
+        for number in range(10):
+            tasks.start_soon(bench.issuer(authority, workload(number)).run)
+        await authority.asked(8)
+        bench.clock.elapse(ANSWER_BY)
+        await bench.events.wait("issued", count=2)
+        assert [event["workload"] for event in bench.events.named("issued")] == ["w8", "w9"]
+        tasks.cancel_scope.cancel()
+
+
+# --- who goes first ---
+
+
+async def test_at_most_eight_ask_at_once_and_all_get_theirs(bench: Bench) -> None:
+    slow = Hang(answering(bench.ca))
+    authority = ScriptedAuthority(slow)
+    async with anyio.create_task_group() as tasks:
+        for number in range(30):
+            tasks.start_soon(bench.issuer(authority, workload(number)).run)
+        await authority.asked(8)
+        slow.release.set()
+        await bench.events.wait("issued", count=30)
+        assert authority.most_under_way == 8
+        tasks.cancel_scope.cancel()
+
+
+async def test_an_identity_that_an_envoy_waits_for_goes_first_and_then_the_nearest_to_expiry(bench: Bench) -> None:
+    """After a long suspend everything is due at once."""
+    authority = ScriptedAuthority(bench.good())
+    lifetimes = {0: 3 * HOUR, 1: HOUR, 2: 2 * HOUR, 3: 4 * HOUR}
+    bench.gate = Gate(1)
+    async with anyio.create_task_group() as tasks:
+        for number, ttl in lifetimes.items():
+            tasks.start_soon(bench.issuer(authority, workload(number, ttl=ttl)).run)
+        await bench.events.wait("issued", count=4)
+        await bench.clock.asleep(8)
+        authority.requests.clear()
+        async with bench.gate.place(lambda: (False, bench.clock.now())):
+            bench.clock.elapse(5 * HOUR / 2)
+            tasks.start_soon(bench.issuer(authority, workload(4)).run)  # one that has no certificate yet
+            with anyio.fail_after(10):
+                while len(bench.gate._waiting) < 5:
+                    await checkpoint()
+            bench.store.await_names("an envoy", frozenset({"spiffe://demo.example/w3"}))
+        await authority.asked(5)
+        asked = [str(request.identity)[-2:] for request in authority.requests]
+        assert asked == ["w3", "w4", "w1", "w2", "w0"]
+        tasks.cancel_scope.cancel()
+
+
+# --- clocks ---
+
+
+async def test_a_clock_set_ahead_by_a_day_renews_at_once(bench: Bench) -> None:
+    async with bench.issuing(bench.good()):
+        await bench.issued()
+        await bench.clock.asleep(2)
+        bench.clock.set_wall(DAY)
+        bench.clock.elapse(TICK)
+        await bench.issued(2)
+        assert bench.leaf.not_valid_after_utc > bench.clock.now()
+
+
+async def test_a_clock_set_back_by_a_day_renews_at_once(bench: Bench) -> None:
+    """To every peer whose clock is right the certificate is not valid yet."""
+    async with bench.issuing(bench.good()):
+        await bench.issued()
+        await bench.clock.asleep(2)
+        bench.clock.set_wall(-DAY)
+        bench.clock.elapse(TICK)
+        await bench.issued(2)
+        assert bench.leaf.not_valid_before_utc <= bench.clock.now()
+        assert bench.leaf.not_valid_after_utc == bench.clock.now() + HOUR
+
+
+async def test_a_clock_set_back_during_an_outage_does_not_stretch_the_wait(bench: Bench) -> None:
+    async with bench.issuing(failing(ErrorKind.TRANSIENT), bench.good(), chance=0.999):
+        await bench.retrying()
+        await bench.clock.asleep()
+        bench.clock.set_wall(-DAY)
+        bench.clock.elapse(TICK)
+        await bench.issued()
+
+
+async def test_a_suspended_machine_renews_within_seconds_of_its_awakening(bench: Bench) -> None:
+    """The monotonic clock stood still: by it, the certificate would have most of its life before it."""
+    async with bench.issuing(bench.good()) as authority:
+        await bench.issued()
+        await bench.clock.asleep(2)
+        bench.clock.elapse(2 * SECOND)
+        bench.clock.set_wall(40 * MINUTE)
+        assert len(authority.requests) == 1
+        bench.clock.elapse(TICK - 2 * SECOND)
+        await bench.issued(2)
+
+
+async def test_a_certificate_that_expired_in_suspend_is_withheld_within_seconds(bench: Bench) -> None:
+    async with bench.issuing(bench.good(), Hang(answering(bench.ca))):
+        await bench.issued()
+        await bench.clock.asleep(2)
+        bench.clock.set_wall(2 * HOUR)
+        bench.clock.elapse(TICK)
+        await bench.events.wait("expired")
+        assert bench.served is None
+
+
+async def test_a_clock_that_was_wrong_for_a_while_takes_no_good_certificate_away(bench: Bench) -> None:
+    """Set ahead, the certificate has expired; set right again in an outage, it is the best there is."""
+    async with bench.issuing(bench.good(), failing(ErrorKind.TRANSIENT)):
+        await bench.issued()
+        secret = bench.served
+        for turn in (1, 2):
+            await bench.clock.asleep(2)
+            bench.clock.set_wall(DAY)
+            bench.clock.elapse(TICK)
+            await bench.events.wait("expired", count=turn)
+            assert bench.served is None
+            await bench.clock.asleep(2)
+            bench.clock.set_wall(-DAY)
+            bench.clock.elapse(TICK)
+            assert (await bench.events.wait("valid_again", count=turn))["level"] == "warning"
+            assert bench.served == secret
+
+
+# --- the event loop, and its end ---
+
+
+async def test_rsa_keys_are_made_off_the_event_loop(bench: Bench) -> None:
+    """They take up to seconds, in which no Envoy would be answered."""
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    for number in range(int(limiter.total_tokens)):
+        await limiter.acquire_on_behalf_of(number)
+    async with bench.issuing(bench.good(), workload=workload(key=KeyType.RSA_2048)) as authority:
+        with anyio.fail_after(10):
+            while not limiter.statistics().tasks_waiting:
+                await checkpoint()
+        assert authority.requests == []
+        for number in range(int(limiter.total_tokens)):
+            limiter.release_on_behalf_of(number)
+        await bench.issued()
+
+
+async def reach(bench: Bench, state: str, authority: ScriptedAuthority) -> None:
+    """Wait until the issuer is in that state."""
+    match state:
+        case "in the queue":
+            with anyio.fail_after(10):
+                while not bench.gate._waiting:
+                    await checkpoint()
+        case "in the call":
+            await authority.asked(1)
+        case "between attempts":
+            await bench.retrying()
+            await bench.clock.asleep()
+        case "until the renewal":
+            await bench.clock.asleep(2)
+
+
+@pytest.mark.parametrize(
+    ("state", "step"),
+    [
+        ("in the queue", None),
+        ("in the call", Hang(failing(ErrorKind.DENIED))),
+        ("between attempts", failing(ErrorKind.TRANSIENT)),
+        ("until the renewal", None),
+    ],
+)
+async def test_an_issuer_ends_at_once_wherever_it_waits_and_gives_back_its_place(
+    bench: Bench, state: str, step: Step | None
+) -> None:
+    bench.gate = Gate(1)
+    if state == "in the queue":
+        async with bench.gate.place(lambda: (False, bench.clock.now())), bench.issuing(bench.good()) as authority:
+            await reach(bench, state, authority)
+    else:
+        async with bench.issuing(step or bench.good()) as authority:
+            await reach(bench, state, authority)
+    assert bench.gate._free == 1
+    assert not bench.gate._waiting
+    assert not bench.clock._sleepers
+    assert authority.under_way == 0

@@ -1,0 +1,154 @@
+"""Certificates that outlive the agent: served at once after a restart, and believed no more than what a CA sends."""
+
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+from fakes.authorities import ScriptedAuthority, Step, UpstreamCa, answering, failing
+from fakes.clocks import HandClock
+from fakes.events import Events, recorded
+from fakes.hierarchy import URI
+
+from sds_agent.authority.protocol import ErrorKind
+from sds_agent.identity.spiffe import SpiffeId
+from sds_agent.issuance.gate import Gate
+from sds_agent.issuance.issuer import Issuer, Workload
+from sds_agent.issuance.kept import Keeper, KeepError, KeptCertificate
+from sds_agent.issuance.trust import Trust
+from sds_agent.pki.keys import KeyType
+from sds_agent.secrets.store import SecretStore
+
+HOUR = timedelta(hours=1)
+WORKLOAD = Workload("default", SpiffeId.parse(URI), KeyType.EC_P256, HOUR, "upstream", ("default",))
+DOWN = failing(ErrorKind.TRANSIENT, "the CA is down")
+
+
+class Machine:
+    """What stays when the agent is restarted: the disk, the clock and the CA."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory / "certificates"
+        self.clock = HandClock()
+        self.ca = UpstreamCa(self.clock.now)
+
+    @property
+    def file(self) -> Path:
+        (file,) = self.directory.iterdir()
+        return file
+
+    @asynccontextmanager
+    async def agent(self, *script: Step) -> AsyncIterator[tuple[SecretStore, Events, ScriptedAuthority]]:
+        """One run of the agent, inside this context."""
+        store, authority = SecretStore(["default", "ROOTCA"]), ScriptedAuthority(*script)
+        issuer = Issuer(
+            WORKLOAD,
+            authority,
+            store=store,
+            trust=Trust(store, ["ROOTCA"]),
+            gate=Gate(),
+            clock=self.clock,
+            keeper=Keeper(self.directory),
+        )
+        with recorded() as events:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(issuer.run)
+                yield store, events, authority
+                tasks.cancel_scope.cancel()
+
+    async def issue(self) -> str:
+        """Run an agent until its certificate is kept; returns the certificate's version."""
+        async with self.agent(answering(self.ca)) as (store, events, _):
+            await events.wait("issued")
+            with anyio.fail_after(10):
+                while not (self.directory.exists() and list(self.directory.glob("*.json"))):
+                    await anyio.lowlevel.checkpoint()
+            secret = store.snapshot["default"]
+            assert secret is not None
+            return secret.version
+
+
+async def test_restarted_agent_serves_at_once_what_is_still_valid_though_the_ca_is_down(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    version = await machine.issue()
+    async with machine.agent(DOWN) as (store, events, authority):
+        await events.wait("restored")
+        secret, bundle = store.snapshot["default"], store.snapshot["ROOTCA"]
+        assert secret is not None
+        assert secret.version == version, "the same content, so no Envoy is disturbed"
+        assert bundle is not None
+        assert authority.requests == [], "and nothing is asked before it is due"
+
+
+async def test_it_is_renewed_when_the_first_agent_would_have_renewed_it(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    await machine.issue()
+    machine.clock.elapse(HOUR * 0.56)
+    async with machine.agent(answering(machine.ca)) as (_, events, authority):
+        await events.wait("restored")
+        await events.wait("renewed")
+        assert authority.requests[0].current is not None, "a CA that renews over mTLS is shown the current certificate"
+
+
+async def test_expired_one_is_not_served(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    await machine.issue()
+    machine.clock.elapse(HOUR * 2)
+    async with machine.agent(DOWN) as (store, events, _):
+        assert "expired" in str((await events.wait("not_restored"))["cause"])
+        assert store.snapshot["default"] is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"spiffe_id": 1}', b"\xff\xfe"])
+async def test_damaged_file_is_told_and_replaced_by_the_next_certificate(tmp_path: Path, damage: bytes) -> None:
+    machine = Machine(tmp_path)
+    await machine.issue()
+    machine.file.write_bytes(damage)
+    async with machine.agent(answering(machine.ca)) as (_, events, _authority):
+        assert "damaged" in str((await events.wait("not_restored"))["cause"])
+        await events.wait("issued")
+
+
+async def test_key_of_another_certificate_is_not_served(tmp_path: Path) -> None:
+    machine, other = Machine(tmp_path), Machine(tmp_path / "other")
+    await machine.issue()
+    await other.issue()
+    keeper, foreign = Keeper(machine.directory), Keeper(other.directory)
+    ours, theirs = keeper.load(WORKLOAD.identity), foreign.load(WORKLOAD.identity)
+    assert ours is not None
+    assert theirs is not None
+    keeper.save(type(ours)(ours.spiffe_id, ours.issued_at, ours.chain_pem, ours.anchors_pem, theirs.private_key_pem))
+    async with machine.agent(DOWN) as (store, events, _):
+        await events.wait("not_restored")
+        assert store.snapshot["default"] is None
+
+
+async def test_nobody_else_may_read_it_and_nothing_shows_it(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    await machine.issue()
+    assert stat.S_IMODE(machine.file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(machine.directory.stat().st_mode) == 0o700
+    kept = Keeper(machine.directory).load(WORKLOAD.identity)
+    assert kept is not None
+    assert kept.private_key_pem.splitlines()[1] not in repr(kept) + str(kept)
+
+
+async def test_disk_that_cannot_be_written_does_not_stop_the_service(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.directory.write_text("a file where the directory should be")
+    async with machine.agent(answering(machine.ca)) as (store, events, _):
+        await events.wait("not_kept")
+        assert store.snapshot["default"] is not None
+
+
+def test_file_of_another_identity_is_not_taken(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path)
+    other = SpiffeId.parse("spiffe://demo.example/other")
+    foreign = KeptCertificate("spiffe://demo.example/x", 0.0, "", "", "")
+    keeper._file(str(other)).write_bytes(msgspec.json.encode(foreign))
+    with pytest.raises(KeepError, match="another identity"):
+        keeper.load(other)

@@ -1,0 +1,238 @@
+"""The store: what a stream reads is the newest, complete, and told to it once."""
+
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sds_agent.secrets.model import BundleSecret, CertificateSecret, Secret
+from sds_agent.secrets.store import SecretStore
+
+LATER = datetime(2036, 1, 1, tzinfo=UTC)
+
+
+def certificate(chain: bytes = b"chain", key: bytes = b"key", not_after: datetime = LATER) -> CertificateSecret:
+    return CertificateSecret(chain, key, not_after)
+
+
+def bundle(anchors: bytes = b"roots") -> BundleSecret:
+    return BundleSecret(anchors)
+
+
+class Watcher:
+    """Notes what it was told, and what the store served at that moment."""
+
+    def __init__(self, store: SecretStore) -> None:
+        self.store = store
+        self.told: list[set[str]] = []
+        self.served: list[dict[str, Secret | None]] = []
+
+    def __call__(self, names: frozenset[str]) -> None:
+        self.told.append(set(names))
+        self.served.append(dict(self.store.snapshot))
+
+
+# --- versions ---
+
+
+def test_the_version_is_the_contents_so_a_restart_disturbs_no_envoy() -> None:
+    """Written out, because a change of it makes every Envoy reload its certificate once."""
+    assert certificate().version == "9eeb3986a4687efd"
+    assert bundle().version == "b7865405a8df58c2"
+
+
+def test_another_chain_or_bundle_has_another_version() -> None:
+    assert certificate(b"chain 1").version != certificate(b"chain 2").version
+    assert bundle(b"roots 1").version != bundle(b"roots 2").version
+    assert certificate(b"same").version != bundle(b"same").version
+
+
+def test_the_version_tells_nothing_of_the_key() -> None:
+    assert certificate(key=b"key 1").version == certificate(key=b"key 2").version
+
+
+def test_a_secret_cannot_be_changed() -> None:
+    secret: Any = certificate()
+    with pytest.raises(AttributeError):
+        secret.chain_pem = b"other"
+    secret = bundle()
+    with pytest.raises(AttributeError):
+        secret.anchors_pem = b"other"
+
+
+# --- what is served ---
+
+
+def test_a_name_exists_without_a_secret_until_it_is_published() -> None:
+    store = SecretStore(["default"])
+    assert dict(store.snapshot) == {"default": None}
+    assert store.publish({"default": certificate()}) == {"default"}
+    assert dict(store.snapshot) == {"default": certificate()}
+
+
+@pytest.mark.parametrize("name", ["", "DEFAULT", "default ", "defaul", "default/", "*", "file-cert:/etc/passwd"])
+def test_only_exact_names_are_served(name: str) -> None:
+    """Elsewhere a misspelt name falls through to the workload's own key."""
+    store = SecretStore(["default"])
+    store.publish({"default": certificate()})
+    assert name not in store.snapshot
+
+
+def test_a_snapshot_never_changes_under_a_reader() -> None:
+    store = SecretStore(["default"])
+    before: Any = store.snapshot
+    store.publish({"default": certificate()})
+    assert before["default"] is None
+    with pytest.raises(TypeError):
+        before["default"] = certificate()
+
+
+def test_unchanged_content_is_not_published_again() -> None:
+    """Envoys were told 22,000 times a day of a secret that was the same."""
+    store = SecretStore(["default", "ROOTCA"])
+    store.publish({"default": certificate(), "ROOTCA": bundle()})
+    watcher = Watcher(store)
+    with store.watching(watcher):
+        before = store.snapshot
+        assert store.publish({"default": certificate(), "ROOTCA": bundle()}) == set()
+        assert store.snapshot is before
+    assert watcher.told == []
+
+
+def test_only_the_changed_among_the_published_are_told() -> None:
+    store = SecretStore(["default", "ROOTCA"])
+    store.publish({"default": certificate(), "ROOTCA": bundle()})
+    watcher = Watcher(store)
+    with store.watching(watcher):
+        assert store.publish({"default": certificate(b"new"), "ROOTCA": bundle()}) == {"default"}
+    assert watcher.told == [{"default"}]
+
+
+def test_what_is_published_together_is_seen_together() -> None:
+    """No stream sees a workload's new certificate under one of its names and the old under another."""
+    store = SecretStore(["default", "spiffe://demo.example/web"])
+    watcher = Watcher(store)
+    with store.watching(watcher):
+        store.publish(dict.fromkeys(("default", "spiffe://demo.example/web"), certificate()))
+    assert watcher.told == [{"default", "spiffe://demo.example/web"}]
+    assert watcher.served == [dict.fromkeys(("default", "spiffe://demo.example/web"), certificate())]
+
+
+def test_a_secret_that_is_withheld_leaves_its_name_and_comes_back() -> None:
+    store = SecretStore(["default", "late"])
+    store.publish({"default": certificate()})
+    watcher = Watcher(store)
+    with store.watching(watcher):
+        assert store.withhold(["default", "late", "unknown"]) == {"default"}
+        assert store.withhold(["default"]) == set()
+        assert dict(store.snapshot) == {"default": None, "late": None}
+        assert store.publish({"default": certificate()}) == {"default"}
+    assert watcher.told == [{"default"}, {"default"}]
+
+
+def test_a_name_that_is_withdrawn_exists_no_longer() -> None:
+    store = SecretStore(["default", "late"])
+    store.publish({"default": certificate()})
+    watcher = Watcher(store)
+    with store.watching(watcher):
+        assert store.withdraw(["default", "unknown"]) == {"default"}
+        assert store.withdraw(["default"]) == set()
+    assert dict(store.snapshot) == {"late": None}
+    assert watcher.told == [{"default"}]
+
+
+# --- watchers ---
+
+
+def test_a_watcher_reads_the_new_snapshot_when_it_is_told() -> None:
+    store = SecretStore(["default"])
+    watcher = Watcher(store)
+    with store.watching(watcher):
+        store.publish({"default": certificate(b"1")})
+        store.publish({"default": certificate(b"2")})
+    assert watcher.served == [{"default": certificate(b"1")}, {"default": certificate(b"2")}]
+
+
+def test_who_has_left_is_told_nothing_even_when_leaving_in_disorder() -> None:
+    store = SecretStore(["default"])
+    watcher = Watcher(store)
+    with pytest.raises(RuntimeError, match="the stream broke"), store.watching(watcher):
+        raise RuntimeError("the stream broke")
+    store.publish({"default": certificate()})
+    assert watcher.told == []
+    assert store._watchers == {}
+
+
+def test_one_watcher_may_watch_twice() -> None:
+    """Two streams of one connection are two watchers, however alike."""
+    store = SecretStore(["default"])
+    watcher = Watcher(store)
+    with store.watching(watcher):
+        with store.watching(watcher):
+            store.publish({"default": certificate(b"1")})
+        store.publish({"default": certificate(b"2")})
+    assert len(watcher.told) == 3
+
+
+def test_a_watcher_that_leaves_while_others_are_told_disturbs_nobody() -> None:
+    store = SecretStore(["default"])
+    last = Watcher(store)
+    first = ExitStack()
+    first.enter_context(store.watching(lambda _names: first.close()))
+    with store.watching(last):
+        store.publish({"default": certificate(b"1")})
+        store.publish({"default": certificate(b"2")})
+    assert len(last.told) == 2
+
+
+# --- who is waited for ---
+
+
+def test_a_name_is_awaited_until_nobody_waits_for_it() -> None:
+    store = SecretStore(["a", "b"])
+    store.await_names("one", frozenset({"a", "b"}))
+    store.await_names("other", frozenset({"b"}))
+    assert store.awaited(["a"])
+    assert store.awaited(["x", "b"])
+    store.await_names("one", frozenset())
+    assert not store.awaited(["a"])
+    assert store.awaited(["b"])
+    store.await_names("other", frozenset())
+    store.await_names("other", frozenset())
+    assert not store.awaited(["a", "b"])
+    assert not store.awaited([])
+
+
+# --- whatever happens ---
+
+NAMES = ["a", "b", "c"]
+secrets = st.binary(max_size=1).map(certificate) | st.binary(max_size=1).map(bundle)
+changes = st.lists(
+    st.tuples(st.just("publish"), st.dictionaries(st.sampled_from(NAMES), secrets))
+    | st.tuples(st.sampled_from(["withhold", "withdraw"]), st.lists(st.sampled_from(NAMES)))
+)
+
+
+@given(changes)
+def test_a_watcher_that_reads_what_it_is_told_of_is_never_behind(steps: list[tuple[str, Any]]) -> None:
+    """Nothing is told twice, and nothing is left untold."""
+    store = SecretStore(NAMES)
+    seen = dict(store.snapshot)
+
+    def look(names: frozenset[str]) -> None:
+        assert names
+        for name in names:
+            new = store.snapshot.get(name, "gone")
+            assert new != seen.get(name, "gone")
+            if isinstance(new, str):
+                del seen[name]
+            else:
+                seen[name] = new
+
+    with store.watching(look):
+        for what, argument in steps:
+            getattr(store, what)(argument)
+            assert seen == dict(store.snapshot)

@@ -1,0 +1,215 @@
+"""The trust bundle: every peer's root in it, never empty, and pushed only when it has changed."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import pytest
+from cryptography import x509
+from fakes.authorities import ScriptedTrust
+from fakes.clocks import HAND_LOOP, HandClock
+from fakes.events import Events, recorded
+from fakes.hierarchy import DAY, make_ca
+
+from sds_agent.authority.protocol import AuthorityError, ErrorKind, TellsTrust
+from sds_agent.clock import LONGEST_SLEEP
+from sds_agent.issuance.trust import PATIENCE, Trust, refresh
+from sds_agent.pki.certificates import read_pem, write_pem
+from sds_agent.secrets.model import BundleSecret
+from sds_agent.secrets.store import SecretStore
+
+NAMES = ("ROOTCA", "spiffe://demo.example")
+ROOTS = [make_ca(f"root {number}").certificate for number in range(4)]
+TICK = timedelta(seconds=LONGEST_SLEEP)
+REFRESH = ScriptedTrust.refresh_every
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return HAND_LOOP
+
+
+@pytest.fixture
+def events() -> Iterator[Events]:
+    with recorded() as events:
+        yield events
+
+
+@pytest.fixture
+def store() -> SecretStore:
+    return SecretStore(NAMES)
+
+
+@pytest.fixture
+def trust(store: SecretStore) -> Trust:
+    return Trust(store, NAMES)
+
+
+def served(store: SecretStore) -> set[x509.Certificate]:
+    """The anchors in the bundle, which has to be one under all its names and without repetitions."""
+    secret, other = (store.snapshot[name] for name in NAMES)
+    assert secret == other
+    if secret is None:
+        return set()
+    assert isinstance(secret, BundleSecret)
+    anchors = read_pem(secret.anchors_pem)
+    assert len(set(anchors)) == len(anchors)
+    return set(anchors)
+
+
+# --- the bundle ---
+
+
+def test_the_bundle_holds_the_anchors_of_every_authority(store: SecretStore, trust: Trust) -> None:
+    assert served(store) == set()
+    trust.update("a", (ROOTS[0], ROOTS[1]))
+    trust.update("b", (ROOTS[1], ROOTS[2]))
+    assert served(store) == {ROOTS[0], ROOTS[1], ROOTS[2]}
+    assert trust.of("a") == (ROOTS[0], ROOTS[1])
+    assert trust.of("c") == ()
+
+
+def test_an_authoritys_new_anchors_take_the_place_of_its_old_ones(store: SecretStore, trust: Trust) -> None:
+    """A root that a CA no longer tells is trusted no longer; those of other CAs stay."""
+    trust.update("a", (ROOTS[0],))
+    trust.update("b", (ROOTS[1],))
+    trust.update("a", (ROOTS[2], ROOTS[3]))
+    assert served(store) == {ROOTS[1], ROOTS[2], ROOTS[3]}
+
+
+def test_an_authority_that_tells_none_changes_nothing(store: SecretStore, trust: Trust) -> None:
+    """An empty bundle would make every handshake of every Envoy fail."""
+    trust.update("a", ())
+    assert served(store) == set()
+    trust.update("a", (ROOTS[0],))
+    trust.update("a", ())
+    assert served(store) == {ROOTS[0]}
+    assert trust.of("a") == (ROOTS[0],)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        pytest.param((ROOTS[0], ROOTS[1]), id="the same"),
+        pytest.param((ROOTS[1], ROOTS[0]), id="in another order"),
+        pytest.param((ROOTS[0], ROOTS[1], ROOTS[0]), id="one of them twice"),
+        pytest.param(read_pem(write_pem([ROOTS[0]]) + b"# text\r\n" + write_pem([ROOTS[1]])), id="read anew"),
+    ],
+)
+def test_what_has_not_changed_is_not_pushed(
+    store: SecretStore, trust: Trust, events: Events, again: tuple[x509.Certificate, ...]
+) -> None:
+    """A CA may tell its roots in any order, and each telling would reach every Envoy as news."""
+    trust.update("a", (ROOTS[0], ROOTS[1]))
+    told: list[frozenset[str]] = []
+    with store.watching(told.append):
+        trust.update("a", again)
+        trust.update("b", again)
+    assert told == []
+    assert len(events.named("trust_changed")) == 1
+
+
+def test_a_restart_gives_the_same_bundle_whichever_authority_answers_first(store: SecretStore, trust: Trust) -> None:
+    trust.update("a", (ROOTS[0], ROOTS[1]))
+    trust.update("b", (ROOTS[2],))
+    restarted = SecretStore(NAMES)
+    other = Trust(restarted, NAMES)
+    other.update("b", (ROOTS[2],))
+    other.update("a", (ROOTS[1], ROOTS[0]))
+    assert restarted.snapshot == store.snapshot
+
+
+# --- refreshing ---
+
+
+@asynccontextmanager
+async def refreshing(trust: Trust, authority: ScriptedTrust) -> AsyncIterator[HandClock]:
+    clock = HandClock()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(refresh, trust, "a", authority, clock)
+        yield clock
+        tasks.cancel_scope.cancel()
+
+
+def test_an_authority_may_tell_its_anchors_without_issuing() -> None:
+    assert isinstance(ScriptedTrust(), TellsTrust)
+
+
+async def test_roots_that_change_between_renewals_are_served_within_minutes(store: SecretStore, trust: Trust) -> None:
+    """Elsewhere a new root reaches the proxies only with their next certificate, hours late."""
+    authority = ScriptedTrust(write_pem([ROOTS[0]]), write_pem([ROOTS[0], ROOTS[1]]), write_pem([ROOTS[1]]))
+    async with refreshing(trust, authority) as clock:
+        await clock.asleep()
+        assert served(store) == {ROOTS[0]}
+        clock.elapse(REFRESH - TICK)
+        await clock.asleep()
+        assert authority.calls == 1
+        for expected in ({ROOTS[0], ROOTS[1]}, {ROOTS[1]}):
+            clock.elapse(REFRESH)
+            await clock.asleep()
+            assert served(store) == expected
+
+
+FAILURES = {
+    "an error": (AuthorityError(ErrorKind.TRANSIENT, "the CA is down"), "the CA is down"),
+    "garbage": (b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n", "not a"),
+    "a bug": (KeyError("roots"), "KeyError; please report it"),
+    "a time-out": (TimeoutError("timed out while connecting"), "timed out while connecting"),
+}
+
+
+@pytest.mark.parametrize(("failure", "cause"), FAILURES.values(), ids=FAILURES)
+async def test_a_refresh_that_fails_keeps_what_is_served_and_is_tried_again(
+    store: SecretStore, trust: Trust, events: Events, failure: bytes | Exception, cause: str
+) -> None:
+    authority = ScriptedTrust(write_pem([ROOTS[0]]), failure, failure, write_pem([ROOTS[1]]))
+    async with refreshing(trust, authority) as clock:
+        for count in (1, 2):
+            await clock.asleep()
+            clock.elapse(REFRESH)
+            event = await events.wait("trust_not_refreshed", count=count, authority="a")
+            assert cause in event["cause"]
+            assert event["level"] == "warning"
+            assert served(store) == {ROOTS[0]}
+        await clock.asleep()
+        clock.elapse(REFRESH)
+        await events.wait("trust_changed", count=2)
+        assert served(store) == {ROOTS[1]}
+
+
+async def test_a_ca_that_tells_no_certificate_leaves_what_is_served(store: SecretStore, trust: Trust) -> None:
+    authority = ScriptedTrust(write_pem([ROOTS[0]]), b"", b"<html>maintenance</html>")
+    async with refreshing(trust, authority) as clock:
+        for _ in range(3):
+            await clock.asleep()
+            clock.elapse(REFRESH)
+        await clock.asleep()
+        assert authority.calls == 4
+        assert served(store) == {ROOTS[0]}
+
+
+async def test_a_ca_that_says_nothing_is_given_up_and_asked_again(
+    store: SecretStore, trust: Trust, events: Events
+) -> None:
+    authority = ScriptedTrust(None, write_pem([ROOTS[0]]))
+    async with refreshing(trust, authority) as clock:
+        await authority.asked(1)
+        clock.elapse(timedelta(seconds=PATIENCE))
+        assert (await events.wait("trust_not_refreshed"))["cause"] == "no answer within 10 s"
+        await clock.asleep()
+        clock.elapse(REFRESH)
+        await events.wait("trust_changed")
+        assert served(store) == {ROOTS[0]}
+
+
+@pytest.mark.parametrize("step", [DAY, -DAY])
+async def test_a_clock_that_is_set_refreshes_within_seconds(trust: Trust, step: timedelta) -> None:
+    """Set back by a day, it would otherwise be a day until the next time."""
+    authority = ScriptedTrust(write_pem([ROOTS[0]]))
+    async with refreshing(trust, authority) as clock:
+        await clock.asleep()
+        clock.set_wall(step)
+        clock.elapse(TICK)
+        await authority.asked(2)
