@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bsds_agent_proto/istio.proto\x12\x0fsds_agent.istio\x1a\x1cgoogle/protobuf/struct.proto\"g\n\x12\x43\x65rtificateRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\t\x12\x19\n\x11validity_duration\x18\x03 \x01(\x03\x12)\n\x08metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\")\n\x13\x43\x65rtificateResponse\x12\x12\n\ncert_chain\x18\x01 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bsds_agent_proto/istio.proto\x12\x0fsds_agent.istio\x1a\x1cgoogle/protobuf/struct.proto\"g\n\x12\x43\x65rtificateRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\t\x12\x19\n\x11validity_duration\x18\x03 \x01(\x03\x12)\n\x08metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\"<\n\x13\x43\x65rtificateResponse\x12\x12\n\ncert_chain\x18\x01 \x03(\t\x12\x11\n\troot_cert\x18\x02 \x03(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,5 +35,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CERTIFICATEREQUEST']._serialized_start=78
   _globals['_CERTIFICATEREQUEST']._serialized_end=181
   _globals['_CERTIFICATERESPONSE']._serialized_start=183
-  _globals['_CERTIFICATERESPONSE']._serialized_end=224
+  _globals['_CERTIFICATERESPONSE']._serialized_end=243
 # @@protoc_insertion_point(module_scope)

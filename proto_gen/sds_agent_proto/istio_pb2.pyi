@@ -18,7 +18,9 @@ class CertificateRequest(_message.Message):
     def __init__(self, csr: _Optional[str] = ..., validity_duration: _Optional[int] = ..., metadata: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class CertificateResponse(_message.Message):
-    __slots__ = ("cert_chain",)
+    __slots__ = ("cert_chain", "root_cert")
     CERT_CHAIN_FIELD_NUMBER: _ClassVar[int]
+    ROOT_CERT_FIELD_NUMBER: _ClassVar[int]
     cert_chain: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, cert_chain: _Optional[_Iterable[str]] = ...) -> None: ...
+    root_cert: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, cert_chain: _Optional[_Iterable[str]] = ..., root_cert: _Optional[_Iterable[bytes]] = ...) -> None: ...

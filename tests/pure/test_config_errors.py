@@ -179,7 +179,7 @@ MISTAKES = {
         f"{MINIMAL}authorities: {{main: embedded}}\n",
         5,
         "authorities.main",
-        "it must be a mapping with a type (embedded)",
+        "it must be a mapping with a type (embedded, ",
     ),
     "an unknown type": Mistake(
         f"{MINIMAL}authorities: {{main: {{type: embeded}}}}\n", 5, "authorities.main.type", "did you mean embedded?"

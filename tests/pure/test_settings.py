@@ -69,7 +69,7 @@ def test_every_key_of_the_full_example_is_taken(tmp_path: Path) -> None:
     read = settings(tmp_path, EXAMPLES[1])
     assert read.sds.socket == Path("/run/sds-agent/sds.sock")
     assert (read.sds.owner, read.sds.group) == ("0", "0")
-    assert list(read.authorities) == ["local", "legacy"]
+    assert list(read.authorities) == ["local", "legacy", "plugged", "mesh"]
     assert read.workloads[1].key is KeyType.RSA_2048
     assert read.workloads[1].ttl == timedelta(minutes=90)
     assert read.authority_of(read.workloads[1]) == "legacy"
@@ -335,7 +335,7 @@ def test_the_page_tells_of_every_key_and_its_default() -> None:
     assert set(rows) - {"authorities", "workloads"} == set(expected) - sections
     for path in expected.keys() - sections:
         if expected[path] is not None:
-            assert rows[path].strip().strip('`"') == str(expected[path]), path
+            assert rows[path].strip().strip('`"').lower() == str(expected[path]).lower(), path
 
 
 def test_the_flags_offer_what_the_file_takes() -> None:
@@ -360,7 +360,9 @@ def _schema_paths(schema: dict[str, Any], path: str = "") -> dict[str, object]:
         found[here] = "section" if inner.get("type") in ("object", "array") else inner.get("default")
         found |= _schema_paths(inner, here)
         if isinstance(inner.get("additionalProperties"), dict):
-            found |= _schema_paths(inner["additionalProperties"], f"{here}.NAME")
+            entry = inner["additionalProperties"]
+            for kind in entry.get("oneOf", [entry]):
+                found |= _schema_paths(kind, f"{here}.NAME")
         found |= _schema_paths(inner.get("items", {}), f"{here}[]")
     return found
 

@@ -3,7 +3,9 @@
 Every question is put to what could be read, so these findings come together with those about single values.
 """
 
+import os.path
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from msgspec import Struct
 
@@ -22,6 +24,7 @@ class Workload(Struct, frozen=True):
     spiffe_id: str | None
     authority: str | None
     has_authority: bool
+    output: Path | None = None
 
     def at(self, key: str) -> KeyPath:
         """The path of one of its keys."""
@@ -53,7 +56,8 @@ def _workloads(items: list[object], values: Mapping[KeyPath, object]) -> Iterato
             _text(values.get(("workloads", index, key))) for key in ("name", "spiffe_id", "authority")
         )
         has_authority = not isinstance(item, dict) or "authority" in item
-        yield Workload(index, name, spiffe_id, authority, has_authority)
+        output = values.get(("workloads", index, "output"))
+        yield Workload(index, name, spiffe_id, authority, has_authority, output if isinstance(output, Path) else None)
 
 
 def _text(value: object) -> str | None:
@@ -66,6 +70,7 @@ def conflicts(configuration: Draft) -> Iterator[Finding]:
     yield from _identities(configuration)
     yield from _trust_domains(configuration)
     yield from _authorities(configuration)
+    yield from _outputs(configuration)
 
 
 def _names(configuration: Draft) -> Iterator[Finding]:
@@ -121,3 +126,13 @@ def _authorities(configuration: Draft) -> Iterator[Finding]:
             mend = f"it must be one of {', '.join(known)}"
             found = f"is {quoted(each.authority)}, which is no authority here"
             yield Finding(path, found, f"{mend}; {near}" if near else mend)
+
+
+def _outputs(configuration: Draft) -> Iterator[Finding]:
+    first: dict[str, int] = {}
+    for each in configuration.workloads:
+        if each.output is None:
+            continue
+        if (other := first.setdefault(os.path.normpath(each.output), each.index)) != each.index:
+            found = f"is {quoted(str(each.output))}, the output of workloads[{other}] too"
+            yield Finding(each.at("output"), found, "each needs a directory of its own: the files have the same names")

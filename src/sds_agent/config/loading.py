@@ -6,12 +6,15 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from sds_agent.config import defaults, environment
+from sds_agent.config import defaults, environment, istio
 from sds_agent.config.conflicts import conflicts, draft
 from sds_agent.config.document import Document
 from sds_agent.config.problems import ConfigError, Problem, render
 from sds_agent.config.settings import ONLY_AUTHORITY, SHAPE, Settings
 from sds_agent.config.shapes import INVALID, Finding, Reading
+
+ISTIO_SWITCH = "CA_ADDR"
+"""Without a file and with this variable the configuration is the one that Istio's variables make."""
 
 
 class Loaded(Struct, frozen=True):
@@ -30,27 +33,37 @@ class Loaded(Struct, frozen=True):
 
 
 def load(path: Path | None, environ: Mapping[str, str], *, uid: int | None = None) -> Loaded:
-    """Read the file, or without one the defaults, with the environment's overrides; `uid` is the agent's user.
+    """Read the file, or without one Istio's variables or the defaults, with the environment's overrides.
+
+    `uid` is the agent's user.
 
     Relative paths start from the file's directory, without a file from the working directory. Raises ConfigError with
     every problem there is.
     """
-    document, problems = _document(path)
+    document, problems = _document(path, environ)
     problems += environment.apply(document, environ)
     if path is None:
         defaults.name_default_workload(document)
     defaults.fill_places(document, environ, os.geteuid() if uid is None else uid)
     reading = Reading(document.base, document.written)
     settings = SHAPE.read(document.tree, (), reading)
-    findings = [*reading.findings, *conflicts(draft(document.tree, reading.values, ONLY_AUTHORITY))]
+    findings = [
+        *reading.findings,
+        *conflicts(draft(document.tree, reading.values, ONLY_AUTHORITY)),
+        *istio.conflicts(document.tree, reading.values),
+    ]
     problems += [_problem(finding, document) for finding in findings]
     if settings is INVALID or problems:
         raise ConfigError(problems)
     return Loaded(settings, path, tuple(document.variables))
 
 
-def _document(path: Path | None) -> tuple[Document, list[Problem]]:
+def _document(path: Path | None, environ: Mapping[str, str]) -> tuple[Document, list[Problem]]:
     if path is None:
+        if environ.get(ISTIO_SWITCH):
+            from sds_agent.config import istio_environment  # noqa: PLC0415 - only where it is wanted
+
+            return istio_environment.document(environ)
         return defaults.without_file(), []
     from sds_agent.config import source  # noqa: PLC0415 - PyYAML is not needed without a file
 

@@ -104,6 +104,14 @@ def _number(kind: Callable[[int | float | str], N], least: N, most: N) -> Callab
     return parse
 
 
+def _flag(value: object, _base: Path) -> bool:
+    if isinstance(value, bool):
+        return value
+    if text(value) not in {"true", "false"}:
+        raise UnacceptableError
+    return value == "true"
+
+
 def _mode(value: object, _base: Path) -> FileMode:
     written = text(value)
     if re.fullmatch(_MODE_PATTERN, written):
@@ -179,6 +187,7 @@ def _workload_id(value: object, _base: Path) -> str:
     return str(read)
 
 
+FLAG = Scalar("true or false", _flag, {"type": "boolean"}, bool)
 MODE = Scalar(
     'octal digits in quotes such as "0660" or "0600": read and write for the owner, nothing for others',
     _mode,

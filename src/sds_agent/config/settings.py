@@ -7,9 +7,11 @@ from types import MappingProxyType
 from typing import ClassVar, Literal, TypeAlias
 
 from sds_agent.config.conflicts import BUNDLE_NAME
+from sds_agent.config.istio import IstioSettings
 from sds_agent.config.scalars import (
     ACCOUNT,
     AUTHORITY_NAME,
+    FLAG,
     MODE,
     PATH,
     SOCKET_PATH,
@@ -129,10 +131,26 @@ class EmbeddedSettings:
     )
 
 
-AuthoritySettings: TypeAlias = EmbeddedSettings
+@settings
+class CacertsSettings:
+    """A CA that is plugged in from a directory, in Istio's layout; the agent signs with it."""
+
+    type: ClassVar[Literal["cacerts"]] = "cacerts"
+
+    directory: Path = setting(
+        PATH,
+        "The directory with ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, or tls.crt, tls.key and ca.crt. "
+        "It is read anew when its content changes.",
+    )
+    passphrase_file: Path | None = setting(
+        PATH, "The file with the key's passphrase. Left out: the key is not encrypted.", default=None
+    )
+
+
+AuthoritySettings: TypeAlias = EmbeddedSettings | IstioSettings | CacertsSettings
 """The settings of an upstream CA: the union of the classes in `_AUTHORITY`."""
 
-_AUTHORITY: Variant[AuthoritySettings] = Variant((EmbeddedSettings,))
+_AUTHORITY: Variant[AuthoritySettings] = Variant((EmbeddedSettings, IstioSettings, CacertsSettings))
 
 
 @settings
@@ -151,6 +169,12 @@ class WorkloadSettings:
     authority: str | None = setting(
         AUTHORITY_NAME,
         "The name of the authority that issues it. May be left out where there is only one.",
+        default=None,
+    )
+    output: Path | None = setting(
+        PATH,
+        "A directory to keep the certificate in as files too, for programs that do not speak SDS: cert-chain.pem, "
+        "key.pem (unencrypted) and root-cert.pem.",
         default=None,
     )
 
@@ -183,6 +207,12 @@ class Settings:
     )
     workloads: tuple[WorkloadSettings, ...] = setting(
         Listing(Section(WorkloadSettings), "workloads"), "The identities that the agent keeps certificates for."
+    )
+    keep_certificates: bool = setting(
+        FLAG,
+        "Whether certificates and their private keys are kept in the state directory, readable by the agent's user "
+        "alone, so that a restarted agent serves at once what is still valid.",
+        default=False,
     )
     renewal: RenewalSettings = setting(
         Section(RenewalSettings), "When a certificate is renewed.", default_factory=RenewalSettings

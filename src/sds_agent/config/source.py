@@ -62,13 +62,14 @@ _Node: TypeAlias = _Scalar | _List | _Map
 _Entries: TypeAlias = dict[str, tuple[int, _Node]]
 
 
-def read(path: Path, loader: type[Any] = LOADER) -> tuple[Document, list[Problem]]:
+def read(path: Path, loader: type[Any] = LOADER, minimum: str = MINIMUM) -> tuple[Document, list[Problem]]:
     """The file as a document, with the problems that do not keep it from being read further.
 
-    Raises ConfigError when the file cannot be read, is not YAML or is no mapping.
+    `minimum` says what the least is that such a file needs, for one that is empty. Raises ConfigError when the file
+    cannot be read, is not YAML or is no mapping.
     """
     text = _text(path)
-    composer = _Composer(str(path), loader(text), text)
+    composer = _Composer(str(path), loader(text), text, minimum)
     root = composer.document()
     document = Document(tree={}, origins={(): Origin(str(path), root.line)}, base=path.absolute().parent)
     document.tree = _Expansion(composer, document).root(root)
@@ -109,6 +110,7 @@ class _Composer(Struct):
     file: str
     loader: Any
     text: str
+    minimum: str
     problems: list[Problem] = msgspec.field(default_factory=list)
     anchors: dict[str, _Node] = msgspec.field(default_factory=dict)
     count: int = 0
@@ -119,7 +121,7 @@ class _Composer(Struct):
         while isinstance(event, yaml.StreamStartEvent | yaml.DocumentStartEvent):
             event = self._next()
         if isinstance(event, yaml.StreamEndEvent):
-            raise ConfigError([self.problem(0, "the file is empty", MINIMUM)])
+            raise ConfigError([self.problem(0, "the file is empty", self.minimum)])
         root = self._node(event, ())
         self._next()  # the end of the document
         after = self._next()
@@ -247,10 +249,11 @@ class _Expansion(Struct):
     def root(self, node: _Node) -> Tree:
         """The tree. Raises ConfigError if the file holds no mapping."""
         if isinstance(node, _Scalar) and node.value is None:
-            raise ConfigError([self.composer.problem(0, "the file is empty", MINIMUM)])
+            raise ConfigError([self.composer.problem(0, "the file is empty", self.composer.minimum)])
         tree = self._value(node, (), node.line)
         if not isinstance(tree, dict):
-            problem = self.composer.problem(node.line, "the file does not begin with a mapping of keys", MINIMUM)
+            found = "the file does not begin with a mapping of keys"
+            problem = self.composer.problem(node.line, found, self.composer.minimum)
             raise ConfigError([*self.composer.problems, problem])
         return tree
 

@@ -1,0 +1,265 @@
+"""The client of Istio's certificate service: istiod, cert-manager's istio-csr, or `sds-agent` itself as a CA.
+
+Who asks is told by a bearer token, by the certificate now held (mTLS), or by both: istiod takes the certificate before
+the token. A certificate that the CA does not take fails the whole connection, even beside a good token, so then the
+token goes alone. Every attempt reads the token and the roots anew and has a connection of its own, which ends with
+it: nothing of an old root or an old certificate lives on in a channel.
+"""
+
+import ipaddress
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import anyio
+import grpc
+import grpc.aio
+from msgspec import Struct
+
+from sds_agent import log
+from sds_agent.authority.istio_files import Token, can_speak, read_certificates, read_provisioned, read_token
+from sds_agent.authority.istio_wire import METHOD, Status, read_response, refusal, request_bytes
+from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
+from sds_agent.clock import Clock
+from sds_agent.errors import ConfigurationError
+from sds_agent.values import Sensitive
+
+LOG = logging.getLogger(__name__)
+
+PATIENCE = 9.0
+"""Seconds for an attempt, shared by the endpoints: one that says nothing leaves the others their time."""
+BACK_TO_THE_FIRST = timedelta(minutes=5)
+"""How long an endpoint that stepped in is asked first, before the first one has its turn again."""
+LARGEST_ANSWER = 1 << 20
+
+_ELSEWHERE = frozenset({"UNAVAILABLE", "UNAUTHENTICATED"})
+"""What a CA answers that does not take the certificate: the token alone may do better."""
+
+
+class IstioOptions(Struct, frozen=True):
+    """How to reach an Istio CA and what to tell it.
+
+    `addresses` are `HOST:PORT`, in the order in which they are tried. `provisioned` is a directory with a certificate
+    (`cert-chain.pem`, `key.pem`) to ask with while none was issued yet. `plaintext` speaks without TLS, to loopback
+    addresses alone.
+    """
+
+    addresses: tuple[str, ...]
+    ca_file: Path | None = None
+    token_file: Path | None = None
+    server_name: str | None = None
+    cluster_id: str | None = None
+    cert_signer: str | None = None
+    impersonate: bool = False
+    mtls: bool = True
+    provisioned: Path | None = None
+    extra_anchors: Path | None = None
+    plaintext: bool = False
+
+
+class _Way(Sensitive, frozen=True):
+    """One way to say who asks."""
+
+    token: Token | None
+    certificate: CurrentIdentity | None = None
+
+
+class IstioAuthority:
+    """Asks an Istio CA. Raises ConfigurationError for options that contradict each other."""
+
+    def __init__(self, options: IstioOptions, clock: Clock, *, patience: float = PATIENCE) -> None:
+        _check(options)
+        self._share = patience / len(options.addresses)
+        self._options = options
+        self._clock = clock
+        self._first = 0
+        self._since: datetime | None = None
+        self._extra = b""
+
+    async def issue(self, request: IssueRequest) -> Issuance:
+        """Ask the endpoints one after another until one answers. Raises AuthorityError."""
+        options = self._options
+        now = self._clock.now()
+        extra, warnings = self._extra_anchors()
+        ways = self._ways(request, now)
+        message = request_bytes(request, cert_signer=options.cert_signer, impersonate=options.impersonate)
+        data = await self._any_endpoint(ways, message, now)
+        issuance = read_response(data, extra)
+        return Issuance(issuance.chain_pem, issuance.anchors_pem, (*issuance.warnings, *warnings))
+
+    async def _any_endpoint(self, ways: tuple[_Way, ...], message: bytes, now: datetime) -> bytes:
+        failures = []
+        for index in self._order(now):
+            try:
+                data = await self._endpoint(self._options.addresses[index], ways, message)
+            except AuthorityError as error:
+                if error.kind is not ErrorKind.TRANSIENT:
+                    raise
+                failures.append(error)
+            else:
+                self._answered(index, now)
+                return data
+        if len(failures) == 1:
+            raise failures[0]
+        raise AuthorityError(ErrorKind.TRANSIENT, "; ".join(str(failure) for failure in failures)) from failures[-1]
+
+    def _order(self, now: datetime) -> tuple[int, ...]:
+        every = range(len(self._options.addresses))
+        first = self._first
+        if self._since is None or not self._since <= now < self._since + BACK_TO_THE_FIRST:
+            first = 0
+        return (*every[first:], *every[:first])
+
+    def _answered(self, index: int, now: datetime) -> None:
+        if index == self._order(now)[0]:
+            if index == 0:
+                self._first, self._since = 0, None
+            return
+        self._first, self._since = index, now
+        address = self._options.addresses[index]
+        log.event(LOG, "endpoint_changed", level=logging.WARNING, address=address)
+
+    async def _endpoint(self, address: str, ways: tuple[_Way, ...], message: bytes) -> bytes:
+        """Try each way in turn. Raises AuthorityError."""
+        *before, last = ways
+        for way in before:
+            answer = await self._call(address, way, message)
+            if isinstance(answer, bytes):
+                return answer
+            if answer.code not in _ELSEWHERE:
+                raise refusal(answer, address)
+            log.event(LOG, "certificate_not_taken", level=logging.WARNING, address=address, status=answer.code)
+        answer = await self._call(address, last, message)
+        if isinstance(answer, bytes):
+            return answer
+        raise refusal(answer, address)
+
+    async def _call(self, address: str, way: _Way, message: bytes) -> bytes | Status:
+        """One call over a connection of its own."""
+        metadata = [("clusterid", self._options.cluster_id)] if self._options.cluster_id is not None else []
+        if way.token is not None:
+            metadata.append(("authorization", f"Bearer {way.token.text}"))
+        async with _closing(self._channel(address, way.certificate)) as channel:
+            ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+            try:
+                return await ask(message, metadata=metadata, timeout=self._share)
+            except grpc.aio.AioRpcError as error:
+                details = error.details() or ""
+                # not raised from here: the library's error would carry the CA's words on, whatever they are
+                return Status(error.code().name, details if way.token is None else way.token.removed_from(details))
+
+    def _channel(self, address: str, certificate: CurrentIdentity | None) -> grpc.aio.Channel:
+        options = self._options
+        target = f"dns:///{address}"
+        arguments: list[tuple[str, int | str]] = [
+            ("grpc.use_local_subchannel_pool", 1),  # or a connection made with other roots might be shared
+            ("grpc.enable_http_proxy", 0),  # the token is for nobody but the CA
+            ("grpc.enable_retries", 0),
+            ("grpc.min_reconnect_backoff_ms", int(self._share * 1000)),  # how long a handshake may outlive its channel
+            ("grpc.max_receive_message_length", LARGEST_ANSWER),
+        ]
+        if options.plaintext or options.ca_file is None:  # _check sees to it that the one means the other
+            return grpc.aio.insecure_channel(target, options=arguments)
+        roots = read_certificates(options.ca_file, "the roots that vouch for the CA's server")
+        if options.server_name is not None:
+            arguments.append(("grpc.ssl_target_name_override", options.server_name))
+        credentials = grpc.ssl_channel_credentials(
+            roots,
+            None if certificate is None else certificate.private_key_pem,
+            None if certificate is None else certificate.chain_pem,
+        )
+        return grpc.aio.secure_channel(target, credentials, options=arguments)
+
+    def _ways(self, request: IssueRequest, now: datetime) -> tuple[_Way, ...]:
+        """The ways to say who asks, the best one first. Raises AuthorityError UNAUTHENTICATED when there is none."""
+        troubles: list[AuthorityError] = []
+        token = None
+        if self._options.token_file is not None:
+            try:
+                token = read_token(self._options.token_file)
+            except AuthorityError as error:
+                troubles.append(error)
+        ways = [_Way(token, certificate) for certificate in self._certificates(request, now, troubles)]
+        if token is not None:
+            ways.append(_Way(token))
+        if not ways:
+            causes = "; ".join(str(trouble) for trouble in troubles) or "no certificate is held that names a workload"
+            raise AuthorityError(
+                ErrorKind.UNAUTHENTICATED, f"there is nothing to tell the Istio CA who asks: {causes}"
+            ) from (troubles[0] if troubles else None)
+        return tuple(ways)
+
+    def _certificates(
+        self, request: IssueRequest, now: datetime, troubles: list[AuthorityError]
+    ) -> Iterator[CurrentIdentity]:
+        options = self._options
+        if not options.mtls or options.impersonate or options.plaintext:
+            return
+        if request.current is not None and can_speak(request.current, now):
+            yield request.current
+        elif options.provisioned is not None:
+            try:
+                provisioned = read_provisioned(options.provisioned)
+            except AuthorityError as error:
+                troubles.append(error)
+                return
+            if can_speak(provisioned, now):
+                yield provisioned
+            else:
+                found = f"the certificate in {options.provisioned} has expired or names no workload"
+                troubles.append(AuthorityError(ErrorKind.UNAUTHENTICATED, f"{found}; provision another"))
+
+    def _extra_anchors(self) -> tuple[bytes, tuple[str, ...]]:
+        """The file's content, or its last good one with a warning. Raises AuthorityError when there never was one."""
+        if self._options.extra_anchors is None:
+            return b"", ()
+        try:
+            self._extra = read_certificates(self._options.extra_anchors, "the extra anchors")
+        except AuthorityError as error:
+            if not self._extra:
+                raise
+            return self._extra, (f"the extra anchors read before go on counting: {error}",)
+        return self._extra, ()
+
+
+@asynccontextmanager
+async def _closing(channel: grpc.aio.Channel) -> AsyncIterator[grpc.aio.Channel]:
+    """Close the channel in the end, also when this is cancelled: its own context manager is interrupted then."""
+    try:
+        yield channel
+    finally:
+        with anyio.CancelScope(shield=True):
+            await channel.close()
+
+
+def _check(options: IstioOptions) -> None:
+    if options.plaintext:
+        if options.ca_file is not None:
+            raise ConfigurationError(
+                "ca_file: plaintext_loopback speaks without TLS, so it has no use; keep one of the two"
+            )
+        open_ones = [address for address in options.addresses if not is_loopback(address)]
+        if open_ones:
+            raise ConfigurationError(
+                f"address: {open_ones[0]} is not on this machine, and a token never leaves it without TLS; "
+                f"give a ca_file and turn plaintext_loopback off"
+            )
+    elif options.ca_file is None:
+        raise ConfigurationError("ca_file: it is missing, and without roots nothing vouches for the Istio CA; name it")
+    if options.token_file is None and (options.impersonate or options.plaintext or not options.mtls):
+        raise ConfigurationError("token_file: it is missing, and without mTLS only a token tells who asks; name it")
+    if options.token_file is None and options.provisioned is None:
+        raise ConfigurationError(
+            "token_file: it is missing, and so is provisioned: the first request needs one of them"
+        )
+
+
+def is_loopback(address: str) -> bool:
+    """Whether `HOST:PORT` is on this machine by its form."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"  # RFC 6761 section 6.3: no other machine may have the name

@@ -1,0 +1,115 @@
+"""What an Istio CA's client reads anew for every attempt: the token, the roots and a provisioned certificate.
+
+All of them are replaced by others while the agent runs, so nothing is kept, and every error heals when the file does.
+"""
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from sds_agent.authority.istio_wire import names_a_workload
+from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
+from sds_agent.pki.certificates import CertificateError, has_key, read_pem, subject_alternative_uris
+from sds_agent.pki.keys import PrivateKey
+from sds_agent.values import Sensitive
+
+LARGEST = 1 << 20
+"""Bytes of a file."""
+LONGEST_TOKEN = 16 << 10
+"""Bytes: more does not fit into a request's headers."""
+
+
+class Token(Sensitive, frozen=True):
+    """A bearer token."""
+
+    text: str
+
+    def removed_from(self, words: str) -> str:
+        """`words` without the token, should a CA have sent it back."""
+        return words.replace(self.text, "[token]")
+
+
+def read_token(file: Path) -> Token:
+    """The token in `file`. Raises AuthorityError UNAUTHENTICATED, which does not quote what is there."""
+    data = _read(file, "the token").strip()
+    if not data:
+        raise _unusable(f"the token file {file} is empty; whoever renews the token has to write it there")
+    if len(data) > LONGEST_TOKEN or not all(0x21 <= byte <= 0x7E for byte in data):
+        raise _unusable(
+            f"the token file {file} does not hold a token alone: up to {LONGEST_TOKEN} printable characters of ASCII "
+            f"without spaces; look whether it is the right file"
+        )
+    return Token(data.decode("ascii"))
+
+
+def read_certificates(file: Path, what: str) -> bytes:
+    """The PEM in `file`, which holds at least one certificate. Raises AuthorityError UNAUTHENTICATED.
+
+    To gRPC an empty text means that no roots were given, and then it trusts those of the system.
+    """
+    data = _read(file, what)
+    try:
+        found = read_pem(data)
+    except CertificateError as error:
+        raise _unusable(f"{what} in {file} cannot be read: {error}; put the right certificates there") from error
+    if not found:
+        raise _unusable(f"{file} should hold {what} and has no certificate in it; put them there as PEM")
+    return data
+
+
+def read_provisioned(directory: Path) -> CurrentIdentity:
+    """The pair `cert-chain.pem` and `key.pem`, as Istio's PROV_CERT has it. Raises AuthorityError UNAUTHENTICATED."""
+    chain = read_certificates(directory / "cert-chain.pem", "the provisioned certificate")
+    key_pem = _read(directory / "key.pem", "the provisioned key")
+    try:
+        key = load_pem_private_key(key_pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise _unusable(f"{directory / 'key.pem'} is no unencrypted private key in PEM; put the right one there") from (
+            error
+        )
+    if not isinstance(key, PrivateKey) or not has_key(read_pem(chain)[0], key.public_key()):
+        raise _unusable(f"cert-chain.pem and key.pem in {directory} do not belong together; provision them again")
+    return CurrentIdentity(chain, key_pem)
+
+
+def can_speak(identity: CurrentIdentity, now: datetime) -> bool:
+    """Whether a certificate is worth presenting: it names a workload and is valid now.
+
+    With another one the connection fails, as if nobody were there.
+    """
+    try:
+        leaf = read_pem(identity.chain_pem)[0]
+    except (CertificateError, IndexError):
+        return False
+    valid = leaf.not_valid_before_utc <= now < leaf.not_valid_after_utc
+    return valid and names_a_workload(subject_alternative_uris(leaf))
+
+
+def _read(file: Path, what: str) -> bytes:
+    try:
+        data = _content(file)
+    except OSError as error:
+        raise _unusable(
+            f"{what} cannot be read from {file}: {error.strerror}; put it there, readable for the agent's user"
+        ) from error
+    if len(data) > LARGEST:
+        raise _unusable(f"{file} is larger than {LARGEST} bytes and cannot be {what}; look whether it is the right one")
+    return data
+
+
+def _content(file: Path) -> bytes:
+    data = b""
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would hold everything up
+    try:
+        while len(data) <= LARGEST and (more := os.read(descriptor, LARGEST + 1 - len(data))):
+            data += more
+    finally:
+        os.close(descriptor)
+    return data
+
+
+def _unusable(message: str) -> AuthorityError:
+    return AuthorityError(ErrorKind.UNAUTHENTICATED, message)

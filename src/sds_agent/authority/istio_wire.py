@@ -1,0 +1,133 @@
+"""Istio's certificate service, `istio.v1.auth.IstioCertificateService/CreateCertificate`, as values: what is asked, how
+an answer is read, and what a refusal means. No I/O.
+
+istiod answers with the leaf, then every certificate of its cert-chain.pem in the order of that file, and last its
+root-cert.pem, word for word. So text stands around the certificates, one element may hold several, their order means
+nothing, and the anchors are exactly what the last element holds, self-signed or not. A self-signed certificate
+before it is nobody's anchor.
+"""
+
+import re
+
+from google.protobuf.message import DecodeError
+from google.protobuf.struct_pb2 import Struct as Metadata
+from msgspec import Struct
+from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
+
+from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
+from sds_agent.pki.certificates import CertificateError, read_pem
+
+METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
+
+LONGEST_MESSAGE = 300
+"""Characters of a CA's own words that reach a message of ours."""
+
+_WORKLOAD = re.compile(r"spiffe://[^/]+/.+")
+
+_KINDS = {
+    "RESOURCE_EXHAUSTED": ErrorKind.THROTTLED,
+    "UNAUTHENTICATED": ErrorKind.UNAUTHENTICATED,
+    "PERMISSION_DENIED": ErrorKind.DENIED,
+    "FAILED_PRECONDITION": ErrorKind.DENIED,
+    "INVALID_ARGUMENT": ErrorKind.INVALID,
+    "OUT_OF_RANGE": ErrorKind.INVALID,
+    "NOT_FOUND": ErrorKind.INVALID,
+    "UNIMPLEMENTED": ErrorKind.INVALID,
+}
+"""All others pass by themselves: the CA is not there, not ready, or was interrupted."""
+
+_MENDS = {
+    "RESOURCE_EXHAUSTED": "it is asked less often from now on",
+    "UNAUTHENTICATED": "look at the token's audience (istio-ca) and age, and at cluster_id; istio-csr also says this "
+    "of a CSR that it does not take, such as one for another identity than the caller's",
+    "PERMISSION_DENIED": "let the CA's policy allow this caller the identity, or turn impersonate off",
+    "INVALID_ARGUMENT": "look at the workload's key and ttl: Istio's CAs take at most 90d",
+    "UNIMPLEMENTED": "what answers at this address is no Istio CA: look at address",
+    "UNAVAILABLE": "look whether it runs at this address, and whether ca_file and server_name fit its certificate",
+    "DEADLINE_EXCEEDED": "look whether the network lets the agent through to this address",
+    "INTERNAL": "look at the CA's own log: it may not be ready yet, or its signer has expired",
+}
+
+
+class Status(Struct, frozen=True):
+    """How a call failed: the name of the gRPC status code, and the CA's (or the library's) words about it."""
+
+    code: str
+    details: str
+
+
+def request_bytes(request: IssueRequest, *, cert_signer: str | None = None, impersonate: bool = False) -> bytes:
+    """The CertificateRequest. The lifetime is in whole seconds and always positive, since 0 means a day to Istio's CAs
+    and is clamped without a word by others.
+    """
+    message = CertificateRequest(
+        csr=request.csr_pem.decode("ascii"), validity_duration=max(1, int(request.ttl.total_seconds()))
+    )
+    wanted = {"CertSigner": cert_signer, "ImpersonatedIdentity": str(request.identity) if impersonate else None}
+    given = {key: value for key, value in wanted.items() if value is not None}
+    if given:
+        metadata = Metadata()
+        metadata.update(given)
+        message.metadata.CopyFrom(metadata)
+    return message.SerializeToString()
+
+
+def read_response(data: bytes, extra_anchors: bytes = b"") -> Issuance:
+    """The answer in `data`; `extra_anchors` (PEM) are added to those that it tells.
+
+    Raises AuthorityError INVALID for what is no such answer.
+    """
+    response = CertificateResponse()
+    try:
+        response.ParseFromString(data)
+    except DecodeError as error:
+        raise _invalid("is not a CertificateResponse") from error
+    elements = [element.encode() for element in response.cert_chain]
+    told = list(response.root_cert)
+    if told:
+        chain, anchors, where = elements, b"\n".join(told), "its root_cert"
+    elif len(elements) < 2:
+        raise _invalid(f"has {len(elements)} elements, and two are the least: the certificate and the root bundle")
+    else:
+        chain, anchors, where = elements[:-1], elements[-1], "its last element, where the root bundle belongs,"
+    _check_anchors(anchors, where)
+    return Issuance(b"\n".join(chain), b"\n".join(filter(None, [anchors, extra_anchors])))
+
+
+def _check_anchors(anchors: bytes, where: str) -> None:
+    try:
+        found = read_pem(anchors)
+    except CertificateError as error:
+        raise _invalid(f"cannot be used: {where} cannot be read ({error})") from error
+    if not found:
+        raise _invalid(f"cannot be used: {where} holds no certificate")
+
+
+def _invalid(what: str) -> AuthorityError:
+    return AuthorityError(
+        ErrorKind.INVALID, f"the CA's answer {what}; look at the CA's root-cert.pem and cert-chain.pem, and at address"
+    )
+
+
+def refusal(status: Status, address: str) -> AuthorityError:
+    """What a failed call means."""
+    kind = _KINDS.get(status.code, ErrorKind.TRANSIENT)
+    words = printable(status.details)
+    said = f"{status.code}: {words}" if words else status.code
+    mend = _MENDS.get(status.code, "look at the CA's own log")
+    return AuthorityError(kind, f"the Istio CA at {address} did not issue ({said}); {mend}")
+
+
+def printable(text: str) -> str:
+    """Somebody else's words for a message of ours: one line, in printable ASCII, and cut."""
+    plain = "".join(c if c.isascii() and c.isprintable() else " " if c.isspace() else "?" for c in text)
+    return plain if len(plain) <= LONGEST_MESSAGE else f"{plain[:LONGEST_MESSAGE]}..."
+
+
+def names_a_workload(uris: tuple[str, ...]) -> bool:
+    """Whether a certificate with these URIs can speak for its holder: it has one SPIFFE ID with a path.
+
+    istiod takes only `spiffe://TD/ns/NS/sa/SA` and goes by the token otherwise; other CAs take any, and where the token
+    can be used only once the certificate is all there is.
+    """
+    return len(uris) == 1 and _WORKLOAD.fullmatch(uris[0]) is not None

@@ -1,0 +1,150 @@
+"""The variables that Istio's pilot-agent reads, for an agent that is started with no file where CA_ADDR is set.
+
+Names, defaults and meanings are pilot-agent's. With a file none of them counts: what a file says should not depend on
+variables that somebody set for another program.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sds_agent.config.document import Document, Origin
+from sds_agent.config.problems import Problem, render
+from sds_agent.config.shapes import KeyPath, quoted
+
+_TRUST_DOMAIN = "cluster.local"
+_ROOTS = "/var/run/secrets/istio/root-cert.pem"
+_TOKEN = "/var/run/secrets/tokens/istio-token"  # noqa: S105 - the place of a token, not a token
+_NAME = "istio"
+_AUTHORITY: KeyPath = ("authorities", _NAME)
+_WORKLOAD: KeyPath = ("workloads", 0)
+_LEAST_RATIO, _MOST_RATIO = 0.2, 0.8
+
+# Variables whose text is a key's value as it stands.
+_AS_IT_STANDS: Mapping[str, KeyPath] = {
+    "CA_ADDR": (*_AUTHORITY, "address"),
+    "CA_ROOT_CA": (*_AUTHORITY, "ca_file"),
+    "PROV_CERT": (*_AUTHORITY, "provisioned"),
+    "ISTIO_META_CLUSTER_ID": (*_AUTHORITY, "cluster_id"),
+    "ISTIO_META_CERT_SIGNER": (*_AUTHORITY, "cert_signer"),
+    "TRUST_DOMAIN": ("trust_domain",),
+    "SECRET_TTL": (*_WORKLOAD, "ttl"),
+    "OUTPUT_CERTS": (*_WORKLOAD, "output"),
+}
+
+
+def document(environ: Mapping[str, str]) -> tuple[Document, list[Problem]]:
+    """The configuration that the variables make, with what is wrong with them. An empty one counts as not set."""
+    reading = _Reading({name: value for name, value in environ.items() if value})
+    reading.put_as_they_stand()
+    reading.put_defaults()
+    reading.put_key()
+    reading.put_renewal()
+    reading.put_identity()
+    return reading.document, reading.problems
+
+
+class _Reading:
+    """One pass over the variables."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.problems: list[Problem] = []
+        self.document = Document(
+            tree={"authorities": {_NAME: {"type": "istio"}}, "workloads": [{"name": "default"}]},
+            origins={(): Origin("the environment, as Istio has it")},
+            base=Path.cwd(),
+        )
+
+    def put_as_they_stand(self) -> None:
+        """The variables whose text is a value of ours."""
+        for name, path in _AS_IT_STANDS.items():
+            if name in self._environ:
+                self._put(path, self._environ[name], name)
+
+    def put_defaults(self) -> None:
+        """What pilot-agent takes where nothing is said."""
+        if "TRUST_DOMAIN" not in self._environ:
+            self._default(("trust_domain",), _TRUST_DOMAIN)
+        if "CA_ROOT_CA" not in self._environ:
+            provisioned = self._environ.get("PROV_CERT")
+            self._default((*_AUTHORITY, "ca_file"), f"{provisioned}/root-cert.pem" if provisioned else _ROOTS)
+        elif self._environ["CA_ROOT_CA"] == "SYSTEM":
+            mend = "name the file with the CA's roots: those of the system vouch for too many"
+            self._refuse("CA_ROOT_CA", (*_AUTHORITY, "ca_file"), mend)
+        self._default((*_AUTHORITY, "token_file"), _TOKEN)
+
+    def put_key(self) -> None:
+        """RSA 2048 unless said otherwise."""
+        path = (*_WORKLOAD, "key")
+        algorithm = self._environ.get("ECC_SIGNATURE_ALGORITHM")
+        if algorithm is None:
+            sizes = {"2048": "rsa-2048", "3072": "rsa-3072", "4096": "rsa-4096"}
+            self._choose("WORKLOAD_RSA_KEY_SIZE", path, sizes, "2048")
+        elif algorithm == "ECDSA":
+            self._choose("ECC_CURVE", path, {"P256": "ec-p256", "P384": "ec-p384"}, "P256")
+        else:
+            self._refuse("ECC_SIGNATURE_ALGORITHM", path, "it must be ECDSA, or not set for RSA")
+
+    def put_renewal(self) -> None:
+        """Istio counts the share of the lifetime that is left, we the one that has passed."""
+        name, path = "SECRET_GRACE_PERIOD_RATIO", ("renewal", "fraction")
+        written = self._environ.get(name)
+        if written is None:
+            return
+        try:
+            ratio = float(written)
+        except ValueError:
+            ratio = -1.0
+        if not _LEAST_RATIO <= ratio <= _MOST_RATIO:
+            allowed = f"a number from {_LEAST_RATIO} to {_MOST_RATIO}"
+            self._refuse(name, path, f"it must be {allowed}: the share of a lifetime that is left at the renewal")
+            return
+        self._put(path, round(1 - ratio, 6), name)
+
+    def put_identity(self) -> None:
+        """The CA signs what the token names; the agent has to know it beforehand."""
+        path = (*_WORKLOAD, "spiffe_id")
+        if "SDS_AGENT__WORKLOADS__0__SPIFFE_ID" in {name.upper() for name in self._environ}:
+            return
+        names = ("POD_NAMESPACE", "SERVICE_ACCOUNT")
+        missing = [name for name in names if name not in self._environ]
+        for name in missing:
+            mend = (
+                "set it, or unset CA_ADDR, which makes Istio's variables count: the identity asked for is "
+                "spiffe://TRUST_DOMAIN/ns/POD_NAMESPACE/sa/SERVICE_ACCOUNT"
+            )
+            self.problems.append(Problem(Origin(f"${name}", is_variable=True), render(path), "needs a value", mend))
+        # where one is missing the rest is read on with a word in its place, so that every problem is told at once
+        trust_domain = self._environ.get("TRUST_DOMAIN", _TRUST_DOMAIN)
+        namespace, account = (self._environ.get(name, "missing") for name in names)
+        self._put(path, f"spiffe://{trust_domain}/ns/{namespace}/sa/{account}", names[1])
+        self.document.variables.append(names[0])
+
+    def _choose(self, name: str, path: KeyPath, among: Mapping[str, str], default: str) -> None:
+        written = self._environ.get(name, default)
+        if written not in among:
+            self._refuse(name, path, f"it must be one of {', '.join(among)}")
+        elif name in self._environ:
+            self._put(path, among[written], name)
+        else:
+            self._default(path, among[written])
+
+    def _refuse(self, name: str, path: KeyPath, mend: str) -> None:
+        found = f"is {quoted(self._environ[name])}"
+        self.problems.append(Problem(Origin(f"${name}", is_variable=True), render(path), found, mend))
+
+    def _put(self, path: KeyPath, value: object, name: str) -> None:
+        self.document.variables.append(name)
+        self._set(path, value, Origin(f"${name}", is_variable=True))
+
+    def _default(self, path: KeyPath, value: object) -> None:
+        self._set(path, value, Origin("pilot-agent's defaults"))
+
+    def _set(self, path: KeyPath, value: object, origin: Origin) -> None:
+        *parents, last = path
+        inner: Any = self.document.tree
+        for part in parents:
+            inner = inner[part] if isinstance(part, int) else inner.setdefault(part, {})
+        inner[last] = value
+        self.document.origins[path] = origin

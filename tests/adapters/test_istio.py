@@ -1,0 +1,481 @@
+"""The client of Istio's certificate service against a real gRPC server over real TLS."""
+
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+import grpc
+import pytest
+from cryptography import x509
+from fakes.clocks import HandClock
+from fakes.events import Events, recorded
+from fakes.hierarchy import Ca, make_leaf, new_key
+from fakes.istio_ca import Asked, IstioCa, RefusedError
+from sds_agent_proto.istio_pb2 import CertificateResponse
+
+from sds_agent.authority import istio
+from sds_agent.authority.istio import BACK_TO_THE_FIRST, PATIENCE, IstioAuthority, IstioOptions
+from sds_agent.authority.istio_files import read_token
+from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
+from sds_agent.clock import SystemClock
+from sds_agent.errors import ConfigurationError
+from sds_agent.identity.spiffe import SpiffeId
+from sds_agent.issuance.acceptance import accept
+from sds_agent.pki.certificates import read_pem, write_pem
+from sds_agent.pki.csr import make_csr
+from sds_agent.pki.keys import PrivateKey, to_pkcs8_pem
+
+URI = "spiffe://cluster.local/ns/default/sa/web"
+PLANTED = "planted-token.with-a.signature"
+DAY = timedelta(days=1)
+
+
+@dataclass
+class Client:
+    """A CA, the client's files, and the key that it asks for."""
+
+    ca: IstioCa
+    folder: Path
+    key: PrivateKey = field(default_factory=new_key)
+
+    @property
+    def token_file(self) -> Path:
+        return self.folder / "token"
+
+    @property
+    def ca_file(self) -> Path:
+        return self.folder / "root-cert.pem"
+
+    def authority(
+        self, *addresses: str, clock: Any = None, patience: float = PATIENCE, **options: Any
+    ) -> IstioAuthority:
+        chosen = {"token_file": self.token_file, "ca_file": self.ca_file, **options}
+        return IstioAuthority(IstioOptions(addresses, **chosen), clock or SystemClock(), patience=patience)
+
+    def request(self, ttl: timedelta = DAY, current: CurrentIdentity | None = None) -> IssueRequest:
+        return IssueRequest(SpiffeId.parse(URI), make_csr(self.key, URI), ttl, "0" * 32, current)
+
+    def held(self, issuer: Ca | None = None, uri: str = URI, *, expired: bool = False) -> CurrentIdentity:
+        """A certificate as an earlier attempt brought it."""
+        key, now = new_key(), datetime.now(UTC)
+        end = now - timedelta(minutes=1) if expired else now + DAY
+        leaf = make_leaf(issuer or self.ca.signer, uri, key=key, not_before=now - DAY, not_after=end)
+        return CurrentIdentity(write_pem([leaf, self.ca.signer.certificate]), to_pkcs8_pem(key))
+
+    def accepted(self, issuance: Issuance) -> tuple[x509.Certificate, ...]:
+        """The chain, after all the checks there are."""
+        identity, key = SpiffeId.parse(URI), self.key.public_key()
+        return accept(issuance, identity=identity, public_key=key, anchors=(), now=datetime.now(UTC)).chain
+
+
+@pytest.fixture
+def ca() -> IstioCa:
+    return IstioCa()
+
+
+@pytest.fixture
+def client(ca: IstioCa, tmp_path: Path) -> Client:
+    made = Client(ca, tmp_path)
+    made.token_file.write_text("first.token.x\n")
+    made.ca_file.write_bytes(ca.root_pem)
+    return made
+
+
+@pytest.fixture
+def events() -> Iterator[Events]:
+    with recorded() as seen:
+        yield seen
+
+
+async def refused(authority: IstioAuthority, request: IssueRequest) -> AuthorityError:
+    with pytest.raises(AuthorityError) as caught:
+        await authority.issue(request)
+    return caught.value
+
+
+def bearer(asked: Asked) -> str | None:
+    return asked.headers.get("authorization")
+
+
+# What is asked
+
+
+async def test_a_certificate_is_issued_with_its_chain_and_anchors(client: Client) -> None:
+    async with client.ca.serving() as address:
+        issuance = await client.authority(address).issue(client.request())
+    assert client.accepted(issuance)[1:] == (client.ca.signer.certificate,)
+    assert issuance.anchors_pem == client.ca.root_pem
+
+
+async def test_the_request_is_what_istio_reads(client: Client) -> None:
+    request = client.request(timedelta(hours=1, milliseconds=1500))
+    async with client.ca.serving() as address:
+        await client.authority(address).issue(request)
+    (asked,) = client.ca.asked
+    assert asked.message.csr.encode() == request.csr_pem
+    assert asked.message.validity_duration == 3601
+    assert asked.wanted == {}
+    assert not asked.message.HasField("metadata")
+    assert bearer(asked) == "Bearer first.token.x"
+    assert "clusterid" not in asked.headers
+
+
+async def test_a_ttl_under_a_second_is_not_sent_as_zero_which_means_a_day(client: Client) -> None:
+    async with client.ca.serving() as address:
+        await client.authority(address).issue(client.request(timedelta(milliseconds=300)))
+    assert client.ca.asked[0].message.validity_duration == 1
+
+
+async def test_the_clusters_id_goes_along(client: Client) -> None:
+    async with client.ca.serving() as address:
+        await client.authority(address, cluster_id="cluster2").issue(client.request())
+    assert client.ca.asked[0].headers["clusterid"] == "cluster2"
+
+
+async def test_a_node_agent_asks_for_others_and_names_a_signer(client: Client) -> None:
+    async with client.ca.serving() as address:
+        await client.authority(address, impersonate=True, cert_signer="clusterissuers.x").issue(client.request())
+    assert client.ca.asked[0].wanted == {"ImpersonatedIdentity": URI, "CertSigner": "clusterissuers.x"}
+
+
+# Who asks
+
+
+async def test_a_token_that_was_replaced_is_used_for_the_next_call(client: Client) -> None:
+    async with client.ca.serving() as address:
+        authority = client.authority(address)
+        await authority.issue(client.request())
+        client.token_file.write_text("second.token.x")
+        await authority.issue(client.request())
+    assert [bearer(asked) for asked in client.ca.asked] == ["Bearer first.token.x", "Bearer second.token.x"]
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"two tokens", b"a\nb: c", b"\xff\xfe", b"x" * 20_000, None])
+async def test_a_token_file_that_holds_no_token_is_told_and_nothing_is_asked(
+    client: Client, content: bytes | None
+) -> None:
+    client.token_file.unlink()
+    if content is not None:
+        client.token_file.write_bytes(content)
+    async with client.ca.serving() as address:
+        error = await refused(client.authority(address), client.request())
+    assert error.kind is ErrorKind.UNAUTHENTICATED
+    assert str(client.token_file) in str(error)
+    assert content is None or not content.strip() or content.decode("latin-1") not in str(error)
+    assert client.ca.asked == []
+
+
+async def test_the_certificate_held_renews_without_a_token(client: Client) -> None:
+    client.token_file.unlink()
+    held = client.held()
+    async with client.ca.serving(mtls=True) as address:
+        await client.authority(address).issue(client.request(current=held))
+    (asked,) = client.ca.asked
+    assert asked.certificate is not None
+    assert read_pem(asked.certificate)[0] == read_pem(held.chain_pem)[0]
+    assert bearer(asked) is None
+
+
+async def test_a_foreign_certificate_fails_the_connection_and_the_token_goes_alone(
+    client: Client, events: Events
+) -> None:
+    """A server that takes certificates, but not this one, is followed by one at the same port that takes none."""
+    foreign = client.held(client.ca.stranger)
+    async with client.ca.serving(mtls=True) as first, client.ca.serving() as second:
+        error = await refused(client.authority(first), client.request(current=foreign))
+        assert error.kind is ErrorKind.TRANSIENT
+        assert client.ca.asked == []
+        assert len(events.named("certificate_not_taken")) == 1
+        await client.authority(first, second).issue(client.request(current=foreign))
+    assert bearer(client.ca.asked[0]) == "Bearer first.token.x"
+
+
+async def test_a_certificate_that_the_ca_does_not_know_gives_way_to_the_token(client: Client) -> None:
+    def first_time(_asked: Asked) -> CertificateResponse:
+        client.ca.answer = client.ca.signed
+        raise RefusedError(grpc.StatusCode.UNAUTHENTICATED, "no such caller")
+
+    client.ca.answer = first_time
+    async with client.ca.serving() as address:
+        await client.authority(address).issue(client.request(current=client.held()))
+    assert len(client.ca.asked) == 2
+
+
+@pytest.mark.parametrize("uri", ["spiffe://cluster.local", "https://cluster.local/web"])
+async def test_a_certificate_that_names_no_workload_is_not_presented(client: Client, uri: str) -> None:
+    client.token_file.unlink()
+    async with client.ca.serving(mtls=True) as address:
+        error = await refused(client.authority(address), client.request(current=client.held(uri=uri)))
+    assert error.kind is ErrorKind.UNAUTHENTICATED
+
+
+async def test_an_expired_certificate_is_not_presented(client: Client, events: Events) -> None:
+    async with client.ca.serving() as address:
+        await client.authority(address).issue(client.request(current=client.held(expired=True)))
+    assert len(client.ca.asked) == 1
+    assert events.named("certificate_not_taken") == []
+
+
+@pytest.mark.parametrize("options", [{"mtls": False}, {"impersonate": True}])
+async def test_no_certificate_goes_along_where_it_must_not(client: Client, options: dict[str, bool]) -> None:
+    """An impersonated identity beside a certificate would be refused."""
+    async with client.ca.serving(mtls=True) as address:
+        error = await refused(client.authority(address, **options), client.request(current=client.held()))
+    assert error.kind is ErrorKind.TRANSIENT
+    assert client.ca.asked == []
+
+
+async def test_a_provisioned_certificate_asks_for_the_first_one(client: Client) -> None:
+    held = client.held()
+    (client.folder / "cert-chain.pem").write_bytes(held.chain_pem)
+    (client.folder / "key.pem").write_bytes(held.private_key_pem)
+    async with client.ca.serving(mtls=True) as address:
+        authority = client.authority(address, token_file=None, provisioned=client.folder)
+        await authority.issue(client.request())
+        await authority.issue(client.request(current=client.held(expired=True)))
+        (client.folder / "key.pem").write_bytes(client.held().private_key_pem)
+        error = await refused(authority, client.request())
+    assert len(client.ca.asked) == 2
+    assert error.kind is ErrorKind.UNAUTHENTICATED
+    assert "do not belong together" in str(error)
+
+
+# Whom to believe
+
+
+async def test_roots_that_were_replaced_count_for_the_next_connection(client: Client) -> None:
+    client.ca_file.write_bytes(write_pem([client.ca.stranger.certificate]))
+    async with client.ca.serving() as address:
+        authority = client.authority(address)
+        error = await refused(authority, client.request())
+        assert error.kind is ErrorKind.TRANSIENT
+        assert client.ca.asked == []
+        client.ca_file.write_bytes(client.ca.root_pem)
+        await authority.issue(client.request())
+        client.ca_file.write_bytes(write_pem([client.ca.stranger.certificate]))
+        await refused(authority, client.request())
+    assert len(client.ca.asked) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"no certificate\n", b"-----BEGIN CERTIFICATE-----\nMIIB\n", None])
+async def test_a_root_file_without_roots_is_an_error_and_not_the_systems_roots(
+    client: Client, content: bytes | None
+) -> None:
+    client.ca_file.unlink()
+    if content is not None:
+        client.ca_file.write_bytes(content)
+    async with client.ca.serving() as address:
+        error = await refused(client.authority(address), client.request())
+    assert error.kind is ErrorKind.UNAUTHENTICATED
+    assert str(client.ca_file) in str(error)
+    assert client.ca.asked == []
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe"])
+async def test_a_root_file_that_is_no_file_holds_nothing_up(client: Client, kind: str) -> None:
+    place = client.folder / kind
+    make = os.mkdir if kind == "directory" else os.mkfifo
+    make(place)
+    error = await refused(client.authority("127.0.0.1:1", ca_file=place), client.request())
+    assert error.kind is ErrorKind.UNAUTHENTICATED
+    assert str(place) in str(error)
+
+
+async def test_the_servers_name_can_be_told(client: Client) -> None:
+    async with client.ca.serving("istiod.istio-system.svc") as address:
+        error = await refused(client.authority(address), client.request())
+        assert error.kind is ErrorKind.TRANSIENT
+        await client.authority(address, server_name="istiod.istio-system.svc").issue(client.request())
+    assert len(client.ca.asked) == 1
+
+
+async def test_extra_anchors_are_added_and_survive_a_bad_file(client: Client) -> None:
+    extra = client.folder / "mesh.pem"
+    extra.write_bytes(write_pem([client.ca.stranger.certificate]))
+    async with client.ca.serving() as address:
+        authority = client.authority(address, extra_anchors=extra)
+        issuance = await authority.issue(client.request())
+        extra.write_bytes(b"")
+        again = await authority.issue(client.request())
+        error = await refused(client.authority(address, extra_anchors=extra), client.request())
+    anchors = (client.ca.root.certificate, client.ca.stranger.certificate)
+    assert read_pem(issuance.anchors_pem or b"") == read_pem(again.anchors_pem or b"") == anchors
+    assert issuance.warnings == ()
+    assert str(extra) in again.warnings[0]
+    assert str(extra) in str(error)
+
+
+# Without TLS
+
+
+async def test_a_token_goes_in_the_clear_only_where_it_is_allowed_and_stays_on_the_machine(client: Client) -> None:
+    async with client.ca.serving(plaintext=True) as address:
+        error = await refused(client.authority(address), client.request())
+        assert error.kind is ErrorKind.TRANSIENT
+        assert client.ca.asked == []
+        await client.authority(address, ca_file=None, plaintext=True).issue(client.request())
+    assert bearer(client.ca.asked[0]) == "Bearer first.token.x"
+
+
+@pytest.mark.parametrize("address", ["ca.example:15012", "10.0.0.1:15012", "127.evil.example:1", "[2001:db8::1]:1"])
+def test_no_token_leaves_the_machine_in_the_clear(client: Client, address: str) -> None:
+    with pytest.raises(ConfigurationError, match="never leaves it without TLS"):
+        client.authority("127.0.0.1:1", address, ca_file=None, plaintext=True)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.8.9.1:1", "localhost:15012", "[::1]:15012"])
+def test_loopback_has_many_names(address: str) -> None:
+    assert istio.is_loopback(address)
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"ca_file": None}, "ca_file"),
+        ({"plaintext": True}, "ca_file"),
+        ({"token_file": None}, "token_file"),
+        ({"token_file": None, "impersonate": True, "provisioned": Path("p")}, "token_file"),
+        ({"token_file": None, "mtls": False, "provisioned": Path("p")}, "token_file"),
+        ({"token_file": None, "plaintext": True, "ca_file": None, "provisioned": Path("p")}, "token_file"),
+    ],
+)
+def test_options_that_cannot_work_are_told_by_their_key(client: Client, options: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{key}: "):
+        client.authority("127.0.0.1:1", **options)
+
+
+# Refusals
+
+KINDS = {
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ErrorKind.THROTTLED,
+    grpc.StatusCode.UNAUTHENTICATED: ErrorKind.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED: ErrorKind.DENIED,
+    grpc.StatusCode.INVALID_ARGUMENT: ErrorKind.INVALID,
+    grpc.StatusCode.UNIMPLEMENTED: ErrorKind.INVALID,
+    grpc.StatusCode.INTERNAL: ErrorKind.TRANSIENT,
+    grpc.StatusCode.UNAVAILABLE: ErrorKind.TRANSIENT,
+    grpc.StatusCode.DEADLINE_EXCEEDED: ErrorKind.TRANSIENT,
+    grpc.StatusCode.UNKNOWN: ErrorKind.TRANSIENT,
+}
+
+
+def refusing(code: grpc.StatusCode, details: str) -> Callable[[Asked], CertificateResponse]:
+    def answer(_asked: Asked) -> CertificateResponse:
+        raise RefusedError(code, details)
+
+    return answer
+
+
+@pytest.mark.parametrize("code", KINDS)
+async def test_a_status_says_who_can_mend_it(client: Client, code: grpc.StatusCode) -> None:
+    client.ca.answer = refusing(code, "not today")
+    async with client.ca.serving() as address:
+        error = await refused(client.authority(address), client.request())
+    assert error.kind is KINDS[code]
+    assert f"{address} did not issue ({code.name}: not today)" in str(error)
+
+
+async def test_the_cas_words_are_bounded_and_of_one_line(client: Client) -> None:
+    client.ca.answer = refusing(grpc.StatusCode.INTERNAL, "line\nanother\x1b[31m " + "x" * 5_000)
+    async with client.ca.serving() as address:
+        error = await refused(client.authority(address), client.request())
+    assert len(str(error)) < 700
+    assert str(error).isprintable()
+
+
+async def test_the_token_is_in_no_error_no_log_and_no_repr(
+    client: Client, events: Events, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also when the CA sends it back."""
+    client.token_file.write_text(PLANTED)
+    seen: list[str] = []
+
+    def echo(asked: Asked) -> CertificateResponse:
+        raise RefusedError(grpc.StatusCode.UNAUTHENTICATED, f"bad header {bearer(asked)}")
+
+    client.ca.answer = echo
+    async with client.ca.serving() as address:
+        authority = client.authority(address)
+        error = await refused(authority, client.request(current=client.held()))
+        seen += [repr(authority), repr(vars(authority)), repr(read_token(client.token_file))]
+    seen += ["".join(traceback.format_exception(error)), repr(error), repr(error.__context__), repr(events.seen)]
+    assert bearer(client.ca.asked[0]) == f"Bearer {PLANTED}"
+    assert "[token]" in str(error)
+    assert all(PLANTED not in text for text in [*seen, caplog.text])
+
+
+async def test_an_answer_that_is_no_message_is_invalid(client: Client) -> None:
+    client.ca.answer = lambda _asked: b"\x0a\xff not protobuf"
+    async with client.ca.serving() as address:
+        assert (await refused(client.authority(address), client.request())).kind is ErrorKind.INVALID
+
+
+# Endpoints and connections
+
+
+async def test_every_attempt_has_a_connection_of_its_own(client: Client) -> None:
+    async with client.ca.serving() as address:
+        authority = client.authority(address)
+        await authority.issue(client.request())
+        await authority.issue(client.request())
+    assert len({asked.peer for asked in client.ca.asked}) == 2
+
+
+async def test_the_next_endpoint_steps_in_and_the_first_has_its_turn_again(client: Client, events: Events) -> None:
+    clock = HandClock(datetime.now(UTC))
+    standby = IstioCa()
+    with client.ca_file.open("ab") as file:
+        file.write(standby.root_pem)
+    async with client.ca.serving() as first:
+        pass
+    async with standby.serving() as second:
+        authority = client.authority(first, second, clock=clock)
+        await authority.issue(client.request())
+        assert (len(client.ca.asked), len(standby.asked)) == (0, 1)
+        assert events.named("endpoint_changed")[0]["address"] == second
+        async with client.ca.serving(port=int(first.rpartition(":")[2])):
+            await authority.issue(client.request())
+            assert (len(client.ca.asked), len(standby.asked)) == (0, 2)
+            clock.set_wall(BACK_TO_THE_FIRST)
+            await authority.issue(client.request())
+            await authority.issue(client.request())
+    assert (len(client.ca.asked), len(standby.asked)) == (2, 2)
+
+
+async def test_a_refusal_is_not_carried_from_endpoint_to_endpoint(client: Client) -> None:
+    client.ca.answer = refusing(grpc.StatusCode.PERMISSION_DENIED, "no")
+    async with client.ca.serving() as first, client.ca.serving() as second:
+        error = await refused(client.authority(first, second), client.request())
+    assert error.kind is ErrorKind.DENIED
+    assert len(client.ca.asked) == 1
+
+
+async def test_an_endpoint_that_says_nothing_leaves_the_next_one_its_time(client: Client) -> None:
+    async with client.ca.serving(hanging=True) as first, client.ca.serving() as second:
+        await client.authority(first, second, patience=1.0).issue(client.request())
+        assert client.ca.hung.is_set()
+        assert (await refused(client.authority(first, patience=0.5), client.request())).kind is ErrorKind.TRANSIENT
+
+
+async def test_nobody_there_is_told_of_every_endpoint(client: Client) -> None:
+    async with client.ca.serving() as first, client.ca.serving() as second:
+        pass
+    error = await refused(client.authority(first, second), client.request())
+    assert error.kind is ErrorKind.TRANSIENT
+    assert first in str(error)
+    assert second in str(error)
+
+
+async def test_a_cancelled_attempt_leaves_no_call_behind(client: Client) -> None:
+    async with client.ca.serving(hanging=True) as address, anyio.create_task_group() as asking:
+        asking.start_soon(client.authority(address).issue, client.request())
+        with anyio.fail_after(10):
+            await client.ca.hung.wait()
+            asking.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await client.ca.left.wait()

@@ -1,0 +1,144 @@
+"""A stand-in for istiod: Istio's certificate service over real gRPC and TLS, each call answered as the test says."""
+
+import ipaddress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import anyio
+import grpc
+import grpc.aio
+from cryptography import x509
+from fakes.hierarchy import Ca, Key, common_name, make_ca, make_leaf, new_key
+from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
+
+from sds_agent.pki.certificates import write_pem
+from sds_agent.pki.keys import to_pkcs8_pem
+
+SERVICE = "istio.v1.auth.IstioCertificateService"
+LONG = timedelta(days=3650)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A call as the server saw it: `wanted` is its metadata field, `certificate` what the caller presented (PEM)."""
+
+    message: CertificateRequest
+    wanted: dict[str, object]
+    headers: dict[str, str]
+    peer: str
+    certificate: bytes | None
+
+
+class RefusedError(Exception):
+    """The service answers with this status."""
+
+    def __init__(self, code: grpc.StatusCode, details: str = "") -> None:
+        super().__init__(code, details)
+        self.code = code
+        self.details = details
+
+
+Answer = Callable[[Asked], CertificateResponse | bytes]
+
+
+class IstioCa:
+    """A root, an intermediate under it, and a service that signs with it or does what `answer` says."""
+
+    def __init__(self) -> None:
+        now = datetime.now(UTC)
+        self.validity: dict[str, Any] = {"not_before": now - LONG, "not_after": now + LONG}
+        self.root = make_ca("istio root", **self.validity)
+        self.signer = make_ca("istio cluster1", self.root, **self.validity)
+        self.stranger = make_ca("stranger", **self.validity)
+        self.asked: list[Asked] = []
+        self.answer: Answer = self.signed
+        self.hung = anyio.Event()
+        """Set when a call came that is never answered."""
+        self.left = anyio.Event()
+        """Set when its caller has gone."""
+
+    @property
+    def root_pem(self) -> bytes:
+        return write_pem([self.root.certificate])
+
+    def leaf(self, csr_pem: str, uri: str = "spiffe://cluster.local/ns/default/sa/web") -> x509.Certificate:
+        """A certificate for the key of a CSR."""
+        key = cast("Key", x509.load_pem_x509_csr(csr_pem.encode()))
+        now = datetime.now(UTC)
+        return make_leaf(self.signer, uri, key=key, not_before=now - timedelta(minutes=2), not_after=now + LONG / 100)
+
+    def signed(self, asked: Asked) -> CertificateResponse:
+        """The answer of an istiod with a plugged-in CA."""
+        chain = [self.leaf(asked.message.csr), self.signer.certificate, self.root.certificate]
+        return CertificateResponse(cert_chain=[write_pem([each]).decode() for each in chain])
+
+    async def create(self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        """CreateCertificate."""
+        message = CertificateRequest.FromString(request)
+        headers = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        presented = context.auth_context().get("x509_pem_cert", [None])
+        certificate = next(iter(presented))
+        asked = Asked(message, dict(message.metadata), headers, context.peer(), certificate)
+        self.asked.append(asked)
+        try:
+            answer = self.answer(asked)
+        except RefusedError as refused:
+            await context.abort(refused.code, refused.details)
+        return answer if isinstance(answer, bytes) else answer.SerializeToString()
+
+    async def hang(self, _request: bytes, _context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        """Take the call and never answer."""
+        self.hung.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self.left.set()
+        return b""
+
+    def pair(self, *names: x509.GeneralName, issuer: Ca | None = None) -> tuple[bytes, bytes]:
+        """A server's key and its chain."""
+        key = new_key()
+        leaf = make_leaf(
+            issuer or self.signer, None, key=key, subject=common_name("istiod"), names=names, **self.validity
+        )
+        return to_pkcs8_pem(key), write_pem([leaf, self.signer.certificate])
+
+    @asynccontextmanager
+    async def serving(
+        self,
+        *names: str,
+        mtls: bool = False,
+        plaintext: bool = False,
+        hanging: bool = False,
+        port: int = 0,
+    ) -> AsyncIterator[str]:
+        """Serve on loopback inside this context, with a certificate for `names`, 127.0.0.1 unless told; the address.
+
+        `mtls` wants a certificate of the root from every caller.
+        """
+        server = grpc.aio.server()
+        serve: Callable[..., Awaitable[bytes]] = self.hang if hanging else self.create
+        methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            "CreateCertificate": grpc.unary_unary_rpc_method_handler(serve)
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+        bound = f"127.0.0.1:{port}"
+        if plaintext:
+            port = server.add_insecure_port(bound)
+        else:
+            port = server.add_secure_port(bound, self._credentials(names, mtls=mtls))
+        await server.start()
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            with anyio.CancelScope(shield=True):
+                await server.stop(None)
+
+    def _credentials(self, names: Sequence[str], *, mtls: bool) -> grpc.ServerCredentials:
+        known: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
+        pair = self.pair(*(known or [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]))
+        roots = self.root_pem if mtls else None
+        return grpc.ssl_server_credentials([pair], root_certificates=roots, require_client_auth=mtls)

@@ -1,0 +1,236 @@
+"""Certificates as files: every renewal one whole set, and no trouble with a disk reaches issuance."""
+
+import os
+import stat
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import anyio
+import pytest
+from fakes.clocks import HandClock
+from fakes.events import Events, recorded
+from fakes.hierarchy import NOW
+
+from sds_agent.outputs.directory import File, write_set
+from sds_agent.outputs.writer import FIRST_RETRY, LONGEST_RETRY, Output, keep
+from sds_agent.secrets.model import BundleSecret, CertificateSecret
+from sds_agent.secrets.store import SecretStore
+
+NAMES = ("cert-chain.pem", "key.pem", "root-cert.pem")
+PLANTED = b"PLANTED PRIVATE KEY"
+
+
+def certificate(number: int) -> CertificateSecret:
+    return CertificateSecret(f"chain {number}".encode(), PLANTED + str(number).encode(), NOW + timedelta(hours=1))
+
+
+def bundle(number: int) -> BundleSecret:
+    return BundleSecret(f"roots {number}".encode())
+
+
+def contents(target: Path) -> tuple[str, ...]:
+    return tuple((target / name).read_text() for name in NAMES)
+
+
+def files(number: int) -> dict[str, File]:
+    return {
+        "cert-chain.pem": File(f"chain {number}".encode()),
+        "key.pem": File(f"key {number}".encode(), private=True),
+        "root-cert.pem": File(f"roots {number}".encode()),
+    }
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def sets(target: Path) -> list[Path]:
+    return [path for path in target.iterdir() if path.is_dir() and not path.is_symlink()]
+
+
+def put_in_the_way(target: Path) -> None:
+    target.write_text("not a directory")
+
+
+def clear(target: Path) -> None:
+    target.unlink()
+
+
+def open_to_all(target: Path) -> None:
+    target.mkdir()
+    target.chmod(0o777)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "certs"
+
+
+@pytest.fixture
+def events() -> Iterator[Events]:
+    with recorded() as seen:
+        yield seen
+
+
+# The directory
+
+
+def test_the_files_are_there_under_istios_names(target: Path) -> None:
+    write_set(target, files(1), NOW)
+    assert contents(target) == ("chain 1", "key 1", "roots 1")
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o000])
+def test_the_key_is_its_owners_alone_whatever_the_umask(target: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_set(target, files(1), NOW)
+    finally:
+        os.umask(before)
+    assert [mode(target / name) for name in NAMES] == [0o644, 0o600, 0o644]
+
+
+def test_a_renewal_is_one_step(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between any two steps a reader of ..data finds the old set whole or the new set whole."""
+    write_set(target, files(1), NOW)
+    seen = []
+    replace = Path.replace
+
+    def look(path: Path, to: Path) -> Path:
+        seen.append(contents(target))
+        done = replace(path, to)
+        seen.append(contents(target))
+        return done
+
+    monkeypatch.setattr(Path, "replace", look)
+    write_set(target, files(2), NOW)
+    assert seen == [("chain 1", "key 1", "roots 1"), ("chain 2", "key 2", "roots 2")]
+
+
+def test_who_holds_the_old_set_open_can_finish_reading_it(target: Path) -> None:
+    write_set(target, files(1), NOW)
+    old = (target / "..data").resolve()
+    write_set(target, files(2), NOW)
+    assert (old / "key.pem").read_text() == "key 1"
+
+
+def test_old_sets_do_not_pile_up_and_foreign_files_stay(target: Path) -> None:
+    target.mkdir()
+    (target / "..notes").mkdir()
+    (target / "mine.txt").write_text("mine")
+    for number in range(5):
+        write_set(target, files(number), NOW + timedelta(seconds=number))
+    assert len(sets(target)) == 3
+    assert (target / "..notes").is_dir()
+    assert (target / "mine.txt").read_text() == "mine"
+    assert contents(target) == ("chain 4", "key 4", "roots 4")
+
+
+def test_files_that_pilot_agent_left_are_replaced(target: Path) -> None:
+    target.mkdir()
+    for name in NAMES:
+        (target / name).write_text("old")
+    write_set(target, files(1), NOW)
+    assert contents(target) == ("chain 1", "key 1", "roots 1")
+
+
+def test_a_set_that_cannot_be_finished_leaves_the_old_one_and_nothing_behind(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_set(target, files(1), NOW)
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_set(target, files(2), NOW)
+    assert contents(target) == ("chain 1", "key 1", "roots 1")
+    assert len(sets(target)) == 1
+
+
+def test_something_in_the_way_of_a_file_is_told_and_nothing_piles_up(target: Path) -> None:
+    (target / "key.pem").mkdir(parents=True)
+    for number in range(4):
+        with pytest.raises(IsADirectoryError):
+            write_set(target, files(number), NOW + timedelta(seconds=number))
+    assert len(sets(target)) == 3
+
+
+# The loop
+
+
+@asynccontextmanager
+async def kept(target: Path, clock: HandClock) -> AsyncIterator[SecretStore]:
+    store = SecretStore(("default", "ROOTCA"))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(keep, Output(target, "default", "ROOTCA"), store, clock)
+        yield store
+        tasks.cancel_scope.cancel()
+
+
+async def test_every_renewal_is_written(target: Path, events: Events) -> None:
+    async with kept(target, HandClock()) as store:
+        for number in (1, 2, 3):
+            store.publish({"default": certificate(number), "ROOTCA": bundle(number)})
+            await events.wait("output_written", count=number)
+            assert contents(target) == (f"chain {number}", f"{PLANTED.decode()}{number}", f"roots {number}")
+
+
+async def test_a_new_root_is_written_at_once(target: Path, events: Events) -> None:
+    async with kept(target, HandClock()) as store:
+        store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
+        await events.wait("output_written")
+        store.publish({"ROOTCA": bundle(2)})
+        await events.wait("output_written", count=2)
+        assert contents(target)[2] == "roots 2"
+
+
+async def test_half_a_set_is_not_written_and_an_expired_one_stays(target: Path, events: Events) -> None:
+    async with kept(target, HandClock()) as store:
+        store.publish({"ROOTCA": bundle(1)})
+        await anyio.wait_all_tasks_blocked()
+        assert events.named("output_written") == events.named("output_not_written") == []
+        store.publish({"default": certificate(1)})
+        await events.wait("output_written")
+        store.withhold(["default"])
+        await anyio.wait_all_tasks_blocked()
+        assert contents(target)[0] == "chain 1"
+
+
+async def test_a_failure_is_told_and_tried_again_while_issuance_goes_on(target: Path, events: Events) -> None:
+    put_in_the_way(target)
+    clock = HandClock()
+    async with kept(target, clock) as store:
+        store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
+        told = await events.wait("output_not_written")
+        assert str(target) in str(told["cause"])
+        await clock.asleep()
+        store.publish({"default": certificate(2)})
+        clock.elapse(FIRST_RETRY)
+        await events.wait("output_not_written", count=2)
+        await clock.asleep()
+        clear(target)
+        clock.elapse(LONGEST_RETRY)
+        await events.wait("output_written")
+        assert contents(target)[0] == "chain 2"
+
+
+async def test_a_directory_that_others_may_write_to_is_refused(target: Path, events: Events) -> None:
+    open_to_all(target)
+    async with kept(target, HandClock()) as store:
+        store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
+        told = await events.wait("output_not_written")
+        assert "anybody may write to" in str(told["cause"])
+    assert sets(target) == []
+
+
+async def test_the_key_is_in_no_log_and_no_repr(target: Path, events: Events) -> None:
+    async with kept(target, HandClock()) as store:
+        store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
+        await events.wait("output_written")
+        shown = repr(Output(target, "default", "ROOTCA").files(store.snapshot))
+    assert PLANTED.decode() not in shown + repr(events.seen)
