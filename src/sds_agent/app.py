@@ -14,12 +14,14 @@ from sds_agent import log
 from sds_agent.authority.embedded import EmbeddedAuthority
 from sds_agent.authority.protocol import Authority, TellsTrust
 from sds_agent.clock import Clock, SystemClock
-from sds_agent.config.settings import Settings
+from sds_agent.config.istio import IstioSettings
+from sds_agent.config.settings import AuthoritySettings, CacertsSettings, EmbeddedSettings, Settings
 from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.files import UntrustedDirectoryError, locked, own_directory
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.gate import Gate
 from sds_agent.issuance.issuer import Issuer, Workload
+from sds_agent.issuance.kept import Keeper
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.trust import Trust, refresh
 from sds_agent.sds import health
@@ -67,16 +69,54 @@ async def _stop_on(signals: AsyncIterator[signal.Signals], tasks: TaskGroup) -> 
 
 async def authorities(settings: Settings, clock: Clock) -> dict[str, Authority]:
     """The configured CAs by name. Raises ConfigurationError."""
-    return {
-        name: await EmbeddedAuthority.open(
-            settings.state_dir / "authorities" / name,
-            trust_domain=settings.trust_domain,
-            key_type=chosen.key,
-            lifetime=chosen.root_lifetime,
-            clock=clock,
+    return {name: await _authority(name, chosen, settings, clock) for name, chosen in settings.authorities.items()}
+
+
+async def _authority(name: str, chosen: AuthoritySettings, settings: Settings, clock: Clock) -> Authority:
+    match chosen:
+        case IstioSettings():
+            return _istio(chosen, clock)
+        case CacertsSettings():
+            return await _cacerts(name, chosen, settings.trust_domain, clock)
+        case EmbeddedSettings():
+            return await EmbeddedAuthority.open(
+                settings.state_dir / "authorities" / name,
+                trust_domain=settings.trust_domain,
+                key_type=chosen.key,
+                lifetime=chosen.root_lifetime,
+                clock=clock,
+            )
+
+
+async def _cacerts(name: str, chosen: CacertsSettings, trust_domain: str, clock: Clock) -> Authority:
+    from sds_agent.authority.cacerts import CacertsAuthority  # noqa: PLC0415 - only where there is such a CA
+
+    try:
+        return await CacertsAuthority.open(
+            chosen.directory, trust_domain=trust_domain, passphrase_file=chosen.passphrase_file, clock=clock
         )
-        for name, chosen in settings.authorities.items()
-    }
+    except ConfigurationError as error:
+        lines = str(error).splitlines()
+        raise ConfigurationError("\n".join(f"authorities.{name}.directory: {line}" for line in lines)) from error
+
+
+def _istio(chosen: IstioSettings, clock: Clock) -> Authority:
+    from sds_agent.authority.istio import IstioAuthority, IstioOptions  # noqa: PLC0415 - only where there is such a CA
+
+    options = IstioOptions(
+        addresses=chosen.address,
+        ca_file=chosen.ca_file,
+        token_file=chosen.token_file,
+        server_name=chosen.server_name,
+        cluster_id=chosen.cluster_id,
+        cert_signer=chosen.cert_signer,
+        impersonate=chosen.impersonate,
+        mtls=chosen.mtls,
+        provisioned=chosen.provisioned,
+        extra_anchors=chosen.extra_anchors,
+        plaintext=chosen.plaintext_loopback,
+    )
+    return IstioAuthority(options, clock)
 
 
 def workloads(settings: Settings) -> tuple[Workload, ...]:
@@ -117,14 +157,26 @@ async def agent(settings: Settings, cas: dict[str, Authority], clock: Clock) -> 
                 gate=gates[workload.authority],
                 clock=clock,
                 renewal=renewal,
+                keeper=Keeper(settings.state_dir / "certificates") if settings.keep_certificates else None,
             )
             tasks.start_soon(issuer.run)
+        _start_outputs(tasks, settings, store, clock)
         readiness = health.handler(lambda: not missing(store.snapshot), frozenset({SERVICE}))
         async with serving(service, _socket_file(settings), limits, [readiness]):
             log.event(LOG, "listening", socket=str(settings.sds.socket))
             with watched(store):
                 yield store
         tasks.cancel_scope.cancel()
+
+
+def _start_outputs(tasks: TaskGroup, settings: Settings, store: SecretStore, clock: Clock) -> None:
+    directories = {chosen.name: chosen.output for chosen in settings.workloads if chosen.output is not None}
+    if not directories:
+        return
+    from sds_agent.outputs.writer import Output, keep  # noqa: PLC0415 - only where files are wanted
+
+    for name, directory in directories.items():
+        tasks.start_soon(keep, Output(directory, name, settings.bundle_names[0]), store, clock)
 
 
 def _socket_file(settings: Settings) -> SocketFile:

@@ -7,8 +7,17 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 from sds_agent.config.durations import format_duration
+from sds_agent.config.istio import IstioSettings
 from sds_agent.config.loading import Loaded
-from sds_agent.config.settings import AuthoritySettings, RenewalSettings, SdsSettings, Settings, WorkloadSettings
+from sds_agent.config.settings import (
+    AuthoritySettings,
+    CacertsSettings,
+    EmbeddedSettings,
+    RenewalSettings,
+    SdsSettings,
+    Settings,
+    WorkloadSettings,
+)
 
 
 def explain(loaded: Loaded) -> Iterator[str]:
@@ -37,9 +46,33 @@ def _socket(sds: SdsSettings) -> str:
 
 
 def _authority(name: str, authority: AuthoritySettings) -> str:
+    if isinstance(authority, IstioSettings):
+        return _istio(name, authority)
+    if isinstance(authority, CacertsSettings):
+        return (
+            f"The authority {name} is the CA in the directory {authority.directory}; the agent signs with it and reads "
+            "it anew when its files change."
+        )
     return (
         f"The authority {name} is a CA inside the agent. Its root has a key of the kind {authority.key}, is valid for "
         f"{format_duration(authority.root_lifetime)} and is replaced in the last fifth of that."
+    )
+
+
+def _istio(name: str, authority: IstioSettings) -> str:
+    plain = authority.plaintext_loopback
+    way = "without TLS" if plain else f"over TLS; the roots in {authority.ca_file} vouch for it"
+    proofs = []
+    if authority.mtls and not authority.impersonate and not plain:
+        proofs.append("the certificate held")
+        if authority.provisioned is not None:
+            proofs.append(f"without one that in {authority.provisioned}")
+    if authority.token_file is not None:
+        proofs.append(f"the token in {authority.token_file}")
+    asks = "asks it for other identities than its own" if authority.impersonate else "asks it for its own identity"
+    return (
+        f"The authority {name} speaks Istio's protocol at {', then '.join(authority.address)}, {way}. The agent {asks} "
+        f"and shows {', or else '.join(proofs)}."
     )
 
 
@@ -49,7 +82,12 @@ def _workload(workload: WorkloadSettings, settings: Settings) -> str:
         f"by the name {' or '.join(workload.names)}. The key is of the kind {workload.key}; a certificate comes "
         f"from the authority {settings.authority_of(workload)}, is asked to be valid for "
         f"{format_duration(workload.ttl)} and is renewed {_renewed(workload.ttl, settings.renewal)} after its issue."
+        f"{_output(workload)}"
     )
+
+
+def _output(workload: WorkloadSettings) -> str:
+    return f" Certificate, key and roots are also kept as files in {workload.output}." if workload.output else ""
 
 
 def _renewed(ttl: timedelta, renewal: RenewalSettings) -> str:
@@ -107,7 +145,7 @@ def _about_authorities(settings: Settings) -> Iterator[str]:
     for name, authority in settings.authorities.items():
         if name not in longest:
             yield f"authorities.{name}: no workload gets its certificate from it"
-        elif longest[name] > authority.root_lifetime / 5:
+        elif isinstance(authority, EmbeddedSettings) and longest[name] > authority.root_lifetime / 5:
             yield (
                 f"authorities.{name}.root_lifetime: {format_duration(authority.root_lifetime)} is less than five times "
                 f"the longest ttl, {format_duration(longest[name])}; before a new root certificates will be cut short"

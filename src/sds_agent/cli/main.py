@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from sds_agent import __version__
-from sds_agent.cli import check, output, ready, run, schema
+from sds_agent.cli import ca, check, output, ready, run, schema
 from sds_agent.errors import SdsAgentError
 
 INTERRUPTED = 130
@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "run", run, "serve secrets until SIGTERM or SIGINT")
     _add(commands, "check", check, "check a configuration and explain what it does")
     _add(commands, "ready", ready, "ask a running agent whether every workload has its certificate")
+    _add(commands, "ca", ca, "make, check and serve a certificate hierarchy")
     _add(commands, "schema", schema, "print the configuration file's JSON Schema")
     return parser
 

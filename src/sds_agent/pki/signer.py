@@ -1,4 +1,4 @@
-"""Issuing certificates as values: a self-signed root, and leaves under a signer.
+"""Issuing certificates as values: a self-signed root, an intermediate below it, and leaves under a signer.
 
 A certificate's times are whole seconds. They are rounded down, so that a leaf never lives longer than was asked for,
 and never past its signer.
@@ -25,6 +25,8 @@ SHORTEST_LIFE = timedelta(seconds=1)
 """Anything shorter could be rounded down to a certificate that is born expired."""
 LONGEST_ORGANIZATION = 64
 """Characters in a subject's O (ub-organization-name in RFC 5280, appendix A.1)."""
+LONGEST_COMMON_NAME = 64
+"""Characters in a subject's CN (ub-common-name there)."""
 
 
 class SignerError(SdsAgentError):
@@ -52,7 +54,7 @@ class Signer(Sensitive, frozen=True):
         It is valid from LEAF_BACKDATE before `now` until `now + ttl`, both within the signer's validity. Raises
         SignerError when the signer is not valid at `now`, or `ttl` is under SHORTEST_LIFE.
         """
-        not_before, not_after = self._validity_of_leaf(now, ttl)
+        not_before, not_after = self.validity(now, ttl)
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
         # TLS 1.2 may encrypt to an RSA key; no other kind can be used so
         usage = _key_usage(digital_signature=True, key_encipherment=isinstance(public_key, rsa.RSAPublicKey))
@@ -69,7 +71,8 @@ class Signer(Sensitive, frozen=True):
         )
         return builder.sign(self.key, signature_hash(self.key))
 
-    def _validity_of_leaf(self, now: datetime, ttl: timedelta) -> tuple[datetime, datetime]:
+    def validity(self, now: datetime, ttl: timedelta) -> tuple[datetime, datetime]:
+        """The times of a certificate that is issued at `now` for `ttl`, within the signer's own. Raises SignerError."""
         first, last = self.certificate.not_valid_before_utc, self.certificate.not_valid_after_utc
         if ttl < SHORTEST_LIFE:
             raise SignerError(f"a certificate cannot be issued for {ttl.total_seconds():g} s: ask for 1 s or more")
@@ -108,10 +111,41 @@ def make_root(key: PrivateKey, organization: str, now: datetime, lifetime: timed
     return Signer(builder.sign(key, signature_hash(key)), key)
 
 
+def make_intermediate(
+    root: Signer, key: PrivateKey, name: str, now: datetime, lifetime: timedelta, *, permitted_host: str | None = None
+) -> Signer:
+    """A CA for `key` below `root`, valid until `now + lifetime`, that can have no further CA below it.
+
+    Its subject is the root's O and CN = `name`. With `permitted_host` (a trust domain) all URIs below it must have that
+    host: the constraint is the bare host, without scheme or leading dot (RFC 5280 section 4.2.1.10). Raises SignerError
+    when `name` cannot be a CN, the root is not valid at `now`, or `lifetime` is under SHORTEST_LIFE or past the root's.
+    """
+    if not 0 < len(name) <= LONGEST_COMMON_NAME or not name.isprintable():
+        raise SignerError(f"an intermediate needs a name of 1 to {LONGEST_COMMON_NAME} printable characters")
+    not_before, not_after = root.validity(now, lifetime)
+    if not_after < _whole_seconds(now + lifetime):
+        raise SignerError(
+            f"the root {describe(root.certificate)} ends on {describe_time(not_after)}, before the intermediate would: "
+            "give the intermediate a shorter lifetime, or make a new root"
+        )
+    organization = root.certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    subject = x509.Name([*organization, x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = (
+        _builder(subject, root.certificate.subject, key.public_key(), not_before, not_after)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        .add_extension(_authority_key_identifier(root.certificate), critical=False)
+    )
+    if permitted_host is not None:
+        hosts = [x509.UniformResourceIdentifier(permitted_host)]
+        builder = builder.add_extension(x509.NameConstraints(hosts, None), critical=True)
+    return Signer(builder.sign(root.key, signature_hash(root.key)), key)
+
+
 def _builder(
     subject: x509.Name, issuer: x509.Name, public_key: PublicKey, not_before: datetime, not_after: datetime
 ) -> x509.CertificateBuilder:
-    """What roots and leaves have in common, the random serial number included."""
+    """What all certificates have in common, the random serial number included."""
     return (
         x509.CertificateBuilder()
         .subject_name(subject)

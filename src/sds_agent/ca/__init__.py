@@ -1,0 +1,1 @@
+"""Our own CA: its hierarchy on disk, who may ask it, and the gRPC service that signs."""

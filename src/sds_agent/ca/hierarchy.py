@@ -1,0 +1,163 @@
+"""The hierarchy on disk: an offline root, and an intermediate for each cluster in Istio's `cacerts` layout.
+
+A directory is written whole or not at all, and never over a file that is there.
+"""
+
+import os
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
+
+from sds_agent.errors import SdsAgentError
+from sds_agent.files import sync_directory
+from sds_agent.pki.certificates import CertificateError, describe, has_key, is_self_signed, read_pem, write_pem
+from sds_agent.pki.keyfile import KeyFileError, read_private_key
+from sds_agent.pki.keys import KeyType, PrivateKey, generate
+from sds_agent.pki.signer import Signer, SignerError, make_intermediate, make_root
+
+ROOT_CERTIFICATE = "root-cert.pem"
+ROOT_KEY = "root-key.pem"
+SIGNER_CERTIFICATE = "ca-cert.pem"
+SIGNER_KEY = "ca-key.pem"
+CHAIN = "cert-chain.pem"
+LONGEST_PASSPHRASE = 1023
+"""Bytes; the most that OpenSSL takes."""
+
+_PRIVATE, _PUBLIC = 0o600, 0o644
+
+
+class HierarchyError(SdsAgentError):
+    """A part of the hierarchy cannot be made or read."""
+
+    exit_code = 2
+
+
+def create_root(
+    directory: Path,
+    *,
+    organization: str,
+    key_type: KeyType,
+    lifetime: timedelta,
+    now: datetime,
+    passphrase: bytes | None = None,
+) -> x509.Certificate:
+    """Make a root in `directory`, its key encrypted where there is a passphrase; returns its certificate.
+
+    Raises HierarchyError.
+    """
+    _refuse_taken(directory, (ROOT_CERTIFICATE, ROOT_KEY))
+    try:
+        root = make_root(generate(key_type), organization, now, lifetime)
+    except SignerError as error:
+        raise HierarchyError(f"the root cannot be made: {error}") from error
+    _write_whole(directory, {ROOT_KEY: _key_pem(root.key, passphrase), ROOT_CERTIFICATE: write_pem([root.certificate])})
+    return root.certificate
+
+
+def create_intermediate(
+    directory: Path,
+    root: Signer,
+    *,
+    name: str,
+    key_type: KeyType,
+    lifetime: timedelta,
+    now: datetime,
+    passphrase: bytes | None = None,
+    permitted_host: str | None = None,
+) -> x509.Certificate:
+    """Make an intermediate below `root` in `directory`, ready to be plugged in; returns its certificate.
+
+    Raises HierarchyError.
+    """
+    _refuse_taken(directory, (SIGNER_CERTIFICATE, SIGNER_KEY, ROOT_CERTIFICATE, CHAIN))
+    try:
+        made = make_intermediate(root, generate(key_type), name, now, lifetime, permitted_host=permitted_host)
+    except SignerError as error:
+        raise HierarchyError(f"the intermediate cannot be made: {error}") from error
+    files = {
+        SIGNER_KEY: _key_pem(made.key, passphrase),
+        SIGNER_CERTIFICATE: write_pem([made.certificate]),
+        CHAIN: write_pem([made.certificate, root.certificate]),
+        ROOT_CERTIFICATE: write_pem([root.certificate]),
+    }
+    _write_whole(directory, files)
+    return made.certificate
+
+
+def read_root(directory: Path, passphrase: bytes | None = None) -> Signer:
+    """The root in `directory`. Raises HierarchyError, and PassphraseError where the key's is missing or wrong."""
+    certificate_file, key_file = directory / ROOT_CERTIFICATE, directory / ROOT_KEY
+    try:
+        certificates, data = read_pem(certificate_file.read_bytes()), key_file.read_bytes()
+    except OSError as error:
+        raise HierarchyError(
+            f"the root cannot be read: {error.filename}: {error.strerror}; name a directory that holds "
+            f"{ROOT_CERTIFICATE} and {ROOT_KEY}, as `sds-agent ca root` makes it"
+        ) from error
+    except CertificateError as error:
+        raise HierarchyError(f"{certificate_file}: {error}; put the root's certificate there") from error
+    try:
+        key = read_private_key(data, passphrase)
+    except KeyFileError as error:
+        raise type(error)(f"{key_file}: {error}") from error
+    for certificate in certificates:
+        if has_key(certificate, key.public_key()):
+            return _as_root(certificate, key, certificate_file)
+    raise HierarchyError(f"{key_file}: is not the key of a certificate in {certificate_file}; put the right one there")
+
+
+def _as_root(certificate: x509.Certificate, key: PrivateKey, file: Path) -> Signer:
+    if not is_self_signed(certificate):
+        raise HierarchyError(f"{file}: {describe(certificate)} is not self-signed, so it is no root; name the root's")
+    try:
+        return Signer(certificate, key)
+    except SignerError as error:
+        raise HierarchyError(f"{file}: {error}") from error
+
+
+def _key_pem(key: PrivateKey, passphrase: bytes | None) -> bytes:
+    if passphrase is not None and not 0 < len(passphrase) <= LONGEST_PASSPHRASE:
+        raise HierarchyError(f"the passphrase has {len(passphrase)} bytes; 1 to {LONGEST_PASSPHRASE} can be used")
+    encryption = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+
+
+def _refuse_taken(directory: Path, names: tuple[str, ...]) -> None:
+    if taken := [name for name in names if os.path.lexists(directory / name)]:
+        raise HierarchyError(
+            f"{directory} holds {', '.join(taken)} already, and no file is ever overwritten; choose another directory"
+        )
+
+
+def _write_whole(directory: Path, files: Mapping[str, bytes]) -> None:
+    """All the files, or none, and the directory only with them. What ends in `-key.pem` has mode 0600."""
+    made = not directory.exists()
+    written: list[Path] = []
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name, data in files.items():
+            _write_new(directory / name, data, written)
+        sync_directory(directory)
+    except BaseException as error:
+        for file in written:
+            file.unlink(missing_ok=True)
+        if made and directory.is_dir():
+            directory.rmdir()
+        if isinstance(error, OSError):
+            raise HierarchyError(
+                f"cannot write {error.filename or directory}: {error.strerror}; nothing was left behind"
+            ) from error
+        raise
+
+
+def _write_new(file: Path, data: bytes, written: list[Path]) -> None:
+    mode = _PRIVATE if file.name.endswith("-key.pem") else _PUBLIC
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    written.append(file)
+    with os.fdopen(descriptor, "wb") as opened:
+        opened.write(data)
+        opened.flush()
+        os.fsync(opened.fileno())

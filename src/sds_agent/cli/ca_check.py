@@ -1,0 +1,73 @@
+"""`sds-agent ca check`: whether a directory, made by whatever tool, can be plugged in as a CA."""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sds_agent.cli import ca_keys, output
+
+if TYPE_CHECKING:
+    from sds_agent.pki.cacerts import Finding
+    from sds_agent.pki.signing import SigningSet
+
+UNUSABLE = 2
+"""The exit code for a directory that cannot be plugged in."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The directory, and how to read its key."""
+    parser.add_argument("directory", type=Path, metavar="DIR", help="the directory with the CA's files")
+    parser.add_argument("--passphrase-file", type=Path, metavar="FILE", help="the passphrase of the CA's key")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Say it on standard output: 0 if it can, 2 if not. Raises DirectoryError where nothing can be read."""
+    import warnings  # noqa: PLC0415 - imported by the command that needs it
+    from datetime import UTC, datetime  # noqa: PLC0415 - likewise
+
+    from sds_agent.authority.directory import DirectoryError, Unsettled, read_directory  # noqa: PLC0415 - likewise
+    from sds_agent.pki.cacerts import CaFilesError, read_signing_set, refused_by_istiod  # noqa: PLC0415 - likewise
+
+    # cryptography warns on standard error about oddities of other people's certificates, whenever it reads one
+    warnings.filterwarnings("ignore", module="sds_agent|cryptography")
+    directory: Path = arguments.directory
+    contents = read_directory(directory)
+    if isinstance(contents, Unsettled):
+        raise DirectoryError(f"the files in {directory} change all the time; try again when they are complete")
+    passphrase = ca_keys.passphrase_in(arguments.passphrase_file)
+    try:
+        signing = read_signing_set(contents.files, datetime.now(UTC), passphrase=passphrase)
+    except CaFilesError as error:
+        output.write(f"{directory} cannot be plugged in:")
+        _list(error.findings)
+        code = UNUSABLE
+    else:
+        output.write(f"{directory} can be plugged in.")
+        _describe(signing)
+        code = 0
+    if refused := refused_by_istiod(contents.files):
+        output.write("istiod itself would not take it as it is:" if code == 0 else "Besides, for istiod:")
+        _list(refused)
+    return code
+
+
+def _list(findings: Iterable["Finding"]) -> None:
+    for finding in findings:
+        output.write(f"  - {finding}")
+
+
+def _describe(signing: "SigningSet") -> None:
+    from sds_agent.pki.cacerts import describe_key  # noqa: PLC0415 - imported by the command that needs it
+    from sds_agent.pki.certificates import describe, describe_time  # noqa: PLC0415 - likewise
+
+    for title, certificates in (
+        ("signer", (signing.signer.certificate,)),
+        ("above it", signing.intermediates[1:]),
+        ("root", signing.roots),
+    ):
+        for each in certificates:
+            end = describe_time(each.not_valid_after_utc)
+            output.write(f"  {title}: {describe(each)}, {describe_key(each)}, valid until {end}")
+    if signing.crls:
+        output.write(f"  revocation lists: {len(signing.crls)}")

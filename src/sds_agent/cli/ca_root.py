@@ -1,0 +1,52 @@
+"""`sds-agent ca root`: an offline root."""
+
+import argparse
+from pathlib import Path
+
+from sds_agent.cli import ca_keys, output
+from sds_agent.errors import ConfigurationError
+
+LIFETIME = "3650d"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where it goes and what it is for."""
+    parser.add_argument(
+        "directory", type=Path, metavar="DIR", help="where root-cert.pem and root-key.pem go; nothing is overwritten"
+    )
+    parser.add_argument("--trust-domain", required=True, metavar="NAME", help="the trust domain, which is its name")
+    ca_keys.add_key_arguments(parser, LIFETIME)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make it. Raises ConfigurationError and HierarchyError."""
+    from datetime import UTC, datetime  # noqa: PLC0415 - imported by the command that needs it
+
+    from sds_agent.ca.hierarchy import create_root  # noqa: PLC0415 - likewise
+    from sds_agent.pki.certificates import describe, describe_time  # noqa: PLC0415 - likewise
+    from sds_agent.pki.keys import KeyType  # noqa: PLC0415 - likewise
+
+    made = create_root(
+        arguments.directory,
+        organization=trust_domain("--trust-domain", arguments.trust_domain),
+        key_type=KeyType(arguments.key),
+        lifetime=ca_keys.lifetime(arguments),
+        now=datetime.now(UTC),
+        passphrase=ca_keys.new_passphrase(arguments),
+    )
+    output.write(
+        f"The root {describe(made)} is in {arguments.directory} and valid until "
+        f"{describe_time(made.not_valid_after_utc)}.\nKeep root-key.pem off line: only `sds-agent ca intermediate` "
+        "needs it."
+    )
+    return 0
+
+
+def trust_domain(option: str, text: str) -> str:
+    """The trust domain that `option` gives. Raises ConfigurationError."""
+    from sds_agent.identity.spiffe import SpiffeIdError, TrustDomain  # noqa: PLC0415 - imported by who needs it
+
+    try:
+        return str(TrustDomain.parse(text))
+    except SpiffeIdError as error:
+        raise ConfigurationError(f"{option}: {error}") from error

@@ -1,0 +1,336 @@
+"""The files of a CA that is plugged in, as Istio lays them out, judged as values.
+
+`ca-cert.pem` is the signer, `ca-key.pem` its key, `root-cert.pem` the trust anchors, `cert-chain.pem` what leads from
+the signer up, `ca-crl.pem` (may be missing) revocation lists. cert-manager's names are `tls.crt`, `tls.key` and
+`ca.crt`; where there is a `tls.crt` it is taken, as istiod does.
+
+Everything that is wrong is told at once. That the pieces work together is proved rather than reasoned: the signer signs
+a throwaway leaf, and the walk that judges every certificate has to lead from it to an anchor.
+"""
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.x509.oid import PublicKeyAlgorithmOID
+from msgspec import Struct
+
+from sds_agent.errors import ConfigurationError
+from sds_agent.pki.certificates import (
+    CertificateError,
+    describe,
+    describe_name,
+    describe_time,
+    extension,
+    has_key,
+    is_ca,
+    read_pem,
+    subject_alternative_uris,
+    unique,
+)
+from sds_agent.pki.keyfile import (
+    EXPLICIT_CURVE,
+    EXPLICIT_REFUSED,
+    PSS_REFUSED,
+    KeyFileError,
+    first_label,
+    is_encrypted,
+    read_private_key,
+)
+from sds_agent.pki.keys import KeyType, PrivateKey, generate
+from sds_agent.pki.path import PathError, find_path
+from sds_agent.pki.signer import Signer, SignerError
+from sds_agent.pki.signing import SigningSet
+
+Certificates = tuple[x509.Certificate, ...]
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_PROBE_LIFE = timedelta(seconds=10)
+_PROBE_HOST = "probe.invalid"
+
+
+class Layout(Struct, frozen=True):
+    """The names of the files. Without a `chain` of its own the signer's file holds it."""
+
+    signer: str
+    key: str
+    roots: str
+    chain: str | None = None
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The files that have to be there."""
+        return (self.signer, self.key, self.roots, *([self.chain] if self.chain else []))
+
+
+ISTIO = Layout("ca-cert.pem", "ca-key.pem", "root-cert.pem", "cert-chain.pem")
+CERT_MANAGER = Layout("tls.crt", "tls.key", "ca.crt")
+CRL_FILE = "ca-crl.pem"
+FILES = (*ISTIO.required, CRL_FILE, *CERT_MANAGER.required)
+"""Every name that counts; other files beside them are nobody's business here."""
+
+
+class Finding(Struct, frozen=True):
+    """Something wrong: the file (or files) `where`, what was `found`, and how to `mend` it."""
+
+    where: str
+    found: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.found}; {self.mend}"
+
+
+class CaFilesError(ConfigurationError):
+    """The files cannot be plugged in; the message has a line for each finding."""
+
+    def __init__(self, findings: tuple[Finding, ...]) -> None:
+        super().__init__("\n".join(map(str, findings)))
+        self.findings = findings
+
+
+def layout_of(files: Mapping[str, bytes]) -> Layout:
+    """Which names count in these files."""
+    return CERT_MANAGER if CERT_MANAGER.signer in files else ISTIO
+
+
+def read_signing_set(
+    files: Mapping[str, bytes],
+    now: datetime,
+    *,
+    passphrase: bytes | None = None,
+    trust_domain: str | None = None,
+) -> SigningSet:
+    """The CA that these files (contents by name) make. Raises CaFilesError with everything that is wrong.
+
+    With a `trust_domain` the name constraints must allow its IDs; without one they must allow some.
+    """
+    reading = _Reading(files, layout_of(files))
+    signing = reading.signing_set(now, passphrase, trust_domain) if not reading.incomplete() else None
+    if signing is None or reading.findings:
+        raise CaFilesError(tuple(reading.findings))
+    return signing
+
+
+class _Reading:
+    """One pass over the files, and what it found wrong."""
+
+    def __init__(self, files: Mapping[str, bytes], layout: Layout) -> None:
+        self._files = files
+        self._layout = layout
+        self.findings: list[Finding] = []
+
+    def refuse(self, where: str, found: str, mend: str) -> None:
+        self.findings.append(Finding(where, found, mend))
+
+    def incomplete(self) -> bool:
+        """Refuse what lacks a file: half a set may be one that is being written."""
+        present = [name for name in FILES if name in self._files]
+        if not present:
+            wanted = f"{', '.join(ISTIO.required)} or {', '.join(CERT_MANAGER.required)}"
+            self.refuse("the directory", "there is no CA's file in it", f"put there {wanted}")
+        missing = [name for name in self._layout.required if name not in self._files]
+        for name in missing if present else []:
+            self.refuse(name, "is missing", f"put it beside {', '.join(present)}: {_PURPOSE[name]}")
+        return bool(missing)
+
+    def signing_set(self, now: datetime, passphrase: bytes | None, trust_domain: str | None) -> SigningSet | None:
+        layout = self._layout
+        key = self._key(layout.key, passphrase)
+        own = self._certificates(layout.signer)
+        above = self._certificates(layout.chain) if layout.chain else ()
+        roots = self._certificates(layout.roots)
+        crls = self._crls()
+        if not own:
+            return None
+        certificate = self._signer(own, key, now)
+        if key is None or not roots or self.findings:
+            return None
+        signer, candidates, anchors = Signer(certificate, key), unique((*own, *above)), unique(roots)
+        chain = self._proved(signer, candidates, anchors, now, trust_domain)
+        return None if chain is None else SigningSet(signer, chain, anchors, crls)
+
+    def _key(self, name: str, passphrase: bytes | None) -> PrivateKey | None:
+        try:
+            return read_private_key(self._files[name], passphrase)
+        except KeyFileError as error:
+            found, _, mend = str(error).partition("; ")
+            self.refuse(name, found, mend)
+        return None
+
+    def _certificates(self, name: str) -> Certificates:
+        try:
+            found = read_pem(self._files[name])
+        except CertificateError as error:
+            self.refuse(name, f"cannot be read ({error})", "write it anew, as certificates in PEM")
+            return ()
+        if not found:
+            label = first_label(self._files[name])
+            what = f"it begins with {label}" if label else "there is no PEM block in it"
+            self.refuse(name, f"holds no certificate: {what}", f"put there {_PURPOSE[name]}, in PEM")
+        return found
+
+    def _crls(self) -> tuple[x509.CertificateRevocationList, ...]:
+        try:
+            return read_crls(self._files.get(CRL_FILE, b""))
+        except CertificateError as error:
+            self.refuse(CRL_FILE, str(error), "write it anew, as revocation lists in PEM, or remove it")
+        return ()
+
+    def _signer(self, own: Certificates, key: PrivateKey | None, now: datetime) -> x509.Certificate:
+        """The certificate with our key, and what speaks against it by itself."""
+        where = self._layout.signer
+        matching = [c for c in own if key is not None and has_key(c, key.public_key())]
+        certificate = matching[0] if matching else own[0]
+        if key is not None and not matching:
+            self.refuse(
+                f"{where} and {self._layout.key}",
+                f"the key is not that of {describe(certificate)}",
+                "put the key there that the certificate was made for, or the certificate made for this key",
+            )
+        for found, mend in _faults_of_signer(certificate, now):
+            self.refuse(where, found, mend)
+        return certificate
+
+    def _proved(
+        self, signer: Signer, candidates: Certificates, roots: Certificates, now: datetime, domain: str | None
+    ) -> Certificates | None:
+        """What lies between a leaf of the signer and an anchor."""
+        probe = generate(KeyType.EC_P256).public_key()
+        uri = f"spiffe://{domain or _permitted_host((signer.certificate, *candidates, *roots))}/probe"
+        try:
+            leaf = signer.sign_leaf(probe, uri, now, _PROBE_LIFE)
+            _, *above = find_path(leaf, candidates, roots, now)
+        except (PathError, SignerError) as error:
+            where = f"{self._layout.chain or self._layout.signer} and {self._layout.roots}"
+            self.refuse(where, f"no certificate of this signer would be trusted: {error}", _MEND_CHAIN)
+            return None
+        return tuple(above)
+
+
+def read_crls(data: bytes) -> tuple[x509.CertificateRevocationList, ...]:
+    """Every revocation list in `data` (PEM), in its order. Raises CertificateError, which counts from 1."""
+    label, found = b"-----BEGIN X509 CRL-----", []
+    for number, part in enumerate(data.split(label)[1:], start=1):
+        try:
+            crl = x509.load_pem_x509_crl(label + part)
+            crl.get_revoked_certificate_by_serial_number(1)  # parses to the end
+        except ValueError as error:
+            raise CertificateError(f"its revocation list {number} is damaged") from error
+        found.append(crl)
+    if data.strip() and not found:
+        raise CertificateError("holds no revocation list in PEM")
+    return tuple(found)
+
+
+def _faults_of_signer(certificate: x509.Certificate, now: datetime) -> Iterator[tuple[str, str]]:
+    name = describe(certificate)
+    if not is_ca(certificate):
+        yield (
+            f"{name} is no CA: its BasicConstraints would have to say CA:TRUE",
+            "issue it with basicConstraints=critical,CA:TRUE",
+        )
+    usage = extension(certificate, x509.KeyUsage)
+    if usage is not None and not usage.key_cert_sign:
+        yield (
+            f"{name} may not sign certificates: its KeyUsage lacks keyCertSign",
+            "issue it with keyUsage=critical,keyCertSign,cRLSign",
+        )
+    if identities := [uri for uri in subject_alternative_uris(certificate) if _is_workload(uri)]:
+        yield (
+            f"{name} is a workload's own certificate: it carries the SPIFFE ID {describe_name(identities[0])}",
+            "a CA's SPIFFE ID has no path (X509-SVID section 4.1): issue a CA certificate without that name",
+        )
+    if now > certificate.not_valid_after_utc:
+        yield f"{name} expired on {describe_time(certificate.not_valid_after_utc)}", "issue a new one"
+    if now < certificate.not_valid_before_utc:
+        first = describe_time(certificate.not_valid_before_utc)
+        yield f"{name} is valid only from {first}", "wait for that, or set this machine's clock"
+    if certificate.public_key_algorithm_oid == PublicKeyAlgorithmOID.RSASSA_PSS:
+        yield _split(PSS_REFUSED)
+    elif EXPLICIT_CURVE in certificate.tbs_certificate_bytes:
+        yield _split(EXPLICIT_REFUSED)
+
+
+def _is_workload(uri: str) -> bool:
+    return uri.startswith("spiffe://") and uri.removeprefix("spiffe://").strip("/").count("/") > 0
+
+
+def _split(words: str) -> tuple[str, str]:
+    found, _, mend = words.partition("; ")
+    return found, mend
+
+
+def _permitted_host(certificates: Certificates) -> str:
+    """A host that the narrowest URI constraint permits, for the throwaway leaf; the signer's comes first."""
+    for certificate in certificates:
+        constraints = extension(certificate, x509.NameConstraints)
+        for name in (constraints.permitted_subtrees or []) if constraints else []:
+            if isinstance(name, x509.UniformResourceIdentifier):
+                return f"{_PROBE_HOST}{name.value}" if name.value.startswith(".") else name.value
+    return _PROBE_HOST
+
+
+def refused_by_istiod(files: Mapping[str, bytes]) -> tuple[Finding, ...]:
+    """What istiod would not take of these files, though it may be good for us (as tried on istiod's own code)."""
+    return tuple(_faults_for_istiod(files, layout_of(files)))
+
+
+def _faults_for_istiod(files: Mapping[str, bytes], layout: Layout) -> Iterator[Finding]:
+    for name in (each for each in layout.required if each in files):
+        if files[name].startswith(BYTE_ORDER_MARK + b"-----BEGIN"):
+            yield Finding(name, "begins with a byte order mark", "remove it: `sed -i '1s/^\\xEF\\xBB\\xBF//' FILE`")
+    key = files.get(layout.key, b"")
+    if first_label(key) == "EC PARAMETERS":
+        mend = "remove that block: `openssl pkcs8 -topk8 -nocrypt -in FILE` writes the key alone"
+        yield Finding(layout.key, "begins with an EC PARAMETERS block", mend)
+    if _needs_passphrase(key):
+        yield Finding(layout.key, "is encrypted", "istiod has no way to be given a passphrase: decrypt the key for it")
+    yield from _order_for_istiod(files, layout)
+
+
+def _needs_passphrase(key: bytes) -> bool:
+    try:
+        return is_encrypted(key)
+    except KeyFileError:
+        return False
+
+
+def _order_for_istiod(files: Mapping[str, bytes], layout: Layout) -> Iterator[Finding]:
+    """istiod takes the first certificate of the signer's file, and `tls.crt` before `ca-cert.pem`."""
+    if CERT_MANAGER.signer in files and ISTIO.signer in files:
+        yield Finding(
+            f"{CERT_MANAGER.signer} and {ISTIO.signer}",
+            f"both are there, and {CERT_MANAGER.signer} is the one that is taken, here and by istiod",
+            "keep the files of one kind",
+        )
+    try:
+        own = read_pem(files.get(layout.signer, b""))
+        key = read_private_key(files.get(layout.key, b""))
+    except (CertificateError, KeyFileError):
+        return
+    if own and not has_key(own[0], key.public_key()) and any(has_key(c, key.public_key()) for c in own):
+        yield Finding(layout.signer, "the signer is not the first certificate in it", "move it to the front")
+
+
+def describe_key(certificate: x509.Certificate) -> str:
+    """The kind of a certificate's key, for people."""
+    key = certificate.public_key()
+    size = getattr(key, "key_size", 0)
+    curve = getattr(key, "curve", None)
+    return f"EC {curve.name}" if curve is not None else f"RSA {size}"
+
+
+_PURPOSE = {
+    ISTIO.signer: "the CA certificate that signs",
+    ISTIO.key: "the private key of ca-cert.pem",
+    ISTIO.roots: "the CA certificates to trust",
+    ISTIO.chain or "": "the certificates from ca-cert.pem up to the root",
+    CERT_MANAGER.signer: "the CA certificate that signs, and those above it",
+    CERT_MANAGER.key: "the private key of tls.crt",
+    CERT_MANAGER.roots: "the CA certificates to trust",
+}
+_MEND_CHAIN = (
+    "put the certificates from the signer up to the root into the one, the root itself into the other, and renew or "
+    "reissue the certificate that is at fault"
+)

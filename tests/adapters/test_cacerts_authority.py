@@ -1,0 +1,268 @@
+"""The authority `cacerts`: a new CA is noticed however it comes, its roots come first, and bad sets harm nobody."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from fakes.ca_files import files_of, write
+from fakes.clocks import HandClock
+from fakes.events import recorded
+from fakes.hierarchy import DAY, HOUR, NOW, URI, Ca, make_ca, uris
+
+from sds_agent.authority.cacerts import SETTLE, CacertsAuthority
+from sds_agent.authority.protocol import AuthorityError, ErrorKind, IssueRequest, TellsTrust
+from sds_agent.errors import ConfigurationError
+from sds_agent.identity.spiffe import SpiffeId
+from sds_agent.pki.certificates import read_pem, write_pem
+from sds_agent.pki.csr import make_csr
+from sds_agent.pki.keys import KeyType, generate
+
+Replace = Callable[[Path, Mapping[str, bytes]], None]
+
+
+def in_place(directory: Path, files: Mapping[str, bytes]) -> None:
+    write(directory, files)
+
+
+def by_renames(directory: Path, files: Mapping[str, bytes]) -> None:
+    directory.mkdir(exist_ok=True)
+    for name, data in files.items():
+        (directory / f"{name}.new").write_bytes(data)
+        (directory / f"{name}.new").rename(directory / name)
+
+
+def by_symlink(directory: Path, files: Mapping[str, bytes]) -> None:
+    """As Kubernetes does it: files are links into ..data, itself a link to a directory that is swapped by a rename."""
+    directory.mkdir(exist_ok=True)
+    version = directory / f"..{len(list(directory.iterdir()))}"
+    write(version, files)
+    (directory / "..new").symlink_to(version.name)
+    (directory / "..new").rename(directory / "..data")
+    for name in files:
+        if not (directory / name).is_symlink():
+            (directory / name).unlink(missing_ok=True)
+            (directory / name).symlink_to(f"..data/{name}")
+
+
+def hierarchy(number: int) -> tuple[Ca, Ca]:
+    root = make_ca(f"root {number}")
+    return make_ca(f"signer {number}", root), root
+
+
+def request(csr: bytes | None = None) -> IssueRequest:
+    csr = csr or make_csr(generate(KeyType.EC_P256), URI)
+    return IssueRequest(SpiffeId.parse(URI), csr, HOUR, "1")
+
+
+async def opened(directory: Path, clock: HandClock, passphrase_file: Path | None = None) -> CacertsAuthority:
+    return await CacertsAuthority.open(
+        directory, trust_domain="demo.example", passphrase_file=passphrase_file, clock=clock
+    )
+
+
+async def signer_of(authority: CacertsAuthority) -> x509.Certificate:
+    """Who signs now; what it signs has to chain to a root that is told with it."""
+    issuance = await authority.issue(request())
+    leaf, signer = read_pem(issuance.chain_pem)
+    leaf.verify_directly_issued_by(signer)
+    assert issuance.anchors_pem is not None
+    assert signer.issuer in {root.subject for root in read_pem(issuance.anchors_pem)}
+    return signer
+
+
+async def roots(authority: CacertsAuthority) -> set[x509.Certificate]:
+    return set(read_pem(await authority.anchors()))
+
+
+@pytest.mark.parametrize("replace", [in_place, by_renames, by_symlink])
+async def test_a_new_ca_is_noticed_three_times_in_a_row_and_its_roots_come_first(
+    replace: Replace, tmp_path: Path
+) -> None:
+    clock = HandClock()
+    signer, root = hierarchy(0)
+    replace(tmp_path / "ca", files_of(signer, root))
+    authority = await opened(tmp_path / "ca", clock)
+    assert isinstance(authority, TellsTrust)
+    assert await roots(authority) == {root.certificate}
+    for number in (1, 2, 3):
+        new_signer, new_root = hierarchy(number)
+        replace(tmp_path / "ca", files_of(new_signer, new_root))
+        assert await roots(authority) == {root.certificate, new_root.certificate}
+        assert await signer_of(authority) == signer.certificate
+        clock.elapse(SETTLE - SETTLE / 100)
+        assert await signer_of(authority) == signer.certificate
+        clock.elapse(SETTLE / 100)
+        assert await signer_of(authority) == new_signer.certificate
+        assert await roots(authority) == {new_root.certificate}
+        signer, root = new_signer, new_root
+
+
+async def test_a_new_signer_below_the_same_root_signs_at_once(tmp_path: Path) -> None:
+    root = make_ca("root")
+    write(tmp_path, files_of(make_ca("one", root), root))
+    authority = await opened(tmp_path, HandClock())
+    two = make_ca("two", root)
+    write(tmp_path, files_of(two, root))
+    assert await signer_of(authority) == two.certificate
+
+
+async def test_a_half_written_set_is_refused_once_in_words_and_the_old_one_signs(tmp_path: Path) -> None:
+    signer, root = hierarchy(0)
+    write(tmp_path, files_of(signer, root))
+    clock = HandClock()
+    authority = await opened(tmp_path, clock)
+    new_signer, new_root = hierarchy(1)
+    with recorded() as events:
+        for count, (name, data) in enumerate(files_of(new_signer, new_root).items()):
+            for half in (data[: len(data) // 2], data):
+                (tmp_path / name).write_bytes(half)
+                for _ in range(3):
+                    assert await signer_of(authority) == signer.certificate
+            if count == 0:
+                assert len(events.named("ca_refused")) == 2, "one for each content"
+        refused = events.named("ca_refused")
+    assert all(event["serving"].startswith("the CA that was read before") for event in refused)
+    assert "ca-key.pem" in refused[1]["cause"]
+    secret = files_of(new_signer)["ca-key.pem"].decode().splitlines()[1:-1]
+    assert not any(line in str(events.seen) for line in secret)
+    await authority.anchors()
+    clock.elapse(SETTLE)
+    assert await signer_of(authority) == new_signer.certificate
+
+
+async def test_a_directory_that_goes_away_is_refused_once_and_taken_again(tmp_path: Path) -> None:
+    signer, root = hierarchy(0)
+    directory = write(tmp_path / "ca", files_of(signer, root))
+    authority = await opened(directory, HandClock())
+    with recorded() as events:
+        directory.rename(tmp_path / "away")
+        for _ in range(3):
+            assert await signer_of(authority) == signer.certificate
+        assert len(events.named("ca_refused")) == 1
+        (tmp_path / "away").rename(directory)
+        assert await roots(authority) == {root.certificate}
+
+
+async def test_a_set_that_is_taken_back_before_it_signs_never_signs(tmp_path: Path) -> None:
+    signer, root = hierarchy(0)
+    clock = HandClock()
+    authority = await opened(write(tmp_path, files_of(signer, root)), clock)
+    write(tmp_path, files_of(*hierarchy(1)))
+    assert await signer_of(authority) == signer.certificate
+    write(tmp_path, files_of(signer, root))
+    clock.elapse(SETTLE)
+    assert await signer_of(authority) == signer.certificate
+    assert await roots(authority) == {root.certificate}
+
+
+async def test_a_clock_that_is_set_back_does_not_put_off_the_new_signer_for_ever(tmp_path: Path) -> None:
+    clock = HandClock()
+    authority = await opened(write(tmp_path, files_of(*hierarchy(0))), clock)
+    signer, root = hierarchy(1)
+    write(tmp_path, files_of(signer, root))
+    await authority.anchors()
+    clock.set_wall(-HOUR)
+    await authority.anchors()
+    clock.elapse(SETTLE)
+    assert await signer_of(authority) == signer.certificate
+
+
+async def test_a_signer_that_is_not_valid_yet_is_taken_when_it_is(tmp_path: Path) -> None:
+    clock = HandClock()
+    signer, root = hierarchy(0)
+    authority = await opened(write(tmp_path, files_of(signer, root)), clock)
+    early = make_ca("early", root, not_before=NOW + HOUR)
+    write(tmp_path, files_of(early, root))
+    with recorded() as events:
+        for _ in range(3):
+            assert await signer_of(authority) == signer.certificate
+            clock.elapse(HOUR / 4)
+        assert len(events.named("ca_refused")) == 1
+        clock.elapse(HOUR / 4)
+        assert await signer_of(authority) == early.certificate
+
+
+async def test_a_bundle_of_which_only_the_first_root_is_written_takes_no_root_away(tmp_path: Path) -> None:
+    """It is a good set by itself, so nothing but time tells it from one that is whole."""
+    clock = HandClock()
+    signer, root = hierarchy(0)
+    other = make_ca("other").certificate
+    both = {**files_of(signer, root), "root-cert.pem": write_pem([root.certificate, other])}
+    authority = await opened(write(tmp_path, both), clock)
+    write(tmp_path, files_of(signer, root))
+    assert await roots(authority) == {root.certificate, other}
+    write(tmp_path, both)
+    clock.elapse(SETTLE)
+    assert await roots(authority) == {root.certificate, other}
+    write(tmp_path, files_of(signer, root))
+    assert await roots(authority) == {root.certificate, other}
+    clock.elapse(SETTLE)
+    assert await roots(authority) == {root.certificate}
+
+
+async def test_a_refusal_is_said_again_when_a_good_set_was_there_in_between(tmp_path: Path) -> None:
+    files = files_of(*hierarchy(0))
+    authority = await opened(write(tmp_path, files), HandClock())
+    with recorded() as events:
+        for _ in range(2):
+            (tmp_path / "ca-key.pem").write_bytes(b"")
+            await authority.anchors()
+            await authority.anchors()
+            write(tmp_path, files)
+            await authority.anchors()
+        assert len(events.named("ca_refused")) == 2
+        assert events.named("ca_signs") == []
+
+
+async def test_an_expired_signer_does_not_hold_up_its_successor(tmp_path: Path) -> None:
+    root = make_ca("root", not_after=NOW + 9 * DAY)
+    clock = HandClock()
+    authority = await opened(write(tmp_path, files_of(make_ca("old", root), root)), clock)
+    clock.elapse(2 * DAY)
+    with pytest.raises(AuthorityError, match="expired on") as caught:
+        await authority.issue(request())
+    assert caught.value.kind is ErrorKind.DENIED
+    new_root = make_ca("new root", not_after=NOW + 9 * DAY)
+    successor = make_ca("new", new_root, not_after=NOW + 9 * DAY)
+    write(tmp_path, files_of(successor, new_root))
+    assert await signer_of(authority) == successor.certificate
+
+
+async def test_a_wrong_directory_is_told_before_the_agent_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="is not a directory"):
+        await opened(tmp_path / "nowhere", HandClock())
+    root = make_ca("root")
+    signer = make_ca("signer", root, constraints=uris(permitted=["other.example"]))
+    with pytest.raises(ConfigurationError, match=r"permit 'other\.example'"):
+        await opened(write(tmp_path, files_of(signer, root)), HandClock())
+
+
+async def test_a_key_with_a_passphrase_is_read_and_a_wrong_passphrase_is_told(tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization as s  # noqa: PLC0415 - used here alone
+
+    signer, root = hierarchy(0)
+    encrypted = signer.key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.BestAvailableEncryption(b"secret"))
+    directory = write(tmp_path / "ca", {**files_of(signer, root), "ca-key.pem": encrypted})
+    file = tmp_path / "passphrase"
+    file.write_text("secret\n")
+    assert await signer_of(await opened(directory, HandClock(), file)) == signer.certificate
+    file.write_text("wrong\n")
+    with pytest.raises(ConfigurationError, match="the passphrase is wrong") as caught:
+        await opened(directory, HandClock(), file)
+    assert "wrong\n" not in str(caught.value)
+
+
+async def test_a_csr_that_proves_nothing_never_reaches_the_signer(tmp_path: Path) -> None:
+    authority = await opened(write(tmp_path, files_of(*hierarchy(0))), HandClock())
+    with pytest.raises(AuthorityError) as caught:
+        await authority.issue(request(b"garbage"))
+    assert caught.value.kind is ErrorKind.INVALID
+
+
+async def test_several_roots_are_all_told(tmp_path: Path) -> None:
+    signer, root = hierarchy(0)
+    other = make_ca("other").certificate
+    files = {**files_of(signer, root), "root-cert.pem": write_pem([other, root.certificate])}
+    authority = await opened(write(tmp_path, files), HandClock())
+    assert await roots(authority) == {other, root.certificate}

@@ -1,0 +1,257 @@
+"""Whose CA can be plugged in: directories by the real openssl, easy-rsa and cfssl, and every way to get them wrong."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from fakes.ca_files import LEAF_WITH_CA_TRUE, by_cfssl, by_easyrsa, by_openssl, contents, files_of
+from fakes.hierarchy import DAY, NOW, URI, Ca, key_usage, make_ca, uris
+from fakes.openssl import openssl
+
+from sds_agent.authority.directory import DirectoryError, read_directory, read_passphrase
+from sds_agent.pki.cacerts import CaFilesError, Finding, read_signing_set, refused_by_istiod
+from sds_agent.pki.certificates import write_pem
+from sds_agent.pki.keys import KeyType, generate
+from sds_agent.pki.path import find_path
+from sds_agent.pki.signing import SigningSet
+
+ROOT = make_ca("root")
+SIGNER = make_ca("signer", ROOT, path_length=0)
+GOOD = files_of(SIGNER, ROOT)
+BOM = b"\xef\xbb\xbf"
+
+
+def findings(files: dict[str, bytes], **how: str | None) -> tuple[Finding, ...]:
+    with pytest.raises(CaFilesError) as caught:
+        read_signing_set(files, NOW, trust_domain=how.get("trust_domain"))
+    return caught.value.findings
+
+
+def plugged(directory: Path, passphrase: bytes | None = None) -> SigningSet:
+    """The CA in a directory, which has to be able to issue."""
+    now = datetime.now(UTC)
+    signing = read_signing_set(contents(directory), now, passphrase=passphrase)
+    leaf, *above = signing.issue(generate(KeyType.EC_P256).public_key(), URI, now, timedelta(hours=1))
+    assert find_path(leaf, above, signing.roots, now)
+    return signing
+
+
+def test_a_directory_by_openssl_can_be_plugged_in(tmp_path: Path) -> None:
+    signing = plugged(by_openssl(tmp_path))
+    assert signing.intermediates == (signing.signer.certificate,)
+    assert refused_by_istiod(contents(tmp_path)) == ()
+
+
+def test_a_directory_by_easyrsa_can_be_plugged_in(tmp_path: Path) -> None:
+    directory = by_easyrsa(tmp_path)
+    assert not (directory / "ca-cert.pem").read_bytes().startswith(b"-----"), "easy-rsa puts a text before it"
+    plugged(directory)
+
+
+@pytest.mark.parametrize(("algorithm", "size"), [("ecdsa", 256), ("ecdsa", 384), ("rsa", 2048)])
+def test_a_directory_by_cfssl_can_be_plugged_in(algorithm: str, size: int, tmp_path: Path) -> None:
+    plugged(by_cfssl(tmp_path, algorithm, size))
+
+
+KEY_FORMS = {
+    "PKCS#8": ("pkcs8", "-topk8", "-nocrypt", "-in", "ca-key.pem"),
+    "SEC1": ("ec", "-in", "ca-key.pem"),
+    "encrypted PKCS#8": ("pkcs8", "-topk8", "-in", "ca-key.pem", "-passout", "pass:secret"),
+    "encrypted SEC1": ("ec", "-in", "ca-key.pem", "-aes256", "-passout", "pass:secret"),
+}
+
+
+@pytest.mark.parametrize("arguments", KEY_FORMS.values(), ids=KEY_FORMS)
+def test_every_form_of_the_key_can_be_plugged_in(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    directory = by_openssl(tmp_path)
+    (directory / "ca-key.pem").write_text(openssl(directory, *arguments))
+    plugged(directory, b"secret")
+
+
+def test_a_leaf_made_by_openssl_with_ca_true_is_refused(tmp_path: Path) -> None:
+    """openssl's default configuration says CA:true for whatever `req -x509` makes."""
+    directory = by_openssl(tmp_path, extensions=LEAF_WITH_CA_TRUE)
+    with pytest.raises(CaFilesError) as caught:
+        plugged(directory)
+    told = str(caught.value)
+    assert "lacks keyCertSign" in told
+    assert "is a workload's own certificate" in told
+
+
+def test_a_self_signed_leaf_by_openssl_req_is_refused(tmp_path: Path) -> None:
+    made = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca-key.pem", "-out", "ca-cert.pem")
+    openssl(tmp_path, *made, "-subj", "/CN=web", "-addext", f"subjectAltName=URI:{URI}")
+    for name in ("root-cert.pem", "cert-chain.pem"):
+        (tmp_path / name).write_bytes((tmp_path / "ca-cert.pem").read_bytes())
+    with pytest.raises(CaFilesError, match="is a workload's own certificate"):
+        plugged(tmp_path)
+
+
+def test_an_expired_signer_by_openssl_is_refused_with_the_time(tmp_path: Path) -> None:
+    directory = by_openssl(tmp_path, days=1)
+    with pytest.raises(CaFilesError, match="expired on"):
+        read_signing_set(contents(directory), datetime.now(UTC) + 2 * DAY)
+
+
+def test_a_key_of_another_certificate_is_refused(tmp_path: Path) -> None:
+    directory = by_openssl(tmp_path)
+    (directory / "ca-key.pem").write_bytes((directory / "root-key.pem").read_bytes())
+    with pytest.raises(CaFilesError, match=r"ca-cert\.pem and ca-key\.pem: the key is not that of"):
+        plugged(directory)
+
+
+def test_a_chain_without_its_root_is_refused_unless_the_roots_have_it() -> None:
+    middle = make_ca("middle", ROOT)
+    signer = make_ca("signer", middle)
+    whole = files_of(signer, middle, ROOT)
+    without_root = {**whole, "cert-chain.pem": write_pem([signer.certificate, middle.certificate])}
+    assert read_signing_set(without_root, NOW).intermediates == (signer.certificate, middle.certificate)
+    other = {**whole, "root-cert.pem": write_pem([make_ca("other").certificate])}
+    assert [each.where for each in findings(other)] == ["cert-chain.pem and root-cert.pem"]
+    gap = {**whole, "cert-chain.pem": write_pem([signer.certificate, ROOT.certificate])}
+    assert "was issued by 'CN=middle'" in str(findings(gap)[0])
+
+
+def test_a_self_signed_signer_is_its_own_root() -> None:
+    signing = read_signing_set(files_of(ROOT), NOW)
+    assert signing.intermediates == ()
+    assert signing.roots == (ROOT.certificate,)
+
+
+def test_the_names_of_cert_manager_are_taken_and_win_over_istios() -> None:
+    other = make_ca("other", ROOT)
+    chain = [other.certificate, ROOT.certificate]
+    named = {"tls.crt": write_pem(chain[:1]), "tls.key": files_of(other)["ca-key.pem"], "ca.crt": write_pem(chain[1:])}
+    assert read_signing_set(named, NOW).signer.certificate == other.certificate
+    assert refused_by_istiod(named) == ()
+    both = {**GOOD, **named}
+    assert read_signing_set(both, NOW).signer.certificate == other.certificate
+    assert "tls.crt is the one that is taken" in str(refused_by_istiod(both)[0])
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_an_incomplete_set_is_refused_with_the_name_of_the_file(name: str) -> None:
+    files = {other: data for other, data in GOOD.items() if other != name}
+    assert [(each.where, each.found) for each in findings(files)] == [(name, "is missing")]
+
+
+def test_an_empty_directory_is_told_what_belongs_there() -> None:
+    assert "ca-cert.pem" in findings({})[0].mend
+    assert "tls.crt" in findings({})[0].mend
+
+
+def test_everything_that_is_wrong_is_told_at_once() -> None:
+    files = {**GOOD, "ca-key.pem": b"", "root-cert.pem": b"hello", "cert-chain.pem": b"", "ca-crl.pem": b"x"}
+    assert {each.where for each in findings(files)} == {"ca-key.pem", "root-cert.pem", "cert-chain.pem", "ca-crl.pem"}
+
+
+BAD_SIGNERS = {
+    "no CA": (make_ca("signer", ROOT, is_ca=False), "is no CA"),
+    "no BasicConstraints": (make_ca("signer", ROOT, is_ca=None), "is no CA"),
+    "no keyCertSign": (make_ca("signer", ROOT, usage=key_usage(cert_sign=False)), "lacks keyCertSign"),
+    "expired": (make_ca("signer", ROOT, not_before=NOW - 2 * DAY, not_after=NOW - DAY), "expired on"),
+    "not yet valid": (make_ca("signer", ROOT, not_before=NOW + DAY, not_after=NOW + 2 * DAY), "valid only from"),
+    "below a root with pathlen 0": (make_ca("signer", make_ca("root", path_length=0, key=ROOT.key)), "pathLen"),
+    "for servers alone": (
+        make_ca("signer", ROOT, usages=[x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]),
+        "ExtendedKeyUsage",
+    ),
+}
+
+
+@pytest.mark.parametrize(("signer", "words"), BAD_SIGNERS.values(), ids=BAD_SIGNERS)
+def test_a_signer_whose_leaves_nobody_would_take_is_refused(signer: Ca, words: str) -> None:
+    root = make_ca("root", path_length=0, key=ROOT.key) if words == "pathLen" else ROOT
+    assert words in " ".join(map(str, findings(files_of(signer, root))))
+
+
+def test_name_constraints_are_held_against_the_trust_domain() -> None:
+    files = files_of(make_ca("signer", ROOT, constraints=uris(permitted=["demo.example"])), ROOT)
+    assert read_signing_set(files, NOW).roots
+    assert read_signing_set(files, NOW, trust_domain="demo.example").roots
+    assert "permit 'demo.example'" in str(findings(files, trust_domain="other.example")[0])
+
+
+@pytest.mark.parametrize("name", ["ca-cert.pem", "root-cert.pem", "cert-chain.pem"])
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (GOOD["ca-cert.pem"].replace(b" CERTIFICATE", b" TRUSTED CERTIFICATE"), "TRUSTED CERTIFICATE"),
+        (GOOD["ca-cert.pem"][:-40], "cut off"),
+        (GOOD["ca-key.pem"], "it begins with PRIVATE KEY"),
+    ],
+)
+def test_a_file_that_holds_no_certificate_is_told_from_what_it_holds(name: str, data: bytes, words: str) -> None:
+    told = findings({**GOOD, name: data})
+    assert words in str(told[0])
+    assert told[0].where == name
+    assert "MIG" not in str(told)
+
+
+def test_bom_crlf_and_preamble_are_taken_and_istiods_limits_are_told(tmp_path: Path) -> None:
+    directory = by_openssl(tmp_path)
+    sec1 = openssl(directory, "ecparam", "-name", "prime256v1", "-genkey").encode()
+    files = {**GOOD, "root-cert.pem": BOM + GOOD["root-cert.pem"].replace(b"\n", b"\r\n")}
+    assert read_signing_set(files, NOW).roots == (ROOT.certificate,)
+    assert [each.where for each in refused_by_istiod(files)] == ["root-cert.pem"]
+    assert "EC PARAMETERS" in str(refused_by_istiod({**GOOD, "ca-key.pem": sec1})[0])
+    locked = openssl(directory, *KEY_FORMS["encrypted PKCS#8"]).encode()
+    assert "is encrypted" in str(refused_by_istiod({**GOOD, "ca-key.pem": locked})[0])
+    behind = {**GOOD, "ca-cert.pem": write_pem([ROOT.certificate, SIGNER.certificate])}
+    assert read_signing_set(behind, NOW).signer.certificate == SIGNER.certificate
+    assert "not the first certificate" in str(refused_by_istiod(behind)[0])
+
+
+def crl(issuer: Ca, serial: int) -> bytes:
+    assert isinstance(issuer.key, ec.EllipticCurvePrivateKey)
+    revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(NOW).build()
+    builder = x509.CertificateRevocationListBuilder(issuer.certificate.subject, NOW, NOW + DAY)
+    return builder.add_revoked_certificate(revoked).sign(issuer.key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+def test_every_revocation_list_of_the_file_is_read() -> None:
+    """cryptography's own reader stops after the first."""
+    lists = crl(ROOT, 7) + b"text\n" + crl(SIGNER, 8)
+    signing = read_signing_set({**GOOD, "ca-crl.pem": lists}, NOW)
+    assert [
+        one.get_revoked_certificate_by_serial_number(n) is not None for one, n in zip(signing.crls, (7, 8), strict=True)
+    ]
+    assert len(signing.crls) == 2
+    assert "list 2 is damaged" in str(findings({**GOOD, "ca-crl.pem": crl(ROOT, 7) + crl(ROOT, 8)[:90]})[0])
+
+
+def test_a_place_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DirectoryError, match="is not a directory"):
+        read_directory(tmp_path / "nowhere")
+    (tmp_path / "ca-key.pem").mkdir()
+    with pytest.raises(DirectoryError, match="cannot read"):
+        read_directory(tmp_path)
+    with pytest.raises(DirectoryError, match="passphrase"):
+        read_passphrase(tmp_path / "nowhere")
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(DirectoryError, match="is empty"):
+        read_passphrase(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("new_key", "words"),
+    [
+        (("genpkey", "-algorithm", "RSA-PSS"), "is an RSA-PSS key"),
+        (("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-param_enc", "explicit"), "explicit parameters"),
+    ],
+)
+def test_an_odd_key_is_seen_in_the_certificate_when_its_file_is_encrypted(
+    new_key: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    """What is encrypted cannot be looked into, and once it is read the oddity is lost."""
+    openssl(tmp_path, *new_key, "-out", "plain.pem")
+    openssl(tmp_path, "req", "-x509", "-new", "-key", "plain.pem", "-subj", "/CN=ca", "-out", "ca-cert.pem")
+    openssl(tmp_path, "pkcs8", "-topk8", "-in", "plain.pem", "-passout", "pass:secret", "-out", "ca-key.pem")
+    for name in ("root-cert.pem", "cert-chain.pem"):
+        (tmp_path / name).write_bytes((tmp_path / "ca-cert.pem").read_bytes())
+    with pytest.raises(CaFilesError, match=words):
+        plugged(tmp_path, b"secret")

@@ -1,0 +1,281 @@
+"""`sds-agent ca root`, `intermediate` and `check` as an operator runs them; nothing is left half done."""
+
+import os
+import pty
+import re
+import stat
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from fakes.openssl import openssl
+
+from sds_agent.cli.ca_keys import KEY_TYPES
+from sds_agent.cli.main import main
+from sds_agent.pki.certificates import read_pem, subject_alternative_uris
+from sds_agent.pki.keyfile import is_encrypted, read_private_key
+from sds_agent.pki.keys import KeyType
+
+PAGE = Path(__file__).parents[2] / "docs" / "hierarchy.md"
+LAYOUT = {"ca-cert.pem", "ca-key.pem", "cert-chain.pem", "root-cert.pem"}
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def ca(*arguments: str | Path) -> int:
+    return main(["ca", *map(str, arguments)])
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    assert ca("root", tmp_path / "root", "--trust-domain", "demo.example") == 0
+    return tmp_path / "root"
+
+
+def only(directory: Path, name: str) -> x509.Certificate:
+    (certificate,) = read_pem((directory / name).read_bytes())
+    return certificate
+
+
+def test_root_and_intermediate_have_their_layout_and_keys_are_private(root: Path, tmp_path: Path) -> None:
+    assert ca("intermediate", tmp_path / "one", "--root", root, "--name", "cluster1") == 0
+    assert {each.name for each in root.iterdir()} == {"root-cert.pem", "root-key.pem"}
+    assert {each.name for each in (tmp_path / "one").iterdir()} == LAYOUT
+    for key in (root / "root-key.pem", tmp_path / "one" / "ca-key.pem"):
+        assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    certificate = only(tmp_path / "one", "ca-cert.pem")
+    assert certificate.subject.rfc4514_string() == "CN=cluster1,O=demo.example"
+    constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+    assert constraints.critical
+    assert constraints.value == x509.BasicConstraints(ca=True, path_length=0)
+    assert subject_alternative_uris(certificate) == ()
+    assert openssl(tmp_path / "one", "verify", "-CAfile", "root-cert.pem", "ca-cert.pem") == "ca-cert.pem: OK\n"
+
+
+@pytest.mark.parametrize("key_type", KEY_TYPES)
+def test_every_kind_of_key_can_be_chosen(key_type: str, tmp_path: Path) -> None:
+    made = ca("root", tmp_path / "r", "--trust-domain", "demo.example", "--key", key_type, "--lifetime", "90d")
+    assert made == 0
+    key = read_private_key((tmp_path / "r" / "root-key.pem").read_bytes())
+    assert isinstance(key, rsa.RSAPrivateKey if key_type.startswith("rsa") else ec.EllipticCurvePrivateKey)
+    assert str(key.key_size) in key_type
+    certificate = only(tmp_path / "r", "root-cert.pem")
+    assert (certificate.not_valid_after_utc - certificate.not_valid_before_utc).days == 92
+    assert ca("intermediate", tmp_path / "i", "--root", tmp_path / "r", "--name", "i", "--lifetime", "60d") == 0
+    assert ca("check", tmp_path / "i") == 0
+
+
+def test_the_kinds_of_key_are_those_of_the_configuration() -> None:
+    assert list(KEY_TYPES) == [str(each) for each in KeyType]
+
+
+@pytest.mark.parametrize(("uri", "good"), [("spiffe://demo.example/web", True), ("spiffe://other.example/web", False)])
+def test_a_constrained_intermediate_holds_its_leaves_to_the_trust_domain(
+    uri: str, root: Path, tmp_path: Path, *, good: bool
+) -> None:
+    directory = tmp_path / "i"
+    assert ca("intermediate", directory, "--root", root, "--name", "i", "--constrain", "demo.example") == 0
+    found = only(directory, "ca-cert.pem").extensions.get_extension_for_class(x509.NameConstraints)
+    assert found.critical
+    assert found.value.permitted_subtrees == [x509.UniformResourceIdentifier("demo.example")]
+    assert found.value.excluded_subtrees is None
+    (directory / "leaf.ext").write_text(f"subjectAltName=critical,URI:{uri}\n")
+    openssl(directory, "req", "-new", "-newkey", "rsa:2048", "-nodes", "-keyout", "k", "-subj", "/", "-out", "csr")
+    signed = ("-CA", "ca-cert.pem", "-CAkey", "ca-key.pem", "-CAcreateserial", "-extfile", "leaf.ext")
+    openssl(directory, "x509", "-req", "-in", "csr", *signed, "-out", "leaf.pem")
+    verify = ["openssl", "verify", "-CAfile", "root-cert.pem", "-untrusted", "ca-cert.pem", "leaf.pem"]
+    done = subprocess.run(verify, cwd=directory, capture_output=True, check=False)
+    assert (done.returncode == 0) is good
+
+
+def test_keys_are_encrypted_with_the_passphrase_from_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    secret = tmp_path / "passphrase"
+    secret.write_text("correct horse battery\n")
+    encrypt = ("--passphrase-file", secret)
+    assert ca("root", tmp_path / "r", "--trust-domain", "demo.example", *encrypt) == 0
+    assert is_encrypted((tmp_path / "r" / "root-key.pem").read_bytes())
+    below = ("--root", tmp_path / "r", "--name", "i")
+    assert ca("intermediate", tmp_path / "i", *below, "--root-passphrase-file", secret, *encrypt) == 0
+    assert ca("check", tmp_path / "i") == 2
+    assert ca("check", tmp_path / "i", *encrypt) == 0
+    said = capfd.readouterr()
+    assert "ca-key.pem: is encrypted and there is no passphrase" in said.out
+    assert "istiod itself would not take it" in said.out
+    wrong = tmp_path / "wrong"
+    wrong.write_text("guess")
+    assert ca("intermediate", tmp_path / "j", *below, "--root-passphrase-file", wrong) == 2
+    said = capfd.readouterr()
+    assert "the passphrase is wrong" in said.err
+    assert "battery" not in said.out + said.err
+    assert not (tmp_path / "j").exists()
+
+
+def typed(*lines: str) -> tuple[int, str]:
+    """Run `sds-agent ca` with the first line, on a terminal, and type the others; its status and what it showed."""
+    program, terminal = pty.openpty()
+    command = [sys.executable, "-m", "sds_agent", "ca", *lines[0].split()]
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
+    ) as running:
+        os.close(terminal)
+        shown = b""
+        for count, line in enumerate(lines[1:], start=1):
+            while shown.count(b": ") < count:
+                shown += os.read(program, 1024)
+            os.write(program, f"{line}\n".encode())
+        with suppress(OSError):  # what a terminal says once nobody holds its other end
+            while more := os.read(program, 1024):
+                shown += more
+        code = running.wait(30)
+    os.close(program)
+    return code, shown.decode()
+
+
+def test_a_passphrase_is_asked_for_twice_and_not_shown(tmp_path: Path) -> None:
+    command = f"root {tmp_path / 'r'} --trust-domain demo.example --ask-passphrase"
+    code, shown = typed(command, "battery staple", "battery stable")
+    assert code == 2, shown
+    assert "the two passphrases differ" in shown
+    assert not (tmp_path / "r").exists()
+    code, shown = typed(command, "battery staple", "battery staple")
+    assert code == 0, shown
+    assert "battery" not in shown
+    pem = (tmp_path / "r" / "root-key.pem").read_bytes()
+    assert read_private_key(pem, b"battery staple").key_size == 256
+    code, shown = typed(f"intermediate {tmp_path / 'i'} --root {tmp_path / 'r'} --name i", "battery staple")
+    assert code == 0, shown
+    assert ca("check", tmp_path / "i") == 0
+    code, shown = typed(command, "")
+    assert code == 2
+    assert "the passphrase is empty" in shown
+
+
+def test_the_agent_explains_such_a_ca_and_does_not_start_on_a_bad_one(
+    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert ca("intermediate", tmp_path / "i", "--root", root, "--name", "i", "--constrain", "other.example") == 0
+    config = tmp_path / "sds-agent.yaml"
+    config.write_text(
+        "trust_domain: demo.example\nstate_dir: state\nsds: {socket: sds.sock}\n"
+        "authorities: {plugged: {type: cacerts, directory: i}}\n"
+        "workloads: [{name: web, spiffe_id: spiffe://demo.example/web}]\n"
+    )
+    assert main(["check", str(config)]) == 0
+    assert "is the CA in the directory" in capfd.readouterr().out
+    command = [sys.executable, "-m", "sds_agent", "run", str(config)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "authorities.plugged.directory" in done.stderr
+    assert "permit 'other.example'" in done.stderr
+
+
+def test_no_file_is_ever_overwritten(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = {file.name: file.read_bytes() for file in root.iterdir()}
+    assert ca("root", root, "--trust-domain", "other.example") == 2
+    (tmp_path / "i").mkdir()
+    (tmp_path / "i" / "cert-chain.pem").symlink_to("nowhere")
+    assert ca("intermediate", tmp_path / "i", "--root", root, "--name", "i") == 2
+    assert "choose another directory" in capfd.readouterr().err
+    assert {file.name: file.read_bytes() for file in root.iterdir()} == before
+    assert [file.name for file in (tmp_path / "i").iterdir()] == ["cert-chain.pem"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_full_disk_leaves_no_half_directory(root: Path, tmp_path: Path, *, there: bool) -> None:
+    """A limit on the size of files stands for it: the keys fit, the chain does not."""
+    directory = tmp_path / "i"
+    if there:
+        directory.mkdir()
+        (directory / "notes").touch()
+    command = f"ulimit -f 1; exec {sys.executable} -B -m sds_agent ca intermediate {directory} --root {root} --name i"
+    done = subprocess.run(["bash", "-c", command], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "nothing was left behind" in done.stderr
+    assert [file.name for file in directory.iterdir()] == ["notes"] if there else not directory.exists()
+
+
+def test_a_root_that_is_none_is_refused(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    below = ("--root", tmp_path / "one", "--name", "two")
+    assert ca("intermediate", tmp_path / "one", "--root", root, "--name", "one") == 0
+    for name, target in (("root-key.pem", "ca-key.pem"), ("root-cert.pem", "ca-cert.pem")):
+        (tmp_path / "one" / name).unlink(missing_ok=True)
+        (tmp_path / "one" / name).symlink_to(target)
+    assert ca("intermediate", tmp_path / "two", *below) == 2
+    assert "is not self-signed" in capfd.readouterr().err
+    (tmp_path / "one" / "root-key.pem").unlink()
+    (tmp_path / "one" / "root-key.pem").symlink_to(root / "root-key.pem")
+    assert ca("intermediate", tmp_path / "two", *below) == 2
+    assert "is not the key of" in capfd.readouterr().err
+    (tmp_path / "one" / "ca-cert.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    assert ca("intermediate", tmp_path / "two", *below) == 2
+    assert "cut off" in capfd.readouterr().err
+    assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("root", "x", "--trust-domain", "Not A Domain"), "--trust-domain"),
+        (("root", "x", "--trust-domain", "demo.example", "--lifetime", "10"), "--lifetime"),
+        (("root", "x", "--trust-domain", "demo.example", "--ask-passphrase"), "there is no terminal"),
+        (("root", "x", "--trust-domain", "demo.example", "--passphrase-file", "nowhere"), "passphrase"),
+        (("intermediate", "x", "--root", "nowhere", "--name", "i"), "the root cannot be read"),
+        (("intermediate", "x", "--root", "root", "--name", ""), "needs a name"),
+        (("intermediate", "x", "--root", "root", "--name", "i", "--lifetime", "4000d"), "shorter lifetime"),
+        (("intermediate", "x", "--root", "root", "--name", "i", "--constrain", "spiffe://x/y"), "--constrain"),
+        (("check", "nowhere"), "is not a directory"),
+    ],
+)
+def test_a_wrong_call_is_told_and_writes_nothing(
+    arguments: tuple[str, ...], words: str, root: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "sds_agent", "ca", *arguments]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert root.exists()
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_check_says_everything_that_is_wrong_and_shows_no_key(
+    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "i"
+    assert ca("intermediate", directory, "--root", root, "--name", "i") == 0
+    (directory / "ca-key.pem").write_bytes((root / "root-key.pem").read_bytes())
+    (directory / "cert-chain.pem").write_text("")
+    capfd.readouterr()
+    assert ca("check", directory) == 2
+    told = capfd.readouterr().out
+    assert "cannot be plugged in" in told
+    assert "the key is not that of" in told
+    assert "cert-chain.pem: holds no certificate" in told
+    assert not any(line in told for line in (root / "root-key.pem").read_text().splitlines())
+
+
+def test_the_openssl_steps_of_the_page_make_what_the_commands_make(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (steps,) = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    done = subprocess.run(["bash", "-euc", steps], cwd=theirs, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ca("check", theirs) == 0
+    assert "can be plugged in" in capfd.readouterr().out
+    assert ca("root", tmp_path / "r", "--trust-domain", "demo.example") == 0
+    below = ("--root", tmp_path / "r", "--name", "cluster1", "--constrain", "demo.example")
+    assert ca("intermediate", tmp_path / "i", *below) == 0
+    for name in ("ca-cert.pem", "root-cert.pem"):
+        assert shape(only(theirs, name)) == shape(only(tmp_path / "i", name))
+
+
+def shape(certificate: x509.Certificate) -> tuple[str, set[tuple[str, bool]]]:
+    """The subject, and which extensions there are, critical or not."""
+    extensions = {(each.oid.dotted_string, each.critical) for each in certificate.extensions}
+    return certificate.subject.rfc4514_string(), extensions
