@@ -1,0 +1,210 @@
+"""TLS in front of gRPC: an acceptor that asks for a client certificate without requiring one.
+
+grpcio's own TLS either requires a client certificate or never asks for one, and a CA needs both kinds of caller on one
+port. So connections are accepted here, and their bytes relayed to the gRPC server on a Unix socket in a directory of
+its own (0700). Each relay's end of that socket is bound to an abstract name that nobody else knows: gRPC shows it as
+the call's peer, and it leads to what is known of the connection. When gRPC ends a connection, because it is old or
+idle, the relay passes on what is left and closes it too.
+"""
+
+import asyncio
+import logging
+import secrets
+import socket
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import cast
+
+import anyio
+from cryptography import x509
+from msgspec import Struct
+
+from sds_agent import log
+from sds_agent.ca.tls import Offer
+from sds_agent.pki.certificates import CertificateError, read_pem
+from sds_agent.pki.signer import SignerError
+
+LOG = logging.getLogger(__name__)
+
+HANDSHAKE = 10.0
+"""Seconds for the TLS handshake."""
+FAREWELL = 5.0
+"""Seconds that a closed connection may take to hand over what is still in its buffers."""
+_PREFIX = "sds-agent-ca-"
+
+
+class Peer(Struct, frozen=True):
+    """What is known of a connection: its address, and the client certificate that was verified against `anchors`."""
+
+    address: str
+    certificate: x509.Certificate | None
+    anchors: tuple[x509.Certificate, ...]
+
+
+UNKNOWN = Peer("unknown", None, ())
+
+
+class Acceptor:
+    """Accepts TLS connections and relays each to the Unix socket `backend`. At most `most` are open at one time."""
+
+    def __init__(self, backend: Path, offer: Callable[[], Offer], most: int, handshake: float = HANDSHAKE) -> None:
+        self._backend = backend
+        self._offer = offer
+        self._most = most
+        self._handshake = handshake
+        self._open = 0
+        self._full = False
+        self._closing = False
+        self._peers: dict[str, Peer] = {}
+
+    def peer(self, grpc_peer: str) -> Peer:
+        """The connection that `ServicerContext.peer` names."""
+        return self._peers.get(grpc_peer.removeprefix("unix-abstract:"), UNKNOWN)
+
+    async def run(self, listener: socket.socket) -> None:
+        """Accept until cancelled, which closes what is open."""
+        loop = asyncio.get_running_loop()
+        async with anyio.create_task_group() as tasks:
+            while True:
+                try:
+                    connection, address = await loop.sock_accept(listener)
+                except OSError as error:  # no descriptor left, or the caller is gone already
+                    log.event(LOG, "not_accepted", level=logging.WARNING, cause=error.strerror)
+                    await anyio.sleep(0.1)
+                    continue
+                if self._has_room():
+                    self._open += 1
+                    tasks.start_soon(self._serve, connection, _written(address))
+                else:
+                    connection.close()
+
+    def close(self) -> None:
+        """Take no more connections; those that are open go on."""
+        self._closing = True
+
+    def _has_room(self) -> bool:
+        if self._closing:
+            return False
+        full = self._open >= self._most
+        if full and not self._full:
+            log.event(LOG, "too_many_connections", level=logging.WARNING, most=self._most)
+        self._full = full
+        return not full
+
+    async def _serve(self, connection: socket.socket, address: str) -> None:
+        name = f"{_PREFIX}{secrets.token_hex(16)}"
+        front, back = _Half(), _Half()
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            offer = self._offer()
+            await self._shake_hands(connection, front, offer.context)
+            self._peers[name] = Peer(address, _client_certificate(front.transport), offer.anchors)
+            await self._reach_backend(name, back)
+            await _relay(front, back)
+        except (OSError, CertificateError, SignerError, TimeoutError) as error:
+            # OSError is also what ssl's errors derive from; anybody who connects can cause them
+            log.event(LOG, "connection_failed", level=logging.DEBUG, address=address, cause=str(error))
+        except Exception as error:  # noqa: BLE001 - whatever one connection can cause must not end the others
+            log.event(LOG, "bug", level=logging.ERROR, exception=type(error).__name__, address=address)
+        finally:
+            self._open -= 1
+            self._peers.pop(name, None)
+            front.abort()
+            back.abort()
+            connection.close()
+
+    async def _shake_hands(self, connection: socket.socket, front: "_Half", context: ssl.SSLContext) -> None:
+        await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: front, connection, ssl=context, ssl_handshake_timeout=self._handshake, ssl_shutdown_timeout=FAREWELL
+        )
+        tls = front.transport.get_extra_info("ssl_object")
+        if tls is None or tls.selected_alpn_protocol() != "h2":
+            raise ConnectionAbortedError("the client does not speak HTTP/2 (no ALPN h2)")
+
+    async def _reach_backend(self, name: str, back: "_Half") -> None:
+        loop = asyncio.get_running_loop()
+        inner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            inner.setblocking(False)
+            inner.bind(f"\0{name}")
+            await loop.sock_connect(inner, str(self._backend))
+            await loop.create_unix_connection(lambda: back, sock=inner)
+        except BaseException:
+            inner.close()
+            raise
+
+
+class _Half(asyncio.Protocol):
+    """One end of a relay. What it reads it writes to the other end, and no faster than that takes it."""
+
+    def __init__(self) -> None:
+        self.other: _Half | None = None
+        self.closed = anyio.Event()
+        self._transport: asyncio.Transport | None = None
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The transport, once connected."""
+        if self._transport is None:
+            raise ConnectionAbortedError("the connection is gone")
+        return self._transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.pause_reading()  # until there is somewhere to write to
+
+    def data_received(self, data: bytes) -> None:
+        if self.other is not None:
+            self.other.transport.write(data)
+
+    def pause_writing(self) -> None:
+        if self.other is not None and not self.other.closed.is_set():
+            self.other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.other is not None and not self.other.closed.is_set():
+            self.other.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol's signature
+        self.closed.set()
+
+    def join(self, other: "_Half") -> None:
+        """Relay what comes from now on."""
+        self.other = other
+        self.transport.resume_reading()
+
+    def abort(self) -> None:
+        """Close at once, whatever is left to write."""
+        if self._transport is not None:
+            with suppress(AttributeError):  # Python 3.11.2's for a TLS transport that is closed already
+                self._transport.abort()
+
+
+async def _relay(front: _Half, back: _Half) -> None:
+    """Relay until one end closes; then hand the other what is left and close it too."""
+    back.join(front)
+    front.join(back)
+    async with anyio.create_task_group() as tasks:
+        for one, other in ((front, back), (back, front)):
+            tasks.start_soon(_follow, one, other)
+
+
+async def _follow(one: _Half, other: _Half) -> None:
+    await one.closed.wait()
+    other.transport.close()
+    with anyio.move_on_after(FAREWELL):
+        await other.closed.wait()
+    other.abort()
+
+
+def _client_certificate(transport: asyncio.Transport) -> x509.Certificate | None:
+    """What the handshake verified. Raises CertificateError for one that OpenSSL takes and cryptography does not."""
+    der = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    return read_pem(ssl.DER_cert_to_PEM_cert(der).encode())[0] if der else None
+
+
+def _written(address: object) -> str:
+    """A socket's address as text. A Unix socket's is a text itself."""
+    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)

@@ -1,0 +1,81 @@
+"""Which proof a call brings, and whom it proves: the certificate of its connection, or else its bearer token."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import anyio.to_thread
+from msgspec import Struct
+
+from sds_agent.ca.acceptor import Peer
+from sds_agent.ca.callers import Caller, from_certificate, from_join_token
+from sds_agent.ca.jwt import Issuer, caller_of
+from sds_agent.ca.refusal import unauthenticated
+from sds_agent.ca.tokens import PREFIX, JoinTokens, Record
+from sds_agent.pki.path import PathError, find_path
+from sds_agent.pki.signing import SigningSet
+
+
+class Proven(Struct, frozen=True):
+    """A caller, and the join token that is to be spent before it gets anything."""
+
+    caller: Caller
+    token: Record | None = None
+
+
+class Authentication(Struct, frozen=True):
+    """The ways to prove an identity that the configuration allows."""
+
+    trust_domain: str
+    issuers: Sequence[Issuer]
+    mtls: bool
+    tokens: JoinTokens | None
+
+    async def prove(
+        self, peer: Peer, metadata: Sequence[tuple[str, str | bytes]], signing: SigningSet, now: datetime
+    ) -> Proven:
+        """Who calls. Where a certificate and a token are given the certificate counts, as with istiod.
+
+        Raises RefusalError.
+        """
+        if self.mtls and peer.certificate is not None:
+            _check_anchors(peer, signing, now)
+            return Proven(from_certificate(peer.certificate, signing.crls, self.trust_domain, now))
+        token = _bearer(metadata)
+        if token is None:
+            raise unauthenticated(f"the call brings no proof of who it is from: {self._wanted()}")
+        if token.startswith(PREFIX):
+            return await self._joining(token, now)
+        if not self.issuers:
+            raise unauthenticated("this CA takes no JSON Web Tokens: no issuer is configured in callers.jwt")
+        return Proven(await caller_of(token, self.issuers, self.trust_domain, now))
+
+    def _wanted(self) -> str:
+        return f"send a token as `authorization: Bearer`{', or a client certificate' if self.mtls else ''}"
+
+    async def _joining(self, token: str, now: datetime) -> Proven:
+        if self.tokens is None:
+            raise unauthenticated("this CA takes no join tokens: callers.join_tokens is not configured")
+        record = await anyio.to_thread.run_sync(self.tokens.find, token)
+        return Proven(from_join_token(record.spiffe_id, record.expires, self.trust_domain, now), record)
+
+
+def _check_anchors(peer: Peer, signing: SigningSet, now: datetime) -> None:
+    """The handshake checked the certificate. If an anchor was withdrawn since, it has to lead to one that is left."""
+    assert peer.certificate is not None  # noqa: S101 - asked before
+    if peer.anchors is signing.roots or set(peer.anchors) <= set(signing.roots):
+        return
+    try:
+        find_path(peer.certificate, signing.intermediates, signing.roots, now)
+    except PathError as error:
+        raise unauthenticated(f"the client certificate is no longer trusted: {error}; come with a token") from error
+
+
+def _bearer(metadata: Sequence[tuple[str, str | bytes]]) -> str | None:
+    """The token (RFC 6750 section 2.1). Raises RefusalError where there are several headers."""
+    found = [value for key, value in metadata if key == "authorization"]
+    if len(found) > 1:
+        raise unauthenticated("the call has more than one authorization header")
+    if not found or not isinstance(found[0], str):
+        return None
+    scheme, _, token = found[0].strip().partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None

@@ -1,0 +1,157 @@
+"""Who asks: from what a caller proved to the SPIFFE ID that it gets a certificate for.
+
+What is proven cryptographically (a token's signature, a certificate's chain and key) is proven before; here is decided
+what it means at `now`. Every function raises RefusalError when it means nothing.
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import TypeAlias
+
+from cryptography import x509
+from msgspec import Struct
+
+from sds_agent.ca.refusal import unauthenticated
+from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError
+from sds_agent.pki.certificates import describe_name, describe_time, is_ca, serial_hex, subject_alternative_uris
+
+Claims: TypeAlias = Mapping[str, object]
+
+SKEW = timedelta(seconds=30)
+"""How far the clock of a token's issuer may be ahead of ours. Nothing is added to `exp`."""
+
+_SERVICE_ACCOUNT = "system:serviceaccount:"
+
+
+class Proof(StrEnum):
+    """How a caller proved who it is."""
+
+    CERTIFICATE = "certificate"
+    JWT = "jwt"
+    JOIN_TOKEN = "join-token"  # noqa: S105 - the name of a kind of proof
+
+
+class Caller(Struct, frozen=True):
+    """A caller whose identity is proven. `detail` tells in the audit log by which certificate or token."""
+
+    identity: SpiffeId
+    proof: Proof
+    detail: str
+
+
+class ClaimRule(Struct, frozen=True):
+    """What a token of one issuer must say.
+
+    `claim` names the claim that holds the SPIFFE ID; None takes `sub` for a Kubernetes service account.
+    """
+
+    issuer: str
+    audience: str
+    claim: str | None = None
+
+
+def from_claims(claims: Claims, rule: ClaimRule, trust_domain: str, now: datetime) -> Caller:
+    """The caller that a token with a good signature speaks for (RFC 7519 section 4.1)."""
+    if claims.get("iss") != rule.issuer:
+        raise unauthenticated("the token is from an issuer that this CA does not know")
+    if rule.audience not in _audiences(claims):
+        raise unauthenticated(f"the token is not for this CA: its audience must be {describe_name(rule.audience)}")
+    _check_times(claims, now)
+    identity = _service_account(claims, trust_domain) if rule.claim is None else _claimed(claims, rule.claim)
+    return Caller(_ours(identity, trust_domain, "token"), Proof.JWT, f"issuer {rule.issuer}")
+
+
+def from_certificate(
+    certificate: x509.Certificate, crls: Iterable[x509.CertificateRevocationList], trust_domain: str, now: datetime
+) -> Caller:
+    """The caller that holds the key of a certificate of ours (X509-SVID section 5.2: exactly one URI)."""
+    serial = serial_hex(certificate)
+    if now > certificate.not_valid_after_utc:
+        ended = describe_time(certificate.not_valid_after_utc)
+        raise unauthenticated(f"the client certificate expired on {ended}: come with a token")
+    if now < certificate.not_valid_before_utc:
+        raise unauthenticated(f"the client certificate with serial number {serial} is not valid yet")
+    if any(_revokes(crl, certificate) for crl in crls):
+        raise unauthenticated(f"the client certificate with serial number {serial} is revoked")
+    if is_ca(certificate):
+        raise unauthenticated("the client certificate is a CA's, not a workload's")
+    uris = subject_alternative_uris(certificate)
+    if len(uris) != 1:
+        raise unauthenticated(f"the client certificate has {len(uris)} URIs; a workload's has exactly one")
+    return Caller(_ours(uris[0], trust_domain, "client certificate"), Proof.CERTIFICATE, f"serial {serial}")
+
+
+def from_join_token(spiffe_id: str, expires: datetime, trust_domain: str, now: datetime) -> Caller:
+    """The caller that knows a join token."""
+    if now >= expires:
+        raise unauthenticated(f"the join token expired on {describe_time(expires)}: make a new one")
+    return Caller(_ours(spiffe_id, trust_domain, "join token"), Proof.JOIN_TOKEN, f"expires {describe_time(expires)}")
+
+
+def _audiences(claims: Claims) -> list[object]:
+    """One audience may be written without a list (RFC 7519 section 4.1.3)."""
+    audience = claims.get("aud")
+    return audience if isinstance(audience, list) else [audience]
+
+
+def _check_times(claims: Claims, now: datetime) -> None:
+    expires, not_before = _time(claims, "exp"), _time(claims, "nbf")
+    if expires is None:
+        raise unauthenticated("the token never expires: it must have the claim exp")
+    if now >= expires:
+        raise unauthenticated(f"the token expired on {describe_time(expires)}")
+    if not_before is not None and now + SKEW < not_before:
+        raise unauthenticated(f"the token is valid only from {describe_time(not_before)}")
+
+
+def _time(claims: Claims, name: str) -> datetime | None:
+    """A NumericDate (RFC 7519 section 2): seconds since 1970, perhaps with a fraction."""
+    value = claims.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise unauthenticated(f"the token's claim {name} is not a time")
+    try:
+        return datetime.fromtimestamp(value, UTC)
+    except (ValueError, OverflowError, OSError) as error:  # infinite, or beyond the year 9999
+        raise unauthenticated(f"the token's claim {name} is not a time that can be") from error
+
+
+def _service_account(claims: Claims, trust_domain: str) -> str:
+    """As Istio maps it: `system:serviceaccount:NS:SA` is `spiffe://TRUST_DOMAIN/ns/NS/sa/SA`."""
+    subject = claims.get("sub")
+    parts = subject.removeprefix(_SERVICE_ACCOUNT).split(":") if isinstance(subject, str) else []
+    if not isinstance(subject, str) or not subject.startswith(_SERVICE_ACCOUNT) or len(parts) != 2:
+        raise unauthenticated(
+            "the token's claim sub is not that of a Kubernetes service account, system:serviceaccount:NAMESPACE:NAME"
+        )
+    namespace, name = parts
+    if "/" in subject:  # or else the name could go on as a path of its own
+        raise unauthenticated("the token's claim sub holds a slash, which no service account has")
+    return f"spiffe://{trust_domain}/ns/{namespace}/sa/{name}"
+
+
+def _claimed(claims: Claims, name: str) -> str:
+    value = claims.get(name)
+    if not isinstance(value, str):
+        raise unauthenticated(f"the token has no claim {describe_name(name)} with a SPIFFE ID")
+    return value
+
+
+def _ours(uri: str, trust_domain: str, where: str) -> SpiffeId:
+    try:
+        identity = SpiffeId.parse(uri)
+    except SpiffeIdError as error:
+        raise unauthenticated(f"the {where} does not name a SPIFFE ID: {error}") from error
+    if str(identity.trust_domain) != trust_domain or not identity.is_workload:
+        raise unauthenticated(f"the {where} names {describe_name(uri)}, which is no workload of {trust_domain}")
+    return identity
+
+
+def _revokes(crl: x509.CertificateRevocationList, certificate: x509.Certificate) -> bool:
+    """A serial number means something only together with its issuer (RFC 5280 section 5)."""
+    return (
+        crl.issuer == certificate.issuer
+        and crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
+    )

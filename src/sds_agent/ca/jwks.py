@@ -1,0 +1,183 @@
+"""The public keys of a token issuer: a JSON Web Key Set (RFC 7517) from a file or a URL, kept fresh."""
+
+import json
+import logging
+import ssl
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from msgspec import Struct
+
+from sds_agent import log
+from sds_agent.ca.refusal import Kind, RefusalError
+from sds_agent.clock import Clock
+from sds_agent.errors import ConfigurationError, SdsAgentError
+
+LOG = logging.getLogger(__name__)
+
+REFRESH = timedelta(minutes=5)
+"""A key that the issuer took back is believed at most this long."""
+SOONEST = timedelta(seconds=10)
+"""An unknown key makes the set be read again, but not more often: anybody can send a token with an unknown key."""
+PATIENCE = 10.0
+"""Seconds for one request."""
+LARGEST_SET = 1 << 20
+MOST_KEYS = 100
+SMALLEST_RSA = 2048
+
+_ALGORITHMS = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}
+_CURVES = {"EC": "P-256", "OKP": "Ed25519"}
+
+
+class JwksError(SdsAgentError):
+    """A key set cannot be read."""
+
+
+class Jwk(Struct, frozen=True):
+    """A public key and the one algorithm that it may be used with. `kid` is its name, if it has one."""
+
+    kid: str | None
+    algorithm: str
+    key: Any
+
+
+def read_keys(data: bytes) -> tuple[Jwk, ...]:
+    """The keys of a set that can verify a token. Symmetric keys, and kinds that are not known, are passed over
+    (RFC 7517 section 5). Raises JwksError when the set is malformed or no key is left.
+    """
+    try:
+        listed = json.loads(data)["keys"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise JwksError("it is not a JSON Web Key Set: it must be an object with the member keys") from error
+    if not isinstance(listed, list) or len(listed) > MOST_KEYS:
+        raise JwksError(f"its member keys must be a list of at most {MOST_KEYS} keys")
+    keys = tuple(key for each in listed if isinstance(each, dict) and (key := _read_key(each)) is not None)
+    if not keys:
+        raise JwksError("it holds no public key for RS256, ES256 or EdDSA (Ed25519)")
+    return keys
+
+
+def _read_key(member: Mapping[str, Any]) -> Jwk | None:
+    import jwt  # noqa: PLC0415 - only a CA that takes tokens needs it
+    from cryptography.hazmat.primitives.asymmetric import rsa  # noqa: PLC0415 - likewise
+
+    kind, kid = member.get("kty"), member.get("kid")
+    algorithm = _ALGORITHMS.get(kind) if isinstance(kind, str) else None
+    if algorithm is None or member.get("alg", algorithm) != algorithm or member.get("use", "sig") != "sig":
+        return None
+    if "d" in member or member.get("crv") != _CURVES.get(str(kind)):
+        return None  # a private key in public is nobody's alone
+    try:
+        key = jwt.PyJWK(dict(member), algorithm).key
+    except jwt.PyJWTError:
+        return None
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size < SMALLEST_RSA:
+        return None
+    return Jwk(kid if isinstance(kid, str) else None, algorithm, key)
+
+
+class Location(Struct, frozen=True):
+    """Where a set is: a path or an https URL, with the CA to trust and the token to send there (both re-read)."""
+
+    jwks: str
+    ca_file: Path | None = None
+    token_file: Path | None = None
+
+    @property
+    def is_url(self) -> bool:
+        """Whether it is fetched, not read."""
+        return self.jwks.startswith(("https://", "http://"))
+
+
+class IssuerKeys:
+    """The keys of one issuer. `open` makes one."""
+
+    def __init__(self, location: Location, clock: Clock) -> None:
+        self._location = location
+        self._clock = clock
+        self._keys: tuple[Jwk, ...] = ()
+        self._tried: datetime | None = None
+        self._reading = anyio.Lock()
+
+    @classmethod
+    async def open(cls, location: Location, clock: Clock) -> "IssuerKeys":
+        """Read the set for the first time.
+
+        Raises ConfigurationError for a file that cannot be used. A URL that does not answer yet is tried again later:
+        the issuer may come up after its CA.
+        """
+        keys = cls(location, clock)
+        try:
+            await keys._read()
+        except JwksError as error:
+            if not location.is_url:
+                raise ConfigurationError(
+                    f"callers.jwt: the key set {location.jwks} cannot be used: {error}; give the file that holds the "
+                    "issuer's public keys, a JSON Web Key Set"
+                ) from error
+            keys._warn(error)
+        return keys
+
+    async def find(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
+        """The keys that a token with this header may be signed by.
+
+        Raises RefusalError (INTERNAL) while no key set could be had.
+        """
+        now = self._clock.now()
+        if self._due(REFRESH, now) or (not self._matching(kid, algorithm) and self._due(SOONEST, now)):
+            await self._refresh(now)
+        if not self._keys:
+            raise RefusalError(Kind.INTERNAL, "the CA could not get the token issuer's keys yet: try again later")
+        return self._matching(kid, algorithm)
+
+    def _matching(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
+        keys = (key for key in self._keys if key.algorithm == algorithm)
+        return tuple(key for key in keys if kid is None or key.kid is None or key.kid == kid)
+
+    def _due(self, age: timedelta, now: datetime) -> bool:
+        return self._tried is None or not timedelta() <= now - self._tried < age
+
+    async def _refresh(self, asked: datetime) -> None:
+        async with self._reading:
+            if self._tried is not None and self._tried >= asked:
+                return  # somebody else has just done it
+            try:
+                await self._read()
+            except JwksError as error:
+                self._warn(error)
+
+    def _warn(self, error: JwksError) -> None:
+        log.event(LOG, "key_set_not_read", level=logging.WARNING, jwks=self._location.jwks, cause=str(error))
+
+    async def _read(self) -> None:
+        self._tried = self._clock.now()
+        data = await (_fetch(self._location) if self._location.is_url else _load(Path(self._location.jwks)))
+        self._keys = read_keys(data)
+
+
+async def _load(path: Path) -> bytes:
+    try:
+        return await anyio.to_thread.run_sync(path.read_bytes)
+    except OSError as error:
+        raise JwksError(f"cannot read {path}: {error.strerror}") from error
+
+
+async def _fetch(location: Location) -> bytes:
+    import httpx  # noqa: PLC0415 - only key sets at a URL need it
+
+    try:
+        trust = ssl.create_default_context(cafile=location.ca_file)
+        headers = {}
+        if location.token_file is not None:
+            headers["authorization"] = f"Bearer {location.token_file.read_text().strip()}"
+        async with httpx.AsyncClient(verify=trust, timeout=PATIENCE, trust_env=False) as client:
+            answer = await client.get(location.jwks, headers=headers)
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        raise JwksError(f"the key set cannot be fetched ({type(error).__name__})") from error
+    if answer.status_code != 200 or len(answer.content) > LARGEST_SET:
+        raise JwksError(f"the key set's server answered with status {answer.status_code}")
+    return answer.content

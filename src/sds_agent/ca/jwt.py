@@ -1,0 +1,78 @@
+"""JSON Web Tokens as callers' credentials: the signature is checked here, what the token says in `callers`.
+
+Only RS256, ES256 and EdDSA are taken, each with a key made for it. `none` and the HMAC algorithms, which take an
+issuer's public key for a shared secret, never get as far as a key.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+
+from msgspec import Struct
+
+from sds_agent.ca.callers import Caller, ClaimRule, Claims, from_claims
+from sds_agent.ca.jwks import IssuerKeys
+from sds_agent.ca.refusal import RefusalError, unauthenticated
+
+LONGEST_TOKEN = 16 << 10
+"""Bytes."""
+_ALGORITHMS = frozenset({"RS256", "ES256", "EdDSA"})
+
+
+class Issuer(Struct, frozen=True):
+    """An issuer whose tokens are taken."""
+
+    rule: ClaimRule
+    keys: IssuerKeys
+
+
+class _Header(Struct, frozen=True):
+    algorithm: str
+    kid: str | None
+
+
+async def caller_of(token: str, issuers: Sequence[Issuer], trust_domain: str, now: datetime) -> Caller:
+    """Whom a token speaks for, by the first issuer of its name that it is good for. Raises RefusalError."""
+    header, claims = _unverified(token)
+    refusal = unauthenticated("the token is from an issuer that this CA does not know")
+    for issuer in issuers:
+        if claims.get("iss") != issuer.rule.issuer:
+            continue
+        try:
+            await _verify(token, header, issuer.keys)
+            return from_claims(claims, issuer.rule, trust_domain, now)
+        except RefusalError as error:
+            refusal = error
+    raise refusal
+
+
+def _unverified(token: str) -> tuple[_Header, Claims]:
+    """Header and claims as they are written, believed for nothing but the choice of a key."""
+    import jwt  # noqa: PLC0415 - only a CA that takes tokens needs it
+
+    if len(token) > LONGEST_TOKEN:
+        raise unauthenticated(f"the token has more than {LONGEST_TOKEN} characters")
+    try:
+        parts = jwt.PyJWS().decode_complete(token, options={"verify_signature": False})
+        claims = json.loads(parts["payload"])
+    except (jwt.PyJWTError, ValueError, RecursionError) as error:
+        raise unauthenticated("the token is neither a JSON Web Token nor a join token") from error
+    header, kid = parts["header"], parts["header"].get("kid")
+    algorithm = header.get("alg")
+    if not isinstance(algorithm, str) or algorithm not in _ALGORITHMS or "crit" in header:
+        raise unauthenticated("the token is not signed by RS256, ES256 or EdDSA")
+    if not isinstance(claims, dict):
+        raise unauthenticated("the token holds no claims")
+    return _Header(algorithm, kid if isinstance(kid, str) else None), claims
+
+
+async def _verify(token: str, header: _Header, keys: IssuerKeys) -> None:
+    import jwt  # noqa: PLC0415 - only a CA that takes tokens needs it
+
+    for each in await keys.find(header.kid, header.algorithm):
+        try:
+            jwt.PyJWS().decode(token, each.key, algorithms=[each.algorithm])
+        except jwt.PyJWTError:
+            continue
+        return
+    raise unauthenticated("the token is not signed with a key of its issuer")

@@ -1,0 +1,122 @@
+"""What is signed: the one home of every rule between a proven caller and a signature.
+
+A certificate is always for the caller's own identity, whatever the CSR asks for; nothing of a CSR is used but its key
+and the proof that the caller has it. The one exception is a node agent, which may ask for the identities that the
+configuration lists for it (Istio's `ImpersonatedIdentity`).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from msgspec import Struct
+
+from sds_agent.ca.callers import Caller, Proof
+from sds_agent.ca.refusal import denied, invalid
+from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError
+from sds_agent.pki.certificates import describe_name
+from sds_agent.pki.keys import PublicKey
+
+DEFAULT_TTL = timedelta(hours=24)
+LONGEST_TTL = timedelta(days=90)
+LARGEST_CSR = 64 << 10
+"""Bytes. One with an RSA key of 8192 bits has about 3,000."""
+SMALLEST_RSA = 2048
+LARGEST_RSA = 8192
+"""Bits. The time that a signature takes to check grows with their square."""
+
+_CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
+_BLOCK = re.compile(r"-----BEGIN (?:NEW )?CERTIFICATE REQUEST-----")
+
+
+class NodeAgent(Struct, frozen=True):
+    """A caller that may ask for other identities: each of `may_act_for` is a SPIFFE ID, or ends in `/*`, which stands
+    for everything below.
+    """
+
+    identity: str
+    may_act_for: tuple[str, ...]
+
+    def covers(self, uri: str) -> bool:
+        """Whether it may act for that identity."""
+        return any(uri.startswith(each[:-1]) if each.endswith("/*") else uri == each for each in self.may_act_for)
+
+
+class Order(Struct, frozen=True):
+    """What the signer is asked for, once nothing speaks against it."""
+
+    identity: SpiffeId
+    public_key: PublicKey
+    ttl: timedelta
+
+
+def ttl_of(seconds: int) -> timedelta:
+    """How long a certificate is to be valid: what was asked for, and DEFAULT_TTL where nothing was, as istiod has it.
+
+    Raises RefusalError for more than LONGEST_TTL.
+    """
+    if seconds <= 0:
+        return DEFAULT_TTL
+    if seconds > LONGEST_TTL.total_seconds():
+        raise invalid(f"a certificate cannot be valid for {seconds} s: {LONGEST_TTL.days} days are the most")
+    return timedelta(seconds=seconds)
+
+
+def identity_for(caller: Caller, impersonated: str, node_agents: Mapping[str, NodeAgent]) -> SpiffeId:
+    """Whose certificate it will be; `impersonated` is empty where the caller asks for its own. Raises RefusalError."""
+    if not impersonated:
+        return caller.identity
+    agent = node_agents.get(str(caller.identity))
+    if agent is None:
+        raise denied(f"{caller.identity} may not act for others: it is not listed in callers.node_agents")
+    if caller.proof is Proof.JOIN_TOKEN:
+        raise denied("a join token is bound to one identity: it cannot be used to act for another")
+    try:
+        wanted = SpiffeId.parse(impersonated)
+    except SpiffeIdError as error:
+        raise invalid(f"ImpersonatedIdentity is not a SPIFFE ID: {error}") from error
+    if wanted.trust_domain != caller.identity.trust_domain or not wanted.is_workload or not agent.covers(str(wanted)):
+        raise denied(f"{caller.identity} may not act for {describe_name(impersonated)}")
+    return wanted
+
+
+def key_of(csr_pem: str) -> PublicKey:
+    """The key that a CSR (PEM) proves possession of. Raises RefusalError.
+
+    Its subject and extensions are not even parsed. A weak or giant key is refused before its signature costs anything.
+    """
+    if len(csr_pem) > LARGEST_CSR:
+        raise invalid(f"the CSR has {len(csr_pem)} characters: {LARGEST_CSR} are the most")
+    if len(_BLOCK.findall(csr_pem)) != 1:
+        raise invalid("the request holds no CSR in PEM, or more than one")
+    try:
+        csr = x509.load_pem_x509_csr(csr_pem.encode())
+        key = _strong(csr.public_key())
+        proven = csr.is_signature_valid
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion) as error:
+        raise invalid("the CSR cannot be read, or is signed in a way that is not supported") from error
+    if not proven:
+        raise invalid("the CSR does not prove possession of its key: its signature is wrong")
+    return key
+
+
+def _strong(key: object) -> PublicKey:
+    match key:
+        case rsa.RSAPublicKey(key_size=size):
+            if not SMALLEST_RSA <= size <= LARGEST_RSA:
+                raise invalid(f"the CSR's RSA key has {size} bits: use {SMALLEST_RSA} to {LARGEST_RSA}")
+            return key
+        case ec.EllipticCurvePublicKey(curve=curve):
+            if curve.name not in _CURVES:
+                raise invalid(f"the CSR's key is on the curve {curve.name}: use P-256, P-384 or P-521")
+            return key
+        case _:
+            raise invalid("the CSR's key is of a kind that Envoy does not take: use EC P-256 or RSA 2048")
+
+
+def listed(node_agents: Sequence[NodeAgent]) -> dict[str, NodeAgent]:
+    """Node agents by their identity."""
+    return {agent.identity: agent for agent in node_agents}

@@ -1,0 +1,43 @@
+"""What a caller is told when it gets no certificate."""
+
+from enum import Enum
+
+from sds_agent.errors import SdsAgentError
+
+
+class Kind(Enum):
+    """Who can mend it."""
+
+    UNAUTHENTICATED = "unauthenticated"
+    """The caller did not prove who it is."""
+    DENIED = "denied"
+    """The caller is known and may not have what it asks for."""
+    INVALID = "invalid"
+    """The request is not one that anybody could be given a certificate for."""
+    EXHAUSTED = "exhausted"
+    """Too many requests: ask again later."""
+    INTERNAL = "internal"
+    """The CA cannot sign at present; its operator has to act."""
+
+
+class RefusalError(SdsAgentError):
+    """No certificate. The message goes to the caller and to the audit log."""
+
+    def __init__(self, kind: Kind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def unauthenticated(message: str) -> RefusalError:
+    """The caller did not prove who it is."""
+    return RefusalError(Kind.UNAUTHENTICATED, message)
+
+
+def denied(message: str) -> RefusalError:
+    """The caller may not have that."""
+    return RefusalError(Kind.DENIED, message)
+
+
+def invalid(message: str) -> RefusalError:
+    """The request cannot be signed."""
+    return RefusalError(Kind.INVALID, message)

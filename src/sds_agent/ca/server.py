@@ -1,0 +1,217 @@
+"""`sds-agent ca serve` put together: the signer, the service on its Unix socket, TLS in front, and how they end."""
+
+import logging
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import anyio
+import grpc
+import grpc.aio
+
+from sds_agent import log
+from sds_agent.authority.embedded import EmbeddedAuthority
+from sds_agent.ca.acceptor import Acceptor
+from sds_agent.ca.audit import AuditLog
+from sds_agent.ca.authentication import Authentication
+from sds_agent.ca.callers import ClaimRule
+from sds_agent.ca.jwks import IssuerKeys, Location
+from sds_agent.ca.jwt import Issuer
+from sds_agent.ca.service import SERVICE, CertificateService, Rules
+from sds_agent.ca.settings import Address, CaSettings, JwtSettings
+from sds_agent.ca.source import Plugged, SelfSigned, Source
+from sds_agent.ca.tls import ServerTls
+from sds_agent.ca.tokens import JoinTokens
+from sds_agent.clock import Clock, SystemClock
+from sds_agent.errors import ConfigurationError
+from sds_agent.files import UntrustedDirectoryError, locked, own_directory
+from sds_agent.pki.signer import SignerError
+from sds_agent.sds.health import handler as health
+
+LOG = logging.getLogger(__name__)
+
+LARGEST_REQUEST = 4 << 20
+"""Bytes; gRPC's own default. What is larger never reaches the service."""
+FAREWELL = 5.0
+"""Seconds for requests in work to end at shutdown."""
+BACKLOG = 1024
+
+
+async def run(settings: CaSettings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises ConfigurationError when it cannot start, alone or in an exception group, as its parts run in one.
+    """
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with serving(settings, SystemClock()):
+            async for number in signals:
+                log.event(LOG, "stopping", signal=number.name)
+                break
+    log.event(LOG, "stopped")
+
+
+@asynccontextmanager
+async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
+    """The CA, running inside this context; gives the address it listens at. Raises ConfigurationError."""
+    audit = AuditLog(settings.audit)
+    audit.check()
+    with _kept(settings), _private_directory() as directory:
+        source = await open_source(settings, clock)
+        authentication = await _authentication(settings, clock)
+        tls = ServerTls(source.current, settings.server_names, clock.now, ask_client=settings.callers.mtls)
+        _check_signer(tls)
+        acceptor = Acceptor(directory / "grpc", tls.offer, settings.limits.connections)
+        rules = Rules(authentication, settings.node_agents, settings.limits.at_once, settings.limits.per_caller)
+        service = CertificateService(rules, source.current, acceptor.peer, audit, clock)
+        with _listening(settings.listen) as listener:
+            async with anyio.create_task_group() as tasks:
+                async with _grpc_server(service, directory / "grpc", settings):
+                    tasks.start_soon(source.follow)
+                    tasks.start_soon(acceptor.run, listener)
+                    host, port = listener.getsockname()[:2]
+                    address = Address(host, port)
+                    log.event(LOG, "listening", address=str(address), trust_domain=settings.trust_domain)
+                    try:
+                        yield address
+                    finally:
+                        acceptor.close()
+                tasks.cancel_scope.cancel()  # only now: requests in work were answered through the relays
+
+
+async def open_source(settings: CaSettings, clock: Clock) -> Source:
+    """The configured signer. Raises ConfigurationError."""
+    chosen = settings.signer
+    if chosen.cacerts is not None:
+        return await Plugged.open(
+            chosen.cacerts, trust_domain=settings.trust_domain, passphrase_file=chosen.passphrase_file, clock=clock
+        )
+    assert chosen.self_signed is not None, "the settings hold one of the two"  # noqa: S101 - for the type checker
+    authority = await EmbeddedAuthority.open(
+        chosen.self_signed,
+        trust_domain=settings.trust_domain,
+        key_type=chosen.key,
+        lifetime=chosen.root_lifetime,
+        clock=clock,
+        setting="signer.self_signed",
+    )
+    return await SelfSigned.open(authority, clock)
+
+
+async def _authentication(settings: CaSettings, clock: Clock) -> Authentication:
+    callers = settings.callers
+    tokens = None if callers.join_tokens is None else JoinTokens(callers.join_tokens)
+    if tokens is not None:
+        tokens.prepare()
+    issuers = [await _issuer(each, clock) for each in callers.jwt]
+    return Authentication(settings.trust_domain, issuers, callers.mtls, tokens)
+
+
+async def _issuer(chosen: JwtSettings, clock: Clock) -> Issuer:
+    location = Location(chosen.jwks, chosen.ca_file, chosen.token_file)
+    return Issuer(ClaimRule(chosen.issuer, chosen.audience, chosen.claim), await IssuerKeys.open(location, clock))
+
+
+def _check_signer(tls: ServerTls) -> None:
+    try:
+        tls.offer()
+    except SignerError as error:
+        raise ConfigurationError(f"signer: {error}") from error
+
+
+@asynccontextmanager
+async def _grpc_server(service: CertificateService, path: Path, settings: CaSettings) -> AsyncIterator[None]:
+    age = int(settings.limits.connection_age.total_seconds() * 1000)
+    server = grpc.aio.server(
+        options=(
+            ("grpc.max_receive_message_length", LARGEST_REQUEST),
+            ("grpc.max_concurrent_streams", 100),
+            ("grpc.max_connection_age_ms", age),
+            ("grpc.max_connection_age_grace_ms", 10_000),
+            ("grpc.max_connection_idle_ms", age),
+            ("grpc.server_handshake_timeout_ms", 10_000),
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.http2.max_ping_strikes", 0),
+        )
+    )
+    server.add_generic_rpc_handlers((service.handler(), health(_always, frozenset({SERVICE}))))
+    server.add_insecure_port(f"unix:{path}")
+    await server.start()
+    try:
+        yield
+    finally:
+        with anyio.CancelScope(shield=True):
+            await server.stop(FAREWELL)
+
+
+def _always() -> bool:
+    """The service is there only while it can answer, and it answers from memory."""
+    return True
+
+
+@contextmanager
+def _listening(address: Address) -> Iterator[socket.socket]:
+    """The listening socket. Raises ConfigurationError."""
+    try:
+        family, kind, protocol, _, bound = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise _cannot_listen(address, error) from error
+    with listener:
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setblocking(False)
+            listener.bind(bound)
+            listener.listen(BACKLOG)
+        except OSError as error:
+            raise _cannot_listen(address, error) from error
+        yield listener
+
+
+def _cannot_listen(address: Address, error: OSError) -> ConfigurationError:
+    return ConfigurationError(f"listen: cannot listen at {address}: {error.strerror}; free it or choose another")
+
+
+@contextmanager
+def _private_directory() -> Iterator[Path]:
+    """A directory (0700) for the server's own Unix socket. Memory serves where nothing on disk is writable."""
+    try:
+        base = tempfile.gettempdir()
+    except FileNotFoundError:
+        base = "/dev/shm"  # noqa: S108 - mkdtemp makes a directory of its own there
+    try:
+        with tempfile.TemporaryDirectory(prefix="sds-agent-ca-", dir=base) as directory:
+            yield Path(directory)
+    except PermissionError as error:
+        raise ConfigurationError(
+            f"cannot make a directory for the server's socket in {base}: {error.strerror}; set TMPDIR to one"
+        ) from error
+
+
+@contextmanager
+def _kept(settings: CaSettings) -> Iterator[None]:
+    """Hold a self-signed root's directory, so that no second server makes a root of its own there."""
+    directory = settings.signer.self_signed
+    with ExitStack() as stack:
+        if directory is not None:
+            try:
+                own_directory(directory, 0o700)
+                stack.enter_context(locked(directory / "lock"))
+            except UntrustedDirectoryError as error:
+                raise ConfigurationError(f"signer.self_signed: {error}") from error
+            except BlockingIOError as error:
+                raise ConfigurationError(
+                    f"signer.self_signed: another CA server runs on {directory}; stop it first"
+                ) from error
+            except OSError as error:
+                raise ConfigurationError(
+                    f"signer.self_signed: cannot use {error.filename or directory}: {error.strerror}; "
+                    f"make it writable for the user that runs this (uid {os.geteuid()})"
+                ) from error
+        yield

@@ -1,0 +1,216 @@
+"""istio.v1.auth.IstioCertificateService on raw bytes: from a request to a signed chain or a refusal, and its audit.
+
+The order of the steps is what keeps the signer from work that nobody is entitled to: the caller is proven, its quota
+taken, the request judged, a join token spent, and only then something signed.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+import anyio
+import anyio.to_thread
+import grpc
+import grpc.aio
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from google.protobuf.message import DecodeError
+from msgspec import Struct
+from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
+
+from sds_agent import log
+from sds_agent.ca.acceptor import Peer
+from sds_agent.ca.audit import AuditLog, Entry
+from sds_agent.ca.authentication import Authentication, Proven
+from sds_agent.ca.callers import Caller
+from sds_agent.ca.limits import Quota
+from sds_agent.ca.policy import NodeAgent, Order, identity_for, key_of, ttl_of
+from sds_agent.ca.refusal import Kind, RefusalError, invalid
+from sds_agent.clock import Clock
+from sds_agent.pki.certificates import serial_hex, write_pem
+from sds_agent.pki.signer import SignerError
+from sds_agent.pki.signing import SigningSet
+
+LOG = logging.getLogger(__name__)
+
+SERVICE = "istio.v1.auth.IstioCertificateService"
+METHOD = "CreateCertificate"
+SIGNERS = 4
+"""RSA signatures in work at one time; they take threads, since each would hold up the event loop for a millisecond."""
+
+_CODES = {
+    Kind.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    Kind.DENIED: grpc.StatusCode.PERMISSION_DENIED,
+    Kind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    Kind.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Kind.INTERNAL: grpc.StatusCode.INTERNAL,
+}
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+class Rules(Struct, frozen=True):
+    """What the service goes by: who may ask and how, who may act for others, and how much at one time."""
+
+    authentication: Authentication
+    node_agents: Mapping[str, NodeAgent]
+    at_once: int
+    per_caller: int
+
+
+class _Request(Struct):
+    """One request, and what is known of it so far: what the audit log says when it is refused."""
+
+    peer: Peer
+    now: datetime
+    caller: Caller | None = None
+    spiffe_id: str | None = None
+
+
+class CertificateService:
+    """The service. `current` gives the signing set of the moment, `peer_of` what is known of a call's connection."""
+
+    def __init__(
+        self,
+        rules: Rules,
+        current: Callable[[], SigningSet],
+        peer_of: Callable[[str], Peer],
+        audit: AuditLog,
+        clock: Clock,
+    ) -> None:
+        self._rules = rules
+        self._current = current
+        self._peer_of = peer_of
+        self._audit = audit
+        self._clock = clock
+        self._quota = Quota(rules.per_caller)
+        self._in_work = 0
+        self._signers = anyio.CapacityLimiter(SIGNERS)
+        self._rest: tuple[SigningSet, tuple[str, ...]] | None = None  # what every answer of one set ends with
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What gRPC serves."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE, {METHOD: grpc.unary_unary_rpc_method_handler(self._create)}
+        )
+
+    async def _create(self, data: bytes, context: Context) -> bytes:
+        request = _Request(self._peer_of(context.peer()), self._clock.now())
+        try:
+            async with self._room():
+                return await self._issue(request, data, list(context.invocation_metadata() or ()))
+        except RefusalError as error:
+            refusal = error
+        except Exception as error:  # noqa: BLE001 - its text must not go to the caller, nor end the server
+            log.event(LOG, "bug", level=logging.ERROR, exception=type(error).__name__, where=_place(error))
+            refusal = RefusalError(Kind.INTERNAL, "the CA failed on this request; its log says where")
+        self._refused(request, refusal)
+        return await context.abort(_CODES[refusal.kind], str(refusal))
+
+    @asynccontextmanager
+    async def _room(self) -> AsyncIterator[None]:
+        if self._in_work >= self._rules.at_once:
+            raise RefusalError(Kind.EXHAUSTED, "the CA is busy with other requests: ask again in a moment")
+        self._in_work += 1
+        try:
+            yield
+        finally:
+            self._in_work -= 1
+
+    async def _issue(self, request: _Request, data: bytes, metadata: list[tuple[str, str | bytes]]) -> bytes:
+        signing = self._current()
+        proven = await self._rules.authentication.prove(request.peer, metadata, signing, request.now)
+        request.caller = proven.caller
+        if not self._quota.take(str(proven.caller.identity), request.now):
+            raise RefusalError(
+                Kind.EXHAUSTED, f"{proven.caller.identity} asked more than {self._rules.per_caller} times in a minute"
+            )
+        order = self._judge(request, data, proven.caller)
+        await self._spend(proven, order)
+        chain = await self._sign(signing, order, request.now)
+        self._issued(request, chain[0])
+        return self._response(chain[0], signing)
+
+    def _response(self, leaf: x509.Certificate, signing: SigningSet) -> bytes:
+        """Leaf, then each intermediate, last all roots in one: Istio's clients trust what the last element holds."""
+        if self._rest is None or self._rest[0] is not signing:
+            above = [write_pem([certificate]).decode() for certificate in signing.intermediates]
+            self._rest = (signing, (*above, write_pem(signing.roots).decode()))
+        elements = (write_pem([leaf]).decode(), *self._rest[1])
+        return CertificateResponse(cert_chain=elements).SerializeToString()
+
+    def _judge(self, request: _Request, data: bytes, caller: Caller) -> Order:
+        asked = _read(data)
+        impersonated = _impersonated(asked)
+        request.spiffe_id = impersonated or str(caller.identity)
+        identity = identity_for(caller, impersonated, self._rules.node_agents)
+        return Order(identity, key_of(asked.csr), ttl_of(asked.validity_duration))
+
+    async def _spend(self, proven: Proven, order: Order) -> None:
+        tokens = self._rules.authentication.tokens
+        if proven.token is not None and tokens is not None:
+            await anyio.to_thread.run_sync(tokens.spend, proven.token, order.public_key)
+
+    async def _sign(self, signing: SigningSet, order: Order, now: datetime) -> tuple[x509.Certificate, ...]:
+        arguments = (order.public_key, str(order.identity), now, order.ttl)
+        try:
+            if isinstance(signing.signer.key, rsa.RSAPrivateKey):
+                return await anyio.to_thread.run_sync(signing.issue, *arguments, limiter=self._signers)
+            return signing.issue(*arguments)
+        except SignerError as error:
+            log.event(LOG, "cannot_sign", level=logging.ERROR, cause=str(error))
+            raise RefusalError(Kind.INTERNAL, f"the CA cannot sign: {error}") from error
+
+    def _issued(self, request: _Request, leaf: x509.Certificate) -> None:
+        entry = Entry(
+            outcome="issued",
+            address=request.peer.address,
+            caller=request.caller,
+            spiffe_id=request.spiffe_id,
+            serial=serial_hex(leaf),
+            not_after=leaf.not_valid_after_utc,
+        )
+        try:
+            self._audit.write(entry, request.now)
+        except OSError as error:
+            log.event(LOG, "audit_not_written", level=logging.ERROR, cause=error.strerror)
+            raise RefusalError(Kind.INTERNAL, "the CA cannot write its audit log, so it signs nothing") from error
+
+    def _refused(self, request: _Request, refusal: RefusalError) -> None:
+        entry = Entry(
+            outcome=refusal.kind.value,
+            address=request.peer.address,
+            caller=request.caller,
+            spiffe_id=request.spiffe_id,
+            reason=str(refusal),
+        )
+        try:
+            self._audit.write(entry, request.now)
+        except OSError as error:
+            log.event(LOG, "audit_not_written", level=logging.ERROR, cause=error.strerror)
+
+
+def _read(data: bytes) -> CertificateRequest:
+    try:
+        return CertificateRequest.FromString(data)
+    except DecodeError as error:
+        raise invalid("the message is not an IstioCertificateRequest") from error
+
+
+def _impersonated(asked: CertificateRequest) -> str:
+    """Whose certificate the caller asks for instead of its own; pilot-agent may send an empty text for its own."""
+    value = asked.metadata.fields.get("ImpersonatedIdentity")
+    if value is None:
+        return ""
+    if not value.HasField("string_value"):
+        raise invalid("ImpersonatedIdentity is not a text")
+    return value.string_value
+
+
+def _place(error: Exception) -> str:
+    """Where a bug is, without the values that a traceback could show."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else "unknown"

@@ -1,0 +1,170 @@
+"""The CA's own TLS side: a certificate that it issues to itself and renews, and the context of a handshake.
+
+A context holds what was true when it was made: the certificate, and whom clients' certificates are checked against.
+So a new one is made whenever the signer, its roots or the certificate are no longer the same, and every handshake takes
+the newest.
+"""
+
+import logging
+import os
+import secrets
+import ssl
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from ipaddress import ip_address
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from msgspec import Struct
+
+from sds_agent import log
+from sds_agent.pki.certificates import extension, serial_hex, write_pem
+from sds_agent.pki.keys import PublicKey, signature_hash, to_pkcs8_pem
+from sds_agent.pki.signer import LEAF_BACKDATE, Signer, SignerError
+from sds_agent.pki.signing import SigningSet
+from sds_agent.values import Sensitive
+
+LOG = logging.getLogger(__name__)
+
+LIFETIME = timedelta(hours=24)
+
+
+class Offer(Struct, frozen=True):
+    """What a handshake is made with: the context, and the anchors that it checks client certificates against."""
+
+    context: ssl.SSLContext
+    anchors: tuple[x509.Certificate, ...]
+
+
+class _Made(Sensitive, frozen=True):
+    signer: x509.Certificate
+    chain: tuple[x509.Certificate, ...]
+    key_pem: bytes
+    renew_at: datetime
+
+
+class ServerTls:
+    """Makes offers. `current` gives the signing set of the moment, `now` the time."""
+
+    def __init__(
+        self,
+        current: Callable[[], SigningSet],
+        names: Sequence[str],
+        now: Callable[[], datetime],
+        *,
+        ask_client: bool,
+        lifetime: timedelta = LIFETIME,
+    ) -> None:
+        self._current = current
+        self._names = tuple(names)
+        self._now = now
+        self._ask_client = ask_client
+        self._lifetime = lifetime
+        self._made: _Made | None = None
+        self._offer: Offer | None = None
+
+    def offer(self) -> Offer:
+        """The newest offer. Raises SignerError when there is no certificate yet and none can be issued."""
+        signing = self._current()
+        made = self._certificate(signing)
+        if self._offer is None or made is not self._made or self._offer.anchors != signing.roots:
+            self._made = made
+            self._offer = Offer(_context(made, signing.roots if self._ask_client else ()), signing.roots)
+        return self._offer
+
+    def _certificate(self, signing: SigningSet) -> _Made:
+        now, made = self._now(), self._made
+        if made is not None and made.signer == signing.signer.certificate and now < made.renew_at:
+            return made
+        try:
+            return self._issue(signing, now)
+        except SignerError as error:
+            if made is None:
+                raise
+            log.event(LOG, "server_certificate_not_renewed", level=logging.ERROR, cause=str(error))
+            return made
+
+    def _issue(self, signing: SigningSet, now: datetime) -> _Made:
+        key = ec.generate_private_key(ec.SECP256R1())
+        leaf = sign_server(signing.signer, key.public_key(), self._names, now, self._lifetime)
+        log.event(LOG, "server_certificate", serial=serial_hex(leaf), not_after=leaf.not_valid_after_utc)
+        renew_at = now + (leaf.not_valid_after_utc - now) / 2
+        return _Made(signing.signer.certificate, (leaf, *signing.intermediates), to_pkcs8_pem(key), renew_at)
+
+
+def sign_server(
+    signer: Signer, public_key: PublicKey, names: Sequence[str], now: datetime, lifetime: timedelta
+) -> x509.Certificate:
+    """A TLS server's certificate for DNS names and IP addresses (RFC 6125 section 6.4), within the signer's validity.
+
+    Raises SignerError when the signer is not valid at `now`.
+    """
+    first, last = signer.certificate.not_valid_before_utc, signer.certificate.not_valid_after_utc
+    if not first <= now < last:
+        raise SignerError(
+            f"the CA is valid from {first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} UTC only: renew it"
+        )
+    identifier = extension(signer.certificate, x509.SubjectKeyIdentifier)
+    if identifier is None:
+        identifier = x509.SubjectKeyIdentifier.from_public_key(signer.key.public_key())
+    builder = (
+        x509.CertificateBuilder(
+            signer.certificate.subject, x509.Name([]), public_key, 1 + secrets.randbelow(2**128 - 1)
+        )
+        .not_valid_before(max(first, (now - LEAF_BACKDATE).replace(microsecond=0)))
+        .not_valid_after(min(last, (now + lifetime).replace(microsecond=0)))
+        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=True)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_SERVER_USAGE, critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
+    )
+    return builder.sign(signer.key, signature_hash(signer.key))
+
+
+_SERVER_USAGE = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=False,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def _context(made: _Made, anchors: Sequence[x509.Certificate]) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    # a resumed session would bring back a client certificate without looking at it again
+    context.options |= ssl.OP_NO_TICKET
+    context.num_tickets = 0
+    if anchors:
+        context.verify_mode = ssl.CERT_OPTIONAL
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an anchor need not be self-signed
+        context.load_verify_locations(cadata=write_pem(anchors).decode())
+    _load_certificate(context, write_pem(made.chain) + made.key_pem)
+    return context
+
+
+def _load_certificate(context: ssl.SSLContext, pem: bytes) -> None:
+    """OpenSSL's binding reads a certificate from a path alone; this one lies in memory, and in no directory."""
+    descriptor = os.memfd_create("server-certificate", os.MFD_CLOEXEC)
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(pem)
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,151 @@
+"""Join tokens: how a machine without a platform identity asks for its first certificate.
+
+A token is a random text. The directory holds no token, only a file named by its SHA-256 with the SPIFFE ID that it
+stands for and when it expires. The first public key that uses it has spent it: a second file beside the first, made by
+a hard link, names that key. `link` fails where the name exists, so of two keys at the same time one wins, also between
+processes and over NFS, and nobody ever sees half a file. The same key may ask again, because an answer can be lost.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from msgspec import Struct
+
+from sds_agent import log
+from sds_agent.ca.refusal import Kind, RefusalError, unauthenticated
+from sds_agent.errors import ConfigurationError
+from sds_agent.files import UntrustedDirectoryError, own_directory, sync_directory
+from sds_agent.pki.keys import PublicKey, public_bytes
+
+LOG = logging.getLogger(__name__)
+
+PREFIX = "sds-join-"
+"""What tells a join token from a JWT, which has dots and no such beginning."""
+
+_RECORD = ".token"
+_SPENT = ".spent"
+
+
+class Record(Struct, frozen=True):
+    """What is kept of a token. `name` is its hash in hexadecimal."""
+
+    name: str
+    spiffe_id: str
+    expires: datetime
+
+
+class JoinTokens:
+    """The tokens in one directory. Its methods block for a moment, on the disk."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def prepare(self) -> None:
+        """Make the directory (0700) if it is missing, and forget what has long expired. Raises ConfigurationError."""
+        try:
+            own_directory(self._directory, 0o700)
+            self._forget(datetime.now(UTC))
+        except UntrustedDirectoryError as error:
+            raise ConfigurationError(f"callers.join_tokens: {error}") from error
+        except OSError as error:
+            raise ConfigurationError(
+                f"callers.join_tokens: cannot use {error.filename or self._directory}: {error.strerror}; "
+                "give the CA a directory that it may write to"
+            ) from error
+
+    def make(self, spiffe_id: str, expires: datetime) -> str:
+        """A new token for that identity. Raises OSError."""
+        token = f"{PREFIX}{secrets.token_urlsafe(32)}"
+        content = {"spiffe_id": spiffe_id, "expires": expires.timestamp()}
+        self._create(f"{_hash(token)}{_RECORD}", json.dumps(content).encode())
+        return token
+
+    def find(self, token: str) -> Record:
+        """What is known of a token, expired or not.
+
+        Raises RefusalError for one that was never made, and when the directory cannot be read.
+        """
+        path = self._directory / f"{_hash(token)}{_RECORD}"
+        with _translated():
+            try:
+                return _read(path)
+            except FileNotFoundError as error:
+                raise unauthenticated("the join token is not one of this CA's, or expired long ago") from error
+            except (ValueError, KeyError, TypeError, OverflowError) as error:
+                raise unauthenticated("the CA's record of the join token is damaged: make a new one") from error
+
+    def spend(self, record: Record, key: PublicKey) -> None:
+        """Bind the token to this key for good.
+
+        Raises RefusalError when another key has it already, and when the directory cannot be written to.
+        """
+        mark = self._directory / f"{record.name}{_SPENT}"
+        fingerprint = hashlib.sha256(public_bytes(key)).hexdigest().encode()
+        with _translated():
+            if not mark.exists():
+                with suppress(FileExistsError):  # somebody was faster
+                    self._create(mark.name, fingerprint)
+            if mark.read_bytes() != fingerprint:
+                raise unauthenticated("the join token was already used by another key: make a new one")
+
+    def _create(self, name: str, content: bytes) -> None:
+        """Put a file of that name there, whole and on disk; FileExistsError if there is one."""
+        temporary = self._directory / f".{secrets.token_hex(8)}"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                self._give(file.fileno())
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, self._directory / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_directory(self._directory)
+
+    def _give(self, descriptor: int) -> None:
+        """Root may make tokens for a CA that runs as somebody else: the directory's owner has to read them."""
+        if os.geteuid() == 0:
+            owner = self._directory.stat()
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+    def _forget(self, now: datetime) -> None:
+        """Remove what expired more than a day ago: until then whoever comes late is told that it is late.
+
+        The token goes before the mark that it is spent, so that it is never usable again.
+        """
+        for record in self._records():
+            if now - record.expires > timedelta(days=1):
+                for ending in (_RECORD, _SPENT):
+                    (self._directory / f"{record.name}{ending}").unlink(missing_ok=True)
+
+    def _records(self) -> Iterator[Record]:
+        for path in self._directory.glob(f"*{_RECORD}"):
+            with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
+                yield _read(path)
+
+
+def _read(path: Path) -> Record:
+    content = json.loads(path.read_bytes())
+    return Record(path.stem, content["spiffe_id"], datetime.fromtimestamp(content["expires"], UTC))
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        log.event(LOG, "join_tokens_unusable", level=logging.ERROR, file=str(error.filename), cause=error.strerror)
+        raise RefusalError(Kind.INTERNAL, "the CA cannot use its directory of join tokens: see its log") from error
+
+
+def _hash(token: str) -> str:
+    """A token has 256 random bits, so a plain hash keeps it: there is nothing to guess."""
+    return hashlib.sha256(token.encode()).hexdigest()

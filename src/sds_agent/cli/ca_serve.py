@@ -1,0 +1,29 @@
+"""`sds-agent ca serve`: the CA as a server, in Istio's certificate protocol."""
+
+import argparse
+import os
+import warnings
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The file."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="the CA's configuration")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal. Raises ConfigError and what `server.run` raises."""
+    # gRPC's core writes to standard error on its own account, and reads this once, when it is imported
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # cryptography and PyJWT warn on standard error about oddities of other people's certificates and keys
+    warnings.filterwarnings("ignore", module="sds_agent|cryptography|jwt")
+    import anyio  # noqa: PLC0415 - imported by the command that needs it
+
+    from sds_agent import log  # noqa: PLC0415 - likewise
+    from sds_agent.ca import server  # noqa: PLC0415 - imports gRPC, which has to see the variable above
+    from sds_agent.ca.settings import load  # noqa: PLC0415 - imported by the command that needs it
+
+    settings = load(arguments.file)
+    log.configure(settings.log.format, settings.log.level)
+    anyio.run(server.run, settings)
+    return 0

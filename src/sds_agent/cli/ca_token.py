@@ -1,0 +1,77 @@
+"""`sds-agent ca token`: a join token, for a machine that has nothing else to prove who it is."""
+
+import argparse
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from sds_agent.cli import output
+from sds_agent.errors import ConfigurationError
+
+DEFAULT_TTL = "1h"
+LONGEST_HOURS = 24
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The CA's configuration, the identity, and where the token goes."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="the CA's configuration, which names the directory")
+    parser.add_argument("spiffe_id", metavar="SPIFFE-ID", help="the identity that the token stands for")
+    parser.add_argument(
+        "--ttl",
+        default=DEFAULT_TTL,
+        metavar="DURATION",
+        help=f"how long it can be used, such as 10m; {LONGEST_HOURS}h at most, {DEFAULT_TTL} unless told",
+    )
+    parser.add_argument("--output", type=Path, metavar="PATH", help="write it to this file (0600), not to the terminal")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make one. Raises ConfigError, and ConfigurationError for what cannot be used."""
+    from sds_agent.ca.settings import load  # noqa: PLC0415 - imported by the command that needs it
+    from sds_agent.ca.tokens import JoinTokens  # noqa: PLC0415 - likewise
+
+    settings = load(arguments.file)
+    directory = settings.callers.join_tokens
+    if directory is None:
+        raise ConfigurationError(f"{arguments.file}: callers.join_tokens names no directory; give it one for tokens")
+    expires = datetime.now(UTC) + _ttl(arguments.ttl)
+    identity = _identity(arguments.spiffe_id, settings.trust_domain)
+    tokens = JoinTokens(directory)
+    tokens.prepare()
+    try:
+        _hand_over(tokens.make(identity, expires), arguments.output)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot write {error.filename or directory}: {error.strerror}; run this as a user that may"
+        ) from error
+    output.complain(f"the token is for {identity}, until {expires:%Y-%m-%d %H:%M:%S} UTC, and for one key only")
+    return 0
+
+
+def _ttl(written: str) -> timedelta:
+    from sds_agent.config.durations import parse  # noqa: PLC0415 - imported by the command that needs it
+
+    ttl = parse(written)
+    if ttl is None or not timedelta(seconds=1) <= ttl <= timedelta(hours=LONGEST_HOURS):
+        raise ConfigurationError(f"--ttl {written!a} is not between 1s and {LONGEST_HOURS}h: write it like 10m or 2h")
+    return ttl
+
+
+def _identity(written: str, trust_domain: str) -> str:
+    from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError  # noqa: PLC0415 - imported by the command
+
+    try:
+        identity = SpiffeId.parse(written)
+    except SpiffeIdError as error:
+        raise ConfigurationError(str(error)) from error
+    if str(identity.trust_domain) != trust_domain or not identity.is_workload:
+        raise ConfigurationError(f"{identity} is no workload of {trust_domain}: begin it with spiffe://{trust_domain}/")
+    return str(identity)
+
+
+def _hand_over(token: str, path: Path | None) -> None:
+    if path is None:
+        output.write(token)
+        return
+    from sds_agent.files import write_private  # noqa: PLC0415 - imported by the command that needs it
+
+    write_private(path, f"{token}\n".encode())

@@ -1,0 +1,205 @@
+"""Our CA server inside a test, and what its callers need: a real gRPC client over real TLS, tokens, their issuer."""
+
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import jwt
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
+
+from sds_agent.authority.embedded import EmbeddedAuthority
+from sds_agent.ca.server import serving
+from sds_agent.ca.settings import load
+from sds_agent.ca.tokens import JoinTokens
+from sds_agent.clock import Clock, SystemClock
+from sds_agent.pki.certificates import read_pem, write_pem
+from sds_agent.pki.csr import make_csr
+from sds_agent.pki.keys import KeyType, PrivateKey, generate, to_pkcs8_pem
+
+METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
+TRUST_DOMAIN = "demo.example"
+WEB = f"spiffe://{TRUST_DOMAIN}/ns/default/sa/web"
+ISSUER = "https://kubernetes.default.svc"
+AUDIENCE = "istio-ca"
+PATIENCE = 10.0
+Metadata = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A key, and the certificates that a CA answered with."""
+
+    key: PrivateKey = field(repr=False)
+    elements: tuple[str, ...]
+
+    @property
+    def leaf(self) -> x509.Certificate:
+        return read_pem(self.elements[0].encode())[0]
+
+    @property
+    def roots(self) -> bytes:
+        return self.elements[-1].encode()
+
+    def credentials(self, roots: bytes) -> grpc.ChannelCredentials:
+        """For a connection that shows this certificate."""
+        chain = "".join(self.elements[:-1]).encode()
+        return grpc.ssl_channel_credentials(roots, to_pkcs8_pem(self.key), chain)
+
+
+class Shifted(SystemClock):
+    """The machine's clocks, but the wall clock goes ahead by as much as a test says."""
+
+    ahead = timedelta(0)
+
+    def now(self) -> datetime:
+        """The wall clock."""
+        return super().now() + self.ahead
+
+
+class TokenIssuer:
+    """A stand-in for a kube-apiserver: its keys, as a key set and as tokens."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, Any] = {
+            "ES256": ec.generate_private_key(ec.SECP256R1()),
+            "RS256": rsa.generate_private_key(65537, 2048),
+            "EdDSA": ed25519.Ed25519PrivateKey.generate(),
+        }
+
+    def key_set(self) -> bytes:
+        kinds: dict[str, Any] = {"ES256": ECAlgorithm, "RS256": RSAAlgorithm, "EdDSA": OKPAlgorithm}
+        keys = [
+            {**json.loads(kinds[name].to_jwk(key.public_key())), "kid": name, "use": "sig"}
+            for name, key in self.keys.items()
+        ]
+        return json.dumps({"keys": keys}).encode()
+
+    def token(self, algorithm: str = "ES256", key: Any = None, **claims: object) -> str:
+        """A token that is good but for what `claims` say; a claim that is None is left out."""
+        now = datetime.now(UTC)
+        good: dict[str, object] = {
+            "iss": ISSUER,
+            "aud": [AUDIENCE],
+            "sub": "system:serviceaccount:default:web",
+            "exp": now + timedelta(minutes=5),
+            "nbf": now,
+        }
+        told = {name: value for name, value in {**good, **claims}.items() if value is not None}
+        return jwt.encode(told, key or self.keys[algorithm], algorithm, headers={"kid": algorithm})
+
+
+@dataclass(frozen=True)
+class Served:
+    """A CA that serves: where, what it has written, and the roots that its callers trust."""
+
+    address: str
+    directory: Path
+    issuer: TokenIssuer
+    roots: bytes
+
+    @property
+    def audit(self) -> list[dict[str, str]]:
+        """The audit log so far."""
+        path = self.directory / "audit.log"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def tokens(self) -> JoinTokens:
+        return JoinTokens(self.directory / "tokens")
+
+    def join_token(self, spiffe_id: str = WEB, ttl: timedelta = timedelta(minutes=5)) -> str:
+        return self.tokens.make(spiffe_id, datetime.now(UTC) + ttl)
+
+    @asynccontextmanager
+    async def connected(self, identity: Identity | None = None) -> AsyncIterator[grpc.aio.Channel]:
+        """A connection, with a client certificate or without."""
+        plain = grpc.ssl_channel_credentials(self.roots)
+        credentials = plain if identity is None else identity.credentials(self.roots)
+        options = [("grpc.ssl_target_name_override", "localhost"), ("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.secure_channel(self.address, credentials, options=options) as channel:
+            yield channel
+
+    async def ask(self, token: str | None = None, identity: Identity | None = None, **asked: Any) -> Identity:
+        """Connect and ask once."""
+        async with self.connected(identity) as channel:
+            return await ask(channel, token, **asked)
+
+
+async def ask(
+    channel: grpc.aio.Channel,
+    token: str | None = None,
+    *,
+    csr: str | None = None,
+    key: PrivateKey | None = None,
+    uri: str = WEB,
+    seconds: int = 3600,
+    metadata: Mapping[str, Any] | None = None,
+    headers: Iterable[tuple[str, str]] = (),
+) -> Identity:
+    """Ask for a certificate on that connection. Raises AioRpcError."""
+    key = key or generate(KeyType.EC_P256)
+    request = CertificateRequest(csr=make_csr(key, uri).decode() if csr is None else csr, validity_duration=seconds)
+    if metadata is not None:
+        request.metadata.update(dict(metadata))
+    sent = (*headers, *((("authorization", f"Bearer {token}"),) if token is not None else ()))
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+    data = await call(request.SerializeToString(), metadata=sent, timeout=PATIENCE)
+    return Identity(key, tuple(CertificateResponse.FromString(data).cert_chain))
+
+
+@asynccontextmanager
+async def served(
+    directory: Path,
+    *,
+    signer: str = "{self_signed: root}",
+    callers: str = "",
+    more: str = "",
+    clock: Clock | None = None,
+    roots: bytes | None = None,
+) -> AsyncIterator[Served]:
+    """A CA on that directory. `callers` and `more` are lines of YAML; `roots` are read from the signer unless given."""
+    clock = clock or SystemClock()
+    issuer = TokenIssuer()
+    (directory / "jwks.json").write_bytes(issuer.key_set())
+    (directory / "ca.yaml").write_text(
+        f"trust_domain: {TRUST_DOMAIN}\nlisten: 127.0.0.1:0\nserver_names: [localhost, 127.0.0.1]\n"
+        f"signer: {signer}\naudit: audit.log\n{more}\n"
+        "callers:\n"
+        f'  jwt: [{{issuer: "{ISSUER}", audience: {AUDIENCE}, jwks: jwks.json}}]\n'
+        f"  join_tokens: tokens\n{callers}\n"
+    )
+    settings = load(directory / "ca.yaml")
+    async with serving(settings, clock) as address:
+        if roots is None:
+            assert settings.signer.self_signed is not None
+            roots = await _roots(settings.signer.self_signed, clock)
+        yield Served(str(address), directory, issuer, roots)
+
+
+async def _roots(directory: Path, clock: Clock) -> bytes:
+    authority = await EmbeddedAuthority.open(
+        directory,
+        trust_domain=TRUST_DOMAIN,
+        key_type=KeyType.EC_P256,
+        lifetime=timedelta(days=3650),
+        clock=clock,
+    )
+    return await authority.anchors()
+
+
+def plug(directory: Path, signer: Any, intermediates: Iterable[Any], roots: Iterable[Any]) -> None:
+    """Write a directory in Istio's layout: CAs of `fakes.hierarchy`."""
+    directory.mkdir(exist_ok=True)
+    (directory / "ca-cert.pem").write_bytes(write_pem([signer.certificate]))
+    (directory / "ca-key.pem").write_bytes(to_pkcs8_pem(signer.key))
+    (directory / "cert-chain.pem").write_bytes(write_pem(ca.certificate for ca in (*intermediates, *roots)))
+    (directory / "root-cert.pem").write_bytes(write_pem(ca.certificate for ca in roots))

@@ -1,0 +1,190 @@
+"""What the CA makes of proofs and requests: nobody gets a name, a lifetime or a quota that is not theirs."""
+
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography import x509
+from fakes.hierarchy import HOUR, NOW, URI, make_ca, make_leaf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sds_agent.ca.callers import SKEW, Caller, ClaimRule, Proof, from_certificate, from_claims, from_join_token
+from sds_agent.ca.limits import Quota
+from sds_agent.ca.policy import DEFAULT_TTL, LONGEST_TTL, NodeAgent, identity_for, key_of, listed, ttl_of
+from sds_agent.ca.refusal import Kind, RefusalError
+from sds_agent.identity.spiffe import SpiffeId
+from sds_agent.pki.csr import make_csr
+from sds_agent.pki.keys import KeyType, generate, public_bytes
+
+RULE = ClaimRule("https://issuer", "istio-ca")
+GOOD: dict[str, object] = {
+    "iss": "https://issuer",
+    "aud": ["other", "istio-ca"],
+    "sub": "system:serviceaccount:default:web",
+    "exp": NOW.timestamp() + 60,
+}
+ROOT = make_ca("root")
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def kind_of(error: pytest.ExceptionInfo[RefusalError]) -> Kind:
+    return error.value.kind
+
+
+def test_a_service_account_is_mapped_as_istio_does() -> None:
+    caller = from_claims(GOOD, RULE, "demo.example", NOW)
+    assert (str(caller.identity), caller.proof) == (URI, Proof.JWT)
+
+
+def test_a_claim_by_configuration_names_the_caller() -> None:
+    rule = ClaimRule("https://issuer", "istio-ca", "spiffe_id")
+    caller = from_claims({**GOOD, "spiffe_id": "spiffe://demo.example/vm/7"}, rule, "demo.example", NOW)
+    assert str(caller.identity) == "spiffe://demo.example/vm/7"
+
+
+@pytest.mark.parametrize("claimed", [None, 7, "", "web", "spiffe://elsewhere/web", "spiffe://demo.example"])
+def test_a_claim_that_names_nobody_of_ours_is_refused(claimed: object) -> None:
+    rule = ClaimRule("https://issuer", "istio-ca", "spiffe_id")
+    with pytest.raises(RefusalError) as error:
+        from_claims({**GOOD, "spiffe_id": claimed}, rule, "demo.example", NOW)
+    assert kind_of(error) is Kind.UNAUTHENTICATED
+
+
+def test_a_token_ends_at_its_end_and_may_begin_a_little_later() -> None:
+    end = NOW + timedelta(seconds=60)
+    from_claims(GOOD, RULE, "demo.example", end - timedelta(microseconds=1))
+    with pytest.raises(RefusalError):
+        from_claims(GOOD, RULE, "demo.example", end)
+    starts = {**GOOD, "nbf": (NOW + SKEW).timestamp()}
+    from_claims(starts, RULE, "demo.example", NOW)
+    with pytest.raises(RefusalError):
+        from_claims(starts, RULE, "demo.example", NOW - timedelta(seconds=1))
+
+
+@pytest.mark.parametrize("never", [10**400, float("inf"), float("nan"), 1e300, True, "2099-01-01", None, [], {}])
+def test_an_end_that_never_comes_is_refused(never: object) -> None:
+    with pytest.raises(RefusalError) as error:
+        from_claims({**GOOD, "exp": never}, RULE, "demo.example", NOW)
+    assert kind_of(error) is Kind.UNAUTHENTICATED
+
+
+@given(st.sampled_from(sorted(GOOD)), JSON)
+def test_no_claim_of_any_kind_does_more_than_refuse(name: str, value: object) -> None:
+    with suppress(RefusalError):
+        caller = from_claims({**GOOD, name: value}, RULE, "demo.example", NOW)
+        assert str(caller.identity).startswith("spiffe://demo.example/ns/")
+
+
+def test_a_certificate_speaks_for_its_one_uri_until_it_ends() -> None:
+    leaf = make_leaf(ROOT)
+    assert str(from_certificate(leaf, (), "demo.example", NOW + HOUR).identity) == URI
+    with pytest.raises(RefusalError, match="expired"):
+        from_certificate(leaf, (), "demo.example", NOW + HOUR + timedelta(seconds=1))
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        make_leaf(ROOT, names=[x509.UniformResourceIdentifier("spiffe://demo.example/other")]),
+        make_leaf(ROOT, None, names=[x509.DNSName("web")]),
+        make_leaf(ROOT, "spiffe://elsewhere/web"),
+        make_leaf(ROOT, "spiffe://demo.example"),
+        make_leaf(ROOT, "https://demo.example/web"),
+        make_leaf(ROOT, is_ca=True),
+        make_leaf(ROOT, not_before=NOW + timedelta(minutes=1)),
+    ],
+    ids=["two URIs", "no URI", "foreign", "the trust domain's", "no SPIFFE ID", "a CA", "not yet valid"],
+)
+def test_a_certificate_that_is_no_workloads_is_refused(leaf: x509.Certificate) -> None:
+    with pytest.raises(RefusalError) as error:
+        from_certificate(leaf, (), "demo.example", NOW)
+    assert kind_of(error) is Kind.UNAUTHENTICATED
+
+
+def test_a_join_token_ends_when_it_ends() -> None:
+    assert str(from_join_token(URI, NOW + HOUR, "demo.example", NOW).identity) == URI
+    with pytest.raises(RefusalError, match="expired"):
+        from_join_token(URI, NOW, "demo.example", NOW)
+    with pytest.raises(RefusalError, match="no workload"):
+        from_join_token(URI, NOW + HOUR, "other.example", NOW)
+
+
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_no_lifetime_is_over_the_longest(seconds: int) -> None:
+    if seconds > LONGEST_TTL.total_seconds():
+        with pytest.raises(RefusalError) as error:
+            ttl_of(seconds)
+        assert kind_of(error) is Kind.INVALID
+    else:
+        assert ttl_of(seconds) == (DEFAULT_TTL if seconds <= 0 else timedelta(seconds=seconds))
+
+
+NODE = SpiffeId.parse("spiffe://demo.example/node")
+AGENTS = listed([NodeAgent(str(NODE), ("spiffe://demo.example/ns/a/*", URI))])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kind"),
+    [
+        ("", None),
+        (URI, None),
+        ("spiffe://demo.example/ns/a/sa/x", None),
+        ("spiffe://demo.example/ns/a", Kind.DENIED),
+        ("spiffe://demo.example/ns/ab/sa/x", Kind.DENIED),
+        (f"{URI}2", Kind.DENIED),
+        ("spiffe://elsewhere/ns/a/sa/x", Kind.DENIED),
+        ("spiffe://demo.example/ns/a/../b", Kind.INVALID),
+        ("x", Kind.INVALID),
+    ],
+)
+def test_a_node_agent_gets_what_its_list_allows(wanted: str, kind: Kind | None) -> None:
+    caller = Caller(NODE, Proof.JWT, "")
+    if kind is None:
+        assert str(identity_for(caller, wanted, AGENTS)) == (wanted or str(NODE))
+    else:
+        with pytest.raises(RefusalError) as error:
+            identity_for(caller, wanted, AGENTS)
+        assert kind_of(error) is kind
+
+
+@pytest.mark.parametrize(
+    "caller", [Caller(SpiffeId.parse(URI), Proof.JWT, ""), Caller(NODE, Proof.JOIN_TOKEN, "")], ids=["unlisted", "join"]
+)
+def test_who_is_not_listed_and_who_has_just_joined_act_for_nobody_else(caller: Caller) -> None:
+    with pytest.raises(RefusalError) as error:
+        identity_for(caller, "spiffe://demo.example/ns/a/sa/x", AGENTS)
+    assert kind_of(error) is Kind.DENIED
+
+
+@pytest.mark.parametrize("kind", [KeyType.EC_P256, KeyType.EC_P384, KeyType.RSA_2048])
+def test_every_kind_of_key_that_envoy_takes_is_signed(kind: KeyType) -> None:
+    key = generate(kind)
+    assert public_bytes(key_of(make_csr(key, URI).decode())) == public_bytes(key.public_key())
+
+
+@given(st.text(max_size=300))
+def test_no_text_in_the_place_of_a_csr_does_more_than_refuse(text: str) -> None:
+    framed = f"-----BEGIN CERTIFICATE REQUEST-----\n{text}\n-----END CERTIFICATE REQUEST-----\n"
+    for csr in (text, framed):
+        with pytest.raises(RefusalError) as error:
+            key_of(csr)
+        assert kind_of(error) is Kind.INVALID
+
+
+def test_two_csrs_in_one_are_refused() -> None:
+    csr = make_csr(generate(KeyType.EC_P256), URI).decode()
+    with pytest.raises(RefusalError, match="more than one"):
+        key_of(csr + csr)
+
+
+def test_a_quota_is_a_minutes_worth_and_fills_evenly() -> None:
+    quota, start = Quota(60), datetime(2026, 1, 1, tzinfo=UTC)
+    assert [quota.take("a", start) for _ in range(61)] == [True] * 60 + [False]
+    assert quota.take("b", start), "another caller has its own"
+    assert not quota.take("a", start - timedelta(hours=1)), "a clock set back gives nothing"
+    assert quota.take("a", start - timedelta(hours=1) + timedelta(seconds=1.5))

@@ -1,0 +1,120 @@
+"""`sds-agent ca serve` and `sds-agent ca token` as they are called."""
+
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc.aio
+import pytest
+from fakes.ca_servers import TRUST_DOMAIN, WEB, Served, TokenIssuer
+from fakes.processes import Program, started
+
+from sds_agent.cli.main import main
+from sds_agent.pki.certificates import read_pem, subject_alternative_uris, write_pem
+
+CONFIG = (
+    f"trust_domain: {TRUST_DOMAIN}\nlisten: 127.0.0.1:0\nserver_names: [localhost]\nsigner: {{self_signed: root}}\n"
+    "audit: audit.log\ncallers: {join_tokens: tokens}\nlog: {format: json}\n"
+)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "ca.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+@asynccontextmanager
+async def running(file: Path) -> AsyncIterator[tuple[Program, Served]]:
+    """The command, and the CA that it serves."""
+    async with started([sys.executable, "-m", "sds_agent", "ca", "serve", str(file)]) as program:
+        address = json.loads(await program.line('"listening"'))["address"]
+        kept = (file.parent / "root" / "roots.pem").read_bytes()
+        yield program, Served(address, file.parent, TokenIssuer(), write_pem(read_pem(kept)))
+
+
+async def test_a_machine_joins_with_a_token_from_the_command_line(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ca", "token", str(file), WEB, "--ttl", "5m"]) == 0
+    token = capsys.readouterr().out.strip()
+    async with running(file) as (program, ca):
+        got = await ca.ask(token)
+        assert subject_alternative_uris(got.leaf) == (WEB,)
+        assert await program.stop(signal.SIGTERM) == 0
+    assert token not in "\n".join(program.lines)
+    assert token not in (file.parent / "audit.log").read_text()
+
+
+async def test_the_root_outlives_the_server(file: Path) -> None:
+    async with running(file) as (program, first):
+        await program.stop()
+    async with running(file) as (program, second):
+        assert second.roots == first.roots
+
+
+async def test_two_servers_do_not_share_a_root(file: Path) -> None:
+    async with running(file), started([sys.executable, "-m", "sds_agent", "ca", "serve", str(file)]) as second:
+        assert await second.process.wait() == 2
+
+
+def test_a_token_goes_to_a_file_of_its_own(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = file.parent / "web.token"
+    assert main(["ca", "token", str(file), WEB, "--output", str(target)]) == 0
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert target.read_text().startswith("sds-join-")
+    assert "sds-join-" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["spiffe://elsewhere/web"], "no workload of"),
+        (["web"], "not a SPIFFE ID"),
+        ([WEB, "--ttl", "25h"], "24h"),
+        ([WEB, "--ttl", "soon"], "write it like"),
+        ([WEB, "--output", "/nowhere/at/all"], "cannot write"),
+    ],
+)
+def test_a_token_that_makes_no_sense_is_refused_in_words(
+    file: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ca", "token", str(file), *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("{self_signed: root}", "{cacerts: missing}", "signer.cacerts"),
+        ("{join_tokens: tokens}", "{mtls: true}", "first certificate"),
+        (
+            "{join_tokens: tokens}",
+            "{jwt: [{issuer: i, audience: a, jwks: missing.json}]}",
+            "the key set",
+        ),
+        ("audit.log", "no/such/directory/audit.log", "audit: cannot write"),
+        ("trust_domain", "trust_domian", "did you mean trust_domain?"),
+    ],
+)
+def test_a_server_that_cannot_be_good_does_not_start(
+    file: Path, old: str, new: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(CONFIG.replace(old, new))
+    assert main(["ca", "serve", str(file)]) == 2
+    assert words in capsys.readouterr().err
+
+
+async def test_a_killed_server_forgets_no_spent_token(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ca", "token", str(file), WEB]) == 0
+    token = capsys.readouterr().out.strip()
+    async with running(file) as (program, ca):
+        await ca.ask(token)
+        await program.stop(signal.SIGKILL)
+    async with running(file) as (program, ca):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await ca.ask(token)

@@ -1,0 +1,479 @@
+"""Our CA over real TLS, asked by a real gRPC client: who gets what, who gets nothing, and what is written down."""
+
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+import grpc
+import grpc.aio
+import jwt
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from fakes.ca_servers import TRUST_DOMAIN, WEB, Served, Shifted, TokenIssuer, ask, plug, served
+from fakes.events import recorded
+from fakes.hierarchy import Ca, make_ca
+
+from sds_agent.ca.server import serving
+from sds_agent.ca.settings import load
+from sds_agent.clock import SystemClock
+from sds_agent.errors import ConfigurationError
+from sds_agent.pki.certificates import (
+    extended_key_usages,
+    is_self_signed,
+    read_pem,
+    serial_hex,
+    subject_alternative_uris,
+    write_pem,
+)
+from sds_agent.pki.csr import make_csr
+from sds_agent.pki.keys import KeyType, generate
+
+NODE = f"spiffe://{TRUST_DOMAIN}/ns/kube-system/sa/node"
+NODE_AGENTS = f"  node_agents: [{{identity: '{NODE}', may_act_for: ['spiffe://{TRUST_DOMAIN}/ns/default/*']}}]"
+
+
+@pytest.fixture
+async def ca(tmp_path: Path) -> AsyncIterator[Served]:
+    async with served(tmp_path, callers=NODE_AGENTS) as it:
+        yield it
+
+
+def refused(error: grpc.aio.AioRpcError, code: grpc.StatusCode, ca: Served, words: str) -> None:
+    """The call got that status, and the audit log has one line that says why."""
+    assert error.code() is code, error.details()
+    assert words in (error.details() or "")
+    assert [line["event"] for line in ca.audit] == ["certificate_refused"]
+    assert words in ca.audit[0]["reason"]
+
+
+def fresh(name: str, issuer: Ca | None = None) -> Ca:
+    now = datetime.now(UTC).replace(microsecond=0)
+    return make_ca(name, issuer, not_before=now - timedelta(days=1), not_after=now + timedelta(days=100))
+
+
+@pytest.mark.parametrize("algorithm", ["ES256", "RS256", "EdDSA"])
+async def test_a_service_account_token_gets_its_own_identity(ca: Served, algorithm: str) -> None:
+    got = await ca.ask(ca.issuer.token(algorithm), uri=f"spiffe://{TRUST_DOMAIN}/somebody/else")
+    assert subject_alternative_uris(got.leaf) == (WEB,), "the CSR has no say in the name"
+    assert len(extended_key_usages(got.leaf)) == 2
+    (line,) = ca.audit
+    assert line["serial"] == serial_hex(got.leaf)
+    assert (line["spiffe_id"], line["caller"], line["proof"]) == (WEB, WEB, "jwt")
+    assert line["not_after"] == got.leaf.not_valid_after_utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+async def test_a_self_signed_answer_is_the_leaf_and_the_root(ca: Served) -> None:
+    got = await ca.ask(ca.issuer.token())
+    assert len(got.elements) == 2
+    assert all(element.endswith("-----END CERTIFICATE-----\n") for element in got.elements)
+    assert got.roots == ca.roots
+
+
+async def test_a_certificate_renews_without_a_token_and_counts_before_one(ca: Served) -> None:
+    first = await ca.ask(ca.issuer.token())
+    await ca.ask(identity=first)
+    other = ca.issuer.token(sub="system:serviceaccount:default:other")
+    both = await ca.ask(other, first)
+    assert subject_alternative_uris(both.leaf) == (WEB,)
+    assert [line["proof"] for line in ca.audit] == ["jwt", "certificate", "certificate"]
+
+
+async def test_nobody_gets_anything_without_a_proof(ca: Served) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ca.ask()
+    refused(caught.value, grpc.StatusCode.UNAUTHENTICATED, ca, "no proof")
+
+
+LATE = datetime.now(UTC) - timedelta(minutes=1)
+BAD_CLAIMS: dict[str, tuple[dict[str, Any], str]] = {
+    "expired": ({"exp": LATE}, "expired"),
+    "endless": ({"exp": None}, "never expires"),
+    "another audience": ({"aud": "vault"}, "audience"),
+    "no audience": ({"aud": None}, "audience"),
+    "another issuer": ({"iss": "https://elsewhere"}, "issuer"),
+    "not yet": ({"nbf": datetime.now(UTC) + timedelta(hours=1)}, "valid only from"),
+    "a user": ({"sub": "system:admin"}, "service account"),
+    "a path in the name": ({"sub": "system:serviceaccount:default:a/b"}, "slash"),
+    "no name": ({"sub": "system:serviceaccount:default:"}, "SPIFFE ID"),
+}
+
+
+@pytest.mark.parametrize(("claims", "words"), BAD_CLAIMS.values(), ids=list(BAD_CLAIMS))
+async def test_a_token_that_is_not_good_gets_nothing(ca: Served, claims: dict[str, Any], words: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ca.ask(ca.issuer.token(**claims))
+    refused(caught.value, grpc.StatusCode.UNAUTHENTICATED, ca, words)
+
+
+async def test_an_unsigned_token_gets_nothing(ca: Served) -> None:
+    token = jwt.encode(jwt.decode(ca.issuer.token(), options={"verify_signature": False}), "", "none")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ca.ask(token)
+    refused(caught.value, grpc.StatusCode.UNAUTHENTICATED, ca, "not signed by")
+
+
+async def test_a_token_of_another_key_gets_nothing(ca: Served) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ca.ask(TokenIssuer().token())
+    refused(caught.value, grpc.StatusCode.UNAUTHENTICATED, ca, "key of its issuer")
+
+
+@pytest.mark.parametrize("token", ["", "x", "a.b.c", "sds-join-nobody-made-this", "e30.e30.e30", "\u007f"])
+async def test_what_is_no_token_gets_nothing(ca: Served, token: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ca.ask(headers=(("authorization", f"Bearer {token.encode('unicode_escape').decode()}"),))
+    refused(caught.value, grpc.StatusCode.UNAUTHENTICATED, ca, "")
+
+
+async def test_a_join_token_is_spent_by_its_first_key(ca: Served) -> None:
+    """An answer that was lost can be asked for again; a token that leaked is worth nothing."""
+    token, key = ca.join_token(), generate(KeyType.EC_P256)
+    await ca.ask(token, key=key)
+    again = await ca.ask(token, key=key)
+    assert subject_alternative_uris(again.leaf) == (WEB,)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ca.ask(token)
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert [line["outcome"] for line in ca.audit] == ["issued", "issued", "unauthenticated"]
+    assert "another key" in ca.audit[-1]["reason"]
+    assert not any(token.encode() in path.read_bytes() for path in (ca.directory / "tokens").iterdir())
+
+
+async def test_of_many_keys_at_once_one_gets_the_join_token(ca: Served) -> None:
+    token = ca.join_token()
+    outcomes: list[bool] = []
+
+    async def attempt(channel: grpc.aio.Channel) -> None:
+        try:
+            await ask(channel, token)
+        except grpc.aio.AioRpcError:
+            outcomes.append(False)
+        else:
+            outcomes.append(True)
+
+    async with ca.connected() as channel, anyio.create_task_group() as tasks:
+        for _ in range(8):
+            tasks.start_soon(attempt, channel)
+    assert sorted(outcomes) == [False] * 7 + [True]
+
+
+async def test_an_expired_join_token_gets_nothing(ca: Served) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ca.ask(ca.join_token(ttl=timedelta(seconds=-1)))
+    refused(caught.value, grpc.StatusCode.UNAUTHENTICATED, ca, "expired")
+
+
+async def test_a_refused_csr_does_not_spend_the_join_token(ca: Served) -> None:
+    token = ca.join_token()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await ca.ask(token, csr="nonsense")
+    await ca.ask(token)
+
+
+async def test_a_node_agent_acts_for_what_its_list_allows(ca: Served) -> None:
+    token = ca.issuer.token(sub="system:serviceaccount:kube-system:node")
+    got = await ca.ask(token, metadata={"ImpersonatedIdentity": WEB, "CertSigner": ""})
+    assert subject_alternative_uris(got.leaf) == (WEB,)
+    assert (ca.audit[0]["caller"], ca.audit[0]["spiffe_id"]) == (NODE, WEB)
+
+
+@pytest.mark.parametrize(
+    ("account", "wanted"),
+    [
+        ("default:web", WEB),
+        ("kube-system:node", f"spiffe://{TRUST_DOMAIN}/ns/default-2/sa/web"),
+        ("kube-system:node", f"spiffe://{TRUST_DOMAIN}/ns/default"),
+        ("kube-system:node", "spiffe://elsewhere/ns/default/sa/web"),
+    ],
+)
+async def test_an_impersonation_that_is_not_listed_is_denied(ca: Served, account: str, wanted: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ca.ask(ca.issuer.token(sub=f"system:serviceaccount:{account}"), metadata={"ImpersonatedIdentity": wanted})
+    refused(caught.value, grpc.StatusCode.PERMISSION_DENIED, ca, "may not act for")
+
+
+def unproven() -> str:
+    """A CSR whose signature is another's."""
+    mine, other = (x509.load_pem_x509_csr(make_csr(generate(KeyType.EC_P256), WEB)) for _ in range(2))
+    der = mine.public_bytes(Encoding.DER).replace(mine.tbs_certrequest_bytes, other.tbs_certrequest_bytes)
+    return x509.load_der_x509_csr(der).public_bytes(Encoding.PEM).decode() if len(der) > 10 else ""
+
+
+def signed(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, extra: int = 0) -> str:
+    builder = x509.CertificateSigningRequestBuilder(x509.Name([]))
+    if extra:
+        oid = x509.ObjectIdentifier("1.2.3.4")
+        builder = builder.add_extension(x509.UnrecognizedExtension(oid, b"\0" * extra), critical=False)
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+
+
+BAD_CSRS = {
+    "garbage": "garbage",
+    "no CSR in it": "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n",
+    "unproven": unproven(),
+    "a weak key": signed(rsa.generate_private_key(65537, 1024)),  # noqa: S505 - weak on purpose
+    "a curve of its own": signed(ec.generate_private_key(ec.SECP256K1())),
+    "a megabyte of extensions": signed(ec.generate_private_key(ec.SECP256R1()), 1 << 20),
+}
+
+
+@pytest.mark.parametrize("csr", BAD_CSRS.values(), ids=list(BAD_CSRS))
+async def test_a_csr_that_cannot_be_signed_is_called_invalid(ca: Served, csr: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ca.ask(ca.issuer.token(), csr=csr)
+    refused(caught.value, grpc.StatusCode.INVALID_ARGUMENT, ca, "CSR")
+
+
+async def test_more_than_ninety_days_are_invalid_and_none_are_a_day(ca: Served) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ca.ask(ca.issuer.token(), seconds=90 * 86400 + 1)
+    refused(caught.value, grpc.StatusCode.INVALID_ARGUMENT, ca, "90 days")
+    for seconds in (0, -5):
+        leaf = (await ca.ask(ca.issuer.token(), seconds=seconds)).leaf
+        left = leaf.not_valid_after_utc - datetime.now(UTC)
+        assert timedelta(hours=23, minutes=59) < left <= timedelta(hours=24)
+
+
+async def test_an_rsa_key_is_signed_too(ca: Served) -> None:
+    got = await ca.ask(ca.issuer.token(), key=generate(KeyType.RSA_2048))
+    assert isinstance(got.leaf.public_key(), rsa.RSAPublicKey)
+
+
+async def test_a_caller_that_asks_too_often_is_slowed_down_alone(tmp_path: Path) -> None:
+    async with served(tmp_path, more="limits: {per_caller: 2}") as ca:
+        token = ca.issuer.token()
+        await ca.ask(token)
+        await ca.ask(token)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ca.ask(token)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await ca.ask(ca.issuer.token(sub="system:serviceaccount:default:other"))
+        assert [line["outcome"] for line in ca.audit] == ["issued", "issued", "exhausted", "issued"]
+
+
+async def test_health_needs_no_proof(ca: Served) -> None:
+    async with ca.connected() as channel:
+        check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert await check(b"", timeout=10) == b"\x08\x01"
+
+
+async def test_an_old_connection_is_replaced_without_a_failed_request(tmp_path: Path) -> None:
+    async with (
+        served(tmp_path, more="limits: {connection_age: 1s, per_caller: 100000}") as ca,
+        ca.connected() as channel,
+    ):
+        token, addresses = ca.issuer.token(), set[str]()
+        with anyio.fail_after(20):
+            while len(addresses) < 2:
+                await ask(channel, token)
+                addresses = {line["address"] for line in ca.audit}
+
+
+async def test_an_expired_certificate_is_refused_on_a_live_connection(tmp_path: Path) -> None:
+    """The handshake was good; TLS never looks again."""
+    clock = Shifted()
+    async with served(tmp_path, clock=clock) as ca:
+        short = await ca.ask(ca.issuer.token())
+        async with ca.connected(short) as channel:
+            await ask(channel)
+            clock.ahead = timedelta(hours=2)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await ask(channel)
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert "expired" in (caught.value.details() or "")
+    assert "expired" in ca.audit[-1]["reason"]
+
+
+async def test_a_foreign_certificate_fails_the_connection(ca: Served, tmp_path: Path) -> None:
+    """As with istiod: the caller then comes with its token alone."""
+    (tmp_path / "elsewhere").mkdir()
+    async with served(tmp_path / "elsewhere") as other:
+        foreign = await other.ask(other.issuer.token())
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ca.ask(ca.issuer.token(), foreign)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    await ca.ask(ca.issuer.token())
+
+
+def presented(ca: Served) -> x509.Certificate:
+    """The certificate that the server shows."""
+    host, port = ca.address.rsplit(":", 1)
+    context = ssl.create_default_context(cadata=ca.roots.decode())
+    context.set_alpn_protocols(["h2"])
+    address = (host, int(port))
+    with socket.create_connection(address) as plain, context.wrap_socket(plain, server_hostname="127.0.0.1") as tls:
+        der = tls.getpeercert(binary_form=True)
+    assert der is not None
+    return x509.load_der_x509_certificate(der)
+
+
+async def test_the_server_renews_its_own_certificate(tmp_path: Path) -> None:
+    clock = Shifted()
+    clock.ahead = -timedelta(hours=13)  # what it issues now begins in the past of those who check it
+    async with served(tmp_path, clock=clock) as ca:
+        first = await anyio.to_thread.run_sync(presented, ca)
+        assert await anyio.to_thread.run_sync(presented, ca) == first
+        clock.ahead = timedelta(0)
+        assert await anyio.to_thread.run_sync(presented, ca) != first
+
+
+async def test_a_revoked_certificate_renews_nothing(tmp_path: Path) -> None:
+    root = fresh("root")
+    signer = fresh("cluster1", root)
+    plug(tmp_path / "cacerts", signer, [signer], [root])
+    async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])) as ca:
+        got = await ca.ask(ca.issuer.token())
+        with recorded() as events:
+            revoke(tmp_path / "cacerts" / "ca-crl.pem", signer, got.leaf)
+            await events.wait("signer")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ca.ask(identity=got)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert "revoked" in ca.audit[-1]["reason"]
+
+
+def revoke(path: Path, issuer: Ca, leaf: x509.Certificate) -> None:
+    now = datetime.now(UTC)
+    entry = x509.RevokedCertificateBuilder(leaf.serial_number, now).build()
+    crl = x509.CertificateRevocationListBuilder(issuer.certificate.subject, now, now + timedelta(days=1))
+    assert isinstance(issuer.key, ec.EllipticCurvePrivateKey)
+    path.write_bytes(crl.add_revoked_certificate(entry).sign(issuer.key, hashes.SHA256()).public_bytes(Encoding.PEM))
+
+
+async def test_silence_and_plain_text_cost_others_nothing(ca: Served) -> None:
+    host, port = ca.address.rsplit(":", 1)
+    async with await anyio.connect_tcp(host, int(port)), await anyio.connect_tcp(host, int(port)) as plain:
+        await plain.send(b"GET / HTTP/1.1\r\n\r\n")
+        await ca.ask(ca.issuer.token())
+
+
+async def test_a_plugged_in_signer_answers_with_its_intermediate_and_all_roots(tmp_path: Path) -> None:
+    root, old = fresh("root"), fresh("old root")
+    signer = fresh("cluster1", root)
+    plug(tmp_path / "cacerts", signer, [signer], [root, old])
+    roots = write_pem([root.certificate])
+    async with served(tmp_path, signer="{cacerts: cacerts}", roots=roots) as ca:
+        got = await ca.ask(ca.issuer.token())
+        assert [len(read_pem(element.encode())) for element in got.elements] == [1, 1, 2]
+        assert read_pem(got.elements[1].encode()) == (signer.certificate,)
+        assert read_pem(got.roots) == (root.certificate, old.certificate)
+        assert not any(is_self_signed(c) for e in got.elements[:-1] for c in read_pem(e.encode()))
+        renewed = await ca.ask(identity=got)
+        assert renewed.leaf.issuer == signer.certificate.subject
+
+
+async def test_another_signer_is_taken_while_requests_go_on(tmp_path: Path) -> None:
+    """Nobody restarts a CA to give it a new intermediate, and nobody notices: neither in place nor by a symlink."""
+    root = fresh("root")
+    signers = [fresh(f"signer {number}", root) for number in range(4)]
+    for number, signer in enumerate(signers):
+        plug(tmp_path / f"set{number}", signer, [signer], [root])
+    swap(tmp_path / "cacerts", "set0")
+    more = "limits: {per_caller: 1000000}"
+    async with (
+        served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate]), more=more) as ca,
+        ca.connected() as channel,
+    ):
+        token = ca.issuer.token()
+        before = await ask(channel, token)
+        for number in (1, 2, 3):
+            swap(tmp_path / "cacerts", f"set{number}")
+            await until_issued_by(signers[number], channel, token)
+        plug(tmp_path / "set3", signers[0], [signers[0]], [root])
+        await until_issued_by(signers[0], channel, token)
+        after = await ca.ask(identity=before)
+        assert after.leaf.issuer == signers[0].certificate.subject
+        assert {line["outcome"] for line in ca.audit} == {"issued"}
+
+
+def swap(link: Path, target: str) -> None:
+    """As Kubernetes replaces a volume: a new link is renamed over the old one."""
+    fresh_link = link.with_name("new")
+    fresh_link.symlink_to(target)
+    fresh_link.rename(link)
+
+
+async def until_issued_by(signer: Ca, channel: grpc.aio.Channel, token: str) -> None:
+    with anyio.fail_after(20):
+        while (await ask(channel, token)).leaf.issuer != signer.certificate.subject:
+            pass
+
+
+async def test_more_requests_than_fit_are_sent_away_and_the_rest_served(tmp_path: Path) -> None:
+    outcomes: list[grpc.StatusCode] = []
+
+    async def attempt(channel: grpc.aio.Channel, token: str) -> None:
+        try:
+            await ask(channel, token)
+        except grpc.aio.AioRpcError as error:
+            outcomes.append(error.code())
+        else:
+            outcomes.append(grpc.StatusCode.OK)
+
+    signer = "{self_signed: root, key: rsa-2048}"
+    async with (
+        served(tmp_path, signer=signer, more="limits: {at_once: 1}") as ca,
+        ca.connected() as channel,
+        anyio.create_task_group() as tasks,
+    ):
+        for _ in range(20):
+            tasks.start_soon(attempt, channel, ca.issuer.token())
+    assert set(outcomes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert len(ca.audit) == 20
+
+
+async def test_connections_beyond_the_limit_are_closed(tmp_path: Path) -> None:
+    async with served(tmp_path, more="limits: {connections: 1}") as ca, ca.connected() as channel:
+        await ask(channel, ca.issuer.token())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ca.ask(ca.issuer.token())
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_nothing_is_signed_that_cannot_be_audited(ca: Served) -> None:
+    (ca.directory / "audit.log").unlink()
+    (ca.directory / "audit.log").mkdir()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ca.ask(ca.issuer.token())
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+
+
+async def test_a_bad_set_is_told_and_the_old_one_goes_on(tmp_path: Path) -> None:
+    root = fresh("root")
+    first, second = fresh("first", root), fresh("second", root)
+    plug(tmp_path / "cacerts", first, [first], [root])
+    with recorded() as events:
+        async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])) as ca:
+            (tmp_path / "cacerts" / "ca-cert.pem").write_bytes(write_pem([second.certificate]))
+            told = await events.wait("signer_not_taken")
+            assert "the key is not that of" in told["cause"]
+            assert (await ca.ask(ca.issuer.token())).leaf.issuer == first.certificate.subject
+
+
+async def test_a_bad_directory_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / "ca.yaml").write_text(
+        f"trust_domain: {TRUST_DOMAIN}\nlisten: 127.0.0.1:0\nsigner: {{cacerts: nothing}}\n"
+        "callers: {join_tokens: t}\n"
+    )
+    with pytest.raises(ConfigurationError, match=r"signer\.cacerts"):
+        async with serving(load(tmp_path / "ca.yaml"), SystemClock()):
+            raise AssertionError
+
+
+async def test_a_taken_port_does_not_start(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (tmp_path / "ca.yaml").write_text(
+            f"trust_domain: {TRUST_DOMAIN}\nlisten: 127.0.0.1:{port}\nsigner: {{self_signed: r}}\n"
+            "callers: {join_tokens: t}\n"
+        )
+        with pytest.raises(ConfigurationError, match="listen"):
+            async with serving(load(tmp_path / "ca.yaml"), SystemClock()):
+                raise AssertionError

@@ -1,0 +1,155 @@
+"""The key set of a token issuer: from where it is read, when again, and what of it counts."""
+
+import json
+import ssl
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from fakes.ca_servers import TokenIssuer
+from fakes.clocks import HandClock
+from fakes.hierarchy import SERVER_AND_CLIENT, Ca, make_ca, make_leaf, new_key
+
+from sds_agent.ca.jwks import REFRESH, SOONEST, IssuerKeys, JwksError, Location, read_keys
+from sds_agent.ca.refusal import Kind, RefusalError
+from sds_agent.clock import SystemClock
+from sds_agent.errors import ConfigurationError
+from sds_agent.pki.certificates import write_pem
+from sds_agent.pki.keys import to_pkcs8_pem
+
+
+class ApiServer(HTTPServer):
+    """A stand-in for a kube-apiserver: it gives its key set to whoever sends the right token."""
+
+    key_set = b""
+    status = 200
+    asked = 0
+
+    @property
+    def url(self) -> str:
+        return f"https://localhost:{self.server_address[1]}/openid/v1/jwks"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: ApiServer
+
+    def do_GET(self) -> None:
+        self.server.asked += 1
+        known = self.headers["authorization"] == "Bearer reader"
+        content = self.server.key_set if known else b"no"
+        self.send_response(self.server.status if known else 401)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *_: object) -> None:  # noqa: A002 - the standard library's name
+        """Nothing."""
+
+
+def server_identity(directory: Path, root: Ca) -> None:
+    now = SystemClock().now().replace(microsecond=0)
+    key = new_key()
+    leaf = make_leaf(
+        root,
+        None,
+        key=key,
+        usages=SERVER_AND_CLIENT,
+        names=[x509.DNSName("localhost")],
+        not_before=now - timedelta(hours=1),
+        not_after=now + timedelta(hours=1),
+    )
+    (directory / "server.pem").write_bytes(write_pem([leaf]) + to_pkcs8_pem(key))
+    (directory / "ca.crt").write_bytes(write_pem([root.certificate]))
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[ApiServer]:
+    now = SystemClock().now().replace(microsecond=0)
+    root = make_ca("kubernetes", not_before=now - timedelta(days=1), not_after=now + timedelta(days=1))
+    server_identity(tmp_path, root)
+    (tmp_path / "token").write_text("reader\n")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem")
+    with ApiServer(("localhost", 0), Handler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def location(api: ApiServer, directory: Path) -> Location:
+    return Location(api.url, directory / "ca.crt", directory / "token")
+
+
+async def test_a_url_is_read_with_its_own_ca_and_token(api: ApiServer, tmp_path: Path) -> None:
+    api.key_set = TokenIssuer().key_set()
+    keys = await IssuerKeys.open(location(api, tmp_path), HandClock())
+    assert [key.kid for key in await keys.find("ES256", "ES256")] == ["ES256"]
+    assert await keys.find("ES256", "RS256") == ()
+    assert await keys.find("nobody's", "ES256") == ()
+    assert api.asked == 1, "an unknown key is no reason to ask again at once"
+
+
+async def test_a_new_key_is_found_soon_and_an_old_one_forgotten_in_time(api: ApiServer, tmp_path: Path) -> None:
+    api.key_set, clock = TokenIssuer().key_set(), HandClock()
+    keys = await IssuerKeys.open(location(api, tmp_path), clock)
+    fresh = {**json.loads(TokenIssuer().key_set())["keys"][0], "kid": "fresh"}
+    api.key_set = json.dumps({"keys": [fresh]}).encode()
+    clock.elapse(SOONEST)
+    assert len(await keys.find("fresh", "ES256")) == 1
+    api.key_set = TokenIssuer().key_set()
+    clock.elapse(REFRESH)
+    assert await keys.find("fresh", "ES256") == ()
+
+
+async def test_an_issuer_that_is_down_later_does_not_lock_callers_out(api: ApiServer, tmp_path: Path) -> None:
+    api.key_set, clock = TokenIssuer().key_set(), HandClock()
+    keys = await IssuerKeys.open(location(api, tmp_path), clock)
+    api.status = 503
+    clock.elapse(REFRESH)
+    assert len(await keys.find("ES256", "ES256")) == 1
+
+
+async def test_an_issuer_that_is_down_at_first_is_asked_again(api: ApiServer, tmp_path: Path) -> None:
+    api.status, clock = 503, HandClock()
+    keys = await IssuerKeys.open(location(api, tmp_path), clock)
+    with pytest.raises(RefusalError) as error:
+        await keys.find("ES256", "ES256")
+    assert error.value.kind is Kind.INTERNAL
+    api.status, api.key_set = 200, TokenIssuer().key_set()
+    clock.elapse(SOONEST)
+    assert len(await keys.find("ES256", "ES256")) == 1
+
+
+async def test_a_server_of_another_ca_is_not_believed(api: ApiServer, tmp_path: Path) -> None:
+    api.key_set = TokenIssuer().key_set()
+    (tmp_path / "ca.crt").write_bytes(write_pem([make_ca("other").certificate]))
+    keys = await IssuerKeys.open(location(api, tmp_path), HandClock())
+    with pytest.raises(RefusalError):
+        await keys.find("ES256", "ES256")
+    assert api.asked == 0
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b'{"keys": []}', b'{"keys": [{"kty": "oct", "k": "AAAA"}]}'])
+async def test_a_file_that_holds_no_keys_is_refused_at_the_start(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "jwks.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match="key set"):
+        await IssuerKeys.open(Location(str(path)), HandClock())
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [{"kty": "oct"}, {"use": "enc"}, {"alg": "HS256"}, {"crv": "P-384"}, {"d": "AAAA"}, {"x": "AAAA"}, {"kty": 7}],
+)
+def test_a_key_that_cannot_verify_is_passed_over(spoiled: dict[str, object]) -> None:
+    first = json.loads(TokenIssuer().key_set())["keys"][0]
+    with pytest.raises(JwksError):
+        read_keys(json.dumps({"keys": [{**first, **spoiled}]}).encode())
