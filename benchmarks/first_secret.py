@@ -3,10 +3,10 @@
     python benchmarks/first_secret.py [RUNS]
 
 They are started in turn, so that a machine whose speed drifts slows all alike; the ratio is taken run by run. A warm
-client dials until it is served. The bare server (floor.py) makes one P-256 key and a self-signed certificate and answers
-every request with those bytes: it is the least that a Python program on gRPC needs to serve a secret. The agent is
-started with a configuration file and without one, where it reads no YAML. One run of each comes first and is not
-counted: it writes Python's compiled files, and the agent's root.
+client dials until it is served. The bare server (floor.py) makes one P-256 key and a self-signed certificate and gives
+those bytes to whoever asks: it is the least that a Python program on gRPC needs to serve a secret. The agent is started
+with a configuration file and without one, where it reads no YAML. One run of each comes first and is not counted: it
+writes Python's compiled files, and the agent's root.
 """
 
 import os
