@@ -46,7 +46,7 @@ def seconds_to_first_secret(command: Sequence[str], socket: Path) -> float:
                 sys.exit(f"{command[0]} did not serve at {socket}")
             time.sleep(0.0005)
         with grpc.insecure_channel(f"unix:{socket}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-            call = channel.stream_stream(METHOD)
+            call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(METHOD)
             next(iter(call(iter([QUESTION]), wait_for_ready=True, timeout=PATIENCE)))
             return time.perf_counter() - started
     finally:

@@ -203,7 +203,8 @@ def test_a_variable_finds_an_authority_whose_name_a_shell_cannot_write(tmp_path:
 def test_of_two_names_alike_to_a_shell_a_variable_means_the_exact_one(tmp_path: Path) -> None:
     text = f"{MINIMAL}    authority: a-b\nauthorities:\n  a-b: {{type: embedded}}\n  a_b: {{type: embedded}}\n"
     read = settings(tmp_path, text, SDS_AGENT__AUTHORITIES__A_B__KEY="rsa-2048")
-    assert (read.authorities["a_b"].key, read.authorities["a-b"].key) == (KeyType.RSA_2048, KeyType.EC_P256)
+    assert read.authorities["a_b"] == EmbeddedSettings(key=KeyType.RSA_2048)
+    assert read.authorities["a-b"] == EmbeddedSettings(key=KeyType.EC_P256)
 
 
 def test_a_variable_may_add_an_authority_and_fill_an_empty_section(tmp_path: Path) -> None:
