@@ -5,6 +5,9 @@ import os
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's core writes lines of its own to standard error
 
 
+import logging
+from collections.abc import Iterator
+
 import pytest
 
 
@@ -12,3 +15,12 @@ import pytest
 def anyio_backend() -> str:
     """The server is grpc.aio's, which runs on asyncio alone."""
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """What a test configures, such as a handler on a stream that pytest closes, ends with it."""
+    logger = logging.getLogger("sds_agent")
+    before = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
