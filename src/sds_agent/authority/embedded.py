@@ -22,7 +22,7 @@ from sds_agent.authority.request import proven_key
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
 from sds_agent.files import UntrustedDirectoryError, own_directory, write_private
-from sds_agent.pki.certificates import CertificateError, has_key, is_ca, read_pem, serial_hex, write_pem
+from sds_agent.pki.certificates import CertificateError, read_pem, serial_hex, write_pem
 from sds_agent.pki.keys import KeyType, PrivateKey, generate, to_pkcs8_pem
 from sds_agent.pki.signer import Signer, SignerError, make_root
 from sds_agent.pki.signing import SigningSet
@@ -198,7 +198,7 @@ def _load(file: Path) -> tuple[Signer, ...]:
     pairs = [part + marker for part in file.read_bytes().split(marker) if part.strip()]
     try:
         signers = tuple(_read_pair(pair) for pair in pairs)
-    except (CertificateError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (CertificateError, SignerError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigurationError(_damaged(file)) from error
     if not signers:
         raise ConfigurationError(_damaged(file))
@@ -208,8 +208,8 @@ def _load(file: Path) -> tuple[Signer, ...]:
 def _read_pair(pem: bytes) -> Signer:
     (certificate,) = read_pem(pem)
     key = load_pem_private_key(pem[pem.index(b"-----BEGIN PRIVATE KEY-----") :], password=None)
-    if not isinstance(key, PrivateKey) or not has_key(certificate, key.public_key()) or not is_ca(certificate):
-        raise ValueError
+    if not isinstance(key, PrivateKey):
+        raise TypeError
     return Signer(certificate, key)
 
 
