@@ -2,11 +2,12 @@
 
     python benchmarks/first_secret.py [RUNS]
 
-They are started in turn, so that a machine whose speed drifts slows all alike; the ratio is taken run by run. A warm
-client dials until it is served. The bare server (floor.py) makes one P-256 key and a self-signed certificate and gives
-those bytes to whoever asks: it is the least that a Python program on gRPC needs to serve a secret. The agent is started
-with a configuration file and without one, where it reads no YAML. One run of each comes first and is not counted: it
-writes Python's compiled files, and the agent's root.
+The agent is the installed command, as a service manager would start it. They are started in turn, so that a machine
+whose speed drifts slows all alike; the ratio is taken run by run. A warm client dials until it is served. The bare
+server (floor.py) makes one P-256 key and a self-signed certificate and gives those bytes to whoever asks: it is the
+least that a Python program on gRPC needs to serve a secret. The agent is started with a configuration file and without
+one, where it reads no YAML. One run of each comes first and is not counted: it writes Python's compiled files, and the
+agent's root.
 """
 
 import os
@@ -62,7 +63,7 @@ def main() -> None:
         config = Path(directory) / "sds-agent.yaml"
         config.write_text(CONFIG.format(directory))
         floor = Path(__file__).with_name("floor.py")
-        agent = [sys.executable, "-m", "sds_agent", "run"]
+        agent = [str(Path(sys.executable).with_name("sds-agent")), "run"]
         commands = {
             "agent with a file": ([*agent, str(config)], Path(directory) / "agent.sock"),
             "agent without a file": (agent, Path(directory) / "agent.sock"),

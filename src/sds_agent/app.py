@@ -1,14 +1,12 @@
 """The composition root: builds the parts from the settings, owns their tasks and the order in which they end."""
 
+import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-
-import anyio
-from anyio.abc import TaskGroup
 
 from sds_agent import log
 from sds_agent.authority.embedded import EmbeddedAuthority
@@ -28,10 +26,13 @@ from sds_agent.sds import health
 from sds_agent.sds.endpoint import SocketFile
 from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import SERVICE, SecretDiscoveryService
-from sds_agent.secrets.readiness import missing, watched
+from sds_agent.secrets.readiness import complete, missing, watched
 from sds_agent.secrets.store import SecretStore
+from sds_agent.tasks import Start, companions
 
 LOG = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StateInUseError(SdsAgentError):
@@ -46,25 +47,49 @@ async def run(settings: Settings) -> None:
     """
     clock = SystemClock()
     with _state_locked(settings.state_dir):
-        async with anyio.create_task_group() as tasks:
-            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                tasks.start_soon(_run_parts, settings, clock, tasks)
-                await _stop_on(signals, tasks)
+        async with _until_signalled(), agent(settings, await authorities(settings, clock), clock):
+            await asyncio.Event().wait()
     log.event(LOG, "stopped")
 
 
-async def _run_parts(settings: Settings, clock: Clock, tasks: TaskGroup) -> None:
-    async with agent(settings, await authorities(settings, clock), clock):
-        await anyio.sleep_forever()
-    tasks.cancel_scope.cancel()
+@asynccontextmanager
+async def _until_signalled() -> AsyncIterator[None]:
+    """Cancel what runs inside at the first SIGTERM or SIGINT, and go on behind it when it has ended."""
+    loop = asyncio.get_running_loop()
+    scope = asyncio.timeout(None)
 
-
-async def _stop_on(signals: AsyncIterator[signal.Signals], tasks: TaskGroup) -> None:
-    async for number in signals:
+    def stop(number: signal.Signals) -> None:
         log.event(LOG, "stopping", signal=number.name)
-        tasks.cancel_scope.cancel()
-        # from here on a second signal does what it does to any program: it ends it at once
-        return
+        scope.reschedule(loop.time())
+
+    with _first_signal(loop, stop):
+        try:
+            async with scope:
+                yield
+        except TimeoutError:
+            if not scope.expired():
+                raise
+
+
+@contextmanager
+def _first_signal(loop: asyncio.AbstractEventLoop, act: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Call `act` for the first signal; a second one does what it does to any program: it ends it at once."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def first(number: signal.Signals) -> None:
+        for each in SIGNALS:
+            loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_DFL)
+        act(number)
+
+    for number in SIGNALS:
+        loop.add_signal_handler(number, first, number)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
 
 async def authorities(settings: Settings, clock: Clock) -> dict[str, Authority]:
@@ -144,10 +169,10 @@ async def agent(settings: Settings, cas: dict[str, Authority], clock: Clock) -> 
     renewal = Renewal(settings.renewal.fraction, settings.renewal.jitter)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
     service = SecretDiscoveryService(store, most_names=limits.names)
-    async with anyio.create_task_group() as tasks:
+    async with companions() as start:
         for name, authority in cas.items():
             if isinstance(authority, TellsTrust):
-                tasks.start_soon(refresh, trust, name, authority, clock)
+                start(refresh(trust, name, authority, clock))
         for workload in identities:
             issuer = Issuer(
                 workload,
@@ -159,24 +184,23 @@ async def agent(settings: Settings, cas: dict[str, Authority], clock: Clock) -> 
                 renewal=renewal,
                 keeper=Keeper(settings.state_dir / "certificates") if settings.keep_certificates else None,
             )
-            tasks.start_soon(issuer.run)
-        _start_outputs(tasks, settings, store, clock)
+            start(issuer.run())
+        _start_outputs(start, settings, store, clock)
         readiness = health.handler(lambda: not missing(store.snapshot), frozenset({SERVICE}))
-        async with serving(service, _socket_file(settings), limits, [readiness]):
+        async with serving(service, _socket_file(settings), limits, [readiness], before_probe=lambda: complete(store)):
             log.event(LOG, "listening", socket=str(settings.sds.socket))
             with watched(store):
                 yield store
-        tasks.cancel_scope.cancel()
 
 
-def _start_outputs(tasks: TaskGroup, settings: Settings, store: SecretStore, clock: Clock) -> None:
+def _start_outputs(start: Start, settings: Settings, store: SecretStore, clock: Clock) -> None:
     directories = {chosen.name: chosen.output for chosen in settings.workloads if chosen.output is not None}
     if not directories:
         return
     from sds_agent.outputs.writer import Output, keep  # noqa: PLC0415 - only where files are wanted
 
     for name, directory in directories.items():
-        tasks.start_soon(keep, Output(directory, name, settings.bundle_names[0]), store, clock)
+        start(keep(Output(directory, name, settings.bundle_names[0]), store, clock))
 
 
 def _socket_file(settings: Settings) -> SocketFile:

@@ -5,10 +5,9 @@ is suspended and does not notice when the wall clock is set. So nobody here slee
 seconds, reads the wall clock again and goes back to sleep if it is still too early.
 """
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Protocol
-
-import anyio
 
 LONGEST_SLEEP = 5.0
 """Seconds. A certificate that a suspended machine slept through is renewed at most this long after it wakes."""
@@ -35,7 +34,7 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         """Sleep on the monotonic clock."""
-        await anyio.sleep(seconds)
+        await asyncio.sleep(seconds)
 
 
 async def until(clock: Clock, when: datetime) -> None:

@@ -5,11 +5,12 @@ standard library's logging carries the events, so an embedding program and pytes
 peers and CAs too, so they are quoted, cut to a bounded length and never able to start a line of their own.
 """
 
-import json
 import logging
 import sys
 from datetime import UTC, datetime, timedelta
 from typing import Literal, TextIO
+
+import msgspec
 
 Value = str | int | float | bool | datetime | timedelta | None | list[str] | tuple[str, ...]
 Format = Literal["auto", "text", "json"]
@@ -71,7 +72,7 @@ def _fields(record: logging.LogRecord) -> dict[str, str | int | float | bool | l
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {"time": _time(record), "level": record.levelname.lower(), "event": record.getMessage()}
-        return json.dumps({**line, **_fields(record)}, ensure_ascii=True)
+        return _ascii_json({**line, **_fields(record)})
 
 
 class _Text(logging.Formatter):
@@ -89,4 +90,20 @@ def _quoted(value: str | float | bool | list[str]) -> str:
         return ",".join(_quoted(v) for v in value) or '""'
     text = str(value).lower() if isinstance(value, bool) else str(value)
     plain = text.isascii() and text.isprintable() and not any(c in ' "=,' for c in text) and text != ""
-    return text if plain else json.dumps(text, ensure_ascii=True)
+    return text if plain else _ascii_json(text)
+
+
+def _ascii_json(value: object) -> str:
+    """The value in JSON. What is not ASCII is escaped: a peer's characters could reorder or hide what a terminal shows.
+
+    msgspec is imported anyway, and faster, but does not escape and knows no lone surrogates.
+    """
+    try:
+        encoded = msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        encoded = b"\xff"
+    if encoded.isascii():
+        return encoded.decode()
+    import json  # noqa: PLC0415 - for the few values that need it
+
+    return json.dumps(value, ensure_ascii=True)

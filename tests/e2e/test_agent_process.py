@@ -150,3 +150,14 @@ async def test_ready_says_so_and_a_stopped_agent_is_not(tmp_path: Path) -> None:
     assert asked.returncode == 1
     assert "no agent answers" in asked.stderr
     assert "Traceback" not in asked.stderr
+
+
+async def test_it_ends_quickly_while_a_large_key_is_being_made(tmp_path: Path) -> None:
+    names = {f"w{number}": "1h" for number in range(6)}
+    config = write_config(tmp_path, **names)
+    config.write_text(config.read_text().replace('"ttl": "1h"', '"ttl": "1h", "key": "rsa-4096"'))
+    async with agent(config) as running:
+        await running.event("trust_changed")  # the six keys are begun, and take some seconds
+        before = time.monotonic()
+        assert await running.program.stop() == 0
+        assert time.monotonic() - before < 2

@@ -107,4 +107,4 @@ def test_a_program_that_ends_by_itself_is_named_with_the_end_of_its_log(director
         output, _ = demo.communicate(timeout=DEADLINE)
     assert demo.returncode == 1
     assert "sds-agent ended by itself (killed by SIGKILL); the end of its log:" in output
-    assert '"event": "acked"' in output
+    assert '"event":"acked"' in output

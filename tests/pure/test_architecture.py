@@ -14,7 +14,7 @@ import pytest
 SOURCES = Path(__file__).parents[2] / "src"
 ROOT = "sds_agent"
 
-BASE = {"errors", "clock", "log", "values"}
+BASE = {"errors", "clock", "log", "tasks", "values"}
 MATERIAL = BASE | {"identity", "pki"}
 EVERYTHING = MATERIAL | {"files", "secrets", "outputs", "authority", "sds", "issuance", "config", "ca"}
 
@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "errors": set[str](),
     "clock": set[str](),
     "log": set[str](),
+    "tasks": set[str](),
     "values": set[str](),
     "files": BASE,
     "identity": BASE,
@@ -68,8 +69,8 @@ PURE = {
 }
 EFFECTS = {"anyio", "asyncio", "grpc", "random", "selectors", "socket", "subprocess", "threading", "time"}
 
-# Each costs more than the whole way to the first secret.
-OFF_THE_PATH = {"envoy_data_plane", "betterproto2", "httpx", "jwt", "rich", "jsonschema"}
+# Each costs more than the whole way to the first secret, but for anyio, which costs a tenth of it.
+OFF_THE_PATH = {"anyio", "envoy_data_plane", "betterproto2", "httpx", "jwt", "rich", "jsonschema"}
 
 
 def modules(sources: Path) -> dict[str, Path]:

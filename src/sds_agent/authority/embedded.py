@@ -5,25 +5,25 @@ anchor at once but signs only after a while, when every Envoy has had the time t
 on signing.
 """
 
+import asyncio
 import logging
 import stat
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import anyio
-import anyio.to_thread
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from msgspec import Struct
 
 from sds_agent import log
+from sds_agent.authority.keymaking import new_key
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.authority.request import proven_key
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
 from sds_agent.files import UntrustedDirectoryError, own_directory, write_private
 from sds_agent.pki.certificates import CertificateError, read_pem, serial_hex, write_pem
-from sds_agent.pki.keys import KeyType, PrivateKey, generate, to_pkcs8_pem
+from sds_agent.pki.keys import KeyType, PrivateKey, to_pkcs8_pem
 from sds_agent.pki.signer import Signer, SignerError, make_root
 from sds_agent.pki.signing import SigningSet
 
@@ -83,7 +83,7 @@ class EmbeddedAuthority:
         self._key_type = key_type
         self._clock = clock
         self._roots = roots
-        self._renewing = anyio.Lock()
+        self._renewing = asyncio.Lock()
 
     @classmethod
     async def open(
@@ -149,7 +149,7 @@ class EmbeddedAuthority:
             now = self._clock.now()
             if not self._roots.due(now):
                 return
-            key = await anyio.to_thread.run_sync(generate, self._key_type)
+            key = await new_key(self._key_type)
             signer = make_root(key, self._trust_domain, now, self._roots.lifetime)
             roots = self._roots.with_new(signer, now)
             try:

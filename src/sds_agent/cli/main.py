@@ -1,15 +1,26 @@
 """The command line: find the command, run it, and turn every error of ours into a sentence and an exit code."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from importlib import import_module
+from typing import Protocol, cast
 
 from sds_agent import __version__
-from sds_agent.cli import ca, check, output, ready, run, schema
+from sds_agent.cli import output
 from sds_agent.errors import SdsAgentError
 
 INTERRUPTED = 130
 """The exit code of a program that ended by SIGINT."""
+
+COMMANDS = {
+    "run": "serve secrets until SIGTERM or SIGINT",
+    "check": "check a configuration and explain what it does",
+    "ready": "ask a running agent whether every workload has its certificate",
+    "ca": "make, check and serve a certificate hierarchy",
+    "schema": "print the configuration file's JSON Schema",
+}
+"""What each command does. Its module, in this package, has its name."""
 
 
 class Command(Protocol):
@@ -67,33 +78,27 @@ def _leaves(group: ExceptionGroup[SdsAgentError]) -> Iterator[SdsAgentError]:
 
 def _run(argv: Sequence[str] | None) -> int:
     output.open_closed()
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parser(argv).parse_args(argv)
     except SystemExit as leaving:  # argparse has had its say: help, the version, or a wrong call
         return leaving.code if isinstance(leaving.code, int) else 2
     command: Command = arguments.command
     return command.run(arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sds-agent",
         description="Gives every Envoy on a machine its mTLS identity over SDS and keeps it fresh.",
         epilog="sds-agent COMMAND --help explains a command.",
     )
     parser.add_argument("--version", action="version", version=f"sds-agent {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add(commands, "run", run, "serve secrets until SIGTERM or SIGINT")
-    _add(commands, "check", check, "check a configuration and explain what it does")
-    _add(commands, "ready", ready, "ask a running agent whether every workload has its certificate")
-    _add(commands, "ca", ca, "make, check and serve a certificate hierarchy")
-    _add(commands, "schema", schema, "print the configuration file's JSON Schema")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, prog=parser.prog)
+    for name, about in COMMANDS.items():
+        added = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        if name in argv:  # the others' modules, and all that they import, are not needed to tell that they exist
+            command = cast("Command", import_module(f"sds_agent.cli.{name}"))
+            command.add_arguments(added)
+            added.set_defaults(command=command)
     return parser
-
-
-def _add(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, command: Command, about: str
-) -> None:
-    parser = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
-    command.add_arguments(parser)
-    parser.set_defaults(command=command)

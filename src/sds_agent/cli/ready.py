@@ -20,14 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Exit code 0 when the agent is ready, 1 when it is not or does not answer. Raises ConfigError."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    import anyio  # noqa: PLC0415 - imported by the command that needs it
+    import asyncio  # noqa: PLC0415 - imported by the command that needs it
 
     from sds_agent.config.loading import load  # noqa: PLC0415 - imported by the command that needs it
     from sds_agent.sds.health import NoAnswerError, check  # noqa: PLC0415 - has to see the variable above
 
     socket = load(arguments.file, os.environ).settings.sds.socket
     try:
-        ready = anyio.run(check, f"unix:{quote(str(socket))}", PATIENCE)
+        ready = asyncio.run(check(f"unix:{quote(str(socket))}", PATIENCE))
     except NoAnswerError as error:
         output.complain(f"{socket}: {error}")
         return NOT_READY

@@ -40,13 +40,13 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = loaded.settings.log
     log.configure(arguments.log_format or chosen.format, arguments.log_level or chosen.level)
     _announce(loaded)
-    import anyio  # noqa: PLC0415 - only once the configuration is good
+    import asyncio  # noqa: PLC0415 - only once the configuration is good
 
     from sds_agent import app  # noqa: PLC0415 - imports gRPC, which has to see the variable above
 
     gc.freeze()
     gc.enable()
-    anyio.run(app.run, loaded.settings)
+    asyncio.run(app.run(loaded.settings))
     return 0
 
 

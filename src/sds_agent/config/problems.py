@@ -1,17 +1,16 @@
 """What is wrong with a configuration, for its operator: one line a problem, each with its place."""
 
-import json
 import re
 from collections.abc import Iterable
 
 from msgspec import Struct
 
 from sds_agent.config.document import Origin
-from sds_agent.config.shapes import LONGEST_QUOTE, KeyPath
+from sds_agent.config.shapes import KeyPath, quoted
 from sds_agent.errors import ConfigurationError
 
 MOST_SHOWN = 100
-_PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_PLAIN_KEY = "[A-Za-z0-9_-]{1,80}"
 
 
 class Problem(Struct, frozen=True):
@@ -54,7 +53,7 @@ def render(path: KeyPath) -> str:
         if isinstance(part, int):
             written += f"[{part}]"
         else:
-            plain = part if _PLAIN_KEY.fullmatch(part) else json.dumps(part[:LONGEST_QUOTE])
+            plain = part if re.fullmatch(_PLAIN_KEY, part) else quoted(part)
             written += f".{plain}" if written else plain
     return written
 

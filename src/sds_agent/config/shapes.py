@@ -10,7 +10,6 @@ import the usual one and to build these models with it takes more than half as l
 anyio together.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
@@ -313,6 +312,8 @@ def describe_kind(value: object) -> str:
 
 def quoted(text: str) -> str:
     """`text` in double quotes, in ASCII, without control characters and of a bounded length."""
+    import json  # noqa: PLC0415 - only needed once something is wrong
+
     return json.dumps(_cut(text))
 
 

@@ -5,6 +5,7 @@ them, PyYAML takes the last), bounds what aliases expand to, and bounds the dept
 limit and crashes the interpreter). Tags other than YAML's own plain types are refused, so none constructs anything.
 """
 
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any, Never, TypeAlias
 
@@ -90,7 +91,7 @@ def _text(path: Path) -> str:
     if len(content) > LARGEST_FILE:
         raise _unreadable(path, "the file is too large", f"{LARGEST_FILE} bytes are the most")
     try:
-        text = content.decode("utf-8-sig")
+        text = content.removeprefix(BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise _unreadable(path, "the file is not text in UTF-8", "save it as UTF-8", line) from error

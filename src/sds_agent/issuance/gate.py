@@ -4,11 +4,10 @@ A restart with many identities must neither stampede the CA nor make a waiting E
 are good for hours.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
-
-import anyio
 
 Rank = tuple[bool, datetime]
 """Lower goes first: (no Envoy waits for it, when what is held expires)."""
@@ -21,7 +20,7 @@ class Gate:
 
     def __init__(self, slots: int = 8) -> None:
         self._free = slots
-        self._waiting: dict[anyio.Event, Callable[[], Rank]] = {}
+        self._waiting: dict[asyncio.Event, Callable[[], Rank]] = {}
 
     @asynccontextmanager
     async def place(self, rank: Callable[[], Rank]) -> AsyncIterator[None]:
@@ -36,7 +35,7 @@ class Gate:
         if self._free:
             self._free -= 1
             return
-        turn = anyio.Event()
+        turn = asyncio.Event()
         self._waiting[turn] = rank
         try:
             await turn.wait()

@@ -2,18 +2,17 @@
 `acceptance`.
 """
 
+import asyncio
 import logging
 import random
 import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-import anyio
-import anyio.to_thread
-from anyio.abc import TaskGroup
 from msgspec import Struct
 
 from sds_agent import log
+from sds_agent.authority.keymaking import new_key
 from sds_agent.authority.protocol import Authority, AuthorityError, CurrentIdentity, ErrorKind, IssueRequest
 from sds_agent.clock import LONGEST_SLEEP, Clock, until
 from sds_agent.identity.spiffe import SpiffeId
@@ -24,7 +23,7 @@ from sds_agent.issuance.schedule import Ask, Failure, Held, Renewal, decide, fai
 from sds_agent.issuance.trust import Trust
 from sds_agent.pki.certificates import serial_hex, write_pem
 from sds_agent.pki.csr import make_csr
-from sds_agent.pki.keys import KeyType, PrivateKey, generate, to_pkcs8_pem
+from sds_agent.pki.keys import KeyType, PrivateKey, to_pkcs8_pem
 from sds_agent.secrets.model import CertificateSecret
 from sds_agent.secrets.store import SecretStore
 from sds_agent.values import Sensitive
@@ -86,7 +85,7 @@ class Issuer:
 
     async def run(self) -> None:
         """Keep the certificate fresh for ever."""
-        async with anyio.create_task_group() as tasks:
+        async with asyncio.TaskGroup() as tasks:
             self._restore(tasks)
             while True:
                 decision = decide(self._clock.now(), self._held, self._failure, self._renewal)
@@ -95,7 +94,7 @@ class Issuer:
                 else:
                     await until(self._clock, decision.until)
 
-    async def _attempt(self, tasks: TaskGroup) -> None:
+    async def _attempt(self, tasks: asyncio.TaskGroup) -> None:
         async with self._gate.place(self._rank):
             started = self._clock.now()
             try:
@@ -107,10 +106,10 @@ class Issuer:
         event = "issued" if self._held is None else "renewed"
         held, secret = self._serve(draft.key, accepted, self._clock.now())
         self._report(event, accepted, held, started)
-        tasks.start_soon(self._offer_while_valid, held, secret)
+        tasks.create_task(self._offer_while_valid(held, secret))
         await self._keep(accepted, held, secret)
 
-    def _restore(self, tasks: TaskGroup) -> None:
+    def _restore(self, tasks: asyncio.TaskGroup) -> None:
         """Serve what an agent before this one kept, if it is still as good as on the day it came."""
         workload = self._workload
         try:
@@ -133,11 +132,13 @@ class Issuer:
         log.event(
             LOG, "restored", workload=workload.name, serial=held.serial, not_after=held.not_after, renew_at=renew_at
         )
-        tasks.start_soon(self._offer_while_valid, held, secret)
+        tasks.create_task(self._offer_while_valid(held, secret))
 
     async def _keep(self, accepted: Accepted, held: Held, secret: CertificateSecret) -> None:
         if self._keeper is None:
             return
+        from anyio import to_thread  # noqa: PLC0415 - only where certificates are kept
+
         kept = KeptCertificate(
             str(self._workload.identity),
             held.issued_at.timestamp(),
@@ -146,7 +147,7 @@ class Issuer:
             secret.private_key_pem.decode(),
         )
         try:
-            await anyio.to_thread.run_sync(self._keeper.save, kept)
+            await to_thread.run_sync(self._keeper.save, kept)
         except KeepError as error:
             log.event(LOG, "not_kept", level=logging.ERROR, workload=self._workload.name, cause=str(error))
 
@@ -156,8 +157,7 @@ class Issuer:
 
     async def _drafted(self) -> _Draft:
         if self._draft is None:
-            key_type = self._workload.key_type
-            key = await anyio.to_thread.run_sync(generate, key_type) if key_type.slow else generate(key_type)
+            key = await new_key(self._workload.key_type)
             csr = make_csr(key, str(self._workload.identity))
             self._draft = _Draft(key, csr, secrets.token_hex(16))
         return self._draft
@@ -166,7 +166,7 @@ class Issuer:
         workload = self._workload
         request = IssueRequest(workload.identity, draft.csr_pem, workload.ttl, draft.request_id, self._current)
         try:
-            with anyio.fail_after(DEADLINE):
+            async with asyncio.timeout(DEADLINE):
                 answer = await self._authority.issue(request)
         except TimeoutError as error:
             raise AuthorityError(ErrorKind.TRANSIENT, f"the CA did not answer within {DEADLINE:.0f} s") from error

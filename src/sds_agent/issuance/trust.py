@@ -1,9 +1,9 @@
 """The trust bundle: the anchors of every authority, served as one secret."""
 
+import asyncio
 import logging
 from collections.abc import Iterable
 
-import anyio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -52,7 +52,7 @@ async def refresh(trust: Trust, name: str, authority: TellsTrust, clock: Clock) 
     """Keep the anchors of the authority `name` fresh for ever, also while nothing is issued."""
     while True:
         try:
-            with anyio.fail_after(PATIENCE):
+            async with asyncio.timeout(PATIENCE):
                 trust.update(name, read_pem(await authority.anchors()))
         except (AuthorityError, CertificateError, TimeoutError) as error:
             _not_refreshed(name, str(error) or f"no answer within {PATIENCE:.0f} s")

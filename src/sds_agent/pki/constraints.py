@@ -19,10 +19,11 @@ from sds_agent.pki.certificates import describe_name, san_values
 ConstrainedName: TypeAlias = tuple[type[x509.GeneralName], Any]
 """A name's form, and its value as cryptography gives it."""
 
+# Compiled on use: few CAs have name constraints, and compiling costs more than reading a chain.
 _FLAGS = re.IGNORECASE | re.ASCII
-_HOST_CONSTRAINT = re.compile(r"\.?[a-z0-9_-][a-z0-9._-]*", _FLAGS)
+_HOST_CONSTRAINT = r"\.?[a-z0-9_-][a-z0-9._-]*"
 # RFC 3986 section 3: scheme, authority (user part, host, port) and what follows. A host in brackets is an IPv6 address.
-_URI = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?(?P<host>[a-z0-9._-]+)(?::[0-9]*)?(?:[/?#].*)?", _FLAGS)
+_URI = r"[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?(?P<host>[a-z0-9._-]+)(?::[0-9]*)?(?:[/?#].*)?"
 _MOST_QUOTED = 5
 
 
@@ -64,7 +65,7 @@ def _judge(form: type[x509.GeneralName], value: Any, excluded: list[Any], permit
 
 def _unusable_uri(uri: str, constraints: list[str]) -> str | None:
     """A constraint that is no host name protects nothing; a URI without a host name must be refused under any."""
-    if wrong := [c for c in constraints if not _HOST_CONSTRAINT.fullmatch(c)]:
+    if wrong := [c for c in constraints if not re.fullmatch(_HOST_CONSTRAINT, c, _FLAGS)]:
         return (
             f"hold the URI {describe_name(wrong[0])}, which must be a bare host such as 'demo.example', or "
             "'.demo.example' for every host below it (RFC 5280 section 4.2.1.10)"
@@ -76,7 +77,7 @@ def _unusable_uri(uri: str, constraints: list[str]) -> str | None:
 
 def _host(uri: str) -> str | None:
     """The URI's host in lower case; None without one, and for an IP address, which is no host name."""
-    match = _URI.fullmatch(uri)
+    match = re.fullmatch(_URI, uri, _FLAGS)
     if match is None:
         return None
     host = match["host"].lower()

@@ -1,9 +1,9 @@
 """The gRPC server on its socket: options, start, self-probe and a clean end."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 
-import anyio
 import grpc
 import grpc.aio
 from msgspec import Struct
@@ -11,9 +11,13 @@ from msgspec import Struct
 from sds_agent.errors import SdsAgentError
 from sds_agent.sds.endpoint import SocketFile, claim
 from sds_agent.sds.service import SERVICE, SecretDiscoveryService
+from sds_agent.tasks import uninterrupted
 
 PATIENCE = 5.0
 """Seconds that the server may take to answer its own probe."""
+
+HEAD_START = 0.25
+"""Seconds for which the probe lets others go first."""
 
 DRAIN = 1.0
 """Seconds for streams to end cleanly at shutdown."""
@@ -53,11 +57,14 @@ async def serving(
     file: SocketFile,
     limits: Limits,
     others: Sequence[grpc.GenericRpcHandler] = (),
+    *,
+    before_probe: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[None]:
     """Serve inside this context; it is entered only once the server answers at its path.
 
-    Raises ConfigurationError or SocketInUseError (see `endpoint.claim`) and ProbeError. Leaving it ends all streams
-    with OK, stops the server and removes the socket.
+    It asks itself when `before_probe` returns, or after `HEAD_START`: an Envoy that waited for the socket is not to
+    wait for that as well. Raises ConfigurationError or SocketInUseError (see `endpoint.claim`) and ProbeError. Leaving
+    it ends all streams with OK, stops the server and removes the socket.
     """
     with claim(file) as endpoint:
         server = grpc.aio.server(options=options(limits), maximum_concurrent_rpcs=limits.streams)
@@ -67,14 +74,24 @@ async def serving(
         endpoint.appear()
         await server.start()
         try:
+            if before_probe is not None:
+                await _within(HEAD_START, before_probe())
             await probe(endpoint.public_address)
             yield
         finally:
-            with anyio.CancelScope(shield=True):
-                endpoint.disappear()
-                with anyio.move_on_after(DRAIN):
-                    await service.drain()
-                await server.stop(None)
+            endpoint.disappear()
+            await uninterrupted(_end(server, service))
+
+
+async def _end(server: grpc.aio.Server, service: SecretDiscoveryService) -> None:
+    await _within(DRAIN, service.drain())
+    await server.stop(None)
+
+
+async def _within(seconds: float, done: Awaitable[None]) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await done
 
 
 async def probe(address: str) -> None:

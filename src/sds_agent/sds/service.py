@@ -1,12 +1,12 @@
 """The gRPC methods of envoy.service.secret.v3.SecretDiscoveryService, on raw bytes."""
 
+import asyncio
 import itertools
 import logging
 import os
 from collections.abc import Callable
 from typing import NoReturn
 
-import anyio
 import grpc
 import grpc.aio
 
@@ -47,7 +47,7 @@ class SecretDiscoveryService:
         self._catalog = Catalog(store)
         self._journal = Journal()
         self._streams: set[Stream[Request] | Stream[DeltaRequest]] = set()
-        self._all_left = anyio.Event()
+        self._all_left = asyncio.Event()
         self._draining = False
         # Nonces are unique in the process and in all likelihood across restarts: an old stream's never match.
         self._nonce_prefix = os.urandom(4).hex()
@@ -67,7 +67,7 @@ class SecretDiscoveryService:
         for stream in tuple(self._streams):
             stream.drain()
         while self._streams:
-            self._all_left = anyio.Event()
+            self._all_left = asyncio.Event()
             await self._all_left.wait()
 
     async def _stream_secrets(self, _requests: object, context: Context) -> None:
@@ -123,17 +123,19 @@ class SecretDiscoveryService:
     async def _fetch(self, request: Request, remaining: float | None) -> Respond | Finish | None:
         # Answering just before the caller's own deadline lets it see our status instead of its time-out.
         patience = LONGEST_FETCH if remaining is None else min(LONGEST_FETCH, remaining * 0.9)
-        changed = anyio.Event()
-        with anyio.move_on_after(patience), self._store.watching(lambda _names: changed.set()):
-            self._store.await_names(request, frozenset(request.names))
-            try:
-                while (answer := fetch(request, self._catalog, most_names=self._most_names)) is None:
-                    await changed.wait()
-                    changed = anyio.Event()
-                return answer
-            finally:
-                self._store.await_names(request, frozenset())
-        return None
+        changed = asyncio.Event()
+        self._store.await_names(request, frozenset(request.names))
+        try:
+            with self._store.watching(lambda _names: changed.set()):
+                async with asyncio.timeout(patience):
+                    while (answer := fetch(request, self._catalog, most_names=self._most_names)) is None:
+                        await changed.wait()
+                        changed.clear()
+                    return answer
+        except TimeoutError:
+            return None
+        finally:
+            self._store.await_names(request, frozenset())
 
     async def _abort(self, context: Context, finish: Finish) -> NoReturn:
         await context.abort(_CODES[finish.status], explain(finish, self._catalog.names))

@@ -5,10 +5,10 @@ message, so one task reads and never times out; the task of a stream is cancelle
 only sent by returning or aborting outside any task group.
 """
 
+import asyncio
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-import anyio
 import grpc.aio
 from msgspec import Struct
 
@@ -65,8 +65,8 @@ class Stream(Generic[R]):
         self._catalog = catalog
         self._store = store
         self._journal = journal
-        self._wake = anyio.Event()
-        self._taken = anyio.Event()
+        self._wake = asyncio.Event()
+        self._taken = asyncio.Event()
         self._message: bytes | None = None
         self._ended = False
         self._changed = False
@@ -79,16 +79,14 @@ class Stream(Generic[R]):
 
     async def run(self) -> Finish | None:
         """Talk until the end; returns with what status to end the stream, or None for OK."""
-        finish: Finish | None = None
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._read)
+        async with asyncio.TaskGroup() as tasks:
+            reader = tasks.create_task(self._read())
             try:
                 with self._store.watching(self._on_change):
-                    finish = await self._converse()
+                    return await self._converse()
             finally:
                 self._store.await_names(self, frozenset())
-                tasks.cancel_scope.cancel()
-        return finish
+                reader.cancel()
 
     async def _read(self) -> None:
         while True:
@@ -100,7 +98,7 @@ class Stream(Generic[R]):
             self._message = message
             self._wake.set()
             await self._taken.wait()
-            self._taken = anyio.Event()
+            self._taken = asyncio.Event()
 
     def _on_change(self, changed: frozenset[str]) -> None:
         if not changed.isdisjoint(self._talk.session.names):
@@ -110,7 +108,7 @@ class Stream(Generic[R]):
     async def _converse(self) -> Finish | None:
         while not (self._draining or (self._ended and self._message is None)):
             await self._wake.wait()
-            self._wake = anyio.Event()
+            self._wake = asyncio.Event()
             finish = await self._perform(self._next_actions())
             if finish is not None:
                 return finish

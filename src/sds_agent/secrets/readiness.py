@@ -1,5 +1,6 @@
 """Whether the agent is ready: every name that may be asked for has a secret."""
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,15 @@ LOG = logging.getLogger(__name__)
 def missing(snapshot: Snapshot) -> tuple[str, ...]:
     """The names that exist and have no secret that could be given out."""
     return tuple(name for name, secret in snapshot.items() if secret is None)
+
+
+async def complete(store: SecretStore) -> None:
+    """Return as soon as every name has a secret."""
+    changed = asyncio.Event()
+    with store.watching(lambda _names: changed.set()):
+        while missing(store.snapshot):
+            changed.clear()
+            await changed.wait()
 
 
 @contextmanager

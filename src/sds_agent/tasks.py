@@ -1,0 +1,81 @@
+"""Structured concurrency on asyncio itself: every task has an owner, and a clean end is not cut short.
+
+gRPC's server runs on asyncio and on nothing else. anyio's backend for it takes a tenth of the whole way to the first
+secret to import, so what that way needs is made of asyncio's task groups and time-outs, and anyio is imported where
+its own strengths are used.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any, ParamSpec, TypeVar
+
+T = TypeVar("T")
+P = ParamSpec("P")
+Start = Callable[[Coroutine[Any, Any, None]], None]
+
+
+@asynccontextmanager
+async def companions() -> AsyncIterator[Start]:
+    """Tasks that live as long as this context: leaving it cancels them and waits until they have ended.
+
+    What is yielded starts one. An exception in any of them ends the others and the context's body, and leaves it in an
+    exception group.
+    """
+    running: set[asyncio.Task[None]] = set()
+    async with asyncio.TaskGroup() as tasks:
+
+        def start(coroutine: Coroutine[Any, Any, None]) -> None:
+            task = tasks.create_task(coroutine)
+            running.add(task)
+            task.add_done_callback(running.discard)
+
+        try:
+            yield start
+        finally:
+            for task in tuple(running):
+                task.cancel()
+
+
+async def uninterrupted(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run it to its end, even while the caller is cancelled; that cancellation is raised afterwards.
+
+    For ends that must be clean. They have to be bounded in time by themselves.
+    """
+    task = asyncio.ensure_future(coroutine)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        task.exception()  # seen, so that nobody complains that it was not; the cancellation matters more
+        raise cancelled
+    return task.result()
+
+
+async def in_thread(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """Call it in a thread that nobody has to wait for: neither a caller that is cancelled, nor the process at its end.
+
+    For long computations without effects. The threads of an executor, and anyio's, hold up the interpreter's end until
+    they are done.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def tell(settle: Callable[[Any], None], outcome: T | BaseException) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(lambda: None if done.done() else settle(outcome))
+
+    def work() -> None:
+        try:
+            result = function(*arguments, **options)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the caller's
+            tell(done.set_exception, error)
+        else:
+            tell(done.set_result, result)
+
+    threading.Thread(target=work, name=f"in_thread {function.__name__}", daemon=True).start()
+    return await done

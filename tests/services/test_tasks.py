@@ -1,0 +1,125 @@
+"""Tasks end with their owner, and a clean end is not cut short."""
+
+import asyncio
+import os
+import signal
+import threading
+
+import pytest
+
+from sds_agent.app import _until_signalled
+from sds_agent.tasks import companions, in_thread, uninterrupted
+
+
+class Step:
+    """Something that can be waited for and seen to be cancelled."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.outcome = "not begun"
+
+    async def run(self) -> None:
+        self.outcome = "under way"
+        self.begun.set()
+        try:
+            await self.go_on.wait()
+            self.outcome = "done"
+        except asyncio.CancelledError:
+            self.outcome = "cancelled"
+            raise
+
+
+async def test_leaving_the_context_ends_its_tasks() -> None:
+    step = Step()
+    async with asyncio.timeout(10):
+        async with companions() as start:
+            start(step.run())
+            await step.begun.wait()
+        assert step.outcome == "cancelled"
+
+
+async def test_a_task_that_fails_ends_the_others_and_the_body() -> None:
+    step = Step()
+
+    async def fail() -> None:
+        await step.begun.wait()
+        raise OSError("broken")
+
+    async def play() -> None:
+        async with companions() as start:
+            start(step.run())
+            start(fail())
+            await asyncio.Event().wait()
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await asyncio.wait_for(play(), 10)
+    assert [str(each) for each in raised.value.exceptions] == ["broken"]
+    assert step.outcome == "cancelled"
+
+
+async def test_a_clean_end_is_reached_though_its_caller_is_cancelled_again_and_again() -> None:
+    step = Step()
+    async with asyncio.timeout(10):
+        caller = asyncio.create_task(uninterrupted(step.run()))
+        await step.begun.wait()
+        for _ in range(3):
+            caller.cancel()
+            await asyncio.wait([caller], timeout=0)
+        assert step.outcome == "under way"
+        step.go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+    assert step.outcome == "done"
+
+
+async def test_the_result_and_the_failure_of_a_clean_end_are_its_callers() -> None:
+    async def seven() -> int:
+        return 7
+
+    async def fail() -> None:
+        raise OSError("broken")
+
+    assert await uninterrupted(seven()) == 7
+    with pytest.raises(OSError, match="broken"):
+        await uninterrupted(fail())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_first_signal_begins_the_end_and_the_second_is_not_caught(number: signal.Signals) -> None:
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    while_ending = {}
+    async with asyncio.timeout(10), _until_signalled():
+        os.kill(os.getpid(), number)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            while_ending = {each: signal.getsignal(each) for each in before}
+    assert set(while_ending.values()) == {signal.SIG_DFL}
+    assert {each: signal.getsignal(each) for each in before} == before
+
+
+async def test_a_time_out_of_something_else_is_not_taken_for_a_signal() -> None:
+    with pytest.raises(TimeoutError):
+        async with _until_signalled():
+            raise TimeoutError
+
+
+async def test_what_a_thread_computes_or_raises_is_its_callers() -> None:
+    def divide(number: int, *, by: int) -> float:
+        assert threading.current_thread() is not threading.main_thread()
+        return number / by
+
+    assert await in_thread(divide, 6, by=3) == 2
+    with pytest.raises(ZeroDivisionError):
+        await in_thread(divide, 6, by=0)
+
+
+async def test_a_caller_that_is_cancelled_does_not_wait_for_its_thread() -> None:
+    go_on = threading.Event()
+    caller = asyncio.create_task(in_thread(go_on.wait, 10))
+    await asyncio.wait([caller], timeout=0)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(caller, 5)
+    go_on.set()
