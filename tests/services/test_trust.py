@@ -11,7 +11,7 @@ from cryptography import x509
 from fakes.authorities import ScriptedTrust
 from fakes.clocks import HAND_LOOP, HandClock
 from fakes.events import Events, recorded
-from fakes.hierarchy import DAY, make_ca
+from fakes.hierarchy import DAY, make_ca, make_leaf
 
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, TellsTrust
 from sds_agent.clock import LONGEST_SLEEP
@@ -69,6 +69,21 @@ def test_the_bundle_holds_the_anchors_of_every_authority(store: SecretStore, tru
     assert served(store) == {ROOTS[0], ROOTS[1], ROOTS[2]}
     assert trust.of("a") == (ROOTS[0], ROOTS[1])
     assert trust.of("c") == ()
+
+
+def test_a_certificate_that_is_no_ca_does_not_enter_the_bundle(
+    store: SecretStore, trust: Trust, events: Events
+) -> None:
+    """A CA that tells a server's certificate as a root would make every Envoy trust that server."""
+    server = make_leaf(make_ca("root"))
+    for _ in range(2):
+        trust.update("a", (server, ROOTS[0]))
+    assert served(store) == {ROOTS[0]}
+    (told,) = events.named("anchors_left_out")
+    assert told["level"] == "error"
+    assert "is no CA" in told["causes"][0]
+    trust.update("a", (server,))
+    assert served(store) == {ROOTS[0]}, "an empty bundle would make every handshake fail"
 
 
 def test_an_authoritys_new_anchors_take_the_place_of_its_old_ones(store: SecretStore, trust: Trust) -> None:

@@ -11,6 +11,7 @@ from sds_agent import log
 from sds_agent.authority.protocol import AuthorityError, TellsTrust
 from sds_agent.clock import Clock, until
 from sds_agent.pki.certificates import CertificateError, read_pem, unique, write_pem
+from sds_agent.pki.rules import fault_of_ca
 from sds_agent.secrets.model import BundleSecret
 from sds_agent.secrets.store import SecretStore
 
@@ -27,6 +28,7 @@ class Trust:
         self._store = store
         self._names = tuple(names)
         self._anchors: dict[str, tuple[x509.Certificate, ...]] = {}
+        self._left_out: dict[str, tuple[str, ...]] = {}
 
     def of(self, authority: str) -> tuple[x509.Certificate, ...]:
         """The anchors known of one authority."""
@@ -36,9 +38,10 @@ class Trust:
         """Take an authority's anchors, and publish the bundle if that changes its content.
 
         Certificates are compared as DER, and their order is our own: a CA that tells the same anchors in another
-        order changes nothing. An authority that tells no anchors changes nothing: an empty bundle would
-        make every handshake fail.
+        order changes nothing. What is no CA certificate is left out: in a bundle it would vouch for its holder, whoever
+        that is. An authority that tells no anchors changes nothing: an empty bundle would make every handshake fail.
         """
+        anchors = self._usable(authority, anchors)
         if not anchors:
             return
         self._anchors[authority] = anchors
@@ -46,6 +49,14 @@ class Trust:
         bundle = BundleSecret(write_pem(sorted(together, key=_der)))
         if self._store.publish(dict.fromkeys(self._names, bundle)):
             log.event(LOG, "trust_changed", authority=authority, anchors=len(together), version=bundle.version)
+
+    def _usable(self, authority: str, anchors: tuple[x509.Certificate, ...]) -> tuple[x509.Certificate, ...]:
+        faults = {anchor: fault for anchor in anchors if (fault := fault_of_ca(anchor))}
+        causes = tuple(faults.values())
+        if causes and causes != self._left_out.get(authority):
+            log.event(LOG, "anchors_left_out", level=logging.ERROR, authority=authority, causes=causes)
+        self._left_out[authority] = causes
+        return tuple(anchor for anchor in anchors if anchor not in faults)
 
 
 async def refresh(trust: Trust, name: str, authority: TellsTrust, clock: Clock) -> None:

@@ -94,7 +94,7 @@ def fault_as_issuer(certificate: x509.Certificate, chain: Chain, times: Times, *
     """What speaks against the certificate as the CA above `chain`, whose last certificate it has signed."""
     return (
         fault_of_certificate(certificate, times)
-        or _fault_of_ca(certificate)
+        or fault_of_ca(certificate)
         or _fault_of_path_length(certificate, chain)
         or (None if is_anchor else _fault_of_usages(certificate, chain[0]))
         or _fault_of_names(certificate, chain)
@@ -148,8 +148,8 @@ def _fault_of_extensions(certificate: x509.Certificate) -> str | None:
     return None
 
 
-def _fault_of_ca(certificate: x509.Certificate) -> str | None:
-    """Section 6.1.4, steps k and n.
+def fault_of_ca(certificate: x509.Certificate) -> str | None:
+    """Why the certificate may not issue others, wherever it stands (section 6.1.4, steps k and n).
 
     A self-signed version 1 certificate, which can have no BasicConstraints, is refused as an anchor too. OpenSSL lets
     it pass, but then any self-signed server certificate that is pinned by mistake may sign SVIDs, and X509-SVID
