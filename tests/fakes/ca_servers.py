@@ -1,6 +1,7 @@
 """Our CA server inside a test, and what its callers need: a real gRPC client over real TLS, tokens, their issuer."""
 
 import json
+import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -53,6 +54,15 @@ class Identity:
         """For a connection that shows this certificate."""
         chain = "".join(self.elements[:-1]).encode()
         return grpc.ssl_channel_credentials(roots, to_pkcs8_pem(self.key), chain)
+
+    def context(self, directory: Path) -> ssl.SSLContext:
+        """The same for Python's TLS, which reads a certificate from a file alone."""
+        pem = directory / "identity.pem"
+        pem.touch(0o600)
+        pem.write_bytes("".join(self.elements[:-1]).encode() + to_pkcs8_pem(self.key))
+        context = ssl.create_default_context(cadata=self.elements[-1])
+        context.load_cert_chain(pem)
+        return context
 
 
 class Shifted(SystemClock):
@@ -153,7 +163,9 @@ async def ask(
     sent = (*headers, *((("authorization", f"Bearer {token}"),) if token is not None else ()))
     call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
     data = await call(request.SerializeToString(), metadata=sent, timeout=PATIENCE)
-    return Identity(key, tuple(CertificateResponse.FromString(data).cert_chain))
+    answer = CertificateResponse.FromString(data)
+    assert not answer.root_cert, "a proposal that no client of Istio's reads"
+    return Identity(key, tuple(answer.cert_chain))
 
 
 @asynccontextmanager
@@ -165,13 +177,15 @@ async def served(
     more: str = "",
     clock: Clock | None = None,
     roots: bytes | None = None,
+    listen: str = "127.0.0.1:0",
 ) -> AsyncIterator[Served]:
     """A CA on that directory. `callers` and `more` are lines of YAML; `roots` are read from the signer unless given."""
     clock = clock or SystemClock()
     issuer = TokenIssuer()
     (directory / "jwks.json").write_bytes(issuer.key_set())
     (directory / "ca.yaml").write_text(
-        f"trust_domain: {TRUST_DOMAIN}\nlisten: 127.0.0.1:0\nserver_names: [localhost, 127.0.0.1]\n"
+        f"trust_domain: {TRUST_DOMAIN}\nlisten: {listen}\n"
+        "server_names: [localhost, 127.0.0.1, istiod.istio-system.svc]\n"
         f"signer: {signer}\naudit: audit.log\n{more}\n"
         "callers:\n"
         f'  jwt: [{{issuer: "{ISSUER}", audience: {AUDIENCE}, jwks: jwks.json}}]\n'

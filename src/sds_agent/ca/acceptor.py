@@ -4,16 +4,19 @@ grpcio's own TLS either requires a client certificate or never asks for one, and
 port. So connections are accepted here, and their bytes relayed to the gRPC server on a Unix socket in a directory of
 its own (0700). Each relay's end of that socket is bound to an abstract name that nobody else knows: gRPC shows it as
 the call's peer, and it leads to what is known of the connection. When gRPC ends a connection, because it is old or
-idle, the relay passes on what is left and closes it too.
+idle, the relay passes on what is left and closes it too. A connection ends with its client's certificate: a client
+that renewed in time comes back with the new one, where it would be refused on the old connection.
 """
 
 import asyncio
 import logging
+import math
 import secrets
 import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import cast
 
@@ -49,9 +52,17 @@ UNKNOWN = Peer("unknown", None, ())
 class Acceptor:
     """Accepts TLS connections and relays each to the Unix socket `backend`. At most `most` are open at one time."""
 
-    def __init__(self, backend: Path, offer: Callable[[], Offer], most: int, handshake: float = HANDSHAKE) -> None:
+    def __init__(
+        self,
+        backend: Path,
+        offer: Callable[[], Offer],
+        now: Callable[[], datetime],
+        most: int,
+        handshake: float = HANDSHAKE,
+    ) -> None:
         self._backend = backend
         self._offer = offer
+        self._now = now
         self._most = most
         self._handshake = handshake
         self._open = 0
@@ -100,9 +111,11 @@ class Acceptor:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             offer = self._offer()
             await self._shake_hands(connection, front, offer.context)
-            self._peers[name] = Peer(address, _client_certificate(front.transport), offer.anchors)
+            certificate = _client_certificate(front.transport)
+            self._peers[name] = Peer(address, certificate, offer.anchors)
             await self._reach_backend(name, back)
-            await _relay(front, back)
+            with anyio.move_on_after(self._left(certificate)):
+                await _relay(front, back)
         except (OSError, CertificateError, SignerError, TimeoutError) as error:
             # OSError is also what ssl's errors derive from; anybody who connects can cause them
             log.event(LOG, "connection_failed", level=logging.DEBUG, address=address, cause=str(error))
@@ -114,6 +127,10 @@ class Acceptor:
             front.abort()
             back.abort()
             connection.close()
+
+    def _left(self, certificate: x509.Certificate | None) -> float:
+        """Seconds until a connection with that client certificate has to end."""
+        return math.inf if certificate is None else (certificate.not_valid_after_utc - self._now()).total_seconds()
 
     async def _shake_hands(self, connection: socket.socket, front: "_Half", context: ssl.SSLContext) -> None:
         await asyncio.get_running_loop().connect_accepted_socket(
