@@ -49,6 +49,14 @@ def test_the_ca_and_its_roots() -> None:
     assert (read.ca_file, read.cluster_id, read.cert_signer) == (Path("/etc/roots.pem"), "c2", "clusterissuers/x")
 
 
+def test_a_ca_at_localhost_is_an_istiod_whose_port_is_forwarded() -> None:
+    assert authority(CA_ADDR="localhost:15012").server_name == "istiod.istio-system.svc"
+    assert authority(CA_ADDR="127.0.0.1:15012").server_name is None
+    assert authority().server_name is None
+    told = authority(CA_ADDR="localhost:15012", SDS_AGENT__AUTHORITIES__ISTIO__SERVER_NAME="ca.example")
+    assert told.server_name == "ca.example"
+
+
 def test_a_machines_provisioned_certificate_brings_its_roots() -> None:
     read = authority(PROV_CERT="/etc/certs")
     assert (read.provisioned, read.ca_file) == (Path("/etc/certs"), Path("/etc/certs/root-cert.pem"))

@@ -14,6 +14,7 @@ from sds_agent.config.shapes import KeyPath, quoted
 
 _TRUST_DOMAIN = "cluster.local"
 _ROOTS = "/var/run/secrets/istio/root-cert.pem"
+_ISTIOD = "istiod.istio-system.svc"  # whom pilot-agent expects behind a port that is forwarded
 _TOKEN = "/var/run/secrets/tokens/istio-token"  # noqa: S105 - the place of a token, not a token
 _NAME = "istio"
 _AUTHORITY: KeyPath = ("authorities", _NAME)
@@ -73,6 +74,8 @@ class _Reading:
             mend = "name the file with the CA's roots: those of the system vouch for too many"
             self._refuse("CA_ROOT_CA", (*_AUTHORITY, "ca_file"), mend)
         self._default((*_AUTHORITY, "token_file"), _TOKEN)
+        if "localhost" in self._environ.get("CA_ADDR", "").rpartition(":")[0]:
+            self._default((*_AUTHORITY, "server_name"), _ISTIOD)
 
     def put_key(self) -> None:
         """RSA 2048 unless said otherwise."""
