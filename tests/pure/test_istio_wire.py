@@ -154,6 +154,15 @@ def test_a_status_nobody_knows_passes_by_itself() -> None:
     assert refusal(Status("SOMETHING_NEW", ""), "ca:1").kind is ErrorKind.TRANSIENT
 
 
+def test_a_node_agent_is_told_what_else_can_be_wrong() -> None:
+    """istiod calls whoever may not impersonate unauthenticated."""
+    status = Status("UNAUTHENTICATED", "request impersonation authentication failure")
+    told = refusal(status, "ca:1", impersonate=True)
+    assert told.kind is ErrorKind.UNAUTHENTICATED
+    assert "CA_TRUSTED_NODE_ACCOUNTS" in str(told)
+    assert "CA_TRUSTED_NODE_ACCOUNTS" not in str(refusal(status, "ca:1"))
+
+
 @pytest.mark.parametrize(
     ("uris", "good"),
     [

@@ -129,12 +129,15 @@ class IstioAuthority:
             if isinstance(answer, bytes):
                 return answer
             if answer.code not in _ELSEWHERE:
-                raise refusal(answer, address)
+                raise self._refusal(answer, address)
             log.event(LOG, "certificate_not_taken", level=logging.WARNING, address=address, status=answer.code)
         answer = await self._call(address, last, message)
         if isinstance(answer, bytes):
             return answer
-        raise refusal(answer, address)
+        raise self._refusal(answer, address)
+
+    def _refusal(self, status: Status, address: str) -> AuthorityError:
+        return refusal(status, address, impersonate=self._options.impersonate)
 
     async def _call(self, address: str, way: _Way, message: bytes) -> bytes | Status:
         """One call over a connection of its own."""

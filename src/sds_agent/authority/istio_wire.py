@@ -48,6 +48,11 @@ _MENDS = {
     "INTERNAL": "look at the CA's own log: it may not be ready yet, or its signer has expired",
 }
 
+_NOT_FOR_OTHERS = (
+    "look at the token, and whether the CA lets this caller act for others: istiod wants it in "
+    "CA_TRUSTED_NODE_ACCOUNTS, a pod of that identity on its node, and cluster_id, which is Kubernetes unless set there"
+)
+
 
 class Status(Struct, frozen=True):
     """How a call failed: the name of the gRPC status code, and the CA's (or the library's) words about it."""
@@ -109,12 +114,14 @@ def _invalid(what: str) -> AuthorityError:
     )
 
 
-def refusal(status: Status, address: str) -> AuthorityError:
-    """What a failed call means."""
+def refusal(status: Status, address: str, *, impersonate: bool = False) -> AuthorityError:
+    """What a failed call means. To Istio, a caller that may not impersonate is not authenticated."""
     kind = _KINDS.get(status.code, ErrorKind.TRANSIENT)
     words = printable(status.details)
     said = f"{status.code}: {words}" if words else status.code
     mend = _MENDS.get(status.code, "look at the CA's own log")
+    if impersonate and kind is ErrorKind.UNAUTHENTICATED:
+        mend = _NOT_FOR_OTHERS
     return AuthorityError(kind, f"the Istio CA at {address} did not issue ({said}); {mend}")
 
 
