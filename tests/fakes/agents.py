@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,20 @@ def write_config(directory: Path, **ttls: str) -> Path:
 @asynccontextmanager
 async def agent(config: Path) -> AsyncIterator[Agent]:
     """Run the agent on a configuration made by `write_config`, inside this context."""
-    command = [sys.executable, "-m", "sds_agent", "run", str(config), "--log-format", "json", "--log-level", "debug"]
+    async with _run([str(config)], {}, config.with_name("sds.sock")) as running:
+        yield running
+
+
+@asynccontextmanager
+async def agent_by_environment(environment: Mapping[str, str], socket: Path) -> AsyncIterator[Agent]:
+    """Run the agent without a file, on variables alone, inside this context."""
+    async with _run([], {**environment, "SDS_AGENT__SDS__SOCKET": str(socket)}, socket) as running:
+        yield running
+
+
+@asynccontextmanager
+async def _run(arguments: list[str], environment: Mapping[str, str], socket: Path) -> AsyncIterator[Agent]:
+    command = [sys.executable, "-m", "sds_agent", "run", *arguments, "--log-format", "json", "--log-level", "debug"]
     path = os.pathsep.join([str(SOURCE / "src"), str(SOURCE / "proto_gen")])
-    async with started(command, {"PYTHONPATH": path}) as program:
-        yield Agent(program, config.with_name("sds.sock"))
+    async with started(command, {"PYTHONPATH": path, **environment}) as program:
+        yield Agent(program, socket)

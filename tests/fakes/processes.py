@@ -5,6 +5,7 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
 from anyio.abc import ByteReceiveStream, Process
@@ -58,10 +59,12 @@ class Program:
 
 
 @asynccontextmanager
-async def started(command: Sequence[str], environment: Mapping[str, str] | None = None) -> AsyncIterator[Program]:
-    """Run a program inside this context; it is killed at the end if it has not ended."""
+async def started(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, directory: Path | None = None
+) -> AsyncIterator[Program]:
+    """Run a program inside this context, in `directory` where one is given; it is killed at the end if it runs on."""
     env = {**os.environ, **(environment or {})}
-    async with await anyio.open_process(command, stdout=subprocess.DEVNULL, env=env) as process:
+    async with await anyio.open_process(command, stdout=subprocess.DEVNULL, env=env, cwd=directory) as process:
         program = Program(process)
         assert process.stderr is not None
         async with anyio.create_task_group() as tasks:
