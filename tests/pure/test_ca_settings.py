@@ -1,11 +1,16 @@
 """The CA's configuration: every mistake is told at once, with its line and the way to mend it."""
 
+import json
 import re
 import textwrap
 from pathlib import Path
+from typing import Any
 
+import jsonschema  # type: ignore[import-untyped]  # it ships no types
 import pytest
+import yaml
 
+from sds_agent.ca.schema import FILE, json_schema
 from sds_agent.ca.settings import load
 from sds_agent.config.problems import ConfigError
 
@@ -28,6 +33,9 @@ callers:
 limits: {at_once: 10, per_caller: 5, connections: 100, connection_age: 10m}
 audit: audit.log
 """
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "ca-server.md").read_text()
+EXAMPLE = textwrap.dedent(re.findall(r"^((?:    .*\n)+)", PAGE[: PAGE.index("## Keys")], re.MULTILINE)[0])
 LEAST = "trust_domain: cluster.local\nsigner: {self_signed: r}\ncallers: {join_tokens: t}\n"
 
 
@@ -88,7 +96,76 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
 
 
 def test_the_page_shows_a_configuration_that_is_good(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "ca-server.md").read_text()
-    (shown,) = re.findall(r"^((?:    .*\n)+)", page[: page.index("## Keys")], re.MULTILINE)
-    read = load(written(tmp_path, textwrap.dedent(shown)))
+    read = load(written(tmp_path, EXAMPLE))
     assert read.callers.join_tokens == Path("/var/lib/sds-agent/tokens")
+
+
+# The schema
+
+
+def test_the_schema_that_is_checked_in_is_what_the_settings_give() -> None:
+    jsonschema.Draft202012Validator.check_schema(json_schema())
+    assert json.loads(FILE.read_text()) == json_schema()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [WHOLE, LEAST, EXAMPLE, (ROOT / "envoy" / "compose" / "ca.yaml").read_text()],
+    ids=["whole", "least", "the page's", "the compose setup's"],
+)
+def test_what_is_good_for_the_ca_is_good_for_an_editor(text: str, tmp_path: Path) -> None:
+    load(written(tmp_path, text))
+    jsonschema.validate(yaml.safe_load(text), json_schema(), jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "trust_domain: X",
+        "unknown: 1",
+        "listen: 15012",
+        "listen: '::1:15012'",
+        "listen: ':15012'",
+        "server_names: []",
+        "server_names: ['a b']",
+        "server_names: [Upper.example]",
+        "signer: {cacerts: ''}",
+        "signer: {self_signed: r, key: ec-p999}",
+        "signer: {self_signed: r, root_lifetime: 10}",
+        "callers: {join_tokens: t, mtls: 1}",
+        "callers: {join_tokens: t, jwt: []}",
+        "callers: {jwt: [{issuer: i, audience: a}]}",
+        "callers: {jwt: [{issuer: '', audience: a, jwks: f}]}",
+        "callers: {jwt: [{issuer: i, audience: a, jwks: 'http://x/y'}]}",
+        "callers: {join_tokens: t, node_agents: [{identity: spiffe://cluster.local/a}]}",
+        "callers: {join_tokens: t, node_agents: [{identity: a, may_act_for: [spiffe://cluster.local/*]}]}",
+        "callers: {join_tokens: t, node_agents: [{identity: spiffe://cluster.local/a, may_act_for: ['*']}]}",
+        "limits: {at_once: 0}",
+        "limits: {connection_age: forever}",
+        "log: {level: loud}",
+    ],
+)
+def test_what_the_ca_refuses_an_editor_marks(change: str, tmp_path: Path) -> None:
+    text = yaml.safe_dump(yaml.safe_load(LEAST) | yaml.safe_load(change))
+    with pytest.raises(ConfigError):
+        load(written(tmp_path, text))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(yaml.safe_load(text), json_schema(), jsonschema.Draft202012Validator)
+
+
+def test_the_page_tells_of_every_key_and_its_default() -> None:
+    rows = dict(re.findall(r"^\| `([^`]+)` \|([^|]*)\|", PAGE[PAGE.index("## Keys") :], re.MULTILINE))
+    for path, default in defaults(json_schema()).items():
+        shown = rows[path.rsplit("].", 1)[-1]]
+        if default is not None:
+            assert shown.strip(" `") == str(default).lower(), path
+
+
+def defaults(schema: dict[str, Any], path: str = "") -> dict[str, object]:
+    """Every key of the schema that holds no others, with its default; None without one."""
+    found: dict[str, object] = {}
+    for name, inner in schema.get("properties", {}).items():
+        here = f"{path}.{name}" if path else name
+        below = defaults(inner, here) | defaults(inner.get("items", {}), f"{here}[]")
+        found |= below or {here: inner.get("default")}
+    return found

@@ -12,6 +12,7 @@ import pytest
 from fakes.ca_servers import TRUST_DOMAIN, WEB, Served, TokenIssuer
 from fakes.processes import Program, started
 
+from sds_agent.ca.schema import json_schema
 from sds_agent.cli.main import main
 from sds_agent.pki.certificates import read_pem, subject_alternative_uris, write_pem
 
@@ -107,6 +108,11 @@ def test_a_server_that_cannot_be_good_does_not_start(
     file.write_text(CONFIG.replace(old, new))
     assert main(["ca", "serve", str(file)]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_the_schema_of_the_file_is_printed_for_an_editor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ca", "schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == json_schema()
 
 
 async def test_a_killed_server_forgets_no_spent_token(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

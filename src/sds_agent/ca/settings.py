@@ -11,7 +11,7 @@ from msgspec import Struct
 from sds_agent.ca.policy import NodeAgent
 from sds_agent.config import source
 from sds_agent.config.problems import ConfigError, Problem, render
-from sds_agent.config.scalars import PATH, TRUST_DOMAIN, WORKLOAD_ID, choice, duration, text, whole
+from sds_agent.config.scalars import FLAG, PATH, TRUST_DOMAIN, WORKLOAD_ID, choice, duration, text, whole
 from sds_agent.config.settings import LogSettings
 from sds_agent.config.shapes import (
     INVALID,
@@ -93,18 +93,27 @@ def _words(value: object, _base: Path) -> str:
     return written
 
 
-_ADDRESS = Scalar("an address and a port such as 127.0.0.1:15012", _address, {"type": "string"})
-_SERVER_NAME = Scalar("a DNS name in lower case or an IP address", _server_name, {"type": "string"})
-_JWKS = Scalar("the path of a file, or a URL that begins with https://", _jwks, {"type": "string"})
-_PATTERN = Scalar("a SPIFFE ID, or one that ends in /* for all below it", _pattern, {"type": "string"})
+_ADDRESS = Scalar(
+    "an address and a port such as 127.0.0.1:15012",
+    _address,
+    {"type": "string", "pattern": r"^(\[[^\[\]]+\]|[^\[\]:]+):[0-9]+$"},
+)
+_SERVER_NAME = Scalar(
+    "a DNS name in lower case or an IP address",
+    _server_name,
+    {"type": "string", "pattern": r"^(\*\.)?[a-z0-9-]+(\.[a-z0-9-]+)*$|^[0-9A-Fa-f:.]+$"},
+)
+_JWKS = Scalar(
+    "the path of a file, or a URL that begins with https://",
+    _jwks,
+    {"type": "string", "pattern": "^https://|^(?!.*://)."},
+)
+_PATTERN = Scalar(
+    "a SPIFFE ID, or one that ends in /* for all below it",
+    _pattern,
+    {"type": "string", "pattern": r"^spiffe://[a-z0-9._-]+((/[A-Za-z0-9._-]+)+(/\*)?|/\*)$"},
+)
 _WORDS = Scalar("printable text", _words, {"type": "string", "minLength": 1})
-_FLAG = Scalar("true or false", lambda value, _base: _flag(value), {"type": "boolean"}, bool)
-
-
-def _flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise UnacceptableError
-    return value
 
 
 @settings
@@ -166,7 +175,7 @@ class CallerSettings:
     jwt: tuple[JwtSettings, ...] = setting(
         Listing(Section(JwtSettings), "issuers"), "The issuers whose tokens are taken.", default=()
     )
-    mtls: bool = setting(_FLAG, "Whether a workload may renew with its current certificate.", default=True)
+    mtls: bool = setting(FLAG, "Whether a workload may renew with its current certificate.", default=True)
     join_tokens: Path | None = setting(PATH, "The directory of the join tokens.", default=None)
     node_agents: tuple[NodeAgentSettings, ...] = setting(
         Listing(Section(NodeAgentSettings), "node agents"), "The callers that may act for others.", default=()

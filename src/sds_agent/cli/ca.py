@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from sds_agent.cli import ca_check, ca_intermediate, ca_root, ca_serve, ca_token
+from sds_agent.cli import ca_check, ca_intermediate, ca_root, ca_schema, ca_serve, ca_token
 
 COMMANDS: tuple[tuple[str, Any, str], ...] = (
     ("root", ca_root, "make an offline root"),
@@ -11,6 +11,7 @@ COMMANDS: tuple[tuple[str, Any, str], ...] = (
     ("check", ca_check, "say whether a directory can be plugged in, and what is wrong with it"),
     ("serve", ca_serve, "sign for others, in Istio's certificate protocol, until SIGTERM or SIGINT"),
     ("token", ca_token, "make a join token for a machine that has no other proof of who it is"),
+    ("schema", ca_schema, "print the JSON Schema of the CA server's configuration file"),
 )
 """Each subcommand's name, its module and what it does. A new one is a new line."""
 

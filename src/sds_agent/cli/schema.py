@@ -1,6 +1,7 @@
 """`sds-agent schema`: print the JSON Schema of the configuration file."""
 
 import argparse
+from collections.abc import Mapping
 
 from sds_agent.cli import output
 
@@ -11,9 +12,14 @@ def add_arguments(_parser: argparse.ArgumentParser) -> None:
 
 def run(_arguments: argparse.Namespace) -> int:
     """Print it as an editor takes it."""
+    from sds_agent.config.schema import json_schema  # noqa: PLC0415 - imported by the command that needs it
+
+    show(json_schema())
+    return 0
+
+
+def show(schema: Mapping[str, object]) -> None:
+    """Print a schema."""
     import json  # noqa: PLC0415 - imported by the command that needs it
 
-    from sds_agent.config.schema import json_schema  # noqa: PLC0415 - likewise
-
-    output.write(json.dumps(json_schema(), indent=2))
-    return 0
+    output.write(json.dumps(schema, indent=2))

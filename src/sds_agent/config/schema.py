@@ -19,11 +19,16 @@ FILE = Path(__file__).with_name("sds-agent.schema.json")
 
 def json_schema() -> Schema:
     """The schema (JSON Schema draft 2020-12) of the whole file."""
+    return schema_of(Settings, "sds-agent configuration", "What `sds-agent run FILE` reads.")
+
+
+def schema_of(root: type[Any], title: str, description: str) -> Schema:
+    """The schema of a file whose keys a settings class declares."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "sds-agent configuration",
-        "description": "What `sds-agent run FILE` reads.",
-        **_section(Settings),
+        "title": title,
+        "description": description,
+        **_section(root),
     }
 
 
