@@ -22,8 +22,8 @@ from sds_agent.issuance.issuer import Issuer, Workload
 from sds_agent.issuance.kept import Keeper
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.trust import Trust, refresh
-from sds_agent.sds import health
 from sds_agent.sds.endpoint import SocketFile
+from sds_agent.sds.health import Health
 from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import SERVICE, SecretDiscoveryService
 from sds_agent.secrets.readiness import complete, missing, watched
@@ -186,10 +186,10 @@ async def agent(settings: Settings, cas: dict[str, Authority], clock: Clock) -> 
             )
             start(issuer.run())
         _start_outputs(start, settings, store, clock)
-        readiness = health.handler(lambda: not missing(store.snapshot), frozenset({SERVICE}))
+        readiness = Health(lambda: not missing(store.snapshot), frozenset({SERVICE}))
         async with serving(service, _socket_file(settings), limits, [readiness], before_probe=lambda: complete(store)):
             log.event(LOG, "listening", socket=str(settings.sds.socket))
-            with watched(store):
+            with watched(store), store.watching(lambda _changed: readiness.look()):
                 yield store
 
 

@@ -11,15 +11,12 @@ import pytest
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
 from fakes.events import Events, recorded
 from fakes.peers import Peer, SotwStream, chain_of, connected
-from sds_agent_proto.health_pb2 import HealthCheckRequest
 
-from sds_agent.sds import health
 from sds_agent.sds.endpoint import SocketFile
 from sds_agent.sds.protocol import Finish, Status
 from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import SecretDiscoveryService, explain
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
-from sds_agent.secrets.readiness import missing
 from sds_agent.secrets.store import SecretStore
 
 LATER = datetime(2036, 1, 1, tzinfo=UTC)
@@ -275,30 +272,3 @@ async def test_client_that_asks_and_leaves_again_and_again_leaves_nothing_behind
         await events.wait("left", count=51)  # with the server's own probe
         assert not store.awaited(["late"])
         assert store._watchers == {}
-
-
-async def test_health_follows_readiness(tmp_path: Path) -> None:
-    store, socket = SecretStore(("late",)), tmp_path / "sds.sock"
-    prober = health.handler(lambda: not missing(store.snapshot), frozenset({"a.Service"}))
-    async with serving(SecretDiscoveryService(store), SocketFile(socket), Limits(), [prober]):
-        assert not await health.check(f"unix:{socket}", 5)
-        store.publish({"late": certificate(b"at last")})
-        assert await health.check(f"unix:{socket}", 5)
-
-
-async def test_health_of_an_unknown_service_is_not_found(tmp_path: Path) -> None:
-    prober = health.handler(lambda: True, frozenset({"a.Service"}))
-    file = SocketFile(tmp_path / "sds.sock")
-    async with (
-        serving(SecretDiscoveryService(SecretStore()), file, Limits(), [prober]),
-        grpc.aio.insecure_channel(f"unix:{file.path}") as channel,
-    ):
-        ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{health.SERVICE}/Check")
-        assert await ask(HealthCheckRequest(service="a.Service").SerializeToString()) == b"\x08\x01"
-        for data, code in (
-            (HealthCheckRequest(service="other").SerializeToString(), grpc.StatusCode.NOT_FOUND),
-            (b"\xff", grpc.StatusCode.INVALID_ARGUMENT),
-        ):
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await ask(data)
-            assert caught.value.code() is code

@@ -30,7 +30,7 @@ from sds_agent.clock import Clock, SystemClock
 from sds_agent.errors import ConfigurationError
 from sds_agent.files import UntrustedDirectoryError, locked, own_directory
 from sds_agent.pki.signer import SignerError
-from sds_agent.sds.health import handler as health
+from sds_agent.sds.health import Health
 
 LOG = logging.getLogger(__name__)
 
@@ -138,14 +138,17 @@ async def _grpc_server(service: CertificateService, path: Path, settings: CaSett
             ("grpc.http2.max_ping_strikes", 0),
         )
     )
-    server.add_generic_rpc_handlers((service.handler(), health(_always, frozenset({SERVICE}))))
+    health = Health(_always, frozenset({SERVICE}))
+    server.add_generic_rpc_handlers((service.handler(), health.handler()))
     server.add_insecure_port(f"unix:{path}")
     await server.start()
     try:
         yield
     finally:
         with anyio.CancelScope(shield=True):
-            await server.stop(FAREWELL)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(health.drain)
+                await server.stop(FAREWELL)
 
 
 def _always() -> bool:

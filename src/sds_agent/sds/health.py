@@ -1,8 +1,11 @@
-"""grpc.health.v1 on the SDS socket: whether the agent is ready, for `sds-agent ready` and every other prober.
+"""grpc.health.v1: whether a server of ours is ready, for `sds-agent ready` and every other prober.
 
-Source: gRPC's health checking protocol. `Check` alone is served: probers poll, and what changes is in the log.
+Source: gRPC's health checking protocol. The agent's socket and the CA server have it in common. `Check` answers once;
+`Watch` answers at once and again after each change, for a service that is not here with SERVICE_UNKNOWN. A watcher that
+reads slowly misses statuses in between, never the newest.
 """
 
+import asyncio
 from collections.abc import Callable
 
 import grpc
@@ -13,22 +16,93 @@ from sds_agent_proto.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from sds_agent.errors import SdsAgentError
 
 SERVICE = "grpc.health.v1.Health"
+MOST_WATCHERS = 1000
+"""Watches at one time. They need no proof of who asks, and each holds memory for as long as it likes."""
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
-def handler(ready: Callable[[], bool], services: frozenset[str]) -> grpc.GenericRpcHandler:
-    """Answer for the server as a whole (the empty name) and for `services`: SERVING while `ready` says so."""
+class Health:
+    """The service. It answers for the server as a whole (the empty name) and for `services`: SERVING while `ready`."""
 
-    async def check(data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        try:
-            request = HealthCheckRequest.FromString(data)
-        except DecodeError:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not a HealthCheckRequest")
-        if request.service and request.service not in services:
+    def __init__(
+        self, ready: Callable[[], bool], services: frozenset[str], *, most_watchers: int = MOST_WATCHERS
+    ) -> None:
+        self._ready = ready
+        self._services = services | {""}
+        self._most_watchers = most_watchers
+        self._watchers = 0
+        self._draining = False
+        self._changed = asyncio.Event()
+        self._left = asyncio.Event()
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The service as a handler for a grpc.aio server."""
+        methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            "Check": grpc.unary_unary_rpc_method_handler(self._check),
+            "Watch": grpc.unary_stream_rpc_method_handler(self._watch),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    def look(self) -> None:
+        """What `ready` says may be another: tell the watchers."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def drain(self) -> None:
+        """Say NOT_SERVING from now on, end every watch with OK and return when the last has ended."""
+        self._draining = True
+        self.look()
+        while self._watchers:
+            self._left = asyncio.Event()
+            await self._left.wait()
+
+    async def _check(self, data: bytes, context: Context) -> bytes:
+        service = await _asked(data, context)
+        if service not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no service of that name is here")
-        status = HealthCheckResponse.SERVING if ready() else HealthCheckResponse.NOT_SERVING
-        return HealthCheckResponse(status=status).SerializeToString()
+        return _written(self._status(service))
 
-    return grpc.method_handlers_generic_handler(SERVICE, {"Check": grpc.unary_unary_rpc_method_handler(check)})
+    async def _watch(self, data: bytes, context: Context) -> None:
+        service = await _asked(data, context)
+        if self._watchers >= self._most_watchers:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watch already: use Check")
+        self._watchers += 1
+        try:
+            await self._tell(service, context)
+        finally:
+            self._watchers -= 1
+            self._left.set()
+
+    async def _tell(self, service: str, context: Context) -> None:
+        told: HealthCheckResponse.ServingStatus | None = None
+        while True:
+            changed, status, last = self._changed, self._status(service), self._draining
+            if status != told:
+                await context.write(_written(status))
+                told = status
+            if last:
+                return
+            await changed.wait()
+
+    def _status(self, service: str) -> HealthCheckResponse.ServingStatus:
+        if service not in self._services:
+            return HealthCheckResponse.SERVICE_UNKNOWN
+        serving = self._ready() and not self._draining
+        return HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
+
+
+async def _asked(data: bytes, context: Context) -> str:
+    """The service that is asked for. Aborts the call for what is no request."""
+    try:
+        return HealthCheckRequest.FromString(data).service
+    except DecodeError:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not a HealthCheckRequest")
+    raise AssertionError  # abort always raises, which its types do not say
+
+
+def _written(status: HealthCheckResponse.ServingStatus) -> bytes:
+    return HealthCheckResponse(status=status).SerializeToString()
 
 
 class NoAnswerError(SdsAgentError):

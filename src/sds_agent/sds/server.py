@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Protocol
 
 import grpc
 import grpc.aio
@@ -21,10 +22,24 @@ HEAD_START = 0.25
 
 DRAIN = 1.0
 """Seconds for streams to end cleanly at shutdown."""
+FLUSH = 0.2
+"""Seconds for what ended them to reach the peers; it is over as soon as it has."""
 
 
 class ProbeError(SdsAgentError):
     """The server does not answer on its own socket."""
+
+
+class Service(Protocol):
+    """What the server serves beside secrets."""
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The service as a handler for a grpc.aio server."""
+        ...
+
+    async def drain(self) -> None:
+        """End its streams."""
+        ...
 
 
 class Limits(Struct, frozen=True):
@@ -56,7 +71,7 @@ async def serving(
     service: SecretDiscoveryService,
     file: SocketFile,
     limits: Limits,
-    others: Sequence[grpc.GenericRpcHandler] = (),
+    others: Sequence[Service] = (),
     *,
     before_probe: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[None]:
@@ -68,7 +83,8 @@ async def serving(
     """
     with claim(file) as endpoint:
         server = grpc.aio.server(options=options(limits), maximum_concurrent_rpcs=limits.streams)
-        server.add_generic_rpc_handlers((service.handler(), *others))
+        services = (service, *others)
+        server.add_generic_rpc_handlers([each.handler() for each in services])
         with endpoint.private_umask():
             server.add_insecure_port(endpoint.address)
         endpoint.appear()
@@ -80,12 +96,18 @@ async def serving(
             yield
         finally:
             endpoint.disappear()
-            await uninterrupted(_end(server, service))
+            await uninterrupted(_end(server, services))
 
 
-async def _end(server: grpc.aio.Server, service: SecretDiscoveryService) -> None:
-    await _within(DRAIN, service.drain())
-    await server.stop(None)
+async def _end(server: grpc.aio.Server, services: Sequence[Service]) -> None:
+    await _within(DRAIN, _drain(services))
+    await server.stop(FLUSH)
+
+
+async def _drain(services: Sequence[Service]) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        for each in services:
+            tasks.create_task(each.drain())
 
 
 async def _within(seconds: float, done: Awaitable[None]) -> None:

@@ -1,0 +1,173 @@
+"""grpc.health.v1 as probers use it: who asks is told the truth, who watches hears of every change."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import grpc
+import grpc.aio
+import pytest
+from fakes.ca_servers import served
+from sds_agent_proto.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+from sds_agent.ca.service import SERVICE as CA_SERVICE
+from sds_agent.sds import health
+from sds_agent.sds.endpoint import SocketFile
+from sds_agent.sds.health import Health
+from sds_agent.sds.server import Limits, serving
+from sds_agent.sds.service import SecretDiscoveryService
+from sds_agent.secrets.store import SecretStore
+
+Call = grpc.aio.UnaryStreamCall[bytes, bytes]
+Watch = Callable[..., Call]
+
+SERVING = HealthCheckResponse.SERVING
+NOT_SERVING = HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
+
+
+class Server:
+    """A server that a test makes ready and unready."""
+
+    ready = False
+
+    def __init__(self, directory: Path, most_watchers: int = 10) -> None:
+        self.health = Health(lambda: self.ready, frozenset({"a.Service"}), most_watchers=most_watchers)
+        self.address = f"unix:{directory / 'sds.sock'}"
+        self._socket = SocketFile(directory / "sds.sock")
+
+    def change(self, *, ready: bool) -> None:
+        self.ready = ready
+        self.health.look()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[grpc.aio.Channel]:
+        """The server, and a connection to it."""
+        service = SecretDiscoveryService(SecretStore())
+        async with (
+            grpc.aio.insecure_channel(self.address) as channel,
+            serving(service, self._socket, Limits(), [self.health]),
+        ):
+            yield channel
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Server:
+    return Server(tmp_path)
+
+
+@pytest.fixture
+async def watch() -> AsyncIterator[Watch]:
+    """Opens watches, and leaves them at the end: gRPC minds one that outlives its event loop."""
+    calls: list[Call] = []
+
+    def opened(channel: grpc.aio.Channel, service: str = "") -> Call:
+        ask: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{health.SERVICE}/Watch")
+        calls.append(ask(HealthCheckRequest(service=service).SerializeToString(), timeout=30))
+        return calls[-1]
+
+    yield opened
+    for call in calls:
+        call.cancel()
+
+
+async def rest(call: Call) -> tuple[list[HealthCheckResponse.ServingStatus], grpc.StatusCode]:
+    """What is told until the end, and how it ends; to be awaited before: what was not read by the end gRPC drops."""
+    told = []
+    while (next_one := await status(call)) is not None:
+        told.append(next_one)
+    return told, await call.code()
+
+
+async def status(call: Call) -> HealthCheckResponse.ServingStatus | None:
+    """The next status, or None at the end."""
+    data = await call.read()
+    return HealthCheckResponse.FromString(data).status if isinstance(data, bytes) else None
+
+
+async def test_check_follows_readiness(server: Server) -> None:
+    async with server.running():
+        assert not await health.check(server.address, 5)
+        server.change(ready=True)
+        assert await health.check(server.address, 5)
+
+
+async def test_check_of_an_unknown_service_is_not_found(server: Server) -> None:
+    server.ready = True
+    async with server.running() as channel:
+        ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{health.SERVICE}/Check")
+        assert await ask(HealthCheckRequest(service="a.Service").SerializeToString()) == b"\x08\x01"
+        for data, code in (
+            (HealthCheckRequest(service="other").SerializeToString(), grpc.StatusCode.NOT_FOUND),
+            (b"\xff", grpc.StatusCode.INVALID_ARGUMENT),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await ask(data)
+            assert caught.value.code() is code
+
+
+async def test_a_watcher_hears_of_every_change_once(server: Server, watch: Watch) -> None:
+    async with server.running() as channel:
+        call = watch(channel, "a.Service")
+        assert await status(call) == NOT_SERVING
+        server.health.look()
+        for ready in (True, False, True):
+            server.change(ready=ready)
+            assert await status(call) == (SERVING if ready else NOT_SERVING)
+
+
+async def test_a_watch_of_an_unknown_service_says_so_and_stays(server: Server, watch: Watch) -> None:
+    """The protocol has it so: the service may come."""
+    async with server.running() as channel:
+        call = watch(channel, "other")
+        assert await status(call) == SERVICE_UNKNOWN
+        known = watch(channel)
+        assert await status(known) == NOT_SERVING
+        server.change(ready=True)
+        assert await status(known) == SERVING
+        assert not call.done()
+
+
+async def test_a_watch_that_is_no_request_is_refused(server: Server) -> None:
+    async with server.running() as channel:
+        ask: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{health.SERVICE}/Watch")
+        assert await ask(b"\xff").code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_the_end_of_the_server_is_told_and_ends_every_watch_well(server: Server, watch: Watch) -> None:
+    """A watch that is cut off looks like a broken network; one that is left open would hold up the end."""
+    server.ready = True
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        async with server.running():
+            calls = [watch(channel) for _ in range(5)]
+            assert [await status(call) for call in calls] == [SERVING] * 5
+            ends = asyncio.gather(*(rest(call) for call in calls))
+            await anyio.lowlevel.checkpoint()
+        assert await ends == [([NOT_SERVING], grpc.StatusCode.OK)] * 5
+
+
+async def test_watchers_that_leave_make_room_for_others(tmp_path: Path, watch: Watch) -> None:
+    server = Server(tmp_path, most_watchers=1)
+    async with server.running() as channel:
+        first = watch(channel)
+        assert await status(first) == NOT_SERVING
+        assert await watch(channel).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        first.cancel()
+        with anyio.fail_after(10):
+            while server.health._watchers:
+                await health.check(server.address, 5)  # the server learns of it in its own time
+        assert await status(watch(channel)) == NOT_SERVING
+
+
+async def test_the_ca_is_watched_without_a_proof_and_says_when_it_ends(tmp_path: Path, watch: Watch) -> None:
+    async with AsyncExitStack() as until_the_end:
+        async with served(tmp_path) as ca:
+            channel = await until_the_end.enter_async_context(ca.connected())
+            calls = [watch(channel), watch(channel, CA_SERVICE)]
+            assert [await status(call) for call in calls] == [SERVING] * 2
+            ends = asyncio.gather(*(rest(call) for call in calls))
+            await anyio.lowlevel.checkpoint()
+        assert await ends == [([NOT_SERVING], grpc.StatusCode.OK)] * 2
