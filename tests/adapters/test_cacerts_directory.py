@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from fakes.ca_files import LEAF_WITH_CA_TRUE, by_cfssl, by_easyrsa, by_openssl, contents, files_of
-from fakes.hierarchy import DAY, NOW, URI, Ca, key_usage, make_ca, uris
+from fakes.hierarchy import DAY, NOW, URI, Ca, Key, key_usage, make_ca, make_crl, new_key, uris
 from fakes.openssl import openssl
 
 from sds_agent.authority.directory import DirectoryError, read_directory, read_passphrase
@@ -206,11 +204,8 @@ def test_bom_crlf_and_preamble_are_taken_and_istiods_limits_are_told(tmp_path: P
     assert "not the first certificate" in str(refused_by_istiod(behind)[0])
 
 
-def crl(issuer: Ca, serial: int) -> bytes:
-    assert isinstance(issuer.key, ec.EllipticCurvePrivateKey)
-    revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(NOW).build()
-    builder = x509.CertificateRevocationListBuilder(issuer.certificate.subject, NOW, NOW + DAY)
-    return builder.add_revoked_certificate(revoked).sign(issuer.key, hashes.SHA256()).public_bytes(Encoding.PEM)
+def crl(issuer: Ca, serial: int, key: Key | None = None) -> bytes:
+    return make_crl(issuer, serial, key=key).public_bytes(Encoding.PEM)
 
 
 def test_every_revocation_list_of_the_file_is_read() -> None:
@@ -222,6 +217,17 @@ def test_every_revocation_list_of_the_file_is_read() -> None:
     ]
     assert len(signing.crls) == 2
     assert "list 2 is damaged" in str(findings({**GOOD, "ca-crl.pem": crl(ROOT, 7) + crl(ROOT, 8)[:90]})[0])
+
+
+def test_a_revocation_list_that_would_revoke_nothing_is_refused() -> None:
+    """Whoever put it there believes in it."""
+    forged = crl(ROOT, 7) + crl(SIGNER, 8, key=new_key())
+    (told,) = findings({**GOOD, "ca-crl.pem": forged})
+    assert "list 2 names 'CN=signer' as its issuer, and is not signed with that CA's key" in str(told)
+    former = make_ca("signer", ROOT)
+    mended = {**GOOD, "cert-chain.pem": GOOD["cert-chain.pem"] + write_pem([former.certificate])}
+    assert read_signing_set({**mended, "ca-crl.pem": crl(former, 8)}, NOW).crls
+    assert read_signing_set({**GOOD, "ca-crl.pem": crl(make_ca("gone"), 8)}, NOW).crls, "a former CA's leaves live on"
 
 
 def test_a_place_that_cannot_be_read_is_told(tmp_path: Path) -> None:

@@ -137,6 +137,22 @@ def make_leaf(
     return _sign(issuer.certificate.subject, issuer.key, subject, key, not_before, not_after, extensions, digest)
 
 
+def make_crl(
+    issuer: Ca,
+    *revoked: x509.Certificate | int,
+    key: Key | None = None,
+    last_update: datetime = NOW - HOUR,
+    next_update: datetime = NOW + DAY,
+) -> x509.CertificateRevocationList:
+    """A revocation list of `issuer`: certificates, or serial numbers. With `key` another key has signed it."""
+    builder = x509.CertificateRevocationListBuilder(issuer.certificate.subject, last_update, next_update)
+    for each in revoked:
+        number = each if isinstance(each, int) else each.serial_number
+        builder = builder.add_revoked_certificate(x509.RevokedCertificateBuilder(number, last_update).build())
+    signing = key or issuer.key
+    return builder.sign(signing, None if isinstance(signing, _EDDSA) else SHA256)
+
+
 def _key_identifiers(key: Key, issuer_key: Key) -> list[Extension]:
     return [
         (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False),

@@ -9,7 +9,7 @@ from fakes.hierarchy import HOUR, NOW, URI, make_ca, make_leaf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sds_agent.ca.callers import SKEW, Caller, ClaimRule, Proof, from_certificate, from_claims, from_join_token
+from sds_agent.ca.callers import SKEW, Caller, ClaimRule, Proof, from_chain, from_claims, from_join_token
 from sds_agent.ca.limits import Quota
 from sds_agent.ca.policy import DEFAULT_TTL, LONGEST_TTL, NodeAgent, identity_for, key_of, listed, ttl_of
 from sds_agent.ca.refusal import Kind, RefusalError
@@ -82,9 +82,9 @@ def test_no_claim_of_any_kind_does_more_than_refuse(name: str, value: object) ->
 
 def test_a_certificate_speaks_for_its_one_uri_until_it_ends() -> None:
     leaf = make_leaf(ROOT)
-    assert str(from_certificate(leaf, (), "demo.example", NOW + HOUR).identity) == URI
+    assert str(from_chain((leaf, ROOT.certificate), (), "demo.example", NOW + HOUR).identity) == URI
     with pytest.raises(RefusalError, match="expired"):
-        from_certificate(leaf, (), "demo.example", NOW + HOUR + timedelta(seconds=1))
+        from_chain((leaf, ROOT.certificate), (), "demo.example", NOW + HOUR + timedelta(seconds=1))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_certificate_speaks_for_its_one_uri_until_it_ends() -> None:
 )
 def test_a_certificate_that_is_no_workloads_is_refused(leaf: x509.Certificate) -> None:
     with pytest.raises(RefusalError) as error:
-        from_certificate(leaf, (), "demo.example", NOW)
+        from_chain((leaf, ROOT.certificate), (), "demo.example", NOW)
     assert kind_of(error) is Kind.UNAUTHENTICATED
 
 

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from fakes.ca_servers import TRUST_DOMAIN, WEB, Served, Shifted, TokenIssuer, ask, plug, served
 from fakes.events import recorded
-from fakes.hierarchy import Ca, make_ca
+from fakes.hierarchy import Ca, Key, make_ca, make_crl
 
 from sds_agent.ca.server import serving
 from sds_agent.ca.settings import load
@@ -53,9 +53,9 @@ def refused(error: grpc.aio.AioRpcError, code: grpc.StatusCode, ca: Served, word
     assert words in ca.audit[0]["reason"]
 
 
-def fresh(name: str, issuer: Ca | None = None) -> Ca:
+def fresh(name: str, issuer: Ca | None = None, key: Key | None = None) -> Ca:
     now = datetime.now(UTC).replace(microsecond=0)
-    return make_ca(name, issuer, not_before=now - timedelta(days=1), not_after=now + timedelta(days=100))
+    return make_ca(name, issuer, key=key, not_before=now - timedelta(days=1), not_after=now + timedelta(days=100))
 
 
 @pytest.mark.parametrize("algorithm", ["ES256", "RS256", "EdDSA"])
@@ -331,20 +331,104 @@ async def test_a_revoked_certificate_renews_nothing(tmp_path: Path) -> None:
     async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])) as ca:
         got = await ca.ask(ca.issuer.token())
         with recorded() as events:
-            revoke(tmp_path / "cacerts" / "ca-crl.pem", signer, got.leaf)
-            await events.wait("signer")
+            write_crl(tmp_path / "cacerts", current_crl(signer, got.leaf))
+            await events.wait("signer", revocation_lists=1)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await ca.ask(identity=got)
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
-        assert "revoked" in ca.audit[-1]["reason"]
+        assert "the client certificate with serial number" in ca.audit[-1]["reason"]
+        await ca.ask(ca.issuer.token())
 
 
-def revoke(path: Path, issuer: Ca, leaf: x509.Certificate) -> None:
-    now = datetime.now(UTC)
-    entry = x509.RevokedCertificateBuilder(leaf.serial_number, now).build()
-    crl = x509.CertificateRevocationListBuilder(issuer.certificate.subject, now, now + timedelta(days=1))
-    assert isinstance(issuer.key, ec.EllipticCurvePrivateKey)
-    path.write_bytes(crl.add_revoked_certificate(entry).sign(issuer.key, hashes.SHA256()).public_bytes(Encoding.PEM))
+async def test_no_certificate_of_a_revoked_intermediate_renews_anything(tmp_path: Path) -> None:
+    """A stolen intermediate is what a root's revocation list is for; its leaves are unknown and cannot be listed."""
+    root = fresh("root")
+    stolen, signer = fresh("stolen", root), fresh("cluster1", root)
+    plug(tmp_path / "cacerts", stolen, [stolen], [root])
+    async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])) as ca:
+        old = await ca.ask(ca.issuer.token())
+        async with ca.connected(old) as channel:
+            await ask(channel)
+            with recorded() as events:
+                plug(tmp_path / "cacerts", signer, [signer], [root])
+                write_crl(tmp_path / "cacerts", current_crl(root, stolen.certificate))
+                await events.wait("signer", revocation_lists=1)
+            for attempt in (ask(channel), ca.ask(identity=old)):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await attempt
+                assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+                assert "the CA 'CN=stolen' above the client's" in ca.audit[-1]["reason"]
+        await ca.ask(identity=await ca.ask(ca.issuer.token()))
+
+
+async def test_a_revocation_list_of_another_key_is_refused_in_words(tmp_path: Path) -> None:
+    root = fresh("root")
+    signer = fresh("cluster1", root)
+    plug(tmp_path / "cacerts", signer, [signer], [root])
+    with recorded() as events:
+        async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])) as ca:
+            write_crl(tmp_path / "cacerts", current_crl(fresh("cluster1", root)))
+            told = await events.wait("signer_not_taken")
+            assert "not signed with that CA's key" in told["cause"]
+            await ca.ask(ca.issuer.token())
+    with pytest.raises(ConfigurationError, match="not signed with that CA's key"):
+        async with served(tmp_path, signer="{cacerts: cacerts}"):
+            raise AssertionError
+
+
+async def test_an_overdue_revocation_list_is_told_once_and_locks_nobody_out(tmp_path: Path) -> None:
+    root, clock = fresh("root"), Shifted()
+    signer = fresh("cluster1", root)
+    roots = write_pem([root.certificate])
+    plug(tmp_path / "cacerts", signer, [signer], [root])
+    past = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
+    write_crl(tmp_path / "cacerts", make_crl(root, last_update=past - timedelta(days=1), next_update=past))
+    with recorded() as events:
+        async with served(tmp_path, signer="{cacerts: cacerts}", roots=roots, clock=clock) as ca:
+            (told,) = events.named("revocation_list_overdue")
+            assert (told["level"], told["issuer"]) == ("error", "'CN=root'")
+            await ca.ask(identity=await ca.ask(ca.issuer.token()))
+            write_crl(tmp_path / "cacerts", current_crl(signer))
+            await events.wait("signer", count=2)
+            clock.ahead = timedelta(days=2)
+            await events.wait("revocation_list_overdue", issuer="'CN=cluster1'")
+            (tmp_path / "cacerts" / "root-cert.pem").write_bytes(roots + b"\n")
+            await events.wait("signer", count=3)
+            assert len(events.named("revocation_list_overdue")) == 2
+
+
+def current_crl(issuer: Ca, *revoked: x509.Certificate) -> x509.CertificateRevocationList:
+    now = datetime.now(UTC).replace(microsecond=0)
+    return make_crl(issuer, *revoked, last_update=now - timedelta(hours=1), next_update=now + timedelta(days=1))
+
+
+def write_crl(directory: Path, crl: x509.CertificateRevocationList) -> None:
+    (directory / "ca-crl.pem").write_bytes(crl.public_bytes(Encoding.PEM))
+
+
+async def test_a_root_that_is_taken_away_takes_only_its_own_certificates_along(tmp_path: Path) -> None:
+    """Also on connections that were made before; a root that was only renewed, with its key, is not taken away."""
+    root, other = fresh("root"), fresh("other root")
+    renewed = fresh("root", key=root.key)
+    former, signer, foreign = fresh("former", root), fresh("signer", root), fresh("foreign", other)
+    plug(tmp_path / "cacerts", foreign, [foreign], [other, root])
+    roots = write_pem([root.certificate, other.certificate])
+    with recorded() as events:
+        async with served(tmp_path, signer="{cacerts: cacerts}", roots=roots) as ca:
+            lost = await ca.ask(ca.issuer.token())
+            plug(tmp_path / "cacerts", former, [former], [root, other])
+            await events.wait("signer", count=2)
+            kept = await ca.ask(ca.issuer.token())
+            async with ca.connected(kept) as good, ca.connected(lost) as bad:
+                await ask(good)
+                await ask(bad)
+                plug(tmp_path / "cacerts", signer, [signer], [renewed])
+                await events.wait("signer", roots=1)
+                assert (await ask(good)).leaf.issuer == signer.certificate.subject
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await ask(bad)
+                assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+                assert "no longer trusted" in ca.audit[-1]["reason"]
 
 
 async def test_silence_and_plain_text_cost_others_nothing(ca: Served) -> None:

@@ -6,9 +6,7 @@ New roots are told at once. A signer that needs them signs only when they have b
 old signer's roots are told with them.
 """
 
-import hashlib
 import logging
-from collections.abc import Iterable
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -18,12 +16,11 @@ from cryptography import x509
 from msgspec import Struct
 
 from sds_agent import log
-from sds_agent.authority.directory import DirectoryError, Unsettled, read_directory, read_passphrase
+from sds_agent.authority.directory import PluggedDirectory
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.authority.request import proven_key
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
-from sds_agent.pki.cacerts import CaFilesError, read_signing_set
 from sds_agent.pki.certificates import serial_hex, unique, write_pem
 from sds_agent.pki.signer import SignerError
 from sds_agent.pki.signing import SigningSet
@@ -73,15 +70,10 @@ class CacertsAuthority:
 
     refresh_every = REFRESH
 
-    def __init__(self, directory: Path, trust_domain: str, passphrase_file: Path | None, clock: Clock) -> None:
+    def __init__(self, directory: PluggedDirectory, signing: SigningSet, clock: Clock) -> None:
         self._directory = directory
-        self._trust_domain = trust_domain
-        self._passphrase_file = passphrase_file
         self._clock = clock
-        self._plugged: Plugged | None = None
-        self._read = b""  # a hash of the content that was good last
-        self._seen = b""  # of what was looked at last
-        self._complained_of = b""
+        self._plugged = Plugged(signing)
         self._looking = anyio.Lock()
 
     @classmethod
@@ -89,15 +81,8 @@ class CacertsAuthority:
         cls, directory: Path, *, trust_domain: str, passphrase_file: Path | None, clock: Clock
     ) -> "CacertsAuthority":
         """The CA in `directory`. Raises ConfigurationError with everything that is wrong with it."""
-        authority = cls(directory, trust_domain, passphrase_file, clock)
-        try:
-            changed = await anyio.to_thread.run_sync(authority._changed)
-        except CaFilesError as error:
-            raise ConfigurationError("\n".join(f"{directory}: {finding}" for finding in error.findings)) from error
-        if changed is None:
-            raise ConfigurationError(f"{directory}: its files change all the time; start again when they are complete")
-        authority._plugged = Plugged(changed)
-        return authority
+        plugged = PluggedDirectory(directory, trust_domain, passphrase_file)
+        return cls(plugged, await anyio.to_thread.run_sync(plugged.first, clock.now()), clock)
 
     async def issue(self, request: IssueRequest) -> Issuance:
         """Sign at once. Raises AuthorityError when the signer has expired, or for a CSR or a TTL that cannot be."""
@@ -106,7 +91,7 @@ class CacertsAuthority:
         try:
             chain = plugged.current.issue(public_key, str(request.identity), self._clock.now(), request.ttl)
         except SignerError as error:
-            raise AuthorityError(ErrorKind.DENIED, f"the CA in {self._directory} cannot sign: {error}") from error
+            raise AuthorityError(ErrorKind.DENIED, f"the CA in {self._directory.path} cannot sign: {error}") from error
         return Issuance(write_pem(chain), write_pem(plugged.roots))
 
     async def anchors(self) -> bytes:
@@ -117,58 +102,33 @@ class CacertsAuthority:
         """The CA as it is now. Who gets it tells its roots."""
         async with self._looking:
             try:
-                changed = await anyio.to_thread.run_sync(self._changed)
+                changed = await anyio.to_thread.run_sync(self._directory.changed, self._clock.now())
             except ConfigurationError as error:
                 self._refused(error)
                 changed = None
             now = self._clock.now()
-            if self._plugged is None:  # only after an `open` that did not succeed
-                raise AuthorityError(ErrorKind.TRANSIENT, f"the CA in {self._directory} has not been read")
             before = self._plugged if changed is None else self._plugged.with_read(changed, now)
             self._plugged = before.at(now)
             self._note(changed, before, self._plugged)
             return self._plugged
 
-    def _changed(self) -> SigningSet | None:
-        """What the directory holds, or None where that is what was read last. Raises ConfigurationError."""
-        contents = read_directory(self._directory)
-        if isinstance(contents, Unsettled):
-            return None
-        passphrase = read_passphrase(self._passphrase_file) if self._passphrase_file else None
-        parts = (part for pair in sorted(contents.files.items()) for part in pair)
-        self._seen = _digest([*parts, passphrase or b""])
-        if self._seen == self._read:
-            self._complained_of = b""
-            return None
-        # what was refused is judged again each time: a signer that is not valid yet becomes so
-        signing = read_signing_set(
-            contents.files, self._clock.now(), passphrase=passphrase, trust_domain=self._trust_domain
-        )
-        self._read = self._seen
-        return signing
-
     def _refused(self, error: ConfigurationError) -> None:
-        """Say it once for each content; a directory that cannot be read at all counts as one, too."""
-        if isinstance(error, DirectoryError):
-            self._seen = _digest([str(error)])
-        if self._seen == self._complained_of:
-            return
-        self._complained_of = self._seen
-        log.event(
-            LOG,
-            "ca_refused",
-            level=logging.ERROR,
-            directory=str(self._directory),
-            cause=str(error).replace("\n", " | "),
-            serving="the CA that was read before goes on signing",
-        )
+        if self._directory.is_news(error):
+            log.event(
+                LOG,
+                "ca_refused",
+                level=logging.ERROR,
+                directory=str(self._directory.path),
+                cause=str(error).replace("\n", " | "),
+                serving="the CA that was read before goes on signing",
+            )
 
     def _note(self, changed: SigningSet | None, before: Plugged, now: Plugged) -> None:
         if changed is not None:
             log.event(
                 LOG,
                 "ca_read",
-                directory=str(self._directory),
+                directory=str(self._directory.path),
                 serial=serial_hex(changed.signer.certificate),
                 not_after=changed.signer.certificate.not_valid_after_utc,
                 roots=len(changed.roots),
@@ -176,13 +136,4 @@ class CacertsAuthority:
             )
         serial = serial_hex(now.current.signer.certificate)
         if serial != serial_hex(before.current.signer.certificate):
-            log.event(LOG, "ca_signs", directory=str(self._directory), serial=serial)
-
-
-def _digest(parts: Iterable[str | bytes]) -> bytes:
-    """A hash that also tells where one part ends and the next begins."""
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "big") + data)
-    return digest.digest()
+            log.event(LOG, "ca_signs", directory=str(self._directory.path), serial=serial)

@@ -4,17 +4,20 @@ Neither times nor inodes are looked at: whatever way the files are replaced (in 
 symlink as Kubernetes does), their content is what counts.
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 
 from msgspec import Struct
 
 from sds_agent.errors import ConfigurationError
-from sds_agent.pki.cacerts import FILES
+from sds_agent.pki.cacerts import FILES, CaFilesError, read_signing_set
+from sds_agent.pki.signing import SigningSet
 from sds_agent.values import Sensitive
 
-LARGEST_FILE = 1 << 20
-"""Bytes; a file that is larger is none of a CA's."""
+LARGEST_FILE = 4 << 20
+"""Bytes; a file that is larger is none of a CA's. Some hundred thousand revoked certificates fit."""
 MOST_READINGS = 5
 """How often the files are read until two readings agree; what changes faster is looked at the next time."""
 
@@ -31,6 +34,54 @@ class Contents(Sensitive, frozen=True):
 
 class Unsettled(Struct, frozen=True):
     """The files changed while they were read."""
+
+
+class PluggedDirectory:
+    """A directory, and what was last read and last complained of. Its methods block for a moment, on the disk."""
+
+    def __init__(self, directory: Path, trust_domain: str, passphrase_file: Path | None) -> None:
+        self.path = directory
+        self._trust_domain = trust_domain
+        self._passphrase_file = passphrase_file
+        self._good = b""  # a hash of the content that was good last
+        self._seen = b""  # of what was looked at last
+        self._told = b""  # of what was complained of last
+
+    def first(self, now: datetime) -> SigningSet:
+        """The CA in it. Raises ConfigurationError with everything that is wrong, a line for each."""
+        try:
+            found = self.changed(now)
+        except CaFilesError as error:
+            raise ConfigurationError("\n".join(f"{self.path}: {finding}" for finding in error.findings)) from error
+        if found is None:
+            raise ConfigurationError(f"{self.path}: its files change all the time; start again when they are complete")
+        return found
+
+    def changed(self, now: datetime) -> SigningSet | None:
+        """The CA in it, or None where that is what was given last, or the files are being written.
+
+        Raises ConfigurationError, for the same content again each time: a signer that is not valid yet becomes so.
+        """
+        contents = read_directory(self.path)
+        if isinstance(contents, Unsettled):
+            return None
+        passphrase = read_passphrase(self._passphrase_file) if self._passphrase_file else None
+        parts = (part for pair in sorted(contents.files.items()) for part in pair)
+        self._seen = _digest([*parts, passphrase or b""])
+        if self._seen == self._good:
+            self._told = b""
+            return None
+        signing = read_signing_set(contents.files, now, passphrase=passphrase, trust_domain=self._trust_domain)
+        self._good = self._seen
+        return signing
+
+    def is_news(self, error: ConfigurationError) -> bool:
+        """Whether `error`, which `changed` raised, is to be told: once for each content, as it is raised each time."""
+        if isinstance(error, DirectoryError):  # what cannot be read has no content of its own
+            self._seen = _digest([str(error)])
+        news = self._seen != self._told
+        self._told = self._seen
+        return news
 
 
 def read_directory(directory: Path) -> Contents | Unsettled:
@@ -82,3 +133,12 @@ def _read(file: Path) -> bytes | None:
     if len(data) > LARGEST_FILE:
         raise DirectoryError(f"{file} has more than {LARGEST_FILE} bytes; put the CA's own file there")
     return data
+
+
+def _digest(parts: Iterable[str | bytes]) -> bytes:
+    """A hash that also tells where one part ends and the next begins."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.digest()

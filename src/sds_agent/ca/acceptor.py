@@ -14,6 +14,7 @@ import math
 import secrets
 import socket
 import ssl
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -25,7 +26,6 @@ from cryptography import x509
 from msgspec import Struct
 
 from sds_agent import log
-from sds_agent.ca.tls import Offer
 from sds_agent.pki.certificates import CertificateError, read_pem
 from sds_agent.pki.signer import SignerError
 
@@ -39,14 +39,17 @@ _PREFIX = "sds-agent-ca-"
 
 
 class Peer(Struct, frozen=True):
-    """What is known of a connection: its address, and the client certificate that was verified against `anchors`."""
+    """What is known of a connection: its address, and the chain that was verified in the handshake.
+
+    `chain` is the client's certificate, then each certificate's issuer, an anchor at the time last; empty where the
+    client showed none.
+    """
 
     address: str
-    certificate: x509.Certificate | None
-    anchors: tuple[x509.Certificate, ...]
+    chain: tuple[x509.Certificate, ...] = ()
 
 
-UNKNOWN = Peer("unknown", None, ())
+UNKNOWN = Peer("unknown")
 
 
 class Acceptor:
@@ -55,13 +58,13 @@ class Acceptor:
     def __init__(
         self,
         backend: Path,
-        offer: Callable[[], Offer],
+        context: Callable[[], ssl.SSLContext],
         now: Callable[[], datetime],
         most: int,
         handshake: float = HANDSHAKE,
     ) -> None:
         self._backend = backend
-        self._offer = offer
+        self._context = context
         self._now = now
         self._most = most
         self._handshake = handshake
@@ -109,12 +112,11 @@ class Acceptor:
         front, back = _Half(), _Half()
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            offer = self._offer()
-            await self._shake_hands(connection, front, offer.context)
-            certificate = _client_certificate(front.transport)
-            self._peers[name] = Peer(address, certificate, offer.anchors)
+            await self._shake_hands(connection, front, self._context())
+            chain = _verified_chain(front.transport.get_extra_info("ssl_object"))
+            self._peers[name] = Peer(address, chain)
             await self._reach_backend(name, back)
-            with anyio.move_on_after(self._left(certificate)):
+            with anyio.move_on_after(self._left(chain)):
                 await _relay(front, back)
         except (OSError, CertificateError, SignerError, TimeoutError) as error:
             # OSError is also what ssl's errors derive from; anybody who connects can cause them
@@ -128,9 +130,9 @@ class Acceptor:
             back.abort()
             connection.close()
 
-    def _left(self, certificate: x509.Certificate | None) -> float:
+    def _left(self, chain: tuple[x509.Certificate, ...]) -> float:
         """Seconds until a connection with that client certificate has to end."""
-        return math.inf if certificate is None else (certificate.not_valid_after_utc - self._now()).total_seconds()
+        return (chain[0].not_valid_after_utc - self._now()).total_seconds() if chain else math.inf
 
     async def _shake_hands(self, connection: socket.socket, front: "_Half", context: ssl.SSLContext) -> None:
         await asyncio.get_running_loop().connect_accepted_socket(
@@ -216,10 +218,16 @@ async def _follow(one: _Half, other: _Half) -> None:
     other.abort()
 
 
-def _client_certificate(transport: asyncio.Transport) -> x509.Certificate | None:
-    """What the handshake verified. Raises CertificateError for one that OpenSSL takes and cryptography does not."""
-    der = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
-    return read_pem(ssl.DER_cert_to_PEM_cert(der).encode())[0] if der else None
+def _verified_chain(tls: ssl.SSLObject) -> tuple[x509.Certificate, ...]:
+    """What the handshake verified, anchor included; nothing where the client showed no certificate.
+
+    Raises CertificateError for a certificate that OpenSSL takes and cryptography does not.
+    """
+    if sys.version_info >= (3, 13):
+        pems = [ssl.DER_cert_to_PEM_cert(der) for der in tls.get_verified_chain()]
+    else:  # it is there since Python 3.10, under this name alone
+        pems = [each.public_bytes() for each in tls._sslobj.get_verified_chain() or ()]  # type: ignore[attr-defined]  # noqa: SLF001
+    return read_pem("".join(pems).encode())
 
 
 def _written(address: object) -> str:

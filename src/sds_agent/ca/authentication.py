@@ -7,11 +7,12 @@ import anyio.to_thread
 from msgspec import Struct
 
 from sds_agent.ca.acceptor import Peer
-from sds_agent.ca.callers import Caller, from_certificate, from_join_token
+from sds_agent.ca.callers import Caller, from_chain, from_join_token
 from sds_agent.ca.jwt import Issuer, caller_of
 from sds_agent.ca.refusal import unauthenticated
 from sds_agent.ca.tokens import PREFIX, JoinTokens, Record
 from sds_agent.pki.path import PathError, find_path
+from sds_agent.pki.rules import Chain
 from sds_agent.pki.signing import SigningSet
 
 
@@ -37,9 +38,9 @@ class Authentication(Struct, frozen=True):
 
         Raises RefusalError.
         """
-        if self.mtls and peer.certificate is not None:
-            _check_anchors(peer, signing, now)
-            return Proven(from_certificate(peer.certificate, signing.crls, self.trust_domain, now))
+        if self.mtls and peer.chain:
+            _check_anchor(peer.chain, signing, now)
+            return Proven(from_chain(peer.chain, signing.crls, self.trust_domain, now))
         token = _bearer(metadata)
         if token is None:
             raise unauthenticated(f"the call brings no proof of who it is from: {self._wanted()}")
@@ -59,13 +60,13 @@ class Authentication(Struct, frozen=True):
         return Proven(from_join_token(record.spiffe_id, record.expires, self.trust_domain, now), record)
 
 
-def _check_anchors(peer: Peer, signing: SigningSet, now: datetime) -> None:
-    """The handshake checked the certificate. If an anchor was withdrawn since, it has to lead to one that is left."""
-    assert peer.certificate is not None  # noqa: S101 - asked before
-    if peer.anchors is signing.roots or set(peer.anchors) <= set(signing.roots):
+def _check_anchor(chain: Chain, signing: SigningSet, now: datetime) -> None:
+    """The handshake checked the chain. If its anchor was withdrawn since, it has to lead to one that is left."""
+    client, *above = chain
+    if chain[-1] in signing.roots:
         return
     try:
-        find_path(peer.certificate, signing.intermediates, signing.roots, now)
+        find_path(client, (*above, *signing.intermediates), signing.roots, now)
     except PathError as error:
         raise unauthenticated(f"the client certificate is no longer trusted: {error}; come with a token") from error
 

@@ -14,7 +14,16 @@ from msgspec import Struct
 
 from sds_agent.ca.refusal import unauthenticated
 from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError
-from sds_agent.pki.certificates import describe_name, describe_time, is_ca, serial_hex, subject_alternative_uris
+from sds_agent.pki.certificates import (
+    describe,
+    describe_name,
+    describe_time,
+    is_ca,
+    serial_hex,
+    subject_alternative_uris,
+)
+from sds_agent.pki.revocation import RevocationList, revoked
+from sds_agent.pki.rules import Chain
 
 Claims: TypeAlias = Mapping[str, object]
 
@@ -62,24 +71,30 @@ def from_claims(claims: Claims, rule: ClaimRule, trust_domain: str, now: datetim
     return Caller(_ours(identity, trust_domain, "token"), Proof.JWT, f"issuer {rule.issuer}")
 
 
-def from_certificate(
-    certificate: x509.Certificate, crls: Iterable[x509.CertificateRevocationList], trust_domain: str, now: datetime
-) -> Caller:
-    """The caller that holds the key of a certificate of ours (X509-SVID section 5.2: exactly one URI)."""
-    serial = serial_hex(certificate)
-    if now > certificate.not_valid_after_utc:
-        ended = describe_time(certificate.not_valid_after_utc)
-        raise unauthenticated(f"the client certificate expired on {ended}: come with a token")
+def from_chain(chain: Chain, crls: Iterable[RevocationList], trust_domain: str, now: datetime) -> Caller:
+    """The caller that holds the key of a certificate of ours (X509-SVID section 5.2: exactly one URI).
+
+    `chain` is the certificate, then each certificate's issuer up to and with the anchor.
+    """
+    certificate, serial = chain[0], serial_hex(chain[0])
     if now < certificate.not_valid_before_utc:
         raise unauthenticated(f"the client certificate with serial number {serial} is not valid yet")
-    if any(_revokes(crl, certificate) for crl in crls):
-        raise unauthenticated(f"the client certificate with serial number {serial} is revoked")
+    for each in chain:
+        if now > each.not_valid_after_utc:
+            ended = describe_time(each.not_valid_after_utc)
+            raise unauthenticated(f"{_in_chain(each, certificate)} expired on {ended}: come with a token")
+    if (gone := revoked(chain, crls)) is not None:
+        raise unauthenticated(f"{_in_chain(gone, certificate)} with serial number {serial_hex(gone)} is revoked")
     if is_ca(certificate):
         raise unauthenticated("the client certificate is a CA's, not a workload's")
     uris = subject_alternative_uris(certificate)
     if len(uris) != 1:
         raise unauthenticated(f"the client certificate has {len(uris)} URIs; a workload's has exactly one")
     return Caller(_ours(uris[0], trust_domain, "client certificate"), Proof.CERTIFICATE, f"serial {serial}")
+
+
+def _in_chain(certificate: x509.Certificate, leaf: x509.Certificate) -> str:
+    return "the client certificate" if certificate is leaf else f"the CA {describe(certificate)} above the client's"
 
 
 def from_join_token(spiffe_id: str, expires: datetime, trust_domain: str, now: datetime) -> Caller:
@@ -147,11 +162,3 @@ def _ours(uri: str, trust_domain: str, where: str) -> SpiffeId:
     if str(identity.trust_domain) != trust_domain or not identity.is_workload:
         raise unauthenticated(f"the {where} names {describe_name(uri)}, which is no workload of {trust_domain}")
     return identity
-
-
-def _revokes(crl: x509.CertificateRevocationList, certificate: x509.Certificate) -> bool:
-    """A serial number means something only together with its issuer (RFC 5280 section 5)."""
-    return (
-        crl.issuer == certificate.issuer
-        and crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
-    )

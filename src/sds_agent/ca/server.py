@@ -64,7 +64,7 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
         authentication = await _authentication(settings, clock)
         tls = ServerTls(source.current, settings.server_names, clock.now, ask_client=settings.callers.mtls)
         _check_signer(tls)
-        acceptor = Acceptor(directory / "grpc", tls.offer, clock.now, settings.limits.connections)
+        acceptor = Acceptor(directory / "grpc", tls.context, clock.now, settings.limits.connections)
         rules = Rules(authentication, settings.node_agents, settings.limits.at_once, settings.limits.per_caller)
         service = CertificateService(rules, source.current, acceptor.peer, audit, clock)
         with _listening(settings.listen) as listener:
@@ -117,7 +117,7 @@ async def _issuer(chosen: JwtSettings, clock: Clock) -> Issuer:
 
 def _check_signer(tls: ServerTls) -> None:
     try:
-        tls.offer()
+        tls.context()
     except SignerError as error:
         raise ConfigurationError(f"signer: {error}") from error
 

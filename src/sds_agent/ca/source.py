@@ -8,20 +8,19 @@ import anyio
 import anyio.to_thread
 
 from sds_agent import log
+from sds_agent.authority.directory import PluggedDirectory
 from sds_agent.authority.embedded import EmbeddedAuthority
 from sds_agent.authority.protocol import AuthorityError
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
-from sds_agent.pki.cacerts import FILES, CaFilesError, read_signing_set
-from sds_agent.pki.certificates import serial_hex
+from sds_agent.pki.certificates import describe_name, serial_hex
+from sds_agent.pki.revocation import RevocationList, overdue
 from sds_agent.pki.signing import SigningSet
 
 LOG = logging.getLogger(__name__)
 
 LOOK = 1.0
 """Seconds between two looks at what may have changed."""
-LARGEST_FILE = 4 << 20
-"""Bytes. The largest revocation lists of a CA of this kind are far below."""
 
 
 class Source(Protocol):
@@ -71,34 +70,24 @@ class SelfSigned:
 class Plugged:
     """A directory in Istio's cacerts layout, read again whenever its content is another."""
 
-    def __init__(self, directory: Path, trust_domain: str, passphrase_file: Path | None, clock: Clock) -> None:
+    def __init__(self, directory: PluggedDirectory, signing: SigningSet, clock: Clock) -> None:
         self._directory = directory
-        self._trust_domain = trust_domain
-        self._passphrase_file = passphrase_file
         self._clock = clock
-        self._files: dict[str, bytes] = {}
-        self._complaint = ""
-        self._signing: SigningSet | None = None
+        self._overdue: tuple[RevocationList, ...] = ()
+        self._take(signing)
 
     @classmethod
     async def open(cls, directory: Path, *, trust_domain: str, passphrase_file: Path | None, clock: Clock) -> "Plugged":
         """Read the directory for the first time. Raises ConfigurationError with everything that is wrong there."""
-        source = cls(directory, trust_domain, passphrase_file, clock)
+        plugged = PluggedDirectory(directory, trust_domain, passphrase_file)
         try:
-            files = await anyio.to_thread.run_sync(source._read)
-            source._take(files)
-        except CaFilesError as error:
-            raise ConfigurationError(f"signer.cacerts: {directory} cannot be plugged in:\n{error}") from error
-        except OSError as error:
-            raise ConfigurationError(
-                f"signer.cacerts: cannot read {error.filename or directory}: {error.strerror}; "
-                "make it readable for the user that runs this"
-            ) from error
-        return source
+            return cls(plugged, await anyio.to_thread.run_sync(plugged.first, clock.now()), clock)
+        except ConfigurationError as error:
+            lines = str(error).splitlines()
+            raise ConfigurationError("\n".join(f"signer.cacerts: {line}" for line in lines)) from error
 
     def current(self) -> SigningSet:
         """What the directory held when it was last good."""
-        assert self._signing is not None, "made by open, which reads it"  # noqa: S101 - for the type checker
         return self._signing
 
     async def follow(self) -> None:
@@ -106,40 +95,43 @@ class Plugged:
         while True:
             await self._clock.sleep(LOOK)
             try:
-                files = await anyio.to_thread.run_sync(self._read)
-                if files == self._files or files != await anyio.to_thread.run_sync(self._read):
-                    continue  # nothing new, or somebody is writing just now
-                self._take(files)
-            except CaFilesError as error:
-                self._complain(str(error))
-            except OSError as error:
-                self._complain(f"cannot read {error.filename}: {error.strerror}")
+                changed = await anyio.to_thread.run_sync(self._directory.changed, self._clock.now())
+            except ConfigurationError as error:
+                self._complain(error)
+                changed = None
+            if changed is not None:
+                self._take(changed)
+            self._look_for_overdue()
 
-    def _complain(self, cause: str) -> None:
-        """Once for each cause: the directory is read on, since time alone can mend it too."""
-        if cause != self._complaint:
-            log.event(LOG, "signer_not_taken", level=logging.ERROR, directory=str(self._directory), cause=cause)
-        self._complaint = cause
+    def _complain(self, error: ConfigurationError) -> None:
+        if self._directory.is_news(error):
+            directory, cause = str(self._directory.path), str(error).replace("\n", " | ")
+            log.event(LOG, "signer_not_taken", level=logging.ERROR, directory=directory, cause=cause)
 
-    def _read(self) -> dict[str, bytes]:
-        """The files that count, by name. Raises OSError."""
-        if not self._directory.is_dir():
-            raise NotADirectoryError(20, "there is no such directory", str(self._directory))
-        return {name: content for name in FILES if (content := _content(self._directory / name)) is not None}
-
-    def _take(self, files: dict[str, bytes]) -> None:
-        passphrase = None if self._passphrase_file is None else self._passphrase_file.read_bytes().rstrip(b"\r\n")
-        self._signing = read_signing_set(
-            files, self._clock.now(), passphrase=passphrase, trust_domain=self._trust_domain
+    def _take(self, signing: SigningSet) -> None:
+        self._signing = signing
+        certificate = signing.signer.certificate
+        log.event(
+            LOG,
+            "signer",
+            serial=serial_hex(certificate),
+            not_after=certificate.not_valid_after_utc,
+            roots=len(signing.roots),
+            revocation_lists=len(signing.crls),
         )
-        self._files, self._complaint = files, ""
-        certificate = self._signing.signer.certificate
-        log.event(LOG, "signer", serial=serial_hex(certificate), not_after=certificate.not_valid_after_utc)
+        self._look_for_overdue()
 
-
-def _content(path: Path) -> bytes | None:
-    try:
-        with path.open("rb") as file:
-            return file.read(LARGEST_FILE)
-    except FileNotFoundError:
-        return None
+    def _look_for_overdue(self) -> None:
+        """Say it once of each revocation list."""
+        late = overdue(self._signing.crls, self._clock.now())
+        for crl in late:
+            if crl not in self._overdue:
+                log.event(
+                    LOG,
+                    "revocation_list_overdue",
+                    level=logging.ERROR,
+                    issuer=describe_name(crl.issuer),
+                    next_update=crl.next_update_utc,
+                    effect="what it lists stays revoked, and what was revoked since then is not known here",
+                )
+        self._overdue = late

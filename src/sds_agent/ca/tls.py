@@ -16,7 +16,6 @@ from ipaddress import ip_address
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.pki.certificates import extension, serial_hex, write_pem
@@ -30,13 +29,6 @@ LOG = logging.getLogger(__name__)
 LIFETIME = timedelta(hours=24)
 
 
-class Offer(Struct, frozen=True):
-    """What a handshake is made with: the context, and the anchors that it checks client certificates against."""
-
-    context: ssl.SSLContext
-    anchors: tuple[x509.Certificate, ...]
-
-
 class _Made(Sensitive, frozen=True):
     signer: x509.Certificate
     chain: tuple[x509.Certificate, ...]
@@ -45,7 +37,7 @@ class _Made(Sensitive, frozen=True):
 
 
 class ServerTls:
-    """Makes offers. `current` gives the signing set of the moment, `now` the time."""
+    """Makes contexts for handshakes. `current` gives the signing set of the moment, `now` the time."""
 
     def __init__(
         self,
@@ -62,16 +54,17 @@ class ServerTls:
         self._ask_client = ask_client
         self._lifetime = lifetime
         self._made: _Made | None = None
-        self._offer: Offer | None = None
+        self._anchors: tuple[x509.Certificate, ...] = ()
+        self._context: ssl.SSLContext | None = None
 
-    def offer(self) -> Offer:
-        """The newest offer. Raises SignerError when there is no certificate yet and none can be issued."""
+    def context(self) -> ssl.SSLContext:
+        """The newest context. Raises SignerError when there is no certificate yet and none can be issued."""
         signing = self._current()
         made = self._certificate(signing)
-        if self._offer is None or made is not self._made or self._offer.anchors != signing.roots:
-            self._made = made
-            self._offer = Offer(_context(made, signing.roots if self._ask_client else ()), signing.roots)
-        return self._offer
+        if self._context is None or made is not self._made or signing.roots != self._anchors:
+            self._made, self._anchors = made, signing.roots
+            self._context = _context(made, signing.roots if self._ask_client else ())
+        return self._context
 
     def _certificate(self, signing: SigningSet) -> _Made:
         now, made = self._now(), self._made

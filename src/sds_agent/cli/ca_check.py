@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from sds_agent.cli import ca_keys, output
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from sds_agent.pki.cacerts import Finding
     from sds_agent.pki.signing import SigningSet
 
@@ -36,15 +38,16 @@ def run(arguments: argparse.Namespace) -> int:
     if isinstance(contents, Unsettled):
         raise DirectoryError(f"the files in {directory} change all the time; try again when they are complete")
     passphrase = ca_keys.passphrase_in(arguments.passphrase_file)
+    now = datetime.now(UTC)
     try:
-        signing = read_signing_set(contents.files, datetime.now(UTC), passphrase=passphrase)
+        signing = read_signing_set(contents.files, now, passphrase=passphrase)
     except CaFilesError as error:
         output.write(f"{directory} cannot be plugged in:")
         _list(error.findings)
         code = UNUSABLE
     else:
         output.write(f"{directory} can be plugged in.")
-        _describe(signing)
+        _describe(signing, now)
         code = 0
     if refused := refused_by_istiod(contents.files):
         output.write("istiod itself would not take it as it is:" if code == 0 else "Besides, for istiod:")
@@ -57,9 +60,10 @@ def _list(findings: Iterable["Finding"]) -> None:
         output.write(f"  - {finding}")
 
 
-def _describe(signing: "SigningSet") -> None:
+def _describe(signing: "SigningSet", now: "datetime") -> None:
     from sds_agent.pki.cacerts import describe_key  # noqa: PLC0415 - imported by the command that needs it
-    from sds_agent.pki.certificates import describe, describe_time  # noqa: PLC0415 - likewise
+    from sds_agent.pki.certificates import describe, describe_name, describe_time  # noqa: PLC0415 - likewise
+    from sds_agent.pki.revocation import overdue  # noqa: PLC0415 - likewise
 
     for title, certificates in (
         ("signer", (signing.signer.certificate,)),
@@ -69,5 +73,8 @@ def _describe(signing: "SigningSet") -> None:
         for each in certificates:
             end = describe_time(each.not_valid_after_utc)
             output.write(f"  {title}: {describe(each)}, {describe_key(each)}, valid until {end}")
-    if signing.crls:
-        output.write(f"  revocation lists: {len(signing.crls)}")
+    late = overdue(signing.crls, now)
+    for crl in signing.crls:
+        end = "" if crl.next_update_utc is None else f", valid until {describe_time(crl.next_update_utc)}"
+        mend = "; it is overdue: have it issued anew" if crl in late else ""
+        output.write(f"  revocation list: {describe_name(crl.issuer)}, {len(crl)} certificates{end}{mend}")

@@ -39,6 +39,7 @@ from sds_agent.pki.keyfile import (
 )
 from sds_agent.pki.keys import KeyType, PrivateKey, generate
 from sds_agent.pki.path import PathError, find_path
+from sds_agent.pki.revocation import RevocationList, fault_of_list, read_crls
 from sds_agent.pki.signer import Signer, SignerError
 from sds_agent.pki.signing import SigningSet
 
@@ -140,7 +141,7 @@ class _Reading:
         own = self._certificates(layout.signer)
         above = self._certificates(layout.chain) if layout.chain else ()
         roots = self._certificates(layout.roots)
-        crls = self._crls()
+        crls = self._crls((*own, *above, *roots))
         if not own:
             return None
         certificate = self._signer(own, key, now)
@@ -170,12 +171,16 @@ class _Reading:
             self.refuse(name, f"holds no certificate: {what}", f"put there {_PURPOSE[name]}, in PEM")
         return found
 
-    def _crls(self) -> tuple[x509.CertificateRevocationList, ...]:
+    def _crls(self, known: Certificates) -> tuple[RevocationList, ...]:
         try:
-            return read_crls(self._files.get(CRL_FILE, b""))
+            crls = read_crls(self._files.get(CRL_FILE, b""))
         except CertificateError as error:
             self.refuse(CRL_FILE, str(error), "write it anew, as revocation lists in PEM, or remove it")
-        return ()
+            return ()
+        for number, crl in enumerate(crls, start=1):
+            if fault := fault_of_list(crl, known):
+                self.refuse(CRL_FILE, f"its revocation list {number} {fault}", _MEND_LIST)
+        return crls
 
     def _signer(self, own: Certificates, key: PrivateKey | None, now: datetime) -> x509.Certificate:
         """The certificate with our key, and what speaks against it by itself."""
@@ -206,21 +211,6 @@ class _Reading:
             self.refuse(where, f"no certificate of this signer would be trusted: {error}", _MEND_CHAIN)
             return None
         return tuple(above)
-
-
-def read_crls(data: bytes) -> tuple[x509.CertificateRevocationList, ...]:
-    """Every revocation list in `data` (PEM), in its order. Raises CertificateError, which counts from 1."""
-    label, found = b"-----BEGIN X509 CRL-----", []
-    for number, part in enumerate(data.split(label)[1:], start=1):
-        try:
-            crl = x509.load_pem_x509_crl(label + part)
-            crl.get_revoked_certificate_by_serial_number(1)  # parses to the end
-        except ValueError as error:
-            raise CertificateError(f"its revocation list {number} is damaged") from error
-        found.append(crl)
-    if data.strip() and not found:
-        raise CertificateError("holds no revocation list in PEM")
-    return tuple(found)
 
 
 def _faults_of_signer(certificate: x509.Certificate, now: datetime) -> Iterator[tuple[str, str]]:
@@ -330,6 +320,9 @@ _PURPOSE = {
     CERT_MANAGER.key: "the private key of tls.crt",
     CERT_MANAGER.roots: "the CA certificates to trust",
 }
+_MEND_LIST = (
+    "have that CA issue it anew, or remove it; if it is a former CA's of that name, add its certificate to the chain"
+)
 _MEND_CHAIN = (
     "put the certificates from the signer up to the root into the one, the root itself into the other, and renew or "
     "reissue the certificate that is at fault"

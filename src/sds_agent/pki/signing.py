@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from cryptography import x509
 
 from sds_agent.pki.keys import PublicKey
+from sds_agent.pki.revocation import RevocationList
 from sds_agent.pki.signer import Signer
 from sds_agent.values import Sensitive
 
@@ -19,7 +20,7 @@ class SigningSet(Sensitive, frozen=True):
     signer: Signer
     intermediates: tuple[x509.Certificate, ...]
     roots: tuple[x509.Certificate, ...]
-    crls: tuple[x509.CertificateRevocationList, ...] = ()
+    crls: tuple[RevocationList, ...] = ()
 
     def issue(self, public_key: PublicKey, uri: str, now: datetime, ttl: timedelta) -> tuple[x509.Certificate, ...]:
         """A leaf for `uri` and its intermediates, in issuing order and without a root. Raises SignerError."""

@@ -1,0 +1,86 @@
+"""Revocation lists (RFC 5280 section 5) as values: which certificates of a chain they revoke.
+
+What is listed counts, whatever else the list says: a list that is overdue (its nextUpdate has passed) still revokes all
+that it names, and its silence is believed. The other way, to take nobody's certificate while a list is overdue, would
+stop every renewal below that CA because one file was forgotten. Nor is cRLSign asked of the issuer: its key is proof
+enough, and without it a revocation that somebody meant would be lost.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import TypeAlias
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+
+from sds_agent.pki.certificates import CertificateError, describe_name
+
+RevocationList: TypeAlias = x509.CertificateRevocationList
+
+_BEGIN = b"-----BEGIN X509 CRL-----"
+
+
+def read_crls(data: bytes) -> tuple[RevocationList, ...]:
+    """Every revocation list in `data` (PEM), in its order; cryptography's own reader stops after the first.
+
+    Raises CertificateError, which counts from 1.
+    """
+    found = tuple(_read(part, number) for number, part in enumerate(data.split(_BEGIN)[1:], start=1))
+    if data.strip() and not found:
+        raise CertificateError("holds no revocation list in PEM")
+    return found
+
+
+def _read(part: bytes, number: int) -> RevocationList:
+    try:
+        crl = x509.load_pem_x509_crl(_BEGIN + part)
+        crl.get_revoked_certificate_by_serial_number(1)  # parses to the end
+    except ValueError as error:
+        raise CertificateError(f"its revocation list {number} is damaged") from error
+    return crl
+
+
+def revoked(chain: Sequence[x509.Certificate], crls: Iterable[RevocationList]) -> x509.Certificate | None:
+    """The first certificate of `chain` that a list revokes, or None.
+
+    Each is followed by its issuer. A serial number means something only together with its issuer, and of several CAs of
+    one name only the key tells which: so a list counts for a certificate when the certificate's issuer signed both.
+    """
+    lists = tuple(crls)
+    for certificate, issuer in itertools.pairwise(chain):
+        for crl in lists:
+            if _names(crl, certificate) and is_signed_by(crl, issuer):
+                return certificate
+    return None
+
+
+def _names(crl: RevocationList, certificate: x509.Certificate) -> bool:
+    return (
+        crl.issuer == certificate.issuer
+        and crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
+    )
+
+
+def is_signed_by(crl: RevocationList, issuer: x509.Certificate) -> bool:
+    """Whether the list is from that CA, by name and key."""
+    try:
+        return crl.issuer == issuer.subject and crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]  # refuses kinds that cannot sign by TypeError
+    except (TypeError, ValueError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+
+
+def fault_of_list(crl: RevocationList, known: Iterable[x509.Certificate]) -> str | None:
+    """What is wrong with a list beside these CAs: it names one of them and another key signed it.
+
+    One by a CA that is not among them may yet be that of a former signer, whose certificates are still in use.
+    """
+    namesakes = [ca for ca in known if ca.subject == crl.issuer]
+    if not namesakes or any(is_signed_by(crl, ca) for ca in namesakes):
+        return None
+    return f"names {describe_name(crl.issuer)} as its issuer, and is not signed with that CA's key"
+
+
+def overdue(crls: Iterable[RevocationList], now: datetime) -> tuple[RevocationList, ...]:
+    """The lists that should have been replaced by now (nextUpdate has passed)."""
+    return tuple(crl for crl in crls if crl.next_update_utc is not None and crl.next_update_utc < now)
