@@ -173,13 +173,17 @@ async def served(
     directory: Path,
     *,
     signer: str = "{self_signed: root}",
+    jwks: str = "jwks.json",
     callers: str = "",
     more: str = "",
     clock: Clock | None = None,
     roots: bytes | None = None,
     listen: str = "127.0.0.1:0",
 ) -> AsyncIterator[Served]:
-    """A CA on that directory. `callers` and `more` are lines of YAML; `roots` are read from the signer unless given."""
+    """A CA on that directory.
+
+    `jwks` (with what follows it), `callers` and `more` are YAML; `roots` are read from the signer unless given.
+    """
     clock = clock or SystemClock()
     issuer = TokenIssuer()
     (directory / "jwks.json").write_bytes(issuer.key_set())
@@ -188,7 +192,7 @@ async def served(
         "server_names: [localhost, 127.0.0.1, istiod.istio-system.svc]\n"
         f"signer: {signer}\naudit: audit.log\n{more}\n"
         "callers:\n"
-        f'  jwt: [{{issuer: "{ISSUER}", audience: {AUDIENCE}, jwks: jwks.json}}]\n'
+        f'  jwt: [{{issuer: "{ISSUER}", audience: {AUDIENCE}, jwks: {jwks}}}]\n'
         f"  join_tokens: tokens\n{callers}\n"
     )
     settings = load(directory / "ca.yaml")

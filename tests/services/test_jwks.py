@@ -3,18 +3,24 @@
 import json
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
+import anyio
+import anyio.lowlevel
+import grpc.aio
 import pytest
 from cryptography import x509
-from fakes.ca_servers import TokenIssuer
+from fakes.ca_servers import Shifted, TokenIssuer, served
 from fakes.clocks import HandClock
+from fakes.events import recorded
 from fakes.hierarchy import SERVER_AND_CLIENT, Ca, make_ca, make_leaf, new_key
 
-from sds_agent.ca.jwks import REFRESH, SOONEST, IssuerKeys, JwksError, Location, read_keys
+from sds_agent.ca.jwks import LARGEST_SET, PATIENCE, REFRESH, SOONEST, IssuerKeys, JwksError, Location, read_keys
 from sds_agent.ca.refusal import Kind, RefusalError
 from sds_agent.clock import SystemClock
 from sds_agent.errors import ConfigurationError
@@ -29,6 +35,11 @@ class ApiServer(HTTPServer):
     status = 200
     asked = 0
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.answers = threading.Event()  # until it is cleared
+        self.answers.set()
+
     @property
     def url(self) -> str:
         return f"https://localhost:{self.server_address[1]}/openid/v1/jwks"
@@ -39,6 +50,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked += 1
+        self.server.answers.wait(2 * PATIENCE)
         known = self.headers["authorization"] == "Bearer reader"
         content = self.server.key_set if known else b"no"
         self.send_response(self.server.status if known else 401)
@@ -96,24 +108,110 @@ async def test_a_url_is_read_with_its_own_ca_and_token(api: ApiServer, tmp_path:
     assert api.asked == 1, "an unknown key is no reason to ask again at once"
 
 
+async def test_unknown_keys_make_the_set_be_read_at_a_bounded_rate(api: ApiServer, tmp_path: Path) -> None:
+    """Anybody can send tokens with unknown keys; the issuer must not be hit for each."""
+    api.key_set, clock = TokenIssuer().key_set(), HandClock()
+    keys = await IssuerKeys.open(location(api, tmp_path), clock)
+    for round_number in (1, 2):
+        clock.elapse(SOONEST)
+        async with anyio.create_task_group() as tasks:
+            for number in range(20):
+                tasks.start_soon(keys.find, f"nobody's {number}", "ES256")
+        assert api.asked == 1 + round_number
+
+
 async def test_a_new_key_is_found_soon_and_an_old_one_forgotten_in_time(api: ApiServer, tmp_path: Path) -> None:
     api.key_set, clock = TokenIssuer().key_set(), HandClock()
     keys = await IssuerKeys.open(location(api, tmp_path), clock)
-    fresh = {**json.loads(TokenIssuer().key_set())["keys"][0], "kid": "fresh"}
-    api.key_set = json.dumps({"keys": [fresh]}).encode()
-    clock.elapse(SOONEST)
-    assert len(await keys.find("fresh", "ES256")) == 1
-    api.key_set = TokenIssuer().key_set()
-    clock.elapse(REFRESH)
-    assert await keys.find("fresh", "ES256") == ()
+    async with following(keys, clock):
+        fresh = {**json.loads(TokenIssuer().key_set())["keys"][0], "kid": "fresh"}
+        api.key_set = json.dumps({"keys": [fresh]}).encode()
+        clock.elapse(SOONEST)
+        assert len(await keys.find("fresh", "ES256")) == 1
+        api.key_set = TokenIssuer().key_set()
+        clock.elapse(REFRESH)
+        await clock.asleep()
+        assert await keys.find("fresh", "ES256") == ()
+
+
+@asynccontextmanager
+async def following(keys: IssuerKeys, clock: HandClock) -> AsyncIterator[None]:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(keys.follow)
+        await clock.asleep()
+        yield
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_slow_issuer_holds_up_nobody_whose_key_is_known(api: ApiServer, tmp_path: Path) -> None:
+    api.key_set, clock = TokenIssuer().key_set(), HandClock()
+    keys = await IssuerKeys.open(location(api, tmp_path), clock)
+    api.answers.clear()
+    async with following(keys, clock):
+        clock.elapse(REFRESH)
+        with anyio.fail_after(10):
+            while api.asked < 2:
+                await anyio.lowlevel.checkpoint()
+        with anyio.fail_after(PATIENCE / 2):  # the issuer would be waited for as long as the whole
+            assert len(await keys.find("ES256", "ES256")) == 1
+        api.answers.set()
+
+
+async def test_a_set_without_an_end_is_not_read_to_it(api: ApiServer, tmp_path: Path) -> None:
+    api.key_set = b" " * LARGEST_SET + TokenIssuer().key_set()
+    with recorded() as events:
+        await IssuerKeys.open(location(api, tmp_path), HandClock())
+    assert "more than" in events.named("key_set_not_read")[0]["cause"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("ca.crt", b"nothing", "its ca_file"),
+        ("ca.crt", None, "its ca_file"),
+        ("token", None, "its token_file"),
+        ("token", b"\xff", "its token_file"),
+        ("token", b"se\ncret", "cannot be fetched"),
+        ("token", b"secret", "answered with status 401"),
+    ],
+)
+async def test_what_keeps_a_set_from_being_read_is_told_without_the_token(
+    api: ApiServer, tmp_path: Path, name: str, content: bytes | None, words: str
+) -> None:
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with recorded() as events:
+        await IssuerKeys.open(location(api, tmp_path), HandClock())
+    (told,) = events.named("key_set_not_read")
+    assert words in told["cause"]
+    assert "cret" not in str(told)
 
 
 async def test_an_issuer_that_is_down_later_does_not_lock_callers_out(api: ApiServer, tmp_path: Path) -> None:
     api.key_set, clock = TokenIssuer().key_set(), HandClock()
     keys = await IssuerKeys.open(location(api, tmp_path), clock)
     api.status = 503
-    clock.elapse(REFRESH)
-    assert len(await keys.find("ES256", "ES256")) == 1
+    async with following(keys, clock):
+        clock.elapse(REFRESH)
+        await clock.asleep()
+        assert len(await keys.find("ES256", "ES256")) == 1
+
+
+async def test_a_ca_starts_before_its_issuer_and_signs_once_that_is_up(api: ApiServer, tmp_path: Path) -> None:
+    api.status, clock = 503, Shifted()
+    jwks = f'"{api.url}", ca_file: ca.crt, token_file: token'
+    async with served(tmp_path, jwks=jwks, clock=clock) as ca:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ca.ask(ca.issuer.token())
+        assert caught.value.code() is grpc.StatusCode.INTERNAL, "which Istio's clients try again"
+        api.status, api.key_set = 200, ca.issuer.key_set()
+        clock.ahead = SOONEST
+        await ca.ask(ca.issuer.token())
+        api.status = 503
+        clock.ahead = 2 * SOONEST
+        await ca.ask(ca.issuer.token())
+        assert [line["outcome"] for line in ca.audit] == ["internal", "issued", "issued"]
 
 
 async def test_an_issuer_that_is_down_at_first_is_asked_again(api: ApiServer, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
@@ -17,14 +17,17 @@ from sds_agent.ca.refusal import Kind, RefusalError
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError, SdsAgentError
 
+if TYPE_CHECKING:
+    import httpx
+
 LOG = logging.getLogger(__name__)
 
 REFRESH = timedelta(minutes=5)
-"""A key that the issuer took back is believed at most this long."""
+"""A key that the issuer took back is believed at most this long, if the issuer can be reached."""
 SOONEST = timedelta(seconds=10)
 """An unknown key makes the set be read again, but not more often: anybody can send a token with an unknown key."""
 PATIENCE = 10.0
-"""Seconds for one request."""
+"""Seconds for one request, from connecting to the last byte."""
 LARGEST_SET = 1 << 20
 MOST_KEYS = 100
 SMALLEST_RSA = 2048
@@ -122,13 +125,19 @@ class IssuerKeys:
             keys._warn(error)
         return keys
 
+    async def follow(self) -> None:
+        """Read the set again every REFRESH, until cancelled. No caller waits for it."""
+        while True:
+            await self._clock.sleep(REFRESH.total_seconds())
+            await self._refresh(self._clock.now())
+
     async def find(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
         """The keys that a token with this header may be signed by.
 
         Raises RefusalError (INTERNAL) while no key set could be had.
         """
         now = self._clock.now()
-        if self._due(REFRESH, now) or (not self._matching(kid, algorithm) and self._due(SOONEST, now)):
+        if not self._matching(kid, algorithm) and self._is_due(now):
             await self._refresh(now)
         if not self._keys:
             raise RefusalError(Kind.INTERNAL, "the CA could not get the token issuer's keys yet: try again later")
@@ -138,8 +147,8 @@ class IssuerKeys:
         keys = (key for key in self._keys if key.algorithm == algorithm)
         return tuple(key for key in keys if kid is None or key.kid is None or key.kid == kid)
 
-    def _due(self, age: timedelta, now: datetime) -> bool:
-        return self._tried is None or not timedelta() <= now - self._tried < age
+    def _is_due(self, now: datetime) -> bool:
+        return self._tried is None or not timedelta() <= now - self._tried < SOONEST
 
     async def _refresh(self, asked: datetime) -> None:
         async with self._reading:
@@ -169,15 +178,45 @@ async def _load(path: Path) -> bytes:
 async def _fetch(location: Location) -> bytes:
     import httpx  # noqa: PLC0415 - only key sets at a URL need it
 
+    trust, headers = _trust(location), _headers(location)
     try:
-        trust = ssl.create_default_context(cafile=location.ca_file)
-        headers = {}
-        if location.token_file is not None:
-            headers["authorization"] = f"Bearer {location.token_file.read_text().strip()}"
-        async with httpx.AsyncClient(verify=trust, timeout=PATIENCE, trust_env=False) as client:
-            answer = await client.get(location.jwks, headers=headers)
+        with anyio.fail_after(PATIENCE):
+            async with (
+                httpx.AsyncClient(verify=trust, timeout=PATIENCE, trust_env=False) as client,
+                client.stream("GET", location.jwks, headers=headers) as answer,
+            ):
+                return await _content(answer)
+    except httpx.ConnectError as error:
+        raise JwksError(f"the key set's server cannot be reached ({error})") from error
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        # of these some quote what was sent, and with it the token
         raise JwksError(f"the key set cannot be fetched ({type(error).__name__})") from error
-    if answer.status_code != 200 or len(answer.content) > LARGEST_SET:
+
+
+def _trust(location: Location) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=location.ca_file)
+    except OSError as error:
+        raise JwksError(f"its ca_file {location.ca_file} cannot be used: {error.strerror or error}") from error
+
+
+def _headers(location: Location) -> dict[str, str]:
+    if location.token_file is None:
+        return {}
+    try:
+        return {"authorization": f"Bearer {location.token_file.read_text().strip()}"}
+    except OSError as error:
+        raise JwksError(f"its token_file {location.token_file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise JwksError(f"its token_file {location.token_file} does not hold a text") from error
+
+
+async def _content(answer: "httpx.Response") -> bytes:
+    if answer.status_code != 200:
         raise JwksError(f"the key set's server answered with status {answer.status_code}")
-    return answer.content
+    content = b""
+    async for part in answer.aiter_bytes():
+        content += part
+        if len(content) > LARGEST_SET:
+            raise JwksError(f"the key set has more than {LARGEST_SET} bytes")
+    return content

@@ -71,6 +71,8 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
             async with anyio.create_task_group() as tasks:
                 async with _grpc_server(service, directory / "grpc", settings):
                     tasks.start_soon(source.follow)
+                    for issuer in authentication.issuers:
+                        tasks.start_soon(issuer.keys.follow)
                     tasks.start_soon(acceptor.run, listener)
                     host, port = listener.getsockname()[:2]
                     address = Address(host, port)
