@@ -93,7 +93,7 @@ class TokenIssuer:
         ]
         return json.dumps({"keys": keys}).encode()
 
-    def token(self, algorithm: str = "ES256", key: Any = None, **claims: object) -> str:
+    def token(self, algorithm: str = "ES256", key: Any = None, **claims: Any) -> str:
         """A token that is good but for what `claims` say; a claim that is None is left out."""
         now = datetime.now(UTC)
         good: dict[str, object] = {

@@ -1,26 +1,44 @@
 """Our CA over real TLS, asked by a real gRPC client: who gets what, who gets nothing, and what is written down."""
 
+import base64
+import hmac
+import json
 import socket
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import grpc
 import grpc.aio
 import jwt
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
-from fakes.ca_servers import TRUST_DOMAIN, WEB, Served, Shifted, TokenIssuer, ask, plug, served
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from fakes.ca_servers import (
+    AUDIENCE,
+    ISSUER,
+    METHOD,
+    TRUST_DOMAIN,
+    WEB,
+    Served,
+    Shifted,
+    TokenIssuer,
+    ask,
+    plug,
+    served,
+)
 from fakes.events import recorded
 from fakes.hierarchy import Ca, Key, make_ca, make_crl
+from sds_agent_proto.istio_pb2 import CertificateRequest
 
-from sds_agent.ca.server import serving
+from sds_agent.ca.server import LARGEST_REQUEST, serving
 from sds_agent.ca.settings import load
 from sds_agent.clock import SystemClock
 from sds_agent.errors import ConfigurationError
@@ -36,6 +54,7 @@ from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, generate
 
 NODE = f"spiffe://{TRUST_DOMAIN}/ns/kube-system/sa/node"
+RSA_ROOT = "{self_signed: root, key: rsa-2048}"
 NODE_AGENTS = f"  node_agents: [{{identity: '{NODE}', may_act_for: ['spiffe://{TRUST_DOMAIN}/ns/default/*']}}]"
 
 
@@ -117,6 +136,81 @@ async def test_an_unsigned_token_gets_nothing(ca: Served) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await ca.ask(token)
     refused(caught.value, grpc.StatusCode.UNAUTHENTICATED, ca, "not signed by")
+
+
+async def test_a_public_key_is_no_shared_secret(ca: Served) -> None:
+    """Everybody has the issuer's public keys, so a token that is "signed" with one by HMAC is anybody's."""
+    _, claims, _ = ca.issuer.token().split(".")
+    for name, key in ca.issuer.keys.items():
+        header = encoded(json.dumps({"alg": "HS256", "typ": "JWT", "kid": name}).encode())
+        form = (PublicFormat.SubjectPublicKeyInfo,)
+        for secret in (key.public_key().public_bytes(kind, *form) for kind in (Encoding.PEM, Encoding.DER)):
+            signature = hmac.digest(secret, f"{header}.{claims}".encode(), "sha256")
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await ca.ask(f"{header}.{claims}.{encoded(signature)}")
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert {line["reason"] for line in ca.audit} == {"the token is not signed by RS256, ES256 or EdDSA"}
+
+
+def encoded(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+async def test_a_key_verifies_only_by_its_own_algorithm(ca: Served) -> None:
+    """The header chooses among the issuer's keys, never how one of them is used."""
+    header, claims, _ = ca.issuer.token("RS256").split(".")
+    _, _, signature = ca.issuer.token("ES256").split(".")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ca.ask(f"{header}.{claims}.{signature}")
+    refused(caught.value, grpc.StatusCode.UNAUTHENTICATED, ca, "key of its issuer")
+
+
+async def test_a_bound_service_account_token_is_mapped_by_its_subject(ca: Served) -> None:
+    """What a kubelet puts into a projected volume; what its claim kubernetes.io adds changes nothing."""
+    bound: dict[str, Any] = {
+        "namespace": "default",
+        "node": {"name": "n1", "uid": "1"},
+        "pod": {"name": "web-7d", "uid": "2"},
+        "serviceaccount": {"name": "web", "uid": "3"},
+    }
+    told: dict[str, Any] = {"kubernetes.io": bound, "iat": datetime.now(UTC), "jti": "4"}
+    got = await ca.ask(ca.issuer.token(**told))
+    assert subject_alternative_uris(got.leaf) == (WEB,)
+
+
+async def test_a_legacy_service_account_token_gets_nothing(ca: Served) -> None:
+    """Those in Secrets have the same subject, but neither an end nor an audience: whoever has one has it for good."""
+    legacy: dict[str, Any] = {
+        "iss": "kubernetes/serviceaccount",
+        "kubernetes.io/serviceaccount/namespace": "default",
+        "kubernetes.io/serviceaccount/service-account.name": "web",
+        "aud": None,
+        "exp": None,
+        "nbf": None,
+    }
+    for claims in (legacy, {**legacy, "iss": ISSUER}, {**legacy, "iss": ISSUER, "aud": AUDIENCE}):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ca.ask(ca.issuer.token(**claims))
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert ["issuer" in line["reason"] for line in ca.audit] == [True, False, False]
+    assert "audience" in ca.audit[1]["reason"]
+    assert "never expires" in ca.audit[2]["reason"]
+
+
+async def test_a_call_with_two_tokens_gets_nothing(ca: Served) -> None:
+    """Which of them counted would be a matter of who reads them."""
+    headers = [("authorization", f"Bearer {ca.issuer.token()}")] * 2
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ca.ask(headers=headers)
+    refused(caught.value, grpc.StatusCode.UNAUTHENTICATED, ca, "more than one authorization header")
+
+
+async def test_a_certificate_proves_nothing_where_that_is_switched_off(tmp_path: Path) -> None:
+    async with served(tmp_path, callers="  mtls: false") as ca:
+        got = await ca.ask(ca.issuer.token())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ca.ask(identity=got)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_a_token_of_another_key_gets_nothing(ca: Served) -> None:
@@ -206,12 +300,13 @@ def unproven() -> str:
     return x509.load_der_x509_csr(der).public_bytes(Encoding.PEM).decode() if len(der) > 10 else ""
 
 
-def signed(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, extra: int = 0) -> str:
+def signed(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey, extra: int = 0) -> str:
     builder = x509.CertificateSigningRequestBuilder(x509.Name([]))
     if extra:
         oid = x509.ObjectIdentifier("1.2.3.4")
         builder = builder.add_extension(x509.UnrecognizedExtension(oid, b"\0" * extra), critical=False)
-    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+    digest = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    return builder.sign(key, digest).public_bytes(Encoding.PEM).decode()
 
 
 BAD_CSRS = {
@@ -220,6 +315,10 @@ BAD_CSRS = {
     "unproven": unproven(),
     "a weak key": signed(rsa.generate_private_key(65537, 1024)),  # noqa: S505 - weak on purpose
     "a curve of its own": signed(ec.generate_private_key(ec.SECP256K1())),
+    "a short curve": signed(ec.generate_private_key(ec.SECP224R1())),
+    "a kind of key that Envoy does not take": signed(ed25519.Ed25519PrivateKey.generate()),
+    "two CSRs": 2 * make_csr(generate(KeyType.EC_P256), WEB).decode(),
+    "a certificate": write_pem([fresh("web").certificate]).decode(),
     "a megabyte of extensions": signed(ec.generate_private_key(ec.SECP256R1()), 1 << 20),
 }
 
@@ -229,6 +328,107 @@ async def test_a_csr_that_cannot_be_signed_is_called_invalid(ca: Served, csr: st
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await ca.ask(ca.issuer.token(), csr=csr)
     refused(caught.value, grpc.StatusCode.INVALID_ARGUMENT, ca, "CSR")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\xff", "not an IstioCertificateRequest"),
+        (CertificateRequest(csr="\0").SerializeToString(), "no CSR"),
+        (CertificateRequest(metadata={"ImpersonatedIdentity": 7}).SerializeToString(), "not a text"),
+    ],
+)
+async def test_a_request_that_is_none_is_called_invalid(ca: Served, data: bytes, words: str) -> None:
+    async with ca.connected() as channel:
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(data, metadata=(("authorization", f"Bearer {ca.issuer.token()}"),), timeout=10)
+    refused(caught.value, grpc.StatusCode.INVALID_ARGUMENT, ca, words)
+
+
+async def test_what_is_too_large_for_grpc_never_reaches_the_ca(ca: Served) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ca.ask(ca.issuer.token(), csr="A" * (LARGEST_REQUEST + 1))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert ca.audit == []
+
+
+async def test_a_refused_request_never_reaches_the_signer(tmp_path: Path) -> None:
+    """The signer has expired, so whoever reaches it is told that."""
+    root, clock = fresh("root"), Shifted()
+    signer = make_ca(
+        "short", root, not_before=datetime.now(UTC) - timedelta(hours=1), not_after=soon(timedelta(hours=1))
+    )
+    plug(tmp_path / "cacerts", signer, [signer], [root])
+    roots = write_pem([root.certificate])
+    async with (
+        served(tmp_path, signer="{cacerts: cacerts}", roots=roots, clock=clock, callers=NODE_AGENTS) as ca,
+        ca.connected() as channel,
+    ):
+        good = ca.issuer.token(exp=soon(timedelta(days=1)))
+        spent = ca.join_token(ttl=timedelta(days=1))
+        record, other = ca.tokens.find(spent), generate(KeyType.EC_P256)
+        ca.tokens.spend(record, other.public_key())
+        await ask(channel, good)
+        clock.ahead = timedelta(hours=2)
+        bad: list[tuple[str | None, dict[str, Any]]] = [
+            (None, {}),
+            (ca.issuer.token(), {}),
+            (spent, {}),
+            (good, {"metadata": {"ImpersonatedIdentity": NODE}}),
+            (good, {"seconds": 91 * 86400}),
+            *((good, {"csr": csr}) for csr in BAD_CSRS.values()),
+        ]
+        for token, asked in bad:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await ask(channel, token, **asked)
+            assert "the CA" not in (caught.value.details() or "")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask(channel, good)
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+    outcomes = [line["outcome"] for line in ca.audit]
+    denied = ["unauthenticated"] * 3 + ["denied"] + ["invalid"] * (1 + len(BAD_CSRS))
+    assert outcomes == ["issued", *denied, "internal"]
+    assert "expired on" in ca.audit[-1]["reason"]
+
+
+def soon(ahead: timedelta) -> datetime:
+    return datetime.now(UTC).replace(microsecond=0) + ahead
+
+
+async def test_no_certificate_outlives_its_signer(tmp_path: Path) -> None:
+    root = fresh("root")
+    end = soon(timedelta(hours=3))
+    signer = make_ca("short", root, not_before=soon(-timedelta(hours=1)), not_after=end)
+    plug(tmp_path / "cacerts", signer, [signer], [root])
+    async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])) as ca:
+        got = await ca.ask(ca.issuer.token(), seconds=86400)
+        assert got.leaf.not_valid_after_utc == end
+        assert (await ca.ask(ca.issuer.token(), seconds=60)).leaf.not_valid_after_utc < soon(timedelta(minutes=2))
+
+
+async def test_nothing_that_was_signed_is_lost_when_the_ca_ends(tmp_path: Path) -> None:
+    outcomes: list[grpc.StatusCode] = []
+
+    async def attempt(channel: grpc.aio.Channel, token: str) -> None:
+        try:
+            await ask(channel, token)
+        except grpc.aio.AioRpcError as error:
+            outcomes.append(error.code())
+        else:
+            outcomes.append(grpc.StatusCode.OK)
+
+    async with AsyncExitStack() as later:
+        async with anyio.create_task_group() as tasks, served(tmp_path, signer=RSA_ROOT) as ca:
+            channel = await later.enter_async_context(ca.connected())
+            await ask(channel, ca.issuer.token())
+            for _ in range(30):
+                tasks.start_soon(attempt, channel, ca.issuer.token())
+            with anyio.fail_after(10):
+                while len(ca.audit) < 3:
+                    await anyio.lowlevel.checkpoint()
+        assert len(outcomes) == 30
+    assert outcomes.count(grpc.StatusCode.OK) == len(ca.audit) - 1
 
 
 async def test_more_than_ninety_days_are_invalid_and_none_are_a_day(ca: Served) -> None:
@@ -501,9 +701,8 @@ async def test_more_requests_than_fit_are_sent_away_and_the_rest_served(tmp_path
         else:
             outcomes.append(grpc.StatusCode.OK)
 
-    signer = "{self_signed: root, key: rsa-2048}"
     async with (
-        served(tmp_path, signer=signer, more="limits: {at_once: 1}") as ca,
+        served(tmp_path, signer=RSA_ROOT, more="limits: {at_once: 1}") as ca,
         ca.connected() as channel,
         anyio.create_task_group() as tasks,
     ):
