@@ -71,6 +71,7 @@ class Acceptor:
         self._open = 0
         self._full = False
         self._closing = False
+        self._closed = anyio.Event()
         self._peers: dict[str, Peer] = {}
 
     def peer(self, grpc_peer: str) -> Peer:
@@ -97,6 +98,12 @@ class Acceptor:
     def close(self) -> None:
         """Take no more connections; those that are open go on."""
         self._closing = True
+
+    async def emptied(self) -> None:
+        """Wait until every connection has closed and handed over what it still held."""
+        while self._open:
+            self._closed = anyio.Event()
+            await self._closed.wait()
 
     def _has_room(self) -> bool:
         if self._closing:
@@ -125,6 +132,7 @@ class Acceptor:
             log.event(LOG, "bug", level=logging.ERROR, exception=type(error).__name__, address=address)
         finally:
             self._open -= 1
+            self._closed.set()
             self._peers.pop(name, None)
             front.abort()
             back.abort()

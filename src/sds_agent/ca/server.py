@@ -38,6 +38,8 @@ LARGEST_REQUEST = 4 << 20
 """Bytes; gRPC's own default. What is larger never reaches the service."""
 FAREWELL = 5.0
 """Seconds for requests in work to end at shutdown."""
+FLUSH = 0.2
+"""Seconds for their answers to reach the callers; it is over as soon as they have."""
 BACKLOG = 1024
 
 
@@ -81,7 +83,9 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
                         yield address
                     finally:
                         acceptor.close()
-                tasks.cancel_scope.cancel()  # only now: requests in work were answered through the relays
+                with anyio.CancelScope(shield=True), anyio.move_on_after(FLUSH):
+                    await acceptor.emptied()  # what was answered last may still be in a relay
+                tasks.cancel_scope.cancel()
 
 
 async def open_source(settings: CaSettings, clock: Clock) -> Source:
