@@ -1,8 +1,8 @@
 """grpc.health.v1 as probers use it: who asks is told the truth, who watches hears of every change."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -22,7 +22,6 @@ from sds_agent.sds.service import SecretDiscoveryService
 from sds_agent.secrets.store import SecretStore
 
 Call = grpc.aio.UnaryStreamCall[bytes, bytes]
-Watch = Callable[..., Call]
 
 SERVING = HealthCheckResponse.SERVING
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
@@ -38,6 +37,7 @@ class Server:
         self.health = Health(lambda: self.ready, frozenset({"a.Service"}), most_watchers=most_watchers)
         self.address = f"unix:{directory / 'sds.sock'}"
         self._socket = SocketFile(directory / "sds.sock")
+        self._calls: list[Call] = []
 
     def change(self, *, ready: bool) -> None:
         self.ready = ready
@@ -45,13 +45,18 @@ class Server:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[grpc.aio.Channel]:
-        """The server, and a connection to it."""
+        """The server, and a connection to it, which lasts until every watch has seen its end."""
         service = SecretDiscoveryService(SecretStore())
-        async with (
-            grpc.aio.insecure_channel(self.address) as channel,
-            serving(service, self._socket, Limits(), [self.health]),
-        ):
-            yield channel
+        async with grpc.aio.insecure_channel(self.address) as channel:
+            async with serving(service, self._socket, Limits(), [self.health]):
+                yield channel
+            for call in self._calls:
+                with suppress(grpc.aio.AioRpcError):
+                    await rest(call)
+
+    def watch(self, channel: grpc.aio.Channel, service: str = "", data: bytes | None = None) -> Call:
+        self._calls.append(watch(channel, service, data))
+        return self._calls[-1]
 
 
 @pytest.fixture
@@ -59,19 +64,9 @@ def server(tmp_path: Path) -> Server:
     return Server(tmp_path)
 
 
-@pytest.fixture
-async def watch() -> AsyncIterator[Watch]:
-    """Opens watches, and leaves them at the end: gRPC minds one that outlives its event loop."""
-    calls: list[Call] = []
-
-    def opened(channel: grpc.aio.Channel, service: str = "") -> Call:
-        ask: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{health.SERVICE}/Watch")
-        calls.append(ask(HealthCheckRequest(service=service).SerializeToString(), timeout=30))
-        return calls[-1]
-
-    yield opened
-    for call in calls:
-        call.cancel()
+def watch(channel: grpc.aio.Channel, service: str = "", data: bytes | None = None) -> Call:
+    ask: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{health.SERVICE}/Watch")
+    return ask(HealthCheckRequest(service=service).SerializeToString() if data is None else data, timeout=30)
 
 
 async def rest(call: Call) -> tuple[list[HealthCheckResponse.ServingStatus], grpc.StatusCode]:
@@ -109,9 +104,9 @@ async def test_check_of_an_unknown_service_is_not_found(server: Server) -> None:
             assert caught.value.code() is code
 
 
-async def test_a_watcher_hears_of_every_change_once(server: Server, watch: Watch) -> None:
+async def test_a_watcher_hears_of_every_change_once(server: Server) -> None:
     async with server.running() as channel:
-        call = watch(channel, "a.Service")
+        call = server.watch(channel, "a.Service")
         assert await status(call) == NOT_SERVING
         server.health.look()
         for ready in (True, False, True):
@@ -119,12 +114,12 @@ async def test_a_watcher_hears_of_every_change_once(server: Server, watch: Watch
             assert await status(call) == (SERVING if ready else NOT_SERVING)
 
 
-async def test_a_watch_of_an_unknown_service_says_so_and_stays(server: Server, watch: Watch) -> None:
+async def test_a_watch_of_an_unknown_service_says_so_and_stays(server: Server) -> None:
     """The protocol has it so: the service may come."""
     async with server.running() as channel:
-        call = watch(channel, "other")
+        call = server.watch(channel, "other")
         assert await status(call) == SERVICE_UNKNOWN
-        known = watch(channel)
+        known = server.watch(channel)
         assert await status(known) == NOT_SERVING
         server.change(ready=True)
         assert await status(known) == SERVING
@@ -133,11 +128,10 @@ async def test_a_watch_of_an_unknown_service_says_so_and_stays(server: Server, w
 
 async def test_a_watch_that_is_no_request_is_refused(server: Server) -> None:
     async with server.running() as channel:
-        ask: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{health.SERVICE}/Watch")
-        assert await ask(b"\xff").code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert await server.watch(channel, data=b"\xff").code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_the_end_of_the_server_is_told_and_ends_every_watch_well(server: Server, watch: Watch) -> None:
+async def test_the_end_of_the_server_is_told_and_ends_every_watch_well(server: Server) -> None:
     """A watch that is cut off looks like a broken network; one that is left open would hold up the end."""
     server.ready = True
     async with grpc.aio.insecure_channel(server.address) as channel:
@@ -149,20 +143,20 @@ async def test_the_end_of_the_server_is_told_and_ends_every_watch_well(server: S
         assert await ends == [([NOT_SERVING], grpc.StatusCode.OK)] * 5
 
 
-async def test_watchers_that_leave_make_room_for_others(tmp_path: Path, watch: Watch) -> None:
+async def test_watchers_that_leave_make_room_for_others(tmp_path: Path) -> None:
     server = Server(tmp_path, most_watchers=1)
     async with server.running() as channel:
         first = watch(channel)
         assert await status(first) == NOT_SERVING
-        assert await watch(channel).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await server.watch(channel).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         first.cancel()
         with anyio.fail_after(10):
             while server.health._watchers:
                 await health.check(server.address, 5)  # the server learns of it in its own time
-        assert await status(watch(channel)) == NOT_SERVING
+        assert await status(server.watch(channel)) == NOT_SERVING
 
 
-async def test_the_ca_is_watched_without_a_proof_and_says_when_it_ends(tmp_path: Path, watch: Watch) -> None:
+async def test_the_ca_is_watched_without_a_proof_and_says_when_it_ends(tmp_path: Path) -> None:
     async with AsyncExitStack() as until_the_end:
         async with served(tmp_path) as ca:
             channel = await until_the_end.enter_async_context(ca.connected())
