@@ -3,6 +3,7 @@
 import base64
 import hmac
 import json
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -651,6 +652,40 @@ async def test_a_plugged_in_signer_answers_with_its_intermediate_and_all_roots(t
         assert not any(is_self_signed(c) for e in got.elements[:-1] for c in read_pem(e.encode()))
         renewed = await ca.ask(identity=got)
         assert renewed.leaf.issuer == signer.certificate.subject
+
+
+async def test_the_page_tells_the_form_of_every_answer(tmp_path: Path) -> None:
+    root, old = fresh("root"), fresh("old root")
+    region = fresh("region", root)
+    below_root, below_region = fresh("cluster1", root), fresh("cluster1", region)
+    plug(tmp_path / "one", below_root, [below_root], [root])
+    plug(tmp_path / "two", below_root, [below_root], [root, old])
+    plug(tmp_path / "three", below_region, [root, region, below_region], [root])
+    signers = {
+        "a self-signed root": "{self_signed: root}",
+        "an intermediate": "{cacerts: one}",
+        "an intermediate, two roots": "{cacerts: two}",
+        "two intermediates": "{cacerts: three}",
+    }
+    rows = []
+    for title, signer in signers.items():
+        roots = None if "self_signed" in signer else write_pem([root.certificate])
+        async with served(tmp_path, signer=signer, roots=roots) as ca:
+            got = await ca.ask(ca.issuer.token())
+        assert all(element.startswith("-----BEGIN") and element.endswith("-----\n") for element in got.elements)
+        rows.append(f"| {title} | {form(got.elements)} |")
+    page = (Path(__file__).parents[2] / "docs" / "ca-server.md").read_text()
+    section = page.partition("## The answer")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| .* 1: .*$", section, re.MULTILINE) == rows
+
+
+def form(elements: tuple[str, ...]) -> str:
+    """Which certificates each element holds; one without a subject is a leaf."""
+    names = [
+        ", ".join(f"`{c.subject.rfc4514_string()}`" if c.subject.rdns else "leaf" for c in read_pem(element.encode()))
+        for element in elements
+    ]
+    return "; ".join(f"{number}: {name}" for number, name in enumerate(names, start=1))
 
 
 async def test_another_signer_is_taken_while_requests_go_on(tmp_path: Path) -> None:
