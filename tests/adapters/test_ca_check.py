@@ -1,0 +1,185 @@
+"""`sds-agent ca check` on what operators really have: directories by openssl, easy-rsa and cfssl, whole and spoiled."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fakes.ca_files import CA_EXTENSIONS, LEAF_WITH_CA_TRUE, by_cfssl, by_easyrsa, by_openssl
+from fakes.openssl import openssl
+
+from sds_agent.cli.main import main
+
+Spoil = Callable[[Path], object]
+Printed = pytest.CaptureFixture[str]
+BOM = b"\xef\xbb\xbf"
+
+
+def by_shell(steps: str) -> Spoil:
+    """Commands as an operator types them, in the directory."""
+    return lambda directory: subprocess.run(["bash", "-euc", steps], cwd=directory, check=True, capture_output=True)
+
+
+def every_file(change: Callable[[bytes], bytes]) -> Spoil:
+    def spoil(directory: Path) -> None:
+        for file in directory.glob("*.pem"):
+            file.write_bytes(change(file.read_bytes()))
+
+    return spoil
+
+
+def issued_again(extensions: str = CA_EXTENSIONS, *options: str) -> Spoil:
+    """The signer's certificate, signed anew by its root."""
+
+    def spoil(directory: Path) -> None:
+        (directory / "again.ext").write_text(extensions)
+        signed = ("-CA", "root-cert.pem", "-CAkey", "root-key.pem", "-CAcreateserial", "-extfile", "again.ext")
+        openssl(
+            directory, "x509", "-req", "-in", "ca.csr", *signed, "-out", "ca-cert.pem", *(options or ("-days", "9"))
+        )
+        by_shell("cat ca-cert.pem root-cert.pem > cert-chain.pem")(directory)
+
+    return spoil
+
+
+def signer_with_key(new_key: str) -> Spoil:
+    """A self-signed signer with a key of that kind."""
+    return by_shell(
+        f"openssl {new_key} > ca-key.pem; openssl req -x509 -new -key ca-key.pem -subj /CN=ca -out ca-cert.pem; "
+        "cp ca-cert.pem root-cert.pem; cp ca-cert.pem cert-chain.pem"
+    )
+
+
+GOOD: dict[str, tuple[Spoil, str]] = {
+    "as it is": (lambda _: None, ""),
+    "the names of cert-manager": (
+        by_shell("mv cert-chain.pem tls.crt; mv ca-key.pem tls.key; mv root-cert.pem ca.crt; rm ca-cert.pem"),
+        "",
+    ),
+    "both names": (
+        by_shell("cp cert-chain.pem tls.crt; cp ca-key.pem tls.key; cp root-cert.pem ca.crt"),
+        "tls.crt is the one that is taken",
+    ),
+    "a chain without its root": (by_shell("cp ca-cert.pem cert-chain.pem"), ""),
+    "a text before the PEM": (by_shell("openssl x509 -text -in root-cert.pem > r; mv r root-cert.pem"), ""),
+    "CRLF": (every_file(lambda data: data.replace(b"\n", b"\r\n")), ""),
+    "a byte order mark": (every_file(lambda data: BOM + data), "begins with a byte order mark"),
+    "a key behind EC PARAMETERS": (
+        by_shell("(openssl ecparam -name prime256v1; openssl ec -in ca-key.pem) > k; mv k ca-key.pem"),
+        "begins with an EC PARAMETERS block",
+    ),
+    "PKCS#1": (signer_with_key("genrsa -traditional"), ""),
+    "name constraints": (
+        issued_again(f"{CA_EXTENSIONS}nameConstraints=critical,permitted;URI:demo.example\n"),
+        "",
+    ),
+    "a revocation list": (
+        by_shell(
+            "touch index.txt; openssl ca -gencrl -config <(printf '[ca]\\ndefault_ca=d\\n[d]\\ndatabase=index.txt\\n') "
+            "-md sha256 -crldays 9 -cert root-cert.pem -keyfile root-key.pem -out ca-crl.pem"
+        ),
+        "",
+    ),
+}
+
+BAD: dict[str, tuple[Spoil, str, str]] = {
+    "no chain": (by_shell("rm cert-chain.pem"), "cert-chain.pem: is missing", "put it beside"),
+    "a leaf with CA:true": (issued_again(LEAF_WITH_CA_TRUE), "workload's own certificate", "issue a CA certificate"),
+    "a CA that may not sign": (
+        issued_again("basicConstraints=critical,CA:TRUE\nkeyUsage=critical,digitalSignature\n"),
+        "its KeyUsage lacks keyCertSign",
+        "keyUsage=critical,keyCertSign,cRLSign",
+    ),
+    "a certificate that is no CA": (issued_again("basicConstraints=CA:FALSE\n"), "is no CA", "CA:TRUE"),
+    "an expired signer": (issued_again(CA_EXTENSIONS, "-days", "-1"), "expired on", "issue a new one"),
+    "the key of another": (by_shell("cp root-key.pem ca-key.pem"), "the key is not that of", "put the key there"),
+    "another root": (
+        by_shell("openssl req -x509 -newkey rsa:2048 -nodes -keyout /dev/null -subj /CN=other -out root-cert.pem"),
+        "no certificate of this signer would be trusted",
+        "put the certificates from the signer up to the root",
+    ),
+    "TRUSTED CERTIFICATE": (
+        by_shell("openssl x509 -trustout -in root-cert.pem -out r; mv r root-cert.pem"),
+        "`openssl x509 -in FILE` writes it as a plain one",
+        "write it anew",
+    ),
+    "explicit parameters": (
+        by_shell("openssl ec -in ca-key.pem -param_enc explicit -out k; mv k ca-key.pem"),
+        "explicit parameters",
+        "-param_enc named_curve",
+    ),
+    "RSA-PSS": (signer_with_key("genpkey -algorithm RSA-PSS"), "RSA-PSS key", "openssl genpkey -algorithm RSA"),
+    "short RSA": (signer_with_key("genrsa 1024"), "RSA key of 1024 bits", "2048 or more"),
+    "Ed25519": (signer_with_key("genpkey -algorithm ed25519"), "neither an EC nor an RSA key", "make one of these"),
+    "an encrypted key": (
+        by_shell("openssl pkcs8 -topk8 -in ca-key.pem -passout pass:secret -out k; mv k ca-key.pem"),
+        "is encrypted and there is no passphrase",
+        "give the file that holds it",
+    ),
+    "DER": (
+        by_shell("openssl pkey -in ca-key.pem -outform DER -out k; mv k ca-key.pem"),
+        "is in DER",
+        "openssl pkey -inform DER",
+    ),
+    "a certificate that is cut off": (
+        by_shell("head -c 300 root-cert.pem > r; mv r root-cert.pem"),
+        "cut off",
+        "write it anew",
+    ),
+    "key and certificate in each other's place": (
+        by_shell("mv ca-key.pem k; mv ca-cert.pem ca-key.pem; mv k ca-cert.pem"),
+        "ca-key.pem: is a certificate",
+        "give the private key",
+    ),
+    "a revocation list of another key": (
+        by_shell(
+            "openssl req -x509 -new -key ca-key.pem -subj /O=demo.example -out namesake.pem; touch index.txt; "
+            "openssl ca -gencrl -config <(printf '[ca]\\ndefault_ca=d\\n[d]\\ndatabase=index.txt\\n') "
+            "-md sha256 -crldays 9 -cert namesake.pem -keyfile ca-key.pem -out ca-crl.pem"
+        ),
+        "not signed with that CA's key",
+        "have that CA issue it anew",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "words"), GOOD.values(), ids=GOOD)
+def test_what_can_be_plugged_in_is_told_and_what_istiod_minds_too(
+    spoil: Spoil, words: str, tmp_path: Path, capfd: Printed
+) -> None:
+    spoil(by_openssl(tmp_path))
+    code = main(["ca", "check", str(tmp_path)])
+    told = capfd.readouterr().out
+    assert code == 0, told
+    assert "can be plugged in." in told
+    assert words in told
+    assert ("istiod itself would not take it" in told) is bool(words)
+
+
+@pytest.mark.parametrize(("spoil", "words", "mend"), BAD.values(), ids=BAD)
+def test_what_cannot_be_plugged_in_is_told_with_the_way_to_mend_it(
+    spoil: Spoil, words: str, mend: str, tmp_path: Path, capfd: Printed
+) -> None:
+    spoil(by_openssl(tmp_path))
+    keys = [line for file in tmp_path.glob("*key.pem") for line in file.read_bytes().splitlines() if len(line) > 40]
+    code = main(["ca", "check", str(tmp_path)])
+    told = capfd.readouterr()
+    assert code == 2, told.out
+    assert told.err == ""
+    assert "cannot be plugged in:" in told.out
+    line = next(line for line in told.out.splitlines() if words in line)
+    assert mend in line.partition("; ")[2]
+    assert not any(line in told.out.encode() for line in keys)
+
+
+def test_an_encrypted_key_is_read_with_its_passphrase(tmp_path: Path, capfd: Printed) -> None:
+    BAD["an encrypted key"][0](by_openssl(tmp_path))
+    (tmp_path / "passphrase").write_text("secret\n")
+    assert main(["ca", "check", str(tmp_path), "--passphrase-file", str(tmp_path / "passphrase")]) == 0
+    assert "istiod has no way to be given a passphrase" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("by", [by_easyrsa, by_cfssl])
+def test_the_directories_of_other_tools_are_good(by: Callable[[Path], Path], tmp_path: Path, capfd: Printed) -> None:
+    assert main(["ca", "check", str(by(tmp_path))]) == 0
+    assert "can be plugged in." in capfd.readouterr().out
