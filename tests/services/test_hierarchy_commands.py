@@ -186,15 +186,74 @@ def test_no_file_is_ever_overwritten(root: Path, tmp_path: Path, capfd: pytest.C
 @pytest.mark.parametrize("there", [False, True])
 def test_a_full_disk_leaves_no_half_directory(root: Path, tmp_path: Path, *, there: bool) -> None:
     """A limit on the size of files stands for it: the keys fit, the chain does not."""
-    directory = tmp_path / "i"
+    directory = tmp_path / "new" / "i"
     if there:
-        directory.mkdir()
+        directory.mkdir(parents=True)
         (directory / "notes").touch()
     command = f"ulimit -f 1; exec {sys.executable} -B -m sds_agent ca intermediate {directory} --root {root} --name i"
     done = subprocess.run(["bash", "-c", command], env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "nothing was left behind" in done.stderr
-    assert [file.name for file in directory.iterdir()] == ["notes"] if there else not directory.exists()
+    assert [file.name for file in directory.iterdir()] == ["notes"] if there else not directory.parent.exists()
+
+
+BEFORE_A_FILE = """
+import os, signal, sys
+left, directory = int(sys.argv[1]), sys.argv[2]
+def hook(event, arguments):
+    global left
+    if event == "open" and str(arguments[0]).startswith(directory) and arguments[2] & os.O_CREAT:
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+"""
+WITHIN_A_FILE = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # which ends the process in the middle of a write, with no last word
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+"""
+THEN_RUN = "from sds_agent.cli.main import main\nsys.exit(main(sys.argv[3:]))\n"
+
+
+KILLED = [
+    *(("root", BEFORE_A_FILE, files) for files in range(2)),
+    *(("root", WITHIN_A_FILE, size) for size in (0, 200, 500)),
+    *(("intermediate", BEFORE_A_FILE, files) for files in range(4)),
+    *(("intermediate", WITHIN_A_FILE, size) for size in (0, 200, 500, 900)),
+]
+
+
+@pytest.mark.parametrize(("command", "how", "amount"), KILLED)
+def test_a_command_that_is_killed_leaves_nothing_that_passes_for_whole(
+    command: str, how: str, amount: int, root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "new"
+    options = {"root": ["--trust-domain", "demo.example"], "intermediate": ["--root", str(root), "--name", "i"]}[
+        command
+    ]
+    call = ["ca", command, str(directory), *options]
+    killed = subprocess.run(
+        [sys.executable, "-B", "-c", how + THEN_RUN, str(amount), str(directory), *call],
+        env=ENVIRONMENT,
+        capture_output=True,
+        check=False,
+    )
+    assert killed.returncode < 0, killed.stderr
+    assert use(command, directory, tmp_path) == 2
+    assert all(stat.S_IMODE(key.stat().st_mode) == 0o600 for key in directory.glob("*key.pem"))
+    left = {file: file.read_bytes() for file in directory.glob("*")}
+    assert main(call) == (2 if left else 0)
+    assert {file: file.read_bytes() for file in left} == left
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def use(command: str, directory: Path, tmp_path: Path) -> int:
+    """What becomes of who takes what is there for whole."""
+    if command == "root":
+        return ca("intermediate", tmp_path / "below", "--root", directory, "--name", "below")
+    return ca("check", directory)
 
 
 def test_a_root_that_is_none_is_refused(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ A directory is written whole or not at all, and never over a file that is there.
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -133,8 +134,11 @@ def _refuse_taken(directory: Path, names: tuple[str, ...]) -> None:
 
 
 def _write_whole(directory: Path, files: Mapping[str, bytes]) -> None:
-    """All the files, or none, and the directory only with them. What ends in `-key.pem` has mode 0600."""
-    made = not directory.exists()
+    """All the files, or none, and the directory only with them. What ends in `-key.pem` has mode 0600.
+
+    The certificate of the root comes last: who is killed before leaves a directory that everybody refuses.
+    """
+    missing = [each for each in (directory, *directory.parents) if not each.exists()]
     written: list[Path] = []
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -144,8 +148,9 @@ def _write_whole(directory: Path, files: Mapping[str, bytes]) -> None:
     except BaseException as error:
         for file in written:
             file.unlink(missing_ok=True)
-        if made and directory.is_dir():
-            directory.rmdir()
+        with suppress(OSError):  # somebody else has put something there since
+            for each in missing:
+                each.rmdir()
         if isinstance(error, OSError):
             raise HierarchyError(
                 f"cannot write {error.filename or directory}: {error.strerror}; nothing was left behind"
