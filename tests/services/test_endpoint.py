@@ -1,28 +1,33 @@
 """The socket as a file: its rights, and whose socket may be replaced."""
 
 import os
+import shutil
 import socket
 import stat
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import anyio
+import grpc
+import grpc.aio
 import pytest
+from fakes.events import recorded
 from fakes.peers import connected
 
 from sds_agent.errors import ConfigurationError
 from sds_agent.sds.endpoint import LONGEST_PATH, SocketFile, SocketInUseError, claim
-from sds_agent.sds.server import Limits, serving
+from sds_agent.sds.server import Limits, bind, serving
 from sds_agent.sds.service import SecretDiscoveryService
 from sds_agent.secrets.model import BundleSecret
 from sds_agent.secrets.store import SecretStore
 
 
 @asynccontextmanager
-async def server(file: SocketFile) -> AsyncIterator[None]:
+async def server(file: SocketFile, *, look_every: float = 60) -> AsyncIterator[None]:
     store = SecretStore()
     store.publish({"ROOTCA": BundleSecret(b"roots")})
-    async with serving(SecretDiscoveryService(store), file, Limits()):
+    async with serving(SecretDiscoveryService(store), file, Limits(), look_every=look_every):
         yield
 
 
@@ -148,3 +153,65 @@ async def test_path_with_spaces_and_percent_signs(tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
     assert not path.exists()
+
+
+async def test_directory_that_takes_no_socket_is_told_in_words(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    with claim(SocketFile(directory / "sds.sock")) as endpoint:
+        shutil.rmtree(directory)
+        attempt = grpc.aio.server()
+        with pytest.raises(ConfigurationError, match=f"sds.socket: cannot make a socket in {directory}: No such file"):
+            bind(attempt, endpoint)
+        await attempt.stop(None)
+
+
+# --- the loss of the socket ---
+
+
+@pytest.mark.parametrize("lost", ["the socket", "the directory", "the directory's name"])
+async def test_lost_socket_comes_back_with_its_rights_and_serves_old_and_new_peers(tmp_path: Path, lost: str) -> None:
+    """A cleaner of temporary files, or a hasty hand: to every Envoy that starts later the agent would be dead."""
+    path = tmp_path / "run" / "sds.sock"
+    async with AsyncExitStack() as stack:
+        events = stack.enter_context(recorded())
+        await stack.enter_async_context(server(SocketFile(path, mode=0o600), look_every=0.01))
+        old = await stack.enter_async_context(connected(path))
+        stream = await old.stream().ask("ROOTCA")
+        await stream.read()
+        match lost:
+            case "the socket":
+                path.unlink()
+            case "the directory":
+                shutil.rmtree(path.parent)
+            case _:
+                path.parent.rename(tmp_path / "away")
+        await events.wait("socket_restored", socket=str(path), level="error")
+        assert mode_of(path) == 0o600
+        assert (await stream.end())[0] is grpc.StatusCode.OK, "an Envoy logs nothing, and comes back"
+        new = await stack.enter_async_context(connected(path))
+        assert "ROOTCA" in await new.fetch("ROOTCA")
+        assert "ROOTCA" in await old.fetch("ROOTCA")
+        with pytest.raises(SocketInUseError), claim(SocketFile(path)):
+            pass
+    assert not path.exists()
+
+
+async def test_socket_that_another_took_is_told_once_and_taken_back_when_it_is_free(tmp_path: Path) -> None:
+    path = tmp_path / "sds.sock"
+    with recorded() as events:
+        async with server(SocketFile(path), look_every=0.01), connected(path) as old:
+            await old.fetch("ROOTCA")
+            path.unlink()
+            with socket.socket(socket.AF_UNIX) as other:
+                other.bind(str(path))
+                other.listen()
+                told = await events.wait("socket_lost", level="error")
+                assert "another server answers" in told["cause"]
+                assert "ROOTCA" in await old.fetch("ROOTCA"), "who is connected is served on"
+                before = path.stat().st_ino
+                await anyio.wait_all_tasks_blocked()
+                assert path.stat().st_ino == before
+            await events.wait("socket_restored")
+            assert len(events.named("socket_lost")) == 1
+            async with connected(path) as new:
+                assert "ROOTCA" in await new.fetch("ROOTCA")

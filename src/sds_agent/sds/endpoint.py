@@ -88,12 +88,35 @@ class Endpoint:
                 f"run the agent as a user that may, or change sds.owner, sds.group and sds.mode"
             ) from error
 
+    def refusal(self) -> ConfigurationError:
+        """Why nothing can be bound here, asked of the kernel."""
+        reason = "nobody says why"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as attempt:
+            try:
+                attempt.bind(str(self._temporary))
+                self._temporary.unlink()
+            except OSError as error:
+                reason = error.strerror or reason
+        return ConfigurationError(
+            f"sds.socket: cannot make a socket in {self.path.parent}: {reason}; "
+            f"make the directory writable for the agent's user (uid {os.geteuid()}) or choose another"
+        )
+
+    def in_place(self) -> bool:
+        """Whether the socket that appeared is still what is at its path."""
+        if self._ours is None:
+            return False
+        try:
+            return os.path.samestat(self.path.lstat(), os.fstat(self._ours))
+        except OSError:
+            return False
+
     def disappear(self) -> None:
         """Remove the socket, if what is at its path is still ours."""
         if self._ours is None:
             return
-        with suppress(FileNotFoundError):
-            if os.path.samestat(self.path.lstat(), os.fstat(self._ours)):
+        if self.in_place():
+            with suppress(OSError):  # a directory that is read-only by now keeps a dead socket, which is no harm
                 self.path.unlink()
         os.close(self._ours)
         self._ours = None

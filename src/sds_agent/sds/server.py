@@ -1,18 +1,22 @@
-"""The gRPC server on its socket: options, start, self-probe and a clean end."""
+"""The gRPC server on its socket: options, start, self-probe, the loss of the socket and a clean end."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Protocol
 
 import grpc
 import grpc.aio
 from msgspec import Struct
 
+from sds_agent import log
 from sds_agent.errors import SdsAgentError
-from sds_agent.sds.endpoint import SocketFile, claim
+from sds_agent.sds.endpoint import Endpoint, SocketFile, claim
 from sds_agent.sds.service import SERVICE, SecretDiscoveryService
-from sds_agent.tasks import uninterrupted
+from sds_agent.tasks import companions, uninterrupted
+
+LOG = logging.getLogger(__name__)
 
 PATIENCE = 5.0
 """Seconds that the server may take to answer its own probe."""
@@ -74,34 +78,89 @@ async def serving(
     others: Sequence[Service] = (),
     *,
     before_probe: Callable[[], Awaitable[None]] | None = None,
+    look_every: float = 5.0,
 ) -> AsyncIterator[None]:
     """Serve inside this context; it is entered only once the server answers at its path.
 
     It asks itself when `before_probe` returns, or after `HEAD_START`: an Envoy that waited for the socket is not to
-    wait for that as well. Raises ConfigurationError or SocketInUseError (see `endpoint.claim`) and ProbeError. Leaving
-    it ends all streams with OK, stops the server and removes the socket.
+    wait for that as well. Raises ConfigurationError or SocketInUseError (see `endpoint.claim`) and ProbeError. Every
+    `look_every` seconds it looks whether the socket is still there, and makes a new one if not. Leaving it ends all
+    streams with OK, stops the server and removes the socket.
     """
-    with claim(file) as endpoint:
-        server = grpc.aio.server(options=options(limits), maximum_concurrent_rpcs=limits.streams)
-        services = (service, *others)
-        server.add_generic_rpc_handlers([each.handler() for each in services])
-        with endpoint.private_umask():
-            server.add_insecure_port(endpoint.address)
-        endpoint.appear()
-        await server.start()
+    listener = _Listener(service, file, limits, others)
+    await listener.open(before_probe)
+    try:
+        async with companions() as start:
+            start(listener.keep(look_every))
+            yield
+    finally:
+        await uninterrupted(listener.close())
+
+
+class _Listener:
+    """A server at its path, and another one when the path is lost: gRPC cannot listen anew once it has started."""
+
+    def __init__(
+        self, service: SecretDiscoveryService, file: SocketFile, limits: Limits, others: Sequence[Service]
+    ) -> None:
+        self._service = service
+        self._services = (service, *others)
+        self._file = file
+        self._limits = limits
+        self._claimed = ExitStack()
+        self._endpoint: Endpoint | None = None
+        self._server: grpc.aio.Server | None = None
+
+    async def open(self, before_probe: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Claim the path and serve there, beside the server that was there before."""
+        self._claimed.close()
+        endpoint = self._claimed.enter_context(claim(self._file))
+        server = grpc.aio.server(options=options(self._limits), maximum_concurrent_rpcs=self._limits.streams)
         try:
+            server.add_generic_rpc_handlers([each.handler() for each in self._services])
+            bind(server, endpoint)
+            endpoint.appear()
+            await server.start()
             if before_probe is not None:
                 await _within(HEAD_START, before_probe())
             await probe(endpoint.public_address)
-            yield
-        finally:
-            endpoint.disappear()
-            await uninterrupted(_end(server, services))
+        except BaseException:
+            self._claimed.close()
+            await uninterrupted(server.stop(None))
+            raise
+        self._endpoint, self._server = endpoint, server
 
+    async def keep(self, look_every: float) -> None:
+        """Mend the loss of the socket, for ever: to Envoys that come later the agent would be dead."""
+        told = ""
+        while True:
+            await asyncio.sleep(look_every)
+            if self._endpoint is not None and self._endpoint.in_place():
+                continue
+            before, self._endpoint = self._server, None
+            try:
+                await self.open()
+            except SdsAgentError as error:
+                if told != (told := str(error)):
+                    log.event(LOG, "socket_lost", level=logging.ERROR, socket=str(self._file.path), cause=told)
+                continue
+            told = ""
+            log.event(LOG, "socket_restored", level=logging.ERROR, socket=str(self._file.path))
+            if before is not None:
+                await self._retire(before)
 
-async def _end(server: grpc.aio.Server, services: Sequence[Service]) -> None:
-    await _within(DRAIN, _drain(services))
-    await server.stop(FLUSH)
+    async def _retire(self, server: grpc.aio.Server) -> None:
+        """Let the Envoys of a server whose socket is gone come to the new one."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(server.stop(DRAIN))
+            await _within(DRAIN, self._service.dismiss())
+
+    async def close(self) -> None:
+        """Remove the socket, end all streams and stop."""
+        self._claimed.close()
+        await _within(DRAIN, _drain(self._services))
+        if self._server is not None:
+            await self._server.stop(FLUSH)
 
 
 async def _drain(services: Sequence[Service]) -> None:
@@ -114,6 +173,15 @@ async def _within(seconds: float, done: Awaitable[None]) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await done
+
+
+def bind(server: grpc.aio.Server, endpoint: Endpoint) -> None:
+    """Bind the server to the endpoint's first name. Raises ConfigurationError."""
+    try:
+        with endpoint.private_umask():
+            server.add_insecure_port(endpoint.address)
+    except RuntimeError as error:  # gRPC's, which does not say why
+        raise endpoint.refusal() from error
 
 
 async def probe(address: str) -> None:

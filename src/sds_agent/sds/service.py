@@ -47,7 +47,7 @@ class SecretDiscoveryService:
         self._catalog = Catalog(store)
         self._journal = Journal()
         self._streams: set[Stream[Request] | Stream[DeltaRequest]] = set()
-        self._all_left = asyncio.Event()
+        self._one_left = asyncio.Event()
         self._draining = False
         # Nonces are unique in the process and in all likelihood across restarts: an old stream's never match.
         self._nonce_prefix = os.urandom(4).hex()
@@ -64,11 +64,16 @@ class SecretDiscoveryService:
     async def drain(self) -> None:
         """End every stream with OK and return when the last has ended. New streams end at once."""
         self._draining = True
-        for stream in tuple(self._streams):
+        await self.dismiss()
+
+    async def dismiss(self) -> None:
+        """End the streams of the moment with OK and return when they have ended. Their Envoys come back."""
+        leaving = frozenset(self._streams)
+        for stream in leaving:
             stream.drain()
-        while self._streams:
-            self._all_left = asyncio.Event()
-            await self._all_left.wait()
+        while not self._streams.isdisjoint(leaving):
+            self._one_left = asyncio.Event()
+            await self._one_left.wait()
 
     async def _stream_secrets(self, _requests: object, context: Context) -> None:
         def talk(nonces: Callable[[], str]) -> Conversation[Request]:
@@ -100,8 +105,7 @@ class SecretDiscoveryService:
         finally:
             self._streams.discard(stream)
             journal.left()
-            if not self._streams:
-                self._all_left.set()
+            self._one_left.set()
         if finish is not None:
             await self._abort(context, finish)
 
