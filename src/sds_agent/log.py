@@ -3,10 +3,16 @@
 On a terminal a line reads `time level event key=value …`; elsewhere, or when asked for, it is one JSON object. The
 standard library's logging carries the events, so an embedding program and pytest see them as usual. Values come from
 peers and CAs too, so they are quoted, cut to a bounded length and never able to start a line of their own.
+
+Nobody waits for a log that is not read: an agent that stands still with its log collector would renew nothing.
 """
 
 import logging
+import os
+import select
 import sys
+import threading
+from collections import deque
 from datetime import UTC, datetime, timedelta
 from typing import Literal, TextIO
 
@@ -17,6 +23,10 @@ Format = Literal["auto", "text", "json"]
 
 ROOT = "sds_agent"
 LONGEST_VALUE = 600
+MOST_KEPT = 1 << 20
+"""Bytes of lines that wait for a reader."""
+PATIENCE = 0.5
+"""Seconds that the end of the program waits for it."""
 _FIELDS = "sds_agent_fields"
 
 
@@ -30,7 +40,7 @@ def configure(form: Format = "auto", level: str = "info", stream: TextIO | None 
     """Send the package's events to `stream` (standard error unless told)."""
     stream = sys.stderr if stream is None else stream
     text = form == "text" or (form == "auto" and stream.isatty())
-    handler = logging.StreamHandler(stream)
+    handler = _handler(stream)
     handler.setFormatter(_Text() if text else _Json())
     root = logging.getLogger(ROOT)
     root.handlers[:] = [handler]
@@ -39,6 +49,88 @@ def configure(form: Format = "auto", level: str = "info", stream: TextIO | None 
     # asyncio's own logger names the objects it complains about, and a coroutine's repr can hold its arguments
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logging.getLogger("grpc").setLevel(logging.CRITICAL)
+
+
+def _handler(stream: TextIO) -> "logging.StreamHandler[TextIO]":
+    try:
+        return Unhurried(stream)
+    except OSError:  # no file of the system's is behind it
+        return logging.StreamHandler(stream)
+
+
+class Unhurried(logging.StreamHandler[TextIO]):
+    """Writes to a stream's descriptor without ever waiting for its reader.
+
+    What a full pipe does not take is kept, up to `MOST_KEPT` bytes, and a thread waits to write it; beyond that lines
+    are dropped and counted. While the reader keeps up there is no thread, and a line is written when it arises.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._descriptor = stream.fileno()
+        self._guard = threading.Lock()
+        self._kept: deque[bytes] = deque()
+        self._size = 0
+        self._dropped = 0
+        self._waiter: threading.Thread | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record, or keep it, or drop it."""
+        line = self._line(record)
+        with self._guard:
+            if self._waiter is None:
+                line = self._write_ready(line)
+            if self._size + len(line) > MOST_KEPT:
+                self._dropped += 1
+            elif line:
+                self._keep(line)
+
+    def flush(self) -> None:
+        """Give what is kept a moment to be written."""
+        if (waiter := self._waiter) is not None:
+            waiter.join(PATIENCE)
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return f"{self.format(record)}{self.terminator}".encode(errors="backslashreplace")
+
+    def _keep(self, line: bytes) -> None:
+        self._kept.append(line)
+        self._size += len(line)
+        if self._waiter is None:
+            self._waiter = threading.Thread(target=self._write_kept, name="log", daemon=True)
+            self._waiter.start()
+
+    def _write_ready(self, line: bytes) -> bytes:
+        """Write what is taken at once; returns the rest."""
+        ready = select.poll()
+        ready.register(self._descriptor, select.POLLOUT)
+        while line and ready.poll(0):
+            line = line[self._write(line) :]
+        return line
+
+    def _write(self, line: bytes) -> int:
+        try:
+            return os.write(self._descriptor, line[: select.PIPE_BUF])  # a pipe that is ready takes that many
+        except OSError:  # the reader has left or the disk is full, and there is no other place to say so
+            return len(line)
+
+    def _write_kept(self) -> None:
+        while line := self._next():
+            while line:
+                line = line[self._write(line) :]
+
+    def _next(self) -> bytes:
+        with self._guard:
+            if self._kept:
+                line = self._kept.popleft()
+                self._size -= len(line)
+                return line
+            if self._dropped:
+                fields, self._dropped = {"lines": self._dropped}, 0
+                level = {"levelno": logging.ERROR, "levelname": "ERROR"}
+                return self._line(logging.makeLogRecord({"msg": "log_lines_dropped", _FIELDS: fields, **level}))
+            self._waiter = None
+            return b""
 
 
 def _plain(value: Value) -> str | int | float | bool | list[str]:

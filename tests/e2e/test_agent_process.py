@@ -6,8 +6,10 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import anyio
 import grpc
 import pytest
 from fakes.agents import SOURCE, agent, write_config
@@ -161,3 +163,33 @@ async def test_it_ends_quickly_while_a_large_key_is_being_made(tmp_path: Path) -
         before = time.monotonic()
         assert await running.program.stop() == 0
         assert time.monotonic() - before < 2
+
+
+async def test_agent_whose_log_nobody_reads_serves_renews_and_ends(tmp_path: Path) -> None:
+    """A log collector that stands still must not take every Envoy's certificate with it."""
+    config = write_config(tmp_path, default="5s", other="5s")
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"." * 4096)
+    os.set_blocking(writer, True)
+    command = [sys.executable, "-m", "sds_agent", "run", str(config), "--log-level", "debug"]
+    async with await anyio.open_process(command, stderr=writer, env={**os.environ, **PATHS}) as process:
+        os.close(writer)
+        try:
+            async with connected(tmp_path / "sds.sock") as peer:
+                await peer.reached()
+                stream = await peer.stream().ask("default")
+                seen = set()
+                for _ in range(3):
+                    seen.add(chain_of((await stream.read())["default"]))
+                    await stream.ack("default")
+                assert len(seen) == 3
+            process.terminate()
+            with anyio.fail_after(10):
+                assert await process.wait() == 0
+        finally:
+            os.close(reader)
+            if process.returncode is None:
+                process.kill()

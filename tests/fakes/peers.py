@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Self
 
+import anyio
 import grpc
 import grpc.aio
 
@@ -33,6 +34,11 @@ class Peer:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
+
+    async def reached(self) -> None:
+        """Wait until somebody answers at the socket."""
+        with anyio.fail_after(PATIENCE):
+            await self._channel.channel_ready()
 
     def stream(self) -> "SotwStream":
         """Open StreamSecrets."""
