@@ -55,10 +55,34 @@ def meant(name: str, secret: model.Secret) -> Secret:
 def test_sotw_answer_reads_back_as_what_was_meant(secrets: dict[str, model.Secret], nonce: str) -> None:
     resources = tuple(encode_secret(name, secret) for name, secret in secrets.items())
     answer = DiscoveryResponse.parse(encode(Respond(nonce, resources)))
+    versions = [secret.version for secret in secrets.values()]
     assert answer.nonce == nonce
     assert answer.type_url == SECRET_TYPE
+    assert answer.version_info == versions[0] if len(versions) == 1 else answer.version_info not in {"", *versions}
     assert [r.type_url for r in answer.resources] == [SECRET_TYPE] * len(secrets)
     assert [Secret.parse(r.value) for r in answer.resources] == [meant(n, s) for n, s in secrets.items()]
+
+
+@given(served, served)
+def test_version_of_an_answer_is_its_content(one: dict[str, model.Secret], other: dict[str, model.Secret]) -> None:
+    """After a restart the same answer has the same version, whatever it is made of."""
+
+    def version(secrets: dict[str, model.Secret]) -> str:
+        resources = tuple(encode_secret(name, secret) for name, secret in secrets.items())
+        return DiscoveryResponse.parse(encode(Respond("n", resources))).version_info
+
+    same = [(n, s.version) for n, s in one.items()] == [(n, s.version) for n, s in other.items()]
+    if max(len(one), len(other)) > 1:
+        assert (version(one) == version(other)) is same
+    assert version(one) == version(one)
+
+
+def test_version_of_an_answer_holds_its_names() -> None:
+    """Two workloads that swap their certificates have changed."""
+    one, two = model.BundleSecret(b"1"), model.BundleSecret(b"2")
+    swapped = [(("a", one), ("b", two)), (("a", two), ("b", one)), (("a", one), ("c", two))]
+    answers = [encode(Respond("n", tuple(encode_secret(n, s) for n, s in pairs))) for pairs in swapped]
+    assert len({DiscoveryResponse.parse(answer).version_info for answer in answers}) == 3
 
 
 @given(served, nonces, st.lists(names, max_size=3))

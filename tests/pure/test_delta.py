@@ -192,6 +192,64 @@ def test_identity_withdrawn_in_mid_stream_is_removed(served: Served) -> None:
     assert removed(actions) == ["default"]
 
 
+def test_identity_withdrawn_while_an_answer_is_outstanding_is_reported_and_removed_with_the_ack(served: Served) -> None:
+    stream = session()
+    stream.receive(add("default", "ROOTCA"), served)
+    del served["default"]
+    assert stream.refresh(served) == []
+    acked, refused, answer = stream.receive(ack("n1"), served)
+    assert (acked, refused) == (Acked("n1", ("default", "ROOTCA")), Refused(("default",)))
+    assert removed([answer]) == ["default"]
+
+
+def test_identity_withdrawn_while_its_answer_is_held_is_removed(served: Served) -> None:
+    served.hold("late")
+    stream = session()
+    stream.receive(add("late"), served)
+    del served["late"]
+    assert removed(stream.refresh(served)) == ["late"]
+    assert stream.refresh(served) == []
+
+
+def test_stale_nack_keeps_its_reason_for_the_log(served: Served) -> None:
+    stream = session()
+    stream.receive(add("default"), served)
+    assert stream.receive(ack("other", error="why"), served) == [Stale("other", "why")]
+    assert stream.refresh(served) == [], "the answer is still outstanding"
+
+
+def test_content_refused_before_an_unsubscribe_is_sent_again_on_request(served: Served) -> None:
+    """What the client has dropped it has to be given anew, whatever it said of it."""
+    stream = session()
+    stream.receive(add("default"), served)
+    stream.receive(ack("n1", error="bad"), served)
+    stream.receive(drop("default"), served)
+    assert sent(stream.receive(add("default"), served)) == [("default", "v1")]
+
+
+def test_duplicated_names_are_answered_once(served: Served) -> None:
+    stream = session()
+    stream.receive(add("default"), served)
+    served.put("default", "v2")
+    actions = stream.receive(add("default", "default", nonce="n1"), served)
+    assert actions[1] == Subscribed(("default",))
+    assert sent(actions) == [("default", "v2")]
+
+
+def test_ack_of_a_removal_names_what_was_removed(served: Served) -> None:
+    stream = session()
+    stream.receive(add("nobody"), served)
+    assert stream.receive(ack("n1"), served) == [Acked("n1", ("nobody",))]
+
+
+def test_name_taken_out_makes_room_for_another(served: Served) -> None:
+    stream = session(most_names=2)
+    stream.receive(add("default", "b"), served)
+    actions = stream.receive(DeltaRequest(subscribe=("c",), unsubscribe=("b",), nonce="n1"), served)
+    assert not [a for a in actions if isinstance(a, Finish)], "one out, one in: still two"
+    assert stream.names == ("default", "c")
+
+
 def test_first_message_without_names_and_the_wildcard_fetch_nothing(served: Served) -> None:
     stream = session()
     assert stream.receive(DeltaRequest(), served) == []
@@ -230,6 +288,22 @@ def test_client_that_never_answers_cannot_grow_memory(served: Served) -> None:
     for _ in range(10 * MOST_OUTSTANDING):
         stream.receive(add("default"), served)
     assert len(stream._outstanding) == MOST_OUTSTANDING
+
+
+def test_client_that_asks_for_ever_new_names_cannot_grow_memory(served: Served) -> None:
+    stream = session()
+    for number in range(1000):
+        stream.receive(DeltaRequest(subscribe=(f"x{number}",), unsubscribe=(f"x{number - 1}",)), served)
+    assert len(stream._sent) == len(stream.names) == 1
+
+
+def test_forgotten_answers_are_the_oldest(served: Served) -> None:
+    stream = session()
+    for _ in range(MOST_OUTSTANDING + 1):
+        stream.receive(add("default"), served)
+    assert stream.receive(ack("n1"), served) == [Stale("n1")]
+    assert stream.receive(ack("n2"), served) == [Acked("n2", ("default",))]
+    assert stream.receive(ack(f"n{MOST_OUTSTANDING + 1}"), served) == [Acked(f"n{MOST_OUTSTANDING + 1}", ("default",))]
 
 
 def test_too_many_names_end_the_stream(served: Served) -> None:

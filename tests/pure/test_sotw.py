@@ -239,7 +239,7 @@ def test_identity_withdrawn_in_mid_stream_ends_a_stream_that_has_no_other(served
     stream = session()
     stream.receive(ask("default"), served)
     del served["default"]
-    assert stream.refresh(served) == [Refused(("default",)), Finish(Status.NOT_FOUND, ("default",))]
+    assert stream.refresh(served) == [Finish(Status.NOT_FOUND, ("default",))]
 
 
 def test_identity_withdrawn_in_mid_stream_leaves_the_others(served: Served) -> None:
@@ -256,6 +256,29 @@ def test_identity_withdrawn_in_mid_stream_leaves_the_others(served: Served) -> N
     assert sent(stream.refresh(served)) == [("default", "v1")], "an identity that comes back is pushed"
 
 
+def test_identity_withdrawn_while_its_answer_is_held_is_reported_too(served: Served) -> None:
+    served.hold("late")
+    stream = session()
+    stream.receive(ask("default", "late"), served)
+    del served["late"]
+    assert stream.refresh(served) == [Refused(("late",))]
+    assert stream.refresh(served) == []
+    assert stream.receive(ask("default", "late", nonce="n1"), served) == [Acked("n1", ("default",))]
+
+
+def test_identity_withdrawn_while_an_answer_is_outstanding_ends_the_stream_at_once(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default"), served)
+    del served["default"]
+    assert stream.refresh(served) == [Finish(Status.NOT_FOUND, ("default",))]
+
+
+def test_last_name_that_is_served_taken_out_leaves_a_stream_that_ends(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("default", "nobody"), served)
+    assert stream.receive(ask("nobody", nonce="n1"), served)[-1] == Finish(Status.NOT_FOUND, ("nobody",))
+
+
 @pytest.mark.parametrize("url", ["", SECRET_TYPE])
 def test_empty_and_own_type_url_are_taken(served: Served, url: str) -> None:
     assert sent(session().receive(ask("default", type_url=url), served)) == [("default", "v1")]
@@ -269,6 +292,7 @@ def test_another_type_url_is_refused(served: Served) -> None:
 
 
 def test_too_many_names_end_the_stream(served: Served) -> None:
+    assert sent(session(most_names=3).receive(ask("a", "default", "c", "a"), served)) == [("default", "v1")]
     [finish] = session(most_names=3).receive(ask("a", "b", "c", "d"), served)
     assert isinstance(finish, Finish)
     assert finish.status is Status.RESOURCE_EXHAUSTED

@@ -76,16 +76,13 @@ class DeltaSession:
         actions = self._settle(request)
         actions += self._subscribe(subscribe, unsubscribe, view)
         changed = () if self._outstanding else self._changed(view)
-        return actions + self._answer(unique((*subscribe, *changed)), view)
+        return actions + self._answer((*subscribe, *changed), view)
 
     def refresh(self, view: View) -> list[Action]:
         """Take the news that secrets changed."""
         if self._outstanding:
             return []
-        changed = self._changed(view)
-        gone = tuple(name for name in changed if view[name] is Absence.UNKNOWN)
-        actions: list[Action] = [Refused(gone)] if gone else []
-        return actions + self._answer(changed, view)
+        return self._answer(self._changed(view), view)
 
     def _settle(self, request: DeltaRequest) -> list[Action]:
         if not request.nonce:
@@ -110,8 +107,6 @@ class DeltaSession:
             actions.append(Subscribed(subscribe, tuple(n for n in subscribe if view[n] is Absence.PENDING)))
         if unsubscribe:
             actions.append(Unsubscribed(unsubscribe))
-        if unknown := tuple(name for name in subscribe if view[name] is Absence.UNKNOWN):
-            actions.append(Refused(unknown))
         return actions
 
     def _changed(self, view: View) -> tuple[str, ...]:
@@ -129,7 +124,8 @@ class DeltaSession:
         self._outstanding[nonce] = Outstanding(nonce, (*(r.name for r in resources), *removed))
         if len(self._outstanding) > MOST_OUTSTANDING:
             del self._outstanding[next(iter(self._outstanding))]
-        return [Respond(nonce, resources, removed)]
+        refused: list[Action] = [Refused(removed)] if removed else []
+        return [*refused, Respond(nonce, resources, removed)]
 
 
 def _version(found: Resource | Absence) -> str | None:

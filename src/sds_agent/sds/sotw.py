@@ -36,7 +36,6 @@ from sds_agent.sds.protocol import (
     Absence,
     Action,
     Finish,
-    Note,
     Outstanding,
     Refused,
     Request,
@@ -60,6 +59,7 @@ class SotwSession:
         self._most_names = most_names
         self._names: tuple[str, ...] = ()
         self._sent: dict[str, str] = {}  # name -> version last sent, whether it was taken or not
+        self._refused: frozenset[str] = frozenset()  # subscribed and not served: reported once
         self._newest: str | None = None  # nonce of the newest answer
         self._outstanding: Outstanding | None = None
 
@@ -82,20 +82,14 @@ class SotwSession:
                 self._outstanding = None
         added = tuple(name for name in names if name not in self._names)
         actions += self._subscribe(names, added, view)
-        return actions + self._answer(added if self._outstanding else names, view)
+        return actions + self._refuse(view) + self._answer(added if self._outstanding else names, view)
 
     def refresh(self, view: View) -> list[Action]:
         """Take the news that secrets changed."""
-        actions: list[Action] = []
-        gone = tuple(name for name in self._names if view[name] is Absence.UNKNOWN and name in self._sent)
-        for name in gone:
-            del self._sent[name]
-        if gone:
-            actions.append(Refused(gone))
-        return actions + self._answer(() if self._outstanding else self._names, view)
+        return self._refuse(view) + self._answer(() if self._outstanding else self._names, view)
 
-    def _subscribe(self, names: tuple[str, ...], added: tuple[str, ...], view: View) -> list[Note]:
-        notes: list[Note] = []
+    def _subscribe(self, names: tuple[str, ...], added: tuple[str, ...], view: View) -> list[Action]:
+        notes: list[Action] = []
         removed = tuple(name for name in self._names if name not in names)
         self._names = names
         for name in removed:
@@ -104,14 +98,19 @@ class SotwSession:
             notes.append(Subscribed(added, tuple(n for n in added if view[n] is Absence.PENDING)))
         if removed:
             notes.append(Unsubscribed(removed))
-        unknown = tuple(name for name in added if view[name] is Absence.UNKNOWN)
-        if unknown and unknown != names:  # of all of them Finish tells
-            notes.append(Refused(unknown))
         return notes
 
+    def _refuse(self, view: View) -> list[Action]:
+        unknown = tuple(name for name in self._names if view[name] is Absence.UNKNOWN)
+        new = tuple(name for name in unknown if name not in self._refused)
+        self._refused = frozenset(unknown)
+        for name in new:
+            self._sent.pop(name, None)
+        if unknown and unknown == self._names:
+            return [Finish(Status.NOT_FOUND, unknown)]
+        return [Refused(new)] if new else []
+
     def _answer(self, candidates: tuple[str, ...], view: View) -> list[Action]:
-        if self._names and all(view[name] is Absence.UNKNOWN for name in self._names):
-            return [Finish(Status.NOT_FOUND, self._names)]
         found = (view[name] for name in candidates)
         due = tuple(r for r in found if isinstance(r, Resource) and self._sent.get(r.name) != r.version)
         if not due:

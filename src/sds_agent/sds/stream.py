@@ -106,7 +106,7 @@ class Stream(Generic[R]):
             self._wake.set()
 
     async def _converse(self) -> Finish | None:
-        while not (self._draining or (self._ended and self._message is None)):
+        while not (self._draining or self._ended):
             await self._wake.wait()
             self._wake = asyncio.Event()
             finish = await self._perform(self._next_actions())
