@@ -1,5 +1,6 @@
 """What SDS streams did, as log events that name the Envoy (its node id) and the stream."""
 
+import hashlib
 import itertools
 import logging
 import time
@@ -24,6 +25,12 @@ LOG = logging.getLogger(__name__)
 MOST_REFUSALS = 1024
 """How many different refusals are remembered so as not to log them again."""
 
+MOST_TIMED = 32
+"""Of how many answers of a stream the time is kept until they are taken."""
+
+MOST_NAMES = 20
+"""How many of a peer's own words a line tells."""
+
 
 class Journal:
     """Numbers the streams and remembers which refusals were logged: an Envoy that may not have a name asks for it for
@@ -32,7 +39,7 @@ class Journal:
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._numbers = itertools.count(1)
-        self._refused: OrderedDict[tuple[str, ...], None] = OrderedDict()
+        self._refused: OrderedDict[bytes, None] = OrderedDict()
         self.monotonic = monotonic
 
     def open(self, method: str) -> "StreamJournal":
@@ -41,7 +48,7 @@ class Journal:
 
     def first_refusal(self, *what: str) -> bool:
         """Whether this refusal has not been logged yet (or so long ago that it is forgotten)."""
-        key = tuple(part[: log.LONGEST_VALUE] for part in what)
+        key = hashlib.sha256(repr(what).encode()).digest()  # the words themselves may be a megabyte
         first = key not in self._refused
         self._refused[key] = None
         self._refused.move_to_end(key)
@@ -81,11 +88,11 @@ class StreamJournal:
     def _note(self, action: Action) -> None:
         match action:
             case Subscribed(names, held):
-                self._event("subscribed", names=names, held=held or None, method=self._method)
+                self._event("subscribed", names=_some(names), held=_some(held) or None, method=self._method)
             case Unsubscribed(names):
-                self._event("unsubscribed", level=logging.DEBUG, names=names)
+                self._event("unsubscribed", level=logging.DEBUG, names=_some(names))
             case Respond(nonce, resources, removed):
-                self._sent_at = {nonce: self._journal.monotonic()}
+                self._time(nonce)
                 names = tuple(r.name for r in resources)
                 versions = tuple(r.version for r in resources)
                 self._event("pushed", names=names, removed=removed or None, version=versions, nonce=nonce)
@@ -102,7 +109,12 @@ class StreamJournal:
 
     def _refused(self, cause: str, names: tuple[str, ...], detail: str = "") -> None:
         if self._journal.first_refusal(self._node, cause, *names):
-            self._event("refused", level=logging.WARNING, cause=detail or cause, names=names)
+            self._event("refused", level=logging.WARNING, cause=detail or cause, names=_some(names) or None)
+
+    def _time(self, nonce: str) -> None:
+        self._sent_at[nonce] = self._journal.monotonic()
+        if len(self._sent_at) > MOST_TIMED:
+            del self._sent_at[next(iter(self._sent_at))]
 
     def _after(self, nonce: str) -> float | None:
         sent = self._sent_at.pop(nonce, None)
@@ -110,3 +122,8 @@ class StreamJournal:
 
     def _event(self, name: str, level: int = logging.INFO, **fields: log.Value) -> None:
         log.event(LOG, name, level=level, node=self._node or None, stream=self.number, **fields)
+
+
+def _some(names: tuple[str, ...]) -> tuple[str, ...]:
+    more = len(names) - MOST_NAMES
+    return names if more <= 0 else (*names[:MOST_NAMES], f"and {more} more")
