@@ -12,9 +12,11 @@ from pathlib import Path
 import anyio
 import grpc
 import pytest
+from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryRequest
 from fakes.agents import SOURCE, agent, write_config
 from fakes.peers import chain_of, connected
 from fakes.processes import started
+from fakes.raw_http2 import RawPeer
 
 from sds_agent.pki.certificates import read_pem, subject_alternative_uris
 
@@ -40,6 +42,23 @@ async def test_signal_ends_it_cleanly_and_quickly(tmp_path: Path, number: signal
         assert (await stream.end())[0] is grpc.StatusCode.OK
         assert not running.socket.exists()
         await running.event("stopped")
+
+
+async def test_peer_that_floods_and_reads_nothing_does_not_keep_it_from_ending(tmp_path: Path) -> None:
+    everything = bytes(DeltaDiscoveryRequest(resource_names_subscribe=["default", "other"]))
+    async with agent(write_config(tmp_path, default="1h", other="1h")) as running:
+        await running.event("ready")
+        peer = await RawPeer.connect(running.socket)
+        await peer.open(1, "DeltaSecrets")
+        while True:
+            with anyio.move_on_after(1) as waited:
+                for _ in range(100):
+                    await peer.say(1, everything)
+            if waited.cancelled_caught:
+                break
+        assert await running.program.stop() == 0
+        assert not running.socket.exists()
+        await peer.connection.aclose()
 
 
 async def test_it_is_ready_only_when_every_name_has_a_secret_and_the_socket_answers(tmp_path: Path) -> None:

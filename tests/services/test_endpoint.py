@@ -1,11 +1,16 @@
 """The socket as a file: its rights, and whose socket may be replaced."""
 
+import gc
+import grp
 import os
+import pwd
 import shutil
 import socket
 import stat
+import tempfile
+import threading
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -16,8 +21,8 @@ from fakes.events import recorded
 from fakes.peers import connected
 
 from sds_agent.errors import ConfigurationError
-from sds_agent.sds.endpoint import LONGEST_PATH, SocketFile, SocketInUseError, claim
-from sds_agent.sds.server import Limits, bind, serving
+from sds_agent.sds.endpoint import SocketFile, SocketInUseError, claim
+from sds_agent.sds.server import Limits, ProbeError, bind, probe, serving
 from sds_agent.sds.service import SecretDiscoveryService
 from sds_agent.secrets.model import BundleSecret
 from sds_agent.secrets.store import SecretStore
@@ -29,6 +34,16 @@ async def server(file: SocketFile, *, look_every: float = 60) -> AsyncIterator[N
     store.publish({"ROOTCA": BundleSecret(b"roots")})
     async with serving(SecretDiscoveryService(store), file, Limits(), look_every=look_every):
         yield
+
+
+@asynccontextmanager
+async def unstarted() -> AsyncIterator[grpc.aio.Server]:
+    """A server with nothing in it."""
+    made = grpc.aio.server()
+    yield made
+    await made.stop(None)
+    del made
+    gc.collect()  # its finalizer needs the event loop
 
 
 def mode_of(path: Path) -> int:
@@ -46,10 +61,21 @@ async def test_socket_has_the_configured_mode_whatever_the_umask(tmp_path: Path,
         assert os.umask(before) == umask, "the process's own umask is as it was"
 
 
-async def test_socket_gets_the_configured_group(tmp_path: Path) -> None:
-    group = str(os.getgid())
-    async with server(SocketFile(tmp_path / "sds.sock", group=group)):
-        assert (tmp_path / "sds.sock").stat().st_gid == os.getgid()
+# only root may give a file away; for others their own ids have to do
+OTHER_USER, OTHER_GROUP = (4711, 4712) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+
+
+async def test_socket_gets_the_configured_owner_and_group(tmp_path: Path) -> None:
+    path = tmp_path / "sds.sock"
+    async with server(SocketFile(path, owner=str(OTHER_USER), group=str(OTHER_GROUP))):
+        assert (path.stat().st_uid, path.stat().st_gid) == (OTHER_USER, OTHER_GROUP)
+
+
+async def test_socket_gets_owner_and_group_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "sds.sock"
+    user, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
+    async with server(SocketFile(path, owner=user, group=group)):
+        assert (path.stat().st_uid, path.stat().st_gid) == (os.geteuid(), os.getegid())
 
 
 def test_nobody_can_connect_before_the_rights_are_set(tmp_path: Path) -> None:
@@ -61,6 +87,37 @@ def test_nobody_can_connect_before_the_rights_are_set(tmp_path: Path) -> None:
         assert not (tmp_path / "sds.sock").exists()
         endpoint.appear()
         assert mode_of(tmp_path / "sds.sock") == 0o660
+
+
+async def test_server_binds_where_nobody_can_connect_yet(tmp_path: Path) -> None:
+    with claim(SocketFile(tmp_path / "sds.sock")) as endpoint:
+        before = os.umask(0)
+        try:
+            async with unstarted() as bound:
+                bind(bound, endpoint)
+                assert mode_of(endpoint._temporary) & 0o077 == 0
+        finally:
+            os.umask(before)
+
+
+def test_place_that_is_taken_in_the_last_moment_is_told_and_nothing_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "sds.sock"
+    with claim(SocketFile(path)) as endpoint, socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(endpoint._temporary))
+        path.mkdir()
+        with pytest.raises(ConfigurationError, match=r"cannot give .*sds.sock its owner and mode"):
+            endpoint.appear()
+    assert {p.name for p in tmp_path.iterdir()} == {"sds.sock", "sds.sock.lock"}
+    assert path.is_dir()
+
+
+def test_temporary_names_are_never_the_same(tmp_path: Path) -> None:
+    """gRPC removes what is at the name it was bound to when it stops, even if that is a successor's by now."""
+    addresses = set()
+    for _ in range(5):
+        with claim(SocketFile(tmp_path / "sds.sock")) as endpoint:
+            addresses.add(endpoint.address)
+    assert len(addresses) == 5
 
 
 async def test_directory_is_made_and_nothing_is_left_in_it(tmp_path: Path) -> None:
@@ -96,6 +153,50 @@ async def test_second_agent_is_refused_and_the_first_goes_on(tmp_path: Path) -> 
         with pytest.raises(SocketInUseError, match="another sds-agent"), claim(SocketFile(path)):
             pass
         assert "ROOTCA" in await peer.fetch("ROOTCA")
+
+
+def test_socket_of_another_kind_is_left_alone(tmp_path: Path) -> None:
+    """Nobody can tell whether somebody listens there."""
+    path = tmp_path / "sds.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(path))
+        with pytest.raises(SocketInUseError, match="cannot tell whether a server is alive"), claim(SocketFile(path)):
+            pass
+        assert path.is_socket()
+
+
+def test_server_that_is_too_busy_to_answer_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "sds.sock"
+    refused: list[BaseException] = []
+
+    def attempt() -> None:
+        try:
+            with claim(SocketFile(path)):
+                pass
+        except SocketInUseError as error:
+            refused.append(error)
+
+    with ExitStack() as stack:
+        busy = stack.enter_context(socket.socket(socket.AF_UNIX))
+        busy.bind(str(path))
+        busy.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                waiting.connect(str(path))
+        thread = threading.Thread(target=attempt, daemon=True)
+        thread.start()
+        thread.join(20)
+        assert "cannot tell whether a server is alive" in str(refused[0])
+        assert path.is_socket()
+
+
+def test_lock_file_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
+    (tmp_path / "sds.sock.lock").symlink_to("elsewhere")
+    with pytest.raises(ConfigurationError, match=r"cannot open the lock file .*sds\.sock\.lock: "):
+        claim(SocketFile(tmp_path / "sds.sock")).__enter__()
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
@@ -134,10 +235,19 @@ def test_directory_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pyte
         claim(SocketFile(tmp_path / "sds.sock")).__enter__()
 
 
-def test_path_that_is_too_long_is_refused_in_words(tmp_path: Path) -> None:
-    path = tmp_path / ("d" * LONGEST_PATH) / "sds.sock"
-    with pytest.raises(ConfigurationError, match="107 are possible"):
-        claim(SocketFile(path)).__enter__()
+@pytest.mark.parametrize(
+    ("directory", "name", "good"), [(90, 16, True), (90, 17, False), (99, 1, True), (100, 1, False)]
+)
+async def test_path_that_is_too_long_is_refused_in_words_and_no_other(directory: int, name: int, *, good: bool) -> None:
+    """The temporary name beside the socket needs room too."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as made:
+        path = Path(made) / ("d" * (directory - len(made) - 1)) / ("s" * name)
+        if good:
+            async with server(SocketFile(path)), connected(path) as peer:
+                assert "ROOTCA" in await peer.fetch("ROOTCA")
+        else:
+            with pytest.raises(ConfigurationError, match=r"is too long .* 108 bytes .* 107 are possible"):
+                claim(SocketFile(path)).__enter__()
 
 
 @pytest.mark.parametrize(("field", "value"), [("owner", "no-such-user"), ("group", "no-such-group")])
@@ -159,10 +269,9 @@ async def test_directory_that_takes_no_socket_is_told_in_words(tmp_path: Path) -
     directory = tmp_path / "run"
     with claim(SocketFile(directory / "sds.sock")) as endpoint:
         shutil.rmtree(directory)
-        attempt = grpc.aio.server()
-        with pytest.raises(ConfigurationError, match=f"sds.socket: cannot make a socket in {directory}: No such file"):
-            bind(attempt, endpoint)
-        await attempt.stop(None)
+        async with unstarted() as attempt:
+            with pytest.raises(ConfigurationError, match=f"cannot make a socket in {directory}: No such file"):
+                bind(attempt, endpoint)
 
 
 # --- the loss of the socket ---
@@ -185,7 +294,7 @@ async def test_lost_socket_comes_back_with_its_rights_and_serves_old_and_new_pee
                 shutil.rmtree(path.parent)
             case _:
                 path.parent.rename(tmp_path / "away")
-        await events.wait("socket_restored", socket=str(path), level="error")
+        await events.wait("socket_restored", socket=str(path), level="warning")
         assert mode_of(path) == 0o600
         assert (await stream.end())[0] is grpc.StatusCode.OK, "an Envoy logs nothing, and comes back"
         new = await stack.enter_async_context(connected(path))
@@ -215,3 +324,17 @@ async def test_socket_that_another_took_is_told_once_and_taken_back_when_it_is_f
             assert len(events.named("socket_lost")) == 1
             async with connected(path) as new:
                 assert "ROOTCA" in await new.fetch("ROOTCA")
+
+
+# --- the probe ---
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_server_that_does_not_answer_its_own_probe_is_not_ready(tmp_path: Path, *, answers: bool) -> None:
+    address = f"unix:{tmp_path / 's.sock'}"
+    async with unstarted() as other:
+        if answers:  # with something else
+            other.add_insecure_port(address)
+            await other.start()
+        with pytest.raises(ProbeError, match="UNIMPLEMENTED" if answers else "UNAVAILABLE"):
+            await probe(address)

@@ -1,13 +1,14 @@
 """The SDS server on its socket, spoken to by a real gRPC client."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
 import grpc
 import pytest
+from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
 from fakes.events import Events, recorded
 from fakes.peers import Peer, SotwStream, chain_of, connected
@@ -16,8 +17,8 @@ from sds_agent.sds.endpoint import SocketFile
 from sds_agent.sds.protocol import Finish, Status
 from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import SecretDiscoveryService, explain
-from sds_agent.secrets.model import BundleSecret, CertificateSecret
-from sds_agent.secrets.store import SecretStore
+from sds_agent.secrets.model import BundleSecret, CertificateSecret, Secret
+from sds_agent.secrets.store import SecretStore, Snapshot
 
 LATER = datetime(2036, 1, 1, tzinfo=UTC)
 
@@ -165,6 +166,43 @@ async def test_garbage_is_refused_and_the_server_goes_on(tmp_path: Path, method:
         assert "default" in await peer.fetch("default")
 
 
+class BrokenStore(SecretStore):
+    """A stand-in for a store with a bug: one name makes it raise, with a key in its words."""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What is served, but for that name."""
+        return _Broken(super().snapshot)
+
+
+class _Broken(dict[str, Secret | None]):
+    def __contains__(self, name: object) -> bool:
+        if name == "broken":
+            raise RuntimeError("PLANTED")
+        return super().__contains__(name)
+
+
+async def test_bug_is_told_to_the_log_and_not_to_the_peer(tmp_path: Path) -> None:
+    """The text of an exception might hold a key."""
+    store, socket = BrokenStore(("late",)), tmp_path / "sds.sock"
+    store.publish({"late": certificate(b"chain")})
+    with recorded() as events:
+        async with (
+            serving(SecretDiscoveryService(store), SocketFile(socket), Limits()),
+            connected(socket) as peer,
+        ):
+            ends = [
+                await (await peer.stream().ask("broken")).end(),
+                await (await peer.delta().subscribe("broken")).end(),
+            ]
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await peer.fetch("broken")
+            ends.append((caught.value.code(), str(caught.value.details())))
+            assert ends == [(grpc.StatusCode.INTERNAL, "the agent has a fault; its log tells which")] * 3
+            assert len(events.named("fault", level="error")) == 3
+            assert "late" in await peer.fetch("late")
+
+
 async def test_foreign_type_is_refused(tmp_path: Path) -> None:
     async with running(tmp_path) as (_, peer, _events):
         request = DiscoveryRequest(resource_names=["default"], type_url="type.googleapis.com/x.Cluster")
@@ -208,6 +246,98 @@ async def test_names_over_the_limit_end_the_stream(tmp_path: Path) -> None:
         assert "3" in message
 
 
+async def test_names_over_the_limit_end_a_delta_stream_and_a_fetch_too(tmp_path: Path) -> None:
+    async with running(tmp_path, Limits(names=3)) as (_, peer, _events):
+        code, message = await (await peer.delta().subscribe("a", "b", "c", "d")).end()
+        assert (code, message) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "a stream may ask for at most 3 names")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await peer.fetch("a", "b", "c", "d")
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_no_two_streams_share_a_nonce_and_no_two_servers_do(tmp_path: Path) -> None:
+    """A nonce that an Envoy brings from an old stream must match none on the new one."""
+    nonces = []
+    for directory in (tmp_path / "a", tmp_path / "b"):
+        async with running(directory) as (_, peer, _events):
+            for stream in (peer.stream(), peer.stream()):
+                await stream.ask("default")
+                await stream.read()
+                nonces.append(stream.nonce)
+            delta = await peer.delta().subscribe("default")
+            await delta.read()
+            nonces.append(delta.nonce)
+    assert len(set(nonces)) == 6
+
+
+async def test_status_is_told_for_each_of_many_streams_at_shutdown(tmp_path: Path) -> None:
+    async with connected(tmp_path / "sds.sock") as peer:
+        streams = []
+        async with running(tmp_path) as (_, _peer, _events):
+            for _ in range(100):
+                streams.append(await peer.stream().ask("default"))
+                await streams[-1].read()
+        assert {(await stream.end())[0] for stream in streams} == {grpc.StatusCode.OK}
+
+
+async def test_stream_that_comes_while_the_server_ends_is_ended_too(tmp_path: Path) -> None:
+    store, socket = SecretStore(("late",)), tmp_path / "sds.sock"
+    service = SecretDiscoveryService(store)
+    async with serving(service, SocketFile(socket), Limits()), connected(socket) as peer:
+        await service.drain()
+        stream = await peer.stream().ask("late")
+        assert (await stream.end())[0] is grpc.StatusCode.OK
+
+
+async def test_fetch_that_waits_is_told_at_shutdown(tmp_path: Path) -> None:
+    async with connected(tmp_path / "sds.sock") as peer, anyio.create_task_group() as tasks:
+        codes: list[grpc.StatusCode] = []
+
+        async def fetch() -> None:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await peer.fetch("late")
+            codes.append(caught.value.code())
+
+        async with running(tmp_path) as (store, _peer, _events):
+            tasks.start_soon(fetch)
+            await awaited(store, "late")
+    assert codes[0] in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+
+
+async def test_refused_fetch_is_logged_with_who_asked(tmp_path: Path) -> None:
+    """The agent's log tells of each peer that asked in vain, however it asked."""
+    async with running(tmp_path) as (_, peer, events):
+        for data in (b"\xff\xff\xff", bytes(DiscoveryRequest(resource_names=["nobody"], node=Node(id="envoy-a")))):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await peer.call("FetchSecrets", data)
+        garbage, unknown = events.named("refused")
+        assert garbage["cause"] == "the message is not a DiscoveryRequest"
+        assert (unknown["cause"], unknown["names"], unknown["node"]) == ("not found", ["nobody"], "envoy-a")
+
+
+async def test_one_of_two_fetches_alike_that_leaves_does_not_take_the_others_turn(tmp_path: Path) -> None:
+    """Issuance goes by who waits."""
+    async with running(tmp_path) as (store, peer, events), anyio.create_task_group() as tasks:
+        for patience in (1, 10):
+            tasks.start_soon(_fetch_in_vain, peer, patience)
+        await events.wait("refused", cause="the secret is not issued yet; ask again")
+        assert store.awaited(["late"])
+        store.publish({"late": certificate(b"at last")})
+        await events.wait("pushed", names=["late"])
+
+
+async def _fetch_in_vain(peer: Peer, patience: float) -> None:
+    with suppress(grpc.aio.AioRpcError):
+        await peer.fetch("late", patience=patience)
+
+
+async def awaited(store: SecretStore, name: str) -> None:
+    """Wait until somebody waits for the name."""
+    with anyio.fail_after(10):
+        while not store.awaited([name]):
+            await anyio.lowlevel.checkpoint()
+
+
 async def test_fetch_gives_what_is_there(tmp_path: Path) -> None:
     async with running(tmp_path) as (_, peer, _events):
         assert set(await peer.fetch("default", "ROOTCA", "nobody")) == {"default", "ROOTCA"}
@@ -235,9 +365,7 @@ async def test_fetch_waits_for_a_secret_that_is_on_its_way(tmp_path: Path) -> No
             got.append(chain_of((await peer.fetch("late"))["late"]))
 
         tasks.start_soon(fetch)
-        with anyio.fail_after(10):
-            while not store.awaited(["late"]):
-                await anyio.lowlevel.checkpoint()
+        await awaited(store, "late")
         store.publish({"late": certificate(b"at last")})
     assert got == [b"at last"]
 

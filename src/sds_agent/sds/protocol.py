@@ -84,6 +84,7 @@ class Status(Enum):
     INVALID_ARGUMENT = "invalid argument"
     NOT_FOUND = "not found"
     RESOURCE_EXHAUSTED = "resource exhausted"
+    UNAVAILABLE = "unavailable"
     INTERNAL = "internal"
 
 
@@ -96,8 +97,8 @@ class Respond(Struct, frozen=True):
 
 
 class Finish(Struct, frozen=True):
-    """End the stream. `names` are those that were asked for in vain, `detail` is for INVALID_ARGUMENT and
-    RESOURCE_EXHAUSTED.
+    """End the stream. `names` are those that were asked for in vain, `detail` tells what NOT_FOUND leaves to the
+    names.
     """
 
     status: Status

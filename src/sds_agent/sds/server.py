@@ -29,6 +29,9 @@ DRAIN = 1.0
 FLUSH = 0.2
 """Seconds for what ended them to reach the peers; it is over as soon as it has."""
 
+STOP = 0.5
+"""Seconds for connections to be closed after that."""
+
 
 class ProbeError(SdsAgentError):
     """The server does not answer on its own socket."""
@@ -110,6 +113,7 @@ class _Listener:
         self._claimed = ExitStack()
         self._endpoint: Endpoint | None = None
         self._server: grpc.aio.Server | None = None
+        self._told = ""  # why the socket could not be restored
 
     async def open(self, before_probe: Callable[[], Awaitable[None]] | None = None) -> None:
         """Claim the path and serve there, beside the server that was there before."""
@@ -126,33 +130,35 @@ class _Listener:
             await probe(endpoint.public_address)
         except BaseException:
             self._claimed.close()
-            await uninterrupted(server.stop(None))
+            await uninterrupted(stop(server))
             raise
         self._endpoint, self._server = endpoint, server
 
     async def keep(self, look_every: float) -> None:
         """Mend the loss of the socket, for ever: to Envoys that come later the agent would be dead."""
-        told = ""
         while True:
             await asyncio.sleep(look_every)
-            if self._endpoint is not None and self._endpoint.in_place():
-                continue
-            before, self._endpoint = self._server, None
-            try:
-                await self.open()
-            except SdsAgentError as error:
-                if told != (told := str(error)):
-                    log.event(LOG, "socket_lost", level=logging.ERROR, socket=str(self._file.path), cause=told)
-                continue
-            told = ""
-            log.event(LOG, "socket_restored", level=logging.ERROR, socket=str(self._file.path))
-            if before is not None:
-                await self._retire(before)
+            if self._endpoint is None or not self._endpoint.in_place():
+                await self._mend()
+
+    async def _mend(self) -> None:
+        before, self._endpoint = self._server, None
+        try:
+            await self.open()
+        except SdsAgentError as error:
+            if self._told != str(error):
+                self._told = str(error)
+                log.event(LOG, "socket_lost", level=logging.ERROR, socket=str(self._file.path), cause=self._told)
+            return
+        if before is not None:
+            await self._retire(before)
+        self._told = ""
+        log.event(LOG, "socket_restored", level=logging.WARNING, socket=str(self._file.path))
 
     async def _retire(self, server: grpc.aio.Server) -> None:
         """Let the Envoys of a server whose socket is gone come to the new one."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(server.stop(DRAIN))
+            tasks.create_task(stop(server, DRAIN))
             await _within(DRAIN, self._service.dismiss())
 
     async def close(self) -> None:
@@ -160,7 +166,8 @@ class _Listener:
         self._claimed.close()
         await _within(DRAIN, _drain(self._services))
         if self._server is not None:
-            await self._server.stop(FLUSH)
+            await stop(self._server, FLUSH)
+            self._server = None  # its finalizer needs the event loop
 
 
 async def _drain(services: Sequence[Service]) -> None:
@@ -173,6 +180,13 @@ async def _within(seconds: float, done: Awaitable[None]) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await done
+
+
+async def stop(server: grpc.aio.Server, grace: float = 0) -> None:
+    """Stop, after `grace` seconds for calls to end. gRPC would wait for ever for the connection of a peer that sends
+    all the time and reads nothing: it is left to the end of the process.
+    """
+    await _within(grace + STOP, server.stop(grace or None))
 
 
 def bind(server: grpc.aio.Server, endpoint: Endpoint) -> None:
@@ -189,7 +203,8 @@ async def probe(address: str) -> None:
     async with grpc.aio.insecure_channel(address) as channel:
         ask: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/{SERVICE}/StreamSecrets")
         call = ask(timeout=PATIENCE)
-        await call.done_writing()
+        with suppress(grpc.aio.InternalError):  # the call has ended already; its code tells how
+            await call.done_writing()
         code = await call.code()
         if code is not grpc.StatusCode.OK:
             raise ProbeError(f"the agent's own socket does not answer as it should: {code.name} {await call.details()}")

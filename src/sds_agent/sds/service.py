@@ -14,7 +14,7 @@ from sds_agent.sds.catalog import Catalog
 from sds_agent.sds.codec import MalformedMessageError, decode, decode_delta, encode, encode_delta
 from sds_agent.sds.delta import DeltaSession
 from sds_agent.sds.fetch import fetch
-from sds_agent.sds.journal import Journal
+from sds_agent.sds.journal import Journal, StreamJournal
 from sds_agent.sds.protocol import DeltaRequest, Finish, Request, Respond, Status
 from sds_agent.sds.sotw import SotwSession
 from sds_agent.sds.stream import Context, Conversation, R, Stream
@@ -30,10 +30,14 @@ LONGEST_FETCH = 10.0
 LONGEST_DETAIL = 1000
 """Characters in a status message: gRPC clients lose a connection over headers of more than 8 KB."""
 
+FAULT = Finish(Status.INTERNAL, detail="the agent has a fault; its log tells which")
+"""What a peer is told of an exception: its text might hold a key."""
+
 _CODES = {
     Status.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
     Status.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Status.RESOURCE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Status.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Status.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 
@@ -101,7 +105,7 @@ class SecretDiscoveryService:
             finish = await stream.run()
         except Exception:
             LOG.exception("fault")
-            finish = Finish(Status.INTERNAL, detail="the agent has a fault; its log tells which")
+            finish = FAULT
         finally:
             self._streams.discard(stream)
             journal.left()
@@ -112,23 +116,25 @@ class SecretDiscoveryService:
     async def _fetch_secrets(self, data: bytes, context: Context) -> bytes:
         journal = self._journal.open("FetchSecrets")
         try:
-            request = decode(data)
-        except MalformedMessageError as error:
-            await self._abort(context, Finish(Status.INVALID_ARGUMENT, detail=str(error)))
-        journal.met(request.node_id)
-        answer = await self._fetch(request, context.time_remaining())
-        if answer is None:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the secret is not issued yet; ask again")
+            answer = await self._fetch(data, context.time_remaining(), journal)
+        except Exception:
+            LOG.exception("fault")
+            answer = FAULT
         journal.note([answer])
         if isinstance(answer, Finish):
             await self._abort(context, answer)
         return encode(answer)
 
-    async def _fetch(self, request: Request, remaining: float | None) -> Respond | Finish | None:
+    async def _fetch(self, data: bytes, remaining: float | None, journal: StreamJournal) -> Respond | Finish:
+        try:
+            request = decode(data)
+        except MalformedMessageError as error:
+            return Finish(Status.INVALID_ARGUMENT, detail=str(error))
+        journal.met(request.node_id)
         # Answering just before the caller's own deadline lets it see our status instead of its time-out.
         patience = LONGEST_FETCH if remaining is None else min(LONGEST_FETCH, remaining * 0.9)
-        changed = asyncio.Event()
-        self._store.await_names(request, frozenset(request.names))
+        changed, caller = asyncio.Event(), object()
+        self._store.await_names(caller, frozenset(request.names))
         try:
             with self._store.watching(lambda _names: changed.set()):
                 async with asyncio.timeout(patience):
@@ -137,9 +143,9 @@ class SecretDiscoveryService:
                         changed.clear()
                     return answer
         except TimeoutError:
-            return None
+            return Finish(Status.UNAVAILABLE, request.names, "the secret is not issued yet; ask again")
         finally:
-            self._store.await_names(request, frozenset())
+            self._store.await_names(caller, frozenset())
 
     async def _abort(self, context: Context, finish: Finish) -> NoReturn:
         await context.abort(_CODES[finish.status], explain(finish, self._catalog.names))

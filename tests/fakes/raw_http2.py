@@ -1,0 +1,70 @@
+"""A stand-in for a broken or hostile peer: HTTP/2 frames written by hand, and nothing read unless the test asks."""
+
+import struct
+from pathlib import Path
+from typing import Self
+
+import anyio
+from anyio.abc import SocketStream
+from fakes.peers import SERVICE
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, SETTINGS = 0, 1, 4
+END_STREAM, END_HEADERS = 1, 4
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """One frame (RFC 9113 section 4.1)."""
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+
+def message(data: bytes, *, compressed: bool = False) -> bytes:
+    """A gRPC message with its prefix."""
+    return bytes([compressed]) + struct.pack(">I", len(data)) + data
+
+
+def _headers(method: str) -> bytes:
+    fields = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": f"{SERVICE}/{method}",
+        ":authority": "localhost",
+        "content-type": "application/grpc",
+        "te": "trailers",
+    }
+    # each a literal without indexing (RFC 7541 section 6.2.2); all are shorter than 127 bytes
+    return b"".join(
+        b"\x00" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in fields.items()
+    )
+
+
+class RawPeer:
+    """A connection that has said what every HTTP/2 client says first, unless the test wants otherwise."""
+
+    def __init__(self, connection: SocketStream) -> None:
+        self.connection = connection
+
+    @classmethod
+    async def connect(cls, path: Path, first: bytes = PREFACE + frame(SETTINGS, 0, 0)) -> Self:
+        """Connect and send `first`."""
+        peer = cls(await anyio.connect_unix(path))
+        await peer.send(first)
+        return peer
+
+    async def send(self, data: bytes) -> None:
+        """Send bytes as they are; a server that has hung up is no error."""
+        try:
+            await self.connection.send(data)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            return
+
+    async def open(self, stream: int, method: str) -> None:
+        """Begin a call."""
+        await self.send(frame(HEADERS, END_HEADERS, stream, _headers(method)))
+
+    async def say(self, stream: int, data: bytes, *, compressed: bool = False) -> None:
+        """Send a message on a call."""
+        whole = message(data, compressed=compressed)
+        for begin in range(0, len(whole), 16_384):
+            await self.send(frame(DATA, 0, stream, whole[begin : begin + 16_384]))

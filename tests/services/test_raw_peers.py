@@ -1,0 +1,181 @@
+"""Peers that do not speak as they should: nothing they do is anybody else's trouble."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import anyio
+import grpc
+import pytest
+from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryRequest, DiscoveryRequest
+from fakes.events import Events, recorded
+from fakes.peers import chain_of, connected
+from fakes.raw_http2 import DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, RawPeer, frame
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sds_agent.sds.endpoint import SocketFile
+from sds_agent.sds.server import Limits, serving
+from sds_agent.sds.service import SecretDiscoveryService
+from sds_agent.secrets.model import BundleSecret, CertificateSecret
+from sds_agent.secrets.store import SecretStore
+
+LATER = datetime(2036, 1, 1, tzinfo=UTC)
+NAMES = [f"w{number}" for number in range(50)]
+ALL = bytes(DeltaDiscoveryRequest(resource_names_subscribe=NAMES))
+
+
+def certificate(content: bytes) -> CertificateSecret:
+    return CertificateSecret(content * 3000, b"key", LATER)
+
+
+@asynccontextmanager
+async def running(directory: Path) -> AsyncIterator[tuple[SecretStore, Path, Events]]:
+    """Fifty certificates of a usual size, a bundle, and a name without a secret."""
+    store, socket = SecretStore([*NAMES, "default", "late", "ROOTCA"]), directory / "sds.sock"
+    store.publish({"default": certificate(b"1"), "ROOTCA": BundleSecret(b"roots")})
+    store.publish(dict.fromkeys(NAMES, certificate(b"w")))
+    with recorded() as events:
+        async with serving(SecretDiscoveryService(store), SocketFile(socket), Limits()):
+            yield store, socket, events
+
+
+async def test_peer_that_never_reads_holds_up_nobody_else(tmp_path: Path) -> None:
+    async with running(tmp_path) as (store, socket, events), connected(socket) as other:
+        peer = await RawPeer.connect(socket)
+        await peer.open(1, "DeltaSecrets")
+        for _ in range(20):
+            await peer.say(1, ALL)
+        await events.wait("pushed")
+        stream = await other.stream().ask("default")
+        await stream.read()
+        await stream.ack("default")
+        await events.wait("acked", names=["default"])
+        pushed = len(events.named("pushed"))
+        for content in (b"2", b"3"):
+            store.publish({name: certificate(content) for name in ["default", *NAMES]})
+            assert chain_of((await stream.read())["default"]) == content * 3000
+            await stream.ack("default")
+            await events.wait("acked", names=["default"], count=2 if content == b"2" else 3)
+        assert len(events.named("pushed")) == pushed + 2, "nothing more is made for who reads nothing"
+        await peer.connection.aclose()
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 500,
+        PREFACE[:10],
+        PREFACE,
+        PREFACE + b"\xff" * 1000,
+        PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, END_HEADERS, 1, b"\xff" * 100),
+        PREFACE + frame(SETTINGS, 0, 0) + frame(DATA, 0, 7, b"data on no stream"),
+    ],
+    ids=["nothing", "HTTP/1", "TLS", "half a preface", "no settings", "no frames", "bad headers", "no stream"],
+)
+async def test_peer_that_does_not_speak_http2_is_nobodys_trouble(tmp_path: Path, first: bytes) -> None:
+    async with running(tmp_path) as (_, socket, events), connected(socket) as good:
+        peers = [await RawPeer.connect(socket, first) for _ in range(5)]
+        assert "default" in await good.fetch("default")
+        assert events.named("fault") == []
+        for peer in peers[1:]:
+            await peer.connection.aclose()
+        assert "default" in await good.fetch("default")
+    await peers[0].connection.aclose()
+
+
+async def test_calls_in_one_burst_are_all_answered(tmp_path: Path) -> None:
+    """A message that comes while another is worked on must not take its place."""
+    async with running(tmp_path) as (_, socket, _events), connected(socket) as good:
+        stream = good.delta()
+        for name in NAMES:
+            await stream.subscribe(name)
+        got = [(await stream.read()).resources[0].name for _ in NAMES]
+        assert got == NAMES
+
+
+async def test_client_that_has_nothing_more_to_say_is_answered_first(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, socket, _events), connected(socket) as good:
+        stream = await good.stream().ask("default")
+        await stream.call.done_writing()
+        assert "default" in await stream.read()
+        assert (await stream.end())[0] is grpc.StatusCode.OK
+
+
+async def test_message_that_says_it_is_compressed_is_refused(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, socket, events), connected(socket) as good:
+        peer = await RawPeer.connect(socket)
+        await peer.open(1, "StreamSecrets")
+        await peer.say(1, b"\x1a\x07default", compressed=True)
+        await events.wait("left", count=2)  # with the server's own probe
+        assert events.named("pushed") == events.named("fault") == []
+        assert "default" in await good.fetch("default")
+        await peer.connection.aclose()
+
+
+words = st.sampled_from(["default", "late", "nobody", "", "*", "é", "x" * 5000])
+requests = st.builds(
+    lambda names, nonce, version, url: bytes(
+        DiscoveryRequest(resource_names=names, response_nonce=nonce, version_info=version, type_url=url)
+    ),
+    st.lists(words, max_size=4),
+    words,
+    words,
+    st.just(""),
+)
+delta_requests = st.builds(
+    lambda more, less, nonce, held: bytes(
+        DeltaDiscoveryRequest(
+            resource_names_subscribe=more,
+            resource_names_unsubscribe=less,
+            response_nonce=nonce,
+            initial_resource_versions=dict.fromkeys(held, "v"),
+        )
+    ),
+    st.lists(words, max_size=4),
+    st.lists(words, max_size=4),
+    words,
+    st.lists(words, max_size=2),
+)
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """A good message with a few bytes changed, or cut."""
+    data = bytearray(draw(requests | delta_requests))
+    for _ in range(draw(st.integers(0, 3))):
+        if data:
+            data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
+    return bytes(data[: draw(st.integers(0, len(data)))])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["StreamSecrets", "DeltaSecrets", "FetchSecrets"]),
+    st.lists(st.binary(max_size=50) | requests | delta_requests | damaged(), max_size=6),
+)
+def test_no_bytes_bring_a_stream_down(method: str, messages: list[bytes]) -> None:
+    """Whatever comes, the stream ends with a status of ours or goes on, and the server with it."""
+
+    async def play() -> None:
+        with TemporaryDirectory(dir="/tmp") as directory:
+            async with running(Path(directory)) as (store, socket, events), connected(socket) as good:
+                peer = await RawPeer.connect(socket)
+                await peer.open(1, method)
+                for data in messages:
+                    await peer.say(1, data)
+                store.publish({"late": certificate(b"late")})
+                await peer.send(frame(DATA, END_STREAM, 1))
+                if method != "FetchSecrets":
+                    await events.wait("left", count=2)  # with the server's own probe
+                stream = await good.stream().ask("default")
+                assert "default" in await stream.read()
+                await peer.connection.aclose()
+                assert events.named("fault") == []
+                assert "late" in await good.fetch("late")
+
+    anyio.run(play)
