@@ -13,6 +13,7 @@ from fakes.authorities import ScriptedAuthority, Step, UpstreamCa, answering, fa
 from fakes.clocks import HandClock
 from fakes.events import Events, recorded
 from fakes.hierarchy import URI
+from msgspec import structs
 
 from sds_agent.authority.protocol import ErrorKind
 from sds_agent.identity.spiffe import SpiffeId
@@ -20,7 +21,9 @@ from sds_agent.issuance.gate import Gate
 from sds_agent.issuance.issuer import Issuer, Workload
 from sds_agent.issuance.kept import Keeper, KeepError, KeptCertificate
 from sds_agent.issuance.trust import Trust
+from sds_agent.pki.certificates import read_pem
 from sds_agent.pki.keys import KeyType
+from sds_agent.secrets.model import BundleSecret
 from sds_agent.secrets.store import SecretStore
 
 HOUR = timedelta(hours=1)
@@ -72,6 +75,69 @@ class Machine:
             return secret.version
 
 
+async def test_first_start_has_nothing_to_restore_and_says_nothing(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    async with machine.agent(answering(machine.ca)) as (_, events, _authority):
+        await events.wait("issued")
+        assert events.named("restored") == events.named("not_restored") == []
+
+
+async def test_what_is_kept_tells_when_it_was_issued(tmp_path: Path) -> None:
+    """Not when the CA, that backdates, says it began: its renewal would come early after each restart."""
+    machine = Machine(tmp_path)
+    await machine.issue()
+    kept = Keeper(machine.directory).load(WORKLOAD.identity)
+    assert kept is not None
+    assert kept.issued == machine.clock.now()
+
+
+async def test_restored_certificate_is_withheld_when_it_expires_in_an_outage(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    await machine.issue()
+    async with machine.agent(DOWN) as (store, events, _):
+        await events.wait("restored")
+        await machine.clock.asleep(2)
+        machine.clock.elapse(HOUR)
+        await events.wait("expired")
+        assert store.snapshot["default"] is None
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+async def test_restored_workloads_of_an_old_and_a_new_root_are_all_trusted(
+    tmp_path: Path, order: tuple[int, int]
+) -> None:
+    """The root changed between two renewals: whichever is restored last, peers hold leaves from both."""
+    machine = Machine(tmp_path)
+    store, cas = SecretStore(["a", "b", "ROOTCA"]), (machine.ca, UpstreamCa(machine.clock.now, "new"))
+    trust = Trust(store, ["ROOTCA"])
+
+    def issuer(name: str, script: Step) -> Issuer:
+        workload = Workload(name, SpiffeId.parse(f"spiffe://demo.example/{name}"), KeyType.EC_P256, HOUR, "up", (name,))
+        keeper, clock = Keeper(machine.directory), machine.clock
+        return Issuer(
+            workload, ScriptedAuthority(script), store=store, trust=trust, gate=Gate(), clock=clock, keeper=keeper
+        )
+
+    for name, ca in zip("ab", cas, strict=True):
+        with recorded() as events:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(issuer(name, answering(ca)).run)
+                await events.wait("issued")
+                await machine.clock.asleep(2)
+                tasks.cancel_scope.cancel()
+    store, restarted = SecretStore(["a", "b", "ROOTCA"]), "ab"
+    trust = Trust(store, ["ROOTCA"])
+    with recorded() as events:
+        async with anyio.create_task_group() as tasks:
+            for number in order:
+                tasks.start_soon(issuer(restarted[number], DOWN).run)
+            await events.wait("restored", count=2)
+            bundle = store.snapshot["ROOTCA"]
+            assert isinstance(bundle, BundleSecret)
+            assert set(read_pem(bundle.anchors_pem)) == {ca.root.certificate for ca in cas}
+            tasks.cancel_scope.cancel()
+
+
 async def test_restarted_agent_serves_at_once_what_is_still_valid_though_the_ca_is_down(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     version = await machine.issue()
@@ -113,6 +179,29 @@ async def test_damaged_file_is_told_and_replaced_by_the_next_certificate(tmp_pat
         await events.wait("issued")
 
 
+async def test_damaged_key_is_told_and_replaced_by_the_next_certificate(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    await machine.issue()
+    keeper = Keeper(machine.directory)
+    kept = keeper.load(WORKLOAD.identity)
+    assert kept is not None
+    keeper.save(structs.replace(kept, private_key_pem=kept.private_key_pem.replace("M", "-", 1)))
+    async with machine.agent(answering(machine.ca)) as (_, events, _authority):
+        assert "the private key kept for" in str((await events.wait("not_restored"))["cause"])
+        await events.wait("issued")
+
+
+async def test_file_that_cannot_be_read_is_told_and_the_ca_asked(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    await machine.issue()
+    file = machine.file
+    file.unlink()
+    file.mkdir()
+    async with machine.agent(answering(machine.ca)) as (_, events, _authority):
+        assert "cannot read" in str((await events.wait("not_restored"))["cause"])
+        await events.wait("issued")
+
+
 async def test_key_of_another_certificate_is_not_served(tmp_path: Path) -> None:
     machine, other = Machine(tmp_path), Machine(tmp_path / "other")
     await machine.issue()
@@ -137,11 +226,17 @@ async def test_nobody_else_may_read_it_and_nothing_shows_it(tmp_path: Path) -> N
     assert kept.private_key_pem.splitlines()[1] not in repr(kept) + str(kept)
 
 
-async def test_disk_that_cannot_be_written_does_not_stop_the_service(tmp_path: Path) -> None:
+@pytest.mark.parametrize("obstacle", ["a file", "a directory for everybody"])
+async def test_disk_that_cannot_be_written_does_not_stop_the_service(tmp_path: Path, obstacle: str) -> None:
     machine = Machine(tmp_path)
-    machine.directory.write_text("a file where the directory should be")
+    if obstacle == "a file":
+        machine.directory.write_text("where the directory should be")
+    else:
+        machine.directory.mkdir()
+        machine.directory.chmod(0o777)
     async with machine.agent(answering(machine.ca)) as (store, events, _):
-        await events.wait("not_kept")
+        assert (await events.wait("not_kept"))["level"] == "error"
+        assert obstacle == "a file" or list(machine.directory.iterdir()) == []
         assert store.snapshot["default"] is not None
 
 

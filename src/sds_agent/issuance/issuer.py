@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from sds_agent import log
 from sds_agent.authority.keymaking import new_key
@@ -21,7 +21,7 @@ from sds_agent.issuance.gate import Gate, Rank
 from sds_agent.issuance.kept import Keeper, KeepError, KeptCertificate
 from sds_agent.issuance.schedule import Ask, Failure, Held, Renewal, decide, failed
 from sds_agent.issuance.trust import Trust
-from sds_agent.pki.certificates import serial_hex, write_pem
+from sds_agent.pki.certificates import serial_hex, unique, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, PrivateKey, to_pkcs8_pem
 from sds_agent.secrets.model import CertificateSecret
@@ -127,7 +127,9 @@ class Issuer:
         except (KeepError, AuthorityError) as error:
             log.event(LOG, "not_restored", level=logging.WARNING, workload=workload.name, cause=str(error))
             return
-        held, secret = self._serve(key, accepted, kept.issued)
+        # another workload's may have come later and with newer anchors: each needs its own until the CA is asked
+        anchors = unique((*self._trust.of(workload.authority), *accepted.anchors))
+        held, secret = self._serve(key, structs.replace(accepted, anchors=anchors), kept.issued)
         renew_at = held.renew_at(self._renewal)
         log.event(
             LOG, "restored", workload=workload.name, serial=held.serial, not_after=held.not_after, renew_at=renew_at
