@@ -144,6 +144,12 @@ def test_a_directory_of_another_user_is_not_our_own(tmp_path: Path, monkeypatch:
         own_directory(tmp_path, 0o700)
 
 
+def test_a_directory_of_root_is_as_good_as_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """/run/sds-agent, made by the service manager."""
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    own_directory(Path("/usr"), 0o755)
+
+
 def test_a_file_in_the_directorys_place_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"kept")
     with pytest.raises(FileExistsError):

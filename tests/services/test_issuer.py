@@ -28,7 +28,7 @@ from fakes.authorities import (
 )
 from fakes.clocks import HAND_LOOP, HandClock
 from fakes.events import Event, Events, recorded
-from fakes.hierarchy import DAY, HOUR, URI
+from fakes.hierarchy import DAY, HOUR, URI, make_ca
 
 from sds_agent.authority.protocol import Authority, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import LONGEST_SLEEP
@@ -258,6 +258,28 @@ async def test_a_serial_number_of_any_size_is_served(bench: Bench) -> None:
         await bench.clock.asleep(2)
 
 
+async def test_a_chain_lives_as_long_as_its_first_certificate_to_expire(bench: Bench) -> None:
+    """A leaf is worthless from the moment its intermediate is."""
+    short = make_ca("short", bench.ca.root, not_before=bench.clock.now(), not_after=bench.clock.now() + HOUR / 4)
+
+    def under_short(ca: UpstreamCa, request: IssueRequest) -> Issuance:
+        return ca.issuance(ca.leaf(request, issuer=short), short.certificate)
+
+    async with bench.issuing(answering(bench.ca, under_short), failing(ErrorKind.TRANSIENT)):
+        event = await bench.issued()
+        assert bench.served is not None
+        assert bench.served.not_after == bench.clock.now() + HOUR / 4
+        assert event["not_after"] == "2026-03-14T15:24:26.000Z"
+        assert event["renew_at"] == "2026-03-14T15:16:56.000Z"
+        await bench.clock.asleep(2)
+        bench.clock.elapse(HOUR / 8)
+        await bench.retrying()
+        await bench.clock.asleep(2)
+        bench.clock.elapse(HOUR / 8)
+        await bench.events.wait("expired")
+        assert bench.served is None
+
+
 async def test_the_cas_warnings_are_logged(bench: Bench) -> None:
     async with bench.issuing(answering(bench.ca, shifted(30 * SECOND, HOUR))):
         event = await bench.events.wait("ca_warning")
@@ -401,6 +423,17 @@ async def test_a_refused_request_is_not_repeated_but_made_anew_and_slowly(bench:
         await bench.issued()
         assert len({request.csr_pem for request in authority.requests}) == 2
         assert len({request.request_id for request in authority.requests}) == 2
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+async def test_a_refusal_is_loud_though_a_good_certificate_is_held(bench: Bench, kind: ErrorKind) -> None:
+    """Somebody has to act, and has half a lifetime to do so."""
+    async with bench.issuing(bench.good(), failing(kind)):
+        await bench.issued()
+        await bench.clock.asleep(2)
+        bench.clock.elapse(HOUR / 2)
+        event = await bench.retrying()
+        assert (event["level"], event["serving"]) == ("error", "the certificate held")
 
 
 async def test_a_ca_that_says_when_to_come_back_is_not_asked_before(bench: Bench) -> None:

@@ -86,8 +86,10 @@ def test_a_snapshot_never_changes_under_a_reader() -> None:
     before: Any = store.snapshot
     store.publish({"default": certificate()})
     assert before["default"] is None
-    with pytest.raises(TypeError):
-        before["default"] = certificate()
+    after: Any = store.snapshot
+    for snapshot in (before, after):
+        with pytest.raises(TypeError):
+            snapshot["default"] = certificate()
 
 
 def test_unchanged_content_is_not_published_again() -> None:
@@ -204,6 +206,14 @@ def test_a_name_is_awaited_until_nobody_waits_for_it() -> None:
     store.await_names("other", frozenset())
     assert not store.awaited(["a", "b"])
     assert not store.awaited([])
+
+
+def test_what_a_client_waits_for_now_takes_the_place_of_what_it_waited_for() -> None:
+    store = SecretStore(["a", "b"])
+    store.await_names("one", frozenset({"a", "b"}))
+    store.await_names("one", frozenset({"b"}))
+    assert not store.awaited(["a"])
+    assert store.awaited(["b"])
 
 
 # --- whatever happens ---
