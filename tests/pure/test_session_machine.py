@@ -1,7 +1,9 @@
 """Both sessions under any order of events, held against a simple model of an Envoy that keeps the rules.
 
-The model knows one thing: which content a client has been given on its stream. Whatever happens in between, once the
-client has answered everything it must hold the newest content of all it subscribed to that is there to be had.
+The model knows which content a client has been sent on its stream and which it has taken in. Whatever happens in
+between, once the client has answered everything it must hold the newest content of all it subscribed to that is there
+to be had; and on the way there nothing is sent to it that it did not ask for, has been sent already, or could not
+tell apart.
 """
 
 import itertools
@@ -13,22 +15,29 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sds_agent.sds.delta import DeltaSession
-from sds_agent.sds.protocol import Action, DeltaRequest, Finish, Request, Resource, Respond
+from sds_agent.sds.protocol import (
+    Absence,
+    Acked,
+    Action,
+    DeltaRequest,
+    Finish,
+    Nacked,
+    Request,
+    Resource,
+    Respond,
+    Stale,
+)
 from sds_agent.sds.sotw import SotwSession
 
 NAMES = ("a", "b", "c")
+REMOVED = "removed"
 some_names = st.lists(st.sampled_from((*NAMES, "nobody")), max_size=4)
 reasons = st.none() | st.sampled_from(["", "no"])
-wild = st.sampled_from(["", "n0", "n1", "n2", "old"])
+strange = st.sampled_from(["old", "n0", "n999", "é" * 100])
 
 
 class Exchange(RuleBasedStateMachine):
     """What both variants share: the secrets that change, the answers on their way, and what the client holds."""
-
-    @property
-    def subscription(self) -> tuple[str, ...]:
-        """The names that the session believes to be wanted."""
-        raise NotImplementedError
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,6 +45,7 @@ class Exchange(RuleBasedStateMachine):
         self.versions = itertools.count(1)
         self.nonces: list[str] = []
         self.on_the_way: list[Respond] = []
+        self.sent: dict[str, str] = {}
         self.holds: dict[str, str] = {}
         self.ended = False
         self.wanted: set[str] = set()
@@ -45,36 +55,79 @@ class Exchange(RuleBasedStateMachine):
             self.nonces.append(f"n{len(self.nonces) + 1}")
             yield self.nonces[-1]
 
-    def take(self, actions: list[Action]) -> None:
-        for action in actions:
-            if isinstance(action, Respond):
-                assert not self.ended
-                assert action.resources or action.removed, "an empty answer says nothing"
-                assert {r.name for r in action.resources} <= set(self.subscription), "a name that was not asked for"
-                self.on_the_way.append(action)
-            if isinstance(action, Finish):
-                self.ended = True
+    def take(self, actions: list[Action], *, again: frozenset[str] = frozenset()) -> list[str]:
+        """Take what goes to the client, and return the names in it. Only those in `again` may be sent unchanged."""
+        answers = [action for action in actions if isinstance(action, Respond)]
+        names: list[str] = []
+        for answer in answers:
+            assert not self.ended
+            assert answer.resources or answer.removed, "an empty answer says nothing"
+            told = {r.name: r.version for r in answer.resources} | dict.fromkeys(answer.removed, REMOVED)
+            assert len(told) == len(answer.resources) + len(answer.removed), "a name twice in one answer"
+            assert set(told) <= self.wanted, "a name that was not asked for"
+            for name, version in told.items():
+                found = self.served[name]
+                newest = found.version if isinstance(found, Resource) else REMOVED
+                assert found is not Absence.PENDING, "nobody is told anything of what is merely not there yet"
+                assert version == newest, "not the newest content"
+                assert name in again or self.sent.get(name) != version, "sent again though it has not changed"
+            self.sent |= told
+            names += told
+            self.on_the_way.append(answer)
+        assert len(answers) <= 1, "one message or change leads to one answer"
+        return names
 
     def deliver(self) -> str:
         answer = self.on_the_way.pop(0)
         self.holds |= {resource.name: resource.version for resource in answer.resources}
+        self.holds |= dict.fromkeys(answer.removed, REMOVED)
         return answer.nonce
+
+    def forget(self) -> None:
+        """The client drops what it no longer wants."""
+        self.holds = {name: version for name, version in self.holds.items() if name in self.wanted}
+        self.sent = {name: version for name, version in self.sent.items() if name in self.wanted}
 
     @initialize()
     def something_is_served(self) -> None:
         self.served.put("a", "v0")
         self.served.hold("b")
 
+    @precondition(lambda self: not self.ended)
+    @rule(name=st.sampled_from(NAMES))
+    def change(self, name: str) -> None:
+        self.served.put(name, f"v{next(self.versions)}")
+        self.push()
+
+    @precondition(lambda self: not self.ended)
+    @rule(name=st.sampled_from(NAMES), gone=st.booleans())
+    def take_away(self, name: str, *, gone: bool) -> None:
+        if gone:
+            self.served.pop(name, None)
+        else:
+            self.served.hold(name)
+        self.push()
+
+    @rule(name=st.sampled_from(NAMES))
+    def change_unnoticed(self, name: str) -> None:
+        """The stream is busy and will look later; its client's next message comes first."""
+        self.served.put(name, f"v{next(self.versions)}")
+
+    def push(self) -> None:
+        raise NotImplementedError
+
     @invariant()
     def nonces_are_never_repeated(self) -> None:
         assert len(self.nonces) == len(set(self.nonces))
 
-    def settled(self) -> None:
+    def settled(self, *, removals: bool) -> None:
         """With nothing on the way, the client holds the newest of all it wants."""
         for name in self.wanted:
-            resource = self.served[name]
-            if isinstance(resource, Resource):
-                assert self.holds.get(name) == resource.version, f"{name} was never brought up to date"
+            found = self.served[name]
+            if isinstance(found, Resource):
+                assert self.holds.get(name) == found.version, f"{name} was never brought up to date"
+            elif removals and found is Absence.UNKNOWN:
+                assert self.holds.get(name) == REMOVED, f"nobody was told that {name} is not served"
 
 
 class SotwExchange(Exchange):
@@ -85,35 +138,51 @@ class SotwExchange(Exchange):
         self.session = SotwSession(self.numbers())
         self.last = ""
 
-    @property
-    def subscription(self) -> tuple[str, ...]:
-        return self.session.names
+    def all_unknown(self) -> bool:
+        return bool(self.wanted) and all(self.served[name] is Absence.UNKNOWN for name in self.wanted)
 
     def tell(self, nonce: str, error: str | None = None) -> None:
         newest = self.nonces[-1] if self.nonces else ""
         stale = bool(nonce) and self.answered and nonce != newest
+        waiting, had = bool(self.on_the_way), set(self.session.names)
         actions = self.session.receive(Request(names=tuple(self.wanted), nonce=nonce, error=error), self.served)
         if stale:  # it crossed an answer; the client's reply to that one brings the names again
-            assert not [a for a in actions if isinstance(a, Respond | Finish)], "a stale message was acted on"
-        else:
-            self.holds = {name: version for name, version in self.holds.items() if name in self.wanted}
-            self.take(actions)
+            assert actions == [Stale(nonce, error)], "a stale message was acted on"
+            return
+        self.forget()
+        names = self.take(actions)
+        if waiting:
+            assert set(names) <= self.wanted - had, "with an answer outstanding only new names are answered"
+        self.end(actions)
+
+    def end(self, actions: list[Action]) -> None:
+        finished = [action for action in actions if isinstance(action, Finish)]
+        assert bool(finished) == self.all_unknown(), "a stream ends if nothing it asks for is served, and only then"
+        self.ended = bool(finished)
 
     @property
     def answered(self) -> bool:
         return bool(self.last or self.on_the_way)
 
-    @rule(names=some_names)
-    def subscribe(self, names: list[str]) -> None:
+    @precondition(lambda self: not self.ended)
+    @rule(names=some_names, empty=st.booleans())
+    def subscribe(self, names: list[str], *, empty: bool) -> None:
         self.wanted = set(names)
-        if not self.ended:
-            self.tell(self.last)
+        self.tell("" if empty else self.last)
 
-    @precondition(lambda self: self.ended)
-    @rule(old_nonce=st.booleans(), error=reasons)
-    def reconnect(self, *, old_nonce: bool, error: str | None) -> None:
+    @precondition(lambda self: self.answered and not self.ended)
+    @rule(names=some_names, nonce=strange, error=reasons)
+    def say_something_stale(self, names: list[str], nonce: str, error: str | None) -> None:
+        before = self.session.names
+        actions = self.session.receive(Request(names=tuple(names), nonce=nonce, error=error), self.served)
+        assert actions == [Stale(nonce, error)]
+        assert self.session.names == before
+
+    @rule(names=some_names, old_nonce=st.booleans(), error=reasons)
+    def reconnect(self, names: list[str], *, old_nonce: bool, error: str | None) -> None:
         self.session = SotwSession(self.numbers())
-        self.on_the_way, self.holds, self.ended = [], {}, False
+        self.on_the_way, self.holds, self.sent, self.ended = [], {}, {}, False
+        self.wanted = set(names)
         old, self.last = self.last, ""
         self.tell(old if old_nonce else "", error)
 
@@ -123,31 +192,36 @@ class SotwExchange(Exchange):
         self.last = self.deliver()
         self.tell(self.last, error)
 
-    @precondition(lambda self: not self.ended)
-    @rule(name=st.sampled_from(NAMES))
-    def change(self, name: str) -> None:
-        self.served.put(name, f"v{next(self.versions)}")
-        self.push()
-
-    @precondition(lambda self: not self.ended)
-    @rule(name=st.sampled_from(NAMES), gone=st.booleans())
-    def take_away(self, name: str, *, gone: bool) -> None:
-        if gone:
-            self.served.pop(name, None)
-        else:
-            self.served.hold(name)
-        self.push()
-
     def push(self) -> None:
-        outstanding = len(self.on_the_way)
-        self.take(self.session.refresh(self.served))
-        assert not (outstanding and len(self.on_the_way) > outstanding), "a push did not wait for the ACK"
+        outstanding = bool(self.on_the_way)
+        actions = self.session.refresh(self.served)
+        assert not (self.take(actions) and outstanding), "a push did not wait for the ACK"
+        self.end(actions)
+
+    @precondition(lambda self: not self.ended)
+    @rule()
+    def look(self) -> None:
+        self.push()
 
     @invariant()
     def up_to_date(self) -> None:
-        if not self.on_the_way and not self.ended:
+        if not self.ended and not self.on_the_way:
             assert set(self.session.names) == self.wanted
-            self.settled()
+
+    def teardown(self) -> None:
+        """However long it took, it ends well: the stream looks at the news and the client answers what comes."""
+        if self.ended:
+            return
+        self.push()
+        if self.all_unknown():
+            return
+        for _ in range(10):
+            if not self.on_the_way:
+                break
+            self.last = self.deliver()
+            self.tell(self.last)
+        assert not self.on_the_way
+        self.settled(removals=False)
 
 
 class DeltaExchange(Exchange):
@@ -157,53 +231,66 @@ class DeltaExchange(Exchange):
         super().__init__()
         self.session = DeltaSession(self.numbers())
 
-    @property
-    def subscription(self) -> tuple[str, ...]:
-        return self.session.names
-
-    @rule(names=some_names, dropped=some_names, nonce=wild)
-    def subscribe(self, names: list[str], dropped: list[str], nonce: str) -> None:
-        if nonce in {answer.nonce for answer in self.on_the_way}:
-            nonce = "stale"
-        self.wanted = (self.wanted - set(dropped)) | set(names)
-        request = DeltaRequest(subscribe=tuple(names), unsubscribe=tuple(dropped), nonce=nonce)
+    def say(self, request: DeltaRequest) -> list[Action]:
+        waiting = len(self.on_the_way)
+        again = frozenset(request.subscribe)
+        self.wanted = (self.wanted - set(request.unsubscribe)) | again
+        self.forget()
+        for name in again:  # who subscribes again has lost it
+            self.sent.pop(name, None)
+            self.holds.pop(name, None)
         actions = self.session.receive(request, self.served)
-        given = {r.name for a in actions if isinstance(a, Respond) for r in a.resources}
-        there = {name for name in names if isinstance(self.served[name], Resource)}
-        assert there <= given, "a subscription was met with silence"
-        assert not [a for a in actions if isinstance(a, Finish)]
-        self.take(actions)
+        assert not [action for action in actions if isinstance(action, Finish)]
+        names = self.take(actions, again=again)
+        assert {n for n in again if self.served[n] is not Absence.PENDING} <= set(names), "met with silence"
+        if waiting:
+            assert set(names) <= again, "with an answer outstanding only what is asked for is answered"
+        return actions
+
+    @rule(names=some_names, dropped=some_names, nonce=st.just("") | strange, held=some_names)
+    def subscribe(self, names: list[str], dropped: list[str], nonce: str, held: list[str]) -> None:
+        self.say(DeltaRequest(tuple(names), tuple(dropped), nonce, dict.fromkeys(held, "v0")))
+
+    @rule(names=some_names)
+    def reconnect(self, names: list[str]) -> None:
+        held = {name: version for name, version in self.holds.items() if version != REMOVED}
+        self.session = DeltaSession(self.numbers())
+        self.on_the_way, self.holds, self.sent, self.wanted = [], {}, {}, set()
+        self.say(DeltaRequest(tuple(names), held=held))
 
     @precondition(lambda self: self.on_the_way)
-    @rule(error=reasons)
-    def answer(self, error: str | None) -> None:
+    @rule(error=reasons, names=some_names, skipped=st.integers(0, 2))
+    def answer(self, error: str | None, names: list[str], skipped: int) -> None:
+        """Answer one of the answers on the way, and so those before it."""
+        for _ in range(min(skipped, len(self.on_the_way) - 1)):
+            self.deliver()
         nonce = self.deliver()
-        self.take(self.session.receive(DeltaRequest(nonce=nonce, error=error), self.served))
+        actions = self.say(DeltaRequest(tuple(names), nonce=nonce, error=error))
+        assert [type(action) for action in actions[:1]] == [Acked if error is None else Nacked]
 
-    @rule(name=st.sampled_from(NAMES))
-    def change(self, name: str) -> None:
-        self.served.put(name, f"v{next(self.versions)}")
-        outstanding = len(self.on_the_way)
-        self.take(self.session.refresh(self.served))
-        assert not (outstanding and len(self.on_the_way) > outstanding), "a push did not wait for the ACK"
+    def push(self) -> None:
+        outstanding = bool(self.on_the_way)
+        actions = self.session.refresh(self.served)
+        assert not [action for action in actions if isinstance(action, Finish)]
+        assert not (self.take(actions) and outstanding), "a push did not wait for the ACK"
 
-    @rule(name=st.sampled_from(NAMES), gone=st.booleans())
-    def take_away(self, name: str, *, gone: bool) -> None:
-        if gone:
-            self.served.pop(name, None)
-        else:
-            self.served.hold(name)
-        self.take(self.session.refresh(self.served))
+    @rule()
+    def look(self) -> None:
+        self.push()
 
     @invariant()
-    def nothing_that_exists_is_called_removed(self) -> None:
-        for answer in self.on_the_way[-1:]:
-            assert not {r.name for r in answer.resources} & set(answer.removed)
+    def names_are_those_asked_for(self) -> None:
+        assert set(self.session.names) == self.wanted
 
-    @invariant()
-    def up_to_date(self) -> None:
-        if not self.on_the_way:
-            self.settled()
+    def teardown(self) -> None:
+        """However long it took, it ends well."""
+        self.push()
+        for _ in range(50):
+            if not self.on_the_way:
+                break
+            self.say(DeltaRequest(nonce=self.deliver()))
+        assert not self.on_the_way
+        self.settled(removals=True)
 
 
 TestSotwExchange = SotwExchange.TestCase
