@@ -6,7 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -44,21 +45,38 @@ async def test_signal_ends_it_cleanly_and_quickly(tmp_path: Path, number: signal
         await running.event("stopped")
 
 
+@asynccontextmanager
+async def flooded(socket: Path) -> AsyncIterator[None]:
+    """A peer that sends until nothing more is taken of it, and reads nothing."""
+    peer = await RawPeer.connect(socket)
+    await peer.open(1, "DeltaSecrets")
+    everything = bytes(DeltaDiscoveryRequest(resource_names_subscribe=["default"]))
+    while True:
+        with anyio.move_on_after(1) as waited:
+            for _ in range(100):
+                await peer.say(1, everything)
+        if waited.cancelled_caught:
+            break
+    yield
+    await peer.connection.aclose()
+
+
 async def test_peer_that_floods_and_reads_nothing_does_not_keep_it_from_ending(tmp_path: Path) -> None:
-    everything = bytes(DeltaDiscoveryRequest(resource_names_subscribe=["default", "other"]))
-    async with agent(write_config(tmp_path, default="1h", other="1h")) as running:
+    async with agent(write_config(tmp_path, default="1h")) as running:
         await running.event("ready")
-        peer = await RawPeer.connect(running.socket)
-        await peer.open(1, "DeltaSecrets")
-        while True:
-            with anyio.move_on_after(1) as waited:
-                for _ in range(100):
-                    await peer.say(1, everything)
-            if waited.cancelled_caught:
-                break
-        assert await running.program.stop() == 0
+        async with flooded(running.socket):
+            assert await running.program.stop() == 0
         assert not running.socket.exists()
-        await peer.connection.aclose()
+
+
+async def test_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    async with agent(write_config(tmp_path, default="1h")) as running:
+        await running.event("ready")
+        async with flooded(running.socket):  # so that the first takes its time
+            running.program.process.terminate()
+            await running.event("stopping")
+            assert await running.program.stop() == -signal.SIGTERM
+        assert running.events("stopped") == []
 
 
 async def test_it_is_ready_only_when_every_name_has_a_secret_and_the_socket_answers(tmp_path: Path) -> None:

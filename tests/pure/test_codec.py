@@ -5,7 +5,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 import pytest
-from envoy_data_plane.envoy.config.core.v3 import DataSource, Node
+from betterproto2 import Message
+from envoy_data_plane.envoy.config.core.v3 import DataSource, Extension, Locality, Node
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     CertificateValidationContext,
     Secret,
@@ -16,7 +17,9 @@ from envoy_data_plane.envoy.service.discovery.v3 import (
     DeltaDiscoveryResponse,
     DiscoveryRequest,
     DiscoveryResponse,
+    Resource,
 )
+from envoy_data_plane.google.protobuf import Any
 from envoy_data_plane.google.rpc import Status
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +32,7 @@ from sds_agent.sds.codec import (
     encode_delta,
     encode_secret,
 )
-from sds_agent.sds.protocol import SECRET_TYPE, Respond
+from sds_agent.sds.protocol import SECRET_TYPE, DeltaRequest, Request, Respond
 from sds_agent.secrets import model
 
 SOME_TIME = datetime(2026, 1, 1, tzinfo=UTC)
@@ -51,16 +54,35 @@ def meant(name: str, secret: model.Secret) -> Secret:
     return Secret(name=name, validation_context=CertificateValidationContext(trusted_ca=anchors))
 
 
+def any_of(name: str, secret: model.Secret) -> Any:
+    return Any(type_url=SECRET_TYPE, value=bytes(meant(name, secret)))
+
+
+def unknown_fields(message: Message) -> bytes:
+    """What the published schema does not know, in the message and in all it holds."""
+    found = message._unknown_fields
+    for value in vars(message).values():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, Message):
+                found += unknown_fields(each)
+    return found
+
+
 @given(served, nonces)
-def test_sotw_answer_reads_back_as_what_was_meant(secrets: dict[str, model.Secret], nonce: str) -> None:
-    resources = tuple(encode_secret(name, secret) for name, secret in secrets.items())
-    answer = DiscoveryResponse.parse(encode(Respond(nonce, resources)))
+def test_sotw_answer_reads_back_as_exactly_what_was_meant(secrets: dict[str, model.Secret], nonce: str) -> None:
+    answer = Respond(nonce, tuple(encode_secret(name, secret) for name, secret in secrets.items()))
+    read = DiscoveryResponse.parse(encode(answer))
     versions = [secret.version for secret in secrets.values()]
-    assert answer.nonce == nonce
-    assert answer.type_url == SECRET_TYPE
-    assert answer.version_info == versions[0] if len(versions) == 1 else answer.version_info not in {"", *versions}
-    assert [r.type_url for r in answer.resources] == [SECRET_TYPE] * len(secrets)
-    assert [Secret.parse(r.value) for r in answer.resources] == [meant(n, s) for n, s in secrets.items()]
+    assert read.version_info == versions[0] if len(versions) == 1 else read.version_info not in {"", *versions}
+    assert read == DiscoveryResponse(
+        version_info=read.version_info,
+        resources=[any_of(name, secret) for name, secret in secrets.items()],
+        type_url=SECRET_TYPE,
+        nonce=nonce,
+    )
+    inner = [Secret.parse(resource.value) for resource in read.resources]
+    assert inner == [meant(name, secret) for name, secret in secrets.items()]
+    assert b"".join(map(unknown_fields, (read, *inner))) == b""
 
 
 @given(served, served)
@@ -86,17 +108,18 @@ def test_version_of_an_answer_holds_its_names() -> None:
 
 
 @given(served, nonces, st.lists(names, max_size=3))
-def test_delta_answer_reads_back_as_what_was_meant(
+def test_delta_answer_reads_back_as_exactly_what_was_meant(
     secrets: dict[str, model.Secret], nonce: str, removed: list[str]
 ) -> None:
     resources = tuple(encode_secret(name, secret) for name, secret in secrets.items())
-    answer = DeltaDiscoveryResponse.parse(encode_delta(Respond(nonce, resources, tuple(removed))))
-    assert answer.nonce == nonce
-    assert answer.type_url == SECRET_TYPE
-    assert answer.removed_resources == removed
-    assert [(r.name, r.version) for r in answer.resources] == [(n, s.version) for n, s in secrets.items()]
-    inner = [r.resource for r in answer.resources if r.resource is not None]
-    assert [Secret.parse(any_.value) for any_ in inner] == [meant(n, s) for n, s in secrets.items()]
+    read = DeltaDiscoveryResponse.parse(encode_delta(Respond(nonce, resources, tuple(removed))))
+    assert read == DeltaDiscoveryResponse(
+        resources=[Resource(name=n, version=s.version, resource=any_of(n, s)) for n, s in secrets.items()],
+        type_url=SECRET_TYPE,
+        removed_resources=removed,
+        nonce=nonce,
+    )
+    assert unknown_fields(read) == b""
 
 
 errors = st.none() | st.text(max_size=40)
@@ -106,40 +129,65 @@ def status(error: str | None) -> Status | None:
     return None if error is None else Status(code=13, message=error)
 
 
-@given(st.lists(names, max_size=4), names, names, errors, names)
+types = st.sampled_from([SECRET_TYPE, "", "type.googleapis.com/x.Cluster"])
+maybe = st.just("") | names
+nodes = st.none() | st.builds(
+    Node,
+    id=maybe,
+    cluster=maybe,
+    user_agent_name=maybe,
+    locality=st.none() | st.builds(Locality, region=maybe),
+    extensions=st.lists(st.builds(Extension, name=names, category=names), max_size=3),
+)
+
+
+@given(st.lists(names, max_size=4), maybe, maybe, errors, types, nodes)
 def test_request_written_by_the_published_schema_is_read(
-    asked: list[str], nonce: str, version: str, error: str | None, node: str
+    asked: list[str], nonce: str, version: str, error: str | None, url: str, node: Node | None
 ) -> None:
     message = DiscoveryRequest(
         resource_names=asked,
         response_nonce=nonce,
         version_info=version,
         error_detail=status(error),
-        type_url=SECRET_TYPE,
-        node=Node(id=node, cluster="c", user_agent_name="envoy"),
+        type_url=url,
+        node=node,
     )
-    request = decode(bytes(message))
-    assert request.names == tuple(asked)
-    assert (request.nonce, request.version, request.error) == (nonce, version, error)
-    assert (request.type_url, request.node_id) == (SECRET_TYPE, node)
+    assert decode(bytes(message)) == Request(
+        tuple(asked), nonce=nonce, version=version, error=error, type_url=url, node_id=node.id if node else ""
+    )
 
 
-@given(st.lists(names, max_size=4), st.lists(names, max_size=4), st.dictionaries(names, names, max_size=3), errors)
+@given(
+    st.lists(names, max_size=4),
+    st.lists(names, max_size=4),
+    st.dictionaries(names, maybe, max_size=3),
+    maybe,
+    errors,
+    types,
+    nodes,
+)
 def test_delta_request_written_by_the_published_schema_is_read(
-    subscribe: list[str], unsubscribe: list[str], held: dict[str, str], error: str | None
+    subscribe: list[str],
+    unsubscribe: list[str],
+    held: dict[str, str],
+    nonce: str,
+    error: str | None,
+    url: str,
+    node: Node | None,
 ) -> None:
     message = DeltaDiscoveryRequest(
         resource_names_subscribe=subscribe,
         resource_names_unsubscribe=unsubscribe,
         initial_resource_versions=held,
-        response_nonce="n",
+        response_nonce=nonce,
         error_detail=status(error),
-        node=Node(id="node"),
+        type_url=url,
+        node=node,
     )
-    request = decode_delta(bytes(message))
-    assert (request.subscribe, request.unsubscribe) == (tuple(subscribe), tuple(unsubscribe))
-    assert (dict(request.held), request.nonce, request.error) == (held, "n", error)
-    assert request.node_id == "node"
+    assert decode_delta(bytes(message)) == DeltaRequest(
+        tuple(subscribe), tuple(unsubscribe), nonce, held, error, url, node.id if node else ""
+    )
 
 
 @given(st.binary(max_size=200))

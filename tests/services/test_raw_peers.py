@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import anyio
 import grpc
 import pytest
+from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryRequest, DiscoveryRequest
 from fakes.events import Events, recorded
 from fakes.peers import chain_of, connected
@@ -32,13 +33,13 @@ def certificate(content: bytes) -> CertificateSecret:
 
 
 @asynccontextmanager
-async def running(directory: Path) -> AsyncIterator[tuple[SecretStore, Path, Events]]:
+async def running(directory: Path, limits: Limits | None = None) -> AsyncIterator[tuple[SecretStore, Path, Events]]:
     """Fifty certificates of a usual size, a bundle, and a name without a secret."""
     store, socket = SecretStore([*NAMES, "default", "late", "ROOTCA"]), directory / "sds.sock"
     store.publish({"default": certificate(b"1"), "ROOTCA": BundleSecret(b"roots")})
     store.publish(dict.fromkeys(NAMES, certificate(b"w")))
     with recorded() as events:
-        async with serving(SecretDiscoveryService(store), SocketFile(socket), Limits()):
+        async with serving(SecretDiscoveryService(store), SocketFile(socket), limits or Limits()):
             yield store, socket, events
 
 
@@ -86,6 +87,22 @@ async def test_peer_that_does_not_speak_http2_is_nobodys_trouble(tmp_path: Path,
             await peer.connection.aclose()
         assert "default" in await good.fetch("default")
     await peers[0].connection.aclose()
+
+
+async def test_frozen_peer_is_noticed_and_one_that_is_merely_silent_is_not(tmp_path: Path) -> None:
+    """A frozen Envoy's streams would be held for ever; a healthy one says nothing for hours."""
+    async with running(tmp_path, Limits(silence=1)) as (store, socket, events), connected(socket) as good:
+        stream = await good.stream().ask("default", node="healthy")
+        await stream.read()
+        frozen = await RawPeer.connect(socket)  # it answers no ping
+        await frozen.open(1, "StreamSecrets")
+        await frozen.say(1, bytes(DiscoveryRequest(resource_names=["default"], node=Node(id="frozen"))))
+        await events.wait("left", node="frozen")
+        assert events.named("left", node="healthy") == []
+        await stream.ack("default")
+        store.publish({"default": certificate(b"2")})
+        assert chain_of((await stream.read())["default"]) == b"2" * 3000
+        await frozen.connection.aclose()
 
 
 async def test_calls_in_one_burst_are_all_answered(tmp_path: Path) -> None:

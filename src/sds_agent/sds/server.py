@@ -50,11 +50,14 @@ class Service(Protocol):
 
 
 class Limits(Struct, frozen=True):
-    """What one peer can make the server hold: streams at a time in all, names on a stream, bytes in a request."""
+    """What one peer can make the server hold: streams at a time in all, names on a stream, bytes in a request, and
+    the seconds of silence after which it is asked whether it is still there.
+    """
 
     streams: int = 10_000
     names: int = 100
     request_bytes: int = 1 << 20
+    silence: float = 60
 
 
 def options(limits: Limits) -> Sequence[tuple[str, int]]:
@@ -63,11 +66,12 @@ def options(limits: Limits) -> Sequence[tuple[str, int]]:
     Both of the keepalive's time-outs are needed to notice a frozen peer within seconds, and without the third an
     Envoy that is configured to ping often is sent away.
     """
+    silence = int(limits.silence * 1000)
     return (
         ("grpc.max_receive_message_length", limits.request_bytes),
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.http2.ping_timeout_ms", 20_000),
+        ("grpc.keepalive_time_ms", silence),
+        ("grpc.keepalive_timeout_ms", silence // 3),
+        ("grpc.http2.ping_timeout_ms", silence // 3),
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.keepalive_permit_without_calls", 1),
     )
