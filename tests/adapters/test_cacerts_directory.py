@@ -1,5 +1,7 @@
 """Whose CA can be plugged in: directories by the real openssl, easy-rsa and cfssl, and every way to get them wrong."""
 
+import base64
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,6 +11,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fakes.ca_files import LEAF_WITH_CA_TRUE, by_cfssl, by_easyrsa, by_openssl, contents, files_of
 from fakes.hierarchy import DAY, NOW, URI, Ca, Key, key_usage, make_ca, make_crl, new_key, uris
 from fakes.openssl import openssl
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sds_agent.authority.directory import DirectoryError, read_directory, read_passphrase
 from sds_agent.pki.cacerts import CaFilesError, Finding, read_signing_set, refused_by_istiod
@@ -228,6 +232,26 @@ def test_a_revocation_list_that_would_revoke_nothing_is_refused() -> None:
     mended = {**GOOD, "cert-chain.pem": GOOD["cert-chain.pem"] + write_pem([former.certificate])}
     assert read_signing_set({**mended, "ca-crl.pem": crl(former, 8)}, NOW).crls
     assert read_signing_set({**GOOD, "ca-crl.pem": crl(make_ca("gone"), 8)}, NOW).crls, "a former CA's leaves live on"
+
+
+WITH_CRL = {**GOOD, "ca-crl.pem": crl(ROOT, 7)}
+
+
+@given(
+    st.sampled_from(sorted(WITH_CRL)),
+    st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=4),
+)
+def test_no_damage_to_a_file_does_more_than_refuse_it(name: str, changes: list[tuple[int, int]]) -> None:
+    """A server that reads such a directory goes on; a bug in its reading would end it."""
+    begin, *body = WITH_CRL[name].partition(b"-----END")[0].splitlines()
+    label = begin.removeprefix(b"-----BEGIN ")
+    der = bytearray(base64.b64decode(b"".join(body)))
+    for place, value in changes:
+        der[place % len(der)] = value
+    damaged = {**WITH_CRL, name: begin + b"\n" + base64.encodebytes(der) + b"-----END " + label + b"\n"}
+    refused_by_istiod(damaged)
+    with suppress(CaFilesError):
+        read_signing_set(damaged, NOW)
 
 
 def test_a_place_that_cannot_be_read_is_told(tmp_path: Path) -> None:

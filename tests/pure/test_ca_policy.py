@@ -1,10 +1,12 @@
 """What the CA makes of proofs and requests: nobody gets a name, a lifetime or a quota that is not theirs."""
 
+import base64
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from fakes.hierarchy import HOUR, NOW, URI, make_ca, make_leaf
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +27,8 @@ GOOD: dict[str, object] = {
     "exp": NOW.timestamp() + 60,
 }
 ROOT = make_ca("root")
+KEYS = {kind: generate(kind) for kind in (KeyType.EC_P256, KeyType.RSA_2048)}
+CSRS = {kind: make_csr(key, URI) for kind, key in KEYS.items()}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -174,6 +178,21 @@ def test_no_text_in_the_place_of_a_csr_does_more_than_refuse(text: str) -> None:
         with pytest.raises(RefusalError) as error:
             key_of(csr)
         assert kind_of(error) is Kind.INVALID
+
+
+@given(
+    st.sampled_from([KeyType.EC_P256, KeyType.RSA_2048]),
+    st.lists(st.tuples(st.integers(0, 2000), st.integers(1, 255)), min_size=1, max_size=4),
+)
+def test_no_damage_to_a_csr_makes_another_key_be_signed(kind: KeyType, changes: list[tuple[int, int]]) -> None:
+    der = bytearray(x509.load_pem_x509_csr(CSRS[kind]).public_bytes(Encoding.DER))
+    for place, change in changes:
+        der[place % len(der)] ^= change
+    damaged = (
+        f"-----BEGIN CERTIFICATE REQUEST-----\n{base64.encodebytes(der).decode()}-----END CERTIFICATE REQUEST-----\n"
+    )
+    with suppress(RefusalError):
+        assert public_bytes(key_of(damaged)) == public_bytes(KEYS[kind].public_key())
 
 
 def test_two_csrs_in_one_are_refused() -> None:

@@ -1,11 +1,15 @@
 """Which certificates a CA's revocation lists revoke: what is revoked, and nothing else."""
 
+import base64
+
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 from fakes.hierarchy import DAY, HOUR, NOW, Ca, key_usage, make_ca, make_crl, make_leaf, new_key
 
-from sds_agent.pki.revocation import fault_of_list, overdue, revoked
+from sds_agent.pki.certificates import CertificateError
+from sds_agent.pki.revocation import fault_of_list, overdue, read_crls, revoked
 
 ROOT = make_ca("root")
 MIDDLE = make_ca("middle", ROOT)
@@ -61,3 +65,14 @@ def test_an_overdue_list_still_revokes_and_is_told() -> None:
 )
 def test_a_list_by_another_key_is_a_fault(crl: x509.CertificateRevocationList, *, good: bool) -> None:
     assert (fault_of_list(crl, CHAIN[1:]) is None) is good
+
+
+def test_a_list_that_is_damaged_anywhere_is_refused_when_it_is_read() -> None:
+    """cryptography notices much of it only when it is asked, which would be when somebody renews."""
+    der = make_crl(ROOT, 7).public_bytes(Encoding.DER)
+    version, serial = b"\x02\x01\x01", b"\x02\x01\x07\x17"
+    for whole, damaged in ((version, b"\x02\x01\x5c"), (serial, b"\x02\x01\x07\x05"), (serial, b"\x0c\x01\x07\x17")):
+        assert der.count(whole) == 1
+        body = base64.encodebytes(der.replace(whole, damaged))
+        with pytest.raises(CertificateError, match="list 1 is damaged"):
+            read_crls(b"-----BEGIN X509 CRL-----\n" + body + b"-----END X509 CRL-----\n")

@@ -56,6 +56,7 @@ from sds_agent.pki.keys import KeyType, generate
 
 NODE = f"spiffe://{TRUST_DOMAIN}/ns/kube-system/sa/node"
 RSA_ROOT = "{self_signed: root, key: rsa-2048}"
+UNLIMITED = "limits: {per_caller: 1000000}"
 NODE_AGENTS = f"  node_agents: [{{identity: '{NODE}', may_act_for: ['spiffe://{TRUST_DOMAIN}/ns/default/*']}}]"
 
 
@@ -688,6 +689,20 @@ def form(elements: tuple[str, ...]) -> str:
     return "; ".join(f"{number}: {name}" for number, name in enumerate(names, start=1))
 
 
+async def test_a_new_self_signed_root_joins_the_old_one_while_requests_go_on(tmp_path: Path) -> None:
+    clock = Shifted()
+    signer = "{self_signed: root, root_lifetime: 10d}"
+    async with served(tmp_path, signer=signer, clock=clock, more=UNLIMITED) as ca, ca.connected() as channel:
+        token = ca.issuer.token(exp=soon(timedelta(days=20)))
+        first = await ask(channel, token)
+        clock.ahead = timedelta(days=9)
+        with anyio.fail_after(20):
+            while len(read_pem((await ask(channel, token)).roots)) < 2:
+                await anyio.lowlevel.checkpoint()
+        assert read_pem(first.roots)[0] in read_pem((await ask(channel, token)).roots)
+        assert {line["outcome"] for line in ca.audit} == {"issued"}
+
+
 async def test_another_signer_is_taken_while_requests_go_on(tmp_path: Path) -> None:
     """Nobody restarts a CA to give it a new intermediate, and nobody notices: neither in place nor by a symlink."""
     root = fresh("root")
@@ -695,9 +710,8 @@ async def test_another_signer_is_taken_while_requests_go_on(tmp_path: Path) -> N
     for number, signer in enumerate(signers):
         plug(tmp_path / f"set{number}", signer, [signer], [root])
     swap(tmp_path / "cacerts", "set0")
-    more = "limits: {per_caller: 1000000}"
     async with (
-        served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate]), more=more) as ca,
+        served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate]), more=UNLIMITED) as ca,
         ca.connected() as channel,
     ):
         token = ca.issuer.token()

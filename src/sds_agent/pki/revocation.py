@@ -35,8 +35,9 @@ def read_crls(data: bytes) -> tuple[RevocationList, ...]:
 def _read(part: bytes, number: int) -> RevocationList:
     try:
         crl = x509.load_pem_x509_crl(_BEGIN + part)
-        crl.get_revoked_certificate_by_serial_number(1)  # parses to the end
-    except ValueError as error:
+        # what cryptography parses only on demand, so that a malformed part is found here and not later on
+        _ = crl.issuer, crl.next_update_utc, [entry.serial_number for entry in crl]
+    except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
         raise CertificateError(f"its revocation list {number} is damaged") from error
     return crl
 
