@@ -14,7 +14,14 @@ from fakes.openssl import openssl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sds_agent.authority.directory import DirectoryError, read_directory, read_passphrase
+from sds_agent.authority.directory import (
+    LARGEST_FILE,
+    DirectoryError,
+    PluggedDirectory,
+    read_directory,
+    read_passphrase,
+)
+from sds_agent.errors import ConfigurationError
 from sds_agent.pki.cacerts import CaFilesError, Finding, read_signing_set, refused_by_istiod
 from sds_agent.pki.certificates import write_pem
 from sds_agent.pki.keys import KeyType, generate
@@ -232,6 +239,21 @@ def test_a_revocation_list_that_would_revoke_nothing_is_refused() -> None:
     mended = {**GOOD, "cert-chain.pem": GOOD["cert-chain.pem"] + write_pem([former.certificate])}
     assert read_signing_set({**mended, "ca-crl.pem": crl(former, 8)}, NOW).crls
     assert read_signing_set({**GOOD, "ca-crl.pem": crl(make_ca("gone"), 8)}, NOW).crls, "a former CA's leaves live on"
+
+
+def test_files_that_never_rest_are_read_another_time(tmp_path: Path) -> None:
+    (tmp_path / "ca-cert.pem").symlink_to("/proc/self/io")  # which counts what is read of it, too
+    directory = PluggedDirectory(tmp_path, "demo.example", None)
+    assert directory.changed(NOW) is None
+    with pytest.raises(ConfigurationError, match="its files change all the time"):
+        directory.first(NOW)
+
+
+def test_a_file_that_is_too_large_for_a_cas_is_told(tmp_path: Path) -> None:
+    with (tmp_path / "root-cert.pem").open("wb") as file:
+        file.truncate(LARGEST_FILE + 1)
+    with pytest.raises(DirectoryError, match="put the CA's own file there"):
+        read_directory(tmp_path)
 
 
 WITH_CRL = {**GOOD, "ca-crl.pem": crl(ROOT, 7)}

@@ -39,8 +39,11 @@ from fakes.events import recorded
 from fakes.hierarchy import Ca, Key, make_ca, make_crl
 from sds_agent_proto.istio_pb2 import CertificateRequest
 
+from sds_agent.ca.jwt import LONGEST_TOKEN, caller_of
+from sds_agent.ca.refusal import RefusalError
 from sds_agent.ca.server import LARGEST_REQUEST, serving
 from sds_agent.ca.settings import load
+from sds_agent.ca.tls import ServerTls
 from sds_agent.clock import SystemClock
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import (
@@ -53,6 +56,8 @@ from sds_agent.pki.certificates import (
 )
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, generate
+from sds_agent.pki.signer import Signer, SignerError
+from sds_agent.pki.signing import SigningSet
 
 NODE = f"spiffe://{TRUST_DOMAIN}/ns/kube-system/sa/node"
 RSA_ROOT = "{self_signed: root, key: rsa-2048}"
@@ -213,6 +218,38 @@ async def test_a_certificate_proves_nothing_where_that_is_switched_off(tmp_path:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await ca.ask(identity=got)
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_token_that_is_far_too_long_is_not_even_read() -> None:
+    with pytest.raises(RefusalError, match="more than"):
+        await caller_of("a." * LONGEST_TOKEN, [], TRUST_DOMAIN, datetime.now(UTC))
+
+
+@pytest.mark.parametrize("claims", [[], "text", 7, None])
+async def test_a_signed_token_that_holds_no_claims_gets_nothing(ca: Served, claims: object) -> None:
+    token = jwt.PyJWS().encode(json.dumps(claims).encode(), ca.issuer.keys["ES256"], "ES256")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ca.ask(token)
+    refused(caught.value, grpc.StatusCode.UNAUTHENTICATED, ca, "holds no claims")
+
+
+async def test_a_kind_of_token_that_is_not_configured_gets_nothing(tmp_path: Path) -> None:
+    least = f"trust_domain: {TRUST_DOMAIN}\nlisten: 127.0.0.1:0\nserver_names: [localhost]\naudit: audit.log\n"
+    ways = {
+        "join_tokens: t": (TokenIssuer().token(), "callers.jwt"),
+        f"jwt: [{{issuer: i, audience: a, jwks: {tmp_path / 'keys'}}}]": ("sds-join-x", "callers.join_tokens"),
+    }
+    (tmp_path / "keys").write_bytes(TokenIssuer().key_set())
+    for number, (callers, (token, words)) in enumerate(ways.items()):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        (directory / "ca.yaml").write_text(f"{least}signer: {{self_signed: r}}\ncallers: {{{callers}}}\n")
+        async with serving(load(directory / "ca.yaml"), SystemClock()) as address:
+            roots = write_pem(read_pem((directory / "r" / "roots.pem").read_bytes()))
+            ca = Served(str(address), directory, TokenIssuer(), roots)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await ca.ask(token)
+            refused(caught.value, grpc.StatusCode.UNAUTHENTICATED, ca, words)
 
 
 async def test_a_token_of_another_key_gets_nothing(ca: Served) -> None:
@@ -524,6 +561,22 @@ async def test_the_server_renews_its_own_certificate(tmp_path: Path) -> None:
         assert await anyio.to_thread.run_sync(presented, ca) == first
         clock.ahead = timedelta(0)
         assert await anyio.to_thread.run_sync(presented, ca) != first
+
+
+def test_a_server_whose_signer_expired_keeps_its_certificate_and_says_why() -> None:
+    root = fresh("root")
+    signer = make_ca("short", root, not_before=soon(-timedelta(hours=1)), not_after=soon(timedelta(hours=1)))
+    assert isinstance(signer.key, ec.EllipticCurvePrivateKey)
+    signing = SigningSet(Signer(signer.certificate, signer.key), (signer.certificate,), (root.certificate,))
+    now = datetime.now(UTC)
+    tls = ServerTls(lambda: signing, ["localhost"], lambda: now, ask_client=True)
+    first = tls.context()
+    now += timedelta(hours=2)
+    with recorded() as events:
+        assert tls.context() is first
+        assert "renew it" in events.named("server_certificate_not_renewed")[0]["cause"]
+    with pytest.raises(SignerError):
+        ServerTls(lambda: signing, ["localhost"], lambda: now, ask_client=True).context()
 
 
 async def test_a_revoked_certificate_renews_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""The directory of join tokens: what is damaged or gone is told, and what has long expired is forgotten."""
+
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+from fakes.ca_servers import WEB, served
+from fakes.events import recorded
+
+from sds_agent.ca.refusal import Kind, RefusalError
+from sds_agent.ca.tokens import JoinTokens
+from sds_agent.errors import ConfigurationError
+from sds_agent.pki.keys import KeyType, generate
+
+
+def files(directory: Path) -> list[str]:
+    return sorted(path.suffix for path in directory.iterdir())
+
+
+def test_a_token_is_forgotten_a_day_after_its_end_and_stays_spent_until_then(tmp_path: Path) -> None:
+    tokens, now, key = JoinTokens(tmp_path), datetime.now(UTC), generate(KeyType.EC_P256).public_key()
+    old = tokens.make(WEB, now - timedelta(hours=25))
+    late = tokens.make(WEB, now - timedelta(hours=23))
+    for token in (old, late):
+        tokens.spend(tokens.find(token), key)
+    tokens.prepare()
+    assert files(tmp_path) == [".spent", ".token"]
+    with pytest.raises(RefusalError, match="expired long ago"):
+        tokens.find(old)
+    with pytest.raises(RefusalError, match="already used by another key"):
+        tokens.spend(tokens.find(late), generate(KeyType.EC_P256).public_key())
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"spiffe_id": "x", "expires": 1e400}', "\0"])
+def test_a_record_that_is_damaged_is_nobodys(tmp_path: Path, content: str) -> None:
+    tokens = JoinTokens(tmp_path)
+    token = tokens.make(WEB, datetime.now(UTC) + timedelta(hours=1))
+    (record,) = tmp_path.iterdir()
+    record.write_text(content)
+    with pytest.raises(RefusalError, match="is damaged: make a new one") as caught:
+        tokens.find(token)
+    assert caught.value.kind is Kind.UNAUTHENTICATED
+    tokens.prepare()
+    assert files(tmp_path) == [".token"]
+
+
+def test_a_place_for_tokens_that_cannot_be_used_is_told_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=r"callers\.join_tokens: cannot use"):
+        JoinTokens(tmp_path / "file").prepare()
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(ConfigurationError, match="anybody may write"):
+        JoinTokens(tmp_path / "open").prepare()
+
+
+async def test_a_directory_of_tokens_that_is_gone_is_the_operators_to_mend(tmp_path: Path) -> None:
+    """The caller is told to come again, and gets its certificate once the directory is back: its token is not lost."""
+    async with served(tmp_path) as ca:
+        token = ca.join_token()
+        shutil.move(tmp_path / "tokens", tmp_path / "away")
+        (tmp_path / "tokens").touch()
+        with recorded() as events:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await ca.ask(token)
+            assert caught.value.code() is grpc.StatusCode.INTERNAL
+            assert events.named("join_tokens_unusable")
+            assert token not in str(events.seen) + str(ca.audit)
+        (tmp_path / "tokens").unlink()
+        shutil.move(tmp_path / "away", tmp_path / "tokens")
+        await ca.ask(token)
