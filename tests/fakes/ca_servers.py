@@ -14,6 +14,7 @@ import grpc.aio
 import jwt
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from fakes.hierarchy import Ca, Key, make_ca
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
 
@@ -221,3 +222,14 @@ def plug(directory: Path, signer: Any, intermediates: Iterable[Any], roots: Iter
     (directory / "ca-key.pem").write_bytes(to_pkcs8_pem(signer.key))
     (directory / "cert-chain.pem").write_bytes(write_pem(ca.certificate for ca in (*intermediates, *roots)))
     (directory / "root-cert.pem").write_bytes(write_pem(ca.certificate for ca in roots))
+
+
+def fresh(name: str, issuer: Ca | None = None, key: Key | None = None) -> Ca:
+    """A CA that is valid by the machine's clock."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    return make_ca(name, issuer, key=key, not_before=now - timedelta(days=1), not_after=now + timedelta(days=100))
+
+
+def soon(ahead: timedelta) -> datetime:
+    """So long from now, in whole seconds as certificates have it."""
+    return datetime.now(UTC).replace(microsecond=0) + ahead

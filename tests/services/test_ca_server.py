@@ -3,7 +3,6 @@
 import base64
 import hmac
 import json
-import re
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -32,36 +31,26 @@ from fakes.ca_servers import (
     Shifted,
     TokenIssuer,
     ask,
+    fresh,
     plug,
     served,
+    soon,
 )
-from fakes.events import recorded
-from fakes.hierarchy import Ca, Key, make_ca, make_crl
+from fakes.hierarchy import make_ca
 from sds_agent_proto.istio_pb2 import CertificateRequest
 
 from sds_agent.ca.jwt import LONGEST_TOKEN, caller_of
 from sds_agent.ca.refusal import RefusalError
 from sds_agent.ca.server import LARGEST_REQUEST, serving
 from sds_agent.ca.settings import load
-from sds_agent.ca.tls import ServerTls
 from sds_agent.clock import SystemClock
 from sds_agent.errors import ConfigurationError
-from sds_agent.pki.certificates import (
-    extended_key_usages,
-    is_self_signed,
-    read_pem,
-    serial_hex,
-    subject_alternative_uris,
-    write_pem,
-)
+from sds_agent.pki.certificates import extended_key_usages, read_pem, serial_hex, subject_alternative_uris, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, generate
-from sds_agent.pki.signer import Signer, SignerError
-from sds_agent.pki.signing import SigningSet
 
 NODE = f"spiffe://{TRUST_DOMAIN}/ns/kube-system/sa/node"
 RSA_ROOT = "{self_signed: root, key: rsa-2048}"
-UNLIMITED = "limits: {per_caller: 1000000}"
 NODE_AGENTS = f"  node_agents: [{{identity: '{NODE}', may_act_for: ['spiffe://{TRUST_DOMAIN}/ns/default/*']}}]"
 
 
@@ -79,11 +68,6 @@ def refused(error: grpc.aio.AioRpcError, code: grpc.StatusCode, ca: Served, word
     assert words in ca.audit[0]["reason"]
 
 
-def fresh(name: str, issuer: Ca | None = None, key: Key | None = None) -> Ca:
-    now = datetime.now(UTC).replace(microsecond=0)
-    return make_ca(name, issuer, key=key, not_before=now - timedelta(days=1), not_after=now + timedelta(days=100))
-
-
 @pytest.mark.parametrize("algorithm", ["ES256", "RS256", "EdDSA"])
 async def test_a_service_account_token_gets_its_own_identity(ca: Served, algorithm: str) -> None:
     got = await ca.ask(ca.issuer.token(algorithm), uri=f"spiffe://{TRUST_DOMAIN}/somebody/else")
@@ -93,13 +77,6 @@ async def test_a_service_account_token_gets_its_own_identity(ca: Served, algorit
     assert line["serial"] == serial_hex(got.leaf)
     assert (line["spiffe_id"], line["caller"], line["proof"]) == (WEB, WEB, "jwt")
     assert line["not_after"] == got.leaf.not_valid_after_utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-async def test_a_self_signed_answer_is_the_leaf_and_the_root(ca: Served) -> None:
-    got = await ca.ask(ca.issuer.token())
-    assert len(got.elements) == 2
-    assert all(element.endswith("-----END CERTIFICATE-----\n") for element in got.elements)
-    assert got.roots == ca.roots
 
 
 async def test_a_certificate_renews_without_a_token_and_counts_before_one(ca: Served) -> None:
@@ -431,21 +408,6 @@ async def test_a_refused_request_never_reaches_the_signer(tmp_path: Path) -> Non
     assert "expired on" in ca.audit[-1]["reason"]
 
 
-def soon(ahead: timedelta) -> datetime:
-    return datetime.now(UTC).replace(microsecond=0) + ahead
-
-
-async def test_no_certificate_outlives_its_signer(tmp_path: Path) -> None:
-    root = fresh("root")
-    end = soon(timedelta(hours=3))
-    signer = make_ca("short", root, not_before=soon(-timedelta(hours=1)), not_after=end)
-    plug(tmp_path / "cacerts", signer, [signer], [root])
-    async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])) as ca:
-        got = await ca.ask(ca.issuer.token(), seconds=86400)
-        assert got.leaf.not_valid_after_utc == end
-        assert (await ca.ask(ca.issuer.token(), seconds=60)).leaf.not_valid_after_utc < soon(timedelta(minutes=2))
-
-
 async def test_nothing_that_was_signed_is_lost_when_the_ca_ends(tmp_path: Path) -> None:
     outcomes: list[grpc.StatusCode] = []
 
@@ -563,233 +525,11 @@ async def test_the_server_renews_its_own_certificate(tmp_path: Path) -> None:
         assert await anyio.to_thread.run_sync(presented, ca) != first
 
 
-def test_a_server_whose_signer_expired_keeps_its_certificate_and_says_why() -> None:
-    root = fresh("root")
-    signer = make_ca("short", root, not_before=soon(-timedelta(hours=1)), not_after=soon(timedelta(hours=1)))
-    assert isinstance(signer.key, ec.EllipticCurvePrivateKey)
-    signing = SigningSet(Signer(signer.certificate, signer.key), (signer.certificate,), (root.certificate,))
-    now = datetime.now(UTC)
-    tls = ServerTls(lambda: signing, ["localhost"], lambda: now, ask_client=True)
-    first = tls.context()
-    now += timedelta(hours=2)
-    with recorded() as events:
-        assert tls.context() is first
-        assert "renew it" in events.named("server_certificate_not_renewed")[0]["cause"]
-    with pytest.raises(SignerError):
-        ServerTls(lambda: signing, ["localhost"], lambda: now, ask_client=True).context()
-
-
-async def test_a_revoked_certificate_renews_nothing(tmp_path: Path) -> None:
-    root = fresh("root")
-    signer = fresh("cluster1", root)
-    plug(tmp_path / "cacerts", signer, [signer], [root])
-    async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])) as ca:
-        got = await ca.ask(ca.issuer.token())
-        with recorded() as events:
-            write_crl(tmp_path / "cacerts", current_crl(signer, got.leaf))
-            await events.wait("signer", revocation_lists=1)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await ca.ask(identity=got)
-        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
-        assert "the client certificate with serial number" in ca.audit[-1]["reason"]
-        await ca.ask(ca.issuer.token())
-
-
-async def test_no_certificate_of_a_revoked_intermediate_renews_anything(tmp_path: Path) -> None:
-    """A stolen intermediate is what a root's revocation list is for; its leaves are unknown and cannot be listed."""
-    root = fresh("root")
-    stolen, signer = fresh("stolen", root), fresh("cluster1", root)
-    plug(tmp_path / "cacerts", stolen, [stolen], [root])
-    async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])) as ca:
-        old = await ca.ask(ca.issuer.token())
-        async with ca.connected(old) as channel:
-            await ask(channel)
-            with recorded() as events:
-                plug(tmp_path / "cacerts", signer, [signer], [root])
-                write_crl(tmp_path / "cacerts", current_crl(root, stolen.certificate))
-                await events.wait("signer", revocation_lists=1)
-            for attempt in (ask(channel), ca.ask(identity=old)):
-                with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await attempt
-                assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
-                assert "the CA 'CN=stolen' above the client's" in ca.audit[-1]["reason"]
-        await ca.ask(identity=await ca.ask(ca.issuer.token()))
-
-
-async def test_a_revocation_list_of_another_key_is_refused_in_words(tmp_path: Path) -> None:
-    root = fresh("root")
-    signer = fresh("cluster1", root)
-    plug(tmp_path / "cacerts", signer, [signer], [root])
-    with recorded() as events:
-        async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])) as ca:
-            write_crl(tmp_path / "cacerts", current_crl(fresh("cluster1", root)))
-            told = await events.wait("signer_not_taken")
-            assert "not signed with that CA's key" in told["cause"]
-            await ca.ask(ca.issuer.token())
-    with pytest.raises(ConfigurationError, match="not signed with that CA's key"):
-        async with served(tmp_path, signer="{cacerts: cacerts}"):
-            raise AssertionError
-
-
-async def test_an_overdue_revocation_list_is_told_once_and_locks_nobody_out(tmp_path: Path) -> None:
-    root, clock = fresh("root"), Shifted()
-    signer = fresh("cluster1", root)
-    roots = write_pem([root.certificate])
-    plug(tmp_path / "cacerts", signer, [signer], [root])
-    past = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
-    write_crl(tmp_path / "cacerts", make_crl(root, last_update=past - timedelta(days=1), next_update=past))
-    with recorded() as events:
-        async with served(tmp_path, signer="{cacerts: cacerts}", roots=roots, clock=clock) as ca:
-            (told,) = events.named("revocation_list_overdue")
-            assert (told["level"], told["issuer"]) == ("error", "'CN=root'")
-            await ca.ask(identity=await ca.ask(ca.issuer.token()))
-            write_crl(tmp_path / "cacerts", current_crl(signer))
-            await events.wait("signer", count=2)
-            clock.ahead = timedelta(days=2)
-            await events.wait("revocation_list_overdue", issuer="'CN=cluster1'")
-            (tmp_path / "cacerts" / "root-cert.pem").write_bytes(roots + b"\n")
-            await events.wait("signer", count=3)
-            assert len(events.named("revocation_list_overdue")) == 2
-
-
-def current_crl(issuer: Ca, *revoked: x509.Certificate) -> x509.CertificateRevocationList:
-    now = datetime.now(UTC).replace(microsecond=0)
-    return make_crl(issuer, *revoked, last_update=now - timedelta(hours=1), next_update=now + timedelta(days=1))
-
-
-def write_crl(directory: Path, crl: x509.CertificateRevocationList) -> None:
-    (directory / "ca-crl.pem").write_bytes(crl.public_bytes(Encoding.PEM))
-
-
-async def test_a_root_that_is_taken_away_takes_only_its_own_certificates_along(tmp_path: Path) -> None:
-    """Also on connections that were made before; a root that was only renewed, with its key, is not taken away."""
-    root, other = fresh("root"), fresh("other root")
-    renewed = fresh("root", key=root.key)
-    former, signer, foreign = fresh("former", root), fresh("signer", root), fresh("foreign", other)
-    plug(tmp_path / "cacerts", foreign, [foreign], [other, root])
-    roots = write_pem([root.certificate, other.certificate])
-    with recorded() as events:
-        async with served(tmp_path, signer="{cacerts: cacerts}", roots=roots) as ca:
-            lost = await ca.ask(ca.issuer.token())
-            plug(tmp_path / "cacerts", former, [former], [root, other])
-            await events.wait("signer", count=2)
-            kept = await ca.ask(ca.issuer.token())
-            async with ca.connected(kept) as good, ca.connected(lost) as bad:
-                await ask(good)
-                await ask(bad)
-                plug(tmp_path / "cacerts", signer, [signer], [renewed])
-                await events.wait("signer", roots=1)
-                assert (await ask(good)).leaf.issuer == signer.certificate.subject
-                with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await ask(bad)
-                assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
-                assert "no longer trusted" in ca.audit[-1]["reason"]
-
-
 async def test_silence_and_plain_text_cost_others_nothing(ca: Served) -> None:
     host, port = ca.address.rsplit(":", 1)
     async with await anyio.connect_tcp(host, int(port)), await anyio.connect_tcp(host, int(port)) as plain:
         await plain.send(b"GET / HTTP/1.1\r\n\r\n")
         await ca.ask(ca.issuer.token())
-
-
-async def test_a_plugged_in_signer_answers_with_its_intermediate_and_all_roots(tmp_path: Path) -> None:
-    root, old = fresh("root"), fresh("old root")
-    signer = fresh("cluster1", root)
-    plug(tmp_path / "cacerts", signer, [signer], [root, old])
-    roots = write_pem([root.certificate])
-    async with served(tmp_path, signer="{cacerts: cacerts}", roots=roots) as ca:
-        got = await ca.ask(ca.issuer.token())
-        assert [len(read_pem(element.encode())) for element in got.elements] == [1, 1, 2]
-        assert read_pem(got.elements[1].encode()) == (signer.certificate,)
-        assert read_pem(got.roots) == (root.certificate, old.certificate)
-        assert not any(is_self_signed(c) for e in got.elements[:-1] for c in read_pem(e.encode()))
-        renewed = await ca.ask(identity=got)
-        assert renewed.leaf.issuer == signer.certificate.subject
-
-
-async def test_the_page_tells_the_form_of_every_answer(tmp_path: Path) -> None:
-    root, old = fresh("root"), fresh("old root")
-    region = fresh("region", root)
-    below_root, below_region = fresh("cluster1", root), fresh("cluster1", region)
-    plug(tmp_path / "one", below_root, [below_root], [root])
-    plug(tmp_path / "two", below_root, [below_root], [root, old])
-    plug(tmp_path / "three", below_region, [root, region, below_region], [root])
-    signers = {
-        "a self-signed root": "{self_signed: root}",
-        "an intermediate": "{cacerts: one}",
-        "an intermediate, two roots": "{cacerts: two}",
-        "two intermediates": "{cacerts: three}",
-    }
-    rows = []
-    for title, signer in signers.items():
-        roots = None if "self_signed" in signer else write_pem([root.certificate])
-        async with served(tmp_path, signer=signer, roots=roots) as ca:
-            got = await ca.ask(ca.issuer.token())
-        assert all(element.startswith("-----BEGIN") and element.endswith("-----\n") for element in got.elements)
-        rows.append(f"| {title} | {form(got.elements)} |")
-    page = (Path(__file__).parents[2] / "docs" / "ca-server.md").read_text()
-    section = page.partition("## The answer")[2].partition("\n## ")[0]
-    assert re.findall(r"^\| .* 1: .*$", section, re.MULTILINE) == rows
-
-
-def form(elements: tuple[str, ...]) -> str:
-    """Which certificates each element holds; one without a subject is a leaf."""
-    names = [
-        ", ".join(f"`{c.subject.rfc4514_string()}`" if c.subject.rdns else "leaf" for c in read_pem(element.encode()))
-        for element in elements
-    ]
-    return "; ".join(f"{number}: {name}" for number, name in enumerate(names, start=1))
-
-
-async def test_a_new_self_signed_root_joins_the_old_one_while_requests_go_on(tmp_path: Path) -> None:
-    clock = Shifted()
-    signer = "{self_signed: root, root_lifetime: 10d}"
-    async with served(tmp_path, signer=signer, clock=clock, more=UNLIMITED) as ca, ca.connected() as channel:
-        token = ca.issuer.token(exp=soon(timedelta(days=20)))
-        first = await ask(channel, token)
-        clock.ahead = timedelta(days=9)
-        with anyio.fail_after(20):
-            while len(read_pem((await ask(channel, token)).roots)) < 2:
-                await anyio.lowlevel.checkpoint()
-        assert read_pem(first.roots)[0] in read_pem((await ask(channel, token)).roots)
-        assert {line["outcome"] for line in ca.audit} == {"issued"}
-
-
-async def test_another_signer_is_taken_while_requests_go_on(tmp_path: Path) -> None:
-    """Nobody restarts a CA to give it a new intermediate, and nobody notices: neither in place nor by a symlink."""
-    root = fresh("root")
-    signers = [fresh(f"signer {number}", root) for number in range(4)]
-    for number, signer in enumerate(signers):
-        plug(tmp_path / f"set{number}", signer, [signer], [root])
-    swap(tmp_path / "cacerts", "set0")
-    async with (
-        served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate]), more=UNLIMITED) as ca,
-        ca.connected() as channel,
-    ):
-        token = ca.issuer.token()
-        before = await ask(channel, token)
-        for number in (1, 2, 3):
-            swap(tmp_path / "cacerts", f"set{number}")
-            await until_issued_by(signers[number], channel, token)
-        plug(tmp_path / "set3", signers[0], [signers[0]], [root])
-        await until_issued_by(signers[0], channel, token)
-        after = await ca.ask(identity=before)
-        assert after.leaf.issuer == signers[0].certificate.subject
-        assert {line["outcome"] for line in ca.audit} == {"issued"}
-
-
-def swap(link: Path, target: str) -> None:
-    """As Kubernetes replaces a volume: a new link is renamed over the old one."""
-    fresh_link = link.with_name("new")
-    fresh_link.symlink_to(target)
-    fresh_link.rename(link)
-
-
-async def until_issued_by(signer: Ca, channel: grpc.aio.Channel, token: str) -> None:
-    with anyio.fail_after(20):
-        while (await ask(channel, token)).leaf.issuer != signer.certificate.subject:
-            pass
 
 
 async def test_more_requests_than_fit_are_sent_away_and_the_rest_served(tmp_path: Path) -> None:
@@ -828,18 +568,6 @@ async def test_nothing_is_signed_that_cannot_be_audited(ca: Served) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await ca.ask(ca.issuer.token())
     assert caught.value.code() is grpc.StatusCode.INTERNAL
-
-
-async def test_a_bad_set_is_told_and_the_old_one_goes_on(tmp_path: Path) -> None:
-    root = fresh("root")
-    first, second = fresh("first", root), fresh("second", root)
-    plug(tmp_path / "cacerts", first, [first], [root])
-    with recorded() as events:
-        async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])) as ca:
-            (tmp_path / "cacerts" / "ca-cert.pem").write_bytes(write_pem([second.certificate]))
-            told = await events.wait("signer_not_taken")
-            assert "the key is not that of" in told["cause"]
-            assert (await ca.ask(ca.issuer.token())).leaf.issuer == first.certificate.subject
 
 
 async def test_a_bad_directory_does_not_start(tmp_path: Path) -> None:
