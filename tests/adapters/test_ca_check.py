@@ -50,6 +50,17 @@ def signer_with_key(new_key: str) -> Spoil:
     )
 
 
+def revocation_list(certificate: str, key: str, times: str = "-crldays 9") -> Spoil:
+    return by_shell(
+        f"touch index.txt; printf '[ca]\\ndefault_ca=d\\n[d]\\ndatabase=index.txt\\n' > ca.cnf; openssl ca -gencrl "
+        f"-config ca.cnf -md sha256 {times} -cert {certificate} -keyfile {key} -out ca-crl.pem"
+    )
+
+
+def both(first: Spoil, second: Spoil) -> Spoil:
+    return lambda directory: (first(directory), second(directory))
+
+
 GOOD: dict[str, tuple[Spoil, str]] = {
     "as it is": (lambda _: None, ""),
     "the names of cert-manager": (
@@ -73,13 +84,7 @@ GOOD: dict[str, tuple[Spoil, str]] = {
         issued_again(f"{CA_EXTENSIONS}nameConstraints=critical,permitted;URI:demo.example\n"),
         "",
     ),
-    "a revocation list": (
-        by_shell(
-            "touch index.txt; openssl ca -gencrl -config <(printf '[ca]\\ndefault_ca=d\\n[d]\\ndatabase=index.txt\\n') "
-            "-md sha256 -crldays 9 -cert root-cert.pem -keyfile root-key.pem -out ca-crl.pem"
-        ),
-        "",
-    ),
+    "a revocation list": (revocation_list("root-cert.pem", "root-key.pem"), ""),
 }
 
 BAD: dict[str, tuple[Spoil, str, str]] = {
@@ -132,10 +137,9 @@ BAD: dict[str, tuple[Spoil, str, str]] = {
         "give the private key",
     ),
     "a revocation list of another key": (
-        by_shell(
-            "openssl req -x509 -new -key ca-key.pem -subj /O=demo.example -out namesake.pem; touch index.txt; "
-            "openssl ca -gencrl -config <(printf '[ca]\\ndefault_ca=d\\n[d]\\ndatabase=index.txt\\n') "
-            "-md sha256 -crldays 9 -cert namesake.pem -keyfile ca-key.pem -out ca-crl.pem"
+        both(
+            by_shell("openssl req -x509 -new -key ca-key.pem -subj /O=demo.example -out namesake.pem"),
+            revocation_list("namesake.pem", "ca-key.pem"),
         ),
         "not signed with that CA's key",
         "have that CA issue it anew",
@@ -177,6 +181,21 @@ def test_an_encrypted_key_is_read_with_its_passphrase(tmp_path: Path, capfd: Pri
     (tmp_path / "passphrase").write_text("secret\n")
     assert main(["ca", "check", str(tmp_path), "--passphrase-file", str(tmp_path / "passphrase")]) == 0
     assert "istiod has no way to be given a passphrase" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        ("-crldays 9", "revocation list: 'O=demo.example', 0 certificates, valid until"),
+        ("-crl_lastupdate 20200101000000Z -crl_nextupdate 20200102000000Z", "it is overdue: have it issued anew"),
+    ],
+)
+def test_a_revocation_list_is_shown_and_told_when_it_is_overdue(
+    times: str, words: str, tmp_path: Path, capfd: Printed
+) -> None:
+    revocation_list("root-cert.pem", "root-key.pem", times)(by_openssl(tmp_path))
+    assert main(["ca", "check", str(tmp_path)]) == 0
+    assert words in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("by", [by_easyrsa, by_cfssl])
