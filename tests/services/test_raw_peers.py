@@ -12,6 +12,7 @@ import pytest
 from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryRequest, DiscoveryRequest
 from fakes.events import Events, recorded
+from fakes.loops import anyio_backend, one_loop  # noqa: F401 - fixtures
 from fakes.peers import chain_of, connected
 from fakes.raw_http2 import DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, RawPeer, frame
 from hypothesis import given, settings

@@ -11,12 +11,13 @@ import pytest
 from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
 from fakes.events import Events, recorded
+from fakes.loops import anyio_backend, one_loop  # noqa: F401 - fixtures
 from fakes.peers import Peer, SotwStream, chain_of, connected
 
 from sds_agent.sds.endpoint import SocketFile
 from sds_agent.sds.protocol import Finish, Status
 from sds_agent.sds.server import Limits, serving
-from sds_agent.sds.service import SecretDiscoveryService, explain
+from sds_agent.sds.service import LONGEST_FETCH, SecretDiscoveryService, explain
 from sds_agent.secrets.model import BundleSecret, CertificateSecret, Secret
 from sds_agent.secrets.store import SecretStore, Snapshot
 
@@ -28,12 +29,14 @@ def certificate(content: bytes) -> CertificateSecret:
 
 
 @asynccontextmanager
-async def running(directory: Path, limits: Limits | None = None) -> AsyncIterator[tuple[SecretStore, Peer, Events]]:
+async def running(
+    directory: Path, limits: Limits | None = None, *, longest_fetch: float = LONGEST_FETCH
+) -> AsyncIterator[tuple[SecretStore, Peer, Events]]:
     """A store with one certificate, one bundle and one name without a secret, served to one client."""
     store = SecretStore(("default", "ROOTCA", "late"))
     store.publish({"default": certificate(b"chain 1"), "ROOTCA": BundleSecret(b"roots")})
     limits = limits or Limits()
-    service = SecretDiscoveryService(store, most_names=limits.names)
+    service = SecretDiscoveryService(store, most_names=limits.names, longest_fetch=longest_fetch)
     socket = directory / "sds.sock"
     with recorded() as events:
         async with serving(service, SocketFile(socket), limits), connected(socket) as peer:
@@ -147,19 +150,28 @@ async def test_unknown_name_is_answered_with_what_may_be_asked_for(tmp_path: Pat
         assert message == "no secret named 'defualt'; this agent serves 'default', 'ROOTCA', 'late'"
 
 
-async def test_message_about_a_huge_name_is_bounded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["ü", "ü" * 70_000, "n" * 70_000, "a\nb\x00"])
+async def test_message_about_an_odd_or_huge_name_is_bounded_and_tells_what_there_is(tmp_path: Path, name: str) -> None:
     """A status of 70 KB makes Envoy reset the whole connection, with every stream on it."""
     async with running(tmp_path) as (_, peer, _events):
-        stream = await peer.stream().ask("ü" * 70_000)
+        other = await peer.stream().ask("default")
+        await other.read()
+        stream = await peer.stream().ask(name)
         code, message = await stream.end()
         assert code is grpc.StatusCode.NOT_FOUND
         assert len(message) <= 1010
         assert message.isascii()
+        assert message.isprintable()
+        assert message.endswith("; this agent serves 'default', 'ROOTCA', 'late'")
+        await other.ack("ROOTCA")
+        assert set(await other.read()) == {"ROOTCA"}, "the other streams of the connection go on"
 
 
 def test_message_about_many_names_is_bounded() -> None:
     offered = tuple(f"spiffe://demo.example/workload/{number}" for number in range(500))
-    assert len(explain(Finish(Status.NOT_FOUND, ("nobody",) * 500), offered)) <= 1010
+    text = explain(Finish(Status.NOT_FOUND, ("nobody",) * 500), offered)
+    assert len(text) <= 1010
+    assert "'nobody', 'nobody', ...; this agent serves 'spiffe://demo.example/workload/0', " in text
 
 
 async def test_same_refusal_is_logged_once(tmp_path: Path) -> None:
@@ -408,10 +420,12 @@ async def test_fetch_waits_for_a_secret_that_is_on_its_way(tmp_path: Path) -> No
 
 
 async def test_fetch_of_a_secret_that_never_comes_ends_with_unavailable(tmp_path: Path) -> None:
-    async with running(tmp_path) as (store, peer, _events):
+    async with running(tmp_path, longest_fetch=0.05) as (store, peer, events):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await peer.fetch("late", patience=1)
+            await peer.fetch("late", patience=60)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert caught.value.details() == "the secret is not issued yet; ask again"
+        assert events.named("refused")[0]["names"] == ["late"]
         assert not store.awaited(["late"])
 
 

@@ -24,12 +24,12 @@ PATIENCE = 5.0
 HEAD_START = 0.25
 """Seconds for which the probe lets others go first."""
 
-DRAIN = 1.0
+DRAIN = 0.7
 """Seconds for streams to end cleanly at shutdown."""
-FLUSH = 0.2
-"""Seconds for what ended them to reach the peers; it is over as soon as it has."""
+LAST_WORDS = 0.2
+"""Seconds for the status of the last of them to be sent: a stream has ended before its peer knows."""
 
-STOP = 0.5
+STOP = 0.3
 """Seconds for connections to be closed after that."""
 
 
@@ -170,7 +170,7 @@ class _Listener:
         self._claimed.close()
         await _within(DRAIN, _drain(self._services))
         if self._server is not None:
-            await stop(self._server, FLUSH)
+            await stop(self._server, LAST_WORDS)
             self._server = None  # its finalizer needs the event loop
 
 

@@ -45,9 +45,10 @@ _CODES = {
 class SecretDiscoveryService:
     """Serves a store to any number of streams."""
 
-    def __init__(self, store: SecretStore, *, most_names: int = 100) -> None:
+    def __init__(self, store: SecretStore, *, most_names: int = 100, longest_fetch: float = LONGEST_FETCH) -> None:
         self._store = store
         self._most_names = most_names
+        self._longest_fetch = longest_fetch
         self._catalog = Catalog(store)
         self._journal = Journal()
         self._streams: set[Stream[Request] | Stream[DeltaRequest]] = set()
@@ -132,7 +133,7 @@ class SecretDiscoveryService:
             return Finish(Status.INVALID_ARGUMENT, detail=str(error))
         journal.met(request.node_id)
         # Answering just before the caller's own deadline lets it see our status instead of its time-out.
-        patience = LONGEST_FETCH if remaining is None else min(LONGEST_FETCH, remaining * 0.9)
+        patience = self._longest_fetch if remaining is None else min(self._longest_fetch, remaining * 0.9)
         changed, caller = asyncio.Event(), object()
         self._store.await_names(caller, frozenset(request.names))
         try:
