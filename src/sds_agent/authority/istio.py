@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import anyio
 import grpc
 import grpc.aio
 from msgspec import Struct
@@ -24,6 +23,7 @@ from sds_agent.authority.istio_wire import METHOD, Status, read_response, refusa
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
+from sds_agent.tasks import uninterrupted
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
@@ -233,8 +233,7 @@ async def _closing(channel: grpc.aio.Channel) -> AsyncIterator[grpc.aio.Channel]
     try:
         yield channel
     finally:
-        with anyio.CancelScope(shield=True):
-            await channel.close()
+        await uninterrupted(channel.close())
 
 
 def _check(options: IstioOptions) -> None:

@@ -26,6 +26,7 @@ HEAD_START = 0.25
 
 DRAIN = 0.7
 """Seconds for streams to end cleanly at shutdown."""
+
 LAST_WORDS = 0.2
 """Seconds for the status of the last of them to be sent: a stream has ended before its peer knows."""
 
