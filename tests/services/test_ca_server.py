@@ -36,6 +36,7 @@ from fakes.ca_servers import (
     served,
     soon,
 )
+from fakes.events import recorded
 from fakes.hierarchy import make_ca
 from sds_agent_proto.istio_pb2 import CertificateRequest
 
@@ -560,6 +561,18 @@ async def test_connections_beyond_the_limit_are_closed(tmp_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await ca.ask(ca.issuer.token())
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_client_that_does_not_speak_http2_is_let_go_at_once(ca: Served) -> None:
+    host, port = ca.address.rsplit(":", 1)
+    context = ssl.create_default_context(cadata=ca.roots.decode())
+    with recorded() as events:
+        stream = await anyio.connect_tcp(host, int(port), ssl_context=context, tls_standard_compatible=False)
+        async with stream:
+            with anyio.fail_after(10), pytest.raises(anyio.EndOfStream):
+                await stream.receive()
+        assert "ALPN" in (await events.wait("connection_failed"))["cause"]
+    await ca.ask(ca.issuer.token())
 
 
 async def test_nothing_is_signed_that_cannot_be_audited(ca: Served) -> None:

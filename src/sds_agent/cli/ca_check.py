@@ -77,4 +77,4 @@ def _describe(signing: "SigningSet", now: "datetime") -> None:
     for crl in signing.crls:
         end = "" if crl.next_update_utc is None else f", valid until {describe_time(crl.next_update_utc)}"
         mend = "; it is overdue: have it issued anew" if crl in late else ""
-        output.write(f"  revocation list: {describe_name(crl.issuer)}, {len(crl)} certificates{end}{mend}")
+        output.write(f"  revocation list: {describe_name(crl.issuer)}, {len(crl)} revoked{end}{mend}")
