@@ -176,6 +176,7 @@ async def served(
     signer: str = "{self_signed: root}",
     jwks: str = "jwks.json",
     callers: str = "",
+    audit: str = "audit: audit.log",
     more: str = "",
     clock: Clock | None = None,
     roots: bytes | None = None,
@@ -183,7 +184,7 @@ async def served(
 ) -> AsyncIterator[Served]:
     """A CA on that directory.
 
-    `jwks` (with what follows it), `callers` and `more` are YAML; `roots` are read from the signer unless given.
+    `jwks` (with what follows it), `callers`, `audit` and `more` are YAML; `roots` are the signer's unless given.
     """
     clock = clock or SystemClock()
     issuer = TokenIssuer()
@@ -191,7 +192,7 @@ async def served(
     (directory / "ca.yaml").write_text(
         f"trust_domain: {TRUST_DOMAIN}\nlisten: {listen}\n"
         "server_names: [localhost, 127.0.0.1, istiod.istio-system.svc]\n"
-        f"signer: {signer}\naudit: audit.log\n{more}\n"
+        f"signer: {signer}\n{audit}\n{more}\n"
         "callers:\n"
         f'  jwt: [{{issuer: "{ISSUER}", audience: {AUDIENCE}, jwks: {jwks}}}]\n'
         f"  join_tokens: tokens\n{callers}\n"

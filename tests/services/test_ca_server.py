@@ -563,6 +563,27 @@ async def test_connections_beyond_the_limit_are_closed(tmp_path: Path) -> None:
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
+async def test_the_audit_log_goes_to_standard_output_unless_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with served(tmp_path, audit="") as ca:
+        got = await ca.ask(ca.issuer.token())
+        with pytest.raises(grpc.aio.AioRpcError):
+            await ca.ask()
+    issued, denied = (json.loads(line) for line in capfd.readouterr().out.splitlines())
+    assert (issued["serial"], issued["outcome"]) == (serial_hex(got.leaf), "issued")
+    assert denied["outcome"] == "unauthenticated"
+
+
+async def test_the_audit_log_can_be_moved_away_while_the_ca_runs(ca: Served) -> None:
+    """As logrotate does it."""
+    await ca.ask(ca.issuer.token())
+    (ca.directory / "audit.log").rename(ca.directory / "audit.log.1")
+    await ca.ask(ca.issuer.token())
+    assert len(ca.audit) == 1
+    assert (ca.directory / "audit.log").stat().st_mode & 0o777 == 0o600
+
+
 async def test_a_client_that_does_not_speak_http2_is_let_go_at_once(ca: Served) -> None:
     host, port = ca.address.rsplit(":", 1)
     context = ssl.create_default_context(cadata=ca.roots.decode())

@@ -188,6 +188,22 @@ async def test_what_keeps_a_set_from_being_read_is_told_without_the_token(
     assert "cret" not in str(told)
 
 
+async def test_a_file_is_read_again_as_it_changes_and_a_bad_one_takes_no_key_away(tmp_path: Path) -> None:
+    path, clock = tmp_path / "jwks.json", HandClock()
+    path.write_bytes(TokenIssuer().key_set())
+    keys = await IssuerKeys.open(Location(str(path)), clock)
+    for content in (b"half a file", None):
+        path.unlink() if content is None else path.write_bytes(content)
+        clock.elapse(SOONEST)
+        assert await keys.find("fresh", "ES256") == ()
+        assert len(await keys.find("ES256", "ES256")) == 1
+    fresh = {**json.loads(TokenIssuer().key_set())["keys"][0], "kid": "fresh"}
+    path.write_text(json.dumps({"keys": [fresh]}))
+    clock.elapse(SOONEST)
+    assert len(await keys.find("fresh", "ES256")) == 1
+    assert await keys.find("ES256", "ES256") == ()
+
+
 async def test_an_issuer_that_is_down_later_does_not_lock_callers_out(api: ApiServer, tmp_path: Path) -> None:
     api.key_set, clock = TokenIssuer().key_set(), HandClock()
     keys = await IssuerKeys.open(location(api, tmp_path), clock)
