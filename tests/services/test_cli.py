@@ -173,6 +173,34 @@ def test_check_warns_of_an_authority_that_nobody_uses(folder: Path, check: Check
     assert warned == "sds-agent: warning: authorities.b: no workload gets its certificate from it\n"
 
 
+def test_check_warns_of_files_of_an_authority_that_are_not_there(folder: Path, check: Check) -> None:
+    text = (
+        f"{MINIMAL}    authority: a\nauthorities:\n  a: {{type: cacerts, directory: ca, passphrase_file: pass}}\n"
+        "  b: {type: istio, address: 'ca.example:15012', ca_file: roots.pem, token_file: token}\n"
+    )
+    (folder / "token").touch()
+    code, _, warned = check(file(folder, text))
+    assert code == 0
+    for key, name in (("a.directory", "ca"), ("a.passphrase_file", "pass"), ("b.ca_file", "roots.pem")):
+        assert f"warning: authorities.{key}: {folder / name} does not exist" in warned
+    assert "token_file" not in warned
+
+
+@pytest.mark.parametrize(
+    ("keep", "said"), [("false", "their keys are not kept"), ("true", "and their private keys, so")]
+)
+def test_check_says_whether_keys_are_written_to_disk(keep: str, said: str, folder: Path, check: Check) -> None:
+    _, told, _ = check(file(folder, f"{MINIMAL}keep_certificates: {keep}\n"))
+    assert said in told
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_directory_too_long_for_a_socket_is_told_by_both(command: str, folder: Path) -> None:
+    done = call(folder, command, SDS_AGENT__SDS__SOCKET=f"/{'d' * 99}/s")
+    assert done.returncode == 2
+    assert "its directory and the temporary name in it have 108 bytes" in done.stderr
+
+
 def test_check_takes_a_steady_renewal_and_a_name_that_is_an_id(folder: Path, check: Check) -> None:
     text = f"{MINIMAL.replace('name: default', 'name: spiffe://demo.example/web')}renewal: {{jitter: 0}}\n"
     _, said, _ = check(file(folder, text))

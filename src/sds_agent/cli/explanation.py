@@ -25,7 +25,7 @@ def explain(loaded: Loaded) -> Iterator[str]:
     settings = loaded.settings
     yield f"The configuration is good. It comes from {loaded.source}, and with it the agent does this:"
     yield _socket(settings.sds)
-    yield f"It keeps its state in {settings.state_dir}."
+    yield _state(settings)
     for name, authority in settings.authorities.items():
         yield _authority(name, authority)
     for workload in settings.workloads:
@@ -42,6 +42,15 @@ def _socket(sds: SdsSettings) -> str:
         f"It can be connected to by {writers} (and by root), and whoever connects can have every certificate and key "
         f"below. At one time there may be {sds.limits.streams} streams with {sds.limits.names} names on each, and "
         f"{sds.limits.request_bytes} bytes in a request."
+    )
+
+
+def _state(settings: Settings) -> str:
+    if not settings.keep_certificates:
+        return f"It keeps its state in {settings.state_dir}; certificates and their keys are not kept."
+    return (
+        f"It keeps its state in {settings.state_dir}, with the certificates and their private keys, so that after a "
+        "restart it serves at once what is still valid."
     )
 
 
@@ -103,6 +112,7 @@ def warnings(settings: Settings) -> Iterator[str]:
     yield from _about_accounts(settings.sds)
     yield from _about_directory(settings.sds)
     yield from _about_authorities(settings)
+    yield from _about_files(settings)
 
 
 def _about_accounts(sds: SdsSettings) -> Iterator[str]:
@@ -135,6 +145,14 @@ def _about_directory(sds: SdsSettings) -> Iterator[str]:
             yield f"sds.socket: {directory} is not a directory; the agent will not start"
         elif found.st_mode & stat.S_IWOTH:
             yield f"sds.socket: anybody may write to {directory}; the agent will not start (chmod o-w {directory})"
+
+
+def _about_files(settings: Settings) -> Iterator[str]:
+    for name, authority in settings.authorities.items():
+        for key in ("directory", "passphrase_file", "ca_file", "token_file", "provisioned", "extra_anchors"):
+            path = getattr(authority, key, None)
+            if path is not None and not path.exists():
+                yield f"authorities.{name}.{key}: {path} does not exist; it has to be there when the agent starts"
 
 
 def _about_authorities(settings: Settings) -> Iterator[str]:

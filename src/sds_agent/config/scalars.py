@@ -23,6 +23,8 @@ LONGEST_NAME = 255
 """Characters of a workload's name."""
 LONGEST_SOCKET_PATH = 107
 """Bytes that fit a Unix socket's address (sockaddr_un) without its final zero."""
+TEMPORARY_NAME = 8
+"""Bytes of a slash and the name that the socket has before it appears."""
 LARGEST_ID = 2**32 - 2
 """The kernel takes the id above it for "unchanged"."""
 
@@ -151,6 +153,8 @@ def _socket(value: object, base: Path) -> Path:
     path = _absolute(value, base)
     if (size := len(os.fsencode(path))) > LONGEST_SOCKET_PATH:
         raise UnacceptableError(f"with its directory it has {size} bytes: choose a shorter one")
+    if (size := len(os.fsencode(path.parent)) + TEMPORARY_NAME) > LONGEST_SOCKET_PATH:
+        raise UnacceptableError(f"its directory and the temporary name in it have {size} bytes: choose a shorter one")
     return path
 
 
