@@ -1,7 +1,7 @@
 """Peers that do not speak as they should: nothing they do is anybody else's trouble."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -103,6 +103,16 @@ async def test_frozen_peer_is_noticed_and_one_that_is_merely_silent_is_not(tmp_p
         await stream.ack("default")
         store.publish({"default": certificate(b"2")})
         assert chain_of((await stream.read())["default"]) == b"2" * 3000
+        await frozen.connection.aclose()
+
+
+async def test_frozen_connection_without_a_call_is_closed_too(tmp_path: Path) -> None:
+    """Thousands of them would take every descriptor that there is."""
+    async with running(tmp_path, Limits(silence=1)) as (_, socket, _events):
+        frozen = await RawPeer.connect(socket)
+        with anyio.fail_after(20), suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+            while True:
+                await frozen.connection.receive()
         await frozen.connection.aclose()
 
 
