@@ -151,10 +151,9 @@ async def _grpc_server(service: CertificateService, path: Path, settings: CaSett
     try:
         yield
     finally:
+        health.drain()
         with anyio.CancelScope(shield=True):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(health.drain)
-                await server.stop(FAREWELL)
+            await server.stop(FAREWELL)
 
 
 def _always() -> bool:

@@ -34,7 +34,6 @@ class Health:
         self._watchers = 0
         self._draining = False
         self._changed = asyncio.Event()
-        self._left = asyncio.Event()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service as a handler for a grpc.aio server."""
@@ -49,13 +48,10 @@ class Health:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def drain(self) -> None:
-        """Say NOT_SERVING from now on, end every watch with OK and return when the last has ended."""
+    def drain(self) -> None:
+        """Say NOT_SERVING from now on, and end every watch with OK."""
         self._draining = True
         self.look()
-        while self._watchers:
-            self._left = asyncio.Event()
-            await self._left.wait()
 
     async def _check(self, data: bytes, context: Context) -> bytes:
         service = await _asked(data, context)
@@ -72,7 +68,6 @@ class Health:
             await self._tell(service, context)
         finally:
             self._watchers -= 1
-            self._left.set()
 
     async def _tell(self, service: str, context: Context) -> None:
         told: HealthCheckResponse.ServingStatus | None = None

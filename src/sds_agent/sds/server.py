@@ -24,11 +24,8 @@ PATIENCE = 5.0
 HEAD_START = 0.25
 """Seconds for which the probe lets others go first."""
 
-DRAIN = 0.7
-"""Seconds for streams to end cleanly at shutdown."""
-
-LAST_WORDS = 0.2
-"""Seconds for the status of the last of them to be sent: a stream has ended before its peer knows."""
+DRAIN = 1.0
+"""Seconds for streams to end cleanly at shutdown, and for their status to be sent."""
 
 STOP = 0.3
 """Seconds for connections to be closed after that."""
@@ -45,8 +42,8 @@ class Service(Protocol):
         """The service as a handler for a grpc.aio server."""
         ...
 
-    async def drain(self) -> None:
-        """End its streams."""
+    def drain(self) -> None:
+        """Let its streams end."""
         ...
 
 
@@ -162,23 +159,17 @@ class _Listener:
 
     async def _retire(self, server: grpc.aio.Server) -> None:
         """Let the Envoys of a server whose socket is gone come to the new one."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(stop(server, DRAIN))
-            await _within(DRAIN, self._service.dismiss())
+        self._service.dismiss()
+        await stop(server)
 
     async def close(self) -> None:
         """Remove the socket, end all streams and stop."""
         self._claimed.close()
-        await _within(DRAIN, _drain(self._services))
+        for each in self._services:
+            each.drain()
         if self._server is not None:
-            await stop(self._server, LAST_WORDS)
+            await stop(self._server)
             self._server = None  # its finalizer needs the event loop
-
-
-async def _drain(services: Sequence[Service]) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        for each in services:
-            tasks.create_task(each.drain())
 
 
 async def _within(seconds: float, done: Awaitable[None]) -> None:
@@ -187,11 +178,11 @@ async def _within(seconds: float, done: Awaitable[None]) -> None:
             await done
 
 
-async def stop(server: grpc.aio.Server, grace: float = 0) -> None:
-    """Stop, after `grace` seconds for calls to end. gRPC would wait for ever for the connection of a peer that sends
-    all the time and reads nothing: it is left to the end of the process.
+async def stop(server: grpc.aio.Server) -> None:
+    """Stop, once the calls have ended or `DRAIN` seconds are over. gRPC would wait for ever for the connection of a
+    peer that sends all the time and reads nothing: it is left to the end of the process.
     """
-    await _within(grace + STOP, server.stop(grace or None))
+    await _within(DRAIN + STOP, server.stop(DRAIN))
 
 
 def bind(server: grpc.aio.Server, endpoint: Endpoint) -> None:

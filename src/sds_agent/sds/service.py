@@ -52,7 +52,7 @@ class SecretDiscoveryService:
         self._catalog = Catalog(store)
         self._journal = Journal()
         self._streams: set[Stream[Request] | Stream[DeltaRequest]] = set()
-        self._one_left = asyncio.Event()
+        self._waiting: set[asyncio.Timeout] = set()  # of the Fetch calls
         self._draining = False
         # Nonces are unique in the process and in all likelihood across restarts: an old stream's never match.
         self._nonce_prefix = os.urandom(4).hex()
@@ -66,19 +66,18 @@ class SecretDiscoveryService:
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
-    async def drain(self) -> None:
-        """End every stream with OK and return when the last has ended. New streams end at once."""
+    def drain(self) -> None:
+        """End every stream with OK, those too that still come. Who waits for a Fetch is told to ask again."""
         self._draining = True
-        await self.dismiss()
+        self.dismiss()
 
-    async def dismiss(self) -> None:
-        """End the streams of the moment with OK and return when they have ended. Their Envoys come back."""
-        leaving = frozenset(self._streams)
-        for stream in leaving:
+    def dismiss(self) -> None:
+        """End the streams of the moment with OK: their Envoys come back."""
+        for stream in self._streams:
             stream.drain()
-        while not self._streams.isdisjoint(leaving):
-            self._one_left = asyncio.Event()
-            await self._one_left.wait()
+        for waiting in self._waiting:
+            if not waiting.expired():
+                waiting.reschedule(0)
 
     async def _stream_secrets(self, _requests: object, context: Context) -> None:
         def talk(nonces: Callable[[], str]) -> Conversation[Request]:
@@ -110,7 +109,6 @@ class SecretDiscoveryService:
         finally:
             self._streams.discard(stream)
             journal.left()
-            self._one_left.set()
         if finish is not None:
             await self._abort(context, finish)
 
@@ -136,9 +134,11 @@ class SecretDiscoveryService:
         patience = self._longest_fetch if remaining is None else min(self._longest_fetch, remaining * 0.9)
         changed, caller = asyncio.Event(), object()
         self._store.await_names(caller, frozenset(request.names))
+        waiting = asyncio.timeout(patience)
+        self._waiting.add(waiting)
         try:
             with self._store.watching(lambda _names: changed.set()):
-                async with asyncio.timeout(patience):
+                async with waiting:
                     while (answer := fetch(request, self._catalog, most_names=self._most_names)) is None:
                         await changed.wait()
                         changed.clear()
@@ -147,6 +147,7 @@ class SecretDiscoveryService:
             return Finish(Status.UNAVAILABLE, request.names, "the secret is not issued yet; ask again")
         finally:
             self._store.await_names(caller, frozenset())
+            self._waiting.discard(waiting)
 
     async def _abort(self, context: Context, finish: Finish) -> NoReturn:
         await context.abort(_CODES[finish.status], explain(finish, self._catalog.names))
