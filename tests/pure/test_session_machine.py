@@ -49,6 +49,7 @@ class Exchange(RuleBasedStateMachine):
         self.holds: dict[str, str] = {}
         self.ended = False
         self.wanted: set[str] = set()
+        self.last: dict[str, str] = {}  # name -> version before it was taken away
 
     def numbers(self) -> Iterator[str]:
         while True:
@@ -102,11 +103,22 @@ class Exchange(RuleBasedStateMachine):
     @precondition(lambda self: not self.ended)
     @rule(name=st.sampled_from(NAMES), gone=st.booleans())
     def take_away(self, name: str, *, gone: bool) -> None:
+        found = self.served[name]
+        if isinstance(found, Resource):
+            self.last[name] = found.version
         if gone:
             self.served.pop(name, None)
         else:
             self.served.hold(name)
         self.push()
+
+    @precondition(lambda self: not self.ended)
+    @rule(name=st.sampled_from(NAMES))
+    def bring_back(self, name: str) -> None:
+        """What was taken away returns as it was."""
+        if name in self.last and not isinstance(self.served[name], Resource):
+            self.served.put(name, self.last[name])
+            self.push()
 
     @rule(name=st.sampled_from(NAMES))
     def change_unnoticed(self, name: str) -> None:
@@ -136,10 +148,12 @@ class SotwExchange(Exchange):
     def __init__(self) -> None:
         super().__init__()
         self.session = SotwSession(self.numbers())
-        self.last = ""
+        self.nonce = ""
 
     def all_unknown(self) -> bool:
-        return bool(self.wanted) and all(self.served[name] is Absence.UNKNOWN for name in self.wanted)
+        """Of the names that have reached the server: a message that crossed an answer has not."""
+        names = self.session.names
+        return bool(names) and all(self.served[name] is Absence.UNKNOWN for name in names)
 
     def tell(self, nonce: str, error: str | None = None) -> None:
         newest = self.nonces[-1] if self.nonces else ""
@@ -150,6 +164,7 @@ class SotwExchange(Exchange):
             assert actions == [Stale(nonce, error)], "a stale message was acted on"
             return
         self.forget()
+        self.notice()
         names = self.take(actions)
         if waiting:
             assert set(names) <= self.wanted - had, "with an answer outstanding only new names are answered"
@@ -162,13 +177,13 @@ class SotwExchange(Exchange):
 
     @property
     def answered(self) -> bool:
-        return bool(self.last or self.on_the_way)
+        return bool(self.nonce or self.on_the_way)
 
     @precondition(lambda self: not self.ended)
     @rule(names=some_names, empty=st.booleans())
     def subscribe(self, names: list[str], *, empty: bool) -> None:
         self.wanted = set(names)
-        self.tell("" if empty else self.last)
+        self.tell("" if empty else self.nonce)
 
     @precondition(lambda self: self.answered and not self.ended)
     @rule(names=some_names, nonce=strange, error=reasons)
@@ -183,16 +198,23 @@ class SotwExchange(Exchange):
         self.session = SotwSession(self.numbers())
         self.on_the_way, self.holds, self.sent, self.ended = [], {}, {}, False
         self.wanted = set(names)
-        old, self.last = self.last, ""
+        old, self.nonce = self.nonce, ""
         self.tell(old if old_nonce else "", error)
 
     @precondition(lambda self: self.on_the_way and not self.ended)
     @rule(error=reasons)
     def answer(self, error: str | None) -> None:
-        self.last = self.deliver()
-        self.tell(self.last, error)
+        self.nonce = self.deliver()
+        self.tell(self.nonce, error)
+
+    def notice(self) -> None:
+        """What the session sees withdrawn it may send again when it returns."""
+        for name in self.wanted:
+            if self.served[name] is Absence.UNKNOWN:
+                self.sent.pop(name, None)
 
     def push(self) -> None:
+        self.notice()
         outstanding = bool(self.on_the_way)
         actions = self.session.refresh(self.served)
         assert not (self.take(actions) and outstanding), "a push did not wait for the ACK"
@@ -218,8 +240,8 @@ class SotwExchange(Exchange):
         for _ in range(10):
             if not self.on_the_way:
                 break
-            self.last = self.deliver()
-            self.tell(self.last)
+            self.nonce = self.deliver()
+            self.tell(self.nonce)
         assert not self.on_the_way
         self.settled(removals=False)
 

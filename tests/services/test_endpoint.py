@@ -47,6 +47,10 @@ async def unstarted() -> AsyncIterator[grpc.aio.Server]:
     gc.collect()  # its finalizer needs the event loop
 
 
+def names_in(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
 def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
@@ -273,6 +277,16 @@ async def test_directory_that_takes_no_socket_is_told_in_words(tmp_path: Path) -
         async with unstarted() as attempt:
             with pytest.raises(ConfigurationError, match=f"cannot make a socket in {directory}: No such file"):
                 bind(attempt, endpoint)
+
+
+async def test_server_that_cannot_begin_leaves_the_path_to_others(tmp_path: Path) -> None:
+    path = tmp_path / "sds.sock"
+    with pytest.raises(OverflowError):  # no system has that user, and the configuration refuses it
+        async with server(SocketFile(path, owner=str(2**40))):
+            pass
+    assert names_in(tmp_path) == {"sds.sock.lock"}
+    async with server(SocketFile(path)), connected(path) as peer:
+        assert "ROOTCA" in await peer.fetch("ROOTCA")
 
 
 # --- the loss of the socket ---

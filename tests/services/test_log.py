@@ -107,6 +107,13 @@ class Pipe:
             os.set_blocking(self.stream.fileno(), True)
         return size
 
+    @property
+    def holds_something(self) -> bool:
+        """Whether there is something to read at this moment."""
+        there = select.poll()
+        there.register(self.reader, select.POLLIN)
+        return bool(there.poll(0))
+
     def read(self, end: bytes, holding: bytes = b"") -> bytes:
         """Everything up to `end`, after `holding`."""
         content = b""
@@ -141,6 +148,7 @@ def test_a_log_that_is_read_is_written_at_once_and_by_nobody_else(pipe: Pipe) ->
     log.configure("json", "info", pipe.stream)
     for number in range(3):
         log.event(LOG, "issued", number=number)
+        assert pipe.holds_something, "a program that is killed now has told its last event"
         assert json.loads(pipe.read(b"\n"))["number"] == number
     assert "log" not in {thread.name for thread in threading.enumerate()}
 
@@ -158,6 +166,44 @@ def test_nobody_waits_for_a_log_that_is_not_read_and_nothing_is_lost_of_what_is_
     promptly(log_events)
     lines = [json.loads(line) for line in pipe.read(b'"last"}\n')[size:].splitlines()]
     assert [line.get("number") for line in lines] == [*range(50), None]
+    log.event(LOG, "later")
+    assert json.loads(pipe.read(b"\n"))["event"] == "later"
+
+
+def test_a_long_line_does_not_wait_for_the_little_room_there_is(pipe: Pipe) -> None:
+    log.configure("json", "info", pipe.stream)
+    pipe.fill()
+    os.read(pipe.reader, select.PIPE_BUF)
+    promptly(lambda: log.event(LOG, "issued", more=["x" * LONGEST_VALUE] * 200))
+    assert b"issued" in pipe.read(b"}\n")
+
+
+def test_lines_keep_their_order_however_slowly_they_are_read(pipe: Pipe) -> None:
+    count = 3000
+
+    def log_events() -> None:
+        for number in range(count):
+            log.event(LOG, "issued", number=number)
+        log.event(LOG, "last")
+
+    log.configure("json", "info", pipe.stream)
+    writer = threading.Thread(target=log_events, daemon=True)
+    size = pipe.fill()
+    writer.start()
+    lines = [json.loads(line) for line in pipe.read(b'"last"}\n')[size:].splitlines()]
+    assert [line.get("number") for line in lines] == [*range(count), None]
+
+
+def test_room_that_has_been_used_is_used_again(pipe: Pipe) -> None:
+    log.configure("json", "info", pipe.stream)
+    for _ in range(4):
+        size = pipe.fill()
+        for number in range(50):
+            log.event(LOG, "issued", number=number, more=["x" * LONGEST_VALUE] * 15)
+        log.event(LOG, "last")
+        lines = [json.loads(line) for line in pipe.read(b'"last"}\n')[size:].splitlines()]
+        assert [line.get("number") for line in lines] == [*range(50), None]
+        logging.getLogger("sds_agent").handlers[0].flush()
 
 
 def test_what_is_not_kept_is_counted(pipe: Pipe) -> None:

@@ -82,7 +82,6 @@ class Endpoint:
             self._ours = os.open(self._temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
             self._temporary.rename(self.path)
         except OSError as error:
-            self._temporary.unlink(missing_ok=True)
             raise ConfigurationError(
                 f"sds.socket: cannot give {self.path} its owner and mode: {error.strerror}; "
                 f"run the agent as a user that may, or change sds.owner, sds.group and sds.mode"
@@ -112,7 +111,9 @@ class Endpoint:
             return False
 
     def disappear(self) -> None:
-        """Remove the socket, if what is at its path is still ours."""
+        """Remove the socket, if what is at its path is still ours, and what was bound and never appeared."""
+        with suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
         if self._ours is None:
             return
         if self.in_place():
