@@ -191,6 +191,20 @@ async def test_ready_says_so_and_a_stopped_agent_is_not(tmp_path: Path) -> None:
     assert "Traceback" not in asked.stderr
 
 
+async def test_the_first_secret_waits_for_no_library_it_does_not_need(tmp_path: Path) -> None:
+    """Each of these costs as much as all that is needed, or a tenth of it (anyio) or a hundredth (json, shutil)."""
+    config = write_config(tmp_path, default="1h")
+    command = [sys.executable, "-X", "importtime", "-m", "sds_agent", "run", str(config)]
+    async with started(command, PATHS) as program:
+        await program.line('"listening"')
+        async with connected(tmp_path / "sds.sock") as peer:
+            assert "default" in await peer.fetch("default")
+        imported = {line.rpartition("|")[2].strip() for line in program.lines if line.startswith("import time:")}
+    assert {"grpc.aio", "sds_agent.app"} <= imported
+    heavy = {"envoy_data_plane", "betterproto2", "httpx", "rich", "jwt", "jsonschema", "anyio", "json", "shutil"}
+    assert imported & heavy == set()
+
+
 async def test_it_ends_quickly_while_a_large_key_is_being_made(tmp_path: Path) -> None:
     names = {f"w{number}": "1h" for number in range(6)}
     config = write_config(tmp_path, **names)

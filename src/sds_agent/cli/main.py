@@ -87,16 +87,35 @@ def _run(argv: Sequence[str] | None) -> int:
     return command.run(arguments)
 
 
+class _Help(argparse.HelpFormatter):
+    """Asks how wide the terminal is when there is help to print.
+
+    argparse's own asks whenever an argument is declared, and imports shutil and the compression libraries for it.
+    """
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=80)
+
+    def format_help(self) -> str:
+        """The help, or the usage alone."""
+        import shutil  # noqa: PLC0415 - see above
+
+        self._width = shutil.get_terminal_size().columns - 2
+        return super().format_help()
+
+
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sds-agent",
         description="Gives every Envoy on a machine its mTLS identity over SDS and keeps it fresh.",
         epilog="sds-agent COMMAND --help explains a command.",
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=f"sds-agent {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, prog=parser.prog)
     for name, about in COMMANDS.items():
-        added = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        description = f"{about[0].upper()}{about[1:]}."
+        added = commands.add_parser(name, help=about, description=description, formatter_class=_Help)
         if name in argv:  # the others' modules, and all that they import, are not needed to tell that they exist
             command = cast("Command", import_module(f"sds_agent.cli.{name}"))
             command.add_arguments(added)

@@ -82,14 +82,15 @@ def _names(configuration: Draft) -> Iterator[Finding]:
     for each in configuration.workloads:
         if each.name is None:
             continue
-        found = f"is {quoted(each.name)}"
         if each.name in bundle:
-            yield Finding(each.at("name"), f"{found}, a name of the trust bundle", "choose another name")
+            found = f"is {quoted(each.name)}, a name of the trust bundle"
+            yield Finding(each.at("name"), found, "choose another name")
         elif (other := by_id.get(each.name, each.index)) != each.index:
-            taken = f"{found}, which is also asked for as the SPIFFE ID of workloads[{other}]"
-            yield Finding(each.at("name"), taken, "choose another name")
+            found = f"is {quoted(each.name)}, which is also asked for as the SPIFFE ID of workloads[{other}]"
+            yield Finding(each.at("name"), found, "choose another name")
         if (other := by_name.setdefault(each.name, each.index)) != each.index:
-            yield Finding(each.at("name"), f"{found}, the name of workloads[{other}] too", "names must differ")
+            found = f"is {quoted(each.name)}, the name of workloads[{other}] too"
+            yield Finding(each.at("name"), found, "names must differ")
 
 
 def _identities(configuration: Draft) -> Iterator[Finding]:
