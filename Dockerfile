@@ -1,8 +1,10 @@
 # The agent and the CA in one image: `sds-agent run FILE` and `sds-agent ca serve FILE`.
 #
 #   docker build -t sds-agent .
-#   docker run --read-only -v $PWD/sds-agent.yaml:/etc/sds-agent/sds-agent.yaml:ro \
+#   docker run --read-only -v "$PWD/sds-agent.yaml:/etc/sds-agent/sds-agent.yaml:ro" \
 #              -v agent-run:/run/sds-agent -v agent-state:/var/lib/sds-agent sds-agent
+#   docker run --read-only -v "$PWD/ca.yaml:/etc/sds-agent/ca.yaml:ro" -v ca-state:/var/lib/sds-agent \
+#              sds-agent ca serve /etc/sds-agent/ca.yaml
 #
 # It builds with the classic builder and with BuildKit. Envoy reaches the socket in /run/sds-agent, a volume that both share.
 
@@ -28,13 +30,15 @@ RUN groupadd --gid 10001 sds-agent \
  && install -d -o 10001 -g 101 -m 2750 /run/sds-agent \
  && install -d -o 10001 -g 10001 -m 0700 /var/lib/sds-agent
 COPY --from=build /opt/sds-agent /opt/sds-agent
+COPY scripts/container_health.py /opt/sds-agent/
 # The example that fits the Envoy files in envoy/; mount your own in its place.
 COPY envoy/agent.yaml /etc/sds-agent/sds-agent.yaml
 ENV PATH=/opt/sds-agent/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 VOLUME ["/run/sds-agent", "/var/lib/sds-agent"]
+# The agent: each workload has a certificate. The CA: it answers.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
-    CMD ["sds-agent", "ready", "/etc/sds-agent/sds-agent.yaml"]
+    CMD ["python3", "/opt/sds-agent/container_health.py"]
 ENTRYPOINT ["sds-agent"]
 CMD ["run", "/etc/sds-agent/sds-agent.yaml"]

@@ -1,0 +1,66 @@
+"""HEALTHCHECK of the image: exit 0 while what runs in the container can do its work.
+
+The image runs the agent or the CA server, on any file; the command of the container's first process tells which.
+"""
+
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+USUAL = "/etc/sds-agent/sds-agent.yaml"
+PATIENCE = 3.0
+HEADER = 9
+"""Octets of a frame's header; the fourth is its type (RFC 9113, section 4.1)."""
+SETTINGS = 4
+"""The type of the frame with which a server opens every connection (RFC 9113, section 3.4)."""
+
+
+def main() -> int:
+    """Ask the agent, by `sds-agent ready`, or the CA."""
+    arguments = command(Path("/proc/1/cmdline").read_text().split("\0"))
+    files = [each for each in arguments if Path(each).is_file()]
+    if arguments[:2] == ["ca", "serve"]:
+        return ask_ca(Path(files[0]))
+    return subprocess.run(["sds-agent", "ready", *files], check=False).returncode
+
+
+def command(words: Sequence[str]) -> list[str]:
+    """The arguments of sds-agent, which an interpreter or an init may stand before; the image's if it is hidden."""
+    names = [Path(word).name for word in words]
+    return list(words[names.index("sds-agent") + 1 :]) if "sds-agent" in names else ["run", USUAL]
+
+
+def ask_ca(file: Path) -> int:
+    """0 if gRPC answers behind the CA's TLS. It is ours, in this container: its certificate is not checked."""
+    from sds_agent.ca.settings import load  # noqa: PLC0415 - the agent's check does without
+
+    listen = load(file).listen
+    try:
+        opening = first_frame(listen.host, listen.port)
+    except OSError as error:
+        print(f"the CA does not answer at {listen}: {error}")
+        return 1
+    if len(opening) < HEADER or opening[3] != SETTINGS:
+        print(f"what answers at {listen} does not speak gRPC")
+        return 1
+    return 0
+
+
+def first_frame(host: str, port: int) -> bytes:
+    """The header of what the server says first. Raises OSError."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection((host, port), PATIENCE) as connection,
+        context.wrap_socket(connection) as tls,
+    ):
+        return tls.recv(HEADER)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
