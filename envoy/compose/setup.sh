@@ -1,15 +1,26 @@
-# Run by the service `setup` at every `up`. The root and the intermediate are made once; the commands that make them
-# never write over what is there.
-[ -e /root-ca/root/root-cert.pem ] || sds-agent ca root /root-ca/root --trust-domain demo.example
-[ -e /var/lib/sds-agent/ca/cacerts/ca-cert.pem ] ||
-    sds-agent ca intermediate /var/lib/sds-agent/ca/cacerts --root /root-ca/root --name demo
-install -d -m 700 /var/lib/sds-agent/ca/tokens
-cp /root-ca/root/root-cert.pem /join/web/
-cp /root-ca/root/root-cert.pem /join/backend/
-chown -R 10001:10001 /var/lib/sds-agent/ca /join
-# From here on as the user that the CA and the agents run as: the tokens are theirs.
+# Run by the service `setup` at every `up`. The root and the intermediate are made once and stay in their volumes; the
+# tokens are new each time, as a token is spent by its first use and lasts for ten minutes.
+root=/root-ca/root
+state=/var/lib/sds-agent
+
+if [ -e $root/root-cert.pem ]; then
+    echo "The root of an earlier start is there."
+else
+    sds-agent ca root $root --trust-domain demo.example
+fi
+if [ -e $state/cacerts/ca-cert.pem ]; then
+    echo "The intermediate of an earlier start is there."
+else
+    sds-agent ca intermediate $state/cacerts --root $root --name demo
+fi
+install -d -m 700 $state/tokens
+# The CA and the agents run as this user.
+chown -R 10001:10001 $state /join/*
+
 for workload in web backend; do
+    cp $root/root-cert.pem /join/$workload/
     rm -f /join/$workload/token
+    # As that user, so that the CA can spend the token and the agent can read it.
     setpriv --reuid 10001 --regid 10001 --clear-groups \
         sds-agent ca token /etc/sds-agent/ca.yaml spiffe://demo.example/ns/default/sa/$workload --ttl 10m \
         --output /join/$workload/token

