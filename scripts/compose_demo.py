@@ -4,7 +4,9 @@ Only the standard library is used, as this runs with the machine's own Python.
 """
 
 import json
+import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -13,14 +15,24 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 PROJECT = "sds-agent-demo"
-WEB = "http://127.0.0.1:8000/"
-BACKEND_ENVOY = ("127.0.0.1", 10443)
+"""Apart from whatever `docker compose up` in this directory has started."""
+HOST = "127.0.0.1"
+WEB_PORT = os.environ.get("WEB_PORT", "8000")
+BACKEND_ENVOY_PORT = os.environ.get("BACKEND_ENVOY_PORT", "10443")
+WEB_ID = "spiffe://demo.example/ns/default/sa/web"
+BACKEND_ID = "spiffe://demo.example/ns/default/sa/backend"
 LIFETIME = 60.0
 """Seconds that the certificates live, as the agents' configurations say."""
-PATIENCE = 180.0
+CA_AWAY = LIFETIME / 2 + 5
+"""Seconds without a CA. The renewals fall due in them: at half of the lifetime, give or take three seconds."""
+PATIENCE = 120.0
+"""Seconds within which whatever is waited for has to happen."""
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks without the proxy that the machine may have."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 KILL = """
 import os
 for process in map(int, filter(str.isdigit, os.listdir("/proc"))):
@@ -34,19 +46,22 @@ class NotSeenError(Exception):
     """Something that should have come about did not."""
 
 
-class Traffic:
-    """Requests through both Envoys, one after another, and the client certificates that they were made with."""
+class Watch:
+    """Looks at the certificate of one side again and again, and keeps what it saw."""
 
-    def __init__(self) -> None:
+    def __init__(self, who: str, look: Callable[[], str], pause: float) -> None:
+        self.who = who
         self.good = 0
         self.failures: list[str] = []
-        self.client_serials: list[str] = []
+        self.serials: list[str] = []
+        self._look = look
+        self._pause = pause
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, name=who)
 
     @contextmanager
-    def flowing(self) -> Iterator[None]:
-        """Send requests inside this context."""
+    def watching(self) -> Iterator[None]:
+        """Look inside this context."""
         self._thread.start()
         try:
             yield
@@ -54,41 +69,60 @@ class Traffic:
             self._over.set()
             self._thread.join()
 
+    @property
+    def renewals(self) -> int:
+        """How often the certificate changed."""
+        return max(len(self.serials) - 1, 0)
+
     def _run(self) -> None:
-        while not self._over.wait(0.02):
+        while not self._over.wait(self._pause):
             try:
-                note(self.client_serials, ask()["caller_serial"])
-                self.good += 1
-            except (OSError, ValueError, KeyError) as error:
-                self.failures.append(f"{time.strftime('%H:%M:%S')} {error}")
+                serial = self._look().lower()
+            except Exception as error:  # noqa: BLE001 - whatever went wrong, this request failed
+                self.failures.append(f"{time.strftime('%H:%M:%S')} {self.who}: {error}")
+            else:
+                self._note(serial)
+
+    def _note(self, serial: str) -> None:
+        self.good += 1
+        if self.serials[-1:] != [serial]:
+            self.serials.append(serial)
+            which = f"renewal {self.renewals}" if self.renewals else "the first"
+            say(f"{self.who} shows certificate {serial[:8]} ({which})")
 
 
 class Wire:
-    """The certificates that backend-envoy presents, each read from a handshake."""
+    """The certificate that backend-envoy presents, read from a handshake of our own and checked against the root."""
 
-    def __init__(self) -> None:
-        self.serials: list[str] = []
+    def __init__(self, root: str) -> None:
+        self._context = ssl.create_default_context(cadata=root)
+        self._context.check_hostname = False  # the certificate names a SPIFFE ID and no host
 
-    def look(self) -> None:
-        """Read the one of this moment."""
-        pem = ssl.get_server_certificate(BACKEND_ENVOY, timeout=5)
-        read = subprocess.run(
-            ["openssl", "x509", "-noout", "-serial"], input=pem, text=True, capture_output=True, check=True
-        )
-        note(self.serials, read.stdout.strip().removeprefix("serial=").lower())
-
-
-def note(seen: list[str], value: str) -> None:
-    """Add what is new."""
-    if not seen or seen[-1] != value:
-        seen.append(value)
+    def look(self) -> str:
+        """The serial number. Raises OSError for a handshake that fails and ValueError for another's certificate."""
+        with (
+            socket.create_connection((HOST, int(BACKEND_ENVOY_PORT)), timeout=5) as connection,
+            self._context.wrap_socket(connection) as tls,
+        ):
+            certificate = tls.getpeercert() or {}
+        if certificate.get("subjectAltName") != (("URI", BACKEND_ID),):
+            raise ValueError(f"this is somebody else: {certificate.get('subjectAltName')}")
+        return str(certificate["serialNumber"])
 
 
-def ask() -> dict[str, str]:
-    """One request to the service web, answered by the service backend."""
-    with urllib.request.urlopen(WEB, timeout=10) as answer:
-        found: dict[str, str] = json.load(answer)
-    return found
+def ask() -> str:
+    """One request to web, which asks backend; gives the serial of the certificate that web-envoy called with.
+
+    Raises OSError for a request that fails and ValueError where the two are not who they should be.
+    """
+    try:
+        with DIRECT.open(f"http://{HOST}:{WEB_PORT}/", timeout=10) as answer:
+            call: dict[str, str] = json.load(answer)
+    except urllib.error.HTTPError as error:
+        raise OSError(f"{error.code}, {error.read(500).decode(errors='replace').strip()}") from error
+    if (call["caller"], call["called"]) != (WEB_ID, BACKEND_ID):
+        raise ValueError(f"{call['caller']} called {call['called']}")
+    return call["caller_serial"]
 
 
 def say(text: str) -> None:
@@ -96,143 +130,222 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
 
-def until(told: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
-    """Wait for something that is looked at again and again. Raises NotSeenError."""
-    end = time.monotonic() + patience
+def until(told: Callable[[], bool], what: str) -> float:
+    """Wait for something that is looked at again and again; gives the seconds it took. Raises NotSeenError."""
+    start = time.monotonic()
     while not told():
-        if time.monotonic() > end:
-            raise NotSeenError(f"{what}: not seen within {patience:.0f} s")
-        time.sleep(0.3)
+        if time.monotonic() > start + PATIENCE:
+            raise NotSeenError(f"{what}: not seen within {PATIENCE:.0f} s")
+        time.sleep(0.2)
+    return time.monotonic() - start
 
 
-class Story:
-    """The containers, the traffic and what was seen of them."""
+class Containers:
+    """The containers of docker-compose.yml, under a project name of our own."""
 
     def __init__(self, compose: Sequence[str]) -> None:
-        self._compose = [*compose, "-p", PROJECT]
-        self.traffic = Traffic()
-        self.wire = Wire()
+        self._compose = [*compose, "-f", "docker-compose.yml", "-p", PROJECT]
 
     def compose(self, *arguments: str) -> str:
         """Run a command of Compose. Raises NotSeenError with what it said when it fails."""
-        done = subprocess.run([*self._compose, *arguments], text=True, capture_output=True, check=False)
-        if done.returncode:
-            raise NotSeenError(
-                f"{' '.join([*self._compose, *arguments])} failed:\n{(done.stdout + done.stderr)[-3000:]}"
-            )
-        return done.stdout
+        return run([*self._compose, *arguments])
 
-    def tell(self) -> None:
-        """Play the whole story. Raises NotSeenError."""
-        say("bringing up two services, their Envoys, their agents and the CA (the first time builds the image)")
-        self.compose("up", "-d", "--build")
-        until(answers, "an answer through both Envoys")
-        self.wire.look()
-        say("the services speak mutual TLS; requests flow from here on")
-        with self.traffic.flowing():
-            self._renewals(3)
-            self._ca_is_away()
-            self._agent_is_killed()
-        say("done: no more requests")
+    def state(self, service: str, form: str) -> str:
+        """A part of a container's state, as `docker inspect --format` writes it. Raises NotSeenError."""
+        container = self.compose("ps", "-q", service).strip()
+        return run(["docker", "inspect", "--format", form, container]).strip()
 
-    def _look(self, serials: int) -> bool:
-        self.wire.look()
-        return min(len(self.wire.serials), len(self.traffic.client_serials)) >= serials
+    def healthy(self, service: str) -> bool:
+        """Whether its health check says so. Raises NotSeenError."""
+        return self.state(service, "{{.State.Health.Status}}") == "healthy"
 
-    def _renewals(self, serials: int) -> None:
-        until(lambda: self._look(serials), "two renewals of both agents")
-        say(f"both agents have renewed {serials - 1} times; backend-envoy presents {self.wire.serials[-1][:8]}")
+    def last_words(self) -> str:
+        """The newest lines of every container's log."""
+        try:
+            return self.compose("logs", "--no-color", "--tail", "15") if self.left() else ""
+        except NotSeenError as error:
+            return str(error)
 
-    def _ca_is_away(self) -> None:
-        self.compose("stop", "ca")
-        away = LIFETIME / 2 + 8
-        say(f"the CA is stopped, for {away:.0f} s: longer than half of a certificate's life")
-        time.sleep(away)
-        before = self.wire.serials[-1], self.traffic.client_serials[-1]
-        self.compose("start", "ca")
-        say("the CA is back")
-        until(lambda: self._look(1) and self._both_new(before), "a renewal after the CA came back")
-        say("both agents have renewed again, before their certificates ran out")
-
-    def _both_new(self, before: tuple[str, str]) -> bool:
-        return self.wire.serials[-1] != before[0] and self.traffic.client_serials[-1] != before[1]
-
-    def _agent_is_killed(self) -> None:
-        before = self.started()
-        subprocess.run(
-            [*self._compose, "exec", "-T", "backend-agent", "python3", "-c", KILL], check=False, capture_output=True
-        )
-        say("the process of backend-agent is killed (-9)")
-        until(lambda: self.started() != before and self._healthy("backend-agent"), "the agent's return")
-        say("it is back, and ready")
-        serial = self.wire.serials[-1]
-        until(lambda: self._look(1) and self.wire.serials[-1] != serial, "a renewal by the agent that came back")
-        say(f"and has renewed: backend-envoy presents {self.wire.serials[-1][:8]}")
-
-    def _container(self, service: str) -> str:
-        return self.compose("ps", "-q", service).strip()
-
-    def _inspect(self, service: str, form: str) -> str:
-        command = ["docker", "inspect", "--format", form, self._container(service)]
-        return subprocess.run(command, text=True, capture_output=True, check=True).stdout.strip()
-
-    def started(self) -> str:
-        """When backend-agent's container was last started."""
-        return self._inspect("backend-agent", "{{.State.StartedAt}}")
-
-    def _healthy(self, service: str) -> bool:
-        return self._inspect(service, "{{.State.Health.Status}}") == "healthy"
+    def left(self) -> list[str]:
+        """What there is of this project: containers, volumes and networks."""
+        mine = f"label=com.docker.compose.project={PROJECT}"
+        kinds = (["ps", "-a"], ["volume", "ls"], ["network", "ls"])
+        return [each for kind in kinds for each in run(["docker", *kind, "-q", "--filter", mine]).split()]
 
     def down(self) -> None:
-        """Take everything down, the volumes too."""
-        say("taking everything down")
-        subprocess.run([*self._compose, "down", "-v", "--timeout", "5"], check=False, capture_output=True)
+        """Take everything down, the volumes too. Raises NotSeenError."""
+        for _ in range(3):  # whatever an interrupted `up` had just asked for may come about after the first
+            if self.left():
+                self.compose("down", "-v", "--remove-orphans", "--timeout", "5")
+        if left := self.left():
+            raise NotSeenError(f"docker still has {', '.join(left)}: remove them with docker rm, volume rm, network rm")
 
 
-def answers() -> bool:
-    """Whether a request comes through."""
+def run(command: Sequence[str]) -> str:
+    """Run a command and give what it said. A Ctrl-C reaches it only as a request to end, so that it ends in order.
+
+    Raises NotSeenError with what it said when it fails.
+    """
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, process_group=0
+    ) as child:
+        try:
+            out, errors = child.communicate()
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGTERM)
+            raise
+    if child.returncode:
+        raise NotSeenError(f"{' '.join(command)} failed:\n{(out + errors)[-3000:].strip()}")
+    return out
+
+
+class Story:
+    """What is done to the containers, and what is seen of them."""
+
+    def __init__(self, containers: Containers, root: str) -> None:
+        self._containers = containers
+        self._web = Watch("web-envoy", ask, 0.02)
+        self._backend = Watch("backend-envoy", Wire(root).look, 0.2)
+        self._ca_away = 0.0
+        self._returned_after = 0.0
+
+    def tell(self) -> None:
+        """Play it. Raises NotSeenError, also as soon as a request or a handshake fails."""
+        with self._web.watching(), self._backend.watching():
+            self._renewals()
+            self._ca_is_away()
+            self._agent_is_killed()
+        self._check()
+        say(f"the requests end; {self._counts()}")
+
+    def _check(self) -> None:
+        for failure in self._web.failures + self._backend.failures:
+            raise NotSeenError(f"a request failed at {failure}")
+
+    def _until(self, told: Callable[[], bool], what: str) -> float:
+        def told_without_failure() -> bool:
+            self._check()
+            return told()
+
+        return until(told_without_failure, what)
+
+    def _renewals(self) -> None:
+        self._until(lambda: min(self._web.renewals, self._backend.renewals) >= 2, "two renewals of both agents")
+        say(f"both agents have renewed twice; {self._counts()}")
+
+    def _ca_is_away(self) -> None:
+        self._containers.compose("stop", "ca")
+        stopped = time.monotonic()
+        say(
+            f"the CA is stopped for {CA_AWAY:.0f} s: certificates live {LIFETIME:.0f} s and are renewed at half of that"
+        )
+        self._until(lambda: time.monotonic() > stopped + CA_AWAY, "the end of the time without a CA")
+        web, backend = self._web.renewals, self._backend.renewals
+        self._containers.compose("start", "ca")
+        self._ca_away = time.monotonic() - stopped
+        say(f"the CA is back after {self._ca_away:.0f} s; {self._counts()}")
+        self._until(
+            lambda: self._web.renewals > web and self._backend.renewals > backend,
+            "a renewal of both agents after the CA came back",
+        )
+        say("both agents have renewed before their certificates ran out")
+
+    def _agent_is_killed(self) -> None:
+        before = self._started()
+        renewals = self._backend.renewals
+        with suppress(NotSeenError):  # the container may end before the command in it; what came of it is seen next
+            self._containers.compose("exec", "-T", "backend-agent", "python3", "-c", KILL)
+        say("the process of backend-agent is killed (-9); its Envoy goes on with the certificate that it has")
+        self._returned_after = self._until(
+            lambda: self._started() != before and self._containers.healthy("backend-agent"), "the agent's return"
+        )
+        say(f"backend-agent is back and ready after {self._returned_after:.0f} s; {self._counts()}")
+        self._until(lambda: self._backend.renewals > renewals, "a renewal by the agent that came back")
+
+    def _started(self) -> str:
+        return self._containers.state("backend-agent", "{{.State.StartedAt}}")
+
+    def _counts(self) -> str:
+        return f"{self._web.good} requests answered, none failed"
+
+    def table(self) -> str:
+        """What was seen."""
+        rows = [("", "certificates on the wire", "renewals")]
+        rows += [(w.who, " ".join(s[:8] for s in w.serials), str(w.renewals)) for w in (self._web, self._backend)]
+        first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+        return "\n".join(
+            [
+                *(f"  {who:{first}}  {serials:{second}}  {renewals:>8}" for who, serials, renewals in rows),
+                "",
+                f"  the CA was away      {self._ca_away:.0f} s; certificates live {LIFETIME:.0f} s",
+                f"  an agent was killed  ready again after {self._returned_after:.0f} s",
+                f"  requests             {self._web.good} answered, {len(self._web.failures)} failed",
+                f"  handshakes           {self._backend.good} good, {len(self._backend.failures)} failed",
+            ]
+        )
+
+
+def play(containers: Containers) -> Story:
+    """Bring everything up and play the story. Raises NotSeenError."""
+    say("making the image sds-agent (the first time it takes a minute or more)")
+    containers.compose("build", "setup")
+    say("starting the CA, then the agents of web and backend, then their Envoys")
+    containers.compose("up", "-d")
+    until(lambda: containers.healthy("web"), "an answer to web")
+    say(f"requests flow: web -> web-envoy == mutual TLS ==> backend-envoy -> backend; watch http://{HOST}:{WEB_PORT}")
+    story = Story(containers, containers.compose("exec", "-T", "web-agent", "cat", "/join/root-cert.pem"))
+    story.tell()
+    return story
+
+
+def check_ports() -> None:
+    """Raises NotSeenError where a port that the containers are to have cannot be had."""
+    for name, port in (("WEB_PORT", WEB_PORT), ("BACKEND_ENVOY_PORT", BACKEND_ENVOY_PORT)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, int(port)))
+            except (OSError, ValueError, OverflowError) as error:
+                why = error.strerror if isinstance(error, OSError) else "it is not the number of a port"
+                raise NotSeenError(f"{HOST}:{port} cannot be had ({why}): free it, or set {name} to another") from error
+
+
+@contextmanager
+def taken_down(containers: Containers) -> Iterator[None]:
+    """Whatever happens inside, nothing is left running afterwards. Raises NotSeenError if something is."""
     try:
-        return "caller_serial" in ask()
-    except (OSError, ValueError):
-        return False
+        yield
+    except NotSeenError:
+        print(containers.last_words(), end="", file=sys.stderr)
+        raise
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        say("taking everything down: containers, networks and volumes")
+        containers.down()
 
 
-def table(story: Story) -> str:
-    """What was seen."""
-    rows = {
-        "certificates of backend-envoy": str(len(story.wire.serials)),
-        "certificates of web-envoy": str(len(story.traffic.client_serials)),
-        "requests that were good": str(story.traffic.good),
-        "requests that failed": str(len(story.traffic.failures)),
-    }
-    width = max(map(len, rows))
-    return "\n".join(f"  {name:{width}}  {value:>6}" for name, value in rows.items())
-
-
-def interrupt(*_: object) -> None:
-    """Let SIGTERM end the story as Ctrl-C does."""
-    raise KeyboardInterrupt
+def leave(number: int, _frame: object) -> None:
+    """End at a signal, by way of everything that has to be done before."""
+    sys.exit(128 + number)
 
 
 def main() -> int:
     """Play it; returns the exit code."""
-    signal.signal(signal.SIGTERM, interrupt)
-    story = Story(sys.argv[1:])
+    for number in SIGNALS:
+        signal.signal(number, leave)
+    containers = Containers(sys.argv[1:])
     try:
-        story.tell()
+        containers.down()  # what a run left behind that was killed
+        check_ports()
+        with taken_down(containers):
+            story = play(containers)
     except NotSeenError as error:
         print(f"compose-demo: {error}", file=sys.stderr)
-        print(story.compose("logs", "--tail", "15"), file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        story.down()
-    print(table(story))
-    for failure in story.traffic.failures[:5]:
-        print(f"  failed: {failure}")
-    print("No request failed." if not story.traffic.failures else "Requests failed.")
-    return 1 if story.traffic.failures else 0
+    print(f"\n{story.table()}\n\nNo request failed.")
+    return 0
 
 
 if __name__ == "__main__":
