@@ -1,5 +1,6 @@
 """The SDS server on its socket, spoken to by a real gRPC client."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -452,3 +453,30 @@ async def test_client_that_asks_and_leaves_again_and_again_leaves_nothing_behind
         await events.wait("left", count=51)  # with the server's own probe
         assert not store.awaited(["late"])
         assert store._watchers == {}
+
+
+async def test_streams_end_with_ok_when_the_agent_is_stopped_before_it_has_probed_itself(tmp_path: Path) -> None:
+    """The socket is there already, and an Envoy that waited for it should not count an error."""
+    socket = tmp_path / "sds.sock"
+    store = SecretStore()
+    store.publish({"ROOTCA": BundleSecret(b"roots")})
+
+    listening = asyncio.Event()
+
+    async def wait() -> None:
+        listening.set()
+        await asyncio.Event().wait()
+
+    async def serve() -> None:
+        async with serving(SecretDiscoveryService(store), SocketFile(socket), Limits(), before_probe=wait):
+            await wait()
+
+    agent = asyncio.create_task(serve())
+    await asyncio.wait_for(listening.wait(), 10)
+    async with connected(socket) as peer:
+        stream = await peer.stream().ask("ROOTCA")
+        await stream.read()
+        agent.cancel()
+        assert (await stream.end())[0] is grpc.StatusCode.OK
+    await asyncio.wait([agent], timeout=10)
+    assert agent.cancelled()

@@ -27,6 +27,11 @@ HEAD_START = 0.25
 DRAIN = 1.0
 """Seconds for streams to end cleanly at shutdown, and for their status to be sent."""
 
+LINGER = 0.1
+"""Seconds for which connections stay open when their streams end: a peer that is just writing would find them closed,
+and never read how its stream ended.
+"""
+
 STOP = 0.3
 """Seconds for connections to be closed after that."""
 
@@ -132,6 +137,8 @@ class _Listener:
             await probe(endpoint.public_address)
         except BaseException:
             self._claimed.close()
+            if self._server is None:  # its streams are all there are
+                self._drain()
             await uninterrupted(stop(server))
             raise
         self._endpoint, self._server = endpoint, server
@@ -165,11 +172,14 @@ class _Listener:
     async def close(self) -> None:
         """Remove the socket, end all streams and stop."""
         self._claimed.close()
-        for each in self._services:
-            each.drain()
+        self._drain()
         if self._server is not None:
             await stop(self._server)
             self._server = None  # its finalizer needs the event loop
+
+    def _drain(self) -> None:
+        for each in self._services:
+            each.drain()
 
 
 async def _within(seconds: float, done: Awaitable[None]) -> None:
@@ -182,6 +192,7 @@ async def stop(server: grpc.aio.Server) -> None:
     """Stop, once the calls have ended or `DRAIN` seconds are over. gRPC would wait for ever for the connection of a
     peer that sends all the time and reads nothing: it is left to the end of the process.
     """
+    await asyncio.sleep(LINGER)
     await _within(DRAIN + STOP, server.stop(DRAIN))
 
 
