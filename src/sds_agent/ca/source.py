@@ -99,9 +99,10 @@ class Plugged:
             except ConfigurationError as error:
                 self._complain(error)
                 changed = None
-            if changed is not None:
+            if changed is None:
+                self._look_for_overdue()
+            else:
                 self._take(changed)
-            self._look_for_overdue()
 
     def _complain(self, error: ConfigurationError) -> None:
         if self._directory.is_news(error):
