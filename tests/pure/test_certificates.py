@@ -2,6 +2,8 @@
 
 import base64
 import contextlib
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -135,8 +137,13 @@ def test_openssls_trusted_certificates_are_refused_with_the_way_out(tmp_path: Pa
 def test_a_root_with_serial_number_0_is_read_without_a_warning(tmp_path: Path) -> None:
     """Many a private root has it; standard error stays free of the library's warnings."""
     new = ["-newkey", "rsa:2048", "-nodes", "-keyout", "k.pem", "-subj", "/CN=Zero", "-set_serial", "0"]
-    (root,) = read_pem(openssl(tmp_path, "req", "-x509", *new).encode())
-    assert serial_hex(root) == "0"
+    pem = openssl(tmp_path, "req", "-x509", *new)
+    look = "import sys\nfrom sds_agent.pki.certificates import read_pem, serial_hex\n"
+    look += "print(serial_hex(read_pem(sys.stdin.buffer.read())[0]))"
+    shown = subprocess.run(
+        [sys.executable, "-W", "always", "-c", look], input=pem, capture_output=True, text=True, check=True
+    )
+    assert (shown.stdout, shown.stderr) == ("0\n", "")
 
 
 def with_extension(value: bytes, oid: bytes = b"\x55\x1d\x11") -> bytes:

@@ -38,8 +38,8 @@ FAREWELL = 5.0
 _PREFIX = "sds-agent-ca-"
 
 
-class Peer(Struct, frozen=True):
-    """What is known of a connection: its address, and the chain that was verified in the handshake.
+class Peer(Struct, frozen=True, eq=False, weakref=True):
+    """What is known of one connection: its address, and the chain that was verified in the handshake.
 
     `chain` is the client's certificate, then each certificate's issuer, an anchor at the time last; empty where the
     client showed none.

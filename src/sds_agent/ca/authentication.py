@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from weakref import WeakKeyDictionary
 
 import anyio.to_thread
+import msgspec
 from msgspec import Struct
 
 from sds_agent.ca.acceptor import Peer
-from sds_agent.ca.callers import Caller, from_chain, from_join_token
+from sds_agent.ca.callers import Caller, check_chain_times, from_chain, from_join_token
 from sds_agent.ca.jwt import Issuer, caller_of
 from sds_agent.ca.refusal import unauthenticated
 from sds_agent.ca.tokens import PREFIX, JoinTokens, Record
 from sds_agent.pki.path import PathError, find_path
+from sds_agent.pki.revocation import RevocationList
 from sds_agent.pki.rules import Chain
 from sds_agent.pki.signing import SigningSet
 
@@ -30,6 +33,9 @@ class Authentication(Struct, frozen=True):
     issuers: Sequence[Issuer]
     mtls: bool
     tokens: JoinTokens | None
+    _holders: WeakKeyDictionary[Peer, tuple[tuple[RevocationList, ...], Caller]] = msgspec.field(
+        default_factory=WeakKeyDictionary
+    )
 
     async def prove(
         self, peer: Peer, metadata: Sequence[tuple[str, str | bytes]], signing: SigningSet, now: datetime
@@ -40,7 +46,8 @@ class Authentication(Struct, frozen=True):
         """
         if self.mtls and peer.chain:
             _check_anchor(peer.chain, signing, now)
-            return Proven(from_chain(peer.chain, signing.crls, self.trust_domain, now))
+            check_chain_times(peer.chain, now)
+            return Proven(self._holder(peer, signing.crls))
         token = _bearer(metadata)
         if token is None:
             raise unauthenticated(f"the call brings no proof of who it is from: {self._wanted()}")
@@ -49,6 +56,15 @@ class Authentication(Struct, frozen=True):
         if not self.issuers:
             raise unauthenticated("this CA takes no JSON Web Tokens: no issuer is configured in callers.jwt")
         return Proven(await caller_of(token, self.issuers, self.trust_domain, now))
+
+    def _holder(self, peer: Peer, crls: tuple[RevocationList, ...]) -> Caller:
+        """Whose certificate the connection showed: as it stays the same, only other revocation lists are a reason to
+        read it again for a later call.
+        """
+        known = self._holders.get(peer)
+        if known is None or known[0] is not crls:
+            known = self._holders[peer] = (crls, from_chain(peer.chain, crls, self.trust_domain))
+        return known[1]
 
     def _wanted(self) -> str:
         return f"send a token as `authorization: Bearer`{', or a client certificate' if self.mtls else ''}"

@@ -71,18 +71,24 @@ def from_claims(claims: Claims, rule: ClaimRule, trust_domain: str, now: datetim
     return Caller(_ours(identity, trust_domain, "token"), Proof.JWT, f"issuer {rule.issuer}")
 
 
-def from_chain(chain: Chain, crls: Iterable[RevocationList], trust_domain: str, now: datetime) -> Caller:
-    """The caller that holds the key of a certificate of ours (X509-SVID section 5.2: exactly one URI).
-
-    `chain` is the certificate, then each certificate's issuer up to and with the anchor.
-    """
-    certificate, serial = chain[0], serial_hex(chain[0])
+def check_chain_times(chain: Chain, now: datetime) -> None:
+    """Whether a client's certificate and all above it are valid at `now`: a connection can outlive each of them."""
+    certificate = chain[0]
     if now < certificate.not_valid_before_utc:
-        raise unauthenticated(f"the client certificate with serial number {serial} is not valid yet")
+        raise unauthenticated(f"the client certificate with serial number {serial_hex(certificate)} is not valid yet")
     for each in chain:
         if now > each.not_valid_after_utc:
             ended = describe_time(each.not_valid_after_utc)
             raise unauthenticated(f"{_in_chain(each, certificate)} expired on {ended}: come with a token")
+
+
+def from_chain(chain: Chain, crls: Iterable[RevocationList], trust_domain: str) -> Caller:
+    """The caller that holds the key of a certificate of ours (X509-SVID section 5.2: exactly one URI).
+
+    `chain` is the certificate, then each certificate's issuer up to and with the anchor. Its times are not looked at:
+    that is for check_chain_times.
+    """
+    certificate = chain[0]
     if (gone := revoked(chain, crls)) is not None:
         raise unauthenticated(f"{_in_chain(gone, certificate)} with serial number {serial_hex(gone)} is revoked")
     if is_ca(certificate):
@@ -90,7 +96,8 @@ def from_chain(chain: Chain, crls: Iterable[RevocationList], trust_domain: str, 
     uris = subject_alternative_uris(certificate)
     if len(uris) != 1:
         raise unauthenticated(f"the client certificate has {len(uris)} URIs; a workload's has exactly one")
-    return Caller(_ours(uris[0], trust_domain, "client certificate"), Proof.CERTIFICATE, f"serial {serial}")
+    identity = _ours(uris[0], trust_domain, "client certificate")
+    return Caller(identity, Proof.CERTIFICATE, f"serial {serial_hex(certificate)}")
 
 
 def _in_chain(certificate: x509.Certificate, leaf: x509.Certificate) -> str:

@@ -5,8 +5,7 @@ taken, the request judged, a join token spent, and only then something signed.
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 import anyio
@@ -97,26 +96,23 @@ class CertificateService:
 
     async def _create(self, data: bytes, context: Context) -> bytes:
         request = _Request(self._peer_of(context.peer()), self._clock.now())
+        self._in_work += 1
         try:
-            async with self._room():
-                return await self._issue(request, data, list(context.invocation_metadata() or ()))
+            self._check_room()
+            return await self._issue(request, data, list(context.invocation_metadata() or ()))
         except RefusalError as error:
             refusal = error
         except Exception as error:  # noqa: BLE001 - its text must not go to the caller, nor end the server
             log.event(LOG, "bug", level=logging.ERROR, exception=type(error).__name__, where=_place(error))
             refusal = RefusalError(Kind.INTERNAL, "the CA failed on this request; its log says where")
+        finally:
+            self._in_work -= 1
         self._refused(request, refusal)
         return await context.abort(_CODES[refusal.kind], str(refusal))
 
-    @asynccontextmanager
-    async def _room(self) -> AsyncIterator[None]:
-        if self._in_work >= self._rules.at_once:
+    def _check_room(self) -> None:
+        if self._in_work > self._rules.at_once:
             raise RefusalError(Kind.EXHAUSTED, "the CA is busy with other requests: ask again in a moment")
-        self._in_work += 1
-        try:
-            yield
-        finally:
-            self._in_work -= 1
 
     async def _issue(self, request: _Request, data: bytes, metadata: list[tuple[str, str | bytes]]) -> bytes:
         signing = self._current()

@@ -7,8 +7,7 @@ import base64
 import binascii
 import re
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -25,6 +24,10 @@ ExtensionT = TypeVar("ExtensionT", bound=x509.ExtensionType)
 # "X509 CERTIFICATE" is an old label for the same content; RFC 7468 section 5.1 lets it pass for the sake of old tools
 _BEGIN = re.compile(rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----")
 _LONGEST_QUOTE = 120
+
+# Many an old root has the serial number 0. cryptography takes it, but warns at every look that it will not for ever.
+# Once for the process: a filter that is set and taken back around each look would not be safe between threads.
+warnings.filterwarnings("ignore", "Parsed a serial number which wasn't positive", CryptographyDeprecationWarning)
 
 
 class CertificateError(SdsAgentError):
@@ -63,8 +66,7 @@ def is_self_signed(certificate: x509.Certificate) -> bool:
 
 def serial_hex(certificate: x509.Certificate) -> str:
     """The serial number in lower-case hexadecimal, without leading zeros."""
-    with _any_serial_number():
-        return f"{certificate.serial_number:x}"
+    return f"{certificate.serial_number:x}"
 
 
 def has_key(certificate: x509.Certificate, public_key: CertificatePublicKeyTypes) -> bool:
@@ -120,14 +122,6 @@ def describe_time(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-@contextmanager
-def _any_serial_number() -> Iterator[None]:
-    """Many an old root has the serial number 0. cryptography takes it, but warns that it will not for ever."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CryptographyDeprecationWarning)
-        yield
-
-
 def _key_bytes(key: CertificatePublicKeyTypes) -> bytes:
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
@@ -151,8 +145,7 @@ def _read_block(data: bytes, begin: re.Match[bytes], number: int) -> x509.Certif
 
 def _read_der(der: bytes, number: int) -> x509.Certificate:
     try:
-        with _any_serial_number():
-            certificate = x509.load_der_x509_certificate(der)
+        certificate = x509.load_der_x509_certificate(der)
         _parse_all(certificate)
     except (ValueError, TypeError, x509.DuplicateExtension) as error:
         raise CertificateError(f"PEM block {number} is not a well-formed X.509 certificate ({error})") from error
