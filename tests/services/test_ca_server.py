@@ -310,6 +310,19 @@ async def test_an_impersonation_that_is_not_listed_is_denied(ca: Served, account
     refused(caught.value, grpc.StatusCode.PERMISSION_DENIED, ca, "may not act for")
 
 
+async def test_nothing_that_a_caller_asks_for_can_begin_an_audit_line(ca: Served) -> None:
+    """What is not ASCII may be the end of a line to whatever reads the log."""
+    wanted = f'{WEB}\u2028\n\r\x85{{"outcome": "issued"}}'
+    with pytest.raises(grpc.aio.AioRpcError):
+        await ca.ask(
+            ca.issuer.token(sub="system:serviceaccount:kube-system:node"), metadata={"ImpersonatedIdentity": wanted}
+        )
+    assert ca.audit[0]["spiffe_id"] == wanted
+    text = (ca.directory / "audit.log").read_text()
+    assert text.isascii()
+    assert len(text.splitlines()) == 1
+
+
 def unproven() -> str:
     """A CSR whose signature is another's."""
     mine, other = (x509.load_pem_x509_csr(make_csr(generate(KeyType.EC_P256), WEB)) for _ in range(2))

@@ -4,6 +4,7 @@ The order of the steps is what keeps the signer from work that nobody is entitle
 taken, the request judged, a join token spent, and only then something signed.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -37,6 +38,12 @@ SERVICE = "istio.v1.auth.IstioCertificateService"
 METHOD = "CreateCertificate"
 SIGNERS = 4
 """RSA signatures in work at one time; they take threads, since each would hold up the event loop for a millisecond."""
+
+TURNS = 4
+"""Turns of the event loop that gRPC takes to fetch a call, by way of a thread of its own, and only one call at a time.
+Each request lets so many pass before its work begins, so that the next one is fetched meanwhile and not after it: or
+else the loop would wait for every single one, a tenth of its time under load.
+"""
 
 _CODES = {
     Kind.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
@@ -99,6 +106,8 @@ class CertificateService:
         self._in_work += 1
         try:
             self._check_room()
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
             return await self._issue(request, data, list(context.invocation_metadata() or ()))
         except RefusalError as error:
             refusal = error
