@@ -1,21 +1,22 @@
 """TLS in front of gRPC: an acceptor that asks for a client certificate without requiring one.
 
 grpcio's own TLS either requires a client certificate or never asks for one, and a CA needs both kinds of caller on one
-port. So connections are accepted here, and their bytes relayed to the gRPC server on a Unix socket in a directory of
-its own (0700). Each relay's end of that socket is bound to an abstract name that nobody else knows: gRPC shows it as
+port. So connections are accepted here, and their bytes relayed to a gRPC server on a Unix socket in a directory of its
+own (0700). Each relay's end of that socket is bound to an abstract name that nobody else knows: gRPC shows it as
 the call's peer, and it leads to what is known of the connection. When gRPC ends a connection, because it is old or
 idle, the relay passes on what is left and closes it too. A connection ends with its client's certificate: a client
 that renewed in time comes back with the new one, where it would be refused on the old connection.
 """
 
 import asyncio
+import itertools
 import logging
 import math
 import secrets
 import socket
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -53,17 +54,20 @@ UNKNOWN = Peer("unknown")
 
 
 class Acceptor:
-    """Accepts TLS connections and relays each to the Unix socket `backend`. At most `most` are open at one time."""
+    """Accepts TLS connections and relays each to one of the Unix sockets `backends`, in turn.
+
+    At most `most` are open at one time.
+    """
 
     def __init__(
         self,
-        backend: Path,
+        backends: Sequence[Path],
         context: Callable[[], ssl.SSLContext],
         now: Callable[[], datetime],
         most: int,
         handshake: float = HANDSHAKE,
     ) -> None:
-        self._backend = backend
+        self._backends = itertools.cycle(backends)
         self._context = context
         self._now = now
         self._most = most
@@ -156,7 +160,7 @@ class Acceptor:
         try:
             inner.setblocking(False)
             inner.bind(f"\0{name}")
-            await loop.sock_connect(inner, str(self._backend))
+            await loop.sock_connect(inner, str(next(self._backends)))
             await loop.create_unix_connection(lambda: back, sock=inner)
         except BaseException:
             inner.close()
