@@ -53,7 +53,7 @@ def line(entry: Entry, now: datetime) -> bytes:
     told = {key: value[:LONGEST_VALUE] for key, value in fields.items() if value is not None}
     # msgspec is the quicker one, and does not escape what is not ASCII
     ascii_only = all(value.isascii() for value in told.values())
-    return (msgspec.json.encode(told) if ascii_only else json.dumps(told).encode()) + b"\n"
+    return (msgspec.json.encode(told) if ascii_only else json.dumps(told, separators=(",", ":")).encode()) + b"\n"
 
 
 def _time(moment: datetime) -> str:
