@@ -2,11 +2,8 @@
 
 import asyncio
 import logging
-import os
-import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from sds_agent import log
 from sds_agent.authority.embedded import EmbeddedAuthority
@@ -15,7 +12,7 @@ from sds_agent.clock import Clock, SystemClock
 from sds_agent.config.istio import IstioSettings
 from sds_agent.config.settings import AuthoritySettings, CacertsSettings, EmbeddedSettings, Settings
 from sds_agent.errors import ConfigurationError, SdsAgentError
-from sds_agent.files import UntrustedDirectoryError, locked, own_directory
+from sds_agent.files import held_directory
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.gate import Gate
 from sds_agent.issuance.issuer import Issuer, Workload
@@ -28,11 +25,10 @@ from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import SERVICE, SecretDiscoveryService
 from sds_agent.secrets.readiness import complete, missing, watched
 from sds_agent.secrets.store import SecretStore
+from sds_agent.signals import until_signalled
 from sds_agent.tasks import Start, companions
 
 LOG = logging.getLogger(__name__)
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StateInUseError(SdsAgentError):
@@ -46,50 +42,13 @@ async def run(settings: Settings) -> None:
     exception group, as its parts run in one.
     """
     clock = SystemClock()
-    with _state_locked(settings.state_dir):
-        async with _until_signalled(), agent(settings, await authorities(settings, clock), clock):
+    in_use = StateInUseError(
+        f"another sds-agent runs on {settings.state_dir}; stop it first, or give this one another state_dir"
+    )
+    with held_directory(settings.state_dir, "state_dir", in_use):
+        async with until_signalled(), agent(settings, await authorities(settings, clock), clock):
             await asyncio.Event().wait()
     log.event(LOG, "stopped")
-
-
-@asynccontextmanager
-async def _until_signalled() -> AsyncIterator[None]:
-    """Cancel what runs inside at the first SIGTERM or SIGINT, and go on behind it when it has ended."""
-    loop = asyncio.get_running_loop()
-    scope = asyncio.timeout(None)
-
-    def stop(number: signal.Signals) -> None:
-        log.event(LOG, "stopping", signal=number.name)
-        scope.reschedule(loop.time())
-
-    with _first_signal(loop, stop):
-        try:
-            async with scope:
-                yield
-        except TimeoutError:
-            if not scope.expired():
-                raise
-
-
-@contextmanager
-def _first_signal(loop: asyncio.AbstractEventLoop, act: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Call `act` for the first signal; a second one does what it does to any program: it ends it at once."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-
-    def first(number: signal.Signals) -> None:
-        for each in SIGNALS:
-            loop.remove_signal_handler(each)
-            signal.signal(each, signal.SIG_DFL)
-        act(number)
-
-    for number in SIGNALS:
-        loop.add_signal_handler(number, first, number)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, handler)
 
 
 async def authorities(settings: Settings, clock: Clock) -> dict[str, Authority]:
@@ -206,23 +165,3 @@ def _start_outputs(start: Start, settings: Settings, store: SecretStore, clock: 
 def _socket_file(settings: Settings) -> SocketFile:
     sds = settings.sds
     return SocketFile(sds.socket, mode=sds.mode, owner=sds.owner, group=sds.group)
-
-
-@contextmanager
-def _state_locked(directory: Path) -> Iterator[None]:
-    with ExitStack() as stack:
-        try:
-            own_directory(directory, 0o700)
-            stack.enter_context(locked(directory / "lock"))
-        except UntrustedDirectoryError as error:
-            raise ConfigurationError(f"state_dir: {error}") from error
-        except BlockingIOError as error:
-            raise StateInUseError(
-                f"another sds-agent runs on {directory}; stop it first, or give this one another state_dir"
-            ) from error
-        except OSError as error:
-            raise ConfigurationError(
-                f"state_dir: cannot use {error.filename or directory}: {error.strerror}; "
-                f"make it writable for the agent's user (uid {os.geteuid()}) or choose another"
-            ) from error
-        yield

@@ -5,10 +5,10 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from sds_agent.errors import SdsAgentError
+from sds_agent.errors import ConfigurationError, SdsAgentError
 
 
 class UntrustedDirectoryError(SdsAgentError):
@@ -75,3 +75,25 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def held_directory(directory: Path, setting: str, in_use: SdsAgentError) -> Iterator[None]:
+    """Hold a directory (0700) that no second process may use at the same time.
+
+    Raises `in_use` when one does, and ConfigurationError, which names the `setting`, when it cannot be used at all.
+    """
+    with ExitStack() as stack:
+        try:
+            own_directory(directory, 0o700)
+            stack.enter_context(locked(directory / "lock"))
+        except UntrustedDirectoryError as error:
+            raise ConfigurationError(f"{setting}: {error}") from error
+        except BlockingIOError as error:
+            raise in_use from error
+        except OSError as error:
+            raise ConfigurationError(
+                f"{setting}: cannot use {error.filename or directory}: {error.strerror}; make it writable for the user "
+                f"that runs this (uid {os.geteuid()}), or choose another"
+            ) from error
+        yield

@@ -16,7 +16,7 @@ ROOT = "sds_agent"
 
 BASE = {"errors", "clock", "log", "tasks", "values"}
 MATERIAL = BASE | {"identity", "pki"}
-EVERYTHING = MATERIAL | {"files", "secrets", "outputs", "authority", "sds", "issuance", "config", "ca"}
+EVERYTHING = MATERIAL | {"files", "signals", "secrets", "outputs", "authority", "sds", "issuance", "config", "ca"}
 
 # What each part of sds_agent may import of the others; "pki.keys" means that module and no other of its
 # package. A new part is a new line, below what it uses and above what uses it.
@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "tasks": set[str](),
     "values": set[str](),
     "files": BASE,
+    "signals": BASE,
     "identity": BASE,
     "pki": BASE,
     "config": BASE | {"identity", "pki.keys"},
@@ -35,7 +36,7 @@ MAY_IMPORT = {
     "sds": MATERIAL | {"files", "secrets"},
     "outputs": MATERIAL | {"files", "secrets"},
     "issuance": MATERIAL | {"files", "secrets", "authority"},
-    "ca": MATERIAL | {"files", "config", "authority", "sds.health"},
+    "ca": MATERIAL | {"files", "config", "authority", "sds.health", "signals"},
     "app": EVERYTHING,
     "cli": EVERYTHING | {"app"},
     "__main__": {"cli"},

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc.aio
 import pytest
-from fakes.ca_servers import TRUST_DOMAIN, WEB, Served, TokenIssuer
+from fakes.ca_servers import METHOD, TRUST_DOMAIN, WEB, Served, TokenIssuer, ask
 from fakes.processes import Program, started
 
 from sds_agent.ca.schema import json_schema
@@ -56,6 +56,18 @@ async def test_the_root_outlives_the_server(file: Path) -> None:
         await program.stop()
     async with running(file) as (program, second):
         assert second.roots == first.roots
+
+
+async def test_a_second_signal_ends_it_at_once(file: Path) -> None:
+    async with running(file) as (program, ca), ca.connected() as channel:
+        unfinished: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(METHOD)
+        call = unfinished()  # so that the first takes its time
+        with pytest.raises(grpc.aio.AioRpcError):
+            await ask(channel)  # the call is there when this one is answered, on the same connection
+        program.process.terminate()
+        await program.line('"stopping"')
+        assert await program.stop(signal.SIGTERM) == -signal.SIGTERM
+        call.cancel()
 
 
 async def test_two_servers_do_not_share_a_root(file: Path) -> None:

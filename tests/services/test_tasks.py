@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from sds_agent.app import _until_signalled
+from sds_agent.signals import until_signalled
 from sds_agent.tasks import companions, in_thread, uninterrupted
 
 
@@ -89,7 +89,7 @@ async def test_the_result_and_the_failure_of_a_clean_end_are_its_callers() -> No
 async def test_the_first_signal_begins_the_end_and_the_second_is_not_caught(number: signal.Signals) -> None:
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     while_ending = {}
-    async with asyncio.timeout(10), _until_signalled():
+    async with asyncio.timeout(10), until_signalled():
         os.kill(os.getpid(), number)
         try:
             await asyncio.Event().wait()
@@ -101,7 +101,7 @@ async def test_the_first_signal_begins_the_end_and_the_second_is_not_caught(numb
 
 async def test_a_time_out_of_something_else_is_not_taken_for_a_signal() -> None:
     with pytest.raises(TimeoutError):
-        async with _until_signalled():
+        async with until_signalled():
             raise TimeoutError
 
 

@@ -1,12 +1,10 @@
 """`sds-agent ca serve` put together: the signer, the service on its Unix socket, TLS in front, and how they end."""
 
 import logging
-import os
-import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import anyio
@@ -28,9 +26,10 @@ from sds_agent.ca.tls import ServerTls
 from sds_agent.ca.tokens import JoinTokens
 from sds_agent.clock import Clock, SystemClock
 from sds_agent.errors import ConfigurationError
-from sds_agent.files import UntrustedDirectoryError, locked, own_directory
+from sds_agent.files import held_directory
 from sds_agent.pki.signer import SignerError
 from sds_agent.sds.health import Health
+from sds_agent.signals import until_signalled
 
 LOG = logging.getLogger(__name__)
 
@@ -52,11 +51,8 @@ async def run(settings: CaSettings) -> None:
 
     Raises ConfigurationError when it cannot start, alone or in an exception group, as its parts run in one.
     """
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with serving(settings, SystemClock()):
-            async for number in signals:
-                log.event(LOG, "stopping", signal=number.name)
-                break
+    async with until_signalled(), serving(settings, SystemClock()):
+        await anyio.sleep_forever()
     log.event(LOG, "stopped")
 
 
@@ -221,20 +217,9 @@ def _private_directory() -> Iterator[Path]:
 def _kept(settings: CaSettings) -> Iterator[None]:
     """Hold a self-signed root's directory, so that no second server makes a root of its own there."""
     directory = settings.signer.self_signed
-    with ExitStack() as stack:
-        if directory is not None:
-            try:
-                own_directory(directory, 0o700)
-                stack.enter_context(locked(directory / "lock"))
-            except UntrustedDirectoryError as error:
-                raise ConfigurationError(f"signer.self_signed: {error}") from error
-            except BlockingIOError as error:
-                raise ConfigurationError(
-                    f"signer.self_signed: another CA server runs on {directory}; stop it first"
-                ) from error
-            except OSError as error:
-                raise ConfigurationError(
-                    f"signer.self_signed: cannot use {error.filename or directory}: {error.strerror}; "
-                    f"make it writable for the user that runs this (uid {os.geteuid()})"
-                ) from error
+    if directory is None:
+        yield
+        return
+    in_use = ConfigurationError(f"signer.self_signed: another CA server runs on {directory}; stop it first")
+    with held_directory(directory, "signer.self_signed", in_use):
         yield
