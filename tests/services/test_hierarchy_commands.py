@@ -274,6 +274,45 @@ def test_a_root_that_is_none_is_refused(root: Path, tmp_path: Path, capfd: pytes
     assert not (tmp_path / "two").exists()
 
 
+USELESS = {
+    "it allows no CA below it": ("-addext basicConstraints=critical,CA:TRUE,pathlen:0", "at most 0 CAs below it"),
+    "it may not sign": ("-addext keyUsage=critical,digitalSignature", "its KeyUsage lacks keyCertSign"),
+    "its URIs are others": ("-addext nameConstraints=critical,permitted;URI:other.example", "permit 'other.example'"),
+    "nobody knows its extension": ("-addext 1.2.3.4=critical,ASN1:NULL", "the critical extension 1.2.3.4"),
+    "SHA-1": ("-sha1", "'O=theirs' is signed with SHA1"),
+}
+
+
+@pytest.mark.parametrize(("options", "words"), USELESS.values(), ids=USELESS)
+def test_no_intermediate_is_called_ready_that_nobody_would_trust(
+    options: str, words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A cluster would be moved to a CA whose every certificate is refused."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    made = ("-subj", "/O=theirs", "-keyout", "root-key.pem", "-out", "root-cert.pem")
+    openssl(theirs, "req", "-x509", "-newkey", "rsa:2048", "-nodes", *made, *options.split())
+    named = ("--name", "i", "--lifetime", "9d", "--constrain", "demo.example")
+    assert ca("intermediate", tmp_path / "i", "--root", theirs, *named) == 2
+    told = capfd.readouterr()
+    assert words in told.err
+    assert told.out == ""
+    assert not (tmp_path / "i").exists()
+
+
+def test_a_root_that_openssl_signed_anew_as_told_can_be_used(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whoever trusts the old certificate trusts what is below the new one: name and key are the same."""
+    named = ("--root", tmp_path, "--name", "i", "--lifetime", "9d")
+    made = ("-subj", "/O=theirs", "-keyout", "root-key.pem", "-out", "root-cert.pem")
+    openssl(tmp_path, "req", "-x509", "-newkey", "rsa:2048", "-nodes", *made, "-sha1")
+    assert ca("intermediate", tmp_path / "i", *named) == 2
+    command = capfd.readouterr().err.split("`")[1].split()
+    (tmp_path / "old.pem").write_bytes((tmp_path / "root-cert.pem").read_bytes())
+    (tmp_path / "root-cert.pem").write_text(openssl(tmp_path, *command[1:]))
+    assert ca("intermediate", tmp_path / "i", *named) == 0
+    assert openssl(tmp_path, "verify", "-CAfile", "old.pem", "i/ca-cert.pem") == "i/ca-cert.pem: OK\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -285,6 +324,7 @@ def test_a_root_that_is_none_is_refused(root: Path, tmp_path: Path, capfd: pytes
         (("intermediate", "x", "--root", "root", "--name", ""), "needs a name"),
         (("intermediate", "x", "--root", "root", "--name", "i", "--lifetime", "4000d"), "shorter lifetime"),
         (("intermediate", "x", "--root", "root", "--name", "i", "--constrain", "spiffe://x/y"), "--constrain"),
+        (("intermediate", "x", "--root", "root", "--name", "i", "--constrain", "10.0.0.1"), "restrict URIs by"),
         (("check", "nowhere"), "is not a directory"),
     ],
 )

@@ -14,9 +14,11 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 from sds_agent.errors import SdsAgentError
 from sds_agent.files import sync_directory
-from sds_agent.pki.certificates import CertificateError, describe, has_key, is_self_signed, read_pem, write_pem
+from sds_agent.pki.cacerts import CaFilesError, read_signing_set
+from sds_agent.pki.certificates import CertificateError, describe, has_key, read_pem, write_pem
 from sds_agent.pki.keyfile import KeyFileError, read_private_key
 from sds_agent.pki.keys import KeyType, PrivateKey, generate
+from sds_agent.pki.rules import fault_of_signature
 from sds_agent.pki.signer import Signer, SignerError, make_intermediate, make_root
 
 ROOT_CERTIFICATE = "root-cert.pem"
@@ -84,6 +86,7 @@ def create_intermediate(
         CHAIN: write_pem([made.certificate, root.certificate]),
         ROOT_CERTIFICATE: write_pem([root.certificate]),
     }
+    _refuse_useless(files, now, passphrase, permitted_host)
     _write_whole(directory, files)
     return made.certificate
 
@@ -111,12 +114,30 @@ def read_root(directory: Path, passphrase: bytes | None = None) -> Signer:
 
 
 def _as_root(certificate: x509.Certificate, key: PrivateKey, file: Path) -> Signer:
-    if not is_self_signed(certificate):
+    if certificate.issuer != certificate.subject:
         raise HierarchyError(f"{file}: {describe(certificate)} is not self-signed, so it is no root; name the root's")
+    if fault := fault_of_signature(certificate, certificate):
+        raise HierarchyError(
+            f"{file}: {fault}; `openssl x509 -in {ROOT_CERTIFICATE} -signkey {ROOT_KEY} -sha256 -days 3650` signs the "
+            "root anew, under its old name"
+        )
     try:
         return Signer(certificate, key)
     except SignerError as error:
         raise HierarchyError(f"{file}: {error}") from error
+
+
+def _refuse_useless(
+    files: Mapping[str, bytes], now: datetime, passphrase: bytes | None, permitted_host: str | None
+) -> None:
+    """A root that somebody else made may allow no CA below it, or none that could sign for this host."""
+    try:
+        read_signing_set(files, now, passphrase=passphrase, trust_domain=permitted_host)
+    except CaFilesError as error:
+        raise HierarchyError(
+            f"below this root the intermediate could not be used: {'; '.join(each.found for each in error.findings)}; "
+            "take another root or another name constraint"
+        ) from error
 
 
 def _key_pem(key: PrivateKey, passphrase: bytes | None) -> bytes:
