@@ -125,7 +125,7 @@ def typed(*lines: str) -> tuple[int, str]:
         for count, line in enumerate(lines[1:], start=1):
             while shown.count(b": ") < count:
                 shown += os.read(program, 1024)
-            os.write(program, f"{line}\n".encode())
+            os.write(program, f"{line}\n".encode(errors="surrogateescape"))
         with suppress(OSError):  # what a terminal says once nobody holds its other end
             while more := os.read(program, 1024):
                 shown += more
@@ -151,6 +151,15 @@ def test_a_passphrase_is_asked_for_twice_and_not_shown(tmp_path: Path) -> None:
     code, shown = typed(command, "")
     assert code == 2
     assert "the passphrase is empty" in shown
+
+
+def test_what_is_typed_in_another_encoding_is_told_and_not_shown(tmp_path: Path) -> None:
+    """A terminal that sends Latin-1 would end in a traceback instead of the way out."""
+    code, shown = typed(f"root {tmp_path / 'r'} --trust-domain demo.example --ask-passphrase", "battery \udcfc")
+    assert code == 2, shown
+    assert "the passphrase is not in the terminal's encoding" in shown
+    assert "battery" not in shown
+    assert not (tmp_path / "r").exists()
 
 
 def test_the_agent_explains_such_a_ca_and_does_not_start_on_a_bad_one(

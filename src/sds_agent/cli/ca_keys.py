@@ -64,6 +64,11 @@ def ask(prompt: str) -> bytes:
         passphrase = getpass.getpass(prompt).encode()
     except EOFError as error:
         raise ConfigurationError("no passphrase was given; start again, or give it in a file") from error
+    except UnicodeError:  # without its cause: that holds what was typed
+        raise ConfigurationError(
+            "the passphrase is not in the terminal's encoding; start again in a terminal with UTF-8, or give it in a "
+            "file"
+        ) from None
     if not passphrase:
         raise ConfigurationError("the passphrase is empty; start again, or leave out --ask-passphrase")
     return passphrase
