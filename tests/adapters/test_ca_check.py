@@ -198,6 +198,22 @@ def test_a_revocation_list_is_shown_and_told_when_it_is_overdue(
     assert words in capfd.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("ed25519", "Ed25519"), ("rsa:3072", "RSA 3072"), ("ec -pkeyopt ec_paramgen_curve:P-521", "EC secp521r1")],
+)
+def test_the_kind_of_every_key_is_told(kind: str, words: str, tmp_path: Path, capfd: Printed) -> None:
+    """An auditor who reads "RSA 0" of a sound Ed25519 root throws it away, or stops believing the rest."""
+    openssl(
+        by_openssl(tmp_path),
+        *("req", "-x509", "-newkey", *kind.split(), "-nodes", "-keyout", "root-key.pem", "-subj", "/O=demo.example"),
+        *("-addext", "keyUsage=critical,keyCertSign", "-out", "root-cert.pem"),
+    )
+    issued_again()(tmp_path)
+    assert main(["ca", "check", str(tmp_path)]) == 0
+    assert f"root: 'O=demo.example', {words}, valid until" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("by", [by_easyrsa, by_cfssl])
 def test_the_directories_of_other_tools_are_good(by: Callable[[Path], Path], tmp_path: Path, capfd: Printed) -> None:
     assert main(["ca", "check", str(by(tmp_path))]) == 0

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import PublicKeyAlgorithmOID
 from msgspec import Struct
 
@@ -305,10 +306,13 @@ def _order_for_istiod(files: Mapping[str, bytes], layout: Layout) -> Iterator[Fi
 
 def describe_key(certificate: x509.Certificate) -> str:
     """The kind of a certificate's key, for people."""
-    key = certificate.public_key()
-    size = getattr(key, "key_size", 0)
-    curve = getattr(key, "curve", None)
-    return f"EC {curve.name}" if curve is not None else f"RSA {size}"
+    match certificate.public_key():
+        case ec.EllipticCurvePublicKey(curve=curve):
+            return f"EC {curve.name}"
+        case rsa.RSAPublicKey(key_size=size):
+            return f"RSA {size}"
+        case other:  # which may stand above the signer, or among the roots
+            return type(other).__name__.removesuffix("PublicKey")
 
 
 _PURPOSE = {
