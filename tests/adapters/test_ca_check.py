@@ -79,6 +79,24 @@ GOOD: dict[str, tuple[Spoil, str]] = {
         by_shell("(openssl ecparam -name prime256v1; openssl ec -in ca-key.pem) > k; mv k ca-key.pem"),
         "begins with an EC PARAMETERS block",
     ),
+    "a key behind its certificate": (
+        by_shell("cat ca-cert.pem ca-key.pem > k; mv k ca-key.pem"),
+        "ca-key.pem: begins with a block CERTIFICATE; move the key to the front",
+    ),
+    "a signer behind parameters": (
+        by_shell("(openssl ecparam -name prime256v1; cat ca-cert.pem) > c; mv c ca-cert.pem"),
+        "ca-cert.pem: begins with a block EC PARAMETERS; move the signer's certificate to the front",
+    ),
+    "an old label": (
+        by_shell("sed -i 's/CERTIFICATE/X509 CERTIFICATE/' root-cert.pem"),
+        "root-cert.pem: holds an X509 CERTIFICATE; `sed -i",
+    ),
+    "a chain whose lines run together": (
+        by_shell('(printf %s "$(cat ca-cert.pem)"; cat root-cert.pem) > cert-chain.pem'),
+        "cert-chain.pem: holds a BEGIN or an END of a block that shares its line",
+    ),
+    "an indented key": (by_shell("sed -i 's/^/  /' ca-key.pem"), "ca-key.pem: holds a BEGIN or an END"),
+    "spaces after each line": (every_file(lambda data: data.replace(b"\n", b" \n")), ""),
     "PKCS#1": (signer_with_key("genrsa -traditional"), ""),
     "name constraints": (
         issued_again(f"{CA_EXTENSIONS}nameConstraints=critical,permitted;URI:demo.example\n"),

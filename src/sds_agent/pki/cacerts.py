@@ -8,6 +8,7 @@ Everything that is wrong is told at once. That the pieces work together is prove
 a throwaway leaf, and the walk that judges every certificate has to lead from it to an anchor.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 
@@ -49,6 +50,9 @@ Certificates = tuple[x509.Certificate, ...]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PROBE_LIFE = timedelta(seconds=10)
 _PROBE_HOST = "probe.invalid"
+_GO_LINE = re.compile(rb"^-----(BEGIN|END) ([^\r\n]*)-----[ \t\r]*$", re.MULTILINE)
+"""How encoding/pem, by which istiod reads all its files, knows a block."""
+_GO_KEYS = frozenset({"PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY", "ENCRYPTED PRIVATE KEY"})
 
 
 class Layout(Struct, frozen=True):
@@ -271,13 +275,29 @@ def _faults_for_istiod(files: Mapping[str, bytes], layout: Layout) -> Iterator[F
     for name in (each for each in layout.required if each in files):
         if files[name].startswith(BYTE_ORDER_MARK + b"-----BEGIN"):
             yield Finding(name, "begins with a byte order mark", "remove it: `sed -i '1s/^\\xEF\\xBB\\xBF//' FILE`")
-    key = files.get(layout.key, b"")
-    if first_label(key) == "EC PARAMETERS":
-        mend = "remove that block: `openssl pkcs8 -topk8 -nocrypt -in FILE` writes the key alone"
-        yield Finding(layout.key, "begins with an EC PARAMETERS block", mend)
-    if _needs_passphrase(key):
+        else:
+            yield from _blocks_for_istiod(files[name], name, layout)
+    if _needs_passphrase(files.get(layout.key, b"")):
         yield Finding(layout.key, "is encrypted", "istiod has no way to be given a passphrase: decrypt the key for it")
     yield from _order_for_istiod(files, layout)
+
+
+def _blocks_for_istiod(data: bytes, name: str, layout: Layout) -> Iterator[Finding]:
+    """istiod's reader knows BEGIN and END only as lines of their own, and takes a first block for the one it wants."""
+    lines = _GO_LINE.findall(data)
+    labels = [label.decode(errors="replace") for kind, label in lines if kind == b"BEGIN"]
+    if len(lines) < data.count(b"-----BEGIN ") + data.count(b"-----END "):
+        mend = "let each of these begin a line and end it"
+        yield Finding(name, "holds a BEGIN or an END of a block that shares its line with something else", mend)
+    elif name == layout.key and labels[:1] == ["EC PARAMETERS"]:
+        mend = "remove that block: `openssl pkcs8 -topk8 -nocrypt -in FILE` writes the key alone"
+        yield Finding(name, "begins with an EC PARAMETERS block", mend)
+    elif name == layout.key and _GO_KEYS.intersection(labels[1:]) and labels[0] not in _GO_KEYS:
+        yield Finding(name, f"begins with a block {labels[0]}", "move the key to the front")
+    elif name != layout.key and "X509 CERTIFICATE" in labels:
+        yield Finding(name, "holds an X509 CERTIFICATE", "`sed -i 's/X509 CERTIFICATE/CERTIFICATE/' FILE`")
+    elif name == layout.signer and "CERTIFICATE" in labels[1:] and labels[0] != "CERTIFICATE":
+        yield Finding(name, f"begins with a block {labels[0]}", "move the signer's certificate to the front")
 
 
 def _needs_passphrase(key: bytes) -> bool:
