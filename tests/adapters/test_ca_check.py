@@ -57,6 +57,13 @@ def revocation_list(certificate: str, key: str, times: str = "-crldays 9") -> Sp
     )
 
 
+REVOKED = by_shell(
+    "touch index.txt; printf '[ca]\\ndefault_ca=d\\n[d]\\ndatabase=index.txt\\n' > ca.cnf; openssl ca -config ca.cnf "
+    "-md sha256 -cert root-cert.pem -keyfile root-key.pem -revoke ca-cert.pem"
+)
+"""The signer, in the database of its root."""
+
+
 def both(first: Spoil, second: Spoil) -> Spoil:
     return lambda directory: (first(directory), second(directory))
 
@@ -161,6 +168,11 @@ BAD: dict[str, tuple[Spoil, str, str]] = {
         ),
         "not signed with that CA's key",
         "have that CA issue it anew",
+    ),
+    "a signer that its root has revoked": (
+        both(REVOKED, revocation_list("root-cert.pem", "root-key.pem")),
+        "ca-crl.pem: revokes 'CN=cluster1,O=demo.example'",
+        "have another CA certificate issued",
     ),
 }
 

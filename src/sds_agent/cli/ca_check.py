@@ -1,7 +1,7 @@
 """`sds-agent ca check`: whether a directory, made by whatever tool, can be plugged in as a CA."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     from datetime import UTC, datetime  # noqa: PLC0415 - likewise
 
     from sds_agent.authority.directory import DirectoryError, Unsettled, read_directory  # noqa: PLC0415 - likewise
-    from sds_agent.pki.cacerts import CaFilesError, read_signing_set, refused_by_istiod  # noqa: PLC0415 - likewise
+    from sds_agent.pki.cacerts import refused_by_istiod  # noqa: PLC0415 - likewise
 
     # cryptography warns on standard error about oddities of other people's certificates, whenever it reads one
     warnings.filterwarnings("ignore", module="sds_agent|cryptography")
@@ -39,20 +39,34 @@ def run(arguments: argparse.Namespace) -> int:
         raise DirectoryError(f"the files in {directory} change all the time; try again when they are complete")
     passphrase = ca_keys.passphrase_in(arguments.passphrase_file)
     now = datetime.now(UTC)
-    try:
-        signing = read_signing_set(contents.files, now, passphrase=passphrase)
-    except CaFilesError as error:
+    judged = _judge(contents.files, now, passphrase)
+    if isinstance(judged, tuple):
         output.write(f"{directory} cannot be plugged in:")
-        _list(error.findings)
+        _list(judged)
         code = UNUSABLE
     else:
         output.write(f"{directory} can be plugged in.")
-        _describe(signing, now)
+        _describe(judged, now)
         code = 0
     if refused := refused_by_istiod(contents.files):
         output.write("istiod itself would not take it as it is:" if code == 0 else "Besides, for istiod:")
         _list(refused)
     return code
+
+
+def _judge(files: Mapping[str, bytes], now: "datetime", passphrase: bytes | None) -> "SigningSet | tuple[Finding, ...]":
+    from sds_agent.pki.cacerts import (  # noqa: PLC0415 - imported by the command that needs it
+        CaFilesError,
+        fault_of_revocation,
+        read_signing_set,
+    )
+
+    try:
+        signing = read_signing_set(files, now, passphrase=passphrase)
+    except CaFilesError as error:
+        return error.findings
+    revocation = fault_of_revocation(signing)
+    return (revocation,) if revocation else signing
 
 
 def _list(findings: Iterable["Finding"]) -> None:

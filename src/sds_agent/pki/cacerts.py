@@ -41,7 +41,7 @@ from sds_agent.pki.keyfile import (
 )
 from sds_agent.pki.keys import KeyType, PrivateKey, generate
 from sds_agent.pki.path import PathError, find_path
-from sds_agent.pki.revocation import RevocationList, fault_of_list, read_crls
+from sds_agent.pki.revocation import RevocationList, fault_of_list, read_crls, revoked
 from sds_agent.pki.signer import Signer, SignerError
 from sds_agent.pki.signing import SigningSet
 
@@ -264,6 +264,18 @@ def _permitted_host(certificates: Certificates) -> str:
             if isinstance(name, x509.UniformResourceIdentifier):
                 return f"{_PROBE_HOST}{name.value}" if name.value.startswith(".") else name.value
     return _PROBE_HOST
+
+
+def fault_of_revocation(signing: SigningSet) -> Finding | None:
+    """Whether the lists beside a CA revoke the CA itself.
+
+    It can sign all the same, and a running CA server has to take such a set: else it would not know of the revocation.
+    """
+    for root in signing.roots:
+        if (gone := revoked((*signing.intermediates, root), signing.crls)) is not None:
+            found = f"revokes {describe(gone)}, so nothing that this CA issues would be taken for a renewal"
+            return Finding(CRL_FILE, found, "have another CA certificate issued, for a new key")
+    return None
 
 
 def refused_by_istiod(files: Mapping[str, bytes]) -> tuple[Finding, ...]:
