@@ -18,6 +18,7 @@ from sds_agent.cli import run
 from sds_agent.config import durations
 from sds_agent.config.conflicts import conflicts, draft
 from sds_agent.config.loading import load
+from sds_agent.config.problems import ConfigError
 from sds_agent.config.schema import FILE, json_schema
 from sds_agent.config.settings import SHAPE, EmbeddedSettings, LogSettings, Settings, WorkloadSettings
 from sds_agent.config.shapes import INVALID, Listing, Named, Reading, Scalar, Section, Variant, keys
@@ -212,6 +213,19 @@ def test_a_variable_may_add_an_authority_and_fill_an_empty_section(tmp_path: Pat
     read = settings(tmp_path, f"{MINIMAL}sds:\n", **variables)
     assert list(read.authorities) == ["new"]
     assert read.sds.group == "envoy"
+
+
+def test_a_variable_sets_a_key_of_the_ca_that_is_there_without_being_named(tmp_path: Path) -> None:
+    """As the page on the configuration has it; to set the kind of its key one would have to write a section else."""
+    key = {"SDS_AGENT__AUTHORITIES__LOCAL__KEY": "rsa-2048"}
+    expected = {"local": EmbeddedSettings(key=KeyType.RSA_2048)}
+    assert settings(tmp_path, MINIMAL, **key).authorities == expected
+    assert load(None, key).settings.authorities == expected
+    section = f"{MINIMAL}authorities:\n  local: {{key: ec-p384}}\n"
+    with pytest.raises(ConfigError, match=r"authorities\.local\.type is missing"):
+        settings(tmp_path, section, **key)
+    with pytest.raises(ConfigError, match=r"authorities\.local\.type is missing"):
+        settings(tmp_path, MINIMAL, **key, SDS_AGENT__AUTHORITIES__OTHER__TYPE="embedded")
 
 
 def test_what_kubernetes_sets_for_a_service_of_our_name_is_left_alone(tmp_path: Path) -> None:

@@ -31,6 +31,16 @@ def name_default_workload(document: Document) -> None:
                 document.origins["workloads", 0, "spiffe_id"] = document.origin(("trust_domain",))
 
 
+def type_default_authority(document: Document, name: str) -> None:
+    """Where the file names no CA there is one all the same, of which a variable may set a key: it stays embedded."""
+    match document.tree.get("authorities"):
+        case dict(authorities) if list(authorities) == [name] and document.origin(("authorities",)).is_variable:
+            only = authorities[name]
+            if isinstance(only, dict) and "type" not in only:
+                only["type"] = "embedded"
+                document.origins["authorities", name, "type"] = _ORIGIN
+
+
 def fill_places(document: Document, environ: Mapping[str, str], uid: int) -> None:
     """Fill in the socket and the state directory where they are left out."""
     if "state_dir" not in document.tree:

@@ -44,6 +44,7 @@ def load(path: Path | None, environ: Mapping[str, str], *, uid: int | None = Non
     problems += environment.apply(document, environ)
     if path is None:
         defaults.name_default_workload(document)
+    defaults.type_default_authority(document, ONLY_AUTHORITY)
     defaults.fill_places(document, environ, os.geteuid() if uid is None else uid)
     reading = Reading(document.base, document.written)
     settings = SHAPE.read(document.tree, (), reading)
