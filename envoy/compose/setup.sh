@@ -3,14 +3,17 @@
 root=/root-ca/root
 state=/var/lib/sds-agent
 
+# In both directories root-cert.pem is written last: without it the rest is what an earlier start left that was killed.
 if [ -e $root/root-cert.pem ]; then
     echo "The root of an earlier start is there."
 else
+    rm -f $root/root-key.pem
     sds-agent ca root $root --trust-domain demo.example
 fi
-if [ -e $state/cacerts/ca-cert.pem ]; then
+if [ -e $state/cacerts/root-cert.pem ]; then
     echo "The intermediate of an earlier start is there."
 else
+    rm -f $state/cacerts/ca-key.pem $state/cacerts/ca-cert.pem $state/cacerts/cert-chain.pem
     sds-agent ca intermediate $state/cacerts --root $root --name demo
 fi
 install -d -m 700 $state/tokens
@@ -18,7 +21,8 @@ install -d -m 700 $state/tokens
 chown -R 10001:10001 $state /join/*
 
 for workload in web backend; do
-    cp $root/root-cert.pem /join/$workload/
+    # The root above that intermediate, should the volume of the root be a newer one.
+    cp $state/cacerts/root-cert.pem /join/$workload/
     rm -f /join/$workload/token
     # As that user, so that the CA can spend the token and the agent can read it.
     setpriv --reuid 10001 --regid 10001 --clear-groups \

@@ -3,8 +3,10 @@
 The story itself needs a Docker engine: scripts/compose-demo plays it.
 """
 
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import yaml
 from fakes.envoys import BINARY
 
 from sds_agent.ca import settings as ca_settings
+from sds_agent.cli.main import main
 from sds_agent.config.istio import IstioSettings
 from sds_agent.config.loading import load
 
@@ -91,6 +94,60 @@ def test_envoy_takes_the_file_without_a_warning(pair: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "[warning]" not in done.stderr
     assert "deprecated" not in done.stderr
+
+
+SHIMS = {
+    "sds-agent": f'exec "{sys.executable}" -P -m sds_agent "$@"',
+    "chown": ":",
+    "setpriv": 'while [ "$1" != sds-agent ]; do shift; done; exec "$@"',
+}
+"""What only root may do is left out."""
+
+
+def set_up(directory: Path) -> None:
+    """The service `setup`, with its volumes in a directory."""
+
+    def here(text: str) -> str:
+        return re.sub(r"(?<=[ =])(/root-ca|/var/lib/sds-agent|/join|/etc/sds-agent)", rf"{directory}\1", text)
+
+    for name in ("join/web", "join/backend", "etc/sds-agent", "bin"):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    (directory / "etc/sds-agent/ca.yaml").write_text(here((FILES / "ca.yaml").read_text()))
+    for name, text in SHIMS.items():
+        (directory / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (directory / "bin" / name).chmod(0o755)
+    environment = {
+        "PATH": f"{directory / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    command = ["sh", "-euc", here((FILES / "setup.sh").read_text())]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        (),
+        ("root-ca/root/root-cert.pem",),
+        ("root-ca/root/root-cert.pem", "root-ca/root/root-key.pem"),
+        ("var/lib/sds-agent/cacerts/root-cert.pem",),
+        ("var/lib/sds-agent/cacerts/root-cert.pem", "var/lib/sds-agent/cacerts/cert-chain.pem"),
+    ],
+    ids=" ".join,
+)
+def test_another_up_mends_what_a_killed_one_left(lost: tuple[str, ...], tmp_path: Path) -> None:
+    """Otherwise no service comes up until somebody removes the volumes, with all that is in them."""
+    set_up(tmp_path)
+    signer = tmp_path / "var/lib/sds-agent/cacerts"
+    before = (signer / "ca-cert.pem").read_bytes()
+    for name in lost:
+        (tmp_path / name).unlink()
+    set_up(tmp_path)
+    assert main(["ca", "check", str(signer)]) == 0
+    assert ((signer / "ca-cert.pem").read_bytes() == before) is not any("cacerts" in name for name in lost)
+    for pair in PAIRS:
+        assert (tmp_path / "join" / pair / "root-cert.pem").read_bytes() == (signer / "root-cert.pem").read_bytes()
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in FILES.iterdir()))
