@@ -60,6 +60,18 @@ def test_a_claim_by_configuration_names_the_caller() -> None:
     assert str(caller.identity) == "spiffe://demo.example/vm/7"
 
 
+@pytest.mark.parametrize("audience", ["not-istio-ca", ["not-istio-ca"], "istio-ca,vault", [["istio-ca"]]])
+def test_a_token_for_an_audience_whose_name_holds_ours_is_refused(audience: object) -> None:
+    """Whoever gets such a token, for a service of another name, could otherwise become its holder here."""
+    with pytest.raises(RefusalError, match="not for this CA") as error:
+        from_claims({**GOOD, "aud": audience}, RULE, "demo.example", NOW)
+    assert kind_of(error) is Kind.UNAUTHENTICATED
+
+
+def test_an_audience_may_be_written_without_a_list() -> None:
+    from_claims({**GOOD, "aud": "istio-ca"}, RULE, "demo.example", NOW)
+
+
 @pytest.mark.parametrize("claimed", [None, 7, "", "web", "spiffe://elsewhere/web", "spiffe://demo.example"])
 def test_a_claim_that_names_nobody_of_ours_is_refused(claimed: object) -> None:
     rule = ClaimRule("https://issuer", "istio-ca", "spiffe_id")
@@ -100,6 +112,19 @@ def test_a_certificate_speaks_for_its_one_uri_until_it_ends() -> None:
     check_chain_times(chain, NOW + HOUR)
     with pytest.raises(RefusalError, match="expired"):
         check_chain_times(chain, NOW + HOUR + timedelta(seconds=1))
+
+
+@pytest.mark.parametrize("ended", ["intermediate", "root"])
+def test_a_certificate_speaks_for_nobody_once_a_ca_above_it_has_ended(ended: str) -> None:
+    """Its own NotAfter lies later: a connection that is kept open must not renew it for ever."""
+    soon, late = NOW + timedelta(minutes=1), NOW + timedelta(days=1)
+    root = make_ca("root", not_after=soon if ended == "root" else late)
+    signer = make_ca("cluster1", root, not_after=soon if ended == "intermediate" else late)
+    chain = (make_leaf(signer), signer.certificate, root.certificate)
+    check_chain_times(chain, soon)
+    with pytest.raises(RefusalError, match="above the client's expired") as error:
+        check_chain_times(chain, soon + timedelta(seconds=1))
+    assert kind_of(error) is Kind.UNAUTHENTICATED
 
 
 def test_a_certificate_speaks_for_nobody_before_it_begins() -> None:

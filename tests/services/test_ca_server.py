@@ -104,6 +104,7 @@ BAD_CLAIMS: dict[str, tuple[dict[str, Any], str]] = {
     "another issuer": ({"iss": "https://elsewhere"}, "issuer"),
     "not yet": ({"nbf": datetime.now(UTC) + timedelta(hours=1)}, "valid only from"),
     "a user": ({"sub": "system:admin"}, "service account"),
+    "more than a name": ({"sub": "system:serviceaccount:default:web:admin"}, "service account"),
     "a path in the name": ({"sub": "system:serviceaccount:default:a/b"}, "slash"),
     "no name": ({"sub": "system:serviceaccount:default:"}, "SPIFFE ID"),
 }
@@ -188,6 +189,20 @@ async def test_a_call_with_two_tokens_gets_nothing(ca: Served) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await ca.ask(headers=headers)
     refused(caught.value, grpc.StatusCode.UNAUTHENTICATED, ca, "more than one authorization header")
+
+
+@pytest.mark.parametrize("scheme", ["bearer", "BEARER"])
+async def test_a_scheme_in_any_case_brings_a_token(ca: Served, scheme: str) -> None:
+    """Not every client writes Bearer with a capital letter, and it need not (RFC 9110 section 11.1)."""
+    async with ca.connected() as channel:
+        await ask(channel, headers=[("authorization", f"{scheme} {ca.issuer.token()}")])
+
+
+async def test_a_token_under_another_scheme_gets_nothing(ca: Served) -> None:
+    async with ca.connected() as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask(channel, headers=[("authorization", f"Basic {ca.issuer.token()}")])
+    refused(caught.value, grpc.StatusCode.UNAUTHENTICATED, ca, "no proof")
 
 
 async def test_a_certificate_proves_nothing_where_that_is_switched_off(tmp_path: Path) -> None:
