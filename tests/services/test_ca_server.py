@@ -40,9 +40,11 @@ from fakes.events import recorded
 from fakes.hierarchy import make_ca
 from sds_agent_proto.istio_pb2 import CertificateRequest
 
+from sds_agent.ca import service
 from sds_agent.ca.jwt import LONGEST_TOKEN, caller_of
 from sds_agent.ca.refusal import RefusalError
-from sds_agent.ca.server import LARGEST_REQUEST, serving
+from sds_agent.ca.server import serving
+from sds_agent.ca.service import LARGEST_REQUEST
 from sds_agent.ca.settings import load
 from sds_agent.clock import SystemClock
 from sds_agent.errors import ConfigurationError
@@ -391,11 +393,42 @@ async def test_a_request_that_is_none_is_called_invalid(ca: Served, data: bytes,
     refused(caught.value, grpc.StatusCode.INVALID_ARGUMENT, ca, words)
 
 
-async def test_what_is_too_large_for_grpc_never_reaches_the_ca(ca: Served) -> None:
+async def test_what_is_too_large_for_grpc_is_turned_away_by_it_and_written_down(ca: Served) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await ca.ask(ca.issuer.token(), csr="A" * (LARGEST_REQUEST + 1))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert ca.audit == []
+    assert [(line["outcome"], line["caller"]) for line in ca.audit] == [("invalid", WEB)]
+
+
+async def test_nothing_is_read_from_a_caller_that_proves_nothing(ca: Served) -> None:
+    """Or else anybody's requests that never end would be kept in memory, a hundred of 4 MB on every connection."""
+    async with ca.connected() as channel:
+        begin: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(METHOD)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await begin(timeout=10)
+    refused(caught.value, grpc.StatusCode.UNAUTHENTICATED, ca, "no proof")
+
+
+async def test_a_proven_caller_has_to_send_its_request_in_time(ca: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that stops in the middle keeps none of the places for requests in work."""
+    monkeypatch.setattr(service, "PATIENCE", 0.1)
+    proof = (("authorization", f"Bearer {ca.issuer.token()}"),)
+    async with ca.connected() as channel:
+        begin: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(METHOD)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await begin(metadata=proof, timeout=10)
+    refused(caught.value, grpc.StatusCode.INVALID_ARGUMENT, ca, "did not arrive")
+
+
+async def test_a_call_without_a_request_is_called_invalid(ca: Served) -> None:
+    proof = (("authorization", f"Bearer {ca.issuer.token()}"),)
+    async with ca.connected() as channel:
+        begin: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(METHOD)
+        call = begin(metadata=proof, timeout=10)
+        await call.done_writing()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+    refused(caught.value, grpc.StatusCode.INVALID_ARGUMENT, ca, "without a request")
 
 
 async def test_a_refused_request_never_reaches_the_signer(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from sds_agent.ca.authentication import Authentication
 from sds_agent.ca.callers import ClaimRule
 from sds_agent.ca.jwks import IssuerKeys, Location
 from sds_agent.ca.jwt import Issuer
-from sds_agent.ca.service import SERVICE, CertificateService, Rules
+from sds_agent.ca.service import LARGEST_REQUEST, SERVICE, CertificateService, Rules
 from sds_agent.ca.settings import Address, CaSettings, JwtSettings
 from sds_agent.ca.source import Plugged, SelfSigned, Source
 from sds_agent.ca.tls import ServerTls
@@ -33,8 +33,6 @@ from sds_agent.signals import until_signalled
 
 LOG = logging.getLogger(__name__)
 
-LARGEST_REQUEST = 4 << 20
-"""Bytes; gRPC's own default. What is larger never reaches the service."""
 SERVERS = 2
 """gRPC servers that share the connections. Each fetches one call at a time (see service.TURNS): two of them have two
 calls ready for the event loop at once, which takes a tenth off the work of each. More than two gain no more.

@@ -1,7 +1,9 @@
 """istio.v1.auth.IstioCertificateService on raw bytes: from a request to a signed chain or a refusal, and its audit.
 
-The order of the steps is what keeps the signer from work that nobody is entitled to: the caller is proven, its quota
-taken, the request judged, a join token spent, and only then something signed.
+The order of the steps is what keeps the CA from work that nobody is entitled to: the caller is proven, its quota
+taken, the request read and judged, a join token spent, and only then something signed. To gRPC a method that takes one
+message is read before it is called; so this one is declared to take a stream of them, which is the same on the wire.
+Or else whoever can connect could fill the memory with requests that never end.
 """
 
 import asyncio
@@ -36,6 +38,10 @@ LOG = logging.getLogger(__name__)
 
 SERVICE = "istio.v1.auth.IstioCertificateService"
 METHOD = "CreateCertificate"
+LARGEST_REQUEST = 4 << 20
+"""Bytes; gRPC's own default."""
+PATIENCE = 10.0
+"""Seconds for a proven caller's request to arrive."""
 SIGNERS = 4
 """RSA signatures in work at one time; they take threads, since each would hold up the event loop for a millisecond."""
 
@@ -98,17 +104,17 @@ class CertificateService:
     def handler(self) -> grpc.GenericRpcHandler:
         """What gRPC serves."""
         return grpc.method_handlers_generic_handler(
-            SERVICE, {METHOD: grpc.unary_unary_rpc_method_handler(self._create)}
+            SERVICE, {METHOD: grpc.stream_unary_rpc_method_handler(self._create)}
         )
 
-    async def _create(self, data: bytes, context: Context) -> bytes:
+    async def _create(self, _: object, context: Context) -> bytes:
         request = _Request(self._peer_of(context.peer()), self._clock.now())
         self._in_work += 1
         try:
             self._check_room()
             for _ in range(TURNS):
                 await asyncio.sleep(0)
-            return await self._issue(request, data, list(context.invocation_metadata() or ()))
+            return await self._issue(request, context)
         except RefusalError as error:
             refusal = error
         except Exception as error:  # noqa: BLE001 - its text must not go to the caller, nor end the server
@@ -123,15 +129,15 @@ class CertificateService:
         if self._in_work > self._rules.at_once:
             raise RefusalError(Kind.EXHAUSTED, "the CA is busy with other requests: ask again in a moment")
 
-    async def _issue(self, request: _Request, data: bytes, metadata: list[tuple[str, str | bytes]]) -> bytes:
-        signing = self._current()
+    async def _issue(self, request: _Request, context: Context) -> bytes:
+        signing, metadata = self._current(), list(context.invocation_metadata() or ())
         proven = await self._rules.authentication.prove(request.peer, metadata, signing, request.now)
         request.caller = proven.caller
         if not self._quota.take(str(proven.caller.identity), request.now):
             raise RefusalError(
                 Kind.EXHAUSTED, f"{proven.caller.identity} asked more than {self._rules.per_caller} times in a minute"
             )
-        order = self._judge(request, data, proven.caller)
+        order = self._judge(request, await _received(context), proven.caller)
         await self._spend(proven, order)
         chain = await self._sign(signing, order, request.now)
         self._issued(request, chain[0])
@@ -194,6 +200,17 @@ class CertificateService:
             self._audit.write(entry, request.now)
         except OSError as error:
             log.event(LOG, "audit_not_written", level=logging.ERROR, cause=error.strerror)
+
+
+async def _received(context: Context) -> bytes:
+    try:
+        with anyio.fail_after(PATIENCE):
+            data = await context.read()
+    except TimeoutError as error:
+        raise invalid(f"the request did not arrive within {PATIENCE:g} s") from error
+    if not isinstance(data, bytes):
+        raise invalid(f"the call ended without a request, or with one of more than {LARGEST_REQUEST} bytes")
+    return data
 
 
 def _read(data: bytes) -> CertificateRequest:
