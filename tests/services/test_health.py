@@ -104,6 +104,35 @@ async def test_check_of_an_unknown_service_is_not_found(server: Server) -> None:
             assert caught.value.code() is code
 
 
+def begun(channel: grpc.aio.Channel) -> grpc.aio.StreamUnaryCall[bytes, bytes]:
+    """A check whose request does not come."""
+    begin: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(f"/{health.SERVICE}/Check")
+    return begin(timeout=30)
+
+
+async def test_only_so_many_requests_are_begun_and_not_ended(server: Server) -> None:
+    """Anybody may ask for health at the CA, and what each of these could still send has its room in memory."""
+    async with server.running() as channel:
+        calls = [begun(channel) for _ in range(health.MOST_UNREAD + 1)]
+        codes = [asyncio.ensure_future(call.code()) for call in calls]
+        (refused,), _ = await asyncio.wait(codes, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+        assert refused.result() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        for call, code in zip(calls, codes, strict=True):
+            if code is not refused:
+                await call.done_writing()
+                assert await code is grpc.StatusCode.INVALID_ARGUMENT
+        assert not await health.check(server.address, 5)
+
+
+async def test_a_request_has_to_arrive_in_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or else those that never come would keep others out for good."""
+    monkeypatch.setattr(health, "PATIENCE", 0.1)
+    async with server.running() as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await begun(channel)
+        assert "did not arrive" in (caught.value.details() or "")
+
+
 async def test_a_watcher_hears_of_every_change_once(server: Server) -> None:
     async with server.running() as channel:
         call = server.watch(channel, "a.Service")

@@ -3,6 +3,10 @@
 Source: gRPC's health checking protocol. The agent's socket and the CA server have it in common. `Check` answers once;
 `Watch` answers at once and again after each change, for a service that is not here with SERVICE_UNKNOWN. A watcher that
 reads slowly misses statuses in between, never the newest.
+
+Nobody has to prove who asks, so what one caller can make the server hold is bounded: the watches, and the requests that
+have begun and not ended. For gRPC's own way to read a single request knows no such bound, both methods are declared to
+take a stream of requests, which is the same on the wire, and read the first.
 """
 
 import asyncio
@@ -17,7 +21,11 @@ from sds_agent.errors import SdsAgentError
 
 SERVICE = "grpc.health.v1.Health"
 MOST_WATCHERS = 1000
-"""Watches at one time. They need no proof of who asks, and each holds memory for as long as it likes."""
+"""Watches at one time. Each holds memory for as long as it likes."""
+MOST_UNREAD = 32
+"""Requests at one time that have begun and not ended. Each can be as large as the server lets a message be."""
+PATIENCE = 5.0
+"""Seconds for a request to arrive."""
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -32,14 +40,15 @@ class Health:
         self._services = services | {""}
         self._most_watchers = most_watchers
         self._watchers = 0
+        self._unread = 0
         self._draining = False
         self._changed = asyncio.Event()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service as a handler for a grpc.aio server."""
         methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            "Check": grpc.unary_unary_rpc_method_handler(self._check),
-            "Watch": grpc.unary_stream_rpc_method_handler(self._watch),
+            "Check": grpc.stream_unary_rpc_method_handler(self._check),
+            "Watch": grpc.stream_stream_rpc_method_handler(self._watch),
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
@@ -53,14 +62,14 @@ class Health:
         self._draining = True
         self.look()
 
-    async def _check(self, data: bytes, context: Context) -> bytes:
-        service = await _asked(data, context)
+    async def _check(self, _: object, context: Context) -> bytes:
+        service = await self._asked(context)
         if service not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no service of that name is here")
         return _written(self._status(service))
 
-    async def _watch(self, data: bytes, context: Context) -> None:
-        service = await _asked(data, context)
+    async def _watch(self, _: object, context: Context) -> None:
+        service = await self._asked(context)
         if self._watchers >= self._most_watchers:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watch already: use Check")
         self._watchers += 1
@@ -80,20 +89,28 @@ class Health:
                 return
             await changed.wait()
 
+    async def _asked(self, context: Context) -> str:
+        """The service that is asked for. Aborts the call for what is no request."""
+        if self._unread >= MOST_UNREAD:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests have begun and not ended")
+        self._unread += 1
+        try:
+            async with asyncio.timeout(PATIENCE):
+                data = await context.read()
+            return HealthCheckRequest.FromString(data).service
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"the request did not arrive within {PATIENCE:g} s")
+        except (DecodeError, TypeError):  # instead of a message gRPC gives the end of the call
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not a HealthCheckRequest")
+        finally:
+            self._unread -= 1
+        raise AssertionError  # abort always raises, which its types do not say
+
     def _status(self, service: str) -> HealthCheckResponse.ServingStatus:
         if service not in self._services:
             return HealthCheckResponse.SERVICE_UNKNOWN
         serving = self._ready() and not self._draining
         return HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
-
-
-async def _asked(data: bytes, context: Context) -> str:
-    """The service that is asked for. Aborts the call for what is no request."""
-    try:
-        return HealthCheckRequest.FromString(data).service
-    except DecodeError:
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not a HealthCheckRequest")
-    raise AssertionError  # abort always raises, which its types do not say
 
 
 def _written(status: HealthCheckResponse.ServingStatus) -> bytes:
