@@ -112,8 +112,6 @@ class CertificateService:
         self._in_work += 1
         try:
             self._check_room()
-            for _ in range(TURNS):
-                await asyncio.sleep(0)
             return await self._issue(request, context)
         except RefusalError as error:
             refusal = error
@@ -130,15 +128,19 @@ class CertificateService:
             raise RefusalError(Kind.EXHAUSTED, "the CA is busy with other requests: ask again in a moment")
 
     async def _issue(self, request: _Request, context: Context) -> bytes:
-        signing, metadata = self._current(), list(context.invocation_metadata() or ())
-        proven = await self._rules.authentication.prove(request.peer, metadata, signing, request.now)
+        metadata = list(context.invocation_metadata() or ())
+        proven = await self._rules.authentication.prove(request.peer, metadata, self._current(), request.now)
         request.caller = proven.caller
         if not self._quota.take(str(proven.caller.identity), request.now):
             raise RefusalError(
                 Kind.EXHAUSTED, f"{proven.caller.identity} asked more than {self._rules.per_caller} times in a minute"
             )
-        order = self._judge(request, await _received(context), proven.caller)
+        data = await _received(context)
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        order = self._judge(request, data, proven.caller)
         await self._spend(proven, order)
+        signing = self._current()  # which may be another by now
         chain = await self._sign(signing, order, request.now)
         self._issued(request, chain[0])
         return self._response(chain[0], signing)
@@ -204,7 +206,7 @@ class CertificateService:
 
 async def _received(context: Context) -> bytes:
     try:
-        with anyio.fail_after(PATIENCE):
+        async with asyncio.timeout(PATIENCE):
             data = await context.read()
     except TimeoutError as error:
         raise invalid(f"the request did not arrive within {PATIENCE:g} s") from error
