@@ -90,7 +90,8 @@ def test_a_token_goes_to_a_file_of_its_own(file: Path, capsys: pytest.CaptureFix
         (["web"], "not a SPIFFE ID"),
         ([WEB, "--ttl", "25h"], "24h"),
         ([WEB, "--ttl", "soon"], "write it like"),
-        ([WEB, "--output", "/nowhere/at/all"], "cannot write"),
+        ([WEB, "--output", "/nowhere/at/all"], "cannot write /nowhere/at/all: No such file or directory; name a file"),
+        ([WEB, "--output", "/proc"], "cannot write /proc: "),
     ],
 )
 def test_a_token_that_makes_no_sense_is_refused_in_words(

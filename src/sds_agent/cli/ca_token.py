@@ -74,4 +74,9 @@ def _hand_over(token: str, path: Path | None) -> None:
         return
     from sds_agent.files import write_private  # noqa: PLC0415 - imported by the command that needs it
 
-    write_private(path, f"{token}\n".encode())
+    try:
+        write_private(path, f"{token}\n".encode())
+    except OSError as error:  # which names a file beside it, that was to become it
+        raise ConfigurationError(
+            f"--output: cannot write {path}: {error.strerror}; name a file in a directory that this user may write to"
+        ) from error
