@@ -4,7 +4,7 @@ import json
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc.aio
@@ -29,10 +29,22 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+def add(file: Path, line: str) -> None:
+    file.write_text(f"{CONFIG}{line}\n")
+
+
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
+os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
+"""
+
+
 @asynccontextmanager
-async def running(file: Path) -> AsyncIterator[tuple[Program, Served]]:
-    """The command, and the CA that it serves."""
-    async with started([sys.executable, "-m", "sds_agent", "ca", "serve", str(file)]) as program:
+async def running(file: Path, descriptors: tuple[int, int] | None = None) -> AsyncIterator[tuple[Program, Served]]:
+    """The command, and the CA that it serves; where it is told, with these limits (soft and hard) on descriptors."""
+    limited = [] if descriptors is None else ["-c", LIMITED, *map(str, descriptors)]
+    async with started([sys.executable, *limited, "-m", "sds_agent", "ca", "serve", str(file)]) as program:
         address = json.loads(await program.line('"listening"'))["address"]
         kept = (file.parent / "root" / "roots.pem").read_bytes()
         yield program, Served(address, file.parent, TokenIssuer(), write_pem(read_pem(kept)))
@@ -137,3 +149,31 @@ async def test_a_killed_server_forgets_no_spent_token(file: Path, capsys: pytest
     async with running(file) as (program, ca):
         with pytest.raises(grpc.aio.AioRpcError):
             await ca.ask(token)
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "connections"), [((128, 4096), 40), ((128, 190), 30)], ids=["soft limit", "hard limit"]
+)
+async def test_connections_never_take_the_descriptor_that_the_audit_log_needs(
+    file: Path, capsys: pytest.CaptureFixture[str], descriptors: tuple[int, int], connections: int
+) -> None:
+    """Agents that keep their connections are many, and 1024 descriptors are what most systems give: when they were
+    used up, nobody would get a certificate any more, those who are connected included.
+    """
+    add(file, "limits: {connections: 1000}")
+    assert main(["ca", "token", str(file), WEB]) == 0
+    token = capsys.readouterr().out.strip()
+    async with running(file, descriptors) as (program, ca), AsyncExitStack() as open_until_the_end:
+        first = await open_until_the_end.enter_async_context(ca.connected(await ca.ask(token)))
+        await ask(first)
+        served = 1
+        for _ in range(39):
+            channel = await open_until_the_end.enter_async_context(ca.connected())
+            check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")
+            with suppress(grpc.aio.AioRpcError):
+                await check(b"", timeout=10)
+                served += 1
+        assert served == connections
+        await ask(first)
+        assert await program.stop() == 0
+    assert ("few_descriptors" in "".join(program.lines)) is (connections < 40)

@@ -17,6 +17,7 @@ from sds_agent.ca.acceptor import Acceptor
 from sds_agent.ca.audit import AuditLog
 from sds_agent.ca.authentication import Authentication
 from sds_agent.ca.callers import ClaimRule
+from sds_agent.ca.descriptors import room_for
 from sds_agent.ca.jwks import IssuerKeys, Location
 from sds_agent.ca.jwt import Issuer
 from sds_agent.ca.service import LARGEST_REQUEST, SERVICE, CertificateService, Rules
@@ -65,7 +66,7 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
         tls = ServerTls(source.current, settings.server_names, clock.now, ask_client=settings.callers.mtls)
         _check_signer(tls)
         sockets = [directory / f"grpc-{number}" for number in range(SERVERS)]
-        acceptor = Acceptor(sockets, tls.context, clock.now, settings.limits.connections)
+        acceptor = Acceptor(sockets, tls.context, clock.now, room_for(settings.limits.connections))
         rules = Rules(authentication, settings.node_agents, settings.limits.at_once, settings.limits.per_caller)
         service = CertificateService(rules, source.current, acceptor.peer, audit, clock)
         with _listening(settings.listen) as listener:
