@@ -587,6 +587,16 @@ async def test_the_server_renews_its_own_certificate(tmp_path: Path) -> None:
         assert await anyio.to_thread.run_sync(presented, ca) != first
 
 
+async def test_the_servers_certificate_holds_after_a_clock_that_was_ahead_is_set_right(tmp_path: Path) -> None:
+    """A machine that starts with its clock hours ahead would be no CA to anybody for as long as it was ahead."""
+    clock = Shifted()
+    clock.ahead = timedelta(hours=3)
+    async with served(tmp_path, clock=clock) as ca:
+        clock.ahead = timedelta(0)
+        certificate = await anyio.to_thread.run_sync(presented, ca)
+        assert certificate.not_valid_before_utc <= datetime.now(UTC)
+
+
 async def test_silence_and_plain_text_cost_others_nothing(ca: Served) -> None:
     host, port = ca.address.rsplit(":", 1)
     async with await anyio.connect_tcp(host, int(port)), await anyio.connect_tcp(host, int(port)) as plain:

@@ -35,6 +35,11 @@ class _Made(Sensitive, frozen=True):
     key_pem: bytes
     renew_at: datetime
 
+    @property
+    def begins(self) -> datetime:
+        """Since when it is valid: after a clock that was ahead is set right, that may lie in the future."""
+        return self.chain[0].not_valid_before_utc
+
 
 class ServerTls:
     """Makes contexts for handshakes. `current` gives the signing set of the moment, `now` the time."""
@@ -68,7 +73,7 @@ class ServerTls:
 
     def _certificate(self, signing: SigningSet) -> _Made:
         now, made = self._now(), self._made
-        if made is not None and made.signer == signing.signer.certificate and now < made.renew_at:
+        if made is not None and made.signer == signing.signer.certificate and made.begins <= now < made.renew_at:
             return made
         try:
             return self._issue(signing, now)
