@@ -134,6 +134,21 @@ async def test_a_new_key_is_found_soon_and_an_old_one_forgotten_in_time(api: Api
         assert await keys.find("fresh", "ES256") == ()
 
 
+async def test_a_clock_that_is_set_back_keeps_no_new_key_out(api: ApiServer, tmp_path: Path) -> None:
+    """A machine whose clock is ahead when it starts, with its network not up yet, would take no token for hours."""
+    clock = HandClock()
+    keys = await IssuerKeys.open(location(api, tmp_path), clock)
+    api.key_set = TokenIssuer().key_set()
+    clock.set_wall(-timedelta(hours=2))
+    assert len(await keys.find("ES256", "ES256")) == 1
+    async with following(keys, clock):
+        api.key_set = json.dumps({"keys": [{**json.loads(api.key_set)["keys"][0], "kid": "fresh"}]}).encode()
+        clock.set_wall(-timedelta(hours=2))
+        clock.elapse(REFRESH)
+        await clock.asleep()
+    assert len(await keys.find("fresh", "ES256")) == 1
+
+
 @asynccontextmanager
 async def following(keys: IssuerKeys, clock: HandClock) -> AsyncIterator[None]:
     async with anyio.create_task_group() as tasks:

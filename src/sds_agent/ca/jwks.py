@@ -104,6 +104,7 @@ class IssuerKeys:
         self._clock = clock
         self._keys: tuple[Jwk, ...] = ()
         self._tried: datetime | None = None
+        self._readings = 0  # begun so far; by the clock, which may be set back, nobody could tell who was first
         self._reading = anyio.Lock()
 
     @classmethod
@@ -129,16 +130,15 @@ class IssuerKeys:
         """Read the set again every REFRESH, until cancelled. No caller waits for it."""
         while True:
             await self._clock.sleep(REFRESH.total_seconds())
-            await self._refresh(self._clock.now())
+            await self._refresh()
 
     async def find(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
         """The keys that a token with this header may be signed by.
 
         Raises RefusalError (INTERNAL) while no key set could be had.
         """
-        now = self._clock.now()
-        if not self._matching(kid, algorithm) and self._is_due(now):
-            await self._refresh(now)
+        if not self._matching(kid, algorithm) and self._is_due(self._clock.now()):
+            await self._refresh()
         if not self._keys:
             raise RefusalError(Kind.INTERNAL, "the CA could not get the token issuer's keys yet: try again later")
         return self._matching(kid, algorithm)
@@ -150,9 +150,10 @@ class IssuerKeys:
     def _is_due(self, now: datetime) -> bool:
         return self._tried is None or not timedelta() <= now - self._tried < SOONEST
 
-    async def _refresh(self, asked: datetime) -> None:
+    async def _refresh(self) -> None:
+        readings = self._readings
         async with self._reading:
-            if self._tried is not None and self._tried >= asked:
+            if self._readings != readings:
                 return  # somebody else has just done it
             try:
                 await self._read()
@@ -164,6 +165,7 @@ class IssuerKeys:
 
     async def _read(self) -> None:
         self._tried = self._clock.now()
+        self._readings += 1
         data = await (_fetch(self._location) if self._location.is_url else _load(Path(self._location.jwks)))
         self._keys = read_keys(data)
 
