@@ -136,7 +136,7 @@ class Unhurried(logging.StreamHandler[TextIO]):
 def _plain(value: Value) -> str | int | float | bool | list[str]:
     match value:
         case datetime():
-            return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            return timestamp(value)
         case timedelta():
             return round(value.total_seconds(), 3)
         case list() | tuple():
@@ -164,7 +164,7 @@ def _fields(record: logging.LogRecord) -> dict[str, str | int | float | bool | l
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {"time": _time(record), "level": record.levelname.lower(), "event": record.getMessage()}
-        return _ascii_json({**line, **_fields(record)})
+        return ascii_json({**line, **_fields(record)})
 
 
 class _Text(logging.Formatter):
@@ -174,7 +174,12 @@ class _Text(logging.Formatter):
 
 
 def _time(record: logging.LogRecord) -> str:
-    return str(_plain(datetime.fromtimestamp(record.created, UTC)))
+    return timestamp(datetime.fromtimestamp(record.created, UTC))
+
+
+def timestamp(moment: datetime) -> str:
+    """The time as every line has it: in UTC, to the millisecond (RFC 3339)."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _quoted(value: str | float | bool | list[str]) -> str:
@@ -182,10 +187,10 @@ def _quoted(value: str | float | bool | list[str]) -> str:
         return ",".join(_quoted(v) for v in value) or '""'
     text = str(value).lower() if isinstance(value, bool) else str(value)
     plain = text.isascii() and text.isprintable() and not any(c in ' "=,' for c in text) and text != ""
-    return text if plain else _ascii_json(text)
+    return text if plain else ascii_json(text)
 
 
-def _ascii_json(value: object) -> str:
+def ascii_json(value: object) -> str:
     """The value in JSON. What is not ASCII is escaped: a peer's characters could reorder or hide what a terminal shows.
 
     msgspec is imported anyway, and faster, but does not escape and knows no lone surrogates.
@@ -198,4 +203,4 @@ def _ascii_json(value: object) -> str:
         return encoded.decode()
     import json  # noqa: PLC0415 - for the few values that need it
 
-    return json.dumps(value, ensure_ascii=True)
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":"))

@@ -3,15 +3,14 @@
 A certificate that could not be written down is not given out.
 """
 
-import json
 import os
 import sys
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
+from sds_agent import log
 from sds_agent.ca.callers import Caller
 from sds_agent.errors import ConfigurationError
 
@@ -38,7 +37,7 @@ def line(entry: Entry, now: datetime) -> bytes:
     """The entry as one line of JSON in ASCII, so that nothing in it can begin a line of its own."""
     caller = entry.caller
     fields = {
-        "time": _time(now),
+        "time": log.timestamp(now),
         "event": "certificate_issued" if entry.outcome == "issued" else "certificate_refused",
         "outcome": entry.outcome,
         "serial": entry.serial,
@@ -46,18 +45,12 @@ def line(entry: Entry, now: datetime) -> bytes:
         "caller": str(caller.identity) if caller else None,
         "proof": caller.proof.value if caller else None,
         "proof_detail": caller.detail if caller else None,
-        "not_after": _time(entry.not_after) if entry.not_after else None,
+        "not_after": log.timestamp(entry.not_after) if entry.not_after else None,
         "address": entry.address,
         "reason": entry.reason,
     }
     told = {key: value[:LONGEST_VALUE] for key, value in fields.items() if value is not None}
-    # msgspec is the quicker one, and does not escape what is not ASCII
-    ascii_only = all(value.isascii() for value in told.values())
-    return (msgspec.json.encode(told) if ascii_only else json.dumps(told, separators=(",", ":")).encode()) + b"\n"
-
-
-def _time(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return log.ascii_json(told).encode() + b"\n"
 
 
 class AuditLog:
