@@ -1,6 +1,6 @@
 """The authority `cacerts`: a new CA is noticed however it comes, its roots come first, and bad sets harm nobody."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -75,6 +75,11 @@ async def roots(authority: CacertsAuthority) -> set[x509.Certificate]:
     return set(read_pem(await authority.anchors()))
 
 
+def with_roots(told: Iterable[x509.Certificate], signer: Ca, root: Ca) -> dict[str, bytes]:
+    """The files of a signer below `root`, and these for its roots."""
+    return {**files_of(signer, root), "root-cert.pem": write_pem(told)}
+
+
 @pytest.mark.parametrize("replace", [in_place, by_renames, by_symlink])
 async def test_a_new_ca_is_noticed_three_times_in_a_row_and_its_roots_come_first(
     replace: Replace, tmp_path: Path
@@ -104,11 +109,11 @@ async def test_the_old_root_is_told_until_the_last_leaf_below_it_has_ended(tmp_p
     clock = HandClock()
     signer, root = hierarchy(0)
     unused = make_ca("unused").certificate
-    both = {**files_of(signer, root), "root-cert.pem": write_pem([root.certificate, unused])}
-    authority = await opened(write(tmp_path, both), clock)
+    both = (root.certificate, unused)
+    authority = await opened(write(tmp_path, with_roots(both, signer, root)), clock)
     assert await signer_of(authority) == signer.certificate
     below_the_same = make_ca("another", root)
-    write(tmp_path, {**both, **{name: files_of(below_the_same, root)[name] for name in ("ca-cert.pem", "ca-key.pem")}})
+    write(tmp_path, with_roots(both, below_the_same, root))
     assert await signer_of(authority) == below_the_same.certificate
     new_signer, new_root = hierarchy(1)
     write(tmp_path, files_of(new_signer, new_root))
@@ -214,7 +219,7 @@ async def test_a_bundle_of_which_only_the_first_root_is_written_takes_no_root_aw
     clock = HandClock()
     signer, root = hierarchy(0)
     other = make_ca("other").certificate
-    both = {**files_of(signer, root), "root-cert.pem": write_pem([root.certificate, other])}
+    both = with_roots((root.certificate, other), signer, root)
     authority = await opened(write(tmp_path, both), clock)
     write(tmp_path, files_of(signer, root))
     assert await roots(authority) == {root.certificate, other}
@@ -289,6 +294,6 @@ async def test_a_csr_that_proves_nothing_never_reaches_the_signer(tmp_path: Path
 async def test_several_roots_are_all_told(tmp_path: Path) -> None:
     signer, root = hierarchy(0)
     other = make_ca("other").certificate
-    files = {**files_of(signer, root), "root-cert.pem": write_pem([other, root.certificate])}
+    files = with_roots((other, root.certificate), signer, root)
     authority = await opened(write(tmp_path, files), HandClock())
     assert await roots(authority) == {other, root.certificate}
