@@ -282,3 +282,17 @@ async def test_a_bad_set_is_told_and_the_old_one_goes_on(tmp_path: Path) -> None
             told = await events.wait("signer_not_taken")
             assert "the key is not that of" in told["cause"]
             assert (await ca.ask(ca.issuer.token())).leaf.issuer == first.certificate.subject
+
+
+async def test_a_directory_that_cannot_be_looked_at_does_not_end_the_ca(tmp_path: Path) -> None:
+    """Somebody closes the way to it, or a network's disk is gone for a while: the CA that was read goes on."""
+    root = fresh("root")
+    first = fresh("first", root)
+    plug(tmp_path / "good", first, [first], [root])
+    swap(tmp_path / "cacerts", "good")
+    with recorded() as events:
+        async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])) as ca:
+            swap(tmp_path / "cacerts", "no-name-is-so-long" * 20)
+            told = await events.wait("signer_not_taken")
+            assert "cannot look at" in told["cause"]
+            await ca.ask(ca.issuer.token())

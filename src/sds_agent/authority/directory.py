@@ -114,7 +114,13 @@ def read_passphrase(file: Path) -> bytes:
 
 
 def _read_all(directory: Path) -> dict[str, bytes]:
-    if not directory.is_dir():
+    try:
+        there = directory.is_dir()
+    except OSError as error:  # the way to it is closed to this user, or its name cannot be one
+        raise DirectoryError(
+            f"cannot look at {directory}: {error.strerror}; name a directory that this user may read"
+        ) from error
+    if not there:
         raise DirectoryError(f"{directory} is not a directory; name the one that holds the CA's files")
     found = {name: _read(directory / name) for name in FILES}
     return {name: data for name, data in found.items() if data is not None}
