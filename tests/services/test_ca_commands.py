@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import grpc.aio
 import pytest
@@ -125,6 +126,9 @@ def test_a_token_that_makes_no_sense_is_refused_in_words(
         ),
         ("audit.log", "no/such/directory/audit.log", "audit: cannot write"),
         ("trust_domain", "trust_domian", "did you mean trust_domain?"),
+        ("127.0.0.1:0", "a..b:15012", "listen: cannot listen at a..b:15012"),
+        ("127.0.0.1:0", f"127.0.0.1:{'1' * 5000}", "an address and a port"),
+        ("{self_signed: root}", f"{{cacerts: {'d' * 300}}}", "signer.cacerts"),
     ],
 )
 def test_a_server_that_cannot_be_good_does_not_start(
@@ -133,6 +137,27 @@ def test_a_server_that_cannot_be_good_does_not_start(
     file.write_text(CONFIG.replace(old, new))
     assert main(["ca", "serve", str(file)]) == 2
     assert words in capsys.readouterr().err
+
+
+async def test_a_directory_too_long_for_a_socket_is_named(file: Path) -> None:
+    directory = file.parent / ("d" * 100)
+    directory.mkdir()
+    command = [sys.executable, "-m", "sds_agent", "ca", "serve", str(file)]
+    async with started(command, {"TMPDIR": str(directory)}) as program:
+        assert "set TMPDIR to a shorter one" in await program.line("too long")
+        assert await program.process.wait() == 2
+
+
+async def test_temporary_files_may_be_in_a_directory_of_any_name(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To gRPC the path of its socket is part of an address, in which some characters mean something else."""
+    assert main(["ca", "token", str(file), WEB]) == 0
+    with TemporaryDirectory(prefix="50%20 of? #1") as directory:
+        monkeypatch.setenv("TMPDIR", directory)
+        async with running(file) as (program, ca):
+            await ca.ask(capsys.readouterr().out.strip())
+            assert await program.stop() == 0
 
 
 def test_the_schema_of_the_file_is_printed_for_an_editor(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,13 @@
 """`sds-agent ca serve` put together: the signer, the service on its Unix socket, TLS in front, and how they end."""
 
 import logging
+import os
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import anyio
 import grpc
@@ -43,6 +45,8 @@ FAREWELL = 5.0
 FLUSH = 0.2
 """Seconds for their answers to reach the callers; it is over as soon as they have."""
 BACKLOG = 1024
+LONGEST_DIRECTORY = 100
+"""Bytes: with the socket's name, 107 are the most that the kernel takes."""
 
 
 async def run(settings: CaSettings) -> None:
@@ -137,7 +141,7 @@ async def _grpc_servers(
     servers = [_grpc_server(settings) for _ in sockets]
     for server, path in zip(servers, sockets, strict=True):
         server.add_generic_rpc_handlers((service.handler(), health.handler()))
-        server.add_insecure_port(f"unix:{path}")
+        server.add_insecure_port(f"unix:{quote(str(path))}")
         await server.start()
     try:
         yield
@@ -179,8 +183,10 @@ def _listening(address: Address) -> Iterator[socket.socket]:
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
+    except UnicodeError as error:  # a part of the name is empty or too long
+        raise _cannot_listen(address, "it is no host's name") from error
     except OSError as error:
-        raise _cannot_listen(address, error) from error
+        raise _cannot_listen(address, error.strerror) from error
     with listener:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -188,12 +194,12 @@ def _listening(address: Address) -> Iterator[socket.socket]:
             listener.bind(bound)
             listener.listen(BACKLOG)
         except OSError as error:
-            raise _cannot_listen(address, error) from error
+            raise _cannot_listen(address, error.strerror) from error
         yield listener
 
 
-def _cannot_listen(address: Address, error: OSError) -> ConfigurationError:
-    return ConfigurationError(f"listen: cannot listen at {address}: {error.strerror}; free it or choose another")
+def _cannot_listen(address: Address, cause: str | None) -> ConfigurationError:
+    return ConfigurationError(f"listen: cannot listen at {address}: {cause}; free it or choose another")
 
 
 @contextmanager
@@ -205,6 +211,10 @@ def _private_directory() -> Iterator[Path]:
         base = "/dev/shm"  # noqa: S108 - mkdtemp makes a directory of its own there
     try:
         with tempfile.TemporaryDirectory(prefix="sds-agent-ca-", dir=base) as directory:
+            if len(os.fsencode(directory)) > LONGEST_DIRECTORY:
+                raise ConfigurationError(
+                    f"{base} is too long for the path of the server's socket; set TMPDIR to a shorter one"
+                )
             yield Path(directory)
     except PermissionError as error:
         raise ConfigurationError(

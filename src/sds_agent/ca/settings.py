@@ -47,7 +47,7 @@ class Address(Struct, frozen=True):
 def _address(value: object, _base: Path) -> Address:
     host, colon, port = text(value).rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
-    if not colon or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+    if not colon or not port.isascii() or not port.isdecimal() or len(port) > 5 or int(port) > 65535:
         raise UnacceptableError
     if (":" in host) is not host.startswith("["):
         raise UnacceptableError("write an IPv6 address in brackets")
