@@ -1,36 +1,20 @@
 """Files with keys in them: never seen by others, never half there, never lost."""
 
 import os
-import resource
-import signal
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from fakes.disks import full_disk
 
 from sds_agent.files import UntrustedDirectoryError, locked, own_directory, write_private
 
 
 def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
-
-
-@contextmanager
-def full_disk(room: int) -> Iterator[None]:
-    """Let no file of this process grow beyond so many bytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, before)
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])

@@ -1,9 +1,13 @@
 """The audit log: one JSON line for each certificate and for each refusal.
 
-A certificate that could not be written down is not given out.
+A certificate that could not be written down is not given out. Nobody waits for long where lines are not taken, as by a
+collector behind standard output that stands still: the whole server would wait, and not even end when it is told to.
 """
 
+import errno
 import os
+import select
+import stat
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +19,8 @@ from sds_agent.ca.callers import Caller
 from sds_agent.errors import ConfigurationError
 
 LONGEST_VALUE = 600
+PATIENCE = 0.5
+"""Seconds that a reader may stand still. The next lines do not wait again until it goes on."""
 
 
 class Entry(Struct, frozen=True):
@@ -58,6 +64,8 @@ class AuditLog:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        self._torn = False  # the last line was written in part: the disk was full
+        self._stalled = False
 
     def check(self) -> None:
         """Raises ConfigurationError when the file cannot be written to."""
@@ -68,6 +76,7 @@ class AuditLog:
                 f"audit: cannot write to {self._path or 'standard output'}: {error.strerror}; "
                 "name a file that the user that runs this may write to"
             ) from error
+        self._torn = self._path is not None and _ends_within_a_line(self._path)
 
     def write(self, entry: Entry, now: datetime) -> None:
         """Write the entry's line. Raises OSError."""
@@ -75,15 +84,47 @@ class AuditLog:
 
     def _append(self, content: bytes) -> None:
         if self._path is None:
-            _write_all(sys.stdout.fileno(), content)
+            self._write(sys.stdout.fileno(), content)
             return
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # a pipe that nobody reads is an error, not a reason to wait
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        descriptor = os.open(self._path, flags, 0o600)
         try:
-            _write_all(descriptor, content)
+            self._write(descriptor, content)
         finally:
             os.close(descriptor)
 
+    def _write(self, descriptor: int, content: bytes) -> None:
+        """All of it, on a line of its own."""
+        found = os.fstat(descriptor)
+        is_file = stat.S_ISREG(found.st_mode)
+        if self._torn and content and not (is_file and found.st_size == 0):
+            content = b"\n" + content
+        left = content
+        try:
+            while left:
+                if not is_file:
+                    self._wait_for_room(descriptor)
+                left = left[os.write(descriptor, left if is_file else left[: select.PIPE_BUF]) :]
+        finally:
+            if written := content[: len(content) - len(left)]:
+                self._torn = not written.endswith(b"\n")
 
-def _write_all(descriptor: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(descriptor, content) :]
+    def _wait_for_room(self, descriptor: int) -> None:
+        """Return once PIPE_BUF bytes can be written without waiting. Raises OSError when that takes too long."""
+        poll = select.poll()
+        poll.register(descriptor, select.POLLOUT)
+        self._stalled = not poll.poll(0 if self._stalled else PATIENCE * 1000)
+        if self._stalled:
+            raise OSError(errno.EAGAIN, "nobody reads it")
+
+
+def _ends_within_a_line(path: Path) -> bool:
+    """Whether a line was left half-written there by a server before this one."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+    except OSError:  # it can be written but not read
+        return False

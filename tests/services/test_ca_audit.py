@@ -1,0 +1,80 @@
+"""Where the audit log goes: what becomes of its lines when there is no room for them."""
+
+import json
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from fakes.disks import full_disk
+
+from sds_agent.ca.audit import AuditLog, Entry
+from sds_agent.errors import ConfigurationError
+
+ENTRY = Entry("issued", "127.0.0.1:1", serial="0123456789abcdef")
+LONG = Entry("invalid", "127.0.0.1:1", spiffe_id="\u2028" * 600, reason="\u2028" * 600)
+
+
+def write(audit: AuditLog, entry: Entry = ENTRY) -> None:
+    audit.write(entry, datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def fill(audit: AuditLog, entry: Entry) -> None:
+    """Write until that cannot be."""
+    while True:
+        write(audit, entry)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_line_that_did_not_fit_spoils_no_other(tmp_path: Path, *, restarted: bool) -> None:
+    """The certificate after it is given out, so its line must be one that can be read."""
+    path = tmp_path / "audit.log"
+    audit = AuditLog(path)
+    write(audit)
+    with full_disk(path.stat().st_size + 20), pytest.raises(OSError, match="too large"):
+        write(audit)
+    if restarted:
+        audit = AuditLog(path)
+        audit.check()
+    write(audit)
+    write(audit)
+    first, torn, *rest = path.read_text().splitlines()
+    assert len(torn) == 20
+    assert [json.loads(line)["serial"] for line in (first, *rest)] == [ENTRY.serial] * 3
+
+
+def test_a_file_that_was_moved_away_takes_its_torn_line_along(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    audit = AuditLog(path)
+    with full_disk(20), pytest.raises(OSError, match="too large"):
+        write(audit)
+    path.rename(tmp_path / "audit.log.1")
+    write(audit)
+    assert [json.loads(line)["serial"] for line in path.read_text().splitlines()] == [ENTRY.serial]
+
+
+@pytest.mark.parametrize("entry", [ENTRY, LONG], ids=["short", "longer than what a pipe takes at once"])
+def test_a_reader_that_stands_still_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, entry: Entry) -> None:
+    """The CA would stand still with its log collector: deaf to callers, to health checks and to SIGTERM."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb", buffering=0) as reader, os.fdopen(writing, "w") as standard_output:
+        monkeypatch.setattr(sys, "stdout", standard_output)
+        audit = AuditLog(None)
+        audit.check()
+        with pytest.raises(OSError, match="nobody reads it"):
+            fill(audit, entry)
+        with pytest.raises(OSError, match="nobody reads it"):
+            write(audit)
+        told = reader.read(1 << 20)
+        write(audit)
+        told += reader.read(1 << 20)
+    *lines, last = told.decode().splitlines()
+    assert json.loads(last)["serial"] == ENTRY.serial
+    assert all(json.loads(line)["address"] for line in lines[:-1])
+
+
+def test_a_pipe_that_nobody_reads_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigurationError, match="audit: cannot write"):
+        AuditLog(tmp_path / "pipe").check()
