@@ -172,6 +172,15 @@ async def test_a_slow_issuer_holds_up_nobody_whose_key_is_known(api: ApiServer, 
         api.answers.set()
 
 
+async def test_an_issuer_that_hangs_holds_up_the_start_for_a_moment_only(api: ApiServer, tmp_path: Path) -> None:
+    """Until then nobody could renew by certificate, and the CA would be deaf to SIGTERM; per issuer."""
+    api.answers.clear()
+    with recorded() as events, anyio.fail_after(PATIENCE / 2):
+        await IssuerKeys.open(location(api, tmp_path), HandClock())
+    api.answers.set()
+    assert "TimeoutError" in events.named("key_set_not_read")[0]["cause"]
+
+
 async def test_a_set_without_an_end_is_not_read_to_it(api: ApiServer, tmp_path: Path) -> None:
     api.key_set = b" " * LARGEST_SET + TokenIssuer().key_set()
     with recorded() as events:

@@ -28,6 +28,8 @@ SOONEST = timedelta(seconds=10)
 """An unknown key makes the set be read again, but not more often: anybody can send a token with an unknown key."""
 PATIENCE = 10.0
 """Seconds for one request, from connecting to the last byte."""
+PATIENCE_AT_START = 2.0
+"""The same for the first request: the CA starts without an answer, for those who need no token."""
 LARGEST_SET = 1 << 20
 MOST_KEYS = 100
 SMALLEST_RSA = 2048
@@ -116,7 +118,7 @@ class IssuerKeys:
         """
         keys = cls(location, clock)
         try:
-            await keys._read()
+            await keys._read(PATIENCE_AT_START)
         except JwksError as error:
             if not location.is_url:
                 raise ConfigurationError(
@@ -163,11 +165,11 @@ class IssuerKeys:
     def _warn(self, error: JwksError) -> None:
         log.event(LOG, "key_set_not_read", level=logging.WARNING, jwks=self._location.jwks, cause=str(error))
 
-    async def _read(self) -> None:
+    async def _read(self, patience: float = PATIENCE) -> None:
         self._tried = self._clock.now()
         self._readings += 1
-        data = await (_fetch(self._location) if self._location.is_url else _load(Path(self._location.jwks)))
-        self._keys = read_keys(data)
+        location = self._location
+        self._keys = read_keys(await (_fetch(location, patience) if location.is_url else _load(Path(location.jwks))))
 
 
 async def _load(path: Path) -> bytes:
@@ -177,14 +179,14 @@ async def _load(path: Path) -> bytes:
         raise JwksError(f"cannot read {path}: {error.strerror}") from error
 
 
-async def _fetch(location: Location) -> bytes:
+async def _fetch(location: Location, patience: float) -> bytes:
     import httpx  # noqa: PLC0415 - only key sets at a URL need it
 
     trust, headers = _trust(location), _headers(location)
     try:
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(patience):
             async with (
-                httpx.AsyncClient(verify=trust, timeout=PATIENCE, trust_env=False) as client,
+                httpx.AsyncClient(verify=trust, timeout=patience, trust_env=False) as client,
                 client.stream("GET", location.jwks, headers=headers) as answer,
             ):
                 return await _content(answer)
