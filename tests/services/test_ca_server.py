@@ -521,6 +521,18 @@ async def test_a_caller_that_asks_too_often_is_slowed_down_alone(tmp_path: Path)
         assert [line["outcome"] for line in ca.audit] == ["issued", "issued", "exhausted", "issued"]
 
 
+async def test_whoever_has_a_spent_token_does_not_use_up_what_its_machine_is_allowed(tmp_path: Path) -> None:
+    """Or else a token that leaked would keep the machine from renewing for as long as the token lasts."""
+    async with served(tmp_path, more="limits: {per_caller: 2}") as ca:
+        token = ca.join_token()
+        machine = await ca.ask(token)
+        for _ in range(3):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await ca.ask(token)
+        await ca.ask(identity=machine)
+        assert [line["outcome"] for line in ca.audit] == ["issued", "unauthenticated", *["exhausted"] * 2, "issued"]
+
+
 async def test_health_needs_no_proof(ca: Served) -> None:
     async with ca.connected() as channel:
         check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")

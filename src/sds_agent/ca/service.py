@@ -131,7 +131,9 @@ class CertificateService:
         metadata = list(context.invocation_metadata() or ())
         proven = await self._rules.authentication.prove(request.peer, metadata, self._current(), request.now)
         request.caller = proven.caller
-        if not self._quota.take(str(proven.caller.identity), request.now):
+        # a token that leaked once it was spent gets nothing, nor may it use up what its machine is allowed
+        who = str(proven.caller.identity) if proven.token is None else proven.token.name
+        if not self._quota.take(who, request.now):
             raise RefusalError(
                 Kind.EXHAUSTED, f"{proven.caller.identity} asked more than {self._rules.per_caller} times in a minute"
             )
