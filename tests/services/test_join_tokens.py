@@ -1,8 +1,12 @@
 """The directory of join tokens: what is damaged or gone is told, and what has long expired is forgotten."""
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import grpc
 import grpc.aio
@@ -32,6 +36,28 @@ def test_a_token_is_forgotten_a_day_after_its_end_and_stays_spent_until_then(tmp
         tokens.find(old)
     with pytest.raises(RefusalError, match="already used by another key"):
         tokens.spend(tokens.find(late), generate(KeyType.EC_P256).public_key())
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Root may write anywhere, so as root a test of what may not be written has to be somebody else for a while."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_a_directory_that_the_ca_may_not_write_to_is_told_at_the_start() -> None:
+    """Such as one that root made by `ca token`, for a CA that runs as another user: each token would be refused."""
+    with TemporaryDirectory() as directory:
+        for mode in (0o500, 0o555):
+            Path(directory).chmod(mode)
+            with unprivileged(), pytest.raises(ConfigurationError, match="may write to"):
+                JoinTokens(Path(directory)).prepare()
+        Path(directory).chmod(0o700)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"spiffe_id": "x", "expires": 1e400}', "\0"])

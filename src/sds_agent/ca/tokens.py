@@ -6,6 +6,7 @@ a hard link, names that key. `link` fails where the name exists, so of two keys 
 processes and over NFS, and nobody ever sees half a file. The same key may ask again, because an answer can be lost.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -51,6 +52,8 @@ class JoinTokens:
         """Make the directory (0700) if it is missing, and forget what has long expired. Raises ConfigurationError."""
         try:
             own_directory(self._directory, 0o700)
+            if not os.access(self._directory, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self._directory))
             self._forget(datetime.now(UTC))
         except UntrustedDirectoryError as error:
             raise ConfigurationError(f"callers.join_tokens: {error}") from error
