@@ -90,6 +90,46 @@ def test_the_key_is_its_owners_alone_whatever_the_umask(target: Path, umask: int
     finally:
         os.umask(before)
     assert [mode(target / name) for name in NAMES] == [0o644, 0o600, 0o644]
+    assert mode(target / "..data") == 0o755, "or a program of another user could not reach the certificates"
+
+
+def test_at_no_moment_is_the_key_another_users_to_open(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is opened before its mode is set can be read to its end afterwards."""
+    before, chmod = os.umask(0), os.fchmod
+    seen = []
+
+    def look(descriptor: int, wanted: int) -> None:
+        seen.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        chmod(descriptor, wanted)
+
+    monkeypatch.setattr(os, "fchmod", look)
+    try:
+        write_set(target, files(1), NOW)
+    finally:
+        os.umask(before)
+    assert seen == [0o600] * 3
+
+
+def test_a_set_is_on_the_disk_before_it_counts(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or else a machine that loses its power comes back with an empty key where a good one was."""
+    steps: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        sync(descriptor)
+        steps.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    def replaced(path: Path, to: Path) -> Path:
+        steps.append(f"to {to.name}")
+        return replace(path, to)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    write_set(target, files(1), NOW)
+    made = (target / "..data").resolve().name
+    at = steps.index("to ..data")
+    assert {*NAMES, made, target.name} <= set(steps[:at])
+    assert steps[-1] == target.name, "and the links after it"
 
 
 def test_a_renewal_is_one_step(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,10 +150,11 @@ def test_a_renewal_is_one_step(target: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_who_holds_the_old_set_open_can_finish_reading_it(target: Path) -> None:
-    write_set(target, files(1), NOW)
+    for number in (1, 2, 3):
+        write_set(target, files(number), NOW + timedelta(seconds=number))
     old = (target / "..data").resolve()
-    write_set(target, files(2), NOW)
-    assert (old / "key.pem").read_text() == "key 1"
+    write_set(target, files(4), NOW + timedelta(seconds=4))
+    assert (old / "key.pem").read_text() == "key 3"
 
 
 def test_old_sets_do_not_pile_up_and_foreign_files_stay(target: Path) -> None:
@@ -158,6 +199,7 @@ def test_something_in_the_way_of_a_file_is_told_and_nothing_piles_up(target: Pat
         with pytest.raises(IsADirectoryError):
             write_set(target, files(number), NOW + timedelta(seconds=number))
     assert len(sets(target)) == 3
+    assert not list(target.glob("..tmp-*"))
 
 
 # The loop
@@ -178,6 +220,7 @@ async def test_every_renewal_is_written(target: Path, events: Events) -> None:
             store.publish({"default": certificate(number), "ROOTCA": bundle(number)})
             await events.wait("output_written", count=number)
             assert contents(target) == (f"chain {number}", f"{PLANTED.decode()}{number}", f"roots {number}")
+            assert [mode(target / name) for name in NAMES] == [0o644, 0o600, 0o644]
 
 
 async def test_a_new_root_is_written_at_once(target: Path, events: Events) -> None:
@@ -189,12 +232,14 @@ async def test_a_new_root_is_written_at_once(target: Path, events: Events) -> No
         assert contents(target)[2] == "roots 2"
 
 
-async def test_half_a_set_is_not_written_and_an_expired_one_stays(target: Path, events: Events) -> None:
+@pytest.mark.parametrize("first", ["ROOTCA", "default"])
+async def test_half_a_set_is_not_written_and_an_expired_one_stays(target: Path, events: Events, first: str) -> None:
+    whole: dict[str, CertificateSecret | BundleSecret] = {"ROOTCA": bundle(1), "default": certificate(1)}
     async with kept(target, HandClock()) as store:
-        store.publish({"ROOTCA": bundle(1)})
+        store.publish({first: whole.pop(first)})
         await anyio.wait_all_tasks_blocked()
         assert events.named("output_written") == events.named("output_not_written") == []
-        store.publish({"default": certificate(1)})
+        store.publish(whole)
         await events.wait("output_written")
         store.withhold(["default"])
         await anyio.wait_all_tasks_blocked()
@@ -217,6 +262,30 @@ async def test_a_failure_is_told_and_tried_again_while_issuance_goes_on(target: 
         clock.elapse(LONGEST_RETRY)
         await events.wait("output_written")
         assert contents(target)[0] == "chain 2"
+
+
+async def test_a_disk_that_stays_full_is_asked_less_and_less_often_and_named(
+    target: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    clock = HandClock()
+    async with kept(target, clock) as store:
+        for number in (1, 2):  # the second time it begins anew
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "fsync", full)
+                store.publish({"default": certificate(number), "ROOTCA": bundle(number)})
+                for count in range(1, 9):
+                    told = await events.wait("output_not_written", count=8 * (number - 1) + count)
+                    delay = min(FIRST_RETRY * 2 ** (count - 1), LONGEST_RETRY)
+                    assert told["in_seconds"] == delay.total_seconds()
+                    assert str(target) in str(told["cause"])
+                    await clock.asleep()
+                    if count < 8:
+                        clock.elapse(delay)
+            clock.elapse(LONGEST_RETRY)
+            await events.wait("output_written", count=number)
 
 
 async def test_a_directory_that_others_may_write_to_is_refused(target: Path, events: Events) -> None:
