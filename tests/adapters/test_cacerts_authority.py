@@ -95,6 +95,8 @@ async def test_a_new_ca_is_noticed_three_times_in_a_row_and_its_roots_come_first
         replace(tmp_path / "ca", files_of(new_signer, new_root))
         assert await roots(authority) == {root.certificate, new_root.certificate}
         assert await signer_of(authority) == signer.certificate
+        issuance = await authority.issue(request())
+        assert set(read_pem(issuance.anchors_pem or b"")) == {root.certificate, new_root.certificate}, "nor taken back"
         clock.elapse(SETTLE - SETTLE / 100)
         assert await signer_of(authority) == signer.certificate
         clock.elapse(SETTLE / 100)
@@ -136,6 +138,20 @@ async def test_a_new_signer_below_the_same_root_signs_at_once(tmp_path: Path) ->
     two = make_ca("two", root)
     write(tmp_path, files_of(two, root))
     assert await signer_of(authority) == two.certificate
+
+
+async def test_a_new_signer_below_a_root_that_was_added_waits_for_it_to_be_known(tmp_path: Path) -> None:
+    """The old root is in the new bundle too, and helps nobody: no Envoy would take the new signer's leaves yet."""
+    signer, root = hierarchy(0)
+    new_signer, new_root = hierarchy(1)
+    clock = HandClock()
+    authority = await opened(write(tmp_path, files_of(signer, root)), clock)
+    both = write_pem([root.certificate, new_root.certificate])
+    write(tmp_path, {**files_of(new_signer, new_root), "root-cert.pem": both})
+    assert await signer_of(authority) == signer.certificate
+    assert await roots(authority) == {root.certificate, new_root.certificate}
+    clock.elapse(SETTLE)
+    assert await signer_of(authority) == new_signer.certificate
 
 
 async def test_a_half_written_set_is_refused_once_in_words_and_the_old_one_signs(tmp_path: Path) -> None:
@@ -273,11 +289,13 @@ async def test_a_key_with_a_passphrase_is_read_and_a_wrong_passphrase_is_told(tm
     from cryptography.hazmat.primitives import serialization as s  # noqa: PLC0415 - used here alone
 
     signer, root = hierarchy(0)
-    encrypted = signer.key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.BestAvailableEncryption(b"secret"))
+    encryption = s.BestAvailableEncryption(b" a secret ")
+    encrypted = signer.key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, encryption)
     directory = write(tmp_path / "ca", {**files_of(signer, root), "ca-key.pem": encrypted})
     file = tmp_path / "passphrase"
-    file.write_text("secret\n")
-    assert await signer_of(await opened(directory, HandClock(), file)) == signer.certificate
+    for ending in ("", "\n", "\r\n"):  # and nothing else of it is taken away
+        file.write_bytes(f" a secret {ending}".encode())
+        assert await signer_of(await opened(directory, HandClock(), file)) == signer.certificate
     file.write_text("wrong\n")
     with pytest.raises(ConfigurationError, match="the passphrase is wrong") as caught:
         await opened(directory, HandClock(), file)
