@@ -206,6 +206,15 @@ async def test_a_certificate_that_the_ca_does_not_know_gives_way_to_the_token(cl
     assert len(client.ca.asked) == 2
 
 
+async def test_a_certificate_that_the_ca_knows_and_refuses_does_not_give_way_to_the_token(client: Client) -> None:
+    """The CA has said no to this caller: to ask again with a token would only count against it twice."""
+    client.ca.answer = refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, "slower")
+    async with client.ca.serving() as address:
+        error = await refused(client.authority(address), client.request(current=client.held()))
+    assert error.kind is ErrorKind.THROTTLED
+    assert len(client.ca.asked) == 1
+
+
 @pytest.mark.parametrize("uri", ["spiffe://cluster.local", "https://cluster.local/web"])
 async def test_a_certificate_that_names_no_workload_is_not_presented(client: Client, uri: str) -> None:
     client.token_file.unlink()
@@ -243,6 +252,23 @@ async def test_a_provisioned_certificate_asks_for_the_first_one(client: Client) 
     assert len(client.ca.asked) == 2
     assert error.kind is ErrorKind.UNAUTHENTICATED
     assert "do not belong together" in str(error)
+
+
+async def test_a_provisioned_certificate_that_has_expired_is_told_and_not_presented(client: Client) -> None:
+    held = client.held(expired=True)
+    (client.folder / "cert-chain.pem").write_bytes(held.chain_pem)
+    (client.folder / "key.pem").write_bytes(held.private_key_pem)
+    async with client.ca.serving() as address:
+        error = await refused(client.authority(address, token_file=None, provisioned=client.folder), client.request())
+    assert error.kind is ErrorKind.UNAUTHENTICATED
+    assert "has expired" in str(error)
+    assert client.ca.asked == []
+
+
+async def test_a_provisioned_certificate_that_cannot_be_read_leaves_the_token(client: Client) -> None:
+    async with client.ca.serving() as address:
+        await client.authority(address, provisioned=client.folder / "nowhere").issue(client.request())
+    assert bearer(client.ca.asked[0]) == "Bearer first.token.x"
 
 
 # Whom to believe
@@ -322,7 +348,9 @@ async def test_a_token_goes_in_the_clear_only_where_it_is_allowed_and_stays_on_t
     assert bearer(client.ca.asked[0]) == "Bearer first.token.x"
 
 
-@pytest.mark.parametrize("address", ["ca.example:15012", "10.0.0.1:15012", "127.evil.example:1", "[2001:db8::1]:1"])
+@pytest.mark.parametrize(
+    "address", ["ca.example:15012", "10.0.0.1:15012", "127.evil.example:1", "evil-localhost:1", "[2001:db8::1]:1"]
+)
 def test_no_token_leaves_the_machine_in_the_clear(client: Client, address: str) -> None:
     with pytest.raises(ConfigurationError, match="never leaves it without TLS"):
         client.authority("127.0.0.1:1", address, ca_file=None, plaintext=True)
@@ -426,6 +454,29 @@ async def test_every_attempt_has_a_connection_of_its_own(client: Client) -> None
     assert len({asked.peer for asked in client.ca.asked}) == 2
 
 
+async def test_a_proxy_of_the_environment_never_sees_a_call(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's proxy is for the web: it could neither reach the CA nor is the token its business."""
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    async with client.ca.serving() as address:
+        await client.authority(address).issue(client.request())
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_attempts_leave_no_file_open(client: Client) -> None:
+    """An agent asks for years, and may have no more than some hundred open."""
+    client.ca_file.write_bytes(b"")
+    authority = client.authority("127.0.0.1:1")
+    await refused(authority, client.request())
+    before = open_files()
+    for _ in range(5):
+        await refused(authority, client.request())
+    assert open_files() <= before
+
+
 async def test_the_next_endpoint_steps_in_and_the_first_has_its_turn_again(client: Client, events: Events) -> None:
     clock = HandClock(datetime.now(UTC))
     standby = IstioCa()
@@ -457,7 +508,8 @@ async def test_a_refusal_is_not_carried_from_endpoint_to_endpoint(client: Client
 
 async def test_an_endpoint_that_says_nothing_leaves_the_next_one_its_time(client: Client) -> None:
     async with client.ca.serving(hanging=True) as first, client.ca.serving() as second:
-        await client.authority(first, second, patience=1.0).issue(client.request())
+        with anyio.fail_after(2.0):  # whoever asks gives up then
+            await client.authority(first, second, patience=2.0).issue(client.request())
         assert client.ca.hung.is_set()
         assert (await refused(client.authority(first, patience=0.5), client.request())).kind is ErrorKind.TRANSIENT
 
