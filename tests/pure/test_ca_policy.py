@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from fakes.hierarchy import HOUR, NOW, URI, make_ca, make_leaf
 from hypothesis import given
@@ -21,8 +22,8 @@ from sds_agent.ca.callers import (
     from_claims,
     from_join_token,
 )
-from sds_agent.ca.limits import Quota
-from sds_agent.ca.policy import DEFAULT_TTL, LONGEST_TTL, NodeAgent, identity_for, key_of, listed, ttl_of
+from sds_agent.ca.limits import MOST_CALLERS, Quota
+from sds_agent.ca.policy import DEFAULT_TTL, LARGEST_RSA, LONGEST_TTL, NodeAgent, identity_for, key_of, listed, ttl_of
 from sds_agent.ca.refusal import Kind, RefusalError
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.pki.csr import make_csr
@@ -230,11 +231,14 @@ def test_no_damage_to_a_csr_makes_another_key_be_signed(kind: KeyType, changes: 
     der = bytearray(x509.load_pem_x509_csr(CSRS[kind]).public_bytes(Encoding.DER))
     for place, change in changes:
         der[place % len(der)] ^= change
-    damaged = (
-        f"-----BEGIN CERTIFICATE REQUEST-----\n{base64.encodebytes(der).decode()}-----END CERTIFICATE REQUEST-----\n"
-    )
     with suppress(RefusalError):
-        assert public_bytes(key_of(damaged)) == public_bytes(KEYS[kind].public_key())
+        assert public_bytes(key_of(in_pem(bytes(der)))) == public_bytes(KEYS[kind].public_key())
+
+
+def in_pem(der: bytes) -> str:
+    """A CSR as it is sent."""
+    body = base64.encodebytes(der).decode()
+    return f"-----BEGIN CERTIFICATE REQUEST-----\n{body}-----END CERTIFICATE REQUEST-----\n"
 
 
 def test_two_csrs_in_one_are_refused() -> None:
@@ -243,9 +247,54 @@ def test_two_csrs_in_one_are_refused() -> None:
         key_of(csr + csr)
 
 
+def test_a_csr_of_a_version_that_there_is_not_is_refused_in_words() -> None:
+    der = x509.load_pem_x509_csr(CSRS[KeyType.EC_P256]).public_bytes(Encoding.DER)
+    assert der.count(b"\x02\x01\x00") == 1, "the version"
+    with pytest.raises(RefusalError) as error:
+        key_of(in_pem(der.replace(b"\x02\x01\x00", b"\x02\x01\x05")))
+    assert kind_of(error) is Kind.INVALID
+
+
+def test_a_giant_key_is_refused_before_it_costs_anything() -> None:
+    """The time that its signature takes to check grows with the square of its size, for every call again."""
+    size = LARGEST_RSA + 8
+    key = rsa.RSAPublicNumbers(65537, (1 << (size - 1)) + 1).public_key()
+    info = der_of(0x30, b"\x02\x01\x00", der_of(0x30), public_bytes(key), der_of(0xA0))
+    algorithm = bytes.fromhex("300d06092a864886f70d01010b0500")  # sha256WithRSAEncryption
+    giant = der_of(0x30, info, algorithm, der_of(0x03, bytes(1 + size // 8)))
+    with pytest.raises(RefusalError, match=f"{size} bits") as error:
+        key_of(in_pem(giant))
+    assert kind_of(error) is Kind.INVALID
+
+
+def der_of(tag: int, *parts: bytes) -> bytes:
+    """A value in DER, its length in two bytes where one is not enough."""
+    content = b"".join(parts)
+    length = bytes([len(content)]) if len(content) < 128 else b"\x82" + len(content).to_bytes(2, "big")
+    return bytes([tag]) + length + content
+
+
 def test_a_quota_is_a_minutes_worth_and_fills_evenly() -> None:
     quota, start = Quota(60), datetime(2026, 1, 1, tzinfo=UTC)
     assert [quota.take("a", start) for _ in range(61)] == [True] * 60 + [False]
     assert quota.take("b", start), "another caller has its own"
     assert not quota.take("a", start - timedelta(hours=1)), "a clock set back gives nothing"
     assert quota.take("a", start - timedelta(hours=1) + timedelta(seconds=1.5))
+
+
+def test_a_quota_that_is_not_used_does_not_grow() -> None:
+    """Or else a caller that was silent for a day could have thousands of certificates at once."""
+    quota, start = Quota(60), datetime(2026, 1, 1, tzinfo=UTC)
+    assert quota.take("a", start)
+    assert [quota.take("a", start + timedelta(days=1)) for _ in range(61)] == [True] * 60 + [False]
+
+
+def test_of_more_callers_than_are_kept_the_one_not_seen_for_longest_is_forgotten() -> None:
+    """Memory has an end, and whoever goes on asking is never forgotten."""
+    quota, start = Quota(1), datetime(2026, 1, 1, tzinfo=UTC)
+    for caller in ("silent", "busy", *map(str, range(MOST_CALLERS - 2))):
+        assert quota.take(caller, start)
+    assert not quota.take("busy", start)
+    assert quota.take("one more", start)
+    assert quota.take("silent", start)
+    assert not quota.take("busy", start)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,7 @@ from fakes.ca_servers import WEB, served
 from fakes.events import recorded
 
 from sds_agent.ca.refusal import Kind, RefusalError
-from sds_agent.ca.tokens import JoinTokens
+from sds_agent.ca.tokens import PREFIX, JoinTokens
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.keys import KeyType, generate
 
@@ -58,6 +59,69 @@ def test_a_directory_that_the_ca_may_not_write_to_is_told_at_the_start() -> None
             with unprivileged(), pytest.raises(ConfigurationError, match="may write to"):
                 JoinTokens(Path(directory)).prepare()
         Path(directory).chmod(0o700)
+
+
+def test_a_token_cannot_be_guessed_and_its_record_is_its_owners_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        tokens = JoinTokens(tmp_path / "tokens")
+        tokens.prepare()
+        made = {tokens.make(WEB, datetime.now(UTC) + timedelta(hours=1)) for _ in range(20)}
+    finally:
+        os.umask(before)
+    assert len(made) == 20
+    assert all(len(token.removeprefix(PREFIX)) >= 43 for token in made), "256 bits take 43 characters"
+    assert stat.S_IMODE((tmp_path / "tokens").stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "tokens").iterdir()} == {0o600}
+
+
+def test_of_two_servers_on_one_directory_only_one_can_bind_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one comes between the look whether the token is spent and the mark that it is."""
+    here, there = JoinTokens(tmp_path), JoinTokens(tmp_path)
+    token = here.make(WEB, datetime.now(UTC) + timedelta(hours=1))
+    mine, other = (generate(KeyType.EC_P256).public_key() for _ in range(2))
+    sync = os.fsync
+
+    def overtaken(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fsync", sync)
+        there.spend(there.find(token), other)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", overtaken)
+    with pytest.raises(RefusalError, match="already used by another key") as caught:
+        here.spend(here.find(token), mine)
+    assert caught.value.kind is Kind.UNAUTHENTICATED
+    here.spend(here.find(token), other)
+
+
+def test_a_spent_token_is_spent_on_the_disk_before_anything_is_signed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else it is good for another key once the machine has lost its power."""
+    tokens = JoinTokens(tmp_path)
+    record = tokens.find(tokens.make(WEB, datetime.now(UTC) + timedelta(hours=1)))
+    seen: list[tuple[bool, list[str]]] = []
+    sync = os.fsync
+
+    def look(descriptor: int) -> None:
+        sync(descriptor)
+        seen.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), files(tmp_path)))
+
+    monkeypatch.setattr(os, "fsync", look)
+    tokens.spend(record, generate(KeyType.EC_P256).public_key())
+    assert seen == [(False, ["", ".token"]), (True, [".spent", ".token"])], "the mark's content, then its name"
+
+
+def test_a_token_that_root_makes_can_be_read_by_the_user_of_the_ca(tmp_path: Path) -> None:
+    """Only root can give a directory away; anybody else's stays its own."""
+    owner = (4711, 4712) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    tmp_path.chmod(0o755)
+    os.chown(tmp_path, *owner)
+    JoinTokens(tmp_path).make(WEB, datetime.now(UTC) + timedelta(hours=1))
+    (record,) = tmp_path.iterdir()
+    assert (record.stat().st_uid, record.stat().st_gid) == owner
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"spiffe_id": "x", "expires": 1e400}', "\0"])
