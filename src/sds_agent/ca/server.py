@@ -21,7 +21,7 @@ from sds_agent.ca.authentication import Authentication
 from sds_agent.ca.callers import ClaimRule
 from sds_agent.ca.descriptors import room_for
 from sds_agent.ca.jwks import IssuerKeys, Location
-from sds_agent.ca.jwt import Issuer
+from sds_agent.ca.jwt import LONGEST_TOKEN, Issuer
 from sds_agent.ca.service import LARGEST_REQUEST, SERVICE, CertificateService, Rules
 from sds_agent.ca.settings import Address, CaSettings, JwtSettings
 from sds_agent.ca.source import Plugged, SelfSigned, Source
@@ -36,6 +36,8 @@ from sds_agent.signals import until_signalled
 
 LOG = logging.getLogger(__name__)
 
+LARGEST_HEADERS = LONGEST_TOKEN + (4 << 10)
+"""Bytes. gRPC's own default is half a token's: between that and the whole it refuses calls at random."""
 SERVERS = 2
 """gRPC servers that share the connections. Each fetches one call at a time (see service.TURNS): two of them have two
 calls ready for the event loop at once, which takes a tenth off the work of each. More than two gain no more.
@@ -158,6 +160,7 @@ def _grpc_server(settings: CaSettings) -> grpc.aio.Server:
     return grpc.aio.server(
         options=(
             ("grpc.max_receive_message_length", LARGEST_REQUEST),
+            ("grpc.max_metadata_size", LARGEST_HEADERS),
             ("grpc.max_concurrent_streams", 100),
             ("grpc.max_connection_age_ms", age),
             ("grpc.max_connection_age_grace_ms", 10_000),
