@@ -1,12 +1,13 @@
 """Our CA over real TLS, asked by a real gRPC client: who gets what, who gets nothing, and what is written down."""
 
 import base64
+import errno
 import hmac
 import json
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -41,16 +42,21 @@ from fakes.hierarchy import make_ca
 from sds_agent_proto.istio_pb2 import CertificateRequest
 
 from sds_agent.ca import service
+from sds_agent.ca.acceptor import Acceptor, Peer
+from sds_agent.ca.audit import AuditLog, Entry
+from sds_agent.ca.authentication import Authentication
 from sds_agent.ca.jwt import LONGEST_TOKEN, caller_of
 from sds_agent.ca.refusal import RefusalError
 from sds_agent.ca.server import serving
-from sds_agent.ca.service import LARGEST_REQUEST
+from sds_agent.ca.service import LARGEST_REQUEST, CertificateService, Rules
 from sds_agent.ca.settings import load
 from sds_agent.clock import SystemClock
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import extended_key_usages, read_pem, serial_hex, subject_alternative_uris, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, generate
+from sds_agent.pki.signer import SignerError
+from sds_agent.pki.signing import SigningSet
 
 NODE = f"spiffe://{TRUST_DOMAIN}/ns/kube-system/sa/node"
 RSA_ROOT = "{self_signed: root, key: rsa-2048}"
@@ -89,6 +95,8 @@ async def test_a_certificate_renews_without_a_token_and_counts_before_one(ca: Se
     both = await ca.ask(other, first)
     assert subject_alternative_uris(both.leaf) == (WEB,)
     assert [line["proof"] for line in ca.audit] == ["jwt", "certificate", "certificate"]
+    shown = f"serial {serial_hex(first.leaf)}"
+    assert [line["proof_detail"] for line in ca.audit] == [f"issuer {ISSUER}", shown, shown]
 
 
 async def test_nobody_gets_anything_without_a_proof(ca: Served) -> None:
@@ -108,6 +116,7 @@ BAD_CLAIMS: dict[str, tuple[dict[str, Any], str]] = {
     "a user": ({"sub": "system:admin"}, "service account"),
     "more than a name": ({"sub": "system:serviceaccount:default:web:admin"}, "service account"),
     "a path in the name": ({"sub": "system:serviceaccount:default:a/b"}, "slash"),
+    "a path in the namespace": ({"sub": "system:serviceaccount:default/sa/web:x"}, "slash"),
     "no name": ({"sub": "system:serviceaccount:default:"}, "SPIFFE ID"),
 }
 
@@ -215,9 +224,46 @@ async def test_a_certificate_proves_nothing_where_that_is_switched_off(tmp_path:
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+async def test_a_foreign_certificate_harms_nobody_where_certificates_are_switched_off(tmp_path: Path) -> None:
+    """A caller may have one for other servers, and its library shows it to whoever asks."""
+    (tmp_path / "elsewhere").mkdir()
+    async with served(tmp_path / "elsewhere") as other:
+        foreign = await other.ask(other.issuer.token())
+    async with served(tmp_path, callers="  mtls: false") as ca:
+        got = await ca.ask(ca.issuer.token(), foreign)
+    assert subject_alternative_uris(got.leaf) == (WEB,)
+
+
 async def test_a_token_that_is_far_too_long_is_not_even_read() -> None:
     with pytest.raises(RefusalError, match="more than"):
         await caller_of("a." * LONGEST_TOKEN, [], TRUST_DOMAIN, datetime.now(UTC))
+
+
+async def test_a_long_token_is_taken_every_time(ca: Served) -> None:
+    """An issuer that lists a person's groups writes long ones; gRPC by itself refuses most of these, and not all."""
+    token = ca.issuer.token(groups=["administrators of something"] * 370)
+    assert LONGEST_TOKEN - 2000 < len(token) < LONGEST_TOKEN
+    async with ca.connected() as channel:
+        for _ in range(10):
+            await ask(channel, token)
+
+
+async def test_a_token_that_demands_what_is_not_understood_gets_nothing(ca: Served) -> None:
+    """Its issuer says that without it the token means something else (RFC 7515 section 4.1.11)."""
+    _, claims, _ = ca.issuer.token().split(".")
+    header = {"kid": "ES256", "crit": ["bound"], "bound": "elsewhere"}
+    payload = base64.urlsafe_b64decode(claims + "==")
+    token = jwt.PyJWS().encode(payload, ca.issuer.keys["ES256"], "ES256", headers=header)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ca.ask(token)
+    refused(caught.value, grpc.StatusCode.UNAUTHENTICATED, ca, "token")
+
+
+async def test_a_token_without_a_bottom_is_only_refused(ca: Served) -> None:
+    token = jwt.PyJWS().encode(b"[" * 9000, ca.issuer.keys["ES256"], "ES256")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ca.ask(token)
+    refused(caught.value, grpc.StatusCode.UNAUTHENTICATED, ca, "neither a JSON Web Token")
 
 
 @pytest.mark.parametrize("claims", [[], "text", 7, None])
@@ -338,6 +384,25 @@ async def test_nothing_that_a_caller_asks_for_can_begin_an_audit_line(ca: Served
     text = (ca.directory / "audit.log").read_text()
     assert text.isascii()
     assert len(text.splitlines()) == 1
+
+
+async def test_an_audit_line_has_an_end_whatever_a_caller_asks_for(ca: Served) -> None:
+    """Or else a caller could fill the disk, and then nothing is signed for anybody."""
+    node = ca.issuer.token(sub="system:serviceaccount:kube-system:node")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await ca.ask(node, metadata={"ImpersonatedIdentity": f"spiffe://{TRUST_DOMAIN}/{'x' * 1_000_000}"})
+    assert len(ca.audit) == 1
+    assert (ca.directory / "audit.log").stat().st_size < 5000
+
+
+def test_the_audit_log_leaves_no_file_open(tmp_path: Path) -> None:
+    """It is opened for every line, and a process may have no more than some thousand open."""
+    log = AuditLog(tmp_path / "audit.log")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        log.write(Entry("issued", "127.0.0.1:1"), datetime.now(UTC))
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+    assert len((tmp_path / "audit.log").read_text().splitlines()) == 5
 
 
 def unproven() -> str:
@@ -461,9 +526,10 @@ async def test_a_refused_request_never_reaches_the_signer(tmp_path: Path) -> Non
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await ask(channel, token, **asked)
             assert "the CA" not in (caught.value.details() or "")
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
+        with recorded() as events, pytest.raises(grpc.aio.AioRpcError) as caught:
             await ask(channel, good)
         assert caught.value.code() is grpc.StatusCode.INTERNAL
+        assert "expired on" in events.named("cannot_sign")[0]["cause"], "the operator has to act"
     outcomes = [line["outcome"] for line in ca.audit]
     denied = ["unauthenticated"] * 3 + ["denied"] + ["invalid"] * (1 + len(BAD_CSRS))
     assert outcomes == ["issued", *denied, "internal"]
@@ -630,20 +696,127 @@ async def test_more_requests_than_fit_are_sent_away_and_the_rest_served(tmp_path
     async with (
         served(tmp_path, signer=RSA_ROOT, more="limits: {at_once: 1}") as ca,
         ca.connected() as channel,
-        anyio.create_task_group() as tasks,
     ):
-        for _ in range(20):
-            tasks.start_soon(attempt, channel, ca.issuer.token())
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(attempt, channel, ca.issuer.token())
+        await ask(channel, ca.issuer.token())  # there is room again
     assert set(outcomes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
-    assert len(ca.audit) == 20
+    assert len(ca.audit) == 21
 
 
-async def test_connections_beyond_the_limit_are_closed(tmp_path: Path) -> None:
-    async with served(tmp_path, more="limits: {connections: 1}") as ca, ca.connected() as channel:
-        await ask(channel, ca.issuer.token())
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await ca.ask(ca.issuer.token())
-        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+async def test_connections_beyond_the_limit_are_closed_until_there_is_room(tmp_path: Path) -> None:
+    async with served(tmp_path, more="limits: {connections: 1}") as ca:
+        async with ca.connected() as channel:
+            await ask(channel, ca.issuer.token())
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await ca.ask(ca.issuer.token())
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        with anyio.fail_after(10):
+            while not await is_answered(ca):
+                pass
+
+
+async def is_answered(ca: Served) -> bool:
+    try:
+        await ca.ask(ca.issuer.token())
+    except grpc.aio.AioRpcError:
+        return False
+    return True
+
+
+async def test_a_machine_without_a_descriptor_left_takes_connections_again_when_it_has_one(tmp_path: Path) -> None:
+    """Whoever opens many connections must not be able to end the CA."""
+
+    class Exhausted(socket.socket):
+        left = 1
+
+        def accept(self) -> Any:
+            if self.left:
+                self.left -= 1
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().accept()
+
+    with Exhausted() as listener, recorded() as events:
+        listener.setblocking(False)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        acceptor = Acceptor([tmp_path / "nobody"], no_context, lambda: datetime.now(UTC), 10)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(acceptor.run, listener)
+            async with await anyio.connect_tcp(*listener.getsockname()) as stream:
+                with anyio.fail_after(10), pytest.raises(anyio.EndOfStream):
+                    await stream.receive()
+            tasks.cancel_scope.cancel()
+        assert events.named("not_accepted")[0]["cause"] == "Too many open files"
+        assert events.named("connection_failed")
+
+
+def no_context() -> ssl.SSLContext:
+    raise SignerError("there is no certificate")
+
+
+async def test_a_connection_ends_with_its_clients_certificate(ca: Served) -> None:
+    """A client that renewed in time comes back with the new one, and is not refused on the old connection."""
+    short = await ca.ask(ca.issuer.token(), seconds=2)
+    host, port = ca.address.rsplit(":", 1)
+    context = short.context(ca.directory)
+    context.set_alpn_protocols(["h2"])
+    stream = await anyio.connect_tcp(host, int(port), ssl_context=context, tls_standard_compatible=False)
+    async with stream:
+        await stream.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")  # a client that has nothing to ask
+        with anyio.fail_after(10), suppress(anyio.EndOfStream):
+            while True:
+                await stream.receive()
+    assert datetime.now(UTC) >= short.leaf.not_valid_after_utc
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_no_session_is_resumed(ca: Served, version: ssl.TLSVersion) -> None:
+    """It would bring a client certificate back that nobody has looked at since."""
+    got = await ca.ask(ca.issuer.token())
+    context = got.context(ca.directory)
+    context.maximum_version = version
+    first = await anyio.to_thread.run_sync(session, ca, context, None)
+    again = await anyio.to_thread.run_sync(session, ca, context, first[0])
+    assert not again[1]
+
+
+def session(ca: Served, context: ssl.SSLContext, before: ssl.SSLSession | None) -> tuple[ssl.SSLSession | None, bool]:
+    """The session of a connection, and whether it was one from before."""
+    host, port = ca.address.rsplit(":", 1)
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection((host, int(port))) as plain,
+        context.wrap_socket(plain, server_hostname="127.0.0.1", session=before) as tls,
+    ):
+        tls.recv(1)  # gRPC's first byte: what the server has to say of sessions came before it
+        return tls.session, bool(tls.session_reused)
+
+
+async def test_what_a_bug_says_goes_to_nobody(tmp_path: Path) -> None:
+    """It may quote anything, and is told to the operator by its place alone."""
+
+    def broken() -> SigningSet:
+        raise ValueError("planted")
+
+    audit = AuditLog(tmp_path / "audit.log")
+    rules = Rules(Authentication(TRUST_DOMAIN, [], mtls=True, tokens=None), {}, 10, 10)
+    service = CertificateService(rules, broken, lambda _: Peer("nobody"), audit, SystemClock())
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((service.handler(),))
+    server.add_insecure_port(f"unix:{tmp_path / 'grpc'}")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"unix:{tmp_path / 'grpc'}") as channel:
+            with recorded() as events, pytest.raises(grpc.aio.AioRpcError) as caught:
+                await ask(channel)
+    finally:
+        await server.stop(None)
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    (told,) = events.named("bug")
+    assert told["exception"] == "ValueError"
+    assert "planted" not in str(caught.value.details()) + str(told) + (tmp_path / "audit.log").read_text()
 
 
 async def test_the_audit_log_goes_to_standard_output_unless_told(
