@@ -11,12 +11,15 @@ import grpc
 import grpc.aio
 import pytest
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from fakes.ca_servers import Served, Shifted, ask, fresh, plug, served, soon
+from fakes.clocks import HandClock
 from fakes.events import recorded
 from fakes.hierarchy import Ca, make_ca, make_crl
 
+from sds_agent.ca.source import LOOK, Plugged
 from sds_agent.ca.tls import ServerTls
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import is_self_signed, read_pem, write_pem
@@ -232,8 +235,53 @@ async def test_a_new_self_signed_root_joins_the_old_one_while_requests_go_on(tmp
         with anyio.fail_after(20):
             while len(read_pem((await ask(channel, token)).roots)) < 2:
                 await anyio.lowlevel.checkpoint()
-        assert read_pem(first.roots)[0] in read_pem((await ask(channel, token)).roots)
+        old, new = read_pem((await ask(channel, token)).roots)
+        assert read_pem(first.roots)[0] == old
+        clock.ahead = timedelta(days=9, hours=1, minutes=1)  # by now everybody has loaded the new one
+        with anyio.fail_after(20):
+            while not is_signed_by((await ask(channel, token)).leaf, new):
+                await anyio.lowlevel.checkpoint()
         assert {line["outcome"] for line in ca.audit} == {"issued"}
+
+
+def is_signed_by(leaf: x509.Certificate, root: x509.Certificate) -> bool:
+    try:
+        leaf.verify_directly_issued_by(root)
+    except InvalidSignature:
+        return False
+    return True
+
+
+async def test_a_root_that_cannot_be_renewed_is_told_and_renewed_once_it_can(tmp_path: Path) -> None:
+    """The CA goes on, and is there when its operator has mended the disk."""
+    clock = Shifted()
+    with recorded() as events:
+        async with served(tmp_path, signer="{self_signed: root, root_lifetime: 10d}", clock=clock):
+            (tmp_path / "root").rename(tmp_path / "away")
+            (tmp_path / "root").touch()
+            clock.ahead = timedelta(days=20)
+            told = await events.wait("signer_not_renewed")
+            assert "cannot keep its new root" in told["cause"]
+            (tmp_path / "root").unlink()
+            (tmp_path / "away").rename(tmp_path / "root")
+            await events.wait("root_created", count=2)
+
+
+async def test_what_is_wrong_with_a_signer_is_said_once_and_not_at_every_look(tmp_path: Path) -> None:
+    root, clock = make_ca("root"), HandClock()
+    signer = make_ca("signer", root)
+    plug(tmp_path, signer, [signer], [root])
+    source = await Plugged.open(tmp_path, trust_domain="demo.example", passphrase_file=None, clock=clock)
+    (tmp_path / "ca-key.pem").write_bytes(b"")
+    with recorded() as events:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(source.follow)
+            for _ in range(4):
+                await clock.asleep()
+                clock.elapse(timedelta(seconds=LOOK))
+            await clock.asleep()
+            tasks.cancel_scope.cancel()
+    assert len(events.named("signer_not_taken")) == 1
 
 
 async def test_another_signer_is_taken_while_requests_go_on(tmp_path: Path) -> None:
