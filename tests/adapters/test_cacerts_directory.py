@@ -178,6 +178,32 @@ def test_a_signer_whose_leaves_nobody_would_take_is_refused(signer: Ca, words: s
     assert words in " ".join(map(str, findings(files_of(signer, root))))
 
 
+@pytest.mark.parametrize(
+    ("uri", "good"),
+    [
+        ("spiffe://demo.example", True),
+        ("spiffe://demo.example/", True),
+        ("spiffe://demo.example/web", False),
+        ("spiffe://demo.example/ns/default/sa/web", False),
+        ("https://demo.example/ca/one", True),
+    ],
+)
+def test_a_ca_that_carries_a_workloads_identity_is_refused(uri: str, *, good: bool) -> None:
+    """Whoever holds it could speak as that workload, and sign for all others."""
+    signer = make_ca("signer", ROOT, names=[x509.UniformResourceIdentifier(uri)])
+    files = files_of(signer, ROOT)
+    if good:
+        assert read_signing_set(files, NOW).roots
+    else:
+        assert "workload's own certificate" in str(findings(files)[0])
+
+
+def test_a_constraint_to_whatever_is_below_a_host_can_be_plugged_in() -> None:
+    signer = make_ca("signer", ROOT, constraints=uris(permitted=[".demo.example"]))
+    assert read_signing_set(files_of(signer, ROOT), NOW).roots
+    assert read_signing_set(files_of(signer, ROOT), NOW, trust_domain="east.demo.example").roots
+
+
 def test_name_constraints_are_held_against_the_trust_domain() -> None:
     files = files_of(make_ca("signer", ROOT, constraints=uris(permitted=["demo.example"])), ROOT)
     assert read_signing_set(files, NOW).roots

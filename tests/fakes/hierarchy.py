@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
-Digest = hashes.SHA224 | hashes.SHA256 | hashes.SHA384 | hashes.SHA3_256
+Digest = hashes.SHA224 | hashes.SHA256 | hashes.SHA384 | hashes.SHA512 | hashes.SHA3_256
 Extension = tuple[x509.ExtensionType, bool]
 """An extension's value, and whether it is critical."""
 
@@ -52,8 +52,8 @@ def uris(*, permitted: Sequence[str] = (), excluded: Sequence[str] = ()) -> x509
     return x509.NameConstraints([form(p) for p in permitted] or None, [form(e) for e in excluded] or None)
 
 
-def key_usage(*, cert_sign: bool) -> x509.KeyUsage:
-    """What a CA has, or what a leaf has."""
+def key_usage(*, cert_sign: bool, crl_sign: bool | None = None) -> x509.KeyUsage:
+    """What a CA has, or what a leaf has; revocation lists are as certificates unless told."""
     return x509.KeyUsage(
         digital_signature=not cert_sign,
         content_commitment=False,
@@ -61,7 +61,7 @@ def key_usage(*, cert_sign: bool) -> x509.KeyUsage:
         data_encipherment=False,
         key_agreement=False,
         key_cert_sign=cert_sign,
-        crl_sign=cert_sign,
+        crl_sign=cert_sign if crl_sign is None else crl_sign,
         encipher_only=False,
         decipher_only=False,
     )

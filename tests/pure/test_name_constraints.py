@@ -63,6 +63,7 @@ OTHER_FORMS: list[tuple[x509.GeneralName, x509.GeneralName, bool]] = [
     (x509.DNSName("demo.example"), x509.DNSName("demo.example"), True),
     (x509.DNSName("demo.example"), x509.DNSName("Web.Demo.Example"), True),
     (x509.DNSName("demo.example"), x509.DNSName("xdemo.example"), False),
+    (x509.DNSName(""), x509.DNSName("web.demo.example"), True),
     (x509.DNSName(".demo.example"), x509.DNSName("web.demo.example"), True),
     (x509.DNSName(".demo.example"), x509.DNSName("demo.example"), False),
     (
@@ -127,6 +128,14 @@ def test_a_self_issued_intermediate_is_free_of_constraints_and_its_leaf_is_not()
     assert find_path(leaf, [rolled.certificate], [old.certificate], NOW) == (leaf, rolled.certificate)
     with pytest.raises(PathError, match=r"permit 'demo\.example'"):
         find_path(make_leaf(rolled, "spiffe://evil/web"), [rolled.certificate], [old.certificate], NOW)
+
+
+def test_a_leaf_that_is_named_as_its_ca_is_not_free_of_constraints() -> None:
+    """Who may choose the subject could otherwise have an identity of any trust domain."""
+    root = make_ca("Root", constraints=uris(permitted=["demo.example"]))
+    leaf = make_leaf(root, "spiffe://evil/web", subject=root.certificate.subject)
+    with pytest.raises(PathError, match=r"permit 'demo\.example', but not 'spiffe://evil/web'"):
+        find_path(leaf, (), [root.certificate], NOW)
 
 
 def test_constraints_bind_the_uris_of_intermediates_too() -> None:

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from fakes.hierarchy import (
     UNKNOWN,
     URI,
     Ca,
+    Digest,
+    Key,
     common_name,
     key_usage,
     make_ca,
@@ -44,6 +47,11 @@ REVOCATION_LIST = x509.CRLDistributionPoints(
 
 def under_root(root: Ca) -> Case:
     return below(root)
+
+
+def under_root_of(key: Key, digest: Digest) -> Case:
+    root = make_ca("Root", key=key, digest=digest)
+    return below(root, leaf=make_leaf(root, digest=digest))
 
 
 def under_intermediate(shape: Callable[[Ca], Ca], leaf: Callable[[Ca], x509.Certificate] = make_leaf) -> Case:
@@ -102,6 +110,16 @@ def test_an_expired_twin_of_an_intermediate_does_not_stop_the_walk() -> None:
     assert case.find() == (case.leaf, valid.certificate)
 
 
+def test_of_two_twins_the_one_that_is_valid_longer_is_served() -> None:
+    """A CA sends both while its intermediate is renewed; with the other one every leaf would end too early."""
+    root, key = make_ca("Root"), new_key()
+    old = make_ca("CA", root, key=key, not_after=NOW + HOUR)
+    new = make_ca("CA", root, key=key)
+    leaf = make_leaf(new)
+    for candidates in itertools.permutations((old.certificate, new.certificate)):
+        assert find_path(leaf, candidates, [root.certificate], NOW) == (leaf, new.certificate)
+
+
 def test_of_two_roots_with_one_name_the_one_that_signed_is_taken() -> None:
     """After a root is renewed with a new key under the same name, leaves of both are accepted."""
     old, new = make_ca("Root", identified=False), make_ca("Root", identified=False)
@@ -135,6 +153,9 @@ GOOD: dict[str, Callable[[], Case]] = {
         lambda root: make_ca("CA", root, is_ca_critical=False)
     ),
     "a CA without KeyUsage": lambda: under_intermediate(lambda root: make_ca("CA", root, usage=None)),
+    "a CA that signs no revocation lists": lambda: under_intermediate(
+        lambda root: make_ca("CA", root, usage=key_usage(cert_sign=True, crl_sign=False))
+    ),
     "a CA with both usages": lambda: under_intermediate(lambda root: make_ca("CA", root, usages=SERVER_AND_CLIENT)),
     "signatures with SHA-224": lambda: under_intermediate(lambda root: make_ca("CA", root, digest=hashes.SHA224())),
     "a critical extension on policies": lambda: under_intermediate(
@@ -151,6 +172,11 @@ GOOD: dict[str, Callable[[], Case]] = {
     "RSA 2048 throughout": lambda: under_intermediate(
         lambda root: make_ca("CA", root, key=rsa_key()), lambda ca: make_leaf(ca, key=rsa_key())
     ),
+    **{
+        f"{kind} signatures with {digest.name}": partial(under_root_of, key, digest)
+        for kind, key in (("RSA", rsa_key()), ("ECDSA", new_key()))
+        for digest in (hashes.SHA224(), hashes.SHA256(), hashes.SHA384(), hashes.SHA512())
+    },
     "P-384 with SHA-384": lambda: under_root(make_ca("Root", key=ec.generate_private_key(ec.SECP384R1()))),
     "P-521": lambda: under_root(make_ca("Root", key=ec.generate_private_key(ec.SECP521R1()))),
     "P-224": lambda: under_root(make_ca("Root", key=ec.generate_private_key(ec.SECP224R1()))),

@@ -18,11 +18,13 @@ from sds_agent.pki.keys import KeyType, PrivateKey, generate, public_bytes, to_p
 from sds_agent.pki.path import find_path
 from sds_agent.pki.signer import (
     LEAF_BACKDATE,
+    LONGEST_COMMON_NAME,
     LONGEST_ORGANIZATION,
     ROOT_BACKDATE,
     SHORTEST_LIFE,
     Signer,
     SignerError,
+    make_intermediate,
     make_root,
 )
 
@@ -252,6 +254,21 @@ def test_an_intermediate_signs_with_its_own_key_identifier() -> None:
     assert named is not None
     assert (named.key_identifier, named.authority_cert_issuer) == (odd.digest, None)
     assert find_path(leaf, [intermediate], [root.certificate], NOW) == (leaf, intermediate)
+
+
+def test_an_intermediate_that_would_outlive_its_root_is_refused_and_not_cut_short() -> None:
+    """Its operator has planned for the time that was asked for."""
+    key, end = KEYS[KeyType.EC_P256], ROOT.certificate.not_valid_after_utc
+    made = make_intermediate(ROOT, key, "cluster1", NOW, end - NOW)
+    assert made.certificate.not_valid_after_utc == end
+    with pytest.raises(SignerError, match="shorter lifetime"):
+        make_intermediate(ROOT, key, "cluster1", NOW, end - NOW + SECOND)
+
+
+@pytest.mark.parametrize("name", ["", "x" * (LONGEST_COMMON_NAME + 1), "cluster\n1"])
+def test_an_intermediate_needs_a_name_that_can_be_shown(name: str) -> None:
+    with pytest.raises(SignerError, match="printable characters"):
+        make_intermediate(ROOT, KEYS[KeyType.EC_P256], name, NOW, HOUR)
 
 
 def test_a_key_of_another_certificate_is_refused() -> None:
