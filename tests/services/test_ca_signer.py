@@ -1,7 +1,9 @@
 """What signs while the CA serves: its answers, other signers and roots, what is revoked and what has expired."""
 
 import re
+import ssl
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,8 +15,8 @@ import pytest
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
-from fakes.ca_servers import Served, Shifted, ask, fresh, plug, served, soon
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
+from fakes.ca_servers import WEB, Served, Shifted, ask, fresh, plug, served, soon
 from fakes.clocks import HandClock
 from fakes.events import recorded
 from fakes.hierarchy import Ca, make_ca, make_crl
@@ -23,6 +25,7 @@ from sds_agent.ca.source import LOOK, Plugged
 from sds_agent.ca.tls import ServerTls
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import is_self_signed, read_pem, write_pem
+from sds_agent.pki.keys import KeyType, generate, to_pkcs8_pem
 from sds_agent.pki.signer import Signer, SignerError
 from sds_agent.pki.signing import SigningSet
 
@@ -67,6 +70,34 @@ def test_a_server_whose_signer_expired_keeps_its_certificate_and_says_why() -> N
         assert "renew it" in events.named("server_certificate_not_renewed")[0]["cause"]
     with pytest.raises(SignerError):
         ServerTls(lambda: signing, ["localhost"], lambda: now, ask_client=True).context()
+
+
+def test_an_anchor_that_is_no_root_vouches_for_callers_too(tmp_path: Path) -> None:
+    """A cluster may trust its own CA and nothing above it, and its workloads renew without a token all the same."""
+    anchor = fresh("cluster1", fresh("a root that nobody here trusts"))
+    signer, key, now = fresh("region", anchor), generate(KeyType.EC_P256), datetime.now(UTC)
+    assert isinstance(signer.key, ec.EllipticCurvePrivateKey)
+    signing = SigningSet(Signer(signer.certificate, signer.key), (signer.certificate,), (anchor.certificate,))
+    chain = signing.issue(key.public_key(), WEB, now, timedelta(hours=1))
+    (tmp_path / "identity.pem").write_bytes(write_pem(chain) + to_pkcs8_pem(key))
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    client.load_verify_locations(cadata=write_pem([anchor.certificate]).decode())
+    client.load_cert_chain(tmp_path / "identity.pem")
+    shown = handshake(client, ServerTls(lambda: signing, ["localhost"], lambda: now, ask_client=True).context())
+    assert shown is not None
+    assert x509.load_der_x509_certificate(shown) == chain[0]
+
+
+def handshake(client: ssl.SSLContext, server: ssl.SSLContext) -> bytes | None:
+    """The certificate that the server saw."""
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    caller = client.wrap_bio(back, there, server_hostname="localhost")
+    answering = server.wrap_bio(there, back, server_side=True)
+    for side in (caller, answering) * 3:
+        with suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    return answering.getpeercert(binary_form=True)
 
 
 async def test_a_revoked_certificate_renews_nothing(tmp_path: Path) -> None:
@@ -189,6 +220,18 @@ async def test_a_plugged_in_signer_answers_with_its_intermediate_and_all_roots(t
         assert not any(is_self_signed(c) for e in got.elements[:-1] for c in read_pem(e.encode()))
         renewed = await ca.ask(identity=got)
         assert renewed.leaf.issuer == signer.certificate.subject
+
+
+async def test_a_plugged_in_key_may_be_encrypted(tmp_path: Path) -> None:
+    root = fresh("root")
+    signer = fresh("cluster1", root)
+    plug(tmp_path / "cacerts", signer, [signer], [root])
+    encrypted = signer.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    (tmp_path / "cacerts" / "ca-key.pem").write_bytes(encrypted)
+    (tmp_path / "passphrase").write_text("secret\n")
+    how = "{cacerts: cacerts, passphrase_file: passphrase}"
+    async with served(tmp_path, signer=how, roots=write_pem([root.certificate])) as ca:
+        assert (await ca.ask(ca.issuer.token())).leaf.issuer == signer.certificate.subject
 
 
 async def test_the_page_tells_the_form_of_every_answer(tmp_path: Path) -> None:
