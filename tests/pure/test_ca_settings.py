@@ -60,6 +60,10 @@ def test_the_least_is_little_and_stays_on_this_machine(tmp_path: Path) -> None:
     assert read.callers.mtls
 
 
+def node_agent(identity: str, covered: str) -> str:
+    return LEAST.replace("t}", f"t, node_agents: [{{identity: '{identity}', may_act_for: ['{covered}']}}]}}")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -76,10 +80,10 @@ def test_the_least_is_little_and_stays_on_this_machine(tmp_path: Path) -> None:
             "begins with https://",
         ),
         (LEAST.replace("join_tokens: t", "jwt: [{issuer: i, audience: a, jwks: f, ca_file: c}]"), "is a file"),
-        (
-            LEAST.replace("t}", "t, node_agents: [{identity: spiffe://x/y, may_act_for: [spiffe://x/*]}]}"),
-            "not in the trust domain",
-        ),
+        (LEAST + "listen: '127.0.0.1:65536'\n", "an address and a port"),
+        (node_agent("spiffe://cluster.local.evil/node", "spiffe://cluster.local/*"), "not in the trust domain"),
+        (node_agent("spiffe://cluster.local/node", "spiffe://cluster.local.evil/*"), "not in the trust domain"),
+        (node_agent("spiffe://cluster.local/node", "spiffe://cluster.local"), "has no path"),
     ],
 )
 def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, words: str) -> None:
