@@ -46,6 +46,10 @@ def test_root_and_intermediate_have_their_layout_and_keys_are_private(root: Path
     assert {each.name for each in (tmp_path / "one").iterdir()} == LAYOUT
     for key in (root / "root-key.pem", tmp_path / "one" / "ca-key.pem"):
         assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    for directory in (root, tmp_path / "one"):
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+        public = (file for file in directory.iterdir() if not file.name.endswith("-key.pem"))
+        assert {stat.S_IMODE(file.stat().st_mode) for file in public} == {0o644}
     certificate = only(tmp_path / "one", "ca-cert.pem")
     assert certificate.subject.rfc4514_string() == "CN=cluster1,O=demo.example"
     constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
@@ -190,6 +194,19 @@ def test_no_file_is_ever_overwritten(root: Path, tmp_path: Path, capfd: pytest.C
     assert "choose another directory" in capfd.readouterr().err
     assert {file.name: file.read_bytes() for file in root.iterdir()} == before
     assert [file.name for file in (tmp_path / "i").iterdir()] == ["cert-chain.pem"]
+
+
+def test_what_was_made_is_on_the_disk_when_the_command_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A root is made once, and who carries its medium away must have all of it."""
+    seen, sync = [], os.fsync
+
+    def look(descriptor: int) -> None:
+        sync(descriptor)
+        seen.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    monkeypatch.setattr(os, "fsync", look)
+    assert ca("root", tmp_path / "root", "--trust-domain", "demo.example") == 0
+    assert seen[:3] == ["root-key.pem", "root-cert.pem", "root"]
 
 
 @pytest.mark.parametrize("there", [False, True])
