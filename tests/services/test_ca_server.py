@@ -752,6 +752,25 @@ async def test_a_machine_without_a_descriptor_left_takes_connections_again_when_
         assert events.named("connection_failed")
 
 
+async def test_who_connects_and_says_nothing_is_let_go(tmp_path: Path) -> None:
+    """Silence costs nothing to whoever keeps it, and a connection's place to everybody else."""
+    acceptor = Acceptor(
+        [tmp_path / "nobody"],
+        lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
+        lambda: datetime.now(UTC),
+        10,
+        handshake=0.1,
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(acceptor.run, listener)
+            async with await anyio.connect_tcp(*listener.getsockname()) as stream:
+                with anyio.fail_after(10), pytest.raises(anyio.EndOfStream):
+                    await stream.receive()
+            tasks.cancel_scope.cancel()
+
+
 def no_context() -> ssl.SSLContext:
     raise SignerError("there is no certificate")
 

@@ -76,8 +76,7 @@ def test_an_anchor_that_is_no_root_vouches_for_callers_too(tmp_path: Path) -> No
     """A cluster may trust its own CA and nothing above it, and its workloads renew without a token all the same."""
     anchor = fresh("cluster1", fresh("a root that nobody here trusts"))
     signer, key, now = fresh("region", anchor), generate(KeyType.EC_P256), datetime.now(UTC)
-    assert isinstance(signer.key, ec.EllipticCurvePrivateKey)
-    signing = SigningSet(Signer(signer.certificate, signer.key), (signer.certificate,), (anchor.certificate,))
+    signing = signing_set(signer, anchor)
     chain = signing.issue(key.public_key(), WEB, now, timedelta(hours=1))
     (tmp_path / "identity.pem").write_bytes(write_pem(chain) + to_pkcs8_pem(key))
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -89,14 +88,43 @@ def test_an_anchor_that_is_no_root_vouches_for_callers_too(tmp_path: Path) -> No
     assert x509.load_der_x509_certificate(shown) == chain[0]
 
 
+def test_every_handshake_goes_by_the_signer_and_the_roots_of_the_moment(tmp_path: Path) -> None:
+    """Callers may have been given the new root alone, and must be able to come with what the new signer gave them."""
+    roots = [fresh("root"), fresh("new root")]
+    signers = [fresh("signer", root) for root in roots]
+    key, now, client = generate(KeyType.EC_P256), datetime.now(UTC), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old, new = (signing_set(signer, root) for signer, root in zip(signers, roots, strict=True))
+    current = old
+    tls = ServerTls(lambda: current, ["localhost"], lambda: now, ask_client=True)
+    chain = new.issue(key.public_key(), WEB, now, timedelta(hours=1))
+    (tmp_path / "identity.pem").write_bytes(write_pem(chain) + to_pkcs8_pem(key))
+    client.load_cert_chain(tmp_path / "identity.pem")
+    client.load_verify_locations(cadata=write_pem([roots[0].certificate]).decode())
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(client, tls.context())
+    current = SigningSet(old.signer, old.intermediates, (*old.roots, *new.roots))
+    assert handshake(client, tls.context())
+    current = new
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.load_verify_locations(cadata=write_pem([roots[1].certificate]).decode())
+    assert handshake(client, tls.context()) is None, "it shows no certificate, and takes the server's"
+
+
+def signing_set(signer: Ca, root: Ca) -> SigningSet:
+    assert isinstance(signer.key, ec.EllipticCurvePrivateKey)
+    return SigningSet(Signer(signer.certificate, signer.key), (signer.certificate,), (root.certificate,))
+
+
 def handshake(client: ssl.SSLContext, server: ssl.SSLContext) -> bytes | None:
-    """The certificate that the server saw."""
+    """The certificate that the server saw. Raises SSLError where one refuses the other."""
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
     caller = client.wrap_bio(back, there, server_hostname="localhost")
     answering = server.wrap_bio(there, back, server_side=True)
     for side in (caller, answering) * 3:
         with suppress(ssl.SSLWantReadError):
             side.do_handshake()
+    assert caller.version()
+    assert answering.version()
     return answering.getpeercert(binary_form=True)
 
 

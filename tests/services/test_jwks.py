@@ -254,6 +254,21 @@ async def test_a_ca_starts_before_its_issuer_and_signs_once_that_is_up(api: ApiS
         assert [line["outcome"] for line in ca.audit] == ["internal", "issued", "issued"]
 
 
+async def test_a_key_that_was_taken_back_is_not_believed_for_ever(tmp_path: Path) -> None:
+    """A stolen key is good until then, and its thief sends no token that would make the set be read again."""
+    clock = HandClock(SystemClock().now())
+    async with served(tmp_path, clock=clock) as ca:
+        token = ca.issuer.token(exp=clock.now() + timedelta(hours=1))
+        await ca.ask(token)
+        (tmp_path / "jwks.json").write_bytes(TokenIssuer().key_set())
+        await clock.asleep(2)
+        clock.elapse(REFRESH)
+        await clock.asleep(2)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ca.ask(token)
+        assert "not signed with a key of its issuer" in (caught.value.details() or "")
+
+
 async def test_an_issuer_that_is_down_at_first_is_asked_again(api: ApiServer, tmp_path: Path) -> None:
     api.status, clock = 503, HandClock()
     keys = await IssuerKeys.open(location(api, tmp_path), clock)
