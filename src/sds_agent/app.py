@@ -123,7 +123,7 @@ async def agent(settings: Settings, cas: dict[str, Authority], clock: Clock) -> 
     """The agent's parts, running inside this context: issuance and the SDS server around one store."""
     identities = workloads(settings)
     store = SecretStore((*(name for workload in identities for name in workload.names), *settings.bundle_names))
-    trust = Trust(store, settings.bundle_names)
+    trust = Trust(store, settings.bundle_names, clock)
     gates = {name: Gate() for name in cas}  # one for each CA: one that hangs must not hold up the others
     renewal = Renewal(settings.renewal.fraction, settings.renewal.jitter)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)

@@ -101,34 +101,8 @@ async def test_a_new_ca_is_noticed_three_times_in_a_row_and_its_roots_come_first
         assert await signer_of(authority) == signer.certificate
         clock.elapse(SETTLE / 100)
         assert await signer_of(authority) == new_signer.certificate
-        clock.elapse(HOUR)
         assert await roots(authority) == {new_root.certificate}
         signer, root = new_signer, new_root
-
-
-async def test_the_old_root_is_told_until_the_last_leaf_below_it_has_ended(tmp_path: Path) -> None:
-    """Two workloads of one agent would refuse each other from the change of the CA to the renewal of both."""
-    clock = HandClock()
-    signer, root = hierarchy(0)
-    unused = make_ca("unused").certificate
-    both = (root.certificate, unused)
-    authority = await opened(write(tmp_path, with_roots(both, signer, root)), clock)
-    assert await signer_of(authority) == signer.certificate
-    below_the_same = make_ca("another", root)
-    write(tmp_path, with_roots(both, below_the_same, root))
-    assert await signer_of(authority) == below_the_same.certificate
-    new_signer, new_root = hierarchy(1)
-    write(tmp_path, files_of(new_signer, new_root))
-    await authority.anchors()
-    with recorded() as events:
-        clock.elapse(SETTLE)
-        assert await signer_of(authority) == new_signer.certificate
-    assert [event["old_roots_told_until"] for event in events.named("ca_signs")] == ["2026-03-14T16:09:26.000Z"]
-    assert await roots(authority) == {root.certificate, new_root.certificate}
-    clock.elapse(HOUR - SETTLE - SETTLE / 100)
-    assert await roots(authority) == {root.certificate, new_root.certificate}
-    clock.elapse(SETTLE / 100)
-    assert await roots(authority) == {new_root.certificate}
 
 
 async def test_a_new_signer_below_the_same_root_signs_at_once(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class Bench:
         self.clock = HandClock()
         self.ca = UpstreamCa(self.clock.now)
         self.store = SecretStore([*NAMES, "ROOTCA"])
-        self.trust = Trust(self.store, ["ROOTCA"])
+        self.trust = Trust(self.store, ["ROOTCA"], self.clock)
         self.gate = Gate()
 
     def issuer(
@@ -110,6 +110,13 @@ class Bench:
         assert secret is other
         assert not isinstance(secret, BundleSecret)
         return secret
+
+    @property
+    def anchors(self) -> set[x509.Certificate]:
+        """What the bundle has in it."""
+        bundle = self.store.snapshot["ROOTCA"]
+        assert isinstance(bundle, BundleSecret)
+        return set(read_pem(bundle.anchors_pem))
 
     @property
     def leaf(self) -> x509.Certificate:
@@ -248,6 +255,37 @@ async def test_known_anchors_count_where_the_ca_tells_none_with_its_answer(bench
         bench.trust.update("upstream", (bench.ca.root.certificate,))
         bench.clock.elapse(MINUTE)
         await bench.issued()
+
+
+async def test_a_ca_that_changes_its_root_between_two_renewals_parts_nobody(bench: Bench) -> None:
+    """Until then another workload's certificate, and who still has the old one in use, would be refused."""
+    after = UpstreamCa(bench.clock.now, "new")
+    old, new = bench.ca.root.certificate, after.root.certificate
+    async with bench.issuing(bench.good(), answering(after)):
+        await bench.issued()
+        await bench.clock.asleep(2)
+        bench.clock.elapse(HOUR / 2)
+        await bench.issued(2)
+        await bench.clock.asleep(3)
+        bench.clock.elapse(HOUR / 2 - TICK)
+        await bench.clock.asleep(3)
+        assert bench.anchors == {old, new}
+        bench.clock.elapse(TICK)
+        await bench.events.wait("trust_changed", count=3)
+        assert bench.anchors == {new}
+
+
+async def test_what_expired_keeps_no_anchor_that_its_ca_tells_no_more(bench: Bench) -> None:
+    """A root that was withdrawn would be trusted for as long as its CA answers nothing."""
+    async with bench.issuing(bench.good(), failing(ErrorKind.DENIED, "no more")):
+        await bench.issued()
+        new = make_ca("new").certificate
+        bench.trust.update("upstream", (new,))
+        assert bench.anchors == {bench.ca.root.certificate, new}
+        await bench.clock.asleep(2)
+        bench.clock.elapse(HOUR)
+        await bench.events.wait("expired")
+        assert bench.anchors == {new}
 
 
 async def test_a_serial_number_of_any_size_is_served(bench: Bench) -> None:

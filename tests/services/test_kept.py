@@ -9,6 +9,7 @@ from pathlib import Path
 import anyio
 import msgspec
 import pytest
+from cryptography import x509
 from fakes.authorities import ScriptedAuthority, Step, UpstreamCa, answering, failing
 from fakes.clocks import HandClock
 from fakes.events import Events, recorded
@@ -31,6 +32,13 @@ WORKLOAD = Workload("default", SpiffeId.parse(URI), KeyType.EC_P256, HOUR, "upst
 DOWN = failing(ErrorKind.TRANSIENT, "the CA is down")
 
 
+def anchors(store: SecretStore) -> set[x509.Certificate]:
+    """What the bundle has in it."""
+    bundle = store.snapshot["ROOTCA"]
+    assert isinstance(bundle, BundleSecret)
+    return set(read_pem(bundle.anchors_pem))
+
+
 class Machine:
     """What stays when the agent is restarted: the disk, the clock and the CA."""
 
@@ -48,11 +56,12 @@ class Machine:
     async def agent(self, *script: Step) -> AsyncIterator[tuple[SecretStore, Events, ScriptedAuthority]]:
         """One run of the agent, inside this context."""
         store, authority = SecretStore(["default", "ROOTCA"]), ScriptedAuthority(*script)
+        self.trust = Trust(store, ["ROOTCA"], self.clock)
         issuer = Issuer(
             WORKLOAD,
             authority,
             store=store,
-            trust=Trust(store, ["ROOTCA"]),
+            trust=self.trust,
             gate=Gate(),
             clock=self.clock,
             keeper=Keeper(self.directory),
@@ -109,7 +118,7 @@ async def test_restored_workloads_of_an_old_and_a_new_root_are_all_trusted(
     """The root changed between two renewals: whichever is restored last, peers hold leaves from both."""
     machine = Machine(tmp_path)
     store, cas = SecretStore(["a", "b", "ROOTCA"]), (machine.ca, UpstreamCa(machine.clock.now, "new"))
-    trust = Trust(store, ["ROOTCA"])
+    trust = Trust(store, ["ROOTCA"], machine.clock)
 
     def issuer(name: str, script: Step) -> Issuer:
         workload = Workload(name, SpiffeId.parse(f"spiffe://demo.example/{name}"), KeyType.EC_P256, HOUR, "up", (name,))
@@ -126,16 +135,26 @@ async def test_restored_workloads_of_an_old_and_a_new_root_are_all_trusted(
                 await machine.clock.asleep(2)
                 tasks.cancel_scope.cancel()
     store, restarted = SecretStore(["a", "b", "ROOTCA"]), "ab"
-    trust = Trust(store, ["ROOTCA"])
+    trust = Trust(store, ["ROOTCA"], machine.clock)
     with recorded() as events:
         async with anyio.create_task_group() as tasks:
             for number in order:
                 tasks.start_soon(issuer(restarted[number], DOWN).run)
             await events.wait("restored", count=2)
-            bundle = store.snapshot["ROOTCA"]
-            assert isinstance(bundle, BundleSecret)
-            assert set(read_pem(bundle.anchors_pem)) == {ca.root.certificate for ca in cas}
+            assert anchors(store) == {ca.root.certificate for ca in cas}
             tasks.cancel_scope.cancel()
+
+
+async def test_what_a_restored_certificate_chains_to_stays_though_the_ca_tells_it_no_more(tmp_path: Path) -> None:
+    """The CA got a new root while the agent was away. Peers trust this machine's bundle, and refused it otherwise."""
+    machine = Machine(tmp_path)
+    await machine.issue()
+    new = UpstreamCa(machine.clock.now, "new").root.certificate
+    async with machine.agent(DOWN) as (store, events, _):
+        await events.wait("restored")
+        machine.trust.update("upstream", (new,))
+        assert anchors(store) == {machine.ca.root.certificate, new}
+        await machine.clock.asleep(2)
 
 
 async def test_restarted_agent_serves_at_once_what_is_still_valid_though_the_ca_is_down(tmp_path: Path) -> None:

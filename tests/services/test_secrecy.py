@@ -103,7 +103,7 @@ class Scene:
         self.directory = directory
         self.events = events
         self.store = SecretStore(["default", "ROOTCA"])
-        self.trust = Trust(self.store, ["ROOTCA"])
+        self.trust = Trust(self.store, ["ROOTCA"], self.clock)
         self.workload = Workload("default", SpiffeId.parse(URI), KeyType.EC_P256, HOUR, "local", ("default",))
         self.kept: list[object] = []
         """Values that are gone by the end, kept to be looked at."""

@@ -11,13 +11,13 @@ from cryptography import x509
 from fakes.authorities import ScriptedTrust
 from fakes.clocks import HAND_LOOP, HandClock
 from fakes.events import Events, recorded
-from fakes.hierarchy import DAY, make_ca, make_leaf
+from fakes.hierarchy import DAY, HOUR, NOW, make_ca, make_leaf
 
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, TellsTrust
 from sds_agent.clock import LONGEST_SLEEP
 from sds_agent.issuance.trust import PATIENCE, Trust, refresh
 from sds_agent.pki.certificates import read_pem, write_pem
-from sds_agent.secrets.model import BundleSecret
+from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
 
 NAMES = ("ROOTCA", "spiffe://demo.example")
@@ -44,7 +44,7 @@ def store() -> SecretStore:
 
 @pytest.fixture
 def trust(store: SecretStore) -> Trust:
-    return Trust(store, NAMES)
+    return Trust(store, NAMES, HandClock())
 
 
 def served(store: SecretStore) -> set[x509.Certificate]:
@@ -57,6 +57,11 @@ def served(store: SecretStore) -> set[x509.Certificate]:
     anchors = read_pem(secret.anchors_pem)
     assert len(set(anchors)) == len(anchors)
     return set(anchors)
+
+
+def in_use(*chain: x509.Certificate) -> CertificateSecret:
+    """A certificate that is served, with these as its chain. Its key is nobody's business here."""
+    return CertificateSecret(write_pem(chain), b"", NOW + HOUR)
 
 
 # --- the bundle ---
@@ -92,6 +97,52 @@ def test_an_authoritys_new_anchors_take_the_place_of_its_old_ones(store: SecretS
     trust.update("b", (ROOTS[1],))
     trust.update("a", (ROOTS[2], ROOTS[3]))
     assert served(store) == {ROOTS[1], ROOTS[2], ROOTS[3]}
+
+
+def test_an_anchor_stays_while_a_certificate_below_it_is_in_use(
+    store: SecretStore, trust: Trust, events: Events
+) -> None:
+    """Workloads of one agent would refuse each other from a change of the CA's root to the renewal of all."""
+    old = make_ca("old root")
+    lower = make_ca("lower", old)
+    unused, new = ROOTS[:2]
+    trust.update("a", (old.certificate, unused))
+    first, last = (in_use(make_leaf(issuer), lower.certificate) for issuer in (lower, lower))
+    for certificate in (first, last):
+        trust.rely("a", certificate)
+    trust.rely("b", in_use(make_leaf(make_ca("lost"))))
+    trust.update("a", (new,))
+    assert served(store) == {new, old.certificate}, "what nobody needs goes at once"
+    (kept,) = events.named("old_anchors_kept")
+    assert (kept["anchors"], kept["certificates"], kept["authority"]) == (1, 2, "a")
+    trust.update("a", (ROOTS[2],))
+    assert served(store) == {ROOTS[2], old.certificate}, "nor is it forgotten at the next change"
+    trust.release("a", first)
+    assert served(store) == {ROOTS[2], old.certificate}
+    trust.release("a", last)
+    assert served(store) == {ROOTS[2]}
+
+
+def test_an_anchor_that_is_replaced_by_one_of_the_same_key_goes_at_once(store: SecretStore, trust: Trust) -> None:
+    """The new one vouches for what the old one did, as where istiod renews its own root."""
+    old = make_ca("root")
+    renewed = make_ca("root", key=old.key)
+    trust.update("a", (old.certificate,))
+    trust.rely("a", in_use(make_leaf(old)))
+    trust.update("a", (renewed.certificate,))
+    assert served(store) == {renewed.certificate}
+
+
+def test_an_anchor_that_is_told_again_is_trusted_once_and_may_go_again(store: SecretStore, trust: Trust) -> None:
+    old = make_ca("old root")
+    trust.update("a", (old.certificate,))
+    certificate = in_use(make_leaf(old))
+    trust.rely("a", certificate)
+    for anchors in ((ROOTS[0],), (old.certificate, ROOTS[0]), (ROOTS[0],)):
+        trust.update("a", anchors)
+        assert served(store) == {ROOTS[0], old.certificate}
+    trust.release("a", certificate)
+    assert served(store) == {ROOTS[0]}
 
 
 def test_an_authority_that_tells_none_changes_nothing(store: SecretStore, trust: Trust) -> None:
@@ -130,7 +181,7 @@ def test_a_restart_gives_the_same_bundle_whichever_authority_answers_first(store
     trust.update("a", (ROOTS[0], ROOTS[1]))
     trust.update("b", (ROOTS[2],))
     restarted = SecretStore(NAMES)
-    other = Trust(restarted, NAMES)
+    other = Trust(restarted, NAMES, HandClock())
     other.update("b", (ROOTS[2],))
     other.update("a", (ROOTS[1], ROOTS[0]))
     assert restarted.snapshot == store.snapshot

@@ -3,7 +3,7 @@
 The directory is looked at before every signature and every few seconds. What it holds becomes the CA only when it is
 whole and its pieces match; otherwise the CA that was read before goes on signing, and the log says once what is wrong.
 New roots are told at once. A signer that needs them signs only when they have been told for a while, and until then the
-old signer's roots are told with them. What vouched for the old signer is told for as long as a leaf of it lives.
+old signer's roots are told with them.
 """
 
 import logging
@@ -22,7 +22,6 @@ from sds_agent.authority.request import proven_key
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import serial_hex, unique, write_pem
-from sds_agent.pki.path import PathError, find_path
 from sds_agent.pki.signer import SignerError
 from sds_agent.pki.signing import SigningSet
 
@@ -35,33 +34,16 @@ REFRESH = timedelta(seconds=5)
 """How often the directory is looked at while nothing is issued."""
 
 
-class Parting(Struct, frozen=True):
-    """Roots that are told no more by the directory, and when the last leaf ends that needs them."""
-
-    roots: tuple[x509.Certificate, ...]
-    until: datetime
-
-
 class Plugged(Struct, frozen=True):
-    """The CA that signs, and the one that follows it, if any, with the time since when its roots are told.
-
-    `last_leaf` is when the last of all leaves ends that were signed so far.
-    """
+    """The CA that signs, and the one that follows it, if any, with the time since when its roots are told."""
 
     current: SigningSet
     following: SigningSet | None = None
     since: datetime | None = None
-    last_leaf: datetime | None = None
-    parting: tuple[Parting, ...] = ()
 
     def with_read(self, read: SigningSet, now: datetime) -> "Plugged":
         """What was just read follows."""
         return structs.replace(self, following=read, since=now)
-
-    def with_leaf(self, leaf: x509.Certificate) -> "Plugged":
-        """A leaf was signed."""
-        end = leaf.not_valid_after_utc
-        return structs.replace(self, last_leaf=max(end, self.last_leaf or end))
 
     def at(self, now: datetime) -> "Plugged":
         """With the one that follows in its place, once its roots have settled or the old signer has expired.
@@ -69,39 +51,19 @@ class Plugged(Struct, frozen=True):
         Where the roots are the same it takes the place at once. Where some are gone it waits too: a bundle that is
         being written holds only the first of its certificates for a moment.
         """
-        parting = tuple(each for each in self.parting if now < each.until)
         if self.following is None or self.since is None:
-            return structs.replace(self, parting=parting)
+            return self
         expired = now > self.current.signer.certificate.not_valid_after_utc
         if expired or now - self.since >= SETTLE or set(self.following.roots) == set(self.current.roots):
-            return Plugged(
-                self.following,
-                last_leaf=self.last_leaf,
-                parting=(*parting, *self._left_behind(self.following, now)),
-            )
+            return Plugged(self.following)
         # a time that lies ahead was told by a clock that has been set back since
-        return structs.replace(self, since=min(self.since, now), parting=parting)
-
-    def _left_behind(self, following: SigningSet, now: datetime) -> tuple[Parting, ...]:
-        """What the leaves need that the present signer has signed, where the one that follows has no root for them."""
-        if self.last_leaf is None or self.last_leaf <= now or _vouch(following.roots, self.current, now):
-            return ()
-        needed = tuple(root for root in self.current.roots if _vouch((root,), self.current, now))
-        return (Parting(needed, self.last_leaf),) if needed else ()
+        return structs.replace(self, since=min(self.since, now))
 
     @property
     def roots(self) -> tuple[x509.Certificate, ...]:
-        """What to trust now: the roots of the CA that signs, of the one that follows, and of leaves in use."""
+        """What to trust now: the roots of the CA that signs, and of the one that follows."""
         following = self.following.roots if self.following else ()
-        return unique((*self.current.roots, *following, *(root for each in self.parting for root in each.roots)))
-
-
-def _vouch(roots: tuple[x509.Certificate, ...], signing: SigningSet, now: datetime) -> bool:
-    signer = signing.signer.certificate
-    try:
-        return signer in roots or bool(find_path(signer, signing.intermediates, roots, now))
-    except PathError:
-        return False
+        return unique((*self.current.roots, *following))
 
 
 class CacertsAuthority:
@@ -131,7 +93,6 @@ class CacertsAuthority:
             chain = plugged.current.issue(public_key, str(request.identity), self._clock.now(), request.ttl)
         except SignerError as error:
             raise AuthorityError(ErrorKind.DENIED, f"the CA in {self._directory.path} cannot sign: {error}") from error
-        self._plugged = self._plugged.with_leaf(chain[0])
         return Issuance(write_pem(chain), write_pem(plugged.roots))
 
     async def anchors(self) -> bytes:
@@ -176,5 +137,4 @@ class CacertsAuthority:
             )
         serial = serial_hex(now.current.signer.certificate)
         if serial != serial_hex(before.current.signer.certificate):
-            until = max((each.until for each in now.parting), default=None)
-            log.event(LOG, "ca_signs", directory=str(self._directory.path), serial=serial, old_roots_told_until=until)
+            log.event(LOG, "ca_signs", directory=str(self._directory.path), serial=serial)

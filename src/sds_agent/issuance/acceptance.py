@@ -5,6 +5,7 @@ are wrong. What is checked: the leaf is for our key, its only name is the SPIFFE
 clients and servers, it is valid now, and an unbroken chain leads from it to a trust anchor (RFC 5280 section 6).
 """
 
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 
@@ -81,6 +82,14 @@ def accept(
         )
     chain = _chain(leaf, received, told, now)
     return Accepted(chain, told, (*answer.warnings, *_clock_warning(leaf, now)))
+
+
+def vouch(anchors: Iterable[x509.Certificate], chain: Sequence[x509.Certificate], now: datetime) -> bool:
+    """Whether the leaf that `chain` begins with is valid below one of the anchors."""
+    try:
+        return bool(find_path(chain[0], chain[1:], anchors, now, skew=SKEW))
+    except PathError:
+        return False
 
 
 def _read(pem: bytes, what: str) -> tuple[x509.Certificate, ...]:

@@ -195,6 +195,7 @@ class Issuer:
         self._current = CurrentIdentity(secret.chain_pem, secret.private_key_pem)
         self._draft = self._failure = None
         self._trust.update(self._workload.authority, accepted.anchors)
+        self._trust.rely(self._workload.authority, secret)
         # after the bundle: whoever is handed the new leaf has been handed what it chains to
         self._store.publish(dict.fromkeys(self._workload.names, secret))
         return held, secret
@@ -243,8 +244,11 @@ class Issuer:
         )
 
     async def _offer_while_valid(self, held: Held, secret: CertificateSecret) -> None:
-        """Withhold the secret once it has expired, and offer it again if the clock that said so is set back."""
-        name, names = self._workload.name, self._workload.names
+        """Withhold the secret once it has expired, and offer it again if the clock that said so is set back.
+
+        What it chains to is trusted until then, renewed or not: others may have it in use for a while yet.
+        """
+        name, names, authority = self._workload.name, self._workload.names, self._workload.authority
         while self._held is held:
             now = self._clock.now()
             if not held.expired(now):
@@ -252,6 +256,10 @@ class Issuer:
                     log.event(LOG, "valid_again", level=logging.WARNING, workload=name, not_after=held.not_after)
                 await until(self._clock, held.not_after)
             else:
+                self._trust.release(authority, secret)
                 if self._store.withhold(names):
                     log.event(LOG, "expired", level=logging.ERROR, workload=name, not_after=held.not_after)
                 await until(self._clock, now + timedelta(seconds=LONGEST_SLEEP))
+        while not held.expired(self._clock.now()):
+            await until(self._clock, held.not_after)
+        self._trust.release(authority, secret)

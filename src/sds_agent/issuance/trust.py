@@ -1,4 +1,8 @@
-"""The trust bundle: the anchors of every authority, served as one secret."""
+"""The trust bundle: the anchors of every authority, served as one secret.
+
+What a CA tells is trusted, and what it tells no more is not, but for what certificates in use need: a root that is gone
+before the last of them has ended would make the workloads of one agent refuse each other from one renewal to the next.
+"""
 
 import asyncio
 import logging
@@ -10,9 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from sds_agent import log
 from sds_agent.authority.protocol import AuthorityError, TellsTrust
 from sds_agent.clock import Clock, until
+from sds_agent.issuance.acceptance import vouch
 from sds_agent.pki.certificates import CertificateError, read_pem, unique, write_pem
 from sds_agent.pki.rules import fault_of_ca
-from sds_agent.secrets.model import BundleSecret
+from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
 
 LOG = logging.getLogger(__name__)
@@ -22,13 +27,16 @@ PATIENCE = 10.0
 
 
 class Trust:
-    """Keeps the newest anchors of each authority and publishes their union under the bundle's names."""
+    """Keeps the newest anchors of each authority, and publishes their union under the bundle's names."""
 
-    def __init__(self, store: SecretStore, names: Iterable[str]) -> None:
+    def __init__(self, store: SecretStore, names: Iterable[str], clock: Clock) -> None:
         self._store = store
         self._names = tuple(names)
+        self._clock = clock
         self._anchors: dict[str, tuple[x509.Certificate, ...]] = {}
         self._left_out: dict[str, tuple[str, ...]] = {}
+        self._in_use: dict[str, dict[str, CertificateSecret]] = {}  # of each authority, by version
+        self._needed: dict[str, tuple[x509.Certificate, ...]] = {}  # by the version of what needs them: told no more
 
     def of(self, authority: str) -> tuple[x509.Certificate, ...]:
         """The anchors known of one authority."""
@@ -44,8 +52,45 @@ class Trust:
         anchors = self._usable(authority, anchors)
         if not anchors:
             return
-        self._anchors[authority] = anchors
-        together = unique(anchor for anchors in self._anchors.values() for anchor in anchors)
+        before, self._anchors[authority] = self.of(authority), anchors
+        if not set(before) <= set(anchors):
+            self._keep_needed(authority, before)
+        self._publish(authority)
+
+    def rely(self, authority: str, certificate: CertificateSecret) -> None:
+        """A certificate is in use that chains to the anchors known of its authority: keep what it needs of them."""
+        self._in_use.setdefault(authority, {})[certificate.version] = certificate
+
+    def release(self, authority: str, certificate: CertificateSecret) -> None:
+        """A certificate has ended, so that nobody needs anchors for its sake any longer."""
+        self._in_use[authority].pop(certificate.version, None)
+        if self._needed.pop(certificate.version, None):
+            self._publish(authority)
+
+    def _keep_needed(self, authority: str, before: tuple[x509.Certificate, ...]) -> None:
+        """Of the anchors told `before`, and of those kept until now, keep what certificates in use chain to."""
+        now, kept = self._clock.now(), list[CertificateSecret]()
+        for version, certificate in self._in_use.get(authority, {}).items():
+            candidates = unique((*before, *self._needed.pop(version, ())))
+            chain = read_pem(certificate.chain_pem)
+            if vouch(self._anchors[authority], chain, now):
+                continue
+            if needed := tuple(anchor for anchor in candidates if vouch((anchor,), chain, now)):
+                self._needed[version] = needed
+                kept.append(certificate)
+        if kept:
+            log.event(
+                LOG,
+                "old_anchors_kept",
+                authority=authority,
+                anchors=len(unique(anchor for each in kept for anchor in self._needed[each.version])),
+                certificates=len(kept),
+                until=max(each.not_after for each in kept),
+            )
+
+    def _publish(self, authority: str) -> None:
+        told = (*self._anchors.values(), *self._needed.values())
+        together = unique(anchor for anchors in told for anchor in anchors)
         bundle = BundleSecret(write_pem(sorted(together, key=_der)))
         if self._store.publish(dict.fromkeys(self._names, bundle)):
             log.event(LOG, "trust_changed", authority=authority, anchors=len(together), version=bundle.version)
