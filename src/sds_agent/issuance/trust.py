@@ -68,14 +68,13 @@ class Trust:
             self._publish(authority)
 
     def _keep_needed(self, authority: str, before: tuple[x509.Certificate, ...]) -> None:
-        """Of the anchors told `before`, and of those kept until now, keep what certificates in use chain to."""
+        """Of the anchors told `before` keep what certificates in use chain to."""
         now, kept = self._clock.now(), list[CertificateSecret]()
         for version, certificate in self._in_use.get(authority, {}).items():
-            candidates = unique((*before, *self._needed.pop(version, ())))
             chain = read_pem(certificate.chain_pem)
             if vouch(self._anchors[authority], chain, now):
                 continue
-            if needed := tuple(anchor for anchor in candidates if vouch((anchor,), chain, now)):
+            if needed := tuple(anchor for anchor in before if vouch((anchor,), chain, now)):
                 self._needed[version] = needed
                 kept.append(certificate)
         if kept:
