@@ -1,6 +1,10 @@
-"""Two clusters with intermediates under one root trust each other: two real agents, two real Envoys."""
+"""Two clusters with intermediates under one root trust each other, and a CA that is replaced parts nobody: real agents,
+real Envoys.
+"""
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from fakes.agents import agent
@@ -9,15 +13,17 @@ from fakes.envoys import client, envoy
 from sds_agent.cli.main import main
 
 
-def cluster(directory: Path, root: Path, name: str) -> Path:
+def cluster(
+    directory: Path, root: Path, name: str, *, names: Sequence[str] = ("default", "client"), keep: bool = False
+) -> Path:
     """An intermediate for the cluster, and the configuration of an agent that signs with it."""
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     made = ["ca", "intermediate", str(directory / "ca"), "--root", str(root), "--name", name]
     assert main([*made, "--constrain", "demo.example"]) == 0
-    names = ("default", "client")
     config = {
         "trust_domain": "demo.example",
         "state_dir": str(directory / "state"),
+        "keep_certificates": keep,
         "sds": {"socket": str(directory / "sds.sock")},
         "authorities": {"plugged": {"type": "cacerts", "directory": str(directory / "ca")}},
         "workloads": [{"name": each, "spiffe_id": f"spiffe://demo.example/{name}/{each}"} for each in names],
@@ -58,3 +64,25 @@ async def test_a_new_intermediate_is_taken_by_a_running_agent(tmp_path: Path) ->
         for file in again.iterdir():
             file.replace(config.parent / "ca" / file.name)
         await running.event("ca_signs")
+
+
+async def test_a_hierarchy_that_is_replaced_while_the_agent_is_away_parts_nobody(tmp_path: Path) -> None:
+    """A certificate of the old one that was kept and one of the new one accept each other, both ways."""
+    directory, roots = tmp_path / "cluster1", [tmp_path / name for name in ("root", "another")]
+    for root in roots:
+        assert main(["ca", "root", str(root), "--trust-domain", "demo.example"]) == 0
+    config = cluster(directory, roots[0], "cluster1", names=["default"], keep=True)
+    async with agent(config) as first, envoy(first.socket, directory) as proxy:
+        issued = await first.event("issued", workload="default")
+        await proxy.ready()
+        assert await first.program.stop() == 0
+        shutil.rmtree(directory / "ca")
+        cluster(directory, roots[1], "cluster1", keep=True)
+        async with agent(config) as second:
+            await second.event("restored", workload="default")
+            await second.event("issued", workload="client")
+            both = await second.event("trust_changed", anchors=2)
+            pushed = await second.event("pushed", version=both["version"])
+            await second.event("acked", nonce=pushed["nonce"])
+            visitor = await client(second.socket, directory)
+            assert await visitor.request(await proxy.port()) == issued["serial"]
