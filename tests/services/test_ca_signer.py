@@ -24,7 +24,7 @@ from fakes.hierarchy import Ca, make_ca, make_crl
 from sds_agent.ca.source import LOOK, Plugged
 from sds_agent.ca.tls import ServerTls
 from sds_agent.errors import ConfigurationError
-from sds_agent.pki.certificates import is_self_signed, read_pem, write_pem
+from sds_agent.pki.certificates import is_self_signed, read_pem, serial_hex, write_pem
 from sds_agent.pki.keys import KeyType, generate, to_pkcs8_pem
 from sds_agent.pki.signer import Signer, SignerError
 from sds_agent.pki.signing import SigningSet
@@ -228,11 +228,43 @@ async def test_a_root_that_is_taken_away_takes_only_its_own_certificates_along(t
                 await ask(bad)
                 plug(tmp_path / "cacerts", signer, [signer], [renewed])
                 await events.wait("signer", roots=1)
+                assert events.named("callers_left_behind") == []
                 assert (await ask(good)).leaf.issuer == signer.certificate.subject
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await ask(bad)
                 assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
                 assert "no longer trusted" in ca.audit[-1]["reason"]
+
+
+async def test_a_root_that_is_exchanged_at_one_stroke_is_told_and_can_be_mended(tmp_path: Path) -> None:
+    """Machines that joined by token would have to be given a new one each."""
+    root, new_root = fresh("root"), fresh("new root")
+    signer, new_signer = fresh("signer", root), fresh("new signer", new_root)
+    plug(tmp_path / "cacerts", signer, [signer], [root])
+    roots = write_pem([root.certificate, new_root.certificate])
+    with recorded() as events:
+        async with served(tmp_path, signer="{cacerts: cacerts}", roots=roots) as ca:
+            machine = await ca.ask(ca.join_token())
+            plug(tmp_path / "cacerts", new_signer, [new_signer], [new_root])
+            told = await events.wait("callers_left_behind")
+            assert told["signer"] == serial_hex(signer.certificate)
+            plug(tmp_path / "cacerts", new_signer, [new_signer], [new_root, root])
+            await events.wait("signer", roots=2)
+            assert (await ca.ask(identity=machine)).leaf.issuer == new_signer.certificate.subject
+            assert len(events.named("callers_left_behind")) == 1
+
+
+async def test_a_root_that_signs_itself_leaves_nobody_behind_as_long_as_it_is_told(tmp_path: Path) -> None:
+    root, successor = fresh("root"), fresh("successor")
+    plug(tmp_path / "cacerts", root, [root], [root])
+    roots = write_pem([root.certificate, successor.certificate])
+    with recorded() as events:
+        async with served(tmp_path, signer="{cacerts: cacerts}", roots=roots) as ca:
+            machine = await ca.ask(ca.join_token())
+            plug(tmp_path / "cacerts", successor, [successor], [root, successor])
+            await events.wait("signer", roots=2)
+            await ca.ask(identity=machine)
+    assert events.named("callers_left_behind") == []
 
 
 async def test_a_plugged_in_signer_answers_with_its_intermediate_and_all_roots(tmp_path: Path) -> None:

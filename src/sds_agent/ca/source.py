@@ -14,6 +14,7 @@ from sds_agent.authority.protocol import AuthorityError
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import describe_name, serial_hex
+from sds_agent.pki.path import PathError, find_path
 from sds_agent.pki.revocation import RevocationList, overdue
 from sds_agent.pki.signing import SigningSet
 
@@ -102,7 +103,9 @@ class Plugged:
             if changed is None:
                 self._look_for_overdue()
             else:
+                before = self._signing
                 self._take(changed)
+                self._look_for_left_behind(before)
 
     def _complain(self, error: ConfigurationError) -> None:
         if self._directory.is_news(error):
@@ -121,6 +124,22 @@ class Plugged:
             revocation_lists=len(signing.crls),
         )
         self._look_for_overdue()
+
+    def _look_for_left_behind(self, before: SigningSet) -> None:
+        """A root exchanged at one stroke shuts out whoever spent a join token: say so while it can be mended."""
+        former = before.signer.certificate
+        try:
+            if former not in self._signing.roots:
+                find_path(former, before.intermediates, self._signing.roots, self._clock.now())
+        except PathError:
+            log.event(
+                LOG,
+                "callers_left_behind",
+                level=logging.ERROR,
+                signer=serial_hex(former),
+                effect="callers whose certificates it signed are turned away, and come back with a new token alone",
+                mend="unless that is meant, put its root into root-cert.pem beside the new one until they have renewed",
+            )
 
     def _look_for_overdue(self) -> None:
         """Say it once of each revocation list."""
