@@ -24,6 +24,7 @@ from sds_agent.authority.directory import (
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.cacerts import CaFilesError, Finding, read_signing_set, refused_by_istiod
 from sds_agent.pki.certificates import write_pem
+from sds_agent.pki.keyfile import read_private_key
 from sds_agent.pki.keys import KeyType, generate
 from sds_agent.pki.path import find_path
 from sds_agent.pki.signing import SigningSet
@@ -310,9 +311,34 @@ def test_a_place_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         read_directory(tmp_path)
     with pytest.raises(DirectoryError, match="passphrase"):
         read_passphrase(tmp_path / "nowhere")
-    (tmp_path / "empty").write_text("\n")
-    with pytest.raises(DirectoryError, match="is empty"):
-        read_passphrase(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("content", ["secret", "secret\n", "secret\n\n", "secret\n# of the offline root\n"])
+def test_a_passphrase_is_the_first_line_as_openssl_reads_it(content: str, tmp_path: Path) -> None:
+    """An editor leaves an empty line behind, a person a remark, and the passphrase would be called wrong."""
+    file = tmp_path / "passphrase"
+    file.write_text(content)
+    openssl(tmp_path, "genrsa", "-aes256", "-passout", f"file:{file}", "-out", "key.pem")
+    assert read_passphrase(file) == b"secret"
+    assert read_private_key((tmp_path / "key.pem").read_bytes(), read_passphrase(file)).key_size == 2048
+    file.write_bytes(content.replace("\n", "\r\n").encode())
+    assert read_passphrase(file) == b"secret"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("", "is empty"), ("\n", "is empty"), ("\nsecret\n", "is empty"), (1024 * "s", "has more than 1023 bytes")],
+)
+def test_a_file_without_a_passphrase_in_its_first_line_is_told(content: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "passphrase").write_text(content)
+    with pytest.raises(DirectoryError, match=f"the first line of the passphrase file .* {words}"):
+        read_passphrase(tmp_path / "passphrase")
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_the_longest_passphrase_is_taken(end: str, tmp_path: Path) -> None:
+    (tmp_path / "passphrase").write_bytes(1023 * b"s" + end.encode())
+    assert read_passphrase(tmp_path / "passphrase") == 1023 * b"s"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.cacerts import FILES, CaFilesError, read_signing_set
+from sds_agent.pki.keyfile import LONGEST_PASSPHRASE
 from sds_agent.pki.signing import SigningSet
 from sds_agent.values import Sensitive
 
@@ -100,16 +101,25 @@ def read_directory(directory: Path) -> Contents | Unsettled:
 
 
 def read_passphrase(file: Path) -> bytes:
-    """The passphrase in a file: its content without the line break at its end. Raises DirectoryError."""
+    """The passphrase in a file: its first line, as `openssl ... -passin file:FILE` reads it. Raises DirectoryError."""
     try:
-        passphrase = file.read_bytes().removesuffix(b"\n").removesuffix(b"\r")
+        with file.open("rb") as opened:
+            passphrase = opened.readline(LONGEST_PASSPHRASE + len(b"\r\n")).removesuffix(b"\n").removesuffix(b"\r")
     except OSError as error:
         raise DirectoryError(
             f"the passphrase cannot be read: {file}: {error.strerror}; name a file that holds it and that this user "
             "may read"
         ) from error
     if not passphrase:
-        raise DirectoryError(f"the passphrase file {file} is empty; write the passphrase into it")
+        raise DirectoryError(
+            f"the first line of the passphrase file {file} is empty, and only that line is read; write the "
+            "passphrase there"
+        )
+    if len(passphrase) > LONGEST_PASSPHRASE:
+        raise DirectoryError(
+            f"the first line of the passphrase file {file} has more than {LONGEST_PASSPHRASE} bytes, the most that a "
+            "passphrase can have; write the passphrase there"
+        )
     return passphrase
 
 

@@ -16,7 +16,7 @@ from sds_agent.errors import SdsAgentError
 from sds_agent.files import sync_directory
 from sds_agent.pki.cacerts import CaFilesError, read_signing_set
 from sds_agent.pki.certificates import CertificateError, describe, has_key, read_pem, write_pem
-from sds_agent.pki.keyfile import KeyFileError, read_private_key
+from sds_agent.pki.keyfile import LONGEST_PASSPHRASE, KeyFileError, read_private_key
 from sds_agent.pki.keys import KeyType, PrivateKey, generate
 from sds_agent.pki.rules import fault_of_signature
 from sds_agent.pki.signer import Signer, SignerError, make_intermediate, make_root
@@ -26,8 +26,6 @@ ROOT_KEY = "root-key.pem"
 SIGNER_CERTIFICATE = "ca-cert.pem"
 SIGNER_KEY = "ca-key.pem"
 CHAIN = "cert-chain.pem"
-LONGEST_PASSPHRASE = 1023
-"""Bytes; the most that OpenSSL takes."""
 
 _PRIVATE, _PUBLIC = 0o600, 0o644
 

@@ -18,6 +18,9 @@ from sds_agent.errors import SdsAgentError
 from sds_agent.pki.keys import PrivateKey
 from sds_agent.pki.rules import SMALLEST_RSA
 
+LONGEST_PASSPHRASE = 1023
+"""Bytes; the most that OpenSSL takes."""
+
 _BEGIN = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----")
 _KEYS = frozenset({b"PRIVATE KEY", b"ENCRYPTED PRIVATE KEY", b"RSA PRIVATE KEY", b"EC PRIVATE KEY"})
 _CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
