@@ -54,6 +54,18 @@ def test_a_uri_is_within_a_constraint_by_its_host_alone(constraint: str, uri: st
                 find_path(leaf, (), [root.certificate], NOW)
 
 
+@pytest.mark.parametrize("host", ["a..b", "demo.example.", "..", "..demo.example"])
+def test_what_has_an_empty_label_is_no_host(host: str) -> None:
+    """Go refuses a certificate with such a constraint: what is below would be good for some and not for others."""
+    for limits in (uris(permitted=[host]), uris(excluded=[host])):
+        root = make_ca("Root", constraints=limits)
+        with pytest.raises(PathError, match="must be a bare host"):
+            find_path(make_leaf(root), (), [root.certificate], NOW)
+    root = make_ca("Root", constraints=uris(excluded=["demo.example"]))
+    with pytest.raises(PathError, match="restrict URIs by their host name"):
+        find_path(make_leaf(root, f"spiffe://{host}/web"), (), [root.certificate], NOW)
+
+
 def organization(*texts: str) -> x509.Name:
     kinds = (NameOID.ORGANIZATION_NAME, NameOID.ORGANIZATIONAL_UNIT_NAME)
     return x509.Name([x509.NameAttribute(kind, text) for kind, text in zip(kinds, texts, strict=False)])

@@ -350,7 +350,10 @@ def test_a_root_that_openssl_signed_anew_as_told_can_be_used(tmp_path: Path, cap
         (("intermediate", "x", "--root", "root", "--name", ""), "needs a name"),
         (("intermediate", "x", "--root", "root", "--name", "i", "--lifetime", "4000d"), "shorter lifetime"),
         (("intermediate", "x", "--root", "root", "--name", "i", "--constrain", "spiffe://x/y"), "--constrain"),
-        (("intermediate", "x", "--root", "root", "--name", "i", "--constrain", "10.0.0.1"), "restrict URIs by"),
+        (("intermediate", "x", "--root", "root", "--name", "i", "--constrain", "10.0.0.1"), "an IP address is not"),
+        (("intermediate", "x", "--root", "root", "--name", "i", "--constrain", "a..b"), "an empty label"),
+        (("intermediate", "x", "--root", "root", "--name", "i", "--constrain", "demo.example."), "an empty label"),
+        (("intermediate", "x", "--root", "root", "--name", "i", "--constrain", ".example"), "an empty label"),
         (("check", "nowhere"), "is not a directory"),
     ],
 )

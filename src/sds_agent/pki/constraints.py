@@ -21,9 +21,11 @@ ConstrainedName: TypeAlias = tuple[type[x509.GeneralName], Any]
 
 # Compiled on use: few CAs have name constraints, and compiling costs more than reading a chain.
 _FLAGS = re.IGNORECASE | re.ASCII
-_HOST_CONSTRAINT = r"\.?[a-z0-9_-][a-z0-9._-]*"
+_HOST = r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*"
+_HOST_CONSTRAINT = rf"\.?{_HOST}"
 # RFC 3986 section 3: scheme, authority (user part, host, port) and what follows. A host in brackets is an IPv6 address.
-_URI = r"[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?(?P<host>[a-z0-9._-]+)(?::[0-9]*)?(?:[/?#].*)?"
+# What has an empty label (`a..b`, `a.`) is no host: Go refuses it in a constraint, and in a URI below any constraint.
+_URI = rf"[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?(?P<host>{_HOST})(?::[0-9]*)?(?:[/?#].*)?"
 _MOST_QUOTED = 5
 
 
@@ -48,6 +50,11 @@ def violation(constraints: x509.NameConstraints, names: Iterable[ConstrainedName
         if (excluded or permitted) and (fault := _judge(form, value, excluded, permitted)):
             return fault
     return None
+
+
+def is_host_name(text: str) -> bool:
+    """Whether a URI may have that host, and a constraint can permit it: an IP address is no host name."""
+    return _host(f"spiffe://{text}") == text.lower()
 
 
 def _judge(form: type[x509.GeneralName], value: Any, excluded: list[Any], permitted: list[Any]) -> str | None:

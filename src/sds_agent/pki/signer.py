@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sds_agent.errors import SdsAgentError
-from sds_agent.pki.certificates import describe, describe_time, extension, has_key, is_ca
+from sds_agent.pki.certificates import describe, describe_name, describe_time, extension, has_key, is_ca
+from sds_agent.pki.constraints import is_host_name
 from sds_agent.pki.keys import PrivateKey, PublicKey, signature_hash
 from sds_agent.values import Sensitive
 
@@ -118,10 +119,17 @@ def make_intermediate(
 
     Its subject is the root's O and CN = `name`. With `permitted_host` (a trust domain) all URIs below it must have that
     host: the constraint is the bare host, without scheme or leading dot (RFC 5280 section 4.2.1.10). Raises SignerError
-    when `name` cannot be a CN, the root is not valid at `now`, or `lifetime` is under SHORTEST_LIFE or past the root's.
+    when `name` cannot be a CN or `permitted_host` a host name, the root is not valid at `now`, or `lifetime` is under
+    SHORTEST_LIFE or past the root's.
     """
     if not 0 < len(name) <= LONGEST_COMMON_NAME or not name.isprintable():
         raise SignerError(f"an intermediate needs a name of 1 to {LONGEST_COMMON_NAME} printable characters")
+    if permitted_host is not None and not is_host_name(permitted_host):
+        raise SignerError(
+            f"a name constraint holds URIs to a host name, such as demo.example, and {describe_name(permitted_host)} "
+            "is none (as an IP address is not, nor what has an empty label): leave the constraint out, or name another "
+            "trust domain"
+        )
     not_before, not_after = root.validity(now, lifetime)
     if not_after < _whole_seconds(now + lifetime):
         raise SignerError(
