@@ -206,6 +206,22 @@ def test_what_cannot_be_plugged_in_is_told_with_the_way_to_mend_it(
     assert not any(line in told.out.encode() for line in keys)
 
 
+def test_the_trust_domain_that_the_constraints_leave_is_told(tmp_path: Path, capfd: Printed) -> None:
+    """The first host that the signer permits is one that its root excludes: that says nothing of the others."""
+    by_openssl(tmp_path)
+    excluding = "nameConstraints=critical,excluded;URI:old.example,excluded;URI:.dev.example"
+    subject = ("-subj", "/O=demo.example", "-addext", "keyUsage=critical,keyCertSign", "-addext", excluding)
+    openssl(tmp_path, "req", "-x509", "-new", "-key", "root-key.pem", *subject, "-out", "root-cert.pem")
+    permitted = "permitted;URI:old.example,permitted;URI:demo.example,permitted;URI:.example"
+    issued_again(f"{CA_EXTENSIONS}nameConstraints=critical,{permitted}\n")(tmp_path)
+    assert main(["ca", "check", str(tmp_path)]) == 0
+    told = capfd.readouterr().out
+    assert "  trust domains: any below 'example'; but not 'old.example', any below 'dev.example'\n" in told
+    issued_again(f"{CA_EXTENSIONS}nameConstraints=critical,permitted;URI:old.example\n")(tmp_path)
+    assert main(["ca", "check", str(tmp_path)]) == 2
+    assert "exclude 'old.example'" in capfd.readouterr().out
+
+
 def test_an_encrypted_key_is_read_with_its_passphrase(tmp_path: Path, capfd: Printed) -> None:
     BAD["an encrypted key"][0](by_openssl(tmp_path))
     (tmp_path / "passphrase").write_text("secret\n")

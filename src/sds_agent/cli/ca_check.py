@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     from datetime import UTC, datetime  # noqa: PLC0415 - likewise
 
     from sds_agent.authority.directory import DirectoryError, Unsettled, read_directory  # noqa: PLC0415 - likewise
-    from sds_agent.pki.cacerts import refused_by_istiod  # noqa: PLC0415 - likewise
+    from sds_agent.pki.cacerts import reach, refused_by_istiod  # noqa: PLC0415 - likewise
 
     # cryptography warns on standard error about oddities of other people's certificates, whenever it reads one
     warnings.filterwarnings("ignore", module="sds_agent|cryptography")
@@ -47,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         output.write(f"{directory} can be plugged in.")
         _describe(judged, now)
+        output.write(f"  trust domains: {reach(contents.files, judged, now)}")
         code = 0
     if refused := refused_by_istiod(contents.files):
         output.write("istiod itself would not take it as it is:" if code == 0 else "Besides, for istiod:")

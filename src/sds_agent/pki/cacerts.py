@@ -4,13 +4,12 @@
 the signer up, `ca-crl.pem` (may be missing) revocation lists. cert-manager's names are `tls.crt`, `tls.key` and
 `ca.crt`; where there is a `tls.crt` it is taken, as istiod does.
 
-Everything that is wrong is told at once. That the pieces work together is proved rather than reasoned: the signer signs
-a throwaway leaf, and the walk that judges every certificate has to lead from it to an anchor.
+Everything that is wrong is told at once. That the pieces work together is proved (`reach`).
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -39,17 +38,15 @@ from sds_agent.pki.keyfile import (
     is_encrypted,
     read_private_key,
 )
-from sds_agent.pki.keys import KeyType, PrivateKey, generate
-from sds_agent.pki.path import PathError, find_path
+from sds_agent.pki.keys import PrivateKey
+from sds_agent.pki.reach import Prover, Reach, ReachError
 from sds_agent.pki.revocation import RevocationList, fault_of_list, read_crls, revoked
-from sds_agent.pki.signer import Signer, SignerError
+from sds_agent.pki.signer import Signer
 from sds_agent.pki.signing import SigningSet
 
 Certificates = tuple[x509.Certificate, ...]
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_PROBE_LIFE = timedelta(seconds=10)
-_PROBE_HOST = "probe.invalid"
 _GO_LINE = re.compile(rb"^-----(BEGIN|END) ([^\r\n]*)-----[ \t\r]*$", re.MULTILINE)
 """How encoding/pem, by which istiod reads all its files, knows a block."""
 _GO_KEYS = frozenset({"PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY", "ENCRYPTED PRIVATE KEY"})
@@ -109,7 +106,7 @@ def read_signing_set(
 ) -> SigningSet:
     """The CA that these files (contents by name) make. Raises CaFilesError with everything that is wrong.
 
-    With a `trust_domain` the name constraints must allow its IDs; without one they must allow some.
+    With a `trust_domain` the name constraints must allow its IDs; without one they must allow those of some (`reach`).
     """
     reading = _Reading(files, layout_of(files))
     signing = reading.signing_set(now, passphrase, trust_domain) if not reading.incomplete() else None
@@ -152,8 +149,8 @@ class _Reading:
         certificate = self._signer(own, key, now)
         if key is None or not roots or self.findings:
             return None
-        signer, candidates, anchors = Signer(certificate, key), unique((*own, *above)), unique(roots)
-        chain = self._proved(signer, candidates, anchors, now, trust_domain)
+        signer, anchors = Signer(certificate, key), unique(roots)
+        chain = self._proved(Prover(signer, unique((*own, *above)), anchors, now), trust_domain)
         return None if chain is None else SigningSet(signer, chain, anchors, crls)
 
     def _key(self, name: str, passphrase: bytes | None) -> PrivateKey | None:
@@ -202,20 +199,14 @@ class _Reading:
             self.refuse(where, found, mend)
         return certificate
 
-    def _proved(
-        self, signer: Signer, candidates: Certificates, roots: Certificates, now: datetime, domain: str | None
-    ) -> Certificates | None:
+    def _proved(self, prover: Prover, trust_domain: str | None) -> Certificates | None:
         """What lies between a leaf of the signer and an anchor."""
-        probe = generate(KeyType.EC_P256).public_key()
-        uri = f"spiffe://{domain or _permitted_host((signer.certificate, *candidates, *roots))}/probe"
         try:
-            leaf = signer.sign_leaf(probe, uri, now, _PROBE_LIFE)
-            _, *above = find_path(leaf, candidates, roots, now)
-        except (PathError, SignerError) as error:
+            return prover.chain(trust_domain)
+        except ReachError as error:
             where = f"{self._layout.chain or self._layout.signer} and {self._layout.roots}"
             self.refuse(where, f"no certificate of this signer would be trusted: {error}", _MEND_CHAIN)
-            return None
-        return tuple(above)
+        return None
 
 
 def _faults_of_signer(certificate: x509.Certificate, now: datetime) -> Iterator[tuple[str, str]]:
@@ -256,14 +247,12 @@ def _split(words: str) -> tuple[str, str]:
     return found, mend
 
 
-def _permitted_host(certificates: Certificates) -> str:
-    """A host that the narrowest URI constraint permits, for the throwaway leaf; the signer's comes first."""
-    for certificate in certificates:
-        constraints = extension(certificate, x509.NameConstraints)
-        for name in (constraints.permitted_subtrees or []) if constraints else []:
-            if isinstance(name, x509.UniformResourceIdentifier):
-                return f"{_PROBE_HOST}{name.value}" if name.value.startswith(".") else name.value
-    return _PROBE_HOST
+def reach(files: Mapping[str, bytes], signing: SigningSet, now: datetime) -> Reach:
+    """For which trust domains the CA that was read from these files can issue."""
+    layout = layout_of(files)
+    above = read_pem(files[layout.chain]) if layout.chain else ()
+    candidates = unique((*read_pem(files[layout.signer]), *above))
+    return Prover(signing.signer, candidates, signing.roots, now).reach()
 
 
 def fault_of_revocation(signing: SigningSet) -> Finding | None:
