@@ -424,14 +424,36 @@ def test_a_signature_of_an_unknown_kind_is_refused_not_raised() -> None:
         find_path(x509.load_der_x509_certificate(der), (), [root.certificate], NOW)
 
 
-def test_rsa_pss_signatures_are_taken() -> None:
+SHA224, SHA256, SHA384, SHA512 = hashes.SHA224(), hashes.SHA256(), hashes.SHA384(), hashes.SHA512()
+
+
+def signed_by_pss(digest: Digest, mask: Digest, salt: int) -> Case:
     root = make_ca("Root", key=rsa_key())
     assert isinstance(root.key, rsa.RSAPrivateKey)
     builder = x509.CertificateBuilder(root.certificate.subject, common_name("leaf"), new_key().public_key(), 7)
     builder = builder.not_valid_before(NOW - HOUR).not_valid_after(NOW + HOUR)
-    pss = padding.PSS(padding.MGF1(hashes.SHA256()), 32)
-    leaf = builder.sign(root.key, hashes.SHA256(), rsa_padding=pss)
-    assert find_path(leaf, (), [root.certificate], NOW) == (leaf,)
+    leaf = builder.sign(root.key, digest, rsa_padding=padding.PSS(padding.MGF1(mask), salt))
+    return Case(leaf, (), (root.certificate,))
+
+
+@pytest.mark.parametrize(("digest", "salt"), [(SHA256, 32), (SHA384, 48), (SHA512, 64)])
+def test_rsa_pss_signatures_are_taken_as_tls_has_them(digest: Digest, salt: int) -> None:
+    case = signed_by_pss(digest, digest, salt)
+    assert case.find() == (case.leaf,)
+
+
+@pytest.mark.parametrize(
+    ("digest", "mask", "salt"),
+    [(SHA256, SHA256, 222), (SHA256, SHA256, 20), (SHA256, SHA384, 32), (SHA384, SHA256, 48), (SHA224, SHA224, 28)],
+)
+def test_other_forms_of_rsa_pss_are_refused_as_envoy_does(
+    digest: Digest, mask: Digest, salt: int, tmp_path: Path
+) -> None:
+    """Envoy 1.40 ended the handshake with each; openssl makes the first of them unless told, and takes all."""
+    case = signed_by_pss(digest, mask, salt)
+    assert case.openssl_verifies(tmp_path)
+    with pytest.raises(PathError, match="a salt as long as the hash"):
+        case.find()
 
 
 def test_a_certificate_signed_by_another_key_under_the_same_name_is_refused() -> None:

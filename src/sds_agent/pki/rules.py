@@ -7,12 +7,13 @@ Not judged: revocation, and policies. A chain can fail for its policies only whe
 (PolicyConstraints), and such a CA is refused as one with a critical extension that is not known.
 """
 
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, SignatureAlgorithmOID
 from msgspec import Struct
 
@@ -42,6 +43,7 @@ _SIGNATURES = frozenset(
     }
 )
 _HASHES = frozenset({"sha224", "sha256", "sha384", "sha512"})
+_PSS_HASHES = _HASHES - {"sha224"}
 _SIGN_LIKE_THIS = "its CA must sign by RSA or ECDSA, with SHA-256 or its like"
 _KNOWN_EXTENSIONS = frozenset(
     {
@@ -87,7 +89,7 @@ def fault_of_signature(certificate: x509.Certificate, issuer: x509.Certificate) 
         return f"{describe(certificate)} was not signed with the key of {describe(issuer)}, its issuer by name"
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         return f"the signature of {describe(issuer)} on {describe(certificate)} cannot be checked ({error})"
-    return None
+    return _fault_of_pss(certificate, issuer)
 
 
 def fault_as_issuer(certificate: x509.Certificate, chain: Chain, times: Times, *, is_anchor: bool) -> str | None:
@@ -113,6 +115,23 @@ def _fault_of_algorithm(certificate: x509.Certificate) -> str | None:
     elif certificate.signature_algorithm_oid in _SIGNATURES:
         return None
     return f"{describe(certificate)} is signed {how}: {_SIGN_LIKE_THIS}"
+
+
+def _fault_of_pss(certificate: x509.Certificate, issuer: x509.Certificate) -> str | None:
+    """Envoy and Go take RSA-PSS only as TLS 1.3 has it (RFC 8446 section 4.2.3); openssl's default is another."""
+    if certificate.signature_algorithm_oid != SignatureAlgorithmOID.RSASSA_PSS:
+        return None
+    digest, key = certificate.signature_hash_algorithm, issuer.public_key()
+    if digest is not None and digest.name in _PSS_HASHES and isinstance(key, rsa.RSAPublicKey):
+        form = padding.PSS(padding.MGF1(digest), padding.PSS.DIGEST_LENGTH)
+        with suppress(InvalidSignature):
+            key.verify(certificate.signature, certificate.tbs_certificate_bytes, form, digest)
+            return None
+    return (
+        f"{describe(certificate)} is signed by RSA-PSS in a form that Envoy does not take: its CA must sign with "
+        "SHA-256, SHA-384 or SHA-512, the same hash for the mask, and a salt as long as the hash (openssl: -sigopt "
+        "rsa_pss_saltlen:digest)"
+    )
 
 
 def _fault_of_times(certificate: x509.Certificate, times: Times) -> str | None:
