@@ -248,6 +248,8 @@ def test_what_kubernetes_sets_for_a_service_of_our_name_is_left_alone(tmp_path: 
         ("500ms", timedelta(milliseconds=500)),
         ("5m1ms", timedelta(minutes=5, milliseconds=1)),
         ("0s", timedelta()),
+        ("999999999d24h", timedelta.max),
+        ("999999999.9d999999999.9h", timedelta.max),
     ],
 )
 def test_a_duration_is_read(text: str, duration: timedelta) -> None:

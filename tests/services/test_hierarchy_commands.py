@@ -344,6 +344,7 @@ def test_a_root_that_openssl_signed_anew_as_told_can_be_used(tmp_path: Path, cap
     [
         (("root", "x", "--trust-domain", "Not A Domain"), "--trust-domain"),
         (("root", "x", "--trust-domain", "demo.example", "--lifetime", "10"), "--lifetime"),
+        (("root", "x", "--trust-domain", "demo.example", "--lifetime", "999999999d24h"), "from 1s to 10950d"),
         (("root", "x", "--trust-domain", "demo.example", "--ask-passphrase"), "there is no terminal"),
         (("root", "x", "--trust-domain", "demo.example", "--passphrase-file", "nowhere"), "passphrase"),
         (("intermediate", "x", "--root", "nowhere", "--name", "i"), "the root cannot be read"),

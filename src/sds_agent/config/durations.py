@@ -17,12 +17,18 @@ _UNITS = {
 
 
 def parse(text: str) -> timedelta | None:
-    """The duration that `text` writes, or None: numbers with a unit, the largest first, each unit once at most."""
+    """The duration that `text` writes, or None: numbers with a unit, the largest first, each unit once at most.
+
+    `timedelta.max`, which is past every bound, stands for what is longer than a timedelta can be.
+    """
     found = re.fullmatch(PATTERN, text)
     if found is None:
         return None
     parts = zip(found.groups(), _UNITS.values(), strict=True)
-    return sum((unit * float(number) for number, unit in parts if number is not None), timedelta())
+    try:
+        return sum((unit * float(number) for number, unit in parts if number is not None), timedelta())
+    except OverflowError:
+        return timedelta.max
 
 
 def format_duration(duration: timedelta) -> str:
