@@ -223,6 +223,38 @@ def test_a_full_disk_leaves_no_half_directory(root: Path, tmp_path: Path, *, the
     assert [file.name for file in directory.iterdir()] == ["notes"] if there else not directory.parent.exists()
 
 
+AS_NOBODY = """
+import os, sys
+from sds_agent.cli.main import main
+warm = sys.argv[1]  # what imports are to come: nobody may read root's Python
+main(["ca", "root", f"{warm}/r", "--trust-domain", "demo.example"])
+main(["ca", "intermediate", f"{warm}/i", "--root", f"{warm}/r", "--name", "i"])
+main(["ca", "check", f"{warm}/i"])
+if os.geteuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("root", "closed/r", "--trust-domain", "demo.example"),
+        ("intermediate", "i", "--root", "closed/r", "--name", "i"),
+        ("check", "closed/i"),
+        ("check", ".", "--passphrase-file", "closed/passphrase"),
+    ],
+)
+def test_a_place_that_may_not_be_looked_at_is_told(command: tuple[str, ...], tmp_path: Path) -> None:
+    """As for an operator who forgot sudo."""
+    (tmp_path / "closed").mkdir(mode=0o000)
+    call = [sys.executable, "-B", "-c", AS_NOBODY, str(tmp_path / "warm"), "ca", *command]
+    done = subprocess.run(call, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Permission denied" in done.stderr
+
+
 BEFORE_A_FILE = """
 import os, signal, sys
 left, directory = int(sys.argv[1]), sys.argv[2]
@@ -347,6 +379,7 @@ def test_a_root_that_openssl_signed_anew_as_told_can_be_used(tmp_path: Path, cap
         (("root", "x", "--trust-domain", "demo.example", "--lifetime", "999999999d24h"), "from 1s to 10950d"),
         (("root", "x", "--trust-domain", "demo.example", "--ask-passphrase"), "there is no terminal"),
         (("root", "x", "--trust-domain", "demo.example", "--passphrase-file", "nowhere"), "passphrase"),
+        (("root", 300 * "x", "--trust-domain", "demo.example"), "File name too long; nothing was left behind"),
         (("intermediate", "x", "--root", "nowhere", "--name", "i"), "the root cannot be read"),
         (("intermediate", "x", "--root", "root", "--name", ""), "needs a name"),
         (("intermediate", "x", "--root", "root", "--name", "i", "--lifetime", "4000d"), "shorter lifetime"),

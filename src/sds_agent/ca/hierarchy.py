@@ -157,7 +157,8 @@ def _write_whole(directory: Path, files: Mapping[str, bytes]) -> None:
 
     The certificate of the root comes last: who is killed before leaves a directory that everybody refuses.
     """
-    missing = [each for each in (directory, *directory.parents) if not each.exists()]
+    # mkdir tells what may not be looked at, for which Path.exists raises
+    missing = [each for each in (directory, *directory.parents) if not os.path.exists(each)]  # noqa: PTH110 - see above
     written: list[Path] = []
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
