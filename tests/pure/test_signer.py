@@ -265,7 +265,9 @@ def test_an_intermediate_that_would_outlive_its_root_is_refused_and_not_cut_shor
         make_intermediate(ROOT, key, "cluster1", NOW, end - NOW + SECOND)
 
 
-@pytest.mark.parametrize("name", ["", "x" * (LONGEST_COMMON_NAME + 1), "cluster\n1"])
+@pytest.mark.parametrize(
+    "name", ["", "x" * (LONGEST_COMMON_NAME + 1), "\N{LATIN SMALL LETTER E WITH ACUTE}" * 33, "\udcff", "cluster\n1"]
+)
 def test_an_intermediate_needs_a_name_that_can_be_shown(name: str) -> None:
     with pytest.raises(SignerError, match="printable characters"):
         make_intermediate(ROOT, KEYS[KeyType.EC_P256], name, NOW, HOUR)

@@ -27,7 +27,7 @@ SHORTEST_LIFE = timedelta(seconds=1)
 LONGEST_ORGANIZATION = 64
 """Characters in a subject's O (ub-organization-name in RFC 5280, appendix A.1)."""
 LONGEST_COMMON_NAME = 64
-"""Characters in a subject's CN (ub-common-name there)."""
+"""Bytes of a subject's CN: ub-common-name counts characters there, and cryptography counts these."""
 
 
 class SignerError(SdsAgentError):
@@ -122,8 +122,10 @@ def make_intermediate(
     when `name` cannot be a CN or `permitted_host` a host name, the root is not valid at `now`, or `lifetime` is under
     SHORTEST_LIFE or past the root's.
     """
-    if not 0 < len(name) <= LONGEST_COMMON_NAME or not name.isprintable():
-        raise SignerError(f"an intermediate needs a name of 1 to {LONGEST_COMMON_NAME} printable characters")
+    if not name.isprintable() or not 0 < len(name.encode()) <= LONGEST_COMMON_NAME:
+        raise SignerError(
+            f"an intermediate needs a name of printable characters, 1 to {LONGEST_COMMON_NAME} bytes long in UTF-8"
+        )
     if permitted_host is not None and not is_host_name(permitted_host):
         raise SignerError(
             f"a name constraint holds URIs to a host name, such as demo.example, and {describe_name(permitted_host)} "
