@@ -196,6 +196,18 @@ def test_no_file_is_ever_overwritten(root: Path, tmp_path: Path, capfd: pytest.C
     assert [file.name for file in (tmp_path / "i").iterdir()] == ["cert-chain.pem"]
 
 
+@pytest.mark.parametrize("name", ["tls.crt", "tls.key", "ca.crt", "ca-crl.pem"])
+def test_no_intermediate_is_made_beside_what_would_count_with_it(
+    name: str, root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It would be called ready, and the old `tls.crt` signs on, or the old CA's revocation list has it refused."""
+    (tmp_path / "i").mkdir()
+    (tmp_path / "i" / name).write_text("old")
+    assert ca("intermediate", tmp_path / "i", "--root", root, "--name", "i") == 2
+    assert f"holds {name} already" in capfd.readouterr().err
+    assert [file.name for file in (tmp_path / "i").iterdir()] == [name]
+
+
 def test_what_was_made_is_on_the_disk_when_the_command_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A root is made once, and who carries its medium away must have all of it."""
     seen, sync = [], os.fsync

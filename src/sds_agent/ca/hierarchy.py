@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 from sds_agent.errors import SdsAgentError
 from sds_agent.files import sync_directory
-from sds_agent.pki.cacerts import CaFilesError, read_signing_set
+from sds_agent.pki.cacerts import FILES, CaFilesError, read_signing_set
 from sds_agent.pki.certificates import CertificateError, describe, has_key, read_pem, write_pem
 from sds_agent.pki.keyfile import LONGEST_PASSPHRASE, KeyFileError, read_private_key
 from sds_agent.pki.keys import KeyType, PrivateKey, generate
@@ -73,7 +73,7 @@ def create_intermediate(
 
     Raises HierarchyError.
     """
-    _refuse_taken(directory, (SIGNER_CERTIFICATE, SIGNER_KEY, ROOT_CERTIFICATE, CHAIN))
+    _refuse_taken(directory, FILES)
     try:
         made = make_intermediate(root, generate(key_type), name, now, lifetime, permitted_host=permitted_host)
     except SignerError as error:
