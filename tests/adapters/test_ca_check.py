@@ -1,5 +1,6 @@
 """`sds-agent ca check` on what operators really have: directories by openssl, easy-rsa and cfssl, whole and spoiled."""
 
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -204,6 +205,30 @@ def test_what_cannot_be_plugged_in_is_told_with_the_way_to_mend_it(
     line = next(line for line in told.out.splitlines() if words in line)
     assert mend in line.partition("; ")[2]
     assert not any(line in told.out.encode() for line in keys)
+
+
+OTHER_FORMS: dict[str, tuple[str, Spoil]] = {
+    f"{name}, {form}": (name, both(before, by_shell(f"{command.format(name)} > other; mv other {name}")))
+    for name, before, forms in (
+        ("root-cert.pem", lambda _: None, {"DER": "openssl x509 -outform DER -in {}"}),
+        ("cert-chain.pem", lambda _: None, {"PKCS#7": "openssl crl2pkcs7 -nocrl -certfile {}"}),
+        ("ca-key.pem", lambda _: None, {"DER": "openssl pkey -outform DER -in {}"}),
+        ("ca-crl.pem", revocation_list("root-cert.pem", "root-key.pem"), {"DER": "openssl crl -outform DER -in {}"}),
+    )
+    for form, command in {**forms, "UTF-16": "iconv -t UTF-16 {}", "base64": "base64 -w0 {}"}.items()
+}
+
+
+@pytest.mark.parametrize(("name", "spoil"), OTHER_FORMS.values(), ids=OTHER_FORMS)
+def test_what_is_not_in_pem_is_told_with_a_command_that_mends_it(
+    name: str, spoil: Spoil, tmp_path: Path, capfd: Printed
+) -> None:
+    """Windows exports DER and writes UTF-16, `kubectl get secret` shows base64, a CA publishes its lists in DER."""
+    spoil(by_openssl(tmp_path))
+    assert main(["ca", "check", str(tmp_path)]) == 2
+    (command,) = re.findall(rf"{re.escape(name)}: .*; .*`(.*)`", capfd.readouterr().out)
+    by_shell(f"{command.replace('FILE', name)}; mv {name}.pem {name}")(tmp_path)
+    assert main(["ca", "check", str(tmp_path)]) == 0, command
 
 
 def test_the_trust_domain_that_the_constraints_leave_is_told(tmp_path: Path, capfd: Printed) -> None:

@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from fakes.openssl import openssl
 
-from sds_agent.pki.keyfile import KeyFileError, PassphraseError, first_label, is_encrypted, read_private_key
+from sds_agent.pki.keyfile import KeyFileError, PassphraseError, is_encrypted, read_private_key
 
 PASSPHRASE = b"correct horse"
 PASSOUT = ("-passout", f"pass:{PASSPHRASE.decode()}")
@@ -124,8 +124,3 @@ def test_a_truncated_key_is_refused_without_a_word_of_it(tmp_path: Path) -> None
     with pytest.raises(KeyFileError) as caught:
         read_private_key(damaged)
     assert not any(line in str(caught.value) for line in lines)
-
-
-def test_the_first_block_of_a_file_is_named() -> None:
-    assert first_label(b"text\n-----BEGIN EC PARAMETERS-----\n") == "EC PARAMETERS"
-    assert first_label(b"text") is None

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 from fakes.openssl import openssl
 
 from sds_agent.cli.ca_keys import KEY_TYPES
@@ -341,6 +342,9 @@ def test_a_root_that_is_none_is_refused(root: Path, tmp_path: Path, capfd: pytes
     (tmp_path / "one" / "ca-cert.pem").write_text("-----BEGIN CERTIFICATE-----\n")
     assert ca("intermediate", tmp_path / "two", *below) == 2
     assert "cut off" in capfd.readouterr().err
+    (tmp_path / "one" / "ca-cert.pem").write_bytes(only(root, "root-cert.pem").public_bytes(Encoding.DER))
+    assert ca("intermediate", tmp_path / "two", *below) == 2
+    assert "root-cert.pem: is in DER; convert it" in capfd.readouterr().err
     assert not (tmp_path / "two").exists()
 
 

@@ -16,6 +16,7 @@ from sds_agent.errors import SdsAgentError
 from sds_agent.files import sync_directory
 from sds_agent.pki.cacerts import FILES, CaFilesError, read_signing_set
 from sds_agent.pki.certificates import CertificateError, describe, has_key, read_pem, write_pem
+from sds_agent.pki.forms import without_certificate
 from sds_agent.pki.keyfile import LONGEST_PASSPHRASE, KeyFileError, read_private_key
 from sds_agent.pki.keys import KeyType, PrivateKey, generate
 from sds_agent.pki.rules import fault_of_signature
@@ -28,6 +29,7 @@ SIGNER_KEY = "ca-key.pem"
 CHAIN = "cert-chain.pem"
 
 _PRIVATE, _PUBLIC = 0o600, 0o644
+_ROOT = "the root's certificate"
 
 
 class HierarchyError(SdsAgentError):
@@ -93,14 +95,17 @@ def read_root(directory: Path, passphrase: bytes | None = None) -> Signer:
     """The root in `directory`. Raises HierarchyError, and PassphraseError where the key's is missing or wrong."""
     certificate_file, key_file = directory / ROOT_CERTIFICATE, directory / ROOT_KEY
     try:
-        certificates, data = read_pem(certificate_file.read_bytes()), key_file.read_bytes()
+        pem, data = certificate_file.read_bytes(), key_file.read_bytes()
+        certificates = read_pem(pem)
     except OSError as error:
         raise HierarchyError(
             f"the root cannot be read: {error.filename}: {error.strerror}; name a directory that holds "
             f"{ROOT_CERTIFICATE} and {ROOT_KEY}, as `sds-agent ca root` makes it"
         ) from error
     except CertificateError as error:
-        raise HierarchyError(f"{certificate_file}: {error}; put the root's certificate there") from error
+        raise HierarchyError(f"{certificate_file}: {error}; put {_ROOT} there") from error
+    if not certificates:
+        raise HierarchyError(f"{certificate_file}: {without_certificate(pem, _ROOT)}")
     try:
         key = read_private_key(data, passphrase)
     except KeyFileError as error:

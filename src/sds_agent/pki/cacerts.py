@@ -29,12 +29,12 @@ from sds_agent.pki.certificates import (
     subject_alternative_uris,
     unique,
 )
+from sds_agent.pki.forms import without_certificate
 from sds_agent.pki.keyfile import (
     EXPLICIT_CURVE,
     EXPLICIT_REFUSED,
     PSS_REFUSED,
     KeyFileError,
-    first_label,
     is_encrypted,
     read_private_key,
 )
@@ -157,8 +157,7 @@ class _Reading:
         try:
             return read_private_key(self._files[name], passphrase)
         except KeyFileError as error:
-            found, _, mend = str(error).partition("; ")
-            self.refuse(name, found, mend)
+            self.refuse(name, *_split(str(error)))
         return None
 
     def _certificates(self, name: str) -> Certificates:
@@ -168,9 +167,7 @@ class _Reading:
             self.refuse(name, f"cannot be read ({error})", "write it anew, as certificates in PEM")
             return ()
         if not found:
-            label = first_label(self._files[name])
-            what = f"it begins with {label}" if label else "there is no PEM block in it"
-            self.refuse(name, f"holds no certificate: {what}", f"put there {_PURPOSE[name]}, in PEM")
+            self.refuse(name, *_split(without_certificate(self._files[name], _PURPOSE[name])))
         return found
 
     def _crls(self, known: Certificates) -> tuple[RevocationList, ...]:

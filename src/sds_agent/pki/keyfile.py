@@ -7,7 +7,6 @@ order mark are skipped.
 
 import base64
 import binascii
-import re
 from typing import TypeAlias
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -15,13 +14,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from sds_agent.errors import SdsAgentError
+from sds_agent.pki.forms import BEGIN, other_form
 from sds_agent.pki.keys import PrivateKey
 from sds_agent.pki.rules import SMALLEST_RSA
 
 LONGEST_PASSPHRASE = 1023
 """Bytes; the most that OpenSSL takes."""
 
-_BEGIN = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----")
 _KEYS = frozenset({b"PRIVATE KEY", b"ENCRYPTED PRIVATE KEY", b"RSA PRIVATE KEY", b"EC PRIVATE KEY"})
 _CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
 
@@ -81,12 +80,6 @@ def is_encrypted(data: bytes) -> bool:
     return _is_encrypted(*_only_key(data))
 
 
-def first_label(data: bytes) -> str | None:
-    """The label of the first PEM block, or None without one."""
-    begin = _BEGIN.search(data)
-    return begin[1].decode() if begin else None
-
-
 def _is_encrypted(label: bytes, block: bytes) -> bool:
     """PKCS#8 says it in the label, the older forms in a header (RFC 1421 section 4.6.1.1)."""
     return label == b"ENCRYPTED PRIVATE KEY" or b"\nProc-Type: 4,ENCRYPTED\n" in block
@@ -94,7 +87,7 @@ def _is_encrypted(label: bytes, block: bytes) -> bool:
 
 def _only_key(data: bytes) -> _Read:
     text = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    begins = list(_BEGIN.finditer(text))
+    begins = list(BEGIN.finditer(text))
     keys = [begin for begin in begins if begin[1] in _KEYS]
     if len(keys) > 1:
         raise KeyFileError(f"holds {len(keys)} private keys; keep only the one that belongs to the certificate")
@@ -112,8 +105,8 @@ def _no_key(data: bytes, labels: list[bytes]) -> str:
     for label in labels:
         if label in _OTHER_KINDS:
             return _OTHER_KINDS[label]
-    if data.startswith(b"\x30"):
-        return "is in DER; convert it to PEM with `openssl pkey -inform DER -in KEY -out KEY.pem`"
+    if form := other_form(data, "pkey"):
+        return form
     if not data.strip():
         return "is empty; write the private key into it, in PEM"
     return "holds no private key in PEM; write one that begins with -----BEGIN PRIVATE KEY-----"

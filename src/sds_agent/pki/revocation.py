@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from sds_agent.pki.certificates import CertificateError, describe_name
+from sds_agent.pki.forms import other_form
 
 RevocationList: TypeAlias = x509.CertificateRevocationList
 
@@ -28,7 +29,7 @@ def read_crls(data: bytes) -> tuple[RevocationList, ...]:
     """
     found = tuple(_read(part, number) for number, part in enumerate(data.split(_BEGIN)[1:], start=1))
     if data.strip() and not found:
-        raise CertificateError("holds no revocation list in PEM")
+        raise CertificateError(other_form(data, "crl") or "holds no revocation list in PEM")
     return found
 
 

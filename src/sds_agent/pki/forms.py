@@ -1,0 +1,41 @@
+"""Files that hold what they should, and not in PEM: what they are instead, and what turns them into PEM."""
+
+import re
+
+BEGIN = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----")
+"""The first line of a PEM block; its label is the group."""
+
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_BASE64_OF_BEGIN = b"LS0tLS1CRUdJTi"
+_DER_SEQUENCE = b"\x30"
+
+
+def first_label(data: bytes) -> str | None:
+    """The label of the first PEM block, or None without one."""
+    begin = BEGIN.search(data)
+    return begin[1].decode() if begin else None
+
+
+def other_form(data: bytes, openssl: str) -> str | None:
+    """A clause for a file without PEM, such as "is in DER; ...", or None where nothing is known.
+
+    `openssl` is the command that reads such content, such as `x509`.
+    """
+    if data.startswith(_DER_SEQUENCE):
+        return f"is in DER; convert it to PEM with `openssl {openssl} -inform DER -in FILE -out FILE.pem`"
+    if data.startswith(_UTF16):
+        return "is in UTF-16, as Windows writes it; convert it with `iconv -f UTF-16 -t UTF-8 FILE > FILE.pem`"
+    if data.startswith(_BASE64_OF_BEGIN):
+        return "is in base64 once more, as Kubernetes shows a Secret; decode it with `base64 -d FILE > FILE.pem`"
+    return None
+
+
+def without_certificate(data: bytes, wanted: str) -> str:
+    """A clause for a file in which no certificate was found; `wanted` is what should be there."""
+    if form := other_form(data, "x509"):
+        return form
+    label = first_label(data)
+    if label == "PKCS7":
+        return "is in PKCS#7; convert it with `openssl pkcs7 -print_certs -in FILE -out FILE.pem`"
+    what = f"it begins with {label}" if label else "there is no PEM block in it"
+    return f"holds no certificate: {what}; put there {wanted}, in PEM"
