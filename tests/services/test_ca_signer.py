@@ -72,6 +72,27 @@ def test_a_server_whose_signer_expired_keeps_its_certificate_and_says_why() -> N
         ServerTls(lambda: signing, ["localhost"], lambda: now, ask_client=True).context()
 
 
+def test_a_server_certificate_that_cannot_be_renewed_is_told_once_and_again_when_there_is_news() -> None:
+    """Or else whoever connects writes a line for each connection, for as long as the signer stays expired."""
+    root, now = fresh("root"), datetime.now(UTC)
+    first, second, good = (
+        signing_set(
+            make_ca(name, root, not_before=soon(-timedelta(hours=1)), not_after=soon(timedelta(hours=hours))), root
+        )
+        for name, hours in (("first", 1), ("second", 2), ("good", 9))
+    )
+    current = first
+    tls = ServerTls(lambda: current, ["localhost"], lambda: now, ask_client=True)
+    tls.context()
+    now += timedelta(hours=3)
+    with recorded() as events:
+        for told, signing in ((1, first), (2, second), (2, good), (3, second)):
+            current = signing
+            for _ in range(3):
+                tls.context()
+            assert len(events.named("server_certificate_not_renewed")) == told
+
+
 def test_an_anchor_that_is_no_root_vouches_for_callers_too(tmp_path: Path) -> None:
     """A cluster may trust its own CA and nothing above it, and its workloads renew without a token all the same."""
     anchor = fresh("cluster1", fresh("a root that nobody here trusts"))

@@ -61,6 +61,7 @@ class ServerTls:
         self._made: _Made | None = None
         self._anchors: tuple[x509.Certificate, ...] = ()
         self._context: ssl.SSLContext | None = None
+        self._told = ""
 
     def context(self) -> ssl.SSLContext:
         """The newest context. Raises SignerError when there is no certificate yet and none can be issued."""
@@ -76,12 +77,20 @@ class ServerTls:
         if made is not None and made.signer == signing.signer.certificate and made.begins <= now < made.renew_at:
             return made
         try:
-            return self._issue(signing, now)
+            issued = self._issue(signing, now)
         except SignerError as error:
             if made is None:
                 raise
-            log.event(LOG, "server_certificate_not_renewed", level=logging.ERROR, cause=str(error))
+            self._complain(str(error))
             return made
+        self._told = ""
+        return issued
+
+    def _complain(self, cause: str) -> None:
+        """Say it once: it is tried again at every handshake, and anybody can cause those."""
+        if cause != self._told:
+            log.event(LOG, "server_certificate_not_renewed", level=logging.ERROR, cause=cause)
+        self._told = cause
 
     def _issue(self, signing: SigningSet, now: datetime) -> _Made:
         key = ec.generate_private_key(ec.SECP256R1())
