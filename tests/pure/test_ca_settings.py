@@ -64,6 +64,35 @@ def node_agent(identity: str, covered: str) -> str:
     return LEAST.replace("t}", f"t, node_agents: [{{identity: '{identity}', may_act_for: ['{covered}']}}]}}")
 
 
+def issuer_at(url: str) -> str:
+    return LEAST.replace("join_tokens: t", f"jwt: [{{issuer: i, audience: a, jwks: '{url}'}}]")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://issuer.example/keys?of=all#these",
+        "https://ISSUER_1:8443",
+        "https://[::1]:8443/keys",
+        "https://10.0.0.1:443",
+        "https://issuer.example./keys",
+        "https://b\u00fccher.example/keys",
+    ],
+)
+def test_a_url_that_can_be_fetched_is_taken_as_it_is(tmp_path: Path, url: str) -> None:
+    text = issuer_at(url)
+    assert load(written(tmp_path, text)).callers.jwt[0].jwks == url
+    jsonschema.validate(yaml.safe_load(text), json_schema(), jsonschema.Draft202012Validator)
+
+
+def test_a_password_in_a_url_is_refused_and_not_shown(tmp_path: Path) -> None:
+    """It would be sent in the place of the token in token_file, and stand in the log whenever the issuer is down."""
+    with pytest.raises(ConfigError) as error:
+        load(written(tmp_path, issuer_at("https://reader:secret@issuer.example/keys")))
+    assert "callers.jwt[0].jwks holds a user's name or a password" in str(error.value)
+    assert "secret" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -77,8 +106,18 @@ def node_agent(identity: str, covered: str) -> str:
         (LEAST + "server_names: ['a b']\n", "DNS name"),
         (
             LEAST.replace("join_tokens: t", "jwt: [{issuer: i, audience: a, jwks: 'http://x/y'}]"),
-            "begins with https://",
+            "a URL such as https://",
         ),
+        (issuer_at("https://"), "it must name a host"),
+        (issuer_at("https:///keys"), "it must name a host"),
+        (issuer_at("https://[bad"), "it must name a host"),
+        (issuer_at("https://issuer example/keys"), "hold no spaces"),
+        (issuer_at("https://issuer.example/the keys"), "hold no spaces"),
+        (issuer_at("https://issuer.example:99999999/keys"), "between 1 and 65535"),
+        (issuer_at("https://issuer.example:65536/keys"), "between 1 and 65535"),
+        (issuer_at("https://[::1::2]/keys"), "neither a host's name nor an IP address"),
+        (issuer_at("https://10.0.0.256/keys"), "neither a host's name nor an IP address"),
+        (issuer_at("https://issuer..example/keys"), "neither a host's name nor an IP address"),
         (LEAST.replace("join_tokens: t", "jwt: [{issuer: i, audience: a, jwks: f, ca_file: c}]"), "is a file"),
         (LEAST + "listen: '127.0.0.1:65536'\n", "an address and a port"),
         (node_agent("spiffe://cluster.local.evil/node", "spiffe://cluster.local/*"), "not in the trust domain"),
@@ -141,6 +180,10 @@ def test_what_is_good_for_the_ca_is_good_for_an_editor(text: str, tmp_path: Path
         "callers: {jwt: [{issuer: i, audience: a}]}",
         "callers: {jwt: [{issuer: '', audience: a, jwks: f}]}",
         "callers: {jwt: [{issuer: i, audience: a, jwks: 'http://x/y'}]}",
+        "callers: {jwt: [{issuer: i, audience: a, jwks: 'https://'}]}",
+        "callers: {jwt: [{issuer: i, audience: a, jwks: 'https://[bad'}]}",
+        "callers: {jwt: [{issuer: i, audience: a, jwks: 'https://x:99999999/y'}]}",
+        "callers: {jwt: [{issuer: i, audience: a, jwks: 'https://u:p@x/y'}]}",
         "callers: {join_tokens: t, node_agents: [{identity: spiffe://cluster.local/a}]}",
         "callers: {join_tokens: t, node_agents: [{identity: a, may_act_for: [spiffe://cluster.local/*]}]}",
         "callers: {join_tokens: t, node_agents: [{identity: spiffe://cluster.local/a, may_act_for: ['*']}]}",

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from datetime import timedelta
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from msgspec import Struct
@@ -32,6 +32,8 @@ MINIMUM = "the least it needs is trust_domain, signer with cacerts or self_signe
 _DNS_NAME = re.compile(
     r"(?=.{1,253}$)(\*\.)?[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*", re.ASCII
 )
+_URL = re.compile(r"https://(?P<user>[^\s/?#@]*@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:(?P<port>[0-9]*))?([/?#]\S*)?")
+_DOTTED = re.compile(r"[0-9]+(\.[0-9]+){3}")
 
 
 class Address(Struct, frozen=True):
@@ -69,10 +71,29 @@ def _server_name(value: object, _base: Path) -> str:
 def _jwks(value: object, base: Path) -> str:
     written = text(value)
     if written.startswith("https://"):
-        return written
+        return _url(written)
     if "://" in written:
         raise UnacceptableError("whoever can change the key set in transit is every caller")
     return str(PATH.parse(written, base))
+
+
+def _url(written: str) -> str:
+    found = _URL.fullmatch(written)
+    if found is None or not written.isprintable():
+        raise UnacceptableError("it must name a host, and hold no spaces")
+    host, port = found["host"], found["port"]
+    if port and (len(port) > 5 or not 0 < int(port) < 65536):
+        raise UnacceptableError("a port lies between 1 and 65535")
+    try:
+        if host.startswith("["):
+            IPv6Address(host[1:-1])
+        elif _DOTTED.fullmatch(host):
+            IPv4Address(host)
+        else:
+            host.encode("idna")
+    except ValueError as error:
+        raise UnacceptableError("its host is neither a host's name nor an IP address") from error
+    return written
 
 
 def _pattern(value: object, _base: Path) -> str:
@@ -104,9 +125,12 @@ _SERVER_NAME = Scalar(
     {"type": "string", "pattern": r"^(\*\.)?[a-z0-9-]+(\.[a-z0-9-]+)*$|^[0-9A-Fa-f:.]+$"},
 )
 _JWKS = Scalar(
-    "the path of a file, or a URL that begins with https://",
+    "the path of a file, or a URL such as https://issuer.example/keys",
     _jwks,
-    {"type": "string", "pattern": "^https://|^(?!.*://)."},
+    {
+        "type": "string",
+        "pattern": r"^https://(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]{0,5})?([/?#]\S*)?$|^(?!.*://).",
+    },
 )
 _PATTERN = Scalar(
     "a SPIFFE ID, or one that ends in /* for all below it",
@@ -248,6 +272,10 @@ def _conflicts(chosen: CaSettings) -> Iterator[Finding]:
             if getattr(issuer, key) is not None and not issuer.jwks.startswith("https://"):
                 at = ("callers", "jwt", index, key)
                 yield Finding(at, "is of no use: jwks is a file", "remove it, or give jwks a URL")
+        if (url := _URL.fullmatch(issuer.jwks)) is not None and url["user"]:
+            # neither quoted here nor, where the URL is logged, ever there
+            mend = "take out what stands before the @; token_file names a file with a bearer token to send"
+            yield Finding(("callers", "jwt", index, "jwks"), "holds a user's name or a password", mend)
     yield from _foreign(chosen)
 
 
