@@ -896,6 +896,6 @@ async def test_a_taken_port_does_not_start(tmp_path: Path) -> None:
             f"trust_domain: {TRUST_DOMAIN}\nlisten: 127.0.0.1:{port}\nsigner: {{self_signed: r}}\n"
             "callers: {join_tokens: t}\n"
         )
-        with pytest.raises(ConfigurationError, match="listen"):
+        with pytest.raises(ConfigurationError, match=r"listen: .*; free it or choose another port"):
             async with serving(load(tmp_path / "ca.yaml"), SystemClock()):
                 raise AssertionError

@@ -1,11 +1,12 @@
 """`sds-agent ca serve` put together: the signer, the service on its Unix socket, TLS in front, and how they end."""
 
+import errno
 import logging
 import os
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -49,6 +50,13 @@ FLUSH = 0.2
 BACKLOG = 1024
 LONGEST_DIRECTORY = 100
 """Bytes: with the socket's name, 107 are the most that the kernel takes."""
+_UNKNOWN = "give a name that leads to an address of this machine, or the address itself"
+_MENDS = {
+    errno.EADDRINUSE: "free it or choose another port",
+    errno.EADDRNOTAVAIL: "give an address of this machine, or 0.0.0.0 or [::] for all of them",
+    errno.EACCES: "choose a port from 1024 on, or give the server the capability CAP_NET_BIND_SERVICE",
+}
+"""By the error of the system what to do about it."""
 
 
 async def run(settings: CaSettings) -> None:
@@ -185,24 +193,25 @@ def _listening(address: Address) -> Iterator[socket.socket]:
         family, kind, protocol, _, bound = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.socket(family, kind, protocol)
     except UnicodeError as error:  # a part of the name is empty or too long
-        raise _cannot_listen(address, "it is no host's name") from error
+        raise _cannot_listen(address, "it is no host's name", _UNKNOWN) from error
     except OSError as error:
-        raise _cannot_listen(address, error.strerror) from error
-    with listener:
+        raise _cannot_listen(address, error.strerror, _UNKNOWN) from error
+    with ExitStack() as stack:
         try:
+            listener = stack.enter_context(socket.socket(family, kind, protocol))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.setblocking(False)
             listener.bind(bound)
             listener.listen(BACKLOG)
         except OSError as error:
-            raise _cannot_listen(address, error.strerror) from error
+            mend = _MENDS.get(error.errno or 0, "choose another")
+            raise _cannot_listen(address, error.strerror, mend) from error
         yield listener
 
 
-def _cannot_listen(address: Address, cause: str | None) -> ConfigurationError:
-    return ConfigurationError(f"listen: cannot listen at {address}: {cause}; free it or choose another")
+def _cannot_listen(address: Address, cause: str | None, mend: str) -> ConfigurationError:
+    return ConfigurationError(f"listen: cannot listen at {address}: {cause}; {mend}")
 
 
 @contextmanager
