@@ -2,7 +2,11 @@
 
 import os
 import shutil
+import signal
 import stat
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -37,6 +41,30 @@ def test_a_token_is_forgotten_a_day_after_its_end_and_stays_spent_until_then(tmp
         tokens.find(old)
     with pytest.raises(RefusalError, match="already used by another key"):
         tokens.spend(tokens.find(late), generate(KeyType.EC_P256).public_key())
+
+
+KILLED = """
+import os, signal, sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from sds_agent.ca.tokens import JoinTokens
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+JoinTokens(Path(sys.argv[1])).make("spiffe://demo.example/web", datetime.now(UTC) + timedelta(hours=1))
+"""
+
+
+def test_what_a_killed_process_had_begun_is_forgotten_and_nothing_else(tmp_path: Path) -> None:
+    """What is young may be another process's that still writes it."""
+    for _ in range(2):
+        killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+        assert killed.returncode == -signal.SIGKILL
+    old, new = sorted(tmp_path.iterdir())
+    (tmp_path / ".gitignore").touch()
+    long_ago = time.time() - 25 * 3600
+    for path in (old, tmp_path / ".gitignore"):
+        os.utime(path, (long_ago, long_ago))
+    JoinTokens(tmp_path).prepare()
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / ".gitignore", new])
 
 
 @contextmanager

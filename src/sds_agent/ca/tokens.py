@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,11 +28,15 @@ from sds_agent.pki.keys import PublicKey, public_bytes
 
 LOG = logging.getLogger(__name__)
 
+LINGER = timedelta(days=1)
+"""For so long what is of no use any more stays: who comes late with a token is told that it is late."""
 PREFIX = "sds-join-"
 """What tells a join token from a JWT, which has dots and no such beginning."""
 
 _RECORD = ".token"
 _SPENT = ".spent"
+_BEGUN = re.compile(r"\.[0-9a-f]{16}")
+"""The name of a file before it is whole. One that stays was begun by a process that was killed."""
 
 
 class Record(Struct, frozen=True):
@@ -120,14 +125,18 @@ class JoinTokens:
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
     def _forget(self, now: datetime) -> None:
-        """Remove what expired more than a day ago: until then whoever comes late is told that it is late.
+        """Remove what has been of no use for LINGER.
 
         The token goes before the mark that it is spent, so that it is never usable again.
         """
         for record in self._records():
-            if now - record.expires > timedelta(days=1):
+            if now - record.expires > LINGER:
                 for ending in (_RECORD, _SPENT):
                     (self._directory / f"{record.name}{ending}").unlink(missing_ok=True)
+        for path in self._directory.glob(".*"):
+            with suppress(FileNotFoundError):  # somebody makes a token at this moment
+                if _BEGUN.fullmatch(path.name) and now.timestamp() - path.lstat().st_mtime > LINGER.total_seconds():
+                    path.unlink()
 
     def _records(self) -> Iterator[Record]:
         for path in self._directory.glob(f"*{_RECORD}"):
