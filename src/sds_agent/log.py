@@ -68,6 +68,7 @@ class Unhurried(logging.StreamHandler[TextIO]):
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._descriptor = stream.fileno()
+        self._prompt = never_waiting(self._descriptor)
         self._guard = threading.Lock()
         self._kept: deque[bytes] = deque()
         self._size = 0
@@ -103,21 +104,28 @@ class Unhurried(logging.StreamHandler[TextIO]):
     def _write_ready(self, line: bytes) -> bytes:
         """Write what is taken at once; returns the rest."""
         ready = select.poll()
-        ready.register(self._descriptor, select.POLLOUT)
+        ready.register(self._prompt, select.POLLOUT)
         while line and ready.poll(0):
-            line = line[self._write(line) :]
+            if (taken := self._write(self._prompt, line)) == 0:
+                break
+            line = line[taken:]
         return line
 
-    def _write(self, line: bytes) -> int:
+    def _write(self, descriptor: int, line: bytes) -> int:
         try:
-            return os.write(self._descriptor, line[: select.PIPE_BUF])  # a pipe that is ready takes that many
+            return os.write(descriptor, line[: select.PIPE_BUF])  # a pipe that is ready takes that many
+        except BlockingIOError:
+            return 0
         except OSError:  # the reader has left or the disk is full, and there is no other place to say so
             return len(line)
 
     def _write_kept(self) -> None:
+        room = select.poll()
+        room.register(self._descriptor, select.POLLOUT)
         while line := self._next():
             while line:
-                line = line[self._write(line) :]
+                room.poll()  # of no use but where whoever shares the stream has it not wait
+                line = line[self._write(self._descriptor, line) :]
 
     def _next(self) -> bytes:
         with self._guard:
@@ -131,6 +139,21 @@ class Unhurried(logging.StreamHandler[TextIO]):
                 return self._line(logging.makeLogRecord({"msg": "log_lines_dropped", _FIELDS: fields, **level}))
             self._waiter = None
             return b""
+
+
+def never_waiting(descriptor: int) -> int:
+    """The descriptor, or for a terminal another one that is open on it, where a write takes what there is room for.
+
+    A terminal that is ready takes a byte at least, and makes the writer wait with what does not fit. Whoever shares the
+    descriptor, such as the shell, must not find it changed.
+    """
+    if not os.isatty(descriptor):
+        return descriptor
+    try:
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        return os.open(f"/proc/self/fd/{descriptor}", flags)
+    except OSError:  # it is another user's, as behind su
+        return descriptor
 
 
 def _plain(value: Value) -> str | int | float | bool | list[str]:

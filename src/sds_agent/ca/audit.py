@@ -66,6 +66,7 @@ class AuditLog:
         self._path = path
         self._torn = False  # the last line was written in part: the disk was full
         self._stalled = False
+        self._standard_output: int | None = None
 
     def check(self) -> None:
         """Raises ConfigurationError when the file cannot be written to."""
@@ -84,7 +85,9 @@ class AuditLog:
 
     def _append(self, content: bytes) -> None:
         if self._path is None:
-            self._write(sys.stdout.fileno(), content)
+            if self._standard_output is None:
+                self._standard_output = log.never_waiting(sys.stdout.fileno())
+            self._write(self._standard_output, content)
             return
         # a pipe that nobody reads is an error, not a reason to wait
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
