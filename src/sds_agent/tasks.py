@@ -6,6 +6,7 @@ its own strengths are used.
 """
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -79,3 +80,23 @@ async def in_thread(function: Callable[P, T], *arguments: P.args, **options: P.k
 
     threading.Thread(target=work, name=f"in_thread {function.__name__}", daemon=True).start()
     return await done
+
+
+class UnhurriedLookups(asyncio.SelectorEventLoop):
+    """An event loop for which names are looked up in threads that nobody has to wait for, the process's end included.
+
+    Where the servers for names do not answer, a lookup takes up to half a minute, and nothing can cut it short.
+    """
+
+    async def getaddrinfo(
+        self,
+        host: Any,
+        port: Any,
+        *,
+        family: int = 0,
+        type: int = 0,  # noqa: A002 - asyncio's name
+        proto: int = 0,
+        flags: int = 0,
+    ) -> Any:
+        """As asyncio's."""
+        return await in_thread(socket.getaddrinfo, host, port, family, type, proto, flags)

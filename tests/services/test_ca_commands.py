@@ -34,6 +34,10 @@ def add(file: Path, line: str) -> None:
     file.write_text(f"{CONFIG}{line}\n")
 
 
+def change(file: Path, old: str, new: str) -> None:
+    file.write_text(CONFIG.replace(old, new))
+
+
 LIMITED = """
 import os, resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
@@ -81,6 +85,29 @@ async def test_a_second_signal_ends_it_at_once(file: Path) -> None:
         await program.line('"stopping"')
         assert await program.stop(signal.SIGTERM) == -signal.SIGTERM
         call.cancel()
+
+
+HANGING = """
+import socket, sys, threading
+from sds_agent.cli.main import main
+look_up = socket.getaddrinfo
+def hang(host, *arguments, **options):
+    if "issuer.example" in str(host):
+        threading.Event().wait()
+    return look_up(host, *arguments, **options)
+socket.getaddrinfo = hang
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+async def test_a_name_whose_lookup_hangs_does_not_hold_up_the_end(file: Path) -> None:
+    """Or else a restart takes as long as the servers for names are waited for, up to half a minute."""
+    issuer = '{issuer: i, audience: a, jwks: "https://issuer.example/keys"}'
+    change(file, "join_tokens: tokens", f"join_tokens: tokens, jwt: [{issuer}]")
+    async with started([sys.executable, "-c", HANGING, "ca", "serve", str(file)]) as program:
+        await program.line('"key_set_not_read"')
+        await program.line('"listening"')
+        assert await program.stop() == 0
 
 
 async def test_two_servers_do_not_share_a_root(file: Path) -> None:
@@ -136,7 +163,7 @@ def test_a_token_that_makes_no_sense_is_refused_in_words(
 def test_a_server_that_cannot_be_good_does_not_start(
     file: Path, old: str, new: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file.write_text(CONFIG.replace(old, new))
+    change(file, old, new)
     assert main(["ca", "serve", str(file)]) == 2
     assert words in capsys.readouterr().err
 

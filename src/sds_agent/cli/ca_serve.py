@@ -22,8 +22,9 @@ def run(arguments: argparse.Namespace) -> int:
     from sds_agent import log  # noqa: PLC0415 - likewise
     from sds_agent.ca import server  # noqa: PLC0415 - imports gRPC, which has to see the variable above
     from sds_agent.ca.settings import load  # noqa: PLC0415 - imported by the command that needs it
+    from sds_agent.tasks import UnhurriedLookups  # noqa: PLC0415 - likewise
 
     settings = load(arguments.file)
     log.configure(settings.log.format, settings.log.level)
-    anyio.run(server.run, settings)
+    anyio.run(server.run, settings, backend_options={"loop_factory": UnhurriedLookups})
     return 0
