@@ -29,22 +29,22 @@ def fill(audit: AuditLog, entry: Entry) -> None:
         write(audit, entry)
 
 
-@pytest.mark.parametrize("restarted", [False, True])
-def test_a_line_that_did_not_fit_spoils_no_other(tmp_path: Path, *, restarted: bool) -> None:
+@pytest.mark.parametrize("by", ["the same server", "another one", "standard output"])
+def test_a_line_that_did_not_fit_spoils_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
     """The certificate after it is given out, so its line must be one that can be read."""
     path = tmp_path / "audit.log"
-    audit = AuditLog(path)
-    write(audit)
+    first = AuditLog(path)
+    write(first)
     with full_disk(path.stat().st_size + 20), pytest.raises(OSError, match="too large"):
+        write(first)
+    with path.open("a") as standard_output:
+        monkeypatch.setattr(sys, "stdout", standard_output)
+        audit = {"another one": AuditLog(path), "standard output": AuditLog(None)}.get(by, first)
         write(audit)
-    if restarted:
-        audit = AuditLog(path)
-        audit.check()
-    write(audit)
-    write(audit)
-    first, torn, *rest = path.read_text().splitlines()
+        write(audit)
+    good, torn, *rest = path.read_text().splitlines()
     assert len(torn) == 20
-    assert [json.loads(line)["serial"] for line in (first, *rest)] == [ENTRY.serial] * 3
+    assert [json.loads(line)["serial"] for line in (good, *rest)] == [ENTRY.serial] * 3
 
 
 def test_a_file_that_was_moved_away_takes_its_torn_line_along(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ class AuditLog:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._torn = False  # the last line was written in part: the disk was full
+        self._torn = False  # our last line was written in part
         self._stalled = False
         self._standard_output: int | None = None
 
@@ -77,7 +77,6 @@ class AuditLog:
                 f"audit: cannot write to {self._path or 'standard output'}: {error.strerror}; "
                 "name a file that the user that runs this may write to"
             ) from error
-        self._torn = self._path is not None and _ends_within_a_line(self._path)
 
     def write(self, entry: Entry, now: datetime) -> None:
         """Write the entry's line. Raises OSError."""
@@ -101,7 +100,7 @@ class AuditLog:
         """All of it, on a line of its own."""
         found = os.fstat(descriptor)
         is_file = stat.S_ISREG(found.st_mode)
-        if self._torn and content and not (is_file and found.st_size == 0):
+        if content and (self._is_torn(descriptor, found.st_size) if is_file else self._torn):
             content = b"\n" + content
         left = content
         try:
@@ -113,6 +112,16 @@ class AuditLog:
             if written := content[: len(content) - len(left)]:
                 self._torn = not written.endswith(b"\n")
 
+    def _is_torn(self, descriptor: int, size: int) -> bool:
+        """Whether the file ends within a line: a full disk cut it off, for us, a server before us or one beside us."""
+        if size == 0:
+            return False
+        try:
+            with Path(f"/proc/self/fd/{descriptor}").open("rb", buffering=0) as file:
+                return os.pread(file.fileno(), 1, size - 1) != b"\n"
+        except OSError:  # it can be written but not read
+            return self._torn
+
     def _wait_for_room(self, descriptor: int) -> None:
         """Return once PIPE_BUF bytes can be written without waiting. Raises OSError when that takes too long."""
         poll = select.poll()
@@ -120,14 +129,3 @@ class AuditLog:
         self._stalled = not poll.poll(0 if self._stalled else PATIENCE * 1000)
         if self._stalled:
             raise OSError(errno.EAGAIN, "nobody reads it")
-
-
-def _ends_within_a_line(path: Path) -> bool:
-    """Whether a line was left half-written there by a server before this one."""
-    try:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
-    except OSError:  # it can be written but not read
-        return False
