@@ -6,6 +6,7 @@ import hmac
 import json
 import socket
 import ssl
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
@@ -680,6 +681,23 @@ async def test_silence_and_plain_text_cost_others_nothing(ca: Served) -> None:
     async with await anyio.connect_tcp(host, int(port)), await anyio.connect_tcp(host, int(port)) as plain:
         await plain.send(b"GET / HTTP/1.1\r\n\r\n")
         await ca.ask(ca.issuer.token())
+
+
+async def test_connections_that_say_nothing_take_little_memory(ca: Served) -> None:
+    """Anybody can open thousands: with what asyncio sets aside for each they would take more than a gigabyte."""
+    host, port = ca.address.rsplit(":", 1)
+    async with AsyncExitStack() as open_until_the_end:
+        tracemalloc.start()
+        try:
+            await ca.ask(ca.issuer.token())
+            before, _ = tracemalloc.get_traced_memory()
+            for _ in range(100):
+                await open_until_the_end.enter_async_context(await anyio.connect_tcp(host, int(port)))
+            await ca.ask(ca.issuer.token())  # which is accepted after them
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert after - before < 100 * 64 * 1024
 
 
 async def test_more_requests_than_fit_are_sent_away_and_the_rest_served(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import secrets
 import socket
 import ssl
 import sys
+from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -147,9 +148,20 @@ class Acceptor:
         return (chain[0].not_valid_after_utc - self._now()).total_seconds() if chain else math.inf
 
     async def _shake_hands(self, connection: socket.socket, front: "_Half", context: ssl.SSLContext) -> None:
-        await asyncio.get_running_loop().connect_accepted_socket(
-            lambda: front, connection, ssl=context, ssl_handshake_timeout=self._handshake, ssl_shutdown_timeout=FAREWELL
+        loop = asyncio.get_running_loop()
+        shaken = loop.create_future()
+        protocol = _SmallTls(
+            *(loop, front, context, shaken),
+            server_side=True,
+            ssl_handshake_timeout=self._handshake,  # type: ignore[arg-type]  # typeshed takes it for an int
+            ssl_shutdown_timeout=FAREWELL,
         )
+        plain, _ = await loop.connect_accepted_socket(lambda: protocol, connection)
+        try:
+            await shaken
+        except BaseException:
+            plain.abort()
+            raise
         tls = front.transport.get_extra_info("ssl_object")
         if tls is None or tls.selected_alpn_protocol() != "h2":
             raise ConnectionAbortedError("the client does not speak HTTP/2 (no ALPN h2)")
@@ -165,6 +177,12 @@ class Acceptor:
         except BaseException:
             inner.close()
             raise
+
+
+class _SmallTls(SSLProtocol):
+    """asyncio's TLS with a smaller buffer: its own is 256 KiB for each connection, and anybody can open thousands."""
+
+    max_size = 32 << 10
 
 
 class _Half(asyncio.Protocol):
