@@ -1,5 +1,6 @@
 """The client of Istio's certificate service against a real gRPC server over real TLS."""
 
+import codecs
 import os
 import traceback
 from collections.abc import Callable, Iterator
@@ -300,6 +301,26 @@ async def test_a_root_file_without_roots_is_an_error_and_not_the_systems_roots(
     assert error.kind is ErrorKind.UNAUTHENTICATED
     assert str(client.ca_file) in str(error)
     assert client.ca.asked == []
+
+
+def with_byte_order_mark(pem: bytes) -> bytes:
+    return codecs.BOM_UTF8 + pem
+
+
+def after_a_block_without_line_break(pem: bytes) -> bytes:
+    """As `cat` makes it of two files, the first of which ends without one."""
+    return pem.rstrip() + pem
+
+
+@pytest.mark.parametrize("form", [with_byte_order_mark, after_a_block_without_line_break])
+async def test_what_our_reader_takes_grpcs_own_takes_too(client: Client, form: Callable[[bytes], bytes]) -> None:
+    held = client.held()
+    client.ca_file.write_bytes(form(client.ca.root_pem))
+    (client.folder / "cert-chain.pem").write_bytes(form(held.chain_pem))
+    (client.folder / "key.pem").write_bytes(form(held.private_key_pem))
+    async with client.ca.serving(mtls=True) as address:
+        await client.authority(address, token_file=None, provisioned=client.folder).issue(client.request())
+    assert len(client.ca.asked) == 1
 
 
 @pytest.mark.parametrize("kind", ["directory", "pipe"])

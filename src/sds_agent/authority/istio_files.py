@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from sds_agent.authority.istio_wire import names_a_workload
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
-from sds_agent.pki.certificates import CertificateError, has_key, read_pem, subject_alternative_uris
-from sds_agent.pki.keys import PrivateKey
+from sds_agent.pki.certificates import CertificateError, has_key, read_pem, subject_alternative_uris, write_pem
+from sds_agent.pki.keys import PrivateKey, to_pkcs8_pem
 from sds_agent.values import Sensitive
 
 LARGEST = 1 << 20
@@ -46,9 +46,10 @@ def read_token(file: Path) -> Token:
 
 
 def read_certificates(file: Path, what: str) -> bytes:
-    """The PEM in `file`, which holds at least one certificate. Raises AuthorityError UNAUTHENTICATED.
+    """The certificates in `file`, at least one, as plain PEM. Raises AuthorityError UNAUTHENTICATED.
 
-    To gRPC an empty text means that no roots were given, and then it trusts those of the system.
+    To gRPC an empty text means that no roots were given, and then it trusts those of the system. Written anew, because
+    it reads less than we do: no byte order mark, and no two blocks without a line break between them.
     """
     data = _read(file, what)
     try:
@@ -57,7 +58,7 @@ def read_certificates(file: Path, what: str) -> bytes:
         raise _unusable(f"{what} in {file} cannot be read: {error}; put the right certificates there") from error
     if not found:
         raise _unusable(f"{file} should hold {what} and has no certificate in it; put them there as PEM")
-    return data
+    return write_pem(found)
 
 
 def read_provisioned(directory: Path) -> CurrentIdentity:
@@ -72,7 +73,7 @@ def read_provisioned(directory: Path) -> CurrentIdentity:
         )
     if not isinstance(key, PrivateKey) or not has_key(read_pem(chain)[0], key.public_key()):
         raise _unusable(f"cert-chain.pem and key.pem in {directory} do not belong together; provision them again")
-    return CurrentIdentity(chain, key_pem)
+    return CurrentIdentity(chain, to_pkcs8_pem(key))
 
 
 def can_speak(identity: CurrentIdentity, now: datetime) -> bool:
