@@ -464,6 +464,14 @@ async def test_an_answer_that_is_no_message_is_invalid(client: Client) -> None:
         assert (await refused(client.authority(address), client.request())).kind is ErrorKind.INVALID
 
 
+async def test_success_without_an_answer_is_invalid(client: Client) -> None:
+    """HTTP allows it, and gRPC's library hands on that there is none."""
+    async with client.ca.serving(silent=True) as address:
+        error = await refused(client.authority(address), client.request())
+    assert error.kind is ErrorKind.INVALID
+    assert "has 0 elements" in str(error)
+
+
 # Endpoints and connections
 
 

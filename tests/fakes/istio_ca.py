@@ -98,6 +98,14 @@ class IstioCa:
             self.left.set()
         return b""
 
+    async def say_nothing(
+        self, _request: bytes, _context: grpc.aio.ServicerContext[bytes, bytes]
+    ) -> AsyncIterator[bytes]:
+        """Succeed without a message."""
+        messages: tuple[bytes, ...] = ()
+        for message in messages:
+            yield message
+
     def pair(self, *names: x509.GeneralName, issuer: Ca | None = None) -> tuple[bytes, bytes]:
         """A server's key and its chain."""
         key = new_key()
@@ -113,17 +121,20 @@ class IstioCa:
         mtls: bool = False,
         plaintext: bool = False,
         hanging: bool = False,
+        silent: bool = False,
         port: int = 0,
     ) -> AsyncIterator[str]:
         """Serve on loopback inside this context, with a certificate for `names`, 127.0.0.1 unless told; the address.
 
-        `mtls` wants a certificate of the root from every caller.
+        `mtls` wants a certificate of the root from every caller. `hanging` never answers, `silent` answers
+        with success and nothing else.
         """
         server = grpc.aio.server()
         serve: Callable[..., Awaitable[bytes]] = self.hang if hanging else self.create
-        methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            "CreateCertificate": grpc.unary_unary_rpc_method_handler(serve)
-        }
+        answering: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(serve)
+        if silent:
+            answering = grpc.unary_stream_rpc_method_handler(self.say_nothing)
+        methods = {"CreateCertificate": answering}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
         bound = f"127.0.0.1:{port}"
         if plaintext:

@@ -145,9 +145,10 @@ class IstioAuthority:
         if way.token is not None:
             metadata.append(("authorization", f"Bearer {way.token.text}"))
         async with _closing(self._channel(address, way.certificate)) as channel:
-            ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+            ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes | None] = channel.unary_unary(METHOD)
             try:
-                return await ask(message, metadata=metadata, timeout=self._share)
+                # nothing at all is what gRPC makes of a success that comes without a message
+                return await ask(message, metadata=metadata, timeout=self._share) or b""
             except grpc.aio.AioRpcError as error:
                 details = error.details() or ""
                 # not raised from here: the library's error would carry the CA's words on, whatever they are
