@@ -543,6 +543,28 @@ async def test_an_endpoint_that_says_nothing_leaves_the_next_one_its_time(client
         assert (await refused(client.authority(first, patience=0.5), client.request())).kind is ErrorKind.TRANSIENT
 
 
+class LateCa(IstioCa):
+    """Takes no certificate, says so only when half of its caller's time has passed, and then says nothing more."""
+
+    async def create(self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        if not self.hung.is_set():
+            self.hung.set()
+            await anyio.sleep((context.time_remaining() or 0) / 2)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not with this certificate")
+        return await self.hang(request, context)
+
+
+async def test_an_endpoint_that_takes_no_certificate_has_no_more_time_than_others(client: Client) -> None:
+    """The token goes alone in what is left of the endpoint's time, or the next one would hardly be asked."""
+    late = LateCa()
+    with client.ca_file.open("ab") as file:
+        file.write(late.root_pem)
+    async with late.serving() as first, client.ca.serving() as second:
+        with anyio.fail_after(2.5):  # half of four seconds, and not half of it more
+            await client.authority(first, second, patience=4.0).issue(client.request(current=client.held()))
+    assert len(client.ca.asked) == 1
+
+
 async def test_nobody_there_is_told_of_every_endpoint(client: Client) -> None:
     async with client.ca.serving() as first, client.ca.serving() as second:
         pass

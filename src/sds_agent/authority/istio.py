@@ -6,6 +6,7 @@ token goes alone. Every attempt reads the token and the roots anew and has a con
 it: nothing of an old root or an old certificate lives on in a channel.
 """
 
+import asyncio
 import ipaddress
 import logging
 from collections.abc import AsyncIterator, Iterator
@@ -122,16 +123,18 @@ class IstioAuthority:
         log.event(LOG, "endpoint_changed", level=logging.WARNING, address=address)
 
     async def _endpoint(self, address: str, ways: tuple[_Way, ...], message: bytes) -> bytes:
-        """Try each way in turn. Raises AuthorityError."""
+        """Try each way in turn, all of them within this endpoint's share of the time. Raises AuthorityError."""
+        now = asyncio.get_running_loop().time
+        end = now() + self._share
         *before, last = ways
         for way in before:
-            answer = await self._call(address, way, message)
+            answer = await self._call(address, way, message, end - now())
             if isinstance(answer, bytes):
                 return answer
             if answer.code not in _ELSEWHERE:
                 raise self._refusal(answer, address)
             log.event(LOG, "certificate_not_taken", level=logging.WARNING, address=address, status=answer.code)
-        answer = await self._call(address, last, message)
+        answer = await self._call(address, last, message, end - now())
         if isinstance(answer, bytes):
             return answer
         raise self._refusal(answer, address)
@@ -139,8 +142,8 @@ class IstioAuthority:
     def _refusal(self, status: Status, address: str) -> AuthorityError:
         return refusal(status, address, impersonate=self._options.impersonate)
 
-    async def _call(self, address: str, way: _Way, message: bytes) -> bytes | Status:
-        """One call over a connection of its own."""
+    async def _call(self, address: str, way: _Way, message: bytes, seconds: float) -> bytes | Status:
+        """One call over a connection of its own, and at most that long."""
         metadata = [("clusterid", self._options.cluster_id)] if self._options.cluster_id is not None else []
         if way.token is not None:
             metadata.append(("authorization", f"Bearer {way.token.text}"))
@@ -148,7 +151,7 @@ class IstioAuthority:
             ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes | None] = channel.unary_unary(METHOD)
             try:
                 # nothing at all is what gRPC makes of a success that comes without a message
-                return await ask(message, metadata=metadata, timeout=self._share) or b""
+                return await ask(message, metadata=metadata, timeout=seconds) or b""
             except grpc.aio.AioRpcError as error:
                 details = error.details() or ""
                 # not raised from here: the library's error would carry the CA's words on, whatever they are
