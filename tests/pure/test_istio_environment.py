@@ -124,6 +124,20 @@ def test_an_identity_that_nobody_told_is_asked_for() -> None:
     assert load(None, given, uid=UID).settings.workloads[0].spiffe_id == "spiffe://cluster.local/vm"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("POD_NAMESPACE", "a shop"), ("POD_NAMESPACE", "shop/sa/x"), ("POD_NAMESPACE", ".."), ("SERVICE_ACCOUNT", "w%b")],
+)
+def test_a_part_of_the_identity_that_cannot_be_one_is_told_once_with_its_own_variable(name: str, value: str) -> None:
+    (found,) = wrong({**LEAST, name: value})
+    assert str(found).startswith(f'${name}: workloads[0].spiffe_id is "{value}"; it must be of a-z')
+
+
+def test_a_trust_domain_that_cannot_be_one_is_told_once() -> None:
+    (found,) = wrong({**LEAST, "TRUST_DOMAIN": "Demo"})
+    assert found.where == "$TRUST_DOMAIN"
+
+
 def test_variables_of_ours_add_what_istio_has_no_name_for() -> None:
     read = authority(SDS_AGENT__AUTHORITIES__ISTIO__SERVER_NAME="istiod.istio-system.svc")
     assert read.server_name == "istiod.istio-system.svc"

@@ -4,13 +4,16 @@ Names, defaults and meanings are pilot-agent's. With a file none of them counts:
 variables that somebody set for another program.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sds_agent.config.document import Document, Origin
+from sds_agent.config.environment import PREFIX
 from sds_agent.config.problems import Problem, render
 from sds_agent.config.shapes import KeyPath, quoted
+from sds_agent.identity.spiffe import SpiffeIdError, TrustDomain
 
 _TRUST_DOMAIN = "cluster.local"
 _ROOTS = "/var/run/secrets/istio/root-cert.pem"
@@ -19,7 +22,10 @@ _TOKEN = "/var/run/secrets/tokens/istio-token"  # noqa: S105 - the place of a to
 _NAME = "istio"
 _AUTHORITY: KeyPath = ("authorities", _NAME)
 _WORKLOAD: KeyPath = ("workloads", 0)
+_IDENTITY: KeyPath = (*_WORKLOAD, "spiffe_id")
 _LEAST_RATIO, _MOST_RATIO = 0.2, 0.8
+_PARTS = ("POD_NAMESPACE", "SERVICE_ACCOUNT")
+_PART_PATTERN = r"(?!\.{1,2}\Z)[A-Za-z0-9._-]+"
 
 # Variables whose text is a key's value as it stands.
 _AS_IT_STANDS: Mapping[str, KeyPath] = {
@@ -107,22 +113,36 @@ class _Reading:
 
     def put_identity(self) -> None:
         """The CA signs what the token names; the agent has to know it beforehand."""
-        path = (*_WORKLOAD, "spiffe_id")
-        if "SDS_AGENT__WORKLOADS__0__SPIFFE_ID" in {name.upper() for name in self._environ}:
+        if self._ours("WORKLOADS__0__SPIFFE_ID") is not None:
             return
-        names = ("POD_NAMESPACE", "SERVICE_ACCOUNT")
-        missing = [name for name in names if name not in self._environ]
-        for name in missing:
-            mend = (
-                "set it, or unset CA_ADDR, which makes Istio's variables count: the identity asked for is "
-                "spiffe://TRUST_DOMAIN/ns/POD_NAMESPACE/sa/SERVICE_ACCOUNT"
-            )
-            self.problems.append(Problem(Origin(f"${name}", is_variable=True), render(path), "needs a value", mend))
-        # where one is missing the rest is read on with a word in its place, so that every problem is told at once
         trust_domain = self._environ.get("TRUST_DOMAIN", _TRUST_DOMAIN)
-        namespace, account = (self._environ.get(name, "missing") for name in names)
-        self._put(path, f"spiffe://{trust_domain}/ns/{namespace}/sa/{account}", names[1])
-        self.document.variables.append(names[0])
+        if not _is_trust_domain(trust_domain):  # which is told of the key trust_domain
+            trust_domain = _TRUST_DOMAIN
+        namespace, account = (self._part(name) for name in _PARTS)
+        self._put(_IDENTITY, f"spiffe://{trust_domain}/ns/{namespace}/sa/{account}", _PARTS[1])
+        self.document.variables.append(_PARTS[0])
+
+    def _part(self, name: str) -> str:
+        """What the variable adds to the identity.
+
+        Where that cannot be, it is told, and a word takes its place: the rest is read on for its own problems.
+        """
+        written = self._environ.get(name)
+        whole = "the identity asked for is spiffe://TRUST_DOMAIN/ns/POD_NAMESPACE/sa/SERVICE_ACCOUNT"
+        if written is None:
+            mend = f"set it, or unset CA_ADDR, which makes Istio's variables count: {whole}"
+            origin = Origin(f"${name}", is_variable=True)
+            self.problems.append(Problem(origin, render(_IDENTITY), "needs a value", mend))
+        elif not re.fullmatch(_PART_PATTERN, written):
+            self._refuse(name, _IDENTITY, f"it must be of a-z, A-Z, 0-9, '.', '-' and '_': {whole}")
+        else:
+            return written
+        return "unknown"
+
+    def _ours(self, key: str) -> str | None:
+        """The value of our own variable for a key, if there is one."""
+        names = {name.upper(): value for name, value in self._environ.items()}
+        return names.get(f"{PREFIX}{key}")
 
     def _choose(self, name: str, path: KeyPath, among: Mapping[str, str], default: str) -> None:
         written = self._environ.get(name, default)
@@ -151,3 +171,11 @@ class _Reading:
             inner = inner[part] if isinstance(part, int) else inner.setdefault(part, {})
         inner[last] = value
         self.document.origins[path] = origin
+
+
+def _is_trust_domain(name: str) -> bool:
+    try:
+        TrustDomain.parse(name)
+    except SpiffeIdError:
+        return False
+    return True
