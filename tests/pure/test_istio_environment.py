@@ -143,6 +143,13 @@ def test_variables_of_ours_add_what_istio_has_no_name_for() -> None:
     assert read.server_name == "istiod.istio-system.svc"
 
 
+def test_a_ca_on_this_machine_can_be_spoken_to_without_tls() -> None:
+    plaintext = {"SDS_AGENT__AUTHORITIES__ISTIO__PLAINTEXT_LOOPBACK": "true", "CA_ADDR": "localhost:15010"}
+    assert authority(**plaintext).ca_file is None
+    (found,) = wrong({**LEAST, **plaintext, "CA_ROOT_CA": "/etc/roots.pem"})
+    assert str(found).startswith("$CA_ROOT_CA: authorities.istio.ca_file is given; plaintext_loopback speaks without")
+
+
 def test_with_a_file_none_of_them_counts(tmp_path: Path) -> None:
     read = settings(tmp_path, MINIMAL, **LEAST, TRUST_DOMAIN="other.example")
     assert read.trust_domain == "demo.example"

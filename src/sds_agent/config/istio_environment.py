@@ -73,10 +73,11 @@ class _Reading:
         """What pilot-agent takes where nothing is said."""
         if "TRUST_DOMAIN" not in self._environ:
             self._default(("trust_domain",), _TRUST_DOMAIN)
-        if "CA_ROOT_CA" not in self._environ:
+        plaintext = self._ours("AUTHORITIES__ISTIO__PLAINTEXT_LOOPBACK") == "true"
+        if "CA_ROOT_CA" not in self._environ and not plaintext:  # which goes with no roots
             provisioned = self._environ.get("PROV_CERT")
             self._default((*_AUTHORITY, "ca_file"), f"{provisioned}/root-cert.pem" if provisioned else _ROOTS)
-        elif self._environ["CA_ROOT_CA"] == "SYSTEM":
+        elif self._environ.get("CA_ROOT_CA") == "SYSTEM":
             mend = "name the file with the CA's roots: those of the system vouch for too many"
             self._refuse("CA_ROOT_CA", (*_AUTHORITY, "ca_file"), mend)
         self._default((*_AUTHORITY, "token_file"), _TOKEN)
