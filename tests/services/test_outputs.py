@@ -169,6 +169,26 @@ def test_old_sets_do_not_pile_up_and_foreign_files_stay(target: Path) -> None:
     assert contents(target) == ("chain 4", "key 4", "roots 4")
 
 
+def test_a_clock_that_is_set_back_takes_no_set_from_who_reads_it_and_leaves_none_for_ever(target: Path) -> None:
+    for number in (1, 2):
+        write_set(target, files(number), NOW + timedelta(days=30, seconds=number))
+    for number in (3, 4, 5):
+        old = (target / "..data").resolve()
+        write_set(target, files(number), NOW + timedelta(seconds=number))
+        assert (old / "key.pem").read_text() == f"key {number - 1}"
+    assert len(sets(target)) == 2
+
+
+def test_what_an_agent_left_that_was_killed_goes_with_the_next_set(target: Path) -> None:
+    write_set(target, files(1), NOW)
+    (target / "..20991231-235959-0a1b2c3d").mkdir()
+    (target / "..20991231-235959-0a1b2c3d/key.pem").write_text("half a")
+    (target / "..tmp-0a1b2c3d").symlink_to("..data/key.pem")
+    write_set(target, files(2), NOW + timedelta(seconds=1))
+    assert {path.name for path in target.iterdir()} == {*NAMES, "..data", *(path.name for path in sets(target))}
+    assert len(sets(target)) == 2
+
+
 def test_files_that_pilot_agent_left_are_replaced(target: Path) -> None:
     target.mkdir()
     for name in NAMES:

@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -23,9 +23,8 @@ from msgspec import Struct
 from sds_agent.files import own_directory, sync_directory
 
 DATA = "..data"
-_SET = re.compile(r"\.\.[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
-_KEPT = 2
-"""The set in force and the one before, which somebody may be reading."""
+_OURS = re.compile(r"\.\.([0-9]{8}-[0-9]{6}|tmp)-[0-9a-f]{8}")
+"""The names of sets, and of links before they have their own."""
 
 
 class File(Struct, frozen=True):
@@ -42,9 +41,11 @@ def write_set(target: Path, files: Mapping[str, File], now: datetime) -> None:
     """Put the files in force in `target`, which is made when it is missing, all of them or none.
 
     Files that lie there under the same names are replaced by links; this first time alone they change one after
-    another. Raises OSError, and UntrustedDirectoryError when somebody else could replace what is there.
+    another. The set before stays, since somebody may be reading it. Raises OSError, and UntrustedDirectoryError when
+    somebody else could replace what is there.
     """
     own_directory(target, 0o755)
+    before = (target / DATA).readlink().name if (target / DATA).is_symlink() else ""
     made = target / f"..{now:%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
     try:
         _fill(made, files)
@@ -57,7 +58,7 @@ def write_set(target: Path, files: Mapping[str, File], now: datetime) -> None:
             _link(target / name, f"{DATA}/{name}")
         sync_directory(target)
     finally:
-        _remove_old(target, made.name)
+        _remove_all_but(target, {made.name, before})
 
 
 def _fill(made: Path, files: Mapping[str, File]) -> None:
@@ -88,12 +89,14 @@ def _link(link: Path, to: str) -> None:
         raise
 
 
-def _remove_old(target: Path, current: str) -> None:
-    """A set that stays behind costs room and nothing else, so what cannot be removed is left for the next time."""
+def _remove_all_but(target: Path, kept: set[str]) -> None:
+    """Remove old sets, and what was left by an agent that was killed in between.
+
+    What stays behind costs room and nothing else, so what cannot be removed is left for the next time.
+    """
     with suppress(OSError):
-        for old in sorted(_sets(target, current), reverse=True)[_KEPT - 1 :]:
-            shutil.rmtree(target / old, ignore_errors=True)
-
-
-def _sets(target: Path, current: str) -> Iterator[str]:
-    return (path.name for path in target.iterdir() if _SET.fullmatch(path.name) and path.name != current)
+        for left in [path for path in target.iterdir() if _OURS.fullmatch(path.name) and path.name not in kept]:
+            if left.is_symlink():
+                left.unlink()
+            else:
+                shutil.rmtree(left, ignore_errors=True)
