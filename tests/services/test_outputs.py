@@ -284,6 +284,15 @@ async def test_a_failure_is_told_and_tried_again_while_issuance_goes_on(target: 
         assert contents(target)[0] == "chain 2"
 
 
+@pytest.mark.parametrize("name", ["..data", "key.pem"])
+async def test_a_directory_where_a_file_goes_is_told_by_its_name(target: Path, events: Events, name: str) -> None:
+    (target / name).mkdir(parents=True)
+    async with kept(target, HandClock()) as store:
+        store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
+        told = await events.wait("output_not_written")
+    assert str(told["cause"]).startswith(f"cannot write to {target / name}: Is a directory; ")
+
+
 async def test_a_disk_that_stays_full_is_asked_less_and_less_often_and_named(
     target: Path, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,11 +73,7 @@ async def _written(output: Output, files: dict[str, File], clock: Clock, delay: 
     try:
         await anyio.to_thread.run_sync(write_set, output.directory, files, clock.now())
     except (OSError, UntrustedDirectoryError) as error:
-        cause = (
-            f"cannot write to {error.filename or output.directory}: {error.strerror}"
-            if isinstance(error, OSError)
-            else str(error)
-        )
+        cause = _told(error, output.directory) if isinstance(error, OSError) else str(error)
         log.event(
             LOG,
             "output_not_written",
@@ -90,3 +86,11 @@ async def _written(output: Output, files: dict[str, File], clock: Clock, delay: 
         return False
     log.event(LOG, "output_written", directory=str(output.directory), secret=output.name)
     return True
+
+
+def _told(error: OSError, directory: Path) -> str:
+    place = error.filename2 or error.filename or directory  # of a rename the second one is what is in the way
+    return (
+        f"cannot write to {place}: {error.strerror}; see that the agent's user may, that there is room, and that no "
+        "directory stands where a file goes"
+    )
