@@ -1,5 +1,6 @@
 """A stand-in for istiod: Istio's certificate service over real gRPC and TLS, each call answered as the test says."""
 
+import asyncio
 import ipaddress
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -39,6 +40,15 @@ class RefusedError(Exception):
         super().__init__(code, details)
         self.code = code
         self.details = details
+
+
+async def calls_ended() -> None:
+    """Wait for what a server's end leaves behind: it does not wait for its calls to hear from gRPC's core.
+
+    What the core has to say to a loop that is closed by then fails the next test, in whose loop it is read.
+    """
+    calls = [task for task in asyncio.all_tasks() if task.get_name() == "rpc_task"]  # the library's name for them
+    await asyncio.gather(*calls, return_exceptions=True)
 
 
 Answer = Callable[[Asked], CertificateResponse | bytes]
@@ -147,6 +157,7 @@ class IstioCa:
         finally:
             with anyio.CancelScope(shield=True):
                 await server.stop(None)
+                await calls_ended()
 
     def _credentials(self, names: Sequence[str], *, mtls: bool) -> grpc.ServerCredentials:
         known: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
