@@ -1,5 +1,6 @@
 """What signs while the CA serves: its answers, other signers and roots, what is revoked and what has expired."""
 
+import asyncio
 import re
 import ssl
 from collections.abc import AsyncIterator
@@ -16,10 +17,10 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
-from fakes.ca_servers import WEB, Served, Shifted, ask, fresh, plug, served, soon
+from fakes.ca_servers import WEB, Identity, Served, Shifted, ask, fresh, plug, served, soon
 from fakes.clocks import HandClock
 from fakes.events import recorded
-from fakes.hierarchy import Ca, make_ca, make_crl
+from fakes.hierarchy import Ca, make_ca, make_crl, make_leaf
 
 from sds_agent.ca.source import LOOK, Plugged
 from sds_agent.ca.tls import ServerTls
@@ -107,6 +108,24 @@ def test_an_anchor_that_is_no_root_vouches_for_callers_too(tmp_path: Path) -> No
     shown = handshake(client, ServerTls(lambda: signing, ["localhost"], lambda: now, ask_client=True).context())
     assert shown is not None
     assert x509.load_der_x509_certificate(shown) == chain[0]
+
+
+async def test_a_certificate_that_python_cannot_read_is_its_callers_fault(tmp_path: Path) -> None:
+    """Another CA below the same root signed a name that is no text: that is no bug of this CA, and told as none."""
+    root = fresh("root")
+    signer, key, now = fresh("cluster1", root), generate(KeyType.EC_P256), soon(timedelta())
+    plug(tmp_path / "cacerts", signer, [signer], [root])
+    name = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, b"\x30\x0c\x86\x0aspiffe://\xff")
+    hour = timedelta(hours=1)
+    leaf = make_leaf(signer, None, key=key, extra=[(name, True)], not_before=now - hour, not_after=now + hour)
+    odd = Identity(key, tuple(write_pem([each]).decode() for each in (leaf, signer.certificate, root.certificate)))
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # in asyncio's own log, which is off
+    with recorded() as events:
+        async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])) as ca:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await ca.ask(identity=odd)
+            await events.wait("connection_failed")
+            assert not events.named("bug")
 
 
 def test_every_handshake_goes_by_the_signer_and_the_roots_of_the_moment(tmp_path: Path) -> None:

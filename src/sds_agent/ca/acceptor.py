@@ -130,8 +130,9 @@ class Acceptor:
             await self._reach_backend(name, back)
             with anyio.move_on_after(self._left(chain)):
                 await _relay(front, back)
-        except (OSError, CertificateError, SignerError, TimeoutError) as error:
-            # OSError is also what ssl's errors derive from; anybody who connects can cause them
+        except (OSError, CertificateError, SignerError, TimeoutError, UnicodeDecodeError) as error:
+            # OSError is also what ssl's errors derive from; anybody who connects can cause them. ssl itself decodes
+            # the names in a client's certificate
             log.event(LOG, "connection_failed", level=logging.DEBUG, address=address, cause=str(error))
         except Exception as error:  # noqa: BLE001 - whatever one connection can cause must not end the others
             log.event(LOG, "bug", level=logging.ERROR, exception=type(error).__name__, address=address)
