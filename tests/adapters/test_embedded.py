@@ -17,7 +17,7 @@ from fakes.clocks import HandClock
 from fakes.events import recorded
 from fakes.hierarchy import DAY, HOUR, NOW, URI, make_ca, new_key
 
-from sds_agent.authority.embedded import LONGEST_SETTLE, RENEWAL_SHARE, SETTLE_SHARE, EmbeddedAuthority
+from sds_agent.authority.embedded import LONGEST_SETTLE, REFRESH, RENEWAL_SHARE, SETTLE_SHARE, EmbeddedAuthority
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest, TellsTrust
 from sds_agent.errors import ConfigurationError
 from sds_agent.identity.spiffe import SpiffeId
@@ -454,8 +454,13 @@ async def test_a_new_root_that_cannot_be_kept_leaves_the_old_one_at_work(tmp_pat
         assert event["level"] == "error"
         assert f"{directory / 'roots.pem'}: No such file or directory" in event["cause"]
         assert events.named("root_created") == []
+        assert len(events.named("root_not_renewed")) == 1, "however many ask"
+        clock.elapse(REFRESH)
+        assert await anchors(authority) == old
+        assert len(events.named("root_not_renewed")) == 2
         (tmp_path / "away").rename(directory)
-        assert len(await anchors(authority)) == 2
+        clock.set_wall(-REFRESH)
+        assert len(await anchors(authority)) == 2, "a clock that is set back puts nothing off"
         assert len(events.named("root_created")) == 1
 
 

@@ -22,7 +22,8 @@ from fakes.clocks import HandClock
 from fakes.events import recorded
 from fakes.hierarchy import Ca, make_ca, make_crl, make_leaf
 
-from sds_agent.ca.source import LOOK, Plugged
+from sds_agent.authority.embedded import EmbeddedAuthority
+from sds_agent.ca.source import LOOK, Plugged, SelfSigned
 from sds_agent.ca.tls import ServerTls
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import is_self_signed, read_pem, serial_hex, write_pem
@@ -408,6 +409,26 @@ async def test_a_root_that_cannot_be_renewed_is_told_and_renewed_once_it_can(tmp
             (tmp_path / "root").unlink()
             (tmp_path / "away").rename(tmp_path / "root")
             await events.wait("root_created", count=2)
+
+
+async def test_a_root_that_cannot_be_renewed_is_told_once_and_not_at_every_look(tmp_path: Path) -> None:
+    clock, lifetime = HandClock(), timedelta(days=10)
+    authority = await EmbeddedAuthority.open(
+        tmp_path / "root", trust_domain="demo.example", key_type=KeyType.EC_P256, lifetime=lifetime, clock=clock
+    )
+    source = await SelfSigned.open(authority, clock)
+    (tmp_path / "root").rename(tmp_path / "away")
+    with recorded() as events:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(source.follow)
+            for name, ahead in (("root_not_renewed", lifetime * 0.9), ("signer_not_renewed", lifetime * 0.1)):
+                clock.set_wall(ahead)
+                for _ in range(4):
+                    await clock.asleep()
+                    clock.elapse(timedelta(seconds=LOOK))
+                await clock.asleep()
+                assert len(events.named(name)) == 1
+            tasks.cancel_scope.cancel()
 
 
 async def test_what_is_wrong_with_a_signer_is_said_once_and_not_at_every_look(tmp_path: Path) -> None:

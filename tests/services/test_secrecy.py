@@ -32,7 +32,7 @@ from fakes.hierarchy import DAY, HOUR, NOW, URI
 from msgspec.structs import asdict
 
 from sds_agent import log
-from sds_agent.authority.embedded import EmbeddedAuthority
+from sds_agent.authority.embedded import REFRESH, EmbeddedAuthority
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.errors import ConfigurationError
 from sds_agent.identity.spiffe import SpiffeId
@@ -192,6 +192,7 @@ class Scene:
         await ca.anchors()
         await self.events.wait("root_not_renewed")
         away.rename(self.directory)
+        self.clock.elapse(REFRESH)
         await ca.anchors()
         self.keys.note_pem(file.read_bytes())
         self.kept.append(ca._roots)

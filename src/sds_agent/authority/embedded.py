@@ -36,6 +36,10 @@ LONGEST_SETTLE = timedelta(hours=1)
 """A new root signs only after `SETTLE_SHARE` of its lifetime, at most this long."""
 REFRESH = timedelta(minutes=5)
 """How often it is looked whether a new root is due while nothing is issued."""
+RETRY_SHARE = 0.01
+"""A new root that could not be kept is made anew after this share of its lifetime, or after REFRESH, while an old one
+is valid: whoever asks would otherwise pay for a key, and cause a line in the log, each time.
+"""
 
 
 class Roots(Struct, frozen=True):
@@ -84,6 +88,7 @@ class EmbeddedAuthority:
         self._clock = clock
         self._roots = roots
         self._renewing = asyncio.Lock()
+        self._failed: datetime | None = None
 
     @classmethod
     async def open(
@@ -147,7 +152,7 @@ class EmbeddedAuthority:
     async def _renew_when_due(self) -> None:
         async with self._renewing:
             now = self._clock.now()
-            if not self._roots.due(now):
+            if not self._roots.due(now) or self._waits(now):
                 return
             key = await new_key(self._key_type)
             signer = make_root(key, self._trust_domain, now, self._roots.lifetime)
@@ -161,12 +166,19 @@ class EmbeddedAuthority:
         serial = serial_hex(signer.certificate)
         log.event(LOG, "root_created", file=str(self._file), serial=serial, not_after=_end(signer))
 
+    def _waits(self, now: datetime) -> bool:
+        """Whether a new root could not be kept just now, and there is another to go on with."""
+        if self._failed is None or not self._roots.valid(now):
+            return False
+        return timedelta() <= now - self._failed < min(self._roots.lifetime * RETRY_SHARE, REFRESH)
+
     def _not_kept(self, error: OSError, now: datetime) -> None:
         """A root that is due for renewal has a fifth of its life left, time enough to mend a full disk."""
         cause = f"the embedded CA cannot keep its new root in {self._file}: {error.strerror}"
         valid = self._roots.valid(now)
         if not valid:
             raise AuthorityError(ErrorKind.TRANSIENT, cause) from error
+        self._failed = now
         log.event(LOG, "root_not_renewed", level=logging.ERROR, cause=cause, not_after=_end(valid[-1]))
 
 

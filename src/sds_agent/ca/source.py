@@ -43,6 +43,7 @@ class SelfSigned:
         self._authority = authority
         self._signing = signing
         self._clock = clock
+        self._told = ""
 
     @classmethod
     async def open(cls, authority: EmbeddedAuthority, clock: Clock) -> "SelfSigned":
@@ -57,15 +58,22 @@ class SelfSigned:
         return self._signing
 
     async def follow(self) -> None:
-        """Look every LOOK seconds whether another root's time has come."""
+        """Look every LOOK seconds whether another root's time has come; what keeps it from coming is told once."""
         while True:
             await self._clock.sleep(LOOK)
             try:
                 signing = await self._authority.signing()
+            except AuthorityError as error:
+                self._complain(str(error))
+            else:
+                self._told = ""
                 if (signing.signer, signing.roots) != (self._signing.signer, self._signing.roots):
                     self._signing = signing
-            except AuthorityError as error:
-                log.event(LOG, "signer_not_renewed", level=logging.ERROR, cause=str(error))
+
+    def _complain(self, cause: str) -> None:
+        if cause != self._told:
+            log.event(LOG, "signer_not_renewed", level=logging.ERROR, cause=cause)
+        self._told = cause
 
 
 class Plugged:
