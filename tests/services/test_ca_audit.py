@@ -83,6 +83,12 @@ def test_a_reader_that_stands_still_is_not_waited_for(
     assert all(json.loads(line)["address"] for line in lines[:-1])
 
 
+def test_standard_output_that_is_closed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it then
+    with pytest.raises(ConfigurationError, match="audit: cannot write to standard output"):
+        AuditLog(None).check()
+
+
 def test_a_pipe_that_nobody_reads_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigurationError, match="audit: cannot write"):

@@ -84,6 +84,8 @@ class AuditLog:
 
     def _append(self, content: bytes) -> None:
         if self._path is None:
+            if sys.stdout is None:  # it was closed when the program started
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             if self._standard_output is None:
                 self._standard_output = log.never_waiting(sys.stdout.fileno())
             self._write(self._standard_output, content)
