@@ -1,6 +1,7 @@
 """`sds-agent ca serve` and `sds-agent ca token` as they are called."""
 
 import json
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -123,6 +124,18 @@ def test_a_token_goes_to_a_file_of_its_own(file: Path, capsys: pytest.CaptureFix
     assert "sds-join-" not in capsys.readouterr().out
 
 
+def test_a_token_takes_the_place_of_no_device_and_of_no_link(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Root would take /dev/null or /dev/stdout from everybody on the machine."""
+    os.mkfifo(file.parent / "device")
+    (file.parent / "link").symlink_to("device")
+    (file.parent / "link to a file").symlink_to(file)
+    for name in ("device", "link", "link to a file"):
+        before = (file.parent / name).lstat()
+        assert main(["ca", "token", str(file), WEB, "--output", str(file.parent / name)]) == 2
+        assert "is no regular file" in capsys.readouterr().err
+        assert (file.parent / name).lstat().st_ino == before.st_ino
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -132,6 +145,7 @@ def test_a_token_goes_to_a_file_of_its_own(file: Path, capsys: pytest.CaptureFix
         ([WEB, "--ttl", "soon"], "write it like"),
         ([WEB, "--output", "/nowhere/at/all"], "cannot write /nowhere/at/all: No such file or directory; name a file"),
         ([WEB, "--output", "/proc"], "cannot write /proc: "),
+        ([WEB, "--output", "n" * 300], "File name too long; name a file"),
     ],
 )
 def test_a_token_that_makes_no_sense_is_refused_in_words(

@@ -1,6 +1,7 @@
 """`sds-agent ca token`: a join token, for a machine that has nothing else to prove who it is."""
 
 import argparse
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigurationError(f"{arguments.file}: callers.join_tokens names no directory; give it one for tokens")
     expires = datetime.now(UTC) + _ttl(arguments.ttl)
     identity = _identity(arguments.spiffe_id, settings.trust_domain)
+    _check_place(arguments.output)
     tokens = JoinTokens(directory)
     tokens.prepare()
     try:
@@ -66,6 +68,16 @@ def _identity(written: str, trust_domain: str) -> str:
     if str(identity.trust_domain) != trust_domain or not identity.is_workload:
         raise ConfigurationError(f"{identity} is no workload of {trust_domain}: begin it with spiffe://{trust_domain}/")
     return str(identity)
+
+
+def _check_place(path: Path | None) -> None:
+    """The file takes the place of what is there, which may be a device, or /dev/stdout: a link that others need."""
+    with suppress(OSError):  # what else may be wrong with it is told when it is written
+        if path is not None and (path.is_symlink() or (path.exists() and not path.is_file())):
+            raise ConfigurationError(
+                f"--output: cannot write {path}: it is there and is no regular file; name one, or leave --output out "
+                "for standard output"
+            )
 
 
 def _hand_over(token: str, path: Path | None) -> None:
