@@ -175,18 +175,20 @@ def test_a_place_for_tokens_that_cannot_be_used_is_told_at_the_start(tmp_path: P
         JoinTokens(tmp_path / "open").prepare()
 
 
-async def test_a_directory_of_tokens_that_is_gone_is_the_operators_to_mend(tmp_path: Path) -> None:
+@pytest.mark.parametrize("something", [False, True], ids=["nothing there", "something else there"])
+async def test_a_directory_of_tokens_that_is_gone_is_the_operators_to_mend(tmp_path: Path, *, something: bool) -> None:
     """The caller is told to come again, and gets its certificate once the directory is back: its token is not lost."""
     async with served(tmp_path) as ca:
         token = ca.join_token()
         shutil.move(tmp_path / "tokens", tmp_path / "away")
-        (tmp_path / "tokens").touch()
+        if something:
+            (tmp_path / "tokens").touch()
         with recorded() as events:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await ca.ask(token)
             assert caught.value.code() is grpc.StatusCode.INTERNAL
             assert events.named("join_tokens_unusable")
             assert token not in str(events.seen) + str(ca.audit)
-        (tmp_path / "tokens").unlink()
+        (tmp_path / "tokens").unlink(missing_ok=True)
         shutil.move(tmp_path / "away", tmp_path / "tokens")
         await ca.ask(token)

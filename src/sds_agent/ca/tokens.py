@@ -85,6 +85,7 @@ class JoinTokens:
             try:
                 return _read(path)
             except FileNotFoundError as error:
+                self._directory.stat()  # if that is gone too, it is not the caller's fault
                 raise unauthenticated("the join token is not one of this CA's, or expired long ago") from error
             except (ValueError, KeyError, TypeError, OverflowError) as error:
                 raise unauthenticated("the CA's record of the join token is damaged: make a new one") from error
