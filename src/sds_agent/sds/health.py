@@ -40,7 +40,7 @@ class Health:
         self._services = services | {""}
         self._most_watchers = most_watchers
         self._watchers = 0
-        self._unread = 0
+        self._unread: dict[asyncio.Timeout, None] = {}  # by age
         self._draining = False
         self._changed = asyncio.Event()
 
@@ -91,20 +91,31 @@ class Health:
 
     async def _asked(self, context: Context) -> str:
         """The service that is asked for. Aborts the call for what is no request."""
-        if self._unread >= MOST_UNREAD:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests have begun and not ended")
-        self._unread += 1
+        if len(self._unread) >= MOST_UNREAD:
+            self._give_up_oldest()
+        patience = asyncio.timeout(PATIENCE)
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with patience:
+                self._unread[patience] = None
                 data = await context.read()
             return HealthCheckRequest.FromString(data).service
         except TimeoutError:
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"the request did not arrive within {PATIENCE:g} s")
+            if patience in self._unread:
+                late = f"the request did not arrive within {PATIENCE:g} s"
+                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, late)
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests have begun and not ended")
         except (DecodeError, TypeError):  # instead of a message gRPC gives the end of the call
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not a HealthCheckRequest")
         finally:
-            self._unread -= 1
+            self._unread.pop(patience, None)
         raise AssertionError  # abort always raises, which its types do not say
+
+    def _give_up_oldest(self) -> None:
+        """An honest request is there at once. Were the newest refused, one connection could keep every prober out."""
+        oldest = next(iter(self._unread))
+        del self._unread[oldest]
+        if not oldest.expired():
+            oldest.reschedule(asyncio.get_running_loop().time())
 
     def _status(self, service: str) -> HealthCheckResponse.ServingStatus:
         if service not in self._services:
