@@ -196,15 +196,18 @@ async def test_a_foreign_certificate_fails_the_connection_and_the_token_goes_alo
     assert bearer(client.ca.asked[0]) == "Bearer first.token.x"
 
 
-async def test_a_certificate_that_the_ca_does_not_know_gives_way_to_the_token(client: Client) -> None:
+async def test_a_certificate_that_the_ca_does_not_know_gives_way_to_the_token(client: Client, events: Events) -> None:
+    """The CA's reason is told, since what the token comes to says nothing of it."""
+
     def first_time(_asked: Asked) -> CertificateResponse:
         client.ca.answer = client.ca.signed
-        raise RefusedError(grpc.StatusCode.UNAUTHENTICATED, "no such caller")
+        raise RefusedError(grpc.StatusCode.UNAUTHENTICATED, "it was\nrevoked")
 
     client.ca.answer = first_time
     async with client.ca.serving() as address:
         await client.authority(address).issue(client.request(current=client.held()))
     assert len(client.ca.asked) == 2
+    assert events.named("certificate_not_taken")[0]["cause"] == "it was revoked"
 
 
 async def test_a_certificate_that_the_ca_knows_and_refuses_does_not_give_way_to_the_token(client: Client) -> None:

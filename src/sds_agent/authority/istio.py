@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.authority.istio_files import Token, can_speak, read_certificates, read_provisioned, read_token
-from sds_agent.authority.istio_wire import METHOD, Status, read_response, refusal, request_bytes
+from sds_agent.authority.istio_wire import METHOD, Status, printable, read_response, refusal, request_bytes
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
@@ -133,7 +133,8 @@ class IstioAuthority:
                 return answer
             if answer.code not in _ELSEWHERE:
                 raise self._refusal(answer, address)
-            log.event(LOG, "certificate_not_taken", level=logging.WARNING, address=address, status=answer.code)
+            said = {"status": answer.code, "cause": printable(answer.details)}
+            log.event(LOG, "certificate_not_taken", level=logging.WARNING, address=address, **said)
         answer = await self._call(address, last, message, end - now())
         if isinstance(answer, bytes):
             return answer
