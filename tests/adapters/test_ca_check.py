@@ -129,6 +129,14 @@ BAD: dict[str, tuple[Spoil, str, str]] = {
         "no certificate of this signer would be trusted",
         "put the certificates from the signer up to the root",
     ),
+    "a root that was renewed under a signer that asks for the old one": (
+        both(
+            issued_again(f"{CA_EXTENSIONS}authorityKeyIdentifier=keyid,issuer:always\n"),
+            by_shell("openssl req -x509 -new -key root-key.pem -subj /O=demo.example -days 9 -out root-cert.pem"),
+        ),
+        "asks for another certificate of 'O=demo.example' than is there, by the serial number",
+        "put the certificates from the signer up to the root",
+    ),
     "TRUSTED CERTIFICATE": (
         by_shell("openssl x509 -trustout -in root-cert.pem -out r; mv r root-cert.pem"),
         "`openssl x509 -in FILE` writes it as a plain one",

@@ -456,6 +456,48 @@ def test_other_forms_of_rsa_pss_are_refused_as_envoy_does(
         case.find()
 
 
+ROOT_KEY = new_key()
+KEY_IDENTIFIER = x509.SubjectKeyIdentifier.from_public_key(ROOT_KEY.public_key()).digest
+ROOT_NAME, OTHER_NAME = ([x509.DirectoryName(common_name(name))] for name in ("Root", "Other"))
+
+
+@pytest.mark.parametrize(
+    ("key_identifier", "issuer", "serial", "words"),
+    [
+        (KEY_IDENTIFIER, None, None, ""),
+        (KEY_IDENTIFIER, ROOT_NAME, 0, ""),
+        (None, ROOT_NAME, 0, ""),
+        (b"other", None, None, "by the key identifier 6f74686572, and this one has"),
+        (KEY_IDENTIFIER, ROOT_NAME, 1, "by the serial number"),
+        (None, OTHER_NAME, 0, "one issued by 'CN=Other', and this one was issued by 'CN=Root'"),
+    ],
+    ids=["key", "all three", "issuer and serial number", "another key", "another serial number", "another issuer"],
+)
+@pytest.mark.parametrize("identified", [True, False])
+def test_an_issuer_is_the_certificate_that_is_asked_for(
+    key_identifier: bytes | None,
+    issuer: list[x509.GeneralName] | None,
+    serial: int | None,
+    words: str,
+    tmp_path: Path,
+    *,
+    identified: bool,
+) -> None:
+    """A root that was renewed with its old key has another serial number, and Envoy refuses what asks for the old."""
+    root = make_ca("Root", key=ROOT_KEY, identified=identified)
+    number = None if serial is None else root.certificate.serial_number + serial
+    asks = x509.AuthorityKeyIdentifier(key_identifier, issuer, number)
+    signer = make_ca("CA", root, identified=False, extra=[(asks, False)])
+    case = below(root, signer)
+    fault = words if identified or "key identifier" not in words else ""
+    assert case.openssl_verifies(tmp_path) is not bool(fault)
+    if fault:
+        with pytest.raises(PathError, match=f"AuthorityKeyIdentifier of 'CN=CA' asks for another .*{fault}"):
+            case.find()
+    else:
+        assert case.find() == (case.leaf, signer.certificate)
+
+
 def test_a_certificate_signed_by_another_key_under_the_same_name_is_refused() -> None:
     """The name of a CA proves nothing; its signature does."""
     leaf = make_leaf(make_ca("Root"))

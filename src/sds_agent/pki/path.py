@@ -44,8 +44,8 @@ class _Attempt(Struct, frozen=True, order=True):
     """A step that may be tried: `issuer` above `chain`.
 
     Those go first whose key identifiers agree all the way: among hundreds of CAs of one name they find the right one.
-    They are hints and no more (RFC 5280 section 4.2.1.1), so the others follow. `number` keeps the order of equals;
-    no two have the same, so what comes after it is never compared.
+    The others follow, since not every CA has one. `number` keeps the order of equals; no two have the same, so what
+    comes after it is never compared.
     """
 
     mismatches: int

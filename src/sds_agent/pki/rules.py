@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, SignatureAlgorithmOID
 from msgspec import Struct
 
-from sds_agent.pki.certificates import describe, describe_time, extended_key_usages, extension, is_ca
+from sds_agent.pki.certificates import describe, describe_name, describe_time, extended_key_usages, extension, is_ca
 from sds_agent.pki.constraints import constrained_names, violation
 
 Chain: TypeAlias = tuple[x509.Certificate, ...]
@@ -97,6 +97,7 @@ def fault_as_issuer(certificate: x509.Certificate, chain: Chain, times: Times, *
     return (
         fault_of_certificate(certificate, times)
         or fault_of_ca(certificate)
+        or _fault_of_identifiers(certificate, chain[-1])
         or _fault_of_path_length(certificate, chain)
         or (None if is_anchor else _fault_of_usages(certificate, chain[0]))
         or _fault_of_names(certificate, chain)
@@ -180,6 +181,35 @@ def fault_of_ca(certificate: x509.Certificate) -> str | None:
     if usage is not None and not usage.key_cert_sign:
         return f"{describe(certificate)} may not sign certificates: its KeyUsage lacks keyCertSign"
     return None
+
+
+def _fault_of_identifiers(certificate: x509.Certificate, below: x509.Certificate) -> str | None:
+    """Whether what lies below names another certificate of the same CA as its issuer's.
+
+    RFC 5280 takes these for hints (section 4.2.1.1). OpenSSL and BoringSSL, and so Envoy, do not: for them the one is
+    not the issuer of the other, though its key made the signature. So it is after a CA was renewed, where what is below
+    names the serial number of its old certificate, as easy-rsa and many openssl configurations have it.
+    """
+    named = extension(below, x509.AuthorityKeyIdentifier)
+    if named is None:
+        return None
+    own = extension(certificate, x509.SubjectKeyIdentifier)
+    number, names = named.authority_cert_serial_number, named.authority_cert_issuer or ()
+    issuers = [name.value for name in names if isinstance(name, x509.DirectoryName)]
+    if own is not None and named.key_identifier is not None and named.key_identifier != own.digest:
+        what = f"the key identifier {named.key_identifier.hex()}, and this one has {own.digest.hex()}"
+    elif number is not None and number != certificate.serial_number:
+        what = f"the serial number {number:x}, and this one has {certificate.serial_number:x}"
+    elif issuers and issuers[0] != certificate.issuer:
+        what = (
+            f"one issued by {describe_name(issuers[0])}, and this one was issued by {describe_name(certificate.issuer)}"
+        )
+    else:
+        return None
+    return (
+        f"the AuthorityKeyIdentifier of {describe(below)} asks for another certificate of {describe(certificate)} than "
+        f"is there, by {what}: it must be issued anew, or that certificate put there"
+    )
 
 
 def _fault_of_path_length(certificate: x509.Certificate, chain: Chain) -> str | None:
