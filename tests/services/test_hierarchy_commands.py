@@ -348,6 +348,16 @@ def test_a_root_that_is_none_is_refused(root: Path, tmp_path: Path, capfd: pytes
     assert not (tmp_path / "two").exists()
 
 
+@pytest.mark.parametrize("name", ["root-cert.pem", "root-key.pem"])
+def test_a_file_of_the_root_that_is_no_cas_is_told_without_reading_it(
+    name: str, root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An image of the medium in the place of the key would fill the memory."""
+    os.truncate(root / name, 1 << 40)
+    assert ca("intermediate", tmp_path / "i", "--root", root, "--name", "i") == 2
+    assert f"the root cannot be read: {root / name} has more than" in capfd.readouterr().err
+
+
 USELESS = {
     "it allows no CA below it": ("-addext basicConstraints=critical,CA:TRUE,pathlen:0", "at most 0 CAs below it"),
     "it may not sign": ("-addext keyUsage=critical,digitalSignature", "its KeyUsage lacks keyCertSign"),

@@ -100,6 +100,22 @@ def read_directory(directory: Path) -> Contents | Unsettled:
     return Unsettled()
 
 
+def read_file(file: Path) -> bytes | None:
+    """One of a CA's files, or None where it is missing. Raises DirectoryError."""
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(LARGEST_FILE + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DirectoryError(
+            f"cannot read {file}: {error.strerror}; it must be a file that this user may read"
+        ) from error
+    if len(data) > LARGEST_FILE:
+        raise DirectoryError(f"{file} has more than {LARGEST_FILE} bytes; put the CA's own file there")
+    return data
+
+
 def read_passphrase(file: Path) -> bytes:
     """The passphrase in a file: its first line, as `openssl ... -passin file:FILE` reads it. Raises DirectoryError."""
     try:
@@ -132,23 +148,8 @@ def _read_all(directory: Path) -> dict[str, bytes]:
         ) from error
     if not there:
         raise DirectoryError(f"{directory} is not a directory; name the one that holds the CA's files")
-    found = {name: _read(directory / name) for name in FILES}
+    found = {name: read_file(directory / name) for name in FILES}
     return {name: data for name, data in found.items() if data is not None}
-
-
-def _read(file: Path) -> bytes | None:
-    try:
-        with file.open("rb") as opened:
-            data = opened.read(LARGEST_FILE + 1)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise DirectoryError(
-            f"cannot read {file}: {error.strerror}; it must be a file that this user may read"
-        ) from error
-    if len(data) > LARGEST_FILE:
-        raise DirectoryError(f"{file} has more than {LARGEST_FILE} bytes; put the CA's own file there")
-    return data
 
 
 def _digest(parts: Iterable[str | bytes]) -> bytes:

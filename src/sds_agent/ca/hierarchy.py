@@ -12,6 +12,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
+from sds_agent.authority.directory import DirectoryError, read_file
 from sds_agent.errors import SdsAgentError
 from sds_agent.files import sync_directory
 from sds_agent.pki.cacerts import FILES, CaFilesError, read_signing_set
@@ -94,14 +95,9 @@ def create_intermediate(
 def read_root(directory: Path, passphrase: bytes | None = None) -> Signer:
     """The root in `directory`. Raises HierarchyError, and PassphraseError where the key's is missing or wrong."""
     certificate_file, key_file = directory / ROOT_CERTIFICATE, directory / ROOT_KEY
+    pem, data = _part_of_root(certificate_file), _part_of_root(key_file)
     try:
-        pem, data = certificate_file.read_bytes(), key_file.read_bytes()
         certificates = read_pem(pem)
-    except OSError as error:
-        raise HierarchyError(
-            f"the root cannot be read: {error.filename}: {error.strerror}; name a directory that holds "
-            f"{ROOT_CERTIFICATE} and {ROOT_KEY}, as `sds-agent ca root` makes it"
-        ) from error
     except CertificateError as error:
         raise HierarchyError(f"{certificate_file}: {error}; put {_ROOT} there") from error
     if not certificates:
@@ -114,6 +110,19 @@ def read_root(directory: Path, passphrase: bytes | None = None) -> Signer:
         if has_key(certificate, key.public_key()):
             return _as_root(certificate, key, certificate_file)
     raise HierarchyError(f"{key_file}: is not the key of a certificate in {certificate_file}; put the right one there")
+
+
+def _part_of_root(file: Path) -> bytes:
+    try:
+        data = read_file(file)
+    except DirectoryError as error:
+        raise HierarchyError(f"the root cannot be read: {error}") from error
+    if data is None:
+        raise HierarchyError(
+            f"the root cannot be read: {file} is missing; name a directory that holds {ROOT_CERTIFICATE} and "
+            f"{ROOT_KEY}, as `sds-agent ca root` makes it"
+        )
+    return data
 
 
 def _as_root(certificate: x509.Certificate, key: PrivateKey, file: Path) -> Signer:
