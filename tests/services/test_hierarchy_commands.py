@@ -1,5 +1,6 @@
 """`sds-agent ca root`, `intermediate` and `check` as an operator runs them; nothing is left half done."""
 
+import json
 import os
 import pty
 import re
@@ -13,6 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
+from fakes.ca_files import run
 from fakes.openssl import openssl
 
 from sds_agent.cli.ca_keys import KEY_TYPES
@@ -356,6 +358,19 @@ def test_a_file_of_the_root_that_is_no_cas_is_told_without_reading_it(
     os.truncate(root / name, 1 << 40)
     assert ca("intermediate", tmp_path / "i", "--root", root, "--name", "i") == 2
     assert f"the root cannot be read: {root / name} has more than" in capfd.readouterr().err
+
+
+def test_an_oddity_of_somebody_elses_root_is_no_warning_of_ours(tmp_path: Path) -> None:
+    """cfssl lets a country have a whole name, and cryptography would say so with the line of our code."""
+    request = {"CN": "root", "key": {"algo": "ecdsa", "size": 256}, "names": [{"C": "Germany"}]}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    made = json.loads(run(tmp_path, "cfssl", "gencert", "-initca", "request.json"))
+    (tmp_path / "root-cert.pem").write_text(made["cert"])
+    (tmp_path / "root-key.pem").write_text(made["key"])
+    call = [sys.executable, "-m", "sds_agent", "ca", "intermediate", "i", "--root", ".", "--name", "i"]
+    done = subprocess.run(call, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "ready to be plugged in" in done.stdout
 
 
 USELESS = {
