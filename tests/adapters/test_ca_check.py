@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from fakes.ca_files import CA_EXTENSIONS, LEAF_WITH_CA_TRUE, by_cfssl, by_easyrsa, by_openssl
+from fakes.hierarchy import DAY, NOW, make_ca
 from fakes.openssl import openssl
 
 from sds_agent.cli.main import main
+from sds_agent.pki.certificates import write_pem
 
 Spoil = Callable[[Path], object]
 Printed = pytest.CaptureFixture[str]
@@ -253,6 +255,16 @@ def test_the_trust_domain_that_the_constraints_leave_is_told(tmp_path: Path, cap
     issued_again(f"{CA_EXTENSIONS}nameConstraints=critical,permitted;URI:old.example\n")(tmp_path)
     assert main(["ca", "check", str(tmp_path)]) == 2
     assert "exclude 'old.example'" in capfd.readouterr().out
+
+
+def test_a_root_that_has_expired_is_told_beside_one_that_has_not(tmp_path: Path, capfd: Printed) -> None:
+    old = make_ca("old", not_before=NOW - 2000 * DAY, not_after=NOW - 1000 * DAY)
+    with (by_openssl(tmp_path) / "root-cert.pem").open("ab") as roots:
+        roots.write(write_pem([old.certificate]))
+    assert main(["ca", "check", str(tmp_path)]) == 0
+    told = capfd.readouterr().out
+    assert "root: 'CN=old', EC secp256r1, valid until 2023-06-18 15:09:26 UTC; it has expired: remove it\n" in told
+    assert told.count("has expired") == 1
 
 
 def test_an_encrypted_key_is_read_with_its_passphrase(tmp_path: Path, capfd: Printed) -> None:

@@ -303,6 +303,13 @@ def test_no_damage_to_a_file_does_more_than_refuse_it(name: str, changes: list[t
         read_signing_set(damaged, NOW)
 
 
+def test_a_root_that_has_expired_does_not_stand_before_its_renewal() -> None:
+    """Of roots with one name and key Envoy takes the first: what `ca serve` tells goes to it in this order."""
+    old = make_ca("root", key=ROOT.key, not_before=NOW - 9 * DAY, not_after=NOW - DAY).certificate
+    files = {**GOOD, "root-cert.pem": write_pem([old, ROOT.certificate, old])}
+    assert read_signing_set(files, NOW).roots == (ROOT.certificate, old)
+
+
 def test_a_place_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(DirectoryError, match="is not a directory"):
         read_directory(tmp_path / "nowhere")

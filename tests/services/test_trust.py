@@ -11,7 +11,7 @@ from cryptography import x509
 from fakes.authorities import ScriptedTrust
 from fakes.clocks import HAND_LOOP, HandClock
 from fakes.events import Events, recorded
-from fakes.hierarchy import DAY, HOUR, NOW, make_ca, make_leaf
+from fakes.hierarchy import DAY, HOUR, NOW, make_ca, make_leaf, new_key
 
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, TellsTrust
 from sds_agent.clock import LONGEST_SLEEP
@@ -185,6 +185,16 @@ def test_a_restart_gives_the_same_bundle_whichever_authority_answers_first(store
     other.update("b", (ROOTS[2],))
     other.update("a", (ROOTS[1], ROOTS[0]))
     assert restarted.snapshot == store.snapshot
+
+
+def test_of_a_root_and_its_renewals_the_one_that_is_valid_longest_comes_first(store: SecretStore, trust: Trust) -> None:
+    """Of roots with one name and key Envoy 1.40 takes the first, and refuses every peer when that one has expired."""
+    key = new_key()
+    renewed = [make_ca("root", key=key, not_after=NOW + days * DAY).certificate for days in (3, -1, 2, 1)]
+    trust.update("a", tuple(renewed))
+    secret = store.snapshot[NAMES[0]]
+    assert isinstance(secret, BundleSecret)
+    assert [root.not_valid_after_utc - NOW for root in read_pem(secret.anchors_pem)] == [3 * DAY, 2 * DAY, DAY, -DAY]
 
 
 # --- refreshing ---

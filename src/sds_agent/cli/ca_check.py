@@ -87,7 +87,8 @@ def _describe(signing: "SigningSet", now: "datetime") -> None:
     ):
         for each in certificates:
             end = describe_time(each.not_valid_after_utc)
-            output.write(f"  {title}: {describe(each)}, {describe_key(each)}, valid until {end}")
+            mend = "; it has expired: remove it" if now > each.not_valid_after_utc else ""
+            output.write(f"  {title}: {describe(each)}, {describe_key(each)}, valid until {end}{mend}")
     late = overdue(signing.crls, now)
     for crl in signing.crls:
         end = "" if crl.next_update_utc is None else f", valid until {describe_time(crl.next_update_utc)}"

@@ -9,13 +9,12 @@ import logging
 from collections.abc import Iterable
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from sds_agent import log
 from sds_agent.authority.protocol import AuthorityError, TellsTrust
 from sds_agent.clock import Clock, until
 from sds_agent.issuance.acceptance import vouch
-from sds_agent.pki.certificates import CertificateError, read_pem, unique, write_pem
+from sds_agent.pki.certificates import CertificateError, longest_valid_first, read_pem, unique, write_pem
 from sds_agent.pki.rules import fault_of_ca
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
@@ -89,8 +88,8 @@ class Trust:
 
     def _publish(self, authority: str) -> None:
         told = (*self._anchors.values(), *self._needed.values())
-        together = unique(anchor for anchors in told for anchor in anchors)
-        bundle = BundleSecret(write_pem(sorted(together, key=_der)))
+        together = longest_valid_first(anchor for anchors in told for anchor in anchors)
+        bundle = BundleSecret(write_pem(together))
         if self._store.publish(dict.fromkeys(self._names, bundle)):
             log.event(LOG, "trust_changed", authority=authority, anchors=len(together), version=bundle.version)
 
@@ -119,7 +118,3 @@ async def refresh(trust: Trust, name: str, authority: TellsTrust, clock: Clock) 
 
 def _not_refreshed(authority: str, cause: str) -> None:
     log.event(LOG, "trust_not_refreshed", level=logging.WARNING, authority=authority, cause=cause)
-
-
-def _der(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(Encoding.DER)

@@ -25,6 +25,7 @@ from sds_agent.pki.certificates import (
     extension,
     has_key,
     is_ca,
+    longest_valid_first,
     read_pem,
     subject_alternative_uris,
     unique,
@@ -149,7 +150,7 @@ class _Reading:
         certificate = self._signer(own, key, now)
         if key is None or not roots or self.findings:
             return None
-        signer, anchors = Signer(certificate, key), unique(roots)
+        signer, anchors = Signer(certificate, key), longest_valid_first(roots)
         chain = self._proved(Prover(signer, unique((*own, *above)), anchors, now), trust_domain)
         return None if chain is None else SigningSet(signer, chain, anchors, crls)
 

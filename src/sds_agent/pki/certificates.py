@@ -55,6 +55,17 @@ def unique(certificates: Iterable[x509.Certificate]) -> tuple[x509.Certificate, 
     return tuple({c.public_bytes(Encoding.DER): c for c in certificates}.values())
 
 
+def longest_valid_first(certificates: Iterable[x509.Certificate]) -> tuple[x509.Certificate, ...]:
+    """The same certificates without repetitions, in an order that depends on nothing else.
+
+    Of several roots of one name and key, as where one was renewed, Envoy takes the first, and refuses all that is below
+    when that one has expired.
+    """
+    return unique(
+        sorted(certificates, key=lambda c: (-c.not_valid_after_utc.timestamp(), c.public_bytes(Encoding.DER)))
+    )
+
+
 def is_self_signed(certificate: x509.Certificate) -> bool:
     """Whether issuer and subject are one name and the certificate's own key signed it."""
     try:
