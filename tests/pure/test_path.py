@@ -40,6 +40,7 @@ SERVER_ONLY = (ExtendedKeyUsageOID.SERVER_AUTH,)
 CLIENT_ONLY = (ExtendedKeyUsageOID.CLIENT_AUTH,)
 ANY_USAGE = (ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE,)
 POLICY = x509.CertificatePolicies([x509.PolicyInformation(x509.ObjectIdentifier("1.2.3.4"), None)])
+AUTHORITY_KEY_IDENTIFIER = x509.AuthorityKeyIdentifier(None, None, None)
 REVOCATION_LIST = x509.CRLDistributionPoints(
     [x509.DistributionPoint([x509.UniformResourceIdentifier("http://crl.example/")], None, None, None)]
 )
@@ -161,8 +162,8 @@ GOOD: dict[str, Callable[[], Case]] = {
     "a critical extension on policies": lambda: under_intermediate(
         lambda root: make_ca("CA", root, extra=[(POLICY, True), (x509.InhibitAnyPolicy(0), True)])
     ),
-    "a critical extension on revocation lists": lambda: under_intermediate(
-        lambda root: make_ca("CA", root, extra=[(REVOCATION_LIST, True)])
+    "an anchor's critical extension on revocation lists": lambda: under_root(
+        make_ca("Root", extra=[(REVOCATION_LIST, True)])
     ),
     "an unknown extension that is not critical": lambda: under_intermediate(
         lambda root: make_ca("CA", root, extra=[(UNKNOWN, False)])
@@ -271,6 +272,18 @@ BAD: dict[str, tuple[Callable[[], Case], str]] = {
         lambda: under_intermediate(lambda root: make_ca("CA", root, usages=ANY_USAGE)),
         "the ExtendedKeyUsage of 'CN=CA' does not list serverAuth and clientAuth",
     ),
+    "the intermediate's key identifier is critical": (
+        lambda: under_intermediate(
+            lambda root: make_ca("CA", root, identified=False, extra=[(x509.SubjectKeyIdentifier(b"id"), True)])
+        ),
+        "'CN=CA' has the critical extension 2.5.29.14",
+    ),
+    "the intermediate's issuer is identified in a critical extension": (
+        lambda: under_intermediate(
+            lambda root: make_ca("CA", root, identified=False, extra=[(AUTHORITY_KEY_IDENTIFIER, True)])
+        ),
+        "'CN=CA' has the critical extension 2.5.29.35",
+    ),
     "the leaf has an unknown critical extension": (
         lambda: below(root := make_ca("Root"), leaf=make_leaf(root, extra=[(UNKNOWN, True)])),
         "has the critical extension 1.2.3.4.5",
@@ -355,6 +368,10 @@ STRICTER: dict[str, tuple[Callable[[], Case], str]] = {
     "an Ed448 root, whose signatures no Envoy can check": (
         lambda: under_root(make_ca("Root", key=ed448.Ed448PrivateKey.generate())),
         "is signed by the algorithm 1.3.101.113: its CA must sign by RSA or ECDSA",
+    ),
+    "a critical extension on revocation lists, which no Envoy takes": (
+        lambda: under_intermediate(lambda root: make_ca("CA", root, extra=[(REVOCATION_LIST, True)])),
+        "'CN=CA' has the critical extension 2.5.29.31",
     ),
     "a CA that requires policies": (
         lambda: under_intermediate(lambda root: make_ca("CA", root, extra=[(x509.PolicyConstraints(5, None), True)])),

@@ -52,15 +52,18 @@ _KNOWN_EXTENSIONS = frozenset(
         ExtensionOID.EXTENDED_KEY_USAGE,
         ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
         ExtensionOID.NAME_CONSTRAINTS,
-        ExtensionOID.SUBJECT_KEY_IDENTIFIER,
-        ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
         # where every policy is accepted, these two cannot fail a chain (section 6.1.1, inputs c to f)
         ExtensionOID.CERTIFICATE_POLICIES,
         ExtensionOID.INHIBIT_ANY_POLICY,
-        # where to look for revocation, which is no part of path validation (section 6.3)
-        ExtensionOID.CRL_DISTRIBUTION_POINTS,
     }
 )
+# Envoy 1.40 refuses these where they are critical, but for those of an anchor, which it does not look at.
+_KNOWN_OF_ANCHORS = _KNOWN_EXTENSIONS | {
+    ExtensionOID.SUBJECT_KEY_IDENTIFIER,
+    ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
+    # where to look for revocation, which is no part of path validation (section 6.3)
+    ExtensionOID.CRL_DISTRIBUTION_POINTS,
+}
 _TLS_USAGES = frozenset({ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH})
 
 
@@ -71,9 +74,10 @@ class Times(Struct, frozen=True):
     skew: timedelta
 
 
-def fault_of_certificate(certificate: x509.Certificate, times: Times) -> str | None:
+def fault_of_certificate(certificate: x509.Certificate, times: Times, *, is_anchor: bool = False) -> str | None:
     """What is wrong with a certificate wherever it stands."""
-    return _fault_of_times(certificate, times) or _fault_of_key(certificate) or _fault_of_extensions(certificate)
+    known = _KNOWN_OF_ANCHORS if is_anchor else _KNOWN_EXTENSIONS
+    return _fault_of_times(certificate, times) or _fault_of_key(certificate) or _fault_of_extensions(certificate, known)
 
 
 def fault_of_signature(certificate: x509.Certificate, issuer: x509.Certificate) -> str | None:
@@ -95,7 +99,7 @@ def fault_of_signature(certificate: x509.Certificate, issuer: x509.Certificate) 
 def fault_as_issuer(certificate: x509.Certificate, chain: Chain, times: Times, *, is_anchor: bool) -> str | None:
     """What speaks against the certificate as the CA above `chain`, whose last certificate it has signed."""
     return (
-        fault_of_certificate(certificate, times)
+        fault_of_certificate(certificate, times, is_anchor=is_anchor)
         or fault_of_ca(certificate)
         or _fault_of_identifiers(certificate, chain[-1])
         or _fault_of_path_length(certificate, chain)
@@ -157,10 +161,10 @@ def _fault_of_key(certificate: x509.Certificate) -> str | None:
     return None
 
 
-def _fault_of_extensions(certificate: x509.Certificate) -> str | None:
+def _fault_of_extensions(certificate: x509.Certificate, known: frozenset[x509.ObjectIdentifier]) -> str | None:
     """A certificate with a critical extension that is not processed must be refused (section 4.2)."""
     for found in certificate.extensions:
-        if found.critical and found.oid not in _KNOWN_EXTENSIONS:
+        if found.critical and found.oid not in known:
             return (
                 f"{describe(certificate)} has the critical extension {found.oid.dotted_string}, which is not "
                 "supported: the CA must leave it out or make it non-critical"
