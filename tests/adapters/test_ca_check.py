@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fakes.ca_files import CA_EXTENSIONS, LEAF_WITH_CA_TRUE, by_cfssl, by_easyrsa, by_openssl
-from fakes.hierarchy import DAY, NOW, make_ca
+from fakes.hierarchy import DAY, NOW, Ca, key_usage, make_ca
 from fakes.openssl import openssl
 
 from sds_agent.cli.main import main
@@ -257,14 +257,23 @@ def test_the_trust_domain_that_the_constraints_leave_is_told(tmp_path: Path, cap
     assert "exclude 'old.example'" in capfd.readouterr().out
 
 
-def test_a_root_that_has_expired_is_told_beside_one_that_has_not(tmp_path: Path, capfd: Printed) -> None:
-    old = make_ca("old", not_before=NOW - 2000 * DAY, not_after=NOW - 1000 * DAY)
+@pytest.mark.parametrize(
+    ("useless", "words"),
+    [
+        (make_ca("useless", not_before=NOW - 2000 * DAY, not_after=NOW - 1000 * DAY), "it has expired"),
+        (make_ca("useless", is_ca=False, not_after=NOW + 9999 * DAY), "it is no CA"),
+        (make_ca("useless", usage=key_usage(cert_sign=False), not_after=NOW + 9999 * DAY), "it is no CA"),
+    ],
+)
+def test_a_root_that_is_of_no_use_is_told_beside_one_that_is(
+    useless: Ca, words: str, tmp_path: Path, capfd: Printed
+) -> None:
     with (by_openssl(tmp_path) / "root-cert.pem").open("ab") as roots:
-        roots.write(write_pem([old.certificate]))
+        roots.write(write_pem([useless.certificate]))
     assert main(["ca", "check", str(tmp_path)]) == 0
-    told = capfd.readouterr().out
-    assert "root: 'CN=old', EC secp256r1, valid until 2023-06-18 15:09:26 UTC; it has expired: remove it\n" in told
-    assert told.count("has expired") == 1
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if line.endswith(": remove it")]
+    assert line.startswith("  root: 'CN=useless', EC secp256r1, valid until ")
+    assert f"; {words}: remove it" in line
 
 
 def test_an_encrypted_key_is_read_with_its_passphrase(tmp_path: Path, capfd: Printed) -> None:

@@ -79,6 +79,7 @@ def _describe(signing: "SigningSet", now: "datetime") -> None:
     from sds_agent.pki.cacerts import describe_key  # noqa: PLC0415 - imported by the command that needs it
     from sds_agent.pki.certificates import describe, describe_name, describe_time  # noqa: PLC0415 - likewise
     from sds_agent.pki.revocation import overdue  # noqa: PLC0415 - likewise
+    from sds_agent.pki.rules import fault_of_ca  # noqa: PLC0415 - likewise
 
     for title, certificates in (
         ("signer", (signing.signer.certificate,)),
@@ -87,7 +88,8 @@ def _describe(signing: "SigningSet", now: "datetime") -> None:
     ):
         for each in certificates:
             end = describe_time(each.not_valid_after_utc)
-            mend = "; it has expired: remove it" if now > each.not_valid_after_utc else ""
+            fault = "it has expired" if now > each.not_valid_after_utc else "it is no CA" if fault_of_ca(each) else ""
+            mend = fault and f"; {fault}: remove it"
             output.write(f"  {title}: {describe(each)}, {describe_key(each)}, valid until {end}{mend}")
     late = overdue(signing.crls, now)
     for crl in signing.crls:
