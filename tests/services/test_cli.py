@@ -186,6 +186,15 @@ def test_check_warns_of_files_of_an_authority_that_are_not_there(folder: Path, c
     assert "token_file" not in warned
 
 
+def test_check_goes_on_where_it_may_not_look(folder: Path, check: Check) -> None:
+    """Such as for a token that only the agent's user may see; a name that cannot be stops root too."""
+    hidden = folder / ("n" * 300)
+    text = f"{MINIMAL}    authority: a\nauthorities:\n  a: {{type: cacerts, directory: '{hidden}'}}\n"
+    code, _, warned = check(file(folder, text))
+    assert code == 0
+    assert f"authorities.a.directory: {hidden} cannot be looked at (File name too long); the agent's user" in warned
+
+
 @pytest.mark.parametrize(
     ("keep", "said"), [("false", "their keys are not kept"), ("true", "and their private keys, so")]
 )

@@ -5,6 +5,7 @@ import pwd
 import stat
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 
 from sds_agent.config.durations import format_duration
 from sds_agent.config.istio import IstioSettings
@@ -151,8 +152,17 @@ def _about_files(settings: Settings) -> Iterator[str]:
     for name, authority in settings.authorities.items():
         for key in ("directory", "passphrase_file", "ca_file", "token_file", "provisioned", "extra_anchors"):
             path = getattr(authority, key, None)
-            if path is not None and not path.exists():
-                yield f"authorities.{name}.{key}: {path} does not exist; it has to be there when the agent starts"
+            if path is not None:
+                yield from _about_file(f"authorities.{name}.{key}", path)
+
+
+def _about_file(key: str, path: Path) -> Iterator[str]:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        yield f"{key}: {path} does not exist; it has to be there when the agent starts"
+    except OSError as error:  # who checks may be another user than the agent's, and not be let in
+        yield f"{key}: {path} cannot be looked at ({error.strerror}); the agent's user has to be able to read it"
 
 
 def _about_authorities(settings: Settings) -> Iterator[str]:
