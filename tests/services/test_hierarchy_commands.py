@@ -412,6 +412,15 @@ def test_a_root_that_openssl_signed_anew_as_told_can_be_used(tmp_path: Path, cap
     assert openssl(tmp_path, "verify", "-CAfile", "old.pem", "i/ca-cert.pem") == "i/ca-cert.pem: OK\n"
 
 
+def test_how_a_root_signed_itself_by_rsa_pss_does_not_matter(tmp_path: Path) -> None:
+    """Nobody checks an anchor's own signature, so openssl's default, which Envoy refuses elsewhere, is good there."""
+    made = ("-subj", "/O=theirs", "-keyout", "root-key.pem", "-out", "root-cert.pem")
+    pss = ("-sigopt", "rsa_padding_mode:pss", "-sigopt", "rsa_pss_saltlen:max")
+    openssl(tmp_path, "req", "-x509", "-newkey", "rsa:2048", "-nodes", *made, *pss)
+    assert ca("intermediate", tmp_path / "i", "--root", tmp_path, "--name", "i", "--lifetime", "9d") == 0
+    assert ca("check", tmp_path / "i") == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -93,7 +93,7 @@ def fault_of_signature(certificate: x509.Certificate, issuer: x509.Certificate) 
         return f"{describe(certificate)} was not signed with the key of {describe(issuer)}, its issuer by name"
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         return f"the signature of {describe(issuer)} on {describe(certificate)} cannot be checked ({error})"
-    return _fault_of_pss(certificate, issuer)
+    return None
 
 
 def fault_as_issuer(certificate: x509.Certificate, chain: Chain, times: Times, *, is_anchor: bool) -> str | None:
@@ -101,6 +101,7 @@ def fault_as_issuer(certificate: x509.Certificate, chain: Chain, times: Times, *
     return (
         fault_of_certificate(certificate, times, is_anchor=is_anchor)
         or fault_of_ca(certificate)
+        or _fault_of_pss(chain[-1], certificate)
         or _fault_of_identifiers(certificate, chain[-1])
         or _fault_of_path_length(certificate, chain)
         or (None if is_anchor else _fault_of_usages(certificate, chain[0]))
