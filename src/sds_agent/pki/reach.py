@@ -59,15 +59,15 @@ class Prover(Struct, frozen=True):
     def chain(self, trust_domain: str | None = None) -> Chain:
         """What lies between a leaf and an anchor: for that trust domain, or for the first that can be found.
 
-        Raises ReachError.
+        Raises ReachError with what speaks against the first.
         """
-        first: ReachError | None = None
-        for host in [trust_domain] if trust_domain is not None else map(_example, self._scopes()):
+        faults = []
+        for host in map(_example, self._scopes()) if trust_domain is None else [trust_domain]:
             try:
                 return self._above(host)
             except ReachError as error:
-                first = first or error
-        raise first or ReachError("there is no host to try")
+                faults.append(error)
+        raise faults[0]
 
     def reach(self) -> Reach:
         """Everything that it can issue for."""
