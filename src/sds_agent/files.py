@@ -43,10 +43,10 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def own_directory(directory: Path, mode: int) -> None:
+def own_directory(directory: Path, mode: int, *, of_anybody: bool = False) -> None:
     """Make the directory with `mode` if it is missing, and make sure that nobody else may replace what is in it.
 
-    Raises UntrustedDirectoryError, and OSError.
+    With `of_anybody` its owner may do so, whoever that is. Raises UntrustedDirectoryError, and OSError.
     """
     directory.mkdir(mode=mode, parents=True, exist_ok=True)
     found = directory.stat()
@@ -55,7 +55,7 @@ def own_directory(directory: Path, mode: int) -> None:
             f"anybody may write to {directory}, so anybody could put a file in the place of the agent's; "
             f"use a directory that only the agent may write to (chmod o-w {directory})"
         )
-    if found.st_uid not in {0, os.geteuid()}:
+    if not of_anybody and found.st_uid not in {0, os.geteuid()}:
         raise UntrustedDirectoryError(
             f"{directory} belongs to uid {found.st_uid}, who could replace the agent's files; "
             f"use a directory of the agent's own user (uid {os.geteuid()}) or of root"

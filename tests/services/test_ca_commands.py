@@ -116,6 +116,20 @@ async def test_two_servers_do_not_share_a_root(file: Path) -> None:
         assert await second.process.wait() == 2
 
 
+def test_root_makes_a_token_for_a_ca_that_runs_as_another_user(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only root can give a directory away; anybody else's stays its own."""
+    owner = (4711, 4712) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    tokens = file.parent / "tokens"
+    tokens.mkdir(0o700)
+    os.chown(tokens, *owner)
+    assert main(["ca", "token", str(file), WEB]) == 0, capsys.readouterr().err
+    (record,) = tokens.iterdir()
+    assert (record.stat().st_uid, record.stat().st_gid) == owner
+    if os.geteuid() == 0:
+        assert main(["ca", "serve", str(file)]) == 2
+        assert "belongs to uid 4711" in capsys.readouterr().err, "who could make tokens for everybody"
+
+
 def test_a_token_goes_to_a_file_of_its_own(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = file.parent / "web.token"
     assert main(["ca", "token", str(file), WEB, "--output", str(target)]) == 0

@@ -53,10 +53,13 @@ class JoinTokens:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def prepare(self) -> None:
-        """Make the directory (0700) if it is missing, and forget what has long expired. Raises ConfigurationError."""
+    def prepare(self, *, for_its_owner: bool = False) -> None:
+        """Make the directory (0700) if it is missing, and forget what has long expired.
+
+        Root may work `for_its_owner`, the user that the CA runs as. Raises ConfigurationError.
+        """
         try:
-            own_directory(self._directory, 0o700)
+            own_directory(self._directory, 0o700, of_anybody=for_its_owner and os.geteuid() == 0)
             if not os.access(self._directory, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self._directory))
             self._forget(datetime.now(UTC))

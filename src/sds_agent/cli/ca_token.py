@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     identity = _identity(arguments.spiffe_id, settings.trust_domain)
     _check_place(arguments.output)
     tokens = JoinTokens(directory)
-    tokens.prepare()
+    tokens.prepare(for_its_owner=True)
     try:
         _hand_over(tokens.make(identity, expires), arguments.output)
     except OSError as error:
