@@ -4,13 +4,16 @@ import base64
 import errno
 import hmac
 import json
+import shutil
 import socket
 import ssl
+import tempfile
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import anyio
@@ -700,6 +703,23 @@ async def test_connections_that_say_nothing_take_little_memory(ca: Served) -> No
     assert after - before < 100 * 64 * 1024
 
 
+async def test_who_clears_the_directory_of_temporary_files_takes_no_ca_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its socket to gRPC is there: every connection would fail, and nothing would say so."""
+    with TemporaryDirectory() as directory:
+        monkeypatch.setattr(tempfile, "tempdir", directory)
+        async with served(tmp_path) as ca:
+            await ca.ask(ca.issuer.token())
+            clear(Path(directory))
+            await ca.ask(ca.issuer.token())
+
+
+def clear(directory: Path) -> None:
+    (own,) = directory.iterdir()
+    shutil.rmtree(own)
+
+
 async def test_more_requests_than_fit_are_sent_away_and_the_rest_served(tmp_path: Path) -> None:
     outcomes: list[grpc.StatusCode] = []
 
@@ -759,9 +779,9 @@ async def test_a_machine_without_a_descriptor_left_takes_connections_again_when_
         listener.setblocking(False)
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        acceptor = Acceptor([tmp_path / "nobody"], no_context, lambda: datetime.now(UTC), 10)
+        acceptor = Acceptor(no_context, lambda: datetime.now(UTC), 10)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(acceptor.run, listener)
+            tasks.start_soon(acceptor.run, listener, [tmp_path / "nobody"])
             async with await anyio.connect_tcp(*listener.getsockname()) as stream:
                 with anyio.fail_after(10), pytest.raises(anyio.EndOfStream):
                     await stream.receive()
@@ -773,7 +793,6 @@ async def test_a_machine_without_a_descriptor_left_takes_connections_again_when_
 async def test_who_connects_and_says_nothing_is_let_go(tmp_path: Path) -> None:
     """Silence costs nothing to whoever keeps it, and a connection's place to everybody else."""
     acceptor = Acceptor(
-        [tmp_path / "nobody"],
         lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
         lambda: datetime.now(UTC),
         10,
@@ -782,7 +801,7 @@ async def test_who_connects_and_says_nothing_is_let_go(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(acceptor.run, listener)
+            tasks.start_soon(acceptor.run, listener, [tmp_path / "nobody"])
             async with await anyio.connect_tcp(*listener.getsockname()) as stream:
                 with anyio.fail_after(10), pytest.raises(anyio.EndOfStream):
                     await stream.receive()

@@ -55,20 +55,15 @@ UNKNOWN = Peer("unknown")
 
 
 class Acceptor:
-    """Accepts TLS connections and relays each to one of the Unix sockets `backends`, in turn.
-
-    At most `most` are open at one time.
-    """
+    """Accepts TLS connections and relays them to gRPC. At most `most` are open at one time."""
 
     def __init__(
         self,
-        backends: Sequence[Path],
         context: Callable[[], ssl.SSLContext],
         now: Callable[[], datetime],
         most: int,
         handshake: float = HANDSHAKE,
     ) -> None:
-        self._backends = itertools.cycle(backends)
         self._context = context
         self._now = now
         self._most = most
@@ -83,9 +78,10 @@ class Acceptor:
         """The connection that `ServicerContext.peer` names."""
         return self._peers.get(grpc_peer.removeprefix("unix-abstract:"), UNKNOWN)
 
-    async def run(self, listener: socket.socket) -> None:
-        """Accept until cancelled, which closes what is open."""
+    async def run(self, listener: socket.socket, backends: Sequence[Path]) -> None:
+        """Accept until cancelled, which closes what is open. Each is relayed to one of these Unix sockets, in turn."""
         loop = asyncio.get_running_loop()
+        backend = itertools.cycle(backends)
         async with anyio.create_task_group() as tasks:
             while True:
                 try:
@@ -96,7 +92,7 @@ class Acceptor:
                     continue
                 if self._has_room():
                     self._open += 1
-                    tasks.start_soon(self._serve, connection, _written(address))
+                    tasks.start_soon(self._serve, connection, _written(address), next(backend))
                 else:
                     connection.close()
 
@@ -119,7 +115,7 @@ class Acceptor:
         self._full = full
         return not full
 
-    async def _serve(self, connection: socket.socket, address: str) -> None:
+    async def _serve(self, connection: socket.socket, address: str, backend: Path) -> None:
         name = f"{_PREFIX}{secrets.token_hex(16)}"
         front, back = _Half(), _Half()
         try:
@@ -127,7 +123,7 @@ class Acceptor:
             await self._shake_hands(connection, front, self._context())
             chain = _verified_chain(front.transport.get_extra_info("ssl_object"))
             self._peers[name] = Peer(address, chain)
-            await self._reach_backend(name, back)
+            await _reach(backend, name, back)
             with anyio.move_on_after(self._left(chain)):
                 await _relay(front, back)
         except (OSError, CertificateError, SignerError, TimeoutError, UnicodeDecodeError) as error:
@@ -166,18 +162,6 @@ class Acceptor:
         tls = front.transport.get_extra_info("ssl_object")
         if tls is None or tls.selected_alpn_protocol() != "h2":
             raise ConnectionAbortedError("the client does not speak HTTP/2 (no ALPN h2)")
-
-    async def _reach_backend(self, name: str, back: "_Half") -> None:
-        loop = asyncio.get_running_loop()
-        inner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            inner.setblocking(False)
-            inner.bind(f"\0{name}")
-            await loop.sock_connect(inner, str(next(self._backends)))
-            await loop.create_unix_connection(lambda: back, sock=inner)
-        except BaseException:
-            inner.close()
-            raise
 
 
 class _SmallTls(SSLProtocol):
@@ -230,6 +214,19 @@ class _Half(asyncio.Protocol):
         if self._transport is not None:
             with suppress(AttributeError):  # Python 3.11.2's for a TLS transport that is closed already
                 self._transport.abort()
+
+
+async def _reach(backend: Path, name: str, back: _Half) -> None:
+    loop = asyncio.get_running_loop()
+    inner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        inner.setblocking(False)
+        inner.bind(f"\0{name}")
+        await loop.sock_connect(inner, str(backend))
+        await loop.create_unix_connection(lambda: back, sock=inner)
+    except BaseException:
+        inner.close()
+        raise
 
 
 async def _relay(front: _Half, back: _Half) -> None:

@@ -80,16 +80,16 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
         tls = ServerTls(source.current, settings.server_names, clock.now, ask_client=settings.callers.mtls)
         _check_signer(tls)
         sockets = [directory / f"grpc-{number}" for number in range(SERVERS)]
-        acceptor = Acceptor(sockets, tls.context, clock.now, room_for(settings.limits.connections))
+        acceptor = Acceptor(tls.context, clock.now, room_for(settings.limits.connections))
         rules = Rules(authentication, settings.node_agents, settings.limits.at_once, settings.limits.per_caller)
         service = CertificateService(rules, source.current, acceptor.peer, audit, clock)
         with _listening(settings.listen) as listener:
             async with anyio.create_task_group() as tasks:
-                async with _grpc_servers(service, sockets, settings):
+                async with _grpc_servers(service, sockets, settings) as backends:
                     tasks.start_soon(source.follow)
                     for issuer in authentication.issuers:
                         tasks.start_soon(issuer.keys.follow)
-                    tasks.start_soon(acceptor.run, listener)
+                    tasks.start_soon(acceptor.run, listener, backends)
                     host, port = listener.getsockname()[:2]
                     address = Address(host, port)
                     log.event(LOG, "listening", address=str(address), trust_domain=settings.trust_domain)
@@ -145,22 +145,29 @@ def _check_signer(tls: ServerTls) -> None:
 @asynccontextmanager
 async def _grpc_servers(
     service: CertificateService, sockets: Sequence[Path], settings: CaSettings
-) -> AsyncIterator[None]:
-    """gRPC servers for one service, each on a socket of its own."""
+) -> AsyncIterator[Sequence[Path]]:
+    """gRPC servers for one service, each on a socket of its own; gives the paths that lead to them.
+
+    Those do so for as long as the servers run, also when somebody clears the directory of temporary files.
+    """
     health = Health(_always, frozenset({SERVICE}))
     servers = [_grpc_server(settings) for _ in sockets]
     for server, path in zip(servers, sockets, strict=True):
         server.add_generic_rpc_handlers((service.handler(), health.handler()))
         server.add_insecure_port(f"unix:{quote(str(path))}")
         await server.start()
-    try:
-        yield
-    finally:
-        health.drain()
-        with anyio.CancelScope(shield=True):
-            async with anyio.create_task_group() as stopping:
-                for server in servers:
-                    stopping.start_soon(server.stop, FAREWELL)
+    with ExitStack() as stack:
+        held = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in sockets]
+        for descriptor in held:
+            stack.callback(os.close, descriptor)
+        try:
+            yield [Path(f"/proc/self/fd/{descriptor}") for descriptor in held]
+        finally:
+            health.drain()
+            with anyio.CancelScope(shield=True):
+                async with anyio.create_task_group() as stopping:
+                    for server in servers:
+                        stopping.start_soon(server.stop, FAREWELL)
 
 
 def _grpc_server(settings: CaSettings) -> grpc.aio.Server:
