@@ -169,6 +169,14 @@ async def ask(
     return Identity(key, tuple(answer.cert_chain))
 
 
+def refused(error: grpc.aio.AioRpcError, code: grpc.StatusCode, ca: Served, words: str) -> None:
+    """The call got that status, and the audit log has one line that says why."""
+    assert error.code() is code, error.details()
+    assert words in (error.details() or "")
+    assert [line["event"] for line in ca.audit] == ["certificate_refused"]
+    assert words in ca.audit[0]["reason"]
+
+
 @asynccontextmanager
 async def served(
     directory: Path,

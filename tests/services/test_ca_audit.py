@@ -1,19 +1,23 @@
-"""Where the audit log goes: what becomes of its lines when there is no room for them."""
+"""The audit log: what its lines hold, where they go, and what becomes of them when there is no room."""
 
 import json
 import os
 import pty
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import grpc
+import grpc.aio
 import pytest
+from fakes.ca_servers import TRUST_DOMAIN, WEB, Served, served
 from fakes.disks import full_disk
 
 from sds_agent.ca.audit import AuditLog, Entry
 from sds_agent.errors import ConfigurationError
+from sds_agent.pki.certificates import serial_hex
 
 ENTRY = Entry("issued", "127.0.0.1:1", serial="0123456789abcdef")
 LONG = Entry("invalid", "127.0.0.1:1", spiffe_id="\u2028" * 600, reason="\u2028" * 600)
@@ -93,3 +97,70 @@ def test_a_pipe_that_nobody_reads_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigurationError, match="audit: cannot write"):
         AuditLog(tmp_path / "pipe").check()
+
+
+@pytest.fixture
+async def ca(tmp_path: Path) -> AsyncIterator[Served]:
+    async with served(tmp_path) as it:
+        yield it
+
+
+async def test_nothing_that_a_caller_asks_for_can_begin_an_audit_line(ca: Served) -> None:
+    """What is not ASCII may be the end of a line to whatever reads the log."""
+    wanted = f'{WEB}\u2028\n\r\x85{{"outcome": "issued"}}'
+    with pytest.raises(grpc.aio.AioRpcError):
+        await ca.ask(
+            ca.issuer.token(sub="system:serviceaccount:kube-system:node"), metadata={"ImpersonatedIdentity": wanted}
+        )
+    assert ca.audit[0]["spiffe_id"] == wanted
+    text = (ca.directory / "audit.log").read_text()
+    assert text.isascii()
+    assert len(text.splitlines()) == 1
+
+
+async def test_an_audit_line_has_an_end_whatever_a_caller_asks_for(ca: Served) -> None:
+    """Or else a caller could fill the disk, and then nothing is signed for anybody."""
+    node = ca.issuer.token(sub="system:serviceaccount:kube-system:node")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await ca.ask(node, metadata={"ImpersonatedIdentity": f"spiffe://{TRUST_DOMAIN}/{'x' * 1_000_000}"})
+    assert len(ca.audit) == 1
+    assert (ca.directory / "audit.log").stat().st_size < 5000
+
+
+def test_the_audit_log_leaves_no_file_open(tmp_path: Path) -> None:
+    """It is opened for every line, and a process may have no more than some thousand open."""
+    log = AuditLog(tmp_path / "audit.log")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        log.write(Entry("issued", "127.0.0.1:1"), datetime.now(UTC))
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+    assert len((tmp_path / "audit.log").read_text().splitlines()) == 5
+
+
+async def test_the_audit_log_goes_to_standard_output_unless_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with served(tmp_path, audit="") as ca:
+        got = await ca.ask(ca.issuer.token())
+        with pytest.raises(grpc.aio.AioRpcError):
+            await ca.ask()
+    issued, denied = (json.loads(line) for line in capfd.readouterr().out.splitlines())
+    assert (issued["serial"], issued["outcome"]) == (serial_hex(got.leaf), "issued")
+    assert denied["outcome"] == "unauthenticated"
+
+
+async def test_the_audit_log_can_be_moved_away_while_the_ca_runs(ca: Served) -> None:
+    """As logrotate does it."""
+    await ca.ask(ca.issuer.token())
+    (ca.directory / "audit.log").rename(ca.directory / "audit.log.1")
+    await ca.ask(ca.issuer.token())
+    assert len(ca.audit) == 1
+    assert (ca.directory / "audit.log").stat().st_mode & 0o777 == 0o600
+
+
+async def test_nothing_is_signed_that_cannot_be_audited(ca: Served) -> None:
+    (ca.directory / "audit.log").unlink()
+    (ca.directory / "audit.log").mkdir()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ca.ask(ca.issuer.token())
+    assert caught.value.code() is grpc.StatusCode.INTERNAL

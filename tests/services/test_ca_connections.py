@@ -1,0 +1,252 @@
+"""The connections of our CA: they end in time, take their share and no more, and cost others nothing."""
+
+import errno
+import shutil
+import socket
+import ssl
+import tempfile
+import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import grpc
+import grpc.aio
+import pytest
+from cryptography import x509
+from fakes.ca_servers import (
+    Served,
+    Shifted,
+    ask,
+    served,
+)
+from fakes.events import recorded
+
+from sds_agent.ca.acceptor import Acceptor
+from sds_agent.pki.signer import SignerError
+
+
+@pytest.fixture
+async def ca(tmp_path: Path) -> AsyncIterator[Served]:
+    async with served(tmp_path) as it:
+        yield it
+
+
+async def test_an_old_connection_is_replaced_without_a_failed_request(tmp_path: Path) -> None:
+    async with (
+        served(tmp_path, more="limits: {connection_age: 1s, per_caller: 100000}") as ca,
+        ca.connected() as channel,
+    ):
+        token, addresses = ca.issuer.token(), set[str]()
+        with anyio.fail_after(20):
+            while len(addresses) < 2:
+                await ask(channel, token)
+                addresses = {line["address"] for line in ca.audit}
+
+
+async def test_a_foreign_certificate_fails_the_connection(ca: Served, tmp_path: Path) -> None:
+    """As with istiod: the caller then comes with its token alone."""
+    (tmp_path / "elsewhere").mkdir()
+    async with served(tmp_path / "elsewhere") as other:
+        foreign = await other.ask(other.issuer.token())
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ca.ask(ca.issuer.token(), foreign)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    await ca.ask(ca.issuer.token())
+
+
+def presented(ca: Served) -> x509.Certificate:
+    """The certificate that the server shows."""
+    host, port = ca.address.rsplit(":", 1)
+    context = ssl.create_default_context(cadata=ca.roots.decode())
+    context.set_alpn_protocols(["h2"])
+    address = (host, int(port))
+    with socket.create_connection(address) as plain, context.wrap_socket(plain, server_hostname="127.0.0.1") as tls:
+        der = tls.getpeercert(binary_form=True)
+    assert der is not None
+    return x509.load_der_x509_certificate(der)
+
+
+async def test_the_server_renews_its_own_certificate(tmp_path: Path) -> None:
+    clock = Shifted()
+    clock.ahead = -timedelta(hours=13)  # what it issues now begins in the past of those who check it
+    async with served(tmp_path, clock=clock) as ca:
+        first = await anyio.to_thread.run_sync(presented, ca)
+        assert await anyio.to_thread.run_sync(presented, ca) == first
+        clock.ahead = timedelta(0)
+        assert await anyio.to_thread.run_sync(presented, ca) != first
+
+
+async def test_the_servers_certificate_holds_after_a_clock_that_was_ahead_is_set_right(tmp_path: Path) -> None:
+    """A machine that starts with its clock hours ahead would be no CA to anybody for as long as it was ahead."""
+    clock = Shifted()
+    clock.ahead = timedelta(hours=3)
+    async with served(tmp_path, clock=clock) as ca:
+        clock.ahead = timedelta(0)
+        certificate = await anyio.to_thread.run_sync(presented, ca)
+        assert certificate.not_valid_before_utc <= datetime.now(UTC)
+
+
+async def test_silence_and_plain_text_cost_others_nothing(ca: Served) -> None:
+    host, port = ca.address.rsplit(":", 1)
+    async with await anyio.connect_tcp(host, int(port)), await anyio.connect_tcp(host, int(port)) as plain:
+        await plain.send(b"GET / HTTP/1.1\r\n\r\n")
+        await ca.ask(ca.issuer.token())
+
+
+async def test_connections_that_say_nothing_take_little_memory(ca: Served) -> None:
+    """Anybody can open thousands: with what asyncio sets aside for each they would take more than a gigabyte."""
+    host, port = ca.address.rsplit(":", 1)
+    async with AsyncExitStack() as open_until_the_end:
+        tracemalloc.start()
+        try:
+            await ca.ask(ca.issuer.token())
+            before, _ = tracemalloc.get_traced_memory()
+            for _ in range(100):
+                await open_until_the_end.enter_async_context(await anyio.connect_tcp(host, int(port)))
+            await ca.ask(ca.issuer.token())  # which is accepted after them
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert after - before < 100 * 64 * 1024
+
+
+async def test_who_clears_the_directory_of_temporary_files_takes_no_ca_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its socket to gRPC is there: every connection would fail, and nothing would say so."""
+    with TemporaryDirectory() as directory:
+        monkeypatch.setattr(tempfile, "tempdir", directory)
+        async with served(tmp_path) as ca:
+            await ca.ask(ca.issuer.token())
+            clear(Path(directory))
+            await ca.ask(ca.issuer.token())
+
+
+def clear(directory: Path) -> None:
+    (own,) = directory.iterdir()
+    shutil.rmtree(own)
+
+
+async def test_connections_beyond_the_limit_are_closed_until_there_is_room(tmp_path: Path) -> None:
+    async with served(tmp_path, more="limits: {connections: 1}") as ca:
+        async with ca.connected() as channel:
+            await ask(channel, ca.issuer.token())
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await ca.ask(ca.issuer.token())
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        with anyio.fail_after(10):
+            while not await is_answered(ca):
+                pass
+
+
+async def is_answered(ca: Served) -> bool:
+    try:
+        await ca.ask(ca.issuer.token())
+    except grpc.aio.AioRpcError:
+        return False
+    return True
+
+
+async def test_a_machine_without_a_descriptor_left_takes_connections_again_when_it_has_one(tmp_path: Path) -> None:
+    """Whoever opens many connections must not be able to end the CA."""
+
+    class Exhausted(socket.socket):
+        left = 1
+
+        def accept(self) -> Any:
+            if self.left:
+                self.left -= 1
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().accept()
+
+    with Exhausted() as listener, recorded() as events:
+        listener.setblocking(False)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        acceptor = Acceptor(no_context, lambda: datetime.now(UTC), 10)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(acceptor.run, listener, [tmp_path / "nobody"])
+            async with await anyio.connect_tcp(*listener.getsockname()) as stream:
+                with anyio.fail_after(10), pytest.raises(anyio.EndOfStream):
+                    await stream.receive()
+            tasks.cancel_scope.cancel()
+        assert events.named("not_accepted")[0]["cause"] == "Too many open files"
+        assert events.named("connection_failed")
+
+
+async def test_who_connects_and_says_nothing_is_let_go(tmp_path: Path) -> None:
+    """Silence costs nothing to whoever keeps it, and a connection's place to everybody else."""
+    acceptor = Acceptor(
+        lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
+        lambda: datetime.now(UTC),
+        10,
+        handshake=0.1,
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(acceptor.run, listener, [tmp_path / "nobody"])
+            async with await anyio.connect_tcp(*listener.getsockname()) as stream:
+                with anyio.fail_after(10), pytest.raises(anyio.EndOfStream):
+                    await stream.receive()
+            tasks.cancel_scope.cancel()
+
+
+def no_context() -> ssl.SSLContext:
+    raise SignerError("there is no certificate")
+
+
+async def test_a_connection_ends_with_its_clients_certificate(ca: Served) -> None:
+    """A client that renewed in time comes back with the new one, and is not refused on the old connection."""
+    short = await ca.ask(ca.issuer.token(), seconds=2)
+    host, port = ca.address.rsplit(":", 1)
+    context = short.context(ca.directory)
+    context.set_alpn_protocols(["h2"])
+    stream = await anyio.connect_tcp(host, int(port), ssl_context=context, tls_standard_compatible=False)
+    async with stream:
+        await stream.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")  # a client that has nothing to ask
+        with anyio.fail_after(10), suppress(anyio.EndOfStream):
+            while True:
+                await stream.receive()
+    assert datetime.now(UTC) >= short.leaf.not_valid_after_utc
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_no_session_is_resumed(ca: Served, version: ssl.TLSVersion) -> None:
+    """It would bring a client certificate back that nobody has looked at since."""
+    got = await ca.ask(ca.issuer.token())
+    context = got.context(ca.directory)
+    context.maximum_version = version
+    first = await anyio.to_thread.run_sync(session, ca, context, None)
+    again = await anyio.to_thread.run_sync(session, ca, context, first[0])
+    assert not again[1]
+
+
+def session(ca: Served, context: ssl.SSLContext, before: ssl.SSLSession | None) -> tuple[ssl.SSLSession | None, bool]:
+    """The session of a connection, and whether it was one from before."""
+    host, port = ca.address.rsplit(":", 1)
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection((host, int(port))) as plain,
+        context.wrap_socket(plain, server_hostname="127.0.0.1", session=before) as tls,
+    ):
+        tls.recv(1)  # gRPC's first byte: what the server has to say of sessions came before it
+        return tls.session, bool(tls.session_reused)
+
+
+async def test_a_client_that_does_not_speak_http2_is_let_go_at_once(ca: Served) -> None:
+    host, port = ca.address.rsplit(":", 1)
+    context = ssl.create_default_context(cadata=ca.roots.decode())
+    with recorded() as events:
+        stream = await anyio.connect_tcp(host, int(port), ssl_context=context, tls_standard_compatible=False)
+        async with stream:
+            with anyio.fail_after(10), pytest.raises(anyio.EndOfStream):
+                await stream.receive()
+        assert "ALPN" in (await events.wait("connection_failed"))["cause"]
+    await ca.ask(ca.issuer.token())
