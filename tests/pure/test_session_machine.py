@@ -237,7 +237,7 @@ class SotwExchange(Exchange):
         self.push()
         if self.all_unknown():
             return
-        for _ in range(10):
+        for _ in range(len(self.on_the_way) + 1):  # what is under way, and the news that waited for its end
             if not self.on_the_way:
                 break
             self.nonce = self.deliver()
