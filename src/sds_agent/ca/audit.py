@@ -65,6 +65,7 @@ class AuditLog:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._torn = False  # our last line was written in part
+        self._left = (0, 0)  # the file's inode and size after it
         self._stalled = False
         self._standard_output: int | None = None
 
@@ -102,7 +103,7 @@ class AuditLog:
         """All of it, on a line of its own."""
         found = os.fstat(descriptor)
         is_file = stat.S_ISREG(found.st_mode)
-        if content and (self._is_torn(descriptor, found.st_size) if is_file else self._torn):
+        if content and (self._is_torn(descriptor, found) if is_file else self._torn):
             content = b"\n" + content
         left = content
         try:
@@ -113,9 +114,13 @@ class AuditLog:
         finally:
             if written := content[: len(content) - len(left)]:
                 self._torn = not written.endswith(b"\n")
+                self._left = (found.st_ino, found.st_size + len(written))
 
-    def _is_torn(self, descriptor: int, size: int) -> bool:
+    def _is_torn(self, descriptor: int, found: os.stat_result) -> bool:
         """Whether the file ends within a line: a full disk cut it off, for us, a server before us or one beside us."""
+        size = found.st_size
+        if (found.st_ino, size) == self._left:  # nobody has written since, so there is nothing to read
+            return self._torn
         if size == 0:
             return False
         try:
