@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import anyio
 from cryptography import x509
@@ -150,7 +150,7 @@ class Acceptor:
         protocol = _SmallTls(
             *(loop, front, context, shaken),
             server_side=True,
-            ssl_handshake_timeout=self._handshake,  # type: ignore[arg-type]  # typeshed takes it for an int
+            ssl_handshake_timeout=self._handshake,
             ssl_shutdown_timeout=FAREWELL,
         )
         plain, _ = await loop.connect_accepted_socket(lambda: protocol, connection)
@@ -168,6 +168,16 @@ class _SmallTls(SSLProtocol):
     """asyncio's TLS with a smaller buffer: its own is 256 KiB for each connection, and anybody can open thousands."""
 
     max_size = 32 << 10
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)  # which makes the buffer
+        # What one read may bring, in memory that is given back at once. In pieces of the buffer's size it would be
+        # taken from the system and given back to it with every request, for a tenth of the time that one takes.
+        self.max_size = SSLProtocol.max_size  # type: ignore[misc]  # asyncio reads it of the instance
+
+    def get_buffer(self, n: int) -> memoryview:
+        """The buffer; asyncio's transport asks for any size (-1)."""
+        return super().get_buffer(_SmallTls.max_size if n < 0 else n)
 
 
 class _Half(asyncio.Protocol):
