@@ -169,13 +169,7 @@ async def test_a_machine_without_a_descriptor_left_takes_connections_again_when_
         listener.setblocking(False)
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        acceptor = Acceptor(no_context, lambda: datetime.now(UTC), 10)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(acceptor.run, listener, [tmp_path / "nobody"])
-            async with await anyio.connect_tcp(*listener.getsockname()) as stream:
-                with anyio.fail_after(10), pytest.raises(anyio.EndOfStream):
-                    await stream.receive()
-            tasks.cancel_scope.cancel()
+        await let_go(Acceptor(no_context, lambda: datetime.now(UTC), 10), listener, tmp_path)
         assert events.named("not_accepted")[0]["cause"] == "Too many open files"
         assert events.named("connection_failed")
 
@@ -190,12 +184,17 @@ async def test_who_connects_and_says_nothing_is_let_go(tmp_path: Path) -> None:
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(acceptor.run, listener, [tmp_path / "nobody"])
-            async with await anyio.connect_tcp(*listener.getsockname()) as stream:
-                with anyio.fail_after(10), pytest.raises(anyio.EndOfStream):
-                    await stream.receive()
-            tasks.cancel_scope.cancel()
+        await let_go(acceptor, listener, tmp_path)
+
+
+async def let_go(acceptor: Acceptor, listener: socket.socket, directory: Path) -> None:
+    """Connect, say nothing, and wait for the end of the connection."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(acceptor.run, listener, [directory / "nobody"])
+        async with await anyio.connect_tcp(*listener.getsockname()) as stream:
+            with anyio.fail_after(10), pytest.raises(anyio.EndOfStream):
+                await stream.receive()
+        tasks.cancel_scope.cancel()
 
 
 def no_context() -> ssl.SSLContext:
