@@ -1,7 +1,9 @@
 """`sds-agent ca check` on what operators really have: directories by openssl, easy-rsa and cfssl, whole and spoiled."""
 
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -318,3 +320,14 @@ def test_the_kind_of_every_key_is_told(kind: str, words: str, tmp_path: Path, ca
 def test_the_directories_of_other_tools_are_good(by: Callable[[Path], Path], tmp_path: Path, capfd: Printed) -> None:
     assert main(["ca", "check", str(by(tmp_path))]) == 0
     assert "can be plugged in." in capfd.readouterr().out
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    """A running CA that looked at it would not even end when it is told to."""
+    by_openssl(tmp_path)
+    (tmp_path / "ca-key.pem").unlink()
+    os.mkfifo(tmp_path / "ca-key.pem")
+    command = [sys.executable, "-m", "sds_agent", "ca", "check", str(tmp_path)]
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert checked.returncode == 2
+    assert "ca-key.pem: is empty" in checked.stdout

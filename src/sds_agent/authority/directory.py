@@ -12,6 +12,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from sds_agent.errors import ConfigurationError
+from sds_agent.files import read_at_once
 from sds_agent.pki.cacerts import FILES, CaFilesError, read_signing_set
 from sds_agent.pki.keyfile import LONGEST_PASSPHRASE
 from sds_agent.pki.signing import SigningSet
@@ -103,8 +104,7 @@ def read_directory(directory: Path) -> Contents | Unsettled:
 def read_file(file: Path) -> bytes | None:
     """One of a CA's files, or None where it is missing. Raises DirectoryError."""
     try:
-        with file.open("rb") as opened:
-            data = opened.read(LARGEST_FILE + 1)
+        data = read_at_once(file, LARGEST_FILE)
     except FileNotFoundError:
         return None
     except OSError as error:

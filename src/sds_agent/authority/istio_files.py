@@ -3,7 +3,6 @@
 All of them are replaced by others while the agent runs, so nothing is kept, and every error heals when the file does.
 """
 
-import os
 from datetime import datetime
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from sds_agent.authority.istio_wire import names_a_workload
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
+from sds_agent.files import read_at_once
 from sds_agent.pki.certificates import CertificateError, has_key, read_pem, subject_alternative_uris, write_pem
 from sds_agent.pki.keys import PrivateKey, to_pkcs8_pem
 from sds_agent.values import Sensitive
@@ -91,24 +91,13 @@ def can_speak(identity: CurrentIdentity, now: datetime) -> bool:
 
 def _read(file: Path, what: str) -> bytes:
     try:
-        data = _content(file)
+        data = read_at_once(file, LARGEST)
     except OSError as error:
         raise _unusable(
             f"{what} cannot be read from {file}: {error.strerror}; put it there, readable for the agent's user"
         ) from error
     if len(data) > LARGEST:
         raise _unusable(f"{file} is larger than {LARGEST} bytes and cannot be {what}; look whether it is the right one")
-    return data
-
-
-def _content(file: Path) -> bytes:
-    data = b""
-    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would hold everything up
-    try:
-        while len(data) <= LARGEST and (more := os.read(descriptor, LARGEST + 1 - len(data))):
-            data += more
-    finally:
-        os.close(descriptor)
     return data
 
 
