@@ -13,7 +13,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 from cryptography import x509
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.authority.directory import PluggedDirectory
@@ -43,7 +43,7 @@ class Plugged(Struct, frozen=True):
 
     def with_read(self, read: SigningSet, now: datetime) -> "Plugged":
         """What was just read follows."""
-        return structs.replace(self, following=read, since=now)
+        return Plugged(self.current, read, now)
 
     def at(self, now: datetime) -> "Plugged":
         """With the one that follows in its place, once its roots have settled or the old signer has expired.
@@ -57,13 +57,12 @@ class Plugged(Struct, frozen=True):
         if expired or now - self.since >= SETTLE or set(self.following.roots) == set(self.current.roots):
             return Plugged(self.following)
         # a time that lies ahead was told by a clock that has been set back since
-        return structs.replace(self, since=min(self.since, now))
+        return Plugged(self.current, self.following, min(self.since, now))
 
     @property
     def roots(self) -> tuple[x509.Certificate, ...]:
         """What to trust now: the roots of the CA that signs, and of the one that follows."""
-        following = self.following.roots if self.following else ()
-        return unique((*self.current.roots, *following))
+        return unique((*self.current.roots, *(self.following.roots if self.following else ())))
 
 
 class CacertsAuthority:
