@@ -36,6 +36,28 @@ def event(logger: logging.Logger, name: str, *, level: int = logging.INFO, **fie
         logger.log(level, name, extra={_FIELDS: {k: _plain(v) for k, v in fields.items() if v is not None}})
 
 
+class Once:
+    """Tells what is wrong once, and again when it is something else or was over in between.
+
+    For what is tried again and again, at times by whoever likes: each time a line would fill the log.
+    """
+
+    def __init__(self, logger: logging.Logger, name: str) -> None:
+        self._logger = logger
+        self._name = name
+        self._told = ""
+
+    def tell(self, cause: str, **fields: Value) -> None:
+        """Log it as an error with its cause, if that is news."""
+        if cause != self._told:
+            event(self._logger, self._name, level=logging.ERROR, **fields, cause=cause)
+        self._told = cause
+
+    def over(self) -> None:
+        """It is good again."""
+        self._told = ""
+
+
 def configure(form: Format = "auto", level: str = "info", stream: TextIO | None = None) -> None:
     """Send the package's events to `stream` (standard error unless told)."""
     stream = sys.stderr if stream is None else stream

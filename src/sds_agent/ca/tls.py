@@ -61,7 +61,7 @@ class ServerTls:
         self._made: _Made | None = None
         self._anchors: tuple[x509.Certificate, ...] = ()
         self._context: ssl.SSLContext | None = None
-        self._told = ""
+        self._trouble = log.Once(LOG, "server_certificate_not_renewed")  # tried at each handshake that anybody begins
 
     def context(self) -> ssl.SSLContext:
         """The newest context. Raises SignerError when there is no certificate yet and none can be issued."""
@@ -81,16 +81,10 @@ class ServerTls:
         except SignerError as error:
             if made is None:
                 raise
-            self._complain(str(error))
+            self._trouble.tell(str(error))
             return made
-        self._told = ""
+        self._trouble.over()
         return issued
-
-    def _complain(self, cause: str) -> None:
-        """Say it once: it is tried again at every handshake, and anybody can cause those."""
-        if cause != self._told:
-            log.event(LOG, "server_certificate_not_renewed", level=logging.ERROR, cause=cause)
-        self._told = cause
 
     def _issue(self, signing: SigningSet, now: datetime) -> _Made:
         key = ec.generate_private_key(ec.SECP256R1())

@@ -120,7 +120,7 @@ class _Listener:
         self._claimed = ExitStack()
         self._endpoint: Endpoint | None = None
         self._server: grpc.aio.Server | None = None
-        self._told = ""  # why the socket could not be restored
+        self._lost = log.Once(LOG, "socket_lost")
 
     async def open(self, before_probe: Callable[[], Awaitable[None]] | None = None) -> None:
         """Claim the path and serve there, beside the server that was there before."""
@@ -155,13 +155,11 @@ class _Listener:
         try:
             await self.open()
         except SdsAgentError as error:
-            if self._told != str(error):
-                self._told = str(error)
-                log.event(LOG, "socket_lost", level=logging.ERROR, socket=str(self._file.path), cause=self._told)
+            self._lost.tell(str(error), socket=str(self._file.path))
             return
         if before is not None:
             await self._retire(before)
-        self._told = ""
+        self._lost.over()
         log.event(LOG, "socket_restored", level=logging.WARNING, socket=str(self._file.path))
 
     async def _retire(self, server: grpc.aio.Server) -> None:
