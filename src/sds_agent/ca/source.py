@@ -14,7 +14,7 @@ from sds_agent.authority.protocol import AuthorityError
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import describe_name, serial_hex
-from sds_agent.pki.path import PathError, find_path
+from sds_agent.pki.path import has_path
 from sds_agent.pki.revocation import RevocationList, overdue
 from sds_agent.pki.signing import SigningSet
 
@@ -43,7 +43,7 @@ class SelfSigned:
         self._authority = authority
         self._signing = signing
         self._clock = clock
-        self._told = ""
+        self._trouble = log.Once(LOG, "signer_not_renewed")
 
     @classmethod
     async def open(cls, authority: EmbeddedAuthority, clock: Clock) -> "SelfSigned":
@@ -64,16 +64,11 @@ class SelfSigned:
             try:
                 signing = await self._authority.signing()
             except AuthorityError as error:
-                self._complain(str(error))
+                self._trouble.tell(str(error))
             else:
-                self._told = ""
+                self._trouble.over()
                 if (signing.signer, signing.roots) != (self._signing.signer, self._signing.roots):
                     self._signing = signing
-
-    def _complain(self, cause: str) -> None:
-        if cause != self._told:
-            log.event(LOG, "signer_not_renewed", level=logging.ERROR, cause=cause)
-        self._told = cause
 
 
 class Plugged:
@@ -135,11 +130,8 @@ class Plugged:
 
     def _look_for_left_behind(self, before: SigningSet) -> None:
         """A root exchanged at one stroke shuts out whoever spent a join token: say so while it can be mended."""
-        former = before.signer.certificate
-        try:
-            if former not in self._signing.roots:
-                find_path(former, before.intermediates, self._signing.roots, self._clock.now())
-        except PathError:
+        former, roots = before.signer.certificate, self._signing.roots
+        if former not in roots and not has_path(former, before.intermediates, roots, self._clock.now()):
             log.event(
                 LOG,
                 "callers_left_behind",

@@ -27,7 +27,7 @@ from sds_agent.pki.certificates import (
     unique,
 )
 from sds_agent.pki.keys import PublicKey
-from sds_agent.pki.path import PathError, find_path
+from sds_agent.pki.path import PathError, find_path, has_path
 
 SKEW = timedelta(seconds=60)
 """How far in the future a NotBefore may lie: the CA's clock and ours are never quite the same."""
@@ -86,10 +86,7 @@ def accept(
 
 def vouch(anchors: Iterable[x509.Certificate], chain: Sequence[x509.Certificate], now: datetime) -> bool:
     """Whether the leaf that `chain` begins with is valid below one of the anchors."""
-    try:
-        return bool(find_path(chain[0], chain[1:], anchors, now, skew=SKEW))
-    except PathError:
-        return False
+    return has_path(chain[0], chain[1:], anchors, now, skew=SKEW)
 
 
 def _read(pem: bytes, what: str) -> tuple[x509.Certificate, ...]:

@@ -95,6 +95,22 @@ def find_path(
     return _Walk(_Issuers(unique(candidates), trusted), times).from_leaf(leaf)
 
 
+def has_path(
+    leaf: x509.Certificate,
+    candidates: Iterable[x509.Certificate],
+    anchors: Iterable[x509.Certificate],
+    now: datetime,
+    *,
+    skew: timedelta = timedelta(0),
+) -> bool:
+    """Whether `find_path` finds one."""
+    try:
+        find_path(leaf, candidates, anchors, now, skew=skew)
+    except PathError:
+        return False
+    return True
+
+
 class _Issuers:
     """Anchors and candidates by name, in an order of their own."""
 
