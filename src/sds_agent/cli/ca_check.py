@@ -25,14 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Say it on standard output: 0 if it can, 2 if not. Raises DirectoryError where nothing can be read."""
-    import warnings  # noqa: PLC0415 - imported by the command that needs it
-    from datetime import UTC, datetime  # noqa: PLC0415 - likewise
+    from datetime import UTC, datetime  # noqa: PLC0415 - imported by the command that needs it
 
     from sds_agent.authority.directory import DirectoryError, Unsettled, read_directory  # noqa: PLC0415 - likewise
     from sds_agent.pki.cacerts import reach, refused_by_istiod  # noqa: PLC0415 - likewise
 
-    # cryptography warns on standard error about oddities of other people's certificates, whenever it reads one
-    warnings.filterwarnings("ignore", module="sds_agent|cryptography")
+    output.silence_warnings()
     directory: Path = arguments.directory
     contents = read_directory(directory)
     if isinstance(contents, Unsettled):

@@ -39,15 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make it. Raises ConfigurationError, HierarchyError and KeyFileError."""
-    import warnings  # noqa: PLC0415 - imported by the command that needs it
-    from datetime import UTC, datetime  # noqa: PLC0415 - likewise
+    from datetime import UTC, datetime  # noqa: PLC0415 - imported by the command that needs it
 
     from sds_agent.ca.hierarchy import create_intermediate  # noqa: PLC0415 - likewise
     from sds_agent.pki.certificates import describe, describe_time  # noqa: PLC0415 - likewise
     from sds_agent.pki.keys import KeyType  # noqa: PLC0415 - likewise
 
-    # cryptography warns on standard error about oddities of other people's certificates, whenever it reads one
-    warnings.filterwarnings("ignore", module="sds_agent|cryptography")
+    output.silence_warnings()
     host = arguments.constrain and trust_domain("--constrain", arguments.constrain)
     made = create_intermediate(
         arguments.directory,

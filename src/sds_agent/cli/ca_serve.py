@@ -2,8 +2,9 @@
 
 import argparse
 import os
-import warnings
 from pathlib import Path
+
+from sds_agent.cli import output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,8 +16,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal. Raises ConfigError and what `server.run` raises."""
     # gRPC's core writes to standard error on its own account, and reads this once, when it is imported
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # cryptography and PyJWT warn on standard error about oddities of other people's certificates and keys
-    warnings.filterwarnings("ignore", module="sds_agent|cryptography|jwt")
+    output.silence_warnings()
     import anyio  # noqa: PLC0415 - imported by the command that needs it
 
     from sds_agent import log  # noqa: PLC0415 - likewise

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,11 @@ class ReaderGoneError(OutputError):
     """Whoever read standard output has left, as `head` does. The exit code is that of a program ended by SIGPIPE."""
 
     exit_code = 141
+
+
+def silence_warnings() -> None:
+    """Keep libraries from warning of oddities in other people's certificates and keys, whenever they read one."""
+    warnings.filterwarnings("ignore", module="sds_agent|cryptography|jwt")
 
 
 def open_closed() -> None:

@@ -3,7 +3,6 @@
 import argparse
 import gc
 import os
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # What the imports make stays for good: looking through it for garbage again and again would only delay the start.
     gc.disable()
-    # cryptography warns on standard error about oddities of other people's certificates, whenever it reads one
-    warnings.filterwarnings("ignore", module="sds_agent|cryptography")
+    output.silence_warnings()
     from sds_agent import log  # noqa: PLC0415 - imported by the command that needs it
     from sds_agent.config.loading import load  # noqa: PLC0415 - likewise
 

@@ -4,7 +4,6 @@ Names, defaults and meanings are pilot-agent's. With a file none of them counts:
 variables that somebody set for another program.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from sds_agent.config.document import Document, Origin
 from sds_agent.config.environment import PREFIX
 from sds_agent.config.problems import Problem, render
 from sds_agent.config.shapes import KeyPath, quoted
-from sds_agent.identity.spiffe import SpiffeIdError, TrustDomain
+from sds_agent.identity.spiffe import SpiffeIdError, TrustDomain, is_segment
 
 _TRUST_DOMAIN = "cluster.local"
 _ROOTS = "/var/run/secrets/istio/root-cert.pem"
@@ -25,7 +24,6 @@ _WORKLOAD: KeyPath = ("workloads", 0)
 _IDENTITY: KeyPath = (*_WORKLOAD, "spiffe_id")
 _LEAST_RATIO, _MOST_RATIO = 0.2, 0.8
 _PARTS = ("POD_NAMESPACE", "SERVICE_ACCOUNT")
-_PART_PATTERN = r"(?!\.{1,2}\Z)[A-Za-z0-9._-]+"
 
 # Variables whose text is a key's value as it stands.
 _AS_IT_STANDS: Mapping[str, KeyPath] = {
@@ -134,7 +132,7 @@ class _Reading:
             mend = f"set it, or unset CA_ADDR, which makes Istio's variables count: {whole}"
             origin = Origin(f"${name}", is_variable=True)
             self.problems.append(Problem(origin, render(_IDENTITY), "needs a value", mend))
-        elif not re.fullmatch(_PART_PATTERN, written):
+        elif not is_segment(written):
             self._refuse(name, _IDENTITY, f"it must be of a-z, A-Z, 0-9, '.', '-' and '_': {whole}")
         else:
             return written

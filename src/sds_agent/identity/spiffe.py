@@ -86,6 +86,15 @@ class SpiffeId(Struct, frozen=True, order=True):
         return f"{self.trust_domain.uri}{self.path}"
 
 
+def is_segment(text: str) -> bool:
+    """Whether the text may stand between two `/` of a SPIFFE ID's path."""
+    try:
+        _check_segment(text, "the path")
+    except SpiffeIdError:
+        return False
+    return True
+
+
 def _check_length(uri: str) -> None:
     # characters stand for bytes: whatever is not ASCII is refused anyway
     if len(uri) > LONGEST_ID:
