@@ -14,7 +14,7 @@ import pytest
 SOURCES = Path(__file__).parents[2] / "src"
 ROOT = "sds_agent"
 
-BASE = {"errors", "clock", "log", "tasks", "values"}
+BASE = {"errors", "budget", "clock", "log", "tasks", "values"}
 MATERIAL = BASE | {"identity", "pki"}
 EVERYTHING = MATERIAL | {"files", "signals", "secrets", "outputs", "authority", "sds", "issuance", "config", "ca"}
 
@@ -22,6 +22,7 @@ EVERYTHING = MATERIAL | {"files", "signals", "secrets", "outputs", "authority", 
 # package. A new part is a new line, below what it uses and above what uses it.
 MAY_IMPORT = {
     "errors": set[str](),
+    "budget": set[str](),
     "clock": set[str](),
     "log": set[str](),
     "tasks": set[str](),
@@ -52,6 +53,7 @@ BELONGS_TO = {
 
 # Decisions: neither a clock nor a socket nor an event loop, so that a test can put any question to them.
 PURE = {
+    "budget",
     "pki",
     "identity.spiffe",
     "secrets.model",

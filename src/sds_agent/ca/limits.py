@@ -2,33 +2,18 @@
 
 from datetime import datetime
 
-import msgspec
-from msgspec import Struct
+from sds_agent.budget import Buckets, Rate
 
 MOST_CALLERS = 100_000
 """Buckets kept. Beyond it the oldest is forgotten, which at worst lets its caller ask a minute's worth again."""
 
 
-class _Bucket(Struct):
-    left: float
-    seen: datetime
-
-
-class Quota(Struct):
+class Quota:
     """`per_minute` requests for each caller, all of them at once if it likes."""
 
-    per_minute: int
-    _buckets: dict[str, _Bucket] = msgspec.field(default_factory=dict)
+    def __init__(self, per_minute: int) -> None:
+        self._callers = Buckets(Rate(per_minute, per_minute / 60), MOST_CALLERS)
 
     def take(self, caller: str, now: datetime) -> bool:
         """Count a request of that caller; whether it is within its quota."""
-        bucket = self._buckets.pop(caller, None) or _Bucket(float(self.per_minute), now)
-        elapsed = max(0.0, (now - bucket.seen).total_seconds())  # a clock that is set back gives nothing
-        bucket.left = min(float(self.per_minute), bucket.left + elapsed * self.per_minute / 60)
-        bucket.seen = now
-        granted = bucket.left >= 1
-        bucket.left -= granted
-        self._buckets[caller] = bucket  # at the end: the first is always the one not seen for longest
-        if len(self._buckets) > MOST_CALLERS:
-            del self._buckets[next(iter(self._buckets))]
-        return granted
+        return self._callers.take(caller, now.timestamp())

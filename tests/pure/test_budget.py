@@ -1,0 +1,92 @@
+"""What may be done for those who ask without end, and what is said of the rest."""
+
+from sds_agent.budget import Buckets, Budget, Rate
+
+
+def budget(each: float = 3, together: float = 5, *, most_keys: int = 100) -> Budget:
+    """A budget that fills by one a second for each key and by two for all."""
+    return Budget(Rate(each, 1), Rate(together, 2), most_keys=most_keys, told_every=60)
+
+
+def granted(of: Budget, key: str, times: int, now: float) -> int:
+    return sum(of.take(key, now) for _ in range(times))
+
+
+def test_each_key_has_its_burst_and_then_its_rate() -> None:
+    one = budget(together=1000)
+    assert granted(one, "a", 10, 0) == 3
+    assert granted(one, "a", 10, 0.9) == 0
+    assert granted(one, "a", 10, 1) == 1
+    assert granted(one, "a", 10, 10_000) == 3, "what is not used does not add up"
+    assert granted(one, "b", 10, 10_000) == 3
+
+
+def test_all_keys_together_have_no_more_than_the_common_rate() -> None:
+    one = budget()
+    assert [granted(one, f"key {number}", 10, 0) for number in range(4)] == [3, 2, 0, 0]
+    assert [granted(one, f"key {number}", 10, 1) for number in range(4)] == [1, 1, 0, 0]
+
+
+def test_a_key_that_asks_all_the_time_takes_nothing_that_others_could_have() -> None:
+    one = budget()
+    assert granted(one, "loud", 100_000, 0) == 3
+    assert granted(one, "quiet", 2, 0) == 2
+
+
+def test_a_key_pays_nothing_for_what_the_common_bucket_refused() -> None:
+    one = budget(each=3, together=1)
+    assert granted(one, "a", 1, 0) == 1
+    assert granted(one, "b", 100, 0) == 0
+    assert granted(one, "b", 1, 0.5) == granted(one, "b", 1, 1) == granted(one, "b", 1, 1.5) == 1
+
+
+def test_a_clock_that_is_set_back_gives_nothing_and_goes_on_from_there() -> None:
+    buckets = Buckets(Rate(1, 1), most=10)
+    assert buckets.take("a", 1000)
+    assert not buckets.take("a", 10)
+    assert buckets.take("a", 11)
+
+
+def test_keys_without_end_cannot_grow_memory_and_who_goes_on_is_not_forgotten() -> None:
+    buckets = Buckets(Rate(1, 0), most=3)
+    assert buckets.take("steady", 0)
+    for number in range(1000):
+        buckets.take(f"{number}", 0)
+        assert not buckets.take("steady", 0)
+    assert len(buckets) == 3
+    assert buckets.take("0", 0), "who was forgotten begins anew"
+
+
+def test_what_was_left_out_is_told_at_once_and_then_once_an_interval() -> None:
+    one = budget()
+    assert one.left_out(0) == 0
+    assert granted(one, "a", 4, 0) == 3
+    assert one.left_out(0) == 1
+    granted(one, "a", 10, 0)
+    assert one.left_out(59.9) == 0
+    assert one.left_out(60) == 10
+    assert one.left_out(200) == 0
+
+
+def test_what_is_left_out_after_a_quiet_time_is_told_at_once_again() -> None:
+    one = budget()
+    for begin in (0, 1000):
+        granted(one, "a", 4, begin)
+        assert one.left_out(begin) == 1
+
+
+def test_nothing_that_was_left_out_stays_untold_at_the_end() -> None:
+    one = budget()
+    granted(one, "a", 4, 0)
+    one.left_out(0)
+    granted(one, "a", 5, 0)
+    assert one.left_out(1, at_the_end=True) == 5
+    assert one.left_out(1, at_the_end=True) == 0
+
+
+def test_a_count_does_not_wait_for_a_clock_that_was_set_back() -> None:
+    one = budget()
+    granted(one, "a", 4, 1_000_000)
+    one.left_out(1_000_000)
+    granted(one, "a", 10, 5)
+    assert one.left_out(5) == 10
