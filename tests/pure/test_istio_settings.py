@@ -89,3 +89,50 @@ def test_two_workloads_do_not_write_over_each_others_files(tmp_path: Path) -> No
     more = "    output: certs\n  - {name: b, spiffe_id: spiffe://demo.example/b, output: x/../certs}\n"
     (found,) = problems(tmp_path, MINIMAL + more)
     assert found.key == "workloads[1].output"
+
+
+SECOND = "  - {name: b, spiffe_id: spiffe://demo.example/b}\n"
+
+
+def named(more: str) -> str:
+    """Two authorities; the first workload's is the mesh."""
+    mesh = ", ".join(f"{key}: {value}" for key, value in GOOD.items())
+    both = f"authorities: {{mesh: {{type: istio, {mesh}}}, own: {{type: embedded}}}}\n"
+    return f"{MINIMAL}    authority: mesh\n{more}{both}"
+
+
+@pytest.mark.parametrize(
+    "configuration",
+    [text().replace("authorities", f"{SECOND}authorities"), named(SECOND.replace("}", ", authority: mesh}"))],
+)
+def test_a_second_identity_that_its_ca_would_never_sign_is_told_beforehand(tmp_path: Path, configuration: str) -> None:
+    """The CA signs whom the token names; the second workload would retry for ever."""
+    (found,) = problems(tmp_path, configuration)
+    assert found.key == "workloads[1].spiffe_id"
+    assert "a second identity from the authority mesh" in found.found
+    assert "authorities.mesh.impersonate" in found.mend
+
+
+@pytest.mark.parametrize(
+    "configuration",
+    [
+        text(impersonate="true").replace("authorities", f"{SECOND}authorities"),
+        named(SECOND.replace("}", ", authority: own}")),
+    ],
+)
+def test_identities_that_are_signed_one_by_one_or_for_a_node_agent_are_taken(
+    tmp_path: Path, configuration: str
+) -> None:
+    assert problems(tmp_path, configuration) == ()
+
+
+def test_an_identity_that_cannot_be_read_is_told_once(tmp_path: Path) -> None:
+    broken = SECOND.replace("spiffe://demo.example/b", "b")
+    (found,) = problems(tmp_path, text().replace("authorities", f"{broken}authorities"))
+    assert found.key == "workloads[1].spiffe_id"
+
+
+def test_a_second_workload_with_the_first_ones_identity_is_told_once(tmp_path: Path) -> None:
+    same = SECOND.replace("demo.example/b", "demo.example/web")
+    (found,) = problems(tmp_path, text().replace("authorities", f"{same}authorities"))
+    assert "the SPIFFE ID of workloads[0] too" in found.found

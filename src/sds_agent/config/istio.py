@@ -1,10 +1,11 @@
 """The settings of the authority `istio`, and which of them do not go together."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from sds_agent.config.conflicts import Workload
 from sds_agent.config.scalars import FLAG, PATH, text
 from sds_agent.config.shapes import Finding, KeyPath, Scalar, UnacceptableError, quoted, setting, settings
 
@@ -106,15 +107,41 @@ class IstioSettings:
     )
 
 
-def conflicts(tree: Mapping[str, object], values: Mapping[KeyPath, object]) -> Iterator[Finding]:
-    """Everything that does not go together in the tree's authorities of this type. `values` are its scalars."""
+def conflicts(
+    tree: Mapping[str, object], values: Mapping[KeyPath, object], workloads: Sequence[Workload]
+) -> Iterator[Finding]:
+    """Everything that does not go together in the tree's authorities of this type, and in the workloads that they
+    issue for. `values` are the tree's scalars.
+    """
     authorities = tree.get("authorities")
     if not isinstance(authorities, dict):
         return
     for name, given in authorities.items():
         if isinstance(given, dict) and given.get("type") == IstioSettings.type:
-            yield from _transport(("authorities", name), given, values)
-            yield from _caller(("authorities", name), given, values)
+            at = ("authorities", name)
+            yield from _transport(at, given, values)
+            yield from _caller(at, given, values)
+            if values.get((*at, "impersonate")) is not True:
+                only = len(authorities) == 1
+                asking = [each for each in workloads if each.authority == name or (only and not each.has_authority)]
+                yield from _identities(name, asking)
+
+
+def _identities(authority: str, workloads: Sequence[Workload]) -> Iterator[Finding]:
+    """What the CA signs is the identity that the token or the certificate names, and an authority has one of each."""
+    first: Workload | None = None
+    for each in workloads:
+        if each.spiffe_id is None:
+            continue
+        first = first or each
+        if each.spiffe_id != first.spiffe_id:
+            found = f"is {quoted(each.spiffe_id)}, a second identity from the authority {authority}"
+            mend = (
+                f"its CA signs one, the caller's own, which workloads[{first.index}] has: give this workload an "
+                f"authority with a token of its own, or set authorities.{authority}.impersonate where the CA lets this "
+                "agent ask for others"
+            )
+            yield Finding(each.at("spiffe_id"), found, mend)
 
 
 def _transport(at: KeyPath, given: Mapping[str, object], values: Mapping[KeyPath, object]) -> Iterator[Finding]:

@@ -48,10 +48,11 @@ def load(path: Path | None, environ: Mapping[str, str], *, uid: int | None = Non
     defaults.fill_places(document, environ, os.geteuid() if uid is None else uid)
     reading = Reading(document.base, document.written)
     settings = SHAPE.read(document.tree, (), reading)
+    drafted = draft(document.tree, reading.values, ONLY_AUTHORITY)
     findings = [
         *reading.findings,
-        *conflicts(draft(document.tree, reading.values, ONLY_AUTHORITY)),
-        *istio.conflicts(document.tree, reading.values),
+        *conflicts(drafted),
+        *istio.conflicts(document.tree, reading.values, drafted.workloads),
     ]
     problems += [_problem(finding, document) for finding in findings]
     if settings is INVALID or problems:
