@@ -74,6 +74,27 @@ def test_the_scripts_shown_exist(script: str) -> None:
     assert os.access(ROOT / script, os.X_OK)
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_that_is_asked_for_help_explains_itself_and_does_nothing_else(script: str) -> None:
+    """`scripts/demo` hands its arguments to demo_app, behind the environment that it makes first."""
+    command = {
+        "scripts/demo": [sys.executable, "-m", "demo_app"],
+        "scripts/gen-schema": [sys.executable, str(ROOT / script)],
+    }.get(script, [str(ROOT / script)])
+    path = os.pathsep.join([str(ROOT / "scripts"), *filter(None, sys.path)])
+    environment = os.environ | {"PATH": "/usr/bin:/bin", "PYTHONPATH": path}
+    done = subprocess.run([*command, "--help"], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path(script).name in done.stdout
+
+
+@pytest.mark.parametrize("script", sorted(set(SCRIPTS) - {"scripts/demo", "scripts/gen-schema"}))
+def test_a_script_refuses_an_argument_that_it_does_not_know(script: str) -> None:
+    done = subprocess.run([ROOT / script, "--hepl"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{script} does not know '--hepl'" in done.stderr
+
+
 @pytest.mark.parametrize(("page", "link"), LINKS)
 def test_the_links_lead_somewhere(page: Path, link: str) -> None:
     assert (ROOT / page.parent / link).exists()
