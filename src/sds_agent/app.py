@@ -36,7 +36,7 @@ class StateInUseError(SdsAgentError):
 
 
 async def run(settings: Settings) -> None:
-    """Run the agent until SIGTERM or SIGINT.
+    """Run the agent until SIGTERM, SIGINT or SIGHUP.
 
     Raises ConfigurationError, SocketInUseError, StateInUseError or ProbeError when it cannot start, alone or in an
     exception group, as its parts run in one.

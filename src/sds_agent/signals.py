@@ -1,4 +1,8 @@
-"""How a program of ours ends: at the first SIGTERM or SIGINT in order, at a second one at once."""
+"""How a program of ours ends: at the first SIGTERM, SIGINT or SIGHUP in order, at a second one at once.
+
+SIGHUP says that the terminal was closed; a shell and the kernel may both send it. Under nohup it comes ignored and
+stays so.
+"""
 
 import asyncio
 import logging
@@ -10,7 +14,7 @@ from sds_agent import log
 
 LOG = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @asynccontextmanager
@@ -36,14 +40,16 @@ async def until_signalled() -> AsyncIterator[None]:
 def _first_signal(loop: asyncio.AbstractEventLoop, act: Callable[[signal.Signals], None]) -> Iterator[None]:
     """Call `act` for the first signal; a second one does what it does to any program: it ends it at once."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    if before[signal.SIGHUP] is signal.SIG_IGN:
+        del before[signal.SIGHUP]
 
     def first(number: signal.Signals) -> None:
-        for each in SIGNALS:
+        for each in before:
             loop.remove_signal_handler(each)
-            signal.signal(each, signal.SIG_DFL)
+            signal.signal(each, signal.SIG_IGN if each is signal.SIGHUP else signal.SIG_DFL)
         act(number)
 
-    for number in SIGNALS:
+    for number in before:
         loop.add_signal_handler(number, first, number)
     try:
         yield

@@ -1,6 +1,7 @@
 """The agent as a process: how it starts and ends, and what it refuses, as an operator and a service manager see it."""
 
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -31,7 +32,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=30)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_signal_ends_it_cleanly_and_quickly(tmp_path: Path, number: signal.Signals) -> None:
     async with agent(write_config(tmp_path, default="1h")) as running, connected(running.socket) as peer:
         await running.event("ready")
@@ -43,6 +44,35 @@ async def test_signal_ends_it_cleanly_and_quickly(tmp_path: Path, number: signal
         assert (await stream.end())[0] is grpc.StatusCode.OK
         assert not running.socket.exists()
         await running.event("stopped")
+
+
+async def test_a_terminal_that_is_closed_ends_it_in_order(tmp_path: Path) -> None:
+    """The kernel sends SIGHUP. A socket that is left behind looks like an agent to every Envoy."""
+    terminal, inside = pty.openpty()
+    command = ["setsid", "--ctty", sys.executable, "-m", "sds_agent", "run", str(write_config(tmp_path, default="1h"))]
+    environment = {**os.environ, **PATHS}
+    async with await anyio.open_process(command, stdin=inside, stdout=inside, stderr=inside, env=environment) as agent:
+        os.close(inside)
+        try:
+            shown = b""
+            while b" ready" not in shown:
+                shown += await anyio.to_thread.run_sync(os.read, terminal, 4096)
+        finally:
+            os.close(terminal)
+        with anyio.fail_after(30):
+            assert await agent.wait() == 0
+    assert not (tmp_path / "sds.sock").exists()
+
+
+async def test_under_nohup_it_outlives_the_terminal(tmp_path: Path) -> None:
+    config = write_config(tmp_path, default="1h")
+    async with started(["nohup", sys.executable, "-m", "sds_agent", "run", str(config)], PATHS) as program:
+        await program.line('"ready"')
+        program.process.send_signal(signal.SIGHUP)
+        async with connected(tmp_path / "sds.sock") as peer:
+            assert "default" in await peer.fetch("default")
+        assert await program.stop() == 0
+    assert [line for line in program.lines if '"stopping"' in line and "SIGTERM" not in line] == []
 
 
 @asynccontextmanager

@@ -60,7 +60,7 @@ _MENDS = {
 
 
 async def run(settings: CaSettings) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM, SIGINT or SIGHUP.
 
     Raises ConfigurationError when it cannot start, alone or in an exception group, as its parts run in one.
     """

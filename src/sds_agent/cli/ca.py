@@ -9,7 +9,7 @@ COMMANDS: tuple[tuple[str, Any, str], ...] = (
     ("root", ca_root, "make an offline root"),
     ("intermediate", ca_intermediate, "make an intermediate below a root, ready to be plugged in"),
     ("check", ca_check, "say whether a directory can be plugged in, and what is wrong with it"),
-    ("serve", ca_serve, "sign for others, in Istio's certificate protocol, until SIGTERM or SIGINT"),
+    ("serve", ca_serve, "sign for others, in Istio's certificate protocol, until SIGTERM, SIGINT or SIGHUP"),
     ("token", ca_token, "make a join token for a machine that has no other proof of who it is"),
     ("schema", ca_schema, "print the JSON Schema of the CA server's configuration file"),
 )

@@ -14,7 +14,7 @@ INTERRUPTED = 130
 """The exit code of a program that ended by SIGINT."""
 
 COMMANDS = {
-    "run": "serve secrets until SIGTERM or SIGINT",
+    "run": "serve secrets until SIGTERM, SIGINT or SIGHUP",
     "check": "check a configuration and explain what it does",
     "ready": "ask a running agent whether every workload has its certificate",
     "ca": "make, check and serve a certificate hierarchy",
