@@ -15,8 +15,9 @@ from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.files import held_directory
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.gate import Gate
-from sds_agent.issuance.issuer import Issuer, Workload
+from sds_agent.issuance.issuer import Issuer
 from sds_agent.issuance.kept import Keeper
+from sds_agent.issuance.offer import Workload
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.trust import Trust, refresh
 from sds_agent.sds.endpoint import SocketFile

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.identity.spiffe import SpiffeId
-from sds_agent.issuance.acceptance import SKEW, Accepted, accept
+from sds_agent.issuance.acceptance import Accepted, accept
+from sds_agent.issuance.validity import SKEW
 from sds_agent.pki.certificates import write_pem
 from sds_agent.pki.csr import make_csr
 
@@ -129,6 +130,44 @@ def test_the_secret_is_good_until_the_first_certificate_of_the_chain_expires() -
     accepted = judge(CA.issuance(CA.leaf(REQUEST, issuer=short), short.certificate))
     assert accepted.leaf.not_valid_after_utc == NOW + HOUR
     assert accepted.not_after == NOW + HOUR / 2
+
+
+def test_an_anchor_that_ends_first_ends_the_certificate_and_is_told() -> None:
+    """Otherwise no renewal comes in time, and from its end on every handshake fails while the log is silent."""
+    short = make_ca("short root", not_after=NOW + HOUR / 2)
+    accepted = judge(Issuance(write_pem([CA.leaf(REQUEST, issuer=short)]), write_pem([short.certificate, ROOT])))
+    assert accepted.not_after == NOW + HOUR / 2
+    (warning,) = accepted.warnings
+    assert warning == (
+        "the trust anchor 'CN=short root' ends at 2026-03-14T15:39:26Z, and no Envoy takes the certificate after that, "
+        "which by itself is valid until 2026-03-14T16:09:26Z: renew the CA"
+    )
+
+
+def test_an_intermediate_that_ends_with_its_leaf_is_told() -> None:
+    """The CA has shortened what it issued to its own end: each certificate from now on is shorter than the last."""
+    short = make_ca("short", CA.root, not_after=NOW + HOUR)
+    (warning,) = judge(CA.issuance(CA.leaf(REQUEST, issuer=short), short.certificate)).warnings
+    assert warning.startswith("the intermediate CA 'CN=short' ends at 2026-03-14T16:09:26Z")
+
+
+@pytest.mark.parametrize("late", ["intermediate", "anchor"])
+def test_a_ca_that_is_not_valid_yet_makes_its_leaf_wait(late: str) -> None:
+    begin = NOW + SKEW / 2
+    root = make_ca("root", not_before=begin if late == "anchor" else NOW - DAY)
+    lower = make_ca("lower", root, not_before=begin)
+    accepted = judge(
+        Issuance(write_pem([CA.leaf(REQUEST, issuer=lower), lower.certificate]), write_pem([root.certificate]))
+    )
+    assert accepted.not_before == begin
+    assert accepted.warnings == ("the certificate is valid only in 30 s: the CA's clock is ahead of this one",)
+
+
+def test_a_chain_that_ends_before_all_of_it_has_begun_is_refused() -> None:
+    """Each of its certificates could be taken by itself; together they never are."""
+    late = make_ca("late", CA.root, not_before=NOW + SKEW)
+    leaf = CA.leaf(REQUEST, issuer=late, not_after=NOW + SKEW / 2)
+    assert "there is no time at which the whole chain" in str(refusal(CA.issuance(leaf, late.certificate)))
 
 
 # --- anchors ---

@@ -64,6 +64,7 @@ PURE = {
     "ca.policy",
     "issuance.acceptance",
     "issuance.schedule",
+    "issuance.validity",
     "sds.catalog",
     "sds.codec",
     "sds.delta",

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 from fakes.hierarchy import DAY, HOUR, NOW
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sds_agent.authority.protocol import ErrorKind
@@ -17,15 +17,19 @@ from sds_agent.issuance.schedule import (
     FLOOR,
     LONGEST_RETRY,
     LONGEST_RETRY_AFTER,
+    LONGEST_RETRY_UNSERVED,
     SHORTEST_DELAY,
     Ask,
     Failure,
     Held,
+    Holdings,
+    Publish,
     Renewal,
     Wait,
     decide,
     failed,
 )
+from sds_agent.issuance.validity import SKEW
 
 SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
@@ -49,11 +53,12 @@ def after(
     *,
     before: Failure | None = None,
     having: Held | None = None,
+    ttl: timedelta = HOUR,
     retry_after: float | None = None,
     chance: float = 0.5,
 ) -> Failure:
     """The failure of an attempt made NOW."""
-    return failed(NOW, kind, before=before, held=having, retry_after=retry_after, chance=chance)
+    return failed(NOW, kind, before=before, served=having, ttl=ttl, retry_after=retry_after, chance=chance)
 
 
 # --- when to renew ---
@@ -77,11 +82,11 @@ def after(
 def test_renewal_is_due_at_half_the_life_or_when_the_clock_makes_the_certificate_useless(
     later: timedelta, expected: Ask | Wait
 ) -> None:
-    assert decide(NOW + later, held(), None, HALF) == expected
+    assert decide(NOW + later, Holdings(held()), None, HALF) == expected
 
 
 def test_without_a_certificate_it_is_asked_for_at_once() -> None:
-    assert decide(NOW, None, None, HALF) == Ask()
+    assert decide(NOW, Holdings(), None, HALF) == Ask()
 
 
 def test_lifetime_counts_from_issue_and_not_from_a_backdated_not_before() -> None:
@@ -91,10 +96,118 @@ def test_lifetime_counts_from_issue_and_not_from_a_backdated_not_before() -> Non
     assert max(renewals) - min(renewals) > timedelta(seconds=1.9)
 
 
-def test_a_not_before_that_is_still_to_come_is_waited_for() -> None:
-    """A CA whose clock is ahead: asking again would bring the same."""
-    ahead = Held(NOW, NOW + 30 * SECOND, NOW + HOUR, "4f")
-    assert decide(NOW, ahead, None, HALF) == Wait(NOW + HOUR / 2)
+# --- when to publish ---
+
+
+AHEAD = Held(NOW, NOW + 40 * SECOND, NOW + HOUR, "4f")
+"""Just issued by a CA whose clock is 40 s ahead."""
+SERVED = Held(NOW - HOUR, NOW - HOUR, NOW + HOUR, "4e")
+
+
+@pytest.mark.parametrize(
+    ("later", "expected"),
+    [
+        (timedelta(0), Wait(NOW + 40 * SECOND)),
+        (39 * SECOND, Wait(NOW + 40 * SECOND)),
+        (40 * SECOND, Publish(0)),
+        (HOUR - SECOND, Publish(0)),  # suspended in between
+        (HOUR, Ask()),  # and for too long
+        (-20 * SECOND, Wait(NOW + 40 * SECOND)),  # set back a little
+        (-21 * SECOND, Ask()),  # further ahead than it would have been accepted
+    ],
+)
+def test_a_certificate_is_published_when_it_is_valid_and_no_sooner(
+    later: timedelta, expected: Ask | Publish | Wait
+) -> None:
+    """Peers refuse it until then, and whatever waits for a first one is helped by none that is refused."""
+    assert decide(NOW + later, Holdings(None, (AHEAD,)), None, HALF) == expected
+
+
+def test_a_certificate_that_is_valid_already_is_published_at_once() -> None:
+    for served in (None, SERVED):
+        assert decide(NOW, Holdings(served, (held(),)), None, HALF) == Publish(0)
+
+
+@pytest.mark.parametrize(
+    ("served_until", "lifetime", "margin"),
+    [
+        (DAY, DAY, 30),
+        (DAY, 200 * SECOND, 10),  # a twentieth of a short life
+        (20 * SECOND, DAY, 10),  # half of what is left of the one before
+        (timedelta(0), DAY, 0),
+        (-SECOND, DAY, 0),
+    ],
+)
+def test_a_renewal_waits_for_peers_whose_clocks_are_behind_while_there_is_another_to_serve(
+    served_until: timedelta, lifetime: timedelta, margin: int
+) -> None:
+    """Of a CA that does not backdate. Clocks 5 to 30 s apart are usual."""
+    begin = NOW + 40 * SECOND
+    served = Held(NOW - HOUR, NOW - HOUR, begin + served_until, "4e")
+    coming = Held(NOW, begin, begin + lifetime, "4f")
+    assert Holdings(served, (coming,)).publish_at(NOW) == {0: begin + margin * SECOND}
+
+
+def test_a_served_certificate_that_a_clock_set_back_made_invalid_holds_up_no_other() -> None:
+    served = Held(NOW, NOW + MINUTE, NOW + HOUR, "4e")
+    assert Holdings(served, (AHEAD,)).publish_at(NOW) == {0: AHEAD.not_before}
+
+
+def test_of_several_that_wait_the_newest_that_is_valid_overtakes_the_others() -> None:
+    coming = tuple(Held(NOW, NOW + n * SECOND, NOW + HOUR, "4f") for n in (1, 3, 2, 50))
+    holdings = Holdings(None, coming)
+    assert decide(NOW, holdings, None, HALF) == Wait(NOW + SECOND)
+    assert decide(NOW + SECOND, holdings, None, HALF) == Publish(0)
+    assert decide(NOW + 5 * SECOND, holdings, None, HALF) == Publish(2)
+
+
+def test_a_failing_renewal_delays_no_publication() -> None:
+    failure = Failure(NOW, 3, 50 * SECOND)
+    assert decide(NOW, Holdings(SERVED, (held(),)), failure, HALF) == Publish(0)
+    assert decide(NOW, Holdings(None, (AHEAD,)), failure, HALF) == Wait(AHEAD.not_before)
+
+
+def course(*, lead: timedelta, lifetime: timedelta, renewal: Renewal, until: timedelta) -> tuple[int, timedelta, int]:
+    """Let a CA whose clock is ahead by `lead` issue for so long, without backdating.
+
+    Returns how many certificates it took, how long no valid one was served after the first, and how many waited at
+    most at the same time.
+    """
+    now, issued, waiting, gap = NOW, 0, 0, timedelta(0)
+    holdings = Holdings()
+    while now < NOW + until:
+        match decide(now, holdings, None, renewal):
+            case Ask():
+                issued += 1
+                begin = now + lead
+                held = Held(now, begin, begin + lifetime, f"{issued:x}")
+                holdings = Holdings(holdings.served, (*holdings.coming, held))
+                waiting = max(waiting, len(holdings.coming))
+            case Publish(index):
+                if holdings.served is not None:
+                    gap += max(now - holdings.served.not_after, timedelta(0))
+                assert holdings.coming[index].valid(now)
+                holdings = Holdings(holdings.coming[index], holdings.coming[index + 1 :])
+            case Wait(until=time):
+                assert time > now
+                now = time
+    return issued, gap, waiting
+
+
+@pytest.mark.parametrize("lead", [0, 1, 10, 40, 60])
+@pytest.mark.parametrize("lifetime", [10, 20, 60, 3600])
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.8])
+def test_a_ca_whose_clock_is_ahead_costs_no_moment_without_a_valid_certificate(
+    lead: int, lifetime: int, fraction: float
+) -> None:
+    """Nor more certificates: its clock shifts every renewal by as much, however short they live."""
+    span = 20 * lifetime * SECOND
+    issued, gap, waiting = course(
+        lead=lead * SECOND, lifetime=lifetime * SECOND, renewal=Renewal(fraction), until=lead * SECOND + span
+    )
+    assert gap == timedelta(0)
+    assert issued <= (span + 2 * lead * SECOND) / (lifetime * (fraction - 0.05) * SECOND) + 1
+    assert waiting <= SKEW / FLOOR
 
 
 @given(serials, st.floats(0.2, 0.8), st.floats(0, 0.1))
@@ -120,7 +233,7 @@ def test_no_certificate_makes_a_hot_loop(
 ) -> None:
     """A CA may answer with a leaf that is past its renewal time already, or about to expire."""
     fresh = Held(NOW, NOW - age, NOW + rest, serial)
-    decision = decide(NOW, fresh, None, Renewal(fraction, jitter))
+    decision = decide(NOW, Holdings(fresh), None, Renewal(fraction, jitter))
     assert isinstance(decision, Wait)
     assert decision.until >= NOW + FLOOR
 
@@ -166,17 +279,32 @@ def test_a_retry_waits_its_delay_and_no_longer(
     later: timedelta, expected: Ask | Wait, certificate: Held | None
 ) -> None:
     failure = Failure(NOW, 1, 10 * SECOND)
-    assert decide(NOW + later, certificate, failure, HALF) == expected
+    assert decide(NOW + later, Holdings(certificate), failure, HALF) == expected
+
+
+def bounds(kind: ErrorKind, having: Held | None, ttl: timedelta = HOUR) -> list[float]:
+    """The bounds of the delays, in seconds, of twelve failures in a row."""
+    failure, delays = None, []
+    for _ in range(12):
+        failure = after(kind, before=failure, having=having, ttl=ttl, chance=0.999)
+        delays.append(round(failure.delay.total_seconds() / 0.999, 3))
+    return delays
 
 
 @pytest.mark.parametrize("kind", PASSING)
 def test_the_bound_of_the_delay_doubles_up_to_a_minute_and_stays_there(kind: ErrorKind) -> None:
-    failure, delays = None, []
-    for _ in range(12):
-        failure = after(kind, before=failure, chance=0.999)
-        delays.append(failure.delay / 0.999)
-    seconds = [round(delay.total_seconds(), 3) for delay in delays]
-    assert seconds == [0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60]
+    assert bounds(kind, SERVED) == [0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60]
+
+
+@pytest.mark.parametrize("kind", PASSING)
+@pytest.mark.parametrize(
+    ("lifetime", "cap"), [(DAY, 10), (20 * SECOND, 10), (8 * SECOND, 4), (2 * SECOND, 1), (SECOND, 1)]
+)
+def test_while_nothing_valid_is_served_no_delay_is_long(kind: ErrorKind, lifetime: timedelta, cap: float) -> None:
+    """Requests fail until the CA is asked again: a CA that is back is noticed within seconds, not within a minute."""
+    expired = Held(NOW - lifetime, NOW - lifetime, NOW, "4f")
+    assert bounds(kind, expired)[-5:] == [cap] * 5
+    assert bounds(kind, None, lifetime)[-5:] == [cap] * 5
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -192,13 +320,13 @@ def test_what_was_refused_is_asked_again_slowly(kind: ErrorKind) -> None:
 
 def test_every_failure_in_a_row_counts_however_many() -> None:
     failure = Failure(NOW, 1_000_000, SECOND)
-    assert after(before=failure, chance=0.5) == Failure(NOW, 1_000_001, LONGEST_RETRY / 2)
+    assert after(before=failure, having=SERVED, chance=0.5) == Failure(NOW, 1_000_001, LONGEST_RETRY / 2)
 
 
 @pytest.mark.parametrize("chance", [0, 0.25, 0.5, 0.75])
 def test_the_whole_delay_is_left_to_chance(chance: float) -> None:
     """Full jitter: thousands of agents that lost their CA in one moment come back spread over the whole bound."""
-    delay = after(before=Failure(NOW, 20, SECOND), chance=chance).delay
+    delay = after(before=Failure(NOW, 20, SECOND), having=SERVED, chance=chance).delay
     assert delay == max(LONGEST_RETRY * chance, SHORTEST_DELAY)
 
 
@@ -229,10 +357,47 @@ def test_no_delay_takes_more_than_half_of_the_life_that_is_left() -> None:
     assert after(ErrorKind.THROTTLED, having=certificate, retry_after=3600).delay == 20 * SECOND
 
 
-def test_once_it_has_expired_the_delays_are_the_usual_ones() -> None:
+def test_once_it_has_expired_the_delays_grow_again() -> None:
     """Otherwise an outage that outlasts a certificate would end in asking five times a second."""
     expired = Held(NOW - HOUR, NOW - HOUR, NOW, "4f")
-    assert after(before=Failure(NOW, 30, SECOND), having=expired).delay == LONGEST_RETRY / 2
+    assert after(before=Failure(NOW, 30, SECOND), having=expired).delay == LONGEST_RETRY_UNSERVED / 2
+
+
+def outage(agents: int, lifetime: timedelta, random: Random) -> list[timedelta]:
+    """How long after its return each of so many agents asks a CA that was away for two minutes.
+
+    Their certificates end one after another in the first of the two.
+    """
+    back, returns = NOW + 2 * MINUTE, []
+    for _ in range(agents):
+        end = NOW + MINUTE * random.random()
+        served, now, failure = Held(end - lifetime, end - lifetime, end, "4f"), end - lifetime / 2, None
+        while True:
+            decision = decide(now, Holdings(served), failure, HALF)
+            if isinstance(decision, Wait):
+                now = decision.until
+            elif now < back:
+                chance = random.random()
+                failure = failed(
+                    now, ErrorKind.TRANSIENT, before=failure, served=served, ttl=HOUR, retry_after=None, chance=chance
+                )
+            else:
+                break
+        returns.append(now - back)
+    return returns
+
+
+@pytest.mark.parametrize("agents", [20, 1000])
+@pytest.mark.parametrize("lifetime", [8, 20, 120])
+def test_after_an_outage_all_are_back_within_seconds_and_do_not_stampede(agents: int, lifetime: int) -> None:
+    """No more than twice as many ask in a second as when renewals of certificates of 20 s, or shorter, go well; but
+    for what chance adds to a few.
+    """
+    within = min(10, lifetime // 2)
+    returns = outage(agents, lifetime * SECOND, Random(agents))  # noqa: S311 - the same at every run
+    each_second = [sum(1 for time in returns if time // SECOND == second) for second in range(within)]
+    assert sum(each_second) == agents
+    assert max(each_second) <= 2 * agents / within + agents**0.5, each_second
 
 
 @given(
@@ -257,6 +422,7 @@ def test_every_delay_has_a_floor_and_a_ceiling(
         assert failure.delay <= max(rest / 2, SHORTEST_DELAY)
 
 
+@settings(deadline=None)
 @given(st.timedeltas(timedelta(seconds=20), timedelta(minutes=10)), kinds, st.none() | st.floats(0, 1e6), st.randoms())
 def test_whatever_the_ca_says_there_is_a_last_attempt_right_before_the_expiry(
     lifetime: timedelta, kind: ErrorKind, retry_after: float | None, random: Random
@@ -265,13 +431,15 @@ def test_whatever_the_ca_says_there_is_a_last_attempt_right_before_the_expiry(
     certificate, failure = held(lifetime), None
     now, attempts = NOW, []
     while now < certificate.not_after:
-        decision = decide(now, certificate, failure, HALF)
+        decision = decide(now, Holdings(certificate), failure, HALF)
         if isinstance(decision, Wait):
             now = decision.until
         else:
             attempts.append(now)
             chance = random.random()
-            failure = failed(now, kind, before=failure, held=certificate, retry_after=retry_after, chance=chance)
+            failure = failed(
+                now, kind, before=failure, served=certificate, ttl=HOUR, retry_after=retry_after, chance=chance
+            )
     assert certificate.not_after - attempts[-1] <= SHORTEST_DELAY * 2
     assert all(later - earlier >= SHORTEST_DELAY for earlier, later in pairwise(attempts))
 

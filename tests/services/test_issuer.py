@@ -28,16 +28,17 @@ from fakes.authorities import (
 )
 from fakes.clocks import HAND_LOOP, HandClock
 from fakes.events import Event, Events, recorded
-from fakes.hierarchy import DAY, HOUR, URI, make_ca
+from fakes.hierarchy import DAY, HOUR, URI, Ca, make_ca
 
 from sds_agent.authority.protocol import Authority, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import LONGEST_SLEEP
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.gate import Gate
-from sds_agent.issuance.issuer import DEADLINE, Issuer, Workload
+from sds_agent.issuance.issuer import DEADLINE, Issuer
+from sds_agent.issuance.offer import Workload
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.trust import Trust
-from sds_agent.pki.certificates import has_key, read_pem
+from sds_agent.pki.certificates import has_key, read_pem, write_pem
 from sds_agent.pki.keys import KeyType, PublicKey
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
@@ -325,6 +326,132 @@ async def test_the_cas_warnings_are_logged(bench: Bench) -> None:
         event = await bench.events.wait("ca_warning")
         assert event["warning"] == "the certificate is valid only in 30 s: the CA's clock is ahead of this one"
         assert event["level"] == "warning"
+
+
+# --- a CA whose clock is ahead ---
+
+
+def ahead(ca: UpstreamCa) -> Step:
+    """A CA whose clock is 40 s ahead, and that does not backdate."""
+    return answering(ca, shifted(40 * SECOND, HOUR))
+
+
+async def test_a_certificate_that_is_not_valid_yet_replaces_none_that_is(bench: Bench) -> None:
+    """Every request would fail until its NotBefore. The new root goes out at once all the same."""
+    new = UpstreamCa(bench.clock.now, "new")
+    async with bench.issuing(bench.good(), ahead(new)) as authority:
+        await bench.issued()
+        before = bench.served
+        await bench.clock.asleep(2)
+        bench.clock.elapse(HOUR / 2)
+        event = await bench.events.wait("held_back")
+        assert (event["level"], event["serving"]) == ("warning", "the certificate before it")
+        assert (event["not_before"], event["publish_at"]) == ("2026-03-14T15:40:06.000Z", "2026-03-14T15:40:36.000Z")
+        assert bench.anchors == {bench.ca.root.certificate, new.root.certificate}
+        await bench.clock.asleep(2)
+        bench.clock.elapse(70 * SECOND - SECOND)
+        await bench.clock.asleep(2)
+        assert bench.served == before
+        bench.clock.elapse(SECOND)
+        await bench.issued(2)
+        assert bench.leaf.not_valid_before_utc == bench.clock.now() - 30 * SECOND
+        assert len(authority.requests) == 2
+
+
+async def test_a_first_certificate_that_is_not_valid_yet_is_given_to_no_envoy(bench: Bench) -> None:
+    """The agent would call itself ready, and Envoys begin to fail where they would have waited."""
+    async with bench.issuing(ahead(bench.ca)) as authority:
+        event = await bench.events.wait("held_back")
+        assert (event["level"], event["serving"]) == ("warning", "nothing")
+        assert bench.served is None
+        assert bench.anchors == {bench.ca.root.certificate}
+        await bench.clock.asleep()
+        assert bench.clock.next_wake == TICK
+        bench.clock.elapse(40 * SECOND - TICK)
+        await bench.clock.asleep()
+        assert bench.served is None
+        bench.clock.elapse(TICK)
+        await bench.issued()
+        assert bench.leaf.not_valid_before_utc == bench.clock.now()
+        assert len(authority.requests) == 1
+
+
+async def test_one_that_waits_keeps_no_other_from_being_withheld_at_its_end(bench: Bench) -> None:
+    async with bench.issuing(answering(bench.ca, shifted(-DAY, MINUTE)), Hang(ahead(bench.ca))) as authority:
+        await bench.issued()
+        await bench.clock.asleep(2)
+        bench.clock.elapse(MINUTE / 2)
+        await authority.asked(2)
+        bench.clock.elapse(MINUTE / 2)
+        await bench.events.wait("expired")
+        assert bench.served is None
+
+
+async def test_a_clock_set_back_before_the_publication_asks_anew(bench: Bench) -> None:
+    """To wait for a day for what was valid in a moment would leave the Envoys with nothing."""
+    async with bench.issuing(ahead(bench.ca), bench.good()):
+        await bench.events.wait("held_back")
+        await bench.clock.asleep()
+        bench.clock.set_wall(-DAY)
+        bench.clock.elapse(TICK)
+        await bench.issued()
+        assert bench.leaf.not_valid_after_utc == bench.clock.now() + HOUR
+        await bench.clock.asleep(2)
+        assert len(bench.trust._in_use["upstream"]) == 1
+
+
+# --- a CA that ends ---
+
+
+def ending(bench: Bench, rest: timedelta) -> tuple[Ca, Step]:
+    """A root with so much life left, and the step that gives a certificate of an hour below it."""
+    root = make_ca("short", not_before=bench.clock.now() - DAY, not_after=bench.clock.now() + rest)
+
+    def answer(ca: UpstreamCa, request: IssueRequest) -> Issuance:
+        return Issuance(write_pem([ca.leaf(request, issuer=root)]), write_pem([root.certificate]))
+
+    return root, answering(bench.ca, answer)
+
+
+async def test_a_root_that_ends_first_decides_on_renewal_and_end_and_is_named(bench: Bench) -> None:
+    """All is green otherwise until the root ends, and from then on every handshake fails."""
+    _, step = ending(bench, MINUTE)
+    async with bench.issuing(step, failing(ErrorKind.TRANSIENT)):
+        event = await bench.issued()
+        assert (event["not_after"], event["renew_at"]) == ("2026-03-14T15:10:26.000Z", "2026-03-14T15:09:56.000Z")
+        warning = bench.events.named("ca_warning", level="warning")[0]["warning"]
+        assert warning.startswith("the trust anchor 'CN=short' ends at 2026-03-14T15:10:26Z")
+        await bench.clock.asleep(2)
+        bench.clock.elapse(MINUTE)
+        await bench.events.wait("expired")
+        assert bench.served is None
+
+
+async def test_a_root_that_ends_makes_no_hot_loop(bench: Bench) -> None:
+    """Each renewal brings the same end: half of what is left is waited for, and a second at least."""
+    _, step = ending(bench, HOUR)
+    async with bench.issuing(step, chance=0.999) as authority:
+        await bench.issued()
+        await bench.clock.asleep(2)
+        end = bench.clock.now() + HOUR
+        while bench.clock.now() < end:
+            bench.clock.elapse(bench.clock.next_wake)
+            for _ in range(50):
+                await checkpoint()
+        await bench.events.wait("expired")
+        assert 12 <= len(authority.requests) <= 16
+
+
+async def test_a_root_that_was_renewed_in_the_meantime_lets_the_certificate_live_on(bench: Bench) -> None:
+    root, step = ending(bench, MINUTE)
+    async with bench.issuing(step, failing(ErrorKind.TRANSIENT)):
+        await bench.issued()
+        await bench.clock.asleep(2)
+        renewed = make_ca("short", key=root.key)
+        bench.trust.update("upstream", (root.certificate, renewed.certificate))
+        bench.clock.elapse(MINUTE)
+        await bench.clock.asleep(2)
+        assert bench.served is not None
 
 
 # --- answers that are wrong ---

@@ -19,8 +19,9 @@ from msgspec import structs
 from sds_agent.authority.protocol import ErrorKind
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.gate import Gate
-from sds_agent.issuance.issuer import Issuer, Workload
+from sds_agent.issuance.issuer import Issuer
 from sds_agent.issuance.kept import Keeper, KeepError, KeptCertificate
+from sds_agent.issuance.offer import Workload
 from sds_agent.issuance.trust import Trust
 from sds_agent.pki.certificates import read_pem
 from sds_agent.pki.keys import KeyType

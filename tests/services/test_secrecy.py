@@ -37,7 +37,8 @@ from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, Is
 from sds_agent.errors import ConfigurationError
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.gate import Gate
-from sds_agent.issuance.issuer import DEADLINE, Issuer, Workload
+from sds_agent.issuance.issuer import DEADLINE, Issuer
+from sds_agent.issuance.offer import Workload
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.trust import Trust
 from sds_agent.pki.keys import KeyType, PrivateKey, generate, to_pkcs8_pem

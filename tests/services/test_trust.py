@@ -133,6 +133,25 @@ def test_an_anchor_that_is_replaced_by_one_of_the_same_key_goes_at_once(store: S
     assert served(store) == {renewed.certificate}
 
 
+@pytest.mark.parametrize(
+    "times",
+    [
+        pytest.param({"not_before": NOW + timedelta(seconds=30)}, id="begins later"),
+        pytest.param({"not_after": NOW + HOUR / 2}, id="ends first"),
+    ],
+)
+def test_an_anchor_stays_beside_one_of_the_same_key_that_is_not_as_good(
+    store: SecretStore, trust: Trust, times: dict[str, Any]
+) -> None:
+    """A certificate in use would be refused for as long as the new one is not valid."""
+    old = make_ca("root")
+    renewed = make_ca("root", key=old.key, **times)
+    trust.update("a", (old.certificate,))
+    trust.rely("a", in_use(make_leaf(old)))
+    trust.update("a", (renewed.certificate,))
+    assert served(store) == {old.certificate, renewed.certificate}
+
+
 def test_an_anchor_that_is_told_again_is_trusted_once_and_may_go_again(store: SecretStore, trust: Trust) -> None:
     old = make_ca("old root")
     trust.update("a", (old.certificate,))

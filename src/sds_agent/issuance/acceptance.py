@@ -2,12 +2,14 @@
 
 A CA's success proves nothing: there are CAs that drop the SAN and say 200, templates that add names, and clocks that
 are wrong. What is checked: the leaf is for our key, its only name is the SPIFFE ID asked for, it is a leaf, it serves
-clients and servers, it is valid now, and an unbroken chain leads from it to a trust anchor (RFC 5280 section 6).
+clients and servers, it is valid now or in a moment, and an unbroken chain leads from it to a trust anchor (RFC 5280
+section 6).
+
+Accepted is not servable: `Accepted.not_before` says from when Envoys take it, which `schedule` waits for.
 """
 
-from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -15,8 +17,10 @@ from msgspec import Struct
 
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance
 from sds_agent.identity.spiffe import SpiffeId
+from sds_agent.issuance.validity import SKEW, Validity, validity
 from sds_agent.pki.certificates import (
     CertificateError,
+    describe,
     extended_key_usages,
     extension,
     has_key,
@@ -27,10 +31,8 @@ from sds_agent.pki.certificates import (
     unique,
 )
 from sds_agent.pki.keys import PublicKey
-from sds_agent.pki.path import PathError, find_path, has_path
-
-SKEW = timedelta(seconds=60)
-"""How far in the future a NotBefore may lie: the CA's clock and ours are never quite the same."""
+from sds_agent.pki.path import PathError, find_path
+from sds_agent.pki.rules import Chain
 
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _USAGES = {ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth", ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth"}
@@ -38,11 +40,12 @@ _USAGES = {ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth", ExtendedKeyUsageOID.CL
 
 class Accepted(Struct, frozen=True):
     """A checked answer: the leaf and its intermediates in issuing order without roots, the anchors without
-    repetitions.
+    repetitions, and when all of the chain is valid below one of them.
     """
 
-    chain: tuple[x509.Certificate, ...]
-    anchors: tuple[x509.Certificate, ...]
+    chain: Chain
+    anchors: Chain
+    validity: Validity
     warnings: tuple[str, ...] = ()
 
     @property
@@ -51,9 +54,14 @@ class Accepted(Struct, frozen=True):
         return self.chain[0]
 
     @property
+    def not_before(self) -> datetime:
+        """From when an Envoy takes it."""
+        return self.validity.begin
+
+    @property
     def not_after(self) -> datetime:
-        """When the first certificate of the chain expires."""
-        return min(certificate.not_valid_after_utc for certificate in self.chain)
+        """Until when an Envoy takes it."""
+        return self.validity.end
 
 
 def accept(
@@ -61,7 +69,7 @@ def accept(
     *,
     identity: SpiffeId,
     public_key: PublicKey,
-    anchors: tuple[x509.Certificate, ...],
+    anchors: Chain,
     now: datetime,
 ) -> Accepted:
     """Check an answer. `anchors` count when the CA did not tell its own.
@@ -81,22 +89,18 @@ def accept(
             "the CA tells no trust anchors and none are configured, so its certificate proves nothing",
         )
     chain = _chain(leaf, received, told, now)
-    return Accepted(chain, told, (*answer.warnings, *_clock_warning(leaf, now)))
+    times = _validity(chain, told, now)
+    return Accepted(chain, told, times, (*answer.warnings, *_clock_warning(times, now), *_end_warning(times, chain)))
 
 
-def vouch(anchors: Iterable[x509.Certificate], chain: Sequence[x509.Certificate], now: datetime) -> bool:
-    """Whether the leaf that `chain` begins with is valid below one of the anchors."""
-    return has_path(chain[0], chain[1:], anchors, now, skew=SKEW)
-
-
-def _read(pem: bytes, what: str) -> tuple[x509.Certificate, ...]:
+def _read(pem: bytes, what: str) -> Chain:
     try:
         return read_pem(pem)
     except CertificateError as error:
         raise AuthorityError(ErrorKind.INVALID, f"cannot read {what} that the CA sent: {error}") from error
 
 
-def _our_leaf(received: tuple[x509.Certificate, ...], public_key: PublicKey) -> x509.Certificate:
+def _our_leaf(received: Chain, public_key: PublicKey) -> x509.Certificate:
     if not received:
         raise AuthorityError(ErrorKind.INVALID, "the CA answered without a certificate")
     for certificate in received:
@@ -153,19 +157,42 @@ def _check_times(leaf: x509.Certificate, now: datetime) -> None:
         )
 
 
-def _clock_warning(leaf: x509.Certificate, now: datetime) -> tuple[str, ...]:
-    ahead = (leaf.not_valid_before_utc - now).total_seconds()
+def _validity(chain: Chain, anchors: Chain, now: datetime) -> Validity:
+    times = validity(chain, anchors, now)
+    if times is None or times.end <= max(times.begin, now):
+        raise AuthorityError(
+            ErrorKind.INVALID,
+            "there is no time at which the whole chain, from the certificate to a trust anchor, is valid: compare this "
+            "machine's clock with the CA's",
+        )
+    return times
+
+
+def _clock_warning(times: Validity, now: datetime) -> tuple[str, ...]:
+    ahead = (times.begin - now).total_seconds()
     if ahead <= 0:
         return ()
     return (f"the certificate is valid only in {ahead:.0f} s: the CA's clock is ahead of this one",)
 
 
+def _end_warning(times: Validity, chain: Chain) -> tuple[str, ...]:
+    """A CA that ends before what it issued, or with it, takes away all that is below it, renewed or not."""
+    leaf, ends = chain[0], times.ends_with
+    if ends == leaf:
+        return ()
+    what = "the intermediate CA" if ends in chain else "the trust anchor"
+    return (
+        f"{what} {describe(ends)} ends at {times.end:{_TIME}}, and no Envoy takes the certificate after that, which by "
+        f"itself is valid until {leaf.not_valid_after_utc:{_TIME}}: renew the CA",
+    )
+
+
 def _chain(
     leaf: x509.Certificate,
-    received: tuple[x509.Certificate, ...],
-    anchors: tuple[x509.Certificate, ...],
+    received: Chain,
+    anchors: Chain,
     now: datetime,
-) -> tuple[x509.Certificate, ...]:
+) -> Chain:
     # An intermediate may be an anchor here and unknown to a peer that trusts only its root, which needs it.
     roots = tuple(anchor for anchor in anchors if is_self_signed(anchor))
     if roots and len(roots) < len(anchors):

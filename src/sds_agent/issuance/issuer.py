@@ -1,5 +1,5 @@
 """The loop that keeps one workload's certificate fresh. What to do is decided in `schedule`, what to accept in
-`acceptance`.
+`acceptance`; `offer` has what is in hand.
 """
 
 import asyncio
@@ -7,24 +7,23 @@ import logging
 import random
 import secrets
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
-from msgspec import Struct, structs
+from msgspec import structs
 
 from sds_agent import log
 from sds_agent.authority.keymaking import new_key
-from sds_agent.authority.protocol import Authority, AuthorityError, CurrentIdentity, ErrorKind, IssueRequest
-from sds_agent.clock import LONGEST_SLEEP, Clock, until
-from sds_agent.identity.spiffe import SpiffeId
+from sds_agent.authority.protocol import Authority, AuthorityError, ErrorKind, IssueRequest
+from sds_agent.clock import Clock, until
 from sds_agent.issuance.acceptance import Accepted, accept
 from sds_agent.issuance.gate import Gate, Rank
 from sds_agent.issuance.kept import Keeper, KeepError, KeptCertificate
-from sds_agent.issuance.schedule import Ask, Failure, Held, Renewal, decide, failed
+from sds_agent.issuance.offer import Certificate, How, Offer, Workload, secret_of
+from sds_agent.issuance.schedule import Ask, Failure, Publish, Renewal, Wait, decide, failed
 from sds_agent.issuance.trust import Trust
-from sds_agent.pki.certificates import serial_hex, unique, write_pem
+from sds_agent.pki.certificates import unique, write_pem
 from sds_agent.pki.csr import make_csr
-from sds_agent.pki.keys import KeyType, PrivateKey, to_pkcs8_pem
-from sds_agent.secrets.model import CertificateSecret
+from sds_agent.pki.keys import PrivateKey
 from sds_agent.secrets.store import SecretStore
 from sds_agent.values import Sensitive
 
@@ -32,17 +31,6 @@ LOG = logging.getLogger(__name__)
 
 DEADLINE = 10.0
 """Seconds that an attempt may take before it counts as failed."""
-
-
-class Workload(Struct, frozen=True):
-    """An identity to keep: `names` are the resource names it is served under, `authority` the name of its CA."""
-
-    name: str
-    identity: SpiffeId
-    key_type: KeyType
-    ttl: timedelta
-    authority: str
-    names: tuple[str, ...]
 
 
 class _Draft(Sensitive, frozen=True):
@@ -78,83 +66,116 @@ class Issuer:
         self._renewal = renewal or Renewal()
         self._keeper = keeper
         self._chance = chance
-        self._held: Held | None = None
-        self._current: CurrentIdentity | None = None
+        self._offer = Offer(workload, store=store, trust=trust, clock=clock)
+        self._kept: Certificate | None = None
         self._failure: Failure | None = None
         self._draft: _Draft | None = None
 
     async def run(self) -> None:
         """Keep the certificate fresh for ever."""
         async with asyncio.TaskGroup() as tasks:
-            self._restore(tasks)
+            self._restore()
             while True:
-                decision = decide(self._clock.now(), self._held, self._failure, self._renewal)
-                if isinstance(decision, Ask):
-                    await self._attempt(tasks)
-                else:
-                    await until(self._clock, decision.until)
+                match decide(self._clock.now(), self._offer.holdings, self._failure, self._renewal):
+                    case Ask():
+                        await self._attempt()
+                    case Publish(index=index):
+                        await self._publish(index, tasks)
+                    case Wait(until=time):
+                        await until(self._clock, time)
 
-    async def _attempt(self, tasks: asyncio.TaskGroup) -> None:
+    async def _attempt(self) -> None:
         async with self._gate.place(self._rank):
-            started = self._clock.now()
+            asked_at = self._clock.now()
             try:
                 draft = await self._drafted()
                 accepted = await self._ask(draft)
             except AuthorityError as error:
                 self._fail(error)
                 return
-        event = "issued" if self._held is None else "renewed"
-        held, secret = self._serve(draft.key, accepted, self._clock.now())
-        self._report(event, accepted, held, started)
-        tasks.create_task(self._offer_while_valid(held, secret))
-        await self._keep(accepted, held, secret)
+        how: How = "issued" if self._offer.holdings.served is None else "renewed"
+        certificate = Certificate(how, accepted, secret_of(accepted, draft.key), asked_at, self._clock.now())
+        self._take(certificate)
+        if self._waits and not self._serving:
+            # it may have cost a token that serves once, and until it is valid nothing else is worth keeping
+            await self._keep(certificate)
 
-    def _restore(self, tasks: asyncio.TaskGroup) -> None:
-        """Serve what an agent before this one kept, if it is still as good as on the day it came."""
+    def _take(self, certificate: Certificate) -> None:
+        self._draft = self._failure = None
+        self._offer.take(certificate)
+        for warning in certificate.accepted.warnings:
+            log.event(LOG, "ca_warning", level=logging.WARNING, workload=self._workload.name, warning=warning)
+        if (publish_at := self._waits) is None:
+            return
+        log.event(
+            LOG,
+            "held_back",
+            level=logging.WARNING if certificate.accepted.not_before > self._clock.now() else logging.INFO,
+            workload=self._workload.name,
+            serial=certificate.serial,
+            not_before=certificate.accepted.not_before,
+            publish_at=publish_at,
+            serving="the certificate before it" if self._serving else "nothing",
+        )
+
+    @property
+    def _waits(self) -> datetime | None:
+        """Until when the newest certificate has to wait before it is published; None if it does not."""
+        now, holdings = self._clock.now(), self._offer.holdings
+        publish_at = holdings.publish_at(now).get(len(holdings.coming) - 1, now)
+        return publish_at if publish_at > now else None
+
+    async def _publish(self, index: int, tasks: asyncio.TaskGroup) -> None:
+        certificate = self._offer.publish(index)
+        self._report(certificate)
+        tasks.create_task(self._offer.follow(certificate))
+        await self._keep(certificate)
+
+    def _restore(self) -> None:
+        """Take what an agent before this one kept, if it is still as good as on the day it came."""
         workload = self._workload
+        if self._keeper is None:
+            return
         try:
-            kept = self._keeper.load(workload.identity) if self._keeper else None
-            if kept is None:
-                return
-            key = kept.key
-            accepted = accept(
-                kept.issuance,
-                identity=workload.identity,
-                public_key=key.public_key(),
-                anchors=(),
-                now=self._clock.now(),
-            )
-        except (KeepError, AuthorityError) as error:
+            restored = self._keeper.restore(workload.identity, self._clock.now())
+        except KeepError as error:
             log.event(LOG, "not_restored", level=logging.WARNING, workload=workload.name, cause=str(error))
             return
+        if restored is None:
+            return
         # another workload's may have come later and with newer anchors: each needs its own until the CA is asked
-        anchors = unique((*self._trust.of(workload.authority), *accepted.anchors))
-        held, secret = self._serve(key, structs.replace(accepted, anchors=anchors), kept.issued)
-        renew_at = held.renew_at(self._renewal)
-        log.event(
-            LOG, "restored", workload=workload.name, serial=held.serial, not_after=held.not_after, renew_at=renew_at
-        )
-        tasks.create_task(self._offer_while_valid(held, secret))
+        anchors = unique((*self._trust.of(workload.authority), *restored.accepted.anchors))
+        accepted, at = structs.replace(restored.accepted, anchors=anchors), restored.issued_at
+        self._kept = Certificate("restored", accepted, secret_of(accepted, restored.key), at, at)
+        self._take(self._kept)
 
-    async def _keep(self, accepted: Accepted, held: Held, secret: CertificateSecret) -> None:
-        if self._keeper is None:
+    async def _keep(self, certificate: Certificate) -> None:
+        if self._keeper is None or certificate is self._kept:
             return
         from anyio import to_thread  # noqa: PLC0415 - only where certificates are kept
 
         kept = KeptCertificate(
             str(self._workload.identity),
-            held.issued_at.timestamp(),
-            secret.chain_pem.decode(),
-            write_pem(accepted.anchors).decode(),
-            secret.private_key_pem.decode(),
+            certificate.issued_at.timestamp(),
+            certificate.secret.chain_pem.decode(),
+            write_pem(certificate.accepted.anchors).decode(),
+            certificate.secret.private_key_pem.decode(),
         )
         try:
             await to_thread.run_sync(self._keeper.save, kept)
         except KeepError as error:
             log.event(LOG, "not_kept", level=logging.ERROR, workload=self._workload.name, cause=str(error))
+        else:
+            self._kept = certificate
+
+    @property
+    def _serving(self) -> bool:
+        """Whether an Envoy that asks is given a certificate."""
+        return all(self._store.snapshot.get(name) is not None for name in self._workload.names)
 
     def _rank(self) -> Rank:
-        expiry = datetime.min.replace(tzinfo=UTC) if self._held is None else self._held.not_after
+        served = self._offer.holdings.served
+        expiry = datetime.min.replace(tzinfo=UTC) if served is None else served.not_after
         return (not self._store.awaited(self._workload.names), expiry)
 
     async def _drafted(self) -> _Draft:
@@ -166,7 +187,7 @@ class Issuer:
 
     async def _ask(self, draft: _Draft) -> Accepted:
         workload = self._workload
-        request = IssueRequest(workload.identity, draft.csr_pem, workload.ttl, draft.request_id, self._current)
+        request = IssueRequest(workload.identity, draft.csr_pem, workload.ttl, draft.request_id, self._offer.current)
         try:
             async with asyncio.timeout(DEADLINE):
                 answer = await self._authority.issue(request)
@@ -188,47 +209,36 @@ class Issuer:
             now=self._clock.now(),
         )
 
-    def _serve(self, key: PrivateKey, accepted: Accepted, issued_at: datetime) -> tuple[Held, CertificateSecret]:
-        leaf = accepted.leaf
-        held = self._held = Held(issued_at, leaf.not_valid_before_utc, accepted.not_after, serial_hex(leaf))
-        secret = CertificateSecret(write_pem(accepted.chain), to_pkcs8_pem(key), accepted.not_after)
-        self._current = CurrentIdentity(secret.chain_pem, secret.private_key_pem)
-        self._draft = self._failure = None
-        self._trust.update(self._workload.authority, accepted.anchors)
-        self._trust.rely(self._workload.authority, secret)
-        # after the bundle: whoever is handed the new leaf has been handed what it chains to
-        self._store.publish(dict.fromkeys(self._workload.names, secret))
-        return held, secret
-
-    def _report(self, event: str, accepted: Accepted, held: Held, started: datetime) -> None:
-        for warning in accepted.warnings:
-            log.event(LOG, "ca_warning", level=logging.WARNING, workload=self._workload.name, warning=warning)
+    def _report(self, certificate: Certificate) -> None:
+        workload, held = self._workload, self._offer.held(certificate)
+        new = certificate.how != "restored"
+        took = certificate.issued_at - certificate.asked_at
         log.event(
             LOG,
-            event,
-            workload=self._workload.name,
-            spiffe_id=str(self._workload.identity),
-            authority=self._workload.authority,
+            certificate.how,
+            workload=workload.name,
+            spiffe_id=str(workload.identity) if new else None,
+            authority=workload.authority if new else None,
             serial=held.serial,
             not_after=held.not_after,
             renew_at=held.renew_at(self._renewal),
-            took_ms=round((held.issued_at - started).total_seconds() * 1000, 1),
+            took_ms=round(took.total_seconds() * 1000, 1) if new else None,
         )
 
     def _fail(self, error: AuthorityError) -> None:
-        now = self._clock.now()
+        now, served = self._clock.now(), self._offer.holdings.served
         self._failure = failed(
             now,
             error.kind,
             before=self._failure,
-            held=self._held,
+            served=served,
+            ttl=self._workload.ttl,
             retry_after=error.retry_after,
             chance=self._chance(),
         )
         if error.kind.refused:
             self._draft = None
-        held = self._held
-        urgent = error.kind.refused or held is None or held.alarming(now)
+        urgent = error.kind.refused or served is None or served.alarming(now)
         log.event(
             LOG,
             "retrying",
@@ -239,27 +249,6 @@ class Issuer:
             cause=str(error),
             attempt=self._failure.count,
             in_seconds=self._failure.delay,
-            serving="nothing" if held is None or held.expired(now) else "the certificate held",
-            expires=held.not_after if held else None,
+            serving="nothing" if served is None or served.expired(now) else "the certificate held",
+            expires=served.not_after if served else None,
         )
-
-    async def _offer_while_valid(self, held: Held, secret: CertificateSecret) -> None:
-        """Withhold the secret once it has expired, and offer it again if the clock that said so is set back.
-
-        What it chains to is trusted until then, renewed or not: others may have it in use for a while yet.
-        """
-        name, names, authority = self._workload.name, self._workload.names, self._workload.authority
-        while self._held is held:
-            now = self._clock.now()
-            if not held.expired(now):
-                if self._store.publish(dict.fromkeys(names, secret)):
-                    log.event(LOG, "valid_again", level=logging.WARNING, workload=name, not_after=held.not_after)
-                await until(self._clock, held.not_after)
-            else:
-                self._trust.release(authority, secret)
-                if self._store.withhold(names):
-                    log.event(LOG, "expired", level=logging.ERROR, workload=name, not_after=held.not_after)
-                await until(self._clock, now + timedelta(seconds=LONGEST_SLEEP))
-        while not held.expired(self._clock.now()):
-            await until(self._clock, held.not_after)
-        self._trust.release(authority, secret)

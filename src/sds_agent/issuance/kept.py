@@ -11,10 +11,11 @@ from pathlib import Path
 
 import msgspec
 
-from sds_agent.authority.protocol import Issuance
+from sds_agent.authority.protocol import AuthorityError, Issuance
 from sds_agent.errors import SdsAgentError
 from sds_agent.files import own_directory, write_private
 from sds_agent.identity.spiffe import SpiffeId
+from sds_agent.issuance.acceptance import Accepted, accept
 from sds_agent.pki.keyfile import KeyFileError, read_private_key
 from sds_agent.pki.keys import PrivateKey
 from sds_agent.values import Sensitive
@@ -52,6 +53,14 @@ class KeptCertificate(Sensitive, frozen=True):
         return datetime.fromtimestamp(self.issued_at, UTC)
 
 
+class Restored(Sensitive, frozen=True):
+    """A kept certificate that was accepted again, its key, and when it was issued."""
+
+    accepted: Accepted
+    key: PrivateKey
+    issued_at: datetime
+
+
 class Keeper:
     """Keeps one file for each identity in a directory (0700, the files 0600)."""
 
@@ -83,6 +92,19 @@ class Keeper:
         if kept.spiffe_id != str(identity):
             raise KeepError(f"{file} is of another identity; it is not used, and replaced by the next certificate")
         return kept
+
+    def restore(self, identity: SpiffeId, now: datetime) -> Restored | None:
+        """What was kept for the identity, if it is still as good as on the day it came, or None. Raises KeepError."""
+        kept = self.load(identity)
+        if kept is None:
+            return None
+        key = kept.key
+        try:
+            accepted = accept(kept.issuance, identity=identity, public_key=key.public_key(), anchors=(), now=now)
+        except AuthorityError as error:
+            raise KeepError(str(error)) from error
+        # a time that is yet to come, as after a clock was set back, would put off the renewal
+        return Restored(accepted, key, min(kept.issued, now))
 
     def _file(self, spiffe_id: str) -> Path:
         return self._directory / f"{hashlib.sha256(spiffe_id.encode()).hexdigest()[:32]}.json"

@@ -1,8 +1,12 @@
-"""When to ask for a certificate: pure decisions, with the time as an argument.
+"""When to ask for a certificate, and when to publish it: pure decisions, with the time as an argument.
 
-A certificate's lifetime is counted from the moment it was issued to its NotAfter. CAs backdate NotBefore, so counting
-from there would call a short certificate old on arrival. Jitter comes from the certificate itself: asking twice gives
-one answer, and a fleet spreads evenly.
+A certificate's lifetime is counted from the moment it was issued to its end. CAs backdate NotBefore, so counting from
+there would call a short certificate old on arrival. Jitter comes from the certificate itself: asking twice gives one
+answer, and a fleet spreads evenly.
+
+Beside the certificate that is `served` a workload can have some that are `coming`: accepted, but their NotBefore lies
+ahead, so that peers would still refuse them. What is served stays until one of them is published. Times are those of
+the whole chain and its trust anchor (`validity`).
 """
 
 import hashlib
@@ -11,19 +15,29 @@ from datetime import datetime, timedelta
 from msgspec import Struct
 
 from sds_agent.authority.protocol import ErrorKind
+from sds_agent.issuance.validity import SKEW
 
 FLOOR = timedelta(seconds=1)
 """The least time between two certificates of a workload, however short they live."""
 FIRST_RETRY = timedelta(seconds=0.5)
 LONGEST_RETRY = timedelta(seconds=60)
 FIRST_RETRY_REFUSED = timedelta(seconds=10)
-"""After a refusal somebody has to act, so asking often does not help."""
+"""After a refusal a person has to act, so asking often does not help."""
+LONGEST_RETRY_UNSERVED = timedelta(seconds=10)
+"""Between two attempts while nothing valid is served, and requests fail for want of a certificate."""
+RETRY_SHARE_UNSERVED = 0.5
+"""The same, as a share of a lifetime: about what passes between two renewals, for which the CA was made."""
 SHORTEST_DELAY = timedelta(seconds=0.2)
 """The least time before a retry, whatever chance says."""
 LONGEST_RETRY_AFTER = timedelta(hours=1)
 """A CA that asks for more patience than this is asked again all the same."""
 ALARM = 0.2
 """The share of a lifetime that may be left before a failing renewal is logged as an error."""
+PEER_SKEW = timedelta(seconds=30)
+PEER_SKEW_SHARE = 0.05
+"""A peer's clock may be behind ours: a renewed certificate is published `PEER_SKEW` after its NotBefore, or this share
+of its life if that is less, while there is another to serve. CAs that backdate NotBefore make this nothing.
+"""
 
 
 class Renewal(Struct, frozen=True):
@@ -34,7 +48,7 @@ class Renewal(Struct, frozen=True):
 
 
 class Held(Struct, frozen=True):
-    """The certificate now served, as far as time is concerned. `serial`, in hexadecimal, feeds the jitter."""
+    """A certificate, as far as time is concerned. `serial`, in hexadecimal, feeds the jitter."""
 
     issued_at: datetime
     not_before: datetime
@@ -42,19 +56,63 @@ class Held(Struct, frozen=True):
     serial: str
 
     def renew_at(self, renewal: Renewal) -> datetime:
-        """When to ask for the next one."""
+        """When to ask for the next one.
+
+        Where the CA's clock is ahead, this one has to be waited for, and the next one will be too: what counts is how
+        long it is valid, and the waiting for it takes place in that time.
+        """
         digest = hashlib.sha256(self.serial.encode()).digest()
         spread = int.from_bytes(digest[:8], "big") / 2**63 - 1  # -1 to 1, evenly
         share = renewal.fraction + spread * renewal.jitter
-        return max(self.issued_at + (self.not_after - self.issued_at) * share, self.issued_at + FLOOR)
+        lifetime = self.not_after - max(self.issued_at, self.not_before)
+        return max(self.issued_at + lifetime * share, self.issued_at + FLOOR)
 
     def expired(self, now: datetime) -> bool:
-        """Whether nobody would take the certificate any more."""
+        """Whether no peer takes the certificate any more."""
         return now >= self.not_after
+
+    def valid(self, now: datetime) -> bool:
+        """Whether peers take the certificate now."""
+        return self.not_before <= now < self.not_after
 
     def alarming(self, now: datetime) -> bool:
         """Whether so little lifetime is left that a person should look."""
         return self.not_after - now <= (self.not_after - self.issued_at) * ALARM
+
+
+class Holdings(Struct, frozen=True):
+    """The certificates in hand: the one `served`, or the last that was, and those `coming`, the newest last."""
+
+    served: Held | None = None
+    coming: tuple[Held, ...] = ()
+
+    def newest(self, now: datetime) -> Held | None:
+        """The certificate whose age says when to ask for the next one."""
+        awaited = [held for held in self.coming if _awaited(held, now)]
+        return awaited[-1] if awaited else self.served
+
+    def publish_at(self, now: datetime) -> dict[int, datetime]:
+        """When to publish each of those coming, by its index.
+
+        No peer takes a certificate before its NotBefore. A peer whose clock is behind ours does so later still, for
+        which there is a margin while another certificate can be served.
+        """
+        return {n: self._publish_at(held, now) for n, held in enumerate(self.coming) if _awaited(held, now)}
+
+    def _publish_at(self, held: Held, now: datetime) -> datetime:
+        served = self.served
+        if served is None or not served.valid(now):
+            return held.not_before
+        rest = max(served.not_after - held.not_before, timedelta(0))
+        return held.not_before + min(PEER_SKEW, (held.not_after - held.not_before) * PEER_SKEW_SHARE, rest / 2)
+
+
+def _awaited(held: Held, now: datetime) -> bool:
+    """Whether a certificate that is not served yet is worth waiting for.
+
+    One that is further ahead than would be accepted is not: the clock was set back.
+    """
+    return not held.expired(now) and held.not_before <= now + SKEW
 
 
 class Failure(Struct, frozen=True):
@@ -69,24 +127,39 @@ class Ask(Struct, frozen=True):
     """Ask the CA now."""
 
 
+class Publish(Struct, frozen=True):
+    """Serve the certificate with that index among those coming; those before it have been overtaken."""
+
+    index: int
+
+
 class Wait(Struct, frozen=True):
     """Nothing to do before this time, unless the wall clock is set."""
 
     until: datetime
 
 
-def decide(now: datetime, held: Held | None, failure: Failure | None, renewal: Renewal) -> Ask | Wait:
+def decide(now: datetime, holdings: Holdings, failure: Failure | None, renewal: Renewal) -> Ask | Publish | Wait:
     """What to do now.
 
     A wall clock that went backwards past a noted moment makes that moment meaningless: it never delays an attempt.
     """
-    if failure is not None and failure.at <= now < failure.at + failure.delay:
-        return Wait(failure.at + failure.delay)
-    if held is None or failure is not None or now < min(held.issued_at, held.not_before):
-        # the last of these: the clock was set back, and to everybody else the certificate is not valid yet
-        return Ask()
-    renew_at = held.renew_at(renewal)
-    return Ask() if now >= renew_at else Wait(renew_at)
+    publish_at = holdings.publish_at(now)
+    if due := [index for index, time in publish_at.items() if now >= time]:
+        return Publish(due[-1])
+    ask_at = _ask_at(now, holdings, failure, renewal)
+    return Ask() if now >= ask_at else Wait(min(ask_at, *publish_at.values()) if publish_at else ask_at)
+
+
+def _ask_at(now: datetime, holdings: Holdings, failure: Failure | None, renewal: Renewal) -> datetime:
+    if failure is not None:
+        return failure.at + failure.delay if failure.at <= now else now
+    newest = holdings.newest(now)
+    if newest is None:
+        return now
+    if newest is holdings.served and now < min(newest.issued_at, newest.not_before):
+        return now  # the clock was set back, and to everybody else the certificate is not valid yet
+    return newest.renew_at(renewal)
 
 
 def failed(
@@ -94,24 +167,36 @@ def failed(
     kind: ErrorKind,
     *,
     before: Failure | None,
-    held: Held | None,
+    served: Held | None,
+    ttl: timedelta,
     retry_after: float | None,
     chance: float,
 ) -> Failure:
     """The failure of this attempt, after the one before it.
 
     The delay has full jitter (`chance` is uniform in [0, 1)) under a bound that doubles from failure to failure and
-    stays at its cap. A CA's own Retry-After (seconds) is a lower bound. While a certificate is held, at most half the
-    rest of its life passes before the next attempt, so that none sleeps past the expiry it is to prevent.
+    stays at its cap. The cap is low while nothing valid is served, unless the CA refused, which asking does not mend;
+    `ttl` is the lifetime asked for. A CA's own Retry-After (seconds) is a lower bound. While a valid certificate is
+    served, at most half the rest of its life passes before the next attempt, so that none sleeps past the expiry it is
+    to prevent.
     """
     count = before.count + 1 if before else 1
-    first = FIRST_RETRY_REFUSED if kind.refused else FIRST_RETRY
-    bound = min(first * 2 ** min(count - 1, 16), LONGEST_RETRY)
-    delay = bound * chance
-    if kind.refused:
-        delay = bound / 2 + delay / 2
+    valid = served is not None and not served.expired(now)
+    cap = LONGEST_RETRY if valid or kind.refused else _longest_unserved(served, ttl)
+    delay = _jittered(kind, count, cap, chance)
     if retry_after is not None and retry_after > 0:  # so a CA's "nan" does not count either
         delay = max(delay, timedelta(seconds=min(retry_after, LONGEST_RETRY_AFTER.total_seconds())))
-    if held is not None and not held.expired(now):
-        delay = min(delay, (held.not_after - now) / 2)
+    if served is not None and valid:
+        delay = min(delay, (served.not_after - now) / 2)
     return Failure(now, count, max(delay, SHORTEST_DELAY))
+
+
+def _jittered(kind: ErrorKind, count: int, cap: timedelta, chance: float) -> timedelta:
+    first = FIRST_RETRY_REFUSED if kind.refused else FIRST_RETRY
+    bound = min(first * float(2 ** min(count - 1, 16)), cap)
+    return bound / 2 + bound * chance / 2 if kind.refused else bound * chance
+
+
+def _longest_unserved(served: Held | None, ttl: timedelta) -> timedelta:
+    life = ttl if served is None else served.not_after - served.issued_at
+    return max(min(LONGEST_RETRY_UNSERVED, life * RETRY_SHARE_UNSERVED), FLOOR)

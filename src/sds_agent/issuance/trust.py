@@ -13,7 +13,7 @@ from cryptography import x509
 from sds_agent import log
 from sds_agent.authority.protocol import AuthorityError, TellsTrust
 from sds_agent.clock import Clock, until
-from sds_agent.issuance.acceptance import vouch
+from sds_agent.issuance.validity import validity, vouches
 from sds_agent.pki.certificates import CertificateError, longest_valid_first, read_pem, unique, write_pem
 from sds_agent.pki.rules import fault_of_ca
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
@@ -67,13 +67,16 @@ class Trust:
             self._publish(authority)
 
     def _keep_needed(self, authority: str, before: tuple[x509.Certificate, ...]) -> None:
-        """Of the anchors told `before` keep what certificates in use chain to."""
+        """Of the anchors told `before` keep what certificates in use chain to, where the new ones are not as good: they
+        do not vouch for it, begin later, or end before the certificate does.
+        """
         now, kept = self._clock.now(), list[CertificateSecret]()
         for version, certificate in self._in_use.get(authority, {}).items():
             chain = read_pem(certificate.chain_pem)
-            if vouch(self._anchors[authority], chain, now):
+            times = validity(chain, self._anchors[authority], now)
+            if times is not None and times.begin <= now and times.end >= certificate.not_after:
                 continue
-            if needed := tuple(anchor for anchor in before if vouch((anchor,), chain, now)):
+            if needed := tuple(anchor for anchor in before if vouches(anchor, chain, now)):
                 self._needed[version] = needed
                 kept.append(certificate)
         if kept:

@@ -1,0 +1,62 @@
+"""From when until when a chain is taken: pure, with the time as an argument.
+
+A peer checks the times of every certificate up to the trust anchor, the anchor's own among them (RFC 5280 section
+6.1.3, step a.2; Envoy does so for roots too). So a leaf is good only while all that is above it is. Of several anchors
+that vouch for a chain, as where a root was renewed, each peer may use any: the chain is good while one of them is.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from msgspec import Struct
+
+from sds_agent.pki.path import has_path
+
+SKEW = timedelta(seconds=60)
+"""How far in the future a NotBefore may lie: the CA's clock and ours are never quite the same."""
+
+
+class Validity(Struct, frozen=True):
+    """A chain is valid from `begin` until `end`; `ends_with` is the certificate that ends first, the leaf or a CA.
+
+    A CA that ends together with the leaf counts as what ends: the leaf's end was fitted to it.
+    """
+
+    begin: datetime
+    end: datetime
+    ends_with: x509.Certificate
+
+
+def validity(chain: Sequence[x509.Certificate], anchors: Iterable[x509.Certificate], now: datetime) -> Validity | None:
+    """When the chain (a leaf, then its intermediates) is valid below one of the anchors; None if below none of them.
+
+    Only anchors that vouch for it at `now`, give or take SKEW, count. `end` may lie before `begin`: then there is no
+    such time.
+    """
+    vouching = [anchor for anchor in _above(chain, anchors) if vouches(anchor, chain, now)]
+    if not vouching:
+        return None
+    first, *later = sorted(vouching, key=lambda anchor: anchor.not_valid_before_utc)
+    last = first
+    for anchor in later:  # a pause between two anchors is an end
+        if last.not_valid_after_utc >= anchor.not_valid_before_utc and _end(anchor) > _end(last):
+            last = anchor
+    begin = max(first.not_valid_before_utc, *(certificate.not_valid_before_utc for certificate in chain))
+    ends_with = min((last, *reversed(chain)), key=_end)
+    return Validity(begin, _end(ends_with), ends_with)
+
+
+def vouches(anchor: x509.Certificate, chain: Sequence[x509.Certificate], now: datetime) -> bool:
+    """Whether the leaf that `chain` begins with is valid below the anchor."""
+    return has_path(chain[0], chain[1:], (anchor,), now, skew=SKEW)
+
+
+def _above(chain: Sequence[x509.Certificate], anchors: Iterable[x509.Certificate]) -> list[x509.Certificate]:
+    """The anchors that may have issued one of the chain by name: the others need no look at their signatures."""
+    issuers = {certificate.issuer for certificate in chain}
+    return [anchor for anchor in anchors if anchor.subject in issuers]
+
+
+def _end(certificate: x509.Certificate) -> datetime:
+    return certificate.not_valid_after_utc
