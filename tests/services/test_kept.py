@@ -1,7 +1,10 @@
 """Certificates that outlive the agent: served at once after a restart, and believed no more than what a CA sends."""
 
+import json
+import os
+import re
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -10,21 +13,24 @@ import anyio
 import msgspec
 import pytest
 from cryptography import x509
-from fakes.authorities import ScriptedAuthority, Step, UpstreamCa, answering, failing
+from fakes.authorities import ScriptedAuthority, Step, UpstreamCa, answering, failing, shifted
 from fakes.clocks import HandClock
 from fakes.events import Events, recorded
-from fakes.hierarchy import URI
+from fakes.hierarchy import NOW, URI, new_key
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from msgspec import structs
 
-from sds_agent.authority.protocol import ErrorKind
+from sds_agent.authority.protocol import ErrorKind, IssueRequest
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.gate import Gate
 from sds_agent.issuance.issuer import Issuer
 from sds_agent.issuance.kept import Keeper, KeepError, KeptCertificate
 from sds_agent.issuance.offer import Workload
 from sds_agent.issuance.trust import Trust
-from sds_agent.pki.certificates import read_pem
-from sds_agent.pki.keys import KeyType
+from sds_agent.pki.certificates import has_key, read_pem, write_pem
+from sds_agent.pki.csr import make_csr
+from sds_agent.pki.keys import KeyType, to_pkcs8_pem
 from sds_agent.secrets.model import BundleSecret
 from sds_agent.secrets.store import SecretStore
 
@@ -180,6 +186,41 @@ async def test_it_is_renewed_when_the_first_agent_would_have_renewed_it(tmp_path
         assert authority.requests[0].current is not None, "a CA that renews over mTLS is shown the current certificate"
 
 
+async def test_a_first_certificate_is_kept_though_it_has_to_wait_and_restored_when_it_is_valid(tmp_path: Path) -> None:
+    """It may have cost a join token, which serves once: an agent that is restarted in between had nothing left."""
+    machine = Machine(tmp_path)
+    ahead = answering(machine.ca, shifted(timedelta(seconds=40), HOUR))
+    async with machine.agent(ahead) as (store, events, _):
+        await events.wait("held_back")
+        await machine.clock.asleep()
+        assert machine.file.exists()
+    async with machine.agent(DOWN) as (store, events, authority):
+        assert (await events.wait("held_back"))["serving"] == "nothing"
+        await machine.clock.asleep()
+        assert store.snapshot["default"] is None
+        machine.clock.elapse(timedelta(seconds=40))
+        await events.wait("restored")
+        assert store.snapshot["default"] is not None
+        assert authority.requests == []
+
+
+async def test_a_renewed_certificate_that_has_to_wait_does_not_take_the_place_of_the_one_that_is_kept(
+    tmp_path: Path,
+) -> None:
+    """Restarted in between, the agent would serve nothing, where it had a valid one."""
+    machine = Machine(tmp_path)
+    version = await machine.issue()
+    machine.clock.elapse(HOUR * 0.56)
+    async with machine.agent(answering(machine.ca, shifted(timedelta(seconds=40), HOUR))) as (_, events, _authority):
+        await events.wait("held_back")
+        await machine.clock.asleep(2)
+    async with machine.agent(DOWN) as (store, events, _):
+        await events.wait("restored")
+        secret = store.snapshot["default"]
+        assert secret is not None
+        assert secret.version == version
+
+
 async def test_expired_one_is_not_served(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     await machine.issue()
@@ -189,14 +230,96 @@ async def test_expired_one_is_not_served(tmp_path: Path) -> None:
         assert store.snapshot["default"] is None
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b'{"spiffe_id": 1}', b"\xff\xfe"])
-async def test_damaged_file_is_told_and_replaced_by_the_next_certificate(tmp_path: Path, damage: bytes) -> None:
+DAMAGE: Mapping[str, bytes | Mapping[str, object]] = {
+    "nothing": b"",
+    "the first byte alone": b"{",
+    "another type": b'{"spiffe_id": 1}',
+    "no UTF-8": b"\xff\xfe",
+    "zeros, as after a power cut": bytes(4096),
+    "a deep nest": b"[" * 200_000,
+    "larger than any certificate": b" " * (2 << 20),
+    "a time that no calendar has": {"issued_at": 1e12},
+    "a time before all calendars": {"issued_at": -1e18},
+    "a time as a text": {"issued_at": "today"},
+    "no number": b'{"spiffe_id": "", "issued_at": NaN}',
+    "half a character": {"chain_pem": "\ud800"},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+async def test_damaged_file_is_told_and_replaced_by_the_next_certificate(
+    tmp_path: Path, damage: bytes | Mapping[str, object]
+) -> None:
     machine = Machine(tmp_path)
     await machine.issue()
-    machine.file.write_bytes(damage)
+    if isinstance(damage, bytes):
+        machine.file.write_bytes(damage)
+    else:
+        machine.file.write_text(json.dumps(json.loads(machine.file.read_bytes()) | damage))
     async with machine.agent(answering(machine.ca)) as (_, events, _authority):
         assert "damaged" in str((await events.wait("not_restored"))["cause"])
         await events.wait("issued")
+
+
+async def test_a_time_of_issue_that_is_yet_to_come_does_not_put_off_the_renewal(tmp_path: Path) -> None:
+    """The certificate would expire, and the agent wait for the year 2286."""
+    machine = Machine(tmp_path)
+    await machine.issue()
+    machine.file.write_text(json.dumps(json.loads(machine.file.read_bytes()) | {"issued_at": 9_999_999_999}))
+    async with machine.agent(answering(machine.ca)) as (_, events, _authority):
+        assert (await events.wait("restored"))["renew_at"] < "2026-03-14T15:43"
+        await machine.clock.asleep(2)
+        machine.clock.elapse(HOUR * 0.56)
+        await events.wait("renewed")
+
+
+SECRET = re.compile("[A-Za-z0-9+/]{40}")
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=5), values, max_size=3),
+    max_leaves=5,
+)
+
+
+@pytest.fixture(scope="module")
+def kept_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A good file, of a certificate that is valid at NOW."""
+    folder = tmp_path_factory.mktemp("kept")
+    ca, key = UpstreamCa(lambda: NOW), new_key()
+    request = IssueRequest(WORKLOAD.identity, make_csr(key, URI), HOUR, "1")
+    pem = [
+        write_pem([ca.leaf(request), ca.lower.certificate, ca.upper.certificate]),
+        write_pem([ca.root.certificate]),
+        to_pkcs8_pem(key),
+    ]
+    Keeper(folder).save(KeptCertificate(URI, NOW.timestamp(), *(text.decode() for text in pem)))
+    (file,) = folder.glob("*.json")
+    return file.read_bytes()
+
+
+@given(data=st.data())
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_damage_of_a_kept_file_ends_the_agent(data: st.DataObject, kept_bytes: bytes, tmp_path: Path) -> None:
+    """Fields of any kind and value, bytes changed, cut off or put in: what is restored is as good as from the CA."""
+    fields = json.loads(kept_bytes)
+    if data.draw(st.booleans(), label="a field"):
+        fields[data.draw(st.sampled_from(sorted(fields)))] = data.draw(ANYTHING)
+        damaged = json.dumps(fields).encode()
+    else:
+        begin, end = sorted(data.draw(st.tuples(*[st.integers(0, len(kept_bytes))] * 2)))
+        damaged = kept_bytes[:begin] + data.draw(st.binary(max_size=40)) + kept_bytes[end:]
+    keeper = Keeper(tmp_path)
+    keeper._file(URI).write_bytes(damaged)
+    restored, refusal = None, ""
+    try:
+        restored = keeper.restore(WORKLOAD.identity, NOW)
+    except KeepError as error:
+        refusal = str(error)
+    assert refusal.isprintable()
+    assert SECRET.search(refusal) is None, "no part of a key"
+    if restored is not None:
+        assert restored.issued_at <= NOW
+        assert has_key(restored.accepted.leaf, restored.key.public_key())
 
 
 async def test_damaged_key_is_told_and_replaced_by_the_next_certificate(tmp_path: Path) -> None:
@@ -211,14 +334,23 @@ async def test_damaged_key_is_told_and_replaced_by_the_next_certificate(tmp_path
         await events.wait("issued")
 
 
-async def test_file_that_cannot_be_read_is_told_and_the_ca_asked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["a directory", "a pipe", "a link to itself", "an endless device"])
+async def test_file_that_cannot_be_read_is_told_and_the_ca_asked(tmp_path: Path, kind: str) -> None:
     machine = Machine(tmp_path)
     await machine.issue()
     file = machine.file
     file.unlink()
-    file.mkdir()
+    match kind:
+        case "a directory":
+            file.mkdir()
+        case "a pipe":
+            os.mkfifo(file)
+        case "a link to itself":
+            file.symlink_to(file)
+        case _:
+            file.symlink_to("/dev/zero")
     async with machine.agent(answering(machine.ca)) as (_, events, _authority):
-        assert "cannot read" in str((await events.wait("not_restored"))["cause"])
+        assert re.search("cannot read|is damaged", str((await events.wait("not_restored"))["cause"]))
         await events.wait("issued")
 
 

@@ -13,12 +13,15 @@ import msgspec
 
 from sds_agent.authority.protocol import AuthorityError, Issuance
 from sds_agent.errors import SdsAgentError
-from sds_agent.files import own_directory, write_private
+from sds_agent.files import own_directory, read_at_once, write_private
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted, accept
 from sds_agent.pki.keyfile import KeyFileError, read_private_key
 from sds_agent.pki.keys import PrivateKey
 from sds_agent.values import Sensitive
+
+LARGEST = 1 << 20
+"""Bytes. A chain, a key and a mesh's anchors take some kilobytes."""
 
 
 class KeepError(SdsAgentError):
@@ -79,16 +82,20 @@ class Keeper:
             ) from error
 
     def load(self, identity: SpiffeId) -> KeptCertificate | None:
-        """What was kept for the identity, unchecked, or None. Raises KeepError."""
+        """What was kept for the identity, or None; the certificate and the key in it are not looked at. Raises
+        KeepError, whatever lies in the file's place.
+        """
         file = self._file(str(identity))
         try:
-            kept = msgspec.json.decode(file.read_bytes(), type=KeptCertificate)
+            kept = _read(file)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise KeepError(f"cannot read {file}: {error.strerror}") from error
-        except msgspec.DecodeError as error:
-            raise KeepError(f"{file} is damaged; it is not used, and replaced by the next certificate") from error
+        except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+            raise KeepError(
+                f"{file} is damaged ({ascii(str(error))[1:-1]}); it is not used, and replaced by the next certificate"
+            ) from error
         if kept.spiffe_id != str(identity):
             raise KeepError(f"{file} is of another identity; it is not used, and replaced by the next certificate")
         return kept
@@ -108,3 +115,13 @@ class Keeper:
 
     def _file(self, spiffe_id: str) -> Path:
         return self._directory / f"{hashlib.sha256(spiffe_id.encode()).hexdigest()[:32]}.json"
+
+
+def _read(file: Path) -> KeptCertificate:
+    """The file's content. Raises OSError, and for what is no kept certificate, a decoder's errors."""
+    data = read_at_once(file, LARGEST)
+    if len(data) > LARGEST:
+        raise ValueError("it is larger than any certificate")
+    kept = msgspec.json.decode(data, type=KeptCertificate)
+    _ = kept.issued, kept.issuance, kept.private_key_pem.encode()  # numbers that are no time, characters that are none
+    return kept
