@@ -11,8 +11,8 @@ from sds_agent.authority.protocol import Authority, TellsTrust
 from sds_agent.clock import Clock, SystemClock
 from sds_agent.config.istio import IstioSettings
 from sds_agent.config.settings import AuthoritySettings, CacertsSettings, EmbeddedSettings, Settings
+from sds_agent.directories import held_directory
 from sds_agent.errors import ConfigurationError, SdsAgentError
-from sds_agent.files import held_directory
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.gate import Gate
 from sds_agent.issuance.issuer import Issuer

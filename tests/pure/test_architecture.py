@@ -16,7 +16,18 @@ ROOT = "sds_agent"
 
 BASE = {"errors", "budget", "clock", "log", "tasks", "values"}
 MATERIAL = BASE | {"identity", "pki"}
-EVERYTHING = MATERIAL | {"files", "signals", "secrets", "outputs", "authority", "sds", "issuance", "config", "ca"}
+EVERYTHING = MATERIAL | {
+    "files",
+    "directories",
+    "signals",
+    "secrets",
+    "outputs",
+    "authority",
+    "sds",
+    "issuance",
+    "config",
+    "ca",
+}
 
 # What each part of sds_agent may import of the others; "pki.keys" means that module and no other of its
 # package. A new part is a new line, below what it uses and above what uses it.
@@ -28,16 +39,17 @@ MAY_IMPORT = {
     "tasks": set[str](),
     "values": set[str](),
     "files": BASE,
+    "directories": BASE | {"files"},
     "signals": BASE,
     "identity": BASE,
     "pki": BASE,
     "config": BASE | {"identity", "pki.keys"},
     "secrets": MATERIAL,
-    "authority": MATERIAL | {"files"},
-    "sds": MATERIAL | {"files", "secrets"},
-    "outputs": MATERIAL | {"files", "secrets"},
-    "issuance": MATERIAL | {"files", "secrets", "authority"},
-    "ca": MATERIAL | {"files", "config", "authority", "sds.health", "signals"},
+    "authority": MATERIAL | {"files", "directories"},
+    "sds": MATERIAL | {"files", "directories", "secrets"},
+    "outputs": MATERIAL | {"files", "directories", "secrets"},
+    "issuance": MATERIAL | {"files", "directories", "secrets", "authority"},
+    "ca": MATERIAL | {"files", "directories", "config", "authority", "sds.health", "signals"},
     "app": EVERYTHING,
     "cli": EVERYTHING | {"app"},
     "__main__": {"cli"},

@@ -58,10 +58,12 @@ def mode_of(path: Path) -> int:
 @pytest.mark.parametrize("mode", [0o660, 0o600, 0o770])
 @pytest.mark.parametrize("umask", [0o000, 0o077])
 async def test_socket_has_the_configured_mode_whatever_the_umask(tmp_path: Path, mode: int, umask: int) -> None:
+    path = tmp_path / "run" / "sds-agent" / "sds.sock"
     before = os.umask(umask)
     try:
-        async with server(SocketFile(tmp_path / "sds.sock", mode=mode)):
-            assert mode_of(tmp_path / "sds.sock") == mode
+        async with server(SocketFile(path, mode=mode)):
+            assert mode_of(path) == mode
+            assert [mode_of(each) for each in path.parents[:2]] == [0o755, 0o755], "or no other user would reach it"
     finally:
         assert os.umask(before) == umask, "the process's own umask is as it was"
 

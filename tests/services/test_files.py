@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fakes.disks import full_disk
 
-from sds_agent.files import UntrustedDirectoryError, locked, own_directory, write_private
+from sds_agent.files import locked, write_private
 
 
 def mode_of(path: Path) -> int:
@@ -95,50 +95,6 @@ def test_a_reader_sees_one_content_or_the_other_and_never_a_part(tmp_path: Path)
         done.set()
         reader.join()
     assert seen <= set(contents)
-
-
-# --- directories ---
-
-
-@pytest.mark.parametrize("mode", [0o700, 0o755])
-def test_a_directory_is_made_with_its_mode_and_an_own_one_is_taken(tmp_path: Path, mode: int) -> None:
-    directory = tmp_path / "a" / "b"
-    own_directory(directory, mode)
-    assert mode_of(directory) == mode
-    (directory / "kept").touch()
-    own_directory(directory, mode)
-    assert (directory / "kept").exists()
-
-
-@pytest.mark.parametrize("mode", [0o777, 0o703, 0o1777])
-def test_a_directory_that_anybody_may_write_to_is_not_our_own(tmp_path: Path, mode: int) -> None:
-    tmp_path.chmod(mode)
-    with pytest.raises(UntrustedDirectoryError, match="anybody may write to"):
-        own_directory(tmp_path, 0o700)
-    assert mode_of(tmp_path) == mode
-
-
-def test_a_directory_of_another_user_is_not_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = os.getuid() + 1
-    if os.getuid() == 0:
-        os.chown(tmp_path, other, -1)
-    else:  # nobody else may give it away, so we are the other
-        monkeypatch.setattr(os, "geteuid", lambda: other)
-    with pytest.raises(UntrustedDirectoryError, match="who could replace the agent's files"):
-        own_directory(tmp_path, 0o700)
-
-
-def test_a_directory_of_root_is_as_good_as_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """/run/sds-agent, made by the service manager."""
-    monkeypatch.setattr(os, "geteuid", lambda: 4711)
-    own_directory(Path("/usr"), 0o755)
-
-
-def test_a_file_in_the_directorys_place_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"kept")
-    with pytest.raises(FileExistsError):
-        own_directory(tmp_path / "file", 0o700)
-    assert (tmp_path / "file").read_bytes() == b"kept"
 
 
 # --- locks ---

@@ -211,6 +211,18 @@ def test_no_intermediate_is_made_beside_what_would_count_with_it(
     assert [file.name for file in (tmp_path / "i").iterdir()] == [name]
 
 
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_modes_do_not_depend_on_the_umask(tmp_path: Path, umask: int) -> None:
+    """With 077 no other program could read the root's certificate, with 000 anybody could replace the directory."""
+    before = os.umask(umask)
+    try:
+        assert ca("root", tmp_path / "new" / "root", "--trust-domain", "demo.example") == 0
+    finally:
+        os.umask(before)
+    made = ("new", "new/root", "new/root/root-cert.pem", "new/root/root-key.pem")
+    assert [stat.S_IMODE((tmp_path / each).stat().st_mode) for each in made] == [0o755, 0o700, 0o644, 0o600]
+
+
 def test_what_was_made_is_on_the_disk_when_the_command_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A root is made once, and who carries its medium away must have all of it."""
     seen, sync = [], os.fsync

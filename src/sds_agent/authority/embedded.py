@@ -20,8 +20,9 @@ from sds_agent.authority.keymaking import new_key
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.authority.request import proven_key
 from sds_agent.clock import Clock
+from sds_agent.directories import UntrustedDirectoryError, own_directory
 from sds_agent.errors import ConfigurationError
-from sds_agent.files import UntrustedDirectoryError, own_directory, write_private
+from sds_agent.files import write_private
 from sds_agent.pki.certificates import CertificateError, read_pem, serial_hex, write_pem
 from sds_agent.pki.keys import KeyType, PrivateKey, to_pkcs8_pem
 from sds_agent.pki.signer import Signer, SignerError, make_root

@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
 from sds_agent.authority.directory import DirectoryError, read_file
+from sds_agent.directories import ABOVE, make_directory
 from sds_agent.errors import SdsAgentError
 from sds_agent.files import sync_directory
 from sds_agent.pki.cacerts import FILES, CaFilesError, read_signing_set
@@ -171,11 +172,12 @@ def _write_whole(directory: Path, files: Mapping[str, bytes]) -> None:
 
     The certificate of the root comes last: who is killed before leaves a directory that everybody refuses.
     """
-    # mkdir tells what may not be looked at, for which Path.exists raises
+    # make_directory tells what may not be looked at, for which Path.exists raises
     missing = [each for each in (directory, *directory.parents) if not os.path.exists(each)]  # noqa: PTH110 - see above
     written: list[Path] = []
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for each in reversed(missing):
+            make_directory(each, 0o700 if each == directory else ABOVE)
         for name, data in files.items():
             _write_new(directory / name, data, written)
         sync_directory(directory)
@@ -197,6 +199,7 @@ def _write_new(file: Path, data: bytes, written: list[Path]) -> None:
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     written.append(file)
     with os.fdopen(descriptor, "wb") as opened:
+        os.fchmod(descriptor, mode)  # whatever the umask
         opened.write(data)
         opened.flush()
         os.fsync(opened.fileno())

@@ -29,8 +29,8 @@ from sds_agent.ca.source import Plugged, SelfSigned, Source
 from sds_agent.ca.tls import ServerTls
 from sds_agent.ca.tokens import JoinTokens
 from sds_agent.clock import Clock, SystemClock
+from sds_agent.directories import held_directory
 from sds_agent.errors import ConfigurationError
-from sds_agent.files import held_directory
 from sds_agent.pki.signer import SignerError
 from sds_agent.sds.health import Health
 from sds_agent.signals import until_signalled

@@ -22,8 +22,9 @@ from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.ca.refusal import Kind, RefusalError, unauthenticated
+from sds_agent.directories import UntrustedDirectoryError, note_shared, own_directory
 from sds_agent.errors import ConfigurationError
-from sds_agent.files import UntrustedDirectoryError, own_directory, sync_directory
+from sds_agent.files import sync_directory
 from sds_agent.pki.keys import PublicKey, public_bytes
 
 LOG = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ class JoinTokens:
         Root may work `for_its_owner`, the user that the CA runs as. Raises ConfigurationError.
         """
         try:
-            own_directory(self._directory, 0o700, of_anybody=for_its_owner and os.geteuid() == 0)
+            shared = own_directory(self._directory, 0o700, of_anybody=for_its_owner and os.geteuid() == 0)
+            note_shared("callers.join_tokens", shared)
             if not os.access(self._directory, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self._directory))
             self._forget(datetime.now(UTC))

@@ -12,8 +12,9 @@ from pathlib import Path
 import msgspec
 
 from sds_agent.authority.protocol import AuthorityError, Issuance
+from sds_agent.directories import own_directory
 from sds_agent.errors import SdsAgentError
-from sds_agent.files import own_directory, read_at_once, write_private
+from sds_agent.files import read_at_once, write_private
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted, accept
 from sds_agent.pki.keyfile import KeyFileError, read_private_key

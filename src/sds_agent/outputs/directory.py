@@ -20,7 +20,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from sds_agent.files import own_directory, sync_directory
+from sds_agent.directories import own_directory
+from sds_agent.files import sync_directory
 
 DATA = "..data"
 _OURS = re.compile(r"\.\.([0-9]{8}-[0-9]{6}|tmp)-[0-9a-f]{8}")

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.clock import Clock
-from sds_agent.files import UntrustedDirectoryError
+from sds_agent.directories import UntrustedDirectoryError
 from sds_agent.outputs.directory import File, write_set
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore, Snapshot

@@ -20,8 +20,9 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
+from sds_agent.directories import UntrustedDirectoryError, note_shared, own_directory
 from sds_agent.errors import ConfigurationError, SdsAgentError
-from sds_agent.files import UntrustedDirectoryError, locked, own_directory
+from sds_agent.files import locked
 
 LONGEST_PATH = 107
 """Bytes of a path that fit a Unix socket's address (sockaddr_un, without its final zero)."""
@@ -155,7 +156,7 @@ def _check_length(path: Path) -> None:
 
 def _prepare_directory(directory: Path) -> None:
     try:
-        own_directory(directory, 0o755)
+        note_shared("sds.socket", own_directory(directory, 0o755))
     except UntrustedDirectoryError as error:
         raise ConfigurationError(f"sds.socket: {error}") from error
     except OSError as error:

@@ -1,0 +1,260 @@
+"""Directories that nobody else may change: made with their modes, and looked at up to the root.
+
+A user who may write to a directory can put a file in the place of the agent's, and one who may write to a directory
+above it can move all of it away. So each directory on the way must belong to root or to the agent's user, and others
+may not write to it, unless its sticky bit keeps what is in it to its owners, as in /tmp. That is what ssh asks for
+with StrictModes, with two differences. Symbolic links are followed name by name, because a link that another user may
+replace leads anywhere. And a directory that a group may write to is taken, with a warning: Kubernetes gives every
+volume to the group of its pod (fsGroup), and the operator alone knows who is in a group.
+"""
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from enum import Enum
+from pathlib import Path
+
+from msgspec import Struct, structs
+
+from sds_agent import log
+from sds_agent.errors import ConfigurationError, SdsAgentError
+from sds_agent.files import locked
+
+LOG = logging.getLogger(__name__)
+
+ROOT = 0
+MOST_LINKS = 40
+"""Symbolic links on one way, as Linux has it (path_resolution(7))."""
+ABOVE = 0o755
+"""The mode of a directory that is made because another one goes into it."""
+_UNMAPPED = 65534
+"""What Linux shows for the owner of a file who has no id in a user namespace (user_namespaces(7))."""
+
+
+class UntrustedDirectoryError(SdsAgentError):
+    """Another user could put a file in the place of the agent's."""
+
+
+class Kind(Enum):
+    """What a step on the way to a directory is."""
+
+    ABOVE = "a directory above it"
+    LAST = "the directory itself"
+    LINK = "a symbolic link in a directory that others may write to"
+
+
+class Step(Struct, frozen=True):
+    """What was found on the way to a directory.
+
+    `owner` and `group` are ids, the owner None for a user of the machine who has no id in this user namespace; `mode`
+    holds the permission bits and the sticky bit.
+    """
+
+    path: Path
+    owner: int | None
+    group: int
+    mode: int
+    kind: Kind = Kind.ABOVE
+
+    def writable(self, by: int) -> bool:
+        """Whether these users (stat.S_IWOTH, stat.S_IWGRP) may replace what is in it."""
+        if self.kind is Kind.LINK:
+            return False
+        kept = self.mode & stat.S_ISVTX and self.kind is Kind.ABOVE  # the next step, whose owner is looked at
+        return bool(self.mode & by) and not kept
+
+
+class Look(Struct, frozen=True):
+    """What is to be said of a directory: why it is refused, or None, and who else could change what is in it."""
+
+    refused: str | None
+    shared: tuple[str, ...]
+
+
+def judge(steps: Iterable[Step], target: Path, user: int, also: Collection[int] = ()) -> Look:
+    """What is to be said of the way to `target`, for an agent that runs as `user` and trusts these users `also`."""
+    found = tuple(steps)
+    trusted = {ROOT, user, *also}
+    refusals = (_fault(step, target, user, trusted) for step in found)
+    notes = (_shared(step, target) for step in found)
+    return Look(next((each for each in refusals if each), None), tuple(each for each in notes if each))
+
+
+def _fault(step: Step, target: Path, user: int, trusted: Collection[int]) -> str | None:
+    last = step.kind is Kind.LAST
+    does = "replace the agent's files" if last else f"put another directory in the place of {target}"
+    if step.owner not in trusted and (last or step.owner is not None):
+        owner = "a user of another namespace" if step.owner is None else f"uid {step.owner}"
+        return (
+            f"{step.path} belongs to {owner}, who could {does}; "
+            f"use a directory {'' if last else 'whose way is '}of the agent's own user (uid {user}) or of root"
+        )
+    if step.writable(stat.S_IWOTH):
+        return (
+            f"anybody may write to {step.path}, so anybody could {does}; "
+            f"use a directory that only the agent may write to (chmod o-w {step.path})"
+        )
+    return None
+
+
+def _shared(step: Step, target: Path) -> str | None:
+    does = "replace the agent's files" if step.kind is Kind.LAST else f"put another directory in the place of {target}"
+    if step.owner is None:
+        return f"{step.path} belongs to a user of another namespace, who could {does}"
+    if step.writable(stat.S_IWGRP):
+        return f"the group {step.group} may write to {step.path} and could {does} (chmod g-w {step.path})"
+    return None
+
+
+def look(directory: Path, also: Collection[int] = ()) -> Look:
+    """What is to be said of the way to a directory, as far as there is one; nothing is made. Raises OSError."""
+    steps, _ = walk(directory)
+    return judge(steps, directory, os.geteuid(), also)
+
+
+def own_directory(directory: Path, mode: int, *, of_anybody: bool = False) -> tuple[str, ...]:
+    """Make the directory with `mode` if it is missing, and make sure that nobody else may replace what is in it.
+
+    Missing directories above it get the mode 0755. No mode depends on the umask. With `of_anybody` the directory's
+    owner may replace what is in it, whoever that is. Returns who else could, in words, where that is allowed with a
+    warning. Raises UntrustedDirectoryError, and OSError.
+    """
+    while True:
+        steps, missing = walk(directory)
+        owner = steps[-1].owner if of_anybody and missing is None else None
+        found = judge(steps, directory, os.geteuid(), () if owner is None else (owner,))
+        if found.refused is not None:
+            raise UntrustedDirectoryError(found.refused)
+        if missing is None:
+            return found.shared
+        make_directory(missing.path, mode if missing.last else ABOVE)
+
+
+def make_directory(path: Path, mode: int) -> None:
+    """Make one directory with these permission bits, whatever the umask. One that is there stays as it is.
+
+    Raises OSError.
+    """
+    with suppress(FileExistsError):  # made by another process in this moment
+        path.mkdir(mode)
+        made = stat.S_IMODE(path.stat().st_mode)
+        if made & 0o777 != mode:
+            path.chmod(mode | made & stat.S_ISGID)  # set by the directory above, for its group
+
+
+def note_shared(setting: str, causes: Iterable[str]) -> None:
+    """Warn of those who could change what is in the directory that `setting` names."""
+    for cause in causes:
+        log.event(LOG, "directory_shared", level=logging.WARNING, setting=setting, cause=cause)
+
+
+class Missing(Struct, frozen=True):
+    """The first name on a way that is not there, and whether the way ends with it."""
+
+    path: Path
+    last: bool
+
+
+def walk(directory: Path) -> tuple[tuple[Step, ...], Missing | None]:
+    """The steps of the way to a directory from the root, as far as there is one. Raises OSError."""
+    way = _Way(directory)
+    while way.names and way.missing is None:
+        way.take(way.names.pop())
+    if way.missing is None:
+        way.steps[-1] = structs.replace(way.steps[-1], kind=Kind.LAST)
+    return tuple(way.steps), way.missing
+
+
+class _Way:
+    """A way that is being walked: what was passed, where it is now, and the names to go, the next one last."""
+
+    def __init__(self, directory: Path) -> None:
+        self.names = list(reversed(directory.absolute().parts[1:]))
+        self.steps: list[Step] = []
+        self.missing: Missing | None = None
+        self._links = 0
+        self._own = len(self.names) + 1  # where fewer names than this are left, they are not those of a link
+        self._enter(Path("/"))
+
+    def take(self, name: str) -> None:
+        """Go to the next name."""
+        if name == "..":  # the path so far holds no link
+            self._enter(self._at.path.parent)
+            return
+        path = self._at.path / name
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            if self._of_link():  # to a disk that is not mounted, say: what is made in its place would be lost there
+                raise
+            self.missing = Missing(path, not self.names)
+            return
+        if stat.S_ISLNK(found.st_mode):
+            self._follow(path, found)
+        else:
+            self._enter(path)
+
+    def _of_link(self) -> bool:
+        """Whether the name that was taken last is one that a link leads to."""
+        return len(self.names) >= self._own
+
+    def _enter(self, path: Path) -> None:
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+        self._at = _step(path, found)
+        self.steps.append(self._at)
+
+    def _follow(self, link: Path, found: os.stat_result) -> None:
+        self._links += 1
+        if self._links > MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(link))
+        if self._at.mode & (stat.S_IWOTH | stat.S_IWGRP):
+            self.steps.append(_step(link, found, Kind.LINK))
+        if not self._of_link():
+            self._own = len(self.names)
+        to = link.readlink()
+        if to.is_absolute():
+            self._enter(Path("/"))
+        self.names += reversed(to.parts[1:] if to.is_absolute() else to.parts)
+
+
+def _step(path: Path, found: os.stat_result, kind: Kind = Kind.ABOVE) -> Step:
+    owner = found.st_uid if found.st_uid != _UNMAPPED or _is_mapped(_UNMAPPED) else None
+    return Step(path, owner, found.st_gid, stat.S_IMODE(found.st_mode), kind)
+
+
+def _is_mapped(uid: int) -> bool:
+    """Whether the id is one of this user namespace's (user_namespaces(7): each line is a first id, that outside, and
+    how many).
+    """
+    try:
+        ranges = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    except OSError:
+        return True
+    return any(int(first) <= uid < int(first) + int(count) for first, _, count in ranges)
+
+
+@contextmanager
+def held_directory(directory: Path, setting: str, in_use: SdsAgentError) -> Iterator[None]:
+    """Hold a directory (0700) that no second process may use at the same time.
+
+    Raises `in_use` when one does, and ConfigurationError, which names the `setting`, when it cannot be used at all.
+    """
+    with ExitStack() as stack:
+        try:
+            note_shared(setting, own_directory(directory, 0o700))
+            stack.enter_context(locked(directory / "lock"))
+        except UntrustedDirectoryError as error:
+            raise ConfigurationError(f"{setting}: {error}") from error
+        except BlockingIOError as error:
+            raise in_use from error
+        except OSError as error:
+            raise ConfigurationError(
+                f"{setting}: cannot use {error.filename or directory}: {error.strerror}; make it writable for the user "
+                f"that runs this (uid {os.geteuid()}), or choose another"
+            ) from error
+        yield
