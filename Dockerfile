@@ -36,8 +36,11 @@ COPY --from=build /opt/sds-agent /opt/sds-agent
 COPY --from=build /src/container_health.py /opt/sds-agent/
 # The example that fits the Envoy files in envoy/; mount your own in its place.
 COPY --from=build /src/agent.yaml /etc/sds-agent/sds-agent.yaml
+# The agent's places where its file names none, as systemd tells them. A file's own count more.
 ENV PATH=/opt/sds-agent/bin:$PATH \
-    PYTHONDONTWRITEBYTECODE=1
+    PYTHONDONTWRITEBYTECODE=1 \
+    RUNTIME_DIRECTORY=/run/sds-agent \
+    STATE_DIRECTORY=/var/lib/sds-agent
 USER 10001:10001
 VOLUME ["/run/sds-agent", "/var/lib/sds-agent"]
 # The agent: each workload has a certificate. The CA: it answers.

@@ -3,6 +3,7 @@
 The story itself needs a Docker engine: scripts/compose-demo plays it.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from fakes.configurations import MINIMAL
 from fakes.envoys import BINARY
 
 from sds_agent.ca import settings as ca_settings
@@ -63,6 +65,17 @@ def test_envoy_gets_to_the_socket_by_the_group_that_the_image_gives_it() -> None
     group = re.search(r"install -d -o 10001 -g (\d+) -m 2750 /run/sds-agent", (ROOT / "Dockerfile").read_text())
     assert group is not None
     assert {SERVICES[f"{pair}-envoy"]["user"] for pair in PAIRS} == {f"{group[1]}:{group[1]}"}
+
+
+def test_the_least_file_finds_the_images_directories(tmp_path: Path) -> None:
+    """Elsewhere the root file system is read-only, or what is kept is lost with the container."""
+    (tmp_path / "sds-agent.yaml").write_text(MINIMAL)
+    final = (ROOT / "Dockerfile").read_text().split("\nFROM ")[-1]
+    preset = dict(re.findall(r"\b(RUNTIME_DIRECTORY|STATE_DIRECTORY)=(\S+)", final))
+    settings = load(tmp_path / "sds-agent.yaml", preset, uid=10001).settings
+    places = {str(settings.sds.socket.parent), str(settings.state_dir)}
+    (volumes,) = re.findall(r"^VOLUME (.*)$", final, re.MULTILINE)
+    assert places == set(json.loads(volumes))
 
 
 def test_the_images_user_can_read_every_file_whatever_the_umask_of_the_clone() -> None:

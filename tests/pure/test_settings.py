@@ -178,6 +178,21 @@ def test_the_socket_and_the_state_go_where_the_user_has_them(tmp_path: Path) -> 
     assert places(0, XDG_RUNTIME_DIR=own, HOME=home) == ("/run/sds-agent/sds.sock", "/var/lib/sds-agent")
 
 
+@pytest.mark.parametrize("uid", [0, UID])
+def test_the_directories_that_a_service_manager_made_come_first(tmp_path: Path, uid: int) -> None:
+    """systemd's RuntimeDirectory= and StateDirectory=, and the image: each tells its directories by a variable."""
+    home = {"XDG_RUNTIME_DIR": str(tmp_path), "XDG_STATE_HOME": "/s", "HOME": str(tmp_path)}
+    made = {"RUNTIME_DIRECTORY": "/run/web:/run/other", "STATE_DIRECTORY": "/var/lib/web"}
+    assert places(uid, **home, **made) == ("/run/web/sds.sock", "/var/lib/web")
+    assert places(uid, **home, RUNTIME_DIRECTORY="web", STATE_DIRECTORY="") == places(uid, **home)
+
+
+def test_a_place_names_the_variable_that_decided_it() -> None:
+    long = f"/{'d' * 120}"
+    with pytest.raises(ConfigError, match=r"\$RUNTIME_DIRECTORY: sds\.socket "):
+        places(UID, RUNTIME_DIRECTORY=long)
+
+
 @pytest.mark.parametrize("useless", ["", "relative", "/does/not/exist"])
 def test_a_user_without_home_and_runtime_directory_still_gets_places(useless: str) -> None:
     last = f"/tmp/sds-agent-{UID}"

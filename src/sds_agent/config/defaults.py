@@ -1,7 +1,9 @@
 """What is filled in where the file and the environment say nothing: the places, and without a file one workload.
 
-Root uses the machine's places, everybody else their own (XDG Base Directory Specification), and who has none a
-directory below /tmp that the server takes only if it belongs to the agent's user.
+A service manager or an image that made directories for the agent says so in $RUNTIME_DIRECTORY and $STATE_DIRECTORY
+(systemd.exec(5), RuntimeDirectory=). Without them root uses the machine's places, other users their own (XDG Base
+Directory Specification), and a user who has none a directory below /tmp, which the server takes only if it belongs to
+the agent's user.
 """
 
 import os
@@ -56,6 +58,8 @@ def fill_places(document: Document, environ: Mapping[str, str], uid: int) -> Non
 
 def runtime_directory(environ: Mapping[str, str], uid: int) -> tuple[Path, Origin]:
     """Where the socket goes, and the variable that decided it."""
+    if made := _first(environ.get("RUNTIME_DIRECTORY", "")):
+        return made, _from("RUNTIME_DIRECTORY")
     if uid == 0:
         return Path("/run/sds-agent"), _ORIGIN
     given = environ.get("XDG_RUNTIME_DIR", "")
@@ -66,6 +70,8 @@ def runtime_directory(environ: Mapping[str, str], uid: int) -> tuple[Path, Origi
 
 def state_directory(environ: Mapping[str, str], uid: int) -> tuple[Path, Origin]:
     """Where state goes, and the variable that decided it."""
+    if made := _first(environ.get("STATE_DIRECTORY", "")):
+        return made, _from("STATE_DIRECTORY")
     if uid == 0:
         return Path("/var/lib/sds-agent"), _ORIGIN
     given = environ.get("XDG_STATE_HOME", "")
@@ -82,6 +88,12 @@ def state_directory(environ: Mapping[str, str], uid: int) -> tuple[Path, Origin]
 
 def _last_resort(uid: int) -> Path:
     return Path(f"/tmp/sds-agent-{uid}")  # noqa: S108 - the server refuses it unless it belongs to the agent's user
+
+
+def _first(listed: str) -> Path | None:
+    """The first of the directories that systemd lists, with colons between them; a relative one does not count."""
+    first = Path(listed.partition(":")[0])
+    return first if first.is_absolute() else None
 
 
 def _from(variable: str) -> Origin:

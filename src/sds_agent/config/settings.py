@@ -76,8 +76,8 @@ class SdsSettings:
 
     socket: Path = setting(
         SOCKET_PATH,
-        "The path of the Unix socket. Left out: sds-agent/sds.sock in the user's runtime directory; for root "
-        "/run/sds-agent/sds.sock.",
+        "The path of the Unix socket. Left out: sds.sock in $RUNTIME_DIRECTORY, or else sds-agent/sds.sock in the "
+        "user's runtime directory; for root /run/sds-agent/sds.sock.",
         filled=True,
     )
     mode: FileMode = setting(
@@ -195,8 +195,8 @@ class Settings:
     trust_domain: str = setting(TRUST_DOMAIN, "The trust domain of every workload here.")
     state_dir: Path = setting(
         PATH,
-        "The directory for what has to outlive the agent, such as the embedded CA's key. Left out: sds-agent in "
-        "the user's state directory; for root /var/lib/sds-agent.",
+        "The directory for what has to outlive the agent, such as the embedded CA's key. Left out: $STATE_DIRECTORY, "
+        "or else sds-agent in the user's state directory; for root /var/lib/sds-agent.",
         filled=True,
     )
     sds: SdsSettings = setting(Section(SdsSettings), "The socket that Envoys connect to.", filled=True)
