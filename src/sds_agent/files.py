@@ -2,10 +2,19 @@
 
 import fcntl
 import os
+import re
 import secrets
+import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from sds_agent.errors import SdsAgentError
+
+
+class ForeignFileError(SdsAgentError):
+    """A file that should be the agent's own may have been put there by another user. The words follow its path."""
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -27,15 +36,58 @@ def write_private(path: Path, data: bytes) -> None:
     sync_directory(path.parent)
 
 
-def read_at_once(file: Path, most: int) -> bytes:
-    """The file's content, or its first `most` bytes and one more. A pipe is not waited for. Raises OSError."""
-    data = b""
-    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+def remove_unfinished(directory: Path, name: str, *, idle: float = 0) -> None:
+    """Remove what `write_private` leaves in `directory` where it is killed, once that is `idle` for so many seconds.
+
+    `name` is a regular expression for the names of the files that were to be written. The caller makes sure that no
+    other process writes them now, by a lock or by waiting. What cannot be removed stays. Raises no error.
+    """
+    unfinished = re.compile(rf"\.(?:{name})\.[0-9a-f]{{8}}")
+    with suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            if not unfinished.fullmatch(entry.name):
+                continue
+            with suppress(OSError):
+                found = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(found.st_mode) and time.time() - found.st_mtime >= idle:
+                    os.unlink(entry.path)  # noqa: PTH108 - the entry has no Path
+
+
+def read_own(file: Path, most: int) -> tuple[bytes, int]:
+    """The content of a file of the agent's own, or its first `most` bytes and one more; and its permission bits.
+
+    Raises ForeignFileError where the opened file is not a regular one of root or of this user, and OSError.
+    """
     try:
-        while len(data) <= most and (more := os.read(descriptor, most + 1 - len(data))):
-            data += more
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError as error:
+        if file.is_symlink():
+            raise ForeignFileError("is not a regular file") from error
+        raise
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ForeignFileError("is not a regular file")
+        if found.st_uid not in {0, os.geteuid()}:
+            raise ForeignFileError(f"belongs to uid {found.st_uid} and not to the agent's user (uid {os.geteuid()})")
+        return _read(descriptor, most), stat.S_IMODE(found.st_mode)
     finally:
         os.close(descriptor)
+
+
+def read_at_once(file: Path, most: int) -> bytes:
+    """The file's content, or its first `most` bytes and one more. A pipe is not waited for. Raises OSError."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        return _read(descriptor, most)
+    finally:
+        os.close(descriptor)
+
+
+def _read(descriptor: int, most: int) -> bytes:
+    data = b""
+    while len(data) <= most and (more := os.read(descriptor, most + 1 - len(data))):
+        data += more
     return data
 
 

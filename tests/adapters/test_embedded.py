@@ -295,6 +295,24 @@ def _everything(directory: Path) -> dict[str, tuple[int, bytes | None]]:
     }
 
 
+async def test_a_root_that_another_user_put_there_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a group may write to the directory, each of its members could be the CA."""
+    await embedded(tmp_path)
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "roots.pem", 4711, -1)
+    else:  # no other user may give it away, so we are the other
+        monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    with pytest.raises(ConfigurationError, match="belongs to uid"):
+        await embedded(tmp_path)
+
+
+async def test_what_a_killed_agent_left_of_its_key_is_removed(tmp_path: Path) -> None:
+    await embedded(tmp_path)
+    (tmp_path / ".roots.pem.0a1b2c3d").write_text("half a key")
+    await embedded(tmp_path)
+    assert _everything(tmp_path).keys() == {"roots.pem"}
+
+
 async def test_a_directory_that_anybody_may_write_to_is_refused_in_words(tmp_path: Path) -> None:
     """Whoever may put a file there could put a root of theirs in the place of ours."""
     directory = tmp_path / "local"

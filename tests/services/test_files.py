@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fakes.disks import full_disk
 
-from sds_agent.files import locked, write_private
+from sds_agent.files import ForeignFileError, locked, read_own, remove_unfinished, write_private
 
 
 def mode_of(path: Path) -> int:
@@ -95,6 +95,87 @@ def test_a_reader_sees_one_content_or_the_other_and_never_a_part(tmp_path: Path)
         done.set()
         reader.join()
     assert seen <= set(contents)
+
+
+# --- what a kill leaves ---
+
+KILLED = """
+import os, pathlib, signal, sys
+from sds_agent import files
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+files.write_private(pathlib.Path(sys.argv[1]), b"PLANTED PRIVATE KEY")
+"""
+
+
+def test_what_a_kill_leaves_of_a_key_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    """Else the private keys of all agents that were ever killed there lie on the disk for ever."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path / "key.pem"], env=environment, check=False)
+    (left,) = tmp_path.iterdir()
+    assert b"PLANTED" in left.read_bytes()
+    others = {"key.pem", ".key.pem.12345678.bak", ".key.pem.1234567", ".other.pem.12345678", "xkey.pem.12345678"}
+    for name in others:
+        (tmp_path / name).touch()
+    (tmp_path / ".key.pem.0000000d").mkdir()
+    (tmp_path / ".key.pem.0000000e").symlink_to("key.pem")
+    remove_unfinished(tmp_path, r"key\.pem")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == others | {".key.pem.0000000d", ".key.pem.0000000e"}
+
+
+def test_what_may_still_be_written_is_left(tmp_path: Path) -> None:
+    (tmp_path / ".token.12345678").touch()
+    remove_unfinished(tmp_path, "token", idle=60)
+    assert (tmp_path / ".token.12345678").exists()
+    os.utime(tmp_path / ".token.12345678", (0, 0))
+    remove_unfinished(tmp_path, "token", idle=60)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_is_not_there_has_nothing_unfinished(tmp_path: Path) -> None:
+    remove_unfinished(tmp_path / "missing", "token")
+
+
+# --- files of our own ---
+
+
+def test_a_file_of_our_own_is_read_with_its_mode_and_no_more_than_asked_for(tmp_path: Path) -> None:
+    write_private(tmp_path / "key.pem", b"12345678")
+    assert read_own(tmp_path / "key.pem", 8) == (b"12345678", 0o600)
+    assert read_own(tmp_path / "key.pem", 3) == (b"1234", 0o600)
+
+
+def test_a_file_of_another_user_is_not_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a group may write to the directory, its members put there what they like."""
+    write_private(tmp_path / "key.pem", b"planted")
+    if os.getuid() == 0:
+        os.chown(tmp_path / "key.pem", 4711, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    with pytest.raises(ForeignFileError, match="belongs to uid"):
+        read_own(tmp_path / "key.pem", 100)
+
+
+@pytest.mark.parametrize("kind", ["link", "broken link", "pipe", "directory"])
+def test_what_is_no_file_is_not_read_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "key.pem"
+    match kind:
+        case "link":
+            (tmp_path / "else").write_bytes(b"else")
+            path.symlink_to("else")
+        case "broken link":
+            path.symlink_to("nowhere")
+        case "pipe":
+            os.mkfifo(path)
+        case _:
+            path.mkdir()
+    with pytest.raises(ForeignFileError, match="is not a regular file"):
+        read_own(path, 100)
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_own(tmp_path / "key.pem", 100)
 
 
 # --- locks ---

@@ -7,7 +7,7 @@ on signing.
 
 import asyncio
 import logging
-import stat
+import re
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from sds_agent.authority.request import proven_key
 from sds_agent.clock import Clock
 from sds_agent.directories import UntrustedDirectoryError, own_directory
 from sds_agent.errors import ConfigurationError
-from sds_agent.files import write_private
+from sds_agent.files import ForeignFileError, read_own, remove_unfinished, write_private
 from sds_agent.pki.certificates import CertificateError, read_pem, serial_hex, write_pem
 from sds_agent.pki.keys import KeyType, PrivateKey, to_pkcs8_pem
 from sds_agent.pki.signer import Signer, SignerError, make_root
@@ -41,6 +41,8 @@ RETRY_SHARE = 0.01
 """A new root that could not be kept is made anew after this share of its lifetime, or after REFRESH, while an old one
 is valid: whoever asks would otherwise pay for a key, and cause a line in the log, each time.
 """
+LARGEST = 1 << 20
+"""Bytes of the file with the roots: two or three are in it at one time."""
 
 
 class Roots(Struct, frozen=True):
@@ -109,6 +111,7 @@ class EmbeddedAuthority:
         file = directory / "roots.pem"
         try:
             own_directory(directory, 0o700)
+            remove_unfinished(directory, re.escape(file.name))
             signers = _load(file)
         except UntrustedDirectoryError as error:
             raise ConfigurationError(f"{setting}: {error}") from error
@@ -194,21 +197,21 @@ def _to_pem(signer: Signer) -> bytes:
 def _load(file: Path) -> tuple[Signer, ...]:
     """The roots in the file: a certificate and its key, one pair after another, oldest first."""
     try:
-        mode = file.lstat().st_mode
+        content, mode = read_own(file, LARGEST)
     except FileNotFoundError:
         return ()
-    if not stat.S_ISREG(mode):
+    except ForeignFileError as error:
         raise ConfigurationError(
-            f"{file} should hold the embedded CA's roots and is not a regular file; put the file itself there, "
-            f"or remove what is there and a new root is made"
-        )
+            f"{file} should hold the embedded CA's roots and {error}; put the agent's own file there, or remove "
+            f"what is there and a new root is made"
+        ) from error
     if mode & 0o077:
         raise ConfigurationError(
             f"{file} holds the embedded CA's private key and others may read or write it; "
             f"if nobody has, run chmod 600 {file}, otherwise remove it and a new root is made"
         )
     marker = b"-----END PRIVATE KEY-----"
-    pairs = [part + marker for part in file.read_bytes().split(marker) if part.strip()]
+    pairs = [part + marker for part in content.split(marker) if part.strip()]
     try:
         signers = tuple(_read_pair(pair) for pair in pairs)
     except (CertificateError, SignerError, ValueError, TypeError, UnsupportedAlgorithm) as error:

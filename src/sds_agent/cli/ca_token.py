@@ -84,8 +84,12 @@ def _hand_over(token: str, path: Path | None) -> None:
     if path is None:
         output.write(token)
         return
-    from sds_agent.files import write_private  # noqa: PLC0415 - imported by the command that needs it
+    import re  # noqa: PLC0415 - imported by the command that needs it
 
+    from sds_agent.files import remove_unfinished, write_private  # noqa: PLC0415 - likewise
+
+    # of a command that was killed: no other that writes to the same file takes this long
+    remove_unfinished(path.parent, re.escape(path.name), idle=60)
     try:
         write_private(path, f"{token}\n".encode())
     except OSError as error:  # which names a file beside it, that was to become it
