@@ -18,6 +18,7 @@ import anyio.lowlevel
 import grpc
 import grpc.aio
 import pytest
+from anyio.streams.tls import TLSStream
 from cryptography import x509
 from fakes.ca_servers import (
     Served,
@@ -26,8 +27,10 @@ from fakes.ca_servers import (
     served,
 )
 from fakes.events import recorded
+from fakes.raw_http2 import CONTINUATION, END_HEADERS, HEADERS, PREFACE, SETTINGS, frame
 
 from sds_agent.ca.acceptor import Acceptor
+from sds_agent.ca.server import FRAMES
 from sds_agent.pki.signer import SignerError
 
 
@@ -169,7 +172,7 @@ async def test_a_machine_without_a_descriptor_left_takes_connections_again_when_
         listener.setblocking(False)
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        await let_go(Acceptor(no_context, lambda: datetime.now(UTC), 10), listener, tmp_path)
+        await let_go(Acceptor(no_context, lambda: datetime.now(UTC), 10, FRAMES), listener, tmp_path)
         assert events.named("not_accepted")[0]["cause"] == "Too many open files"
         assert events.named("connection_failed")
 
@@ -180,6 +183,7 @@ async def test_who_connects_and_says_nothing_is_let_go(tmp_path: Path) -> None:
         lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
         lambda: datetime.now(UTC),
         10,
+        FRAMES,
         handshake=0.1,
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -201,18 +205,48 @@ def no_context() -> ssl.SSLContext:
     raise SignerError("there is no certificate")
 
 
+async def speaking_http2(ca: Served, context: ssl.SSLContext | None = None) -> TLSStream:
+    """A connection on which a test writes frames by hand."""
+    host, port = ca.address.rsplit(":", 1)
+    context = context or ssl.create_default_context(cadata=ca.roots.decode())
+    context.set_alpn_protocols(["h2"])
+    return await anyio.connect_tcp(host, int(port), ssl_context=context, tls_standard_compatible=False)
+
+
+async def ended(stream: TLSStream) -> None:
+    """Read until the CA closes the connection."""
+    with anyio.fail_after(10), suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+        while True:
+            await stream.receive()
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        frame(HEADERS, 0, 1, b"\x90" * 1000) + frame(CONTINUATION, 0, 1, b"\x90" * 1000),
+        frame(HEADERS, END_HEADERS, 1, b"\x90" * 1000),
+        frame(HEADERS, 0, 1) + frame(CONTINUATION, 0, 1, b"\0\1a\x7f\xff\xff\1" + b"a" * 10_000) * 3,
+        frame(SETTINGS, 0, 0) * 5000,
+    ],
+    ids=["a block without end", "a thousand headers", "a large block", "frames that ask nothing"],
+)
+async def test_who_makes_grpc_hold_much_for_little_is_let_go(ca: Served, flood: bytes) -> None:
+    """Twenty such connections took two gigabytes, and every good caller waited twelve seconds."""
+    with recorded() as events:
+        async with await speaking_http2(ca) as stream:
+            await stream.send(PREFACE + frame(SETTINGS, 0, 0) + flood)
+            await ended(stream)
+        told = await events.wait("connection_failed")
+    assert "header block" in told["cause"] or "too many frames" in told["cause"]
+    await ca.ask(ca.issuer.token())
+
+
 async def test_a_connection_ends_with_its_clients_certificate(ca: Served) -> None:
     """A client that renewed in time comes back with the new one, and is not refused on the old connection."""
     short = await ca.ask(ca.issuer.token(), seconds=2)
-    host, port = ca.address.rsplit(":", 1)
-    context = short.context(ca.directory)
-    context.set_alpn_protocols(["h2"])
-    stream = await anyio.connect_tcp(host, int(port), ssl_context=context, tls_standard_compatible=False)
-    async with stream:
-        await stream.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")  # a client that has nothing to ask
-        with anyio.fail_after(10), suppress(anyio.EndOfStream):
-            while True:
-                await stream.receive()
+    async with await speaking_http2(ca, short.context(ca.directory)) as stream:
+        await stream.send(PREFACE + frame(SETTINGS, 0, 0))  # a client that has nothing to ask
+        await ended(stream)
     assert datetime.now(UTC) >= short.leaf.not_valid_after_utc
 
 

@@ -5,7 +5,9 @@ port. So connections are accepted here, and their bytes relayed to a gRPC server
 own (0700). Each relay's end of that socket is bound to an abstract name that nobody else knows: gRPC shows it as
 the call's peer, and it leads to what is known of the connection. When gRPC ends a connection, because it is old or
 idle, the relay passes on what is left and closes it too. A connection ends with its client's certificate: a client
-that renewed in time comes back with the new one, where it would be refused on the old connection.
+that renewed in time comes back with the new one, where it would be refused on the old connection. It ends as well when
+what the client sends would cost gRPC too much (see `rpc.frames`): the relay sees the plain bytes, and gRPC itself only
+looks at them when it has taken them apart.
 """
 
 import asyncio
@@ -30,6 +32,7 @@ from msgspec import Struct
 from sds_agent import log
 from sds_agent.pki.certificates import CertificateError, read_pem
 from sds_agent.pki.signer import SignerError
+from sds_agent.rpc.frames import Bounds, Inspection
 
 LOG = logging.getLogger(__name__)
 
@@ -62,11 +65,13 @@ class Acceptor:
         context: Callable[[], ssl.SSLContext],
         now: Callable[[], datetime],
         most: int,
+        bounds: Bounds,
         handshake: float = HANDSHAKE,
     ) -> None:
         self._context = context
         self._now = now
         self._most = most
+        self._bounds = bounds
         self._handshake = handshake
         self._open = 0
         self._full = False
@@ -117,7 +122,7 @@ class Acceptor:
 
     async def _serve(self, connection: socket.socket, address: str, backend: Path) -> None:
         name = f"{_PREFIX}{secrets.token_hex(16)}"
-        front, back = _Half(), _Half()
+        front, back = _Half(Inspection(self._bounds).take), _Half()
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self._shake_hands(connection, front, self._context())
@@ -181,10 +186,15 @@ class _SmallTls(SSLProtocol):
 
 
 class _Half(asyncio.Protocol):
-    """One end of a relay. What it reads it writes to the other end, and no faster than that takes it."""
+    """One end of a relay. What it reads it writes to the other end, and no faster than that takes it.
 
-    def __init__(self) -> None:
+    `inspect` is shown everything first. What it objects to goes nowhere: the connection ends, and `fault` says why.
+    """
+
+    def __init__(self, inspect: Callable[[bytes], str | None] | None = None) -> None:
         self.other: _Half | None = None
+        self.fault: str | None = None
+        self._inspect = inspect
         self.closed = anyio.Event()
         self._transport: asyncio.Transport | None = None
 
@@ -200,8 +210,14 @@ class _Half(asyncio.Protocol):
         self._transport.pause_reading()  # until there is somewhere to write to
 
     def data_received(self, data: bytes) -> None:
-        if self.other is not None:
+        if self.other is None or self.fault is not None:
+            return
+        if self._inspect is not None:
+            self.fault = self._inspect(data)
+        if self.fault is None:
             self.other.transport.write(data)
+        else:
+            self.abort()
 
     def pause_writing(self) -> None:
         if self.other is not None and not self.other.closed.is_set():
@@ -240,12 +256,17 @@ async def _reach(backend: Path, name: str, back: _Half) -> None:
 
 
 async def _relay(front: _Half, back: _Half) -> None:
-    """Relay until one end closes; then hand the other what is left and close it too."""
+    """Relay until one end closes; then hand the other what is left and close it too.
+
+    Raises ConnectionAbortedError where it is closed for what the client sent.
+    """
     back.join(front)
     front.join(back)
     async with anyio.create_task_group() as tasks:
         for one, other in ((front, back), (back, front)):
             tasks.start_soon(_follow, one, other)
+    if front.fault is not None:
+        raise ConnectionAbortedError(front.fault)
 
 
 async def _follow(one: _Half, other: _Half) -> None:

@@ -32,6 +32,7 @@ from sds_agent.clock import Clock, SystemClock
 from sds_agent.directories import held_directory
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.signer import SignerError
+from sds_agent.rpc.frames import Bounds
 from sds_agent.sds.health import Health
 from sds_agent.signals import until_signalled
 
@@ -39,6 +40,8 @@ LOG = logging.getLogger(__name__)
 
 LARGEST_HEADERS = LONGEST_TOKEN + (4 << 10)
 """Bytes. gRPC's own default is half a token's: between that and the whole it refuses calls at random."""
+FRAMES = Bounds(LARGEST_HEADERS)
+"""gRPC counts a header as 32 bytes more than it is long, so that a block that it takes is shorter than this."""
 SERVERS = 2
 """gRPC servers that share the connections. Each fetches one call at a time (see service.TURNS): two of them have two
 calls ready for the event loop at once, which takes a tenth off the work of each. More than two gain no more.
@@ -80,7 +83,7 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
         tls = ServerTls(source.current, settings.server_names, clock.now, ask_client=settings.callers.mtls)
         _check_signer(tls)
         sockets = [directory / f"grpc-{number}" for number in range(SERVERS)]
-        acceptor = Acceptor(tls.context, clock.now, room_for(settings.limits.connections))
+        acceptor = Acceptor(tls.context, clock.now, room_for(settings.limits.connections), FRAMES)
         rules = Rules(authentication, settings.node_agents, settings.limits.at_once, settings.limits.per_caller)
         service = CertificateService(rules, source.current, acceptor.peer, audit, clock)
         with _listening(settings.listen) as listener:

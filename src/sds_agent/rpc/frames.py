@@ -1,0 +1,246 @@
+"""A client's side of an HTTP/2 connection, read far enough to end it before it costs the gRPC server too much.
+
+gRPC's core takes what a client sends apart before any code of ours sees it. It bounds neither a header block that does
+not end nor the number of headers in one, at some hundred bytes of memory for each header, which a client can send as
+one byte; nor does it bound the frames that ask nothing. A relay that sees the plain bytes hands them to an `Inspection`
+first. It follows the frames (RFC 9113 section 4.1) and counts the fields of header blocks (RFC 7541 section 6), without
+decoding either: payloads are passed over by their length. What is wrong in itself is left to gRPC, but for what would
+let the two of them read different frames or blocks.
+"""
+
+import struct
+from collections.abc import Generator
+from typing import Final
+
+from msgspec import Struct
+
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""RFC 9113 section 3.4."""
+LONGEST_CONTROL: Final = 1 << 14
+"""Bytes of a frame that is neither DATA nor part of a header block; every receiver takes so many (section 4.2)."""
+
+_HEAD: Final = struct.Struct(">HBBBI")
+"""The length in two parts, the kind, the flags and the stream (RFC 9113 section 4.1)."""
+_DATA: Final = 0x0
+_HEADERS: Final = 0x1
+_PUSH_PROMISE: Final = 0x5
+_CONTINUATION: Final = 0x9
+_END_HEADERS: Final = 0x4
+_PADDED: Final = 0x8
+_PRIORITY: Final = 0x20
+_PRIORITY_BYTES: Final = 5
+_MOST_DIGITS: Final = 4
+"""Bytes of an integer after its prefix (RFC 7541 section 5.1): 2^28 is more than any length here may be."""
+
+_Head = tuple[int, int, int, int, int]
+
+
+class Bounds(Struct, frozen=True):
+    """What a client may send.
+
+    `block` is in bytes of one header block, each frame's head and padding counted; `fields` in one block; `frames` at
+    any time, and `frames_per_call` more for each call that was begun.
+    """
+
+    block: int
+    fields: int = 128
+    frames: int = 4096
+    frames_per_call: int = 64
+
+
+class _TooMuchError(Exception):
+    """The connection has to end; the message says why."""
+
+
+class Inspection:
+    """One connection. Feed it what the client sends, in pieces of any size; it keeps less than one field of it."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.calls = 0
+        self._bounds = bounds
+        self._frames_left = bounds.frames
+        self._fault: str | None = None
+        self._data = b""
+        self._at = 0
+        self._walk = self._connection()
+        next(self._walk)
+
+    def take(self, data: bytes) -> str | None:
+        """Why the connection has to end with these bytes, which are not to be passed on; None while it need not."""
+        if self._fault is None:
+            self._data, self._at = data, 0
+            try:
+                next(self._walk)
+            except _TooMuchError as error:
+                self._fault = str(error)
+            self._data = b""
+        return self._fault
+
+    # Each generator below goes on where it is when more has come. What is there already is taken without one where
+    # that is a line: to make a generator takes longer than all else that there is to do for a frame.
+
+    def _connection(self) -> Generator[None, None, None]:
+        yield
+        if (yield from self._read(len(PREFACE))) != PREFACE:
+            raise _TooMuchError("it does not begin as HTTP/2 does")
+        while True:
+            if self._at + _HEAD.size <= len(self._data):
+                high, low, kind, flags, stream = self._count(_HEAD.unpack_from(self._data, self._at))
+                self._at += _HEAD.size
+            else:
+                high, low, kind, flags, stream = self._count(_HEAD.unpack((yield from self._read(_HEAD.size))))
+            length = (high << 8) + low
+            if kind == _HEADERS:
+                yield from self._block(length, flags, stream)
+                continue
+            if kind != _DATA:
+                _check_control(kind, length)
+            if self._at + length <= len(self._data):
+                self._at += length
+            else:
+                yield from self._pass(length)
+
+    def _count(self, head: _Head) -> _Head:
+        if head[2] == _HEADERS:
+            self.calls += 1
+            self._frames_left += self._bounds.frames_per_call
+        self._frames_left -= 1
+        if self._frames_left < 0:
+            raise _TooMuchError("it sent too many frames for the calls that it made")
+        return head
+
+    def _block(self, length: int, flags: int, stream: int) -> Generator[None, None, None]:
+        """A header block: HEADERS, and CONTINUATION until END_HEADERS (RFC 9113 sections 6.2 and 6.10)."""
+        fields, size = _Fields(self._bounds.fields), self._grown(0, length)
+        yield from self._first_fragment(length, flags, fields)
+        while not flags & _END_HEADERS:
+            high, low, kind, flags, on = self._count(_HEAD.unpack((yield from self._read(_HEAD.size))))
+            if kind != _CONTINUATION or on != stream:
+                raise _TooMuchError("another frame stands in the middle of a header block")
+            length = (high << 8) + low
+            size = self._grown(size, length)
+            yield from self._fragment(length, fields)
+
+    def _grown(self, size: int, length: int) -> int:
+        size += _HEAD.size + length
+        if size > self._bounds.block:
+            raise _TooMuchError(f"a header block has more than {self._bounds.block} bytes")
+        return size
+
+    def _first_fragment(self, length: int, flags: int, fields: "_Fields") -> Generator[None, None, None]:
+        """HEADERS may hold a priority, and padding, which is no part of the block."""
+        padding = 0
+        if flags & _PADDED and length:
+            padding = (yield from self._read(1))[0]
+            length -= 1
+        priority = _PRIORITY_BYTES if flags & _PRIORITY else 0
+        length -= priority + padding
+        if length < 0:
+            raise _TooMuchError("a HEADERS frame is shorter than its padding")
+        yield from self._pass(priority)
+        yield from self._fragment(length, fields)
+        yield from self._pass(padding)
+
+    def _fragment(self, length: int, fields: "_Fields") -> Generator[None, None, None]:
+        while True:
+            part = self._data[self._at : self._at + length]
+            self._at += len(part)
+            length -= len(part)
+            fields.take(part)
+            if not length:
+                return
+            yield
+
+    def _read(self, count: int) -> Generator[None, None, bytes]:
+        """So many bytes, few enough to be kept."""
+        found = self._data[self._at : self._at + count]
+        self._at += len(found)
+        while len(found) < count:
+            yield
+            more = self._data[: count - len(found)]
+            self._at = len(more)
+            found += more
+        return found
+
+    def _pass(self, count: int) -> Generator[None, None, None]:
+        """Leave so many bytes out."""
+        while (here := len(self._data) - self._at) < count:
+            count -= here
+            self._at = 0
+            yield
+        self._at += count
+
+
+def _check_control(kind: int, length: int) -> None:
+    if kind == _CONTINUATION:
+        raise _TooMuchError("a CONTINUATION frame stands outside of a header block")
+    if kind == _PUSH_PROMISE:
+        raise _TooMuchError("a client cannot push (RFC 9113 section 8.4)")
+    if length > LONGEST_CONTROL:
+        raise _TooMuchError(f"a frame of kind {kind} has {length} bytes")
+
+
+class _Fields:
+    """Counts the fields of a block that comes in pieces; a change of the table's size counts as one."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        self._kept = b""
+
+    def take(self, part: bytes) -> None:
+        block = self._kept + part if self._kept else part
+        at = 0
+        while (end := _end_of_field(block, at)) > 0:
+            at = end
+            self._left -= 1
+            if self._left < 0:
+                raise _TooMuchError("a header block has too many fields")
+        self._kept = block[at:]
+
+
+def _strings(first: int) -> int:
+    """How many strings follow a field's first byte (RFC 7541 section 6); `_LONG` more where its number goes on."""
+    if first & 0x80:
+        mask, least = 0x7F, 0
+    elif first & 0x60 == 0x20:
+        mask, least = 0x1F, 0
+    else:  # a value, and before it a name that is in no table
+        mask, least = (0x3F if first & 0x40 else 0x0F), 1
+    number = first & mask
+    return least + (least and not number) + (_LONG if number == mask else 0)
+
+
+_LONG: Final = 8
+_STRINGS: Final = bytes(_strings(first) for first in range(256))
+
+
+def _end_of_field(block: bytes, at: int) -> int:
+    """Where the field that begins at `at` ends; 0 where that has not come yet."""
+    try:
+        strings = _STRINGS[block[at]]
+        at += 1
+        if strings >= _LONG:
+            strings -= _LONG
+            _, at = _integer(block, at)
+        while strings:
+            length = block[at] & 0x7F
+            at += 1
+            if length == 0x7F:
+                length, at = _integer(block, at)
+            at += length
+            strings -= 1
+    except IndexError:
+        return 0
+    return at if at <= len(block) else 0
+
+
+def _integer(block: bytes, at: int) -> tuple[int, int]:
+    """A string's length, whose prefix is full, and where it ends (RFC 7541 section 5.1). Raises IndexError."""
+    value = 0x7F
+    for shift in range(0, 7 * _MOST_DIGITS, 7):
+        digit = block[at]
+        at += 1
+        value += (digit & 0x7F) << shift
+        if digit < 0x80:
+            return value, at
+    raise _TooMuchError("a number in a header block is too large")
