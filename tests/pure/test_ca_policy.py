@@ -3,15 +3,19 @@
 import base64
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from fakes.hierarchy import HOUR, NOW, URI, make_ca, make_leaf
+from fakes.openssl import openssl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sds_agent.authority.protocol import AuthorityError, ErrorKind
+from sds_agent.authority.request import proven_key
 from sds_agent.ca.callers import (
     SKEW,
     Caller,
@@ -27,7 +31,7 @@ from sds_agent.ca.policy import DEFAULT_TTL, LARGEST_RSA, LONGEST_TTL, NodeAgent
 from sds_agent.ca.refusal import Kind, RefusalError
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.pki.csr import make_csr
-from sds_agent.pki.keys import KeyType, generate, public_bytes
+from sds_agent.pki.keys import KeyType, generate, public_bytes, to_pkcs8_pem
 
 RULE = ClaimRule("https://issuer", "istio-ca")
 GOOD: dict[str, object] = {
@@ -233,6 +237,32 @@ def test_no_damage_to_a_csr_makes_another_key_be_signed(kind: KeyType, changes: 
         der[place % len(der)] ^= change
     with suppress(RefusalError):
         assert public_bytes(key_of(in_pem(bytes(der)))) == public_bytes(KEYS[kind].public_key())
+
+
+@pytest.mark.parametrize(
+    ("digest", "words"),
+    [("sha1", "signed with SHA1"), ("md5", "signed with MD5"), ("sha512-256", "algorithm 1.2.840.113549.1.1.16")],
+)
+def test_a_csr_with_a_hash_that_is_not_taken_is_told_so(tmp_path: Path, digest: str, words: str) -> None:
+    """Its signature is right, and who looks for what is wrong with it looks in the wrong place."""
+    (tmp_path / "key.pem").write_bytes(to_pkcs8_pem(KEYS[KeyType.RSA_2048]))
+    openssl(tmp_path, "req", "-new", f"-{digest}", "-key", "key.pem", "-subj", "/", "-out", "csr.pem")
+    with pytest.raises(RefusalError, match=words) as refused:
+        key_of((tmp_path / "csr.pem").read_text())
+    assert kind_of(refused) is Kind.INVALID
+    with pytest.raises(AuthorityError, match=words) as error:
+        proven_key((tmp_path / "csr.pem").read_bytes())
+    assert error.value.kind is ErrorKind.INVALID
+    assert "wrong" not in f"{refused.value}{error.value}"
+
+
+def test_a_csr_that_another_key_signed_proves_nothing() -> None:
+    der = bytearray(x509.load_pem_x509_csr(CSRS[KeyType.RSA_2048]).public_bytes(Encoding.DER))
+    der[-1] ^= 1
+    with pytest.raises(RefusalError, match="its signature is wrong"):
+        key_of(in_pem(bytes(der)))
+    with pytest.raises(AuthorityError, match="its signature is wrong"):
+        proven_key(in_pem(bytes(der)).encode())
 
 
 def in_pem(der: bytes) -> str:

@@ -15,6 +15,7 @@ import pytest
 from fakes.ca_servers import TRUST_DOMAIN, WEB, Served, served
 from fakes.disks import full_disk
 
+from sds_agent.ca.acceptor import written
 from sds_agent.ca.audit import AuditLog, Entry
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import serial_hex
@@ -125,6 +126,20 @@ async def test_an_audit_line_has_an_end_whatever_a_caller_asks_for(ca: Served) -
         await ca.ask(node, metadata={"ImpersonatedIdentity": f"spiffe://{TRUST_DOMAIN}/{'x' * 1_000_000}"})
     assert len(ca.audit) == 1
     assert (ca.directory / "audit.log").stat().st_size < 5000
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        (("10.0.0.7", 51234), "10.0.0.7:51234"),
+        (("::1", 51234, 0, 0), "[::1]:51234"),
+        (("fe80::1%eth0", 1, 0, 2), "[fe80::1%eth0]:1"),
+        ("@a-unix-socket", "@a-unix-socket"),
+    ],
+)
+def test_an_address_can_be_taken_apart_again(address: object, text: str) -> None:
+    """Whoever looks for a caller in a firewall's log needs its address and its port."""
+    assert written(address) == text
 
 
 def test_the_audit_log_leaves_no_file_open(tmp_path: Path) -> None:

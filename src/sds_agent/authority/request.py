@@ -4,6 +4,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
+from sds_agent.pki.csr import fault_of_possession
 from sds_agent.pki.keys import PublicKey
 
 
@@ -12,9 +13,11 @@ def proven_key(csr_pem: bytes) -> PublicKey:
     try:
         csr = x509.load_pem_x509_csr(csr_pem)
         key = csr.public_key()
-        proven = csr.is_signature_valid
+        fault = fault_of_possession(csr)
     except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
         raise AuthorityError(ErrorKind.INVALID, "the CSR cannot be read") from error
-    if not proven or not isinstance(key, PublicKey):
-        raise AuthorityError(ErrorKind.INVALID, "the CSR does not prove possession of an EC or RSA key")
+    if fault:
+        raise AuthorityError(ErrorKind.INVALID, fault)
+    if not isinstance(key, PublicKey):
+        raise AuthorityError(ErrorKind.INVALID, "the CSR is for a key that is neither an EC nor an RSA key")
     return key

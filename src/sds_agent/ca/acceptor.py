@@ -30,6 +30,7 @@ from cryptography import x509
 from msgspec import Struct
 
 from sds_agent import log
+from sds_agent.ca.settings import Address
 from sds_agent.pki.certificates import CertificateError, read_pem
 from sds_agent.pki.signer import SignerError
 from sds_agent.rpc.frames import Bounds, Inspection
@@ -97,7 +98,7 @@ class Acceptor:
                     continue
                 if self._has_room():
                     self._open += 1
-                    tasks.start_soon(self._serve, connection, _written(address), next(backend))
+                    tasks.start_soon(self._serve, connection, written(address), next(backend))
                 else:
                     connection.close()
 
@@ -289,6 +290,6 @@ def _verified_chain(tls: ssl.SSLObject) -> tuple[x509.Certificate, ...]:
     return read_pem("".join(pems).encode())
 
 
-def _written(address: object) -> str:
-    """A socket's address as text. A Unix socket's is a text itself."""
-    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
+def written(address: object) -> str:
+    """A socket's address as text, an IPv6 one in brackets (RFC 3986 section 3.2.2). A Unix socket's is text itself."""
+    return str(Address(*address[:2])) if isinstance(address, tuple) else str(address)

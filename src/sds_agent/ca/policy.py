@@ -18,6 +18,7 @@ from sds_agent.ca.callers import Caller, Proof
 from sds_agent.ca.refusal import denied, invalid
 from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError
 from sds_agent.pki.certificates import describe_name
+from sds_agent.pki.csr import fault_of_possession
 from sds_agent.pki.keys import PublicKey
 
 DEFAULT_TTL = timedelta(hours=24)
@@ -95,11 +96,11 @@ def key_of(csr_pem: str) -> PublicKey:
     try:
         csr = x509.load_pem_x509_csr(csr_pem.encode())
         key = _strong(csr.public_key())
-        proven = csr.is_signature_valid
+        fault = fault_of_possession(csr)
     except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion) as error:
         raise invalid("the CSR cannot be read, or is signed in a way that is not supported") from error
-    if not proven:
-        raise invalid("the CSR does not prove possession of its key: its signature is wrong")
+    if fault:
+        raise invalid(fault)
     return key
 
 
