@@ -9,12 +9,11 @@ import msgspec
 from msgspec import Struct
 
 from sds_agent.ca.acceptor import Peer
+from sds_agent.ca.anchors import Anchors, anchors_of
 from sds_agent.ca.callers import Caller, check_chain_times, from_chain, from_join_token
 from sds_agent.ca.jwt import Issuer, caller_of
 from sds_agent.ca.refusal import unauthenticated
 from sds_agent.ca.tokens import PREFIX, JoinTokens, Record
-from sds_agent.pki.path import PathError, find_path
-from sds_agent.pki.revocation import RevocationList
 from sds_agent.pki.rules import Chain
 from sds_agent.pki.signing import SigningSet
 
@@ -26,6 +25,33 @@ class Proven(Struct, frozen=True):
     token: Record | None = None
 
 
+class _Holders:
+    """Whose certificate each connection showed, and by which path it is trusted.
+
+    A connection's certificate stays the same, so only another signing set is a reason to judge it again for a later
+    call.
+    """
+
+    def __init__(self) -> None:
+        self._anchors: tuple[SigningSet, Anchors] | None = None
+        self._known: WeakKeyDictionary[Peer, tuple[SigningSet, Chain, Caller]] = WeakKeyDictionary()
+
+    def of(self, peer: Peer, signing: SigningSet, trust_domain: str, now: datetime) -> Caller:
+        """The caller. Raises RefusalError."""
+        known = self._known.get(peer)
+        if known is None or known[0] is not signing:
+            path = self._anchors_of(signing).path(peer.chain, now)
+            known = self._known[peer] = (signing, path, from_chain(path, signing.crls, trust_domain))
+        _, path, caller = known
+        check_chain_times(path, now)
+        return caller
+
+    def _anchors_of(self, signing: SigningSet) -> Anchors:
+        if self._anchors is None or self._anchors[0] is not signing:
+            self._anchors = (signing, anchors_of(signing))
+        return self._anchors[1]
+
+
 class Authentication(Struct, frozen=True):
     """The ways to prove an identity that the configuration allows."""
 
@@ -33,9 +59,7 @@ class Authentication(Struct, frozen=True):
     issuers: Sequence[Issuer]
     mtls: bool
     tokens: JoinTokens | None
-    _holders: WeakKeyDictionary[Peer, tuple[tuple[RevocationList, ...], Caller]] = msgspec.field(
-        default_factory=WeakKeyDictionary
-    )
+    _holders: _Holders = msgspec.field(default_factory=_Holders)
 
     async def prove(
         self, peer: Peer, metadata: Sequence[tuple[str, str | bytes]], signing: SigningSet, now: datetime
@@ -45,9 +69,7 @@ class Authentication(Struct, frozen=True):
         Raises RefusalError.
         """
         if self.mtls and peer.chain:
-            _check_anchor(peer.chain, signing, now)
-            check_chain_times(peer.chain, now)
-            return Proven(self._holder(peer, signing.crls))
+            return Proven(self._holders.of(peer, signing, self.trust_domain, now))
         token = _bearer(metadata)
         if token is None:
             raise unauthenticated(f"the call brings no proof of who it is from: {self._wanted()}")
@@ -57,15 +79,6 @@ class Authentication(Struct, frozen=True):
             raise unauthenticated("this CA takes no JSON Web Tokens: no issuer is configured in callers.jwt")
         return Proven(await caller_of(token, self.issuers, self.trust_domain, now))
 
-    def _holder(self, peer: Peer, crls: tuple[RevocationList, ...]) -> Caller:
-        """Whose certificate the connection showed: as it stays the same, only other revocation lists are a reason to
-        read it again for a later call.
-        """
-        known = self._holders.get(peer)
-        if known is None or known[0] is not crls:
-            known = self._holders[peer] = (crls, from_chain(peer.chain, crls, self.trust_domain))
-        return known[1]
-
     def _wanted(self) -> str:
         return f"send a token as `authorization: Bearer`{', or a client certificate' if self.mtls else ''}"
 
@@ -74,17 +87,6 @@ class Authentication(Struct, frozen=True):
             raise unauthenticated("this CA takes no join tokens: callers.join_tokens is not configured")
         record = await anyio.to_thread.run_sync(self.tokens.find, token)
         return Proven(from_join_token(record.spiffe_id, record.expires, self.trust_domain, now), record)
-
-
-def _check_anchor(chain: Chain, signing: SigningSet, now: datetime) -> None:
-    """The handshake checked the chain. If its anchor was withdrawn since, it has to lead to one that is left."""
-    client, *above = chain
-    if chain[-1] in signing.roots:
-        return
-    try:
-        find_path(client, (*above, *signing.intermediates), signing.roots, now)
-    except PathError as error:
-        raise unauthenticated(f"the client certificate is no longer trusted: {error}; come with a token") from error
 
 
 def _bearer(metadata: Sequence[tuple[str, str | bytes]]) -> str | None:

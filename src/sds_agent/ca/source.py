@@ -11,6 +11,7 @@ from sds_agent import log
 from sds_agent.authority.directory import PluggedDirectory
 from sds_agent.authority.embedded import EmbeddedAuthority
 from sds_agent.authority.protocol import AuthorityError
+from sds_agent.ca.anchors import anchors_of
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import describe_name, serial_hex
@@ -78,6 +79,7 @@ class Plugged:
         self._directory = directory
         self._clock = clock
         self._overdue: tuple[RevocationList, ...] = ()
+        self._left_out: tuple[str, ...] = ()
         self._take(signing)
 
     @classmethod
@@ -126,7 +128,22 @@ class Plugged:
             roots=len(signing.roots),
             revocation_lists=len(signing.crls),
         )
+        self._look_for_left_out()
         self._look_for_overdue()
+
+    def _look_for_left_out(self) -> None:
+        """Say it once of each root that is no anchor for callers."""
+        causes = anchors_of(self._signing).left_out
+        if causes and causes != self._left_out:
+            log.event(
+                LOG,
+                "anchors_left_out",
+                level=logging.ERROR,
+                causes=causes,
+                effect="no caller's certificate is taken because of them; callers still get them as roots",
+                mend="take them out of root-cert.pem",
+            )
+        self._left_out = causes
 
     def _look_for_left_behind(self, before: SigningSet) -> None:
         """A root exchanged at one stroke shuts out whoever spent a join token: say so while it can be mended."""

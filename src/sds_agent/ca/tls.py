@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from sds_agent import log
+from sds_agent.ca.anchors import anchors_of
 from sds_agent.pki.certificates import extension, serial_hex, write_pem
 from sds_agent.pki.keys import PublicKey, signature_hash, to_pkcs8_pem
 from sds_agent.pki.signer import LEAF_BACKDATE, Signer, SignerError
@@ -59,6 +60,7 @@ class ServerTls:
         self._ask_client = ask_client
         self._lifetime = lifetime
         self._made: _Made | None = None
+        self._signing: SigningSet | None = None
         self._anchors: tuple[x509.Certificate, ...] = ()
         self._context: ssl.SSLContext | None = None
         self._trouble = log.Once(LOG, "server_certificate_not_renewed")  # tried at each handshake that anybody begins
@@ -67,9 +69,10 @@ class ServerTls:
         """The newest context. Raises SignerError when there is no certificate yet and none can be issued."""
         signing = self._current()
         made = self._certificate(signing)
-        if self._context is None or made is not self._made or signing.roots != self._anchors:
-            self._made, self._anchors = made, signing.roots
-            self._context = _context(made, signing.roots if self._ask_client else ())
+        anchors = self._anchors if signing is self._signing else anchors_of(signing).usable
+        if self._context is None or made is not self._made or anchors != self._anchors:
+            self._context = _context(made, anchors if self._ask_client else ())
+        self._signing, self._made, self._anchors = signing, made, anchors
         return self._context
 
     def _certificate(self, signing: SigningSet) -> _Made:

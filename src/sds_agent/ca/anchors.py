@@ -1,0 +1,82 @@
+"""Whom the certificates of callers may chain to, and by which path one does.
+
+The handshake asks OpenSSL for a chain, and OpenSSL takes for an anchor whatever stands among the roots: a server's
+certificate that was pinned there by mistake, or a version 1 certificate, whose holder could sign for every workload. So
+what is no CA's is taken out beforehand, and so is a CA that one of the lists beside it revokes. Of each chain that was
+shown one path is then found, with a CA's certificate at its end, and everything is judged by that path: whether the
+certificate is trusted, whether it is revoked, and until when.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from cryptography import x509
+from msgspec import Struct
+
+from sds_agent.ca.refusal import unauthenticated
+from sds_agent.pki.certificates import describe, unique
+from sds_agent.pki.path import PathError, find_path
+from sds_agent.pki.revocation import RevocationList, revoked
+from sds_agent.pki.rules import Chain, fault_of_ca, fault_of_signature
+from sds_agent.pki.signing import SigningSet
+
+
+class Anchors(Struct, frozen=True):
+    """The anchors of callers in a signing set, the CAs below them that are known, and the lists that count.
+
+    `left_out` says of each other root why it is no anchor.
+    """
+
+    usable: tuple[x509.Certificate, ...]
+    intermediates: tuple[x509.Certificate, ...]
+    crls: tuple[RevocationList, ...]
+    left_out: tuple[str, ...]
+
+    def path(self, shown: Chain, now: datetime) -> Chain:
+        """From the certificate that was shown first up to and with an anchor, so at least two. Raises RefusalError."""
+        client, *above = shown
+        try:
+            path = find_path(client, (*above, *self.intermediates), self.usable, now)
+        except PathError as error:
+            raise unauthenticated(f"the client certificate is no longer trusted: {error}; come with a token") from error
+        signed = (anchor for anchor in self.usable if fault_of_signature(path[-1], anchor) is None)
+        return (*path, max(signed, key=lambda anchor: anchor.not_valid_after_utc))
+
+
+def anchors_of(signing: SigningSet) -> Anchors:
+    """What callers' certificates may chain to."""
+    known = unique((*signing.roots, *signing.intermediates))
+    faults = {root: fault_of_ca(root) or _fault_of_revocation(root, known, signing.crls) for root in signing.roots}
+    usable = tuple(root for root, fault in faults.items() if fault is None)
+    left_out = tuple(fault for fault in faults.values() if fault is not None)
+    return Anchors(usable, signing.intermediates, signing.crls, left_out)
+
+
+def _fault_of_revocation(
+    root: x509.Certificate, known: tuple[x509.Certificate, ...], crls: tuple[RevocationList, ...]
+) -> str | None:
+    """Whether a CA that stands among the roots is revoked by one that is known, or stands below one that is."""
+    gone = _revoked_above(root, known, crls, ()) if crls else None
+    if gone is None:
+        return None
+    which = describe(root) if gone == root else f"{describe(root)} stands below {describe(gone)}, which"
+    return f"{which} is revoked by a list in ca-crl.pem"
+
+
+def _revoked_above(
+    certificate: x509.Certificate, known: tuple[x509.Certificate, ...], crls: tuple[RevocationList, ...], below: Chain
+) -> x509.Certificate | None:
+    """The certificate, or one that stands above it on every way up, if a list revokes it."""
+    issuers = list(_issuers(certificate, known, below))
+    if any(revoked((certificate, issuer), crls) is not None for issuer in issuers):
+        return certificate
+    gone = [_revoked_above(issuer, known, crls, (*below, certificate)) for issuer in issuers]
+    return gone[0] if gone and None not in gone else None
+
+
+def _issuers(
+    certificate: x509.Certificate, known: tuple[x509.Certificate, ...], below: Chain
+) -> Iterator[x509.Certificate]:
+    for each in known:
+        if each != certificate and each not in below and fault_of_signature(certificate, each) is None:
+            yield each
