@@ -75,6 +75,8 @@ PURE = {
     "authority.protocol",
     "ca.callers",
     "ca.limits",
+    "ca.lists",
+    "ca.anchors",
     "ca.policy",
     "issuance.acceptance",
     "issuance.schedule",

@@ -23,6 +23,7 @@ from fakes.events import recorded
 from fakes.hierarchy import Ca, make_ca, make_crl, make_leaf
 
 from sds_agent.authority.embedded import EmbeddedAuthority
+from sds_agent.ca.lists import SETTLE
 from sds_agent.ca.source import LOOK, Plugged, SelfSigned
 from sds_agent.ca.tls import ServerTls
 from sds_agent.errors import ConfigurationError
@@ -240,6 +241,46 @@ async def test_an_overdue_revocation_list_is_told_once_and_locks_nobody_out(tmp_
             (tmp_path / "cacerts" / "root-cert.pem").write_bytes(roots + b"\n")
             await events.wait("signer", count=3)
             assert len(events.named("revocation_list_overdue")) == 2
+
+
+async def test_no_way_of_losing_a_revocation_list_lets_in_whom_it_keeps_out(tmp_path: Path) -> None:
+    """A file that is cut off, removed or put back from a copy: its signer would get back whoever was shut out."""
+    root, clock = fresh("root"), Shifted()
+    signer, directory = fresh("cluster1", root), tmp_path / "cacerts"
+    plug(directory, signer, [signer], [root])
+    past = datetime.now(UTC).replace(microsecond=0) - timedelta(days=2)
+    older = make_crl(signer, last_update=past, next_update=past + timedelta(days=9))
+    roots = write_pem([root.certificate])
+    with recorded() as events:
+        async with served(tmp_path, signer="{cacerts: cacerts}", roots=roots, clock=clock) as ca:
+            caller = await ca.ask(ca.issuer.token())
+            write_crl(directory, current_crl(signer, caller.leaf))
+            await events.wait("signer", revocation_lists=1)
+            async with ca.connected(caller) as channel:
+                (directory / "ca-crl.pem").write_bytes(b"")
+                assert "ca-crl.pem: is empty" in (await events.wait("signer_not_taken"))["cause"]
+                await still_revoked(channel)
+                (directory / "ca-crl.pem").unlink()
+                told = await events.wait("revocation_list_gone", level="error", issuer="'CN=cluster1'")
+                assert "for an hour" in told["effect"]
+                await still_revoked(channel)
+                write_crl(directory, older)
+                assert (await events.wait("revocation_list_older"))["found_last_update"].startswith(f"{past:%Y-%m-%d}")
+                await still_revoked(channel)
+                (directory / "ca-crl.pem").unlink()
+                await events.wait("revocation_list_gone", count=2)
+                clock.ahead = SETTLE
+                await events.wait("revocation_list_dropped")
+    (directory / "ca-crl.pem").write_bytes(b"\n")
+    with pytest.raises(ConfigurationError, match=r"ca-crl\.pem: is empty"):
+        async with served(tmp_path, signer="{cacerts: cacerts}"):
+            raise AssertionError
+
+
+async def still_revoked(channel: grpc.aio.Channel) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ask(channel)
+    assert "is revoked" in (caught.value.details() or "")
 
 
 def current_crl(issuer: Ca, *revoked: x509.Certificate) -> x509.CertificateRevocationList:

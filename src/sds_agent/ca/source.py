@@ -1,20 +1,23 @@
 """Where the CA's signer comes from, and how it follows what the operator changes."""
 
 import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import anyio
 import anyio.to_thread
+from msgspec import structs
 
 from sds_agent import log
 from sds_agent.authority.directory import PluggedDirectory
 from sds_agent.authority.embedded import EmbeddedAuthority
 from sds_agent.authority.protocol import AuthorityError
 from sds_agent.ca.anchors import anchors_of
+from sds_agent.ca.lists import Held, Note, Notice, number_of
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
-from sds_agent.pki.certificates import describe_name, serial_hex
+from sds_agent.pki.certificates import describe_name, serial_hex, unique
 from sds_agent.pki.path import has_path
 from sds_agent.pki.revocation import RevocationList, overdue
 from sds_agent.pki.signing import SigningSet
@@ -23,6 +26,15 @@ LOG = logging.getLogger(__name__)
 
 LOOK = 1.0
 """Seconds between two looks at what may have changed."""
+_EFFECTS = {
+    Notice.GONE: "what it lists stays revoked for an hour, or until this process ends",
+    Notice.OLDER: "the newer list goes on counting in its place, for as long as this process runs",
+    Notice.DROPPED: "what it lists is no longer revoked",
+}
+_MENDS = {
+    Notice.GONE: "put it back into ca-crl.pem, unless it was taken out because it is of no use any more",
+    Notice.OLDER: "put the newest list of that CA into ca-crl.pem",
+}
 
 
 class Source(Protocol):
@@ -80,7 +92,9 @@ class Plugged:
         self._clock = clock
         self._overdue: tuple[RevocationList, ...] = ()
         self._left_out: tuple[str, ...] = ()
-        self._take(signing)
+        self._signing = signing
+        self._held = Held(signing.crls)
+        self._tell()
 
     @classmethod
     async def open(cls, directory: Path, *, trust_domain: str, passphrase_file: Path | None, clock: Clock) -> "Plugged":
@@ -93,7 +107,7 @@ class Plugged:
             raise ConfigurationError("\n".join(f"signer.cacerts: {line}" for line in lines)) from error
 
     def current(self) -> SigningSet:
-        """What the directory held when it was last good."""
+        """What the directory held when it was last good, with every revocation list that counts."""
         return self._signing
 
     async def follow(self) -> None:
@@ -105,12 +119,12 @@ class Plugged:
             except ConfigurationError as error:
                 self._complain(error)
                 changed = None
-            if changed is None:
-                self._look_for_overdue()
-            else:
+            if changed is not None:
                 before = self._signing
                 self._take(changed)
                 self._look_for_left_behind(before)
+            self._settle()
+            self._look_for_overdue()
 
     def _complain(self, error: ConfigurationError) -> None:
         if self._directory.is_news(error):
@@ -118,7 +132,36 @@ class Plugged:
             log.event(LOG, "signer_not_taken", level=logging.ERROR, directory=directory, cause=cause)
 
     def _take(self, signing: SigningSet) -> None:
-        self._signing = signing
+        before = self._signing
+        known = unique((*before.roots, *before.intermediates, *signing.roots, *signing.intermediates))
+        self._held, notes = self._held.with_found(signing.crls, known, self._clock.now())
+        self._signing = structs.replace(signing, crls=self._held.lists)
+        self._tell()
+        self._note(notes)
+
+    def _settle(self) -> None:
+        """Drop the lists that have been gone for long enough."""
+        self._held, notes = self._held.at(self._clock.now())
+        if notes:
+            self._signing = structs.replace(self._signing, crls=self._held.lists)
+            self._note(notes)
+            self._look_for_left_out()
+
+    def _note(self, notes: Iterable[Note]) -> None:
+        for note in notes:
+            log.event(
+                LOG,
+                note.notice.value,
+                level=logging.ERROR,
+                issuer=describe_name(note.held.issuer),
+                **_described("held", note.held),
+                **({} if note.found is None else _described("found", note.found)),
+                effect=_EFFECTS[note.notice],
+                mend=_MENDS.get(note.notice),
+            )
+
+    def _tell(self) -> None:
+        signing = self._signing
         certificate = signing.signer.certificate
         log.event(
             LOG,
@@ -172,3 +215,8 @@ class Plugged:
                     effect="what it lists stays revoked, and what was revoked since then is not known here",
                 )
         self._overdue = late
+
+
+def _described(which: str, crl: RevocationList) -> Mapping[str, log.Value]:
+    """What tells a list from others of its issuer."""
+    return {f"{which}_number": number_of(crl), f"{which}_last_update": crl.last_update_utc}

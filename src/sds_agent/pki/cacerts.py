@@ -177,6 +177,8 @@ class _Reading:
         except CertificateError as error:
             self.refuse(CRL_FILE, str(error), "write it anew, as revocation lists in PEM, or remove it")
             return ()
+        if CRL_FILE in self._files and not crls:
+            self.refuse(CRL_FILE, "is empty", "put the revocation lists into it, or remove it where there are none")
         for number, crl in enumerate(crls, start=1):
             if fault := fault_of_list(crl, known):
                 self.refuse(CRL_FILE, f"its revocation list {number} {fault}", _MEND_LIST)

@@ -1,0 +1,160 @@
+"""Revocation lists over time: what was revoked stays revoked, though a file is cut off, lost, or put back as it was.
+
+A directory tells which lists there are at a moment, and any moment may be a bad one: a file that is being written, a
+volume that is being swapped, a copy from a backup. So a list that is gone counts for another while (SETTLE), and one
+that is older than its predecessor takes nothing away. All this is known only since the start of the process.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import TypeVar
+
+from cryptography import x509
+from msgspec import Struct
+
+from sds_agent.pki.revocation import RevocationList, is_signed_by
+
+SETTLE = timedelta(hours=1)
+"""How long a list counts that is no longer there: time to see that it was lost, and to put it back."""
+
+ExtensionT = TypeVar("ExtensionT", bound=x509.ExtensionType)
+Certificates = Sequence[x509.Certificate]
+
+
+class Notice(Enum):
+    """What became of a list that the operator should know of."""
+
+    GONE = "revocation_list_gone"
+    """It is no longer there, and counts until it has settled."""
+    OLDER = "revocation_list_older"
+    """Another one of its line is there and is older than it: it goes on counting in its place."""
+    DROPPED = "revocation_list_dropped"
+    """It has been gone for SETTLE, and counts no longer."""
+
+
+class Note(Struct, frozen=True):
+    """A notice on a list that is held; `found` is the older list that is there instead."""
+
+    notice: Notice
+    held: RevocationList
+    found: RevocationList | None = None
+
+
+class Gone(Struct, frozen=True):
+    """A list that is no longer there, and since when."""
+
+    crl: RevocationList
+    since: datetime
+
+
+class Held(Struct, frozen=True):
+    """The lists that count: those that are there, and those that only were."""
+
+    there: tuple[RevocationList, ...] = ()
+    gone: tuple[Gone, ...] = ()
+
+    @property
+    def lists(self) -> tuple[RevocationList, ...]:
+        """All of them."""
+        return (*self.there, *(each.crl for each in self.gone))
+
+    def with_found(
+        self, found: Iterable[RevocationList], known: Certificates, now: datetime
+    ) -> tuple["Held", tuple[Note, ...]]:
+        """What counts once these lists were found. `known` are the CAs that may have issued any of them."""
+        there, gone, notes = list(found), list[Gone](), list[Note]()
+        for crl, since in [*((each, None) for each in self.there), *((each.crl, each.since) for each in self.gone)]:
+            successors = [each for each in there if each == crl or _is_of_line(each, crl, known)]
+            if not successors and not _is_included(crl, there, known):
+                gone.append(Gone(crl, since or now))
+                notes += [] if since else [Note(Notice.GONE, crl)]
+            elif successors and all(is_older(each, crl) for each in successors):
+                there = [crl, *(each for each in there if each not in successors)]
+                notes.append(Note(Notice.OLDER, crl, successors[0]))
+        return Held(tuple(there), tuple(gone)), tuple(notes)
+
+    def at(self, now: datetime) -> tuple["Held", tuple[Note, ...]]:
+        """What still counts at this moment."""
+        # a time that lies ahead was told by a clock that has been set back since
+        gone = [Gone(each.crl, min(each.since, now)) for each in self.gone]
+        left = tuple(each for each in gone if now - each.since < SETTLE)
+        notes = tuple(Note(Notice.DROPPED, each.crl) for each in gone if each not in left)
+        return Held(self.there, left), notes
+
+
+def number_of(crl: RevocationList) -> int | None:
+    """Its CRL number (RFC 5280 section 5.2.3), if it has one."""
+    found = _extension(crl, x509.CRLNumber)
+    return None if found is None else found.crl_number
+
+
+def is_older(crl: RevocationList, other: RevocationList) -> bool:
+    """Whether it was issued before the other, of the same line.
+
+    Neither its number nor its date may say that it is newer: a CA whose numbers began anew, or whose clock was set
+    back, is no reason to refuse what it issues from then on.
+    """
+    number, others = number_of(crl), number_of(other)
+    numbers = 0 if number is None or others is None else _order(number, others)
+    dates = _order(crl.last_update_utc.timestamp(), other.last_update_utc.timestamp())
+    return numbers <= 0 and dates <= 0 and (numbers, dates) != (0, 0)
+
+
+def _order(one: float, other: float) -> int:
+    return (one > other) - (one < other)
+
+
+def _is_of_line(crl: RevocationList, other: RevocationList, known: Certificates) -> bool:
+    """Whether the two are of one issuer, key and scope, so that the newer takes the place of the older."""
+    return (
+        crl.issuer == other.issuer
+        and _scope(crl) == _scope(other)
+        and _is_delta(crl) is _is_delta(other)
+        and _has_key_of(crl, other, known)
+    )
+
+
+def _has_key_of(crl: RevocationList, other: RevocationList, known: Certificates) -> bool:
+    """Whether one key signed both, as far as that can be known: many a list does not say which one signed it."""
+    signers = [ca for ca in known if is_signed_by(crl, ca) or is_signed_by(other, ca)]
+    if signers:
+        return any(is_signed_by(crl, ca) and is_signed_by(other, ca) for ca in signers)
+    return _key_identifier(crl) == _key_identifier(other)
+
+
+def _is_included(crl: RevocationList, found: Iterable[RevocationList], known: Certificates) -> bool:
+    """Whether a complete list that is there includes a delta list (RFC 5280 section 5.2.4)."""
+    number = number_of(crl)
+    return (
+        _is_delta(crl)
+        and number is not None
+        and any(
+            each.issuer == crl.issuer
+            and not _is_delta(each)
+            and (number_of(each) or 0) >= number
+            and _has_key_of(each, crl, known)
+            for each in found
+        )
+    )
+
+
+def _scope(crl: RevocationList) -> bytes | None:
+    point = _extension(crl, x509.IssuingDistributionPoint)
+    return None if point is None else point.public_bytes()
+
+
+def _is_delta(crl: RevocationList) -> bool:
+    return _extension(crl, x509.DeltaCRLIndicator) is not None
+
+
+def _key_identifier(crl: RevocationList) -> bytes | None:
+    named = _extension(crl, x509.AuthorityKeyIdentifier)
+    return None if named is None else named.key_identifier
+
+
+def _extension(crl: RevocationList, kind: type[ExtensionT]) -> ExtensionT | None:
+    try:
+        return crl.extensions.get_extension_for_class(kind).value
+    except (x509.ExtensionNotFound, ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        return None

@@ -1,0 +1,127 @@
+"""Revocation lists as they come and go: nothing that was revoked ceases to be, because a file was lost or put back."""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from fakes.hierarchy import DAY, HOUR, NOW, Ca, make_ca
+
+from sds_agent.ca.lists import SETTLE, Held, Note, Notice, is_older
+from sds_agent.pki.revocation import RevocationList
+
+ROOT = make_ca("root")
+NAMESAKE = make_ca("root")
+OTHER = make_ca("other")
+KNOWN = tuple(ca.certificate for ca in (ROOT, NAMESAKE, OTHER))
+
+
+def crl(
+    issuer: Ca = ROOT,
+    number: int | None = None,
+    *,
+    at: datetime = NOW,
+    base: int | None = None,
+    scope: str | None = None,
+) -> RevocationList:
+    """A list; with `base` a delta to the list of that number, with `scope` one for that distribution point alone."""
+    builder = x509.CertificateRevocationListBuilder(issuer.certificate.subject, at, at + DAY)
+    if number is not None:
+        builder = builder.add_extension(x509.CRLNumber(number), critical=False)
+    if base is not None:
+        builder = builder.add_extension(x509.DeltaCRLIndicator(base), critical=True)
+    if scope is not None:
+        point = x509.IssuingDistributionPoint([x509.DNSName(scope)], None, False, False, None, False, False)
+        builder = builder.add_extension(point, critical=True)
+    return builder.sign(issuer.key, hashes.SHA256())
+
+
+def after(*steps: Iterable[RevocationList]) -> tuple[Held, list[Notice]]:
+    """What is held after these were found one after the other, and what was told of the last."""
+    held, notes = Held(), tuple[Note, ...]()
+    for found in steps:
+        held, notes = held.with_found(found, KNOWN, NOW)
+    return held, [note.notice for note in notes]
+
+
+def test_a_list_that_is_gone_counts_for_an_hour_and_is_told_at_both_ends() -> None:
+    lost = crl()
+    held, told = after([lost], [])
+    assert (held.lists, told) == ((lost,), [Notice.GONE])
+    held, notes = held.with_found([crl(OTHER)], KNOWN, NOW + HOUR / 2)
+    assert notes == (), "it is no news"
+    held, notes = held.at(NOW + SETTLE - timedelta(seconds=1))
+    assert lost in held.lists
+    assert notes == ()
+    held, notes = held.at(NOW + SETTLE)
+    assert lost not in held.lists
+    assert [note.notice for note in notes] == [Notice.DROPPED]
+
+
+def test_a_list_that_comes_back_is_there_as_if_it_had_never_been_gone() -> None:
+    lost = crl()
+    held, told = after([lost], [], [lost])
+    assert (held, told) == (Held((lost,)), [])
+
+
+def test_a_clock_that_is_set_back_lengthens_no_hour() -> None:
+    held, _ = after([crl()], [])
+    held, _ = held.at(NOW - DAY)
+    assert held.at(NOW - DAY + SETTLE)[0] == Held()
+
+
+@pytest.mark.parametrize(
+    ("newer", "older"),
+    [
+        (crl(number=7), crl(number=6)),
+        (crl(number=7), crl(number=7, at=NOW - HOUR)),
+        (crl(number=7), crl(number=6, at=NOW - HOUR)),
+        (crl(), crl(at=NOW - HOUR)),
+        (crl(number=7), crl(at=NOW - HOUR)),
+    ],
+    ids=["by number", "by date", "by both", "without numbers", "with a number against none"],
+)
+def test_an_older_list_takes_the_place_of_no_newer_one(newer: RevocationList, older: RevocationList) -> None:
+    """A backup that is played back, or a copy that somebody kept, would let in again whom the newer one keeps out."""
+    assert after([older], [newer]) == (Held((newer,)), [])
+    assert after([newer], [older]) == (Held((newer,)), [Notice.OLDER])
+    assert after([newer], [older], [older]) == (Held((newer,)), [Notice.OLDER])
+    assert after([newer], [], [older]) == (Held((newer,)), [Notice.OLDER]), "nor by way of an empty place"
+    assert is_older(older, newer)
+    assert not is_older(newer, older)
+
+
+@pytest.mark.parametrize("after_that", [crl(number=1, at=NOW + HOUR), crl(number=8, at=NOW - HOUR)])
+def test_numbers_that_began_anew_and_a_clock_that_was_set_back_keep_no_list_out(after_that: RevocationList) -> None:
+    assert after([crl(number=7)], [after_that]) == (Held((after_that,)), [])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (crl(ROOT), crl(NAMESAKE, at=NOW + HOUR)),
+        (crl(scope="a"), crl(scope="b", at=NOW + HOUR)),
+        (crl(number=7), crl(number=8, base=7, at=NOW + HOUR)),
+        (crl(), crl(OTHER, at=NOW + HOUR)),
+    ],
+    ids=["a key of the same name", "another scope", "a delta", "another issuer"],
+)
+def test_a_list_of_another_line_is_no_successor(one: RevocationList, other: RevocationList) -> None:
+    """It says nothing of what the first one lists, so without the first that would no longer be revoked."""
+    held, told = after([one, other], [other])
+    assert (set(map(id, held.lists)), told) == ({id(other), id(one)}, [Notice.GONE])
+    assert after([other, one], [one])[1] == [Notice.GONE]
+
+
+def test_a_delta_that_a_complete_list_includes_may_go() -> None:
+    base, delta, included = crl(number=7), crl(number=8, base=7), crl(number=9)
+    assert after([base, delta], [included]) == (Held((included,)), [])
+    assert after([base, delta], [base])[1] == [Notice.GONE]
+
+
+def test_two_lists_of_one_line_side_by_side_count_both_until_a_newer_one_comes() -> None:
+    first, second, third = (crl(number=n, at=NOW + timedelta(hours=n)) for n in (1, 2, 3))
+    assert after([first], [first, second]) == (Held((first, second)), [])
+    assert after([first, second], [third]) == (Held((third,)), [])
+    assert after([first, second], [first]) == (Held((second,)), [Notice.OLDER])
