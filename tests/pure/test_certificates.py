@@ -217,7 +217,7 @@ def ask_everything(certificate: x509.Certificate) -> None:
             find_path(leaf, candidates, anchors, NOW)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(der=damaged())
 def test_a_damaged_certificate_is_refused_or_answers_every_question(der: bytes) -> None:
     """Whatever bytes a CA sends, no foreign exception comes out of reading them or of working with what was read."""

@@ -536,7 +536,7 @@ WORDS = st.sampled_from(
 ALMOST_YAML = st.lists(FRAGMENTS | WORDS, max_size=30).map("".join).map(str.encode)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.binary(max_size=60) | ALMOST_YAML | st.text(max_size=40).map(lambda text: MINIMAL.encode() + text.encode()))
 def test_no_file_brings_the_reader_down(tmp_path: Path, content: bytes) -> None:
     for each in problems(tmp_path, content):
@@ -544,7 +544,7 @@ def test_no_file_brings_the_reader_down(tmp_path: Path, content: bytes) -> None:
         assert each.mend
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.dictionaries(
         st.lists(st.sampled_from(["sds", "workloads", "0", "1", "name", "", "mode", "authorities", "x"]), max_size=4)

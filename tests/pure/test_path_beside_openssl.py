@@ -73,7 +73,7 @@ def some_chain(draw: st.DrawFn) -> Case:
     return below(*cas, leaf=make_leaf(cas[-1], uri))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(case=some_chain())
 def test_openssl_comes_to_the_same_verdict_on_any_chain(case: Case, tmp_path_factory: pytest.TempPathFactory) -> None:
     try:

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 from fakes.hierarchy import DAY, HOUR, NOW
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sds_agent.authority.protocol import ErrorKind
@@ -422,7 +422,6 @@ def test_every_delay_has_a_floor_and_a_ceiling(
         assert failure.delay <= max(rest / 2, SHORTEST_DELAY)
 
 
-@settings(deadline=None)
 @given(st.timedeltas(timedelta(seconds=20), timedelta(minutes=10)), kinds, st.none() | st.floats(0, 1e6), st.randoms())
 def test_whatever_the_ca_says_there_is_a_last_attempt_right_before_the_expiry(
     lifetime: timedelta, kind: ErrorKind, retry_after: float | None, random: Random

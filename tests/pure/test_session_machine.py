@@ -316,6 +316,6 @@ class DeltaExchange(Exchange):
 
 
 TestSotwExchange = SotwExchange.TestCase
-TestSotwExchange.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestSotwExchange.settings = settings(max_examples=150, stateful_step_count=40)
 TestDeltaExchange = DeltaExchange.TestCase
-TestDeltaExchange.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestDeltaExchange.settings = settings(max_examples=150, stateful_step_count=40)

@@ -298,7 +298,7 @@ def kept_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @given(data=st.data())
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_no_damage_of_a_kept_file_ends_the_agent(data: st.DataObject, kept_bytes: bytes, tmp_path: Path) -> None:
     """Fields of any kind and value, bytes changed, cut off or put in: what is restored is as good as from the CA."""
     fields = json.loads(kept_bytes)

@@ -181,7 +181,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(data[: draw(st.integers(0, len(data)))])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(["StreamSecrets", "DeltaSecrets", "FetchSecrets"]),
     st.lists(st.binary(max_size=50) | requests | delta_requests | damaged(), max_size=6),
