@@ -5,14 +5,13 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from sds_agent import log
+from sds_agent import log, preflight
 from sds_agent.authority.embedded import EmbeddedAuthority
 from sds_agent.authority.protocol import Authority, TellsTrust
 from sds_agent.clock import Clock, SystemClock
 from sds_agent.config.istio import IstioSettings
 from sds_agent.config.settings import AuthoritySettings, CacertsSettings, EmbeddedSettings, Settings
 from sds_agent.directories import held_directory
-from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.gate import Gate
 from sds_agent.issuance.issuer import Issuer
@@ -20,7 +19,6 @@ from sds_agent.issuance.kept import Keeper
 from sds_agent.issuance.offer import Workload
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.trust import Trust, refresh
-from sds_agent.sds.endpoint import SocketFile
 from sds_agent.sds.health import Health
 from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import SERVICE, SecretDiscoveryService
@@ -32,21 +30,14 @@ from sds_agent.tasks import Start, companions
 LOG = logging.getLogger(__name__)
 
 
-class StateInUseError(SdsAgentError):
-    """Another agent runs on the state directory."""
-
-
 async def run(settings: Settings) -> None:
     """Run the agent until SIGTERM, SIGINT or SIGHUP.
 
     Raises ConfigurationError, SocketInUseError, StateInUseError or ProbeError when it cannot start, alone or in an
-    exception group, as its parts run in one.
+    exception group, as its parts run in one. All but the last `preflight.obstacles` tells beforehand.
     """
     clock = SystemClock()
-    in_use = StateInUseError(
-        f"another sds-agent runs on {settings.state_dir}; stop it first, or give this one another state_dir"
-    )
-    with held_directory(settings.state_dir, "state_dir", in_use):
+    with held_directory(settings.state_dir, "state_dir", preflight.in_use(settings.state_dir)):
         async with until_signalled(), agent(settings, await authorities(settings, clock), clock):
             await asyncio.Event().wait()
     log.event(LOG, "stopped")
@@ -65,7 +56,7 @@ async def _authority(name: str, chosen: AuthoritySettings, settings: Settings, c
             return await _cacerts(name, chosen, settings.trust_domain, clock)
         case EmbeddedSettings():
             return await EmbeddedAuthority.open(
-                settings.state_dir / "authorities" / name,
+                preflight.authority_directory(settings, name),
                 trust_domain=settings.trust_domain,
                 key_type=chosen.key,
                 lifetime=chosen.root_lifetime,
@@ -76,13 +67,10 @@ async def _authority(name: str, chosen: AuthoritySettings, settings: Settings, c
 async def _cacerts(name: str, chosen: CacertsSettings, trust_domain: str, clock: Clock) -> Authority:
     from sds_agent.authority.cacerts import CacertsAuthority  # noqa: PLC0415 - only where there is such a CA
 
-    try:
+    with preflight.named(name):
         return await CacertsAuthority.open(
             chosen.directory, trust_domain=trust_domain, passphrase_file=chosen.passphrase_file, clock=clock
         )
-    except ConfigurationError as error:
-        lines = str(error).splitlines()
-        raise ConfigurationError("\n".join(f"authorities.{name}.directory: {line}" for line in lines)) from error
 
 
 def _istio(chosen: IstioSettings, clock: Clock) -> Authority:
@@ -147,7 +135,9 @@ async def agent(settings: Settings, cas: dict[str, Authority], clock: Clock) -> 
             start(issuer.run())
         _start_outputs(start, settings, store, clock)
         readiness = Health(lambda: not missing(store.snapshot), frozenset({SERVICE}))
-        async with serving(service, _socket_file(settings), limits, [readiness], before_probe=lambda: complete(store)):
+        async with serving(
+            service, preflight.socket_file(settings.sds), limits, [readiness], before_probe=lambda: complete(store)
+        ):
             log.event(LOG, "listening", socket=str(settings.sds.socket))
             with watched(store), store.watching(lambda _changed: readiness.look()):
                 yield store
@@ -161,8 +151,3 @@ def _start_outputs(start: Start, settings: Settings, store: SecretStore, clock: 
 
     for name, directory in directories.items():
         start(keep(Output(directory, name, settings.bundle_names[0]), store, clock))
-
-
-def _socket_file(settings: Settings) -> SocketFile:
-    sds = settings.sds
-    return SocketFile(sds.socket, mode=sds.mode, owner=sds.owner, group=sds.group)

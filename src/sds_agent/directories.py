@@ -21,7 +21,7 @@ from msgspec import Struct, structs
 
 from sds_agent import log
 from sds_agent.errors import ConfigurationError, SdsAgentError
-from sds_agent.files import locked
+from sds_agent.files import check_writable, locked, look_at_lock
 
 LOG = logging.getLogger(__name__)
 
@@ -131,6 +131,17 @@ def own_directory(directory: Path, mode: int, *, of_anybody: bool = False) -> tu
         if missing is None:
             return found.shared
         make_directory(missing.path, mode if missing.last else ABOVE)
+
+
+def look_at_directory(directory: Path) -> tuple[str, ...]:
+    """Raise and return what `own_directory` would raise and return here, and change nothing."""
+    steps, missing = walk(directory)
+    found = judge(steps, directory, os.geteuid())
+    if found.refused is not None:
+        raise UntrustedDirectoryError(found.refused)
+    if missing is not None:
+        check_writable(missing.path.parent, missing.path)
+    return found.shared
 
 
 def make_directory(path: Path, mode: int) -> None:
@@ -245,16 +256,29 @@ def held_directory(directory: Path, setting: str, in_use: SdsAgentError) -> Iter
     Raises `in_use` when one does, and ConfigurationError, which names the `setting`, when it cannot be used at all.
     """
     with ExitStack() as stack:
-        try:
+        with _explained(directory, setting, in_use):
             note_shared(setting, own_directory(directory, 0o700))
             stack.enter_context(locked(directory / "lock"))
-        except UntrustedDirectoryError as error:
-            raise ConfigurationError(f"{setting}: {error}") from error
-        except BlockingIOError as error:
-            raise in_use from error
-        except OSError as error:
-            raise ConfigurationError(
-                f"{setting}: cannot use {error.filename or directory}: {error.strerror}; make it writable for the user "
-                f"that runs this (uid {os.geteuid()}), or choose another"
-            ) from error
         yield
+
+
+def look_at_held_directory(directory: Path, setting: str, in_use: SdsAgentError) -> None:
+    """Raise what `held_directory` would raise here, and change nothing."""
+    with _explained(directory, setting, in_use):
+        look_at_directory(directory)
+        look_at_lock(directory / "lock")
+
+
+@contextmanager
+def _explained(directory: Path, setting: str, in_use: SdsAgentError) -> Iterator[None]:
+    try:
+        yield
+    except UntrustedDirectoryError as error:
+        raise ConfigurationError(f"{setting}: {error}") from error
+    except BlockingIOError as error:
+        raise in_use from error
+    except OSError as error:
+        raise ConfigurationError(
+            f"{setting}: cannot use {error.filename or directory}: {error.strerror}; make it writable for the user "
+            f"that runs this (uid {os.geteuid()}), or choose another"
+        ) from error

@@ -1,5 +1,6 @@
 """Files that must never be seen half-written or by the wrong eyes."""
 
+import errno
 import fcntl
 import os
 import re
@@ -11,6 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sds_agent.errors import SdsAgentError
+
+GLANCE = 0.05
+"""Seconds that a lock may be held by a process that only looks whether it is held (`look_at_lock`)."""
 
 
 class ForeignFileError(SdsAgentError):
@@ -100,6 +104,14 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def check_writable(directory: Path, entry: Path) -> None:
+    """Raise the OSError of making `entry` in a directory that is there, as far as can be known without making it."""
+    if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+        read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
+        reason = errno.EROFS if read_only else errno.EACCES
+        raise OSError(reason, os.strerror(reason), str(entry))
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file `path` (made when missing, left when done).
@@ -109,7 +121,29 @@ def locked(path: Path) -> Iterator[None]:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor)
         yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(GLANCE)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def look_at_lock(path: Path) -> None:
+    """Raise what `locked` would raise here, and leave nothing behind."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        if path.parent.exists():
+            check_writable(path.parent, path)
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     finally:
         os.close(descriptor)

@@ -4,10 +4,17 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
+from fakes.ca_servers import TokenIssuer
+from fakes.processes import started
+
+from sds_agent.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -16,6 +23,9 @@ TEXT = "\n".join(page.read_text() for page in PAGES)
 YAML = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 CONFIGURATIONS = [example for example in YAML if re.search(r"^workloads:", example, re.MULTILINE)]
 SNIPPETS = [example for example in YAML if example not in CONFIGURATIONS]
+INDENTED = [textwrap.dedent(block) for block in re.findall(r"^\n((?:    .*\n)+)", TEXT, re.MULTILINE)]
+CA_CONFIGURATIONS = [example for example in INDENTED if re.search(r"^(signer|callers):", example, re.MULTILINE)]
+LEAST_CA = "trust_domain: cluster.local\nlisten: 127.0.0.1:0\nsigner: {self_signed: root}\n"
 
 # indented lines and `code` in the text
 CODE = "\n".join(re.findall(r"^    .*$|`[^`\n]+`", TEXT, re.MULTILINE))
@@ -35,19 +45,131 @@ def sds_agent(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_there_is_something_to_check() -> None:
-    assert CONFIGURATIONS
+    assert len(CONFIGURATIONS) > 3
+    assert len(CA_CONFIGURATIONS) > 1
     assert SNIPPETS
     assert COMMANDS
     assert SCRIPTS
     assert LINKS
 
 
-@pytest.mark.parametrize("example", [*CONFIGURATIONS, (ROOT / "envoy" / "agent.yaml").read_text()])
-def test_the_configurations_shown_are_good(example: str, tmp_path: Path) -> None:
-    file = tmp_path / "sds-agent.yaml"
-    file.write_text(example)
-    done = sds_agent("check", str(file))
-    assert done.returncode == 0, done.stdout + done.stderr
+# The command as a user that is not root, who may not be let into root's Python: what it imports it imports before.
+AS_ANOTHER = """
+import os, pkgutil, sys
+import anyio._backends._asyncio, encodings.idna, jwt, httpx, sds_agent
+for each in pkgutil.walk_packages(sds_agent.__path__, "sds_agent."):
+    if not each.name.endswith("__main__"):
+        __import__(each.name)
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+from sds_agent.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+USERS = ["root", "another"] if os.geteuid() == 0 else ["another"]
+
+
+class Machine:
+    """A machine in a directory: what an example names in /etc, /run and /var is there, as its page says."""
+
+    def __init__(self, folder: Path, user: str) -> None:
+        self.folder = folder
+        self._user = user
+
+    def place(self, path: str) -> Path:
+        """Where that is here."""
+        return self.folder / path.removeprefix("/")
+
+    def write(self, name: str, example: str) -> Path:
+        """The example as a file; only its places are moved, and a port that may be taken is left to the kernel."""
+        text = re.sub(r"(?<![\w:/.])/(?=(etc|run|var)/)", f"{self.folder}/", example).replace(
+            "listen: 127.0.0.1:15012", "listen: 127.0.0.1:0"
+        )
+        file = self.folder / name
+        file.write_text(text if os.geteuid() == 0 else re.sub(r'(owner|group): "0"', "", text))
+        for path in re.findall(r"passphrase_file: (\S+)", text):
+            self._passphrase = Path(path)
+        for path in re.findall(r"(?:cacerts|directory): (/[^\s,}]+)", text):
+            self._plug(Path(path), re.findall(r"^trust_domain: (.*)", text, re.MULTILINE)[0])
+        for path in re.findall(r"jwks: (/[^\s,}]+)", text):
+            Path(path).write_bytes(TokenIssuer().key_set())
+        if self._user == "another" and os.geteuid() == 0:
+            for each in [self.folder, *self.folder.rglob("*")]:
+                os.chown(each, 65534, 65534)
+        return file
+
+    def _plug(self, directory: Path, trust_domain: str) -> None:
+        """A CA, made as docs/hierarchy.md says."""
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        root = self.folder / "root"
+        assert main(["ca", "root", str(root), "--trust-domain", trust_domain]) == 0
+        more = []
+        if self._passphrase is not None:
+            self._passphrase.write_text("a long passphrase\n")
+            more = ["--passphrase-file", str(self._passphrase)]
+        assert main(["ca", "intermediate", str(directory), "--root", str(root), "--name", "cluster1", *more]) == 0
+
+    _passphrase: Path | None = None
+
+    def command(self, *arguments: str) -> list[str]:
+        another = self._user == "another" and os.geteuid() == 0
+        return [sys.executable, *(["-c", AS_ANOTHER] if another else ["-m", "sds_agent"]), *arguments]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """A home of the user's own; root's places, which are the machine's, are moved by variables."""
+        home = {"HOME": str(self.folder), "XDG_RUNTIME_DIR": str(self.folder), "XDG_STATE_HOME": str(self.folder)}
+        path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "GRPC_VERBOSITY": "NONE"}
+        return path | home
+
+
+@pytest.fixture(params=USERS)
+def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """A short path: sockets are made in it."""
+    with tempfile.TemporaryDirectory(prefix="d") as folder:
+        yield Machine(Path(folder), request.param)
+
+
+AGENTS = [*CONFIGURATIONS, (ROOT / "envoy" / "agent.yaml").read_text()]
+
+
+def places(example: str, machine: Machine) -> dict[str, str]:
+    """What moves the places that the example leaves to the agent."""
+    chosen = {"SDS_AGENT__SDS__SOCKET": "sds.sock", "SDS_AGENT__STATE_DIR": "state"}
+    left_out = [name for name in chosen if f"{name.rpartition('__')[2].lower()}:" not in example]
+    return {name: str(machine.folder / chosen[name]) for name in left_out}
+
+
+@pytest.mark.parametrize("example", AGENTS)
+async def test_an_agent_starts_with_the_configurations_shown(example: str, machine: Machine) -> None:
+    """As they stand: what a newcomer pastes first must not end with a word about their machine."""
+    file = machine.write("sds-agent.yaml", example)
+    environment = machine.environment | places(example, machine)
+    foreign = machine.command()[1] == "-c" and 'owner: "0"' in example
+    done = await anyio.run_process(machine.command("check", str(file)), env=environment, check=False)
+    assert done.returncode == (3 if foreign else 0), done.stdout + done.stderr
+    if foreign:  # every key is in that one, and none but root gives a socket to root
+        assert b"sds.owner: only root" in done.stderr
+        return
+    async with started(machine.command("run", str(file)), environment) as agent:
+        await agent.line('"listening"')
+        if "token_file" not in example or "authority: local" in example:  # the others wait for an istiod
+            await agent.line('"ready"')
+        assert await agent.stop() == 0
+
+
+@pytest.mark.parametrize("example", CA_CONFIGURATIONS)
+async def test_a_ca_starts_with_the_configurations_shown(example: str, machine: Machine) -> None:
+    whole = "signer:" in example
+    rest = LEAST_CA + example.replace("callers:\n", "callers:\n  join_tokens: tokens\n")
+    file = machine.write("ca.yaml", example if whole else rest)
+    async with started(machine.command("ca", "serve", str(file)), machine.environment) as ca:
+        await ca.line('"listening"')
+        if whole:
+            command = machine.command("ca", "token", str(file), "spiffe://cluster.local/vm/db1", "--ttl", "10m")
+            token = await anyio.run_process(command, env=machine.environment)
+            assert token.stdout
+        assert await ca.stop() == 0
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)

@@ -29,6 +29,7 @@ EVERYTHING = MATERIAL | {
     "config",
     "ca",
 }
+COMPOSED = EVERYTHING | {"preflight"}
 
 # What each part of sds_agent may import of the others; "pki.keys" means that module and no other of its
 # package. A new part is a new line, below what it uses and above what uses it.
@@ -52,8 +53,9 @@ MAY_IMPORT = {
     "outputs": MATERIAL | {"files", "directories", "secrets"},
     "issuance": MATERIAL | {"files", "directories", "secrets", "authority"},
     "ca": MATERIAL | {"files", "directories", "rpc", "config", "authority", "sds.health", "signals"},
-    "app": EVERYTHING,
-    "cli": EVERYTHING | {"app"},
+    "preflight": BASE | {"directories", "config", "authority", "sds.endpoint"},
+    "app": COMPOSED,
+    "cli": COMPOSED | {"app"},
     "__main__": {"cli"},
 }
 

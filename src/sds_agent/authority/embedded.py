@@ -8,6 +8,8 @@ on signing.
 import asyncio
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -20,9 +22,9 @@ from sds_agent.authority.keymaking import new_key
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.authority.request import proven_key
 from sds_agent.clock import Clock
-from sds_agent.directories import UntrustedDirectoryError, own_directory
+from sds_agent.directories import UntrustedDirectoryError, look_at_directory, own_directory
 from sds_agent.errors import ConfigurationError
-from sds_agent.files import ForeignFileError, read_own, remove_unfinished, write_private
+from sds_agent.files import ForeignFileError, check_writable, read_own, remove_unfinished, write_private
 from sds_agent.pki.certificates import CertificateError, read_pem, serial_hex, write_pem
 from sds_agent.pki.keys import KeyType, PrivateKey, to_pkcs8_pem
 from sds_agent.pki.signer import Signer, SignerError, make_root
@@ -43,6 +45,9 @@ is valid: whoever asks would otherwise pay for a key, and cause a line in the lo
 """
 LARGEST = 1 << 20
 """Bytes of the file with the roots: two or three are in it at one time."""
+
+
+ROOTS = "roots.pem"
 
 
 class Roots(Struct, frozen=True):
@@ -108,18 +113,11 @@ class EmbeddedAuthority:
 
         Raises ConfigurationError, which names `setting`, when what is there cannot be used; it is left untouched.
         """
-        file = directory / "roots.pem"
-        try:
+        file = directory / ROOTS
+        with _explained(file, setting):
             own_directory(directory, 0o700)
             remove_unfinished(directory, re.escape(file.name))
             signers = _load(file)
-        except UntrustedDirectoryError as error:
-            raise ConfigurationError(f"{setting}: {error}") from error
-        except OSError as error:
-            raise ConfigurationError(
-                f"{setting}: the embedded CA cannot use {error.filename or file}: {error.strerror}; "
-                f"give it a directory of its own"
-            ) from error
         authority = cls(file, trust_domain, key_type, clock, Roots(signers, lifetime))
         try:
             await authority._renew_when_due()
@@ -184,6 +182,28 @@ class EmbeddedAuthority:
             raise AuthorityError(ErrorKind.TRANSIENT, cause) from error
         self._failed = now
         log.event(LOG, "root_not_renewed", level=logging.ERROR, cause=cause, not_after=_end(valid[-1]))
+
+
+def look_at(directory: Path, setting: str = "state_dir") -> None:
+    """Raise the ConfigurationError of `EmbeddedAuthority.open` for a directory that it cannot use; change nothing."""
+    file = directory / ROOTS
+    with _explained(file, setting):
+        look_at_directory(directory)
+        if not _load(file) and directory.is_dir():
+            check_writable(directory, file)
+
+
+@contextmanager
+def _explained(file: Path, setting: str) -> Iterator[None]:
+    try:
+        yield
+    except UntrustedDirectoryError as error:
+        raise ConfigurationError(f"{setting}: {error}") from error
+    except OSError as error:
+        raise ConfigurationError(
+            f"{setting}: the embedded CA cannot use {error.filename or file}: {error.strerror}; "
+            f"give it a directory of its own"
+        ) from error
 
 
 def _end(signer: Signer) -> datetime:

@@ -3,27 +3,59 @@
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sds_agent.cli import output
+
+if TYPE_CHECKING:
+    from sds_agent.config.settings import Settings
+
+
+CANNOT_START = 3
+"""The exit code for a configuration that is good, on a machine where `run` would refuse it."""
+
+EXIT_CODES = (
+    "Exit codes: 0 the configuration is good and the agent can start here; 2 it cannot be used; 3 it is good, but the "
+    "agent cannot start here and now as this user: a group that is not there, a directory that cannot be used, an "
+    "agent that runs on it already. Nothing is made or changed to find out. Warnings change no exit code."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The file."""
+    parser.epilog = EXIT_CODES
     parser.add_argument(
         "file", nargs="?", type=Path, metavar="FILE", help="the configuration; without one the defaults"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Explain on standard output and warn on standard error. Raises ConfigError with all that is wrong."""
+    """Explain on standard output; warn on standard error, and say there why it cannot start here.
+
+    Raises ConfigError with all that is wrong.
+    """
     import textwrap  # noqa: PLC0415 - imported by the command that needs it
 
     from sds_agent.cli.explanation import explain, warnings  # noqa: PLC0415 - likewise
     from sds_agent.config.loading import load  # noqa: PLC0415 - likewise
 
+    output.silence_warnings()
     loaded = load(arguments.file, os.environ)
     for paragraph in explain(loaded):
         output.write(textwrap.fill(paragraph, 100, break_long_words=False, break_on_hyphens=False) + "\n")
     for warning in warnings(loaded.settings):
         output.complain(f"warning: {warning}")
-    return 0
+    return CANNOT_START if _complain_of_obstacles(loaded.settings) else 0
+
+
+def _complain_of_obstacles(settings: "Settings") -> bool:
+    from datetime import UTC, datetime  # noqa: PLC0415 - imported by the command that needs it
+
+    from sds_agent import preflight  # noqa: PLC0415 - likewise
+
+    obstacles = list(preflight.obstacles(settings, datetime.now(UTC)))
+    if obstacles:
+        output.complain(f"the configuration is good, but the agent cannot start here as uid {os.geteuid()}:")
+    for each in obstacles:
+        output.complain(str(each))
+    return bool(obstacles)

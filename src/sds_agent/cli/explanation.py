@@ -1,9 +1,7 @@
 """Settings in plain sentences, and what on this machine does not fit them yet."""
 
-import grp
-import pwd
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -110,48 +108,16 @@ def _renewed(ttl: timedelta, renewal: RenewalSettings) -> str:
 
 def warnings(settings: Settings) -> Iterator[str]:
     """What is allowed and yet probably not meant, or not ready on this machine."""
-    yield from _about_accounts(settings.sds)
-    yield from _about_directory(settings.sds)
     yield from _about_authorities(settings)
     yield from _about_files(settings)
 
 
-def _about_accounts(sds: SdsSettings) -> Iterator[str]:
-    if sds.owner is not None and not _exists(sds.owner, pwd.getpwnam):
-        yield f"sds.owner: there is no user {sds.owner} on this machine; create it before the agent starts"
-    if sds.group is not None and not _exists(sds.group, grp.getgrnam):
-        yield f"sds.group: there is no group {sds.group} on this machine; create it before the agent starts"
-
-
-def _exists(account: str, find: Callable[[str], object]) -> bool:
-    if account.isdecimal():
-        return True
-    try:
-        find(account)
-    except KeyError:
-        return False
-    return True
-
-
-def _about_directory(sds: SdsSettings) -> Iterator[str]:
-    directory = sds.socket.parent
-    try:
-        found = directory.stat()
-    except FileNotFoundError:
-        yield f"sds.socket: the directory {directory} does not exist; the agent makes it when it starts, if it may"
-    except OSError as error:
-        yield f"sds.socket: the directory {directory} cannot be looked at ({error.strerror})"
-    else:
-        if not stat.S_ISDIR(found.st_mode):
-            yield f"sds.socket: {directory} is not a directory; the agent will not start"
-        elif found.st_mode & stat.S_IWOTH:
-            yield f"sds.socket: anybody may write to {directory}; the agent will not start (chmod o-w {directory})"
-
-
 def _about_files(settings: Settings) -> Iterator[str]:
     for name, authority in settings.authorities.items():
-        for key in ("directory", "passphrase_file", "ca_file", "token_file", "provisioned", "extra_anchors"):
-            path = getattr(authority, key, None)
+        if not isinstance(authority, IstioSettings):
+            continue
+        for key in ("ca_file", "token_file", "provisioned", "extra_anchors"):
+            path: Path | None = getattr(authority, key)
             if path is not None:
                 yield from _about_file(f"authorities.{name}.{key}", path)
 
@@ -160,7 +126,7 @@ def _about_file(key: str, path: Path) -> Iterator[str]:
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        yield f"{key}: {path} does not exist; it has to be there when the agent starts"
+        yield f"{key}: {path} does not exist; until it does the CA gives no certificate"
     except OSError as error:  # who checks may be another user than the agent's, and not be let in
         yield f"{key}: {path} cannot be looked at ({error.strerror}); the agent's user has to be able to read it"
 

@@ -38,7 +38,8 @@ class Command(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `sds-agent` with these arguments (the process's unless given). Returns the exit code.
 
-    0 is good, 2 a wrong call or configuration, 1 whatever else of ours went wrong; a bug ends with its traceback.
+    0 is good, 2 a wrong call or configuration, 3 a configuration that cannot be run here (`check`), 1 whatever else of
+    ours went wrong; a bug ends with its traceback.
     """
     return guarded(lambda: _run(argv))
 
@@ -108,7 +109,8 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sds-agent",
         description="Gives every Envoy on a machine its mTLS identity over SDS and keeps it fresh.",
-        epilog="sds-agent COMMAND --help explains a command.",
+        epilog="sds-agent COMMAND --help explains a command and its exit codes: 0 is good, 2 a wrong call or "
+        "configuration, 1 any other failure.",
         formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=f"sds-agent {__version__}")

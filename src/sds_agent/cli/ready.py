@@ -12,8 +12,15 @@ PATIENCE = 2.0
 """Seconds that the agent may take to answer."""
 
 
+EXIT_CODES = (
+    "Exit codes: 0 every workload has a certificate that is valid; 1 one has none, or no "
+    "agent answers; 2 a wrong call, or a configuration that cannot be used."
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The file."""
+    parser.epilog = EXIT_CODES
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the configuration that the agent runs on")
 
 

@@ -15,8 +15,16 @@ FORMATS = ("auto", "text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 
 
+EXIT_CODES = (
+    "Exit codes: 0 ended in order, by a signal; 2 the configuration, or what it names on this machine, cannot be used "
+    "and a person has to act; 1 another agent or server has the socket or the state directory, or the agent failed; "
+    "130 interrupted before it served."
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The file and what overrides its `log` section."""
+    parser.epilog = EXIT_CODES
     parser.add_argument(
         "file", nargs="?", type=Path, metavar="FILE", help="the configuration; none is needed for a try"
     )

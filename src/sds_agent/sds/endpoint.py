@@ -13,19 +13,22 @@ import pwd
 import secrets
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
 from msgspec import Struct
 
-from sds_agent.directories import UntrustedDirectoryError, note_shared, own_directory
+from sds_agent.directories import UntrustedDirectoryError, look_at_directory, note_shared, own_directory
 from sds_agent.errors import ConfigurationError, SdsAgentError
-from sds_agent.files import locked
+from sds_agent.files import locked, look_at_lock
 
 LONGEST_PATH = 107
 """Bytes of a path that fit a Unix socket's address (sockaddr_un, without its final zero)."""
+
+_CAP_CHOWN = 0
+"""The number of the capability (linux/capability.h)."""
 
 
 class SocketInUseError(SdsAgentError):
@@ -131,21 +134,41 @@ def claim(file: SocketFile) -> Iterator[Endpoint]:
     Raises ConfigurationError for a path, directory, owner or group that cannot be used, and SocketInUseError when a
     live server has the path.
     """
-    directory = file.path.parent
-    _check_length(file.path)
-    _prepare_directory(directory)
-    owner = _user_id(file.owner) if file.owner is not None else -1
-    group = _group_id(file.group) if file.group is not None else -1
-    with _locked(file.path):
-        _check_free(file.path)
-        endpoint = Endpoint(file, owner, group)
+    for refusal in refusals(file):
+        raise refusal
+    with ExitStack() as stack:
+        with _directory_explained(file.path.parent):
+            note_shared("sds.socket", own_directory(file.path.parent, 0o755))
+        with _lock_explained(file.path):
+            stack.enter_context(locked(_lock_of(file.path)))
+        _check_free(file.path)  # again: from here on no other agent can come between
+        endpoint = Endpoint(file, _owner(file), _group(file))
         try:
             yield endpoint
         finally:
             endpoint.disappear()
 
 
-def _check_length(path: Path) -> None:
+def refusals(file: SocketFile) -> Iterator[ConfigurationError | SocketInUseError]:
+    """Everything for which `claim` would refuse the path here and now. It only looks, and changes nothing."""
+    looks: tuple[Callable[[SocketFile], None], ...] = (_check_length, _check_owner, _check_group, _look_at_place)
+    for look in looks:
+        try:
+            look(file)
+        except (ConfigurationError, SocketInUseError) as error:
+            yield error
+
+
+def _look_at_place(file: SocketFile) -> None:
+    with _directory_explained(file.path.parent):
+        look_at_directory(file.path.parent)
+    with _lock_explained(file.path):
+        look_at_lock(_lock_of(file.path))
+    _check_free(file.path)
+
+
+def _check_length(file: SocketFile) -> None:
+    path = file.path
     longest = max(len(os.fsencode(path)), len(os.fsencode(path.parent)) + 8)  # a slash and the temporary name
     if longest > LONGEST_PATH:
         raise ConfigurationError(
@@ -154,29 +177,37 @@ def _check_length(path: Path) -> None:
         )
 
 
-def _prepare_directory(directory: Path) -> None:
+@contextmanager
+def _directory_explained(directory: Path) -> Iterator[None]:
     try:
-        note_shared("sds.socket", own_directory(directory, 0o755))
+        yield
     except UntrustedDirectoryError as error:
         raise ConfigurationError(f"sds.socket: {error}") from error
     except OSError as error:
-        raise ConfigurationError(f"sds.socket: cannot use the directory {directory}: {error.strerror}") from error
+        raise ConfigurationError(
+            f"sds.socket: cannot use the directory {directory}: {error.strerror}; make it writable for the agent's "
+            f"user (uid {os.geteuid()}) or choose another"
+        ) from error
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    lock = path.with_name(f"{path.name}.lock")
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(lock))
-        except BlockingIOError as error:
-            raise SocketInUseError(
-                f"another sds-agent serves at {path} (it holds {lock}); "
-                f"stop it first, or give this one another sds.socket"
-            ) from error
-        except OSError as error:
-            raise ConfigurationError(f"sds.socket: cannot open the lock file {lock}: {error.strerror}") from error
+def _lock_explained(path: Path) -> Iterator[None]:
+    try:
         yield
+    except BlockingIOError as error:
+        raise SocketInUseError(
+            f"another sds-agent serves at {path} (it holds {_lock_of(path)}); "
+            f"stop it first, or give this one another sds.socket"
+        ) from error
+    except OSError as error:
+        raise ConfigurationError(
+            f"sds.socket: cannot open the lock file {_lock_of(path)}: {error.strerror}; make its directory writable "
+            f"for the agent's user (uid {os.geteuid()}) or choose another"
+        ) from error
 
 
 def _check_free(path: Path) -> None:
@@ -200,12 +231,56 @@ def _check_free(path: Path) -> None:
     raise SocketInUseError(f"another server answers at {path}; stop it first, or give this agent another sds.socket")
 
 
+def _check_owner(file: SocketFile) -> None:
+    if _owner(file) not in {-1, os.geteuid()} and not _may_give_away():
+        raise ConfigurationError(
+            f"sds.owner: only root (CAP_CHOWN) can give the socket to the user {file.owner}, and this is uid "
+            f"{os.geteuid()}; leave sds.owner out, and let Envoys in by sds.group"
+        )
+
+
+def _check_group(file: SocketFile) -> None:
+    group = _group(file)
+    if group in {-1, os.getegid(), _inherited_group(file.path.parent)} or group in os.getgroups() or _may_give_away():
+        return
+    raise ConfigurationError(
+        f"sds.group: uid {os.geteuid()} is not in the group {file.group}, and without CAP_CHOWN can give the socket to "
+        f"no other; add the agent's user to it, or name one of its own"
+    )
+
+
+def _inherited_group(directory: Path) -> int | None:
+    """The group of what is made in the directory, where that is not the process's."""
+    try:
+        found = directory.stat()
+    except OSError:
+        return None
+    return found.st_gid if found.st_mode & stat.S_ISGID else None
+
+
+def _may_give_away() -> bool:
+    """Whether this process may change a file's owner, as the kernel says (capabilities(7)); if it does not say, yes."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) & 1 << _CAP_CHOWN)
+    return True
+
+
+def _owner(file: SocketFile) -> int:
+    return -1 if file.owner is None else _user_id(file.owner)
+
+
+def _group(file: SocketFile) -> int:
+    return -1 if file.group is None else _group_id(file.group)
+
+
 def _user_id(name: str) -> int:
     try:
         return int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
     except KeyError as error:
         raise ConfigurationError(
-            f"sds.owner: there is no user {name!r} on this machine; name one, or give a uid"
+            f"sds.owner: there is no user {name!r} on this machine; make it, name another, or leave sds.owner out"
         ) from error
 
 
@@ -214,5 +289,5 @@ def _group_id(name: str) -> int:
         return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
     except KeyError as error:
         raise ConfigurationError(
-            f"sds.group: there is no group {name!r} on this machine; name one, or give a gid"
+            f"sds.group: there is no group {name!r} on this machine; make it, name another, or leave sds.group out"
         ) from error

@@ -1,0 +1,75 @@
+"""Whether an agent with these settings could start here and now, found by looking alone.
+
+Each part that can refuse to start has its own look, which its start uses too; here they are only put together, in the
+order in which `app.run` comes to them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from sds_agent.config.settings import AuthoritySettings, CacertsSettings, EmbeddedSettings, SdsSettings, Settings
+from sds_agent.directories import look_at_held_directory
+from sds_agent.errors import ConfigurationError, SdsAgentError
+from sds_agent.sds.endpoint import SocketFile, refusals
+
+
+class StateInUseError(SdsAgentError):
+    """Another agent runs on the state directory."""
+
+
+def in_use(state_dir: Path) -> StateInUseError:
+    """The error for a state directory that another agent holds."""
+    return StateInUseError(f"another sds-agent runs on {state_dir}; stop it first, or give this one another state_dir")
+
+
+def authority_directory(settings: Settings, name: str) -> Path:
+    """Where an embedded CA keeps its roots."""
+    return settings.state_dir / "authorities" / name
+
+
+def socket_file(sds: SdsSettings) -> SocketFile:
+    """The socket as the settings want it."""
+    return SocketFile(sds.socket, mode=sds.mode, owner=sds.owner, group=sds.group)
+
+
+@contextmanager
+def named(authority: str) -> Iterator[None]:
+    """Put the key of a plugged-in CA's directory before each line of a ConfigurationError."""
+    try:
+        yield
+    except ConfigurationError as error:
+        lines = str(error).splitlines()
+        raise ConfigurationError("\n".join(f"authorities.{authority}.directory: {line}" for line in lines)) from error
+
+
+def obstacles(settings: Settings, now: datetime) -> Iterator[SdsAgentError]:
+    """Everything for which `app.run` would refuse to start at `now`. Nothing is made, bound, locked or written."""
+    stateless = False
+    try:
+        look_at_held_directory(settings.state_dir, "state_dir", in_use(settings.state_dir))
+    except SdsAgentError as error:
+        stateless = isinstance(error, ConfigurationError)
+        yield error
+    for name, authority in settings.authorities.items():
+        if stateless and isinstance(authority, EmbeddedSettings):
+            continue  # its directory is in the one that cannot be used
+        try:
+            _look_at_authority(name, authority, settings, now)
+        except SdsAgentError as error:
+            yield error
+    yield from refusals(socket_file(settings.sds))
+
+
+def _look_at_authority(name: str, authority: AuthoritySettings, settings: Settings, now: datetime) -> None:
+    """An Istio CA is first asked when the agent runs, and then again and again: nothing of it keeps a start up."""
+    if isinstance(authority, EmbeddedSettings):
+        from sds_agent.authority.embedded import look_at  # noqa: PLC0415 - only where there is such a CA
+
+        look_at(authority_directory(settings, name))
+    elif isinstance(authority, CacertsSettings):
+        from sds_agent.authority.directory import PluggedDirectory  # noqa: PLC0415 - only where there is such a CA
+
+        with named(name):
+            PluggedDirectory(authority.directory, settings.trust_domain, authority.passphrase_file).first(now)

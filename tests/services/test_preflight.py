@@ -1,0 +1,267 @@
+"""What `check` says of this machine is what `run` does on it, and to find it out changes nothing."""
+
+import asyncio
+import os
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from fakes.ca_servers import fresh, plug
+from fakes.configurations import MINIMAL, settings
+
+from sds_agent import app, preflight
+from sds_agent.cli.main import main
+from sds_agent.config.settings import Settings
+from sds_agent.directories import held_directory
+from sds_agent.errors import SdsAgentError
+from sds_agent.files import locked
+from sds_agent.sds.endpoint import SocketFile, claim
+
+CACERTS = "authorities: {plugged: {type: cacerts, directory: ca, passphrase_file: passphrase}}\n"
+
+
+class Machine:
+    """A directory for all of an agent's places, and what a test does to it."""
+
+    def __init__(self, folder: Path, until_the_end: ExitStack) -> None:
+        self.folder = folder
+        self.socket = folder / "run" / "sds.sock"
+        self.state = folder / "state"
+        self.held = until_the_end
+
+    def settings(self, more: str = "", sds: str = "") -> Settings:
+        places = f"state_dir: {self.state}\nsds: {{socket: {self.socket}{sds}}}\n"
+        return settings(self.folder, f"{MINIMAL}{places}{more}")
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    with tempfile.TemporaryDirectory() as made, ExitStack() as until_the_end:
+        yield Machine(Path(made), until_the_end)
+
+
+def entries(folder: Path) -> dict[str, tuple[int, int, float, bytes]]:
+    """Everything there is: modes, owners, times and contents."""
+    found = {}
+    for path in [folder, *folder.rglob("*")]:
+        status = path.lstat()
+        content = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
+        found[str(path)] = (status.st_mode, status.st_uid, status.st_mtime, content)
+    return found
+
+
+def unknown_group(machine: Machine) -> Settings:
+    return machine.settings(sds=", group: no-such-group")
+
+
+def unknown_owner(machine: Machine) -> Settings:
+    return machine.settings(sds=", owner: no-such-user")
+
+
+def open_directory(machine: Machine) -> Settings:
+    machine.socket.parent.mkdir()
+    machine.socket.parent.chmod(0o777)
+    return machine.settings()
+
+
+def file_for_a_directory(machine: Machine) -> Settings:
+    machine.socket.parent.touch()
+    return machine.settings()
+
+
+def file_above_the_directory(machine: Machine) -> Settings:
+    (machine.folder / "file").touch()
+    machine.socket = machine.folder / "file" / "run" / "sds.sock"
+    return machine.settings()
+
+
+def file_for_a_socket(machine: Machine) -> Settings:
+    machine.socket.parent.mkdir()
+    machine.socket.touch()
+    return machine.settings()
+
+
+def other_server(machine: Machine) -> Settings:
+    machine.socket.parent.mkdir()
+    listening = machine.held.enter_context(socket.socket(socket.AF_UNIX))
+    listening.bind(str(machine.socket))
+    listening.listen()
+    return machine.settings()
+
+
+def other_agent_on_the_socket(machine: Machine) -> Settings:
+    machine.held.enter_context(claim(SocketFile(machine.socket)))
+    return machine.settings()
+
+
+def other_agent_on_the_state(machine: Machine) -> Settings:
+    machine.held.enter_context(held_directory(machine.state, "state_dir", SdsAgentError()))
+    return machine.settings()
+
+
+def open_state(machine: Machine) -> Settings:
+    machine.state.mkdir()
+    machine.state.chmod(0o777)
+    return machine.settings()
+
+
+def file_for_the_state(machine: Machine) -> Settings:
+    machine.state.touch()
+    return machine.settings()
+
+
+def roots(machine: Machine, content: bytes, mode: int) -> Settings:
+    file = machine.state / "authorities" / "local" / "roots.pem"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    file.chmod(mode)
+    return machine.settings()
+
+
+def damaged_roots(machine: Machine) -> Settings:
+    return roots(machine, b"not a root", 0o600)
+
+
+def roots_for_all_to_read(machine: Machine) -> Settings:
+    return roots(machine, b"not a root", 0o644)
+
+
+def no_cacerts(machine: Machine) -> Settings:
+    return machine.settings(CACERTS)
+
+
+def unfinished_cacerts(machine: Machine) -> Settings:
+    (machine.folder / "passphrase").write_text("word\n")
+    (machine.folder / "ca").mkdir()
+    return machine.settings(CACERTS)
+
+
+def no_passphrase(machine: Machine) -> Settings:
+    root = fresh("root")
+    plug(machine.folder / "ca", fresh("i", root), [], [root])
+    return machine.settings(CACERTS)
+
+
+def run(chosen: Settings) -> str:
+    """Start the agent, which ends by itself; returns why."""
+    with pytest.raises((SdsAgentError, ExceptionGroup)) as raised:
+        asyncio.run(asyncio.wait_for(app.run(chosen), 20))
+    error = raised.value
+    while isinstance(error, ExceptionGroup):
+        (error,) = error.exceptions
+    assert isinstance(error, SdsAgentError)
+    return str(error)
+
+
+@pytest.mark.parametrize(
+    "disturb",
+    [
+        unknown_group,
+        unknown_owner,
+        open_directory,
+        file_for_a_directory,
+        file_above_the_directory,
+        file_for_a_socket,
+        other_server,
+        other_agent_on_the_socket,
+        other_agent_on_the_state,
+        open_state,
+        file_for_the_state,
+        damaged_roots,
+        roots_for_all_to_read,
+        no_cacerts,
+        unfinished_cacerts,
+        no_passphrase,
+    ],
+)
+def test_what_keeps_the_agent_from_starting_is_known_beforehand(
+    machine: Machine, disturb: Callable[[Machine], Settings]
+) -> None:
+    chosen = disturb(machine)
+    before = entries(machine.folder)
+    (told,) = preflight.obstacles(chosen, datetime.now(UTC))
+    assert entries(machine.folder) == before, "to look changes nothing"
+    assert str(told) == run(chosen)
+
+
+def test_nothing_is_told_of_a_machine_where_it_starts(machine: Machine) -> None:
+    assert list(preflight.obstacles(machine.settings(), datetime.now(UTC))) == []
+    assert [path.name for path in machine.folder.iterdir()] == ["sds-agent.yaml"]
+
+
+def test_a_start_that_was_killed_leaves_no_obstacle(machine: Machine) -> None:
+    with claim(SocketFile(machine.socket)) as endpoint, socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(endpoint._temporary))
+        machine.socket.hardlink_to(endpoint._temporary)
+    assert machine.socket.is_socket()
+    assert list(preflight.obstacles(machine.settings(), datetime.now(UTC))) == []
+
+
+def test_every_obstacle_is_told_at_once(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    open_state(machine)
+    open_directory(machine)
+    machine.settings(CACERTS, ", owner: no-such-user, group: no-such-group")
+    assert main(["check", str(machine.folder / "sds-agent.yaml")]) == 3
+    said = capsys.readouterr()
+    assert said.out.startswith("The configuration is good.")
+    first, *rest = said.err.splitlines()
+    assert first == (f"sds-agent: the configuration is good, but the agent cannot start here as uid {os.geteuid()}:")
+    keys = ["state_dir", "authorities.plugged.directory", "sds.owner", "sds.group", "sds.socket"]
+    assert [line.split(": ")[1] for line in rest] == keys
+
+
+def test_a_look_keeps_no_agent_from_starting(tmp_path: Path) -> None:
+    """It holds the lock for an instant, and an agent that starts in it tries once more."""
+    lock = tmp_path / "lock"
+    with ExitStack() as looking:
+        looking.enter_context(locked(lock))
+        leave = threading.Timer(0.01, looking.close)
+        leave.start()
+        with locked(lock):
+            leave.join()
+
+
+AS_ANOTHER = """
+import os, sys
+from sds_agent.cli.main import main
+main(["check"])  # what imports are to come: a user may not be let into root's Python
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        (0o755, []),
+        (
+            0o555,
+            [
+                "state_dir: cannot use {0}/state: Permission denied",
+                "sds.socket: cannot use the directory {0}/run: Permission denied",
+            ],
+        ),
+    ],
+)
+def test_an_operator_who_forgot_sudo_is_told(machine: Machine, mode: int, said: list[str]) -> None:
+    machine.settings()
+    if os.geteuid() == 0:
+        os.chown(machine.folder, 65534, 65534)
+    machine.folder.chmod(mode)
+    call = [sys.executable, "-B", "-c", AS_ANOTHER, "check", str(machine.folder / "sds-agent.yaml")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == (3 if said else 0), done.stderr
+    for words in said:
+        assert words.format(machine.folder) in done.stderr
