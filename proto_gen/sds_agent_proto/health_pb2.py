@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csds_agent_proto/health.proto\x12\x10sds_agent.health\"%\n\x12HealthCheckRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\"\xab\x01\n\x13HealthCheckResponse\x12\x43\n\x06status\x18\x01 \x01(\x0e\x32\x33.sds_agent.health.HealthCheckResponse.ServingStatus\"O\n\rServingStatus\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0b\n\x07SERVING\x10\x01\x12\x0f\n\x0bNOT_SERVING\x10\x02\x12\x13\n\x0fSERVICE_UNKNOWN\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csds_agent_proto/health.proto\x12\x10sds_agent.health\"%\n\x12HealthCheckRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\"\xbd\x01\n\x13HealthCheckResponse\x12\x43\n\x06status\x18\x01 \x01(\x0e\x32\x33.sds_agent.health.HealthCheckResponse.ServingStatus\x12\x10\n\x07reasons\x18\xe9\x07 \x03(\t\"O\n\rServingStatus\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0b\n\x07SERVING\x10\x01\x12\x0f\n\x0bNOT_SERVING\x10\x02\x12\x13\n\x0fSERVICE_UNKNOWN\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEALTHCHECKREQUEST']._serialized_start=50
   _globals['_HEALTHCHECKREQUEST']._serialized_end=87
   _globals['_HEALTHCHECKRESPONSE']._serialized_start=90
-  _globals['_HEALTHCHECKRESPONSE']._serialized_end=261
-  _globals['_HEALTHCHECKRESPONSE_SERVINGSTATUS']._serialized_start=182
-  _globals['_HEALTHCHECKRESPONSE_SERVINGSTATUS']._serialized_end=261
+  _globals['_HEALTHCHECKRESPONSE']._serialized_end=279
+  _globals['_HEALTHCHECKRESPONSE_SERVINGSTATUS']._serialized_start=200
+  _globals['_HEALTHCHECKRESPONSE_SERVINGSTATUS']._serialized_end=279
 # @@protoc_insertion_point(module_scope)

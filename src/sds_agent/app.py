@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from sds_agent import log, preflight
@@ -18,6 +18,7 @@ from sds_agent.issuance.issuer import Issuer
 from sds_agent.issuance.kept import Keeper
 from sds_agent.issuance.offer import Workload
 from sds_agent.issuance.schedule import Renewal
+from sds_agent.issuance.standing import lack
 from sds_agent.issuance.trust import Trust, refresh
 from sds_agent.sds.health import Health
 from sds_agent.sds.server import Limits, serving
@@ -117,6 +118,7 @@ async def agent(settings: Settings, cas: dict[str, Authority], clock: Clock) -> 
     renewal = Renewal(settings.renewal.fraction, settings.renewal.jitter)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
     service = SecretDiscoveryService(store, most_names=limits.names)
+    issuers: list[Issuer] = []
     async with companions() as start:
         for name, authority in cas.items():
             if isinstance(authority, TellsTrust):
@@ -132,15 +134,23 @@ async def agent(settings: Settings, cas: dict[str, Authority], clock: Clock) -> 
                 renewal=renewal,
                 keeper=Keeper(settings.state_dir / "certificates") if settings.keep_certificates else None,
             )
+            issuers.append(issuer)
             start(issuer.run())
         _start_outputs(start, settings, store, clock)
-        readiness = Health(lambda: not missing(store.snapshot), frozenset({SERVICE}))
+        readiness = Health(
+            lambda: not missing(store.snapshot), frozenset({SERVICE}), reasons=lambda: _lacks(issuers, clock)
+        )
         async with serving(
             service, preflight.socket_file(settings.sds), limits, [readiness], before_probe=lambda: complete(store)
         ):
             log.event(LOG, "listening", socket=str(settings.sds.socket))
             with watched(store), store.watching(lambda _changed: readiness.look()):
                 yield store
+
+
+def _lacks(issuers: Iterable[Issuer], clock: Clock) -> Sequence[str]:
+    reasons = (lack(issuer.standing, clock.now()) for issuer in issuers)
+    return [reason for reason in reasons if reason is not None]
 
 
 def _start_outputs(start: Start, settings: Settings, store: SecretStore, clock: Clock) -> None:

@@ -82,6 +82,7 @@ PURE = {
     "ca.policy",
     "issuance.acceptance",
     "issuance.schedule",
+    "issuance.standing",
     "issuance.validity",
     "rpc.frames",
     "sds.catalog",

@@ -320,7 +320,9 @@ def test_what_was_refused_is_asked_again_slowly(kind: ErrorKind) -> None:
 
 def test_every_failure_in_a_row_counts_however_many() -> None:
     failure = Failure(NOW, 1_000_000, SECOND)
-    assert after(before=failure, having=SERVED, chance=0.5) == Failure(NOW, 1_000_001, LONGEST_RETRY / 2)
+    assert after(before=failure, having=SERVED, chance=0.5) == Failure(
+        NOW, 1_000_001, LONGEST_RETRY / 2, ErrorKind.TRANSIENT
+    )
 
 
 @pytest.mark.parametrize("chance", [0, 0.25, 0.5, 0.75])

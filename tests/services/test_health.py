@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 from fakes.ca_servers import served
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from sds_agent_proto.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from sds_agent.ca.service import SERVICE as CA_SERVICE
@@ -32,9 +33,12 @@ class Server:
     """A server that a test makes ready and unready."""
 
     ready = False
+    reasons: tuple[str, ...] = ()
 
     def __init__(self, directory: Path, most_watchers: int = 10) -> None:
-        self.health = Health(lambda: self.ready, frozenset({"a.Service"}), most_watchers=most_watchers)
+        self.health = Health(
+            lambda: self.ready, frozenset({"a.Service"}), reasons=lambda: self.reasons, most_watchers=most_watchers
+        )
         self.address = f"unix:{directory / 'sds.sock'}"
         self._socket = SocketFile(directory / "sds.sock")
         self._calls: list[Call] = []
@@ -85,9 +89,45 @@ async def status(call: Call) -> HealthCheckResponse.ServingStatus | None:
 
 async def test_check_follows_readiness(server: Server) -> None:
     async with server.running():
-        assert not await health.check(server.address, 5)
+        assert not (await health.check(server.address, 5)).ready
         server.change(ready=True)
-        assert await health.check(server.address, 5)
+        assert await health.check(server.address, 5) == health.Answer(ready=True)
+
+
+async def test_check_tells_why_not_and_tells_it_only_then(server: Server) -> None:
+    server.reasons = ("web: not issued yet", "batch: expired")
+    async with server.running():
+        assert await health.check(server.address, 5) == health.Answer(ready=False, reasons=server.reasons)
+        server.change(ready=True)
+        assert await health.check(server.address, 5) == health.Answer(ready=True)
+        server.health.drain()
+        assert await health.check(server.address, 5) == health.Answer(ready=False, reasons=("the server ends",))
+
+
+async def test_what_check_tells_is_bounded(server: Server) -> None:
+    """A client takes 4 MiB and no more, and an agent may have thousands of workloads."""
+    server.reasons = tuple(f"{number} {'x' * 1000}" for number in range(10_000))
+    async with server.running():
+        reasons = (await health.check(server.address, 5)).reasons
+    assert len(reasons) == health.MOST_REASONS + 1
+    assert reasons[-1] == f"and {10_000 - health.MOST_REASONS} more"
+    assert max(map(len, reasons)) == health.LONGEST_REASON
+
+
+async def test_a_prober_that_knows_the_standard_alone_reads_the_status(server: Server) -> None:
+    server.reasons = ("web: not issued yet",)
+    standard = descriptor_pb2.FileDescriptorProto(name="standard.proto", syntax="proto3")
+    standard.message_type.add(name="Answer").field.add(
+        name="status", number=1, type="TYPE_INT32", label="LABEL_OPTIONAL"
+    )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(standard)
+    read = message_factory.GetMessageClass(pool.FindMessageTypeByName("Answer"))
+    async with server.running() as channel:
+        ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{health.SERVICE}/Check")
+        data = await ask(HealthCheckRequest().SerializeToString())
+    assert b"not issued" in data
+    assert read.FromString(data).status == NOT_SERVING  # type: ignore[attr-defined] # the field was made just now
 
 
 async def test_check_of_an_unknown_service_is_not_found(server: Server) -> None:
@@ -119,7 +159,7 @@ async def test_only_so_many_requests_are_begun_and_not_ended_and_they_keep_nobod
         codes = [asyncio.ensure_future(call.code()) for call in calls]
         (refused,), _ = await asyncio.wait(codes, timeout=20, return_when=asyncio.FIRST_COMPLETED)
         assert refused.result() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert not await health.check(server.address, 5)
+        assert not (await health.check(server.address, 5)).ready
         for call in calls:
             await call.done_writing()
         outcomes = [await code for code in codes]

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import socket
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -11,35 +13,96 @@ NOT_READY = 1
 PATIENCE = 2.0
 """Seconds that the agent may take to answer."""
 
-
 EXIT_CODES = (
-    "Exit codes: 0 every workload has a certificate that is valid; 1 one has none, or no "
-    "agent answers; 2 a wrong call, or a configuration that cannot be used."
+    "Exit codes: 0 every workload has a certificate that is valid; 1 one has none, which is named with the reason, or "
+    "no agent answers; 2 a wrong call, or a configuration that cannot be used."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The file."""
+    """The file, or the socket itself."""
     parser.epilog = EXIT_CODES
-    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the configuration that the agent runs on")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "file",
+        nargs="?",
+        type=Path,
+        metavar="FILE",
+        help="the configuration that the agent runs on; without one the agent that runs on the defaults is asked",
+    )
+    which.add_argument("--socket", type=Path, metavar="PATH", help="the agent's socket; no configuration is read")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Exit code 0 when the agent is ready, 1 when it is not or does not answer. Raises ConfigError."""
+    places = [arguments.socket] if arguments.socket else sockets(arguments.file, os.environ)
+    path = next((each for each in places if _is_socket(each)), places[0])
+    if (fault := _unreachable(path)) is not None:
+        output.complain(f"no agent answers at {path}: {fault}")
+        if not arguments.socket and not arguments.file:
+            others = ", ".join(str(each) for each in places if each != path)
+            nor = f"nor is there one at {others}; " if others else ""
+            output.complain(f"{nor}name the agent's FILE, or its socket with --socket")
+        return NOT_READY
+    return _ask(path)
+
+
+def sockets(file: Path | None, environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """Where the agent's socket may be, the likeliest place first. Raises ConfigError.
+
+    Without a file the agent may run as another user, or with other variables, than the person who asks.
+    """
+    from sds_agent.config.defaults import runtime_directories  # noqa: PLC0415 - imported by the command that needs it
+    from sds_agent.config.loading import load  # noqa: PLC0415 - likewise
+
+    loaded = load(file, environ)
+    chosen = loaded.settings.sds.socket
+    usual = tuple(each / chosen.name for each in runtime_directories(environ, os.geteuid()))
+    is_default = file is None and "SDS_AGENT__SDS__SOCKET" not in map(str.upper, environ)
+    return tuple(dict.fromkeys((chosen, *usual))) if is_default else (chosen,)
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return path.is_socket()
+    except OSError:  # this user is not let in there: the attempt to connect says so
+        return True
+
+
+def _unreachable(path: Path) -> str | None:
+    """Why nothing can be connected to, which gRPC does not say."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as attempt:
+        attempt.settimeout(PATIENCE)
+        try:
+            attempt.connect(str(path))
+        except FileNotFoundError:
+            return "there is no socket; is it running, and on this configuration?"
+        except ConnectionRefusedError:
+            if not path.is_socket():
+                return "that is no socket; name the agent's"
+            return "its socket is there and no process listens at it; it was killed, start it again"
+        except PermissionError:
+            return "this user may not connect to it; ask as the agent's user, in its group, or as root"
+        except OSError as error:
+            return f"{error.strerror or error}; is this the agent's socket?"
+    return None
+
+
+def _ask(path: Path) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import asyncio  # noqa: PLC0415 - imported by the command that needs it
 
-    from sds_agent.config.loading import load  # noqa: PLC0415 - imported by the command that needs it
     from sds_agent.sds.health import NoAnswerError, check  # noqa: PLC0415 - has to see the variable above
 
-    socket = load(arguments.file, os.environ).settings.sds.socket
     try:
-        ready = asyncio.run(check(f"unix:{quote(str(socket))}", PATIENCE))
+        answer = asyncio.run(check(f"unix:{quote(str(path))}", PATIENCE))
     except NoAnswerError as error:
-        output.complain(f"{socket}: {error}")
+        output.complain(f"{path}: {error}")
         return NOT_READY
-    if not ready:
-        output.complain(f"the agent at {socket} is not ready: a workload has no certificate yet; its log tells why")
-        return NOT_READY
-    output.write("ready")
-    return 0
+    if answer.ready:
+        output.write("ready")
+        return 0
+    output.complain(f"the agent at {path} is not ready; its log has more:")
+    for reason in answer.reasons or ("it does not say why",):
+        output.complain(reason)
+    return NOT_READY

@@ -16,6 +16,7 @@ TRUST_DOMAIN = "sds-agent.local"
 NAME = "default"
 
 _ORIGIN = Origin("the defaults")
+_MACHINES = Path("/run/sds-agent")
 
 
 def without_file() -> Document:
@@ -61,11 +62,31 @@ def runtime_directory(environ: Mapping[str, str], uid: int) -> tuple[Path, Origi
     if made := _first(environ.get("RUNTIME_DIRECTORY", "")):
         return made, _from("RUNTIME_DIRECTORY")
     if uid == 0:
-        return Path("/run/sds-agent"), _ORIGIN
+        return _MACHINES, _ORIGIN
     given = environ.get("XDG_RUNTIME_DIR", "")
     if _usable(given):
         return Path(given, "sds-agent"), _from("XDG_RUNTIME_DIR")
     return _last_resort(uid), _ORIGIN
+
+
+def runtime_directories(environ: Mapping[str, str], uid: int) -> tuple[Path, ...]:
+    """Where the socket of an agent may be that runs on the defaults, the likeliest first.
+
+    A service manager or an image tells its agent a variable that the shell of a person who asks has not. In /tmp any
+    user could pose as the agent: what is there counts only if it is the user's own.
+    """
+    own, _ = runtime_directory(environ, uid)
+    given = environ.get("XDG_RUNTIME_DIR", "")
+    users = (Path(given, "sds-agent"),) if Path(given).is_absolute() else ()
+    places = dict.fromkeys((own, _MACHINES, *users, _last_resort(uid)))
+    return tuple(each for each in places if each != _last_resort(uid) or _is_of(uid, each))
+
+
+def _is_of(uid: int, directory: Path) -> bool:
+    try:
+        return directory.lstat().st_uid == uid
+    except OSError:
+        return False
 
 
 def state_directory(environ: Mapping[str, str], uid: int) -> tuple[Path, Origin]:

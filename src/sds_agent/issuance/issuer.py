@@ -20,6 +20,7 @@ from sds_agent.issuance.gate import Gate, Rank
 from sds_agent.issuance.kept import Keeper, KeepError, KeptCertificate
 from sds_agent.issuance.offer import Certificate, How, Offer, Workload, secret_of
 from sds_agent.issuance.schedule import Ask, Failure, Publish, Renewal, Wait, decide, failed
+from sds_agent.issuance.standing import Standing
 from sds_agent.issuance.trust import Trust
 from sds_agent.pki.certificates import unique, write_pem
 from sds_agent.pki.csr import make_csr
@@ -70,6 +71,11 @@ class Issuer:
         self._kept: Certificate | None = None
         self._failure: Failure | None = None
         self._draft: _Draft | None = None
+
+    @property
+    def standing(self) -> Standing:
+        """Where the workload stands."""
+        return Standing(self._workload.name, self._offer.holdings, self._failure)
 
     async def run(self) -> None:
         """Keep the certificate fresh for ever."""

@@ -116,11 +116,12 @@ def _awaited(held: Held, now: datetime) -> bool:
 
 
 class Failure(Struct, frozen=True):
-    """The last attempt failed: when, for the how many-th time in a row, and how long to wait because of it."""
+    """The last attempt failed: when, for the how many-th time in a row, how long to wait because of it, and why."""
 
     at: datetime
     count: int
     delay: timedelta
+    kind: ErrorKind = ErrorKind.TRANSIENT
 
 
 class Ask(Struct, frozen=True):
@@ -188,7 +189,7 @@ def failed(
         delay = max(delay, timedelta(seconds=min(retry_after, LONGEST_RETRY_AFTER.total_seconds())))
     if served is not None and valid:
         delay = min(delay, (served.not_after - now) / 2)
-    return Failure(now, count, max(delay, SHORTEST_DELAY))
+    return Failure(now, count, max(delay, SHORTEST_DELAY), kind)
 
 
 def _jittered(kind: ErrorKind, count: int, cap: timedelta, chance: float) -> timedelta:

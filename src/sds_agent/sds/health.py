@@ -4,17 +4,22 @@ Source: gRPC's health checking protocol. The agent's socket and the CA server ha
 `Watch` answers at once and again after each change, for a service that is not here with SERVICE_UNKNOWN. A watcher that
 reads slowly misses statuses in between, never the newest.
 
+An answer of `Check` that is NOT_SERVING also has the reasons, in a field that other probers skip: a status or trailing
+metadata would be bounded by what a prober's client takes for headers, and could fail the call that they explain.
+
 Nobody has to prove who asks, so what one caller can make the server hold is bounded: the watches, and the requests that
 have begun and not ended. For gRPC's own way to read a single request knows no such bound, both methods are declared to
 take a stream of requests, which is the same on the wire, and read the first.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
+from msgspec import Struct
 from sds_agent_proto.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from sds_agent.errors import SdsAgentError
@@ -26,17 +31,29 @@ MOST_UNREAD = 32
 """Requests at one time that have begun and not ended. Each can be as large as the server lets a message be."""
 PATIENCE = 5.0
 """Seconds for a request to arrive."""
+MOST_REASONS = 50
+LONGEST_REASON = 600
+"""Reasons in an answer, and characters in a reason."""
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class Health:
-    """The service. It answers for the server as a whole (the empty name) and for `services`: SERVING while `ready`."""
+    """The service. It answers for the server as a whole (the empty name) and for `services`: SERVING while `ready`.
+
+    While it is not, `reasons` gives a sentence for each cause: it goes to all who ask, so no secret may be in it.
+    """
 
     def __init__(
-        self, ready: Callable[[], bool], services: frozenset[str], *, most_watchers: int = MOST_WATCHERS
+        self,
+        ready: Callable[[], bool],
+        services: frozenset[str],
+        *,
+        reasons: Callable[[], Sequence[str]] = tuple,
+        most_watchers: int = MOST_WATCHERS,
     ) -> None:
         self._ready = ready
+        self._reasons = reasons
         self._services = services | {""}
         self._most_watchers = most_watchers
         self._watchers = 0
@@ -66,7 +83,8 @@ class Health:
         service = await self._asked(context)
         if service not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no service of that name is here")
-        return _written(self._status(service))
+        status = self._status(service)
+        return _written(status, self._why() if status == HealthCheckResponse.NOT_SERVING else ())
 
     async def _watch(self, _: object, context: Context) -> None:
         service = await self._asked(context)
@@ -123,21 +141,36 @@ class Health:
         serving = self._ready() and not self._draining
         return HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
 
+    def _why(self) -> Sequence[str]:
+        if self._draining:
+            return ("the server ends",)
+        reasons = self._reasons()
+        told = [reason[:LONGEST_REASON] for reason in islice(reasons, MOST_REASONS)]
+        return [*told, f"and {len(reasons) - len(told)} more"] if len(reasons) > len(told) else told
 
-def _written(status: HealthCheckResponse.ServingStatus) -> bytes:
-    return HealthCheckResponse(status=status).SerializeToString()
+
+def _written(status: HealthCheckResponse.ServingStatus, reasons: Sequence[str] = ()) -> bytes:
+    return HealthCheckResponse(status=status, reasons=reasons).SerializeToString()
 
 
 class NoAnswerError(SdsAgentError):
     """No agent answers at the socket."""
 
 
-async def check(address: str, patience: float) -> bool:
-    """Whether the server at a gRPC address is ready. Raises NoAnswerError if it does not say in `patience` seconds."""
+class Answer(Struct, frozen=True):
+    """What a server says of itself: whether it is ready, and if not, why, a sentence for each cause that it tells."""
+
+    ready: bool
+    reasons: tuple[str, ...] = ()
+
+
+async def check(address: str, patience: float) -> Answer:
+    """Ask the server at a gRPC address. Raises NoAnswerError if it does not answer in `patience` seconds."""
     async with grpc.aio.insecure_channel(address) as channel:
         ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/Check")
         try:
             data = await ask(HealthCheckRequest().SerializeToString(), timeout=patience)
         except grpc.aio.AioRpcError as error:
             raise NoAnswerError(f"no agent answers ({error.code().name.lower()}); is it running?") from error
-    return HealthCheckResponse.FromString(data).status == HealthCheckResponse.SERVING
+    answer = HealthCheckResponse.FromString(data)
+    return Answer(answer.status == HealthCheckResponse.SERVING, tuple(answer.reasons))
