@@ -6,8 +6,8 @@ The agent is the installed command, as a service manager would start it. They ar
 whose speed drifts slows all alike; the ratio is taken run by run. A warm client dials until it is served. The bare
 server (floor.py) makes one P-256 key and a self-signed certificate and gives those bytes to whoever asks: it is the
 least that a Python program on gRPC needs to serve a secret. The agent is started with a configuration file and without
-one, where it reads no YAML. One run of each comes first and is not counted: it writes Python's compiled files, and the
-agent's root.
+one, where it reads no YAML; these serve the certificate that they kept, and a third keeps none and has to make one. One
+run of each comes first and is not counted: it writes Python's compiled files, and the agent's root.
 """
 
 import os
@@ -31,6 +31,7 @@ trust_domain: demo.example
 state_dir: {0}/state
 sds: {{socket: {0}/agent.sock}}
 workloads: [{{name: default, spiffe_id: spiffe://demo.example/default}}]
+keep_certificates: {1}
 """
 
 
@@ -60,12 +61,14 @@ def main() -> None:
     """Measure and print."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     with tempfile.TemporaryDirectory() as directory:
-        config = Path(directory) / "sds-agent.yaml"
-        config.write_text(CONFIG.format(directory))
+        config, forgetful = (Path(directory, f"{name}.yaml") for name in ("sds-agent", "forgetful"))
+        config.write_text(CONFIG.format(directory, "true"))
+        forgetful.write_text(CONFIG.format(f"{directory}/forgetful", "false"))
         floor = Path(__file__).with_name("floor.py")
         agent = [str(Path(sys.executable).with_name("sds-agent")), "run"]
         commands = {
             "agent with a file": ([*agent, str(config)], Path(directory) / "agent.sock"),
+            "agent that keeps none": ([*agent, str(forgetful)], Path(directory) / "forgetful" / "agent.sock"),
             "agent without a file": (agent, Path(directory) / "agent.sock"),
             "floor": ([sys.executable, str(floor), f"{directory}/floor.sock"], Path(directory) / "floor.sock"),
         }
@@ -77,7 +80,7 @@ def main() -> None:
         counted = sorted(taken[1:])
         ratio = statistics.median(a / b for a, b in zip(taken[1:], times["floor"][1:], strict=True))
         low, middle, high = counted[0], statistics.median(counted), counted[-1]
-        print(f"{name:20}  min {low:.3f} s  median {middle:.3f} s  max {high:.3f} s  {ratio:.2f} times the floor")
+        print(f"{name:21}  min {low:.3f} s  median {middle:.3f} s  max {high:.3f} s  {ratio:.2f} times the floor")
 
 
 if __name__ == "__main__":

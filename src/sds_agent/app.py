@@ -15,7 +15,7 @@ from sds_agent.directories import held_directory
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.gate import Gate
 from sds_agent.issuance.issuer import Issuer
-from sds_agent.issuance.kept import Keeper
+from sds_agent.issuance.kept import Keeper, tidy
 from sds_agent.issuance.offer import Workload
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.standing import lack
@@ -117,6 +117,8 @@ async def agent(settings: Settings, cas: dict[str, Authority], clock: Clock) -> 
     gates = {name: Gate() for name in cas}  # one for each CA: one that hangs must not hold up the others
     renewal = Renewal(settings.renewal.fraction, settings.renewal.jitter)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
+    certificates = settings.state_dir / "certificates"
+    tidy(certificates, keep=settings.keep_certificates)
     service = SecretDiscoveryService(store, most_names=limits.names)
     issuers: list[Issuer] = []
     async with companions() as start:
@@ -132,7 +134,7 @@ async def agent(settings: Settings, cas: dict[str, Authority], clock: Clock) -> 
                 gate=gates[workload.authority],
                 clock=clock,
                 renewal=renewal,
-                keeper=Keeper(settings.state_dir / "certificates") if settings.keep_certificates else None,
+                keeper=Keeper(certificates) if settings.keep_certificates else None,
             )
             issuers.append(issuer)
             start(issuer.run())

@@ -1,5 +1,6 @@
 """The agent as a process: how it starts and ends, and what it refuses, as an operator and a service manager see it."""
 
+import json
 import os
 import pty
 import signal
@@ -173,6 +174,23 @@ async def test_killed_agent_is_followed_by_another_at_once_with_the_same_root(tm
         async with agent(config) as second:
             await second.event("ready")
             assert (await second.event("trust_changed"))["version"] == bundle
+
+
+async def test_restarted_agent_serves_what_it_had_and_false_leaves_no_key_on_the_disk(tmp_path: Path) -> None:
+    """Without the kept certificate an agent that came with a join token would have nothing: that is spent."""
+    config, kept = write_config(tmp_path, default="1h"), tmp_path / "state" / "certificates"
+    async with agent(config) as running:
+        serial = (await running.event("issued"))["serial"]
+        await running.program.stop()
+    async with agent(config) as running:
+        assert (await running.event("restored"))["serial"] == serial
+        await running.program.stop(signal.SIGKILL)
+    assert list(kept.iterdir()) != []
+    config.write_text(json.dumps({**json.loads(config.read_text()), "keep_certificates": False}))
+    async with agent(config) as running:
+        await running.event("kept_certificates_removed", count=1)
+        assert (await running.event("issued"))["serial"] != serial
+        assert not kept.exists()
 
 
 def test_foreign_live_socket_is_not_touched(tmp_path: Path) -> None:

@@ -190,6 +190,20 @@ def test_check_says_whether_keys_are_written_to_disk(keep: str, said: str, folde
     assert said in told
 
 
+@pytest.mark.parametrize(("keep", "warns"), [("false", True), ("true", False)])
+def test_check_warns_where_a_restart_would_leave_the_agent_with_a_spent_token(
+    keep: str, warns: bool, folder: Path, check: Check
+) -> None:
+    text = (
+        f"{MINIMAL}keep_certificates: {keep}\nauthorities:\n"
+        "  b: {type: istio, address: 'ca.example:15012', ca_file: roots.pem, token_file: token}\n"
+    )
+    for name in ("token", "roots.pem"):
+        (folder / name).touch()
+    _, _, warned = check(file(folder, text))
+    assert ("warning: keep_certificates: it is false" in warned) == warns
+
+
 @pytest.mark.parametrize("command", ["check", "run"])
 def test_a_directory_too_long_for_a_socket_is_told_by_both(command: str, folder: Path) -> None:
     done = call(folder, command, SDS_AGENT__SDS__SOCKET=f"/{'d' * 99}/s")

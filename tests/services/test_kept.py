@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from sds_agent.authority.protocol import ErrorKind, IssueRequest
+from sds_agent.files import write_private
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.gate import Gate
 from sds_agent.issuance.issuer import Issuer
-from sds_agent.issuance.kept import Keeper, KeepError, KeptCertificate
+from sds_agent.issuance.kept import Keeper, KeepError, KeptCertificate, tidy
 from sds_agent.issuance.offer import Workload
 from sds_agent.issuance.trust import Trust
 from sds_agent.pki.certificates import has_key, read_pem, write_pem
@@ -350,7 +351,7 @@ async def test_file_that_cannot_be_read_is_told_and_the_ca_asked(tmp_path: Path,
         case _:
             file.symlink_to("/dev/zero")
     async with machine.agent(answering(machine.ca)) as (_, events, _authority):
-        assert re.search("cannot read|is damaged", str((await events.wait("not_restored"))["cause"]))
+        assert "is not a regular file; it is not used" in str((await events.wait("not_restored"))["cause"])
         await events.wait("issued")
 
 
@@ -378,6 +379,46 @@ async def test_nobody_else_may_read_it_and_nothing_shows_it(tmp_path: Path) -> N
     assert kept.private_key_pem.splitlines()[1] not in repr(kept) + str(kept)
 
 
+@pytest.mark.parametrize("keep", [True, False])
+async def test_keys_that_are_not_to_be_kept_do_not_stay_on_the_disk(tmp_path: Path, *, keep: bool) -> None:
+    machine = Machine(tmp_path)
+    await machine.issue()
+    (machine.directory / f".{machine.file.name}.0a1b2c3d").write_text("half a key")
+    with recorded() as events:
+        tidy(machine.directory, keep=keep)
+        assert machine.directory.exists() == keep
+        assert [each["count"] for each in events.named("kept_certificates_removed")] == ([] if keep else [1])
+        if keep:
+            assert machine.file.suffix == ".json"
+        tidy(machine.directory, keep=keep)
+        assert len(events.seen) == (0 if keep else 1), "and nothing is said where there is nothing to do"
+
+
+async def test_what_is_not_ours_stays_and_is_told(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    await machine.issue()
+    (machine.directory / "notes").touch()
+    with recorded() as events:
+        tidy(machine.directory, keep=False)
+    assert [path.name for path in machine.directory.iterdir()] == ["notes"]
+    (told,) = events.named("kept_certificates_not_removed")
+    assert f"{machine.directory}: Directory not empty" in told["cause"]
+
+
+@pytest.mark.parametrize(("mode", "good"), [(0o604, False), (0o602, False), (0o660, True)])
+async def test_a_file_that_others_may_use_is_not_served(tmp_path: Path, mode: int, *, good: bool) -> None:
+    """The group's rights are Kubernetes's doing: it sets them on each file of a volume whenever a pod starts."""
+    machine = Machine(tmp_path)
+    await machine.issue()
+    machine.file.chmod(mode)
+    async with machine.agent(DOWN) as (store, events, _):
+        if good:
+            await events.wait("restored")
+        else:
+            assert "by others" in str((await events.wait("not_restored"))["cause"])
+        assert (store.snapshot["default"] is not None) == good
+
+
 @pytest.mark.parametrize("obstacle", ["a file", "a directory for everybody"])
 async def test_disk_that_cannot_be_written_does_not_stop_the_service(tmp_path: Path, obstacle: str) -> None:
     machine = Machine(tmp_path)
@@ -396,6 +437,6 @@ def test_file_of_another_identity_is_not_taken(tmp_path: Path) -> None:
     keeper = Keeper(tmp_path)
     other = SpiffeId.parse("spiffe://demo.example/other")
     foreign = KeptCertificate("spiffe://demo.example/x", 0.0, "", "", "")
-    keeper._file(str(other)).write_bytes(msgspec.json.encode(foreign))
+    write_private(keeper._file(str(other)), msgspec.json.encode(foreign))
     with pytest.raises(KeepError, match="another identity"):
         keeper.load(other)

@@ -110,6 +110,7 @@ def warnings(settings: Settings) -> Iterator[str]:
     """What is allowed and yet probably not meant, or not ready on this machine."""
     yield from _about_authorities(settings)
     yield from _about_files(settings)
+    yield from _about_kept(settings)
 
 
 def _about_files(settings: Settings) -> Iterator[str]:
@@ -120,6 +121,16 @@ def _about_files(settings: Settings) -> Iterator[str]:
             path: Path | None = getattr(authority, key)
             if path is not None:
                 yield from _about_file(f"authorities.{name}.{key}", path)
+
+
+def _about_kept(settings: Settings) -> Iterator[str]:
+    for name, authority in settings.authorities.items():
+        token = authority.token_file if isinstance(authority, IstioSettings) else None
+        if token is not None and not settings.keep_certificates:
+            yield (
+                f"keep_certificates: it is false, so after a restart the agent has only the token in {token} for the "
+                f"authority {name}; a join token is spent by then, and the agent stays without a certificate"
+            )
 
 
 def _about_file(key: str, path: Path) -> Iterator[str]:

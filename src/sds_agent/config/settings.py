@@ -211,8 +211,9 @@ class Settings:
     keep_certificates: bool = setting(
         FLAG,
         "Whether certificates and their private keys are kept in the state directory, readable by the agent's user "
-        "alone, so that a restarted agent serves at once what is still valid.",
-        default=False,
+        "alone, so that a restarted agent serves at once what is still valid. With false those that were kept are "
+        "removed at the start.",
+        default=True,
     )
     renewal: RenewalSettings = setting(
         Section(RenewalSettings), "When a certificate is renewed.", default_factory=RenewalSettings

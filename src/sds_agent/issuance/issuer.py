@@ -26,6 +26,7 @@ from sds_agent.pki.certificates import unique, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import PrivateKey
 from sds_agent.secrets.store import SecretStore
+from sds_agent.tasks import uninterrupted
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
@@ -158,8 +159,6 @@ class Issuer:
     async def _keep(self, certificate: Certificate) -> None:
         if self._keeper is None or certificate is self._kept:
             return
-        from anyio import to_thread  # noqa: PLC0415 - only where certificates are kept
-
         kept = KeptCertificate(
             str(self._workload.identity),
             certificate.issued_at.timestamp(),
@@ -168,7 +167,8 @@ class Issuer:
             certificate.secret.private_key_pem.decode(),
         )
         try:
-            await to_thread.run_sync(self._keeper.save, kept)
+            # to its end also when the agent stops: a write that is cut off would have to be cleared away
+            await uninterrupted(asyncio.to_thread(self._keeper.save, kept))
         except KeepError as error:
             log.event(LOG, "not_kept", level=logging.ERROR, workload=self._workload.name, cause=str(error))
         else:

@@ -1,28 +1,38 @@
 """Certificates that outlive the process: written at each issue, read when the agent starts again.
 
-With them a restarted agent serves at once what is still valid, CA or no CA, and renews with its current certificate
-where the CA wants that. The price is a private key on disk; so it is the operator's choice. A kept certificate is
+With them a restarted agent serves at once what is still valid, CA or no CA, and renews with its current certificate,
+without which an agent that came with a join token would have nothing: that is spent. The price is a private key on
+disk, and an operator who does not want to pay it says so; then none stays there from before. A kept certificate is
 checked like one that came from the CA: what is in the file is believed no more than what came over the wire.
 """
 
 import hashlib
+import logging
+import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
+from sds_agent import log
 from sds_agent.authority.protocol import AuthorityError, Issuance
 from sds_agent.directories import own_directory
 from sds_agent.errors import SdsAgentError
-from sds_agent.files import read_at_once, write_private
+from sds_agent.files import ForeignFileError, read_own, remove_unfinished, write_private
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted, accept
 from sds_agent.pki.keyfile import KeyFileError, read_private_key
 from sds_agent.pki.keys import PrivateKey
 from sds_agent.values import Sensitive
 
+LOG = logging.getLogger(__name__)
+
 LARGEST = 1 << 20
 """Bytes. A chain, a key and a mesh's anchors take some kilobytes."""
+_NAME = r"[0-9a-f]{32}\.json"
+_OTHERS = 0o007
+"""The rights that nobody may have. Those of the group are Kubernetes's to set, on each file of a volume (fsGroup)."""
 
 
 class KeepError(SdsAgentError):
@@ -91,6 +101,8 @@ class Keeper:
             kept = _read(file)
         except FileNotFoundError:
             return None
+        except ForeignFileError as error:
+            raise KeepError(f"{file} {error}; it is not used") from error
         except OSError as error:
             raise KeepError(f"cannot read {file}: {error.strerror}") from error
         except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
@@ -119,10 +131,46 @@ class Keeper:
 
 
 def _read(file: Path) -> KeptCertificate:
-    """The file's content. Raises OSError, and for what is no kept certificate, a decoder's errors."""
-    data = read_at_once(file, LARGEST)
+    """The file's content. Raises ForeignFileError, KeepError, OSError, and for what is no kept certificate, a decoder's
+    errors.
+    """
+    data, mode = read_own(file, LARGEST)
+    if mode & _OTHERS:
+        raise KeepError(f"{file} may be read or written by others; it is not used")
     if len(data) > LARGEST:
         raise ValueError("it is larger than any certificate")
     kept = msgspec.json.decode(data, type=KeptCertificate)
     _ = kept.issued, kept.issuance, kept.private_key_pem.encode()  # numbers that are no time, characters that are none
     return kept
+
+
+def tidy(directory: Path, *, keep: bool) -> None:
+    """Remove from a keeper's directory what an agent left that was killed while it wrote, and unless certificates are
+    to be kept, those of before.
+
+    Only for a process that holds the state directory.
+    """
+    remove_unfinished(directory, _NAME)
+    if not keep and (removed := _remove_all(directory)):
+        log.event(LOG, "kept_certificates_removed", directory=str(directory), count=removed)
+
+
+def _remove_all(directory: Path) -> int:
+    """How many there were. What cannot be removed is told."""
+    removed = 0
+    try:
+        for name in os.listdir(directory):  # noqa: PTH208 - names are what is compared
+            if re.fullmatch(_NAME, name):
+                (directory / name).unlink()
+                removed += 1
+        directory.rmdir()
+    except FileNotFoundError:  # nothing was ever kept
+        pass
+    except OSError as error:
+        log.event(
+            LOG,
+            "kept_certificates_not_removed",
+            level=logging.ERROR,
+            cause=f"{error.filename or directory}: {error.strerror}; {directory} holds private keys: remove them",
+        )
+    return removed
