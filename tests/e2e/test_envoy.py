@@ -89,10 +89,8 @@ async def test_agent_is_killed_and_started_again_under_traffic_and_no_request_fa
             await flow.sees(await newest_serial(first))
             await first.program.stop(signal.SIGKILL)
             async with agent(config) as second:
-                await acked(second, 1)
-                await flow.sees(await newest_serial(second))
+                await second.event("restored", workload="default")
                 await second.event("renewed", workload="default")
-                await acked(second, 2)
                 await flow.sees(await newest_serial(second))
         assert flow.failures == []
 
