@@ -84,7 +84,8 @@ class Unhurried(logging.StreamHandler[TextIO]):
     """Writes to a stream's descriptor without ever waiting for its reader.
 
     What a full pipe does not take is kept, up to `MOST_KEPT` bytes, and a thread waits to write it; beyond that lines
-    are dropped and counted. While the reader keeps up there is no thread, and a line is written when it arises.
+    are dropped and counted. While the reader keeps up there is no thread, and a line is written when it arises. Where
+    no thread can be started, what is kept is written with the next line for which there is room.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -102,6 +103,8 @@ class Unhurried(logging.StreamHandler[TextIO]):
         line = self._line(record)
         with self._guard:
             if self._waiter is None:
+                self._write_kept_ready()
+            if self._waiter is None and not self._kept:
                 line = self._write_ready(line)
             if self._size + len(line) > MOST_KEPT:
                 self._dropped += 1
@@ -112,6 +115,10 @@ class Unhurried(logging.StreamHandler[TextIO]):
         """Give what is kept a moment to be written."""
         if (waiter := self._waiter) is not None:
             waiter.join(PATIENCE)
+        elif self._kept:
+            self._room().poll(PATIENCE * 1000)
+            with self._guard:
+                self._write_kept_ready()
 
     def _line(self, record: logging.LogRecord) -> bytes:
         return f"{self.format(record)}{self.terminator}".encode(errors="backslashreplace")
@@ -120,8 +127,20 @@ class Unhurried(logging.StreamHandler[TextIO]):
         self._kept.append(line)
         self._size += len(line)
         if self._waiter is None:
-            self._waiter = threading.Thread(target=self._write_kept, name="log", daemon=True)
-            self._waiter.start()
+            waiter = threading.Thread(target=self._write_kept, name="log", daemon=True)
+            try:
+                waiter.start()
+            except RuntimeError:  # a log must not end the program, and there is no other place to say so
+                return
+            self._waiter = waiter  # it begins with the guard, which is held here
+
+    def _write_kept_ready(self) -> None:
+        """Write what is kept, as far as it is taken at once."""
+        while line := self._next():
+            if rest := self._write_ready(line):
+                self._kept.appendleft(rest)
+                self._size += len(rest)
+                return
 
     def _write_ready(self, line: bytes) -> bytes:
         """Write what is taken at once; returns the rest."""
@@ -142,25 +161,35 @@ class Unhurried(logging.StreamHandler[TextIO]):
             return len(line)
 
     def _write_kept(self) -> None:
-        room = select.poll()
-        room.register(self._descriptor, select.POLLOUT)
-        while line := self._next():
+        room = self._room()
+        while line := self._next_or_end():
             while line:
                 room.poll()  # of no use but where whoever shares the stream has it not wait
                 line = line[self._write(self._descriptor, line) :]
 
-    def _next(self) -> bytes:
+    def _room(self) -> select.poll:
+        room = select.poll()
+        room.register(self._descriptor, select.POLLOUT)
+        return room
+
+    def _next_or_end(self) -> bytes:
         with self._guard:
-            if self._kept:
-                line = self._kept.popleft()
-                self._size -= len(line)
-                return line
-            if self._dropped:
-                fields, self._dropped = {"lines": self._dropped}, 0
-                level = {"levelno": logging.ERROR, "levelname": "ERROR"}
-                return self._line(logging.makeLogRecord({"msg": "log_lines_dropped", _FIELDS: fields, **level}))
-            self._waiter = None
-            return b""
+            line = self._next()
+            if not line:
+                self._waiter = None
+            return line
+
+    def _next(self) -> bytes:
+        """The next line to write, taken from what is kept; nothing when all has been written."""
+        if self._kept:
+            line = self._kept.popleft()
+            self._size -= len(line)
+            return line
+        if self._dropped:
+            fields, self._dropped = {"lines": self._dropped}, 0
+            level = {"levelno": logging.ERROR, "levelname": "ERROR"}
+            return self._line(logging.makeLogRecord({"msg": "log_lines_dropped", _FIELDS: fields, **level}))
+        return b""
 
 
 def never_waiting(descriptor: int) -> int:

@@ -12,9 +12,21 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, ParamSpec, TypeVar
 
+from sds_agent.errors import SdsAgentError
+
 T = TypeVar("T")
 P = ParamSpec("P")
 Start = Callable[[Coroutine[Any, Any, None]], None]
+
+
+class NoThreadError(SdsAgentError):
+    """The system starts no further thread at present."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no thread can be started: the machine is out of memory, or the limit on the processes and threads of this "
+            "user or container is reached; raise it (ulimit -u, systemd's TasksMax, a container's pids limit)"
+        )
 
 
 @asynccontextmanager
@@ -60,8 +72,8 @@ async def uninterrupted(coroutine: Coroutine[Any, Any, T]) -> T:
 async def in_thread(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
     """Call it in a thread that nobody has to wait for: neither a caller that is cancelled, nor the process at its end.
 
-    For long computations without effects. The threads of an executor, and anyio's, hold up the interpreter's end until
-    they are done.
+    For long computations without effects, and within `uninterrupted` for others. The threads of an executor, and
+    anyio's, hold up the interpreter's end until they are done. Raises NoThreadError when it could not begin.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
@@ -78,7 +90,10 @@ async def in_thread(function: Callable[P, T], *arguments: P.args, **options: P.k
         else:
             tell(done.set_result, result)
 
-    threading.Thread(target=work, name=f"in_thread {function.__name__}", daemon=True).start()
+    try:
+        threading.Thread(target=work, name=f"in_thread {function.__name__}", daemon=True).start()
+    except RuntimeError as error:
+        raise NoThreadError from error
     return await done
 
 
@@ -98,5 +113,8 @@ class UnhurriedLookups(asyncio.SelectorEventLoop):
         proto: int = 0,
         flags: int = 0,
     ) -> Any:
-        """As asyncio's."""
-        return await in_thread(socket.getaddrinfo, host, port, family, type, proto, flags)
+        """As asyncio's. Raises OSError."""
+        try:
+            return await in_thread(socket.getaddrinfo, host, port, family, type, proto, flags)
+        except NoThreadError as error:
+            raise socket.gaierror(socket.EAI_AGAIN, str(error)) from error

@@ -14,7 +14,7 @@ import pytest
 SOURCES = Path(__file__).parents[2] / "src"
 ROOT = "sds_agent"
 
-BASE = {"errors", "budget", "clock", "log", "tasks", "values"}
+BASE = {"errors", "budget", "clock", "log", "tasks", "values", "workers"}
 MATERIAL = BASE | {"identity", "pki"}
 EVERYTHING = MATERIAL | {
     "files",
@@ -38,8 +38,9 @@ MAY_IMPORT = {
     "budget": set[str](),
     "clock": set[str](),
     "log": set[str](),
-    "tasks": set[str](),
+    "tasks": {"errors"},
     "values": set[str](),
+    "workers": {"tasks"},
     "files": BASE,
     "directories": BASE | {"files"},
     "signals": BASE,

@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 from cryptography import x509
 from msgspec import Struct
 
@@ -24,6 +23,8 @@ from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import serial_hex, unique, write_pem
 from sds_agent.pki.signer import SignerError
 from sds_agent.pki.signing import SigningSet
+from sds_agent.tasks import NoThreadError
+from sds_agent.workers import in_worker
 
 LOG = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class CacertsAuthority:
         self._clock = clock
         self._plugged = Plugged(signing)
         self._looking = anyio.Lock()
+        self._trouble = log.Once(LOG, "ca_not_looked_at")
 
     @classmethod
     async def open(
@@ -82,7 +84,7 @@ class CacertsAuthority:
     ) -> "CacertsAuthority":
         """The CA in `directory`. Raises ConfigurationError with everything that is wrong with it."""
         plugged = PluggedDirectory(directory, trust_domain, passphrase_file)
-        return cls(plugged, await anyio.to_thread.run_sync(plugged.first, clock.now()), clock)
+        return cls(plugged, await in_worker(plugged.first, clock.now()), clock)
 
     async def issue(self, request: IssueRequest) -> Issuance:
         """Sign at once. Raises AuthorityError when the signer has expired, or for a CSR or a TTL that cannot be."""
@@ -102,10 +104,15 @@ class CacertsAuthority:
         """The CA as it is now. Who gets it tells its roots."""
         async with self._looking:
             try:
-                changed = await anyio.to_thread.run_sync(self._directory.changed, self._clock.now())
+                changed = await in_worker(self._directory.changed, self._clock.now())
             except ConfigurationError as error:
                 self._refused(error)
                 changed = None
+            except NoThreadError as error:
+                self._trouble.tell(str(error), directory=str(self._directory.path))
+                changed = None
+            else:
+                self._trouble.over()
             now = self._clock.now()
             before = self._plugged if changed is None else self._plugged.with_read(changed, now)
             self._plugged = before.at(now)

@@ -29,6 +29,7 @@ from sds_agent.pki.certificates import CertificateError, read_pem, serial_hex, w
 from sds_agent.pki.keys import KeyType, PrivateKey, to_pkcs8_pem
 from sds_agent.pki.signer import Signer, SignerError, make_root
 from sds_agent.pki.signing import SigningSet
+from sds_agent.tasks import NoThreadError
 
 LOG = logging.getLogger(__name__)
 
@@ -40,8 +41,8 @@ LONGEST_SETTLE = timedelta(hours=1)
 REFRESH = timedelta(minutes=5)
 """How often it is looked whether a new root is due while nothing is issued."""
 RETRY_SHARE = 0.01
-"""A new root that could not be kept is made anew after this share of its lifetime, or after REFRESH, while an old one
-is valid: whoever asks would otherwise pay for a key, and cause a line in the log, each time.
+"""After a new root could not be made or kept, this share of its lifetime, or REFRESH, passes until the next attempt
+while an old one is valid: each request would otherwise pay for a key, and cause a line in the log.
 """
 LARGEST = 1 << 20
 """Bytes of the file with the roots: two or three are in it at one time."""
@@ -156,30 +157,34 @@ class EmbeddedAuthority:
             now = self._clock.now()
             if not self._roots.due(now) or self._waits(now):
                 return
-            key = await new_key(self._key_type)
+            try:
+                key = await new_key(self._key_type)
+            except NoThreadError as error:
+                self._not_renewed(f"the embedded CA cannot make a key for its new root: {error}", now)
+                return
             signer = make_root(key, self._trust_domain, now, self._roots.lifetime)
             roots = self._roots.with_new(signer, now)
             try:
                 write_private(self._file, b"".join(_to_pem(s) for s in roots.signers))
             except OSError as error:
-                self._not_kept(error, now)
+                cause = f"the embedded CA cannot keep its new root in {self._file}: {error.strerror}"
+                self._not_renewed(cause, now)
                 return
             self._roots = roots
         serial = serial_hex(signer.certificate)
         log.event(LOG, "root_created", file=str(self._file), serial=serial, not_after=_end(signer))
 
     def _waits(self, now: datetime) -> bool:
-        """Whether a new root could not be kept just now, and there is another to go on with."""
+        """Whether a new root could not be made or kept just now, and there is another to go on with."""
         if self._failed is None or not self._roots.valid(now):
             return False
         return timedelta() <= now - self._failed < min(self._roots.lifetime * RETRY_SHARE, REFRESH)
 
-    def _not_kept(self, error: OSError, now: datetime) -> None:
+    def _not_renewed(self, cause: str, now: datetime) -> None:
         """A root that is due for renewal has a fifth of its life left, time enough to mend a full disk."""
-        cause = f"the embedded CA cannot keep its new root in {self._file}: {error.strerror}"
         valid = self._roots.valid(now)
         if not valid:
-            raise AuthorityError(ErrorKind.TRANSIENT, cause) from error
+            raise AuthorityError(ErrorKind.TRANSIENT, cause)
         self._failed = now
         log.event(LOG, "root_not_renewed", level=logging.ERROR, cause=cause, not_after=_end(valid[-1]))
 

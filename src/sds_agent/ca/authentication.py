@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from weakref import WeakKeyDictionary
 
-import anyio.to_thread
 import msgspec
 from msgspec import Struct
 
@@ -16,6 +15,7 @@ from sds_agent.ca.refusal import unauthenticated
 from sds_agent.ca.tokens import PREFIX, JoinTokens, Record
 from sds_agent.pki.rules import Chain
 from sds_agent.pki.signing import SigningSet
+from sds_agent.workers import in_worker
 
 
 class Proven(Struct, frozen=True):
@@ -85,7 +85,7 @@ class Authentication(Struct, frozen=True):
     async def _joining(self, token: str, now: datetime) -> Proven:
         if self.tokens is None:
             raise unauthenticated("this CA takes no join tokens: callers.join_tokens is not configured")
-        record = await anyio.to_thread.run_sync(self.tokens.find, token)
+        record = await in_worker(self.tokens.find, token)
         return Proven(from_join_token(record.spiffe_id, record.expires, self.trust_domain, now), record)
 
 

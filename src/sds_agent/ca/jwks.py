@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.to_thread
 from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.ca.refusal import Kind, RefusalError
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError, SdsAgentError
+from sds_agent.tasks import NoThreadError
+from sds_agent.workers import in_worker
 
 if TYPE_CHECKING:
     import httpx
@@ -174,9 +175,11 @@ class IssuerKeys:
 
 async def _load(path: Path) -> bytes:
     try:
-        return await anyio.to_thread.run_sync(path.read_bytes)
+        return await in_worker(path.read_bytes)
     except OSError as error:
         raise JwksError(f"cannot read {path}: {error.strerror}") from error
+    except NoThreadError as error:
+        raise JwksError(f"cannot read {path}: {error}") from error
 
 
 async def _fetch(location: Location, patience: float) -> bytes:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 
 import anyio
-import anyio.to_thread
 import grpc
 import grpc.aio
 from cryptography import x509
@@ -33,6 +32,8 @@ from sds_agent.clock import Clock
 from sds_agent.pki.certificates import serial_hex, write_pem
 from sds_agent.pki.signer import SignerError
 from sds_agent.pki.signing import SigningSet
+from sds_agent.tasks import NoThreadError
+from sds_agent.workers import in_worker
 
 LOG = logging.getLogger(__name__)
 
@@ -115,6 +116,9 @@ class CertificateService:
             return await self._issue(request, context)
         except RefusalError as error:
             refusal = error
+        except NoThreadError as error:
+            log.event(LOG, "no_thread", level=logging.ERROR, cause=str(error))
+            refusal = RefusalError(Kind.EXHAUSTED, "the CA cannot begin the work at present: ask again in a moment")
         except Exception as error:  # noqa: BLE001 - its text must not go to the caller, nor end the server
             log.event(LOG, "bug", level=logging.ERROR, exception=type(error).__name__, where=_place(error))
             refusal = RefusalError(Kind.INTERNAL, "the CA failed on this request; its log says where")
@@ -165,13 +169,13 @@ class CertificateService:
     async def _spend(self, proven: Proven, order: Order) -> None:
         tokens = self._rules.authentication.tokens
         if proven.token is not None and tokens is not None:
-            await anyio.to_thread.run_sync(tokens.spend, proven.token, order.public_key)
+            await in_worker(tokens.spend, proven.token, order.public_key)
 
     async def _sign(self, signing: SigningSet, order: Order, now: datetime) -> tuple[x509.Certificate, ...]:
         arguments = (order.public_key, str(order.identity), now, order.ttl)
         try:
             if isinstance(signing.signer.key, rsa.RSAPrivateKey):
-                return await anyio.to_thread.run_sync(signing.issue, *arguments, limiter=self._signers)
+                return await in_worker(signing.issue, *arguments, limiter=self._signers)
             return signing.issue(*arguments)
         except SignerError as error:
             log.event(LOG, "cannot_sign", level=logging.ERROR, cause=str(error))

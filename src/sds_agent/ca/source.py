@@ -5,8 +5,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-import anyio
-import anyio.to_thread
 from msgspec import structs
 
 from sds_agent import log
@@ -21,6 +19,8 @@ from sds_agent.pki.certificates import describe_name, serial_hex, unique
 from sds_agent.pki.path import has_path
 from sds_agent.pki.revocation import RevocationList, overdue
 from sds_agent.pki.signing import SigningSet
+from sds_agent.tasks import NoThreadError
+from sds_agent.workers import in_worker
 
 LOG = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ class Plugged:
         self._left_out: tuple[str, ...] = ()
         self._signing = signing
         self._held = Held(signing.crls)
+        self._trouble = log.Once(LOG, "signer_not_looked_at")
         self._tell()
 
     @classmethod
@@ -101,7 +102,7 @@ class Plugged:
         """Read the directory for the first time. Raises ConfigurationError with everything that is wrong there."""
         plugged = PluggedDirectory(directory, trust_domain, passphrase_file)
         try:
-            return cls(plugged, await anyio.to_thread.run_sync(plugged.first, clock.now()), clock)
+            return cls(plugged, await in_worker(plugged.first, clock.now()), clock)
         except ConfigurationError as error:
             lines = str(error).splitlines()
             raise ConfigurationError("\n".join(f"signer.cacerts: {line}" for line in lines)) from error
@@ -115,10 +116,15 @@ class Plugged:
         while True:
             await self._clock.sleep(LOOK)
             try:
-                changed = await anyio.to_thread.run_sync(self._directory.changed, self._clock.now())
+                changed = await in_worker(self._directory.changed, self._clock.now())
             except ConfigurationError as error:
                 self._complain(error)
                 changed = None
+            except NoThreadError as error:
+                self._trouble.tell(str(error))
+                changed = None
+            else:
+                self._trouble.over()
             if changed is not None:
                 before = self._signing
                 self._take(changed)

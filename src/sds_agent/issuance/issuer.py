@@ -26,7 +26,7 @@ from sds_agent.pki.certificates import unique, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import PrivateKey
 from sds_agent.secrets.store import SecretStore
-from sds_agent.tasks import uninterrupted
+from sds_agent.tasks import NoThreadError, in_thread, uninterrupted
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
@@ -168,8 +168,8 @@ class Issuer:
         )
         try:
             # to its end also when the agent stops: a write that is cut off would have to be cleared away
-            await uninterrupted(asyncio.to_thread(self._keeper.save, kept))
-        except KeepError as error:
+            await uninterrupted(in_thread(self._keeper.save, kept))
+        except (KeepError, NoThreadError) as error:
             log.event(LOG, "not_kept", level=logging.ERROR, workload=self._workload.name, cause=str(error))
         else:
             self._kept = certificate
@@ -186,7 +186,10 @@ class Issuer:
 
     async def _drafted(self) -> _Draft:
         if self._draft is None:
-            key = await new_key(self._workload.key_type)
+            try:
+                key = await new_key(self._workload.key_type)
+            except NoThreadError as error:
+                raise AuthorityError(ErrorKind.TRANSIENT, f"the private key cannot be made: {error}") from error
             csr = make_csr(key, str(self._workload.identity))
             self._draft = _Draft(key, csr, secrets.token_hex(16))
         return self._draft
@@ -201,6 +204,8 @@ class Issuer:
             raise AuthorityError(ErrorKind.TRANSIENT, f"the CA did not answer within {DEADLINE:.0f} s") from error
         except AuthorityError:
             raise
+        except NoThreadError as error:
+            raise AuthorityError(ErrorKind.TRANSIENT, str(error)) from error
         except Exception as error:
             LOG.exception("adapter_fault")
             message = (

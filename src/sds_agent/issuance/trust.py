@@ -18,6 +18,7 @@ from sds_agent.pki.certificates import CertificateError, longest_valid_first, re
 from sds_agent.pki.rules import fault_of_ca
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
+from sds_agent.tasks import NoThreadError
 
 LOG = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ async def refresh(trust: Trust, name: str, authority: TellsTrust, clock: Clock) 
         try:
             async with asyncio.timeout(PATIENCE):
                 trust.update(name, read_pem(await authority.anchors()))
-        except (AuthorityError, CertificateError, TimeoutError) as error:
+        except (AuthorityError, CertificateError, NoThreadError, TimeoutError) as error:
             _not_refreshed(name, str(error) or f"no answer within {PATIENCE:.0f} s")
         except Exception as error:
             LOG.exception("adapter_fault")

@@ -5,7 +5,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 from msgspec import Struct
 
 from sds_agent import log
@@ -14,6 +13,8 @@ from sds_agent.directories import UntrustedDirectoryError
 from sds_agent.outputs.directory import File, write_set
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore, Snapshot
+from sds_agent.tasks import NoThreadError
+from sds_agent.workers import in_worker
 
 LOG = logging.getLogger(__name__)
 
@@ -71,8 +72,8 @@ async def keep(output: Output, store: SecretStore, clock: Clock) -> None:
 
 async def _written(output: Output, files: dict[str, File], clock: Clock, delay: timedelta) -> bool:
     try:
-        await anyio.to_thread.run_sync(write_set, output.directory, files, clock.now())
-    except (OSError, UntrustedDirectoryError) as error:
+        await in_worker(write_set, output.directory, files, clock.now())
+    except (OSError, UntrustedDirectoryError, NoThreadError) as error:
         cause = _told(error, output.directory) if isinstance(error, OSError) else str(error)
         log.event(
             LOG,
