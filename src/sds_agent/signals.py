@@ -1,25 +1,34 @@
-"""How a program of ours ends: at the first SIGTERM, SIGINT or SIGHUP in order, at a second one at once.
+"""How a program of ours ends: at the first SIGTERM, SIGINT or SIGHUP in order, at a later one at once.
 
-SIGHUP says that the terminal was closed; a shell and the kernel may both send it. Under nohup it comes ignored and
-stays so.
+SIGHUP says that the terminal was closed; a shell and the kernel may both send it, so a later one ends nothing. Under
+nohup it comes ignored and stays so.
 """
 
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from types import FrameType
 
 from sds_agent import log
 
 LOG = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SAME = 1.5
+"""Seconds in which another signal is the first one once more. GNU `timeout` sends two, to the program and to its group;
+a terminal and a service manager may each send one.
+"""
 
 
 @asynccontextmanager
-async def until_signalled() -> AsyncIterator[None]:
-    """Cancel what runs inside at the first signal, and go on behind it when it has ended."""
+async def until_signalled(same: float = SAME) -> AsyncIterator[None]:
+    """Cancel what runs inside at the first signal, and go on behind it when it has ended.
+
+    Signals of the next `same` seconds are ignored; one that comes later ends the process at once.
+    """
     loop = asyncio.get_running_loop()
     scope = asyncio.timeout(None)
 
@@ -27,7 +36,7 @@ async def until_signalled() -> AsyncIterator[None]:
         log.event(LOG, "stopping", signal=number.name)
         scope.reschedule(loop.time())
 
-    with _first_signal(loop, stop):
+    with _first_signal(loop, stop, same):
         try:
             async with scope:
                 yield
@@ -37,16 +46,28 @@ async def until_signalled() -> AsyncIterator[None]:
 
 
 @contextmanager
-def _first_signal(loop: asyncio.AbstractEventLoop, act: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Call `act` for the first signal; a second one does what it does to any program: it ends it at once."""
+def _first_signal(
+    loop: asyncio.AbstractEventLoop, act: Callable[[signal.Signals], None], same: float
+) -> Iterator[None]:
+    """Call `act` for the first signal; one that comes `same` seconds later does what it does to any program."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     if before[signal.SIGHUP] is signal.SIG_IGN:
         del before[signal.SIGHUP]
+    ends_at_once: asyncio.TimerHandle | None = None
 
     def first(number: signal.Signals) -> None:
+        nonlocal ends_at_once
+        later = time.monotonic() + same
+
+        def again(repeated: int, _frame: FrameType | None) -> None:
+            if time.monotonic() >= later:  # the loop is held up, or else this is not the handler any more
+                signal.signal(repeated, signal.SIG_DFL)
+                signal.raise_signal(repeated)
+
         for each in before:
             loop.remove_signal_handler(each)
-            signal.signal(each, signal.SIG_IGN if each is signal.SIGHUP else signal.SIG_DFL)
+            signal.signal(each, signal.SIG_IGN if each is signal.SIGHUP else again)
+        ends_at_once = loop.call_later(same, _still_stopping)
         act(number)
 
     for number in before:
@@ -54,6 +75,15 @@ def _first_signal(loop: asyncio.AbstractEventLoop, act: Callable[[signal.Signals
     try:
         yield
     finally:
+        if ends_at_once is not None:
+            ends_at_once.cancel()
         for number, handler in before.items():
             loop.remove_signal_handler(number)
             signal.signal(number, handler)
+
+
+def _still_stopping() -> None:
+    """Leave further signals to the system, which ends the process even where the event loop stands still."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    log.event(LOG, "still_stopping", level=logging.WARNING, advice="a second signal ends it at once")

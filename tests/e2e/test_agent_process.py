@@ -100,14 +100,18 @@ async def test_peer_that_floods_and_reads_nothing_does_not_keep_it_from_ending(t
         assert not running.socket.exists()
 
 
-async def test_second_signal_ends_it_at_once(tmp_path: Path) -> None:
-    async with agent(write_config(tmp_path, default="1h")) as running:
+async def test_signal_that_comes_twice_in_a_moment_tears_no_stream(tmp_path: Path) -> None:
+    """GNU timeout sends one to the program and one to its group."""
+    async with agent(write_config(tmp_path, default="1h")) as running, connected(running.socket) as peer:
         await running.event("ready")
-        async with flooded(running.socket):  # so that the first takes its time
+        streams = [await peer.stream().ask("default") for _ in range(10)]
+        for stream in streams:
+            await stream.read()
+        for _ in range(3):
             running.program.process.terminate()
-            await running.event("stopping")
-            assert await running.program.stop() == -signal.SIGTERM
-        assert running.events("stopped") == []
+        assert await running.program.stop(signal.SIGINT) == 0
+        assert {(await stream.end())[0] for stream in streams} == {grpc.StatusCode.OK}
+        await running.event("stopped")
 
 
 async def test_it_is_ready_only_when_every_name_has_a_secret_and_the_socket_answers(tmp_path: Path) -> None:

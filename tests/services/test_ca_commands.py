@@ -76,14 +76,19 @@ async def test_the_root_outlives_the_server(file: Path) -> None:
         assert second.roots == first.roots
 
 
-async def test_a_second_signal_ends_it_at_once(file: Path) -> None:
+async def test_a_later_signal_ends_it_at_once_and_one_that_comes_twice_does_not(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ca", "token", str(file), WEB]) == 0
+    proof = [("authorization", f"Bearer {capsys.readouterr().out.strip()}")]
     async with running(file) as (program, ca), ca.connected() as channel:
         unfinished: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(METHOD)
-        call = unfinished()  # so that the first takes its time
+        call = unfinished(metadata=proof)  # so that the first takes its time
         with pytest.raises(grpc.aio.AioRpcError):
             await ask(channel)  # the call is there when this one is answered, on the same connection
-        program.process.terminate()
-        await program.line('"stopping"')
+        for _ in range(2):
+            program.process.terminate()
+        await program.line('"still_stopping"')
         assert await program.stop(signal.SIGTERM) == -signal.SIGTERM
         call.cancel()
 

@@ -3,9 +3,12 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
+from fakes.events import recorded
 
 from sds_agent.signals import until_signalled
 from sds_agent.tasks import companions, in_thread, uninterrupted
@@ -85,19 +88,60 @@ async def test_the_result_and_the_failure_of_a_clean_end_are_its_callers() -> No
         await uninterrupted(fail())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-async def test_the_first_signal_begins_the_end_and_the_second_is_not_caught(number: signal.Signals) -> None:
-    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    while_ending = {}
-    async with asyncio.timeout(10), until_signalled():
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("number", ENDING)
+async def test_a_signal_that_comes_twice_in_a_moment_cuts_no_end_short(number: signal.Signals) -> None:
+    """GNU timeout sends one to the program and one to its group."""
+    ended = False
+    async with asyncio.timeout(10), until_signalled(same=60):
         os.kill(os.getpid(), number)
         try:
             await asyncio.Event().wait()
         finally:
-            while_ending = {each: signal.getsignal(each) for each in before}
+            for again in (*ENDING, number):
+                os.kill(os.getpid(), again)
+                await asyncio.sleep(0)
+            ended = True
+    assert ended
+
+
+@pytest.mark.parametrize("number", ENDING)
+async def test_a_later_signal_is_not_caught(number: signal.Signals) -> None:
+    before = {each: signal.getsignal(each) for each in ENDING}
+    while_ending = {}
+    with recorded() as events:
+        async with asyncio.timeout(10), until_signalled(same=0.01):
+            os.kill(os.getpid(), number)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await events.wait("still_stopping")
+                while_ending = {each: signal.getsignal(each) for each in before}
     # a terminal that closes sends SIGHUP more than once, and nobody in a hurry stands behind it
     assert while_ending == {each: signal.SIG_IGN if each is signal.SIGHUP else signal.SIG_DFL for each in before}
     assert {each: signal.getsignal(each) for each in before} == before
+
+
+HELD_UP = """
+import asyncio, os, signal, time
+from sds_agent.signals import until_signalled
+async def main():
+    async with until_signalled(same=0.01):
+        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+asyncio.run(main())
+"""
+
+
+def test_a_later_signal_ends_a_program_whose_event_loop_is_held_up() -> None:
+    assert subprocess.run([sys.executable, "-c", HELD_UP], check=False, timeout=30).returncode == -signal.SIGTERM
 
 
 async def test_a_time_out_of_something_else_is_not_taken_for_a_signal() -> None:
