@@ -330,6 +330,31 @@ async def test_status_is_told_for_each_of_many_streams_at_shutdown(tmp_path: Pat
         assert {(await stream.end())[0] for stream in streams} == {grpc.StatusCode.OK}
 
 
+async def test_streams_that_are_opened_anew_while_the_server_stops_are_not_cancelled(tmp_path: Path) -> None:
+    """An Envoy opens a stream anew when it ends, and warns of one that is cancelled."""
+    last: list[grpc.StatusCode] = []
+
+    async def come_back(peer: Peer) -> None:
+        code: grpc.StatusCode = grpc.StatusCode.OK
+        while code is grpc.StatusCode.OK:
+            stream = peer.stream()
+            with suppress(grpc.aio.AioRpcError):
+                await stream.ask("default")
+                await stream.read()
+            code, _ = await stream.end()
+        last.append(code)
+
+    async with (
+        connected(tmp_path / "sds.sock") as peer,
+        anyio.create_task_group() as tasks,
+        running(tmp_path) as (_, _peer, events),
+    ):
+        for _ in range(20):
+            tasks.start_soon(come_back, peer)
+        await events.wait("pushed", count=20)
+    assert last == [grpc.StatusCode.UNAVAILABLE] * 20, "the socket is gone"
+
+
 async def test_stream_that_comes_while_the_server_ends_is_ended_too(tmp_path: Path) -> None:
     store, socket = SecretStore(("late",)), tmp_path / "sds.sock"
     service = SecretDiscoveryService(store)

@@ -28,8 +28,8 @@ DRAIN = 1.0
 """Seconds for streams to end cleanly at shutdown, and for their status to be sent."""
 
 LINGER = 0.1
-"""Seconds for which connections stay open when their streams end: a peer that is just writing would find them closed,
-and never read how its stream ended.
+"""Seconds between GOAWAY and the end of the streams, with which their connections are closed: a peer that is just
+writing would find its connection closed, and never read how its stream ended.
 """
 
 STOP = 0.3
@@ -137,9 +137,8 @@ class _Listener:
             await probe(endpoint.public_address)
         except BaseException:
             self._claimed.close()
-            if self._server is None:  # its streams are all there are
-                self._drain()
-            await uninterrupted(stop(server))
+            own = self._server is None  # or else the streams of the server before it are not to end
+            await uninterrupted(stop(server, self._drain if own else _nothing))
             raise
         self._endpoint, self._server = endpoint, server
 
@@ -157,22 +156,16 @@ class _Listener:
         except SdsAgentError as error:
             self._lost.tell(str(error), socket=str(self._file.path))
             return
-        if before is not None:
-            await self._retire(before)
+        if before is not None:  # its Envoys are to come to the new one
+            await uninterrupted(stop(before, self._service.dismiss))
         self._lost.over()
         log.event(LOG, "socket_restored", level=logging.WARNING, socket=str(self._file.path))
-
-    async def _retire(self, server: grpc.aio.Server) -> None:
-        """Let the Envoys of a server whose socket is gone come to the new one."""
-        self._service.dismiss()
-        await stop(server)
 
     async def close(self) -> None:
         """Remove the socket, end all streams and stop."""
         self._claimed.close()
-        self._drain()
         if self._server is not None:
-            await stop(self._server)
+            await stop(self._server, self._drain)
             self._server = None  # its finalizer needs the event loop
 
     def _drain(self) -> None:
@@ -186,12 +179,22 @@ async def _within(seconds: float, done: Awaitable[None]) -> None:
             await done
 
 
-async def stop(server: grpc.aio.Server) -> None:
-    """Stop, once the calls have ended or `DRAIN` seconds are over. gRPC would wait for ever for the connection of a
-    peer that sends all the time and reads nothing: it is left to the end of the process.
+def _nothing() -> None:
+    pass
+
+
+async def stop(server: grpc.aio.Server, end_streams: Callable[[], None]) -> None:
+    """Stop, once the calls that `end_streams` ends have ended or `DRAIN` seconds are over.
+
+    gRPC would wait for ever for the connection of a peer that sends all the time and reads nothing: it is left to the
+    end of the process.
     """
+    # First GOAWAY, which gRPC sends at once: a peer opens no more streams on a connection that said so. One that it
+    # opened anew, as Envoy does when a stream ends, would be cancelled with the connection, and Envoy warns of that.
+    stopping = asyncio.ensure_future(server.stop(LINGER + DRAIN))
     await asyncio.sleep(LINGER)
-    await _within(DRAIN + STOP, server.stop(DRAIN))
+    end_streams()
+    await _within(DRAIN + STOP, stopping)
 
 
 def bind(server: grpc.aio.Server, endpoint: Endpoint) -> None:
