@@ -119,7 +119,7 @@ async def agent(settings: Settings, cas: dict[str, Authority], clock: Clock) -> 
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
     certificates = settings.state_dir / "certificates"
     tidy(certificates, keep=settings.keep_certificates)
-    service = SecretDiscoveryService(store, most_names=limits.names)
+    service = SecretDiscoveryService(store, most_streams=limits.streams, most_names=limits.names)
     issuers: list[Issuer] = []
     async with companions() as start:
         for name, authority in cas.items():

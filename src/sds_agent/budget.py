@@ -19,7 +19,7 @@ class Rate(Struct, frozen=True):
 
 
 class Bucket:
-    """One bucket, full at first. To take from it costs 1."""
+    """One bucket, full at first."""
 
     __slots__ = ("_left", "_rate", "_seen")
 
@@ -28,16 +28,16 @@ class Bucket:
         self._left = rate.burst
         self._seen = now
 
-    def holds(self, now: float) -> bool:
-        """Fill it up to this moment; whether something can be taken."""
+    def holds(self, now: float, cost: float = 1) -> bool:
+        """Fill it up to this moment; whether so much can be taken."""
         filled = self._left + max(0.0, now - self._seen) * self._rate.per_second
         self._left = min(self._rate.burst, filled)
         self._seen = now
-        return self._left >= 1
+        return self._left >= cost
 
-    def draw(self) -> None:
+    def draw(self, cost: float = 1) -> None:
         """Take from it what it was just found to hold."""
-        self._left -= 1
+        self._left -= cost
 
 
 class Buckets:
@@ -62,6 +62,10 @@ class Buckets:
             del self._buckets[next(iter(self._buckets))]
         return bucket
 
+    def forget(self, key: Hashable) -> None:
+        """The key will not be asked for again."""
+        self._buckets.pop(key, None)
+
     def take(self, key: Hashable, now: float) -> bool:
         """Take from the key's bucket; whether there was something to take."""
         bucket = self.of(key, now)
@@ -85,16 +89,20 @@ class Budget:
         self._told_every = told_every
         self._told_at: float | None = None
 
-    def take(self, key: Hashable, now: float) -> bool:
+    def take(self, key: Hashable, now: float, cost: float = 1) -> bool:
         """Whether it may be done for this key at this moment. If not, it is counted as left out."""
         own = self._each.of(key, now)
-        granted = own.holds(now) and self._together.holds(now)
+        granted = own.holds(now, cost) and self._together.holds(now, cost)
         if granted:
-            own.draw()
-            self._together.draw()
+            own.draw(cost)
+            self._together.draw(cost)
         else:
             self._left_out += 1
         return granted
+
+    def forget(self, key: Hashable) -> None:
+        """The key will not be asked for again."""
+        self._each.forget(key)
 
     def left_out(self, now: float, *, at_the_end: bool = False) -> int:
         """How many were left out since this was last told; 0 if that was less than `told_every` seconds ago.

@@ -229,10 +229,17 @@ def _cut(text: str) -> str:
 
 def _fields(record: logging.LogRecord) -> dict[str, str | int | float | bool | list[str]]:
     fields = getattr(record, _FIELDS, {})
-    if record.exc_info and record.exc_info[0] is not None:
-        # a traceback's frames can show values; the type and the place are enough to find a bug
-        fields = {**fields, "exception": record.exc_info[0].__name__}
+    if record.exc_info and record.exc_info[1] is not None:
+        # a traceback's frames can show values; the type is enough to begin with
+        fields = {**fields, "exception": type(_single(record.exc_info[1])).__name__}
     return fields
+
+
+def _single(error: BaseException) -> BaseException:
+    """What a task group has wrapped, where that is one exception: the group's own type says nothing."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 class _Json(logging.Formatter):

@@ -9,8 +9,9 @@ from anyio.abc import SocketStream
 from fakes.peers import SERVICE
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, PRIORITY, SETTINGS, CONTINUATION = 0, 1, 2, 4, 9
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, CONTINUATION = 0, 1, 2, 3, 4, 9
 END_STREAM, END_HEADERS, PADDED = 1, 4, 8
+CANCEL = b"\x00\x00\x00\x08"
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:

@@ -33,6 +33,23 @@ def test_a_key_that_asks_all_the_time_takes_nothing_that_others_could_have() -> 
     assert granted(one, "quiet", 2, 0) == 2
 
 
+def test_what_costs_more_takes_more_of_both_and_nothing_where_it_does_not_fit() -> None:
+    one = budget(each=10, together=10)
+    assert not one.take("a", 0, cost=11)
+    assert one.take("a", 0, cost=8)
+    assert not one.take("a", 0, cost=3)
+    assert granted(one, "b", 10, 0) == 2
+    assert granted(one, "a", 10, 0.5) == 1
+
+
+def test_a_key_that_is_forgotten_holds_no_memory() -> None:
+    buckets = Buckets(Rate(1, 0), most=10)
+    assert buckets.take("a", 0)
+    buckets.forget("a")
+    buckets.forget("never seen")
+    assert len(buckets) == 0
+
+
 def test_a_key_pays_nothing_for_what_the_common_bucket_refused() -> None:
     one = budget(each=3, together=1)
     assert granted(one, "a", 1, 0) == 1

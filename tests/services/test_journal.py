@@ -1,11 +1,21 @@
 """What an operator reads of the streams: who has what, who refused what and why, and no flood from a broken Envoy."""
 
+import logging
 from collections.abc import Iterator
 
 import pytest
 from fakes.events import Events, recorded
 
-from sds_agent.sds.journal import MOST_NAMES, MOST_REFUSALS, MOST_TIMED, Journal
+from sds_agent.sds.journal import (
+    HOUR,
+    LINE,
+    LINES,
+    MOST_NAMES,
+    MOST_REFUSALS,
+    MOST_TIMED,
+    Journal,
+    StreamJournal,
+)
 from sds_agent.sds.protocol import (
     Acked,
     Action,
@@ -99,9 +109,9 @@ def test_streams_have_numbers_of_their_own_and_their_end_is_told(events: Events)
 def test_an_ack_tells_how_long_the_envoy_took(events: Events) -> None:
     time = Time()
     stream = Journal(time).open("StreamSecrets")
-    stream.note([Respond("n1", (Resource("a", "v"),))])
+    stream.sending(Respond("n1", (Resource("a", "v"),)), news=False)
     time.now += 0.0123
-    stream.note([Respond("n2", (Resource("b", "v"),))])
+    stream.sending(Respond("n2", (Resource("b", "v"),)), news=False)
     time.now += 0.5
     stream.note([Acked("n1", ("a",)), Acked("n2", ("b",)), Acked("n2", ("b",))])
     assert [event.get("after_ms") for event in events.named("acked")] == [512.3, 500.0, None]
@@ -110,8 +120,8 @@ def test_an_ack_tells_how_long_the_envoy_took(events: Events) -> None:
 def test_an_envoy_that_never_answers_leaves_no_times_behind() -> None:
     stream = Journal().open("DeltaSecrets")
     for number in range(10_000):
-        stream.note([Respond(f"n{number}", (Resource("a", "v"),))])
-    assert len(stream._sent_at) <= MOST_TIMED
+        stream.sending(Respond(f"n{number}", (Resource("a", "v"),)), news=True)
+    assert len(stream._sent) <= MOST_TIMED
 
 
 def test_the_first_message_tells_the_node_for_all(events: Events) -> None:
@@ -147,7 +157,7 @@ def test_another_refusal_is_told_too(events: Events, other: Action, node: str) -
 
 
 def test_an_envoy_that_asks_for_ever_new_names_cannot_grow_memory(events: Events) -> None:
-    journal = Journal()
+    journal = Journal(most_streams=1_000_000)
     for number in range(2 * MOST_REFUSALS):
         refuse(journal, Refused((f"{number}" * 200,) * 50))
     assert len(journal._refused) == MOST_REFUSALS
@@ -176,3 +186,111 @@ def test_a_line_about_many_subscriptions_is_bounded(events: Events) -> None:
     (subscribed,), (unsubscribed,) = events.named("subscribed"), events.named("unsubscribed")
     for names in (subscribed["names"], subscribed["held"], unsubscribed["names"]):
         assert len(names) == MOST_NAMES + 1
+
+
+# --- what a peer sends without end ---
+
+
+def talk(stream: StreamJournal, answers: int, *, news: bool = False, reason: str | None = None) -> None:
+    """So many answers, each of them taken or refused."""
+    for number in range(answers):
+        answer = Respond(f"n{number}", (Resource("a", "v"),))
+        stream.sending(answer, news=news)
+        settled = Acked(answer.nonce, ("a",)) if reason is None else Nacked(answer.nonce, ("a",), reason)
+        stream.note([answer, settled])
+
+
+def test_one_stream_cannot_fill_the_log_and_one_line_tells_how_much_was_left_out(events: Events) -> None:
+    time = Time()
+    journal = Journal(time, most_streams=1000, most_names=5)
+    talk(journal.open("StreamSecrets"), 10_000, reason="no")
+    assert len(events.named("nacked")) == len(events.named("pushed")) == LINES * 5
+    time.now += 60
+    events.seen.clear()
+    journal.tell_left_out()
+    told = {event["kind"]: event["lines"] for event in events.named("lines_left_out")}
+    assert told == {"warnings": 10_000 - LINES * 5 - 1, "others": 10_000 - LINES * 5 - 1}, "the first was told at once"
+    events.seen.clear()
+    journal.tell_left_out()
+    assert events.seen == []
+
+
+def test_streams_without_end_cannot_fill_the_log_either(events: Events) -> None:
+    journal = Journal(Time(), most_streams=50, most_names=5)
+    for number in range(10_000):
+        stream = journal.open("StreamSecrets")
+        stream.met(f"envoy-{number}")
+        stream.note([Subscribed(("a",)), Refused((f"x{number}",))])
+        stream.left()
+    assert len(events.named("refused")) == LINES * 50
+    assert len(events.named("subscribed")) + len(events.named("left")) == LINES * 50
+
+
+def test_a_flood_hides_nothing_of_what_tells_of_a_changed_secret(events: Events) -> None:
+    journal = Journal(Time(), most_streams=50, most_names=5)
+    good, bad = journal.open("StreamSecrets"), journal.open("StreamSecrets")
+    for _ in range(1000):
+        refuse(journal, Refused(("nobody", f"{len(events.seen)}")))
+    events.seen.clear()
+    talk(good, 1, news=True)
+    talk(bad, 1, news=True, reason="no")
+    assert [event["event"] for event in events.seen] == ["pushed", "acked", "pushed", "nacked"]
+
+
+def test_a_flood_of_ordinary_lines_hides_no_warning(events: Events) -> None:
+    journal = Journal(Time(), most_streams=50, most_names=5)
+    for _ in range(1000):
+        talk(journal.open("StreamSecrets"), 1)
+    events.seen.clear()
+    talk(journal.open("StreamSecrets"), 1, reason="Failed to load certificate chain")
+    assert [event["reason"] for event in events.named("nacked")] == ["Failed to load certificate chain"]
+
+
+def test_as_many_streams_as_there_may_be_lose_no_line_when_all_come_at_once(events: Events) -> None:
+    """As after a restart of the agent, with a bundle that none of them takes."""
+    journal = Journal(Time(), most_streams=1000, most_names=5)
+    for _ in range(1000):
+        stream = journal.open("StreamSecrets")
+        stream.note([Subscribed(("a",))])
+        talk(stream, 1, reason="no")
+        stream.left()
+    assert len(events.seen) == 4000
+    assert events.named("lines_left_out") == []
+
+
+def test_a_refusal_that_was_left_out_is_told_when_there_is_room(events: Events) -> None:
+    time = Time()
+    journal = Journal(time, most_streams=1, most_names=1)
+    for number in range(LINES):
+        refuse(journal, Refused((f"{number}",)))
+    refuse(journal, Refused(("late",)))
+    assert events.named("refused", names=["late"]) == []
+    time.now += HOUR
+    refuse(journal, Refused(("late",)))
+    assert len(events.named("refused", names=["late"])) == 1
+
+
+def test_words_of_a_peer_count_by_their_length(events: Events) -> None:
+    """Or else a line of names without an end would count as much as one of an honest Envoy."""
+    stream = Journal(Time(), most_streams=1000, most_names=5).open("StreamSecrets")
+    for _ in range(100):
+        stream.note([Subscribed(tuple("x" * 600 for _ in range(5)))])
+    assert len(events.named("subscribed")) == LINES * 5 // (1 + 5 * 600 // LINE)
+
+
+def test_what_nobody_writes_costs_nothing(events: Events) -> None:
+    logging.getLogger("sds_agent").setLevel(logging.INFO)
+    stream = Journal(Time(), most_streams=1000, most_names=5).open("StreamSecrets")
+    for _ in range(100):
+        stream.note([Stale("n")])
+    talk(stream, 1)
+    assert [event["event"] for event in events.seen] == ["pushed", "acked"]
+
+
+def test_streams_that_are_over_hold_no_memory() -> None:
+    journal = Journal(Time())
+    for _ in range(100):
+        stream = journal.open("StreamSecrets")
+        talk(stream, 1, reason="no")
+        stream.left()
+    assert len(journal._warnings._each) == len(journal._others._each) == 0

@@ -14,7 +14,18 @@ from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryRequest, D
 from fakes.events import Events, recorded
 from fakes.loops import anyio_backend, one_loop  # noqa: F401 - fixtures
 from fakes.peers import chain_of, connected
-from fakes.raw_http2 import DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, RawPeer, frame
+from fakes.raw_http2 import (
+    CANCEL,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    PREFACE,
+    RST_STREAM,
+    SETTINGS,
+    RawPeer,
+    frame,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,7 +61,7 @@ async def test_peer_that_never_reads_holds_up_nobody_else(tmp_path: Path) -> Non
         await peer.open(1, "DeltaSecrets")
         for _ in range(20):
             await peer.say(1, ALL)
-        await events.wait("pushed")
+        await events.wait("subscribed")
         stream = await other.stream().ask("default")
         await stream.read()
         await stream.ack("default")
@@ -114,6 +125,21 @@ async def test_frozen_connection_without_a_call_is_closed_too(tmp_path: Path) ->
             while True:
                 await frozen.connection.receive()
         await frozen.connection.aclose()
+
+
+@pytest.mark.parametrize("how", ["closes the connection", "resets the stream"])
+async def test_peer_that_leaves_in_the_middle_of_a_write_is_no_fault_and_was_pushed_nothing(
+    tmp_path: Path, how: str
+) -> None:
+    async with running(tmp_path) as (_, socket, events):
+        peer = await RawPeer.connect(socket)
+        await peer.open(1, "DeltaSecrets")
+        await peer.say(1, ALL)  # the answer is larger than the peer makes room for
+        stream = (await events.wait("subscribed"))["stream"]
+        await peer.send(frame(RST_STREAM, 0, 1, CANCEL)) if how == "resets the stream" else None
+        await peer.connection.aclose()
+        await events.wait("left", stream=stream)
+        assert events.named("fault") == events.named("pushed") == []
 
 
 async def test_calls_in_one_burst_are_all_answered(tmp_path: Path) -> None:

@@ -5,9 +5,12 @@ import itertools
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+
+from msgspec import Struct
 
 from sds_agent import log
+from sds_agent.budget import Budget, Rate
 from sds_agent.sds.protocol import (
     Acked,
     Action,
@@ -22,6 +25,17 @@ from sds_agent.sds.protocol import (
 
 LOG = logging.getLogger(__name__)
 
+LINES = 4
+"""How many lines an ordinary stream needs for one name: subscribed, pushed, acked and left.
+
+A stream may have so many for each name that it may have, and all streams together for each stream that there may be; as
+many again come in an hour. What tells of a changed secret, a push and the answer to it, is not counted: no peer can
+cause that.
+"""
+HOUR = 3600.0
+LINE = 500
+"""Characters of a peer's own words that a line may tell before it counts as several."""
+
 MOST_REFUSALS = 1024
 """How many different refusals are remembered so as not to log them again."""
 
@@ -33,28 +47,68 @@ MOST_NAMES = 20
 
 
 class Journal:
-    """Numbers the streams and remembers which refusals were logged: an Envoy that may not have a name asks for it for
-    ever.
+    """Numbers the streams and keeps what they tell within bounds, whatever their peers send.
+
+    It remembers which refusals were logged, as an Envoy that may not have a name asks for it for ever, and has a budget
+    for the lines of each stream and of all. Warnings have one of their own: a flood of other lines must not hide what
+    an Envoy objects to. One line a minute tells how many were left out.
     """
 
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, monotonic: Callable[[], float] = time.monotonic, *, most_streams: int = 10_000, most_names: int = 100
+    ) -> None:
         self._numbers = itertools.count(1)
         self._refused: OrderedDict[bytes, None] = OrderedDict()
         self.monotonic = monotonic
+        each, together = _rate(LINES * most_names), _rate(LINES * most_streams)
+        self._warnings = Budget(each, together, most_keys=most_streams)
+        self._others = Budget(each, together, most_keys=most_streams)
 
     def open(self, method: str) -> "StreamJournal":
         """The journal of a new stream."""
         return StreamJournal(self, next(self._numbers), method)
 
+    def admits(self, stream: int, level: int, fields: Mapping[str, log.Value]) -> bool:
+        """Whether a line with these fields may be written. If not, it is counted."""
+        cost = 1 + sum(_length(value) for value in fields.values()) // LINE
+        budget = self._warnings if level >= logging.WARNING else self._others
+        admitted = budget.take(stream, self.monotonic(), cost)
+        if not admitted:
+            self.tell_left_out()
+        return admitted
+
+    def tell_left_out(self, *, at_the_end: bool = False) -> None:
+        """Log how many lines were left out, if it is time to."""
+        now = self.monotonic()
+        for budget, kind in ((self._warnings, "warnings"), (self._others, "others")):
+            if count := budget.left_out(now, at_the_end=at_the_end):
+                log.event(LOG, "lines_left_out", level=logging.WARNING, kind=kind, lines=count)
+
     def first_refusal(self, *what: str) -> bool:
         """Whether this refusal has not been logged yet (or so long ago that it is forgotten)."""
-        key = hashlib.sha256(repr(what).encode()).digest()  # the words themselves may be a megabyte
+        key = _key(what)
         first = key not in self._refused
         self._refused[key] = None
         self._refused.move_to_end(key)
         if len(self._refused) > MOST_REFUSALS:
             self._refused.popitem(last=False)
         return first
+
+    def forget_refusal(self, *what: str) -> None:
+        """It was not logged after all."""
+        self._refused.pop(_key(what), None)
+
+    def forget_stream(self, stream: int) -> None:
+        """The stream is over."""
+        self._warnings.forget(stream)
+        self._others.forget(stream)
+
+
+class _Sent(Struct, frozen=True):
+    """When an answer was sent, and whether because a secret changed."""
+
+    at: float
+    news: bool
 
 
 class StreamJournal:
@@ -65,12 +119,18 @@ class StreamJournal:
         self.number = number
         self._method = method
         self._node = ""
-        self._sent_at: dict[str, float] = {}
+        self._sent: dict[str, _Sent] = {}
 
     def met(self, node_id: str) -> None:
         """Learn who the peer says it is; only the first message of a stream is sure to tell."""
         if node_id:
             self._node = node_id
+
+    def sending(self, answer: Respond, *, news: bool) -> None:
+        """An answer is on its way from this moment, `news` if a secret changed; it is noted once it was sent."""
+        self._sent[answer.nonce] = _Sent(self._journal.monotonic(), news)
+        if len(self._sent) > MOST_TIMED:
+            del self._sent[next(iter(self._sent))]
 
     def note(self, actions: Iterable[Action]) -> None:
         """Log the actions that one message or change led to."""
@@ -84,6 +144,11 @@ class StreamJournal:
     def left(self) -> None:
         """Log that the stream is over."""
         self._event("left", level=logging.DEBUG)
+        self.end()
+
+    def end(self) -> None:
+        """Nothing more is logged of the stream."""
+        self._journal.forget_stream(self.number)
 
     def _note(self, action: Action) -> None:
         match action:
@@ -92,14 +157,23 @@ class StreamJournal:
             case Unsubscribed(names):
                 self._event("unsubscribed", level=logging.DEBUG, names=_some(names))
             case Respond(nonce, resources, removed):
-                self._time(nonce)
+                sent = self._sent.get(nonce)
                 names = tuple(r.name for r in resources)
                 versions = tuple(r.version for r in resources)
-                self._event("pushed", names=names, removed=removed or None, version=versions, nonce=nonce)
+                self._event(
+                    "pushed",
+                    news=sent is not None and sent.news,
+                    names=names,
+                    removed=removed or None,
+                    version=versions,
+                    nonce=nonce,
+                )
             case Acked(nonce, names):
-                self._event("acked", names=names, nonce=nonce, after_ms=self._after(nonce))
+                news, after_ms = self._settled(nonce)
+                self._event("acked", news=news, names=names, nonce=nonce, after_ms=after_ms)
             case Nacked(nonce, names, reason):
-                self._event("nacked", level=logging.WARNING, names=names, nonce=nonce, reason=reason)
+                news, _ = self._settled(nonce)
+                self._event("nacked", level=logging.WARNING, news=news, names=names, nonce=nonce, reason=reason)
             case Stale(nonce, reason):
                 self._event("stale", level=logging.DEBUG, nonce=nonce, reason=reason)
             case Refused(names):
@@ -108,20 +182,46 @@ class StreamJournal:
                 self._refused(status.value, names, detail)
 
     def _refused(self, cause: str, names: tuple[str, ...], detail: str = "") -> None:
-        if self._journal.first_refusal(self._node, cause, *names):
-            self._event("refused", level=logging.WARNING, cause=detail or cause, names=_some(names) or None)
+        what = (self._node, cause, *names)
+        if self._journal.first_refusal(*what) and not self._event(
+            "refused", level=logging.WARNING, cause=detail or cause, names=_some(names) or None
+        ):
+            self._journal.forget_refusal(*what)
 
-    def _time(self, nonce: str) -> None:
-        self._sent_at[nonce] = self._journal.monotonic()
-        if len(self._sent_at) > MOST_TIMED:
-            del self._sent_at[next(iter(self._sent_at))]
+    def _settled(self, nonce: str) -> tuple[bool, float | None]:
+        """Whether the answer of that nonce told of a changed secret, and the milliseconds since it was sent."""
+        sent = self._sent.pop(nonce, None)
+        if sent is None:
+            return False, None
+        return sent.news, round((self._journal.monotonic() - sent.at) * 1000, 1)
 
-    def _after(self, nonce: str) -> float | None:
-        sent = self._sent_at.pop(nonce, None)
-        return None if sent is None else round((self._journal.monotonic() - sent) * 1000, 1)
+    def _event(self, name: str, *, level: int = logging.INFO, news: bool = False, **fields: log.Value) -> bool:
+        """Log it; whether it was not left out."""
+        if not LOG.isEnabledFor(level):
+            return True
+        admitted = news or self._journal.admits(self.number, level, {"node": self._node, **fields})
+        if admitted:
+            log.event(LOG, name, level=level, node=self._node or None, stream=self.number, **fields)
+        return admitted
 
-    def _event(self, name: str, level: int = logging.INFO, **fields: log.Value) -> None:
-        log.event(LOG, name, level=level, node=self._node or None, stream=self.number, **fields)
+
+def _key(what: tuple[str, ...]) -> bytes:
+    return hashlib.sha256(repr(what).encode()).digest()  # the words themselves may be a megabyte
+
+
+def _rate(lines: int) -> Rate:
+    return Rate(lines, lines / HOUR)
+
+
+def _length(value: log.Value) -> int:
+    """Characters that the log tells of a text, or of several."""
+    match value:
+        case str():
+            return min(len(value), log.LONGEST_VALUE)
+        case list() | tuple():
+            return sum(min(len(each), log.LONGEST_VALUE) for each in value)
+        case _:
+            return 0
 
 
 def _some(names: tuple[str, ...]) -> tuple[str, ...]:

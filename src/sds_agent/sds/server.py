@@ -146,6 +146,7 @@ class _Listener:
         """Mend the loss of the socket, for ever: to Envoys that come later the agent would be dead."""
         while True:
             await asyncio.sleep(look_every)
+            self._service.look()
             if self._endpoint is None or not self._endpoint.in_place():
                 await self._mend()
 

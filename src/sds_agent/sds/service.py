@@ -45,12 +45,19 @@ _CODES = {
 class SecretDiscoveryService:
     """Serves a store to any number of streams."""
 
-    def __init__(self, store: SecretStore, *, most_names: int = 100, longest_fetch: float = LONGEST_FETCH) -> None:
+    def __init__(
+        self,
+        store: SecretStore,
+        *,
+        most_streams: int = 10_000,
+        most_names: int = 100,
+        longest_fetch: float = LONGEST_FETCH,
+    ) -> None:
         self._store = store
         self._most_names = most_names
         self._longest_fetch = longest_fetch
         self._catalog = Catalog(store)
-        self._journal = Journal()
+        self._journal = Journal(most_streams=most_streams, most_names=most_names)
         self._streams: set[Stream[Request] | Stream[DeltaRequest]] = set()
         self._waiting: set[asyncio.Timeout] = set()  # of the Fetch calls
         self._draining = False
@@ -70,6 +77,11 @@ class SecretDiscoveryService:
         """End every stream with OK, those too that still come. Who waits for a Fetch is told to ask again."""
         self._draining = True
         self.dismiss()
+        self._journal.tell_left_out(at_the_end=True)
+
+    def look(self) -> None:
+        """Tell what is due, though no peer says anything more. To be called every few seconds."""
+        self._journal.tell_left_out()
 
     def dismiss(self) -> None:
         """End the streams of the moment with OK: their Envoys come back."""
@@ -120,6 +132,7 @@ class SecretDiscoveryService:
             LOG.exception("fault")
             answer = FAULT
         journal.note([answer])
+        journal.end()
         if isinstance(answer, Finish):
             await self._abort(context, answer)
         return encode(answer)

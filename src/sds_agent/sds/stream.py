@@ -109,36 +109,51 @@ class Stream(Generic[R]):
         while not (self._draining or self._ended):
             await self._wake.wait()
             self._wake = asyncio.Event()
-            finish = await self._perform(self._next_actions())
+            finish = await self._perform(self._received(), news=False)
+            finish = finish or await self._perform(self._refreshed(), news=True)
             if finish is not None:
                 return finish
             self._store.await_names(self, self._held())
         return None
 
-    def _next_actions(self) -> list[Action]:
-        actions: list[Action] = []
+    def _received(self) -> list[Action]:
         message, self._message = self._message, None
-        if message is not None:
-            self._taken.set()
-            try:
-                request = self._talk.decode(message)
-            except MalformedMessageError as error:
-                return [Finish(Status.INVALID_ARGUMENT, detail=str(error))]
-            self._journal.met(request.node_id)
-            actions += self._talk.session.receive(request, self._catalog)
-        if self._changed:
-            self._changed = False
-            actions += self._talk.session.refresh(self._catalog)
-        return actions
+        if message is None:
+            return []
+        self._taken.set()
+        try:
+            request = self._talk.decode(message)
+        except MalformedMessageError as error:
+            return [Finish(Status.INVALID_ARGUMENT, detail=str(error))]
+        self._journal.met(request.node_id)
+        return self._talk.session.receive(request, self._catalog)
 
-    async def _perform(self, actions: list[Action]) -> Finish | None:
-        self._journal.note(actions)
+    def _refreshed(self) -> list[Action]:
+        if self._ended or not self._changed:
+            return []
+        self._changed = False
+        return self._talk.session.refresh(self._catalog)
+
+    async def _perform(self, actions: list[Action], *, news: bool) -> Finish | None:
+        """Do what the session says; `news` if it says so because a secret changed."""
+        self._journal.note(action for action in actions if not isinstance(action, Respond))
         for action in actions:
             if isinstance(action, Finish):
                 return action
-            if isinstance(action, Respond):
-                await self._context.write(self._talk.encode(action))
+            if isinstance(action, Respond) and not await self._sent(action, news=news):
+                self._ended = True
+                return None
         return None
+
+    async def _sent(self, answer: Respond, *, news: bool) -> bool:
+        """Send it; whether gRPC has taken it. The peer may leave while a write waits for room."""
+        self._journal.sending(answer, news=news)
+        try:
+            await self._context.write(self._talk.encode(answer))
+        except grpc.aio.InternalError:
+            return False
+        self._journal.note([answer])
+        return True
 
     def _held(self) -> frozenset[str]:
         return frozenset(name for name in self._talk.session.names if self._catalog[name] is Absence.PENDING)
