@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 from sds_agent import log, preflight
 from sds_agent.authority.embedded import EmbeddedAuthority
@@ -20,6 +21,7 @@ from sds_agent.issuance.offer import Workload
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.standing import lack
 from sds_agent.issuance.trust import Trust, refresh
+from sds_agent.sds.endpoint import Access, access
 from sds_agent.sds.health import Health
 from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import SERVICE, SecretDiscoveryService
@@ -145,7 +147,7 @@ async def agent(settings: Settings, cas: dict[str, Authority], clock: Clock) -> 
         async with serving(
             service, preflight.socket_file(settings.sds), limits, [readiness], before_probe=lambda: complete(store)
         ):
-            log.event(LOG, "listening", socket=str(settings.sds.socket))
+            _announce(settings.sds.socket)
             with watched(store), store.watching(lambda _changed: readiness.look()):
                 yield store
 
@@ -153,6 +155,14 @@ async def agent(settings: Settings, cas: dict[str, Authority], clock: Clock) -> 
 def _lacks(issuers: Iterable[Issuer], clock: Clock) -> Sequence[str]:
     reasons = (lack(issuer.standing, clock.now()) for issuer in issuers)
     return [reason for reason in reasons if reason is not None]
+
+
+def _announce(socket: Path) -> None:
+    """Say where the agent listens and who may connect: an Envoy that may not says only that it cannot connect."""
+    who = Access()
+    with suppress(OSError):  # it was taken away at once, which is noticed and mended elsewhere
+        who = access(socket)
+    log.event(LOG, "listening", socket=str(socket), mode=who.mode, owner=who.owner, group=who.group)
 
 
 def _start_outputs(start: Start, settings: Settings, store: SecretStore, clock: Clock) -> None:

@@ -1,8 +1,10 @@
 """The agent as a process: how it starts and ends, and what it refuses, as an operator and a service manager see it."""
 
+import grp
 import json
 import os
 import pty
+import pwd
 import signal
 import socket
 import subprocess
@@ -120,6 +122,17 @@ async def test_it_is_ready_only_when_every_name_has_a_secret_and_the_socket_answ
         async with connected(running.socket) as peer:
             names = ("default", "other", "ROOTCA", "spiffe://demo.example", "spiffe://demo.example/default")
             assert set(await peer.fetch(*names)) == set(names)
+
+
+async def test_log_says_who_may_connect(tmp_path: Path) -> None:
+    """An Envoy of another user says no more than that it cannot connect."""
+    group = grp.getgrgid(os.getegid()).gr_name
+    config = write_config(tmp_path, default="1h")
+    config.write_text(config.read_text().replace('"socket":', f'"mode": "0600", "group": "{group}", "socket":'))
+    async with agent(config) as running:
+        listening = await running.event("listening")
+        assert (listening["mode"], listening["group"]) == ("0600", group)
+        assert listening["owner"] == pwd.getpwuid(os.geteuid()).pw_name
 
 
 async def test_secret_is_the_workloads_own(tmp_path: Path) -> None:

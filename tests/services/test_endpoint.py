@@ -22,7 +22,7 @@ from fakes.loops import anyio_backend, one_loop  # noqa: F401 - fixtures
 from fakes.peers import connected
 
 from sds_agent.errors import ConfigurationError
-from sds_agent.sds.endpoint import SocketFile, SocketInUseError, claim
+from sds_agent.sds.endpoint import Access, SocketFile, SocketInUseError, access, claim
 from sds_agent.sds.server import Limits, ProbeError, bind, probe, serving
 from sds_agent.sds.service import SecretDiscoveryService
 from sds_agent.secrets.model import BundleSecret
@@ -76,6 +76,8 @@ async def test_socket_gets_the_configured_owner_and_group(tmp_path: Path) -> Non
     path = tmp_path / "sds.sock"
     async with server(SocketFile(path, owner=str(OTHER_USER), group=str(OTHER_GROUP))):
         assert (path.stat().st_uid, path.stat().st_gid) == (OTHER_USER, OTHER_GROUP)
+        if os.geteuid() == 0:  # or else the ids have names
+            assert access(path) == Access("0660", str(OTHER_USER), str(OTHER_GROUP))
 
 
 async def test_socket_gets_owner_and_group_by_name(tmp_path: Path) -> None:
@@ -83,6 +85,7 @@ async def test_socket_gets_owner_and_group_by_name(tmp_path: Path) -> None:
     user, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
     async with server(SocketFile(path, owner=user, group=group)):
         assert (path.stat().st_uid, path.stat().st_gid) == (os.geteuid(), os.getegid())
+        assert access(path) == Access("0660", user, group)
 
 
 def test_nobody_can_connect_before_the_rights_are_set(tmp_path: Path) -> None:

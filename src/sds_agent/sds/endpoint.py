@@ -46,6 +46,31 @@ class SocketFile(Struct, frozen=True):
     group: str | None = None
 
 
+class Access(Struct, frozen=True):
+    """Who may connect to a socket: its mode as octal digits, and its owner and group by name where they have one.
+
+    None stands for what is not known.
+    """
+
+    mode: str | None = None
+    owner: str | None = None
+    group: str | None = None
+
+
+def access(path: Path) -> Access:
+    """Who may connect to the socket at the path. Raises OSError."""
+    found = path.lstat()
+    try:
+        owner = pwd.getpwuid(found.st_uid).pw_name
+    except KeyError:
+        owner = str(found.st_uid)
+    try:
+        group = grp.getgrgid(found.st_gid).gr_name
+    except KeyError:
+        group = str(found.st_gid)
+    return Access(f"{stat.S_IMODE(found.st_mode):04o}", owner, group)
+
+
 class Endpoint:
     """A claimed socket path. Made by `claim`, which holds the lock for as long as its context lasts."""
 
