@@ -12,7 +12,7 @@ from sds_agent.authority.protocol import Authority, TellsTrust
 from sds_agent.clock import Clock, SystemClock
 from sds_agent.config.istio import IstioSettings
 from sds_agent.config.settings import AuthoritySettings, CacertsSettings, EmbeddedSettings, Settings
-from sds_agent.directories import held_directory
+from sds_agent.directories import HeldDirectory, held_directory
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.gate import Gate
 from sds_agent.issuance.issuer import Issuer
@@ -28,6 +28,7 @@ from sds_agent.sds.service import SERVICE, SecretDiscoveryService
 from sds_agent.secrets.readiness import complete, missing, watched
 from sds_agent.secrets.store import SecretStore
 from sds_agent.signals import until_signalled
+from sds_agent.state import PutsBack, watch
 from sds_agent.tasks import Start, companions
 
 LOG = logging.getLogger(__name__)
@@ -40,8 +41,8 @@ async def run(settings: Settings) -> None:
     exception group, as its parts run in one. All but the last `preflight.obstacles` tells beforehand.
     """
     clock = SystemClock()
-    with held_directory(settings.state_dir, "state_dir", preflight.in_use(settings.state_dir)):
-        async with until_signalled(), agent(settings, await authorities(settings, clock), clock):
+    with held_directory(settings.state_dir, "state_dir", preflight.in_use(settings.state_dir)) as held:
+        async with until_signalled(), agent(settings, await authorities(settings, clock), clock, held):
             await asyncio.Event().wait()
     log.event(LOG, "stopped")
 
@@ -111,8 +112,13 @@ def workloads(settings: Settings) -> tuple[Workload, ...]:
 
 
 @asynccontextmanager
-async def agent(settings: Settings, cas: dict[str, Authority], clock: Clock) -> AsyncIterator[SecretStore]:
-    """The agent's parts, running inside this context: issuance and the SDS server around one store."""
+async def agent(
+    settings: Settings, cas: dict[str, Authority], clock: Clock, held: HeldDirectory | None = None
+) -> AsyncIterator[SecretStore]:
+    """The agent's parts, running inside this context: issuance and the SDS server around one store.
+
+    `held` is the state directory; what is lost there is put back.
+    """
     identities = workloads(settings)
     store = SecretStore((*(name for workload in identities for name in workload.names), *settings.bundle_names))
     trust = Trust(store, settings.bundle_names, clock)
@@ -121,6 +127,7 @@ async def agent(settings: Settings, cas: dict[str, Authority], clock: Clock) -> 
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
     certificates = settings.state_dir / "certificates"
     tidy(certificates, keep=settings.keep_certificates)
+    keepers = {workload.name: Keeper(certificates) for workload in identities if settings.keep_certificates}
     service = SecretDiscoveryService(store, most_streams=limits.streams, most_names=limits.names)
     issuers: list[Issuer] = []
     async with companions() as start:
@@ -136,10 +143,12 @@ async def agent(settings: Settings, cas: dict[str, Authority], clock: Clock) -> 
                 gate=gates[workload.authority],
                 clock=clock,
                 renewal=renewal,
-                keeper=Keeper(certificates) if settings.keep_certificates else None,
+                keeper=keepers.get(workload.name),
             )
             issuers.append(issuer)
             start(issuer.run())
+        if held is not None:
+            start(watch(held, [*(each for each in cas.values() if isinstance(each, PutsBack)), *keepers.values()]))
         _start_outputs(start, settings, store, clock)
         readiness = Health(
             lambda: not missing(store.snapshot), frozenset({SERVICE}), reasons=lambda: _lacks(issuers, clock)

@@ -249,17 +249,54 @@ def _is_mapped(uid: int) -> bool:
     return any(int(first) <= uid < int(first) + int(count) for first, _, count in ranges)
 
 
-@contextmanager
-def held_directory(directory: Path, setting: str, in_use: SdsAgentError) -> Iterator[None]:
-    """Hold a directory (0700) that no second process may use at the same time.
+class HeldDirectory:
+    """A directory of the process's own (0700) that no second process may use at the same time.
 
-    Raises `in_use` when one does, and ConfigurationError, which names the `setting`, when it cannot be used at all.
+    Made by `held_directory`, which holds its lock for as long as the context lasts.
     """
-    with ExitStack() as stack:
-        with _explained(directory, setting, in_use):
-            note_shared(setting, own_directory(directory, 0o700))
-            stack.enter_context(locked(directory / "lock"))
-        yield
+
+    def __init__(self, path: Path, setting: str, in_use: SdsAgentError) -> None:
+        self.path = path
+        self._setting = setting
+        self._in_use = in_use
+        self._held = ExitStack()
+        self._lock: int | None = None
+
+    def claim(self) -> None:
+        """Make the directory if it is missing, and hold its lock in place of the one held before.
+
+        Raises `in_use` when another process holds it, and ConfigurationError, which names the setting, when the
+        directory cannot be used at all.
+        """
+        self.release()
+        with _explained(self.path, self._setting, self._in_use):
+            note_shared(self._setting, own_directory(self.path, 0o700))
+            self._lock = self._held.enter_context(locked(self.path / "lock"))
+
+    def in_place(self) -> bool:
+        """Whether the lock that is held is still the one in the directory: not if that was removed or replaced."""
+        if self._lock is None:
+            return False
+        try:
+            return os.path.samestat((self.path / "lock").lstat(), os.fstat(self._lock))
+        except OSError:
+            return False
+
+    def release(self) -> None:
+        """Let other processes have it."""
+        self._held.close()
+        self._lock = None
+
+
+@contextmanager
+def held_directory(directory: Path, setting: str, in_use: SdsAgentError) -> Iterator[HeldDirectory]:
+    """Hold a directory (0700) that no second process may use at the same time. Raises what `claim` does."""
+    held = HeldDirectory(directory, setting, in_use)
+    held.claim()
+    try:
+        yield held
+    finally:
+        held.release()
 
 
 def look_at_held_directory(directory: Path, setting: str, in_use: SdsAgentError) -> None:

@@ -113,8 +113,8 @@ def check_writable(directory: Path, entry: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` (made when missing, left when done).
+def locked(path: Path) -> Iterator[int]:
+    """Hold the lock file `path` (made when missing, left when done); gives its descriptor.
 
     The kernel releases it with the process, however that ends. Raises BlockingIOError when another process holds it,
     and OSError.
@@ -122,7 +122,7 @@ def locked(path: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         _lock(descriptor)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import pwd
+import shutil
 import signal
 import socket
 import subprocess
@@ -208,6 +209,30 @@ async def test_restarted_agent_serves_what_it_had_and_false_leaves_no_key_on_the
         await running.event("kept_certificates_removed", count=1)
         assert (await running.event("issued"))["serial"] != serial
         assert not kept.exists()
+
+
+async def test_state_that_is_removed_under_agent_and_ca_outlives_both(tmp_path: Path) -> None:
+    """Else each makes another root at its next start, and every peer on other machines refuses it."""
+    config, ca = write_config(tmp_path, default="1h"), tmp_path / "ca.yaml"
+    ca.write_text(
+        "trust_domain: demo.example\nlisten: 127.0.0.1:0\nsigner: {self_signed: root}\naudit: audit.log\n"
+        "log: {format: json}\ncallers: {join_tokens: tokens}\n"
+    )
+    command = [sys.executable, "-m", "sds_agent", "ca", "serve", str(ca)]
+    root, state = tmp_path / "root", tmp_path / "state"
+    async with agent(config) as running, started(command, PATHS) as server:
+        await running.event("ready")
+        await server.line('"listening"')
+        before = {directory: contents(directory) for directory in (root, state)}
+        for directory in before:
+            shutil.rmtree(directory)
+        await running.event("state_restored", directory=str(state))
+        await server.line('"state_restored"')
+        assert {directory: contents(directory) for directory in before} == before
+
+
+def contents(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def test_foreign_live_socket_is_not_touched(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ while an old one is valid: each request would otherwise pay for a key, and cause
 """
 LARGEST = 1 << 20
 """Bytes of the file with the roots: two or three are in it at one time."""
+_MEND = "stop the agent before its state is replaced, and bring back the old state or give every Envoy the new root"
 
 
 ROOTS = "roots.pem"
@@ -96,6 +97,7 @@ class EmbeddedAuthority:
         self._key_type = key_type
         self._clock = clock
         self._roots = roots
+        self._written = b""
         self._renewing = asyncio.Lock()
         self._failed: datetime | None = None
 
@@ -118,8 +120,9 @@ class EmbeddedAuthority:
         with _explained(file, setting):
             own_directory(directory, 0o700)
             remove_unfinished(directory, re.escape(file.name))
-            signers = _load(file)
+            content, signers = _load(file)
         authority = cls(file, trust_domain, key_type, clock, Roots(signers, lifetime))
+        authority._written = content
         try:
             await authority._renew_when_due()
         except AuthorityError as error:
@@ -152,6 +155,33 @@ class EmbeddedAuthority:
         roots = tuple(signer.certificate for signer in self._roots.valid(now))
         return SigningSet(self._roots.signing(now), (), roots)
 
+    def put_back(self) -> Path | None:
+        """Write the file with the roots again if it is gone; returns its path if it was.
+
+        Raises ConfigurationError when it cannot be written, and when a file with other roots has its place.
+        """
+        try:
+            if self._is_there():
+                return None
+            own_directory(self._file.parent, 0o700)
+            write_private(self._file, self._written)
+        except (OSError, UntrustedDirectoryError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise ConfigurationError(f"the embedded CA cannot keep its roots in {self._file}: {reason}") from error
+        return self._file
+
+    def _is_there(self) -> bool:
+        """Whether the file is as it was left. Raises OSError, and ConfigurationError when it is another."""
+        try:
+            content, _ = read_own(self._file, LARGEST)
+        except FileNotFoundError:
+            return False
+        except ForeignFileError as error:
+            raise ConfigurationError(f"{self._file} {error}; {_MEND}") from error
+        if self._written and content != self._written:
+            raise ConfigurationError(f"{self._file} holds other roots than those that this agent signs with; {_MEND}")
+        return True
+
     async def _renew_when_due(self) -> None:
         async with self._renewing:
             now = self._clock.now()
@@ -164,13 +194,15 @@ class EmbeddedAuthority:
                 return
             signer = make_root(key, self._trust_domain, now, self._roots.lifetime)
             roots = self._roots.with_new(signer, now)
+            content = b"".join(_to_pem(s) for s in roots.signers)
             try:
-                write_private(self._file, b"".join(_to_pem(s) for s in roots.signers))
-            except OSError as error:
-                cause = f"the embedded CA cannot keep its new root in {self._file}: {error.strerror}"
-                self._not_renewed(cause, now)
+                self._is_there()  # another agent's roots, or those of a copy, are not overwritten
+                write_private(self._file, content)
+            except (OSError, ConfigurationError) as error:
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                self._not_renewed(f"the embedded CA cannot keep its new root in {self._file}: {reason}", now)
                 return
-            self._roots = roots
+            self._roots, self._written = roots, content
         serial = serial_hex(signer.certificate)
         log.event(LOG, "root_created", file=str(self._file), serial=serial, not_after=_end(signer))
 
@@ -194,7 +226,7 @@ def look_at(directory: Path, setting: str = "state_dir") -> None:
     file = directory / ROOTS
     with _explained(file, setting):
         look_at_directory(directory)
-        if not _load(file) and directory.is_dir():
+        if not _load(file)[1] and directory.is_dir():
             check_writable(directory, file)
 
 
@@ -219,12 +251,12 @@ def _to_pem(signer: Signer) -> bytes:
     return write_pem([signer.certificate]) + to_pkcs8_pem(signer.key)
 
 
-def _load(file: Path) -> tuple[Signer, ...]:
-    """The roots in the file: a certificate and its key, one pair after another, oldest first."""
+def _load(file: Path) -> tuple[bytes, tuple[Signer, ...]]:
+    """The file's content and the roots in it: a certificate and its key, one pair after another, oldest first."""
     try:
         content, mode = read_own(file, LARGEST)
     except FileNotFoundError:
-        return ()
+        return b"", ()
     except ForeignFileError as error:
         raise ConfigurationError(
             f"{file} should hold the embedded CA's roots and {error}; put the agent's own file there, or remove "
@@ -243,7 +275,7 @@ def _load(file: Path) -> tuple[Signer, ...]:
         raise ConfigurationError(_damaged(file)) from error
     if not signers:
         raise ConfigurationError(_damaged(file))
-    return signers
+    return content, signers
 
 
 def _read_pair(pem: bytes) -> Signer:

@@ -29,12 +29,13 @@ from sds_agent.ca.source import Plugged, SelfSigned, Source
 from sds_agent.ca.tls import ServerTls
 from sds_agent.ca.tokens import JoinTokens
 from sds_agent.clock import Clock, SystemClock
-from sds_agent.directories import held_directory
+from sds_agent.directories import HeldDirectory, held_directory
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.signer import SignerError
 from sds_agent.rpc.frames import Bounds
 from sds_agent.sds.health import Health
 from sds_agent.signals import until_signalled
+from sds_agent.state import PutsBack, watch
 
 LOG = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
     """The CA, running inside this context; gives the address it listens at. Raises ConfigurationError."""
     audit = AuditLog(settings.audit)
     audit.check()
-    with _kept(settings), _private_directory() as directory:
+    with _kept(settings) as held, _private_directory() as directory:
         source = await open_source(settings, clock)
         authentication = await _authentication(settings, clock)
         tls = ServerTls(source.current, settings.server_names, clock.now, ask_client=settings.callers.mtls)
@@ -90,6 +91,8 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
             async with anyio.create_task_group() as tasks:
                 async with _grpc_servers(service, sockets, settings) as backends:
                     tasks.start_soon(source.follow)
+                    if held is not None and isinstance(source, PutsBack):
+                        tasks.start_soon(watch, held, [source])
                     for issuer in authentication.issuers:
                         tasks.start_soon(issuer.keys.follow)
                     tasks.start_soon(acceptor.run, listener, backends)
@@ -245,12 +248,12 @@ def _private_directory() -> Iterator[Path]:
 
 
 @contextmanager
-def _kept(settings: CaSettings) -> Iterator[None]:
+def _kept(settings: CaSettings) -> Iterator[HeldDirectory | None]:
     """Hold a self-signed root's directory, so that no second server makes a root of its own there."""
     directory = settings.signer.self_signed
     if directory is None:
-        yield
+        yield None
         return
     in_use = ConfigurationError(f"signer.self_signed: another CA server runs on {directory}; stop it first")
-    with held_directory(directory, "signer.self_signed", in_use):
-        yield
+    with held_directory(directory, "signer.self_signed", in_use) as held:
+        yield held

@@ -70,6 +70,10 @@ class SelfSigned:
         """The root that signs now, and every root to trust."""
         return self._signing
 
+    def put_back(self) -> Path | None:
+        """The authority's."""
+        return self._authority.put_back()
+
     async def follow(self) -> None:
         """Look every LOOK seconds whether another root's time has come; what keeps it from coming is told once."""
         while True:

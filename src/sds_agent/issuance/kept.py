@@ -80,12 +80,14 @@ class Keeper:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._last: KeptCertificate | None = None
 
     def save(self, kept: KeptCertificate) -> None:
         """Keep it in place of the one before. Blocks for a disk's write. Raises KeepError."""
         try:
             own_directory(self._directory, 0o700)
             write_private(self._file(kept.spiffe_id), msgspec.json.encode(kept))
+            self._last = kept
         except (OSError, SdsAgentError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise KeepError(
@@ -111,7 +113,19 @@ class Keeper:
             ) from error
         if kept.spiffe_id != str(identity):
             raise KeepError(f"{file} is of another identity; it is not used, and replaced by the next certificate")
+        self._last = kept
         return kept
+
+    def put_back(self) -> Path | None:
+        """Keep again what was saved or loaded last, if its file is gone; returns the path if it was.
+
+        Blocks for a disk's write. Raises KeepError.
+        """
+        kept = self._last
+        if kept is None or os.path.lexists(file := self._file(kept.spiffe_id)):
+            return None
+        self.save(kept)
+        return file
 
     def restore(self, identity: SpiffeId, now: datetime) -> Restored | None:
         """What was kept for the identity, if it is still as good as on the day it came, or None. Raises KeepError."""

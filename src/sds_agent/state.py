@@ -1,0 +1,71 @@
+"""The state on the disk while the process runs: what was removed is put back, and what cannot be is told.
+
+A hasty hand, a cleaner or a volume that is mounted over it takes the state directory away from a running agent. Nobody
+would notice before the next start, which then makes another root that no peer trusts; and a second agent could begin
+on the empty directory at once. All that is kept there is in memory too, so it is written again, under a new lock.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from sds_agent import log
+from sds_agent.directories import HeldDirectory
+from sds_agent.errors import SdsAgentError
+
+LOG = logging.getLogger(__name__)
+
+LOOK = 5.0
+"""Seconds between two looks."""
+
+
+@runtime_checkable
+class PutsBack(Protocol):
+    """A part that keeps a file in the state directory, and can write it again."""
+
+    def put_back(self) -> Path | None:
+        """Write the file if it is gone; returns its path if it was.
+
+        Blocks for a disk's write. Raises SdsAgentError when it cannot, and when another file has its place.
+        """
+        ...
+
+
+async def watch(directory: HeldDirectory, parts: Sequence[PutsBack], look_every: float = LOOK) -> None:
+    """Put back what is lost, for ever. What keeps it from that is told once."""
+    lost = log.Once(LOG, "state_lost")
+    while True:
+        await asyncio.sleep(look_every)
+        restored, faults = restore(directory, parts)
+        if restored:
+            paths = [str(path) for path in restored]
+            log.event(LOG, "state_restored", level=logging.WARNING, directory=str(directory.path), files=paths)
+        if faults:
+            lost.tell("; ".join(faults), directory=str(directory.path))
+        else:
+            lost.over()
+
+
+def restore(directory: HeldDirectory, parts: Iterable[PutsBack]) -> tuple[list[Path], list[str]]:
+    """Put back what is missing now; the paths, and in words what is still missing or in the way.
+
+    Nothing is written unless this process holds the directory.
+    """
+    restored: list[Path] = []
+    faults: list[str] = []
+    if not directory.in_place():
+        try:
+            directory.claim()
+        except SdsAgentError as error:
+            return [], [str(error)]
+        restored.append(directory.path / "lock")
+    for part in parts:
+        try:
+            path = part.put_back()
+        except SdsAgentError as error:
+            faults.append(str(error))
+        else:
+            restored += [] if path is None else [path]
+    return restored, faults

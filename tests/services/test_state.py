@@ -1,0 +1,148 @@
+"""The state directory is removed or replaced under a running agent: it comes back, or the log says what is wrong."""
+
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import anyio
+import pytest
+from fakes.clocks import HandClock
+from fakes.events import Events, recorded
+
+from sds_agent.authority.embedded import EmbeddedAuthority
+from sds_agent.authority.protocol import AuthorityError
+from sds_agent.directories import HeldDirectory, held_directory
+from sds_agent.errors import SdsAgentError
+from sds_agent.issuance.kept import Keeper, KeptCertificate
+from sds_agent.pki.keys import KeyType
+from sds_agent.state import PutsBack, restore, watch
+
+LIFETIME = timedelta(days=10)
+KEPT = KeptCertificate("spiffe://demo.example/web", 0.0, "chain", "anchors", "PLANTED PRIVATE KEY")
+ROOTS = "authorities/local/roots.pem"
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    """The content of every file below, by its path from there."""
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[HeldDirectory]:
+    with held_directory(directory, "state_dir", SdsAgentError("another agent runs there")) as claimed:
+        yield claimed
+
+
+async def ca(directory: Path, clock: HandClock | None = None) -> EmbeddedAuthority:
+    return await EmbeddedAuthority.open(
+        directory / "authorities" / "local",
+        trust_domain="demo.example",
+        key_type=KeyType.EC_P256,
+        lifetime=LIFETIME,
+        clock=clock or HandClock(),
+    )
+
+
+def keeper(directory: Path) -> Keeper:
+    made = Keeper(directory / "certificates")
+    made.save(KEPT)
+    return made
+
+
+@asynccontextmanager
+async def watching(directory: Path) -> AsyncIterator[Events]:
+    """An agent's state with a CA and a certificate in it, and the watch over both."""
+    with held(directory) as claimed, recorded() as events:
+        parts: list[PutsBack] = [await ca(directory), keeper(directory)]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch, claimed, parts, 0.01)
+            yield events
+            tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("lost", [".", "lock", "authorities", ROOTS, "certificates"])
+async def test_state_that_is_removed_comes_back_as_it_was(tmp_path: Path, lost: str) -> None:
+    """Else the next start makes another root, and every peer on other machines refuses this one."""
+    directory = tmp_path / "state"
+    async with watching(directory) as events:
+        before, path = files(directory), directory / lost
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        told = await events.wait("state_restored", level="warning", directory=str(directory))
+        assert files(directory) == before
+        assert {str(directory / each) for each in before if lost in {".", each} or each.startswith(lost)} == set(
+            told["files"]
+        )
+        with pytest.raises(SdsAgentError, match="another agent runs there"), held(directory):
+            pass
+        assert events.named("state_lost") == []
+
+
+async def test_state_that_was_moved_away_and_brought_back_is_held_again(tmp_path: Path) -> None:
+    directory = tmp_path / "state"
+    async with watching(directory) as events:
+        before = files(directory)
+        directory.rename(tmp_path / "away")
+        await events.wait("state_restored")
+        shutil.rmtree(directory)
+        (tmp_path / "away").rename(directory)
+        await events.wait("state_restored", files=[str(directory / "lock")])
+        assert files(directory) == before
+
+
+async def test_second_agent_that_began_on_the_empty_directory_is_told_of_and_not_overwritten(
+    tmp_path: Path,
+) -> None:
+    directory = tmp_path / "state"
+    with held(directory) as claimed, recorded() as events:
+        first = await ca(directory)
+        shutil.rmtree(directory)
+        with held(directory):
+            await ca(directory)
+            others = files(directory)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(watch, claimed, [first], 0.001)
+                told = await events.wait("state_lost", level="error")
+                assert told["cause"] == "another agent runs there"
+                tasks.cancel_scope.cancel()
+            assert files(directory) == others
+        restored, faults = restore(claimed, [first])
+        assert restored == [directory / "lock"]
+        assert len(faults) == 1
+        assert faults[0].startswith(
+            f"{directory / ROOTS} holds other roots than those that this agent signs with; stop"
+        )
+        assert files(directory) == others, "and not even then"
+
+
+async def test_other_roots_are_not_overwritten_by_a_renewal(tmp_path: Path) -> None:
+    clock = HandClock()
+    first = await ca(tmp_path, clock)
+    shutil.rmtree(tmp_path / "authorities")
+    await ca(tmp_path, clock)
+    others = files(tmp_path)
+    clock.elapse(LIFETIME * 0.85)
+    with recorded() as events:
+        await first.anchors()
+        (told,) = events.named("root_not_renewed")
+        assert "holds other roots than those that this agent signs with" in told["cause"]
+    clock.elapse(LIFETIME)
+    with pytest.raises(AuthorityError, match="holds other roots"):
+        await first.anchors()
+    assert files(tmp_path) == others
+
+
+async def test_state_that_cannot_be_put_back_is_told_by_its_place_and_the_rest_comes_back(tmp_path: Path) -> None:
+    directory = tmp_path / "state"
+    with held(directory) as claimed:
+        parts: list[PutsBack] = [await ca(directory), keeper(directory)]
+        shutil.rmtree(directory)
+        directory.mkdir(0o700)
+        (directory / "authorities").write_text("in the way")
+        restored, faults = restore(claimed, parts)
+        assert [path.parent.name for path in restored] == ["state", "certificates"]
+        assert faults == [f"the embedded CA cannot keep its roots in {directory / ROOTS}: Not a directory"]
+        (directory / "authorities").unlink()
+        assert restore(claimed, parts) == ([directory / ROOTS], [])
+        assert restore(claimed, parts) == ([], [])
