@@ -26,6 +26,8 @@ from sds_agent.files import check_writable, locked, look_at_lock
 LOG = logging.getLogger(__name__)
 
 ROOT = 0
+LOCK = "lock"
+"""The name of the lock file in a directory that is held."""
 MOST_LINKS = 40
 """Symbolic links on one way, as Linux has it (path_resolution(7))."""
 ABOVE = 0o755
@@ -107,12 +109,6 @@ def _shared(step: Step, target: Path) -> str | None:
     if step.writable(stat.S_IWGRP):
         return f"the group {step.group} may write to {step.path} and could {does} (chmod g-w {step.path})"
     return None
-
-
-def look(directory: Path, also: Collection[int] = ()) -> Look:
-    """What is to be said of the way to a directory, as far as there is one; nothing is made. Raises OSError."""
-    steps, _ = walk(directory)
-    return judge(steps, directory, os.geteuid(), also)
 
 
 def own_directory(directory: Path, mode: int, *, of_anybody: bool = False) -> tuple[str, ...]:
@@ -250,15 +246,17 @@ def _is_mapped(uid: int) -> bool:
 
 
 class HeldDirectory:
-    """A directory of the process's own (0700) that no second process may use at the same time.
+    """A directory of the process's own that no second process may use at the same time, from `claim` to `release`.
 
-    Made by `held_directory`, which holds its lock for as long as the context lasts.
+    It is made with `mode`; `lock` is the name of the lock file in it. Another holder is told of by `in_use`.
     """
 
-    def __init__(self, path: Path, setting: str, in_use: SdsAgentError) -> None:
+    def __init__(self, path: Path, setting: str, in_use: SdsAgentError, *, mode: int = 0o700, lock: str = LOCK) -> None:
         self.path = path
         self._setting = setting
         self._in_use = in_use
+        self._mode = mode
+        self._lock_file = path / lock
         self._held = ExitStack()
         self._lock: int | None = None
 
@@ -270,15 +268,15 @@ class HeldDirectory:
         """
         self.release()
         with _explained(self.path, self._setting, self._in_use):
-            note_shared(self._setting, own_directory(self.path, 0o700))
-            self._lock = self._held.enter_context(locked(self.path / "lock"))
+            note_shared(self._setting, own_directory(self.path, self._mode))
+            self._lock = self._held.enter_context(locked(self._lock_file))
 
     def in_place(self) -> bool:
         """Whether the lock that is held is still the one in the directory: not if that was removed or replaced."""
         if self._lock is None:
             return False
         try:
-            return os.path.samestat((self.path / "lock").lstat(), os.fstat(self._lock))
+            return os.path.samestat(self._lock_file.lstat(), os.fstat(self._lock))
         except OSError:
             return False
 
@@ -299,11 +297,14 @@ def held_directory(directory: Path, setting: str, in_use: SdsAgentError) -> Iter
         held.release()
 
 
-def look_at_held_directory(directory: Path, setting: str, in_use: SdsAgentError) -> None:
-    """Raise what `held_directory` would raise here, and change nothing."""
+def look_at_held_directory(directory: Path, setting: str, in_use: SdsAgentError, lock: str = LOCK) -> tuple[str, ...]:
+    """Raise what `HeldDirectory.claim` would raise here, and return who else could change what is there; change
+    nothing.
+    """
     with _explained(directory, setting, in_use):
-        look_at_directory(directory)
-        look_at_lock(directory / "lock")
+        shared = look_at_directory(directory)
+        look_at_lock(directory / lock)
+        return shared
 
 
 @contextmanager

@@ -5,12 +5,12 @@ order in which `app.run` comes to them.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
 from sds_agent.config.settings import AuthoritySettings, CacertsSettings, EmbeddedSettings, SdsSettings, Settings
-from sds_agent.directories import look_at_held_directory
+from sds_agent.directories import UntrustedDirectoryError, look_at_directory, look_at_held_directory
 from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.sds.endpoint import SocketFile, refusals
 
@@ -60,6 +60,34 @@ def obstacles(settings: Settings, now: datetime) -> Iterator[SdsAgentError]:
         except SdsAgentError as error:
             yield error
     yield from refusals(socket_file(settings.sds))
+
+
+def shortfalls(settings: Settings) -> Iterator[SdsAgentError]:
+    """Everything that `app.run` would complain of again and again while it serves: outputs that it cannot write."""
+    for key, directory in _outputs(settings):
+        try:
+            _look_at_output(directory, key)
+        except SdsAgentError as error:
+            yield error
+
+
+def shared(settings: Settings) -> Iterator[str]:
+    """Who else could change what the agent keeps, where it takes the directory all the same."""
+    looks: list[tuple[str, Path]] = [("state_dir", settings.state_dir), ("sds.socket", settings.sds.socket.parent)]
+    for key, directory in (*looks, *_outputs(settings)):
+        with suppress(UntrustedDirectoryError, OSError):  # which is an obstacle or a shortfall
+            yield from (f"{key}: {cause}" for cause in look_at_directory(directory))
+
+
+def _outputs(settings: Settings) -> list[tuple[str, Path]]:
+    found = ((f"workloads[{number}].output", each.output) for number, each in enumerate(settings.workloads))
+    return [(key, directory) for key, directory in found if directory is not None]
+
+
+def _look_at_output(directory: Path, key: str) -> None:
+    from sds_agent.outputs.directory import look_at  # noqa: PLC0415 - only where files are wanted
+
+    look_at(directory, key)
 
 
 def _look_at_authority(name: str, authority: AuthoritySettings, settings: Settings, now: datetime) -> None:

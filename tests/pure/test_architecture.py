@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "outputs": MATERIAL | {"files", "directories", "secrets"},
     "issuance": MATERIAL | {"files", "directories", "secrets", "authority"},
     "ca": MATERIAL | {"files", "directories", "state", "rpc", "config", "authority", "sds.health", "signals"},
-    "preflight": BASE | {"directories", "config", "authority", "sds.endpoint"},
+    "preflight": BASE | {"directories", "config", "authority", "sds.endpoint", "outputs.directory"},
     "app": COMPOSED,
     "cli": COMPOSED | {"app"},
     "__main__": {"cli"},

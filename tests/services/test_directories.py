@@ -13,7 +13,7 @@ from sds_agent.directories import (
     UntrustedDirectoryError,
     held_directory,
     judge,
-    look,
+    look_at_directory,
     own_directory,
     walk,
 )
@@ -246,7 +246,7 @@ def test_a_relative_path_starts_where_the_process_is(tmp_path: Path, monkeypatch
 
 
 def test_to_look_makes_nothing(tmp_path: Path) -> None:
-    assert look(tmp_path / "state").refused is None
+    assert look_at_directory(tmp_path / "state") == ()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,7 @@
 """Certificates as files: every renewal one whole set, and no trouble with a disk reaches issuance."""
 
 import os
+import shutil
 import stat
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -226,10 +227,10 @@ def test_something_in_the_way_of_a_file_is_told_and_nothing_piles_up(target: Pat
 
 
 @asynccontextmanager
-async def kept(target: Path, clock: HandClock) -> AsyncIterator[SecretStore]:
+async def kept(target: Path, clock: HandClock, look_every: float = 60) -> AsyncIterator[SecretStore]:
     store = SecretStore(("default", "ROOTCA"))
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(keep, Output(target, "default", "ROOTCA"), store, clock)
+        tasks.start_soon(keep, Output(target, "default", "ROOTCA"), store, clock, look_every)
         yield store
         tasks.cancel_scope.cancel()
 
@@ -320,6 +321,59 @@ async def test_a_disk_that_stays_full_is_asked_less_and_less_often_and_named(
 async def test_a_directory_that_others_may_write_to_is_refused(target: Path, events: Events) -> None:
     open_to_all(target)
     async with kept(target, HandClock()) as store:
+        store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
+        told = await events.wait("output_not_written")
+        assert "anybody may write to" in str(told["cause"])
+    assert sets(target) == []
+
+
+async def test_two_agents_do_not_write_to_one_directory(target: Path, events: Events) -> None:
+    """Each would take the other's unfinished set for one of a killed agent and remove it, the key that counts too."""
+    clock = HandClock()
+    async with kept(target, HandClock()) as first, kept(target, clock) as second:
+        first.publish({"default": certificate(1), "ROOTCA": bundle(1)})
+        await events.wait("output_written")
+        unfinished = target / "..20991231-235959-0a1b2c3d"
+        unfinished.mkdir()
+        second.publish({"default": certificate(2), "ROOTCA": bundle(2)})
+        told = await events.wait("output_not_written")
+        assert str(told["cause"]).startswith("another sds-agent, or another workload of this one, writes to")
+        assert unfinished.exists()
+        assert contents(target)[0] == "chain 1"
+        await clock.asleep()
+    assert len(events.named("output_written")) == 1
+
+
+async def test_the_second_agent_takes_over_when_the_first_has_gone(target: Path, events: Events) -> None:
+    clock = HandClock()
+    async with kept(target, clock) as second:
+        async with kept(target, HandClock()) as first:
+            first.publish({"default": certificate(1), "ROOTCA": bundle(1)})
+            await events.wait("output_written")
+            second.publish({"default": certificate(2), "ROOTCA": bundle(2)})
+            await events.wait("output_not_written")
+            await clock.asleep()
+        clock.elapse(FIRST_RETRY)
+        await events.wait("output_written", count=2)
+        assert contents(target)[0] == "chain 2"
+
+
+@pytest.mark.parametrize("lost", [".", "..data", "key.pem", "..lock"])
+async def test_what_is_removed_comes_back(target: Path, events: Events, lost: str) -> None:
+    """Else a program that starts later finds nothing until the next renewal."""
+    async with kept(target, HandClock(), look_every=0.01) as store:
+        store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
+        await events.wait("output_written")
+        shutil.rmtree(target) if lost == "." else (target / lost).unlink()
+        await events.wait("output_lost", level="warning")
+        await events.wait("output_written", count=2)
+        assert contents(target) == ("chain 1", f"{PLANTED.decode()}1", "roots 1")
+
+
+async def test_a_directory_below_one_of_everybody_is_refused(target: Path, events: Events) -> None:
+    """As in an emptyDir of Kubernetes: every container that mounts it could put another directory in its place."""
+    open_to_all(target)
+    async with kept(target / "sub", HandClock()) as store:
         store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
         told = await events.wait("output_not_written")
         assert "anybody may write to" in str(told["cause"])

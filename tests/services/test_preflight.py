@@ -265,3 +265,54 @@ def test_an_operator_who_forgot_sudo_is_told(machine: Machine, mode: int, said: 
     assert done.returncode == (3 if said else 0), done.stderr
     for words in said:
         assert words.format(machine.folder) in done.stderr
+
+
+# Outputs
+
+
+def with_output(machine: Machine, output: Path) -> Settings:
+    text = MINIMAL + f"    output: {output}\nstate_dir: {machine.state}\nsds: {{socket: {machine.socket}}}\n"
+    return settings(machine.folder, text)
+
+
+@pytest.mark.parametrize("below", [".", "sub"])
+def test_an_output_that_will_never_be_written_is_told_and_not_called_good(
+    machine: Machine, below: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An emptyDir of Kubernetes is open to everybody, and so is what lies below it."""
+    volume = machine.folder / "volume"
+    volume.mkdir()
+    volume.chmod(0o777)
+    with_output(machine, volume / below)
+    before = entries(machine.folder)
+    assert main(["check", str(machine.folder / "sds-agent.yaml")]) == 3
+    assert entries(machine.folder) == before
+    summary, said = capsys.readouterr().err.splitlines()
+    assert summary == (
+        f"sds-agent: the configuration is good, but the agent cannot write every output here as uid {os.geteuid()}:"
+    )
+    assert said.startswith(f"sds-agent: workloads[0].output: anybody may write to {volume}, so anybody could")
+
+
+def test_an_output_that_another_agent_writes_is_told(machine: Machine) -> None:
+    output = machine.folder / "certs"
+    output.mkdir()
+    assert list(preflight.shortfalls(with_output(machine, output))) == []
+    with locked(output / "..lock"):
+        (told,) = preflight.shortfalls(with_output(machine, output))
+    assert str(told) == f"workloads[0].output: another sds-agent writes to {output}"
+
+
+def test_a_group_that_could_change_what_is_kept_is_warned_of(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Kubernetes gives volumes to the group of a pod."""
+    for directory in (machine.state, machine.socket.parent, machine.folder / "certs"):
+        directory.mkdir()
+        directory.chmod(0o2775)
+    with_output(machine, machine.folder / "certs")
+    assert main(["check", str(machine.folder / "sds-agent.yaml")]) == 0
+    warned = capsys.readouterr().err.splitlines()
+    keys = ["state_dir", "sds.socket", "workloads[0].output"]
+    assert [line.split(": ")[2] for line in warned] == keys
+    assert all("could replace the agent's files (chmod g-w" in line for line in warned)

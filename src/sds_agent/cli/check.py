@@ -16,8 +16,9 @@ CANNOT_START = 3
 
 EXIT_CODES = (
     "Exit codes: 0 the configuration is good and the agent can start here; 2 it cannot be used; 3 it is good, but the "
-    "agent cannot start here and now as this user: a group that is not there, a directory that cannot be used, an "
-    "agent that runs on it already. Nothing is made or changed to find out. Warnings change no exit code."
+    "agent cannot start here and now as this user, or cannot write an output: a group that is not there, a directory "
+    "that cannot be used, an agent that runs on it already. Nothing is made or changed to find out. Warnings change no "
+    "exit code."
 )
 
 
@@ -43,7 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load(arguments.file, os.environ)
     for paragraph in explain(loaded):
         output.write(textwrap.fill(paragraph, 100, break_long_words=False, break_on_hyphens=False) + "\n")
-    for warning in warnings(loaded.settings):
+    from sds_agent.preflight import shared  # noqa: PLC0415 - likewise
+
+    for warning in (*warnings(loaded.settings), *shared(loaded.settings)):
         output.complain(f"warning: {warning}")
     return CANNOT_START if _complain_of_obstacles(loaded.settings) else 0
 
@@ -54,8 +57,10 @@ def _complain_of_obstacles(settings: "Settings") -> bool:
     from sds_agent import preflight  # noqa: PLC0415 - likewise
 
     obstacles = list(preflight.obstacles(settings, datetime.now(UTC)))
-    if obstacles:
-        output.complain(f"the configuration is good, but the agent cannot start here as uid {os.geteuid()}:")
-    for each in obstacles:
-        output.complain(str(each))
-    return bool(obstacles)
+    shortfalls = list(preflight.shortfalls(settings))
+    for what, errors in (("start here", obstacles), ("write every output here", shortfalls)):
+        if errors:
+            output.complain(f"the configuration is good, but the agent cannot {what} as uid {os.geteuid()}:")
+        for each in errors:
+            output.complain(str(each))
+    return bool(obstacles or shortfalls)

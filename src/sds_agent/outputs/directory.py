@@ -3,6 +3,7 @@
     TARGET/..20260314-150926-1f2e3d4c/cert-chain.pem, key.pem, root-cert.pem     one set, never changed again
     TARGET/..data -> ..20260314-150926-1f2e3d4c                                  the set that counts
     TARGET/cert-chain.pem -> ..data/cert-chain.pem                               and so for each file
+    TARGET/..lock                                                                held by the agent that writes
 
 A new set is written beside the old one, made durable, and then one rename of `..data` puts it in force. Whoever opens
 `..data` once and reads the files below it has one set; a program that opens the files one after another may meet a
@@ -13,19 +14,30 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 from msgspec import Struct
 
-from sds_agent.directories import own_directory
+from sds_agent.directories import HeldDirectory, look_at_held_directory, own_directory
+from sds_agent.errors import SdsAgentError
 from sds_agent.files import sync_directory
 
 DATA = "..data"
+LOCK = "..lock"
+SETTING = "output"
 _OURS = re.compile(r"\.\.([0-9]{8}-[0-9]{6}|tmp)-[0-9a-f]{8}")
 """The names of sets, and of links before they have their own."""
+
+
+MODE = 0o755
+"""The directory's: programs of other users may read the certificates in it."""
+
+
+class OutputInUseError(SdsAgentError):
+    """Another agent writes to the directory, or another workload of this one by another path."""
 
 
 class File(Struct, frozen=True):
@@ -42,10 +54,11 @@ def write_set(target: Path, files: Mapping[str, File], now: datetime) -> None:
     """Put the files in force in `target`, which is made when it is missing, all of them or none.
 
     Files that lie there under the same names are replaced by links; this first time alone they change one after
-    another. The set before stays, since somebody may be reading it. Raises OSError, and UntrustedDirectoryError when
-    somebody else could replace what is there.
+    another. The set before stays, because a program may be reading it. Raises OSError, and UntrustedDirectoryError
+    when another user could replace what is there. The caller holds the directory: of two that write at the same time
+    each would remove the other's unfinished set.
     """
-    own_directory(target, 0o755)
+    own_directory(target, MODE)
     before = (target / DATA).readlink().name if (target / DATA).is_symlink() else ""
     made = target / f"..{now:%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
     try:
@@ -60,6 +73,28 @@ def write_set(target: Path, files: Mapping[str, File], now: datetime) -> None:
         sync_directory(target)
     finally:
         _remove_all_but(target, {made.name, before})
+
+
+def holding(target: Path) -> HeldDirectory:
+    """The directory to be held by the one that writes there. `claim` raises what it does, and OutputInUseError."""
+    in_use = OutputInUseError(
+        f"another sds-agent, or another workload of this one, writes to {target}; give each an output of its own"
+    )
+    return HeldDirectory(target, SETTING, in_use, mode=MODE, lock=LOCK)
+
+
+def look_at(target: Path, setting: str) -> tuple[str, ...]:
+    """Raise what would keep the first set out of `target`, and return who else could change it; make nothing.
+
+    `setting` is the name of the key. Raises ConfigurationError, and OutputInUseError.
+    """
+    in_use = OutputInUseError(f"{setting}: another sds-agent writes to {target}")
+    return look_at_held_directory(target, setting, in_use, LOCK)
+
+
+def is_whole(target: Path, names: Iterable[str]) -> bool:
+    """Whether a reader finds a file under each of these names."""
+    return all(os.path.exists(target / name) for name in names)  # noqa: PTH110 - Path.exists raises where it may not look
 
 
 def _fill(made: Path, files: Mapping[str, File]) -> None:

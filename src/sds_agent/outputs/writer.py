@@ -1,6 +1,7 @@
 """The loop that keeps one workload's secrets in a directory. It watches the store: issuance never waits for a disk."""
 
 import logging
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.clock import Clock
-from sds_agent.directories import UntrustedDirectoryError
-from sds_agent.outputs.directory import File, write_set
+from sds_agent.directories import HeldDirectory
+from sds_agent.errors import SdsAgentError
+from sds_agent.outputs.directory import File, holding, is_whole, write_set
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore, Snapshot
 from sds_agent.tasks import NoThreadError
@@ -20,6 +22,8 @@ LOG = logging.getLogger(__name__)
 
 FIRST_RETRY = timedelta(seconds=1)
 LONGEST_RETRY = timedelta(minutes=1)
+LOOK = 5.0
+"""Seconds between two looks whether the files are still there."""
 
 
 class Output(Struct, frozen=True):
@@ -44,11 +48,20 @@ class Output(Struct, frozen=True):
         }
 
 
-async def keep(output: Output, store: SecretStore, clock: Clock) -> None:
-    """Write every change of the secrets, for ever; try again where that fails.
+async def keep(output: Output, store: SecretStore, clock: Clock, look_every: float = LOOK) -> None:
+    """Write every change of the secrets, for ever; try again where that fails, and write anew what is removed.
 
     What has been withheld because it expired stays in the files.
     """
+    held = holding(output.directory)
+    try:
+        await _keep(_Place(output, held, clock), store, look_every)
+    finally:
+        held.release()
+
+
+async def _keep(place: "_Place", store: SecretStore, look_every: float) -> None:
+    output = place.output
     changed = anyio.Event()
 
     def look(names: frozenset[str]) -> None:
@@ -56,37 +69,62 @@ async def keep(output: Output, store: SecretStore, clock: Clock) -> None:
             changed.set()
 
     written: dict[str, File] = {}
-    delay = FIRST_RETRY
     with store.watching(look):
         while True:
             files = output.files(store.snapshot)
             changed = anyio.Event()
-            if not files or files == written:
+            if files and files != written:
+                written = files if await place.write(files) else {}
+                continue
+            with anyio.move_on_after(look_every):
                 await changed.wait()
-            elif await _written(output, files, clock, delay):
-                written, delay = files, FIRST_RETRY
-            else:
-                await clock.sleep(delay.total_seconds())
-                delay = min(delay * 2, LONGEST_RETRY)
+            if written and await place.lost(written):
+                written = {}
 
 
-async def _written(output: Output, files: dict[str, File], clock: Clock, delay: timedelta) -> bool:
-    try:
-        await in_worker(write_set, output.directory, files, clock.now())
-    except (OSError, UntrustedDirectoryError, NoThreadError) as error:
-        cause = _told(error, output.directory) if isinstance(error, OSError) else str(error)
-        log.event(
-            LOG,
-            "output_not_written",
-            level=logging.ERROR,
-            directory=str(output.directory),
-            secret=output.name,
-            cause=cause,
-            in_seconds=delay,
-        )
-        return False
-    log.event(LOG, "output_written", directory=str(output.directory), secret=output.name)
-    return True
+class _Place:
+    """The directory of an output, and how often it could not be written to."""
+
+    def __init__(self, output: Output, held: HeldDirectory, clock: Clock) -> None:
+        self.output = output
+        self._held = held
+        self._clock = clock
+        self._delay = FIRST_RETRY
+
+    async def write(self, files: Mapping[str, File]) -> bool:
+        """Put the files in force; whether it went well. If not, return when it is time to try again."""
+        try:
+            await in_worker(self._put, files)
+        except (OSError, SdsAgentError) as error:
+            cause = _told(error, self.output.directory) if isinstance(error, OSError) else str(error)
+            self._log("output_not_written", logging.ERROR, cause=cause, in_seconds=self._delay)
+            await self._clock.sleep(self._delay.total_seconds())
+            self._delay = min(self._delay * 2, LONGEST_RETRY)
+            return False
+        self._delay = FIRST_RETRY
+        self._log("output_written", logging.INFO)
+        return True
+
+    async def lost(self, files: Mapping[str, File]) -> bool:
+        """Whether the files, which were put in force, were removed since."""
+        try:
+            if await in_worker(self._is_there, files):
+                return False
+        except NoThreadError:  # the next look tells
+            return False
+        self._log("output_lost", logging.WARNING)
+        return True
+
+    def _put(self, files: Mapping[str, File]) -> None:
+        if not self._held.in_place():
+            self._held.claim()
+        write_set(self.output.directory, files, self._clock.now())
+
+    def _is_there(self, files: Mapping[str, File]) -> bool:
+        return self._held.in_place() and is_whole(self.output.directory, files)
+
+    def _log(self, event: str, level: int, **fields: log.Value) -> None:
+        log.event(LOG, event, level=level, directory=str(self.output.directory), secret=self.output.name, **fields)
 
 
 def _told(error: OSError, directory: Path) -> str:
