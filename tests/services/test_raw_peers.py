@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -140,6 +141,35 @@ async def test_peer_that_leaves_in_the_middle_of_a_write_is_no_fault_and_was_pus
         await peer.connection.aclose()
         await events.wait("left", stream=stream)
         assert events.named("fault") == events.named("pushed") == []
+
+
+async def make_calls(peer: RawPeer, *, reset: bool) -> None:
+    """More calls than a server can fetch, as long as the test goes on; they are left, or reset at once."""
+    for first in range(1, 1_000_000, 200):
+        for stream in range(first, first + 200, 2):
+            await peer.open(stream, "StreamSecrets")
+            if reset:
+                await peer.send(frame(RST_STREAM, 0, stream, CANCEL))
+
+
+async def read_and_forget(peer: RawPeer) -> None:
+    with suppress(anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        while True:
+            await peer.connection.receive()
+
+
+@pytest.mark.parametrize("reset", [True, False], ids=["calls that are reset", "calls that are left"])
+async def test_peer_that_makes_calls_without_end_keeps_no_new_envoy_out(tmp_path: Path, *, reset: bool) -> None:
+    async with running(tmp_path) as (_, socket, _events), anyio.create_task_group() as tasks:
+        hostile = await RawPeer.connect(socket)
+        tasks.start_soon(read_and_forget, hostile)
+        tasks.start_soon(partial(make_calls, hostile, reset=reset))
+        for _ in range(20):
+            async with connected(socket) as envoy:
+                stream = await envoy.stream().ask("default")
+                assert "default" in await stream.read()
+        tasks.cancel_scope.cancel()
+        await hostile.connection.aclose()
 
 
 async def test_calls_in_one_burst_are_all_answered(tmp_path: Path) -> None:

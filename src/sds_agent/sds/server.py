@@ -36,6 +36,12 @@ STOP = 0.3
 """Seconds for connections to be closed after that."""
 
 
+STREAMS_EACH = 1000
+"""Streams at one time on one connection. An Envoy has one for each of its secrets; one with more of them opens another
+connection.
+"""
+
+
 class ProbeError(SdsAgentError):
     """The server does not answer on its own socket."""
 
@@ -66,12 +72,19 @@ class Limits(Struct, frozen=True):
 def options(limits: Limits) -> Sequence[tuple[str, int]]:
     """The channel arguments.
 
-    Both of the keepalive's time-outs are needed to notice a frozen peer within seconds, and without the third an
-    Envoy that is configured to ping often is sent away.
+    gRPC fetches one call at a time, and cancels at once what comes while a thousand others wait to be fetched. So one
+    connection is not to have more calls than that, those that it has reset among them, and as many as there may be
+    streams may wait: a new Envoy is held up by a flood and not sent away.
+
+    Both of the keepalive's time-outs are needed to notice a frozen peer within seconds, and without the third an Envoy
+    that is configured to ping often is sent away.
     """
     silence = int(limits.silence * 1000)
     return (
         ("grpc.max_receive_message_length", limits.request_bytes),
+        ("grpc.max_concurrent_streams", STREAMS_EACH),
+        ("grpc.server.max_pending_requests", limits.streams),
+        ("grpc.server.max_pending_requests_hard_limit", limits.streams),
         ("grpc.keepalive_time_ms", silence),
         ("grpc.keepalive_timeout_ms", silence // 3),
         ("grpc.http2.ping_timeout_ms", silence // 3),
