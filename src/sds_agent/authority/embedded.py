@@ -25,9 +25,9 @@ from sds_agent.clock import Clock
 from sds_agent.directories import UntrustedDirectoryError, look_at_directory, own_directory
 from sds_agent.errors import ConfigurationError
 from sds_agent.files import ForeignFileError, check_writable, read_own, remove_unfinished, write_private
-from sds_agent.pki.certificates import CertificateError, read_pem, serial_hex, write_pem
+from sds_agent.pki.certificates import CertificateError, describe, read_pem, serial_hex, write_pem
 from sds_agent.pki.keys import KeyType, PrivateKey, to_pkcs8_pem
-from sds_agent.pki.signer import Signer, SignerError, make_root
+from sds_agent.pki.signer import Signer, SignerError, make_root, root_name
 from sds_agent.pki.signing import SigningSet
 from sds_agent.tasks import NoThreadError
 
@@ -127,6 +127,7 @@ class EmbeddedAuthority:
             await authority._renew_when_due()
         except AuthorityError as error:
             raise ConfigurationError(f"{setting}: {error}") from error
+        authority._warn_of_another_domain()
         return authority
 
     async def issue(self, request: IssueRequest) -> Issuance:
@@ -205,6 +206,23 @@ class EmbeddedAuthority:
             self._roots, self._written = roots, content
         serial = serial_hex(signer.certificate)
         log.event(LOG, "root_created", file=str(self._file), serial=serial, not_after=_end(signer))
+
+    def _warn_of_another_domain(self) -> None:
+        """A root without name constraints vouches for every trust domain, also the one that it was not made for."""
+        root = self._roots.signers[-1].certificate
+        if root.subject == root_name(self._trust_domain):
+            return
+        log.event(
+            LOG,
+            "root_of_another_trust_domain",
+            level=logging.WARNING,
+            file=str(self._file),
+            cause=(
+                f"the embedded CA's root {describe(root)} was made for another trust domain than {self._trust_domain}, "
+                "and it goes on signing: who trusts it for the one trusts it for the other too. To have a new root "
+                f"made, stop the agent and remove {self._file}; every Envoy then has to get the new one"
+            ),
+        )
 
     def _waits(self, now: datetime) -> bool:
         """Whether a new root could not be made or kept just now, and there is another to go on with."""

@@ -99,7 +99,7 @@ def make_root(key: PrivateKey, organization: str, now: datetime, lifetime: timed
         raise SignerError("a root needs a name: give the trust domain")
     if lifetime < SHORTEST_LIFE:
         raise SignerError(f"a root cannot be made for {lifetime.total_seconds():g} s: give it 1 s or more")
-    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, _organization(organization))])
+    name = root_name(organization)
     key_identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     issuer_identifier = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(key_identifier)
     not_before, not_after = _whole_seconds(now - ROOT_BACKDATE), _whole_seconds(now + lifetime)
@@ -110,6 +110,11 @@ def make_root(key: PrivateKey, organization: str, now: datetime, lifetime: timed
         .add_extension(issuer_identifier, critical=False)
     )
     return Signer(builder.sign(key, signature_hash(key)), key)
+
+
+def root_name(organization: str) -> x509.Name:
+    """The subject that `make_root` gives a root of that organization."""
+    return x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, _organization(organization))])
 
 
 def make_intermediate(
