@@ -106,6 +106,7 @@ def workloads(settings: Settings) -> tuple[Workload, ...]:
             ttl=chosen.ttl,
             authority=settings.authority_of(chosen),
             names=chosen.names,
+            kind=settings.authorities[settings.authority_of(chosen)].type,
         )
         for chosen in settings.workloads
     )

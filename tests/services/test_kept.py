@@ -61,12 +61,14 @@ class Machine:
         return file
 
     @asynccontextmanager
-    async def agent(self, *script: Step) -> AsyncIterator[tuple[SecretStore, Events, ScriptedAuthority]]:
+    async def agent(
+        self, *script: Step, workload: Workload = WORKLOAD
+    ) -> AsyncIterator[tuple[SecretStore, Events, ScriptedAuthority]]:
         """One run of the agent, inside this context."""
         store, authority = SecretStore(["default", "ROOTCA"]), ScriptedAuthority(*script)
         self.trust = Trust(store, ["ROOTCA"], self.clock)
         issuer = Issuer(
-            WORKLOAD,
+            workload,
             authority,
             store=store,
             trust=self.trust,
@@ -220,6 +222,30 @@ async def test_a_renewed_certificate_that_has_to_wait_does_not_take_the_place_of
         secret = store.snapshot["default"]
         assert secret is not None
         assert secret.version == version
+
+
+@pytest.mark.parametrize("change", [{"authority": "another"}, {"kind": "cacerts"}])
+async def test_a_workload_that_got_another_ca_is_served_what_it_had_and_asks_the_new_one_at_once(
+    tmp_path: Path, change: dict[str, str]
+) -> None:
+    """Its old certificate would go on for half its life, as if the configuration had not been changed."""
+    machine = Machine(tmp_path)
+    version = await machine.issue()
+    workload, new = structs.replace(WORKLOAD, **change), UpstreamCa(machine.clock.now, "new")
+    async with machine.agent(DOWN, workload=workload) as (store, events, authority):
+        await events.wait("retrying")
+        secret = store.snapshot["default"]
+        assert secret is not None
+        assert secret.version == version
+        assert len(authority.requests) == 1
+    async with machine.agent(answering(new), workload=workload) as (store, events, _):
+        await events.wait("renewed")
+        assert anchors(store) == {machine.ca.root.certificate, new.root.certificate}
+        await machine.clock.asleep(2)
+    async with machine.agent(DOWN, workload=workload) as (_, events, authority):
+        await events.wait("restored")
+        await machine.clock.asleep(2)
+        assert authority.requests == []
 
 
 async def test_expired_one_is_not_served(tmp_path: Path) -> None:

@@ -153,7 +153,9 @@ class Issuer:
         # another workload's may have come later and with newer anchors: each needs its own until the CA is asked
         anchors = unique((*self._trust.of(workload.authority), *restored.accepted.anchors))
         accepted, at = structs.replace(restored.accepted, anchors=anchors), restored.issued_at
-        self._kept = Certificate("restored", accepted, secret_of(accepted, restored.key), at, at)
+        # nothing is known of the CA of a file that an older version of the agent wrote
+        foreign = restored.authority not in {"", workload.ca}
+        self._kept = Certificate("restored", accepted, secret_of(accepted, restored.key), at, at, foreign)
         self._take(self._kept)
 
     async def _keep(self, certificate: Certificate) -> None:
@@ -165,6 +167,7 @@ class Issuer:
             certificate.secret.chain_pem.decode(),
             write_pem(certificate.accepted.anchors).decode(),
             certificate.secret.private_key_pem.decode(),
+            self._workload.ca,
         )
         try:
             # to its end also when the agent stops: a write that is cut off would have to be cleared away

@@ -40,13 +40,16 @@ class KeepError(SdsAgentError):
 
 
 class KeptCertificate(Sensitive, frozen=True):
-    """A certificate as it was served: PEM, the key as PKCS#8. `issued_at` is seconds since the epoch."""
+    """A certificate as it was served: PEM, the key as PKCS#8. `issued_at` is seconds since the epoch, `authority` what
+    issued it.
+    """
 
     spiffe_id: str
     issued_at: float
     chain_pem: str
     anchors_pem: str
     private_key_pem: str
+    authority: str = ""
 
     @property
     def issuance(self) -> Issuance:
@@ -73,6 +76,7 @@ class Restored(Sensitive, frozen=True):
     accepted: Accepted
     key: PrivateKey
     issued_at: datetime
+    authority: str
 
 
 class Keeper:
@@ -138,7 +142,7 @@ class Keeper:
         except AuthorityError as error:
             raise KeepError(str(error)) from error
         # a time that is yet to come, as after a clock was set back, would put off the renewal
-        return Restored(accepted, key, min(kept.issued, now))
+        return Restored(accepted, key, min(kept.issued, now), kept.authority)
 
     def _file(self, spiffe_id: str) -> Path:
         return self._directory / f"{hashlib.sha256(spiffe_id.encode()).hexdigest()[:32]}.json"

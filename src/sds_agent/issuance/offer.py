@@ -32,7 +32,9 @@ How = Literal["issued", "renewed", "restored"]
 
 
 class Workload(Struct, frozen=True):
-    """An identity to keep: `names` are the resource names it is served under, `authority` the name of its CA."""
+    """An identity to keep: `names` are the resource names it is served under, `authority` and `kind` the name and the
+    kind of its CA.
+    """
 
     name: str
     identity: SpiffeId
@@ -40,12 +42,19 @@ class Workload(Struct, frozen=True):
     ttl: timedelta
     authority: str
     names: tuple[str, ...]
+    kind: str = ""
+
+    @property
+    def ca(self) -> str:
+        """Its CA, as a kept certificate names it."""
+        return f"{self.kind} {self.authority}"
 
 
 class Certificate(Sensitive, frozen=True):
     """A certificate in hand: what was accepted, what is served of it, and how and when it came.
 
-    `asked_at` and `issued_at` are when the CA was asked for it and when it answered.
+    `asked_at` and `issued_at` are when the CA was asked for it and when it answered. One that is `foreign` came from
+    another CA than the workload has now.
     """
 
     how: How
@@ -53,6 +62,7 @@ class Certificate(Sensitive, frozen=True):
     secret: CertificateSecret
     asked_at: datetime
     issued_at: datetime
+    foreign: bool = False
 
     @property
     def serial(self) -> str:
@@ -132,7 +142,7 @@ class Offer:
     def held(self, certificate: Certificate) -> Held:
         """The certificate, as far as time is concerned."""
         times = self._validity(certificate)
-        return Held(certificate.issued_at, times.begin, times.end, certificate.serial)
+        return Held(certificate.issued_at, times.begin, times.end, certificate.serial, foreign=certificate.foreign)
 
     def _validity(self, certificate: Certificate) -> Validity:
         """When it is valid, by the anchors known now: a root that ends first may have been renewed since."""

@@ -48,12 +48,16 @@ class Renewal(Struct, frozen=True):
 
 
 class Held(Struct, frozen=True):
-    """A certificate, as far as time is concerned. `serial`, in hexadecimal, feeds the jitter."""
+    """A certificate, as far as time is concerned. `serial`, in hexadecimal, feeds the jitter.
+
+    One that is `foreign` is served as long as any, and the workload's own CA is asked for another at once.
+    """
 
     issued_at: datetime
     not_before: datetime
     not_after: datetime
     serial: str
+    foreign: bool = False
 
     def renew_at(self, renewal: Renewal) -> datetime:
         """When to ask for the next one.
@@ -61,6 +65,8 @@ class Held(Struct, frozen=True):
         Where the CA's clock is ahead, this one has to be waited for, and the next one will be too: what counts is how
         long it is valid, and the waiting for it takes place in that time.
         """
+        if self.foreign:
+            return self.issued_at
         digest = hashlib.sha256(self.serial.encode()).digest()
         spread = int.from_bytes(digest[:8], "big") / 2**63 - 1  # -1 to 1, evenly
         share = renewal.fraction + spread * renewal.jitter
