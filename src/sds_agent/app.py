@@ -17,10 +17,11 @@ from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.gate import Gate
 from sds_agent.issuance.issuer import Issuer
 from sds_agent.issuance.kept import Keeper, tidy
+from sds_agent.issuance.needed import NeedsFile
 from sds_agent.issuance.offer import Workload
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.standing import lack
-from sds_agent.issuance.trust import Trust, refresh
+from sds_agent.issuance.trust import Trust, refresh, remember
 from sds_agent.sds.endpoint import Access, access
 from sds_agent.sds.health import Health
 from sds_agent.sds.server import Limits, serving
@@ -122,7 +123,9 @@ async def agent(
     """
     identities = workloads(settings)
     store = SecretStore((*(name for workload in identities for name in workload.names), *settings.bundle_names))
-    trust = Trust(store, settings.bundle_names, clock)
+    trust = Trust(store, settings.bundle_names, clock, authorities=cas)
+    needs_file = NeedsFile(settings.state_dir)
+    trust.remember(needs_file.load())
     gates = {name: Gate() for name in cas}  # one for each CA: one that hangs must not hold up the others
     renewal = Renewal(settings.renewal.fraction, settings.renewal.jitter)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
@@ -132,6 +135,7 @@ async def agent(
     service = SecretDiscoveryService(store, most_streams=limits.streams, most_names=limits.names)
     issuers: list[Issuer] = []
     async with companions() as start:
+        start(remember(trust, needs_file, clock))
         for name, authority in cas.items():
             if isinstance(authority, TellsTrust):
                 start(refresh(trust, name, authority, clock))

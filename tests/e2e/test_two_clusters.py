@@ -5,12 +5,16 @@ real Envoys.
 import json
 import shutil
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from fakes.agents import agent
 from fakes.envoys import client, envoy
+from fakes.peers import chain_of, connected
 
 from sds_agent.cli.main import main
+from sds_agent.pki.certificates import read_pem
+from sds_agent.pki.path import has_path
 
 
 def cluster(
@@ -86,3 +90,31 @@ async def test_a_hierarchy_that_is_replaced_while_the_agent_is_away_parts_nobody
             await second.event("acked", nonce=pushed["nonce"])
             visitor = await client(second.socket, directory)
             assert await visitor.request(await proxy.port()) == issued["serial"]
+
+
+async def test_a_workload_that_gets_another_ca_over_a_restart_parts_nobody(tmp_path: Path) -> None:
+    """Envoys hold the certificate before for a while, and none of it is kept: its root stays until it has ended."""
+    directory, root = tmp_path / "cluster1", tmp_path / "root"
+    assert main(["ca", "root", str(root), "--trust-domain", "demo.example"]) == 0
+    config = cluster(directory, root, "cluster1", names=["default"])
+    plugged = json.loads(config.read_text()) | {"keep_certificates": False}
+    (workload,) = plugged["workloads"]
+    workload["ttl"] = "8s"
+    config.write_text(json.dumps(plugged | {"authorities": {"own": {"type": "embedded"}}}))
+    async with agent(config) as first:
+        await first.event("ready")
+        async with connected(first.socket) as peer:
+            before = read_pem(chain_of((await peer.fetch("default"))["default"]))
+        assert await first.program.stop() == 0
+    config.write_text(json.dumps(plugged))
+    for _ in range(2):
+        async with agent(config) as second:
+            await second.event("old_anchors_kept", authority="own")
+            async with connected(second.socket) as peer:
+                secret = (await peer.fetch("ROOTCA"))["ROOTCA"]
+            bundle = read_pem(secret.validation_context.trusted_ca.inline_bytes)
+            assert has_path(before[0], before[1:], bundle, datetime.now(UTC))
+            assert len(bundle) == 2
+            assert await second.program.stop() == 0
+    async with agent(config) as third:
+        await third.event("trust_changed", anchors=1)

@@ -1,11 +1,14 @@
 """The trust bundle: every peer's root in it, never empty, and pushed only when it has changed."""
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from cryptography import x509
 from fakes.authorities import ScriptedTrust
@@ -15,7 +18,8 @@ from fakes.hierarchy import DAY, HOUR, NOW, make_ca, make_leaf, new_key
 
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, TellsTrust
 from sds_agent.clock import LONGEST_SLEEP
-from sds_agent.issuance.trust import PATIENCE, Trust, refresh
+from sds_agent.issuance.needed import Need, NeedsFile, _read
+from sds_agent.issuance.trust import PATIENCE, RETRY, Trust, refresh, remember
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
@@ -214,6 +218,155 @@ def test_of_a_root_and_its_renewals_the_one_that_is_valid_longest_comes_first(st
     secret = store.snapshot[NAMES[0]]
     assert isinstance(secret, BundleSecret)
     assert [root.not_valid_after_utc - NOW for root in read_pem(secret.anchors_pem)] == [3 * DAY, 2 * DAY, DAY, -DAY]
+
+
+# --- over a restart ---
+
+
+def restarted(needs: tuple[Need, ...], *authorities: str) -> tuple[SecretStore, Trust, HandClock]:
+    """The trust of the next agent, which remembers these."""
+    store, clock = SecretStore(NAMES), HandClock()
+    trust = Trust(store, NAMES, clock, authorities=authorities)
+    trust.remember(needs)
+    return store, trust, clock
+
+
+def test_what_certificates_in_use_chain_to_is_needed_until_the_last_has_ended(trust: Trust) -> None:
+    root, lower = make_ca("root"), make_ca("lower")
+    trust.update("a", (root.certificate, lower.certificate, ROOTS[0]))
+    short = CertificateSecret(write_pem([make_leaf(root)]), b"", NOW + HOUR / 2)
+    for certificate in (in_use(make_leaf(root)), short, in_use(make_leaf(lower))):
+        trust.rely("a", certificate)
+    assert set(trust.needs) == {
+        Need("a", root.certificate, NOW + HOUR),
+        Need("a", lower.certificate, NOW + HOUR),
+    }, "an anchor that nothing chains to is not needed"
+
+
+def test_an_old_root_outlives_a_restart_with_another_ca_until_what_chains_to_it_has_ended(
+    trust: Trust, events: Events
+) -> None:
+    """Envoys still hold certificates of the CA before, and their peers would refuse them from the restart on."""
+    old = make_ca("old")
+    trust.update("embedded", (old.certificate,))
+    trust.rely("embedded", in_use(make_leaf(old)))
+    store, after, clock = restarted(trust.needs, "plugged")
+    assert served(store) == set(), "alone it would make Envoys refuse all others"
+    after.update("plugged", (ROOTS[0],))
+    assert served(store) == {ROOTS[0], old.certificate}
+    (kept,) = events.named("old_anchors_kept")
+    assert (kept["authority"], kept["anchors"], kept["until"]) == ("embedded", 1, "2026-03-14T16:09:26.000Z")
+    assert after.needs == trust.needs, "nor does the next restart forget it"
+    clock.set_wall(HOUR - timedelta(seconds=1))
+    assert after.forget() == NOW + HOUR
+    assert served(store) == {ROOTS[0], old.certificate}
+    clock.set_wall(timedelta(seconds=1))
+    assert after.forget() is None
+    assert served(store) == {ROOTS[0]}
+    assert after.needs == ()
+
+
+def test_a_restart_with_the_same_ca_changes_no_bundle_and_no_word(
+    store: SecretStore, trust: Trust, events: Events
+) -> None:
+    root = make_ca("root")
+    for authority, anchor in (("a", root.certificate), ("b", ROOTS[1])):
+        trust.update(authority, (anchor,))
+    trust.rely("a", in_use(make_leaf(root)))
+    after, other, _ = restarted(trust.needs, "a", "b")
+    other.update("b", (ROOTS[1],))
+    other.update("a", (root.certificate,))
+    assert after.snapshot == store.snapshot
+    assert events.named("old_anchors_kept") == []
+
+
+def test_what_has_ended_or_is_no_ca_is_not_remembered() -> None:
+    server = make_leaf(make_ca("root"))
+    store, trust, _ = restarted((Need("a", ROOTS[0], NOW), Need("a", server, NOW + HOUR)))
+    trust.update("b", (ROOTS[1],))
+    assert served(store) == {ROOTS[1]}
+
+
+@asynccontextmanager
+async def remembering(trust: Trust, file: NeedsFile, clock: HandClock) -> AsyncIterator[None]:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(remember, trust, file, clock)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+async def until_written(directory: Path, needs: tuple[Need, ...]) -> None:
+    """Wait until these are in the file. To read it as an agent does would take away what is being written."""
+    file = directory / "anchors.json"
+    with anyio.fail_after(10):
+        while not file.exists() or _read(file) != needs:
+            await anyio.lowlevel.checkpoint()
+
+
+async def test_the_file_follows_what_is_needed_and_time_empties_it(tmp_path: Path) -> None:
+    root, clock = make_ca("root"), HandClock()
+    trust, file = Trust(SecretStore(NAMES), NAMES, clock), NeedsFile(tmp_path)
+    trust.update("a", (root.certificate,))
+    async with remembering(trust, file, clock):
+        trust.rely("a", in_use(make_leaf(root)))
+        await until_written(tmp_path, (Need("a", root.certificate, NOW + HOUR),))
+    store, after, clock = restarted(file.load())
+    after.update("b", (ROOTS[0],))
+    async with remembering(after, file, clock):
+        await clock.asleep()
+        assert served(store) == {ROOTS[0], root.certificate}
+        clock.elapse(HOUR)
+        await until_written(tmp_path, ())
+        assert served(store) == {ROOTS[0]}
+
+
+async def test_a_disk_that_is_full_is_tried_again_and_told_once(tmp_path: Path, events: Events) -> None:
+    (tmp_path / "state").write_text("where the directory should be")
+    root, clock = make_ca("root"), HandClock()
+    trust, file = Trust(SecretStore(NAMES), NAMES, clock), NeedsFile(tmp_path / "state")
+    trust.update("a", (root.certificate,))
+    async with remembering(trust, file, clock):
+        trust.rely("a", in_use(make_leaf(root)))
+        for _ in range(3):
+            await clock.asleep()
+            clock.elapse(timedelta(seconds=RETRY))
+        await clock.asleep()
+        (told,) = events.named("anchors_not_kept")
+        assert (told["level"], str(tmp_path) in told["cause"]) == ("error", True)
+        (tmp_path / "state").unlink()
+        clock.elapse(timedelta(seconds=RETRY))
+        await until_written(tmp_path / "state", (Need("a", root.certificate, NOW + HOUR),))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"[",
+        b"[" * 200_000,
+        b"\xff" * 100,
+        b'[{"authority": "a", "until": 1e300, "anchor_pem": ""}]',
+        b'[{"authority": "a", "until": 1e12, "anchor_pem": "-----BEGIN CERTIFICATE-----"}]',
+        b" " * (5 << 20),
+        None,
+    ],
+)
+def test_a_damaged_file_costs_the_old_anchors_and_not_the_agent(
+    tmp_path: Path, events: Events, damage: bytes | None
+) -> None:
+    file = tmp_path / "anchors.json"
+    if damage is None:
+        os.mkfifo(file)
+    else:
+        file.write_bytes(damage)
+    assert NeedsFile(tmp_path).load() == ()
+    (told,) = events.named("anchors_not_restored", level="warning")
+    assert str(file) in told["cause"]
+
+
+def test_the_first_start_has_nothing_to_remember_and_says_nothing(tmp_path: Path, events: Events) -> None:
+    assert NeedsFile(tmp_path).load() == ()
+    assert events.seen == []
 
 
 # --- refreshing ---

@@ -2,41 +2,54 @@
 
 What a CA tells is trusted, and what it tells no more is not, but for what certificates in use need: a root that is gone
 before the last of them has ended would make the workloads of one agent refuse each other from one renewal to the next.
+That holds over a restart too, whichever CA told the root (`needed`).
 """
 
 import asyncio
 import logging
 from collections.abc import Iterable
+from datetime import datetime
 
 from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 
 from sds_agent import log
 from sds_agent.authority.protocol import AuthorityError, TellsTrust
 from sds_agent.clock import Clock, until
+from sds_agent.issuance.needed import Need, NeedsFile
 from sds_agent.issuance.validity import validity, vouches
 from sds_agent.pki.certificates import CertificateError, longest_valid_first, read_pem, unique, write_pem
 from sds_agent.pki.rules import fault_of_ca
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
-from sds_agent.tasks import NoThreadError
+from sds_agent.tasks import NoThreadError, companions
 
 LOG = logging.getLogger(__name__)
 
 PATIENCE = 10.0
 """Seconds that it may take to tell them."""
+RETRY = 10.0
+"""Seconds until a file that could not be written is tried again."""
 
 
 class Trust:
     """Keeps the newest anchors of each authority, and publishes their union under the bundle's names."""
 
-    def __init__(self, store: SecretStore, names: Iterable[str], clock: Clock) -> None:
+    def __init__(
+        self, store: SecretStore, names: Iterable[str], clock: Clock, *, authorities: Iterable[str] = ()
+    ) -> None:
         self._store = store
         self._names = tuple(names)
         self._clock = clock
+        self._authorities = frozenset(authorities)
         self._anchors: dict[str, tuple[x509.Certificate, ...]] = {}
         self._left_out: dict[str, tuple[str, ...]] = {}
         self._in_use: dict[str, dict[str, CertificateSecret]] = {}  # of each authority, by version
         self._needed: dict[str, tuple[x509.Certificate, ...]] = {}  # by the version of what needs them: told no more
+        self._chains_to: dict[str, tuple[x509.Certificate, ...]] = {}  # by the version of what is in use
+        self._remembered: tuple[Need, ...] = ()
+        self._noted: set[Need] = set()
+        self._news = asyncio.Event()
 
     def of(self, authority: str) -> tuple[x509.Certificate, ...]:
         """The anchors known of one authority."""
@@ -60,12 +73,54 @@ class Trust:
     def rely(self, authority: str, certificate: CertificateSecret) -> None:
         """A certificate is in use that chains to the anchors known of its authority: keep what it needs of them."""
         self._in_use.setdefault(authority, {})[certificate.version] = certificate
+        chain, now = read_pem(certificate.chain_pem), self._clock.now()
+        above = {below.issuer for below in chain}
+        self._chains_to[certificate.version] = tuple(
+            anchor for anchor in self.of(authority) if anchor.subject in above and vouches(anchor, chain, now)
+        )
+        self._news.set()
 
     def release(self, authority: str, certificate: CertificateSecret) -> None:
         """A certificate has ended, so that nobody needs anchors for its sake any longer."""
         self._in_use[authority].pop(certificate.version, None)
+        if self._chains_to.pop(certificate.version, None):
+            self._news.set()
         if self._needed.pop(certificate.version, None):
             self._publish(authority)
+
+    def remember(self, needs: Iterable[Need]) -> None:
+        """Keep what the agent before this one needed, from when an authority has told its anchors until it has ended.
+
+        Not sooner: a bundle with these alone would make Envoys refuse everybody else.
+        """
+        now = self._clock.now()
+        self._remembered = tuple(need for need in needs if now < need.until and fault_of_ca(need.anchor) is None)
+
+    def forget(self) -> datetime | None:
+        """Drop what is remembered and has ended; returns when the next of it ends."""
+        now, before = self._clock.now(), self._remembered
+        self._remembered = tuple(need for need in before if now < need.until)
+        if self._remembered != before:
+            self._news.set()
+            self._publish(before[0].authority)
+        return min((need.until for need in self._remembered), default=None)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """Every anchor that a certificate in use chains to, and what is remembered, in an order of its own."""
+        ends = {(need.authority, need.anchor): need.until for need in self._remembered}
+        for authority, certificates in self._in_use.items():
+            for version, certificate in certificates.items():
+                for anchor in self._chains_to[version]:
+                    known = ends.get((authority, anchor), certificate.not_after)
+                    ends[authority, anchor] = max(known, certificate.not_after)
+        needs = [Need(authority, anchor, end) for (authority, anchor), end in ends.items()]
+        return tuple(sorted(needs, key=lambda need: (need.authority, need.until, need.anchor.fingerprint(SHA256()))))
+
+    async def news(self) -> None:
+        """Return when `needs` may have changed since the last time that this has returned."""
+        await self._news.wait()
+        self._news.clear()
 
     def _keep_needed(self, authority: str, before: tuple[x509.Certificate, ...]) -> None:
         """Of the anchors told `before` keep what certificates in use chain to, where the new ones are not as good: they
@@ -91,11 +146,26 @@ class Trust:
             )
 
     def _publish(self, authority: str) -> None:
-        told = (*self._anchors.values(), *self._needed.values())
+        if not self._anchors:
+            return
+        self._note_remembered()
+        remembered = tuple(need.anchor for need in self._remembered)
+        told = (*self._anchors.values(), *self._needed.values(), remembered)
         together = longest_valid_first(anchor for anchors in told for anchor in anchors)
         bundle = BundleSecret(write_pem(together))
         if self._store.publish(dict.fromkeys(self._names, bundle)):
             log.event(LOG, "trust_changed", authority=authority, anchors=len(together), version=bundle.version)
+
+    def _note_remembered(self) -> None:
+        """Log what is kept though its authority tells it no more, or there is no such authority any more."""
+        told = {anchor for anchors in self._anchors.values() for anchor in anchors}
+        gone = [each for each in self._remembered if each.authority not in self._authorities - self._anchors.keys()]
+        old = [need for need in gone if need.anchor not in told and need not in self._noted]
+        for authority in sorted({need.authority for need in old}):
+            needs = [need for need in old if need.authority == authority]
+            until = max(need.until for need in needs)
+            log.event(LOG, "old_anchors_kept", authority=authority, anchors=len(needs), until=until)
+        self._noted.update(old)
 
     def _usable(self, authority: str, anchors: tuple[x509.Certificate, ...]) -> tuple[x509.Certificate, ...]:
         faults = {anchor: fault for anchor in anchors if (fault := fault_of_ca(anchor))}
@@ -118,6 +188,21 @@ async def refresh(trust: Trust, name: str, authority: TellsTrust, clock: Clock) 
             LOG.exception("adapter_fault")
             _not_refreshed(name, f"the adapter failed with {type(error).__name__}; please report it")
         await until(clock, clock.now() + authority.refresh_every)
+
+
+async def remember(trust: Trust, file: NeedsFile, clock: Clock) -> None:
+    """Keep the file as the trust's needs, and drop what has ended, for ever."""
+    async with companions() as start:
+        start(_forget(trust, clock))
+        while True:
+            while not await file.save(trust.needs):
+                await clock.sleep(RETRY)
+            await trust.news()
+
+
+async def _forget(trust: Trust, clock: Clock) -> None:
+    while (end := trust.forget()) is not None:
+        await until(clock, end)
 
 
 def _not_refreshed(authority: str, cause: str) -> None:

@@ -1,0 +1,103 @@
+"""Anchors that outlive the process: those that certificates in use chain to, in a small file of the state directory.
+
+Envoys hold a certificate until they are given the next one, and peers may meet it for a while longer. An agent that is
+restarted, with another CA or with none of its certificates kept, would otherwise forget what it chains to, and peers
+would refuse each other. What is in the file is public; who can write to it could replace a CA of the agent's as well.
+"""
+
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+from cryptography import x509
+from msgspec import Struct
+
+from sds_agent import log
+from sds_agent.directories import own_directory
+from sds_agent.errors import SdsAgentError
+from sds_agent.files import ForeignFileError, read_own, remove_unfinished, write_private
+from sds_agent.pki.certificates import CertificateError, read_pem, write_pem
+from sds_agent.tasks import in_thread, uninterrupted
+
+LOG = logging.getLogger(__name__)
+
+NAME = "anchors.json"
+LARGEST = 4 << 20
+"""Bytes. An anchor takes two kilobytes."""
+
+
+class Need(Struct, frozen=True):
+    """An anchor that a certificate of `authority` chains to, and when the last of those certificates ends."""
+
+    authority: str
+    anchor: x509.Certificate
+    until: datetime
+
+
+class _Entry(Struct, frozen=True):
+    """A need as it is written: `until` is seconds since the epoch."""
+
+    authority: str
+    until: float
+    anchor_pem: str
+
+
+class NeedsFile:
+    """The file with the anchors that are needed, below a directory of the agent's own."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / NAME
+        self._trouble = log.Once(LOG, "anchors_not_kept")
+        self._holds: tuple[Need, ...] = ()
+
+    def load(self) -> tuple[Need, ...]:
+        """What the agent before this one needed; none where there is no file, or one that cannot be used, which is
+        told.
+        """
+        remove_unfinished(self._file.parent, NAME.replace(".", r"\."))
+        try:
+            self._holds = _read(self._file)
+        except FileNotFoundError:
+            return ()
+        except ForeignFileError as error:
+            cause = f"{self._file} {error}; it is not used"
+        except OSError as error:
+            cause = f"cannot read {self._file}: {error.strerror}"
+        except (CertificateError, msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+            cause = f"{self._file} is damaged ({ascii(str(error))[1:-1]}); it is not used"
+        else:
+            return self._holds
+        log.event(LOG, "anchors_not_restored", level=logging.WARNING, cause=cause)
+        return ()
+
+    async def save(self, needs: tuple[Need, ...]) -> bool:
+        """Write these in place of others; returns whether they are there. What keeps it from it is told once."""
+        if needs == self._holds:
+            return True
+        entries = [_Entry(n.authority, n.until.timestamp(), write_pem([n.anchor]).decode()) for n in needs]
+        try:
+            await uninterrupted(in_thread(self._write, msgspec.json.encode(entries)))
+        except (OSError, SdsAgentError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            self._trouble.tell(f"cannot keep the anchors of certificates in use in {self._file}: {reason}")
+            return False
+        self._trouble.over()
+        self._holds = needs
+        return True
+
+    def _write(self, content: bytes) -> None:
+        own_directory(self._file.parent, 0o700)
+        write_private(self._file, content)
+
+
+def _read(file: Path) -> tuple[Need, ...]:
+    data, _ = read_own(file, LARGEST)
+    if len(data) > LARGEST:
+        raise ValueError("it is larger than any that the agent writes")
+    return tuple(_need(entry) for entry in msgspec.json.decode(data, type=list[_Entry]))
+
+
+def _need(entry: _Entry) -> Need:
+    (anchor,) = read_pem(entry.anchor_pem.encode())
+    return Need(entry.authority, anchor, min(datetime.fromtimestamp(entry.until, UTC), anchor.not_valid_after_utc))
