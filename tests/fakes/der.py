@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
-Hash = hashes.SHA1 | hashes.SHA256 | hashes.SHA384 | hashes.SHA512
+Hash = hashes.MD5 | hashes.SHA1 | hashes.SHA224 | hashes.SHA256 | hashes.SHA384 | hashes.SHA512 | hashes.SHA3_256
 
 # Tags of strings (X.680 section 8.6)
 UTF8, NUMERIC, PRINTABLE, TELETEX, IA5, VISIBLE, UNIVERSAL, BMP = 0x0C, 0x12, 0x13, 0x14, 0x16, 0x1A, 0x1C, 0x1E
@@ -409,3 +409,8 @@ def pem(der: bytes, label: str = "CERTIFICATE") -> bytes:
 def loaded(der: bytes) -> x509.Certificate:
     """As cryptography reads it; what it cannot read stays bytes."""
     return x509.load_der_x509_certificate(der)
+
+
+def key_pem(key: Key) -> bytes:
+    """The private key in PKCS #8."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

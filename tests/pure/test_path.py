@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.name import _ASN1Type
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fakes.chains import Case, below
 from fakes.hierarchy import (
@@ -59,6 +61,10 @@ def under_intermediate(shape: Callable[[Ca], Ca], leaf: Callable[[Ca], x509.Cert
     root = make_ca("Root")
     intermediate = shape(root)
     return below(root, intermediate, leaf=leaf(intermediate))
+
+
+def email_in_utf8(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.EMAIL_ADDRESS, text, _ASN1Type.UTF8String)])
 
 
 def rsa_key(bits: int = 2048) -> rsa.RSAPrivateKey:
@@ -379,45 +385,45 @@ STRICTER: dict[str, tuple[Callable[[], Case], str]] = {
     ),
     "a permitted URI with a scheme": (
         lambda: under_root(make_ca("Root", constraints=uris(permitted=["spiffe://demo.example"]))),
-        "hold the URI 'spiffe://demo.example', which must be a bare host such as 'demo.example'",
+        "hold the URI 'spiffe://demo.example', which must be a DNS name such as 'demo.example'",
     ),
     "an excluded URI that can never match": (
         lambda: under_root(make_ca("Root", constraints=uris(excluded=["spiffe://demo.example/"]))),
-        "hold the URI 'spiffe://demo.example/', which must be a bare host",
+        "hold the URI 'spiffe://demo.example/', which must be a DNS name",
     ),
     "a trust domain that is an IP address under URI constraints": (
         lambda: below(
-            root := make_ca("Root", constraints=uris(permitted=["10.1.2.3"])),
+            root := make_ca("Root", constraints=uris(excluded=["x.example"])),
             leaf=make_leaf(root, "spiffe://10.1.2.3/web"),
         ),
-        "restrict URIs by their host name, and 'spiffe://10.1.2.3/web' has none",
+        "must then be a DNS name, and that of 'spiffe://10.1.2.3/web' is none",
     ),
     "a URI without a host under URI constraints": (
         lambda: below(
             root := make_ca("Root", constraints=uris(excluded=["x.example"])), leaf=make_leaf(root, "urn:demo:web")
         ),
-        "restrict URIs by their host name, and 'urn:demo:web' has none",
+        "must then be a DNS name, and that of 'urn:demo:web' is none",
     ),
     "a name of a form that cannot be judged": (
         lambda: below(
-            root := make_ca("Root", constraints=x509.NameConstraints([x509.RFC822Name("x.example")], None)),
-            leaf=make_leaf(root, names=[x509.RFC822Name("web@x.example")]),
+            root := make_ca("Root", constraints=x509.NameConstraints([x509.IPAddress(ip_network("10.0.0.0/8"))], None)),
+            leaf=make_leaf(root, names=[x509.IPAddress(ip_address("10.0.0.1"))]),
         ),
-        "restrict names of the form RFC822Name, and cannot be judged for 'web@x.example'",
+        "restrict names of the form IPAddress, and cannot be judged for '10.0.0.1'",
     ),
-    "an e-mail address in a subject under e-mail constraints": (
+    "an e-mail address in a subject that is no IA5String": (
         lambda: below(
             root := make_ca("Root", constraints=x509.NameConstraints([x509.RFC822Name("x.example")], None)),
-            leaf=make_leaf(root, subject=x509.Name([x509.NameAttribute(NameOID.EMAIL_ADDRESS, "web@x.example")])),
+            leaf=make_leaf(root, subject=email_in_utf8("web@x.example")),
         ),
-        "restrict names of the form RFC822Name",
+        "restrict e-mail addresses, and 'one' is none in plain ASCII",
     ),
     "a wildcard under excluded DNS names": (
         lambda: below(
             root := make_ca("Root", constraints=x509.NameConstraints(None, [x509.DNSName("a.demo.example")])),
             leaf=make_leaf(root, names=[x509.DNSName("*.demo.example")]),
         ),
-        "restrict names of the form DNSName, and cannot be judged for '*.demo.example'",
+        "exclude 'a.demo.example', and so '*.demo.example'",
     ),
 }
 
@@ -587,10 +593,12 @@ def test_a_signature_by_a_key_that_cannot_sign_so_is_refused_not_raised() -> Non
 # --- times ---
 
 
-def test_both_ends_of_a_validity_belong_to_it() -> None:
+def test_a_validity_ends_with_the_beginning_of_its_last_second_as_for_envoy() -> None:
     root = make_ca("Root")
-    leaf = make_leaf(root, not_before=NOW, not_after=NOW)
+    leaf = make_leaf(root, not_before=NOW, not_after=NOW + SECOND)
     assert find_path(leaf, (), [root.certificate], NOW) == (leaf,)
+    with pytest.raises(PathError, match="expired"):
+        find_path(leaf, (), [root.certificate], NOW + SECOND)
 
 
 def test_skew_stretches_not_before_alone() -> None:

@@ -52,7 +52,7 @@ TOLD: dict[str, tuple[x509.NameConstraints | None, x509.NameConstraints | None, 
         uris(permitted=[".example"]),
         "any below 'example'; but not any below 'dev.example', 'old.example'",
     ),
-    "all but one": (uris(excluded=["demo.example"]), None, "any; but not 'demo.example'"),
+    "all but one": (uris(excluded=["demo.example"]), None, "any that is a DNS name; but not 'demo.example'"),
     "a host that stands below what is excluded": (
         uris(excluded=[".example"]),
         uris(permitted=["example", "a.example"]),
@@ -76,8 +76,9 @@ NONE = {
         "'a.example'",
     ),
     "the domain is excluded": (uris(excluded=[".example"]), uris(permitted=["a.example", ".b.example"]), "'.example'"),
-    "no host name": (None, uris(permitted=["spiffe://demo.example"]), "must be a bare host"),
-    "an address": (None, uris(permitted=["10.0.0.1"]), "has none"),
+    "no host name": (None, uris(permitted=["spiffe://demo.example"]), "must be a DNS name"),
+    "an underscore": (None, uris(permitted=["demo_x"]), "must be a DNS name"),
+    "an address": (None, uris(permitted=["10.0.0.1"]), "must be a DNS name"),
 }
 
 

@@ -21,7 +21,7 @@ from sds_agent.pki.certificates import CertificateError, describe, has_key, read
 from sds_agent.pki.forms import without_certificate
 from sds_agent.pki.keyfile import LONGEST_PASSPHRASE, KeyFileError, read_private_key
 from sds_agent.pki.keys import KeyType, PrivateKey, generate
-from sds_agent.pki.rules import fault_of_signature
+from sds_agent.pki.signatures import fault_of_signature
 from sds_agent.pki.signer import Signer, SignerError, make_intermediate, make_root
 
 ROOT_CERTIFICATE = "root-cert.pem"

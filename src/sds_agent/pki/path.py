@@ -20,7 +20,9 @@ from msgspec import Struct
 
 from sds_agent.errors import SdsAgentError
 from sds_agent.pki.certificates import describe, describe_name, extension, is_self_signed, unique
-from sds_agent.pki.rules import Chain, Times, fault_as_issuer, fault_of_certificate, fault_of_signature
+from sds_agent.pki.names import CanonicalName, canonical, same_name
+from sds_agent.pki.rules import Chain, Times, fault_as_issuer, fault_of_certificate
+from sds_agent.pki.signatures import fault_of_signature
 
 MOST_INTERMEDIATES = 8
 """No hierarchy in use is deeper; a longer chain is a mistake or an attack."""
@@ -117,15 +119,15 @@ class _Issuers:
     def __init__(self, candidates: Sequence[x509.Certificate], anchors: Sequence[x509.Certificate]) -> None:
         issuers = [_issuer(c, is_anchor=True) for c in anchors]
         issuers += [_issuer(c, is_anchor=False) for c in candidates]
-        self._by_name: dict[x509.Name, list[_Issuer]] = {}
+        self._by_name: dict[CanonicalName, list[_Issuer]] = {}
         for issuer in sorted(issuers, key=_preference):
-            self._by_name.setdefault(issuer.certificate.subject, []).append(issuer)
+            self._by_name.setdefault(canonical(issuer.certificate.subject), []).append(issuer)
 
     def of(self, certificate: x509.Certificate) -> list[tuple[bool, _Issuer]]:
         """Who may have issued it by name, each with whether it has another key identifier than is named; those last."""
         named = extension(certificate, x509.AuthorityKeyIdentifier)
         wanted = named.key_identifier if named else None
-        namesakes = [(i.key_identifier != wanted, i) for i in self._by_name.get(certificate.issuer, [])]
+        namesakes = [(i.key_identifier != wanted, i) for i in self._by_name.get(canonical(certificate.issuer), [])]
         return sorted(namesakes, key=itemgetter(0))
 
 
@@ -203,7 +205,7 @@ def _fault(chain: Chain, issuer: _Issuer, times: Times) -> _Fault | None:
 def _fault_of_loop(certificate: x509.Certificate, chain: Chain) -> str | None:
     """One name and one key make one CA, though its certificates may differ (cross-signed, renewed)."""
     for below in chain:
-        if certificate.subject == below.subject and certificate.public_key() == below.public_key():
+        if same_name(certificate.subject, below.subject) and certificate.public_key() == below.public_key():
             return f"{describe(chain[-1])} was issued by {describe(certificate)}, which stands below it already"
     return None
 

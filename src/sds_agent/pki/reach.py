@@ -42,7 +42,9 @@ class Reach(Struct, frozen=True):
     """Whether every constraint was looked at."""
 
     def __str__(self) -> str:
-        text = ", ".join(map(_in_words, self.within))
+        # what is excluded is so by a constraint, and under any the trust domain has to be a DNS name (`constraints`)
+        anywhere = "any that is a DNS name" if self.without else "any"
+        text = ", ".join(_in_words(scope) or anywhere for scope in self.within)
         if self.without:
             text += f"; but not {', '.join(map(_in_words, self.without))}"
         return text if self.complete else f"{text}; only the first {MOST_TRIED} name constraints were looked at"
@@ -124,4 +126,4 @@ def _around(scope: str, scopes: Iterable[str]) -> str | None:
 def _in_words(scope: str) -> str:
     if scope.startswith("."):
         return f"any below {describe_name(scope[1:])}"
-    return describe_name(scope) if scope else "any"
+    return describe_name(scope) if scope else ""

@@ -1,24 +1,25 @@
 """What RFC 5280 section 6.1 asks of a certificate in a chain: each rule a function that says what is wrong, or None.
 
 The words name the certificate and the way out; they make a clause, to stand alone or after a colon. An anchor has to
-keep every rule but those on its signature and its ExtendedKeyUsage; section 6.1 leaves that open.
+keep every rule but those on its signature and its ExtendedKeyUsage; section 6.1 leaves that open, and Envoy looks at
+nothing of an anchor but its validity, its name constraints and whether it may sign. The rest is asked for the sake of
+peers that are no Envoys, and lest what is no CA be pinned by mistake.
 
-Not judged: revocation, and policies. A chain can fail for its policies only where a CA requires some
-(PolicyConstraints), and such a CA is refused as one with a critical extension that is not known.
+Signatures are judged in `signatures`. Revocation is no part of path validation, and policies are not judged.
 """
 
-from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, SignatureAlgorithmOID
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 from msgspec import Struct
 
 from sds_agent.pki.certificates import describe, describe_name, describe_time, extended_key_usages, extension, is_ca
 from sds_agent.pki.constraints import constrained_names, violation
+from sds_agent.pki.names import is_self_issued, same_name
+from sds_agent.pki.signatures import fault_of_pss
 
 Chain: TypeAlias = tuple[x509.Certificate, ...]
 """A leaf, then each CA's certificate after one that it issued."""
@@ -26,25 +27,8 @@ Chain: TypeAlias = tuple[x509.Certificate, ...]
 SMALLEST_RSA = 2048
 """Bits. They stand for 112 bits of strength, as P-224 and SHA-224 do (NIST SP 800-57 part 1, section 5.6.1)."""
 
-# What Envoy's TLS library takes, without the weak; Ed448, DSA, secp256k1 and Brainpool were refused when tried on 1.40.
+# What Envoy's TLS library takes; Ed448, DSA, secp256k1 and Brainpool were refused when tried on 1.40.
 _CURVES = frozenset({"secp224r1", "secp256r1", "secp384r1", "secp521r1"})
-_SIGNATURES = frozenset(
-    {
-        SignatureAlgorithmOID.RSA_WITH_SHA224,
-        SignatureAlgorithmOID.RSA_WITH_SHA256,
-        SignatureAlgorithmOID.RSA_WITH_SHA384,
-        SignatureAlgorithmOID.RSA_WITH_SHA512,
-        SignatureAlgorithmOID.RSASSA_PSS,
-        SignatureAlgorithmOID.ECDSA_WITH_SHA224,
-        SignatureAlgorithmOID.ECDSA_WITH_SHA256,
-        SignatureAlgorithmOID.ECDSA_WITH_SHA384,
-        SignatureAlgorithmOID.ECDSA_WITH_SHA512,
-        SignatureAlgorithmOID.ED25519,
-    }
-)
-_HASHES = frozenset({"sha224", "sha256", "sha384", "sha512"})
-_PSS_HASHES = _HASHES - {"sha224"}
-_SIGN_LIKE_THIS = "its CA must sign by RSA or ECDSA, with SHA-256 or its like"
 _KNOWN_EXTENSIONS = frozenset(
     {
         ExtensionOID.BASIC_CONSTRAINTS,
@@ -52,7 +36,6 @@ _KNOWN_EXTENSIONS = frozenset(
         ExtensionOID.EXTENDED_KEY_USAGE,
         ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
         ExtensionOID.NAME_CONSTRAINTS,
-        # where every policy is accepted, these two cannot fail a chain (section 6.1.1, inputs c to f)
         ExtensionOID.CERTIFICATE_POLICIES,
         ExtensionOID.INHIBIT_ANY_POLICY,
     }
@@ -77,23 +60,7 @@ class Times(Struct, frozen=True):
 def fault_of_certificate(certificate: x509.Certificate, times: Times, *, is_anchor: bool = False) -> str | None:
     """What is wrong with a certificate wherever it stands."""
     known = _KNOWN_OF_ANCHORS if is_anchor else _KNOWN_EXTENSIONS
-    return _fault_of_times(certificate, times) or _fault_of_key(certificate) or _fault_of_extensions(certificate, known)
-
-
-def fault_of_signature(certificate: x509.Certificate, issuer: x509.Certificate) -> str | None:
-    """Why `issuer` did not issue the certificate, by name and signature (section 6.1.3, steps a.1 and a.4).
-
-    Names are compared as they are encoded, as Go does.
-    """
-    if fault := _fault_of_algorithm(certificate):
-        return fault
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except InvalidSignature:
-        return f"{describe(certificate)} was not signed with the key of {describe(issuer)}, its issuer by name"
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        return f"the signature of {describe(issuer)} on {describe(certificate)} cannot be checked ({error})"
-    return None
+    return fault_of_times(certificate, times) or _fault_of_key(certificate) or _fault_of_extensions(certificate, known)
 
 
 def fault_as_issuer(certificate: x509.Certificate, chain: Chain, times: Times, *, is_anchor: bool) -> str | None:
@@ -101,49 +68,22 @@ def fault_as_issuer(certificate: x509.Certificate, chain: Chain, times: Times, *
     return (
         fault_of_certificate(certificate, times, is_anchor=is_anchor)
         or fault_of_ca(certificate)
-        or _fault_of_pss(chain[-1], certificate)
-        or _fault_of_identifiers(certificate, chain[-1])
+        or fault_of_pss(chain[-1], certificate)
+        or fault_of_identifiers(certificate, chain[-1])
         or _fault_of_path_length(certificate, chain)
         or (None if is_anchor else _fault_of_usages(certificate, chain[0]))
-        or _fault_of_names(certificate, chain)
+        or fault_of_names(certificate, chain)
     )
 
 
-def _fault_of_algorithm(certificate: x509.Certificate) -> str | None:
-    """Certificates have been forged with MD5 and SHA-1; other algorithms that are not listed no Envoy would verify."""
-    how = f"by the algorithm {certificate.signature_algorithm_oid.dotted_string}"
-    try:
-        digest = certificate.signature_hash_algorithm
-    except UnsupportedAlgorithm:
-        return f"{describe(certificate)} is signed {how}: {_SIGN_LIKE_THIS}"
-    if digest is not None and digest.name not in _HASHES:
-        how = f"with {digest.name.upper()}"
-    elif certificate.signature_algorithm_oid in _SIGNATURES:
-        return None
-    return f"{describe(certificate)} is signed {how}: {_SIGN_LIKE_THIS}"
+def fault_of_times(certificate: x509.Certificate, times: Times) -> str | None:
+    """Section 6.1.3, step a.2.
 
-
-def _fault_of_pss(certificate: x509.Certificate, issuer: x509.Certificate) -> str | None:
-    """Envoy and Go take RSA-PSS only as TLS 1.3 has it (RFC 8446 section 4.2.3); openssl's default is another."""
-    if certificate.signature_algorithm_oid != SignatureAlgorithmOID.RSASSA_PSS:
-        return None
-    digest, key = certificate.signature_hash_algorithm, issuer.public_key()
-    if digest is not None and digest.name in _PSS_HASHES and isinstance(key, rsa.RSAPublicKey):
-        form = padding.PSS(padding.MGF1(digest), padding.PSS.DIGEST_LENGTH)
-        with suppress(InvalidSignature):
-            key.verify(certificate.signature, certificate.tbs_certificate_bytes, form, digest)
-            return None
-    return (
-        f"{describe(certificate)} is signed by RSA-PSS in a form that Envoy does not take: its CA must sign with "
-        "SHA-256, SHA-384 or SHA-512, the same hash for the mask, and a salt as long as the hash (openssl: -sigopt "
-        "rsa_pss_saltlen:digest)"
-    )
-
-
-def _fault_of_times(certificate: x509.Certificate, times: Times) -> str | None:
-    """Section 6.1.3, step a.2; both ends belong to the validity (section 4.1.2.5)."""
+    Both ends belong to the validity (section 4.1.2.5), which a certificate has in whole seconds. For BoringSSL it ends
+    with the beginning of its last second (X509_cmp_time_posix), and so does it here.
+    """
     first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    if times.now > last:
+    if times.now >= last:
         return f"{describe(certificate)} expired on {describe_time(last)}, and it is {describe_time(times.now)}"
     if times.now + times.skew < first:
         return (
@@ -188,7 +128,7 @@ def fault_of_ca(certificate: x509.Certificate) -> str | None:
     return None
 
 
-def _fault_of_identifiers(certificate: x509.Certificate, below: x509.Certificate) -> str | None:
+def fault_of_identifiers(certificate: x509.Certificate, below: x509.Certificate) -> str | None:
     """Whether what lies below names another certificate of the same CA as its issuer's.
 
     RFC 5280 takes these for hints (section 4.2.1.1). OpenSSL and BoringSSL, and so Envoy, do not: for them the one is
@@ -205,7 +145,7 @@ def _fault_of_identifiers(certificate: x509.Certificate, below: x509.Certificate
         what = f"the key identifier {named.key_identifier.hex()}, and this one has {own.digest.hex()}"
     elif number is not None and number != certificate.serial_number:
         what = f"the serial number {number:x}, and this one has {certificate.serial_number:x}"
-    elif issuers and issuers[0] != certificate.issuer:
+    elif issuers and not same_name(issuers[0], certificate.issuer):
         what = (
             f"one issued by {describe_name(issuers[0])}, and this one was issued by {describe_name(certificate.issuer)}"
         )
@@ -221,7 +161,7 @@ def _fault_of_path_length(certificate: x509.Certificate, chain: Chain) -> str | 
     """Section 6.1.4, steps l and m: self-issued intermediates do not count, and the leaf does not."""
     constraints = extension(certificate, x509.BasicConstraints)
     allowed = constraints.path_length if constraints else None
-    below = sum(not _is_self_issued(ca) for ca in chain[1:])
+    below = sum(not is_self_issued(ca) for ca in chain[1:])
     if allowed is None or below <= allowed:
         return None
     return f"{describe(certificate)} allows at most {allowed} CAs below it (pathLenConstraint), and there are {below}"
@@ -245,18 +185,19 @@ def _fault_of_usages(certificate: x509.Certificate, leaf: x509.Certificate) -> s
     )
 
 
-def _fault_of_names(certificate: x509.Certificate, chain: Chain) -> str | None:
+def fault_of_names(certificate: x509.Certificate, chain: Chain) -> str | None:
     """Section 6.1.3, steps b and c: constraints bind all that is below, but for self-issued intermediates."""
     constraints = extension(certificate, x509.NameConstraints)
     if constraints is None:
         return None
-    bound = (chain[0], *(ca for ca in chain[1:] if not _is_self_issued(ca)))
+    if constraints.public_bytes() not in certificate.tbs_certificate_bytes:
+        # cryptography reads past these, and only what it has read is written again
+        return (
+            f"the name constraints of {describe(certificate)} hold a minimum or a maximum, which RFC 5280 section "
+            "4.2.1.10 rules out: the CA must be issued anew"
+        )
+    bound = (chain[0], *(ca for ca in chain[1:] if not is_self_issued(ca)))
     for below in bound:
         if fault := violation(constraints, constrained_names(below)):
             return f"the name constraints of {describe(certificate)} {fault}"
     return None
-
-
-def _is_self_issued(certificate: x509.Certificate) -> bool:
-    """Issuer and subject are one name, as where a CA's old key certifies its new one."""
-    return certificate.issuer == certificate.subject

@@ -1,0 +1,78 @@
+"""When two distinguished names are the same: not as they are encoded, but as Envoy's TLS library compares them.
+
+RFC 5280 section 7.1 asks for it: a CA may be `Demo CA` in a PrintableString where it is the subject, and in a
+UTF8String, with other capitals or more spaces, where it is the issuer. BoringSSL folds the case of ASCII letters alone
+and normalizes nothing else (crypto/x509/x_name.cc), and so does this: what section 7.1 says of all Unicode would find
+names to be the same that are two for Envoy.
+"""
+
+from collections.abc import Iterator
+from typing import TypeAlias
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from sds_agent.pki.der import values
+
+CanonicalName: TypeAlias = tuple[tuple[bytes, ...], ...]
+"""RDN by RDN, each as its sorted attributes. It can be hashed, and begins like another if that name does."""
+
+_IA5 = 0x16
+# Tags of strings, and what is in them. T61 has an encoding of its own, which CAs never meant when they wrote Latin-1.
+_ENCODINGS = {
+    0x0C: "utf-8",
+    0x13: "latin-1",
+    0x14: "latin-1",
+    _IA5: "latin-1",
+    0x1A: "latin-1",
+    0x1C: "utf-32-be",
+    0x1E: "utf-16-be",
+}
+
+
+def canonical(name: x509.Name) -> CanonicalName:
+    """The name in a form that is equal for names that are the same."""
+    return tuple(tuple(sorted(b"%b=%b" % (kind, _folded(tag, text)) for kind, tag, text in rdn)) for rdn in _rdns(name))
+
+
+def same_name(one: x509.Name, other: x509.Name) -> bool:
+    """Whether two names are the same."""
+    return canonical(one) == canonical(other)
+
+
+def is_self_issued(certificate: x509.Certificate) -> bool:
+    """Issuer and subject are one name, as where a CA's old key certifies its new one."""
+    return same_name(certificate.issuer, certificate.subject)
+
+
+def email_addresses(name: x509.Name) -> Iterator[str | None]:
+    """The values of its emailAddress attributes: None for one that is no IA5String, as PKCS #9 wants it."""
+    texts = (attribute.value for attribute in name.get_attributes_for_oid(NameOID.EMAIL_ADDRESS))
+    tags = (tag for rdn in _rdns(name) for kind, tag, _ in rdn if kind == _EMAIL_ADDRESS)
+    for text, tag in zip(texts, tags, strict=True):
+        yield text if tag == _IA5 and isinstance(text, str) else None
+
+
+def _rdns(name: x509.Name) -> Iterator[Iterator[tuple[bytes, int, bytes]]]:
+    """RDN by RDN the attributes: the kind's OID as DER content, the value's tag and its content."""
+    ((_, rdns),) = values(name.public_bytes())
+    for _, rdn in values(rdns):
+        yield _attributes(rdn)
+
+
+def _attributes(rdn: bytes) -> Iterator[tuple[bytes, int, bytes]]:
+    for _, attribute in values(rdn):
+        (_, kind), (tag, value) = values(attribute)
+        yield kind, tag, value
+
+
+def _folded(tag: int, content: bytes) -> bytes:
+    """The value in UTF-8 without what makes no difference, or for what is no string its tag and content."""
+    encoding = _ENCODINGS.get(tag)
+    if encoding is None:
+        return b"%d:%b" % (tag, content)
+    # of bytes, `split` and `lower` know the space and the letters of ASCII only
+    return b"=" + b" ".join(content.decode(encoding).encode().split()).lower()
+
+
+((_, _EMAIL_ADDRESS),) = values(bytes.fromhex("06092a864886f70d010901"))

@@ -1,0 +1,109 @@
+"""Whether one certificate signed another (RFC 5280 section 6.1.3, steps a.1 and a.4), by algorithms that Envoy takes.
+
+cryptography can tell, but it wants the issuer's name in the same encoding on both sides, which neither RFC 5280 nor
+Envoy does; hence a look of our own at the name, and one at the key.
+"""
+
+from contextlib import suppress
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import SignatureAlgorithmOID
+
+from sds_agent.pki.certificates import describe, describe_name
+from sds_agent.pki.der import values
+from sds_agent.pki.names import same_name
+
+# What Envoy's TLS library takes, without the weak.
+_KNOWN = frozenset(
+    {
+        SignatureAlgorithmOID.RSA_WITH_SHA224,
+        SignatureAlgorithmOID.RSA_WITH_SHA256,
+        SignatureAlgorithmOID.RSA_WITH_SHA384,
+        SignatureAlgorithmOID.RSA_WITH_SHA512,
+        SignatureAlgorithmOID.RSASSA_PSS,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA224,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA256,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA384,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA512,
+        SignatureAlgorithmOID.ED25519,
+    }
+)
+_HASHES = frozenset({"sha224", "sha256", "sha384", "sha512"})
+_PSS_HASHES = _HASHES - {"sha224"}
+_SEQUENCE = 0x30
+_SIGN_LIKE_THIS = "its CA must sign by RSA or ECDSA, with SHA-256 or its like"
+
+
+def fault_of_signature(certificate: x509.Certificate, issuer: x509.Certificate) -> str | None:
+    """Why `issuer` did not issue the certificate, by name and signature."""
+    if fault := _fault_of_algorithm(certificate):
+        return fault
+    if not same_name(certificate.issuer, issuer.subject):
+        return f"{describe(certificate)} was issued by {describe_name(certificate.issuer)}, not by {describe(issuer)}"
+    try:
+        _verify(certificate, issuer)
+    except InvalidSignature:
+        return f"{describe(certificate)} was not signed with the key of {describe(issuer)}, its issuer by name"
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        return f"the signature of {describe(issuer)} on {describe(certificate)} cannot be checked ({error})"
+    return None
+
+
+def fault_of_pss(certificate: x509.Certificate, issuer: x509.Certificate) -> str | None:
+    """Envoy and Go take RSA-PSS only as TLS 1.3 has it (RFC 8446 section 4.2.3); openssl's default is another."""
+    if certificate.signature_algorithm_oid != SignatureAlgorithmOID.RSASSA_PSS:
+        return None
+    digest, key = certificate.signature_hash_algorithm, issuer.public_key()
+    if digest is not None and digest.name in _PSS_HASHES and isinstance(key, rsa.RSAPublicKey):
+        form = padding.PSS(padding.MGF1(digest), padding.PSS.DIGEST_LENGTH)
+        with suppress(InvalidSignature):
+            key.verify(certificate.signature, certificate.tbs_certificate_bytes, form, digest)
+            return None
+    return (
+        f"{describe(certificate)} is signed by RSA-PSS in a form that Envoy does not take: its CA must sign with "
+        "SHA-256, SHA-384 or SHA-512, the same hash for the mask, and a salt as long as the hash (openssl: -sigopt "
+        "rsa_pss_saltlen:digest)"
+    )
+
+
+def _verify(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
+    """Raises InvalidSignature where the issuer's key did not make it, and ValueError where nobody could tell."""
+    _check_algorithms(certificate)
+    signature, content = certificate.signature, certificate.tbs_certificate_bytes
+    digest = certificate.signature_hash_algorithm
+    match issuer.public_key(), certificate.signature_algorithm_parameters:
+        case rsa.RSAPublicKey() as key, padding.PKCS1v15() | padding.PSS() as form if digest:
+            key.verify(signature, content, form, digest)
+        case ec.EllipticCurvePublicKey() as key, ec.ECDSA() as form:
+            key.verify(signature, content, form)
+        case ed25519.Ed25519PublicKey() as key, None:
+            key.verify(signature, content)
+        case _:
+            raise InvalidSignature
+
+
+def _check_algorithms(certificate: x509.Certificate) -> None:
+    """The algorithm stands in a certificate twice, the signed one first; they are the same (section 4.1.1.2)."""
+    ((_, whole),) = values(certificate.public_bytes(Encoding.DER))
+    ((_, content), (_, outer), _) = values(whole)
+    # after the serial number, which only a version may stand before
+    inner = next(algorithm for tag, algorithm in values(content) if tag == _SEQUENCE)
+    if inner != outer:
+        raise ValueError("it names two algorithms")
+
+
+def _fault_of_algorithm(certificate: x509.Certificate) -> str | None:
+    """Certificates have been forged with MD5 and SHA-1; other algorithms that are not listed no Envoy would verify."""
+    how = f"by the algorithm {certificate.signature_algorithm_oid.dotted_string}"
+    try:
+        digest = certificate.signature_hash_algorithm
+    except UnsupportedAlgorithm:
+        return f"{describe(certificate)} is signed {how}: {_SIGN_LIKE_THIS}"
+    if digest is not None and digest.name not in _HASHES:
+        how = f"with {digest.name.upper()}"
+    elif certificate.signature_algorithm_oid in _KNOWN:
+        return None
+    return f"{describe(certificate)} is signed {how}: {_SIGN_LIKE_THIS}"
