@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -169,6 +170,35 @@ async def test_a_ca_starts_with_the_configurations_shown(example: str, machine: 
             command = machine.command("ca", "token", str(file), "spiffe://cluster.local/vm/db1", "--ttl", "10m")
             token = await anyio.run_process(command, env=machine.environment)
             assert token.stdout
+        assert await ca.stop() == 0
+
+
+async def test_a_reader_comes_from_nothing_to_a_certificate_of_a_ca_server(tmp_path: Path) -> None:
+    """The page's own lines, each as it stands; only the port, which may be taken, is another."""
+    page = (ROOT / "docs" / "ca-server.md").read_text()
+    (script,) = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        script = script.replace("15012", str(listener.getsockname()[1]))
+    serve, run = "sds-agent ca serve ca.yaml &\n", "sds-agent run sds-agent.yaml\n"
+    (before, between), rest = script.removesuffix(run).split(serve), script[-len(run) :]
+    assert rest == run
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sds-agent").write_text(f'#!/bin/sh\nexec {sys.executable} -m sds_agent "$@"\n')
+    (tmp_path / "bin" / "sds-agent").chmod(0o755)
+    places = {"SDS_AGENT__SDS__SOCKET": "sds.sock", "SDS_AGENT__STATE_DIR": "state"}
+    paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+
+    async def lines(script: str) -> None:
+        await anyio.run_process(["bash", "-e", "-c", script], env=os.environ | paths | places, cwd=tmp_path)
+
+    await lines(before)
+    async with started(["sds-agent", "ca", "serve", "ca.yaml"], paths, tmp_path) as ca:
+        await ca.line('"listening"')
+        await lines(between)
+        async with started(["sds-agent", "run", "sds-agent.yaml"], paths | places, tmp_path) as agent:
+            assert "spiffe://demo.example/vm/db1" in await agent.line('"issued"')
+            await agent.line('"ready"')
+            assert await agent.stop() == 0
         assert await ca.stop() == 0
 
 

@@ -35,7 +35,9 @@ audit: audit.log
 """
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "ca-server.md").read_text()
-EXAMPLE = textwrap.dedent(re.findall(r"^((?:    .*\n)+)", PAGE[: PAGE.index("## Keys")], re.MULTILINE)[0])
+EXAMPLE = textwrap.dedent(
+    re.findall(r"^((?:    .*\n)+)", PAGE[PAGE.index("## The file") : PAGE.index("## Keys")], re.MULTILINE)[0]
+)
 LEAST = "trust_domain: cluster.local\nsigner: {self_signed: r}\ncallers: {join_tokens: t}\n"
 
 

@@ -109,6 +109,12 @@ def test_the_schema_is_printed_for_an_editor(folder: Path) -> None:
     assert json.loads(done.stdout) == json_schema()
 
 
+@pytest.mark.parametrize("command", ["root", "intermediate", "check", "serve", "token", "schema"])
+def test_every_command_of_the_ca_tells_its_exit_codes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ca", command, "--help"]) == 0
+    assert "Exit codes: 0 " in capsys.readouterr().out
+
+
 # check
 
 Check = Callable[..., tuple[int, str, str]]

@@ -15,12 +15,18 @@ COMMANDS: tuple[tuple[str, Any, str], ...] = (
 )
 """Each subcommand's name, its module and what it does. A new one is a new line."""
 
+MADE = (
+    "0 done; 2 a wrong call, or something that the command needs cannot be used: nothing is made; 1 any other failure"
+)
+"""The exit codes of a subcommand that has none of its own."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommands."""
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command, about in COMMANDS:
-        added = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        description, codes = f"{about[0].upper()}{about[1:]}.", getattr(command, "EXIT_CODES", MADE)
+        added = commands.add_parser(name, help=about, description=description, epilog=f"Exit codes: {codes}.")
         command.add_arguments(added)
         added.set_defaults(ca_command=command)
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 UNUSABLE = 2
 """The exit code for a directory that cannot be plugged in."""
 
+EXIT_CODES = "0 it can be plugged in; 2 it cannot, or cannot be read, or the call is wrong; 1 any other failure"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The directory, and how to read its key."""

@@ -6,6 +6,11 @@ from pathlib import Path
 
 from sds_agent.cli import output
 
+EXIT_CODES = (
+    "0 ended in order, by a signal; 2 the configuration, or what it names on this machine, cannot be used and a person "
+    "has to act; 1 any other failure"
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The file."""
