@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fakes.agents import agent
 from fakes.envoys import client, envoy
-from fakes.peers import chain_of, connected
+from fakes.peers import bundle_of, chain_of, connected
 
 from sds_agent.cli.main import main
 from sds_agent.pki.certificates import read_pem
@@ -111,8 +111,7 @@ async def test_a_workload_that_gets_another_ca_over_a_restart_parts_nobody(tmp_p
         async with agent(config) as second:
             await second.event("old_anchors_kept", authority="own")
             async with connected(second.socket) as peer:
-                secret = (await peer.fetch("ROOTCA"))["ROOTCA"]
-            bundle = read_pem(secret.validation_context.trusted_ca.inline_bytes)
+                bundle = read_pem(bundle_of((await peer.fetch("ROOTCA"))["ROOTCA"]))
             assert has_path(before[0], before[1:], bundle, datetime.now(UTC))
             assert len(bundle) == 2
             assert await second.program.stop() == 0

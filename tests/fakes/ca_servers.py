@@ -18,7 +18,7 @@ from fakes.hierarchy import Ca, Key, make_ca
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
 
-from sds_agent.authority.embedded import EmbeddedAuthority
+from sds_agent.authority.embedded import ROOTS
 from sds_agent.ca.server import serving
 from sds_agent.ca.settings import load
 from sds_agent.ca.tokens import JoinTokens
@@ -209,19 +209,13 @@ async def served(
     async with serving(settings, clock) as address:
         if roots is None:
             assert settings.signer.self_signed is not None
-            roots = await _roots(settings.signer.self_signed, clock)
+            roots = _roots(settings.signer.self_signed)
         yield Served(str(address), directory, issuer, roots)
 
 
-async def _roots(directory: Path, clock: Clock) -> bytes:
-    authority = await EmbeddedAuthority.open(
-        directory,
-        trust_domain=TRUST_DOMAIN,
-        key_type=KeyType.EC_P256,
-        lifetime=timedelta(days=3650),
-        clock=clock,
-    )
-    return await authority.anchors()
+def _roots(directory: Path) -> bytes:
+    """The roots that the server made, of the file that holds their keys too."""
+    return write_pem(read_pem((directory / ROOTS).read_bytes()))
 
 
 def plug(directory: Path, signer: Any, intermediates: Iterable[Any], roots: Iterable[Any]) -> None:

@@ -147,6 +147,13 @@ def chain_of(secret: Secret) -> bytes:
     return secret.tls_certificate.certificate_chain.inline_bytes or b""
 
 
+def bundle_of(secret: Secret) -> bytes:
+    """The trust anchors in a secret."""
+    assert secret.validation_context is not None
+    assert secret.validation_context.trusted_ca is not None
+    return secret.validation_context.trusted_ca.inline_bytes or b""
+
+
 @asynccontextmanager
 async def connected(socket: Path) -> AsyncIterator[Peer]:
     """A connection to the socket, closed at the end."""

@@ -179,8 +179,10 @@ def test_the_agent_explains_such_a_ca_and_does_not_start_on_a_bad_one(
         "authorities: {plugged: {type: cacerts, directory: i}}\n"
         "workloads: [{name: web, spiffe_id: spiffe://demo.example/web}]\n"
     )
-    assert main(["check", str(config)]) == 0
-    assert "is the CA in the directory" in capfd.readouterr().out
+    assert main(["check", str(config)]) == 3
+    explained = capfd.readouterr()
+    assert "is the CA in the directory" in explained.out
+    assert "permit 'other.example'" in explained.err
     command = [sys.executable, "-m", "sds_agent", "run", str(config)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr

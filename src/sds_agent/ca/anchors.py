@@ -17,7 +17,8 @@ from sds_agent.ca.refusal import unauthenticated
 from sds_agent.pki.certificates import describe, unique
 from sds_agent.pki.path import PathError, find_path
 from sds_agent.pki.revocation import RevocationList, revoked
-from sds_agent.pki.rules import Chain, fault_of_ca, fault_of_signature
+from sds_agent.pki.rules import Chain, fault_of_ca
+from sds_agent.pki.signatures import fault_of_signature
 from sds_agent.pki.signing import SigningSet
 
 
