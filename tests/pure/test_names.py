@@ -9,7 +9,6 @@ from fakes.oddities.places import ROOT, case, parts
 from fakes.oddities.texts import NAMES, STRINGS
 
 from sds_agent.pki.certificates import CertificateError, read_pem
-from sds_agent.pki.der import dotted, values
 from sds_agent.pki.names import email_addresses, same_name
 from sds_agent.pki.path import PathError, find_path
 
@@ -84,23 +83,3 @@ def test_every_certificate_that_is_read_can_be_compared() -> None:
         except CertificateError:
             continue
         assert same_name(certificate.subject, certificate.issuer)
-
-
-@pytest.mark.parametrize("data", ["30", "3005", "3080", "3081", "308200", "1f0100", "300100" * 2 + "30"])
-def test_der_that_is_cut_off_is_an_error(data: str) -> None:
-    with pytest.raises(ValueError, match=r"length|past the end|tag"):
-        list(values(bytes.fromhex(data)))
-
-
-@pytest.mark.parametrize("text", ["2.5.29.32.0", "1.2.840.113549.1.9.1", "2.999.3", "0.9.2342"])
-def test_an_object_identifier_is_read(text: str) -> None:
-    first, second, *rest = text.split(".")
-    encoded = der.oid(text) if int(second) < 40 else der.oid(".".join([str(int(first)), second, *rest]))
-    ((_, content),) = values(encoded)
-    assert dotted(content) == text
-
-
-@pytest.mark.parametrize("content", [b"", b"\x86"])
-def test_an_object_identifier_that_is_cut_off_is_an_error(content: bytes) -> None:
-    with pytest.raises(ValueError, match="cut off"):
-        dotted(content)

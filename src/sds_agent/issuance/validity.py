@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from msgspec import Struct
 
+from sds_agent.pki.names import canonical
 from sds_agent.pki.path import has_path
 
 SKEW = timedelta(seconds=60)
@@ -54,8 +55,8 @@ def vouches(anchor: x509.Certificate, chain: Sequence[x509.Certificate], now: da
 
 def _above(chain: Sequence[x509.Certificate], anchors: Iterable[x509.Certificate]) -> list[x509.Certificate]:
     """The anchors that may have issued one of the chain by name: the others need no look at their signatures."""
-    issuers = {certificate.issuer for certificate in chain}
-    return [anchor for anchor in anchors if anchor.subject in issuers]
+    issuers = {canonical(certificate.issuer) for certificate in chain}
+    return [anchor for anchor in anchors if canonical(anchor.subject) in issuers]
 
 
 def _end(certificate: x509.Certificate) -> datetime:

@@ -1,45 +1,53 @@
-"""Just enough of DER (ITU-T X.690) for what cryptography has parsed and does not tell."""
+"""Walking DER (ITU-T X.690) without a schema: for what a library does not show of what it has parsed."""
 
-from collections.abc import Iterator
+from typing import TypeAlias
+
+Element: TypeAlias = tuple[int, bytes]
+"""A value: its tag, or the first byte of a longer one, and its content."""
+
+_LONG_TAG = 0x1F
+_FIELDS_OF_TBS = 6
 
 
-def values(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The tag and the content of each value in `data`, one after the other.
+def elements(data: bytes) -> list[Element]:
+    """The values that stand one after another in `data`. Raises IndexError for what is no DER."""
+    found, at = list[Element](), 0
+    while at < len(data):
+        tag, at = data[at], at + 1
+        if tag & _LONG_TAG == _LONG_TAG:
+            while data[at] & 0x80:
+                at += 1
+            at += 1
+        length, at = data[at], at + 1
+        if length & 0x80:
+            size = length & 0x7F
+            length, at = int.from_bytes(data[at : at + size], "big"), at + size
+        if at + length > len(data):
+            raise IndexError
+        found.append((tag, data[at : at + length]))
+        at += length
+    return found
 
-    Raises ValueError where they do not fill it, or a tag takes more than a byte, as none does in a certificate.
+
+def fields_of_certificate(der: bytes) -> tuple[list[Element], bytes]:
+    """The fields of a TBSCertificate (RFC 5280 section 4.1) from its serial number on, and the outer algorithm.
+
+    Raises IndexError for what is none.
     """
-    position = 0
-    while position < len(data):
-        tag, begin, end = _header(data, position)
-        if end > len(data):
-            raise ValueError("a value goes on past the end")
-        yield tag, data[begin:end]
-        position = end
+    (_, tbs), (_, outer) = elements(elements(der)[0][1])[:2]
+    fields = elements(tbs)
+    if fields[0][0] == 0xA0:
+        del fields[0]
+    if len(fields) < _FIELDS_OF_TBS:
+        raise IndexError
+    return fields, outer
 
 
-def _header(data: bytes, position: int) -> tuple[int, int, int]:
-    """A value's tag, and where its content begins and ends."""
-    if len(data) < position + 2 or data[position] & 0x1F == 0x1F:
-        raise ValueError("there is no tag of one byte and a length")
-    tag, length, begin = data[position], data[position + 1], position + 2
-    if length < 0x80:
-        return tag, begin, begin + length
-    digits = data[begin : begin + length - 0x80]
-    if not digits or len(digits) < length - 0x80:
-        raise ValueError("the length is cut off")
-    begin += len(digits)
-    return tag, begin, begin + int.from_bytes(digits)
-
-
-def dotted(content: bytes) -> str:
-    """The text of an OBJECT IDENTIFIER, such as "2.5.29.32.0". Raises ValueError for one that is cut off or empty."""
-    numbers, number = list[int](), 0
-    for byte in content:
-        number = number << 7 | byte & 0x7F
-        if byte < 0x80:
-            numbers.append(number)
-            number = 0
-    if not content or content[-1] >= 0x80:
-        raise ValueError("the object identifier is cut off")
-    first = min(numbers[0] // 40, 2)
-    return ".".join(map(str, [first, numbers[0] - 40 * first, *numbers[1:]]))
+def texts_of_subject(der: bytes) -> list[str]:
+    """The values in a certificate's subject, whatever their types: for a person, where no library reads the name."""
+    try:
+        fields, _ = fields_of_certificate(der)
+        attributes = [attribute for _, part in elements(fields[4][1]) for attribute in elements(part)]
+        return [elements(attribute)[-1][1].decode("latin-1") for _, attribute in attributes]
+    except (IndexError, ValueError):
+        return []

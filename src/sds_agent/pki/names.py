@@ -12,7 +12,7 @@ from typing import TypeAlias
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from sds_agent.pki.der import values
+from sds_agent.pki.der import elements
 
 CanonicalName: TypeAlias = tuple[tuple[bytes, ...], ...]
 """RDN by RDN, each as its sorted attributes. It can be hashed, and begins like another if that name does."""
@@ -55,14 +55,14 @@ def email_addresses(name: x509.Name) -> Iterator[str | None]:
 
 def _rdns(name: x509.Name) -> Iterator[Iterator[tuple[bytes, int, bytes]]]:
     """RDN by RDN the attributes: the kind's OID as DER content, the value's tag and its content."""
-    ((_, rdns),) = values(name.public_bytes())
-    for _, rdn in values(rdns):
+    ((_, rdns),) = elements(name.public_bytes())
+    for _, rdn in elements(rdns):
         yield _attributes(rdn)
 
 
 def _attributes(rdn: bytes) -> Iterator[tuple[bytes, int, bytes]]:
-    for _, attribute in values(rdn):
-        (_, kind), (tag, value) = values(attribute)
+    for _, attribute in elements(rdn):
+        (_, kind), (tag, value) = elements(attribute)
         yield kind, tag, value
 
 
@@ -75,4 +75,4 @@ def _folded(tag: int, content: bytes) -> bytes:
     return b"=" + b" ".join(content.decode(encoding).encode().split()).lower()
 
 
-((_, _EMAIL_ADDRESS),) = values(bytes.fromhex("06092a864886f70d010901"))
+((_, _EMAIL_ADDRESS),) = elements(bytes.fromhex("06092a864886f70d010901"))

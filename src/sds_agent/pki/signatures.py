@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 from sds_agent.pki.certificates import describe, describe_name
-from sds_agent.pki.der import values
+from sds_agent.pki.der import fields_of_certificate
 from sds_agent.pki.names import same_name
 
 # What Envoy's TLS library takes, without the weak.
@@ -33,7 +33,6 @@ _KNOWN = frozenset(
 )
 _HASHES = frozenset({"sha224", "sha256", "sha384", "sha512"})
 _PSS_HASHES = _HASHES - {"sha224"}
-_SEQUENCE = 0x30
 _SIGN_LIKE_THIS = "its CA must sign by RSA or ECDSA, with SHA-256 or its like"
 
 
@@ -87,10 +86,7 @@ def _verify(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
 
 def _check_algorithms(certificate: x509.Certificate) -> None:
     """The algorithm stands in a certificate twice, the signed one first; they are the same (section 4.1.1.2)."""
-    ((_, whole),) = values(certificate.public_bytes(Encoding.DER))
-    ((_, content), (_, outer), _) = values(whole)
-    # after the serial number, which only a version may stand before
-    inner = next(algorithm for tag, algorithm in values(content) if tag == _SEQUENCE)
+    (_, (_, inner), *_), outer = fields_of_certificate(certificate.public_bytes(Encoding.DER))
     if inner != outer:
         raise ValueError("it names two algorithms")
 
