@@ -3,7 +3,7 @@
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -137,23 +137,33 @@ def test_an_anchor_that_is_replaced_by_one_of_the_same_key_goes_at_once(store: S
     assert served(store) == {renewed.certificate}
 
 
-@pytest.mark.parametrize(
-    "times",
-    [
-        pytest.param({"not_before": NOW + timedelta(seconds=30)}, id="begins later"),
-        pytest.param({"not_after": NOW + HOUR / 2}, id="ends first"),
-    ],
-)
-def test_an_anchor_stays_beside_one_of_the_same_key_that_is_not_as_good(
-    store: SecretStore, trust: Trust, times: dict[str, Any]
-) -> None:
-    """A certificate in use would be refused for as long as the new one is not valid."""
+def renewed_while_in_use(
+    trust: Trust, *, not_before: datetime = NOW - DAY, not_after: datetime = NOW + DAY
+) -> tuple[x509.Certificate, x509.Certificate]:
+    """A root below which a certificate is in use, and what the authority tells instead of it from then on."""
     old = make_ca("root")
-    renewed = make_ca("root", key=old.key, **times)
+    renewed = make_ca("root", key=old.key, not_before=not_before, not_after=not_after)
     trust.update("a", (old.certificate,))
     trust.rely("a", in_use(make_leaf(old)))
     trust.update("a", (renewed.certificate,))
-    assert served(store) == {old.certificate, renewed.certificate}
+    return old.certificate, renewed.certificate
+
+
+def test_an_anchor_stays_beside_one_of_the_same_key_that_ends_first(store: SecretStore, trust: Trust) -> None:
+    """A certificate in use would be refused once the new one has ended."""
+    assert served(store) == set()
+    assert set(renewed_while_in_use(trust, not_after=NOW + HOUR / 2)) == served(store)
+
+
+async def test_an_anchor_stays_until_one_of_the_same_key_that_begins_later_is_valid(store: SecretStore) -> None:
+    """A certificate in use would be refused until then, also where both were served: Envoy may choose the new one."""
+    clock = HandClock()
+    trust = Trust(store, NAMES, clock)
+    old, renewed = renewed_while_in_use(trust, not_before=NOW + timedelta(seconds=30))
+    assert served(store) == {old}
+    clock.elapse(timedelta(seconds=30))
+    trust.update("a", (renewed,))
+    assert served(store) == {old, renewed}
 
 
 def test_an_anchor_that_is_told_again_is_trusted_once_and_may_go_again(store: SecretStore, trust: Trust) -> None:
@@ -211,13 +221,22 @@ def test_a_restart_gives_the_same_bundle_whichever_authority_answers_first(store
 
 
 def test_of_a_root_and_its_renewals_the_one_that_is_valid_longest_comes_first(store: SecretStore, trust: Trust) -> None:
-    """Of roots with one name and key Envoy 1.40 takes the first, and refuses every peer when that one has expired."""
+    """Of roots with one name and key Envoy 1.40 takes the first and 1.36 the last: one that has expired is left out."""
     key = new_key()
     renewed = [make_ca("root", key=key, not_after=NOW + days * DAY).certificate for days in (3, -1, 2, 1)]
     trust.update("a", tuple(renewed))
     secret = store.snapshot[NAMES[0]]
     assert isinstance(secret, BundleSecret)
-    assert [root.not_valid_after_utc - NOW for root in read_pem(secret.anchors_pem)] == [3 * DAY, 2 * DAY, DAY, -DAY]
+    assert [root.not_valid_after_utc - NOW for root in read_pem(secret.anchors_pem)] == [3 * DAY, 2 * DAY, DAY]
+
+
+def test_a_bundle_of_which_everything_has_expired_stays_as_it_is(store: SecretStore, trust: Trust) -> None:
+    """Envoy refuses a secret without anchors, and it may be this machine's clock that is wrong."""
+    expired = make_ca("root", not_after=NOW - DAY).certificate
+    trust.update("a", (expired,))
+    secret = store.snapshot[NAMES[0]]
+    assert isinstance(secret, BundleSecret)
+    assert read_pem(secret.anchors_pem) == (expired,)
 
 
 # --- over a restart ---

@@ -197,7 +197,7 @@ def _chain(
     roots = tuple(anchor for anchor in anchors if is_self_signed(anchor))
     if roots and len(roots) < len(anchors):
         with suppress(PathError):  # then only the pinned intermediate vouches for the leaf
-            return find_path(leaf, (*received, *anchors), roots, now, skew=SKEW)
+            return find_path(leaf, (*received, *anchors), roots, now, skew=SKEW, bundle=anchors)
     try:
         return find_path(leaf, received, anchors, now, skew=SKEW)
     except PathError as error:

@@ -19,6 +19,8 @@ from sds_agent.clock import Clock, until
 from sds_agent.issuance.needed import Need, NeedsFile
 from sds_agent.issuance.validity import validity, vouches
 from sds_agent.pki.certificates import CertificateError, longest_valid_first, read_pem, unique, write_pem
+from sds_agent.pki.choice import current
+from sds_agent.pki.names import canonical
 from sds_agent.pki.rules import fault_of_ca
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
@@ -74,9 +76,11 @@ class Trust:
         """A certificate is in use that chains to the anchors known of its authority: keep what it needs of them."""
         self._in_use.setdefault(authority, {})[certificate.version] = certificate
         chain, now = read_pem(certificate.chain_pem), self._clock.now()
-        above = {below.issuer for below in chain}
+        above = {canonical(below.issuer) for below in chain}
         self._chains_to[certificate.version] = tuple(
-            anchor for anchor in self.of(authority) if anchor.subject in above and vouches(anchor, chain, now)
+            anchor
+            for anchor in self.of(authority)
+            if canonical(anchor.subject) in above and vouches(anchor, chain, now)
         )
         self._news.set()
 
@@ -151,7 +155,8 @@ class Trust:
         self._note_remembered()
         remembered = tuple(need.anchor for need in self._remembered)
         told = (*self._anchors.values(), *self._needed.values(), remembered)
-        together = longest_valid_first(anchor for anchors in told for anchor in anchors)
+        everything = longest_valid_first(anchor for anchors in told for anchor in anchors)
+        together = current(everything, self._clock.now())
         bundle = BundleSecret(write_pem(together))
         if self._store.publish(dict.fromkeys(self._names, bundle)):
             log.event(LOG, "trust_changed", authority=authority, anchors=len(together), version=bundle.version)

@@ -1,4 +1,5 @@
-"""From a leaf to a trust anchor: the search for a chain that is valid by RFC 5280 section 6.1 (judged in `rules`).
+"""From a leaf to a trust anchor: the search for a chain that is valid by RFC 5280 section 6.1 (judged in `rules`), and
+that every Envoy builds and finds good (judged in `choice`).
 
 cryptography has a verifier, but it is made for the web: it refuses every URI name constraint, which is how a CA
 is kept to its trust domain, and by default a CA whose BasicConstraints are not critical, as easy-rsa makes them.
@@ -20,6 +21,7 @@ from msgspec import Struct
 
 from sds_agent.errors import SdsAgentError
 from sds_agent.pki.certificates import describe, describe_name, extension, is_self_signed, unique
+from sds_agent.pki.choice import Bundle, current
 from sds_agent.pki.names import CanonicalName, canonical, same_name
 from sds_agent.pki.rules import Chain, Times, fault_as_issuer, fault_of_certificate
 from sds_agent.pki.signatures import fault_of_signature
@@ -76,12 +78,14 @@ def find_path(
     now: datetime,
     *,
     skew: timedelta = timedelta(0),
+    bundle: Iterable[x509.Certificate] | None = None,
 ) -> Chain:
     """A valid chain: the leaf, then each intermediate after what it issued, up to but without an anchor.
 
     `candidates` are what a CA sent, in any order and with anything else among them. `anchors` are the CAs to trust,
-    self-signed or not; each ends the chain. All come from `certificates.read_pem`. `now` is an aware datetime; a
-    NotBefore may lie up to `skew` after it, and no NotAfter before it.
+    self-signed or not; each ends the chain. `bundle` is what Envoys trust, where that is more than the anchors. Of
+    both only what is `current` counts, as only that is served. All come from `certificates.read_pem`. `now` is an aware
+    datetime; a NotBefore may lie up to `skew` after it, and no NotAfter before it.
 
     Of several chains it is the one whose key identifiers agree, then the shortest, then the one that is valid longest;
     so the same sets give the same chain, whatever their order.
@@ -91,10 +95,11 @@ def find_path(
     times = Times(now, skew)
     if fault := fault_of_certificate(leaf, times):
         raise PathError(fault)
-    trusted = unique(anchors)
+    trusted = unique(current(anchors, now))
     if not trusted:
         raise PathError("there is no trust anchor that the certificate could be checked against")
-    return _Walk(_Issuers(unique(candidates), trusted), times).from_leaf(leaf)
+    held = Bundle(trusted if bundle is None else unique(current(bundle, now)))
+    return _Walk(_Issuers(unique(candidates), trusted), held, times).from_leaf(leaf)
 
 
 def has_path(
@@ -145,12 +150,14 @@ def _preference(issuer: _Issuer) -> tuple[bool, float, bytes]:
 class _Walk:
     """One search: what may still be tried, and why what was tried failed."""
 
-    def __init__(self, issuers: _Issuers, times: Times) -> None:
+    def __init__(self, issuers: _Issuers, bundle: Bundle, times: Times) -> None:
         self._issuers = issuers
+        self._bundle = bundle
         self._times = times
         self._attempts: list[_Attempt] = []
         self._numbers = itertools.count()
         self._faults: list[_Fault] = []
+        self._choices: dict[Chain, str | None] = {}
 
     def from_leaf(self, leaf: x509.Certificate) -> Chain:
         self._extend((leaf,), mismatches=0)
@@ -158,7 +165,7 @@ class _Walk:
             if not self._attempts:
                 raise PathError(max(self._faults, key=lambda fault: (fault.proven, fault.depth)).text)
             attempt = heapq.heappop(self._attempts)
-            if fault := _fault(attempt.chain, attempt.issuer, self._times):
+            if fault := self._fault(attempt):
                 self._faults.append(fault)
             elif attempt.issuer.is_anchor:
                 return attempt.chain
@@ -168,6 +175,15 @@ class _Walk:
             f"none of the first {MOST_ATTEMPTS} ways up from {describe(leaf)} led to a trust anchor, and no more are "
             "tried: too many of the certificates have the same name"
         )
+
+    def _fault(self, attempt: _Attempt) -> _Fault | None:
+        chain, issuer = attempt.chain, attempt.issuer
+        if (fault := _fault(chain, issuer, self._times)) or not issuer.is_anchor:
+            return fault
+        if chain not in self._choices:  # which are the same for every anchor that may be above it
+            self._choices[chain] = self._bundle.fault_of_choice(chain, self._times)
+        text = self._choices[chain]
+        return _Fault(proven=True, depth=len(chain), text=text) if text else None
 
     def _extend(self, chain: Chain, mismatches: int) -> None:
         """Note every step up from the chain's last certificate. From a self-signed one there is none."""

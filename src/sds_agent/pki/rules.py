@@ -5,7 +5,7 @@ keep every rule but those on its signature and its ExtendedKeyUsage; section 6.1
 nothing of an anchor but its validity, its name constraints and whether it may sign. The rest is asked for the sake of
 peers that are no Envoys, and lest what is no CA be pinned by mistake.
 
-Signatures are judged in `signatures`. Revocation is no part of path validation, and policies are not judged.
+Signatures are judged in `signatures`, policies in `policies`. Revocation is no part of path validation.
 """
 
 from datetime import datetime, timedelta
@@ -37,6 +37,8 @@ _KNOWN_EXTENSIONS = frozenset(
         ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
         ExtensionOID.NAME_CONSTRAINTS,
         ExtensionOID.CERTIFICATE_POLICIES,
+        ExtensionOID.POLICY_MAPPINGS,
+        ExtensionOID.POLICY_CONSTRAINTS,
         ExtensionOID.INHIBIT_ANY_POLICY,
     }
 )

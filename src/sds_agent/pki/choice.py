@@ -1,0 +1,147 @@
+"""Which chain an Envoy builds from what a peer sends and a bundle, and whether that one is good.
+
+Whether there is a good chain is not the question that Envoy asks. BoringSSL (X509_verify_cert, crypto/x509/x509_vfy.cc)
+goes up from the leaf without looking at a signature, takes an anchor before what was sent, and goes on among the
+anchors to one that is self-signed or has no issuer there. It never turns back: where the one chain that it has built is
+not good, the peer is refused, though another would have been.
+
+Where names and AuthorityKeyIdentifiers leave it the choice between several anchors, it takes the last of the bundle up
+to Envoy 1.37 and the first from 1.38; in a long bundle another, since it sorts them by an algorithm that does not keep
+the order of equals (std::sort). No order is good for all Envoys, and so each anchor that one may take has to be good.
+"""
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from sds_agent.pki.certificates import describe, describe_time, extension, serial_hex
+from sds_agent.pki.names import CanonicalName, canonical, is_self_issued
+from sds_agent.pki.policies import fault_of_policies
+from sds_agent.pki.rules import Chain, Times, fault_of_identifiers, fault_of_names, fault_of_times
+from sds_agent.pki.signatures import fault_of_pss, fault_of_signature
+
+MOST_CHOICES = 64
+"""Chains looked at, each for a signature or two: what bounds the time that many anchors of one name and key cost."""
+
+
+def current(anchors: Iterable[x509.Certificate], now: datetime) -> Chain:
+    """The anchors without those that would only do harm now, unless all would.
+
+    Those are the ones that have expired, and copies of a valid one, by name and key, that are not valid yet: what a
+    root's renewal leaves. Envoy may choose just that one, and then refuses everybody below. They vouch for nothing. But
+    without any anchor Envoy refuses the whole secret, and it may be this machine's clock that is wrong.
+    """
+    given = tuple(anchors)
+    valid = {_ca(each) for each in given if each.not_valid_before_utc <= now < each.not_valid_after_utc}
+    useful = tuple(each for each in given if now < each.not_valid_after_utc and not _is_early_copy(each, valid, now))
+    return useful or given
+
+
+_Ca = tuple[CanonicalName, bytes]
+
+
+def _ca(certificate: x509.Certificate) -> _Ca:
+    """One name and one key make one CA."""
+    key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return canonical(certificate.subject), key
+
+
+def _is_early_copy(certificate: x509.Certificate, valid: set[_Ca], now: datetime) -> bool:
+    return now < certificate.not_valid_before_utc and _ca(certificate) in valid
+
+
+class Bundle:
+    """Anchors as Envoy holds them."""
+
+    def __init__(self, anchors: Iterable[x509.Certificate]) -> None:
+        self._by_name: dict[CanonicalName, list[x509.Certificate]] = {}
+        for anchor in anchors:
+            self._by_name.setdefault(canonical(anchor.subject), []).append(anchor)
+
+    def fault_of_choice(self, chain: Chain, times: Times) -> str | None:
+        """What is wrong with one of the chains that an Envoy may build from `chain`, which is good up to an anchor."""
+        sent = self._sent_part(chain)
+        for number, path in enumerate(self._built(sent)):
+            if number == MOST_CHOICES:
+                return f"more than {MOST_CHOICES} chains can be built to the trust anchors, which have one name"
+            if fault := _fault_of_path(path, len(sent), times):
+                return fault
+        return None
+
+    def _sent_part(self, chain: Chain) -> Chain:
+        """How far it goes among the peer's certificates."""
+        built, rest = [chain[0]], list(chain[1:])
+        while not _seems_self_signed(built[-1]) and not self._issuers(built[-1]):
+            issuer = next((each for each in rest if _seems_issued(built[-1], each)), None)
+            if issuer is None:
+                break
+            rest.remove(issuer)
+            built.append(issuer)
+        # it takes what seems to be self-signed for a root, and then only from among the anchors
+        return tuple(built[:-1]) if len(built) > 1 and _seems_self_signed(built[-1]) else tuple(built)
+
+    def _built(self, path: Chain) -> Iterator[Chain]:
+        """Every way on among the anchors; one that it has been at before leads nowhere new."""
+        issuers = [] if _seems_self_signed(path[-1]) else self._issuers(path[-1])
+        further = [each for each in issuers if each not in path]
+        if not further:
+            yield path
+        for issuer in further:
+            yield from self._built((*path, issuer))
+
+    def _issuers(self, certificate: x509.Certificate) -> list[x509.Certificate]:
+        namesakes = self._by_name.get(canonical(certificate.issuer), [])
+        return [each for each in namesakes if _seems_issued(certificate, each)]
+
+
+def _seems_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """X509_check_issued: by name, AuthorityKeyIdentifier and KeyUsage."""
+    return (
+        canonical(certificate.issuer) == canonical(issuer.subject)
+        and fault_of_identifiers(issuer, certificate) is None
+        and _may_sign(issuer)
+    )
+
+
+def _seems_self_signed(certificate: x509.Certificate) -> bool:
+    """What it takes for self-signed without looking at the signature (EXFLAG_SS in x509v3_cache_extensions)."""
+    return (
+        is_self_issued(certificate)
+        and fault_of_identifiers(certificate, certificate) is None
+        and _may_sign(certificate)
+    )
+
+
+def _may_sign(certificate: x509.Certificate) -> bool:
+    usage = extension(certificate, x509.KeyUsage)
+    return usage is None or usage.key_cert_sign
+
+
+def _fault_of_path(path: Chain, sent: int, times: Times) -> str | None:
+    """What Envoy asks of a chain beyond what the walk has found good: the first `sent` up to the first anchor."""
+    if len(path) == sent:
+        return (
+            f"Envoy takes {describe(path[-1])} for self-issued or finds no trust anchor above it: an "
+            "AuthorityKeyIdentifier in what is below would lead it on"
+        )
+    for number, anchor in enumerate(path[sent:], start=sent):
+        below = path[:number]
+        fault = (
+            fault_of_times(anchor, times)
+            or fault_of_signature(below[-1], anchor)
+            or fault_of_pss(below[-1], anchor)
+            or fault_of_names(anchor, below)
+        )
+        if fault:
+            return _chosen(anchor, below[-1], fault)
+    return fault_of_policies(path)
+
+
+def _chosen(anchor: x509.Certificate, below: x509.Certificate, fault: str) -> str:
+    return (
+        f"of the trust anchors Envoy may choose the {describe(anchor)} with serial number {serial_hex(anchor)}, valid "
+        f"until {describe_time(anchor.not_valid_after_utc)}, as the issuer of {describe(below)}, and then {fault}: "
+        "remove that anchor, or issue what is below anew with an AuthorityKeyIdentifier that tells them apart"
+    )
