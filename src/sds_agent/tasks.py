@@ -6,6 +6,7 @@ its own strengths are used.
 """
 
 import asyncio
+import errno
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -72,8 +73,9 @@ async def uninterrupted(coroutine: Coroutine[Any, Any, T]) -> T:
 async def in_thread(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
     """Call it in a thread that nobody has to wait for: neither a caller that is cancelled, nor the process at its end.
 
-    For long computations without effects, and within `uninterrupted` for others. The threads of an executor, and
-    anyio's, hold up the interpreter's end until they are done. Raises NoThreadError when it could not begin.
+    For long computations, for what is in order wherever it is cut off, and within `uninterrupted` for others. The
+    threads of an executor, and anyio's, hold up the interpreter's end until they are done. Raises NoThreadError when it
+    could not begin.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
@@ -95,6 +97,68 @@ async def in_thread(function: Callable[P, T], *arguments: P.args, **options: P.k
     except RuntimeError as error:
         raise NoThreadError from error
     return await done
+
+
+class Patience:
+    """Calls that may hang, such as the reading of a file on a disk of the network: each has `seconds` to return.
+
+    Each runs in a thread of its own (`in_thread`), at most `most` of them at one time. One that is late keeps its
+    thread and its place until it returns, and what it returns is dropped; so it must be harmless to call it again.
+    """
+
+    def __init__(self, seconds: float, most: int = 1) -> None:
+        self._seconds = seconds
+        self._most = most
+        self._places = asyncio.Semaphore(most)
+        self._late = 0
+
+    async def call(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Call it. Raises TimeoutError, an OSError with its words, when it or those before it have not returned.
+
+        Raises NoThreadError when it could not begin.
+        """
+        if self._late >= self._most:
+            raise TimeoutError(errno.ETIMEDOUT, "an earlier attempt has not come back yet")
+        attempt, loop = _Attempt(), asyncio.get_running_loop()
+
+        def work() -> T:
+            try:
+                return function(*arguments, **options)
+            finally:
+                with suppress(RuntimeError):  # the loop is closed: nobody counts any more
+                    loop.call_soon_threadsafe(self._returned, attempt)
+
+        deadline = asyncio.timeout(self._seconds)
+        try:
+            async with deadline:
+                await self._places.acquire()
+                try:
+                    return await in_thread(work)
+                except Exception:
+                    if not attempt.returned:  # no thread could be started
+                        self._places.release()
+                    raise
+                except asyncio.CancelledError:
+                    attempt.late = deadline.expired() and not attempt.returned
+                    self._late += attempt.late
+                    raise
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise  # it is the function's own
+            raise TimeoutError(errno.ETIMEDOUT, f"no answer within {self._seconds:g} s") from error
+
+    def _returned(self, attempt: "_Attempt") -> None:
+        """Its thread has ended; this comes before its result does."""
+        attempt.returned = True
+        self._late -= attempt.late
+        self._places.release()
+
+
+class _Attempt:
+    """One call: whether its thread has ended, and whether it was given up before."""
+
+    returned = False
+    late = False
 
 
 class UnhurriedLookups(asyncio.SelectorEventLoop):

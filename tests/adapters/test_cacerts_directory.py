@@ -268,12 +268,12 @@ def test_a_revocation_list_that_would_revoke_nothing_is_refused() -> None:
     assert read_signing_set({**GOOD, "ca-crl.pem": crl(make_ca("gone"), 8)}, NOW).crls, "a former CA's leaves live on"
 
 
-def test_files_that_never_rest_are_read_another_time(tmp_path: Path) -> None:
+async def test_files_that_never_rest_are_read_another_time(tmp_path: Path) -> None:
     (tmp_path / "ca-cert.pem").symlink_to("/proc/self/io")  # which counts what is read of it, too
     directory = PluggedDirectory(tmp_path, "demo.example", None)
-    assert directory.changed(NOW) is None
+    assert await directory.changed(NOW) is None
     with pytest.raises(ConfigurationError, match="its files change all the time"):
-        directory.first(NOW)
+        await directory.first(NOW)
 
 
 def test_a_file_that_is_too_large_for_a_cas_is_told(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from fakes.ca_servers import WEB, served
 from fakes.events import recorded
 
 from sds_agent.ca.refusal import Kind, RefusalError
-from sds_agent.ca.tokens import PREFIX, JoinTokens
+from sds_agent.ca.tokens import LARGEST_RECORD, PREFIX, JoinTokens
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.keys import KeyType, generate
 
@@ -163,6 +163,29 @@ def test_a_record_that_is_damaged_is_nobodys(tmp_path: Path, content: str) -> No
     assert caught.value.kind is Kind.UNAUTHENTICATED
     tokens.prepare()
     assert files(tmp_path) == [".token"]
+
+
+@pytest.mark.parametrize(("ending", "words"), [(".token", "is damaged"), (".spent", "already used by another key")])
+def test_a_pipe_in_the_place_of_a_tokens_file_is_not_waited_for(tmp_path: Path, ending: str, words: str) -> None:
+    """Each call with that token would hold a thread for ever, and the end of the process with it."""
+    tokens, key = JoinTokens(tmp_path), generate(KeyType.EC_P256).public_key()
+    token = tokens.make(WEB, datetime.now(UTC) + timedelta(hours=1))
+    tokens.spend(tokens.find(token), key)
+    (file,) = tmp_path.glob(f"*{ending}")
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(RefusalError, match=words):
+        tokens.spend(tokens.find(token), key)
+    tokens.prepare()
+
+
+def test_a_record_that_is_larger_than_any_is_damaged(tmp_path: Path) -> None:
+    tokens = JoinTokens(tmp_path)
+    token = tokens.make(WEB, datetime.now(UTC) + timedelta(hours=1))
+    (record,) = tmp_path.iterdir()
+    record.write_bytes(record.read_bytes() + b" " * LARGEST_RECORD)
+    with pytest.raises(RefusalError, match="is damaged"):
+        tokens.find(token)
 
 
 def test_a_place_for_tokens_that_cannot_be_used_is_told_at_the_start(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from fakes.events import recorded
 
 from sds_agent.signals import until_signalled
-from sds_agent.tasks import companions, in_thread, uninterrupted
+from sds_agent.tasks import Patience, companions, in_thread, uninterrupted
 
 
 class Step:
@@ -168,3 +169,71 @@ async def test_a_caller_that_is_cancelled_does_not_wait_for_its_thread() -> None
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(caller, 5)
     go_on.set()
+
+
+@pytest.fixture
+def dead(tmp_path: Path) -> Path:
+    """A stand-in for a file on a disk of the network that is gone: to open it hangs until `revive` is called."""
+    os.mkfifo(tmp_path / "dead")
+    return tmp_path / "dead"
+
+
+def revive(dead: Path) -> None:
+    """Let those that hang go on, with an empty file."""
+    dead.open("wb").close()
+
+
+async def test_what_hangs_is_not_waited_for_and_no_more_threads_hang_than_may(dead: Path) -> None:
+    """Anybody could fill the process with threads that never end, and every caller would wait for ever."""
+    patience = Patience(0.05, most=2)
+    for _ in range(9):
+        with pytest.raises(TimeoutError) as late:
+            await patience.call(dead.read_bytes)
+        assert late.value.strerror, "the words for a log"
+    assert len(hanging()) == 2
+    with pytest.raises(TimeoutError, match="earlier attempt"):
+        await patience.call(dead.read_bytes)
+    stuck = hanging()
+    await asyncio.to_thread(revive, dead)
+    for thread in stuck:
+        await asyncio.to_thread(thread.join, 10)
+    await asyncio.sleep(0)  # the loop hears of it
+    assert [await patience.call(int, number) for number in "123"] == [1, 2, 3]
+
+
+def hanging() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "in_thread work"]
+
+
+async def test_who_comes_while_others_work_waits_for_a_place(dead: Path) -> None:
+    patience = Patience(10)
+    first = asyncio.ensure_future(patience.call(dead.read_bytes))
+    await asyncio.sleep(0)
+    others = [asyncio.ensure_future(patience.call(int, number)) for number in "123"]
+    await asyncio.to_thread(revive, dead)
+    assert await first == b""
+    assert await asyncio.gather(*others) == [1, 2, 3]
+
+
+async def test_a_failure_is_its_callers_and_takes_no_place(tmp_path: Path) -> None:
+    patience = Patience(10)
+    for _ in range(3):
+        with pytest.raises(FileNotFoundError):
+            await patience.call((tmp_path / "nothing").read_bytes)
+        with pytest.raises(TimeoutError, match="its own"):
+            await patience.call(fail_late)
+
+
+def fail_late() -> None:
+    raise TimeoutError("its own")
+
+
+async def test_a_caller_that_leaves_gives_its_place_back_when_its_thread_ends(dead: Path) -> None:
+    patience = Patience(10)
+    caller = asyncio.ensure_future(patience.call(dead.read_bytes))
+    await asyncio.sleep(0)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    await asyncio.to_thread(revive, dead)
+    assert await patience.call(int, "7") == 7

@@ -24,7 +24,6 @@ from sds_agent.pki.certificates import serial_hex, unique, write_pem
 from sds_agent.pki.signer import SignerError
 from sds_agent.pki.signing import SigningSet
 from sds_agent.tasks import NoThreadError
-from sds_agent.workers import in_worker
 
 LOG = logging.getLogger(__name__)
 
@@ -84,7 +83,7 @@ class CacertsAuthority:
     ) -> "CacertsAuthority":
         """The CA in `directory`. Raises ConfigurationError with everything that is wrong with it."""
         plugged = PluggedDirectory(directory, trust_domain, passphrase_file)
-        return cls(plugged, await in_worker(plugged.first, clock.now()), clock)
+        return cls(plugged, await plugged.first(clock.now()), clock)
 
     async def issue(self, request: IssueRequest) -> Issuance:
         """Sign at once. Raises AuthorityError when the signer has expired, or for a CSR or a TTL that cannot be."""
@@ -104,7 +103,7 @@ class CacertsAuthority:
         """The CA as it is now. Who gets it tells its roots."""
         async with self._looking:
             try:
-                changed = await in_worker(self._directory.changed, self._clock.now())
+                changed = await self._directory.changed(self._clock.now())
             except ConfigurationError as error:
                 self._refused(error)
                 changed = None

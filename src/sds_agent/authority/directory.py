@@ -5,9 +5,11 @@ symlink as Kubernetes does), their content is what counts.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from msgspec import Struct
 
@@ -16,10 +18,15 @@ from sds_agent.files import read_at_once
 from sds_agent.pki.cacerts import FILES, CaFilesError, read_signing_set
 from sds_agent.pki.keyfile import LONGEST_PASSPHRASE
 from sds_agent.pki.signing import SigningSet
+from sds_agent.tasks import Patience, in_thread
 from sds_agent.values import Sensitive
+
+T = TypeVar("T")
 
 LARGEST_FILE = 4 << 20
 """Bytes; a file that is larger is none of a CA's. Some hundred thousand revoked certificates fit."""
+PATIENCE = 10.0
+"""Seconds for the disk to answer."""
 MOST_READINGS = 5
 """How often the files are read until two readings agree; what changes faster is looked at the next time."""
 
@@ -39,43 +46,50 @@ class Unsettled(Struct, frozen=True):
 
 
 class PluggedDirectory:
-    """A directory, and what was last read and last complained of. Its methods block for a moment, on the disk."""
+    """A directory, and what was last read and last complained of.
+
+    To read and to judge are two steps, since a read may hang for ever on a disk of the network: one that comes back
+    late has changed nothing here.
+    """
 
     def __init__(self, directory: Path, trust_domain: str, passphrase_file: Path | None) -> None:
         self.path = directory
         self._trust_domain = trust_domain
         self._passphrase_file = passphrase_file
+        self._disk = Patience(PATIENCE)
         self._good = b""  # a hash of the content that was good last
         self._seen = b""  # of what was looked at last
         self._told = b""  # of what was complained of last
 
-    def first(self, now: datetime) -> SigningSet:
+    async def first(self, now: datetime) -> SigningSet:
         """The CA in it. Raises ConfigurationError with everything that is wrong, a line for each."""
-        try:
-            found = self.changed(now)
-        except CaFilesError as error:
-            raise ConfigurationError("\n".join(f"{self.path}: {finding}" for finding in error.findings)) from error
-        if found is None:
-            raise ConfigurationError(f"{self.path}: its files change all the time; start again when they are complete")
-        return found
+        with _told_with(self.path):
+            found = await self.changed(now)
+        return _settled(found, self.path)
 
-    def changed(self, now: datetime) -> SigningSet | None:
+    async def changed(self, now: datetime) -> SigningSet | None:
         """The CA in it, or None where that is what was given last, or the files are being written.
 
         Raises ConfigurationError, for the same content again each time: a signer that is not valid yet becomes so.
         """
-        contents = read_directory(self.path)
-        if isinstance(contents, Unsettled):
+        try:
+            read = await self._disk.call(_read, self.path, self._passphrase_file)
+        except TimeoutError as error:
+            raise DirectoryError(
+                f"cannot read {self.path}: {error.strerror}; look whether its disk is there"
+            ) from error
+        if read is None:
             return None
-        passphrase = read_passphrase(self._passphrase_file) if self._passphrase_file else None
-        parts = (part for pair in sorted(contents.files.items()) for part in pair)
-        self._seen = _digest([*parts, passphrase or b""])
+        self._seen = read.digest
         if self._seen == self._good:
             self._told = b""
             return None
-        signing = read_signing_set(contents.files, now, passphrase=passphrase, trust_domain=self._trust_domain)
-        self._good = self._seen
+        signing = await in_thread(self._judged, read, now)
+        self._good = read.digest
         return signing
+
+    def _judged(self, read: "_Read", now: datetime) -> SigningSet:
+        return read_signing_set(read.files, now, passphrase=read.passphrase, trust_domain=self._trust_domain)
 
     def is_news(self, error: ConfigurationError) -> bool:
         """Whether `error`, which `changed` raised, is to be told: once for each content, as it is raised each time."""
@@ -84,6 +98,45 @@ class PluggedDirectory:
         news = self._seen != self._told
         self._told = self._seen
         return news
+
+
+def look_at(directory: Path, trust_domain: str, passphrase_file: Path | None, now: datetime) -> None:
+    """Whether there is a CA in it, for a command, which may wait for a disk. Raises ConfigurationError as `first`."""
+    with _told_with(directory):
+        read = _settled(_read(directory, passphrase_file), directory)
+        read_signing_set(read.files, now, passphrase=read.passphrase, trust_domain=trust_domain)
+
+
+@contextmanager
+def _told_with(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except CaFilesError as error:
+        raise ConfigurationError("\n".join(f"{directory}: {finding}" for finding in error.findings)) from error
+
+
+def _settled(found: T | None, directory: Path) -> T:
+    if found is None:
+        raise ConfigurationError(f"{directory}: its files change all the time; start again when they are complete")
+    return found
+
+
+class _Read(Sensitive, frozen=True):
+    """The files by name, the passphrase of the key, and a hash of both."""
+
+    files: Mapping[str, bytes]
+    passphrase: bytes | None
+    digest: bytes
+
+
+def _read(directory: Path, passphrase_file: Path | None) -> _Read | None:
+    """What is there at one moment; None where there was no such moment."""
+    contents = read_directory(directory)
+    if isinstance(contents, Unsettled):
+        return None
+    passphrase = read_passphrase(passphrase_file) if passphrase_file else None
+    parts = (part for pair in sorted(contents.files.items()) for part in pair)
+    return _Read(contents.files, passphrase, _digest([*parts, passphrase or b""]))
 
 
 def read_directory(directory: Path) -> Contents | Unsettled:

@@ -9,10 +9,11 @@ it: nothing of an old root or an old certificate lives on in a channel.
 import asyncio
 import ipaddress
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 import grpc.aio
@@ -24,13 +25,17 @@ from sds_agent.authority.istio_wire import METHOD, Status, printable, read_respo
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
-from sds_agent.tasks import uninterrupted
+from sds_agent.tasks import Patience, uninterrupted
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 PATIENCE = 9.0
 """Seconds for an attempt, shared by the endpoints: one that says nothing leaves the others their time."""
+DISK_PATIENCE = 5.0
+"""Seconds for a file to be read."""
 BACK_TO_THE_FIRST = timedelta(minutes=5)
 """How long an endpoint that stepped in is asked first, before the first one has its turn again."""
 LARGEST_ANSWER = 1 << 20
@@ -78,13 +83,14 @@ class IstioAuthority:
         self._first = 0
         self._since: datetime | None = None
         self._extra = b""
+        self._disk = Patience(DISK_PATIENCE)
 
     async def issue(self, request: IssueRequest) -> Issuance:
         """Ask the endpoints one after another until one answers. Raises AuthorityError."""
         options = self._options
         now = self._clock.now()
-        extra, warnings = self._extra_anchors()
-        ways = self._ways(request, now)
+        extra, warnings = await self._extra_anchors()
+        ways = await self._ways(request, now)
         message = request_bytes(request, cert_signer=options.cert_signer, impersonate=options.impersonate)
         data = await self._any_endpoint(ways, message, now)
         issuance = read_response(data, extra)
@@ -148,7 +154,7 @@ class IstioAuthority:
         metadata = [("clusterid", self._options.cluster_id)] if self._options.cluster_id is not None else []
         if way.token is not None:
             metadata.append(("authorization", f"Bearer {way.token.text}"))
-        async with _closing(self._channel(address, way.certificate)) as channel:
+        async with _closing(self._channel(address, way.certificate, await self._roots())) as channel:
             ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes | None] = channel.unary_unary(METHOD)
             try:
                 # nothing at all is what gRPC makes of a success that comes without a message
@@ -158,7 +164,24 @@ class IstioAuthority:
                 # not raised from here: the library's error would carry the CA's words on, whatever they are
                 return Status(error.code().name, details if way.token is None else way.token.removed_from(details))
 
-    def _channel(self, address: str, certificate: CurrentIdentity | None) -> grpc.aio.Channel:
+    async def _roots(self) -> bytes | None:
+        """What vouches for the CA's server; None where it is asked without TLS, which _check allows for loopback."""
+        if self._options.plaintext or self._options.ca_file is None:
+            return None
+        what = "the roots that vouch for the CA's server"
+        return await self._read(what, read_certificates, self._options.ca_file, what)
+
+    async def _read(self, what: str, read: Callable[..., T], file: Path, *arguments: object) -> T:
+        """Read a file, which may lie on a disk of the network that is gone. Raises AuthorityError UNAUTHENTICATED."""
+        try:
+            return await self._disk.call(read, file, *arguments)
+        except TimeoutError as error:
+            raise AuthorityError(
+                ErrorKind.UNAUTHENTICATED,
+                f"{what} cannot be read from {file}: {error.strerror}; look whether its disk is there",
+            ) from error
+
+    def _channel(self, address: str, certificate: CurrentIdentity | None, roots: bytes | None) -> grpc.aio.Channel:
         options = self._options
         target = f"dns:///{address}"
         arguments: list[tuple[str, int | str]] = [
@@ -168,9 +191,8 @@ class IstioAuthority:
             ("grpc.min_reconnect_backoff_ms", int(self._share * 1000)),  # how long a handshake may outlive its channel
             ("grpc.max_receive_message_length", LARGEST_ANSWER),
         ]
-        if options.plaintext or options.ca_file is None:  # _check sees to it that the one means the other
+        if roots is None:
             return grpc.aio.insecure_channel(target, options=arguments)
-        roots = read_certificates(options.ca_file, "the roots that vouch for the CA's server")
         if options.server_name is not None:
             arguments.append(("grpc.ssl_target_name_override", options.server_name))
         credentials = grpc.ssl_channel_credentials(
@@ -180,16 +202,17 @@ class IstioAuthority:
         )
         return grpc.aio.secure_channel(target, credentials, options=arguments)
 
-    def _ways(self, request: IssueRequest, now: datetime) -> tuple[_Way, ...]:
+    async def _ways(self, request: IssueRequest, now: datetime) -> tuple[_Way, ...]:
         """The ways to say who asks, the best one first. Raises AuthorityError UNAUTHENTICATED when there is none."""
         troubles: list[AuthorityError] = []
         token = None
         if self._options.token_file is not None:
             try:
-                token = read_token(self._options.token_file)
+                token = await self._read("the token", read_token, self._options.token_file)
             except AuthorityError as error:
                 troubles.append(error)
-        ways = [_Way(token, certificate) for certificate in self._certificates(request, now, troubles)]
+        certificate = await self._certificate(request, now, troubles)
+        ways = [] if certificate is None else [_Way(token, certificate)]
         if token is not None:
             ways.append(_Way(token))
         if not ways:
@@ -199,32 +222,35 @@ class IstioAuthority:
             ) from (troubles[0] if troubles else None)
         return tuple(ways)
 
-    def _certificates(
+    async def _certificate(
         self, request: IssueRequest, now: datetime, troubles: list[AuthorityError]
-    ) -> Iterator[CurrentIdentity]:
+    ) -> CurrentIdentity | None:
+        """The certificate to ask with, if there is one; what is wrong with a provisioned one goes to `troubles`."""
         options = self._options
         if not options.mtls or options.impersonate or options.plaintext:
-            return
+            return None
         if request.current is not None and can_speak(request.current, now):
-            yield request.current
-        elif options.provisioned is not None:
-            try:
-                provisioned = read_provisioned(options.provisioned)
-            except AuthorityError as error:
-                troubles.append(error)
-                return
-            if can_speak(provisioned, now):
-                yield provisioned
-            else:
-                found = f"the certificate in {options.provisioned} has expired or names no workload"
-                troubles.append(AuthorityError(ErrorKind.UNAUTHENTICATED, f"{found}; provision another"))
+            return request.current
+        if options.provisioned is None:
+            return None
+        try:
+            provisioned = await self._read("the provisioned certificate", read_provisioned, options.provisioned)
+        except AuthorityError as error:
+            troubles.append(error)
+            return None
+        if can_speak(provisioned, now):
+            return provisioned
+        found = f"the certificate in {options.provisioned} has expired or names no workload"
+        troubles.append(AuthorityError(ErrorKind.UNAUTHENTICATED, f"{found}; provision another"))
+        return None
 
-    def _extra_anchors(self) -> tuple[bytes, tuple[str, ...]]:
+    async def _extra_anchors(self) -> tuple[bytes, tuple[str, ...]]:
         """The file's content, or its last good one with a warning. Raises AuthorityError when there never was one."""
         if self._options.extra_anchors is None:
             return b"", ()
         try:
-            self._extra = read_certificates(self._options.extra_anchors, "the extra anchors")
+            what = "the extra anchors"
+            self._extra = await self._read(what, read_certificates, self._options.extra_anchors, what)
         except AuthorityError as error:
             if not self._extra:
                 raise

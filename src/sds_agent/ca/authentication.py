@@ -13,9 +13,15 @@ from sds_agent.ca.callers import Caller, check_chain_times, from_chain, from_joi
 from sds_agent.ca.jwt import Issuer, caller_of
 from sds_agent.ca.refusal import unauthenticated
 from sds_agent.ca.tokens import PREFIX, JoinTokens, Record
+from sds_agent.pki.keys import PublicKey
 from sds_agent.pki.rules import Chain
 from sds_agent.pki.signing import SigningSet
-from sds_agent.workers import in_worker
+from sds_agent.tasks import Patience
+
+PATIENCE = 5.0
+"""Seconds for the disk with the join tokens to answer."""
+MOST_AT_ONCE = 8
+"""Join tokens that are looked for at one time: as many threads hang where that disk is one of the network and gone."""
 
 
 class Proven(Struct, frozen=True):
@@ -60,6 +66,7 @@ class Authentication(Struct, frozen=True):
     mtls: bool
     tokens: JoinTokens | None
     _holders: _Holders = msgspec.field(default_factory=_Holders)
+    _disk: Patience = msgspec.field(default_factory=lambda: Patience(PATIENCE, MOST_AT_ONCE))
 
     async def prove(
         self, peer: Peer, metadata: Sequence[tuple[str, str | bytes]], signing: SigningSet, now: datetime
@@ -79,13 +86,20 @@ class Authentication(Struct, frozen=True):
             raise unauthenticated("this CA takes no JSON Web Tokens: no issuer is configured in callers.jwt")
         return Proven(await caller_of(token, self.issuers, self.trust_domain, now))
 
+    async def spend(self, proven: Proven, key: PublicKey) -> None:
+        """Bind the join token that was the proof, if one was, to this key. Raises RefusalError."""
+        if proven.token is not None and self.tokens is not None:
+            with self.tokens.translated():
+                await self._disk.call(self.tokens.spend, proven.token, key)
+
     def _wanted(self) -> str:
         return f"send a token as `authorization: Bearer`{', or a client certificate' if self.mtls else ''}"
 
     async def _joining(self, token: str, now: datetime) -> Proven:
         if self.tokens is None:
             raise unauthenticated("this CA takes no join tokens: callers.join_tokens is not configured")
-        record = await in_worker(self.tokens.find, token)
+        with self.tokens.translated():
+            record = await self._disk.call(self.tokens.find, token)
         return Proven(from_join_token(record.spiffe_id, record.expires, self.trust_domain, now), record)
 
 

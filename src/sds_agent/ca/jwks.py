@@ -3,10 +3,10 @@
 import json
 import logging
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import anyio
 from msgspec import Struct
@@ -15,13 +15,16 @@ from sds_agent import log
 from sds_agent.ca.refusal import Kind, RefusalError
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError, SdsAgentError
-from sds_agent.tasks import NoThreadError
-from sds_agent.workers import in_worker
+from sds_agent.files import read_at_once
+from sds_agent.tasks import NoThreadError, Patience
 
 if TYPE_CHECKING:
     import httpx
 
 LOG = logging.getLogger(__name__)
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 REFRESH = timedelta(minutes=5)
 """A key that the issuer took back is believed at most this long, if the issuer can be reached."""
@@ -32,6 +35,7 @@ PATIENCE = 10.0
 PATIENCE_AT_START = 2.0
 """The same for the first request: the CA starts without an answer, for those who need no token."""
 LARGEST_SET = 1 << 20
+LONGEST_TOKEN = 16 << 10
 MOST_KEYS = 100
 SMALLEST_RSA = 2048
 
@@ -109,6 +113,7 @@ class IssuerKeys:
         self._tried: datetime | None = None
         self._readings = 0  # begun so far; by the clock, which may be set back, nobody could tell who was first
         self._reading = anyio.Lock()
+        self._disk = Patience(PATIENCE)
 
     @classmethod
     async def open(cls, location: Location, clock: Clock) -> "IssuerKeys":
@@ -169,28 +174,45 @@ class IssuerKeys:
     async def _read(self, patience: float = PATIENCE) -> None:
         self._tried = self._clock.now()
         self._readings += 1
-        location = self._location
-        self._keys = read_keys(await (_fetch(location, patience) if location.is_url else _load(Path(location.jwks))))
+        if self._location.is_url:
+            trust, headers = await self._from_disk(_credentials, self._location)
+            self._keys = read_keys(await _fetch(self._location.jwks, trust, headers, patience))
+        else:
+            self._keys = read_keys(await self._from_disk(_load, Path(self._location.jwks)))
+
+    async def _from_disk(self, read: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Read what may lie on a disk of the network that is gone. Raises JwksError."""
+        try:
+            return await self._disk.call(read, *arguments, **options)
+        except TimeoutError as error:
+            raise JwksError(f"its files cannot be read: {error.strerror}; look whether their disk is there") from error
+        except NoThreadError as error:
+            raise JwksError(f"its files cannot be read: {error}") from error
 
 
-async def _load(path: Path) -> bytes:
+def _load(path: Path) -> bytes:
     try:
-        return await in_worker(path.read_bytes)
+        data = read_at_once(path, LARGEST_SET)
     except OSError as error:
         raise JwksError(f"cannot read {path}: {error.strerror}") from error
-    except NoThreadError as error:
-        raise JwksError(f"cannot read {path}: {error}") from error
+    if len(data) > LARGEST_SET:
+        raise JwksError(f"{path} has more than {LARGEST_SET} bytes")
+    return data
 
 
-async def _fetch(location: Location, patience: float) -> bytes:
+def _credentials(location: Location) -> tuple[ssl.SSLContext, dict[str, str]]:
+    """What the server of the key set is known by, and what it knows us by."""
+    return _trust(location), _headers(location)
+
+
+async def _fetch(url: str, trust: ssl.SSLContext, headers: Mapping[str, str], patience: float) -> bytes:
     import httpx  # noqa: PLC0415 - only key sets at a URL need it
 
-    trust, headers = _trust(location), _headers(location)
     try:
         with anyio.fail_after(patience):
             async with (
                 httpx.AsyncClient(verify=trust, timeout=patience, trust_env=False) as client,
-                client.stream("GET", location.jwks, headers=headers) as answer,
+                client.stream("GET", url, headers=headers) as answer,
             ):
                 return await _content(answer)
     except httpx.ConnectError as error:
@@ -211,7 +233,10 @@ def _headers(location: Location) -> dict[str, str]:
     if location.token_file is None:
         return {}
     try:
-        return {"authorization": f"Bearer {location.token_file.read_text().strip()}"}
+        token = read_at_once(location.token_file, LONGEST_TOKEN)
+        if len(token) > LONGEST_TOKEN:
+            raise JwksError(f"its token_file {location.token_file} has more than {LONGEST_TOKEN} bytes")
+        return {"authorization": f"Bearer {token.decode().strip()}"}
     except OSError as error:
         raise JwksError(f"its token_file {location.token_file} cannot be read: {error.strerror}") from error
     except ValueError as error:

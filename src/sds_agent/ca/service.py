@@ -23,7 +23,7 @@ from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
 from sds_agent import log
 from sds_agent.ca.acceptor import Peer
 from sds_agent.ca.audit import AuditLog, Entry
-from sds_agent.ca.authentication import Authentication, Proven
+from sds_agent.ca.authentication import Authentication
 from sds_agent.ca.callers import Caller
 from sds_agent.ca.limits import Quota
 from sds_agent.ca.policy import NodeAgent, Order, identity_for, key_of, ttl_of
@@ -145,7 +145,7 @@ class CertificateService:
         for _ in range(TURNS):
             await asyncio.sleep(0)
         order = self._judge(request, data, proven.caller)
-        await self._spend(proven, order)
+        await self._rules.authentication.spend(proven, order.public_key)
         signing = self._current()  # which may be another by now
         chain = await self._sign(signing, order, request.now)
         self._issued(request, chain[0])
@@ -165,11 +165,6 @@ class CertificateService:
         request.spiffe_id = impersonated or str(caller.identity)
         identity = identity_for(caller, impersonated, self._rules.node_agents)
         return Order(identity, key_of(asked.csr), ttl_of(asked.validity_duration))
-
-    async def _spend(self, proven: Proven, order: Order) -> None:
-        tokens = self._rules.authentication.tokens
-        if proven.token is not None and tokens is not None:
-            await in_worker(tokens.spend, proven.token, order.public_key)
 
     async def _sign(self, signing: SigningSet, order: Order, now: datetime) -> tuple[x509.Certificate, ...]:
         arguments = (order.public_key, str(order.identity), now, order.ttl)

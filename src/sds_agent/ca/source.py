@@ -20,7 +20,6 @@ from sds_agent.pki.path import has_path
 from sds_agent.pki.revocation import RevocationList, overdue
 from sds_agent.pki.signing import SigningSet
 from sds_agent.tasks import NoThreadError
-from sds_agent.workers import in_worker
 
 LOG = logging.getLogger(__name__)
 
@@ -106,7 +105,7 @@ class Plugged:
         """Read the directory for the first time. Raises ConfigurationError with everything that is wrong there."""
         plugged = PluggedDirectory(directory, trust_domain, passphrase_file)
         try:
-            return cls(plugged, await in_worker(plugged.first, clock.now()), clock)
+            return cls(plugged, await plugged.first(clock.now()), clock)
         except ConfigurationError as error:
             lines = str(error).splitlines()
             raise ConfigurationError("\n".join(f"signer.cacerts: {line}" for line in lines)) from error
@@ -120,7 +119,7 @@ class Plugged:
         while True:
             await self._clock.sleep(LOOK)
             try:
-                changed = await in_worker(self._directory.changed, self._clock.now())
+                changed = await self._directory.changed(self._clock.now())
             except ConfigurationError as error:
                 self._complain(error)
                 changed = None

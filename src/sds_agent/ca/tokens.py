@@ -24,7 +24,7 @@ from sds_agent import log
 from sds_agent.ca.refusal import Kind, RefusalError, unauthenticated
 from sds_agent.directories import UntrustedDirectoryError, note_shared, own_directory
 from sds_agent.errors import ConfigurationError
-from sds_agent.files import sync_directory
+from sds_agent.files import read_at_once, sync_directory
 from sds_agent.pki.keys import PublicKey, public_bytes
 
 LOG = logging.getLogger(__name__)
@@ -33,6 +33,9 @@ LINGER = timedelta(days=1)
 """For so long what is of no use any more stays: who comes late with a token is told that it is late."""
 PREFIX = "sds-join-"
 """What tells a join token from a JWT, which has dots and no such beginning."""
+
+LARGEST_RECORD = 16 << 10
+"""Bytes of a token's file, which holds one SPIFFE ID."""
 
 _RECORD = ".token"
 _SPENT = ".spent"
@@ -49,10 +52,11 @@ class Record(Struct, frozen=True):
 
 
 class JoinTokens:
-    """The tokens in one directory. Its methods block for a moment, on the disk."""
+    """The tokens in one directory. Its methods block, on the disk, for as long as that takes."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._trouble = log.Once(LOG, "join_tokens_unusable")  # met again by whoever sends what looks like a token
 
     def prepare(self, *, for_its_owner: bool = False) -> None:
         """Make the directory (0700) if it is missing, and forget what has long expired.
@@ -86,7 +90,7 @@ class JoinTokens:
         Raises RefusalError for one that was never made, and when the directory cannot be read.
         """
         path = self._directory / f"{_hash(token)}{_RECORD}"
-        with _translated():
+        with self.translated():
             try:
                 return _read(path)
             except FileNotFoundError as error:
@@ -102,12 +106,23 @@ class JoinTokens:
         """
         mark = self._directory / f"{record.name}{_SPENT}"
         fingerprint = hashlib.sha256(public_bytes(key)).hexdigest().encode()
-        with _translated():
+        with self.translated():
             if not mark.exists():
                 with suppress(FileExistsError):  # somebody was faster
                     self._create(mark.name, fingerprint)
-            if mark.read_bytes() != fingerprint:
+            if read_at_once(mark, LARGEST_RECORD) != fingerprint:
                 raise unauthenticated("the join token was already used by another key: make a new one")
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Make what the disk refuses a refusal (INTERNAL), and tell it in the log when it is news."""
+        try:
+            yield
+        except OSError as error:
+            self._trouble.tell(f"{self._directory}: {error.strerror}")
+            raise RefusalError(Kind.INTERNAL, "the CA cannot use its directory of join tokens: see its log") from error
+        else:
+            self._trouble.over()
 
     def _create(self, name: str, content: bytes) -> None:
         """Put a file of that name there, whole and on disk; FileExistsError if there is one."""
@@ -151,17 +166,11 @@ class JoinTokens:
 
 
 def _read(path: Path) -> Record:
-    content = json.loads(path.read_bytes())
+    data = read_at_once(path, LARGEST_RECORD)
+    if len(data) > LARGEST_RECORD:
+        raise ValueError("it is larger than any record")
+    content = json.loads(data)
     return Record(path.stem, content["spiffe_id"], datetime.fromtimestamp(content["expires"], UTC))
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        log.event(LOG, "join_tokens_unusable", level=logging.ERROR, file=str(error.filename), cause=error.strerror)
-        raise RefusalError(Kind.INTERNAL, "the CA cannot use its directory of join tokens: see its log") from error
 
 
 def _hash(token: str) -> str:
