@@ -1,6 +1,7 @@
 """The key set of a token issuer: from where it is read, when again, and what of it counts."""
 
 import json
+import os
 import ssl
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -13,14 +14,17 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import grpc.aio
+import jwt
 import pytest
 from cryptography import x509
-from fakes.ca_servers import Shifted, TokenIssuer, served
+from fakes.ca_servers import AUDIENCE, ISSUER, TRUST_DOMAIN, Shifted, TokenIssuer, served
 from fakes.clocks import HandClock
 from fakes.events import recorded
 from fakes.hierarchy import SERVER_AND_CLIENT, Ca, make_ca, make_leaf, new_key
 
+from sds_agent.ca.callers import ClaimRule
 from sds_agent.ca.jwks import LARGEST_SET, PATIENCE, REFRESH, SOONEST, IssuerKeys, JwksError, Location, read_keys
+from sds_agent.ca.jwt import Issuer, caller_of
 from sds_agent.ca.refusal import Kind, RefusalError
 from sds_agent.clock import SystemClock
 from sds_agent.errors import ConfigurationError
@@ -120,6 +124,65 @@ async def test_unknown_keys_make_the_set_be_read_at_a_bounded_rate(api: ApiServe
         clock.elapse(SOONEST / 10)
 
 
+def signed(issuer: TokenIssuer, kid: str | None) -> str:
+    """A good token of an issuer whose keys have that name, or none."""
+    unsigned = jwt.decode(issuer.token(), options={"verify_signature": False})
+    return jwt.encode(unsigned, issuer.keys["ES256"], "ES256", headers={} if kid is None else {"kid": kid})
+
+
+def key_set(issuer: TokenIssuer, kid: str | None) -> bytes:
+    key = json.loads(issuer.key_set())["keys"][0]
+    del key["kid"]
+    return json.dumps({"keys": [key if kid is None else {**key, "kid": kid}]}).encode()
+
+
+@pytest.mark.parametrize("kid", [None, "1"], ids=["without a name", "under its old name"])
+async def test_a_key_that_another_one_replaces_is_found_soon(tmp_path: Path, kid: str | None) -> None:
+    """Every token of the issuer would be refused for five minutes."""
+    path, clock, old, new = tmp_path / "jwks.json", HandClock(), TokenIssuer(), TokenIssuer()
+    path.write_bytes(key_set(old, kid))
+    issuers = [Issuer(ClaimRule(ISSUER, AUDIENCE), await IssuerKeys.open(Location(str(path)), clock))]
+    now = SystemClock().now()
+    await caller_of(signed(old, kid), issuers, TRUST_DOMAIN, now)
+    path.write_bytes(key_set(new, kid))
+    await caller_of(signed(old, kid), issuers, TRUST_DOMAIN, now)
+    with pytest.raises(RefusalError, match="not signed with a key"):
+        await caller_of(signed(new, kid), issuers, TRUST_DOMAIN, now)
+    clock.elapse(SOONEST)
+    await caller_of(signed(new, kid), issuers, TRUST_DOMAIN, now)
+    with pytest.raises(RefusalError, match="not signed with a key"):
+        await caller_of(signed(old, kid), issuers, TRUST_DOMAIN, now)
+
+
+async def test_forged_tokens_make_the_set_be_read_at_the_same_bounded_rate(api: ApiServer, tmp_path: Path) -> None:
+    """Anybody can send them, with names of keys that are known and of others, and the issuer must not pay for it."""
+    known, forger, clock = TokenIssuer(), TokenIssuer(), HandClock()
+    api.key_set = key_set(known, "1")
+    issuers = [Issuer(ClaimRule(ISSUER, AUDIENCE), await IssuerKeys.open(location(api, tmp_path), clock))]
+    now = SystemClock().now()
+    for asked in (1, 2, 3):
+        for number in range(9):
+            with pytest.raises(RefusalError):
+                await caller_of(signed(forger, ["1", "2", None][number % 3]), issuers, TRUST_DOMAIN, now)
+            clock.elapse(SOONEST / 10)
+        assert api.asked == asked
+        await caller_of(signed(known, "1"), issuers, TRUST_DOMAIN, now)
+        clock.elapse(SOONEST / 10)
+
+
+async def test_a_file_without_an_end_is_not_read_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "jwks.json"
+    path.write_bytes(TokenIssuer().key_set() + b" " * LARGEST_SET)
+    with pytest.raises(ConfigurationError, match="has more than"):
+        await IssuerKeys.open(Location(str(path)), HandClock())
+
+
+async def test_a_pipe_in_the_place_of_a_key_set_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "jwks.json")
+    with pytest.raises(ConfigurationError, match="cannot be used"):
+        await IssuerKeys.open(Location(str(tmp_path / "jwks.json")), HandClock())
+
+
 async def test_a_new_key_is_found_soon_and_an_old_one_forgotten_in_time(api: ApiServer, tmp_path: Path) -> None:
     api.key_set, clock = TokenIssuer().key_set(), HandClock()
     keys = await IssuerKeys.open(location(api, tmp_path), clock)
@@ -195,6 +258,7 @@ async def test_a_set_without_an_end_is_not_read_to_it(api: ApiServer, tmp_path: 
         ("ca.crt", None, "its ca_file"),
         ("token", None, "its token_file"),
         ("token", b"\xff", "its token_file"),
+        ("token", b"x" * (16 << 10) + b"\n", "has more than"),
         ("token", b"se\ncret", "cannot be fetched"),
         ("token", b"secret", "answered with status 401"),
     ],

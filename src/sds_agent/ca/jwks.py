@@ -151,6 +151,17 @@ class IssuerKeys:
             raise RefusalError(Kind.INTERNAL, "the CA could not get the token issuer's keys yet: try again later")
         return self._matching(kid, algorithm)
 
+    async def renewed(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
+        """The same once none of those keys has signed a token: of a set that was read anew, if that is due, or nothing.
+
+        An issuer may change a key that has no name, or keep the name; and anybody can send a token that is not signed
+        by any of them, so this makes the set be read no more often than tokens with unknown keys do.
+        """
+        before = self._keys
+        if self._is_due(self._clock.now()):
+            await self._refresh()
+        return () if self._keys is before else self._matching(kid, algorithm)
+
     def _matching(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
         keys = (key for key in self._keys if key.algorithm == algorithm)
         return tuple(key for key in keys if kid is None or key.kid is None or key.kid == kid)

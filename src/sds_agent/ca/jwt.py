@@ -11,7 +11,7 @@ from datetime import datetime
 from msgspec import Struct
 
 from sds_agent.ca.callers import Caller, ClaimRule, Claims, from_claims
-from sds_agent.ca.jwks import IssuerKeys
+from sds_agent.ca.jwks import IssuerKeys, Jwk
 from sds_agent.ca.refusal import RefusalError, unauthenticated
 
 LONGEST_TOKEN = 16 << 10
@@ -67,12 +67,17 @@ def _unverified(token: str) -> tuple[_Header, Claims]:
 
 
 async def _verify(token: str, header: _Header, keys: IssuerKeys) -> None:
+    for find in (keys.find, keys.renewed):
+        if any(_is_signed(token, each) for each in await find(header.kid, header.algorithm)):
+            return
+    raise unauthenticated("the token is not signed with a key of its issuer")
+
+
+def _is_signed(token: str, key: Jwk) -> bool:
     import jwt  # noqa: PLC0415 - only a CA that takes tokens needs it
 
-    for each in await keys.find(header.kid, header.algorithm):
-        try:
-            jwt.PyJWS().decode(token, each.key, algorithms=[each.algorithm])
-        except jwt.PyJWTError:
-            continue
-        return
-    raise unauthenticated("the token is not signed with a key of its issuer")
+    try:
+        jwt.PyJWS().decode(token, key.key, algorithms=[key.algorithm])
+    except jwt.PyJWTError:
+        return False
+    return True
