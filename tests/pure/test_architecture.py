@@ -79,6 +79,8 @@ PURE = {
     "authority.istio_wire",
     "authority.protocol",
     "ca.callers",
+    "ca.denied",
+    "ca.patterns",
     "ca.limits",
     "ca.lists",
     "ca.anchors",

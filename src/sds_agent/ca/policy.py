@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from msgspec import Struct
 
 from sds_agent.ca.callers import Caller, Proof
+from sds_agent.ca.denied import Denied
+from sds_agent.ca.patterns import covers
 from sds_agent.ca.refusal import denied, invalid
 from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError
 from sds_agent.pki.certificates import describe_name
@@ -43,7 +45,7 @@ class NodeAgent(Struct, frozen=True):
 
     def covers(self, uri: str) -> bool:
         """Whether it may act for that identity."""
-        return any(uri.startswith(each[:-1]) if each.endswith("/*") else uri == each for each in self.may_act_for)
+        return covers(self.may_act_for, uri)
 
 
 class Order(Struct, frozen=True):
@@ -64,6 +66,12 @@ def ttl_of(seconds: int) -> timedelta:
     if seconds > LONGEST_TTL.total_seconds():
         raise invalid(f"a certificate cannot be valid for {seconds} s: {LONGEST_TTL.days} days are the most")
     return timedelta(seconds=seconds)
+
+
+def check_not_denied(identity: SpiffeId, deny_list: Denied) -> None:
+    """Raises RefusalError for an identity that gets nothing, however it is proven."""
+    if deny_list.covers(str(identity)):
+        raise denied(f"{identity} is on the deny list of this CA")
 
 
 def identity_for(caller: Caller, impersonated: str, node_agents: Mapping[str, NodeAgent]) -> SpiffeId:

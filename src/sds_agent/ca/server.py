@@ -13,6 +13,7 @@ from urllib.parse import quote
 import anyio
 import grpc
 import grpc.aio
+from msgspec import structs
 
 from sds_agent import log
 from sds_agent.authority.embedded import EmbeddedAuthority
@@ -20,6 +21,7 @@ from sds_agent.ca.acceptor import Acceptor
 from sds_agent.ca.audit import AuditLog
 from sds_agent.ca.authentication import Authentication
 from sds_agent.ca.callers import ClaimRule
+from sds_agent.ca.deny_list import DenyList
 from sds_agent.ca.descriptors import room_for
 from sds_agent.ca.jwks import IssuerKeys, Location
 from sds_agent.ca.jwt import LONGEST_TOKEN, Issuer
@@ -81,11 +83,12 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
     with _kept(settings) as held, _private_directory() as directory:
         source = await open_source(settings, clock)
         authentication = await _authentication(settings, clock)
+        deny_list = await _deny_list(settings, clock)
         tls = ServerTls(source.current, settings.server_names, clock.now, ask_client=settings.callers.mtls)
         _check_signer(tls)
         sockets = [directory / f"grpc-{number}" for number in range(SERVERS)]
         acceptor = Acceptor(tls.context, clock.now, room_for(settings.limits.connections), FRAMES)
-        rules = Rules(authentication, settings.node_agents, settings.limits.at_once, settings.limits.per_caller)
+        rules = _rules(settings, authentication, deny_list)
         service = CertificateService(rules, source.current, acceptor.peer, audit, clock)
         with _listening(settings.listen) as listener:
             async with anyio.create_task_group() as tasks:
@@ -93,6 +96,8 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
                     tasks.start_soon(source.follow)
                     if held is not None and isinstance(source, PutsBack):
                         tasks.start_soon(watch, held, [source])
+                    if deny_list is not None:
+                        tasks.start_soon(deny_list.follow)
                     for issuer in authentication.issuers:
                         tasks.start_soon(issuer.keys.follow)
                     tasks.start_soon(acceptor.run, listener, backends)
@@ -134,6 +139,17 @@ async def _authentication(settings: CaSettings, clock: Clock) -> Authentication:
         tokens.prepare()
     issuers = [await _issuer(each, clock) for each in callers.jwt]
     return Authentication(settings.trust_domain, issuers, callers.mtls, tokens)
+
+
+async def _deny_list(settings: CaSettings, clock: Clock) -> DenyList | None:
+    file = settings.callers.deny_file
+    return None if file is None else await DenyList.open(file, settings.trust_domain, clock)
+
+
+def _rules(settings: CaSettings, authentication: Authentication, deny_list: DenyList | None) -> Rules:
+    limits = settings.limits
+    rules = Rules(authentication, settings.node_agents, limits.at_once, limits.per_caller)
+    return rules if deny_list is None else structs.replace(rules, deny_list=deny_list.current)
 
 
 async def _issuer(chosen: JwtSettings, clock: Clock) -> Issuer:

@@ -25,8 +25,9 @@ from sds_agent.ca.acceptor import Peer
 from sds_agent.ca.audit import AuditLog, Entry
 from sds_agent.ca.authentication import Authentication
 from sds_agent.ca.callers import Caller
+from sds_agent.ca.denied import NOBODY, Denied
 from sds_agent.ca.limits import Quota
-from sds_agent.ca.policy import NodeAgent, Order, identity_for, key_of, ttl_of
+from sds_agent.ca.policy import NodeAgent, Order, check_not_denied, identity_for, key_of, ttl_of
 from sds_agent.ca.refusal import Kind, RefusalError, invalid
 from sds_agent.clock import Clock
 from sds_agent.pki.certificates import serial_hex, write_pem
@@ -70,6 +71,7 @@ class Rules(Struct, frozen=True):
     node_agents: Mapping[str, NodeAgent]
     at_once: int
     per_caller: int
+    deny_list: Callable[[], Denied] = lambda: NOBODY
 
 
 class _Request(Struct):
@@ -135,6 +137,7 @@ class CertificateService:
         metadata = list(context.invocation_metadata() or ())
         proven = await self._rules.authentication.prove(request.peer, metadata, self._current(), request.now)
         request.caller = proven.caller
+        check_not_denied(proven.caller.identity, self._rules.deny_list())
         # a token that leaked once it was spent gets nothing, nor may it use up what its machine is allowed
         who = str(proven.caller.identity) if proven.token is None else proven.token.name
         if not self._quota.take(who, request.now):
@@ -164,6 +167,8 @@ class CertificateService:
         impersonated = _impersonated(asked)
         request.spiffe_id = impersonated or str(caller.identity)
         identity = identity_for(caller, impersonated, self._rules.node_agents)
+        for each in (caller.identity, identity):  # the list may be another since the caller was proven
+            check_not_denied(each, self._rules.deny_list())
         return Order(identity, key_of(asked.csr), ttl_of(asked.validity_duration))
 
     async def _sign(self, signing: SigningSet, order: Order, now: datetime) -> tuple[x509.Certificate, ...]:

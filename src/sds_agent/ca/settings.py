@@ -8,6 +8,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from sds_agent.ca.patterns import fault_of_pattern
 from sds_agent.ca.policy import NodeAgent
 from sds_agent.config import source
 from sds_agent.config.problems import ConfigError, Problem, render
@@ -24,7 +25,6 @@ from sds_agent.config.shapes import (
     setting,
     settings,
 )
-from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError
 from sds_agent.pki.keys import KeyType
 
 MINIMUM = "the least it needs is trust_domain, signer with cacerts or self_signed, and callers"
@@ -98,12 +98,8 @@ def _url(written: str) -> str:
 
 def _pattern(value: object, _base: Path) -> str:
     written = text(value)
-    try:
-        identity = SpiffeId.parse(written.removesuffix("/*"))
-    except SpiffeIdError as error:
-        raise UnacceptableError(str(error)) from error
-    if not identity.is_workload and not written.endswith("/*"):
-        raise UnacceptableError("it has no path")
+    if fault := fault_of_pattern(written):
+        raise UnacceptableError(fault)
     return written
 
 
@@ -203,6 +199,9 @@ class CallerSettings:
     join_tokens: Path | None = setting(PATH, "The directory of the join tokens.", default=None)
     node_agents: tuple[NodeAgentSettings, ...] = setting(
         Listing(Section(NodeAgentSettings), "node agents"), "The callers that may act for others.", default=()
+    )
+    deny_file: Path | None = setting(
+        PATH, "A file with a SPIFFE ID in each line: those get nothing. It is read again as it changes.", default=None
     )
 
 

@@ -37,6 +37,8 @@ PREFIX = "sds-join-"
 LARGEST_RECORD = 16 << 10
 """Bytes of a token's file, which holds one SPIFFE ID."""
 
+_DAMAGED = (ValueError, KeyError, TypeError, OverflowError)
+"""What the reading of a record may raise that is none."""
 _RECORD = ".token"
 _SPENT = ".spent"
 _BEGUN = re.compile(r"\.[0-9a-f]{16}")
@@ -84,6 +86,23 @@ class JoinTokens:
         self._create(f"{_hash(token)}{_RECORD}", json.dumps(content).encode())
         return token
 
+    def withdraw(self, spiffe_id: str) -> int:
+        """Take back every token for that identity, spent or not; how many there were. Raises OSError.
+
+        One that is being used at this moment may still get its certificate.
+        """
+        taken = 0
+        for path in self._directory.glob(f"*{_RECORD}"):
+            try:
+                record = _read(path)
+            except (FileNotFoundError, *_DAMAGED):  # forgotten just now, or good for nobody
+                continue
+            if record.spiffe_id == spiffe_id:
+                self._remove(record.name)
+                taken += 1
+        sync_directory(self._directory)
+        return taken
+
     def find(self, token: str) -> Record:
         """What is known of a token, expired or not.
 
@@ -95,8 +114,10 @@ class JoinTokens:
                 return _read(path)
             except FileNotFoundError as error:
                 self._directory.stat()  # if that is gone too, it is not the caller's fault
-                raise unauthenticated("the join token is not one of this CA's, or expired long ago") from error
-            except (ValueError, KeyError, TypeError, OverflowError) as error:
+                raise unauthenticated(
+                    "the join token is not one of this CA's, or it was withdrawn, or expired long ago"
+                ) from error
+            except _DAMAGED as error:
                 raise unauthenticated("the CA's record of the join token is damaged: make a new one") from error
 
     def spend(self, record: Record, key: PublicKey) -> None:
@@ -146,22 +167,23 @@ class JoinTokens:
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
     def _forget(self, now: datetime) -> None:
-        """Remove what has been of no use for LINGER.
-
-        The token goes before the mark that it is spent, so that it is never usable again.
-        """
+        """Remove what has been of no use for LINGER."""
         for record in self._records():
             if now - record.expires > LINGER:
-                for ending in (_RECORD, _SPENT):
-                    (self._directory / f"{record.name}{ending}").unlink(missing_ok=True)
+                self._remove(record.name)
         for path in self._directory.glob(".*"):
             with suppress(FileNotFoundError):  # somebody makes a token at this moment
                 if _BEGUN.fullmatch(path.name) and now.timestamp() - path.lstat().st_mtime > LINGER.total_seconds():
                     path.unlink()
 
+    def _remove(self, name: str) -> None:
+        """The token goes before the mark that it is spent, so that it is never usable again."""
+        for ending in (_RECORD, _SPENT):
+            (self._directory / f"{name}{ending}").unlink(missing_ok=True)
+
     def _records(self) -> Iterator[Record]:
         for path in self._directory.glob(f"*{_RECORD}"):
-            with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
+            with suppress(OSError, *_DAMAGED):
                 yield _read(path)
 
 

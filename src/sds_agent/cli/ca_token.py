@@ -1,12 +1,16 @@
-"""`sds-agent ca token`: a join token, for a machine that has nothing else to prove who it is."""
+"""`sds-agent ca token`: a join token, for a machine that has nothing else to prove who it is; or to take them back."""
 
 import argparse
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sds_agent.cli import output
 from sds_agent.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from sds_agent.ca.tokens import JoinTokens
 
 DEFAULT_TTL = "1h"
 LONGEST_HOURS = 24
@@ -18,15 +22,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("spiffe_id", metavar="SPIFFE-ID", help="the identity that the token stands for")
     parser.add_argument(
         "--ttl",
-        default=DEFAULT_TTL,
         metavar="DURATION",
         help=f"how long it can be used, such as 10m; {LONGEST_HOURS}h at most, {DEFAULT_TTL} unless told",
     )
     parser.add_argument("--output", type=Path, metavar="PATH", help="write it to this file (0600), not to the terminal")
+    parser.add_argument(
+        "--withdraw",
+        action="store_true",
+        help="make none, and take back every token for that identity, also one that was used already",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make one. Raises ConfigError, and ConfigurationError for what cannot be used."""
+    """Make one, or take back those of an identity.
+
+    Raises ConfigError, and ConfigurationError for what cannot be used.
+    """
     from sds_agent.ca.settings import load  # noqa: PLC0415 - imported by the command that needs it
     from sds_agent.ca.tokens import JoinTokens  # noqa: PLC0415 - likewise
 
@@ -34,19 +45,34 @@ def run(arguments: argparse.Namespace) -> int:
     directory = settings.callers.join_tokens
     if directory is None:
         raise ConfigurationError(f"{arguments.file}: callers.join_tokens names no directory; give it one for tokens")
-    expires = datetime.now(UTC) + _ttl(arguments.ttl)
     identity = _identity(arguments.spiffe_id, settings.trust_domain)
-    _check_place(arguments.output)
-    tokens = JoinTokens(directory)
-    tokens.prepare(for_its_owner=True)
+    act = _withdraw if arguments.withdraw else _make
     try:
-        _hand_over(tokens.make(identity, expires), arguments.output)
+        output.complain(act(JoinTokens(directory), identity, arguments))
     except OSError as error:
         raise ConfigurationError(
             f"cannot write {error.filename or directory}: {error.strerror}; run this as a user that may"
         ) from error
-    output.complain(f"the token is for {identity}, until {expires:%Y-%m-%d %H:%M:%S} UTC, and for one key only")
     return 0
+
+
+def _make(tokens: "JoinTokens", identity: str, arguments: argparse.Namespace) -> str:
+    expires = datetime.now(UTC) + _ttl(arguments.ttl or DEFAULT_TTL)
+    _check_place(arguments.output)
+    tokens.prepare(for_its_owner=True)
+    _hand_over(tokens.make(identity, expires), arguments.output)
+    return f"the token is for {identity}, until {expires:%Y-%m-%d %H:%M:%S} UTC, and for one key only"
+
+
+def _withdraw(tokens: "JoinTokens", identity: str, arguments: argparse.Namespace) -> str:
+    if arguments.ttl is not None or arguments.output is not None:
+        raise ConfigurationError("--withdraw makes no token: leave out --ttl and --output")
+    tokens.prepare(for_its_owner=True)
+    taken = tokens.withdraw(identity)
+    return (
+        f"tokens withdrawn for {identity}: {taken}; certificates that it got go on renewing themselves unless "
+        "callers.deny_file lists it"
+    )
 
 
 def _ttl(written: str) -> timedelta:

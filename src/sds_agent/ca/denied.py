@@ -1,0 +1,64 @@
+"""The deny list: identities that get nothing, however they are proven.
+
+A revoked certificate is one way in that is closed. A join token that was spent can still be used with its first key, a
+certificate that was renewed before has another serial number, and an issuer of tokens knows nothing of either. So a
+machine is shut out by its identity: in a file with a SPIFFE ID in each line, read again while the CA runs.
+
+Nothing may let somebody in again by accident. A file that cannot be read, holds a line that is none, or may be cut off
+(it is empty, or its last line has no end) is told, and the list that was read before goes on counting.
+"""
+
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+from sds_agent.ca.patterns import covers, fault_of_pattern
+from sds_agent.errors import SdsAgentError
+
+
+class DenyListError(SdsAgentError):
+    """The file cannot be used. The message says why, and how to mend it."""
+
+
+class Denied(Struct, frozen=True):
+    """Who gets nothing: these SPIFFE IDs, and all that the patterns, which end in `/*`, stand for."""
+
+    ids: frozenset[str] = frozenset()
+    patterns: tuple[str, ...] = ()
+
+    def covers(self, uri: str) -> bool:
+        """Whether this identity gets nothing."""
+        return uri in self.ids or covers(self.patterns, uri)
+
+
+NOBODY = Denied()
+
+
+def parse(data: bytes, trust_domain: str) -> Denied:
+    """What the file's content means: a SPIFFE ID or a pattern in each line; `#` begins a comment.
+
+    Raises DenyListError.
+    """
+    if not data.strip():
+        raise DenyListError("it is empty, as a file that was cut off is: write a comment into it if nobody is denied")
+    if not data.endswith(b"\n"):
+        raise DenyListError("its last line has no end, as where a file was cut off: end it by a line break")
+    try:
+        lines = data.decode().splitlines()
+    except ValueError as error:
+        raise DenyListError("it is no text in UTF-8: write a SPIFFE ID into each line") from error
+    written = [(number, text) for number, line in enumerate(lines, 1) if (text := line.partition("#")[0].strip())]
+    for number, text in written:
+        if fault := fault_of_pattern(text, trust_domain):
+            raise DenyListError(f"line {number}: {fault}")
+    return _of(text for _, text in written)
+
+
+def _of(written: Iterable[str]) -> Denied:
+    ids, patterns = set[str](), list[str]()
+    for each in written:
+        if each.endswith("/*"):
+            patterns.append(each)
+        else:
+            ids.add(each)
+    return Denied(frozenset(ids), tuple(patterns))

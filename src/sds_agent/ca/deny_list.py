@@ -1,0 +1,69 @@
+"""The file of the deny list, followed: what it means is decided in `denied`."""
+
+import logging
+from pathlib import Path
+
+from sds_agent import log
+from sds_agent.ca.denied import NOBODY, Denied, DenyListError, parse
+from sds_agent.clock import Clock
+from sds_agent.errors import ConfigurationError
+from sds_agent.files import read_at_once
+from sds_agent.tasks import Patience
+
+LOG = logging.getLogger(__name__)
+
+LOOK = 1.0
+"""Seconds between two looks at the file."""
+PATIENCE = 5.0
+"""Seconds for the disk to answer."""
+LARGEST = 4 << 20
+"""Bytes of the file: some fifty thousand SPIFFE IDs of the usual length."""
+
+
+class DenyList:
+    """The file, followed. `open` makes one."""
+
+    def __init__(self, file: Path, trust_domain: str, clock: Clock) -> None:
+        self._file = file
+        self._trust_domain = trust_domain
+        self._clock = clock
+        self._disk = Patience(PATIENCE)
+        self._trouble = log.Once(LOG, "deny_list_not_taken")
+        self._denied = NOBODY
+
+    @classmethod
+    async def open(cls, file: Path, trust_domain: str, clock: Clock) -> "DenyList":
+        """Read the file for the first time. Raises ConfigurationError when it cannot be used."""
+        followed = cls(file, trust_domain, clock)
+        try:
+            await followed._look()
+        except DenyListError as error:
+            raise ConfigurationError(f"callers.deny_file: {file} cannot be used: {error}") from error
+        return followed
+
+    def current(self) -> Denied:
+        """Who gets nothing now."""
+        return self._denied
+
+    async def follow(self) -> None:
+        """Look every LOOK seconds whether the file is another, until cancelled."""
+        while True:
+            await self._clock.sleep(LOOK)
+            try:
+                await self._look()
+            except DenyListError as error:
+                self._trouble.tell(str(error), file=str(self._file), effect="the list read before goes on counting")
+            else:
+                self._trouble.over()
+
+    async def _look(self) -> None:
+        try:
+            data = await self._disk.call(read_at_once, self._file, LARGEST)
+        except OSError as error:
+            raise DenyListError(f"{error.strerror}; put it there, readable for the user that runs this") from error
+        if len(data) > LARGEST:
+            raise DenyListError(f"it has more than {LARGEST} bytes: deny whole branches, by lines that end in /*")
+        denied = parse(data, self._trust_domain)
+        if denied != self._denied:
+            self._denied = denied
+            log.event(LOG, "deny_list", file=str(self._file), ids=len(denied.ids), patterns=len(denied.patterns))
