@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from sds_agent import log, preflight
+from sds_agent import log, preflight, sources
 from sds_agent.authority.embedded import EmbeddedAuthority
 from sds_agent.authority.protocol import Authority, TellsTrust
 from sds_agent.clock import Clock, SystemClock
@@ -162,6 +162,7 @@ async def agent(
             service, preflight.socket_file(settings.sds), limits, [readiness], before_probe=lambda: complete(store)
         ):
             _announce(settings.sds.socket)
+            start(sources.warn(preflight.sources(settings)))
             with watched(store), store.watching(lambda _changed: readiness.look()):
                 yield store
 

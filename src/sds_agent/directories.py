@@ -46,6 +46,7 @@ class Kind(Enum):
     ABOVE = "a directory above it"
     LAST = "the directory itself"
     LINK = "a symbolic link in a directory that others may write to"
+    FILE = "a file in the directory's place"
 
 
 class Step(Struct, frozen=True):
@@ -165,12 +166,15 @@ class Missing(Struct, frozen=True):
     last: bool
 
 
-def walk(directory: Path) -> tuple[tuple[Step, ...], Missing | None]:
-    """The steps of the way to a directory from the root, as far as there is one. Raises OSError."""
-    way = _Way(directory)
+def walk(directory: Path, *, or_file: bool = False) -> tuple[tuple[Step, ...], Missing | None]:
+    """The steps of the way to a directory from the root, as far as there is one. Raises OSError.
+
+    With `or_file` it may end with a file.
+    """
+    way = _Way(directory, or_file=or_file)
     while way.names and way.missing is None:
         way.take(way.names.pop())
-    if way.missing is None:
+    if way.missing is None and way.steps[-1].kind is Kind.ABOVE:
         way.steps[-1] = structs.replace(way.steps[-1], kind=Kind.LAST)
     return tuple(way.steps), way.missing
 
@@ -178,7 +182,8 @@ def walk(directory: Path) -> tuple[tuple[Step, ...], Missing | None]:
 class _Way:
     """A way that is being walked: what was passed, where it is now, and the names to go, the next one last."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, or_file: bool) -> None:
+        self._or_file = or_file
         self.names = list(reversed(directory.absolute().parts[1:]))
         self.steps: list[Step] = []
         self.missing: Missing | None = None
@@ -201,6 +206,8 @@ class _Way:
             return
         if stat.S_ISLNK(found.st_mode):
             self._follow(path, found)
+        elif self._or_file and not self.names and not stat.S_ISDIR(found.st_mode):
+            self.steps.append(_step(path, found, Kind.FILE))
         else:
             self._enter(path)
 

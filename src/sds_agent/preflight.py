@@ -13,6 +13,7 @@ from sds_agent.config.settings import AuthoritySettings, CacertsSettings, Embedd
 from sds_agent.directories import UntrustedDirectoryError, look_at_directory, look_at_held_directory
 from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.sds.endpoint import SocketFile, refusals
+from sds_agent.sources import Source
 
 
 class StateInUseError(SdsAgentError):
@@ -77,6 +78,17 @@ def shared(settings: Settings) -> Iterator[str]:
     for key, directory in (*looks, *_outputs(settings)):
         with suppress(UntrustedDirectoryError, OSError):  # which is an obstacle or a shortfall
             yield from (f"{key}: {cause}" for cause in look_at_directory(directory))
+
+
+def sources(settings: Settings) -> list[Source]:
+    """The keys that name what the operator provides, and what they name."""
+    keys = ("directory", "passphrase_file", "ca_file", "token_file", "provisioned", "extra_anchors")
+    return [
+        (f"authorities.{name}.{key}", path)
+        for name, authority in settings.authorities.items()
+        for key in keys
+        if (path := getattr(authority, key, None)) is not None
+    ]
 
 
 def _outputs(settings: Settings) -> list[tuple[str, Path]]:

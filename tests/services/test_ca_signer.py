@@ -549,3 +549,14 @@ async def test_a_directory_that_cannot_be_looked_at_does_not_end_the_ca(tmp_path
             told = await events.wait("signer_not_taken")
             assert "cannot look at" in told["cause"]
             await ca.ask(ca.issuer.token())
+
+
+async def test_a_group_that_could_become_the_ca_is_told_of(tmp_path: Path) -> None:
+    """Whoever may write to the signer's directory is the CA."""
+    root = fresh("root")
+    plug(tmp_path / "cacerts", root, [], [root])
+    (tmp_path / "cacerts").chmod(0o770)
+    with recorded() as events:
+        async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])):
+            told = await events.wait("source_shared", level="warning", setting="signer.cacerts")
+    assert f"may write to {tmp_path / 'cacerts'} (chmod g-w" in told["cause"]

@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 from msgspec import structs
 
-from sds_agent import log
+from sds_agent import log, sources
 from sds_agent.authority.embedded import EmbeddedAuthority
 from sds_agent.ca.acceptor import Acceptor
 from sds_agent.ca.audit import AuditLog
@@ -104,6 +104,7 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
                     host, port = listener.getsockname()[:2]
                     address = Address(host, port)
                     log.event(LOG, "listening", address=str(address), trust_domain=settings.trust_domain)
+                    tasks.start_soon(sources.warn, _sources(settings))
                     try:
                         yield address
                     finally:
@@ -261,6 +262,17 @@ def _private_directory() -> Iterator[Path]:
         raise ConfigurationError(
             f"cannot make a directory for the server's socket in {base}: {error.strerror}; set TMPDIR to one"
         ) from error
+
+
+def _sources(settings: CaSettings) -> list[sources.Source]:
+    """What the operator provides: the signer, and what vouches for tokens."""
+    signer = {"signer.cacerts": settings.signer.cacerts, "signer.passphrase_file": settings.signer.passphrase_file}
+    issuers: dict[str, Path | None] = {}
+    for number, each in enumerate(settings.callers.jwt):
+        key = f"callers.jwt[{number}]"
+        keys = None if each.jwks.startswith("https://") else Path(each.jwks)
+        issuers |= {f"{key}.jwks": keys, f"{key}.ca_file": each.ca_file, f"{key}.token_file": each.token_file}
+    return [(key, path) for key, path in (signer | issuers).items() if path is not None]
 
 
 @contextmanager

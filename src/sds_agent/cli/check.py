@@ -44,9 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load(arguments.file, os.environ)
     for paragraph in explain(loaded):
         output.write(textwrap.fill(paragraph, 100, break_long_words=False, break_on_hyphens=False) + "\n")
-    from sds_agent.preflight import shared  # noqa: PLC0415 - likewise
+    from sds_agent.preflight import shared, sources  # noqa: PLC0415 - likewise
+    from sds_agent.sources import look  # noqa: PLC0415 - likewise
 
-    for warning in (*warnings(loaded.settings), *shared(loaded.settings)):
+    changeable = [f"{key}: {cause}" for key, cause in look(sources(loaded.settings))]
+    for warning in (*warnings(loaded.settings), *shared(loaded.settings), *changeable):
         output.complain(f"warning: {warning}")
     return CANNOT_START if _complain_of_obstacles(loaded.settings) else 0
 

@@ -1,0 +1,73 @@
+"""What the operator provides, such as a CA's directory, roots and tokens: who else could change what is read from it.
+
+It is read all the same, with a warning. In a container, files that come from the host belong to whichever user they
+belong to there, often to one who does not exist inside, and only the operator knows whether that user is meant.
+"""
+
+import logging
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from sds_agent import log
+from sds_agent.directories import ROOT, Kind, Step, walk
+from sds_agent.tasks import NoThreadError, in_thread
+
+LOG = logging.getLogger(__name__)
+
+MOST_FILES = 100
+"""Files of one directory that are looked at."""
+
+Source = tuple[str, Path]
+"""The name of a setting, and the file or directory that it names."""
+
+
+async def warn(sources: Sequence[Source]) -> None:
+    """Log for each source who else could change it (`source_shared`)."""
+    with suppress(NoThreadError):  # a disk of the network may take its time, and nothing waits for this
+        for setting, cause in await in_thread(look, sources):
+            log.event(LOG, "source_shared", level=logging.WARNING, setting=setting, cause=cause)
+
+
+def look(sources: Iterable[Source]) -> list[tuple[str, str]]:
+    """The settings and in words who else could change what they name. What is not there is left out."""
+    return [(setting, cause) for setting, path in sources for cause in who_could_change(path)]
+
+
+def who_could_change(path: Path) -> tuple[str, ...]:
+    """Other users who could change what is read from the file, or from those in the directory, in words."""
+    return tuple(dict.fromkeys(cause for file in _files(path) for cause in _causes(file, path)))
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """The path, and what lies in it if it is a directory; names with a dot are a Kubernetes volume's own."""
+    yield path
+    with suppress(OSError):
+        names = sorted(each for each in os.listdir(path) if not each.startswith("."))  # noqa: PTH208 - for their names
+        yield from (path / name for name in names[:MOST_FILES])
+
+
+def _causes(file: Path, path: Path) -> Iterator[str]:
+    try:
+        steps, missing = walk(file, or_file=True)
+    except OSError:
+        return
+    if missing is None:
+        yield from (cause for step in steps if (cause := judge(step, path, os.geteuid())))
+
+
+def judge(step: Step, target: Path, user: int) -> str | None:
+    """Who could change what is read from `target` by this step on the way there, for an agent that runs as `user`."""
+    does = f"could change what is read from {target}"
+    if step.owner not in {ROOT, user, None}:
+        return f"uid {step.owner} {does}: {step.path} belongs to that user"
+    # what is in a directory with the sticky bit is changed by its owners alone, and each file's is looked at
+    if step.kind is Kind.LINK or (step.kind is not Kind.FILE and step.mode & stat.S_ISVTX):
+        return None
+    if step.mode & stat.S_IWOTH:
+        return f"anybody {does}: others may write to {step.path} (chmod o-w {step.path})"
+    if step.mode & stat.S_IWGRP:
+        return f"the group {step.group} {does}: it may write to {step.path} (chmod g-w {step.path})"
+    return None

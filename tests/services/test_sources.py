@@ -1,0 +1,102 @@
+"""Roots, tokens and a CA's directory: who could change them is told, and what is read is read all the same."""
+
+import os
+from pathlib import Path
+
+import pytest
+from fakes.configurations import MINIMAL, settings
+from fakes.events import recorded
+
+from sds_agent import preflight
+from sds_agent.directories import Kind, Step
+from sds_agent.sources import judge, warn, who_could_change
+
+US, OTHER = 1000, 1001
+TARGET = Path("/etc/ca")
+
+
+@pytest.mark.parametrize(
+    ("owner", "mode", "kind", "said"),
+    [
+        (US, 0o600, Kind.FILE, None),
+        (0, 0o644, Kind.FILE, None),
+        (None, 0o644, Kind.FILE, None),
+        (OTHER, 0o600, Kind.FILE, "uid 1001 could change what is read from /etc/ca: /step belongs to that user"),
+        (
+            0,
+            0o666,
+            Kind.FILE,
+            "anybody could change what is read from /etc/ca: others may write to /step (chmod o-w /st",
+        ),
+        (0, 0o664, Kind.FILE, "the group 50 could change what is read from /etc/ca: it may write to /step (chmod g-w"),
+        (0, 0o777, Kind.ABOVE, "anybody could change"),
+        (0, 0o1777, Kind.ABOVE, None),
+        (0, 0o2775, Kind.LAST, "the group 50 could change"),
+        (0, 0o3777, Kind.LAST, None),
+        (OTHER, 0o755, Kind.LAST, "uid 1001 could change"),
+        (0, 0o777, Kind.LINK, None),
+        (OTHER, 0o777, Kind.LINK, "uid 1001 could change"),
+    ],
+)
+def test_who_could_change_it_is_named(owner: int | None, mode: int, kind: Kind, said: str | None) -> None:
+    found = judge(Step(Path("/step"), owner, 50, mode, kind), TARGET, US)
+    assert (found or "").startswith(said or "")
+    assert (found is None) == (said is None)
+
+
+def volume(place: Path, mode: int) -> Path:
+    """A Secret as Kubernetes mounts it: links to a directory of the moment, in one that is open to all."""
+    (place / "..2026").mkdir(parents=True)
+    (place / "..data").symlink_to("..2026")
+    for name in ("ca-cert.pem", "ca-key.pem"):
+        (place / "..2026" / name).touch(0o640)
+        (place / name).symlink_to(f"..data/{name}")
+    place.chmod(mode)
+    return place
+
+
+@pytest.mark.parametrize("mode", [0o1777, 0o3777])
+def test_a_secret_that_kubernetes_mounts_is_good(tmp_path: Path, mode: int) -> None:
+    assert who_could_change(volume(tmp_path / "secret", mode)) == ()
+
+
+def test_a_file_that_a_link_leads_to_is_looked_at(tmp_path: Path) -> None:
+    place = volume(tmp_path / "secret", 0o1777)
+    (place / "..2026" / "ca-key.pem").chmod(0o660)
+    (told,) = who_could_change(place)
+    assert f"could change what is read from {place}: it may write to {place / '..2026' / 'ca-key.pem'}" in told
+
+
+def test_one_directory_on_the_way_to_many_files_is_told_once(tmp_path: Path) -> None:
+    place = tmp_path / "ca"
+    place.mkdir()
+    for name in "abc":
+        (place / name).touch(0o600)
+    place.chmod(0o770)
+    assert len(who_could_change(place)) == 1
+
+
+@pytest.mark.parametrize("kind", ["missing", "a link to nothing", "a pipe"])
+def test_what_cannot_be_read_is_left_to_its_reader(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "token"
+    match kind:
+        case "a link to nothing":
+            path.symlink_to("nothing")
+        case "a pipe":
+            os.mkfifo(path, 0o600)
+        case _:
+            pass
+    assert who_could_change(path) == ()
+
+
+async def test_the_agent_says_it_by_the_name_of_the_setting(tmp_path: Path) -> None:
+    for name in ("token", "roots.pem"):
+        (tmp_path / name).touch()
+    (tmp_path / "token").chmod(0o666)
+    authority = "{type: istio, address: 'ca.example:15012', ca_file: roots.pem, token_file: token}"
+    read = settings(tmp_path, f"{MINIMAL}authorities:\n  a: {authority}\n")
+    with recorded() as events:
+        await warn(preflight.sources(read))
+    (told,) = events.named("source_shared", level="warning")
+    assert told["setting"] == "authorities.a.token_file"
+    assert told["cause"].startswith(f"anybody could change what is read from {tmp_path / 'token'}: others may write")
