@@ -12,7 +12,7 @@ from pathlib import Path
 from sds_agent.config.settings import AuthoritySettings, CacertsSettings, EmbeddedSettings, SdsSettings, Settings
 from sds_agent.directories import UntrustedDirectoryError, look_at_directory, look_at_held_directory
 from sds_agent.errors import ConfigurationError, SdsAgentError
-from sds_agent.sds.endpoint import SocketFile, refusals
+from sds_agent.sds.endpoint import SocketFile, closed, refusals
 from sds_agent.sources import Source
 
 
@@ -78,6 +78,12 @@ def shared(settings: Settings) -> Iterator[str]:
     for key, directory in (*looks, *_outputs(settings)):
         with suppress(UntrustedDirectoryError, OSError):  # which is an obstacle or a shortfall
             yield from (f"{key}: {cause}" for cause in look_at_directory(directory))
+
+
+def unreachable(settings: Settings) -> Iterator[str]:
+    """Where those whom `sds.owner` and `sds.group` mean cannot get to the socket."""
+    with suppress(SdsAgentError, OSError):  # which is an obstacle
+        yield from (f"sds.socket: {cause}" for cause in closed(socket_file(settings.sds)))
 
 
 def sources(settings: Settings) -> list[Source]:

@@ -160,7 +160,7 @@ def test_check_tells_what_is_probably_not_meant_from_what_keeps_the_agent_from_s
 
 def test_check_warns_of_an_authority_that_nobody_uses(folder: Path, check: Check) -> None:
     text = f"{MINIMAL}    authority: a\nauthorities:\n  a: {{type: embedded}}\n  b: {{type: embedded}}\n"
-    _, _, warned = check(file(folder, text), SDS_AGENT__SDS__GROUP="0")
+    _, _, warned = check(file(folder, text))
     assert warned == "sds-agent: warning: authorities.b: no workload gets its certificate from it\n"
 
 

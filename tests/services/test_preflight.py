@@ -316,3 +316,20 @@ def test_a_group_that_could_change_what_is_kept_is_warned_of(
     keys = ["state_dir", "sds.socket", "workloads[0].output"]
     assert [line.split(": ")[2] for line in warned] == keys
     assert all("could replace the agent's files (chmod g-w" in line for line in warned)
+
+
+@pytest.mark.parametrize(
+    ("mode", "own", "another"), [(0o700, True, True), (0o710, False, True), (0o701, True, False), (0o755, False, False)]
+)
+def test_a_group_that_cannot_get_to_its_socket_is_warned_of(
+    machine: Machine, mode: int, *, own: bool, another: bool
+) -> None:
+    """The socket's mode alone lets it in: to its Envoys the agent would not be there."""
+    machine.socket.parent.mkdir()
+    machine.socket.parent.chmod(mode)
+    machine.folder.chmod(0o755)
+    for group, warned in ((machine.socket.parent.stat().st_gid, own), (4711, another)):
+        said = list(preflight.unreachable(machine.settings(sds=f", group: '{group}'")))
+        told = f"sds.socket: the group {group} cannot pass {machine.socket.parent}, which has the mode {mode:04o}"
+        assert [each.startswith(told) for each in said] == [True] * warned
+    assert list(preflight.unreachable(machine.settings())) == [], "without a group nothing more was meant"

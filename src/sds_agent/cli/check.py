@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from sds_agent.cli import output
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sds_agent.config.settings import Settings
 
 
@@ -44,13 +46,18 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load(arguments.file, os.environ)
     for paragraph in explain(loaded):
         output.write(textwrap.fill(paragraph, 100, break_long_words=False, break_on_hyphens=False) + "\n")
-    from sds_agent.preflight import shared, sources  # noqa: PLC0415 - likewise
-    from sds_agent.sources import look  # noqa: PLC0415 - likewise
-
-    changeable = [f"{key}: {cause}" for key, cause in look(sources(loaded.settings))]
-    for warning in (*warnings(loaded.settings), *shared(loaded.settings), *changeable):
+    for warning in (*warnings(loaded.settings), *_about_machine(loaded.settings)):
         output.complain(f"warning: {warning}")
     return CANNOT_START if _complain_of_obstacles(loaded.settings) else 0
+
+
+def _about_machine(settings: "Settings") -> "Iterator[str]":
+    """What works on this machine and may not be meant."""
+    from sds_agent import preflight, sources  # noqa: PLC0415 - imported by the command that needs it
+
+    yield from preflight.unreachable(settings)
+    yield from preflight.shared(settings)
+    yield from (f"{key}: {cause}" for key, cause in sources.look(preflight.sources(settings)))
 
 
 def _complain_of_obstacles(settings: "Settings") -> bool:

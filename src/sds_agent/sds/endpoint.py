@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
-from sds_agent.directories import UntrustedDirectoryError, look_at_directory, note_shared, own_directory
+from sds_agent.directories import UntrustedDirectoryError, look_at_directory, note_shared, own_directory, walk
 from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.files import locked, look_at_lock
 
@@ -172,6 +172,21 @@ def claim(file: SocketFile) -> Iterator[Endpoint]:
             yield endpoint
         finally:
             endpoint.disappear()
+
+
+def closed(file: SocketFile) -> Iterator[str]:
+    """The directories that the socket's own `owner` or `group` cannot pass on the way to it, in words.
+
+    A socket that they may connect to is out of their reach then. Raises what `refusals` gives, and OSError.
+    """
+    steps, _ = walk(file.path.parent)
+    user, group = _owner(file), _group(file)
+    for step in steps:
+        anybody = bool(step.mode & stat.S_IXOTH)
+        if user > 0 and not (step.mode & stat.S_IXUSR if step.owner == user else anybody):
+            yield f"the user {file.owner} cannot pass {step.path}, which has the mode {step.mode:04o} (chmod o+x)"
+        if group != -1 and not (step.mode & stat.S_IXGRP if step.group == group else anybody):
+            yield f"the group {file.group} cannot pass {step.path}, which has the mode {step.mode:04o} (chmod o+x)"
 
 
 def refusals(file: SocketFile) -> Iterator[ConfigurationError | SocketInUseError]:
