@@ -8,12 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from fakes import der
 from fakes.ca_files import CA_EXTENSIONS, LEAF_WITH_CA_TRUE, by_cfssl, by_easyrsa, by_openssl
 from fakes.hierarchy import DAY, NOW, Ca, key_usage, make_ca
+from fakes.odd_certificates import NOT_LOADED, NOT_READ
 from fakes.openssl import openssl
 
 from sds_agent.cli.main import main
 from sds_agent.pki.certificates import write_pem
+from sds_agent.pki.keyfile import read_private_key
 
 Spoil = Callable[[Path], object]
 Printed = pytest.CaptureFixture[str]
@@ -31,6 +35,22 @@ def every_file(change: Callable[[bytes], bytes]) -> Spoil:
             file.write_bytes(change(file.read_bytes()))
 
     return spoil
+
+
+def more_in(name: str, certificate: bytes) -> Spoil:
+    """A certificate (DER) at the end of a file."""
+
+    def spoil(directory: Path) -> None:
+        with (directory / name).open("ab") as file:
+            file.write(der.pem(certificate))
+
+    return spoil
+
+
+def signer_of_version_1(directory: Path) -> None:
+    key = read_private_key((directory / "ca-key.pem").read_bytes())
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    (directory / "ca-cert.pem").write_bytes(der.pem(der.certificate(der.entity("Old Signer", key), version=b"")))
 
 
 def issued_again(extensions: str = CA_EXTENSIONS, *options: str) -> Spoil:
@@ -115,6 +135,27 @@ GOOD: dict[str, tuple[Spoil, str]] = {
         "",
     ),
     "a revocation list": (revocation_list("root-cert.pem", "root-key.pem"), ""),
+    "a comment that names a BEGIN line": (
+        every_file(
+            lambda data: b"# the old -----BEGIN CERTIFICATE----- was here, and a -----BEGIN PRIVATE KEY-----\n" + data
+        ),
+        "",
+    ),
+}
+
+LEFT_OUT: dict[str, tuple[Spoil, str]] = {
+    "another root that Envoy does not load": (
+        more_in("root-cert.pem", NOT_LOADED["version 1 with extensions"]),
+        "root-cert.pem: PEM block 2 is a certificate that Envoy does not load: it is of version 1",
+    ),
+    "another root that cannot be read": (
+        more_in("root-cert.pem", NOT_READ["_ in PrintableString"]),
+        "root-cert.pem: PEM block 2 is not a well-formed X.509 certificate",
+    ),
+    "a certificate in the chain that nobody needs": (
+        more_in("cert-chain.pem", NOT_READ["critical FALSE"]),
+        "cert-chain.pem: PEM block 3 is not a well-formed X.509 certificate",
+    ),
 }
 
 BAD: dict[str, tuple[Spoil, str, str]] = {
@@ -182,6 +223,22 @@ BAD: dict[str, tuple[Spoil, str, str]] = {
         "not signed with that CA's key",
         "have that CA issue it anew",
     ),
+    "a signer that Envoy does not load": (
+        signer_of_version_1,
+        "Envoy does not load: it is of version 1 and has extensions or unique identifiers, which only later versions "
+        "have; its subject is 'CN=Old Signer'",
+        "have the certificate issued anew",
+    ),
+    "a revocation list that is cut off": (
+        both(revocation_list("root-cert.pem", "root-key.pem"), by_shell("head -c 200 ca-crl.pem > c; mv c ca-crl.pem")),
+        "its revocation list 1 is damaged: it has no END line, so it is cut off",
+        "write it anew",
+    ),
+    "a revocation list with a damaged line": (
+        both(revocation_list("root-cert.pem", "root-key.pem"), by_shell("sed -i '3s/./!/' ca-crl.pem")),
+        "its revocation list 1 is damaged: it is not in base64",
+        "write it anew",
+    ),
     "a signer that its root has revoked": (
         both(REVOKED, revocation_list("root-cert.pem", "root-key.pem")),
         "ca-crl.pem: revokes 'CN=cluster1,O=demo.example'",
@@ -201,6 +258,15 @@ def test_what_can_be_plugged_in_is_told_and_what_istiod_minds_too(
     assert "can be plugged in." in told
     assert words in told
     assert ("istiod itself would not take it" in told) is bool(words)
+
+
+@pytest.mark.parametrize(("spoil", "words"), LEFT_OUT.values(), ids=LEFT_OUT)
+def test_what_is_left_out_is_told_and_stops_nothing(spoil: Spoil, words: str, tmp_path: Path, capfd: Printed) -> None:
+    spoil(by_openssl(tmp_path))
+    assert main(["ca", "check", str(tmp_path)]) == 0
+    told = capfd.readouterr().out
+    assert f"  left out: {words}" in told
+    assert told.count("  root: ") == 1
 
 
 @pytest.mark.parametrize(("spoil", "words", "mend"), BAD.values(), ids=BAD)

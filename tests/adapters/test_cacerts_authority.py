@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from fakes import der
 from fakes.ca_files import files_of, write
 from fakes.clocks import HandClock
 from fakes.events import recorded
-from fakes.hierarchy import DAY, HOUR, NOW, URI, Ca, make_ca, uris
+from fakes.hierarchy import DAY, HOUR, NOW, URI, Ca, make_ca, make_crl, new_key, uris
+from fakes.odd_certificates import NOT_LOADED, NOT_READ
 
 from sds_agent.authority.cacerts import SETTLE, CacertsAuthority
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, IssueRequest, TellsTrust
@@ -150,6 +153,40 @@ async def test_a_half_written_set_is_refused_once_in_words_and_the_old_one_signs
     await authority.anchors()
     clock.elapse(SETTLE)
     assert await signer_of(authority) == new_signer.certificate
+
+
+@pytest.mark.parametrize("damage", [b"-----BEGIN X509 CRL-----\nMIIB\n", b"\x30\x82", b"forged"])
+async def test_a_damaged_revocation_list_neither_stops_the_start_nor_holds_up_a_new_ca(
+    tmp_path: Path, damage: bytes
+) -> None:
+    """The agent uses no list. Kept on the old CA for its sake, it would issue nothing once that expires."""
+    clock = HandClock(NOW)
+    (old, root), (new, _) = hierarchy(1), hierarchy(2)
+    new = make_ca("signer 2", root)
+    forged = make_crl(root, 7, key=new_key()).public_bytes(Encoding.PEM)
+    lists = {"ca-crl.pem": forged if damage == b"forged" else damage}
+    with recorded() as events:
+        authority = await opened(write(tmp_path, {**files_of(old, root), **lists}), clock)
+        write(tmp_path, files_of(new, root))
+        issuance = await authority.issue(request())
+        await authority.issue(request())
+    assert read_pem(issuance.chain_pem)[1] == new.certificate
+    first, _ = told = events.named("ca_files_left_out")
+    assert len(told) == 2, "once for each content"
+    assert first["level"] == "error"
+    assert first["causes"][0].startswith("ca-crl.pem: ")
+    assert not events.named("ca_refused")
+
+
+async def test_a_root_that_cannot_be_used_is_told_and_costs_no_other(tmp_path: Path) -> None:
+    signer, root = hierarchy(1)
+    files = files_of(signer, root)
+    for odd in (NOT_LOADED["version 1 with extensions"], NOT_READ["_ in PrintableString"]):
+        both = {**files, "root-cert.pem": der.pem(odd) + files["root-cert.pem"]}
+        with recorded() as events:
+            authority = await opened(write(tmp_path, both), HandClock(NOW))
+        assert read_pem(await authority.anchors()) == (root.certificate,)
+        assert "root-cert.pem: PEM block 1 is " in str(events.named("ca_files_left_out")[0]["causes"])
 
 
 async def test_a_directory_that_goes_away_is_refused_once_and_taken_again(tmp_path: Path) -> None:

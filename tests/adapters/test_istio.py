@@ -13,10 +13,12 @@ import anyio
 import grpc
 import pytest
 from cryptography import x509
+from fakes import der
 from fakes.clocks import HandClock
 from fakes.events import Events, recorded
 from fakes.hierarchy import Ca, make_leaf, new_key
 from fakes.istio_ca import Asked, IstioCa, RefusedError
+from fakes.odd_certificates import NOT_LOADED, NOT_READ
 from sds_agent_proto.istio_pb2 import CertificateResponse
 
 from sds_agent.authority import istio
@@ -324,6 +326,34 @@ async def test_what_our_reader_takes_grpcs_own_takes_too(client: Client, form: C
     async with client.ca.serving(mtls=True) as address:
         await client.authority(address, token_file=None, provisioned=client.folder).issue(client.request())
     assert len(client.ca.asked) == 1
+
+
+async def test_a_root_that_cannot_be_used_is_told_once_and_costs_no_other(client: Client, events: Events) -> None:
+    """gRPC takes no root of a file where there is one that it does not load."""
+    odd = der.pem(NOT_LOADED["version 1 with extensions"]) + der.pem(NOT_READ["_ in PrintableString"])
+    client.ca_file.write_bytes(odd + client.ca.root_pem)
+    extra = client.folder / "extra.pem"
+    extra.write_bytes(odd + write_pem([client.ca.stranger.certificate]))
+    async with client.ca.serving() as address:
+        authority = client.authority(address, extra_anchors=extra)
+        await authority.issue(client.request())
+        issuance = await authority.issue(client.request())
+    assert read_pem(issuance.anchors_pem or b"") == (client.ca.root.certificate, client.ca.stranger.certificate)
+    told = events.named("certificates_left_out")
+    assert [each["file"] for each in told] == [str(extra), str(client.ca_file)]
+    assert all("version 1" in str(each["cause"]) and "Old_Root!" in str(each["cause"]) for each in told)
+
+
+async def test_a_root_of_the_ca_that_nobody_needs_stops_no_issuing(client: Client) -> None:
+    def answer(asked: Asked) -> CertificateResponse:
+        response = client.ca.signed(asked)
+        response.cert_chain[-1] = der.pem(NOT_READ["critical FALSE"]).decode() + response.cert_chain[-1]
+        return response
+
+    client.ca.answer = answer
+    async with client.ca.serving() as address:
+        issuance = await client.authority(address).issue(client.request())
+    assert client.accepted(issuance)[1:] == (client.ca.signer.certificate,)
 
 
 @pytest.mark.parametrize("kind", ["directory", "pipe"])

@@ -95,9 +95,9 @@ def _anchors_of_another(ca: UpstreamCa, request: IssueRequest) -> Issuance:
     return Issuance(good(ca, request).chain_pem, write_pem([ca.stranger.certificate]))
 
 
-def _garbage_in_the_chain(ca: UpstreamCa, request: IssueRequest) -> Issuance:
+def _garbage_for_the_leaf(ca: UpstreamCa, _request: IssueRequest) -> Issuance:
     pem = b"-----BEGIN CERTIFICATE-----\nnot base64 at all!\n-----END CERTIFICATE-----\n"
-    return Issuance(pem + good(ca, request).chain_pem, write_pem([ca.root.certificate]))
+    return Issuance(pem + write_pem([ca.root.certificate]), write_pem([ca.root.certificate]))
 
 
 def _garbage_anchors(ca: UpstreamCa, request: IssueRequest) -> Issuance:
@@ -142,7 +142,7 @@ WRONG: Mapping[str, tuple[Answer, ErrorKind]] = {
     "an expired intermediate": (_expired_intermediate, ErrorKind.INVALID),
     "no anchors": (_no_anchors, ErrorKind.INVALID),
     "garbage": (lambda _ca, _request: Issuance(b"\x00\xff<html>502 Bad Gateway</html>"), ErrorKind.INVALID),
-    "garbage in the chain": (_garbage_in_the_chain, ErrorKind.INVALID),
+    "garbage for the leaf": (_garbage_for_the_leaf, ErrorKind.INVALID),
     "garbage as anchors": (_garbage_anchors, ErrorKind.INVALID),
     "nothing": (lambda _ca, _request: Issuance(b""), ErrorKind.INVALID),
 }

@@ -7,8 +7,11 @@ from datetime import timedelta
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from fakes import der
 from fakes.authorities import ODD, SECOND, WRONG, Answer, UpstreamCa, good, huge_serial, shifted
+from fakes.der import Entity
 from fakes.hierarchy import DAY, HOUR, NOW, URI, make_ca, make_leaf, new_key
+from fakes.odd_certificates import NOT_LOADED, NOT_READ
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -16,7 +19,7 @@ from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, Is
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted, accept
 from sds_agent.issuance.validity import SKEW
-from sds_agent.pki.certificates import write_pem
+from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.pki.csr import make_csr
 
 CA = UpstreamCa(lambda: NOW)
@@ -48,6 +51,29 @@ def test_a_wrong_answer_is_refused_in_words(answer: Answer, kind: ErrorKind) -> 
     assert str(error).isprintable()
 
 
+@pytest.mark.parametrize("root", (NOT_READ | NOT_LOADED).values(), ids=NOT_READ | NOT_LOADED)
+@pytest.mark.filterwarnings("ignore:Attribute's length must be:UserWarning")
+def test_a_root_that_nobody_needs_stops_no_issuing(root: bytes) -> None:
+    """What is served is what Envoy loads; the rest is for the log."""
+    answer = good(CA, REQUEST)
+    accepted = judge(Issuance(answer.chain_pem + der.pem(root), (answer.anchors_pem or b"") + der.pem(root)))
+    assert accepted.chain[1:] == (LOWER, UPPER)
+    assert accepted.anchors == (ROOT,)
+    assert len(accepted.left_out) == 1
+    assert accepted.warnings[0].startswith("left out of the chain: PEM block ")
+
+
+def test_a_certificate_that_is_needed_and_left_out_is_named_in_the_refusal() -> None:
+    answer = good(CA, REQUEST)
+    lower = Entity(der.name(der.attribute(der.COMMON_NAME, "x")), CA.lower.key)  # type: ignore[arg-type]  # an EC key
+    odd = der.pem(der.certificate(lower, version=b""))
+    leaf_alone = write_pem(read_pem(answer.chain_pem)[:1])
+    error = refusal(Issuance(leaf_alone + odd, answer.anchors_pem))
+    assert error.kind is ErrorKind.INVALID
+    assert "no chain leads from the certificate to a trust anchor" in str(error)
+    assert "(left out: PEM block 2 is a certificate that Envoy does not load: it is of version 1" in str(error)
+
+
 @pytest.mark.parametrize("answer", ODD.values(), ids=ODD)
 def test_an_odd_answer_becomes_the_leaf_and_its_intermediates_in_order_without_roots(answer: Answer) -> None:
     accepted = judge(answer_of(answer))
@@ -72,7 +98,7 @@ def test_an_odd_answer_becomes_the_leaf_and_its_intermediates_in_order_without_r
         ("expired", r"expired at 2026-03-14T15:09:25Z, .* \(it is 2026-03-14T15:09:26Z here\): compare .* clock"),
         ("from the future", r"only from 2026-03-15T15:09:26Z \(it is 2026-03-14T15:09:26Z here\): compare .* clock"),
         ("no anchors", r"tells no trust anchors and none are configured"),
-        ("garbage in the chain", r"cannot read the certificate chain that the CA sent"),
+        ("garbage for the leaf", r"cannot use the certificates that the CA sent: PEM block 1"),
         ("garbage as anchors", r"cannot read the trust anchors that the CA sent"),
         ("garbage", r"answered without a certificate"),
         ("nothing", r"answered without a certificate"),

@@ -4,7 +4,7 @@ import json
 import os
 import ssl
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -17,10 +17,12 @@ import grpc.aio
 import jwt
 import pytest
 from cryptography import x509
+from fakes import der
 from fakes.ca_servers import AUDIENCE, ISSUER, TRUST_DOMAIN, Shifted, TokenIssuer, served
 from fakes.clocks import HandClock
 from fakes.events import recorded
 from fakes.hierarchy import SERVER_AND_CLIENT, Ca, make_ca, make_leaf, new_key
+from fakes.odd_certificates import NOT_READ, named
 
 from sds_agent.ca.callers import ClaimRule
 from sds_agent.ca.jwks import LARGEST_SET, PATIENCE, REFRESH, SOONEST, IssuerKeys, JwksError, Location, read_keys
@@ -274,6 +276,44 @@ async def test_what_keeps_a_set_from_being_read_is_told_without_the_token(
     (told,) = events.named("key_set_not_read")
     assert words in told["cause"]
     assert "cret" not in str(told)
+
+
+def run_together(pem: bytes) -> bytes:
+    return write_pem([make_ca("other").certificate]).strip() + pem
+
+
+def indented(pem: bytes) -> bytes:
+    return b"\n".join(b"  " + line for line in pem.splitlines())
+
+
+def in_one_line(pem: bytes) -> bytes:
+    return pem.replace(b"\n", b" ")
+
+
+def behind_one_that_cannot_be_read(pem: bytes) -> bytes:
+    return der.pem(NOT_READ["_ in PrintableString"]) + pem
+
+
+def behind_one_that_openssl_does_not_load(pem: bytes) -> bytes:
+    return der.pem(named("Root", der.VISIBLE)) + pem
+
+
+FORMS = (run_together, indented, in_one_line, behind_one_that_cannot_be_read, behind_one_that_openssl_does_not_load)
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_roots_are_read_here_as_everywhere_else(
+    api: ApiServer, tmp_path: Path, form: Callable[[bytes], bytes]
+) -> None:
+    api.key_set, where, clock = TokenIssuer().key_set(), location(api, tmp_path), HandClock()
+    (tmp_path / "ca.crt").write_bytes(form((tmp_path / "ca.crt").read_bytes()))
+    with recorded() as events:
+        keys = await IssuerKeys.open(where, clock)
+        assert len(await keys.find("ES256", "ES256")) == 1
+        clock.elapse(SOONEST)
+        await keys.find("another", "ES256")
+    assert api.asked == 2
+    assert len(events.named("certificates_left_out")) == form.__name__.startswith("behind"), "once for each content"
 
 
 async def test_a_file_is_read_again_as_it_changes_and_a_bad_one_takes_no_key_away(tmp_path: Path) -> None:

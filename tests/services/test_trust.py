@@ -15,6 +15,7 @@ from fakes.authorities import ScriptedTrust
 from fakes.clocks import HAND_LOOP, HandClock
 from fakes.events import Events, recorded
 from fakes.hierarchy import DAY, HOUR, NOW, make_ca, make_leaf, new_key
+from fakes.odd_certificates import NOT_READ, together
 
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, TellsTrust
 from sds_agent.clock import LONGEST_SLEEP
@@ -93,6 +94,14 @@ def test_a_certificate_that_is_no_ca_does_not_enter_the_bundle(
     assert "is no CA" in told["causes"][0]
     trust.update("a", (server,))
     assert served(store) == {ROOTS[0]}, "an empty bundle would make every handshake fail"
+
+
+def test_what_could_not_be_used_of_the_anchors_is_told_once(store: SecretStore, trust: Trust, events: Events) -> None:
+    for _ in range(2):
+        trust.update("a", (ROOTS[0],), ("PEM block 2 is damaged",))
+    assert served(store) == {ROOTS[0]}
+    (told,) = events.named("anchors_left_out")
+    assert (told["authority"], told["causes"]) == ("a", ["PEM block 2 is damaged"])
 
 
 def test_an_authoritys_new_anchors_take_the_place_of_its_old_ones(store: SecretStore, trust: Trust) -> None:
@@ -444,6 +453,18 @@ async def test_a_refresh_that_fails_keeps_what_is_served_and_is_tried_again(
         clock.elapse(REFRESH)
         await events.wait("trust_changed", count=2)
         assert served(store) == {ROOTS[1]}
+
+
+async def test_a_root_that_cannot_be_used_does_not_keep_the_others_from_being_refreshed(
+    store: SecretStore, trust: Trust, events: Events
+) -> None:
+    authority = ScriptedTrust(write_pem([ROOTS[0]]), together(NOT_READ["critical FALSE"]))
+    async with refreshing(trust, authority) as clock:
+        await clock.asleep()
+        clock.elapse(REFRESH)
+        told = await events.wait("anchors_left_out", authority="a")
+        assert "Plain Root" in str(told["causes"])
+        assert [anchor.subject.rfc4514_string() for anchor in served(store)] == ["CN=good root"]
 
 
 async def test_a_ca_that_tells_no_certificate_leaves_what_is_served(store: SecretStore, trust: Trust) -> None:

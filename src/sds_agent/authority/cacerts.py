@@ -3,7 +3,7 @@
 The directory is looked at before every signature and every few seconds. What it holds becomes the CA only when it is
 whole and its pieces match; otherwise the CA that was read before goes on signing, and the log says once what is wrong.
 New roots are told at once. A signer that needs them signs only when they have been told for a while, and until then the
-old signer's roots are told with them.
+old signer's roots are told with them. Its revocation lists play no part: the agent checks no caller.
 """
 
 import logging
@@ -82,7 +82,7 @@ class CacertsAuthority:
         cls, directory: Path, *, trust_domain: str, passphrase_file: Path | None, clock: Clock
     ) -> "CacertsAuthority":
         """The CA in `directory`. Raises ConfigurationError with everything that is wrong with it."""
-        plugged = PluggedDirectory(directory, trust_domain, passphrase_file)
+        plugged = PluggedDirectory(directory, trust_domain, passphrase_file, lists=False)
         return cls(plugged, await plugged.first(clock.now()), clock)
 
     async def issue(self, request: IssueRequest) -> Issuance:

@@ -5,6 +5,7 @@ symlink as Kubernetes does), their content is what counts.
 """
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -13,6 +14,7 @@ from typing import TypeVar
 
 from msgspec import Struct
 
+from sds_agent import log
 from sds_agent.errors import ConfigurationError
 from sds_agent.files import read_at_once
 from sds_agent.pki.cacerts import FILES, CaFilesError, read_signing_set
@@ -20,6 +22,8 @@ from sds_agent.pki.keyfile import LONGEST_PASSPHRASE
 from sds_agent.pki.signing import SigningSet
 from sds_agent.tasks import Patience, in_thread
 from sds_agent.values import Sensitive
+
+LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -49,13 +53,14 @@ class PluggedDirectory:
     """A directory, and what was last read and last complained of.
 
     To read and to judge are two steps, since a read may hang for ever on a disk of the network: one that comes back
-    late has changed nothing here.
+    late has changed nothing here. Without `lists` the CA does not depend on its revocation lists (`read_signing_set`).
     """
 
-    def __init__(self, directory: Path, trust_domain: str, passphrase_file: Path | None) -> None:
+    def __init__(self, directory: Path, trust_domain: str, passphrase_file: Path | None, *, lists: bool = True) -> None:
         self.path = directory
         self._trust_domain = trust_domain
         self._passphrase_file = passphrase_file
+        self._lists = lists
         self._disk = Patience(PATIENCE)
         self._good = b""  # a hash of the content that was good last
         self._seen = b""  # of what was looked at last
@@ -70,6 +75,7 @@ class PluggedDirectory:
     async def changed(self, now: datetime) -> SigningSet | None:
         """The CA in it, or None where that is what was given last, or the files are being written.
 
+        What is left out of a CA is logged with it, once for each content.
         Raises ConfigurationError, for the same content again each time: a signer that is not valid yet becomes so.
         """
         try:
@@ -86,10 +92,15 @@ class PluggedDirectory:
             return None
         signing = await in_thread(self._judged, read, now)
         self._good = read.digest
+        if signing.left_out:
+            causes = signing.left_out
+            log.event(LOG, "ca_files_left_out", level=logging.ERROR, directory=str(self.path), causes=causes)
         return signing
 
     def _judged(self, read: "_Read", now: datetime) -> SigningSet:
-        return read_signing_set(read.files, now, passphrase=read.passphrase, trust_domain=self._trust_domain)
+        return read_signing_set(
+            read.files, now, passphrase=read.passphrase, trust_domain=self._trust_domain, lists=self._lists
+        )
 
     def is_news(self, error: ConfigurationError) -> bool:
         """Whether `error`, which `changed` raised, is to be told: once for each content, as it is raised each time."""
@@ -101,10 +112,13 @@ class PluggedDirectory:
 
 
 def look_at(directory: Path, trust_domain: str, passphrase_file: Path | None, now: datetime) -> None:
-    """Whether there is a CA in it, for a command, which may wait for a disk. Raises ConfigurationError as `first`."""
+    """Whether there is a CA in it for an agent, which needs no revocation list. Raises ConfigurationError as `first`.
+
+    For a command, which may wait for a disk.
+    """
     with _told_with(directory):
         read = _settled(_read(directory, passphrase_file), directory)
-        read_signing_set(read.files, now, passphrase=read.passphrase, trust_domain=trust_domain)
+        read_signing_set(read.files, now, passphrase=read.passphrase, trust_domain=trust_domain, lists=False)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from sds_agent.authority.istio_wire import METHOD, Status, printable, read_respo
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
+from sds_agent.pki.certificates import write_pem
 from sds_agent.tasks import Patience, uninterrupted
 from sds_agent.values import Sensitive
 
@@ -84,6 +85,7 @@ class IstioAuthority:
         self._since: datetime | None = None
         self._extra = b""
         self._disk = Patience(DISK_PATIENCE)
+        self._left_out: dict[Path, log.Once] = {}
 
     async def issue(self, request: IssueRequest) -> Issuance:
         """Ask the endpoints one after another until one answers. Raises AuthorityError."""
@@ -168,8 +170,7 @@ class IstioAuthority:
         """What vouches for the CA's server; None where it is asked without TLS, which _check allows for loopback."""
         if self._options.plaintext or self._options.ca_file is None:
             return None
-        what = "the roots that vouch for the CA's server"
-        return await self._read(what, read_certificates, self._options.ca_file, what)
+        return await self._certificates_in(self._options.ca_file, "the roots that vouch for the CA's server")
 
     async def _read(self, what: str, read: Callable[..., T], file: Path, *arguments: object) -> T:
         """Read a file, which may lie on a disk of the network that is gone. Raises AuthorityError UNAUTHENTICATED."""
@@ -244,13 +245,22 @@ class IstioAuthority:
         troubles.append(AuthorityError(ErrorKind.UNAUTHENTICATED, f"{found}; provision another"))
         return None
 
+    async def _certificates_in(self, file: Path, what: str) -> bytes:
+        """What can be used of a file that is read again and again; what cannot is told once. Raises AuthorityError."""
+        reading = await self._read(what, read_certificates, file, what)
+        told = self._left_out.setdefault(file, log.Once(LOG, "certificates_left_out"))
+        if reading.left_out:
+            told.tell("; ".join(reading.left_out), file=str(file))
+        else:
+            told.over()
+        return write_pem(reading.certificates)
+
     async def _extra_anchors(self) -> tuple[bytes, tuple[str, ...]]:
         """The file's content, or its last good one with a warning. Raises AuthorityError when there never was one."""
         if self._options.extra_anchors is None:
             return b"", ()
         try:
-            what = "the extra anchors"
-            self._extra = await self._read(what, read_certificates, self._options.extra_anchors, what)
+            self._extra = await self._certificates_in(self._options.extra_anchors, "the extra anchors")
         except AuthorityError as error:
             if not self._extra:
                 raise

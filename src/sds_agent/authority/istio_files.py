@@ -9,15 +9,23 @@ from pathlib import Path
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from sds_agent.authority.certificate_files import read_certificate_file
 from sds_agent.authority.istio_wire import names_a_workload
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
 from sds_agent.files import read_at_once
-from sds_agent.pki.certificates import CertificateError, has_key, read_pem, subject_alternative_uris, write_pem
+from sds_agent.pki.certificates import (
+    CertificateError,
+    Reading,
+    has_key,
+    read_pem,
+    subject_alternative_uris,
+    write_pem,
+)
 from sds_agent.pki.keys import PrivateKey, to_pkcs8_pem
 from sds_agent.values import Sensitive
 
 LARGEST = 1 << 20
-"""Bytes of a file."""
+"""Bytes of a token's or a key's file."""
 LONGEST_TOKEN = 16 << 10
 """Bytes: more does not fit into a request's headers."""
 
@@ -45,20 +53,17 @@ def read_token(file: Path) -> Token:
     return Token(data.decode("ascii"))
 
 
-def read_certificates(file: Path, what: str) -> bytes:
-    """The certificates in `file`, at least one, as plain PEM. Raises AuthorityError UNAUTHENTICATED.
+def read_certificates(file: Path, what: str) -> Reading:
+    """The certificates in `file`, at least one. Raises AuthorityError UNAUTHENTICATED.
 
-    To gRPC an empty text means that no roots were given, and then it trusts those of the system. Written anew, because
-    it reads less than we do: no byte order mark, and no two blocks without a line break between them.
+    gRPC must get them as `write_pem` writes them. It reads less than we do: no byte order mark, and no two blocks
+    without a line break between them. An empty text means to it that no roots were given, and then it trusts those of
+    the system. And it takes none where there is one that it does not load.
     """
-    data = _read(file, what)
     try:
-        found = read_pem(data)
+        return read_certificate_file(file, what)
     except CertificateError as error:
-        raise _unusable(f"{what} in {file} cannot be read: {error}; put the right certificates there") from error
-    if not found:
-        raise _unusable(f"{file} should hold {what} and has no certificate in it; put them there as PEM")
-    return write_pem(found)
+        raise _unusable(str(error)) from error
 
 
 def read_provisioned(directory: Path) -> CurrentIdentity:
@@ -71,9 +76,12 @@ def read_provisioned(directory: Path) -> CurrentIdentity:
         raise _unusable(f"{directory / 'key.pem'} is no unencrypted private key in PEM; put the right one there") from (
             error
         )
-    if not isinstance(key, PrivateKey) or not has_key(read_pem(chain)[0], key.public_key()):
-        raise _unusable(f"cert-chain.pem and key.pem in {directory} do not belong together; provision them again")
-    return CurrentIdentity(chain, to_pkcs8_pem(key))
+    if not isinstance(key, PrivateKey) or not has_key(chain.certificates[0], key.public_key()):
+        left_out = "".join(f" ({each})" for each in chain.left_out)
+        raise _unusable(
+            f"cert-chain.pem and key.pem in {directory} do not belong together{left_out}; provision them again"
+        )
+    return CurrentIdentity(write_pem(chain.certificates), to_pkcs8_pem(key))
 
 
 def can_speak(identity: CurrentIdentity, now: datetime) -> bool:

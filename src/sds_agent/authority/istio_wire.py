@@ -15,7 +15,7 @@ from msgspec import Struct
 from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
 
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
-from sds_agent.pki.certificates import CertificateError, read_pem
+from sds_agent.pki.certificates import CertificateError, read_bundle
 
 METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 
@@ -101,10 +101,10 @@ def read_response(data: bytes, extra_anchors: bytes = b"") -> Issuance:
 
 def _check_anchors(anchors: bytes, where: str) -> None:
     try:
-        found = read_pem(anchors)
+        found = read_bundle(anchors)
     except CertificateError as error:
         raise _invalid(f"cannot be used: {where} cannot be read ({error})") from error
-    if not found:
+    if not found.certificates:
         raise _invalid(f"cannot be used: {where} holds no certificate")
 
 

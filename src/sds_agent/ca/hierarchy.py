@@ -17,7 +17,7 @@ from sds_agent.directories import ABOVE, make_directory
 from sds_agent.errors import SdsAgentError
 from sds_agent.files import sync_directory
 from sds_agent.pki.cacerts import FILES, CaFilesError, read_signing_set
-from sds_agent.pki.certificates import CertificateError, describe, has_key, read_pem, write_pem
+from sds_agent.pki.certificates import CertificateError, describe, has_key, read_bundle, write_pem
 from sds_agent.pki.forms import without_certificate
 from sds_agent.pki.keyfile import LONGEST_PASSPHRASE, KeyFileError, read_private_key
 from sds_agent.pki.keys import KeyType, PrivateKey, generate
@@ -98,19 +98,22 @@ def read_root(directory: Path, passphrase: bytes | None = None) -> Signer:
     certificate_file, key_file = directory / ROOT_CERTIFICATE, directory / ROOT_KEY
     pem, data = _part_of_root(certificate_file), _part_of_root(key_file)
     try:
-        certificates = read_pem(pem)
+        reading = read_bundle(pem)
     except CertificateError as error:
         raise HierarchyError(f"{certificate_file}: {error}; put {_ROOT} there") from error
-    if not certificates:
+    if not reading.certificates:
         raise HierarchyError(f"{certificate_file}: {without_certificate(pem, _ROOT)}")
     try:
         key = read_private_key(data, passphrase)
     except KeyFileError as error:
         raise type(error)(f"{key_file}: {error}") from error
-    for certificate in certificates:
+    for certificate in reading.certificates:
         if has_key(certificate, key.public_key()):
             return _as_root(certificate, key, certificate_file)
-    raise HierarchyError(f"{key_file}: is not the key of a certificate in {certificate_file}; put the right one there")
+    left_out = "".join(f" ({each})" for each in reading.left_out)
+    raise HierarchyError(
+        f"{key_file}: is not the key of a certificate in {certificate_file}{left_out}; put the right one there"
+    )
 
 
 def _part_of_root(file: Path) -> bytes:

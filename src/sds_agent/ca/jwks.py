@@ -12,10 +12,13 @@ import anyio
 from msgspec import Struct
 
 from sds_agent import log
+from sds_agent.authority.certificate_files import read_certificate_file
+from sds_agent.ca import openssl
 from sds_agent.ca.refusal import Kind, RefusalError
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.files import read_at_once
+from sds_agent.pki.certificates import CertificateError
 from sds_agent.tasks import NoThreadError, Patience
 
 if TYPE_CHECKING:
@@ -114,6 +117,7 @@ class IssuerKeys:
         self._readings = 0  # begun so far; by the clock, which may be set back, nobody could tell who was first
         self._reading = anyio.Lock()
         self._disk = Patience(PATIENCE)
+        self._left_out = log.Once(LOG, "certificates_left_out")
 
     @classmethod
     async def open(cls, location: Location, clock: Clock) -> "IssuerKeys":
@@ -186,10 +190,17 @@ class IssuerKeys:
         self._tried = self._clock.now()
         self._readings += 1
         if self._location.is_url:
-            trust, headers = await self._from_disk(_credentials, self._location)
+            trust, left_out, headers = await self._from_disk(_credentials, self._location)
+            self._tell_left_out(left_out)
             self._keys = read_keys(await _fetch(self._location.jwks, trust, headers, patience))
         else:
             self._keys = read_keys(await self._from_disk(_load, Path(self._location.jwks)))
+
+    def _tell_left_out(self, causes: tuple[str, ...]) -> None:
+        if causes:
+            self._left_out.tell("; ".join(causes), file=str(self._location.ca_file))
+        else:
+            self._left_out.over()
 
     async def _from_disk(self, read: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """Read what may lie on a disk of the network that is gone. Raises JwksError."""
@@ -211,9 +222,9 @@ def _load(path: Path) -> bytes:
     return data
 
 
-def _credentials(location: Location) -> tuple[ssl.SSLContext, dict[str, str]]:
-    """What the server of the key set is known by, and what it knows us by."""
-    return _trust(location), _headers(location)
+def _credentials(location: Location) -> tuple[ssl.SSLContext, tuple[str, ...], dict[str, str]]:
+    """What the server of the key set is known by, what was left out of that, and what it knows us by."""
+    return *_trust(location), _headers(location)
 
 
 async def _fetch(url: str, trust: ssl.SSLContext, headers: Mapping[str, str], patience: float) -> bytes:
@@ -233,11 +244,17 @@ async def _fetch(url: str, trust: ssl.SSLContext, headers: Mapping[str, str], pa
         raise JwksError(f"the key set cannot be fetched ({type(error).__name__})") from error
 
 
-def _trust(location: Location) -> ssl.SSLContext:
+def _trust(location: Location) -> tuple[ssl.SSLContext, tuple[str, ...]]:
+    """The context for the set's server, and what of the ca_file is left out of it."""
+    if location.ca_file is None:
+        return ssl.create_default_context(), ()
     try:
-        return ssl.create_default_context(cafile=location.ca_file)
-    except OSError as error:
-        raise JwksError(f"its ca_file {location.ca_file} cannot be used: {error.strerror or error}") from error
+        reading = read_certificate_file(location.ca_file, "the roots that vouch for the key set's server")
+    except CertificateError as error:
+        raise JwksError(f"its ca_file cannot be used: {error}") from error
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # which has no anchors yet, and checks the server's name
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an anchor need not be self-signed
+    return context, (*reading.left_out, *openssl.trust(context, reading.certificates))
 
 
 def _headers(location: Location) -> dict[str, str]:

@@ -96,3 +96,5 @@ def _describe(signing: "SigningSet", now: "datetime") -> None:
         end = "" if crl.next_update_utc is None else f", valid until {describe_time(crl.next_update_utc)}"
         mend = "; it is overdue: have it issued anew" if crl in late else ""
         output.write(f"  revocation list: {describe_name(crl.issuer)}, {len(crl)} revoked{end}{mend}")
+    for cause in signing.left_out:
+        output.write(f"  left out: {cause}; remove it, or have its CA issue it anew")

@@ -20,13 +20,14 @@ from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.validity import SKEW, Validity, validity
 from sds_agent.pki.certificates import (
     CertificateError,
+    Reading,
     describe,
     extended_key_usages,
     extension,
     has_key,
     is_ca,
     is_self_signed,
-    read_pem,
+    read_bundle,
     san_values,
     unique,
 )
@@ -40,13 +41,15 @@ _USAGES = {ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth", ExtendedKeyUsageOID.CL
 
 class Accepted(Struct, frozen=True):
     """A checked answer: the leaf and its intermediates in issuing order without roots, the anchors without
-    repetitions, and when all of the chain is valid below one of them.
+    repetitions, and when all of the chain is valid below one of them. `left_out` says what was wrong with the anchors
+    that could not be used.
     """
 
     chain: Chain
     anchors: Chain
     validity: Validity
     warnings: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def leaf(self) -> x509.Certificate:
@@ -78,7 +81,8 @@ def accept(
     be used.
     """
     received = _read(answer.chain_pem, "the certificate chain")
-    told = anchors if answer.anchors_pem is None else unique(_read(answer.anchors_pem, "the trust anchors"))
+    known = Reading(anchors) if answer.anchors_pem is None else _read(answer.anchors_pem, "the trust anchors")
+    told = unique(known.certificates)
     leaf = _our_leaf(received, public_key)
     _check_names(leaf, identity)
     _check_usage(leaf)
@@ -88,27 +92,38 @@ def accept(
             ErrorKind.INVALID,
             "the CA tells no trust anchors and none are configured, so its certificate proves nothing",
         )
-    chain = _chain(leaf, received, told, now)
-    times = _validity(chain, told, now)
-    return Accepted(chain, told, times, (*answer.warnings, *_clock_warning(times, now), *_end_warning(times, chain)))
-
-
-def _read(pem: bytes, what: str) -> Chain:
     try:
-        return read_pem(pem)
+        chain = _chain(leaf, received.certificates, told, now)
+    except PathError as error:
+        left_out = (*received.left_out, *known.left_out)
+        besides = f" (left out: {'; '.join(left_out)})" if left_out else ""
+        found = f"no chain leads from the certificate to a trust anchor: {error}{besides}"
+        raise AuthorityError(ErrorKind.INVALID, found) from error
+    times = _validity(chain, told, now)
+    ignored = tuple(f"left out of the chain: {each}" for each in received.left_out)
+    warnings = (*answer.warnings, *ignored, *_clock_warning(times, now), *_end_warning(times, chain))
+    return Accepted(chain, told, times, warnings, known.left_out)
+
+
+def _read(pem: bytes, what: str) -> Reading:
+    try:
+        return read_bundle(pem)
     except CertificateError as error:
         raise AuthorityError(ErrorKind.INVALID, f"cannot read {what} that the CA sent: {error}") from error
 
 
-def _our_leaf(received: Chain, public_key: PublicKey) -> x509.Certificate:
-    if not received:
-        raise AuthorityError(ErrorKind.INVALID, "the CA answered without a certificate")
-    for certificate in received:
+def _our_leaf(received: Reading, public_key: PublicKey) -> x509.Certificate:
+    for certificate in received.certificates:
         if has_key(certificate, public_key):
             return certificate
+    if received.left_out:
+        found = f"cannot use the certificates that the CA sent: {'; '.join(received.left_out)}"
+        raise AuthorityError(ErrorKind.INVALID, found)
+    if not received.certificates:
+        raise AuthorityError(ErrorKind.INVALID, "the CA answered without a certificate")
     raise AuthorityError(
         ErrorKind.MISMATCH,
-        f"none of the {len(received)} certificates that the CA sent is for the key of our request",
+        f"none of the {len(received.certificates)} certificates that the CA sent is for the key of our request",
     )
 
 
@@ -198,9 +213,4 @@ def _chain(
     if roots and len(roots) < len(anchors):
         with suppress(PathError):  # then only the pinned intermediate vouches for the leaf
             return find_path(leaf, (*received, *anchors), roots, now, skew=SKEW, bundle=anchors)
-    try:
-        return find_path(leaf, received, anchors, now, skew=SKEW)
-    except PathError as error:
-        raise AuthorityError(
-            ErrorKind.INVALID, f"no chain leads from the certificate to a trust anchor: {error}"
-        ) from error
+    return find_path(leaf, received, anchors, now, skew=SKEW)

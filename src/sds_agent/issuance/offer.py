@@ -104,7 +104,8 @@ class Offer:
     def take(self, certificate: Certificate) -> None:
         """Hold a certificate until it is published, and publish its anchors at once."""
         self._coming.append(certificate)
-        self._trust.update(self._workload.authority, certificate.accepted.anchors)
+        accepted = certificate.accepted
+        self._trust.update(self._workload.authority, accepted.anchors, accepted.left_out)
         self._trust.rely(self._workload.authority, certificate.secret)
 
     def publish(self, index: int) -> Certificate:

@@ -18,7 +18,14 @@ from sds_agent.authority.protocol import AuthorityError, TellsTrust
 from sds_agent.clock import Clock, until
 from sds_agent.issuance.needed import Need, NeedsFile
 from sds_agent.issuance.validity import validity, vouches
-from sds_agent.pki.certificates import CertificateError, longest_valid_first, read_pem, unique, write_pem
+from sds_agent.pki.certificates import (
+    CertificateError,
+    longest_valid_first,
+    read_bundle,
+    read_pem,
+    unique,
+    write_pem,
+)
 from sds_agent.pki.choice import current
 from sds_agent.pki.names import canonical
 from sds_agent.pki.rules import fault_of_ca
@@ -57,14 +64,15 @@ class Trust:
         """The anchors known of one authority."""
         return self._anchors.get(authority, ())
 
-    def update(self, authority: str, anchors: tuple[x509.Certificate, ...]) -> None:
+    def update(self, authority: str, anchors: tuple[x509.Certificate, ...], left_out: tuple[str, ...] = ()) -> None:
         """Take an authority's anchors, and publish the bundle if that changes its content.
 
         Certificates are compared as DER, and their order is our own: a CA that tells the same anchors in another
         order changes nothing. What is no CA certificate is left out: in a bundle it would vouch for its holder, whoever
         that is. An authority that tells no anchors changes nothing: an empty bundle would make every handshake fail.
+        `left_out` says what was wrong with those that could not be used at all.
         """
-        anchors = self._usable(authority, anchors)
+        anchors = self._usable(authority, anchors, left_out)
         if not anchors:
             return
         before, self._anchors[authority] = self.of(authority), anchors
@@ -172,9 +180,11 @@ class Trust:
             log.event(LOG, "old_anchors_kept", authority=authority, anchors=len(needs), until=until)
         self._noted.update(old)
 
-    def _usable(self, authority: str, anchors: tuple[x509.Certificate, ...]) -> tuple[x509.Certificate, ...]:
+    def _usable(
+        self, authority: str, anchors: tuple[x509.Certificate, ...], left_out: tuple[str, ...]
+    ) -> tuple[x509.Certificate, ...]:
         faults = {anchor: fault for anchor in anchors if (fault := fault_of_ca(anchor))}
-        causes = tuple(faults.values())
+        causes = (*left_out, *faults.values())
         if causes and causes != self._left_out.get(authority):
             log.event(LOG, "anchors_left_out", level=logging.ERROR, authority=authority, causes=causes)
         self._left_out[authority] = causes
@@ -186,7 +196,8 @@ async def refresh(trust: Trust, name: str, authority: TellsTrust, clock: Clock) 
     while True:
         try:
             async with asyncio.timeout(PATIENCE):
-                trust.update(name, read_pem(await authority.anchors()))
+                told = read_bundle(await authority.anchors())
+            trust.update(name, told.certificates, told.left_out)
         except (AuthorityError, CertificateError, NoThreadError, TimeoutError) as error:
             _not_refreshed(name, str(error) or f"no answer within {PATIENCE:.0f} s")
         except Exception as error:

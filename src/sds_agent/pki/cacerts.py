@@ -4,7 +4,8 @@
 the signer up, `ca-crl.pem` (may be missing) revocation lists. cert-manager's names are `tls.crt`, `tls.key` and
 `ca.crt`; where there is a `tls.crt` it is taken, as istiod does.
 
-Everything that is wrong is told at once. That the pieces work together is proved (`reach`).
+Everything that is wrong is told at once. That the pieces work together is proved (`reach`). A certificate that is not
+needed and that cannot be used is left out, and so is one that Envoy would not load.
 """
 
 import re
@@ -17,6 +18,7 @@ from cryptography.x509.oid import PublicKeyAlgorithmOID
 from msgspec import Struct
 
 from sds_agent.errors import ConfigurationError
+from sds_agent.pki import pem
 from sds_agent.pki.certificates import (
     CertificateError,
     describe,
@@ -26,7 +28,7 @@ from sds_agent.pki.certificates import (
     has_key,
     is_ca,
     longest_valid_first,
-    read_pem,
+    read_bundle,
     subject_alternative_uris,
     unique,
 )
@@ -104,12 +106,14 @@ def read_signing_set(
     *,
     passphrase: bytes | None = None,
     trust_domain: str | None = None,
+    lists: bool = True,
 ) -> SigningSet:
     """The CA that these files (contents by name) make. Raises CaFilesError with everything that is wrong.
 
     With a `trust_domain` the name constraints must allow its IDs; without one they must allow those of some (`reach`).
+    Without `lists` nothing depends on the revocation lists: what is wrong with them is `left_out` and none is given.
     """
-    reading = _Reading(files, layout_of(files))
+    reading = _Reading(files, layout_of(files), lists=lists)
     signing = reading.signing_set(now, passphrase, trust_domain) if not reading.incomplete() else None
     if signing is None or reading.findings:
         raise CaFilesError(tuple(reading.findings))
@@ -119,9 +123,11 @@ def read_signing_set(
 class _Reading:
     """One pass over the files, and what it found wrong."""
 
-    def __init__(self, files: Mapping[str, bytes], layout: Layout) -> None:
+    def __init__(self, files: Mapping[str, bytes], layout: Layout, *, lists: bool) -> None:
         self._files = files
         self._layout = layout
+        self._lists = lists
+        self._left_out: dict[str, tuple[str, ...]] = {}
         self.findings: list[Finding] = []
 
     def refuse(self, where: str, found: str, mend: str) -> None:
@@ -152,7 +158,7 @@ class _Reading:
             return None
         signer, anchors = Signer(certificate, key), longest_valid_first(roots)
         chain = self._proved(Prover(signer, unique((*own, *above)), anchors, now), trust_domain)
-        return None if chain is None else SigningSet(signer, chain, anchors, crls)
+        return None if chain is None else SigningSet(signer, chain, anchors, crls, self._all_left_out())
 
     def _key(self, name: str, passphrase: bytes | None) -> PrivateKey | None:
         try:
@@ -163,25 +169,27 @@ class _Reading:
 
     def _certificates(self, name: str) -> Certificates:
         try:
-            found = read_pem(self._files[name])
+            reading = read_bundle(self._files[name])
         except CertificateError as error:
-            self.refuse(name, f"cannot be read ({error})", "write it anew, as certificates in PEM")
+            self.refuse(name, f"cannot be read ({error})", "write it anew in PEM, or have the certificate issued anew")
             return ()
-        if not found:
+        self._left_out[name] = reading.left_out
+        if not reading.certificates:
             self.refuse(name, *_split(without_certificate(self._files[name], _PURPOSE[name])))
-        return found
+        return reading.certificates
+
+    def _all_left_out(self, *names: str) -> tuple[str, ...]:
+        """What was left out of these files, or of all."""
+        chosen = names or tuple(self._left_out)
+        return tuple(f"{name}: {each}" for name in chosen for each in self._left_out.get(name, ()))
 
     def _crls(self, known: Certificates) -> tuple[RevocationList, ...]:
-        try:
-            crls = read_crls(self._files.get(CRL_FILE, b""))
-        except CertificateError as error:
-            self.refuse(CRL_FILE, str(error), "write it anew, as revocation lists in PEM, or remove it")
+        faults, crls = _judged_lists(self._files.get(CRL_FILE), known)
+        if not self._lists:
+            self._left_out[CRL_FILE] = tuple(fault for fault, _ in faults)
             return ()
-        if CRL_FILE in self._files and not crls:
-            self.refuse(CRL_FILE, "is empty", "put the revocation lists into it, or remove it where there are none")
-        for number, crl in enumerate(crls, start=1):
-            if fault := fault_of_list(crl, known):
-                self.refuse(CRL_FILE, f"its revocation list {number} {fault}", _MEND_LIST)
+        for found, mend in faults:
+            self.refuse(CRL_FILE, found, mend)
         return crls
 
     def _signer(self, own: Certificates, key: PrivateKey | None, now: datetime) -> x509.Certificate:
@@ -192,7 +200,7 @@ class _Reading:
         if key is not None and not matching:
             self.refuse(
                 f"{where} and {self._layout.key}",
-                f"the key is not that of {describe(certificate)}",
+                f"the key is not that of {describe(certificate)}{_besides(self._all_left_out(where))}",
                 "put the key there that the certificate was made for, or the certificate made for this key",
             )
         for found, mend in _faults_of_signer(certificate, now):
@@ -204,9 +212,30 @@ class _Reading:
         try:
             return prover.chain(trust_domain)
         except ReachError as error:
-            where = f"{self._layout.chain or self._layout.signer} and {self._layout.roots}"
-            self.refuse(where, f"no certificate of this signer would be trusted: {error}", _MEND_CHAIN)
+            above = self._layout.chain or self._layout.signer
+            left_out = _besides(self._all_left_out(above, self._layout.roots))
+            found = f"no certificate of this signer would be trusted: {error}{left_out}"
+            self.refuse(f"{above} and {self._layout.roots}", found, _MEND_CHAIN)
         return None
+
+
+def _besides(left_out: tuple[str, ...]) -> str:
+    """What may be the reason that something is missing."""
+    return f" (left out: {'; '.join(left_out)})" if left_out else ""
+
+
+def _judged_lists(data: bytes | None, known: Certificates) -> tuple[list[tuple[str, str]], tuple[RevocationList, ...]]:
+    """What is wrong with the revocation lists and how to mend it, and the lists."""
+    if data is None:
+        return [], ()
+    try:
+        crls = read_crls(data)
+    except CertificateError as error:
+        return [(str(error), "write it anew, as revocation lists in PEM, or remove it")], ()
+    if not crls:
+        return [("is empty", "put the revocation lists into it, or remove it where there are none")], ()
+    faults = ((number, fault_of_list(crl, known)) for number, crl in enumerate(crls, start=1))
+    return [(f"its revocation list {number} {fault}", _MEND_LIST) for number, fault in faults if fault], crls
 
 
 def _faults_of_signer(certificate: x509.Certificate, now: datetime) -> Iterator[tuple[str, str]]:
@@ -250,8 +279,8 @@ def _split(words: str) -> tuple[str, str]:
 def reach(files: Mapping[str, bytes], signing: SigningSet, now: datetime) -> Reach:
     """For which trust domains the CA that was read from these files can issue."""
     layout = layout_of(files)
-    above = read_pem(files[layout.chain]) if layout.chain else ()
-    candidates = unique((*read_pem(files[layout.signer]), *above))
+    above = read_bundle(files[layout.chain]).certificates if layout.chain else ()
+    candidates = unique((*read_bundle(files[layout.signer]).certificates, *above))
     return Prover(signing.signer, candidates, signing.roots, now).reach()
 
 
@@ -287,7 +316,7 @@ def _blocks_for_istiod(data: bytes, name: str, layout: Layout) -> Iterator[Findi
     """istiod's reader knows BEGIN and END only as lines of their own, and takes a first block for the one it wants."""
     lines = _GO_LINE.findall(data)
     labels = [label.decode(errors="replace") for kind, label in lines if kind == b"BEGIN"]
-    if len(lines) < data.count(b"-----BEGIN ") + data.count(b"-----END "):
+    if len(lines) < 2 * len(list(pem.labels(data))):
         mend = "let each of these begin a line and end it"
         yield Finding(name, "holds a BEGIN or an END of a block that shares its line with something else", mend)
     elif name == layout.key and labels[:1] == ["EC PARAMETERS"]:
@@ -317,7 +346,7 @@ def _order_for_istiod(files: Mapping[str, bytes], layout: Layout) -> Iterator[Fi
             "keep the files of one kind",
         )
     try:
-        own = read_pem(files.get(layout.signer, b""))
+        own = read_bundle(files.get(layout.signer, b"")).certificates
         key = read_private_key(files.get(layout.key, b""))
     except (CertificateError, KeyFileError):
         return

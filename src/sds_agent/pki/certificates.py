@@ -3,11 +3,10 @@
 Their times are cryptography's own `not_valid_before_utc` and `not_valid_after_utc`.
 """
 
-import base64
 import binascii
-import re
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -16,33 +15,72 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.utils import CryptographyDeprecationWarning
+from msgspec import Struct
 
 from sds_agent.errors import SdsAgentError
+from sds_agent.pki.der import texts_of_subject
+from sds_agent.pki.loadable import fault_of_loading
+from sds_agent.pki.pem import Block, blocks
 
 ExtensionT = TypeVar("ExtensionT", bound=x509.ExtensionType)
 
 # "X509 CERTIFICATE" is an old label for the same content; RFC 7468 section 5.1 lets it pass for the sake of old tools
-_BEGIN = re.compile(rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----")
+_TRUSTED = b"TRUSTED CERTIFICATE"
+_LABELS = frozenset({b"CERTIFICATE", b"X509 CERTIFICATE", _TRUSTED})
+_MALFORMED = (ValueError, TypeError, x509.DuplicateExtension)
+_UNSUPPORTED = (x509.InvalidVersion, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm)
 _LONGEST_QUOTE = 120
+MOST_FAULTS = 20
+"""What is told of one text; more blocks that are no good are counted."""
 
-# Many an old root has the serial number 0. cryptography takes it, but warns at every look that it will not for ever.
+# Many an old root has the serial number 0, or a long name. cryptography takes it, but warns at every look.
 # Once for the process: a filter that is set and taken back around each look would not be safe between threads.
 warnings.filterwarnings("ignore", "Parsed a serial number which wasn't positive", CryptographyDeprecationWarning)
+warnings.filterwarnings("ignore", "Attribute's length must be", UserWarning)
 
 
 class CertificateError(SdsAgentError):
-    """A PEM text holds a certificate that cannot be read."""
+    """A PEM text holds a certificate that cannot be read, or is cut off."""
+
+
+class Reading(Struct, frozen=True):
+    """The certificates of a PEM text, in its order, and what is wrong with those that were left out, a clause each."""
+
+    certificates: tuple[x509.Certificate, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def read_bundle(data: bytes) -> Reading:
+    """Every certificate in `data` that can be used; neither is there anything when there is no CERTIFICATE block.
+
+    Text before, between and after the blocks is skipped (RFC 7468 section 2), and so are blocks of other kinds; `pem`
+    says what counts as one. A certificate is left out that cannot be read, or that Envoy would not load: in a bundle
+    one of them would cost all others. What is returned has been parsed to its end: no question to it raises.
+
+    Raises CertificateError where no certificate is left, and for a text that is cut off in one: others may be missing
+    behind it.
+    """
+    found, faults = list[x509.Certificate](), list[str]()
+    for number, block in enumerate(blocks(data, _LABELS), start=1):
+        if block.is_last and not block.has_end:
+            raise CertificateError(f"PEM block {number} has no END line: the certificate is cut off")
+        try:
+            found.append(_read_block(block))
+        except CertificateError as error:
+            faults.append(f"PEM block {number} {error}")
+    if len(faults) > MOST_FAULTS:
+        faults[MOST_FAULTS:] = [f"{len(faults) - MOST_FAULTS} more cannot be used"]
+    if faults and not found:
+        raise CertificateError("; ".join(faults))
+    return Reading(tuple(found), tuple(faults))
 
 
 def read_pem(data: bytes) -> tuple[x509.Certificate, ...]:
-    """Every certificate in `data`, in its order; none when there is no CERTIFICATE block.
-
-    Text before, between and after the blocks is skipped (RFC 7468 section 2), CRLF and a byte order mark with it, and
-    so are blocks of other kinds; the line break between two blocks may be missing. Raises CertificateError, which
-    counts the blocks from 1, for one that is not a well-formed certificate. What is returned has been parsed to its
-    end: no question to it raises.
-    """
-    return tuple(_read_block(data, begin, n) for n, begin in enumerate(_BEGIN.finditer(data), start=1))
+    """Every certificate in `data`, each of which is needed. Raises CertificateError where one would be left out."""
+    reading = read_bundle(data)
+    if reading.left_out:
+        raise CertificateError("; ".join(reading.left_out))
+    return reading.certificates
 
 
 def write_pem(certificates: Iterable[x509.Certificate]) -> bytes:
@@ -125,7 +163,7 @@ def describe(certificate: x509.Certificate) -> str:
 def describe_name(name: object) -> str:
     """A name (an x509.Name, or a SAN's value) for a message: quoted, in ASCII without controls, and cut."""
     text = name.rfc4514_string() if isinstance(name, x509.Name) else str(name)
-    return ascii(text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}...")
+    return ascii(_cut(text))
 
 
 def describe_time(moment: datetime) -> str:
@@ -137,33 +175,33 @@ def _key_bytes(key: CertificatePublicKeyTypes) -> bytes:
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
-def _read_block(data: bytes, begin: re.Match[bytes], number: int) -> x509.Certificate:
-    label = begin[1]
-    if label.startswith(b"TRUSTED"):
+def _read_block(block: Block) -> x509.Certificate:
+    if block.label == _TRUSTED:
         raise CertificateError(
-            f"PEM block {number} is a TRUSTED CERTIFICATE, which only OpenSSL reads: `openssl x509 -in FILE` writes it "
-            "as a plain one"
+            "is a TRUSTED CERTIFICATE, which is OpenSSL's own form: `openssl x509 -in FILE` writes it as a plain one"
         )
-    end = data.find(b"-----END " + label + b"-----", begin.end())
-    if end < 0:
-        raise CertificateError(f"PEM block {number} has no END line: the certificate is cut off")
+    if not block.has_end:
+        raise CertificateError("has no END line before the next BEGIN: the certificate is cut off")
     try:
-        der = base64.b64decode(b"".join(data[begin.end() : end].split()), validate=True)
+        der = block.der()
     except binascii.Error as error:
-        raise CertificateError(f"PEM block {number} is not a certificate: its base64 is damaged ({error})") from error
-    return _read_der(der, number)
+        raise CertificateError(f"is not a certificate: its base64 is damaged ({error})") from error
+    return _read_der(der)
 
 
-def _read_der(der: bytes, number: int) -> x509.Certificate:
+def _read_der(der: bytes) -> x509.Certificate:
+    certificate = None
     try:
         certificate = x509.load_der_x509_certificate(der)
         _parse_all(certificate)
-    except (ValueError, TypeError, x509.DuplicateExtension) as error:
-        raise CertificateError(f"PEM block {number} is not a well-formed X.509 certificate ({error})") from error
-    except (x509.InvalidVersion, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm) as error:
-        raise CertificateError(
-            f"PEM block {number} is a certificate of a kind that is not supported ({error})"
-        ) from error
+    except _MALFORMED as error:
+        found = f"is not a well-formed X.509 certificate ({_cut(str(error))})"
+        raise CertificateError(f"{found}{_subject(der, certificate)}") from error
+    except _UNSUPPORTED as error:
+        found = f"is a certificate of a kind that is not supported ({_cut(str(error))})"
+        raise CertificateError(f"{found}{_subject(der, certificate)}") from error
+    if fault := fault_of_loading(certificate):
+        raise CertificateError(f"is a certificate that Envoy does not load: {fault}{_subject(der, certificate)}")
     return certificate
 
 
@@ -173,3 +211,16 @@ def _parse_all(certificate: x509.Certificate) -> None:
     for question in questions:
         getattr(certificate, question)
     certificate.public_key()
+
+
+def _subject(der: bytes, certificate: x509.Certificate | None) -> str:
+    """Which one it is, as far as that can be read."""
+    if certificate is not None:
+        with suppress(*_MALFORMED):
+            return f"; its subject is {describe_name(certificate.subject)}"
+    texts = ", ".join(texts_of_subject(der))
+    return f"; its subject is {describe_name(texts)}" if texts else ""
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}..."

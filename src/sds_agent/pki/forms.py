@@ -1,9 +1,6 @@
 """Files that hold what they should, and not in PEM: what they are instead, and what turns them into PEM."""
 
-import re
-
-BEGIN = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----")
-"""The first line of a PEM block; its label is the group."""
+from sds_agent.pki.pem import labels
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _BASE64_OF_BEGIN = b"LS0tLS1CRUdJTi"
@@ -12,8 +9,7 @@ _DER_SEQUENCE = b"\x30"
 
 def first_label(data: bytes) -> str | None:
     """The label of the first PEM block, or None without one."""
-    begin = BEGIN.search(data)
-    return begin[1].decode() if begin else None
+    return next((label.decode() for label in labels(data)), None)
 
 
 def other_form(data: bytes, openssl: str) -> str | None:

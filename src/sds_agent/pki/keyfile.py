@@ -14,8 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from sds_agent.errors import SdsAgentError
-from sds_agent.pki.forms import BEGIN, other_form
+from sds_agent.pki.forms import other_form
 from sds_agent.pki.keys import PrivateKey
+from sds_agent.pki.pem import blocks, labels
 from sds_agent.pki.rules import SMALLEST_RSA
 
 LONGEST_PASSPHRASE = 1023
@@ -87,18 +88,14 @@ def _is_encrypted(label: bytes, block: bytes) -> bool:
 
 def _only_key(data: bytes) -> _Read:
     text = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    begins = list(BEGIN.finditer(text))
-    keys = [begin for begin in begins if begin[1] in _KEYS]
+    keys = list(blocks(text, _KEYS))
     if len(keys) > 1:
         raise KeyFileError(f"holds {len(keys)} private keys; keep only the one that belongs to the certificate")
     if not keys:
-        raise KeyFileError(_no_key(data, [begin[1] for begin in begins]))
-    begin = keys[0]
-    end = b"-----END " + begin[1] + b"-----"
-    at = text.find(end, begin.end())
-    if at < 0:
+        raise KeyFileError(_no_key(data, list(labels(text))))
+    if not keys[0].has_end:
         raise KeyFileError("has no END line, so the key is cut off; write the whole of it")
-    return begin[1], text[begin.start() : at] + end + b"\n"
+    return keys[0].label, keys[0].text + b"\n"
 
 
 def _no_key(data: bytes, labels: list[bytes]) -> str:

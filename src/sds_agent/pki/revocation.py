@@ -6,6 +6,7 @@ stop every renewal below that CA because one file was forgotten. Nor is cRLSign 
 enough, and without it a revocation that somebody meant would be lost.
 """
 
+import binascii
 import itertools
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -16,30 +17,37 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from sds_agent.pki.certificates import CertificateError, describe_name
 from sds_agent.pki.forms import other_form
+from sds_agent.pki.pem import Block, blocks
 
 RevocationList: TypeAlias = x509.CertificateRevocationList
 
-_BEGIN = b"-----BEGIN X509 CRL-----"
+_LABELS = frozenset({b"X509 CRL"})
+_LONGEST_REASON = 120
 
 
 def read_crls(data: bytes) -> tuple[RevocationList, ...]:
     """Every revocation list in `data` (PEM), in its order; cryptography's own reader stops after the first.
 
-    Raises CertificateError, which counts from 1.
+    Raises CertificateError, which counts from 1 and says why.
     """
-    found = tuple(_read(part, number) for number, part in enumerate(data.split(_BEGIN)[1:], start=1))
+    found = tuple(_read(block, number) for number, block in enumerate(blocks(data, _LABELS), start=1))
     if data.strip() and not found:
         raise CertificateError(other_form(data, "crl") or "holds no revocation list in PEM")
     return found
 
 
-def _read(part: bytes, number: int) -> RevocationList:
+def _read(block: Block, number: int) -> RevocationList:
+    if not block.has_end:
+        raise CertificateError(f"its revocation list {number} is damaged: it has no END line, so it is cut off")
     try:
-        crl = x509.load_pem_x509_crl(_BEGIN + part)
+        crl = x509.load_der_x509_crl(block.der())
         # what cryptography parses only on demand, so that a malformed part is found here and not later on
         _ = crl.issuer, crl.next_update_utc, [entry.serial_number for entry in crl]
+    except binascii.Error as error:
+        raise CertificateError(f"its revocation list {number} is damaged: it is not in base64 ({error})") from error
     except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
-        raise CertificateError(f"its revocation list {number} is damaged") from error
+        reason = str(error)[:_LONGEST_REASON]
+        raise CertificateError(f"its revocation list {number} is damaged: it is not well-formed ({reason})") from error
     return crl
 
 

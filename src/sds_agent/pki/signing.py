@@ -14,13 +14,15 @@ class SigningSet(Sensitive, frozen=True):
     """A signer and its surroundings.
 
     `intermediates` lead from the signer upwards, the signer's own certificate first unless it is a root.
-    `roots` are the trust anchors. `crls` are the revocation lists that came along.
+    `roots` are the trust anchors. `crls` are the revocation lists that came along. `left_out` says of the files that
+    it was read from what in them is not used because it cannot be.
     """
 
     signer: Signer
     intermediates: tuple[x509.Certificate, ...]
     roots: tuple[x509.Certificate, ...]
     crls: tuple[RevocationList, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def issue(self, public_key: PublicKey, uri: str, now: datetime, ttl: timedelta) -> tuple[x509.Certificate, ...]:
         """A leaf for `uri` and its intermediates, in issuing order and without a root. Raises SignerError."""
