@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from fakes import der
 from fakes.ca_files import LEAF_WITH_CA_TRUE, by_cfssl, by_easyrsa, by_openssl, contents, files_of
 from fakes.hierarchy import DAY, NOW, URI, Ca, Key, key_usage, make_ca, make_crl, new_key, uris
 from fakes.openssl import openssl
@@ -27,7 +28,7 @@ from sds_agent.pki.certificates import write_pem
 from sds_agent.pki.keyfile import read_private_key
 from sds_agent.pki.keys import KeyType, generate
 from sds_agent.pki.path import find_path
-from sds_agent.pki.signing import SigningSet
+from sds_agent.pki.signing import LARGEST_ANSWER, ROOM_FOR_LEAF, SigningSet
 
 ROOT = make_ca("root")
 SIGNER = make_ca("signer", ROOT, path_length=0)
@@ -274,6 +275,18 @@ async def test_files_that_never_rest_are_read_another_time(tmp_path: Path) -> No
     assert await directory.changed(NOW) is None
     with pytest.raises(ConfigurationError, match="its files change all the time"):
         await directory.first(NOW)
+
+
+@pytest.mark.filterwarnings("ignore:Attribute's length must be:UserWarning")
+def test_roots_that_no_client_could_receive_are_refused_with_the_size() -> None:
+    """gRPC's clients take answers of 4 MiB, and would never have a certificate of such a CA."""
+    one, other = (der.pem(der.certificate(der.entity(letter * 768_000))) for letter in "ab")
+    files = {**GOOD, "root-cert.pem": GOOD["root-cert.pem"] + one + other}
+    assert LARGEST_ANSWER - ROOM_FOR_LEAF < len(files["root-cert.pem"]) < LARGEST_FILE
+    (told,) = findings(files)
+    assert told.where == "root-cert.pem"
+    assert f"clients take {LARGEST_ANSWER - ROOM_FOR_LEAF}; remove the roots" in str(told)
+    assert len(read_signing_set({**GOOD, "root-cert.pem": GOOD["root-cert.pem"] + one}, NOW).roots) == 2
 
 
 def test_a_file_that_is_too_large_for_a_cas_is_told(tmp_path: Path) -> None:

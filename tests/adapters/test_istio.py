@@ -17,8 +17,9 @@ from fakes import der
 from fakes.clocks import HandClock
 from fakes.events import Events, recorded
 from fakes.hierarchy import Ca, make_leaf, new_key
-from fakes.istio_ca import Asked, IstioCa, RefusedError
+from fakes.istio_ca import Asked, IstioCa, RefusedError, Trailers
 from fakes.odd_certificates import NOT_LOADED, NOT_READ
+from fakes.raw_http2 import announcing
 from sds_agent_proto.istio_pb2 import CertificateResponse
 
 from sds_agent.authority import istio
@@ -32,6 +33,7 @@ from sds_agent.issuance.acceptance import accept
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import PrivateKey, to_pkcs8_pem
+from sds_agent.pki.signing import LARGEST_ANSWER
 
 URI = "spiffe://cluster.local/ns/default/sa/web"
 PLANTED = "planted-token.with-a.signature"
@@ -446,9 +448,9 @@ KINDS = {
 }
 
 
-def refusing(code: grpc.StatusCode, details: str) -> Callable[[Asked], CertificateResponse]:
+def refusing(code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> Callable[[Asked], CertificateResponse]:
     def answer(_asked: Asked) -> CertificateResponse:
-        raise RefusedError(code, details)
+        raise RefusedError(code, details, trailers)
 
     return answer
 
@@ -460,6 +462,67 @@ async def test_a_status_says_who_can_mend_it(client: Client, code: grpc.StatusCo
         error = await refused(client.authority(address), client.request())
     assert error.kind is KINDS[code]
     assert f"{address} did not issue ({code.name}: not today)" in str(error)
+
+
+RETRY_IN_7_S = b"\x08\x08\x12\x06slower\x1a\x30\x0a\x28type.googleapis.com/google.rpc.RetryInfo\x12\x04\x0a\x02\x08\x07"
+"""google.rpc.Status with a google.rpc.RetryInfo of 7 s, as the protobuf encoding has it."""
+
+
+@pytest.mark.parametrize(
+    ("trailers", "seconds"),
+    [
+        ((), None),
+        ((("retry-after", "42"),), 42),
+        ((("grpc-status-details-bin", RETRY_IN_7_S),), 7),
+        ((("grpc-status-details-bin", RETRY_IN_7_S), ("retry-after", "42")), 7),
+    ],
+)
+async def test_a_ca_that_names_a_time_is_not_asked_before_it(
+    client: Client, trailers: Trailers, seconds: float | None
+) -> None:
+    client.ca.answer = refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, "slower", trailers)
+    async with client.ca.serving() as address:
+        error = await refused(client.authority(address), client.request())
+    assert (error.kind, error.retry_after) == (ErrorKind.THROTTLED, seconds)
+
+
+@pytest.mark.parametrize(("second", "seconds"), [("300", 60), ("0", None)])
+async def test_of_several_endpoints_the_least_patient_is_heard(
+    client: Client, second: str, seconds: float | None
+) -> None:
+    impatient, patient = IstioCa(), client.ca
+    client.ca_file.write_bytes(impatient.root_pem + patient.root_pem)
+    patient.answer = refusing(grpc.StatusCode.UNAVAILABLE, "later", (("retry-after", "60"),))
+    impatient.answer = refusing(grpc.StatusCode.UNAVAILABLE, "later", (("retry-after", second),))
+    async with patient.serving() as one, impatient.serving() as other:
+        error = await refused(client.authority(one, other), client.request())
+    assert (error.kind, error.retry_after) == (ErrorKind.TRANSIENT, seconds)
+
+
+async def test_an_answer_of_the_largest_size_is_received(client: Client) -> None:
+    def answer(asked: Asked) -> CertificateResponse:
+        response = client.ca.signed(asked)
+        response.cert_chain[-1] += "\n" * (LARGEST_ANSWER - response.ByteSize() - 2)
+        assert response.ByteSize() == LARGEST_ANSWER
+        return response
+
+    client.ca.answer = answer
+    async with client.ca.serving() as address:
+        assert client.accepted(await client.authority(address).issue(client.request()))
+
+
+async def test_an_answer_that_is_too_large_is_told_with_its_size_and_not_received(client: Client) -> None:
+    """What a CA announces costs no memory: it is refused by its prefix, though the rest never comes."""
+    async with announcing(100 << 20) as address:
+        error = await refused(client.authority(address, ca_file=None, plaintext=True), client.request())
+    assert error.kind is ErrorKind.INVALID
+    assert f"has {100 << 20} bytes, and at most {LARGEST_ANSWER} are received; remove the roots" in str(error)
+
+
+async def test_a_ca_that_says_that_it_is_exhausted_is_throttled_whatever_its_words(client: Client) -> None:
+    client.ca.answer = refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, "Received message larger than max (9 vs. 8)")
+    async with client.ca.serving() as address:
+        assert (await refused(client.authority(address), client.request())).kind is ErrorKind.THROTTLED
 
 
 async def test_the_cas_words_are_bounded_and_of_one_line(client: Client) -> None:

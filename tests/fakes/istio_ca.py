@@ -33,13 +33,17 @@ class Asked:
     certificate: bytes | None
 
 
+Trailers = tuple[tuple[str, str | bytes], ...]
+
+
 class RefusedError(Exception):
     """The service answers with this status."""
 
-    def __init__(self, code: grpc.StatusCode, details: str = "") -> None:
+    def __init__(self, code: grpc.StatusCode, details: str = "", trailers: Trailers = ()) -> None:
         super().__init__(code, details)
         self.code = code
         self.details = details
+        self.trailers = trailers
 
 
 async def calls_ended() -> None:
@@ -96,7 +100,7 @@ class IstioCa:
         try:
             answer = self.answer(asked)
         except RefusedError as refused:
-            await context.abort(refused.code, refused.details)
+            await context.abort(refused.code, refused.details, refused.trailers)
         return answer if isinstance(answer, bytes) else answer.SerializeToString()
 
     async def hang(self, _request: bytes, _context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:

@@ -1,11 +1,14 @@
 """A stand-in for a broken or hostile peer: HTTP/2 frames written by hand, and nothing read unless the test asks."""
 
 import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Self
 
 import anyio
-from anyio.abc import SocketStream
+from anyio.abc import SocketAttribute, SocketStream
+from anyio.streams.buffered import BufferedByteReceiveStream
 from fakes.peers import SERVICE
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -34,10 +37,45 @@ def _headers(method: str) -> bytes:
         "te": "trailers",
     }
     # each a literal without indexing (RFC 7541 section 6.2.2); all are shorter than 127 bytes
-    return b"".join(
-        b"\x00" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
-        for name, value in fields.items()
-    )
+    return b"".join(_literal(name, value) for name, value in fields.items())
+
+
+def _literal(name: str, value: str) -> bytes:
+    return b"\x00" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+
+
+@asynccontextmanager
+async def announcing(size: int) -> AsyncIterator[str]:
+    """A server on loopback that answers a call with the beginning of a message of that size; its address."""
+
+    async def serve(connection: SocketStream) -> None:
+        async with connection:
+            stream = BufferedByteReceiveStream(connection)
+            await stream.receive_exactly(len(PREFACE))
+            await connection.send(frame(SETTINGS, 0, 0))
+            prefix = await stream.receive_exactly(9)
+            while prefix[3] != HEADERS:
+                await stream.receive_exactly(int.from_bytes(prefix[:3], "big"))
+                prefix = await stream.receive_exactly(9)
+            call = int.from_bytes(prefix[5:], "big")
+            fields = b"\x88" + _literal("content-type", "application/grpc")  # 0x88 is :status 200
+            await connection.send(frame(HEADERS, END_HEADERS, call, fields))
+            await connection.send(frame(DATA, 0, call, b"\x00" + struct.pack(">I", size) + bytes(1000)))
+            while await connection.receive():
+                pass
+
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, _until_closed(serve))
+        yield f"127.0.0.1:{listener.extra(SocketAttribute.local_port)}"
+        tasks.cancel_scope.cancel()
+
+
+def _until_closed(serve: Callable[[SocketStream], Awaitable[None]]) -> Callable[[SocketStream], Awaitable[None]]:
+    async def served(connection: SocketStream) -> None:
+        with suppress(anyio.EndOfStream, anyio.BrokenResourceError, anyio.IncompleteRead):
+            await serve(connection)
+
+    return served
 
 
 class RawPeer:

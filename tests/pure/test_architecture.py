@@ -79,6 +79,7 @@ PURE = {
     "pki",
     "identity.spiffe",
     "secrets.model",
+    "authority.grpc_retry",
     "authority.istio_wire",
     "authority.protocol",
     "ca.callers",

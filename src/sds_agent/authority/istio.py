@@ -20,12 +20,14 @@ import grpc.aio
 from msgspec import Struct
 
 from sds_agent import log
+from sds_agent.authority.grpc_retry import retry_after
 from sds_agent.authority.istio_files import Token, can_speak, read_certificates, read_provisioned, read_token
 from sds_agent.authority.istio_wire import METHOD, Status, printable, read_response, refusal, request_bytes
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import write_pem
+from sds_agent.pki.signing import LARGEST_ANSWER
 from sds_agent.tasks import Patience, uninterrupted
 from sds_agent.values import Sensitive
 
@@ -39,7 +41,6 @@ DISK_PATIENCE = 5.0
 """Seconds for a file to be read."""
 BACK_TO_THE_FIRST = timedelta(minutes=5)
 """How long an endpoint that stepped in is asked first, before the first one has its turn again."""
-LARGEST_ANSWER = 1 << 20
 
 _ELSEWHERE = frozenset({"UNAVAILABLE", "UNAUTHENTICATED"})
 """What a CA answers that does not take the certificate: the token alone may do better."""
@@ -112,7 +113,10 @@ class IstioAuthority:
                 return data
         if len(failures) == 1:
             raise failures[0]
-        raise AuthorityError(ErrorKind.TRANSIENT, "; ".join(str(failure) for failure in failures)) from failures[-1]
+        # the one that asks for the least patience may be asked then; one that asks for none, at once
+        delay = min(failure.retry_after or 0 for failure in failures) or None
+        causes = "; ".join(str(failure) for failure in failures)
+        raise AuthorityError(ErrorKind.TRANSIENT, causes, retry_after=delay) from failures[-1]
 
     def _order(self, now: datetime) -> tuple[int, ...]:
         every = range(len(self._options.addresses))
@@ -162,9 +166,8 @@ class IstioAuthority:
                 # nothing at all is what gRPC makes of a success that comes without a message
                 return await ask(message, metadata=metadata, timeout=seconds) or b""
             except grpc.aio.AioRpcError as error:
-                details = error.details() or ""
                 # not raised from here: the library's error would carry the CA's words on, whatever they are
-                return Status(error.code().name, details if way.token is None else way.token.removed_from(details))
+                return _status(error, way.token)
 
     async def _roots(self) -> bytes | None:
         """What vouches for the CA's server; None where it is asked without TLS, which _check allows for loopback."""
@@ -266,6 +269,12 @@ class IstioAuthority:
                 raise
             return self._extra, (f"the extra anchors read before go on counting: {error}",)
         return self._extra, ()
+
+
+def _status(error: grpc.aio.AioRpcError, token: Token | None) -> Status:
+    details = error.details() or ""
+    delay = retry_after((*(error.trailing_metadata() or ()), *(error.initial_metadata() or ())))
+    return Status(error.code().name, details if token is None else token.removed_from(details), delay)
 
 
 @asynccontextmanager

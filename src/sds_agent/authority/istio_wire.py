@@ -16,12 +16,15 @@ from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
 
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.pki.certificates import CertificateError, read_bundle
+from sds_agent.pki.signing import LARGEST_ANSWER
 
 METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 
 LONGEST_MESSAGE = 300
 """Characters of a CA's own words that reach a message of ours."""
 
+# gRPC's own words: nothing else in what it gives tells its refusal of a large answer from a CA's of a hasty caller
+_TOO_LARGE = re.compile(rf"Received message larger than max \(([0-9]+) vs\. {LARGEST_ANSWER}\)")
 _WORKLOAD = re.compile(r"spiffe://[^/]+/.+")
 
 _KINDS = {
@@ -55,10 +58,14 @@ _NOT_FOR_OTHERS = (
 
 
 class Status(Struct, frozen=True):
-    """How a call failed: the name of the gRPC status code, and the CA's (or the library's) words about it."""
+    """How a call failed: the name of the gRPC status code, and the CA's (or the library's) words about it.
+
+    `retry_after` is in seconds and set only where the CA named a time.
+    """
 
     code: str
     details: str
+    retry_after: float | None = None
 
 
 def request_bytes(request: IssueRequest, *, cert_signer: str | None = None, impersonate: bool = False) -> bytes:
@@ -116,13 +123,20 @@ def _invalid(what: str) -> AuthorityError:
 
 def refusal(status: Status, address: str, *, impersonate: bool = False) -> AuthorityError:
     """What a failed call means. To Istio, a caller that may not impersonate is not authenticated."""
+    if status.code == "RESOURCE_EXHAUSTED" and (size := _TOO_LARGE.search(status.details)):
+        return AuthorityError(
+            ErrorKind.INVALID,
+            f"the answer of the Istio CA at {address} has {size[1]} bytes, and at most {LARGEST_ANSWER} are received; "
+            "remove the roots that are no longer needed from the CA's root bundle",
+        )
     kind = _KINDS.get(status.code, ErrorKind.TRANSIENT)
     words = printable(status.details)
     said = f"{status.code}: {words}" if words else status.code
     mend = _MENDS.get(status.code, "look at the CA's own log")
     if impersonate and kind is ErrorKind.UNAUTHENTICATED:
         mend = _NOT_FOR_OTHERS
-    return AuthorityError(kind, f"the Istio CA at {address} did not issue ({said}); {mend}")
+    message = f"the Istio CA at {address} did not issue ({said}); {mend}"
+    return AuthorityError(kind, message, retry_after=status.retry_after)
 
 
 def printable(text: str) -> str:

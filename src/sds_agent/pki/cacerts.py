@@ -31,6 +31,7 @@ from sds_agent.pki.certificates import (
     read_bundle,
     subject_alternative_uris,
     unique,
+    write_pem,
 )
 from sds_agent.pki.forms import without_certificate
 from sds_agent.pki.keyfile import (
@@ -45,7 +46,7 @@ from sds_agent.pki.keys import PrivateKey
 from sds_agent.pki.reach import Prover, Reach, ReachError
 from sds_agent.pki.revocation import RevocationList, fault_of_list, read_crls, revoked
 from sds_agent.pki.signer import Signer
-from sds_agent.pki.signing import SigningSet
+from sds_agent.pki.signing import LARGEST_ANSWER, ROOM_FOR_LEAF, SigningSet
 
 Certificates = tuple[x509.Certificate, ...]
 
@@ -158,7 +159,11 @@ class _Reading:
             return None
         signer, anchors = Signer(certificate, key), longest_valid_first(roots)
         chain = self._proved(Prover(signer, unique((*own, *above)), anchors, now), trust_domain)
-        return None if chain is None else SigningSet(signer, chain, anchors, crls, self._all_left_out())
+        return (
+            None
+            if chain is None or self._too_large(chain, anchors)
+            else SigningSet(signer, chain, anchors, crls, self._all_left_out())
+        )
 
     def _key(self, name: str, passphrase: bytes | None) -> PrivateKey | None:
         try:
@@ -206,6 +211,14 @@ class _Reading:
         for found, mend in _faults_of_signer(certificate, now):
             self.refuse(where, found, mend)
         return certificate
+
+    def _too_large(self, chain: Certificates, anchors: Certificates) -> bool:
+        """Whether no client could receive what is handed out with a leaf."""
+        size, most = len(write_pem((*chain, *anchors))), LARGEST_ANSWER - ROOM_FOR_LEAF
+        if size > most:
+            found = f"with the chain its roots have {size} bytes, and clients take {most}"
+            self.refuse(self._layout.roots, found, "remove the roots that are no longer needed")
+        return size > most
 
     def _proved(self, prover: Prover, trust_domain: str | None) -> Certificates | None:
         """What lies between a leaf of the signer and an anchor."""

@@ -66,7 +66,7 @@ def _fault_of_text(tag: int, value: bytes) -> str | None:
         text = value.decode(_ENCODINGS[tag])
     except UnicodeDecodeError:
         return "a text that is damaged"
-    for code in map(ord, text):
+    for code in () if text.isascii() else map(ord, text):
         if code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF:  # the Unicode Standard, section 23.7
             return f"U+{code:04X}, which is no character"
         if code > 0xFFFF and tag == _BMP_STRING:  # X.690 section 8.23.7 knows characters of two bytes alone

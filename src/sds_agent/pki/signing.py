@@ -9,6 +9,11 @@ from sds_agent.pki.revocation import RevocationList
 from sds_agent.pki.signer import Signer
 from sds_agent.values import Sensitive
 
+LARGEST_ANSWER = 4 << 20
+"""Bytes of an answer that hands out a certificate: gRPC's clients receive no more, unless they are set otherwise."""
+ROOM_FOR_LEAF = 64 << 10
+"""Bytes of it that are not for intermediates and roots."""
+
 
 class SigningSet(Sensitive, frozen=True):
     """A signer and its surroundings.
