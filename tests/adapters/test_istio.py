@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import anyio
 import grpc
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from fakes import der
 from fakes.clocks import HandClock
 from fakes.events import Events, recorded
-from fakes.hierarchy import Ca, make_leaf, new_key
+from fakes.hierarchy import Ca, common_name, make_ca, make_leaf, new_key
 from fakes.istio_ca import Asked, IstioCa, RefusedError, Trailers
 from fakes.odd_certificates import NOT_LOADED, NOT_READ
 from fakes.raw_http2 import announcing
@@ -25,6 +27,7 @@ from sds_agent_proto.istio_pb2 import CertificateResponse
 from sds_agent.authority import istio
 from sds_agent.authority.istio import BACK_TO_THE_FIRST, PATIENCE, IstioAuthority, IstioOptions
 from sds_agent.authority.istio_files import read_token
+from sds_agent.authority.istio_reach import fault_of_name
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import SystemClock
 from sds_agent.errors import ConfigurationError
@@ -368,12 +371,81 @@ async def test_a_root_file_that_is_no_file_holds_nothing_up(client: Client, kind
     assert str(place) in str(error)
 
 
-async def test_the_servers_name_can_be_told(client: Client) -> None:
-    async with client.ca.serving("istiod.istio-system.svc") as address:
-        error = await refused(client.authority(address), client.request())
+async def test_the_servers_name_can_be_told(client: Client, events: Events) -> None:
+    async with client.ca.serving("istiod.istio-system.svc", "localhost") as address:
+        error = await refused(client.authority(address), client.request(current=client.held()))
         assert error.kind is ErrorKind.TRANSIENT
+        told = "its certificate is for istiod.istio-system.svc, localhost, not for 127.0.0.1; set server_name"
+        assert str(error) == f"the Istio CA at {address} cannot be reached: {told}"
+        assert events.named("certificate_not_taken") == [], "no other way of asking would do better"
         await client.authority(address, server_name="istiod.istio-system.svc").issue(client.request())
     assert len(client.ca.asked) == 1
+
+
+async def test_a_ca_that_is_down_is_told_as_that_and_not_as_one_that_takes_no_certificate(
+    client: Client, events: Events
+) -> None:
+    async with client.ca.serving() as address:
+        pass
+    error = await refused(client.authority(address), client.request(current=client.held()))
+    assert error.kind is ErrorKind.TRANSIENT
+    told = "nothing answers there (Connection refused); look whether it runs at this address"
+    assert str(error) == f"the Istio CA at {address} cannot be reached: {told}"
+    assert events.named("certificate_not_taken") == []
+
+
+async def test_a_host_that_cannot_be_one_is_told_in_grpcs_words(client: Client) -> None:
+    address = f"{'a' * 64}.invalid:15012"  # a label has 63 bytes at most, so no server is asked for it
+    error = await refused(client.authority(address), client.request())
+    assert error.kind is ErrorKind.TRANSIENT
+    assert f"the Istio CA at {address} did not issue (UNAVAILABLE: " in str(error)
+
+
+async def test_a_server_that_the_roots_do_not_vouch_for_is_told(client: Client, events: Events) -> None:
+    client.ca_file.write_bytes(write_pem([client.ca.stranger.certificate]))
+    async with client.ca.serving() as address:
+        error = await refused(client.authority(address), client.request(current=client.held()))
+    assert "cannot be reached: the roots in ca_file do not vouch for its certificate (unable to get" in str(error)
+    assert str(error).endswith("put its CA's root there")
+    assert events.named("certificate_not_taken") == []
+
+
+async def test_what_is_no_tls_server_is_told_in_grpcs_words(client: Client) -> None:
+    async with client.ca.serving(plaintext=True) as address:
+        error = await refused(client.authority(address), client.request())
+    assert error.kind is ErrorKind.TRANSIENT
+    assert f"the Istio CA at {address} did not issue (UNAVAILABLE: " in str(error)
+
+
+def server_certificate(*names: x509.GeneralName, subject: str = "istiod") -> bytes:
+    leaf = make_leaf(make_ca("root"), None, names=names, subject=common_name(subject))
+    return leaf.public_bytes(Encoding.DER)
+
+
+DNS, IP = x509.DNSName, x509.IPAddress
+
+
+@pytest.mark.parametrize(
+    ("names", "name", "told"),
+    [
+        ((DNS("istiod.svc"),), "istiod.svc", None),
+        ((DNS("istiod.svc"),), "ISTIOD.svc", None),
+        ((DNS("*.svc"),), "istiod.svc", None),
+        ((DNS("*.svc"),), "a.istiod.svc", "for *.svc, not for a.istiod.svc"),
+        ((DNS("*.svc"),), "svc", "for *.svc, not for svc"),
+        ((IP(ip_address("::1")),), "0:0::1", None),
+        ((IP(ip_address("10.0.0.1")), DNS("localhost")), "127.0.0.1", "for 10.0.0.1, localhost, not for 127.0.0.1"),
+        ((), "istiod", None),
+        ((), "localhost", "for istiod, not for localhost"),
+        (tuple(DNS(f"{n}.svc") for n in range(9)), "svc", "for 0.svc, 1.svc, 2.svc, 3.svc, 4.svc, ..., not for svc"),
+    ],
+)
+def test_a_server_whose_certificate_is_for_another_name_is_told_from_one_whose_is_right(
+    names: tuple[x509.GeneralName, ...], name: str, told: str | None
+) -> None:
+    """A certificate without names of these kinds is for its CN, as gRPC has it."""
+    fault = fault_of_name(server_certificate(*names), name)
+    assert fault == (told and f"its certificate is {told}; set server_name")
 
 
 async def test_extra_anchors_are_added_and_survive_a_bad_file(client: Client) -> None:

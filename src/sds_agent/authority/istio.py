@@ -20,6 +20,7 @@ import grpc.aio
 from msgspec import Struct
 
 from sds_agent import log
+from sds_agent.authority import istio_reach
 from sds_agent.authority.grpc_retry import retry_after
 from sds_agent.authority.istio_files import Token, can_speak, read_certificates, read_provisioned, read_token
 from sds_agent.authority.istio_wire import METHOD, Status, printable, read_response, refusal, request_bytes
@@ -42,6 +43,10 @@ DISK_PATIENCE = 5.0
 BACK_TO_THE_FIRST = timedelta(minutes=5)
 """How long an endpoint that stepped in is asked first, before the first one has its turn again."""
 
+SHARE_OF_LOOK = 0.25
+"""Of the time that an endpoint has left when it could not be reached: for finding out why."""
+
+_ROOTS = "the roots that vouch for the CA's server"
 _ELSEWHERE = frozenset({"UNAVAILABLE", "UNAUTHENTICATED"})
 """What a CA answers that does not take the certificate: the token alone may do better."""
 
@@ -136,21 +141,38 @@ class IstioAuthority:
 
     async def _endpoint(self, address: str, ways: tuple[_Way, ...], message: bytes) -> bytes:
         """Try each way in turn, all of them within this endpoint's share of the time. Raises AuthorityError."""
-        now = asyncio.get_running_loop().time
-        end = now() + self._share
+        end = asyncio.get_running_loop().time() + self._share
         *before, last = ways
         for way in before:
-            answer = await self._call(address, way, message, end - now())
+            answer = await self._answer(address, way, message, end)
             if isinstance(answer, bytes):
                 return answer
             if answer.code not in _ELSEWHERE:
                 raise self._refusal(answer, address)
             said = {"status": answer.code, "cause": printable(answer.details)}
             log.event(LOG, "certificate_not_taken", level=logging.WARNING, address=address, **said)
-        answer = await self._call(address, last, message, end - now())
+        answer = await self._answer(address, last, message, end)
         if isinstance(answer, bytes):
             return answer
         raise self._refusal(answer, address)
+
+    async def _answer(self, address: str, way: _Way, message: bytes, end: float) -> bytes | Status:
+        """The answer to one call. Raises AuthorityError where no caller reaches the CA: no other way would help."""
+        now = asyncio.get_running_loop().time
+        answer = await self._call(address, way, message, end - now())
+        if isinstance(answer, bytes) or answer.code != "UNAVAILABLE":
+            return answer
+        if trouble := await self._trouble(address, end - now()):
+            raise AuthorityError(ErrorKind.TRANSIENT, f"the Istio CA at {address} cannot be reached: {trouble}")
+        return answer
+
+    async def _trouble(self, address: str, seconds: float) -> str | None:
+        """What keeps every caller from the CA, known within a part of the time that is left."""
+        roots = await self._roots()
+        if roots is None or seconds <= 0:
+            return None
+        name = self._options.server_name or address.rpartition(":")[0].strip("[]")
+        return await istio_reach.trouble(address, name, roots, seconds * SHARE_OF_LOOK)
 
     def _refusal(self, status: Status, address: str) -> AuthorityError:
         return refusal(status, address, impersonate=self._options.impersonate)
@@ -173,7 +195,7 @@ class IstioAuthority:
         """What vouches for the CA's server; None where it is asked without TLS, which _check allows for loopback."""
         if self._options.plaintext or self._options.ca_file is None:
             return None
-        return await self._certificates_in(self._options.ca_file, "the roots that vouch for the CA's server")
+        return await self._certificates_in(self._options.ca_file, _ROOTS)
 
     async def _read(self, what: str, read: Callable[..., T], file: Path, *arguments: object) -> T:
         """Read a file, which may lie on a disk of the network that is gone. Raises AuthorityError UNAUTHENTICATED."""

@@ -12,8 +12,8 @@ import anyio
 from msgspec import Struct
 
 from sds_agent import log
+from sds_agent.authority import openssl
 from sds_agent.authority.certificate_files import read_certificate_file
-from sds_agent.ca import openssl
 from sds_agent.ca.refusal import Kind, RefusalError
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError, SdsAgentError

@@ -1,4 +1,4 @@
-"""Trust anchors for OpenSSL, by which this server and its clients check certificates."""
+"""Trust anchors for OpenSSL, which is what Python's own TLS is."""
 
 import ssl
 from collections.abc import Iterable
