@@ -17,8 +17,10 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
+from fakes import der
 from fakes.ca_servers import WEB, Identity, Served, Shifted, ask, fresh, plug, served, soon
 from fakes.clocks import HandClock
+from fakes.der import Entity
 from fakes.events import recorded
 from fakes.hierarchy import Ca, make_ca, make_crl, make_leaf
 
@@ -110,6 +112,47 @@ def test_an_anchor_that_is_no_root_vouches_for_callers_too(tmp_path: Path) -> No
     shown = handshake(client, ServerTls(lambda: signing, ["localhost"], lambda: now, ask_client=True).context())
     assert shown is not None
     assert x509.load_der_x509_certificate(shown) == chain[0]
+
+
+def of_openssls_distaste(issuer: Ca | None = None) -> Ca:
+    """A CA with a name in a string type that Envoy loads and OpenSSL does not."""
+    own = Entity(der.name(der.attribute(der.ORGANIZATION, "Visible", der.VISIBLE)), generate(KeyType.EC_P256))
+    if issuer is None:
+        return Ca(der.loaded(der.certificate(own)), own.key)
+    above = Entity(issuer.certificate.subject.public_bytes(), issuer.key)  # type: ignore[arg-type]  # an EC key
+    return Ca(der.loaded(der.certificate(own, above)), own.key)
+
+
+def test_an_anchor_that_openssl_does_not_load_costs_no_other(tmp_path: Path) -> None:
+    """Envoys take it, so it stays among the roots that are handed out."""
+    odd, root, key, now = of_openssls_distaste(), fresh("root"), generate(KeyType.EC_P256), datetime.now(UTC)
+    signer = fresh("cluster1", root)
+    own = signing_set(signer, root)
+    signing = SigningSet(own.signer, own.intermediates, (odd.certificate, root.certificate))
+    chain = signing.issue(key.public_key(), WEB, now, timedelta(hours=1))
+    (tmp_path / "identity.pem").write_bytes(write_pem(chain) + to_pkcs8_pem(key))
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.load_verify_locations(cadata=write_pem([root.certificate]).decode())
+    client.load_cert_chain(tmp_path / "identity.pem")
+    tls = ServerTls(lambda: signing, ["localhost"], lambda: now, ask_client=True)
+    with recorded() as events:
+        shown = handshake(client, tls.context())
+    assert shown is not None
+    assert x509.load_der_x509_certificate(shown) == chain[0]
+    assert events.named("anchors_left_out")[0]["cause"] == "OpenSSL does not load 'O=Visible'"
+
+
+def test_a_signer_that_openssl_does_not_load_is_refused_and_takes_no_good_ones_place() -> None:
+    root, now = fresh("root"), datetime.now(UTC)
+    good, bad = signing_set(fresh("good", root), root), signing_set(of_openssls_distaste(root), root)
+    with pytest.raises(SignerError, match="OpenSSL does not load the certificate that 'O=Visible' signs"):
+        ServerTls(lambda: bad, ["localhost"], lambda: now, ask_client=True).context()
+    current = good
+    tls = ServerTls(lambda: current, ["localhost"], lambda: now, ask_client=True)
+    first, current = tls.context(), bad
+    with recorded() as events:
+        assert {tls.context() for _ in range(3)} == {first}
+    assert len(events.named("server_certificate_not_renewed")) == 1
 
 
 async def test_a_certificate_that_python_cannot_read_is_its_callers_fault(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from sds_agent import log
+from sds_agent.authority import openssl
 from sds_agent.ca.anchors import anchors_of
-from sds_agent.pki.certificates import extension, serial_hex, write_pem
+from sds_agent.pki.certificates import describe, extension, serial_hex, write_pem
 from sds_agent.pki.keys import PublicKey, signature_hash, to_pkcs8_pem
 from sds_agent.pki.signer import LEAF_BACKDATE, Signer, SignerError
 from sds_agent.pki.signing import SigningSet
@@ -63,6 +64,7 @@ class ServerTls:
         self._signing: SigningSet | None = None
         self._anchors: tuple[x509.Certificate, ...] = ()
         self._context: ssl.SSLContext | None = None
+        self._not_loaded = log.Once(LOG, "anchors_left_out")
         self._trouble = log.Once(LOG, "server_certificate_not_renewed")  # tried at each handshake that anybody begins
 
     def context(self) -> ssl.SSLContext:
@@ -71,9 +73,27 @@ class ServerTls:
         made = self._certificate(signing)
         anchors = self._anchors if signing is self._signing else anchors_of(signing).usable
         if self._context is None or made is not self._made or anchors != self._anchors:
-            self._context = _context(made, anchors if self._ask_client else ())
+            self._context = self._renewed(made, anchors if self._ask_client else ())
         self._signing, self._made, self._anchors = signing, made, anchors
         return self._context
+
+    def _renewed(self, made: _Made, anchors: Sequence[x509.Certificate]) -> ssl.SSLContext:
+        """A context with these, or else the one before it."""
+        try:
+            context = _context(made)
+        except SignerError as error:
+            if self._context is None:
+                raise
+            self._trouble.tell(str(error))
+            return self._context
+        if anchors:
+            context.verify_mode = ssl.CERT_OPTIONAL
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an anchor need not be self-signed
+            if left_out := openssl.trust(context, anchors):
+                self._not_loaded.tell("; ".join(left_out), effect="no caller's certificate is taken because of them")
+            else:
+                self._not_loaded.over()
+        return context
 
     def _certificate(self, signing: SigningSet) -> _Made:
         now, made = self._now(), self._made
@@ -148,18 +168,20 @@ def _general_name(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
-def _context(made: _Made, anchors: Sequence[x509.Certificate]) -> ssl.SSLContext:
+def _context(made: _Made) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])
     # a resumed session would bring back a client certificate without looking at it again
     context.options |= ssl.OP_NO_TICKET
     context.num_tickets = 0
-    if anchors:
-        context.verify_mode = ssl.CERT_OPTIONAL
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an anchor need not be self-signed
-        context.load_verify_locations(cadata=write_pem(anchors).decode())
-    _load_certificate(context, write_pem(made.chain) + made.key_pem)
+    try:
+        _load_certificate(context, write_pem(made.chain) + made.key_pem)
+    except ssl.SSLError as error:
+        raise SignerError(
+            f"OpenSSL does not load the certificate that {describe(made.signer)} signs for this server, or its chain "
+            f"({error.reason}): have the CA issued anew"
+        ) from error
     return context
 
 
