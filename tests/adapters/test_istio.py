@@ -20,7 +20,7 @@ from fakes.clocks import HandClock
 from fakes.events import Events, recorded
 from fakes.hierarchy import Ca, common_name, make_ca, make_leaf, new_key
 from fakes.istio_ca import Asked, IstioCa, RefusedError, Trailers
-from fakes.odd_certificates import NOT_LOADED, NOT_READ
+from fakes.odd_certificates import LOADED, NOT_LOADED, NOT_READ
 from fakes.raw_http2 import announcing
 from sds_agent_proto.istio_pb2 import CertificateResponse
 
@@ -347,6 +347,13 @@ async def test_a_root_that_cannot_be_used_is_told_once_and_costs_no_other(client
     told = events.named("certificates_left_out")
     assert [each["file"] for each in told] == [str(extra), str(client.ca_file)]
     assert all("version 1" in str(each["cause"]) and "Old_Root!" in str(each["cause"]) for each in told)
+
+
+@pytest.mark.filterwarnings("ignore:Attribute's length must be:UserWarning")
+async def test_whatever_odd_roots_are_read_grpc_loads_them_too(client: Client) -> None:
+    client.ca_file.write_bytes(b"".join(map(der.pem, LOADED.values())) + client.ca.root_pem)
+    async with client.ca.serving() as address:
+        await client.authority(address).issue(client.request())
 
 
 async def test_a_root_of_the_ca_that_nobody_needs_stops_no_issuing(client: Client) -> None:

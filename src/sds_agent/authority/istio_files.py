@@ -9,10 +9,9 @@ from pathlib import Path
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from sds_agent.authority.certificate_files import read_certificate_file
 from sds_agent.authority.istio_wire import names_a_workload
+from sds_agent.authority.named_files import NamedFileError, read_certificate_file, read_named_file
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
-from sds_agent.files import read_at_once
 from sds_agent.pki.certificates import (
     CertificateError,
     Reading,
@@ -62,7 +61,7 @@ def read_certificates(file: Path, what: str) -> Reading:
     """
     try:
         return read_certificate_file(file, what)
-    except CertificateError as error:
+    except NamedFileError as error:
         raise _unusable(str(error)) from error
 
 
@@ -99,14 +98,9 @@ def can_speak(identity: CurrentIdentity, now: datetime) -> bool:
 
 def _read(file: Path, what: str) -> bytes:
     try:
-        data = read_at_once(file, LARGEST)
-    except OSError as error:
-        raise _unusable(
-            f"{what} cannot be read from {file}: {error.strerror}; put it there, readable for the agent's user"
-        ) from error
-    if len(data) > LARGEST:
-        raise _unusable(f"{file} is larger than {LARGEST} bytes and cannot be {what}; look whether it is the right one")
-    return data
+        return read_named_file(file, what, LARGEST)
+    except NamedFileError as error:
+        raise _unusable(str(error)) from error
 
 
 def _unusable(message: str) -> AuthorityError:

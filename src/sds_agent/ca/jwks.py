@@ -13,12 +13,11 @@ from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.authority import openssl
-from sds_agent.authority.certificate_files import read_certificate_file
+from sds_agent.authority.named_files import NamedFileError, read_certificate_file
 from sds_agent.ca.refusal import Kind, RefusalError
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.files import read_at_once
-from sds_agent.pki.certificates import CertificateError
 from sds_agent.tasks import NoThreadError, Patience
 
 if TYPE_CHECKING:
@@ -250,7 +249,7 @@ def _trust(location: Location) -> tuple[ssl.SSLContext, tuple[str, ...]]:
         return ssl.create_default_context(), ()
     try:
         reading = read_certificate_file(location.ca_file, "the roots that vouch for the key set's server")
-    except CertificateError as error:
+    except NamedFileError as error:
         raise JwksError(f"its ca_file cannot be used: {error}") from error
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # which has no anchors yet, and checks the server's name
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an anchor need not be self-signed
