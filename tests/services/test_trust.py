@@ -26,6 +26,7 @@ from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
 
 NAMES = ("ROOTCA", "spiffe://demo.example")
+ROOT = make_ca("another root")
 ROOTS = [make_ca(f"root {number}").certificate for number in range(4)]
 TICK = timedelta(seconds=LONGEST_SLEEP)
 REFRESH = ScriptedTrust.refresh_every
@@ -276,16 +277,19 @@ def test_an_old_root_outlives_a_restart_with_another_ca_until_what_chains_to_it_
 ) -> None:
     """Envoys still hold certificates of the CA before, and their peers would refuse them from the restart on."""
     old = make_ca("old")
-    trust.update("embedded", (old.certificate,))
+    trust.update("embedded", (old.certificate, ROOT.certificate))
     trust.rely("embedded", in_use(make_leaf(old)))
+    trust.rely("embedded", CertificateSecret(write_pem([make_leaf(ROOT)]), b"", NOW + HOUR / 2))
     store, after, clock = restarted(trust.needs, "plugged")
+    clock.set_wall(HOUR / 2)
+    assert after.forget() == NOW + HOUR
     assert served(store) == set(), "alone it would make Envoys refuse all others"
     after.update("plugged", (ROOTS[0],))
     assert served(store) == {ROOTS[0], old.certificate}
     (kept,) = events.named("old_anchors_kept")
     assert (kept["authority"], kept["anchors"], kept["until"]) == ("embedded", 1, "2026-03-14T16:09:26.000Z")
-    assert after.needs == trust.needs, "nor does the next restart forget it"
-    clock.set_wall(HOUR - timedelta(seconds=1))
+    assert after.needs == (Need("embedded", old.certificate, NOW + HOUR),), "nor does the next restart forget it"
+    clock.set_wall(HOUR / 2 - timedelta(seconds=1))
     assert after.forget() == NOW + HOUR
     assert served(store) == {ROOTS[0], old.certificate}
     clock.set_wall(timedelta(seconds=1))
