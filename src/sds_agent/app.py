@@ -153,7 +153,9 @@ async def agent(
             issuers.append(issuer)
             start(issuer.run())
         if held is not None:
-            start(watch(held, [*(each for each in cas.values() if isinstance(each, PutsBack)), *keepers.values()]))
+            parts: list[PutsBack] = [each for each in cas.values() if isinstance(each, PutsBack)]
+            parts += [*keepers.values(), needs_file]
+            start(watch(held, parts))
         _start_outputs(start, settings, store, clock)
         readiness = Health(
             lambda: not missing(store.snapshot), frozenset({SERVICE}), reasons=lambda: _lacks(issuers, clock)

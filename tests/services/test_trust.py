@@ -1,5 +1,6 @@
 """The trust bundle: every peer's root in it, never empty, and pushed only when it has changed."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from fakes.odd_certificates import NOT_READ, together
 
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, TellsTrust
 from sds_agent.clock import LONGEST_SLEEP
-from sds_agent.issuance.needed import Need, NeedsFile, _read
+from sds_agent.issuance.needed import Need, NeedsError, NeedsFile, _read
 from sds_agent.issuance.trust import PATIENCE, RETRY, Trust, refresh, remember
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
@@ -394,6 +395,24 @@ def test_a_damaged_file_costs_the_old_anchors_and_not_the_agent(
     assert NeedsFile(tmp_path).load() == ()
     (told,) = events.named("anchors_not_restored", level="warning")
     assert str(file) in told["cause"]
+
+
+def test_a_file_that_was_removed_is_put_back_and_another_is_left_alone(tmp_path: Path) -> None:
+    file = NeedsFile(tmp_path)
+    assert file.put_back() is None, "there is nothing to keep yet"
+    needs = (Need("a", ROOT.certificate, NOW + HOUR),)
+    assert asyncio.run(file.save(needs))
+    path = tmp_path / "anchors.json"
+    path.unlink()
+    assert file.put_back() == path
+    assert _read(path) == needs
+    path.write_text("another's")
+    assert file.put_back() is None
+    assert path.read_text() == "another's"
+    path.unlink()
+    tmp_path.chmod(0o777)
+    with pytest.raises(NeedsError, match="cannot keep the anchors"):
+        file.put_back()
 
 
 def test_the_first_start_has_nothing_to_remember_and_says_nothing(tmp_path: Path, events: Events) -> None:

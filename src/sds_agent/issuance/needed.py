@@ -6,6 +6,7 @@ would refuse each other. What is in the file is public; who can write to it coul
 """
 
 import logging
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,6 +34,10 @@ class Need(Struct, frozen=True):
     authority: str
     anchor: x509.Certificate
     until: datetime
+
+
+class NeedsError(SdsAgentError):
+    """The anchors that are needed cannot be kept."""
 
 
 class _Entry(Struct, frozen=True):
@@ -75,20 +80,30 @@ class NeedsFile:
         """Write these in place of others; returns whether they are there. What keeps it from it is told once."""
         if needs == self._holds:
             return True
-        entries = [_Entry(n.authority, n.until.timestamp(), write_pem([n.anchor]).decode()) for n in needs]
         try:
-            await uninterrupted(in_thread(self._write, msgspec.json.encode(entries)))
-        except (OSError, SdsAgentError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            self._trouble.tell(f"cannot keep the anchors of certificates in use in {self._file}: {reason}")
+            await uninterrupted(in_thread(self._write, needs))
+        except SdsAgentError as error:
+            self._trouble.tell(str(error))
             return False
         self._trouble.over()
         self._holds = needs
         return True
 
-    def _write(self, content: bytes) -> None:
-        own_directory(self._file.parent, 0o700)
-        write_private(self._file, content)
+    def put_back(self) -> Path | None:
+        """Write the file again if it is gone; returns its path if it was. Raises NeedsError when it cannot."""
+        if not self._holds or os.path.lexists(self._file):
+            return None
+        self._write(self._holds)
+        return self._file
+
+    def _write(self, needs: tuple[Need, ...]) -> None:
+        entries = [_Entry(n.authority, n.until.timestamp(), write_pem([n.anchor]).decode()) for n in needs]
+        try:
+            own_directory(self._file.parent, 0o700)
+            write_private(self._file, msgspec.json.encode(entries))
+        except (OSError, SdsAgentError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise NeedsError(f"cannot keep the anchors of certificates in use in {self._file}: {reason}") from error
 
 
 def _read(file: Path) -> tuple[Need, ...]:
