@@ -1,6 +1,7 @@
 """Work that blocks, such as a disk's, in anyio's worker threads.
 
-The caller waits for it to end, cancelled or not; `tasks.in_thread` is for what nobody has to wait for.
+The caller waits until it ends, cancelled or not; `tasks.in_thread` is for work that a cancelled caller may leave
+behind.
 """
 
 from collections.abc import Callable

@@ -40,7 +40,7 @@ class NeedsError(SdsAgentError):
     """The anchors that are needed cannot be kept."""
 
 
-class _Entry(Struct, frozen=True):
+class _WrittenNeed(Struct, frozen=True):
     """A need as it is written: `until` is seconds since the epoch."""
 
     authority: str
@@ -57,8 +57,8 @@ class NeedsFile:
         self._holds: tuple[Need, ...] = ()
 
     def load(self) -> tuple[Need, ...]:
-        """What the agent before this one needed; none where there is no file, or one that cannot be used, which is
-        told.
+        """What the agent before this one needed; none where there is no file. A file that cannot be used is logged, and
+        stays until the next one is written.
         """
         remove_unfinished(self._file.parent, NAME.replace(".", r"\."))
         try:
@@ -77,7 +77,7 @@ class NeedsFile:
         return ()
 
     async def save(self, needs: tuple[Need, ...]) -> bool:
-        """Write these in place of others; returns whether they are there. What keeps it from it is told once."""
+        """Write these in place of others; returns whether they are there. A failure is logged once."""
         if needs == self._holds:
             return True
         try:
@@ -97,7 +97,7 @@ class NeedsFile:
         return self._file
 
     def _write(self, needs: tuple[Need, ...]) -> None:
-        entries = [_Entry(n.authority, n.until.timestamp(), write_pem([n.anchor]).decode()) for n in needs]
+        entries = [_WrittenNeed(n.authority, n.until.timestamp(), write_pem([n.anchor]).decode()) for n in needs]
         try:
             own_directory(self._file.parent, 0o700)
             write_private(self._file, msgspec.json.encode(entries))
@@ -110,9 +110,9 @@ def _read(file: Path) -> tuple[Need, ...]:
     data, _ = read_own(file, LARGEST)
     if len(data) > LARGEST:
         raise ValueError("it is larger than any that the agent writes")
-    return tuple(_need(entry) for entry in msgspec.json.decode(data, type=list[_Entry]))
+    return tuple(_need(entry) for entry in msgspec.json.decode(data, type=list[_WrittenNeed]))
 
 
-def _need(entry: _Entry) -> Need:
+def _need(entry: _WrittenNeed) -> Need:
     (anchor,) = read_pem(entry.anchor_pem.encode())
     return Need(entry.authority, anchor, min(datetime.fromtimestamp(entry.until, UTC), anchor.not_valid_after_utc))
