@@ -113,7 +113,7 @@ def test_no_claim_of_any_kind_does_more_than_refuse(name: str, value: object) ->
 def test_a_certificate_speaks_for_its_one_uri_until_it_ends() -> None:
     leaf = make_leaf(ROOT)
     chain = (leaf, ROOT.certificate)
-    assert str(from_chain(chain, (), "demo.example").identity) == URI
+    assert str(from_chain(chain, None, "demo.example").identity) == URI
     check_chain_times(chain, NOW + HOUR)
     with pytest.raises(RefusalError, match="expired"):
         check_chain_times(chain, NOW + HOUR + timedelta(seconds=1))
@@ -153,7 +153,7 @@ def test_a_certificate_speaks_for_nobody_before_it_begins() -> None:
 )
 def test_a_certificate_that_is_no_workloads_is_refused(leaf: x509.Certificate) -> None:
     with pytest.raises(RefusalError) as error:
-        from_chain((leaf, ROOT.certificate), (), "demo.example")
+        from_chain((leaf, ROOT.certificate), None, "demo.example")
     assert kind_of(error) is Kind.UNAUTHENTICATED
 
 

@@ -14,7 +14,7 @@ from fakes.ca_servers import WEB, Identity, ask, fresh, plug, served, soon
 from fakes.events import recorded
 from fakes.hierarchy import Ca, Key, make_crl, make_leaf
 
-from sds_agent.ca.anchors import anchors_of
+from sds_agent.ca.anchors import Revocations, anchors_of
 from sds_agent.ca.refusal import RefusalError
 from sds_agent.pki.certificates import write_pem
 from sds_agent.pki.keys import KeyType, PrivateKey, generate
@@ -128,3 +128,25 @@ def test_a_path_is_judged_with_the_anchor_that_is_valid_longest() -> None:
     assert path[2] in {old.certificate, new.certificate}
     with pytest.raises(RefusalError, match="no longer trusted"):
         anchors_of(signing(signer, [fresh("elsewhere")])).path((leaf, signer.certificate, old.certificate), signer_now)
+
+
+def test_of_many_lists_the_certificate_that_is_revoked_is_found_and_no_namesake() -> None:
+    """A serial number means something only together with its issuer, whoever else has listed the same one."""
+    root = fresh("root")
+    signer, other = fresh("cluster1", root), fresh("cluster2", root)
+    leaf, good = (leaf_of(signer, generate(KeyType.EC_P256)) for _ in range(2))
+    path, beside = (leaf, signer.certificate, root.certificate), (good, signer.certificate, root.certificate)
+    many = make_crl(signer, *range(10**6, 10**6 + 5000), leaf)
+    one, both, foreign = (
+        Revocations(lists)
+        for lists in (
+            (make_crl(root), many),
+            (make_crl(root, signer.certificate), many),
+            (make_crl(other, leaf), make_crl(root, leaf)),
+        )
+    )
+    for _ in range(2):  # what was asked before is remembered
+        assert one.first_of(path) == leaf
+        assert one.first_of(beside) is None
+        assert both.first_of(beside) == signer.certificate
+        assert foreign.first_of(path) is None

@@ -7,6 +7,7 @@ shown one path is then found, with a CA's certificate at its end, and everything
 certificate is trusted, whether it is revoked, and until when.
 """
 
+import itertools
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -21,16 +22,18 @@ from sds_agent.pki.rules import Chain, fault_of_ca
 from sds_agent.pki.signatures import fault_of_signature
 from sds_agent.pki.signing import SigningSet
 
+MOST_JUDGED = 1000
+"""Certificates with a number that is listed of which it is remembered whether they are revoked."""
+
 
 class Anchors(Struct, frozen=True):
-    """The anchors of callers in a signing set, the CAs below them that are known, and the lists that count.
+    """The anchors of callers in a signing set, and the CAs below them that are known.
 
     `left_out` says of each other root why it is no anchor.
     """
 
     usable: tuple[x509.Certificate, ...]
     intermediates: tuple[x509.Certificate, ...]
-    crls: tuple[RevocationList, ...]
     left_out: tuple[str, ...]
 
     def path(self, shown: Chain, now: datetime) -> Chain:
@@ -44,13 +47,39 @@ class Anchors(Struct, frozen=True):
         return (*path, max(signed, key=lambda anchor: anchor.not_valid_after_utc))
 
 
+class Revocations:
+    """Which certificates the lists revoke, answered fast: a list may have a hundred thousand entries.
+
+    To make one takes up to a second for such a list, and so may the first question about a certificate with a number
+    that is listed.
+    """
+
+    def __init__(self, crls: tuple[RevocationList, ...]) -> None:
+        self._lists = [(crl, frozenset(entry.serial_number for entry in crl)) for crl in crls]
+        self._judged: dict[Chain, bool] = {}
+
+    def first_of(self, path: Chain) -> x509.Certificate | None:
+        """The first certificate of a path that is revoked, or None."""
+        return next((pair[0] for pair in itertools.pairwise(path) if self._is_revoked(pair)), None)
+
+    def _is_revoked(self, pair: Chain) -> bool:
+        if pair not in self._judged:
+            listing = [crl for crl, numbers in self._lists if pair[0].serial_number in numbers]
+            if not listing:
+                return False
+            if len(self._judged) >= MOST_JUDGED:
+                self._judged.clear()
+            self._judged[pair] = revoked(pair, listing) is not None
+        return self._judged[pair]
+
+
 def anchors_of(signing: SigningSet) -> Anchors:
     """What callers' certificates may chain to."""
     known = unique((*signing.roots, *signing.intermediates))
     faults = {root: fault_of_ca(root) or _fault_of_revocation(root, known, signing.crls) for root in signing.roots}
     usable = tuple(root for root, fault in faults.items() if fault is None)
     left_out = tuple(fault for fault in faults.values() if fault is not None)
-    return Anchors(usable, signing.intermediates, signing.crls, left_out)
+    return Anchors(usable, signing.intermediates, left_out)
 
 
 def _fault_of_revocation(

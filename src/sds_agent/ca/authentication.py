@@ -1,5 +1,6 @@
 """Which proof a call brings, and whom it proves: the certificate of its connection, or else its bearer token."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 from weakref import WeakKeyDictionary
@@ -8,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from sds_agent.ca.acceptor import Peer
-from sds_agent.ca.anchors import Anchors, anchors_of
+from sds_agent.ca.anchors import Anchors, Revocations, anchors_of
 from sds_agent.ca.callers import Caller, check_chain_times, from_chain, from_join_token
 from sds_agent.ca.jwt import Issuer, caller_of
 from sds_agent.ca.refusal import unauthenticated
@@ -16,7 +17,7 @@ from sds_agent.ca.tokens import PREFIX, JoinTokens, Record
 from sds_agent.pki.keys import PublicKey
 from sds_agent.pki.rules import Chain
 from sds_agent.pki.signing import SigningSet
-from sds_agent.tasks import Patience
+from sds_agent.tasks import Patience, in_thread
 
 PATIENCE = 5.0
 """Seconds for the disk with the join tokens to answer."""
@@ -39,23 +40,31 @@ class _Holders:
     """
 
     def __init__(self) -> None:
-        self._anchors: tuple[SigningSet, Anchors] | None = None
+        self._judge: tuple[SigningSet, Anchors, Revocations] | None = None
+        self._making = asyncio.Lock()
         self._known: WeakKeyDictionary[Peer, tuple[SigningSet, Chain, Caller]] = WeakKeyDictionary()
 
-    def of(self, peer: Peer, signing: SigningSet, trust_domain: str, now: datetime) -> Caller:
+    async def of(self, peer: Peer, signing: SigningSet, trust_domain: str, now: datetime) -> Caller:
         """The caller. Raises RefusalError."""
         known = self._known.get(peer)
         if known is None or known[0] is not signing:
-            path = self._anchors_of(signing).path(peer.chain, now)
-            known = self._known[peer] = (signing, path, from_chain(path, signing.crls, trust_domain))
+            anchors, revocations = await self._judges(signing)
+            path = anchors.path(peer.chain, now)
+            caller = from_chain(path, revocations.first_of(path), trust_domain)
+            known = self._known[peer] = (signing, path, caller)
         _, path, caller = known
         check_chain_times(path, now)
         return caller
 
-    def _anchors_of(self, signing: SigningSet) -> Anchors:
-        if self._anchors is None or self._anchors[0] is not signing:
-            self._anchors = (signing, anchors_of(signing))
-        return self._anchors[1]
+    async def _judges(self, signing: SigningSet) -> tuple[Anchors, Revocations]:
+        async with self._making:
+            if self._judge is None or self._judge[0] is not signing:
+                self._judge = (signing, *await in_thread(_judges_of, signing))
+            return self._judge[1:]
+
+
+def _judges_of(signing: SigningSet) -> tuple[Anchors, Revocations]:
+    return anchors_of(signing), Revocations(signing.crls)
 
 
 class Authentication(Struct, frozen=True):
@@ -76,7 +85,7 @@ class Authentication(Struct, frozen=True):
         Raises RefusalError.
         """
         if self.mtls and peer.chain:
-            return Proven(self._holders.of(peer, signing, self.trust_domain, now))
+            return Proven(await self._holders.of(peer, signing, self.trust_domain, now))
         token = _bearer(metadata)
         if token is None:
             raise unauthenticated(f"the call brings no proof of who it is from: {self._wanted()}")

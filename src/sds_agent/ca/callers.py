@@ -4,7 +4,7 @@ What is proven cryptographically (a token's signature, a certificate's chain and
 what it means at `now`. Every function raises RefusalError when it means nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TypeAlias
@@ -22,7 +22,6 @@ from sds_agent.pki.certificates import (
     serial_hex,
     subject_alternative_uris,
 )
-from sds_agent.pki.revocation import RevocationList, revoked
 from sds_agent.pki.rules import Chain
 
 Claims: TypeAlias = Mapping[str, object]
@@ -82,14 +81,14 @@ def check_chain_times(chain: Chain, now: datetime) -> None:
             raise unauthenticated(f"{_in_chain(each, certificate)} expired on {ended}: come with a token")
 
 
-def from_chain(chain: Chain, crls: Iterable[RevocationList], trust_domain: str) -> Caller:
+def from_chain(chain: Chain, gone: x509.Certificate | None, trust_domain: str) -> Caller:
     """The caller that holds the key of a certificate of ours (X509-SVID section 5.2: exactly one URI).
 
-    `chain` is the certificate, then each certificate's issuer up to and with the anchor. Its times are not looked at:
-    that is for check_chain_times.
+    `chain` is the certificate, then each certificate's issuer up to and with the anchor; `gone` is the one of them that
+    is revoked, if any. Its times are not looked at: that is for check_chain_times.
     """
     certificate = chain[0]
-    if (gone := revoked(chain, crls)) is not None:
+    if gone is not None:
         raise unauthenticated(f"{_in_chain(gone, certificate)} with serial number {serial_hex(gone)} is revoked")
     if is_ca(certificate):
         raise unauthenticated("the client certificate is a CA's, not a workload's")

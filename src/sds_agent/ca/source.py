@@ -19,7 +19,7 @@ from sds_agent.pki.certificates import describe_name, serial_hex, unique
 from sds_agent.pki.path import has_path
 from sds_agent.pki.revocation import RevocationList, overdue
 from sds_agent.pki.signing import SigningSet
-from sds_agent.tasks import NoThreadError
+from sds_agent.tasks import NoThreadError, in_thread
 
 LOG = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class Plugged:
                 self._trouble.over()
             if changed is not None:
                 before = self._signing
-                self._take(changed)
+                await self._take(changed)
                 self._look_for_left_behind(before)
             self._settle()
             self._look_for_overdue()
@@ -140,10 +140,14 @@ class Plugged:
             directory, cause = str(self._directory.path), str(error).replace("\n", " | ")
             log.event(LOG, "signer_not_taken", level=logging.ERROR, directory=directory, cause=cause)
 
-    def _take(self, signing: SigningSet) -> None:
+    async def _take(self, signing: SigningSet) -> None:
         before = self._signing
         known = unique((*before.roots, *before.intermediates, *signing.roots, *signing.intermediates))
-        self._held, notes = self._held.with_found(signing.crls, known, self._clock.now())
+        arguments = (signing.crls, known, self._clock.now())
+        try:
+            self._held, notes = await in_thread(self._held.with_found, *arguments)  # of long lists it takes seconds
+        except NoThreadError:  # the directory gives this set only once
+            self._held, notes = self._held.with_found(*arguments)
         self._signing = structs.replace(signing, crls=self._held.lists)
         self._tell()
         self._note(notes)
