@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 from sds_agent import log
 from sds_agent.directories import HeldDirectory
 from sds_agent.errors import SdsAgentError
+from sds_agent.tasks import NoThreadError, in_thread
 
 LOG = logging.getLogger(__name__)
 
@@ -28,7 +29,8 @@ class PutsBack(Protocol):
     def put_back(self) -> Path | None:
         """Write the file if it is gone; returns its path if it was.
 
-        Blocks for a disk's write. Raises SdsAgentError when it cannot, and when another file has its place.
+        Blocks for a disk's write, and may be called in any thread. Raises SdsAgentError when it cannot, and when
+        another file has its place.
         """
         ...
 
@@ -38,7 +40,11 @@ async def watch(directory: HeldDirectory, parts: Sequence[PutsBack], look_every:
     lost = log.Once(LOG, "state_lost")
     while True:
         await asyncio.sleep(look_every)
-        restored, faults = restore(directory, parts)
+        try:
+            # in a thread: a disk of the network that is gone holds up this watch, and must hold up nothing else
+            restored, faults = await in_thread(restore, directory, parts)
+        except NoThreadError:  # the next look tells
+            continue
         if restored:
             paths = [str(path) for path in restored]
             log.event(LOG, "state_restored", level=logging.WARNING, directory=str(directory.path), files=paths)

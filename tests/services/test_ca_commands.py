@@ -143,6 +143,18 @@ def test_a_token_goes_to_a_file_of_its_own(file: Path, capsys: pytest.CaptureFix
     assert "sds-join-" not in capsys.readouterr().out
 
 
+def test_what_a_killed_command_left_of_a_token_is_removed(file: Path) -> None:
+    output = file.with_name("db1.token")
+    left, recent, other = (file.with_name(f".{name}.0a1b2c3d") for name in ("db1.token", "db1.token", "db2.token"))
+    recent = recent.with_name(".db1.token.00000000")
+    for path in (left, recent, other):
+        path.write_text("a token")
+    for path in (left, other):
+        os.utime(path, (0, 0))
+    assert main(["ca", "token", str(file), WEB, "--output", str(output)]) == 0
+    assert [path.exists() for path in (output, left, recent, other)] == [True, False, True, True]
+
+
 def test_a_token_takes_the_place_of_no_device_and_of_no_link(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Root would take /dev/null or /dev/stdout from everybody on the machine."""
     os.mkfifo(file.parent / "device")

@@ -1,6 +1,8 @@
 """The state directory is removed or replaced under a running agent: it comes back, or the log says what is wrong."""
 
+import asyncio
 import shutil
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
@@ -146,3 +148,32 @@ async def test_state_that_cannot_be_put_back_is_told_by_its_place_and_the_rest_c
         (directory / "authorities").unlink()
         assert restore(claimed, parts) == ([directory / ROOTS], [])
         assert restore(claimed, parts) == ([], [])
+
+
+class Hanging:
+    """A part whose disk does not answer until it is told to."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.answer = threading.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def put_back(self) -> Path | None:
+        self._loop.call_soon_threadsafe(self.asked.set)
+        if not self.answer.wait(10):
+            raise SdsAgentError("the loop stood still")
+        return None
+
+
+async def test_a_disk_that_does_not_answer_holds_up_nothing_else(tmp_path: Path) -> None:
+    """As one of the network that is gone: the agent serves from memory."""
+    with held(tmp_path) as claimed, recorded() as events:
+        part = Hanging()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch, claimed, [part], 0.001)
+            await part.asked.wait()
+            part.answer.set()
+            part.asked.clear()
+            await part.asked.wait()
+            tasks.cancel_scope.cancel()
+        assert events.seen == []

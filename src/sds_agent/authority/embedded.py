@@ -8,6 +8,7 @@ on signing.
 import asyncio
 import logging
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -98,6 +99,7 @@ class EmbeddedAuthority:
         self._clock = clock
         self._roots = roots
         self._written = b""
+        self._writing = threading.Lock()  # held while the file is written and until what was written is noted
         self._renewing = asyncio.Lock()
         self._failed: datetime | None = None
 
@@ -162,10 +164,11 @@ class EmbeddedAuthority:
         Raises ConfigurationError when it cannot be written, and when a file with other roots has its place.
         """
         try:
-            if self._is_there():
-                return None
-            own_directory(self._file.parent, 0o700)
-            write_private(self._file, self._written)
+            with self._writing:
+                if self._is_there():
+                    return None
+                own_directory(self._file.parent, 0o700)
+                write_private(self._file, self._written)
         except (OSError, UntrustedDirectoryError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise ConfigurationError(f"the embedded CA cannot keep its roots in {self._file}: {reason}") from error
@@ -197,13 +200,15 @@ class EmbeddedAuthority:
             roots = self._roots.with_new(signer, now)
             content = b"".join(_to_pem(s) for s in roots.signers)
             try:
-                self._is_there()  # another agent's roots, or those of a copy, are not overwritten
-                write_private(self._file, content)
+                with self._writing:
+                    self._is_there()  # another agent's roots, or those of a copy, are not overwritten
+                    write_private(self._file, content)
+                    self._written = content
             except (OSError, ConfigurationError) as error:
                 reason = error.strerror if isinstance(error, OSError) else str(error)
                 self._not_renewed(f"the embedded CA cannot keep its new root in {self._file}: {reason}", now)
                 return
-            self._roots, self._written = roots, content
+            self._roots = roots
         serial = serial_hex(signer.certificate)
         log.event(LOG, "root_created", file=str(self._file), serial=serial, not_after=_end(signer))
 

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import re
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -85,13 +86,15 @@ class Keeper:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._last: KeptCertificate | None = None
+        self._writing = threading.RLock()  # held while a file is written and until what was written is noted
 
     def save(self, kept: KeptCertificate) -> None:
         """Keep it in place of the one before. Blocks for a disk's write. Raises KeepError."""
         try:
-            own_directory(self._directory, 0o700)
-            write_private(self._file(kept.spiffe_id), msgspec.json.encode(kept))
-            self._last = kept
+            with self._writing:
+                own_directory(self._directory, 0o700)
+                write_private(self._file(kept.spiffe_id), msgspec.json.encode(kept))
+                self._last = kept
         except (OSError, SdsAgentError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise KeepError(
@@ -125,11 +128,12 @@ class Keeper:
 
         Blocks for a disk's write. Raises KeepError.
         """
-        kept = self._last
-        if kept is None or os.path.lexists(file := self._file(kept.spiffe_id)):
-            return None
-        self.save(kept)
-        return file
+        with self._writing:
+            kept = self._last
+            if kept is None or os.path.lexists(file := self._file(kept.spiffe_id)):
+                return None
+            self.save(kept)
+            return file
 
     def restore(self, identity: SpiffeId, now: datetime) -> Restored | None:
         """What was kept for the identity, if it is still as good as on the day it came, or None. Raises KeepError."""
