@@ -57,10 +57,11 @@ def remove_unfinished(directory: Path, name: str, *, idle: float = 0) -> None:
                     os.unlink(entry.path)  # noqa: PTH108 - the entry has no Path
 
 
-def read_own(file: Path, most: int) -> tuple[bytes, int]:
+def read_own(file: Path, most: int, *, also: int | None = None) -> tuple[bytes, int]:
     """The content of a file of the agent's own, or its first `most` bytes and one more; and its permission bits.
 
-    Raises ForeignFileError where the opened file is not a regular one of root or of this user, and OSError.
+    Raises ForeignFileError where the opened file is not a regular one of root, of this user or of the user `also`, and
+    OSError.
     """
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
@@ -72,7 +73,7 @@ def read_own(file: Path, most: int) -> tuple[bytes, int]:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise ForeignFileError("is not a regular file")
-        if found.st_uid not in {0, os.geteuid()}:
+        if found.st_uid not in {0, os.geteuid(), also}:
             raise ForeignFileError(f"belongs to uid {found.st_uid} and not to the agent's user (uid {os.geteuid()})")
         return _read(descriptor, most), stat.S_IMODE(found.st_mode)
     finally:

@@ -179,6 +179,51 @@ def test_a_pipe_in_the_place_of_a_tokens_file_is_not_waited_for(tmp_path: Path, 
     tokens.prepare()
 
 
+def plant(path: Path, elsewhere: Path) -> None:
+    """Make the file one that another user put there; only root can give it away, others put a link."""
+    if os.geteuid() == 0:
+        os.chown(path, 4711, -1)
+    else:
+        path.rename(elsewhere)
+        path.symlink_to(elsewhere)
+
+
+def test_a_record_that_another_user_put_there_is_nobodys(tmp_path: Path) -> None:
+    """Where a group may write to the directory, each of its members could make a token for any identity."""
+    directory = tmp_path / "tokens"
+    directory.mkdir()
+    tokens = JoinTokens(directory)
+    token = tokens.make(WEB, datetime.now(UTC) + timedelta(hours=1))
+    (record,) = directory.iterdir()
+    plant(record, tmp_path / "record")
+    with pytest.raises(RefusalError, match="record of the join token is damaged"):
+        tokens.find(token)
+
+
+def test_a_record_that_was_renamed_is_nobodys(tmp_path: Path) -> None:
+    """Else a member of that group makes a token of its own stand for the identity of another."""
+    tokens, now = JoinTokens(tmp_path), datetime.now(UTC)
+    token = tokens.make(WEB, now + timedelta(hours=1))
+    (own,) = tmp_path.iterdir()
+    tokens.make(f"{WEB}/admin", now + timedelta(hours=1))
+    (other,) = set(tmp_path.iterdir()) - {own}
+    other.replace(own)
+    with pytest.raises(RefusalError, match="record of the join token is damaged"):
+        tokens.find(token)
+
+
+def test_a_mark_that_another_user_put_there_frees_no_spent_token(tmp_path: Path) -> None:
+    directory, key = tmp_path / "tokens", generate(KeyType.EC_P256).public_key()
+    directory.mkdir()
+    tokens = JoinTokens(directory)
+    record = tokens.find(tokens.make(WEB, datetime.now(UTC) + timedelta(hours=1)))
+    tokens.spend(record, key)
+    (mark,) = directory.glob("*.spent")
+    plant(mark, tmp_path / "mark")
+    with pytest.raises(RefusalError, match="already used by another key"):
+        tokens.spend(record, key)
+
+
 def test_a_record_that_is_larger_than_any_is_damaged(tmp_path: Path) -> None:
     tokens = JoinTokens(tmp_path)
     token = tokens.make(WEB, datetime.now(UTC) + timedelta(hours=1))

@@ -265,8 +265,12 @@ def _private_directory() -> Iterator[Path]:
 
 
 def _sources(settings: CaSettings) -> list[sources.Source]:
-    """What the operator provides: the signer, and what vouches for tokens."""
-    signer = {"signer.cacerts": settings.signer.cacerts, "signer.passphrase_file": settings.signer.passphrase_file}
+    """What the operator provides: the signer, what vouches for tokens, and who is shut out."""
+    signer = {
+        "signer.cacerts": settings.signer.cacerts,
+        "signer.passphrase_file": settings.signer.passphrase_file,
+        "callers.deny_file": settings.callers.deny_file,
+    }
     issuers: dict[str, Path | None] = {}
     for number, each in enumerate(settings.callers.jwt):
         key = f"callers.jwt[{number}]"

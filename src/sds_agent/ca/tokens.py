@@ -24,7 +24,7 @@ from sds_agent import log
 from sds_agent.ca.refusal import Kind, RefusalError, unauthenticated
 from sds_agent.directories import UntrustedDirectoryError, note_shared, own_directory
 from sds_agent.errors import ConfigurationError
-from sds_agent.files import read_at_once, sync_directory
+from sds_agent.files import ForeignFileError, read_own, sync_directory
 from sds_agent.pki.keys import PublicKey, public_bytes
 
 LOG = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ PREFIX = "sds-join-"
 LARGEST_RECORD = 16 << 10
 """Bytes of a token's file, which holds one SPIFFE ID."""
 
-_DAMAGED = (ValueError, KeyError, TypeError, OverflowError)
-"""What the reading of a record may raise that is none."""
+_DAMAGED = (ValueError, KeyError, TypeError, OverflowError, AttributeError, ForeignFileError)
+"""What the reading of a record may raise that is none, or that another user put there."""
 _RECORD = ".token"
 _SPENT = ".spent"
 _BEGUN = re.compile(r"\.[0-9a-f]{16}")
@@ -82,7 +82,8 @@ class JoinTokens:
     def make(self, spiffe_id: str, expires: datetime) -> str:
         """A new token for that identity. Raises OSError."""
         token = f"{PREFIX}{secrets.token_urlsafe(32)}"
-        content = {"spiffe_id": spiffe_id, "expires": expires.timestamp()}
+        # with its own name, so that a record which another user renames is none
+        content = {"token": _hash(token), "spiffe_id": spiffe_id, "expires": expires.timestamp()}
         self._create(f"{_hash(token)}{_RECORD}", json.dumps(content).encode())
         return token
 
@@ -131,7 +132,11 @@ class JoinTokens:
             if not mark.exists():
                 with suppress(FileExistsError):  # somebody was faster
                     self._create(mark.name, fingerprint)
-            if read_at_once(mark, LARGEST_RECORD) != fingerprint:
+            try:
+                spent_by = _read_own(mark)
+            except ForeignFileError:
+                spent_by = b""
+            if spent_by != fingerprint:
                 raise unauthenticated("the join token was already used by another key: make a new one")
 
     @contextmanager
@@ -188,11 +193,18 @@ class JoinTokens:
 
 
 def _read(path: Path) -> Record:
-    data = read_at_once(path, LARGEST_RECORD)
+    data = _read_own(path)
     if len(data) > LARGEST_RECORD:
         raise ValueError("it is larger than any record")
     content = json.loads(data)
+    if content.get("token", path.stem) != path.stem:  # without one: made before records had it
+        raise ValueError("it is the record of another token")
     return Record(path.stem, content["spiffe_id"], datetime.fromtimestamp(content["expires"], UTC))
+
+
+def _read_own(path: Path) -> bytes:
+    """A file of the CA's user, to whom the directory belongs, or of root. Others may be able to write there too."""
+    return read_own(path, LARGEST_RECORD, also=path.parent.stat().st_uid)[0]
 
 
 def _hash(token: str) -> str:
