@@ -27,7 +27,17 @@ from sds_agent.ca.callers import (
     from_join_token,
 )
 from sds_agent.ca.limits import MOST_CALLERS, Quota
-from sds_agent.ca.policy import DEFAULT_TTL, LARGEST_RSA, LONGEST_TTL, NodeAgent, identity_for, key_of, listed, ttl_of
+from sds_agent.ca.policy import (
+    DEFAULT_TTL,
+    LARGEST_RSA,
+    LONGEST_TTL,
+    NodeAgent,
+    identity_for,
+    key_of,
+    listed,
+    overreaching,
+    ttl_of,
+)
 from sds_agent.ca.refusal import Kind, RefusalError
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.pki.csr import make_csr
@@ -63,6 +73,35 @@ def test_a_claim_by_configuration_names_the_caller() -> None:
     rule = ClaimRule("https://issuer", "istio-ca", "spiffe_id")
     caller = from_claims({**GOOD, "spiffe_id": "spiffe://demo.example/vm/7"}, rule, "demo.example", NOW)
     assert str(caller.identity) == "spiffe://demo.example/vm/7"
+
+
+@pytest.mark.parametrize("claim", [None, "spiffe_id"])
+@pytest.mark.parametrize(
+    ("allow", "taken"),
+    [
+        ((), True),
+        ((URI,), True),
+        (("spiffe://demo.example/vm/*", "spiffe://demo.example/ns/default/*"), True),
+        (("spiffe://demo.example/ns/defaul/*",), False),
+        ((f"{URI}/*", f"{URI}2"), False),
+    ],
+)
+def test_an_issuer_names_no_more_than_it_may(allow: tuple[str, ...], claim: str | None, *, taken: bool) -> None:
+    """Whoever runs a build system's issuer could otherwise be a node agent, and so every workload."""
+    rule = ClaimRule("https://issuer", "istio-ca", claim, allow)
+    claims = {**GOOD, "spiffe_id": URI}
+    if taken:
+        assert str(from_claims(claims, rule, "demo.example", NOW).identity) == URI
+    else:
+        with pytest.raises(RefusalError, match="which its issuer may not name") as error:
+            from_claims(claims, rule, "demo.example", NOW)
+        assert kind_of(error) is Kind.UNAUTHENTICATED
+
+
+def test_a_node_agent_that_may_be_another_one_is_found() -> None:
+    one = NodeAgent("spiffe://demo.example/node/1", ("spiffe://demo.example/ns/*", "spiffe://demo.example/node/1"))
+    two = NodeAgent("spiffe://demo.example/node/2", ("spiffe://demo.example/*",))
+    assert list(overreaching([one, two])) == [(two, one)]
 
 
 @pytest.mark.parametrize("audience", ["not-istio-ca", ["not-istio-ca"], "istio-ca,vault", [["istio-ca"]]])

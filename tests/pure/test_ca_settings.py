@@ -26,7 +26,7 @@ callers:
       jwks: "https://kubernetes.default.svc/openid/v1/jwks"
       ca_file: ca.crt
       token_file: token
-    - {issuer: mine, audience: ca, jwks: keys.json, claim: spiffe_id}
+    - {issuer: mine, audience: ca, jwks: keys.json, claim: spiffe_id, allow: [spiffe://cluster.local/ci/*]}
   mtls: false
   join_tokens: tokens
   node_agents: [{identity: spiffe://cluster.local/node, may_act_for: [spiffe://cluster.local/ns/*]}]
@@ -52,6 +52,7 @@ def test_everything_can_be_said(tmp_path: Path) -> None:
     assert (read.listen.host, read.listen.port, str(read.listen)) == ("::1", 15012, "[::1]:15012")
     assert read.signer.cacerts == tmp_path / "cacerts"
     assert read.callers.jwt[0].jwks.startswith("https://")
+    assert read.callers.jwt[1].allow == ("spiffe://cluster.local/ci/*",)
     assert read.callers.jwt[1].jwks == str(tmp_path / "keys.json")
     assert read.node_agents["spiffe://cluster.local/node"].covers("spiffe://cluster.local/ns/a/sa/b")
 
@@ -125,6 +126,10 @@ def test_a_password_in_a_url_is_refused_and_not_shown(tmp_path: Path) -> None:
         (node_agent("spiffe://cluster.local.evil/node", "spiffe://cluster.local/*"), "not in the trust domain"),
         (node_agent("spiffe://cluster.local/node", "spiffe://cluster.local.evil/*"), "not in the trust domain"),
         (node_agent("spiffe://cluster.local/node", "spiffe://cluster.local"), "has no path"),
+        (
+            LEAST.replace("join_tokens: t", "jwt: [{issuer: i, audience: a, jwks: f, allow: ['spiffe://other/*']}]"),
+            "not in the trust domain",
+        ),
     ],
 )
 def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, words: str) -> None:

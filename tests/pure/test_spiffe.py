@@ -43,6 +43,15 @@ def test_a_trust_domain_is_known_by_its_name_and_by_its_own_id() -> None:
     assert not own.is_workload
 
 
+@pytest.mark.parametrize("text", ["spiffe://A", "spiffe://td/%", "spiffe://td//", "SPIFFE://td/", "x"])
+def test_of_a_text_that_is_too_long_for_an_id_no_character_is_looked_at(text: str) -> None:
+    """A peer may send megabytes in the place of an ID, and the time that they take is everybody's."""
+    with pytest.raises(SpiffeIdError, match="bytes long"):
+        SpiffeId.parse(text + "A" * 4_000_000)
+    with pytest.raises(SpiffeIdError, match="bytes long"):
+        TrustDomain.parse("A" * 4_000_000)
+
+
 @given(name=NAMES, path=PATHS)
 def test_every_id_of_the_standard_is_taken_and_written_back_as_it_was(name: str, path: str) -> None:
     uri = f"spiffe://{name}{path}"

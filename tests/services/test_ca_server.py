@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from fakes.ca_servers import (
+    ISSUER,
     METHOD,
     TRUST_DOMAIN,
     WEB,
@@ -345,6 +346,23 @@ async def test_what_a_bug_says_goes_to_nobody(tmp_path: Path) -> None:
     (told,) = events.named("bug")
     assert told["exception"] == "ValueError"
     assert "planted" not in str(caught.value.details()) + str(told) + (tmp_path / "audit.log").read_text()
+
+
+async def test_settings_that_reach_further_than_they_seem_are_told_at_the_start(tmp_path: Path) -> None:
+    """An issuer that may name node agents, and a node agent that may be another one, may be everybody."""
+    node, other = f"spiffe://{TRUST_DOMAIN}/node", f"spiffe://{TRUST_DOMAIN}/other"
+    agents = f"  node_agents: [{{identity: {node}, may_act_for: ['spiffe://{TRUST_DOMAIN}/*']}}"
+    agents += f", {{identity: {other}, may_act_for: ['{WEB}']}}]"
+    with recorded() as events:
+        async with served(tmp_path, jwks="jwks.json, claim: spiffe_id", callers=agents):
+            pass
+        assert events.named("issuer_names_anybody", level="warning", issuer=ISSUER)
+        assert events.named("node_agent_covers_another", level="warning", node_agent=node, other=other)
+    with recorded() as events:
+        bounded = f"jwks.json, claim: spiffe_id, allow: ['{WEB}']"
+        async with served(tmp_path, jwks=bounded, callers=agents.replace("/*", "/ns/*")):
+            pass
+        assert not events.named("issuer_names_anybody") + events.named("node_agent_covers_another")
 
 
 async def test_a_bad_directory_does_not_start(tmp_path: Path) -> None:

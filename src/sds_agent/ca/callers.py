@@ -12,6 +12,7 @@ from typing import TypeAlias
 from cryptography import x509
 from msgspec import Struct
 
+from sds_agent.ca.patterns import covers
 from sds_agent.ca.refusal import unauthenticated
 from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError
 from sds_agent.pki.certificates import (
@@ -51,12 +52,14 @@ class Caller(Struct, frozen=True):
 class ClaimRule(Struct, frozen=True):
     """What a token of one issuer must say.
 
-    `claim` names the claim that holds the SPIFFE ID; None takes `sub` for a Kubernetes service account.
+    `claim` names the claim that holds the SPIFFE ID; None takes `sub` for a Kubernetes service account. The issuer may
+    name what one of the patterns in `allow` covers; without any, every workload of the trust domain.
     """
 
     issuer: str
     audience: str
     claim: str | None = None
+    allow: tuple[str, ...] = ()
 
 
 def from_claims(claims: Claims, rule: ClaimRule, trust_domain: str, now: datetime) -> Caller:
@@ -66,8 +69,11 @@ def from_claims(claims: Claims, rule: ClaimRule, trust_domain: str, now: datetim
     if rule.audience not in _audiences(claims):
         raise unauthenticated(f"the token is not for this CA: its audience must be {describe_name(rule.audience)}")
     _check_times(claims, now)
-    identity = _service_account(claims, trust_domain) if rule.claim is None else _claimed(claims, rule.claim)
-    return Caller(_ours(identity, trust_domain, "token"), Proof.JWT, f"issuer {rule.issuer}")
+    named = _service_account(claims, trust_domain) if rule.claim is None else _claimed(claims, rule.claim)
+    identity = _ours(named, trust_domain, "token")
+    if rule.allow and not covers(rule.allow, str(identity)):
+        raise unauthenticated(f"the token names {describe_name(identity)}, which its issuer may not name")
+    return Caller(identity, Proof.JWT, f"issuer {rule.issuer}")
 
 
 def check_chain_times(chain: Chain, now: datetime) -> None:

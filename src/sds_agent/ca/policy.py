@@ -6,7 +6,7 @@ configuration lists for it (Istio's `ImpersonatedIdentity`).
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 
 from cryptography import x509
@@ -124,6 +124,13 @@ def _strong(key: object) -> PublicKey:
             return key
         case _:
             raise invalid("the CSR's key is of a kind that Envoy does not take: use EC P-256 or RSA 2048")
+
+
+def overreaching(node_agents: Iterable[NodeAgent]) -> Iterator[tuple[NodeAgent, NodeAgent]]:
+    """Each node agent that may act for another one, and so, with the certificate that it gets, for all that one may."""
+    agents = tuple(node_agents)
+    for agent in agents:
+        yield from ((agent, other) for other in agents if other is not agent and agent.covers(other.identity))
 
 
 def listed(node_agents: Sequence[NodeAgent]) -> dict[str, NodeAgent]:

@@ -25,6 +25,7 @@ from sds_agent.ca.deny_list import DenyList
 from sds_agent.ca.descriptors import room_for
 from sds_agent.ca.jwks import IssuerKeys, Location
 from sds_agent.ca.jwt import LONGEST_TOKEN, Issuer
+from sds_agent.ca.policy import overreaching
 from sds_agent.ca.service import LARGEST_REQUEST, SERVICE, CertificateService, Rules
 from sds_agent.ca.settings import Address, CaSettings, JwtSettings
 from sds_agent.ca.source import Plugged, SelfSigned, Source
@@ -86,6 +87,7 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
         deny_list = await _deny_list(settings, clock)
         tls = ServerTls(source.current, settings.server_names, clock.now, ask_client=settings.callers.mtls)
         _check_signer(tls)
+        _warn_of_reach(settings)
         sockets = [directory / f"grpc-{number}" for number in range(SERVERS)]
         acceptor = Acceptor(tls.context, clock.now, room_for(settings.limits.connections), FRAMES)
         rules = _rules(settings, authentication, deny_list)
@@ -155,7 +157,32 @@ def _rules(settings: CaSettings, authentication: Authentication, deny_list: Deny
 
 async def _issuer(chosen: JwtSettings, clock: Clock) -> Issuer:
     location = Location(chosen.jwks, chosen.ca_file, chosen.token_file)
-    return Issuer(ClaimRule(chosen.issuer, chosen.audience, chosen.claim), await IssuerKeys.open(location, clock))
+    rule = ClaimRule(chosen.issuer, chosen.audience, chosen.claim, chosen.allow)
+    return Issuer(rule, await IssuerKeys.open(location, clock))
+
+
+def _warn_of_reach(settings: CaSettings) -> None:
+    """Say of settings that let somebody have more identities than their author may have thought of."""
+    for issuer in settings.callers.jwt:
+        if issuer.claim is not None and not issuer.allow:
+            log.event(
+                LOG,
+                "issuer_names_anybody",
+                level=logging.WARNING,
+                issuer=issuer.issuer,
+                effect="its tokens can name every identity of the trust domain, the node agents' among them",
+                mend="list in callers.jwt[].allow which ones it may name",
+            )
+    for agent, other in overreaching(settings.node_agents.values()):
+        log.event(
+            LOG,
+            "node_agent_covers_another",
+            level=logging.WARNING,
+            node_agent=agent.identity,
+            other=other.identity,
+            effect="it can get the other's certificate, and with that act for whomever the other may act for",
+            mend="list in may_act_for the branches with workloads alone",
+        )
 
 
 def _check_signer(tls: ServerTls) -> None:

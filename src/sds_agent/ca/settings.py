@@ -176,6 +176,12 @@ class JwtSettings:
         "mapped as Istio does.",
         default=None,
     )
+    allow: tuple[str, ...] = setting(
+        Listing(_PATTERN, "SPIFFE IDs"),
+        "The identities that its tokens may name; one that ends in /* stands for all below it. Left out: every one of "
+        "the trust domain.",
+        default=(),
+    )
 
 
 @settings
@@ -280,6 +286,12 @@ def _conflicts(chosen: CaSettings) -> Iterator[Finding]:
 
 def _foreign(chosen: CaSettings) -> Iterator[Finding]:
     ours = f"spiffe://{chosen.trust_domain}/"
+    for index, issuer in enumerate(chosen.callers.jwt):
+        for number, each in enumerate(issuer.allow):
+            if not each.startswith(ours):
+                yield Finding(
+                    ("callers", "jwt", index, "allow", number), "is not in the trust domain", f"begin it with {ours}"
+                )
     for index, agent in enumerate(chosen.callers.node_agents):
         at = ("callers", "node_agents", index)
         mend = f"begin it with {ours}"

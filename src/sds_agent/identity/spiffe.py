@@ -72,6 +72,7 @@ class SpiffeId(Struct, frozen=True, order=True):
     @classmethod
     def parse(cls, uri: str) -> Self:
         """Read a SPIFFE ID such as `spiffe://demo.example/ns/default/sa/web`. Raises SpiffeIdError."""
+        _check_length(uri)  # before its characters: a peer may send a text of any length
         if not uri.startswith(_SCHEME):
             raise SpiffeIdError(_about_scheme(uri))
         name, slash, path = uri.removeprefix(_SCHEME).partition("/")
@@ -114,13 +115,13 @@ def _check_trust_domain(name: str) -> None:
         raise SpiffeIdError("the trust domain is empty: name one, such as demo.example")
     if name.startswith(_SCHEME):
         raise SpiffeIdError(f"the trust domain {_quoted(name)} must be the bare name, without {_SCHEME}")
-    if wrong := _first_outside(_TRUST_DOMAIN_CHARACTERS, name):
-        raise SpiffeIdError(f"the trust domain {_quoted(name)} holds {wrong}; allowed are a-z, 0-9, '.', '-' and '_'")
     if len(name) > LONGEST_TRUST_DOMAIN:
         raise SpiffeIdError(
             f"the trust domain {_quoted(name)} is {len(name)} bytes long, and the most that is allowed is "
             f"{LONGEST_TRUST_DOMAIN}"
         )
+    if wrong := _first_outside(_TRUST_DOMAIN_CHARACTERS, name):
+        raise SpiffeIdError(f"the trust domain {_quoted(name)} holds {wrong}; allowed are a-z, 0-9, '.', '-' and '_'")
 
 
 def _check_path(path: str) -> None:
