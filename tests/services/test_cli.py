@@ -185,7 +185,7 @@ def test_check_goes_on_where_it_may_not_look(folder: Path, check: Check) -> None
     hidden = folder / ("n" * 300)
     code, _, warned = check(file(folder, MINIMAL + ISTIO.replace(" token,", f" '{hidden}',")))
     assert code == 0
-    assert f"authorities.mesh.token_file: {hidden} cannot be looked at (File name too long); the agent's user" in warned
+    assert f"authorities.mesh.token_file: {hidden} cannot be examined (File name too long); the agent's user" in warned
 
 
 @pytest.mark.parametrize(

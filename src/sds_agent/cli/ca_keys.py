@@ -13,7 +13,7 @@ LONGEST = timedelta(days=30 * 365)
 
 
 def add_key_arguments(parser: argparse.ArgumentParser, lifetime: str) -> None:
-    """The key's kind, the lifetime (`lifetime` unless told) and the new key's passphrase."""
+    """The key's kind, the lifetime (by default `lifetime`) and the new key's passphrase."""
     parser.add_argument("--key", choices=KEY_TYPES, default=KEY_TYPES[0], help=f"the kind of key ({KEY_TYPES[0]})")
     parser.add_argument(
         "--lifetime", default=lifetime, metavar="DURATION", help=f"how long it is valid, such as 90d ({lifetime})"

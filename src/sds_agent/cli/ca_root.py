@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def trust_domain(option: str, text: str) -> str:
     """The trust domain that `option` gives. Raises ConfigurationError."""
-    from sds_agent.identity.spiffe import SpiffeIdError, TrustDomain  # noqa: PLC0415 - imported by who needs it
+    from sds_agent.identity.spiffe import SpiffeIdError, TrustDomain  # noqa: PLC0415 - imported by the command that needs it
 
     try:
         return str(TrustDomain.parse(text))

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ttl",
         metavar="DURATION",
-        help=f"how long it can be used, such as 10m; {LONGEST_HOURS}h at most, {DEFAULT_TTL} unless told",
+        help=f"how long it can be used, such as 10m; {LONGEST_HOURS}h at most, by default {DEFAULT_TTL}",
     )
     parser.add_argument("--output", type=Path, metavar="PATH", help="write it to this file (0600), not to the terminal")
     parser.add_argument(

@@ -38,9 +38,9 @@ def _socket(sds: SdsSettings) -> str:
     writers = f"{owner} and {group}" if sds.mode & stat.S_IWGRP else f"{owner} alone"
     return (
         f"It listens on the socket {sds.socket}, which has the mode {sds.mode} and belongs to {owner} and {group}. "
-        f"It can be connected to by {writers} (and by root), and whoever connects can have every certificate and key "
-        f"below. At one time there may be {sds.limits.streams} streams with {sds.limits.names} names on each, and "
-        f"{sds.limits.request_bytes} bytes in a request."
+        f"It can be connected to by {writers} (and by root), and a process that connects can have each certificate "
+        f"and key below. At one time there may be {sds.limits.streams} streams with {sds.limits.names} names on each, "
+        f"and {sds.limits.request_bytes} bytes in a request."
     )
 
 
@@ -138,8 +138,8 @@ def _about_file(key: str, path: Path) -> Iterator[str]:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         yield f"{key}: {path} does not exist; until it does the CA gives no certificate"
-    except OSError as error:  # who checks may be another user than the agent's, and not be let in
-        yield f"{key}: {path} cannot be looked at ({error.strerror}); the agent's user has to be able to read it"
+    except OSError as error:  # this may be run by another user than the agent's, and not be let in
+        yield f"{key}: {path} cannot be examined ({error.strerror}); the agent's user has to be able to read it"
 
 
 def _about_authorities(settings: Settings) -> Iterator[str]:

@@ -15,7 +15,7 @@ class OutputError(SdsAgentError):
 
 
 class ReaderGoneError(OutputError):
-    """Whoever read standard output has left, as `head` does. The exit code is that of a program ended by SIGPIPE."""
+    """The reader of standard output has left, as `head` does. The exit code is that of a program ended by SIGPIPE."""
 
     exit_code = 141
 
@@ -54,7 +54,7 @@ def _translated() -> Iterator[None]:
     except OSError as error:
         _abandon()
         if isinstance(error, BrokenPipeError):
-            raise ReaderGoneError("nobody reads standard output any more") from error
+            raise ReaderGoneError("the reader of standard output has left") from error
         raise OutputError(
             f"cannot write to standard output: {error.strerror}; make room or send it elsewhere"
         ) from error

@@ -72,7 +72,7 @@ class IstioSettings:
         default=None,
     )
     token_file: Path | None = setting(
-        PATH, "The token that tells who asks, read anew for every request; its audience is istio-ca.", default=None
+        PATH, "The token that names the caller, read anew for every request; its audience is istio-ca.", default=None
     )
     server_name: str | None = setting(
         _HOST_NAME, "The name in the certificate of the CA's server. Left out: the host of the address.", default=None
@@ -102,7 +102,8 @@ class IstioSettings:
     )
     plaintext_loopback: bool = setting(
         FLAG,
-        "Speak without TLS, to a CA on this machine alone. The token is then readable for whoever can read loopback.",
+        "Speak without TLS, to a CA on this machine alone. The token is then readable for every process that can read "
+        "loopback.",
         default=False,
     )
 
@@ -168,7 +169,7 @@ def _caller(at: KeyPath, given: Mapping[str, object], values: Mapping[KeyPath, o
     if values.get((*at, "impersonate")) is True or values.get((*at, "plaintext_loopback")) is True:
         yield Finding(path, "is missing", "impersonate and plaintext_loopback go with a token alone: name its file")
     elif values.get((*at, "mtls")) is False:
-        yield Finding(path, "is missing", "without mtls only a token tells who asks: name its file")
+        yield Finding(path, "is missing", "without mtls only a token names the caller: name its file")
     elif "provisioned" not in given:
         yield Finding(path, "is missing", "the first certificate takes a token: name its file, or provisioned")
 

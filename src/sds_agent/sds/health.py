@@ -7,7 +7,7 @@ reads slowly misses statuses in between, never the newest.
 An answer of `Check` that is NOT_SERVING also has the reasons, in a field that other probers skip: a status or trailing
 metadata would be bounded by what a prober's client takes for headers, and could fail the call that they explain.
 
-Nobody has to prove who asks, so what one caller can make the server hold is bounded: the watches, and the requests that
+A caller needs no proof, so what one caller can make the server hold is bounded: the watches, and the requests that
 have begun and not ended. For gRPC's own way to read a single request knows no such bound, both methods are declared to
 take a stream of requests, which is the same on the wire, and read the first.
 """
@@ -41,7 +41,7 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 class Health:
     """The service. It answers for the server as a whole (the empty name) and for `services`: SERVING while `ready`.
 
-    While it is not, `reasons` gives a sentence for each cause: it goes to all who ask, so no secret may be in it.
+    While it is not, `reasons` gives a sentence for each cause: it goes to every caller, so no secret may be in it.
     """
 
     def __init__(
