@@ -237,6 +237,9 @@ def test_a_script_that_is_asked_for_help_explains_itself_and_does_nothing_else(s
     environment = os.environ | {"PATH": "/usr/bin:/bin", "PYTHONPATH": path}
     done = subprocess.run([*command, "--help"], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+    head = re.findall(r"\A#!.*\n((?:#.*\n)+)", (ROOT / script).read_text())
+    if head and script != "scripts/demo":
+        assert done.stdout == re.sub(r"^# ?", "", head[0], flags=re.MULTILINE)
     assert Path(script).name in done.stdout
 
 
