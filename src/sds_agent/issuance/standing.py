@@ -12,7 +12,7 @@ _KINDS = {
     ErrorKind.TRANSIENT: "the CA cannot be reached, or is not ready",
     ErrorKind.THROTTLED: "the CA asks to slow down",
     ErrorKind.PENDING: "the CA waits for an approval",
-    ErrorKind.UNAUTHENTICATED: "the CA does not take the token or the certificate that the agent shows",
+    ErrorKind.UNAUTHENTICATED: "the token, certificate or roots to ask with are missing, or the CA does not take them",
     ErrorKind.DENIED: "the CA refuses this identity or this request",
     ErrorKind.INVALID: "the CA's answer cannot be used, or the CA calls the request malformed",
     ErrorKind.MISMATCH: "the CA issued something else than was asked for",
