@@ -129,9 +129,7 @@ async def agent(
     gates = {name: Gate() for name in cas}  # one for each CA: one that hangs must not hold up the others
     renewal = Renewal(settings.renewal.fraction, settings.renewal.jitter)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
-    certificates = settings.state_dir / "certificates"
-    tidy(certificates, keep=settings.keep_certificates)
-    keepers = {workload.name: Keeper(certificates) for workload in identities if settings.keep_certificates}
+    keepers = _keepers(settings)
     service = SecretDiscoveryService(store, most_streams=limits.streams, most_names=limits.names)
     issuers: list[Issuer] = []
     async with companions() as start:
@@ -167,6 +165,13 @@ async def agent(
             start(sources.warn(preflight.sources(settings)))
             with watched(store), store.watching(lambda _changed: readiness.look()):
                 yield store
+
+
+def _keepers(settings: Settings) -> dict[str, Keeper]:
+    """What keeps the workloads' certificates, by their names; none where they are not to be kept."""
+    directory = settings.state_dir / "certificates"
+    tidy(directory, keep=settings.keep_certificates)
+    return {workload.name: Keeper(directory) for workload in settings.workloads if settings.keep_certificates}
 
 
 def _lacks(issuers: Iterable[Issuer], clock: Clock) -> Sequence[str]:

@@ -40,7 +40,7 @@ class UntrustedDirectoryError(SdsAgentError):
     """Another user could put a file in the place of the agent's."""
 
 
-class Kind(Enum):
+class Role(Enum):
     """What a step on the way to a directory is."""
 
     ABOVE = "a directory above it"
@@ -60,13 +60,13 @@ class Step(Struct, frozen=True):
     owner: int | None
     group: int
     mode: int
-    kind: Kind = Kind.ABOVE
+    role: Role = Role.ABOVE
 
     def writable(self, by: int) -> bool:
         """Whether these users (stat.S_IWOTH, stat.S_IWGRP) may replace what is in it."""
-        if self.kind is Kind.LINK:
+        if self.role is Role.LINK:
             return False
-        kept = self.mode & stat.S_ISVTX and self.kind is Kind.ABOVE  # the next step, whose owner is looked at
+        kept = self.mode & stat.S_ISVTX and self.role is Role.ABOVE  # the next step, whose owner is looked at
         return bool(self.mode & by) and not kept
 
 
@@ -87,7 +87,7 @@ def judge(steps: Iterable[Step], target: Path, user: int, also: Collection[int] 
 
 
 def _fault(step: Step, target: Path, user: int, trusted: Collection[int]) -> str | None:
-    last = step.kind is Kind.LAST
+    last = step.role is Role.LAST
     does = "replace the agent's files" if last else f"put another directory in the place of {target}"
     if step.owner not in trusted and (last or step.owner is not None):
         owner = "a user of another namespace" if step.owner is None else f"uid {step.owner}"
@@ -104,7 +104,7 @@ def _fault(step: Step, target: Path, user: int, trusted: Collection[int]) -> str
 
 
 def _shared(step: Step, target: Path) -> str | None:
-    does = "replace the agent's files" if step.kind is Kind.LAST else f"put another directory in the place of {target}"
+    does = "replace the agent's files" if step.role is Role.LAST else f"put another directory in the place of {target}"
     if step.owner is None:
         return f"{step.path} belongs to a user of another namespace, who could {does}"
     if step.writable(stat.S_IWGRP):
@@ -171,15 +171,15 @@ def walk(directory: Path, *, or_file: bool = False) -> tuple[tuple[Step, ...], M
 
     With `or_file` it may end with a file.
     """
-    way = _Way(directory, or_file=or_file)
+    way = _Walk(directory, or_file=or_file)
     while way.names and way.missing is None:
         way.take(way.names.pop())
-    if way.missing is None and way.steps[-1].kind is Kind.ABOVE:
-        way.steps[-1] = structs.replace(way.steps[-1], kind=Kind.LAST)
+    if way.missing is None and way.steps[-1].role is Role.ABOVE:
+        way.steps[-1] = structs.replace(way.steps[-1], role=Role.LAST)
     return tuple(way.steps), way.missing
 
 
-class _Way:
+class _Walk:
     """A way that is being walked: what was passed, where it is now, and the names to go, the next one last."""
 
     def __init__(self, directory: Path, *, or_file: bool) -> None:
@@ -207,7 +207,7 @@ class _Way:
         if stat.S_ISLNK(found.st_mode):
             self._follow(path, found)
         elif self._or_file and not self.names and not stat.S_ISDIR(found.st_mode):
-            self.steps.append(_step(path, found, Kind.FILE))
+            self.steps.append(_step(path, found, Role.FILE))
         else:
             self._enter(path)
 
@@ -227,7 +227,7 @@ class _Way:
         if self._links > MOST_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(link))
         if self._at.mode & (stat.S_IWOTH | stat.S_IWGRP):
-            self.steps.append(_step(link, found, Kind.LINK))
+            self.steps.append(_step(link, found, Role.LINK))
         if not self._of_link():
             self._own = len(self.names)
         to = link.readlink()
@@ -236,9 +236,9 @@ class _Way:
         self.names += reversed(to.parts[1:] if to.is_absolute() else to.parts)
 
 
-def _step(path: Path, found: os.stat_result, kind: Kind = Kind.ABOVE) -> Step:
+def _step(path: Path, found: os.stat_result, role: Role = Role.ABOVE) -> Step:
     owner = found.st_uid if found.st_uid != _UNMAPPED or _is_mapped(_UNMAPPED) else None
-    return Step(path, owner, found.st_gid, stat.S_IMODE(found.st_mode), kind)
+    return Step(path, owner, found.st_gid, stat.S_IMODE(found.st_mode), role)
 
 
 def _is_mapped(uid: int) -> bool:

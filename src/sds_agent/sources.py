@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sds_agent import log
-from sds_agent.directories import ROOT, Kind, Step, walk
+from sds_agent.directories import ROOT, Role, Step, walk
 from sds_agent.tasks import NoThreadError, in_thread
 
 LOG = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def judge(step: Step, target: Path, user: int) -> str | None:
     if step.owner not in {ROOT, user, None}:
         return f"uid {step.owner} {does}: {step.path} belongs to that user"
     # what is in a directory with the sticky bit is changed by its owners alone, and each file's is looked at
-    if step.kind is Kind.LINK or (step.kind is not Kind.FILE and step.mode & stat.S_ISVTX):
+    if step.role is Role.LINK or (step.role is not Role.FILE and step.mode & stat.S_ISVTX):
         return None
     if step.mode & stat.S_IWOTH:
         return f"anybody {does}: others may write to {step.path} (chmod o-w {step.path})"

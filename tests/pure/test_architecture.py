@@ -19,6 +19,7 @@ MATERIAL = BASE | {"identity", "pki"}
 EVERYTHING = MATERIAL | {
     "files",
     "directories",
+    "ownfile",
     "state",
     "sources",
     "signals",
@@ -45,6 +46,7 @@ MAY_IMPORT = {
     "workers": {"tasks"},
     "files": BASE,
     "directories": BASE | {"files"},
+    "ownfile": BASE | {"files", "directories"},
     "state": BASE | {"files", "directories"},
     "sources": BASE | {"directories"},
     "signals": BASE,
@@ -53,10 +55,10 @@ MAY_IMPORT = {
     "rpc": BASE,
     "config": BASE | {"identity", "pki.keys"},
     "secrets": MATERIAL,
-    "authority": MATERIAL | {"files", "directories"},
+    "authority": MATERIAL | {"files", "directories", "ownfile"},
     "sds": MATERIAL | {"files", "directories", "rpc", "secrets"},
     "outputs": MATERIAL | {"files", "directories", "secrets"},
-    "issuance": MATERIAL | {"files", "directories", "secrets", "authority"},
+    "issuance": MATERIAL | {"files", "directories", "ownfile", "secrets", "authority"},
     "ca": MATERIAL
     | {"files", "directories", "state", "sources", "rpc", "config", "authority", "sds.health", "signals"},
     "preflight": BASE | {"directories", "sources", "config", "authority", "sds.endpoint", "outputs.directory"},

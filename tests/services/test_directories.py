@@ -8,7 +8,7 @@ import pytest
 from fakes.events import recorded
 
 from sds_agent.directories import (
-    Kind,
+    Role,
     Step,
     UntrustedDirectoryError,
     held_directory,
@@ -33,67 +33,77 @@ def made(path: Path, mode: int) -> Path:
     return path
 
 
-def step(owner: int | None, mode: int, kind: Kind) -> Step:
-    return Step(TARGET if kind is Kind.LAST else TARGET.parent, owner, 50, mode, kind)
+def step(owner: int | None, mode: int, role: Role) -> Step:
+    return Step(TARGET if role is Role.LAST else TARGET.parent, owner, 50, mode, role)
 
 
 # What is said
 
 
 @pytest.mark.parametrize(
-    ("owner", "mode", "kind", "refused"),
+    ("owner", "mode", "role", "refused"),
     [
-        (US, 0o700, Kind.LAST, ""),
-        (0, 0o755, Kind.LAST, ""),
-        (US, 0o770, Kind.LAST, ""),
-        (US, 0o777, Kind.LAST, "anybody could replace the agent's files"),
-        (US, 0o1777, Kind.LAST, "anybody could replace the agent's files"),
-        (OTHER, 0o700, Kind.LAST, "/srv/state belongs to uid 1001"),
-        (None, 0o700, Kind.LAST, "/srv/state belongs to a user of another namespace"),
-        (US, 0o755, Kind.ABOVE, ""),
-        (0, 0o1777, Kind.ABOVE, ""),
-        (0, 0o2775, Kind.ABOVE, ""),
-        (0, 0o777, Kind.ABOVE, "anybody may write to /srv, so anybody could put another directory in the place of"),
-        (OTHER, 0o755, Kind.ABOVE, "/srv belongs to uid 1001, who could put another directory in the place of /srv/st"),
-        (OTHER, 0o1777, Kind.ABOVE, "/srv belongs to uid 1001"),
-        (None, 0o755, Kind.ABOVE, ""),
-        (US, 0o777, Kind.LINK, ""),
-        (OTHER, 0o777, Kind.LINK, "/srv belongs to uid 1001"),
+        (US, 0o700, Role.LAST, ""),
+        (0, 0o755, Role.LAST, ""),
+        (US, 0o770, Role.LAST, ""),
+        (US, 0o777, Role.LAST, "anybody could replace the agent's files"),
+        (US, 0o1777, Role.LAST, "anybody could replace the agent's files"),
+        (OTHER, 0o700, Role.LAST, "/srv/state belongs to uid 1001"),
+        (None, 0o700, Role.LAST, "/srv/state belongs to a user of another namespace"),
+        (US, 0o755, Role.ABOVE, ""),
+        (0, 0o1777, Role.ABOVE, ""),
+        (0, 0o2775, Role.ABOVE, ""),
+        (0, 0o777, Role.ABOVE, "anybody may write to /srv, so anybody could put another directory in the place of"),
+        (
+            OTHER,
+            0o755,
+            Role.ABOVE,
+            "/srv belongs to uid 1001, who could put another directory in the place of /srv/st",
+        ),
+        (OTHER, 0o1777, Role.ABOVE, "/srv belongs to uid 1001"),
+        (None, 0o755, Role.ABOVE, ""),
+        (US, 0o777, Role.LINK, ""),
+        (OTHER, 0o777, Role.LINK, "/srv belongs to uid 1001"),
     ],
 )
 def test_who_could_replace_our_files_is_refused_and_named(
-    owner: int | None, mode: int, kind: Kind, refused: str
+    owner: int | None, mode: int, role: Role, refused: str
 ) -> None:
-    found = judge([step(0, 0o755, Kind.ABOVE), step(owner, mode, kind)], TARGET, US)
+    found = judge([step(0, 0o755, Role.ABOVE), step(owner, mode, role)], TARGET, US)
     assert (found.refused or "").startswith(refused) or refused in str(found.refused)
     assert bool(found.refused) == bool(refused)
 
 
 @pytest.mark.parametrize(
-    ("owner", "mode", "kind", "said"),
+    ("owner", "mode", "role", "said"),
     [
-        (US, 0o755, Kind.LAST, ()),
+        (US, 0o755, Role.LAST, ()),
         (
             US,
             0o2775,
-            Kind.LAST,
+            Role.LAST,
             ("the group 50 may write to /srv/state and could replace the agent's files (chmod g-w",),
         ),
         (
             0,
             0o775,
-            Kind.ABOVE,
+            Role.ABOVE,
             ("the group 50 may write to /srv and could put another directory in the place of /srv/",),
         ),
-        (0, 0o1775, Kind.ABOVE, ()),
-        (None, 0o755, Kind.ABOVE, ("/srv belongs to a user of another namespace, who could put another directory in",)),
-        (US, 0o777, Kind.LINK, ()),
+        (0, 0o1775, Role.ABOVE, ()),
+        (
+            None,
+            0o755,
+            Role.ABOVE,
+            ("/srv belongs to a user of another namespace, who could put another directory in",),
+        ),
+        (US, 0o777, Role.LINK, ()),
     ],
 )
 def test_a_group_that_could_replace_them_is_named(
-    owner: int | None, mode: int, kind: Kind, said: tuple[str, ...]
+    owner: int | None, mode: int, role: Role, said: tuple[str, ...]
 ) -> None:
-    found = judge([step(owner, mode, kind)], TARGET, US)
+    found = judge([step(owner, mode, role)], TARGET, US)
     assert found.refused is None
     assert len(found.shared) == len(said)
     assert all(each.startswith(words) for each, words in zip(found.shared, said, strict=True))
@@ -101,7 +111,7 @@ def test_a_group_that_could_replace_them_is_named(
 
 def test_a_user_that_is_trusted_too_may_own_the_way() -> None:
     """Root makes a join token in the directory of the CA's user."""
-    way = [step(OTHER, 0o755, Kind.ABOVE), step(OTHER, 0o700, Kind.LAST)]
+    way = [step(OTHER, 0o755, Role.ABOVE), step(OTHER, 0o700, Role.LAST)]
     assert judge(way, TARGET, 0, [OTHER]).refused is None
 
 
@@ -117,8 +127,8 @@ def test_every_directory_that_a_link_leads_through_is_looked_at(tmp_path: Path) 
     steps, missing = walk(tmp_path / "links" / "absolute")
     assert missing is None
     assert {tmp_path / "links", tmp_path / "real", tmp_path / "real/deep"} <= {each.path for each in steps}
-    assert (steps[-1].path, steps[-1].kind) == (tmp_path / "real/deep", Kind.LAST)
-    assert [each.kind for each in steps[:-1]] == [Kind.ABOVE] * (len(steps) - 1)
+    assert (steps[-1].path, steps[-1].role) == (tmp_path / "real/deep", Role.LAST)
+    assert [each.role for each in steps[:-1]] == [Role.ABOVE] * (len(steps) - 1)
 
 
 @pytest.mark.parametrize("mode", [0o1777, 0o1770])
@@ -128,7 +138,7 @@ def test_a_link_among_the_files_of_others_is_looked_at(tmp_path: Path, mode: int
     shared = made(tmp_path / "tmp", mode)
     (shared / "link").symlink_to(tmp_path / "real")
     steps, _ = walk(shared / "link")
-    assert (shared / "link", Kind.LINK) in [(each.path, each.kind) for each in steps]
+    assert (shared / "link", Role.LINK) in [(each.path, each.role) for each in steps]
 
 
 def test_dots_behind_a_link_lead_to_where_the_kernel_goes(tmp_path: Path) -> None:

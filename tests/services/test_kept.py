@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from sds_agent.authority.protocol import ErrorKind, IssueRequest
-from sds_agent.files import write_private
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.gate import Gate
 from sds_agent.issuance.issuer import Issuer
@@ -336,7 +335,7 @@ def test_no_damage_of_a_kept_file_ends_the_agent(data: st.DataObject, kept_bytes
         begin, end = sorted(data.draw(st.tuples(*[st.integers(0, len(kept_bytes))] * 2)))
         damaged = kept_bytes[:begin] + data.draw(st.binary(max_size=40)) + kept_bytes[end:]
     keeper = Keeper(tmp_path)
-    keeper._file(URI).write_bytes(damaged)
+    keeper._file(URI).write(damaged)
     restored, refusal = None, ""
     try:
         restored = keeper.restore(WORKLOAD.identity, NOW)
@@ -463,6 +462,6 @@ def test_file_of_another_identity_is_not_taken(tmp_path: Path) -> None:
     keeper = Keeper(tmp_path)
     other = SpiffeId.parse("spiffe://demo.example/other")
     foreign = KeptCertificate("spiffe://demo.example/x", 0.0, "", "", "")
-    write_private(keeper._file(str(other)), msgspec.json.encode(foreign))
+    keeper._file(str(other)).write(msgspec.json.encode(foreign))
     with pytest.raises(KeepError, match="another identity"):
         keeper.load(other)

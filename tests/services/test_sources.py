@@ -8,7 +8,7 @@ from fakes.configurations import MINIMAL, settings
 from fakes.events import recorded
 
 from sds_agent import preflight
-from sds_agent.directories import Kind, Step
+from sds_agent.directories import Role, Step
 from sds_agent.sources import judge, warn, who_could_change
 
 US, OTHER = 1000, 1001
@@ -16,30 +16,35 @@ TARGET = Path("/etc/ca")
 
 
 @pytest.mark.parametrize(
-    ("owner", "mode", "kind", "said"),
+    ("owner", "mode", "role", "said"),
     [
-        (US, 0o600, Kind.FILE, None),
-        (0, 0o644, Kind.FILE, None),
-        (None, 0o644, Kind.FILE, None),
-        (OTHER, 0o600, Kind.FILE, "uid 1001 could change what is read from /etc/ca: /step belongs to that user"),
+        (US, 0o600, Role.FILE, None),
+        (0, 0o644, Role.FILE, None),
+        (None, 0o644, Role.FILE, None),
+        (OTHER, 0o600, Role.FILE, "uid 1001 could change what is read from /etc/ca: /step belongs to that user"),
         (
             0,
             0o666,
-            Kind.FILE,
+            Role.FILE,
             "anybody could change what is read from /etc/ca: others may write to /step (chmod o-w /st",
         ),
-        (0, 0o664, Kind.FILE, "the group 50 could change what is read from /etc/ca: it may write to /step (chmod g-w"),
-        (0, 0o777, Kind.ABOVE, "anybody could change"),
-        (0, 0o1777, Kind.ABOVE, None),
-        (0, 0o2775, Kind.LAST, "the group 50 could change"),
-        (0, 0o3777, Kind.LAST, None),
-        (OTHER, 0o755, Kind.LAST, "uid 1001 could change"),
-        (0, 0o777, Kind.LINK, None),
-        (OTHER, 0o777, Kind.LINK, "uid 1001 could change"),
+        (
+            0,
+            0o664,
+            Role.FILE,
+            "the group 50 could change what is read from /etc/ca: it may write to /step (chmod g-w",
+        ),
+        (0, 0o777, Role.ABOVE, "anybody could change"),
+        (0, 0o1777, Role.ABOVE, None),
+        (0, 0o2775, Role.LAST, "the group 50 could change"),
+        (0, 0o3777, Role.LAST, None),
+        (OTHER, 0o755, Role.LAST, "uid 1001 could change"),
+        (0, 0o777, Role.LINK, None),
+        (OTHER, 0o777, Role.LINK, "uid 1001 could change"),
     ],
 )
-def test_who_could_change_it_is_named(owner: int | None, mode: int, kind: Kind, said: str | None) -> None:
-    found = judge(Step(Path("/step"), owner, 50, mode, kind), TARGET, US)
+def test_who_could_change_it_is_named(owner: int | None, mode: int, role: Role, said: str | None) -> None:
+    found = judge(Step(Path("/step"), owner, 50, mode, role), TARGET, US)
     assert (found or "").startswith(said or "")
     assert (found is None) == (said is None)
 

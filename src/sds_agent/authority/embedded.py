@@ -8,7 +8,6 @@ on signing.
 import asyncio
 import logging
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -24,8 +23,9 @@ from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, Is
 from sds_agent.authority.request import proven_key
 from sds_agent.clock import Clock
 from sds_agent.directories import UntrustedDirectoryError, look_at_directory, own_directory
-from sds_agent.errors import ConfigurationError
-from sds_agent.files import ForeignFileError, check_writable, read_own, remove_unfinished, write_private
+from sds_agent.errors import ConfigurationError, SdsAgentError
+from sds_agent.files import ForeignFileError, check_writable, remove_unfinished
+from sds_agent.ownfile import OwnFile, ReplacedError
 from sds_agent.pki.certificates import CertificateError, describe, read_pem, serial_hex, write_pem
 from sds_agent.pki.keys import KeyType, PrivateKey, to_pkcs8_pem
 from sds_agent.pki.signer import Signer, SignerError, make_root, root_name
@@ -47,7 +47,6 @@ while an old one is valid: each request would otherwise pay for a key, and cause
 """
 LARGEST = 1 << 20
 """Bytes of the file with the roots: two or three are in it at one time."""
-_MEND = "stop the agent before its state is replaced, and bring back the old state or give every Envoy the new root"
 
 
 ROOTS = "roots.pem"
@@ -92,14 +91,12 @@ class EmbeddedAuthority:
 
     refresh_every = REFRESH
 
-    def __init__(self, file: Path, trust_domain: str, key_type: KeyType, clock: Clock, roots: Roots) -> None:
+    def __init__(self, file: OwnFile, trust_domain: str, key_type: KeyType, clock: Clock, roots: Roots) -> None:
         self._file = file
         self._trust_domain = trust_domain
         self._key_type = key_type
         self._clock = clock
         self._roots = roots
-        self._written = b""
-        self._writing = threading.Lock()  # held while the file is written and until what was written is noted
         self._renewing = asyncio.Lock()
         self._failed: datetime | None = None
 
@@ -118,13 +115,12 @@ class EmbeddedAuthority:
 
         Raises ConfigurationError, which names `setting`, when what is there cannot be used; it is left untouched.
         """
-        file = directory / ROOTS
-        with _explained(file, setting):
+        file = OwnFile(directory / ROOTS, LARGEST)
+        with _explained(file.path, setting):
             own_directory(directory, 0o700)
-            remove_unfinished(directory, re.escape(file.name))
-            content, signers = _load(file)
+            remove_unfinished(directory, re.escape(ROOTS))
+            signers = _load(file)
         authority = cls(file, trust_domain, key_type, clock, Roots(signers, lifetime))
-        authority._written = content
         try:
             await authority._renew_when_due()
         except AuthorityError as error:
@@ -163,28 +159,22 @@ class EmbeddedAuthority:
 
         Raises ConfigurationError when it cannot be written, and when a file with other roots has its place.
         """
-        try:
-            with self._writing:
-                if self._is_there():
-                    return None
-                own_directory(self._file.parent, 0o700)
-                write_private(self._file, self._written)
-        except (OSError, UntrustedDirectoryError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise ConfigurationError(f"the embedded CA cannot keep its roots in {self._file}: {reason}") from error
-        return self._file
+        with self._keeping("its roots"):
+            return None if self._file.is_there() else self._file.put_back()
 
-    def _is_there(self) -> bool:
-        """Whether the file is as it was left. Raises OSError, and ConfigurationError when it is another."""
+    @contextmanager
+    def _keeping(self, what: str) -> Iterator[None]:
+        """Say in words why that cannot be kept. Raises ConfigurationError."""
         try:
-            content, _ = read_own(self._file, LARGEST)
-        except FileNotFoundError:
-            return False
-        except ForeignFileError as error:
-            raise ConfigurationError(f"{self._file} {error}; {_MEND}") from error
-        if self._written and content != self._written:
-            raise ConfigurationError(f"{self._file} holds other roots than those that this agent signs with; {_MEND}")
-        return True
+            yield
+        except ReplacedError as error:
+            raise ConfigurationError(
+                f"{self._file.path} holds other roots than those that this agent signs with; stop the agent before its "
+                "state is replaced, and bring back the old state or give every Envoy the new root"
+            ) from error
+        except (OSError, SdsAgentError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise ConfigurationError(f"the embedded CA cannot keep {what} in {self._file.path}: {reason}") from error
 
     async def _renew_when_due(self) -> None:
         async with self._renewing:
@@ -198,19 +188,15 @@ class EmbeddedAuthority:
                 return
             signer = make_root(key, self._trust_domain, now, self._roots.lifetime)
             roots = self._roots.with_new(signer, now)
-            content = b"".join(_to_pem(s) for s in roots.signers)
             try:
-                with self._writing:
-                    self._is_there()  # another agent's roots, or those of a copy, are not overwritten
-                    write_private(self._file, content)
-                    self._written = content
-            except (OSError, ConfigurationError) as error:
-                reason = error.strerror if isinstance(error, OSError) else str(error)
-                self._not_renewed(f"the embedded CA cannot keep its new root in {self._file}: {reason}", now)
+                with self._keeping("its new root"):
+                    self._file.renew(b"".join(_to_pem(s) for s in roots.signers))
+            except ConfigurationError as error:
+                self._not_renewed(str(error), now)
                 return
             self._roots = roots
         serial = serial_hex(signer.certificate)
-        log.event(LOG, "root_created", file=str(self._file), serial=serial, not_after=_end(signer))
+        log.event(LOG, "root_created", file=str(self._file.path), serial=serial, not_after=_end(signer))
 
     def _warn_of_another_domain(self) -> None:
         """A root without name constraints vouches for every trust domain, also the one that it was not made for."""
@@ -221,11 +207,11 @@ class EmbeddedAuthority:
             LOG,
             "root_of_another_trust_domain",
             level=logging.WARNING,
-            file=str(self._file),
+            file=str(self._file.path),
             cause=(
                 f"the embedded CA's root {describe(root)} was made for another trust domain than {self._trust_domain}, "
                 "and it goes on signing: who trusts it for the one trusts it for the other too. To have a new root "
-                f"made, stop the agent and remove {self._file}; every Envoy then has to get the new one"
+                f"made, stop the agent and remove {self._file.path}; every Envoy then has to get the new one"
             ),
         )
 
@@ -246,11 +232,11 @@ class EmbeddedAuthority:
 
 def look_at(directory: Path, setting: str = "state_dir") -> None:
     """Raise the ConfigurationError of `EmbeddedAuthority.open` for a directory that it cannot use; change nothing."""
-    file = directory / ROOTS
-    with _explained(file, setting):
+    file = OwnFile(directory / ROOTS, LARGEST)
+    with _explained(file.path, setting):
         look_at_directory(directory)
-        if not _load(file)[1] and directory.is_dir():
-            check_writable(directory, file)
+        if not _load(file) and directory.is_dir():
+            check_writable(directory, file.path)
 
 
 @contextmanager
@@ -274,12 +260,13 @@ def _to_pem(signer: Signer) -> bytes:
     return write_pem([signer.certificate]) + to_pkcs8_pem(signer.key)
 
 
-def _load(file: Path) -> tuple[bytes, tuple[Signer, ...]]:
-    """The file's content and the roots in it: a certificate and its key, one pair after another, oldest first."""
+def _load(own: OwnFile) -> tuple[Signer, ...]:
+    """The roots in the file: a certificate and its key, one pair after another, oldest first."""
+    file = own.path
     try:
-        content, mode = read_own(file, LARGEST)
+        content, mode = own.read()
     except FileNotFoundError:
-        return b"", ()
+        return ()
     except ForeignFileError as error:
         raise ConfigurationError(
             f"{file} should hold the embedded CA's roots and {error}; put the agent's own file there, or remove "
@@ -298,7 +285,7 @@ def _load(file: Path) -> tuple[bytes, tuple[Signer, ...]]:
         raise ConfigurationError(_damaged(file)) from error
     if not signers:
         raise ConfigurationError(_damaged(file))
-    return content, signers
+    return signers
 
 
 def _read_pair(pem: bytes) -> Signer:

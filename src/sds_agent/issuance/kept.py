@@ -10,7 +10,6 @@ import hashlib
 import logging
 import os
 import re
-import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,9 +19,10 @@ from sds_agent import log
 from sds_agent.authority.protocol import AuthorityError, Issuance
 from sds_agent.directories import own_directory
 from sds_agent.errors import SdsAgentError
-from sds_agent.files import ForeignFileError, read_own, remove_unfinished, write_private
+from sds_agent.files import ForeignFileError, remove_unfinished
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted, accept
+from sds_agent.ownfile import OwnFile
 from sds_agent.pki.keyfile import KeyFileError, read_private_key
 from sds_agent.pki.keys import PrivateKey
 from sds_agent.values import Sensitive
@@ -85,16 +85,13 @@ class Keeper:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._last: KeptCertificate | None = None
-        self._writing = threading.RLock()  # held while a file is written and until what was written is noted
+        self._files: dict[str, OwnFile] = {}
 
     def save(self, kept: KeptCertificate) -> None:
         """Keep it in place of the one before. Blocks for a disk's write. Raises KeepError."""
         try:
-            with self._writing:
-                own_directory(self._directory, 0o700)
-                write_private(self._file(kept.spiffe_id), msgspec.json.encode(kept))
-                self._last = kept
+            own_directory(self._directory, 0o700)
+            self._file(kept.spiffe_id).write(msgspec.json.encode(kept))
         except (OSError, SdsAgentError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise KeepError(
@@ -105,9 +102,10 @@ class Keeper:
         """What was kept for the identity, or None; the certificate and the key in it are not looked at. Raises
         KeepError, whatever lies in the file's place.
         """
-        file = self._file(str(identity))
+        own = self._file(str(identity))
+        file = own.path
         try:
-            kept = _read(file)
+            kept = _read(own)
         except FileNotFoundError:
             return None
         except ForeignFileError as error:
@@ -120,20 +118,15 @@ class Keeper:
             ) from error
         if kept.spiffe_id != str(identity):
             raise KeepError(f"{file} is of another identity; it is not used, and replaced by the next certificate")
-        self._last = kept
         return kept
 
     def put_back(self) -> Path | None:
-        """Keep again what was saved or loaded last, if its file is gone; returns the path if it was.
-
-        Blocks for a disk's write. Raises KeepError.
-        """
-        with self._writing:
-            kept = self._last
-            if kept is None or os.path.lexists(file := self._file(kept.spiffe_id)):
-                return None
-            self.save(kept)
-            return file
+        """Write again a file that is gone; returns the path of one that was. Raises KeepError."""
+        try:
+            return next((path for each in tuple(self._files.values()) if (path := each.put_back())), None)
+        except (OSError, SdsAgentError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise KeepError(f"cannot keep certificates in {self._directory}: {reason}") from error
 
     def restore(self, identity: SpiffeId, now: datetime) -> Restored | None:
         """What was kept for the identity, if it is still as good as on the day it came, or None. Raises KeepError."""
@@ -148,17 +141,18 @@ class Keeper:
         # a time that is yet to come, as after a clock was set back, would put off the renewal
         return Restored(accepted, key, min(kept.issued, now), kept.authority)
 
-    def _file(self, spiffe_id: str) -> Path:
-        return self._directory / f"{hashlib.sha256(spiffe_id.encode()).hexdigest()[:32]}.json"
+    def _file(self, spiffe_id: str) -> OwnFile:
+        name = f"{hashlib.sha256(spiffe_id.encode()).hexdigest()[:32]}.json"
+        return self._files.setdefault(name, OwnFile(self._directory / name, LARGEST))
 
 
-def _read(file: Path) -> KeptCertificate:
+def _read(file: OwnFile) -> KeptCertificate:
     """The file's content. Raises ForeignFileError, KeepError, OSError, and for what is no kept certificate, a decoder's
     errors.
     """
-    data, mode = read_own(file, LARGEST)
+    data, mode = file.read()
     if mode & _OTHERS:
-        raise KeepError(f"{file} may be read or written by others; it is not used")
+        raise KeepError(f"{file.path} may be read or written by others; it is not used")
     if len(data) > LARGEST:
         raise ValueError("it is larger than any certificate")
     kept = msgspec.json.decode(data, type=KeptCertificate)
@@ -186,9 +180,9 @@ def _remove_all(directory: Path) -> int:
                 (directory / name).unlink()
                 removed += 1
         directory.rmdir()
-    except FileNotFoundError:  # nothing was ever kept
-        pass
     except OSError as error:
+        if isinstance(error, FileNotFoundError):  # nothing was ever kept
+            return removed
         log.event(
             LOG,
             "kept_certificates_not_removed",

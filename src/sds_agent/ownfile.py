@@ -1,0 +1,70 @@
+"""A file in the state directory that one process writes, and writes again when it is lost."""
+
+import os
+import threading
+from pathlib import Path
+
+from sds_agent.directories import own_directory
+from sds_agent.errors import SdsAgentError
+from sds_agent.files import read_own, write_private
+
+
+class ReplacedError(SdsAgentError):
+    """Another content than this process's has the place of its file."""
+
+
+class OwnFile:
+    """A file of this process's own, and the content that it was left with.
+
+    Its methods block, on the disk, and may be called in any thread.
+    """
+
+    def __init__(self, path: Path, most: int) -> None:
+        self.path = path
+        self._most = most
+        self._left: bytes | None = None
+        self._lock = threading.RLock()  # from a write until it is noted: in between the file looks like another
+
+    def read(self) -> tuple[bytes, int]:
+        """The content, or its first `most` bytes and one more, and the permission bits. Raises what `read_own` does."""
+        with self._lock:
+            self._left, mode = read_own(self.path, self._most)
+            return self._left, mode
+
+    def write(self, content: bytes) -> None:
+        """Put the content there, as `write_private` does. Raises OSError."""
+        with self._lock:
+            write_private(self.path, content)
+            self._left = content
+
+    def renew(self, content: bytes) -> None:
+        """As `write`, but never over what another process wrote. Raises OSError, ForeignFileError and ReplacedError."""
+        with self._lock:
+            self.is_there()
+            self.write(content)
+
+    def is_there(self) -> bool:
+        """Whether the file is there, as it was left.
+
+        Raises OSError, ForeignFileError, and ReplacedError for another content.
+        """
+        with self._lock:
+            try:
+                content, _ = read_own(self.path, self._most)
+            except FileNotFoundError:
+                return False
+            if self._left is not None and content != self._left:
+                raise ReplacedError("holds something else than this process wrote")
+            return True
+
+    def put_back(self) -> Path | None:
+        """Write again what was left there, if nothing has its place; returns the path if so.
+
+        Raises OSError and UntrustedDirectoryError.
+        """
+        with self._lock:
+            if self._left is None or os.path.lexists(self.path):
+                return None
+            own_directory(self.path.parent, 0o700)
+            self.write(self._left)
+            return self.path
