@@ -1,4 +1,4 @@
-"""Directories that nobody else may change: made with their modes, and looked at up to the root.
+"""Directories that no other user may change: made with their modes, and looked at up to the root.
 
 A user who may write to a directory can put a file in the place of the agent's, and one who may write to a directory
 above it can move all of it away. So each directory on the way must belong to root or to the agent's user, and others
@@ -113,11 +113,11 @@ def _shared(step: Step, target: Path) -> str | None:
 
 
 def own_directory(directory: Path, mode: int, *, of_anybody: bool = False) -> tuple[str, ...]:
-    """Make the directory with `mode` if it is missing, and make sure that nobody else may replace what is in it.
+    """Make the directory with `mode` if it is missing, and make sure that no other user may replace what is in it.
 
     Missing directories above it get the mode 0755. No mode depends on the umask. With `of_anybody` the directory's
-    owner may replace what is in it, whoever that is. Returns who else could, in words, where that is allowed with a
-    warning. Raises UntrustedDirectoryError, and OSError.
+    owner may be another user. Returns the groups that could replace it, in words: those are allowed, with a warning.
+    Raises UntrustedDirectoryError, and OSError.
     """
     while True:
         steps, missing = walk(directory)
@@ -255,7 +255,7 @@ def _is_mapped(uid: int) -> bool:
 class HeldDirectory:
     """A directory of the process's own that no second process may use at the same time, from `claim` to `release`.
 
-    It is made with `mode`; `lock` is the name of the lock file in it. Another holder is told of by `in_use`.
+    It is made with `mode`; `lock` is the name of the lock file in it. `in_use` is the error for another holder.
     """
 
     def __init__(self, path: Path, setting: str, in_use: SdsAgentError, *, mode: int = 0o700, lock: str = LOCK) -> None:

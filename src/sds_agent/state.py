@@ -1,8 +1,8 @@
-"""The state on the disk while the process runs: what was removed is put back, and what cannot be is told.
+"""The state on the disk while the process runs: what was removed is put back, and the log says what cannot be.
 
-A hasty hand, a cleaner or a volume that is mounted over it takes the state directory away from a running agent. Nobody
-would notice before the next start, which then makes another root that no peer trusts; and a second agent could begin
-on the empty directory at once. All that is kept there is in memory too, so it is written again, under a new lock.
+A hasty hand, a cleaner or a volume that is mounted over it takes the state directory away from a running agent. It
+would show only at the next start, which then makes another root that no peer trusts; and a second agent could begin on
+the empty directory at once. All that is kept there is in memory too, so it is written again, under a new lock.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ class PutsBack(Protocol):
 
 
 async def watch(directory: HeldDirectory, parts: Sequence[PutsBack], look_every: float = LOOK) -> None:
-    """Put back what is lost, for ever. What keeps it from that is told once."""
+    """Put back what is lost, for ever. What keeps it from that is logged once."""
     lost = log.Once(LOG, "state_lost")
     while True:
         await asyncio.sleep(look_every)

@@ -33,7 +33,7 @@ LARGEST = 1 << 20
 """Bytes. A chain, a key and a mesh's anchors take some kilobytes."""
 _NAME = r"[0-9a-f]{32}\.json"
 _OTHERS = 0o007
-"""The rights that nobody may have. Those of the group are Kubernetes's to set, on each file of a volume (fsGroup)."""
+"""The rights that others must not have. Those of the group are set by Kubernetes, on each file of a volume (fsGroup)."""
 
 
 class KeepError(SdsAgentError):
@@ -172,7 +172,7 @@ def tidy(directory: Path, *, keep: bool) -> None:
 
 
 def _remove_all(directory: Path) -> int:
-    """How many there were. What cannot be removed is told."""
+    """Returns how many there were. What cannot be removed is logged."""
     removed = 0
     try:
         for name in os.listdir(directory):  # noqa: PTH208 - names are what is compared
