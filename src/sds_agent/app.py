@@ -151,9 +151,8 @@ async def agent(
             issuers.append(issuer)
             start(issuer.run())
         if held is not None:
-            parts: list[PutsBack] = [each for each in cas.values() if isinstance(each, PutsBack)]
-            parts += [*keepers.values(), needs_file]
-            start(watch(held, parts))
+            kept = (*cas.values(), *keepers.values(), needs_file)
+            start(watch(held, [each for each in kept if isinstance(each, PutsBack)]))
         _start_outputs(start, settings, store, clock)
         readiness = Health(
             lambda: not missing(store.snapshot), frozenset({SERVICE}), reasons=lambda: _lacks(issuers, clock)

@@ -33,7 +33,7 @@ LARGEST = 1 << 20
 """Bytes. A chain, a key and a mesh's anchors take some kilobytes."""
 _NAME = r"[0-9a-f]{32}\.json"
 _OTHERS = 0o007
-"""The rights that others must not have. Those of the group are set by Kubernetes, on each file of a volume (fsGroup)."""
+"""The rights that others must not have. Kubernetes sets those of the group, on each file of a volume (fsGroup)."""
 
 
 class KeepError(SdsAgentError):
