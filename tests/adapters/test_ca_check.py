@@ -354,7 +354,7 @@ def test_an_encrypted_key_is_read_with_its_passphrase(tmp_path: Path, capfd: Pri
 @pytest.mark.parametrize(
     ("times", "words"),
     [
-        ("-crldays 9", "revocation list: 'O=demo.example', 0 revoked, valid until"),
+        ("-crldays 9", "revocation list: 'O=demo.example', 0 entries, valid until"),
         ("-crl_lastupdate 20200101000000Z -crl_nextupdate 20200102000000Z", "it is overdue: have it issued anew"),
     ],
 )

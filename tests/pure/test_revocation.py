@@ -6,10 +6,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
+from fakes import der
 from fakes.hierarchy import DAY, HOUR, NOW, Ca, key_usage, make_ca, make_crl, make_leaf, new_key
 
 from sds_agent.pki.certificates import CertificateError
-from sds_agent.pki.revocation import fault_of_list, overdue, read_crls, revoked
+from sds_agent.pki.revocation import RevocationList, fault_of_list, overdue, peculiarity, read_crls, revoked
 
 ROOT = make_ca("root")
 MIDDLE = make_ca("middle", ROOT)
@@ -76,3 +77,107 @@ def test_a_list_that_is_damaged_anywhere_is_refused_when_it_is_read() -> None:
         body = base64.encodebytes(der.replace(whole, damaged))
         with pytest.raises(CertificateError, match="list 1 is damaged"):
             read_crls(b"-----BEGIN X509 CRL-----\n" + body + b"-----END X509 CRL-----\n")
+
+
+# --- entries that are not about us, or revoke nothing ---
+
+ISSUER, OWN, OTHER = der.entity("issuer"), der.entity("own"), der.directory(der.common_name("other"))
+SERIAL = 7
+ISSUED = tuple(map(der.loaded, (der.certificate(OWN, ISSUER, serial=der.integer(SERIAL)), der.certificate(ISSUER))))
+NUMBER = der.extension(der.CRL_NUMBER, der.integer(6))
+DELTA = der.extension(der.DELTA_CRL, der.integer(5), critical=True)
+
+
+def of(*names: bytes) -> bytes:
+    """CertificateIssuer."""
+    return der.extension(der.CERTIFICATE_ISSUER, der.sequence(*names), critical=True)
+
+
+def because(reason: int) -> bytes:
+    return der.extension(der.REASON_CODE, der.enumerated(reason))
+
+
+def scope(number: int, content: bytes) -> bytes:
+    """IssuingDistributionPoint with one of its fields."""
+    value = der.sequence(der.implicit(number, content))
+    return der.extension(der.ISSUING_DISTRIBUTION_POINT, value, critical=True)
+
+
+INDIRECT, TRUE = scope(4, b"\xff"), b"\xff"
+MINE = der.directory(ISSUER.name)
+MINE_RESPELLED = der.directory(der.common_name("ISSUER", der.PRINTABLE))
+
+NOT_OURS: dict[str, tuple[list[bytes], list[bytes]]] = {
+    "of another issuer": ([der.revoked(SERIAL, of(OTHER))], [INDIRECT]),
+    "after one of another issuer": ([der.revoked(3, of(OTHER)), der.revoked(SERIAL)], [INDIRECT]),
+    "after several that inherit": ([der.revoked(3, of(OTHER)), der.revoked(4), der.revoked(SERIAL)], [INDIRECT]),
+    "of another issuer, which the list forgets to announce": ([der.revoked(SERIAL, of(OTHER))], []),
+    "taken off by a delta list": ([der.revoked(SERIAL, because(8))], [NUMBER, DELTA]),
+    "of attribute certificates": ([der.revoked(SERIAL)], [scope(5, TRUE)]),
+    "of another number": ([der.revoked(SERIAL + 1)], []),
+}
+OURS: dict[str, tuple[list[bytes], list[bytes]]] = {
+    "plain": ([der.revoked(SERIAL)], []),
+    "of this issuer by name": ([der.revoked(SERIAL, of(MINE))], [INDIRECT]),
+    "of this issuer, spelled otherwise": ([der.revoked(SERIAL, of(MINE_RESPELLED))], [INDIRECT]),
+    "of this issuer among others": ([der.revoked(SERIAL, of(OTHER, MINE))], [INDIRECT]),
+    "before one of another issuer": ([der.revoked(SERIAL), der.revoked(3, of(OTHER))], [INDIRECT]),
+    "of this issuer again": ([der.revoked(3, of(OTHER)), der.revoked(4, of(MINE)), der.revoked(SERIAL)], [INDIRECT]),
+    "once of another issuer and once of this": (
+        [der.revoked(SERIAL, of(OTHER)), der.revoked(SERIAL, of(MINE))],
+        [INDIRECT],
+    ),
+    "added by a delta list": ([der.revoked(SERIAL, because(1))], [NUMBER, DELTA]),
+    "on hold": ([der.revoked(SERIAL, because(6))], []),
+    "for some reasons": ([der.revoked(SERIAL)], [scope(3, b"\x06\x40")]),
+    "of users": ([der.revoked(SERIAL)], [scope(1, TRUE)]),
+    "for a reason that nobody knows": ([der.revoked(SERIAL, because(77))], []),
+    "in a list with a scope that nobody can read": (
+        [der.revoked(SERIAL)],
+        [der.extension(der.ISSUING_DISTRIBUTION_POINT, b"\x30\x05")],
+    ),
+}
+
+
+def listed(entries: list[bytes], extensions: list[bytes], issuer: der.Entity = ISSUER) -> tuple[RevocationList, ...]:
+    return read_crls(der.pem(der.revocation_list(issuer, entries, extensions), "X509 CRL"))
+
+
+@pytest.mark.parametrize(("entries", "extensions"), NOT_OURS.values(), ids=NOT_OURS)
+def test_what_a_list_says_of_others_or_takes_off_revokes_nothing(entries: list[bytes], extensions: list[bytes]) -> None:
+    assert revoked(ISSUED, listed(entries, extensions)) is None
+
+
+@pytest.mark.parametrize(("entries", "extensions"), OURS.values(), ids=OURS)
+def test_every_other_entry_with_our_number_revokes(entries: list[bytes], extensions: list[bytes]) -> None:
+    assert revoked(ISSUED, listed(entries, extensions)) == ISSUED[0]
+
+
+def test_a_delta_list_takes_nothing_off_the_complete_one_beside_it() -> None:
+    complete = listed([der.revoked(SERIAL, because(6))], [NUMBER])
+    delta = listed([der.revoked(SERIAL, because(8))], [NUMBER, DELTA])
+    assert revoked(ISSUED, [*delta, *complete]) == ISSUED[0]
+
+
+def test_a_list_whose_issuer_is_spelled_otherwise_counts() -> None:
+    respelled = der.Entity(der.common_name("ISSUER", der.PRINTABLE), ISSUER.key)
+    (crl,) = listed([der.revoked(SERIAL)], [], respelled)
+    assert revoked(ISSUED, [crl]) == ISSUED[0]
+    assert fault_of_list(crl, ISSUED) is None
+
+
+@pytest.mark.parametrize(
+    ("extensions", "words"),
+    [
+        ([], None),
+        ([INDIRECT], "other issuers"),
+        ([NUMBER, DELTA], "a delta list"),
+        ([scope(5, TRUE)], "attribute certificates"),
+        ([scope(3, b"\x06\x40")], "for some reasons"),
+        ([scope(1, TRUE)], None),
+    ],
+)
+def test_a_list_that_says_less_than_others_is_told_apart(extensions: list[bytes], words: str | None) -> None:
+    (crl,) = listed([der.revoked(SERIAL)], extensions)
+    assert (words or "") in (peculiarity(crl) or "")
+    assert (peculiarity(crl) is None) is (words is None)

@@ -8,17 +8,16 @@ that is older than its predecessor takes nothing away. All this is known only si
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import TypeVar
 
 from cryptography import x509
 from msgspec import Struct
 
-from sds_agent.pki.revocation import RevocationList, is_signed_by
+from sds_agent.pki.names import same_name
+from sds_agent.pki.revocation import RevocationList, extension_of, is_signed_by
 
 SETTLE = timedelta(hours=1)
 """How long a list counts that is no longer there: time to see that it was lost, and to put it back."""
 
-ExtensionT = TypeVar("ExtensionT", bound=x509.ExtensionType)
 Certificates = Sequence[x509.Certificate]
 
 
@@ -85,7 +84,7 @@ class Held(Struct, frozen=True):
 
 def number_of(crl: RevocationList) -> int | None:
     """Its CRL number (RFC 5280 section 5.2.3), if it has one."""
-    found = _extension(crl, x509.CRLNumber)
+    found = extension_of(crl, x509.CRLNumber)
     return None if found is None else found.crl_number
 
 
@@ -108,7 +107,7 @@ def _order(one: float, other: float) -> int:
 def _is_of_line(crl: RevocationList, other: RevocationList, known: Certificates) -> bool:
     """Whether the two are of one issuer, key and scope, so that the newer takes the place of the older."""
     return (
-        crl.issuer == other.issuer
+        same_name(crl.issuer, other.issuer)
         and _scope(crl) == _scope(other)
         and _is_delta(crl) is _is_delta(other)
         and _has_key_of(crl, other, known)
@@ -130,7 +129,7 @@ def _is_included(crl: RevocationList, found: Iterable[RevocationList], known: Ce
         _is_delta(crl)
         and number is not None
         and any(
-            each.issuer == crl.issuer
+            same_name(each.issuer, crl.issuer)
             and not _is_delta(each)
             and (number_of(each) or 0) >= number
             and _has_key_of(each, crl, known)
@@ -140,21 +139,14 @@ def _is_included(crl: RevocationList, found: Iterable[RevocationList], known: Ce
 
 
 def _scope(crl: RevocationList) -> bytes | None:
-    point = _extension(crl, x509.IssuingDistributionPoint)
+    point = extension_of(crl, x509.IssuingDistributionPoint)
     return None if point is None else point.public_bytes()
 
 
 def _is_delta(crl: RevocationList) -> bool:
-    return _extension(crl, x509.DeltaCRLIndicator) is not None
+    return extension_of(crl, x509.DeltaCRLIndicator) is not None
 
 
 def _key_identifier(crl: RevocationList) -> bytes | None:
-    named = _extension(crl, x509.AuthorityKeyIdentifier)
+    named = extension_of(crl, x509.AuthorityKeyIdentifier)
     return None if named is None else named.key_identifier
-
-
-def _extension(crl: RevocationList, kind: type[ExtensionT]) -> ExtensionT | None:
-    try:
-        return crl.extensions.get_extension_for_class(kind).value
-    except (x509.ExtensionNotFound, ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
-        return None

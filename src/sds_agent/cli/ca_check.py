@@ -78,7 +78,7 @@ def _list(findings: Iterable["Finding"]) -> None:
 def _describe(signing: "SigningSet", now: "datetime") -> None:
     from sds_agent.pki.cacerts import describe_key  # noqa: PLC0415 - imported by the command that needs it
     from sds_agent.pki.certificates import describe, describe_name, describe_time  # noqa: PLC0415 - likewise
-    from sds_agent.pki.revocation import overdue  # noqa: PLC0415 - likewise
+    from sds_agent.pki.revocation import overdue, peculiarity  # noqa: PLC0415 - likewise
     from sds_agent.pki.rules import fault_of_ca  # noqa: PLC0415 - likewise
 
     for title, certificates in (
@@ -95,6 +95,7 @@ def _describe(signing: "SigningSet", now: "datetime") -> None:
     for crl in signing.crls:
         end = "" if crl.next_update_utc is None else f", valid until {describe_time(crl.next_update_utc)}"
         mend = "; it is overdue: have it issued anew" if crl in late else ""
-        output.write(f"  revocation list: {describe_name(crl.issuer)}, {len(crl)} revoked{end}{mend}")
+        kind = f" ({found})" if (found := peculiarity(crl)) else ""
+        output.write(f"  revocation list: {describe_name(crl.issuer)}, {len(crl)} entries{kind}{end}{mend}")
     for cause in signing.left_out:
         output.write(f"  left out: {cause}; remove it, or have its CA issue it anew")

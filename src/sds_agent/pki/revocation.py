@@ -3,20 +3,32 @@
 What is listed counts, whatever else the list says: a list that is overdue (its nextUpdate has passed) still revokes all
 that it names, and its silence is believed. The other way, to take nobody's certificate while a list is overdue, would
 stop every renewal below that CA because one file was forgotten. Nor is cRLSign asked of the issuer: its key is proof
-enough, and without it a revocation that somebody meant would be lost.
+enough, and without it a revocation that somebody meant would be lost. What is listed for some reasons only
+(onlySomeReasons), or in a delta list, is revoked as well; so it is in a list that is for another kind of certificate or
+of another distribution point by its own words, since a CA gives no serial number twice (section 4.1.2.2).
+
+An entry is not always about this issuer's certificate, nor does it always revoke: an indirect list names the
+certificates of other issuers too (section 5.3.3), removeFromCRL takes a certificate off the list (section 5.3.1), and a
+list for attribute certificates alone is about none of ours (section 5.2.5). A delta list takes nothing off the complete
+one that stands beside it: the next complete one does.
+
+Envoy judges otherwise where such lists are its own. It takes no notice of a delta list beside a complete one; below a
+CA whose only list is a delta one, an indirect one or one for some reasons or of another scope, it refuses everybody.
 """
 
 import binascii
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
-from sds_agent.pki.certificates import CertificateError, describe_name
+from sds_agent.pki.certificates import CertificateError, ExtensionT, describe_name
 from sds_agent.pki.forms import other_form
+from sds_agent.pki.names import same_name
 from sds_agent.pki.pem import Block, blocks
 
 RevocationList: TypeAlias = x509.CertificateRevocationList
@@ -66,16 +78,49 @@ def revoked(chain: Sequence[x509.Certificate], crls: Iterable[RevocationList]) -
 
 
 def _names(crl: RevocationList, certificate: x509.Certificate) -> bool:
-    return (
-        crl.issuer == certificate.issuer
-        and crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
-    )
+    """Whether an entry revokes the certificate, where the list is its issuer's."""
+    number = certificate.serial_number
+    entry = crl.get_revoked_certificate_by_serial_number(number)
+    if entry is None or not same_name(crl.issuer, certificate.issuer):
+        return False
+    scope = extension_of(crl, x509.IssuingDistributionPoint)
+    if scope is not None and scope.only_contains_attribute_certs:
+        return False
+    if (scope is None or not scope.indirect_crl) and extension_of(entry, x509.CertificateIssuer) is None:
+        return _revokes(entry)
+    return any(_revokes(each) for each in _entries_of_issuer(crl) if each.serial_number == number)
+
+
+def _entries_of_issuer(crl: RevocationList) -> Iterator[x509.RevokedCertificate]:
+    """Those of an indirect list that are about its issuer's own certificates.
+
+    An entry is about the issuer that is named in it, or else in the last one before it that names one (section 5.3.3).
+    """
+    is_own = True
+    for entry in crl:
+        if named := extension_of(entry, x509.CertificateIssuer):
+            names = named.get_values_for_type(x509.DirectoryName)
+            is_own = any(same_name(name, crl.issuer) for name in names)
+        if is_own:
+            yield entry
+
+
+def _revokes(entry: x509.RevokedCertificate) -> bool:
+    reason = extension_of(entry, x509.CRLReason)
+    return reason is None or reason.reason is not x509.ReasonFlags.remove_from_crl
+
+
+def extension_of(listed: RevocationList | x509.RevokedCertificate, kind: type[ExtensionT]) -> ExtensionT | None:
+    """The extension of that kind, or None, also where the extensions cannot be read: then they take nothing back."""
+    with suppress(x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
+        return listed.extensions.get_extension_for_class(kind).value
+    return None
 
 
 def is_signed_by(crl: RevocationList, issuer: x509.Certificate) -> bool:
     """Whether the list is from that CA, by name and key."""
     try:
-        return crl.issuer == issuer.subject and crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]  # refuses kinds that cannot sign by TypeError
+        return same_name(crl.issuer, issuer.subject) and crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]  # refuses kinds that cannot sign by TypeError
     except (TypeError, ValueError, InvalidSignature, UnsupportedAlgorithm):
         return False
 
@@ -85,7 +130,7 @@ def fault_of_list(crl: RevocationList, known: Iterable[x509.Certificate]) -> str
 
     One by a CA that is not among them may yet be that of a former signer, whose certificates are still in use.
     """
-    namesakes = [ca for ca in known if ca.subject == crl.issuer]
+    namesakes = [ca for ca in known if same_name(ca.subject, crl.issuer)]
     if not namesakes or any(is_signed_by(crl, ca) for ca in namesakes):
         return None
     return f"names {describe_name(crl.issuer)} as its issuer, and is not signed with that CA's key"
@@ -94,3 +139,17 @@ def fault_of_list(crl: RevocationList, known: Iterable[x509.Certificate]) -> str
 def overdue(crls: Iterable[RevocationList], now: datetime) -> tuple[RevocationList, ...]:
     """The lists that should have been replaced by now (nextUpdate has passed)."""
     return tuple(crl for crl in crls if crl.next_update_utc is not None and crl.next_update_utc < now)
+
+
+def peculiarity(crl: RevocationList) -> str | None:
+    """What a person should know of a list that is no complete one for all certificates of its issuer."""
+    scope = extension_of(crl, x509.IssuingDistributionPoint)
+    if scope is not None and scope.only_contains_attribute_certs:
+        return "of attribute certificates: it revokes no other"
+    if scope is not None and scope.indirect_crl:
+        return "indirect: what it lists of other issuers does not count"
+    if extension_of(crl, x509.DeltaCRLIndicator) is not None:
+        return "a delta list: it revokes what it adds, and takes nothing off the complete one"
+    if scope is not None and scope.only_some_reasons:
+        return "for some reasons: what it does not list may be revoked for others"
+    return None
