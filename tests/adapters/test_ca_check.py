@@ -12,7 +12,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fakes import der
 from fakes.ca_files import CA_EXTENSIONS, LEAF_WITH_CA_TRUE, by_cfssl, by_easyrsa, by_openssl
 from fakes.hierarchy import DAY, NOW, Ca, key_usage, make_ca
+from fakes.judge import Case
 from fakes.odd_certificates import NOT_LOADED, NOT_READ
+from fakes.oddities.places import CA, ENDED, ROOT, case, instead, parts, plus
 from fakes.openssl import openssl
 
 from sds_agent.cli.main import main
@@ -397,3 +399,85 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None
     checked = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert checked.returncode == 2
     assert "ca-key.pem: is empty" in checked.stdout
+
+
+# --- what Envoy makes of it ---
+
+
+def plugged(directory: Path, case: Case) -> Path:
+    """The CA and the anchors of an odd chain."""
+    above, roots = (b"".join(map(der.pem, each)) for each in (case.above, case.anchors))
+    contents = {
+        "ca-cert": der.pem(case.above[0]),
+        "ca-key": der.key_pem(CA.key),
+        "cert-chain": above,
+        "root-cert": roots,
+    }
+    for name, content in contents.items():
+        (directory / f"{name}.pem").write_bytes(content)
+    return directory
+
+
+def test_a_root_of_the_same_name_that_an_envoy_may_take_is_named(tmp_path: Path, capfd: Printed) -> None:
+    namesake = der.certificate(der.entity("Demo Root"), serial=der.integer(0xABC))
+    odd = case("", make_ca=instead(der.AUTHORITY_KEY_IDENTIFIER), beside=[namesake])
+    assert main(["ca", "check", str(plugged(tmp_path, odd))]) == 2
+    told = capfd.readouterr().out
+    assert "Envoy may choose the trust anchor 'CN=Demo Root' with serial number abc" in told
+    assert "remove that anchor, or issue what is below it anew with an AuthorityKeyIdentifier" in told
+
+
+def test_a_root_that_has_expired_beside_its_renewal_does_no_harm(tmp_path: Path, capfd: Printed) -> None:
+    odd = case("", beside=[der.certificate(ROOT, not_after=ENDED)])
+    assert main(["ca", "check", str(plugged(tmp_path, odd))]) == 0
+    assert "it has expired: remove it" in capfd.readouterr().out
+
+
+def test_a_constraint_that_is_no_dns_name_is_told_with_what_is_wrong(tmp_path: Path, capfd: Printed) -> None:
+    odd = case("", make_ca=plus(der.name_constraints([der.uri("demo_x")])))
+    assert main(["ca", "check", str(plugged(tmp_path, odd))]) == 2
+    assert "hold the URI 'demo_x', which must be a DNS name" in capfd.readouterr().out
+
+
+def test_a_policy_that_is_demanded_and_that_no_leaf_has_is_told(tmp_path: Path, capfd: Printed) -> None:
+    odd = case("", make_ca=plus(der.policies("1.2.3.4"), der.policy_constraints(0, critical=None)))
+    assert main(["ca", "check", str(plugged(tmp_path, odd))]) == 2
+    assert "'CN=Demo CA' demands a certificate policy" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("subject", "issuer"),
+    [
+        (der.common_name("Demo", der.PRINTABLE), der.common_name("Demo")),
+        (der.common_name("DEMO"), der.common_name("demo")),
+    ],
+)
+def test_a_root_that_is_spelled_otherwise_below_is_good_for_envoy_and_not_for_go(
+    subject: bytes, issuer: bytes, tmp_path: Path, capfd: Printed
+) -> None:
+    odd = case("", root=der.Entity(subject, ROOT.key), make_ca=parts(issuer_name=issuer))
+    assert main(["ca", "check", str(plugged(tmp_path, odd))]) == 0
+    told = capfd.readouterr().out
+    assert "istiod itself would not take it as it is:" in told
+    assert "'CN=Demo CA': spells its issuer's name in another way than" in told
+
+
+@pytest.mark.parametrize(
+    ("entries", "extensions", "words"),
+    [
+        (
+            [der.revoked(77, der.extension(der.REASON_CODE, der.enumerated(8)))],
+            [der.DELTA_CRL],
+            "1 entry (a delta list",
+        ),
+        ([der.revoked(77), der.revoked(78)], [], "revokes 'CN=Demo CA'"),
+    ],
+)
+def test_a_list_that_takes_the_ca_off_is_told_from_one_that_revokes_it(
+    entries: list[bytes], extensions: list[str], words: str, tmp_path: Path, capfd: Printed
+) -> None:
+    directory = plugged(tmp_path, case("", make_ca=parts(serial=der.integer(77))))
+    marks = [der.extension(kind, der.integer(5), critical=True) for kind in extensions]
+    (directory / "ca-crl.pem").write_bytes(der.pem(der.revocation_list(ROOT, entries, marks), "X509 CRL"))
+    assert main(["ca", "check", str(directory)]) == (0 if extensions else 2)
+    assert words in capfd.readouterr().out

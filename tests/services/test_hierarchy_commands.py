@@ -450,6 +450,8 @@ def test_how_a_root_signed_itself_by_rsa_pss_does_not_matter(tmp_path: Path) -> 
         (("intermediate", "x", "--root", "root", "--name", "i", "--constrain", "spiffe://x/y"), "--constrain"),
         (("intermediate", "x", "--root", "root", "--name", "i", "--constrain", "10.0.0.1"), "an IP address is not"),
         (("intermediate", "x", "--root", "root", "--name", "i", "--constrain", "a..b"), "an empty label"),
+        (("intermediate", "x", "--root", "root", "--name", "i", "--constrain", "demo_x"), "an underscore"),
+        (("intermediate", "x", "--root", "root", "--name", "i", "--constrain", "12345"), "a number as its last label"),
         (("intermediate", "x", "--root", "root", "--name", "i", "--constrain", "demo.example."), "an empty label"),
         (("intermediate", "x", "--root", "root", "--name", "i", "--constrain", ".example"), "an empty label"),
         (("check", "nowhere"), "is not a directory"),

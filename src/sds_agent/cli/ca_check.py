@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from datetime import UTC, datetime  # noqa: PLC0415 - imported by the command that needs it
 
     from sds_agent.authority.directory import DirectoryError, Unsettled, read_directory  # noqa: PLC0415 - likewise
-    from sds_agent.pki.cacerts import reach, refused_by_istiod  # noqa: PLC0415 - likewise
+    from sds_agent.pki.cacerts import reach, refused_by_istiod, spelled_otherwise  # noqa: PLC0415 - likewise
 
     output.silence_warnings()
     directory: Path = arguments.directory
@@ -49,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         _describe(judged, now)
         output.write(f"  trust domains: {reach(contents.files, judged, now)}")
         code = 0
-    if refused := refused_by_istiod(contents.files):
+    names = () if isinstance(judged, tuple) else spelled_otherwise(judged)
+    if refused := (*refused_by_istiod(contents.files), *names):
         output.write("istiod itself would not take it as it is:" if code == 0 else "Besides, for istiod:")
         _list(refused)
     return code
@@ -96,6 +97,7 @@ def _describe(signing: "SigningSet", now: "datetime") -> None:
         end = "" if crl.next_update_utc is None else f", valid until {describe_time(crl.next_update_utc)}"
         mend = "; it is overdue: have it issued anew" if crl in late else ""
         kind = f" ({found})" if (found := peculiarity(crl)) else ""
-        output.write(f"  revocation list: {describe_name(crl.issuer)}, {len(crl)} entries{kind}{end}{mend}")
+        size = f"{len(crl)} {'entry' if len(crl) == 1 else 'entries'}"
+        output.write(f"  revocation list: {describe_name(crl.issuer)}, {size}{kind}{end}{mend}")
     for cause in signing.left_out:
         output.write(f"  left out: {cause}; remove it, or have its CA issue it anew")

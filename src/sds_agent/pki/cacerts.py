@@ -8,6 +8,7 @@ Everything that is wrong is told at once. That the pieces work together is prove
 needed and that cannot be used is left out, and so is one that Envoy would not load.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -43,8 +44,10 @@ from sds_agent.pki.keyfile import (
     read_private_key,
 )
 from sds_agent.pki.keys import PrivateKey
+from sds_agent.pki.names import same_encoding
 from sds_agent.pki.reach import Prover, Reach, ReachError
 from sds_agent.pki.revocation import RevocationList, fault_of_list, read_crls, revoked
+from sds_agent.pki.signatures import fault_of_signature
 from sds_agent.pki.signer import Signer
 from sds_agent.pki.signing import LARGEST_ANSWER, ROOM_FOR_LEAF, SigningSet
 
@@ -312,6 +315,29 @@ def fault_of_revocation(signing: SigningSet) -> Finding | None:
 def refused_by_istiod(files: Mapping[str, bytes]) -> tuple[Finding, ...]:
     """What istiod would not take of these files, though it may be good for us (as tried on istiod's own code)."""
     return tuple(_faults_for_istiod(files, layout_of(files)))
+
+
+def spelled_otherwise(signing: SigningSet) -> tuple[Finding, ...]:
+    """Where a certificate of the chain spells its issuer's name in another way than the issuer does.
+
+    For Envoy, and by RFC 5280 section 7.1, the two are one name (`names`). Go compares their bytes.
+    """
+    pairs = list(itertools.pairwise(signing.intermediates))
+    if signing.intermediates:
+        top = signing.intermediates[-1]
+        roots = [root for root in signing.roots if fault_of_signature(top, root) is None]
+        if not any(same_encoding(top.issuer, root.subject) for root in roots):
+            pairs += [(top, root) for root in roots[:1]]
+    return tuple(
+        Finding(
+            describe(below),
+            f"spells its issuer's name in another way than {describe(above)} does: as another type of string, or with "
+            "other capitals or spaces",
+            "have it issued anew with the name as the issuer has it; Envoy takes both, Go does not",
+        )
+        for below, above in pairs
+        if not same_encoding(below.issuer, above.subject)
+    )
 
 
 def _faults_for_istiod(files: Mapping[str, bytes], layout: Layout) -> Iterator[Finding]:

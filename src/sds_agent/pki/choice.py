@@ -141,7 +141,7 @@ def _fault_of_path(path: Chain, sent: int, times: Times) -> str | None:
 
 def _chosen(anchor: x509.Certificate, below: x509.Certificate, fault: str) -> str:
     return (
-        f"of the trust anchors Envoy may choose the {describe(anchor)} with serial number {serial_hex(anchor)}, valid "
-        f"until {describe_time(anchor.not_valid_after_utc)}, as the issuer of {describe(below)}, and then {fault}: "
-        "remove that anchor, or issue what is below anew with an AuthorityKeyIdentifier that tells them apart"
+        f"as the issuer of {describe(below)} Envoy may choose the trust anchor {describe(anchor)} with serial number "
+        f"{serial_hex(anchor)}, valid until {describe_time(anchor.not_valid_after_utc)}, and then {fault}: "
+        "remove that anchor, or issue what is below it anew with an AuthorityKeyIdentifier that leads to another"
     )

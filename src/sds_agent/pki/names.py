@@ -40,6 +40,11 @@ def same_name(one: x509.Name, other: x509.Name) -> bool:
     return canonical(one) == canonical(other)
 
 
+def same_encoding(one: x509.Name, other: x509.Name) -> bool:
+    """Whether two names are the same byte by byte: what Go wants of an issuer and what it issued."""
+    return one.public_bytes() == other.public_bytes()
+
+
 def is_self_issued(certificate: x509.Certificate) -> bool:
     """Issuer and subject are one name, as where a CA's old key certifies its new one."""
     return same_name(certificate.issuer, certificate.subject)

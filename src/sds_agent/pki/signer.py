@@ -124,7 +124,7 @@ def make_intermediate(
 
     Its subject is the root's O and CN = `name`. With `permitted_host` (a trust domain) all URIs below it must have that
     host: the constraint is the bare host, without scheme or leading dot (RFC 5280 section 4.2.1.10). Raises SignerError
-    when `name` cannot be a CN or `permitted_host` a host name, the root is not valid at `now`, or `lifetime` is under
+    when `name` cannot be a CN or `permitted_host` a DNS name, the root is not valid at `now`, or `lifetime` is under
     SHORTEST_LIFE or past the root's.
     """
     if not name.isprintable() or not 0 < len(name.encode()) <= LONGEST_COMMON_NAME:
@@ -133,9 +133,10 @@ def make_intermediate(
         )
     if permitted_host is not None and not is_host_name(permitted_host):
         raise SignerError(
-            f"a name constraint holds URIs to a host name, such as demo.example, and {describe_name(permitted_host)} "
-            "is none (as an IP address is not, nor what has an empty label): leave the constraint out, or name another "
-            "trust domain"
+            f"a name constraint holds URIs to a DNS name, such as demo.example, and {describe_name(permitted_host)} is "
+            "none (an IP address is not, nor what has an empty label, an underscore, a hyphen at the end of a label, "
+            "or a number as its last label), so that no Envoy would take what is issued: leave the constraint out, or "
+            "name another trust domain"
         )
     not_before, not_after = root.validity(now, lifetime)
     if not_after < _whole_seconds(now + lifetime):
