@@ -287,3 +287,32 @@ def test_a_leaf_with_bytes_changed_is_never_served(changes: list[tuple[int, int]
 @given(st.binary(max_size=300), st.none() | st.binary(max_size=300))
 def test_any_bytes_are_refused_as_invalid(chain: bytes, anchors: bytes | None) -> None:
     assert refusal(Issuance(chain, anchors), anchors=(ROOT,)).kind is ErrorKind.INVALID
+
+
+def test_another_cas_root_of_the_same_name_in_the_bundle_is_told_before_an_envoy_takes_it() -> None:
+    """Two meshes' CAs often have one name. Without key identifiers some Envoys would refuse what one of them issued."""
+    bare, other = make_ca("root", identified=False), make_ca("root", identified=False)
+    issued = make_leaf(bare, URI, key=KEY)
+    answer = Issuance(write_pem([issued]), write_pem([bare.certificate]))
+    assert judge(answer).chain == (issued,)
+    with pytest.raises(AuthorityError, match="Envoy may choose the trust anchor 'CN=root'"):
+        accept(
+            answer,
+            identity=IDENTITY,
+            public_key=KEY.public_key(),
+            anchors=(),
+            now=NOW,
+            beside=(other.certificate,),
+        )
+
+
+def test_a_former_root_of_the_same_name_is_told_and_an_expired_one_does_no_harm() -> None:
+    bare = make_ca("root", identified=False)
+    issued = make_leaf(bare, URI, key=KEY)
+    for end, fine in ((NOW + HOUR, False), (NOW - HOUR, True)):
+        former = make_ca("root", identified=False, not_after=end)
+        answer = Issuance(write_pem([issued]), write_pem([bare.certificate, former.certificate]))
+        if fine:
+            assert judge(answer).chain == (issued,)
+        else:
+            assert "Envoy may choose the trust anchor" in str(refusal(answer))

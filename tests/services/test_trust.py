@@ -21,7 +21,7 @@ from fakes.odd_certificates import NOT_READ, together
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, TellsTrust
 from sds_agent.clock import LONGEST_SLEEP
 from sds_agent.issuance.needed import Need, NeedsError, NeedsFile, _read
-from sds_agent.issuance.trust import PATIENCE, RETRY, Trust, refresh, remember
+from sds_agent.issuance.trust import PATIENCE, RETRY, Trust, follow, refresh, remember
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
@@ -172,9 +172,32 @@ async def test_an_anchor_stays_until_one_of_the_same_key_that_begins_later_is_va
     trust = Trust(store, NAMES, clock)
     old, renewed = renewed_while_in_use(trust, not_before=NOW + timedelta(seconds=30))
     assert served(store) == {old}
-    clock.elapse(timedelta(seconds=30))
-    trust.update("a", (renewed,))
-    assert served(store) == {old, renewed}
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(follow, trust, clock)
+        await clock.asleep()
+        for _ in range(6):
+            assert served(store) == {old}
+            clock.elapse(timedelta(seconds=5))
+            await clock.asleep()
+        assert served(store) == {old, renewed}
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_root_that_ends_leaves_the_bundle_while_nothing_else_happens(store: SecretStore) -> None:
+    """Envoys up to 1.37 take the last of several of one name, and that is the one that ends first."""
+    clock = HandClock()
+    trust = Trust(store, NAMES, clock)
+    key = new_key()
+    former, renewed = (make_ca("root", key=key, not_after=NOW + end).certificate for end in (TICK, DAY))
+    trust.update("a", (former, renewed))
+    assert served(store) == {former, renewed}
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(follow, trust, clock)
+        await clock.asleep()
+        clock.elapse(TICK)
+        await clock.asleep()
+        assert served(store) == {renewed}
+        tasks.cancel_scope.cancel()
 
 
 def test_an_anchor_that_is_told_again_is_trusted_once_and_may_go_again(store: SecretStore, trust: Trust) -> None:

@@ -74,8 +74,9 @@ def accept(
     public_key: PublicKey,
     anchors: Chain,
     now: datetime,
+    beside: Chain = (),
 ) -> Accepted:
-    """Check an answer. `anchors` count when the CA did not tell its own.
+    """Check an answer. `anchors` count when the CA did not tell its own; `beside` are those of other CAs in the bundle.
 
     Raises AuthorityError: MISMATCH when something else was issued than was asked for, INVALID when the answer cannot
     be used.
@@ -93,7 +94,7 @@ def accept(
             "the CA tells no trust anchors and none are configured, so its certificate proves nothing",
         )
     try:
-        chain = _chain(leaf, received.certificates, told, now)
+        chain = _chain(leaf, received.certificates, told, beside, now)
     except PathError as error:
         left_out = (*received.left_out, *known.left_out)
         besides = f" (left out: {'; '.join(left_out)})" if left_out else ""
@@ -206,11 +207,13 @@ def _chain(
     leaf: x509.Certificate,
     received: Chain,
     anchors: Chain,
+    beside: Chain,
     now: datetime,
 ) -> Chain:
+    bundle = (*anchors, *beside)
     # An intermediate may be an anchor here and unknown to a peer that trusts only its root, which needs it.
     roots = tuple(anchor for anchor in anchors if is_self_signed(anchor))
     if roots and len(roots) < len(anchors):
         with suppress(PathError):  # then only the pinned intermediate vouches for the leaf
-            return find_path(leaf, (*received, *anchors), roots, now, skew=SKEW, bundle=anchors)
-    return find_path(leaf, received, anchors, now, skew=SKEW)
+            return find_path(leaf, (*received, *anchors), roots, now, skew=SKEW, bundle=bundle)
+    return find_path(leaf, received, anchors, now, skew=SKEW, bundle=bundle)

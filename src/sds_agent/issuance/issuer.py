@@ -220,6 +220,7 @@ class Issuer:
             identity=workload.identity,
             public_key=draft.key.public_key(),
             anchors=self._trust.of(workload.authority),
+            beside=self._trust.beside(workload.authority),
             now=self._clock.now(),
         )
 

@@ -7,8 +7,8 @@ That holds over a restart too, whichever CA told the root (`needed`).
 
 import asyncio
 import logging
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -37,6 +37,8 @@ LOG = logging.getLogger(__name__)
 
 PATIENCE = 10.0
 """Seconds that it may take to tell them."""
+LOOK = timedelta(minutes=1)
+"""How long anchors that are new are not looked at: by then the next end or beginning among them is waited for."""
 RETRY = 10.0
 """Seconds until a file that could not be written is tried again."""
 
@@ -58,11 +60,16 @@ class Trust:
         self._chains_to: dict[str, tuple[x509.Certificate, ...]] = {}  # by the version of what is in use
         self._remembered: tuple[Need, ...] = ()
         self._noted: set[Need] = set()
+        self._turned = clock.now()
         self._news = asyncio.Event()
 
     def of(self, authority: str) -> tuple[x509.Certificate, ...]:
         """The anchors known of one authority."""
         return self._anchors.get(authority, ())
+
+    def beside(self, authority: str) -> tuple[x509.Certificate, ...]:
+        """The anchors known of the other authorities, which are in the bundle too."""
+        return tuple(anchor for other, anchors in self._anchors.items() if other != authority for anchor in anchors)
 
     def update(self, authority: str, anchors: tuple[x509.Certificate, ...], left_out: tuple[str, ...] = ()) -> None:
         """Take an authority's anchors, and publish the bundle if that changes its content.
@@ -134,6 +141,19 @@ class Trust:
         await self._news.wait()
         self._news.clear()
 
+    def turn(self) -> datetime:
+        """Publish the bundle anew where an anchor has ended or begun since the last turn; returns when the next is due.
+
+        What is `current` changes by itself, and some Envoys choose just the anchor that has ended.
+        """
+        last, self._turned = self._turned, self._clock.now()
+        for authority, anchors in self._anchors.items():
+            if any(last < moment <= self._turned for moment in _moments(anchors)):
+                self._publish(authority)
+        told = (moment for anchors in self._anchors.values() for moment in _moments(anchors))
+        look = self._turned + LOOK
+        return min((moment for moment in told if self._turned < moment < look), default=look)
+
     def _keep_needed(self, authority: str, before: tuple[x509.Certificate, ...]) -> None:
         """Of the anchors told `before` keep what certificates in use chain to, where the new ones are not as good: they
         do not vouch for it, begin later, or end before the certificate does.
@@ -189,6 +209,18 @@ class Trust:
             log.event(LOG, "anchors_left_out", level=logging.ERROR, authority=authority, causes=causes)
         self._left_out[authority] = causes
         return tuple(anchor for anchor in anchors if anchor not in faults)
+
+
+def _moments(anchors: tuple[x509.Certificate, ...]) -> Iterator[datetime]:
+    for anchor in anchors:
+        yield anchor.not_valid_before_utc
+        yield anchor.not_valid_after_utc
+
+
+async def follow(trust: Trust, clock: Clock) -> None:
+    """Keep the bundle to the anchors that are current, for ever."""
+    while True:
+        await until(clock, trust.turn())
 
 
 async def refresh(trust: Trust, name: str, authority: TellsTrust, clock: Clock) -> None:
