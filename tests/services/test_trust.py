@@ -351,6 +351,14 @@ async def remembering(trust: Trust, file: NeedsFile, clock: HandClock) -> AsyncI
         tasks.cancel_scope.cancel()
 
 
+def test_a_file_that_others_may_write_adds_no_root(tmp_path: Path, events: Events) -> None:
+    file = NeedsFile(tmp_path)
+    assert asyncio.run(file.save((Need("a", ROOT.certificate, NOW + HOUR),)))
+    (tmp_path / "anchors.json").chmod(0o666)
+    assert NeedsFile(tmp_path).load() == ()
+    assert "may be written by others" in events.named("anchors_not_restored")[0]["cause"]
+
+
 async def until_written(directory: Path, needs: tuple[Need, ...]) -> None:
     """Wait until these are in the file. To read it as an agent does would take away what is being written."""
     file = directory / "anchors.json"

@@ -7,6 +7,7 @@ would refuse each other. What is in the file is public; who can write to it coul
 
 import logging
 import os
+import stat
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -107,7 +108,9 @@ class NeedsFile:
 
 
 def _read(file: Path) -> tuple[Need, ...]:
-    data, _ = read_own(file, LARGEST)
+    data, mode = read_own(file, LARGEST)
+    if mode & stat.S_IWOTH:
+        raise ForeignFileError("may be written by others")
     if len(data) > LARGEST:
         raise ValueError("it is larger than any that the agent writes")
     return tuple(_need(entry) for entry in msgspec.json.decode(data, type=list[_WrittenNeed]))
