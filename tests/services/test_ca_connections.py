@@ -1,9 +1,9 @@
 """The connections of our CA: they end in time, take their share and no more, and cost others nothing."""
 
 import errno
-import shutil
 import socket
 import ssl
+import sys
 import tempfile
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -18,6 +18,7 @@ import anyio.lowlevel
 import grpc
 import grpc.aio
 import pytest
+from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.tls import TLSStream
 from cryptography import x509
 from fakes.ca_servers import (
@@ -30,6 +31,7 @@ from fakes.events import recorded
 from fakes.raw_http2 import CONTINUATION, END_HEADERS, HEADERS, PREFACE, SETTINGS, frame
 
 from sds_agent.ca.acceptor import Acceptor
+from sds_agent.ca.relay import Half, reach
 from sds_agent.ca.server import FRAMES
 from sds_agent.pki.signer import SignerError
 
@@ -119,21 +121,71 @@ async def test_connections_that_say_nothing_take_little_memory(ca: Served) -> No
     assert after - before < 100 * 64 * 1024
 
 
-async def test_who_clears_the_directory_of_temporary_files_takes_no_ca_away(
+async def test_callers_are_relayed_to_no_other_process(tmp_path: Path) -> None:
+    """A process of the same user may be able to put a socket of its own in the place of gRPC's, and read tokens."""
+    program = (
+        "import socket, sys\n"
+        "with socket.socket(socket.AF_UNIX) as listener:\n"
+        "    listener.bind(sys.argv[1])\n"
+        "    listener.listen()\n"
+        "    print('listening', flush=True)\n"
+        "    connection, _ = listener.accept()\n"
+        "    print(len(connection.recv(100)), flush=True)\n"
+    )
+    async with await anyio.open_process([sys.executable, "-c", program, str(tmp_path / "grpc")]) as other:
+        assert other.stdout is not None
+        lines = BufferedByteReceiveStream(other.stdout)
+        assert await lines.receive_until(b"\n", 100) == b"listening"
+        back = Half()
+        with pytest.raises(ConnectionAbortedError, match="another process"):
+            await reach(tmp_path / "grpc", "sds-agent-test", back)
+        assert await lines.receive_until(b"\n", 100) == b"0"
+
+
+async def test_nothing_of_the_ca_is_in_the_directory_of_temporary_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its socket to gRPC is there: every connection would fail, and nothing would say so."""
+    """Nothing of the CA's is there, either: no socket to call gRPC by in another's name, past the TLS connections whose
+    peers are known, and nothing that a CA that is killed would leave behind, each time.
+    """
     with TemporaryDirectory() as directory:
         monkeypatch.setattr(tempfile, "tempdir", directory)
         async with served(tmp_path) as ca:
             await ca.ask(ca.issuer.token())
-            clear(Path(directory))
+            assert content(Path(directory)) == []
             await ca.ask(ca.issuer.token())
 
 
-def clear(directory: Path) -> None:
-    (own,) = directory.iterdir()
-    shutil.rmtree(own)
+def content(directory: Path) -> list[Path]:
+    return list(directory.iterdir())
+
+
+async def test_who_proves_nothing_keeps_no_caller_out(tmp_path: Path) -> None:
+    """The oldest such connection goes for each new one; one on which a caller was proven stays."""
+    async with (
+        served(tmp_path, more="limits: {connections: 4}") as ca,
+        ca.connected() as good,
+        await speaking_http2(ca) as first,
+    ):
+        await first.send(PREFACE + frame(SETTINGS, 0, 0))
+        await ask(good, ca.issuer.token())
+        address = ca.audit[-1]["address"]
+        async with AsyncExitStack() as others:
+            for _ in range(4):
+                await others.enter_async_context(await speaking_http2(ca))
+                await ca.ask(ca.issuer.token())
+            await ended(first)
+            await ask(good, ca.issuer.token())
+        assert ca.audit[-1]["address"] == address
+
+
+async def test_a_connection_has_seconds_to_prove_a_caller(tmp_path: Path) -> None:
+    """Or else it would cost nothing to hold thousands of them for as long as connections may last."""
+    acceptor = Acceptor(no_context, lambda: datetime.now(UTC), 10, FRAMES, handshake=60, unproven=0.1)
+    with socket.create_server(("127.0.0.1", 0)) as listener, recorded() as events:
+        listener.setblocking(False)
+        await let_go(acceptor, listener, tmp_path)
+        assert events.named("connection_failed")
 
 
 async def test_connections_beyond_the_limit_are_closed_until_there_is_room(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Our CA over real TLS, asked by a real gRPC client: who gets what, who gets nothing, and what is written down."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -35,7 +36,7 @@ from fakes.hierarchy import make_ca
 from sds_agent_proto.istio_pb2 import CertificateRequest
 
 from sds_agent.ca import service
-from sds_agent.ca.acceptor import Peer
+from sds_agent.ca.acceptor import UNKNOWN, Peer
 from sds_agent.ca.audit import AuditLog
 from sds_agent.ca.authentication import Authentication
 from sds_agent.ca.server import serving
@@ -111,7 +112,7 @@ BAD_CSRS = {
     "a kind of key that Envoy does not take": signed(ed25519.Ed25519PrivateKey.generate()),
     "two CSRs": 2 * make_csr(generate(KeyType.EC_P256), WEB).decode(),
     "a certificate": write_pem([fresh("web").certificate]).decode(),
-    "a megabyte of extensions": signed(ec.generate_private_key(ec.SECP256R1()), 1 << 20),
+    "128 KiB of extensions": signed(ec.generate_private_key(ec.SECP256R1()), 1 << 17),
 }
 
 
@@ -146,7 +147,7 @@ async def test_what_is_too_large_for_grpc_is_turned_away_by_it_and_written_down(
 
 
 async def test_nothing_is_read_from_a_caller_that_proves_nothing(ca: Served) -> None:
-    """Or else anybody's requests that never end would be kept in memory, a hundred of 4 MB on every connection."""
+    """Or else anybody's requests that never end would be kept in memory, a hundred on every connection."""
     async with ca.connected() as channel:
         begin: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(METHOD)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -154,15 +155,31 @@ async def test_nothing_is_read_from_a_caller_that_proves_nothing(ca: Served) -> 
     refused(caught.value, grpc.StatusCode.UNAUTHENTICATED, ca, "no proof")
 
 
-async def test_a_proven_caller_has_to_send_its_request_in_time(ca: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A caller that stops in the middle keeps none of the places for requests in work."""
+async def test_a_proven_caller_has_to_send_its_request_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has sent until it stops would stay in memory."""
     monkeypatch.setattr(service, "PATIENCE", 0.1)
-    proof = (("authorization", f"Bearer {ca.issuer.token()}"),)
-    async with ca.connected() as channel:
+    async with served(tmp_path) as ca, ca.connected() as channel:
+        proof = (("authorization", f"Bearer {ca.issuer.token()}"),)
         begin: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(METHOD)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await begin(metadata=proof, timeout=10)
     refused(caught.value, grpc.StatusCode.INVALID_ARGUMENT, ca, "did not arrive")
+
+
+async def test_requests_that_do_not_arrive_keep_no_other_caller_out(tmp_path: Path) -> None:
+    """They hold no place for work, and give way to the newer ones of their own caller."""
+    async with served(tmp_path, more="limits: {at_once: 1}") as ca, ca.connected() as channel:
+        proof = (("authorization", f"Bearer {ca.issuer.token(sub='system:serviceaccount:default:slow')}"),)
+        begin: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(METHOD)
+        calls = [begin(metadata=proof, timeout=30) for _ in range(service.MOST_UNREAD_OF_ONE + 1)]
+        codes = [asyncio.ensure_future(call.code()) for call in calls]
+        (gone,), _ = await asyncio.wait(codes, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+        assert gone.result() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await ask(channel, ca.issuer.token())
+        assert [line["outcome"] for line in ca.audit] == ["exhausted", "issued"]
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(codes)
 
 
 async def test_a_call_without_a_request_is_called_invalid(ca: Served) -> None:
@@ -323,6 +340,16 @@ async def test_more_requests_than_fit_are_sent_away_and_the_rest_served(tmp_path
     assert len(ca.audit) == 21
 
 
+class Nowhere:
+    """A stand-in for connections of which nothing is known."""
+
+    def peer(self, _: str) -> Peer:
+        return UNKNOWN
+
+    def proven(self, _: str, caller: str) -> None:
+        raise AssertionError(caller)
+
+
 async def test_what_a_bug_says_goes_to_nobody(tmp_path: Path) -> None:
     """It may quote anything, and is told to the operator by its place alone."""
 
@@ -331,7 +358,7 @@ async def test_what_a_bug_says_goes_to_nobody(tmp_path: Path) -> None:
 
     audit = AuditLog(tmp_path / "audit.log")
     rules = Rules(Authentication(TRUST_DOMAIN, [], mtls=True, tokens=None), {}, 10, 10)
-    service = CertificateService(rules, broken, lambda _: Peer("nobody"), audit, SystemClock())
+    service = CertificateService(rules, broken, Nowhere(), audit, SystemClock())
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((service.handler(),))
     server.add_insecure_port(f"unix:{tmp_path / 'grpc'}")

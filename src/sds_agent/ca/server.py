@@ -81,20 +81,19 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
     """The CA, running inside this context; gives the address it listens at. Raises ConfigurationError."""
     audit = AuditLog(settings.audit)
     audit.check()
-    with _kept(settings) as held, _private_directory() as directory:
+    with _kept(settings) as held:
         source = await open_source(settings, clock)
         authentication = await _authentication(settings, clock)
         deny_list = await _deny_list(settings, clock)
         tls = ServerTls(source.current, settings.server_names, clock.now, ask_client=settings.callers.mtls)
         _check_signer(tls)
         _warn_of_reach(settings)
-        sockets = [directory / f"grpc-{number}" for number in range(SERVERS)]
         acceptor = Acceptor(tls.context, clock.now, room_for(settings.limits.connections), FRAMES)
         rules = _rules(settings, authentication, deny_list)
-        service = CertificateService(rules, source.current, acceptor.peer, audit, clock)
+        service = CertificateService(rules, source.current, acceptor, audit, clock)
         with _listening(settings.listen) as listener:
             async with anyio.create_task_group() as tasks:
-                async with _grpc_servers(service, sockets, settings) as backends:
+                async with _grpc_servers(service, settings) as backends:
                     tasks.start_soon(source.follow)
                     if held is not None and isinstance(source, PutsBack):
                         tasks.start_soon(watch, held, [source])
@@ -193,31 +192,39 @@ def _check_signer(tls: ServerTls) -> None:
 
 
 @asynccontextmanager
-async def _grpc_servers(
-    service: CertificateService, sockets: Sequence[Path], settings: CaSettings
-) -> AsyncIterator[Sequence[Path]]:
-    """gRPC servers for one service, each on a socket of its own; gives the paths that lead to them.
-
-    Those do so for as long as the servers run, also when somebody clears the directory of temporary files.
-    """
+async def _grpc_servers(service: CertificateService, settings: CaSettings) -> AsyncIterator[Sequence[Path]]:
+    """gRPC servers for one service, each on a socket of its own; gives the paths that lead to them in this process."""
     health = Health(_always, frozenset({SERVICE}))
-    servers = [_grpc_server(settings) for _ in sockets]
-    for server, path in zip(servers, sockets, strict=True):
-        server.add_generic_rpc_handlers((service.handler(), health.handler()))
-        server.add_insecure_port(f"unix:{quote(str(path))}")
-        await server.start()
-    with ExitStack() as stack:
-        held = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in sockets]
-        for descriptor in held:
-            stack.callback(os.close, descriptor)
+    servers = [_grpc_server(settings) for _ in range(SERVERS)]
+    with ExitStack() as held:
+        backends = [Path(f"/proc/self/fd/{descriptor}") for descriptor in _bind(servers, held)]
+        for server in servers:
+            server.add_generic_rpc_handlers((service.handler(), health.handler()))
+            await server.start()
         try:
-            yield [Path(f"/proc/self/fd/{descriptor}") for descriptor in held]
+            yield backends
         finally:
             health.drain()
             with anyio.CancelScope(shield=True):
                 async with anyio.create_task_group() as stopping:
                     for server in servers:
                         stopping.start_soon(server.stop, FAREWELL)
+
+
+def _bind(servers: Sequence[grpc.aio.Server], held: ExitStack) -> list[int]:
+    """Bind each to a socket; the descriptors that lead to them.
+
+    No path does so for longer than this takes: no other process finds the sockets, to call gRPC past the acceptor as
+    one of its peers, and nothing is left of them however the process ends.
+    """
+    descriptors = []
+    with _private_directory() as directory:
+        for number, server in enumerate(servers):
+            path = directory / f"grpc-{number}"
+            server.add_insecure_port(f"unix:{quote(str(path))}")
+            descriptors.append(os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW))
+            held.callback(os.close, descriptors[-1])
+    return descriptors
 
 
 def _grpc_server(settings: CaSettings) -> grpc.aio.Server:
@@ -273,7 +280,7 @@ def _cannot_listen(address: Address, cause: str | None, mend: str) -> Configurat
 
 @contextmanager
 def _private_directory() -> Iterator[Path]:
-    """A directory (0700) for the server's own Unix socket. Memory serves where nothing on disk is writable."""
+    """A directory (0700) for gRPC's sockets. Memory serves where nothing on disk is writable."""
     try:
         base = tempfile.gettempdir()
     except FileNotFoundError:

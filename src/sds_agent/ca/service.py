@@ -1,15 +1,18 @@
 """istio.v1.auth.IstioCertificateService on raw bytes: from a request to a signed chain or a refusal, and its audit.
 
 The order of the steps is what keeps the CA from work that nobody is entitled to: the caller is proven, its quota
-taken, the request read and judged, a join token spent, and only then something signed. To gRPC a method that takes one
+taken, the request read and judged, a join token spent, and only then something signed. A request has a place for work
+only from when it is there in full, so that no caller holds one for as long as it likes. To gRPC a method that takes one
 message is read before it is called; so this one is declared to take a stream of them, which is the same on the wire.
-Or else whoever can connect could fill the memory with requests that never end.
+Or else requests that never end could fill the memory, from anyone who can connect.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
+from typing import Protocol
 
 import anyio
 import grpc
@@ -23,7 +26,7 @@ from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
 from sds_agent import log
 from sds_agent.ca.acceptor import Peer
 from sds_agent.ca.audit import AuditLog, Entry
-from sds_agent.ca.authentication import Authentication
+from sds_agent.ca.authentication import Authentication, Proven
 from sds_agent.ca.callers import Caller
 from sds_agent.ca.denied import NOBODY, Denied
 from sds_agent.ca.limits import Quota
@@ -33,6 +36,7 @@ from sds_agent.clock import Clock
 from sds_agent.pki.certificates import serial_hex, write_pem
 from sds_agent.pki.signer import SignerError
 from sds_agent.pki.signing import SigningSet
+from sds_agent.rpc.waiting import GaveWayError, Waiting
 from sds_agent.tasks import NoThreadError
 from sds_agent.workers import in_worker
 
@@ -40,10 +44,16 @@ LOG = logging.getLogger(__name__)
 
 SERVICE = "istio.v1.auth.IstioCertificateService"
 METHOD = "CreateCertificate"
-LARGEST_REQUEST = 4 << 20
-"""Bytes; gRPC's own default."""
+LARGEST_REQUEST = 256 << 10
+"""Bytes: four times the largest CSR. To read what is made to take long, a millisecond goes by for each 16 KiB."""
 PATIENCE = 10.0
-"""Seconds for a proven caller's request to arrive."""
+"""Seconds for a proven caller's request to arrive, and for an issuer's keys that its proof may have to wait for."""
+MOST_UNPROVEN = 1024
+MOST_UNPROVEN_OF_ONE = 128
+"""Calls at one time whose callers are not proven yet, in all and on one connection."""
+MOST_UNREAD = 64
+MOST_UNREAD_OF_ONE = 8
+"""Proven callers' requests at one time that have begun and not ended, in all and of one caller."""
 SIGNERS = 4
 """RSA signatures in work at one time; they take threads, since each would hold up the event loop for a millisecond."""
 
@@ -64,6 +74,18 @@ _CODES = {
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
+class Connections(Protocol):
+    """What the service knows of the connections that calls come by; gRPC's name for a call's peer leads to one."""
+
+    def peer(self, grpc_peer: str) -> Peer:
+        """What is known of that connection."""
+        ...
+
+    def proven(self, grpc_peer: str, caller: str) -> None:
+        """A caller was proven by a call on that connection, so that it may stay."""
+        ...
+
+
 class Rules(Struct, frozen=True):
     """What the service goes by: who may ask and how, who may act for others, and how much at one time."""
 
@@ -77,6 +99,7 @@ class Rules(Struct, frozen=True):
 class _Request(Struct):
     """One request, and what is known of it so far: what the audit log says when it is refused."""
 
+    connection: str
     peer: Peer
     now: datetime
     caller: Caller | None = None
@@ -84,22 +107,24 @@ class _Request(Struct):
 
 
 class CertificateService:
-    """The service. `current` gives the signing set of the moment, `peer_of` what is known of a call's connection."""
+    """The service. `current` gives the signing set of the moment."""
 
     def __init__(
         self,
         rules: Rules,
         current: Callable[[], SigningSet],
-        peer_of: Callable[[str], Peer],
+        connections: Connections,
         audit: AuditLog,
         clock: Clock,
     ) -> None:
         self._rules = rules
         self._current = current
-        self._peer_of = peer_of
+        self._connections = connections
         self._audit = audit
         self._clock = clock
         self._quota = Quota(rules.per_caller)
+        self._unproven = Waiting(MOST_UNPROVEN, MOST_UNPROVEN_OF_ONE, PATIENCE)
+        self._unread = Waiting(MOST_UNREAD, MOST_UNREAD_OF_ONE, PATIENCE)
         self._in_work = 0
         self._signers = anyio.CapacityLimiter(SIGNERS)
         self._rest: tuple[SigningSet, tuple[str, ...]] | None = None  # what every answer of one set ends with
@@ -111,31 +136,34 @@ class CertificateService:
         )
 
     async def _create(self, _: object, context: Context) -> bytes:
-        request = _Request(self._peer_of(context.peer()), self._clock.now())
-        self._in_work += 1
+        connection = context.peer()
+        request = _Request(connection, self._connections.peer(connection), self._clock.now())
         try:
-            self._check_room()
-            return await self._issue(request, context)
+            proven = await self._prove(request, context)
+            data = await self._received(context, proven.caller)
+            with self._place():
+                return await self._issue(request, proven, data)
         except RefusalError as error:
             refusal = error
         except NoThreadError as error:
             log.event(LOG, "no_thread", level=logging.ERROR, cause=str(error))
             refusal = RefusalError(Kind.EXHAUSTED, "the CA cannot begin the work at present: ask again in a moment")
         except Exception as error:  # noqa: BLE001 - its text must not go to the caller, nor end the server
-            log.event(LOG, "bug", level=logging.ERROR, exception=type(error).__name__, where=_place(error))
+            log.event(LOG, "bug", level=logging.ERROR, exception=type(error).__name__, where=_origin(error))
             refusal = RefusalError(Kind.INTERNAL, "the CA failed on this request; its log says where")
-        finally:
-            self._in_work -= 1
         self._refused(request, refusal)
         return await context.abort(_CODES[refusal.kind], str(refusal))
 
-    def _check_room(self) -> None:
-        if self._in_work > self._rules.at_once:
-            raise RefusalError(Kind.EXHAUSTED, "the CA is busy with other requests: ask again in a moment")
-
-    async def _issue(self, request: _Request, context: Context) -> bytes:
+    async def _prove(self, request: _Request, context: Context) -> Proven:
         metadata = list(context.invocation_metadata() or ())
-        proven = await self._rules.authentication.prove(request.peer, metadata, self._current(), request.now)
+        prove, signing = self._rules.authentication.prove, self._current()
+        try:
+            async with self._unproven.place(request.connection):
+                proven = await prove(request.peer, metadata, signing, request.now)
+        except TimeoutError as error:
+            raise RefusalError(Kind.INTERNAL, "what proves the caller took too long: try again later") from error
+        except GaveWayError as error:
+            raise RefusalError(Kind.EXHAUSTED, "too many callers are not proven yet: ask again in a moment") from error
         request.caller = proven.caller
         check_not_denied(proven.caller.identity, self._rules.deny_list())
         # a token that leaked once it was spent gets nothing, nor may it use up what its machine is allowed
@@ -144,11 +172,37 @@ class CertificateService:
             raise RefusalError(
                 Kind.EXHAUSTED, f"{proven.caller.identity} asked more than {self._rules.per_caller} times in a minute"
             )
-        data = await _received(context)
+        return proven
+
+    async def _received(self, context: Context, caller: Caller) -> bytes:
+        try:
+            async with self._unread.place(str(caller.identity)):
+                data = await context.read()
+        except TimeoutError as error:
+            raise invalid(f"the request did not arrive within {PATIENCE:g} s") from error
+        except GaveWayError as error:
+            raise RefusalError(Kind.EXHAUSTED, "too many requests have begun and not ended") from error
+        if not isinstance(data, bytes):
+            raise invalid(f"the call ended without a request, or with one of more than {LARGEST_REQUEST} bytes")
+        return data
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """One of the places for requests in work. Raises RefusalError where there is none."""
+        if self._in_work >= self._rules.at_once:
+            raise RefusalError(Kind.EXHAUSTED, "the CA is busy with other requests: ask again in a moment")
+        self._in_work += 1
+        try:
+            yield
+        finally:
+            self._in_work -= 1
+
+    async def _issue(self, request: _Request, proven: Proven, data: bytes) -> bytes:
         for _ in range(TURNS):
             await asyncio.sleep(0)
         order = self._judge(request, data, proven.caller)
         await self._rules.authentication.spend(proven, order.public_key)
+        self._connections.proven(request.connection, str(proven.caller.identity))
         signing = self._current()  # which may be another by now
         chain = await self._sign(signing, order, request.now)
         self._issued(request, chain[0])
@@ -210,17 +264,6 @@ class CertificateService:
             log.event(LOG, "audit_not_written", level=logging.ERROR, cause=error.strerror)
 
 
-async def _received(context: Context) -> bytes:
-    try:
-        async with asyncio.timeout(PATIENCE):
-            data = await context.read()
-    except TimeoutError as error:
-        raise invalid(f"the request did not arrive within {PATIENCE:g} s") from error
-    if not isinstance(data, bytes):
-        raise invalid(f"the call ended without a request, or with one of more than {LARGEST_REQUEST} bytes")
-    return data
-
-
 def _read(data: bytes) -> CertificateRequest:
     try:
         return CertificateRequest.FromString(data)
@@ -238,7 +281,7 @@ def _impersonated(asked: CertificateRequest) -> str:
     return value.string_value
 
 
-def _place(error: Exception) -> str:
+def _origin(error: Exception) -> str:
     """Where a bug is, without the values that a traceback could show."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

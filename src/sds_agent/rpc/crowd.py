@@ -1,0 +1,52 @@
+"""Who holds a place, by when they came and in whose name: what is to give way when there are too many."""
+
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+M = TypeVar("M", bound=Hashable)
+
+
+class Crowd(Generic[M]):
+    """Members in the order in which they came, each of a group."""
+
+    def __init__(self) -> None:
+        self._members: dict[M, str] = {}
+        self._groups: dict[str, dict[M, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __contains__(self, member: object) -> bool:
+        return member in self._members
+
+    def enter(self, member: M, group: str) -> None:
+        """Add one that is not here yet, as the newest."""
+        self._members[member] = group
+        self._groups.setdefault(group, {})[member] = None
+
+    def leave(self, member: M) -> None:
+        """Take one out; one that is not here is none the less."""
+        group = self._members.pop(member, None)
+        if group is None:
+            return
+        others = self._groups[group]
+        del others[member]
+        if not others:
+            del self._groups[group]
+
+    def count(self, group: str) -> int:
+        """How many a group has here."""
+        return len(self._groups.get(group, ()))
+
+    def oldest(self) -> M | None:
+        """Who came first, of all."""
+        return next(iter(self._members), None)
+
+    def oldest_of(self, group: str) -> M | None:
+        """Who came first, of a group."""
+        return next(iter(self._groups.get(group, ())), None)
+
+    def oldest_of_the_largest(self) -> M | None:
+        """Who came first, of the group that has most here."""
+        largest = max(self._groups.values(), key=len, default={})
+        return next(iter(largest), None)

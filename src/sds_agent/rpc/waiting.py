@@ -1,0 +1,53 @@
+"""Calls that wait for what their callers, or others, may take their time with.
+
+An honest request is there at once. Were the newest refused where too many wait, one caller could keep everybody else
+out; so the one that waits longest gives way: of the holder that has `each` waiting, or else of the one with most.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sds_agent.rpc.crowd import Crowd
+
+
+class GaveWayError(Exception):
+    """Too many wait, and this one did so for longest."""
+
+
+class Waiting:
+    """At most `most` calls, and `each` in one holder's name, wait at one time, for `patience` seconds at most."""
+
+    def __init__(self, most: int, each: int, patience: float) -> None:
+        self.patience = patience
+        self._most = most
+        self._each = each
+        self._here = Crowd[asyncio.Timeout]()
+
+    @asynccontextmanager
+    async def place(self, holder: str) -> AsyncIterator[None]:
+        """Wait inside this context. Raises TimeoutError after `patience` seconds, and GaveWayError."""
+        self._make_room(holder)
+        patience = asyncio.timeout(self.patience)
+        try:
+            async with patience:
+                self._here.enter(patience, holder)
+                yield
+        except TimeoutError as error:
+            if patience.expired() and patience not in self._here:
+                raise GaveWayError from error
+            raise
+        finally:
+            self._here.leave(patience)
+
+    def _make_room(self, holder: str) -> None:
+        if self._here.count(holder) >= self._each:
+            gives_way = self._here.oldest_of(holder)
+        elif len(self._here) >= self._most:
+            gives_way = self._here.oldest_of_the_largest()
+        else:
+            return
+        if gives_way is not None:
+            self._here.leave(gives_way)
+            if not gives_way.expired():
+                gives_way.reschedule(asyncio.get_running_loop().time())

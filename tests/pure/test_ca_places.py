@@ -1,0 +1,102 @@
+"""Which connections stay at the CA when there are more than it has places for."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sds_agent.ca.places import Places, origin_of
+
+MOST = 160
+"""Forty for one origin, a hundred and forty for proven callers."""
+
+
+def arrived(places: Places[str], count: int, origin: str) -> list[str | None]:
+    """Let so many arrive; what had to go for each."""
+    return [places.arrive(f"{origin}-{number}", origin) for number in range(count)]
+
+
+def test_one_origin_takes_its_share_and_no_more() -> None:
+    places = Places[str](MOST)
+    assert arrived(places, 50, "hostile") == [None] * 40 + [f"hostile-{number}" for number in range(10)]
+    for other in ("a", "b", "c"):
+        assert arrived(places, 40, other) == [None] * 40
+    assert len(places) == MOST
+
+
+def test_the_oldest_that_proved_nothing_gives_way_when_all_places_are_taken() -> None:
+    places = Places[str](MOST)
+    for origin in ("a", "b", "c", "d"):
+        arrived(places, 40, origin)
+    assert arrived(places, 3, "good") == ["a-0", "a-1", "a-2"]
+    assert len(places) == MOST
+
+
+def test_who_proves_nothing_takes_no_place_of_who_did() -> None:
+    places = Places[str](MOST)
+    for number in range(140):
+        places.arrive(f"machine-{number}", f"10.0.0.{number}")
+        assert places.prove(f"machine-{number}", f"caller-{number}") is None
+    for number in range(500):
+        places.arrive(f"hostile-{number}", f"192.0.2.{number}")
+    assert all(places.is_proven(f"machine-{number}") for number in range(140))
+    assert len(places) == MOST
+
+
+def test_one_caller_with_many_connections_loses_its_own_alone() -> None:
+    places = Places[str](MOST)
+    places.arrive("machine", "10.0.0.1")
+    places.prove("machine", "good")
+    gone = []
+    for number in range(145):
+        places.arrive(f"hostile-{number}", f"192.0.2.{number}")
+        gone.append(places.prove(f"hostile-{number}", "hostile"))
+    assert gone == [None] * 139 + [f"hostile-{number}" for number in range(6)]
+    assert places.is_proven("machine")
+
+
+def test_a_full_house_without_a_reserve_turns_the_newcomer_away() -> None:
+    places = Places[str](1)
+    places.arrive("first", "a")
+    places.prove("first", "caller")
+    assert places.arrive("second", "b") == "second"
+    places.leave("first")
+    assert places.arrive("second", "b") is None
+
+
+@given(
+    st.integers(1, 12),
+    st.lists(st.tuples(st.sampled_from(["arrive", "prove", "leave"]), st.integers(1, 30), st.sampled_from("abc"))),
+)
+def test_there_are_never_more_than_places(most: int, steps: list[tuple[str, int, str]]) -> None:
+    """And every connection that is not said to go is here, as proven as it was."""
+    places, here = Places[int](most), dict[int, bool]()
+    for step, number, group in steps:
+        gone = None
+        if step == "arrive" and number not in here:
+            here[number] = False
+            gone = places.arrive(number, group)
+        elif step == "prove" and number in here:
+            here[number] = True
+            gone = places.prove(number, group)
+        elif step == "leave":
+            here.pop(number, None)
+            places.leave(number)
+        if gone is not None:
+            del here[gone]
+        assert len(places) == len(here) <= most
+        assert all(places.is_proven(each) is proven for each, proven in here.items())
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::"),
+        ("fe80::1%eth0", "fe80::"),
+        ("", ""),
+    ],
+)
+def test_origin_of_an_address(host: str, origin: str) -> None:
+    assert origin_of(host) == origin
