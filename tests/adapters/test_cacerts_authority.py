@@ -14,6 +14,7 @@ from fakes.hierarchy import DAY, HOUR, NOW, URI, Ca, make_ca, make_crl, new_key,
 from fakes.odd_certificates import NOT_LOADED, NOT_READ
 
 from sds_agent.authority.cacerts import SETTLE, CacertsAuthority
+from sds_agent.authority.directory import look_at
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, IssueRequest, TellsTrust
 from sds_agent.errors import ConfigurationError
 from sds_agent.identity.spiffe import SpiffeId
@@ -170,6 +171,7 @@ async def test_a_damaged_revocation_list_neither_stops_the_start_nor_holds_up_a_
         write(tmp_path, files_of(new, root))
         issuance = await authority.issue(request())
         await authority.issue(request())
+    look_at(tmp_path, "demo.example", None, NOW)  # nor does `sds-agent check` say that it cannot start here
     assert read_pem(issuance.chain_pem)[1] == new.certificate
     first, _ = told = events.named("ca_files_left_out")
     assert len(told) == 2, "once for each content"

@@ -14,12 +14,15 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
+from fakes import der
 from fakes.ca_files import run
+from fakes.hierarchy import make_ca
+from fakes.odd_certificates import NOT_READ
 from fakes.openssl import openssl
 
 from sds_agent.cli.ca_keys import KEY_TYPES
 from sds_agent.cli.main import main
-from sds_agent.pki.certificates import read_pem, subject_alternative_uris
+from sds_agent.pki.certificates import read_pem, subject_alternative_uris, write_pem
 from sds_agent.pki.keyfile import is_encrypted, read_private_key
 from sds_agent.pki.keys import KeyType
 
@@ -341,6 +344,19 @@ def use(command: str, directory: Path, tmp_path: Path) -> int:
     if command == "root":
         return ca("intermediate", tmp_path / "below", "--root", directory, "--name", "below")
     return ca("check", directory)
+
+
+def test_a_certificate_beside_the_root_that_cannot_be_used_is_no_hindrance(
+    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    certificate, odd = root / "root-cert.pem", der.pem(NOT_READ["critical FALSE"])
+    certificate.write_bytes(odd + certificate.read_bytes())
+    assert ca("intermediate", tmp_path / "one", "--root", root, "--name", "one") == 0
+    assert odd not in (tmp_path / "one" / "root-cert.pem").read_bytes()
+    certificate.write_bytes(odd + write_pem([make_ca("other").certificate]))
+    assert ca("intermediate", tmp_path / "two", "--root", root, "--name", "two") == 2
+    assert "is not the key of a certificate in" in (told := capfd.readouterr().err)
+    assert "(PEM block 1 is not a well-formed X.509 certificate" in told
 
 
 def test_a_root_that_is_none_is_refused(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
