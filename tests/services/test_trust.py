@@ -319,7 +319,7 @@ def test_an_old_root_outlives_a_restart_with_another_ca_until_what_chains_to_it_
     clock.set_wall(timedelta(seconds=1))
     assert after.forget() is None
     assert served(store) == {ROOTS[0]}
-    assert after.needs == ()
+    assert not after.needs
 
 
 def test_a_restart_with_the_same_ca_changes_no_bundle_and_no_word(
