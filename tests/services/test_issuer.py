@@ -818,6 +818,24 @@ async def test_a_clock_that_was_wrong_for_a_while_takes_no_good_certificate_away
             assert bench.served == secret
 
 
+async def test_a_clock_that_was_wrong_for_a_while_parts_nobody_from_the_root_before(bench: Bench) -> None:
+    """Set ahead, the certificate has expired and its root is needed no more; set right again, both are."""
+    async with bench.issuing(bench.good(), failing(ErrorKind.TRANSIENT)):
+        await bench.issued()
+        await bench.clock.asleep(2)
+        bench.clock.set_wall(DAY)
+        bench.clock.elapse(TICK)
+        await bench.events.wait("expired")
+        new = make_ca("new").certificate
+        bench.trust.update("upstream", (new,))
+        assert bench.anchors == {new}
+        await bench.clock.asleep(2)
+        bench.clock.set_wall(-DAY)
+        bench.clock.elapse(TICK)
+        await bench.events.wait("valid_again")
+        assert bench.anchors == {bench.ca.root.certificate, new}
+
+
 # --- the event loop, and its end ---
 
 

@@ -128,7 +128,9 @@ class Offer:
         while self._served is certificate:
             now, end = self._clock.now(), self._validity(certificate).end
             if now < end:
-                if self._store.publish(dict.fromkeys(names, certificate.secret)):
+                if self._store.snapshot[names[0]] is None:
+                    self._trust.rely(authority, certificate.secret, certificate.accepted.anchors)
+                    self._store.publish(dict.fromkeys(names, certificate.secret))
                     log.event(LOG, "valid_again", level=logging.WARNING, workload=name, not_after=end)
                 await until(self._clock, end)
             else:

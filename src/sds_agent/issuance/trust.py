@@ -84,20 +84,27 @@ class Trust:
             return
         before, self._anchors[authority] = self.of(authority), anchors
         if not set(before) <= set(anchors):
-            self._keep_needed(authority, before)
+            self._keep_needed(authority, before, self._in_use.get(authority, {}).values())
         self._publish(authority)
 
-    def rely(self, authority: str, certificate: CertificateSecret) -> None:
-        """A certificate is in use that chains to the anchors known of its authority: keep what it needs of them."""
+    def rely(self, authority: str, certificate: CertificateSecret, anchors: tuple[x509.Certificate, ...] = ()) -> None:
+        """A certificate is in use that chains to the anchors known of its authority: keep what it needs of them.
+
+        `anchors` are those that it was accepted by, for one that was released before it had ended: they may be told no
+        more.
+        """
         self._in_use.setdefault(authority, {})[certificate.version] = certificate
         chain, now = read_pem(certificate.chain_pem), self._clock.now()
         above = {canonical(below.issuer) for below in chain}
         self._chains_to[certificate.version] = tuple(
             anchor
-            for anchor in self.of(authority)
+            for anchor in unique((*self.of(authority), *anchors))
             if canonical(anchor.subject) in above and vouches(anchor, chain, now)
         )
         self._news.set()
+        if not set(anchors) <= set(self.of(authority)):
+            self._keep_needed(authority, anchors, [certificate])
+            self._publish(authority)
 
     def release(self, authority: str, certificate: CertificateSecret) -> None:
         """A certificate has ended, so that nobody needs anchors for its sake any longer."""
@@ -154,18 +161,20 @@ class Trust:
         look = self._turned + LOOK
         return min((moment for moment in told if self._turned < moment < look), default=look)
 
-    def _keep_needed(self, authority: str, before: tuple[x509.Certificate, ...]) -> None:
-        """Of the anchors told `before` keep what certificates in use chain to, where the new ones are not as good: they
-        do not vouch for it, begin later, or end before the certificate does.
+    def _keep_needed(
+        self, authority: str, before: tuple[x509.Certificate, ...], in_use: Iterable[CertificateSecret]
+    ) -> None:
+        """Of the anchors told `before` keep what the certificates in use chain to, where the new ones are not as good:
+        they do not vouch for it, begin later, or end before the certificate does.
         """
         now, kept = self._clock.now(), list[CertificateSecret]()
-        for version, certificate in self._in_use.get(authority, {}).items():
+        for certificate in in_use:
             chain = read_pem(certificate.chain_pem)
-            times = validity(chain, self._anchors[authority], now)
+            times = validity(chain, self.of(authority), now)
             if times is not None and times.begin <= now and times.end >= certificate.not_after:
                 continue
             if needed := tuple(anchor for anchor in before if vouches(anchor, chain, now)):
-                self._needed[version] = needed
+                self._needed[certificate.version] = needed
                 kept.append(certificate)
         if kept:
             log.event(
