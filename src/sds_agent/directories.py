@@ -93,7 +93,7 @@ def _fault(step: Step, target: Path, user: int, trusted: Collection[int]) -> str
         owner = "a user of another namespace" if step.owner is None else f"uid {step.owner}"
         return (
             f"{step.path} belongs to {owner}, who could {does}; "
-            f"use a directory {'' if last else 'whose way is '}of the agent's own user (uid {user}) or of root"
+            f"use a directory {'of' if last else 'below those of'} the agent's own user (uid {user}) or of root"
         )
     if step.writable(stat.S_IWOTH):
         return (
