@@ -146,6 +146,20 @@ async def test_socket_left_by_a_killed_server_is_replaced(tmp_path: Path) -> Non
         assert "ROOTCA" in await peer.fetch("ROOTCA")
 
 
+def test_socket_that_a_killed_server_left_without_a_name_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    names = {".0a1b2c": True, ".0a1b2d": False, ".0a1b2c3d": True, "other.sock": True}
+    for name, is_old in names.items():
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(tmp_path / name))
+        if is_old:
+            os.utime(tmp_path / name, (0, 0))
+    (tmp_path / ".0a1b2e").touch()
+    os.utime(tmp_path / ".0a1b2e", (0, 0))
+    with claim(SocketFile(tmp_path / "sds.sock")):
+        left = {path.name for path in tmp_path.iterdir()} - {"sds.sock.lock"}
+    assert left == {".0a1b2d", ".0a1b2c3d", "other.sock", ".0a1b2e"}
+
+
 def test_live_socket_of_another_server_is_never_replaced(tmp_path: Path) -> None:
     path = tmp_path / "sds.sock"
     with socket.socket(socket.AF_UNIX) as live:

@@ -10,9 +10,11 @@ import errno
 import grp
 import os
 import pwd
+import re
 import secrets
 import socket
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -26,6 +28,11 @@ from sds_agent.files import locked, look_at_lock
 
 LONGEST_PATH = 107
 """Bytes of a path that fit a Unix socket's address (sockaddr_un, without its final zero)."""
+
+LONGEST_START = 60.0
+"""Seconds after which a socket that has no name yet will not get one: an agent gives it within milliseconds."""
+_UNNAMED = re.compile(r"\.[0-9a-f]{6}")
+"""The names of sockets before they have their own."""
 
 _CAP_CHOWN = 0
 """The number of the capability (linux/capability.h)."""
@@ -167,11 +174,25 @@ def claim(file: SocketFile) -> Iterator[Endpoint]:
         with _lock_explained(file.path):
             stack.enter_context(locked(_lock_of(file.path)))
         _check_free(file.path)  # again: from here on no other agent can come between
+        _remove_left(file.path.parent, time.time())
         endpoint = Endpoint(file, _owner(file), _group(file))
         try:
             yield endpoint
         finally:
             endpoint.disappear()
+
+
+def _remove_left(directory: Path, now: float) -> None:
+    """Remove sockets that were bound and never got their name, because their server was killed in between.
+
+    A young one may be that of an agent with another socket in the directory, which is starting.
+    """
+    with suppress(OSError):
+        for path in directory.iterdir():
+            if _UNNAMED.fullmatch(path.name):
+                found = path.lstat()
+                if stat.S_ISSOCK(found.st_mode) and now - found.st_mtime > LONGEST_START:
+                    path.unlink()
 
 
 def closed(file: SocketFile) -> Iterator[str]:
