@@ -7,6 +7,7 @@ names to be the same that are two for Envoy.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import TypeAlias
 
 from cryptography import x509
@@ -17,6 +18,7 @@ from sds_agent.pki.der import elements
 CanonicalName: TypeAlias = tuple[tuple[bytes, ...], ...]
 """RDN by RDN, each as its sorted attributes. It can be hashed, and begins like another if that name does."""
 
+_LONGEST_KEPT = 1024
 _IA5 = 0x16
 # Tags of strings, and what is in them. T61 has an encoding of its own, which CAs never meant when they wrote Latin-1.
 _ENCODINGS = {
@@ -32,7 +34,9 @@ _ENCODINGS = {
 
 def canonical(name: x509.Name) -> CanonicalName:
     """The name in a form that is equal for names that are the same."""
-    return tuple(tuple(sorted(b"%b=%b" % (kind, _folded(tag, text)) for kind, tag, text in rdn)) for rdn in _rdns(name))
+    # kept by its bytes: to cryptography a name is the same in whatever type of string, though it reads some otherwise
+    encoded = name.public_bytes()
+    return _kept(encoded) if len(encoded) <= _LONGEST_KEPT else _canonical(encoded)
 
 
 def same_name(one: x509.Name, other: x509.Name) -> bool:
@@ -53,14 +57,24 @@ def is_self_issued(certificate: x509.Certificate) -> bool:
 def email_addresses(name: x509.Name) -> Iterator[str | None]:
     """The values of its emailAddress attributes: None for one that is no IA5String, as PKCS #9 wants it."""
     texts = (attribute.value for attribute in name.get_attributes_for_oid(NameOID.EMAIL_ADDRESS))
-    tags = (tag for rdn in _rdns(name) for kind, tag, _ in rdn if kind == _EMAIL_ADDRESS)
+    tags = (tag for rdn in _rdns(name.public_bytes()) for kind, tag, _ in rdn if kind == _EMAIL_ADDRESS)
     for text, tag in zip(texts, tags, strict=True):
         yield text if tag == _IA5 and isinstance(text, str) else None
 
 
-def _rdns(name: x509.Name) -> Iterator[Iterator[tuple[bytes, int, bytes]]]:
+def _canonical(encoded: bytes) -> CanonicalName:
+    return tuple(
+        tuple(sorted(b"%b=%b" % (kind, _folded(tag, text)) for kind, tag, text in rdn)) for rdn in _rdns(encoded)
+    )
+
+
+_kept = lru_cache(maxsize=512)(_canonical)
+"""One search asks for the same few names over and over."""
+
+
+def _rdns(encoded: bytes) -> Iterator[Iterator[tuple[bytes, int, bytes]]]:
     """RDN by RDN the attributes: the kind's OID as DER content, the value's tag and its content."""
-    ((_, rdns),) = elements(name.public_bytes())
+    ((_, rdns),) = elements(encoded)
     for _, rdn in elements(rdns):
         yield _attributes(rdn)
 
