@@ -1,9 +1,9 @@
 """Revocation lists (RFC 5280 section 5) as values: which certificates of a chain they revoke.
 
 What is listed counts, whatever else the list says: a list that is overdue (its nextUpdate has passed) still revokes all
-that it names, and its silence is believed. The other way, to take nobody's certificate while a list is overdue, would
+that it names, and its silence is believed. The other way, to refuse every certificate while a list is overdue, would
 stop every renewal below that CA because one file was forgotten. Nor is cRLSign asked of the issuer: its key is proof
-enough, and without it a revocation that somebody meant would be lost. What is listed for some reasons only
+enough, and without it a revocation that was meant would be lost. What is listed for some reasons only
 (onlySomeReasons), or in a delta list, is revoked as well; so it is in a list that is for another kind of certificate or
 of another distribution point by its own words, since a CA gives no serial number twice (section 4.1.2.2).
 

@@ -69,7 +69,7 @@ def fault_of_pss(certificate: x509.Certificate, issuer: x509.Certificate) -> str
 
 
 def _verify(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
-    """Raises InvalidSignature where the issuer's key did not make it, and ValueError where nobody could tell."""
+    """Raises InvalidSignature where the issuer's key did not make it, and ValueError where that cannot be checked."""
     _check_algorithms(certificate)
     signature, content = certificate.signature, certificate.tbs_certificate_bytes
     digest = certificate.signature_hash_algorithm
