@@ -21,7 +21,7 @@ from sds_agent.issuance.needed import NeedsFile
 from sds_agent.issuance.offer import Workload
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.standing import lack
-from sds_agent.issuance.trust import Trust, follow, refresh, remember
+from sds_agent.issuance.trust import Trust, refresh, remember
 from sds_agent.sds.endpoint import Access, access
 from sds_agent.sds.health import Health
 from sds_agent.sds.server import Limits, serving
@@ -134,7 +134,6 @@ async def agent(
     issuers: list[Issuer] = []
     async with companions() as start:
         start(remember(trust, needs_file, clock))
-        start(follow(trust, clock))
         for name, authority in cas.items():
             if isinstance(authority, TellsTrust):
                 start(refresh(trust, name, authority, clock))

@@ -391,10 +391,10 @@ async def test_a_disk_that_is_full_is_tried_again_and_told_once(tmp_path: Path, 
     trust.update("a", (root.certificate,))
     async with remembering(trust, file, clock):
         trust.rely("a", in_use(make_leaf(root)))
-        for _ in range(3):
-            await clock.asleep()
+        for _ in range(3):  # what follows the anchors' times sleeps as well
+            await clock.asleep(2)
             clock.elapse(timedelta(seconds=RETRY))
-        await clock.asleep()
+        await clock.asleep(2)
         (told,) = events.named("anchors_not_kept")
         assert (told["level"], str(tmp_path) in told["cause"]) == ("error", True)
         (tmp_path / "state").unlink()

@@ -248,9 +248,10 @@ async def refresh(trust: Trust, name: str, authority: TellsTrust, clock: Clock) 
 
 
 async def remember(trust: Trust, file: NeedsFile, clock: Clock) -> None:
-    """Keep the file as the trust's needs, and drop what has ended, for ever."""
+    """Keep the file as the trust's needs, drop what has ended, and `follow` the anchors' times, for ever."""
     async with companions() as start:
         start(_forget(trust, clock))
+        start(follow(trust, clock))
         while True:
             while not await file.save(trust.needs):
                 await clock.sleep(RETRY)

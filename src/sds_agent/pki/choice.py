@@ -79,8 +79,7 @@ class Bundle:
                 break
             rest.remove(issuer)
             built.append(issuer)
-        # it takes what seems to be self-signed for a root, and then only from among the anchors
-        return tuple(built[:-1]) if len(built) > 1 and _seems_self_signed(built[-1]) else tuple(built)
+        return tuple(built)
 
     def _built(self, path: Chain) -> Iterator[Chain]:
         """Every way on among the anchors; one that it has been at before leads nowhere new."""
@@ -123,8 +122,8 @@ def _fault_of_path(path: Chain, sent: int, times: Times) -> str | None:
     """What Envoy asks of a chain beyond what the walk has found good: the first `sent` up to the first anchor."""
     if len(path) == sent:
         return (
-            f"Envoy takes {describe(path[-1])} for self-issued or finds no trust anchor above it: an "
-            "AuthorityKeyIdentifier in what is below would lead it on"
+            f"Envoy takes {describe(path[-1])} for self-signed, and looks no further up: it must be issued "
+            "anew with an AuthorityKeyIdentifier"
         )
     for number, anchor in enumerate(path[sent:], start=sent):
         below = path[:number]

@@ -140,13 +140,15 @@ def self_issued() -> Iterator[Case]:
     """A root's new key, certified by its old one."""
     before = Entity(ROOT.name, SPARE.key)
     old_root, new_root = der.certificate(before), der.certificate(ROOT)
-    for label, identified in {"": True, ", no identifiers": False}.items():
-        kinds = () if identified else _IDENTIFIERS
+    own = usual(CA, ROOT, der.ca_extensions(CA, ROOT))
+    bare = NO_AUTHORITY(ROOT, before, der.ca_extensions(ROOT, before))
+    yield _chain("new key with old, not saying which", [own, bare], [old_root])
+    for label, kinds in {"": (), ", no identifiers": _IDENTIFIERS}.items():
         link = der.certificate(ROOT, before, extensions=without(der.ca_extensions(ROOT, before), *kinds))
-        own = der.certificate(CA, ROOT, extensions=without(der.ca_extensions(CA, ROOT), *kinds))
-        yield _chain(f"new key with old{label}", [own, link], [old_root])
-        yield _chain(f"new key with old, both roots{label}", [own, link], [old_root, new_root])
-        yield _chain(f"new key with old, the new root{label}", [own, link], [new_root])
+        below = der.certificate(CA, ROOT, extensions=without(der.ca_extensions(CA, ROOT), *kinds))
+        yield _chain(f"new key with old{label}", [below, link], [old_root])
+        yield _chain(f"new key with old, both roots{label}", [below, link], [old_root, new_root])
+        yield _chain(f"new key with old, the new root{label}", [below, link], [new_root])
 
 
 def _chain(label: str, above: Iterable[bytes], anchors: Iterable[bytes]) -> Case:
