@@ -271,13 +271,13 @@ class IstioAuthority:
         return None
 
     async def _certificates_in(self, file: Path, what: str) -> bytes:
-        """What can be used of a file that is read again and again; what cannot is told once. Raises AuthorityError."""
+        """The certificates in a file that can be used; what cannot is logged once. Raises AuthorityError."""
         reading = await self._read(what, read_certificates, file, what)
-        told = self._left_out.setdefault(file, log.Once(LOG, "certificates_left_out"))
+        trouble = self._left_out.setdefault(file, log.Once(LOG, "certificates_left_out"))
         if reading.left_out:
-            told.tell("; ".join(reading.left_out), file=str(file))
+            trouble.tell("; ".join(reading.left_out), file=str(file))
         else:
-            told.over()
+            trouble.over()
         return write_pem(reading.certificates)
 
     async def _extra_anchors(self) -> tuple[bytes, tuple[str, ...]]:

@@ -1,8 +1,9 @@
-"""Why a CA cannot be reached, for whoever asks.
+"""Why no caller can reach a CA.
 
-gRPC has one status for all that can be wrong with a connection, and long words for people. So where it fails a second
-one is made, of TLS alone and without a certificate of ours: nobody answers, the roots do not vouch for the server, or
-its certificate is for another name. Where that goes well the CA is there, and something else was wrong.
+gRPC has one status for all that can be wrong with a connection, and explains it in long texts. So where a connection
+fails a second one is made, of TLS alone and without a certificate of ours. It shows that nothing answers, that the
+roots do not vouch for the server, or that the server's certificate is for another name. Where it succeeds the CA is
+there, and something else was wrong.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from sds_agent.authority.istio_wire import printable
 from sds_agent.pki.certificates import CertificateError, read_pem, san_values
 
 MOST_NAMES = 5
-"""What is told of a certificate that is for other names."""
+"""Names of a certificate that a message lists."""
 
 
 async def trouble(address: str, name: str, roots: bytes, seconds: float) -> str | None:
@@ -54,13 +55,13 @@ def fault_of_name(der: bytes, name: str) -> str | None:
     names = _names(certificate)
     if any(_matches(each, name) for each in names):
         return None
-    told = ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
-    return f"its certificate is for {printable(told) or 'no name'}, not for {name}; set server_name"
+    listed = ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
+    return f"its certificate is for {printable(listed) or 'no name'}, not for {name}; set server_name"
 
 
 async def _certificate(address: str, name: str, roots: Iterable[x509.Certificate]) -> bytes:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False  # its name is looked at afterwards, since it is to be told
+    context.check_hostname = False  # `fault_of_name` checks it and lists the names
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an anchor need not be self-signed
     context.set_alpn_protocols(["h2"])
     openssl.trust(context, roots)

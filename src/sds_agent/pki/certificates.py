@@ -31,7 +31,7 @@ _MALFORMED = (ValueError, TypeError, x509.DuplicateExtension)
 _UNSUPPORTED = (x509.InvalidVersion, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm)
 _LONGEST_QUOTE = 120
 MOST_FAULTS = 20
-"""What is told of one text; more blocks that are no good are counted."""
+"""Reasons listed for one text; beyond that the blocks that cannot be used are counted."""
 
 # Many an old root has the serial number 0, or a long name. cryptography takes it, but warns at every look.
 # Once for the process: a filter that is set and taken back around each look would not be safe between threads.
@@ -51,7 +51,7 @@ class Reading(Struct, frozen=True):
 
 
 def read_bundle(data: bytes) -> Reading:
-    """Every certificate in `data` that can be used; neither is there anything when there is no CERTIFICATE block.
+    """Every certificate in `data` that can be used; none when there is no CERTIFICATE block.
 
     Text before, between and after the blocks is skipped (RFC 7468 section 2), and so are blocks of other kinds; `pem`
     says what counts as one. A certificate is left out that cannot be read, or that Envoy would not load: in a bundle
