@@ -38,6 +38,7 @@ COMPOSED = EVERYTHING | {"preflight"}
 # package. A new part is a new line, below what it uses and above what uses it.
 MAY_IMPORT = {
     "errors": set[str](),
+    "hardening": set[str](),
     "budget": set[str](),
     "clock": set[str](),
     "log": set[str](),
@@ -63,7 +64,7 @@ MAY_IMPORT = {
     | {"files", "directories", "state", "sources", "rpc", "config", "authority", "sds.health", "signals"},
     "preflight": BASE | {"directories", "sources", "config", "authority", "sds.endpoint", "outputs.directory"},
     "app": COMPOSED,
-    "cli": COMPOSED | {"app"},
+    "cli": COMPOSED | {"app", "hardening"},
     "__main__": {"cli"},
 }
 

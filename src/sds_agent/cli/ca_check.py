@@ -30,8 +30,10 @@ def run(arguments: argparse.Namespace) -> int:
     from datetime import UTC, datetime  # noqa: PLC0415 - imported by the command that needs it
 
     from sds_agent.authority.directory import DirectoryError, Unsettled, read_directory  # noqa: PLC0415 - likewise
+    from sds_agent.hardening import keep_memory_private  # noqa: PLC0415 - likewise
     from sds_agent.pki.cacerts import reach, refused_by_istiod, spelled_otherwise  # noqa: PLC0415 - likewise
 
+    keep_memory_private()
     output.silence_warnings()
     directory: Path = arguments.directory
     contents = read_directory(directory)

@@ -22,14 +22,19 @@ def run(arguments: argparse.Namespace) -> int:
     # gRPC's core writes to standard error on its own account, and reads this once, when it is imported
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     output.silence_warnings()
-    import anyio  # noqa: PLC0415 - imported by the command that needs it
+    import logging  # noqa: PLC0415 - imported by the command that needs it
+
+    import anyio  # noqa: PLC0415 - likewise
 
     from sds_agent import log  # noqa: PLC0415 - likewise
     from sds_agent.ca import server  # noqa: PLC0415 - imports gRPC, which has to see the variable above
     from sds_agent.ca.settings import load  # noqa: PLC0415 - imported by the command that needs it
+    from sds_agent.hardening import keep_memory_private  # noqa: PLC0415 - likewise
     from sds_agent.tasks import UnhurriedLookups  # noqa: PLC0415 - likewise
 
     settings = load(arguments.file)
     log.configure(settings.log.format, settings.log.level)
+    if not keep_memory_private():
+        log.event(logging.getLogger(__name__), "dumpable", level=logging.WARNING)
     anyio.run(server.run, settings, backend_options={"loop_factory": UnhurriedLookups})
     return 0

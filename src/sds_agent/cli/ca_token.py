@@ -40,7 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from sds_agent.ca.settings import load  # noqa: PLC0415 - imported by the command that needs it
     from sds_agent.ca.tokens import JoinTokens  # noqa: PLC0415 - likewise
+    from sds_agent.hardening import keep_memory_private  # noqa: PLC0415 - likewise
 
+    keep_memory_private()
     settings = load(arguments.file)
     directory = settings.callers.join_tokens
     if directory is None:

@@ -39,12 +39,17 @@ def run(arguments: argparse.Namespace) -> int:
     # What the imports make stays for good: looking through it for garbage again and again would only delay the start.
     gc.disable()
     output.silence_warnings()
-    from sds_agent import log  # noqa: PLC0415 - imported by the command that needs it
+    import logging  # noqa: PLC0415 - imported by the command that needs it
+
+    from sds_agent import log  # noqa: PLC0415 - likewise
     from sds_agent.config.loading import load  # noqa: PLC0415 - likewise
+    from sds_agent.hardening import keep_memory_private  # noqa: PLC0415 - likewise
 
     loaded = load(arguments.file, os.environ)
     chosen = loaded.settings.log
     log.configure(arguments.log_format or chosen.format, arguments.log_level or chosen.level)
+    if not keep_memory_private():
+        log.event(logging.getLogger(__name__), "dumpable", level=logging.WARNING)
     _announce(loaded)
     import asyncio  # noqa: PLC0415 - only once the configuration is good
 

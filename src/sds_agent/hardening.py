@@ -1,0 +1,37 @@
+"""A process that holds private keys keeps its memory to itself: no core dump, and no other process may read it.
+
+A core dump would put every key on disk, or send it to a crash collector. The kernel makes none of a process that is not
+dumpable, whatever its core_pattern says, and gives what is in `/proc/PID` of it, its memory and its open files, to
+privileged processes alone (prctl(2), PR_SET_DUMPABLE; proc(5)). The limit on core files is beside it for programs that
+this one would start, as execve(2) makes them dumpable again.
+"""
+
+import os
+import resource
+from collections.abc import Mapping
+
+ALLOW = "SDS_AGENT_DUMPABLE"
+"""The environment variable that leaves all this out, when it is 1: for a debugger, a profiler or a core dump."""
+
+_PR_SET_DUMPABLE = 4
+
+
+def keep_memory_private(environ: Mapping[str, str] = os.environ) -> bool:
+    """Do so for this process, before it has its first key. Returns whether it does.
+
+    The environment can ask for the contrary, and a sandbox may forbid it.
+    """
+    if environ.get(ALLOW) == "1":
+        return False
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    return _prctl(_PR_SET_DUMPABLE, 0) == 0
+
+
+def _prctl(option: int, value: int) -> int:
+    """prctl(2). To import all of `ctypes` would take 2 ms of the way to the first secret, its core a fifth of that."""
+    import _ctypes  # noqa: PLC0415 - imported by the command that needs it
+
+    program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # no name is the program itself (dlopen(3))
+    function = _ctypes.dlsym(program, "prctl")
+    return int(_ctypes.call_function(function, (option, value, 0, 0, 0)))
