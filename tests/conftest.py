@@ -5,7 +5,9 @@ import os
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's core writes lines of its own to standard error
 
 
+import ctypes
 import logging
+import resource
 from collections.abc import Iterator
 
 import pytest
@@ -29,3 +31,12 @@ def logging_as_it_was() -> Iterator[None]:
     before = list(logger.handlers), logger.level, logger.propagate
     yield
     logger.handlers[:], logger.level, logger.propagate = before
+
+
+@pytest.fixture(autouse=True)
+def memory_as_it_was() -> Iterator[None]:
+    """A command that a test runs inside this process shuts its memory off, to debuggers and to `/proc/self/io`."""
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    yield
+    resource.setrlimit(resource.RLIMIT_CORE, before)
+    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE

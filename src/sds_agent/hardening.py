@@ -19,19 +19,21 @@ _PR_SET_DUMPABLE = 4
 def keep_memory_private(environ: Mapping[str, str] = os.environ) -> bool:
     """Do so for this process, before it has its first key. Returns whether it does.
 
-    The environment can ask for the contrary, and a sandbox may forbid it.
+    The environment can ask for the contrary; a sandbox may forbid it, and a Python be built without what it takes.
     """
     if environ.get(ALLOW) == "1":
         return False
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
-    return _prctl(_PR_SET_DUMPABLE, 0) == 0
+    return _forbid_dumps()
 
 
-def _prctl(option: int, value: int) -> int:
+def _forbid_dumps() -> bool:
     """prctl(2). To import all of `ctypes` would take 2 ms of the way to the first secret, its core a fifth of that."""
-    import _ctypes  # noqa: PLC0415 - imported by the command that needs it
-
+    try:
+        import _ctypes  # noqa: PLC0415 - imported by the command that needs it
+    except ImportError:  # this Python was built without libffi
+        return False
     program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # no name is the program itself (dlopen(3))
     function = _ctypes.dlsym(program, "prctl")
-    return int(_ctypes.call_function(function, (option, value, 0, 0, 0)))
+    return bool(_ctypes.call_function(function, (_PR_SET_DUMPABLE, 0, 0, 0, 0)) == 0)

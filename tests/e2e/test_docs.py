@@ -57,7 +57,7 @@ def test_there_is_something_to_check() -> None:
 # The command as a user that is not root, who may not be let into root's Python: what it imports it imports before.
 AS_ANOTHER = """
 import os, pkgutil, sys
-import anyio._backends._asyncio, concurrent.futures.thread, encodings.idna, jwt, httpx, sds_agent
+import _ctypes, anyio._backends._asyncio, concurrent.futures.thread, encodings.idna, jwt, httpx, sds_agent
 for each in pkgutil.walk_packages(sds_agent.__path__, "sds_agent."):
     if not each.name.endswith("__main__"):
         __import__(each.name)

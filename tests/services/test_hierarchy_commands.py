@@ -22,7 +22,6 @@ from fakes.openssl import openssl
 
 from sds_agent.cli.ca_keys import KEY_TYPES
 from sds_agent.cli.main import main
-from sds_agent.hardening import ALLOW
 from sds_agent.pki.certificates import read_pem, subject_alternative_uris, write_pem
 from sds_agent.pki.keyfile import is_encrypted, read_private_key
 from sds_agent.pki.keys import KeyType
@@ -30,12 +29,6 @@ from sds_agent.pki.keys import KeyType
 PAGE = Path(__file__).parents[2] / "docs" / "hierarchy.md"
 LAYOUT = {"ca-cert.pem", "ca-key.pem", "cert-chain.pem", "root-cert.pem"}
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-
-
-@pytest.fixture(autouse=True)
-def tests_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands run inside this process, and would shut its own memory off, for good."""
-    monkeypatch.setenv(ALLOW, "1")
 
 
 def ca(*arguments: str | Path) -> int:
