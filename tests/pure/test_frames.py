@@ -136,6 +136,13 @@ def test_what_the_rfc_allows_is_passed_on(data: bytes, at: list[int]) -> None:
     assert judged(data, at) is None
 
 
+def test_who_may_send_more_frames_can() -> None:
+    inspection = Inspection(BOUNDS)
+    inspection.allow(5)
+    assert inspection.take(BEGIN + frame(PING, 0, 0, bytes(8)) * 34) is None
+    assert inspection.take(frame(PING, 0, 0, bytes(8))) == "it sent too many frames for the calls that it made"
+
+
 def test_a_block_that_does_not_end_is_told_before_grpc_has_more_of_it_than_is_allowed() -> None:
     """Each field costs gRPC some hundred bytes, whether or not the block ever ends."""
     inspection = Inspection(BOUNDS)

@@ -22,17 +22,25 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.tls import TLSStream
 from cryptography import x509
 from fakes.ca_servers import (
+    METHOD,
+    WEB,
     Served,
     Shifted,
     ask,
     served,
 )
 from fakes.events import recorded
-from fakes.raw_http2 import CONTINUATION, END_HEADERS, HEADERS, PREFACE, SETTINGS, frame
+from fakes.raw_http2 import CONTINUATION, END_HEADERS, HEADERS, PREFACE, SETTINGS, frame, message
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import DataReceived, StreamEnded
+from sds_agent_proto.istio_pb2 import CertificateRequest
 
 from sds_agent.ca.acceptor import UNPROVEN_CALLS, Acceptor
 from sds_agent.ca.relay import Half, reach
 from sds_agent.ca.server import FRAMES
+from sds_agent.pki.csr import make_csr
+from sds_agent.pki.keys import KeyType, generate
 from sds_agent.pki.signer import SignerError
 
 
@@ -292,6 +300,37 @@ async def test_who_makes_grpc_hold_much_for_little_is_let_go(ca: Served, flood: 
         told = await events.wait("connection_failed")
     assert any(words in told["cause"] for words in ("header block", "too many frames", "proved nothing"))
     await ca.ask(ca.issuer.token())
+
+
+async def issued(stream: TLSStream, client: H2Connection) -> bool:
+    """Ask for a certificate on that connection; whether a signed answer came."""
+    path = [(":method", "POST"), (":scheme", "https"), (":path", METHOD), (":authority", "localhost")]
+    call, data = client.get_next_available_stream_id(), b""
+    csr = make_csr(generate(KeyType.EC_P256), WEB).decode()
+    request = CertificateRequest(csr=csr, validity_duration=60).SerializeToString()
+    client.send_headers(call, [*path, ("content-type", "application/grpc"), ("te", "trailers")])
+    client.send_data(call, message(request), end_stream=True)
+    await stream.send(client.data_to_send())
+    while True:
+        for event in client.receive_data(await stream.receive()):
+            if isinstance(event, DataReceived):
+                data += event.data
+            if isinstance(event, StreamEnded):
+                return b"BEGIN CERTIFICATE" in data
+        await stream.send(client.data_to_send())
+
+
+async def test_a_proven_caller_may_ping_for_as_long_as_its_connection_lasts(ca: Served) -> None:
+    """Or else one that asks every few seconds whether the CA is still there would lose its connection for it."""
+    got = await ca.ask(ca.issuer.token())
+    client = H2Connection(H2Configuration(client_side=True))
+    client.initiate_connection()
+    async with await speaking_http2(ca, got.context(ca.directory)) as stream:
+        with anyio.fail_after(20):
+            assert await issued(stream, client)
+            for _ in range(5000):
+                client.ping(bytes(8))
+            assert await issued(stream, client)
 
 
 async def test_a_connection_ends_with_its_clients_certificate(ca: Served) -> None:

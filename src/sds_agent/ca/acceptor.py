@@ -71,12 +71,12 @@ class _Connection:
         self.peer = UNKNOWN
         self.proven = False
         self.scope = anyio.CancelScope(deadline=anyio.current_time() + unproven)
-        self._inspection = Inspection(bounds)
+        self.inspection = Inspection(bounds)
 
     def inspect(self, data: bytes) -> str | None:
         """Why the connection has to end with these bytes, if it has to."""
-        fault = self._inspection.take(data)
-        if fault is None and not self.proven and self._inspection.calls > UNPROVEN_CALLS:
+        fault = self.inspection.take(data)
+        if fault is None and not self.proven and self.inspection.calls > UNPROVEN_CALLS:
             fault = f"it made more than {UNPROVEN_CALLS} calls and proved nothing"
         return fault
 
@@ -91,6 +91,7 @@ class Acceptor:
         most: int,
         bounds: Bounds,
         *,
+        frames_when_proven: int = 0,
         handshake: float = HANDSHAKE,
         unproven: float = UNPROVEN,
     ) -> None:
@@ -98,6 +99,7 @@ class Acceptor:
         self._now = now
         self._most = most
         self._bounds = bounds
+        self._frames_when_proven = frames_when_proven
         self._handshake = handshake
         self._unproven = unproven
         self._open = 0
@@ -118,6 +120,7 @@ class Acceptor:
         if connection is None or connection.proven:
             return
         connection.proven = True
+        connection.inspection.allow(self._frames_when_proven)
         connection.scope.deadline = anyio.current_time() + self._left(connection.peer.chain)
         self._end(self._places.prove(connection, caller))
 

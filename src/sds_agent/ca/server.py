@@ -46,6 +46,8 @@ LARGEST_HEADERS = LONGEST_TOKEN + (4 << 10)
 """Bytes. gRPC's own default is half a token's: between that and the whole it refuses calls at random."""
 FRAMES = Bounds(LARGEST_HEADERS)
 """gRPC counts a header as 32 bytes more than it is long, so that a block that it takes is shorter than this."""
+FRAMES_A_SECOND = 2
+"""What a proven caller may send beside its calls for as long as a connection may last: pings, and answers to gRPC's."""
 SERVERS = 2
 """gRPC servers that share the connections. Each fetches one call at a time (see service.TURNS): two of them have two
 calls ready for the event loop at once, which takes a tenth off the work of each. More than two gain no more.
@@ -88,7 +90,7 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
         tls = ServerTls(source.current, settings.server_names, clock.now, ask_client=settings.callers.mtls)
         _check_signer(tls)
         _warn_of_reach(settings)
-        acceptor = Acceptor(tls.context, clock.now, room_for(settings.limits.connections), FRAMES)
+        acceptor = _acceptor(settings, tls, clock)
         rules = _rules(settings, authentication, deny_list)
         service = CertificateService(rules, source.current, acceptor, audit, clock)
         with _listening(settings.listen) as listener:
@@ -113,6 +115,12 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
                 with anyio.CancelScope(shield=True), anyio.move_on_after(FLUSH):
                     await acceptor.emptied()  # what was answered last may still be in a relay
                 tasks.cancel_scope.cancel()
+
+
+def _acceptor(settings: CaSettings, tls: ServerTls, clock: Clock) -> Acceptor:
+    frames = int(FRAMES_A_SECOND * settings.limits.connection_age.total_seconds())
+    most = room_for(settings.limits.connections)
+    return Acceptor(tls.context, clock.now, most, FRAMES, frames_when_proven=frames)
 
 
 async def open_source(settings: CaSettings, clock: Clock) -> Source:

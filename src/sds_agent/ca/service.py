@@ -45,7 +45,7 @@ LOG = logging.getLogger(__name__)
 SERVICE = "istio.v1.auth.IstioCertificateService"
 METHOD = "CreateCertificate"
 LARGEST_REQUEST = 256 << 10
-"""Bytes: four times the largest CSR. To read what is made to take long, a millisecond goes by for each 16 KiB."""
+"""Bytes: four times the largest CSR, and no more than the event loop reads in some 10 ms, whatever it is made of."""
 PATIENCE = 10.0
 """Seconds for a proven caller's request to arrive, and for an issuer's keys that its proof may have to wait for."""
 MOST_UNPROVEN = 1024

@@ -76,6 +76,10 @@ class Inspection:
             self._data = b""
         return self._fault
 
+    def allow(self, frames: int) -> None:
+        """Let the client send so many frames more."""
+        self._frames_left += frames
+
     # Each generator below goes on where it is when more has come. What is there already is taken without one where
     # that is a line: to make a generator takes longer than all else that there is to do for a frame.
 
