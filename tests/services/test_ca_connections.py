@@ -1,6 +1,7 @@
 """The connections of our CA: they end in time, take their share and no more, and cost others nothing."""
 
 import errno
+import os
 import socket
 import ssl
 import sys
@@ -140,14 +141,16 @@ async def test_callers_are_relayed_to_no_other_process(tmp_path: Path) -> None:
         "    connection, _ = listener.accept()\n"
         "    print(len(connection.recv(100)), flush=True)\n"
     )
-    async with await anyio.open_process([sys.executable, "-c", program, str(tmp_path / "grpc")]) as other:
-        assert other.stdout is not None
-        lines = BufferedByteReceiveStream(other.stdout)
-        assert await lines.receive_until(b"\n", 100) == b"listening"
-        back = Half()
-        with pytest.raises(ConnectionAbortedError, match="another process"):
-            await reach(tmp_path / "grpc", "sds-agent-test", back)
-        assert await lines.receive_until(b"\n", 100) == b"0"
+    command = [sys.executable, "-c", program, str(tmp_path / "grpc")]
+    with anyio.fail_after(20):
+        async with await anyio.open_process(command) as other:
+            assert other.stdout is not None
+            lines = BufferedByteReceiveStream(other.stdout)
+            assert await lines.receive_until(b"\n", 100) == b"listening"
+            back = Half()
+            with pytest.raises(ConnectionAbortedError, match="another process"):
+                await reach(tmp_path / "grpc", f"sds-agent-test-{os.getpid()}", back)
+            assert await lines.receive_until(b"\n", 100) == b"0"
 
 
 async def test_nothing_of_the_ca_is_in_the_directory_of_temporary_files(
@@ -189,11 +192,12 @@ async def test_who_proves_nothing_keeps_no_caller_out(tmp_path: Path) -> None:
 
 async def test_a_connection_has_seconds_to_prove_a_caller(tmp_path: Path) -> None:
     """Or else it would cost nothing to hold thousands of them for as long as connections may last."""
-    acceptor = Acceptor(no_context, lambda: datetime.now(UTC), 10, FRAMES, handshake=60, unproven=0.1)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    acceptor = Acceptor(lambda: context, lambda: datetime.now(UTC), 10, FRAMES, handshake=60, unproven=0.1)
     with socket.create_server(("127.0.0.1", 0)) as listener, recorded() as events:
         listener.setblocking(False)
         await let_go(acceptor, listener, tmp_path)
-        assert events.named("connection_failed")
+        assert "no caller was proven" in events.named("connection_failed")[0]["cause"]
 
 
 async def test_connections_beyond_the_limit_are_closed_until_there_is_room(tmp_path: Path) -> None:

@@ -47,7 +47,9 @@ METHOD = "CreateCertificate"
 LARGEST_REQUEST = 256 << 10
 """Bytes: four times the largest CSR, and no more than the event loop reads in some 10 ms, whatever it is made of."""
 PATIENCE = 10.0
-"""Seconds for a proven caller's request to arrive, and for an issuer's keys that its proof may have to wait for."""
+"""Seconds for a proven caller's request to arrive."""
+PROOF = 15.0
+"""Seconds for a caller's proof, which may have to wait for what its issuer's server takes (see `jwks.PATIENCE`)."""
 MOST_UNPROVEN = 1024
 MOST_UNPROVEN_OF_ONE = 128
 """Calls at one time whose callers are not proven yet, in all and on one connection."""
@@ -123,7 +125,7 @@ class CertificateService:
         self._audit = audit
         self._clock = clock
         self._quota = Quota(rules.per_caller)
-        self._unproven = Waiting(MOST_UNPROVEN, MOST_UNPROVEN_OF_ONE, PATIENCE)
+        self._unproven = Waiting(MOST_UNPROVEN, MOST_UNPROVEN_OF_ONE, PROOF)
         self._unread = Waiting(MOST_UNREAD, MOST_UNREAD_OF_ONE, PATIENCE)
         self._in_work = 0
         self._signers = anyio.CapacityLimiter(SIGNERS)
