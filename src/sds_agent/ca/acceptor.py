@@ -2,7 +2,7 @@
 
 grpcio's own TLS either requires a client certificate or never asks for one, and a CA needs both kinds of caller on one
 port. So connections are accepted here, and their bytes relayed (see `relay`) to a gRPC server on a Unix socket. Each
-relay's end of that socket is bound to an abstract name that nobody else knows: gRPC shows it as the call's peer, and it
+relay's end of that socket is bound to an abstract name of its own: gRPC shows it as the call's peer, and it
 leads to what is known of the connection.
 
 A connection has `UNPROVEN` seconds for a call whose caller is proven, and no more calls than `UNPROVEN_CALLS` until

@@ -1,6 +1,6 @@
 """Which connections the CA keeps when there are more than it has places for.
 
-Anybody can connect, so a connection on which no caller has proven an identity has its place only until another needs
+Anyone can connect, so a connection on which no caller has proven an identity has its place only until another needs
 it: the oldest such gives way to the newest, first among those from the same origin once that has a `SHARE` of all
 places. A connection on which a caller was proven keeps its place against all that prove nothing. A part of the places
 is never theirs, so that there is room to prove something; beyond it, the caller with most connections loses its oldest.

@@ -51,7 +51,7 @@ async def shake_hands(connection: socket.socket, front: "Half", context: ssl.SSL
 
 
 class _SmallTls(SSLProtocol):
-    """asyncio's TLS with a smaller buffer: its own is 256 KiB for each connection, and anybody can open thousands."""
+    """asyncio's TLS with a smaller buffer: its own is 256 KiB for each connection, and one peer can open thousands."""
 
     max_size = 32 << 10
 
@@ -185,5 +185,5 @@ def verified_chain(front: Half) -> tuple[x509.Certificate, ...]:
     if sys.version_info >= (3, 13):
         pems = [ssl.DER_cert_to_PEM_cert(der) for der in tls.get_verified_chain()]
     else:  # it is there since Python 3.10, under this name alone
-        pems = [each.public_bytes() for each in tls._sslobj.get_verified_chain() or ()]  # noqa: SLF001
+        pems = [each.public_bytes() for each in tls._sslobj.get_verified_chain() or ()]  # noqa: SLF001 - see above
     return read_pem("".join(pems).encode())
