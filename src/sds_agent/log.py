@@ -214,16 +214,17 @@ def _plain(value: Value) -> str | int | float | bool | list[str]:
         case timedelta():
             return round(value.total_seconds(), 3)
         case list() | tuple():
-            return [_cut(v) for v in value]
+            return [cut(v) for v in value]
         case str():
-            return _cut(value)
+            return cut(value)
         case None:
             return ""
         case _:
             return value
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """The text, or its beginning and a mark that says how long it was."""
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}… ({len(text)} characters)"
 
 

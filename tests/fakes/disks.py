@@ -1,9 +1,14 @@
 """Disks that are full."""
 
+import errno
+import os
 import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
 
 
 @contextmanager
@@ -17,3 +22,39 @@ def full_disk(room: int) -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
+
+
+class SmallDisk:
+    """A stand-in for a small disk on a directory, by what the system's calls say: it has `room` bytes for its files.
+
+    As on a real one a write takes what there is room for, and fails where there is none.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, directory: Path, room: int) -> None:
+        self.room = room
+        self._directory = directory
+        self._write, self._allocate = os.write, os.posix_fallocate
+        monkeypatch.setattr(os, "write", self.write)
+        monkeypatch.setattr(os, "posix_fallocate", self.allocate)
+
+    @property
+    def free(self) -> int:
+        """Bytes that are left."""
+        return self.room - sum(path.stat().st_size for path in self._directory.iterdir())
+
+    def write(self, descriptor: int, data: bytes) -> int:
+        """As os.write."""
+        if not self._holds(descriptor):
+            return self._write(descriptor, data)
+        if self.free <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self._write(descriptor, data[: self.free])
+
+    def allocate(self, descriptor: int, offset: int, length: int) -> None:
+        """As os.posix_fallocate."""
+        if self._holds(descriptor) and offset + length - os.fstat(descriptor).st_size > self.free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._allocate(descriptor, offset, length)
+
+    def _holds(self, descriptor: int) -> bool:
+        return Path(f"/proc/self/fd/{descriptor}").readlink().parent == self._directory

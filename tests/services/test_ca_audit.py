@@ -5,33 +5,40 @@ import os
 import pty
 import select
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 from fakes.ca_servers import TRUST_DOMAIN, WEB, Served, served
-from fakes.disks import full_disk
+from fakes.disks import SmallDisk, full_disk
+from fakes.events import recorded
 
 from sds_agent.ca.acceptor import written
-from sds_agent.ca.audit import AuditLog, Entry
+from sds_agent.ca.audit import ALL_ORIGINS, EACH_ORIGIN, AuditLog, Entry
+from sds_agent.ca.callers import Caller, Proof
+from sds_agent.ca.reserve import SIZE
 from sds_agent.errors import ConfigurationError
+from sds_agent.identity.spiffe import LONGEST_ID, SpiffeId
 from sds_agent.pki.certificates import serial_hex
 
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ENTRY = Entry("issued", "127.0.0.1:1", serial="0123456789abcdef")
 LONG = Entry("invalid", "127.0.0.1:1", spiffe_id="\u2028" * 600, reason="\u2028" * 600)
 
 
 def write(audit: AuditLog, entry: Entry = ENTRY) -> None:
-    audit.write(entry, datetime(2026, 1, 1, tzinfo=UTC))
+    audit.write(entry, NOW)
 
 
-def fill(audit: AuditLog, entry: Entry) -> None:
+def until_it_fails(put: Callable[[Entry, datetime], None], entry: Entry) -> None:
     """Write until that cannot be."""
     while True:
-        write(audit, entry)
+        put(entry, NOW)
 
 
 @pytest.mark.parametrize("by", ["the same server", "another one", "standard output"])
@@ -75,7 +82,7 @@ def test_a_reader_that_stands_still_is_not_waited_for(
         audit.check()
         for _ in range(2):
             with pytest.raises(BlockingIOError):
-                fill(audit, entry)
+                until_it_fails(audit.write, entry)
         told, room = b"", select.poll()
         room.register(writing, select.POLLOUT)
         while not room.poll(0):
@@ -140,6 +147,133 @@ async def test_an_audit_line_has_an_end_whatever_a_caller_asks_for(ca: Served) -
 def test_an_address_can_be_taken_apart_again(address: object, text: str) -> None:
     """Whoever looks for a caller in a firewall's log needs its address and its port."""
     assert written(address) == text
+
+
+@pytest.mark.parametrize("outcome", ["issued", "denied"])
+def test_no_two_identities_look_alike_in_the_audit_log(tmp_path: Path, outcome: str) -> None:
+    """They may be as long as an ID can be, and differ at their ends alone."""
+    audit = AuditLog(tmp_path / "audit.log")
+    long = f"{WEB}/{'x' * (LONGEST_ID - len(WEB) - 2)}"
+    identities = [SpiffeId.parse(long + end) for end in "ab"]
+    for each in identities:
+        caller = Caller(each, Proof.JWT, "issuer " + "i" * 1000)
+        (audit.write if outcome == "issued" else audit.refuse)(
+            Entry(outcome, "127.0.0.1:1", caller=caller, spiffe_id=str(each)), NOW
+        )
+    told = lines(tmp_path)
+    assert (
+        [line["spiffe_id"] for line in told] == [line["caller"] for line in told] == [str(each) for each in identities]
+    )
+    assert {line["proof_detail"] for line in told} == {"issuer " + "i" * 1000}
+
+
+def test_what_is_too_long_to_be_an_identity_is_cut_with_a_mark(tmp_path: Path) -> None:
+    audit = AuditLog(tmp_path / "audit.log")
+    audit.refuse(Entry("invalid", "127.0.0.1:1", spiffe_id="x" * 5000, reason="r" * 5000), NOW)
+    (told,) = lines(tmp_path)
+    assert told["spiffe_id"].endswith("x… (5000 characters)")
+    assert told["reason"].endswith("r… (5000 characters)")
+
+
+def lines(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "audit.log").read_text().splitlines()]
+
+
+PROVEN = Caller(SpiffeId.parse(WEB), Proof.JWT, "issuer i")
+
+
+def test_one_that_causes_refusals_without_end_fills_no_disk_and_hides_no_other(tmp_path: Path) -> None:
+    """392 of them a second were 76 kB; all are counted, and a caller that proved who it is has its own line."""
+    audit = AuditLog(tmp_path / "audit.log")
+    for number in range(5000):
+        audit.refuse(Entry("unauthenticated", f"10.0.0.1:{number}"), NOW)
+    audit.refuse(Entry("unauthenticated", "10.0.0.2:1"), NOW)
+    audit.refuse(Entry("denied", "10.0.0.1:1", caller=PROVEN), NOW)
+    for _ in range(100):
+        audit.refuse(Entry("exhausted", "10.0.0.3:1", caller=PROVEN), NOW)
+    audit.settle(NOW + timedelta(seconds=60))
+    *told, count = lines(tmp_path)
+    shown = Counter(line["address"].split(":")[0] for line in told)
+    assert shown == {"10.0.0.1": EACH_ORIGIN.burst + 1, "10.0.0.2": 1, "10.0.0.3": EACH_ORIGIN.burst}
+    assert (count["event"], count["since"]) == ("refusals_left_out", "2026-01-01T00:00:00.000Z")
+    assert len(told) + count["count"] == 5102
+    audit.settle(NOW + timedelta(seconds=120))
+    assert len(lines(tmp_path)) == len(told) + 1, "nothing was left out since"
+
+
+def test_many_origins_together_have_a_budget_too(tmp_path: Path) -> None:
+    audit = AuditLog(tmp_path / "audit.log")
+    for number in range(3000):
+        audit.refuse(Entry("unauthenticated", f"10.0.{number // 200}.{number % 200}:1"), NOW)
+    assert len(lines(tmp_path)) == ALL_ORIGINS.burst
+    audit.refuse(Entry("unauthenticated", "10.1.0.0:1"), NOW + timedelta(seconds=10))
+    assert len(lines(tmp_path)) == ALL_ORIGINS.burst + 1
+
+
+def test_a_machine_with_a_network_of_its_own_is_one_origin(tmp_path: Path) -> None:
+    audit = AuditLog(tmp_path / "audit.log")
+    for number in range(100):
+        audit.refuse(Entry("unauthenticated", f"[2001:db8::{number:x}]:1"), NOW)
+        audit.refuse(Entry("unauthenticated", f"[::ffff:10.0.0.{number}]:1"), NOW)
+    shown = Counter(line["address"].startswith("[2001") for line in lines(tmp_path))
+    assert shown == {True: EACH_ORIGIN.burst, False: 100}
+
+
+def test_on_a_full_disk_certificates_go_on_and_refusals_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever can fill the disk, by refusals or by something else, would otherwise keep everybody from renewing."""
+    disk = SmallDisk(monkeypatch, tmp_path, SIZE + 5000)
+    audit = AuditLog(tmp_path / "audit.log")
+    audit.check()
+    refusal = Entry("denied", "127.0.0.1:1", caller=PROVEN, reason="r")
+    with pytest.raises(OSError, match="No space"):
+        until_it_fails(audit.refuse, refusal)
+    with recorded() as events:
+        for number in range(2000):
+            audit.write(Entry("issued", "127.0.0.1:1", serial=f"{number:x}"), NOW)
+            audit.refuse(refusal, NOW)
+        assert len(events.named("audit_reserve_used", level="error")) == 1
+    serials = [line["serial"] for line in whole_lines(tmp_path) if line["outcome"] == "issued"]
+    assert serials == [f"{number:x}" for number in range(2000)]
+    disk.room += SIZE
+    audit.settle(NOW)
+    assert whole_lines(tmp_path)[-1]["count"] == 2001
+    assert disk.free < SIZE, "the reserve is whole again"
+    audit.refuse(refusal, NOW)
+    assert whole_lines(tmp_path)[-1]["outcome"] == "denied"
+
+
+def whole_lines(directory: Path) -> list[dict[str, Any]]:
+    """Without those that a full disk cut off."""
+    written = (directory / "audit.log").read_text().splitlines()
+    return [json.loads(line) for line in written if line.endswith("}")]
+
+
+def test_a_reserve_that_is_used_up_signs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = SmallDisk(monkeypatch, tmp_path, SIZE + 5000)
+    audit = AuditLog(tmp_path / "audit.log")
+    audit.check()
+    (tmp_path / "something else").write_bytes(bytes(disk.free))
+    entry = Entry("issued", "127.0.0.1:1", caller=PROVEN, reason="r" * 600)
+    with pytest.raises(OSError, match="No space"):
+        until_it_fails(audit.write, entry)
+    assert disk.free == 0
+    issued = [line for line in whole_lines(tmp_path) if line["outcome"] == "issued"]
+    assert len(issued) > SIZE // 1000
+
+
+@pytest.mark.parametrize("way", ["a full disk", "a place that is taken"])
+def test_a_ca_without_a_reserve_says_so_and_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    if way == "a full disk":
+        SmallDisk(monkeypatch, tmp_path, SIZE - 1)
+    else:
+        (tmp_path / ".audit.log.reserve").mkdir()
+    audit = AuditLog(tmp_path / "audit.log")
+    with recorded() as events:
+        audit.check()
+        assert events.named("audit_reserve_missing", level="warning")
+    audit.write(Entry("issued", "127.0.0.1:1"), NOW)
+    audit.refuse(Entry("denied", "127.0.0.1:1", caller=PROVEN), NOW)
+    assert [line["outcome"] for line in lines(tmp_path)] == ["issued", *["denied"] * (way != "a full disk")]
 
 
 def test_the_audit_log_leaves_no_file_open(tmp_path: Path) -> None:

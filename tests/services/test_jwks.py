@@ -365,9 +365,9 @@ async def test_a_key_that_was_taken_back_is_not_believed_for_ever(tmp_path: Path
         token = ca.issuer.token(exp=clock.now() + timedelta(hours=1))
         await ca.ask(token)
         (tmp_path / "jwks.json").write_bytes(TokenIssuer().key_set())
-        await clock.asleep(2)
+        await clock.asleep(3)
         clock.elapse(REFRESH)
-        await clock.asleep(2)
+        await clock.asleep(3)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await ca.ask(token)
         assert "not signed with a key of its issuer" in (caught.value.details() or "")

@@ -2,25 +2,46 @@
 
 A certificate that could not be written down is not given out. Nobody waits for long where lines are not taken, as by a
 collector behind standard output that stands still: the whole server would wait, and not even end when it is told to.
+
+Anybody can cause refusals, so their lines must not cost the CA its room. Those without a proof, and those of a caller
+beyond its quota, have a budget for each origin and one in all; the others are bounded by the callers' quotas. What is
+left out is counted in a line of its own. On a disk that is full a reserve is left for the lines of certificates alone.
 """
 
 import errno
+import logging
 import os
 import select
 import stat
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 from msgspec import Struct
 
 from sds_agent import log
+from sds_agent.budget import Budget, Rate
 from sds_agent.ca.callers import Caller
+from sds_agent.ca.places import origin_of
+from sds_agent.ca.refusal import Kind
+from sds_agent.ca.reserve import FULL, Reserve
+from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
+from sds_agent.identity.spiffe import LONGEST_ID
 
-LONGEST_VALUE = 600
+EACH_ORIGIN = Rate(burst=30, per_second=0.2)
+ALL_ORIGINS = Rate(burst=300, per_second=2)
+"""Lines of refusals. In the long run these are some 50 MB a day."""
+MOST_ORIGINS = 10_000
+SETTLE = 60.0
+"""Seconds from one count of what was left out to the next."""
 PATIENCE = 0.5
 """Seconds that a reader may stand still. The next lines do not wait again until it goes on."""
+
+
+LOG = logging.getLogger(__name__)
 
 
 class Entry(Struct, frozen=True):
@@ -47,16 +68,32 @@ def line(entry: Entry, now: datetime) -> bytes:
         "event": "certificate_issued" if entry.outcome == "issued" else "certificate_refused",
         "outcome": entry.outcome,
         "serial": entry.serial,
-        "spiffe_id": entry.spiffe_id,
+        "spiffe_id": _bounded(entry.spiffe_id) if entry.spiffe_id is not None else None,
         "caller": str(caller.identity) if caller else None,
         "proof": caller.proof.value if caller else None,
         "proof_detail": caller.detail if caller else None,
         "not_after": log.timestamp(entry.not_after) if entry.not_after else None,
         "address": entry.address,
-        "reason": entry.reason,
+        "reason": log.cut(entry.reason) if entry.reason is not None else None,
     }
-    told = {key: value[:LONGEST_VALUE] for key, value in fields.items() if value is not None}
-    return log.ascii_json(told).encode() + b"\n"
+    return _line({key: value for key, value in fields.items() if value is not None})
+
+
+def _line(fields: Mapping[str, str | int]) -> bytes:
+    return log.ascii_json(fields).encode() + b"\n"
+
+
+def _bounded(asked: str) -> str:
+    """An identity whole, and only what is too long to be one cut, with a mark: no two may look alike."""
+    return asked if len(asked) <= LONGEST_ID else log.cut(asked)
+
+
+def _origin(entry: Entry) -> str:
+    """Whose budget a refusal takes: the caller's, or its host's."""
+    if entry.caller is not None:
+        return str(entry.caller.identity)
+    host = entry.address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    return origin_of(host or entry.address)
 
 
 class AuditLog:
@@ -64,13 +101,18 @@ class AuditLog:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        self._reserve: Reserve | None = None
+        self._reserve_used = log.Once(LOG, "audit_reserve_used")
+        self._budget = Budget(EACH_ORIGIN, ALL_ORIGINS, most_keys=MOST_ORIGINS)
+        self._left_out = 0
+        self._since: datetime | None = None  # the first of them
         self._torn = False  # our last line was written in part
         self._left = (0, 0)  # the file's inode and size after it
         self._stalled = False
         self._standard_output: int | None = None
 
     def check(self) -> None:
-        """Raises ConfigurationError when the file cannot be written to."""
+        """Take the reserve. Raises ConfigurationError when the file cannot be written to."""
         try:
             self._append(b"")
         except OSError as error:
@@ -78,10 +120,76 @@ class AuditLog:
                 f"audit: cannot write to {self._path or 'standard output'}: {error.strerror}; "
                 "name a file that the user that runs this may write to"
             ) from error
+        if self._path is not None and self._path.is_file():
+            self._take_reserve(Reserve(self._path))
+
+    def _take_reserve(self, reserve: Reserve) -> None:
+        try:
+            reserve.fill()
+        except OSError as error:
+            if error.errno in FULL:  # there may be a part of it, and it is made whole once there is room
+                self._reserve, effect = reserve, "refusals are only counted until there is room for it"
+            else:
+                effect = "no certificate is given out while the disk is full"
+            log.event(LOG, "audit_reserve_missing", level=logging.WARNING, cause=error.strerror, effect=effect)
+        else:
+            self._reserve = reserve
 
     def write(self, entry: Entry, now: datetime) -> None:
-        """Write the entry's line. Raises OSError."""
-        self._append(line(entry, now))
+        """Write the line of a certificate. Raises OSError."""
+        content = line(entry, now)
+        while True:
+            try:
+                self._append(content)
+            except OSError as error:
+                if error.errno not in FULL or self._reserve is None or not self._reserve.give():
+                    raise
+                effect = "refusals are only counted until there is room again, and when it is used up nothing is signed"
+                self._reserve_used.tell(f"{error.strerror}", effect=effect)
+            else:
+                return
+
+    def refuse(self, entry: Entry, now: datetime) -> None:
+        """Write the line of a refusal, or count it where its budget is used up, or the disk full. Raises OSError."""
+        within_quota = entry.caller is not None and entry.outcome != Kind.EXHAUSTED.value
+        if not within_quota and not self._budget.take(_origin(entry), now.timestamp()):
+            self._leave_out(now)
+            return
+        if self._reserve is not None and not self._reserve.whole:  # the room that it gave is for certificates
+            self._leave_out(now)
+            return
+        try:
+            self._append(line(entry, now))
+        except OSError:
+            self._leave_out(now)
+            raise
+
+    def settle(self, now: datetime) -> None:
+        """Fill the reserve again if there is room, and write how many refusals were left out."""
+        if self._reserve is not None:
+            with suppress(OSError):
+                self._reserve.fill()
+                self._reserve_used.over()
+        if self._left_out and self._since is not None:
+            fields: dict[str, str | int] = {
+                "time": log.timestamp(now),
+                "event": "refusals_left_out",
+                "count": self._left_out,
+                "since": log.timestamp(self._since),
+            }
+            with suppress(OSError):  # the count stays for another time
+                self._append(_line(fields))
+                self._left_out, self._since = 0, None
+
+    async def follow(self, clock: Clock) -> None:
+        """Settle every SETTLE seconds, until cancelled."""
+        while True:
+            await clock.sleep(SETTLE)
+            self.settle(clock.now())
+
+    def _leave_out(self, now: datetime) -> None:
+        self._left_out += 1
+        self._since = self._since or now
 
     def _append(self, content: bytes) -> None:
         if self._path is None:

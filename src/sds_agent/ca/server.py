@@ -83,7 +83,7 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
     """The CA, running inside this context; gives the address it listens at. Raises ConfigurationError."""
     audit = AuditLog(settings.audit)
     audit.check()
-    with _kept(settings) as held:
+    with _kept(settings) as held, _settled(audit, clock):
         source = await open_source(settings, clock)
         authentication = await _authentication(settings, clock)
         deny_list = await _deny_list(settings, clock)
@@ -97,6 +97,7 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
             async with anyio.create_task_group() as tasks:
                 async with _grpc_servers(service, settings) as backends:
                     tasks.start_soon(source.follow)
+                    tasks.start_soon(audit.follow, clock)
                     if held is not None and isinstance(source, PutsBack):
                         tasks.start_soon(watch, held, [source])
                     if deny_list is not None:
@@ -121,6 +122,15 @@ def _acceptor(settings: CaSettings, tls: ServerTls, clock: Clock) -> Acceptor:
     frames = int(FRAMES_A_SECOND * settings.limits.connection_age.total_seconds())
     most = room_for(settings.limits.connections)
     return Acceptor(tls.context, clock.now, most, FRAMES, frames_when_proven=frames)
+
+
+@contextmanager
+def _settled(audit: AuditLog, clock: Clock) -> Iterator[None]:
+    """Nothing of what was left out is lost at the end."""
+    try:
+        yield
+    finally:
+        audit.settle(clock.now())
 
 
 async def open_source(settings: CaSettings, clock: Clock) -> Source:

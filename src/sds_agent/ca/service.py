@@ -123,6 +123,7 @@ class CertificateService:
         self._current = current
         self._connections = connections
         self._audit = audit
+        self._unwritten = log.Once(LOG, "audit_not_written")
         self._clock = clock
         self._quota = Quota(rules.per_caller)
         self._unproven = Waiting(MOST_UNPROVEN, MOST_UNPROVEN_OF_ONE, PROOF)
@@ -167,13 +168,13 @@ class CertificateService:
         except GaveWayError as error:
             raise RefusalError(Kind.EXHAUSTED, "too many callers are not proven yet: ask again in a moment") from error
         request.caller = proven.caller
-        check_not_denied(proven.caller.identity, self._rules.deny_list())
         # a token that leaked once it was spent gets nothing, nor may it use up what its machine is allowed
         who = str(proven.caller.identity) if proven.token is None else proven.token.name
         if not self._quota.take(who, request.now):
             raise RefusalError(
                 Kind.EXHAUSTED, f"{proven.caller.identity} asked more than {self._rules.per_caller} times in a minute"
             )
+        check_not_denied(proven.caller.identity, self._rules.deny_list())
         return proven
 
     async def _received(self, context: Context, caller: Caller) -> bytes:
@@ -249,8 +250,9 @@ class CertificateService:
         try:
             self._audit.write(entry, request.now)
         except OSError as error:
-            log.event(LOG, "audit_not_written", level=logging.ERROR, cause=error.strerror)
+            self._unwritten.tell(str(error.strerror))
             raise RefusalError(Kind.INTERNAL, "the CA cannot write its audit log, so it signs nothing") from error
+        self._unwritten.over()
 
     def _refused(self, request: _Request, refusal: RefusalError) -> None:
         entry = Entry(
@@ -261,9 +263,9 @@ class CertificateService:
             reason=str(refusal),
         )
         try:
-            self._audit.write(entry, request.now)
+            self._audit.refuse(entry, request.now)
         except OSError as error:
-            log.event(LOG, "audit_not_written", level=logging.ERROR, cause=error.strerror)
+            self._unwritten.tell(str(error.strerror))
 
 
 def _read(data: bytes) -> CertificateRequest:

@@ -1,0 +1,53 @@
+"""Room on a disk that is kept for what must be written when the disk is full.
+
+It is a file beside the one that is written to. Its blocks are taken beforehand, and given back to the disk piece by
+piece: whatever else fills the disk can take no more than a piece of it before the next line is written.
+"""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+SIZE = 4 << 20
+"""Bytes: some ten thousand lines of the audit log."""
+PIECE = 64 << 10
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What a disk says that has no room."""
+
+
+class Reserve:
+    """The reserve of one file. It is not there until `fill` has made it."""
+
+    def __init__(self, file: Path) -> None:
+        self._path = file.with_name(f".{file.name}.reserve")
+        self.whole = False
+
+    def fill(self) -> None:
+        """Make it whole. Raises OSError, such as where there is no room for it yet; then it may be there in part."""
+        self.whole = False
+        descriptor = self._open(os.O_CREAT)
+        try:
+            os.posix_fallocate(descriptor, 0, SIZE)
+        finally:
+            os.close(descriptor)
+        self.whole = True
+
+    def give(self) -> bool:
+        """Give a piece of it back to the disk; whether there was one. Raises OSError."""
+        self.whole = False
+        descriptor = self._open()
+        try:
+            left = os.fstat(descriptor).st_size
+            os.ftruncate(descriptor, max(0, left - PIECE))
+        finally:
+            os.close(descriptor)
+        return left > 0
+
+    def _open(self, more: int = 0) -> int:
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(self._path, flags | more, 0o600)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "it is no regular file", str(self._path))
+        return descriptor
