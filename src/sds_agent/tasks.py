@@ -125,7 +125,7 @@ class Patience:
             try:
                 return function(*arguments, **options)
             finally:
-                with suppress(RuntimeError):  # the loop is closed: nobody counts any more
+                with suppress(RuntimeError):  # the loop is closed, and no call will come
                     loop.call_soon_threadsafe(self._returned, attempt)
 
         deadline = asyncio.timeout(self._seconds)

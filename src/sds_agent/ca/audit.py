@@ -1,11 +1,12 @@
 """The audit log: one JSON line for each certificate and for each refusal.
 
-A certificate that could not be written down is not given out. Nobody waits for long where lines are not taken, as by a
-collector behind standard output that stands still: the whole server would wait, and not even end when it is told to.
+A certificate that could not be written down is not given out. A line is waited for only briefly where it is not taken,
+as by a collector behind standard output that stands still: else the whole server would wait, deaf to SIGTERM too.
 
-Anybody can cause refusals, so their lines must not cost the CA its room. Those without a proof, and those of a caller
-beyond its quota, have a budget for each origin and one in all; the others are bounded by the callers' quotas. What is
-left out is counted in a line of its own. On a disk that is full a reserve is left for the lines of certificates alone.
+Every peer can cause refusals, so their lines must not cost the CA its room. Those without a proof, and those of a
+caller beyond its quota, have a budget for each origin and one in all; the others are bounded by the callers' quotas.
+What is left out is counted in a line of its own. On a disk that is full a reserve is left for the lines of
+certificates alone.
 """
 
 import errno
@@ -199,7 +200,7 @@ class AuditLog:
                 self._standard_output = log.never_waiting(sys.stdout.fileno())
             self._write(self._standard_output, content)
             return
-        # a pipe that nobody reads is an error, not a reason to wait
+        # a pipe without a reader is an error, not a reason to wait
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         descriptor = os.open(self._path, flags, 0o600)
         try:
@@ -227,7 +228,7 @@ class AuditLog:
     def _is_torn(self, descriptor: int, found: os.stat_result) -> bool:
         """Whether the file ends within a line: a full disk cut it off, for us, a server before us or one beside us."""
         size = found.st_size
-        if (found.st_ino, size) == self._left:  # nobody has written since, so there is nothing to read
+        if (found.st_ino, size) == self._left:  # no other process has written since, so there is nothing to read
             return self._torn
         if size == 0:
             return False
@@ -247,4 +248,4 @@ class AuditLog:
         poll.register(descriptor, select.POLLOUT)
         self._stalled = not poll.poll(0 if self._stalled else PATIENCE * 1000)
         if self._stalled:
-            raise OSError(errno.EAGAIN, "nobody reads it")
+            raise OSError(errno.EAGAIN, "its reader stands still")

@@ -4,8 +4,8 @@ A revoked certificate is one way in that is closed. A join token that was spent 
 certificate that was renewed before has another serial number, and an issuer of tokens knows nothing of either. So a
 machine is shut out by its identity: in a file with a SPIFFE ID in each line, read again while the CA runs.
 
-Nothing may let somebody in again by accident. A file that cannot be read, holds a line that is none, or may be cut off
-(it is empty, or its last line has no end) is told, and the list that was read before goes on counting.
+No accident may let a denied machine in again. The list that was read before goes on counting where the file cannot be
+read, holds a line that is no SPIFFE ID, or may be cut off: where it is empty, or its last line has no end.
 """
 
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ class Denied(Struct, frozen=True):
         return uri in self.ids or covers(self.patterns, uri)
 
 
-NOBODY = Denied()
+NO_IDENTITY = Denied()
 
 
 def parse(data: bytes, trust_domain: str) -> Denied:
@@ -40,7 +40,9 @@ def parse(data: bytes, trust_domain: str) -> Denied:
     Raises DenyListError.
     """
     if not data.strip():
-        raise DenyListError("it is empty, as a file that was cut off is: write a comment into it if nobody is denied")
+        raise DenyListError(
+            "it is empty, as a file that was cut off is: write a comment into it where no identity is denied"
+        )
     if not data.endswith(b"\n"):
         raise DenyListError("its last line has no end, as where a file was cut off: end it by a line break")
     try:

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from sds_agent import log
-from sds_agent.ca.denied import NOBODY, Denied, DenyListError, parse
+from sds_agent.ca.denied import NO_IDENTITY, Denied, DenyListError, parse
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
 from sds_agent.files import read_at_once
@@ -29,7 +29,7 @@ class DenyList:
         self._clock = clock
         self._disk = Patience(PATIENCE)
         self._trouble = log.Once(LOG, "deny_list_not_taken")
-        self._denied = NOBODY
+        self._denied = NO_IDENTITY
 
     @classmethod
     async def open(cls, file: Path, trust_domain: str, clock: Clock) -> "DenyList":

@@ -31,7 +31,7 @@ P = ParamSpec("P")
 REFRESH = timedelta(minutes=5)
 """A key that the issuer took back is believed at most this long, if the issuer can be reached."""
 SOONEST = timedelta(seconds=10)
-"""An unknown key makes the set be read again, but not more often: anybody can send a token with an unknown key."""
+"""An unknown key makes the set be read again, but not more often: every peer can send a token with an unknown key."""
 PATIENCE = 10.0
 """Seconds for one request, from connecting to the last byte."""
 PATIENCE_AT_START = 2.0
@@ -82,7 +82,7 @@ def _read_key(member: Mapping[str, Any]) -> Jwk | None:
     if algorithm is None or member.get("alg", algorithm) != algorithm or member.get("use", "sig") != "sig":
         return None
     if "d" in member or member.get("crv") != _CURVES.get(str(kind)):
-        return None  # a private key in public is nobody's alone
+        return None  # a private key in public is no secret
     try:
         key = jwt.PyJWK(dict(member), algorithm).key
     except jwt.PyJWTError:
@@ -113,7 +113,7 @@ class IssuerKeys:
         self._clock = clock
         self._keys: tuple[Jwk, ...] = ()
         self._tried: datetime | None = None
-        self._readings = 0  # begun so far; by the clock, which may be set back, nobody could tell who was first
+        self._readings = 0  # begun so far; the clock, which may be set back, could not say which was first
         self._reading = anyio.Lock()
         self._disk = Patience(PATIENCE)
         self._left_out = log.Once(LOG, "certificates_left_out")
@@ -157,8 +157,8 @@ class IssuerKeys:
     async def renewed(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
         """The same once none of those keys has signed a token: of a set that was read anew, if that is due, or nothing.
 
-        An issuer may change a key that has no name, or keep the name; and anybody can send a token that is not signed
-        by any of them, so this makes the set be read no more often than tokens with unknown keys do.
+        An issuer may change a key that has no name, or keep the name; and every peer can send a token that none of them
+        signed, so this makes the set be read no more often than tokens with unknown keys do.
         """
         before = self._keys
         if self._is_due(self._clock.now()):
@@ -176,7 +176,7 @@ class IssuerKeys:
         readings = self._readings
         async with self._reading:
             if self._readings != readings:
-                return  # somebody else has just done it
+                return  # another call has just done it
             try:
                 await self._read()
             except JwksError as error:

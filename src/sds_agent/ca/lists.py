@@ -22,7 +22,7 @@ Certificates = Sequence[x509.Certificate]
 
 
 class Notice(Enum):
-    """What became of a list that the operator should know of."""
+    """What became of a list, as far as an operator should know."""
 
     GONE = "revocation_list_gone"
     """It is no longer there, and counts until it has settled."""
@@ -75,7 +75,7 @@ class Held(Struct, frozen=True):
 
     def at(self, now: datetime) -> tuple["Held", tuple[Note, ...]]:
         """What still counts at this moment."""
-        # a time that lies ahead was told by a clock that has been set back since
+        # a time that lies ahead is of a clock that has been set back since
         gone = [Gone(each.crl, min(each.since, now)) for each in self.gone]
         left = tuple(each for each in gone if now - each.since < SETTLE)
         notes = tuple(Note(Notice.DROPPED, each.crl) for each in gone if each not in left)

@@ -28,7 +28,7 @@ from sds_agent.ca.acceptor import Peer
 from sds_agent.ca.audit import AuditLog, Entry
 from sds_agent.ca.authentication import Authentication, Proven
 from sds_agent.ca.callers import Caller
-from sds_agent.ca.denied import NOBODY, Denied
+from sds_agent.ca.denied import NO_IDENTITY, Denied
 from sds_agent.ca.limits import Quota
 from sds_agent.ca.policy import NodeAgent, Order, check_not_denied, identity_for, key_of, ttl_of
 from sds_agent.ca.refusal import Kind, RefusalError, invalid
@@ -95,7 +95,7 @@ class Rules(Struct, frozen=True):
     node_agents: Mapping[str, NodeAgent]
     at_once: int
     per_caller: int
-    deny_list: Callable[[], Denied] = lambda: NOBODY
+    deny_list: Callable[[], Denied] = lambda: NO_IDENTITY
 
 
 class _Request(Struct):

@@ -31,7 +31,7 @@ _EFFECTS = {
     Notice.DROPPED: "what it lists is no longer revoked",
 }
 _MENDS = {
-    Notice.GONE: "put it back into ca-crl.pem, unless it was taken out because it is of no use any more",
+    Notice.GONE: "put it back into ca-crl.pem, unless it was taken out because all that it lists has expired",
     Notice.OLDER: "put the newest list of that CA into ca-crl.pem",
 }
 
@@ -74,7 +74,7 @@ class SelfSigned:
         return self._authority.put_back()
 
     async def follow(self) -> None:
-        """Look every LOOK seconds whether another root's time has come; what keeps it from coming is told once."""
+        """Look every LOOK seconds whether another root's time has come; what keeps it from coming is logged once."""
         while True:
             await self._clock.sleep(LOOK)
             try:
@@ -115,7 +115,7 @@ class Plugged:
         return self._signing
 
     async def follow(self) -> None:
-        """Look every LOOK seconds whether the files are others; what is wrong is told once, and the old goes on."""
+        """Look every LOOK seconds whether the files are others; what is wrong is logged once, and the old goes on."""
         while True:
             await self._clock.sleep(LOOK)
             try:
@@ -202,7 +202,7 @@ class Plugged:
         self._left_out = causes
 
     def _look_for_left_behind(self, before: SigningSet) -> None:
-        """A root exchanged at one stroke shuts out whoever spent a join token: say so while it can be mended."""
+        """A root exchanged at one stroke shuts out machines that joined by a token: say so while it can be mended."""
         former, roots = before.signer.certificate, self._signing.roots
         if former not in roots and not has_path(former, before.intermediates, roots, self._clock.now()):
             log.event(
@@ -231,5 +231,5 @@ class Plugged:
 
 
 def _described(which: str, crl: RevocationList) -> Mapping[str, log.Value]:
-    """What tells a list from others of its issuer."""
+    """What distinguishes a list from others of its issuer."""
     return {f"{which}_number": number_of(crl), f"{which}_last_update": crl.last_update_utc}

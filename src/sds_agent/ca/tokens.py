@@ -3,7 +3,7 @@
 A token is a random text. The directory holds no token, only a file named by its SHA-256 with the SPIFFE ID that it
 stands for and when it expires. The first public key that uses it has spent it: a second file beside the first, made by
 a hard link, names that key. `link` fails where the name exists, so of two keys at the same time one wins, also between
-processes and over NFS, and nobody ever sees half a file. The same key may ask again, because an answer can be lost.
+processes and over NFS, and no process ever sees half a file. The same key may ask again, because an answer can be lost.
 """
 
 import errno
@@ -30,9 +30,9 @@ from sds_agent.pki.keys import PublicKey, public_bytes
 LOG = logging.getLogger(__name__)
 
 LINGER = timedelta(days=1)
-"""For so long what is of no use any more stays: who comes late with a token is told that it is late."""
+"""For so long a record stays after its end: a caller that comes late with its token learns that it is late."""
 PREFIX = "sds-join-"
-"""What tells a join token from a JWT, which has dots and no such beginning."""
+"""What distinguishes a join token from a JWT, which has dots and no such beginning."""
 
 LARGEST_RECORD = 16 << 10
 """Bytes of a token's file, which holds one SPIFFE ID."""
@@ -58,7 +58,9 @@ class JoinTokens:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._trouble = log.Once(LOG, "join_tokens_unusable")  # met again by whoever sends what looks like a token
+        self._trouble = log.Once(
+            LOG, "join_tokens_unusable"
+        )  # every peer can meet it again, by what looks like a token
 
     def prepare(self, *, for_its_owner: bool = False) -> None:
         """Make the directory (0700) if it is missing, and forget what has long expired.
@@ -96,7 +98,7 @@ class JoinTokens:
         for path in self._directory.glob(f"*{_RECORD}"):
             try:
                 record = _read(path)
-            except (FileNotFoundError, *_DAMAGED):  # forgotten just now, or good for nobody
+            except (FileNotFoundError, *_DAMAGED):  # forgotten just now, or of no use
                 continue
             if record.spiffe_id == spiffe_id:
                 self._remove(record.name)
@@ -130,7 +132,7 @@ class JoinTokens:
         fingerprint = hashlib.sha256(public_bytes(key)).hexdigest().encode()
         with self.translated():
             if not mark.exists():
-                with suppress(FileExistsError):  # somebody was faster
+                with suppress(FileExistsError):  # another call was faster
                     self._create(mark.name, fingerprint)
             try:
                 spent_by = _read_own(mark)
@@ -166,7 +168,7 @@ class JoinTokens:
         sync_directory(self._directory)
 
     def _give(self, descriptor: int) -> None:
-        """Root may make tokens for a CA that runs as somebody else: the directory's owner has to read them."""
+        """Root may make tokens for a CA that runs as another user: the directory's owner has to read them."""
         if os.geteuid() == 0:
             owner = self._directory.stat()
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
@@ -177,7 +179,7 @@ class JoinTokens:
             if now - record.expires > LINGER:
                 self._remove(record.name)
         for path in self._directory.glob(".*"):
-            with suppress(FileNotFoundError):  # somebody makes a token at this moment
+            with suppress(FileNotFoundError):  # another process makes a token at this moment
                 if _BEGUN.fullmatch(path.name) and now.timestamp() - path.lstat().st_mtime > LINGER.total_seconds():
                     path.unlink()
 
