@@ -116,18 +116,22 @@ def test_a_root_below_a_revoked_one_is_no_anchor_unless_another_way_leads_up() -
     assert mended.usable == (root.certificate, again.certificate, zone.certificate)
 
 
-def test_a_path_is_judged_with_the_anchor_that_is_valid_longest() -> None:
-    """A root that was renewed with its key vouches for what the old one signed, also once that has ended."""
-    old, signer_now = fresh("root"), datetime.now(UTC)
-    new = fresh("root", key=old.key)
+def test_what_was_verified_counts_as_long_as_its_anchor_does() -> None:
+    """A root that was renewed with its key vouches for what the old one signed; a leaf alone vouches for nothing."""
+    old, now = fresh("root"), datetime.now(UTC)
+    new, namesake = fresh("root", key=old.key), fresh("root")
     signer = fresh("cluster1", old)
     leaf = leaf_of(signer, generate(KeyType.EC_P256))
-    anchors = anchors_of(signing(signer, [old, new]))
-    path = anchors.path((leaf, signer.certificate, old.certificate), signer_now)
-    assert path[:2] == (leaf, signer.certificate)
-    assert path[2] in {old.certificate, new.certificate}
-    with pytest.raises(RefusalError, match="no longer trusted"):
-        anchors_of(signing(signer, [fresh("elsewhere")])).path((leaf, signer.certificate, old.certificate), signer_now)
+    shown = (leaf, signer.certificate, old.certificate)
+    assert anchors_of(signing(signer, [namesake, old])).path(shown, now) == shown
+    assert anchors_of(signing(signer, [new])).path(shown, now) == (leaf, signer.certificate, new.certificate)
+    for roots, seen in (
+        ([fresh("elsewhere")], shown),
+        ([Ca(leaf, old.key)], (leaf,)),
+        ([signer], (signer.certificate,)),
+    ):
+        with pytest.raises(RefusalError, match="no longer trusted"):
+            anchors_of(signing(signer, roots)).path(seen, now)
 
 
 def test_of_many_lists_the_certificate_that_is_revoked_is_found_and_no_namesake() -> None:

@@ -2,9 +2,9 @@
 
 The handshake asks OpenSSL for a chain, and OpenSSL takes for an anchor whatever stands among the roots: a server's
 certificate that was pinned there by mistake, or a version 1 certificate, whose holder could sign for every workload. So
-what is no CA's is taken out beforehand, and so is a CA that one of the lists beside it revokes. Of each chain that was
-shown one path is then found, with a CA's certificate at its end, and everything is judged by that path: whether the
-certificate is trusted, whether it is revoked, and until when.
+what is no CA's is taken out beforehand, and so is a CA that one of the lists beside it revokes. Each caller's
+certificate has then one path, with an anchor at its end, and everything is judged by that path: whether the certificate
+is trusted, whether it is revoked, and until when.
 """
 
 import itertools
@@ -37,8 +37,13 @@ class Anchors(Struct, frozen=True):
     left_out: tuple[str, ...]
 
     def path(self, shown: Chain, now: datetime) -> Chain:
-        """From the certificate that was shown first up to and with an anchor, so at least two. Raises RefusalError."""
+        """From the certificate that was shown first up to and with an anchor, so at least two. Raises RefusalError.
+
+        It is the path that the handshake has verified, as long as its end is an anchor, and another one after that.
+        """
         client, *above = shown
+        if above and above[-1] in self.usable:
+            return shown
         try:
             path = find_path(client, (*above, *self.intermediates), self.usable, now)
         except PathError as error:

@@ -19,7 +19,7 @@ from sds_agent import log, sources
 from sds_agent.authority.embedded import EmbeddedAuthority
 from sds_agent.ca.acceptor import Acceptor
 from sds_agent.ca.audit import AuditLog
-from sds_agent.ca.authentication import Authentication
+from sds_agent.ca.authentication import PATIENCE, Authentication
 from sds_agent.ca.callers import ClaimRule
 from sds_agent.ca.deny_list import DenyList
 from sds_agent.ca.descriptors import room_for
@@ -39,6 +39,7 @@ from sds_agent.rpc.frames import Bounds
 from sds_agent.sds.health import Health
 from sds_agent.signals import until_signalled
 from sds_agent.state import PutsBack, watch
+from sds_agent.tasks import Patience
 
 LOG = logging.getLogger(__name__)
 
@@ -154,11 +155,20 @@ async def open_source(settings: CaSettings, clock: Clock) -> Source:
 
 async def _authentication(settings: CaSettings, clock: Clock) -> Authentication:
     callers = settings.callers
-    tokens = None if callers.join_tokens is None else JoinTokens(callers.join_tokens)
-    if tokens is not None:
-        tokens.prepare()
+    tokens = None if callers.join_tokens is None else await _tokens(callers.join_tokens)
     issuers = [await _issuer(each, clock) for each in callers.jwt]
     return Authentication(settings.trust_domain, issuers, callers.mtls, tokens)
+
+
+async def _tokens(directory: Path) -> JoinTokens:
+    tokens = JoinTokens(directory)
+    try:
+        await Patience(PATIENCE).call(tokens.prepare)
+    except TimeoutError as error:
+        raise ConfigurationError(
+            f"callers.join_tokens: cannot use {directory}: {error.strerror}; look whether its disk is there"
+        ) from error
+    return tokens
 
 
 async def _deny_list(settings: CaSettings, clock: Clock) -> DenyList | None:
