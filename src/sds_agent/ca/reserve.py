@@ -36,7 +36,10 @@ class Reserve:
     def give(self) -> bool:
         """Give a piece of it back to the disk; whether there was one. Raises OSError."""
         self.whole = False
-        descriptor = self._open()
+        try:
+            descriptor = self._open()
+        except FileNotFoundError:
+            return False
         try:
             left = os.fstat(descriptor).st_size
             os.ftruncate(descriptor, max(0, left - PIECE))

@@ -32,7 +32,7 @@ def fault_of_possession(csr: x509.CertificateSigningRequest) -> str | None:
         algorithm = csr.signature_algorithm_oid.dotted_string
         return f"the CSR is signed by the algorithm {algorithm}, which is not supported: sign it with SHA-256"
     if digest is not None and digest.name in _BROKEN:
-        return f"the CSR is signed with {digest.name.upper()}, which proves nothing any more: sign it with SHA-256"
+        return f"the CSR is signed with {digest.name.upper()}, which is broken and proves nothing: sign it with SHA-256"
     if not csr.is_signature_valid:
         return "the CSR does not prove possession of its key: its signature is wrong"
     return None
