@@ -7,14 +7,16 @@ import select
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import anyio
 import grpc
 import grpc.aio
 import pytest
-from fakes.ca_servers import TRUST_DOMAIN, WEB, Served, served
+from fakes.ca_servers import TRUST_DOMAIN, WEB, Served, ask, served
 from fakes.disks import SmallDisk, full_disk
 from fakes.events import recorded
 
@@ -284,6 +286,19 @@ def test_the_audit_log_leaves_no_file_open(tmp_path: Path) -> None:
         log.write(Entry("issued", "127.0.0.1:1"), datetime.now(UTC))
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
     assert len((tmp_path / "audit.log").read_text().splitlines()) == 5
+
+
+async def test_a_refusal_has_its_address_though_its_connection_has_ended(ca: Served) -> None:
+    """A peer that sends more calls than one may without a proof is cut off, and would be nameless in the log."""
+
+    async def attempt(channel: grpc.aio.Channel) -> None:
+        with suppress(grpc.aio.AioRpcError):
+            await ask(channel)
+
+    async with ca.connected() as channel, anyio.create_task_group() as tasks:
+        for _ in range(400):
+            tasks.start_soon(attempt, channel)
+    assert {line["address"].partition(":")[0] for line in ca.audit} == {"127.0.0.1"}
 
 
 async def test_the_audit_log_goes_to_standard_output_unless_told(

@@ -43,6 +43,8 @@ UNPROVEN_CALLS = 200
 """More than a server lets its client have at one time: an agent asks for all its workloads at once."""
 SAID_EVERY = 60.0
 """Seconds from one line that says that places are short to the next."""
+REMEMBERED = 5.0
+"""Seconds that the address of a connection is known after its end."""
 _PREFIX = "sds-agent-ca-"
 
 
@@ -107,12 +109,13 @@ class Acceptor:
         self._closed = anyio.Event()
         self._places = Places[_Connection](most)
         self._named: dict[str, _Connection] = {}
+        self._ended: dict[str, Peer] = {}
         self._say_again = -math.inf
 
     def peer(self, grpc_peer: str) -> Peer:
         """The connection that `ServicerContext.peer` names."""
         connection = self._find(grpc_peer)
-        return UNKNOWN if connection is None else connection.peer
+        return self._ended.get(_name_of(grpc_peer), UNKNOWN) if connection is None else connection.peer
 
     def proven(self, grpc_peer: str, caller: str) -> None:
         """A caller was proven by a call on that connection, so that it may stay."""
@@ -125,7 +128,7 @@ class Acceptor:
         self._end(self._places.prove(connection, caller))
 
     def _find(self, grpc_peer: str) -> _Connection | None:
-        return self._named.get(grpc_peer.removeprefix("unix-abstract:"))
+        return self._named.get(_name_of(grpc_peer))
 
     async def run(self, listener: socket.socket, backends: Sequence[Path]) -> None:
         """Accept until cancelled, which closes what is open. Each is relayed to one of these Unix sockets, in turn."""
@@ -194,10 +197,16 @@ class Acceptor:
             self._open -= 1
             self._closed.set()
             self._places.leave(connection)
-            self._named.pop(connection.name, None)
+            self._forget(connection)
             front.abort()
             back.abort()
             connection.plain.close()
+
+    def _forget(self, connection: _Connection) -> None:
+        """Some of its calls may wait in gRPC yet: the audit log says whence they came, though they prove nothing."""
+        if self._named.pop(connection.name, None) is not None:
+            self._ended[connection.name] = Peer(connection.address)
+            asyncio.get_running_loop().call_later(REMEMBERED, self._ended.pop, connection.name, None)
 
     async def _hold(self, connection: _Connection, front: Half, back: Half, backend: Path) -> None:
         with connection.scope:
@@ -218,6 +227,10 @@ class Acceptor:
     def _left(self, chain: tuple[x509.Certificate, ...]) -> float:
         """Seconds until a connection with that client certificate has to end."""
         return (chain[0].not_valid_after_utc - self._now()).total_seconds() if chain else math.inf
+
+
+def _name_of(grpc_peer: str) -> str:
+    return grpc_peer.removeprefix("unix-abstract:")
 
 
 def written(address: object) -> str:
