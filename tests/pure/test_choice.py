@@ -4,6 +4,7 @@ import re
 from datetime import timedelta
 
 import pytest
+from cryptography import x509
 from fakes.hierarchy import DAY, NOW, Ca, make_ca, make_leaf, new_key, uris
 from fakes.oddities.anchors import cross_signed, intermediates, namesakes, self_issued
 
@@ -110,6 +111,21 @@ def test_too_many_copies_of_one_anchor_are_given_up_soon() -> None:
     assert find_path(leaf, (), anchors[1:], NOW) == (leaf,)
     with pytest.raises(PathError, match="more than 64 chains can be built"):
         find_path(leaf, (), anchors, NOW)
+
+
+@pytest.mark.parametrize("label", AMBIGUOUS)
+def test_what_no_envoy_judges_may_have_several_roots_of_one_name(label: str) -> None:
+    """A CA that looks at its callers' certificates finds the root that signed."""
+    case = CASES[label]
+    (leaf, *above), anchors = read_pem(case.chain_pem), read_pem(case.anchors_pem)
+    assert find_path(leaf, above, anchors, NOW, envoys=False)[0] == leaf
+
+
+def test_a_policy_that_is_demanded_counts_for_everybody() -> None:
+    root = make_ca("Root")
+    ca = make_ca("CA", root, extra=[(x509.PolicyConstraints(0, None), False)])
+    with pytest.raises(PathError, match="demands a certificate policy"):
+        find_path(make_leaf(ca), [ca.certificate], [root.certificate], NOW, envoys=False)
 
 
 def test_a_circle_of_anchors_is_left() -> None:

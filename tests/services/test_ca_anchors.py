@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fakes import der
 from fakes.ca_servers import WEB, Identity, ask, fresh, plug, served, soon
 from fakes.events import recorded
-from fakes.hierarchy import Ca, Key, make_crl, make_leaf
+from fakes.hierarchy import DAY, Ca, Key, make_ca, make_crl, make_leaf
 
 from sds_agent.ca.anchors import Revocations, anchors_of
 from sds_agent.ca.refusal import RefusalError
@@ -132,6 +132,15 @@ def test_what_was_verified_counts_as_long_as_its_anchor_does() -> None:
     ):
         with pytest.raises(RefusalError, match="no longer trusted"):
             anchors_of(signing(signer, roots)).path(seen, now)
+
+
+def test_a_caller_below_one_of_two_roots_of_one_name_is_taken_though_an_envoy_may_choose_the_other() -> None:
+    roots = [make_ca("root", identified=False, not_before=soon(-DAY), not_after=soon(DAY)) for _ in range(2)]
+    for root in roots:
+        signer = fresh("cluster1", root)
+        leaf = leaf_of(signer, generate(KeyType.EC_P256))
+        path = anchors_of(signing(signer, roots)).path((leaf, signer.certificate), datetime.now(UTC))
+        assert path == (leaf, signer.certificate, root.certificate)
 
 
 def test_of_many_lists_the_certificate_that_is_revoked_is_found_and_no_namesake() -> None:

@@ -45,7 +45,7 @@ class Anchors(Struct, frozen=True):
         if above and above[-1] in self.usable:
             return shown
         try:
-            path = find_path(client, (*above, *self.intermediates), self.usable, now)
+            path = find_path(client, (*above, *self.intermediates), self.usable, now, envoys=False)
         except PathError as error:
             raise unauthenticated(f"the client certificate is no longer trusted: {error}; come with a token") from error
         signed = (anchor for anchor in self.usable if fault_of_signature(path[-1], anchor) is None)

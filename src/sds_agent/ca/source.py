@@ -203,8 +203,8 @@ class Plugged:
 
     def _look_for_left_behind(self, before: SigningSet) -> None:
         """A root exchanged at one stroke shuts out machines that joined by a token: say so while it can be mended."""
-        former, roots = before.signer.certificate, self._signing.roots
-        if former not in roots and not has_path(former, before.intermediates, roots, self._clock.now()):
+        former, roots, now = before.signer.certificate, self._signing.roots, self._clock.now()
+        if former not in roots and not has_path(former, before.intermediates, roots, now, envoys=False):
             log.event(
                 LOG,
                 "callers_left_behind",

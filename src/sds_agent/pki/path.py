@@ -13,6 +13,7 @@ import heapq
 import itertools
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import cache, partial
 from operator import itemgetter
 
 from cryptography import x509
@@ -23,6 +24,7 @@ from sds_agent.errors import SdsAgentError
 from sds_agent.pki.certificates import describe, describe_name, extension, is_self_signed, unique
 from sds_agent.pki.choice import Bundle, current
 from sds_agent.pki.names import CanonicalName, canonical, same_name
+from sds_agent.pki.policies import fault_of_policies
 from sds_agent.pki.rules import Chain, Times, fault_as_issuer, fault_of_certificate
 from sds_agent.pki.signatures import fault_of_signature
 
@@ -79,13 +81,15 @@ def find_path(
     *,
     skew: timedelta = timedelta(0),
     bundle: Iterable[x509.Certificate] | None = None,
+    envoys: bool = True,
 ) -> Chain:
     """A valid chain: the leaf, then each intermediate after what it issued, up to but without an anchor.
 
     `candidates` are what a CA sent, in any order and with anything else among them. `anchors` are the CAs to trust,
     self-signed or not; each ends the chain. `bundle` is what Envoys trust, where that is more than the anchors. Of
-    both only what is `current` counts, as only that is served. All come from `certificates.read_pem`. `now` is an aware
-    datetime; a NotBefore may lie up to `skew` after it, and no NotAfter before it.
+    both only what is `current` counts, as only that is served. Without `envoys` it does not matter whether an Envoy
+    would build that chain. All come from `certificates.read_pem`. `now` is an aware datetime; a NotBefore may lie up to
+    `skew` after it, and no NotAfter before it.
 
     Of several chains it is the one whose key identifiers agree, then the shortest, then the one that is valid longest;
     so the same sets give the same chain, whatever their order.
@@ -98,7 +102,7 @@ def find_path(
     trusted = unique(current(anchors, now))
     if not trusted:
         raise PathError("there is no trust anchor that the certificate could be checked against")
-    held = Bundle(trusted if bundle is None else unique(current(bundle, now)))
+    held = Bundle(trusted if bundle is None else unique(current(bundle, now))) if envoys else None
     return _Walk(_Issuers(unique(candidates), trusted), held, times).from_leaf(leaf)
 
 
@@ -109,10 +113,11 @@ def has_path(
     now: datetime,
     *,
     skew: timedelta = timedelta(0),
+    envoys: bool = True,
 ) -> bool:
     """Whether `find_path` finds one."""
     try:
-        find_path(leaf, candidates, anchors, now, skew=skew)
+        find_path(leaf, candidates, anchors, now, skew=skew, envoys=envoys)
     except PathError:
         return False
     return True
@@ -150,14 +155,14 @@ def _preference(issuer: _Issuer) -> tuple[bool, float, bytes]:
 class _Walk:
     """One search: what may still be tried, and why what was tried failed."""
 
-    def __init__(self, issuers: _Issuers, bundle: Bundle, times: Times) -> None:
+    def __init__(self, issuers: _Issuers, bundle: Bundle | None, times: Times) -> None:
         self._issuers = issuers
-        self._bundle = bundle
         self._times = times
+        # the same for every anchor that may be above a chain, so it is asked once
+        self._fault_of_choice = cache(partial(bundle.fault_of_choice, times=times)) if bundle else None
         self._attempts: list[_Attempt] = []
         self._numbers = itertools.count()
         self._faults: list[_Fault] = []
-        self._choices: dict[Chain, str | None] = {}
 
     def from_leaf(self, leaf: x509.Certificate) -> Chain:
         self._extend((leaf,), mismatches=0)
@@ -180,9 +185,9 @@ class _Walk:
         chain, issuer = attempt.chain, attempt.issuer
         if (fault := _fault(chain, issuer, self._times)) or not issuer.is_anchor:
             return fault
-        if chain not in self._choices:  # which are the same for every anchor that may be above it
-            self._choices[chain] = self._bundle.fault_of_choice(chain, self._times)
-        text = self._choices[chain]
+        text = (
+            self._fault_of_choice(chain) if self._fault_of_choice else fault_of_policies((*chain, issuer.certificate))
+        )
         return _Fault(proven=True, depth=len(chain), text=text) if text else None
 
     def _extend(self, chain: Chain, mismatches: int) -> None:
