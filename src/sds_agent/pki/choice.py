@@ -34,22 +34,16 @@ def current(anchors: Iterable[x509.Certificate], now: datetime) -> Chain:
     without any anchor Envoy refuses the whole secret, and it may be this machine's clock that is wrong.
     """
     given = tuple(anchors)
-    valid = {_ca(each) for each in given if each.not_valid_before_utc <= now < each.not_valid_after_utc}
-    useful = tuple(each for each in given if now < each.not_valid_after_utc and not _is_early_copy(each, valid, now))
-    return useful or given
+    going_on = [each for each in given if now < each.not_valid_after_utc]
+    early = [each for each in going_on if now < each.not_valid_before_utc]
+    valid = {_ca(each) for each in going_on if each not in early} if early else set()
+    return tuple(each for each in going_on if each not in early or _ca(each) not in valid) or given
 
 
-_Ca = tuple[CanonicalName, bytes]
-
-
-def _ca(certificate: x509.Certificate) -> _Ca:
+def _ca(certificate: x509.Certificate) -> tuple[CanonicalName, bytes]:
     """One name and one key make one CA."""
     key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return canonical(certificate.subject), key
-
-
-def _is_early_copy(certificate: x509.Certificate, valid: set[_Ca], now: datetime) -> bool:
-    return now < certificate.not_valid_before_utc and _ca(certificate) in valid
 
 
 class Bundle:
