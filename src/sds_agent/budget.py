@@ -39,6 +39,12 @@ class Bucket:
         """Take from it what it was just found to hold."""
         self._left -= cost
 
+    def overdraw(self, now: float, cost: float) -> float:
+        """Take so much, whether it is there or not; the seconds until it will have been."""
+        self.holds(now)
+        self.draw(cost)
+        return max(0.0, -self._left / self._rate.per_second)
+
 
 class Buckets:
     """A bucket for each key.

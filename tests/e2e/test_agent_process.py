@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -21,7 +21,7 @@ import pytest
 from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryRequest
 from fakes.agents import SOURCE, agent, write_config
 from fakes.peers import chain_of, connected
-from fakes.processes import started
+from fakes.processes import started, with_descriptors
 from fakes.raw_http2 import RawPeer
 
 from sds_agent.pki.certificates import read_pem, subject_alternative_uris
@@ -123,6 +123,32 @@ async def test_it_is_ready_only_when_every_name_has_a_secret_and_the_socket_answ
         async with connected(running.socket) as peer:
             names = ("default", "other", "ROOTCA", "spiffe://demo.example", "spiffe://demo.example/default")
             assert set(await peer.fetch(*names)) == set(names)
+
+
+@pytest.mark.parametrize(("hard", "served"), [(4096, 60), (190, 30)], ids=["soft limit", "hard limit"])
+async def test_connections_never_take_the_descriptors_that_the_agent_needs(
+    tmp_path: Path, hard: int, served: int
+) -> None:
+    """Most systems let a process have 1024. Without one to spare new Envoys hung, and no line said why."""
+    config = write_config(tmp_path, default="5s")
+    config.write_text(config.read_text().replace('"socket":', '"limits": {"streams": 200}, "socket":'))
+    command = [sys.executable, *with_descriptors(128, hard), "-m", "sds_agent", "run", str(config)]
+    async with started([*command, "--log-format", "json"], PATHS) as program, AsyncExitStack() as open_until_the_end:
+        await program.line('"ready"')
+        got = 0
+        first = await open_until_the_end.enter_async_context(connected(tmp_path / "sds.sock"))
+        stream = await first.stream().ask("default")
+        before = chain_of((await stream.read())["default"])
+        for _ in range(59):
+            other = await open_until_the_end.enter_async_context(connected(tmp_path / "sds.sock"))
+            with suppress(grpc.aio.AioRpcError):
+                got += "default" in await other.fetch("default")
+        assert got + 1 == served
+        await stream.ack("default")
+        assert chain_of((await stream.read())["default"]) != before, "it renews, and pushes to who is connected"
+        assert await program.stop() == 0
+    told = "".join(program.lines)
+    assert ("few_descriptors" in told) is ("too_many_connections" in told) is (served < 60)
 
 
 async def test_log_says_who_may_connect(tmp_path: Path) -> None:

@@ -156,6 +156,6 @@ def bundle_of(secret: Secret) -> bytes:
 
 @asynccontextmanager
 async def connected(socket: Path) -> AsyncIterator[Peer]:
-    """A connection to the socket, closed at the end."""
-    async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
+    """A connection to the socket, closed at the end. No other peer has a part in it."""
+    async with grpc.aio.insecure_channel(f"unix:{socket}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         yield Peer(channel)

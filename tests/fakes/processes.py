@@ -15,6 +15,18 @@ PATIENCE = 30.0
 """Seconds after which a line that should have come fails the test, with all that came instead."""
 
 
+_LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
+os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
+"""
+
+
+def with_descriptors(soft: int, hard: int) -> list[str]:
+    """What stands between Python and its arguments for a program to have these limits on file descriptors."""
+    return ["-c", _LIMITED, str(soft), str(hard)]
+
+
 class Program:
     """A running program and the lines that it wrote to standard error."""
 

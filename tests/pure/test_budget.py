@@ -1,6 +1,6 @@
 """What may be done for those who ask without end, and what is said of the rest."""
 
-from sds_agent.budget import Buckets, Budget, Rate
+from sds_agent.budget import Bucket, Buckets, Budget, Rate
 
 
 def budget(each: float = 3, together: float = 5, *, most_keys: int = 100) -> Budget:
@@ -40,6 +40,13 @@ def test_what_costs_more_takes_more_of_both_and_nothing_where_it_does_not_fit() 
     assert not one.take("a", 0, cost=3)
     assert granted(one, "b", 10, 0) == 2
     assert granted(one, "a", 10, 0.5) == 1
+
+
+def test_what_is_taken_on_credit_tells_how_long_it_has_to_be_waited_for() -> None:
+    bucket = Bucket(Rate(10, 2), 0)
+    assert [bucket.overdraw(0, cost) for cost in (4, 6, 4, 1)] == [0, 0, 2, 2.5]
+    assert bucket.overdraw(1.5, 2) == 2
+    assert bucket.overdraw(100, 10) == 0
 
 
 def test_a_key_that_is_forgotten_holds_no_memory() -> None:

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import grpc.aio
 import pytest
 from fakes.ca_servers import METHOD, TRUST_DOMAIN, WEB, Served, TokenIssuer, ask
-from fakes.processes import Program, started
+from fakes.processes import Program, started, with_descriptors
 
 from sds_agent.ca.schema import json_schema
 from sds_agent.cli.main import main
@@ -39,17 +39,10 @@ def change(file: Path, old: str, new: str) -> None:
     file.write_text(CONFIG.replace(old, new))
 
 
-LIMITED = """
-import os, resource, sys
-resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
-os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
-"""
-
-
 @asynccontextmanager
 async def running(file: Path, descriptors: tuple[int, int] | None = None) -> AsyncIterator[tuple[Program, Served]]:
     """The command, and the CA that it serves; where it is told, with these limits (soft and hard) on descriptors."""
-    limited = [] if descriptors is None else ["-c", LIMITED, *map(str, descriptors)]
+    limited = [] if descriptors is None else with_descriptors(*descriptors)
     async with started([sys.executable, *limited, "-m", "sds_agent", "ca", "serve", str(file)]) as program:
         address = json.loads(await program.line('"listening"'))["address"]
         kept = (file.parent / "root" / "roots.pem").read_bytes()

@@ -1,9 +1,10 @@
 """Peers that do not speak as they should: nothing they do is anybody else's trouble."""
 
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,11 +13,13 @@ import grpc
 import pytest
 from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryRequest, DiscoveryRequest
+from fakes import flood
 from fakes.events import Events, recorded
 from fakes.loops import anyio_backend, one_loop  # noqa: F401 - fixtures
 from fakes.peers import chain_of, connected
 from fakes.raw_http2 import (
     CANCEL,
+    CONTINUATION,
     DATA,
     END_HEADERS,
     END_STREAM,
@@ -52,7 +55,9 @@ async def running(directory: Path, limits: Limits | None = None) -> AsyncIterato
     store.publish({"default": certificate(b"1"), "ROOTCA": BundleSecret(b"roots")})
     store.publish(dict.fromkeys(NAMES, certificate(b"w")))
     with recorded() as events:
-        async with serving(SecretDiscoveryService(store), SocketFile(socket), limits or Limits()):
+        limits = limits or Limits()
+        service = SecretDiscoveryService(store, most_streams=limits.streams)
+        async with serving(service, SocketFile(socket), limits):
             yield store, socket, events
 
 
@@ -143,33 +148,83 @@ async def test_peer_that_leaves_in_the_middle_of_a_write_is_no_fault_and_was_pus
         assert events.named("fault") == events.named("pushed") == []
 
 
-async def make_calls(peer: RawPeer, *, reset: bool) -> None:
-    """More calls than a server can fetch, as long as the test goes on; they are left, or reset at once."""
-    for first in range(1, 1_000_000, 200):
-        for stream in range(first, first + 200, 2):
-            await peer.open(stream, "StreamSecrets")
-            if reset:
-                await peer.send(frame(RST_STREAM, 0, stream, CANCEL))
+@asynccontextmanager
+async def flooded(socket: Path, how: str) -> AsyncIterator[None]:
+    """Another process makes calls as fast as it can, as long as this lives."""
+    program = str(Path(flood.__file__))
+    async with await anyio.open_process([sys.executable, program, str(socket), how], stderr=None) as hostile:
+        try:
+            assert hostile.stdout is not None
+            with anyio.fail_after(20):
+                assert await hostile.stdout.receive() == b"flooding\n"
+            yield
+            assert hostile.returncode is None, "it goes on"
+        finally:
+            hostile.kill()
 
 
-async def read_and_forget(peer: RawPeer) -> None:
-    with suppress(anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
-        while True:
-            await peer.connection.receive()
-
-
-@pytest.mark.parametrize("reset", [True, False], ids=["calls that are reset", "calls that are left"])
-async def test_peer_that_makes_calls_without_end_keeps_no_new_envoy_out(tmp_path: Path, *, reset: bool) -> None:
-    async with running(tmp_path) as (_, socket, _events), anyio.create_task_group() as tasks:
-        hostile = await RawPeer.connect(socket)
-        tasks.start_soon(read_and_forget, hostile)
-        tasks.start_soon(partial(make_calls, hostile, reset=reset))
+@pytest.mark.parametrize("how", ["reset", "leave"])
+async def test_peer_that_makes_calls_without_end_keeps_no_new_envoy_out(tmp_path: Path, how: str) -> None:
+    async with running(tmp_path) as (_, socket, _events), flooded(socket, how):
         for _ in range(20):
             async with connected(socket) as envoy:
                 stream = await envoy.stream().ask("default")
                 assert "default" in await stream.read()
-        tasks.cancel_scope.cancel()
-        await hostile.connection.aclose()
+
+
+async def test_process_that_holds_every_place_for_streams_keeps_no_new_envoy_out(tmp_path: Path) -> None:
+    async with (
+        running(tmp_path, Limits(streams=20)) as (_, socket, _events),
+        flooded(socket, "leave"),
+        connected(socket) as envoy,
+    ):
+        streams = [await envoy.stream().ask("default") for _ in range(5)]
+        for stream in streams:
+            assert "default" in await stream.read()
+        for stream in streams:
+            await stream.ack("ROOTCA")
+            assert "ROOTCA" in await stream.read(), "it keeps them"
+
+
+async def test_process_that_holds_every_connection_keeps_no_new_envoy_out(tmp_path: Path) -> None:
+    async with (
+        running(tmp_path, Limits(streams=20)) as (_, socket, events),
+        flooded(socket, "connect"),
+        connected(socket) as envoy,
+    ):
+        stream = await envoy.stream().ask("default")
+        assert "default" in await stream.read()
+        assert len(events.named("too_many_connections")) == 1, "told once, however often it happens"
+        await stream.ack("ROOTCA")
+        assert "ROOTCA" in await stream.read()
+
+
+HEADER_BLOCKS = {
+    "small fields": [b"\x00\x01a\x01b" * 3000] * 400,
+    "one field without end": [b"\x00\x01a\x7f\xff\xff\xff\x7f" + b"x" * 16_000] + [b"x" * 16_000] * 400,
+    "fields of one byte": [b"\x82" * 16_000] * 400,
+}
+
+
+@pytest.mark.parametrize("frames", HEADER_BLOCKS.values(), ids=HEADER_BLOCKS.keys())
+async def test_header_block_without_end_ends_its_connection_before_it_takes_memory(
+    tmp_path: Path, frames: list[bytes]
+) -> None:
+    """gRPC takes 100 MB for each connection that sends one."""
+    async with running(tmp_path) as (_, socket, events), connected(socket) as good:
+        peer = await RawPeer.connect(socket)
+        await peer.send(frame(HEADERS, 0, 1))
+        with anyio.fail_after(10):
+            for number, content in enumerate(frames):
+                await peer.send(frame(CONTINUATION, 0, 1, content))
+                if number % 10 == 0 and events.named("connection_ended"):
+                    break
+                await anyio.lowlevel.checkpoint()
+        told = await events.wait("connection_ended", level="warning")
+        assert told["holder"] == f"pid {os.getpid()} (uid {os.geteuid()})"
+        assert "header block" in told["cause"]
+        assert "default" in await good.fetch("default")
+        await peer.connection.aclose()
 
 
 async def test_calls_in_one_burst_are_all_answered(tmp_path: Path) -> None:

@@ -37,7 +37,9 @@ async def running(
     store = SecretStore(("default", "ROOTCA", "late"))
     store.publish({"default": certificate(b"chain 1"), "ROOTCA": BundleSecret(b"roots")})
     limits = limits or Limits()
-    service = SecretDiscoveryService(store, most_names=limits.names, longest_fetch=longest_fetch)
+    service = SecretDiscoveryService(
+        store, most_streams=limits.streams, most_names=limits.names, longest_fetch=longest_fetch
+    )
     socket = directory / "sds.sock"
     with recorded() as events:
         async with serving(service, SocketFile(socket), limits), connected(socket) as peer:
@@ -119,6 +121,7 @@ async def test_expired_secret_is_given_to_no_new_stream_and_taken_from_no_old_on
         for stream in (old, new):
             assert chain_of((await stream.read())["default"]) == b"chain 2"
         assert [r.name for r in (await delta.read()).resources] == ["default"]
+        await events.wait("pushed", count=4)
         assert len(events.named("pushed")) == 4
 
 

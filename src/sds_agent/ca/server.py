@@ -22,7 +22,6 @@ from sds_agent.ca.audit import AuditLog
 from sds_agent.ca.authentication import PATIENCE, Authentication
 from sds_agent.ca.callers import ClaimRule
 from sds_agent.ca.deny_list import DenyList
-from sds_agent.ca.descriptors import room_for
 from sds_agent.ca.jwks import IssuerKeys, Location
 from sds_agent.ca.jwt import LONGEST_TOKEN, Issuer
 from sds_agent.ca.policy import overreaching
@@ -32,6 +31,7 @@ from sds_agent.ca.source import Plugged, SelfSigned, Source
 from sds_agent.ca.tls import ServerTls
 from sds_agent.ca.tokens import JoinTokens
 from sds_agent.clock import Clock, SystemClock
+from sds_agent.descriptors import room_for
 from sds_agent.directories import HeldDirectory, held_directory
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.signer import SignerError

@@ -1,9 +1,10 @@
 """The Unix socket as a file: who may have its path, and with which rights it appears.
 
 gRPC's own way with a path is unsafe: it removes whatever socket is there, a live one of another server too, and the
-new one is open to all until somebody changes its mode. So the server binds a temporary name in the same directory,
-with no rights for anybody else; the socket gets its owner and mode and is then renamed to its place, which is atomic
-and leaves connections unharmed. A lock file beside the socket keeps two agents apart while they do so.
+new one is open to all until somebody changes its mode. So it binds a temporary name in the same directory, with no
+rights for anybody else, which is then taken away: only this process reaches that socket any more. The one for the peers
+is bound in the same manner, gets its owner and mode and is then renamed to its place, which is atomic. A lock file
+beside the socket keeps two agents apart while they do so.
 """
 
 import errno
@@ -91,7 +92,7 @@ class Endpoint:
 
     @property
     def address(self) -> str:
-        """The gRPC address to bind first; `appear` moves it to its place. gRPC decodes percent signs, so they are
+        """The address for gRPC to bind, until `hide` takes its name away. gRPC decodes percent signs, so they are
         quoted.
         """
         return f"unix:{quote(str(self._temporary))}"
@@ -109,6 +110,30 @@ class Endpoint:
             yield
         finally:
             os.umask(before)
+
+    def hide(self) -> int:
+        """Take away the name of what gRPC has bound; the descriptor leads to it, by way of /proc/self/fd.
+
+        Raises OSError.
+        """
+        descriptor = os.open(self._temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._temporary.unlink()
+        return descriptor
+
+    def listen(self, backlog: int) -> socket.socket:
+        """A socket that listens where only this user can connect; `appear` moves it to its place.
+
+        Raises ConfigurationError.
+        """
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with self.private_umask():
+                listener.bind(str(self._temporary))
+            listener.listen(backlog)
+        except OSError as error:
+            listener.close()
+            raise self.refusal() from error
+        return listener
 
     def appear(self) -> None:
         """Give the bound socket its rights and its name. Raises ConfigurationError."""

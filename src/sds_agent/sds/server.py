@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Protocol
@@ -11,7 +12,9 @@ import grpc.aio
 from msgspec import Struct
 
 from sds_agent import log
+from sds_agent.descriptors import room_for
 from sds_agent.errors import SdsAgentError
+from sds_agent.sds.acceptor import BACKLOG, Acceptor
 from sds_agent.sds.endpoint import Endpoint, SocketFile, claim
 from sds_agent.sds.service import SERVICE, SecretDiscoveryService
 from sds_agent.tasks import companions, uninterrupted
@@ -27,6 +30,9 @@ HEAD_START = 0.25
 DRAIN = 1.0
 """Seconds for streams to end cleanly at shutdown, and for their status to be sent."""
 
+FLUSH = 0.2
+"""Seconds for their peers to read it and to close their connections."""
+
 LINGER = 0.1
 """Seconds between GOAWAY and the end of the streams, with which their connections are closed: a peer that is just
 writing would find its connection closed, and never read how its stream ended.
@@ -40,6 +46,13 @@ STREAMS_EACH = 1000
 """Streams at one time on one connection. An Envoy has one for each of its secrets; one with more of them opens another
 connection.
 """
+
+
+MOST_PENDING = 20_000
+"""Calls that may wait to be fetched."""
+
+CONNECTIONS = 100
+"""Connections beside those for which there are streams. An Envoy has one for two streams at least."""
 
 
 class ProbeError(SdsAgentError):
@@ -73,8 +86,8 @@ def options(limits: Limits) -> Sequence[tuple[str, int]]:
     """The channel arguments.
 
     gRPC fetches one call at a time, and cancels at once what comes while a thousand others wait to be fetched. So one
-    connection is not to have more calls than that, those that it has reset among them, and as many as there may be
-    streams may wait: a new Envoy is held up by a flood and not sent away.
+    connection is not to have more calls than that, those that it has reset among them, and more may wait: a new Envoy
+    is held up by a flood and not sent away.
 
     Both of the keepalive's time-outs are needed to notice a frozen peer within seconds, and without the third an Envoy
     that is configured to ping often is sent away.
@@ -83,8 +96,8 @@ def options(limits: Limits) -> Sequence[tuple[str, int]]:
     return (
         ("grpc.max_receive_message_length", limits.request_bytes),
         ("grpc.max_concurrent_streams", STREAMS_EACH),
-        ("grpc.server.max_pending_requests", limits.streams),
-        ("grpc.server.max_pending_requests_hard_limit", limits.streams),
+        ("grpc.server.max_pending_requests", MOST_PENDING),
+        ("grpc.server.max_pending_requests_hard_limit", MOST_PENDING),
         ("grpc.keepalive_time_ms", silence),
         ("grpc.keepalive_timeout_ms", silence // 3),
         ("grpc.http2.ping_timeout_ms", silence // 3),
@@ -120,6 +133,45 @@ async def serving(
         await uninterrupted(listener.close())
 
 
+class _Front:
+    """A gRPC server and the acceptor of its peers, at an endpoint."""
+
+    def __init__(self, server: grpc.aio.Server, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self._server = server
+        self._acceptor: Acceptor | None = None
+
+    async def open(self, services: Sequence[Service], connections: int, holders: dict[str, str]) -> None:
+        """Listen, and serve so many connections at one time. Raises ConfigurationError."""
+        self._server.add_generic_rpc_handlers([each.handler() for each in services])
+        bind(self._server, self.endpoint)
+        with ExitStack() as undo:
+            backend = self.endpoint.hide()
+            undo.callback(os.close, backend)
+            listener = undo.enter_context(self.endpoint.listen(BACKLOG))
+            self.endpoint.appear()
+            await self._server.start()
+            self._acceptor = Acceptor(listener, backend, connections, holders)
+            undo.pop_all()
+        self._acceptor.begin()
+
+    async def stop(self, end_streams: Callable[[], None]) -> None:
+        """Stop, once the calls that `end_streams` ends have ended or `DRAIN` seconds are over."""
+        if self._acceptor is not None:
+            self._acceptor.close()
+        # First GOAWAY, which gRPC sends at once: a peer opens no more streams on a connection that said so. One that
+        # it opened anew, as Envoy does when a stream ends, would be cancelled with the connection, and Envoy warns.
+        stopping = asyncio.ensure_future(self._server.stop(LINGER + DRAIN))
+        await asyncio.sleep(LINGER)
+        end_streams()
+        await _within(DRAIN, asyncio.shield(stopping))
+        if self._acceptor is not None:
+            # gRPC would wait for ever for the connection of a peer that sends all the time and reads nothing
+            await _within(FLUSH, self._acceptor.emptied())
+            self._acceptor.abort()
+        await _within(STOP, stopping)
+
+
 class _Listener:
     """A server at its path, and another one when the path is lost: gRPC cannot listen anew once it has started."""
 
@@ -130,57 +182,54 @@ class _Listener:
         self._services = (service, *others)
         self._file = file
         self._limits = limits
+        self._connections = room_for(limits.streams // 2 + CONNECTIONS)
         self._claimed = ExitStack()
-        self._endpoint: Endpoint | None = None
-        self._server: grpc.aio.Server | None = None
+        self._front: _Front | None = None
         self._lost = log.Once(LOG, "socket_lost")
 
     async def open(self, before_probe: Callable[[], Awaitable[None]] | None = None) -> None:
         """Claim the path and serve there, beside the server that was there before."""
         self._claimed.close()
         endpoint = self._claimed.enter_context(claim(self._file))
-        server = grpc.aio.server(options=options(self._limits), maximum_concurrent_rpcs=self._limits.streams)
+        front = _Front(grpc.aio.server(options=options(self._limits)), endpoint)
         try:
-            server.add_generic_rpc_handlers([each.handler() for each in self._services])
-            bind(server, endpoint)
-            endpoint.appear()
-            await server.start()
+            await front.open(self._services, self._connections, self._service.holders)
             if before_probe is not None:
                 await _within(HEAD_START, before_probe())
             await probe(endpoint.public_address)
         except BaseException:
             self._claimed.close()
-            own = self._server is None  # or else the streams of the server before it are not to end
-            await uninterrupted(stop(server, self._drain if own else _nothing))
+            own = self._front is None  # or else the streams of the server before it are not to end
+            await uninterrupted(front.stop(self._drain if own else _nothing))
             raise
-        self._endpoint, self._server = endpoint, server
+        self._front = front
 
     async def keep(self, look_every: float) -> None:
         """Mend the loss of the socket, for ever: to Envoys that come later the agent would be dead."""
         while True:
             await asyncio.sleep(look_every)
             self._service.look()
-            if self._endpoint is None or not self._endpoint.in_place():
+            if self._front is None or not self._front.endpoint.in_place():
                 await self._mend()
 
     async def _mend(self) -> None:
-        before, self._endpoint = self._server, None
+        before = self._front
         try:
             await self.open()
         except SdsAgentError as error:
             self._lost.tell(str(error), socket=str(self._file.path))
             return
         if before is not None:  # its Envoys are to come to the new one
-            await uninterrupted(stop(before, self._service.dismiss))
+            await uninterrupted(before.stop(self._service.dismiss))
         self._lost.over()
         log.event(LOG, "socket_restored", level=logging.WARNING, socket=str(self._file.path))
 
     async def close(self) -> None:
         """Remove the socket, end all streams and stop."""
         self._claimed.close()
-        if self._server is not None:
-            await stop(self._server, self._drain)
-            self._server = None  # its finalizer needs the event loop
+        if self._front is not None:
+            await self._front.stop(self._drain)
+            self._front = None  # the finalizer of gRPC's server needs the event loop
 
     def _drain(self) -> None:
         for each in self._services:
@@ -195,20 +244,6 @@ async def _within(seconds: float, done: Awaitable[None]) -> None:
 
 def _nothing() -> None:
     pass
-
-
-async def stop(server: grpc.aio.Server, end_streams: Callable[[], None]) -> None:
-    """Stop, once the calls that `end_streams` ends have ended or `DRAIN` seconds are over.
-
-    gRPC would wait for ever for the connection of a peer that sends all the time and reads nothing: it is left to the
-    end of the process.
-    """
-    # First GOAWAY, which gRPC sends at once: a peer opens no more streams on a connection that said so. One that it
-    # opened anew, as Envoy does when a stream ends, would be cancelled with the connection, and Envoy warns of that.
-    stopping = asyncio.ensure_future(server.stop(LINGER + DRAIN))
-    await asyncio.sleep(LINGER)
-    end_streams()
-    await _within(DRAIN + STOP, stopping)
 
 
 def bind(server: grpc.aio.Server, endpoint: Endpoint) -> None:

@@ -4,7 +4,8 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import grpc
@@ -16,8 +17,9 @@ from sds_agent.sds.delta import DeltaSession
 from sds_agent.sds.fetch import fetch
 from sds_agent.sds.journal import Journal, StreamJournal
 from sds_agent.sds.protocol import DeltaRequest, Finish, Request, Respond, Status
+from sds_agent.sds.shares import Shares
 from sds_agent.sds.sotw import SotwSession
-from sds_agent.sds.stream import Context, Conversation, R, Stream
+from sds_agent.sds.stream import FULL, Context, Conversation, R, Stream
 from sds_agent.secrets.store import SecretStore
 
 LOG = logging.getLogger(__name__)
@@ -61,6 +63,9 @@ class SecretDiscoveryService:
         self._streams: set[Stream[Request] | Stream[DeltaRequest]] = set()
         self._waiting: set[asyncio.Timeout] = set()  # of the Fetch calls
         self._draining = False
+        self._shares = Shares[Callable[[], None]](most_streams)  # what ends each stream, and each Fetch that waits
+        self.holders: dict[str, str] = {}
+        """Who holds each connection, by the address that gRPC knows of it; the acceptor's to keep."""
         # Nonces are unique in the process and in all likelihood across restarts: an old stream's never match.
         self._nonce_prefix = os.urandom(4).hex()
 
@@ -69,7 +74,9 @@ class SecretDiscoveryService:
         methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             "StreamSecrets": grpc.stream_stream_rpc_method_handler(self._stream_secrets),
             "DeltaSecrets": grpc.stream_stream_rpc_method_handler(self._delta_secrets),
-            "FetchSecrets": grpc.unary_unary_rpc_method_handler(self._fetch_secrets),
+            # declared to take a stream, which is the same on the wire: gRPC would hold calls without their request
+            # where they count for nobody
+            "FetchSecrets": grpc.stream_unary_rpc_method_handler(self._fetch_secrets),
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
@@ -88,8 +95,7 @@ class SecretDiscoveryService:
         for stream in self._streams:
             stream.drain()
         for waiting in self._waiting:
-            if not waiting.expired():
-                waiting.reschedule(0)
+            _expire(waiting)
 
     async def _stream_secrets(self, _requests: object, context: Context) -> None:
         def talk(nonces: Callable[[], str]) -> Conversation[Request]:
@@ -114,7 +120,8 @@ class SecretDiscoveryService:
         if self._draining:
             stream.drain()
         try:
-            finish = await stream.run()
+            with self._place(context, stream.give_way):
+                finish = await stream.run()
         except Exception:
             LOG.exception("fault")
             finish = FAULT
@@ -124,10 +131,22 @@ class SecretDiscoveryService:
         if finish is not None:
             await self._abort(context, finish)
 
-    async def _fetch_secrets(self, data: bytes, context: Context) -> bytes:
+    @contextmanager
+    def _place(self, context: Context, give_way: Callable[[], None]) -> Iterator[None]:
+        """A place among the streams that there may be. Whoever has to make room for it is made to."""
+        holder = self.holders.get(context.peer(), "unknown")
+        if (other := self._shares.enter(give_way, holder)) is not None:
+            self._shares.leave(other)
+            other()
+        try:
+            yield
+        finally:
+            self._shares.leave(give_way)
+
+    async def _fetch_secrets(self, _requests: object, context: Context) -> bytes:
         journal = self._journal.open("FetchSecrets")
         try:
-            answer = await self._fetch(data, context.time_remaining(), journal)
+            answer = await self._fetch(context, journal)
         except Exception:
             LOG.exception("fault")
             answer = FAULT
@@ -137,34 +156,64 @@ class SecretDiscoveryService:
             await self._abort(context, answer)
         return encode(answer)
 
-    async def _fetch(self, data: bytes, remaining: float | None, journal: StreamJournal) -> Respond | Finish:
+    async def _fetch(self, context: Context, journal: StreamJournal) -> Respond | Finish:
+        waiting = asyncio.timeout(self._patience(context.time_remaining()))
+        gave_way = asyncio.Event()
+
+        def give_way() -> None:
+            gave_way.set()
+            _expire(waiting)
+
+        names: tuple[str, ...] = ()
         try:
-            request = decode(data)
+            async with waiting:
+                self._waiting.add(waiting)
+                with self._place(context, give_way):
+                    request = decode(await _only(context))
+                    journal.met(request.node_id)
+                    names = request.names
+                    return await self._answer(request)
         except MalformedMessageError as error:
             return Finish(Status.INVALID_ARGUMENT, detail=str(error))
-        journal.met(request.node_id)
-        # Answering just before the caller's own deadline lets it see our status instead of its time-out.
-        patience = self._longest_fetch if remaining is None else min(self._longest_fetch, remaining * 0.9)
+        except TimeoutError:
+            if gave_way.is_set():
+                return FULL
+            return Finish(Status.UNAVAILABLE, names, "the secret is not issued yet; ask again")
+        finally:
+            self._waiting.discard(waiting)
+
+    def _patience(self, remaining: float | None) -> float:
+        """Answering just before the caller's own deadline lets it see our status instead of its time-out."""
+        return self._longest_fetch if remaining is None else min(self._longest_fetch, remaining * 0.9)
+
+    async def _answer(self, request: Request) -> Respond | Finish:
         changed, caller = asyncio.Event(), object()
         self._store.await_names(caller, frozenset(request.names))
-        waiting = asyncio.timeout(patience)
-        self._waiting.add(waiting)
         try:
             with self._store.watching(lambda _names: changed.set()):
-                async with waiting:
-                    while (answer := fetch(request, self._catalog, most_names=self._most_names)) is None:
-                        await changed.wait()
-                        changed.clear()
-                    return answer
-        except TimeoutError:
-            return Finish(Status.UNAVAILABLE, request.names, "the secret is not issued yet; ask again")
+                while (answer := fetch(request, self._catalog, most_names=self._most_names)) is None:
+                    await changed.wait()
+                    changed.clear()
+                return answer
         finally:
             self._store.await_names(caller, frozenset())
-            self._waiting.discard(waiting)
 
     async def _abort(self, context: Context, finish: Finish) -> NoReturn:
         await context.abort(_CODES[finish.status], explain(finish, self._catalog.names))
         raise AssertionError  # abort always raises, which its types do not say
+
+
+def _expire(waiting: asyncio.Timeout) -> None:
+    if not waiting.expired():
+        waiting.reschedule(0)
+
+
+async def _only(context: Context) -> bytes:
+    """The only message of a call. Raises MalformedMessageError where there is none."""
+    message = await context.read()
+    if not isinstance(message, bytes):  # gRPC's EOF
+        raise MalformedMessageError("the call ended without a DiscoveryRequest")
+    return message
 
 
 def explain(finish: Finish, offered: tuple[str, ...]) -> str:

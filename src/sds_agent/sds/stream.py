@@ -18,6 +18,9 @@ from sds_agent.sds.journal import StreamJournal
 from sds_agent.sds.protocol import Absence, Action, DeltaRequest, Finish, Request, Respond, Status, View
 from sds_agent.secrets.store import SecretStore
 
+FULL = Finish(Status.RESOURCE_EXHAUSTED, detail="there are more streams than the agent may have (sds.limits.streams)")
+"""What a stream ends with that gives way to another."""
+
 Context = grpc.aio.ServicerContext[bytes, bytes]
 R = TypeVar("R", Request, DeltaRequest)
 R_contra = TypeVar("R_contra", contravariant=True)
@@ -71,11 +74,17 @@ class Stream(Generic[R]):
         self._ended = False
         self._changed = False
         self._draining = False
+        self._last: Finish | None = None
 
     def drain(self) -> None:
         """End the stream cleanly: Envoy keeps what it has and comes back."""
         self._draining = True
         self._wake.set()
+
+    def give_way(self) -> None:
+        """End the stream, as others need its place."""
+        self._last = FULL
+        self.drain()
 
     async def run(self) -> Finish | None:
         """Talk until the end; returns with what status to end the stream, or None for OK."""
@@ -114,7 +123,7 @@ class Stream(Generic[R]):
             if finish is not None:
                 return finish
             self._store.await_names(self, self._held())
-        return None
+        return self._last
 
     def _received(self) -> list[Action]:
         message, self._message = self._message, None

@@ -1,7 +1,7 @@
 """File descriptors: how many connections the process has them for.
 
-Most systems let a process have 1024 unless it asks for more. Without one to spare the CA could not even write its audit
-log, so connections must never take the last.
+Most systems let a process have 1024 unless it asks for more. Without one to spare a server could not even write its
+log, or read its files anew, so connections must never take the last.
 """
 
 import logging

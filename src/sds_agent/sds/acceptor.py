@@ -1,0 +1,163 @@
+"""Accepts the peers on the agent's socket, and relays each to gRPC's own (see `relay`).
+
+gRPC would accept them itself, without a word when there is no descriptor left and without an end to their number. It
+listens at a socket without a name instead, which only this process can reach. Its end of each relay has an abstract
+address that the kernel chooses: gRPC shows it as the call's peer, and it leads to who holds the connection.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+import time
+
+from sds_agent import log
+from sds_agent.budget import Buckets, Budget, Rate
+from sds_agent.rpc.frames import Bounds, Inspection
+from sds_agent.sds.relay import Relay
+from sds_agent.sds.shares import Shares
+
+LOG = logging.getLogger(__name__)
+
+BACKLOG = 4096
+AGAIN = 0.05
+"""Seconds until it is tried again to accept, when that failed."""
+CALLS = Rate(1000, 200)
+"""Calls that the connections of one process may begin before it is read from less often. Each costs the event
+loop half a millisecond, so one process that makes calls without end takes no more than a tenth of it.
+"""
+MOST_PROCESSES = 10_000
+A_MINUTE = Rate(1, 1 / 60)
+"""How often a line tells that places are short, or that a connection of one process was ended."""
+BOUNDS = Bounds(block=16 << 10, frames=1 << 62)
+"""A header block of more than gRPC takes uncompressed need not be read. The frames are not counted, as a connection may
+stay for months; gRPC itself reads no more of a peer that makes it answer and does not read.
+"""
+_CREDENTIALS = struct.Struct("iII")
+"""A process, its user and its group (struct ucred, unix(7))."""
+
+
+class Acceptor:
+    """Accepts from `begin` on. At most `most` connections are open: of the process that has most, the oldest gives way.
+
+    `backend` is a descriptor of gRPC's socket, which becomes the acceptor's; `holders` is kept up to date: who holds
+    each connection, by the address that gRPC knows of it.
+    """
+
+    def __init__(self, listener: socket.socket, backend: int, most: int, holders: dict[str, str]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        self._backend = backend
+        self._holders = holders
+        self._shares = Shares[Relay](most)
+        self._relays: set[Relay] = set()
+        self._emptied = asyncio.Event()
+        self._emptied.set()
+        self._failed = log.Once(LOG, "not_accepted")
+        self._calls = Buckets(CALLS, MOST_PROCESSES)
+        self._full = Budget(A_MINUTE, A_MINUTE, most_keys=1)
+        self._ended = Budget(A_MINUTE, Rate(20, 20 / 60), most_keys=100)
+        self._again: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """Accept from now on."""
+        self._listener.setblocking(False)
+        self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Accept no more; what is open goes on."""
+        if self._again is not None:
+            self._again.cancel()
+        if self._listener.fileno() >= 0:
+            self._loop.remove_reader(self._listener.fileno())
+            self._listener.close()
+            os.close(self._backend)
+
+    async def emptied(self) -> None:
+        """Wait until no connection is open."""
+        await self._emptied.wait()
+
+    def abort(self) -> None:
+        """Close all that is open, at once."""
+        for relay in tuple(self._relays):
+            relay.close()
+
+    def _accept(self) -> None:
+        """One connection; the loop comes back for the next. What leads to gRPC comes first: a peer that cannot be
+        relayed waits in the kernel's queue.
+        """
+        try:
+            back = self._reach()
+        except OSError as error:
+            self._pause(error)
+            return
+        try:
+            peer, _ = self._listener.accept()
+        except OSError as error:
+            back.close()
+            if not isinstance(error, BlockingIOError | ConnectionAbortedError):
+                self._pause(error)
+            return
+        self._failed.over()
+        self._relay(peer, back)
+
+    def _reach(self) -> socket.socket:
+        back = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            back.setblocking(False)
+            back.bind("")  # to an address that the kernel chooses (unix(7), autobind)
+            back.connect(f"/proc/self/fd/{self._backend}")
+        except BaseException:
+            back.close()
+            raise
+        return back
+
+    def _pause(self, error: OSError) -> None:
+        if not isinstance(error, BlockingIOError):  # or else gRPC has not accepted the last ones yet
+            self._failed.tell(error.strerror or str(error))
+        self._loop.remove_reader(self._listener.fileno())
+        self._again = self._loop.call_later(AGAIN, self.begin)
+
+    def _relay(self, peer: socket.socket, back: socket.socket) -> None:
+        peer.setblocking(False)
+        address = f"unix-abstract:{back.getsockname()[1:].decode()}"
+        holder = _process(peer) or address
+
+        def over(relay: Relay, why: str | None) -> None:
+            self._holders.pop(address, None)
+            self._shares.leave(relay)
+            self._relays.discard(relay)
+            if not self._relays:
+                self._emptied.set()
+            if why is not None:
+                self._say_ended(holder, why)
+
+        def pace(calls: int) -> float:
+            now = time.monotonic()
+            return self._calls.of(holder, now).overdraw(now, calls)
+
+        relay = Relay(peer, back, Inspection(BOUNDS), pace, over)
+        self._holders[address] = holder
+        self._relays.add(relay)
+        self._emptied.clear()
+        gives_way = self._shares.enter(relay, holder)
+        relay.begin()
+        if gives_way is not None:
+            self._say_full(holder)
+            gives_way.close()
+
+    def _say_full(self, holder: str) -> None:
+        if self._full.take("", time.monotonic()):
+            log.event(LOG, "too_many_connections", level=logging.WARNING, most=self._shares.most, newest=holder)
+
+    def _say_ended(self, holder: str, why: str) -> None:
+        if self._ended.take(holder, time.monotonic()):
+            log.event(LOG, "connection_ended", level=logging.WARNING, holder=holder, cause=why)
+
+
+def _process(peer: socket.socket) -> str | None:
+    """The process that connected, if it is in a PID namespace that this one sees."""
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    process, user, _ = _CREDENTIALS.unpack(credentials)
+    return f"pid {process} (uid {user})" if process else None

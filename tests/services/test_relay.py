@@ -1,0 +1,153 @@
+"""Between a peer and gRPC: every byte, in order, no faster than it is taken; and an end that both can read."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import anyio
+import pytest
+
+from sds_agent.rpc.frames import PREFACE, Bounds, Inspection
+from sds_agent.sds.relay import Relay
+
+PING = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00" + bytes(8)
+CALL = b"\x00\x00\x01\x01\x04\x00\x00\x00\x01\x82"
+
+
+class Ends:
+    """A relay between two socket pairs, and what it said when it was over."""
+
+    def __init__(self, wait: float = 0.0) -> None:
+        self.peer, front = socket.socketpair(socket.AF_UNIX)
+        back, self.server = socket.socketpair(socket.AF_UNIX)
+        for each in (self.peer, front, back, self.server):
+            each.setblocking(False)
+        self.calls = 0
+        self.over = asyncio.Event()
+        self.why: str | None = None
+        self._wait = wait
+        self._relay = Relay(front, back, Inspection(Bounds(block=100, frames=1 << 30)), self._pace, self._end)
+        self._relay.begin()
+
+    def _pace(self, calls: int) -> float:
+        self.calls += calls
+        return self._wait if self.calls else 0.0
+
+    def _end(self, _relay: Relay, why: str | None) -> None:
+        self.why = why
+        self.over.set()
+
+    def close(self) -> None:
+        self._relay.close()
+        self.peer.close()
+        self.server.close()
+
+
+@contextmanager
+def relayed(wait: float = 0.0) -> Iterator[Ends]:
+    ends = Ends(wait)
+    try:
+        yield ends
+    finally:
+        ends.close()
+
+
+async def send(connection: socket.socket, data: bytes) -> None:
+    with anyio.fail_after(10):
+        await asyncio.get_running_loop().sock_sendall(connection, data)
+
+
+async def receive(connection: socket.socket, count: int) -> bytes:
+    """So many bytes, or those before the end."""
+    data = b""
+    with anyio.fail_after(10):
+        while len(data) < count and (more := await asyncio.get_running_loop().sock_recv(connection, count)):
+            data += more
+    return data
+
+
+async def test_every_byte_arrives_in_order_however_slowly_it_is_taken() -> None:
+    data = os.urandom(3 << 20)
+    frames = PREFACE + PING * 200_000
+    with relayed() as ends:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send, ends.server, data)
+            tasks.start_soon(send, ends.peer, frames)
+            await anyio.wait_all_tasks_blocked()  # both are sent as much as there is room for
+            assert await receive(ends.peer, len(data)) == data
+            assert await receive(ends.server, len(frames)) == frames
+        assert not ends.over.is_set()
+
+
+async def test_a_peer_that_leaves_is_seen_by_grpc() -> None:
+    with relayed() as ends:
+        ends.peer.close()
+        assert await receive(ends.server, 1) == b""
+        await asyncio.wait_for(ends.over.wait(), 10)
+
+
+async def test_a_peer_that_is_just_writing_still_reads_what_it_was_told_last() -> None:
+    """Closed at once, the connection would break under its hand: an Envoy would count an error for a clean end."""
+    with relayed() as ends:
+        await send(ends.peer, PREFACE + PING * 10_000)  # more than was read by the time of the end
+        await send(ends.server, b"the last word")
+        ends.server.close()
+        assert await receive(ends.peer, 13) == b"the last word"
+        await send(ends.peer, PING * 10_000)
+        assert await receive(ends.peer, 1) == b""
+        ends.peer.close()
+        await asyncio.wait_for(ends.over.wait(), 10)
+        assert ends.why is None
+
+
+async def test_a_peer_that_does_not_close_is_closed() -> None:
+    with relayed() as ends:
+        ends.server.close()
+        await asyncio.wait_for(ends.over.wait(), 10)
+        assert ends.why is None
+
+
+@pytest.mark.parametrize("frozen", ["peer", "server"])
+async def test_who_leaves_while_the_other_end_is_frozen_holds_no_descriptors(frozen: str) -> None:
+    """gRPC closes the connection of a peer that answers no ping; what that peer has not read stays unread."""
+    with relayed() as ends:
+        leaves = ends.server if frozen == "peer" else ends.peer
+        data = PREFACE + PING * 200_000
+        for _ in range(1000):  # until there is room neither here nor there
+            with suppress(BlockingIOError):
+                data = data[leaves.send(data) :]
+            await anyio.lowlevel.checkpoint()
+        assert data
+        leaves.close()
+        await asyncio.wait_for(ends.over.wait(), 10)
+
+
+async def test_what_is_objected_to_reaches_nobody_and_ends_the_connection() -> None:
+    with relayed() as ends:
+        await send(ends.peer, PREFACE)
+        assert await receive(ends.server, len(PREFACE)) == PREFACE
+        await send(ends.peer, b"\x00\x00\xff\x01\x00\x00\x00\x00\x01" + bytes(0xFF))
+        await asyncio.wait_for(ends.over.wait(), 10)
+        assert ends.why == "a header block has more than 100 bytes"
+        assert await receive(ends.server, 1) == b""
+
+
+async def test_a_peer_that_made_too_many_calls_waits_and_goes_on() -> None:
+    with relayed(wait=0.01) as ends:
+        await send(ends.peer, PREFACE + CALL)
+        await receive(ends.server, len(PREFACE + CALL))
+        await send(ends.peer, PING)
+        assert ends.calls == 1
+        ends._wait = 0.0
+        assert await receive(ends.server, len(PING)) == PING
+
+
+async def test_a_peer_that_is_not_read_from_and_leaves_is_noticed() -> None:
+    """Or else those who call without end and come again would pile up."""
+    with relayed(wait=1000) as ends:
+        await send(ends.peer, PREFACE + CALL)
+        await receive(ends.server, len(PREFACE + CALL))
+        ends.peer.close()
+        await asyncio.wait_for(ends.over.wait(), 10)
