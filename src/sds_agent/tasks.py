@@ -20,6 +20,10 @@ P = ParamSpec("P")
 Start = Callable[[Coroutine[Any, Any, None]], None]
 
 
+DISK_PATIENCE = 5.0
+"""Seconds for the disk with the agent's own files to take a write, also at the end of the process."""
+
+
 class NoThreadError(SdsAgentError):
     """The system starts no further thread at present."""
 

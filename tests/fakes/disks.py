@@ -1,9 +1,10 @@
-"""Disks that are full."""
+"""Disks that are full, and disks that do not answer."""
 
 import errno
 import os
 import resource
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,3 +59,24 @@ class SmallDisk:
 
     def _holds(self, descriptor: int) -> bool:
         return Path(f"/proc/self/fd/{descriptor}").readlink().parent == self._directory
+
+
+class DeadDisk:
+    """A stand-in for a disk of the network that is gone, by what the system's call does: nothing is ever on it.
+
+    Until `revive` is called, whatever makes a file durable waits.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._alive = threading.Event()
+        self._fsync = os.fsync
+        monkeypatch.setattr(os, "fsync", self.fsync)
+
+    def fsync(self, descriptor: int) -> None:
+        """As os.fsync."""
+        self._alive.wait()
+        self._fsync(descriptor)
+
+    def revive(self) -> None:
+        """Let those that wait go on."""
+        self._alive.set()

@@ -15,6 +15,7 @@ import pytest
 from cryptography import x509
 from fakes.authorities import ScriptedAuthority, Step, UpstreamCa, answering, failing, shifted
 from fakes.clocks import HandClock
+from fakes.disks import DeadDisk
 from fakes.events import Events, recorded
 from fakes.hierarchy import NOW, URI, new_key
 from hypothesis import HealthCheck, given, settings
@@ -49,6 +50,8 @@ def anchors(store: SecretStore) -> set[x509.Certificate]:
 class Machine:
     """What stays when the agent is restarted: the disk, the clock and the CA."""
 
+    disk_patience = 60.0
+
     def __init__(self, directory: Path) -> None:
         self.directory = directory / "certificates"
         self.clock = HandClock()
@@ -74,6 +77,7 @@ class Machine:
             gate=Gate(),
             clock=self.clock,
             keeper=Keeper(self.directory),
+            disk_patience=self.disk_patience,
         )
         with recorded() as events:
             async with anyio.create_task_group() as tasks:
@@ -98,6 +102,29 @@ async def test_first_start_has_nothing_to_restore_and_says_nothing(tmp_path: Pat
     async with machine.agent(answering(machine.ca)) as (_, events, _authority):
         await events.wait("issued")
         assert events.named("restored") == events.named("not_restored") == []
+
+
+async def test_a_disk_that_does_not_answer_holds_up_neither_renewals_nor_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of the network that is gone. What could not be kept is: once it is back, the next certificate is kept."""
+    machine = Machine(tmp_path)
+    machine.disk_patience = 0.01
+    disk = DeadDisk(monkeypatch)
+    async with machine.agent(answering(machine.ca)) as (_, events, _authority):
+        try:
+            await events.wait("issued")
+            causes = [(await events.wait("not_kept"))["cause"]]
+            await machine.clock.asleep(2)
+            machine.clock.elapse(HOUR * 0.56)
+            await events.wait("renewed")
+            causes.append((await events.wait("not_kept", count=2))["cause"])
+        finally:
+            disk.revive()  # here, or else an agent that waits for it would hold up this test
+    assert causes == [
+        "the disk of the state directory: no answer within 0.01 s",
+        "the disk of the state directory: an earlier attempt has not come back yet",
+    ]
 
 
 async def test_what_is_kept_tells_when_it_was_issued(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from sds_agent.pki.certificates import unique, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import PrivateKey
 from sds_agent.secrets.store import SecretStore
-from sds_agent.tasks import NoThreadError, in_thread, uninterrupted
+from sds_agent.tasks import DISK_PATIENCE, NoThreadError, Patience, uninterrupted
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class Issuer:
         clock: Clock,
         renewal: Renewal | None = None,
         keeper: Keeper | None = None,
+        disk_patience: float = DISK_PATIENCE,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._workload = workload
@@ -67,6 +68,7 @@ class Issuer:
         self._clock = clock
         self._renewal = renewal or Renewal()
         self._keeper = keeper
+        self._disk = Patience(disk_patience)  # one that does not answer must not hold up the next renewal
         self._chance = chance
         self._offer = Offer(workload, store=store, trust=trust, clock=clock)
         self._kept: Certificate | None = None
@@ -171,9 +173,10 @@ class Issuer:
         )
         try:
             # to its end also when the agent stops: a write that is cut off would have to be cleared away
-            await uninterrupted(in_thread(self._keeper.save, kept))
-        except (KeepError, NoThreadError) as error:
-            log.event(LOG, "not_kept", level=logging.ERROR, workload=self._workload.name, cause=str(error))
+            await uninterrupted(self._disk.call(self._keeper.save, kept))
+        except (KeepError, NoThreadError, TimeoutError) as error:
+            cause = f"the disk of the state directory: {error.strerror}" if isinstance(error, OSError) else str(error)
+            log.event(LOG, "not_kept", level=logging.ERROR, workload=self._workload.name, cause=cause)
         else:
             self._kept = certificate
 

@@ -20,7 +20,7 @@ from sds_agent.directories import own_directory
 from sds_agent.errors import SdsAgentError
 from sds_agent.files import ForeignFileError, read_own, remove_unfinished, write_private
 from sds_agent.pki.certificates import CertificateError, read_pem, write_pem
-from sds_agent.tasks import in_thread, uninterrupted
+from sds_agent.tasks import DISK_PATIENCE, Patience, uninterrupted
 
 LOG = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ class NeedsFile:
         self._file = directory / NAME
         self._trouble = log.Once(LOG, "anchors_not_kept")
         self._holds: tuple[Need, ...] = ()
+        self._disk = Patience(DISK_PATIENCE)
 
     def load(self) -> tuple[Need, ...]:
         """What the agent before this one needed; none where there is no file. A file that cannot be used is logged, and
@@ -82,7 +83,10 @@ class NeedsFile:
         if needs == self._holds:
             return True
         try:
-            await uninterrupted(in_thread(self._write, needs))
+            await uninterrupted(self._disk.call(self._write, needs))
+        except TimeoutError as error:
+            self._trouble.tell(f"cannot write {self._file}: {error.strerror}")
+            return False
         except SdsAgentError as error:
             self._trouble.tell(str(error))
             return False

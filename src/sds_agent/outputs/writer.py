@@ -15,8 +15,7 @@ from sds_agent.errors import SdsAgentError
 from sds_agent.outputs.directory import File, holding, is_whole, write_set
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore, Snapshot
-from sds_agent.tasks import NoThreadError
-from sds_agent.workers import in_worker
+from sds_agent.tasks import DISK_PATIENCE, NoThreadError, Patience, uninterrupted
 
 LOG = logging.getLogger(__name__)
 
@@ -90,11 +89,13 @@ class _Place:
         self._held = held
         self._clock = clock
         self._delay = FIRST_RETRY
+        self._disk = Patience(DISK_PATIENCE)
 
     async def write(self, files: Mapping[str, File]) -> bool:
         """Put the files in force; whether it went well. If not, return when it is time to try again."""
         try:
-            await in_worker(self._put, files)
+            # to its end also when the agent stops, or else a part of a set would lie there
+            await uninterrupted(self._disk.call(self._put, files))
         except (OSError, SdsAgentError) as error:
             cause = _told(error, self.output.directory) if isinstance(error, OSError) else str(error)
             self._log("output_not_written", logging.ERROR, cause=cause, in_seconds=self._delay)
@@ -108,9 +109,9 @@ class _Place:
     async def lost(self, files: Mapping[str, File]) -> bool:
         """Whether the files, which were put in force, were removed since."""
         try:
-            if await in_worker(self._is_there, files):
+            if await self._disk.call(self._is_there, files):
                 return False
-        except NoThreadError:  # the next look tells
+        except (NoThreadError, TimeoutError):  # the next look tells
             return False
         self._log("output_lost", logging.WARNING)
         return True
