@@ -14,6 +14,7 @@ import pytest
 from cryptography import x509
 from fakes.authorities import ScriptedTrust
 from fakes.clocks import HAND_LOOP, HandClock
+from fakes.disks import DeadDisk
 from fakes.events import Events, recorded
 from fakes.hierarchy import DAY, HOUR, NOW, make_ca, make_leaf, new_key
 from fakes.odd_certificates import NOT_READ, together
@@ -25,6 +26,7 @@ from sds_agent.issuance.trust import PATIENCE, RETRY, Trust, follow, refresh, re
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
+from sds_agent.tasks import DISK_PATIENCE
 
 NAMES = ("ROOTCA", "spiffe://demo.example")
 ROOT = make_ca("another root")
@@ -402,6 +404,55 @@ async def test_a_disk_that_is_full_is_tried_again_and_told_once(tmp_path: Path, 
         await until_written(tmp_path / "state", (Need("a", root.certificate, NOW + HOUR),))
 
 
+async def test_a_disk_that_does_not_answer_is_tried_again_and_holds_up_no_other_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: Events
+) -> None:
+    """As one of the network that is gone: the end of the agent waits for this loop as for every other."""
+    root, clock, disk = make_ca("root"), HandClock(), DeadDisk(monkeypatch)
+    trust, file = Trust(SecretStore(NAMES), NAMES, clock), NeedsFile(tmp_path)
+    trust.update("a", (root.certificate,))
+    trust.rely("a", in_use(make_leaf(root)))
+    try:
+        async with remembering(trust, file, clock):
+            await clock.asleep()  # what follows the anchors' times
+            await anyio.wait_all_tasks_blocked()
+            clock.elapse(timedelta(seconds=DISK_PATIENCE))
+            for count in (1, 2):
+                await events.wait("anchors_not_kept", level="error", count=count)
+                await clock.asleep(2)
+                clock.elapse(timedelta(seconds=RETRY))
+            assert [each["cause"] for each in events.named("anchors_not_kept")] == [
+                f"cannot write {tmp_path / 'anchors.json'}: no answer within 5 s",
+                f"cannot write {tmp_path / 'anchors.json'}: an earlier attempt has not come back yet",
+            ]
+    finally:
+        disk.revive()
+
+
+async def test_what_a_disk_took_too_late_is_not_taken_for_what_was_there_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else the next agent would trust, or miss, an anchor that this one has long thought better of."""
+    clock, file = HandClock(), NeedsFile(tmp_path)
+    before = (Need("a", ROOT.certificate, NOW + HOUR),)
+    assert await file.save(before)
+    with monkeypatch.context() as patched:
+        disk = DeadDisk(patched)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                saving = tasks.create_task(file.save(()))
+                await anyio.wait_all_tasks_blocked()
+                clock.elapse(timedelta(seconds=DISK_PATIENCE))
+                assert not await saving
+        finally:
+            disk.revive()
+    await until_written(tmp_path, ())
+    with anyio.fail_after(10):
+        while not await file.save(before):
+            await anyio.lowlevel.checkpoint()
+    assert _read(tmp_path / "anchors.json") == before
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -444,6 +495,11 @@ def test_a_file_that_was_removed_is_put_back_and_another_is_left_alone(tmp_path:
     tmp_path.chmod(0o777)
     with pytest.raises(NeedsError, match="cannot keep the anchors"):
         file.put_back()
+
+
+def test_no_file_makes_an_anchor_needed_after_its_end(tmp_path: Path) -> None:
+    assert asyncio.run(NeedsFile(tmp_path).save((Need("a", ROOT.certificate, NOW + 400 * DAY),)))
+    assert NeedsFile(tmp_path).load() == (Need("a", ROOT.certificate, ROOT.certificate.not_valid_after_utc),)
 
 
 def test_the_first_start_has_nothing_to_remember_and_says_nothing(tmp_path: Path, events: Events) -> None:

@@ -56,6 +56,7 @@ class NeedsFile:
         self._file = directory / NAME
         self._trouble = log.Once(LOG, "anchors_not_kept")
         self._holds: tuple[Need, ...] = ()
+        self._unsure = False  # after a write that failed or was late: it may be there, or come to be
         self._disk = Patience(DISK_PATIENCE)
 
     def load(self) -> tuple[Need, ...]:
@@ -64,7 +65,7 @@ class NeedsFile:
         """
         remove_unfinished(self._file.parent, NAME.replace(".", r"\."))
         try:
-            self._holds = _read(self._file)
+            self._holds, self._unsure = _read(self._file), False
         except FileNotFoundError:
             return ()
         except ForeignFileError as error:
@@ -80,8 +81,9 @@ class NeedsFile:
 
     async def save(self, needs: tuple[Need, ...]) -> bool:
         """Write these in place of others; returns whether they are there. A failure is logged once."""
-        if needs == self._holds:
+        if needs == self._holds and not self._unsure:
             return True
+        self._unsure = True
         try:
             await uninterrupted(self._disk.call(self._write, needs))
         except TimeoutError as error:
@@ -91,7 +93,7 @@ class NeedsFile:
             self._trouble.tell(str(error))
             return False
         self._trouble.over()
-        self._holds = needs
+        self._holds, self._unsure = needs, False
         return True
 
     def put_back(self) -> Path | None:
