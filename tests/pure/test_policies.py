@@ -9,6 +9,7 @@ from fakes.oddities.limits import certificate_policies
 
 from sds_agent.pki.certificates import CertificateError, read_pem
 from sds_agent.pki.path import PathError, find_path
+from sds_agent.pki.policies import fault_of_policies
 
 NOW = datetime(2026, 3, 14, tzinfo=UTC)
 CASES = {each.label: each for each in certificate_policies()}
@@ -86,7 +87,7 @@ def test_policy_mappings_that_are_damaged_are_refused() -> None:
             find_path(below, [issuer], [anchor], NOW)
 
 
-@pytest.mark.parametrize("policy", ["1.2.3.4", "2.5.29.32.1", "1.3.6.1.4.1.311.21.8.1234567.7654321"])
+@pytest.mark.parametrize("policy", ["1.2.3.4", "2.5.29.32.1", "2.999.3", "1.3.6.1.4.1.311.21.8.1234567.7654321"])
 def test_policies_of_every_length_are_mapped(policy: str) -> None:
     mapped = (der.policy_constraints(0), der.policy_mappings(("1.2.3", policy)), der.policies("1.2.3"))
     upper, ca, leaf = (der.entity(text) for text in ("upper", "ca", "leaf"))
@@ -98,3 +99,53 @@ def test_policies_of_every_length_are_mapped(policy: str) -> None:
     ]
     first, issuer, anchor = map(der.loaded, chain)
     assert find_path(first, [issuer], [anchor], NOW) == (first, issuer)
+
+
+ROOT, UPPER, LOWER, LEAF = (der.entity(text) for text in ("root", "upper", "lower", "leaf"))
+ONE, OTHER = "1.2.3", "1.2.4"
+
+
+def fault(*below: tuple[der.Entity, tuple[bytes, ...]]) -> str | None:
+    """Of a chain below the root: each CA, then the leaf, with its extensions."""
+    path, issuer = [der.certificate(ROOT)], ROOT
+    for own, extensions in below:
+        path.insert(0, der.certificate(own, issuer, extensions=extensions))
+        issuer = own
+    return fault_of_policies(tuple(map(der.loaded, path)))
+
+
+@pytest.mark.parametrize(
+    ("upper", "lower", "leaf"),
+    [
+        ((der.inhibit_any_policy(0),), (der.policies(ONE), der.inhibit_any_policy(5)), der.ANY_POLICY),
+        (
+            (der.policy_constraints(0, 0),),
+            (der.policies(ONE), der.policy_constraints(5, 5), der.policy_mappings((ONE, OTHER))),
+            OTHER,
+        ),
+    ],
+    ids=["anyPolicy", "mappings"],
+)
+def test_a_lower_ca_cannot_take_back_what_an_upper_one_rules_out(
+    upper: tuple[bytes, ...], lower: tuple[bytes, ...], leaf: str
+) -> None:
+    demand = () if any(der.oid(der.POLICY_CONSTRAINTS) in each for each in upper) else (der.policy_constraints(0),)
+    found = fault((UPPER, (der.policies(ONE), *upper, *demand)), (LOWER, lower), (LEAF, (der.policies(leaf),)))
+    assert found is not None
+    assert found.startswith("'CN=upper' demands a certificate policy")
+
+
+def test_a_lower_ca_cannot_put_off_a_demand() -> None:
+    demand, later = der.policy_constraints(0), der.policy_constraints(5)
+    found = fault((UPPER, (der.policies(ONE), demand)), (LOWER, (der.policies(ONE), later)), (LEAF, ()))
+    assert found is not None
+    assert found.startswith("'CN=upper' demands a certificate policy")
+
+
+def test_a_ca_that_certifies_its_next_key_may_do_so_for_any_policy() -> None:
+    """RFC 5280 section 6.1.3, step d.2, and BoringSSL: such a certificate is no step down."""
+    renewed = der.Entity(UPPER.name, LOWER.key)
+    upper = (UPPER, (der.policies(ONE), der.policy_constraints(0), der.inhibit_any_policy(0)))
+    leaf = (LEAF, (der.policies(ONE),))
+    assert fault(upper, (renewed, (der.policies(der.ANY_POLICY),)), leaf) is None
+    assert fault(upper, (LOWER, (der.policies(der.ANY_POLICY),)), leaf) is not None

@@ -10,7 +10,15 @@ from fakes import der
 from fakes.hierarchy import DAY, HOUR, NOW, Ca, key_usage, make_ca, make_crl, make_leaf, new_key
 
 from sds_agent.pki.certificates import CertificateError
-from sds_agent.pki.revocation import RevocationList, fault_of_list, overdue, peculiarity, read_crls, revoked
+from sds_agent.pki.revocation import (
+    RevocationList,
+    fault_of_list,
+    is_signed_by,
+    overdue,
+    peculiarity,
+    read_crls,
+    revoked,
+)
 
 ROOT = make_ca("root")
 MIDDLE = make_ca("middle", ROOT)
@@ -35,6 +43,14 @@ def test_a_list_signed_with_another_key_revokes_nothing() -> None:
     lists = [make_crl(namesake, LEAF)]
     assert revoked(CHAIN, lists) is None
     assert revoked((LEAF, namesake.certificate, ROOT.certificate), lists) == LEAF
+
+
+def test_a_list_of_another_ca_with_the_same_key_revokes_nothing() -> None:
+    """As of a CA that was renamed and numbers its certificates anew."""
+    renamed = make_ca("renamed", ROOT, key=MIDDLE.key)
+    lists = [make_crl(renamed, LEAF)]
+    assert revoked(CHAIN, lists) is None
+    assert not is_signed_by(lists[0], MIDDLE.certificate)
 
 
 @pytest.mark.parametrize(

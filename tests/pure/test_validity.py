@@ -70,13 +70,16 @@ def test_a_renewed_root_that_begins_in_a_moment_lengthens_what_the_old_one_has_b
     assert (found.begin, found.end) == (NOW - HOUR, NOW + HOUR)
 
 
-def test_a_pause_between_two_anchors_is_an_end() -> None:
+@pytest.mark.parametrize(
+    ("old_end", "end"), [(SKEW / 4, SKEW / 4), (SKEW / 2, HOUR)], ids=["a pause", "at the same moment"]
+)
+def test_a_pause_between_two_anchors_is_an_end(old_end: timedelta, end: timedelta) -> None:
     key = new_key()
-    old = make_ca("root", key=key, not_after=NOW + SKEW / 4)
+    old = make_ca("root", key=key, not_after=NOW + old_end)
     renewed = make_ca("root", key=key, not_before=NOW + SKEW / 2)
     found = validity((make_leaf(old),), [old.certificate, renewed.certificate], NOW)
     assert found is not None
-    assert (found.begin, found.end) == (NOW - HOUR, NOW + SKEW / 4)
+    assert (found.begin, found.end) == (NOW - HOUR, NOW + end)
 
 
 def test_a_pinned_intermediate_outlives_its_root_for_those_who_have_it() -> None:

@@ -1,16 +1,20 @@
 """Certificates as files: every renewal one whole set, and no trouble with a disk reaches issuance."""
 
+import asyncio
 import os
 import shutil
 import stat
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
-from fakes.clocks import HandClock
+from fakes.clocks import HAND_LOOP, HandClock
+from fakes.disks import DeadDisk
 from fakes.events import Events, recorded
 from fakes.hierarchy import NOW
 
@@ -18,6 +22,7 @@ from sds_agent.outputs.directory import File, write_set
 from sds_agent.outputs.writer import FIRST_RETRY, LONGEST_RETRY, Output, keep
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
+from sds_agent.tasks import DISK_PATIENCE
 
 NAMES = ("cert-chain.pem", "key.pem", "root-cert.pem")
 PLANTED = b"PLANTED PRIVATE KEY"
@@ -316,6 +321,85 @@ async def test_a_disk_that_stays_full_is_asked_less_and_less_often_and_named(
                         clock.elapse(delay)
             clock.elapse(LONGEST_RETRY)
             await events.wait("output_written", count=number)
+
+
+@pytest.mark.parametrize("anyio_backend", [HAND_LOOP])
+async def test_a_disk_that_does_not_answer_is_given_up_told_and_written_once_it_is_back(
+    target: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of the network that is gone: the end of the agent waits for every write that is under way."""
+    clock, disk = HandClock(), DeadDisk(monkeypatch)
+    try:
+        async with kept(target, clock) as store:
+            store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
+            await anyio.wait_all_tasks_blocked()
+            clock.elapse(timedelta(seconds=DISK_PATIENCE))
+            told = [await events.wait("output_not_written")]
+            await clock.asleep()
+            store.publish({"default": certificate(2), "ROOTCA": bundle(2)})
+            clock.elapse(FIRST_RETRY)
+            told.append(await events.wait("output_not_written", count=2))
+            await clock.asleep()
+            words = ("no answer within 5 s", "an earlier attempt has not come back yet")
+            for each, cause in zip(told, words, strict=True):
+                assert str(each["cause"]).startswith(f"cannot write to {target}: {cause}; ")
+            disk.revive()
+            for late in [each for each in threading.enumerate() if each.name.startswith("in_thread")]:
+                await anyio.to_thread.run_sync(late.join, 10)
+            clock.elapse(LONGEST_RETRY)
+            await events.wait("output_written")
+            assert contents(target)[0] == "chain 2"
+    finally:
+        disk.revive()
+
+
+@pytest.mark.parametrize("anyio_backend", [HAND_LOOP])
+async def test_a_disk_that_stops_answering_takes_no_files_for_lost(
+    target: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look that comes to nothing says nothing of the files, and must end no agent."""
+    clock, hangs, asked = HandClock(), threading.Event(), threading.Event()
+    exists = os.path.exists
+
+    def hanging(path: Path) -> bool:
+        asked.set()
+        hangs.wait()
+        return exists(path)
+
+    try:
+        async with kept(target, clock, look_every=0.01) as store:
+            store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
+            await events.wait("output_written")
+            monkeypatch.setattr(os.path, "exists", hanging)
+            with anyio.fail_after(10):
+                await anyio.to_thread.run_sync(asked.wait)
+            clock.elapse(timedelta(seconds=DISK_PATIENCE))
+            store.publish({"default": certificate(2)})
+            told = await events.wait("output_not_written")
+            assert "an earlier attempt has not come back yet" in str(told["cause"])
+            assert events.named("output_lost") == []
+    finally:
+        hangs.set()
+
+
+async def test_the_end_of_the_agent_cuts_no_write_short(
+    target: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else the lock would be given up while the disk is still written to, and a part of a set would lie there."""
+    disk, store = DeadDisk(monkeypatch), SecretStore(("default", "ROOTCA"))
+    store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
+    try:
+        keeping = asyncio.ensure_future(keep(Output(target, "default", "ROOTCA"), store, HandClock()))
+        await anyio.wait_all_tasks_blocked()
+        keeping.cancel()
+        await anyio.wait_all_tasks_blocked()
+        assert not keeping.done()
+    finally:
+        disk.revive()
+    with pytest.raises(asyncio.CancelledError):
+        await keeping
+    assert contents(target)[0] == "chain 1"
+    assert events.named("output_not_written") == []
 
 
 async def test_a_directory_that_others_may_write_to_is_refused(target: Path, events: Events) -> None:
