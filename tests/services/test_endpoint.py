@@ -255,7 +255,7 @@ def test_directory_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
     if tmp_path.stat().st_uid == 0:
         os.chown(tmp_path, 4712, -1)
-    with pytest.raises(ConfigurationError, match="could replace the agent's files"):
+    with pytest.raises(ConfigurationError, match=r"^sds\.socket: .* belongs to uid \d+, who could "):
         claim(SocketFile(tmp_path / "sds.sock")).__enter__()
 
 
@@ -300,8 +300,8 @@ async def test_directory_that_takes_no_socket_is_told_in_words(tmp_path: Path) -
 
 async def test_server_that_cannot_begin_leaves_the_path_to_others(tmp_path: Path) -> None:
     path = tmp_path / "sds.sock"
-    with pytest.raises(OverflowError):  # no system has that user, and the configuration refuses it
-        async with server(SocketFile(path, owner=str(2**40))):
+    with pytest.raises(OverflowError):  # no system has that mode, and the configuration refuses it
+        async with server(SocketFile(path, mode=2**40)):
             pass
     assert names_in(tmp_path) == {"sds.sock.lock"}
     async with server(SocketFile(path)), connected(path) as peer:
