@@ -4,6 +4,8 @@ import argparse
 
 from sds_agent.cli import schema
 
+EXIT_CODES = schema.EXIT_CODES
+
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:
     """It takes none."""

@@ -5,9 +5,12 @@ from collections.abc import Mapping
 
 from sds_agent.cli import output
 
+EXIT_CODES = "0 done; 2 a wrong call; 1 any other failure"
 
-def add_arguments(_parser: argparse.ArgumentParser) -> None:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """It takes none."""
+    parser.epilog = f"Exit codes: {EXIT_CODES}."
 
 
 def run(_arguments: argparse.Namespace) -> int:
