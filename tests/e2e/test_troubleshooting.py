@@ -25,6 +25,7 @@ class Symptom:
     zero: tuple[str, ...] = ()
     name: str = "default"
     socket: str = "sds.sock"
+    http1: bool = False
     ca: str = "{type: embedded}"
 
 
@@ -38,6 +39,12 @@ UNKNOWN_NAME = Symptom(
     ("sds.NAME.update_failure",),
     ("cluster.sds-agent.upstream_cx_connect_fail",),
     name="defualt",
+)
+HTTP1 = Symptom(
+    "starting main dispatch loop",
+    ("cluster.sds-agent.upstream_cx_http1_total", "sds.NAME.update_failure"),
+    ("cluster.sds-agent.upstream_cx_connect_fail",),
+    http1=True,
 )
 WRONG_PLACE = Symptom("rejected:", ("sds.NAME.update_rejected",), name="ROOTCA")
 NOT_ISSUED = Symptom(
@@ -55,14 +62,16 @@ async def suffering(symptom: Symptom, folder: Path) -> AsyncIterator[Envoy]:
     config.write_text(f"{config.read_text()[:-1]}, authorities: {{ca: {symptom.ca}}}}}")
     async with agent(config) as running:
         await running.event("listening")
-        async with envoy(folder / symptom.socket, folder, name=symptom.name) as proxy:
+        async with envoy(folder / symptom.socket, folder, name=symptom.name, http1=symptom.http1) as proxy:
             await proxy.program.line(symptom.line)
             if symptom is NOT_ISSUED:
                 await running.event("subscribed", held="default")
+            if symptom is HTTP1:
+                assert (await running.event("connection_ended"))["cause"] in PAGE
             yield proxy
 
 
-@pytest.mark.parametrize("symptom", [WRONG_PATH, UNKNOWN_NAME, WRONG_PLACE, NOT_ISSUED])
+@pytest.mark.parametrize("symptom", [WRONG_PATH, HTTP1, UNKNOWN_NAME, WRONG_PLACE, NOT_ISSUED])
 async def test_envoy_shows_what_the_page_says(symptom: Symptom, tmp_path: Path) -> None:
     for words in (*symptom.counted, *symptom.zero):
         assert words.removeprefix("sds.NAME.").removeprefix("cluster.sds-agent.") in PAGE

@@ -58,7 +58,7 @@ def sds(api_type: str) -> dict[str, Any]:
     }
 
 
-def bootstrap(socket: Path, admin: Path, *, api_type: str, name: str, http2: dict[str, Any]) -> dict[str, Any]:
+def bootstrap(socket: Path, admin: Path, *, api_type: str, name: str, http: dict[str, Any]) -> dict[str, Any]:
     """An Envoy that answers 200 to whoever has a certificate of the trust domain."""
     tls = {
         "@type": f"{TYPES}.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
@@ -68,7 +68,7 @@ def bootstrap(socket: Path, admin: Path, *, api_type: str, name: str, http2: dic
             "validation_context_sds_secret_config": {"name": "ROOTCA", "sds_config": sds(api_type)},
         },
     }
-    http = {
+    manager = {
         "@type": f"{TYPES}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "in",
         "route_config": {
@@ -93,7 +93,7 @@ def bootstrap(socket: Path, admin: Path, *, api_type: str, name: str, http2: dic
         "filter_chains": [
             {
                 "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls},
-                "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": http}],
+                "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}],
             }
         ],
     }
@@ -108,7 +108,7 @@ def bootstrap(socket: Path, admin: Path, *, api_type: str, name: str, http2: dic
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": options,
-                "explicit_http_config": {"http2_protocol_options": http2},
+                "explicit_http_config": http,
             }
         },
     }
@@ -127,11 +127,13 @@ async def envoy(
     api_type: str = "GRPC",
     name: str = "default",
     http2: dict[str, Any] | None = None,
+    http1: bool = False,
     node_always: bool = False,
 ) -> AsyncIterator[Envoy]:
     """Run an Envoy that takes the secret `name` and ROOTCA from `socket`, inside this context."""
     admin = directory / "admin.sock"
-    config = bootstrap(socket, admin, api_type=api_type, name=name, http2=http2 or {})
+    http = {"http_protocol_options": {}} if http1 else {"http2_protocol_options": http2 or {}}
+    config = bootstrap(socket, admin, api_type=api_type, name=name, http=http)
     text = json.dumps(config)
     if node_always:
         text = text.replace('"set_node_on_first_message_only": true', '"set_node_on_first_message_only": false')

@@ -146,7 +146,9 @@ async def pilot_agent(
     _write(place, "var/run/secrets/istio/root-cert.pem", roots)
     if token is not None:
         _write(place, "var/run/secrets/tokens/istio-token", token.encode())
-    config = bootstrap(SDS_SOCKET, place / "admin.sock", api_type="GRPC", name="default", http2={})
+    config = bootstrap(
+        SDS_SOCKET, place / "admin.sock", api_type="GRPC", name="default", http={"http2_protocol_options": {}}
+    )
     _write(place, "envoy.json", json.dumps(config).encode())
     proxy = {
         "binaryPath": BINARY,
