@@ -275,7 +275,7 @@ def _load(own: OwnFile) -> tuple[Signer, ...]:
     if mode & 0o077:
         raise ConfigurationError(
             f"{file} holds the embedded CA's private key and others may read or write it; "
-            f"if nobody has, run chmod 600 {file}, otherwise remove it and a new root is made"
+            f"if no other user has, run chmod 600 {file}, otherwise remove it and a new root is made"
         )
     marker = b"-----END PRIVATE KEY-----"
     pairs = [part + marker for part in content.split(marker) if part.strip()]

@@ -43,7 +43,7 @@ def read_token(file: Path) -> Token:
     """The token in `file`. Raises AuthorityError UNAUTHENTICATED, which does not quote what is there."""
     data = _read(file, "the token").strip()
     if not data:
-        raise _unusable(f"the token file {file} is empty; whoever renews the token has to write it there")
+        raise _unusable(f"the token file {file} is empty; the program that renews the token has to write it there")
     if len(data) > LONGEST_TOKEN or not all(0x21 <= byte <= 0x7E for byte in data):
         raise _unusable(
             f"the token file {file} does not hold a token alone: up to {LONGEST_TOKEN} printable characters of ASCII "

@@ -73,7 +73,7 @@ def _jwks(value: object, base: Path) -> str:
     if written.startswith("https://"):
         return _url(written)
     if "://" in written:
-        raise UnacceptableError("whoever can change the key set in transit is every caller")
+        raise UnacceptableError("without TLS, one who changes the key set on its way can be every caller")
     return str(PATH.parse(written, base))
 
 
@@ -271,7 +271,7 @@ def _conflicts(chosen: CaSettings) -> Iterator[Finding]:
         found = "names no directory" if signer.cacerts is None else "names two directories"
         yield Finding(("signer",), found, "give one of cacerts and self_signed")
     if not callers.jwt and callers.join_tokens is None:
-        yield Finding(("callers",), "let nobody get a first certificate", "give jwt or join_tokens; mtls only renews")
+        yield Finding(("callers",), "give no caller a first certificate", "give jwt or join_tokens; mtls only renews")
     for index, issuer in enumerate(callers.jwt):
         for key in ("ca_file", "token_file"):
             if getattr(issuer, key) is not None and not issuer.jwks.startswith("https://"):

@@ -119,7 +119,9 @@ def _mode(value: object, _base: Path) -> FileMode:
     if re.fullmatch(_MODE_PATTERN, written):
         return FileMode(int(written.removeprefix("0o"), 8))
     if re.fullmatch("(0|0o)?[0-7]{3}", written) and written[-1] != "0":
-        raise UnacceptableError("whoever may connect can read private keys; let others in through sds.group instead")
+        raise UnacceptableError(
+            "every process that may connect can read private keys; let others in through sds.group instead"
+        )
     raise UnacceptableError
 
 

@@ -39,7 +39,7 @@ EXPLICIT_REFUSED = (
 )
 _OTHER_KINDS = {
     b"OPENSSH PRIVATE KEY": "is in OpenSSH's own form; convert it with `ssh-keygen -p -m PKCS8 -f KEY`",
-    b"DSA PRIVATE KEY": "is a DSA key, which nobody takes for TLS any more; make an EC or RSA key",
+    b"DSA PRIVATE KEY": "is a DSA key, which no TLS library takes for a certificate any more; make an EC or RSA key",
     b"PUBLIC KEY": "is a public key; give the private key that belongs to it",
     b"RSA PUBLIC KEY": "is a public key; give the private key that belongs to it",
     b"CERTIFICATE": "is a certificate; give the private key that belongs to it",

@@ -150,7 +150,7 @@ class Endpoint:
 
     def refusal(self) -> ConfigurationError:
         """Why nothing can be bound here, asked of the kernel."""
-        reason = "nobody says why"
+        reason = "the system gives no reason"
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as attempt:
             try:
                 attempt.bind(str(self._temporary))
