@@ -21,8 +21,10 @@ from sds_agent.tasks import companions, uninterrupted
 
 LOG = logging.getLogger(__name__)
 
-PATIENCE = 5.0
-"""Seconds that the server may take to answer its own probe."""
+PATIENCE = 30.0
+"""Seconds that the server may take to answer its own probe: a machine that is starved at its start, when all else starts
+too, is no reason to end.
+"""
 
 HEAD_START = 0.25
 """Seconds for which the probe lets others go first."""
