@@ -101,7 +101,9 @@ def test_policies_of_every_length_are_mapped(policy: str) -> None:
     assert find_path(first, [issuer], [anchor], NOW) == (first, issuer)
 
 
-ROOT, UPPER, LOWER, LEAF = (der.entity(text) for text in ("root", "upper", "lower", "leaf"))
+ROOT, FIRST, UPPER, LOWER, LAST, LEAF = (
+    der.entity(text) for text in ("root", "first", "upper", "lower", "last", "leaf")
+)
 ONE, OTHER = "1.2.3", "1.2.4"
 
 
@@ -115,24 +117,27 @@ def fault(*below: tuple[der.Entity, tuple[bytes, ...]]) -> str | None:
 
 
 @pytest.mark.parametrize(
-    ("upper", "lower", "leaf"),
+    ("upper", "lower", "last", "leaf"),
     [
-        ((der.inhibit_any_policy(0),), (der.policies(ONE), der.inhibit_any_policy(5)), der.ANY_POLICY),
+        (der.inhibit_any_policy(0), der.inhibit_any_policy(5), (), der.ANY_POLICY),
         (
-            (der.policy_constraints(0, 0),),
-            (der.policies(ONE), der.policy_constraints(5, 5), der.policy_mappings((ONE, OTHER))),
+            der.policy_constraints(None, 0),
+            der.policy_constraints(None, 5),
+            (der.policy_mappings((ONE, OTHER)),),
             OTHER,
         ),
     ],
     ids=["anyPolicy", "mappings"],
 )
-def test_a_lower_ca_cannot_take_back_what_an_upper_one_rules_out(
-    upper: tuple[bytes, ...], lower: tuple[bytes, ...], leaf: str
+def test_a_lower_ca_cannot_allow_again_what_an_upper_one_rules_out(
+    upper: bytes, lower: bytes, last: tuple[bytes, ...], leaf: str
 ) -> None:
-    demand = () if any(der.oid(der.POLICY_CONSTRAINTS) in each for each in upper) else (der.policy_constraints(0),)
-    found = fault((UPPER, (der.policies(ONE), *upper, *demand)), (LOWER, lower), (LEAF, (der.policies(leaf),)))
+    one, demand = der.policies(ONE), der.policy_constraints(0)
+    cas = ((FIRST, (one, demand)), (UPPER, (one, upper)), (LOWER, (one, lower)), (LAST, (one, *last)))
+    found = fault(*cas, (LEAF, (der.policies(leaf),)))
     assert found is not None
-    assert found.startswith("'CN=upper' demands a certificate policy")
+    assert "with 'CN=leaf' none does" in found
+    assert fault(*cas, (LEAF, (one,))) is None or last
 
 
 def test_a_lower_ca_cannot_put_off_a_demand() -> None:

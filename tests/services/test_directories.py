@@ -8,6 +8,7 @@ import pytest
 from fakes.events import recorded
 
 from sds_agent.directories import (
+    MOST_LINKS,
     Role,
     Step,
     UntrustedDirectoryError,
@@ -153,6 +154,18 @@ def test_links_in_a_circle_end_in_an_error(tmp_path: Path) -> None:
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(OSError, match="Too many levels of symbolic links"):
         walk(tmp_path / "a" / "state")
+
+
+def test_so_many_links_are_followed_as_the_kernel_follows(tmp_path: Path) -> None:
+    last = made(tmp_path / "0", 0o700)
+    for number in range(1, MOST_LINKS + 2):
+        (tmp_path / str(number)).symlink_to(str(number - 1))
+    most, more = tmp_path / str(MOST_LINKS), tmp_path / str(MOST_LINKS + 1)
+    assert most.stat() == last.stat()
+    assert walk(most)[0][-1].path == last
+    for look in (Path.stat, walk):
+        with pytest.raises(OSError, match="Too many levels of symbolic links"):
+            look(more)
 
 
 @pytest.mark.parametrize("below", [".", "state"])

@@ -1,6 +1,7 @@
 """Peers that do not speak as they should: nothing they do is anybody else's trouble."""
 
 import os
+import struct
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -11,6 +12,7 @@ from tempfile import TemporaryDirectory
 import anyio
 import grpc
 import pytest
+from anyio.streams.buffered import BufferedByteReceiveStream
 from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryRequest, DiscoveryRequest
 from fakes import flood
@@ -34,11 +36,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sds_agent.sds.endpoint import SocketFile
-from sds_agent.sds.server import Limits, serving
+from sds_agent.sds.server import STREAMS_EACH, Limits, serving
 from sds_agent.sds.service import SecretDiscoveryService
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
 
+MAX_CONCURRENT_STREAMS = 3
+"""The setting's number (RFC 9113 section 6.5.2)."""
 LATER = datetime(2036, 1, 1, tzinfo=UTC)
 NAMES = [f"w{number}" for number in range(50)]
 ALL = bytes(DeltaDiscoveryRequest(resource_names_subscribe=NAMES))
@@ -197,6 +201,33 @@ async def test_process_that_holds_every_connection_keeps_no_new_envoy_out(tmp_pa
         assert len(events.named("too_many_connections")) == 1, "told once, however often it happens"
         await stream.ack("ROOTCA")
         assert "ROOTCA" in await stream.read()
+
+
+async def test_connections_that_have_ended_leave_nothing_behind(tmp_path: Path) -> None:
+    """Or else an agent whose health is asked for every few seconds would grow for ever."""
+    store, socket = SecretStore(["default"]), tmp_path / "sds.sock"
+    store.publish({"default": certificate(b"1")})
+    service = SecretDiscoveryService(store)
+    async with serving(service, SocketFile(socket), Limits()):
+        async with connected(socket) as envoy:
+            await envoy.fetch("default")
+            assert f"pid {os.getpid()} (uid {os.geteuid()})" in service.holders.values()
+        with anyio.fail_after(10):
+            while service.holders:
+                await anyio.lowlevel.checkpoint()
+
+
+async def test_every_connection_is_told_how_many_streams_it_may_open(tmp_path: Path) -> None:
+    """Of those that open more, gRPC would cancel the calls of other Envoys."""
+    async with running(tmp_path) as (_, socket, _events):
+        peer = await RawPeer.connect(socket)
+        stream = BufferedByteReceiveStream(peer.connection)
+        with anyio.fail_after(10):
+            prefix = await stream.receive_exactly(9)
+            settings_sent = await stream.receive_exactly(int.from_bytes(prefix[:3], "big"))
+        assert prefix[3] == SETTINGS
+        assert (MAX_CONCURRENT_STREAMS, STREAMS_EACH) in struct.iter_unpack(">HI", settings_sent)
+        await peer.connection.aclose()
 
 
 HEADER_BLOCKS = {

@@ -149,5 +149,7 @@ async def test_a_peer_that_is_not_read_from_and_leaves_is_noticed() -> None:
     with relayed(wait=1000) as ends:
         await send(ends.peer, PREFACE + CALL)
         await receive(ends.server, len(PREFACE + CALL))
+        await send(ends.peer, PING)
         ends.peer.close()
         await asyncio.wait_for(ends.over.wait(), 10)
+        assert await receive(ends.server, len(PING)) == b"", "it was to wait"

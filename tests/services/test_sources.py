@@ -9,7 +9,7 @@ from fakes.events import recorded
 
 from sds_agent import preflight
 from sds_agent.directories import Role, Step
-from sds_agent.sources import judge, warn, who_could_change
+from sds_agent.sources import MOST_FILES, judge, warn, who_could_change
 
 US, OTHER = 1000, 1001
 TARGET = Path("/etc/ca")
@@ -79,6 +79,13 @@ def test_one_directory_on_the_way_to_many_files_is_told_once(tmp_path: Path) -> 
         (place / name).touch(0o600)
     place.chmod(0o770)
     assert len(who_could_change(place)) == 1
+
+
+def test_a_directory_of_very_many_files_is_not_looked_at_for_ever(tmp_path: Path) -> None:
+    for number in range(MOST_FILES + 1):
+        (tmp_path / str(number)).touch()
+        (tmp_path / str(number)).chmod(0o666)
+    assert len(who_could_change(tmp_path)) == MOST_FILES
 
 
 @pytest.mark.parametrize("kind", ["missing", "a link to nothing", "a pipe"])
