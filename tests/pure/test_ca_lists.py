@@ -14,6 +14,8 @@ from sds_agent.pki.revocation import RevocationList
 ROOT = make_ca("root")
 NAMESAKE = make_ca("root")
 OTHER = make_ca("other")
+STRANGER = make_ca("stranger")
+"""A CA whose certificate is not there, so that only the key's identifier tells who signed its lists."""
 KNOWN = tuple(ca.certificate for ca in (ROOT, NAMESAKE, OTHER))
 
 
@@ -24,6 +26,7 @@ def crl(
     at: datetime = NOW,
     base: int | None = None,
     scope: str | None = None,
+    key_identifier: bytes | None = None,
 ) -> RevocationList:
     """A list; with `base` a delta to the list of that number, with `scope` one for that distribution point alone."""
     builder = x509.CertificateRevocationListBuilder(issuer.certificate.subject, at, at + DAY)
@@ -34,6 +37,8 @@ def crl(
     if scope is not None:
         point = x509.IssuingDistributionPoint([x509.DNSName(scope)], None, False, False, None, False, False)
         builder = builder.add_extension(point, critical=True)
+    if key_identifier is not None:
+        builder = builder.add_extension(x509.AuthorityKeyIdentifier(key_identifier, None, None), critical=False)
     return builder.sign(issuer.key, hashes.SHA256())
 
 
@@ -104,8 +109,17 @@ def test_numbers_that_began_anew_and_a_clock_that_was_set_back_keep_no_list_out(
         (crl(scope="a"), crl(scope="b", at=NOW + HOUR)),
         (crl(number=7), crl(number=8, base=7, at=NOW + HOUR)),
         (crl(), crl(OTHER, at=NOW + HOUR)),
+        (crl(STRANGER, key_identifier=b"1"), crl(STRANGER, key_identifier=b"2", at=NOW + HOUR)),
+        (crl(STRANGER), crl(make_ca("other stranger"), at=NOW + HOUR)),
     ],
-    ids=["a key of the same name", "another scope", "a delta", "another issuer"],
+    ids=[
+        "a key of the same name",
+        "another scope",
+        "a delta",
+        "another issuer",
+        "another key that is not there",
+        "another issuer that is not there",
+    ],
 )
 def test_a_list_of_another_line_is_no_successor(one: RevocationList, other: RevocationList) -> None:
     """It says nothing of what the first one lists, so without the first that would no longer be revoked."""
@@ -118,6 +132,42 @@ def test_a_delta_that_a_complete_list_includes_may_go() -> None:
     base, delta, included = crl(number=7), crl(number=8, base=7), crl(number=9)
     assert after([base, delta], [included]) == (Held((included,)), [])
     assert after([base, delta], [base])[1] == [Notice.GONE]
+
+
+def test_a_complete_list_of_the_same_number_includes_a_delta() -> None:
+    """A CA that issues both at one time gives them one number (RFC 5280 section 5.2.3)."""
+    base, delta, included = crl(number=7), crl(number=8, base=7), crl(number=8)
+    assert after([base, delta], [included]) == (Held((included,)), [])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [crl(OTHER, 9), crl(NAMESAKE, 9), crl(number=9, scope="a")],
+    ids=["another issuer", "a key of the same name", "another scope"],
+)
+def test_a_complete_list_of_another_line_includes_no_delta(other: RevocationList) -> None:
+    """What the delta revokes is not in it, whatever its number is."""
+    delta = crl(number=8, base=7)
+    held, told = after([delta], [other])
+    assert (held.lists, told) == ((other, delta), [Notice.GONE])
+
+
+def test_a_delta_without_a_number_is_in_no_complete_list() -> None:
+    """RFC 5280 wants one in every list; without it nothing tells which list includes the delta."""
+    delta, complete = crl(base=7), crl(number=9)
+    held, told = after([delta], [complete])
+    assert (held.lists, told) == ((complete, delta), [Notice.GONE])
+
+
+def test_one_list_takes_the_place_of_another_whose_signer_is_not_there() -> None:
+    older, newer = (crl(STRANGER, key_identifier=b"1", at=at) for at in (NOW, NOW + HOUR))
+    assert after([older], [newer]) == (Held((newer,)), [])
+    assert after([newer], [older]) == (Held((newer,)), [Notice.OLDER])
+
+
+def test_a_newer_list_is_taken_though_an_older_one_lies_beside_it() -> None:
+    first, second, third = (crl(number=n, at=NOW + timedelta(hours=n)) for n in (1, 2, 3))
+    assert after([second], [first, third]) == (Held((first, third)), [])
 
 
 def test_two_lists_of_one_line_side_by_side_count_both_until_a_newer_one_comes() -> None:

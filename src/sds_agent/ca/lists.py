@@ -105,13 +105,13 @@ def _order(one: float, other: float) -> int:
 
 
 def _is_of_line(crl: RevocationList, other: RevocationList, known: Certificates) -> bool:
-    """Whether the two are of one issuer, key and scope, so that the newer takes the place of the older."""
-    return (
-        same_name(crl.issuer, other.issuer)
-        and _scope(crl) == _scope(other)
-        and _is_delta(crl) is _is_delta(other)
-        and _has_key_of(crl, other, known)
-    )
+    """Whether the newer of the two takes the place of the older."""
+    return _is_delta(crl) is _is_delta(other) and _has_scope_of(crl, other, known)
+
+
+def _has_scope_of(crl: RevocationList, other: RevocationList, known: Certificates) -> bool:
+    """Whether the two are of one issuer, key and scope, so that they tell of the same certificates."""
+    return same_name(crl.issuer, other.issuer) and _point(crl) == _point(other) and _has_key_of(crl, other, known)
 
 
 def _has_key_of(crl: RevocationList, other: RevocationList, known: Certificates) -> bool:
@@ -129,16 +129,13 @@ def _is_included(crl: RevocationList, found: Iterable[RevocationList], known: Ce
         _is_delta(crl)
         and number is not None
         and any(
-            same_name(each.issuer, crl.issuer)
-            and not _is_delta(each)
-            and (number_of(each) or 0) >= number
-            and _has_key_of(each, crl, known)
+            not _is_delta(each) and (number_of(each) or 0) >= number and _has_scope_of(each, crl, known)
             for each in found
         )
     )
 
 
-def _scope(crl: RevocationList) -> bytes | None:
+def _point(crl: RevocationList) -> bytes | None:
     point = extension_of(crl, x509.IssuingDistributionPoint)
     return None if point is None else point.public_bytes()
 
