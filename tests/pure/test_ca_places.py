@@ -1,5 +1,7 @@
 """Which connections stay at the CA when there are more than it has places for."""
 
+import weakref
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,6 +63,25 @@ def test_a_full_house_without_a_reserve_turns_the_newcomer_away() -> None:
     assert places.arrive("second", "b") == "second"
     places.leave("first")
     assert places.arrive("second", "b") is None
+
+
+class Named(str):
+    """A name of an origin or caller, which tells whether anything holds it yet."""
+
+    __slots__ = ("__weakref__",)
+
+
+def test_an_origin_and_a_caller_that_have_left_take_no_memory() -> None:
+    """An attacker comes from as many networks as it likes (IPv6), and the CA runs for years."""
+    places, origin, caller = Places[str](MOST), Named("a"), Named("caller")
+    seen = [weakref.ref(origin), weakref.ref(caller)]
+    places.arrive("first", origin)
+    places.arrive("second", origin)
+    places.prove("first", caller)
+    places.leave("first")
+    places.leave("second")
+    del origin, caller
+    assert [each() for each in seen] == [None, None]
 
 
 @given(
