@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,14 @@ def test_what_may_still_be_written_is_left(tmp_path: Path) -> None:
     os.utime(tmp_path / ".token.12345678", (0, 0))
     remove_unfinished(tmp_path, "token", idle=60)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_left_before_the_clock_was_set_back_goes_too(tmp_path: Path) -> None:
+    left, later = tmp_path / ".key.pem.12345678", time.time() + 1e6
+    left.touch()
+    os.utime(left, (later, later))
+    remove_unfinished(tmp_path, r"key\.pem")
+    assert not left.exists()
 
 
 def test_a_directory_that_is_not_there_has_nothing_unfinished(tmp_path: Path) -> None:
