@@ -69,6 +69,11 @@ def open_to_all(target: Path) -> None:
     target.chmod(0o777)
 
 
+def open_to_its_group(target: Path) -> None:
+    target.mkdir()
+    target.chmod(0o770)
+
+
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     return tmp_path / "certs"
@@ -426,6 +431,18 @@ async def test_two_agents_do_not_write_to_one_directory(target: Path, events: Ev
         assert contents(target)[0] == "chain 1"
         await clock.asleep()
     assert len(events.named("output_written")) == 1
+
+
+async def test_a_group_that_may_write_there_is_told_once_and_the_directory_is_held_all_the_time(
+    target: Path, events: Events
+) -> None:
+    """To give it up for a moment at each write would let another agent in."""
+    open_to_its_group(target)
+    async with kept(target, HandClock()) as store:
+        for number in (1, 2):
+            store.publish({"default": certificate(number), "ROOTCA": bundle(number)})
+            await events.wait("output_written", count=number)
+    assert len(events.named("directory_shared")) == 1
 
 
 async def test_the_second_agent_takes_over_when_the_first_has_gone(target: Path, events: Events) -> None:

@@ -1,16 +1,22 @@
 """Between a peer and gRPC: every byte, in order, no faster than it is taken; and an end that both can read."""
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
+from fakes.clocks import HAND_LOOP, HandLoop
+from fakes.events import recorded
 
 from sds_agent.rpc.frames import PREFACE, Bounds, Inspection
-from sds_agent.sds.relay import Relay
+from sds_agent.sds.acceptor import Acceptor
+from sds_agent.sds.relay import LOOK_EVERY, Relay
 
 PING = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00" + bytes(8)
 CALL = b"\x00\x00\x01\x01\x04\x00\x00\x00\x01\x82"
@@ -79,6 +85,22 @@ async def test_every_byte_arrives_in_order_however_slowly_it_is_taken() -> None:
             assert await receive(ends.peer, len(data)) == data
             assert await receive(ends.server, len(frames)) == frames
         assert not ends.over.is_set()
+
+
+@pytest.mark.parametrize("anyio_backend", [HAND_LOOP])
+async def test_no_byte_is_lost_of_what_waits_for_a_peer_that_rests_for_long() -> None:
+    """As an Envoy that is paused: what it has not taken must not be overwritten by what comes after it."""
+    data, loop = os.urandom(3 << 20), asyncio.get_running_loop()
+    assert isinstance(loop, HandLoop)
+    with relayed() as ends:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send, ends.server, data)
+            await anyio.wait_all_tasks_blocked()
+            for _ in range(3):
+                loop.move(LOOK_EVERY)
+                for _ in range(10):  # the loop sees what is due, and then what can be read
+                    await anyio.lowlevel.checkpoint()
+            assert await receive(ends.peer, len(data)) == data
 
 
 async def test_a_peer_that_leaves_is_seen_by_grpc() -> None:
@@ -153,3 +175,39 @@ async def test_a_peer_that_is_not_read_from_and_leaves_is_noticed() -> None:
         ends.peer.close()
         await asyncio.wait_for(ends.over.wait(), 10)
         assert await receive(ends.server, len(PING)) == b"", "it was to wait"
+
+
+class Exhausted(socket.socket):
+    """A stand-in for a socket of a process that has no descriptor left, `left` times."""
+
+    left = 0
+
+    def accept(self) -> Any:
+        if self.left:
+            self.left -= 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().accept()
+
+
+async def test_each_time_that_descriptors_are_short_is_told_and_who_waits_is_taken_later(tmp_path: Path) -> None:
+    """Without a word an operator sees Envoys that hang, and nothing else."""
+    holders: dict[str, str] = {}
+    with recorded() as events, socket.socket(socket.AF_UNIX) as behind, Exhausted(socket.AF_UNIX) as listener:
+        for each, name in ((behind, "grpc"), (listener, "sds")):
+            each.bind(str(tmp_path / name))
+            each.listen()
+        acceptor = Acceptor(listener, os.open(tmp_path / "grpc", os.O_PATH | os.O_CLOEXEC), 10, holders)
+        acceptor.begin()
+        try:
+            for count in (1, 2):
+                listener.left = 2
+                async with await anyio.connect_unix(tmp_path / "sds"):
+                    told = await events.wait("not_accepted", level="error", count=count)
+                    assert told["cause"] == "Too many open files"
+                    with anyio.fail_after(10):
+                        while not holders:
+                            await anyio.lowlevel.checkpoint()
+                    acceptor.abort()
+            assert len(events.named("not_accepted")) == 2, "once each, however often it is tried again"
+        finally:
+            acceptor.close()
