@@ -22,8 +22,8 @@ from sds_agent.tasks import companions, uninterrupted
 LOG = logging.getLogger(__name__)
 
 PATIENCE = 30.0
-"""Seconds that the server may take to answer its own probe: a machine that is starved at its start, when all else starts
-too, is no reason to end.
+"""Seconds that the server may take to answer its own probe: a machine that is starved at its start, when all else
+starts too, is no reason to end.
 """
 
 HEAD_START = 0.25
