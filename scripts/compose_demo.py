@@ -24,10 +24,10 @@ WEB_PORT = os.environ.get("WEB_PORT", "8000")
 BACKEND_ENVOY_PORT = os.environ.get("BACKEND_ENVOY_PORT", "10443")
 WEB_ID = "spiffe://demo.example/ns/default/sa/web"
 BACKEND_ID = "spiffe://demo.example/ns/default/sa/backend"
-LIFETIME = 60.0
+LIFETIME = 90.0
 """Seconds that the certificates live, as the agents' configurations say."""
-CA_AWAY = LIFETIME / 2 + 5
-"""Seconds without a CA. The renewals fall due in them: at half of the lifetime, give or take three seconds."""
+CA_AWAY = 35.0
+"""Seconds without a CA. The renewals fall due in them: after a third of the lifetime, give or take five seconds."""
 PATIENCE = 120.0
 """Seconds within which whatever is waited for has to happen."""
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -237,9 +237,7 @@ class Story:
     def _ca_is_away(self) -> None:
         self._containers.compose("stop", "ca")
         stopped = time.monotonic()
-        say(
-            f"the CA is stopped for {CA_AWAY:.0f} s: certificates live {LIFETIME:.0f} s and are renewed at half of that"
-        )
+        say(f"the CA is stopped for {CA_AWAY:.0f} s: certificates live {LIFETIME:.0f} s and are renewed after a third")
         self._until(lambda: time.monotonic() > stopped + CA_AWAY, "the end of the time without a CA")
         web, backend = self._web.renewals, self._backend.renewals
         self._containers.compose("start", "ca")
