@@ -130,6 +130,13 @@ def test_a_password_in_a_url_is_refused_and_not_shown(tmp_path: Path) -> None:
             LEAST.replace("join_tokens: t", "jwt: [{issuer: i, audience: a, jwks: f, allow: ['spiffe://other/*']}]"),
             "not in the trust domain",
         ),
+        (
+            LEAST.replace(
+                "join_tokens: t",
+                "jwt: [{issuer: i, audience: a, jwks: f, allow: ['spiffe://cluster.local.evil/*']}]",
+            ),
+            "not in the trust domain",
+        ),
     ],
 )
 def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, words: str) -> None:

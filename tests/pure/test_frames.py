@@ -96,13 +96,17 @@ def block(*fragments: bytes, first: int = 0) -> bytes:
     return BEGIN + b"".join(frame(kind, end, 1, each) for kind, end, each in zip(kinds, ends, fragments, strict=True))
 
 
+LARGEST_BLOCK = block(Encoder().encode([("a", "x" * (20_000 - 9 - 7))], huffman=False))
+"""A frame's head and the rest of the field take what is left out."""
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
         (BEGIN + frame(HEADERS, 0, 1, FIELD * 21), "too many fields"),
         (block(FIELD * 15, FIELD * 6), "too many fields"),
         (block(b"\x00\x7f\x80", b"\x80\x80\x80\x80"), "too large"),
-        (BEGIN + frame(HEADERS, END_HEADERS, 1, bytes(20_000)), "more than 20000 bytes"),
+        (BEGIN + frame(HEADERS, END_HEADERS, 1, bytes(20_000 - 9 + 1)), "more than 20000 bytes"),
         (BEGIN + frame(HEADERS, 0, 1) + frame(CONTINUATION, 0, 1) * 2300, "frames"),
         (BEGIN + frame(HEADERS, 0, 1) + frame(CONTINUATION, 0, 3), "in the middle"),
         (BEGIN + frame(HEADERS, 0, 1) + frame(PING, 0, 0, bytes(8)), "in the middle"),
@@ -126,8 +130,9 @@ def test_what_costs_grpc_too_much_ends_the_connection(data: bytes, words: str) -
         block(b"\x05" + FIELD * 20 + b"\0" * 5, first=PADDED),
         block(b"\x05" + bytes(5) + FIELD * 20 + b"\0" * 5, first=PADDED | 0x20),
         block(b"\x00\x05abc", b"de\x7f", b"\x01" + b"x" * 128),
-        block(Encoder().encode([("a", "x" * 19_950)], huffman=False)),
+        LARGEST_BLOCK,
         BEGIN + frame(PING, 0, 0, bytes(8)) * 29,
+        BEGIN + frame(SETTINGS, 0, 0, bytes(LONGEST_CONTROL)),
         BEGIN + frame(HEADERS, END_HEADERS, 1, FIELD) + frame(PING, 0, 0, bytes(8)) * 38,
     ],
 )
