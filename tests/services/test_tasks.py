@@ -228,6 +228,34 @@ def fail_late() -> None:
     raise TimeoutError("its own")
 
 
+async def test_failures_let_no_more_threads_hang_than_may(dead: Path) -> None:
+    patience = Patience(0.05)
+    for _ in range(3):
+        with pytest.raises(TimeoutError, match="its own"):
+            await patience.call(fail_late)
+    late = await asyncio.gather(*[patience.call(dead.read_bytes) for _ in range(3)], return_exceptions=True)
+    assert [type(each) for each in late] == [TimeoutError] * 3
+    stuck = hanging()
+    assert len(stuck) == 1
+    await asyncio.to_thread(revive, dead)
+    for thread in stuck:
+        await asyncio.to_thread(thread.join, 10)
+
+
+async def test_who_comes_after_a_caller_that_left_waits_as_for_any_other(dead: Path) -> None:
+    """Only what is late for its own time is a reason to refuse at once."""
+    patience = Patience(10)
+    first = asyncio.ensure_future(patience.call(dead.read_bytes))
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    second = asyncio.ensure_future(patience.call(int, "7"))
+    await asyncio.sleep(0)
+    await asyncio.to_thread(revive, dead)
+    assert await second == 7
+
+
 async def test_a_caller_that_leaves_gives_its_place_back_when_its_thread_ends(dead: Path) -> None:
     patience = Patience(10)
     caller = asyncio.ensure_future(patience.call(dead.read_bytes))
