@@ -386,9 +386,9 @@ async def test_settings_that_reach_further_than_they_seem_are_told_at_the_start(
         assert events.named("issuer_names_anybody", level="warning", issuer=ISSUER)
         assert events.named("node_agent_covers_another", level="warning", node_agent=node, other=other)
     with recorded() as events:
-        bounded = f"jwks.json, claim: spiffe_id, allow: ['{WEB}']"
-        async with served(tmp_path, jwks=bounded, callers=agents.replace("/*", "/ns/*")):
-            pass
+        for bounded in (f"jwks.json, claim: spiffe_id, allow: ['{WEB}']", "jwks.json"):
+            async with served(tmp_path, jwks=bounded, callers=agents.replace("/*", "/ns/*")):
+                pass
         assert not events.named("issuer_names_anybody") + events.named("node_agent_covers_another")
 
 
