@@ -8,6 +8,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's core writes lines of i
 import ctypes
 import logging
 import resource
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +17,10 @@ from hypothesis import HealthCheck, settings
 # how long one example takes, or is in the making, says how busy the machine is
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for what a shell starts in the background, and its children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
