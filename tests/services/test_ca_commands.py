@@ -115,6 +115,16 @@ async def test_two_servers_do_not_share_a_root(file: Path) -> None:
         assert await second.process.wait() == 2
 
 
+def refusal_to_serve(file: Path) -> str:
+    """What a server says that does not start. It runs in a process of its own: gRPC can hand what is left of a server
+    to the next test, whose event loop is another.
+    """
+    command = [sys.executable, "-m", "sds_agent", "ca", "serve", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    return done.stderr
+
+
 def test_root_makes_a_token_for_a_ca_that_runs_as_another_user(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Only root can give a directory away; anybody else's stays its own."""
     owner = (4711, 4712) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
@@ -125,10 +135,7 @@ def test_root_makes_a_token_for_a_ca_that_runs_as_another_user(file: Path, capsy
     (record,) = tokens.iterdir()
     assert (record.stat().st_uid, record.stat().st_gid) == owner
     if os.geteuid() == 0:
-        command = [sys.executable, "-m", "sds_agent", "ca", "serve", str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 2
-        assert "belongs to uid 4711" in done.stderr, "who could make tokens for everybody"
+        assert "belongs to uid 4711" in refusal_to_serve(file), "who could make tokens for everybody"
 
 
 def test_a_token_goes_to_a_file_of_its_own(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,12 +209,8 @@ def test_a_token_that_makes_no_sense_is_refused_in_words(
     ],
 )
 def test_a_server_that_cannot_be_good_does_not_start(file: Path, old: str, new: str, words: str) -> None:
-    """In a process of its own: gRPC can hand what is left of a server to the next test, whose event loop is another."""
     change(file, old, new)
-    command = [sys.executable, "-m", "sds_agent", "ca", "serve", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert words in done.stderr
+    assert words in refusal_to_serve(file)
 
 
 async def test_a_directory_too_long_for_a_socket_is_named(file: Path) -> None:
