@@ -34,7 +34,7 @@ from sds_agent.ca.tokens import JoinTokens
 from sds_agent.pki.certificates import has_key, read_pem, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, PublicKey, generate, to_pkcs8_pem
-from sds_agent.pki.signer import Signer, make_root
+from sds_agent.signing.signer import Signer, make_root
 
 METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 URI = "spiffe://demo.example/ns/default/sa/web"

@@ -79,7 +79,7 @@ async def _cacerts(name: str, chosen: CacertsSettings, trust_domain: str, clock:
 
 
 def _istio(chosen: IstioSettings, clock: Clock) -> Authority:
-    from sds_agent.authority.istio import IstioAuthority, IstioOptions  # noqa: PLC0415 - only where there is such a CA
+    from sds_agent.authority.istio.client import IstioAuthority, IstioOptions  # noqa: PLC0415 - only where there is such a CA
 
     options = IstioOptions(
         addresses=chosen.address,

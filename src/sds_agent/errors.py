@@ -1,8 +1,31 @@
-"""The root of every exception that this package raises on purpose, and the two kinds a command ends with.
+"""The root of every exception that this package raises on purpose, what it says, and the kinds a command ends with.
 
-Every message is a sentence for the person who can act: what is wrong, where, and how to mend it. No message ever holds
+Every message is a sentence for the person who can act: what is wrong, where, and how to fix it. No message ever holds
 key material, a token or a password.
 """
+
+from collections.abc import Iterable
+
+from msgspec import Struct, structs
+
+
+class Problem(Struct, frozen=True):
+    """Something wrong, a value until it is printed: where it is, what was found there, and how to fix it.
+
+    `where` leads to the place, the outermost first: `("authorities.mesh.directory", "/etc/ca", "ca-key.pem")`. `found`
+    is a clause that begins with a verb, about the last of them; `fix` says what to do.
+    """
+
+    where: tuple[str, ...]
+    found: str
+    fix: str
+
+    def within(self, *outer: str) -> "Problem":
+        """The same problem, seen from further out."""
+        return structs.replace(self, where=(*outer, *self.where))
+
+    def __str__(self) -> str:
+        return f"{': '.join(self.where)}: {self.found}; {self.fix}" if self.where else f"{self.found}; {self.fix}"
 
 
 class SdsAgentError(Exception):
@@ -15,3 +38,11 @@ class ConfigurationError(SdsAgentError):
     """The operator's configuration, or a file that it names, cannot be used; the command exits with 2."""
 
     exit_code = 2
+
+
+class ProblemsError(ConfigurationError):
+    """The same, with every problem that was found. Its message has a line for each."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))

@@ -115,7 +115,7 @@ def _look_at_authority(name: str, authority: AuthoritySettings, settings: Settin
 
         look_at(authority_directory(settings, name))
     elif isinstance(authority, CacertsSettings):
-        from sds_agent.authority import directory  # noqa: PLC0415 - only where there is such a CA
+        from sds_agent.signing import directory  # noqa: PLC0415 - only where there is such a CA
 
         with named(name):
             directory.look_at(authority.directory, settings.trust_domain, authority.passphrase_file, now)

@@ -15,20 +15,20 @@ from fakes.openssl import openssl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sds_agent.authority.directory import (
+from sds_agent.errors import ConfigurationError
+from sds_agent.pki.certificates import write_pem
+from sds_agent.pki.keyfile import read_private_key
+from sds_agent.pki.keys import KeyType, generate
+from sds_agent.pki.validation.path import find_path
+from sds_agent.signing.cacerts import CaFilesError, Finding, read_signing_set, refused_by_istiod
+from sds_agent.signing.directory import (
     LARGEST_FILE,
     DirectoryError,
     PluggedDirectory,
     read_directory,
     read_passphrase,
 )
-from sds_agent.errors import ConfigurationError
-from sds_agent.pki.cacerts import CaFilesError, Finding, read_signing_set, refused_by_istiod
-from sds_agent.pki.certificates import write_pem
-from sds_agent.pki.keyfile import read_private_key
-from sds_agent.pki.keys import KeyType, generate
-from sds_agent.pki.path import find_path
-from sds_agent.pki.signing import LARGEST_ANSWER, ROOM_FOR_LEAF, SigningSet
+from sds_agent.signing.signing_set import LARGEST_ANSWER, ROOM_FOR_LEAF, SigningSet
 
 ROOT = make_ca("root")
 SIGNER = make_ca("signer", ROOT, path_length=0)

@@ -25,7 +25,7 @@ from sds_agent.issuance.acceptance import Accepted, accept
 from sds_agent.pki.certificates import is_self_signed, read_pem, san_values, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, generate, to_pkcs8_pem
-from sds_agent.pki.path import PathError, find_path
+from sds_agent.pki.validation.path import PathError, find_path
 
 TEN_YEARS = timedelta(days=3650)
 IDENTITY = SpiffeId.parse(URI)

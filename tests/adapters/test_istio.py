@@ -24,10 +24,10 @@ from fakes.odd_certificates import LOADED, NOT_LOADED, NOT_READ
 from fakes.raw_http2 import announcing
 from sds_agent_proto.istio_pb2 import CertificateResponse
 
-from sds_agent.authority import istio
-from sds_agent.authority.istio import BACK_TO_THE_FIRST, PATIENCE, IstioAuthority, IstioOptions
-from sds_agent.authority.istio_files import read_token
-from sds_agent.authority.istio_reach import fault_of_name
+from sds_agent.authority.istio import client as istio
+from sds_agent.authority.istio.client import BACK_TO_THE_FIRST, PATIENCE, IstioAuthority, IstioOptions
+from sds_agent.authority.istio.credentials import read_token
+from sds_agent.authority.istio.reach import fault_of_name
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import SystemClock
 from sds_agent.errors import ConfigurationError
@@ -36,7 +36,7 @@ from sds_agent.issuance.acceptance import accept
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import PrivateKey, to_pkcs8_pem
-from sds_agent.pki.signing import LARGEST_ANSWER
+from sds_agent.signing.signing_set import LARGEST_ANSWER
 
 URI = "spiffe://cluster.local/ns/default/sa/web"
 PLANTED = "planted-token.with-a.signature"

@@ -17,7 +17,7 @@ from sds_agent.clock import SystemClock
 from sds_agent.config.loading import load
 from sds_agent.pki.certificates import write_pem
 from sds_agent.pki.keys import KeyType, generate, signature_hash
-from sds_agent.pki.signer import Signer, make_root
+from sds_agent.signing.signer import Signer, make_root
 
 
 class MustStapleAuthority:

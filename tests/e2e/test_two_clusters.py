@@ -14,7 +14,7 @@ from fakes.peers import bundle_of, chain_of, connected
 
 from sds_agent.cli.main import main
 from sds_agent.pki.certificates import read_pem
-from sds_agent.pki.path import has_path
+from sds_agent.pki.validation.path import has_path
 
 
 def cluster(

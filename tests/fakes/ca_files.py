@@ -9,9 +9,9 @@ from pathlib import Path
 from fakes.hierarchy import Ca
 from fakes.openssl import openssl
 
-from sds_agent.authority.directory import Contents, read_directory
 from sds_agent.pki.certificates import write_pem
 from sds_agent.pki.keys import PrivateKey, to_pkcs8_pem
+from sds_agent.signing.directory import Contents, read_directory
 
 EASYRSA = Path("/usr/share/easy-rsa/easyrsa")
 CA_EXTENSIONS = "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign,cRLSign\n"

@@ -8,7 +8,7 @@ from cryptography import x509
 from fakes.hierarchy import NOW, Ca, make_leaf
 from fakes.openssl import verifies
 
-from sds_agent.pki.path import find_path
+from sds_agent.pki.validation.path import find_path
 
 
 @dataclass(frozen=True)

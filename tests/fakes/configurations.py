@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from sds_agent.config.loading import load
-from sds_agent.config.problems import ConfigError, Problem
 from sds_agent.config.settings import Settings
+from sds_agent.configfile.problems import ConfigError, Problem
 
 MINIMAL = """\
 trust_domain: demo.example

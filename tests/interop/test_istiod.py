@@ -15,7 +15,7 @@ from fakes.hierarchy import make_ca, make_leaf, new_key
 from fakes.istio_parts import ISTIOD, add_root, istiod, plugged, signer_of
 from fakes.kubernetes import WEB_POD, ZTUNNEL, Kubernetes
 
-from sds_agent.authority.istio import IstioAuthority, IstioOptions
+from sds_agent.authority.istio.client import IstioAuthority, IstioOptions
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import SystemClock
 from sds_agent.identity.spiffe import SpiffeId

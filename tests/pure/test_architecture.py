@@ -26,9 +26,11 @@ EVERYTHING = MATERIAL | {
     "rpc",
     "secrets",
     "outputs",
+    "signing",
     "authority",
     "sds",
     "issuance",
+    "configfile",
     "config",
     "ca",
 }
@@ -55,9 +57,11 @@ MAY_IMPORT = {
     "identity": BASE,
     "pki": BASE,
     "rpc": BASE,
-    "config": BASE | {"identity", "pki.keys"},
+    "configfile": BASE | {"identity"},
+    "config": BASE | {"identity", "pki.keys", "configfile"},
     "secrets": MATERIAL,
-    "authority": MATERIAL | {"files", "directories", "ownfile"},
+    "signing": MATERIAL | {"files", "directories", "ownfile"},
+    "authority": MATERIAL | {"files", "directories", "ownfile", "signing"},
     "sds": MATERIAL | {"descriptors", "files", "directories", "rpc", "secrets"},
     "outputs": MATERIAL | {"files", "directories", "secrets"},
     "issuance": MATERIAL | {"files", "directories", "ownfile", "secrets", "authority"},
@@ -69,12 +73,15 @@ MAY_IMPORT = {
         "state",
         "sources",
         "rpc",
+        "configfile",
         "config",
+        "signing",
         "authority",
         "sds.health",
         "signals",
     },
-    "preflight": BASE | {"directories", "sources", "config", "authority", "sds.endpoint", "outputs.directory"},
+    "preflight": BASE
+    | {"directories", "sources", "config", "signing", "authority", "sds.endpoint", "outputs.directory"},
     "app": COMPOSED,
     "cli": COMPOSED | {"app", "hardening"},
     "__main__": {"cli"},
@@ -84,7 +91,7 @@ MAY_IMPORT = {
 BELONGS_TO = {
     "sds_agent_proto": {"sds", "authority", "ca"},
     "grpc": {"sds", "authority", "ca"},
-    "yaml": {"config"},
+    "yaml": {"configfile"},
     "argparse": {"cli"},
 }
 
@@ -95,7 +102,7 @@ PURE = {
     "identity.spiffe",
     "secrets.model",
     "authority.grpc_retry",
-    "authority.istio_wire",
+    "authority.istio.wire",
     "authority.protocol",
     "ca.callers",
     "ca.denied",
@@ -111,6 +118,10 @@ PURE = {
     "issuance.validity",
     "rpc.crowd",
     "rpc.frames",
+    "signing.cacerts",
+    "signing.reach",
+    "signing.signer",
+    "signing.signing_set",
     "sds.catalog",
     "sds.codec",
     "sds.delta",
@@ -262,12 +273,12 @@ def test_a_cycle_is_seen(tmp_path: Path) -> None:
 
 def test_only_the_named_module_of_a_package_is_open(tmp_path: Path) -> None:
     files = {
-        "config/settings.py": "from sds_agent.pki.keys import KeyType\nfrom sds_agent.pki import path\n",
+        "config/settings.py": "from sds_agent.pki.keys import KeyType\nfrom sds_agent.pki import pem\n",
         "pki/keys.py": "",
-        "pki/path.py": "",
+        "pki/pem.py": "",
     }
     found = wrong_ways(tree(tmp_path, files))
-    assert found == ["sds_agent/config/settings.py:2: config may not import sds_agent.pki.path"]
+    assert found == ["sds_agent/config/settings.py:2: config may not import sds_agent.pki.pem"]
 
 
 def test_a_borrowed_library_and_an_effect_are_seen(tmp_path: Path) -> None:

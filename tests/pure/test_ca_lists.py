@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import hashes
 from fakes.hierarchy import DAY, HOUR, NOW, Ca, make_ca
 
 from sds_agent.ca.lists import SETTLE, Held, Note, Notice, is_older
-from sds_agent.pki.revocation import RevocationList
+from sds_agent.pki.validation.revocation import RevocationList
 
 ROOT = make_ca("root")
 NAMESAKE = make_ca("root")

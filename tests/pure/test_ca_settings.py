@@ -12,7 +12,7 @@ import yaml
 
 from sds_agent.ca.schema import FILE, json_schema
 from sds_agent.ca.settings import load
-from sds_agent.config.problems import ConfigError
+from sds_agent.configfile.problems import ConfigError
 
 WHOLE = """
 trust_domain: cluster.local

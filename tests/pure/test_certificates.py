@@ -44,7 +44,7 @@ from sds_agent.pki.certificates import (
     write_pem,
 )
 from sds_agent.pki.keys import to_pkcs8_pem
-from sds_agent.pki.path import PathError, find_path
+from sds_agent.pki.validation.path import PathError, find_path
 
 ROOT = make_ca("Root")
 CA = make_ca("CA", ROOT)

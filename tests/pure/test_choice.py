@@ -9,9 +9,9 @@ from fakes.hierarchy import DAY, NOW, Ca, make_ca, make_leaf, new_key, uris
 from fakes.oddities.anchors import cross_signed, intermediates, namesakes, self_issued
 
 from sds_agent.pki.certificates import read_pem
-from sds_agent.pki.choice import MOST_CHOICES, Bundle, current
-from sds_agent.pki.path import PathError, find_path
-from sds_agent.pki.rules import Times
+from sds_agent.pki.validation.choice import MOST_CHOICES, Bundle, current
+from sds_agent.pki.validation.path import PathError, find_path
+from sds_agent.pki.validation.rules import Times
 
 SECOND = timedelta(seconds=1)
 CASES = {each.label: each for family in (namesakes, intermediates, cross_signed, self_issued) for each in family()}

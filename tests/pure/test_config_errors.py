@@ -11,13 +11,13 @@ from fakes.configurations import MINIMAL, UID, problems
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sds_agent.config.document import Document, Origin
 from sds_agent.config.loading import load
-from sds_agent.config.problems import MOST_SHOWN, ConfigError, Problem, render
-from sds_agent.config.scalars import text
 from sds_agent.config.settings import EmbeddedSettings
-from sds_agent.config.shapes import INVALID, Reading, Scalar, Variant, setting
-from sds_agent.config.shapes import settings as settings_class
+from sds_agent.configfile.document import Document, Origin
+from sds_agent.configfile.problems import MOST_SHOWN, ConfigError, Problem, render
+from sds_agent.configfile.scalars import text
+from sds_agent.configfile.shapes import INVALID, Reading, Scalar, Variant, setting
+from sds_agent.configfile.shapes import settings as settings_class
 from sds_agent.errors import ConfigurationError
 
 
@@ -288,7 +288,7 @@ def test_a_mistake_is_told_with_its_line_its_key_and_the_mend(mistake: Mistake, 
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
 def test_the_lines_do_not_depend_on_how_pyyaml_was_built(mistake: Mistake, tmp_path: Path) -> None:
-    from sds_agent.config import source  # noqa: PLC0415 - as the loader does, only where there is a file
+    from sds_agent.configfile import source  # noqa: PLC0415 - as the loader does, only where there is a file
 
     def told(loader: type[Any]) -> list[tuple[str, int]]:
         try:
@@ -304,7 +304,7 @@ def test_the_lines_do_not_depend_on_how_pyyaml_was_built(mistake: Mistake, tmp_p
 
 @pytest.mark.parametrize("loader", [yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader)])
 def test_an_escape_beyond_unicode_is_told(loader: type[Any], tmp_path: Path) -> None:
-    from sds_agent.config import source  # noqa: PLC0415 - as the loader does, only where there is a file
+    from sds_agent.configfile import source  # noqa: PLC0415 - as the loader does, only where there is a file
 
     file = tmp_path / "sds-agent.yaml"
     file.write_text('a: "\\Uffffffff"\n')

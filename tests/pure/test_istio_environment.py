@@ -9,7 +9,7 @@ from fakes.configurations import MINIMAL, UID, settings
 
 from sds_agent.config.istio import IstioSettings
 from sds_agent.config.loading import Loaded, load
-from sds_agent.config.problems import ConfigError, Problem
+from sds_agent.configfile.problems import ConfigError, Problem
 from sds_agent.pki.keys import KeyType
 
 LEAST = {"CA_ADDR": "istiod.istio-system.svc:15012", "POD_NAMESPACE": "shop", "SERVICE_ACCOUNT": "web"}

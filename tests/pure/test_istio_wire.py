@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
 
-from sds_agent.authority.istio_wire import (
+from sds_agent.authority.istio.wire import (
     LONGEST_MESSAGE,
     Status,
     names_a_workload,

@@ -15,8 +15,8 @@ from fakes.hierarchy import (
 )
 from fakes.openssl import verifies
 
-from sds_agent.pki.constraints import is_host_name
-from sds_agent.pki.path import PathError, find_path
+from sds_agent.pki.validation.constraints import is_host_name
+from sds_agent.pki.validation.path import PathError, find_path
 
 PERMITTED: list[tuple[str, str, bool]] = [
     ("demo.example", "spiffe://demo.example/web", True),

@@ -10,7 +10,7 @@ from fakes.oddities.texts import NAMES, STRINGS
 
 from sds_agent.pki.certificates import CertificateError, read_pem
 from sds_agent.pki.names import email_addresses, same_name
-from sds_agent.pki.path import PathError, find_path
+from sds_agent.pki.validation.path import PathError, find_path
 
 NOW = datetime(2026, 3, 14, tzinfo=UTC)
 NAME = der.common_name

@@ -35,7 +35,7 @@ from fakes.hierarchy import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sds_agent.pki.path import MOST_INTERMEDIATES, PathError, find_path
+from sds_agent.pki.validation.path import MOST_INTERMEDIATES, PathError, find_path
 
 SECOND = timedelta(seconds=1)
 SERVER_ONLY = (ExtendedKeyUsageOID.SERVER_AUTH,)

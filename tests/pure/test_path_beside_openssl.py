@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sds_agent.pki.certificates import read_pem
-from sds_agent.pki.path import PathError, find_path
+from sds_agent.pki.validation.path import PathError, find_path
 
 SECOND = timedelta(seconds=1)
 SERVER_ONLY = (ExtendedKeyUsageOID.SERVER_AUTH,)

@@ -13,7 +13,7 @@ from sds_agent.pki.forms import first_label
 from sds_agent.pki.keyfile import read_private_key
 from sds_agent.pki.keys import to_pkcs8_pem
 from sds_agent.pki.pem import blocks, labels
-from sds_agent.pki.revocation import read_crls
+from sds_agent.pki.validation.revocation import read_crls
 
 CA = make_ca("root")
 KEY = new_key()

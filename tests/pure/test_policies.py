@@ -8,8 +8,8 @@ from fakes.judge import Case
 from fakes.oddities.limits import certificate_policies
 
 from sds_agent.pki.certificates import CertificateError, read_pem
-from sds_agent.pki.path import PathError, find_path
-from sds_agent.pki.policies import fault_of_policies
+from sds_agent.pki.validation.path import PathError, find_path
+from sds_agent.pki.validation.policies import fault_of_policies
 
 NOW = datetime(2026, 3, 14, tzinfo=UTC)
 CASES = {each.label: each for each in certificate_policies()}

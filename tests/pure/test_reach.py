@@ -9,9 +9,9 @@ from fakes.hierarchy import NOW, Ca, make_ca, make_leaf, new_key, uris
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sds_agent.pki.path import PathError, find_path
-from sds_agent.pki.reach import MOST_TRIED, Prover, Reach, ReachError
-from sds_agent.pki.signer import Signer
+from sds_agent.pki.validation.path import PathError, find_path
+from sds_agent.signing.reach import MOST_TRIED, Prover, Reach, ReachError
+from sds_agent.signing.signer import Signer
 
 KEYS = [new_key() for _ in range(4)]
 

@@ -10,7 +10,7 @@ from fakes import der
 from fakes.hierarchy import DAY, HOUR, NOW, Ca, key_usage, make_ca, make_crl, make_leaf, new_key
 
 from sds_agent.pki.certificates import CertificateError
-from sds_agent.pki.revocation import (
+from sds_agent.pki.validation.revocation import (
     RevocationList,
     fault_of_list,
     is_signed_by,

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sds_agent.cli import run
-from sds_agent.config import durations
 from sds_agent.config.conflicts import conflicts, draft
 from sds_agent.config.loading import load
-from sds_agent.config.problems import ConfigError
 from sds_agent.config.schema import FILE, json_schema
 from sds_agent.config.settings import SHAPE, EmbeddedSettings, LogSettings, Settings, WorkloadSettings
-from sds_agent.config.shapes import INVALID, Listing, Named, Reading, Scalar, Section, Variant, keys
+from sds_agent.configfile import durations
+from sds_agent.configfile.problems import ConfigError
+from sds_agent.configfile.shapes import INVALID, Listing, Named, Reading, Scalar, Section, Variant, keys
 from sds_agent.pki.keys import KeyType
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -101,7 +101,7 @@ def test_a_mode_is_read_as_chmod_reads_it(mode: str, bits: int, tmp_path: Path) 
 
 @pytest.mark.parametrize("loader", [yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader)])
 def test_aliases_and_merge_keys_work_with_both_of_pyyamls_loaders(loader: Any, tmp_path: Path) -> None:
-    from sds_agent.config import source  # noqa: PLC0415 - as the loader does, only where there is a file
+    from sds_agent.configfile import source  # noqa: PLC0415 - as the loader does, only where there is a file
 
     file = tmp_path / "sds-agent.yaml"
     file.write_text(

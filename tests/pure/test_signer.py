@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from sds_agent.pki.certificates import extension, is_ca, is_self_signed, read_pem, san_values, write_pem
 from sds_agent.pki.keys import KeyType, PrivateKey, generate, public_bytes, to_pkcs8_pem
-from sds_agent.pki.path import find_path
-from sds_agent.pki.signer import (
+from sds_agent.pki.validation.path import find_path
+from sds_agent.signing.signer import (
     LEAF_BACKDATE,
     LONGEST_COMMON_NAME,
     LONGEST_ORGANIZATION,

@@ -18,8 +18,8 @@ from sds_agent.ca.anchors import Revocations, anchors_of
 from sds_agent.ca.refusal import RefusalError
 from sds_agent.pki.certificates import write_pem
 from sds_agent.pki.keys import KeyType, PrivateKey, generate
-from sds_agent.pki.signer import Signer
-from sds_agent.pki.signing import SigningSet
+from sds_agent.signing.signer import Signer
+from sds_agent.signing.signing_set import SigningSet
 
 HOUR = timedelta(hours=1)
 

@@ -42,7 +42,7 @@ from sds_agent.ca.relay import Half, reach
 from sds_agent.ca.server import FRAMES
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, generate
-from sds_agent.pki.signer import SignerError
+from sds_agent.signing.signer import SignerError
 
 
 @pytest.fixture

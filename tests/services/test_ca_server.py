@@ -47,7 +47,7 @@ from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import subject_alternative_uris, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, generate
-from sds_agent.pki.signing import SigningSet
+from sds_agent.signing.signing_set import SigningSet
 
 NODE = f"spiffe://{TRUST_DOMAIN}/ns/kube-system/sa/node"
 

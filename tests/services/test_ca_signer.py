@@ -31,8 +31,8 @@ from sds_agent.ca.tls import ServerTls
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import is_self_signed, read_pem, serial_hex, write_pem
 from sds_agent.pki.keys import KeyType, generate, to_pkcs8_pem
-from sds_agent.pki.signer import Signer, SignerError
-from sds_agent.pki.signing import SigningSet
+from sds_agent.signing.signer import Signer, SignerError
+from sds_agent.signing.signing_set import SigningSet
 
 UNLIMITED = "limits: {per_caller: 1000000}"
 

@@ -15,14 +15,14 @@ from cryptography import x509
 from msgspec import Struct
 
 from sds_agent import log
-from sds_agent.authority.directory import PluggedDirectory
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.authority.request import proven_key
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import serial_hex, unique, write_pem
-from sds_agent.pki.signer import SignerError
-from sds_agent.pki.signing import SigningSet
+from sds_agent.signing.directory import PluggedDirectory
+from sds_agent.signing.signer import SignerError
+from sds_agent.signing.signing_set import SigningSet
 from sds_agent.tasks import NoThreadError
 
 LOG = logging.getLogger(__name__)

@@ -28,8 +28,8 @@ from sds_agent.files import ForeignFileError, check_writable, remove_unfinished
 from sds_agent.ownfile import OwnFile, ReplacedError
 from sds_agent.pki.certificates import CertificateError, describe, read_pem, serial_hex, write_pem
 from sds_agent.pki.keys import KeyType, PrivateKey, to_pkcs8_pem
-from sds_agent.pki.signer import Signer, SignerError, make_root, root_name
-from sds_agent.pki.signing import SigningSet
+from sds_agent.signing.signer import Signer, SignerError, make_root, root_name
+from sds_agent.signing.signing_set import SigningSet
 from sds_agent.tasks import NoThreadError
 
 LOG = logging.getLogger(__name__)

@@ -30,8 +30,8 @@ from sds_agent.ca.places import Places, origin_of
 from sds_agent.ca.relay import Half, reach, relay, shake_hands, verified_chain
 from sds_agent.ca.settings import Address
 from sds_agent.pki.certificates import CertificateError
-from sds_agent.pki.signer import SignerError
 from sds_agent.rpc.frames import Bounds, Inspection
+from sds_agent.signing.signer import SignerError
 
 LOG = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from msgspec import Struct
 
 from sds_agent.ca.refusal import unauthenticated
 from sds_agent.pki.certificates import describe, unique
-from sds_agent.pki.path import PathError, find_path
-from sds_agent.pki.revocation import RevocationList, revoked
-from sds_agent.pki.rules import Chain, fault_of_ca
-from sds_agent.pki.signatures import fault_of_signature
-from sds_agent.pki.signing import SigningSet
+from sds_agent.pki.validation.path import PathError, find_path
+from sds_agent.pki.validation.revocation import RevocationList, revoked
+from sds_agent.pki.validation.rules import Chain, fault_of_ca
+from sds_agent.pki.validation.signatures import fault_of_signature
+from sds_agent.signing.signing_set import SigningSet
 
 MOST_JUDGED = 1000
 """Certificates with a number that is listed of which it is remembered whether they are revoked."""

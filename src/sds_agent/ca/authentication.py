@@ -15,8 +15,8 @@ from sds_agent.ca.jwt import Issuer, caller_of
 from sds_agent.ca.refusal import unauthenticated
 from sds_agent.ca.tokens import PREFIX, JoinTokens, Record
 from sds_agent.pki.keys import PublicKey
-from sds_agent.pki.rules import Chain
-from sds_agent.pki.signing import SigningSet
+from sds_agent.pki.validation.rules import Chain
+from sds_agent.signing.signing_set import SigningSet
 from sds_agent.tasks import Patience, in_thread
 
 PATIENCE = 5.0

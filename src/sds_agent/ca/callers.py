@@ -23,7 +23,7 @@ from sds_agent.pki.certificates import (
     serial_hex,
     subject_alternative_uris,
 )
-from sds_agent.pki.rules import Chain
+from sds_agent.pki.validation.rules import Chain
 
 Claims: TypeAlias = Mapping[str, object]
 

@@ -13,7 +13,7 @@ from cryptography import x509
 from msgspec import Struct
 
 from sds_agent.pki.names import same_name
-from sds_agent.pki.revocation import RevocationList, extension_of, is_signed_by
+from sds_agent.pki.validation.revocation import RevocationList, extension_of, is_signed_by
 
 SETTLE = timedelta(hours=1)
 """How long a list counts that is no longer there: time to see that it was lost, and to put it back."""

@@ -34,10 +34,10 @@ from sds_agent.clock import Clock, SystemClock
 from sds_agent.descriptors import room_for
 from sds_agent.directories import HeldDirectory, held_directory
 from sds_agent.errors import ConfigurationError
-from sds_agent.pki.signer import SignerError
 from sds_agent.rpc.frames import Bounds
 from sds_agent.sds.health import Health
 from sds_agent.signals import until_signalled
+from sds_agent.signing.signer import SignerError
 from sds_agent.state import PutsBack, watch
 from sds_agent.tasks import Patience
 

@@ -34,9 +34,9 @@ from sds_agent.ca.policy import NodeAgent, Order, check_not_denied, identity_for
 from sds_agent.ca.refusal import Kind, RefusalError, invalid
 from sds_agent.clock import Clock
 from sds_agent.pki.certificates import serial_hex, write_pem
-from sds_agent.pki.signer import SignerError
-from sds_agent.pki.signing import SigningSet
 from sds_agent.rpc.waiting import GaveWayError, Waiting
+from sds_agent.signing.signer import SignerError
+from sds_agent.signing.signing_set import SigningSet
 from sds_agent.tasks import NoThreadError
 from sds_agent.workers import in_worker
 

@@ -10,11 +10,11 @@ from msgspec import Struct
 
 from sds_agent.ca.patterns import fault_of_pattern
 from sds_agent.ca.policy import NodeAgent
-from sds_agent.config import source
-from sds_agent.config.problems import ConfigError, Problem, render
-from sds_agent.config.scalars import FLAG, PATH, TRUST_DOMAIN, WORKLOAD_ID, choice, duration, text, whole
 from sds_agent.config.settings import LogSettings
-from sds_agent.config.shapes import (
+from sds_agent.configfile import source
+from sds_agent.configfile.problems import ConfigError, Problem, render
+from sds_agent.configfile.scalars import FLAG, PATH, TRUST_DOMAIN, WORKLOAD_ID, choice, duration, text, whole
+from sds_agent.configfile.shapes import (
     INVALID,
     Finding,
     Listing,

@@ -8,7 +8,6 @@ from typing import Protocol
 from msgspec import structs
 
 from sds_agent import log
-from sds_agent.authority.directory import PluggedDirectory
 from sds_agent.authority.embedded import EmbeddedAuthority
 from sds_agent.authority.protocol import AuthorityError
 from sds_agent.ca.anchors import anchors_of
@@ -16,9 +15,10 @@ from sds_agent.ca.lists import Held, Note, Notice, number_of
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import describe_name, serial_hex, unique
-from sds_agent.pki.path import has_path
-from sds_agent.pki.revocation import RevocationList, overdue
-from sds_agent.pki.signing import SigningSet
+from sds_agent.pki.validation.path import has_path
+from sds_agent.pki.validation.revocation import RevocationList, overdue
+from sds_agent.signing.directory import PluggedDirectory
+from sds_agent.signing.signing_set import SigningSet
 from sds_agent.tasks import NoThreadError, in_thread
 
 LOG = logging.getLogger(__name__)

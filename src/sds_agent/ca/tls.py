@@ -22,8 +22,8 @@ from sds_agent.authority import openssl
 from sds_agent.ca.anchors import anchors_of
 from sds_agent.pki.certificates import describe, extension, serial_hex, write_pem
 from sds_agent.pki.keys import PublicKey, signature_hash, to_pkcs8_pem
-from sds_agent.pki.signer import LEAF_BACKDATE, Signer, SignerError
-from sds_agent.pki.signing import SigningSet
+from sds_agent.signing.signer import LEAF_BACKDATE, Signer, SignerError
+from sds_agent.signing.signing_set import SigningSet
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from sds_agent.cli import ca_keys, output
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from sds_agent.pki.cacerts import Finding
-    from sds_agent.pki.signing import SigningSet
+    from sds_agent.signing.cacerts import Finding
+    from sds_agent.signing.signing_set import SigningSet
 
 UNUSABLE = 2
 """The exit code for a directory that cannot be plugged in."""
@@ -29,9 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Say it on standard output: 0 if it can, 2 if not. Raises DirectoryError where nothing can be read."""
     from datetime import UTC, datetime  # noqa: PLC0415 - imported by the command that needs it
 
-    from sds_agent.authority.directory import DirectoryError, Unsettled, read_directory  # noqa: PLC0415 - likewise
     from sds_agent.hardening import keep_memory_private  # noqa: PLC0415 - likewise
-    from sds_agent.pki.cacerts import reach, refused_by_istiod, spelled_otherwise  # noqa: PLC0415 - likewise
+    from sds_agent.signing.cacerts import reach, refused_by_istiod, spelled_otherwise  # noqa: PLC0415 - likewise
+    from sds_agent.signing.directory import DirectoryError, Unsettled, read_directory  # noqa: PLC0415 - likewise
 
     keep_memory_private()
     output.silence_warnings()
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _judge(files: Mapping[str, bytes], now: "datetime", passphrase: bytes | None) -> "SigningSet | tuple[Finding, ...]":
-    from sds_agent.pki.cacerts import (  # noqa: PLC0415 - imported by the command that needs it
+    from sds_agent.signing.cacerts import (  # noqa: PLC0415 - imported by the command that needs it
         CaFilesError,
         fault_of_revocation,
         read_signing_set,
@@ -79,10 +79,10 @@ def _list(findings: Iterable["Finding"]) -> None:
 
 
 def _describe(signing: "SigningSet", now: "datetime") -> None:
-    from sds_agent.pki.cacerts import describe_key  # noqa: PLC0415 - imported by the command that needs it
     from sds_agent.pki.certificates import describe, describe_name, describe_time  # noqa: PLC0415 - likewise
-    from sds_agent.pki.revocation import overdue, peculiarity  # noqa: PLC0415 - likewise
-    from sds_agent.pki.rules import fault_of_ca  # noqa: PLC0415 - likewise
+    from sds_agent.pki.validation.revocation import overdue, peculiarity  # noqa: PLC0415 - likewise
+    from sds_agent.pki.validation.rules import fault_of_ca  # noqa: PLC0415 - likewise
+    from sds_agent.signing.cacerts import describe_key  # noqa: PLC0415 - imported by the command that needs it
 
     for title, certificates in (
         ("signer", (signing.signer.certificate,)),

@@ -8,7 +8,7 @@ from sds_agent.cli import ca_keys, output
 from sds_agent.cli.ca_root import trust_domain
 
 if TYPE_CHECKING:
-    from sds_agent.pki.signer import Signer
+    from sds_agent.signing.signer import Signer
 
 LIFETIME = "730d"
 
@@ -41,10 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Make it. Raises ConfigurationError, HierarchyError and KeyFileError."""
     from datetime import UTC, datetime  # noqa: PLC0415 - imported by the command that needs it
 
-    from sds_agent.ca.hierarchy import create_intermediate  # noqa: PLC0415 - likewise
     from sds_agent.hardening import keep_memory_private  # noqa: PLC0415 - likewise
     from sds_agent.pki.certificates import describe, describe_time  # noqa: PLC0415 - likewise
     from sds_agent.pki.keys import KeyType  # noqa: PLC0415 - likewise
+    from sds_agent.signing.hierarchy import create_intermediate  # noqa: PLC0415 - likewise
 
     keep_memory_private()
     output.silence_warnings()
@@ -67,8 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _root(directory: Path, passphrase_file: Path | None) -> "Signer":
-    from sds_agent.ca.hierarchy import read_root  # noqa: PLC0415 - imported by the command that needs it
     from sds_agent.pki.keyfile import PassphraseError  # noqa: PLC0415 - likewise
+    from sds_agent.signing.hierarchy import read_root  # noqa: PLC0415 - imported by the command that needs it
 
     passphrase = ca_keys.passphrase_in(passphrase_file)
     try:

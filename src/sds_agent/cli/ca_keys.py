@@ -29,7 +29,7 @@ def add_key_arguments(parser: argparse.ArgumentParser, lifetime: str) -> None:
 
 def lifetime(arguments: argparse.Namespace) -> timedelta:
     """The lifetime that was asked for. Raises ConfigurationError."""
-    from sds_agent.config.durations import parse  # noqa: PLC0415 - imported by the command that needs it
+    from sds_agent.configfile.durations import parse  # noqa: PLC0415 - imported by the command that needs it
 
     read = parse(arguments.lifetime)
     if read is None or not timedelta(seconds=1) <= read <= LONGEST:
@@ -49,7 +49,7 @@ def new_passphrase(arguments: argparse.Namespace) -> bytes | None:
 
 def passphrase_in(file: Path | None) -> bytes | None:
     """The passphrase in a file, or None without one. Raises DirectoryError."""
-    from sds_agent.authority.directory import read_passphrase  # noqa: PLC0415 - imported by the command that needs it
+    from sds_agent.signing.directory import read_passphrase  # noqa: PLC0415 - imported by the command that needs it
 
     return None if file is None else read_passphrase(file)
 

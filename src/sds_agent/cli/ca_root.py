@@ -22,10 +22,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Make it. Raises ConfigurationError and HierarchyError."""
     from datetime import UTC, datetime  # noqa: PLC0415 - imported by the command that needs it
 
-    from sds_agent.ca.hierarchy import create_root  # noqa: PLC0415 - likewise
     from sds_agent.hardening import keep_memory_private  # noqa: PLC0415 - likewise
     from sds_agent.pki.certificates import describe, describe_time  # noqa: PLC0415 - likewise
     from sds_agent.pki.keys import KeyType  # noqa: PLC0415 - likewise
+    from sds_agent.signing.hierarchy import create_root  # noqa: PLC0415 - likewise
 
     keep_memory_private()
     made = create_root(

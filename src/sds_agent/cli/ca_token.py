@@ -78,7 +78,7 @@ def _withdraw(tokens: "JoinTokens", identity: str, arguments: argparse.Namespace
 
 
 def _ttl(written: str) -> timedelta:
-    from sds_agent.config.durations import parse  # noqa: PLC0415 - imported by the command that needs it
+    from sds_agent.configfile.durations import parse  # noqa: PLC0415 - imported by the command that needs it
 
     ttl = parse(written)
     if ttl is None or not timedelta(seconds=1) <= ttl <= timedelta(hours=LONGEST_HOURS):

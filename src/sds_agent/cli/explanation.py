@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from sds_agent.config.durations import format_duration
 from sds_agent.config.istio import IstioSettings
 from sds_agent.config.loading import Loaded
 from sds_agent.config.settings import (
@@ -17,6 +16,7 @@ from sds_agent.config.settings import (
     Settings,
     WorkloadSettings,
 )
+from sds_agent.configfile.durations import format_duration
 
 
 def explain(loaded: Loaded) -> Iterator[str]:

@@ -1,6 +1,5 @@
-"""One YAML file and the environment, read into typed settings, with every error reported at once.
+"""The agent's own configuration: its keys, what is filled in where they are left out, and what does not go together.
 
-A file, the environment and the defaults become a `Document` (source, environment, defaults), which is read through the
-shapes that the settings declare (shapes, scalars, settings); what only shows when keys are compared is checked last
-(conflicts). `loading.load` does all of it. The JSON Schema for editors is written from the same shapes (schema).
+`loading.load` makes settings from one YAML file, or without one from Istio's variables or the defaults, and from the
+environment's overrides; `schema` writes the JSON Schema for editors. How a file is read is in `configfile`.
 """

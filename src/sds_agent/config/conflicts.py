@@ -9,7 +9,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from sds_agent.config.shapes import Finding, KeyPath, did_you_mean, quoted
+from sds_agent.configfile.shapes import Finding, KeyPath, did_you_mean, quoted
 from sds_agent.identity.spiffe import SpiffeId
 
 BUNDLE_NAME = "ROOTCA"

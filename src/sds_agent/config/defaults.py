@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from sds_agent.config.document import Document, Origin
+from sds_agent.configfile.document import Document, Origin
 
 TRUST_DOMAIN = "sds-agent.local"
 NAME = "default"

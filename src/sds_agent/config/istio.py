@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from sds_agent.config.conflicts import Workload
-from sds_agent.config.scalars import FLAG, PATH, text
-from sds_agent.config.shapes import Finding, KeyPath, Scalar, UnacceptableError, quoted, setting, settings
+from sds_agent.configfile.scalars import FLAG, PATH, text
+from sds_agent.configfile.shapes import Finding, KeyPath, Scalar, UnacceptableError, quoted, setting, settings
 
 MOST_ADDRESSES = 8
 _ADDRESS_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$"

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sds_agent.config.document import Document, Origin
-from sds_agent.config.environment import PREFIX
-from sds_agent.config.problems import Problem, render
-from sds_agent.config.shapes import KeyPath, quoted
+from sds_agent.configfile.document import Document, Origin
+from sds_agent.configfile.environment import PREFIX
+from sds_agent.configfile.problems import Problem, render
+from sds_agent.configfile.shapes import KeyPath, quoted
 from sds_agent.identity.spiffe import SpiffeIdError, TrustDomain, is_segment
 
 _TRUST_DOMAIN = "cluster.local"

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from sds_agent.config import defaults, environment, istio
+from sds_agent.config import defaults, istio
 from sds_agent.config.conflicts import conflicts, draft
-from sds_agent.config.document import Document
-from sds_agent.config.problems import ConfigError, Problem, render
 from sds_agent.config.settings import ONLY_AUTHORITY, SHAPE, Settings
-from sds_agent.config.shapes import INVALID, Finding, Reading
+from sds_agent.configfile import environment
+from sds_agent.configfile.document import Document
+from sds_agent.configfile.problems import ConfigError, Problem, render
+from sds_agent.configfile.shapes import INVALID, Finding, Reading
 
 ISTIO_SWITCH = "CA_ADDR"
 """Without a file and with this variable the configuration is the one that Istio's variables make."""
@@ -67,7 +68,7 @@ def _document(path: Path | None, environ: Mapping[str, str]) -> tuple[Document, 
 
             return istio_environment.document(environ)
         return defaults.without_file(), []
-    from sds_agent.config import source  # noqa: PLC0415 - PyYAML is not needed without a file
+    from sds_agent.configfile import source  # noqa: PLC0415 - PyYAML is not needed without a file
 
     return source.read(path)
 

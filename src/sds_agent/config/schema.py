@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from sds_agent.config.settings import Settings
-from sds_agent.config.shapes import Key, Listing, Named, Scalar, Section, Shape, Variant, keys
+from sds_agent.configfile.shapes import Key, Listing, Named, Scalar, Section, Shape, Variant, keys
 
 Schema: TypeAlias = dict[str, Any]
 

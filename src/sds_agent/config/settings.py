@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 from sds_agent.config.conflicts import BUNDLE_NAME
 from sds_agent.config.istio import IstioSettings
-from sds_agent.config.scalars import (
+from sds_agent.configfile.scalars import (
     ACCOUNT,
     AUTHORITY_NAME,
     FLAG,
@@ -24,7 +24,7 @@ from sds_agent.config.scalars import (
     share,
     whole,
 )
-from sds_agent.config.shapes import Listing, Named, Section, Variant, setting, settings
+from sds_agent.configfile.shapes import Listing, Named, Section, Variant, setting, settings
 from sds_agent.log import Format
 from sds_agent.pki.keys import KeyType
 

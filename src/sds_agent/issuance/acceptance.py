@@ -32,8 +32,8 @@ from sds_agent.pki.certificates import (
     unique,
 )
 from sds_agent.pki.keys import PublicKey
-from sds_agent.pki.path import PathError, find_path
-from sds_agent.pki.rules import Chain
+from sds_agent.pki.validation.path import PathError, find_path
+from sds_agent.pki.validation.rules import Chain
 
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _USAGES = {ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth", ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth"}

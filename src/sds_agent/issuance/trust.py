@@ -26,9 +26,9 @@ from sds_agent.pki.certificates import (
     unique,
     write_pem,
 )
-from sds_agent.pki.choice import current
 from sds_agent.pki.names import canonical
-from sds_agent.pki.rules import fault_of_ca
+from sds_agent.pki.validation.choice import current
+from sds_agent.pki.validation.rules import fault_of_ca
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
 from sds_agent.tasks import NoThreadError, companions

@@ -12,7 +12,7 @@ from cryptography import x509
 from msgspec import Struct
 
 from sds_agent.pki.names import canonical
-from sds_agent.pki.path import has_path
+from sds_agent.pki.validation.path import has_path
 
 SKEW = timedelta(seconds=60)
 """How far in the future a NotBefore may lie: the CA's clock and ours are never quite the same."""

@@ -17,7 +17,7 @@ from sds_agent.errors import SdsAgentError
 from sds_agent.pki.forms import other_form
 from sds_agent.pki.keys import PrivateKey
 from sds_agent.pki.pem import blocks, labels
-from sds_agent.pki.rules import SMALLEST_RSA
+from sds_agent.pki.validation.rules import SMALLEST_RSA
 
 LONGEST_PASSPHRASE = 1023
 """Bytes; the most that OpenSSL takes."""

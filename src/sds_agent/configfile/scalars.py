@@ -10,10 +10,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
-from sds_agent.config.durations import PATTERN as DURATION_PATTERN
-from sds_agent.config.durations import format_duration
-from sds_agent.config.durations import parse as parse_duration
-from sds_agent.config.shapes import Scalar, UnacceptableError, did_you_mean
+from sds_agent.configfile.durations import PATTERN as DURATION_PATTERN
+from sds_agent.configfile.durations import format_duration
+from sds_agent.configfile.durations import parse as parse_duration
+from sds_agent.configfile.shapes import Scalar, UnacceptableError, did_you_mean
 from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError, TrustDomain
 
 N = TypeVar("N", int, float)

@@ -6,7 +6,7 @@ from typing import TypeAlias
 import msgspec
 from msgspec import Struct
 
-from sds_agent.config.shapes import KeyPath
+from sds_agent.configfile.shapes import KeyPath
 
 Tree: TypeAlias = dict[str, object]
 

@@ -16,7 +16,7 @@ from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
 
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.pki.certificates import CertificateError, read_bundle
-from sds_agent.pki.signing import LARGEST_ANSWER
+from sds_agent.signing.signing_set import LARGEST_ANSWER
 
 METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 

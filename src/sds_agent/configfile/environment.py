@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct
 
-from sds_agent.config.document import Document, Origin
-from sds_agent.config.problems import Problem, render
-from sds_agent.config.shapes import KeyPath
+from sds_agent.configfile.document import Document, Origin
+from sds_agent.configfile.problems import Problem, render
+from sds_agent.configfile.shapes import KeyPath
 from sds_agent.errors import ConfigurationError
 
 PREFIX = "SDS_AGENT__"

@@ -17,9 +17,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 from msgspec import Struct
 
 from sds_agent.pki.certificates import describe, describe_name, describe_time, extended_key_usages, extension, is_ca
-from sds_agent.pki.constraints import constrained_names, violation
 from sds_agent.pki.names import is_self_issued, same_name
-from sds_agent.pki.signatures import fault_of_pss
+from sds_agent.pki.validation.constraints import constrained_names, violation
+from sds_agent.pki.validation.signatures import fault_of_pss
 
 Chain: TypeAlias = tuple[x509.Certificate, ...]
 """A leaf, then each CA's certificate after one that it issued."""

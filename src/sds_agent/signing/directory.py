@@ -17,9 +17,9 @@ from msgspec import Struct
 from sds_agent import log
 from sds_agent.errors import ConfigurationError
 from sds_agent.files import read_at_once
-from sds_agent.pki.cacerts import FILES, CaFilesError, read_signing_set
 from sds_agent.pki.keyfile import LONGEST_PASSPHRASE
-from sds_agent.pki.signing import SigningSet
+from sds_agent.signing.cacerts import FILES, CaFilesError, read_signing_set
+from sds_agent.signing.signing_set import SigningSet
 from sds_agent.tasks import Patience, in_thread
 from sds_agent.values import Sensitive
 

@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from sds_agent.authority import openssl
-from sds_agent.authority.istio_wire import printable
+from sds_agent.authority.istio.wire import printable
 from sds_agent.pki.certificates import CertificateError, read_pem, san_values
 
 MOST_NAMES = 5

@@ -14,8 +14,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sds_agent.errors import SdsAgentError
 from sds_agent.pki.certificates import describe, describe_name, describe_time, extension, has_key, is_ca
-from sds_agent.pki.constraints import is_host_name
 from sds_agent.pki.keys import PrivateKey, PublicKey, signature_hash
+from sds_agent.pki.validation.constraints import is_host_name
 from sds_agent.values import Sensitive
 
 ROOT_BACKDATE = timedelta(days=2)

@@ -22,11 +22,11 @@ from msgspec import Struct
 
 from sds_agent.errors import SdsAgentError
 from sds_agent.pki.certificates import describe, describe_name, extension, is_self_signed, unique
-from sds_agent.pki.choice import Bundle, current
 from sds_agent.pki.names import CanonicalName, canonical, same_name
-from sds_agent.pki.policies import fault_of_policies
-from sds_agent.pki.rules import Chain, Times, fault_as_issuer, fault_of_certificate
-from sds_agent.pki.signatures import fault_of_signature
+from sds_agent.pki.validation.choice import Bundle, current
+from sds_agent.pki.validation.policies import fault_of_policies
+from sds_agent.pki.validation.rules import Chain, Times, fault_as_issuer, fault_of_certificate
+from sds_agent.pki.validation.signatures import fault_of_signature
 
 MOST_INTERMEDIATES = 8
 """No hierarchy in use is deeper; a longer chain is a mistake or an attack."""

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from sds_agent.config.document import Origin
-from sds_agent.config.shapes import KeyPath, quoted
+from sds_agent.configfile.document import Origin
+from sds_agent.configfile.shapes import KeyPath, quoted
 from sds_agent.errors import ConfigurationError
 
 MOST_SHOWN = 100

@@ -20,15 +20,15 @@ import grpc.aio
 from msgspec import Struct
 
 from sds_agent import log
-from sds_agent.authority import istio_reach
 from sds_agent.authority.grpc_retry import retry_after
-from sds_agent.authority.istio_files import Token, can_speak, read_certificates, read_provisioned, read_token
-from sds_agent.authority.istio_wire import METHOD, Status, printable, read_response, refusal, request_bytes
+from sds_agent.authority.istio import reach as istio_reach
+from sds_agent.authority.istio.credentials import Token, can_speak, read_certificates, read_provisioned, read_token
+from sds_agent.authority.istio.wire import METHOD, Status, printable, read_response, refusal, request_bytes
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import write_pem
-from sds_agent.pki.signing import LARGEST_ANSWER
+from sds_agent.signing.signing_set import LARGEST_ANSWER
 from sds_agent.tasks import Patience, uninterrupted
 from sds_agent.values import Sensitive
 

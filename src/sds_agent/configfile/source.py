@@ -13,9 +13,9 @@ import msgspec
 import yaml
 from msgspec import Struct
 
-from sds_agent.config.document import Document, Origin, Tree
-from sds_agent.config.problems import ConfigError, Problem, render
-from sds_agent.config.shapes import KeyPath, quoted
+from sds_agent.configfile.document import Document, Origin, Tree
+from sds_agent.configfile.problems import ConfigError, Problem, render
+from sds_agent.configfile.shapes import KeyPath, quoted
 
 LARGEST_FILE = 1 << 20
 """Bytes."""

@@ -5,8 +5,8 @@ from datetime import datetime, timedelta
 from cryptography import x509
 
 from sds_agent.pki.keys import PublicKey
-from sds_agent.pki.revocation import RevocationList
-from sds_agent.pki.signer import Signer
+from sds_agent.pki.validation.revocation import RevocationList
+from sds_agent.signing.signer import Signer
 from sds_agent.values import Sensitive
 
 LARGEST_ANSWER = 4 << 20

@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from sds_agent.pki.certificates import describe, describe_time, extension, serial_hex
 from sds_agent.pki.names import CanonicalName, canonical, is_self_issued
-from sds_agent.pki.policies import fault_of_policies
-from sds_agent.pki.rules import Chain, Times, fault_of_identifiers, fault_of_names, fault_of_times
-from sds_agent.pki.signatures import fault_of_pss, fault_of_signature
+from sds_agent.pki.validation.policies import fault_of_policies
+from sds_agent.pki.validation.rules import Chain, Times, fault_of_identifiers, fault_of_names, fault_of_times
+from sds_agent.pki.validation.signatures import fault_of_pss, fault_of_signature
 
 MOST_CHOICES = 64
 """Chains looked at, each for a signature or two: what bounds the time that many anchors of one name and key cost."""

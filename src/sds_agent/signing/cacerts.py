@@ -45,11 +45,11 @@ from sds_agent.pki.keyfile import (
 )
 from sds_agent.pki.keys import PrivateKey
 from sds_agent.pki.names import same_encoding
-from sds_agent.pki.reach import Prover, Reach, ReachError
-from sds_agent.pki.revocation import RevocationList, fault_of_list, read_crls, revoked
-from sds_agent.pki.signatures import fault_of_signature
-from sds_agent.pki.signer import Signer
-from sds_agent.pki.signing import LARGEST_ANSWER, ROOM_FOR_LEAF, SigningSet
+from sds_agent.pki.validation.revocation import RevocationList, fault_of_list, read_crls, revoked
+from sds_agent.pki.validation.signatures import fault_of_signature
+from sds_agent.signing.reach import Prover, Reach, ReachError
+from sds_agent.signing.signer import Signer
+from sds_agent.signing.signing_set import LARGEST_ANSWER, ROOM_FOR_LEAF, SigningSet
 
 Certificates = tuple[x509.Certificate, ...]
 

@@ -12,17 +12,17 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
-from sds_agent.authority.directory import DirectoryError, read_file
 from sds_agent.directories import ABOVE, make_directory
 from sds_agent.errors import SdsAgentError
 from sds_agent.files import sync_directory
-from sds_agent.pki.cacerts import FILES, CaFilesError, read_signing_set
 from sds_agent.pki.certificates import CertificateError, describe, has_key, read_bundle, write_pem
 from sds_agent.pki.forms import without_certificate
 from sds_agent.pki.keyfile import LONGEST_PASSPHRASE, KeyFileError, read_private_key
 from sds_agent.pki.keys import KeyType, PrivateKey, generate
-from sds_agent.pki.signatures import fault_of_signature
-from sds_agent.pki.signer import Signer, SignerError, make_intermediate, make_root
+from sds_agent.pki.validation.signatures import fault_of_signature
+from sds_agent.signing.cacerts import FILES, CaFilesError, read_signing_set
+from sds_agent.signing.directory import DirectoryError, read_file
+from sds_agent.signing.signer import Signer, SignerError, make_intermediate, make_root
 
 ROOT_CERTIFICATE = "root-cert.pem"
 ROOT_KEY = "root-key.pem"

@@ -15,9 +15,9 @@ from msgspec import Struct
 from sds_agent.errors import SdsAgentError
 from sds_agent.pki.certificates import describe_name, extension
 from sds_agent.pki.keys import KeyType, generate
-from sds_agent.pki.path import PathError, find_path
-from sds_agent.pki.rules import Chain
-from sds_agent.pki.signer import Signer, SignerError
+from sds_agent.pki.validation.path import PathError, find_path
+from sds_agent.pki.validation.rules import Chain
+from sds_agent.signing.signer import Signer, SignerError
 
 MOST_TRIED = 256
 """Hosts and domains looked at, each for a signature or two: a certificate may hold a hundred thousand constraints."""
