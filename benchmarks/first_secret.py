@@ -24,7 +24,7 @@ from sds_agent_proto import sds_pb2
 
 METHOD = "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets"
 QUESTION = sds_pb2.DiscoveryRequest(resource_names=["default"]).SerializeToString()
-PATIENCE = 20.0
+TIMEOUT = 20.0
 
 CONFIG = """
 trust_domain: demo.example
@@ -44,12 +44,12 @@ def seconds_to_first_secret(command: Sequence[str], socket: Path) -> float:
     server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while not socket.exists():
-            if server.poll() is not None or time.perf_counter() - started > PATIENCE:
+            if server.poll() is not None or time.perf_counter() - started > TIMEOUT:
                 sys.exit(f"{command[0]} did not serve at {socket}")
             time.sleep(0.0005)
         with grpc.insecure_channel(f"unix:{socket}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(METHOD)
-            next(iter(call(iter([QUESTION]), wait_for_ready=True, timeout=PATIENCE)))
+            next(iter(call(iter([QUESTION]), wait_for_ready=True, timeout=TIMEOUT)))
             return time.perf_counter() - started
     finally:
         server.terminate()

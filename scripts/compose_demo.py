@@ -28,7 +28,7 @@ LIFETIME = 90.0
 """Seconds that the certificates live, as the agents' configurations say."""
 CA_AWAY = 35.0
 """Seconds without a CA. The renewals fall due in them: after a third of the lifetime, give or take five seconds."""
-PATIENCE = 120.0
+TIMEOUT = 120.0
 """Seconds within which whatever is waited for has to happen."""
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Asks without the proxy that the machine may have."""
@@ -134,8 +134,8 @@ def until(told: Callable[[], bool], what: str) -> float:
     """Wait for something that is looked at again and again; gives the seconds it took. Raises NotSeenError."""
     start = time.monotonic()
     while not told():
-        if time.monotonic() > start + PATIENCE:
-            raise NotSeenError(f"{what}: not seen within {PATIENCE:.0f} s")
+        if time.monotonic() > start + TIMEOUT:
+            raise NotSeenError(f"{what}: not seen within {TIMEOUT:.0f} s")
         time.sleep(0.2)
     return time.monotonic() - start
 

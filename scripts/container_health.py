@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 USUAL = "/etc/sds-agent/sds-agent.yaml"
-PATIENCE = 3.0
+TIMEOUT = 3.0
 HEADER = 9
 """Octets of a frame's header; the fourth is its type (RFC 9113, section 4.1)."""
 SETTINGS = 4
@@ -57,7 +57,7 @@ def first_frame(host: str, port: int) -> bytes:
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     with (
-        socket.create_connection((host, port), PATIENCE) as connection,
+        socket.create_connection((host, port), TIMEOUT) as connection,
         context.wrap_socket(connection) as tls,
     ):
         return tls.recv(HEADER)

@@ -94,8 +94,8 @@ def _ending(status: int) -> str:
 async def _stop(process: Process) -> None:
     if process.returncode is None:
         process.terminate()
-        with anyio.move_on_after(GRACE) as patience:
+        with anyio.move_on_after(GRACE) as timeout:
             await process.wait()
-        if patience.cancelled_caught:
+        if timeout.cancelled_caught:
             process.kill()
     await process.aclose()

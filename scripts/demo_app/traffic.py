@@ -17,14 +17,14 @@ RATE = 40
 CLIENTS = 4
 LOOK_EVERY = 0.25
 """Seconds between two looks at Envoy B's certificate."""
-PATIENCE = 10.0
+TIMEOUT = 10.0
 
 
 async def requests(port: int, seconds: float, record: Record, shown: View) -> None:
     """Send requests to Envoy A at an even rate for so long, and wait for the last answers."""
     end = time.monotonic() + seconds
     # a proxy that the user's environment names has no business here
-    client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False)
+    client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=TIMEOUT, trust_env=False)
     async with client, anyio.create_task_group() as tasks:
         for number in range(CLIENTS):
             tasks.start_soon(_one_client, client, number / RATE, end, record, shown)

@@ -14,11 +14,11 @@ from sds_agent.config.istio import IstioSettings
 from sds_agent.config.settings import AuthoritySettings, CacertsSettings, EmbeddedSettings, Settings
 from sds_agent.directories import HeldDirectory, held_directory
 from sds_agent.identity.spiffe import SpiffeId
-from sds_agent.issuance.gate import Gate
+from sds_agent.issuance.cache import CertificateCache, tidy
 from sds_agent.issuance.issuer import Issuer
-from sds_agent.issuance.kept import Keeper, tidy
 from sds_agent.issuance.needed import NeedsFile
 from sds_agent.issuance.offer import Workload
+from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.standing import lack
 from sds_agent.issuance.trust import Trust, refresh, remember
@@ -30,7 +30,7 @@ from sds_agent.secrets.readiness import complete, missing, watched
 from sds_agent.secrets.store import SecretStore
 from sds_agent.signals import until_signalled
 from sds_agent.state import PutsBack, watch
-from sds_agent.tasks import Start, companions
+from sds_agent.tasks import Start, background_tasks
 
 LOG = logging.getLogger(__name__)
 
@@ -126,13 +126,13 @@ async def agent(
     trust = Trust(store, settings.bundle_names, clock, authorities=cas)
     needs_file = NeedsFile(settings.state_dir)
     trust.remember(needs_file.load())
-    gates = {name: Gate() for name in cas}  # one for each CA: one that hangs must not hold up the others
+    queues = {name: IssuanceQueue() for name in cas}  # one for each CA: one that hangs must not hold up the others
     renewal = Renewal(settings.renewal.fraction, settings.renewal.jitter)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
-    keepers = _keepers(settings)
+    caches = _caches(settings)
     service = SecretDiscoveryService(store, most_streams=limits.streams, most_names=limits.names)
     issuers: list[Issuer] = []
-    async with companions() as start:
+    async with background_tasks() as start:
         start(remember(trust, needs_file, clock))
         for name, authority in cas.items():
             if isinstance(authority, TellsTrust):
@@ -143,15 +143,15 @@ async def agent(
                 cas[workload.authority],
                 store=store,
                 trust=trust,
-                gate=gates[workload.authority],
+                queue=queues[workload.authority],
                 clock=clock,
                 renewal=renewal,
-                keeper=keepers.get(workload.name),
+                cache=caches.get(workload.name),
             )
             issuers.append(issuer)
             start(issuer.run())
         if held is not None:
-            kept = (*cas.values(), *keepers.values(), needs_file)
+            kept = (*cas.values(), *caches.values(), needs_file)
             start(watch(held, [each for each in kept if isinstance(each, PutsBack)]))
         _start_outputs(start, settings, store, clock)
         readiness = Health(
@@ -166,11 +166,11 @@ async def agent(
                 yield store
 
 
-def _keepers(settings: Settings) -> dict[str, Keeper]:
+def _caches(settings: Settings) -> dict[str, CertificateCache]:
     """What keeps the workloads' certificates, by their names; none where they are not to be kept."""
     directory = settings.state_dir / "certificates"
     tidy(directory, keep=settings.keep_certificates)
-    return {workload.name: Keeper(directory) for workload in settings.workloads if settings.keep_certificates}
+    return {workload.name: CertificateCache(directory) for workload in settings.workloads if settings.keep_certificates}
 
 
 def _lacks(issuers: Iterable[Issuer], clock: Clock) -> Sequence[str]:
@@ -181,7 +181,7 @@ def _lacks(issuers: Iterable[Issuer], clock: Clock) -> Sequence[str]:
 def _announce(socket: Path) -> None:
     """Say where the agent listens and who may connect: an Envoy that may not says only that it cannot connect."""
     who = Access()
-    with suppress(OSError):  # it was taken away at once, which is noticed and mended elsewhere
+    with suppress(OSError):  # it was taken away at once, which is noticed and fixed elsewhere
         who = access(socket)
     log.event(LOG, "listening", socket=str(socket), mode=who.mode, owner=who.owner, group=who.group)
 

@@ -97,10 +97,10 @@ def _fault(step: Step, target: Path, user: int, trusted: Collection[int]) -> str
         )
     if step.writable(stat.S_IWOTH):
         # One with the sticky bit, such as /tmp, is meant for all users: it must not be closed for this agent's sake.
-        mend = "make one in it" if step.mode & stat.S_ISVTX else f"chmod o-w {step.path}"
+        fix = "make one in it" if step.mode & stat.S_ISVTX else f"chmod o-w {step.path}"
         return (
             f"anybody may write to {step.path}, so anybody could {does}; "
-            f"use a directory that only the agent may write to ({mend})"
+            f"use a directory that only the agent may write to ({fix})"
         )
     return None
 

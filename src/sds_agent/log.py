@@ -25,7 +25,7 @@ ROOT = "sds_agent"
 LONGEST_VALUE = 600
 MOST_KEPT = 1 << 20
 """Bytes of lines that wait for a reader."""
-PATIENCE = 0.5
+TIMEOUT = 0.5
 """Seconds that the end of the program waits for it."""
 _FIELDS = "sds_agent_fields"
 
@@ -36,7 +36,7 @@ def event(logger: logging.Logger, name: str, *, level: int = logging.INFO, **fie
         logger.log(level, name, extra={_FIELDS: {k: _plain(v) for k, v in fields.items() if v is not None}})
 
 
-class Once:
+class LogOnChange:
     """Tells what is wrong once, and again when it is something else or was over in between.
 
     For what is tried again and again, at times by whoever likes: each time a line would fill the log.
@@ -47,13 +47,13 @@ class Once:
         self._name = name
         self._told = ""
 
-    def tell(self, cause: str, **fields: Value) -> None:
+    def report(self, cause: str, **fields: Value) -> None:
         """Log it as an error with its cause, if that is news."""
         if cause != self._told:
             event(self._logger, self._name, level=logging.ERROR, **fields, cause=cause)
         self._told = cause
 
-    def over(self) -> None:
+    def resolved(self) -> None:
         """It is good again."""
         self._told = ""
 
@@ -75,12 +75,12 @@ def configure(form: Format = "auto", level: str = "info", stream: TextIO | None 
 
 def _handler(stream: TextIO) -> "logging.StreamHandler[TextIO]":
     try:
-        return Unhurried(stream)
+        return NonBlockingHandler(stream)
     except OSError:  # no file of the system's is behind it
         return logging.StreamHandler(stream)
 
 
-class Unhurried(logging.StreamHandler[TextIO]):
+class NonBlockingHandler(logging.StreamHandler[TextIO]):
     """Writes to a stream's descriptor without ever waiting for its reader.
 
     What a full pipe does not take is kept, up to `MOST_KEPT` bytes, and a thread waits to write it; beyond that lines
@@ -114,9 +114,9 @@ class Unhurried(logging.StreamHandler[TextIO]):
     def flush(self) -> None:
         """Give what is kept a moment to be written."""
         if (waiter := self._waiter) is not None:
-            waiter.join(PATIENCE)
+            waiter.join(TIMEOUT)
         elif self._kept:
-            self._room().poll(PATIENCE * 1000)
+            self._room().poll(TIMEOUT * 1000)
             with self._guard:
                 self._write_kept_ready()
 

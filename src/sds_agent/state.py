@@ -37,7 +37,7 @@ class PutsBack(Protocol):
 
 async def watch(directory: HeldDirectory, parts: Sequence[PutsBack], look_every: float = LOOK) -> None:
     """Put back what is lost, for ever. What keeps it from that is logged once."""
-    lost = log.Once(LOG, "state_lost")
+    lost = log.LogOnChange(LOG, "state_lost")
     while True:
         await asyncio.sleep(look_every)
         try:
@@ -49,9 +49,9 @@ async def watch(directory: HeldDirectory, parts: Sequence[PutsBack], look_every:
             paths = [str(path) for path in restored]
             log.event(LOG, "state_restored", level=logging.WARNING, directory=str(directory.path), files=paths)
         if faults:
-            lost.tell("; ".join(faults), directory=str(directory.path))
+            lost.report("; ".join(faults), directory=str(directory.path))
         else:
-            lost.over()
+            lost.resolved()
 
 
 def restore(directory: HeldDirectory, parts: Iterable[PutsBack]) -> tuple[list[Path], list[str]]:

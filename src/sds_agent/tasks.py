@@ -20,7 +20,7 @@ P = ParamSpec("P")
 Start = Callable[[Coroutine[Any, Any, None]], None]
 
 
-DISK_PATIENCE = 5.0
+DISK_TIMEOUT = 5.0
 """Seconds for the disk with the agent's own files to take a write, also at the end of the process."""
 
 
@@ -35,7 +35,7 @@ class NoThreadError(SdsAgentError):
 
 
 @asynccontextmanager
-async def companions() -> AsyncIterator[Start]:
+async def background_tasks() -> AsyncIterator[Start]:
     """Tasks that live as long as this context: leaving it cancels them and waits until they have ended.
 
     What is yielded starts one. An exception in any of them ends the others and the context's body, and leaves it in an
@@ -103,7 +103,7 @@ async def in_thread(function: Callable[P, T], *arguments: P.args, **options: P.k
     return await done
 
 
-class Patience:
+class TimeLimit:
     """Calls that may hang, such as the reading of a file on a disk of the network: each has `seconds` to return.
 
     Each runs in a thread of its own (`in_thread`), at most `most` of them at one time. One that is late keeps its
@@ -165,7 +165,7 @@ class _Attempt:
     late = False
 
 
-class UnhurriedLookups(asyncio.SelectorEventLoop):
+class NonBlockingLookups(asyncio.SelectorEventLoop):
     """An event loop for which names are looked up in threads that nobody has to wait for, the process's end included.
 
     Where the servers for names do not answer, a lookup takes up to half a minute, and nothing can cut it short.

@@ -271,9 +271,9 @@ def test_what_is_left_out_is_told_and_stops_nothing(spoil: Spoil, words: str, tm
     assert told.count("  root: ") == 1
 
 
-@pytest.mark.parametrize(("spoil", "words", "mend"), BAD.values(), ids=BAD)
-def test_what_cannot_be_plugged_in_is_told_with_the_way_to_mend_it(
-    spoil: Spoil, words: str, mend: str, tmp_path: Path, capfd: Printed
+@pytest.mark.parametrize(("spoil", "words", "fix"), BAD.values(), ids=BAD)
+def test_what_cannot_be_plugged_in_is_told_with_the_way_to_fix_it(
+    spoil: Spoil, words: str, fix: str, tmp_path: Path, capfd: Printed
 ) -> None:
     spoil(by_openssl(tmp_path))
     keys = [line for file in tmp_path.glob("*key.pem") for line in file.read_bytes().splitlines() if len(line) > 40]
@@ -283,7 +283,7 @@ def test_what_cannot_be_plugged_in_is_told_with_the_way_to_mend_it(
     assert told.err == ""
     assert "cannot be plugged in:" in told.out
     line = next(line for line in told.out.splitlines() if words in line)
-    assert mend in line.partition("; ")[2]
+    assert fix in line.partition("; ")[2]
     assert not any(line in told.out.encode() for line in keys)
 
 
@@ -300,7 +300,7 @@ OTHER_FORMS: dict[str, tuple[str, Spoil]] = {
 
 
 @pytest.mark.parametrize(("name", "spoil"), OTHER_FORMS.values(), ids=OTHER_FORMS)
-def test_what_is_not_in_pem_is_told_with_a_command_that_mends_it(
+def test_what_is_not_in_pem_is_told_with_a_command_that_fixes_it(
     name: str, spoil: Spoil, tmp_path: Path, capfd: Printed
 ) -> None:
     """Windows exports DER and writes UTF-16, `kubectl get secret` shows base64, a CA publishes its lists in DER."""

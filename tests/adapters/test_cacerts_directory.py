@@ -151,8 +151,8 @@ def test_an_incomplete_set_is_refused_with_the_name_of_the_file(name: str) -> No
 
 
 def test_an_empty_directory_is_told_what_belongs_there() -> None:
-    assert "ca-cert.pem" in findings({})[0].mend
-    assert "tls.crt" in findings({})[0].mend
+    assert "ca-cert.pem" in findings({})[0].fix
+    assert "tls.crt" in findings({})[0].fix
 
 
 def test_everything_that_is_wrong_is_told_at_once() -> None:
@@ -264,8 +264,8 @@ def test_a_revocation_list_that_would_revoke_nothing_is_refused() -> None:
     (told,) = findings({**GOOD, "ca-crl.pem": forged})
     assert "list 2 names 'CN=signer' as its issuer, and is not signed with that CA's key" in str(told)
     former = make_ca("signer", ROOT)
-    mended = {**GOOD, "cert-chain.pem": GOOD["cert-chain.pem"] + write_pem([former.certificate])}
-    assert read_signing_set({**mended, "ca-crl.pem": crl(former, 8)}, NOW).crls
+    fixed = {**GOOD, "cert-chain.pem": GOOD["cert-chain.pem"] + write_pem([former.certificate])}
+    assert read_signing_set({**fixed, "ca-crl.pem": crl(former, 8)}, NOW).crls
     assert read_signing_set({**GOOD, "ca-crl.pem": crl(make_ca("gone"), 8)}, NOW).crls, "a former CA's leaves live on"
 
 

@@ -25,7 +25,7 @@ from fakes.raw_http2 import announcing
 from sds_agent_proto.istio_pb2 import CertificateResponse
 
 from sds_agent.authority.istio import client as istio
-from sds_agent.authority.istio.client import BACK_TO_THE_FIRST, PATIENCE, IstioAuthority, IstioOptions
+from sds_agent.authority.istio.client import BACK_TO_THE_FIRST, TIMEOUT, IstioAuthority, IstioOptions
 from sds_agent.authority.istio.credentials import read_token
 from sds_agent.authority.istio.reach import fault_of_name
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
@@ -59,11 +59,9 @@ class Client:
     def ca_file(self) -> Path:
         return self.folder / "root-cert.pem"
 
-    def authority(
-        self, *addresses: str, clock: Any = None, patience: float = PATIENCE, **options: Any
-    ) -> IstioAuthority:
+    def authority(self, *addresses: str, clock: Any = None, timeout: float = TIMEOUT, **options: Any) -> IstioAuthority:
         chosen = {"token_file": self.token_file, "ca_file": self.ca_file, **options}
-        return IstioAuthority(IstioOptions(addresses, **chosen), clock or SystemClock(), patience=patience)
+        return IstioAuthority(IstioOptions(addresses, **chosen), clock or SystemClock(), timeout=timeout)
 
     def request(self, ttl: timedelta = DAY, current: CurrentIdentity | None = None) -> IssueRequest:
         return IssueRequest(SpiffeId.parse(URI), make_csr(self.key, URI), ttl, "0" * 32, current)
@@ -535,7 +533,7 @@ def refusing(code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> Ca
 
 
 @pytest.mark.parametrize("code", KINDS)
-async def test_a_status_says_who_can_mend_it(client: Client, code: grpc.StatusCode) -> None:
+async def test_a_status_says_who_can_fix_it(client: Client, code: grpc.StatusCode) -> None:
     client.ca.answer = refusing(code, "not today")
     async with client.ca.serving() as address:
         error = await refused(client.authority(address), client.request())
@@ -713,25 +711,25 @@ async def test_a_refusal_is_not_carried_from_endpoint_to_endpoint(client: Client
 async def test_an_endpoint_that_says_nothing_leaves_the_next_one_its_time(client: Client) -> None:
     async with client.ca.serving(hanging=True) as first, client.ca.serving() as second:
         with anyio.fail_after(2.0):  # whoever asks gives up then
-            await client.authority(first, second, patience=2.0).issue(client.request())
+            await client.authority(first, second, timeout=2.0).issue(client.request())
         assert client.ca.hung.is_set()
-        assert (await refused(client.authority(first, patience=0.5), client.request())).kind is ErrorKind.TRANSIENT
+        assert (await refused(client.authority(first, timeout=0.5), client.request())).kind is ErrorKind.TRANSIENT
 
 
 class LateCa(IstioCa):
     """Takes no certificate, says so only when half of its caller's time has passed, and then says nothing more.
 
-    `patience` is how long each of its callers would wait, in seconds.
+    `timeout` is how long each of its callers would wait, in seconds.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.patience: list[float] = []
+        self.timeout: list[float] = []
 
     async def create(self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        self.patience.append(context.time_remaining() or 0)
-        if len(self.patience) == 1:
-            await anyio.sleep(self.patience[0] / 2)
+        self.timeout.append(context.time_remaining() or 0)
+        if len(self.timeout) == 1:
+            await anyio.sleep(self.timeout[0] / 2)
             await context.abort(grpc.StatusCode.UNAVAILABLE, "not with this certificate")
         return await self.hang(request, context)
 
@@ -742,9 +740,9 @@ async def test_an_endpoint_that_takes_no_certificate_has_no_more_time_than_other
     with client.ca_file.open("ab") as file:
         file.write(late.root_pem)
     async with late.serving() as first, client.ca.serving() as second:
-        await client.authority(first, second, patience=2.0).issue(client.request(current=client.held()))
+        await client.authority(first, second, timeout=2.0).issue(client.request(current=client.held()))
     assert len(client.ca.asked) == 1
-    with_certificate, with_token = late.patience
+    with_certificate, with_token = late.timeout
     assert with_token < with_certificate * 0.75, "half of it is left; gRPC rounds what it tells"
 
 

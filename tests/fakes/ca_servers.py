@@ -32,7 +32,7 @@ TRUST_DOMAIN = "demo.example"
 WEB = f"spiffe://{TRUST_DOMAIN}/ns/default/sa/web"
 ISSUER = "https://kubernetes.default.svc"
 AUDIENCE = "istio-ca"
-PATIENCE = 10.0
+TIMEOUT = 10.0
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -163,7 +163,7 @@ async def ask(
         request.metadata.update(dict(metadata))
     sent = (*headers, *((("authorization", f"Bearer {token}"),) if token is not None else ()))
     call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
-    data = await call(request.SerializeToString(), metadata=sent, timeout=PATIENCE)
+    data = await call(request.SerializeToString(), metadata=sent, timeout=TIMEOUT)
     answer = CertificateResponse.FromString(data)
     assert not answer.root_cert, "a proposal that no client of Istio's reads"
     return Identity(key, tuple(answer.cert_chain))

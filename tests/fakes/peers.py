@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     from envoy_data_plane.google.rpc import Status
 
 SERVICE = "/envoy.service.secret.v3.SecretDiscoveryService"
-PATIENCE = 10.0
+TIMEOUT = 10.0
 """Seconds after which a stream that should have said something fails the test."""
 
 Call = grpc.aio.StreamStreamCall[bytes, bytes]
@@ -37,26 +37,26 @@ class Peer:
 
     async def reached(self) -> None:
         """Wait until somebody answers at the socket."""
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT):
             await self._channel.channel_ready()
 
     def stream(self) -> "SotwStream":
         """Open StreamSecrets."""
-        return SotwStream(self._channel.stream_stream(f"{SERVICE}/StreamSecrets")(timeout=PATIENCE))
+        return SotwStream(self._channel.stream_stream(f"{SERVICE}/StreamSecrets")(timeout=TIMEOUT))
 
     def delta(self) -> "DeltaStream":
         """Open DeltaSecrets."""
-        return DeltaStream(self._channel.stream_stream(f"{SERVICE}/DeltaSecrets")(timeout=PATIENCE))
+        return DeltaStream(self._channel.stream_stream(f"{SERVICE}/DeltaSecrets")(timeout=TIMEOUT))
 
-    async def fetch(self, *names: str, patience: float = PATIENCE) -> dict[str, Secret]:
+    async def fetch(self, *names: str, seconds: float = TIMEOUT) -> dict[str, Secret]:
         """Call FetchSecrets."""
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(f"{SERVICE}/FetchSecrets")
-        data = await call(bytes(DiscoveryRequest(resource_names=list(names))), timeout=patience)
+        data = await call(bytes(DiscoveryRequest(resource_names=list(names))), timeout=seconds)
         return secrets_of(DiscoveryResponse.parse(data))
 
     async def call(self, method: str, data: bytes) -> None:
         """Send raw bytes as the only message of a call, and wait for its end. Raises AioRpcError."""
-        call: Call = self._channel.stream_stream(f"{SERVICE}/{method}")(timeout=PATIENCE)
+        call: Call = self._channel.stream_stream(f"{SERVICE}/{method}")(timeout=TIMEOUT)
         await call.write(data)
         await call.read()
 

@@ -11,7 +11,7 @@ import anyio
 from anyio.abc import ByteReceiveStream, Process
 from anyio.streams.text import TextReceiveStream
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 """Seconds after which a line that should have come fails the test, with all that came instead."""
 
 
@@ -52,11 +52,11 @@ class Program:
 
     async def until(self, told: Callable[[], bool]) -> None:
         """Wait until the lines so far make `told` true."""
-        with anyio.move_on_after(PATIENCE):
+        with anyio.move_on_after(TIMEOUT):
             while not told():
                 assert not self.ended, "\n".join(["the program ended:", *self.lines[-40:]])
                 await self._more.wait()
-        assert told(), "\n".join([f"not seen within {PATIENCE} s:", *self.lines[-40:]])
+        assert told(), "\n".join([f"not seen within {TIMEOUT} s:", *self.lines[-40:]])
 
     async def line(self, text: str, count: int = 1) -> str:
         """The count-th line that contains `text`."""
@@ -66,7 +66,7 @@ class Program:
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End the program with that signal and return its exit status."""
         self.process.send_signal(number)
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT):
             return await self.process.wait()
 
 

@@ -1,4 +1,4 @@
-"""The CA's configuration: every mistake is told at once, with its line and the way to mend it."""
+"""The CA's configuration: every mistake is told at once, with its line and the way to fix it."""
 
 import json
 import re

@@ -276,7 +276,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_told_with_its_line_its_key_and_the_mend(mistake: Mistake, tmp_path: Path) -> None:
+def test_a_mistake_is_told_with_its_line_its_key_and_the_fix(mistake: Mistake, tmp_path: Path) -> None:
     found = problems(tmp_path, mistake.text.encode("utf-8", "surrogateescape"))
     matching = [each for each in found if mistake.message in str(each)]
     assert matching, [str(each) for each in found]
@@ -346,7 +346,7 @@ def test_a_configuration_error_ends_a_command_with_2() -> None:
 
 
 def test_thousands_of_mistakes_do_not_flood_the_terminal() -> None:
-    problem = Problem(Origin("f", 1), "a", "is wrong", "mend it")
+    problem = Problem(Origin("f", 1), "a", "is wrong", "fix it")
     lines = str(ConfigError([problem] * (MOST_SHOWN + 5))).splitlines()
     assert len(lines) == MOST_SHOWN + 1
     assert lines[-1] == "there are 5 more problems"
@@ -467,7 +467,7 @@ def read_authority(tree: object) -> tuple[Token | EmbeddedSettings | None, list[
     read = kinds.read(tree, (), reading)
     origins = Document(tree={}, origins={(): Origin("f", 1)}, base=Path("/"))
     told = [
-        str(Problem(origins.origin(each.path), render(each.path), each.found, each.mend)) for each in reading.findings
+        str(Problem(origins.origin(each.path), render(each.path), each.found, each.fix)) for each in reading.findings
     ]
     return (None if read is INVALID else read), told
 
@@ -541,7 +541,7 @@ ALMOST_YAML = st.lists(FRAGMENTS | WORDS, max_size=30).map("".join).map(str.enco
 def test_no_file_brings_the_reader_down(tmp_path: Path, content: bytes) -> None:
     for each in problems(tmp_path, content):
         assert "\n" not in str(each)
-        assert each.mend
+        assert each.fix
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -557,4 +557,4 @@ def test_no_file_brings_the_reader_down(tmp_path: Path, content: bytes) -> None:
 def test_no_variable_brings_the_reader_down(tmp_path: Path, environ: dict[str, str]) -> None:
     for each in problems(tmp_path, MINIMAL, **environ):
         assert "\n" not in str(each)
-        assert each.mend
+        assert each.fix

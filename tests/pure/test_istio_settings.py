@@ -38,13 +38,13 @@ def test_several_addresses_keep_their_order(tmp_path: Path) -> None:
 def test_what_is_no_address_is_told(tmp_path: Path, address: str) -> None:
     (found,) = problems(tmp_path, text(address=address))
     assert found.key == "authorities.mesh.address"
-    assert "HOST:PORT" in found.mend
+    assert "HOST:PORT" in found.fix
 
 
 @pytest.mark.parametrize("flag", ['"yes"', "1", "no way", "[]"])
 def test_a_flag_is_true_or_false(tmp_path: Path, flag: str) -> None:
     (found,) = problems(tmp_path, text(mtls=flag))
-    assert "it must be true or false" in found.mend
+    assert "it must be true or false" in found.fix
 
 
 def test_a_variable_can_set_a_flag(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_what_does_not_go_together_is_told_by_its_key(
 ) -> None:
     (found,) = problems(tmp_path, text(**keys))
     assert found.key == f"authorities.mesh.{key}"
-    assert said in found.mend
+    assert said in found.fix
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_second_identity_that_its_ca_would_never_sign_is_told_beforehand(tmp_p
     (found,) = problems(tmp_path, configuration)
     assert found.key == "workloads[1].spiffe_id"
     assert "a second identity from the authority mesh" in found.found
-    assert "authorities.mesh.impersonate" in found.mend
+    assert "authorities.mesh.impersonate" in found.fix
 
 
 @pytest.mark.parametrize(

@@ -567,7 +567,7 @@ def test_the_usages_of_an_anchor_are_not_looked_at() -> None:
 
 
 def test_the_reason_is_the_fault_of_the_ca_that_signed_and_not_of_its_namesakes() -> None:
-    """Whoever has to mend an expired intermediate is told so, whatever else came along."""
+    """Whoever has to fix an expired intermediate is told so, whatever else came along."""
     root, stranger = make_ca("Root"), make_ca("Stranger")
     expired = make_ca("CA", root, not_after=NOW - SECOND)
     others = (make_ca("CA", root), make_ca("CA", stranger), make_ca("CA", stranger, key=expired.key), stranger)

@@ -20,8 +20,8 @@ from sds_agent.issuance.schedule import (
     LONGEST_RETRY_UNSERVED,
     SHORTEST_DELAY,
     Ask,
+    CurrentLeaf,
     Failure,
-    Held,
     Holdings,
     Publish,
     Renewal,
@@ -43,16 +43,16 @@ chances = st.floats(0, 1, exclude_max=True)
 kinds = st.sampled_from(ErrorKind)
 
 
-def held(lifetime: timedelta = HOUR, *, backdated: timedelta = 2 * MINUTE, serial: str = "4f") -> Held:
+def held(lifetime: timedelta = HOUR, *, backdated: timedelta = 2 * MINUTE, serial: str = "4f") -> CurrentLeaf:
     """A certificate issued NOW."""
-    return Held(NOW, NOW - backdated, NOW + lifetime, serial)
+    return CurrentLeaf(NOW, NOW - backdated, NOW + lifetime, serial)
 
 
 def after(
     kind: ErrorKind = ErrorKind.TRANSIENT,
     *,
     before: Failure | None = None,
-    having: Held | None = None,
+    having: CurrentLeaf | None = None,
     ttl: timedelta = HOUR,
     retry_after: float | None = None,
     chance: float = 0.5,
@@ -99,9 +99,9 @@ def test_lifetime_counts_from_issue_and_not_from_a_backdated_not_before() -> Non
 # --- when to publish ---
 
 
-AHEAD = Held(NOW, NOW + 40 * SECOND, NOW + HOUR, "4f")
+AHEAD = CurrentLeaf(NOW, NOW + 40 * SECOND, NOW + HOUR, "4f")
 """Just issued by a CA whose clock is 40 s ahead."""
-SERVED = Held(NOW - HOUR, NOW - HOUR, NOW + HOUR, "4e")
+SERVED = CurrentLeaf(NOW - HOUR, NOW - HOUR, NOW + HOUR, "4e")
 
 
 @pytest.mark.parametrize(
@@ -143,18 +143,18 @@ def test_a_renewal_waits_for_peers_whose_clocks_are_behind_while_there_is_anothe
 ) -> None:
     """Of a CA that does not backdate. Clocks 5 to 30 s apart are usual."""
     begin = NOW + 40 * SECOND
-    served = Held(NOW - HOUR, NOW - HOUR, begin + served_until, "4e")
-    coming = Held(NOW, begin, begin + lifetime, "4f")
+    served = CurrentLeaf(NOW - HOUR, NOW - HOUR, begin + served_until, "4e")
+    coming = CurrentLeaf(NOW, begin, begin + lifetime, "4f")
     assert Holdings(served, (coming,)).publish_at(NOW) == {0: begin + margin * SECOND}
 
 
 def test_a_served_certificate_that_a_clock_set_back_made_invalid_holds_up_no_other() -> None:
-    served = Held(NOW, NOW + MINUTE, NOW + HOUR, "4e")
+    served = CurrentLeaf(NOW, NOW + MINUTE, NOW + HOUR, "4e")
     assert Holdings(served, (AHEAD,)).publish_at(NOW) == {0: AHEAD.not_before}
 
 
 def test_of_several_that_wait_the_newest_that_is_valid_overtakes_the_others() -> None:
-    coming = tuple(Held(NOW, NOW + n * SECOND, NOW + HOUR, "4f") for n in (1, 3, 2, 50))
+    coming = tuple(CurrentLeaf(NOW, NOW + n * SECOND, NOW + HOUR, "4f") for n in (1, 3, 2, 50))
     holdings = Holdings(None, coming)
     assert decide(NOW, holdings, None, HALF) == Wait(NOW + SECOND)
     assert decide(NOW + SECOND, holdings, None, HALF) == Publish(0)
@@ -180,7 +180,7 @@ def course(*, lead: timedelta, lifetime: timedelta, renewal: Renewal, until: tim
             case Ask():
                 issued += 1
                 begin = now + lead
-                held = Held(now, begin, begin + lifetime, f"{issued:x}")
+                held = CurrentLeaf(now, begin, begin + lifetime, f"{issued:x}")
                 holdings = Holdings(holdings.served, (*holdings.coming, held))
                 waiting = max(waiting, len(holdings.coming))
             case Publish(index):
@@ -232,7 +232,7 @@ def test_no_certificate_makes_a_hot_loop(
     age: timedelta, rest: timedelta, serial: str, fraction: float, jitter: float
 ) -> None:
     """A CA may answer with a leaf that is past its renewal time already, or about to expire."""
-    fresh = Held(NOW, NOW - age, NOW + rest, serial)
+    fresh = CurrentLeaf(NOW, NOW - age, NOW + rest, serial)
     decision = decide(NOW, Holdings(fresh), None, Renewal(fraction, jitter))
     assert isinstance(decision, Wait)
     assert decision.until >= NOW + FLOOR
@@ -276,13 +276,13 @@ def test_little_life_left_is_alarming(share: float, alarming: bool) -> None:
 )
 @pytest.mark.parametrize("certificate", [None, held()])
 def test_a_retry_waits_its_delay_and_no_longer(
-    later: timedelta, expected: Ask | Wait, certificate: Held | None
+    later: timedelta, expected: Ask | Wait, certificate: CurrentLeaf | None
 ) -> None:
     failure = Failure(NOW, 1, 10 * SECOND)
     assert decide(NOW + later, Holdings(certificate), failure, HALF) == expected
 
 
-def bounds(kind: ErrorKind, having: Held | None, ttl: timedelta = HOUR) -> list[float]:
+def bounds(kind: ErrorKind, having: CurrentLeaf | None, ttl: timedelta = HOUR) -> list[float]:
     """The bounds of the delays, in seconds, of twelve failures in a row."""
     failure, delays = None, []
     for _ in range(12):
@@ -302,7 +302,7 @@ def test_the_bound_of_the_delay_doubles_up_to_a_minute_and_stays_there(kind: Err
 )
 def test_while_nothing_valid_is_served_no_delay_is_long(kind: ErrorKind, lifetime: timedelta, cap: float) -> None:
     """Requests fail until the CA is asked again: a CA that is back is noticed within seconds, not within a minute."""
-    expired = Held(NOW - lifetime, NOW - lifetime, NOW, "4f")
+    expired = CurrentLeaf(NOW - lifetime, NOW - lifetime, NOW, "4f")
     assert bounds(kind, expired)[-5:] == [cap] * 5
     assert bounds(kind, None, lifetime)[-5:] == [cap] * 5
 
@@ -361,7 +361,7 @@ def test_no_delay_takes_more_than_half_of_the_life_that_is_left() -> None:
 
 def test_once_it_has_expired_the_delays_grow_again() -> None:
     """Otherwise an outage that outlasts a certificate would end in asking five times a second."""
-    expired = Held(NOW - HOUR, NOW - HOUR, NOW, "4f")
+    expired = CurrentLeaf(NOW - HOUR, NOW - HOUR, NOW, "4f")
     assert after(before=Failure(NOW, 30, SECOND), having=expired).delay == LONGEST_RETRY_UNSERVED / 2
 
 
@@ -373,7 +373,7 @@ def outage(agents: int, lifetime: timedelta, random: Random) -> list[timedelta]:
     back, returns = NOW + 2 * MINUTE, []
     for _ in range(agents):
         end = NOW + MINUTE * random.random()
-        served, now, failure = Held(end - lifetime, end - lifetime, end, "4f"), end - lifetime / 2, None
+        served, now, failure = CurrentLeaf(end - lifetime, end - lifetime, end, "4f"), end - lifetime / 2, None
         while True:
             decision = decide(now, Holdings(served), failure, HALF)
             if isinstance(decision, Wait):
@@ -413,7 +413,7 @@ def test_every_delay_has_a_floor_and_a_ceiling(
     kind: ErrorKind, count: int | None, rest: timedelta | None, retry_after: float | None, chance: float
 ) -> None:
     before = None if count is None else Failure(NOW, count, SECOND)
-    certificate = None if rest is None else Held(NOW - HOUR, NOW - HOUR, NOW + rest, "4f")
+    certificate = None if rest is None else CurrentLeaf(NOW - HOUR, NOW - HOUR, NOW + rest, "4f")
     failure = after(kind, before=before, having=certificate, retry_after=retry_after, chance=chance)
     assert failure.at == NOW
     assert failure.count == (count or 0) + 1

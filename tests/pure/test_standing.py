@@ -6,12 +6,12 @@ import pytest
 from fakes.hierarchy import NOW
 
 from sds_agent.authority.protocol import ErrorKind
-from sds_agent.issuance.schedule import Failure, Held, Holdings
+from sds_agent.issuance.schedule import CurrentLeaf, Failure, Holdings
 from sds_agent.issuance.standing import Standing, lack
 
 SECOND = timedelta(seconds=1)
-HELD = Held(NOW, NOW, NOW + 10 * SECOND, "4f")
-NEXT = Held(NOW, NOW + 15 * SECOND, NOW + 30 * SECOND, "50")
+HELD = CurrentLeaf(NOW, NOW, NOW + 10 * SECOND, "4f")
+NEXT = CurrentLeaf(NOW, NOW + 15 * SECOND, NOW + 30 * SECOND, "50")
 NOTHING = Holdings()
 SERVED = Holdings(HELD)
 AT = f"{NOW:%Y-%m-%d %H:%M:%S} UTC"

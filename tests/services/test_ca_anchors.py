@@ -112,8 +112,8 @@ def test_a_root_below_a_revoked_one_is_no_anchor_unless_another_way_leads_up() -
     below = anchors_of(signing(signer, [root, region, zone], *lists))
     assert below.usable == (root.certificate,)
     assert "'CN=zone' stands below 'CN=region', which is revoked" in below.left_out[1]
-    mended = anchors_of(signing(signer, [root, region, again, zone], *lists))
-    assert mended.usable == (root.certificate, again.certificate, zone.certificate)
+    fixed = anchors_of(signing(signer, [root, region, again, zone], *lists))
+    assert fixed.usable == (root.certificate, again.certificate, zone.certificate)
 
 
 def test_what_was_verified_counts_as_long_as_its_anchor_does() -> None:

@@ -157,7 +157,7 @@ async def test_nothing_is_read_from_a_caller_that_proves_nothing(ca: Served) -> 
 
 async def test_a_proven_caller_has_to_send_its_request_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it has sent until it stops would stay in memory."""
-    monkeypatch.setattr(service, "PATIENCE", 0.1)
+    monkeypatch.setattr(service, "TIMEOUT", 0.1)
     async with served(tmp_path) as ca, ca.connected() as channel:
         proof = (("authorization", f"Bearer {ca.issuer.token()}"),)
         begin: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(METHOD)

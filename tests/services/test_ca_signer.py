@@ -361,7 +361,7 @@ async def test_a_root_that_is_taken_away_takes_only_its_own_certificates_along(t
                 assert "no longer trusted" in ca.audit[-1]["reason"]
 
 
-async def test_a_root_that_is_exchanged_at_one_stroke_is_told_and_can_be_mended(tmp_path: Path) -> None:
+async def test_a_root_that_is_exchanged_at_one_stroke_is_told_and_can_be_fixed(tmp_path: Path) -> None:
     """Machines that joined by token would have to be given a new one each."""
     root, new_root = fresh("root"), fresh("new root")
     signer, new_signer = fresh("signer", root), fresh("new signer", new_root)
@@ -481,7 +481,7 @@ def is_signed_by(leaf: x509.Certificate, root: x509.Certificate) -> bool:
 
 
 async def test_a_root_that_cannot_be_renewed_is_told_and_renewed_once_it_can(tmp_path: Path) -> None:
-    """The CA goes on, and is there when its operator has mended the disk."""
+    """The CA goes on, and is there when its operator has fixed the disk."""
     clock = Shifted()
     with recorded() as events:
         async with served(tmp_path, signer="{self_signed: root, root_lifetime: 10d}", clock=clock):

@@ -213,13 +213,11 @@ def test_a_directory_of_our_own_is_taken_as_it_is(tmp_path: Path, mode: int) -> 
     assert (directory / "kept").exists()
 
 
-@pytest.mark.parametrize(
-    ("mode", "mend"), [(0o777, "chmod o-w "), (0o703, "chmod o-w "), (0o1777, r"make one in it\)")]
-)
-def test_a_directory_that_anybody_may_write_to_is_not_our_own(tmp_path: Path, mode: int, mend: str) -> None:
+@pytest.mark.parametrize(("mode", "fix"), [(0o777, "chmod o-w "), (0o703, "chmod o-w "), (0o1777, r"make one in it\)")])
+def test_a_directory_that_anybody_may_write_to_is_not_our_own(tmp_path: Path, mode: int, fix: str) -> None:
     """To close /tmp, which has the sticky bit, would break the machine for all other users."""
     tmp_path.chmod(mode)
-    with pytest.raises(UntrustedDirectoryError, match=rf"anybody may write to .*\({mend}"):
+    with pytest.raises(UntrustedDirectoryError, match=rf"anybody may write to .*\({fix}"):
         own_directory(tmp_path, 0o700)
     assert mode_of(tmp_path) == mode
 

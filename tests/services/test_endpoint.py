@@ -95,7 +95,7 @@ def test_nobody_can_connect_before_the_rights_are_set(tmp_path: Path) -> None:
             bound.bind(str(endpoint._temporary))
         assert mode_of(endpoint._temporary) & 0o077 == 0
         assert not (tmp_path / "sds.sock").exists()
-        endpoint.appear()
+        endpoint.publish()
         assert mode_of(tmp_path / "sds.sock") == 0o660
 
 
@@ -116,7 +116,7 @@ def test_place_that_is_taken_in_the_last_moment_is_told_and_nothing_is_left(tmp_
         bound.bind(str(endpoint._temporary))
         path.mkdir()
         with pytest.raises(ConfigurationError, match=r"cannot give .*sds.sock its owner and mode"):
-            endpoint.appear()
+            endpoint.publish()
     assert {p.name for p in tmp_path.iterdir()} == {"sds.sock", "sds.sock.lock"}
     assert path.is_dir()
 
@@ -236,7 +236,7 @@ def test_socket_of_a_successor_is_not_removed(tmp_path: Path) -> None:
     with claim(SocketFile(path)) as endpoint:
         with socket.socket(socket.AF_UNIX) as bound:
             bound.bind(str(endpoint._temporary))
-        endpoint.appear()
+        endpoint.publish()
         path.unlink()
         with socket.socket(socket.AF_UNIX) as other:
             other.bind(str(path))

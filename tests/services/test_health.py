@@ -169,7 +169,7 @@ async def test_only_so_many_requests_are_begun_and_not_ended_and_they_keep_nobod
 
 async def test_a_request_has_to_arrive_in_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or else those that never come would keep others out for good."""
-    monkeypatch.setattr(health, "PATIENCE", 0.1)
+    monkeypatch.setattr(health, "TIMEOUT", 0.1)
     async with server.running() as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await begun(channel)

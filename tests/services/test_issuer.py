@@ -33,9 +33,9 @@ from fakes.hierarchy import DAY, HOUR, URI, Ca, make_ca
 from sds_agent.authority.protocol import Authority, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import LONGEST_SLEEP
 from sds_agent.identity.spiffe import SpiffeId
-from sds_agent.issuance.gate import Gate
 from sds_agent.issuance.issuer import DEADLINE, Issuer
 from sds_agent.issuance.offer import Workload
+from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.trust import Trust
 from sds_agent.pki.certificates import has_key, read_pem, write_pem
@@ -72,7 +72,7 @@ class Bench:
         self.ca = UpstreamCa(self.clock.now)
         self.store = SecretStore([*NAMES, "ROOTCA"])
         self.trust = Trust(self.store, ["ROOTCA"], self.clock)
-        self.gate = Gate()
+        self.queue = IssuanceQueue()
 
     def issuer(
         self, authority: Authority, workload: Workload, *, chance: float = 0.5, renewal: Renewal | None = None
@@ -83,7 +83,7 @@ class Bench:
             authority,
             store=self.store,
             trust=self.trust,
-            gate=self.gate,
+            queue=self.queue,
             clock=self.clock,
             renewal=renewal or Renewal(jitter=0),
             chance=lambda: chance,
@@ -616,7 +616,7 @@ async def test_a_ca_that_says_when_to_come_back_is_not_asked_before(bench: Bench
 
 
 async def test_no_wait_outlasts_the_certificate_that_is_held(bench: Bench) -> None:
-    """Even of a CA that asks for an hour's patience: half of what is left is the most."""
+    """Even of a CA that asks for an hour's timeout: half of what is left is the most."""
     async with bench.issuing(bench.good(), failing(ErrorKind.THROTTLED, "slow down", retry_after=3600)):
         await bench.issued()
         for count, left in enumerate((HOUR / 2, HOUR / 4, HOUR / 8), start=1):
@@ -679,13 +679,13 @@ async def test_a_ca_that_hangs_holds_up_no_other_identity(bench: Bench) -> None:
 
 
 async def test_identities_of_a_hung_ca_do_not_hold_up_those_of_another(bench: Bench) -> None:
-    """Eight hung calls are all that one CA's gate lets through; the other CA has its own."""
+    """Eight hung calls are all that one CA's queue lets through; the other CA has its own."""
     hung = ScriptedAuthority(Hang(answering(bench.ca)))
     async with anyio.create_task_group() as tasks:
         for number in range(12):
             tasks.start_soon(bench.issuer(hung, workload(number)).run)
         await hung.asked(8)
-        bench.gate = Gate()
+        bench.queue = IssuanceQueue()
         tasks.start_soon(bench.issuer(ScriptedAuthority(bench.good()), workload()).run)
         await bench.issued()
         assert hung.under_way == hung.most_under_way == 8
@@ -724,18 +724,18 @@ async def test_an_identity_that_an_envoy_waits_for_goes_first_and_then_the_neare
     """After a long suspend everything is due at once."""
     authority = ScriptedAuthority(bench.good())
     lifetimes = {0: 3 * HOUR, 1: HOUR, 2: 2 * HOUR, 3: 4 * HOUR}
-    bench.gate = Gate(1)
+    bench.queue = IssuanceQueue(1)
     async with anyio.create_task_group() as tasks:
         for number, ttl in lifetimes.items():
             tasks.start_soon(bench.issuer(authority, workload(number, ttl=ttl)).run)
         await bench.events.wait("issued", count=4)
         await bench.clock.asleep(8)
         authority.requests.clear()
-        async with bench.gate.place(lambda: (False, bench.clock.now())):
+        async with bench.queue.slot(lambda: (False, bench.clock.now())):
             bench.clock.elapse(5 * HOUR / 2)
             tasks.start_soon(bench.issuer(authority, workload(4)).run)  # one that has no certificate yet
             with anyio.fail_after(10):
-                while len(bench.gate._waiting) < 5:
+                while len(bench.queue._waiting) < 5:
                     await checkpoint()
             bench.store.await_names("an envoy", frozenset({"spiffe://demo.example/w3"}))
         await authority.asked(5)
@@ -854,7 +854,7 @@ async def reach(bench: Bench, state: str, authority: ScriptedAuthority) -> None:
     match state:
         case "in the queue":
             with anyio.fail_after(10):
-                while not bench.gate._waiting:
+                while not bench.queue._waiting:
                     await checkpoint()
         case "in the call":
             await authority.asked(1)
@@ -877,14 +877,14 @@ async def reach(bench: Bench, state: str, authority: ScriptedAuthority) -> None:
 async def test_an_issuer_ends_at_once_wherever_it_waits_and_gives_back_its_place(
     bench: Bench, state: str, step: Step | None
 ) -> None:
-    bench.gate = Gate(1)
+    bench.queue = IssuanceQueue(1)
     if state == "in the queue":
-        async with bench.gate.place(lambda: (False, bench.clock.now())), bench.issuing(bench.good()) as authority:
+        async with bench.queue.slot(lambda: (False, bench.clock.now())), bench.issuing(bench.good()) as authority:
             await reach(bench, state, authority)
     else:
         async with bench.issuing(step or bench.good()) as authority:
             await reach(bench, state, authority)
-    assert bench.gate._free == 1
-    assert not bench.gate._waiting
+    assert bench.queue._free == 1
+    assert not bench.queue._waiting
     assert not bench.clock._sleepers
     assert authority.under_way == 0

@@ -244,7 +244,7 @@ def test_a_place_for_tokens_that_cannot_be_used_is_told_at_the_start(tmp_path: P
 
 
 @pytest.mark.parametrize("something", [False, True], ids=["nothing there", "something else there"])
-async def test_a_directory_of_tokens_that_is_gone_is_the_operators_to_mend(tmp_path: Path, *, something: bool) -> None:
+async def test_a_directory_of_tokens_that_is_gone_is_the_operators_to_fix(tmp_path: Path, *, something: bool) -> None:
     """The caller is told to come again, and gets its certificate once the directory is back: its token is not lost."""
     async with served(tmp_path) as ca:
         token = ca.join_token()

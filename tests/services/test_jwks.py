@@ -25,7 +25,7 @@ from fakes.hierarchy import SERVER_AND_CLIENT, Ca, make_ca, make_leaf, new_key
 from fakes.odd_certificates import NOT_READ, named
 
 from sds_agent.ca.callers import ClaimRule
-from sds_agent.ca.jwks import LARGEST_SET, PATIENCE, REFRESH, SOONEST, IssuerKeys, JwksError, Location, read_keys
+from sds_agent.ca.jwks import LARGEST_SET, REFRESH, SOONEST, TIMEOUT, IssuerKeys, JwksError, Location, read_keys
 from sds_agent.ca.jwt import Issuer, caller_of
 from sds_agent.ca.refusal import Kind, RefusalError
 from sds_agent.clock import SystemClock
@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked += 1
-        self.server.answers.wait(2 * PATIENCE)
+        self.server.answers.wait(2 * TIMEOUT)
         known = self.headers["authorization"] == "Bearer reader"
         content = self.server.key_set if known else b"no"
         self.send_response(self.server.status if known else 401)
@@ -232,7 +232,7 @@ async def test_a_slow_issuer_holds_up_nobody_whose_key_is_known(api: ApiServer, 
         with anyio.fail_after(10):
             while api.asked < 2:
                 await anyio.lowlevel.checkpoint()
-        with anyio.fail_after(PATIENCE / 2):  # the issuer would be waited for as long as the whole
+        with anyio.fail_after(TIMEOUT / 2):  # the issuer would be waited for as long as the whole
             assert len(await keys.find("ES256", "ES256")) == 1
         api.answers.set()
 
@@ -240,7 +240,7 @@ async def test_a_slow_issuer_holds_up_nobody_whose_key_is_known(api: ApiServer, 
 async def test_an_issuer_that_hangs_holds_up_the_start_for_a_moment_only(api: ApiServer, tmp_path: Path) -> None:
     """Until then nobody could renew by certificate, and the CA would be deaf to SIGTERM; per issuer."""
     api.answers.clear()
-    with recorded() as events, anyio.fail_after(PATIENCE / 2):
+    with recorded() as events, anyio.fail_after(TIMEOUT / 2):
         await IssuerKeys.open(location(api, tmp_path), HandClock())
     api.answers.set()
     assert "TimeoutError" in events.named("key_set_not_read")[0]["cause"]

@@ -22,7 +22,7 @@ from sds_agent.outputs.directory import File, write_set
 from sds_agent.outputs.writer import FIRST_RETRY, LONGEST_RETRY, Output, keep
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
-from sds_agent.tasks import DISK_PATIENCE
+from sds_agent.tasks import DISK_TIMEOUT
 
 NAMES = ("cert-chain.pem", "key.pem", "root-cert.pem")
 PLANTED = b"PLANTED PRIVATE KEY"
@@ -338,7 +338,7 @@ async def test_a_disk_that_does_not_answer_is_given_up_told_and_written_once_it_
         async with kept(target, clock) as store:
             store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
             await anyio.wait_all_tasks_blocked()
-            clock.elapse(timedelta(seconds=DISK_PATIENCE))
+            clock.elapse(timedelta(seconds=DISK_TIMEOUT))
             told = [await events.wait("output_not_written")]
             await clock.asleep()
             store.publish({"default": certificate(2), "ROOTCA": bundle(2)})
@@ -378,7 +378,7 @@ async def test_a_disk_that_stops_answering_takes_no_files_for_lost(
             monkeypatch.setattr(os.path, "exists", hanging)
             with anyio.fail_after(10):
                 await anyio.to_thread.run_sync(asked.wait)
-            clock.elapse(timedelta(seconds=DISK_PATIENCE))
+            clock.elapse(timedelta(seconds=DISK_TIMEOUT))
             store.publish({"default": certificate(2)})
             told = await events.wait("output_not_written")
             assert "an earlier attempt has not come back yet" in str(told["cause"])

@@ -397,17 +397,17 @@ async def test_refused_fetch_is_logged_with_who_asked(tmp_path: Path) -> None:
 async def test_one_of_two_fetches_alike_that_leaves_does_not_take_the_others_turn(tmp_path: Path) -> None:
     """Issuance goes by who waits."""
     async with running(tmp_path) as (store, peer, events), anyio.create_task_group() as tasks:
-        for patience in (1, 10):
-            tasks.start_soon(_fetch_in_vain, peer, patience)
+        for timeout in (1, 10):
+            tasks.start_soon(_fetch_in_vain, peer, timeout)
         await events.wait("refused", cause="the secret is not issued yet; ask again")
         assert store.awaited(["late"])
         store.publish({"late": certificate(b"at last")})
         await events.wait("pushed", names=["late"])
 
 
-async def _fetch_in_vain(peer: Peer, patience: float) -> None:
+async def _fetch_in_vain(peer: Peer, seconds: float) -> None:
     with suppress(grpc.aio.AioRpcError):
-        await peer.fetch("late", patience=patience)
+        await peer.fetch("late", seconds=seconds)
 
 
 async def awaited(store: SecretStore, name: str) -> None:
@@ -452,7 +452,7 @@ async def test_fetch_waits_for_a_secret_that_is_on_its_way(tmp_path: Path) -> No
 async def test_fetch_of_a_secret_that_never_comes_ends_with_unavailable(tmp_path: Path) -> None:
     async with running(tmp_path, longest_fetch=0.05) as (store, peer, events):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await peer.fetch("late", patience=60)
+            await peer.fetch("late", seconds=60)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert caught.value.details() == "the secret is not issued yet; ask again"
         assert events.named("refused")[0]["names"] == ["late"]

@@ -36,9 +36,9 @@ from sds_agent.authority.embedded import REFRESH, EmbeddedAuthority
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.errors import ConfigurationError
 from sds_agent.identity.spiffe import SpiffeId
-from sds_agent.issuance.gate import Gate
 from sds_agent.issuance.issuer import DEADLINE, Issuer
 from sds_agent.issuance.offer import Workload
+from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.trust import Trust
 from sds_agent.pki.keys import KeyType, PrivateKey, generate, to_pkcs8_pem
@@ -134,7 +134,7 @@ class Scene:
             authority,
             store=self.store,
             trust=self.trust,
-            gate=Gate(),
+            queue=IssuanceQueue(),
             clock=self.clock,
             renewal=Renewal(jitter=0),
         )
@@ -279,7 +279,7 @@ async def test_no_representation_and_no_error_shows_a_key(scene: Scene) -> None:
         "Roots",
         "SecretStore",
         "Signer",
-        "_Draft",
+        "PendingRequest",
         "mappingproxy",
     }
     leaking = {type(value).__name__ for value in found for text in texts(value) if scene.keys.leaked(text)}

@@ -17,12 +17,12 @@ from sds_agent.authority.embedded import EmbeddedAuthority
 from sds_agent.authority.protocol import AuthorityError
 from sds_agent.directories import HeldDirectory, held_directory
 from sds_agent.errors import SdsAgentError
-from sds_agent.issuance.kept import Keeper, KeptCertificate
+from sds_agent.issuance.cache import CachedCertificate, CertificateCache
 from sds_agent.pki.keys import KeyType
 from sds_agent.state import PutsBack, restore, watch
 
 LIFETIME = timedelta(days=10)
-KEPT = KeptCertificate("spiffe://demo.example/web", 0.0, "chain", "anchors", "PLANTED PRIVATE KEY")
+KEPT = CachedCertificate("spiffe://demo.example/web", 0.0, "chain", "anchors", "PLANTED PRIVATE KEY")
 ROOTS = "authorities/local/roots.pem"
 
 
@@ -47,8 +47,8 @@ async def ca(directory: Path, clock: HandClock | None = None) -> EmbeddedAuthori
     )
 
 
-def keeper(directory: Path) -> Keeper:
-    made = Keeper(directory / "certificates")
+def keeper(directory: Path) -> CertificateCache:
+    made = CertificateCache(directory / "certificates")
     made.save(KEPT)
     return made
 

@@ -12,7 +12,7 @@ import pytest
 from fakes.events import recorded
 
 from sds_agent.signals import until_signalled
-from sds_agent.tasks import Patience, companions, in_thread, uninterrupted
+from sds_agent.tasks import TimeLimit, background_tasks, in_thread, uninterrupted
 
 
 class Step:
@@ -37,7 +37,7 @@ class Step:
 async def test_leaving_the_context_ends_its_tasks() -> None:
     step = Step()
     async with asyncio.timeout(10):
-        async with companions() as start:
+        async with background_tasks() as start:
             start(step.run())
             await step.begun.wait()
         assert step.outcome == "cancelled"
@@ -51,7 +51,7 @@ async def test_a_task_that_fails_ends_the_others_and_the_body() -> None:
         raise OSError("broken")
 
     async def play() -> None:
-        async with companions() as start:
+        async with background_tasks() as start:
             start(step.run())
             start(fail())
             await asyncio.Event().wait()
@@ -185,20 +185,20 @@ def revive(dead: Path) -> None:
 
 async def test_what_hangs_is_not_waited_for_and_no_more_threads_hang_than_may(dead: Path) -> None:
     """Anybody could fill the process with threads that never end, and every caller would wait for ever."""
-    patience = Patience(0.05, most=2)
+    timeout = TimeLimit(0.05, most=2)
     for _ in range(9):
         with pytest.raises(TimeoutError) as late:
-            await patience.call(dead.read_bytes)
+            await timeout.call(dead.read_bytes)
         assert late.value.strerror, "the words for a log"
     assert len(hanging()) == 2
     with pytest.raises(TimeoutError, match="earlier attempt"):
-        await patience.call(dead.read_bytes)
+        await timeout.call(dead.read_bytes)
     stuck = hanging()
     await asyncio.to_thread(revive, dead)
     for thread in stuck:
         await asyncio.to_thread(thread.join, 10)
     await asyncio.sleep(0)  # the loop hears of it
-    assert [await patience.call(int, number) for number in "123"] == [1, 2, 3]
+    assert [await timeout.call(int, number) for number in "123"] == [1, 2, 3]
 
 
 def hanging() -> list[threading.Thread]:
@@ -206,22 +206,22 @@ def hanging() -> list[threading.Thread]:
 
 
 async def test_who_comes_while_others_work_waits_for_a_place(dead: Path) -> None:
-    patience = Patience(10)
-    first = asyncio.ensure_future(patience.call(dead.read_bytes))
+    timeout = TimeLimit(10)
+    first = asyncio.ensure_future(timeout.call(dead.read_bytes))
     await asyncio.sleep(0)
-    others = [asyncio.ensure_future(patience.call(int, number)) for number in "123"]
+    others = [asyncio.ensure_future(timeout.call(int, number)) for number in "123"]
     await asyncio.to_thread(revive, dead)
     assert await first == b""
     assert await asyncio.gather(*others) == [1, 2, 3]
 
 
 async def test_a_failure_is_its_callers_and_takes_no_place(tmp_path: Path) -> None:
-    patience = Patience(10)
+    timeout = TimeLimit(10)
     for _ in range(3):
         with pytest.raises(FileNotFoundError):
-            await patience.call((tmp_path / "nothing").read_bytes)
+            await timeout.call((tmp_path / "nothing").read_bytes)
         with pytest.raises(TimeoutError, match="its own"):
-            await patience.call(fail_late)
+            await timeout.call(fail_late)
 
 
 def fail_late() -> None:
@@ -229,11 +229,11 @@ def fail_late() -> None:
 
 
 async def test_failures_let_no_more_threads_hang_than_may(dead: Path) -> None:
-    patience = Patience(0.05)
+    timeout = TimeLimit(0.05)
     for _ in range(3):
         with pytest.raises(TimeoutError, match="its own"):
-            await patience.call(fail_late)
-    late = await asyncio.gather(*[patience.call(dead.read_bytes) for _ in range(3)], return_exceptions=True)
+            await timeout.call(fail_late)
+    late = await asyncio.gather(*[timeout.call(dead.read_bytes) for _ in range(3)], return_exceptions=True)
     assert [type(each) for each in late] == [TimeoutError] * 3
     stuck = hanging()
     assert len(stuck) == 1
@@ -244,24 +244,24 @@ async def test_failures_let_no_more_threads_hang_than_may(dead: Path) -> None:
 
 async def test_who_comes_after_a_caller_that_left_waits_as_for_any_other(dead: Path) -> None:
     """Only what is late for its own time is a reason to refuse at once."""
-    patience = Patience(10)
-    first = asyncio.ensure_future(patience.call(dead.read_bytes))
+    timeout = TimeLimit(10)
+    first = asyncio.ensure_future(timeout.call(dead.read_bytes))
     await asyncio.sleep(0)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
-    second = asyncio.ensure_future(patience.call(int, "7"))
+    second = asyncio.ensure_future(timeout.call(int, "7"))
     await asyncio.sleep(0)
     await asyncio.to_thread(revive, dead)
     assert await second == 7
 
 
 async def test_a_caller_that_leaves_gives_its_place_back_when_its_thread_ends(dead: Path) -> None:
-    patience = Patience(10)
-    caller = asyncio.ensure_future(patience.call(dead.read_bytes))
+    timeout = TimeLimit(10)
+    caller = asyncio.ensure_future(timeout.call(dead.read_bytes))
     await asyncio.sleep(0)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
     await asyncio.to_thread(revive, dead)
-    assert await patience.call(int, "7") == 7
+    assert await timeout.call(int, "7") == 7

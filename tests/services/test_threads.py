@@ -19,7 +19,7 @@ def threads(*, some):
     resource.setrlimit(resource.RLIMIT_NPROC, (soft if some else 0, hard))
 """
 CALLS = """
-from sds_agent.tasks import NoThreadError, Patience, UnhurriedLookups, in_thread
+from sds_agent.tasks import NoThreadError, TimeLimit, NonBlockingLookups, in_thread
 from sds_agent.workers import in_worker
 
 async def outcome(coroutine):
@@ -28,15 +28,15 @@ async def outcome(coroutine):
     except (NoThreadError, OSError) as error:
         return f"{type(error).__name__}: {error}"
 
-patience = Patience(5)
+timeout = TimeLimit(5)
 
 async def ask():
     look_up = asyncio.get_running_loop().getaddrinfo("127.0.0.1", 80)
-    calls = in_thread(len, "abc"), in_worker(len, "abc"), patience.call(len, "abc"), look_up
+    calls = in_thread(len, "abc"), in_worker(len, "abc"), timeout.call(len, "abc"), look_up
     return [await outcome(each) for each in calls]
 
 def run():
-    with asyncio.Runner(loop_factory=UnhurriedLookups) as runner:
+    with asyncio.Runner(loop_factory=NonBlockingLookups) as runner:
         return runner.run(ask())
 
 threads(some=False)
@@ -119,9 +119,9 @@ def outcome(program: str, *arguments: str, modules: list[str] = MODULES) -> Any:
 
 def test_what_needs_a_thread_says_that_there_is_none_and_works_again_afterwards() -> None:
     found = outcome(CALLS)
-    in_thread, in_worker, patience, look_up = found["without"]
+    in_thread, in_worker, timeout, look_up = found["without"]
     assert in_thread.startswith("NoThreadError: no thread can be started: ")
-    assert in_worker == patience == in_thread
+    assert in_worker == timeout == in_thread
     assert look_up.startswith("gaierror: [Errno -3] no thread can be started: ")
     assert found["again"][:3] == ["3", "3", "3"], "and no place was kept for what did not begin"
     assert "127.0.0.1" in found["again"][3]

@@ -22,11 +22,11 @@ from fakes.odd_certificates import NOT_READ, together
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, TellsTrust
 from sds_agent.clock import LONGEST_SLEEP
 from sds_agent.issuance.needed import Need, NeedsError, NeedsFile, _read
-from sds_agent.issuance.trust import PATIENCE, RETRY, Trust, follow, refresh, remember
+from sds_agent.issuance.trust import RETRY, TIMEOUT, Trust, follow, refresh, remember
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
-from sds_agent.tasks import DISK_PATIENCE
+from sds_agent.tasks import DISK_TIMEOUT
 
 NAMES = ("ROOTCA", "spiffe://demo.example")
 ROOT = make_ca("another root")
@@ -416,7 +416,7 @@ async def test_a_disk_that_does_not_answer_is_tried_again_and_holds_up_no_other_
         async with remembering(trust, file, clock):
             await clock.asleep()  # what follows the anchors' times
             await anyio.wait_all_tasks_blocked()
-            clock.elapse(timedelta(seconds=DISK_PATIENCE))
+            clock.elapse(timedelta(seconds=DISK_TIMEOUT))
             for count in (1, 2):
                 await events.wait("anchors_not_kept", level="error", count=count)
                 await clock.asleep(2)
@@ -442,7 +442,7 @@ async def test_what_a_disk_took_too_late_is_not_taken_for_what_was_there_before(
             async with asyncio.TaskGroup() as tasks:
                 saving = tasks.create_task(file.save(()))
                 await anyio.wait_all_tasks_blocked()
-                clock.elapse(timedelta(seconds=DISK_PATIENCE))
+                clock.elapse(timedelta(seconds=DISK_TIMEOUT))
                 assert not await saving
         finally:
             disk.revive()
@@ -594,7 +594,7 @@ async def test_a_ca_that_says_nothing_is_given_up_and_asked_again(
     authority = ScriptedTrust(None, write_pem([ROOTS[0]]))
     async with refreshing(trust, authority) as clock:
         await authority.asked(1)
-        clock.elapse(timedelta(seconds=PATIENCE))
+        clock.elapse(timedelta(seconds=TIMEOUT))
         assert (await events.wait("trust_not_refreshed"))["cause"] == "no answer within 10 s"
         await clock.asleep()
         clock.elapse(REFRESH)

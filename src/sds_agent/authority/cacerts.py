@@ -75,7 +75,7 @@ class CacertsAuthority:
         self._clock = clock
         self._plugged = Plugged(signing)
         self._looking = anyio.Lock()
-        self._trouble = log.Once(LOG, "ca_not_looked_at")
+        self._trouble = log.LogOnChange(LOG, "ca_not_looked_at")
 
     @classmethod
     async def open(
@@ -108,10 +108,10 @@ class CacertsAuthority:
                 self._refused(error)
                 changed = None
             except NoThreadError as error:
-                self._trouble.tell(str(error), directory=str(self._directory.path))
+                self._trouble.report(str(error), directory=str(self._directory.path))
                 changed = None
             else:
-                self._trouble.over()
+                self._trouble.resolved()
             now = self._clock.now()
             before = self._plugged if changed is None else self._plugged.with_read(changed, now)
             self._plugged = before.at(now)

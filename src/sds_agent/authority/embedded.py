@@ -222,7 +222,7 @@ class EmbeddedAuthority:
         return timedelta() <= now - self._failed < min(self._roots.lifetime * RETRY_SHARE, REFRESH)
 
     def _not_renewed(self, cause: str, now: datetime) -> None:
-        """A root that is due for renewal has a fifth of its life left, time enough to mend a full disk."""
+        """A root that is due for renewal has a fifth of its life left, time enough to fix a full disk."""
         valid = self._roots.valid(now)
         if not valid:
             raise AuthorityError(ErrorKind.TRANSIENT, cause)

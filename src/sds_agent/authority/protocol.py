@@ -2,7 +2,7 @@
 
 An adapter carries a CSR to one CA and brings back what the CA said, as it said it. It does not judge the answer,
 order the chain, retry or wait between attempts: that is `issuance`'s, once for all CAs. Its one duty beyond the
-transport is to say of a failure who can mend it, as an `ErrorKind`; nothing decides on the text of an error.
+transport is to say of a failure who can fix it, as an `ErrorKind`; nothing decides on the text of an error.
 """
 
 from datetime import timedelta

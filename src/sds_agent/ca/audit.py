@@ -38,7 +38,7 @@ ALL_ORIGINS = Rate(burst=300, per_second=2)
 MOST_ORIGINS = 10_000
 SETTLE = 60.0
 """Seconds from one count of what was left out to the next."""
-PATIENCE = 0.5
+TIMEOUT = 0.5
 """Seconds that a reader may stand still. The next lines do not wait again until it goes on."""
 
 
@@ -103,7 +103,7 @@ class AuditLog:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._reserve: Reserve | None = None
-        self._reserve_used = log.Once(LOG, "audit_reserve_used")
+        self._reserve_used = log.LogOnChange(LOG, "audit_reserve_used")
         self._budget = Budget(EACH_ORIGIN, ALL_ORIGINS, most_keys=MOST_ORIGINS)
         self._left_out = 0
         self._since: datetime | None = None  # the first of them
@@ -146,7 +146,7 @@ class AuditLog:
                 if error.errno not in FULL or self._reserve is None or not self._reserve.give():
                     raise
                 effect = "refusals are only counted until there is room again, and when it is used up nothing is signed"
-                self._reserve_used.tell(f"{error.strerror}", effect=effect)
+                self._reserve_used.report(f"{error.strerror}", effect=effect)
             else:
                 return
 
@@ -170,7 +170,7 @@ class AuditLog:
         if self._reserve is not None:
             with suppress(OSError):
                 self._reserve.fill()
-                self._reserve_used.over()
+                self._reserve_used.resolved()
         if self._left_out and self._since is not None:
             fields: dict[str, str | int] = {
                 "time": log.timestamp(now),
@@ -246,6 +246,6 @@ class AuditLog:
         """Return once PIPE_BUF bytes can be written without waiting. Raises OSError when that takes too long."""
         poll = select.poll()
         poll.register(descriptor, select.POLLOUT)
-        self._stalled = not poll.poll(0 if self._stalled else PATIENCE * 1000)
+        self._stalled = not poll.poll(0 if self._stalled else TIMEOUT * 1000)
         if self._stalled:
             raise OSError(errno.EAGAIN, "its reader stands still")

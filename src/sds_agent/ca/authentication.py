@@ -17,9 +17,9 @@ from sds_agent.ca.tokens import PREFIX, JoinTokens, Record
 from sds_agent.pki.keys import PublicKey
 from sds_agent.pki.validation.rules import Chain
 from sds_agent.signing.signing_set import SigningSet
-from sds_agent.tasks import Patience, in_thread
+from sds_agent.tasks import TimeLimit, in_thread
 
-PATIENCE = 5.0
+TIMEOUT = 5.0
 """Seconds for the disk with the join tokens to answer."""
 MOST_AT_ONCE = 8
 """Join tokens that are looked for at one time: as many threads hang where that disk is one of the network and gone."""
@@ -75,7 +75,7 @@ class Authentication(Struct, frozen=True):
     mtls: bool
     tokens: JoinTokens | None
     _holders: _Holders = msgspec.field(default_factory=_Holders)
-    _disk: Patience = msgspec.field(default_factory=lambda: Patience(PATIENCE, MOST_AT_ONCE))
+    _disk: TimeLimit = msgspec.field(default_factory=lambda: TimeLimit(TIMEOUT, MOST_AT_ONCE))
 
     async def prove(
         self, peer: Peer, metadata: Sequence[tuple[str, str | bytes]], signing: SigningSet, now: datetime

@@ -17,7 +17,7 @@ from sds_agent.errors import SdsAgentError
 
 
 class DenyListError(SdsAgentError):
-    """The file cannot be used. The message says why, and how to mend it."""
+    """The file cannot be used. The message says why, and how to fix it."""
 
 
 class Denied(Struct, frozen=True):

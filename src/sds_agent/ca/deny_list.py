@@ -8,13 +8,13 @@ from sds_agent.ca.denied import NO_IDENTITY, Denied, DenyListError, parse
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
 from sds_agent.files import read_at_once
-from sds_agent.tasks import Patience
+from sds_agent.tasks import TimeLimit
 
 LOG = logging.getLogger(__name__)
 
 LOOK = 1.0
 """Seconds between two looks at the file."""
-PATIENCE = 5.0
+TIMEOUT = 5.0
 """Seconds for the disk to answer."""
 LARGEST = 4 << 20
 """Bytes of the file: some fifty thousand SPIFFE IDs of the usual length."""
@@ -27,8 +27,8 @@ class DenyList:
         self._file = file
         self._trust_domain = trust_domain
         self._clock = clock
-        self._disk = Patience(PATIENCE)
-        self._trouble = log.Once(LOG, "deny_list_not_taken")
+        self._disk = TimeLimit(TIMEOUT)
+        self._trouble = log.LogOnChange(LOG, "deny_list_not_taken")
         self._denied = NO_IDENTITY
 
     @classmethod
@@ -52,9 +52,9 @@ class DenyList:
             try:
                 await self._look()
             except DenyListError as error:
-                self._trouble.tell(str(error), file=str(self._file), effect="the list read before goes on counting")
+                self._trouble.report(str(error), file=str(self._file), effect="the list read before goes on counting")
             else:
-                self._trouble.over()
+                self._trouble.resolved()
 
     async def _look(self) -> None:
         try:

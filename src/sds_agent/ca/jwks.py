@@ -18,7 +18,7 @@ from sds_agent.ca.refusal import Kind, RefusalError
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.files import read_at_once
-from sds_agent.tasks import NoThreadError, Patience
+from sds_agent.tasks import NoThreadError, TimeLimit
 
 if TYPE_CHECKING:
     import httpx
@@ -32,9 +32,9 @@ REFRESH = timedelta(minutes=5)
 """A key that the issuer took back is believed at most this long, if the issuer can be reached."""
 SOONEST = timedelta(seconds=10)
 """An unknown key makes the set be read again, but not more often: every peer can send a token with an unknown key."""
-PATIENCE = 10.0
+TIMEOUT = 10.0
 """Seconds for one request, from connecting to the last byte."""
-PATIENCE_AT_START = 2.0
+START_TIMEOUT = 2.0
 """The same for the first request: the CA starts without an answer, for those who need no token."""
 LARGEST_SET = 1 << 20
 LONGEST_TOKEN = 16 << 10
@@ -115,8 +115,8 @@ class IssuerKeys:
         self._tried: datetime | None = None
         self._readings = 0  # begun so far; the clock, which may be set back, could not say which was first
         self._reading = anyio.Lock()
-        self._disk = Patience(PATIENCE)
-        self._left_out = log.Once(LOG, "certificates_left_out")
+        self._disk = TimeLimit(TIMEOUT)
+        self._left_out = log.LogOnChange(LOG, "certificates_left_out")
 
     @classmethod
     async def open(cls, location: Location, clock: Clock) -> "IssuerKeys":
@@ -127,7 +127,7 @@ class IssuerKeys:
         """
         keys = cls(location, clock)
         try:
-            await keys._read(PATIENCE_AT_START)
+            await keys._read(START_TIMEOUT)
         except JwksError as error:
             if not location.is_url:
                 raise ConfigurationError(
@@ -185,21 +185,21 @@ class IssuerKeys:
     def _warn(self, error: JwksError) -> None:
         log.event(LOG, "key_set_not_read", level=logging.WARNING, jwks=self._location.jwks, cause=str(error))
 
-    async def _read(self, patience: float = PATIENCE) -> None:
+    async def _read(self, seconds: float = TIMEOUT) -> None:
         self._tried = self._clock.now()
         self._readings += 1
         if self._location.is_url:
             trust, left_out, headers = await self._from_disk(_credentials, self._location)
             self._tell_left_out(left_out)
-            self._keys = read_keys(await _fetch(self._location.jwks, trust, headers, patience))
+            self._keys = read_keys(await _fetch(self._location.jwks, trust, headers, seconds))
         else:
             self._keys = read_keys(await self._from_disk(_load, Path(self._location.jwks)))
 
     def _tell_left_out(self, causes: tuple[str, ...]) -> None:
         if causes:
-            self._left_out.tell("; ".join(causes), file=str(self._location.ca_file))
+            self._left_out.report("; ".join(causes), file=str(self._location.ca_file))
         else:
-            self._left_out.over()
+            self._left_out.resolved()
 
     async def _from_disk(self, read: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """Read what may lie on a disk of the network that is gone. Raises JwksError."""
@@ -226,13 +226,13 @@ def _credentials(location: Location) -> tuple[ssl.SSLContext, tuple[str, ...], d
     return *_trust(location), _headers(location)
 
 
-async def _fetch(url: str, trust: ssl.SSLContext, headers: Mapping[str, str], patience: float) -> bytes:
+async def _fetch(url: str, trust: ssl.SSLContext, headers: Mapping[str, str], seconds: float) -> bytes:
     import httpx  # noqa: PLC0415 - only key sets at a URL need it
 
     try:
-        with anyio.fail_after(patience):
+        with anyio.fail_after(seconds):
             async with (
-                httpx.AsyncClient(verify=trust, timeout=patience, trust_env=False) as client,
+                httpx.AsyncClient(verify=trust, timeout=seconds, trust_env=False) as client,
                 client.stream("GET", url, headers=headers) as answer,
             ):
                 return await _content(answer)

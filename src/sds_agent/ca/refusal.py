@@ -6,7 +6,7 @@ from sds_agent.errors import SdsAgentError
 
 
 class Kind(Enum):
-    """Who can mend it."""
+    """Who can fix it."""
 
     UNAUTHENTICATED = "unauthenticated"
     """The caller did not prove who it is."""

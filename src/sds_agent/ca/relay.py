@@ -29,14 +29,14 @@ FAREWELL = 5.0
 """Seconds that a closed connection may take to hand over what is still in its buffers."""
 
 
-async def shake_hands(connection: socket.socket, front: "Half", context: ssl.SSLContext, patience: float) -> None:
+async def shake_hands(connection: socket.socket, front: "Half", context: ssl.SSLContext, seconds: float) -> None:
     """The TLS handshake, behind which `front` is connected. Raises OSError, which ssl's errors are too."""
     loop = asyncio.get_running_loop()
     shaken = loop.create_future()
     protocol = _SmallTls(
         *(loop, front, context, shaken),
         server_side=True,
-        ssl_handshake_timeout=patience,
+        ssl_handshake_timeout=seconds,
         ssl_shutdown_timeout=FAREWELL,
     )
     plain, _ = await loop.connect_accepted_socket(lambda: protocol, connection)

@@ -19,7 +19,7 @@ from sds_agent import log, sources
 from sds_agent.authority.embedded import EmbeddedAuthority
 from sds_agent.ca.acceptor import Acceptor
 from sds_agent.ca.audit import AuditLog
-from sds_agent.ca.authentication import PATIENCE, Authentication
+from sds_agent.ca.authentication import TIMEOUT, Authentication
 from sds_agent.ca.callers import ClaimRule
 from sds_agent.ca.deny_list import DenyList
 from sds_agent.ca.jwks import IssuerKeys, Location
@@ -39,7 +39,7 @@ from sds_agent.sds.health import Health
 from sds_agent.signals import until_signalled
 from sds_agent.signing.signer import SignerError
 from sds_agent.state import PutsBack, watch
-from sds_agent.tasks import Patience
+from sds_agent.tasks import TimeLimit
 
 LOG = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ BACKLOG = 1024
 LONGEST_DIRECTORY = 100
 """Bytes: with the socket's name, 107 are the most that the kernel takes."""
 _UNKNOWN = "give a name that leads to an address of this machine, or the address itself"
-_MENDS = {
+_FIXES = {
     errno.EADDRINUSE: "free it or choose another port",
     errno.EADDRNOTAVAIL: "give an address of this machine, or 0.0.0.0 or [::] for all of them",
     errno.EACCES: "choose a port from 1024 on, or give the server the capability CAP_NET_BIND_SERVICE",
@@ -163,7 +163,7 @@ async def _authentication(settings: CaSettings, clock: Clock) -> Authentication:
 async def _tokens(directory: Path) -> JoinTokens:
     tokens = JoinTokens(directory)
     try:
-        await Patience(PATIENCE).call(tokens.prepare)
+        await TimeLimit(TIMEOUT).call(tokens.prepare)
     except TimeoutError as error:
         raise ConfigurationError(
             f"callers.join_tokens: cannot use {directory}: {error.strerror}; look whether its disk is there"
@@ -198,7 +198,7 @@ def _warn_of_reach(settings: CaSettings) -> None:
                 level=logging.WARNING,
                 issuer=issuer.issuer,
                 effect="its tokens can name every identity of the trust domain, the node agents' among them",
-                mend="list in callers.jwt[].allow which ones it may name",
+                fix="list in callers.jwt[].allow which ones it may name",
             )
     for agent, other in overreaching(settings.node_agents.values()):
         log.event(
@@ -208,7 +208,7 @@ def _warn_of_reach(settings: CaSettings) -> None:
             node_agent=agent.identity,
             other=other.identity,
             effect="it can get the other's certificate, and with that act for whomever the other may act for",
-            mend="list in may_act_for the branches with workloads alone",
+            fix="list in may_act_for the branches with workloads alone",
         )
 
 
@@ -297,13 +297,13 @@ def _listening(address: Address) -> Iterator[socket.socket]:
             listener.bind(bound)
             listener.listen(BACKLOG)
         except OSError as error:
-            mend = _MENDS.get(error.errno or 0, "choose another")
-            raise _cannot_listen(address, error.strerror, mend) from error
+            fix = _FIXES.get(error.errno or 0, "choose another")
+            raise _cannot_listen(address, error.strerror, fix) from error
         yield listener
 
 
-def _cannot_listen(address: Address, cause: str | None, mend: str) -> ConfigurationError:
-    return ConfigurationError(f"listen: cannot listen at {address}: {cause}; {mend}")
+def _cannot_listen(address: Address, cause: str | None, fix: str) -> ConfigurationError:
+    return ConfigurationError(f"listen: cannot listen at {address}: {cause}; {fix}")
 
 
 @contextmanager

@@ -46,10 +46,10 @@ SERVICE = "istio.v1.auth.IstioCertificateService"
 METHOD = "CreateCertificate"
 LARGEST_REQUEST = 256 << 10
 """Bytes: four times the largest CSR, and no more than the event loop reads in some 10 ms, whatever it is made of."""
-PATIENCE = 10.0
+TIMEOUT = 10.0
 """Seconds for a proven caller's request to arrive."""
 PROOF = 15.0
-"""Seconds for a caller's proof, which may have to wait for what its issuer's server takes (see `jwks.PATIENCE`)."""
+"""Seconds for a caller's proof, which may have to wait for what its issuer's server takes (see `jwks.TIMEOUT`)."""
 MOST_UNPROVEN = 1024
 MOST_UNPROVEN_OF_ONE = 128
 """Calls at one time whose callers are not proven yet, in all and on one connection."""
@@ -123,11 +123,11 @@ class CertificateService:
         self._current = current
         self._connections = connections
         self._audit = audit
-        self._unwritten = log.Once(LOG, "audit_not_written")
+        self._unwritten = log.LogOnChange(LOG, "audit_not_written")
         self._clock = clock
         self._quota = Quota(rules.per_caller)
         self._unproven = Waiting(MOST_UNPROVEN, MOST_UNPROVEN_OF_ONE, PROOF)
-        self._unread = Waiting(MOST_UNREAD, MOST_UNREAD_OF_ONE, PATIENCE)
+        self._unread = Waiting(MOST_UNREAD, MOST_UNREAD_OF_ONE, TIMEOUT)
         self._in_work = 0
         self._signers = anyio.CapacityLimiter(SIGNERS)
         self._rest: tuple[SigningSet, tuple[str, ...]] | None = None  # what every answer of one set ends with
@@ -182,7 +182,7 @@ class CertificateService:
             async with self._unread.place(str(caller.identity)):
                 data = await context.read()
         except TimeoutError as error:
-            raise invalid(f"the request did not arrive within {PATIENCE:g} s") from error
+            raise invalid(f"the request did not arrive within {TIMEOUT:g} s") from error
         except GaveWayError as error:
             raise RefusalError(Kind.EXHAUSTED, "too many requests have begun and not ended") from error
         if not isinstance(data, bytes):
@@ -250,9 +250,9 @@ class CertificateService:
         try:
             self._audit.write(entry, request.now)
         except OSError as error:
-            self._unwritten.tell(str(error.strerror))
+            self._unwritten.report(str(error.strerror))
             raise RefusalError(Kind.INTERNAL, "the CA cannot write its audit log, so it signs nothing") from error
-        self._unwritten.over()
+        self._unwritten.resolved()
 
     def _refused(self, request: _Request, refusal: RefusalError) -> None:
         entry = Entry(
@@ -265,7 +265,7 @@ class CertificateService:
         try:
             self._audit.refuse(entry, request.now)
         except OSError as error:
-            self._unwritten.tell(str(error.strerror))
+            self._unwritten.report(str(error.strerror))
 
 
 def _read(data: bytes) -> CertificateRequest:

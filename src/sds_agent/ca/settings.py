@@ -258,7 +258,7 @@ def load(path: Path) -> CaSettings:
     reading = Reading(document.base, document.written)
     read = Section(CaSettings).read(document.tree, (), reading)
     findings = [*reading.findings, *([] if read is INVALID else _conflicts(read))]
-    problems += [Problem(document.origin(f.path), render(f.path), f.found, f.mend) for f in findings]
+    problems += [Problem(document.origin(f.path), render(f.path), f.found, f.fix) for f in findings]
     if read is INVALID or problems:
         raise ConfigError(problems)
     return read
@@ -279,8 +279,8 @@ def _conflicts(chosen: CaSettings) -> Iterator[Finding]:
                 yield Finding(at, "is of no use: jwks is a file", "remove it, or give jwks a URL")
         if (url := _URL.fullmatch(issuer.jwks)) is not None and url["user"]:
             # neither quoted here nor, where the URL is logged, ever there
-            mend = "take out what stands before the @; token_file names a file with a bearer token to send"
-            yield Finding(("callers", "jwt", index, "jwks"), "holds a user's name or a password", mend)
+            fix = "take out what stands before the @; token_file names a file with a bearer token to send"
+            yield Finding(("callers", "jwt", index, "jwks"), "holds a user's name or a password", fix)
     yield from _foreign(chosen)
 
 
@@ -294,9 +294,9 @@ def _foreign(chosen: CaSettings) -> Iterator[Finding]:
                 )
     for index, agent in enumerate(chosen.callers.node_agents):
         at = ("callers", "node_agents", index)
-        mend = f"begin it with {ours}"
+        fix = f"begin it with {ours}"
         if not agent.identity.startswith(ours):
-            yield Finding((*at, "identity"), "is not in the trust domain", mend)
+            yield Finding((*at, "identity"), "is not in the trust domain", fix)
         for number, each in enumerate(agent.may_act_for):
             if not each.startswith(ours):
-                yield Finding((*at, "may_act_for", number), "is not in the trust domain", mend)
+                yield Finding((*at, "may_act_for", number), "is not in the trust domain", fix)

@@ -30,7 +30,7 @@ _EFFECTS = {
     Notice.OLDER: "the newer list goes on counting in its place, for as long as this process runs",
     Notice.DROPPED: "what it lists is no longer revoked",
 }
-_MENDS = {
+_FIXES = {
     Notice.GONE: "put it back into ca-crl.pem, unless it was taken out because all that it lists has expired",
     Notice.OLDER: "put the newest list of that CA into ca-crl.pem",
 }
@@ -55,7 +55,7 @@ class SelfSigned:
         self._authority = authority
         self._signing = signing
         self._clock = clock
-        self._trouble = log.Once(LOG, "signer_not_renewed")
+        self._trouble = log.LogOnChange(LOG, "signer_not_renewed")
 
     @classmethod
     async def open(cls, authority: EmbeddedAuthority, clock: Clock) -> "SelfSigned":
@@ -80,9 +80,9 @@ class SelfSigned:
             try:
                 signing = await self._authority.signing()
             except AuthorityError as error:
-                self._trouble.tell(str(error))
+                self._trouble.report(str(error))
             else:
-                self._trouble.over()
+                self._trouble.resolved()
                 if (signing.signer, signing.roots) != (self._signing.signer, self._signing.roots):
                     self._signing = signing
 
@@ -97,7 +97,7 @@ class Plugged:
         self._left_out: tuple[str, ...] = ()
         self._signing = signing
         self._held = Held(signing.crls)
-        self._trouble = log.Once(LOG, "signer_not_looked_at")
+        self._trouble = log.LogOnChange(LOG, "signer_not_looked_at")
         self._tell()
 
     @classmethod
@@ -124,10 +124,10 @@ class Plugged:
                 self._complain(error)
                 changed = None
             except NoThreadError as error:
-                self._trouble.tell(str(error))
+                self._trouble.report(str(error))
                 changed = None
             else:
-                self._trouble.over()
+                self._trouble.resolved()
             if changed is not None:
                 before = self._signing
                 await self._take(changed)
@@ -170,7 +170,7 @@ class Plugged:
                 **_described("held", note.held),
                 **({} if note.found is None else _described("found", note.found)),
                 effect=_EFFECTS[note.notice],
-                mend=_MENDS.get(note.notice),
+                fix=_FIXES.get(note.notice),
             )
 
     def _tell(self) -> None:
@@ -197,12 +197,12 @@ class Plugged:
                 level=logging.ERROR,
                 causes=causes,
                 effect="no caller's certificate is taken because of them; callers still get them as roots",
-                mend="take them out of root-cert.pem",
+                fix="take them out of root-cert.pem",
             )
         self._left_out = causes
 
     def _look_for_left_behind(self, before: SigningSet) -> None:
-        """A root exchanged at one stroke shuts out machines that joined by a token: say so while it can be mended."""
+        """A root exchanged at one stroke shuts out machines that joined by a token: say so while it can be fixed."""
         former, roots, now = before.signer.certificate, self._signing.roots, self._clock.now()
         if former not in roots and not has_path(former, before.intermediates, roots, now, envoys=False):
             log.event(
@@ -211,7 +211,7 @@ class Plugged:
                 level=logging.ERROR,
                 signer=serial_hex(former),
                 effect="callers whose certificates it signed are turned away, and come back with a new token alone",
-                mend="unless that is meant, put its root into root-cert.pem beside the new one until they have renewed",
+                fix="unless that is meant, put its root into root-cert.pem beside the new one until they have renewed",
             )
 
     def _look_for_overdue(self) -> None:

@@ -64,8 +64,10 @@ class ServerTls:
         self._signing: SigningSet | None = None
         self._anchors: tuple[x509.Certificate, ...] = ()
         self._context: ssl.SSLContext | None = None
-        self._not_loaded = log.Once(LOG, "anchors_left_out")
-        self._trouble = log.Once(LOG, "server_certificate_not_renewed")  # tried at each handshake that anybody begins
+        self._not_loaded = log.LogOnChange(LOG, "anchors_left_out")
+        self._trouble = log.LogOnChange(
+            LOG, "server_certificate_not_renewed"
+        )  # tried at each handshake that anybody begins
 
     def context(self) -> ssl.SSLContext:
         """The newest context. Raises SignerError when there is no certificate yet and none can be issued."""
@@ -84,15 +86,15 @@ class ServerTls:
         except SignerError as error:
             if self._context is None:
                 raise
-            self._trouble.tell(str(error))
+            self._trouble.report(str(error))
             return self._context
         if anchors:
             context.verify_mode = ssl.CERT_OPTIONAL
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an anchor need not be self-signed
             if left_out := openssl.trust(context, anchors):
-                self._not_loaded.tell("; ".join(left_out), effect="no caller's certificate is taken because of them")
+                self._not_loaded.report("; ".join(left_out), effect="no caller's certificate is taken because of them")
             else:
-                self._not_loaded.over()
+                self._not_loaded.resolved()
         return context
 
     def _certificate(self, signing: SigningSet) -> _Made:
@@ -104,9 +106,9 @@ class ServerTls:
         except SignerError as error:
             if made is None:
                 raise
-            self._trouble.tell(str(error))
+            self._trouble.report(str(error))
             return made
-        self._trouble.over()
+        self._trouble.resolved()
         return issued
 
     def _issue(self, signing: SigningSet, now: datetime) -> _Made:

@@ -58,7 +58,7 @@ class JoinTokens:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._trouble = log.Once(
+        self._trouble = log.LogOnChange(
             LOG, "join_tokens_unusable"
         )  # every peer can meet it again, by what looks like a token
 
@@ -147,10 +147,10 @@ class JoinTokens:
         try:
             yield
         except OSError as error:
-            self._trouble.tell(f"{self._directory}: {error.strerror}")
+            self._trouble.report(f"{self._directory}: {error.strerror}")
             raise RefusalError(Kind.INTERNAL, "the CA cannot use its directory of join tokens: see its log") from error
         else:
-            self._trouble.over()
+            self._trouble.resolved()
 
     def _create(self, name: str, content: bytes) -> None:
         """Put a file of that name there, whole and on disk; FileExistsError if there is one."""

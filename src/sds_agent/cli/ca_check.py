@@ -92,14 +92,14 @@ def _describe(signing: "SigningSet", now: "datetime") -> None:
         for each in certificates:
             end = describe_time(each.not_valid_after_utc)
             fault = "it has expired" if now > each.not_valid_after_utc else "it is no CA" if fault_of_ca(each) else ""
-            mend = fault and f"; {fault}: remove it"
-            output.write(f"  {title}: {describe(each)}, {describe_key(each)}, valid until {end}{mend}")
+            fix = fault and f"; {fault}: remove it"
+            output.write(f"  {title}: {describe(each)}, {describe_key(each)}, valid until {end}{fix}")
     late = overdue(signing.crls, now)
     for crl in signing.crls:
         end = "" if crl.next_update_utc is None else f", valid until {describe_time(crl.next_update_utc)}"
-        mend = "; it is overdue: have it issued anew" if crl in late else ""
+        fix = "; it is overdue: have it issued anew" if crl in late else ""
         kind = f" ({found})" if (found := peculiarity(crl)) else ""
         size = f"{len(crl)} {'entry' if len(crl) == 1 else 'entries'}"
-        output.write(f"  revocation list: {describe_name(crl.issuer)}, {size}{kind}{end}{mend}")
+        output.write(f"  revocation list: {describe_name(crl.issuer)}, {size}{kind}{end}{fix}")
     for cause in signing.left_out:
         output.write(f"  left out: {cause}; remove it, or have its CA issue it anew")

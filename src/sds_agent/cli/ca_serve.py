@@ -30,11 +30,11 @@ def run(arguments: argparse.Namespace) -> int:
     from sds_agent.ca import server  # noqa: PLC0415 - imports gRPC, which has to see the variable above
     from sds_agent.ca.settings import load  # noqa: PLC0415 - imported by the command that needs it
     from sds_agent.hardening import keep_memory_private  # noqa: PLC0415 - likewise
-    from sds_agent.tasks import UnhurriedLookups  # noqa: PLC0415 - likewise
+    from sds_agent.tasks import NonBlockingLookups  # noqa: PLC0415 - likewise
 
     settings = load(arguments.file)
     log.configure(settings.log.format, settings.log.level)
     if not keep_memory_private():
         log.event(logging.getLogger(__name__), "dumpable", level=logging.WARNING)
-    anyio.run(server.run, settings, backend_options={"loop_factory": UnhurriedLookups})
+    anyio.run(server.run, settings, backend_options={"loop_factory": NonBlockingLookups})
     return 0

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from sds_agent.cli import output
 
 NOT_READY = 1
-PATIENCE = 2.0
+TIMEOUT = 2.0
 """Seconds that the agent may take to answer."""
 
 EXIT_CODES = (
@@ -72,7 +72,7 @@ def _is_socket(path: Path) -> bool:
 def _unreachable(path: Path) -> str | None:
     """Why nothing can be connected to, which gRPC does not say."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as attempt:
-        attempt.settimeout(PATIENCE)
+        attempt.settimeout(TIMEOUT)
         try:
             attempt.connect(str(path))
         except FileNotFoundError:
@@ -95,7 +95,7 @@ def _ask(path: Path) -> int:
     from sds_agent.sds.health import NoAnswerError, check  # noqa: PLC0415 - has to see the variable above
 
     try:
-        answer = asyncio.run(check(f"unix:{quote(str(path))}", PATIENCE))
+        answer = asyncio.run(check(f"unix:{quote(str(path))}", TIMEOUT))
     except NoAnswerError as error:
         output.complain(f"{path}: {error}")
         return NOT_READY

@@ -110,8 +110,8 @@ def _trust_domains(configuration: Draft) -> Iterator[Finding]:
         own = SpiffeId.parse(each.spiffe_id).trust_domain.name
         if own != configuration.trust_domain:
             found = f"is {quoted(each.spiffe_id)}, in the trust domain {quoted(own)}"
-            mend = f"it must be in trust_domain, which is {quoted(configuration.trust_domain)}: change one of the two"
-            yield Finding(each.at("spiffe_id"), found, mend)
+            fix = f"it must be in trust_domain, which is {quoted(configuration.trust_domain)}: change one of the two"
+            yield Finding(each.at("spiffe_id"), found, fix)
 
 
 def _authorities(configuration: Draft) -> Iterator[Finding]:
@@ -124,9 +124,9 @@ def _authorities(configuration: Draft) -> Iterator[Finding]:
             yield Finding(path, "is missing", f"with several authorities it must be one of {', '.join(known)}")
         elif each.authority is not None and each.authority not in known:
             near = did_you_mean(each.authority, list(known))
-            mend = f"it must be one of {', '.join(known)}"
+            fix = f"it must be one of {', '.join(known)}"
             found = f"is {quoted(each.authority)}, which is no authority here"
-            yield Finding(path, found, f"{mend}; {near}" if near else mend)
+            yield Finding(path, found, f"{fix}; {near}" if near else fix)
 
 
 def _outputs(configuration: Draft) -> Iterator[Finding]:

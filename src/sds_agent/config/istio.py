@@ -137,12 +137,12 @@ def _identities(authority: str, workloads: Sequence[Workload]) -> Iterator[Findi
         first = first or each
         if each.spiffe_id != first.spiffe_id:
             found = f"is {quoted(each.spiffe_id)}, a second identity from the authority {authority}"
-            mend = (
+            fix = (
                 f"its CA signs one, the caller's own, which workloads[{first.index}] has: give this workload an "
                 f"authority with a token of its own, or set authorities.{authority}.impersonate where the CA lets this "
                 "agent ask for others"
             )
-            yield Finding(each.at("spiffe_id"), found, mend)
+            yield Finding(each.at("spiffe_id"), found, fix)
 
 
 def _transport(at: KeyPath, given: Mapping[str, object], values: Mapping[KeyPath, object]) -> Iterator[Finding]:
@@ -153,13 +153,13 @@ def _transport(at: KeyPath, given: Mapping[str, object], values: Mapping[KeyPath
             )
         return
     if "ca_file" in given:
-        mend = "plaintext_loopback speaks without TLS and has no use for it: keep one of the two"
-        yield Finding((*at, "ca_file"), "is given", mend)
+        fix = "plaintext_loopback speaks without TLS and has no use for it: keep one of the two"
+        yield Finding((*at, "ca_file"), "is given", fix)
     addresses = values.get((*at, "address"))
     for address in addresses if isinstance(addresses, tuple) else ():
         if not _on_this_machine(address):
-            mend = "a token never leaves it without TLS: turn plaintext_loopback off, or use 127.0.0.1"
-            yield Finding((*at, "address"), f"is {quoted(address)}, which is not on this machine", mend)
+            fix = "a token never leaves it without TLS: turn plaintext_loopback off, or use 127.0.0.1"
+            yield Finding((*at, "address"), f"is {quoted(address)}, which is not on this machine", fix)
 
 
 def _caller(at: KeyPath, given: Mapping[str, object], values: Mapping[KeyPath, object]) -> Iterator[Finding]:

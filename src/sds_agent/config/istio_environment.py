@@ -76,8 +76,8 @@ class _Reading:
             provisioned = self._environ.get("PROV_CERT")
             self._default((*_AUTHORITY, "ca_file"), f"{provisioned}/root-cert.pem" if provisioned else _ROOTS)
         elif self._environ.get("CA_ROOT_CA") == "SYSTEM":
-            mend = "name the file with the CA's roots: those of the system vouch for too many"
-            self._refuse("CA_ROOT_CA", (*_AUTHORITY, "ca_file"), mend)
+            fix = "name the file with the CA's roots: those of the system vouch for too many"
+            self._refuse("CA_ROOT_CA", (*_AUTHORITY, "ca_file"), fix)
         self._default((*_AUTHORITY, "token_file"), _TOKEN)
         if "localhost" in self._environ.get("CA_ADDR", "").rpartition(":")[0]:
             self._default((*_AUTHORITY, "server_name"), _ISTIOD)
@@ -129,9 +129,9 @@ class _Reading:
         written = self._environ.get(name)
         whole = "the identity asked for is spiffe://TRUST_DOMAIN/ns/POD_NAMESPACE/sa/SERVICE_ACCOUNT"
         if written is None:
-            mend = f"set it, or unset CA_ADDR, which makes Istio's variables count: {whole}"
+            fix = f"set it, or unset CA_ADDR, which makes Istio's variables count: {whole}"
             origin = Origin(f"${name}", is_variable=True)
-            self.problems.append(Problem(origin, render(_IDENTITY), "needs a value", mend))
+            self.problems.append(Problem(origin, render(_IDENTITY), "needs a value", fix))
         elif not is_segment(written):
             self._refuse(name, _IDENTITY, f"it must be of a-z, A-Z, 0-9, '.', '-' and '_': {whole}")
         else:
@@ -152,9 +152,9 @@ class _Reading:
         else:
             self._default(path, among[written])
 
-    def _refuse(self, name: str, path: KeyPath, mend: str) -> None:
+    def _refuse(self, name: str, path: KeyPath, fix: str) -> None:
         found = f"is {quoted(self._environ[name])}"
-        self.problems.append(Problem(Origin(f"${name}", is_variable=True), render(path), found, mend))
+        self.problems.append(Problem(Origin(f"${name}", is_variable=True), render(path), found, fix))
 
     def _put(self, path: KeyPath, value: object, name: str) -> None:
         self.document.variables.append(name)

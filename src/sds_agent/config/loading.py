@@ -74,4 +74,4 @@ def _document(path: Path | None, environ: Mapping[str, str]) -> tuple[Document, 
 
 
 def _problem(finding: Finding, document: Document) -> Problem:
-    return Problem(document.origin(finding.path), render(finding.path), finding.found, finding.mend)
+    return Problem(document.origin(finding.path), render(finding.path), finding.found, finding.fix)

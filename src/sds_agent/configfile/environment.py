@@ -20,7 +20,7 @@ _Container: TypeAlias = dict[str, Any] | list[Any]
 
 
 class _MisfitError(ConfigurationError):
-    """A variable's name does not lead to a key; the arguments are what is found and how to mend it."""
+    """A variable's name does not lead to a key; the arguments are what is found and how to fix it."""
 
 
 class _Variable(Struct, frozen=True):
@@ -49,8 +49,8 @@ def apply(document: Document, environ: Mapping[str, str]) -> list[Problem]:
         try:
             _set(document, variable)
         except _MisfitError as error:
-            found, mend = error.args
-            problems.append(Problem(variable.origin, "", found, mend))
+            found, fix = error.args
+            problems.append(Problem(variable.origin, "", found, fix))
     return problems
 
 

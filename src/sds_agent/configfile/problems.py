@@ -15,13 +15,13 @@ _PLAIN_KEY = "[A-Za-z0-9_-]{1,80}"
 
 class Problem(Struct, frozen=True):
     """One problem. `key` is a path such as `workloads[0].key`, empty where it is about the whole file; `found` says
-    what is there and `mend` what to do.
+    what is there and `fix` what to do.
     """
 
     origin: Origin
     key: str
     found: str
-    mend: str
+    fix: str
 
     @property
     def where(self) -> str:
@@ -30,7 +30,7 @@ class Problem(Struct, frozen=True):
 
     def __str__(self) -> str:
         subject = f"{self.key} {self.found}" if self.key else self.found
-        return f"{self.where}: {subject}; {self.mend}"
+        return f"{self.where}: {subject}; {self.fix}"
 
 
 class ConfigError(ConfigurationError):

@@ -43,11 +43,11 @@ class UnacceptableError(ConfigurationError):
 
 
 class Finding(Struct, frozen=True):
-    """One thing wrong with a tree: at `path`, what was `found` ("is …") and how to `mend` it."""
+    """One thing wrong with a tree: at `path`, what was `found` ("is …") and how to `fix` it."""
 
     path: KeyPath
     found: str
-    mend: str
+    fix: str
 
 
 class Reading(Struct):
@@ -61,9 +61,9 @@ class Reading(Struct):
     findings: list[Finding] = msgspec.field(default_factory=list)
     values: dict[KeyPath, object] = msgspec.field(default_factory=dict)
 
-    def refuse(self, path: KeyPath, found: str, mend: str) -> Invalid:
+    def refuse(self, path: KeyPath, found: str, fix: str) -> Invalid:
         """Note a finding."""
-        self.findings.append(Finding(path, found, mend))
+        self.findings.append(Finding(path, found, fix))
         return INVALID
 
 

@@ -86,8 +86,8 @@ def _text(path: Path) -> str:
     except IsADirectoryError as error:
         raise _unreadable(path, "this is a directory", "name a file in it") from error
     except OSError as error:
-        mend = "make it readable for the user that runs this command"
-        raise _unreadable(path, f"the file cannot be read ({error.strerror})", mend) from error
+        fix = "make it readable for the user that runs this command"
+        raise _unreadable(path, f"the file cannot be read ({error.strerror})", fix) from error
     if len(content) > LARGEST_FILE:
         raise _unreadable(path, "the file is too large", f"{LARGEST_FILE} bytes are the most")
     try:
@@ -101,8 +101,8 @@ def _text(path: Path) -> str:
     return text
 
 
-def _unreadable(path: Path, found: str, mend: str, line: int = 0) -> ConfigError:
-    return ConfigError([Problem(Origin(str(path), line), "", found, mend)])
+def _unreadable(path: Path, found: str, fix: str, line: int = 0) -> ConfigError:
+    return ConfigError([Problem(Origin(str(path), line), "", found, fix)])
 
 
 class _Composer(Struct):
@@ -130,9 +130,9 @@ class _Composer(Struct):
             self._stop(after, "a second document begins here", "keep one document in a file")
         return root
 
-    def problem(self, line: int, found: str, mend: str, path: KeyPath = ()) -> Problem:
+    def problem(self, line: int, found: str, fix: str, path: KeyPath = ()) -> Problem:
         """A problem in this file."""
-        return Problem(Origin(self.file, line), render(path), found, mend)
+        return Problem(Origin(self.file, line), render(path), found, fix)
 
     def _next(self) -> Any:
         try:
@@ -141,22 +141,22 @@ class _Composer(Struct):
             mark = error.problem_mark or error.context_mark
             line = mark.line if mark is not None else 0
             found = f"the file is not valid YAML here ({error.problem})"
-            raise ConfigError([*self.problems, self.problem(line + 1, found, self._mend(line))]) from error
+            raise ConfigError([*self.problems, self.problem(line + 1, found, self._fix(line))]) from error
         except (ValueError, OverflowError) as error:  # PyYAML's own scanner, on an escape beyond Unicode
             found = "the file holds an escape or a number that YAML does not have"
             raise ConfigError(
                 [*self.problems, self.problem(0, found, "correct the escapes in double quotes")]
             ) from error
 
-    def _mend(self, line: int) -> str:
+    def _fix(self, line: int) -> str:
         lines = self.text.splitlines()
         written = lines[line] if line < len(lines) else ""
         if "\t" in written[: len(written) - len(written.lstrip())]:
             return "indent with spaces: YAML does not take tabs"
         return "check the indentation, quotes and brackets here and on the lines before"
 
-    def _stop(self, event: Any, found: str, mend: str) -> Never:
-        raise ConfigError([*self.problems, self.problem(event.start_mark.line + 1, found, mend)])
+    def _stop(self, event: Any, found: str, fix: str) -> Never:
+        raise ConfigError([*self.problems, self.problem(event.start_mark.line + 1, found, fix)])
 
     def _node(self, event: Any, path: KeyPath) -> _Node:
         if len(path) > DEEPEST:
@@ -171,8 +171,8 @@ class _Composer(Struct):
 
     def _aliased(self, event: Any) -> _Node:
         if event.anchor not in self.anchors:
-            mend = f"define &{event.anchor[:80]} before it is used, and outside itself"
-            self._stop(event, f"the alias *{event.anchor[:80]} has no anchor", mend)
+            fix = f"define &{event.anchor[:80]} before it is used, and outside itself"
+            self._stop(event, f"the alias *{event.anchor[:80]} has no anchor", fix)
         return self.anchors[event.anchor]
 
     def _check_tag(self, event: Any) -> None:
@@ -235,8 +235,8 @@ class _Composer(Struct):
                     raise ConfigError([self.problem(line, *_TOO_LARGE)])
                 merged = source.entries | merged
             else:
-                mend = "give it the alias of one, as in <<: *name"
-                self.problems.append(self.problem(line, "does not name a mapping", mend, path))
+                fix = "give it the alias of one, as in <<: *name"
+                self.problems.append(self.problem(line, "does not name a mapping", fix, path))
         return merged
 
 

@@ -16,9 +16,9 @@ from sds_agent.authority.keymaking import new_key
 from sds_agent.authority.protocol import Authority, AuthorityError, ErrorKind, IssueRequest
 from sds_agent.clock import Clock, until
 from sds_agent.issuance.acceptance import Accepted, accept
-from sds_agent.issuance.gate import Gate, Rank
-from sds_agent.issuance.kept import Keeper, KeepError, KeptCertificate
+from sds_agent.issuance.cache import CachedCertificate, CacheError, CertificateCache
 from sds_agent.issuance.offer import Certificate, How, Offer, Workload, secret_of
+from sds_agent.issuance.queue import IssuanceQueue, Priority
 from sds_agent.issuance.schedule import Ask, Failure, Publish, Renewal, Wait, decide, failed
 from sds_agent.issuance.standing import Standing
 from sds_agent.issuance.trust import Trust
@@ -26,7 +26,7 @@ from sds_agent.pki.certificates import unique, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import PrivateKey
 from sds_agent.secrets.store import SecretStore
-from sds_agent.tasks import DISK_PATIENCE, NoThreadError, Patience, uninterrupted
+from sds_agent.tasks import DISK_TIMEOUT, NoThreadError, TimeLimit, uninterrupted
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ DEADLINE = 10.0
 """Seconds that an attempt may take before it counts as failed."""
 
 
-class _Draft(Sensitive, frozen=True):
+class PendingRequest(Sensitive, frozen=True):
     """A request under way: kept for retries, since a CA that wants an approval must see the same CSR again."""
 
     key: PrivateKey
@@ -53,27 +53,27 @@ class Issuer:
         *,
         store: SecretStore,
         trust: Trust,
-        gate: Gate,
+        queue: IssuanceQueue,
         clock: Clock,
         renewal: Renewal | None = None,
-        keeper: Keeper | None = None,
-        disk_patience: float = DISK_PATIENCE,
+        cache: CertificateCache | None = None,
+        disk_timeout: float = DISK_TIMEOUT,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._workload = workload
         self._authority = authority
         self._store = store
         self._trust = trust
-        self._gate = gate
+        self._queue = queue
         self._clock = clock
         self._renewal = renewal or Renewal()
-        self._keeper = keeper
-        self._disk = Patience(disk_patience)  # one that does not answer must not hold up the next renewal
+        self._cache = cache
+        self._disk = TimeLimit(disk_timeout)  # one that does not answer must not hold up the next renewal
         self._chance = chance
         self._offer = Offer(workload, store=store, trust=trust, clock=clock)
         self._kept: Certificate | None = None
         self._failure: Failure | None = None
-        self._draft: _Draft | None = None
+        self._draft: PendingRequest | None = None
 
     @property
     def standing(self) -> Standing:
@@ -94,7 +94,7 @@ class Issuer:
                         await until(self._clock, time)
 
     async def _attempt(self) -> None:
-        async with self._gate.place(self._rank):
+        async with self._queue.slot(self._priority):
             asked_at = self._clock.now()
             try:
                 draft = await self._drafted()
@@ -107,7 +107,7 @@ class Issuer:
         self._take(certificate)
         if self._waits and not self._serving:
             # it may have cost a token that serves once, and until it is valid nothing else is worth keeping
-            await self._keep(certificate)
+            await self._save(certificate)
 
     def _take(self, certificate: Certificate) -> None:
         self._draft = self._failure = None
@@ -138,16 +138,16 @@ class Issuer:
         certificate = self._offer.publish(index)
         self._report(certificate)
         tasks.create_task(self._offer.follow(certificate))
-        await self._keep(certificate)
+        await self._save(certificate)
 
     def _restore(self) -> None:
         """Take what an agent before this one kept, if it is still as good as on the day it came."""
         workload = self._workload
-        if self._keeper is None:
+        if self._cache is None:
             return
         try:
-            restored = self._keeper.restore(workload.identity, self._clock.now())
-        except KeepError as error:
+            restored = self._cache.restore(workload.identity, self._clock.now())
+        except CacheError as error:
             log.event(LOG, "not_restored", level=logging.WARNING, workload=workload.name, cause=str(error))
             return
         if restored is None:
@@ -160,10 +160,10 @@ class Issuer:
         self._kept = Certificate("restored", accepted, secret_of(accepted, restored.key), at, at, foreign)
         self._take(self._kept)
 
-    async def _keep(self, certificate: Certificate) -> None:
-        if self._keeper is None or certificate is self._kept:
+    async def _save(self, certificate: Certificate) -> None:
+        if self._cache is None or certificate is self._kept:
             return
-        kept = KeptCertificate(
+        kept = CachedCertificate(
             str(self._workload.identity),
             certificate.issued_at.timestamp(),
             certificate.secret.chain_pem.decode(),
@@ -173,8 +173,8 @@ class Issuer:
         )
         try:
             # to its end also when the agent stops: a write that is cut off would have to be cleared away
-            await uninterrupted(self._disk.call(self._keeper.save, kept))
-        except (KeepError, NoThreadError, TimeoutError) as error:
+            await uninterrupted(self._disk.call(self._cache.save, kept))
+        except (CacheError, NoThreadError, TimeoutError) as error:
             cause = f"the disk of the state directory: {error.strerror}" if isinstance(error, OSError) else str(error)
             log.event(LOG, "not_kept", level=logging.ERROR, workload=self._workload.name, cause=cause)
         else:
@@ -185,22 +185,22 @@ class Issuer:
         """Whether an Envoy that asks is given a certificate."""
         return all(self._store.snapshot.get(name) is not None for name in self._workload.names)
 
-    def _rank(self) -> Rank:
+    def _priority(self) -> Priority:
         served = self._offer.holdings.served
         expiry = datetime.min.replace(tzinfo=UTC) if served is None else served.not_after
         return (not self._store.awaited(self._workload.names), expiry)
 
-    async def _drafted(self) -> _Draft:
+    async def _drafted(self) -> PendingRequest:
         if self._draft is None:
             try:
                 key = await new_key(self._workload.key_type)
             except NoThreadError as error:
                 raise AuthorityError(ErrorKind.TRANSIENT, f"the private key cannot be made: {error}") from error
             csr = make_csr(key, str(self._workload.identity))
-            self._draft = _Draft(key, csr, secrets.token_hex(16))
+            self._draft = PendingRequest(key, csr, secrets.token_hex(16))
         return self._draft
 
-    async def _ask(self, draft: _Draft) -> Accepted:
+    async def _ask(self, draft: PendingRequest) -> Accepted:
         workload = self._workload
         request = IssueRequest(workload.identity, draft.csr_pem, workload.ttl, draft.request_id, self._offer.current)
         try:

@@ -20,7 +20,7 @@ from sds_agent.directories import own_directory
 from sds_agent.errors import SdsAgentError
 from sds_agent.files import ForeignFileError, read_own, remove_unfinished, write_private
 from sds_agent.pki.certificates import CertificateError, read_pem, write_pem
-from sds_agent.tasks import DISK_PATIENCE, Patience, uninterrupted
+from sds_agent.tasks import DISK_TIMEOUT, TimeLimit, uninterrupted
 
 LOG = logging.getLogger(__name__)
 
@@ -54,10 +54,10 @@ class NeedsFile:
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / NAME
-        self._trouble = log.Once(LOG, "anchors_not_kept")
+        self._trouble = log.LogOnChange(LOG, "anchors_not_kept")
         self._holds: tuple[Need, ...] = ()
         self._unsure = False  # after a write that failed or was late: it may be there, or come to be
-        self._disk = Patience(DISK_PATIENCE)
+        self._disk = TimeLimit(DISK_TIMEOUT)
 
     def load(self) -> tuple[Need, ...]:
         """What the agent before this one needed; none where there is no file. A file that cannot be used is logged, and
@@ -87,12 +87,12 @@ class NeedsFile:
         try:
             await uninterrupted(self._disk.call(self._write, needs))
         except TimeoutError as error:
-            self._trouble.tell(f"cannot write {self._file}: {error.strerror}")
+            self._trouble.report(f"cannot write {self._file}: {error.strerror}")
             return False
         except SdsAgentError as error:
-            self._trouble.tell(str(error))
+            self._trouble.report(str(error))
             return False
-        self._trouble.over()
+        self._trouble.resolved()
         self._holds, self._unsure = needs, False
         return True
 

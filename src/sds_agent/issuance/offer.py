@@ -16,7 +16,7 @@ from sds_agent.authority.protocol import CurrentIdentity
 from sds_agent.clock import LONGEST_SLEEP, Clock, until
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted
-from sds_agent.issuance.schedule import Held, Holdings
+from sds_agent.issuance.schedule import CurrentLeaf, Holdings
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.validity import Validity, validity
 from sds_agent.pki.certificates import serial_hex, write_pem
@@ -142,10 +142,12 @@ class Offer:
             await until(self._clock, end)
         self._trust.release(authority, certificate.secret)
 
-    def held(self, certificate: Certificate) -> Held:
+    def held(self, certificate: Certificate) -> CurrentLeaf:
         """The certificate, as far as time is concerned."""
         times = self._validity(certificate)
-        return Held(certificate.issued_at, times.begin, times.end, certificate.serial, foreign=certificate.foreign)
+        return CurrentLeaf(
+            certificate.issued_at, times.begin, times.end, certificate.serial, foreign=certificate.foreign
+        )
 
     def _validity(self, certificate: Certificate) -> Validity:
         """When it is valid, by the anchors known now: a root that ends first may have been renewed since."""

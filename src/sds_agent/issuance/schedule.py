@@ -30,7 +30,7 @@ RETRY_SHARE_UNSERVED = 0.5
 SHORTEST_DELAY = timedelta(seconds=0.2)
 """The least time before a retry, whatever chance says."""
 LONGEST_RETRY_AFTER = timedelta(hours=1)
-"""A CA that asks for more patience than this is asked again all the same."""
+"""A CA that asks for a longer delay than this is asked again all the same."""
 ALARM = 0.2
 """The share of a lifetime that may be left before a failing renewal is logged as an error."""
 PEER_SKEW = timedelta(seconds=30)
@@ -47,7 +47,7 @@ class Renewal(Struct, frozen=True):
     jitter: float = 0.05
 
 
-class Held(Struct, frozen=True):
+class CurrentLeaf(Struct, frozen=True):
     """A certificate, as far as time is concerned. `serial`, in hexadecimal, feeds the jitter.
 
     One that is `foreign` is served as long as any, and the workload's own CA is asked for another at once.
@@ -89,10 +89,10 @@ class Held(Struct, frozen=True):
 class Holdings(Struct, frozen=True):
     """The certificates in hand: the one `served`, or the last that was, and those `coming`, the newest last."""
 
-    served: Held | None = None
-    coming: tuple[Held, ...] = ()
+    served: CurrentLeaf | None = None
+    coming: tuple[CurrentLeaf, ...] = ()
 
-    def newest(self, now: datetime) -> Held | None:
+    def newest(self, now: datetime) -> CurrentLeaf | None:
         """The certificate whose age says when to ask for the next one."""
         awaited = [held for held in self.coming if _awaited(held, now)]
         return awaited[-1] if awaited else self.served
@@ -105,7 +105,7 @@ class Holdings(Struct, frozen=True):
         """
         return {n: self._publish_at(held, now) for n, held in enumerate(self.coming) if _awaited(held, now)}
 
-    def _publish_at(self, held: Held, now: datetime) -> datetime:
+    def _publish_at(self, held: CurrentLeaf, now: datetime) -> datetime:
         served = self.served
         if served is None or not served.valid(now):
             return held.not_before
@@ -113,7 +113,7 @@ class Holdings(Struct, frozen=True):
         return held.not_before + min(PEER_SKEW, (held.not_after - held.not_before) * PEER_SKEW_SHARE, rest / 2)
 
 
-def _awaited(held: Held, now: datetime) -> bool:
+def _awaited(held: CurrentLeaf, now: datetime) -> bool:
     """Whether a certificate that is not served yet is worth waiting for.
 
     One that is further ahead than would be accepted is not: the clock was set back.
@@ -174,7 +174,7 @@ def failed(
     kind: ErrorKind,
     *,
     before: Failure | None,
-    served: Held | None,
+    served: CurrentLeaf | None,
     ttl: timedelta,
     retry_after: float | None,
     chance: float,
@@ -182,7 +182,7 @@ def failed(
     """The failure of this attempt, after the one before it.
 
     The delay has full jitter (`chance` is uniform in [0, 1)) under a bound that doubles from failure to failure and
-    stays at its cap. The cap is low while nothing valid is served, unless the CA refused, which asking does not mend;
+    stays at its cap. The cap is low while nothing valid is served, unless the CA refused, which asking does not fix;
     `ttl` is the lifetime asked for. A CA's own Retry-After (seconds) is a lower bound. While a valid certificate is
     served, at most half the rest of its life passes before the next attempt, so that none sleeps past the expiry it is
     to prevent.
@@ -204,6 +204,6 @@ def _jittered(kind: ErrorKind, count: int, cap: timedelta, chance: float) -> tim
     return bound / 2 + bound * chance / 2 if kind.refused else bound * chance
 
 
-def _longest_unserved(served: Held | None, ttl: timedelta) -> timedelta:
+def _longest_unserved(served: CurrentLeaf | None, ttl: timedelta) -> timedelta:
     life = ttl if served is None else served.not_after - served.issued_at
     return max(min(LONGEST_RETRY_UNSERVED, life * RETRY_SHARE_UNSERVED), FLOOR)

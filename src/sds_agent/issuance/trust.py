@@ -31,11 +31,11 @@ from sds_agent.pki.validation.choice import current
 from sds_agent.pki.validation.rules import fault_of_ca
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
-from sds_agent.tasks import NoThreadError, companions
+from sds_agent.tasks import NoThreadError, background_tasks
 
 LOG = logging.getLogger(__name__)
 
-PATIENCE = 10.0
+TIMEOUT = 10.0
 """Seconds that it may take to tell them."""
 LOOK = timedelta(minutes=1)
 """How long anchors that are new are not looked at: by then the next end or beginning among them is waited for."""
@@ -236,11 +236,11 @@ async def refresh(trust: Trust, name: str, authority: TellsTrust, clock: Clock) 
     """Keep the anchors of the authority `name` fresh for ever, also while nothing is issued."""
     while True:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 told = read_bundle(await authority.anchors())
             trust.update(name, told.certificates, told.left_out)
         except (AuthorityError, CertificateError, NoThreadError, TimeoutError) as error:
-            _not_refreshed(name, str(error) or f"no answer within {PATIENCE:.0f} s")
+            _not_refreshed(name, str(error) or f"no answer within {TIMEOUT:.0f} s")
         except Exception as error:
             LOG.exception("adapter_fault")
             _not_refreshed(name, f"the adapter failed with {type(error).__name__}; please report it")
@@ -249,7 +249,7 @@ async def refresh(trust: Trust, name: str, authority: TellsTrust, clock: Clock) 
 
 async def remember(trust: Trust, file: NeedsFile, clock: Clock) -> None:
     """Keep the file as the trust's needs, drop what has ended, and `follow` the anchors' times, for ever."""
-    async with companions() as start:
+    async with background_tasks() as start:
         start(_forget(trust, clock))
         start(follow(trust, clock))
         while True:

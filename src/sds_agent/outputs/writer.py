@@ -15,7 +15,7 @@ from sds_agent.errors import SdsAgentError
 from sds_agent.outputs.directory import File, holding, is_whole, write_set
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore, Snapshot
-from sds_agent.tasks import DISK_PATIENCE, NoThreadError, Patience, uninterrupted
+from sds_agent.tasks import DISK_TIMEOUT, NoThreadError, TimeLimit, uninterrupted
 
 LOG = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class _Place:
         self._held = held
         self._clock = clock
         self._delay = FIRST_RETRY
-        self._disk = Patience(DISK_PATIENCE)
+        self._disk = TimeLimit(DISK_TIMEOUT)
 
     async def write(self, files: Mapping[str, File]) -> bool:
         """Put the files in force; whether it went well. If not, return when it is time to try again."""

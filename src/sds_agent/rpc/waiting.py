@@ -16,29 +16,29 @@ class GaveWayError(Exception):
 
 
 class Waiting:
-    """At most `most` calls, and `each` in one holder's name, wait at one time, for `patience` seconds at most."""
+    """At most `most` calls, and `each` in one holder's name, wait at one time, for `timeout` seconds at most."""
 
-    def __init__(self, most: int, each: int, patience: float) -> None:
-        self.patience = patience
+    def __init__(self, most: int, each: int, timeout: float) -> None:
+        self.timeout = timeout
         self._most = most
         self._each = each
         self._here = Crowd[asyncio.Timeout]()
 
     @asynccontextmanager
     async def place(self, holder: str) -> AsyncIterator[None]:
-        """Wait inside this context. Raises TimeoutError after `patience` seconds, and GaveWayError."""
+        """Wait inside this context. Raises TimeoutError after `timeout` seconds, and GaveWayError."""
         self._make_room(holder)
-        patience = asyncio.timeout(self.patience)
+        timeout = asyncio.timeout(self.timeout)
         try:
-            async with patience:
-                self._here.enter(patience, holder)
+            async with timeout:
+                self._here.enter(timeout, holder)
                 yield
         except TimeoutError as error:
-            if patience.expired() and patience not in self._here:
+            if timeout.expired() and timeout not in self._here:
                 raise GaveWayError from error
             raise
         finally:
-            self._here.leave(patience)
+            self._here.leave(timeout)
 
     def _make_room(self, holder: str) -> None:
         if self._here.count(holder) >= self._each:

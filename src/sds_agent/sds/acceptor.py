@@ -54,7 +54,7 @@ class Acceptor:
         self._relays: set[Relay] = set()
         self._emptied = asyncio.Event()
         self._emptied.set()
-        self._failed = log.Once(LOG, "not_accepted")
+        self._failed = log.LogOnChange(LOG, "not_accepted")
         self._calls = Buckets(CALLS, MOST_PROCESSES)
         self._full = Budget(A_MINUTE, A_MINUTE, most_keys=1)
         self._ended = Budget(A_MINUTE, Rate(20, 20 / 60), most_keys=100)
@@ -99,7 +99,7 @@ class Acceptor:
             if not isinstance(error, BlockingIOError | ConnectionAbortedError):
                 self._pause(error)
             return
-        self._failed.over()
+        self._failed.resolved()
         self._relay(peer, back)
 
     def _reach(self) -> socket.socket:
@@ -115,7 +115,7 @@ class Acceptor:
 
     def _pause(self, error: OSError) -> None:
         if not isinstance(error, BlockingIOError):  # or else gRPC has not accepted the last ones yet
-            self._failed.tell(error.strerror or str(error))
+            self._failed.report(error.strerror or str(error))
         self._loop.remove_reader(self._listener.fileno())
         self._again = self._loop.call_later(AGAIN, self.begin)
 

@@ -121,7 +121,7 @@ class Endpoint:
         return descriptor
 
     def listen(self, backlog: int) -> socket.socket:
-        """A socket that listens where only this user can connect; `appear` moves it to its place.
+        """A socket that listens where only this user can connect; `publish` moves it to its place.
 
         Raises ConfigurationError.
         """
@@ -135,7 +135,7 @@ class Endpoint:
             raise self.refusal() from error
         return listener
 
-    def appear(self) -> None:
+    def publish(self) -> None:
         """Give the bound socket its rights and its name. Raises ConfigurationError."""
         try:
             os.chown(self._temporary, self._owner, self._group)
@@ -171,7 +171,7 @@ class Endpoint:
         except OSError:
             return False
 
-    def disappear(self) -> None:
+    def remove(self) -> None:
         """Remove the socket, if what is at its path is still ours, and what was bound and never appeared."""
         with suppress(OSError):
             self._temporary.unlink(missing_ok=True)
@@ -204,7 +204,7 @@ def claim(file: SocketFile) -> Iterator[Endpoint]:
         try:
             yield endpoint
         finally:
-            endpoint.disappear()
+            endpoint.remove()
 
 
 def _remove_left(directory: Path, now: float) -> None:

@@ -29,7 +29,7 @@ MOST_WATCHERS = 1000
 """Watches at one time. Each holds memory for as long as it likes."""
 MOST_UNREAD = 32
 """Requests at one time that have begun and not ended. Each can be as large as the server lets a message be."""
-PATIENCE = 5.0
+TIMEOUT = 5.0
 """Seconds for a request to arrive."""
 MOST_REASONS = 50
 LONGEST_REASON = 600
@@ -111,21 +111,21 @@ class Health:
         """The service that is asked for. Aborts the call for what is no request."""
         if len(self._unread) >= MOST_UNREAD:
             self._give_up_oldest()
-        patience = asyncio.timeout(PATIENCE)
+        timeout = asyncio.timeout(TIMEOUT)
         try:
-            async with patience:
-                self._unread[patience] = None
+            async with timeout:
+                self._unread[timeout] = None
                 data = await context.read()
             return HealthCheckRequest.FromString(data).service
         except TimeoutError:
-            if patience in self._unread:
-                late = f"the request did not arrive within {PATIENCE:g} s"
+            if timeout in self._unread:
+                late = f"the request did not arrive within {TIMEOUT:g} s"
                 await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, late)
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests have begun and not ended")
         except (DecodeError, TypeError):  # instead of a message gRPC gives the end of the call
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not a HealthCheckRequest")
         finally:
-            self._unread.pop(patience, None)
+            self._unread.pop(timeout, None)
         raise AssertionError  # abort always raises, which its types do not say
 
     def _give_up_oldest(self) -> None:
@@ -164,12 +164,12 @@ class Answer(Struct, frozen=True):
     reasons: tuple[str, ...] = ()
 
 
-async def check(address: str, patience: float) -> Answer:
-    """Ask the server at a gRPC address. Raises NoAnswerError if it does not answer in `patience` seconds."""
+async def check(address: str, seconds: float) -> Answer:
+    """Ask the server at a gRPC address. Raises NoAnswerError if it does not answer in so many `seconds`."""
     async with grpc.aio.insecure_channel(address) as channel:
         ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/Check")
         try:
-            data = await ask(HealthCheckRequest().SerializeToString(), timeout=patience)
+            data = await ask(HealthCheckRequest().SerializeToString(), timeout=seconds)
         except grpc.aio.AioRpcError as error:
             raise NoAnswerError(f"no agent answers ({error.code().name.lower()}); is it running?") from error
     answer = HealthCheckResponse.FromString(data)

@@ -17,11 +17,11 @@ from sds_agent.errors import SdsAgentError
 from sds_agent.sds.acceptor import BACKLOG, Acceptor
 from sds_agent.sds.endpoint import Endpoint, SocketFile, claim
 from sds_agent.sds.service import SERVICE, SecretDiscoveryService
-from sds_agent.tasks import companions, uninterrupted
+from sds_agent.tasks import background_tasks, uninterrupted
 
 LOG = logging.getLogger(__name__)
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 """Seconds that the server may take to answer its own probe: a machine that is starved at its start, when all else
 starts too, is no reason to end.
 """
@@ -128,7 +128,7 @@ async def serving(
     listener = _Listener(service, file, limits, others)
     await listener.open(before_probe)
     try:
-        async with companions() as start:
+        async with background_tasks() as start:
             start(listener.keep(look_every))
             yield
     finally:
@@ -151,7 +151,7 @@ class _Front:
             backend = self.endpoint.hide()
             undo.callback(os.close, backend)
             listener = undo.enter_context(self.endpoint.listen(BACKLOG))
-            self.endpoint.appear()
+            self.endpoint.publish()
             await self._server.start()
             self._acceptor = Acceptor(listener, backend, connections, holders)
             undo.pop_all()
@@ -187,7 +187,7 @@ class _Listener:
         self._connections = room_for(limits.streams // 2 + CONNECTIONS)
         self._claimed = ExitStack()
         self._front: _Front | None = None
-        self._lost = log.Once(LOG, "socket_lost")
+        self._lost = log.LogOnChange(LOG, "socket_lost")
 
     async def open(self, before_probe: Callable[[], Awaitable[None]] | None = None) -> None:
         """Claim the path and serve there, beside the server that was there before."""
@@ -207,23 +207,23 @@ class _Listener:
         self._front = front
 
     async def keep(self, look_every: float) -> None:
-        """Mend the loss of the socket, for ever: to Envoys that come later the agent would be dead."""
+        """Fix the loss of the socket, for ever: to Envoys that come later the agent would be dead."""
         while True:
             await asyncio.sleep(look_every)
             self._service.look()
             if self._front is None or not self._front.endpoint.in_place():
-                await self._mend()
+                await self._fix()
 
-    async def _mend(self) -> None:
+    async def _fix(self) -> None:
         before = self._front
         try:
             await self.open()
         except SdsAgentError as error:
-            self._lost.tell(str(error), socket=str(self._file.path))
+            self._lost.report(str(error), socket=str(self._file.path))
             return
         if before is not None:  # its Envoys are to come to the new one
             await uninterrupted(before.stop(self._service.dismiss))
-        self._lost.over()
+        self._lost.resolved()
         log.event(LOG, "socket_restored", level=logging.WARNING, socket=str(self._file.path))
 
     async def close(self) -> None:
@@ -261,7 +261,7 @@ async def probe(address: str) -> None:
     """Open a stream at the server's own socket and see it end well. Raises ProbeError."""
     async with grpc.aio.insecure_channel(address) as channel:
         ask: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/{SERVICE}/StreamSecrets")
-        call = ask(timeout=PATIENCE)
+        call = ask(timeout=TIMEOUT)
         with suppress(grpc.aio.InternalError):  # the call has ended already; its code tells how
             await call.done_writing()
         code = await call.code()

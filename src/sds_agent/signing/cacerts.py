@@ -81,14 +81,14 @@ FILES = (*ISTIO.required, CRL_FILE, *CERT_MANAGER.required)
 
 
 class Finding(Struct, frozen=True):
-    """Something wrong: the file (or files) `where`, what was `found`, and how to `mend` it."""
+    """Something wrong: the file (or files) `where`, what was `found`, and how to `fix` it."""
 
     where: str
     found: str
-    mend: str
+    fix: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.found}; {self.mend}"
+        return f"{self.where}: {self.found}; {self.fix}"
 
 
 class CaFilesError(ConfigurationError):
@@ -134,8 +134,8 @@ class _Reading:
         self._left_out: dict[str, tuple[str, ...]] = {}
         self.findings: list[Finding] = []
 
-    def refuse(self, where: str, found: str, mend: str) -> None:
-        self.findings.append(Finding(where, found, mend))
+    def refuse(self, where: str, found: str, fix: str) -> None:
+        self.findings.append(Finding(where, found, fix))
 
     def incomplete(self) -> bool:
         """Refuse what lacks a file: half a set may be one that is being written."""
@@ -196,8 +196,8 @@ class _Reading:
         if not self._lists:
             self._left_out[CRL_FILE] = tuple(fault for fault, _ in faults)
             return ()
-        for found, mend in faults:
-            self.refuse(CRL_FILE, found, mend)
+        for found, fix in faults:
+            self.refuse(CRL_FILE, found, fix)
         return crls
 
     def _signer(self, own: Certificates, key: PrivateKey | None, now: datetime) -> x509.Certificate:
@@ -211,8 +211,8 @@ class _Reading:
                 f"the key is not that of {describe(certificate)}{_besides(self._all_left_out(where))}",
                 "put the key there that the certificate was made for, or the certificate made for this key",
             )
-        for found, mend in _faults_of_signer(certificate, now):
-            self.refuse(where, found, mend)
+        for found, fix in _faults_of_signer(certificate, now):
+            self.refuse(where, found, fix)
         return certificate
 
     def _too_large(self, chain: Certificates, anchors: Certificates) -> bool:
@@ -231,7 +231,7 @@ class _Reading:
             above = self._layout.chain or self._layout.signer
             left_out = _besides(self._all_left_out(above, self._layout.roots))
             found = f"no certificate of this signer would be trusted: {error}{left_out}"
-            self.refuse(f"{above} and {self._layout.roots}", found, _MEND_CHAIN)
+            self.refuse(f"{above} and {self._layout.roots}", found, _FIX_CHAIN)
         return None
 
 
@@ -241,7 +241,7 @@ def _besides(left_out: tuple[str, ...]) -> str:
 
 
 def _judged_lists(data: bytes | None, known: Certificates) -> tuple[list[tuple[str, str]], tuple[RevocationList, ...]]:
-    """What is wrong with the revocation lists and how to mend it, and the lists."""
+    """What is wrong with the revocation lists and how to fix it, and the lists."""
     if data is None:
         return [], ()
     try:
@@ -251,7 +251,7 @@ def _judged_lists(data: bytes | None, known: Certificates) -> tuple[list[tuple[s
     if not crls:
         return [("is empty", "put the revocation lists into it, or remove it where there are none")], ()
     faults = ((number, fault_of_list(crl, known)) for number, crl in enumerate(crls, start=1))
-    return [(f"its revocation list {number} {fault}", _MEND_LIST) for number, fault in faults if fault], crls
+    return [(f"its revocation list {number} {fault}", _FIX_LIST) for number, fault in faults if fault], crls
 
 
 def _faults_of_signer(certificate: x509.Certificate, now: datetime) -> Iterator[tuple[str, str]]:
@@ -288,8 +288,8 @@ def _is_workload(uri: str) -> bool:
 
 
 def _split(words: str) -> tuple[str, str]:
-    found, _, mend = words.partition("; ")
-    return found, mend
+    found, _, fix = words.partition("; ")
+    return found, fix
 
 
 def reach(files: Mapping[str, bytes], signing: SigningSet, now: datetime) -> Reach:
@@ -356,11 +356,11 @@ def _blocks_for_istiod(data: bytes, name: str, layout: Layout) -> Iterator[Findi
     lines = _GO_LINE.findall(data)
     labels = [label.decode(errors="replace") for kind, label in lines if kind == b"BEGIN"]
     if len(lines) < 2 * len(list(pem.labels(data))):
-        mend = "let each of these begin a line and end it"
-        yield Finding(name, "holds a BEGIN or an END of a block that shares its line with something else", mend)
+        fix = "let each of these begin a line and end it"
+        yield Finding(name, "holds a BEGIN or an END of a block that shares its line with something else", fix)
     elif name == layout.key and labels[:1] == ["EC PARAMETERS"]:
-        mend = "remove that block: `openssl pkcs8 -topk8 -nocrypt -in FILE` writes the key alone"
-        yield Finding(name, "begins with an EC PARAMETERS block", mend)
+        fix = "remove that block: `openssl pkcs8 -topk8 -nocrypt -in FILE` writes the key alone"
+        yield Finding(name, "begins with an EC PARAMETERS block", fix)
     elif name == layout.key and _GO_KEYS.intersection(labels[1:]) and labels[0] not in _GO_KEYS:
         yield Finding(name, f"begins with a block {labels[0]}", "move the key to the front")
     elif name != layout.key and "X509 CERTIFICATE" in labels:
@@ -413,10 +413,10 @@ _PURPOSE = {
     CERT_MANAGER.key: "the private key of tls.crt",
     CERT_MANAGER.roots: "the CA certificates to trust",
 }
-_MEND_LIST = (
+_FIX_LIST = (
     "have that CA issue it anew, or remove it; if it is a former CA's of that name, add its certificate to the chain"
 )
-_MEND_CHAIN = (
+_FIX_CHAIN = (
     "put the certificates from the signer up to the root into the one, the root itself into the other, and renew or "
     "reissue the certificate that is at fault"
 )

@@ -20,7 +20,7 @@ from sds_agent.files import read_at_once
 from sds_agent.pki.keyfile import LONGEST_PASSPHRASE
 from sds_agent.signing.cacerts import FILES, CaFilesError, read_signing_set
 from sds_agent.signing.signing_set import SigningSet
-from sds_agent.tasks import Patience, in_thread
+from sds_agent.tasks import TimeLimit, in_thread
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 LARGEST_FILE = 4 << 20
 """Bytes; a file that is larger is none of a CA's. Some hundred thousand revoked certificates fit."""
-PATIENCE = 10.0
+TIMEOUT = 10.0
 """Seconds for the disk to answer."""
 MOST_READINGS = 5
 """How often the files are read until two readings agree; what changes faster is looked at the next time."""
@@ -61,7 +61,7 @@ class PluggedDirectory:
         self._trust_domain = trust_domain
         self._passphrase_file = passphrase_file
         self._lists = lists
-        self._disk = Patience(PATIENCE)
+        self._disk = TimeLimit(TIMEOUT)
         self._good = b""  # a hash of the content that was good last
         self._seen = b""  # of what was looked at last
         self._told = b""  # of what was complained of last

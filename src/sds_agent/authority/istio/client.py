@@ -29,16 +29,16 @@ from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import write_pem
 from sds_agent.signing.signing_set import LARGEST_ANSWER
-from sds_agent.tasks import Patience, uninterrupted
+from sds_agent.tasks import TimeLimit, uninterrupted
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PATIENCE = 9.0
+TIMEOUT = 9.0
 """Seconds for an attempt, shared by the endpoints: one that says nothing leaves the others their time."""
-DISK_PATIENCE = 5.0
+DISK_TIMEOUT = 5.0
 """Seconds for a file to be read."""
 BACK_TO_THE_FIRST = timedelta(minutes=5)
 """How long an endpoint that stepped in is asked first, before the first one has its turn again."""
@@ -82,16 +82,16 @@ class _Way(Sensitive, frozen=True):
 class IstioAuthority:
     """Asks an Istio CA. Raises ConfigurationError for options that contradict each other."""
 
-    def __init__(self, options: IstioOptions, clock: Clock, *, patience: float = PATIENCE) -> None:
+    def __init__(self, options: IstioOptions, clock: Clock, *, timeout: float = TIMEOUT) -> None:
         _check(options)
-        self._share = patience / len(options.addresses)
+        self._share = timeout / len(options.addresses)
         self._options = options
         self._clock = clock
         self._first = 0
         self._since: datetime | None = None
         self._extra = b""
-        self._disk = Patience(DISK_PATIENCE)
-        self._left_out: dict[Path, log.Once] = {}
+        self._disk = TimeLimit(DISK_TIMEOUT)
+        self._left_out: dict[Path, log.LogOnChange] = {}
 
     async def issue(self, request: IssueRequest) -> Issuance:
         """Ask the endpoints one after another until one answers. Raises AuthorityError."""
@@ -118,7 +118,7 @@ class IstioAuthority:
                 return data
         if len(failures) == 1:
             raise failures[0]
-        # the one that asks for the least patience may be asked then; one that asks for none, at once
+        # the one that asks for the shortest delay may be asked then; one that asks for none, at once
         delay = min(failure.retry_after or 0 for failure in failures) or None
         causes = "; ".join(str(failure) for failure in failures)
         raise AuthorityError(ErrorKind.TRANSIENT, causes, retry_after=delay) from failures[-1]
@@ -273,11 +273,11 @@ class IstioAuthority:
     async def _certificates_in(self, file: Path, what: str) -> bytes:
         """The certificates in a file that can be used; what cannot is logged once. Raises AuthorityError."""
         reading = await self._read(what, read_certificates, file, what)
-        trouble = self._left_out.setdefault(file, log.Once(LOG, "certificates_left_out"))
+        trouble = self._left_out.setdefault(file, log.LogOnChange(LOG, "certificates_left_out"))
         if reading.left_out:
-            trouble.tell("; ".join(reading.left_out), file=str(file))
+            trouble.report("; ".join(reading.left_out), file=str(file))
         else:
-            trouble.over()
+            trouble.resolved()
         return write_pem(reading.certificates)
 
     async def _extra_anchors(self) -> tuple[bytes, tuple[str, ...]]:

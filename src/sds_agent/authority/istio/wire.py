@@ -39,7 +39,7 @@ _KINDS = {
 }
 """All others pass by themselves: the CA is not there, not ready, or was interrupted."""
 
-_MENDS = {
+_FIXES = {
     "RESOURCE_EXHAUSTED": "it is asked less often from now on",
     "UNAUTHENTICATED": "look at the token's audience (istio-ca) and age, and at cluster_id; istio-csr also says this "
     "of a CSR that it does not take, such as one for another identity than the caller's",
@@ -132,10 +132,10 @@ def refusal(status: Status, address: str, *, impersonate: bool = False) -> Autho
     kind = _KINDS.get(status.code, ErrorKind.TRANSIENT)
     words = printable(status.details)
     said = f"{status.code}: {words}" if words else status.code
-    mend = _MENDS.get(status.code, "look at the CA's own log")
+    fix = _FIXES.get(status.code, "look at the CA's own log")
     if impersonate and kind is ErrorKind.UNAUTHENTICATED:
-        mend = _NOT_FOR_OTHERS
-    message = f"the Istio CA at {address} did not issue ({said}); {mend}"
+        fix = _NOT_FOR_OTHERS
+    message = f"the Istio CA at {address} did not issue ({said}); {fix}"
     return AuthorityError(kind, message, retry_after=status.retry_after)
 
 

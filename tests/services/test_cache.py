@@ -24,10 +24,10 @@ from msgspec import structs
 
 from sds_agent.authority.protocol import ErrorKind, IssueRequest
 from sds_agent.identity.spiffe import SpiffeId
-from sds_agent.issuance.gate import Gate
+from sds_agent.issuance.cache import CachedCertificate, CacheError, CertificateCache, tidy
 from sds_agent.issuance.issuer import Issuer
-from sds_agent.issuance.kept import Keeper, KeepError, KeptCertificate, tidy
 from sds_agent.issuance.offer import Workload
+from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.trust import Trust
 from sds_agent.pki.certificates import has_key, read_pem, write_pem
 from sds_agent.pki.csr import make_csr
@@ -50,7 +50,7 @@ def anchors(store: SecretStore) -> set[x509.Certificate]:
 class Machine:
     """What stays when the agent is restarted: the disk, the clock and the CA."""
 
-    disk_patience = 60.0
+    disk_timeout = 60.0
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory / "certificates"
@@ -74,10 +74,10 @@ class Machine:
             authority,
             store=store,
             trust=self.trust,
-            gate=Gate(),
+            queue=IssuanceQueue(),
             clock=self.clock,
-            keeper=Keeper(self.directory),
-            disk_patience=self.disk_patience,
+            cache=CertificateCache(self.directory),
+            disk_timeout=self.disk_timeout,
         )
         with recorded() as events:
             async with anyio.create_task_group() as tasks:
@@ -109,7 +109,7 @@ async def test_a_disk_that_does_not_answer_holds_up_neither_renewals_nor_the_end
 ) -> None:
     """As one of the network that is gone. What could not be kept is: once it is back, the next certificate is kept."""
     machine = Machine(tmp_path)
-    machine.disk_patience = 0.01
+    machine.disk_timeout = 0.01
     disk = DeadDisk(monkeypatch)
     async with machine.agent(answering(machine.ca)) as (_, events, _authority):
         try:
@@ -131,7 +131,7 @@ async def test_what_is_kept_tells_when_it_was_issued(tmp_path: Path) -> None:
     """Not when the CA, that backdates, says it began: its renewal would come early after each restart."""
     machine = Machine(tmp_path)
     await machine.issue()
-    kept = Keeper(machine.directory).load(WORKLOAD.identity)
+    kept = CertificateCache(machine.directory).load(WORKLOAD.identity)
     assert kept is not None
     assert kept.issued == machine.clock.now()
 
@@ -158,9 +158,15 @@ async def test_restored_workloads_of_an_old_and_a_new_root_are_all_trusted(
 
     def issuer(name: str, script: Step) -> Issuer:
         workload = Workload(name, SpiffeId.parse(f"spiffe://demo.example/{name}"), KeyType.EC_P256, HOUR, "up", (name,))
-        keeper, clock = Keeper(machine.directory), machine.clock
+        cache, clock = CertificateCache(machine.directory), machine.clock
         return Issuer(
-            workload, ScriptedAuthority(script), store=store, trust=trust, gate=Gate(), clock=clock, keeper=keeper
+            workload,
+            ScriptedAuthority(script),
+            store=store,
+            trust=trust,
+            queue=IssuanceQueue(),
+            clock=clock,
+            cache=cache,
         )
 
     for name, ca in zip("ab", cas, strict=True):
@@ -345,7 +351,7 @@ def kept_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         write_pem([ca.root.certificate]),
         to_pkcs8_pem(key),
     ]
-    Keeper(folder).save(KeptCertificate(URI, NOW.timestamp(), *(text.decode() for text in pem)))
+    CertificateCache(folder).save(CachedCertificate(URI, NOW.timestamp(), *(text.decode() for text in pem)))
     (file,) = folder.glob("*.json")
     return file.read_bytes()
 
@@ -361,12 +367,12 @@ def test_no_damage_of_a_kept_file_ends_the_agent(data: st.DataObject, kept_bytes
     else:
         begin, end = sorted(data.draw(st.tuples(*[st.integers(0, len(kept_bytes))] * 2)))
         damaged = kept_bytes[:begin] + data.draw(st.binary(max_size=40)) + kept_bytes[end:]
-    keeper = Keeper(tmp_path)
-    keeper._file(URI).write(damaged)
+    cache = CertificateCache(tmp_path)
+    cache._file(URI).write(damaged)
     restored, refusal = None, ""
     try:
-        restored = keeper.restore(WORKLOAD.identity, NOW)
-    except KeepError as error:
+        restored = cache.restore(WORKLOAD.identity, NOW)
+    except CacheError as error:
         refusal = str(error)
     assert refusal.isprintable()
     assert SECRET.search(refusal) is None, "no part of a key"
@@ -378,10 +384,10 @@ def test_no_damage_of_a_kept_file_ends_the_agent(data: st.DataObject, kept_bytes
 async def test_damaged_key_is_told_and_replaced_by_the_next_certificate(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     await machine.issue()
-    keeper = Keeper(machine.directory)
-    kept = keeper.load(WORKLOAD.identity)
+    cache = CertificateCache(machine.directory)
+    kept = cache.load(WORKLOAD.identity)
     assert kept is not None
-    keeper.save(structs.replace(kept, private_key_pem=kept.private_key_pem.replace("M", "-", 1)))
+    cache.save(structs.replace(kept, private_key_pem=kept.private_key_pem.replace("M", "-", 1)))
     async with machine.agent(answering(machine.ca)) as (_, events, _authority):
         assert "the private key kept for" in str((await events.wait("not_restored"))["cause"])
         await events.wait("issued")
@@ -411,11 +417,11 @@ async def test_key_of_another_certificate_is_not_served(tmp_path: Path) -> None:
     machine, other = Machine(tmp_path), Machine(tmp_path / "other")
     await machine.issue()
     await other.issue()
-    keeper, foreign = Keeper(machine.directory), Keeper(other.directory)
-    ours, theirs = keeper.load(WORKLOAD.identity), foreign.load(WORKLOAD.identity)
+    cache, foreign = CertificateCache(machine.directory), CertificateCache(other.directory)
+    ours, theirs = cache.load(WORKLOAD.identity), foreign.load(WORKLOAD.identity)
     assert ours is not None
     assert theirs is not None
-    keeper.save(type(ours)(ours.spiffe_id, ours.issued_at, ours.chain_pem, ours.anchors_pem, theirs.private_key_pem))
+    cache.save(type(ours)(ours.spiffe_id, ours.issued_at, ours.chain_pem, ours.anchors_pem, theirs.private_key_pem))
     async with machine.agent(DOWN) as (store, events, _):
         await events.wait("not_restored")
         assert store.snapshot["default"] is None
@@ -426,7 +432,7 @@ async def test_nobody_else_may_read_it_and_nothing_shows_it(tmp_path: Path) -> N
     await machine.issue()
     assert stat.S_IMODE(machine.file.stat().st_mode) == 0o600
     assert stat.S_IMODE(machine.directory.stat().st_mode) == 0o700
-    kept = Keeper(machine.directory).load(WORKLOAD.identity)
+    kept = CertificateCache(machine.directory).load(WORKLOAD.identity)
     assert kept is not None
     assert kept.private_key_pem.splitlines()[1] not in repr(kept) + str(kept)
 
@@ -486,9 +492,9 @@ async def test_disk_that_cannot_be_written_does_not_stop_the_service(tmp_path: P
 
 
 def test_file_of_another_identity_is_not_taken(tmp_path: Path) -> None:
-    keeper = Keeper(tmp_path)
+    cache = CertificateCache(tmp_path)
     other = SpiffeId.parse("spiffe://demo.example/other")
-    foreign = KeptCertificate("spiffe://demo.example/x", 0.0, "", "", "")
-    keeper._file(str(other)).write(msgspec.json.encode(foreign))
-    with pytest.raises(KeepError, match="another identity"):
-        keeper.load(other)
+    foreign = CachedCertificate("spiffe://demo.example/x", 0.0, "", "", "")
+    cache._file(str(other)).write(msgspec.json.encode(foreign))
+    with pytest.raises(CacheError, match="another identity"):
+        cache.load(other)

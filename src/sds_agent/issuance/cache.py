@@ -36,11 +36,11 @@ _OTHERS = 0o007
 """The rights that others must not have. Kubernetes sets those of the group, on each file of a volume (fsGroup)."""
 
 
-class KeepError(SdsAgentError):
+class CacheError(SdsAgentError):
     """A certificate cannot be kept, or what was kept cannot be used."""
 
 
-class KeptCertificate(Sensitive, frozen=True):
+class CachedCertificate(Sensitive, frozen=True):
     """A certificate as it was served: PEM, the key as PKCS#8. `issued_at` is seconds since the epoch, `authority` what
     issued it.
     """
@@ -59,11 +59,11 @@ class KeptCertificate(Sensitive, frozen=True):
 
     @property
     def key(self) -> PrivateKey:
-        """The private key. Raises KeepError."""
+        """The private key. Raises CacheError."""
         try:
             return read_private_key(self.private_key_pem.encode())
         except KeyFileError as error:
-            raise KeepError(f"the private key kept for {self.spiffe_id} is damaged: {error}") from error
+            raise CacheError(f"the private key kept for {self.spiffe_id} is damaged: {error}") from error
 
     @property
     def issued(self) -> datetime:
@@ -80,27 +80,27 @@ class Restored(Sensitive, frozen=True):
     authority: str
 
 
-class Keeper:
+class CertificateCache:
     """Keeps one file for each identity in a directory (0700, the files 0600)."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._files: dict[str, OwnFile] = {}
 
-    def save(self, kept: KeptCertificate) -> None:
-        """Keep it in place of the one before. Blocks for a disk's write. Raises KeepError."""
+    def save(self, kept: CachedCertificate) -> None:
+        """Keep it in place of the one before. Blocks for a disk's write. Raises CacheError."""
         try:
             own_directory(self._directory, 0o700)
             self._file(kept.spiffe_id).write(msgspec.json.encode(kept))
         except (OSError, SdsAgentError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise KeepError(
+            raise CacheError(
                 f"cannot keep the certificate of {kept.spiffe_id} in {self._directory}: {reason}"
             ) from error
 
-    def load(self, identity: SpiffeId) -> KeptCertificate | None:
+    def load(self, identity: SpiffeId) -> CachedCertificate | None:
         """What was kept for the identity, or None; the certificate and the key in it are not looked at. Raises
-        KeepError, whatever lies in the file's place.
+        CacheError, whatever lies in the file's place.
         """
         own = self._file(str(identity))
         file = own.path
@@ -109,27 +109,27 @@ class Keeper:
         except FileNotFoundError:
             return None
         except ForeignFileError as error:
-            raise KeepError(f"{file} {error}; it is not used") from error
+            raise CacheError(f"{file} {error}; it is not used") from error
         except OSError as error:
-            raise KeepError(f"cannot read {file}: {error.strerror}") from error
+            raise CacheError(f"cannot read {file}: {error.strerror}") from error
         except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
-            raise KeepError(
+            raise CacheError(
                 f"{file} is damaged ({ascii(str(error))[1:-1]}); it is not used, and replaced by the next certificate"
             ) from error
         if kept.spiffe_id != str(identity):
-            raise KeepError(f"{file} is of another identity; it is not used, and replaced by the next certificate")
+            raise CacheError(f"{file} is of another identity; it is not used, and replaced by the next certificate")
         return kept
 
     def put_back(self) -> Path | None:
-        """Write again a file that is gone; returns the path of one that was. Raises KeepError."""
+        """Write again a file that is gone; returns the path of one that was. Raises CacheError."""
         try:
             return next((path for each in tuple(self._files.values()) if (path := each.put_back())), None)
         except (OSError, SdsAgentError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise KeepError(f"cannot keep certificates in {self._directory}: {reason}") from error
+            raise CacheError(f"cannot keep certificates in {self._directory}: {reason}") from error
 
     def restore(self, identity: SpiffeId, now: datetime) -> Restored | None:
-        """What was kept for the identity, if it is still as good as on the day it came, or None. Raises KeepError."""
+        """What was kept for the identity, if it is still as good as on the day it came, or None. Raises CacheError."""
         kept = self.load(identity)
         if kept is None:
             return None
@@ -137,7 +137,7 @@ class Keeper:
         try:
             accepted = accept(kept.issuance, identity=identity, public_key=key.public_key(), anchors=(), now=now)
         except AuthorityError as error:
-            raise KeepError(str(error)) from error
+            raise CacheError(str(error)) from error
         # a time that is yet to come, as after a clock was set back, would put off the renewal
         return Restored(accepted, key, min(kept.issued, now), kept.authority)
 
@@ -146,22 +146,22 @@ class Keeper:
         return self._files.setdefault(name, OwnFile(self._directory / name, LARGEST))
 
 
-def _read(file: OwnFile) -> KeptCertificate:
-    """The file's content. Raises ForeignFileError, KeepError, OSError, and for what is no kept certificate, a decoder's
-    errors.
+def _read(file: OwnFile) -> CachedCertificate:
+    """The file's content. Raises ForeignFileError, CacheError, OSError, and for what is no such certificate, a
+    decoder's errors.
     """
     data, mode = file.read()
     if mode & _OTHERS:
-        raise KeepError(f"{file.path} may be read or written by others; it is not used")
+        raise CacheError(f"{file.path} may be read or written by others; it is not used")
     if len(data) > LARGEST:
         raise ValueError("it is larger than any certificate")
-    kept = msgspec.json.decode(data, type=KeptCertificate)
+    kept = msgspec.json.decode(data, type=CachedCertificate)
     _ = kept.issued, kept.issuance, kept.private_key_pem.encode()  # numbers that are no time, characters that are none
     return kept
 
 
 def tidy(directory: Path, *, keep: bool) -> None:
-    """Remove from a keeper's directory what an agent left that was killed while it wrote, and unless certificates are
+    """Remove from a cache's directory what an agent left that was killed while it wrote, and unless certificates are
     to be kept, those of before.
 
     Only for a process that holds the state directory.

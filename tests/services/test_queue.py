@@ -12,34 +12,36 @@ from fakes.hierarchy import HOUR, NOW
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sds_agent.issuance.gate import Gate, Rank
+from sds_agent.issuance.queue import IssuanceQueue, Priority
 
 
-def rank(expiry: datetime = NOW, *, awaited: bool = False) -> Callable[[], Rank]:
+def priority(expiry: datetime = NOW, *, awaited: bool = False) -> Callable[[], Priority]:
     return lambda: (not awaited, expiry)
 
 
 class Visitors:
-    """Tasks that go through a gate, hold their place until they are told to leave, and can be cancelled."""
+    """Tasks that go through a queue, hold their place until they are told to leave, and can be cancelled."""
 
-    def __init__(self, gate: Gate, tasks: TaskGroup) -> None:
+    def __init__(self, queue: IssuanceQueue, tasks: TaskGroup) -> None:
         self.entered: list[str] = []
         self.inside: list[str] = []
         self.scopes: dict[str, anyio.CancelScope] = {}
-        self._gate = gate
+        self._queue = queue
         self._tasks = tasks
         self._leave: dict[str, anyio.Event] = {}
         self._entered = anyio.Event()
 
-    async def come(self, name: str, rank: Callable[[], Rank]) -> None:
+    async def come(self, name: str, priority: Callable[[], Priority]) -> None:
         """Return when the visitor is inside, or waits."""
         self._leave[name] = anyio.Event()
-        self.scopes[name] = await self._tasks.start(self._visit, name, rank)
+        self.scopes[name] = await self._tasks.start(self._visit, name, priority)
 
-    async def _visit(self, name: str, rank: Callable[[], Rank], *, task_status: TaskStatus[anyio.CancelScope]) -> None:
+    async def _visit(
+        self, name: str, priority: Callable[[], Priority], *, task_status: TaskStatus[anyio.CancelScope]
+    ) -> None:
         with anyio.CancelScope() as scope:
             task_status.started(scope)
-            async with self._gate.place(rank):
+            async with self._queue.slot(priority):
                 self.entered.append(name)
                 self.inside.append(name)
                 self._entered.set()
@@ -63,9 +65,9 @@ class Visitors:
 
 async def test_eight_go_in_at_once_and_the_ninth_waits() -> None:
     async with anyio.create_task_group() as tasks:
-        visitors = Visitors(Gate(), tasks)
+        visitors = Visitors(IssuanceQueue(), tasks)
         for number in range(9):
-            await visitors.come(f"{number}", rank())
+            await visitors.come(f"{number}", priority())
         assert visitors.inside == [f"{number}" for number in range(8)]
         visitors.leave("3")
         assert (await visitors.order(9))[-1] == "8"
@@ -74,13 +76,13 @@ async def test_eight_go_in_at_once_and_the_ninth_waits() -> None:
 
 async def test_who_is_awaited_goes_first_and_then_who_expires_first() -> None:
     async with anyio.create_task_group() as tasks:
-        visitors = Visitors(Gate(1), tasks)
-        await visitors.come("occupant", rank())
-        await visitors.come("late", rank(NOW + 3 * HOUR))
-        await visitors.come("soon", rank(NOW + HOUR))
-        await visitors.come("awaited late", rank(NOW + 3 * HOUR, awaited=True))
-        await visitors.come("middle", rank(NOW + 2 * HOUR))
-        await visitors.come("awaited soon", rank(NOW + HOUR, awaited=True))
+        visitors = Visitors(IssuanceQueue(1), tasks)
+        await visitors.come("occupant", priority())
+        await visitors.come("late", priority(NOW + 3 * HOUR))
+        await visitors.come("soon", priority(NOW + HOUR))
+        await visitors.come("awaited late", priority(NOW + 3 * HOUR, awaited=True))
+        await visitors.come("middle", priority(NOW + 2 * HOUR))
+        await visitors.come("awaited soon", priority(NOW + HOUR, awaited=True))
         expected = ["occupant", "awaited soon", "awaited late", "soon", "middle", "late"]
         for name in expected:
             await visitors.order(expected.index(name) + 1)
@@ -90,9 +92,9 @@ async def test_who_is_awaited_goes_first_and_then_who_expires_first() -> None:
 
 async def test_who_came_first_goes_first_among_equals() -> None:
     async with anyio.create_task_group() as tasks:
-        visitors = Visitors(Gate(1), tasks)
+        visitors = Visitors(IssuanceQueue(1), tasks)
         for name in ("a", "b", "c", "d"):
-            await visitors.come(name, rank())
+            await visitors.come(name, priority())
         for number, name in enumerate(("a", "b", "c", "d"), start=1):
             assert (await visitors.order(number))[-1] == name
             visitors.leave(name)
@@ -102,9 +104,9 @@ async def test_the_rank_counts_that_holds_when_a_place_becomes_free() -> None:
     """An Envoy that comes while its identity queues moves it to the front."""
     awaited: set[str] = set()
     async with anyio.create_task_group() as tasks:
-        visitors = Visitors(Gate(1), tasks)
-        await visitors.come("occupant", rank())
-        await visitors.come("soon", rank(NOW + HOUR))
+        visitors = Visitors(IssuanceQueue(1), tasks)
+        await visitors.come("occupant", priority())
+        await visitors.come("soon", priority(NOW + HOUR))
         await visitors.come("late", lambda: ("late" not in awaited, NOW + 2 * HOUR))
         awaited.add("late")
         visitors.leave("occupant")
@@ -114,9 +116,9 @@ async def test_the_rank_counts_that_holds_when_a_place_becomes_free() -> None:
 
 async def test_who_is_cancelled_while_waiting_is_passed_over() -> None:
     async with anyio.create_task_group() as tasks:
-        visitors = Visitors(Gate(1), tasks)
+        visitors = Visitors(IssuanceQueue(1), tasks)
         for name in ("occupant", "impatient", "patient"):
-            await visitors.come(name, rank())
+            await visitors.come(name, priority())
         visitors.scopes["impatient"].cancel()
         await checkpoint()
         visitors.leave("occupant")
@@ -126,34 +128,34 @@ async def test_who_is_cancelled_while_waiting_is_passed_over() -> None:
 
 async def test_who_is_cancelled_in_the_moment_of_their_turn_hands_it_on() -> None:
     """The place was theirs already; lost, it would be missing for ever, and after eight the agent would stand still."""
-    gate = Gate(1)
+    queue = IssuanceQueue(1)
     entered: list[str] = []
 
     async def visit(name: str) -> None:
-        async with gate.place(rank()):
+        async with queue.slot(priority()):
             entered.append(name)
 
-    async with gate.place(rank()):
+    async with queue.slot(priority()):
         # anyio lets a task that has been woken go on before it cancels it; asyncio's own cancellation does not
         unlucky, patient = (asyncio.create_task(visit(name)) for name in ("unlucky", "patient"))
         await checkpoint()
-        assert len(gate._waiting) == 2
+        assert len(queue._waiting) == 2
     unlucky.cancel()
     with anyio.fail_after(10):
         await patient
     assert entered == ["patient"]
     assert unlucky.cancelled()
-    assert gate._free == 1
+    assert queue._free == 1
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("a bug"), TimeoutError()])
 async def test_a_place_is_given_back_whatever_happens_inside(fault: Exception) -> None:
-    gate = Gate(1)
+    queue = IssuanceQueue(1)
     with pytest.raises(type(fault)):
-        async with gate.place(rank()):
+        async with queue.slot(priority()):
             raise fault
     with anyio.fail_after(10):
-        async with gate.place(rank()):
+        async with queue.slot(priority()):
             pass
 
 
@@ -163,15 +165,15 @@ async def test_a_place_is_given_back_whatever_happens_inside(fault: Exception) -
 )
 def test_no_place_is_ever_lost_or_given_twice(slots: int, steps: list[tuple[str, int]]) -> None:
     async def play() -> None:
-        gate = Gate(slots)
+        queue = IssuanceQueue(slots)
         async with anyio.create_task_group() as tasks:
-            visitors = Visitors(gate, tasks)
+            visitors = Visitors(queue, tasks)
             names: list[str] = []
             for what, number in steps:
                 match what:
                     case "come":
                         names.append(f"{len(names)}")
-                        await visitors.come(names[-1], rank(NOW + timedelta(hours=number), awaited=number % 2 == 0))
+                        await visitors.come(names[-1], priority(NOW + timedelta(hours=number), awaited=number % 2 == 0))
                     case "leave" if names:
                         visitors.leave(names[number % len(names)])
                     case "cancel" if names:
@@ -179,9 +181,9 @@ def test_no_place_is_ever_lost_or_given_twice(slots: int, steps: list[tuple[str,
                     case "turn":
                         await checkpoint()
                 assert len(visitors.inside) <= slots
-                assert not (gate._free and gate._waiting)
+                assert not (queue._free and queue._waiting)
             tasks.cancel_scope.cancel()
-        assert gate._free == slots
-        assert not gate._waiting
+        assert queue._free == slots
+        assert not queue._waiting
 
     anyio.run(play)

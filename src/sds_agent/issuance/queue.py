@@ -9,34 +9,34 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
 
-Rank = tuple[bool, datetime]
+Priority = tuple[bool, datetime]
 """Lower goes first: (no Envoy waits for it, when what is held expires)."""
 
 
-class Gate:
-    """`slots` places, given to the lowest rank first. A rank is read when a place becomes free, not when the wait
-    began.
+class IssuanceQueue:
+    """`slots` of them, given to the lowest priority first. A priority is read when a slot becomes free, not when the
+    wait began.
     """
 
     def __init__(self, slots: int = 8) -> None:
         self._free = slots
-        self._waiting: dict[asyncio.Event, Callable[[], Rank]] = {}
+        self._waiting: dict[asyncio.Event, Callable[[], Priority]] = {}
 
     @asynccontextmanager
-    async def place(self, rank: Callable[[], Rank]) -> AsyncIterator[None]:
+    async def slot(self, priority: Callable[[], Priority]) -> AsyncIterator[None]:
         """Hold a place inside this context."""
-        await self._enter(rank)
+        await self._enter(priority)
         try:
             yield
         finally:
             self._leave()
 
-    async def _enter(self, rank: Callable[[], Rank]) -> None:
+    async def _enter(self, priority: Callable[[], Priority]) -> None:
         if self._free:
             self._free -= 1
             return
         turn = asyncio.Event()
-        self._waiting[turn] = rank
+        self._waiting[turn] = priority
         try:
             await turn.wait()
         except BaseException:
