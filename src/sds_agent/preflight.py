@@ -111,9 +111,9 @@ def _look_at_output(directory: Path, key: str) -> None:
 def _look_at_authority(name: str, authority: AuthoritySettings, settings: Settings, now: datetime) -> None:
     """An Istio CA is first asked when the agent runs, and then again and again: nothing of it keeps a start up."""
     if isinstance(authority, EmbeddedSettings):
-        from sds_agent.authority.embedded import look_at  # noqa: PLC0415 - only where there is such a CA
+        from sds_agent.signing import self_signed  # noqa: PLC0415 - only where there is such a CA
 
-        look_at(authority_directory(settings, name))
+        self_signed.check(authority_directory(settings, name))
     elif isinstance(authority, CacertsSettings):
         from sds_agent.signing import directory  # noqa: PLC0415 - only where there is such a CA
 

@@ -13,7 +13,7 @@ from fakes.events import recorded
 from fakes.hierarchy import DAY, HOUR, NOW, URI, Ca, make_ca, make_crl, new_key, uris
 from fakes.odd_certificates import NOT_LOADED, NOT_READ
 
-from sds_agent.authority.cacerts import SETTLE, CacertsAuthority
+from sds_agent.authority.cacerts import CacertsAuthority
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, IssueRequest, TellsTrust
 from sds_agent.errors import ConfigurationError
 from sds_agent.identity.spiffe import SpiffeId
@@ -21,6 +21,7 @@ from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, generate
 from sds_agent.signing.directory import look_at
+from sds_agent.signing.plugged import SETTLE
 
 Replace = Callable[[Path, Mapping[str, bytes]], None]
 

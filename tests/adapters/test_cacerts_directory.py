@@ -24,6 +24,7 @@ from sds_agent.signing.cacerts import CaFilesError, Finding, read_signing_set, r
 from sds_agent.signing.directory import (
     LARGEST_FILE,
     DirectoryError,
+    Events,
     PluggedDirectory,
     read_directory,
     read_passphrase,
@@ -271,7 +272,7 @@ def test_a_revocation_list_that_would_revoke_nothing_is_refused() -> None:
 
 async def test_files_that_never_rest_are_read_another_time(tmp_path: Path) -> None:
     (tmp_path / "ca-cert.pem").symlink_to("/proc/self/io")  # which counts what is read of it, too
-    directory = PluggedDirectory(tmp_path, "demo.example", None)
+    directory = PluggedDirectory(tmp_path, "demo.example", None, Events("refused", "unread"))
     assert await directory.changed(NOW) is None
     with pytest.raises(ConfigurationError, match="its files change all the time"):
         await directory.first(NOW)

@@ -17,7 +17,7 @@ from fakes.clocks import HandClock
 from fakes.events import recorded
 from fakes.hierarchy import DAY, HOUR, NOW, URI, make_ca, new_key
 
-from sds_agent.authority.embedded import LONGEST_SETTLE, REFRESH, RENEWAL_SHARE, SETTLE_SHARE, EmbeddedAuthority
+from sds_agent.authority.embedded import EmbeddedAuthority
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest, TellsTrust
 from sds_agent.errors import ConfigurationError
 from sds_agent.identity.spiffe import SpiffeId
@@ -26,6 +26,7 @@ from sds_agent.pki.certificates import is_self_signed, read_pem, san_values, wri
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, generate, to_pkcs8_pem
 from sds_agent.pki.validation.path import PathError, find_path
+from sds_agent.signing.self_signed import LONGEST_RETRY, LONGEST_SETTLE, RENEWAL_SHARE, SETTLE_SHARE, SelfSignedCa
 
 TEN_YEARS = timedelta(days=3650)
 IDENTITY = SpiffeId.parse(URI)
@@ -389,25 +390,33 @@ async def test_a_new_root_signs_only_when_every_envoy_has_had_the_time_to_load_i
 ) -> None:
     assert settle == min(lifetime * SETTLE_SHARE, LONGEST_SETTLE)
     clock = HandClock()
-    authority = await embedded(tmp_path, clock, lifetime=lifetime)
+    ca, authority = await both(tmp_path, clock, lifetime)
     clock.elapse(lifetime * (1 - RENEWAL_SHARE))
     ttl = timedelta(seconds=30)
     first = await issue(authority, clock, ttl=ttl)
     old, new = first.anchors
     assert signed_by(first.leaf, old, clock.now())
     if restart:
-        authority = await embedded(tmp_path, clock, lifetime=lifetime)
+        ca, authority = await both(tmp_path, clock, lifetime)
     clock.elapse(settle - timedelta(seconds=1))
     last = (await issue(authority, clock, ttl=ttl)).leaf
     assert signed_by(last, old, clock.now())
-    assert (await authority.signing()).signer.certificate == old
-    assert (await authority.signing()).roots == (old, new)
+    assert (await ca.signing()).signer.certificate == old
+    assert (await ca.signing()).roots == (old, new)
     clock.elapse(timedelta(seconds=1))
     after = await issue(authority, clock, ttl=ttl)
     assert signed_by(after.leaf, new, clock.now())
-    assert (await authority.signing()).signer.certificate == new
+    assert (await ca.signing()).signer.certificate == new
     assert after.anchors == (old, new)
     assert find_path(last, (), after.anchors, clock.now()) == (last,)
+
+
+async def both(directory: Path, clock: HandClock, lifetime: timedelta) -> tuple[SelfSignedCa, EmbeddedAuthority]:
+    """The CA, as a CA server uses it too, and the agent's authority on it."""
+    ca = await SelfSignedCa.open(
+        directory, trust_domain="demo.example", key_type=KeyType.EC_P256, lifetime=lifetime, clock=clock
+    )
+    return ca, EmbeddedAuthority(ca, clock)
 
 
 async def test_the_first_root_signs_at_once(tmp_path: Path) -> None:
@@ -493,11 +502,11 @@ async def test_a_new_root_that_cannot_be_kept_leaves_the_old_one_at_work(tmp_pat
         assert f"{directory / 'roots.pem'}: No such file or directory" in event["cause"]
         assert events.named("root_created") == []
         assert len(events.named("root_not_renewed")) == 1, "however many ask"
-        clock.elapse(REFRESH)
+        clock.elapse(LONGEST_RETRY)
         assert await anchors(authority) == old
         assert len(events.named("root_not_renewed")) == 2
         (tmp_path / "away").rename(directory)
-        clock.set_wall(-REFRESH)
+        clock.set_wall(-LONGEST_RETRY)
         assert len(await anchors(authority)) == 2, "a clock that is set back puts nothing off"
         assert len(events.named("root_created")) == 1
 

@@ -18,7 +18,6 @@ from fakes.hierarchy import Ca, Key, make_ca
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
 
-from sds_agent.authority.embedded import ROOTS
 from sds_agent.ca.server import serving
 from sds_agent.ca.settings import load
 from sds_agent.ca.tokens import JoinTokens
@@ -26,6 +25,7 @@ from sds_agent.clock import Clock, SystemClock
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, PrivateKey, generate, to_pkcs8_pem
+from sds_agent.signing.self_signed import ROOTS
 
 METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 TRUST_DOMAIN = "demo.example"

@@ -61,7 +61,7 @@ MAY_IMPORT = {
     "config": BASE | {"identity", "pki.keys", "configfile"},
     "secrets": MATERIAL,
     "signing": MATERIAL | {"files", "directories", "ownfile"},
-    "authority": MATERIAL | {"files", "directories", "ownfile", "signing"},
+    "authority": MATERIAL | {"files", "signing"},
     "sds": MATERIAL | {"descriptors", "files", "directories", "rpc", "secrets"},
     "outputs": MATERIAL | {"files", "directories", "secrets"},
     "issuance": MATERIAL | {"files", "directories", "ownfile", "secrets", "authority"},

@@ -24,13 +24,13 @@ from fakes.der import Entity
 from fakes.events import recorded
 from fakes.hierarchy import Ca, make_ca, make_crl, make_leaf
 
-from sds_agent.authority.embedded import EmbeddedAuthority
 from sds_agent.ca.lists import SETTLE
-from sds_agent.ca.source import LOOK, Plugged, SelfSigned
+from sds_agent.ca.source import LOOK, PluggedSource, SelfSignedSource
 from sds_agent.ca.tls import ServerTls
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import is_self_signed, read_pem, serial_hex, write_pem
 from sds_agent.pki.keys import KeyType, generate, to_pkcs8_pem
+from sds_agent.signing.self_signed import SelfSignedCa
 from sds_agent.signing.signer import Signer, SignerError
 from sds_agent.signing.signing_set import SigningSet
 
@@ -497,10 +497,10 @@ async def test_a_root_that_cannot_be_renewed_is_told_and_renewed_once_it_can(tmp
 
 async def test_a_root_that_cannot_be_renewed_is_told_once_and_not_at_every_look(tmp_path: Path) -> None:
     clock, lifetime = HandClock(), timedelta(days=10)
-    authority = await EmbeddedAuthority.open(
+    ca = await SelfSignedCa.open(
         tmp_path / "root", trust_domain="demo.example", key_type=KeyType.EC_P256, lifetime=lifetime, clock=clock
     )
-    source = await SelfSigned.open(authority, clock)
+    source = await SelfSignedSource.open(ca, clock)
     (tmp_path / "root").rename(tmp_path / "away")
     with recorded() as events:
         async with anyio.create_task_group() as tasks:
@@ -519,7 +519,7 @@ async def test_what_is_wrong_with_a_signer_is_said_once_and_not_at_every_look(tm
     root, clock = make_ca("root"), HandClock()
     signer = make_ca("signer", root)
     plug(tmp_path, signer, [signer], [root])
-    source = await Plugged.open(tmp_path, trust_domain="demo.example", passphrase_file=None, clock=clock)
+    source = await PluggedSource.open(tmp_path, trust_domain="demo.example", passphrase_file=None, clock=clock)
     (tmp_path / "ca-key.pem").write_bytes(b"")
     with recorded() as events:
         async with anyio.create_task_group() as tasks:

@@ -32,7 +32,7 @@ from fakes.hierarchy import DAY, HOUR, NOW, URI
 from msgspec.structs import asdict
 
 from sds_agent import log
-from sds_agent.authority.embedded import REFRESH, EmbeddedAuthority
+from sds_agent.authority.embedded import EmbeddedAuthority
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.errors import ConfigurationError
 from sds_agent.identity.spiffe import SpiffeId
@@ -45,6 +45,7 @@ from sds_agent.pki.keys import KeyType, PrivateKey, generate, to_pkcs8_pem
 from sds_agent.sds.catalog import Catalog
 from sds_agent.secrets.model import CertificateSecret
 from sds_agent.secrets.store import SecretStore
+from sds_agent.signing.self_signed import LONGEST_RETRY
 
 MINUTE = timedelta(minutes=1)
 ROOT_LIFETIME = 100 * DAY
@@ -193,10 +194,10 @@ class Scene:
         await ca.anchors()
         await self.events.wait("root_not_renewed")
         away.rename(self.directory)
-        self.clock.elapse(REFRESH)
+        self.clock.elapse(LONGEST_RETRY)
         await ca.anchors()
         self.keys.note_pem(file.read_bytes())
-        self.kept.append(ca._roots)
+        self.kept.append(ca._ca._roots)
         self.directory.rename(away)
         self.clock.elapse(2 * ROOT_LIFETIME)
         with pytest.raises(AuthorityError) as unwritten:

@@ -6,11 +6,9 @@ configuration lists for it (Istio's `ImpersonatedIdentity`).
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from msgspec import Struct
 
@@ -20,7 +18,7 @@ from sds_agent.ca.patterns import covers
 from sds_agent.ca.refusal import denied, invalid
 from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError
 from sds_agent.pki.certificates import describe_name
-from sds_agent.pki.csr import fault_of_possession
+from sds_agent.pki.csr import CsrError, proven_key
 from sds_agent.pki.keys import PublicKey
 
 DEFAULT_TTL = timedelta(hours=24)
@@ -93,37 +91,25 @@ def identity_for(caller: Caller, impersonated: str, node_agents: Mapping[str, No
 
 
 def key_of(csr_pem: str) -> PublicKey:
-    """The key that a CSR (PEM) proves possession of. Raises RefusalError.
-
-    Its subject and extensions are not even parsed. A weak or giant key is refused before its signature costs anything.
-    """
+    """The key that a CSR (PEM) proves possession of. Raises RefusalError."""
     if len(csr_pem) > LARGEST_CSR:
         raise invalid(f"the CSR has {len(csr_pem)} characters: {LARGEST_CSR} are the most")
     if len(_BLOCK.findall(csr_pem)) != 1:
         raise invalid("the request holds no CSR in PEM, or more than one")
     try:
-        csr = x509.load_pem_x509_csr(csr_pem.encode())
-        key = _strong(csr.public_key())
-        fault = fault_of_possession(csr)
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion) as error:
-        raise invalid("the CSR cannot be read, or is signed in a way that is not supported") from error
-    if fault:
-        raise invalid(fault)
-    return key
+        return proven_key(csr_pem.encode(), _fault_of_key)
+    except CsrError as error:
+        raise invalid(str(error)) from error
 
 
-def _strong(key: object) -> PublicKey:
+def _fault_of_key(key: PublicKey) -> str | None:
+    """Weak keys are refused, and giant ones, whose signatures take long to check."""
     match key:
-        case rsa.RSAPublicKey(key_size=size):
-            if not SMALLEST_RSA <= size <= LARGEST_RSA:
-                raise invalid(f"the CSR's RSA key has {size} bits: use {SMALLEST_RSA} to {LARGEST_RSA}")
-            return key
-        case ec.EllipticCurvePublicKey(curve=curve):
-            if curve.name not in _CURVES:
-                raise invalid(f"the CSR's key is on the curve {curve.name}: use P-256, P-384 or P-521")
-            return key
-        case _:
-            raise invalid("the CSR's key is of a kind that Envoy does not take: use EC P-256 or RSA 2048")
+        case rsa.RSAPublicKey(key_size=size) if not SMALLEST_RSA <= size <= LARGEST_RSA:
+            return f"the CSR's RSA key has {size} bits: use {SMALLEST_RSA} to {LARGEST_RSA}"
+        case ec.EllipticCurvePublicKey(curve=curve) if curve.name not in _CURVES:
+            return f"the CSR's key is on the curve {curve.name}: use P-256, P-384 or P-521"
+    return None
 
 
 def overreaching(node_agents: Iterable[NodeAgent]) -> Iterator[tuple[NodeAgent, NodeAgent]]:
@@ -131,8 +117,3 @@ def overreaching(node_agents: Iterable[NodeAgent]) -> Iterator[tuple[NodeAgent, 
     agents = tuple(node_agents)
     for agent in agents:
         yield from ((agent, other) for other in agents if other is not agent and agent.covers(other.identity))
-
-
-def listed(node_agents: Sequence[NodeAgent]) -> dict[str, NodeAgent]:
-    """Node agents by their identity."""
-    return {agent.identity: agent for agent in node_agents}

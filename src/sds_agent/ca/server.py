@@ -16,7 +16,6 @@ import grpc.aio
 from msgspec import structs
 
 from sds_agent import log, sources
-from sds_agent.authority.embedded import EmbeddedAuthority
 from sds_agent.ca.acceptor import Acceptor
 from sds_agent.ca.audit import AuditLog
 from sds_agent.ca.authentication import TIMEOUT, Authentication
@@ -27,7 +26,7 @@ from sds_agent.ca.jwt import LONGEST_TOKEN, Issuer
 from sds_agent.ca.policy import overreaching
 from sds_agent.ca.service import LARGEST_REQUEST, SERVICE, CertificateService, Rules
 from sds_agent.ca.settings import Address, CaSettings, JwtSettings
-from sds_agent.ca.source import Plugged, SelfSigned, Source
+from sds_agent.ca.source import PluggedSource, SelfSignedSource, Source
 from sds_agent.ca.tls import ServerTls
 from sds_agent.ca.tokens import JoinTokens
 from sds_agent.clock import Clock, SystemClock
@@ -37,6 +36,7 @@ from sds_agent.errors import ConfigurationError
 from sds_agent.rpc.frames import Bounds
 from sds_agent.sds.health import Health
 from sds_agent.signals import until_signalled
+from sds_agent.signing.self_signed import SelfSignedCa
 from sds_agent.signing.signer import SignerError
 from sds_agent.state import PutsBack, watch
 from sds_agent.tasks import TimeLimit
@@ -138,11 +138,11 @@ async def open_source(settings: CaSettings, clock: Clock) -> Source:
     """The configured signer. Raises ConfigurationError."""
     chosen = settings.signer
     if chosen.cacerts is not None:
-        return await Plugged.open(
+        return await PluggedSource.open(
             chosen.cacerts, trust_domain=settings.trust_domain, passphrase_file=chosen.passphrase_file, clock=clock
         )
     assert chosen.self_signed is not None, "the settings hold one of the two"  # noqa: S101 - for the type checker
-    authority = await EmbeddedAuthority.open(
+    ca = await SelfSignedCa.open(
         chosen.self_signed,
         trust_domain=settings.trust_domain,
         key_type=chosen.key,
@@ -150,7 +150,7 @@ async def open_source(settings: CaSettings, clock: Clock) -> Source:
         clock=clock,
         setting="signer.self_signed",
     )
-    return await SelfSigned.open(authority, clock)
+    return await SelfSignedSource.open(ca, clock)
 
 
 async def _authentication(settings: CaSettings, clock: Clock) -> Authentication:

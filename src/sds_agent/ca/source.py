@@ -8,8 +8,6 @@ from typing import Protocol
 from msgspec import structs
 
 from sds_agent import log
-from sds_agent.authority.embedded import EmbeddedAuthority
-from sds_agent.authority.protocol import AuthorityError
 from sds_agent.ca.anchors import anchors_of
 from sds_agent.ca.lists import Held, Note, Notice, number_of
 from sds_agent.clock import Clock
@@ -17,8 +15,9 @@ from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import describe_name, serial_hex, unique
 from sds_agent.pki.validation.path import has_path
 from sds_agent.pki.validation.revocation import RevocationList, overdue
-from sds_agent.signing.directory import PluggedDirectory
-from sds_agent.signing.signing_set import SigningSet
+from sds_agent.signing.directory import Events, PluggedDirectory
+from sds_agent.signing.self_signed import SelfSignedCa
+from sds_agent.signing.signing_set import CaUnavailableError, SigningSet
 from sds_agent.tasks import NoThreadError, in_thread
 
 LOG = logging.getLogger(__name__)
@@ -48,21 +47,21 @@ class Source(Protocol):
         ...
 
 
-class SelfSigned:
-    """A root of our own, renewed in the last fifth of its life as the agent's embedded CA does it."""
+class SelfSignedSource:
+    """A root of our own, which renews itself."""
 
-    def __init__(self, authority: EmbeddedAuthority, signing: SigningSet, clock: Clock) -> None:
-        self._authority = authority
+    def __init__(self, ca: SelfSignedCa, signing: SigningSet, clock: Clock) -> None:
+        self._ca = ca
         self._signing = signing
         self._clock = clock
         self._trouble = log.LogOnChange(LOG, "signer_not_renewed")
 
     @classmethod
-    async def open(cls, authority: EmbeddedAuthority, clock: Clock) -> "SelfSigned":
-        """A source on that authority. Raises ConfigurationError when there is no root and none can be made."""
+    async def open(cls, ca: SelfSignedCa, clock: Clock) -> "SelfSignedSource":
+        """A source on that CA. Raises ConfigurationError when there is no root and none can be made."""
         try:
-            return cls(authority, await authority.signing(), clock)
-        except AuthorityError as error:
+            return cls(ca, await ca.signing(), clock)
+        except CaUnavailableError as error:
             raise ConfigurationError(f"signer.self_signed: {error}") from error
 
     def current(self) -> SigningSet:
@@ -70,16 +69,16 @@ class SelfSigned:
         return self._signing
 
     def put_back(self) -> Path | None:
-        """The authority's."""
-        return self._authority.put_back()
+        """Write the file with the roots again if it is gone, as `SelfSignedCa.put_back` does."""
+        return self._ca.put_back()
 
     async def follow(self) -> None:
         """Look every LOOK seconds whether another root's time has come; what keeps it from coming is logged once."""
         while True:
             await self._clock.sleep(LOOK)
             try:
-                signing = await self._authority.signing()
-            except AuthorityError as error:
+                signing = await self._ca.signing()
+            except CaUnavailableError as error:
                 self._trouble.report(str(error))
             else:
                 self._trouble.resolved()
@@ -87,8 +86,12 @@ class SelfSigned:
                     self._signing = signing
 
 
-class Plugged:
-    """A directory in Istio's cacerts layout, read again whenever its content is another."""
+class PluggedSource:
+    """A directory in Istio's cacerts layout, read again whenever its content is another.
+
+    A new signer signs at once, though its roots are new too: every answer holds them, so whoever gets a leaf gets the
+    roots that it depends on.
+    """
 
     def __init__(self, directory: PluggedDirectory, signing: SigningSet, clock: Clock) -> None:
         self._directory = directory
@@ -97,13 +100,15 @@ class Plugged:
         self._left_out: tuple[str, ...] = ()
         self._signing = signing
         self._held = Held(signing.crls)
-        self._trouble = log.LogOnChange(LOG, "signer_not_looked_at")
         self._tell()
 
     @classmethod
-    async def open(cls, directory: Path, *, trust_domain: str, passphrase_file: Path | None, clock: Clock) -> "Plugged":
+    async def open(
+        cls, directory: Path, *, trust_domain: str, passphrase_file: Path | None, clock: Clock
+    ) -> "PluggedSource":
         """Read the directory for the first time. Raises ConfigurationError with everything that is wrong there."""
-        plugged = PluggedDirectory(directory, trust_domain, passphrase_file)
+        events = Events(refused="signer_not_taken", unread="signer_not_looked_at")
+        plugged = PluggedDirectory(directory, trust_domain, passphrase_file, events)
         try:
             return cls(plugged, await plugged.first(clock.now()), clock)
         except ConfigurationError as error:
@@ -118,27 +123,13 @@ class Plugged:
         """Look every LOOK seconds whether the files are others; what is wrong is logged once, and the old goes on."""
         while True:
             await self._clock.sleep(LOOK)
-            try:
-                changed = await self._directory.changed(self._clock.now())
-            except ConfigurationError as error:
-                self._complain(error)
-                changed = None
-            except NoThreadError as error:
-                self._trouble.report(str(error))
-                changed = None
-            else:
-                self._trouble.resolved()
-            if changed is not None:
+            read = await self._directory.read_again(self._clock.now())
+            if read is not None:
                 before = self._signing
-                await self._take(changed)
+                await self._take(read)
                 self._look_for_left_behind(before)
             self._settle()
             self._look_for_overdue()
-
-    def _complain(self, error: ConfigurationError) -> None:
-        if self._directory.is_news(error):
-            directory, cause = str(self._directory.path), str(error).replace("\n", " | ")
-            log.event(LOG, "signer_not_taken", level=logging.ERROR, directory=directory, cause=cause)
 
     async def _take(self, signing: SigningSet) -> None:
         before = self._signing

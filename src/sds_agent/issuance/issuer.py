@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from msgspec import structs
 
 from sds_agent import log
-from sds_agent.authority.keymaking import new_key
 from sds_agent.authority.protocol import Authority, AuthorityError, ErrorKind, IssueRequest
 from sds_agent.clock import Clock, until
 from sds_agent.issuance.acceptance import Accepted, accept
@@ -24,7 +23,7 @@ from sds_agent.issuance.standing import Standing
 from sds_agent.issuance.trust import Trust
 from sds_agent.pki.certificates import unique, write_pem
 from sds_agent.pki.csr import make_csr
-from sds_agent.pki.keys import PrivateKey
+from sds_agent.pki.keys import PrivateKey, new_key
 from sds_agent.secrets.store import SecretStore
 from sds_agent.tasks import DISK_TIMEOUT, NoThreadError, TimeLimit, uninterrupted
 from sds_agent.values import Sensitive

@@ -10,6 +10,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from sds_agent.tasks import in_thread
+
 PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 PublicKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 SignatureHash: TypeAlias = hashes.SHA256 | hashes.SHA384 | hashes.SHA512
@@ -39,6 +41,11 @@ def generate(key_type: KeyType) -> PrivateKey:
     if bits := _RSA_BITS.get(key_type):
         return rsa.generate_private_key(public_exponent=65537, key_size=bits)
     return ec.generate_private_key(_CURVES[key_type])
+
+
+async def new_key(key_type: KeyType) -> PrivateKey:
+    """Make a new key, in a thread where that can take seconds. Raises NoThreadError."""
+    return await in_thread(generate, key_type) if key_type.slow else generate(key_type)
 
 
 def to_pkcs8_pem(key: PrivateKey) -> bytes:

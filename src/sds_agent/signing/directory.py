@@ -20,7 +20,7 @@ from sds_agent.files import read_at_once
 from sds_agent.pki.keyfile import LONGEST_PASSPHRASE
 from sds_agent.signing.cacerts import FILES, CaFilesError, read_signing_set
 from sds_agent.signing.signing_set import SigningSet
-from sds_agent.tasks import TimeLimit, in_thread
+from sds_agent.tasks import NoThreadError, TimeLimit, in_thread
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
@@ -49,28 +49,60 @@ class Unsettled(Struct, frozen=True):
     """The files changed while they were read."""
 
 
+class Events(Struct, frozen=True):
+    """The names of the log events for a content that is `refused`, and for a directory that stays `unread`."""
+
+    refused: str
+    unread: str
+
+
 class PluggedDirectory:
-    """A directory, and what was last read and last complained of.
+    """A directory, and what was last read and last refused.
 
     To read and to judge are two steps, since a read may hang for ever on a disk of the network: one that comes back
     late has changed nothing here. Without `lists` the CA does not depend on its revocation lists (`read_signing_set`).
     """
 
-    def __init__(self, directory: Path, trust_domain: str, passphrase_file: Path | None, *, lists: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        trust_domain: str,
+        passphrase_file: Path | None,
+        events: Events,
+        *,
+        lists: bool = True,
+    ) -> None:
         self.path = directory
         self._trust_domain = trust_domain
         self._passphrase_file = passphrase_file
         self._lists = lists
+        self._events = events
+        self._unread = log.LogOnChange(LOG, events.unread)
         self._disk = TimeLimit(TIMEOUT)
         self._good = b""  # a hash of the content that was good last
-        self._seen = b""  # of what was looked at last
-        self._told = b""  # of what was complained of last
+        self._seen = b""  # of what was read last
+        self._reported = b""  # of what was refused last
 
     async def first(self, now: datetime) -> SigningSet:
         """The CA in it. Raises ConfigurationError with everything that is wrong, a line for each."""
         with _told_with(self.path):
             found = await self.changed(now)
         return _settled(found, self.path)
+
+    async def read_again(self, now: datetime) -> SigningSet | None:
+        """As `changed`, but what is wrong is logged, once for each content, and None is returned: whatever was read
+        before goes on signing.
+        """
+        try:
+            found = await self.changed(now)
+        except ConfigurationError as error:
+            self._report(error)
+            return None
+        except NoThreadError as error:
+            self._unread.report(str(error), directory=str(self.path))
+            return None
+        self._unread.resolved()
+        return found
 
     async def changed(self, now: datetime) -> SigningSet | None:
         """The CA in it, or None where that is what was given last, or the files are being written.
@@ -88,7 +120,7 @@ class PluggedDirectory:
             return None
         self._seen = read.digest
         if self._seen == self._good:
-            self._told = b""
+            self._reported = b""
             return None
         signing = await in_thread(self._judged, read, now)
         self._good = read.digest
@@ -102,13 +134,20 @@ class PluggedDirectory:
             read.files, now, passphrase=read.passphrase, trust_domain=self._trust_domain, lists=self._lists
         )
 
-    def is_news(self, error: ConfigurationError) -> bool:
-        """Whether `error`, which `changed` raised, is to be told: once for each content, as it is raised each time."""
+    def _report(self, error: ConfigurationError) -> None:
+        """Log what `changed` raised, once for each content."""
         if isinstance(error, DirectoryError):  # what cannot be read has no content of its own
             self._seen = _digest([str(error)])
-        news = self._seen != self._told
-        self._told = self._seen
-        return news
+        if self._seen != self._reported:
+            log.event(
+                LOG,
+                self._events.refused,
+                level=logging.ERROR,
+                directory=str(self.path),
+                cause=str(error).replace("\n", " | "),
+                serving="the CA that was read before goes on signing",
+            )
+        self._reported = self._seen
 
 
 def look_at(directory: Path, trust_domain: str, passphrase_file: Path | None, now: datetime) -> None:

@@ -1,9 +1,11 @@
 """A CA that can sign, with all that has to go along with a leaf: what every one of our CAs comes down to."""
 
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from cryptography import x509
 
+from sds_agent.errors import SdsAgentError
 from sds_agent.pki.keys import PublicKey
 from sds_agent.pki.validation.revocation import RevocationList
 from sds_agent.signing.signer import Signer
@@ -32,3 +34,15 @@ class SigningSet(Sensitive, frozen=True):
     def issue(self, public_key: PublicKey, uri: str, now: datetime, ttl: timedelta) -> tuple[x509.Certificate, ...]:
         """A leaf for `uri` and its intermediates, in issuing order and without a root. Raises SignerError."""
         return (self.signer.sign_leaf(public_key, uri, now, ttl), *self.intermediates)
+
+
+class CaUnavailableError(SdsAgentError):
+    """A CA has nothing that it could sign with at present; that passes once someone has fixed what the message says."""
+
+
+class SigningCa(Protocol):
+    """A CA in this process that renews itself, or follows what its operator changes."""
+
+    async def signing(self) -> SigningSet:
+        """What signs now, and what to trust. Raises CaUnavailableError."""
+        ...

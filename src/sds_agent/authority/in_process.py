@@ -1,0 +1,39 @@
+"""An authority whose CA signs in this process: a request goes to the signer, and its errors become AuthorityErrors."""
+
+from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
+from sds_agent.clock import Clock
+from sds_agent.pki.certificates import write_pem
+from sds_agent.pki.csr import CsrError, proven_key
+from sds_agent.signing.signer import SignerError
+from sds_agent.signing.signing_set import CaUnavailableError, SigningCa, SigningSet
+
+
+class InProcessAuthority:
+    """Signs whatever the agent asks for; `name` is the CA's in messages."""
+
+    def __init__(self, ca: SigningCa, name: str, clock: Clock) -> None:
+        self._ca = ca
+        self._name = name
+        self._clock = clock
+
+    async def issue(self, request: IssueRequest) -> Issuance:
+        """Sign at once. Raises AuthorityError when the CA has no valid signer, or for a CSR or a TTL that cannot be."""
+        signing = await self._signing()
+        try:
+            public_key = proven_key(request.csr_pem)
+            chain = signing.issue(public_key, str(request.identity), self._clock.now(), request.ttl)
+        except CsrError as error:
+            raise AuthorityError(ErrorKind.INVALID, str(error)) from error
+        except SignerError as error:
+            raise AuthorityError(ErrorKind.DENIED, f"{self._name} cannot sign: {error}") from error
+        return Issuance(write_pem(chain), write_pem(signing.roots))
+
+    async def anchors(self) -> bytes:
+        """The roots to trust now, in PEM. Raises AuthorityError when there is none."""
+        return write_pem((await self._signing()).roots)
+
+    async def _signing(self) -> SigningSet:
+        try:
+            return await self._ca.signing()
+        except CaUnavailableError as error:
+            raise AuthorityError(ErrorKind.TRANSIENT, str(error)) from error

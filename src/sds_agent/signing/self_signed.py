@@ -1,0 +1,277 @@
+"""A self-signed root in a directory of its own, which signs leaves itself and renews itself.
+
+The root is renewed in the last fifth of its life. A new root is an anchor at once but signs only after a while, when
+every Envoy has had the time to load it; until then the old one goes on signing. The agent's embedded CA is one, and a
+CA server may be.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from msgspec import Struct
+
+from sds_agent import log
+from sds_agent.clock import Clock
+from sds_agent.directories import UntrustedDirectoryError, look_at_directory, own_directory
+from sds_agent.errors import ConfigurationError, SdsAgentError
+from sds_agent.files import ForeignFileError, check_writable, remove_unfinished
+from sds_agent.ownfile import OwnFile, ReplacedError
+from sds_agent.pki.certificates import CertificateError, describe, read_pem, serial_hex, write_pem
+from sds_agent.pki.keys import KeyType, PrivateKey, new_key, to_pkcs8_pem
+from sds_agent.signing.signer import Signer, SignerError, make_root, root_name
+from sds_agent.signing.signing_set import CaUnavailableError, SigningSet
+from sds_agent.tasks import NoThreadError
+
+LOG = logging.getLogger(__name__)
+
+RENEWAL_SHARE = 0.2
+"""A root is renewed when this share of its lifetime is left."""
+SETTLE_SHARE = 0.05
+LONGEST_SETTLE = timedelta(hours=1)
+"""A new root signs only after `SETTLE_SHARE` of its lifetime, at most this long."""
+RETRY_SHARE = 0.01
+LONGEST_RETRY = timedelta(minutes=5)
+"""After a new root could not be made or stored, `RETRY_SHARE` of its lifetime, at most this long, passes until the next
+attempt while an old one is valid: each request would otherwise pay for a key, and cause a line in the log.
+"""
+LARGEST = 1 << 20
+"""Bytes of the file with the roots: two or three are in it at one time."""
+ROOTS = "roots.pem"
+
+
+class Roots(Struct, frozen=True):
+    """The roots that count, oldest first, and the decisions about them."""
+
+    signers: tuple[Signer, ...]
+    lifetime: timedelta
+
+    def due(self, now: datetime) -> bool:
+        """Whether a new root is to be made."""
+        return not self.signers or _end(self.signers[-1]) - now <= self.lifetime * RENEWAL_SHARE
+
+    def with_new(self, signer: Signer, now: datetime) -> "Roots":
+        """These roots and a new one, without those that have expired.
+
+        If all have, the newest stays nevertheless: the clock that says so may be wrong, and a root that is gone from
+        the file is gone for ever.
+        """
+        return Roots((*(self.valid(now) or self.signers[-1:]), signer), self.lifetime)
+
+    def valid(self, now: datetime) -> tuple[Signer, ...]:
+        """The roots that have not expired."""
+        return tuple(signer for signer in self.signers if now < _end(signer))
+
+    def signing(self, now: datetime) -> Signer:
+        """The newest root that has been an anchor for long enough, or else the oldest that has not expired."""
+        valid = self.valid(now) or self.signers
+        settle = min(self.lifetime * SETTLE_SHARE, LONGEST_SETTLE)
+        settled = [signer for signer in valid if now >= _end(signer) - self.lifetime + settle]
+        return settled[-1] if settled else valid[0]
+
+    def signing_set(self, now: datetime) -> SigningSet:
+        """What signs, and all roots that have not expired: for Envoy's statistics an expired one is an alarm."""
+        return SigningSet(self.signing(now), (), tuple(signer.certificate for signer in self.valid(now)))
+
+
+class SelfSignedCa:
+    """The CA of one directory. Made by `open`."""
+
+    def __init__(self, file: OwnFile, trust_domain: str, key_type: KeyType, clock: Clock, roots: Roots) -> None:
+        self._file = file
+        self._trust_domain = trust_domain
+        self._key_type = key_type
+        self._clock = clock
+        self._roots = roots
+        self._renewing = asyncio.Lock()
+        self._failed: datetime | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        directory: Path,
+        *,
+        trust_domain: str,
+        key_type: KeyType,
+        lifetime: timedelta,
+        clock: Clock,
+        setting: str = "state_dir",
+    ) -> "SelfSignedCa":
+        """The CA kept in `directory`, made there (0700, the key 0600) when there is none.
+
+        Raises ConfigurationError, which names `setting`, when what is there cannot be used; it is left untouched.
+        """
+        file = OwnFile(directory / ROOTS, LARGEST)
+        with _explained(file.path, setting):
+            own_directory(directory, 0o700)
+            remove_unfinished(directory, re.escape(ROOTS))
+            signers = _load(file)
+        ca = cls(file, trust_domain, key_type, clock, Roots(signers, lifetime))
+        try:
+            await ca._renew_when_due()
+        except CaUnavailableError as error:
+            raise ConfigurationError(f"{setting}: {error}") from error
+        ca._warn_of_another_domain()
+        return ca
+
+    async def signing(self) -> SigningSet:
+        """What signs now, and every root that is valid.
+
+        Raises CaUnavailableError when no root is valid and none can be made.
+        """
+        await self._renew_when_due()
+        return self._roots.signing_set(self._clock.now())
+
+    def put_back(self) -> Path | None:
+        """Write the file with the roots again if it is gone; returns its path if it was.
+
+        Raises ConfigurationError when it cannot be written, and when a file with other roots has its place.
+        """
+        with self._keeping("its roots"):
+            return None if self._file.is_there() else self._file.put_back()
+
+    @contextmanager
+    def _keeping(self, what: str) -> Iterator[None]:
+        """Say in words why that cannot be kept. Raises ConfigurationError."""
+        try:
+            yield
+        except ReplacedError as error:
+            raise ConfigurationError(
+                f"{self._file.path} holds other roots than those that this agent signs with; stop the agent before its "
+                "state is replaced, and bring back the old state or give every Envoy the new root"
+            ) from error
+        except (OSError, SdsAgentError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise ConfigurationError(f"the embedded CA cannot keep {what} in {self._file.path}: {reason}") from error
+
+    async def _renew_when_due(self) -> None:
+        async with self._renewing:
+            now = self._clock.now()
+            if not self._roots.due(now) or self._waits(now):
+                return
+            try:
+                key = await new_key(self._key_type)
+            except NoThreadError as error:
+                self._not_renewed(f"the embedded CA cannot make a key for its new root: {error}", now)
+                return
+            signer = make_root(key, self._trust_domain, now, self._roots.lifetime)
+            roots = self._roots.with_new(signer, now)
+            try:
+                with self._keeping("its new root"):
+                    self._file.renew(b"".join(_to_pem(s) for s in roots.signers))
+            except ConfigurationError as error:
+                self._not_renewed(str(error), now)
+                return
+            self._roots = roots
+        serial = serial_hex(signer.certificate)
+        log.event(LOG, "root_created", file=str(self._file.path), serial=serial, not_after=_end(signer))
+
+    def _warn_of_another_domain(self) -> None:
+        """A root without name constraints vouches for every trust domain, also the one that it was not made for."""
+        root = self._roots.signers[-1].certificate
+        if root.subject == root_name(self._trust_domain):
+            return
+        log.event(
+            LOG,
+            "root_of_another_trust_domain",
+            level=logging.WARNING,
+            file=str(self._file.path),
+            cause=(
+                f"the embedded CA's root {describe(root)} was made for another trust domain than {self._trust_domain}, "
+                "and it goes on signing: who trusts it for the one trusts it for the other too. To have a new root "
+                f"made, stop the agent and remove {self._file.path}; every Envoy then has to get the new one"
+            ),
+        )
+
+    def _waits(self, now: datetime) -> bool:
+        """Whether a new root could not be made or kept just now, and there is another to go on with."""
+        if self._failed is None or not self._roots.valid(now):
+            return False
+        return timedelta() <= now - self._failed < min(self._roots.lifetime * RETRY_SHARE, LONGEST_RETRY)
+
+    def _not_renewed(self, cause: str, now: datetime) -> None:
+        """A root that is due for renewal has a fifth of its life left, time enough to fix a full disk."""
+        valid = self._roots.valid(now)
+        if not valid:
+            raise CaUnavailableError(cause)
+        self._failed = now
+        log.event(LOG, "root_not_renewed", level=logging.ERROR, cause=cause, not_after=_end(valid[-1]))
+
+
+def check(directory: Path, setting: str = "state_dir") -> None:
+    """Raise the ConfigurationError of `SelfSignedCa.open` for a directory that it cannot use; change nothing."""
+    file = OwnFile(directory / ROOTS, LARGEST)
+    with _explained(file.path, setting):
+        look_at_directory(directory)
+        if not _load(file) and directory.is_dir():
+            check_writable(directory, file.path)
+
+
+@contextmanager
+def _explained(file: Path, setting: str) -> Iterator[None]:
+    try:
+        yield
+    except UntrustedDirectoryError as error:
+        raise ConfigurationError(f"{setting}: {error}") from error
+    except OSError as error:
+        raise ConfigurationError(
+            f"{setting}: the embedded CA cannot use {error.filename or file}: {error.strerror}; "
+            f"give it a directory of its own"
+        ) from error
+
+
+def _end(signer: Signer) -> datetime:
+    return signer.certificate.not_valid_after_utc
+
+
+def _to_pem(signer: Signer) -> bytes:
+    return write_pem([signer.certificate]) + to_pkcs8_pem(signer.key)
+
+
+def _load(own: OwnFile) -> tuple[Signer, ...]:
+    """The roots in the file: a certificate and its key, one pair after another, oldest first."""
+    file = own.path
+    try:
+        content, mode = own.read()
+    except FileNotFoundError:
+        return ()
+    except ForeignFileError as error:
+        raise ConfigurationError(
+            f"{file} should hold the embedded CA's roots and {error}; put the agent's own file there, or remove "
+            f"what is there and a new root is made"
+        ) from error
+    if mode & 0o077:
+        raise ConfigurationError(
+            f"{file} holds the embedded CA's private key and others may read or write it; "
+            f"if no other user has, run chmod 600 {file}, otherwise remove it and a new root is made"
+        )
+    marker = b"-----END PRIVATE KEY-----"
+    pairs = [part + marker for part in content.split(marker) if part.strip()]
+    try:
+        signers = tuple(_read_pair(pair) for pair in pairs)
+    except (CertificateError, SignerError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigurationError(_damaged(file)) from error
+    if not signers:
+        raise ConfigurationError(_damaged(file))
+    return signers
+
+
+def _read_pair(pem: bytes) -> Signer:
+    (certificate,) = read_pem(pem)
+    key = load_pem_private_key(pem[pem.index(b"-----BEGIN PRIVATE KEY-----") :], password=None)
+    if not isinstance(key, PrivateKey):
+        raise TypeError
+    return Signer(certificate, key)
+
+
+def _damaged(file: Path) -> str:
+    return (
+        f"{file} should hold the embedded CA's roots, each with its key, and does not; restore it from a copy, "
+        f"or remove it and a new root is made (every Envoy has to get the new one)"
+    )
