@@ -22,8 +22,8 @@ from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.standing import lack
 from sds_agent.issuance.trust import Trust, refresh, remember
+from sds_agent.rpc.health import Health
 from sds_agent.sds.endpoint import Access, access
-from sds_agent.sds.health import Health
 from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import SERVICE, SecretDiscoveryService
 from sds_agent.secrets.readiness import complete, missing, watched

@@ -15,9 +15,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from sds_agent_proto.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from sds_agent.ca.service import SERVICE as CA_SERVICE
-from sds_agent.sds import health
+from sds_agent.rpc import health
+from sds_agent.rpc.health import Health
 from sds_agent.sds.endpoint import SocketFile
-from sds_agent.sds.health import Health
 from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import SecretDiscoveryService
 from sds_agent.secrets.store import SecretStore

@@ -34,7 +34,7 @@ from sds_agent.descriptors import room_for
 from sds_agent.directories import HeldDirectory, held_directory
 from sds_agent.errors import ConfigurationError
 from sds_agent.rpc.frames import Bounds
-from sds_agent.sds.health import Health
+from sds_agent.rpc.health import Health
 from sds_agent.signals import until_signalled
 from sds_agent.signing.self_signed import SelfSignedCa
 from sds_agent.signing.signer import SignerError

@@ -92,7 +92,7 @@ def _ask(path: Path) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import asyncio  # noqa: PLC0415 - imported by the command that needs it
 
-    from sds_agent.sds.health import NoAnswerError, check  # noqa: PLC0415 - has to see the variable above
+    from sds_agent.rpc.health import NoAnswerError, check  # noqa: PLC0415 - has to see the variable above
 
     try:
         answer = asyncio.run(check(f"unix:{quote(str(path))}", TIMEOUT))
