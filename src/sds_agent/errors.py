@@ -4,7 +4,7 @@ Every message is a sentence for the person who can act: what is wrong, where, an
 key material, a token or a password.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from msgspec import Struct, structs
 
@@ -46,3 +46,15 @@ class ProblemsError(ConfigurationError):
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions that an exception group holds, at whatever depth; one that is no group is its own leaf.
+
+    A task group wraps what its tasks raise, and the group's own type says nothing.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from leaves(each)
+    else:
+        yield error

@@ -4,6 +4,9 @@ On a terminal a line reads `time level event key=value …`; elsewhere, or when 
 standard library's logging carries the events, so an embedding program and pytest see them as usual. Values come from
 peers and CAs too, so they are quoted, cut to a bounded length and never able to start a line of their own.
 
+An exception that no code foresaw is the event `fault` (`log.fault`). It names the part of the program, the exception's
+type and its place in the code, and nothing that the exception says or holds.
+
 Nobody waits for a log that is not read: an agent that stands still with its log collector would renew nothing.
 """
 
@@ -12,11 +15,18 @@ import os
 import select
 import sys
 import threading
+import traceback
 from collections import deque
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import islice
+from pathlib import Path
+from types import FrameType
 from typing import Literal, TextIO
 
 import msgspec
+
+from sds_agent.errors import leaves
 
 Value = str | int | float | bool | datetime | timedelta | None | list[str] | tuple[str, ...]
 Format = Literal["auto", "text", "json"]
@@ -27,6 +37,12 @@ MOST_KEPT = 1 << 20
 """Bytes of lines that wait for a reader."""
 TIMEOUT = 0.5
 """Seconds that the end of the program waits for it."""
+MOST_FRAMES = 8
+"""Frames that a fault names."""
+MOST_LEAVES = 5
+"""Faults that are logged of one exception group."""
+MOST_PLACES = 100
+"""Faults in other libraries' hands that are logged, each at a place of its own."""
 _FIELDS = "sds_agent_fields"
 
 
@@ -34,6 +50,50 @@ def event(logger: logging.Logger, name: str, *, level: int = logging.INFO, **fie
     """Log the event `name` with its fields; fields that are None are left out."""
     if logger.isEnabledFor(level):
         logger.log(level, name, extra={_FIELDS: {k: _plain(v) for k, v in fields.items() if v is not None}})
+
+
+def fault(logger: logging.Logger, part: str, error: BaseException, **fields: Value) -> None:
+    """Log an exception that no code foresaw as `fault`, at the level error: a bug of ours or of a library.
+
+    `part` is the part of the program that it ended, such as "sds stream". What an exception says may hold a secret of a
+    CA's or a user's, as may the values of its frames' variables, so the event has none of them: `type` is the
+    exception's qualified name, `at` the file and line where it was raised, and `frames` says how the program came
+    there, the innermost first. An exception group is logged by the exceptions in it. A program around this one that
+    logs tracebacks gets the whole exception.
+    """
+    for leaf in islice(leaves(error), MOST_LEAVES):
+        found = {_FIELDS: {"part": part, **_place(leaf), **{k: _plain(v) for k, v in fields.items() if v is not None}}}
+        logger.error("fault", exc_info=leaf, extra=found)
+
+
+def _place(error: BaseException) -> dict[str, str | list[str]]:
+    """The fields of a fault that the exception itself gives."""
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)][::-1]
+    if not frames:
+        return {"type": name}
+    innermost, line = frames[0]
+    return {"type": name, "at": f"{_file(innermost)}:{line}", "frames": list(islice(_above(frames), MOST_FRAMES))}
+
+
+def _above(frames: list[tuple[FrameType, int]]) -> Iterator[str]:
+    """The frames but those of Python's own library: an adapter of another package is of interest too."""
+    for frame, line in frames:
+        module = _module(frame)
+        if module.partition(".")[0] not in sys.stdlib_module_names:
+            yield f"{module}:{line} {frame.f_code.co_qualname}"
+
+
+def _file(frame: FrameType) -> str:
+    """The frame's file, from the package that it belongs to on: where that is installed says nothing."""
+    parts = Path(frame.f_code.co_filename).parts
+    depth = _module(frame).count(".") + 1 + (parts[-1] == "__init__.py")
+    return "/".join(parts[-depth:])
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "unknown"))
 
 
 class LogOnChange:
@@ -68,9 +128,34 @@ def configure(form: Format = "auto", level: str = "info", stream: TextIO | None 
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     root.propagate = False
-    # asyncio's own logger names the objects it complains about, and a coroutine's repr can hold its arguments
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    logging.getLogger("grpc").setLevel(logging.CRITICAL)
+    for name, part in (("asyncio", "event loop"), ("grpc", "gRPC")):
+        foreign = logging.getLogger(name)
+        foreign.handlers[:] = [_Unclaimed(part)]
+        foreign.setLevel(logging.ERROR)
+        foreign.propagate = False
+
+
+class _Unclaimed(logging.Handler):
+    """Logs what another library says of an exception that reached it as a fault, once for each place.
+
+    That is one in a callback, in a task whose result no code takes, or out of a gRPC handler. The library's own words
+    are dropped: they name the objects that they are about, and a coroutine's repr can hold its arguments.
+    """
+
+    def __init__(self, part: str) -> None:
+        super().__init__(logging.ERROR)
+        self._part = part
+        self._places: set[str] = set()  # a peer may be able to cause one again and again
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log its exception, if it has one."""
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None or len(self._places) >= MOST_PLACES:
+            return
+        place = str(_place(error))
+        if place not in self._places:
+            self._places.add(place)
+            fault(logging.getLogger(ROOT), self._part, error)
 
 
 def _handler(stream: TextIO) -> "logging.StreamHandler[TextIO]":
@@ -229,18 +314,10 @@ def cut(text: str) -> str:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, str | int | float | bool | list[str]]:
-    fields = getattr(record, _FIELDS, {})
-    if record.exc_info and record.exc_info[1] is not None:
-        # a traceback's frames can show values; the type is enough to begin with
-        fields = {**fields, "exception": type(_single(record.exc_info[1])).__name__}
+    fields: dict[str, str | int | float | bool | list[str]] = getattr(record, _FIELDS, {})
+    if "type" not in fields and record.exc_info and record.exc_info[1] is not None:  # `logger.exception` of an adapter
+        fields = {**fields, **_place(record.exc_info[1])}
     return fields
-
-
-def _single(error: BaseException) -> BaseException:
-    """What a task group has wrapped, where that is one exception: the group's own type says nothing."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
 
 
 class _Json(logging.Formatter):

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "hardening": set[str](),
     "budget": set[str](),
     "clock": set[str](),
-    "log": set[str](),
+    "log": {"errors"},
     "tasks": {"errors"},
     "values": set[str](),
     "workers": {"tasks"},

@@ -370,8 +370,8 @@ async def test_what_a_bug_says_goes_to_nobody(tmp_path: Path) -> None:
     finally:
         await server.stop(None)
     assert caught.value.code() is grpc.StatusCode.INTERNAL
-    (told,) = events.named("bug")
-    assert told["exception"] == "ValueError"
+    (told,) = events.named("fault", part="certificate service", type="ValueError")
+    assert told["frames"][0].endswith(" test_what_a_bug_says_goes_to_nobody.<locals>.broken")
     assert "planted" not in str(caught.value.details()) + str(told) + (tmp_path / "audit.log").read_text()
 
 

@@ -484,8 +484,12 @@ async def test_a_bug_in_an_adapter_is_reported_and_does_not_end_the_agent(bench:
     async with bench.issuing(faulty, bench.good()):
         event = await bench.retrying()
         assert event["kind"] == "invalid"
-        assert event["cause"] == "the adapter of authority 'upstream' failed with KeyError; please report it"
-        assert bench.events.named("adapter_fault", level="error")
+        assert event["cause"] == (
+            "the adapter of authority 'upstream' failed with KeyError; please report the event fault in the log"
+        )
+        (fault,) = bench.events.named("fault", level="error", part="authority upstream", type="KeyError")
+        assert fault["at"].startswith("fakes/authorities.py:")
+        assert any("sds_agent.issuance.issuer:" in frame for frame in fault["frames"])
         bench.clock.elapse(MINUTE)
         await bench.issued()
 

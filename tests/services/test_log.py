@@ -1,5 +1,6 @@
 """The log: one line an event whatever is in it, and nobody waits for a log that is not read."""
 
+import asyncio
 import io
 import json
 import logging
@@ -10,13 +11,16 @@ import threading
 import tty
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import TextIO
+from pathlib import Path
+from typing import Any, TextIO
 
+import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sds_agent import log
+from sds_agent.errors import SdsAgentError
 from sds_agent.log import LONGEST_VALUE, MOST_KEPT
 
 LOG = logging.getLogger("sds_agent.test")
@@ -76,16 +80,109 @@ def test_a_long_value_is_cut() -> None:
     assert told["name_asked"] == told["names"][0] == "n" * LONGEST_VALUE + "… (70000 characters)"
 
 
-def test_a_traceback_tells_its_type_alone() -> None:
-    """The frames and the text of an exception may hold a key."""
+# --- faults ---
+
+
+class PlantedError(Exception):
+    """A bug's, with a secret in its words."""
+
+
+def broken(secret: str) -> None:
+    raise PlantedError(secret)
+
+
+def faults(stream: io.StringIO) -> list[dict[str, Any]]:
+    """What was logged: nothing but faults, in which the secret is not."""
+    assert "PLANTED" not in stream.getvalue()
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert {(line["level"], line["event"]) for line in lines} <= {("error", "fault")}
+    return lines
+
+
+@pytest.fixture
+def stream() -> io.StringIO:
+    """Where the log goes, as JSON."""
     stream = io.StringIO()
     log.configure("json", "debug", stream)
+    return stream
+
+
+def test_a_fault_names_its_place(stream: io.StringIO) -> None:
+    """Else a bug report says no more than its type, or a log line shows a key."""
     try:
-        os.environ["PLANTED"]
-    except KeyError:
+        broken("PLANTED")
+    except PlantedError as error:
+        log.fault(LOG, "a part", error, address="10.0.0.7:1")
+    (told,) = faults(stream)
+    assert (told["part"], told["type"], told["address"]) == ("a part", f"{__name__}.PlantedError", "10.0.0.7:1")
+    line = broken.__code__.co_firstlineno + 1
+    assert told["at"] == f"{__name__.replace('.', '/')}.py:{line}"
+    assert told["frames"][0] == f"{__name__}:{line} broken"
+    assert [frame.split()[-1] for frame in told["frames"]] == ["broken", test_a_fault_names_its_place.__name__]
+
+
+def test_a_fault_in_a_library_names_who_called_it(stream: io.StringIO) -> None:
+    try:
+        json.loads("{PLANTED")
+    except ValueError as error:
+        log.fault(LOG, "a part", error)
+    (told,) = faults(stream)
+    assert told["type"] == "json.decoder.JSONDecodeError"
+    assert told["at"].startswith("json/decoder.py:")
+    assert [frame.partition(":")[0] for frame in told["frames"]] == [__name__]
+
+
+def test_the_faults_in_a_task_group_are_told_each_and_the_group_is_not(stream: io.StringIO) -> None:
+    inner = ExceptionGroup("PLANTED", [KeyError("PLANTED"), SdsAgentError("PLANTED")])
+    log.fault(LOG, "a part", ExceptionGroup("PLANTED", [inner]))
+    assert [line["type"] for line in faults(stream)] == ["KeyError", "sds_agent.errors.SdsAgentError"]
+
+
+def test_an_adapter_of_another_package_that_logs_an_exception_shows_no_secret(stream: io.StringIO) -> None:
+    try:
+        broken("PLANTED")
+    except PlantedError:
         LOG.exception("fault")
-    assert "PLANTED" not in stream.getvalue()
-    assert json.loads(stream.getvalue())["exception"] == "KeyError"
+    (told,) = faults(stream)
+    assert (told["type"], told["frames"][0].split()[-1]) == (f"{__name__}.PlantedError", "broken")
+
+
+def test_a_fault_that_only_the_event_loop_met_is_told_once_for_each_place(stream: io.StringIO) -> None:
+    """Nobody would ever learn of it; and what a peer can cause must not fill the disk."""
+
+    async def play() -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(3):
+            loop.call_soon(broken, "PLANTED")
+        loop.call_soon(json.loads, "{PLANTED")
+        await asyncio.sleep(0)
+
+    asyncio.run(play())
+    told = faults(stream)
+    assert [line["part"] for line in told] == ["event loop", "event loop"]
+    assert [line["type"] for line in told] == [f"{__name__}.PlantedError", "json.decoder.JSONDecodeError"]
+
+
+async def test_a_fault_that_only_grpc_met_is_told(stream: io.StringIO, tmp_path: Path) -> None:
+    async def fail(_request: object, _context: object) -> bytes:
+        broken("PLANTED")
+        return b""
+
+    handler = grpc.method_handlers_generic_handler("s", {"M": grpc.unary_unary_rpc_method_handler(fail)})
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((handler,))
+    server.add_insecure_port(f"unix:{tmp_path / 'grpc'}")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"unix:{tmp_path / 'grpc'}") as channel:
+            call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/s/M")
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call(b"")
+    finally:
+        await server.stop(None)
+    (told,) = faults(stream)
+    assert (told["part"], told["type"]) == ("gRPC", f"{__name__}.PlantedError")
+    assert told["frames"][0].endswith(" broken")
 
 
 # --- a log that is not read ---

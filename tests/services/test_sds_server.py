@@ -252,7 +252,9 @@ async def test_bug_is_told_to_the_log_and_not_to_the_peer(tmp_path: Path) -> Non
                 await peer.fetch("broken")
             ends.append((caught.value.code(), str(caught.value.details())))
             assert ends == [(grpc.StatusCode.INTERNAL, "the agent has a fault; its log tells which")] * 3
-            assert len(events.named("fault", level="error")) == 3
+            for method in ("StreamSecrets", "DeltaSecrets", "FetchSecrets"):
+                (fault,) = events.named("fault", level="error", part=f"SDS {method}")
+                assert any("_Broken.__contains__" in frame for frame in fault["frames"]), "the log says where it is"
             assert "late" in await peer.fetch("late")
 
 

@@ -541,7 +541,7 @@ async def test_roots_that_change_between_renewals_are_served_within_minutes(stor
 FAILURES = {
     "an error": (AuthorityError(ErrorKind.TRANSIENT, "the CA is down"), "the CA is down"),
     "garbage": (b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n", "not a"),
-    "a bug": (KeyError("roots"), "KeyError; please report it"),
+    "a bug": (KeyError("roots"), "KeyError; please report the event fault in the log"),
     "a time-out": (TimeoutError("timed out while connecting"), "timed out while connecting"),
 }
 

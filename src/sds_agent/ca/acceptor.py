@@ -191,8 +191,7 @@ class Acceptor:
             # the names in a client's certificate
             log.event(LOG, "connection_failed", level=logging.DEBUG, address=connection.address, cause=str(error))
         except Exception as error:  # noqa: BLE001 - whatever one connection can cause must not end the others
-            address = connection.address
-            log.event(LOG, "bug", level=logging.ERROR, exception=type(error).__name__, address=address)
+            log.fault(LOG, "CA connection", error, address=connection.address)
         finally:
             self._open -= 1
             self._closed.set()

@@ -152,7 +152,7 @@ class CertificateService:
             log.event(LOG, "no_thread", level=logging.ERROR, cause=str(error))
             refusal = RefusalError(Kind.EXHAUSTED, "the CA cannot begin the work at present: ask again in a moment")
         except Exception as error:  # noqa: BLE001 - its text must not go to the caller, nor end the server
-            log.event(LOG, "bug", level=logging.ERROR, exception=type(error).__name__, where=_origin(error))
+            log.fault(LOG, "certificate service", error)
             refusal = RefusalError(Kind.INTERNAL, "the CA failed on this request; its log says where")
         self._refused(request, refusal)
         return await context.abort(_CODES[refusal.kind], str(refusal))
@@ -283,11 +283,3 @@ def _impersonated(asked: CertificateRequest) -> str:
     if not value.HasField("string_value"):
         raise invalid("ImpersonatedIdentity is not a text")
     return value.string_value
-
-
-def _origin(error: Exception) -> str:
-    """Where a bug is, without the values that a traceback could show."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else "unknown"

@@ -212,9 +212,10 @@ class Issuer:
         except NoThreadError as error:
             raise AuthorityError(ErrorKind.TRANSIENT, str(error)) from error
         except Exception as error:
-            LOG.exception("adapter_fault")
+            log.fault(LOG, f"authority {workload.authority}", error)
             message = (
-                f"the adapter of authority {workload.authority!r} failed with {type(error).__name__}; please report it"
+                f"the adapter of authority {workload.authority!r} failed with {type(error).__name__}; please report "
+                "the event fault in the log"
             )
             raise AuthorityError(ErrorKind.INVALID, message) from error
         return accept(

@@ -241,9 +241,10 @@ async def refresh(trust: Trust, name: str, authority: TellsTrust, clock: Clock) 
             trust.update(name, told.certificates, told.left_out)
         except (AuthorityError, CertificateError, NoThreadError, TimeoutError) as error:
             _not_refreshed(name, str(error) or f"no answer within {TIMEOUT:.0f} s")
-        except Exception as error:
-            LOG.exception("adapter_fault")
-            _not_refreshed(name, f"the adapter failed with {type(error).__name__}; please report it")
+        except Exception as error:  # noqa: BLE001 - a bug in one adapter must not end the agent
+            log.fault(LOG, f"authority {name}", error)
+            cause = f"the adapter failed with {type(error).__name__}; please report the event fault in the log"
+            _not_refreshed(name, cause)
         await until(clock, clock.now() + authority.refresh_every)
 
 

@@ -11,6 +11,7 @@ from typing import NoReturn
 import grpc
 import grpc.aio
 
+from sds_agent import log
 from sds_agent.sds.catalog import Catalog
 from sds_agent.sds.codec import MalformedMessageError, decode, decode_delta, encode, encode_delta
 from sds_agent.sds.delta import DeltaSession
@@ -122,8 +123,8 @@ class SecretDiscoveryService:
         try:
             with self._place(context, stream.give_way):
                 finish = await stream.run()
-        except Exception:
-            LOG.exception("fault")
+        except Exception as error:  # noqa: BLE001 - a bug that one stream meets must not end the others
+            log.fault(LOG, f"SDS {method}", error)
             finish = FAULT
         finally:
             self._streams.discard(stream)
@@ -147,8 +148,8 @@ class SecretDiscoveryService:
         journal = self._journal.open("FetchSecrets")
         try:
             answer = await self._fetch(context, journal)
-        except Exception:
-            LOG.exception("fault")
+        except Exception as error:  # noqa: BLE001 - likewise
+            log.fault(LOG, "SDS FetchSecrets", error)
             answer = FAULT
         journal.note([answer])
         journal.end()
