@@ -45,7 +45,7 @@ from sds_agent.pki.keys import KeyType, PrivateKey, generate, to_pkcs8_pem
 from sds_agent.sds.catalog import Catalog
 from sds_agent.secrets.model import CertificateSecret
 from sds_agent.secrets.store import SecretStore
-from sds_agent.signing.self_signed import LONGEST_RETRY
+from sds_agent.signing.self_signed import LONGEST_RETRY, SelfSignedCa
 
 MINUTE = timedelta(minutes=1)
 ROOT_LIFETIME = 100 * DAY
@@ -146,7 +146,7 @@ class Scene:
 
     async def open(self) -> EmbeddedAuthority:
         """The CA, its keys noted."""
-        ca = await EmbeddedAuthority.open(
+        ca = self.self_signed = await SelfSignedCa.open(
             self.directory,
             trust_domain="demo.example",
             key_type=KeyType.EC_P256,
@@ -154,7 +154,7 @@ class Scene:
             clock=self.clock,
         )
         self.keys.note_pem((self.directory / "roots.pem").read_bytes())
-        return ca
+        return EmbeddedAuthority(ca, self.clock)
 
     async def play(self) -> None:
         """Failures of every kind, two certificates, an expiry, and roots that are renewed, lost and damaged."""
@@ -197,7 +197,7 @@ class Scene:
         self.clock.elapse(LONGEST_RETRY)
         await ca.anchors()
         self.keys.note_pem(file.read_bytes())
-        self.kept.append(ca._ca._roots)
+        self.kept.append(await self.self_signed.signing())
         self.directory.rename(away)
         self.clock.elapse(2 * ROOT_LIFETIME)
         with pytest.raises(AuthorityError) as unwritten:
@@ -233,7 +233,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 async def test_no_log_line_ever_shows_a_key(written: io.StringIO, scene: Scene) -> None:
     await scene.play()
     text = written.getvalue()
-    for event in ("fault", "retrying", "issued", "renewed", "expired", "root_created", "root_not_renewed"):
+    for event in ("adapter_fault", "retrying", "issued", "renewed", "expired", "root_created", "root_not_renewed"):
         assert event in text
     assert "Traceback" in text
     assert len(scene.keys.noted) > 30
