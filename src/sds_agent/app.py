@@ -14,14 +14,15 @@ from sds_agent.config.istio import IstioSettings
 from sds_agent.config.settings import AuthoritySettings, CacertsSettings, EmbeddedSettings, Settings
 from sds_agent.directories import HeldDirectory, held_directory
 from sds_agent.identity.spiffe import SpiffeId
-from sds_agent.issuance.cache import CertificateCache, tidy
-from sds_agent.issuance.issuer import Issuer
+from sds_agent.issuance.cache import CertificateCache, WorkloadCache, tidy
+from sds_agent.issuance.issuer import Issuer, Upstream
 from sds_agent.issuance.needed import NeedsFile
-from sds_agent.issuance.offer import Workload
+from sds_agent.issuance.publication import Destination
 from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.standing import lack
 from sds_agent.issuance.trust import Trust, refresh, remember
+from sds_agent.issuance.workload import Workload
 from sds_agent.rpc.health import Health
 from sds_agent.sds.endpoint import Access, access
 from sds_agent.sds.server import Limits, serving
@@ -108,6 +109,7 @@ def workloads(settings: Settings) -> tuple[Workload, ...]:
             authority=settings.authority_of(chosen),
             names=chosen.names,
             kind=settings.authorities[settings.authority_of(chosen)].type,
+            renewal=Renewal(settings.renewal.fraction, settings.renewal.jitter),
         )
         for chosen in settings.workloads
     )
@@ -126,8 +128,8 @@ async def agent(
     trust = Trust(store, settings.bundle_names, clock, authorities=cas)
     needs_file = NeedsFile(settings.state_dir)
     trust.remember(needs_file.load())
-    queues = {name: IssuanceQueue() for name in cas}  # one for each CA: one that hangs must not hold up the others
-    renewal = Renewal(settings.renewal.fraction, settings.renewal.jitter)
+    upstreams = {name: Upstream(authority, IssuanceQueue()) for name, authority in cas.items()}
+    destination = Destination(store, trust)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
     caches = _caches(settings)
     service = SecretDiscoveryService(store, most_streams=limits.streams, most_names=limits.names)
@@ -140,13 +142,10 @@ async def agent(
         for workload in identities:
             issuer = Issuer(
                 workload,
-                cas[workload.authority],
-                store=store,
-                trust=trust,
-                queue=queues[workload.authority],
+                upstreams[workload.authority],
+                destination,
                 clock=clock,
-                renewal=renewal,
-                cache=caches.get(workload.name),
+                cache=WorkloadCache(workload, caches[workload.name]) if workload.name in caches else None,
             )
             issuers.append(issuer)
             start(issuer.run())
@@ -174,7 +173,7 @@ def _caches(settings: Settings) -> dict[str, CertificateCache]:
 
 
 def _lacks(issuers: Iterable[Issuer], clock: Clock) -> Sequence[str]:
-    reasons = (lack(issuer.standing, clock.now()) for issuer in issuers)
+    reasons = (lack(issuer.status, clock.now()) for issuer in issuers)
     return [reason for reason in reasons if reason is not None]
 
 

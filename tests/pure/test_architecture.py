@@ -114,6 +114,7 @@ PURE = {
     "issuance.acceptance",
     "issuance.schedule",
     "issuance.standing",
+    "issuance.status",
     "issuance.validity",
     "rpc.crowd",
     "rpc.frames",

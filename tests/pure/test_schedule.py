@@ -1,6 +1,6 @@
 """When a certificate is asked for: too late is an outage, too often is an attack on the CA."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from random import Random
 
@@ -8,6 +8,7 @@ import pytest
 from fakes.hierarchy import DAY, HOUR, NOW
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from sds_agent.authority.protocol import ErrorKind
 from sds_agent.issuance.schedule import (
@@ -18,14 +19,19 @@ from sds_agent.issuance.schedule import (
     LONGEST_RETRY,
     LONGEST_RETRY_AFTER,
     LONGEST_RETRY_UNSERVED,
+    RECHECK,
     SHORTEST_DELAY,
     Ask,
     CurrentLeaf,
+    Decision,
     Failure,
-    Holdings,
+    IssuanceState,
+    OfferAgain,
     Publish,
+    Release,
     Renewal,
     Wait,
+    Withhold,
     decide,
     failed,
 )
@@ -46,6 +52,33 @@ kinds = st.sampled_from(ErrorKind)
 def held(lifetime: timedelta = HOUR, *, backdated: timedelta = 2 * MINUTE, serial: str = "4f") -> CurrentLeaf:
     """A certificate issued NOW."""
     return CurrentLeaf(NOW, NOW - backdated, NOW + lifetime, serial)
+
+
+def acted(state: IssuanceState, decision: Decision) -> IssuanceState:
+    """The state after the decision was acted on; an attempt is under way after Ask."""
+    match decision:
+        case Ask():
+            return structs.replace(state, asking=True)
+        case Publish(index=index):
+            return state.publish(index)
+        case Withhold():
+            return state.withhold()
+        case OfferAgain():
+            return state.offer_again()
+        case Release(index=index):
+            return state.release(index)
+        case Wait():
+            return state
+
+
+def settled(now: datetime, state: IssuanceState, renewal: Renewal = HALF) -> tuple[IssuanceState, Ask | Wait]:
+    """The state after all that is due was acted on, and what is left: to ask, or to wait. There has to be an end."""
+    for _ in range(len(state.coming) + len(state.earlier) + 4):
+        decision = decide(now, state, renewal)
+        if isinstance(decision, Ask | Wait):
+            return state, decision
+        state = acted(state, decision)
+    raise AssertionError(f"at {now} there is always something to do: {state}")
 
 
 def after(
@@ -71,8 +104,8 @@ def after(
         (HOUR / 2 - SECOND, Wait(NOW + HOUR / 2)),
         (HOUR / 2, Ask()),
         (HOUR - SECOND, Ask()),
-        (HOUR, Ask()),
-        (DAY, Ask()),  # the clock was set ahead, or the machine was suspended
+        (HOUR, Withhold()),
+        (DAY, Withhold()),  # the clock was set ahead, or the machine was suspended
         (-MINUTE, Wait(NOW + HOUR / 2)),  # set back a little: everybody still takes the certificate
         (-2 * MINUTE, Wait(NOW + HOUR / 2)),
         (-2 * MINUTE - SECOND, Ask()),  # set back to before its NotBefore
@@ -80,13 +113,13 @@ def after(
     ],
 )
 def test_renewal_is_due_at_half_the_life_or_when_the_clock_makes_the_certificate_useless(
-    later: timedelta, expected: Ask | Wait
+    later: timedelta, expected: Ask | Withhold | Wait
 ) -> None:
-    assert decide(NOW + later, Holdings(held()), None, HALF) == expected
+    assert decide(NOW + later, IssuanceState(held()), HALF) == expected
 
 
 def test_without_a_certificate_it_is_asked_for_at_once() -> None:
-    assert decide(NOW, Holdings(), None, HALF) == Ask()
+    assert decide(NOW, IssuanceState(), HALF) == Ask()
 
 
 def test_lifetime_counts_from_issue_and_not_from_a_backdated_not_before() -> None:
@@ -120,12 +153,12 @@ def test_a_certificate_is_published_when_it_is_valid_and_no_sooner(
     later: timedelta, expected: Ask | Publish | Wait
 ) -> None:
     """Peers refuse it until then, and whatever waits for a first one is helped by none that is refused."""
-    assert decide(NOW + later, Holdings(None, (AHEAD,)), None, HALF) == expected
+    assert decide(NOW + later, IssuanceState(coming=(AHEAD,)), HALF) == expected
 
 
 def test_a_certificate_that_is_valid_already_is_published_at_once() -> None:
     for served in (None, SERVED):
-        assert decide(NOW, Holdings(served, (held(),)), None, HALF) == Publish(0)
+        assert decide(NOW, IssuanceState(served, coming=(held(),)), HALF) == Publish(0)
 
 
 @pytest.mark.parametrize(
@@ -145,26 +178,210 @@ def test_a_renewal_waits_for_peers_whose_clocks_are_behind_while_there_is_anothe
     begin = NOW + 40 * SECOND
     served = CurrentLeaf(NOW - HOUR, NOW - HOUR, begin + served_until, "4e")
     coming = CurrentLeaf(NOW, begin, begin + lifetime, "4f")
-    assert Holdings(served, (coming,)).publish_at(NOW) == {0: begin + margin * SECOND}
+    assert IssuanceState(served, coming=(coming,)).publish_at(NOW) == {0: begin + margin * SECOND}
 
 
 def test_a_served_certificate_that_a_clock_set_back_made_invalid_holds_up_no_other() -> None:
     served = CurrentLeaf(NOW, NOW + MINUTE, NOW + HOUR, "4e")
-    assert Holdings(served, (AHEAD,)).publish_at(NOW) == {0: AHEAD.not_before}
+    assert IssuanceState(served, coming=(AHEAD,)).publish_at(NOW) == {0: AHEAD.not_before}
 
 
 def test_of_several_that_wait_the_newest_that_is_valid_overtakes_the_others() -> None:
     coming = tuple(CurrentLeaf(NOW, NOW + n * SECOND, NOW + HOUR, "4f") for n in (1, 3, 2, 50))
-    holdings = Holdings(None, coming)
-    assert decide(NOW, holdings, None, HALF) == Wait(NOW + SECOND)
-    assert decide(NOW + SECOND, holdings, None, HALF) == Publish(0)
-    assert decide(NOW + 5 * SECOND, holdings, None, HALF) == Publish(2)
+    state = IssuanceState(coming=coming)
+    assert decide(NOW, state, HALF) == Wait(NOW + SECOND)
+    assert decide(NOW + SECOND, state, HALF) == Publish(0)
+    assert decide(NOW + 5 * SECOND, state, HALF) == Publish(2)
 
 
 def test_a_failing_renewal_delays_no_publication() -> None:
     failure = Failure(NOW, 3, 50 * SECOND)
-    assert decide(NOW, Holdings(SERVED, (held(),)), failure, HALF) == Publish(0)
-    assert decide(NOW, Holdings(None, (AHEAD,)), failure, HALF) == Wait(AHEAD.not_before)
+    assert decide(NOW, IssuanceState(SERVED, coming=(held(),), failure=failure), HALF) == Publish(0)
+    assert decide(NOW, IssuanceState(coming=(AHEAD,), failure=failure), HALF) == Wait(AHEAD.not_before)
+
+
+# --- when to withhold, offer again and release ---
+
+
+ENDED = CurrentLeaf(NOW - DAY, NOW - DAY, NOW, "4d")
+COMING = CurrentLeaf(NOW, NOW - HOUR, NOW + DAY, "50")
+LATER = CurrentLeaf(NOW, NOW + 50 * SECOND, NOW + DAY, "51")
+RETRY = Failure(NOW, 1, MINUTE)
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        pytest.param(IssuanceState(ENDED), Withhold(), id="what has ended is withheld"),
+        pytest.param(IssuanceState(ENDED, asking=True), Withhold(), id="whatever the CA does"),
+        pytest.param(IssuanceState(ENDED, failure=RETRY), Withhold(), id="or has done"),
+        pytest.param(IssuanceState(ENDED, coming=(LATER,)), Withhold(), id="or will be valid later"),
+        pytest.param(IssuanceState(ENDED, coming=(COMING,)), Publish(0), id="but for one that is valid"),
+        pytest.param(IssuanceState(ENDED, withheld=True), Ask(), id="once"),
+        pytest.param(IssuanceState(SERVED, withheld=True), OfferAgain(), id="what is valid again is offered again"),
+        pytest.param(IssuanceState(SERVED, withheld=True, asking=True), OfferAgain(), id="also during an attempt"),
+        pytest.param(IssuanceState(SERVED, withheld=True, coming=(COMING,)), Publish(0), id="but for a newer one"),
+        pytest.param(IssuanceState(SERVED, earlier=(SERVED, ENDED)), Release(1), id="an earlier one ends"),
+        pytest.param(IssuanceState(SERVED, earlier=(ENDED,), asking=True), Release(0), id="also during an attempt (2)"),
+        pytest.param(
+            IssuanceState(SERVED, earlier=(ENDED,), coming=(COMING,)), Publish(0), id="publication goes first"
+        ),
+    ],
+)
+def test_each_certificate_is_given_out_and_vouched_for_until_it_ends(state: IssuanceState, expected: Decision) -> None:
+    assert decide(NOW, state, HALF) == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "until"),
+    [
+        pytest.param(IssuanceState(asking=True), NOW + RECHECK, id="nothing but an attempt"),
+        pytest.param(IssuanceState(SERVED, asking=True), SERVED.not_after, id="its end, whatever the CA does"),
+        pytest.param(IssuanceState(SERVED, failure=Failure(NOW, 9, DAY)), SERVED.not_after, id="or has done"),
+        pytest.param(IssuanceState(ENDED, withheld=True, asking=True), NOW + RECHECK, id="withheld"),
+        pytest.param(
+            IssuanceState(ENDED, withheld=True, failure=RETRY), NOW + RECHECK, id="withheld, and a late retry"
+        ),
+        pytest.param(
+            IssuanceState(ENDED, withheld=True, failure=Failure(NOW, 1, SECOND)),
+            NOW + SECOND,
+            id="withheld, and an early retry",
+        ),
+        pytest.param(IssuanceState(SERVED, coming=(LATER,), asking=True), NOW + 80 * SECOND, id="one that comes"),
+        pytest.param(
+            IssuanceState(SERVED, coming=(CurrentLeaf(NOW, NOW + 5 * MINUTE, NOW + DAY, "52"),), asking=True),
+            NOW + 5 * MINUTE - SKEW,
+            id="one that a clock set back has put far ahead",
+        ),
+        pytest.param(
+            IssuanceState(structs.replace(SERVED, not_after=NOW + DAY), earlier=(SERVED,), asking=True),
+            SERVED.not_after,
+            id="the end of an earlier one",
+        ),
+    ],
+)
+def test_the_next_moment_is_waited_for_though_an_attempt_is_under_way_or_far(
+    state: IssuanceState, until: datetime
+) -> None:
+    assert decide(NOW, state, HALF) == Wait(until)
+
+
+def test_a_certificate_is_followed_by_the_one_that_replaces_it() -> None:
+    state = IssuanceState(SERVED, coming=(AHEAD, COMING, LATER))
+    assert state.publish(1) == IssuanceState(COMING, coming=(LATER,), earlier=(SERVED,))
+
+
+def test_what_was_withheld_is_no_earlier_one_as_nothing_is_trusted_for_its_sake() -> None:
+    assert IssuanceState(ENDED, coming=(COMING,)).withhold().publish(0) == IssuanceState(COMING)
+
+
+moments = st.integers(-3 * 3600, 3 * 3600).map(lambda seconds: NOW + seconds * SECOND)
+
+
+@st.composite
+def leaves(draw: st.DrawFn) -> CurrentLeaf:
+    """Of any age, valid at any time, with times that coincide with those of others."""
+    not_before, not_after = sorted(draw(st.tuples(moments, moments).filter(lambda ends: ends[0] != ends[1])))
+    return CurrentLeaf(draw(moments), not_before, not_after, draw(st.sampled_from("abc")), foreign=draw(st.booleans()))
+
+
+failures = st.builds(Failure, moments, st.integers(1, 9), st.timedeltas(SHORTEST_DELAY, LONGEST_RETRY_AFTER), kinds)
+some = st.lists(leaves(), max_size=3).map(tuple)
+states = st.builds(
+    IssuanceState,
+    served=st.none() | leaves(),
+    withheld=st.booleans(),
+    coming=some,
+    earlier=some,
+    failure=st.none() | failures,
+    asking=st.booleans(),
+).map(lambda state: state if state.served is not None else structs.replace(state, withheld=False))
+
+
+@given(states, moments)
+def test_whatever_the_state_all_that_is_due_is_done_and_then_there_is_a_moment_to_wait_for(
+    state: IssuanceState, now: datetime
+) -> None:
+    """A state in which there was always something to do would stop the agent with all its workloads."""
+    state, decision = settled(now, state)
+    if state.served is not None:
+        assert state.withheld is state.served.expired(now)
+    assert not any(leaf.expired(now) for leaf in state.earlier)
+    assert not any(now >= time for time in state.publish_at(now).values())
+    if isinstance(decision, Ask):
+        assert not state.asking
+        state, decision = settled(now, acted(state, decision))
+    assert isinstance(decision, Wait), "it asks twice"
+    assert decision.until > now
+
+
+@given(states, moments, st.data())
+def test_nothing_that_is_due_is_slept_through(state: IssuanceState, now: datetime, data: st.DataObject) -> None:
+    """Between now and the end of a wait nothing ends, begins or is due but the renewal that is under way."""
+    state, decision = settled(now, state)
+    if isinstance(decision, Wait):
+        between = data.draw(st.floats(0, 1, exclude_max=True).map(lambda share: now + (decision.until - now) * share))
+        assert isinstance(decide(between, state, HALF), Wait)
+
+
+@given(states, moments, st.none() | failures)
+def test_an_attempt_and_its_failure_delay_only_the_next_attempt(
+    state: IssuanceState, now: datetime, failure: Failure | None
+) -> None:
+    """A CA that hangs must not keep a certificate from being published in time, nor from being withheld."""
+    idle = decide(now, structs.replace(state, asking=False, failure=None), HALF)
+    busy = decide(now, structs.replace(state, asking=True, failure=failure), HALF)
+    if isinstance(idle, Ask | Wait):
+        assert isinstance(busy, Wait)
+    else:
+        assert busy == idle
+
+
+steps = st.one_of(
+    st.tuples(st.just("pass"), st.floats(0, 4000)),
+    st.tuples(st.just("set"), st.floats(-90_000, 90_000)),
+    st.tuples(st.just("wait"), st.just(0.0)),
+    st.tuples(st.just("answer"), st.floats(1, 7200)),
+    st.tuples(st.just("fail"), chances),
+)
+
+
+@given(st.lists(steps, max_size=40), st.integers(0, 60))
+def test_through_outages_and_clocks_that_are_set_what_is_given_out_has_not_ended(
+    course: list[tuple[str, float]], lead: int
+) -> None:
+    now, state = NOW, IssuanceState()
+    for number, (what, amount) in enumerate(course):
+        state, decision = settled(now, state)
+        match what:
+            case "wait" if isinstance(decision, Wait):
+                now = decision.until
+            case "pass" | "set":
+                now += timedelta(seconds=amount)
+            case _ if isinstance(decision, Ask):
+                state = acted(state, decision)
+            case "answer" if state.asking:
+                begin = now + lead * SECOND
+                leaf = CurrentLeaf(now, begin, begin + timedelta(seconds=amount), f"{number:x}")
+                state = structs.replace(state, asking=False, failure=None).add(leaf)
+            case "fail" if state.asking:
+                failure = failed(
+                    now,
+                    ErrorKind.TRANSIENT,
+                    before=state.failure,
+                    served=state.served,
+                    ttl=HOUR,
+                    retry_after=None,
+                    chance=amount,
+                )
+                state = structs.replace(state, asking=False, failure=failure)
+        state, _ = settled(now, state)
+        assert state.served is None or state.withheld or not state.served.expired(now)
+        assert all(not leaf.expired(now) for leaf in state.earlier)
+        assert not state.withheld or not state.publish_at(now) or min(state.publish_at(now).values()) > now
+
+
+# --- the course of many renewals ---
 
 
 def course(*, lead: timedelta, lifetime: timedelta, renewal: Renewal, until: timedelta) -> tuple[int, timedelta, int]:
@@ -174,23 +391,22 @@ def course(*, lead: timedelta, lifetime: timedelta, renewal: Renewal, until: tim
     most at the same time.
     """
     now, issued, waiting, gap = NOW, 0, 0, timedelta(0)
-    holdings = Holdings()
+    state = IssuanceState()
     while now < NOW + until:
-        match decide(now, holdings, None, renewal):
+        match decision := decide(now, state, renewal):
             case Ask():
                 issued += 1
                 begin = now + lead
-                held = CurrentLeaf(now, begin, begin + lifetime, f"{issued:x}")
-                holdings = Holdings(holdings.served, (*holdings.coming, held))
-                waiting = max(waiting, len(holdings.coming))
-            case Publish(index):
-                if holdings.served is not None:
-                    gap += max(now - holdings.served.not_after, timedelta(0))
-                assert holdings.coming[index].valid(now)
-                holdings = Holdings(holdings.coming[index], holdings.coming[index + 1 :])
+                state = state.add(CurrentLeaf(now, begin, begin + lifetime, f"{issued:x}"))
+                waiting = max(waiting, len(state.coming))
             case Wait(until=time):
                 assert time > now
                 now = time
+            case _:
+                if isinstance(decision, Publish) and state.served is not None:
+                    gap += max(now - state.served.not_after, timedelta(0))
+                state = acted(state, decision)
+                assert state.served is None or state.withheld or state.served.valid(now)
     return issued, gap, waiting
 
 
@@ -232,10 +448,12 @@ def test_no_certificate_makes_a_hot_loop(
     age: timedelta, rest: timedelta, serial: str, fraction: float, jitter: float
 ) -> None:
     """A CA may answer with a leaf that is past its renewal time already, or about to expire."""
-    fresh = CurrentLeaf(NOW, NOW - age, NOW + rest, serial)
-    decision = decide(NOW, Holdings(fresh), None, Renewal(fraction, jitter))
-    assert isinstance(decision, Wait)
-    assert decision.until >= NOW + FLOOR
+    now, state = NOW, IssuanceState(CurrentLeaf(NOW, NOW - age, NOW + rest, serial))
+    while now < NOW + FLOOR:
+        state, decision = settled(now, state, Renewal(fraction, jitter))
+        assert isinstance(decision, Wait), "it asks again at once"
+        assert decision.until > now
+        now = decision.until
 
 
 @given(st.timedeltas(timedelta(seconds=3), timedelta(days=400)), serials, st.floats(0.2, 0.8), st.floats(0, 0.1))
@@ -279,7 +497,8 @@ def test_a_retry_waits_its_delay_and_no_longer(
     later: timedelta, expected: Ask | Wait, certificate: CurrentLeaf | None
 ) -> None:
     failure = Failure(NOW, 1, 10 * SECOND)
-    assert decide(NOW + later, Holdings(certificate), failure, HALF) == expected
+    state = IssuanceState(certificate, withheld=later == DAY and certificate is not None, failure=failure)
+    assert decide(NOW + later, state, HALF) == expected
 
 
 def bounds(kind: ErrorKind, having: CurrentLeaf | None, ttl: timedelta = HOUR) -> list[float]:
@@ -375,7 +594,8 @@ def outage(agents: int, lifetime: timedelta, random: Random) -> list[timedelta]:
         end = NOW + MINUTE * random.random()
         served, now, failure = CurrentLeaf(end - lifetime, end - lifetime, end, "4f"), end - lifetime / 2, None
         while True:
-            decision = decide(now, Holdings(served), failure, HALF)
+            state = IssuanceState(served, withheld=served.expired(now), failure=failure)
+            decision = decide(now, state, HALF)
             if isinstance(decision, Wait):
                 now = decision.until
             elif now < back:
@@ -432,7 +652,7 @@ def test_whatever_the_ca_says_there_is_a_last_attempt_right_before_the_expiry(
     certificate, failure = held(lifetime), None
     now, attempts = NOW, []
     while now < certificate.not_after:
-        decision = decide(now, Holdings(certificate), failure, HALF)
+        decision = decide(now, IssuanceState(certificate, failure=failure), HALF)
         if isinstance(decision, Wait):
             now = decision.until
         else:

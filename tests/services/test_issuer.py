@@ -29,15 +29,19 @@ from fakes.authorities import (
 from fakes.clocks import HAND_LOOP, HandClock
 from fakes.events import Event, Events, recorded
 from fakes.hierarchy import DAY, HOUR, URI, Ca, make_ca
+from msgspec import structs
 
 from sds_agent.authority.protocol import Authority, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import LONGEST_SLEEP
 from sds_agent.identity.spiffe import SpiffeId
-from sds_agent.issuance.issuer import DEADLINE, Issuer
-from sds_agent.issuance.offer import Workload
+from sds_agent.issuance.issuer import Issuer, Upstream
+from sds_agent.issuance.publication import Destination
 from sds_agent.issuance.queue import IssuanceQueue
+from sds_agent.issuance.requester import CA_TIMEOUT
 from sds_agent.issuance.schedule import Renewal
+from sds_agent.issuance.status import WorkloadStatus
 from sds_agent.issuance.trust import Trust
+from sds_agent.issuance.workload import Workload
 from sds_agent.pki.certificates import has_key, read_pem, write_pem
 from sds_agent.pki.keys import KeyType, PublicKey
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
@@ -46,7 +50,7 @@ from sds_agent.secrets.store import SecretStore
 SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
 TICK = timedelta(seconds=LONGEST_SLEEP)
-ANSWER_BY = timedelta(seconds=DEADLINE)
+ANSWER_BY = timedelta(seconds=CA_TIMEOUT)
 NAMES = ("default", URI)
 PASSING = [ErrorKind.TRANSIENT, ErrorKind.THROTTLED, ErrorKind.PENDING]
 REFUSED = [ErrorKind.UNAUTHENTICATED, ErrorKind.DENIED, ErrorKind.INVALID, ErrorKind.MISMATCH]
@@ -73,21 +77,21 @@ class Bench:
         self.store = SecretStore([*NAMES, "ROOTCA"])
         self.trust = Trust(self.store, ["ROOTCA"], self.clock)
         self.queue = IssuanceQueue()
+        self.issuers: list[Issuer] = []
 
     def issuer(
         self, authority: Authority, workload: Workload, *, chance: float = 0.5, renewal: Renewal | None = None
     ) -> Issuer:
         """An issuer that renews at exactly half the lifetime, unless told otherwise."""
-        return Issuer(
-            workload,
-            authority,
-            store=self.store,
-            trust=self.trust,
-            queue=self.queue,
+        issuer = Issuer(
+            structs.replace(workload, renewal=renewal or Renewal(jitter=0)),
+            Upstream(authority, self.queue),
+            Destination(self.store, self.trust),
             clock=self.clock,
-            renewal=renewal or Renewal(jitter=0),
             chance=lambda: chance,
         )
+        self.issuers.append(issuer)
+        return issuer
 
     @asynccontextmanager
     async def issuing(
@@ -128,6 +132,18 @@ class Bench:
         assert isinstance(key, PublicKey)
         assert has_key(leaf, key)
         return leaf
+
+    @property
+    def status(self) -> WorkloadStatus:
+        """What can be seen of the first workload."""
+        return self.issuers[0].status
+
+    async def settled(self) -> None:
+        """Wait until no attempt is under way and every issuer sleeps: there is nothing to do but to let time pass."""
+        with anyio.fail_after(10):
+            while any(issuer.status.asking for issuer in self.issuers):
+                await checkpoint()
+            await self.clock.asleep(len(self.issuers))
 
     async def issued(self, count: int = 1) -> Event:
         """Wait for the count-th certificate."""
@@ -180,9 +196,9 @@ async def test_it_is_renewed_at_half_its_life_with_a_new_key_and_never_missing(b
         first, secret = bench.leaf, bench.served
         assert secret is not None
         with bench.store.watching(lambda _names: served.append(bench.served)):
-            await bench.clock.asleep(2)
+            await bench.settled()
             bench.clock.elapse(HOUR / 2 - SECOND)
-            await bench.clock.asleep(2)
+            await bench.settled()
             assert len(authority.requests) == 1
             bench.clock.elapse(SECOND)
             await bench.issued(2)
@@ -204,7 +220,7 @@ async def test_a_new_root_is_served_before_the_first_leaf_from_it(bench: Bench) 
     with bench.store.watching(told.append):
         async with bench.issuing(bench.good(), answering(UpstreamCa(bench.clock.now, "new"))):
             await bench.issued()
-            await bench.clock.asleep(2)
+            await bench.settled()
             bench.clock.elapse(HOUR / 2)
             await bench.issued(2)
     assert told == [{"ROOTCA"}, set(NAMES)] * 2
@@ -213,9 +229,9 @@ async def test_a_new_root_is_served_before_the_first_leaf_from_it(bench: Bench) 
 async def test_a_short_backdated_leaf_is_renewed_in_the_middle_of_its_life(bench: Bench) -> None:
     async with bench.issuing(bench.good(), workload=workload(ttl=20 * SECOND), renewal=Renewal()) as authority:
         await bench.issued()
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.elapse(9 * SECOND - SECOND / 100)
-        await bench.clock.asleep(2)
+        await bench.settled()
         assert len(authority.requests) == 1
         bench.clock.elapse(2 * SECOND + SECOND / 50)
         await bench.issued(2)
@@ -225,7 +241,7 @@ async def test_renewals_leave_no_tasks_behind(bench: Bench) -> None:
     async with bench.issuing(bench.good()):
         await bench.issued()
         for count in range(2, 22):
-            await bench.clock.asleep(2)
+            await bench.settled()
             bench.clock.elapse(HOUR / 2)
             await bench.issued(count)
         # the loop's own, and one for each certificate that has not expired
@@ -264,14 +280,14 @@ async def test_a_ca_that_changes_its_root_between_two_renewals_parts_nobody(benc
     old, new = bench.ca.root.certificate, after.root.certificate
     async with bench.issuing(bench.good(), answering(after)):
         await bench.issued()
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.elapse(HOUR / 2)
         await bench.issued(2)
         bench.clock.set_wall(-MINUTE)
         for time in (TICK, HOUR / 2 + MINUTE - 2 * TICK):
-            await bench.clock.asleep(3)
+            await bench.settled()
             bench.clock.elapse(time)
-            await bench.clock.asleep(3)
+            await bench.settled()
             assert bench.anchors == {old, new}
         bench.clock.elapse(TICK)
         await bench.events.wait("trust_changed", count=3)
@@ -285,7 +301,7 @@ async def test_what_expired_keeps_no_anchor_that_its_ca_tells_no_more(bench: Ben
         new = make_ca("new").certificate
         bench.trust.update("upstream", (new,))
         assert bench.anchors == {bench.ca.root.certificate, new}
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.elapse(HOUR)
         await bench.events.wait("expired")
         assert bench.anchors == {new}
@@ -296,7 +312,7 @@ async def test_a_serial_number_of_any_size_is_served(bench: Bench) -> None:
     async with bench.issuing(answering(bench.ca, huge_serial)):
         await bench.issued()
         assert bench.leaf.serial_number.bit_length() > 256
-        await bench.clock.asleep(2)
+        await bench.settled()
 
 
 async def test_a_chain_lives_as_long_as_its_first_certificate_to_expire(bench: Bench) -> None:
@@ -312,10 +328,10 @@ async def test_a_chain_lives_as_long_as_its_first_certificate_to_expire(bench: B
         assert bench.served.not_after == bench.clock.now() + HOUR / 4
         assert event["not_after"] == "2026-03-14T15:24:26.000Z"
         assert event["renew_at"] == "2026-03-14T15:16:56.000Z"
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.elapse(HOUR / 8)
         await bench.retrying()
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.elapse(HOUR / 8)
         await bench.events.wait("expired")
         assert bench.served is None
@@ -342,15 +358,15 @@ async def test_a_certificate_that_is_not_valid_yet_replaces_none_that_is(bench: 
     async with bench.issuing(bench.good(), ahead(new)) as authority:
         await bench.issued()
         before = bench.served
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.elapse(HOUR / 2)
         event = await bench.events.wait("held_back")
         assert (event["level"], event["serving"]) == ("warning", "the certificate before it")
         assert (event["not_before"], event["publish_at"]) == ("2026-03-14T15:40:06.000Z", "2026-03-14T15:40:36.000Z")
         assert bench.anchors == {bench.ca.root.certificate, new.root.certificate}
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.elapse(70 * SECOND - SECOND)
-        await bench.clock.asleep(2)
+        await bench.settled()
         assert bench.served == before
         bench.clock.elapse(SECOND)
         await bench.issued(2)
@@ -365,10 +381,10 @@ async def test_a_first_certificate_that_is_not_valid_yet_is_given_to_no_envoy(be
         assert (event["level"], event["serving"]) == ("warning", "nothing")
         assert bench.served is None
         assert bench.anchors == {bench.ca.root.certificate}
-        await bench.clock.asleep()
+        await bench.settled()
         assert bench.clock.next_wake == TICK
         bench.clock.elapse(40 * SECOND - TICK)
-        await bench.clock.asleep()
+        await bench.settled()
         assert bench.served is None
         bench.clock.elapse(TICK)
         await bench.issued()
@@ -379,7 +395,7 @@ async def test_a_first_certificate_that_is_not_valid_yet_is_given_to_no_envoy(be
 async def test_one_that_waits_keeps_no_other_from_being_withheld_at_its_end(bench: Bench) -> None:
     async with bench.issuing(answering(bench.ca, shifted(-DAY, MINUTE)), Hang(ahead(bench.ca))) as authority:
         await bench.issued()
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.elapse(MINUTE / 2)
         await authority.asked(2)
         bench.clock.elapse(MINUTE / 2)
@@ -391,12 +407,12 @@ async def test_a_clock_set_back_before_the_publication_asks_anew(bench: Bench) -
     """To wait for a day for what was valid in a moment would leave the Envoys with nothing."""
     async with bench.issuing(ahead(bench.ca), bench.good()):
         await bench.events.wait("held_back")
-        await bench.clock.asleep()
+        await bench.settled()
         bench.clock.set_wall(-DAY)
         bench.clock.elapse(TICK)
         await bench.issued()
         assert bench.leaf.not_valid_after_utc == bench.clock.now() + HOUR
-        await bench.clock.asleep(2)
+        await bench.settled()
         assert len(bench.trust._in_use["upstream"]) == 1
 
 
@@ -421,7 +437,7 @@ async def test_a_root_that_ends_first_decides_on_renewal_and_end_and_is_named(be
         assert (event["not_after"], event["renew_at"]) == ("2026-03-14T15:10:26.000Z", "2026-03-14T15:09:56.000Z")
         warning = bench.events.named("ca_warning", level="warning")[0]["warning"]
         assert warning.startswith("the trust anchor 'CN=short' ends at 2026-03-14T15:10:26Z")
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.elapse(MINUTE)
         await bench.events.wait("expired")
         assert bench.served is None
@@ -432,7 +448,7 @@ async def test_a_root_that_ends_makes_no_hot_loop(bench: Bench) -> None:
     _, step = ending(bench, HOUR)
     async with bench.issuing(step, chance=0.999) as authority:
         await bench.issued()
-        await bench.clock.asleep(2)
+        await bench.settled()
         end = bench.clock.now() + HOUR
         while bench.clock.now() < end:
             bench.clock.elapse(bench.clock.next_wake)
@@ -446,11 +462,11 @@ async def test_a_root_that_was_renewed_in_the_meantime_lets_the_certificate_live
     root, step = ending(bench, MINUTE)
     async with bench.issuing(step, failing(ErrorKind.TRANSIENT)):
         await bench.issued()
-        await bench.clock.asleep(2)
+        await bench.settled()
         renewed = make_ca("short", key=root.key)
         bench.trust.update("upstream", (root.certificate, renewed.certificate))
         bench.clock.elapse(MINUTE)
-        await bench.clock.asleep(2)
+        await bench.settled()
         assert bench.served is not None
 
 
@@ -470,7 +486,7 @@ async def test_a_wrong_answer_is_never_served_and_the_next_good_one_is(
         bench.clock.elapse(MINUTE)
         await bench.issued()
         before = bench.store.snapshot
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.elapse(HOUR / 2)
         event = await bench.retrying(2)
         assert (event["kind"], event["serving"]) == (kind.value, "the certificate held")
@@ -489,7 +505,7 @@ async def test_a_bug_in_an_adapter_is_reported_and_does_not_end_the_agent(bench:
         )
         (fault,) = bench.events.named("fault", level="error", part="authority upstream", type="KeyError")
         assert fault["at"].startswith("fakes/authorities.py:")
-        assert any("sds_agent.issuance.issuer:" in frame for frame in fault["frames"])
+        assert any("sds_agent.issuance.requester:" in frame for frame in fault["frames"])
         bench.clock.elapse(MINUTE)
         await bench.issued()
 
@@ -500,9 +516,9 @@ async def test_leaves_that_are_about_to_expire_make_no_hot_loop(bench: Bench, re
     async with bench.issuing(answering(bench.ca, shifted(-DAY, rest))) as authority:
         await bench.issued()
         for _ in range(40):
-            await bench.clock.asleep(2)
+            await bench.settled()
             bench.clock.elapse(SECOND / 4)
-        await bench.clock.asleep(2)
+        await bench.settled()
         assert 2 <= len(authority.requests) <= 11
 
 
@@ -517,7 +533,7 @@ async def test_a_failing_renewal_withdraws_nothing_until_the_expiry(bench: Bench
         secret = bench.served
         failures = 0
         while bench.clock.now() < expiry - SECOND:
-            await bench.clock.asleep(2)
+            await bench.settled()
             bench.clock.elapse(min(SECOND * 10, expiry - SECOND - bench.clock.now()))
             assert bench.served == secret
             failures = len(bench.events.named("retrying"))
@@ -533,7 +549,7 @@ async def test_what_has_expired_is_given_out_again_when_it_is_renewed(bench: Ben
     down = Hang(answering(bench.ca))
     async with bench.issuing(bench.good(), failing(ErrorKind.TRANSIENT), down):
         await bench.issued()
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.elapse(HOUR / 2)
         await bench.retrying()
         bench.clock.elapse(HOUR / 2)
@@ -547,14 +563,14 @@ async def test_what_has_expired_is_given_out_again_when_it_is_renewed(bench: Ben
 async def test_the_log_becomes_loud_when_little_life_is_left(bench: Bench) -> None:
     async with bench.issuing(bench.good(), failing(ErrorKind.TRANSIENT, "down")):
         await bench.issued()
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.elapse(HOUR / 2)
         event = await bench.retrying()
         assert (event["level"], event["serving"], event["cause"]) == ("warning", "the certificate held", "down")
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.elapse(HOUR * 0.3)
         assert (await bench.retrying(2))["level"] == "error"
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.elapse(HOUR * 0.3)
         event = await bench.retrying(3)
         assert (event["level"], event["serving"]) == ("error", "nothing")
@@ -567,13 +583,13 @@ async def test_a_retry_brings_the_same_request_again(bench: Bench, kind: ErrorKi
         for count, delay in enumerate((0.25, 0.5), start=1):
             event = await bench.retrying(count)
             assert (event["attempt"], event["in_seconds"]) == (count, delay)
-            await bench.clock.asleep()
+            await bench.settled()
             assert bench.clock.next_wake == timedelta(seconds=delay)
             bench.clock.elapse(timedelta(seconds=delay))
         await bench.issued()
         assert len({request.csr_pem for request in authority.requests}) == 1
         assert len({request.request_id for request in authority.requests}) == 1
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.elapse(HOUR / 2)
         await bench.issued(2)
         assert authority.requests[-1].csr_pem != authority.requests[0].csr_pem
@@ -586,9 +602,9 @@ async def test_a_refused_request_is_not_repeated_but_made_anew_and_slowly(bench:
         event = await bench.retrying()
         assert event["level"] == "error"
         assert event["in_seconds"] == 7.5
-        await bench.clock.asleep()
+        await bench.settled()
         bench.clock.elapse(7 * SECOND)
-        await bench.clock.asleep()
+        await bench.settled()
         assert len(authority.requests) == 1
         bench.clock.elapse(SECOND)
         await bench.issued()
@@ -601,7 +617,7 @@ async def test_a_refusal_is_loud_though_a_good_certificate_is_held(bench: Bench,
     """Somebody has to act, and has half a lifetime to do so."""
     async with bench.issuing(bench.good(), failing(kind)):
         await bench.issued()
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.elapse(HOUR / 2)
         event = await bench.retrying()
         assert (event["level"], event["serving"]) == ("error", "the certificate held")
@@ -611,9 +627,9 @@ async def test_a_ca_that_says_when_to_come_back_is_not_asked_before(bench: Bench
     throttled = failing(ErrorKind.THROTTLED, "slow down", retry_after=120)
     async with bench.issuing(throttled, bench.good()) as authority:
         assert (await bench.retrying())["in_seconds"] == 120
-        await bench.clock.asleep()
+        await bench.settled()
         bench.clock.elapse(119 * SECOND)
-        await bench.clock.asleep()
+        await bench.settled()
         assert len(authority.requests) == 1
         bench.clock.elapse(SECOND)
         await bench.issued()
@@ -624,7 +640,7 @@ async def test_no_wait_outlasts_the_certificate_that_is_held(bench: Bench) -> No
     async with bench.issuing(bench.good(), failing(ErrorKind.THROTTLED, "slow down", retry_after=3600)):
         await bench.issued()
         for count, left in enumerate((HOUR / 2, HOUR / 4, HOUR / 8), start=1):
-            await bench.clock.asleep(2)
+            await bench.settled()
             bench.clock.elapse(left)
             assert (await bench.retrying(count))["in_seconds"] == left.total_seconds() / 2
 
@@ -663,7 +679,7 @@ async def test_a_ca_that_never_answers_is_asked_again_and_again_one_call_at_a_ti
             await authority.asked(count)
             bench.clock.elapse(ANSWER_BY)
             await bench.retrying(count)
-            await bench.clock.asleep()
+            await bench.settled()
             bench.clock.elapse(MINUTE)
         assert authority.most_under_way == 1
 
@@ -733,7 +749,7 @@ async def test_an_identity_that_an_envoy_waits_for_goes_first_and_then_the_neare
         for number, ttl in lifetimes.items():
             tasks.start_soon(bench.issuer(authority, workload(number, ttl=ttl)).run)
         await bench.events.wait("issued", count=4)
-        await bench.clock.asleep(8)
+        await bench.settled()
         authority.requests.clear()
         async with bench.queue.slot(lambda: (False, bench.clock.now())):
             bench.clock.elapse(5 * HOUR / 2)
@@ -754,7 +770,7 @@ async def test_an_identity_that_an_envoy_waits_for_goes_first_and_then_the_neare
 async def test_a_clock_set_ahead_by_a_day_renews_at_once(bench: Bench) -> None:
     async with bench.issuing(bench.good()):
         await bench.issued()
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.set_wall(DAY)
         bench.clock.elapse(TICK)
         await bench.issued(2)
@@ -765,7 +781,7 @@ async def test_a_clock_set_back_by_a_day_renews_at_once(bench: Bench) -> None:
     """To every peer whose clock is right the certificate is not valid yet."""
     async with bench.issuing(bench.good()):
         await bench.issued()
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.set_wall(-DAY)
         bench.clock.elapse(TICK)
         await bench.issued(2)
@@ -776,7 +792,7 @@ async def test_a_clock_set_back_by_a_day_renews_at_once(bench: Bench) -> None:
 async def test_a_clock_set_back_during_an_outage_does_not_stretch_the_wait(bench: Bench) -> None:
     async with bench.issuing(failing(ErrorKind.TRANSIENT), bench.good(), chance=0.999):
         await bench.retrying()
-        await bench.clock.asleep()
+        await bench.settled()
         bench.clock.set_wall(-DAY)
         bench.clock.elapse(TICK)
         await bench.issued()
@@ -786,7 +802,7 @@ async def test_a_suspended_machine_renews_within_seconds_of_its_awakening(bench:
     """The monotonic clock stood still: by it, the certificate would have most of its life before it."""
     async with bench.issuing(bench.good()) as authority:
         await bench.issued()
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.elapse(2 * SECOND)
         bench.clock.set_wall(40 * MINUTE)
         assert len(authority.requests) == 1
@@ -797,7 +813,7 @@ async def test_a_suspended_machine_renews_within_seconds_of_its_awakening(bench:
 async def test_a_certificate_that_expired_in_suspend_is_withheld_within_seconds(bench: Bench) -> None:
     async with bench.issuing(bench.good(), Hang(answering(bench.ca))):
         await bench.issued()
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.set_wall(2 * HOUR)
         bench.clock.elapse(TICK)
         await bench.events.wait("expired")
@@ -810,12 +826,12 @@ async def test_a_clock_that_was_wrong_for_a_while_takes_no_good_certificate_away
         await bench.issued()
         secret = bench.served
         for turn in (1, 2):
-            await bench.clock.asleep(2)
+            await bench.settled()
             bench.clock.set_wall(DAY)
             bench.clock.elapse(TICK)
             await bench.events.wait("expired", count=turn)
             assert bench.served is None
-            await bench.clock.asleep(2)
+            await bench.settled()
             bench.clock.set_wall(-DAY)
             bench.clock.elapse(TICK)
             assert (await bench.events.wait("valid_again", count=turn))["level"] == "warning"
@@ -826,14 +842,14 @@ async def test_a_clock_that_was_wrong_for_a_while_parts_nobody_from_the_root_bef
     """Set ahead, the certificate has expired and its root is needed no more; set right again, both are."""
     async with bench.issuing(bench.good(), failing(ErrorKind.TRANSIENT)):
         await bench.issued()
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.set_wall(DAY)
         bench.clock.elapse(TICK)
         await bench.events.wait("expired")
         new = make_ca("new").certificate
         bench.trust.update("upstream", (new,))
         assert bench.anchors == {new}
-        await bench.clock.asleep(2)
+        await bench.settled()
         bench.clock.set_wall(-DAY)
         bench.clock.elapse(TICK)
         await bench.events.wait("valid_again")
@@ -864,9 +880,9 @@ async def reach(bench: Bench, state: str, authority: ScriptedAuthority) -> None:
             await authority.asked(1)
         case "between attempts":
             await bench.retrying()
-            await bench.clock.asleep()
+            await bench.settled()
         case "until the renewal":
-            await bench.clock.asleep(2)
+            await bench.settled()
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,13 @@ from sds_agent.authority.embedded import EmbeddedAuthority
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.errors import ConfigurationError
 from sds_agent.identity.spiffe import SpiffeId
-from sds_agent.issuance.issuer import DEADLINE, Issuer
-from sds_agent.issuance.offer import Workload
+from sds_agent.issuance.issuer import Issuer, Upstream
+from sds_agent.issuance.publication import Destination
 from sds_agent.issuance.queue import IssuanceQueue
+from sds_agent.issuance.requester import CA_TIMEOUT
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.trust import Trust
+from sds_agent.issuance.workload import Workload
 from sds_agent.pki.keys import KeyType, PrivateKey, generate, to_pkcs8_pem
 from sds_agent.sds.catalog import Catalog
 from sds_agent.secrets.model import CertificateSecret
@@ -106,7 +108,8 @@ class Scene:
         self.events = events
         self.store = SecretStore(["default", "ROOTCA"])
         self.trust = Trust(self.store, ["ROOTCA"], self.clock)
-        self.workload = Workload("default", SpiffeId.parse(URI), KeyType.EC_P256, HOUR, "local", ("default",))
+        identity, renewal = SpiffeId.parse(URI), Renewal(jitter=0)
+        self.workload = Workload("default", identity, KeyType.EC_P256, HOUR, "local", ("default",), renewal=renewal)
         self.kept: list[object] = []
         """Values that are gone by the end, kept to be looked at."""
 
@@ -114,9 +117,10 @@ class Scene:
         """The step, with the key of the request noted, and the request and the answer kept."""
 
         async def noted(request: IssueRequest) -> Issuance:
-            assert self.issuer._draft is not None
-            self.keys.note(self.issuer._draft.key)
-            self.kept += [request, self.issuer._draft]
+            pending = self.issuer._requester._pending
+            assert pending is not None
+            self.keys.note(pending.key)
+            self.kept += [request, pending]
             try:
                 answer = await step(request)
             except Exception as error:
@@ -132,12 +136,9 @@ class Scene:
         authority = ScriptedAuthority(*(self.noting(step) for step in script))
         self.issuer = Issuer(
             self.workload,
-            authority,
-            store=self.store,
-            trust=self.trust,
-            queue=IssuanceQueue(),
+            Upstream(authority, IssuanceQueue()),
+            Destination(self.store, self.trust),
             clock=self.clock,
-            renewal=Renewal(jitter=0),
         )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.issuer.run)
@@ -170,16 +171,16 @@ class Scene:
                 await self.clock.asleep()
                 self.clock.elapse(MINUTE)
             await authority.asked(failures + 1)
-            self.clock.elapse(timedelta(seconds=DEADLINE))
+            self.clock.elapse(timedelta(seconds=CA_TIMEOUT))
             await self.events.wait("retrying", count=failures + 1)
             self.clock.elapse(MINUTE)
             await self.events.wait("issued")
-            await self.clock.asleep(2)
+            await self.clock.asleep()
             self.clock.elapse(HOUR / 2)
             await self.events.wait("retrying", count=failures + 2)
             self.clock.elapse(MINUTE)
             await self.events.wait("renewed")
-            await self.clock.asleep(2)
+            await self.clock.asleep()
             self.kept += [self.store.snapshot, Catalog(self.store)["default"]]
             self.clock.elapse(2 * HOUR)
             await self.events.wait("expired")

@@ -6,6 +6,7 @@ disk, and an operator who does not want to pay it says so; then none stays there
 checked like one that came from the CA: what is in the file is believed no more than what came over the wire.
 """
 
+import asyncio
 import hashlib
 import logging
 import os
@@ -14,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
 from sds_agent import log
 from sds_agent.authority.protocol import AuthorityError, Issuance
@@ -22,9 +24,13 @@ from sds_agent.errors import SdsAgentError
 from sds_agent.files import ForeignFileError, remove_unfinished
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted, accept
+from sds_agent.issuance.workload import Certificate, Workload, secret_of
 from sds_agent.ownfile import OwnFile
+from sds_agent.pki.certificates import unique, write_pem
 from sds_agent.pki.keyfile import KeyFileError, read_private_key
 from sds_agent.pki.keys import PrivateKey
+from sds_agent.pki.validation.rules import Chain
+from sds_agent.tasks import DISK_TIMEOUT, NoThreadError, TimeLimit, uninterrupted
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
@@ -158,6 +164,84 @@ def _read(file: OwnFile) -> CachedCertificate:
     kept = msgspec.json.decode(data, type=CachedCertificate)
     _ = kept.issued, kept.issuance, kept.private_key_pem.encode()  # numbers that are no time, characters that are none
     return kept
+
+
+class WorkloadCache:
+    """One workload's certificate in the cache. A disk that does not answer holds up nothing.
+
+    Writes take place one after another beside the caller; of several that wait only the newest certificate is written.
+    """
+
+    def __init__(self, workload: Workload, cache: CertificateCache, *, timeout: float = DISK_TIMEOUT) -> None:
+        self._workload = workload
+        self._cache = cache
+        self._disk = TimeLimit(timeout)
+        self._cached: Certificate | None = None
+        self._newest: Certificate | None = None
+        self._writing: asyncio.Task[None] | None = None
+
+    def restore(self, anchors: Chain, now: datetime) -> Certificate | None:
+        """What an agent before this one cached, if it is still as good as on the day it came; `anchors` are those
+        known of the workload's CA. What cannot be used is logged as `not_restored`.
+        """
+        workload = self._workload
+        try:
+            restored = self._cache.restore(workload.identity, now)
+        except CacheError as error:
+            log.event(LOG, "not_restored", level=logging.WARNING, workload=workload.name, cause=str(error))
+            return None
+        if restored is None:
+            return None
+        # another workload's may have come later and with newer anchors: each needs its own until the CA is asked
+        together = unique((*anchors, *restored.accepted.anchors))
+        accepted, at = structs.replace(restored.accepted, anchors=together), restored.issued_at
+        # nothing is known of the CA of a file that an older version of the agent wrote
+        foreign = restored.authority not in {"", workload.ca}
+        self._newest = Certificate("restored", accepted, secret_of(accepted, restored.key), at, at, foreign)
+        self._cached = self._newest
+        return self._cached
+
+    def save(self, certificate: Certificate, tasks: asyncio.TaskGroup) -> None:
+        """Begin to write it in place of the one before, in a task of that group; unless it is there or on its way."""
+        if certificate is self._newest:
+            return
+        self._newest = certificate
+        if self._writing is None or self._writing.done():
+            self._writing = tasks.create_task(self._write())
+
+    async def saved(self) -> None:
+        """Return when what was given to `save` has been written or logged as `not_kept`, also when cancelled."""
+        if self._writing is not None and not self._writing.done():
+            await uninterrupted(self._written(self._writing))
+
+    @staticmethod
+    async def _written(writing: "asyncio.Task[None]") -> None:
+        await asyncio.wait([writing])
+
+    async def _write(self) -> None:
+        while (certificate := self._newest) is not None and certificate is not self._cached:
+            try:
+                # to its end also when the agent stops: a write that is cut off would have to be cleared away
+                await uninterrupted(self._disk.call(self._cache.save, self._cacheable(certificate)))
+            except (CacheError, NoThreadError, TimeoutError) as error:
+                cause = (
+                    f"the disk of the state directory: {error.strerror}" if isinstance(error, OSError) else str(error)
+                )
+                log.event(LOG, "not_kept", level=logging.ERROR, workload=self._workload.name, cause=cause)
+                if certificate is self._newest:
+                    self._newest = self._cached  # so that it is written when it is given again
+            else:
+                self._cached = certificate
+
+    def _cacheable(self, certificate: Certificate) -> CachedCertificate:
+        return CachedCertificate(
+            str(self._workload.identity),
+            certificate.issued_at.timestamp(),
+            certificate.secret.chain_pem.decode(),
+            write_pem(certificate.accepted.anchors).decode(),
+            certificate.secret.private_key_pem.decode(),
+            self._workload.ca,
+        )
 
 
 def tidy(directory: Path, *, keep: bool) -> None:

@@ -1,45 +1,48 @@
-"""The loop that keeps one workload's certificate fresh. What to do is decided in `schedule`, what to accept in
-`acceptance`; `offer` has what is in hand.
+"""The loop that keeps one workload's certificate fresh: it does what `schedule` decides, and nothing else.
+
+An attempt at the CA is a task beside the loop, which waits for its end or for the next moment in `decide`, whichever
+comes first: a CA that hangs delays neither the publication nor the end of a certificate. What an attempt came to is
+taken in by the loop, so that all that decides changes in one place.
 """
 
 import asyncio
 import logging
 import random
-import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from msgspec import structs
+from msgspec import Struct
 
 from sds_agent import log
-from sds_agent.authority.protocol import Authority, AuthorityError, ErrorKind, IssueRequest
+from sds_agent.authority.protocol import Authority, AuthorityError
 from sds_agent.clock import Clock, until
-from sds_agent.issuance.acceptance import Accepted, accept
-from sds_agent.issuance.cache import CachedCertificate, CacheError, CertificateCache
-from sds_agent.issuance.offer import Certificate, How, Offer, Workload, secret_of
+from sds_agent.issuance.cache import WorkloadCache
+from sds_agent.issuance.publication import Destination, Publication
 from sds_agent.issuance.queue import IssuanceQueue, Priority
-from sds_agent.issuance.schedule import Ask, Failure, Publish, Renewal, Wait, decide, failed
-from sds_agent.issuance.standing import Standing
-from sds_agent.issuance.trust import Trust
-from sds_agent.pki.certificates import unique, write_pem
-from sds_agent.pki.csr import make_csr
-from sds_agent.pki.keys import PrivateKey, new_key
-from sds_agent.secrets.store import SecretStore
-from sds_agent.tasks import DISK_TIMEOUT, NoThreadError, TimeLimit, uninterrupted
-from sds_agent.values import Sensitive
+from sds_agent.issuance.requester import Obtained, Requester
+from sds_agent.issuance.schedule import (
+    Ask,
+    Failure,
+    IssuanceState,
+    OfferAgain,
+    Publish,
+    Release,
+    Wait,
+    Withhold,
+    decide,
+    failed,
+)
+from sds_agent.issuance.status import WorkloadStatus
+from sds_agent.issuance.workload import Certificate, Workload, secret_of
 
 LOG = logging.getLogger(__name__)
 
-DEADLINE = 10.0
-"""Seconds that an attempt may take before it counts as failed."""
 
+class Upstream(Struct, frozen=True):
+    """A CA, and the queue of the workloads that ask it. Each CA has its own: one that hangs holds up no other."""
 
-class PendingRequest(Sensitive, frozen=True):
-    """A request under way: kept for retries, since a CA that wants an approval must see the same CSR again."""
-
-    key: PrivateKey
-    csr_pem: bytes
-    request_id: str
+    authority: Authority
+    queue: IssuanceQueue
 
 
 class Issuer:
@@ -48,72 +51,129 @@ class Issuer:
     def __init__(
         self,
         workload: Workload,
-        authority: Authority,
+        upstream: Upstream,
+        destination: Destination,
         *,
-        store: SecretStore,
-        trust: Trust,
-        queue: IssuanceQueue,
         clock: Clock,
-        renewal: Renewal | None = None,
-        cache: CertificateCache | None = None,
-        disk_timeout: float = DISK_TIMEOUT,
+        cache: WorkloadCache | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._workload = workload
-        self._authority = authority
-        self._store = store
-        self._trust = trust
-        self._queue = queue
+        self._queue = upstream.queue
+        self._store = destination.store
+        self._trust = destination.trust
         self._clock = clock
-        self._renewal = renewal or Renewal()
         self._cache = cache
-        self._disk = TimeLimit(disk_timeout)  # one that does not answer must not hold up the next renewal
         self._chance = chance
-        self._offer = Offer(workload, store=store, trust=trust, clock=clock)
-        self._kept: Certificate | None = None
+        self._requester = Requester(workload, upstream.authority, destination.trust, clock)
+        self._publication = Publication(workload, destination, clock)
         self._failure: Failure | None = None
-        self._draft: PendingRequest | None = None
+        self._attempt: asyncio.Task[Obtained | AuthorityError] | None = None
 
     @property
-    def standing(self) -> Standing:
-        """Where the workload stands."""
-        return Standing(self._workload.name, self._offer.holdings, self._failure)
+    def status(self) -> WorkloadStatus:
+        """What can be seen of the workload now."""
+        return self._publication.status(self._failure, asking=self._attempt is not None)
 
     async def run(self) -> None:
         """Keep the certificate fresh for ever."""
         async with asyncio.TaskGroup() as tasks:
             self._restore()
-            while True:
-                match decide(self._clock.now(), self._offer.holdings, self._failure, self._renewal):
-                    case Ask():
-                        await self._attempt()
-                    case Publish(index=index):
-                        await self._publish(index, tasks)
-                    case Wait(until=time):
-                        await until(self._clock, time)
-
-    async def _attempt(self) -> None:
-        async with self._queue.slot(self._priority):
-            asked_at = self._clock.now()
             try:
-                draft = await self._drafted()
-                accepted = await self._ask(draft)
-            except AuthorityError as error:
-                self._fail(error)
-                return
-        how: How = "issued" if self._offer.holdings.served is None else "renewed"
-        certificate = Certificate(how, accepted, secret_of(accepted, draft.key), asked_at, self._clock.now())
-        self._take(certificate)
-        if self._waits and not self._serving:
-            # it may have cost a token that serves once, and until it is valid nothing else is worth keeping
-            await self._save(certificate)
+                while True:
+                    self._take_in(tasks)
+                    await self._act(tasks)
+            finally:
+                await self._end(tasks)
 
-    def _take(self, certificate: Certificate) -> None:
-        self._draft = self._failure = None
-        self._offer.take(certificate)
+    async def _act(self, tasks: asyncio.TaskGroup) -> None:
+        """Do the one thing that is due, or wait until there is one."""
+        match decide(self._clock.now(), self._state, self._workload.renewal):
+            case Ask():
+                self._attempt = tasks.create_task(self._ask())
+            case Publish(index=index):
+                self._publish(index, tasks)
+            case Withhold():
+                self._publication.withhold()
+            case OfferAgain():
+                self._publication.offer_again()
+            case Release(index=index):
+                self._publication.release(index)
+            case Wait(until=time):
+                await self._wait(time, tasks)
+
+    @property
+    def _state(self) -> IssuanceState:
+        return self._publication.state(self._failure, asking=self._attempt is not None)
+
+    async def _wait(self, time: datetime, tasks: asyncio.TaskGroup) -> None:
+        """Return at that time, when the wall clock was set back, or when the attempt under way ends."""
+        if self._attempt is None:
+            await until(self._clock, time)
+            return
+        sleep = tasks.create_task(until(self._clock, time))
+        await asyncio.wait([sleep, self._attempt], return_when=asyncio.FIRST_COMPLETED)
+        sleep.cancel()
+        await asyncio.wait([sleep])
+
+    async def _end(self, tasks: asyncio.TaskGroup) -> None:
+        """Give up the attempt under way, unless it has just brought a certificate, and finish what is being cached."""
+        if self._attempt is not None and not self._attempt.cancel():
+            self._take_in(tasks)
+        if self._cache is not None:
+            await self._cache.saved()
+
+    async def _ask(self) -> Obtained | AuthorityError:
+        async with self._queue.slot(self._priority):
+            try:
+                return await self._requester.ask(self._publication.identity)
+            except AuthorityError as error:
+                return error
+
+    def _priority(self) -> Priority:
+        served = self._publication.certificates.served
+        expiry = datetime.min.replace(tzinfo=UTC) if served is None else self._publication.leaf(served).not_after
+        return (not self._store.awaited(self._workload.names), expiry)
+
+    def _take_in(self, tasks: asyncio.TaskGroup) -> None:
+        """Note what an attempt came to, if one has ended; a bug in it ends the task group, and so this loop."""
+        attempt = self._attempt
+        if attempt is None or not attempt.done() or attempt.cancelled() or attempt.exception() is not None:
+            return
+        self._attempt = None
+        match attempt.result():
+            case AuthorityError() as error:
+                self._fail(error)
+            case obtained:
+                self._receive(obtained, tasks)
+
+    def _receive(self, obtained: Obtained, tasks: asyncio.TaskGroup) -> None:
+        certificate = Certificate(
+            "issued" if self._publication.certificates.served is None else "renewed",
+            obtained.accepted,
+            secret_of(obtained.accepted, obtained.key),
+            obtained.asked_at,
+            obtained.issued_at,
+        )
+        self._add(certificate)
+        if self._publish_at is None or not self._publication.serving:
+            # one that has to wait too: it may have cost a token that serves once, and there is nothing else to cache
+            self._save(certificate, tasks)
+
+    def _restore(self) -> None:
+        """Take what an agent before this one cached."""
+        if self._cache is None:
+            return
+        anchors = self._trust.of(self._workload.authority)
+        if (certificate := self._cache.restore(anchors, self._clock.now())) is not None:
+            self._add(certificate)
+
+    def _add(self, certificate: Certificate) -> None:
+        self._failure = None
+        self._publication.add(certificate)
         for warning in certificate.accepted.warnings:
             log.event(LOG, "ca_warning", level=logging.WARNING, workload=self._workload.name, warning=warning)
-        if (publish_at := self._waits) is None:
+        if (publish_at := self._publish_at) is None:
             return
         log.event(
             LOG,
@@ -123,128 +183,43 @@ class Issuer:
             serial=certificate.serial,
             not_before=certificate.accepted.not_before,
             publish_at=publish_at,
-            serving="the certificate before it" if self._serving else "nothing",
+            serving="the certificate before it" if self._publication.serving else "nothing",
         )
 
     @property
-    def _waits(self) -> datetime | None:
+    def _publish_at(self) -> datetime | None:
         """Until when the newest certificate has to wait before it is published; None if it does not."""
-        now, holdings = self._clock.now(), self._offer.holdings
-        publish_at = holdings.publish_at(now).get(len(holdings.coming) - 1, now)
+        now, state = self._clock.now(), self._state
+        publish_at = state.publish_at(now).get(len(state.coming) - 1, now)
         return publish_at if publish_at > now else None
 
-    async def _publish(self, index: int, tasks: asyncio.TaskGroup) -> None:
-        certificate = self._offer.publish(index)
+    def _publish(self, index: int, tasks: asyncio.TaskGroup) -> None:
+        certificate = self._publication.publish(index)
         self._report(certificate)
-        tasks.create_task(self._offer.follow(certificate))
-        await self._save(certificate)
+        self._save(certificate, tasks)
 
-    def _restore(self) -> None:
-        """Take what an agent before this one kept, if it is still as good as on the day it came."""
-        workload = self._workload
-        if self._cache is None:
-            return
-        try:
-            restored = self._cache.restore(workload.identity, self._clock.now())
-        except CacheError as error:
-            log.event(LOG, "not_restored", level=logging.WARNING, workload=workload.name, cause=str(error))
-            return
-        if restored is None:
-            return
-        # another workload's may have come later and with newer anchors: each needs its own until the CA is asked
-        anchors = unique((*self._trust.of(workload.authority), *restored.accepted.anchors))
-        accepted, at = structs.replace(restored.accepted, anchors=anchors), restored.issued_at
-        # nothing is known of the CA of a file that an older version of the agent wrote
-        foreign = restored.authority not in {"", workload.ca}
-        self._kept = Certificate("restored", accepted, secret_of(accepted, restored.key), at, at, foreign)
-        self._take(self._kept)
-
-    async def _save(self, certificate: Certificate) -> None:
-        if self._cache is None or certificate is self._kept:
-            return
-        kept = CachedCertificate(
-            str(self._workload.identity),
-            certificate.issued_at.timestamp(),
-            certificate.secret.chain_pem.decode(),
-            write_pem(certificate.accepted.anchors).decode(),
-            certificate.secret.private_key_pem.decode(),
-            self._workload.ca,
-        )
-        try:
-            # to its end also when the agent stops: a write that is cut off would have to be cleared away
-            await uninterrupted(self._disk.call(self._cache.save, kept))
-        except (CacheError, NoThreadError, TimeoutError) as error:
-            cause = f"the disk of the state directory: {error.strerror}" if isinstance(error, OSError) else str(error)
-            log.event(LOG, "not_kept", level=logging.ERROR, workload=self._workload.name, cause=cause)
-        else:
-            self._kept = certificate
-
-    @property
-    def _serving(self) -> bool:
-        """Whether an Envoy that asks is given a certificate."""
-        return all(self._store.snapshot.get(name) is not None for name in self._workload.names)
-
-    def _priority(self) -> Priority:
-        served = self._offer.holdings.served
-        expiry = datetime.min.replace(tzinfo=UTC) if served is None else served.not_after
-        return (not self._store.awaited(self._workload.names), expiry)
-
-    async def _drafted(self) -> PendingRequest:
-        if self._draft is None:
-            try:
-                key = await new_key(self._workload.key_type)
-            except NoThreadError as error:
-                raise AuthorityError(ErrorKind.TRANSIENT, f"the private key cannot be made: {error}") from error
-            csr = make_csr(key, str(self._workload.identity))
-            self._draft = PendingRequest(key, csr, secrets.token_hex(16))
-        return self._draft
-
-    async def _ask(self, draft: PendingRequest) -> Accepted:
-        workload = self._workload
-        request = IssueRequest(workload.identity, draft.csr_pem, workload.ttl, draft.request_id, self._offer.current)
-        try:
-            async with asyncio.timeout(DEADLINE):
-                answer = await self._authority.issue(request)
-        except TimeoutError as error:
-            raise AuthorityError(ErrorKind.TRANSIENT, f"the CA did not answer within {DEADLINE:.0f} s") from error
-        except AuthorityError:
-            raise
-        except NoThreadError as error:
-            raise AuthorityError(ErrorKind.TRANSIENT, str(error)) from error
-        except Exception as error:
-            log.fault(LOG, f"authority {workload.authority}", error)
-            message = (
-                f"the adapter of authority {workload.authority!r} failed with {type(error).__name__}; please report "
-                "the event fault in the log"
-            )
-            raise AuthorityError(ErrorKind.INVALID, message) from error
-        return accept(
-            answer,
-            identity=workload.identity,
-            public_key=draft.key.public_key(),
-            anchors=self._trust.of(workload.authority),
-            beside=self._trust.beside(workload.authority),
-            now=self._clock.now(),
-        )
+    def _save(self, certificate: Certificate, tasks: asyncio.TaskGroup) -> None:
+        if self._cache is not None:
+            self._cache.save(certificate, tasks)
 
     def _report(self, certificate: Certificate) -> None:
-        workload, held = self._workload, self._offer.held(certificate)
-        new = certificate.how != "restored"
+        workload, leaf = self._workload, self._publication.leaf(certificate)
+        new = certificate.origin != "restored"
         took = certificate.issued_at - certificate.asked_at
         log.event(
             LOG,
-            certificate.how,
+            certificate.origin,
             workload=workload.name,
             spiffe_id=str(workload.identity) if new else None,
             authority=workload.authority if new else None,
-            serial=held.serial,
-            not_after=held.not_after,
-            renew_at=held.renew_at(self._renewal),
+            serial=leaf.serial,
+            not_after=leaf.not_after,
+            renew_at=leaf.renew_at(workload.renewal),
             took_ms=round(took.total_seconds() * 1000, 1) if new else None,
         )
 
     def _fail(self, error: AuthorityError) -> None:
-        now, served = self._clock.now(), self._offer.holdings.served
+        now, served = self._clock.now(), self._state.served
         self._failure = failed(
             now,
             error.kind,
@@ -254,8 +229,6 @@ class Issuer:
             retry_after=error.retry_after,
             chance=self._chance(),
         )
-        if error.kind.refused:
-            self._draft = None
         urgent = error.kind.refused or served is None or served.alarming(now)
         log.event(
             LOG,

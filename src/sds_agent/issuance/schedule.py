@@ -1,21 +1,28 @@
-"""When to ask for a certificate, and when to publish it: pure decisions, with the time as an argument.
+"""What to do next for one workload's certificate: pure decisions, with the time as an argument.
+
+`decide` looks at one `IssuanceState` and names one action: ask the CA, publish what has come, withhold what has ended,
+offer it again, release what an earlier certificate needed, or wait. The loop in `issuer` acts and decides again.
 
 A certificate's lifetime is counted from the moment it was issued to its end. CAs backdate NotBefore, so counting from
 there would call a short certificate old on arrival. Jitter comes from the certificate itself: asking twice gives one
 answer, and a fleet spreads evenly.
 
 Beside the certificate that is `served` a workload can have some that are `coming`: accepted, but their NotBefore lies
-ahead, so that peers would still refuse them. What is served stays until one of them is published. Times are those of
-the whole chain and its trust anchor (`validity`).
+ahead, so that peers would still refuse them. What is served stays until one of them is published. An attempt at the CA
+takes as long as the CA pleases, so it is part of the state and delays no other action: what ends meanwhile is withheld
+in time. Times are those of the whole chain and its trust anchor (`validity`).
 """
 
 import hashlib
 from datetime import datetime, timedelta
+from typing import Generic, Self, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from sds_agent.authority.protocol import ErrorKind
 from sds_agent.issuance.validity import SKEW
+
+C = TypeVar("C")
 
 FLOOR = timedelta(seconds=1)
 """The least time between two certificates of a workload, however short they live."""
@@ -31,6 +38,10 @@ SHORTEST_DELAY = timedelta(seconds=0.2)
 """The least time before a retry, whatever chance says."""
 LONGEST_RETRY_AFTER = timedelta(hours=1)
 """A CA that asks for a longer delay than this is asked again all the same."""
+RECHECK = timedelta(seconds=5)
+"""The longest wait while a certificate is withheld, which is good again as soon as a root that ended first is renewed,
+and while an attempt is under way and nothing else is due.
+"""
 ALARM = 0.2
 """The share of a lifetime that may be left before a failing renewal is logged as an error."""
 PEER_SKEW = timedelta(seconds=30)
@@ -86,41 +97,6 @@ class CurrentLeaf(Struct, frozen=True):
         return self.not_after - now <= (self.not_after - self.issued_at) * ALARM
 
 
-class Holdings(Struct, frozen=True):
-    """The certificates in hand: the one `served`, or the last that was, and those `coming`, the newest last."""
-
-    served: CurrentLeaf | None = None
-    coming: tuple[CurrentLeaf, ...] = ()
-
-    def newest(self, now: datetime) -> CurrentLeaf | None:
-        """The certificate whose age says when to ask for the next one."""
-        awaited = [held for held in self.coming if _awaited(held, now)]
-        return awaited[-1] if awaited else self.served
-
-    def publish_at(self, now: datetime) -> dict[int, datetime]:
-        """When to publish each of those coming, by its index.
-
-        No peer takes a certificate before its NotBefore. A peer whose clock is behind ours does so later still, for
-        which there is a margin while another certificate can be served.
-        """
-        return {n: self._publish_at(held, now) for n, held in enumerate(self.coming) if _awaited(held, now)}
-
-    def _publish_at(self, held: CurrentLeaf, now: datetime) -> datetime:
-        served = self.served
-        if served is None or not served.valid(now):
-            return held.not_before
-        rest = max(served.not_after - held.not_before, timedelta(0))
-        return held.not_before + min(PEER_SKEW, (held.not_after - held.not_before) * PEER_SKEW_SHARE, rest / 2)
-
-
-def _awaited(held: CurrentLeaf, now: datetime) -> bool:
-    """Whether a certificate that is not served yet is worth waiting for.
-
-    One that is further ahead than would be accepted is not: the clock was set back.
-    """
-    return not held.expired(now) and held.not_before <= now + SKEW
-
-
 class Failure(Struct, frozen=True):
     """The last attempt failed: when, for the how many-th time in a row, how long to wait because of it, and why."""
 
@@ -129,9 +105,94 @@ class Failure(Struct, frozen=True):
     delay: timedelta
     kind: ErrorKind = ErrorKind.TRANSIENT
 
+    @property
+    def retry_at(self) -> datetime:
+        """When the next attempt is due."""
+        return self.at + self.delay
+
+
+class Succession(Struct, Generic[C], frozen=True):
+    """A workload's certificates, in whatever form: a value, and what each action makes of it.
+
+    `served` was published last; it is `withheld` from when it has ended. Those `coming` are accepted and not published
+    yet, the newest last. Those `earlier` were served before, and what they chain to is trusted until they have ended.
+    """
+
+    served: C | None = None
+    withheld: bool = False
+    coming: tuple[C, ...] = ()
+    earlier: tuple[C, ...] = ()
+
+    def add(self, certificate: C) -> Self:
+        """With one more that is to be published."""
+        return structs.replace(self, coming=(*self.coming, certificate))
+
+    def publish(self, index: int) -> Self:
+        """With the one of that index among those coming served, and those before it dropped.
+
+        What was served becomes an earlier one, unless it is withheld, for which nothing is trusted any longer.
+        """
+        before = () if self.served is None or self.withheld else (self.served,)
+        return structs.replace(
+            self,
+            served=self.coming[index],
+            withheld=False,
+            coming=self.coming[index + 1 :],
+            earlier=(*self.earlier, *before),
+        )
+
+    def withhold(self) -> Self:
+        """With the one that is served withheld."""
+        return structs.replace(self, withheld=True)
+
+    def offer_again(self) -> Self:
+        """With the one that was withheld served again."""
+        return structs.replace(self, withheld=False)
+
+    def release(self, index: int) -> Self:
+        """Without the one of that index among the earlier ones."""
+        return structs.replace(self, earlier=self.earlier[:index] + self.earlier[index + 1 :])
+
+
+class IssuanceState(Succession[CurrentLeaf], frozen=True):
+    """All that decides what to do next: the certificates as far as time is concerned, the failure of the last attempt
+    at the CA if it failed, and whether one is under way (`asking`).
+    """
+
+    failure: Failure | None = None
+    asking: bool = False
+
+    def newest(self, now: datetime) -> CurrentLeaf | None:
+        """The certificate whose age says when to ask for the next one."""
+        awaited = [leaf for leaf in self.coming if _awaited(leaf, now)]
+        return awaited[-1] if awaited else self.served
+
+    def publish_at(self, now: datetime) -> dict[int, datetime]:
+        """When to publish each of those coming, by its index.
+
+        No peer takes a certificate before its NotBefore. A peer whose clock is behind ours does so later still, for
+        which there is a margin while another certificate can be served.
+        """
+        return {n: self._publish_at(leaf, now) for n, leaf in enumerate(self.coming) if _awaited(leaf, now)}
+
+    def _publish_at(self, leaf: CurrentLeaf, now: datetime) -> datetime:
+        served = self.served
+        if served is None or not served.valid(now):
+            return leaf.not_before
+        rest = max(served.not_after - leaf.not_before, timedelta(0))
+        return leaf.not_before + min(PEER_SKEW, (leaf.not_after - leaf.not_before) * PEER_SKEW_SHARE, rest / 2)
+
+
+def _awaited(leaf: CurrentLeaf, now: datetime) -> bool:
+    """Whether a certificate that is not served yet is worth waiting for.
+
+    One that is further ahead than would be accepted is not: the clock was set back.
+    """
+    return not leaf.expired(now) and leaf.not_before <= now + SKEW
+
 
 class Ask(Struct, frozen=True):
-    """Ask the CA now."""
+    """Begin an attempt at the CA."""
 
 
 class Publish(Struct, frozen=True):
@@ -140,31 +201,66 @@ class Publish(Struct, frozen=True):
     index: int
 
 
+class Withhold(Struct, frozen=True):
+    """The certificate that is served has ended: give it out no longer, and trust nothing for its sake."""
+
+
+class OfferAgain(Struct, frozen=True):
+    """The certificate that was withheld is valid: the clock was set back, or its root was renewed. Serve it."""
+
+
+class Release(Struct, frozen=True):
+    """The certificate with that index among the earlier ones has ended: trust nothing for its sake."""
+
+    index: int
+
+
 class Wait(Struct, frozen=True):
-    """Nothing to do before this time, unless the wall clock is set."""
+    """Nothing to do before this time, unless the wall clock is set or an attempt under way ends."""
 
     until: datetime
 
 
-def decide(now: datetime, holdings: Holdings, failure: Failure | None, renewal: Renewal) -> Ask | Publish | Wait:
-    """What to do now.
+Decision = Ask | Publish | Withhold | OfferAgain | Release | Wait
 
-    A wall clock that went backwards past a noted moment makes that moment meaningless: it never delays an attempt.
+
+def decide(now: datetime, state: IssuanceState, renewal: Renewal) -> Decision:
+    """The one action to take now.
+
+    A certificate that can be served is published before the one that it replaces is withheld, so that there is no
+    moment without any. A wall clock that went backwards past a noted moment makes that moment meaningless: it never
+    delays an attempt.
     """
-    publish_at = holdings.publish_at(now)
+    publish_at = state.publish_at(now)
     if due := [index for index, time in publish_at.items() if now >= time]:
         return Publish(due[-1])
-    ask_at = _ask_at(now, holdings, failure, renewal)
-    return Ask() if now >= ask_at else Wait(min(ask_at, *publish_at.values()) if publish_at else ask_at)
+    if ended := [index for index, leaf in enumerate(state.earlier) if leaf.expired(now)]:
+        return Release(ended[0])
+    if state.served is not None and state.served.expired(now) is not state.withheld:
+        return OfferAgain() if state.withheld else Withhold()
+    ask_at = [] if state.asking else [_ask_at(now, state, renewal)]
+    if ask_at and now >= ask_at[0]:
+        return Ask()
+    return Wait(_next(now, state, [*publish_at.values(), *ask_at]))
 
 
-def _ask_at(now: datetime, holdings: Holdings, failure: Failure | None, renewal: Renewal) -> datetime:
+def _next(now: datetime, state: IssuanceState, others: list[datetime]) -> datetime:
+    """When a certificate ends or comes within reach, the first of the other moments, or when to check again."""
+    moments = [*others, *(leaf.not_after for leaf in state.earlier)]
+    moments += [begin for leaf in state.coming if now < (begin := leaf.not_before - SKEW)]
+    if state.served is not None:
+        moments.append(now + RECHECK if state.withheld else state.served.not_after)
+    return min(moments, default=now + RECHECK)
+
+
+def _ask_at(now: datetime, state: IssuanceState, renewal: Renewal) -> datetime:
+    failure = state.failure
     if failure is not None:
-        return failure.at + failure.delay if failure.at <= now else now
-    newest = holdings.newest(now)
+        return failure.retry_at if failure.at <= now else now
+    newest = state.newest(now)
     if newest is None:
         return now
-    if newest is holdings.served and now < min(newest.issued_at, newest.not_before):
+    if newest is state.served and now < min(newest.issued_at, newest.not_before):
         return now  # the clock was set back, and to everybody else the certificate is not valid yet
     return newest.renew_at(renewal)
 

@@ -2,10 +2,8 @@
 
 from datetime import datetime
 
-from msgspec import Struct
-
 from sds_agent.authority.protocol import ErrorKind
-from sds_agent.issuance.schedule import Failure, Holdings
+from sds_agent.issuance.status import FailureStatus, WorkloadStatus
 
 _TIME = "%Y-%m-%d %H:%M:%S UTC"
 _KINDS = {
@@ -19,28 +17,20 @@ _KINDS = {
 }
 
 
-class Standing(Struct, frozen=True):
-    """A workload at one moment: its certificates, and the failure of the last attempt, if that failed."""
-
-    workload: str
-    holdings: Holdings
-    failure: Failure | None
-
-
-def lack(standing: Standing, now: datetime) -> str | None:
-    """Why its certificate cannot be given out at `now`, or None if it can. Holds no word of the CA's."""
-    served = standing.holdings.served
-    if served is not None and served.valid(now):
+def lack(status: WorkloadStatus, now: datetime) -> str | None:
+    """Why the workload's certificate cannot be given out at `now`, or None if it can. Holds no word of the CA's."""
+    current = status.current
+    if current is not None and current.valid(now):
         return None
-    what = "not issued yet" if served is None else f"expired at {served.not_after:{_TIME}}"
-    held = [each for each in (served, *standing.holdings.coming) if each is not None]
-    if begins := [each.not_before for each in held if now < each.not_before]:
+    what = "not issued yet" if current is None else f"expired at {current.valid_until:{_TIME}}"
+    accepted = [leaf for leaf in (current, *status.coming) if leaf is not None]
+    if begins := [leaf.valid_from for leaf in accepted if now < leaf.valid_from]:
         what = f"not valid before {min(begins):{_TIME}}"
-    return f"{standing.workload}: {what}{_failed(standing.failure)}"
+    return f"{status.name}: {what}{_failed(status.failure)}"
 
 
-def _failed(failure: Failure | None) -> str:
+def _failed(failure: FailureStatus | None) -> str:
     if failure is None:
         return ""
-    attempts = "the last attempt" if failure.count == 1 else f"the last of {failure.count} attempts"
+    attempts = "the last attempt" if failure.attempts == 1 else f"the last of {failure.attempts} attempts"
     return f"; {attempts} failed at {failure.at:{_TIME}} ({failure.kind.value}: {_KINDS[failure.kind]})"

@@ -1,0 +1,161 @@
+"""One workload's certificates, with the store and the trust bundle kept in step with them.
+
+Whether and when to publish, withhold, offer again or release is decided in `schedule`. The anchors of a certificate go
+out as soon as it is accepted, whether it has to wait or not: peers need them before they meet the first leaf below
+them. They stay until it has ended, renewed or not: peers may meet it for a while yet.
+"""
+
+import logging
+
+from msgspec import Struct
+
+from sds_agent import log
+from sds_agent.authority.protocol import CurrentIdentity
+from sds_agent.clock import Clock
+from sds_agent.issuance.schedule import CurrentLeaf, Failure, IssuanceState, Succession
+from sds_agent.issuance.status import FailureStatus, LeafStatus, WorkloadStatus
+from sds_agent.issuance.trust import Trust
+from sds_agent.issuance.validity import Validity, validity
+from sds_agent.issuance.workload import Certificate, Workload
+from sds_agent.pki.certificates import describe
+from sds_agent.secrets.store import SecretStore
+
+LOG = logging.getLogger(__name__)
+
+
+class Destination(Struct, frozen=True):
+    """Where certificates and their anchors go: what Envoys are given, and whom they trust."""
+
+    store: SecretStore
+    trust: Trust
+
+
+class Publication:
+    """What Envoys are given under a workload's names: its newest certificate that they take, from when they do until
+    they no longer do.
+    """
+
+    def __init__(self, workload: Workload, destination: Destination, clock: Clock) -> None:
+        self._workload = workload
+        self._store = destination.store
+        self._trust = destination.trust
+        self._clock = clock
+        self._certificates = Succession[Certificate]()
+
+    @property
+    def certificates(self) -> Succession[Certificate]:
+        """The certificates, as they were accepted."""
+        return self._certificates
+
+    @property
+    def serving(self) -> bool:
+        """Whether an Envoy that asks is given a certificate."""
+        return self._certificates.served is not None and not self._certificates.withheld
+
+    @property
+    def identity(self) -> CurrentIdentity | None:
+        """The certificate with which a CA may be asked for the next one."""
+        candidates = (self._certificates.served, *self._certificates.coming)
+        secret = next((each.secret for each in candidates if each is not None), None)
+        return None if secret is None else CurrentIdentity(secret.chain_pem, secret.private_key_pem)
+
+    def state(self, failure: Failure | None, *, asking: bool) -> IssuanceState:
+        """What `decide` needs: the certificates' times by the anchors known now, and how the attempts at the CA go."""
+        certificates = self._certificates
+        return IssuanceState(
+            served=None if certificates.served is None else self.leaf(certificates.served),
+            withheld=certificates.withheld,
+            coming=tuple(map(self.leaf, certificates.coming)),
+            earlier=tuple(map(self.leaf, certificates.earlier)),
+            failure=failure,
+            asking=asking,
+        )
+
+    def add(self, certificate: Certificate) -> None:
+        """Keep a certificate until it is published, and publish its anchors at once."""
+        self._certificates = self._certificates.add(certificate)
+        accepted = certificate.accepted
+        self._trust.update(self._workload.authority, accepted.anchors, accepted.left_out)
+        self._trust.rely(self._workload.authority, certificate.secret)
+
+    def publish(self, index: int) -> Certificate:
+        """Serve the certificate with that index among those coming, and drop those before it."""
+        *overtaken, certificate = self._certificates.coming[: index + 1]
+        self._certificates = self._certificates.publish(index)
+        # after its anchors, which went out when it was added: no peer meets a leaf before what it chains to
+        self._store.publish(dict.fromkeys(self._workload.names, certificate.secret))
+        for each in overtaken:
+            self._trust.release(self._workload.authority, each.secret)
+        return certificate
+
+    def withhold(self) -> None:
+        """Give the served certificate to no Envoy any more. Logs `expired`."""
+        if (certificate := self._certificates.served) is None:
+            return
+        self._certificates = self._certificates.withhold()
+        self._trust.release(self._workload.authority, certificate.secret)
+        self._store.withhold(self._workload.names)
+        end = self._validity(certificate).end
+        log.event(LOG, "expired", level=logging.ERROR, workload=self._workload.name, not_after=end)
+
+    def offer_again(self) -> None:
+        """Serve the certificate that was withheld, its anchors first. Logs `valid_again`."""
+        if (certificate := self._certificates.served) is None:
+            return
+        self._certificates = self._certificates.offer_again()
+        self._trust.rely(self._workload.authority, certificate.secret, certificate.accepted.anchors)
+        self._store.publish(dict.fromkeys(self._workload.names, certificate.secret))
+        end = self._validity(certificate).end
+        log.event(LOG, "valid_again", level=logging.WARNING, workload=self._workload.name, not_after=end)
+
+    def release(self, index: int) -> None:
+        """Forget the earlier certificate with that index, and trust nothing for its sake."""
+        self._trust.release(self._workload.authority, self._certificates.earlier[index].secret)
+        self._certificates = self._certificates.release(index)
+
+    def leaf(self, certificate: Certificate) -> CurrentLeaf:
+        """The certificate, as far as time is concerned."""
+        times = self._validity(certificate)
+        return CurrentLeaf(
+            certificate.issued_at, times.begin, times.end, certificate.serial, foreign=certificate.foreign
+        )
+
+    def status(self, failure: Failure | None, *, asking: bool) -> WorkloadStatus:
+        """The certificates, and how the attempts at the CA go, as can be looked at."""
+        workload, certificates = self._workload, self._certificates
+        return WorkloadStatus(
+            name=workload.name,
+            spiffe_id=str(workload.identity),
+            authority=workload.authority,
+            current=None if certificates.served is None else self._leaf_status(certificates.served),
+            served=self.serving,
+            coming=tuple(map(self._leaf_status, certificates.coming)),
+            earlier=tuple(map(self._leaf_status, certificates.earlier)),
+            asking=asking,
+            failure=None
+            if failure is None
+            else FailureStatus(failure.kind, failure.at, failure.count, failure.retry_at),
+        )
+
+    def _leaf_status(self, certificate: Certificate) -> LeafStatus:
+        times, leaf = self._validity(certificate), certificate.accepted.leaf
+        return LeafStatus(
+            serial=certificate.serial,
+            issued_at=certificate.issued_at,
+            not_before=leaf.not_valid_before_utc,
+            not_after=leaf.not_valid_after_utc,
+            valid_from=times.begin,
+            valid_until=times.end,
+            ends_with=describe(times.ends_with),
+            renew_at=self.leaf(certificate).renew_at(self._workload.renewal),
+            foreign=certificate.foreign,
+        )
+
+    def _validity(self, certificate: Certificate) -> Validity:
+        """When it is valid, by the anchors known now: a root that ends first may have been renewed since."""
+        known = certificate.accepted.validity
+        if known.ends_with in certificate.accepted.chain:
+            return known
+        anchors = self._trust.of(self._workload.authority)
+        times = validity(certificate.accepted.chain, anchors, self._clock.now())
+        return times if times is not None and times.end > known.end else known

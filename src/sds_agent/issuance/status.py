@@ -1,0 +1,71 @@
+"""What can be seen of issuance and trust at one moment: frozen values for views and tests.
+
+None holds key material or a CA's own words: names from certificates are quoted in ASCII and cut.
+"""
+
+from datetime import datetime
+
+from msgspec import Struct
+
+from sds_agent.authority.protocol import ErrorKind
+
+
+class LeafStatus(Struct, frozen=True):
+    """A workload's certificate.
+
+    `not_before` and `not_after` are the leaf's own. Envoys take it from `valid_from` until `valid_until`, the times of
+    the whole chain with its trust anchor, and `ends_with` names the certificate that ends first. It is due for renewal
+    at `renew_at`. One that is `foreign` came from another CA than the workload has now, and is renewed at once.
+    """
+
+    serial: str
+    issued_at: datetime
+    not_before: datetime
+    not_after: datetime
+    valid_from: datetime
+    valid_until: datetime
+    ends_with: str
+    renew_at: datetime
+    foreign: bool = False
+
+    def valid(self, now: datetime) -> bool:
+        """Whether Envoys take it at `now`."""
+        return self.valid_from <= now < self.valid_until
+
+
+class FailureStatus(Struct, frozen=True):
+    """The last attempt at the CA failed: why, when, as the how many-th in a row, and when the next one is due.
+
+    The CA's own words are in the log.
+    """
+
+    kind: ErrorKind
+    at: datetime
+    attempts: int
+    next_attempt: datetime
+
+
+class WorkloadStatus(Struct, frozen=True):
+    """A workload's certificates, and how the attempts at its CA go.
+
+    `current` was published last and is given to Envoys while it is `served`, which it is until it has ended. Those
+    `coming` are accepted and not published yet, the newest last. Those `earlier` were served before and have not ended,
+    so that their anchors are still trusted. While `asking`, an attempt at the CA is under way; `failure` is that of the
+    last one that ended, if it failed.
+    """
+
+    name: str
+    spiffe_id: str
+    authority: str
+    current: LeafStatus | None = None
+    served: bool = False
+    coming: tuple[LeafStatus, ...] = ()
+    earlier: tuple[LeafStatus, ...] = ()
+    asking: bool = False
+    failure: FailureStatus | None = None
+
+    @property
+    def renew_at(self) -> datetime | None:
+        """When the next certificate is due, by the age of the newest one; None without any."""
+        newest = self.coming[-1] if self.coming else self.current
+        return None if newest is None else newest.renew_at
