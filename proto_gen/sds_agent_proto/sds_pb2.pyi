@@ -15,12 +15,10 @@ class Node(_message.Message):
     def __init__(self, id: _Optional[str] = ..., cluster: _Optional[str] = ...) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("code", "message")
-    CODE_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("message",)
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
-    code: int
     message: str
-    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+    def __init__(self, message: _Optional[str] = ...) -> None: ...
 
 class Any(_message.Message):
     __slots__ = ("type_url", "value")
@@ -31,20 +29,18 @@ class Any(_message.Message):
     def __init__(self, type_url: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
 
 class DiscoveryRequest(_message.Message):
-    __slots__ = ("version_info", "node", "resource_names", "type_url", "response_nonce", "error_detail")
-    VERSION_INFO_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("node", "resource_names", "type_url", "response_nonce", "error_detail")
     NODE_FIELD_NUMBER: _ClassVar[int]
     RESOURCE_NAMES_FIELD_NUMBER: _ClassVar[int]
     TYPE_URL_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_NONCE_FIELD_NUMBER: _ClassVar[int]
     ERROR_DETAIL_FIELD_NUMBER: _ClassVar[int]
-    version_info: str
     node: Node
     resource_names: _containers.RepeatedScalarFieldContainer[str]
     type_url: str
     response_nonce: str
     error_detail: Status
-    def __init__(self, version_info: _Optional[str] = ..., node: _Optional[_Union[Node, _Mapping]] = ..., resource_names: _Optional[_Iterable[str]] = ..., type_url: _Optional[str] = ..., response_nonce: _Optional[str] = ..., error_detail: _Optional[_Union[Status, _Mapping]] = ...) -> None: ...
+    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., resource_names: _Optional[_Iterable[str]] = ..., type_url: _Optional[str] = ..., response_nonce: _Optional[str] = ..., error_detail: _Optional[_Union[Status, _Mapping]] = ...) -> None: ...
 
 class DiscoveryResponse(_message.Message):
     __slots__ = ("version_info", "resources", "type_url", "nonce")
@@ -59,29 +55,20 @@ class DiscoveryResponse(_message.Message):
     def __init__(self, version_info: _Optional[str] = ..., resources: _Optional[_Iterable[_Union[Any, _Mapping]]] = ..., type_url: _Optional[str] = ..., nonce: _Optional[str] = ...) -> None: ...
 
 class DeltaDiscoveryRequest(_message.Message):
-    __slots__ = ("node", "type_url", "resource_names_subscribe", "resource_names_unsubscribe", "initial_resource_versions", "response_nonce", "error_detail")
-    class InitialResourceVersionsEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: str
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    __slots__ = ("node", "type_url", "resource_names_subscribe", "resource_names_unsubscribe", "response_nonce", "error_detail")
     NODE_FIELD_NUMBER: _ClassVar[int]
     TYPE_URL_FIELD_NUMBER: _ClassVar[int]
     RESOURCE_NAMES_SUBSCRIBE_FIELD_NUMBER: _ClassVar[int]
     RESOURCE_NAMES_UNSUBSCRIBE_FIELD_NUMBER: _ClassVar[int]
-    INITIAL_RESOURCE_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_NONCE_FIELD_NUMBER: _ClassVar[int]
     ERROR_DETAIL_FIELD_NUMBER: _ClassVar[int]
     node: Node
     type_url: str
     resource_names_subscribe: _containers.RepeatedScalarFieldContainer[str]
     resource_names_unsubscribe: _containers.RepeatedScalarFieldContainer[str]
-    initial_resource_versions: _containers.ScalarMap[str, str]
     response_nonce: str
     error_detail: Status
-    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., type_url: _Optional[str] = ..., resource_names_subscribe: _Optional[_Iterable[str]] = ..., resource_names_unsubscribe: _Optional[_Iterable[str]] = ..., initial_resource_versions: _Optional[_Mapping[str, str]] = ..., response_nonce: _Optional[str] = ..., error_detail: _Optional[_Union[Status, _Mapping]] = ...) -> None: ...
+    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., type_url: _Optional[str] = ..., resource_names_subscribe: _Optional[_Iterable[str]] = ..., resource_names_unsubscribe: _Optional[_Iterable[str]] = ..., response_nonce: _Optional[str] = ..., error_detail: _Optional[_Union[Status, _Mapping]] = ...) -> None: ...
 
 class Resource(_message.Message):
     __slots__ = ("version", "resource", "name")
@@ -94,28 +81,22 @@ class Resource(_message.Message):
     def __init__(self, version: _Optional[str] = ..., resource: _Optional[_Union[Any, _Mapping]] = ..., name: _Optional[str] = ...) -> None: ...
 
 class DeltaDiscoveryResponse(_message.Message):
-    __slots__ = ("system_version_info", "resources", "type_url", "nonce", "removed_resources")
-    SYSTEM_VERSION_INFO_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("resources", "type_url", "nonce", "removed_resources")
     RESOURCES_FIELD_NUMBER: _ClassVar[int]
     TYPE_URL_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     REMOVED_RESOURCES_FIELD_NUMBER: _ClassVar[int]
-    system_version_info: str
     resources: _containers.RepeatedCompositeFieldContainer[Resource]
     type_url: str
     nonce: str
     removed_resources: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, system_version_info: _Optional[str] = ..., resources: _Optional[_Iterable[_Union[Resource, _Mapping]]] = ..., type_url: _Optional[str] = ..., nonce: _Optional[str] = ..., removed_resources: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, resources: _Optional[_Iterable[_Union[Resource, _Mapping]]] = ..., type_url: _Optional[str] = ..., nonce: _Optional[str] = ..., removed_resources: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DataSource(_message.Message):
-    __slots__ = ("filename", "inline_bytes", "inline_string")
-    FILENAME_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("inline_bytes",)
     INLINE_BYTES_FIELD_NUMBER: _ClassVar[int]
-    INLINE_STRING_FIELD_NUMBER: _ClassVar[int]
-    filename: str
     inline_bytes: bytes
-    inline_string: str
-    def __init__(self, filename: _Optional[str] = ..., inline_bytes: _Optional[bytes] = ..., inline_string: _Optional[str] = ...) -> None: ...
+    def __init__(self, inline_bytes: _Optional[bytes] = ...) -> None: ...
 
 class TlsCertificate(_message.Message):
     __slots__ = ("certificate_chain", "private_key")

@@ -86,10 +86,13 @@ class _Stream:
 class SotwStream(_Stream):
     """A StreamSecrets stream. It remembers the newest nonce and answers nothing by itself."""
 
-    async def ask(self, *names: str, nonce: str = "", error: str | None = None, node: str = "") -> Self:
+    async def ask(
+        self, *names: str, nonce: str = "", version: str = "", error: str | None = None, node: str = ""
+    ) -> Self:
         """Send a request."""
         message = DiscoveryRequest(
             resource_names=list(names),
+            version_info=version,
             response_nonce=nonce,
             error_detail=None if error is None else Status(code=13, message=error),
             node=Node(id=node) if node else None,
@@ -103,9 +106,9 @@ class SotwStream(_Stream):
         self.nonce = answer.nonce
         return secrets_of(answer)
 
-    async def ack(self, *names: str, error: str | None = None) -> Self:
+    async def ack(self, *names: str, version: str = "", error: str | None = None) -> Self:
         """Answer the newest answer."""
-        return await self.ask(*names, nonce=self.nonce, error=error)
+        return await self.ask(*names, nonce=self.nonce, version=version, error=error)
 
 
 class DeltaStream(_Stream):

@@ -1,7 +1,6 @@
 """DeltaSecrets, rule by rule."""
 
 import itertools
-from collections.abc import Mapping
 
 import pytest
 from fakes.served import Served
@@ -26,8 +25,8 @@ def session(most_names: int = 100) -> DeltaSession:
     return DeltaSession((f"n{i}" for i in itertools.count(1)), most_names=most_names)
 
 
-def add(*names: str, nonce: str = "", error: str | None = None, held: Mapping[str, str] | None = None) -> DeltaRequest:
-    return DeltaRequest(subscribe=names, nonce=nonce, error=error, held=held or {})
+def add(*names: str, nonce: str = "", error: str | None = None) -> DeltaRequest:
+    return DeltaRequest(subscribe=names, nonce=nonce, error=error)
 
 
 def drop(*names: str, nonce: str = "") -> DeltaRequest:
@@ -82,18 +81,6 @@ def test_unsubscribed_name_is_not_pushed(served: Served) -> None:
 
 def test_unsubscribe_of_what_was_never_subscribed_is_no_error(served: Served) -> None:
     assert session().receive(drop("default", "nobody"), served) == []
-
-
-@pytest.mark.parametrize("version", ["v1", "v0"])
-def test_reconnecting_client_is_answered_whatever_it_says_it_holds(served: Served, version: str) -> None:
-    """Silence for an equal version would leave an Envoy that waits for its first answer without a listener."""
-    assert sent(session().receive(add("default", held={"default": version}), served)) == [("default", "v1")]
-
-
-def test_versions_held_alone_subscribe_to_nothing(served: Served) -> None:
-    stream = session()
-    assert stream.receive(add(held={"default": "v0"}), served) == []
-    assert stream.names == ()
 
 
 def test_subscribing_again_is_answered_again(served: Served) -> None:

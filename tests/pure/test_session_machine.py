@@ -269,16 +269,15 @@ class DeltaExchange(Exchange):
             assert set(names) <= again, "with an answer outstanding only what is asked for is answered"
         return actions
 
-    @rule(names=some_names, dropped=some_names, nonce=st.just("") | strange, held=some_names)
-    def subscribe(self, names: list[str], dropped: list[str], nonce: str, held: list[str]) -> None:
-        self.say(DeltaRequest(tuple(names), tuple(dropped), nonce, dict.fromkeys(held, "v0")))
+    @rule(names=some_names, dropped=some_names, nonce=st.just("") | strange)
+    def subscribe(self, names: list[str], dropped: list[str], nonce: str) -> None:
+        self.say(DeltaRequest(tuple(names), tuple(dropped), nonce))
 
     @rule(names=some_names)
     def reconnect(self, names: list[str]) -> None:
-        held = {name: version for name, version in self.holds.items() if version != REMOVED}
         self.session = DeltaSession(self.numbers())
         self.on_the_way, self.holds, self.sent, self.wanted = [], {}, {}, set()
-        self.say(DeltaRequest(tuple(names), held=held))
+        self.say(DeltaRequest(tuple(names)))
 
     @precondition(lambda self: self.on_the_way)
     @rule(error=reasons, names=some_names, skipped=st.integers(0, 2))

@@ -55,7 +55,7 @@ def test_first_request_is_answered_with_the_secret(served: Served) -> None:
 def test_ack_is_noted_and_answered_with_nothing(served: Served) -> None:
     stream = session()
     stream.receive(ask("default"), served)
-    assert stream.receive(ask("default", nonce="n1", version="v1"), served) == [Acked("n1", ("default",))]
+    assert stream.receive(ask("default", nonce="n1"), served) == [Acked("n1", ("default",))]
 
 
 def test_new_content_is_pushed_once(served: Served) -> None:
@@ -98,13 +98,6 @@ def test_nack_without_a_reason_is_still_a_nack(served: Served) -> None:
     assert stream.receive(ask("default", nonce="n1", error=""), served) == [Nacked("n1", ("default",), "")]
 
 
-def test_nack_is_not_inferred_from_the_version(served: Served) -> None:
-    """An Envoy that repeats its old version without an error has taken the answer."""
-    stream = session()
-    stream.receive(ask("default"), served)
-    assert stream.receive(ask("default", nonce="n1", version="older"), served) == [Acked("n1", ("default",))]
-
-
 def test_nack_that_also_changes_names_does_both(served: Served) -> None:
     stream = session()
     stream.receive(ask("default"), served)
@@ -132,9 +125,9 @@ def test_stale_nack_keeps_its_reason_for_the_log(served: Served) -> None:
 
 
 @pytest.mark.parametrize("error", [None, "from the old stream"])
-def test_new_stream_with_an_old_streams_nonce_and_version_is_answered(served: Served, error: str | None) -> None:
+def test_new_stream_with_an_old_streams_nonce_is_answered(served: Served, error: str | None) -> None:
     """A reconnecting Envoy that is met with silence would wait for a secret for ever."""
-    actions = session().receive(ask("default", nonce="old.7", version="v1", error=error), served)
+    actions = session().receive(ask("default", nonce="old.7", error=error), served)
     assert sent(actions) == [("default", "v1")]
     assert not [a for a in actions if isinstance(a, Nacked | Acked)]
 

@@ -67,6 +67,24 @@ async def test_delta_client_gets_its_secret_and_every_later_one(tmp_path: Path) 
         assert (await stream.read()).resources[0].version == certificate(b"chain 2").version
 
 
+async def test_nack_is_not_inferred_from_the_version(tmp_path: Path) -> None:
+    """An Envoy that repeats its old version without an error has taken the answer."""
+    async with running(tmp_path) as (_, peer, events):
+        stream = await peer.stream().ask("default", version="of an earlier stream")
+        await stream.read()
+        await stream.ack("default", version="older")
+        await events.wait("acked", names=["default"])
+        assert events.named("nacked") == []
+
+
+@pytest.mark.parametrize("version", [certificate(b"chain 1").version, "older"])
+async def test_reconnecting_delta_client_is_answered_whatever_it_says_it_holds(tmp_path: Path, version: str) -> None:
+    """Silence for an equal version would leave an Envoy that waits for its first answer without a listener."""
+    async with running(tmp_path) as (_, peer, _events):
+        stream = await peer.delta().subscribe("default", held={"default": version, "ROOTCA": "any"})
+        assert [r.name for r in (await stream.read()).resources] == ["default"], "what it holds subscribes to nothing"
+
+
 async def test_delta_client_is_told_what_is_not_served(tmp_path: Path) -> None:
     async with running(tmp_path) as (_, peer, _events):
         stream = await peer.delta().subscribe("nobody", "ROOTCA")

@@ -29,7 +29,6 @@ def decode(data: bytes) -> Request:
     return Request(
         names=tuple(message.resource_names),
         nonce=message.response_nonce,
-        version=message.version_info,
         error=_error(message),
         type_url=message.type_url,
         node_id=message.node.id,
@@ -44,7 +43,6 @@ def decode_delta(data: bytes) -> DeltaRequest:
         subscribe=tuple(message.resource_names_subscribe),
         unsubscribe=tuple(message.resource_names_unsubscribe),
         nonce=message.response_nonce,
-        held=dict(message.initial_resource_versions),
         error=_error(message),
         type_url=message.type_url,
         node_id=message.node.id,

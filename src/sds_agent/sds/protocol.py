@@ -6,11 +6,10 @@ changed, together with a view of what is served, and returns actions: one that g
 socket.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from enum import Enum
 from typing import Protocol
 
-import msgspec
 from msgspec import Struct
 
 from sds_agent.values import Sensitive
@@ -57,22 +56,17 @@ class Request(Struct, frozen=True):
 
     names: tuple[str, ...] = ()
     nonce: str = ""
-    version: str = ""
     error: str | None = None
     type_url: str = SECRET_TYPE
     node_id: str = ""
 
 
 class DeltaRequest(Struct, frozen=True):
-    """A DeltaDiscoveryRequest, the fields that matter.
-
-    `held` are the versions a reconnecting client says it has (`initial_resource_versions`).
-    """
+    """A DeltaDiscoveryRequest, the fields that matter."""
 
     subscribe: tuple[str, ...] = ()
     unsubscribe: tuple[str, ...] = ()
     nonce: str = ""
-    held: Mapping[str, str] = msgspec.field(default_factory=dict)
     error: str | None = None
     type_url: str = SECRET_TYPE
     node_id: str = ""
