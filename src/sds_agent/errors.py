@@ -5,11 +5,10 @@ key material, a token or a password.
 """
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
-from msgspec import Struct, structs
 
-
-class Problem(Struct, frozen=True):
+class Problem(NamedTuple):  # not a Struct: every command imports this, and msgspec takes a quarter of `--help`
     """Something wrong, a value until it is printed: where it is, what was found there, and how to fix it.
 
     `where` leads to the place, the outermost first: `("authorities.mesh.directory", "/etc/ca", "ca-key.pem")`. `found`
@@ -22,7 +21,7 @@ class Problem(Struct, frozen=True):
 
     def within(self, *outer: str) -> "Problem":
         """The same problem, seen from further out."""
-        return structs.replace(self, where=(*outer, *self.where))
+        return self._replace(where=(*outer, *self.where))
 
     def __str__(self) -> str:
         return f"{': '.join(self.where)}: {self.found}; {self.fix}" if self.where else f"{self.found}; {self.fix}"

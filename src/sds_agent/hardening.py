@@ -10,6 +10,11 @@ import os
 import resource
 from collections.abc import Mapping
 
+try:
+    import _ctypes
+except ImportError:  # this Python was built without libffi
+    _ctypes = None  # type: ignore[assignment]
+
 ALLOW = "SDS_AGENT_DUMPABLE"
 """The environment variable that leaves all this out, when it is 1: for a debugger, a profiler or a core dump."""
 
@@ -30,9 +35,7 @@ def keep_memory_private(environ: Mapping[str, str] = os.environ) -> bool:
 
 def _forbid_dumps() -> bool:
     """prctl(2). To import all of `ctypes` would take 2 ms of the way to the first secret, its core a fifth of that."""
-    try:
-        import _ctypes  # noqa: PLC0415 - imported by the command that needs it
-    except ImportError:  # this Python was built without libffi
+    if _ctypes is None:
         return False
     program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # no name is the program itself (dlopen(3))
     function = _ctypes.dlsym(program, "prctl")

@@ -70,15 +70,22 @@ def file(folder: Path, text: str) -> str:
 # Calls
 
 
-def test_the_version_is_told_without_waiting_for_libraries(folder: Path) -> None:
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["ca", "--help"], ["chekc"]])
+def test_what_needs_no_command_waits_for_no_command_and_no_library(folder: Path, arguments: list[str]) -> None:
     program = (
-        "import sys; from sds_agent.cli.main import guarded, main; main(['--version']); "
-        "print(*sys.modules.keys() & {'grpc', 'cryptography', 'yaml', 'anyio', 'sds_agent.app', 'sds_agent.config'})"
+        f"import sys; from sds_agent.cli.main import main; main({arguments!r}); "
+        "print('imported:', *sorted(n for n in sys.modules if n.partition('.')[0] in "
+        "{'grpc', 'cryptography', 'msgspec', 'yaml', 'anyio', 'asyncio', 'sds_agent'}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment(folder), capture_output=True, text=True, check=True
     )
-    assert done.stdout.split("\n") == [f"sds-agent {__version__}", "", ""]
+    ours = ["", ".cli", ".cli.commands", ".cli.main", ".cli.output", ".errors"]
+    assert done.stdout.splitlines()[-1] == " ".join(["imported:", *(f"sds_agent{name}" for name in ours)])
+
+
+def test_the_version_is_told(folder: Path) -> None:
+    assert call(folder, "--version").stdout == f"sds-agent {__version__}\n"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,6 @@ from sds_agent.cli.ca_keys import KEY_TYPES
 from sds_agent.cli.main import main
 from sds_agent.pki.certificates import read_pem, subject_alternative_uris, write_pem
 from sds_agent.pki.keyfile import is_encrypted, read_private_key
-from sds_agent.pki.keys import KeyType
 
 PAGE = Path(__file__).parents[2] / "docs" / "hierarchy.md"
 LAYOUT = {"ca-cert.pem", "ca-key.pem", "cert-chain.pem", "root-cert.pem"}
@@ -76,10 +75,6 @@ def test_every_kind_of_key_can_be_chosen(key_type: str, tmp_path: Path) -> None:
     assert (certificate.not_valid_after_utc - certificate.not_valid_before_utc).days == 92
     assert ca("intermediate", tmp_path / "i", "--root", tmp_path / "r", "--name", "i", "--lifetime", "60d") == 0
     assert ca("check", tmp_path / "i") == 0
-
-
-def test_the_kinds_of_key_are_those_of_the_configuration() -> None:
-    assert list(KEY_TYPES) == [str(each) for each in KeyType]
 
 
 @pytest.mark.parametrize(("uri", "good"), [("spiffe://demo.example/web", True), ("spiffe://other.example/web", False)])

@@ -135,6 +135,6 @@ def test_every_line_of_the_log_comes_in_order_without_a_thread_to_write_it() -> 
 @pytest.mark.parametrize("authority", ["plugged", "embedded"])
 def test_a_ca_in_the_agent_signs_on_though_it_cannot_look_for_a_new_one(authority: str) -> None:
     """The one reads its directory in a thread, the other makes the key of its next root in one."""
-    modules = [*MODULES, "sds_agent.authority.cacerts", "sds_agent.authority.embedded", "sds_agent.cli.ca"]
+    modules = [*MODULES, "sds_agent.authority.cacerts", "sds_agent.authority.embedded", "sds_agent.cli.ca_intermediate"]
     with users_directory() as directory:
         assert outcome(AUTHORITIES, str(directory), authority, modules=modules)

@@ -2,16 +2,26 @@
 
 import argparse
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sds_agent.cli import ca_keys, output
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from sds_agent.signing.cacerts import Finding
-    from sds_agent.signing.signing_set import SigningSet
+from sds_agent.hardening import keep_memory_private
+from sds_agent.pki.certificates import describe, describe_name, describe_time
+from sds_agent.pki.validation.revocation import overdue, peculiarity
+from sds_agent.pki.validation.rules import fault_of_ca
+from sds_agent.signing.cacerts import (
+    CaFilesError,
+    Finding,
+    describe_key,
+    fault_of_revocation,
+    reach,
+    read_signing_set,
+    refused_by_istiod,
+    spelled_otherwise,
+)
+from sds_agent.signing.directory import DirectoryError, Unsettled, read_directory
+from sds_agent.signing.signing_set import SigningSet
 
 UNUSABLE = 2
 """The exit code for a directory that cannot be plugged in."""
@@ -27,12 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Say it on standard output: 0 if it can, 2 if not. Raises DirectoryError where nothing can be read."""
-    from datetime import UTC, datetime  # noqa: PLC0415 - imported by the command that needs it
-
-    from sds_agent.hardening import keep_memory_private  # noqa: PLC0415 - likewise
-    from sds_agent.signing.cacerts import reach, refused_by_istiod, spelled_otherwise  # noqa: PLC0415 - likewise
-    from sds_agent.signing.directory import DirectoryError, Unsettled, read_directory  # noqa: PLC0415 - likewise
-
     keep_memory_private()
     output.silence_warnings()
     directory: Path = arguments.directory
@@ -58,13 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _judge(files: Mapping[str, bytes], now: "datetime", passphrase: bytes | None) -> "SigningSet | tuple[Finding, ...]":
-    from sds_agent.signing.cacerts import (  # noqa: PLC0415 - imported by the command that needs it
-        CaFilesError,
-        fault_of_revocation,
-        read_signing_set,
-    )
-
+def _judge(files: Mapping[str, bytes], now: datetime, passphrase: bytes | None) -> SigningSet | tuple[Finding, ...]:
     try:
         signing = read_signing_set(files, now, passphrase=passphrase)
     except CaFilesError as error:
@@ -73,17 +71,12 @@ def _judge(files: Mapping[str, bytes], now: "datetime", passphrase: bytes | None
     return (revocation,) if revocation else signing
 
 
-def _list(findings: Iterable["Finding"]) -> None:
+def _list(findings: Iterable[Finding]) -> None:
     for finding in findings:
         output.write(f"  - {finding}")
 
 
-def _describe(signing: "SigningSet", now: "datetime") -> None:
-    from sds_agent.pki.certificates import describe, describe_name, describe_time  # noqa: PLC0415 - likewise
-    from sds_agent.pki.validation.revocation import overdue, peculiarity  # noqa: PLC0415 - likewise
-    from sds_agent.pki.validation.rules import fault_of_ca  # noqa: PLC0415 - likewise
-    from sds_agent.signing.cacerts import describe_key  # noqa: PLC0415 - imported by the command that needs it
-
+def _describe(signing: SigningSet, now: datetime) -> None:
     for title, certificates in (
         ("signer", (signing.signer.certificate,)),
         ("above it", signing.intermediates[1:]),

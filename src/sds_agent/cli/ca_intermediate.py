@@ -1,14 +1,17 @@
 """`sds-agent ca intermediate`: the CA of one cluster, below the root, in Istio's `cacerts` layout."""
 
 import argparse
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sds_agent.cli import ca_keys, output
 from sds_agent.cli.ca_root import trust_domain
-
-if TYPE_CHECKING:
-    from sds_agent.signing.signer import Signer
+from sds_agent.hardening import keep_memory_private
+from sds_agent.pki.certificates import describe, describe_time
+from sds_agent.pki.keyfile import PassphraseError
+from sds_agent.pki.keys import KeyType
+from sds_agent.signing.hierarchy import create_intermediate, read_root
+from sds_agent.signing.signer import Signer
 
 LIFETIME = "730d"
 
@@ -39,13 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make it. Raises ConfigurationError, HierarchyError and KeyFileError."""
-    from datetime import UTC, datetime  # noqa: PLC0415 - imported by the command that needs it
-
-    from sds_agent.hardening import keep_memory_private  # noqa: PLC0415 - likewise
-    from sds_agent.pki.certificates import describe, describe_time  # noqa: PLC0415 - likewise
-    from sds_agent.pki.keys import KeyType  # noqa: PLC0415 - likewise
-    from sds_agent.signing.hierarchy import create_intermediate  # noqa: PLC0415 - likewise
-
     keep_memory_private()
     output.silence_warnings()
     host = arguments.constrain and trust_domain("--constrain", arguments.constrain)
@@ -66,10 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _root(directory: Path, passphrase_file: Path | None) -> "Signer":
-    from sds_agent.pki.keyfile import PassphraseError  # noqa: PLC0415 - likewise
-    from sds_agent.signing.hierarchy import read_root  # noqa: PLC0415 - imported by the command that needs it
-
+def _root(directory: Path, passphrase_file: Path | None) -> Signer:
     passphrase = ca_keys.passphrase_in(passphrase_file)
     try:
         return read_root(directory, passphrase)

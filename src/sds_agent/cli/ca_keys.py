@@ -1,14 +1,17 @@
 """What the commands that make a CA have in common: the kind of its key, its lifetime, and passphrases."""
 
 import argparse
+import getpass
 import sys
 from datetime import timedelta
 from pathlib import Path
 
+from sds_agent.configfile.durations import parse
 from sds_agent.errors import ConfigurationError
+from sds_agent.pki.keys import KeyType
+from sds_agent.signing.directory import read_passphrase
 
-# the values of pki.keys.KeyType, which is not imported for every command; a test compares them
-KEY_TYPES = ("ec-p256", "ec-p384", "rsa-2048", "rsa-3072", "rsa-4096")
+KEY_TYPES = tuple(each.value for each in KeyType)
 LONGEST = timedelta(days=30 * 365)
 
 
@@ -29,8 +32,6 @@ def add_key_arguments(parser: argparse.ArgumentParser, lifetime: str) -> None:
 
 def lifetime(arguments: argparse.Namespace) -> timedelta:
     """The lifetime that was asked for. Raises ConfigurationError."""
-    from sds_agent.configfile.durations import parse  # noqa: PLC0415 - imported by the command that needs it
-
     read = parse(arguments.lifetime)
     if read is None or not timedelta(seconds=1) <= read <= LONGEST:
         raise ConfigurationError(f"--lifetime: it must be a duration such as 12h or 730d, from 1s to {LONGEST.days}d")
@@ -49,15 +50,11 @@ def new_passphrase(arguments: argparse.Namespace) -> bytes | None:
 
 def passphrase_in(file: Path | None) -> bytes | None:
     """The passphrase in a file, or None without one. Raises DirectoryError."""
-    from sds_agent.signing.directory import read_passphrase  # noqa: PLC0415 - imported by the command that needs it
-
     return None if file is None else read_passphrase(file)
 
 
 def ask(prompt: str) -> bytes:
     """A passphrase from the terminal, which does not show it. Raises ConfigurationError."""
-    import getpass  # noqa: PLC0415 - imported by the command that needs it
-
     if sys.stdin is None or not sys.stdin.isatty():
         raise ConfigurationError("a passphrase is needed and there is no terminal to ask for it; give it in a file")
     try:

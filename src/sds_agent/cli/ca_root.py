@@ -1,10 +1,16 @@
 """`sds-agent ca root`: an offline root."""
 
 import argparse
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sds_agent.cli import ca_keys, output
 from sds_agent.errors import ConfigurationError
+from sds_agent.hardening import keep_memory_private
+from sds_agent.identity.spiffe import SpiffeIdError, TrustDomain
+from sds_agent.pki.certificates import describe, describe_time
+from sds_agent.pki.keys import KeyType
+from sds_agent.signing.hierarchy import create_root
 
 LIFETIME = "3650d"
 
@@ -20,13 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make it. Raises ConfigurationError and HierarchyError."""
-    from datetime import UTC, datetime  # noqa: PLC0415 - imported by the command that needs it
-
-    from sds_agent.hardening import keep_memory_private  # noqa: PLC0415 - likewise
-    from sds_agent.pki.certificates import describe, describe_time  # noqa: PLC0415 - likewise
-    from sds_agent.pki.keys import KeyType  # noqa: PLC0415 - likewise
-    from sds_agent.signing.hierarchy import create_root  # noqa: PLC0415 - likewise
-
     keep_memory_private()
     made = create_root(
         arguments.directory,
@@ -46,8 +45,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def trust_domain(option: str, text: str) -> str:
     """The trust domain that `option` gives. Raises ConfigurationError."""
-    from sds_agent.identity.spiffe import SpiffeIdError, TrustDomain  # noqa: PLC0415 - imported by the command that needs it
-
     try:
         return str(TrustDomain.parse(text))
     except SpiffeIdError as error:

@@ -1,16 +1,19 @@
 """`sds-agent ca token`: a join token, for a machine that has nothing else to prove who it is; or to take them back."""
 
 import argparse
+import re
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from sds_agent.ca.settings import load
+from sds_agent.ca.tokens import JoinTokens
 from sds_agent.cli import output
+from sds_agent.configfile.durations import parse
 from sds_agent.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from sds_agent.ca.tokens import JoinTokens
+from sds_agent.files import remove_unfinished, write_private
+from sds_agent.hardening import keep_memory_private
+from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError
 
 DEFAULT_TTL = "1h"
 LONGEST_HOURS = 24
@@ -38,10 +41,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises ConfigError, and ConfigurationError for what cannot be used.
     """
-    from sds_agent.ca.settings import load  # noqa: PLC0415 - imported by the command that needs it
-    from sds_agent.ca.tokens import JoinTokens  # noqa: PLC0415 - likewise
-    from sds_agent.hardening import keep_memory_private  # noqa: PLC0415 - likewise
-
     keep_memory_private()
     settings = load(arguments.file)
     directory = settings.callers.join_tokens
@@ -58,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _make(tokens: "JoinTokens", identity: str, arguments: argparse.Namespace) -> str:
+def _make(tokens: JoinTokens, identity: str, arguments: argparse.Namespace) -> str:
     expires = datetime.now(UTC) + _ttl(arguments.ttl or DEFAULT_TTL)
     _check_place(arguments.output)
     tokens.prepare(for_its_owner=True)
@@ -66,7 +65,7 @@ def _make(tokens: "JoinTokens", identity: str, arguments: argparse.Namespace) ->
     return f"the token is for {identity}, until {expires:%Y-%m-%d %H:%M:%S} UTC, and for one key only"
 
 
-def _withdraw(tokens: "JoinTokens", identity: str, arguments: argparse.Namespace) -> str:
+def _withdraw(tokens: JoinTokens, identity: str, arguments: argparse.Namespace) -> str:
     if arguments.ttl is not None or arguments.output is not None:
         raise ConfigurationError("--withdraw makes no token: leave out --ttl and --output")
     tokens.prepare(for_its_owner=True)
@@ -78,8 +77,6 @@ def _withdraw(tokens: "JoinTokens", identity: str, arguments: argparse.Namespace
 
 
 def _ttl(written: str) -> timedelta:
-    from sds_agent.configfile.durations import parse  # noqa: PLC0415 - imported by the command that needs it
-
     ttl = parse(written)
     if ttl is None or not timedelta(seconds=1) <= ttl <= timedelta(hours=LONGEST_HOURS):
         raise ConfigurationError(f"--ttl {written!a} is not between 1s and {LONGEST_HOURS}h: write it like 10m or 2h")
@@ -87,8 +84,6 @@ def _ttl(written: str) -> timedelta:
 
 
 def _identity(written: str, trust_domain: str) -> str:
-    from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError  # noqa: PLC0415 - imported by the command
-
     try:
         identity = SpiffeId.parse(written)
     except SpiffeIdError as error:
@@ -112,10 +107,6 @@ def _hand_over(token: str, path: Path | None) -> None:
     if path is None:
         output.write(token)
         return
-    import re  # noqa: PLC0415 - imported by the command that needs it
-
-    from sds_agent.files import remove_unfinished, write_private  # noqa: PLC0415 - likewise
-
     # of a command that was killed: no other that writes to the same file takes this long
     remove_unfinished(path.parent, re.escape(path.name), idle=60)
     try:

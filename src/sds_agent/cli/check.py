@@ -2,31 +2,30 @@
 
 import argparse
 import os
+import textwrap
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from sds_agent import preflight, sources
 from sds_agent.cli import output
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from sds_agent.config.settings import Settings
-
+from sds_agent.cli.explanation import explain, warnings
+from sds_agent.config.loading import load
+from sds_agent.config.settings import Settings
 
 CANNOT_START = 3
 """The exit code for a configuration that is good, on a machine where `run` would refuse it."""
 
 EXIT_CODES = (
-    "Exit codes: 0 the configuration is good and the agent can start here; 2 it cannot be used; 3 it is good, but the "
+    "0 the configuration is good and the agent can start here; 2 it cannot be used; 3 it is good, but the "
     "agent cannot start here and now as this user, or cannot write an output: a group that is not there, a directory "
     "that cannot be used, an agent that runs on it already. Nothing is made or changed to find out. Warnings change no "
-    "exit code."
+    "exit code"
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The file."""
-    parser.epilog = EXIT_CODES
     parser.add_argument(
         "file", nargs="?", type=Path, metavar="FILE", help="the configuration; without one the defaults"
     )
@@ -37,11 +36,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises ConfigError with all that is wrong.
     """
-    import textwrap  # noqa: PLC0415 - imported by the command that needs it
-
-    from sds_agent.cli.explanation import explain, warnings  # noqa: PLC0415 - likewise
-    from sds_agent.config.loading import load  # noqa: PLC0415 - likewise
-
     output.silence_warnings()
     loaded = load(arguments.file, os.environ)
     for paragraph in explain(loaded):
@@ -51,20 +45,14 @@ def run(arguments: argparse.Namespace) -> int:
     return CANNOT_START if _complain_of_obstacles(loaded.settings) else 0
 
 
-def _about_machine(settings: "Settings") -> "Iterator[str]":
+def _about_machine(settings: Settings) -> Iterator[str]:
     """What works on this machine and may not be meant."""
-    from sds_agent import preflight, sources  # noqa: PLC0415 - imported by the command that needs it
-
     yield from preflight.unreachable(settings)
     yield from preflight.shared(settings)
     yield from (f"{key}: {cause}" for key, cause in sources.look(preflight.sources(settings)))
 
 
-def _complain_of_obstacles(settings: "Settings") -> bool:
-    from datetime import UTC, datetime  # noqa: PLC0415 - imported by the command that needs it
-
-    from sds_agent import preflight  # noqa: PLC0415 - likewise
-
+def _complain_of_obstacles(settings: Settings) -> bool:
     obstacles = list(preflight.obstacles(settings, datetime.now(UTC)))
     shortfalls = list(preflight.shortfalls(settings))
     for what, errors in (("start here", obstacles), ("write every output here", shortfalls)):

@@ -1,38 +1,18 @@
 """The command line: find the command, run it, and turn every error of ours into a sentence and an exit code."""
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from importlib import import_module
-from typing import Protocol, cast
+import gc
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from sds_agent import __version__
 from sds_agent.cli import output
-from sds_agent.errors import SdsAgentError
+from sds_agent.cli.commands import COMMANDS, Command, Group
+from sds_agent.errors import SdsAgentError, leaves
 
 INTERRUPTED = 130
 """The exit code of a program that ended by SIGINT."""
-
-COMMANDS = {
-    "run": "serve secrets until SIGTERM, SIGINT or SIGHUP",
-    "check": "check a configuration and explain what it does",
-    "ready": "ask a running agent whether every workload has its certificate",
-    "ca": "make, check and serve a certificate hierarchy",
-    "schema": "print the configuration file's JSON Schema",
-}
-"""What each command does. Its module, in this package, has its name."""
-
-
-class Command(Protocol):
-    """What a command's module offers."""
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the command's arguments."""
-        ...
-
-    def run(self, arguments: argparse.Namespace) -> int:
-        """Do it; returns the exit code. Raises SdsAgentError."""
-        ...
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,10 +36,11 @@ def guarded(action: Callable[[], int]) -> int:
     except SdsAgentError as error:
         return _report([error])
     except ExceptionGroup as group:  # what a task group makes of the errors of its tasks
-        ours, bugs = group.split(SdsAgentError)
-        if ours is None or bugs is not None:
+        errors = list(leaves(group))
+        ours = [each for each in errors if isinstance(each, SdsAgentError)]
+        if len(ours) < len(errors):
             raise
-        return _report(list(_leaves(ours)))
+        return _report(ours)
     return code
 
 
@@ -69,23 +50,20 @@ def _report(errors: Sequence[SdsAgentError]) -> int:
     return errors[0].exit_code
 
 
-def _leaves(group: ExceptionGroup[SdsAgentError]) -> Iterator[SdsAgentError]:
-    for each in group.exceptions:
-        if isinstance(each, ExceptionGroup):
-            yield from _leaves(each)
-        else:
-            yield each
-
-
 def _run(argv: Sequence[str] | None) -> int:
     output.open_closed()
-    argv = sys.argv[1:] if argv is None else argv
+    # gRPC's core writes to standard error on its own account, and reads this once, when it is imported
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # What imports make stays for good: to look through it for garbage again and again would only delay the start.
+    gc.disable()
     try:
-        arguments = _parser(argv).parse_args(argv)
-    except SystemExit as leaving:  # argparse has had its say: help, the version, or a wrong call
+        arguments = _parser().parse_args(argv)
+    except SystemExit as leaving:  # argparse has written help, the version, or what is wrong with the call
         return leaving.code if isinstance(leaving.code, int) else 2
-    command: Command = arguments.command
-    return command.run(arguments)
+    finally:
+        gc.enable()
+    code: int = arguments.command.run(arguments)
+    return code
 
 
 class _Help(argparse.HelpFormatter):
@@ -99,27 +77,57 @@ class _Help(argparse.HelpFormatter):
 
     def format_help(self) -> str:
         """The help, or the usage alone."""
-        import shutil  # noqa: PLC0415 - see above
+        import shutil  # noqa: PLC0415 - 2 ms, at every start but for this
 
         self._width = shutil.get_terminal_size().columns - 2
         return super().format_help()
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """A parser whose arguments are declared by `declare`, once it has something to parse.
+
+    So only the command that is called is imported. To know the others takes their names alone.
+    """
+
+    def __init__(self, *, declare: "Callable[[_Parser], None]", **options: Any) -> None:
+        super().__init__(formatter_class=_Help, **options)
+        self._declare: Callable[[_Parser], None] | None = declare
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, which calls this for the parser of a command too."""
+        declare, self._declare = self._declare, None
+        if declare is not None:
+            declare(self)
+        return super().parse_known_args(args, namespace)
+
+
+def _parser() -> _Parser:
+    def declare(parser: _Parser) -> None:
+        parser.add_argument("--version", action="version", version=f"sds-agent {__version__}")
+        _add_commands(parser, COMMANDS)
+
+    return _Parser(
+        declare=declare,
         prog="sds-agent",
         description="Gives every Envoy on a machine its mTLS identity over SDS and keeps it fresh.",
         epilog="sds-agent COMMAND --help explains a command and its exit codes: 0 is good, 2 a wrong call or "
         "configuration, 1 any other failure.",
-        formatter_class=_Help,
     )
-    parser.add_argument("--version", action="version", version=f"sds-agent {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, prog=parser.prog)
-    for name, about in COMMANDS.items():
-        description = f"{about[0].upper()}{about[1:]}."
-        added = commands.add_parser(name, help=about, description=description, formatter_class=_Help)
-        if name in argv:  # the others' modules, and all that they import, are not needed to tell that they exist
-            command = cast("Command", import_module(f"sds_agent.cli.{name}"))
-            command.add_arguments(added)
-            added.set_defaults(command=command)
-    return parser
+
+
+def _add_commands(parser: _Parser, commands: Mapping[str, Command | Group], *group: str) -> None:
+    """Add commands to the parser of the program, or to that of the group of this name."""
+    added = parser.add_subparsers(metavar="COMMAND", required=True, prog=parser.prog)
+    for word, chosen in commands.items():
+
+        def declare(below: _Parser, chosen: Command | Group = chosen, name: tuple[str, ...] = (*group, word)) -> None:
+            if isinstance(chosen, Group):
+                _add_commands(below, chosen.commands, *name)
+                return
+            module, exit_codes = chosen.load()
+            below.epilog = f"Exit codes: {exit_codes}."
+            below.set_defaults(command=module, name=" ".join(name))
+            module.add_arguments(below)
+
+        about = chosen.about
+        added.add_parser(word, declare=declare, help=about, description=f"{about[0].upper()}{about[1:]}.")

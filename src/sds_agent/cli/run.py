@@ -2,29 +2,30 @@
 
 import argparse
 import gc
+import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from sds_agent import log
 from sds_agent.cli import output
+from sds_agent.config.loading import Loaded, load
+from sds_agent.hardening import keep_memory_private
 
-if TYPE_CHECKING:
-    from sds_agent.config.loading import Loaded
+LOG = logging.getLogger(__name__)
 
 FORMATS = ("auto", "text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 
 
 EXIT_CODES = (
-    "Exit codes: 0 ended in order, by a signal; 2 the configuration, or what it names on this machine, cannot be used "
+    "0 ended in order, by a signal; 2 the configuration, or what it names on this machine, cannot be used "
     "and a person has to act; 1 another agent or server has the socket or the state directory, or the agent failed; "
-    "130 interrupted before it served."
+    "130 interrupted before it served"
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The file and what overrides its `log` section."""
-    parser.epilog = EXIT_CODES
     parser.add_argument(
         "file", nargs="?", type=Path, metavar="FILE", help="the configuration; none is needed for a try"
     )
@@ -34,26 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal. Raises ConfigError and what `app.run` raises."""
-    # gRPC's core writes to standard error on its own account, and reads this once, when it is imported
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # What the imports make stays for good: looking through it for garbage again and again would only delay the start.
-    gc.disable()
     output.silence_warnings()
-    import logging  # noqa: PLC0415 - imported by the command that needs it
-
-    from sds_agent import log  # noqa: PLC0415 - likewise
-    from sds_agent.config.loading import load  # noqa: PLC0415 - likewise
-    from sds_agent.hardening import keep_memory_private  # noqa: PLC0415 - likewise
-
     loaded = load(arguments.file, os.environ)
     chosen = loaded.settings.log
     log.configure(arguments.log_format or chosen.format, arguments.log_level or chosen.level)
     if not keep_memory_private():
-        log.event(logging.getLogger(__name__), "dumpable", level=logging.WARNING)
+        log.event(LOG, "dumpable", level=logging.WARNING)
     _announce(loaded)
-    import asyncio  # noqa: PLC0415 - only once the configuration is good
+    gc.disable()  # what these imports make stays for good: to look through it would only delay the start
+    import asyncio  # noqa: PLC0415 - with gRPC, below: 150 ms that a wrong configuration is not to wait for
 
-    from sds_agent import app  # noqa: PLC0415 - imports gRPC, which has to see the variable above
+    from sds_agent import app  # noqa: PLC0415 - likewise
 
     gc.freeze()
     gc.enable()
@@ -61,11 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _announce(loaded: "Loaded") -> None:
-    import logging  # noqa: PLC0415 - imported by the command that needs it
-
-    from sds_agent import log  # noqa: PLC0415 - likewise
-
+def _announce(loaded: Loaded) -> None:
     settings = loaded.settings
     if loaded.file is None:
         names = ", ".join(f"{each.name} ({each.spiffe_id})" for each in settings.workloads)
@@ -74,7 +62,7 @@ def _announce(loaded: "Loaded") -> None:
             f"with state in {settings.state_dir}"
         )
     log.event(
-        logging.getLogger(__name__),
+        LOG,
         "configured",
         source=loaded.source,
         socket=str(settings.sds.socket),

@@ -1,28 +1,23 @@
-"""`sds-agent schema`: print the JSON Schema of the configuration file."""
+"""`sds-agent schema` and `sds-agent ca schema`: print the JSON Schema of a configuration file."""
 
 import argparse
-from collections.abc import Mapping
+import json
 
+from sds_agent.ca import schema as ca_schema
 from sds_agent.cli import output
+from sds_agent.config import schema as agent_schema
 
 EXIT_CODES = "0 done; 2 a wrong call; 1 any other failure"
 
+_SCHEMAS = {"schema": agent_schema.json_schema, "ca schema": ca_schema.json_schema}
+"""Each command's, by the command's name."""
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+
+def add_arguments(_parser: argparse.ArgumentParser) -> None:
     """It takes none."""
-    parser.epilog = f"Exit codes: {EXIT_CODES}."
 
 
-def run(_arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Print it as an editor takes it."""
-    from sds_agent.config.schema import json_schema  # noqa: PLC0415 - imported by the command that needs it
-
-    show(json_schema())
+    output.write(json.dumps(_SCHEMAS[arguments.name](), indent=2))
     return 0
-
-
-def show(schema: Mapping[str, object]) -> None:
-    """Print a schema."""
-    import json  # noqa: PLC0415 - imported by the command that needs it
-
-    output.write(json.dumps(schema, indent=2))

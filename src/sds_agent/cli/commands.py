@@ -1,0 +1,65 @@
+"""The commands by their names. A new one is a new line here and a module of its own."""
+
+import argparse
+from collections.abc import Mapping
+from importlib import import_module
+from typing import NamedTuple, Protocol, cast
+
+DONE = (
+    "0 done; 2 a wrong call, or something that the command needs cannot be used: nothing is made; 1 any other failure"
+)
+"""The exit codes of a command that makes something, and has none of its own."""
+
+
+class Module(Protocol):
+    """What a command's module offers. It may also offer `EXIT_CODES`, which says what each code means, in place of
+    `DONE`.
+    """
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        ...
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Run the command; returns the exit code. `arguments.name` is the command's full name. Raises SdsAgentError."""
+        ...
+
+
+class Command(NamedTuple):
+    """A command: what it does, and its module in this package."""
+
+    about: str
+    module: str
+
+    def load(self) -> tuple[Module, str]:
+        """Import the module; returns it and what its exit codes mean."""
+        module = import_module(f"sds_agent.cli.{self.module}")
+        return cast("Module", module), getattr(module, "EXIT_CODES", DONE)
+
+
+class Group(NamedTuple):
+    """Commands that share the first word of their names."""
+
+    about: str
+    commands: Mapping[str, Command]
+
+
+COMMANDS: Mapping[str, Command | Group] = {
+    "run": Command("serve secrets until SIGTERM, SIGINT or SIGHUP", "run"),
+    "check": Command("check a configuration and explain what it does", "check"),
+    "ready": Command("ask a running agent whether every workload has its certificate", "ready"),
+    "ca": Group(
+        "make, check and serve a certificate hierarchy",
+        {
+            "root": Command("make an offline root", "ca_root"),
+            "intermediate": Command("make an intermediate below a root, ready to be plugged in", "ca_intermediate"),
+            "check": Command("say whether a directory can be plugged in, and what is wrong with it", "ca_check"),
+            "serve": Command(
+                "sign for others, in Istio's certificate protocol, until SIGTERM, SIGINT or SIGHUP", "ca_serve"
+            ),
+            "token": Command("make a join token for a machine that has no other proof of who it is", "ca_token"),
+            "schema": Command("print the JSON Schema of the CA server's configuration file", "schema"),
+        },
+    ),
+    "schema": Command("print the configuration file's JSON Schema", "schema"),
+}
