@@ -13,6 +13,7 @@ from sds_agent.clock import Clock, SystemClock
 from sds_agent.config.istio import IstioSettings
 from sds_agent.config.settings import AuthoritySettings, CacertsSettings, EmbeddedSettings, Settings
 from sds_agent.directories import HeldDirectory, held_directory
+from sds_agent.errors import within
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.cache import CertificateCache, WorkloadCache, tidy
 from sds_agent.issuance.issuer import Issuer, Upstream
@@ -73,7 +74,7 @@ async def _authority(name: str, chosen: AuthoritySettings, settings: Settings, c
 async def _cacerts(name: str, chosen: CacertsSettings, trust_domain: str, clock: Clock) -> Authority:
     from sds_agent.authority.cacerts import CacertsAuthority  # noqa: PLC0415 - only where there is such a CA
 
-    with preflight.named(name):
+    with within(f"authorities.{name}.directory"):
         return await CacertsAuthority.open(
             chosen.directory, trust_domain=trust_domain, passphrase_file=chosen.passphrase_file, clock=clock
         )

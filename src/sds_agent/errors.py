@@ -5,6 +5,7 @@ key material, a token or a password.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 
@@ -45,6 +46,15 @@ class ProblemsError(ConfigurationError):
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
+
+
+@contextmanager
+def within(*outer: str) -> Iterator[None]:
+    """Put `outer` before the place of every problem of a ProblemsError that leaves this block."""
+    try:
+        yield
+    except ProblemsError as error:
+        raise ProblemsError(problem.within(*outer) for problem in error.problems) from error
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:

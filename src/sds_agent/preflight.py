@@ -5,13 +5,13 @@ order in which `app.run` comes to them.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 from sds_agent.config.settings import AuthoritySettings, CacertsSettings, EmbeddedSettings, SdsSettings, Settings
 from sds_agent.directories import UntrustedDirectoryError, look_at_directory, look_at_held_directory
-from sds_agent.errors import ConfigurationError, SdsAgentError
+from sds_agent.errors import ConfigurationError, SdsAgentError, within
 from sds_agent.sds.endpoint import SocketFile, closed, refusals
 from sds_agent.sources import Source
 
@@ -33,16 +33,6 @@ def authority_directory(settings: Settings, name: str) -> Path:
 def socket_file(sds: SdsSettings) -> SocketFile:
     """The socket as the settings want it."""
     return SocketFile(sds.socket, mode=sds.mode, owner=sds.owner, group=sds.group)
-
-
-@contextmanager
-def named(authority: str) -> Iterator[None]:
-    """Put the key of a plugged-in CA's directory before each line of a ConfigurationError."""
-    try:
-        yield
-    except ConfigurationError as error:
-        lines = str(error).splitlines()
-        raise ConfigurationError("\n".join(f"authorities.{authority}.directory: {line}" for line in lines)) from error
 
 
 def obstacles(settings: Settings, now: datetime) -> Iterator[SdsAgentError]:
@@ -117,5 +107,5 @@ def _look_at_authority(name: str, authority: AuthoritySettings, settings: Settin
     elif isinstance(authority, CacertsSettings):
         from sds_agent.signing import directory  # noqa: PLC0415 - only where there is such a CA
 
-        with named(name):
-            directory.look_at(authority.directory, settings.trust_domain, authority.passphrase_file, now)
+        with within(f"authorities.{name}.directory"):
+            directory.check(authority.directory, settings.trust_domain, authority.passphrase_file, now)

@@ -20,7 +20,7 @@ from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, generate
-from sds_agent.signing.directory import look_at
+from sds_agent.signing.directory import check
 from sds_agent.signing.plugged import SETTLE
 
 Replace = Callable[[Path, Mapping[str, bytes]], None]
@@ -149,7 +149,7 @@ async def test_a_half_written_set_is_refused_once_in_words_and_the_old_one_signs
                 assert len(events.named("ca_refused")) == 2, "one for each content"
         refused = events.named("ca_refused")
     assert all(event["serving"].startswith("the CA that was read before") for event in refused)
-    assert "ca-key.pem" in refused[1]["cause"]
+    assert refused[1]["causes"][0].startswith("ca-cert.pem and ca-key.pem: ")
     secret = files_of(new_signer)["ca-key.pem"].decode().splitlines()[1:-1]
     assert not any(line in str(events.seen) for line in secret)
     await authority.anchors()
@@ -172,7 +172,7 @@ async def test_a_damaged_revocation_list_neither_stops_the_start_nor_holds_up_a_
         write(tmp_path, files_of(new, root))
         issuance = await authority.issue(request())
         await authority.issue(request())
-    look_at(tmp_path, "demo.example", None, NOW)  # nor does `sds-agent check` say that it cannot start here
+    check(tmp_path, "demo.example", None, NOW)  # nor does `sds-agent check` say that it cannot start here
     assert read_pem(issuance.chain_pem)[1] == new.certificate
     first, _ = told = events.named("ca_files_left_out")
     assert len(told) == 2, "once for each content"

@@ -15,12 +15,12 @@ from fakes.openssl import openssl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sds_agent.errors import ConfigurationError
+from sds_agent.errors import Problem, ProblemsError
 from sds_agent.pki.certificates import write_pem
 from sds_agent.pki.keyfile import read_private_key
 from sds_agent.pki.keys import KeyType, generate
 from sds_agent.pki.validation.path import find_path
-from sds_agent.signing.cacerts import CaFilesError, Finding, read_signing_set, refused_by_istiod
+from sds_agent.signing.cacerts import read_signing_set
 from sds_agent.signing.directory import (
     LARGEST_FILE,
     DirectoryError,
@@ -29,6 +29,7 @@ from sds_agent.signing.directory import (
     read_directory,
     read_passphrase,
 )
+from sds_agent.signing.istiod import refused_by_istiod
 from sds_agent.signing.signing_set import LARGEST_ANSWER, ROOM_FOR_LEAF, SigningSet
 
 ROOT = make_ca("root")
@@ -37,10 +38,10 @@ GOOD = files_of(SIGNER, ROOT)
 BOM = b"\xef\xbb\xbf"
 
 
-def findings(files: dict[str, bytes], **how: str | None) -> tuple[Finding, ...]:
-    with pytest.raises(CaFilesError) as caught:
+def problems(files: dict[str, bytes], **how: str | None) -> tuple[Problem, ...]:
+    with pytest.raises(ProblemsError) as caught:
         read_signing_set(files, NOW, trust_domain=how.get("trust_domain"))
-    return caught.value.findings
+    return caught.value.problems
 
 
 def plugged(directory: Path, passphrase: bytes | None = None) -> SigningSet:
@@ -87,7 +88,7 @@ def test_every_form_of_the_key_can_be_plugged_in(arguments: tuple[str, ...], tmp
 def test_a_leaf_made_by_openssl_with_ca_true_is_refused(tmp_path: Path) -> None:
     """openssl's default configuration says CA:true for whatever `req -x509` makes."""
     directory = by_openssl(tmp_path, extensions=LEAF_WITH_CA_TRUE)
-    with pytest.raises(CaFilesError) as caught:
+    with pytest.raises(ProblemsError) as caught:
         plugged(directory)
     told = str(caught.value)
     assert "lacks keyCertSign" in told
@@ -99,20 +100,20 @@ def test_a_self_signed_leaf_by_openssl_req_is_refused(tmp_path: Path) -> None:
     openssl(tmp_path, *made, "-subj", "/CN=web", "-addext", f"subjectAltName=URI:{URI}")
     for name in ("root-cert.pem", "cert-chain.pem"):
         (tmp_path / name).write_bytes((tmp_path / "ca-cert.pem").read_bytes())
-    with pytest.raises(CaFilesError, match="is a workload's own certificate"):
+    with pytest.raises(ProblemsError, match="is a workload's own certificate"):
         plugged(tmp_path)
 
 
 def test_an_expired_signer_by_openssl_is_refused_with_the_time(tmp_path: Path) -> None:
     directory = by_openssl(tmp_path, days=1)
-    with pytest.raises(CaFilesError, match="expired on"):
+    with pytest.raises(ProblemsError, match="expired on"):
         read_signing_set(contents(directory), datetime.now(UTC) + 2 * DAY)
 
 
 def test_a_key_of_another_certificate_is_refused(tmp_path: Path) -> None:
     directory = by_openssl(tmp_path)
     (directory / "ca-key.pem").write_bytes((directory / "root-key.pem").read_bytes())
-    with pytest.raises(CaFilesError, match=r"ca-cert\.pem and ca-key\.pem: the key is not that of"):
+    with pytest.raises(ProblemsError, match=r"ca-cert\.pem and ca-key\.pem: the key is not that of"):
         plugged(directory)
 
 
@@ -123,9 +124,9 @@ def test_a_chain_without_its_root_is_refused_unless_the_roots_have_it() -> None:
     without_root = {**whole, "cert-chain.pem": write_pem([signer.certificate, middle.certificate])}
     assert read_signing_set(without_root, NOW).intermediates == (signer.certificate, middle.certificate)
     other = {**whole, "root-cert.pem": write_pem([make_ca("other").certificate])}
-    assert [each.where for each in findings(other)] == ["cert-chain.pem and root-cert.pem"]
+    assert [each.where[0] for each in problems(other)] == ["cert-chain.pem and root-cert.pem"]
     gap = {**whole, "cert-chain.pem": write_pem([signer.certificate, ROOT.certificate])}
-    assert "was issued by 'CN=middle'" in str(findings(gap)[0])
+    assert "was issued by 'CN=middle'" in str(problems(gap)[0])
 
 
 def test_a_self_signed_signer_is_its_own_root() -> None:
@@ -148,17 +149,22 @@ def test_the_names_of_cert_manager_are_taken_and_win_over_istios() -> None:
 @pytest.mark.parametrize("name", GOOD)
 def test_an_incomplete_set_is_refused_with_the_name_of_the_file(name: str) -> None:
     files = {other: data for other, data in GOOD.items() if other != name}
-    assert [(each.where, each.found) for each in findings(files)] == [(name, "is missing")]
+    assert [(each.where[0], each.found) for each in problems(files)] == [(name, "is missing")]
 
 
 def test_an_empty_directory_is_told_what_belongs_there() -> None:
-    assert "ca-cert.pem" in findings({})[0].fix
-    assert "tls.crt" in findings({})[0].fix
+    assert "ca-cert.pem" in problems({})[0].fix
+    assert "tls.crt" in problems({})[0].fix
 
 
 def test_everything_that_is_wrong_is_told_at_once() -> None:
     files = {**GOOD, "ca-key.pem": b"", "root-cert.pem": b"hello", "cert-chain.pem": b"", "ca-crl.pem": b"x"}
-    assert {each.where for each in findings(files)} == {"ca-key.pem", "root-cert.pem", "cert-chain.pem", "ca-crl.pem"}
+    assert {each.where[0] for each in problems(files)} == {
+        "ca-key.pem",
+        "root-cert.pem",
+        "cert-chain.pem",
+        "ca-crl.pem",
+    }
 
 
 BAD_SIGNERS = {
@@ -178,7 +184,7 @@ BAD_SIGNERS = {
 @pytest.mark.parametrize(("signer", "words"), BAD_SIGNERS.values(), ids=BAD_SIGNERS)
 def test_a_signer_whose_leaves_nobody_would_take_is_refused(signer: Ca, words: str) -> None:
     root = make_ca("root", path_length=0, key=ROOT.key) if words == "pathLen" else ROOT
-    assert words in " ".join(map(str, findings(files_of(signer, root))))
+    assert words in " ".join(map(str, problems(files_of(signer, root))))
 
 
 @pytest.mark.parametrize(
@@ -198,7 +204,7 @@ def test_a_ca_that_carries_a_workloads_identity_is_refused(uri: str, *, good: bo
     if good:
         assert read_signing_set(files, NOW).roots
     else:
-        assert "workload's own certificate" in str(findings(files)[0])
+        assert "workload's own certificate" in str(problems(files)[0])
 
 
 def test_a_constraint_to_whatever_is_below_a_host_can_be_plugged_in() -> None:
@@ -211,7 +217,7 @@ def test_name_constraints_are_held_against_the_trust_domain() -> None:
     files = files_of(make_ca("signer", ROOT, constraints=uris(permitted=["demo.example"])), ROOT)
     assert read_signing_set(files, NOW).roots
     assert read_signing_set(files, NOW, trust_domain="demo.example").roots
-    assert "permit 'demo.example'" in str(findings(files, trust_domain="other.example")[0])
+    assert "permit 'demo.example'" in str(problems(files, trust_domain="other.example")[0])
 
 
 @pytest.mark.parametrize("name", ["ca-cert.pem", "root-cert.pem", "cert-chain.pem"])
@@ -224,9 +230,9 @@ def test_name_constraints_are_held_against_the_trust_domain() -> None:
     ],
 )
 def test_a_file_that_holds_no_certificate_is_told_from_what_it_holds(name: str, data: bytes, words: str) -> None:
-    told = findings({**GOOD, name: data})
+    told = problems({**GOOD, name: data})
     assert words in str(told[0])
-    assert told[0].where == name
+    assert told[0].where == (name,)
     assert "MIG" not in str(told)
 
 
@@ -235,7 +241,7 @@ def test_bom_crlf_and_preamble_are_taken_and_istiods_limits_are_told(tmp_path: P
     sec1 = openssl(directory, "ecparam", "-name", "prime256v1", "-genkey").encode()
     files = {**GOOD, "root-cert.pem": BOM + GOOD["root-cert.pem"].replace(b"\n", b"\r\n")}
     assert read_signing_set(files, NOW).roots == (ROOT.certificate,)
-    assert [each.where for each in refused_by_istiod(files)] == ["root-cert.pem"]
+    assert [each.where[0] for each in refused_by_istiod(files)] == ["root-cert.pem"]
     assert "EC PARAMETERS" in str(refused_by_istiod({**GOOD, "ca-key.pem": sec1})[0])
     locked = openssl(directory, *KEY_FORMS["encrypted PKCS#8"]).encode()
     assert "is encrypted" in str(refused_by_istiod({**GOOD, "ca-key.pem": locked})[0])
@@ -256,13 +262,13 @@ def test_every_revocation_list_of_the_file_is_read() -> None:
         one.get_revoked_certificate_by_serial_number(n) is not None for one, n in zip(signing.crls, (7, 8), strict=True)
     ]
     assert len(signing.crls) == 2
-    assert "list 2 is damaged" in str(findings({**GOOD, "ca-crl.pem": crl(ROOT, 7) + crl(ROOT, 8)[:90]})[0])
+    assert "list 2 is damaged" in str(problems({**GOOD, "ca-crl.pem": crl(ROOT, 7) + crl(ROOT, 8)[:90]})[0])
 
 
 def test_a_revocation_list_that_would_revoke_nothing_is_refused() -> None:
     """Whoever put it there believes in it."""
     forged = crl(ROOT, 7) + crl(SIGNER, 8, key=new_key())
-    (told,) = findings({**GOOD, "ca-crl.pem": forged})
+    (told,) = problems({**GOOD, "ca-crl.pem": forged})
     assert "list 2 names 'CN=signer' as its issuer, and is not signed with that CA's key" in str(told)
     former = make_ca("signer", ROOT)
     fixed = {**GOOD, "cert-chain.pem": GOOD["cert-chain.pem"] + write_pem([former.certificate])}
@@ -274,7 +280,7 @@ async def test_files_that_never_rest_are_read_another_time(tmp_path: Path) -> No
     (tmp_path / "ca-cert.pem").symlink_to("/proc/self/io")  # which counts what is read of it, too
     directory = PluggedDirectory(tmp_path, "demo.example", None, Events("refused", "unread"))
     assert await directory.changed(NOW) is None
-    with pytest.raises(ConfigurationError, match="its files change all the time"):
+    with pytest.raises(ProblemsError, match="its files change all the time"):
         await directory.first(NOW)
 
 
@@ -284,8 +290,8 @@ def test_roots_that_no_client_could_receive_are_refused_with_the_size() -> None:
     one, other = (der.pem(der.certificate(der.entity(letter * 768_000))) for letter in "ab")
     files = {**GOOD, "root-cert.pem": GOOD["root-cert.pem"] + one + other}
     assert LARGEST_ANSWER - ROOM_FOR_LEAF < len(files["root-cert.pem"]) < LARGEST_FILE
-    (told,) = findings(files)
-    assert told.where == "root-cert.pem"
+    (told,) = problems(files)
+    assert told.where == ("root-cert.pem",)
     assert f"clients take {LARGEST_ANSWER - ROOM_FOR_LEAF}; remove the roots" in str(told)
     assert len(read_signing_set({**GOOD, "root-cert.pem": GOOD["root-cert.pem"] + one}, NOW).roots) == 2
 
@@ -313,7 +319,7 @@ def test_no_damage_to_a_file_does_more_than_refuse_it(name: str, changes: list[t
         der[place % len(der)] = value
     damaged = {**WITH_CRL, name: begin + b"\n" + base64.encodebytes(der) + b"-----END " + label + b"\n"}
     refused_by_istiod(damaged)
-    with suppress(CaFilesError):
+    with suppress(ProblemsError):
         read_signing_set(damaged, NOW)
 
 
@@ -378,5 +384,5 @@ def test_an_odd_key_is_seen_in_the_certificate_when_its_file_is_encrypted(
     openssl(tmp_path, "pkcs8", "-topk8", "-in", "plain.pem", "-passout", "pass:secret", "-out", "ca-key.pem")
     for name in ("root-cert.pem", "cert-chain.pem"):
         (tmp_path / name).write_bytes((tmp_path / "ca-cert.pem").read_bytes())
-    with pytest.raises(CaFilesError, match=words):
+    with pytest.raises(ProblemsError, match=words):
         plugged(tmp_path, b"secret")

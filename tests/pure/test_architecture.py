@@ -119,6 +119,8 @@ PURE = {
     "rpc.crowd",
     "rpc.frames",
     "signing.cacerts",
+    "signing.description",
+    "signing.istiod",
     "signing.reach",
     "signing.signer",
     "signing.signing_set",

@@ -9,9 +9,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fakes import der
 from fakes.hierarchy import DAY, HOUR, NOW, Ca, key_usage, make_ca, make_crl, make_leaf, new_key
 
-from sds_agent.pki.certificates import CertificateError
 from sds_agent.pki.validation.revocation import (
     RevocationList,
+    RevocationListError,
     fault_of_list,
     is_signed_by,
     overdue,
@@ -91,7 +91,7 @@ def test_a_list_that_is_damaged_anywhere_is_refused_when_it_is_read() -> None:
     for whole, damaged in ((version, b"\x02\x01\x5c"), (serial, b"\x02\x01\x07\x05"), (serial, b"\x0c\x01\x07\x17")):
         assert der.count(whole) == 1
         body = base64.encodebytes(der.replace(whole, damaged))
-        with pytest.raises(CertificateError, match="list 1 is damaged"):
+        with pytest.raises(RevocationListError, match="list 1 is damaged"):
             read_crls(b"-----BEGIN X509 CRL-----\n" + body + b"-----END X509 CRL-----\n")
 
 

@@ -258,7 +258,7 @@ async def test_a_revocation_list_of_another_key_is_refused_in_words(tmp_path: Pa
         async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])) as ca:
             write_crl(tmp_path / "cacerts", current_crl(fresh("cluster1", root)))
             told = await events.wait("signer_not_taken")
-            assert "not signed with that CA's key" in told["cause"]
+            assert "not signed with that CA's key" in told["causes"][0]
             await ca.ask(ca.issuer.token())
     with pytest.raises(ConfigurationError, match="not signed with that CA's key"):
         async with served(tmp_path, signer="{cacerts: cacerts}"):
@@ -301,7 +301,7 @@ async def test_no_way_of_losing_a_revocation_list_lets_in_whom_it_keeps_out(tmp_
             await events.wait("signer", revocation_lists=1)
             async with ca.connected(caller) as channel:
                 (directory / "ca-crl.pem").write_bytes(b"")
-                assert "ca-crl.pem: is empty" in (await events.wait("signer_not_taken"))["cause"]
+                assert "ca-crl.pem: is empty" in (await events.wait("signer_not_taken"))["causes"][0]
                 await still_revoked(channel)
                 (directory / "ca-crl.pem").unlink()
                 told = await events.wait("revocation_list_gone", level="error", issuer="'CN=cluster1'")
@@ -576,7 +576,7 @@ async def test_a_bad_set_is_told_and_the_old_one_goes_on(tmp_path: Path) -> None
         async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])) as ca:
             (tmp_path / "cacerts" / "ca-cert.pem").write_bytes(write_pem([second.certificate]))
             told = await events.wait("signer_not_taken")
-            assert "the key is not that of" in told["cause"]
+            assert "the key is not that of" in told["causes"][0]
             assert (await ca.ask(ca.issuer.token())).leaf.issuer == first.certificate.subject
 
 
@@ -590,7 +590,7 @@ async def test_a_directory_that_cannot_be_looked_at_does_not_end_the_ca(tmp_path
         async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])) as ca:
             swap(tmp_path / "cacerts", "no-name-is-so-long" * 20)
             told = await events.wait("signer_not_taken")
-            assert "cannot look at" in told["cause"]
+            assert "cannot look at" in told["causes"][0]
             await ca.ask(ca.issuer.token())
 
 

@@ -11,7 +11,7 @@ from sds_agent import log
 from sds_agent.ca.anchors import anchors_of
 from sds_agent.ca.lists import Held, Note, Notice, number_of
 from sds_agent.clock import Clock
-from sds_agent.errors import ConfigurationError
+from sds_agent.errors import ConfigurationError, within
 from sds_agent.pki.certificates import describe_name, serial_hex, unique
 from sds_agent.pki.validation.path import has_path
 from sds_agent.pki.validation.revocation import RevocationList, overdue
@@ -109,11 +109,8 @@ class PluggedSource:
         """Read the directory for the first time. Raises ConfigurationError with everything that is wrong there."""
         events = Events(refused="signer_not_taken", unread="signer_not_looked_at")
         plugged = PluggedDirectory(directory, trust_domain, passphrase_file, events)
-        try:
+        with within("signer.cacerts"):
             return cls(plugged, await plugged.first(clock.now()), clock)
-        except ConfigurationError as error:
-            lines = str(error).splitlines()
-            raise ConfigurationError("\n".join(f"signer.cacerts: {line}" for line in lines)) from error
 
     def current(self) -> SigningSet:
         """What the directory held when it was last good, with every revocation list that counts."""

@@ -1,5 +1,6 @@
 """Files that hold what they should, and not in PEM: what they are instead, and what turns them into PEM."""
 
+from sds_agent.errors import Problem
 from sds_agent.pki.pem import labels
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -12,26 +13,33 @@ def first_label(data: bytes) -> str | None:
     return next((label.decode() for label in labels(data)), None)
 
 
-def other_form(data: bytes, openssl: str) -> str | None:
-    """A clause for a file without PEM, such as "is in DER; ...", or None where nothing is known.
+def other_form(data: bytes, openssl: str) -> Problem | None:
+    """What a file without PEM is instead, such as "is in DER", or None where nothing is known.
 
     `openssl` is the command that reads such content, such as `x509`.
     """
     if data.startswith(_DER_SEQUENCE):
-        return f"is in DER; convert it to PEM with `openssl {openssl} -inform DER -in FILE -out FILE.pem`"
+        return _converted(
+            "is in DER", f"openssl {openssl} -inform DER -in FILE -out FILE.pem", "convert it to PEM with"
+        )
     if data.startswith(_UTF16):
-        return "is in UTF-16, as Windows writes it; convert it with `iconv -f UTF-16 -t UTF-8 FILE > FILE.pem`"
+        return _converted("is in UTF-16, as Windows writes it", "iconv -f UTF-16 -t UTF-8 FILE > FILE.pem")
     if data.startswith(_BASE64_OF_BEGIN):
-        return "is in base64 once more, as Kubernetes shows a Secret; decode it with `base64 -d FILE > FILE.pem`"
+        found = "is in base64 once more, as Kubernetes shows a Secret"
+        return _converted(found, "base64 -d FILE > FILE.pem", "decode it with")
     return None
 
 
-def without_certificate(data: bytes, wanted: str) -> str:
-    """A clause for a file in which no certificate was found; `wanted` is what should be there."""
+def without_certificate(data: bytes, wanted: str) -> Problem:
+    """What is wrong with a file in which no certificate was found; `wanted` is what should be there."""
     if form := other_form(data, "x509"):
         return form
     label = first_label(data)
     if label == "PKCS7":
-        return "is in PKCS#7; convert it with `openssl pkcs7 -print_certs -in FILE -out FILE.pem`"
+        return _converted("is in PKCS#7", "openssl pkcs7 -print_certs -in FILE -out FILE.pem")
     what = f"it begins with {label}" if label else "there is no PEM block in it"
-    return f"holds no certificate: {what}; put there {wanted}, in PEM"
+    return Problem((), f"holds no certificate: {what}", f"put there {wanted}, in PEM")
+
+
+def _converted(found: str, command: str, how: str = "convert it with") -> Problem:
+    return Problem((), found, f"{how} `{command}`")

@@ -13,7 +13,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from sds_agent.errors import SdsAgentError
+from sds_agent.errors import Problem, SdsAgentError
 from sds_agent.pki.forms import other_form
 from sds_agent.pki.keys import PrivateKey
 from sds_agent.pki.pem import blocks, labels
@@ -30,21 +30,28 @@ _CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
 RSA_PSS = bytes.fromhex("06092a864886f70d01010a")
 EXPLICIT_CURVE = bytes.fromhex("06072a8648ce3d0101")
 
-PSS_REFUSED = (
-    "is an RSA-PSS key, which Envoy and most others do not take; make a plain one with `openssl genpkey -algorithm RSA`"
+PSS_REFUSED = Problem(
+    (),
+    "is an RSA-PSS key, which Envoy and most others do not take",
+    "make a plain one with `openssl genpkey -algorithm RSA`",
 )
-EXPLICIT_REFUSED = (
-    "has its curve spelled out as explicit parameters, which others refuse; name the curve instead, with "
-    "`openssl ec -in KEY -param_enc named_curve`"
+EXPLICIT_REFUSED = Problem(
+    (),
+    "has its curve spelled out as explicit parameters, which others refuse",
+    "name the curve instead, with `openssl ec -in KEY -param_enc named_curve`",
 )
+_GIVE_PRIVATE = "give the private key that belongs to it"
 _OTHER_KINDS = {
-    b"OPENSSH PRIVATE KEY": "is in OpenSSH's own form; convert it with `ssh-keygen -p -m PKCS8 -f KEY`",
-    b"DSA PRIVATE KEY": "is a DSA key, which no TLS library takes for a certificate any more; make an EC or RSA key",
-    b"PUBLIC KEY": "is a public key; give the private key that belongs to it",
-    b"RSA PUBLIC KEY": "is a public key; give the private key that belongs to it",
-    b"CERTIFICATE": "is a certificate; give the private key that belongs to it",
-    b"TRUSTED CERTIFICATE": "is a certificate of OpenSSL's own kind; give the private key that belongs to it",
-    b"CERTIFICATE REQUEST": "is a certificate request; give the private key that it was made with",
+    b"OPENSSH PRIVATE KEY": ("is in OpenSSH's own form", "convert it with `ssh-keygen -p -m PKCS8 -f KEY`"),
+    b"DSA PRIVATE KEY": (
+        "is a DSA key, which no TLS library takes for a certificate any more",
+        "make an EC or RSA key",
+    ),
+    b"PUBLIC KEY": ("is a public key", _GIVE_PRIVATE),
+    b"RSA PUBLIC KEY": ("is a public key", _GIVE_PRIVATE),
+    b"CERTIFICATE": ("is a certificate", _GIVE_PRIVATE),
+    b"TRUSTED CERTIFICATE": ("is a certificate of OpenSSL's own kind", _GIVE_PRIVATE),
+    b"CERTIFICATE REQUEST": ("is a certificate request", "give the private key that it was made with"),
 }
 
 _Read: TypeAlias = tuple[bytes, bytes]
@@ -52,13 +59,21 @@ _Read: TypeAlias = tuple[bytes, bytes]
 
 
 class KeyFileError(SdsAgentError):
-    """What should be a private key cannot be used; the message begins with a verb and never holds key material."""
+    """What should be a private key cannot be used. `problem` says why, and never holds key material."""
 
     exit_code = 2
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
 
 
 class PassphraseError(KeyFileError):
     """The key is encrypted, and there is no passphrase or it is not the right one."""
+
+
+def _refused(found: str, fix: str, kind: type[KeyFileError] = KeyFileError) -> KeyFileError:
+    return kind(Problem((), found, fix))
 
 
 def read_private_key(data: bytes, passphrase: bytes | None = None) -> PrivateKey:
@@ -70,7 +85,7 @@ def read_private_key(data: bytes, passphrase: bytes | None = None) -> PrivateKey
     label, block = _only_key(data)
     encrypted = _is_encrypted(label, block)
     if encrypted and not passphrase:
-        raise PassphraseError("is encrypted and there is no passphrase; give the file that holds it")
+        raise _refused("is encrypted and there is no passphrase", "give the file that holds it", PassphraseError)
     if not encrypted:
         _refuse_odd_encodings(_der(block))
     return _fit(_load(block, passphrase if encrypted else None))
@@ -90,23 +105,23 @@ def _only_key(data: bytes) -> _Read:
     text = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     keys = list(blocks(text, _KEYS))
     if len(keys) > 1:
-        raise KeyFileError(f"holds {len(keys)} private keys; keep only the one that belongs to the certificate")
+        raise _refused(f"holds {len(keys)} private keys", "keep only the one that belongs to the certificate")
     if not keys:
         raise KeyFileError(_no_key(data, list(labels(text))))
     if not keys[0].has_end:
-        raise KeyFileError("has no END line, so the key is cut off; write the whole of it")
+        raise _refused("has no END line, so the key is cut off", "write the whole of it")
     return keys[0].label, keys[0].text + b"\n"
 
 
-def _no_key(data: bytes, labels: list[bytes]) -> str:
+def _no_key(data: bytes, labels: list[bytes]) -> Problem:
     for label in labels:
         if label in _OTHER_KINDS:
-            return _OTHER_KINDS[label]
+            return Problem((), *_OTHER_KINDS[label])
     if form := other_form(data, "pkey"):
         return form
     if not data.strip():
-        return "is empty; write the private key into it, in PEM"
-    return "holds no private key in PEM; write one that begins with -----BEGIN PRIVATE KEY-----"
+        return Problem((), "is empty", "write the private key into it, in PEM")
+    return Problem((), "holds no private key in PEM", "write one that begins with -----BEGIN PRIVATE KEY-----")
 
 
 def _der(block: bytes) -> bytes:
@@ -114,7 +129,7 @@ def _der(block: bytes) -> bytes:
     try:
         return base64.b64decode(b"".join(body.split()), validate=True)
     except binascii.Error as error:
-        raise KeyFileError("is damaged: what stands between BEGIN and END is not base64; copy it anew") from error
+        raise _refused("is damaged: what stands between BEGIN and END is not base64", "copy it anew") from error
 
 
 def _refuse_odd_encodings(der: bytes) -> None:
@@ -128,25 +143,27 @@ def _load(block: bytes, passphrase: bytes | None) -> object:
     try:
         return load_pem_private_key(block, passphrase)
     except UnsupportedAlgorithm as error:
-        raise KeyFileError(
-            "is of a kind, or encrypted in a way, that is not supported; convert it with "
-            "`openssl pkcs8 -topk8 -v2 aes-256-cbc -in KEY`"
+        raise _refused(
+            "is of a kind, or encrypted in a way, that is not supported",
+            "convert it with `openssl pkcs8 -topk8 -v2 aes-256-cbc -in KEY`",
         ) from error
     except (ValueError, TypeError) as error:
         if passphrase is not None:
-            raise PassphraseError(
-                "cannot be decrypted; the passphrase is wrong, or the key is damaged or encrypted in an old way "
-                "(`openssl pkcs8 -topk8 -v2 aes-256-cbc -in KEY` writes a new one)"
+            raise _refused(
+                "cannot be decrypted",
+                "the passphrase is wrong, or the key is damaged or encrypted in an old way "
+                "(`openssl pkcs8 -topk8 -v2 aes-256-cbc -in KEY` writes a new one)",
+                PassphraseError,
             ) from error
-        raise KeyFileError("is not a well-formed private key; write it anew") from error
+        raise _refused("is not a well-formed private key", "write it anew") from error
 
 
 def _fit(key: object) -> PrivateKey:
     match key:
         case rsa.RSAPrivateKey(key_size=size) if size < SMALLEST_RSA:
-            raise KeyFileError(f"is an RSA key of {size} bits; make one of {SMALLEST_RSA} or more")
+            raise _refused(f"is an RSA key of {size} bits", f"make one of {SMALLEST_RSA} or more")
         case ec.EllipticCurvePrivateKey(curve=curve) if curve.name not in _CURVES:
-            raise KeyFileError(f"is on the curve {curve.name}; make one on P-256, P-384 or P-521")
+            raise _refused(f"is on the curve {curve.name}", "make one on P-256, P-384 or P-521")
         case rsa.RSAPrivateKey() | ec.EllipticCurvePrivateKey():
             return key
-    raise KeyFileError("is neither an EC nor an RSA key; make one of these")
+    raise _refused("is neither an EC nor an RSA key", "make one of these")

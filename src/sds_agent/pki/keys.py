@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from sds_agent.tasks import in_thread
@@ -56,6 +57,17 @@ def to_pkcs8_pem(key: PrivateKey) -> bytes:
 def public_bytes(public_key: PublicKey) -> bytes:
     """The SubjectPublicKeyInfo in DER (RFC 5280 section 4.1.2.7): equal bytes mean the same key."""
     return public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def describe_key(public_key: CertificatePublicKeyTypes) -> str:
+    """The kind of a key, for people: `EC secp256r1`, `RSA 2048`, `Ed25519`."""
+    match public_key:
+        case ec.EllipticCurvePublicKey(curve=curve):
+            return f"EC {curve.name}"
+        case rsa.RSAPublicKey(key_size=size):
+            return f"RSA {size}"
+        case _:  # as it may stand in a certificate above a signer, or among the roots
+            return type(public_key).__name__.removesuffix("PublicKey")
 
 
 def signature_hash(key: PrivateKey) -> SignatureHash:

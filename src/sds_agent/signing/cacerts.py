@@ -8,26 +8,20 @@ Everything that is wrong is told at once. That the pieces work together is prove
 needed and that cannot be used is left out, and so is one that Envoy would not load.
 """
 
-import itertools
-import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import PublicKeyAlgorithmOID
 from msgspec import Struct
 
-from sds_agent.errors import ConfigurationError
-from sds_agent.pki import pem
+from sds_agent.errors import Problem, ProblemsError
 from sds_agent.pki.certificates import (
     CertificateError,
     describe,
     describe_name,
     describe_time,
-    extension,
     has_key,
-    is_ca,
     longest_valid_first,
     read_bundle,
     subject_alternative_uris,
@@ -40,23 +34,16 @@ from sds_agent.pki.keyfile import (
     EXPLICIT_REFUSED,
     PSS_REFUSED,
     KeyFileError,
-    is_encrypted,
     read_private_key,
 )
 from sds_agent.pki.keys import PrivateKey
-from sds_agent.pki.names import same_encoding
-from sds_agent.pki.validation.revocation import RevocationList, fault_of_list, read_crls, revoked
-from sds_agent.pki.validation.signatures import fault_of_signature
+from sds_agent.pki.validation.revocation import RevocationList, RevocationListError, fault_of_list, read_crls, revoked
+from sds_agent.pki.validation.rules import fault_of_ca_flag, fault_of_key_usage
 from sds_agent.signing.reach import Prover, Reach, ReachError
 from sds_agent.signing.signer import Signer
 from sds_agent.signing.signing_set import LARGEST_ANSWER, ROOM_FOR_LEAF, SigningSet
 
 Certificates = tuple[x509.Certificate, ...]
-
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_GO_LINE = re.compile(rb"^-----(BEGIN|END) ([^\r\n]*)-----[ \t\r]*$", re.MULTILINE)
-"""How encoding/pem, by which istiod reads all its files, knows a block."""
-_GO_KEYS = frozenset({"PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY", "ENCRYPTED PRIVATE KEY"})
 
 
 class Layout(Struct, frozen=True):
@@ -80,25 +67,6 @@ FILES = (*ISTIO.required, CRL_FILE, *CERT_MANAGER.required)
 """Every name that counts; other files beside them are nobody's business here."""
 
 
-class Finding(Struct, frozen=True):
-    """Something wrong: the file (or files) `where`, what was `found`, and how to `fix` it."""
-
-    where: str
-    found: str
-    fix: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.found}; {self.fix}"
-
-
-class CaFilesError(ConfigurationError):
-    """The files cannot be plugged in; the message has a line for each finding."""
-
-    def __init__(self, findings: tuple[Finding, ...]) -> None:
-        super().__init__("\n".join(map(str, findings)))
-        self.findings = findings
-
-
 def layout_of(files: Mapping[str, bytes]) -> Layout:
     """Which names count in these files."""
     return CERT_MANAGER if CERT_MANAGER.signer in files else ISTIO
@@ -112,19 +80,19 @@ def read_signing_set(
     trust_domain: str | None = None,
     lists: bool = True,
 ) -> SigningSet:
-    """The CA that these files (contents by name) make. Raises CaFilesError with everything that is wrong.
+    """The CA that these files (contents by name) make. Raises ProblemsError with everything that is wrong.
 
     With a `trust_domain` the name constraints must allow its IDs; without one they must allow those of some (`reach`).
     Without `lists` nothing depends on the revocation lists: what is wrong with them is `left_out` and none is given.
     """
-    reading = _Reading(files, layout_of(files), lists=lists)
+    reading = _FilesReader(files, layout_of(files), lists=lists)
     signing = reading.signing_set(now, passphrase, trust_domain) if not reading.incomplete() else None
-    if signing is None or reading.findings:
-        raise CaFilesError(tuple(reading.findings))
+    if signing is None or reading.problems:
+        raise ProblemsError(reading.problems)
     return signing
 
 
-class _Reading:
+class _FilesReader:
     """One pass over the files, and what it found wrong."""
 
     def __init__(self, files: Mapping[str, bytes], layout: Layout, *, lists: bool) -> None:
@@ -132,10 +100,10 @@ class _Reading:
         self._layout = layout
         self._lists = lists
         self._left_out: dict[str, tuple[str, ...]] = {}
-        self.findings: list[Finding] = []
+        self.problems: list[Problem] = []
 
     def refuse(self, where: str, found: str, fix: str) -> None:
-        self.findings.append(Finding(where, found, fix))
+        self.problems.append(Problem((where,), found, fix))
 
     def incomplete(self) -> bool:
         """Refuse what lacks a file: half a set may be one that is being written."""
@@ -158,7 +126,7 @@ class _Reading:
         if not own:
             return None
         certificate = self._signer(own, key, now)
-        if key is None or not roots or self.findings:
+        if key is None or not roots or self.problems:
             return None
         signer, anchors = Signer(certificate, key), longest_valid_first(roots)
         chain = self._proved(Prover(signer, unique((*own, *above)), anchors, now), trust_domain)
@@ -172,7 +140,7 @@ class _Reading:
         try:
             return read_private_key(self._files[name], passphrase)
         except KeyFileError as error:
-            self.refuse(name, *_split(str(error)))
+            self.problems.append(error.problem.within(name))
         return None
 
     def _certificates(self, name: str) -> Certificates:
@@ -183,7 +151,7 @@ class _Reading:
             return ()
         self._left_out[name] = reading.left_out
         if not reading.certificates:
-            self.refuse(name, *_split(without_certificate(self._files[name], _PURPOSE[name])))
+            self.problems.append(without_certificate(self._files[name], _PURPOSE[name]).within(name))
         return reading.certificates
 
     def _all_left_out(self, *names: str) -> tuple[str, ...]:
@@ -194,10 +162,9 @@ class _Reading:
     def _crls(self, known: Certificates) -> tuple[RevocationList, ...]:
         faults, crls = _judged_lists(self._files.get(CRL_FILE), known)
         if not self._lists:
-            self._left_out[CRL_FILE] = tuple(fault for fault, _ in faults)
+            self._left_out[CRL_FILE] = tuple(fault.found for fault in faults)
             return ()
-        for found, fix in faults:
-            self.refuse(CRL_FILE, found, fix)
+        self.problems += [fault.within(CRL_FILE) for fault in faults]
         return crls
 
     def _signer(self, own: Certificates, key: PrivateKey | None, now: datetime) -> x509.Certificate:
@@ -211,8 +178,7 @@ class _Reading:
                 f"the key is not that of {describe(certificate)}{_besides(self._all_left_out(where))}",
                 "put the key there that the certificate was made for, or the certificate made for this key",
             )
-        for found, fix in _faults_of_signer(certificate, now):
-            self.refuse(where, found, fix)
+        self.problems += [fault.within(where) for fault in _faults_of_signer(certificate, now)]
         return certificate
 
     def _too_large(self, chain: Certificates, anchors: Certificates) -> bool:
@@ -240,56 +206,45 @@ def _besides(left_out: tuple[str, ...]) -> str:
     return f" (left out: {'; '.join(left_out)})" if left_out else ""
 
 
-def _judged_lists(data: bytes | None, known: Certificates) -> tuple[list[tuple[str, str]], tuple[RevocationList, ...]]:
-    """What is wrong with the revocation lists and how to fix it, and the lists."""
+def _judged_lists(data: bytes | None, known: Certificates) -> tuple[list[Problem], tuple[RevocationList, ...]]:
+    """What is wrong with the revocation lists, and the lists."""
     if data is None:
         return [], ()
     try:
         crls = read_crls(data)
-    except CertificateError as error:
-        return [(str(error), "write it anew, as revocation lists in PEM, or remove it")], ()
+    except RevocationListError as error:
+        return [error.problem], ()
     if not crls:
-        return [("is empty", "put the revocation lists into it, or remove it where there are none")], ()
+        return [Problem((), "is empty", "put the revocation lists into it, or remove it where there are none")], ()
     faults = ((number, fault_of_list(crl, known)) for number, crl in enumerate(crls, start=1))
-    return [(f"its revocation list {number} {fault}", _FIX_LIST) for number, fault in faults if fault], crls
+    return [Problem((), f"its revocation list {number} {fault}", _FIX_LIST) for number, fault in faults if fault], crls
 
 
-def _faults_of_signer(certificate: x509.Certificate, now: datetime) -> Iterator[tuple[str, str]]:
+def _faults_of_signer(certificate: x509.Certificate, now: datetime) -> Iterator[Problem]:
     name = describe(certificate)
-    if not is_ca(certificate):
-        yield (
-            f"{name} is no CA: its BasicConstraints would have to say CA:TRUE",
-            "issue it with basicConstraints=critical,CA:TRUE",
-        )
-    usage = extension(certificate, x509.KeyUsage)
-    if usage is not None and not usage.key_cert_sign:
-        yield (
-            f"{name} may not sign certificates: its KeyUsage lacks keyCertSign",
-            "issue it with keyUsage=critical,keyCertSign,cRLSign",
-        )
+    if fault := fault_of_ca_flag(certificate):
+        yield Problem((), fault, "issue it with basicConstraints=critical,CA:TRUE")
+    if fault := fault_of_key_usage(certificate):
+        yield Problem((), fault, "issue it with keyUsage=critical,keyCertSign,cRLSign")
     if identities := [uri for uri in subject_alternative_uris(certificate) if _is_workload(uri)]:
-        yield (
+        yield Problem(
+            (),
             f"{name} is a workload's own certificate: it carries the SPIFFE ID {describe_name(identities[0])}",
             "a CA's SPIFFE ID has no path (X509-SVID section 4.1): issue a CA certificate without that name",
         )
     if now > certificate.not_valid_after_utc:
-        yield f"{name} expired on {describe_time(certificate.not_valid_after_utc)}", "issue a new one"
+        yield Problem((), f"{name} expired on {describe_time(certificate.not_valid_after_utc)}", "issue a new one")
     if now < certificate.not_valid_before_utc:
         first = describe_time(certificate.not_valid_before_utc)
-        yield f"{name} is valid only from {first}", "wait for that, or set this machine's clock"
+        yield Problem((), f"{name} is valid only from {first}", "wait for that, or set this machine's clock")
     if certificate.public_key_algorithm_oid == PublicKeyAlgorithmOID.RSASSA_PSS:
-        yield _split(PSS_REFUSED)
+        yield PSS_REFUSED
     elif EXPLICIT_CURVE in certificate.tbs_certificate_bytes:
-        yield _split(EXPLICIT_REFUSED)
+        yield EXPLICIT_REFUSED
 
 
 def _is_workload(uri: str) -> bool:
     return uri.startswith("spiffe://") and uri.removeprefix("spiffe://").strip("/").count("/") > 0
-
-
-def _split(words: str) -> tuple[str, str]:
-    found, _, fix = words.partition("; ")
-    return found, fix
 
 
 def reach(files: Mapping[str, bytes], signing: SigningSet, now: datetime) -> Reach:
@@ -300,108 +255,16 @@ def reach(files: Mapping[str, bytes], signing: SigningSet, now: datetime) -> Rea
     return Prover(signing.signer, candidates, signing.roots, now).reach()
 
 
-def fault_of_revocation(signing: SigningSet) -> Finding | None:
-    """Whether the lists beside a CA revoke the CA itself.
+def fault_of_revocation(signing: SigningSet) -> Problem | None:
+    """What to say of a CA that the lists beside it revoke, or None.
 
     It can sign all the same, and a running CA server has to take such a set: else it would not know of the revocation.
     """
     for root in signing.roots:
         if (gone := revoked((*signing.intermediates, root), signing.crls)) is not None:
             found = f"revokes {describe(gone)}, so nothing that this CA issues would be taken for a renewal"
-            return Finding(CRL_FILE, found, "have another CA certificate issued, for a new key")
+            return Problem((CRL_FILE,), found, "have another CA certificate issued, for a new key")
     return None
-
-
-def refused_by_istiod(files: Mapping[str, bytes]) -> tuple[Finding, ...]:
-    """What istiod would not take of these files, though it may be good for us (as tried on istiod's own code)."""
-    return tuple(_faults_for_istiod(files, layout_of(files)))
-
-
-def spelled_otherwise(signing: SigningSet) -> tuple[Finding, ...]:
-    """Where a certificate of the chain spells its issuer's name in another way than the issuer does.
-
-    For Envoy, and by RFC 5280 section 7.1, the two are one name (`names`). Go compares their bytes.
-    """
-    pairs = list(itertools.pairwise(signing.intermediates))
-    if signing.intermediates:
-        top = signing.intermediates[-1]
-        roots = [root for root in signing.roots if fault_of_signature(top, root) is None]
-        if not any(same_encoding(top.issuer, root.subject) for root in roots):
-            pairs += [(top, root) for root in roots[:1]]
-    return tuple(
-        Finding(
-            describe(below),
-            f"spells its issuer's name in another way than {describe(above)} does: as another type of string, or with "
-            "other capitals or spaces",
-            "have it issued anew with the name as the issuer has it; Envoy takes both, Go does not",
-        )
-        for below, above in pairs
-        if not same_encoding(below.issuer, above.subject)
-    )
-
-
-def _faults_for_istiod(files: Mapping[str, bytes], layout: Layout) -> Iterator[Finding]:
-    for name in (each for each in layout.required if each in files):
-        if files[name].startswith(BYTE_ORDER_MARK + b"-----BEGIN"):
-            yield Finding(name, "begins with a byte order mark", "remove it: `sed -i '1s/^\\xEF\\xBB\\xBF//' FILE`")
-        else:
-            yield from _blocks_for_istiod(files[name], name, layout)
-    if _needs_passphrase(files.get(layout.key, b"")):
-        yield Finding(layout.key, "is encrypted", "istiod has no way to be given a passphrase: decrypt the key for it")
-    yield from _order_for_istiod(files, layout)
-
-
-def _blocks_for_istiod(data: bytes, name: str, layout: Layout) -> Iterator[Finding]:
-    """istiod's reader knows BEGIN and END only as lines of their own, and takes a first block for the one it wants."""
-    lines = _GO_LINE.findall(data)
-    labels = [label.decode(errors="replace") for kind, label in lines if kind == b"BEGIN"]
-    if len(lines) < 2 * len(list(pem.labels(data))):
-        fix = "let each of these begin a line and end it"
-        yield Finding(name, "holds a BEGIN or an END of a block that shares its line with something else", fix)
-    elif name == layout.key and labels[:1] == ["EC PARAMETERS"]:
-        fix = "remove that block: `openssl pkcs8 -topk8 -nocrypt -in FILE` writes the key alone"
-        yield Finding(name, "begins with an EC PARAMETERS block", fix)
-    elif name == layout.key and _GO_KEYS.intersection(labels[1:]) and labels[0] not in _GO_KEYS:
-        yield Finding(name, f"begins with a block {labels[0]}", "move the key to the front")
-    elif name != layout.key and "X509 CERTIFICATE" in labels:
-        yield Finding(name, "holds an X509 CERTIFICATE", "`sed -i 's/X509 CERTIFICATE/CERTIFICATE/' FILE`")
-    elif name == layout.signer and "CERTIFICATE" in labels[1:] and labels[0] != "CERTIFICATE":
-        yield Finding(name, f"begins with a block {labels[0]}", "move the signer's certificate to the front")
-
-
-def _needs_passphrase(key: bytes) -> bool:
-    try:
-        return is_encrypted(key)
-    except KeyFileError:
-        return False
-
-
-def _order_for_istiod(files: Mapping[str, bytes], layout: Layout) -> Iterator[Finding]:
-    """istiod takes the first certificate of the signer's file, and `tls.crt` before `ca-cert.pem`."""
-    if CERT_MANAGER.signer in files and ISTIO.signer in files:
-        yield Finding(
-            f"{CERT_MANAGER.signer} and {ISTIO.signer}",
-            f"both are there, and {CERT_MANAGER.signer} is the one that is taken, here and by istiod",
-            "keep the files of one kind",
-        )
-    try:
-        own = read_bundle(files.get(layout.signer, b"")).certificates
-        key = read_private_key(files.get(layout.key, b""))
-    except (CertificateError, KeyFileError):
-        return
-    if own and not has_key(own[0], key.public_key()) and any(has_key(c, key.public_key()) for c in own):
-        yield Finding(layout.signer, "the signer is not the first certificate in it", "move it to the front")
-
-
-def describe_key(certificate: x509.Certificate) -> str:
-    """The kind of a certificate's key, for people."""
-    match certificate.public_key():
-        case ec.EllipticCurvePublicKey(curve=curve):
-            return f"EC {curve.name}"
-        case rsa.RSAPublicKey(key_size=size):
-            return f"RSA {size}"
-        case other:  # which may stand above the signer, or among the roots
-            return type(other).__name__.removesuffix("PublicKey")
 
 
 _PURPOSE = {

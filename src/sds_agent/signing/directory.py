@@ -6,37 +6,38 @@ symlink as Kubernetes does), their content is what counts.
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
 
 from msgspec import Struct
 
 from sds_agent import log
-from sds_agent.errors import ConfigurationError
+from sds_agent.errors import Problem, ProblemsError, within
 from sds_agent.files import read_at_once
 from sds_agent.pki.keyfile import LONGEST_PASSPHRASE
-from sds_agent.signing.cacerts import FILES, CaFilesError, read_signing_set
+from sds_agent.signing.cacerts import FILES, read_signing_set
 from sds_agent.signing.signing_set import SigningSet
 from sds_agent.tasks import NoThreadError, TimeLimit, in_thread
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 LARGEST_FILE = 4 << 20
 """Bytes; a file that is larger is none of a CA's. Some hundred thousand revoked certificates fit."""
 TIMEOUT = 10.0
 """Seconds for the disk to answer."""
+MOST_CAUSES = 20
+"""Problems named in one line of the log: a file may hold thousands of revocation lists, each with one."""
 MOST_READINGS = 5
 """How often the files are read until two readings agree; what changes faster is looked at the next time."""
 
 
-class DirectoryError(ConfigurationError):
+class DirectoryError(ProblemsError):
     """The directory, or a file in it, cannot be read."""
+
+    def __init__(self, found: str, fix: str) -> None:
+        super().__init__([Problem((), found, fix)])
 
 
 class Contents(Sensitive, frozen=True):
@@ -84,10 +85,10 @@ class PluggedDirectory:
         self._reported = b""  # of what was refused last
 
     async def first(self, now: datetime) -> SigningSet:
-        """The CA in it. Raises ConfigurationError with everything that is wrong, a line for each."""
-        with _told_with(self.path):
-            found = await self.changed(now)
-        return _settled(found, self.path)
+        """The CA in it. Raises ProblemsError with everything that is wrong."""
+        read = _whole(await self._read(), self.path)
+        with within(str(self.path)):
+            return await self._taken(read, now)
 
     async def read_again(self, now: datetime) -> SigningSet | None:
         """As `changed`, but what is wrong is logged, once for each content, and None is returned: whatever was read
@@ -95,7 +96,7 @@ class PluggedDirectory:
         """
         try:
             found = await self.changed(now)
-        except ConfigurationError as error:
+        except ProblemsError as error:
             self._report(error)
             return None
         except NoThreadError as error:
@@ -108,20 +109,24 @@ class PluggedDirectory:
         """The CA in it, or None where that is what was given last, or the files are being written.
 
         What is left out of a CA is logged with it, once for each content.
-        Raises ConfigurationError, for the same content again each time: a signer that is not valid yet becomes so.
+        Raises ProblemsError, for the same content again each time: a signer that is not valid yet becomes so.
         """
-        try:
-            read = await self._disk.call(_read, self.path, self._passphrase_file)
-        except TimeoutError as error:
-            raise DirectoryError(
-                f"cannot read {self.path}: {error.strerror}; look whether its disk is there"
-            ) from error
+        read = await self._read()
         if read is None:
             return None
         self._seen = read.digest
         if self._seen == self._good:
             self._reported = b""
             return None
+        return await self._taken(read, now)
+
+    async def _read(self) -> "_Read | None":
+        try:
+            return await self._disk.call(_read, self.path, self._passphrase_file)
+        except TimeoutError as error:
+            raise DirectoryError(f"cannot read {self.path}: {error.strerror}", "see that its disk is there") from error
+
+    async def _taken(self, read: "_Read", now: datetime) -> SigningSet:
         signing = await in_thread(self._judged, read, now)
         self._good = read.digest
         if signing.left_out:
@@ -134,7 +139,7 @@ class PluggedDirectory:
             read.files, now, passphrase=read.passphrase, trust_domain=self._trust_domain, lists=self._lists
         )
 
-    def _report(self, error: ConfigurationError) -> None:
+    def _report(self, error: ProblemsError) -> None:
         """Log what `changed` raised, once for each content."""
         if isinstance(error, DirectoryError):  # what cannot be read has no content of its own
             self._seen = _digest([str(error)])
@@ -144,34 +149,26 @@ class PluggedDirectory:
                 self._events.refused,
                 level=logging.ERROR,
                 directory=str(self.path),
-                cause=str(error).replace("\n", " | "),
+                causes=[str(problem) for problem in error.problems[:MOST_CAUSES]],
                 serving="the CA that was read before goes on signing",
             )
         self._reported = self._seen
 
 
-def look_at(directory: Path, trust_domain: str, passphrase_file: Path | None, now: datetime) -> None:
-    """Whether there is a CA in it for an agent, which needs no revocation list. Raises ConfigurationError as `first`.
+def check(directory: Path, trust_domain: str, passphrase_file: Path | None, now: datetime) -> None:
+    """Whether there is a CA in it for an agent, which needs no revocation list. Raises ProblemsError, as `first` does.
 
     For a command, which may wait for a disk.
     """
-    with _told_with(directory):
-        read = _settled(_read(directory, passphrase_file), directory)
+    read = _whole(_read(directory, passphrase_file), directory)
+    with within(str(directory)):
         read_signing_set(read.files, now, passphrase=read.passphrase, trust_domain=trust_domain, lists=False)
 
 
-@contextmanager
-def _told_with(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except CaFilesError as error:
-        raise ConfigurationError("\n".join(f"{directory}: {finding}" for finding in error.findings)) from error
-
-
-def _settled(found: T | None, directory: Path) -> T:
-    if found is None:
-        raise ConfigurationError(f"{directory}: its files change all the time; start again when they are complete")
-    return found
+def _whole(read: "_Read | None", directory: Path) -> "_Read":
+    if read is None:
+        raise DirectoryError(f"{directory}: its files change all the time", "start again when they are complete")
+    return read
 
 
 class _Read(Sensitive, frozen=True):
@@ -215,10 +212,10 @@ def read_file(file: Path) -> bytes | None:
         return None
     except OSError as error:
         raise DirectoryError(
-            f"cannot read {file}: {error.strerror}; it must be a file that this user may read"
+            f"cannot read {file}: {error.strerror}", "it must be a file that this user may read"
         ) from error
     if len(data) > LARGEST_FILE:
-        raise DirectoryError(f"{file} has more than {LARGEST_FILE} bytes; put the CA's own file there")
+        raise DirectoryError(f"{file} has more than {LARGEST_FILE} bytes", "put the CA's own file there")
     return data
 
 
@@ -229,18 +226,19 @@ def read_passphrase(file: Path) -> bytes:
             passphrase = opened.readline(LONGEST_PASSPHRASE + len(b"\r\n")).removesuffix(b"\n").removesuffix(b"\r")
     except OSError as error:
         raise DirectoryError(
-            f"the passphrase cannot be read: {file}: {error.strerror}; name a file that holds it and that this user "
-            "may read"
+            f"the passphrase cannot be read: {file}: {error.strerror}",
+            "name a file that holds it and that this user may read",
         ) from error
     if not passphrase:
         raise DirectoryError(
-            f"the first line of the passphrase file {file} is empty, and only that line is read; write the "
-            "passphrase there"
+            f"the first line of the passphrase file {file} is empty, and only that line is read",
+            "write the passphrase there",
         )
     if len(passphrase) > LONGEST_PASSPHRASE:
         raise DirectoryError(
             f"the first line of the passphrase file {file} has more than {LONGEST_PASSPHRASE} bytes, the most that a "
-            "passphrase can have; write the passphrase there"
+            "passphrase can have",
+            "write the passphrase there",
         )
     return passphrase
 
@@ -250,10 +248,10 @@ def _read_all(directory: Path) -> dict[str, bytes]:
         there = directory.is_dir()
     except OSError as error:  # the way to it is closed to this user, or its name cannot be one
         raise DirectoryError(
-            f"cannot look at {directory}: {error.strerror}; name a directory that this user may read"
+            f"cannot look at {directory}: {error.strerror}", "name a directory that this user may read"
         ) from error
     if not there:
-        raise DirectoryError(f"{directory} is not a directory; name the one that holds the CA's files")
+        raise DirectoryError(f"{directory} is not a directory", "name the one that holds the CA's files")
     found = {name: read_file(directory / name) for name in FILES}
     return {name: data for name, data in found.items() if data is not None}
 

@@ -13,14 +13,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
 from sds_agent.directories import ABOVE, make_directory
-from sds_agent.errors import SdsAgentError
+from sds_agent.errors import ProblemsError, SdsAgentError
 from sds_agent.files import sync_directory
 from sds_agent.pki.certificates import CertificateError, describe, has_key, read_bundle, write_pem
 from sds_agent.pki.forms import without_certificate
 from sds_agent.pki.keyfile import LONGEST_PASSPHRASE, KeyFileError, read_private_key
 from sds_agent.pki.keys import KeyType, PrivateKey, generate
 from sds_agent.pki.validation.signatures import fault_of_signature
-from sds_agent.signing.cacerts import FILES, CaFilesError, read_signing_set
+from sds_agent.signing.cacerts import FILES, read_signing_set
 from sds_agent.signing.directory import DirectoryError, read_file
 from sds_agent.signing.signer import Signer, SignerError, make_intermediate, make_root
 
@@ -102,11 +102,11 @@ def read_root(directory: Path, passphrase: bytes | None = None) -> Signer:
     except CertificateError as error:
         raise HierarchyError(f"{certificate_file}: {error}; put {_ROOT} there") from error
     if not reading.certificates:
-        raise HierarchyError(f"{certificate_file}: {without_certificate(pem, _ROOT)}")
+        raise HierarchyError(str(without_certificate(pem, _ROOT).within(str(certificate_file))))
     try:
         key = read_private_key(data, passphrase)
     except KeyFileError as error:
-        raise type(error)(f"{key_file}: {error}") from error
+        raise type(error)(error.problem.within(str(key_file))) from error
     for certificate in reading.certificates:
         if has_key(certificate, key.public_key()):
             return _as_root(certificate, key, certificate_file)
@@ -149,9 +149,9 @@ def _refuse_useless(
     """A root that somebody else made may allow no CA below it, or none that could sign for this host."""
     try:
         read_signing_set(files, now, passphrase=passphrase, trust_domain=permitted_host)
-    except CaFilesError as error:
+    except ProblemsError as error:
         raise HierarchyError(
-            f"below this root the intermediate could not be used: {'; '.join(each.found for each in error.findings)}; "
+            f"below this root the intermediate could not be used: {'; '.join(each.found for each in error.problems)}; "
             "take another root or another name constraint"
         ) from error
 

@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sds_agent.errors import SdsAgentError
-from sds_agent.pki.certificates import describe, describe_name, describe_time, extension, has_key, is_ca
+from sds_agent.pki.certificates import describe, describe_name, describe_time, extension, has_key
 from sds_agent.pki.keys import PrivateKey, PublicKey, signature_hash
 from sds_agent.pki.validation.constraints import is_host_name
+from sds_agent.pki.validation.rules import fault_of_ca_flag
 from sds_agent.values import Sensitive
 
 ROOT_BACKDATE = timedelta(days=2)
@@ -46,8 +47,8 @@ class Signer(Sensitive, frozen=True):
                 f"the private key is not that of the CA certificate {describe(self.certificate)}: give the key it was "
                 "made for"
             )
-        if not is_ca(self.certificate):
-            raise SignerError(f"{describe(self.certificate)} is no CA: its BasicConstraints would have to say CA:TRUE")
+        if fault := fault_of_ca_flag(self.certificate):
+            raise SignerError(fault)
 
     def sign_leaf(self, public_key: PublicKey, uri: str, now: datetime, ttl: timedelta) -> x509.Certificate:
         """Issue a leaf for `uri` (ASCII), as X509-SVID asks in sections 3.1 and 4.

@@ -26,7 +26,8 @@ from typing import TypeAlias
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
-from sds_agent.pki.certificates import CertificateError, ExtensionT, describe_name
+from sds_agent.errors import Problem, SdsAgentError
+from sds_agent.pki.certificates import ExtensionT, describe_name
 from sds_agent.pki.forms import other_form
 from sds_agent.pki.names import same_name
 from sds_agent.pki.pem import Block, blocks
@@ -37,29 +38,44 @@ _LABELS = frozenset({b"X509 CRL"})
 _LONGEST_REASON = 120
 
 
+class RevocationListError(SdsAgentError):
+    """A text holds a revocation list that cannot be read; `problem` says which, counting from 1, and why."""
+
+    def __init__(self, found: str, fix: str = "write it anew, as revocation lists in PEM, or remove it") -> None:
+        self.problem = Problem((), found, fix)
+        super().__init__(str(self.problem))
+
+
 def read_crls(data: bytes) -> tuple[RevocationList, ...]:
     """Every revocation list in `data` (PEM), in its order; cryptography's own reader stops after the first.
 
-    Raises CertificateError, which counts from 1 and says why.
+    Raises RevocationListError.
     """
     found = tuple(_read(block, number) for number, block in enumerate(blocks(data, _LABELS), start=1))
     if data.strip() and not found:
-        raise CertificateError(other_form(data, "crl") or "holds no revocation list in PEM")
+        form = other_form(data, "crl")
+        raise (
+            RevocationListError(form.found, form.fix)
+            if form
+            else RevocationListError("holds no revocation list in PEM")
+        )
     return found
 
 
 def _read(block: Block, number: int) -> RevocationList:
     if not block.has_end:
-        raise CertificateError(f"its revocation list {number} is damaged: it has no END line, so it is cut off")
+        raise RevocationListError(f"its revocation list {number} is damaged: it has no END line, so it is cut off")
     try:
         crl = x509.load_der_x509_crl(block.der())
         # what cryptography parses only on demand, so that a malformed part is found here and not later on
         _ = crl.issuer, crl.next_update_utc, [entry.serial_number for entry in crl]
     except binascii.Error as error:
-        raise CertificateError(f"its revocation list {number} is damaged: it is not in base64 ({error})") from error
+        raise RevocationListError(f"its revocation list {number} is damaged: it is not in base64 ({error})") from error
     except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
         reason = str(error)[:_LONGEST_REASON]
-        raise CertificateError(f"its revocation list {number} is damaged: it is not well-formed ({reason})") from error
+        raise RevocationListError(
+            f"its revocation list {number} is damaged: it is not well-formed ({reason})"
+        ) from error
     return crl
 
 

@@ -122,12 +122,22 @@ def fault_of_ca(certificate: x509.Certificate) -> str | None:
     it pass, but then any self-signed server certificate that is pinned by mistake may sign SVIDs, and X509-SVID
     section 4.1 requires the flag.
     """
-    if not is_ca(certificate):
-        return f"{describe(certificate)} is no CA: its BasicConstraints would have to say CA:TRUE"
+    return fault_of_ca_flag(certificate) or fault_of_key_usage(certificate)
+
+
+def fault_of_ca_flag(certificate: x509.Certificate) -> str | None:
+    """Whether it lacks what makes a certificate a CA's (section 6.1.4, step k)."""
+    if is_ca(certificate):
+        return None
+    return f"{describe(certificate)} is no CA: its BasicConstraints would have to say CA:TRUE"
+
+
+def fault_of_key_usage(certificate: x509.Certificate) -> str | None:
+    """Whether its KeyUsage keeps its key from signing certificates (section 6.1.4, step n)."""
     usage = extension(certificate, x509.KeyUsage)
-    if usage is not None and not usage.key_cert_sign:
-        return f"{describe(certificate)} may not sign certificates: its KeyUsage lacks keyCertSign"
-    return None
+    if usage is None or usage.key_cert_sign:
+        return None
+    return f"{describe(certificate)} may not sign certificates: its KeyUsage lacks keyCertSign"
 
 
 def fault_of_identifiers(certificate: x509.Certificate, below: x509.Certificate) -> str | None:
