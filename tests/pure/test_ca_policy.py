@@ -27,7 +27,6 @@ from sds_agent.ca.callers import (
 from sds_agent.ca.limits import MOST_CALLERS, Quota
 from sds_agent.ca.policy import (
     DEFAULT_TTL,
-    LARGEST_RSA,
     LONGEST_TTL,
     NodeAgent,
     identity_for,
@@ -39,6 +38,7 @@ from sds_agent.ca.refusal import Kind, RefusalError
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.pki.csr import CsrError, make_csr, proven_key
 from sds_agent.pki.keys import KeyType, generate, public_bytes, to_pkcs8_pem
+from sds_agent.pki.strength import LARGEST_RSA
 
 RULE = ClaimRule("https://issuer", "istio-ca")
 GOOD: dict[str, object] = {

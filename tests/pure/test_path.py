@@ -345,7 +345,7 @@ def test_a_bad_chain_is_refused_with_its_reason_and_openssl_agrees(
 STRICTER: dict[str, tuple[Callable[[], Case], str]] = {
     "an RSA 1024 root": (
         lambda: under_root(make_ca("Root", key=rsa_key(1024))),
-        "'CN=Root' has an RSA key of 1024 bits; the least that is safe is 2048",
+        "'CN=Root' has an RSA key of 1024 bits; it needs one of 2048 bits or more",
     ),
     "an RSA 1024 intermediate": (
         lambda: under_intermediate(lambda root: make_ca("CA", root, key=rsa_key(1024))),
@@ -357,11 +357,11 @@ STRICTER: dict[str, tuple[Callable[[], Case], str]] = {
     ),
     "a P-192 root": (
         lambda: under_root(make_ca("Root", key=ec.generate_private_key(ec.SECP192R1()))),
-        "'CN=Root' has a key on the curve secp192r1; Envoy takes P-256, P-384 and P-521",
+        "'CN=Root' has a key on the curve secp192r1; it needs one on P-256, P-384 or P-521",
     ),
     "a root on a curve that no Envoy takes": (
         lambda: under_root(make_ca("Root", key=ec.generate_private_key(ec.BrainpoolP256R1()))),
-        "'CN=Root' has a key on the curve brainpoolP256r1; Envoy takes",
+        "'CN=Root' has a key on the curve brainpoolP256r1; it needs",
     ),
     "a leaf signed with SHA3-256, which no Envoy can check": (
         lambda: below(root := make_ca("Root"), leaf=make_leaf(root, digest=hashes.SHA3_256())),

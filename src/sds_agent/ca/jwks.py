@@ -18,6 +18,7 @@ from sds_agent.ca.refusal import Kind, RefusalError
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.files import read_at_once
+from sds_agent.pki.strength import SMALLEST_RSA
 from sds_agent.tasks import NoThreadError, TimeLimit
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ START_TIMEOUT = 2.0
 LARGEST_SET = 1 << 20
 LONGEST_TOKEN = 16 << 10
 MOST_KEYS = 100
-SMALLEST_RSA = 2048
 
 _ALGORITHMS = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}
 _CURVES = {"EC": "P-256", "OKP": "Ed25519"}

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from msgspec import Struct
 
 from sds_agent.ca.callers import Caller, Proof
@@ -25,11 +24,7 @@ DEFAULT_TTL = timedelta(hours=24)
 LONGEST_TTL = timedelta(days=90)
 LARGEST_CSR = 64 << 10
 """Bytes. One with an RSA key of 8192 bits has about 3,000."""
-SMALLEST_RSA = 2048
-LARGEST_RSA = 8192
-"""Bits. The time that a signature takes to check grows with their square."""
 
-_CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
 _BLOCK = re.compile(r"-----BEGIN (?:NEW )?CERTIFICATE REQUEST-----")
 
 
@@ -97,19 +92,9 @@ def key_of(csr_pem: str) -> PublicKey:
     if len(_BLOCK.findall(csr_pem)) != 1:
         raise invalid("the request holds no CSR in PEM, or more than one")
     try:
-        return proven_key(csr_pem.encode(), _fault_of_key)
+        return proven_key(csr_pem.encode())
     except CsrError as error:
         raise invalid(str(error)) from error
-
-
-def _fault_of_key(key: PublicKey) -> str | None:
-    """Weak keys are refused, and giant ones, whose signatures take long to check."""
-    match key:
-        case rsa.RSAPublicKey(key_size=size) if not SMALLEST_RSA <= size <= LARGEST_RSA:
-            return f"the CSR's RSA key has {size} bits: use {SMALLEST_RSA} to {LARGEST_RSA}"
-        case ec.EllipticCurvePublicKey(curve=curve) if curve.name not in _CURVES:
-            return f"the CSR's key is on the curve {curve.name}: use P-256, P-384 or P-521"
-    return None
 
 
 def overreaching(node_agents: Iterable[NodeAgent]) -> Iterator[tuple[NodeAgent, NodeAgent]]:

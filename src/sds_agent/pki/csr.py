@@ -1,13 +1,12 @@
 """Certificate signing requests (PKCS#10, RFC 2986)."""
 
-from collections.abc import Callable
-
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sds_agent.errors import SdsAgentError
 from sds_agent.pki.keys import PrivateKey, PublicKey, signature_hash
+from sds_agent.pki.strength import OF_REQUESTS
 
 _BROKEN = frozenset({"md5", "sha1"})
 """Hashes for which forgeries are known. cryptography checks no signature made with them, and calls each one wrong."""
@@ -28,18 +27,18 @@ def make_csr(key: PrivateKey, uri: str) -> bytes:
     return request.sign(key, signature_hash(key)).public_bytes(Encoding.PEM)
 
 
-def proven_key(csr_pem: bytes, fault_of_key: Callable[[PublicKey], str | None] | None = None) -> PublicKey:
+def proven_key(csr_pem: bytes) -> PublicKey:
     """The key of a request (PEM) that was signed with it (RFC 2986 section 3). Raises CsrError.
 
-    Its subject and extensions are not even parsed. `fault_of_key` says what is wrong with a key, or None, and is asked
-    before the signature costs anything.
+    Its subject and extensions are not even parsed. A weak or giant key is refused before its signature costs anything.
     """
     try:
         csr = x509.load_pem_x509_csr(csr_pem)
         key = csr.public_key()
-        if not isinstance(key, PublicKey):
-            raise CsrError("the CSR's key is of a kind that Envoy does not take: use EC P-256 or RSA 2048")
-        fault = (fault_of_key and fault_of_key(key)) or _fault_of_possession(csr)
+        if unfit := OF_REQUESTS.fault(key):
+            raise CsrError(f"the CSR is for {unfit.found}: use {unfit.wanted}")
+        assert isinstance(key, PublicKey), "the rule takes no other kind"  # noqa: S101 - for the type checker
+        fault = _fault_of_possession(csr)
     except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion) as error:
         raise CsrError("the CSR cannot be read, or is signed in a way that is not supported") from error
     if fault:

@@ -10,20 +10,18 @@ import binascii
 from typing import TypeAlias
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from sds_agent.errors import Problem, SdsAgentError
 from sds_agent.pki.forms import other_form
 from sds_agent.pki.keys import PrivateKey
 from sds_agent.pki.pem import blocks, labels
-from sds_agent.pki.validation.rules import SMALLEST_RSA
+from sds_agent.pki.strength import OF_CAS
 
 LONGEST_PASSPHRASE = 1023
 """Bytes; the most that OpenSSL takes."""
 
 _KEYS = frozenset({b"PRIVATE KEY", b"ENCRYPTED PRIVATE KEY", b"RSA PRIVATE KEY", b"EC PRIVATE KEY"})
-_CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
 
 # Both are lost when cryptography has read a key, so they are looked for before: the DER of the object identifiers
 # id-RSASSA-PSS (RFC 4055 section 1.2), and prime-field (RFC 3279 section 2.3.5), which only explicit parameters have.
@@ -159,11 +157,7 @@ def _load(block: bytes, passphrase: bytes | None) -> object:
 
 
 def _fit(key: object) -> PrivateKey:
-    match key:
-        case rsa.RSAPrivateKey(key_size=size) if size < SMALLEST_RSA:
-            raise _refused(f"is an RSA key of {size} bits", f"make one of {SMALLEST_RSA} or more")
-        case ec.EllipticCurvePrivateKey(curve=curve) if curve.name not in _CURVES:
-            raise _refused(f"is on the curve {curve.name}", "make one on P-256, P-384 or P-521")
-        case rsa.RSAPrivateKey() | ec.EllipticCurvePrivateKey():
-            return key
-    raise _refused("is neither an EC nor an RSA key", "make one of these")
+    if fault := OF_CAS.fault(key):
+        raise _refused(f"is {fault.found}", f"make {fault.wanted}")
+    assert isinstance(key, PrivateKey), "the rule takes no other kind"  # noqa: S101 - for the type checker
+    return key

@@ -12,23 +12,18 @@ from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 from msgspec import Struct
 
 from sds_agent.pki.certificates import describe, describe_name, describe_time, extended_key_usages, extension, is_ca
 from sds_agent.pki.names import is_self_issued, same_name
+from sds_agent.pki.strength import IN_CHAINS
 from sds_agent.pki.validation.constraints import constrained_names, violation
 from sds_agent.pki.validation.signatures import fault_of_pss
 
 Chain: TypeAlias = tuple[x509.Certificate, ...]
 """A leaf, then each CA's certificate after one that it issued."""
 
-SMALLEST_RSA = 2048
-"""Bits. They stand for 112 bits of strength, as P-224 and SHA-224 do (NIST SP 800-57 part 1, section 5.6.1)."""
-
-# What Envoy's TLS library takes; Ed448, DSA, secp256k1 and Brainpool were refused when tried on 1.40.
-_CURVES = frozenset({"secp224r1", "secp256r1", "secp384r1", "secp521r1"})
 _KNOWN_EXTENSIONS = frozenset(
     {
         ExtensionOID.BASIC_CONSTRAINTS,
@@ -96,12 +91,8 @@ def fault_of_times(certificate: x509.Certificate, times: Times) -> str | None:
 
 
 def _fault_of_key(certificate: x509.Certificate) -> str | None:
-    match certificate.public_key():
-        case rsa.RSAPublicKey(key_size=size) if size < SMALLEST_RSA:
-            return f"{describe(certificate)} has an RSA key of {size} bits; the least that is safe is {SMALLEST_RSA}"
-        case ec.EllipticCurvePublicKey(curve=curve) if curve.name not in _CURVES:
-            return f"{describe(certificate)} has a key on the curve {curve.name}; Envoy takes P-256, P-384 and P-521"
-    return None
+    fault = IN_CHAINS.fault(certificate.public_key())
+    return f"{describe(certificate)} has {fault.found}; it needs {fault.wanted}" if fault else None
 
 
 def _fault_of_extensions(certificate: x509.Certificate, known: frozenset[x509.ObjectIdentifier]) -> str | None:

@@ -1,0 +1,61 @@
+"""Which keys are strong enough, and of a kind that Envoy takes: one table, and by it a rule for each place that asks.
+
+Envoy's TLS library takes RSA and EC keys on the curves of `CURVES`; Ed448, DSA, secp256k1 and Brainpool were refused
+when tried on 1.40. What makes a signature of another kind is refused by its algorithm (`validation.signatures`).
+"""
+
+from typing import NamedTuple
+
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from msgspec import Struct
+
+SMALLEST_RSA = 2048
+"""Bits. They stand for 112 bits of strength, as P-224 and SHA-224 do (NIST SP 800-57 part 1, section 5.6.1)."""
+LARGEST_RSA = 8192
+"""Bits. The time that a signature takes to check grows with their square."""
+CURVES = {"secp224r1": "P-224", "secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
+"""What Envoy takes, by cryptography's names and by those that people use (FIPS 186-5)."""
+
+# TLS 1.3 has no signatures with P-224 (RFC 8446 section 4.2.3)
+_OF_NEW_KEYS = CURVES.keys() - {"secp224r1"}
+
+
+class KeyFault(NamedTuple):
+    """What a key is, where it is refused, and what is wanted: `an RSA key of 1024 bits`, `one of 2048 bits or more`."""
+
+    found: str
+    wanted: str
+
+
+class KeyRule(Struct, frozen=True):
+    """The curves and sizes that one place accepts; `others` are keys that are neither EC nor RSA."""
+
+    curves: frozenset[str]
+    largest_rsa: int | None = None
+    others: bool = False
+
+    def fault(self, key: object) -> KeyFault | None:
+        """What is wrong with a private or public key, or None."""
+        match key:
+            case rsa.RSAPrivateKey(key_size=size) | rsa.RSAPublicKey(key_size=size):
+                return None if self._has_size(size) else KeyFault(f"an RSA key of {size} bits", f"one of {self._sizes}")
+            case ec.EllipticCurvePrivateKey(curve=curve) | ec.EllipticCurvePublicKey(curve=curve):
+                return None if curve.name in self.curves else KeyFault(f"a key on the curve {curve.name}", _ON_CURVES)
+        return None if self.others else KeyFault("a key that is neither an EC nor an RSA key", "an EC or RSA key")
+
+    def _has_size(self, size: int) -> bool:
+        return size >= SMALLEST_RSA and (self.largest_rsa is None or size <= self.largest_rsa)
+
+    @property
+    def _sizes(self) -> str:
+        return f"{SMALLEST_RSA} {'bits or more' if self.largest_rsa is None else f'to {self.largest_rsa} bits'}"
+
+
+IN_CHAINS = KeyRule(frozenset(CURVES), others=True)
+"""Of any certificate that Envoy is to trust: what it takes is taken."""
+OF_CAS = KeyRule(frozenset(_OF_NEW_KEYS))
+"""Of a CA of ours, read from a file."""
+OF_REQUESTS = KeyRule(frozenset(_OF_NEW_KEYS), largest_rsa=LARGEST_RSA)
+"""Of a CSR, whose signature costs time that its sender chooses."""
+
+_ON_CURVES = "one on P-256, P-384 or P-521"
