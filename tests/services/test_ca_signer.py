@@ -6,6 +6,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import anyio
@@ -17,6 +18,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from fakes import der
 from fakes.ca_servers import WEB, Identity, Served, Shifted, ask, fresh, plug, served, soon
 from fakes.clocks import HandClock
@@ -26,9 +28,17 @@ from fakes.hierarchy import Ca, make_ca, make_crl, make_leaf
 
 from sds_agent.ca.lists import SETTLE
 from sds_agent.ca.source import LOOK, PluggedSource, SelfSignedSource
-from sds_agent.ca.tls import ServerTls
+from sds_agent.ca.tls import ServerTls, sign_server
 from sds_agent.errors import ConfigurationError
-from sds_agent.pki.certificates import is_self_signed, read_pem, serial_hex, write_pem
+from sds_agent.pki.certificates import (
+    extended_key_usages,
+    is_ca,
+    is_self_signed,
+    read_pem,
+    san_values,
+    serial_hex,
+    write_pem,
+)
 from sds_agent.pki.keys import KeyType, generate, to_pkcs8_pem
 from sds_agent.signing.self_signed import SelfSignedCa
 from sds_agent.signing.signer import Signer, SignerError
@@ -75,6 +85,16 @@ def test_a_server_whose_signer_expired_keeps_its_certificate_and_says_why() -> N
         assert "renew it" in events.named("server_certificate_not_renewed")[0]["cause"]
     with pytest.raises(SignerError):
         ServerTls(lambda: signing, ["localhost"], lambda: now, ask_client=True).context()
+
+
+def test_the_servers_certificate_is_for_its_names_and_for_servers_alone() -> None:
+    """Shown by a client, it must not pass for a workload's, which the same CA signs."""
+    signer, now = signing_set(fresh("signer"), fresh("root")).signer, datetime.now(UTC)
+    leaf = sign_server(signer, generate(KeyType.EC_P256).public_key(), ["ca.example", "::1"], now, timedelta(hours=1))
+    assert [name.value for name in san_values(leaf)] == ["ca.example", ip_address("::1")]
+    assert extended_key_usages(leaf) == {ExtendedKeyUsageOID.SERVER_AUTH}
+    assert not is_ca(leaf)
+    assert now < leaf.not_valid_after_utc <= now + timedelta(hours=1)
 
 
 def test_a_server_certificate_that_cannot_be_renewed_is_told_once_and_again_when_there_is_news() -> None:

@@ -7,7 +7,6 @@ the newest.
 
 import logging
 import os
-import secrets
 import ssl
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -20,9 +19,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from sds_agent import log
 from sds_agent.authority import openssl
 from sds_agent.ca.anchors import anchors_of
-from sds_agent.pki.certificates import describe, extension, serial_hex, write_pem
-from sds_agent.pki.keys import PublicKey, signature_hash, to_pkcs8_pem
-from sds_agent.signing.signer import LEAF_BACKDATE, Signer, SignerError
+from sds_agent.pki.certificates import describe, serial_hex, write_pem
+from sds_agent.pki.keys import PublicKey, to_pkcs8_pem
+from sds_agent.signing.signer import Signer, SignerError
 from sds_agent.signing.signing_set import SigningSet
 from sds_agent.values import Sensitive
 
@@ -65,9 +64,8 @@ class ServerTls:
         self._anchors: tuple[x509.Certificate, ...] = ()
         self._context: ssl.SSLContext | None = None
         self._not_loaded = log.LogOnChange(LOG, "anchors_left_out")
-        self._trouble = log.LogOnChange(
-            LOG, "server_certificate_not_renewed"
-        )  # tried at each handshake that anybody begins
+        # tried again at each handshake, and anyone may begin one
+        self._not_renewed = log.LogOnChange(LOG, "server_certificate_not_renewed")
 
     def context(self) -> ssl.SSLContext:
         """The newest context. Raises SignerError when there is no certificate yet and none can be issued."""
@@ -86,7 +84,7 @@ class ServerTls:
         except SignerError as error:
             if self._context is None:
                 raise
-            self._trouble.report(str(error))
+            self._not_renewed.report(str(error))
             return self._context
         if anchors:
             context.verify_mode = ssl.CERT_OPTIONAL
@@ -106,9 +104,9 @@ class ServerTls:
         except SignerError as error:
             if made is None:
                 raise
-            self._trouble.report(str(error))
+            self._not_renewed.report(str(error))
             return made
-        self._trouble.resolved()
+        self._not_renewed.resolved()
         return issued
 
     def _issue(self, signing: SigningSet, now: datetime) -> _Made:
@@ -122,45 +120,8 @@ class ServerTls:
 def sign_server(
     signer: Signer, public_key: PublicKey, names: Sequence[str], now: datetime, lifetime: timedelta
 ) -> x509.Certificate:
-    """A TLS server's certificate for DNS names and IP addresses (RFC 6125 section 6.4), within the signer's validity.
-
-    Raises SignerError when the signer is not valid at `now`.
-    """
-    first, last = signer.certificate.not_valid_before_utc, signer.certificate.not_valid_after_utc
-    if not first <= now < last:
-        raise SignerError(
-            f"the CA is valid from {first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} UTC only: renew it"
-        )
-    identifier = extension(signer.certificate, x509.SubjectKeyIdentifier)
-    if identifier is None:
-        identifier = x509.SubjectKeyIdentifier.from_public_key(signer.key.public_key())
-    builder = (
-        x509.CertificateBuilder(
-            signer.certificate.subject, x509.Name([]), public_key, 1 + secrets.randbelow(2**128 - 1)
-        )
-        .not_valid_before(max(first, (now - LEAF_BACKDATE).replace(microsecond=0)))
-        .not_valid_after(min(last, (now + lifetime).replace(microsecond=0)))
-        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=True)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_SERVER_USAGE, critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
-    )
-    return builder.sign(signer.key, signature_hash(signer.key))
-
-
-_SERVER_USAGE = x509.KeyUsage(
-    digital_signature=True,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    key_cert_sign=False,
-    crl_sign=False,
-    encipher_only=False,
-    decipher_only=False,
-)
+    """A TLS server's certificate for DNS names and IP addresses (RFC 6125 section 6.4). Raises SignerError."""
+    return signer.sign(public_key, map(_general_name, names), [ExtendedKeyUsageOID.SERVER_AUTH], now, lifetime)
 
 
 def _general_name(name: str) -> x509.GeneralName:

@@ -6,6 +6,7 @@ and never past its signer.
 
 import hashlib
 import secrets
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
@@ -53,22 +54,33 @@ class Signer(Sensitive, frozen=True):
     def sign_leaf(self, public_key: PublicKey, uri: str, now: datetime, ttl: timedelta) -> x509.Certificate:
         """Issue a leaf for `uri` (ASCII), as X509-SVID asks in sections 3.1 and 4.
 
+        Its times, and what is raised, are those of `sign`.
+        """
+        usages = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
+        return self.sign(public_key, [x509.UniformResourceIdentifier(uri)], usages, now, ttl)
+
+    def sign(
+        self,
+        public_key: PublicKey,
+        names: Iterable[x509.GeneralName],
+        usages: Iterable[x509.ObjectIdentifier],
+        now: datetime,
+        ttl: timedelta,
+    ) -> x509.Certificate:
+        """Issue a certificate that is no CA's, with these names and extended key usages, and an empty subject.
+
         It is valid from LEAF_BACKDATE before `now` until `now + ttl`, both within the signer's validity. Raises
         SignerError when the signer is not valid at `now`, or `ttl` is under SHORTEST_LIFE.
         """
         not_before, not_after = self.validity(now, ttl)
-        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
         # TLS 1.2 may encrypt to an RSA key; no other kind can be used so
         usage = _key_usage(digital_signature=True, key_encipherment=isinstance(public_key, rsa.RSAPublicKey))
         builder = (
             _builder(x509.Name([]), self.certificate.subject, public_key, not_before, not_after)
-            .add_extension(names, critical=True)
+            .add_extension(x509.SubjectAlternativeName(names), critical=True)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(usage, critical=True)
-            .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
-                critical=False,
-            )
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             .add_extension(_authority_key_identifier(self.certificate), critical=False)
         )
         return builder.sign(self.key, signature_hash(self.key))
