@@ -11,8 +11,6 @@ Nobody waits for a log that is not read: an agent that stands still with its log
 """
 
 import logging
-import os
-import select
 import sys
 import threading
 import traceback
@@ -24,9 +22,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal, TextIO
 
-import msgspec
-
 from sds_agent.errors import leaves
+from sds_agent.pipes import has_room, never_waiting, write_some
+from sds_agent.text import ascii_json, cut
 
 Value = str | int | float | bool | datetime | timedelta | None | list[str] | tuple[str, ...]
 Format = Literal["auto", "text", "json"]
@@ -201,7 +199,7 @@ class NonBlockingHandler(logging.StreamHandler[TextIO]):
         if (waiter := self._waiter) is not None:
             waiter.join(TIMEOUT)
         elif self._kept:
-            self._room().poll(TIMEOUT * 1000)
+            has_room(self._descriptor, TIMEOUT)
             with self._guard:
                 self._write_kept_ready()
 
@@ -229,33 +227,20 @@ class NonBlockingHandler(logging.StreamHandler[TextIO]):
 
     def _write_ready(self, line: bytes) -> bytes:
         """Write what is taken at once; returns the rest."""
-        ready = select.poll()
-        ready.register(self._prompt, select.POLLOUT)
-        while line and ready.poll(0):
-            if (taken := self._write(self._prompt, line)) == 0:
-                break
+        while line and (taken := self._write(self._prompt, line, 0)):
             line = line[taken:]
         return line
 
-    def _write(self, descriptor: int, line: bytes) -> int:
+    def _write(self, descriptor: int, line: bytes, seconds: float | None) -> int:
         try:
-            return os.write(descriptor, line[: select.PIPE_BUF])  # a pipe that is ready takes that many
-        except BlockingIOError:
-            return 0
+            return write_some(descriptor, line, seconds)
         except OSError:  # the reader has left or the disk is full, and there is no other place to say so
             return len(line)
 
     def _write_kept(self) -> None:
-        room = self._room()
         while line := self._next_or_end():
             while line:
-                room.poll()  # of no use but where whoever shares the stream has it not wait
-                line = line[self._write(self._descriptor, line) :]
-
-    def _room(self) -> select.poll:
-        room = select.poll()
-        room.register(self._descriptor, select.POLLOUT)
-        return room
+                line = line[self._write(self._descriptor, line, None) :]
 
     def _next_or_end(self) -> bytes:
         with self._guard:
@@ -277,21 +262,6 @@ class NonBlockingHandler(logging.StreamHandler[TextIO]):
         return b""
 
 
-def never_waiting(descriptor: int) -> int:
-    """The descriptor, or for a terminal another one that is open on it, where a write takes what there is room for.
-
-    A terminal that is ready takes a byte at least, and makes the writer wait with what does not fit. Whoever shares the
-    descriptor, such as the shell, must not find it changed.
-    """
-    if not os.isatty(descriptor):
-        return descriptor
-    try:
-        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        return os.open(f"/proc/self/fd/{descriptor}", flags)
-    except OSError:  # it is another user's, as behind su
-        return descriptor
-
-
 def _plain(value: Value) -> str | int | float | bool | list[str]:
     match value:
         case datetime():
@@ -299,18 +269,13 @@ def _plain(value: Value) -> str | int | float | bool | list[str]:
         case timedelta():
             return round(value.total_seconds(), 3)
         case list() | tuple():
-            return [cut(v) for v in value]
+            return [cut(v, LONGEST_VALUE, count=True) for v in value]
         case str():
-            return cut(value)
+            return cut(value, LONGEST_VALUE, count=True)
         case None:
             return ""
         case _:
             return value
-
-
-def cut(text: str) -> str:
-    """The text, or its beginning and a mark that says how long it was."""
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}… ({len(text)} characters)"
 
 
 def _fields(record: logging.LogRecord) -> dict[str, str | int | float | bool | list[str]]:
@@ -347,19 +312,3 @@ def _quoted(value: str | float | bool | list[str]) -> str:
     text = str(value).lower() if isinstance(value, bool) else str(value)
     plain = text.isascii() and text.isprintable() and not any(c in ' "=,' for c in text) and text != ""
     return text if plain else ascii_json(text)
-
-
-def ascii_json(value: object) -> str:
-    """The value in JSON. What is not ASCII is escaped: a peer's characters could reorder or hide what a terminal shows.
-
-    msgspec is imported anyway, and faster, but does not escape and knows no lone surrogates.
-    """
-    try:
-        encoded = msgspec.json.encode(value)
-    except UnicodeEncodeError:
-        encoded = b"\xff"
-    if encoded.isascii():
-        return encoded.decode()
-    import json  # noqa: PLC0415 - for the few values that need it
-
-    return json.dumps(value, ensure_ascii=True, separators=(",", ":"))

@@ -14,12 +14,13 @@ import pytest
 SOURCES = Path(__file__).parents[2] / "src"
 ROOT = "sds_agent"
 
-BASE = {"errors", "budget", "clock", "log", "tasks", "values", "workers"}
+BASE = {"errors", "budget", "clock", "log", "tasks", "text", "values", "workers"}
 MATERIAL = BASE | {"identity", "pki"}
 EVERYTHING = MATERIAL | {
     "files",
     "directories",
     "ownfile",
+    "pipes",
     "state",
     "sources",
     "signals",
@@ -43,7 +44,9 @@ MAY_IMPORT = {
     "hardening": set[str](),
     "budget": set[str](),
     "clock": set[str](),
-    "log": {"errors"},
+    "pipes": set[str](),
+    "text": set[str](),
+    "log": {"errors", "pipes", "text"},
     "tasks": {"errors"},
     "values": set[str](),
     "workers": {"tasks"},
@@ -67,6 +70,7 @@ MAY_IMPORT = {
     "issuance": MATERIAL | {"files", "directories", "ownfile", "secrets", "authority"},
     "ca": MATERIAL
     | {
+        "pipes",
         "descriptors",
         "files",
         "directories",
@@ -100,6 +104,7 @@ PURE = {
     "pki",
     "identity.spiffe",
     "secrets.model",
+    "text",
     "authority.grpc_retry",
     "authority.istio.wire",
     "authority.protocol",

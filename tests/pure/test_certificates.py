@@ -316,4 +316,4 @@ def test_a_name_from_outside_can_do_nothing_to_a_terminal_or_a_log() -> None:
     assert text.isascii()
     assert text.isprintable()
     assert len(text) < 200
-    assert describe_name("a" * 500) == "'" + "a" * 120 + "...'"
+    assert describe_name("a" * 500) == "'" + "a" * 120 + "'..."

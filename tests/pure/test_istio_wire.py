@@ -15,7 +15,6 @@ from sds_agent.authority.istio.wire import (
     LONGEST_MESSAGE,
     Status,
     names_a_workload,
-    printable,
     read_response,
     refusal,
     request_bytes,
@@ -144,8 +143,8 @@ def test_metadata_has_the_keys_that_istio_reads() -> None:
 
 @given(st.text(max_size=1000))
 def test_a_cas_words_stay_on_one_bounded_line(words: str) -> None:
-    shown = printable(words)
-    assert len(shown) <= LONGEST_MESSAGE + 3
+    shown = str(refusal(Status("UNAVAILABLE", words), "ca:1"))
+    assert len(shown) <= len(str(refusal(Status("UNAVAILABLE", "x"), "ca:1"))) + LONGEST_MESSAGE + 2
     assert json.dumps(shown) == json.dumps(shown, ensure_ascii=False)
     assert shown.isprintable()
 

@@ -12,7 +12,6 @@ certificates alone.
 import errno
 import logging
 import os
-import select
 import stat
 import sys
 from collections.abc import Mapping
@@ -31,6 +30,8 @@ from sds_agent.ca.reserve import FULL, Reserve
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
 from sds_agent.identity.spiffe import LONGEST_ID
+from sds_agent.pipes import never_waiting, write_some
+from sds_agent.text import ascii_json, cut
 
 EACH_ORIGIN = Rate(burst=30, per_second=0.2)
 ALL_ORIGINS = Rate(burst=300, per_second=2)
@@ -75,18 +76,18 @@ def line(entry: Entry, now: datetime) -> bytes:
         "proof_detail": caller.detail if caller else None,
         "not_after": log.timestamp(entry.not_after) if entry.not_after else None,
         "address": entry.address,
-        "reason": log.cut(entry.reason) if entry.reason is not None else None,
+        "reason": cut(entry.reason, log.LONGEST_VALUE, count=True) if entry.reason is not None else None,
     }
     return _line({key: value for key, value in fields.items() if value is not None})
 
 
 def _line(fields: Mapping[str, str | int]) -> bytes:
-    return log.ascii_json(fields).encode() + b"\n"
+    return ascii_json(fields).encode() + b"\n"
 
 
 def _bounded(asked: str) -> str:
     """An identity whole, and only what is too long to be one cut, with a mark: no two may look alike."""
-    return asked if len(asked) <= LONGEST_ID else log.cut(asked)
+    return asked if len(asked) <= LONGEST_ID else cut(asked, log.LONGEST_VALUE, count=True)
 
 
 def _origin(entry: Entry) -> str:
@@ -197,7 +198,7 @@ class AuditLog:
             if sys.stdout is None:  # it was closed when the program started
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             if self._standard_output is None:
-                self._standard_output = log.never_waiting(sys.stdout.fileno())
+                self._standard_output = never_waiting(sys.stdout.fileno())
             self._write(self._standard_output, content)
             return
         # a pipe without a reader is an error, not a reason to wait
@@ -217,9 +218,8 @@ class AuditLog:
         left = content
         try:
             while left:
-                if not is_file:
-                    self._wait_for_room(descriptor)
-                left = left[os.write(descriptor, left if is_file else left[: select.PIPE_BUF]) :]
+                taken = os.write(descriptor, left) if is_file else self._write_stream(descriptor, left)
+                left = left[taken:]
         finally:
             if written := content[: len(content) - len(left)]:
                 self._torn = not written.endswith(b"\n")
@@ -242,10 +242,10 @@ class AuditLog:
         except OSError:  # it can be written but not read
             return self._torn
 
-    def _wait_for_room(self, descriptor: int) -> None:
-        """Return once PIPE_BUF bytes can be written without waiting. Raises OSError when that takes too long."""
-        poll = select.poll()
-        poll.register(descriptor, select.POLLOUT)
-        self._stalled = not poll.poll(0 if self._stalled else TIMEOUT * 1000)
+    def _write_stream(self, descriptor: int, content: bytes) -> int:
+        """Write some of it; how many bytes. Raises OSError when there is no room for too long."""
+        taken = write_some(descriptor, content, 0 if self._stalled else TIMEOUT)
+        self._stalled = not taken
         if self._stalled:
             raise OSError(errno.EAGAIN, "its reader stands still")
+        return taken

@@ -14,6 +14,7 @@ from typing import Self
 from msgspec import Struct
 
 from sds_agent.errors import SdsAgentError
+from sds_agent.text import quoted
 
 LONGEST_ID = 2048
 """Bytes of a whole ID (section 2.3)."""
@@ -23,7 +24,6 @@ LONGEST_TRUST_DOMAIN = 255
 _SCHEME = "spiffe://"
 _TRUST_DOMAIN_CHARACTERS = frozenset(string.ascii_lowercase + string.digits + ".-_")
 _SEGMENT_CHARACTERS = frozenset(string.ascii_letters + string.digits + ".-_")
-_LONGEST_QUOTE = 80
 _NOT_IN_AN_ID = {
     "@": "a SPIFFE ID has no user part",
     ":": "a SPIFFE ID has no port",
@@ -100,39 +100,39 @@ def _check_length(uri: str) -> None:
     # characters stand for bytes: whatever is not ASCII is refused anyway
     if len(uri) > LONGEST_ID:
         raise SpiffeIdError(
-            f"the SPIFFE ID {_quoted(uri)} is {len(uri)} bytes long, and the most that is allowed is {LONGEST_ID}"
+            f"the SPIFFE ID {quoted(uri)} is {len(uri)} bytes long, and the most that is allowed is {LONGEST_ID}"
         )
 
 
 def _about_scheme(uri: str) -> str:
     if uri.lower().startswith(_SCHEME):
-        return f"the scheme of the SPIFFE ID {_quoted(uri)} must be in lower case: write {_SCHEME}"
-    return f"{_quoted(uri)} is not a SPIFFE ID: it must begin with {_SCHEME}, as in spiffe://demo.example/web"
+        return f"the scheme of the SPIFFE ID {quoted(uri)} must be in lower case: write {_SCHEME}"
+    return f"{quoted(uri)} is not a SPIFFE ID: it must begin with {_SCHEME}, as in spiffe://demo.example/web"
 
 
 def _check_trust_domain(name: str) -> None:
     if not name:
         raise SpiffeIdError("the trust domain is empty: name one, such as demo.example")
     if name.startswith(_SCHEME):
-        raise SpiffeIdError(f"the trust domain {_quoted(name)} must be the bare name, without {_SCHEME}")
+        raise SpiffeIdError(f"the trust domain {quoted(name)} must be the bare name, without {_SCHEME}")
     if len(name) > LONGEST_TRUST_DOMAIN:
         raise SpiffeIdError(
-            f"the trust domain {_quoted(name)} is {len(name)} bytes long, and the most that is allowed is "
+            f"the trust domain {quoted(name)} is {len(name)} bytes long, and the most that is allowed is "
             f"{LONGEST_TRUST_DOMAIN}"
         )
     if wrong := _first_outside(_TRUST_DOMAIN_CHARACTERS, name):
-        raise SpiffeIdError(f"the trust domain {_quoted(name)} holds {wrong}; allowed are a-z, 0-9, '.', '-' and '_'")
+        raise SpiffeIdError(f"the trust domain {quoted(name)} holds {wrong}; allowed are a-z, 0-9, '.', '-' and '_'")
 
 
 def _check_path(path: str) -> None:
     if not path:
         return
     if not path.startswith("/"):
-        raise SpiffeIdError(f"the path {_quoted(path)} of a SPIFFE ID must begin with '/'")
+        raise SpiffeIdError(f"the path {quoted(path)} of a SPIFFE ID must begin with '/'")
     if path.endswith("/"):
-        raise SpiffeIdError(f"the path {_quoted(path)} of a SPIFFE ID ends with '/': leave that out")
+        raise SpiffeIdError(f"the path {quoted(path)} of a SPIFFE ID ends with '/': leave that out")
     for segment in path[1:].split("/"):
-        _check_segment(segment, f"the path {_quoted(path)} of a SPIFFE ID")
+        _check_segment(segment, f"the path {quoted(path)} of a SPIFFE ID")
 
 
 def _check_segment(segment: str, where: str) -> None:
@@ -151,8 +151,3 @@ def _first_outside(allowed: frozenset[str], text: str) -> str | None:
         return None
     reason = "write it in lower case" if wrong in string.ascii_uppercase else _NOT_IN_AN_ID.get(wrong)
     return f"{wrong!a} ({reason})" if reason else f"{wrong!a}"
-
-
-def _quoted(text: str) -> str:
-    """The text for a message: in ASCII, with control characters escaped, and cut."""
-    return f"{text!a}" if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]!a}..."

@@ -34,7 +34,10 @@ from sds_agent.pki.certificates import (
 from sds_agent.pki.keys import PublicKey
 from sds_agent.pki.validation.path import PathError, find_path
 from sds_agent.pki.validation.rules import Chain
+from sds_agent.text import quoted
 
+LONGEST_NAME = 200
+"""Characters of a name that the CA put in."""
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _USAGES = {ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth", ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth"}
 
@@ -132,7 +135,7 @@ def _check_names(leaf: x509.Certificate, identity: SpiffeId) -> None:
     names = san_values(leaf)
     if len(names) == 1 and isinstance(names[0], x509.UniformResourceIdentifier) and names[0].value == str(identity):
         return
-    found = ", ".join(f"{type(name).__name__} {str(name.value)[:200]!r}" for name in names[:5]) or "none"
+    found = ", ".join(f"{type(name).__name__} {quoted(str(name.value), LONGEST_NAME)}" for name in names[:5]) or "none"
     raise AuthorityError(
         ErrorKind.MISMATCH,
         f"the certificate's subject alternative names must be exactly the URI {identity}; the CA put in: {found}",

@@ -31,12 +31,15 @@ from sds_agent.pki.keyfile import KeyFileError, read_private_key
 from sds_agent.pki.keys import PrivateKey
 from sds_agent.pki.validation.rules import Chain
 from sds_agent.tasks import DISK_TIMEOUT, NoThreadError, TimeLimit, uninterrupted
+from sds_agent.text import escaped
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
 
 LARGEST = 1 << 20
 """Bytes. A chain, a key and a mesh's anchors take some kilobytes."""
+LONGEST_REASON = 300
+"""Characters of what is said about a damaged file."""
 _NAME = r"[0-9a-f]{32}\.json"
 _OTHERS = 0o007
 """The rights that others must not have. Kubernetes sets those of the group, on each file of a volume (fsGroup)."""
@@ -119,8 +122,9 @@ class CertificateCache:
         except OSError as error:
             raise CacheError(f"cannot read {file}: {error.strerror}") from error
         except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+            reason = escaped(str(error), LONGEST_REASON)
             raise CacheError(
-                f"{file} is damaged ({ascii(str(error))[1:-1]}); it is not used, and replaced by the next certificate"
+                f"{file} is damaged ({reason}); it is not used, and replaced by the next certificate"
             ) from error
         if kept.spiffe_id != str(identity):
             raise CacheError(f"{file} is of another identity; it is not used, and replaced by the next certificate")

@@ -21,12 +21,15 @@ from sds_agent.errors import SdsAgentError
 from sds_agent.files import ForeignFileError, read_own, remove_unfinished, write_private
 from sds_agent.pki.certificates import CertificateError, read_pem, write_pem
 from sds_agent.tasks import DISK_TIMEOUT, TimeLimit, uninterrupted
+from sds_agent.text import escaped
 
 LOG = logging.getLogger(__name__)
 
 NAME = "anchors.json"
 LARGEST = 4 << 20
 """Bytes. An anchor takes two kilobytes."""
+LONGEST_REASON = 300
+"""Characters of what is said about a damaged file."""
 
 
 class Need(Struct, frozen=True):
@@ -73,7 +76,7 @@ class NeedsFile:
         except OSError as error:
             cause = f"cannot read {self._file}: {error.strerror}"
         except (CertificateError, msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
-            cause = f"{self._file} is damaged ({ascii(str(error))[1:-1]}); it is not used"
+            cause = f"{self._file} is damaged ({escaped(str(error), LONGEST_REASON)}); it is not used"
         else:
             return self._holds
         log.event(LOG, "anchors_not_restored", level=logging.WARNING, cause=cause)

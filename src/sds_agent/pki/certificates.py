@@ -21,6 +21,7 @@ from sds_agent.errors import SdsAgentError
 from sds_agent.pki.der import texts_of_subject
 from sds_agent.pki.loadable import fault_of_loading
 from sds_agent.pki.pem import Block, blocks
+from sds_agent.text import cut, quoted
 
 ExtensionT = TypeVar("ExtensionT", bound=x509.ExtensionType)
 
@@ -163,7 +164,7 @@ def describe(certificate: x509.Certificate) -> str:
 def describe_name(name: object) -> str:
     """A name (an x509.Name, or a SAN's value) for a message: quoted, in ASCII without controls, and cut."""
     text = name.rfc4514_string() if isinstance(name, x509.Name) else str(name)
-    return ascii(_cut(text))
+    return quoted(text, _LONGEST_QUOTE)
 
 
 def describe_time(moment: datetime) -> str:
@@ -195,10 +196,10 @@ def _read_der(der: bytes) -> x509.Certificate:
         certificate = x509.load_der_x509_certificate(der)
         _parse_all(certificate)
     except _MALFORMED as error:
-        found = f"is not a well-formed X.509 certificate ({_cut(str(error))})"
+        found = f"is not a well-formed X.509 certificate ({cut(str(error), _LONGEST_QUOTE)})"
         raise CertificateError(f"{found}{_subject(der, certificate)}") from error
     except _UNSUPPORTED as error:
-        found = f"is a certificate of a kind that is not supported ({_cut(str(error))})"
+        found = f"is a certificate of a kind that is not supported ({cut(str(error), _LONGEST_QUOTE)})"
         raise CertificateError(f"{found}{_subject(der, certificate)}") from error
     if fault := fault_of_loading(certificate):
         raise CertificateError(f"is a certificate that Envoy does not load: {fault}{_subject(der, certificate)}")
@@ -220,7 +221,3 @@ def _subject(der: bytes, certificate: x509.Certificate | None) -> str:
             return f"; its subject is {describe_name(certificate.subject)}"
     texts = ", ".join(texts_of_subject(der))
     return f"; its subject is {describe_name(texts)}" if texts else ""
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}..."

@@ -22,6 +22,7 @@ from sds_agent.sds.shares import Shares
 from sds_agent.sds.sotw import SotwSession
 from sds_agent.sds.stream import FULL, Context, Conversation, R, Stream
 from sds_agent.secrets.store import SecretStore
+from sds_agent.text import cut, quoted
 
 LOG = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ LONGEST_FETCH = 10.0
 
 LONGEST_DETAIL = 1000
 """Characters in a status message: gRPC clients lose a connection over headers of more than 8 KB."""
+LONGEST_NAME = 60
+"""Characters of a name in it."""
 
 FAULT = Finish(Status.INTERNAL, detail="the agent has a fault; its log tells which")
 """What a peer is told of an exception: its text might hold a key."""
@@ -223,10 +226,8 @@ def explain(finish: Finish, offered: tuple[str, ...]) -> str:
     """
     if finish.detail:
         return finish.detail
-    asked = ", ".join(_quoted(name) for name in finish.names[:4]) + (", ..." if len(finish.names) > 4 else "")
-    text = f"no secret named {asked}; this agent serves {', '.join(_quoted(name) for name in offered)}"
-    return text if len(text) <= LONGEST_DETAIL else f"{text[:LONGEST_DETAIL]}..."
-
-
-def _quoted(name: str) -> str:
-    return ascii(name) if len(name) <= 60 else f"{name[:60]!a}..."
+    asked = ", ".join(quoted(name, LONGEST_NAME) for name in finish.names[:4])
+    more = ", ..." if len(finish.names) > 4 else ""
+    served = ", ".join(quoted(name, LONGEST_NAME) for name in offered)
+    text = f"no secret named {asked}{more}; this agent serves {served}"
+    return cut(text, LONGEST_DETAIL)

@@ -23,13 +23,14 @@ from sds_agent import log
 from sds_agent.authority.grpc_retry import retry_after
 from sds_agent.authority.istio import reach as istio_reach
 from sds_agent.authority.istio.credentials import Token, can_speak, read_certificates, read_provisioned, read_token
-from sds_agent.authority.istio.wire import METHOD, Status, printable, read_response, refusal, request_bytes
+from sds_agent.authority.istio.wire import LONGEST_MESSAGE, METHOD, Status, read_response, refusal, request_bytes
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import write_pem
 from sds_agent.signing.signing_set import LARGEST_ANSWER
 from sds_agent.tasks import TimeLimit, uninterrupted
+from sds_agent.text import one_line
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ class IstioAuthority:
                 return answer
             if answer.code not in _ELSEWHERE:
                 raise self._refusal(answer, address)
-            said = {"status": answer.code, "cause": printable(answer.details)}
+            said = {"status": answer.code, "cause": one_line(answer.details, LONGEST_MESSAGE)}
             log.event(LOG, "certificate_not_taken", level=logging.WARNING, address=address, **said)
         answer = await self._answer(address, last, message, end)
         if isinstance(answer, bytes):

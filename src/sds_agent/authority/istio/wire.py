@@ -17,6 +17,7 @@ from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.pki.certificates import CertificateError, read_bundle
 from sds_agent.signing.signing_set import LARGEST_ANSWER
+from sds_agent.text import one_line
 
 METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 
@@ -130,19 +131,13 @@ def refusal(status: Status, address: str, *, impersonate: bool = False) -> Autho
             "remove the roots that are no longer needed from the CA's root bundle",
         )
     kind = _KINDS.get(status.code, ErrorKind.TRANSIENT)
-    words = printable(status.details)
+    words = one_line(status.details, LONGEST_MESSAGE)
     said = f"{status.code}: {words}" if words else status.code
     fix = _FIXES.get(status.code, "look at the CA's own log")
     if impersonate and kind is ErrorKind.UNAUTHENTICATED:
         fix = _NOT_FOR_OTHERS
     message = f"the Istio CA at {address} did not issue ({said}); {fix}"
     return AuthorityError(kind, message, retry_after=status.retry_after)
-
-
-def printable(text: str) -> str:
-    """Somebody else's words for a message of ours: one line, in printable ASCII, and cut."""
-    plain = "".join(c if c.isascii() and c.isprintable() else " " if c.isspace() else "?" for c in text)
-    return plain if len(plain) <= LONGEST_MESSAGE else f"{plain[:LONGEST_MESSAGE]}..."
 
 
 def names_a_workload(uris: tuple[str, ...]) -> bool:

@@ -1,0 +1,50 @@
+"""Text that others wrote, such as a peer, a CA or an operator, as a part of our messages and logs.
+
+Such text is cut to a length that the caller gives. What is put in quotes or escaped is ASCII without control
+characters: other characters could reorder or hide what a terminal shows, or begin a line of their own.
+"""
+
+import msgspec
+
+LONGEST_QUOTE = 80
+"""Characters of a text in a message that says what is wrong with it."""
+MARK = "..."
+"""What follows a text that was cut."""
+
+
+def cut(text: str, most: int, *, count: bool = False) -> str:
+    """The text, or its first `most` characters and `MARK`; with `count` the mark says how long the text was."""
+    if len(text) <= most:
+        return text
+    return f"{text[:most]}… ({len(text)} characters)" if count else text[:most] + MARK
+
+
+def quoted(text: str, most: int = LONGEST_QUOTE) -> str:
+    """The text in Python's quotes, escaped; the mark of one that was cut follows them."""
+    return ascii(text) if len(text) <= most else ascii(text[:most]) + MARK
+
+
+def escaped(text: str, most: int) -> str:
+    """The text without quotes, in ASCII with Python's escapes."""
+    return cut(ascii(text)[1:-1], most)
+
+
+def one_line(text: str, most: int) -> str:
+    """The text on one line of printable ASCII, for words of another program: `?` for what is not ASCII."""
+    return cut("".join(c if c.isascii() and c.isprintable() else " " if c.isspace() else "?" for c in text), most)
+
+
+def ascii_json(value: object) -> str:
+    """The value in JSON, in which what is not ASCII is escaped; a text is in double quotes then.
+
+    msgspec is imported anyway, and faster, but does not escape and knows no lone surrogates.
+    """
+    try:
+        encoded = msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        encoded = b"\xff"
+    if encoded.isascii():
+        return encoded.decode()
+    import json  # noqa: PLC0415 - 1.3 ms of the way to the first secret, for the few values that need it
+
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
