@@ -133,7 +133,7 @@ async def agent(
     destination = Destination(store, trust)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
     caches = _caches(settings)
-    service = SecretDiscoveryService(store, most_streams=limits.streams, most_names=limits.names)
+    service = SecretDiscoveryService(store, clock, most_streams=limits.streams, most_names=limits.names)
     issuers: list[Issuer] = []
     async with background_tasks() as start:
         start(remember(trust, needs_file, clock))

@@ -29,6 +29,12 @@ def escaped(text: str, most: int) -> str:
     return cut(ascii(text)[1:-1], most)
 
 
+def printable(text: str, most: int) -> str:
+    """The text, cut with its length in the mark, in ASCII; what is not printable ASCII is escaped as in JSON."""
+    shown = cut(text, most, count=True)
+    return shown if shown.isascii() and shown.isprintable() else ascii_json(shown)[1:-1]
+
+
 def one_line(text: str, most: int) -> str:
     """The text on one line of printable ASCII, for words of another program: `?` for what is not ASCII."""
     return cut("".join(c if c.isascii() and c.isprintable() else " " if c.isspace() else "?" for c in text), most)

@@ -134,8 +134,8 @@ PURE = {
     "sds.delta",
     "sds.fetch",
     "sds.protocol",
-    "sds.shares",
     "sds.sotw",
+    "sds.status",
 }
 EFFECTS = {"anyio", "asyncio", "grpc", "random", "selectors", "socket", "subprocess", "threading", "time"}
 

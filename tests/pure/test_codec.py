@@ -154,7 +154,12 @@ def test_request_written_by_the_published_schema_is_read(
         node=node,
     )
     assert decode(bytes(message)) == Request(
-        tuple(asked), nonce=nonce, error=error, type_url=url, node_id=node.id if node else ""
+        tuple(asked),
+        nonce=nonce,
+        error=error,
+        type_url=url,
+        node_id=node.id if node else "",
+        cluster=node.cluster if node else "",
     )
 
 
@@ -186,7 +191,7 @@ def test_delta_request_written_by_the_published_schema_is_read(
         node=node,
     )
     assert decode_delta(bytes(message)) == DeltaRequest(
-        tuple(subscribe), tuple(unsubscribe), nonce, error, url, node.id if node else ""
+        tuple(subscribe), tuple(unsubscribe), nonce, error, url, node.id if node else "", node.cluster if node else ""
     )
 
 

@@ -66,7 +66,7 @@ def test_subscription_is_answered(served: Served) -> None:
 def test_ack_then_push_of_new_content_only(served: Served) -> None:
     stream = session()
     stream.receive(add("default", "ROOTCA"), served)
-    assert stream.receive(ack("n1"), served) == [Acked("n1", ("default", "ROOTCA"))]
+    assert stream.receive(ack("n1"), served) == [Acked("n1", {"default": "v1", "ROOTCA": "r1"})]
     served.put("default", "v2")
     assert sent(stream.refresh(served)) == [("default", "v2")]
 
@@ -118,7 +118,7 @@ def test_stale_nonce_never_loses_a_subscription_change(served: Served) -> None:
 def test_nack_keeps_its_reason_and_is_not_resent_but_the_next_goes_out(served: Served) -> None:
     stream = session()
     stream.receive(add("default"), served)
-    assert stream.receive(ack("n1", error="bad key"), served) == [Nacked("n1", ("default",), "bad key")]
+    assert stream.receive(ack("n1", error="bad key"), served) == [Nacked("n1", {"default": "v1"}, "bad key")]
     assert stream.refresh(served) == []
     served.put("default", "v2")
     assert sent(stream.refresh(served)) == [("default", "v2")]
@@ -128,7 +128,7 @@ def test_nack_with_a_subscription_does_both(served: Served) -> None:
     stream = session()
     stream.receive(add("default"), served)
     actions = stream.receive(add("ROOTCA", nonce="n1", error="bad"), served)
-    assert actions[0] == Nacked("n1", ("default",), "bad")
+    assert actions[0] == Nacked("n1", {"default": "v1"}, "bad")
     assert sent(actions) == [("ROOTCA", "r1")]
 
 
@@ -185,7 +185,7 @@ def test_identity_withdrawn_while_an_answer_is_outstanding_is_reported_and_remov
     del served["default"]
     assert stream.refresh(served) == []
     acked, refused, answer = stream.receive(ack("n1"), served)
-    assert (acked, refused) == (Acked("n1", ("default", "ROOTCA")), Refused(("default",)))
+    assert (acked, refused) == (Acked("n1", {"default": "v1", "ROOTCA": "r1"}), Refused(("default",)))
     assert removed([answer]) == ["default"]
 
 
@@ -226,7 +226,7 @@ def test_duplicated_names_are_answered_once(served: Served) -> None:
 def test_ack_of_a_removal_names_what_was_removed(served: Served) -> None:
     stream = session()
     stream.receive(add("nobody"), served)
-    assert stream.receive(ack("n1"), served) == [Acked("n1", ("nobody",))]
+    assert stream.receive(ack("n1"), served) == [Acked("n1", {"nobody": ""})]
 
 
 def test_name_taken_out_makes_room_for_another(served: Served) -> None:
@@ -264,7 +264,7 @@ def test_each_of_two_answers_is_settled_by_itself(served: Served) -> None:
     stream = session()
     stream.receive(add("default"), served)
     stream.receive(add("ROOTCA"), served)
-    assert stream.receive(ack("n1", error="bad"), served) == [Nacked("n1", ("default",), "bad")]
+    assert stream.receive(ack("n1", error="bad"), served) == [Nacked("n1", {"default": "v1"}, "bad")]
     served.put("default", "v2")
     assert stream.refresh(served) == [], "the other is still outstanding"
     assert sent(stream.receive(ack("n2"), served)) == [("default", "v2")]
@@ -289,8 +289,10 @@ def test_forgotten_answers_are_the_oldest(served: Served) -> None:
     for _ in range(MOST_OUTSTANDING + 1):
         stream.receive(add("default"), served)
     assert stream.receive(ack("n1"), served) == [Stale("n1")]
-    assert stream.receive(ack("n2"), served) == [Acked("n2", ("default",))]
-    assert stream.receive(ack(f"n{MOST_OUTSTANDING + 1}"), served) == [Acked(f"n{MOST_OUTSTANDING + 1}", ("default",))]
+    assert stream.receive(ack("n2"), served) == [Acked("n2", {"default": "v1"})]
+    assert stream.receive(ack(f"n{MOST_OUTSTANDING + 1}"), served) == [
+        Acked(f"n{MOST_OUTSTANDING + 1}", {"default": "v1"})
+    ]
 
 
 def test_too_many_names_end_the_stream(served: Served) -> None:

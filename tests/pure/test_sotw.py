@@ -55,7 +55,7 @@ def test_first_request_is_answered_with_the_secret(served: Served) -> None:
 def test_ack_is_noted_and_answered_with_nothing(served: Served) -> None:
     stream = session()
     stream.receive(ask("default"), served)
-    assert stream.receive(ask("default", nonce="n1"), served) == [Acked("n1", ("default",))]
+    assert stream.receive(ask("default", nonce="n1"), served) == [Acked("n1", {"default": "v1"})]
 
 
 def test_new_content_is_pushed_once(served: Served) -> None:
@@ -79,7 +79,7 @@ def test_nack_keeps_the_reason_and_does_not_resend_the_same(served: Served) -> N
     stream = session()
     stream.receive(ask("default"), served)
     assert stream.receive(ask("default", nonce="n1", error="no such curve"), served) == [
-        Nacked("n1", ("default",), "no such curve")
+        Nacked("n1", {"default": "v1"}, "no such curve")
     ]
     assert stream.refresh(served) == []
 
@@ -95,14 +95,14 @@ def test_after_a_nack_the_next_content_goes_out(served: Served) -> None:
 def test_nack_without_a_reason_is_still_a_nack(served: Served) -> None:
     stream = session()
     stream.receive(ask("default"), served)
-    assert stream.receive(ask("default", nonce="n1", error=""), served) == [Nacked("n1", ("default",), "")]
+    assert stream.receive(ask("default", nonce="n1", error=""), served) == [Nacked("n1", {"default": "v1"}, "")]
 
 
 def test_nack_that_also_changes_names_does_both(served: Served) -> None:
     stream = session()
     stream.receive(ask("default"), served)
     actions = stream.receive(ask("ROOTCA", nonce="n1", error="no"), served)
-    assert Nacked("n1", ("default",), "no") in actions
+    assert Nacked("n1", {"default": "v1"}, "no") in actions
     assert Unsubscribed(("default",)) in actions
     assert sent(actions) == [("ROOTCA", "r1")]
 
@@ -256,7 +256,7 @@ def test_identity_withdrawn_while_its_answer_is_held_is_reported_too(served: Ser
     del served["late"]
     assert stream.refresh(served) == [Refused(("late",))]
     assert stream.refresh(served) == []
-    assert stream.receive(ask("default", "late", nonce="n1"), served) == [Acked("n1", ("default",))]
+    assert stream.receive(ask("default", "late", nonce="n1"), served) == [Acked("n1", {"default": "v1"})]
 
 
 def test_identity_withdrawn_while_an_answer_is_outstanding_ends_the_stream_at_once(served: Served) -> None:

@@ -1,6 +1,6 @@
 """Who holds a place, by when they came and in whose name: what is to give way when there are too many."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
 M = TypeVar("M", bound=Hashable)
@@ -19,10 +19,25 @@ class Crowd(Generic[M]):
     def __contains__(self, member: object) -> bool:
         return member in self._members
 
+    def __iter__(self) -> Iterator[M]:
+        return iter(self._members)
+
     def enter(self, member: M, group: str) -> None:
         """Add one that is not here yet, as the newest."""
         self._members[member] = group
         self._groups.setdefault(group, {})[member] = None
+
+    def admit(self, member: M, group: str, most: int) -> M | None:
+        """Add one that is not here yet, as the newest; the one that has to give way where there are more than `most`.
+
+        That is the oldest of the group that has most here, or the new one itself where its own group has as many: no
+        group is to take what the others need.
+        """
+        gives_way = self.oldest_of_the_largest() if len(self) >= most else None
+        if gives_way is not None and self.count(group) >= self.count(self._members[gives_way]):
+            gives_way = member
+        self.enter(member, group)
+        return gives_way
 
     def leave(self, member: M) -> None:
         """Take one out; one that is not here is none the less."""

@@ -14,9 +14,9 @@ import time
 
 from sds_agent import log
 from sds_agent.budget import Buckets, Budget, Rate
+from sds_agent.rpc.crowd import Crowd
 from sds_agent.rpc.frames import Bounds, Inspection
 from sds_agent.sds.relay import Relay
-from sds_agent.sds.shares import Shares
 
 LOG = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ class Acceptor:
         self._listener = listener
         self._backend = backend
         self._holders = holders
-        self._shares = Shares[Relay](most)
+        self._most = most
+        self._placed = Crowd[Relay]()  # each under the process that holds it; without those that had to give way
         self._relays: set[Relay] = set()
         self._emptied = asyncio.Event()
         self._emptied.set()
@@ -126,7 +127,7 @@ class Acceptor:
 
         def over(relay: Relay, why: str | None) -> None:
             self._holders.pop(address, None)
-            self._shares.leave(relay)
+            self._placed.leave(relay)
             self._relays.discard(relay)
             if not self._relays:
                 self._emptied.set()
@@ -141,7 +142,7 @@ class Acceptor:
         self._holders[address] = holder
         self._relays.add(relay)
         self._emptied.clear()
-        gives_way = self._shares.enter(relay, holder)
+        gives_way = self._placed.admit(relay, holder, self._most)
         relay.begin()
         if gives_way is not None:
             self._say_full(holder)
@@ -149,7 +150,7 @@ class Acceptor:
 
     def _say_full(self, holder: str) -> None:
         if self._full.take("", time.monotonic()):
-            log.event(LOG, "too_many_connections", level=logging.WARNING, most=self._shares.most, newest=holder)
+            log.event(LOG, "too_many_connections", level=logging.WARNING, most=self._most, newest=holder)
 
     def _say_ended(self, holder: str, why: str) -> None:
         if self._ended.take(holder, time.monotonic()):

@@ -32,6 +32,7 @@ def decode(data: bytes) -> Request:
         error=_error(message),
         type_url=message.type_url,
         node_id=message.node.id,
+        cluster=message.node.cluster,
     )
 
 
@@ -46,6 +47,7 @@ def decode_delta(data: bytes) -> DeltaRequest:
         error=_error(message),
         type_url=message.type_url,
         node_id=message.node.id,
+        cluster=message.node.cluster,
     )
 
 

@@ -41,6 +41,7 @@ from sds_agent.sds.protocol import (
     unacceptable,
     unique,
 )
+from sds_agent.sds.status import NameStatus, Replies
 
 REMOVED = ""
 """Stands for a version in what was sent: the client was told that the name is not served."""
@@ -60,11 +61,17 @@ class DeltaSession:
         self._names: dict[str, None] = {}  # a set that keeps its order
         self._sent: dict[str, str] = {}  # name -> version last sent, or REMOVED
         self._outstanding: dict[str, Outstanding] = {}
+        self._replies = Replies()
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names subscribed to."""
         return tuple(self._names)
+
+    @property
+    def status(self) -> tuple[NameStatus, ...]:
+        """How far each name is."""
+        return self._replies.status(self._names, self._sent)
 
     def receive(self, request: DeltaRequest, view: View) -> list[Action]:
         """Take a message of the client."""
@@ -94,13 +101,16 @@ class DeltaSession:
         for nonce in tuple(takewhile(lambda older: older != request.nonce, self._outstanding)):
             del self._outstanding[nonce]
         del self._outstanding[request.nonce]
-        return [answered.settled(request.error)]
+        reply = answered.settled(request.error)
+        self._replies.take(reply, self._names)
+        return [reply]
 
     def _subscribe(self, subscribe: tuple[str, ...], unsubscribe: tuple[str, ...], view: View) -> list[Action]:
         for name in unsubscribe:
             del self._names[name]
         for name in (*subscribe, *unsubscribe):
             self._sent.pop(name, None)
+        self._replies.forget((*subscribe, *unsubscribe))
         self._names.update(dict.fromkeys(subscribe))
         actions: list[Action] = []
         if subscribe:
@@ -118,10 +128,10 @@ class DeltaSession:
         removed = tuple(name for name, r in found.items() if r is Absence.UNKNOWN)
         if not resources and not removed:
             return []
-        self._sent.update((resource.name, resource.version) for resource in resources)
-        self._sent.update(dict.fromkeys(removed, REMOVED))
+        versions = {r.name: r.version for r in resources} | dict.fromkeys(removed, REMOVED)
+        self._sent.update(versions)
         nonce = next(self._nonces)
-        self._outstanding[nonce] = Outstanding(nonce, (*(r.name for r in resources), *removed))
+        self._outstanding[nonce] = Outstanding(nonce, versions)
         if len(self._outstanding) > MOST_OUTSTANDING:
             del self._outstanding[next(iter(self._outstanding))]
         refused: list[Action] = [Refused(removed)] if removed else []

@@ -6,22 +6,24 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-
-from msgspec import Struct
+from datetime import UTC, datetime
 
 from sds_agent import log
 from sds_agent.budget import Budget, Rate
 from sds_agent.sds.protocol import (
     Acked,
     Action,
+    DeltaRequest,
     Finish,
     Nacked,
     Refused,
+    Request,
     Respond,
     Stale,
     Subscribed,
     Unsubscribed,
 )
+from sds_agent.sds.status import NameStatus, StreamRecord, StreamStatus
 
 LOG = logging.getLogger(__name__)
 
@@ -39,9 +41,6 @@ LINE = 500
 MOST_REFUSALS = 1024
 """How many different refusals are remembered so as not to log them again."""
 
-MOST_TIMED = 32
-"""Of how many answers of a stream the time is kept until they are taken."""
-
 MOST_NAMES = 20
 """How many of a peer's own words a line tells."""
 
@@ -55,18 +54,24 @@ class Journal:
     """
 
     def __init__(
-        self, monotonic: Callable[[], float] = time.monotonic, *, most_streams: int = 10_000, most_names: int = 100
+        self,
+        monotonic: Callable[[], float] = time.monotonic,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        most_streams: int = 10_000,
+        most_names: int = 100,
     ) -> None:
         self._numbers = itertools.count(1)
         self._refused: OrderedDict[bytes, None] = OrderedDict()
         self.monotonic = monotonic
+        self.now = now
         each, together = _rate(LINES * most_names), _rate(LINES * most_streams)
         self._warnings = Budget(each, together, most_keys=most_streams)
         self._others = Budget(each, together, most_keys=most_streams)
 
-    def open(self, method: str) -> "StreamJournal":
-        """The journal of a new stream."""
-        return StreamJournal(self, next(self._numbers), method)
+    def open(self, method: str, peer: str) -> "StreamJournal":
+        """The journal of a new stream, whose connection `peer` holds."""
+        return StreamJournal(self, StreamRecord(next(self._numbers), method, peer, self.now()))
 
     def admits(self, stream: int, level: int, fields: Mapping[str, log.Value]) -> bool:
         """Whether a line with these fields may be written. If not, it is counted."""
@@ -104,33 +109,32 @@ class Journal:
         self._others.forget(stream)
 
 
-class _Sent(Struct, frozen=True):
-    """When an answer was sent, and whether because a secret changed."""
-
-    at: float
-    news: bool
-
-
 class StreamJournal:
-    """Logs one stream's actions."""
+    """Logs one stream's actions, and keeps its record."""
 
-    def __init__(self, journal: Journal, number: int, method: str) -> None:
+    __slots__ = ("_journal", "_record")
+
+    def __init__(self, journal: Journal, record: StreamRecord) -> None:
         self._journal = journal
-        self.number = number
-        self._method = method
-        self._node = ""
-        self._sent: dict[str, _Sent] = {}
+        self._record = record
 
-    def met(self, node_id: str) -> None:
-        """Learn who the peer says it is; only the first message of a stream is sure to tell."""
-        if node_id:
-            self._node = node_id
+    @property
+    def number(self) -> int:
+        """The stream's number, which every line about it has."""
+        return self._record.number
 
-    def sending(self, answer: Respond, *, news: bool) -> None:
-        """An answer is on its way from this moment, `news` if a secret changed; it is noted once it was sent."""
-        self._sent[answer.nonce] = _Sent(self._journal.monotonic(), news)
-        if len(self._sent) > MOST_TIMED:
-            del self._sent[next(iter(self._sent))]
+    def met(self, request: Request | DeltaRequest) -> None:
+        """Learn from a message who the client says it is."""
+        self._record.met(request.node_id, request.cluster)
+
+    def sending(self, answer: Respond, *, changed: bool) -> None:
+        """An answer is on its way from this moment, `changed` if a secret changed; it is noted once it was sent."""
+        now, monotonic = self._journal.now(), self._journal.monotonic()
+        self._record.sending(answer.nonce, changed=changed, now=now, monotonic=monotonic)
+
+    def status(self, names: tuple[NameStatus, ...]) -> StreamStatus:
+        """The stream's status; its session knows that of the names."""
+        return self._record.status(names)
 
     def note(self, actions: Iterable[Action]) -> None:
         """Log the actions that one message or change led to."""
@@ -153,27 +157,31 @@ class StreamJournal:
     def _note(self, action: Action) -> None:
         match action:
             case Subscribed(names, held):
-                self._event("subscribed", names=_some(names), held=_some(held) or None, method=self._method)
+                method = self._record.method
+                self._event("subscribed", names=_some(names), held=_some(held) or None, method=method)
             case Unsubscribed(names):
                 self._event("unsubscribed", level=logging.DEBUG, names=_some(names))
             case Respond(nonce, resources, removed):
-                sent = self._sent.get(nonce)
+                changed = self._record.is_change(nonce)
                 names = tuple(r.name for r in resources)
                 versions = tuple(r.version for r in resources)
                 self._event(
-                    "pushed",
-                    news=sent is not None and sent.news,
-                    names=names,
-                    removed=removed or None,
-                    version=versions,
-                    nonce=nonce,
+                    "pushed", changed=changed, names=names, removed=removed or None, version=versions, nonce=nonce
                 )
-            case Acked(nonce, names):
-                news, after_ms = self._settled(nonce)
-                self._event("acked", news=news, names=names, nonce=nonce, after_ms=after_ms)
-            case Nacked(nonce, names, reason):
-                news, _ = self._settled(nonce)
-                self._event("nacked", level=logging.WARNING, news=news, names=names, nonce=nonce, reason=reason)
+            case Acked(nonce, versions):
+                changed, after_ms = self._replied(action)
+                self._event("acked", changed=changed, names=tuple(versions), nonce=nonce, after_ms=after_ms)
+            case Nacked(nonce, versions, reason):
+                changed, _ = self._replied(action)
+                self._event(
+                    "nacked",
+                    level=logging.WARNING,
+                    changed=changed,
+                    names=tuple(versions),
+                    version=tuple(versions.values()),
+                    nonce=nonce,
+                    reason=reason,
+                )
             case Stale(nonce, reason):
                 self._event("stale", level=logging.DEBUG, nonce=nonce, reason=reason)
             case Refused(names):
@@ -182,26 +190,24 @@ class StreamJournal:
                 self._refused(status.value, names, detail)
 
     def _refused(self, cause: str, names: tuple[str, ...], detail: str = "") -> None:
-        what = (self._node, cause, *names)
+        what = (self._record.node, cause, *names)
         if self._journal.first_refusal(*what) and not self._event(
             "refused", level=logging.WARNING, cause=detail or cause, names=_some(names) or None
         ):
             self._journal.forget_refusal(*what)
 
-    def _settled(self, nonce: str) -> tuple[bool, float | None]:
-        """Whether the answer of that nonce told of a changed secret, and the milliseconds since it was sent."""
-        sent = self._sent.pop(nonce, None)
-        if sent is None:
-            return False, None
-        return sent.news, round((self._journal.monotonic() - sent.at) * 1000, 1)
+    def _replied(self, reply: Acked | Nacked) -> tuple[bool, float | None]:
+        """Whether the answer replied to went out because a secret changed, and the milliseconds since it did."""
+        return self._record.is_change(reply.nonce), self._record.replied(reply, monotonic=self._journal.monotonic())
 
-    def _event(self, name: str, *, level: int = logging.INFO, news: bool = False, **fields: log.Value) -> bool:
-        """Log it; whether it was not left out."""
+    def _event(self, name: str, *, level: int = logging.INFO, changed: bool = False, **fields: log.Value) -> bool:
+        """Log it; whether it was not left out. What a changed secret leads to is never left out."""
         if not LOG.isEnabledFor(level):
             return True
-        admitted = news or self._journal.admits(self.number, level, {"node": self._node, **fields})
+        number, node = self._record.number, self._record.node
+        admitted = changed or self._journal.admits(number, level, {"node": node, **fields})
         if admitted:
-            log.event(LOG, name, level=level, node=self._node or None, stream=self.number, **fields)
+            log.event(LOG, name, level=level, node=node or None, stream=number, **fields)
         return admitted
 
 

@@ -6,7 +6,7 @@ changed, together with a view of what is served, and returns actions: one that g
 socket.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Protocol
 
@@ -59,6 +59,7 @@ class Request(Struct, frozen=True):
     error: str | None = None
     type_url: str = SECRET_TYPE
     node_id: str = ""
+    cluster: str = ""
 
 
 class DeltaRequest(Struct, frozen=True):
@@ -70,6 +71,7 @@ class DeltaRequest(Struct, frozen=True):
     error: str | None = None
     type_url: str = SECRET_TYPE
     node_id: str = ""
+    cluster: str = ""
 
 
 class Status(Enum):
@@ -114,17 +116,17 @@ class Unsubscribed(Struct, frozen=True):
 
 
 class Acked(Struct, frozen=True):
-    """The client took an answer."""
+    """The client took an answer; `versions` are those in it, by name."""
 
     nonce: str
-    names: tuple[str, ...]
+    versions: Mapping[str, str]
 
 
 class Nacked(Struct, frozen=True):
-    """The client refused an answer, for `reason`, and goes on with what it had."""
+    """The client refused an answer with these `versions` by name, for `reason`, and goes on with what it had."""
 
     nonce: str
-    names: tuple[str, ...]
+    versions: Mapping[str, str]
     reason: str
 
 
@@ -149,16 +151,16 @@ Action = Respond | Finish | Note
 
 
 class Outstanding(Struct, frozen=True):
-    """An answer that the client has neither taken nor refused yet."""
+    """An answer that the client has neither taken nor refused yet; `versions` are those in it, by name."""
 
     nonce: str
-    names: tuple[str, ...]
+    versions: Mapping[str, str]
 
     def settled(self, error: str | None) -> Acked | Nacked:
-        """What the client's answer to it says: a NACK if it carries an error, else an ACK."""
+        """What the client's reply to it says: a NACK if it carries an error, else an ACK."""
         if error is None:
-            return Acked(self.nonce, self.names)
-        return Nacked(self.nonce, self.names, error)
+            return Acked(self.nonce, self.versions)
+        return Nacked(self.nonce, self.versions, error)
 
 
 def unacceptable(type_url: str, names: int, most_names: int) -> Finish | None:

@@ -12,17 +12,19 @@ import grpc
 import grpc.aio
 
 from sds_agent import log
+from sds_agent.clock import Clock, SystemClock
+from sds_agent.rpc.crowd import Crowd
 from sds_agent.sds.catalog import Catalog
 from sds_agent.sds.codec import MalformedMessageError, decode, decode_delta, encode, encode_delta
 from sds_agent.sds.delta import DeltaSession
 from sds_agent.sds.fetch import fetch
 from sds_agent.sds.journal import Journal, StreamJournal
 from sds_agent.sds.protocol import DeltaRequest, Finish, Request, Respond, Status
-from sds_agent.sds.shares import Shares
 from sds_agent.sds.sotw import SotwSession
+from sds_agent.sds.status import NameStatus, StreamStatus
 from sds_agent.sds.stream import FULL, Context, Conversation, R, Stream
 from sds_agent.secrets.store import SecretStore
-from sds_agent.text import cut, quoted
+from sds_agent.text import cut, escaped, quoted
 
 LOG = logging.getLogger(__name__)
 
@@ -48,12 +50,53 @@ _CODES = {
 }
 
 
+class _Fetch:
+    """A Fetch that waits for its request, and then for its secrets, until its timeout."""
+
+    def __init__(self, journal: StreamJournal, seconds: float) -> None:
+        self.timeout = asyncio.timeout(seconds)
+        self._journal = journal
+        self._names: tuple[str, ...] = ()
+        self._gave_way = False
+
+    def met(self, request: Request) -> None:
+        """Its request has come."""
+        self._journal.met(request)
+        self._names = request.names
+
+    @property
+    def status(self) -> StreamStatus:
+        """Who asks, and for what."""
+        return self._journal.status(tuple(NameStatus(printable(name, log.LONGEST_VALUE)) for name in self._names))
+
+    @property
+    def ended(self) -> Finish:
+        """What it ends with where its time is over."""
+        if self._gave_way:
+            return FULL
+        return Finish(Status.UNAVAILABLE, self._names, "the secret is not issued yet; ask again")
+
+    def drain(self) -> None:
+        """End it: the client is told to ask again."""
+        if not self.timeout.expired():
+            self.timeout.reschedule(0)
+
+    def give_way(self) -> None:
+        """End it, as others need its place."""
+        self._gave_way = True
+        self.drain()
+
+
+_Open = Stream[Request] | Stream[DeltaRequest] | _Fetch
+
+
 class SecretDiscoveryService:
     """Serves a store to any number of streams."""
 
     def __init__(
         self,
         store: SecretStore,
+        clock: Clock | None = None,
         *,
         most_streams: int = 10_000,
         most_names: int = 100,
@@ -63,11 +106,10 @@ class SecretDiscoveryService:
         self._most_names = most_names
         self._longest_fetch = longest_fetch
         self._catalog = Catalog(store)
-        self._journal = Journal(most_streams=most_streams, most_names=most_names)
-        self._streams: set[Stream[Request] | Stream[DeltaRequest]] = set()
-        self._waiting: set[asyncio.Timeout] = set()  # of the Fetch calls
+        self._journal = Journal(now=(clock or SystemClock()).now, most_streams=most_streams, most_names=most_names)
+        self._most_streams = most_streams
+        self._open = Crowd[_Open]()  # each under who holds its connection
         self._draining = False
-        self._shares = Shares[Callable[[], None]](most_streams)  # what ends each stream, and each Fetch that waits
         self.holders: dict[str, str] = {}
         """Who holds each connection, by the address that gRPC knows of it; the acceptor's to keep."""
         # Nonces are unique in the process and in all likelihood across restarts: an old stream's never match.
@@ -84,6 +126,14 @@ class SecretDiscoveryService:
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
+    @property
+    def streams(self) -> tuple[StreamStatus, ...]:
+        """Every stream that is open and every Fetch that waits, in the order in which they came.
+
+        Made on demand, at some microseconds for each. A stream that gives way to others is not among them any more.
+        """
+        return tuple(each.status for each in self._open)
+
     def drain(self) -> None:
         """End every stream with OK, those too that still come. Who waits for a Fetch is told to ask again."""
         self._draining = True
@@ -96,10 +146,8 @@ class SecretDiscoveryService:
 
     def dismiss(self) -> None:
         """End the streams of the moment with OK: their Envoys come back."""
-        for stream in self._streams:
-            stream.drain()
-        for waiting in self._waiting:
-            _expire(waiting)
+        for each in self._open:
+            each.drain()
 
     async def _stream_secrets(self, _requests: object, context: Context) -> None:
         def talk(nonces: Callable[[], str]) -> Conversation[Request]:
@@ -116,41 +164,43 @@ class SecretDiscoveryService:
         await self._run("DeltaSecrets", context, talk)
 
     async def _run(self, method: str, context: Context, talk: Callable[[Callable[[], str]], Conversation[R]]) -> None:
-        journal = self._journal.open(method)
+        peer = self._peer(context)
+        journal = self._journal.open(method, peer)
         count = itertools.count(1)
         conversation = talk(lambda: f"{self._nonce_prefix}.{journal.number:x}.{next(count):x}")
         stream = Stream(context, conversation, catalog=self._catalog, store=self._store, journal=journal)
-        self._streams.add(stream)
         if self._draining:
             stream.drain()
         try:
-            with self._place(context, stream.give_way):
+            with self._place(stream, peer):
                 finish = await stream.run()
         except Exception as error:  # noqa: BLE001 - a bug that one stream meets must not end the others
             log.fault(LOG, f"SDS {method}", error)
             finish = FAULT
         finally:
-            self._streams.discard(stream)
             journal.left()
         if finish is not None:
             await self._abort(context, finish)
 
+    def _peer(self, context: Context) -> str:
+        return self.holders.get(context.peer(), "unknown")
+
     @contextmanager
-    def _place(self, context: Context, give_way: Callable[[], None]) -> Iterator[None]:
-        """A place among the streams that there may be. Whoever has to make room for it is made to."""
-        holder = self.holders.get(context.peer(), "unknown")
-        if (other := self._shares.enter(give_way, holder)) is not None:
-            self._shares.leave(other)
-            other()
+    def _place(self, new: _Open, peer: str) -> Iterator[None]:
+        """A place among the streams that there may be, for as long as this context; another may have to leave its."""
+        if (gives_way := self._open.admit(new, peer, self._most_streams)) is not None:
+            self._open.leave(gives_way)
+            gives_way.give_way()
         try:
             yield
         finally:
-            self._shares.leave(give_way)
+            self._open.leave(new)
 
     async def _fetch_secrets(self, _requests: object, context: Context) -> bytes:
-        journal = self._journal.open("FetchSecrets")
+        peer = self._peer(context)
+        journal = self._journal.open("FetchSecrets", peer)
         try:
-            answer = await self._fetch(context, journal)
+            answer = await self._fetch(context, peer, journal)
         except Exception as error:  # noqa: BLE001 - likewise
             log.fault(LOG, "SDS FetchSecrets", error)
             answer = FAULT
@@ -160,33 +210,20 @@ class SecretDiscoveryService:
             await self._abort(context, answer)
         return encode(answer)
 
-    async def _fetch(self, context: Context, journal: StreamJournal) -> Respond | Finish:
-        waiting = asyncio.timeout(self._patience(context.time_remaining()))
-        gave_way = asyncio.Event()
-
-        def give_way() -> None:
-            gave_way.set()
-            _expire(waiting)
-
-        names: tuple[str, ...] = ()
+    async def _fetch(self, context: Context, peer: str, journal: StreamJournal) -> Respond | Finish:
+        call = _Fetch(journal, self._fetch_timeout(context.time_remaining()))
         try:
-            async with waiting:
-                self._waiting.add(waiting)
-                with self._place(context, give_way):
+            async with call.timeout:
+                with self._place(call, peer):
                     request = decode(await _only(context))
-                    journal.met(request.node_id)
-                    names = request.names
+                    call.met(request)
                     return await self._answer(request)
         except MalformedMessageError as error:
             return Finish(Status.INVALID_ARGUMENT, detail=str(error))
         except TimeoutError:
-            if gave_way.is_set():
-                return FULL
-            return Finish(Status.UNAVAILABLE, names, "the secret is not issued yet; ask again")
-        finally:
-            self._waiting.discard(waiting)
+            return call.ended
 
-    def _patience(self, remaining: float | None) -> float:
+    def _fetch_timeout(self, remaining: float | None) -> float:
         """Answering just before the caller's own deadline lets it see our status instead of its time-out."""
         return self._longest_fetch if remaining is None else min(self._longest_fetch, remaining * 0.9)
 
@@ -205,11 +242,6 @@ class SecretDiscoveryService:
     async def _abort(self, context: Context, finish: Finish) -> NoReturn:
         await context.abort(_CODES[finish.status], explain(finish, self._catalog.names))
         raise AssertionError  # abort always raises, which its types do not say
-
-
-def _expire(waiting: asyncio.Timeout) -> None:
-    if not waiting.expired():
-        waiting.reschedule(0)
 
 
 async def _only(context: Context) -> bytes:

@@ -49,6 +49,7 @@ from sds_agent.sds.protocol import (
     unacceptable,
     unique,
 )
+from sds_agent.sds.status import NameStatus, Replies
 
 
 class SotwSession:
@@ -62,11 +63,17 @@ class SotwSession:
         self._refused: frozenset[str] = frozenset()  # subscribed and not served: reported once
         self._newest: str | None = None  # nonce of the newest answer
         self._outstanding: Outstanding | None = None
+        self._replies = Replies()
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names subscribed to."""
         return self._names
+
+    @property
+    def status(self) -> tuple[NameStatus, ...]:
+        """How far each name is."""
+        return self._replies.status(self._names, self._sent)
 
     def receive(self, request: Request, view: View) -> list[Action]:
         """Take a message of the client."""
@@ -78,8 +85,10 @@ class SotwSession:
             if request.nonce != self._newest:
                 return [Stale(request.nonce, request.error)]
             if self._outstanding is not None:
-                actions.append(self._outstanding.settled(request.error))
+                reply = self._outstanding.settled(request.error)
+                self._replies.take(reply, self._names)
                 self._outstanding = None
+                actions.append(reply)
         added = tuple(name for name in names if name not in self._names)
         actions += self._subscribe(names, added, view)
         return actions + self._refuse(view) + self._answer(added if self._outstanding else names, view)
@@ -94,6 +103,7 @@ class SotwSession:
         self._names = names
         for name in removed:
             self._sent.pop(name, None)
+        self._replies.forget(removed)
         if added:
             notes.append(Subscribed(added, tuple(n for n in added if view[n] is Absence.PENDING)))
         if removed:
@@ -115,7 +125,8 @@ class SotwSession:
         due = tuple(r for r in found if isinstance(r, Resource) and self._sent.get(r.name) != r.version)
         if not due:
             return []
-        self._sent.update((resource.name, resource.version) for resource in due)
+        versions = {resource.name: resource.version for resource in due}
+        self._sent.update(versions)
         self._newest = next(self._nonces)
-        self._outstanding = Outstanding(self._newest, tuple(resource.name for resource in due))
+        self._outstanding = Outstanding(self._newest, versions)
         return [Respond(self._newest, due)]

@@ -16,6 +16,7 @@ from sds_agent.sds.catalog import Catalog
 from sds_agent.sds.codec import MalformedMessageError
 from sds_agent.sds.journal import StreamJournal
 from sds_agent.sds.protocol import Absence, Action, DeltaRequest, Finish, Request, Respond, Status, View
+from sds_agent.sds.status import NameStatus, StreamStatus
 from sds_agent.secrets.store import SecretStore
 
 FULL = Finish(Status.RESOURCE_EXHAUSTED, detail="there are more streams than the agent may have (sds.limits.streams)")
@@ -32,6 +33,11 @@ class Session(Protocol[R_contra]):
     @property
     def names(self) -> tuple[str, ...]:
         """The names subscribed to."""
+        ...
+
+    @property
+    def status(self) -> tuple[NameStatus, ...]:
+        """How far each name is."""
         ...
 
     def receive(self, request: R_contra, view: View) -> list[Action]:
@@ -76,6 +82,11 @@ class Stream(Generic[R]):
         self._draining = False
         self._last: Finish | None = None
 
+    @property
+    def status(self) -> StreamStatus:
+        """Who is at the other end, and how far each name is."""
+        return self._journal.status(self._talk.session.status)
+
     def drain(self) -> None:
         """End the stream cleanly: Envoy keeps what it has and comes back."""
         self._draining = True
@@ -118,8 +129,8 @@ class Stream(Generic[R]):
         while not (self._draining or self._ended):
             await self._wake.wait()
             self._wake = asyncio.Event()
-            finish = await self._perform(self._received(), news=False)
-            finish = finish or await self._perform(self._refreshed(), news=True)
+            finish = await self._perform(self._received(), changed=False)
+            finish = finish or await self._perform(self._refreshed(), changed=True)
             if finish is not None:
                 return finish
             self._store.await_names(self, self._held())
@@ -134,7 +145,7 @@ class Stream(Generic[R]):
             request = self._talk.decode(message)
         except MalformedMessageError as error:
             return [Finish(Status.INVALID_ARGUMENT, detail=str(error))]
-        self._journal.met(request.node_id)
+        self._journal.met(request)
         return self._talk.session.receive(request, self._catalog)
 
     def _refreshed(self) -> list[Action]:
@@ -143,20 +154,20 @@ class Stream(Generic[R]):
         self._changed = False
         return self._talk.session.refresh(self._catalog)
 
-    async def _perform(self, actions: list[Action], *, news: bool) -> Finish | None:
-        """Do what the session says; `news` if it says so because a secret changed."""
+    async def _perform(self, actions: list[Action], *, changed: bool) -> Finish | None:
+        """Do what the session says; `changed` if it says so because a secret changed."""
         self._journal.note(action for action in actions if not isinstance(action, Respond))
         for action in actions:
             if isinstance(action, Finish):
                 return action
-            if isinstance(action, Respond) and not await self._sent(action, news=news):
+            if isinstance(action, Respond) and not await self._sent(action, changed=changed):
                 self._ended = True
                 return None
         return None
 
-    async def _sent(self, answer: Respond, *, news: bool) -> bool:
+    async def _sent(self, answer: Respond, *, changed: bool) -> bool:
         """Send it; whether gRPC has taken it. The peer may leave while a write waits for room."""
-        self._journal.sending(answer, news=news)
+        self._journal.sending(answer, changed=changed)
         try:
             await self._context.write(self._talk.encode(answer))
         except grpc.aio.InternalError:

@@ -1,0 +1,160 @@
+"""What can be seen of an open stream, as frozen values, and the little that has to be remembered for them.
+
+A session remembers what its client said of each name (`Replies`), a stream's shell who the client is and when it was
+answered (`StreamRecord`). Both are pure: the time is an argument. A `StreamStatus` is made of the two when it is asked
+for, so a push costs no more for it.
+
+What a peer wrote is shown as the log shows it: cut to a bounded length, and in printable ASCII (`text.printable`), so
+that a view can print it as it is. No field holds key material: a version is a hash of what is public.
+"""
+
+from collections.abc import Container, Iterable, Mapping
+from datetime import datetime
+
+from msgspec import Struct
+
+from sds_agent import log
+from sds_agent.sds.protocol import Acked, Nacked
+from sds_agent.text import printable
+
+MOST_TIMED = 32
+"""Answers of a stream whose time is remembered until the client replies. One that never does costs no more memory."""
+
+
+class Rejection(Struct, frozen=True):
+    """A version that the client refused (a NACK), and the reason that it gave."""
+
+    version: str
+    reason: str
+
+
+class NameStatus(Struct, frozen=True):
+    """How far one name is on a stream. The empty version stands for the answer that the name is not served (Delta).
+
+    `sent` is None while the name waits for its secret, and for a name that is not served (SotW). `acked` is what the
+    client has in use, as far as this stream knows. `rejected` is the newest NACK; an ACK that follows it clears it.
+    """
+
+    name: str
+    sent: str | None = None
+    acked: str | None = None
+    rejected: Rejection | None = None
+
+
+class StreamStatus(Struct, frozen=True):
+    """One open stream, or one Fetch that waits for its secret.
+
+    `number` is the stream's in the log, `method` the name of the gRPC method. `node` and `cluster` are what the client
+    says it is, empty where it does not say. `peer` is who holds the connection, as the kernel says: "pid 7 (uid 101)",
+    or the connection's address for a process of another PID namespace. `ack_ms` are the milliseconds from the last
+    response that was acknowledged to its ACK.
+    """
+
+    number: int
+    method: str
+    node: str
+    cluster: str
+    peer: str
+    names: tuple[NameStatus, ...]
+    connected_at: datetime
+    responded_at: datetime | None
+    ack_ms: float | None
+
+
+class Replies:
+    """What the client said of each name it subscribes to. Names that it does not subscribe to take no memory."""
+
+    __slots__ = ("_acked", "_rejected")
+
+    def __init__(self) -> None:
+        self._acked: dict[str, str] = {}
+        self._rejected: dict[str, Rejection] = {}
+
+    def take(self, reply: Acked | Nacked, subscribed: Container[str]) -> None:
+        """Remember an ACK or NACK, as far as it is about names that are still subscribed."""
+        for name, version in reply.versions.items():
+            if name not in subscribed:
+                continue
+            if isinstance(reply, Nacked):
+                self._rejected[name] = Rejection(version, printable(reply.reason, log.LONGEST_VALUE))
+            else:
+                self._acked[name] = version
+                self._rejected.pop(name, None)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """These names were taken out of the subscription, or the client has lost what it had of them."""
+        for name in names:
+            self._acked.pop(name, None)
+            self._rejected.pop(name, None)
+
+    def status(self, names: Iterable[str], sent: Mapping[str, str]) -> tuple[NameStatus, ...]:
+        """How far these names are; `sent` has the versions last sent."""
+        acked, rejected = self._acked, self._rejected
+        return tuple(
+            NameStatus(printable(n, log.LONGEST_VALUE), sent.get(n), acked.get(n), rejected.get(n)) for n in names
+        )
+
+
+class _Timed(Struct, frozen=True):
+    """When an answer was sent, on the monotonic clock, and whether because a secret changed."""
+
+    at: float
+    changed: bool
+
+
+class StreamRecord:
+    """Who a stream's client is, and when it was answered."""
+
+    __slots__ = ("_ack_ms", "_cluster", "_connected_at", "_responded_at", "_timed", "method", "node", "number", "peer")
+
+    def __init__(self, number: int, method: str, peer: str, now: datetime) -> None:
+        self.number = number
+        self.method = method
+        self.peer = peer
+        self.node = ""
+        self._cluster = ""
+        self._connected_at = now
+        self._responded_at: datetime | None = None
+        self._ack_ms: float | None = None
+        self._timed: dict[str, _Timed] = {}  # by nonce: the answers without a reply
+
+    def met(self, node: str, cluster: str) -> None:
+        """Learn who the client says it is; only the first message of a stream is sure to say so."""
+        if node:
+            self.node, self._cluster = node, cluster
+
+    def sending(self, nonce: str, *, changed: bool, now: datetime, monotonic: float) -> None:
+        """The answer of that nonce is on its way from this moment; `changed` if a secret did, and so it goes out."""
+        self._responded_at = now
+        self._timed[nonce] = _Timed(monotonic, changed)
+        if len(self._timed) > MOST_TIMED:
+            del self._timed[next(iter(self._timed))]
+
+    def is_change(self, nonce: str) -> bool:
+        """Whether the answer of that nonce, which has no reply yet, went out because a secret changed."""
+        timed = self._timed.get(nonce)
+        return timed is not None and timed.changed
+
+    def replied(self, reply: Acked | Nacked, *, monotonic: float) -> float | None:
+        """The client has replied to an answer: the milliseconds since that was sent; None where they are forgotten."""
+        timed = self._timed.pop(reply.nonce, None)
+        if timed is None:
+            return None
+        milliseconds = round((monotonic - timed.at) * 1000, 1)
+        if isinstance(reply, Acked):
+            self._ack_ms = milliseconds
+        return milliseconds
+
+    def status(self, names: tuple[NameStatus, ...]) -> StreamStatus:
+        """The stream's status; the session knows the names'."""
+        return StreamStatus(
+            number=self.number,
+            method=self.method,
+            node=printable(self.node, log.LONGEST_VALUE),
+            cluster=printable(self._cluster, log.LONGEST_VALUE),
+            peer=self.peer,
+            names=names,
+            connected_at=self._connected_at,
+            responded_at=self._responded_at,
+            ack_ms=self._ack_ms,
+        )

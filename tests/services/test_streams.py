@@ -1,0 +1,174 @@
+"""What an operator sees of the streams that are open: which Envoy has which version, and why it has no newer one."""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import anyio
+import grpc
+import msgspec
+from envoy_data_plane.envoy.config.core.v3 import Node
+from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
+from fakes.clocks import HandClock
+from fakes.loops import anyio_backend, one_loop  # noqa: F401 - fixtures
+from fakes.peers import Peer, connected
+
+from sds_agent.sds.endpoint import SocketFile
+from sds_agent.sds.server import Limits, serving
+from sds_agent.sds.service import SecretDiscoveryService
+from sds_agent.sds.status import NameStatus, Rejection, StreamStatus
+from sds_agent.secrets.model import BundleSecret, CertificateSecret
+from sds_agent.secrets.store import SecretStore
+
+KEY = b"-----BEGIN PRIVATE KEY-----PLANTED"
+ME = f"pid {os.getpid()} (uid {os.getuid()})"
+
+
+def certificate(content: bytes) -> CertificateSecret:
+    return CertificateSecret(content, KEY, HandClock().now() + timedelta(days=1))
+
+
+ONE, TWO, THREE = (certificate(content) for content in (b"chain 1", b"chain 2", b"chain 3"))
+
+
+def of(node: str) -> Callable[[StreamStatus], bool]:
+    """Whether a stream is that Envoy's."""
+    return lambda stream: stream.node == node
+
+
+class Bench:
+    """A store that is served, a client, and the clock of the agent."""
+
+    def __init__(self, store: SecretStore, service: SecretDiscoveryService, peer: Peer, clock: HandClock) -> None:
+        self.store = store
+        self.service = service
+        self.peer = peer
+        self.clock = clock
+
+    async def seen(self, *wanted: Callable[[StreamStatus], bool]) -> list[StreamStatus]:
+        """The streams that are open, once there is one for each of these, in this order, and no other."""
+        with anyio.fail_after(10):
+            while not self._fits(found := self.service.streams, wanted):
+                await anyio.lowlevel.checkpoint()
+        return list(found)
+
+    def _fits(self, found: tuple[StreamStatus, ...], wanted: tuple[Callable[[StreamStatus], bool], ...]) -> bool:
+        return len(found) == len(wanted) and all(fits(each) for fits, each in zip(wanted, found, strict=True))
+
+    async def names(self, *wanted: NameStatus) -> StreamStatus:
+        """The only stream, once its names are like this."""
+        return (await self.seen(lambda stream: stream.names == wanted))[0]
+
+
+@asynccontextmanager
+async def bench(directory: Path, *, most_streams: int = 10_000) -> AsyncIterator[Bench]:
+    """A certificate, a bundle and a name without a secret, served."""
+    clock = HandClock()
+    store = SecretStore(("default", "ROOTCA", "late"))
+    store.publish({"default": ONE, "ROOTCA": BundleSecret(b"roots")})
+    service = SecretDiscoveryService(store, clock, most_streams=most_streams)
+    socket = directory / "sds.sock"
+    async with serving(service, SocketFile(socket), Limits()), connected(socket) as peer:
+        made = Bench(store, service, peer, clock)
+        await made.seen()  # the server's own probe has left
+        yield made
+
+
+async def test_a_stream_says_whose_it_is_what_it_has_and_since_when(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        connected_at = made.clock.now()
+        stream = await made.peer.stream().ask("default", "late", node="envoy-a")
+        await stream.read()
+        waiting, sent = NameStatus("late"), NameStatus("default", sent=ONE.version)
+        status = await made.names(sent, waiting)
+        assert (status.method, status.node, status.peer) == ("StreamSecrets", "envoy-a", ME)
+        assert (status.connected_at, status.responded_at, status.ack_ms) == (connected_at, connected_at, None)
+        await stream.ack("default", "late")
+        status = await made.names(NameStatus("default", ONE.version, ONE.version), waiting)
+        assert status.ack_ms is not None
+        assert status.ack_ms > 0
+        made.clock.elapse(timedelta(hours=1))
+        made.store.publish({"default": TWO})
+        await stream.read()
+        status = await made.names(NameStatus("default", TWO.version, ONE.version), waiting)
+        assert status.connected_at == connected_at
+        assert status.responded_at == connected_at + timedelta(hours=1)
+
+
+async def test_an_envoy_that_refuses_a_secret_is_seen_with_its_reason_and_with_what_it_goes_on_with(
+    tmp_path: Path,
+) -> None:
+    async with bench(tmp_path) as made:
+        stream = await made.peer.stream().ask("default")
+        await stream.read()
+        await stream.ack("default")
+        await made.names(NameStatus("default", ONE.version, ONE.version))
+        made.store.publish({"default": TWO})
+        await stream.read()
+        await stream.ack("default", error="Failed to load certificate\nchain")
+        refused = Rejection(TWO.version, "Failed to load certificate\\nchain")
+        await made.names(NameStatus("default", TWO.version, ONE.version, refused))
+        made.store.publish({"default": THREE})
+        await stream.read()
+        await stream.ack("default")
+        await made.names(NameStatus("default", THREE.version, THREE.version))
+
+
+async def test_a_delta_stream_is_seen_the_same_way(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        stream = await made.peer.delta().subscribe("default", "nobody", node="envoy-d")
+        await stream.read()
+        await stream.ack()
+        status = await made.names(NameStatus("default", ONE.version, ONE.version), NameStatus("nobody", "", ""))
+        assert (status.method, status.node) == ("DeltaSecrets", "envoy-d")
+
+
+async def test_the_cluster_of_an_envoy_is_seen_too(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        stream = made.peer.stream()
+        await stream.call.write(bytes(DiscoveryRequest(node=Node(id="envoy-a", cluster="edge"))))
+        await made.seen(lambda each: (each.node, each.cluster, each.names) == ("envoy-a", "edge", ()))
+
+
+async def test_a_fetch_is_seen_while_it_waits_and_no_longer(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made, anyio.create_task_group() as tasks:
+        tasks.start_soon(made.peer.fetch, "late")
+        (status,) = await made.seen(lambda each: each.names == (NameStatus("late"),))
+        assert (status.method, status.peer) == ("FetchSecrets", ME)
+        made.store.publish({"late": certificate(b"at last")})
+        await made.seen()
+
+
+async def test_streams_are_seen_in_the_order_in_which_they_came_until_they_end(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        streams = []
+        for node in ("a", "b", "c"):
+            streams.append(await made.peer.stream().ask("default", node=node))
+            await streams[-1].read()
+        found = await made.seen(
+            lambda each: each.node == "a", lambda each: each.node == "b", lambda each: each.node == "c"
+        )
+        assert [each.number for each in found] == sorted({each.number for each in found})
+        streams[1].leave()
+        await made.seen(of("a"), of("c"))
+
+
+async def test_a_stream_that_is_refused_for_want_of_room_is_not_among_those_that_are_open(tmp_path: Path) -> None:
+    async with bench(tmp_path, most_streams=1) as made:
+        first = await made.peer.stream().ask("default", node="first")
+        await first.read()
+        second = await made.peer.stream().ask("default", node="second")
+        assert (await second.end())[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await made.seen(of("first"))
+
+
+async def test_no_status_has_a_key(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        for stream in (await made.peer.stream().ask("default"), await made.peer.delta().subscribe("default")):
+            await stream.read()
+        found = await made.seen(lambda each: bool(each.names), lambda each: bool(each.names))
+        for text in (repr(found), str(found), msgspec.json.encode(found).decode()):
+            assert ONE.version in text
+            assert "PLANTED" not in text
