@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sds_agent.sds.delta import DeltaSession
+from sds_agent.sds.delta import REMOVED, DeltaSession
 from sds_agent.sds.protocol import (
     Absence,
     Acked,
@@ -28,9 +28,9 @@ from sds_agent.sds.protocol import (
     Stale,
 )
 from sds_agent.sds.sotw import SotwSession
+from sds_agent.sds.status import NameStatus
 
 NAMES = ("a", "b", "c")
-REMOVED = "removed"
 some_names = st.lists(st.sampled_from((*NAMES, "nobody")), max_size=4)
 reasons = st.none() | st.sampled_from(["", "no"])
 strange = st.sampled_from(["old", "n0", "n999", "é" * 100])
@@ -50,6 +50,10 @@ class Exchange(RuleBasedStateMachine):
         self.ended = False
         self.wanted: set[str] = set()
         self.last: dict[str, str] = {}  # name -> version before it was taken away
+        self.answers: dict[str, dict[str, str]] = {}  # nonce -> what it told
+        self.acks: set[tuple[str, str]] = set()  # what the client has said of a name's version
+        self.nacks: set[tuple[str, str]] = set()
+        self.passed_over: set[tuple[str, str]] = set()  # what it has said nothing of, or too late to count
 
     def numbers(self) -> Iterator[str]:
         while True:
@@ -73,6 +77,7 @@ class Exchange(RuleBasedStateMachine):
                 assert version == newest, "not the newest content"
                 assert name in again or self.sent.get(name) != version, "sent again though it has not changed"
             self.sent |= told
+            self.answers[answer.nonce] = told
             names += told
             self.on_the_way.append(answer)
         assert len(answers) <= 1, "one message or change leads to one answer"
@@ -83,6 +88,22 @@ class Exchange(RuleBasedStateMachine):
         self.holds |= {resource.name: resource.version for resource in answer.resources}
         self.holds |= dict.fromkeys(answer.removed, REMOVED)
         return answer.nonce
+
+    def reply(self, nonce: str, error: str | None) -> None:
+        """The client replies to an answer."""
+        pairs = self.answers[nonce].items()
+        (self.acks if error is None else self.nacks).update(pairs)
+
+    def check(self, status: tuple[NameStatus, ...], *, settled: bool = False) -> None:
+        """A status claims nothing that the client has not said, and once all is settled it says all."""
+        for each in status:
+            name = each.name
+            assert each.acked is None or (name, each.acked) in self.acks
+            assert each.rejected is None or (name, each.rejected.version) in self.nacks
+            if settled and each.sent is not None and (name, each.sent) not in self.passed_over:
+                rejected = each.rejected.version if each.rejected else None
+                assert each.sent in {each.acked, rejected}, f"no reply about {name} was seen"
+                assert rejected in {None, each.sent}, f"{name} was taken since"
 
     def forget(self) -> None:
         """The client drops what it no longer wants."""
@@ -159,9 +180,12 @@ class SotwExchange(Exchange):
         newest = self.nonces[-1] if self.nonces else ""
         stale = bool(nonce) and self.answered and nonce != newest
         waiting, had = bool(self.on_the_way), set(self.session.names)
+        if nonce and nonce in self.answers:
+            self.reply(nonce, error)
         actions = self.session.receive(Request(names=tuple(self.wanted), nonce=nonce, error=error), self.served)
         if stale:  # it crossed an answer; the client's reply to that one brings the names again
             assert actions == [Stale(nonce, error)], "a stale message was acted on"
+            self.passed_over |= set(self.answers.get(nonce, {}).items())
             return
         self.forget()
         self.notice()
@@ -227,6 +251,7 @@ class SotwExchange(Exchange):
 
     @invariant()
     def up_to_date(self) -> None:
+        self.check(self.session.status)
         if not self.ended and not self.on_the_way:
             assert set(self.session.names) == self.wanted
 
@@ -244,6 +269,7 @@ class SotwExchange(Exchange):
             self.tell(self.nonce)
         assert not self.on_the_way
         self.settled(removals=False)
+        self.check(self.session.status, settled=True)
 
 
 class DeltaExchange(Exchange):
@@ -284,8 +310,9 @@ class DeltaExchange(Exchange):
     def answer(self, error: str | None, names: list[str], skipped: int) -> None:
         """Answer one of the answers on the way, and so those before it."""
         for _ in range(min(skipped, len(self.on_the_way) - 1)):
-            self.deliver()
+            self.passed_over |= set(self.answers[self.deliver()].items())
         nonce = self.deliver()
+        self.reply(nonce, error)
         actions = self.say(DeltaRequest(tuple(names), nonce=nonce, error=error))
         assert [type(action) for action in actions[:1]] == [Acked if error is None else Nacked]
 
@@ -301,6 +328,7 @@ class DeltaExchange(Exchange):
 
     @invariant()
     def names_are_those_asked_for(self) -> None:
+        self.check(self.session.status)
         assert set(self.session.names) == self.wanted
 
     def teardown(self) -> None:
@@ -309,9 +337,12 @@ class DeltaExchange(Exchange):
         for _ in range(50):
             if not self.on_the_way:
                 break
-            self.say(DeltaRequest(nonce=self.deliver()))
+            nonce = self.deliver()
+            self.reply(nonce, None)
+            self.say(DeltaRequest(nonce=nonce))
         assert not self.on_the_way
         self.settled(removals=True)
+        self.check(self.session.status, settled=True)
 
 
 TestSotwExchange = SotwExchange.TestCase
