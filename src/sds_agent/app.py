@@ -17,12 +17,12 @@ from sds_agent.errors import within
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.cache import CertificateCache, WorkloadCache, tidy
 from sds_agent.issuance.issuer import Issuer, Upstream
-from sds_agent.issuance.needed import NeedsFile
+from sds_agent.issuance.needed import NeededAnchorsFile
 from sds_agent.issuance.publication import Destination
 from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.standing import lack
-from sds_agent.issuance.trust import Trust, refresh, remember
+from sds_agent.issuance.trust import Trust, maintain, refresh
 from sds_agent.issuance.workload import Workload
 from sds_agent.rpc.health import Health
 from sds_agent.sds.endpoint import Access, access
@@ -127,8 +127,8 @@ async def agent(
     identities = workloads(settings)
     store = SecretStore((*(name for workload in identities for name in workload.names), *settings.bundle_names))
     trust = Trust(store, settings.bundle_names, clock, authorities=cas)
-    needs_file = NeedsFile(settings.state_dir)
-    trust.remember(needs_file.load())
+    needs_file = NeededAnchorsFile(settings.state_dir)
+    trust.restore(needs_file.load())
     upstreams = {name: Upstream(authority, IssuanceQueue()) for name, authority in cas.items()}
     destination = Destination(store, trust)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
@@ -136,7 +136,7 @@ async def agent(
     service = SecretDiscoveryService(store, clock, most_streams=limits.streams, most_names=limits.names)
     issuers: list[Issuer] = []
     async with background_tasks() as start:
-        start(remember(trust, needs_file, clock))
+        start(maintain(trust, needs_file, clock))
         for name, authority in cas.items():
             if isinstance(authority, TellsTrust):
                 start(refresh(trust, name, authority, clock))

@@ -21,8 +21,8 @@ from fakes.odd_certificates import NOT_READ, together
 
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, TellsTrust
 from sds_agent.clock import LONGEST_SLEEP
-from sds_agent.issuance.needed import Need, NeedsError, NeedsFile, _read
-from sds_agent.issuance.trust import RETRY, TIMEOUT, Trust, follow, refresh, remember
+from sds_agent.issuance.needed import NeededAnchor, NeededAnchorsError, NeededAnchorsFile, _read
+from sds_agent.issuance.trust import RETRY, TIMEOUT, Trust, follow_times, maintain, refresh
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
@@ -81,8 +81,8 @@ def test_the_bundle_holds_the_anchors_of_every_authority(store: SecretStore, tru
     trust.update("a", (ROOTS[0], ROOTS[1]))
     trust.update("b", (ROOTS[1], ROOTS[2]))
     assert served(store) == {ROOTS[0], ROOTS[1], ROOTS[2]}
-    assert trust.of("a") == (ROOTS[0], ROOTS[1])
-    assert trust.of("c") == ()
+    assert trust.anchors_of("a") == (ROOTS[0], ROOTS[1])
+    assert trust.anchors_of("c") == ()
 
 
 def test_a_certificate_that_is_no_ca_does_not_enter_the_bundle(
@@ -126,17 +126,17 @@ def test_an_anchor_stays_while_a_certificate_below_it_is_in_use(
     trust.update("a", (old.certificate, unused))
     first, last = (in_use(make_leaf(issuer), lower.certificate) for issuer in (lower, lower))
     for certificate in (first, last):
-        trust.rely("a", certificate)
-    trust.rely("b", in_use(make_leaf(make_ca("lost"))))
+        trust.add_in_use("a", certificate)
+    trust.add_in_use("b", in_use(make_leaf(make_ca("lost"))))
     trust.update("a", (new,))
     assert served(store) == {new, old.certificate}, "what nobody needs goes at once"
     (kept,) = events.named("old_anchors_kept")
     assert (kept["anchors"], kept["certificates"], kept["authority"]) == (1, 2, "a")
     trust.update("a", (ROOTS[2],))
     assert served(store) == {ROOTS[2], old.certificate}, "nor is it forgotten at the next change"
-    trust.release("a", first)
+    trust.remove_in_use("a", first)
     assert served(store) == {ROOTS[2], old.certificate}
-    trust.release("a", last)
+    trust.remove_in_use("a", last)
     assert served(store) == {ROOTS[2]}
 
 
@@ -145,7 +145,7 @@ def test_an_anchor_that_is_replaced_by_one_of_the_same_key_goes_at_once(store: S
     old = make_ca("root")
     renewed = make_ca("root", key=old.key)
     trust.update("a", (old.certificate,))
-    trust.rely("a", in_use(make_leaf(old)))
+    trust.add_in_use("a", in_use(make_leaf(old)))
     trust.update("a", (renewed.certificate,))
     assert served(store) == {renewed.certificate}
 
@@ -157,7 +157,7 @@ def renewed_while_in_use(
     old = make_ca("root")
     renewed = make_ca("root", key=old.key, not_before=not_before, not_after=not_after)
     trust.update("a", (old.certificate,))
-    trust.rely("a", in_use(make_leaf(old)))
+    trust.add_in_use("a", in_use(make_leaf(old)))
     trust.update("a", (renewed.certificate,))
     return old.certificate, renewed.certificate
 
@@ -175,7 +175,7 @@ async def test_an_anchor_stays_until_one_of_the_same_key_that_begins_later_is_va
     old, renewed = renewed_while_in_use(trust, not_before=NOW + timedelta(seconds=30))
     assert served(store) == {old}
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(follow, trust, clock)
+        tasks.start_soon(follow_times, trust, clock)
         await clock.asleep()
         for _ in range(6):
             assert served(store) == {old}
@@ -194,7 +194,7 @@ async def test_a_root_that_ends_leaves_the_bundle_while_nothing_else_happens(sto
     trust.update("a", (former, renewed))
     assert served(store) == {former, renewed}
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(follow, trust, clock)
+        tasks.start_soon(follow_times, trust, clock)
         await clock.asleep()
         clock.elapse(TICK)
         await clock.asleep()
@@ -206,11 +206,11 @@ def test_an_anchor_that_is_told_again_is_trusted_once_and_may_go_again(store: Se
     old = make_ca("old root")
     trust.update("a", (old.certificate,))
     certificate = in_use(make_leaf(old))
-    trust.rely("a", certificate)
+    trust.add_in_use("a", certificate)
     for anchors in ((ROOTS[0],), (old.certificate, ROOTS[0]), (ROOTS[0],)):
         trust.update("a", anchors)
         assert served(store) == {ROOTS[0], old.certificate}
-    trust.release("a", certificate)
+    trust.remove_in_use("a", certificate)
     assert served(store) == {ROOTS[0]}
 
 
@@ -221,7 +221,7 @@ def test_an_authority_that_tells_none_changes_nothing(store: SecretStore, trust:
     trust.update("a", (ROOTS[0],))
     trust.update("a", ())
     assert served(store) == {ROOTS[0]}
-    assert trust.of("a") == (ROOTS[0],)
+    assert trust.anchors_of("a") == (ROOTS[0],)
 
 
 @pytest.mark.parametrize(
@@ -278,11 +278,11 @@ def test_a_bundle_of_which_everything_has_expired_stays_as_it_is(store: SecretSt
 # --- over a restart ---
 
 
-def restarted(needs: tuple[Need, ...], *authorities: str) -> tuple[SecretStore, Trust, HandClock]:
+def restarted(needs: tuple[NeededAnchor, ...], *authorities: str) -> tuple[SecretStore, Trust, HandClock]:
     """The trust of the next agent, which remembers these."""
     store, clock = SecretStore(NAMES), HandClock()
     trust = Trust(store, NAMES, clock, authorities=authorities)
-    trust.remember(needs)
+    trust.restore(needs)
     return store, trust, clock
 
 
@@ -291,10 +291,10 @@ def test_what_certificates_in_use_chain_to_is_needed_until_the_last_has_ended(tr
     trust.update("a", (root.certificate, lower.certificate, ROOTS[0]))
     short = CertificateSecret(write_pem([make_leaf(root)]), b"", NOW + HOUR / 2)
     for certificate in (in_use(make_leaf(root)), short, in_use(make_leaf(lower))):
-        trust.rely("a", certificate)
-    assert set(trust.needs) == {
-        Need("a", root.certificate, NOW + HOUR),
-        Need("a", lower.certificate, NOW + HOUR),
+        trust.add_in_use("a", certificate)
+    assert set(trust.needed) == {
+        NeededAnchor("a", root.certificate, NOW + HOUR),
+        NeededAnchor("a", lower.certificate, NOW + HOUR),
     }, "an anchor that nothing chains to is not needed"
 
 
@@ -304,24 +304,26 @@ def test_an_old_root_outlives_a_restart_with_another_ca_until_what_chains_to_it_
     """Envoys still hold certificates of the CA before, and their peers would refuse them from the restart on."""
     old = make_ca("old")
     trust.update("embedded", (old.certificate, ROOT.certificate))
-    trust.rely("embedded", in_use(make_leaf(old)))
-    trust.rely("embedded", CertificateSecret(write_pem([make_leaf(ROOT)]), b"", NOW + HOUR / 2))
-    store, after, clock = restarted(trust.needs, "plugged")
+    trust.add_in_use("embedded", in_use(make_leaf(old)))
+    trust.add_in_use("embedded", CertificateSecret(write_pem([make_leaf(ROOT)]), b"", NOW + HOUR / 2))
+    store, after, clock = restarted(trust.needed, "plugged")
     clock.set_wall(HOUR / 2)
-    assert after.forget() == NOW + HOUR
+    assert after.drop_ended() == NOW + HOUR
     assert served(store) == set(), "alone it would make Envoys refuse all others"
     after.update("plugged", (ROOTS[0],))
     assert served(store) == {ROOTS[0], old.certificate}
     (kept,) = events.named("old_anchors_kept")
     assert (kept["authority"], kept["anchors"], kept["until"]) == ("embedded", 1, "2026-03-14T16:09:26.000Z")
-    assert after.needs == (Need("embedded", old.certificate, NOW + HOUR),), "nor does the next restart forget it"
+    assert after.needed == (NeededAnchor("embedded", old.certificate, NOW + HOUR),), (
+        "nor does the next restart forget it"
+    )
     clock.set_wall(HOUR / 2 - timedelta(seconds=1))
-    assert after.forget() == NOW + HOUR
+    assert after.drop_ended() == NOW + HOUR
     assert served(store) == {ROOTS[0], old.certificate}
     clock.set_wall(timedelta(seconds=1))
-    assert after.forget() is None
+    assert after.drop_ended() is None
     assert served(store) == {ROOTS[0]}
-    assert not after.needs
+    assert not after.needed
 
 
 def test_a_restart_with_the_same_ca_changes_no_bundle_and_no_word(
@@ -330,8 +332,8 @@ def test_a_restart_with_the_same_ca_changes_no_bundle_and_no_word(
     root = make_ca("root")
     for authority, anchor in (("a", root.certificate), ("b", ROOTS[1])):
         trust.update(authority, (anchor,))
-    trust.rely("a", in_use(make_leaf(root)))
-    after, other, _ = restarted(trust.needs, "a", "b")
+    trust.add_in_use("a", in_use(make_leaf(root)))
+    after, other, _ = restarted(trust.needed, "a", "b")
     other.update("b", (ROOTS[1],))
     other.update("a", (root.certificate,))
     assert after.snapshot == store.snapshot
@@ -340,28 +342,28 @@ def test_a_restart_with_the_same_ca_changes_no_bundle_and_no_word(
 
 def test_what_has_ended_or_is_no_ca_is_not_remembered() -> None:
     server = make_leaf(make_ca("root"))
-    store, trust, _ = restarted((Need("a", ROOTS[0], NOW), Need("a", server, NOW + HOUR)))
+    store, trust, _ = restarted((NeededAnchor("a", ROOTS[0], NOW), NeededAnchor("a", server, NOW + HOUR)))
     trust.update("b", (ROOTS[1],))
     assert served(store) == {ROOTS[1]}
 
 
 @asynccontextmanager
-async def remembering(trust: Trust, file: NeedsFile, clock: HandClock) -> AsyncIterator[None]:
+async def remembering(trust: Trust, file: NeededAnchorsFile, clock: HandClock) -> AsyncIterator[None]:
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(remember, trust, file, clock)
+        tasks.start_soon(maintain, trust, file, clock)
         yield
         tasks.cancel_scope.cancel()
 
 
 def test_a_file_that_others_may_write_adds_no_root(tmp_path: Path, events: Events) -> None:
-    file = NeedsFile(tmp_path)
-    assert asyncio.run(file.save((Need("a", ROOT.certificate, NOW + HOUR),)))
+    file = NeededAnchorsFile(tmp_path)
+    assert asyncio.run(file.save((NeededAnchor("a", ROOT.certificate, NOW + HOUR),)))
     (tmp_path / "anchors.json").chmod(0o666)
-    assert NeedsFile(tmp_path).load() == ()
+    assert NeededAnchorsFile(tmp_path).load() == ()
     assert "may be written by others" in events.named("anchors_not_restored")[0]["cause"]
 
 
-async def until_written(directory: Path, needs: tuple[Need, ...]) -> None:
+async def until_written(directory: Path, needs: tuple[NeededAnchor, ...]) -> None:
     """Wait until these are in the file. To read it as an agent does would take away what is being written."""
     file = directory / "anchors.json"
     with anyio.fail_after(10):
@@ -371,11 +373,11 @@ async def until_written(directory: Path, needs: tuple[Need, ...]) -> None:
 
 async def test_the_file_follows_what_is_needed_and_time_empties_it(tmp_path: Path) -> None:
     root, clock = make_ca("root"), HandClock()
-    trust, file = Trust(SecretStore(NAMES), NAMES, clock), NeedsFile(tmp_path)
+    trust, file = Trust(SecretStore(NAMES), NAMES, clock), NeededAnchorsFile(tmp_path)
     trust.update("a", (root.certificate,))
     async with remembering(trust, file, clock):
-        trust.rely("a", in_use(make_leaf(root)))
-        await until_written(tmp_path, (Need("a", root.certificate, NOW + HOUR),))
+        trust.add_in_use("a", in_use(make_leaf(root)))
+        await until_written(tmp_path, (NeededAnchor("a", root.certificate, NOW + HOUR),))
     store, after, clock = restarted(file.load())
     after.update("b", (ROOTS[0],))
     async with remembering(after, file, clock):
@@ -389,10 +391,10 @@ async def test_the_file_follows_what_is_needed_and_time_empties_it(tmp_path: Pat
 async def test_a_disk_that_is_full_is_tried_again_and_told_once(tmp_path: Path, events: Events) -> None:
     (tmp_path / "state").write_text("where the directory should be")
     root, clock = make_ca("root"), HandClock()
-    trust, file = Trust(SecretStore(NAMES), NAMES, clock), NeedsFile(tmp_path / "state")
+    trust, file = Trust(SecretStore(NAMES), NAMES, clock), NeededAnchorsFile(tmp_path / "state")
     trust.update("a", (root.certificate,))
     async with remembering(trust, file, clock):
-        trust.rely("a", in_use(make_leaf(root)))
+        trust.add_in_use("a", in_use(make_leaf(root)))
         for _ in range(3):  # what follows the anchors' times sleeps as well
             await clock.asleep(2)
             clock.elapse(timedelta(seconds=RETRY))
@@ -401,7 +403,7 @@ async def test_a_disk_that_is_full_is_tried_again_and_told_once(tmp_path: Path, 
         assert (told["level"], str(tmp_path) in told["cause"]) == ("error", True)
         (tmp_path / "state").unlink()
         clock.elapse(timedelta(seconds=RETRY))
-        await until_written(tmp_path / "state", (Need("a", root.certificate, NOW + HOUR),))
+        await until_written(tmp_path / "state", (NeededAnchor("a", root.certificate, NOW + HOUR),))
 
 
 async def test_a_disk_that_does_not_answer_is_tried_again_and_holds_up_no_other_loop(
@@ -409,9 +411,9 @@ async def test_a_disk_that_does_not_answer_is_tried_again_and_holds_up_no_other_
 ) -> None:
     """As one of the network that is gone: the end of the agent waits for this loop as for every other."""
     root, clock, disk = make_ca("root"), HandClock(), DeadDisk(monkeypatch)
-    trust, file = Trust(SecretStore(NAMES), NAMES, clock), NeedsFile(tmp_path)
+    trust, file = Trust(SecretStore(NAMES), NAMES, clock), NeededAnchorsFile(tmp_path)
     trust.update("a", (root.certificate,))
-    trust.rely("a", in_use(make_leaf(root)))
+    trust.add_in_use("a", in_use(make_leaf(root)))
     try:
         async with remembering(trust, file, clock):
             await clock.asleep()  # what follows the anchors' times
@@ -433,8 +435,8 @@ async def test_what_a_disk_took_too_late_is_not_taken_for_what_was_there_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or else the next agent would trust, or miss, an anchor that this one has long thought better of."""
-    clock, file = HandClock(), NeedsFile(tmp_path)
-    before = (Need("a", ROOT.certificate, NOW + HOUR),)
+    clock, file = HandClock(), NeededAnchorsFile(tmp_path)
+    before = (NeededAnchor("a", ROOT.certificate, NOW + HOUR),)
     assert await file.save(before)
     with monkeypatch.context() as patched:
         disk = DeadDisk(patched)
@@ -474,15 +476,15 @@ def test_a_damaged_file_costs_the_old_anchors_and_not_the_agent(
         os.mkfifo(file)
     else:
         file.write_bytes(damage)
-    assert NeedsFile(tmp_path).load() == ()
+    assert NeededAnchorsFile(tmp_path).load() == ()
     (told,) = events.named("anchors_not_restored", level="warning")
     assert str(file) in told["cause"]
 
 
 def test_a_file_that_was_removed_is_put_back_and_another_is_left_alone(tmp_path: Path) -> None:
-    file = NeedsFile(tmp_path)
+    file = NeededAnchorsFile(tmp_path)
     assert file.put_back() is None, "there is nothing to keep yet"
-    needs = (Need("a", ROOT.certificate, NOW + HOUR),)
+    needs = (NeededAnchor("a", ROOT.certificate, NOW + HOUR),)
     assert asyncio.run(file.save(needs))
     path = tmp_path / "anchors.json"
     path.unlink()
@@ -493,17 +495,19 @@ def test_a_file_that_was_removed_is_put_back_and_another_is_left_alone(tmp_path:
     assert path.read_text() == "another's"
     path.unlink()
     tmp_path.chmod(0o777)
-    with pytest.raises(NeedsError, match="cannot keep the anchors"):
+    with pytest.raises(NeededAnchorsError, match="cannot keep the anchors"):
         file.put_back()
 
 
 def test_no_file_makes_an_anchor_needed_after_its_end(tmp_path: Path) -> None:
-    assert asyncio.run(NeedsFile(tmp_path).save((Need("a", ROOT.certificate, NOW + 400 * DAY),)))
-    assert NeedsFile(tmp_path).load() == (Need("a", ROOT.certificate, ROOT.certificate.not_valid_after_utc),)
+    assert asyncio.run(NeededAnchorsFile(tmp_path).save((NeededAnchor("a", ROOT.certificate, NOW + 400 * DAY),)))
+    assert NeededAnchorsFile(tmp_path).load() == (
+        NeededAnchor("a", ROOT.certificate, ROOT.certificate.not_valid_after_utc),
+    )
 
 
 def test_the_first_start_has_nothing_to_remember_and_says_nothing(tmp_path: Path, events: Events) -> None:
-    assert NeedsFile(tmp_path).load() == ()
+    assert NeededAnchorsFile(tmp_path).load() == ()
     assert events.seen == []
 
 

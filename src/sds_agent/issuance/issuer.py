@@ -164,7 +164,7 @@ class Issuer:
         """Take what an agent before this one cached."""
         if self._cache is None:
             return
-        anchors = self._trust.of(self._workload.authority)
+        anchors = self._trust.anchors_of(self._workload.authority)
         if (certificate := self._cache.restore(anchors, self._clock.now())) is not None:
             self._add(certificate)
 

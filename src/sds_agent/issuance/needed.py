@@ -32,7 +32,7 @@ LONGEST_REASON = 300
 """Characters of what is said about a damaged file."""
 
 
-class Need(Struct, frozen=True):
+class NeededAnchor(Struct, frozen=True):
     """An anchor that a certificate of `authority` chains to, and when the last of those certificates ends."""
 
     authority: str
@@ -40,11 +40,11 @@ class Need(Struct, frozen=True):
     until: datetime
 
 
-class NeedsError(SdsAgentError):
+class NeededAnchorsError(SdsAgentError):
     """The anchors that are needed cannot be kept."""
 
 
-class _WrittenNeed(Struct, frozen=True):
+class _WrittenAnchor(Struct, frozen=True):
     """A need as it is written: `until` is seconds since the epoch."""
 
     authority: str
@@ -52,17 +52,17 @@ class _WrittenNeed(Struct, frozen=True):
     anchor_pem: str
 
 
-class NeedsFile:
+class NeededAnchorsFile:
     """The file with the anchors that are needed, below a directory of the agent's own."""
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / NAME
         self._trouble = log.LogOnChange(LOG, "anchors_not_kept")
-        self._holds: tuple[Need, ...] = ()
+        self._holds: tuple[NeededAnchor, ...] = ()
         self._unsure = False  # after a write that failed or was late: it may be there, or come to be
         self._disk = TimeLimit(DISK_TIMEOUT)
 
-    def load(self) -> tuple[Need, ...]:
+    def load(self) -> tuple[NeededAnchor, ...]:
         """What the agent before this one needed; none where there is no file. A file that cannot be used is logged, and
         stays until the next one is written.
         """
@@ -82,7 +82,7 @@ class NeedsFile:
         log.event(LOG, "anchors_not_restored", level=logging.WARNING, cause=cause)
         return ()
 
-    async def save(self, needs: tuple[Need, ...]) -> bool:
+    async def save(self, needs: tuple[NeededAnchor, ...]) -> bool:
         """Write these in place of others; returns whether they are there. A failure is logged once."""
         if needs == self._holds and not self._unsure:
             return True
@@ -100,31 +100,35 @@ class NeedsFile:
         return True
 
     def put_back(self) -> Path | None:
-        """Write the file again if it is gone; returns its path if it was. Raises NeedsError when it cannot."""
+        """Write the file again if it is gone; returns its path if it was. Raises NeededAnchorsError when it cannot."""
         if not self._holds or os.path.lexists(self._file):
             return None
         self._write(self._holds)
         return self._file
 
-    def _write(self, needs: tuple[Need, ...]) -> None:
-        entries = [_WrittenNeed(n.authority, n.until.timestamp(), write_pem([n.anchor]).decode()) for n in needs]
+    def _write(self, needs: tuple[NeededAnchor, ...]) -> None:
+        entries = [_WrittenAnchor(n.authority, n.until.timestamp(), write_pem([n.anchor]).decode()) for n in needs]
         try:
             own_directory(self._file.parent, 0o700)
             write_private(self._file, msgspec.json.encode(entries))
         except (OSError, SdsAgentError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise NeedsError(f"cannot keep the anchors of certificates in use in {self._file}: {reason}") from error
+            raise NeededAnchorsError(
+                f"cannot keep the anchors of certificates in use in {self._file}: {reason}"
+            ) from error
 
 
-def _read(file: Path) -> tuple[Need, ...]:
+def _read(file: Path) -> tuple[NeededAnchor, ...]:
     data, mode = read_own(file, LARGEST)
     if mode & stat.S_IWOTH:
         raise ForeignFileError("may be written by others")
     if len(data) > LARGEST:
         raise ValueError("it is larger than any that the agent writes")
-    return tuple(_need(entry) for entry in msgspec.json.decode(data, type=list[_WrittenNeed]))
+    return tuple(_need(entry) for entry in msgspec.json.decode(data, type=list[_WrittenAnchor]))
 
 
-def _need(entry: _WrittenNeed) -> Need:
+def _need(entry: _WrittenAnchor) -> NeededAnchor:
     (anchor,) = read_pem(entry.anchor_pem.encode())
-    return Need(entry.authority, anchor, min(datetime.fromtimestamp(entry.until, UTC), anchor.not_valid_after_utc))
+    return NeededAnchor(
+        entry.authority, anchor, min(datetime.fromtimestamp(entry.until, UTC), anchor.not_valid_after_utc)
+    )

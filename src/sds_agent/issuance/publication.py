@@ -76,7 +76,7 @@ class Publication:
         self._certificates = self._certificates.add(certificate)
         accepted = certificate.accepted
         self._trust.update(self._workload.authority, accepted.anchors, accepted.left_out)
-        self._trust.rely(self._workload.authority, certificate.secret)
+        self._trust.add_in_use(self._workload.authority, certificate.secret)
 
     def publish(self, index: int) -> Certificate:
         """Serve the certificate with that index among those coming, and drop those before it."""
@@ -85,7 +85,7 @@ class Publication:
         # after its anchors, which went out when it was added: no peer meets a leaf before what it chains to
         self._store.publish(dict.fromkeys(self._workload.names, certificate.secret))
         for each in overtaken:
-            self._trust.release(self._workload.authority, each.secret)
+            self._trust.remove_in_use(self._workload.authority, each.secret)
         return certificate
 
     def withhold(self) -> None:
@@ -93,7 +93,7 @@ class Publication:
         if (certificate := self._certificates.served) is None:
             return
         self._certificates = self._certificates.withhold()
-        self._trust.release(self._workload.authority, certificate.secret)
+        self._trust.remove_in_use(self._workload.authority, certificate.secret)
         self._store.withhold(self._workload.names)
         end = self._validity(certificate).end
         log.event(LOG, "expired", level=logging.ERROR, workload=self._workload.name, not_after=end)
@@ -103,14 +103,14 @@ class Publication:
         if (certificate := self._certificates.served) is None:
             return
         self._certificates = self._certificates.offer_again()
-        self._trust.rely(self._workload.authority, certificate.secret, certificate.accepted.anchors)
+        self._trust.add_in_use(self._workload.authority, certificate.secret, certificate.accepted.anchors)
         self._store.publish(dict.fromkeys(self._workload.names, certificate.secret))
         end = self._validity(certificate).end
         log.event(LOG, "valid_again", level=logging.WARNING, workload=self._workload.name, not_after=end)
 
     def release(self, index: int) -> None:
         """Forget the earlier certificate with that index, and trust nothing for its sake."""
-        self._trust.release(self._workload.authority, self._certificates.earlier[index].secret)
+        self._trust.remove_in_use(self._workload.authority, self._certificates.earlier[index].secret)
         self._certificates = self._certificates.release(index)
 
     def leaf(self, certificate: Certificate) -> CurrentLeaf:
@@ -156,6 +156,6 @@ class Publication:
         known = certificate.accepted.validity
         if known.ends_with in certificate.accepted.chain:
             return known
-        anchors = self._trust.of(self._workload.authority)
+        anchors = self._trust.anchors_of(self._workload.authority)
         times = validity(certificate.accepted.chain, anchors, self._clock.now())
         return times if times is not None and times.end > known.end else known

@@ -112,8 +112,8 @@ class Requester:
             answer,
             identity=workload.identity,
             public_key=pending.key.public_key(),
-            anchors=self._trust.of(workload.authority),
-            beside=self._trust.beside(workload.authority),
+            anchors=self._trust.anchors_of(workload.authority),
+            beside=self._trust.anchors_beside(workload.authority),
             now=self._clock.now(),
         )
 

@@ -69,3 +69,32 @@ class WorkloadStatus(Struct, frozen=True):
         """When the next certificate is due, by the age of the newest one; None without any."""
         newest = self.coming[-1] if self.coming else self.current
         return None if newest is None else newest.renew_at
+
+
+class AnchorStatus(Struct, frozen=True):
+    """A trust anchor in the bundle that Envoys are given.
+
+    `advertised_by` names the authorities that advertise it. Certificates that are in use, or were before the agent
+    started, chain to it until `needed_until`; that is the only reason to serve an anchor that no authority advertises.
+    """
+
+    subject: str
+    serial: str
+    not_after: datetime
+    advertised_by: tuple[str, ...]
+    needed_until: datetime | None
+
+
+class LeftOut(Struct, frozen=True):
+    """What an authority advertises and is not served, each with the reason."""
+
+    authority: str
+    causes: tuple[str, ...]
+
+
+class TrustStatus(Struct, frozen=True):
+    """The trust bundle: its version (None before there is one) and its anchors, in the order they are served in."""
+
+    version: str | None
+    anchors: tuple[AnchorStatus, ...]
+    left_out: tuple[LeftOut, ...] = ()

@@ -1,8 +1,8 @@
 """The trust bundle: the anchors of every authority, served as one secret.
 
-What a CA tells is trusted, and what it tells no more is not, but for what certificates in use need: a root that is gone
-before the last of them has ended would make the workloads of one agent refuse each other from one renewal to the next.
-That holds over a restart too, whichever CA told the root (`needed`).
+Trusted is what an authority advertises, and beyond that only what certificates in use still chain to: a root that is
+gone before the last of them has ended would make the workloads of one agent refuse each other from one renewal to the
+next. That holds over a restart too, whichever authority advertised the root (`needed`).
 """
 
 import asyncio
@@ -12,23 +12,27 @@ from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
+from msgspec import Struct, structs
 
 from sds_agent import log
 from sds_agent.authority.protocol import AuthorityError, TellsTrust
 from sds_agent.clock import Clock, until
-from sds_agent.issuance.needed import Need, NeedsFile
+from sds_agent.issuance.needed import NeededAnchor, NeededAnchorsFile
+from sds_agent.issuance.status import AnchorStatus, LeftOut, TrustStatus
 from sds_agent.issuance.validity import validity, vouches
 from sds_agent.pki.certificates import (
     CertificateError,
+    describe,
     longest_valid_first,
     read_bundle,
     read_pem,
+    serial_hex,
     unique,
     write_pem,
 )
 from sds_agent.pki.names import canonical
 from sds_agent.pki.validation.choice import current
-from sds_agent.pki.validation.rules import fault_of_ca
+from sds_agent.pki.validation.rules import Chain, fault_of_ca
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
 from sds_agent.tasks import NoThreadError, background_tasks
@@ -36,11 +40,22 @@ from sds_agent.tasks import NoThreadError, background_tasks
 LOG = logging.getLogger(__name__)
 
 TIMEOUT = 10.0
-"""Seconds that it may take to tell them."""
-LOOK = timedelta(minutes=1)
-"""How long anchors that are new are not looked at: by then the next end or beginning among them is waited for."""
+"""Seconds that an authority may take to answer with its anchors."""
+RECHECK = timedelta(minutes=1)
+"""The longest time between two checks of the anchors' times, so that those of a new anchor are noticed."""
 RETRY = 10.0
 """Seconds until a file that could not be written is tried again."""
+
+
+class _InUse(Struct, frozen=True):
+    """A certificate that is served, or was and has not ended: its chain, the anchors that it chains to, and those of
+    them that are served for its sake alone (`retained`).
+    """
+
+    chain: Chain
+    until: datetime
+    chains_to: Chain
+    retained: Chain = ()
 
 
 class Trust:
@@ -53,165 +68,191 @@ class Trust:
         self._names = tuple(names)
         self._clock = clock
         self._authorities = frozenset(authorities)
-        self._anchors: dict[str, tuple[x509.Certificate, ...]] = {}
+        self._anchors: dict[str, Chain] = {}
         self._left_out: dict[str, tuple[str, ...]] = {}
-        self._in_use: dict[str, dict[str, CertificateSecret]] = {}  # of each authority, by version
-        self._needed: dict[str, tuple[x509.Certificate, ...]] = {}  # by the version of what needs them: told no more
-        self._chains_to: dict[str, tuple[x509.Certificate, ...]] = {}  # by the version of what is in use
-        self._remembered: tuple[Need, ...] = ()
-        self._noted: set[Need] = set()
-        self._turned = clock.now()
-        self._news = asyncio.Event()
+        self._in_use: dict[str, dict[str, _InUse]] = {}  # of each authority, by the certificate's version
+        self._restored: tuple[NeededAnchor, ...] = ()
+        self._logged: set[NeededAnchor] = set()
+        self._served: Chain = ()
+        self._checked = clock.now()
+        self._needed_changed = asyncio.Event()
 
-    def of(self, authority: str) -> tuple[x509.Certificate, ...]:
+    @property
+    def status(self) -> TrustStatus:
+        """The anchors that are served, and what was left out."""
+        needed: dict[x509.Certificate, datetime] = {}
+        for each in self.needed:
+            needed[each.anchor] = max(each.until, needed.get(each.anchor, each.until))
+        return TrustStatus(
+            version=bundle.version if (bundle := self._store.snapshot.get(self._names[0])) is not None else None,
+            anchors=tuple(self._anchor_status(anchor, needed.get(anchor)) for anchor in self._served),
+            left_out=tuple(
+                LeftOut(authority, tuple(map(log.cut, causes)))
+                for authority, causes in self._left_out.items()
+                if causes
+            ),
+        )
+
+    def _anchor_status(self, anchor: x509.Certificate, needed_until: datetime | None) -> AnchorStatus:
+        return AnchorStatus(
+            subject=describe(anchor),
+            serial=serial_hex(anchor),
+            not_after=anchor.not_valid_after_utc,
+            advertised_by=tuple(sorted(name for name, anchors in self._anchors.items() if anchor in anchors)),
+            needed_until=needed_until,
+        )
+
+    def anchors_of(self, authority: str) -> Chain:
         """The anchors known of one authority."""
         return self._anchors.get(authority, ())
 
-    def beside(self, authority: str) -> tuple[x509.Certificate, ...]:
+    def anchors_beside(self, authority: str) -> Chain:
         """The anchors known of the other authorities, which are in the bundle too."""
         return tuple(anchor for other, anchors in self._anchors.items() if other != authority for anchor in anchors)
 
-    def update(self, authority: str, anchors: tuple[x509.Certificate, ...], left_out: tuple[str, ...] = ()) -> None:
-        """Take an authority's anchors, and publish the bundle if that changes its content.
+    def update(self, authority: str, anchors: Chain, left_out: tuple[str, ...] = ()) -> None:
+        """Take what an authority advertises in place of what it advertised before, and publish the bundle if that
+        changes its content.
 
-        Certificates are compared as DER, and their order is our own: a CA that tells the same anchors in another
-        order changes nothing. What is no CA certificate is left out: in a bundle it would vouch for its holder, whoever
-        that is. An authority that tells no anchors changes nothing: an empty bundle would make every handshake fail.
+        Certificates are compared as DER, and their order is our own: a CA that advertises the same anchors in another
+        order changes nothing. What is no CA certificate is left out: as an anchor it would vouch for whoever has its
+        key. An authority that advertises no anchors changes nothing: an empty bundle would make every handshake fail.
         `left_out` says what was wrong with those that could not be used at all.
         """
         anchors = self._usable(authority, anchors, left_out)
         if not anchors:
             return
-        before, self._anchors[authority] = self.of(authority), anchors
+        before, self._anchors[authority] = self.anchors_of(authority), anchors
         if not set(before) <= set(anchors):
-            self._keep_needed(authority, before, self._in_use.get(authority, {}).values())
+            self._retain(authority, before, tuple(self._in_use.get(authority, {})))
         self._publish(authority)
 
-    def rely(self, authority: str, certificate: CertificateSecret, anchors: tuple[x509.Certificate, ...] = ()) -> None:
-        """A certificate is in use that chains to the anchors known of its authority: keep what it needs of them.
+    def add_in_use(self, authority: str, certificate: CertificateSecret, anchors: Chain = ()) -> None:
+        """From now on trust what this certificate chains to, also when its authority advertises it no more.
 
-        `anchors` are those that it was accepted by, for one that was released before it had ended: they may be told no
-        more.
+        It chains to anchors known of the authority, or to those in `anchors`, by which it was accepted: they count for
+        a certificate that was in use before, as they may be advertised no more.
         """
-        self._in_use.setdefault(authority, {})[certificate.version] = certificate
         chain, now = read_pem(certificate.chain_pem), self._clock.now()
         above = {canonical(below.issuer) for below in chain}
-        self._chains_to[certificate.version] = tuple(
-            anchor
-            for anchor in unique((*self.of(authority), *anchors))
-            if canonical(anchor.subject) in above and vouches(anchor, chain, now)
-        )
-        self._news.set()
-        if not set(anchors) <= set(self.of(authority)):
-            self._keep_needed(authority, anchors, [certificate])
+        known = unique((*self.anchors_of(authority), *anchors))
+        chains_to = tuple(a for a in known if canonical(a.subject) in above and vouches(a, chain, now))
+        in_use = self._in_use.setdefault(authority, {})
+        in_use[certificate.version] = _InUse(chain, certificate.not_after, chains_to)
+        self._needed_changed.set()
+        if not set(anchors) <= set(self.anchors_of(authority)):
+            self._retain(authority, anchors, (certificate.version,))
             self._publish(authority)
 
-    def release(self, authority: str, certificate: CertificateSecret) -> None:
-        """A certificate has ended, so that nobody needs anchors for its sake any longer."""
-        self._in_use[authority].pop(certificate.version, None)
-        if self._chains_to.pop(certificate.version, None):
-            self._news.set()
-        if self._needed.pop(certificate.version, None):
+    def remove_in_use(self, authority: str, certificate: CertificateSecret) -> None:
+        """The certificate has ended or was never served: trust nothing for its sake any longer."""
+        removed = self._in_use.get(authority, {}).pop(certificate.version, None)
+        if removed is None:
+            return
+        if removed.chains_to:
+            self._needed_changed.set()
+        if removed.retained:
             self._publish(authority)
 
-    def remember(self, needs: Iterable[Need]) -> None:
-        """Keep what the agent before this one needed, from when an authority has told its anchors until it has ended.
+    def restore(self, needed: Iterable[NeededAnchor]) -> None:
+        """Trust what certificates from before the start still chain to, until the last of them has ended.
 
-        Not sooner: a bundle with these alone would make Envoys refuse everybody else.
+        It is published with the first anchors that an authority advertises and not sooner: a bundle with these alone
+        would make Envoys refuse all other peers.
         """
         now = self._clock.now()
-        self._remembered = tuple(need for need in needs if now < need.until and fault_of_ca(need.anchor) is None)
+        self._restored = tuple(each for each in needed if now < each.until and fault_of_ca(each.anchor) is None)
 
-    def forget(self) -> datetime | None:
-        """Drop what is remembered and has ended; returns when the next of it ends."""
-        now, before = self._clock.now(), self._remembered
-        self._remembered = tuple(need for need in before if now < need.until)
-        if self._remembered != before:
-            self._news.set()
+    def drop_ended(self) -> datetime | None:
+        """Drop what was restored and is needed no longer; returns when the next of it is."""
+        now, before = self._clock.now(), self._restored
+        self._restored = tuple(each for each in before if now < each.until)
+        if self._restored != before:
+            self._needed_changed.set()
             self._publish(before[0].authority)
-        return min((need.until for need in self._remembered), default=None)
+        return min((each.until for each in self._restored), default=None)
 
     @property
-    def needs(self) -> tuple[Need, ...]:
-        """Every anchor that a certificate in use chains to, and what is remembered, in an order of its own."""
-        ends = {(need.authority, need.anchor): need.until for need in self._remembered}
-        for authority, certificates in self._in_use.items():
-            for version, certificate in certificates.items():
-                for anchor in self._chains_to[version]:
-                    known = ends.get((authority, anchor), certificate.not_after)
-                    ends[authority, anchor] = max(known, certificate.not_after)
-        needs = [Need(authority, anchor, end) for (authority, anchor), end in ends.items()]
-        return tuple(sorted(needs, key=lambda need: (need.authority, need.until, need.anchor.fingerprint(SHA256()))))
+    def needed(self) -> tuple[NeededAnchor, ...]:
+        """Every anchor that a certificate in use chains to, and what was restored, in an order that depends on nothing
+        else.
+        """
+        ends = {(each.authority, each.anchor): each.until for each in self._restored}
+        for authority, in_use in self._in_use.items():
+            for certificate in in_use.values():
+                for anchor in certificate.chains_to:
+                    known = ends.get((authority, anchor), certificate.until)
+                    ends[authority, anchor] = max(known, certificate.until)
+        needed = [NeededAnchor(authority, anchor, end) for (authority, anchor), end in ends.items()]
+        return tuple(sorted(needed, key=lambda each: (each.authority, each.until, each.anchor.fingerprint(SHA256()))))
 
-    async def news(self) -> None:
-        """Return when `needs` may have changed since the last time that this has returned."""
-        await self._news.wait()
-        self._news.clear()
+    async def needed_changed(self) -> None:
+        """Return when `needed` may have changed since this returned last."""
+        await self._needed_changed.wait()
+        self._needed_changed.clear()
 
-    def turn(self) -> datetime:
-        """Publish the bundle anew where an anchor has ended or begun since the last turn; returns when the next is due.
+    def check_times(self) -> datetime:
+        """Publish the bundle anew if an anchor has ended or begun since the last check; returns when to check next.
 
         What is `current` changes by itself, and some Envoys choose just the anchor that has ended.
         """
-        last, self._turned = self._turned, self._clock.now()
+        last, self._checked = self._checked, self._clock.now()
         for authority, anchors in self._anchors.items():
-            if any(last < moment <= self._turned for moment in _moments(anchors)):
+            if any(last < moment <= self._checked for moment in _moments(anchors)):
                 self._publish(authority)
-        told = (moment for anchors in self._anchors.values() for moment in _moments(anchors))
-        look = self._turned + LOOK
-        return min((moment for moment in told if self._turned < moment < look), default=look)
+        recheck = self._checked + RECHECK
+        moments = (moment for anchors in self._anchors.values() for moment in _moments(anchors))
+        return min((moment for moment in moments if self._checked < moment < recheck), default=recheck)
 
-    def _keep_needed(
-        self, authority: str, before: tuple[x509.Certificate, ...], in_use: Iterable[CertificateSecret]
-    ) -> None:
-        """Of the anchors told `before` keep what the certificates in use chain to, where the new ones are not as good:
-        they do not vouch for it, begin later, or end before the certificate does.
+    def _retain(self, authority: str, before: Chain, versions: Iterable[str]) -> None:
+        """Keep what certificates in use chain to among the anchors advertised `before`, where the new ones are not as
+        good: they do not vouch for the certificate, begin later, or end before it does.
         """
-        now, kept = self._clock.now(), list[CertificateSecret]()
-        for certificate in in_use:
-            chain = read_pem(certificate.chain_pem)
-            times = validity(chain, self.of(authority), now)
-            if times is not None and times.begin <= now and times.end >= certificate.not_after:
+        now, in_use, retained = self._clock.now(), self._in_use.get(authority, {}), list[_InUse]()
+        for version in versions:
+            certificate = in_use[version]
+            times = validity(certificate.chain, self.anchors_of(authority), now)
+            if times is not None and times.begin <= now and times.end >= certificate.until:
                 continue
-            if needed := tuple(anchor for anchor in before if vouches(anchor, chain, now)):
-                self._needed[certificate.version] = needed
-                kept.append(certificate)
-        if kept:
+            if needed := tuple(anchor for anchor in before if vouches(anchor, certificate.chain, now)):
+                in_use[version] = structs.replace(certificate, retained=needed)
+                retained.append(in_use[version])
+        if retained:
             log.event(
                 LOG,
                 "old_anchors_kept",
                 authority=authority,
-                anchors=len(unique(anchor for each in kept for anchor in self._needed[each.version])),
-                certificates=len(kept),
-                until=max(each.not_after for each in kept),
+                anchors=len(unique(anchor for each in retained for anchor in each.retained)),
+                certificates=len(retained),
+                until=max(each.until for each in retained),
             )
 
     def _publish(self, authority: str) -> None:
         if not self._anchors:
             return
-        self._note_remembered()
-        remembered = tuple(need.anchor for need in self._remembered)
-        told = (*self._anchors.values(), *self._needed.values(), remembered)
-        everything = longest_valid_first(anchor for anchors in told for anchor in anchors)
-        together = current(everything, self._clock.now())
-        bundle = BundleSecret(write_pem(together))
+        self._log_restored()
+        advertised = (anchor for anchors in self._anchors.values() for anchor in anchors)
+        retained = (a for in_use in self._in_use.values() for each in in_use.values() for a in each.retained)
+        restored = (each.anchor for each in self._restored)
+        self._served = current(longest_valid_first((*advertised, *retained, *restored)), self._clock.now())
+        bundle = BundleSecret(write_pem(self._served))
         if self._store.publish(dict.fromkeys(self._names, bundle)):
-            log.event(LOG, "trust_changed", authority=authority, anchors=len(together), version=bundle.version)
+            anchors = len(self._served)
+            log.event(LOG, "trust_changed", authority=authority, anchors=anchors, version=bundle.version)
 
-    def _note_remembered(self) -> None:
-        """Log what is kept though its authority tells it no more, or there is no such authority any more."""
-        told = {anchor for anchors in self._anchors.values() for anchor in anchors}
-        gone = [each for each in self._remembered if each.authority not in self._authorities - self._anchors.keys()]
-        old = [need for need in gone if need.anchor not in told and need not in self._noted]
-        for authority in sorted({need.authority for need in old}):
-            needs = [need for need in old if need.authority == authority]
-            until = max(need.until for need in needs)
-            log.event(LOG, "old_anchors_kept", authority=authority, anchors=len(needs), until=until)
-        self._noted.update(old)
+    def _log_restored(self) -> None:
+        """Log once what is served though its authority, if there still is one, advertises it no more."""
+        advertised = {anchor for anchors in self._anchors.values() for anchor in anchors}
+        silent = self._authorities - self._anchors.keys()
+        old = [e for e in self._restored if e.authority not in silent and e.anchor not in advertised]
+        new = [each for each in old if each not in self._logged]
+        for authority in sorted({each.authority for each in new}):
+            needed = [each for each in new if each.authority == authority]
+            until = max(each.until for each in needed)
+            log.event(LOG, "old_anchors_kept", authority=authority, anchors=len(needed), until=until)
+        self._logged.update(new)
 
-    def _usable(
-        self, authority: str, anchors: tuple[x509.Certificate, ...], left_out: tuple[str, ...]
-    ) -> tuple[x509.Certificate, ...]:
+    def _usable(self, authority: str, anchors: Chain, left_out: tuple[str, ...]) -> Chain:
         faults = {anchor: fault for anchor in anchors if (fault := fault_of_ca(anchor))}
         causes = (*left_out, *faults.values())
         if causes and causes != self._left_out.get(authority):
@@ -220,16 +261,16 @@ class Trust:
         return tuple(anchor for anchor in anchors if anchor not in faults)
 
 
-def _moments(anchors: tuple[x509.Certificate, ...]) -> Iterator[datetime]:
+def _moments(anchors: Chain) -> Iterator[datetime]:
     for anchor in anchors:
         yield anchor.not_valid_before_utc
         yield anchor.not_valid_after_utc
 
 
-async def follow(trust: Trust, clock: Clock) -> None:
+async def follow_times(trust: Trust, clock: Clock) -> None:
     """Keep the bundle to the anchors that are current, for ever."""
     while True:
-        await until(clock, trust.turn())
+        await until(clock, trust.check_times())
 
 
 async def refresh(trust: Trust, name: str, authority: TellsTrust, clock: Clock) -> None:
@@ -237,8 +278,8 @@ async def refresh(trust: Trust, name: str, authority: TellsTrust, clock: Clock) 
     while True:
         try:
             async with asyncio.timeout(TIMEOUT):
-                told = read_bundle(await authority.anchors())
-            trust.update(name, told.certificates, told.left_out)
+                advertised = read_bundle(await authority.anchors())
+            trust.update(name, advertised.certificates, advertised.left_out)
         except (AuthorityError, CertificateError, NoThreadError, TimeoutError) as error:
             _not_refreshed(name, str(error) or f"no answer within {TIMEOUT:.0f} s")
         except Exception as error:  # noqa: BLE001 - a bug in one adapter must not end the agent
@@ -248,19 +289,19 @@ async def refresh(trust: Trust, name: str, authority: TellsTrust, clock: Clock) 
         await until(clock, clock.now() + authority.refresh_every)
 
 
-async def remember(trust: Trust, file: NeedsFile, clock: Clock) -> None:
-    """Keep the file as the trust's needs, drop what has ended, and `follow` the anchors' times, for ever."""
+async def maintain(trust: Trust, file: NeededAnchorsFile, clock: Clock) -> None:
+    """Keep the bundle and the file with the needed anchors as they have to be at each moment, for ever."""
     async with background_tasks() as start:
-        start(_forget(trust, clock))
-        start(follow(trust, clock))
+        start(_drop_ended(trust, clock))
+        start(follow_times(trust, clock))
         while True:
-            while not await file.save(trust.needs):
+            while not await file.save(trust.needed):
                 await clock.sleep(RETRY)
-            await trust.news()
+            await trust.needed_changed()
 
 
-async def _forget(trust: Trust, clock: Clock) -> None:
-    while (end := trust.forget()) is not None:
+async def _drop_ended(trust: Trust, clock: Clock) -> None:
+    while (end := trust.drop_ended()) is not None:
         await until(clock, end)
 
 
