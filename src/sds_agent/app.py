@@ -2,9 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
 from pathlib import Path
+
+from msgspec import Struct
 
 from sds_agent import log, preflight, sources
 from sds_agent.authority.embedded import EmbeddedAuthority
@@ -22,12 +25,14 @@ from sds_agent.issuance.publication import Destination
 from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.standing import lack
+from sds_agent.issuance.status import TrustStatus, WorkloadStatus
 from sds_agent.issuance.trust import Trust, maintain, refresh
 from sds_agent.issuance.workload import Workload
 from sds_agent.rpc.health import Health
 from sds_agent.sds.endpoint import Access, access
 from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import SERVICE, SecretDiscoveryService
+from sds_agent.sds.status import StreamStatus
 from sds_agent.secrets.readiness import complete, missing, watched
 from sds_agent.secrets.store import SecretStore
 from sds_agent.signals import until_signalled
@@ -116,66 +121,104 @@ def workloads(settings: Settings) -> tuple[Workload, ...]:
     )
 
 
+class Agent(Struct, frozen=True):
+    """A running agent: its parts, and what can be seen of them. The issuers are by their workload's name."""
+
+    store: SecretStore
+    issuers: Mapping[str, Issuer]
+    bundle: Trust
+    sds: SecretDiscoveryService
+
+    @property
+    def workloads(self) -> tuple[WorkloadStatus, ...]:
+        """Every workload, in the order of the configuration."""
+        return tuple(issuer.status for issuer in self.issuers.values())
+
+    @property
+    def trust(self) -> TrustStatus:
+        """The trust bundle."""
+        return self.bundle.status
+
+    @property
+    def streams(self) -> tuple[StreamStatus, ...]:
+        """Every open stream, and every Fetch that waits, in the order in which they came."""
+        return self.sds.streams
+
+    def lacks(self, now: datetime) -> Sequence[str]:
+        """Why workloads have no certificate that could be given out at `now`, in words; empty if each has one."""
+        reasons = (lack(status, now) for status in self.workloads)
+        return [reason for reason in reasons if reason is not None]
+
+
 @asynccontextmanager
 async def agent(
-    settings: Settings, cas: dict[str, Authority], clock: Clock, held: HeldDirectory | None = None
-) -> AsyncIterator[SecretStore]:
-    """The agent's parts, running inside this context: issuance and the SDS server around one store.
+    settings: Settings, cas: Mapping[str, Authority], clock: Clock, held: HeldDirectory | None = None
+) -> AsyncIterator[Agent]:
+    """The agent, running inside this context: issuance and the SDS server around one store.
 
     `held` is the state directory; what is lost there is put back.
     """
     identities = workloads(settings)
     store = SecretStore((*(name for workload in identities for name in workload.names), *settings.bundle_names))
+    # The anchors that certificates of before still chain to come first: no bundle may go out without them.
     trust = Trust(store, settings.bundle_names, clock, authorities=cas)
-    needs_file = NeededAnchorsFile(settings.state_dir)
-    trust.restore(needs_file.load())
-    upstreams = {name: Upstream(authority, IssuanceQueue()) for name, authority in cas.items()}
-    destination = Destination(store, trust)
+    anchors_file = NeededAnchorsFile(settings.state_dir)
+    trust.restore(anchors_file.load())
+    caches = _caches(settings, identities)
+    issuers = _issuers(identities, cas, Destination(store, trust), clock, caches)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
-    caches = _caches(settings)
     service = SecretDiscoveryService(store, clock, most_streams=limits.streams, most_names=limits.names)
-    issuers: list[Issuer] = []
+    running = Agent(store, issuers, trust, service)
     async with background_tasks() as start:
-        start(maintain(trust, needs_file, clock))
+        # Issuance begins before the server: the first certificate is asked for while the server comes up.
+        start(maintain(trust, anchors_file, clock))
         for name, authority in cas.items():
             if isinstance(authority, TellsTrust):
                 start(refresh(trust, name, authority, clock))
-        for workload in identities:
-            issuer = Issuer(
-                workload,
-                upstreams[workload.authority],
-                destination,
-                clock=clock,
-                cache=WorkloadCache(workload, caches[workload.name]) if workload.name in caches else None,
-            )
-            issuers.append(issuer)
+        for issuer in issuers.values():
             start(issuer.run())
         if held is not None:
-            kept = (*cas.values(), *caches.values(), needs_file)
-            start(watch(held, [each for each in kept if isinstance(each, PutsBack)]))
+            parts = (*cas.values(), *caches.values(), anchors_file)
+            start(watch(held, [part for part in parts if isinstance(part, PutsBack)]))
         _start_outputs(start, settings, store, clock)
         readiness = Health(
-            lambda: not missing(store.snapshot), frozenset({SERVICE}), reasons=lambda: _lacks(issuers, clock)
+            lambda: not missing(store.snapshot), frozenset({SERVICE}), reasons=lambda: running.lacks(clock.now())
         )
+        # The server ends first: it lets its streams end while the tasks above still serve them.
         async with serving(
             service, preflight.socket_file(settings.sds), limits, [readiness], before_probe=lambda: complete(store)
         ):
             _announce(settings.sds.socket)
+            # Checked only now: what is merely warned about delays no first secret.
             start(sources.warn(preflight.sources(settings)))
             with watched(store), store.watching(lambda _changed: readiness.look()):
-                yield store
+                yield running
 
 
-def _caches(settings: Settings) -> dict[str, CertificateCache]:
-    """What keeps the workloads' certificates, by their names; none where they are not to be kept."""
+def _issuers(
+    identities: Iterable[Workload],
+    cas: Mapping[str, Authority],
+    destination: Destination,
+    clock: Clock,
+    caches: Mapping[str, WorkloadCache],
+) -> dict[str, Issuer]:
+    """An issuer for each workload, by its name."""
+    upstreams = {name: Upstream(authority, IssuanceQueue()) for name, authority in cas.items()}
+    return {
+        workload.name: Issuer(
+            workload, upstreams[workload.authority], destination, clock=clock, cache=caches.get(workload.name)
+        )
+        for workload in identities
+    }
+
+
+def _caches(settings: Settings, identities: Iterable[Workload]) -> dict[str, WorkloadCache]:
+    """The caches of the workloads' certificates, by their names; none where certificates are not to be cached."""
     directory = settings.state_dir / "certificates"
     tidy(directory, keep=settings.keep_certificates)
-    return {workload.name: CertificateCache(directory) for workload in settings.workloads if settings.keep_certificates}
-
-
-def _lacks(issuers: Iterable[Issuer], clock: Clock) -> Sequence[str]:
-    reasons = (lack(issuer.status, clock.now()) for issuer in issuers)
-    return [reason for reason in reasons if reason is not None]
+    if not settings.keep_certificates:
+        return {}
+    return {workload.name: WorkloadCache(workload, CertificateCache(directory)) for workload in identities}
 
 
 def _announce(socket: Path) -> None:

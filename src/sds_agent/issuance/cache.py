@@ -213,6 +213,10 @@ class WorkloadCache:
         if self._writing is None or self._writing.done():
             self._writing = tasks.create_task(self._write())
 
+    def put_back(self) -> Path | None:
+        """Write the file again if it is gone; returns its path if it was. Raises CacheError."""
+        return self._cache.put_back()
+
     async def saved(self) -> None:
         """Return when what was given to `save` has been written or logged as `not_kept`, also when cancelled."""
         if self._writing is not None and not self._writing.done():

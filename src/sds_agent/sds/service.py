@@ -24,7 +24,7 @@ from sds_agent.sds.sotw import SotwSession
 from sds_agent.sds.status import NameStatus, StreamStatus
 from sds_agent.sds.stream import FULL, Context, Conversation, R, Stream
 from sds_agent.secrets.store import SecretStore
-from sds_agent.text import cut, escaped, quoted
+from sds_agent.text import cut, printable, quoted
 
 LOG = logging.getLogger(__name__)
 
