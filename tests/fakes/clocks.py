@@ -79,6 +79,11 @@ class HandClock:
                 await self._lain_down.wait()
 
     @property
+    def sleepers(self) -> int:
+        """How many sleep now."""
+        return len(self._sleepers)
+
+    @property
     def next_wake(self) -> timedelta:
         """How far the monotonic clock has to be moved until the first sleeper wakes."""
         return timedelta(seconds=min(self._sleepers.values()) - self._monotonic)

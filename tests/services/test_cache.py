@@ -1,5 +1,6 @@
 """Certificates that outlive the agent: served at once after a restart, and believed no more than what a CA sends."""
 
+import asyncio
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import anyio
 import msgspec
 import pytest
 from cryptography import x509
-from fakes.authorities import ScriptedAuthority, Step, UpstreamCa, answering, failing, shifted
+from fakes.authorities import Hang, ScriptedAuthority, Step, UpstreamCa, answering, failing, good, shifted
 from fakes.clocks import HandClock
 from fakes.disks import DeadDisk
 from fakes.events import Events, recorded
@@ -22,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from sds_agent.authority.protocol import ErrorKind, IssueRequest
+from sds_agent.authority.protocol import ErrorKind, Issuance, IssueRequest
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.cache import CachedCertificate, CacheError, CertificateCache, WorkloadCache, tidy
 from sds_agent.issuance.issuer import Issuer, Upstream
@@ -120,6 +121,45 @@ async def test_a_disk_that_does_not_answer_holds_up_neither_renewals_nor_the_end
         "the disk of the state directory: no answer within 0.01 s",
         "the disk of the state directory: an earlier attempt has not come back yet",
     ]
+
+
+async def test_a_disk_that_does_not_answer_delays_no_end_of_a_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(tmp_path)
+    disk = DeadDisk(monkeypatch)
+    async with machine.agent(answering(machine.ca), Hang(DOWN)) as (store, events, _authority):
+        try:
+            await events.wait("issued")
+            await machine.clock.asleep()
+            machine.clock.elapse(HOUR)
+            await events.wait("expired")
+            assert store.snapshot["default"] is None
+        finally:
+            disk.revive()
+    assert machine.file.exists(), "and its end waits for the disk, as long as that may take"
+
+
+async def test_a_certificate_that_comes_in_the_moment_of_the_end_is_cached(tmp_path: Path) -> None:
+    """It may have cost a token that serves once."""
+    machine = Machine(tmp_path)
+    store = SecretStore(["default", "ROOTCA"])
+    with anyio.CancelScope() as scope:
+
+        async def last(request: IssueRequest) -> Issuance:
+            asyncio.get_running_loop().call_soon(scope.cancel)
+            return good(machine.ca, request)
+
+        issuer = Issuer(
+            WORKLOAD,
+            Upstream(ScriptedAuthority(last), IssuanceQueue()),
+            Destination(store, Trust(store, ["ROOTCA"], machine.clock)),
+            clock=machine.clock,
+            cache=WorkloadCache(WORKLOAD, CertificateCache(machine.directory)),
+        )
+        await issuer.run()
+    assert store.snapshot["default"] is None, "else this shows nothing"
+    assert machine.file.exists()
 
 
 async def test_what_is_kept_tells_when_it_was_issued(tmp_path: Path) -> None:

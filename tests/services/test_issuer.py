@@ -1,8 +1,9 @@
 """The loop that keeps a certificate fresh, against a scripted CA and by a clock that the test moves."""
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -39,7 +40,7 @@ from sds_agent.issuance.publication import Destination
 from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.requester import CA_TIMEOUT
 from sds_agent.issuance.schedule import Renewal
-from sds_agent.issuance.status import WorkloadStatus
+from sds_agent.issuance.status import FailureStatus, LeafStatus, WorkloadStatus
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
 from sds_agent.pki.certificates import has_key, read_pem, write_pem
@@ -141,9 +142,16 @@ class Bench:
     async def settled(self) -> None:
         """Wait until no attempt is under way and every issuer sleeps: there is nothing to do but to let time pass."""
         with anyio.fail_after(10):
-            while any(issuer.status.asking for issuer in self.issuers):
+            while any(issuer.status.attempt for issuer in self.issuers):
                 await checkpoint()
             await self.clock.asleep(len(self.issuers))
+
+    async def queued(self, count: int) -> None:
+        """Wait until so many attempts wait for their turn."""
+        with anyio.fail_after(10):
+            while [issuer.status.attempt for issuer in self.issuers].count("queued") < count:
+                await checkpoint()
+            await anyio.wait_all_tasks_blocked()  # those that have been begun are in the queue
 
     async def issued(self, count: int = 1) -> Event:
         """Wait for the count-th certificate."""
@@ -237,15 +245,19 @@ async def test_a_short_backdated_leaf_is_renewed_in_the_middle_of_its_life(bench
         await bench.issued(2)
 
 
-async def test_renewals_leave_no_tasks_behind(bench: Bench) -> None:
+async def test_renewals_leave_no_tasks_behind_and_no_certificate_that_has_ended(bench: Bench) -> None:
     async with bench.issuing(bench.good()):
         await bench.issued()
+        await bench.settled()
+        tasks = len(asyncio.all_tasks())
         for count in range(2, 22):
             await bench.settled()
             bench.clock.elapse(HOUR / 2)
             await bench.issued(count)
-        # the loop's own, and one for each certificate that has not expired
-        assert len(bench.clock._sleepers) <= 3
+        await bench.settled()
+        assert len(asyncio.all_tasks()) == tasks
+        assert bench.clock.sleepers == 1
+        assert len(bench.status.earlier) == 1
 
 
 @pytest.mark.parametrize("answer", ODD.values(), ids=ODD)
@@ -403,6 +415,133 @@ async def test_one_that_waits_keeps_no_other_from_being_withheld_at_its_end(benc
         assert bench.served is None
 
 
+# --- while an attempt is under way ---
+
+
+class Stubborn(Hang):
+    """An adapter that does not even end when it is cancelled, as one that waits for a thread of its own."""
+
+    async def __call__(self, request: IssueRequest) -> Issuance:
+        while not self.release.is_set():
+            with suppress(asyncio.CancelledError):
+                await self.release.wait()
+        return await self._then(request)
+
+
+@asynccontextmanager
+async def hanging(bench: Bench, hang: Hang, *, first: Step | None = None) -> AsyncIterator[ScriptedAuthority]:
+    """A workload with a certificate of an hour whose renewal hangs, whatever happens to it."""
+    async with bench.issuing(first or bench.good(), hang) as authority:
+        await bench.issued()
+        await bench.settled()
+        bench.clock.elapse(HOUR / 2)
+        await authority.asked(2)
+        await bench.clock.asleep()
+        try:
+            yield authority
+        finally:
+            hang.release.set()
+
+
+@pytest.mark.parametrize("kind", [Hang, Stubborn])
+async def test_a_certificate_is_withheld_at_its_end_though_the_ca_hangs(bench: Bench, kind: type[Hang]) -> None:
+    """An Envoy that connects would be given a certificate that every peer refuses, for as long as the CA pleases."""
+    async with hanging(bench, kind(bench.good())):
+        bench.clock.elapse(HOUR / 2 - SECOND)
+        await bench.clock.asleep()
+        assert bench.served is not None
+        assert bench.status.served
+        bench.clock.elapse(SECOND)
+        await bench.events.wait("expired")
+        assert bench.served is None
+        assert not bench.status.served
+
+
+async def test_a_certificate_is_withheld_at_its_end_though_its_renewal_waits_for_its_turn(bench: Bench) -> None:
+    """Behind others of a CA that hangs, for as long as their deadlines take."""
+    bench.queue = IssuanceQueue(1)
+    async with bench.issuing(bench.good()) as authority:
+        await bench.issued()
+        await bench.settled()
+        async with bench.queue.slot(lambda: (False, bench.clock.now())):
+            bench.clock.elapse(HOUR / 2)
+            await bench.queued(1)
+            bench.clock.elapse(HOUR / 2)
+            await bench.events.wait("expired")
+            assert bench.served is None
+            assert len(authority.requests) == 1
+        await bench.issued(2)
+        assert bench.served is not None
+
+
+async def test_a_certificate_that_is_valid_again_is_offered_though_the_ca_hangs(bench: Bench) -> None:
+    async with hanging(bench, Stubborn(bench.good())):
+        secret = bench.served
+        bench.clock.set_wall(HOUR)
+        bench.clock.elapse(TICK)
+        await bench.events.wait("expired")
+        await bench.clock.asleep()
+        bench.clock.set_wall(-HOUR)
+        bench.clock.elapse(TICK)
+        await bench.events.wait("valid_again")
+        assert bench.served == secret
+
+
+async def test_one_that_waits_for_its_not_before_is_published_though_the_ca_hangs(bench: Bench) -> None:
+    """The first is about to end, the second has been waiting for its time, and the third is asked for already."""
+    short = answering(bench.ca, shifted(-DAY, 20 * SECOND))
+    stubborn = Stubborn(bench.good())
+    coming = answering(bench.ca, shifted(40 * SECOND, MINUTE + 2 * SECOND))
+    async with bench.issuing(short, coming, stubborn) as authority:
+        await bench.issued()
+        await bench.settled()
+        bench.clock.elapse(10 * SECOND)
+        await bench.events.wait("held_back")
+        await bench.settled()
+        assert [leaf.valid_from for leaf in bench.status.coming] == [bench.clock.now() + 40 * SECOND]
+        bench.clock.elapse(31 * SECOND)  # half of the life that it will have
+        await authority.asked(3)
+        await bench.clock.asleep()
+        bench.clock.elapse(9 * SECOND)
+        await bench.issued(2)
+        assert bench.status.served
+        assert bench.status.attempt == "asking"
+        stubborn.release.set()
+
+
+async def test_the_anchors_of_an_earlier_certificate_go_at_its_end_though_the_ca_hangs(bench: Bench) -> None:
+    new = UpstreamCa(bench.clock.now, "new")
+    stubborn = Stubborn(bench.good())
+    async with bench.issuing(bench.good(), answering(new, shifted(-DAY, HOUR / 4)), stubborn) as authority:
+        await bench.issued()
+        await bench.settled()
+        bench.clock.elapse(HOUR / 2)
+        await bench.issued(2)
+        assert bench.anchors == {bench.ca.root.certificate, new.root.certificate}
+        await bench.settled()
+        bench.clock.elapse(HOUR / 8)
+        await authority.asked(3)
+        await bench.clock.asleep()
+        bench.clock.elapse(HOUR / 2 - HOUR / 8)
+        await bench.events.wait("trust_changed", count=3)
+        assert bench.anchors == {new.root.certificate}
+        assert bench.status.earlier == ()
+        stubborn.release.set()
+
+
+async def test_an_adapter_whose_own_task_was_cancelled_is_asked_again(bench: Bench) -> None:
+    """Its CancelledError looks like the end of the agent; taken for that, the workload would never be renewed again."""
+
+    async def cancelled(_request: IssueRequest) -> Issuance:
+        raise asyncio.CancelledError
+
+    async with bench.issuing(cancelled, bench.good()):
+        event = await bench.retrying()
+        assert (event["kind"], "failed with CancelledError" in event["cause"]) == ("invalid", True)
+        bench.clock.elapse(MINUTE)
+        await bench.issued()
+
+
 async def test_a_clock_set_back_before_the_publication_asks_anew(bench: Bench) -> None:
     """To wait for a day for what was valid in a moment would leave the Envoys with nothing."""
     async with bench.issuing(ahead(bench.ca), bench.good()):
@@ -413,7 +552,7 @@ async def test_a_clock_set_back_before_the_publication_asks_anew(bench: Bench) -
         await bench.issued()
         assert bench.leaf.not_valid_after_utc == bench.clock.now() + HOUR
         await bench.settled()
-        assert len(bench.trust._in_use["upstream"]) == 1
+        assert len({each.until for each in bench.trust.needed}) == 1, "nothing is kept for the one that was overtaken"
 
 
 # --- a CA that ends ---
@@ -468,6 +607,70 @@ async def test_a_root_that_was_renewed_in_the_meantime_lets_the_certificate_live
         bench.clock.elapse(MINUTE)
         await bench.settled()
         assert bench.served is not None
+
+
+async def test_a_certificate_that_ended_with_its_root_is_offered_again_when_the_root_is_renewed(bench: Bench) -> None:
+    """Within seconds, though no attempt succeeds: the CA that renewed its root need not issue."""
+    root, step = ending(bench, MINUTE)
+    async with bench.issuing(step, failing(ErrorKind.DENIED)):
+        await bench.issued()
+        await bench.settled()
+        bench.clock.elapse(MINUTE)
+        await bench.events.wait("expired")
+        await bench.settled()
+        renewed = make_ca("short", key=root.key)
+        bench.trust.update("upstream", (root.certificate, renewed.certificate))
+        bench.clock.elapse(TICK)
+        await bench.events.wait("valid_again")
+        assert bench.served is not None
+        assert bench.status.current is not None
+        assert bench.status.current.valid_until == bench.status.current.not_after
+
+
+# --- what can be seen ---
+
+
+async def test_the_status_shows_the_certificates_and_the_attempts(bench: Bench) -> None:
+    down = failing(ErrorKind.DENIED, "go away")
+    async with bench.issuing(bench.good(), down, ahead(bench.ca)):
+        assert bench.status == WorkloadStatus("default", URI, "upstream")
+        await bench.issued()
+        now, leaf = bench.clock.now(), bench.leaf
+        current = LeafStatus(
+            serial=f"{leaf.serial_number:x}",
+            issued_at=now,
+            not_before=leaf.not_valid_before_utc,
+            not_after=now + HOUR,
+            valid_from=leaf.not_valid_before_utc,
+            valid_until=now + HOUR,
+            ends_with=repr(leaf.subject.rfc4514_string()) if leaf.subject.rdns else repr(URI),
+            renew_at=now + HOUR / 2,
+        )
+        assert bench.status == WorkloadStatus("default", URI, "upstream", current, served=True)
+        assert bench.status.renew_at == now + HOUR / 2
+        await bench.settled()
+        bench.clock.elapse(HOUR / 2)
+        await bench.retrying()
+        failed = now + HOUR / 2
+        failure = FailureStatus(ErrorKind.DENIED, failed, 1, failed + 7.5 * SECOND)
+        assert bench.status == WorkloadStatus("default", URI, "upstream", current, served=True, failure=failure)
+        await bench.settled()
+        bench.clock.elapse(8 * SECOND)
+        await bench.events.wait("held_back")
+        status = bench.status
+        assert (status.current, status.failure) == (current, None)
+        assert [leaf.valid_from for leaf in status.coming] == [bench.clock.now() + 40 * SECOND]
+        assert status.renew_at == status.coming[0].renew_at
+
+
+async def test_the_status_names_what_ends_first(bench: Bench) -> None:
+    _, step = ending(bench, MINUTE)
+    async with bench.issuing(step):
+        await bench.issued()
+        current = bench.status.current
+        assert current is not None
+        assert (current.valid_until, current.ends_with) == (bench.clock.now() + MINUTE, "'CN=short'")
+        assert current.not_after == bench.clock.now() + HOUR
 
 
 # --- answers that are wrong ---
@@ -754,9 +957,7 @@ async def test_an_identity_that_an_envoy_waits_for_goes_first_and_then_the_neare
         async with bench.queue.slot(lambda: (False, bench.clock.now())):
             bench.clock.elapse(5 * HOUR / 2)
             tasks.start_soon(bench.issuer(authority, workload(4)).run)  # one that has no certificate yet
-            with anyio.fail_after(10):
-                while len(bench.queue._waiting) < 5:
-                    await checkpoint()
+            await bench.queued(5)
             bench.store.await_names("an envoy", frozenset({"spiffe://demo.example/w3"}))
         await authority.asked(5)
         asked = [str(request.identity)[-2:] for request in authority.requests]
@@ -873,9 +1074,7 @@ async def reach(bench: Bench, state: str, authority: ScriptedAuthority) -> None:
     """Wait until the issuer is in that state."""
     match state:
         case "in the queue":
-            with anyio.fail_after(10):
-                while not bench.queue._waiting:
-                    await checkpoint()
+            await bench.queued(1)
         case "in the call":
             await authority.asked(1)
         case "between attempts":
@@ -904,7 +1103,9 @@ async def test_an_issuer_ends_at_once_wherever_it_waits_and_gives_back_its_place
     else:
         async with bench.issuing(step or bench.good()) as authority:
             await reach(bench, state, authority)
-    assert bench.queue._free == 1
-    assert not bench.queue._waiting
-    assert not bench.clock._sleepers
+    with anyio.fail_after(10):
+        for _ in range(2):  # a place that were given to the issuer, or kept for it, would be missing
+            async with bench.queue.slot(lambda: (False, bench.clock.now())):
+                pass
+    assert bench.clock.sleepers == 0
     assert authority.under_way == 0

@@ -126,6 +126,17 @@ async def test_who_is_cancelled_while_waiting_is_passed_over() -> None:
         visitors.leave("patient")
 
 
+async def given_back(queue: IssuanceQueue, slots: int) -> None:
+    """Every place is free: so many go in at once, and one more does not."""
+    async with anyio.create_task_group() as tasks:
+        visitors = Visitors(queue, tasks)
+        for number in range(slots + 1):
+            await visitors.come(f"{number}", priority())
+        await anyio.wait_all_tasks_blocked()
+        assert len(visitors.inside) == slots
+        tasks.cancel_scope.cancel()
+
+
 async def test_who_is_cancelled_in_the_moment_of_their_turn_hands_it_on() -> None:
     """The place was theirs already; lost, it would be missing for ever, and after eight the agent would stand still."""
     queue = IssuanceQueue(1)
@@ -138,14 +149,13 @@ async def test_who_is_cancelled_in_the_moment_of_their_turn_hands_it_on() -> Non
     async with queue.slot(priority()):
         # anyio lets a task that has been woken go on before it cancels it; asyncio's own cancellation does not
         unlucky, patient = (asyncio.create_task(visit(name)) for name in ("unlucky", "patient"))
-        await checkpoint()
-        assert len(queue._waiting) == 2
+        await anyio.wait_all_tasks_blocked()  # both wait in the queue
     unlucky.cancel()
     with anyio.fail_after(10):
         await patient
     assert entered == ["patient"]
     assert unlucky.cancelled()
-    assert queue._free == 1
+    await given_back(queue, 1)
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("a bug"), TimeoutError()])
@@ -168,22 +178,25 @@ def test_no_place_is_ever_lost_or_given_twice(slots: int, steps: list[tuple[str,
         queue = IssuanceQueue(slots)
         async with anyio.create_task_group() as tasks:
             visitors = Visitors(queue, tasks)
-            names: list[str] = []
+            names, present = list[str](), set[str]()
             for what, number in steps:
                 match what:
                     case "come":
                         names.append(f"{len(names)}")
+                        present.add(names[-1])
                         await visitors.come(names[-1], priority(NOW + timedelta(hours=number), awaited=number % 2 == 0))
                     case "leave" if names:
                         visitors.leave(names[number % len(names)])
+                        present.discard(names[number % len(names)])
                     case "cancel" if names:
                         visitors.scopes[names[number % len(names)]].cancel()
+                        present.discard(names[number % len(names)])
                     case "turn":
                         await checkpoint()
                 assert len(visitors.inside) <= slots
-                assert not (queue._free and queue._waiting)
+            await anyio.wait_all_tasks_blocked()
+            assert len(visitors.inside) == min(slots, len(present)), "nobody waits while a place is free"
             tasks.cancel_scope.cancel()
-        assert queue._free == slots
-        assert not queue._waiting
+        await given_back(queue, slots)
 
     anyio.run(play)

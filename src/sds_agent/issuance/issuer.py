@@ -32,7 +32,7 @@ from sds_agent.issuance.schedule import (
     decide,
     failed,
 )
-from sds_agent.issuance.status import WorkloadStatus
+from sds_agent.issuance.status import AttemptStage, WorkloadStatus
 from sds_agent.issuance.workload import Certificate, Workload, secret_of
 
 LOG = logging.getLogger(__name__)
@@ -69,11 +69,12 @@ class Issuer:
         self._publication = Publication(workload, destination, clock)
         self._failure: Failure | None = None
         self._attempt: asyncio.Task[Obtained | AuthorityError] | None = None
+        self._stage: AttemptStage = "queued"
 
     @property
     def status(self) -> WorkloadStatus:
         """What can be seen of the workload now."""
-        return self._publication.status(self._failure, asking=self._attempt is not None)
+        return self._publication.status(self._failure, None if self._attempt is None else self._stage)
 
     async def run(self) -> None:
         """Keep the certificate fresh for ever."""
@@ -90,7 +91,7 @@ class Issuer:
         """Do the one thing that is due, or wait until there is one."""
         match decide(self._clock.now(), self._state, self._workload.renewal):
             case Ask():
-                self._attempt = tasks.create_task(self._ask())
+                self._stage, self._attempt = "queued", tasks.create_task(self._ask())
             case Publish(index=index):
                 self._publish(index, tasks)
             case Withhold():
@@ -125,6 +126,7 @@ class Issuer:
 
     async def _ask(self) -> Obtained | AuthorityError:
         async with self._queue.slot(self._priority):
+            self._stage = "asking"
             try:
                 return await self._requester.ask(self._publication.identity)
             except AuthorityError as error:

@@ -13,7 +13,7 @@ from sds_agent import log
 from sds_agent.authority.protocol import CurrentIdentity
 from sds_agent.clock import Clock
 from sds_agent.issuance.schedule import CurrentLeaf, Failure, IssuanceState, Succession
-from sds_agent.issuance.status import FailureStatus, LeafStatus, WorkloadStatus
+from sds_agent.issuance.status import AttemptStage, FailureStatus, LeafStatus, WorkloadStatus
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.validity import Validity, validity
 from sds_agent.issuance.workload import Certificate, Workload
@@ -120,7 +120,7 @@ class Publication:
             certificate.issued_at, times.begin, times.end, certificate.serial, foreign=certificate.foreign
         )
 
-    def status(self, failure: Failure | None, *, asking: bool) -> WorkloadStatus:
+    def status(self, failure: Failure | None, attempt: AttemptStage | None) -> WorkloadStatus:
         """The certificates, and how the attempts at the CA go, as can be looked at."""
         workload, certificates = self._workload, self._certificates
         return WorkloadStatus(
@@ -131,7 +131,7 @@ class Publication:
             served=self.serving,
             coming=tuple(map(self._leaf_status, certificates.coming)),
             earlier=tuple(map(self._leaf_status, certificates.earlier)),
-            asking=asking,
+            attempt=attempt,
             failure=None
             if failure is None
             else FailureStatus(failure.kind, failure.at, failure.count, failure.retry_at),

@@ -4,10 +4,14 @@ None holds key material or a CA's own words: names from certificates are quoted 
 """
 
 from datetime import datetime
+from typing import Literal
 
 from msgspec import Struct
 
 from sds_agent.authority.protocol import ErrorKind
+
+AttemptStage = Literal["queued", "asking"]
+"""How far an attempt at a CA is: it waits until others have been answered, or the CA was asked."""
 
 
 class LeafStatus(Struct, frozen=True):
@@ -50,8 +54,8 @@ class WorkloadStatus(Struct, frozen=True):
 
     `current` was published last and is given to Envoys while it is `served`, which it is until it has ended. Those
     `coming` are accepted and not published yet, the newest last. Those `earlier` were served before and have not ended,
-    so that their anchors are still trusted. While `asking`, an attempt at the CA is under way; `failure` is that of the
-    last one that ended, if it failed.
+    so that their anchors are still trusted. `attempt` is how far the attempt at the CA is that is under way, if one is;
+    `failure` is that of the last one that ended, if it failed.
     """
 
     name: str
@@ -61,7 +65,7 @@ class WorkloadStatus(Struct, frozen=True):
     served: bool = False
     coming: tuple[LeafStatus, ...] = ()
     earlier: tuple[LeafStatus, ...] = ()
-    asking: bool = False
+    attempt: AttemptStage | None = None
     failure: FailureStatus | None = None
 
     @property
