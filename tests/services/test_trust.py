@@ -22,8 +22,9 @@ from fakes.odd_certificates import NOT_READ, together
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, TellsTrust
 from sds_agent.clock import LONGEST_SLEEP
 from sds_agent.issuance.needed import NeededAnchor, NeededAnchorsError, NeededAnchorsFile, _read
+from sds_agent.issuance.status import TrustStatus
 from sds_agent.issuance.trust import RETRY, TIMEOUT, Trust, follow_times, maintain, refresh
-from sds_agent.pki.certificates import read_pem, write_pem
+from sds_agent.pki.certificates import longest_valid_first, read_pem, write_pem
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
 from sds_agent.tasks import DISK_TIMEOUT
@@ -273,6 +274,48 @@ def test_a_bundle_of_which_everything_has_expired_stays_as_it_is(store: SecretSt
     secret = store.snapshot[NAMES[0]]
     assert isinstance(secret, BundleSecret)
     assert read_pem(secret.anchors_pem) == (expired,)
+
+
+# --- what can be seen ---
+
+
+def test_the_status_says_of_each_anchor_who_advertises_it_or_why_it_is_still_there(trust: Trust) -> None:
+    old, new = make_ca("old"), ROOTS[0]
+    assert trust.status == TrustStatus(None, ())
+    trust.update("a", (old.certificate, new))
+    trust.update("b", (new,))
+    trust.add_in_use("a", in_use(make_leaf(old)))
+    trust.update("a", (new, make_leaf(old)), ("PEM block 3 is damaged",))
+    status = trust.status
+    assert {anchor.subject: (anchor.advertised_by, anchor.needed_until) for anchor in status.anchors} == {
+        "'CN=old'": ((), NOW + HOUR),
+        "'CN=root 0'": (("a", "b"), None),
+    }
+    assert [(each.serial, each.not_after) for each in status.anchors] == [
+        (f"{anchor.serial_number:x}", anchor.not_valid_after_utc)
+        for anchor in longest_valid_first([old.certificate, new])
+    ]
+    (left_out,) = status.left_out
+    assert (left_out.authority, left_out.causes[0], len(left_out.causes)) == ("a", "PEM block 3 is damaged", 2)
+    trust.update("a", (new,))
+    assert trust.status.left_out == ()
+
+
+def test_the_status_has_the_version_that_envoys_get_and_no_endless_text(store: SecretStore, trust: Trust) -> None:
+    trust.update("a", (ROOTS[0],), ("x" * 10_000,))
+    secret = store.snapshot[NAMES[0]]
+    assert secret is not None
+    assert trust.status.version == secret.version
+    assert len(trust.status.left_out[0].causes[0]) < 1000
+
+
+def test_the_status_tells_what_a_restart_keeps_apart_from_what_is_advertised(trust: Trust) -> None:
+    trust.restore([NeededAnchor("gone", ROOT.certificate, NOW + HOUR)])
+    trust.update("a", (ROOTS[0],))
+    assert {(each.advertised_by, each.needed_until) for each in trust.status.anchors} == {
+        ((), NOW + HOUR),
+        (("a",), None),
+    }
 
 
 # --- over a restart ---
