@@ -105,24 +105,6 @@ async def test_secret_that_is_not_issued_yet_arrives_when_it_is(tmp_path: Path) 
         assert not store.awaited(["late"])
 
 
-async def test_identity_that_is_withdrawn_ends_its_streams_and_leaves_the_others(tmp_path: Path) -> None:
-    async with running(tmp_path) as (store, peer, _events):
-        alone, both = await peer.stream().ask("default"), await peer.stream().ask("default", "ROOTCA")
-        delta = await peer.delta().subscribe("default")
-        for stream in (alone, both):
-            await stream.read()
-            await stream.ack("default", "ROOTCA") if stream is both else await stream.ack("default")
-        await delta.read()
-        await delta.ack()
-        store.withdraw(["default"])
-        code, message = await alone.end()
-        assert code is grpc.StatusCode.NOT_FOUND
-        assert message == "no secret named 'default'; this agent serves 'ROOTCA', 'late'"
-        assert (await delta.read()).removed_resources == ["default"]
-        store.publish({"ROOTCA": BundleSecret(b"new roots")})
-        assert set(await both.read()) == {"ROOTCA"}
-
-
 async def test_expired_secret_is_given_to_no_new_stream_and_taken_from_no_old_one(tmp_path: Path) -> None:
     async with running(tmp_path) as (store, peer, events):
         old = await peer.stream().ask("default", node="old")

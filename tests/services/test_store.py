@@ -135,17 +135,6 @@ def test_a_secret_that_is_withheld_leaves_its_name_and_comes_back() -> None:
     assert watcher.told == [{"default"}, {"default"}]
 
 
-def test_a_name_that_is_withdrawn_exists_no_longer() -> None:
-    store = SecretStore(["default", "late"])
-    store.publish({"default": certificate()})
-    watcher = Watcher(store)
-    with store.watching(watcher):
-        assert store.withdraw(["default", "unknown"]) == {"default"}
-        assert store.withdraw(["default"]) == set()
-    assert dict(store.snapshot) == {"late": None}
-    assert watcher.told == [{"default"}]
-
-
 # --- watchers ---
 
 
@@ -222,7 +211,7 @@ NAMES = ["a", "b", "c"]
 secrets = st.binary(max_size=1).map(certificate) | st.binary(max_size=1).map(bundle)
 changes = st.lists(
     st.tuples(st.just("publish"), st.dictionaries(st.sampled_from(NAMES), secrets))
-    | st.tuples(st.sampled_from(["withhold", "withdraw"]), st.lists(st.sampled_from(NAMES)))
+    | st.tuples(st.just("withhold"), st.lists(st.sampled_from(NAMES)))
 )
 
 
@@ -235,12 +224,9 @@ def test_a_watcher_that_reads_what_it_is_told_of_is_never_behind(steps: list[tup
     def look(names: frozenset[str]) -> None:
         assert names
         for name in names:
-            new = store.snapshot.get(name, "gone")
-            assert new != seen.get(name, "gone")
-            if isinstance(new, str):
-                del seen[name]
-            else:
-                seen[name] = new
+            new = store.snapshot[name]
+            assert new != seen[name]
+            seen[name] = new
 
     with store.watching(look):
         for what, argument in steps:

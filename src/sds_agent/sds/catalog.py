@@ -17,7 +17,6 @@ class Catalog:
         """The resource of this exact name, or why there is none."""
         snapshot = self._store.snapshot
         if name not in snapshot:
-            self._encoded.pop(name, None)
             return Absence.UNKNOWN
         secret = snapshot[name]
         if secret is None:

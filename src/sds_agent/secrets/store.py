@@ -43,13 +43,6 @@ class SecretStore:
         """Give these names' secrets to nobody new, as they are no longer good; the names go on existing."""
         return self._change({name: None for name in names if self._snapshot.get(name) is not None})
 
-    def withdraw(self, names: Iterable[str]) -> frozenset[str]:
-        """These names exist no longer."""
-        gone = frozenset(names) & self._snapshot.keys()
-        kept = {name: secret for name, secret in self._snapshot.items() if name not in gone}
-        self._replace(kept, gone)
-        return gone
-
     @contextmanager
     def watching(self, watcher: Watcher) -> Iterator[None]:
         """Call `watcher` with the changed names after each change, until the context is left. It must not wait or
@@ -76,15 +69,11 @@ class SecretStore:
 
     def _change(self, changed: Mapping[str, Secret | None]) -> frozenset[str]:
         names = frozenset(changed)
-        self._replace({**self._snapshot, **changed}, names)
+        if names:
+            self._snapshot = MappingProxyType({**self._snapshot, **changed})
+            for watcher in tuple(self._watchers.values()):
+                watcher(names)
         return names
-
-    def _replace(self, snapshot: dict[str, Secret | None], changed: frozenset[str]) -> None:
-        if not changed:
-            return
-        self._snapshot = MappingProxyType(snapshot)
-        for watcher in tuple(self._watchers.values()):
-            watcher(changed)
 
 
 def _version(secret: Secret | None) -> str | None:
