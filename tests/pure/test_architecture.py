@@ -110,8 +110,6 @@ PURE = {
     "authority.protocol",
     "ca.callers",
     "ca.denied",
-    "ca.patterns",
-    "ca.limits",
     "ca.lists",
     "ca.anchors",
     "ca.places",

@@ -24,11 +24,12 @@ from sds_agent.ca.callers import (
     from_claims,
     from_join_token,
 )
-from sds_agent.ca.limits import MOST_CALLERS, Quota
 from sds_agent.ca.policy import (
     DEFAULT_TTL,
     LONGEST_TTL,
+    MOST_CALLERS,
     NodeAgent,
+    Quota,
     identity_for,
     key_of,
     overreaching,

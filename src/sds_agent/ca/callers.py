@@ -12,9 +12,8 @@ from typing import TypeAlias
 from cryptography import x509
 from msgspec import Struct
 
-from sds_agent.ca.patterns import covers
 from sds_agent.ca.refusal import unauthenticated
-from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError
+from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError, covers
 from sds_agent.pki.certificates import (
     describe,
     describe_name,

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from sds_agent.ca.patterns import covers, fault_of_pattern
 from sds_agent.errors import SdsAgentError
+from sds_agent.identity.spiffe import covers, fault_of_pattern
 
 
 class DenyListError(SdsAgentError):

@@ -63,10 +63,6 @@ class Places(Generic[K]):
             self._proven.leave(gives_way)
         return gives_way
 
-    def is_proven(self, connection: K) -> bool:
-        """Whether a caller was proven on that connection, and it has its place yet."""
-        return connection in self._proven
-
     def leave(self, connection: K) -> None:
         """That connection has ended; nothing changes where it gave way already."""
         self._unproven.leave(connection)

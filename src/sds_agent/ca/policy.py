@@ -7,25 +7,40 @@ configuration lists for it (Istio's `ImpersonatedIdentity`).
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from msgspec import Struct
 
+from sds_agent.budget import Buckets, Rate
 from sds_agent.ca.callers import Caller, Proof
 from sds_agent.ca.denied import Denied
-from sds_agent.ca.patterns import covers
 from sds_agent.ca.refusal import denied, invalid
-from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError
+from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError, covers
 from sds_agent.pki.certificates import describe_name
 from sds_agent.pki.csr import CsrError, proven_key
 from sds_agent.pki.keys import PublicKey
 
 DEFAULT_TTL = timedelta(hours=24)
 LONGEST_TTL = timedelta(days=90)
+MOST_CALLERS = 100_000
+"""Callers whose requests are counted. Beyond it the CA forgets the one that asked least recently, which at worst lets
+that one ask a minute's worth again.
+"""
 LARGEST_CSR = 64 << 10
 """Bytes. One with an RSA key of 8192 bits has about 3,000."""
 
 _BLOCK = re.compile(r"-----BEGIN (?:NEW )?CERTIFICATE REQUEST-----")
+
+
+class Quota:
+    """`per_minute` requests for each caller: all at once if it likes, for its allowance fills evenly."""
+
+    def __init__(self, per_minute: int) -> None:
+        self._callers = Buckets(Rate(per_minute, per_minute / 60), MOST_CALLERS)
+
+    def take(self, caller: str, now: datetime) -> bool:
+        """Count a request of that caller; whether it is within its quota."""
+        return self._callers.take(caller, now.timestamp())
 
 
 class NodeAgent(Struct, frozen=True):

@@ -29,8 +29,7 @@ from sds_agent.ca.audit import AuditLog, Entry
 from sds_agent.ca.authentication import Authentication, Proven
 from sds_agent.ca.callers import Caller
 from sds_agent.ca.denied import NO_IDENTITY, Denied
-from sds_agent.ca.limits import Quota
-from sds_agent.ca.policy import NodeAgent, Order, check_not_denied, identity_for, key_of, ttl_of
+from sds_agent.ca.policy import NodeAgent, Order, Quota, check_not_denied, identity_for, key_of, ttl_of
 from sds_agent.ca.refusal import Kind, RefusalError, invalid
 from sds_agent.clock import Clock
 from sds_agent.pki.certificates import serial_hex, write_pem

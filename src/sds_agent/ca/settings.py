@@ -8,7 +8,6 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from sds_agent.ca.patterns import fault_of_pattern
 from sds_agent.ca.policy import NodeAgent
 from sds_agent.config.settings import LogSettings
 from sds_agent.configfile import source
@@ -25,6 +24,7 @@ from sds_agent.configfile.shapes import (
     setting,
     settings,
 )
+from sds_agent.identity.spiffe import fault_of_pattern
 from sds_agent.pki.keys import KeyType
 
 MINIMUM = "the least it needs is trust_domain, signer with cacerts or self_signed, and callers"

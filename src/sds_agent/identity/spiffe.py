@@ -9,6 +9,7 @@ byte by byte, so a silently changed one would be an identity that nobody asked f
 """
 
 import string
+from collections.abc import Iterable
 from typing import Self
 
 from msgspec import Struct
@@ -22,6 +23,7 @@ LONGEST_TRUST_DOMAIN = 255
 """Bytes of a trust domain's name (section 2.3)."""
 
 _SCHEME = "spiffe://"
+_BELOW = "/*"
 _TRUST_DOMAIN_CHARACTERS = frozenset(string.ascii_lowercase + string.digits + ".-_")
 _SEGMENT_CHARACTERS = frozenset(string.ascii_letters + string.digits + ".-_")
 _NOT_IN_AN_ID = {
@@ -94,6 +96,27 @@ def is_segment(text: str) -> bool:
     except SpiffeIdError:
         return False
     return True
+
+
+def covers(patterns: Iterable[str], uri: str) -> bool:
+    """Whether one of the patterns stands for that SPIFFE ID.
+
+    A pattern is a SPIFFE ID, or ends in `/*`, which stands for every SPIFFE ID below it.
+    """
+    return any(uri.startswith(each[:-1]) if each.endswith(_BELOW) else uri == each for each in patterns)
+
+
+def fault_of_pattern(written: str, trust_domain: str | None = None) -> str | None:
+    """What is wrong with a pattern, None if nothing is. If a trust domain is given, the pattern has to lie in it."""
+    try:
+        identity = SpiffeId.parse(written.removesuffix(_BELOW))
+    except SpiffeIdError as error:
+        return str(error)
+    if not identity.is_workload and not written.endswith(_BELOW):
+        return "it has no path"
+    if trust_domain is not None and str(identity.trust_domain) != trust_domain:
+        return f"it is not in the trust domain: begin it with spiffe://{trust_domain}/"
+    return None
 
 
 def _check_length(uri: str) -> None:
