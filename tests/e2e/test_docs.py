@@ -8,12 +8,15 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
+import httpx
 import pytest
 from fakes.ca_servers import TokenIssuer
-from fakes.processes import started
+from fakes.envoys import BINARY
+from fakes.processes import Program, started
 
 from sds_agent.cli.main import main
 
@@ -29,7 +32,7 @@ TEXT = "\n".join(page.read_text() for page in PAGES)
 
 YAML = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 CONFIGURATIONS = [example for example in YAML if re.search(r"^workloads:", example, re.MULTILINE)]
-SNIPPETS = [example for example in YAML if example not in CONFIGURATIONS]
+ENVOYS = [example for example in YAML if re.search(r"^static_resources:", example, re.MULTILINE)]
 INDENTED = [textwrap.dedent(block) for block in re.findall(r"^\n((?:    .*\n)+)", TEXT, re.MULTILINE)]
 CA_CONFIGURATIONS = [example for example in INDENTED if re.search(r"^(signer|callers):", example, re.MULTILINE)]
 LEAST_CA = "trust_domain: cluster.local\nlisten: 127.0.0.1:0\nsigner: {self_signed: root}\n"
@@ -54,7 +57,7 @@ def sds_agent(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_there_is_something_to_check() -> None:
     assert len(CONFIGURATIONS) > 3
     assert len(CA_CONFIGURATIONS) > 1
-    assert SNIPPETS
+    assert len(CONFIGURATIONS) + len(ENVOYS) == len(YAML)
     assert COMMANDS
     assert SCRIPTS
     assert LINKS
@@ -179,46 +182,54 @@ async def test_a_ca_starts_with_the_configurations_shown(example: str, machine: 
         assert await ca.stop() == 0
 
 
-async def test_a_reader_comes_from_nothing_to_a_certificate_of_a_ca_server(tmp_path: Path) -> None:
-    """The page's own lines, each as it stands; only the port, which may be taken, is another."""
-    page = (ROOT / "docs" / "ca-server.md").read_text()
-    (script,) = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        script = script.replace("15012", str(listener.getsockname()[1]))
-    serve, run = "sds-agent ca serve ca.yaml &\n", "sds-agent run sds-agent.yaml\n"
-    (before, between), rest = script.removesuffix(run).split(serve), script[-len(run) :]
-    assert rest == run
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "sds-agent").write_text(f'#!/bin/sh\nexec {sys.executable} -m sds_agent "$@"\n')
-    (tmp_path / "bin" / "sds-agent").chmod(0o755)
-    places = {"SDS_AGENT__SDS__SOCKET": "sds.sock", "SDS_AGENT__STATE_DIR": "state"}
-    paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
-
-    async def lines(script: str) -> None:
-        await anyio.run_process(["bash", "-e", "-c", script], env=os.environ | paths | places, cwd=tmp_path)
-
-    await lines(before)
-    async with started(["sds-agent", "ca", "serve", "ca.yaml"], paths, tmp_path) as ca:
-        await ca.line('"listening"')
-        await lines(between)
-        async with started(["sds-agent", "run", "sds-agent.yaml"], paths | places, tmp_path) as agent:
-            assert "spiffe://demo.example/vm/db1" in await agent.line('"issued"')
-            await agent.line('"ready"')
-            assert await agent.stop() == 0
-        assert await ca.stop() == 0
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port that no other program is given and that an Envoy can listen at, since its listeners use SO_REUSEPORT."""
+    with socket.socket() as reservation:
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reservation.bind(("127.0.0.1", 0))
+        yield reservation.getsockname()[1]
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS)
-def test_snippets_of_envoy_configuration_come_from_files_that_envoy_takes(snippet: str) -> None:
-    """Comments aside: the files are read by themselves, the pages explain around the snippet."""
-    files = [without_comments(path.read_text()) for path in (ROOT / "envoy").glob("*.yaml")]
-    assert any(without_comments(snippet) in file for file in files)
+async def workers_started(proxy: Program, client: httpx.AsyncClient) -> None:
+    """Wait until that Envoy's listeners are open."""
+    admin = (await proxy.line("admin address: ")).rpartition(" ")[2]
+    shown = ""
+    with anyio.fail_after(30):
+        while "workers_started: 1" not in shown:
+            shown = (await client.get(f"http://{admin}/stats?filter=workers_started")).text
 
 
-def without_comments(yaml: str) -> str:
-    """The lines without comments and without indentation."""
-    kept = (re.sub(r"(^| )#.*", "", line).strip() for line in textwrap.dedent(yaml).splitlines())
-    return "\n".join(line for line in kept if line)
+async def test_the_envoy_of_the_readme_answers_over_mutual_tls_and_finds_a_restarted_agent(tmp_path: Path) -> None:
+    """The README's own text on both sides; only the ports, which may be taken, and the socket's place are others."""
+    (text,) = ENVOYS
+    ours = tmp_path / "sds-agent.yaml"
+    ours.write_text(next(each for each in CONFIGURATIONS if each in (ROOT / "README.md").read_text()))
+    places = {"SDS_AGENT__SDS__SOCKET": str(tmp_path / "sds.sock"), "SDS_AGENT__STATE_DIR": str(tmp_path / "state")}
+    run = [sys.executable, "-m", "sds_agent", "run", str(ours), "--log-format", "json"]
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **places}
+    with reserved_port() as inbound, reserved_port() as outbound:
+        moved = {
+            "9901": "0",
+            "10443": str(inbound),
+            "10000": str(outbound),
+            "/run/sds-agent/sds.sock": f"{tmp_path}/sds.sock",
+        }
+        for shown, here in moved.items():
+            assert shown in text
+            text = text.replace(shown, here)
+        theirs = tmp_path / "envoy.yaml"
+        theirs.write_text(text)
+        command = [BINARY, "-c", str(theirs), "--disable-hot-restart", "--concurrency", "1", "-l", "info"]
+        async with started(command) as proxy, httpx.AsyncClient(trust_env=False) as client:
+            for _ in range(2):  # Envoy is there first, then it has to reconnect
+                async with started(run, environment) as agent:
+                    await agent.line('"acked"')
+                    await workers_started(proxy, client)
+                    answer = await client.get(f"http://127.0.0.1:{outbound}/")
+                    assert (answer.status_code, answer.text) == (200, "hello over mutual TLS\n")
+                    assert await agent.stop() == 0
+            assert not [line for line in proxy.lines if "deprecated" in line]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
