@@ -270,3 +270,23 @@ def test_a_script_refuses_an_argument_that_it_does_not_know(script: str) -> None
 @pytest.mark.parametrize(("page", "link"), LINKS)
 def test_the_links_lead_somewhere(page: Path, link: str) -> None:
     assert (ROOT / page.parent / link).exists()
+
+
+OTHERS_NAMES = {"days_until_expiration", "demo_x", "depends_on", "group_add", "update_failure", "update_success"} | {
+    "upstream_cx_connect_fail"
+}
+"""Names in the pages that are Envoy's, Docker's or an example's."""
+NAMES = sorted(set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", TEXT)) - OTHERS_NAMES)
+
+
+@pytest.fixture(scope="module")
+def sources() -> str:
+    """All that the names of keys, events and files can come from."""
+    folders = [ROOT / "src" / "sds_agent", ROOT / "envoy"]
+    return "\n".join(path.read_text() for each in folders for path in each.rglob("*.[pyj]*") if path.suffix != ".pyc")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_keys_and_log_events_that_the_pages_name_exist(name: str, sources: str) -> None:
+    """A reader searches a log, or writes a file, by that name."""
+    assert re.search(rf"\b{name}\b", sources)
