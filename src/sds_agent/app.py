@@ -15,6 +15,7 @@ from sds_agent.authority.protocol import Authority, TellsTrust
 from sds_agent.clock import Clock, SystemClock
 from sds_agent.config.istio import IstioSettings
 from sds_agent.config.settings import AuthoritySettings, CacertsSettings, EmbeddedSettings, Settings
+from sds_agent.configfile.reading import type_of
 from sds_agent.directories import HeldDirectory, held_directory
 from sds_agent.errors import within
 from sds_agent.identity.spiffe import SpiffeId
@@ -114,7 +115,7 @@ def workloads(settings: Settings) -> tuple[Workload, ...]:
             ttl=chosen.ttl,
             authority=settings.authority_of(chosen),
             names=chosen.names,
-            kind=settings.authorities[settings.authority_of(chosen)].type,
+            kind=type_of(settings.authorities[settings.authority_of(chosen)]),
             renewal=Renewal(settings.renewal.fraction, settings.renewal.jitter),
         )
         for chosen in settings.workloads

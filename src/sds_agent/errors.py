@@ -8,24 +8,33 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+MOST_SHOWN = 100
+"""Problems that a message shows."""
+
 
 class Problem(NamedTuple):  # not a Struct: every command imports this, and msgspec takes a quarter of `--help`
     """Something wrong, a value until it is printed: where it is, what was found there, and how to fix it.
 
     `where` leads to the place, the outermost first: `("authorities.mesh.directory", "/etc/ca", "ca-key.pem")`. `found`
-    is a clause that begins with a verb, about the last of them; `fix` says what to do.
+    is a clause that begins with a verb, about the last of them; `fix` says what to do. In a configuration `where` is
+    the key's path, `("workloads", 0, "ttl")`, until it is known where that was written: then it is the file or the
+    variable, with the `line` in that file, and `key` is the path as text.
     """
 
-    where: tuple[str, ...]
+    where: tuple[str | int, ...]
     found: str
     fix: str
+    key: str = ""
+    line: int = 0
 
-    def within(self, *outer: str) -> "Problem":
+    def within(self, *outer: str | int) -> "Problem":
         """The same problem, seen from further out."""
         return self._replace(where=(*outer, *self.where))
 
     def __str__(self) -> str:
-        return f"{': '.join(self.where)}: {self.found}; {self.fix}" if self.where else f"{self.found}; {self.fix}"
+        place = ": ".join(map(str, self.where)) + (f":{self.line}" if self.line else "")
+        found = f"{self.key} {self.found}" if self.key else self.found
+        return f"{place}: {found}; {self.fix}" if place else f"{found}; {self.fix}"
 
 
 class SdsAgentError(Exception):
@@ -41,11 +50,15 @@ class ConfigurationError(SdsAgentError):
 
 
 class ProblemsError(ConfigurationError):
-    """The same, with every problem that was found. Its message has a line for each."""
+    """The same, with every problem that was found: first those with a line, by line. Its message has a line for each,
+    but not for more than MOST_SHOWN.
+    """
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("\n".join(map(str, self.problems)))
+        self.problems = tuple(sorted(problems, key=lambda problem: (problem.line == 0, problem.line)))
+        shown = [str(problem) for problem in self.problems[:MOST_SHOWN]]
+        more = len(self.problems) - len(shown)
+        super().__init__("\n".join([*shown, f"there are {more} more problems"] if more else shown))
 
 
 @contextmanager

@@ -20,7 +20,9 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Literal, TextIO
+from typing import Annotated, Literal, TextIO
+
+from msgspec import Meta, Struct
 
 from sds_agent.errors import leaves
 from sds_agent.pipes import has_room, never_waiting, write_some
@@ -28,6 +30,7 @@ from sds_agent.text import ascii_json, cut
 
 Value = str | int | float | bool | datetime | timedelta | None | list[str] | tuple[str, ...]
 Format = Literal["auto", "text", "json"]
+Level = Literal["debug", "info", "warning", "error"]
 
 ROOT = "sds_agent"
 LONGEST_VALUE = 600
@@ -42,6 +45,19 @@ MOST_LEAVES = 5
 MOST_PLACES = 100
 """Faults in other libraries' hands that are logged, each at a place of its own."""
 _FIELDS = "sds_agent_fields"
+
+
+class LogSettings(Struct, frozen=True, kw_only=True):
+    """What is logged, and how."""
+
+    format: Annotated[
+        Format,
+        Meta(
+            description="How an event is written: text is key=value, json one object a line; auto is text on a "
+            "terminal, else json.",
+        ),
+    ] = "auto"
+    level: Annotated[Level, Meta(description="The least level that is written.")] = "info"
 
 
 def event(logger: logging.Logger, name: str, *, level: int = logging.INFO, **fields: Value) -> None:

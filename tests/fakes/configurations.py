@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sds_agent.config.loading import load
 from sds_agent.config.settings import Settings
-from sds_agent.configfile.problems import ConfigError, Problem
+from sds_agent.errors import Problem, ProblemsError
 
 MINIMAL = """\
 trust_domain: demo.example
@@ -29,6 +29,6 @@ def problems(folder: Path, text: str | bytes, **environ: str) -> tuple[Problem, 
     file.write_bytes(text.encode() if isinstance(text, str) else text)
     try:
         load(file, environ, uid=UID)
-    except ConfigError as error:
+    except ProblemsError as error:
         return error.problems
     return ()

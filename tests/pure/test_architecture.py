@@ -78,7 +78,6 @@ MAY_IMPORT = {
         "sources",
         "rpc",
         "configfile",
-        "config",
         "signing",
         "authority",
         "signals",

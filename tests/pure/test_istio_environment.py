@@ -9,7 +9,7 @@ from fakes.configurations import MINIMAL, UID, settings
 
 from sds_agent.config.istio import IstioSettings
 from sds_agent.config.loading import Loaded, load
-from sds_agent.configfile.problems import ConfigError, Problem
+from sds_agent.errors import Problem, ProblemsError
 from sds_agent.pki.keys import KeyType
 
 LEAST = {"CA_ADDR": "istiod.istio-system.svc:15012", "POD_NAMESPACE": "shop", "SERVICE_ACCOUNT": "web"}
@@ -27,7 +27,7 @@ def authority(**more: str) -> IstioSettings:
 
 
 def wrong(environ: dict[str, str]) -> tuple[Problem, ...]:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ProblemsError) as caught:
         load(None, environ, uid=UID)
     return caught.value.problems
 
@@ -109,7 +109,7 @@ def test_the_grace_period_counts_back_from_the_expiry(ratio: str, fraction: floa
 )
 def test_a_value_that_cannot_be_is_told_with_its_variable(name: str, value: str) -> None:
     found = wrong({**LEAST, name: value})
-    assert name in {each.where.removeprefix("$") for each in found}
+    assert (f"${name}",) in {each.where for each in found}
 
 
 def test_a_curve_that_cannot_be_is_told_with_its_variable() -> None:
@@ -119,7 +119,7 @@ def test_a_curve_that_cannot_be_is_told_with_its_variable() -> None:
 
 def test_an_identity_that_nobody_told_is_asked_for() -> None:
     found = wrong({"CA_ADDR": "ca:15012"})
-    assert {each.where for each in found} == {"$POD_NAMESPACE", "$SERVICE_ACCOUNT"}
+    assert {each.where for each in found} == {("$POD_NAMESPACE",), ("$SERVICE_ACCOUNT",)}
     given = {"CA_ADDR": "ca:15012", "SDS_AGENT__WORKLOADS__0__SPIFFE_ID": "spiffe://cluster.local/vm"}
     assert load(None, given, uid=UID).settings.workloads[0].spiffe_id == "spiffe://cluster.local/vm"
 
@@ -135,7 +135,7 @@ def test_a_part_of_the_identity_that_cannot_be_one_is_told_once_with_its_own_var
 
 def test_a_trust_domain_that_cannot_be_one_is_told_once() -> None:
     (found,) = wrong({**LEAST, "TRUST_DOMAIN": "Demo"})
-    assert found.where == "$TRUST_DOMAIN"
+    assert found.where == ("$TRUST_DOMAIN",)
 
 
 def test_variables_of_ours_add_what_istio_has_no_name_for() -> None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,18 @@ import yaml
 from fakes.configurations import MINIMAL, UID, problems, settings
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Struct, structs
 
 from sds_agent.cli import run
-from sds_agent.config.conflicts import conflicts, draft
+from sds_agent.config.conflicts import conflicts
 from sds_agent.config.loading import load
 from sds_agent.config.schema import FILE, json_schema
-from sds_agent.config.settings import SHAPE, EmbeddedSettings, LogSettings, Settings, WorkloadSettings
-from sds_agent.configfile import durations
-from sds_agent.configfile.problems import ConfigError
-from sds_agent.configfile.shapes import INVALID, Listing, Named, Reading, Scalar, Section, Variant, keys
+from sds_agent.config.settings import EmbeddedSettings, Settings, WorkloadSettings
+from sds_agent.configfile import durations, reading
+from sds_agent.configfile.document import Document, Origin
+from sds_agent.configfile.reading import UNREAD
+from sds_agent.configfile.schema import sections_of
+from sds_agent.errors import ProblemsError
 from sds_agent.pki.keys import KeyType
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -78,7 +81,7 @@ def test_every_key_of_the_full_example_is_taken(tmp_path: Path) -> None:
 
 def test_the_full_example_shows_every_key() -> None:
     shown = set(_key_paths(yaml.safe_load(EXAMPLES[1])))
-    assert set(_schema_paths(json_schema())) <= shown
+    assert set(_schema_paths(json_schema(), json_schema()["$defs"])) <= shown
 
 
 def test_relative_paths_start_from_the_files_directory(tmp_path: Path) -> None:
@@ -113,8 +116,9 @@ def test_aliases_and_merge_keys_work_with_both_of_pyyamls_loaders(loader: Any, t
     )
     document, found = source.read(file, loader)
     assert not found
-    read = SHAPE.read(document.tree | {"state_dir": "/s", "sds": {"socket": "/s"}}, (), Reading(tmp_path, {}))
-    assert read is not INVALID
+    document.tree |= {"state_dir": "/s", "sds": {"socket": "/s"}}
+    read, wrong = reading.read(Settings, document)
+    assert not wrong
     assert [(each.name, each.key.value, each.ttl) for each in read.workloads] == [
         ("a", "rsa-2048", timedelta(hours=1)),
         ("b", "rsa-2048", timedelta(hours=1)),
@@ -189,7 +193,7 @@ def test_the_directories_that_a_service_manager_made_come_first(tmp_path: Path, 
 
 def test_a_place_names_the_variable_that_decided_it() -> None:
     long = f"/{'d' * 120}"
-    with pytest.raises(ConfigError, match=r"\$RUNTIME_DIRECTORY: sds\.socket "):
+    with pytest.raises(ProblemsError, match=r"\$RUNTIME_DIRECTORY: sds\.socket "):
         places(UID, RUNTIME_DIRECTORY=long)
 
 
@@ -237,9 +241,9 @@ def test_a_variable_sets_a_key_of_the_ca_that_is_there_without_being_named(tmp_p
     assert settings(tmp_path, MINIMAL, **key).authorities == expected
     assert load(None, key).settings.authorities == expected
     section = f"{MINIMAL}authorities:\n  local: {{key: ec-p384}}\n"
-    with pytest.raises(ConfigError, match=r"authorities\.local\.type is missing"):
+    with pytest.raises(ProblemsError, match=r"authorities\.local\.type is missing"):
         settings(tmp_path, section, **key)
-    with pytest.raises(ConfigError, match=r"authorities\.local\.type is missing"):
+    with pytest.raises(ProblemsError, match=r"authorities\.local\.type is missing"):
         settings(tmp_path, MINIMAL, **key, SDS_AGENT__AUTHORITIES__OTHER__TYPE="embedded")
 
 
@@ -292,17 +296,33 @@ def test_the_usual_durations_look_usual() -> None:
 # Whatever is in the tree
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("spiffe://d/x")
-KEYS = [name for of in (Settings, WorkloadSettings, EmbeddedSettings, LogSettings) for name in keys(of)]
-NAMES = st.sampled_from([*KEYS, "type", "local"])
+KEYS = {field.name for section in sections_of(Settings) for field in section.fields}
+NAMES = st.sampled_from([*sorted(KEYS), "type", "local"])
 TREES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=6))
 
 
 @given(st.dictionaries(NAMES, TREES, max_size=8))
-def test_every_tree_gives_settings_or_findings(tree: dict[str, object]) -> None:
-    reading = Reading(Path("/base"), {})
-    read = SHAPE.read(tree, (), reading)
-    list(conflicts(draft(tree, reading.values, "local")))
-    assert (read is INVALID) == bool(reading.findings)
+def test_every_tree_gives_settings_or_problems(tree: dict[str, object]) -> None:
+    document = Document(tree=dict(tree), origins={(): Origin("f", 1)}, base=Path("/base"))
+    read, found = reading.read(Settings, document)
+    assert all(str(document.place(each)) for each in (*found, *conflicts(read)))
+    if not found:
+        assert UNREAD not in leaves(read)
+
+
+def leaves(of: object) -> Iterator[object]:
+    """All that a settings object holds, at whatever depth."""
+    inner: Iterable[object] = ()
+    if isinstance(of, Struct):
+        inner = structs.astuple(of)
+    elif isinstance(of, Mapping):
+        inner = of.values()
+    elif isinstance(of, tuple):
+        inner = of
+    else:
+        yield of
+    for each in inner:
+        yield from leaves(each)
 
 
 # The schema
@@ -362,7 +382,7 @@ def test_what_the_agent_refuses_an_editor_marks(change: str, tmp_path: Path) -> 
 
 def test_the_page_tells_of_every_key_and_its_default() -> None:
     rows = dict(re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", PAGE, re.MULTILINE))
-    expected = _schema_paths(json_schema())
+    expected = _schema_paths(json_schema(), json_schema()["$defs"])
     sections = {path for path, default in expected.items() if default == "section"}
     assert set(rows) - {"authorities", "workloads"} == set(expected) - sections
     for path in expected.keys() - sections:
@@ -371,32 +391,30 @@ def test_the_page_tells_of_every_key_and_its_default() -> None:
 
 
 def test_the_flags_offer_what_the_file_takes() -> None:
-    log = json_schema()["properties"]["log"]["properties"]
-    assert list(run.FORMATS) == log["format"]["enum"]
-    assert list(run.LEVELS) == log["level"]["enum"]
+    log = json_schema()["$defs"]["LogSettings"]["properties"]
+    assert sorted(run.FORMATS) == log["format"]["enum"]
+    assert sorted(run.LEVELS) == log["level"]["enum"]
 
 
-def test_every_shape_can_say_what_it_allows() -> None:
-    seen = set()
-    for shape in _shapes(SHAPE):
-        seen.add(type(shape))
-        assert shape.allowed
-    assert seen == {Scalar, Section, Listing, Named, Variant}
-
-
-def _schema_paths(schema: dict[str, Any], path: str = "") -> dict[str, object]:
+def _schema_paths(schema: dict[str, Any], definitions: dict[str, Any], path: str = "") -> dict[str, object]:
     """Every key of the schema with its default; None without one."""
     found: dict[str, object] = {}
-    for name, inner in schema.get("properties", {}).items():
+    for name, key in schema.get("properties", {}).items():
         here = f"{path}.{name}" if path else name
+        inner = _resolved(key, definitions)
         found[here] = "section" if inner.get("type") in ("object", "array") else inner.get("default")
-        found |= _schema_paths(inner, here)
+        found |= _schema_paths(inner, definitions, here)
         if isinstance(inner.get("additionalProperties"), dict):
-            entry = inner["additionalProperties"]
-            for kind in entry.get("oneOf", [entry]):
-                found |= _schema_paths(kind, f"{here}.NAME")
-        found |= _schema_paths(inner.get("items", {}), f"{here}[]")
+            for kind in inner["additionalProperties"]["anyOf"]:
+                found |= _schema_paths(_resolved(kind, definitions), definitions, f"{here}.NAME")
+        found |= _schema_paths(_resolved(inner.get("items", {}), definitions), definitions, f"{here}[]")
     return found
+
+
+def _resolved(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """A schema with what its reference names."""
+    name = schema.get("$ref", "").removeprefix("#/$defs/")
+    return {**definitions.get(name, {}), **schema}
 
 
 def _key_paths(value: object, path: str = "") -> Iterator[str]:
@@ -409,19 +427,3 @@ def _key_paths(value: object, path: str = "") -> Iterator[str]:
             here = "authorities.NAME" if path == "authorities" else f"{path}.{name}" if path else str(name)
             yield here
             yield from _key_paths(inner, here)
-
-
-def _shapes(shape: Any) -> Iterator[Any]:
-    yield shape
-    match shape:
-        case Section():
-            for key in keys(shape.of).values():
-                yield from _shapes(key.shape)
-        case Listing():
-            yield from _shapes(shape.item)
-        case Named():
-            yield from _shapes(shape.name)
-            yield from _shapes(shape.item)
-        case Variant():
-            for kind in shape.kinds:
-                yield from _shapes(Section(kind))

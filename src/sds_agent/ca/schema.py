@@ -1,9 +1,9 @@
-"""The JSON Schema of the CA's configuration file, from the same shapes that read the file."""
+"""The JSON Schema of the CA's configuration file, and where it is published."""
 
 from pathlib import Path
 
 from sds_agent.ca.settings import CaSettings
-from sds_agent.config.schema import Schema, schema_of
+from sds_agent.configfile.schema import Schema, schema_of
 
 FILE = Path(__file__).with_name("sds-agent-ca.schema.json")
 """The schema as it is published."""

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until a signal. Raises ConfigError and what `server.run` raises."""
+    """Serve until a signal. Raises ProblemsError and what `server.run` raises."""
     output.silence_warnings()
     settings = load(arguments.file)
     log.configure(settings.log.format, settings.log.level)

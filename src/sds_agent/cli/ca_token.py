@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Make one, or take back those of an identity.
 
-    Raises ConfigError, and ConfigurationError for what cannot be used.
+    Raises ProblemsError, and ConfigurationError for what cannot be used.
     """
     keep_memory_private()
     settings = load(arguments.file)

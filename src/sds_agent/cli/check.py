@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Explain on standard output; warn on standard error, and say there why it cannot start here.
 
-    Raises ConfigError with all that is wrong.
+    Raises ProblemsError with all that is wrong.
     """
     output.silence_warnings()
     loaded = load(arguments.file, os.environ)

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exit code 0 when the agent is ready, 1 when it is not or does not answer. Raises ConfigError."""
+    """Exit code 0 when the agent is ready, 1 when it is not or does not answer. Raises ProblemsError."""
     places = [arguments.socket] if arguments.socket else sockets(arguments.file, os.environ)
     path = next((each for each in places if _is_socket(each)), places[0])
     if (fault := _unreachable(path)) is not None:
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def sockets(file: Path | None, environ: Mapping[str, str]) -> tuple[Path, ...]:
-    """Where the agent's socket may be, the likeliest place first. Raises ConfigError.
+    """Where the agent's socket may be, the likeliest place first. Raises ProblemsError.
 
     Without a file the agent may run as another user, or with other variables, than the person who asks.
     """

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until a signal. Raises ConfigError and what `app.run` raises."""
+    """Serve until a signal. Raises ProblemsError and what `app.run` raises."""
     output.silence_warnings()
     loaded = load(arguments.file, os.environ)
     chosen = loaded.settings.log

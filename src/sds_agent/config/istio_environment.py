@@ -10,8 +10,8 @@ from typing import Any
 
 from sds_agent.configfile.document import Document, Origin
 from sds_agent.configfile.environment import PREFIX
-from sds_agent.configfile.problems import Problem, render
-from sds_agent.configfile.shapes import KeyPath, quoted
+from sds_agent.configfile.phrases import KeyPath, quoted, render
+from sds_agent.errors import Problem
 from sds_agent.identity.spiffe import SpiffeIdError, TrustDomain, is_segment
 
 _TRUST_DOMAIN = "cluster.local"
@@ -130,8 +130,7 @@ class _Reading:
         whole = "the identity asked for is spiffe://TRUST_DOMAIN/ns/POD_NAMESPACE/sa/SERVICE_ACCOUNT"
         if written is None:
             fix = f"set it, or unset CA_ADDR, which makes Istio's variables count: {whole}"
-            origin = Origin(f"${name}", is_variable=True)
-            self.problems.append(Problem(origin, render(_IDENTITY), "needs a value", fix))
+            self.problems.append(Problem((f"${name}",), "needs a value", fix, render(_IDENTITY)))
         elif not is_segment(written):
             self._refuse(name, _IDENTITY, f"it must be of a-z, A-Z, 0-9, '.', '-' and '_': {whole}")
         else:
@@ -154,7 +153,7 @@ class _Reading:
 
     def _refuse(self, name: str, path: KeyPath, fix: str) -> None:
         found = f"is {quoted(self._environ[name])}"
-        self.problems.append(Problem(Origin(f"${name}", is_variable=True), render(path), found, fix))
+        self.problems.append(Problem((f"${name}",), found, fix, render(path)))
 
     def _put(self, path: KeyPath, value: object, name: str) -> None:
         self.document.variables.append(name)

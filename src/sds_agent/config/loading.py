@@ -6,13 +6,12 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from sds_agent.config import defaults, istio
-from sds_agent.config.conflicts import conflicts, draft
-from sds_agent.config.settings import ONLY_AUTHORITY, SHAPE, Settings
-from sds_agent.configfile import environment
+from sds_agent.config import defaults
+from sds_agent.config.conflicts import conflicts
+from sds_agent.config.settings import ONLY_AUTHORITY, Settings
+from sds_agent.configfile import environment, reading
 from sds_agent.configfile.document import Document
-from sds_agent.configfile.problems import ConfigError, Problem, render
-from sds_agent.configfile.shapes import INVALID, Finding, Reading
+from sds_agent.errors import Problem, ProblemsError
 
 ISTIO_SWITCH = "CA_ADDR"
 """Without a file and with this variable the configuration is the one that Istio's variables make."""
@@ -38,7 +37,7 @@ def load(path: Path | None, environ: Mapping[str, str], *, uid: int | None = Non
 
     `uid` is the agent's user.
 
-    Relative paths start from the file's directory, without a file from the working directory. Raises ConfigError with
+    Relative paths start from the file's directory, without a file from the working directory. Raises ProblemsError with
     every problem there is.
     """
     document, problems = _document(path, environ)
@@ -47,17 +46,10 @@ def load(path: Path | None, environ: Mapping[str, str], *, uid: int | None = Non
         defaults.name_default_workload(document)
     defaults.type_default_authority(document, ONLY_AUTHORITY)
     defaults.fill_places(document, environ, os.geteuid() if uid is None else uid)
-    reading = Reading(document.base, document.written)
-    settings = SHAPE.read(document.tree, (), reading)
-    drafted = draft(document.tree, reading.values, ONLY_AUTHORITY)
-    findings = [
-        *reading.findings,
-        *conflicts(drafted),
-        *istio.conflicts(document.tree, reading.values, drafted.workloads),
-    ]
-    problems += [_problem(finding, document) for finding in findings]
-    if settings is INVALID or problems:
-        raise ConfigError(problems)
+    settings, found = reading.read(Settings, document)
+    problems += [document.place(problem) for problem in (*found, *conflicts(settings))]
+    if problems:
+        raise ProblemsError(problems)
     return Loaded(settings, path, tuple(document.variables))
 
 
@@ -71,7 +63,3 @@ def _document(path: Path | None, environ: Mapping[str, str]) -> tuple[Document, 
     from sds_agent.configfile import source  # noqa: PLC0415 - PyYAML is not needed without a file
 
     return source.read(path)
-
-
-def _problem(finding: Finding, document: Document) -> Problem:
-    return Problem(document.origin(finding.path), render(finding.path), finding.found, finding.fix)

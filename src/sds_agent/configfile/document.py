@@ -6,7 +6,8 @@ from typing import TypeAlias
 import msgspec
 from msgspec import Struct
 
-from sds_agent.configfile.shapes import KeyPath
+from sds_agent.configfile.phrases import KeyPath, render
+from sds_agent.errors import Problem
 
 Tree: TypeAlias = dict[str, object]
 
@@ -21,11 +22,6 @@ class Origin(Struct, frozen=True):
     line: int = 0
     written: str | None = None
     is_variable: bool = False
-
-    @property
-    def where(self) -> str:
-        """`FILE:LINE`, or the source alone where there are no lines."""
-        return f"{self.source}:{self.line}" if self.line else self.source
 
 
 class Document(Struct):
@@ -44,6 +40,12 @@ class Document(Struct):
         while path not in self.origins:
             path = path[:-1]
         return self.origins[path]
+
+    def place(self, problem: Problem) -> Problem:
+        """A problem of the tree with the place that its value came from."""
+        path = problem.where
+        origin = self.origin(path)
+        return Problem((origin.source,), problem.found, problem.fix, render(path), origin.line)
 
     @property
     def written(self) -> dict[KeyPath, str]:

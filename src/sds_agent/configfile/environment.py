@@ -10,9 +10,8 @@ from typing import Any, TypeAlias
 from msgspec import Struct
 
 from sds_agent.configfile.document import Document, Origin
-from sds_agent.configfile.problems import Problem, render
-from sds_agent.configfile.shapes import KeyPath
-from sds_agent.errors import ConfigurationError
+from sds_agent.configfile.phrases import KeyPath, render
+from sds_agent.errors import ConfigurationError, Problem
 
 PREFIX = "SDS_AGENT__"
 
@@ -50,7 +49,7 @@ def apply(document: Document, environ: Mapping[str, str]) -> list[Problem]:
             _set(document, variable)
         except _MisfitError as error:
             found, fix = error.args
-            problems.append(Problem(variable.origin, "", found, fix))
+            problems.append(Problem((variable.origin.source,), found, fix))
     return problems
 
 

@@ -14,8 +14,8 @@ import yaml
 from msgspec import Struct
 
 from sds_agent.configfile.document import Document, Origin, Tree
-from sds_agent.configfile.problems import ConfigError, Problem, render
-from sds_agent.configfile.shapes import KeyPath, quoted
+from sds_agent.configfile.phrases import KeyPath, quoted, render
+from sds_agent.errors import Problem, ProblemsError
 
 LARGEST_FILE = 1 << 20
 """Bytes."""
@@ -66,7 +66,7 @@ _Entries: TypeAlias = dict[str, tuple[int, _Node]]
 def read(path: Path, loader: type[Any] = LOADER, minimum: str = MINIMUM) -> tuple[Document, list[Problem]]:
     """The file as a document, with the problems that do not keep it from being read further.
 
-    `minimum` says what the least is that such a file needs, for one that is empty. Raises ConfigError when the file
+    `minimum` says what the least is that such a file needs, for one that is empty. Raises ProblemsError when the file
     cannot be read, is not YAML or is no mapping.
     """
     text = _text(path)
@@ -101,8 +101,8 @@ def _text(path: Path) -> str:
     return text
 
 
-def _unreadable(path: Path, found: str, fix: str, line: int = 0) -> ConfigError:
-    return ConfigError([Problem(Origin(str(path), line), "", found, fix)])
+def _unreadable(path: Path, found: str, fix: str, line: int = 0) -> ProblemsError:
+    return ProblemsError([Problem((str(path),), found, fix, line=line)])
 
 
 class _Composer(Struct):
@@ -117,12 +117,12 @@ class _Composer(Struct):
     count: int = 0
 
     def document(self) -> _Node:
-        """The file's one document. Raises ConfigError."""
+        """The file's one document. Raises ProblemsError."""
         event = self._next()  # the start of the stream
         while isinstance(event, yaml.StreamStartEvent | yaml.DocumentStartEvent):
             event = self._next()
         if isinstance(event, yaml.StreamEndEvent):
-            raise ConfigError([self.problem(0, "the file is empty", self.minimum)])
+            raise ProblemsError([self.problem(0, "the file is empty", self.minimum)])
         root = self._node(event, ())
         self._next()  # the end of the document
         after = self._next()
@@ -132,7 +132,7 @@ class _Composer(Struct):
 
     def problem(self, line: int, found: str, fix: str, path: KeyPath = ()) -> Problem:
         """A problem in this file."""
-        return Problem(Origin(self.file, line), render(path), found, fix)
+        return Problem((self.file,), found, fix, render(path), line)
 
     def _next(self) -> Any:
         try:
@@ -141,10 +141,10 @@ class _Composer(Struct):
             mark = error.problem_mark or error.context_mark
             line = mark.line if mark is not None else 0
             found = f"the file is not valid YAML here ({error.problem})"
-            raise ConfigError([*self.problems, self.problem(line + 1, found, self._fix(line))]) from error
+            raise ProblemsError([*self.problems, self.problem(line + 1, found, self._fix(line))]) from error
         except (ValueError, OverflowError) as error:  # PyYAML's own scanner, on an escape beyond Unicode
             found = "the file holds an escape or a number that YAML does not have"
-            raise ConfigError(
+            raise ProblemsError(
                 [*self.problems, self.problem(0, found, "correct the escapes in double quotes")]
             ) from error
 
@@ -156,7 +156,7 @@ class _Composer(Struct):
         return "check the indentation, quotes and brackets here and on the lines before"
 
     def _stop(self, event: Any, found: str, fix: str) -> Never:
-        raise ConfigError([*self.problems, self.problem(event.start_mark.line + 1, found, fix)])
+        raise ProblemsError([*self.problems, self.problem(event.start_mark.line + 1, found, fix)])
 
     def _node(self, event: Any, path: KeyPath) -> _Node:
         if len(path) > DEEPEST:
@@ -232,7 +232,7 @@ class _Composer(Struct):
             if isinstance(source, _Map):
                 self.count += len(source.entries)
                 if self.count > MOST_VALUES:
-                    raise ConfigError([self.problem(line, *_TOO_LARGE)])
+                    raise ProblemsError([self.problem(line, *_TOO_LARGE)])
                 merged = source.entries | merged
             else:
                 fix = "give it the alias of one, as in <<: *name"
@@ -248,20 +248,20 @@ class _Expansion(Struct):
     count: int = 0
 
     def root(self, node: _Node) -> Tree:
-        """The tree. Raises ConfigError if the file holds no mapping."""
+        """The tree. Raises ProblemsError if the file holds no mapping."""
         if isinstance(node, _Scalar) and node.value is None:
-            raise ConfigError([self.composer.problem(0, "the file is empty", self.composer.minimum)])
+            raise ProblemsError([self.composer.problem(0, "the file is empty", self.composer.minimum)])
         tree = self._value(node, (), node.line)
         if not isinstance(tree, dict):
             found = "the file does not begin with a mapping of keys"
             problem = self.composer.problem(node.line, found, self.composer.minimum)
-            raise ConfigError([*self.composer.problems, problem])
+            raise ProblemsError([*self.composer.problems, problem])
         return tree
 
     def _value(self, node: _Node, path: KeyPath, line: int) -> object:
         self.count += 1
         if self.count > MOST_VALUES or len(path) > DEEPEST:
-            raise ConfigError([self.composer.problem(line, *_TOO_LARGE)])
+            raise ProblemsError([self.composer.problem(line, *_TOO_LARGE)])
         written = node.written if isinstance(node, _Scalar) else None
         if path:
             self.document.origins[path] = Origin(self.composer.file, line, written)

@@ -1,0 +1,102 @@
+"""The JSON Schema of a configuration file, for editors, from the settings classes that read it.
+
+It knows every key, type and pattern. What needs more than one key or arithmetic (names that collide, the bounds of a
+duration) only reading the file finds. msgspec describes the settings; a file differs from them in a few ways: no key is
+null, a duration or an address is text, and some keys may be left out because the loader fills them in.
+"""
+
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+from msgspec import NODEFAULT, Struct, to_builtins
+from msgspec.inspect import DictType, Field, StructType, Type, VarTupleType
+from msgspec.json import schema_components
+
+from sds_agent.configfile.reading import Place, fields_of, place
+
+Schema: TypeAlias = dict[str, Any]
+
+
+def schema_of(root: type[Struct], title: str, description: str) -> Schema:
+    """The schema (JSON Schema draft 2020-12) of a file whose keys a settings class declares."""
+    sections = sections_of(root)
+    selected = {
+        each.type.cls: [{"$ref": f"#/$defs/{kind.__name__}"} for kind in kinds_of(each)]
+        for section in sections
+        for each in _places(section)
+        if "variant" in each.extra and hasattr(each.type, "cls")
+    }
+
+    def hook(of: type) -> Schema:
+        return {"oneOf": selected[of]} if of in selected else {}
+
+    _, components = schema_components([section.cls for section in sections], schema_hook=hook)
+    for section in sections:
+        _correct(components[section.cls.__name__], section)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **components.pop(root.__name__),
+        "title": title,
+        "description": description,
+        "$defs": components,
+    }
+
+
+def sections_of(root: type[Struct]) -> list[StructType]:
+    """The settings classes of a file, each once, those that a `type` selects among them."""
+    found: dict[type, StructType] = {}
+    waiting = [fields_of(root)]
+    while waiting:
+        section = waiting.pop(0)
+        if section.cls not in found:
+            found[section.cls] = section
+            for each in _places(section):
+                waiting += [each.type] if isinstance(each.type, StructType) else []
+                waiting += [fields_of(kind) for kind in kinds_of(each)]
+    return list(found.values())
+
+
+def kinds_of(here: Place) -> list[type[Struct]]:
+    """The settings classes among which the key `type` of a place selects; none where there is no such choice."""
+    variant = here.extra.get("variant")
+    return [variant.find(name) for name in variant.types] if variant else []
+
+
+def default_of(field: Field) -> object:
+    """The default of a key, as the file has it; None where there is none, or a section's."""
+    here = place(field.type)
+    default = field.default if field.default_factory is NODEFAULT else field.default_factory()
+    if default in (NODEFAULT, None) or isinstance(here.type, StructType | DictType):
+        return None
+    if isinstance(here.type, VarTupleType):
+        return list(default) or None
+    return here.extra["write"](default) if "write" in here.extra else to_builtins(default)
+
+
+def _places(section: StructType) -> Iterator[Place]:
+    """The places in a section, with those in its lists and mappings."""
+    waiting: list[Type] = [field.type for field in section.fields]
+    while waiting:
+        here = place(waiting.pop(0))
+        yield here
+        match here.type:
+            case VarTupleType(item_type=item) | DictType(value_type=item):
+                waiting.append(item)
+
+
+def _correct(schema: Schema, section: StructType) -> None:
+    """Make msgspec's schema of a settings class that of the section in the file."""
+    del schema["title"]
+    schema["additionalProperties"] = False
+    for field in section.fields:
+        here, key = place(field.type), schema["properties"][field.name]
+        key.pop("default", None)
+        if "convert" in here.extra:
+            key = dict(here.schema)
+        elif options := key.pop("anyOf", None):
+            key |= options[0]
+        if (default := default_of(field)) is not None:
+            key["default"] = default
+        if "filled_in" in here.extra:
+            schema["required"].remove(field.name)
+        schema["properties"][field.name] = key

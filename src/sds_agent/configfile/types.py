@@ -1,0 +1,228 @@
+"""The types of single values that msgspec does not know: what an operator may write for each, and what it becomes.
+
+A field is annotated with them as with msgspec's own, and with a description: `ca_file: Annotated[FilePath | None,
+Meta(description="The roots.")] = None`. Each has one function that converts what the file holds, or raises
+UnacceptableError with the reason; `custom` makes more of them.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+from msgspec import Meta
+
+from sds_agent.configfile.durations import PATTERN as DURATION_PATTERN
+from sds_agent.configfile.durations import format_duration
+from sds_agent.configfile.durations import parse as parse_duration
+from sds_agent.errors import ConfigurationError
+from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError
+from sds_agent.identity.spiffe import TrustDomain as ParsedTrustDomain
+
+LONGEST_NAME = 255
+"""Characters of a workload's name."""
+LONGEST_SOCKET_PATH = 107
+"""Bytes that fit a Unix socket's address (sockaddr_un) without its final zero."""
+TEMPORARY_NAME = 8
+"""Bytes of a slash and the name under which the socket is made before it is published."""
+LARGEST_ID = 2**32 - 2
+"""The kernel takes the id above it for "unchanged"."""
+
+_MODE_PATTERN = "^(0|0o)?[67][0-7]0$"
+_ACCOUNT_PATTERN = "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}[$]?$"
+_FILE_NAMES = ("file-cert:", "file-root:")
+
+Convert: TypeAlias = Callable[[object, Path], Any]
+"""Makes a setting of what the file holds; relative paths start from the second argument. Raises UnacceptableError."""
+
+
+class UnacceptableError(ConfigurationError):
+    """A value is not of its type. The message, if any, is the reason, to follow what is allowed."""
+
+
+class FileMode(int):
+    """The permission bits of a file; `str` gives them as chmod takes them, such as `0660`."""
+
+    def __str__(self) -> str:
+        return f"{int(self):04o}"
+
+
+def custom(convert: Convert, allowed: str, schema: dict[str, object], write: Callable[[Any], object] = str) -> Meta:
+    """The annotation of a type that `convert` makes. `allowed` says what may stand there, to follow "it must be".
+
+    `schema` is the JSON Schema of what the file may hold, and `write` gives the form that the file has.
+    """
+    return Meta(extra={"convert": convert, "allowed": allowed, "write": write}, extra_json_schema=schema)
+
+
+def matching(pattern: str, allowed: str) -> Meta:
+    """The annotation of text that a pattern, which Python and ECMAScript read alike, matches as a whole."""
+    return Meta(pattern=pattern, extra={"allowed": allowed})
+
+
+def listing(items: str) -> Meta:
+    """The annotation of a list with at least one item. `items` names them, in the plural."""
+    return Meta(min_length=1, extra={"allowed": f"a list of one or more {items}"})
+
+
+def naming(entries: str) -> Meta:
+    """The annotation of a mapping from names of the user's choice to at least one entry. `entries` is a plural."""
+    return Meta(min_length=1, extra={"allowed": f"a mapping from names to one or more {entries}"})
+
+
+def filled_in(default: str) -> Meta:
+    """The annotation of a key that has no default and may be left out of the file, because the loader fills it in.
+
+    `default` says what with, in the table of all keys.
+    """
+    return Meta(extra={"filled_in": default})
+
+
+def duration(least: timedelta, most: timedelta, reason: str = "") -> Meta:
+    """The annotation of a length of time within bounds. `reason` explains them."""
+
+    def convert(value: object, _base: Path) -> timedelta:
+        if isinstance(value, int | float):
+            raise UnacceptableError("a number alone has no unit: write 20s, 90m, 24h or 30d")
+        read = parse_duration(text(value))
+        if read is None:
+            raise UnacceptableError("the units are d, h, m, s and ms, the largest first")
+        if not least <= read <= most:
+            raise UnacceptableError(reason)
+        return read
+
+    bounds = f"between {format_duration(least)} and {format_duration(most)}"
+    schema: dict[str, object] = {"type": "string", "pattern": DURATION_PATTERN}
+    return custom(convert, f"a duration such as 20s, 1h30m or 30d, {bounds}", schema, format_duration)
+
+
+def text(value: object) -> str:
+    """The text that `value` is. Raises UnacceptableError."""
+    if isinstance(value, str):
+        return value
+    raise UnacceptableError("write it in quotes" if isinstance(value, bool | int | float) else "")
+
+
+def _mode(value: object, _base: Path) -> FileMode:
+    written = text(value)
+    if re.fullmatch(_MODE_PATTERN, written):
+        return FileMode(int(written.removeprefix("0o"), 8))
+    if re.fullmatch("(0|0o)?[0-7]{3}", written) and written[-1] != "0":
+        raise UnacceptableError(
+            "every process that may connect can read private keys; let others in through sds.group instead"
+        )
+    raise UnacceptableError
+
+
+def _account(value: object, _base: Path) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _account_id(value)
+    written = text(value)
+    if not re.fullmatch(_ACCOUNT_PATTERN, written):
+        raise UnacceptableError
+    return _account_id(int(written)) if written.isdecimal() else written
+
+
+def _account_id(number: int) -> str:
+    if not 0 <= number <= LARGEST_ID:
+        raise UnacceptableError(f"ids lie between 0 and {LARGEST_ID}")
+    return str(number)
+
+
+def file_path(value: object, base: Path) -> Path:
+    """The path that `value` writes; a relative one starts from `base`. Raises UnacceptableError."""
+    written = text(value)
+    if not written or not written.isprintable():
+        raise UnacceptableError("it holds unprintable characters" if written else "it is empty")
+    if written.startswith("~"):
+        raise UnacceptableError("~ is not expanded here: write the home directory out")
+    return base / written
+
+
+def _socket(value: object, base: Path) -> Path:
+    if isinstance(value, str) and value.startswith(("unix:", "@")):
+        raise UnacceptableError("write the path alone: no unix: before it, and no abstract name")
+    path = file_path(value, base)
+    if (size := len(os.fsencode(path))) > LONGEST_SOCKET_PATH:
+        raise UnacceptableError(f"with its directory it has {size} bytes: choose a shorter one")
+    if (size := len(os.fsencode(path.parent)) + TEMPORARY_NAME) > LONGEST_SOCKET_PATH:
+        raise UnacceptableError(f"its directory and the temporary name in it have {size} bytes: choose a shorter one")
+    return path
+
+
+def _workload_name(value: object, _base: Path) -> str:
+    written = text(value)
+    if not 0 < len(written) <= LONGEST_NAME or not written.isprintable():
+        raise UnacceptableError(f"it has {len(written)} characters" if len(written) > LONGEST_NAME else "")
+    if written.startswith(_FILE_NAMES):
+        raise UnacceptableError("names with file-cert: and file-root: stand for files")
+    return written
+
+
+def _trust_domain(value: object, _base: Path) -> str:
+    try:
+        return str(ParsedTrustDomain.parse(text(value)))
+    except SpiffeIdError as error:
+        raise UnacceptableError(str(error)) from error
+
+
+def _workload_id(value: object, _base: Path) -> str:
+    try:
+        read = SpiffeId.parse(text(value))
+    except SpiffeIdError as error:
+        raise UnacceptableError(str(error)) from error
+    if not read.is_workload:
+        raise UnacceptableError("it has no path: the trust domain's own ID is not a workload's")
+    return str(read)
+
+
+_PATH_SCHEMA: dict[str, object] = {"type": "string", "minLength": 1}
+
+FilePath: TypeAlias = Annotated[Path, custom(file_path, "a path", _PATH_SCHEMA)]
+SocketPath: TypeAlias = Annotated[Path, custom(_socket, f"a path of at most {LONGEST_SOCKET_PATH} bytes", _PATH_SCHEMA)]
+Mode: TypeAlias = Annotated[
+    FileMode,
+    custom(
+        _mode,
+        'octal digits in quotes such as "0660" or "0600": read and write for the owner, nothing for others',
+        {"type": "string", "pattern": _MODE_PATTERN},
+    ),
+]
+Account: TypeAlias = Annotated[
+    str,
+    custom(
+        _account,
+        "a name or a numeric id",
+        {"type": ["string", "integer"], "minimum": 0, "pattern": _ACCOUNT_PATTERN},
+    ),
+]
+WorkloadName: TypeAlias = Annotated[
+    str,
+    custom(
+        _workload_name,
+        f"1 to {LONGEST_NAME} printable characters that do not begin with file-cert: or file-root:",
+        {"type": "string", "minLength": 1, "maxLength": LONGEST_NAME, "pattern": "^(?!file-(cert|root):)"},
+    ),
+]
+AuthorityName: TypeAlias = Annotated[
+    str,
+    matching("^[a-z0-9][a-z0-9_-]{0,62}$", "1 to 63 of a-z, 0-9, - and _, beginning with a letter or a digit"),
+]
+TrustDomain: TypeAlias = Annotated[
+    str,
+    custom(
+        _trust_domain,
+        "the name of a trust domain such as demo.example",
+        {"type": "string", "maxLength": 255, "pattern": "^[a-z0-9._-]+$"},
+    ),
+]
+WorkloadId: TypeAlias = Annotated[
+    str,
+    custom(
+        _workload_id,
+        "a SPIFFE ID with a path such as spiffe://demo.example/web",
+        {"type": "string", "maxLength": 2048, "pattern": "^spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+$"},
+    ),
+]
