@@ -12,12 +12,12 @@ import anyio
 from msgspec import Struct
 
 from sds_agent import log
-from sds_agent.authority import openssl
-from sds_agent.authority.named_files import NamedFileError, read_certificate_file
 from sds_agent.ca.refusal import Kind, RefusalError
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.files import read_at_once
+from sds_agent.named_files import NamedFileError, read_certificate_file
+from sds_agent.pki import openssl
 from sds_agent.pki.strength import SMALLEST_RSA
 from sds_agent.tasks import NoThreadError, TimeLimit
 

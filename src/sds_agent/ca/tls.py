@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from sds_agent import log
-from sds_agent.authority import openssl
 from sds_agent.ca.anchors import anchors_of
+from sds_agent.pki import openssl
 from sds_agent.pki.certificates import describe, serial_hex, write_pem
 from sds_agent.pki.keys import PublicKey, to_pkcs8_pem
 from sds_agent.signing.signer import Signer, SignerError

@@ -10,8 +10,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from sds_agent.authority.istio.wire import names_a_workload
-from sds_agent.authority.named_files import NamedFileError, read_certificate_file, read_named_file
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
+from sds_agent.named_files import NamedFileError, read_certificate_file, read_named_file
 from sds_agent.pki.certificates import (
     CertificateError,
     Reading,

@@ -15,8 +15,8 @@ from ipaddress import ip_address
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from sds_agent.authority import openssl
 from sds_agent.authority.istio.wire import LONGEST_MESSAGE
+from sds_agent.pki import openssl
 from sds_agent.pki.certificates import CertificateError, read_pem, san_values
 from sds_agent.text import one_line
 
