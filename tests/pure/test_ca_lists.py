@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from fakes.hierarchy import DAY, HOUR, NOW, Ca, make_ca
 
-from sds_agent.ca.lists import SETTLE, Held, Note, Notice, is_older
+from sds_agent.ca.lists import SETTLE, ListsInForce, Note, Notice, is_older
 from sds_agent.pki.validation.revocation import RevocationList
 
 ROOT = make_ca("root")
@@ -42,38 +42,38 @@ def crl(
     return builder.sign(issuer.key, hashes.SHA256())
 
 
-def after(*steps: Iterable[RevocationList]) -> tuple[Held, list[Notice]]:
-    """What is held after these were found one after the other, and what was told of the last."""
-    held, notes = Held(), tuple[Note, ...]()
+def after(*steps: Iterable[RevocationList]) -> tuple[ListsInForce, list[Notice]]:
+    """What is in force after these were found one after the other, and the notices on the last."""
+    in_force, notes = ListsInForce(), tuple[Note, ...]()
     for found in steps:
-        held, notes = held.with_found(found, KNOWN, NOW)
-    return held, [note.notice for note in notes]
+        in_force, notes = in_force.with_found(found, KNOWN, NOW)
+    return in_force, [note.notice for note in notes]
 
 
-def test_a_list_that_is_gone_counts_for_an_hour_and_is_told_at_both_ends() -> None:
+def test_a_list_that_is_gone_counts_for_an_hour_and_both_ends_are_reported() -> None:
     lost = crl()
-    held, told = after([lost], [])
-    assert (held.lists, told) == ((lost,), [Notice.GONE])
-    held, notes = held.with_found([crl(OTHER)], KNOWN, NOW + HOUR / 2)
+    in_force, notices = after([lost], [])
+    assert (in_force.lists, notices) == ((lost,), [Notice.GONE])
+    in_force, notes = in_force.with_found([crl(OTHER)], KNOWN, NOW + HOUR / 2)
     assert notes == (), "it is no news"
-    held, notes = held.at(NOW + SETTLE - timedelta(seconds=1))
-    assert lost in held.lists
+    in_force, notes = in_force.at(NOW + SETTLE - timedelta(seconds=1))
+    assert lost in in_force.lists
     assert notes == ()
-    held, notes = held.at(NOW + SETTLE)
-    assert lost not in held.lists
+    in_force, notes = in_force.at(NOW + SETTLE)
+    assert lost not in in_force.lists
     assert [note.notice for note in notes] == [Notice.DROPPED]
 
 
 def test_a_list_that_comes_back_is_there_as_if_it_had_never_been_gone() -> None:
     lost = crl()
-    held, told = after([lost], [], [lost])
-    assert (held, told) == (Held((lost,)), [])
+    in_force, notices = after([lost], [], [lost])
+    assert (in_force, notices) == (ListsInForce((lost,)), [])
 
 
 def test_a_clock_that_is_set_back_lengthens_no_hour() -> None:
-    held, _ = after([crl()], [])
-    held, _ = held.at(NOW - DAY)
-    assert held.at(NOW - DAY + SETTLE)[0] == Held()
+    in_force, _ = after([crl()], [])
+    in_force, _ = in_force.at(NOW - DAY)
+    assert in_force.at(NOW - DAY + SETTLE)[0] == ListsInForce()
 
 
 @pytest.mark.parametrize(
@@ -89,17 +89,17 @@ def test_a_clock_that_is_set_back_lengthens_no_hour() -> None:
 )
 def test_an_older_list_takes_the_place_of_no_newer_one(newer: RevocationList, older: RevocationList) -> None:
     """A backup that is played back, or a copy that somebody kept, would let in again whom the newer one keeps out."""
-    assert after([older], [newer]) == (Held((newer,)), [])
-    assert after([newer], [older]) == (Held((newer,)), [Notice.OLDER])
-    assert after([newer], [older], [older]) == (Held((newer,)), [Notice.OLDER])
-    assert after([newer], [], [older]) == (Held((newer,)), [Notice.OLDER]), "nor by way of an empty place"
+    assert after([older], [newer]) == (ListsInForce((newer,)), [])
+    assert after([newer], [older]) == (ListsInForce((newer,)), [Notice.OLDER])
+    assert after([newer], [older], [older]) == (ListsInForce((newer,)), [Notice.OLDER])
+    assert after([newer], [], [older]) == (ListsInForce((newer,)), [Notice.OLDER]), "nor by way of an empty place"
     assert is_older(older, newer)
     assert not is_older(newer, older)
 
 
 @pytest.mark.parametrize("after_that", [crl(number=1, at=NOW + HOUR), crl(number=8, at=NOW - HOUR)])
 def test_numbers_that_began_anew_and_a_clock_that_was_set_back_keep_no_list_out(after_that: RevocationList) -> None:
-    assert after([crl(number=7)], [after_that]) == (Held((after_that,)), [])
+    assert after([crl(number=7)], [after_that]) == (ListsInForce((after_that,)), [])
 
 
 @pytest.mark.parametrize(
@@ -123,21 +123,21 @@ def test_numbers_that_began_anew_and_a_clock_that_was_set_back_keep_no_list_out(
 )
 def test_a_list_of_another_line_is_no_successor(one: RevocationList, other: RevocationList) -> None:
     """It says nothing of what the first one lists, so without the first that would no longer be revoked."""
-    held, told = after([one, other], [other])
-    assert (set(map(id, held.lists)), told) == ({id(other), id(one)}, [Notice.GONE])
+    in_force, notices = after([one, other], [other])
+    assert (set(map(id, in_force.lists)), notices) == ({id(other), id(one)}, [Notice.GONE])
     assert after([other, one], [one])[1] == [Notice.GONE]
 
 
 def test_a_delta_that_a_complete_list_includes_may_go() -> None:
     base, delta, included = crl(number=7), crl(number=8, base=7), crl(number=9)
-    assert after([base, delta], [included]) == (Held((included,)), [])
+    assert after([base, delta], [included]) == (ListsInForce((included,)), [])
     assert after([base, delta], [base])[1] == [Notice.GONE]
 
 
 def test_a_complete_list_of_the_same_number_includes_a_delta() -> None:
     """A CA that issues both at one time gives them one number (RFC 5280 section 5.2.3)."""
     base, delta, included = crl(number=7), crl(number=8, base=7), crl(number=8)
-    assert after([base, delta], [included]) == (Held((included,)), [])
+    assert after([base, delta], [included]) == (ListsInForce((included,)), [])
 
 
 @pytest.mark.parametrize(
@@ -148,30 +148,30 @@ def test_a_complete_list_of_the_same_number_includes_a_delta() -> None:
 def test_a_complete_list_of_another_line_includes_no_delta(other: RevocationList) -> None:
     """What the delta revokes is not in it, whatever its number is."""
     delta = crl(number=8, base=7)
-    held, told = after([delta], [other])
-    assert (held.lists, told) == ((other, delta), [Notice.GONE])
+    in_force, notices = after([delta], [other])
+    assert (in_force.lists, notices) == ((other, delta), [Notice.GONE])
 
 
 def test_a_delta_without_a_number_is_in_no_complete_list() -> None:
     """RFC 5280 wants one in every list; without it nothing tells which list includes the delta."""
     delta, complete = crl(base=7), crl(number=9)
-    held, told = after([delta], [complete])
-    assert (held.lists, told) == ((complete, delta), [Notice.GONE])
+    in_force, notices = after([delta], [complete])
+    assert (in_force.lists, notices) == ((complete, delta), [Notice.GONE])
 
 
 def test_one_list_takes_the_place_of_another_whose_signer_is_not_there() -> None:
     older, newer = (crl(STRANGER, key_identifier=b"1", at=at) for at in (NOW, NOW + HOUR))
-    assert after([older], [newer]) == (Held((newer,)), [])
-    assert after([newer], [older]) == (Held((newer,)), [Notice.OLDER])
+    assert after([older], [newer]) == (ListsInForce((newer,)), [])
+    assert after([newer], [older]) == (ListsInForce((newer,)), [Notice.OLDER])
 
 
 def test_a_newer_list_is_taken_though_an_older_one_lies_beside_it() -> None:
     first, second, third = (crl(number=n, at=NOW + timedelta(hours=n)) for n in (1, 2, 3))
-    assert after([second], [first, third]) == (Held((first, third)), [])
+    assert after([second], [first, third]) == (ListsInForce((first, third)), [])
 
 
 def test_two_lists_of_one_line_side_by_side_count_both_until_a_newer_one_comes() -> None:
     first, second, third = (crl(number=n, at=NOW + timedelta(hours=n)) for n in (1, 2, 3))
-    assert after([first], [first, second]) == (Held((first, second)), [])
-    assert after([first, second], [third]) == (Held((third,)), [])
-    assert after([first, second], [first]) == (Held((second,)), [Notice.OLDER])
+    assert after([first], [first, second]) == (ListsInForce((first, second)), [])
+    assert after([first, second], [third]) == (ListsInForce((third,)), [])
+    assert after([first, second], [first]) == (ListsInForce((second,)), [Notice.OLDER])

@@ -27,7 +27,7 @@ from fakes.events import recorded
 from fakes.hierarchy import Ca, make_ca, make_crl, make_leaf
 
 from sds_agent.ca.lists import SETTLE
-from sds_agent.ca.source import LOOK, PluggedSource, SelfSignedSource
+from sds_agent.ca.source import CHECK_EVERY, PluggedSource, SelfSignedSource
 from sds_agent.ca.tls import ServerTls, sign_server
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import (
@@ -529,7 +529,7 @@ async def test_a_root_that_cannot_be_renewed_is_told_once_and_not_at_every_look(
                 clock.set_wall(ahead)
                 for _ in range(4):
                     await clock.asleep()
-                    clock.elapse(timedelta(seconds=LOOK))
+                    clock.elapse(timedelta(seconds=CHECK_EVERY))
                 await clock.asleep()
                 assert len(events.named(name)) == 1
             tasks.cancel_scope.cancel()
@@ -546,7 +546,7 @@ async def test_what_is_wrong_with_a_signer_is_said_once_and_not_at_every_look(tm
             tasks.start_soon(source.follow)
             for _ in range(4):
                 await clock.asleep()
-                clock.elapse(timedelta(seconds=LOOK))
+                clock.elapse(timedelta(seconds=CHECK_EVERY))
             await clock.asleep()
             tasks.cancel_scope.cancel()
     assert len(events.named("signer_not_taken")) == 1

@@ -1,8 +1,8 @@
 """Revocation lists over time: what was revoked stays revoked, though a file is cut off, lost, or put back as it was.
 
-A directory tells which lists there are at a moment, and any moment may be a bad one: a file that is being written, a
-volume that is being swapped, a copy from a backup. So a list that is gone counts for another while (SETTLE), and one
-that is older than its predecessor takes nothing away. All this is known only since the start of the process.
+A directory shows which lists it holds at one moment, and any moment may be a bad one: a file that is being written, a
+volume that is being swapped, a copy from a backup. So a list that disappears stays in force for another while (SETTLE),
+and a list that is older than its predecessor takes nothing away. All this is known only since the start of the process.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from sds_agent.pki.names import same_name
 from sds_agent.pki.validation.revocation import RevocationList, extension_of, is_signed_by
 
 SETTLE = timedelta(hours=1)
-"""How long a list counts that is no longer there: time to see that it was lost, and to put it back."""
+"""How long a list stays in force after it has disappeared: time for its operator to see that, and to put it back."""
 
 Certificates = Sequence[x509.Certificate]
 
@@ -25,61 +25,62 @@ class Notice(Enum):
     """What became of a list, as far as an operator should know."""
 
     GONE = "revocation_list_gone"
-    """It is no longer there, and counts until it has settled."""
+    """It has disappeared, and stays in force for SETTLE."""
     OLDER = "revocation_list_older"
-    """Another one of its line is there and is older than it: it goes on counting in its place."""
+    """An older list took its place in the file: it stays in force, and the older one does not count."""
     DROPPED = "revocation_list_dropped"
-    """It has been gone for SETTLE, and counts no longer."""
+    """It disappeared SETTLE ago, and is no longer in force."""
 
 
 class Note(Struct, frozen=True):
-    """A notice on a list that is held; `found` is the older list that is there instead."""
+    """A notice on a list that was in force; `found` is the older list that took its place in the file."""
 
     notice: Notice
-    held: RevocationList
+    crl: RevocationList
     found: RevocationList | None = None
 
 
 class Gone(Struct, frozen=True):
-    """A list that is no longer there, and since when."""
+    """A list that has disappeared, and since when."""
 
     crl: RevocationList
     since: datetime
 
 
-class Held(Struct, frozen=True):
-    """The lists that count: those that are there, and those that only were."""
+class ListsInForce(Struct, frozen=True):
+    """The lists that count: those in the directory, and those that disappeared from it less than SETTLE ago."""
 
-    there: tuple[RevocationList, ...] = ()
+    present: tuple[RevocationList, ...] = ()
     gone: tuple[Gone, ...] = ()
 
     @property
     def lists(self) -> tuple[RevocationList, ...]:
         """All of them."""
-        return (*self.there, *(each.crl for each in self.gone))
+        return (*self.present, *(each.crl for each in self.gone))
 
     def with_found(
         self, found: Iterable[RevocationList], known: Certificates, now: datetime
-    ) -> tuple["Held", tuple[Note, ...]]:
-        """What counts once these lists were found. `known` are the CAs that may have issued any of them."""
-        there, gone, notes = list(found), list[Gone](), list[Note]()
-        for crl, since in [*((each, None) for each in self.there), *((each.crl, each.since) for each in self.gone)]:
-            successors = [each for each in there if each == crl or _is_of_line(each, crl, known)]
-            if not successors and not _is_included(crl, there, known):
+    ) -> tuple["ListsInForce", tuple[Note, ...]]:
+        """The lists in force once these were found, and what changed. `known` are the CAs that may have issued any."""
+        present, gone, notes = list(found), list[Gone](), list[Note]()
+        before = [*((each, None) for each in self.present), *((each.crl, each.since) for each in self.gone)]
+        for crl, since in before:
+            successors = [each for each in present if each == crl or _is_of_line(each, crl, known)]
+            if not successors and not _is_included(crl, present, known):
                 gone.append(Gone(crl, since or now))
                 notes += [] if since else [Note(Notice.GONE, crl)]
             elif successors and all(is_older(each, crl) for each in successors):
-                there = [crl, *(each for each in there if each not in successors)]
+                present = [crl, *(each for each in present if each not in successors)]
                 notes.append(Note(Notice.OLDER, crl, successors[0]))
-        return Held(tuple(there), tuple(gone)), tuple(notes)
+        return ListsInForce(tuple(present), tuple(gone)), tuple(notes)
 
-    def at(self, now: datetime) -> tuple["Held", tuple[Note, ...]]:
-        """What still counts at this moment."""
+    def at(self, now: datetime) -> tuple["ListsInForce", tuple[Note, ...]]:
+        """The lists that are still in force at this moment, and what changed."""
         # a time that lies ahead is of a clock that has been set back since
         gone = [Gone(each.crl, min(each.since, now)) for each in self.gone]
         left = tuple(each for each in gone if now - each.since < SETTLE)
         notes = tuple(Note(Notice.DROPPED, each.crl) for each in gone if each not in left)
-        return Held(self.there, left), notes
+        return ListsInForce(self.present, left), notes
 
 
 def number_of(crl: RevocationList) -> int | None:
@@ -105,12 +106,12 @@ def _order(one: float, other: float) -> int:
 
 
 def _is_of_line(crl: RevocationList, other: RevocationList, known: Certificates) -> bool:
-    """Whether the newer of the two takes the place of the older."""
+    """Whether the newer of the two replaces the older."""
     return _is_delta(crl) is _is_delta(other) and _has_scope_of(crl, other, known)
 
 
 def _has_scope_of(crl: RevocationList, other: RevocationList, known: Certificates) -> bool:
-    """Whether the two are of one issuer, key and scope, so that they tell of the same certificates."""
+    """Whether the two are of one issuer, key and scope, so that they are about the same certificates."""
     return same_name(crl.issuer, other.issuer) and _point(crl) == _point(other) and _has_key_of(crl, other, known)
 
 
@@ -123,7 +124,7 @@ def _has_key_of(crl: RevocationList, other: RevocationList, known: Certificates)
 
 
 def _is_included(crl: RevocationList, found: Iterable[RevocationList], known: Certificates) -> bool:
-    """Whether a complete list that is there includes a delta list (RFC 5280 section 5.2.4)."""
+    """Whether one of `found`, a complete list, includes a delta list (RFC 5280 section 5.2.4)."""
     number = number_of(crl)
     return (
         _is_delta(crl)
