@@ -103,7 +103,7 @@ def _look_at_authority(name: str, authority: AuthoritySettings, settings: Settin
     if isinstance(authority, EmbeddedSettings):
         from sds_agent.signing import self_signed  # noqa: PLC0415 - only where there is such a CA
 
-        self_signed.check(authority_directory(settings, name))
+        self_signed.check(authority_directory(settings, name), "state_dir")
     elif isinstance(authority, CacertsSettings):
         from sds_agent.signing import directory  # noqa: PLC0415 - only where there is such a CA
 

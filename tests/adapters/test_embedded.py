@@ -354,7 +354,9 @@ async def test_a_path_that_cannot_be_a_directory_is_refused_in_words(tmp_path: P
 async def test_a_first_root_that_cannot_be_kept_is_a_fault_of_the_configuration(tmp_path: Path) -> None:
     """An agent that went on would have another root after every restart."""
     directory = tmp_path / "local"
-    with pytest.raises(ConfigurationError, match=r"state_dir: the embedded CA cannot keep its new root in .*: No such"):
+    with pytest.raises(
+        ConfigurationError, match=r"state_dir: the self-signed CA cannot store its new root in .*: No such"
+    ):
         await embedded(directory, UnmountingClock(directory))
 
 
@@ -414,7 +416,12 @@ async def test_a_new_root_signs_only_when_every_envoy_has_had_the_time_to_load_i
 async def both(directory: Path, clock: HandClock, lifetime: timedelta) -> tuple[SelfSignedCa, EmbeddedAuthority]:
     """The CA, as a CA server uses it too, and the agent's authority on it."""
     ca = await SelfSignedCa.open(
-        directory, trust_domain="demo.example", key_type=KeyType.EC_P256, lifetime=lifetime, clock=clock
+        directory,
+        trust_domain="demo.example",
+        key_type=KeyType.EC_P256,
+        lifetime=lifetime,
+        clock=clock,
+        setting="state_dir",
     )
     return ca, EmbeddedAuthority(ca, clock)
 
@@ -528,7 +535,7 @@ async def test_with_the_last_root_expired_the_failure_is_passing_and_says_why(tm
     directory.rename(tmp_path / "away")
     clock.elapse(100 * DAY)
     for call in (lambda: ask(authority), authority.anchors):
-        with pytest.raises(AuthorityError, match=r"cannot keep its new root in .*roots.pem: No such file") as caught:
+        with pytest.raises(AuthorityError, match=r"cannot store its new root in .*roots.pem: No such file") as caught:
             await call()
         assert caught.value.kind is ErrorKind.TRANSIENT
     (tmp_path / "away").rename(directory)

@@ -509,7 +509,7 @@ async def test_a_root_that_cannot_be_renewed_is_told_and_renewed_once_it_can(tmp
             (tmp_path / "root").touch()
             clock.ahead = timedelta(days=20)
             told = await events.wait("signer_not_renewed")
-            assert "cannot keep its new root" in told["cause"]
+            assert "cannot store its new root" in told["cause"]
             (tmp_path / "root").unlink()
             (tmp_path / "away").rename(tmp_path / "root")
             await events.wait("root_created", count=2)
@@ -518,7 +518,12 @@ async def test_a_root_that_cannot_be_renewed_is_told_and_renewed_once_it_can(tmp
 async def test_a_root_that_cannot_be_renewed_is_told_once_and_not_at_every_look(tmp_path: Path) -> None:
     clock, lifetime = HandClock(), timedelta(days=10)
     ca = await SelfSignedCa.open(
-        tmp_path / "root", trust_domain="demo.example", key_type=KeyType.EC_P256, lifetime=lifetime, clock=clock
+        tmp_path / "root",
+        trust_domain="demo.example",
+        key_type=KeyType.EC_P256,
+        lifetime=lifetime,
+        clock=clock,
+        setting="state_dir",
     )
     source = await SelfSignedSource.open(ca, clock)
     (tmp_path / "root").rename(tmp_path / "away")
@@ -610,7 +615,7 @@ async def test_a_directory_that_cannot_be_looked_at_does_not_end_the_ca(tmp_path
         async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])) as ca:
             swap(tmp_path / "cacerts", "no-name-is-so-long" * 20)
             told = await events.wait("signer_not_taken")
-            assert "cannot look at" in told["causes"][0]
+            assert "cannot read" in told["causes"][0]
             await ca.ask(ca.issuer.token())
 
 

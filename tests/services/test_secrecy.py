@@ -153,6 +153,7 @@ class Scene:
             key_type=KeyType.EC_P256,
             lifetime=ROOT_LIFETIME,
             clock=self.clock,
+            setting="state_dir",
         )
         self.keys.note_pem((self.directory / "roots.pem").read_bytes())
         return EmbeddedAuthority(ca, self.clock)

@@ -113,7 +113,7 @@ async def test_second_agent_that_began_on_the_empty_directory_is_told_of_and_not
         assert restored == [directory / "lock"]
         assert len(faults) == 1
         assert faults[0].startswith(
-            f"{directory / ROOTS} holds other roots than those that this agent signs with; stop"
+            f"{directory / ROOTS} holds other roots than those that this process signs with; stop"
         )
         assert files(directory) == others, "and not even then"
 
@@ -128,7 +128,7 @@ async def test_other_roots_are_not_overwritten_by_a_renewal(tmp_path: Path) -> N
     with recorded() as events:
         await first.anchors()
         (told,) = events.named("root_not_renewed")
-        assert "holds other roots than those that this agent signs with" in told["cause"]
+        assert "holds other roots than those that this process signs with" in told["cause"]
     clock.elapse(LIFETIME)
     with pytest.raises(AuthorityError, match="holds other roots"):
         await first.anchors()
@@ -144,7 +144,7 @@ async def test_state_that_cannot_be_put_back_is_told_by_its_place_and_the_rest_c
         (directory / "authorities").write_text("in the way")
         restored, faults = restore(claimed, parts)
         assert [path.parent.name for path in restored] == ["state", "certificates"]
-        assert faults == [f"the embedded CA cannot keep its roots in {directory / ROOTS}: Not a directory"]
+        assert faults == [f"the self-signed CA cannot store its roots in {directory / ROOTS}: Not a directory"]
         (directory / "authorities").unlink()
         assert restore(claimed, parts) == ([directory / ROOTS], [])
         assert restore(claimed, parts) == ([], [])

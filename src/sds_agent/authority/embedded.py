@@ -27,6 +27,11 @@ class EmbeddedAuthority(InProcessAuthority):
     ) -> "EmbeddedAuthority":
         """The CA in `directory`, made there when there is none. Raises ConfigurationError, which names `state_dir`."""
         ca = await SelfSignedCa.open(
-            directory, trust_domain=trust_domain, key_type=key_type, lifetime=lifetime, clock=clock
+            directory,
+            trust_domain=trust_domain,
+            key_type=key_type,
+            lifetime=lifetime,
+            clock=clock,
+            setting="state_dir",
         )
         return cls(ca, clock)

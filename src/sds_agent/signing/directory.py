@@ -1,7 +1,7 @@
 """A directory with a plugged-in CA, read again whenever its content changes.
 
-Neither times nor inodes are looked at: whatever way the files are replaced (in place, by renames, by the swap of a
-symlink as Kubernetes does), their content is what counts.
+Only the content of the files counts, neither their times nor their inodes: so a change is seen however the files are
+replaced, in place, by renames, or by the swap of a symlink as Kubernetes does it.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ from sds_agent.values import Sensitive
 LOG = logging.getLogger(__name__)
 
 LARGEST_FILE = 4 << 20
-"""Bytes; a file that is larger is none of a CA's. Some hundred thousand revoked certificates fit."""
+"""Bytes of one file. A revocation list of some hundred thousand certificates fits."""
 TIMEOUT = 10.0
 """Seconds for the disk to answer."""
 MOST_CAUSES = 20
 """Problems named in one line of the log: a file may hold thousands of revocation lists, each with one."""
 MOST_READINGS = 5
-"""How often the files are read until two readings agree; what changes faster is looked at the next time."""
+"""How often the files are read until two readings agree; files that change faster are read again at the next check."""
 
 
 class DirectoryError(ProblemsError):
@@ -51,17 +51,17 @@ class Unsettled(Struct, frozen=True):
 
 
 class Events(Struct, frozen=True):
-    """The names of the log events for a content that is `refused`, and for a directory that stays `unread`."""
+    """The names of the log events for a content that is refused, and for a directory that no thread could read."""
 
     refused: str
     unread: str
 
 
 class PluggedDirectory:
-    """A directory, and what was last read and last refused.
+    """A directory, what was last read there, and what was last refused.
 
-    To read and to judge are two steps, since a read may hang for ever on a disk of the network: one that comes back
-    late has changed nothing here. Without `lists` the CA does not depend on its revocation lists (`read_signing_set`).
+    To read and to judge are two steps, since a read may hang on a network's disk: one that returns late changes nothing
+    here. Without `lists` the CA does not depend on its revocation lists (`read_signing_set`).
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class PluggedDirectory:
         self._events = events
         self._unread = log.LogOnChange(LOG, events.unread)
         self._disk = TimeLimit(TIMEOUT)
-        self._good = b""  # a hash of the content that was good last
-        self._seen = b""  # of what was read last
-        self._reported = b""  # of what was refused last
+        self._good = b""  # a hash of the content that was last good
+        self._seen = b""  # of the content that was last read
+        self._reported = b""  # of the content whose refusal was last logged
 
     async def first(self, now: datetime) -> SigningSet:
         """The CA in it. Raises ProblemsError with everything that is wrong."""
@@ -91,8 +91,8 @@ class PluggedDirectory:
             return await self._taken(read, now)
 
     async def read_again(self, now: datetime) -> SigningSet | None:
-        """As `changed`, but what is wrong is logged, once for each content, and None is returned: whatever was read
-        before goes on signing.
+        """As `changed`, but logs what is wrong, once for each content, and returns None: what was read before goes on
+        signing.
         """
         try:
             found = await self.changed(now)
@@ -106,10 +106,10 @@ class PluggedDirectory:
         return found
 
     async def changed(self, now: datetime) -> SigningSet | None:
-        """The CA in it, or None where that is what was given last, or the files are being written.
+        """The CA in it, or None where it was returned before, or the files are being written.
 
-        What is left out of a CA is logged with it, once for each content.
-        Raises ProblemsError, for the same content again each time: a signer that is not valid yet becomes so.
+        Logs what is left out of the CA, once for each content. Raises ProblemsError, for the same content each time: a
+        signer that is not valid yet becomes valid.
         """
         read = await self._read()
         if read is None:
@@ -120,13 +120,13 @@ class PluggedDirectory:
             return None
         return await self._taken(read, now)
 
-    async def _read(self) -> "_Read | None":
+    async def _read(self) -> "_Snapshot | None":
         try:
             return await self._disk.call(_read, self.path, self._passphrase_file)
         except TimeoutError as error:
             raise DirectoryError(f"cannot read {self.path}: {error.strerror}", "see that its disk is there") from error
 
-    async def _taken(self, read: "_Read", now: datetime) -> SigningSet:
+    async def _taken(self, read: "_Snapshot", now: datetime) -> SigningSet:
         signing = await in_thread(self._judged, read, now)
         self._good = read.digest
         if signing.left_out:
@@ -134,14 +134,14 @@ class PluggedDirectory:
             log.event(LOG, "ca_files_left_out", level=logging.ERROR, directory=str(self.path), causes=causes)
         return signing
 
-    def _judged(self, read: "_Read", now: datetime) -> SigningSet:
+    def _judged(self, read: "_Snapshot", now: datetime) -> SigningSet:
         return read_signing_set(
             read.files, now, passphrase=read.passphrase, trust_domain=self._trust_domain, lists=self._lists
         )
 
     def _report(self, error: ProblemsError) -> None:
         """Log what `changed` raised, once for each content."""
-        if isinstance(error, DirectoryError):  # what cannot be read has no content of its own
+        if isinstance(error, DirectoryError):  # there is no content, so the error stands for it
             self._seen = _digest([str(error)])
         if self._seen != self._reported:
             log.event(
@@ -156,22 +156,22 @@ class PluggedDirectory:
 
 
 def check(directory: Path, trust_domain: str, passphrase_file: Path | None, now: datetime) -> None:
-    """Whether there is a CA in it for an agent, which needs no revocation list. Raises ProblemsError, as `first` does.
+    """See that an agent could sign with the CA in it. Raises ProblemsError, as `first` does.
 
-    For a command, which may wait for a disk.
+    Blocks on the disk without a limit: for a command.
     """
     read = _whole(_read(directory, passphrase_file), directory)
     with within(str(directory)):
         read_signing_set(read.files, now, passphrase=read.passphrase, trust_domain=trust_domain, lists=False)
 
 
-def _whole(read: "_Read | None", directory: Path) -> "_Read":
+def _whole(read: "_Snapshot | None", directory: Path) -> "_Snapshot":
     if read is None:
         raise DirectoryError(f"{directory}: its files change all the time", "start again when they are complete")
     return read
 
 
-class _Read(Sensitive, frozen=True):
+class _Snapshot(Sensitive, frozen=True):
     """The files by name, the passphrase of the key, and a hash of both."""
 
     files: Mapping[str, bytes]
@@ -179,21 +179,22 @@ class _Read(Sensitive, frozen=True):
     digest: bytes
 
 
-def _read(directory: Path, passphrase_file: Path | None) -> _Read | None:
-    """What is there at one moment; None where there was no such moment."""
+def _read(directory: Path, passphrase_file: Path | None) -> _Snapshot | None:
+    """The files and the passphrase; None while the files change."""
     contents = read_directory(directory)
     if isinstance(contents, Unsettled):
         return None
     passphrase = read_passphrase(passphrase_file) if passphrase_file else None
     parts = (part for pair in sorted(contents.files.items()) for part in pair)
-    return _Read(contents.files, passphrase, _digest([*parts, passphrase or b""]))
+    return _Snapshot(contents.files, passphrase, _digest([*parts, passphrase or b""]))
 
 
 def read_directory(directory: Path) -> Contents | Unsettled:
     """The CA's files in `directory` as they were at one moment; files that are not there are left out.
 
-    Two equal readings one after the other prove that moment: each file is the same at its first and its second
-    reading, and all of these spans share the instant between the two. Raises DirectoryError.
+    Two equal readings, one after the other, prove that there was such a moment: every file stayed the same from its
+    first reading to its second, and the instant between the two readings lies in all of these spans. Raises
+    DirectoryError.
     """
     before = _read_all(directory)
     for _ in range(MOST_READINGS):
@@ -246,9 +247,9 @@ def read_passphrase(file: Path) -> bytes:
 def _read_all(directory: Path) -> dict[str, bytes]:
     try:
         there = directory.is_dir()
-    except OSError as error:  # the way to it is closed to this user, or its name cannot be one
+    except OSError as error:  # this user may not search a directory above it, or the name is too long
         raise DirectoryError(
-            f"cannot look at {directory}: {error.strerror}", "name a directory that this user may read"
+            f"cannot read {directory}: {error.strerror}", "name a directory that this user may read"
         ) from error
     if not there:
         raise DirectoryError(f"{directory} is not a directory", "name the one that holds the CA's files")
@@ -257,7 +258,7 @@ def _read_all(directory: Path) -> dict[str, bytes]:
 
 
 def _digest(parts: Iterable[str | bytes]) -> bytes:
-    """A hash that also tells where one part ends and the next begins."""
+    """A hash that is another one when the same bytes are divided otherwise."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part

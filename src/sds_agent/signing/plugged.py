@@ -1,9 +1,9 @@
-"""A plugged-in CA for those who have its roots before it signs: new roots are trusted first, their signer signs later.
+"""A plugged-in CA as an agent uses it: new roots go to the Envoys first, and what depends on them is signed later.
 
-The directory is read again for every question. What it holds becomes the CA only when it is whole and its pieces match;
-otherwise the CA that was read before goes on signing, and the log says once what is wrong. A signer whose roots are
-other than before signs only when these have been trusted for a while, and until then the old signer's roots are trusted
-with them. Revocation lists play no part: who uses this checks no caller.
+The directory is read again for every question. Its content becomes the CA only when it is whole and its pieces match;
+otherwise the CA that was read before goes on signing, and the log says once what is wrong. A signer with other roots
+than its predecessor signs only after these have been anchors for a while, and until then the old roots are anchors
+beside them. Revocation lists play no part, since an agent checks no caller.
 """
 
 import asyncio
@@ -23,38 +23,38 @@ from sds_agent.signing.signing_set import SigningSet
 LOG = logging.getLogger(__name__)
 
 SETTLE = timedelta(seconds=30)
-"""How long new roots are trusted before a leaf depends on them: an Envoy whose stream broke has the bundle again within
+"""How long new roots are anchors before a leaf depends on them: an Envoy whose stream broke has the bundle again within
 30 s, the longest pause between its attempts to connect."""
 
 
-class Succession(Struct, frozen=True):
-    """The CA that signs, and the one that follows it, if any, with the time since when its roots are trusted."""
+class Handover(Struct, frozen=True):
+    """The CA that signs, and the one that follows it, if any, with the time since when its roots are anchors."""
 
     current: SigningSet
     following: SigningSet | None = None
     since: datetime | None = None
 
-    def with_read(self, read: SigningSet, now: datetime) -> "Succession":
-        """What was just read follows."""
-        return Succession(self.current, read, now)
+    def with_read(self, read: SigningSet, now: datetime) -> "Handover":
+        """What was just read follows, in place of any other."""
+        return Handover(self.current, read, now)
 
-    def at(self, now: datetime) -> "Succession":
-        """With the one that follows in its place, once its roots have settled or the old signer has expired.
+    def at(self, now: datetime) -> "Handover":
+        """The CA that follows signs, once its roots have settled or the old signer has expired.
 
-        Where the roots are the same it takes the place at once. Where some are gone it waits too: a bundle that is
-        being written holds only the first of its certificates for a moment.
+        With the same roots it signs at once. Where some are gone it waits too: a bundle that is being written holds
+        only the first of its certificates for a moment.
         """
         if self.following is None or self.since is None:
             return self
         expired = now > self.current.signer.certificate.not_valid_after_utc
         if expired or now - self.since >= SETTLE or set(self.following.roots) == set(self.current.roots):
-            return Succession(self.following)
+            return Handover(self.following)
         # a time that lies ahead is of a clock that has been set back since
-        return Succession(self.current, self.following, min(self.since, now))
+        return Handover(self.current, self.following, min(self.since, now))
 
     @property
     def roots(self) -> tuple[x509.Certificate, ...]:
-        """What to trust now: the roots of the CA that signs, and of the one that follows."""
+        """The anchors: the roots of the CA that signs, and of the one that follows."""
         return unique((*self.current.roots, *(self.following.roots if self.following else ())))
 
 
@@ -64,7 +64,7 @@ class PluggedCa:
     def __init__(self, directory: PluggedDirectory, signing: SigningSet, clock: Clock) -> None:
         self._directory = directory
         self._clock = clock
-        self._succession = Succession(signing)
+        self._handover = Handover(signing)
         self._reading = asyncio.Lock()
 
     @classmethod
@@ -77,16 +77,16 @@ class PluggedCa:
         return cls(plugged, await plugged.first(clock.now()), clock)
 
     async def signing(self) -> SigningSet:
-        """The CA as it is now, and all roots to trust, those of the one that follows among them."""
+        """The CA that signs now. Its roots are all anchors, those of the CA that follows among them."""
         async with self._reading:
             read = await self._directory.read_again(self._clock.now())
-            now, before = self._clock.now(), self._succession
+            now, before = self._clock.now(), self._handover
             after = (before if read is None else before.with_read(read, now)).at(now)
-            self._succession = after
+            self._handover = after
             self._report(read, before, after)
             return structs.replace(after.current, roots=after.roots)
 
-    def _report(self, read: SigningSet | None, before: Succession, after: Succession) -> None:
+    def _report(self, read: SigningSet | None, before: Handover, after: Handover) -> None:
         directory = str(self._directory.path)
         if read is not None:
             log.event(

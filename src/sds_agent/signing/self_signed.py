@@ -39,28 +39,28 @@ LONGEST_SETTLE = timedelta(hours=1)
 RETRY_SHARE = 0.01
 LONGEST_RETRY = timedelta(minutes=5)
 """After a new root could not be made or stored, `RETRY_SHARE` of its lifetime, at most this long, passes until the next
-attempt while an old one is valid: each request would otherwise pay for a key, and cause a line in the log.
+attempt while an old one is valid: each request would otherwise pay for a key, and write a line to the log.
 """
 LARGEST = 1 << 20
-"""Bytes of the file with the roots: two or three are in it at one time."""
+"""Bytes of the file with the roots, which are two or three at one time."""
 ROOTS = "roots.pem"
 
 
 class Roots(Struct, frozen=True):
-    """The roots that count, oldest first, and the decisions about them."""
+    """The roots in the file, oldest first, and what follows from them at a moment. Each lives for `lifetime`."""
 
     signers: tuple[Signer, ...]
     lifetime: timedelta
 
     def due(self, now: datetime) -> bool:
-        """Whether a new root is to be made."""
+        """Whether it is time for a new root."""
         return not self.signers or _end(self.signers[-1]) - now <= self.lifetime * RENEWAL_SHARE
 
     def with_new(self, signer: Signer, now: datetime) -> "Roots":
         """These roots and a new one, without those that have expired.
 
-        If all have, the newest stays nevertheless: the clock that says so may be wrong, and a root that is gone from
-        the file is gone for ever.
+        If all have expired, the newest stays nevertheless: the clock that says so may be wrong, and a root that is
+        dropped from the file is lost.
         """
         return Roots((*(self.valid(now) or self.signers[-1:]), signer), self.lifetime)
 
@@ -101,11 +101,12 @@ class SelfSignedCa:
         key_type: KeyType,
         lifetime: timedelta,
         clock: Clock,
-        setting: str = "state_dir",
+        setting: str,
     ) -> "SelfSignedCa":
-        """The CA kept in `directory`, made there (0700, the key 0600) when there is none.
+        """The CA in `directory`, made there (0700, the file 0600) when there is none.
 
-        Raises ConfigurationError, which names `setting`, when what is there cannot be used; it is left untouched.
+        Raises ConfigurationError, which names `setting`, when the directory or a file in it cannot be used; both stay
+        as they are.
         """
         file = OwnFile(directory / ROOTS, LARGEST)
         with _explained(file.path, setting):
@@ -131,39 +132,41 @@ class SelfSignedCa:
     def put_back(self) -> Path | None:
         """Write the file with the roots again if it is gone; returns its path if it was.
 
-        Raises ConfigurationError when it cannot be written, and when a file with other roots has its place.
+        Raises ConfigurationError when it cannot be written, and when it holds other roots.
         """
-        with self._keeping("its roots"):
+        with self._storing("its roots"):
             return None if self._file.is_there() else self._file.put_back()
 
     @contextmanager
-    def _keeping(self, what: str) -> Iterator[None]:
-        """Say in words why that cannot be kept. Raises ConfigurationError."""
+    def _storing(self, what: str) -> Iterator[None]:
+        """Translate what keeps `what` from being stored. Raises ConfigurationError."""
         try:
             yield
         except ReplacedError as error:
             raise ConfigurationError(
-                f"{self._file.path} holds other roots than those that this agent signs with; stop the agent before its "
+                f"{self._file.path} holds other roots than those that this process signs with; stop it before its "
                 "state is replaced, and bring back the old state or give every Envoy the new root"
             ) from error
         except (OSError, SdsAgentError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise ConfigurationError(f"the embedded CA cannot keep {what} in {self._file.path}: {reason}") from error
+            raise ConfigurationError(
+                f"the self-signed CA cannot store {what} in {self._file.path}: {reason}"
+            ) from error
 
     async def _renew_when_due(self) -> None:
         async with self._renewing:
             now = self._clock.now()
-            if not self._roots.due(now) or self._waits(now):
+            if not self._roots.due(now) or self._failed_lately(now):
                 return
             try:
                 key = await new_key(self._key_type)
             except NoThreadError as error:
-                self._not_renewed(f"the embedded CA cannot make a key for its new root: {error}", now)
+                self._not_renewed(f"the self-signed CA cannot make a key for its new root: {error}", now)
                 return
             signer = make_root(key, self._trust_domain, now, self._roots.lifetime)
             roots = self._roots.with_new(signer, now)
             try:
-                with self._keeping("its new root"):
+                with self._storing("its new root"):
                     self._file.renew(b"".join(_to_pem(s) for s in roots.signers))
             except ConfigurationError as error:
                 self._not_renewed(str(error), now)
@@ -173,7 +176,7 @@ class SelfSignedCa:
         log.event(LOG, "root_created", file=str(self._file.path), serial=serial, not_after=_end(signer))
 
     def _warn_of_another_domain(self) -> None:
-        """A root without name constraints vouches for every trust domain, also the one that it was not made for."""
+        """Without name constraints a root vouches for every trust domain, though its name is that of one."""
         root = self._roots.signers[-1].certificate
         if root.subject == root_name(self._trust_domain):
             return
@@ -183,20 +186,20 @@ class SelfSignedCa:
             level=logging.WARNING,
             file=str(self._file.path),
             cause=(
-                f"the embedded CA's root {describe(root)} was made for another trust domain than {self._trust_domain}, "
-                "and it goes on signing: who trusts it for the one trusts it for the other too. To have a new root "
-                f"made, stop the agent and remove {self._file.path}; every Envoy then has to get the new one"
+                f"the root {describe(root)} was made for another trust domain than {self._trust_domain}, and it goes "
+                "on signing: peers that trust it for one domain trust it for the other too. To have a new root made, "
+                f"stop this process and remove {self._file.path}; every Envoy then has to get the new one"
             ),
         )
 
-    def _waits(self, now: datetime) -> bool:
-        """Whether a new root could not be made or kept just now, and there is another to go on with."""
+    def _failed_lately(self, now: datetime) -> bool:
+        """Whether a new root could not be made or stored a moment ago, while an old one is valid."""
         if self._failed is None or not self._roots.valid(now):
             return False
         return timedelta() <= now - self._failed < min(self._roots.lifetime * RETRY_SHARE, LONGEST_RETRY)
 
     def _not_renewed(self, cause: str, now: datetime) -> None:
-        """A root that is due for renewal has a fifth of its life left, time enough to fix a full disk."""
+        """Go on with the old root: a fifth of its life is left, time enough to fix a full disk."""
         valid = self._roots.valid(now)
         if not valid:
             raise CaUnavailableError(cause)
@@ -204,8 +207,8 @@ class SelfSignedCa:
         log.event(LOG, "root_not_renewed", level=logging.ERROR, cause=cause, not_after=_end(valid[-1]))
 
 
-def check(directory: Path, setting: str = "state_dir") -> None:
-    """Raise the ConfigurationError of `SelfSignedCa.open` for a directory that it cannot use; change nothing."""
+def check(directory: Path, setting: str) -> None:
+    """Raise what `SelfSignedCa.open` would raise for this directory; change nothing there."""
     file = OwnFile(directory / ROOTS, LARGEST)
     with _explained(file.path, setting):
         look_at_directory(directory)
@@ -221,8 +224,8 @@ def _explained(file: Path, setting: str) -> Iterator[None]:
         raise ConfigurationError(f"{setting}: {error}") from error
     except OSError as error:
         raise ConfigurationError(
-            f"{setting}: the embedded CA cannot use {error.filename or file}: {error.strerror}; "
-            f"give it a directory of its own"
+            f"{setting}: the self-signed CA cannot use {error.filename or file}: {error.strerror}; give it a directory "
+            "of its own"
         ) from error
 
 
@@ -243,13 +246,13 @@ def _load(own: OwnFile) -> tuple[Signer, ...]:
         return ()
     except ForeignFileError as error:
         raise ConfigurationError(
-            f"{file} should hold the embedded CA's roots and {error}; put the agent's own file there, or remove "
-            f"what is there and a new root is made"
+            f"{file} should hold the self-signed CA's roots and {error}; put its own file there, or remove this one "
+            "and a new root is made"
         ) from error
     if mode & 0o077:
         raise ConfigurationError(
-            f"{file} holds the embedded CA's private key and others may read or write it; "
-            f"if no other user has, run chmod 600 {file}, otherwise remove it and a new root is made"
+            f"{file} holds a CA's private key and other users may read or write it; if none of them has, run "
+            f"chmod 600 {file}, otherwise remove it and a new root is made"
         )
     marker = b"-----END PRIVATE KEY-----"
     pairs = [part + marker for part in content.split(marker) if part.strip()]
@@ -272,6 +275,6 @@ def _read_pair(pem: bytes) -> Signer:
 
 def _damaged(file: Path) -> str:
     return (
-        f"{file} should hold the embedded CA's roots, each with its key, and does not; restore it from a copy, "
-        f"or remove it and a new root is made (every Envoy has to get the new one)"
+        f"{file} should hold the self-signed CA's roots, each with its key, and does not; restore it from a copy, or "
+        "remove it and a new root is made (every Envoy has to get the new one)"
     )

@@ -1,4 +1,4 @@
-"""A CA that can sign, with all that has to go along with a leaf: what every one of our CAs comes down to."""
+"""A CA that can sign, with all that goes out beside a leaf: what each of our CAs comes down to."""
 
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -12,17 +12,17 @@ from sds_agent.signing.signer import Signer
 from sds_agent.values import Sensitive
 
 LARGEST_ANSWER = 4 << 20
-"""Bytes of an answer that hands out a certificate: gRPC's clients receive no more, unless they are set otherwise."""
+"""Bytes of an answer with a certificate: gRPC's clients receive no more, unless they are set otherwise."""
 ROOM_FOR_LEAF = 64 << 10
-"""Bytes of it that are not for intermediates and roots."""
+"""Bytes of it that intermediates and roots must leave free."""
 
 
 class SigningSet(Sensitive, frozen=True):
-    """A signer and its surroundings.
+    """A signer, and what its leaves need.
 
-    `intermediates` lead from the signer upwards, the signer's own certificate first unless it is a root.
-    `roots` are the trust anchors. `crls` are the revocation lists that came along. `left_out` says of the files that
-    it was read from what in them is not used because it cannot be.
+    `intermediates` lead from the signer upwards, the signer's own certificate first unless it is a root. `roots` are
+    the trust anchors. `crls` are the revocation lists that were plugged in with it. `left_out` says, for each
+    certificate or list in its files that cannot be used, why not.
     """
 
     signer: Signer
@@ -37,12 +37,12 @@ class SigningSet(Sensitive, frozen=True):
 
 
 class CaUnavailableError(SdsAgentError):
-    """A CA has nothing that it could sign with at present; that passes once someone has fixed what the message says."""
+    """A CA has nothing to sign with at present; it has again when the operator has fixed what the message says."""
 
 
 class SigningCa(Protocol):
-    """A CA in this process that renews itself, or follows what its operator changes."""
+    """A CA in this process that renews its own root, or follows the files that its operator changes."""
 
     async def signing(self) -> SigningSet:
-        """What signs now, and what to trust. Raises CaUnavailableError."""
+        """What signs now, and the anchors. Raises CaUnavailableError."""
         ...
