@@ -36,7 +36,7 @@ from sds_agent.pki.validation.rules import Chain, fault_of_ca
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
 from sds_agent.tasks import NoThreadError, background_tasks
-from sds_agent.text import cut
+from sds_agent.text import printable
 
 LOG = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Trust:
             version=bundle.version if (bundle := self._store.snapshot.get(self._names[0])) is not None else None,
             anchors=tuple(self._anchor_status(anchor, needed.get(anchor)) for anchor in self._served),
             left_out=tuple(
-                LeftOut(authority, tuple(cut(cause, log.LONGEST_VALUE, count=True) for cause in causes))
+                LeftOut(authority, tuple(printable(cause, log.LONGEST_VALUE) for cause in causes))
                 for authority, causes in self._left_out.items()
                 if causes
             ),
