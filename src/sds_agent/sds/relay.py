@@ -1,11 +1,16 @@
 """One connection, relayed between its peer and gRPC, so that what the peer sends is inspected before gRPC has it.
 
-gRPC takes a header block apart that does not end, at some hundred bytes of memory for each of its headers, and none of
-its settings bounds that. It does so behind its own socket, so the relay reads the peer's bytes first (see
-`rpc.frames`) and ends a connection that would cost too much.
+gRPC decodes a header block that does not end, at some hundred bytes of memory for each of its headers, and none of its
+settings bounds that: a connection that sent 1.6 MB made it take 26 MB, and one that goes on makes it take more. It does
+so behind its own socket, so the relay reads the peer's bytes first (see `rpc.frames`) and ends a connection that would
+cost too much; it took nothing then.
 
-It works on the sockets themselves: with asyncio's transports every push would take half as much time again. A chunk is
-written before the next is read, so a relay holds no more than one for each direction.
+The price: 50 microseconds of CPU for a push and its ACK, a tenth of what they cost with gRPC and the log, and up to
+32 KB of resident memory for a connection that begins with an Envoy's request of 61 KB, which reaches gRPC in pieces.
+
+The relay works on the sockets themselves. A chunk is written before the next is read, so it holds no more than one for
+each direction, and it notices a peer that leaves while it is not read from. asyncio's transports promise neither, and
+cost as much CPU.
 """
 
 import asyncio
