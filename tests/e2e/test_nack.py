@@ -11,12 +11,13 @@ from fakes.agents import write_config
 from fakes.envoys import client, envoy
 from fakes.events import recorded
 
-from sds_agent.app import agent
+from sds_agent.app import Agent, agent
 from sds_agent.authority.protocol import Issuance, IssueRequest
 from sds_agent.clock import SystemClock
 from sds_agent.config.loading import load
 from sds_agent.pki.certificates import write_pem
 from sds_agent.pki.keys import KeyType, generate, signature_hash
+from sds_agent.sds.status import NameStatus
 from sds_agent.signing.signer import Signer, make_root
 
 
@@ -56,24 +57,38 @@ def with_must_staple(leaf: x509.Certificate, signer: Signer) -> x509.Certificate
     return x509.load_der_x509_certificate(signed.public_bytes(Encoding.DER))
 
 
+def of_default(running: Agent) -> NameStatus:
+    """How far the name "default" is on the Envoy's stream."""
+    names = [name for stream in running.streams if stream.node == "envoy-under-test" for name in stream.names]
+    (found,) = (name for name in names if name.name == "default")
+    return found
+
+
 @pytest.mark.parametrize("api_type", ["GRPC", "DELTA_GRPC"])
 async def test_refused_certificate_is_reported_and_the_next_one_goes_out(tmp_path: Path, api_type: str) -> None:
     settings = load(write_config(tmp_path, default="6s", client="1h"), {}).settings
     authority = MustStapleAuthority()
     with recorded() as events:
         async with (
-            agent(settings, {"local": authority}, SystemClock()),
+            agent(settings, {"local": authority}, SystemClock()) as running,
             envoy(settings.sds.socket, tmp_path, api_type=api_type) as proxy,
         ):
             await proxy.ready()
             visitor, port = await client(settings.sds.socket, tmp_path), await proxy.port()
             first = await visitor.request(port)
             refused = await events.wait("nacked", node="envoy-under-test")
-            assert refused["names"] == ["default"]
-            assert "staple" in str(refused["reason"])
+            seen = of_default(running)
+            assert seen.nacked is not None
+            assert seen.sent == seen.nacked.version != seen.acked
+            assert "staple" in seen.nacked.reason
+            assert (refused["names"], refused["version"]) == (["default"], [seen.nacked.version])
+            assert refused["reason"] == seen.nacked.reason
             assert await visitor.request(port) == first, "Envoy goes on with what it had"
             third = await events.wait("renewed", workload="default", count=2)
             pushed = await events.wait("pushed", names=["default"], count=3)
             await events.wait("acked", names=["default"], nonce=pushed["nonce"])
             assert await visitor.request(port) == third["serial"]
             assert len(events.named("nacked")) == 1, "what was refused is not sent again"
+            seen = of_default(running)
+            assert seen.acked == seen.sent == pushed["version"][0]
+            assert seen.nacked is None, "what was refused is over"

@@ -274,7 +274,10 @@ def test_client_that_never_answers_cannot_grow_memory(served: Served) -> None:
     stream = session()
     for _ in range(10 * MOST_OUTSTANDING):
         stream.receive(add("default"), served)
-    assert len(stream._outstanding) == MOST_OUTSTANDING
+    newest = 10 * MOST_OUTSTANDING
+    assert stream.receive(ack(f"n{newest - MOST_OUTSTANDING}"), served) == [Stale(f"n{newest - MOST_OUTSTANDING}")]
+    oldest = f"n{newest - MOST_OUTSTANDING + 1}"
+    assert stream.receive(ack(oldest), served) == [Acked(oldest, {"default": "v1"})]
 
 
 def test_client_that_asks_for_ever_new_names_cannot_grow_memory(served: Served) -> None:

@@ -99,11 +99,11 @@ class Exchange(RuleBasedStateMachine):
         for each in status:
             name = each.name
             assert each.acked is None or (name, each.acked) in self.acks
-            assert each.rejected is None or (name, each.rejected.version) in self.nacks
+            assert each.nacked is None or (name, each.nacked.version) in self.nacks
             if settled and each.sent is not None and (name, each.sent) not in self.passed_over:
-                rejected = each.rejected.version if each.rejected else None
-                assert each.sent in {each.acked, rejected}, f"no reply about {name} was seen"
-                assert rejected in {None, each.sent}, f"{name} was taken since"
+                nacked = each.nacked.version if each.nacked else None
+                assert each.sent in {each.acked, nacked}, f"no reply about {name} was seen"
+                assert nacked in {None, each.sent}, f"{name} was taken since"
 
     def forget(self) -> None:
         """The client drops what it no longer wants."""

@@ -11,7 +11,7 @@ from sds_agent.log import LONGEST_VALUE
 from sds_agent.sds.delta import REMOVED, DeltaSession
 from sds_agent.sds.protocol import Acked, DeltaRequest, Nacked, Request
 from sds_agent.sds.sotw import SotwSession
-from sds_agent.sds.status import MOST_TIMED, NameStatus, Rejection, Replies, StreamRecord
+from sds_agent.sds.status import MOST_TIMED, Nack, NameStatus, Replies, StreamRecord
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -89,10 +89,10 @@ def test_a_refused_version_stands_beside_the_one_in_use_until_a_later_one_is_tak
     client.reply("n1")
     push(client, "v2")
     client.reply("n2", error="no such curve")
-    refused = Rejection("v2", "no such curve")
-    assert client.session.status == (NameStatus("default", sent="v2", acked="v1", rejected=refused),)
+    refused = Nack("v2", "no such curve")
+    assert client.session.status == (NameStatus("default", sent="v2", acked="v1", nacked=refused),)
     push(client, "v3")
-    assert client.session.status == (NameStatus("default", sent="v3", acked="v1", rejected=refused),)
+    assert client.session.status == (NameStatus("default", sent="v3", acked="v1", nacked=refused),)
     client.reply("n3")
     assert client.session.status == (NameStatus("default", sent="v3", acked="v3"),)
 
@@ -165,11 +165,11 @@ def test_a_clients_words_are_bounded_and_cannot_move_a_terminals_cursor(text: st
     replies = Replies()
     replies.take(Nacked("n", {"a": "v"}, text), ["a"])
     (status,) = replies.status(["a"], {})
-    assert status.rejected is not None
+    assert status.nacked is not None
     record = StreamRecord(1, "StreamSecrets", "pid 7 (uid 101)", NOON)
     record.met(text, text)
     stream = record.status(Replies().status([text], {}))
-    for shown in (status.rejected.reason, stream.node, stream.cluster, stream.names[0].name):
+    for shown in (status.nacked.reason, stream.node, stream.cluster, stream.names[0].name):
         assert shown.isascii()
         assert shown.isprintable()
         assert len(shown) <= 6 * (LONGEST_VALUE + 30)
@@ -239,5 +239,5 @@ def test_an_envoy_that_never_replies_leaves_no_times_behind() -> None:
 def test_a_status_is_a_plain_value_that_any_view_can_write() -> None:
     stream = record()
     stream.met("envoy-a", "edge")
-    status = stream.status((NameStatus("default", "v2", "v1", Rejection("v2", "no")),))
+    status = stream.status((NameStatus("default", "v2", "v1", Nack("v2", "no")),))
     assert msgspec.json.decode(msgspec.json.encode(status), type=type(status)) == status

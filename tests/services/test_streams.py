@@ -18,7 +18,7 @@ from fakes.peers import Peer, connected
 from sds_agent.sds.endpoint import SocketFile
 from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import SecretDiscoveryService
-from sds_agent.sds.status import NameStatus, Rejection, StreamStatus
+from sds_agent.sds.status import Nack, NameStatus, StreamStatus
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
 
@@ -108,7 +108,7 @@ async def test_an_envoy_that_refuses_a_secret_is_seen_with_its_reason_and_with_w
         made.store.publish({"default": TWO})
         await stream.read()
         await stream.ack("default", error="Failed to load certificate\nchain")
-        refused = Rejection(TWO.version, "Failed to load certificate\\nchain")
+        refused = Nack(TWO.version, "Failed to load certificate\\nchain")
         await made.names(NameStatus("default", TWO.version, ONE.version, refused))
         made.store.publish({"default": THREE})
         await stream.read()

@@ -21,7 +21,7 @@ MOST_TIMED = 32
 """Answers of a stream whose time is remembered until the client replies. One that never does costs no more memory."""
 
 
-class Rejection(Struct, frozen=True):
+class Nack(Struct, frozen=True):
     """A version that the client refused (a NACK), and the reason that it gave."""
 
     version: str
@@ -32,13 +32,13 @@ class NameStatus(Struct, frozen=True):
     """How far one name is on a stream. The empty version stands for the answer that the name is not served (Delta).
 
     `sent` is None while the name waits for its secret, and for a name that is not served (SotW). `acked` is what the
-    client has in use, as far as this stream knows. `rejected` is the newest NACK; an ACK that follows it clears it.
+    client has in use, as far as this stream knows. `nacked` is the newest NACK; an ACK that follows it clears it.
     """
 
     name: str
     sent: str | None = None
     acked: str | None = None
-    rejected: Rejection | None = None
+    nacked: Nack | None = None
 
 
 class StreamStatus(Struct, frozen=True):
@@ -64,11 +64,11 @@ class StreamStatus(Struct, frozen=True):
 class Replies:
     """What the client said of each name it subscribes to. Names that it does not subscribe to take no memory."""
 
-    __slots__ = ("_acked", "_rejected")
+    __slots__ = ("_acked", "_nacked")
 
     def __init__(self) -> None:
         self._acked: dict[str, str] = {}
-        self._rejected: dict[str, Rejection] = {}
+        self._nacked: dict[str, Nack] = {}
 
     def take(self, reply: Acked | Nacked, subscribed: Container[str]) -> None:
         """Remember an ACK or NACK, as far as it is about names that are still subscribed."""
@@ -76,22 +76,22 @@ class Replies:
             if name not in subscribed:
                 continue
             if isinstance(reply, Nacked):
-                self._rejected[name] = Rejection(version, printable(reply.reason, log.LONGEST_VALUE))
+                self._nacked[name] = Nack(version, printable(reply.reason, log.LONGEST_VALUE))
             else:
                 self._acked[name] = version
-                self._rejected.pop(name, None)
+                self._nacked.pop(name, None)
 
     def forget(self, names: Iterable[str]) -> None:
         """These names were taken out of the subscription, or the client has lost what it had of them."""
         for name in names:
             self._acked.pop(name, None)
-            self._rejected.pop(name, None)
+            self._nacked.pop(name, None)
 
     def status(self, names: Iterable[str], sent: Mapping[str, str]) -> tuple[NameStatus, ...]:
         """How far these names are; `sent` has the versions last sent."""
-        acked, rejected = self._acked, self._rejected
+        acked, nacked = self._acked, self._nacked
         return tuple(
-            NameStatus(printable(n, log.LONGEST_VALUE), sent.get(n), acked.get(n), rejected.get(n)) for n in names
+            NameStatus(printable(n, log.LONGEST_VALUE), sent.get(n), acked.get(n), nacked.get(n)) for n in names
         )
 
 
