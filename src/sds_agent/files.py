@@ -17,27 +17,58 @@ GLANCE = 0.05
 """Seconds that a lock may be held by a process that only looks whether it is held (`look_at_lock`)."""
 
 
+LONGEST_SOCKET_PATH = 107
+"""Bytes of a path that fit a Unix socket's address (sockaddr_un in unix(7), without its final zero)."""
+TEMPORARY_SOCKET = 7
+"""Bytes of the name that a socket has until it has its own."""
+
+
 class ForeignFileError(SdsAgentError):
     """A file that should be the agent's own may have been put there by another user. The words follow its path."""
+
+
+def create(path: Path, data: bytes, mode: int = 0o600, *, owner: tuple[int, int] | None = None) -> None:
+    """Make the file `path`, with these permission bits whatever the umask, and its content on disk when this returns.
+
+    What is there under this name stays, a link too: FileExistsError. A failure leaves nothing behind, and a kill may
+    leave a part. The name itself is on disk after `sync_directory`. `owner` is a user and a group id. Raises OSError.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            if owner is not None:
+                os.fchown(descriptor, *owner)
+            os.fchmod(descriptor, mode)
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def write_private(path: Path, data: bytes) -> None:
     """Put `data` at `path` with mode 0600, all of it or nothing, and on disk when this returns.
 
-    Whoever reads `path` sees the old content or the new, also after a power cut. Raises OSError.
+    Whoever reads `path` sees the old content or the new, also after a power cut. Raises OSError; where that comes from
+    the directory, the new content is there, and a power cut may bring the old one back.
+    """
+    replace_private(path, data)
+    sync_directory(path.parent)
+
+
+def replace_private(path: Path, data: bytes) -> None:
+    """As `write_private`, but a power cut may bring the old content back until the directory is synchronized.
+
+    Raises OSError, and then nothing has changed.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    create(temporary, data)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
         temporary.rename(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
 
 
 def remove_unfinished(directory: Path, name: str, *, idle: float = 0) -> None:
@@ -98,10 +129,16 @@ def _read(descriptor: int, most: int) -> bytes:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the directory's entries durable. Raises OSError."""
+    """Have the directory's names on disk when this returns. Raises OSError.
+
+    A file system that has no such operation for directories keeps them as it does; fsync(2) fails there with EINVAL.
+    """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(descriptor)
 
@@ -149,3 +186,11 @@ def look_at_lock(path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     finally:
         os.close(descriptor)
+
+
+def socket_path_size(path: Path) -> int:
+    """Bytes of a Unix socket's path, or of its temporary one in the same directory if that is longer.
+
+    At most LONGEST_SOCKET_PATH can be used.
+    """
+    return max(len(os.fsencode(path)), len(os.fsencode(path.parent)) + 1 + TEMPORARY_SOCKET)

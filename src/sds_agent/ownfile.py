@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sds_agent.directories import own_directory
 from sds_agent.errors import SdsAgentError
-from sds_agent.files import read_own, write_private
+from sds_agent.files import read_own, replace_private, sync_directory
 
 
 class ReplacedError(SdsAgentError):
@@ -34,8 +34,9 @@ class OwnFile:
     def write(self, content: bytes) -> None:
         """Put the content there, as `write_private` does. Raises OSError."""
         with self._lock:
-            write_private(self.path, content)
-            self._left = content
+            replace_private(self.path, content)
+            self._left = content  # it is there, even where the directory cannot be synchronized
+            sync_directory(self.path.parent)
 
     def renew(self, content: bytes) -> None:
         """As `write`, but never over what another process wrote. Raises OSError, ForeignFileError and ReplacedError."""

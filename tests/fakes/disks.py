@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import signal
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +60,24 @@ class SmallDisk:
 
     def _holds(self, descriptor: int) -> bool:
         return Path(f"/proc/self/fd/{descriptor}").readlink().parent == self._directory
+
+
+@contextmanager
+def forgetful_directories() -> Iterator[None]:
+    """A stand-in for a disk that cannot keep a directory's names, by what fsync(2) says of one (EIO).
+
+    The real thing takes a device of the kernel's that fails on demand, and root.
+    """
+    fsync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", refuse)
+        yield
 
 
 class DeadDisk:

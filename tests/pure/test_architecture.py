@@ -62,7 +62,7 @@ MAY_IMPORT = {
     "identity": BASE,
     "pki": BASE,
     "rpc": BASE,
-    "configfile": BASE | {"identity"},
+    "configfile": BASE | {"files", "identity"},
     "config": BASE | {"identity", "pki.keys", "configfile"},
     "secrets": MATERIAL,
     "signing": MATERIAL | {"files", "directories", "ownfile"},

@@ -157,7 +157,10 @@ MISTAKES = {
     "an unprintable path": Mistake(f'{MINIMAL}state_dir: "a\\0"\n', 5, "state_dir", "it holds unprintable characters"),
     "a home directory": Mistake(f"{MINIMAL}state_dir: ~/s\n", 5, "state_dir", "~ is not expanded here"),
     "a long socket path": Mistake(
-        f"{MINIMAL}sds: {{socket: /{'s' * 107}}}\n", 5, "sds.socket", "it has 108 bytes: choose a shorter one"
+        f"{MINIMAL}sds: {{socket: /{'s' * 107}}}\n",
+        5,
+        "sds.socket",
+        "it, or a temporary name beside it, has 108 bytes: choose a shorter directory",
     ),
     "an address for a path": Mistake(f"{MINIMAL}sds: {{socket: 'unix:/s'}}\n", 5, "sds.socket", "no unix: before it"),
     "an abstract socket": Mistake(f"{MINIMAL}sds: {{socket: '@s'}}\n", 5, "sds.socket", "no abstract name"),

@@ -221,7 +221,7 @@ def test_check_warns_where_a_restart_would_leave_the_agent_with_a_spent_token(
 def test_a_directory_too_long_for_a_socket_is_told_by_both(command: str, folder: Path) -> None:
     done = call(folder, command, SDS_AGENT__SDS__SOCKET=f"/{'d' * 99}/s")
     assert done.returncode == 2
-    assert "its directory and the temporary name in it have 108 bytes" in done.stderr
+    assert "it, or a temporary name beside it, has 108 bytes" in done.stderr
 
 
 def test_check_takes_a_steady_renewal_and_a_name_that_is_an_id(folder: Path, check: Check) -> None:

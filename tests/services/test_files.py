@@ -9,9 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
-from fakes.disks import full_disk
+from fakes.disks import forgetful_directories, full_disk
 
-from sds_agent.files import ForeignFileError, locked, read_own, remove_unfinished, write_private
+from sds_agent.files import (
+    ForeignFileError,
+    create,
+    locked,
+    read_own,
+    remove_unfinished,
+    sync_directory,
+    write_private,
+)
 
 
 def mode_of(path: Path) -> int:
@@ -96,6 +104,54 @@ def test_a_reader_sees_one_content_or_the_other_and_never_a_part(tmp_path: Path)
         done.set()
         reader.join()
     assert seen <= set(contents)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+@pytest.mark.parametrize("umask", [0o000, 0o077, 0o277])
+def test_a_new_file_has_its_mode_whatever_the_umask(tmp_path: Path, mode: int, umask: int) -> None:
+    previous = os.umask(umask)
+    try:
+        create(tmp_path / "cert.pem", b"certificate", mode)
+    finally:
+        os.umask(previous)
+    assert (tmp_path / "cert.pem").read_bytes() == b"certificate"
+    assert mode_of(tmp_path / "cert.pem") == mode
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "broken link"])
+def test_a_new_file_never_takes_the_place_of_another(tmp_path: Path, kind: str) -> None:
+    file, target = tmp_path / "key.pem", tmp_path / "target"
+    (file if kind == "file" else target).write_bytes(b"precious")
+    if kind != "file":
+        file.symlink_to(target if kind == "link" else "nowhere")
+    with pytest.raises(FileExistsError):
+        create(file, b"new")
+    assert file.read_bytes() == b"precious" if kind != "broken link" else file.is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} <= {"key.pem", "target"}
+
+
+def test_a_full_disk_leaves_no_piece_of_a_new_file(tmp_path: Path) -> None:
+    with full_disk(room=10), pytest.raises(OSError, match="File too large"):
+        create(tmp_path / "key.pem", b"new " * 10)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_that_does_not_synchronize_directories_can_be_used() -> None:
+    """Linux has some without that operation. Else no agent could keep its state on them."""
+    directory = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with pytest.raises(OSError, match="Invalid argument"):
+            os.fsync(directory)
+    finally:
+        os.close(directory)
+    sync_directory(Path("/proc"))
+
+
+def test_a_directory_that_cannot_be_synchronized_is_an_error_and_the_file_is_whole(tmp_path: Path) -> None:
+    with forgetful_directories(), pytest.raises(OSError, match="Input/output error"):
+        write_private(tmp_path / "key.pem", b"new")
+    assert (tmp_path / "key.pem").read_bytes() == b"new"
+    assert [path.name for path in tmp_path.iterdir()] == ["key.pem"]
 
 
 # --- what a kill leaves ---

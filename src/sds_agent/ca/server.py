@@ -33,6 +33,7 @@ from sds_agent.clock import Clock, SystemClock
 from sds_agent.descriptors import room_for
 from sds_agent.directories import HeldDirectory, held_directory
 from sds_agent.errors import ConfigurationError
+from sds_agent.files import LONGEST_SOCKET_PATH, socket_path_size
 from sds_agent.rpc.frames import Bounds
 from sds_agent.rpc.health import Health
 from sds_agent.signals import until_signalled
@@ -58,8 +59,6 @@ FAREWELL = 5.0
 FLUSH = 0.2
 """Seconds for their answers to reach the callers; it is over as soon as they have."""
 BACKLOG = 1024
-LONGEST_DIRECTORY = 100
-"""Bytes: with the socket's name, 107 are the most that the kernel takes."""
 _UNKNOWN = "give a name that leads to an address of this machine, or the address itself"
 _FIXES = {
     errno.EADDRINUSE: "free it or choose another port",
@@ -315,7 +314,7 @@ def _private_directory() -> Iterator[Path]:
         base = "/dev/shm"  # noqa: S108 - mkdtemp makes a directory of its own there
     try:
         with tempfile.TemporaryDirectory(prefix="sds-agent-ca-", dir=base) as directory:
-            if len(os.fsencode(directory)) > LONGEST_DIRECTORY:
+            if socket_path_size(Path(directory, "grpc-0")) > LONGEST_SOCKET_PATH:
                 raise ConfigurationError(
                     f"{base} is too long for the path of the server's socket; set TMPDIR to a shorter one"
                 )

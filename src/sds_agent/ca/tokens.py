@@ -24,7 +24,7 @@ from sds_agent import log
 from sds_agent.ca.refusal import Kind, RefusalError, unauthenticated
 from sds_agent.directories import UntrustedDirectoryError, note_shared, own_directory
 from sds_agent.errors import ConfigurationError
-from sds_agent.files import ForeignFileError, read_own, sync_directory
+from sds_agent.files import ForeignFileError, create, read_own, sync_directory
 from sds_agent.pki.keys import PublicKey, public_bytes
 
 LOG = logging.getLogger(__name__)
@@ -155,23 +155,19 @@ class JoinTokens:
     def _create(self, name: str, content: bytes) -> None:
         """Put a file of that name there, whole and on disk; FileExistsError if there is one."""
         temporary = self._directory / f".{secrets.token_hex(8)}"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        create(temporary, content, owner=self._owner())
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                self._give(file.fileno())
-                file.flush()
-                os.fsync(file.fileno())
             os.link(temporary, self._directory / name)
         finally:
             temporary.unlink(missing_ok=True)
         sync_directory(self._directory)
 
-    def _give(self, descriptor: int) -> None:
+    def _owner(self) -> tuple[int, int] | None:
         """Root may make tokens for a CA that runs as another user: the directory's owner has to read them."""
-        if os.geteuid() == 0:
-            owner = self._directory.stat()
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        if os.geteuid() != 0:
+            return None
+        found = self._directory.stat()
+        return found.st_uid, found.st_gid
 
     def _forget(self, now: datetime) -> None:
         """Remove what has been of no use for LINGER."""

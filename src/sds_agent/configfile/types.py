@@ -5,7 +5,6 @@ Meta(description="The roots.")] = None`. Each has one function that converts wha
 UnacceptableError with the reason; `custom` makes more of them.
 """
 
-import os
 import re
 from collections.abc import Callable
 from datetime import timedelta
@@ -18,15 +17,12 @@ from sds_agent.configfile.durations import PATTERN as DURATION_PATTERN
 from sds_agent.configfile.durations import format_duration
 from sds_agent.configfile.durations import parse as parse_duration
 from sds_agent.errors import ConfigurationError
+from sds_agent.files import LONGEST_SOCKET_PATH, socket_path_size
 from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError
 from sds_agent.identity.spiffe import TrustDomain as ParsedTrustDomain
 
 LONGEST_NAME = 255
 """Characters of a workload's name."""
-LONGEST_SOCKET_PATH = 107
-"""Bytes that fit a Unix socket's address (sockaddr_un) without its final zero."""
-TEMPORARY_NAME = 8
-"""Bytes of a slash and the name under which the socket is made before it is published."""
 LARGEST_ID = 2**32 - 2
 """The kernel takes the id above it for "unchanged"."""
 
@@ -145,10 +141,8 @@ def _socket(value: object, base: Path) -> Path:
     if isinstance(value, str) and value.startswith(("unix:", "@")):
         raise UnacceptableError("write the path alone: no unix: before it, and no abstract name")
     path = file_path(value, base)
-    if (size := len(os.fsencode(path))) > LONGEST_SOCKET_PATH:
-        raise UnacceptableError(f"with its directory it has {size} bytes: choose a shorter one")
-    if (size := len(os.fsencode(path.parent)) + TEMPORARY_NAME) > LONGEST_SOCKET_PATH:
-        raise UnacceptableError(f"its directory and the temporary name in it have {size} bytes: choose a shorter one")
+    if (size := socket_path_size(path)) > LONGEST_SOCKET_PATH:
+        raise UnacceptableError(f"it, or a temporary name beside it, has {size} bytes: choose a shorter directory")
     return path
 
 

@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from sds_agent.directories import HeldDirectory, look_at_held_directory, own_directory
 from sds_agent.errors import SdsAgentError
-from sds_agent.files import sync_directory
+from sds_agent.files import create, sync_directory
 
 DATA = "..data"
 LOCK = "..lock"
@@ -101,13 +101,7 @@ def _fill(made: Path, files: Mapping[str, File]) -> None:
     made.mkdir(mode=0o755)
     made.chmod(0o755)  # whatever the process's umask
     for name, file in files.items():
-        mode = 0o600 if file.private else 0o644
-        descriptor = os.open(made / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as opened:
-            opened.write(file.content)
-            os.fchmod(opened.fileno(), mode)
-            opened.flush()
-            os.fsync(opened.fileno())
+        create(made / name, file.content, 0o600 if file.private else 0o644)
     sync_directory(made)
     sync_directory(made.parent)
 

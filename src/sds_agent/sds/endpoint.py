@@ -25,10 +25,7 @@ from msgspec import Struct
 
 from sds_agent.directories import UntrustedDirectoryError, look_at_directory, note_shared, own_directory, walk
 from sds_agent.errors import ConfigurationError, SdsAgentError
-from sds_agent.files import locked, look_at_lock
-
-LONGEST_PATH = 107
-"""Bytes of a path that fit a Unix socket's address (sockaddr_un, without its final zero)."""
+from sds_agent.files import LONGEST_SOCKET_PATH, locked, look_at_lock, socket_path_size
 
 LONGEST_START = 60.0
 """Seconds after which a socket that has no name yet will not get one: an agent gives it within milliseconds."""
@@ -254,12 +251,11 @@ def _look_at_place(file: SocketFile) -> None:
 
 
 def _check_length(file: SocketFile) -> None:
-    path = file.path
-    longest = max(len(os.fsencode(path)), len(os.fsencode(path.parent)) + 8)  # a slash and the temporary name
-    if longest > LONGEST_PATH:
+    path, longest = file.path, socket_path_size(file.path)
+    if longest > LONGEST_SOCKET_PATH:
         raise ConfigurationError(
             f"sds.socket: {path} is too long for a Unix socket: {longest} bytes (with the temporary name beside it), "
-            f"{LONGEST_PATH} are possible; choose a shorter directory"
+            f"{LONGEST_SOCKET_PATH} are possible; choose a shorter directory"
         )
 
 

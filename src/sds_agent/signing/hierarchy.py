@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 from sds_agent.directories import ABOVE, make_directory
 from sds_agent.errors import ProblemsError, SdsAgentError
-from sds_agent.files import sync_directory
+from sds_agent.files import create, sync_directory
 from sds_agent.pki.certificates import CertificateError, describe, has_key, read_bundle, write_pem
 from sds_agent.pki.forms import without_certificate
 from sds_agent.pki.keyfile import LONGEST_PASSPHRASE, KeyFileError, read_private_key
@@ -182,7 +182,8 @@ def _write_whole(directory: Path, files: Mapping[str, bytes]) -> None:
         for each in reversed(missing):
             make_directory(each, 0o700 if each == directory else ABOVE)
         for name, data in files.items():
-            _write_new(directory / name, data, written)
+            create(directory / name, data, _PRIVATE if name.endswith("-key.pem") else _PUBLIC)
+            written.append(directory / name)
         sync_directory(directory)
     except BaseException as error:
         for file in written:
@@ -195,14 +196,3 @@ def _write_whole(directory: Path, files: Mapping[str, bytes]) -> None:
                 f"cannot write {error.filename or directory}: {error.strerror}; nothing was left behind"
             ) from error
         raise
-
-
-def _write_new(file: Path, data: bytes, written: list[Path]) -> None:
-    mode = _PRIVATE if file.name.endswith("-key.pem") else _PUBLIC
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-    written.append(file)
-    with os.fdopen(descriptor, "wb") as opened:
-        os.fchmod(descriptor, mode)  # whatever the umask
-        opened.write(data)
-        opened.flush()
-        os.fsync(opened.fileno())
