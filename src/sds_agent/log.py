@@ -111,25 +111,29 @@ def _module(frame: FrameType) -> str:
 
 
 class LogOnChange:
-    """Tells what is wrong once, and again when it is something else or was over in between.
+    """Logs one kind of error when it begins and when its cause changes, and again once it was over in between.
 
-    For what is tried again and again, at times by whoever likes: each time a line would fill the log.
+    For what is tried again and again, at times whenever a peer asks: a line for each attempt would fill the log.
     """
 
     def __init__(self, logger: logging.Logger, name: str) -> None:
         self._logger = logger
         self._name = name
-        self._told = ""
+        self._logged: str | tuple[str, ...] = ""
 
-    def report(self, cause: str, **fields: Value) -> None:
-        """Log it as an error with its cause, if that is news."""
-        if cause != self._told:
-            event(self._logger, self._name, level=logging.ERROR, **fields, cause=cause)
-        self._told = cause
+    def report(self, cause: str | tuple[str, ...], **fields: Value) -> None:
+        """Log the event as an error with its `cause`, or its `causes` where it is a tuple, if that has changed.
+
+        An empty cause says that the error is over.
+        """
+        if cause and cause != self._logged:
+            named = {"cause": cause} if isinstance(cause, str) else {"causes": cause}
+            event(self._logger, self._name, level=logging.ERROR, **fields, **named)
+        self._logged = cause
 
     def resolved(self) -> None:
-        """It is good again."""
-        self._told = ""
+        """The error is over."""
+        self._logged = ""
 
 
 def configure(form: Format = "auto", level: str = "info", stream: TextIO | None = None) -> None:

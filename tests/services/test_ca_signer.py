@@ -159,7 +159,7 @@ def test_an_anchor_that_openssl_does_not_load_costs_no_other(tmp_path: Path) -> 
         shown = handshake(client, tls.context())
     assert shown is not None
     assert x509.load_der_x509_certificate(shown) == chain[0]
-    assert events.named("anchors_left_out")[0]["cause"] == "OpenSSL does not load 'O=Visible'"
+    assert events.named("anchors_left_out")[0]["causes"] == ["OpenSSL does not load 'O=Visible'"]
 
 
 def test_a_signer_that_openssl_does_not_load_is_refused_and_takes_no_good_ones_place() -> None:

@@ -185,6 +185,29 @@ async def test_a_fault_that_only_grpc_met_is_told(stream: io.StringIO, tmp_path:
     assert told["frames"][0].endswith(" broken")
 
 
+# --- what is tried again and again ---
+
+
+@pytest.mark.parametrize("causes", [("the disk is full", "the disk is gone"), (("a", "b"), ("a",))])
+def test_an_error_is_told_when_it_begins_when_it_changes_and_when_it_is_back(
+    stream: io.StringIO, causes: tuple[Any, Any]
+) -> None:
+    """A line for each attempt would fill the log; none after a pause would hide that it is back."""
+    one, other = causes
+    trouble = log.LogOnChange(LOG, "state_lost")
+    for cause in (one, one, other, other, one):
+        trouble.report(cause, directory="/var/lib")
+    trouble.resolved()
+    trouble.report(one)
+    trouble.report(type(one)())
+    trouble.report(one)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    name = "cause" if isinstance(one, str) else "causes"
+    told = [each if isinstance(each, str) else list(each) for each in (one, other, one, one, one)]
+    assert [line[name] for line in lines] == told
+    assert {line["level"] for line in lines} == {"error"}
+
+
 # --- a log that is not read ---
 
 

@@ -104,7 +104,7 @@ class PluggedSource:
         self._signing = signing
         self._lists = ListsInForce(signing.crls)
         self._overdue: tuple[RevocationList, ...] = ()
-        self._left_out: tuple[str, ...] = ()
+        self._left_out = log.LogOnChange(LOG, "anchors_left_out")
         self._report_signer()
 
     @classmethod
@@ -169,17 +169,11 @@ class PluggedSource:
 
     def _report_left_out(self) -> None:
         """Log which roots are no anchors for callers, once for each set of them."""
-        causes = anchors_of(self._signing).left_out
-        if causes and causes != self._left_out:
-            log.event(
-                LOG,
-                "anchors_left_out",
-                level=logging.ERROR,
-                causes=causes,
-                effect="no caller's certificate is taken because of them; callers still get them as roots",
-                fix="take them out of root-cert.pem",
-            )
-        self._left_out = causes
+        self._left_out.report(
+            anchors_of(self._signing).left_out,
+            effect="no caller's certificate is taken because of them; callers still get them as roots",
+            fix="take them out of root-cert.pem",
+        )
 
     def _warn_of_left_behind(self, before: SigningSet) -> None:
         """A root exchanged in one step shuts out machines that joined by a token: log it while it can be fixed."""

@@ -89,10 +89,8 @@ class ServerTls:
         if anchors:
             context.verify_mode = ssl.CERT_OPTIONAL
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an anchor need not be self-signed
-            if left_out := openssl.trust(context, anchors):
-                self._not_loaded.report("; ".join(left_out), effect="no caller's certificate is taken because of them")
-            else:
-                self._not_loaded.resolved()
+            left_out = tuple(openssl.trust(context, anchors))
+            self._not_loaded.report(left_out, effect="no caller's certificate is taken because of them")
         return context
 
     def _certificate(self, signing: SigningSet) -> _Made:

@@ -71,6 +71,7 @@ class Trust:
         self._authorities = frozenset(authorities)
         self._anchors: dict[str, Chain] = {}
         self._left_out: dict[str, tuple[str, ...]] = {}
+        self._unusable: dict[str, log.LogOnChange] = {}
         self._in_use: dict[str, dict[str, _InUse]] = {}  # of each authority, by the certificate's version
         self._restored: tuple[NeededAnchor, ...] = ()
         self._logged: set[NeededAnchor] = set()
@@ -256,8 +257,8 @@ class Trust:
     def _usable(self, authority: str, anchors: Chain, left_out: tuple[str, ...]) -> Chain:
         faults = {anchor: fault for anchor in anchors if (fault := fault_of_ca(anchor))}
         causes = (*left_out, *faults.values())
-        if causes and causes != self._left_out.get(authority):
-            log.event(LOG, "anchors_left_out", level=logging.ERROR, authority=authority, causes=causes)
+        unusable = self._unusable.setdefault(authority, log.LogOnChange(LOG, "anchors_left_out"))
+        unusable.report(causes, authority=authority)
         self._left_out[authority] = causes
         return tuple(anchor for anchor in anchors if anchor not in faults)
 
