@@ -234,7 +234,7 @@ def _start_outputs(start: Start, settings: Settings, store: SecretStore, clock: 
     directories = {chosen.name: chosen.output for chosen in settings.workloads if chosen.output is not None}
     if not directories:
         return
-    from sds_agent.outputs.writer import Output, keep  # noqa: PLC0415 - only where files are wanted
+    from sds_agent.outputs.writer import Output, keep  # noqa: PLC0415 - 10 ms, only where files are wanted
 
     for name, directory in directories.items():
         start(keep(Output(directory, name, settings.bundle_names[0]), store, clock))

@@ -21,7 +21,7 @@ Start = Callable[[Coroutine[Any, Any, None]], None]
 
 
 DISK_TIMEOUT = 5.0
-"""Seconds for the disk with the agent's own files to take a write, also at the end of the process."""
+"""Seconds for the disk to give or take one of the agent's files, also at the end of the process."""
 
 
 class NoThreadError(SdsAgentError):

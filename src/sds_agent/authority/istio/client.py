@@ -29,7 +29,7 @@ from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import write_pem
 from sds_agent.signing.signing_set import LARGEST_ANSWER
-from sds_agent.tasks import TimeLimit, uninterrupted
+from sds_agent.tasks import DISK_TIMEOUT, TimeLimit, uninterrupted
 from sds_agent.text import one_line
 from sds_agent.values import Sensitive
 
@@ -39,8 +39,6 @@ T = TypeVar("T")
 
 TIMEOUT = 9.0
 """Seconds for an attempt, shared by the endpoints: one that says nothing leaves the others their time."""
-DISK_TIMEOUT = 5.0
-"""Seconds for a file to be read."""
 BACK_TO_THE_FIRST = timedelta(minutes=5)
 """How long an endpoint that stepped in is asked first, before the first one has its turn again."""
 
