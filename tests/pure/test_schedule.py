@@ -320,8 +320,9 @@ def test_nothing_that_is_due_is_slept_through(state: IssuanceState, now: datetim
     """Between now and the end of a wait nothing ends, begins or is due but the renewal that is under way."""
     state, decision = settled(now, state)
     if isinstance(decision, Wait):
-        between = data.draw(st.floats(0, 1, exclude_max=True).map(lambda share: now + (decision.until - now) * share))
-        assert isinstance(decide(between, state, HALF), Wait)
+        longest = decision.until - now - timedelta.resolution
+        between = data.draw(st.timedeltas(timedelta(0), longest))
+        assert isinstance(decide(now + between, state, HALF), Wait)
 
 
 @given(states, moments, st.none() | failures)
