@@ -147,7 +147,8 @@ class SignerSettings(Struct, frozen=True, kw_only=True):
     """What signs: one of `cacerts` and `self_signed`."""
 
     cacerts: Annotated[
-        FilePath | None, Meta(description="A directory with a plugged-in CA, in Istio's cacerts layout.")
+        FilePath | None,
+        Meta(description="A directory with a plugged-in CA, in Istio's cacerts layout or with cert-manager's names."),
     ] = None
     self_signed: Annotated[
         FilePath | None, Meta(description="A directory for a self-signed root, which is made there and kept.")
@@ -243,11 +244,15 @@ class CaSettings(Struct, frozen=True, kw_only=True):
     """The whole configuration of `sds-agent ca serve`."""
 
     trust_domain: Annotated[TrustDomain, Meta(description="The trust domain of every certificate.")]
-    listen: Annotated[Listen, Meta(description="Where to listen.")] = Address("127.0.0.1", 15012)
+    listen: Annotated[
+        Listen, Meta(description="The address and port to listen on. An IPv6 address stands in brackets.")
+    ] = Address("127.0.0.1", 15012)
     server_names: Annotated[
         tuple[ServerName, ...],
         listing("names"),
-        Meta(description="The names and IP addresses by which callers know the CA."),
+        Meta(
+            description="The DNS names and IP addresses by which callers know the CA, in the server's own certificate."
+        ),
     ] = ("istiod.istio-system.svc", "localhost")
     signer: SignerSettings
     callers: CallerSettings

@@ -46,7 +46,13 @@ class PeerLimitSettings(Struct, frozen=True, kw_only=True):
     """What the peers on the socket can make the agent hold."""
 
     streams: Annotated[
-        int, Meta(ge=1, le=1_000_000, description="Streams and calls at one time, of all peers together.")
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="Streams and calls at one time, of all peers together. Where there are more, one of the "
+            "process that has most gives way.",
+        ),
     ] = 10_000
     names: Annotated[int, Meta(ge=1, le=10_000, description="Resource names on one stream.")] = 100
     request_bytes: Annotated[
@@ -65,22 +71,25 @@ class SdsSettings(Struct, frozen=True, kw_only=True):
 
     socket: Annotated[
         SocketPath,
-        filled_in("see [Places](#places)"),
+        filled_in("see [Places](configuration.md#places)"),
         Meta(
             description="The path of the Unix socket. Left out: sds.sock in $RUNTIME_DIRECTORY, or else "
             "sds-agent/sds.sock in the user's runtime directory; for root /run/sds-agent/sds.sock.",
         ),
     ]
-    mode: Annotated[
-        Mode, Meta(description="The socket's mode, as octal digits in quotes. Others must have no rights.")
-    ] = msgspec.field(default_factory=lambda: FileMode(0o660))  # msgspec puts plain defaults into its JSON Schema
+    mode: Annotated[Mode, Meta(description="The socket's mode. A process that may connect can read private keys.")] = (
+        msgspec.field(default_factory=lambda: FileMode(0o660))
+    )  # msgspec puts plain defaults into its JSON Schema
     owner: Annotated[
         Account | None,
         Meta(description="The user, by name or id, that the socket is given to. Left out: the agent's own."),
     ] = None
     group: Annotated[
         Account | None,
-        Meta(description="The group, by name or id, that the socket is given to. Left out: the agent's own."),
+        Meta(
+            description="The group, by name or id, that the socket is given to; put the Envoys' user into it. Left "
+            "out: the agent's own.",
+        ),
     ] = None
     limits: PeerLimitSettings = PeerLimitSettings()
 
@@ -192,7 +201,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     trust_domain: Annotated[TrustDomain, Meta(description="The trust domain of every workload here.")]
     state_dir: Annotated[
         FilePath,
-        filled_in("see [Places](#places)"),
+        filled_in("see [Places](configuration.md#places)"),
         Meta(
             description="The directory for what has to outlive the agent, such as the embedded CA's key. Left out: "
             "$STATE_DIRECTORY, or else sds-agent in the user's state directory; for root "

@@ -84,6 +84,11 @@ class Place(Struct, frozen=True):
     schema: Mapping[str, object]
 
     @property
+    def section(self) -> StructType | None:
+        """What msgspec says of the settings class of a section; None for any other place."""
+        return self.type if isinstance(self.type, StructType) and "convert" not in self.extra else None
+
+    @property
     def allowed(self) -> str:
         """What may stand here, to follow "it must be"."""
         match self.type:

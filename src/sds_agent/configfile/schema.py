@@ -33,6 +33,9 @@ def schema_of(root: type[Struct], title: str, description: str) -> Schema:
     _, components = schema_components([section.cls for section in sections], schema_hook=hook)
     for section in sections:
         _correct(components[section.cls.__name__], section)
+        for each in _places(section):
+            if isinstance(each.type, StructType) and not each.section:
+                components.pop(each.type.cls.__name__, None)  # what the file has as text
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **components.pop(root.__name__),
@@ -51,7 +54,7 @@ def sections_of(root: type[Struct]) -> list[StructType]:
         if section.cls not in found:
             found[section.cls] = section
             for each in _places(section):
-                waiting += [each.type] if isinstance(each.type, StructType) else []
+                waiting += [each.section] if each.section else []
                 waiting += [fields_of(kind) for kind in kinds_of(each)]
     return list(found.values())
 
@@ -66,7 +69,7 @@ def default_of(field: Field) -> object:
     """The default of a key, as the file has it; None where there is none, or a section's."""
     here = place(field.type)
     default = field.default if field.default_factory is NODEFAULT else field.default_factory()
-    if default in (NODEFAULT, None) or isinstance(here.type, StructType | DictType):
+    if default in (NODEFAULT, None) or here.section or isinstance(here.type, DictType):
         return None
     if isinstance(here.type, VarTupleType):
         return list(default) or None
