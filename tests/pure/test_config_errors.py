@@ -10,7 +10,7 @@ import yaml
 from fakes.configurations import MINIMAL, UID, problems
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from sds_agent.config.loading import load
 from sds_agent.config.settings import EmbeddedSettings
@@ -482,6 +482,36 @@ def test_the_type_says_which_keys_there_are() -> None:
     assert told == "f:1: authority.root_lifetime is not a known key; the keys here are token_file, type"
     _, (told,) = read_authority({"type": "tokn"})
     assert told == 'f:1: authority.type is "tokn"; it must be one of embedded, token; did you mean token?'
+
+
+class Values(Struct, frozen=True, kw_only=True):
+    """Keys with the constraints that msgspec has, as another package could write them."""
+
+    any: int = 0
+    unbounded: float = 0
+    least: Annotated[int, Meta(ge=1)] = 1
+    most: Annotated[float, Meta(le=0.5)] = 0.5
+    short: Annotated[str, Meta(max_length=3)] = "a"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("any", "x", 'any is "x"; it must be a whole number'),
+        ("unbounded", "nan", 'unbounded is "nan"; it must be a number'),
+        ("least", 0, "least is the number 0; it must be a whole number of at least 1"),
+        ("most", 0.6, "most is the number 0.6; it must be a number of at most 0.5"),
+        ("most", float("nan"), "most is the number nan; it must be a number of at most 0.5"),
+        ("most", "nan", 'most is "nan"; it must be a number of at most 0.5'),
+        ("short", "abcd", 'short is "abcd"; it must be 1 to 3 printable characters; it has 4 characters'),
+    ],
+)
+def test_a_package_may_use_each_of_msgspecs_constraints(key: str, value: object, said: str) -> None:
+    good = {"any": -(10**400), "least": 1, "most": -1e300, "short": "abc"}
+    for tree, told in ((good, []), (good | {key: value}, [f"f:1: {said}"])):
+        document = Document(tree=tree, origins={(): Origin("f", 1)}, base=Path("/"))
+        _, found = reading.read(Values, document)
+        assert [str(document.place(each)) for each in found] == told
 
 
 SECRET = 5544332211

@@ -4,10 +4,14 @@ Settings classes are frozen msgspec structs. The walk here follows what `msgspec
 msgspec's own conversion ends at the first error and knows no lines. It also takes less than that one does: a number
 for a flag, or text such as "5.0" for a whole number, is a mistake in a file.
 
+A field is a bool, int, float, str, Literal or Enum, with the bounds, pattern and greatest length that `Meta` gives, a
+type of `types`, a settings class, a tuple of such, or a mapping to them from names. With `| None` it may be left out.
+
 Numbers and flags may come as text, because environment variables are text. What cannot be read is UNREAD in the object
 that comes back, so that checks which compare keys can still be made on the rest.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
@@ -101,16 +105,24 @@ class Place(Struct, frozen=True):
             case BoolType():
                 words = "true or false"
             case IntType(ge=least, le=most):
-                words = f"a whole number from {least} to {most}"
+                words = f"a whole number{_bounds(least, most)}"
             case FloatType(ge=least, le=most):
-                words = f"a number from {least:g} to {most:g}"
+                words = f"a number{_bounds(least, most)}"
             case LiteralType(values=known):
                 words = f"one of {', '.join(map(str, known))}"
             case EnumType(cls=kinds):
                 words = f"one of {', '.join(kind.value for kind in kinds)}"
+            case StrType(max_length=most):
+                words = "printable text" if most is None else f"1 to {most} printable characters"
             case _:
-                words = "printable text"
+                raise TypeError(f"no configuration file can hold {self.type}")
         return words
+
+
+def _bounds(least: float | None, most: float | None) -> str:
+    if least is None or most is None:
+        return f" of at least {least:g}" if least is not None else f" of at most {most:g}" if most is not None else ""
+    return f" from {least} to {most}"
 
 
 def place(type_: Type) -> Place:
@@ -259,15 +271,17 @@ def _convert(here: Place, value: object, base: Path) -> Any:
             read = _word(value, {str(word): word for word in words})
         case EnumType(cls=kinds):
             read = _word(value, {kind.value: kind for kind in kinds})
-        case StrType(pattern=pattern):
-            read = _text(value, pattern or ".+")
+        case StrType(pattern=pattern, max_length=most):
+            read = _text(value, pattern or ".+", most)
         case _:
-            raise TypeError(here.type)  # a settings class that says what no file can
+            raise TypeError(f"no configuration file can hold {here.type}")
     return read
 
 
-def _text(value: object, pattern: str) -> str:
+def _text(value: object, pattern: str, most: int | None) -> str:
     written = text(value)
+    if most is not None and len(written) > most:
+        raise UnacceptableError(f"it has {len(written)} characters")
     if not re.fullmatch(pattern, written) or not written.isprintable():
         raise UnacceptableError
     return written
@@ -288,7 +302,9 @@ def _number(kind: Callable[[int | float | str], Any], value: object, least: Any,
         read = kind(value)
     except (ValueError, OverflowError) as error:
         raise UnacceptableError from error
-    if not least <= read <= most or (isinstance(value, float) and read != value):
+    fits = (least is None or least <= read) and (most is None or read <= most)
+    nan = isinstance(read, float) and math.isnan(read)
+    if not fits or nan or (isinstance(value, float) and read != value):
         raise UnacceptableError
     return read
 
