@@ -142,7 +142,7 @@ def test_a_circle_of_cross_signed_cas_is_left() -> None:
     second_by_first = make_ca("Second", first, key=second.key)
     leaf = make_leaf(first)
     circle = (first_by_second.certificate, second_by_first.certificate)
-    with pytest.raises(PathError, match="'CN=Second' was issued by 'CN=First', which stands below it already"):
+    with pytest.raises(PathError, match="'CN=Second' was issued by 'CN=First', which is already below it"):
         find_path(leaf, circle, [make_ca("Other").certificate], NOW)
     assert find_path(leaf, circle, [second.certificate], NOW) == (leaf, first_by_second.certificate)
 

@@ -14,8 +14,8 @@ from sds_agent.pki.validation.revocation import (
     RevocationListError,
     fault_of_list,
     is_signed_by,
+    limits_of,
     overdue,
-    peculiarity,
     read_crls,
     revoked,
 )
@@ -195,5 +195,5 @@ def test_a_list_whose_issuer_is_spelled_otherwise_counts() -> None:
 )
 def test_a_list_that_says_less_than_others_is_told_apart(extensions: list[bytes], words: str | None) -> None:
     (crl,) = listed([der.revoked(SERIAL)], extensions)
-    assert (words or "") in (peculiarity(crl) or "")
-    assert (peculiarity(crl) is None) is (words is None)
+    assert (words or "") in (limits_of(crl) or "")
+    assert (limits_of(crl) is None) is (words is None)

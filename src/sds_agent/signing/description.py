@@ -7,7 +7,7 @@ from cryptography import x509
 
 from sds_agent.pki.certificates import describe, describe_name, describe_time
 from sds_agent.pki.keys import describe_key
-from sds_agent.pki.validation.revocation import RevocationList, overdue, peculiarity
+from sds_agent.pki.validation.revocation import RevocationList, limits_of, overdue
 from sds_agent.pki.validation.rules import fault_of_ca
 from sds_agent.signing.cacerts import reach
 from sds_agent.signing.signing_set import SigningSet
@@ -37,6 +37,6 @@ def _certificate(certificate: x509.Certificate, now: datetime) -> str:
 def _list(crl: RevocationList, *, is_late: bool) -> str:
     end = "" if crl.next_update_utc is None else f", valid until {describe_time(crl.next_update_utc)}"
     fix = "; it is overdue: have it issued anew" if is_late else ""
-    kind = f" ({found})" if (found := peculiarity(crl)) else ""
+    kind = f" ({found})" if (found := limits_of(crl)) else ""
     size = f"{len(crl)} {'entry' if len(crl) == 1 else 'entries'}"
     return f"{describe_name(crl.issuer)}, {size}{kind}{end}{fix}"

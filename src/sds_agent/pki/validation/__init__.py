@@ -1,15 +1,24 @@
-"""Whether Envoy would take a certificate: path building and validation (RFC 5280 section 6), revocation beside it.
+"""Whether Envoy would take a certificate: path building and validation (RFC 5280 section 6), and revocation beside it.
 
-The adversary is whoever can put a certificate into what is judged: a CA whose answer the agent checks before it serves
-it, a caller of the CA server who renews with a certificate of its own, an operator's directory that somebody else has
-filled. None of them may get anything taken that a real Envoy would refuse: the agent would serve it, and every
-handshake would fail. Nor may they make the judge work without bound, or end with an error that is not a verdict.
+**Threat model.** An attacker chooses the certificates that are judged here: a CA in its answer to the agent, a client
+in what it shows to the CA server, someone who puts a file into the directory of a plugged-in CA. Three things hold all
+the same. Nothing is accepted that was not issued, all the way down from an anchor, by CAs that may do so. The agent
+serves no chain that an Envoy refuses, since every handshake with it would fail. And every input ends with a verdict,
+after bounded work (`path.MOST_ATTEMPTS`, `choice.MOST_CHOICES`, `constraints.MOST_COMPARISONS`) and with no other
+error. All certificates come from `certificates.read_bundle`, which has parsed them to their end and leaves out what
+Envoy does not load.
 
-The judge to agree with is Envoy (BoringSSL), from 1.36 to 1.40: what it takes is taken and what it refuses is refused,
-held against real Envoys chain by chain in `tests/e2e/test_walk_beside_envoy.py`. Where several Envoys may choose
-differently, as among anchors of one name, only what is good for each of them is good. Where this is stricter than all
-of them, the rule says why at its place.
+**Whom it agrees with.** Envoy 1.36 to 1.40, which is BoringSSL: what it refuses is refused, and what it takes is taken.
+`tests/e2e/test_walk_beside_envoy.py` puts some 1,400 odd chains to real Envoys. It lists, each with its reason, where
+this is stricter (weak keys and hashes, anchors that are no CAs, chains that only some versions build) and where it is
+milder (nowhere). Where versions of Envoy choose differently, as among anchors of one name, only what is good for each
+of them is good. Of its callers the CA server asks something else (`envoys=False`): whether a path to an anchor is
+valid, no matter which verifier would build it.
 
-`path` walks, `rules` judge one certificate in its place, `choice` says which anchors an Envoy would pick, `constraints`
-and `policies` are RFC 5280's names and policies, `signatures` one signature, and `revocation` the lists (section 5).
+**What it leaves to others.** Revocation is judged for the CA server alone, and otherwise than Envoy judges it, as
+`revocation` says. Whether a leaf is what was asked for is judged in `issuance.acceptance`.
+
+`path` searches, `rules` judge one certificate in its place, `choice` says which chain an Envoy would build,
+`constraints` and `policies` are RFC 5280's names and policies, `signatures` one signature, and `revocation` the lists
+(section 5).
 """

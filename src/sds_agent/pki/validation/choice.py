@@ -1,13 +1,13 @@
 """Which chain an Envoy builds from what a peer sends and a bundle, and whether that one is good.
 
-Whether there is a good chain is not the question that Envoy asks. BoringSSL (X509_verify_cert, crypto/x509/x509_vfy.cc)
-goes up from the leaf without looking at a signature, takes an anchor before what was sent, and goes on among the
-anchors to one that is self-signed or has no issuer there. It never turns back: where the one chain that it has built is
-not good, the peer is refused, though another would have been.
+Envoy does not ask whether there is a good chain. BoringSSL (X509_verify_cert, crypto/x509/x509_vfy.cc) goes up from the
+leaf without checking a signature, prefers an anchor to what was sent, and goes on among the anchors to one that is
+self-signed or has no issuer there. It never turns back: where the one chain that it has built is bad, it refuses the
+peer, though another chain would have been good.
 
-Where names and AuthorityKeyIdentifiers leave it the choice between several anchors, it takes the last of the bundle up
-to Envoy 1.37 and the first from 1.38; in a long bundle another, since it sorts them by an algorithm that does not keep
-the order of equals (std::sort). No order is good for all Envoys, and so each anchor that one may take has to be good.
+Where names and AuthorityKeyIdentifiers fit several anchors, it takes the last of the bundle up to Envoy 1.37 and the
+first from 1.38; in a long bundle it takes any, since it sorts them by an algorithm that does not keep the order of
+equals (std::sort). No order is good for all Envoys, so each anchor that one of them may take has to be good.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,21 +23,22 @@ from sds_agent.pki.validation.rules import Chain, Times, fault_of_identifiers, f
 from sds_agent.pki.validation.signatures import fault_of_pss, fault_of_signature
 
 MOST_CHOICES = 64
-"""Chains looked at, each for a signature or two: what bounds the time that many anchors of one name and key cost."""
+"""Chains judged, each for a signature or two: the bound on the time that many anchors of one name and key cost."""
 
 
 def current(anchors: Iterable[x509.Certificate], now: datetime) -> Chain:
     """The anchors without those that would only do harm now, unless all would.
 
-    Those are the ones that have expired, and copies of a valid one, by name and key, that are not valid yet: what a
-    root's renewal leaves. Envoy may choose just that one, and then refuses everybody below. They vouch for nothing. But
-    without any anchor Envoy refuses the whole secret, and it may be this machine's clock that is wrong.
+    Those are the expired, and those that are not valid yet beside a valid one of the same name and key, as a root's
+    renewal leaves them: Envoy may choose just that one, and then refuses every certificate below, and neither kind
+    vouches for anything. If all are of that kind they stay: without an anchor Envoy refuses the whole secret, and this
+    machine's clock may be what is wrong.
     """
     given = tuple(anchors)
-    going_on = [each for each in given if now < each.not_valid_after_utc]
-    early = [each for each in going_on if now < each.not_valid_before_utc]
-    valid = {_ca(each) for each in going_on if each not in early} if early else set()
-    return tuple(each for each in going_on if each not in early or _ca(each) not in valid) or given
+    unexpired = [each for each in given if now < each.not_valid_after_utc]
+    early = [each for each in unexpired if now < each.not_valid_before_utc]
+    valid = {_ca(each) for each in unexpired if each not in early} if early else set()
+    return tuple(each for each in unexpired if each not in early or _ca(each) not in valid) or given
 
 
 def _ca(certificate: x509.Certificate) -> tuple[CanonicalName, bytes]:
@@ -47,7 +48,7 @@ def _ca(certificate: x509.Certificate) -> tuple[CanonicalName, bytes]:
 
 
 class Bundle:
-    """Anchors as Envoy holds them."""
+    """The anchors that an Envoy has, by name."""
 
     def __init__(self, anchors: Iterable[x509.Certificate]) -> None:
         self._by_name: dict[CanonicalName, list[x509.Certificate]] = {}
@@ -55,7 +56,7 @@ class Bundle:
             self._by_name.setdefault(canonical(anchor.subject), []).append(anchor)
 
     def fault_of_choice(self, chain: Chain, times: Times) -> str | None:
-        """What is wrong with one of the chains that an Envoy may build from `chain`, which is good up to an anchor."""
+        """What is wrong with a chain that an Envoy may build in place of `chain`, which is good up to an anchor."""
         sent = self._sent_part(chain)
         for number, path in enumerate(self._built(sent)):
             if number == MOST_CHOICES:
@@ -65,7 +66,7 @@ class Bundle:
         return None
 
     def _sent_part(self, chain: Chain) -> Chain:
-        """How far it goes among the peer's certificates."""
+        """The part of `chain` that Envoy takes from the peer: up to where an anchor comes next."""
         built, rest = [chain[0]], list(chain[1:])
         while not _seems_self_signed(built[-1]) and not self._issuers(built[-1]):
             issuer = next((each for each in rest if _seems_issued(built[-1], each)), None)
@@ -76,7 +77,7 @@ class Bundle:
         return tuple(built)
 
     def _built(self, path: Chain) -> Iterator[Chain]:
-        """Every way on among the anchors; one that it has been at before leads nowhere new."""
+        """Every continuation among the anchors; none is taken twice in one chain."""
         issuers = [] if _seems_self_signed(path[-1]) else self._issuers(path[-1])
         further = [each for each in issuers if each not in path]
         if not further:
@@ -99,7 +100,7 @@ def _seems_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bo
 
 
 def _seems_self_signed(certificate: x509.Certificate) -> bool:
-    """What it takes for self-signed without looking at the signature (EXFLAG_SS in x509v3_cache_extensions)."""
+    """What BoringSSL takes for self-signed without checking the signature (EXFLAG_SS in x509v3_cache_extensions)."""
     return (
         is_self_issued(certificate)
         and fault_of_identifiers(certificate, certificate) is None
@@ -113,10 +114,10 @@ def _may_sign(certificate: x509.Certificate) -> bool:
 
 
 def _fault_of_path(path: Chain, sent: int, times: Times) -> str | None:
-    """What Envoy asks of a chain beyond what the walk has found good: the first `sent` up to the first anchor."""
+    """What Envoy asks of a chain beyond its first `sent` certificates, which the search in `path` has found good."""
     if len(path) == sent:
         return (
-            f"Envoy takes {describe(path[-1])} for self-signed, and looks no further up: it must be issued "
+            f"Envoy takes {describe(path[-1])} for self-signed, and goes no further up: it must be issued "
             "anew with an AuthorityKeyIdentifier"
         )
     for number, anchor in enumerate(path[sent:], start=sent):

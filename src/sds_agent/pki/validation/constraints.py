@@ -20,7 +20,7 @@ ConstrainedName: TypeAlias = tuple[type[x509.GeneralName], Any]
 """A name's form, and its value as cryptography gives it; None for an e-mail address in a string that is not ASCII."""
 
 MOST_COMPARISONS = 2**20
-"""Names times constraints: what a verifier is to bear, by BoringSSL's measure."""
+"""Names times constraints: the work that BoringSSL does at most."""
 
 # Compiled on use: few CAs have name constraints, and compiling costs more than reading a chain.
 _FLAGS = re.IGNORECASE | re.ASCII | re.DOTALL
@@ -50,7 +50,7 @@ def constrained_names(certificate: x509.Certificate) -> Iterator[ConstrainedName
 
 
 def violation(constraints: x509.NameConstraints, names: Iterable[ConstrainedName]) -> str | None:
-    """How the constraints stand against the first name that breaks them, to follow "the name constraints of …".
+    """How the first name that breaks the constraints does so, to follow "the name constraints of …".
 
     None when every name keeps to them. A form without any constraint is free.
     """
@@ -75,7 +75,7 @@ def _judge(form: type[x509.GeneralName], value: Any, excluded: list[Any], permit
         return f"restrict names of the form {form.__name__}, and cannot be judged for {describe_name(value)}"
     within, hit = _WITHIN[form]
     try:
-        # every one of them: a constraint that is no good protects nothing, and makes Go refuse all that is below
+        # all of them: a constraint that cannot be used protects nothing, and makes Go refuse all that is below
         hits = [constraint for constraint in excluded if hit(value, constraint)]
         kept = [constraint for constraint in permitted if within(value, constraint)]
     except _UnusableError as error:

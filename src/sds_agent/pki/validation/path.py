@@ -1,12 +1,11 @@
 """From a leaf to a trust anchor: the search for a chain that is valid by RFC 5280 section 6.1 (judged in `rules`), and
 that every Envoy builds and finds good (judged in `choice`).
 
-cryptography has a verifier, but it is made for the web: it refuses every URI name constraint, which is how a CA
-is kept to its trust domain, and by default a CA whose BasicConstraints are not critical, as easy-rsa makes them.
-Hence a walk of our own.
+cryptography has a verifier, but it is made for the web: it refuses every URI name constraint, by which a CA is bound to
+its trust domain, and by default a CA whose BasicConstraints are not critical, as easy-rsa makes them. Hence this one.
 
-It goes from the leaf upwards. All that section 6.1 asks of a CA depends on that CA and on what lies below it; so a CA
-is judged as soon as the walk reaches it, and a branch ends at its first fault.
+The search goes from the leaf upwards. All that section 6.1 asks of a CA depends on that CA and on what lies below it;
+so a CA is judged as soon as the search reaches it, and a branch ends at its first fault.
 """
 
 import heapq
@@ -31,41 +30,41 @@ from sds_agent.pki.validation.signatures import fault_of_signature
 MOST_INTERMEDIATES = 8
 """No hierarchy in use is deeper; a longer chain is a mistake or an attack."""
 MOST_ATTEMPTS = 128
-"""Issuers tried in one search, each for one signature: what bounds the time that hundreds of CAs of one name cost."""
+"""Issuers tried in one search, each for one signature: the bound on the time that hundreds of CAs of one name cost."""
 
 
 class PathError(SdsAgentError):
     """No valid chain leads from the leaf to a trust anchor; the message gives the most telling reason."""
 
 
-class _Issuer(Struct, frozen=True):
-    """A certificate that may have issued others."""
+class _CaCertificate(Struct, frozen=True):
+    """A certificate that may have issued others, sent or trusted."""
 
     certificate: x509.Certificate
     is_anchor: bool
     key_identifier: bytes | None
 
 
-class _Attempt(Struct, frozen=True, order=True):
+class _Step(Struct, frozen=True, order=True):
     """A step that may be tried: `issuer` above `chain`.
 
-    Those go first whose key identifiers agree all the way: among hundreds of CAs of one name they find the right one.
-    The others follow, since not every CA has one. `number` keeps the order of equals; no two have the same, so what
-    comes after it is never compared.
+    Steps along which all key identifiers agree are tried first: among hundreds of CAs of one name they find the right
+    one. The others follow, since not every CA has a key identifier. `number` orders equals; no two steps share one, so
+    the fields after it are never compared.
     """
 
     mismatches: int
     depth: int
     number: int
     chain: Chain
-    issuer: _Issuer
+    issuer: _CaCertificate
 
 
 class _Fault(Struct, frozen=True):
     """Why one branch of the walk ended.
 
-    `proven` means that the signature was right, so the CA at fault is surely the one that was meant; `depth` counts
-    the certificates below it.
+    `proven` means that the signature was right, so the CA at fault is the one that issued; `depth` counts the
+    certificates below it.
     """
 
     proven: bool
@@ -87,14 +86,15 @@ def find_path(
 
     `candidates` are what a CA sent, in any order and with anything else among them. `anchors` are the CAs to trust,
     self-signed or not; each ends the chain. `bundle` is what Envoys trust, where that is more than the anchors. Of
-    both only what is `current` counts, as only that is served. Without `envoys` it does not matter whether an Envoy
-    would build that chain. All come from `certificates.read_pem`. `now` is an aware datetime; a NotBefore may lie up to
-    `skew` after it, and no NotAfter before it.
+    both, only the `current` certificates count, as only those are served. Without `envoys` the chain need not be one
+    that every Envoy builds. All certificates come from `certificates.read_bundle`. `now` is an aware datetime; a
+    NotBefore may lie up to `skew` after it, and no NotAfter before it.
 
-    Of several chains it is the one whose key identifiers agree, then the shortest, then the one that is valid longest;
-    so the same sets give the same chain, whatever their order.
+    Of several chains the one is returned whose key identifiers agree, then the shortest, then the one that is valid
+    longest: the same sets give the same chain, in whatever order they come.
 
-    Whether the leaf itself is what was asked for (its names, usages, CA flag) is not judged here. Raises PathError.
+    Whether the leaf is what was asked for (its names, usages, CA flag) is `issuance.acceptance`'s question. Raises
+    PathError.
     """
     times = Times(now, skew)
     if fault := fault_of_certificate(leaf, times):
@@ -102,8 +102,8 @@ def find_path(
     trusted = unique(current(anchors, now))
     if not trusted:
         raise PathError("there is no trust anchor that the certificate could be checked against")
-    held = Bundle(trusted if bundle is None else unique(current(bundle, now))) if envoys else None
-    return _Walk(_Issuers(unique(candidates), trusted), held, times).from_leaf(leaf)
+    served = Bundle(trusted if bundle is None else unique(current(bundle, now))) if envoys else None
+    return _Search(_CaCertificates(unique(candidates), trusted), served, times).from_leaf(leaf)
 
 
 def has_path(
@@ -123,66 +123,66 @@ def has_path(
     return True
 
 
-class _Issuers:
-    """Anchors and candidates by name, in an order of their own."""
+class _CaCertificates:
+    """Anchors and candidates by name, in an order that does not depend on the order they come in."""
 
     def __init__(self, candidates: Sequence[x509.Certificate], anchors: Sequence[x509.Certificate]) -> None:
-        issuers = [_issuer(c, is_anchor=True) for c in anchors]
-        issuers += [_issuer(c, is_anchor=False) for c in candidates]
-        self._by_name: dict[CanonicalName, list[_Issuer]] = {}
+        issuers = [_ca_certificate(c, is_anchor=True) for c in anchors]
+        issuers += [_ca_certificate(c, is_anchor=False) for c in candidates]
+        self._by_name: dict[CanonicalName, list[_CaCertificate]] = {}
         for issuer in sorted(issuers, key=_preference):
             self._by_name.setdefault(canonical(issuer.certificate.subject), []).append(issuer)
 
-    def of(self, certificate: x509.Certificate) -> list[tuple[bool, _Issuer]]:
-        """Who may have issued it by name, each with whether it has another key identifier than is named; those last."""
+    def of(self, certificate: x509.Certificate) -> list[tuple[bool, _CaCertificate]]:
+        """The CAs with its issuer's name, each with whether it lacks the key identifier that is asked for; such last."""
         named = extension(certificate, x509.AuthorityKeyIdentifier)
         wanted = named.key_identifier if named else None
         namesakes = [(i.key_identifier != wanted, i) for i in self._by_name.get(canonical(certificate.issuer), [])]
         return sorted(namesakes, key=itemgetter(0))
 
 
-def _issuer(certificate: x509.Certificate, *, is_anchor: bool) -> _Issuer:
+def _ca_certificate(certificate: x509.Certificate, *, is_anchor: bool) -> _CaCertificate:
     identifier = extension(certificate, x509.SubjectKeyIdentifier)
-    return _Issuer(certificate, is_anchor, identifier.digest if identifier else None)
+    return _CaCertificate(certificate, is_anchor, identifier.digest if identifier else None)
 
 
-def _preference(issuer: _Issuer) -> tuple[bool, float, bytes]:
-    """Anchors first, then what is valid longest; DER decides between equals, so that the choice is always the same."""
+def _preference(issuer: _CaCertificate) -> tuple[bool, float, bytes]:
+    """Anchors first, then the longest valid; DER decides between equals, so that the choice is always the same."""
     certificate = issuer.certificate
     return not issuer.is_anchor, -certificate.not_valid_after_utc.timestamp(), certificate.public_bytes(Encoding.DER)
 
 
-class _Walk:
-    """One search: what may still be tried, and why what was tried failed."""
+class _Search:
+    """One search: the steps that may still be tried, and why those that were tried failed."""
 
-    def __init__(self, issuers: _Issuers, bundle: Bundle | None, times: Times) -> None:
+    def __init__(self, issuers: _CaCertificates, bundle: Bundle | None, times: Times) -> None:
         self._issuers = issuers
         self._times = times
-        # the same for every anchor that may be above a chain, so it is asked once
+        # the answer is the same for every anchor above one chain, so it is computed once
         self._fault_of_choice = cache(partial(bundle.fault_of_choice, times=times)) if bundle else None
-        self._attempts: list[_Attempt] = []
+        self._steps: list[_Step] = []
         self._numbers = itertools.count()
         self._faults: list[_Fault] = []
 
     def from_leaf(self, leaf: x509.Certificate) -> Chain:
         self._extend((leaf,), mismatches=0)
         for _ in range(MOST_ATTEMPTS):
-            if not self._attempts:
+            if not self._steps:
                 raise PathError(max(self._faults, key=lambda fault: (fault.proven, fault.depth)).text)
-            attempt = heapq.heappop(self._attempts)
-            if fault := self._fault(attempt):
+            step = heapq.heappop(self._steps)
+            if fault := self._fault(step):
                 self._faults.append(fault)
-            elif attempt.issuer.is_anchor:
-                return attempt.chain
+            elif step.issuer.is_anchor:
+                return step.chain
             else:
-                self._extend((*attempt.chain, attempt.issuer.certificate), attempt.mismatches)
+                self._extend((*step.chain, step.issuer.certificate), step.mismatches)
         raise PathError(
             f"none of the first {MOST_ATTEMPTS} ways up from {describe(leaf)} led to a trust anchor, and no more are "
             "tried: too many of the certificates have the same name"
         )
 
-    def _fault(self, attempt: _Attempt) -> _Fault | None:
-        chain, issuer = attempt.chain, attempt.issuer
+    def _fault(self, step: _Step) -> _Fault | None:
+        chain, issuer = step.chain, step.issuer
         if (fault := _fault(chain, issuer, self._times)) or not issuer.is_anchor:
             return fault
         text = (
@@ -191,14 +191,14 @@ class _Walk:
         return _Fault(proven=True, depth=len(chain), text=text) if text else None
 
     def _extend(self, chain: Chain, mismatches: int) -> None:
-        """Note every step up from the chain's last certificate. From a self-signed one there is none."""
+        """Add every step up from the chain's last certificate. From a self-signed one there is none."""
         last = chain[-1]
         issuers = [] if is_self_signed(last) else self._issuers.of(last)
         if not issuers:
             self._faults.append(_dead_end(chain))
         for differs, issuer in issuers[:MOST_ATTEMPTS]:
-            attempt = _Attempt(mismatches + differs, len(chain), next(self._numbers), chain, issuer)
-            heapq.heappush(self._attempts, attempt)
+            step = _Step(mismatches + differs, len(chain), next(self._numbers), chain, issuer)
+            heapq.heappush(self._steps, step)
 
 
 def _dead_end(chain: Chain) -> _Fault:
@@ -213,8 +213,8 @@ def _dead_end(chain: Chain) -> _Fault:
     return _Fault(proven=False, depth=len(chain), text=text)
 
 
-def _fault(chain: Chain, issuer: _Issuer, times: Times) -> _Fault | None:
-    """What speaks against one step up."""
+def _fault(chain: Chain, issuer: _CaCertificate, times: Times) -> _Fault | None:
+    """What is wrong with one step up."""
     certificate, depth = issuer.certificate, len(chain)
     foreign = _fault_of_loop(certificate, chain) or fault_of_signature(chain[-1], certificate)
     if foreign:
@@ -227,11 +227,11 @@ def _fault_of_loop(certificate: x509.Certificate, chain: Chain) -> str | None:
     """One name and one key make one CA, though its certificates may differ (cross-signed, renewed)."""
     for below in chain:
         if same_name(certificate.subject, below.subject) and certificate.public_key() == below.public_key():
-            return f"{describe(chain[-1])} was issued by {describe(certificate)}, which stands below it already"
+            return f"{describe(chain[-1])} was issued by {describe(certificate)}, which is already below it"
     return None
 
 
-def _fault_of_length(issuer: _Issuer, depth: int) -> str | None:
+def _fault_of_length(issuer: _CaCertificate, depth: int) -> str | None:
     if issuer.is_anchor or depth <= MOST_INTERMEDIATES:
         return None
     return f"the chain has more than {MOST_INTERMEDIATES} intermediates"

@@ -1,9 +1,9 @@
 """Certificate policies: whether a chain fails for them (RFC 5280 sections 6.1.2 to 6.1.5, as RFC 9618 simplifies them).
 
-Every policy is good for us and for Envoy, and none is needed (section 6.1.1, inputs c to f). So a chain can fail only
-where a certificate demands by requireExplicitPolicy that some policy holds all the way down, or where one of the
-extensions breaks its own rules. Whether they are critical makes no difference. Which policies hold so far is all that
-has to be known; section 6.1.2 has a tree, since it can be asked where they came from.
+Envoy accepts every policy and needs none (section 6.1.1, inputs c to f). So a chain can fail only where a certificate
+demands by requireExplicitPolicy that some policy holds all the way down, or where one of the extensions breaks its own
+rules. Whether they are critical makes no difference. Only the set of policies that hold so far has to be known;
+section 6.1.2 has a tree, since its callers may ask where each came from.
 """
 
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ class _Counters(Struct):
         )
 
     def lower(self, certificate: x509.Certificate) -> None:
-        """Heed the certificate's own constraints (section 6.1.4, steps i and j)."""
+        """Apply the certificate's own constraints (section 6.1.4, steps i and j)."""
         constraints = extension(certificate, x509.PolicyConstraints)
         limit = constraints.require_explicit_policy if constraints else None
         if limit is not None and limit < self.explicit:
@@ -65,17 +65,17 @@ def fault_of_policies(path: tuple[x509.Certificate, ...]) -> str | None:
         is_leaf = certificate is path[0]
         skipped = not is_leaf and is_self_issued(certificate)
         try:
-            held = _held(certificate, expected, any_allowed=skipped or counters.any_policy > 0)
-            if counters.explicit == 0 and not held:
+            valid = _valid(certificate, expected, any_allowed=skipped or counters.any_policy > 0)
+            if counters.explicit == 0 and not valid:
                 return _lacking(certificate, counters.demanded_by)
             if not is_leaf:
-                expected = _passed_on(held, _mappings(certificate), allowed=counters.mapping > 0)
+                expected = _passed_on(valid, _mappings(certificate), allowed=counters.mapping > 0)
         except _MalformedError as error:
             return f"{describe(certificate)} {error} (RFC 5280 section 4.2.1): it must be issued anew"
         if not skipped:
             counters.step()
         counters.lower(certificate)
-        if is_leaf and counters.explicit == 0 and not held:
+        if is_leaf and counters.explicit == 0 and not valid:
             return _lacking(certificate, counters.demanded_by)
     return None
 
@@ -89,7 +89,7 @@ def _lacking(certificate: x509.Certificate, demanding: x509.Certificate | None) 
     )
 
 
-def _held(certificate: x509.Certificate, expected: _Policies, *, any_allowed: bool) -> _Policies:
+def _valid(certificate: x509.Certificate, expected: _Policies, *, any_allowed: bool) -> _Policies:
     """Which policies hold with the certificate (section 6.1.3, steps d and e)."""
     found = extension(certificate, x509.CertificatePolicies)
     if found is None:
@@ -102,11 +102,11 @@ def _held(certificate: x509.Certificate, expected: _Policies, *, any_allowed: bo
     return kept | named if ANY in expected else kept
 
 
-def _passed_on(held: _Policies, mappings: _Mappings, *, allowed: bool) -> _Policies:
+def _passed_on(valid: _Policies, mappings: _Mappings, *, allowed: bool) -> _Policies:
     """What the policies that hold are called below the CA (section 6.1.4, steps a and b)."""
     mapped = frozenset(issuer for issuer, _ in mappings)
-    renamed = frozenset(subject for issuer, subject in mappings if issuer in held or ANY in held)
-    return held - mapped | (renamed if allowed else frozenset())
+    renamed = frozenset(subject for issuer, subject in mappings if issuer in valid or ANY in valid)
+    return valid - mapped | (renamed if allowed else frozenset())
 
 
 def _mappings(certificate: x509.Certificate) -> _Mappings:

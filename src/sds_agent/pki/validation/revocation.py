@@ -1,19 +1,19 @@
 """Revocation lists (RFC 5280 section 5) as values: which certificates of a chain they revoke.
 
-What is listed counts, whatever else the list says: a list that is overdue (its nextUpdate has passed) still revokes all
-that it names, and its silence is believed. The other way, to refuse every certificate while a list is overdue, would
-stop every renewal below that CA because one file was forgotten. Nor is cRLSign asked of the issuer: its key is proof
-enough, and without it a revocation that was meant would be lost. What is listed for some reasons only
-(onlySomeReasons), or in a delta list, is revoked as well; so it is in a list that is for another kind of certificate or
-of another distribution point by its own words, since a CA gives no serial number twice (section 4.1.2.2).
+A listed certificate is revoked, whatever else the list says. A list that is overdue (its nextUpdate has passed) still
+revokes all that it names, and what it does not name is good: to refuse every certificate instead while a list is
+overdue would stop every renewal below that CA because one file was forgotten. The issuer needs no cRLSign: its key is
+proof enough, and to ask for the bit would lose a revocation that was meant. Listed for some reasons only
+(onlySomeReasons), or in a delta list, counts as well; so does a list that is by its own words for another kind of
+certificate or another distribution point, since a CA gives no serial number twice (section 4.1.2.2).
 
-An entry is not always about this issuer's certificate, nor does it always revoke: an indirect list names the
-certificates of other issuers too (section 5.3.3), removeFromCRL takes a certificate off the list (section 5.3.1), and a
-list for attribute certificates alone is about none of ours (section 5.2.5). A delta list takes nothing off the complete
-one that stands beside it: the next complete one does.
+An entry is not always about this issuer's certificate, nor does it always revoke: an indirect list names certificates
+of other issuers too (section 5.3.3), removeFromCRL takes a certificate off the list (section 5.3.1), and a list for
+attribute certificates alone is about none of ours (section 5.2.5). A delta list takes nothing off the complete list
+beside it; only the next complete list does.
 
-Envoy judges otherwise where such lists are its own. It takes no notice of a delta list beside a complete one; below a
-CA whose only list is a delta one, an indirect one or one for some reasons or of another scope, it refuses everybody.
+Envoy judges its own lists otherwise. It ignores a delta list beside a complete one; below a CA whose only list is a
+delta one, an indirect one, or one for some reasons or of another scope, it refuses every certificate.
 """
 
 import binascii
@@ -157,8 +157,8 @@ def overdue(crls: Iterable[RevocationList], now: datetime) -> tuple[RevocationLi
     return tuple(crl for crl in crls if crl.next_update_utc is not None and crl.next_update_utc < now)
 
 
-def peculiarity(crl: RevocationList) -> str | None:
-    """What a person should know of a list that is no complete one for all certificates of its issuer."""
+def limits_of(crl: RevocationList) -> str | None:
+    """What a list leaves open that is not the complete one for all certificates of its issuer, or None."""
     scope = extension_of(crl, x509.IssuingDistributionPoint)
     if scope is not None and scope.only_contains_attribute_certs:
         return "of attribute certificates: it revokes no other"

@@ -1,9 +1,9 @@
 """What RFC 5280 section 6.1 asks of a certificate in a chain: each rule a function that says what is wrong, or None.
 
-The words name the certificate and the way out; they make a clause, to stand alone or after a colon. An anchor has to
-keep every rule but those on its signature and its ExtendedKeyUsage; section 6.1 leaves that open, and Envoy looks at
-nothing of an anchor but its validity, its name constraints and whether it may sign. The rest is asked for the sake of
-peers that are no Envoys, and lest what is no CA be pinned by mistake.
+A rule returns a clause that names the certificate and the way out, to stand alone or after a colon. An anchor has to
+keep every rule but those on its signature and its ExtendedKeyUsage. Section 6.1 leaves that open, and Envoy judges
+nothing of an anchor but its validity, its name constraints and whether it may sign. The other rules are for peers that
+are no Envoys, and against an anchor that is pinned by mistake and is no CA.
 
 Signatures are judged in `signatures`, policies in `policies`. Revocation is no part of path validation.
 """
@@ -37,7 +37,7 @@ _KNOWN_EXTENSIONS = frozenset(
         ExtensionOID.INHIBIT_ANY_POLICY,
     }
 )
-# Envoy 1.40 refuses these where they are critical, but for those of an anchor, which it does not look at.
+# Envoy 1.40 refuses the added ones where they are critical, but ignores them in an anchor.
 _KNOWN_OF_ANCHORS = _KNOWN_EXTENSIONS | {
     ExtensionOID.SUBJECT_KEY_IDENTIFIER,
     ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
@@ -61,7 +61,7 @@ def fault_of_certificate(certificate: x509.Certificate, times: Times, *, is_anch
 
 
 def fault_as_issuer(certificate: x509.Certificate, chain: Chain, times: Times, *, is_anchor: bool) -> str | None:
-    """What speaks against the certificate as the CA above `chain`, whose last certificate it has signed."""
+    """What is wrong with the certificate as the CA above `chain`, whose last certificate it signed."""
     return (
         fault_of_certificate(certificate, times, is_anchor=is_anchor)
         or fault_of_ca(certificate)
@@ -76,8 +76,8 @@ def fault_as_issuer(certificate: x509.Certificate, chain: Chain, times: Times, *
 def fault_of_times(certificate: x509.Certificate, times: Times) -> str | None:
     """Section 6.1.3, step a.2.
 
-    Both ends belong to the validity (section 4.1.2.5), which a certificate has in whole seconds. For BoringSSL it ends
-    with the beginning of its last second (X509_cmp_time_posix), and so does it here.
+    Both ends belong to the validity (section 4.1.2.5), in whole seconds. For BoringSSL it ends when its last second
+    begins (X509_cmp_time_posix), and so it does here.
     """
     first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if times.now >= last:
@@ -109,9 +109,9 @@ def _fault_of_extensions(certificate: x509.Certificate, known: frozenset[x509.Ob
 def fault_of_ca(certificate: x509.Certificate) -> str | None:
     """Why the certificate may not issue others, wherever it stands (section 6.1.4, steps k and n).
 
-    A self-signed version 1 certificate, which can have no BasicConstraints, is refused as an anchor too. OpenSSL lets
-    it pass, but then any self-signed server certificate that is pinned by mistake may sign SVIDs, and X509-SVID
-    section 4.1 requires the flag.
+    A self-signed version 1 certificate, which can have no BasicConstraints, is refused as an anchor too. OpenSSL takes
+    it; but then any self-signed server certificate that is pinned by mistake could sign SVIDs, and X509-SVID requires
+    the flag (section 4.1).
     """
     return fault_of_ca_flag(certificate) or fault_of_key_usage(certificate)
 
@@ -132,11 +132,11 @@ def fault_of_key_usage(certificate: x509.Certificate) -> str | None:
 
 
 def fault_of_identifiers(certificate: x509.Certificate, below: x509.Certificate) -> str | None:
-    """Whether what lies below names another certificate of the same CA as its issuer's.
+    """Whether the certificate below names another certificate of the same CA as its issuer.
 
-    RFC 5280 takes these for hints (section 4.2.1.1). OpenSSL and BoringSSL, and so Envoy, do not: for them the one is
-    not the issuer of the other, though its key made the signature. So it is after a CA was renewed, where what is below
-    names the serial number of its old certificate, as easy-rsa and many openssl configurations have it.
+    For RFC 5280 the identifiers are hints (section 4.2.1.1). For OpenSSL and BoringSSL, and so for Envoy, they are
+    binding: a CA whose identifiers differ is not the issuer, though its key made the signature. That happens where a CA
+    was renewed and a certificate below it names the old serial number, as easy-rsa and many openssl configurations do.
     """
     named = extension(below, x509.AuthorityKeyIdentifier)
     if named is None:
@@ -174,7 +174,7 @@ def _fault_of_usages(certificate: x509.Certificate, leaf: x509.Certificate) -> s
     """An intermediate's ExtendedKeyUsage limits what is below it.
 
     RFC 5280 does not ask for that; OpenSSL, Go and BoringSSL do. As tried on Envoy 1.40, the usages must be named
-    (anyExtendedKeyUsage does not count, nor with OpenSSL), and those of an anchor are not looked at.
+    (anyExtendedKeyUsage does not count, nor does it for OpenSSL), and those of an anchor are ignored.
     """
     if extension(certificate, x509.ExtendedKeyUsage) is None:
         return None

@@ -1,7 +1,7 @@
 """Whether one certificate signed another (RFC 5280 section 6.1.3, steps a.1 and a.4), by algorithms that Envoy takes.
 
-cryptography can tell, but it wants the issuer's name in the same encoding on both sides, which neither RFC 5280 nor
-Envoy does; hence a look of our own at the name, and one at the key.
+cryptography's own check wants the issuer's name in the same encoding on both sides, which neither RFC 5280 nor Envoy
+asks for; so the name and the key are compared here.
 """
 
 from contextlib import suppress
