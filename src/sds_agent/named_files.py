@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sds_agent.errors import SdsAgentError
 from sds_agent.files import read_at_once
-from sds_agent.pki.certificates import CertificateError, Reading, read_bundle
+from sds_agent.pki.certificates import CertificateError, ParsedBundle, read_bundle
 from sds_agent.pki.forms import without_certificate
 
 LARGEST = 4 << 20
@@ -33,7 +33,7 @@ def read_named_file(file: Path, what: str, most: int) -> bytes:
     return data
 
 
-def read_certificate_file(file: Path, what: str) -> Reading:
+def read_certificate_file(file: Path, what: str) -> ParsedBundle:
     """The certificates in `file`, at least one. Raises NamedFileError."""
     data = read_named_file(file, what, LARGEST)
     try:

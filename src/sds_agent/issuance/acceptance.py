@@ -20,7 +20,7 @@ from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.validity import SKEW, Validity, validity
 from sds_agent.pki.certificates import (
     CertificateError,
-    Reading,
+    ParsedBundle,
     describe,
     extended_key_usages,
     extension,
@@ -85,7 +85,7 @@ def accept(
     be used.
     """
     received = _read(answer.chain_pem, "the certificate chain")
-    known = Reading(anchors) if answer.anchors_pem is None else _read(answer.anchors_pem, "the trust anchors")
+    known = ParsedBundle(anchors) if answer.anchors_pem is None else _read(answer.anchors_pem, "the trust anchors")
     told = unique(known.certificates)
     leaf = _our_leaf(received, public_key)
     _check_names(leaf, identity)
@@ -109,14 +109,14 @@ def accept(
     return Accepted(chain, told, times, warnings, known.left_out)
 
 
-def _read(pem: bytes, what: str) -> Reading:
+def _read(pem: bytes, what: str) -> ParsedBundle:
     try:
         return read_bundle(pem)
     except CertificateError as error:
         raise AuthorityError(ErrorKind.INVALID, f"cannot read {what} that the CA sent: {error}") from error
 
 
-def _our_leaf(received: Reading, public_key: PublicKey) -> x509.Certificate:
+def _our_leaf(received: ParsedBundle, public_key: PublicKey) -> x509.Certificate:
     for certificate in received.certificates:
         if has_key(certificate, public_key):
             return certificate

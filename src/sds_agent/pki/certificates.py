@@ -44,14 +44,14 @@ class CertificateError(SdsAgentError):
     """A PEM text holds a certificate that cannot be read, or is cut off."""
 
 
-class Reading(Struct, frozen=True):
+class ParsedBundle(Struct, frozen=True):
     """The certificates of a PEM text, in its order, and what is wrong with those that were left out, a clause each."""
 
     certificates: tuple[x509.Certificate, ...]
     left_out: tuple[str, ...] = ()
 
 
-def read_bundle(data: bytes) -> Reading:
+def read_bundle(data: bytes) -> ParsedBundle:
     """Every certificate in `data` that can be used; none when there is no CERTIFICATE block.
 
     Text before, between and after the blocks is skipped (RFC 7468 section 2), and so are blocks of other kinds; `pem`
@@ -73,7 +73,7 @@ def read_bundle(data: bytes) -> Reading:
         faults[MOST_FAULTS:] = [f"{len(faults) - MOST_FAULTS} more cannot be used"]
     if faults and not found:
         raise CertificateError("; ".join(faults))
-    return Reading(tuple(found), tuple(faults))
+    return ParsedBundle(tuple(found), tuple(faults))
 
 
 def read_pem(data: bytes) -> tuple[x509.Certificate, ...]:

@@ -14,7 +14,7 @@ from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorK
 from sds_agent.named_files import NamedFileError, read_certificate_file, read_named_file
 from sds_agent.pki.certificates import (
     CertificateError,
-    Reading,
+    ParsedBundle,
     has_key,
     read_pem,
     subject_alternative_uris,
@@ -52,7 +52,7 @@ def read_token(file: Path) -> Token:
     return Token(data.decode("ascii"))
 
 
-def read_certificates(file: Path, what: str) -> Reading:
+def read_certificates(file: Path, what: str) -> ParsedBundle:
     """The certificates in `file`, at least one. Raises AuthorityError UNAUTHENTICATED.
 
     gRPC must get them as `write_pem` writes them. It reads less than we do: no byte order mark, and no two blocks

@@ -134,7 +134,7 @@ class _CaCertificates:
             self._by_name.setdefault(canonical(issuer.certificate.subject), []).append(issuer)
 
     def of(self, certificate: x509.Certificate) -> list[tuple[bool, _CaCertificate]]:
-        """The CAs with its issuer's name, each with whether it lacks the key identifier that is asked for; such last."""
+        """The CAs with its issuer's name; with each, whether another key identifier is asked for. Such come last."""
         named = extension(certificate, x509.AuthorityKeyIdentifier)
         wanted = named.key_identifier if named else None
         namesakes = [(i.key_identifier != wanted, i) for i in self._by_name.get(canonical(certificate.issuer), [])]
