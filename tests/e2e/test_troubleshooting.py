@@ -65,7 +65,7 @@ async def suffering(symptom: Symptom, folder: Path) -> AsyncIterator[Envoy]:
         async with envoy(folder / symptom.socket, folder, name=symptom.name, http1=symptom.http1) as proxy:
             await proxy.program.line(symptom.line)
             if symptom is NOT_ISSUED:
-                await running.event("subscribed", held="default")
+                await running.event("subscribed", pending="default")
             if symptom is HTTP1:
                 assert (await running.event("connection_ended"))["cause"] in PAGE
             yield proxy

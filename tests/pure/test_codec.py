@@ -32,7 +32,7 @@ from sds_agent.sds.codec import (
     encode_delta,
     encode_secret,
 )
-from sds_agent.sds.protocol import SECRET_TYPE, DeltaRequest, Request, Respond
+from sds_agent.sds.protocol import SECRET_TYPE, DeltaRequest, Respond, SotwRequest
 from sds_agent.secrets import model
 
 SOME_TIME = datetime(2026, 1, 1, tzinfo=UTC)
@@ -153,7 +153,7 @@ def test_request_written_by_the_published_schema_is_read(
         type_url=url,
         node=node,
     )
-    assert decode(bytes(message)) == Request(
+    assert decode(bytes(message)) == SotwRequest(
         tuple(asked),
         nonce=nonce,
         error=error,

@@ -15,7 +15,7 @@ from sds_agent.sds.protocol import (
     Refused,
     Respond,
     Stale,
-    Status,
+    StatusCode,
     Subscribed,
     Unsubscribed,
 )
@@ -155,7 +155,7 @@ def test_name_not_issued_yet_is_held_and_never_removed(served: Served) -> None:
     """Told "removed", Envoy would open its listener without a certificate."""
     served.hold("late")
     stream = session()
-    assert stream.receive(add("late"), served) == [Subscribed(("late",), held=("late",))]
+    assert stream.receive(add("late"), served) == [Subscribed(("late",), pending=("late",))]
     assert stream.refresh(served) == []
     served.put("late", "v1")
     assert sent(stream.refresh(served)) == [("late", "v1")]
@@ -303,13 +303,13 @@ def test_too_many_names_end_the_stream(served: Served) -> None:
     stream.receive(add("a", "b"), served)
     [finish] = stream.receive(add("c"), served)
     assert isinstance(finish, Finish)
-    assert finish.status is Status.RESOURCE_EXHAUSTED
+    assert finish.code is StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_another_type_url_is_refused(served: Served) -> None:
     [finish] = session().receive(DeltaRequest(subscribe=("default",), type_url="x"), served)
     assert isinstance(finish, Finish)
-    assert finish.status is Status.INVALID_ARGUMENT
+    assert finish.code is StatusCode.INVALID_ARGUMENT
 
 
 def test_answer_to_a_new_name_leaves_a_waiting_push_waiting(served: Served) -> None:

@@ -4,7 +4,7 @@ import pytest
 from fakes.served import Served
 
 from sds_agent.sds.fetch import fetch
-from sds_agent.sds.protocol import Finish, Request, Respond, Status
+from sds_agent.sds.protocol import Finish, Respond, SotwRequest, StatusCode
 
 
 def ask(*names: str, most_names: int = 100, type_url: str = "") -> Respond | Finish | None:
@@ -13,7 +13,7 @@ def ask(*names: str, most_names: int = 100, type_url: str = "") -> Respond | Fin
     served.put("ROOTCA", "r1")
     served.hold("late")
     served.hold("later")
-    return fetch(Request(names=names, type_url=type_url), served, most_names=most_names)
+    return fetch(SotwRequest(names=names, type_url=type_url), served, most_names=most_names)
 
 
 def given(answer: Respond | Finish | None) -> list[str]:
@@ -39,23 +39,23 @@ def test_a_name_that_is_not_issued_yet_is_waited_for(names: tuple[str, ...]) -> 
 
 @pytest.mark.parametrize("names", [("nobody",), ("nobody", "*")])
 def test_unknown_names_alone_are_not_found(names: tuple[str, ...]) -> None:
-    assert ask(*names) == Finish(Status.NOT_FOUND, names)
+    assert ask(*names) == Finish(StatusCode.NOT_FOUND, names)
 
 
 def test_no_name_is_no_wildcard() -> None:
     answer = ask()
     assert isinstance(answer, Finish)
-    assert answer.status is Status.INVALID_ARGUMENT
+    assert answer.code is StatusCode.INVALID_ARGUMENT
 
 
 def test_another_type_is_refused() -> None:
     answer = ask("default", type_url="type.googleapis.com/x.Cluster")
     assert isinstance(answer, Finish)
-    assert answer.status is Status.INVALID_ARGUMENT
+    assert answer.code is StatusCode.INVALID_ARGUMENT
 
 
 def test_too_many_names_are_refused() -> None:
     assert given(ask("default", "default", "ROOTCA", most_names=2)) == ["default", "ROOTCA"]
     answer = ask("default", "ROOTCA", "nobody", most_names=2)
     assert isinstance(answer, Finish)
-    assert answer.status is Status.RESOURCE_EXHAUSTED
+    assert answer.code is StatusCode.RESOURCE_EXHAUSTED

@@ -22,9 +22,9 @@ from sds_agent.sds.protocol import (
     DeltaRequest,
     Finish,
     Nacked,
-    Request,
     Resource,
     Respond,
+    SotwRequest,
     Stale,
 )
 from sds_agent.sds.sotw import SotwSession
@@ -182,7 +182,7 @@ class SotwExchange(Exchange):
         waiting, had = bool(self.on_the_way), set(self.session.names)
         if nonce and nonce in self.answers:
             self.reply(nonce, error)
-        actions = self.session.receive(Request(names=tuple(self.wanted), nonce=nonce, error=error), self.served)
+        actions = self.session.receive(SotwRequest(names=tuple(self.wanted), nonce=nonce, error=error), self.served)
         if stale:  # it crossed an answer; the client's reply to that one brings the names again
             assert actions == [Stale(nonce, error)], "a stale message was acted on"
             self.passed_over |= set(self.answers.get(nonce, {}).items())
@@ -213,7 +213,7 @@ class SotwExchange(Exchange):
     @rule(names=some_names, nonce=strange, error=reasons)
     def say_something_stale(self, names: list[str], nonce: str, error: str | None) -> None:
         before = self.session.names
-        actions = self.session.receive(Request(names=tuple(names), nonce=nonce, error=error), self.served)
+        actions = self.session.receive(SotwRequest(names=tuple(names), nonce=nonce, error=error), self.served)
         assert actions == [Stale(nonce, error)]
         assert self.session.names == before
 

@@ -12,10 +12,10 @@ from sds_agent.sds.protocol import (
     Finish,
     Nacked,
     Refused,
-    Request,
     Respond,
+    SotwRequest,
     Stale,
-    Status,
+    StatusCode,
     Subscribed,
     Unsubscribed,
 )
@@ -26,8 +26,8 @@ def session(most_names: int = 100) -> SotwSession:
     return SotwSession((f"n{i}" for i in itertools.count(1)), most_names=most_names)
 
 
-def ask(*names: str, nonce: str = "", error: str | None = None, **more: str) -> Request:
-    return Request(names=names, nonce=nonce, error=error, **more)
+def ask(*names: str, nonce: str = "", error: str | None = None, **more: str) -> SotwRequest:
+    return SotwRequest(names=names, nonce=nonce, error=error, **more)
 
 
 def answers(actions: list[Action]) -> list[Respond]:
@@ -178,7 +178,7 @@ def test_empty_first_list_fetches_nothing(served: Served) -> None:
 def test_name_not_issued_yet_is_held_then_pushed(served: Served) -> None:
     served.hold("late")
     stream = session()
-    assert stream.receive(ask("late"), served) == [Subscribed(("late",), held=("late",))]
+    assert stream.receive(ask("late"), served) == [Subscribed(("late",), pending=("late",))]
     assert stream.refresh(served) == []
     served.put("late", "v1")
     assert sent(stream.refresh(served)) == [("late", "v1")]
@@ -205,12 +205,12 @@ def test_withheld_secret_is_not_taken_back_and_the_next_is_pushed(served: Served
 
 def test_unknown_name_alone_ends_the_stream(served: Served) -> None:
     actions = session().receive(ask("nobody"), served)
-    assert actions[-1] == Finish(Status.NOT_FOUND, ("nobody",))
+    assert actions[-1] == Finish(StatusCode.NOT_FOUND, ("nobody",))
     assert answers(actions) == []
 
 
 def test_wildcard_is_an_unknown_name(served: Served) -> None:
-    assert session().receive(ask("*"), served)[-1] == Finish(Status.NOT_FOUND, ("*",))
+    assert session().receive(ask("*"), served)[-1] == Finish(StatusCode.NOT_FOUND, ("*",))
 
 
 def test_unknown_name_among_known_ones_is_reported_and_the_others_answered(served: Served) -> None:
@@ -232,7 +232,7 @@ def test_identity_withdrawn_in_mid_stream_ends_a_stream_that_has_no_other(served
     stream = session()
     stream.receive(ask("default"), served)
     del served["default"]
-    assert stream.refresh(served) == [Finish(Status.NOT_FOUND, ("default",))]
+    assert stream.refresh(served) == [Finish(StatusCode.NOT_FOUND, ("default",))]
 
 
 def test_identity_withdrawn_in_mid_stream_leaves_the_others(served: Served) -> None:
@@ -263,13 +263,13 @@ def test_identity_withdrawn_while_an_answer_is_outstanding_ends_the_stream_at_on
     stream = session()
     stream.receive(ask("default"), served)
     del served["default"]
-    assert stream.refresh(served) == [Finish(Status.NOT_FOUND, ("default",))]
+    assert stream.refresh(served) == [Finish(StatusCode.NOT_FOUND, ("default",))]
 
 
 def test_last_name_that_is_served_taken_out_leaves_a_stream_that_ends(served: Served) -> None:
     stream = session()
     stream.receive(ask("default", "nobody"), served)
-    assert stream.receive(ask("nobody", nonce="n1"), served)[-1] == Finish(Status.NOT_FOUND, ("nobody",))
+    assert stream.receive(ask("nobody", nonce="n1"), served)[-1] == Finish(StatusCode.NOT_FOUND, ("nobody",))
 
 
 @pytest.mark.parametrize("url", ["", SECRET_TYPE])
@@ -280,7 +280,7 @@ def test_empty_and_own_type_url_are_taken(served: Served, url: str) -> None:
 def test_another_type_url_is_refused(served: Served) -> None:
     [finish] = session().receive(ask("default", type_url="type.googleapis.com/envoy.config.cluster.v3.Cluster"), served)
     assert isinstance(finish, Finish)
-    assert finish.status is Status.INVALID_ARGUMENT
+    assert finish.code is StatusCode.INVALID_ARGUMENT
     assert SECRET_TYPE in finish.detail
 
 
@@ -288,7 +288,7 @@ def test_too_many_names_end_the_stream(served: Served) -> None:
     assert sent(session(most_names=3).receive(ask("a", "default", "c", "a"), served)) == [("default", "v1")]
     [finish] = session(most_names=3).receive(ask("a", "b", "c", "d"), served)
     assert isinstance(finish, Finish)
-    assert finish.status is Status.RESOURCE_EXHAUSTED
+    assert finish.code is StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_no_nonce_is_used_twice(served: Served) -> None:
@@ -312,7 +312,7 @@ def test_names_changed_before_the_first_answer(served: Served) -> None:
 def test_nack_before_any_answer_is_history(served: Served) -> None:
     served.hold("late")
     stream = session()
-    assert stream.receive(ask("late", nonce="x", error="old"), served) == [Subscribed(("late",), held=("late",))]
+    assert stream.receive(ask("late", nonce="x", error="old"), served) == [Subscribed(("late",), pending=("late",))]
     assert stream.receive(ask("late", nonce="x", error="old"), served) == []
     served.put("late", "v1")
     assert sent(stream.refresh(served)) == [("late", "v1")]

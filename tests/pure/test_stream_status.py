@@ -9,7 +9,7 @@ from fakes.served import Served
 
 from sds_agent.log import LONGEST_VALUE
 from sds_agent.sds.delta import REMOVED, DeltaSession
-from sds_agent.sds.protocol import Acked, DeltaRequest, Nacked, Request
+from sds_agent.sds.protocol import Acked, DeltaRequest, Nacked, SotwRequest
 from sds_agent.sds.sotw import SotwSession
 from sds_agent.sds.status import MOST_TIMED, Nack, NameStatus, Replies, StreamRecord
 
@@ -25,11 +25,11 @@ class Sotw:
 
     def want(self, *names: str) -> None:
         """Say which names are wanted, and nothing of any answer."""
-        self.session.receive(Request(names), self.served)
+        self.session.receive(SotwRequest(names), self.served)
 
     def reply(self, nonce: str, error: str | None = None) -> None:
         """Take an answer, or refuse it."""
-        self.session.receive(Request(self.session.names, nonce, error), self.served)
+        self.session.receive(SotwRequest(self.session.names, nonce, error), self.served)
 
 
 class Delta:

@@ -30,10 +30,10 @@ from sds_agent.secrets.store import SecretStore
 
 
 @asynccontextmanager
-async def server(file: SocketFile, *, look_every: float = 60) -> AsyncIterator[None]:
+async def server(file: SocketFile, *, check_every: float = 60) -> AsyncIterator[None]:
     store = SecretStore()
     store.publish({"ROOTCA": BundleSecret(b"roots")})
-    async with serving(SecretDiscoveryService(store), file, Limits(), look_every=look_every):
+    async with serving(SecretDiscoveryService(store), file, Limits(), check_every=check_every):
         yield
 
 
@@ -317,7 +317,7 @@ async def test_lost_socket_comes_back_with_its_rights_and_serves_old_and_new_pee
     path = tmp_path / "run" / "sds.sock"
     async with AsyncExitStack() as stack:
         events = stack.enter_context(recorded())
-        await stack.enter_async_context(server(SocketFile(path, mode=0o600), look_every=0.01))
+        await stack.enter_async_context(server(SocketFile(path, mode=0o600), check_every=0.01))
         old = await stack.enter_async_context(connected(path))
         stream = await old.stream().ask("ROOTCA")
         await stream.read()
@@ -342,7 +342,7 @@ async def test_lost_socket_comes_back_with_its_rights_and_serves_old_and_new_pee
 async def test_socket_that_another_took_is_told_once_and_taken_back_when_it_is_free(tmp_path: Path) -> None:
     path = tmp_path / "sds.sock"
     with recorded() as events:
-        async with server(SocketFile(path), look_every=0.01), connected(path) as old:
+        async with server(SocketFile(path), check_every=0.01), connected(path) as old:
             await old.fetch("ROOTCA")
             path.unlink()
             with socket.socket(socket.AF_UNIX) as other:

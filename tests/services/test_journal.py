@@ -21,16 +21,16 @@ from sds_agent.sds.protocol import (
     Finish,
     Nacked,
     Refused,
-    Request,
     Resource,
     Respond,
+    SotwRequest,
     Stale,
-    Status,
+    StatusCode,
     Subscribed,
     Unsubscribed,
 )
 
-NOT_FOUND = Finish(Status.NOT_FOUND, ("nobody",))
+NOT_FOUND = Finish(StatusCode.NOT_FOUND, ("nobody",))
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ class Time:
 def opened(journal: Journal, node: str = "", method: str = "StreamSecrets") -> StreamJournal:
     """The journal of a stream whose Envoy says that it is `node`."""
     stream = journal.open(method, "pid 7 (uid 101)")
-    stream.met(Request(node_id=node))
+    stream.met(SotwRequest(node_id=node))
     return stream
 
 
@@ -65,7 +65,7 @@ def refuse(journal: Journal, *actions: Action, node: str = "envoy-a") -> None:
     [
         (
             Subscribed(("a", "b"), ("b",)),
-            {"event": "subscribed", "level": "info", "names": ["a", "b"], "held": ["b"], "method": "DeltaSecrets"},
+            {"event": "subscribed", "level": "info", "names": ["a", "b"], "pending": ["b"], "method": "DeltaSecrets"},
         ),
         (Subscribed(("a",)), {"event": "subscribed", "level": "info", "names": ["a"], "method": "DeltaSecrets"}),
         (Unsubscribed(("a",)), {"event": "unsubscribed", "level": "debug", "names": ["a"]}),
@@ -97,7 +97,7 @@ def refuse(journal: Journal, *actions: Action, node: str = "envoy-a") -> None:
         (Refused(("x",)), {"event": "refused", "level": "warning", "cause": "unknown name", "names": ["x"]}),
         (NOT_FOUND, {"event": "refused", "level": "warning", "cause": "not found", "names": ["nobody"]}),
         (
-            Finish(Status.INVALID_ARGUMENT, detail="type_url must be another"),
+            Finish(StatusCode.INVALID_ARGUMENT, detail="type_url must be another"),
             {"event": "refused", "level": "warning", "cause": "type_url must be another"},
         ),
     ],
@@ -130,7 +130,7 @@ def test_an_ack_tells_how_long_the_envoy_took(events: Events) -> None:
 
 def test_the_first_message_tells_the_node_for_all(events: Events) -> None:
     stream = opened(Journal(), "envoy-a")
-    stream.met(Request())
+    stream.met(SotwRequest())
     stream.note([Acked("n", {"a": "v"})])
     assert events.seen[0]["node"] == "envoy-a"
 
@@ -146,9 +146,9 @@ def test_one_refusal_is_told_once_however_often_it_is_asked_for(events: Events) 
     ("other", "node"),
     [
         (NOT_FOUND, "envoy-b"),
-        (Finish(Status.NOT_FOUND, ("noone",)), "envoy-a"),
+        (Finish(StatusCode.NOT_FOUND, ("noone",)), "envoy-a"),
         (Refused(("nobody",)), "envoy-a"),
-        (Finish(Status.NOT_FOUND, ("nobody", "noone")), "envoy-a"),
+        (Finish(StatusCode.NOT_FOUND, ("nobody", "noone")), "envoy-a"),
     ],
     ids=["another Envoy", "another name", "among others", "more names"],
 )
@@ -178,7 +178,7 @@ def test_what_is_asked_for_all_the_time_is_not_forgotten_for_what_is_asked_for_o
     assert len(events.named("refused", cause="not found")) == 1
 
 
-@pytest.mark.parametrize("action", [Finish(Status.NOT_FOUND, ("x",) * 5000), Refused(("x",) * 5000)])
+@pytest.mark.parametrize("action", [Finish(StatusCode.NOT_FOUND, ("x",) * 5000), Refused(("x",) * 5000)])
 def test_a_line_about_many_names_is_bounded(events: Events, action: Action) -> None:
     refuse(Journal(), action)
     assert events.seen[0]["names"] == [*["x"] * MOST_NAMES, "and 4980 more"]
@@ -187,7 +187,7 @@ def test_a_line_about_many_names_is_bounded(events: Events, action: Action) -> N
 def test_a_line_about_many_subscriptions_is_bounded(events: Events) -> None:
     refuse(Journal(), Subscribed(("x",) * 5000, ("y",) * 5000), Unsubscribed(("z",) * 5000))
     (subscribed,), (unsubscribed,) = events.named("subscribed"), events.named("unsubscribed")
-    for names in (subscribed["names"], subscribed["held"], unsubscribed["names"]):
+    for names in (subscribed["names"], subscribed["pending"], unsubscribed["names"]):
         assert len(names) == MOST_NAMES + 1
 
 
@@ -210,11 +210,11 @@ def test_one_stream_cannot_fill_the_log_and_one_line_tells_how_much_was_left_out
     assert len(events.named("nacked")) == len(events.named("pushed")) == LINES * 5
     time.now += 60
     events.seen.clear()
-    journal.tell_left_out()
+    journal.report_left_out()
     told = {event["kind"]: event["lines"] for event in events.named("lines_left_out")}
     assert told == {"warnings": 10_000 - LINES * 5 - 1, "others": 10_000 - LINES * 5 - 1}, "the first was told at once"
     events.seen.clear()
-    journal.tell_left_out()
+    journal.report_left_out()
     assert events.seen == []
 
 

@@ -36,7 +36,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sds_agent.sds.endpoint import SocketFile
-from sds_agent.sds.server import STREAMS_EACH, Limits, serving
+from sds_agent.sds.server import STREAMS_PER_CONNECTION, Limits, serving
 from sds_agent.sds.service import SecretDiscoveryService
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
@@ -226,7 +226,7 @@ async def test_every_connection_is_told_how_many_streams_it_may_open(tmp_path: P
             prefix = await stream.receive_exactly(9)
             settings_sent = await stream.receive_exactly(int.from_bytes(prefix[:3], "big"))
         assert prefix[3] == SETTINGS
-        assert (MAX_CONCURRENT_STREAMS, STREAMS_EACH) in struct.iter_unpack(">HI", settings_sent)
+        assert (MAX_CONCURRENT_STREAMS, STREAMS_PER_CONNECTION) in struct.iter_unpack(">HI", settings_sent)
         await peer.connection.aclose()
 
 

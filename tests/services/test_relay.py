@@ -15,8 +15,8 @@ from fakes.clocks import HAND_LOOP, HandLoop
 from fakes.events import recorded
 
 from sds_agent.rpc.frames import PREFACE, Bounds, Inspection
-from sds_agent.sds.acceptor import Acceptor
-from sds_agent.sds.relay import LOOK_EVERY, Relay
+from sds_agent.sds.acceptor import UnixAcceptor
+from sds_agent.sds.relay import CHECK_INTERVAL, Relay
 
 PING = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00" + bytes(8)
 CALL = b"\x00\x00\x01\x01\x04\x00\x00\x00\x01\x82"
@@ -97,7 +97,7 @@ async def test_no_byte_is_lost_of_what_waits_for_a_peer_that_rests_for_long() ->
             tasks.start_soon(send, ends.server, data)
             await anyio.wait_all_tasks_blocked()
             for _ in range(3):
-                loop.move(LOOK_EVERY)
+                loop.move(CHECK_INTERVAL)
                 for _ in range(10):  # the loop sees what is due, and then what can be read
                     await anyio.lowlevel.checkpoint()
             assert await receive(ends.peer, len(data)) == data
@@ -196,7 +196,7 @@ async def test_each_time_that_descriptors_are_short_is_told_and_who_waits_is_tak
         for each, name in ((behind, "grpc"), (listener, "sds")):
             each.bind(str(tmp_path / name))
             each.listen()
-        acceptor = Acceptor(listener, os.open(tmp_path / "grpc", os.O_PATH | os.O_CLOEXEC), 10, holders)
+        acceptor = UnixAcceptor(listener, os.open(tmp_path / "grpc", os.O_PATH | os.O_CLOEXEC), 10, holders)
         acceptor.begin()
         try:
             for count in (1, 2):

@@ -16,9 +16,9 @@ from fakes.loops import anyio_backend, one_loop  # noqa: F401 - fixtures
 from fakes.peers import Peer, SotwStream, chain_of, connected
 
 from sds_agent.sds.endpoint import SocketFile
-from sds_agent.sds.protocol import Finish, Status
+from sds_agent.sds.protocol import Finish, StatusCode
 from sds_agent.sds.server import Limits, serving
-from sds_agent.sds.service import LONGEST_FETCH, SecretDiscoveryService, explain
+from sds_agent.sds.service import FETCH_TIMEOUT, SecretDiscoveryService, explain
 from sds_agent.secrets.model import BundleSecret, CertificateSecret, Secret
 from sds_agent.secrets.store import SecretStore, Snapshot
 
@@ -31,14 +31,14 @@ def certificate(content: bytes) -> CertificateSecret:
 
 @asynccontextmanager
 async def running(
-    directory: Path, limits: Limits | None = None, *, longest_fetch: float = LONGEST_FETCH
+    directory: Path, limits: Limits | None = None, *, fetch_timeout: float = FETCH_TIMEOUT
 ) -> AsyncIterator[tuple[SecretStore, Peer, Events]]:
     """A store with one certificate, one bundle and one name without a secret, served to one client."""
     store = SecretStore(("default", "ROOTCA", "late"))
     store.publish({"default": certificate(b"chain 1"), "ROOTCA": BundleSecret(b"roots")})
     limits = limits or Limits()
     service = SecretDiscoveryService(
-        store, most_streams=limits.streams, most_names=limits.names, longest_fetch=longest_fetch
+        store, most_streams=limits.streams, most_names=limits.names, fetch_timeout=fetch_timeout
     )
     socket = directory / "sds.sock"
     with recorded() as events:
@@ -96,7 +96,7 @@ async def test_delta_client_is_told_what_is_not_served(tmp_path: Path) -> None:
 async def test_secret_that_is_not_issued_yet_arrives_when_it_is(tmp_path: Path) -> None:
     async with running(tmp_path) as (store, peer, events):
         stream = await peer.stream().ask("late")
-        await events.wait("subscribed", held=["late"])
+        await events.wait("subscribed", pending=["late"])
         assert store.awaited(["late"]), "issuance is to know that an Envoy waits"
         store.publish({"late": certificate(b"at last")})
         assert chain_of((await stream.read())["late"]) == b"at last"
@@ -114,8 +114,8 @@ async def test_expired_secret_is_given_to_no_new_stream_and_taken_from_no_old_on
         store.withhold(["default"])
         new = await peer.stream().ask("default", node="new")
         delta = await peer.delta().subscribe("default", node="delta")
-        await events.wait("subscribed", node="new", held=["default"])
-        await events.wait("subscribed", node="delta", held=["default"])
+        await events.wait("subscribed", node="new", pending=["default"])
+        await events.wait("subscribed", node="delta", pending=["default"])
         assert store.awaited(["default"]), "its renewal goes first"
         store.publish({"default": certificate(b"chain 2")})
         for stream in (old, new):
@@ -173,7 +173,7 @@ async def test_message_about_an_odd_or_huge_name_is_bounded_and_tells_what_there
 
 def test_message_about_many_names_is_bounded() -> None:
     offered = tuple(f"spiffe://demo.example/workload/{number}" for number in range(500))
-    text = explain(Finish(Status.NOT_FOUND, ("nobody",) * 500), offered)
+    text = explain(Finish(StatusCode.NOT_FOUND, ("nobody",) * 500), offered)
     assert len(text) <= 1010
     assert "'nobody', 'nobody', ...; this agent serves 'spiffe://demo.example/workload/0', " in text
 
@@ -251,7 +251,7 @@ async def test_bug_is_told_to_the_log_and_not_to_the_peer(tmp_path: Path) -> Non
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await peer.fetch("broken")
             ends.append((caught.value.code(), str(caught.value.details())))
-            assert ends == [(grpc.StatusCode.INTERNAL, "the agent has a fault; its log tells which")] * 3
+            assert ends == [(grpc.StatusCode.INTERNAL, "the agent has a fault; see its log")] * 3
             for method in ("StreamSecrets", "DeltaSecrets", "FetchSecrets"):
                 (fault,) = events.named("fault", level="error", part=f"SDS {method}")
                 assert any("_Broken.__contains__" in frame for frame in fault["frames"]), "the log says where it is"
@@ -452,7 +452,7 @@ async def test_fetch_waits_for_a_secret_that_is_on_its_way(tmp_path: Path) -> No
 
 
 async def test_fetch_of_a_secret_that_never_comes_ends_with_unavailable(tmp_path: Path) -> None:
-    async with running(tmp_path, longest_fetch=0.05) as (store, peer, events):
+    async with running(tmp_path, fetch_timeout=0.05) as (store, peer, events):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await peer.fetch("late", seconds=60)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -1,8 +1,8 @@
 """Accepts the peers on the agent's socket, and relays each to gRPC's own (see `relay`).
 
-gRPC would accept them itself, without a word when there is no descriptor left and without an end to their number. It
-listens at a socket without a name instead, which only this process can reach. Its end of each relay has an abstract
-address that the kernel chooses: gRPC shows it as the call's peer, and it leads to who holds the connection.
+gRPC would accept them itself, without a log line when no descriptor is left and without a limit on their number. So it
+listens at a socket without a name, which only this process can reach. Its end of each relay has an abstract address
+that the kernel chooses. gRPC gives that address as the call's peer, and it leads to the process at the other end.
 """
 
 import asyncio
@@ -21,28 +21,28 @@ from sds_agent.sds.relay import Relay
 LOG = logging.getLogger(__name__)
 
 BACKLOG = 4096
-AGAIN = 0.05
-"""Seconds until it is tried again to accept, when that failed."""
+RETRY_AFTER = 0.05
+"""Seconds from an accept that failed to the next one."""
 CALLS = Rate(1000, 200)
-"""Calls that the connections of one process may begin before it is read from less often. Each costs the event
-loop half a millisecond, so one process that makes calls without end takes no more than a tenth of it.
+"""Calls that the connections of one process may begin before the relays read from it less often. Each call costs the
+event loop half a millisecond, so a process that makes calls without end takes no more than a tenth of it.
 """
 MOST_PROCESSES = 10_000
 A_MINUTE = Rate(1, 1 / 60)
-"""How often a line tells that places are short, or that a connection of one process was ended."""
+"""How often the log says that there are too many connections, or that one of a process was ended."""
 BOUNDS = Bounds(block=16 << 10, frames=1 << 62)
-"""A header block of more than gRPC takes uncompressed need not be read. The frames are not counted, as a connection may
-stay for months; gRPC itself reads no more of a peer that makes it answer and does not read.
+"""gRPC refuses a header block that is larger uncompressed. Frames have no limit, because a connection may stay open for
+months; gRPC itself stops reading from a peer that makes it answer and does not read.
 """
 _CREDENTIALS = struct.Struct("iII")
 """A process, its user and its group (struct ucred, unix(7))."""
 
 
-class Acceptor:
+class UnixAcceptor:
     """Accepts from `begin` on. At most `most` connections are open: of the process that has most, the oldest gives way.
 
-    `backend` is a descriptor of gRPC's socket, which becomes the acceptor's; `holders` is kept up to date: who holds
-    each connection, by the address that gRPC knows of it.
+    `backend` is a descriptor of gRPC's socket; the acceptor owns it from now on. `holders` gets the process at the
+    other end of each connection, by gRPC's address for it, for as long as the connection is open.
     """
 
     def __init__(self, listener: socket.socket, backend: int, most: int, holders: dict[str, str]) -> None:
@@ -67,7 +67,7 @@ class Acceptor:
         self._loop.add_reader(self._listener.fileno(), self._accept)
 
     def close(self) -> None:
-        """Accept no more; what is open goes on."""
+        """Accept no more. Connections that are open stay open."""
         if self._again is not None:
             self._again.cancel()
         if self._listener.fileno() >= 0:
@@ -80,16 +80,16 @@ class Acceptor:
         await self._emptied.wait()
 
     def abort(self) -> None:
-        """Close all that is open, at once."""
+        """Close every connection at once."""
         for relay in tuple(self._relays):
             relay.close()
 
     def _accept(self) -> None:
-        """One connection; the loop comes back for the next. What leads to gRPC comes first: a peer that cannot be
-        relayed waits in the kernel's queue.
+        """Accept one connection; the event loop calls again for the next. The way to gRPC is opened first: a peer that
+        cannot be relayed yet waits in the kernel's queue.
         """
         try:
-            back = self._reach()
+            back = self._connect_back()
         except OSError as error:
             self._pause(error)
             return
@@ -103,7 +103,7 @@ class Acceptor:
         self._failed.resolved()
         self._relay(peer, back)
 
-    def _reach(self) -> socket.socket:
+    def _connect_back(self) -> socket.socket:
         back = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             back.setblocking(False)
@@ -115,44 +115,44 @@ class Acceptor:
         return back
 
     def _pause(self, error: OSError) -> None:
-        if not isinstance(error, BlockingIOError):  # or else gRPC has not accepted the last ones yet
+        if not isinstance(error, BlockingIOError):  # which says that gRPC has not accepted the last ones yet
             self._failed.report(error.strerror or str(error))
         self._loop.remove_reader(self._listener.fileno())
-        self._again = self._loop.call_later(AGAIN, self.begin)
+        self._again = self._loop.call_later(RETRY_AFTER, self.begin)
 
     def _relay(self, peer: socket.socket, back: socket.socket) -> None:
         peer.setblocking(False)
         address = f"unix-abstract:{back.getsockname()[1:].decode()}"
         holder = _process(peer) or address
 
-        def over(relay: Relay, why: str | None) -> None:
+        def closed(relay: Relay, why: str | None) -> None:
             self._holders.pop(address, None)
             self._placed.leave(relay)
             self._relays.discard(relay)
             if not self._relays:
                 self._emptied.set()
             if why is not None:
-                self._say_ended(holder, why)
+                self._report_ended(holder, why)
 
         def pace(calls: int) -> float:
             now = time.monotonic()
             return self._calls.of(holder, now).overdraw(now, calls)
 
-        relay = Relay(peer, back, Inspection(BOUNDS), pace, over)
+        relay = Relay(peer, back, Inspection(BOUNDS), pace, closed)
         self._holders[address] = holder
         self._relays.add(relay)
         self._emptied.clear()
         gives_way = self._placed.admit(relay, holder, self._most)
         relay.begin()
         if gives_way is not None:
-            self._say_full(holder)
+            self._report_full(holder)
             gives_way.close()
 
-    def _say_full(self, holder: str) -> None:
+    def _report_full(self, holder: str) -> None:
         if self._full.take("", time.monotonic()):
             log.event(LOG, "too_many_connections", level=logging.WARNING, most=self._most, newest=holder)
 
-    def _say_ended(self, holder: str, why: str) -> None:
+    def _report_ended(self, holder: str, why: str) -> None:
         if self._ended.take(holder, time.monotonic()):
             log.event(LOG, "connection_ended", level=logging.WARNING, holder=holder, cause=why)
 

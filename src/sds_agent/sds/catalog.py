@@ -1,4 +1,4 @@
-"""The store as sessions see it: every secret encoded once, whoever asks for it."""
+"""The store as sessions see it: every secret is encoded once, for all streams that ask for it."""
 
 from sds_agent.sds.codec import encode_secret
 from sds_agent.sds.protocol import Absence, Resource
@@ -22,10 +22,10 @@ class Catalog:
         if secret is None:
             self._encoded.pop(name, None)
             return Absence.PENDING
-        held = self._encoded.get(name)
-        if held is None or held[0] is not secret:
-            held = self._encoded[name] = (secret, encode_secret(name, secret))
-        return held[1]
+        encoded = self._encoded.get(name)
+        if encoded is None or encoded[0] is not secret:
+            encoded = self._encoded[name] = (secret, encode_secret(name, secret))
+        return encoded[1]
 
     @property
     def names(self) -> tuple[str, ...]:

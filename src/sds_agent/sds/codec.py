@@ -1,4 +1,4 @@
-"""Between the session's words and the bytes on the wire, through the narrow schema in `proto_gen`.
+"""The session's words as bytes on the wire and back, through the narrow schema in `proto_gen`.
 
 An answer consists of parts that are the same for every stream (its resources, each encoded once when its secret
 changes) and its nonce. Protobuf lets the fields of a message come in any order and repeated fields in any number of
@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from sds_agent_proto import sds_pb2 as wire
 
 from sds_agent.errors import SdsAgentError
-from sds_agent.sds.protocol import SECRET_TYPE, DeltaRequest, Request, Resource, Respond
+from sds_agent.sds.protocol import SECRET_TYPE, DeltaRequest, Resource, Respond, SotwRequest
 from sds_agent.secrets.model import CertificateSecret, Secret
 
 _TYPE_URL = wire.DiscoveryResponse(type_url=SECRET_TYPE).SerializeToString()
@@ -22,11 +22,11 @@ class MalformedMessageError(SdsAgentError):
     """A peer sent bytes that are not the message they should be."""
 
 
-def decode(data: bytes) -> Request:
+def decode(data: bytes) -> SotwRequest:
     """Read a DiscoveryRequest. Raises MalformedMessageError."""
     message = wire.DiscoveryRequest()
     _parse(message, data)
-    return Request(
+    return SotwRequest(
         names=tuple(message.resource_names),
         nonce=message.response_nonce,
         error=_error(message),
@@ -52,7 +52,7 @@ def decode_delta(data: bytes) -> DeltaRequest:
 
 
 def encode_secret(name: str, secret: Secret) -> Resource:
-    """The resource of `secret` under `name`, with all of an answer that does not depend on the stream."""
+    """The resource of `secret` under `name`, with every part of an answer that does not depend on the stream."""
     value = wire.Any(type_url=SECRET_TYPE, value=_secret(name, secret).SerializeToString())
     entry = wire.Resource(name=name, version=secret.version, resource=value)
     return Resource(

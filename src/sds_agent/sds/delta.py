@@ -9,15 +9,16 @@ an answer by its nonce:
 - A subscription change always counts, whatever the nonce. A nonce that is not outstanding on this stream is stale and
   says nothing.
 - Every name in `resource_names_subscribe` is answered at once: also when it was subscribed before (the client has
-  lost it), and also when `initial_resource_versions` says that the client holds this very version. Silence for what
-  is equal would leave a client that waits for its first answer waiting; a client that gets what it has ACKs it
-  without reloading.
+  lost it), and whatever `initial_resource_versions` says that the client has, which is not even decoded. Silence for
+  an equal version would leave a client that waits for its first answer waiting; a client that gets what it has ACKs
+  it without reloading.
 - Taking out what was never subscribed is not an error. A name in both lists is subscribed.
 - There is no wildcard for secrets: a first message without names subscribes to nothing, and "*" is a name that is not
   served.
 - Changes are pushed only when no answer is outstanding, and then the newest content goes out. Content that was sent
-  on this stream is not pushed again, taken or refused.
-- A name whose secret does not exist yet is held, never "removed": Envoy would finish warming without a certificate.
+  on this stream is not pushed again, whether the client took or refused it.
+- A name whose secret does not exist yet gets no answer. It is never "removed": Envoy would finish warming without a
+  certificate.
   `removed_resources` says that a name is not served, at once when it is asked for and by a push when that happens in
   mid-stream. The subscription stays, so that the name is pushed if it comes to be served. The stream never ends with
   a status for it.
@@ -44,11 +45,11 @@ from sds_agent.sds.protocol import (
 from sds_agent.sds.status import NameStatus, Replies
 
 REMOVED = ""
-"""Stands for a version in what was sent: the client was told that the name is not served."""
+"""Stands in the place of a version where the answer was that the name is not served."""
 
 MOST_OUTSTANDING = 32
-"""A client that subscribes again and again without answering has its oldest answers forgotten, as if it had taken
-them.
+"""Answers without a reply that a session remembers. Of a client that subscribes again and again and never replies it
+forgets the oldest, as if the client had taken them.
 """
 
 
@@ -86,7 +87,7 @@ class DeltaSession:
         return actions + self._answer((*subscribe, *changed), view)
 
     def refresh(self, view: View) -> list[Action]:
-        """Take the news that secrets changed."""
+        """Look for changes of the subscribed secrets."""
         if self._outstanding:
             return []
         return self._answer(self._changed(view), view)
@@ -97,7 +98,7 @@ class DeltaSession:
         answered = self._outstanding.get(request.nonce)
         if answered is None:
             return [Stale(request.nonce, request.error)]
-        # A stream keeps its order: who answers this one has dealt with those before it.
+        # A stream keeps its order: a client that replies to this answer has dealt with those before it.
         for nonce in tuple(takewhile(lambda older: older != request.nonce, self._outstanding)):
             del self._outstanding[nonce]
         del self._outstanding[request.nonce]
@@ -139,7 +140,7 @@ class DeltaSession:
 
 
 def _version(found: Resource | Absence) -> str | None:
-    """What `_sent` would hold for it; None for what is not to be sent."""
+    """What `_sent` has for it once it is sent; None for what is not to be sent."""
     match found:
         case Resource():
             return found.version

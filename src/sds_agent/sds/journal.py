@@ -17,8 +17,8 @@ from sds_agent.sds.protocol import (
     Finish,
     Nacked,
     Refused,
-    Request,
     Respond,
+    SotwRequest,
     Stale,
     Subscribed,
     Unsubscribed,
@@ -30,27 +30,27 @@ LOG = logging.getLogger(__name__)
 LINES = 4
 """How many lines an ordinary stream needs for one name: subscribed, pushed, acked and left.
 
-A stream may have so many for each name that it may have, and all streams together for each stream that there may be; as
-many again come in an hour. What tells of a changed secret, a push and the answer to it, is not counted: no peer can
-cause that.
+A stream may log that many for each name that it may have, and all streams together that many for each stream that
+there may be; the same number again in each hour. The push of a changed secret and the reply to it do not count: no peer
+can cause them.
 """
 HOUR = 3600.0
 LINE = 500
-"""Characters of a peer's own words that a line may tell before it counts as several."""
+"""Characters of a peer's text for which a line counts as one more."""
 
 MOST_REFUSALS = 1024
-"""How many different refusals are remembered so as not to log them again."""
+"""Refusals that are remembered, so that each is logged once."""
 
 MOST_NAMES = 20
-"""How many of a peer's own words a line tells."""
+"""Names that a line lists."""
 
 
 class Journal:
-    """Numbers the streams and keeps what they tell within bounds, whatever their peers send.
+    """Numbers the streams, and bounds what they log whatever their peers send.
 
-    It remembers which refusals were logged, as an Envoy that may not have a name asks for it for ever, and has a budget
-    for the lines of each stream and of all. Warnings have one of their own: a flood of other lines must not hide what
-    an Envoy objects to. One line a minute tells how many were left out.
+    It remembers which refusals were logged, because an Envoy that asks for a name that is not served does so for ever.
+    It has a budget for the lines of each stream and of all. Warnings have a budget of their own: a flood of other lines
+    must not hide why an Envoy refuses a secret. One line a minute says how many were left out.
     """
 
     def __init__(
@@ -79,18 +79,18 @@ class Journal:
         budget = self._warnings if level >= logging.WARNING else self._others
         admitted = budget.take(stream, self.monotonic(), cost)
         if not admitted:
-            self.tell_left_out()
+            self.report_left_out()
         return admitted
 
-    def tell_left_out(self, *, at_the_end: bool = False) -> None:
-        """Log how many lines were left out, if it is time to."""
+    def report_left_out(self, *, at_the_end: bool = False) -> None:
+        """Log how many lines were left out, at most once a minute, or in any case `at_the_end`."""
         now = self.monotonic()
         for budget, kind in ((self._warnings, "warnings"), (self._others, "others")):
             if count := budget.left_out(now, at_the_end=at_the_end):
                 log.event(LOG, "lines_left_out", level=logging.WARNING, kind=kind, lines=count)
 
     def first_refusal(self, *what: str) -> bool:
-        """Whether this refusal has not been logged yet (or so long ago that it is forgotten)."""
+        """Whether this refusal was not logged yet, as far as the journal remembers. It remembers it from now on."""
         key = _key(what)
         first = key not in self._refused
         self._refused[key] = None
@@ -100,7 +100,7 @@ class Journal:
         return first
 
     def forget_refusal(self, *what: str) -> None:
-        """It was not logged after all."""
+        """The refusal was left out, and is to be logged the next time."""
         self._refused.pop(_key(what), None)
 
     def forget_stream(self, stream: int) -> None:
@@ -123,26 +123,26 @@ class StreamJournal:
         """The stream's number, which every line about it has."""
         return self._record.number
 
-    def met(self, request: Request | DeltaRequest) -> None:
+    def met(self, request: SotwRequest | DeltaRequest) -> None:
         """Learn from a message who the client says it is."""
         self._record.met(request.node_id, request.cluster)
 
     def sending(self, answer: Respond, *, changed: bool) -> None:
-        """An answer is on its way from this moment, `changed` if a secret changed; it is noted once it was sent."""
+        """gRPC is about to send an answer; `changed` if a secret did. Note the answer once it is sent."""
         now, monotonic = self._journal.now(), self._journal.monotonic()
         self._record.sending(answer.nonce, changed=changed, now=now, monotonic=monotonic)
 
     def status(self, names: tuple[NameStatus, ...]) -> StreamStatus:
-        """The stream's status; its session knows that of the names."""
+        """The stream's status; the session gives that of its names."""
         return self._record.status(names)
 
     def note(self, actions: Iterable[Action]) -> None:
-        """Log the actions that one message or change led to."""
+        """Log the actions to which one message or change led."""
         actions = tuple(actions)
         finishing = any(isinstance(action, Finish) for action in actions)
         for action in actions:
             if finishing and isinstance(action, Subscribed):
-                continue  # the refusal tells it, and only once
+                continue  # the refusal has the names, and is logged once
             self._note(action)
 
     def left(self) -> None:
@@ -151,14 +151,14 @@ class StreamJournal:
         self.end()
 
     def end(self) -> None:
-        """Nothing more is logged of the stream."""
+        """The stream logs nothing more: its budget is forgotten."""
         self._journal.forget_stream(self.number)
 
     def _note(self, action: Action) -> None:
         match action:
-            case Subscribed(names, held):
+            case Subscribed(names, pending):
                 method = self._record.method
-                self._event("subscribed", names=_some(names), held=_some(held) or None, method=method)
+                self._event("subscribed", names=_some(names), pending=_some(pending) or None, method=method)
             case Unsubscribed(names):
                 self._event("unsubscribed", level=logging.DEBUG, names=_some(names))
             case Respond(nonce, resources, removed):
@@ -186,8 +186,8 @@ class StreamJournal:
                 self._event("stale", level=logging.DEBUG, nonce=nonce, reason=reason)
             case Refused(names):
                 self._refused("unknown name", names)
-            case Finish(status, names, detail):
-                self._refused(status.value, names, detail)
+            case Finish(code, names, detail):
+                self._refused(code.value, names, detail)
 
     def _refused(self, cause: str, names: tuple[str, ...], detail: str = "") -> None:
         what = (self._record.node, cause, *names)
@@ -197,11 +197,11 @@ class StreamJournal:
             self._journal.forget_refusal(*what)
 
     def _replied(self, reply: Acked | Nacked) -> tuple[bool, float | None]:
-        """Whether the answer replied to went out because a secret changed, and the milliseconds since it did."""
+        """Whether that answer went out because a secret changed, and the milliseconds from it to the reply."""
         return self._record.is_change(reply.nonce), self._record.replied(reply, monotonic=self._journal.monotonic())
 
     def _event(self, name: str, *, level: int = logging.INFO, changed: bool = False, **fields: log.Value) -> bool:
-        """Log it; whether it was not left out. What a changed secret leads to is never left out."""
+        """Log the event, unless the budget is spent; whether it did. `changed`: it is never left out."""
         if not LOG.isEnabledFor(level):
             return True
         number, node = self._record.number, self._record.node
@@ -212,7 +212,7 @@ class StreamJournal:
 
 
 def _key(what: tuple[str, ...]) -> bytes:
-    return hashlib.sha256(repr(what).encode()).digest()  # the words themselves may be a megabyte
+    return hashlib.sha256(repr(what).encode()).digest()  # the text itself may be a megabyte
 
 
 def _rate(lines: int) -> Rate:
@@ -220,7 +220,7 @@ def _rate(lines: int) -> Rate:
 
 
 def _length(value: log.Value) -> int:
-    """Characters that the log tells of a text, or of several."""
+    """Characters that the log writes of a text, or of several."""
     match value:
         case str():
             return min(len(value), log.LONGEST_VALUE)

@@ -1,8 +1,8 @@
 """The words of an SDS session: what a client may say, and what the server is to do about it.
 
-A session (`sotw.SotwSession`, `delta.DeltaSession`) is a pure object. It takes a request, or the news that secrets
+A session (`sotw.SotwSession`, `delta.DeltaSession`) is a pure object. It takes a request, or is told that secrets
 changed, together with a view of what is served, and returns actions: one that goes to the client (`Respond`,
-`Finish`) and notes for the log. It does no I/O and knows no clock, so every order of events can be tried without a
+`Finish`) and notes for the log. It does no I/O and knows no clock, so a test can try every order of events without a
 socket.
 """
 
@@ -15,8 +15,8 @@ from msgspec import Struct
 from sds_agent.values import Sensitive
 
 SECRET_TYPE = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105 - the name of a type
-"""The one type served. In a request an empty type URL means this one; an answer always carries it, or Envoy ignores
-it.
+"""The one type that is served. In a request an empty type URL means this one. An answer always carries it, or Envoy
+ignores it.
 """
 
 
@@ -35,7 +35,7 @@ class Absence(Enum):
     """Why there is no resource under a name."""
 
     PENDING = "pending"
-    """The name exists, its secret does not yet (or not any more): the answer is held until it does."""
+    """The name exists, but its secret does not yet, or was withheld. The answer waits for it."""
     UNKNOWN = "unknown"
     """This server does not serve the name."""
 
@@ -48,7 +48,7 @@ class View(Protocol):
         ...
 
 
-class Request(Struct, frozen=True):
+class SotwRequest(Struct, frozen=True):
     """A DiscoveryRequest, the fields that matter.
 
     `error` is the text of `error_detail`, or None where it is absent: its presence alone makes a NACK.
@@ -74,7 +74,7 @@ class DeltaRequest(Struct, frozen=True):
     cluster: str = ""
 
 
-class Status(Enum):
+class StatusCode(Enum):
     """How a stream ends when the server ends it, by the names of gRPC's status codes."""
 
     INVALID_ARGUMENT = "invalid argument"
@@ -93,20 +93,20 @@ class Respond(Struct, frozen=True):
 
 
 class Finish(Struct, frozen=True):
-    """End the stream. `names` are those that were asked for in vain, `detail` tells what NOT_FOUND leaves to the
-    names.
+    """End the stream. `names` are those that the client did not get; `detail` says why, but for NOT_FOUND, where the
+    names do.
     """
 
-    status: Status
+    code: StatusCode
     names: tuple[str, ...] = ()
     detail: str = ""
 
 
 class Subscribed(Struct, frozen=True):
-    """Names were added to the subscription; `held` are those of them whose answer has to wait for their secret."""
+    """Names were added to the subscription; `pending` are those of them that wait for their secret."""
 
     names: tuple[str, ...]
-    held: tuple[str, ...] = ()
+    pending: tuple[str, ...] = ()
 
 
 class Unsubscribed(Struct, frozen=True):
@@ -131,9 +131,9 @@ class Nacked(Struct, frozen=True):
 
 
 class Stale(Struct, frozen=True):
-    """A message about an answer that is not the newest crossed ours on the way, or came from an earlier stream.
+    """A reply to an answer that is not outstanding: it crossed a newer answer, or is about an earlier stream.
 
-    It settles nothing, but `reason` keeps what it objected to, if anything, for the log.
+    It settles nothing. `reason` is that of a NACK, for the log.
     """
 
     nonce: str
@@ -141,7 +141,7 @@ class Stale(Struct, frozen=True):
 
 
 class Refused(Struct, frozen=True):
-    """Names that are not served, asked for among others that are, or over Delta."""
+    """Names that are not served, which the client asked for among others that are, or over Delta."""
 
     names: tuple[str, ...]
 
@@ -164,11 +164,11 @@ class Outstanding(Struct, frozen=True):
 
 
 def unacceptable(type_url: str, names: int, most_names: int) -> Finish | None:
-    """Why a message of either protocol variant ends its stream, whatever the session's state, or None."""
+    """Why a message of either variant ends its stream whatever the session's state; None where it does not."""
     if type_url not in {"", SECRET_TYPE}:
-        return Finish(Status.INVALID_ARGUMENT, detail=f"type_url must be {SECRET_TYPE} or empty")
+        return Finish(StatusCode.INVALID_ARGUMENT, detail=f"type_url must be {SECRET_TYPE} or empty")
     if names > most_names:
-        return Finish(Status.RESOURCE_EXHAUSTED, detail=f"a stream may ask for at most {most_names} names")
+        return Finish(StatusCode.RESOURCE_EXHAUSTED, detail=f"a stream may ask for at most {most_names} names")
     return None
 
 

@@ -21,60 +21,65 @@ from typing import Final
 
 from sds_agent.rpc.frames import Inspection
 
-FAREWELL = 1.0
-"""Seconds in which a peer that is just writing may read what was said last, once gRPC has closed the connection. Closed
-at once, a Unix socket takes from a writer what it has not read.
+CLOSE_AFTER = 1.0
+"""Seconds from the end of gRPC's connection to the end of the peer's, in which a peer that is just writing may read how
+its calls ended. A Unix socket that is closed at once takes from a writer what it has not read yet.
 """
 
 _BUFFER: Final = memoryview(bytearray(1 << 16))
-"""What one read may bring, for all relays: it is written, or copied, before anything else is read."""
+"""What one read may bring, for all relays: each writes or copies it before the next read."""
 
 CHUNK: Final = 1 << 14
-"""Bytes of a peer that are taken at once: in so many it can make a thousand calls, each of fifteen."""
+"""Bytes of a peer that are read at once: that many can hold a thousand calls, each of fifteen bytes."""
 
-Over = Callable[["Relay", str | None], None]
+OnClose = Callable[["Relay", str | None], None]
 Pace = Callable[[int], float]
-"""For how many seconds a peer that has made so many calls more is not to be read from."""
-LOOK_EVERY = 1.0
-"""Seconds from one look at an end that is not read from to the next: it may have left."""
+"""Takes how many calls more a peer has made; returns for how many seconds the relay does not read from it."""
+CHECK_INTERVAL = 1.0
+"""Seconds from one check of an end that is not read from to the next: it may have left."""
 
 
 class Relay:
-    """Relays from `begin` on, until either end closes or the inspection objects; then `over` is called, with why."""
+    """Relays from `begin` on, until either end closes or the inspection finds a fault.
+
+    `on_close` is called once with the relay, and with the fault or None.
+    """
 
     def __init__(
-        self, peer: socket.socket, back: socket.socket, inspection: Inspection, pace: Pace, over: Over
+        self, peer: socket.socket, back: socket.socket, inspection: Inspection, pace: Pace, on_close: OnClose
     ) -> None:
         self._peer = peer
         self._back = back
-        self._over = over
+        self._on_close = on_close
         self._inspection = inspection
         self._pace = pace
         self._calls = 0
-        self._there = _Way(peer, back, chunk=CHUNK, look=self._look, wait=self._wait, over=self.close)
-        self._here = _Way(back, peer, chunk=len(_BUFFER), look=_pass, wait=_at_once, over=self._answered)
-        self._farewell: asyncio.TimerHandle | None = None
+        self._inbound = _Direction(peer, back, chunk=CHUNK, inspect=self._inspect, wait=self._wait, ended=self.close)
+        self._outbound = _Direction(
+            back, peer, chunk=len(_BUFFER), inspect=_pass, wait=_at_once, ended=self._grpc_closed
+        )
+        self._closing: asyncio.TimerHandle | None = None
         self._closed = False
 
     def begin(self) -> None:
         """Relay from this moment."""
-        self._there.begin()
-        self._here.begin()
+        self._inbound.begin()
+        self._outbound.begin()
 
     def close(self, why: str | None = None) -> None:
         """Close both ends at once, whatever is left to write."""
         if self._closed:
             return
         self._closed = True
-        if self._farewell is not None:
-            self._farewell.cancel()
-        self._there.end()
-        self._here.end()
+        if self._closing is not None:
+            self._closing.cancel()
+        self._inbound.end()
+        self._outbound.end()
         self._peer.close()
         self._back.close()
-        self._over(self, why)
+        self._on_close(self, why)
 
-    def _look(self, data: memoryview) -> bool:
+    def _inspect(self, data: memoryview) -> bool:
         fault = self._inspection.take(bytes(data))
         if fault is not None:
             self.close(fault)
@@ -82,30 +87,30 @@ class Relay:
         if calls := self._inspection.calls - self._calls:
             self._calls += calls
             self._pace(calls)
-            self._there.begin()
+            self._inbound.begin()
         return True
 
     def _wait(self) -> float:
         return self._pace(0)
 
-    def _answered(self) -> None:
-        """gRPC has closed the connection, and the peer has been sent all: let it read that, and close too."""
-        if self._closed or self._farewell is not None:
+    def _grpc_closed(self) -> None:
+        """gRPC has closed the connection and the peer has been sent everything: let it read that, then close."""
+        if self._closed or self._closing is not None:
             return
-        self._farewell = asyncio.get_running_loop().call_later(FAREWELL, self.close)
-        self._here.end()
-        self._there.forget()
+        self._closing = asyncio.get_running_loop().call_later(CLOSE_AFTER, self.close)
+        self._outbound.end()
+        self._inbound.discard()
         try:
             self._peer.shutdown(socket.SHUT_WR)
         except OSError:  # the peer has left
             self.close()
 
 
-class _Way:
+class _Direction:
     """One direction of a relay, in pieces of `chunk` bytes.
 
-    `look` says of each piece whether it may go on, `wait` for how many seconds nothing is to be read; `over` is called
-    when the source has no more, or has left while its last bytes are not taken.
+    `inspect` says whether a piece may pass, `wait` for how many seconds nothing is read. `ended` is called when the
+    source has no more to read, or has left while the target does not take its last bytes.
     """
 
     def __init__(
@@ -114,41 +119,41 @@ class _Way:
         target: socket.socket,
         *,
         chunk: int,
-        look: Callable[[memoryview], bool],
+        inspect: Callable[[memoryview], bool],
         wait: Callable[[], float],
-        over: Callable[[], None],
+        ended: Callable[[], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._source = source
         self._target = target
         self._chunk = chunk
-        self._look = look
+        self._inspect = inspect
         self._wait = wait
-        self._over = over
+        self._ended = ended
         self._rest = b""
-        self._forgets = False
+        self._discards = False
         self._timer: asyncio.TimerHandle | None = None  # while nothing is read
 
     def begin(self) -> None:
         """Read, or go on reading, unless there is something to wait for first."""
         if self._timer is not None:
             return
-        if not self._forgets and (wait := self._wait()):
+        if not self._discards and (wait := self._wait()):
             self._loop.remove_reader(self._source.fileno())
-            self._timer = self._loop.call_later(min(wait, LOOK_EVERY), self._look_again)
+            self._timer = self._loop.call_later(min(wait, CHECK_INTERVAL), self._check)
         else:
             self._loop.add_reader(self._source.fileno(), self._read)
 
     def end(self) -> None:
-        """Neither read nor write any more."""
+        """Stop reading and writing."""
         self._loop.remove_reader(self._source.fileno())
         self._loop.remove_writer(self._target.fileno())
         self._rest = b""
         self._stop_timer()
 
-    def forget(self) -> None:
-        """Go on reading, and write nothing any more."""
-        self._forgets = True
+    def discard(self) -> None:
+        """Go on reading, and discard what is read."""
+        self._discards = True
         self.end()
         self.begin()
 
@@ -157,13 +162,13 @@ class _Way:
             self._timer.cancel()
             self._timer = None
 
-    def _look_again(self) -> None:
-        """The source is not read from: because the target takes nothing, or for a time."""
+    def _check(self) -> None:
+        """Check a source that is not read from, because the target takes nothing or `wait` says so."""
         self._timer = None
         if _has_left(self._source):
-            self._over()
+            self._ended()
         elif self._rest:
-            self._timer = self._loop.call_later(LOOK_EVERY, self._look_again)
+            self._timer = self._loop.call_later(CHECK_INTERVAL, self._check)
         else:
             self.begin()
 
@@ -175,8 +180,8 @@ class _Way:
         except OSError:  # reset, which is as good as closed
             count = 0
         if not count:
-            self._over()
-        elif not self._forgets and self._look(_BUFFER[:count]):
+            self._ended()
+        elif not self._discards and self._inspect(_BUFFER[:count]):
             self._write(_BUFFER[:count])
 
     def _write(self, data: memoryview) -> None:
@@ -186,7 +191,7 @@ class _Way:
             self._loop.remove_reader(self._source.fileno())
             self._loop.add_writer(self._target.fileno(), self._write_rest)
             self._stop_timer()
-            self._timer = self._loop.call_later(LOOK_EVERY, self._look_again)
+            self._timer = self._loop.call_later(CHECK_INTERVAL, self._check)
 
     def _write_rest(self) -> None:
         self._rest = self._rest[self._send(self._rest) :]
@@ -196,7 +201,7 @@ class _Way:
             self.begin()
 
     def _send(self, data: memoryview | bytes) -> int:
-        """Bytes that were taken. What goes to who has left is; that will be seen where it is read from."""
+        """How many bytes the target took. One that has left takes all: reading from it will show that it left."""
         try:
             return self._target.send(data)
         except (BlockingIOError, InterruptedError):
@@ -208,7 +213,7 @@ class _Way:
 def _has_left(end: socket.socket) -> bool:
     """Whether the other side has closed it, though there may still be something to read."""
     poll = select.poll()
-    poll.register(end, 0)  # a hang-up is told whatever is asked for (poll(2))
+    poll.register(end, 0)  # poll(2) reports a hang-up whatever is asked for
     return bool(poll.poll(0))
 
 

@@ -1,4 +1,4 @@
-"""The gRPC server on its socket: options, start, self-probe, the loss of the socket and a clean end."""
+"""The gRPC server on its socket: its options, start and self-probe, the loss of the socket, and its end."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ from msgspec import Struct
 from sds_agent import log
 from sds_agent.descriptors import room_for
 from sds_agent.errors import SdsAgentError
-from sds_agent.sds.acceptor import BACKLOG, Acceptor
+from sds_agent.sds.acceptor import BACKLOG, UnixAcceptor
 from sds_agent.sds.endpoint import Endpoint, SocketFile, claim
 from sds_agent.sds.service import SERVICE, SecretDiscoveryService
 from sds_agent.tasks import background_tasks, uninterrupted
@@ -22,60 +22,58 @@ from sds_agent.tasks import background_tasks, uninterrupted
 LOG = logging.getLogger(__name__)
 
 TIMEOUT = 30.0
-"""Seconds that the server may take to answer its own probe: a machine that is starved at its start, when all else
-starts too, is no reason to end.
+"""Seconds that the server may take to answer its own probe. A machine that boots, and starts everything at once, is no
+reason to give up.
 """
 
 HEAD_START = 0.25
-"""Seconds for which the probe lets others go first."""
+"""Seconds that the probe waits at most for `before_probe`."""
 
 DRAIN = 1.0
-"""Seconds for streams to end cleanly at shutdown, and for their status to be sent."""
+"""Seconds for streams to end at shutdown, and for gRPC to send how they ended."""
 
 FLUSH = 0.2
-"""Seconds for their peers to read it and to close their connections."""
+"""Seconds for the peers to read that and to close their connections."""
 
 LINGER = 0.1
-"""Seconds between GOAWAY and the end of the streams, with which their connections are closed: a peer that is just
-writing would find its connection closed, and never read how its stream ended.
+"""Seconds from GOAWAY to the end of the streams, with which gRPC closes their connections: a peer that is just writing
+would find its connection closed, and never read how its stream ended.
 """
 
 STOP = 0.3
-"""Seconds for connections to be closed after that."""
+"""Seconds for gRPC to close the connections after that."""
 
-
-STREAMS_EACH = 1000
-"""Streams at one time on one connection. An Envoy has one for each of its secrets; one with more of them opens another
-connection.
+STREAMS_PER_CONNECTION = 1000
+"""Streams at one time on one connection. An Envoy has one for each of its secrets, and opens another connection when it
+has more of them.
 """
 
-
 MOST_PENDING = 20_000
-"""Calls that may wait to be fetched."""
+"""Calls that may wait until gRPC hands them to a handler."""
 
-CONNECTIONS = 100
-"""Connections beside those for which there are streams. An Envoy has one for two streams at least."""
+SPARE_CONNECTIONS = 100
+"""Connections beyond one for every two streams; an Envoy has two streams on a connection at least."""
 
 
 class ProbeError(SdsAgentError):
-    """The server does not answer on its own socket."""
+    """The server does not answer at its own socket."""
 
 
 class Service(Protocol):
-    """What the server serves beside secrets."""
+    """A gRPC service beside that for secrets."""
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service as a handler for a grpc.aio server."""
         ...
 
     def drain(self) -> None:
-        """Let its streams end."""
+        """End its streams."""
         ...
 
 
 class Limits(Struct, frozen=True):
-    """What one peer can make the server hold: streams at a time in all, names on a stream, bytes in a request, and
-    the seconds of silence after which it is asked whether it is still there.
+    """What peers may use: streams at one time in all, names on a stream, bytes in a request; and the seconds of silence
+    after which the server asks a peer whether it is still there.
     """
 
     streams: int = 10_000
@@ -87,17 +85,17 @@ class Limits(Struct, frozen=True):
 def options(limits: Limits) -> Sequence[tuple[str, int]]:
     """The channel arguments.
 
-    gRPC fetches one call at a time, and cancels at once what comes while a thousand others wait to be fetched. So one
-    connection is not to have more calls than that, those that it has reset among them, and more may wait: a new Envoy
-    is held up by a flood and not sent away.
+    gRPC fetches one call at a time, and cancels at once any that comes while a thousand others wait to be fetched. So
+    one connection may have no more calls than that, those that it has reset among them, and more calls may wait: a
+    flood delays a new Envoy and does not send it away.
 
-    Both of the keepalive's time-outs are needed to notice a frozen peer within seconds, and without the third an Envoy
-    that is configured to ping often is sent away.
+    A frozen peer is noticed within seconds only if both of the keepalive's time-outs are set. Without
+    `max_ping_strikes` an Envoy that is configured to ping often is sent away.
     """
     silence = int(limits.silence * 1000)
     return (
         ("grpc.max_receive_message_length", limits.request_bytes),
-        ("grpc.max_concurrent_streams", STREAMS_EACH),
+        ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
         ("grpc.server.max_pending_requests", MOST_PENDING),
         ("grpc.server.max_pending_requests_hard_limit", MOST_PENDING),
         ("grpc.keepalive_time_ms", silence),
@@ -116,32 +114,33 @@ async def serving(
     others: Sequence[Service] = (),
     *,
     before_probe: Callable[[], Awaitable[None]] | None = None,
-    look_every: float = 5.0,
+    check_every: float = 5.0,
 ) -> AsyncIterator[None]:
     """Serve inside this context; it is entered only once the server answers at its path.
 
-    It asks itself when `before_probe` returns, or after `HEAD_START`: an Envoy that waited for the socket is not to
-    wait for that as well. Raises ConfigurationError or SocketInUseError (see `endpoint.claim`) and ProbeError. Every
-    `look_every` seconds it looks whether the socket is still there, and makes a new one if not. Leaving it ends all
-    streams with OK, stops the server and removes the socket.
+    The server probes itself when `before_probe` returns, or after `HEAD_START`: an Envoy that waited for the socket
+    does not wait for the probe as well. Every `check_every` seconds it checks that the socket is still there, and makes
+    a new one if not. Leaving the context ends all streams with OK, stops the server and removes the socket.
+
+    Raises ConfigurationError or SocketInUseError (see `endpoint.claim`), and ProbeError.
     """
     listener = _Listener(service, file, limits, others)
     await listener.open(before_probe)
     try:
         async with background_tasks() as start:
-            start(listener.keep(look_every))
+            start(listener.watch(check_every))
             yield
     finally:
         await uninterrupted(listener.close())
 
 
-class _Front:
+class _SocketServer:
     """A gRPC server and the acceptor of its peers, at an endpoint."""
 
     def __init__(self, server: grpc.aio.Server, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self._server = server
-        self._acceptor: Acceptor | None = None
+        self._acceptor: UnixAcceptor | None = None
 
     async def open(self, services: Sequence[Service], connections: int, holders: dict[str, str]) -> None:
         """Listen, and serve so many connections at one time. Raises ConfigurationError."""
@@ -151,31 +150,32 @@ class _Front:
             backend = self.endpoint.hide()
             undo.callback(os.close, backend)
             listener = undo.enter_context(self.endpoint.listen(BACKLOG))
+            # From here on peers connect; they wait in the listener's backlog until the acceptor begins.
             self.endpoint.publish()
             await self._server.start()
-            self._acceptor = Acceptor(listener, backend, connections, holders)
+            self._acceptor = UnixAcceptor(listener, backend, connections, holders)
             undo.pop_all()
         self._acceptor.begin()
 
     async def stop(self, end_streams: Callable[[], None]) -> None:
-        """Stop, once the calls that `end_streams` ends have ended or `DRAIN` seconds are over."""
+        """Stop once the calls that `end_streams` ends are over, and after `DRAIN` seconds in any case."""
         if self._acceptor is not None:
             self._acceptor.close()
-        # First GOAWAY, which gRPC sends at once: a peer opens no more streams on a connection that said so. One that
-        # it opened anew, as Envoy does when a stream ends, would be cancelled with the connection, and Envoy warns.
+        # First GOAWAY, which gRPC sends at once: a peer opens no more streams on that connection. Envoy opens a new one
+        # when a stream ends; that would be cancelled with the connection, and Envoy would warn.
         stopping = asyncio.ensure_future(self._server.stop(LINGER + DRAIN))
         await asyncio.sleep(LINGER)
         end_streams()
         await _within(DRAIN, asyncio.shield(stopping))
         if self._acceptor is not None:
-            # gRPC would wait for ever for the connection of a peer that sends all the time and reads nothing
+            # gRPC would wait for ever for a peer that sends all the time and reads nothing
             await _within(FLUSH, self._acceptor.emptied())
             self._acceptor.abort()
         await _within(STOP, stopping)
 
 
 class _Listener:
-    """A server at its path, and another one when the path is lost: gRPC cannot listen anew once it has started."""
+    """A server at its path, and a new one when the path is lost: gRPC listens only at its start."""
 
     def __init__(
         self, service: SecretDiscoveryService, file: SocketFile, limits: Limits, others: Sequence[Service]
@@ -184,44 +184,44 @@ class _Listener:
         self._services = (service, *others)
         self._file = file
         self._limits = limits
-        self._connections = room_for(limits.streams // 2 + CONNECTIONS)
+        self._connections = room_for(limits.streams // 2 + SPARE_CONNECTIONS)
         self._claimed = ExitStack()
-        self._front: _Front | None = None
+        self._current: _SocketServer | None = None
         self._lost = log.LogOnChange(LOG, "socket_lost")
 
     async def open(self, before_probe: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Claim the path and serve there, beside the server that was there before."""
+        """Claim the path and serve there. A server that lost it goes on meanwhile."""
         self._claimed.close()
         endpoint = self._claimed.enter_context(claim(self._file))
-        front = _Front(grpc.aio.server(options=options(self._limits)), endpoint)
+        new = _SocketServer(grpc.aio.server(options=options(self._limits)), endpoint)
         try:
-            await front.open(self._services, self._connections, self._service.holders)
+            await new.open(self._services, self._connections, self._service.holders)
             if before_probe is not None:
                 await _within(HEAD_START, before_probe())
             await probe(endpoint.public_address)
         except BaseException:
             self._claimed.close()
-            own = self._front is None  # or else the streams of the server before it are not to end
-            await uninterrupted(front.stop(self._drain if own else _nothing))
+            own = self._current is None  # a server before it keeps its streams
+            await uninterrupted(new.stop(self._drain if own else _nothing))
             raise
-        self._front = front
+        self._current = new
 
-    async def keep(self, look_every: float) -> None:
-        """Fix the loss of the socket, for ever: to Envoys that come later the agent would be dead."""
+    async def watch(self, check_every: float) -> None:
+        """Check the socket every so many seconds, for ever. Envoys that come later could not reach one that is lost."""
         while True:
-            await asyncio.sleep(look_every)
-            self._service.look()
-            if self._front is None or not self._front.endpoint.in_place():
+            await asyncio.sleep(check_every)
+            self._service.report_left_out()
+            if self._current is None or not self._current.endpoint.in_place():
                 await self._fix()
 
     async def _fix(self) -> None:
-        before = self._front
+        before = self._current
         try:
             await self.open()
         except SdsAgentError as error:
             self._lost.report(str(error), socket=str(self._file.path))
             return
-        if before is not None:  # its Envoys are to come to the new one
+        if before is not None:  # its Envoys open their streams at the new one
             await uninterrupted(before.stop(self._service.dismiss))
         self._lost.resolved()
         log.event(LOG, "socket_restored", level=logging.WARNING, socket=str(self._file.path))
@@ -229,9 +229,9 @@ class _Listener:
     async def close(self) -> None:
         """Remove the socket, end all streams and stop."""
         self._claimed.close()
-        if self._front is not None:
-            await self._front.stop(self._drain)
-            self._front = None  # the finalizer of gRPC's server needs the event loop
+        if self._current is not None:
+            await self._current.stop(self._drain)
+            self._current = None  # its finalizer needs the event loop
 
     def _drain(self) -> None:
         for each in self._services:
@@ -253,12 +253,12 @@ def bind(server: grpc.aio.Server, endpoint: Endpoint) -> None:
     try:
         with endpoint.private_umask():
             server.add_insecure_port(endpoint.address)
-    except RuntimeError as error:  # gRPC's, which does not say why
+    except RuntimeError as error:  # gRPC's own, which gives no reason
         raise endpoint.refusal() from error
 
 
 async def probe(address: str) -> None:
-    """Open a stream at the server's own socket and see it end well. Raises ProbeError."""
+    """Open a stream at the server's own socket, and see it end with OK. Raises ProbeError."""
     async with grpc.aio.insecure_channel(address) as channel:
         ask: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/{SERVICE}/StreamSecrets")
         call = ask(timeout=TIMEOUT)
@@ -266,4 +266,4 @@ async def probe(address: str) -> None:
             await call.done_writing()
         code = await call.code()
         if code is not grpc.StatusCode.OK:
-            raise ProbeError(f"the agent's own socket does not answer as it should: {code.name} {await call.details()}")
+            raise ProbeError(f"the agent does not answer at its own socket: {code.name} {await call.details()}")

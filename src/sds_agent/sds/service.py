@@ -19,7 +19,7 @@ from sds_agent.sds.codec import MalformedMessageError, decode, decode_delta, enc
 from sds_agent.sds.delta import DeltaSession
 from sds_agent.sds.fetch import fetch
 from sds_agent.sds.journal import Journal, StreamJournal
-from sds_agent.sds.protocol import DeltaRequest, Finish, Request, Respond, Status
+from sds_agent.sds.protocol import DeltaRequest, Finish, Respond, SotwRequest, StatusCode
 from sds_agent.sds.sotw import SotwSession
 from sds_agent.sds.status import NameStatus, StreamStatus
 from sds_agent.sds.stream import FULL, Context, Conversation, R, Stream
@@ -30,28 +30,28 @@ LOG = logging.getLogger(__name__)
 
 SERVICE = "envoy.service.secret.v3.SecretDiscoveryService"
 
-LONGEST_FETCH = 10.0
+FETCH_TIMEOUT = 10.0
 """Seconds that FetchSecrets waits for a secret that is not issued yet."""
 
 LONGEST_DETAIL = 1000
-"""Characters in a status message: gRPC clients lose a connection over headers of more than 8 KB."""
+"""Characters in a status message: a gRPC client closes a connection that sends it headers of more than 8 KB."""
 LONGEST_NAME = 60
 """Characters of a name in it."""
 
-FAULT = Finish(Status.INTERNAL, detail="the agent has a fault; its log tells which")
-"""What a peer is told of an exception: its text might hold a key."""
+FAULT = Finish(StatusCode.INTERNAL, detail="the agent has a fault; see its log")
+"""What a client gets for an exception, whose own text might contain a key."""
 
 _CODES = {
-    Status.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
-    Status.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
-    Status.RESOURCE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    Status.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
-    Status.INTERNAL: grpc.StatusCode.INTERNAL,
+    StatusCode.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
+    StatusCode.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    StatusCode.RESOURCE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    StatusCode.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    StatusCode.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 
 
 class _Fetch:
-    """A Fetch that waits for its request, and then for its secrets, until its timeout."""
+    """A FetchSecrets call that waits for its request, and then for its secrets, until its timeout."""
 
     def __init__(self, journal: StreamJournal, seconds: float) -> None:
         self.timeout = asyncio.timeout(seconds)
@@ -59,7 +59,7 @@ class _Fetch:
         self._names: tuple[str, ...] = ()
         self._gave_way = False
 
-    def met(self, request: Request) -> None:
+    def met(self, request: SotwRequest) -> None:
         """Its request has come."""
         self._journal.met(request)
         self._names = request.names
@@ -71,23 +71,23 @@ class _Fetch:
 
     @property
     def ended(self) -> Finish:
-        """What it ends with where its time is over."""
+        """How it ends once its time is over."""
         if self._gave_way:
             return FULL
-        return Finish(Status.UNAVAILABLE, self._names, "the secret is not issued yet; ask again")
+        return Finish(StatusCode.UNAVAILABLE, self._names, "the secret is not issued yet; ask again")
 
     def drain(self) -> None:
-        """End it: the client is told to ask again."""
+        """End it with UNAVAILABLE: the client may ask again."""
         if not self.timeout.expired():
             self.timeout.reschedule(0)
 
     def give_way(self) -> None:
-        """End it, as others need its place."""
+        """End it, because another client needs its place."""
         self._gave_way = True
         self.drain()
 
 
-_Open = Stream[Request] | Stream[DeltaRequest] | _Fetch
+_Open = Stream[SotwRequest] | Stream[DeltaRequest] | _Fetch
 
 
 class SecretDiscoveryService:
@@ -100,19 +100,19 @@ class SecretDiscoveryService:
         *,
         most_streams: int = 10_000,
         most_names: int = 100,
-        longest_fetch: float = LONGEST_FETCH,
+        fetch_timeout: float = FETCH_TIMEOUT,
     ) -> None:
         self._store = store
         self._most_names = most_names
-        self._longest_fetch = longest_fetch
+        self._fetch_timeout = fetch_timeout
         self._catalog = Catalog(store)
         self._journal = Journal(now=(clock or SystemClock()).now, most_streams=most_streams, most_names=most_names)
         self._most_streams = most_streams
-        self._open = Crowd[_Open]()  # each under who holds its connection
+        self._open = Crowd[_Open]()  # each under the process at its other end
         self._draining = False
         self.holders: dict[str, str] = {}
-        """Who holds each connection, by the address that gRPC knows of it; the acceptor's to keep."""
-        # Nonces are unique in the process and in all likelihood across restarts: an old stream's never match.
+        """The process at the other end of each connection, by gRPC's address for it. The acceptor keeps it."""
+        # Nonces are unique in the process, and by this prefix across restarts: an old stream's never match.
         self._nonce_prefix = os.urandom(4).hex()
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -120,8 +120,8 @@ class SecretDiscoveryService:
         methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             "StreamSecrets": grpc.stream_stream_rpc_method_handler(self._stream_secrets),
             "DeltaSecrets": grpc.stream_stream_rpc_method_handler(self._delta_secrets),
-            # declared to take a stream, which is the same on the wire: gRPC would hold calls without their request
-            # where they count for nobody
+            # declared to take a stream, which is the same on the wire: gRPC itself would keep calls whose request has
+            # not come, and those would count against no limit of ours
             "FetchSecrets": grpc.stream_unary_rpc_method_handler(self._fetch_secrets),
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
@@ -130,27 +130,27 @@ class SecretDiscoveryService:
     def streams(self) -> tuple[StreamStatus, ...]:
         """Every stream that is open and every Fetch that waits, in the order in which they came.
 
-        Made on demand, at some microseconds for each. A stream that gives way to others is not among them any more.
+        Made when it is asked for, in some microseconds for each. A stream that had to give way is not among them.
         """
         return tuple(each.status for each in self._open)
 
     def drain(self) -> None:
-        """End every stream with OK, those too that still come. Who waits for a Fetch is told to ask again."""
+        """End every stream with OK, and each that is opened after this. A Fetch that waits ends with UNAVAILABLE."""
         self._draining = True
         self.dismiss()
-        self._journal.tell_left_out(at_the_end=True)
+        self._journal.report_left_out(at_the_end=True)
 
-    def look(self) -> None:
-        """Tell what is due, though no peer says anything more. To be called every few seconds."""
-        self._journal.tell_left_out()
+    def report_left_out(self) -> None:
+        """Log how many lines were left out, where no stream causes that. To be called every few seconds."""
+        self._journal.report_left_out()
 
     def dismiss(self) -> None:
-        """End the streams of the moment with OK: their Envoys come back."""
+        """End the streams that are open with OK; their Envoys open others."""
         for each in self._open:
             each.drain()
 
     async def _stream_secrets(self, _requests: object, context: Context) -> None:
-        def talk(nonces: Callable[[], str]) -> Conversation[Request]:
+        def talk(nonces: Callable[[], str]) -> Conversation[SotwRequest]:
             session = SotwSession(iter(nonces, None), most_names=self._most_names)
             return Conversation(session, decode, encode)
 
@@ -187,7 +187,7 @@ class SecretDiscoveryService:
 
     @contextmanager
     def _place(self, new: _Open, peer: str) -> Iterator[None]:
-        """A place among the streams that there may be, for as long as this context; another may have to leave its."""
+        """Count it among the streams that there may be, inside this context; where there are too many, one ends."""
         if (gives_way := self._open.admit(new, peer, self._most_streams)) is not None:
             self._open.leave(gives_way)
             gives_way.give_way()
@@ -211,7 +211,7 @@ class SecretDiscoveryService:
         return encode(answer)
 
     async def _fetch(self, context: Context, peer: str, journal: StreamJournal) -> Respond | Finish:
-        call = _Fetch(journal, self._fetch_timeout(context.time_remaining()))
+        call = _Fetch(journal, self._time_for_fetch(context.time_remaining()))
         try:
             async with call.timeout:
                 with self._place(call, peer):
@@ -219,15 +219,15 @@ class SecretDiscoveryService:
                     call.met(request)
                     return await self._answer(request)
         except MalformedMessageError as error:
-            return Finish(Status.INVALID_ARGUMENT, detail=str(error))
+            return Finish(StatusCode.INVALID_ARGUMENT, detail=str(error))
         except TimeoutError:
             return call.ended
 
-    def _fetch_timeout(self, remaining: float | None) -> float:
-        """Answering just before the caller's own deadline lets it see our status instead of its time-out."""
-        return self._longest_fetch if remaining is None else min(self._longest_fetch, remaining * 0.9)
+    def _time_for_fetch(self, remaining: float | None) -> float:
+        """Seconds until the answer: before the client's own deadline, so that it gets our status, not its time-out."""
+        return self._fetch_timeout if remaining is None else min(self._fetch_timeout, remaining * 0.9)
 
-    async def _answer(self, request: Request) -> Respond | Finish:
+    async def _answer(self, request: SotwRequest) -> Respond | Finish:
         changed, caller = asyncio.Event(), object()
         self._store.await_names(caller, frozenset(request.names))
         try:
@@ -240,7 +240,7 @@ class SecretDiscoveryService:
             self._store.await_names(caller, frozenset())
 
     async def _abort(self, context: Context, finish: Finish) -> NoReturn:
-        await context.abort(_CODES[finish.status], explain(finish, self._catalog.names))
+        await context.abort(_CODES[finish.code], explain(finish, self._catalog.names))
         raise AssertionError  # abort always raises, which its types do not say
 
 
@@ -253,9 +253,7 @@ async def _only(context: Context) -> bytes:
 
 
 def explain(finish: Finish, offered: tuple[str, ...]) -> str:
-    """The status message: what was asked in vain and what may be asked for, in ASCII and bounded whatever the peer
-    sent.
-    """
+    """The status message: which names are not served, and which are; in ASCII, and bounded whatever the peer sent."""
     if finish.detail:
         return finish.detail
     asked = ", ".join(quoted(name, LONGEST_NAME) for name in finish.names[:4])

@@ -4,7 +4,7 @@ Source: Envoy's "xDS REST and gRPC protocol", and runs of real Envoys where that
 versions and subscriptions of this variant is in this file.
 
 A client's message means up to three things at once: an ACK or NACK of an answer, a new list of names, and nothing at
-all about versions (which only say what the client holds). Which of these it means is told by its nonce:
+all about versions (which only say what the client has). Its nonce says which of these it means:
 
 - Before the first answer on this stream any nonce, version or error is about an earlier stream. The message is a
   subscription.
@@ -20,12 +20,12 @@ What is sent, and when:
   leaves nothing; an empty first list subscribes to nothing (there is no wildcard for secrets: a message of zero bytes
   must not fetch a key).
 - A change of a subscribed secret is pushed, but only when no answer is outstanding. What goes out then is the newest
-  content, however many changes the client slept through. An answer holds what changed, never a name that is not
+  content, however many changes the client missed. An answer contains what changed, never a name that is not
   subscribed.
-- Content that the client has been sent on this stream is not sent again, taken or refused: resending what was NACKed
-  would loop.
-- A name whose secret does not exist yet is held and pushed as soon as it does. A secret that is withheld later is not
-  taken back: SotW cannot say "deleted".
+- Content that was sent on this stream is not sent again, whether the client took or refused it: resending what was
+  NACKed would loop.
+- A name whose secret does not exist yet gets no answer; the secret is pushed as soon as it exists. A secret that is
+  withheld later is not taken back: SotW cannot say "deleted".
 - A name that is not served ends the stream with NOT_FOUND when all names are such; asked for among others it is
   reported and the others are answered. The same holds when a name stops being served in mid-stream.
 """
@@ -38,11 +38,11 @@ from sds_agent.sds.protocol import (
     Finish,
     Outstanding,
     Refused,
-    Request,
     Resource,
     Respond,
+    SotwRequest,
     Stale,
-    Status,
+    StatusCode,
     Subscribed,
     Unsubscribed,
     View,
@@ -59,7 +59,7 @@ class SotwSession:
         self._nonces = nonces
         self._most_names = most_names
         self._names: tuple[str, ...] = ()
-        self._sent: dict[str, str] = {}  # name -> version last sent, whether it was taken or not
+        self._sent: dict[str, str] = {}  # name -> version last sent, taken or refused
         self._refused: frozenset[str] = frozenset()  # subscribed and not served: reported once
         self._newest: str | None = None  # nonce of the newest answer
         self._outstanding: Outstanding | None = None
@@ -75,7 +75,7 @@ class SotwSession:
         """How far each name is."""
         return self._replies.status(self._names, self._sent)
 
-    def receive(self, request: Request, view: View) -> list[Action]:
+    def receive(self, request: SotwRequest, view: View) -> list[Action]:
         """Take a message of the client."""
         names = unique(request.names)
         if finish := unacceptable(request.type_url, len(names), self._most_names):
@@ -94,7 +94,7 @@ class SotwSession:
         return actions + self._refuse(view) + self._answer(added if self._outstanding else names, view)
 
     def refresh(self, view: View) -> list[Action]:
-        """Take the news that secrets changed."""
+        """Look for changes of the subscribed secrets."""
         return self._refuse(view) + self._answer(() if self._outstanding else self._names, view)
 
     def _subscribe(self, names: tuple[str, ...], added: tuple[str, ...], view: View) -> list[Action]:
@@ -117,7 +117,7 @@ class SotwSession:
         for name in new:
             self._sent.pop(name, None)
         if unknown and unknown == self._names:
-            return [Finish(Status.NOT_FOUND, unknown)]
+            return [Finish(StatusCode.NOT_FOUND, unknown)]
         return [Refused(new)] if new else []
 
     def _answer(self, candidates: tuple[str, ...], view: View) -> list[Action]:

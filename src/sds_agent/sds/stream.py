@@ -1,7 +1,7 @@
-"""One gRPC stream: carries bytes between the wire and a session, and what the session notes to the log.
+"""One gRPC stream: it carries bytes between the wire and a session, and the session's notes to the log.
 
 gRPC's rules that shape this file: one read and one write at a time on a stream; a cancelled read loses the next
-message, so one task reads and never times out; the task of a stream is cancelled when the peer goes away; a status is
+message, so one task reads and never times out; gRPC cancels the task of a stream whose peer has left; a status is
 only sent by returning or aborting outside any task group.
 """
 
@@ -15,15 +15,15 @@ from msgspec import Struct
 from sds_agent.sds.catalog import Catalog
 from sds_agent.sds.codec import MalformedMessageError
 from sds_agent.sds.journal import StreamJournal
-from sds_agent.sds.protocol import Absence, Action, DeltaRequest, Finish, Request, Respond, Status, View
+from sds_agent.sds.protocol import Absence, Action, DeltaRequest, Finish, Respond, SotwRequest, StatusCode, View
 from sds_agent.sds.status import NameStatus, StreamStatus
 from sds_agent.secrets.store import SecretStore
 
-FULL = Finish(Status.RESOURCE_EXHAUSTED, detail="there are more streams than the agent may have (sds.limits.streams)")
-"""What a stream ends with that gives way to another."""
+FULL = Finish(StatusCode.RESOURCE_EXHAUSTED, detail="there are more streams than sds.limits.streams allows")
+"""How a stream ends that gives way to another."""
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
-R = TypeVar("R", Request, DeltaRequest)
+R = TypeVar("R", SotwRequest, DeltaRequest)
 R_contra = TypeVar("R_contra", contravariant=True)
 
 
@@ -45,7 +45,7 @@ class Session(Protocol[R_contra]):
         ...
 
     def refresh(self, view: View) -> list[Action]:
-        """Take the news that secrets changed."""
+        """Look for changes of the subscribed secrets."""
         ...
 
 
@@ -58,19 +58,19 @@ class Conversation(Struct, Generic[R], frozen=True):
 
 
 class Stream(Generic[R]):
-    """Runs one stream until the peer leaves, the session ends it, or the server drains."""
+    """Runs one stream until the peer leaves, the session ends it, or the service drains it."""
 
     def __init__(
         self,
         context: Context,
-        talk: Conversation[R],
+        conversation: Conversation[R],
         *,
         catalog: Catalog,
         store: SecretStore,
         journal: StreamJournal,
     ) -> None:
         self._context = context
-        self._talk: Conversation[R] = talk
+        self._conversation: Conversation[R] = conversation
         self._catalog = catalog
         self._store = store
         self._journal = journal
@@ -85,20 +85,20 @@ class Stream(Generic[R]):
     @property
     def status(self) -> StreamStatus:
         """Who is at the other end, and how far each name is."""
-        return self._journal.status(self._talk.session.status)
+        return self._journal.status(self._conversation.session.status)
 
     def drain(self) -> None:
-        """End the stream cleanly: Envoy keeps what it has and comes back."""
+        """End the stream with OK: Envoy keeps what it has and opens another."""
         self._draining = True
         self._wake.set()
 
     def give_way(self) -> None:
-        """End the stream, as others need its place."""
+        """End the stream, because another client needs its place."""
         self._last = FULL
         self.drain()
 
     async def run(self) -> Finish | None:
-        """Talk until the end; returns with what status to end the stream, or None for OK."""
+        """Talk until the end. Returns how to end the stream, or None for OK."""
         async with asyncio.TaskGroup() as tasks:
             reader = tasks.create_task(self._read())
             try:
@@ -121,7 +121,7 @@ class Stream(Generic[R]):
             self._taken = asyncio.Event()
 
     def _on_change(self, changed: frozenset[str]) -> None:
-        if not changed.isdisjoint(self._talk.session.names):
+        if not changed.isdisjoint(self._conversation.session.names):
             self._changed = True
             self._wake.set()
 
@@ -133,7 +133,7 @@ class Stream(Generic[R]):
             finish = finish or await self._perform(self._refreshed(), changed=True)
             if finish is not None:
                 return finish
-            self._store.await_names(self, self._held())
+            self._store.await_names(self, self._pending())
         return self._last
 
     def _received(self) -> list[Action]:
@@ -142,20 +142,20 @@ class Stream(Generic[R]):
             return []
         self._taken.set()
         try:
-            request = self._talk.decode(message)
+            request = self._conversation.decode(message)
         except MalformedMessageError as error:
-            return [Finish(Status.INVALID_ARGUMENT, detail=str(error))]
+            return [Finish(StatusCode.INVALID_ARGUMENT, detail=str(error))]
         self._journal.met(request)
-        return self._talk.session.receive(request, self._catalog)
+        return self._conversation.session.receive(request, self._catalog)
 
     def _refreshed(self) -> list[Action]:
         if self._ended or not self._changed:
             return []
         self._changed = False
-        return self._talk.session.refresh(self._catalog)
+        return self._conversation.session.refresh(self._catalog)
 
     async def _perform(self, actions: list[Action], *, changed: bool) -> Finish | None:
-        """Do what the session says; `changed` if it says so because a secret changed."""
+        """Do what the session says. `changed`: it says so because a secret changed."""
         self._journal.note(action for action in actions if not isinstance(action, Respond))
         for action in actions:
             if isinstance(action, Finish):
@@ -166,14 +166,14 @@ class Stream(Generic[R]):
         return None
 
     async def _sent(self, answer: Respond, *, changed: bool) -> bool:
-        """Send it; whether gRPC has taken it. The peer may leave while a write waits for room."""
+        """Send the answer. False if the peer left while the write waited for room."""
         self._journal.sending(answer, changed=changed)
         try:
-            await self._context.write(self._talk.encode(answer))
+            await self._context.write(self._conversation.encode(answer))
         except grpc.aio.InternalError:
             return False
         self._journal.note([answer])
         return True
 
-    def _held(self) -> frozenset[str]:
-        return frozenset(name for name in self._talk.session.names if self._catalog[name] is Absence.PENDING)
+    def _pending(self) -> frozenset[str]:
+        return frozenset(name for name in self._conversation.session.names if self._catalog[name] is Absence.PENDING)
