@@ -192,7 +192,7 @@ async def agent(
             _announce(settings.sds.socket)
             # Checked only now: what is merely warned about delays no first secret.
             start(sources.warn(preflight.sources(settings)))
-            with watched(store), store.watching(lambda _changed: readiness.look()):
+            with watched(store), store.watching(lambda _changed: readiness.check_again()):
                 yield running
 
 

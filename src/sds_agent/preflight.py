@@ -12,7 +12,7 @@ from pathlib import Path
 from sds_agent.config.settings import AuthoritySettings, CacertsSettings, EmbeddedSettings, SdsSettings, Settings
 from sds_agent.directories import UntrustedDirectoryError, look_at_directory, look_at_held_directory
 from sds_agent.errors import ConfigurationError, SdsAgentError, within
-from sds_agent.sds.endpoint import SocketFile, closed, refusals
+from sds_agent.sds.endpoint import SocketFile, blocked_directories, refusals
 from sds_agent.sources import Source
 
 
@@ -73,7 +73,7 @@ def shared(settings: Settings) -> Iterator[str]:
 def unreachable(settings: Settings) -> Iterator[str]:
     """Where those whom `sds.owner` and `sds.group` mean cannot get to the socket."""
     with suppress(SdsAgentError, OSError):  # which is an obstacle
-        yield from (f"sds.socket: {cause}" for cause in closed(socket_file(settings.sds)))
+        yield from (f"sds.socket: {cause}" for cause in blocked_directories(socket_file(settings.sds)))
 
 
 def sources(settings: Settings) -> list[Source]:

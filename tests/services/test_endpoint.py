@@ -92,8 +92,8 @@ def test_nobody_can_connect_before_the_rights_are_set(tmp_path: Path) -> None:
     """Whoever connects in the moment between bind and chmod would keep that connection."""
     with claim(SocketFile(tmp_path / "sds.sock")) as endpoint, socket.socket(socket.AF_UNIX) as bound:
         with endpoint.private_umask():
-            bound.bind(str(endpoint._temporary))
-        assert mode_of(endpoint._temporary) & 0o077 == 0
+            bound.bind(str(endpoint.temporary))
+        assert mode_of(endpoint.temporary) & 0o077 == 0
         assert not (tmp_path / "sds.sock").exists()
         endpoint.publish()
         assert mode_of(tmp_path / "sds.sock") == 0o660
@@ -105,7 +105,7 @@ async def test_server_binds_where_nobody_can_connect_yet(tmp_path: Path) -> None
         try:
             async with unstarted() as bound:
                 bind(bound, endpoint)
-                assert mode_of(endpoint._temporary) & 0o077 == 0
+                assert mode_of(endpoint.temporary) & 0o077 == 0
         finally:
             os.umask(before)
 
@@ -113,7 +113,7 @@ async def test_server_binds_where_nobody_can_connect_yet(tmp_path: Path) -> None
 def test_place_that_is_taken_in_the_last_moment_is_told_and_nothing_is_left(tmp_path: Path) -> None:
     path = tmp_path / "sds.sock"
     with claim(SocketFile(path)) as endpoint, socket.socket(socket.AF_UNIX) as bound:
-        bound.bind(str(endpoint._temporary))
+        bound.bind(str(endpoint.temporary))
         path.mkdir()
         with pytest.raises(ConfigurationError, match=r"cannot give .*sds.sock its owner and mode"):
             endpoint.publish()
@@ -235,7 +235,7 @@ def test_socket_of_a_successor_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "sds.sock"
     with claim(SocketFile(path)) as endpoint:
         with socket.socket(socket.AF_UNIX) as bound:
-            bound.bind(str(endpoint._temporary))
+            bound.bind(str(endpoint.temporary))
         endpoint.publish()
         path.unlink()
         with socket.socket(socket.AF_UNIX) as other:

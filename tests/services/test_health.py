@@ -45,7 +45,7 @@ class Server:
 
     def change(self, *, ready: bool) -> None:
         self.ready = ready
-        self.health.look()
+        self.health.check_again()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[grpc.aio.Channel]:
@@ -101,7 +101,7 @@ async def test_check_tells_why_not_and_tells_it_only_then(server: Server) -> Non
         server.change(ready=True)
         assert await health.check(server.address, 5) == health.Answer(ready=True)
         server.health.drain()
-        assert await health.check(server.address, 5) == health.Answer(ready=False, reasons=("the server ends",))
+        assert await health.check(server.address, 5) == health.Answer(ready=False, reasons=("the server is stopping",))
 
 
 async def test_what_check_tells_is_bounded(server: Server) -> None:
@@ -180,7 +180,7 @@ async def test_a_watcher_hears_of_every_change_once(server: Server) -> None:
     async with server.running() as channel:
         call = server.watch(channel, "a.Service")
         assert await status(call) == NOT_SERVING
-        server.health.look()
+        server.health.check_again()
         for ready in (True, False, True):
             server.change(ready=ready)
             assert await status(call) == (SERVING if ready else NOT_SERVING)

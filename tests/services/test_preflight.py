@@ -199,8 +199,8 @@ def test_nothing_is_told_of_a_machine_where_it_starts(machine: Machine) -> None:
 
 def test_a_start_that_was_killed_leaves_no_obstacle(machine: Machine) -> None:
     with claim(SocketFile(machine.socket)) as endpoint, socket.socket(socket.AF_UNIX) as bound:
-        bound.bind(str(endpoint._temporary))
-        machine.socket.hardlink_to(endpoint._temporary)
+        bound.bind(str(endpoint.temporary))
+        machine.socket.hardlink_to(endpoint.temporary)
     assert machine.socket.is_socket()
     assert list(preflight.obstacles(machine.settings(), datetime.now(UTC))) == []
 

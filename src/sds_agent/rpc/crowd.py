@@ -1,4 +1,4 @@
-"""Who holds a place, by when they came and in whose name: what is to give way when there are too many."""
+"""What is open at a server, such as connections or calls, by age and group: one gives way when there are too many."""
 
 from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
@@ -7,7 +7,7 @@ M = TypeVar("M", bound=Hashable)
 
 
 class Crowd(Generic[M]):
-    """Members in the order in which they came, each of a group."""
+    """Members, each of one group, in the order in which they came."""
 
     def __init__(self) -> None:
         self._members: dict[M, str] = {}
@@ -23,15 +23,15 @@ class Crowd(Generic[M]):
         return iter(self._members)
 
     def enter(self, member: M, group: str) -> None:
-        """Add one that is not here yet, as the newest."""
+        """Add a new member, as the newest."""
         self._members[member] = group
         self._groups.setdefault(group, {})[member] = None
 
     def admit(self, member: M, group: str, most: int) -> M | None:
-        """Add one that is not here yet, as the newest; the one that has to give way where there are more than `most`.
+        """Add a new member, as the newest. Returns the one that has to give way where there are more than `most`.
 
-        That is the oldest of the group that has most here, or the new one itself where its own group has as many: no
-        group is to take what the others need.
+        That is the oldest of the largest group, or the new one itself where its own group has as many: no group takes
+        what the others need. It is still a member; the caller ends it and removes it.
         """
         gives_way = self.oldest_of_the_largest() if len(self) >= most else None
         if gives_way is not None and self.count(group) >= self.count(self._members[gives_way]):
@@ -40,7 +40,7 @@ class Crowd(Generic[M]):
         return gives_way
 
     def leave(self, member: M) -> None:
-        """Take one out; one that is not here is none the less."""
+        """Remove a member. One that is not here changes nothing."""
         group = self._members.pop(member, None)
         if group is None:
             return
@@ -50,18 +50,18 @@ class Crowd(Generic[M]):
             del self._groups[group]
 
     def count(self, group: str) -> int:
-        """How many a group has here."""
+        """How many members a group has."""
         return len(self._groups.get(group, ()))
 
     def oldest(self) -> M | None:
-        """Who came first, of all."""
+        """The oldest of all members."""
         return next(iter(self._members), None)
 
     def oldest_of(self, group: str) -> M | None:
-        """Who came first, of a group."""
+        """The oldest member of a group."""
         return next(iter(self._groups.get(group, ())), None)
 
     def oldest_of_the_largest(self) -> M | None:
-        """Who came first, of the group that has most here."""
+        """The oldest member of the group that has most."""
         largest = max(self._groups.values(), key=len, default={})
         return next(iter(largest), None)

@@ -1,15 +1,16 @@
 """grpc.health.v1: whether a server of ours is ready, for `sds-agent ready` and every other prober.
 
 Source: gRPC's health checking protocol. The agent's socket and the CA server have it in common. `Check` answers once;
-`Watch` answers at once and again after each change, for a service that is not here with SERVICE_UNKNOWN. A watcher that
+`Watch` answers at once and again after each change, with SERVICE_UNKNOWN for a service that is not here. A watcher that
 reads slowly misses statuses in between, never the newest.
 
-An answer of `Check` that is NOT_SERVING also has the reasons, in a field that other probers skip: a status or trailing
-metadata would be bounded by what a prober's client takes for headers, and could fail the call that they explain.
+An answer of `Check` that is NOT_SERVING also has the reasons, in a field that other probers skip. As a status message
+or in trailing metadata they would be subject to the prober's limit on headers, and could fail the call that they
+explain.
 
-A caller needs no proof, so what one caller can make the server hold is bounded: the watches, and the requests that
-have begun and not ended. For gRPC's own way to read a single request knows no such bound, both methods are declared to
-take a stream of requests, which is the same on the wire, and read the first.
+A caller needs no proof, so there are limits on what callers can make the server store: watches, and requests that have
+begun and not ended. gRPC itself has no limit on the latter where it reads a single request. So both methods are
+declared to take a stream of requests, which is the same on the wire, and read the first.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from sds_agent.errors import SdsAgentError
 
 SERVICE = "grpc.health.v1.Health"
 MOST_WATCHERS = 1000
-"""Watches at one time. Each holds memory for as long as it likes."""
+"""Watches at one time. Each takes memory for as long as its client likes."""
 MOST_UNREAD = 32
 """Requests at one time that have begun and not ended. Each can be as large as the server lets a message be."""
 TIMEOUT = 5.0
@@ -39,9 +40,9 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class Health:
-    """The service. It answers for the server as a whole (the empty name) and for `services`: SERVING while `ready`.
+    """The service. It answers for the server as a whole (the empty name) and for `services`: SERVING while `ready()`.
 
-    While it is not, `reasons` gives a sentence for each cause: it goes to every caller, so no secret may be in it.
+    While that is False, `reasons` gives a sentence for each cause. Every caller gets them, so no secret may be in one.
     """
 
     def __init__(
@@ -69,15 +70,15 @@ class Health:
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
-    def look(self) -> None:
-        """What `ready` says may be another: tell the watchers."""
+    def check_again(self) -> None:
+        """What `ready` says may have changed: answer the watchers."""
         self._changed.set()
         self._changed = asyncio.Event()
 
     def drain(self) -> None:
         """Say NOT_SERVING from now on, and end every watch with OK."""
         self._draining = True
-        self.look()
+        self.check_again()
 
     async def _check(self, _: object, context: Context) -> bytes:
         service = await self._asked(context)
@@ -89,26 +90,26 @@ class Health:
     async def _watch(self, _: object, context: Context) -> None:
         service = await self._asked(context)
         if self._watchers >= self._most_watchers:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watch already: use Check")
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many clients watch already: use Check")
         self._watchers += 1
         try:
-            await self._tell(service, context)
+            await self._report(service, context)
         finally:
             self._watchers -= 1
 
-    async def _tell(self, service: str, context: Context) -> None:
-        told: HealthCheckResponse.ServingStatus | None = None
+    async def _report(self, service: str, context: Context) -> None:
+        sent: HealthCheckResponse.ServingStatus | None = None
         while True:
             changed, status, last = self._changed, self._status(service), self._draining
-            if status != told:
+            if status != sent:
                 await context.write(_written(status))
-                told = status
+                sent = status
             if last:
                 return
             await changed.wait()
 
     async def _asked(self, context: Context) -> str:
-        """The service that is asked for. Aborts the call for what is no request."""
+        """The service that the request names. Aborts a call whose message is not a request."""
         if len(self._unread) >= MOST_UNREAD:
             self._give_up_oldest()
         timeout = asyncio.timeout(TIMEOUT)
@@ -122,14 +123,14 @@ class Health:
                 late = f"the request did not arrive within {TIMEOUT:g} s"
                 await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, late)
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests have begun and not ended")
-        except (DecodeError, TypeError):  # instead of a message gRPC gives the end of the call
+        except (DecodeError, TypeError):  # gRPC gives the end of the call in place of a message
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not a HealthCheckRequest")
         finally:
             self._unread.pop(timeout, None)
         raise AssertionError  # abort always raises, which its types do not say
 
     def _give_up_oldest(self) -> None:
-        """An honest request is there at once. Were the newest refused, one connection could keep every prober out."""
+        """An honest request arrives at once. If the newest were refused, one connection could keep every prober out."""
         oldest = next(iter(self._unread))
         del self._unread[oldest]
         if not oldest.expired():
@@ -143,10 +144,10 @@ class Health:
 
     def _why(self) -> Sequence[str]:
         if self._draining:
-            return ("the server ends",)
+            return ("the server is stopping",)
         reasons = self._reasons()
-        told = [reason[:LONGEST_REASON] for reason in islice(reasons, MOST_REASONS)]
-        return [*told, f"and {len(reasons) - len(told)} more"] if len(reasons) > len(told) else told
+        shown = [reason[:LONGEST_REASON] for reason in islice(reasons, MOST_REASONS)]
+        return [*shown, f"and {len(reasons) - len(shown)} more"] if len(reasons) > len(shown) else shown
 
 
 def _written(status: HealthCheckResponse.ServingStatus, reasons: Sequence[str] = ()) -> bytes:
@@ -158,7 +159,7 @@ class NoAnswerError(SdsAgentError):
 
 
 class Answer(Struct, frozen=True):
-    """What a server says of itself: whether it is ready, and if not, why, a sentence for each cause that it tells."""
+    """What a server says of itself: whether it is ready, and a sentence for each cause why it is not."""
 
     ready: bool
     reasons: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
-"""Calls that wait for what their callers, or others, may take their time with.
+"""Calls that wait for something that may be long in coming, such as a request or a worker.
 
-An honest request is there at once. Were the newest refused where too many wait, one caller could keep everybody else
-out; so the one that waits longest gives way: of the holder that has `each` waiting, or else of the one with most.
+An honest request arrives at once. If the newest were refused where too many wait, one caller could keep all others out.
+So the one that has waited longest gives way: of the caller that has `each` waiting, or else of the caller with most.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ from sds_agent.rpc.crowd import Crowd
 
 
 class GaveWayError(Exception):
-    """Too many wait, and this one did so for longest."""
+    """Too many calls wait, and this one has waited longest."""
 
 
 class Waiting:
-    """At most `most` calls, and `each` in one holder's name, wait at one time, for `timeout` seconds at most."""
+    """At most `most` calls wait at one time, and `each` of one caller, for `timeout` seconds at most."""
 
     def __init__(self, most: int, each: int, timeout: float) -> None:
         self.timeout = timeout

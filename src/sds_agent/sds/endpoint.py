@@ -1,10 +1,10 @@
-"""The Unix socket as a file: who may have its path, and with which rights it appears.
+"""The Unix socket as a file: which agent may have its path, and with which owner and mode it is published.
 
-gRPC's own way with a path is unsafe: it removes whatever socket is there, a live one of another server too, and the
-new one is open to all until somebody changes its mode. So it binds a temporary name in the same directory, with no
-rights for anybody else, which is then taken away: only this process reaches that socket any more. The one for the peers
-is bound in the same manner, gets its owner and mode and is then renamed to its place, which is atomic. A lock file
-beside the socket keeps two agents apart while they do so.
+gRPC itself handles a path unsafely: it removes any socket that is there, also the live one of another server, and every
+user can connect to the new one until its mode is changed. So gRPC binds a temporary name in the same directory, with no
+rights for others, and the name is removed: after that only this process reaches the socket. The socket for the peers is
+bound in the same manner, gets its owner and mode, and is then renamed to its path, which is atomic. A lock file beside
+the socket keeps two agents apart while they do so.
 """
 
 import errno
@@ -27,22 +27,23 @@ from sds_agent.directories import UntrustedDirectoryError, look_at_directory, no
 from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.files import LONGEST_SOCKET_PATH, locked, look_at_lock, socket_path_size
 
-LONGEST_START = 60.0
-"""Seconds after which a socket that has no name yet will not get one: an agent gives it within milliseconds."""
-_UNNAMED = re.compile(r"\.[0-9a-f]{6}")
-"""The names of sockets before they have their own."""
+ABANDONED_AFTER = 60.0
+"""Seconds after which a socket with a temporary name is left over: an agent publishes its own within milliseconds."""
+_TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{6}")
+"""The names of sockets before they are published."""
 
 _CAP_CHOWN = 0
 """The number of the capability (linux/capability.h)."""
 
 
 class SocketInUseError(SdsAgentError):
-    """Somebody else serves at the path."""
+    """Another process serves at the path."""
 
 
 class SocketFile(Struct, frozen=True):
-    """Where the socket is to be, with which mode (permission bits), owner and group (names or ids; None leaves the
-    process's).
+    """Where the socket is published, with which mode (permission bits), owner and group.
+
+    Owner and group are names or ids; None leaves those of the process.
     """
 
     path: Path
@@ -54,7 +55,7 @@ class SocketFile(Struct, frozen=True):
 class Access(Struct, frozen=True):
     """Who may connect to a socket: its mode as octal digits, and its owner and group by name where they have one.
 
-    None stands for what is not known.
+    None where that is not known.
     """
 
     mode: str | None = None
@@ -77,22 +78,20 @@ def access(path: Path) -> Access:
 
 
 class Endpoint:
-    """A claimed socket path. Made by `claim`, which holds the lock for as long as its context lasts."""
+    """A claimed socket path. `claim` makes it, and keeps its lock for as long as its context lasts."""
 
     def __init__(self, file: SocketFile, owner: int, group: int) -> None:
         self.path = file.path
         self._mode = file.mode
         self._owner = owner
         self._group = group
-        self._temporary = file.path.with_name(f".{secrets.token_hex(3)}")
-        self._ours: int | None = None  # a descriptor of the socket's file: while it is open its inode is not used again
+        self.temporary = file.path.with_name(f".{secrets.token_hex(3)}")
+        self._ours: int | None = None  # opened on the published socket: until it is closed no other file gets the inode
 
     @property
     def address(self) -> str:
-        """The address for gRPC to bind, until `hide` takes its name away. gRPC decodes percent signs, so they are
-        quoted.
-        """
-        return f"unix:{quote(str(self._temporary))}"
+        """The address for gRPC to bind, until `hide` removes its name. Quoted, because gRPC decodes percent signs."""
+        return f"unix:{quote(str(self.temporary))}"
 
     @property
     def public_address(self) -> str:
@@ -101,7 +100,7 @@ class Endpoint:
 
     @contextmanager
     def private_umask(self) -> Iterator[None]:
-        """Bind inside this: until its rights are set the socket is nobody else's."""
+        """Bind inside this: no other user can connect to the socket until its mode is set."""
         before = os.umask(0o177)
         try:
             yield
@@ -109,23 +108,23 @@ class Endpoint:
             os.umask(before)
 
     def hide(self) -> int:
-        """Take away the name of what gRPC has bound; the descriptor leads to it, by way of /proc/self/fd.
+        """Remove the name of the socket that gRPC has bound. The descriptor leads to it, by way of /proc/self/fd.
 
         Raises OSError.
         """
-        descriptor = os.open(self._temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-        self._temporary.unlink()
+        descriptor = os.open(self.temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self.temporary.unlink()
         return descriptor
 
     def listen(self, backlog: int) -> socket.socket:
-        """A socket that listens where only this user can connect; `publish` moves it to its place.
+        """A socket that listens where only this user can connect, until `publish` moves it to its path.
 
         Raises ConfigurationError.
         """
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with self.private_umask():
-                listener.bind(str(self._temporary))
+                listener.bind(str(self.temporary))
             listener.listen(backlog)
         except OSError as error:
             listener.close()
@@ -133,12 +132,12 @@ class Endpoint:
         return listener
 
     def publish(self) -> None:
-        """Give the bound socket its rights and its name. Raises ConfigurationError."""
+        """Give the bound socket its owner, mode and path. Raises ConfigurationError."""
         try:
-            os.chown(self._temporary, self._owner, self._group)
-            self._temporary.chmod(self._mode)
-            self._ours = os.open(self._temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-            self._temporary.rename(self.path)
+            os.chown(self.temporary, self._owner, self._group)
+            self.temporary.chmod(self._mode)
+            self._ours = os.open(self.temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self.temporary.rename(self.path)
         except OSError as error:
             raise ConfigurationError(
                 f"sds.socket: cannot give {self.path} its owner and mode: {error.strerror}; "
@@ -146,12 +145,12 @@ class Endpoint:
             ) from error
 
     def refusal(self) -> ConfigurationError:
-        """Why nothing can be bound here, asked of the kernel."""
+        """Why nothing can be bound here, as the kernel says."""
         reason = "the system gives no reason"
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as attempt:
             try:
-                attempt.bind(str(self._temporary))
-                self._temporary.unlink()
+                attempt.bind(str(self.temporary))
+                self.temporary.unlink()
             except OSError as error:
                 reason = error.strerror or reason
         return ConfigurationError(
@@ -160,7 +159,7 @@ class Endpoint:
         )
 
     def in_place(self) -> bool:
-        """Whether the socket that appeared is still what is at its path."""
+        """Whether the published socket is still at its path."""
         if self._ours is None:
             return False
         try:
@@ -169,13 +168,13 @@ class Endpoint:
             return False
 
     def remove(self) -> None:
-        """Remove the socket, if what is at its path is still ours, and what was bound and never appeared."""
+        """Remove the socket if ours is still at its path, and one that was bound and never published."""
         with suppress(OSError):
-            self._temporary.unlink(missing_ok=True)
+            self.temporary.unlink(missing_ok=True)
         if self._ours is None:
             return
         if self.in_place():
-            with suppress(OSError):  # a directory that is read-only by now keeps a dead socket, which is no harm
+            with suppress(OSError):  # a directory that is read-only by now keeps a dead socket, which does no harm
                 self.path.unlink()
         os.close(self._ours)
         self._ours = None
@@ -195,7 +194,7 @@ def claim(file: SocketFile) -> Iterator[Endpoint]:
             note_shared("sds.socket", own_directory(file.path.parent, 0o755))
         with _lock_explained(file.path):
             stack.enter_context(locked(_lock_of(file.path)))
-        _check_free(file.path)  # again: from here on no other agent can come between
+        _check_free(file.path)  # again, with the lock: from here on no other agent can take it
         _remove_left(file.path.parent, time.time())
         endpoint = Endpoint(file, _owner(file), _group(file))
         try:
@@ -205,44 +204,44 @@ def claim(file: SocketFile) -> Iterator[Endpoint]:
 
 
 def _remove_left(directory: Path, now: float) -> None:
-    """Remove sockets that were bound and never got their name, because their server was killed in between.
+    """Remove sockets that were bound and never published, because their agent was killed in between.
 
-    A young one may be that of an agent with another socket in the directory, which is starting.
+    A recent one may belong to an agent that is starting, with another socket in the directory.
     """
     with suppress(OSError):
         for path in directory.iterdir():
-            if _UNNAMED.fullmatch(path.name):
+            if _TEMPORARY_NAME.fullmatch(path.name):
                 found = path.lstat()
-                if stat.S_ISSOCK(found.st_mode) and now - found.st_mtime > LONGEST_START:
+                if stat.S_ISSOCK(found.st_mode) and now - found.st_mtime > ABANDONED_AFTER:
                     path.unlink()
 
 
-def closed(file: SocketFile) -> Iterator[str]:
+def blocked_directories(file: SocketFile) -> Iterator[str]:
     """The directories that the socket's own `owner` or `group` cannot pass on the way to it, in words.
 
-    A socket that they may connect to is out of their reach then. Raises what `refusals` gives, and OSError.
+    They cannot reach the socket then, whatever its mode. Raises what `refusals` gives, and OSError.
     """
     steps, _ = walk(file.path.parent)
     user, group = _owner(file), _group(file)
     for step in steps:
-        anybody = bool(step.mode & stat.S_IXOTH)
-        if user > 0 and not (step.mode & stat.S_IXUSR if step.owner == user else anybody):
+        others = bool(step.mode & stat.S_IXOTH)
+        if user > 0 and not (step.mode & stat.S_IXUSR if step.owner == user else others):
             yield f"the user {file.owner} cannot pass {step.path}, which has the mode {step.mode:04o} (chmod o+x)"
-        if group != -1 and not (step.mode & stat.S_IXGRP if step.group == group else anybody):
+        if group != -1 and not (step.mode & stat.S_IXGRP if step.group == group else others):
             yield f"the group {file.group} cannot pass {step.path}, which has the mode {step.mode:04o} (chmod o+x)"
 
 
 def refusals(file: SocketFile) -> Iterator[ConfigurationError | SocketInUseError]:
-    """Everything for which `claim` would refuse the path here and now. It only looks, and changes nothing."""
-    looks: tuple[Callable[[SocketFile], None], ...] = (_check_length, _check_owner, _check_group, _look_at_place)
-    for look in looks:
+    """Every reason for which `claim` would refuse the path here and now. Changes nothing."""
+    checks: tuple[Callable[[SocketFile], None], ...] = (_check_length, _check_owner, _check_group, _check_place)
+    for check in checks:
         try:
-            look(file)
+            check(file)
         except (ConfigurationError, SocketInUseError) as error:
             yield error
 
 
-def _look_at_place(file: SocketFile) -> None:
+def _check_place(file: SocketFile) -> None:
     with _directory_explained(file.path.parent):
         look_at_directory(file.path.parent)
     with _lock_explained(file.path):
@@ -298,7 +297,7 @@ def _check_free(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode):
-        raise ConfigurationError(f"sds.socket: {path} is there and is not a socket; remove it or choose another path")
+        raise ConfigurationError(f"sds.socket: {path} is not a socket; remove that file or choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:
@@ -308,13 +307,13 @@ def _check_free(path: Path) -> None:
                 return  # left behind by a server that was killed
             raise SocketInUseError(
                 f"cannot tell whether a server is alive at {path} ({error.strerror or error}); "
-                f"it is left as it is: stop that server or remove the socket"
+                f"stop that server, or remove the socket if there is none"
             ) from error
     raise SocketInUseError(f"another server answers at {path}; stop it first, or give this agent another sds.socket")
 
 
 def _check_owner(file: SocketFile) -> None:
-    if _owner(file) not in {-1, os.geteuid()} and not _may_give_away():
+    if _owner(file) not in {-1, os.geteuid()} and not _may_change_owner():
         raise ConfigurationError(
             f"sds.owner: only root (CAP_CHOWN) can give the socket to the user {file.owner}, and this is uid "
             f"{os.geteuid()}; leave sds.owner out, and let Envoys in by sds.group"
@@ -323,7 +322,11 @@ def _check_owner(file: SocketFile) -> None:
 
 def _check_group(file: SocketFile) -> None:
     group = _group(file)
-    if group in {-1, os.getegid(), _inherited_group(file.path.parent)} or group in os.getgroups() or _may_give_away():
+    if (
+        group in {-1, os.getegid(), _inherited_group(file.path.parent)}
+        or group in os.getgroups()
+        or _may_change_owner()
+    ):
         return
     raise ConfigurationError(
         f"sds.group: uid {os.geteuid()} is not in the group {file.group}, and without CAP_CHOWN can give the socket to "
@@ -332,7 +335,7 @@ def _check_group(file: SocketFile) -> None:
 
 
 def _inherited_group(directory: Path) -> int | None:
-    """The group of what is made in the directory, where that is not the process's."""
+    """The group that a new file in the directory gets, where that is not the process's."""
     try:
         found = directory.stat()
     except OSError:
@@ -340,8 +343,8 @@ def _inherited_group(directory: Path) -> int | None:
     return found.st_gid if found.st_mode & stat.S_ISGID else None
 
 
-def _may_give_away() -> bool:
-    """Whether this process may change a file's owner, as the kernel says (capabilities(7)); if it does not say, yes."""
+def _may_change_owner() -> bool:
+    """Whether this process may change a file's owner (capabilities(7)). True where the kernel does not say."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("CapEff:"):
