@@ -7,7 +7,7 @@ from collections.abc import Hashable
 
 from msgspec import Struct
 
-TOLD_EVERY = 60.0
+COUNT_EVERY = 60.0
 """Seconds from one count of what was left out to the next."""
 
 
@@ -88,12 +88,12 @@ class Budget:
     no more than its own rate.
     """
 
-    def __init__(self, each: Rate, together: Rate, *, most_keys: int, told_every: float = TOLD_EVERY) -> None:
+    def __init__(self, each: Rate, together: Rate, *, most_keys: int, count_every: float = COUNT_EVERY) -> None:
         self._each = Buckets(each, most_keys)
         self._together = Bucket(together, 0.0)
         self._left_out = 0
-        self._told_every = told_every
-        self._told_at: float | None = None
+        self._count_every = count_every
+        self._counted_at: float | None = None
 
     def take(self, key: Hashable, now: float, cost: float = 1) -> bool:
         """Whether it may be done for this key at this moment. If not, it is counted as left out."""
@@ -111,14 +111,14 @@ class Budget:
         self._each.forget(key)
 
     def left_out(self, now: float, *, at_the_end: bool = False) -> int:
-        """How many were left out since this was last told; 0 if that was less than `told_every` seconds ago.
+        """How many were left out since the last count; 0 if that was less than `count_every` seconds ago.
 
-        The first is told at once. Ask after each refusal, and again `told_every` seconds after the last count; ask
-        `at_the_end` for what is not told yet.
+        The first is counted at once. Call it after each refusal, and again `count_every` seconds after the last count;
+        with `at_the_end` it returns the rest at once.
         """
-        due = self._told_at is None or at_the_end or not 0 <= now - self._told_at < self._told_every
+        due = self._counted_at is None or at_the_end or not 0 <= now - self._counted_at < self._count_every
         if not self._left_out or not due:
             return 0
         count, self._left_out = self._left_out, 0
-        self._told_at = now
+        self._counted_at = now
         return count

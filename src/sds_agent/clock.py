@@ -1,7 +1,7 @@
 """The wall clock, and how to wait for a time on it.
 
 Certificates live by the wall clock, but an event loop sleeps by the monotonic one, which stands still while a machine
-is suspended and does not notice when the wall clock is set. So nobody here sleeps for long: `until` wakes every few
+is suspended and does not notice when the wall clock is set. So no code here sleeps for long: `until` wakes every few
 seconds, reads the wall clock again and goes back to sleep if it is still too early.
 """
 

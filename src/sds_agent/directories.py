@@ -1,4 +1,4 @@
-"""Directories that no other user may change: made with their modes, and looked at up to the root.
+"""Directories that no other user may change: made with their modes, and checked up to the root.
 
 A user who may write to a directory can put a file in the place of the agent's, and one who may write to a directory
 above it can move all of it away. So each directory on the way must belong to root or to the agent's user, and others
@@ -21,7 +21,7 @@ from msgspec import Struct, structs
 
 from sds_agent import log
 from sds_agent.errors import ConfigurationError, SdsAgentError
-from sds_agent.files import check_writable, locked, look_at_lock
+from sds_agent.files import check_lock, check_writable, locked
 
 LOG = logging.getLogger(__name__)
 
@@ -66,24 +66,26 @@ class Step(Struct, frozen=True):
         """Whether these users (stat.S_IWOTH, stat.S_IWGRP) may replace what is in it."""
         if self.role is Role.LINK:
             return False
-        kept = self.mode & stat.S_ISVTX and self.role is Role.ABOVE  # the next step, whose owner is looked at
-        return bool(self.mode & by) and not kept
+        sticky = (
+            self.mode & stat.S_ISVTX and self.role is Role.ABOVE
+        )  # the next step belongs to its owner, who is checked
+        return bool(self.mode & by) and not sticky
 
 
-class Look(Struct, frozen=True):
-    """What is to be said of a directory: why it is refused, or None, and who else could change what is in it."""
+class Verdict(Struct, frozen=True):
+    """Why a directory is refused, or None, and who else could change what is in it, in words."""
 
     refused: str | None
     shared: tuple[str, ...]
 
 
-def judge(steps: Iterable[Step], target: Path, user: int, also: Collection[int] = ()) -> Look:
-    """What is to be said of the way to `target`, for an agent that runs as `user` and trusts these users `also`."""
+def judge(steps: Iterable[Step], target: Path, user: int, also: Collection[int] = ()) -> Verdict:
+    """The verdict on the way to `target`, for an agent that runs as `user` and trusts the users `also` too."""
     found = tuple(steps)
     trusted = {ROOT, user, *also}
     refusals = (_fault(step, target, user, trusted) for step in found)
     notes = (_shared(step, target) for step in found)
-    return Look(next((each for each in refusals if each), None), tuple(each for each in notes if each))
+    return Verdict(next((each for each in refusals if each), None), tuple(each for each in notes if each))
 
 
 def _fault(step: Step, target: Path, user: int, trusted: Collection[int]) -> str | None:
@@ -99,7 +101,7 @@ def _fault(step: Step, target: Path, user: int, trusted: Collection[int]) -> str
         # One with the sticky bit, such as /tmp, is meant for all users: it must not be closed for this agent's sake.
         fix = "make one in it" if step.mode & stat.S_ISVTX else f"chmod o-w {step.path}"
         return (
-            f"anybody may write to {step.path}, so anybody could {does}; "
+            f"every user may write to {step.path}, and so could {does}; "
             f"use a directory that only the agent may write to ({fix})"
         )
     return None
@@ -114,16 +116,16 @@ def _shared(step: Step, target: Path) -> str | None:
     return None
 
 
-def own_directory(directory: Path, mode: int, *, of_anybody: bool = False) -> tuple[str, ...]:
+def own_directory(directory: Path, mode: int, *, any_owner: bool = False) -> tuple[str, ...]:
     """Make the directory with `mode` if it is missing, and make sure that no other user may replace what is in it.
 
-    Missing directories above it get the mode 0755. No mode depends on the umask. With `of_anybody` the directory's
+    Missing directories above it get the mode 0755. No mode depends on the umask. With `any_owner` the directory's
     owner may be another user. Returns the groups that could replace it, in words: those are allowed, with a warning.
     Raises UntrustedDirectoryError, and OSError.
     """
     while True:
         steps, missing = walk(directory)
-        owner = steps[-1].owner if of_anybody and missing is None else None
+        owner = steps[-1].owner if any_owner and missing is None else None
         found = judge(steps, directory, os.geteuid(), () if owner is None else (owner,))
         if found.refused is not None:
             raise UntrustedDirectoryError(found.refused)
@@ -132,8 +134,8 @@ def own_directory(directory: Path, mode: int, *, of_anybody: bool = False) -> tu
         make_directory(missing.path, mode if missing.last else ABOVE)
 
 
-def look_at_directory(directory: Path) -> tuple[str, ...]:
-    """Raise and return what `own_directory` would raise and return here, and change nothing."""
+def check_directory(directory: Path) -> tuple[str, ...]:
+    """Check, without a change, what `own_directory` would raise and return here."""
     steps, missing = walk(directory)
     found = judge(steps, directory, os.geteuid())
     if found.refused is not None:
@@ -144,7 +146,7 @@ def look_at_directory(directory: Path) -> tuple[str, ...]:
 
 
 def make_directory(path: Path, mode: int) -> None:
-    """Make one directory with these permission bits, whatever the umask. One that is there stays as it is.
+    """Make one directory with these permission bits, whatever the umask. An existing one stays as it is.
 
     Raises OSError.
     """
@@ -155,8 +157,8 @@ def make_directory(path: Path, mode: int) -> None:
             path.chmod(mode | made & stat.S_ISGID)  # set by the directory above, for its group
 
 
-def note_shared(setting: str, causes: Iterable[str]) -> None:
-    """Warn of those who could change what is in the directory that `setting` names."""
+def warn_shared(setting: str, causes: Iterable[str]) -> None:
+    """Log, as `directory_shared`, who else could change what is in the directory that `setting` names."""
     for cause in causes:
         log.event(LOG, "directory_shared", level=logging.WARNING, setting=setting, cause=cause)
 
@@ -173,16 +175,17 @@ def walk(directory: Path, *, or_file: bool = False) -> tuple[tuple[Step, ...], M
 
     With `or_file` it may end with a file.
     """
-    way = _Walk(directory, or_file=or_file)
-    while way.names and way.missing is None:
-        way.take(way.names.pop())
-    if way.missing is None and way.steps[-1].role is Role.ABOVE:
-        way.steps[-1] = structs.replace(way.steps[-1], role=Role.LAST)
-    return tuple(way.steps), way.missing
+    resolution = _Resolution(directory, or_file=or_file)
+    while resolution.names and resolution.missing is None:
+        resolution.take(resolution.names.pop())
+    steps = resolution.steps
+    if resolution.missing is None and steps[-1].role is Role.ABOVE:
+        steps[-1] = structs.replace(steps[-1], role=Role.LAST)
+    return tuple(steps), resolution.missing
 
 
-class _Walk:
-    """A way that is being walked: what was passed, where it is now, and the names to go, the next one last."""
+class _Resolution:
+    """The resolution of one path (path_resolution(7)): the steps so far, and the names that are left, the next last."""
 
     def __init__(self, directory: Path, *, or_file: bool) -> None:
         self._or_file = or_file
@@ -254,10 +257,11 @@ def _is_mapped(uid: int) -> bool:
     return any(int(first) <= uid < int(first) + int(count) for first, _, count in ranges)
 
 
-class HeldDirectory:
-    """A directory of the process's own that no second process may use at the same time, from `claim` to `release`.
+class LockedDirectory:
+    """A directory of the process's own that no second process can claim, from `claim` to `release`.
 
-    It is made with `mode`; `lock` is the name of the lock file in it. `in_use` is the error for another holder.
+    `claim` makes it with `mode`, and locks the file `lock` in it. `in_use` is the error for when another process has
+    the lock.
     """
 
     def __init__(self, path: Path, setting: str, in_use: SdsAgentError, *, mode: int = 0o700, lock: str = LOCK) -> None:
@@ -266,22 +270,22 @@ class HeldDirectory:
         self._in_use = in_use
         self._mode = mode
         self._lock_file = path / lock
-        self._held = ExitStack()
+        self._open = ExitStack()
         self._lock: int | None = None
 
     def claim(self) -> None:
-        """Make the directory if it is missing, and hold its lock in place of the one held before.
+        """Make the directory if it is missing, and lock it; a lock from before is released.
 
-        Raises `in_use` when another process holds it, and ConfigurationError, which names the setting, when the
+        Raises `in_use` when another process has the lock, and ConfigurationError, which names the setting, when the
         directory cannot be used at all.
         """
         self.release()
         with _explained(self.path, self._setting, self._in_use):
-            note_shared(self._setting, own_directory(self.path, self._mode))
-            self._lock = self._held.enter_context(locked(self._lock_file))
+            warn_shared(self._setting, own_directory(self.path, self._mode))
+            self._lock = self._open.enter_context(locked(self._lock_file))
 
     def in_place(self) -> bool:
-        """Whether the lock that is held is still the one in the directory: not if that was removed or replaced."""
+        """Whether the lock file in the directory is still the one that was locked: it may be removed or replaced."""
         if self._lock is None:
             return False
         try:
@@ -290,29 +294,29 @@ class HeldDirectory:
             return False
 
     def release(self) -> None:
-        """Let other processes have it."""
-        self._held.close()
+        """Release the lock."""
+        self._open.close()
         self._lock = None
 
 
 @contextmanager
-def held_directory(directory: Path, setting: str, in_use: SdsAgentError) -> Iterator[HeldDirectory]:
-    """Hold a directory (0700) that no second process may use at the same time. Raises what `claim` does."""
-    held = HeldDirectory(directory, setting, in_use)
-    held.claim()
+def locked_directory(directory: Path, setting: str, in_use: SdsAgentError) -> Iterator[LockedDirectory]:
+    """Claim a directory (0700) within this context. Raises what `LockedDirectory.claim` does."""
+    claimed = LockedDirectory(directory, setting, in_use)
+    claimed.claim()
     try:
-        yield held
+        yield claimed
     finally:
-        held.release()
+        claimed.release()
 
 
-def look_at_held_directory(directory: Path, setting: str, in_use: SdsAgentError, lock: str = LOCK) -> tuple[str, ...]:
-    """Raise what `HeldDirectory.claim` would raise here, and return who else could change what is there; change
-    nothing.
+def check_lockable_directory(directory: Path, setting: str, in_use: SdsAgentError, lock: str = LOCK) -> tuple[str, ...]:
+    """Check, without a change, what `LockedDirectory.claim` would raise here; returns who else could change what is
+    there, in words.
     """
     with _explained(directory, setting, in_use):
-        shared = look_at_directory(directory)
-        look_at_lock(directory / lock)
+        shared = check_directory(directory)
+        check_lock(directory / lock)
         return shared
 
 

@@ -1,4 +1,4 @@
-"""Files that must never be seen half-written or by the wrong eyes."""
+"""Files that other processes never see half-written, and that other users cannot read or replace."""
 
 import errno
 import fcntl
@@ -14,7 +14,7 @@ from pathlib import Path
 from sds_agent.errors import SdsAgentError
 
 GLANCE = 0.05
-"""Seconds that a lock may be held by a process that only looks whether it is held (`look_at_lock`)."""
+"""Seconds for which `check_lock` of another process may have a lock."""
 
 
 LONGEST_SOCKET_PATH = 107
@@ -24,7 +24,7 @@ TEMPORARY_SOCKET = 7
 
 
 class ForeignFileError(SdsAgentError):
-    """A file that should be the agent's own may have been put there by another user. The words follow its path."""
+    """Another user may have replaced a file of the agent's own. The message is a clause that follows its path."""
 
 
 def create(path: Path, data: bytes, mode: int = 0o600, *, owner: tuple[int, int] | None = None) -> None:
@@ -50,8 +50,8 @@ def create(path: Path, data: bytes, mode: int = 0o600, *, owner: tuple[int, int]
 def write_private(path: Path, data: bytes) -> None:
     """Put `data` at `path` with mode 0600, all of it or nothing, and on disk when this returns.
 
-    Whoever reads `path` sees the old content or the new, also after a power cut. Raises OSError; where that comes from
-    the directory, the new content is there, and a power cut may bring the old one back.
+    A reader of `path` sees the old content or the new, also after a power cut. Raises OSError; where the directory
+    caused that, the new content is there, and a power cut may bring the old one back.
     """
     replace_private(path, data)
     sync_directory(path.parent)
@@ -72,7 +72,7 @@ def replace_private(path: Path, data: bytes) -> None:
 
 
 def remove_unfinished(directory: Path, name: str, *, idle: float = 0) -> None:
-    """Remove what `write_private` leaves in `directory` where it is killed, once that is `idle` for so many seconds.
+    """Remove the temporary files that a killed `write_private` left in `directory`, once unchanged for `idle` seconds.
 
     `name` is a regular expression for the names of the files that were to be written. The caller makes sure that no
     other process writes them now, by a lock or by waiting. What cannot be removed stays. Raises no error.
@@ -84,7 +84,7 @@ def remove_unfinished(directory: Path, name: str, *, idle: float = 0) -> None:
                 continue
             with suppress(OSError):
                 found = entry.stat(follow_symlinks=False)
-                # where nobody else writes, its age does not matter: it may be from before the clock was set back
+                # where no other process writes, its age does not matter: it may be from before the clock was set back
                 if stat.S_ISREG(found.st_mode) and (not idle or time.time() - found.st_mtime >= idle):
                     os.unlink(entry.path)  # noqa: PTH108 - the entry has no Path
 
@@ -153,10 +153,10 @@ def check_writable(directory: Path, entry: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[int]:
-    """Hold the lock file `path` (made when missing, left when done); gives its descriptor.
+    """Lock the file `path` within this context; yields its descriptor. The file is made when missing, and stays.
 
-    The kernel releases it with the process, however that ends. Raises BlockingIOError when another process holds it,
-    and OSError.
+    The kernel releases the lock with the process, however that ends. Raises BlockingIOError when another process has
+    it, and OSError.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -174,8 +174,8 @@ def _lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def look_at_lock(path: Path) -> None:
-    """Raise what `locked` would raise here, and leave nothing behind."""
+def check_lock(path: Path) -> None:
+    """Check, without a change, what `locked` would raise here."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:

@@ -10,20 +10,22 @@ from sds_agent.files import read_own, replace_private, sync_directory
 
 
 class ReplacedError(SdsAgentError):
-    """Another content than this process's has the place of its file."""
+    """Another process has replaced the file. The message is a clause that follows its path."""
 
 
 class OwnFile:
-    """A file of this process's own, and the content that it was left with.
+    """A file of this process's own, and the content that the process last read or wrote.
 
-    Its methods block, on the disk, and may be called in any thread.
+    Its methods block on the disk, and may be called in any thread.
     """
 
     def __init__(self, path: Path, most: int) -> None:
         self.path = path
         self._most = most
         self._left: bytes | None = None
-        self._lock = threading.RLock()  # from a write until it is noted: in between the file looks like another
+        self._lock = (
+            threading.RLock()
+        )  # from a write until its content is noted: in between the file looks like another process's
 
     def read(self) -> tuple[bytes, int]:
         """The content, or its first `most` bytes and one more, and the permission bits. Raises what `read_own` does."""
@@ -39,13 +41,13 @@ class OwnFile:
             sync_directory(self.path.parent)
 
     def renew(self, content: bytes) -> None:
-        """As `write`, but never over what another process wrote. Raises OSError, ForeignFileError and ReplacedError."""
+        """As `write`, but not over what another process wrote. Raises OSError, ForeignFileError and ReplacedError."""
         with self._lock:
             self.is_there()
             self.write(content)
 
     def is_there(self) -> bool:
-        """Whether the file is there, as it was left.
+        """Whether the file is there, unchanged.
 
         Raises OSError, ForeignFileError, and ReplacedError for another content.
         """
@@ -59,7 +61,7 @@ class OwnFile:
             return True
 
     def put_back(self) -> Path | None:
-        """Write again what was left there, if nothing has its place; returns the path if so.
+        """Write the content again if the file is gone; returns the path if so.
 
         Raises OSError and UntrustedDirectoryError.
         """

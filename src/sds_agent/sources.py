@@ -1,7 +1,7 @@
 """What the operator provides, such as a CA's directory, roots and tokens: who else could change what is read from it.
 
-It is read all the same, with a warning. In a container, files that come from the host belong to whichever user they
-belong to there, often to one who does not exist inside, and only the operator knows whether that user is meant.
+The agent reads it all the same, and warns. In a container, files of the host belong to the user that they have there,
+who often does not exist inside, and only the operator knows whether that user is meant.
 """
 
 import logging
@@ -18,7 +18,7 @@ from sds_agent.tasks import NoThreadError, in_thread
 LOG = logging.getLogger(__name__)
 
 MOST_FILES = 100
-"""Files of one directory that are looked at."""
+"""Files of one directory that are checked."""
 
 Source = tuple[str, Path]
 """The name of a setting, and the file or directory that it names."""
@@ -27,12 +27,12 @@ Source = tuple[str, Path]
 async def warn(sources: Sequence[Source]) -> None:
     """Log for each source who else could change it (`source_shared`)."""
     with suppress(NoThreadError):  # a disk of the network may take its time, and nothing waits for this
-        for setting, cause in await in_thread(look, sources):
+        for setting, cause in await in_thread(find_shared, sources):
             log.event(LOG, "source_shared", level=logging.WARNING, setting=setting, cause=cause)
 
 
-def look(sources: Iterable[Source]) -> list[tuple[str, str]]:
-    """The settings and in words who else could change what they name. What is not there is left out."""
+def find_shared(sources: Iterable[Source]) -> list[tuple[str, str]]:
+    """Each setting, and in words who else could change what it names. A missing file is left out."""
     return [(setting, cause) for setting, path in sources for cause in who_could_change(path)]
 
 
@@ -63,11 +63,11 @@ def judge(step: Step, target: Path, user: int) -> str | None:
     does = f"could change what is read from {target}"
     if step.owner not in {ROOT, user, None}:
         return f"uid {step.owner} {does}: {step.path} belongs to that user"
-    # what is in a directory with the sticky bit is changed by its owners alone, and each file's is looked at
+    # in a directory with the sticky bit a file is changed by its owner alone, and each file's owner is checked
     if step.role is Role.LINK or (step.role is not Role.FILE and step.mode & stat.S_ISVTX):
         return None
     if step.mode & stat.S_IWOTH:
-        return f"anybody {does}: others may write to {step.path} (chmod o-w {step.path})"
+        return f"every user {does}: others may write to {step.path} (chmod o-w {step.path})"
     if step.mode & stat.S_IWGRP:
         return f"the group {step.group} {does}: it may write to {step.path} (chmod g-w {step.path})"
     return None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from sds_agent import log
-from sds_agent.directories import HeldDirectory
+from sds_agent.directories import LockedDirectory
 from sds_agent.errors import SdsAgentError
 from sds_agent.tasks import NoThreadError, in_thread
 
@@ -35,7 +35,7 @@ class PutsBack(Protocol):
         ...
 
 
-async def watch(directory: HeldDirectory, parts: Sequence[PutsBack], look_every: float = LOOK) -> None:
+async def watch(directory: LockedDirectory, parts: Sequence[PutsBack], look_every: float = LOOK) -> None:
     """Put back what is lost, for ever. What keeps it from that is logged once."""
     lost = log.LogOnChange(LOG, "state_lost")
     while True:
@@ -54,7 +54,7 @@ async def watch(directory: HeldDirectory, parts: Sequence[PutsBack], look_every:
             lost.resolved()
 
 
-def restore(directory: HeldDirectory, parts: Iterable[PutsBack]) -> tuple[list[Path], list[str]]:
+def restore(directory: LockedDirectory, parts: Iterable[PutsBack]) -> tuple[list[Path], list[str]]:
     """Put back what is missing now; the paths, and in words what is still missing or in the way.
 
     Nothing is written unless this process holds the directory.

@@ -1,4 +1,4 @@
-"""Structured concurrency on asyncio itself: every task has an owner, and a clean end is not cut short.
+"""Structured concurrency on asyncio alone: every task has an owner, and cancellation cuts no clean end short.
 
 gRPC's server runs on asyncio and on nothing else. anyio's backend for it takes a tenth of the whole way to the first
 secret to import, so what that way needs is made of asyncio's task groups and time-outs, and anyio is imported where
@@ -69,13 +69,13 @@ async def uninterrupted(coroutine: Coroutine[Any, Any, T]) -> T:
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
-        task.exception()  # seen, so that nobody complains that it was not; the cancellation matters more
+        task.exception()  # retrieved, or asyncio would log that it was not; the cancellation matters more
         raise cancelled
     return task.result()
 
 
 async def in_thread(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """Call it in a thread that nobody has to wait for: neither a caller that is cancelled, nor the process at its end.
+    """Call it in a thread that neither a cancelled caller waits for, nor the process at its end.
 
     For long computations, for what is in order wherever it is cut off, and within `uninterrupted` for others. The
     threads of an executor, and anyio's, hold up the interpreter's end until they are done. Raises NoThreadError when it
@@ -84,17 +84,17 @@ async def in_thread(function: Callable[P, T], *arguments: P.args, **options: P.k
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
-    def tell(settle: Callable[[Any], None], outcome: T | BaseException) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+    def hand_over(settle: Callable[[Any], None], outcome: T | BaseException) -> None:
+        with suppress(RuntimeError):  # the loop is closed, and with it every caller
             loop.call_soon_threadsafe(lambda: None if done.done() else settle(outcome))
 
     def work() -> None:
         try:
             result = function(*arguments, **options)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the caller's
-            tell(done.set_exception, error)
+        except BaseException as error:  # noqa: BLE001 - the caller gets it
+            hand_over(done.set_exception, error)
         else:
-            tell(done.set_result, result)
+            hand_over(done.set_result, result)
 
     try:
         threading.Thread(target=work, name=f"in_thread {function.__name__}", daemon=True).start()
@@ -104,26 +104,26 @@ async def in_thread(function: Callable[P, T], *arguments: P.args, **options: P.k
 
 
 class TimeLimit:
-    """Calls that may hang, such as the reading of a file on a disk of the network: each has `seconds` to return.
+    """Calls that may hang, such as the reading of a file on a network's disk: each has `seconds` to return.
 
-    Each runs in a thread of its own (`in_thread`), at most `most` of them at one time. One that is late keeps its
-    thread and its place until it returns, and what it returns is dropped; so it must be harmless to call it again.
+    Each runs in a thread of its own (`in_thread`), at most `most` of them at one time. A late call keeps its thread
+    and its slot until it returns, and its result is dropped; so it must be harmless to make it again.
     """
 
     def __init__(self, seconds: float, most: int = 1) -> None:
         self._seconds = seconds
         self._most = most
-        self._places = asyncio.Semaphore(most)
+        self._slots = asyncio.Semaphore(most)
         self._late = 0
 
     async def call(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-        """Call it. Raises TimeoutError, an OSError with its words, when it or those before it have not returned.
+        """Call it. Raises TimeoutError, an OSError with a reason, when it or the calls before it have not returned.
 
         Raises NoThreadError when it could not begin.
         """
         if self._late >= self._most:
             raise TimeoutError(errno.ETIMEDOUT, "an earlier attempt has not come back yet")
-        attempt, loop = _Attempt(), asyncio.get_running_loop()
+        attempt, loop = _LimitedCall(), asyncio.get_running_loop()
 
         def work() -> T:
             try:
@@ -135,12 +135,12 @@ class TimeLimit:
         deadline = asyncio.timeout(self._seconds)
         try:
             async with deadline:
-                await self._places.acquire()
+                await self._slots.acquire()
                 try:
                     return await in_thread(work)
                 except Exception:
                     if not attempt.returned:  # no thread could be started
-                        self._places.release()
+                        self._slots.release()
                     raise
                 except asyncio.CancelledError:
                     attempt.late = deadline.expired() and not attempt.returned
@@ -151,14 +151,14 @@ class TimeLimit:
                 raise  # it is the function's own
             raise TimeoutError(errno.ETIMEDOUT, f"no answer within {self._seconds:g} s") from error
 
-    def _returned(self, attempt: "_Attempt") -> None:
+    def _returned(self, attempt: "_LimitedCall") -> None:
         """Its thread has ended; this comes before its result does."""
         attempt.returned = True
         self._late -= attempt.late
-        self._places.release()
+        self._slots.release()
 
 
-class _Attempt:
+class _LimitedCall:
     """One call: whether its thread has ended, and whether it was given up before."""
 
     returned = False
@@ -166,7 +166,7 @@ class _Attempt:
 
 
 class NonBlockingLookups(asyncio.SelectorEventLoop):
-    """An event loop for which names are looked up in threads that nobody has to wait for, the process's end included.
+    """An event loop that looks names up in threads which the end of the process does not wait for.
 
     Where the servers for names do not answer, a lookup takes up to half a minute, and nothing can cut it short.
     """

@@ -339,7 +339,7 @@ async def test_a_directory_that_anybody_may_write_to_is_refused_in_words(tmp_pat
     directory = tmp_path / "local"
     directory.mkdir()
     directory.chmod(0o777)
-    with pytest.raises(ConfigurationError, match=r"state_dir: anybody may write to .*\(chmod o-w"):
+    with pytest.raises(ConfigurationError, match=r"state_dir: every user may write to .*\(chmod o-w"):
         await embedded(directory)
     assert list(directory.iterdir()) == []
 

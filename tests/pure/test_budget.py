@@ -5,7 +5,7 @@ from sds_agent.budget import Bucket, Buckets, Budget, Rate
 
 def budget(each: float = 3, together: float = 5, *, most_keys: int = 100) -> Budget:
     """A budget that fills by one a second for each key and by two for all."""
-    return Budget(Rate(each, 1), Rate(together, 2), most_keys=most_keys, told_every=60)
+    return Budget(Rate(each, 1), Rate(together, 2), most_keys=most_keys, count_every=60)
 
 
 def granted(of: Budget, key: str, times: int, now: float) -> int:

@@ -357,7 +357,7 @@ def test_what_keeps_the_agent_from_starting_is_one_sentence(folder: Path) -> Non
     folder.chmod(0o777)
     done = call(folder, "run", SDS_AGENT__LOG__LEVEL="error")
     assert done.returncode == 2
-    assert f"sds-agent: state_dir: anybody may write to {folder}" in done.stderr.splitlines()[-1]
+    assert f"sds-agent: state_dir: every user may write to {folder}" in done.stderr.splitlines()[-1]
 
 
 # Errors

@@ -12,9 +12,9 @@ from sds_agent.directories import (
     Role,
     Step,
     UntrustedDirectoryError,
-    held_directory,
+    check_directory,
     judge,
-    look_at_directory,
+    locked_directory,
     own_directory,
     walk,
 )
@@ -47,14 +47,14 @@ def step(owner: int | None, mode: int, role: Role) -> Step:
         (US, 0o700, Role.LAST, ""),
         (0, 0o755, Role.LAST, ""),
         (US, 0o770, Role.LAST, ""),
-        (US, 0o777, Role.LAST, "anybody could replace the agent's files"),
-        (US, 0o1777, Role.LAST, "anybody could replace the agent's files"),
+        (US, 0o777, Role.LAST, "and so could replace the agent's files"),
+        (US, 0o1777, Role.LAST, "and so could replace the agent's files"),
         (OTHER, 0o700, Role.LAST, "/srv/state belongs to uid 1001"),
         (None, 0o700, Role.LAST, "/srv/state belongs to a user of another namespace"),
         (US, 0o755, Role.ABOVE, ""),
         (0, 0o1777, Role.ABOVE, ""),
         (0, 0o2775, Role.ABOVE, ""),
-        (0, 0o777, Role.ABOVE, "anybody may write to /srv, so anybody could put another directory in the place of"),
+        (0, 0o777, Role.ABOVE, "every user may write to /srv, and so could put another directory in the place of"),
         (
             OTHER,
             0o755,
@@ -217,7 +217,7 @@ def test_a_directory_of_our_own_is_taken_as_it_is(tmp_path: Path, mode: int) -> 
 def test_a_directory_that_anybody_may_write_to_is_not_our_own(tmp_path: Path, mode: int, fix: str) -> None:
     """To close /tmp, which has the sticky bit, would break the machine for all other users."""
     tmp_path.chmod(mode)
-    with pytest.raises(UntrustedDirectoryError, match=rf"anybody may write to .*\({fix}"):
+    with pytest.raises(UntrustedDirectoryError, match=rf"every user may write to .*\({fix}"):
         own_directory(tmp_path, 0o700)
     assert mode_of(tmp_path) == mode
 
@@ -227,7 +227,7 @@ def test_a_directory_that_anybody_may_move_away_is_not_our_own(tmp_path: Path, *
     above = made(tmp_path / "volume", 0o777)
     if there:
         made(above / "state", 0o700)
-    with pytest.raises(UntrustedDirectoryError, match=f"anybody may write to {above}, .* in the place of .*state"):
+    with pytest.raises(UntrustedDirectoryError, match=f"every user may write to {above}, .* in the place of .*state"):
         own_directory(above / "state", 0o700)
     assert (above / "state").exists() == there, "and nothing is made there"
 
@@ -246,7 +246,7 @@ def test_a_directory_of_another_user_is_not_our_own(tmp_path: Path, monkeypatch:
     with pytest.raises(UntrustedDirectoryError, match="who could"):
         own_directory(tmp_path, 0o700)
     if os.getuid() == 0:
-        assert own_directory(tmp_path, 0o700, of_anybody=True) == ()
+        assert own_directory(tmp_path, 0o700, any_owner=True) == ()
 
 
 def test_a_directory_of_root_is_as_good_as_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +270,7 @@ def test_a_relative_path_starts_where_the_process_is(tmp_path: Path, monkeypatch
 
 
 def test_to_look_makes_nothing(tmp_path: Path) -> None:
-    assert look_at_directory(tmp_path / "state") == ()
+    assert check_directory(tmp_path / "state") == ()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -280,7 +280,7 @@ def test_to_look_makes_nothing(tmp_path: Path) -> None:
 def test_a_group_that_could_replace_the_state_is_told_at_the_start(tmp_path: Path) -> None:
     """A Kubernetes volume with an fsGroup: the agent serves, and the log says who is trusted."""
     directory = made(tmp_path / "volume", 0o2770)
-    with recorded() as events, held_directory(directory, "state_dir", SdsAgentError("in use")):
+    with recorded() as events, locked_directory(directory, "state_dir", SdsAgentError("in use")):
         (told,) = events.named("directory_shared")
         assert (told["level"], told["setting"]) == ("warning", "state_dir")
         assert f"may write to {directory} and could replace the agent's files" in told["cause"]
@@ -289,7 +289,7 @@ def test_a_group_that_could_replace_the_state_is_told_at_the_start(tmp_path: Pat
 def test_a_directory_that_cannot_be_held_is_refused_by_the_name_of_its_setting(tmp_path: Path) -> None:
     above = made(tmp_path / "volume", 0o777)
     with (
-        pytest.raises(ConfigurationError, match=r"^state_dir: anybody may write to "),
-        held_directory(above / "state", "state_dir", SdsAgentError("in use")),
+        pytest.raises(ConfigurationError, match=r"^state_dir: every user may write to "),
+        locked_directory(above / "state", "state_dir", SdsAgentError("in use")),
     ):
         pass

@@ -247,7 +247,7 @@ def test_directory_that_anybody_may_write_to_is_refused(tmp_path: Path) -> None:
     open_directory = tmp_path / "open"
     open_directory.mkdir()
     open_directory.chmod(0o1777)
-    with pytest.raises(ConfigurationError, match=r"anybody may write to .*make one in it"):
+    with pytest.raises(ConfigurationError, match=r"every user may write to .*make one in it"):
         claim(SocketFile(open_directory / "sds.sock")).__enter__()
 
 

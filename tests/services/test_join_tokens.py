@@ -239,7 +239,7 @@ def test_a_place_for_tokens_that_cannot_be_used_is_told_at_the_start(tmp_path: P
         JoinTokens(tmp_path / "file").prepare()
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
-    with pytest.raises(ConfigurationError, match="anybody may write"):
+    with pytest.raises(ConfigurationError, match="every user may write"):
         JoinTokens(tmp_path / "open").prepare()
 
 

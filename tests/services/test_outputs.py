@@ -412,7 +412,7 @@ async def test_a_directory_that_others_may_write_to_is_refused(target: Path, eve
     async with kept(target, HandClock()) as store:
         store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
         told = await events.wait("output_not_written")
-        assert "anybody may write to" in str(told["cause"])
+        assert "every user may write to" in str(told["cause"])
     assert sets(target) == []
 
 
@@ -477,7 +477,7 @@ async def test_a_directory_below_one_of_everybody_is_refused(target: Path, event
     async with kept(target / "sub", HandClock()) as store:
         store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
         told = await events.wait("output_not_written")
-        assert "anybody may write to" in str(told["cause"])
+        assert "every user may write to" in str(told["cause"])
     assert sets(target) == []
 
 

@@ -20,7 +20,7 @@ from fakes.configurations import MINIMAL, settings
 from sds_agent import app, preflight
 from sds_agent.cli.main import main
 from sds_agent.config.settings import Settings
-from sds_agent.directories import held_directory
+from sds_agent.directories import locked_directory
 from sds_agent.errors import SdsAgentError
 from sds_agent.files import locked
 from sds_agent.sds.endpoint import SocketFile, claim
@@ -103,7 +103,7 @@ def other_agent_on_the_socket(machine: Machine) -> Settings:
 
 
 def other_agent_on_the_state(machine: Machine) -> Settings:
-    machine.held.enter_context(held_directory(machine.state, "state_dir", SdsAgentError()))
+    machine.held.enter_context(locked_directory(machine.state, "state_dir", SdsAgentError()))
     return machine.settings()
 
 
@@ -291,7 +291,7 @@ def test_an_output_that_will_never_be_written_is_told_and_not_called_good(
     assert summary == (
         f"sds-agent: the configuration is good, but the agent cannot write every output here as uid {os.geteuid()}:"
     )
-    assert said.startswith(f"sds-agent: workloads[0].output: anybody may write to {volume}, so anybody could")
+    assert said.startswith(f"sds-agent: workloads[0].output: every user may write to {volume}, and so could")
 
 
 def test_an_output_that_another_agent_writes_is_told(machine: Machine) -> None:

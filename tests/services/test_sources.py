@@ -26,7 +26,7 @@ TARGET = Path("/etc/ca")
             0,
             0o666,
             Role.FILE,
-            "anybody could change what is read from /etc/ca: others may write to /step (chmod o-w /st",
+            "every user could change what is read from /etc/ca: others may write to /step (chmod o-w /st",
         ),
         (
             0,
@@ -34,7 +34,7 @@ TARGET = Path("/etc/ca")
             Role.FILE,
             "the group 50 could change what is read from /etc/ca: it may write to /step (chmod g-w",
         ),
-        (0, 0o777, Role.ABOVE, "anybody could change"),
+        (0, 0o777, Role.ABOVE, "every user could change"),
         (0, 0o1777, Role.ABOVE, None),
         (0, 0o2775, Role.LAST, "the group 50 could change"),
         (0, 0o3777, Role.LAST, None),
@@ -111,4 +111,4 @@ async def test_the_agent_says_it_by_the_name_of_the_setting(tmp_path: Path) -> N
         await warn(preflight.sources(read))
     (told,) = events.named("source_shared", level="warning")
     assert told["setting"] == "authorities.a.token_file"
-    assert told["cause"].startswith(f"anybody could change what is read from {tmp_path / 'token'}: others may write")
+    assert told["cause"].startswith(f"every user could change what is read from {tmp_path / 'token'}: others may write")

@@ -15,7 +15,7 @@ from fakes.events import Events, recorded
 
 from sds_agent.authority.embedded import EmbeddedAuthority
 from sds_agent.authority.protocol import AuthorityError
-from sds_agent.directories import HeldDirectory, held_directory
+from sds_agent.directories import LockedDirectory, locked_directory
 from sds_agent.errors import SdsAgentError
 from sds_agent.issuance.cache import CachedCertificate, CertificateCache
 from sds_agent.pki.keys import KeyType
@@ -32,8 +32,8 @@ def files(directory: Path) -> dict[str, bytes]:
 
 
 @contextmanager
-def held(directory: Path) -> Iterator[HeldDirectory]:
-    with held_directory(directory, "state_dir", SdsAgentError("another agent runs there")) as claimed:
+def held(directory: Path) -> Iterator[LockedDirectory]:
+    with locked_directory(directory, "state_dir", SdsAgentError("another agent runs there")) as claimed:
         yield claimed
 
 

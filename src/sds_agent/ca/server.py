@@ -31,7 +31,7 @@ from sds_agent.ca.tls import ServerTls
 from sds_agent.ca.tokens import JoinTokens
 from sds_agent.clock import Clock, SystemClock
 from sds_agent.descriptors import room_for
-from sds_agent.directories import HeldDirectory, held_directory
+from sds_agent.directories import LockedDirectory, locked_directory
 from sds_agent.errors import ConfigurationError
 from sds_agent.files import LONGEST_SOCKET_PATH, socket_path_size
 from sds_agent.rpc.frames import Bounds
@@ -341,12 +341,12 @@ def _sources(settings: CaSettings) -> list[sources.Source]:
 
 
 @contextmanager
-def _kept(settings: CaSettings) -> Iterator[HeldDirectory | None]:
+def _kept(settings: CaSettings) -> Iterator[LockedDirectory | None]:
     """Hold a self-signed root's directory, so that no second server makes a root of its own there."""
     directory = settings.signer.self_signed
     if directory is None:
         yield None
         return
     in_use = ConfigurationError(f"signer.self_signed: another CA server runs on {directory}; stop it first")
-    with held_directory(directory, "signer.self_signed", in_use) as held:
+    with locked_directory(directory, "signer.self_signed", in_use) as held:
         yield held

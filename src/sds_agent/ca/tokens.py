@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.ca.refusal import Kind, RefusalError, unauthenticated
-from sds_agent.directories import UntrustedDirectoryError, note_shared, own_directory
+from sds_agent.directories import UntrustedDirectoryError, own_directory, warn_shared
 from sds_agent.errors import ConfigurationError
 from sds_agent.files import ForeignFileError, create, read_own, sync_directory
 from sds_agent.pki.keys import PublicKey, public_bytes
@@ -68,8 +68,8 @@ class JoinTokens:
         Root may work `for_its_owner`, the user that the CA runs as. Raises ConfigurationError.
         """
         try:
-            shared = own_directory(self._directory, 0o700, of_anybody=for_its_owner and os.geteuid() == 0)
-            note_shared("callers.join_tokens", shared)
+            shared = own_directory(self._directory, 0o700, any_owner=for_its_owner and os.geteuid() == 0)
+            warn_shared("callers.join_tokens", shared)
             if not os.access(self._directory, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self._directory))
             self._forget(datetime.now(UTC))

@@ -1,4 +1,4 @@
-"""`sds-agent ca token`: a join token, for a machine that has nothing else to prove who it is; or to take them back."""
+"""`sds-agent ca token`: make a join token, for a machine that has no other proof of who it is, or withdraw them."""
 
 import argparse
 import re
@@ -37,10 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make one, or take back those of an identity.
-
-    Raises ProblemsError, and ConfigurationError for what cannot be used.
-    """
+    """Make a token, or withdraw those of an identity. Raises ProblemsError and ConfigurationError."""
     keep_memory_private()
     settings = load(arguments.file)
     directory = settings.callers.join_tokens
@@ -49,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     identity = _identity(arguments.spiffe_id, settings.trust_domain)
     act = _withdraw if arguments.withdraw else _make
     try:
-        output.complain(act(JoinTokens(directory), identity, arguments))
+        output.report(act(JoinTokens(directory), identity, arguments))
     except OSError as error:
         raise ConfigurationError(
             f"cannot write {error.filename or directory}: {error.strerror}; run this as a user that may"
@@ -94,8 +91,8 @@ def _identity(written: str, trust_domain: str) -> str:
 
 
 def _check_place(path: Path | None) -> None:
-    """The file takes the place of what is there, which may be a device, or /dev/stdout: a link that others need."""
-    with suppress(OSError):  # what else may be wrong with it is told when it is written
+    """Refuse to replace what is no regular file: a device, or a link such as /dev/stdout that others need."""
+    with suppress(OSError):  # another error is reported when the file is written
         if path is not None and (path.is_symlink() or (path.exists() and not path.is_file())):
             raise ConfigurationError(
                 f"--output: cannot write {path}: it is there and is no regular file; name one, or leave --output out "
@@ -107,7 +104,7 @@ def _hand_over(token: str, path: Path | None) -> None:
     if path is None:
         output.write(token)
         return
-    # of a command that was killed: no other that writes to the same file takes this long
+    # those of a killed command: one that runs beside this one writes its file within a minute
     remove_unfinished(path.parent, re.escape(path.name), idle=60)
     try:
         write_private(path, f"{token}\n".encode())

@@ -32,32 +32,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Explain on standard output; warn on standard error, and say there why it cannot start here.
+    """Explain the configuration on standard output; report on standard error what keeps the agent from starting here.
 
-    Raises ProblemsError with all that is wrong.
+    Warnings go there too. Raises ProblemsError.
     """
     output.silence_warnings()
     loaded = load(arguments.file, os.environ)
     for paragraph in explain(loaded):
         output.write(textwrap.fill(paragraph, 100, break_long_words=False, break_on_hyphens=False) + "\n")
     for warning in (*warnings(loaded.settings), *_about_machine(loaded.settings)):
-        output.complain(f"warning: {warning}")
-    return CANNOT_START if _complain_of_obstacles(loaded.settings) else 0
+        output.report(f"warning: {warning}")
+    return CANNOT_START if _report_obstacles(loaded.settings) else 0
 
 
 def _about_machine(settings: Settings) -> Iterator[str]:
-    """What works on this machine and may not be meant."""
+    """What works on this machine and is perhaps not meant."""
     yield from preflight.unreachable(settings)
     yield from preflight.shared(settings)
-    yield from (f"{key}: {cause}" for key, cause in sources.look(preflight.sources(settings)))
+    yield from (f"{key}: {cause}" for key, cause in sources.find_shared(preflight.sources(settings)))
 
 
-def _complain_of_obstacles(settings: Settings) -> bool:
+def _report_obstacles(settings: Settings) -> bool:
     obstacles = list(preflight.obstacles(settings, datetime.now(UTC)))
     shortfalls = list(preflight.shortfalls(settings))
     for what, errors in (("start here", obstacles), ("write every output here", shortfalls)):
         if errors:
-            output.complain(f"the configuration is good, but the agent cannot {what} as uid {os.geteuid()}:")
+            output.report(f"the configuration is good, but the agent cannot {what} as uid {os.geteuid()}:")
         for each in errors:
-            output.complain(str(each))
+            output.report(str(each))
     return bool(obstacles or shortfalls)

@@ -1,4 +1,4 @@
-"""The command line: find the command, run it, and turn every error of ours into a sentence and an exit code."""
+"""The command line: import the command, run it, and turn every error of ours into a sentence and an exit code."""
 
 import argparse
 import gc
@@ -18,14 +18,14 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `sds-agent` with these arguments (the process's unless given). Returns the exit code.
 
-    0 is good, 2 a wrong call or configuration, 3 a configuration that cannot be run here (`check`), 1 whatever else of
-    ours went wrong; a bug ends with its traceback.
+    0 is good, 2 a wrong call or configuration, 3 a configuration that cannot be run here (`check`), 1 any other error
+    of ours. A bug is raised and ends the process with its traceback.
     """
     return guarded(lambda: _run(argv))
 
 
 def guarded(action: Callable[[], int]) -> int:
-    """Do it, and turn every way in which it ends into an exit code."""
+    """Do it, and turn its result or its error into an exit code. A bug is raised."""
     try:
         code = action()
         output.flush()
@@ -46,7 +46,7 @@ def guarded(action: Callable[[], int]) -> int:
 
 def _report(errors: Sequence[SdsAgentError]) -> int:
     for error in errors:
-        output.complain(str(error))
+        output.report(str(error))
     return errors[0].exit_code
 
 
@@ -54,7 +54,7 @@ def _run(argv: Sequence[str] | None) -> int:
     output.open_closed()
     # gRPC's core writes to standard error on its own account, and reads this once, when it is imported
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # What imports make stays for good: to look through it for garbage again and again would only delay the start.
+    # What imports make stays: to search it for garbage again and again would only delay the start.
     gc.disable()
     try:
         arguments = _parser().parse_args(argv)
@@ -67,9 +67,9 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 class _Help(argparse.HelpFormatter):
-    """Asks how wide the terminal is when there is help to print.
+    """Asks for the terminal's width only when there is help to print.
 
-    argparse's own asks whenever an argument is declared, and imports shutil and the compression libraries for it.
+    argparse's own asks whenever an argument is declared, and imports shutil and the compression libraries for that.
     """
 
     def __init__(self, prog: str) -> None:
@@ -77,7 +77,7 @@ class _Help(argparse.HelpFormatter):
 
     def format_help(self) -> str:
         """The help, or the usage alone."""
-        import shutil  # noqa: PLC0415 - 2 ms, at every start but for this
+        import shutil  # noqa: PLC0415 - measured: 2 ms of every start
 
         self._width = shutil.get_terminal_size().columns - 2
         return super().format_help()

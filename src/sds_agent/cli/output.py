@@ -1,4 +1,4 @@
-"""Standard output and standard error, for commands: a reader that has left is no reason for a traceback."""
+"""Standard output and standard error of the commands. A reader that has left causes no traceback."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from sds_agent.errors import SdsAgentError
 
 
 class OutputError(SdsAgentError):
-    """Standard output does not take what a command has to say."""
+    """Standard output cannot be written to."""
 
 
 class ReaderGoneError(OutputError):
@@ -21,12 +21,12 @@ class ReaderGoneError(OutputError):
 
 
 def silence_warnings() -> None:
-    """Keep libraries from warning of oddities in other people's certificates and keys, whenever they read one."""
+    """Keep libraries from warning of each odd certificate and key that they read; the commands report those."""
     warnings.filterwarnings("ignore", module="sds_agent|cryptography|jwt")
 
 
 def open_closed() -> None:
-    """Let a closed standard error go nowhere: argparse writes to it without looking."""
+    """Open standard error on the null device where it was closed: argparse writes to it without a check."""
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - stays open for as long as the program runs
 
@@ -41,7 +41,7 @@ def write(text: str) -> None:
 
 
 def flush() -> None:
-    """Write what others left in standard output's buffer. Raises OutputError."""
+    """Write what argparse left in standard output's buffer. Raises OutputError."""
     if sys.stdout is not None:
         with _translated():
             sys.stdout.flush()
@@ -60,14 +60,14 @@ def _translated() -> Iterator[None]:
         ) from error
 
 
-def complain(text: str) -> None:
-    """Write a line to standard error, each with the program's name before it."""
+def report(text: str) -> None:
+    """Write a line, or several, to standard error, each with the program's name before it."""
     with suppress(OSError):
         for line in text.splitlines():
             print(f"sds-agent: {line}", file=sys.stderr)
 
 
 def _abandon() -> None:
-    """Python flushes standard output once more when it ends; let what is left go nowhere."""
+    """Send the rest of standard output to the null device: Python flushes it once more when it ends."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

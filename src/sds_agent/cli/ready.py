@@ -37,23 +37,23 @@ def run(arguments: argparse.Namespace) -> int:
     places = [arguments.socket] if arguments.socket else sockets(arguments.file, os.environ)
     path = next((each for each in places if _is_socket(each)), places[0])
     if (fault := _unreachable(path)) is not None:
-        output.complain(f"no agent answers at {path}: {fault}")
+        output.report(f"no agent answers at {path}: {fault}")
         if not arguments.socket and not arguments.file:
             others = ", ".join(str(each) for each in places if each != path)
             nor = f"nor is there one at {others}; " if others else ""
-            output.complain(f"{nor}name the agent's FILE, or its socket with --socket")
+            output.report(f"{nor}name the agent's FILE, or its socket with --socket")
         return NOT_READY
     return _ask(path)
 
 
 def sockets(file: Path | None, environ: Mapping[str, str]) -> tuple[Path, ...]:
-    """Where the agent's socket may be, the likeliest place first. Raises ProblemsError.
+    """The paths that the agent's socket may have, the likeliest first. Raises ProblemsError.
 
-    Without a file the agent may run as another user, or with other variables, than the person who asks.
+    Without a file, the agent may run as another user or with other variables than this command.
     """
-    # a health check asks every few seconds, and with --socket needs no configuration
-    from sds_agent.config.defaults import runtime_directories  # noqa: PLC0415 - 55 ms with loading, below
-    from sds_agent.config.loading import load  # noqa: PLC0415 - likewise
+    # a health check runs this command every few seconds, with --socket without a configuration
+    from sds_agent.config.defaults import runtime_directories  # noqa: PLC0415 - measured: 55 ms
+    from sds_agent.config.loading import load  # noqa: PLC0415 - measured: likewise
 
     loaded = load(file, environ)
     chosen = loaded.settings.sds.socket
@@ -65,7 +65,7 @@ def sockets(file: Path | None, environ: Mapping[str, str]) -> tuple[Path, ...]:
 def _is_socket(path: Path) -> bool:
     try:
         return path.is_socket()
-    except OSError:  # this user is not let in there: the attempt to connect says so
+    except OSError:  # this user may not enter the directory: the attempt to connect reports it
         return True
 
 
@@ -89,19 +89,19 @@ def _unreachable(path: Path) -> str | None:
 
 
 def _ask(path: Path) -> int:
-    import asyncio  # noqa: PLC0415 - with gRPC, below: 75 of 125 ms, in vain where there is no socket
+    import asyncio  # noqa: PLC0415 - measured with gRPC: 75 of 125 ms
 
-    from sds_agent.rpc.health import NoAnswerError, check  # noqa: PLC0415 - likewise
+    from sds_agent.rpc.health import NoAnswerError, check  # noqa: PLC0415 - measured: likewise
 
     try:
         answer = asyncio.run(check(f"unix:{quote(str(path))}", TIMEOUT))
     except NoAnswerError as error:
-        output.complain(f"{path}: {error}")
+        output.report(f"{path}: {error}")
         return NOT_READY
     if answer.ready:
         output.write("ready")
         return 0
-    output.complain(f"the agent at {path} is not ready; its log has more:")
+    output.report(f"the agent at {path} is not ready; its log has more:")
     for reason in answer.reasons or ("it does not say why",):
-        output.complain(reason)
+        output.report(reason)
     return NOT_READY

@@ -42,10 +42,10 @@ def run(arguments: argparse.Namespace) -> int:
     if not keep_memory_private():
         log.event(LOG, "dumpable", level=logging.WARNING)
     _announce(loaded)
-    gc.disable()  # what these imports make stays for good: to look through it would only delay the start
-    import asyncio  # noqa: PLC0415 - with gRPC, below: 150 ms that a wrong configuration is not to wait for
+    gc.disable()  # what these imports make stays: to search it for garbage would only delay the start
+    import asyncio  # noqa: PLC0415 - measured with gRPC: 150 ms before a wrong configuration is reported
 
-    from sds_agent import app  # noqa: PLC0415 - likewise
+    from sds_agent import app  # noqa: PLC0415 - measured: likewise
 
     gc.freeze()
     gc.enable()
@@ -57,7 +57,7 @@ def _announce(loaded: Loaded) -> None:
     settings = loaded.settings
     if loaded.file is None:
         names = ", ".join(f"{each.name} ({each.spiffe_id})" for each in settings.workloads)
-        output.complain(
+        output.report(
             f"no configuration file: serving {names} on the socket {settings.sds.socket}, "
             f"with state in {settings.state_dir}"
         )

@@ -18,6 +18,6 @@ def add_arguments(_parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print it as an editor takes it."""
+    """Print it, indented, as editors take it."""
     output.write(json.dumps(_SCHEMAS[arguments.name](), indent=2))
     return 0

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from sds_agent.directories import HeldDirectory, look_at_held_directory, own_directory
+from sds_agent.directories import LockedDirectory, check_lockable_directory, own_directory
 from sds_agent.errors import SdsAgentError
 from sds_agent.files import create, sync_directory
 
@@ -75,12 +75,12 @@ def write_set(target: Path, files: Mapping[str, File], now: datetime) -> None:
         _remove_all_but(target, {made.name, before})
 
 
-def holding(target: Path) -> HeldDirectory:
+def holding(target: Path) -> LockedDirectory:
     """The directory to be held by the one that writes there. `claim` raises what it does, and OutputInUseError."""
     in_use = OutputInUseError(
         f"another sds-agent, or another workload of this one, writes to {target}; give each an output of its own"
     )
-    return HeldDirectory(target, SETTING, in_use, mode=MODE, lock=LOCK)
+    return LockedDirectory(target, SETTING, in_use, mode=MODE, lock=LOCK)
 
 
 def look_at(target: Path, setting: str) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ def look_at(target: Path, setting: str) -> tuple[str, ...]:
     `setting` is the name of the key. Raises ConfigurationError, and OutputInUseError.
     """
     in_use = OutputInUseError(f"{setting}: another sds-agent writes to {target}")
-    return look_at_held_directory(target, setting, in_use, LOCK)
+    return check_lockable_directory(target, setting, in_use, LOCK)
 
 
 def is_whole(target: Path, names: Iterable[str]) -> bool:

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.clock import Clock
-from sds_agent.directories import HeldDirectory
+from sds_agent.directories import LockedDirectory
 from sds_agent.errors import SdsAgentError
 from sds_agent.outputs.directory import File, holding, is_whole, write_set
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
@@ -84,7 +84,7 @@ async def _keep(place: "_Place", store: SecretStore, look_every: float) -> None:
 class _Place:
     """The directory of an output, and how often it could not be written to."""
 
-    def __init__(self, output: Output, held: HeldDirectory, clock: Clock) -> None:
+    def __init__(self, output: Output, held: LockedDirectory, clock: Clock) -> None:
         self.output = output
         self._held = held
         self._clock = clock

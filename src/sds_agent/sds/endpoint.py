@@ -23,9 +23,9 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
-from sds_agent.directories import UntrustedDirectoryError, look_at_directory, note_shared, own_directory, walk
+from sds_agent.directories import UntrustedDirectoryError, check_directory, own_directory, walk, warn_shared
 from sds_agent.errors import ConfigurationError, SdsAgentError
-from sds_agent.files import LONGEST_SOCKET_PATH, locked, look_at_lock, socket_path_size
+from sds_agent.files import LONGEST_SOCKET_PATH, check_lock, locked, socket_path_size
 
 ABANDONED_AFTER = 60.0
 """Seconds after which a socket with a temporary name is left over: an agent publishes its own within milliseconds."""
@@ -191,7 +191,7 @@ def claim(file: SocketFile) -> Iterator[Endpoint]:
         raise refusal
     with ExitStack() as stack:
         with _directory_explained(file.path.parent):
-            note_shared("sds.socket", own_directory(file.path.parent, 0o755))
+            warn_shared("sds.socket", own_directory(file.path.parent, 0o755))
         with _lock_explained(file.path):
             stack.enter_context(locked(_lock_of(file.path)))
         _check_free(file.path)  # again, with the lock: from here on no other agent can take it
@@ -243,9 +243,9 @@ def refusals(file: SocketFile) -> Iterator[ConfigurationError | SocketInUseError
 
 def _check_place(file: SocketFile) -> None:
     with _directory_explained(file.path.parent):
-        look_at_directory(file.path.parent)
+        check_directory(file.path.parent)
     with _lock_explained(file.path):
-        look_at_lock(_lock_of(file.path))
+        check_lock(_lock_of(file.path))
     _check_free(file.path)
 
 

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.clock import Clock
-from sds_agent.directories import UntrustedDirectoryError, look_at_directory, own_directory
+from sds_agent.directories import UntrustedDirectoryError, check_directory, own_directory
 from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.files import ForeignFileError, check_writable, remove_unfinished
 from sds_agent.ownfile import OwnFile, ReplacedError
@@ -211,7 +211,7 @@ def check(directory: Path, setting: str) -> None:
     """Raise what `SelfSignedCa.open` would raise for this directory; change nothing there."""
     file = OwnFile(directory / ROOTS, LARGEST)
     with _explained(file.path, setting):
-        look_at_directory(directory)
+        check_directory(directory)
         if not _load(file) and directory.is_dir():
             check_writable(directory, file.path)
 
