@@ -1,9 +1,10 @@
 """One event loop for all tests of a module that speak gRPC.
 
-What gRPC has under way when a test ends is finished by its own thread, and handed to the loop that the test had; a loop
-that is closed by then makes the next test fail.
+gRPC's own thread finishes what a test leaves under way, and hands it to the loop of that test; if that loop is closed
+by then, the next test fails.
 """
 
+import inspect
 from collections.abc import AsyncIterator
 
 import anyio
@@ -16,8 +17,15 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module", autouse=True)
-async def one_loop() -> AsyncIterator[None]:
+@pytest.fixture(scope="module")
+async def loop_of_the_module() -> AsyncIterator[None]:
     """As long as this lives, so does the loop."""
     yield
     await anyio.wait_all_tasks_blocked()
+
+
+@pytest.fixture(autouse=True)
+def one_loop(request: pytest.FixtureRequest) -> None:
+    """Begins the loop with the first test that needs it: one without a loop may be the first of its module."""
+    if inspect.iscoroutinefunction(request.function):
+        request.getfixturevalue("loop_of_the_module")

@@ -18,7 +18,7 @@ import grpc
 import grpc.aio
 import pytest
 from fakes.events import recorded
-from fakes.loops import anyio_backend, one_loop  # noqa: F401 - fixtures
+from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
 from fakes.peers import connected
 
 from sds_agent.errors import ConfigurationError

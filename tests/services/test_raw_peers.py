@@ -17,7 +17,7 @@ from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryRequest, DiscoveryRequest
 from fakes import flood
 from fakes.events import Events, recorded
-from fakes.loops import anyio_backend, one_loop  # noqa: F401 - fixtures
+from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
 from fakes.peers import chain_of, connected
 from fakes.raw_http2 import (
     CANCEL,
@@ -323,29 +323,36 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(data[: draw(st.integers(0, len(data)))])
 
 
-@settings(max_examples=60)
-@given(
-    st.sampled_from(["StreamSecrets", "DeltaSecrets", "FetchSecrets"]),
-    st.lists(st.binary(max_size=50) | requests | delta_requests | damaged(), max_size=6),
-)
-def test_no_bytes_bring_a_stream_down(method: str, messages: list[bytes]) -> None:
-    """Whatever comes, the stream ends with a status of ours or goes on, and the server with it."""
+messages = st.lists(st.binary(max_size=50) | requests | delta_requests | damaged(), max_size=6)
+methods = st.sampled_from(["StreamSecrets", "DeltaSecrets", "FetchSecrets"])
 
-    async def play() -> None:
+
+@settings(max_examples=15)
+@given(st.lists(st.tuples(methods, messages), min_size=4, max_size=4))
+def test_no_bytes_bring_a_stream_down(peers: list[tuple[str, list[bytes]]]) -> None:
+    """A stream ends with a status of ours or goes on, and the server with it."""
+
+    async def play(socket: Path, method: str, messages: list[bytes]) -> RawPeer:
+        peer = await RawPeer.connect(socket)
+        await peer.open(1, method)
+        for data in messages:
+            await peer.say(1, data)
+        return peer
+
+    async def play_all() -> None:
         with TemporaryDirectory(dir="/tmp") as directory:
             async with running(Path(directory)) as (store, socket, events), connected(socket) as good:
-                peer = await RawPeer.connect(socket)
-                await peer.open(1, method)
-                for data in messages:
-                    await peer.say(1, data)
+                opened = [await play(socket, method, messages) for method, messages in peers]
                 store.publish({"late": certificate(b"late")})
-                await peer.send(frame(DATA, END_STREAM, 1))
-                if method != "FetchSecrets":
-                    await events.wait("left", count=2)  # with the server's own probe
+                for peer in opened:
+                    await peer.send(frame(DATA, END_STREAM, 1))
+                streams = [method for method, _ in peers if method != "FetchSecrets"]
+                await events.wait("left", count=1 + len(streams))  # with the server's own probe
                 stream = await good.stream().ask("default")
                 assert "default" in await stream.read()
-                await peer.connection.aclose()
+                for peer in opened:
+                    await peer.connection.aclose()
                 assert events.named("fault") == []
                 assert "late" in await good.fetch("late")
 
-    anyio.run(play)
+    anyio.run(play_all)
