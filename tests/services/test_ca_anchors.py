@@ -111,7 +111,7 @@ def test_a_root_below_a_revoked_one_is_no_anchor_unless_another_way_leads_up() -
     assert anchors_of(signing(signer, [root, region, zone])).left_out == ()
     below = anchors_of(signing(signer, [root, region, zone], *lists))
     assert below.usable == (root.certificate,)
-    assert "'CN=zone' stands below 'CN=region', which is revoked" in below.left_out[1]
+    assert "'CN=zone' is below 'CN=region', which is revoked" in below.left_out[1]
     fixed = anchors_of(signing(signer, [root, region, again, zone], *lists))
     assert fixed.usable == (root.certificate, again.certificate, zone.certificate)
 

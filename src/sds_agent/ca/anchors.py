@@ -1,10 +1,10 @@
 """Whom the certificates of callers may chain to, and by which path one does.
 
-The handshake asks OpenSSL for a chain, and OpenSSL takes for an anchor whatever stands among the roots: a server's
+In the handshake OpenSSL builds a chain, and takes every certificate among the roots for an anchor: also a server's
 certificate that was pinned there by mistake, or a version 1 certificate, whose holder could sign for every workload. So
-what is no CA's is taken out beforehand, and so is a CA that one of the lists beside it revokes. Each caller's
-certificate has then one path, with an anchor at its end, and everything is judged by that path: whether the certificate
-is trusted, whether it is revoked, and until when.
+certificates that are no CA's are taken out beforehand, and so are CAs that one of the lists beside them revokes. Each
+caller's certificate then has one path, with an anchor at its end, and everything is judged by that path: whether the
+certificate is trusted, whether it is revoked, and until when.
 """
 
 import itertools
@@ -23,11 +23,11 @@ from sds_agent.pki.validation.signatures import fault_of_signature
 from sds_agent.signing.signing_set import SigningSet
 
 MOST_JUDGED = 1000
-"""Certificates with a number that is listed of which it is remembered whether they are revoked."""
+"""Certificates whose serial number is listed, of which it is cached whether they are revoked."""
 
 
 class Anchors(Struct, frozen=True):
-    """The anchors of callers in a signing set, and the CAs below them that are known.
+    """The anchors of callers in a signing set, and the CAs below them.
 
     `left_out` says of each other root why it is no anchor.
     """
@@ -37,9 +37,10 @@ class Anchors(Struct, frozen=True):
     left_out: tuple[str, ...]
 
     def path(self, shown: Chain, now: datetime) -> Chain:
-        """From the certificate that was shown first up to and with an anchor, so at least two. Raises RefusalError.
+        """From the client's certificate up to and with an anchor, so at least two. Raises RefusalError.
 
-        It is the path that the handshake has verified, as long as its end is an anchor, and another one after that.
+        `shown` is the path that the handshake verified, the client's certificate first. It is returned as it is while
+        its end is an anchor; after that, another path to an anchor is searched for.
         """
         client, *above = shown
         if above and above[-1] in self.usable:
@@ -55,8 +56,8 @@ class Anchors(Struct, frozen=True):
 class Revocations:
     """Which certificates the lists revoke, answered fast: a list may have a hundred thousand entries.
 
-    To make one takes up to a second for such a list, and so may the first question about a certificate with a number
-    that is listed.
+    To make one takes up to a second for such a list, and so may the first question about a certificate whose serial
+    number is listed.
     """
 
     def __init__(self, crls: tuple[RevocationList, ...]) -> None:
@@ -90,18 +91,18 @@ def anchors_of(signing: SigningSet) -> Anchors:
 def _fault_of_revocation(
     root: x509.Certificate, known: tuple[x509.Certificate, ...], crls: tuple[RevocationList, ...]
 ) -> str | None:
-    """Whether a CA that stands among the roots is revoked by one that is known, or stands below one that is."""
+    """Whether one of the known CAs revokes this root, or a CA above it."""
     gone = _revoked_above(root, known, crls, ()) if crls else None
     if gone is None:
         return None
-    which = describe(root) if gone == root else f"{describe(root)} stands below {describe(gone)}, which"
+    which = describe(root) if gone == root else f"{describe(root)} is below {describe(gone)}, which"
     return f"{which} is revoked by a list in ca-crl.pem"
 
 
 def _revoked_above(
     certificate: x509.Certificate, known: tuple[x509.Certificate, ...], crls: tuple[RevocationList, ...], below: Chain
 ) -> x509.Certificate | None:
-    """The certificate, or one that stands above it on every way up, if a list revokes it."""
+    """The certificate where a list revokes it, or else a revoked CA above it where every path up has one."""
     issuers = list(_issuers(certificate, known, below))
     if any(revoked((certificate, issuer), crls) is not None for issuer in issuers):
         return certificate

@@ -1,8 +1,7 @@
-"""The CA's own TLS side: a certificate that it issues to itself and renews, and the context of a handshake.
+"""The CA server's own TLS: a certificate that it issues to itself and renews, and the context of a handshake.
 
-A context holds what was true when it was made: the certificate, and whom clients' certificates are checked against.
-So a new one is made whenever the signer, its roots or the certificate are no longer the same, and every handshake takes
-the newest.
+A context keeps what it was made with: the certificate, and the anchors for clients' certificates. So a new one is made
+whenever the signer, its roots or the certificate change, and every handshake uses the newest.
 """
 
 import logging
@@ -38,12 +37,12 @@ class _Made(Sensitive, frozen=True):
 
     @property
     def begins(self) -> datetime:
-        """Since when it is valid: after a clock that was ahead is set right, that may lie in the future."""
+        """Its NotBefore, which lies in the future once a clock that was ahead is corrected."""
         return self.chain[0].not_valid_before_utc
 
 
 class ServerTls:
-    """Makes contexts for handshakes. `current` gives the signing set of the moment, `now` the time."""
+    """Makes contexts for handshakes. `current` returns the signing set of the moment, `now` the time."""
 
     def __init__(
         self,
@@ -78,7 +77,7 @@ class ServerTls:
         return self._context
 
     def _renewed(self, made: _Made, anchors: Sequence[x509.Certificate]) -> ssl.SSLContext:
-        """A context with these, or else the one before it."""
+        """A context with these, or the one before where OpenSSL does not load the certificate."""
         try:
             context = _context(made)
         except SignerError as error:
@@ -133,7 +132,7 @@ def _context(made: _Made) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])
-    # a resumed session would bring back a client certificate without looking at it again
+    # a resumed session would bring back a client certificate without verifying it again
     context.options |= ssl.OP_NO_TICKET
     context.num_tickets = 0
     try:
@@ -147,7 +146,7 @@ def _context(made: _Made) -> ssl.SSLContext:
 
 
 def _load_certificate(context: ssl.SSLContext, pem: bytes) -> None:
-    """OpenSSL's binding reads a certificate from a path alone; this one lies in memory, and in no directory."""
+    """Python's ssl reads a certificate only from a path; this file is in memory and in no directory."""
     descriptor = os.memfd_create("server-certificate", os.MFD_CLOEXEC)
     try:
         with os.fdopen(os.dup(descriptor), "wb") as file:

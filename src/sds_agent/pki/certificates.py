@@ -34,8 +34,8 @@ _LONGEST_QUOTE = 120
 MOST_FAULTS = 20
 """Reasons listed for one text; beyond that the blocks that cannot be used are counted."""
 
-# Many an old root has the serial number 0, or a long name. cryptography takes it, but warns at every look.
-# Once for the process: a filter that is set and taken back around each look would not be safe between threads.
+# Many old roots have the serial number 0, or a long name. cryptography reads them, but warns each time.
+# Set once for the process: to set and reset a filter around each reading would not be safe between threads.
 warnings.filterwarnings("ignore", "Parsed a serial number which wasn't positive", CryptographyDeprecationWarning)
 warnings.filterwarnings("ignore", "Attribute's length must be", UserWarning)
 
@@ -55,11 +55,11 @@ def read_bundle(data: bytes) -> ParsedBundle:
     """Every certificate in `data` that can be used; none when there is no CERTIFICATE block.
 
     Text before, between and after the blocks is skipped (RFC 7468 section 2), and so are blocks of other kinds; `pem`
-    says what counts as one. A certificate is left out that cannot be read, or that Envoy would not load: in a bundle
-    one of them would cost all others. What is returned has been parsed to its end: no question to it raises.
+    says what counts as one. A certificate that cannot be read, or that Envoy does not load, is left out: in a bundle it
+    would cost all others. What is returned has been parsed to its end, so that no attribute of it raises.
 
-    Raises CertificateError where no certificate is left, and for a text that is cut off in one: others may be missing
-    behind it.
+    Raises CertificateError where every certificate would be left out, and for a text that is cut off within one: others
+    may be missing behind it.
     """
     found, faults = list[x509.Certificate](), list[str]()
     for number, block in enumerate(blocks(data, _LABELS), start=1):
@@ -207,15 +207,15 @@ def _read_der(der: bytes) -> x509.Certificate:
 
 
 def _parse_all(certificate: x509.Certificate) -> None:
-    """Ask for what cryptography parses only on demand, so that a malformed part is found here and not later on."""
-    questions = ("version", "subject", "issuer", "not_valid_before_utc", "not_valid_after_utc", "extensions")
-    for question in questions:
-        getattr(certificate, question)
+    """Read what cryptography parses only on demand, so that a malformed part is found here and not later."""
+    parsed_late = ("version", "subject", "issuer", "not_valid_before_utc", "not_valid_after_utc", "extensions")
+    for name in parsed_late:
+        getattr(certificate, name)
     certificate.public_key()
 
 
 def _subject(der: bytes, certificate: x509.Certificate | None) -> str:
-    """Which one it is, as far as that can be read."""
+    """Which certificate it is, as far as that can be read."""
     if certificate is not None:
         with suppress(*_MALFORMED):
             return f"; its subject is {describe_name(certificate.subject)}"

@@ -9,7 +9,7 @@ from sds_agent.pki.keys import PrivateKey, PublicKey, signature_hash
 from sds_agent.pki.strength import OF_REQUESTS
 
 _BROKEN = frozenset({"md5", "sha1"})
-"""Hashes for which forgeries are known. cryptography checks no signature made with them, and calls each one wrong."""
+"""Hashes for which forgeries are known. cryptography calls every signature with them wrong, without checking it."""
 
 
 class CsrError(SdsAgentError):
@@ -20,7 +20,7 @@ def make_csr(key: PrivateKey, uri: str) -> bytes:
     """A request in PEM for a certificate whose one name is `uri` (ASCII).
 
     The subject is empty and the SAN therefore critical (RFC 5280 section 4.2.1.6). Nothing else is asked for: a CA sets
-    usages and times by its own rules, and some refuse a request that tries to.
+    usages and times by its own rules, and some CAs refuse a request that sets them.
     """
     names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
     request = x509.CertificateSigningRequestBuilder(x509.Name([])).add_extension(names, critical=True)

@@ -1,4 +1,4 @@
-"""Walking DER (ITU-T X.690) without a schema: for what a library does not show of what it has parsed."""
+"""Reading DER (ITU-T X.690) without a schema, for fields that cryptography has parsed and does not show."""
 
 from typing import TypeAlias
 

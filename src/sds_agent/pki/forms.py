@@ -1,4 +1,4 @@
-"""Files that hold what they should, and not in PEM: what they are instead, and what turns them into PEM."""
+"""Files with the right content in another form than PEM: which form it is, and what converts it."""
 
 from sds_agent.errors import Problem
 from sds_agent.pki.pem import labels

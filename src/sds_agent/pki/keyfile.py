@@ -1,8 +1,8 @@
-"""Reading a private key in whatever form the tools of others have written it.
+"""Reading a private key in every PEM form that other tools write.
 
-Taken are PKCS#8 (RFC 5958), also encrypted, PKCS#1 and SEC1 (RFC 5915), each in PEM: `openssl genrsa -traditional` and
-cfssl write PKCS#1, `openssl ecparam` writes SEC1 behind a block of parameters. Text around the block, CRLF and a byte
-order mark are skipped.
+Accepted are PKCS#8 (RFC 5958), also encrypted, PKCS#1 and SEC1 (RFC 5915): `openssl genrsa -traditional` and cfssl
+write PKCS#1, `openssl ecparam` writes SEC1 behind a block of parameters. Text around the block, CRLF and a byte order
+mark are skipped.
 """
 
 import base64
@@ -23,7 +23,7 @@ LONGEST_PASSPHRASE = 1023
 
 _KEYS = frozenset({b"PRIVATE KEY", b"ENCRYPTED PRIVATE KEY", b"RSA PRIVATE KEY", b"EC PRIVATE KEY"})
 
-# Both are lost when cryptography has read a key, so they are looked for before: the DER of the object identifiers
+# A key that cryptography has read shows neither, so they are searched for before: the DER of the object identifiers
 # id-RSASSA-PSS (RFC 4055 section 1.2), and prime-field (RFC 3279 section 2.3.5), which only explicit parameters have.
 RSA_PSS = bytes.fromhex("06092a864886f70d01010a")
 EXPLICIT_CURVE = bytes.fromhex("06072a8648ce3d0101")
@@ -52,7 +52,7 @@ _OTHER_KINDS = {
     b"CERTIFICATE REQUEST": ("is a certificate request", "give the private key that it was made with"),
 }
 
-_Read: TypeAlias = tuple[bytes, bytes]
+_KeyBlock: TypeAlias = tuple[bytes, bytes]
 """A block's label and the whole block."""
 
 
@@ -99,7 +99,7 @@ def _is_encrypted(label: bytes, block: bytes) -> bool:
     return label == b"ENCRYPTED PRIVATE KEY" or b"\nProc-Type: 4,ENCRYPTED\n" in block
 
 
-def _only_key(data: bytes) -> _Read:
+def _only_key(data: bytes) -> _KeyBlock:
     text = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     keys = list(blocks(text, _KEYS))
     if len(keys) > 1:

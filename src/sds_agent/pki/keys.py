@@ -1,6 +1,7 @@
-"""Private keys: which kinds there are, how one is made, and how it is written.
+"""Private keys: the kinds that are made here, how one is made, and how it is written.
 
-cryptography's key objects do not show the key in their repr. The PEM does: what holds it must keep it out of its own.
+The repr of cryptography's key objects does not show the key. That of a PEM does, so an object with one needs its own
+(`values.Sensitive`).
 """
 
 from enum import StrEnum
@@ -19,7 +20,7 @@ SignatureHash: TypeAlias = hashes.SHA256 | hashes.SHA384 | hashes.SHA512
 
 
 class KeyType(StrEnum):
-    """The kinds of key that a workload or our own CA may have, as the configuration writes them."""
+    """The kinds of key that a workload or a CA of ours may have, by their names in the configuration."""
 
     EC_P256 = "ec-p256"
     EC_P384 = "ec-p384"

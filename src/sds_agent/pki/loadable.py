@@ -1,9 +1,8 @@
 """What Envoy's TLS library (BoringSSL) does not load of what cryptography reads.
 
-One such certificate makes Envoy refuse the whole bundle, or the whole chain, that it is in. Found by trying on Envoy
-1.36.4 and 1.40.0, and as strict as the stricter of the two: in the string types of names, in BIT STRINGs, in the
-parameters of unknown algorithms and in versions. What it does not judge on loading, such as extensions, is not judged
-here either.
+One such certificate makes Envoy refuse the whole bundle, or the whole chain, that it is in. Tried on Envoy 1.36.4 and
+1.40.0, and as strict as the stricter of the two: in the string types of names, in BIT STRINGs, in the parameters of
+unknown algorithms and in versions. What Envoy does not judge while it loads, such as extensions, is not judged here.
 """
 
 import re
@@ -42,7 +41,7 @@ def _fault_of_name(whose: str, name: bytes) -> str | None:
 
 
 def _fault_of_algorithm(*identifiers: bytes) -> str | None:
-    """Only of algorithms that are not known does cryptography take parameters of every kind."""
+    """Judged for all algorithms; only of those that it does not know does cryptography accept any parameters."""
     for identifier in identifiers:
         _, *parameters = elements(identifier)
         for tag, value in parameters:
@@ -52,7 +51,7 @@ def _fault_of_algorithm(*identifiers: bytes) -> str | None:
 
 
 def _fault_of_value(tag: int, value: bytes) -> str | None:
-    """What is wrong with a value where any type may stand; most types are not looked into."""
+    """What is wrong with a value of any type; most types are not parsed further."""
     if tag & _CLASS or tag in {_SEQUENCE, _SET}:
         return None
     if tag in _ENCODINGS:

@@ -1,9 +1,9 @@
 """When two distinguished names are the same: not as they are encoded, but as Envoy's TLS library compares them.
 
-RFC 5280 section 7.1 asks for it: a CA may be `Demo CA` in a PrintableString where it is the subject, and in a
-UTF8String, with other capitals or more spaces, where it is the issuer. BoringSSL folds the case of ASCII letters alone
-and normalizes nothing else (crypto/x509/x_name.cc), and so does this: what section 7.1 says of all Unicode would find
-names to be the same that are two for Envoy.
+RFC 5280 section 7.1 asks for it: a CA may be `Demo CA` in a PrintableString as the subject, and in a UTF8String, with
+other capitals or more spaces, as the issuer. BoringSSL folds the case of ASCII letters and normalizes nothing else
+(crypto/x509/x_name.cc), and so does this: by what section 7.1 says of all Unicode, names would be the same that are
+different for Envoy.
 """
 
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ from sds_agent.pki.der import elements
 CanonicalName: TypeAlias = tuple[tuple[bytes, ...], ...]
 """RDN by RDN, each as its sorted attributes. It can be hashed, and begins like another if that name does."""
 
-_LONGEST_KEPT = 1024
+_LONGEST_CACHED = 1024
 _IA5 = 0x16
-# Tags of strings, and what is in them. T61 has an encoding of its own, which CAs never meant when they wrote Latin-1.
+# Tags of strings, and their encodings. T61 has one of its own, which no CA means that writes Latin-1 into it.
 _ENCODINGS = {
     0x0C: "utf-8",
     0x13: "latin-1",
@@ -34,9 +34,9 @@ _ENCODINGS = {
 
 def canonical(name: x509.Name) -> CanonicalName:
     """The name in a form that is equal for names that are the same."""
-    # kept by its bytes: to cryptography a name is the same in whatever type of string, though it reads some otherwise
+    # cached by its bytes: for cryptography a name is the same in every type of string, though it reads some otherwise
     encoded = name.public_bytes()
-    return _kept(encoded) if len(encoded) <= _LONGEST_KEPT else _canonical(encoded)
+    return _cached(encoded) if len(encoded) <= _LONGEST_CACHED else _canonical(encoded)
 
 
 def same_name(one: x509.Name, other: x509.Name) -> bool:
@@ -45,7 +45,7 @@ def same_name(one: x509.Name, other: x509.Name) -> bool:
 
 
 def same_encoding(one: x509.Name, other: x509.Name) -> bool:
-    """Whether two names are the same byte by byte: what Go wants of an issuer and what it issued."""
+    """Whether two names are the same byte by byte, as Go demands of an issuer and what it issued."""
     return one.public_bytes() == other.public_bytes()
 
 
@@ -68,8 +68,8 @@ def _canonical(encoded: bytes) -> CanonicalName:
     )
 
 
-_kept = lru_cache(maxsize=512)(_canonical)
-"""One search asks for the same few names over and over."""
+_cached = lru_cache(maxsize=512)(_canonical)
+"""One search needs the same few names many times."""
 
 
 def _rdns(encoded: bytes) -> Iterator[Iterator[tuple[bytes, int, bytes]]]:

@@ -1,4 +1,4 @@
-"""Trust anchors for OpenSSL, which is what Python's own TLS is."""
+"""Trust anchors for Python's own TLS, which is OpenSSL."""
 
 import ssl
 from collections.abc import Iterable
@@ -10,9 +10,9 @@ from sds_agent.pki.certificates import describe
 
 
 def trust(context: ssl.SSLContext, anchors: Iterable[x509.Certificate]) -> tuple[str, ...]:
-    """Make these anchors those of the context. Returns a clause for each that OpenSSL does not load.
+    """Give the context these anchors. Returns a clause for each that OpenSSL does not load.
 
-    Each is loaded by itself: of several at once, one that is not loaded would keep out all that follow it.
+    Each is loaded by itself: of several in one call, the first that OpenSSL refuses would keep out those after it.
     """
     left_out = list[str]()
     for anchor in anchors:

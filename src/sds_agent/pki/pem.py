@@ -1,8 +1,8 @@
 """PEM (RFC 7468) as tools, editors and people leave it: where its blocks begin and end.
 
-A BEGIN counts where it begins a line, as OpenSSL and Envoy read it; a text that names one in the middle of a line is a
-comment. It may be indented or stand behind a byte order mark. It may also stand right behind the END of another block:
-`cat` joins two files like that when the first has no line break at its end.
+A BEGIN counts where it begins a line, as for OpenSSL and Envoy; in the middle of a line it is a comment. It may be
+indented, or come after a byte order mark. It may also come right after the END of another block: `cat` joins two files
+like that when the first has no line break at its end.
 """
 
 import base64
@@ -17,9 +17,9 @@ _BEGIN = re.compile(
 
 
 class Block(Sensitive, frozen=True):
-    """A PEM block: its label, its text from BEGIN to END, and what stands between the two.
+    """A PEM block: its label, its text from BEGIN to END, and its body, which is what is between the two.
 
-    Without an END of that label both go to the next BEGIN, or to the end of the data where the block `is_last`.
+    Without an END of that label both reach to the next BEGIN, or to the end of the data where the block `is_last`.
     """
 
     label: bytes

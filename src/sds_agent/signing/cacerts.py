@@ -4,8 +4,8 @@
 the signer up, `ca-crl.pem` (may be missing) revocation lists. cert-manager's names are `tls.crt`, `tls.key` and
 `ca.crt`; where there is a `tls.crt` it is taken, as istiod does.
 
-Everything that is wrong is told at once. That the pieces work together is proved (`reach`). A certificate that is not
-needed and that cannot be used is left out, and so is one that Envoy would not load.
+All problems are reported at once. That the pieces work together is proved by signing (`reach`). A certificate that
+cannot be used, or that Envoy would not load, is left out where it is not needed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -64,11 +64,11 @@ ISTIO = Layout("ca-cert.pem", "ca-key.pem", "root-cert.pem", "cert-chain.pem")
 CERT_MANAGER = Layout("tls.crt", "tls.key", "ca.crt")
 CRL_FILE = "ca-crl.pem"
 FILES = (*ISTIO.required, CRL_FILE, *CERT_MANAGER.required)
-"""Every name that counts; other files beside them are nobody's business here."""
+"""Every name that counts; other files in the directory are ignored."""
 
 
 def layout_of(files: Mapping[str, bytes]) -> Layout:
-    """Which names count in these files."""
+    """The layout that these files have."""
     return CERT_MANAGER if CERT_MANAGER.signer in files else ISTIO
 
 
@@ -82,8 +82,8 @@ def read_signing_set(
 ) -> SigningSet:
     """The CA that these files (contents by name) make. Raises ProblemsError with everything that is wrong.
 
-    With a `trust_domain` the name constraints must allow its IDs; without one they must allow those of some (`reach`).
-    Without `lists` nothing depends on the revocation lists: what is wrong with them is `left_out` and none is given.
+    With a `trust_domain` the name constraints must allow its IDs; without one they must allow those of some domain
+    (`reach`). Without `lists` the set has no revocation lists, and what is wrong with them is `left_out`.
     """
     reading = _FilesReader(files, layout_of(files), lists=lists)
     signing = reading.signing_set(now, passphrase, trust_domain) if not reading.incomplete() else None
@@ -93,7 +93,7 @@ def read_signing_set(
 
 
 class _FilesReader:
-    """One pass over the files, and what it found wrong."""
+    """One pass over the files, and the problems that it found."""
 
     def __init__(self, files: Mapping[str, bytes], layout: Layout, *, lists: bool) -> None:
         self._files = files
@@ -106,7 +106,7 @@ class _FilesReader:
         self.problems.append(Problem((where,), found, fix))
 
     def incomplete(self) -> bool:
-        """Refuse what lacks a file: half a set may be one that is being written."""
+        """Refuse a set that lacks a file: it may be half written."""
         present = [name for name in FILES if name in self._files]
         if not present:
             wanted = f"{', '.join(ISTIO.required)} or {', '.join(CERT_MANAGER.required)}"
@@ -168,7 +168,7 @@ class _FilesReader:
         return crls
 
     def _signer(self, own: Certificates, key: PrivateKey | None, now: datetime) -> x509.Certificate:
-        """The certificate with our key, and what speaks against it by itself."""
+        """The certificate that has the key. Notes what is wrong with it by itself."""
         where = self._layout.signer
         matching = [c for c in own if key is not None and has_key(c, key.public_key())]
         certificate = matching[0] if matching else own[0]
@@ -182,7 +182,7 @@ class _FilesReader:
         return certificate
 
     def _too_large(self, chain: Certificates, anchors: Certificates) -> bool:
-        """Whether no client could receive what is handed out with a leaf."""
+        """Whether an answer with a leaf would be larger than clients receive."""
         size, most = len(write_pem((*chain, *anchors))), LARGEST_ANSWER - ROOM_FOR_LEAF
         if size > most:
             found = f"with the chain its roots have {size} bytes, and clients take {most}"
@@ -190,7 +190,7 @@ class _FilesReader:
         return size > most
 
     def _proved(self, prover: Prover, trust_domain: str | None) -> Certificates | None:
-        """What lies between a leaf of the signer and an anchor."""
+        """The intermediates from the signer up to an anchor, or None where no leaf of the signer would be trusted."""
         try:
             return prover.chain(trust_domain)
         except ReachError as error:
@@ -202,7 +202,7 @@ class _FilesReader:
 
 
 def _besides(left_out: tuple[str, ...]) -> str:
-    """What may be the reason that something is missing."""
+    """What was left out, as a possible reason."""
     return f" (left out: {'; '.join(left_out)})" if left_out else ""
 
 
@@ -258,7 +258,8 @@ def reach(files: Mapping[str, bytes], signing: SigningSet, now: datetime) -> Rea
 def fault_of_revocation(signing: SigningSet) -> Problem | None:
     """What to say of a CA that the lists beside it revoke, or None.
 
-    It can sign all the same, and a running CA server has to take such a set: else it would not know of the revocation.
+    Such a CA can sign all the same, and a running CA server has to accept the set: or else it would not know of the
+    revocation.
     """
     for root in signing.roots:
         if (gone := revoked((*signing.intermediates, root), signing.crls)) is not None:

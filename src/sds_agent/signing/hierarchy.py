@@ -1,6 +1,6 @@
 """The hierarchy on disk: an offline root, and an intermediate for each cluster in Istio's `cacerts` layout.
 
-A directory is written whole or not at all, and never over a file that is there.
+A directory is written whole or not at all, and no file is ever overwritten.
 """
 
 import os
@@ -146,7 +146,7 @@ def _as_root(certificate: x509.Certificate, key: PrivateKey, file: Path) -> Sign
 def _refuse_useless(
     files: Mapping[str, bytes], now: datetime, passphrase: bytes | None, permitted_host: str | None
 ) -> None:
-    """A root that somebody else made may allow no CA below it, or none that could sign for this host."""
+    """A root made by another tool may allow no CA below it, or none that could sign for this host."""
     try:
         read_signing_set(files, now, passphrase=passphrase, trust_domain=permitted_host)
     except ProblemsError as error:
@@ -173,9 +173,9 @@ def _refuse_taken(directory: Path, names: tuple[str, ...]) -> None:
 def _write_whole(directory: Path, files: Mapping[str, bytes]) -> None:
     """All the files, or none, and the directory only with them. What ends in `-key.pem` has mode 0600.
 
-    The certificate of the root comes last: who is killed before leaves a directory that everybody refuses.
+    The root's certificate comes last: a process that is killed before leaves a directory that no reader accepts.
     """
-    # make_directory tells what may not be looked at, for which Path.exists raises
+    # Path.exists raises where a directory above may not be searched; make_directory reports that
     missing = [each for each in (directory, *directory.parents) if not os.path.exists(each)]  # noqa: PTH110 - see above
     written: list[Path] = []
     try:
@@ -188,7 +188,7 @@ def _write_whole(directory: Path, files: Mapping[str, bytes]) -> None:
     except BaseException as error:
         for file in written:
             file.unlink(missing_ok=True)
-        with suppress(OSError):  # somebody else has put something there since
+        with suppress(OSError):  # another process has put something there since
             for each in missing:
                 each.rmdir()
         if isinstance(error, OSError):

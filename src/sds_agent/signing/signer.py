@@ -1,4 +1,4 @@
-"""Issuing certificates as values: a self-signed root, an intermediate below it, and leaves under a signer.
+"""Issuing certificates as values: a self-signed root, an intermediate below it, and leaves below a signer.
 
 A certificate's times are whole seconds. They are rounded down, so that a leaf never lives longer than was asked for,
 and never past its signer.
@@ -21,11 +21,11 @@ from sds_agent.pki.validation.rules import fault_of_ca_flag
 from sds_agent.values import Sensitive
 
 ROOT_BACKDATE = timedelta(days=2)
-"""How far back a root's NotBefore lies: a clock that is set right after the first start must not make it invalid."""
+"""How far back a root's NotBefore lies: it stays valid when the clock is corrected after the first start."""
 LEAF_BACKDATE = timedelta(minutes=2)
-"""How far back a leaf's NotBefore lies: what the clocks of two machines may differ by."""
+"""How far back a leaf's NotBefore lies: the difference that the clocks of two machines may have."""
 SHORTEST_LIFE = timedelta(seconds=1)
-"""Anything shorter could be rounded down to a certificate that is born expired."""
+"""A shorter one could be rounded down to a certificate that has expired when it is issued."""
 LONGEST_ORGANIZATION = 64
 """Characters in a subject's O (ub-organization-name in RFC 5280, appendix A.1)."""
 LONGEST_COMMON_NAME = 64
@@ -104,9 +104,9 @@ class Signer(Sensitive, frozen=True):
 def make_root(key: PrivateKey, organization: str, now: datetime, lifetime: timedelta) -> Signer:
     """A new self-signed root for `key`, with O = `organization` as its subject, valid until `now + lifetime`.
 
-    Of an organization longer than LONGEST_ORGANIZATION (a trust domain may have 255 characters) the beginning stands
-    in the subject, then a hash of the whole, so that no two become one. Roots of the same name are told apart by their
-    key identifiers. Raises SignerError when `organization` is empty, or `lifetime` under SHORTEST_LIFE.
+    A longer organization than LONGEST_ORGANIZATION (a trust domain may have 255 characters) is cut and followed by a
+    hash of the whole, so that no two get one subject. Key identifiers distinguish roots of the same name. Raises
+    SignerError when `organization` is empty, or `lifetime` under SHORTEST_LIFE.
     """
     if not organization:
         raise SignerError("a root needs a name: give the trust domain")
@@ -137,8 +137,8 @@ def make_intermediate(
 
     Its subject is the root's O and CN = `name`. With `permitted_host` (a trust domain) all URIs below it must have that
     host: the constraint is the bare host, without scheme or leading dot (RFC 5280 section 4.2.1.10). Raises SignerError
-    when `name` cannot be a CN or `permitted_host` a DNS name, the root is not valid at `now`, or `lifetime` is under
-    SHORTEST_LIFE or past the root's.
+    when `name` cannot be a CN or `permitted_host` is no DNS name, when the root is not valid at `now`, or when
+    `lifetime` is under SHORTEST_LIFE or ends after the root.
     """
     if not name.isprintable() or not 0 < len(name.encode()) <= LONGEST_COMMON_NAME:
         raise SignerError(
