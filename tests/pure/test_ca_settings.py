@@ -1,4 +1,4 @@
-"""The CA's configuration: every mistake is told at once, with its line and the way to fix it."""
+"""The CA's configuration: every mistake is reported at once, with its line and the way to fix it."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def written(directory: Path, text: str) -> Path:
     return path
 
 
-def test_everything_can_be_said(tmp_path: Path) -> None:
+def test_every_key_is_read(tmp_path: Path) -> None:
     read = load(written(tmp_path, WHOLE))
     assert (read.listen.host, read.listen.port, str(read.listen)) == ("::1", 15012, "[::1]:15012")
     assert read.signer.cacerts == tmp_path / "cacerts"
@@ -93,7 +93,7 @@ def test_a_password_in_a_url_is_refused_and_not_shown(tmp_path: Path) -> None:
     """It would be sent in the place of the token in token_file, and stand in the log whenever the issuer is down."""
     with pytest.raises(ProblemsError) as error:
         load(written(tmp_path, issuer_at("https://reader:secret@issuer.example/keys")))
-    assert "callers.jwt[0].jwks holds a user's name or a password" in str(error.value)
+    assert "callers.jwt[0].jwks has a user's name or a password in it" in str(error.value)
     assert "secret" not in str(error.value)
 
 
@@ -115,8 +115,8 @@ def test_a_password_in_a_url_is_refused_and_not_shown(tmp_path: Path) -> None:
         (issuer_at("https://"), "it must name a host"),
         (issuer_at("https:///keys"), "it must name a host"),
         (issuer_at("https://[bad"), "it must name a host"),
-        (issuer_at("https://issuer example/keys"), "hold no spaces"),
-        (issuer_at("https://issuer.example/the keys"), "hold no spaces"),
+        (issuer_at("https://issuer example/keys"), "have no spaces"),
+        (issuer_at("https://issuer.example/the keys"), "have no spaces"),
         (issuer_at("https://issuer.example:99999999/keys"), "between 1 and 65535"),
         (issuer_at("https://issuer.example:65536/keys"), "between 1 and 65535"),
         (issuer_at("https://[::1::2]/keys"), "neither a host's name nor an IP address"),
@@ -140,14 +140,14 @@ def test_a_password_in_a_url_is_refused_and_not_shown(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, words: str) -> None:
+def test_a_mistake_is_reported_with_its_line(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ProblemsError) as error:
         load(written(tmp_path, text))
     assert words in str(error.value)
     assert all(problem.line > 0 for problem in error.value.problems)
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(ProblemsError) as error:
         load(written(tmp_path, "trust_domain: X\nlisten: y\nsigner: 3\ncallers: []\nmore: 1\n"))
     assert len(error.value.problems) == 5

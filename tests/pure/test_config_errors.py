@@ -1,4 +1,4 @@
-"""Every mistake in a configuration is told: where it is, what was found and what is allowed, all of them at once."""
+"""Every mistake in a configuration is reported, all at once: where it is, what was found and what is allowed."""
 
 import os
 from dataclasses import dataclass
@@ -133,7 +133,7 @@ MISTAKES = {
         "sds.mode",
         'is 0660, which YAML reads as the number 432; it must be octal digits in quotes such as "0660"',
     ),
-    "a mode for everybody": Mistake(
+    "a mode that lets every user connect": Mistake(
         f"{MINIMAL}sds: {{mode: '0666'}}\n", 5, "sds.mode", "let others in through sds.group instead"
     ),
     "a mode that shuts out the owner": Mistake(f"{MINIMAL}sds: {{mode: '0060'}}\n", 5, "sds.mode", 'is "0060"'),
@@ -280,7 +280,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_told_with_its_line_its_key_and_the_fix(mistake: Mistake, tmp_path: Path) -> None:
+def test_a_mistake_is_reported_with_its_line_its_key_and_the_fix(mistake: Mistake, tmp_path: Path) -> None:
     found = problems(tmp_path, mistake.text.encode("utf-8", "surrogateescape"))
     matching = [each for each in found if mistake.message in str(each)]
     assert matching, [str(each) for each in found]
@@ -294,7 +294,7 @@ def test_a_mistake_is_told_with_its_line_its_key_and_the_fix(mistake: Mistake, t
 def test_the_lines_do_not_depend_on_how_pyyaml_was_built(mistake: Mistake, tmp_path: Path) -> None:
     from sds_agent.configfile import source  # noqa: PLC0415 - as the loader does, only where there is a file
 
-    def told(loader: type[Any]) -> list[tuple[str, int]]:
+    def reported(loader: type[Any]) -> list[tuple[str, int]]:
         try:
             _, found = source.read(file, loader)
         except ProblemsError as error:
@@ -303,11 +303,11 @@ def test_the_lines_do_not_depend_on_how_pyyaml_was_built(mistake: Mistake, tmp_p
 
     file = tmp_path / "sds-agent.yaml"
     file.write_bytes(mistake.text.encode("utf-8", "surrogateescape"))
-    assert told(source.LOADER) == told(yaml.SafeLoader)
+    assert reported(source.LOADER) == reported(yaml.SafeLoader)
 
 
 @pytest.mark.parametrize("loader", [yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader)])
-def test_an_escape_beyond_unicode_is_told(loader: type[Any], tmp_path: Path) -> None:
+def test_an_escape_beyond_unicode_is_reported(loader: type[Any], tmp_path: Path) -> None:
     from sds_agent.configfile import source  # noqa: PLC0415 - as the loader does, only where there is a file
 
     file = tmp_path / "sds-agent.yaml"
@@ -316,7 +316,7 @@ def test_an_escape_beyond_unicode_is_told(loader: type[Any], tmp_path: Path) -> 
         source.read(file, loader)
 
 
-def test_all_mistakes_are_told_at_once_in_the_files_order(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once_in_the_files_order(tmp_path: Path) -> None:
     text = (
         "trust_domain: demo.example\n"
         "workloads:\n"
@@ -368,15 +368,15 @@ def test_a_key_with_odd_characters_cannot_start_a_line_of_its_own() -> None:
 # The file
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     assert error_of(tmp_path / "none.yaml") == f"{tmp_path}/none.yaml: the file does not exist; name one that does"
 
 
-def test_a_directory_is_told(tmp_path: Path) -> None:
+def test_a_directory_is_reported(tmp_path: Path) -> None:
     assert error_of(tmp_path) == f"{tmp_path}: this is a directory; name a file in it"
 
 
-def test_a_file_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_opened_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "the file cannot be read (Not a directory)" in error_of(tmp_path / "file" / "sds-agent.yaml")
 
@@ -478,10 +478,10 @@ def read_authority(tree: object) -> tuple[Token | EmbeddedSettings | None, list[
 def test_the_type_says_which_keys_there_are() -> None:
     assert read_authority({"type": "token", "token_file": "t"}) == (Token(token_file=Path("/t")), [])
     assert read_authority({"type": "embedded"}) == (EmbeddedSettings(), [])
-    _, (told,) = read_authority({"type": "token", "token_file": "t", "root_lifetime": "1h"})
-    assert told == "f:1: authority.root_lifetime is not a known key; the keys here are token_file, type"
-    _, (told,) = read_authority({"type": "tokn"})
-    assert told == 'f:1: authority.type is "tokn"; it must be one of embedded, token; did you mean token?'
+    _, (reported,) = read_authority({"type": "token", "token_file": "t", "root_lifetime": "1h"})
+    assert reported == "f:1: authority.root_lifetime is not a known key; the keys here are token_file, type"
+    _, (reported,) = read_authority({"type": "tokn"})
+    assert reported == 'f:1: authority.type is "tokn"; it must be one of embedded, token; did you mean token?'
 
 
 class Values(Struct, frozen=True, kw_only=True):
@@ -508,10 +508,10 @@ class Values(Struct, frozen=True, kw_only=True):
 )
 def test_a_package_may_use_each_of_msgspecs_constraints(key: str, value: object, said: str) -> None:
     good = {"any": -(10**400), "least": 1, "most": -1e300, "short": "abc"}
-    for tree, told in ((good, []), (good | {key: value}, [f"f:1: {said}"])):
+    for tree, reported in ((good, []), (good | {key: value}, [f"f:1: {said}"])):
         document = Document(tree=tree, origins={(): Origin("f", 1)}, base=Path("/"))
         _, found = reading.read(Values, document)
-        assert [str(document.place(each)) for each in found] == told
+        assert [str(document.place(each)) for each in found] == reported
 
 
 SECRET = 5544332211
@@ -529,10 +529,10 @@ SECRET = 5544332211
     ],
 )
 def test_a_secret_in_a_wrong_place_is_not_shown(tree: object) -> None:
-    read, told = read_authority(tree)
+    read, reported = read_authority(tree)
     assert read is None
-    assert told
-    assert str(SECRET) not in "".join(told)
+    assert reported
+    assert str(SECRET) not in "".join(reported)
 
 
 # Whatever is in the file

@@ -53,8 +53,8 @@ def test_a_ca_at_localhost_is_an_istiod_whose_port_is_forwarded() -> None:
     assert authority(CA_ADDR="localhost:15012").server_name == "istiod.istio-system.svc"
     assert authority(CA_ADDR="127.0.0.1:15012").server_name is None
     assert authority().server_name is None
-    told = authority(CA_ADDR="localhost:15012", SDS_AGENT__AUTHORITIES__ISTIO__SERVER_NAME="ca.example")
-    assert told.server_name == "ca.example"
+    reported = authority(CA_ADDR="localhost:15012", SDS_AGENT__AUTHORITIES__ISTIO__SERVER_NAME="ca.example")
+    assert reported.server_name == "ca.example"
 
 
 def test_a_machines_provisioned_certificate_brings_its_roots() -> None:
@@ -107,17 +107,17 @@ def test_the_grace_period_counts_back_from_the_expiry(ratio: str, fraction: floa
         ("SECRET_GRACE_PERIOD_RATIO", "nan"),
     ],
 )
-def test_a_value_that_cannot_be_is_told_with_its_variable(name: str, value: str) -> None:
+def test_a_value_that_cannot_be_is_reported_with_its_variable(name: str, value: str) -> None:
     found = wrong({**LEAST, name: value})
     assert (f"${name}",) in {each.where for each in found}
 
 
-def test_a_curve_that_cannot_be_is_told_with_its_variable() -> None:
+def test_a_curve_that_cannot_be_is_reported_with_its_variable() -> None:
     (found,) = wrong({**LEAST, "ECC_SIGNATURE_ALGORITHM": "ECDSA", "ECC_CURVE": "P521"})
     assert str(found).startswith('$ECC_CURVE: workloads[0].key is "P521"; it must be one of P256, P384')
 
 
-def test_an_identity_that_nobody_told_is_asked_for() -> None:
+def test_a_missing_part_of_the_identity_is_reported() -> None:
     found = wrong({"CA_ADDR": "ca:15012"})
     assert {each.where for each in found} == {("$POD_NAMESPACE",), ("$SERVICE_ACCOUNT",)}
     given = {"CA_ADDR": "ca:15012", "SDS_AGENT__WORKLOADS__0__SPIFFE_ID": "spiffe://cluster.local/vm"}
@@ -128,12 +128,14 @@ def test_an_identity_that_nobody_told_is_asked_for() -> None:
     ("name", "value"),
     [("POD_NAMESPACE", "a shop"), ("POD_NAMESPACE", "shop/sa/x"), ("POD_NAMESPACE", ".."), ("SERVICE_ACCOUNT", "w%b")],
 )
-def test_a_part_of_the_identity_that_cannot_be_one_is_told_once_with_its_own_variable(name: str, value: str) -> None:
+def test_a_part_of_the_identity_that_cannot_be_one_is_reported_once_with_its_own_variable(
+    name: str, value: str
+) -> None:
     (found,) = wrong({**LEAST, name: value})
     assert str(found).startswith(f'${name}: workloads[0].spiffe_id is "{value}"; it must be of a-z')
 
 
-def test_a_trust_domain_that_cannot_be_one_is_told_once() -> None:
+def test_a_trust_domain_that_cannot_be_one_is_reported_once() -> None:
     (found,) = wrong({**LEAST, "TRUST_DOMAIN": "Demo"})
     assert found.where == ("$TRUST_DOMAIN",)
 
@@ -150,13 +152,13 @@ def test_a_ca_on_this_machine_can_be_spoken_to_without_tls() -> None:
     assert str(found).startswith("$CA_ROOT_CA: authorities.istio.ca_file is given; plaintext_loopback speaks without")
 
 
-def test_with_a_file_none_of_them_counts(tmp_path: Path) -> None:
+def test_with_a_file_the_agent_ignores_all_of_them(tmp_path: Path) -> None:
     read = settings(tmp_path, MINIMAL, **LEAST, TRUST_DOMAIN="other.example")
     assert read.trust_domain == "demo.example"
     assert list(read.authorities) == ["local"]
 
 
-def test_without_the_cas_address_none_of_them_counts() -> None:
+def test_without_the_cas_address_the_agent_ignores_all_of_them() -> None:
     environ = {name: value for name, value in LEAST.items() if name != "CA_ADDR"}
     for given in (environ, environ | {"CA_ADDR": ""}):
         assert load(None, given, uid=UID).settings.trust_domain == "sds-agent.local"

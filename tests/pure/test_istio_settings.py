@@ -35,7 +35,7 @@ def test_several_addresses_keep_their_order(tmp_path: Path) -> None:
     "address",
     ["ca", "https://ca:1", "ca:0", "ca:65536", "ca:1/x", "[]", '["a:1", "b"]', "2001:db8::1:1", "{}", '"a b:1"', "1"],
 )
-def test_what_is_no_address_is_told(tmp_path: Path, address: str) -> None:
+def test_what_is_no_address_is_reported(tmp_path: Path, address: str) -> None:
     (found,) = problems(tmp_path, text(address=address))
     assert found.key == "authorities.mesh.address"
     assert "HOST:PORT" in found.fix
@@ -65,7 +65,7 @@ def test_a_variable_can_set_a_flag(tmp_path: Path) -> None:
         ({"token_file": None, "provisioned": "certs", "impersonate": "true"}, "token_file", "impersonate"),
     ],
 )
-def test_what_does_not_go_together_is_told_by_its_key(
+def test_what_does_not_go_together_is_reported_by_its_key(
     tmp_path: Path, keys: dict[str, str | None], key: str, said: str
 ) -> None:
     (found,) = problems(tmp_path, text(**keys))
@@ -105,7 +105,9 @@ def named(more: str) -> str:
     "configuration",
     [text().replace("authorities", f"{SECOND}authorities"), named(SECOND.replace("}", ", authority: mesh}"))],
 )
-def test_a_second_identity_that_its_ca_would_never_sign_is_told_beforehand(tmp_path: Path, configuration: str) -> None:
+def test_a_second_identity_that_its_ca_would_never_sign_is_reported_beforehand(
+    tmp_path: Path, configuration: str
+) -> None:
     """The CA signs whom the token names; the second workload would retry for ever."""
     (found,) = problems(tmp_path, configuration)
     assert found.key == "workloads[1].spiffe_id"
@@ -126,13 +128,13 @@ def test_identities_that_are_signed_one_by_one_or_for_a_node_agent_are_taken(
     assert problems(tmp_path, configuration) == ()
 
 
-def test_an_identity_that_cannot_be_read_is_told_once(tmp_path: Path) -> None:
+def test_an_identity_that_cannot_be_read_is_reported_once(tmp_path: Path) -> None:
     broken = SECOND.replace("spiffe://demo.example/b", "b")
     (found,) = problems(tmp_path, text().replace("authorities", f"{broken}authorities"))
     assert found.key == "workloads[1].spiffe_id"
 
 
-def test_a_second_workload_with_the_first_ones_identity_is_told_once(tmp_path: Path) -> None:
+def test_a_second_workload_with_the_first_ones_identity_is_reported_once(tmp_path: Path) -> None:
     same = SECOND.replace("demo.example/b", "demo.example/web")
     (found,) = problems(tmp_path, text().replace("authorities", f"{same}authorities"))
     assert "the SPIFFE ID of workloads[0] too" in found.found

@@ -75,14 +75,14 @@ def _jwks(value: object, base: Path) -> str:
     if written.startswith("https://"):
         return _url(written)
     if "://" in written:
-        raise UnacceptableError("without TLS, one who changes the key set on its way can be every caller")
+        raise UnacceptableError("without TLS, a program that changes the key set on its way can act as any caller")
     return str(file_path(written, base))
 
 
 def _url(written: str) -> str:
     found = _URL.fullmatch(written)
     if found is None or not written.isprintable():
-        raise UnacceptableError("it must name a host, and hold no spaces")
+        raise UnacceptableError("it must name a host, and have no spaces")
     host, port = found["host"], found["port"]
     if port and (len(port) > 5 or not 0 < int(port) < 65536):
         raise UnacceptableError("a port lies between 1 and 65535")
@@ -151,7 +151,7 @@ class SignerSettings(Struct, frozen=True, kw_only=True):
         Meta(description="A directory with a plugged-in CA, in Istio's cacerts layout or with cert-manager's names."),
     ] = None
     self_signed: Annotated[
-        FilePath | None, Meta(description="A directory for a self-signed root, which is made there and kept.")
+        FilePath | None, Meta(description="A directory for a self-signed root, which the CA makes and stores there.")
     ] = None
     passphrase_file: Annotated[
         FilePath | None,
@@ -166,7 +166,7 @@ class SignerSettings(Struct, frozen=True, kw_only=True):
 
 
 class JwtSettings(Struct, frozen=True, kw_only=True):
-    """An issuer whose tokens are taken."""
+    """An issuer whose tokens the CA accepts."""
 
     issuer: Annotated[Claim, Meta(description="The claim iss of its tokens, to the letter.")]
     audience: Annotated[Claim, Meta(description="What the claim aud must contain. Istio's clients ask for istio-ca.")]
@@ -214,7 +214,7 @@ class CallerSettings(Struct, frozen=True, kw_only=True):
     """Who may ask, by what proof."""
 
     jwt: Annotated[
-        tuple[JwtSettings, ...], listing("issuers"), Meta(description="The issuers whose tokens are taken.")
+        tuple[JwtSettings, ...], listing("issuers"), Meta(description="The issuers whose tokens the CA accepts.")
     ] = ()
     mtls: Annotated[bool, Meta(description="Whether a workload may renew with its current certificate.")] = True
     join_tokens: Annotated[FilePath | None, Meta(description="The directory of the join tokens.")] = None
@@ -303,11 +303,11 @@ def _callers(callers: CallerSettings) -> Iterator[Problem]:
         at: KeyPath = ("callers", "jwt", index)
         for key in ("ca_file", "token_file"):
             if getattr(issuer, key) is not None and not issuer.jwks.startswith("https://"):
-                yield Problem((*at, key), "is of no use: jwks is a file", "remove it, or give jwks a URL")
+                yield Problem((*at, key), "has no effect: jwks is a file", "remove it, or give jwks a URL")
         if (url := _URL.fullmatch(issuer.jwks)) is not None and url["user"]:
-            # neither quoted here nor, where the URL is logged, ever there
+            # the URL is neither quoted here nor logged with it
             fix = "take out what stands before the @; token_file names a file with a bearer token to send"
-            yield Problem((*at, "jwks"), "holds a user's name or a password", fix)
+            yield Problem((*at, "jwks"), "has a user's name or a password in it", fix)
 
 
 def _foreign(callers: CallerSettings, ours: str) -> Iterator[Problem]:

@@ -1,9 +1,9 @@
-"""What is filled in where the file and the environment say nothing: the places, and without a file one workload.
+"""What the loader adds where the file and the environment say nothing: the places, and without a file one workload.
 
-A service manager or an image that made directories for the agent says so in $RUNTIME_DIRECTORY and $STATE_DIRECTORY
-(systemd.exec(5), RuntimeDirectory=). Without them root uses the machine's places, other users their own (XDG Base
-Directory Specification), and a user who has none a directory below /tmp, which the server takes only if it belongs to
-the agent's user.
+A service manager or an image that made directories for the agent names them in $RUNTIME_DIRECTORY and $STATE_DIRECTORY
+(systemd.exec(5), RuntimeDirectory=). Without these variables root uses the machine's directories, and other users their
+own (XDG Base Directory Specification). A user who has none gets a directory below /tmp, which the server uses only if
+it belongs to the agent's user.
 """
 
 import os
@@ -26,7 +26,7 @@ def without_file() -> Document:
 
 
 def name_default_workload(document: Document) -> None:
-    """Without a file the first workload's SPIFFE ID follows the trust domain, which a variable may have changed."""
+    """Make the first workload's SPIFFE ID, without a file, from the trust domain, which a variable may have changed."""
     match document.tree:
         case {"trust_domain": str(trust_domain), "workloads": [dict(first), *_]}:
             if "spiffe_id" not in first:
@@ -35,7 +35,7 @@ def name_default_workload(document: Document) -> None:
 
 
 def type_default_authority(document: Document, name: str) -> None:
-    """Where the file names no CA there is one all the same, of which a variable may set a key: it stays embedded."""
+    """Let a variable set a key of the embedded CA that there is where the file names none: its type stays embedded."""
     match document.tree.get("authorities"):
         case dict(authorities) if list(authorities) == [name] and document.origin(("authorities",)).is_variable:
             only = authorities[name]
@@ -72,8 +72,8 @@ def runtime_directory(environ: Mapping[str, str], uid: int) -> tuple[Path, Origi
 def runtime_directories(environ: Mapping[str, str], uid: int) -> tuple[Path, ...]:
     """Where the socket of an agent may be that runs on the defaults, the likeliest first.
 
-    A service manager or an image tells its agent a variable that the shell of a person who asks has not. In /tmp any
-    user could pose as the agent: what is there counts only if it is the user's own.
+    A service manager or an image sets a variable for the agent that the shell of the person who calls this does not
+    have. In /tmp any user could pose as the agent: a directory there counts only if it is the user's own.
     """
     own, _ = runtime_directory(environ, uid)
     given = environ.get("XDG_RUNTIME_DIR", "")
@@ -112,7 +112,7 @@ def _last_resort(uid: int) -> Path:
 
 
 def _first(listed: str) -> Path | None:
-    """The first of the directories that systemd lists, with colons between them; a relative one does not count."""
+    """The first of the directories that systemd lists, with colons between them; None if that one is relative."""
     first = Path(listed.partition(":")[0])
     return first if first.is_absolute() else None
 
@@ -122,7 +122,10 @@ def _from(variable: str) -> Origin:
 
 
 def _usable(directory: str) -> bool:
-    """The specification has relative paths ignored; services and containers name directories that are not there."""
+    """Whether to use a directory that a variable names.
+
+    The specification ignores relative paths, and in services and containers the variable may name no directory.
+    """
     return Path(directory).is_absolute() and os.access(directory, os.W_OK | os.X_OK)
 
 

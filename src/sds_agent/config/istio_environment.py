@@ -1,7 +1,7 @@
 """The variables that Istio's pilot-agent reads, for an agent that is started with no file where CA_ADDR is set.
 
-Names, defaults and meanings are pilot-agent's. With a file none of them counts: what a file says should not depend on
-variables that somebody set for another program.
+Names, defaults and meanings are pilot-agent's. With a file the agent ignores all of them: what a file says must not
+depend on variables that were set for another program.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ _AS_IT_STANDS: Mapping[str, KeyPath] = {
 
 def document(environ: Mapping[str, str]) -> tuple[Document, list[Problem]]:
     """The configuration that the variables make, with what is wrong with them. An empty one counts as not set."""
-    reading = _Reading({name: value for name, value in environ.items() if value})
+    reading = _IstioVariables({name: value for name, value in environ.items() if value})
     reading.put_as_they_stand()
     reading.put_defaults()
     reading.put_key()
@@ -49,7 +49,7 @@ def document(environ: Mapping[str, str]) -> tuple[Document, list[Problem]]:
     return reading.document, reading.problems
 
 
-class _Reading:
+class _IstioVariables:
     """One pass over the variables."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -62,28 +62,28 @@ class _Reading:
         )
 
     def put_as_they_stand(self) -> None:
-        """The variables whose text is a value of ours."""
+        """The variables whose text is a key's value."""
         for name, path in _AS_IT_STANDS.items():
             if name in self._environ:
                 self._put(path, self._environ[name], name)
 
     def put_defaults(self) -> None:
-        """What pilot-agent takes where nothing is said."""
+        """pilot-agent's defaults for the variables that are not set."""
         if "TRUST_DOMAIN" not in self._environ:
             self._default(("trust_domain",), _TRUST_DOMAIN)
         plaintext = self._ours("AUTHORITIES__ISTIO__PLAINTEXT_LOOPBACK") == "true"
-        if "CA_ROOT_CA" not in self._environ and not plaintext:  # which goes with no roots
+        if "CA_ROOT_CA" not in self._environ and not plaintext:  # without TLS there are no roots to name
             provisioned = self._environ.get("PROV_CERT")
             self._default((*_AUTHORITY, "ca_file"), f"{provisioned}/root-cert.pem" if provisioned else _ROOTS)
         elif self._environ.get("CA_ROOT_CA") == "SYSTEM":
-            fix = "name the file with the CA's roots: those of the system vouch for too many"
+            fix = "name the file with the CA's roots: with the system's, every public CA could act as this one"
             self._refuse("CA_ROOT_CA", (*_AUTHORITY, "ca_file"), fix)
         self._default((*_AUTHORITY, "token_file"), _TOKEN)
         if "localhost" in self._environ.get("CA_ADDR", "").rpartition(":")[0]:
             self._default((*_AUTHORITY, "server_name"), _ISTIOD)
 
     def put_key(self) -> None:
-        """RSA 2048 unless said otherwise."""
+        """The kind of key: RSA 2048 by default."""
         path = (*_WORKLOAD, "key")
         algorithm = self._environ.get("ECC_SIGNATURE_ALGORITHM")
         if algorithm is None:
@@ -95,7 +95,7 @@ class _Reading:
             self._refuse("ECC_SIGNATURE_ALGORITHM", path, "it must be ECDSA, or not set for RSA")
 
     def put_renewal(self) -> None:
-        """Istio counts the share of the lifetime that is left, we the one that has passed."""
+        """When to renew: Istio counts the share of the lifetime that is left, the key the share that has passed."""
         name, path = "SECRET_GRACE_PERIOD_RATIO", ("renewal", "fraction")
         written = self._environ.get(name)
         if written is None:
@@ -111,11 +111,11 @@ class _Reading:
         self._put(path, round(1 - ratio, 6), name)
 
     def put_identity(self) -> None:
-        """The CA signs what the token names; the agent has to know it beforehand."""
+        """The SPIFFE ID: the CA signs the one that the token names, and the agent has to know it beforehand."""
         if self._ours("WORKLOADS__0__SPIFFE_ID") is not None:
             return
         trust_domain = self._environ.get("TRUST_DOMAIN", _TRUST_DOMAIN)
-        if not _is_trust_domain(trust_domain):  # which is told of the key trust_domain
+        if not _is_trust_domain(trust_domain):  # a problem of the key trust_domain, and reported there
             trust_domain = _TRUST_DOMAIN
         namespace, account = (self._part(name) for name in _PARTS)
         self._put(_IDENTITY, f"spiffe://{trust_domain}/ns/{namespace}/sa/{account}", _PARTS[1])
@@ -124,7 +124,7 @@ class _Reading:
     def _part(self, name: str) -> str:
         """What the variable adds to the identity.
 
-        Where that cannot be, it is told, and a word takes its place: the rest is read on for its own problems.
+        For a value that cannot be a part, the problem is noted and a word takes its place, so that the rest is read.
         """
         written = self._environ.get(name)
         whole = "the identity asked for is spiffe://TRUST_DOMAIN/ns/POD_NAMESPACE/sa/SERVICE_ACCOUNT"

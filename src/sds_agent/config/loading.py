@@ -18,7 +18,7 @@ ISTIO_SWITCH = "CA_ADDR"
 
 
 class Loaded(Struct, frozen=True):
-    """Settings, and what they were made from: the file, if any, and the names of the variables that had a say."""
+    """Settings, and what they were made from: the file, if any, and the names of the variables that set a key."""
 
     settings: Settings
     file: Path | None

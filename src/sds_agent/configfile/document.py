@@ -15,7 +15,7 @@ Tree: TypeAlias = dict[str, object]
 class Origin(Struct, frozen=True):
     """Where a value came from: a file and the line of its key, an environment variable (`$NAME`) or a default.
 
-    `written` is the text of a scalar as the file has it, `is_variable` tells a variable from a file of that name.
+    `written` is a scalar's text in the file. `is_variable` distinguishes a variable from a file of that name.
     """
 
     source: str
@@ -25,9 +25,10 @@ class Origin(Struct, frozen=True):
 
 
 class Document(Struct):
-    """`tree` holds dicts, lists and scalars; `origins` tells of each place in it. `base` is where relative paths start.
+    """A configuration before it is typed: `tree` of dicts, lists and scalars, and the origin of each place in it.
 
-    It is built in steps (the file, the environment, the defaults) and read once.
+    Relative paths start from the directory `base`. `variables` are the names of the environment variables that changed
+    something. It is built in steps (the file, the environment, the defaults) and read once.
     """
 
     tree: Tree
@@ -36,13 +37,13 @@ class Document(Struct):
     variables: list[str] = msgspec.field(default_factory=list)
 
     def origin(self, path: KeyPath) -> Origin:
-        """Where the value at `path` came from; for a place that is empty, where what surrounds it came from."""
+        """Where the value at `path` came from; for a place without a value, the origin of what surrounds it."""
         while path not in self.origins:
             path = path[:-1]
         return self.origins[path]
 
     def place(self, problem: Problem) -> Problem:
-        """A problem of the tree with the place that its value came from."""
+        """The same problem, whose `where` is a key path, with the file and line, or the variable, of that value."""
         path = problem.where
         origin = self.origin(path)
         return Problem((origin.source,), problem.found, problem.fix, render(path), origin.line)

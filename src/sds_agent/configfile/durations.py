@@ -5,7 +5,7 @@ from datetime import timedelta
 
 _NUMBER = r"([0-9]{1,9}(?:\.[0-9]{1,6})?)"
 PATTERN = rf"^(?=.)(?:{_NUMBER}d)?(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?(?:{_NUMBER}ms)?$"
-"""Also in the JSON Schema, so it keeps to what Python and ECMAScript read alike."""
+"""Part of the JSON Schema too, so it uses only what Python and ECMAScript read alike."""
 
 _UNITS = {
     "d": timedelta(days=1),

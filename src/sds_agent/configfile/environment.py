@@ -1,7 +1,7 @@
 """Environment variables that override single keys: `SDS_AGENT__SDS__SOCKET=/run/x.sock`.
 
 The parts of a name are the parts of a key path, joined by two underscores and without regard to case. The two
-underscores after the prefix keep clear of what Kubernetes sets for a service named sds-agent (SDS_AGENT_SERVICE_HOST).
+underscores after the prefix avoid the variables of a Kubernetes service named sds-agent (SDS_AGENT_SERVICE_HOST).
 """
 
 from collections.abc import Mapping
@@ -11,15 +11,11 @@ from msgspec import Struct
 
 from sds_agent.configfile.document import Document, Origin
 from sds_agent.configfile.phrases import KeyPath, render
-from sds_agent.errors import ConfigurationError, Problem
+from sds_agent.errors import Problem, ProblemsError
 
 PREFIX = "SDS_AGENT__"
 
 _Container: TypeAlias = dict[str, Any] | list[Any]
-
-
-class _MisfitError(ConfigurationError):
-    """A variable's name does not lead to a key; the arguments are what is found and how to fix it."""
 
 
 class _Variable(Struct, frozen=True):
@@ -40,23 +36,31 @@ class _Variable(Struct, frozen=True):
 
 
 def apply(document: Document, environ: Mapping[str, str]) -> list[Problem]:
-    """Put the values of all variables with our prefix into the document, as text."""
+    """Put the values of all variables with our prefix into the document, as text.
+
+    Returns what is wrong with their names. What is wrong with a value shows when the document is read.
+    """
     ours = [_Variable(name, value) for name, value in environ.items() if name.upper().startswith(PREFIX)]
-    problems = []
+    problems: list[Problem] = []
     for variable in sorted(ours, key=_Variable.order):
         document.variables.append(variable.name)
         try:
             _set(document, variable)
-        except _MisfitError as error:
-            found, fix = error.args
-            problems.append(Problem((variable.origin.source,), found, fix))
+        except ProblemsError as error:
+            problems += [problem.within(variable.origin.source) for problem in error.problems]
     return problems
 
 
+def _misfit(found: str, fix: str) -> ProblemsError:
+    """A variable whose name does not lead to a key."""
+    return ProblemsError([Problem((), found, fix)])
+
+
 def _set(document: Document, variable: _Variable) -> None:
+    """Put one variable's value into the document. Raises ProblemsError."""
     *parents, last = variable.parts
     if not all(variable.parts):
-        raise _MisfitError("names no key", f"write {PREFIX} and the parts of a key path, joined by two underscores")
+        raise _misfit("names no key", f"write {PREFIX} and the parts of a key path, joined by two underscores")
     container: _Container = document.tree
     path: KeyPath = ()
     for part, following in zip(parents, variable.parts[1:], strict=True):
@@ -67,26 +71,26 @@ def _set(document: Document, variable: _Variable) -> None:
     path = (*path, key)
     before = document.origins.get(path)
     if before is not None and before.is_variable and _value(container, key) is not None:
-        raise _MisfitError(f"sets {render(path)}, which {before.source} sets too", "keep one of them")
+        raise _misfit(f"sets {render(path)}, which {before.source} sets too", "keep one of them")
     _put(container, key, variable.value)
     document.origins[path] = variable.origin
 
 
 def _key(container: _Container, part: str, path: KeyPath) -> str | int:
-    """The key or the index that a part of a variable's name means in this section or list."""
+    """The key or the index that a part of a variable's name means in this section or list. Raises ProblemsError."""
     if isinstance(container, dict):
         return _named(container, part, path)
     index = _index(part)
     if not 0 <= index <= len(container):
         end = f"{render(path)} has {len(container)} items"
-        raise _MisfitError(f"has {part} where the index of an item must be", f"{end}: use 0 to {len(container)}")
+        raise _misfit(f"has {part} where the index of an item must be", f"{end}: use 0 to {len(container)}")
     return index
 
 
 def _named(container: dict[str, Any], part: str, path: KeyPath) -> str:
-    """Of the keys that are there the one that differs in case only.
+    """The key in the container that differs from `part` in case only, or else `part`. Raises ProblemsError.
 
-    A shell's variable cannot hold `-`, so `_` stands for it too, where that leaves no doubt.
+    The name of a shell's variable cannot have a `-`, so `_` stands for it too where only one key fits.
     """
     same = [name for name in container if _loose(name) == _loose(part)]
     exact = [name for name in same if name.lower() == part]
@@ -94,7 +98,7 @@ def _named(container: dict[str, Any], part: str, path: KeyPath) -> str:
         return (exact if len(exact) == 1 else same)[0]
     if same:
         names = " and ".join(render((*path, name)) for name in same)
-        raise _MisfitError(f"could mean {names}", "rename one of them in the file")
+        raise _misfit(f"could mean {names}", "rename one of them in the file")
     return part
 
 
@@ -103,7 +107,10 @@ def _loose(name: str) -> str:
 
 
 def _enter(document: Document, container: _Container, path: KeyPath, empty: _Container, origin: Origin) -> _Container:
-    """The section or list at `path`, the last part of which is in `container`; made if nothing is there."""
+    """The section or list at `path`, the last part of which is in `container`; `empty` is put there if nothing is.
+
+    Raises ProblemsError where a single value is.
+    """
     key = path[-1]
     inner = _value(container, key)
     if inner is None:
@@ -111,7 +118,7 @@ def _enter(document: Document, container: _Container, path: KeyPath, empty: _Con
         _put(container, key, inner)
         document.origins[path] = origin
     if not isinstance(inner, dict | list):
-        raise _MisfitError(f"leads into {render(path)}, which is a single value", "set that key, or correct the name")
+        raise _misfit(f"leads into {render(path)}, which is a single value", "set that key, or correct the name")
     return inner
 
 
@@ -133,5 +140,5 @@ def _put(container: _Container, key: str | int, value: object) -> None:
 
 
 def _index(part: str) -> int:
-    """The number that a part is, or -1."""
+    """The number that a part writes, or -1."""
     return int(part) if part.isascii() and part.isdecimal() and len(part) <= 6 else -1

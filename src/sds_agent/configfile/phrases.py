@@ -24,7 +24,7 @@ def render(path: KeyPath) -> str:
 
 
 def describe(value: object, written: str | None = None) -> str:
-    """What a single value's place holds, to follow its key: `is "x"`, `is 0660, which YAML reads as the number 432`.
+    """What was found for a single value, to follow its key: `is "x"`, `is 0660, which YAML reads as the number 432`.
 
     `written` is the value's text in the file.
     """
@@ -45,7 +45,7 @@ def describe(value: object, written: str | None = None) -> str:
 
 
 def describe_kind(value: object) -> str:
-    """What a place holds without quoting it: text in the place of a section may be a secret one level too high."""
+    """What was found, without quoting it: text in the place of a section may be a secret one level too high."""
     match value:
         case None:
             return "is empty"

@@ -1,8 +1,9 @@
 """The YAML file, read into a document in which every key knows its line.
 
-It is composed from PyYAML's events rather than loaded: that keeps the lines, tells of keys given twice (YAML forbids
-them, PyYAML takes the last), bounds what aliases expand to, and bounds the depth (the C composer recurses without a
-limit and crashes the interpreter). Tags other than YAML's own plain types are refused, so none constructs anything.
+It is composed from PyYAML's events rather than loaded: so each key has its line, a key given twice is an error (YAML
+forbids it, PyYAML takes the last), and the size that aliases expand to and the depth have limits (the C composer
+recurses without one and crashes the interpreter). Only the tags of YAML's plain types are allowed, so that no tag
+constructs an object.
 """
 
 from codecs import BOM_UTF8
@@ -53,7 +54,7 @@ class _List(Struct, frozen=True):
 
 
 class _Map(Struct, frozen=True):
-    """`entries` has the line of each key; those that a merge key brought have that of the key they came from."""
+    """`entries` has the line of each key; those that a merge key added have that of the key they came from."""
 
     line: int
     entries: "_Entries"
@@ -64,10 +65,10 @@ _Entries: TypeAlias = dict[str, tuple[int, _Node]]
 
 
 def read(path: Path, loader: type[Any] = LOADER, minimum: str = MINIMUM) -> tuple[Document, list[Problem]]:
-    """The file as a document, with the problems that do not keep it from being read further.
+    """The file as a document, and the problems in it after which the rest could be read.
 
-    `minimum` says what the least is that such a file needs, for one that is empty. Raises ProblemsError when the file
-    cannot be read, is not YAML or is no mapping.
+    `minimum` says what such a file needs at least; an error about an empty file ends with it. Raises ProblemsError when
+    the file cannot be read, is not YAML or is no mapping.
     """
     text = _text(path)
     composer = _Composer(str(path), loader(text), text, minimum)
@@ -226,7 +227,7 @@ class _Composer(Struct):
         return merged | entries
 
     def _merged(self, value: _Node, line: int, path: KeyPath) -> _Entries:
-        """What a merge key (`<<`) brings; of several mappings the earlier ones win."""
+        """The entries that a merge key (`<<`) adds; of several mappings the earlier ones win."""
         merged: _Entries = {}
         for source in value.items if isinstance(value, _List) else [value]:
             if isinstance(source, _Map):

@@ -1,8 +1,8 @@
 """The types of single values that msgspec does not know: what an operator may write for each, and what it becomes.
 
 A field is annotated with them as with msgspec's own, and with a description: `ca_file: Annotated[FilePath | None,
-Meta(description="The roots.")] = None`. Each has one function that converts what the file holds, or raises
-UnacceptableError with the reason; `custom` makes more of them.
+Meta(description="The roots.")] = None`. Each has one function that converts the value in the file, or raises
+UnacceptableError with the reason. `custom` makes the annotation of another such type.
 """
 
 import re
@@ -31,7 +31,9 @@ _ACCOUNT_PATTERN = "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}[$]?$"
 _FILE_NAMES = ("file-cert:", "file-root:")
 
 Convert: TypeAlias = Callable[[object, Path], Any]
-"""Makes a setting of what the file holds; relative paths start from the second argument. Raises UnacceptableError."""
+"""Converts a value in the file to the setting. The second argument is the directory that relative paths start from.
+Raises UnacceptableError.
+"""
 
 
 class UnacceptableError(ConfigurationError):
@@ -48,13 +50,13 @@ class FileMode(int):
 def custom(convert: Convert, allowed: str, schema: dict[str, object], write: Callable[[Any], object] = str) -> Meta:
     """The annotation of a type that `convert` makes. `allowed` says what may stand there, to follow "it must be".
 
-    `schema` is the JSON Schema of what the file may hold, and `write` gives the form that the file has.
+    `schema` is the JSON Schema of the value in the file, and `write` converts a setting back to that value.
     """
     return Meta(extra={"convert": convert, "allowed": allowed, "write": write}, extra_json_schema=schema)
 
 
 def matching(pattern: str, allowed: str) -> Meta:
-    """The annotation of text that a pattern, which Python and ECMAScript read alike, matches as a whole."""
+    """The annotation of text that a pattern matches as a whole. Python and ECMAScript must read the pattern alike."""
     return Meta(pattern=pattern, extra={"allowed": allowed})
 
 
@@ -69,9 +71,9 @@ def naming(entries: str) -> Meta:
 
 
 def filled_in(default: str) -> Meta:
-    """The annotation of a key that has no default and may be left out of the file, because the loader fills it in.
+    """The annotation of a key that may be left out of the file although it has no default: the loader adds it.
 
-    `default` says what with, in the table of all keys.
+    `default` stands in the column of defaults on the page of all keys.
     """
     return Meta(extra={"filled_in": default})
 
