@@ -31,6 +31,9 @@ def schema_of(root: type[Struct], title: str, description: str) -> Schema:
         return {"oneOf": selected[of]} if of in selected else {}
 
     _, components = schema_components([section.cls for section in sections], schema_hook=hook)
+    for name, each in components.items():
+        if "enum" in each:
+            components[name] = {"enum": each["enum"]}  # its docstring is for readers of the code
     for section in sections:
         _correct(components[section.cls.__name__], section)
         for each in _places(section):
