@@ -18,7 +18,7 @@ from sds_agent.configfile import reading
 from sds_agent.configfile.document import Document, Origin
 from sds_agent.configfile.phrases import render
 from sds_agent.configfile.reading import selected
-from sds_agent.configfile.types import FilePath
+from sds_agent.configfile.types import FilePath, matching
 from sds_agent.errors import MOST_SHOWN, ConfigurationError, Problem, ProblemsError
 
 
@@ -492,6 +492,7 @@ class Values(Struct, frozen=True, kw_only=True):
     least: Annotated[int, Meta(ge=1)] = 1
     most: Annotated[float, Meta(le=0.5)] = 0.5
     short: Annotated[str, Meta(max_length=3)] = "a"
+    word: Annotated[str, matching("^[a-z]+$", "small letters")] = "a"
 
 
 @pytest.mark.parametrize(
@@ -503,6 +504,8 @@ class Values(Struct, frozen=True, kw_only=True):
         ("most", 0.6, "most is the number 0.6; it must be a number of at most 0.5"),
         ("most", float("nan"), "most is the number nan; it must be a number of at most 0.5"),
         ("most", "nan", 'most is "nan"; it must be a number of at most 0.5'),
+        ("word", "ab c", 'word is "ab c"; it must be small letters'),
+        ("word", "ab\n", 'word is "ab\\n"; it must be small letters'),
         ("short", "abcd", 'short is "abcd"; it must be 1 to 3 printable characters; it has 4 characters'),
     ],
 )
