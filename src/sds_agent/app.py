@@ -3,21 +3,18 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
 from msgspec import Struct
 
 from sds_agent import log, preflight, sources
-from sds_agent.authority.embedded import EmbeddedAuthority
+from sds_agent.authority import registry
 from sds_agent.authority.protocol import Authority, TellsTrust
 from sds_agent.clock import Clock, SystemClock
-from sds_agent.config.istio import IstioSettings
-from sds_agent.config.settings import AuthoritySettings, CacertsSettings, EmbeddedSettings, Settings
-from sds_agent.configfile.reading import type_of
+from sds_agent.config.settings import Settings
 from sds_agent.directories import LockedDirectory, locked_directory
-from sds_agent.errors import within
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.cache import CertificateCache, WorkloadCache, tidy
 from sds_agent.issuance.issuer import Issuer, Upstream
@@ -51,58 +48,21 @@ async def run(settings: Settings) -> None:
     """
     clock = SystemClock()
     with locked_directory(settings.state_dir, "state_dir", preflight.in_use(settings.state_dir)) as held:
-        async with until_signalled(), agent(settings, await authorities(settings, clock), clock, held):
+        # The agent ends before its authorities: it may ask them until then.
+        async with until_signalled(), authorities(settings, clock) as cas, agent(settings, cas, clock, held):
             await asyncio.Event().wait()
     log.event(LOG, "stopped")
 
 
-async def authorities(settings: Settings, clock: Clock) -> dict[str, Authority]:
-    """The configured CAs by name. Raises ConfigurationError."""
-    return {name: await _authority(name, chosen, settings, clock) for name, chosen in settings.authorities.items()}
-
-
-async def _authority(name: str, chosen: AuthoritySettings, settings: Settings, clock: Clock) -> Authority:
-    match chosen:
-        case IstioSettings():
-            return _istio(chosen, clock)
-        case CacertsSettings():
-            return await _cacerts(name, chosen, settings.trust_domain, clock)
-        case EmbeddedSettings():
-            return await EmbeddedAuthority.open(
-                preflight.authority_directory(settings, name),
-                trust_domain=settings.trust_domain,
-                key_type=chosen.key,
-                lifetime=chosen.root_lifetime,
-                clock=clock,
-            )
-
-
-async def _cacerts(name: str, chosen: CacertsSettings, trust_domain: str, clock: Clock) -> Authority:
-    from sds_agent.authority.cacerts import CacertsAuthority  # noqa: PLC0415 - only where there is such a CA
-
-    with within(f"authorities.{name}.directory"):
-        return await CacertsAuthority.open(
-            chosen.directory, trust_domain=trust_domain, passphrase_file=chosen.passphrase_file, clock=clock
-        )
-
-
-def _istio(chosen: IstioSettings, clock: Clock) -> Authority:
-    from sds_agent.authority.istio.client import IstioAuthority, IstioOptions  # noqa: PLC0415 - only where there is such a CA
-
-    options = IstioOptions(
-        addresses=chosen.address,
-        ca_file=chosen.ca_file,
-        token_file=chosen.token_file,
-        server_name=chosen.server_name,
-        cluster_id=chosen.cluster_id,
-        cert_signer=chosen.cert_signer,
-        impersonate=chosen.impersonate,
-        mtls=chosen.mtls,
-        provisioned=chosen.provisioned,
-        extra_anchors=chosen.extra_anchors,
-        plaintext=chosen.plaintext_loopback,
-    )
-    return IstioAuthority(options, clock)
+@asynccontextmanager
+async def authorities(settings: Settings, clock: Clock) -> AsyncIterator[Mapping[str, Authority]]:
+    """The configured CAs by name, opened in their order and closed in the reverse order. Raises ConfigurationError."""
+    async with AsyncExitStack() as stack:
+        opened = dict[str, Authority]()
+        for name, chosen in settings.authorities.items():
+            authority = registry.kind_of(chosen).open(chosen, preflight.context(settings, name, clock))
+            opened[name] = await stack.enter_async_context(authority)
+        yield opened
 
 
 def workloads(settings: Settings) -> tuple[Workload, ...]:
@@ -115,7 +75,7 @@ def workloads(settings: Settings) -> tuple[Workload, ...]:
             ttl=chosen.ttl,
             authority=settings.authority_of(chosen),
             names=chosen.names,
-            kind=type_of(settings.authorities[settings.authority_of(chosen)]),
+            kind=registry.name_of(settings.authorities[settings.authority_of(chosen)]),
             renewal=Renewal(settings.renewal.fraction, settings.renewal.jitter),
         )
         for chosen in settings.workloads

@@ -6,12 +6,14 @@ order in which `app.run` comes to them.
 
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 
-from sds_agent.config.settings import AuthoritySettings, CacertsSettings, EmbeddedSettings, SdsSettings, Settings
+from sds_agent.authority import registry
+from sds_agent.authority.kind import Context
+from sds_agent.clock import Clock
+from sds_agent.config.settings import SdsSettings, Settings
 from sds_agent.directories import UntrustedDirectoryError, check_directory, check_lockable_directory
-from sds_agent.errors import ConfigurationError, SdsAgentError, within
+from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.sds.endpoint import SocketFile, blocked_directories, refusals
 from sds_agent.sources import Source
 
@@ -25,9 +27,9 @@ def in_use(state_dir: Path) -> StateInUseError:
     return StateInUseError(f"another sds-agent runs on {state_dir}; stop it first, or give this one another state_dir")
 
 
-def authority_directory(settings: Settings, name: str) -> Path:
-    """Where an embedded CA keeps its roots."""
-    return settings.state_dir / "authorities" / name
+def context(settings: Settings, name: str, clock: Clock) -> Context:
+    """What the authority of this name gets of the agent."""
+    return Context(name, settings.trust_domain, settings.state_dir / "authorities" / name, clock)
 
 
 def socket_file(sds: SdsSettings) -> SocketFile:
@@ -35,19 +37,20 @@ def socket_file(sds: SdsSettings) -> SocketFile:
     return SocketFile(sds.socket, mode=sds.mode, owner=sds.owner, group=sds.group)
 
 
-def obstacles(settings: Settings, now: datetime) -> Iterator[SdsAgentError]:
-    """Everything for which `app.run` would refuse to start at `now`. Nothing is made, bound, locked or written."""
+def obstacles(settings: Settings, clock: Clock) -> Iterator[SdsAgentError]:
+    """Everything for which `app.run` would refuse to start now. Nothing is made, bound, locked or written."""
     stateless = False
     try:
         check_lockable_directory(settings.state_dir, "state_dir", in_use(settings.state_dir))
     except SdsAgentError as error:
         stateless = isinstance(error, ConfigurationError)
         yield error
-    for name, authority in settings.authorities.items():
-        if stateless and isinstance(authority, EmbeddedSettings):
+    for name, chosen in settings.authorities.items():
+        kind = registry.kind_of(chosen)
+        if stateless and kind.keeps_state:
             continue  # its directory is in the one that cannot be used
         try:
-            _look_at_authority(name, authority, settings, now)
+            kind.check(chosen, context(settings, name, clock))
         except SdsAgentError as error:
             yield error
     yield from refusals(socket_file(settings.sds))
@@ -78,12 +81,10 @@ def unreachable(settings: Settings) -> Iterator[str]:
 
 def sources(settings: Settings) -> list[Source]:
     """The keys that name what the operator provides, and what they name."""
-    keys = ("directory", "passphrase_file", "ca_file", "token_file", "provisioned", "extra_anchors")
     return [
         (f"authorities.{name}.{key}", path)
-        for name, authority in settings.authorities.items()
-        for key in keys
-        if (path := getattr(authority, key, None)) is not None
+        for name, chosen in settings.authorities.items()
+        for key, path in registry.kind_of(chosen).files(chosen).items()
     ]
 
 
@@ -96,16 +97,3 @@ def _look_at_output(directory: Path, key: str) -> None:
     from sds_agent.outputs.directory import look_at  # noqa: PLC0415 - measured: 9 ms
 
     look_at(directory, key)
-
-
-def _look_at_authority(name: str, authority: AuthoritySettings, settings: Settings, now: datetime) -> None:
-    """An Istio CA is first asked when the agent runs, and then again and again: nothing of it keeps a start up."""
-    if isinstance(authority, EmbeddedSettings):
-        from sds_agent.signing import self_signed  # noqa: PLC0415 - only where there is such a CA
-
-        self_signed.check(authority_directory(settings, name), "state_dir")
-    elif isinstance(authority, CacertsSettings):
-        from sds_agent.signing import directory  # noqa: PLC0415 - only where there is such a CA
-
-        with within(f"authorities.{name}.directory"):
-            directory.check(authority.directory, settings.trust_domain, authority.passphrase_file, now)

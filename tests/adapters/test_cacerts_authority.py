@@ -13,7 +13,8 @@ from fakes.events import recorded
 from fakes.hierarchy import DAY, HOUR, NOW, URI, Ca, make_ca, make_crl, new_key, uris
 from fakes.odd_certificates import NOT_LOADED, NOT_READ
 
-from sds_agent.authority.cacerts import CacertsAuthority
+from sds_agent.authority.cacerts import REFRESH
+from sds_agent.authority.in_process import InProcessAuthority
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, IssueRequest, TellsTrust
 from sds_agent.errors import ConfigurationError
 from sds_agent.identity.spiffe import SpiffeId
@@ -21,7 +22,7 @@ from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, generate
 from sds_agent.signing.directory import check
-from sds_agent.signing.plugged import SETTLE
+from sds_agent.signing.plugged import SETTLE, PluggedCa
 
 Replace = Callable[[Path, Mapping[str, bytes]], None]
 
@@ -60,13 +61,12 @@ def request(csr: bytes | None = None) -> IssueRequest:
     return IssueRequest(SpiffeId.parse(URI), csr, HOUR, "1")
 
 
-async def opened(directory: Path, clock: HandClock, passphrase_file: Path | None = None) -> CacertsAuthority:
-    return await CacertsAuthority.open(
-        directory, trust_domain="demo.example", passphrase_file=passphrase_file, clock=clock
-    )
+async def opened(directory: Path, clock: HandClock, passphrase_file: Path | None = None) -> InProcessAuthority:
+    ca = await PluggedCa.open(directory, trust_domain="demo.example", passphrase_file=passphrase_file, clock=clock)
+    return InProcessAuthority(ca, f"the CA in {directory}", clock, REFRESH)
 
 
-async def signer_of(authority: CacertsAuthority) -> x509.Certificate:
+async def signer_of(authority: InProcessAuthority) -> x509.Certificate:
     """Who signs now; what it signs has to chain to a root that is told with it."""
     issuance = await authority.issue(request())
     leaf, signer = read_pem(issuance.chain_pem)
@@ -76,7 +76,7 @@ async def signer_of(authority: CacertsAuthority) -> x509.Certificate:
     return signer
 
 
-async def roots(authority: CacertsAuthority) -> set[x509.Certificate]:
+async def roots(authority: InProcessAuthority) -> set[x509.Certificate]:
     return set(read_pem(await authority.anchors()))
 
 

@@ -13,11 +13,13 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
+from fakes import authorities
 from fakes.clocks import HandClock
 from fakes.events import recorded
 from fakes.hierarchy import DAY, HOUR, NOW, URI, make_ca, new_key
 
-from sds_agent.authority.embedded import EmbeddedAuthority
+from sds_agent.authority.embedded import REFRESH
+from sds_agent.authority.in_process import StoredAuthority
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest, TellsTrust
 from sds_agent.errors import ConfigurationError
 from sds_agent.identity.spiffe import SpiffeId
@@ -34,16 +36,8 @@ KEY = new_key()
 CSR = make_csr(KEY, URI)
 
 
-async def embedded(
-    directory: Path,
-    clock: HandClock | None = None,
-    *,
-    lifetime: timedelta = TEN_YEARS,
-    key_type: KeyType = KeyType.EC_P256,
-) -> EmbeddedAuthority:
-    return await EmbeddedAuthority.open(
-        directory, trust_domain="demo.example", key_type=key_type, lifetime=lifetime, clock=clock or HandClock()
-    )
+async def embedded(directory: Path, clock: HandClock | None = None, **chosen: Any) -> StoredAuthority:
+    return await authorities.embedded(directory, clock or HandClock(), **chosen)
 
 
 async def test_a_root_that_was_made_for_another_trust_domain_is_warned_of(tmp_path: Path) -> None:
@@ -53,30 +47,24 @@ async def test_a_root_that_was_made_for_another_trust_domain_is_warned_of(tmp_pa
         directory, causes = tmp_path / domain[:20], list[str]()
         for trust_domain, warnings in ((domain, 0), (domain, 0), (other, 1)):
             with recorded() as events:
-                await EmbeddedAuthority.open(
-                    directory,
-                    trust_domain=trust_domain,
-                    key_type=KeyType.EC_P256,
-                    lifetime=TEN_YEARS,
-                    clock=HandClock(),
-                )
+                await embedded(directory, trust_domain=trust_domain)
             causes = [str(each["cause"]) for each in events.named("root_of_another_trust_domain", level="warning")]
             assert len(causes) == warnings
         assert f"another trust domain than {other}" in causes[0]
         assert str(directory / "roots.pem") in causes[0]
 
 
-async def ask(authority: EmbeddedAuthority, *, ttl: timedelta = HOUR, csr: bytes = CSR) -> Issuance:
+async def ask(authority: StoredAuthority, *, ttl: timedelta = HOUR, csr: bytes = CSR) -> Issuance:
     return await authority.issue(IssueRequest(IDENTITY, csr, ttl, "1"))
 
 
-async def issue(authority: EmbeddedAuthority, clock: HandClock, *, ttl: timedelta = HOUR) -> Accepted:
+async def issue(authority: StoredAuthority, clock: HandClock, *, ttl: timedelta = HOUR) -> Accepted:
     """A certificate, checked as every CA's is."""
     answer = await ask(authority, ttl=ttl)
     return accept(answer, identity=IDENTITY, public_key=KEY.public_key(), anchors=(), now=clock.now())
 
 
-async def anchors(authority: EmbeddedAuthority) -> tuple[x509.Certificate, ...]:
+async def anchors(authority: StoredAuthority) -> tuple[x509.Certificate, ...]:
     return read_pem(await authority.anchors())
 
 
@@ -413,7 +401,7 @@ async def test_a_new_root_signs_only_when_every_envoy_has_had_the_time_to_load_i
     assert find_path(last, (), after.anchors, clock.now()) == (last,)
 
 
-async def both(directory: Path, clock: HandClock, lifetime: timedelta) -> tuple[SelfSignedCa, EmbeddedAuthority]:
+async def both(directory: Path, clock: HandClock, lifetime: timedelta) -> tuple[SelfSignedCa, StoredAuthority]:
     """The CA, as a CA server uses it too, and the agent's authority on it."""
     ca = await SelfSignedCa.open(
         directory,
@@ -423,7 +411,7 @@ async def both(directory: Path, clock: HandClock, lifetime: timedelta) -> tuple[
         clock=clock,
         setting="state_dir",
     )
-    return ca, EmbeddedAuthority(ca, clock)
+    return ca, StoredAuthority(ca, "the embedded CA", clock, REFRESH)
 
 
 async def test_the_first_root_signs_at_once(tmp_path: Path) -> None:

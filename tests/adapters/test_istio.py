@@ -24,10 +24,10 @@ from fakes.odd_certificates import LOADED, NOT_LOADED, NOT_READ
 from fakes.raw_http2 import announcing
 from sds_agent_proto.istio_pb2 import CertificateResponse
 
-from sds_agent.authority.istio import client as istio
-from sds_agent.authority.istio.client import BACK_TO_THE_FIRST, TIMEOUT, IstioAuthority, IstioOptions
+from sds_agent.authority.istio.client import BACK_TO_THE_FIRST, TIMEOUT, IstioAuthority
 from sds_agent.authority.istio.credentials import read_token
 from sds_agent.authority.istio.reach import fault_of_name
+from sds_agent.authority.istio.settings import IstioSettings, is_loopback
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import SystemClock
 from sds_agent.errors import ConfigurationError
@@ -61,7 +61,7 @@ class Client:
 
     def authority(self, *addresses: str, clock: Any = None, timeout: float = TIMEOUT, **options: Any) -> IstioAuthority:
         chosen = {"token_file": self.token_file, "ca_file": self.ca_file, **options}
-        return IstioAuthority(IstioOptions(addresses, **chosen), clock or SystemClock(), timeout=timeout)
+        return IstioAuthority(IstioSettings(address=addresses, **chosen), clock or SystemClock(), timeout=timeout)
 
     def request(self, ttl: timedelta = DAY, current: CurrentIdentity | None = None) -> IssueRequest:
         return IssueRequest(SpiffeId.parse(URI), make_csr(self.key, URI), ttl, "0" * 32, current)
@@ -477,7 +477,7 @@ async def test_a_token_goes_in_the_clear_only_where_it_is_allowed_and_stays_on_t
         error = await refused(client.authority(address), client.request())
         assert error.kind is ErrorKind.TRANSIENT
         assert client.ca.asked == []
-        await client.authority(address, ca_file=None, plaintext=True).issue(client.request())
+        await client.authority(address, ca_file=None, plaintext_loopback=True).issue(client.request())
     assert bearer(client.ca.asked[0]) == "Bearer first.token.x"
 
 
@@ -486,23 +486,23 @@ async def test_a_token_goes_in_the_clear_only_where_it_is_allowed_and_stays_on_t
 )
 def test_no_token_leaves_the_machine_in_the_clear(client: Client, address: str) -> None:
     with pytest.raises(ConfigurationError, match="never leaves it without TLS"):
-        client.authority("127.0.0.1:1", address, ca_file=None, plaintext=True)
+        client.authority("127.0.0.1:1", address, ca_file=None, plaintext_loopback=True)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.8.9.1:1", "localhost:15012", "[::1]:15012"])
 def test_loopback_has_many_names(address: str) -> None:
-    assert istio.is_loopback(address)
+    assert is_loopback(address)
 
 
 @pytest.mark.parametrize(
     ("options", "key"),
     [
         ({"ca_file": None}, "ca_file"),
-        ({"plaintext": True}, "ca_file"),
+        ({"plaintext_loopback": True}, "ca_file"),
         ({"token_file": None}, "token_file"),
         ({"token_file": None, "impersonate": True, "provisioned": Path("p")}, "token_file"),
         ({"token_file": None, "mtls": False, "provisioned": Path("p")}, "token_file"),
-        ({"token_file": None, "plaintext": True, "ca_file": None, "provisioned": Path("p")}, "token_file"),
+        ({"token_file": None, "plaintext_loopback": True, "ca_file": None, "provisioned": Path("p")}, "token_file"),
     ],
 )
 def test_options_that_cannot_work_are_told_by_their_key(client: Client, options: dict[str, Any], key: str) -> None:
@@ -591,7 +591,7 @@ async def test_an_answer_of_the_largest_size_is_received(client: Client) -> None
 async def test_an_answer_that_is_too_large_is_told_with_its_size_and_not_received(client: Client) -> None:
     """What a CA announces costs no memory: it is refused by its prefix, though the rest never comes."""
     async with announcing(100 << 20) as address:
-        error = await refused(client.authority(address, ca_file=None, plaintext=True), client.request())
+        error = await refused(client.authority(address, ca_file=None, plaintext_loopback=True), client.request())
     assert error.kind is ErrorKind.INVALID
     assert f"has {100 << 20} bytes, and at most {LARGEST_ANSWER} are received; remove the roots" in str(error)
 

@@ -17,9 +17,9 @@ import yaml
 from fakes.configurations import MINIMAL
 from fakes.envoys import BINARY
 
+from sds_agent.authority.istio.settings import IstioSettings
 from sds_agent.ca import settings as ca_settings
 from sds_agent.cli.main import main
-from sds_agent.config.istio import IstioSettings
 from sds_agent.config.loading import load
 
 ROOT = Path(__file__).parents[2]

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import anyio
@@ -14,8 +15,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from fakes.hierarchy import Ca, Key, key_usage, make_ca, make_leaf, new_key
 
+from sds_agent.authority.embedded import REFRESH
+from sds_agent.authority.in_process import StoredAuthority
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
+from sds_agent.clock import Clock
 from sds_agent.pki.certificates import write_pem
+from sds_agent.pki.keys import KeyType
+from sds_agent.signing.self_signed import SelfSignedCa
 
 BACKDATE = timedelta(minutes=2)
 DECADE = timedelta(days=3650)
@@ -270,6 +276,26 @@ class Hang:
             self.given_up = True
             raise
         return await self._then(request)
+
+
+async def embedded(
+    directory: Path,
+    clock: Clock,
+    *,
+    lifetime: timedelta = DECADE,
+    key_type: KeyType = KeyType.EC_P256,
+    trust_domain: str = "demo.example",
+) -> StoredAuthority:
+    """The agent's embedded CA, made in `directory` when there is none."""
+    ca = await SelfSignedCa.open(
+        directory,
+        trust_domain=trust_domain,
+        key_type=key_type,
+        lifetime=lifetime,
+        clock=clock,
+        setting="state_dir",
+    )
+    return StoredAuthority(ca, "the embedded CA", clock, REFRESH)
 
 
 class ScriptedAuthority:

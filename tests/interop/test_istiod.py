@@ -15,7 +15,8 @@ from fakes.hierarchy import make_ca, make_leaf, new_key
 from fakes.istio_parts import ISTIOD, add_root, istiod, plugged, signer_of
 from fakes.kubernetes import WEB_POD, ZTUNNEL, Kubernetes
 
-from sds_agent.authority.istio.client import IstioAuthority, IstioOptions
+from sds_agent.authority.istio.client import IstioAuthority
+from sds_agent.authority.istio.settings import IstioSettings
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import SystemClock
 from sds_agent.identity.spiffe import SpiffeId
@@ -47,7 +48,7 @@ class Caller:
 
     def authority(self, *, clock: Any = None, **options: Any) -> IstioAuthority:
         files = {"token_file": self.token_file, "ca_file": self.folder / "roots.pem", "server_name": ISTIOD}
-        return IstioAuthority(IstioOptions((self.address,), **{**files, **options}), clock or SystemClock())
+        return IstioAuthority(IstioSettings(address=(self.address,), **{**files, **options}), clock or SystemClock())
 
     def request(self, uri: str = WEB, ttl: timedelta = DAY, current: CurrentIdentity | None = None) -> IssueRequest:
         return IssueRequest(SpiffeId.parse(uri), make_csr(self.key, uri), ttl, "0" * 32, current)

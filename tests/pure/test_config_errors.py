@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import Meta, Struct
 
+from sds_agent.authority.embedded import EmbeddedSettings
 from sds_agent.config.loading import load
-from sds_agent.config.settings import EmbeddedSettings
 from sds_agent.configfile import reading
 from sds_agent.configfile.document import Document, Origin
 from sds_agent.configfile.phrases import render

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fakes.configurations import MINIMAL, UID, settings
 
-from sds_agent.config.istio import IstioSettings
+from sds_agent.authority.istio.settings import IstioSettings
 from sds_agent.config.loading import Loaded, load
 from sds_agent.errors import Problem, ProblemsError
 from sds_agent.pki.keys import KeyType

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fakes.configurations import MINIMAL, problems, settings
 
-from sds_agent.config.istio import IstioSettings
+from sds_agent.authority.istio.settings import IstioSettings
 
 GOOD = {"address": "ca.example:15012", "ca_file": "roots.pem", "token_file": "token"}
 

@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct, structs
 
+from sds_agent.authority.embedded import EmbeddedSettings
 from sds_agent.cli import run
 from sds_agent.config.conflicts import conflicts
 from sds_agent.config.loading import load
 from sds_agent.config.schema import FILE, json_schema
-from sds_agent.config.settings import EmbeddedSettings, Settings, WorkloadSettings
+from sds_agent.config.settings import Settings, WorkloadSettings
 from sds_agent.configfile import durations, reading
 from sds_agent.configfile.document import Document, Origin
 from sds_agent.configfile.reading import UNREAD
@@ -405,7 +406,7 @@ def _schema_paths(schema: dict[str, Any], definitions: dict[str, Any], path: str
         found[here] = "section" if inner.get("type") in ("object", "array") else inner.get("default")
         found |= _schema_paths(inner, definitions, here)
         if isinstance(inner.get("additionalProperties"), dict):
-            for kind in inner["additionalProperties"]["anyOf"]:
+            for kind in inner["additionalProperties"]["oneOf"]:
                 found |= _schema_paths(_resolved(kind, definitions), definitions, f"{here}.NAME")
         found |= _schema_paths(_resolved(inner.get("items", {}), definitions), definitions, f"{here}[]")
     return found

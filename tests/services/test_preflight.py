@@ -10,7 +10,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from fakes.configurations import MINIMAL, settings
 
 from sds_agent import app, preflight
 from sds_agent.cli.main import main
+from sds_agent.clock import SystemClock
 from sds_agent.config.settings import Settings
 from sds_agent.directories import locked_directory
 from sds_agent.errors import SdsAgentError
@@ -187,13 +187,13 @@ def test_what_keeps_the_agent_from_starting_is_known_beforehand(
 ) -> None:
     chosen = disturb(machine)
     before = entries(machine.folder)
-    (told,) = preflight.obstacles(chosen, datetime.now(UTC))
+    (told,) = preflight.obstacles(chosen, SystemClock())
     assert entries(machine.folder) == before, "to look changes nothing"
     assert str(told) == run(chosen)
 
 
 def test_nothing_is_told_of_a_machine_where_it_starts(machine: Machine) -> None:
-    assert list(preflight.obstacles(machine.settings(), datetime.now(UTC))) == []
+    assert list(preflight.obstacles(machine.settings(), SystemClock())) == []
     assert [path.name for path in machine.folder.iterdir()] == ["sds-agent.yaml"]
 
 
@@ -202,7 +202,7 @@ def test_a_start_that_was_killed_leaves_no_obstacle(machine: Machine) -> None:
         bound.bind(str(endpoint.temporary))
         machine.socket.hardlink_to(endpoint.temporary)
     assert machine.socket.is_socket()
-    assert list(preflight.obstacles(machine.settings(), datetime.now(UTC))) == []
+    assert list(preflight.obstacles(machine.settings(), SystemClock())) == []
 
 
 def test_every_obstacle_is_told_at_once(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:

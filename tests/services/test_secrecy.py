@@ -32,7 +32,8 @@ from fakes.hierarchy import DAY, HOUR, NOW, URI
 from msgspec.structs import asdict
 
 from sds_agent import log
-from sds_agent.authority.embedded import EmbeddedAuthority
+from sds_agent.authority.embedded import REFRESH
+from sds_agent.authority.in_process import StoredAuthority
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.errors import ConfigurationError
 from sds_agent.identity.spiffe import SpiffeId
@@ -145,7 +146,7 @@ class Scene:
             yield authority
             tasks.cancel_scope.cancel()
 
-    async def open(self) -> EmbeddedAuthority:
+    async def open(self) -> StoredAuthority:
         """The CA, its keys noted."""
         ca = self.self_signed = await SelfSignedCa.open(
             self.directory,
@@ -156,7 +157,7 @@ class Scene:
             setting="state_dir",
         )
         self.keys.note_pem((self.directory / "roots.pem").read_bytes())
-        return EmbeddedAuthority(ca, self.clock)
+        return StoredAuthority(ca, "the embedded CA", self.clock, REFRESH)
 
     async def play(self) -> None:
         """Failures of every kind, two certificates, an expiry, and roots that are renewed, lost and damaged."""
@@ -188,7 +189,7 @@ class Scene:
         self.kept += [self.issuer, self.store, self.trust, ca]
         await self.trouble_with_roots(ca)
 
-    async def trouble_with_roots(self, ca: EmbeddedAuthority) -> None:
+    async def trouble_with_roots(self, ca: StoredAuthority) -> None:
         """Not to be written in time; renewed; not to be written at all; damaged."""
         file, away = self.directory / "roots.pem", self.directory.with_name("away")
         self.clock.elapse(ROOT_LIFETIME * 0.85)
@@ -273,7 +274,7 @@ async def test_no_representation_and_no_error_shows_a_key(scene: Scene) -> None:
         "CertificateSecret",
         "ConfigurationError",
         "CurrentIdentity",
-        "EmbeddedAuthority",
+        "StoredAuthority",
         "Issuance",
         "IssueRequest",
         "Issuer",

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import anyio
 import pytest
+from fakes.authorities import embedded
 from fakes.clocks import HandClock
 from fakes.events import Events, recorded
 
-from sds_agent.authority.embedded import EmbeddedAuthority
+from sds_agent.authority.in_process import StoredAuthority
 from sds_agent.authority.protocol import AuthorityError
 from sds_agent.directories import LockedDirectory, locked_directory
 from sds_agent.errors import SdsAgentError
 from sds_agent.issuance.cache import CachedCertificate, CertificateCache
-from sds_agent.pki.keys import KeyType
 from sds_agent.state import PutsBack, restore, watch
 
 LIFETIME = timedelta(days=10)
@@ -37,14 +37,8 @@ def held(directory: Path) -> Iterator[LockedDirectory]:
         yield claimed
 
 
-async def ca(directory: Path, clock: HandClock | None = None) -> EmbeddedAuthority:
-    return await EmbeddedAuthority.open(
-        directory / "authorities" / "local",
-        trust_domain="demo.example",
-        key_type=KeyType.EC_P256,
-        lifetime=LIFETIME,
-        clock=clock or HandClock(),
-    )
+async def ca(directory: Path, clock: HandClock | None = None) -> StoredAuthority:
+    return await embedded(directory / "authorities" / "local", clock or HandClock(), lifetime=LIFETIME)
 
 
 def keeper(directory: Path) -> CertificateCache:

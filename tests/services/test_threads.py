@@ -61,14 +61,15 @@ for _ in range(20):
 print(json.dumps([json.loads(line)["number"] for line in lines.splitlines()]))
 """
 AUTHORITIES = """
-from sds_agent.authority.cacerts import CacertsAuthority
-from sds_agent.authority.embedded import EmbeddedAuthority
+from sds_agent.authority.in_process import InProcessAuthority
 from sds_agent.authority.protocol import IssueRequest
 from sds_agent.cli.main import main
 from sds_agent.clock import SystemClock
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, generate
+from sds_agent.signing.plugged import PluggedCa
+from sds_agent.signing.self_signed import SelfSignedCa
 
 class Later(SystemClock):
     later = timedelta()
@@ -78,11 +79,15 @@ class Later(SystemClock):
 async def plugged(folder, clock):
     assert main(["ca", "root", str(folder / "root"), "--trust-domain", "demo.example"]) == 0
     assert main(["ca", "intermediate", str(folder / "ca"), "--root", str(folder / "root"), "--name", "one"]) == 0
-    return await CacertsAuthority.open(folder / "ca", trust_domain="demo.example", passphrase_file=None, clock=clock)
+    ca = await PluggedCa.open(folder / "ca", trust_domain="demo.example", passphrase_file=None, clock=clock)
+    return InProcessAuthority(ca, "the plugged CA", clock, timedelta(seconds=5))
 
 async def embedded(folder, clock):
     key, life = KeyType.RSA_2048, timedelta(days=9)
-    return await EmbeddedAuthority.open(folder, trust_domain="demo.example", key_type=key, lifetime=life, clock=clock)
+    ca = await SelfSignedCa.open(
+        folder, trust_domain="demo.example", key_type=key, lifetime=life, clock=clock, setting="state_dir"
+    )
+    return InProcessAuthority(ca, "the embedded CA", clock, timedelta(minutes=5))
 
 clock = Later()
 authority = asyncio.run({"plugged": plugged, "embedded": embedded}[sys.argv[2]](Path(sys.argv[1]), clock))

@@ -1,25 +1,78 @@
-"""The authority `cacerts`: a plugged-in CA in a directory of its operator's, followed as it changes."""
+"""The kind `cacerts`: a plugged-in CA in a directory of its operator's, followed as it changes."""
 
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated
 
-from sds_agent.authority.in_process import InProcessAuthority
-from sds_agent.clock import Clock
-from sds_agent.signing.plugged import PluggedCa
+from msgspec import Meta, Struct
+
+from sds_agent.authority.kind import Context, Kind
+from sds_agent.authority.protocol import Authority
+from sds_agent.configfile.types import FilePath
+from sds_agent.errors import within
 
 REFRESH = timedelta(seconds=5)
 """How often the directory is read while nothing is issued; for every certificate it is read too."""
 
 
-class CacertsAuthority(InProcessAuthority):
-    """Made by `open`."""
+class CacertsSettings(Struct, frozen=True, kw_only=True, tag="cacerts", tag_field="type"):
+    """A CA that is plugged in from a directory, in Istio's layout; the agent signs with it."""
 
-    refresh_every = REFRESH
+    directory: Annotated[
+        FilePath,
+        Meta(
+            description="The directory with ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, or tls.crt, "
+            "tls.key and ca.crt. It is read anew when its content changes.",
+        ),
+    ]
+    passphrase_file: Annotated[
+        FilePath | None, Meta(description="The file with the key's passphrase. Left out: the key is not encrypted.")
+    ] = None
 
-    @classmethod
-    async def open(
-        cls, directory: Path, *, trust_domain: str, passphrase_file: Path | None, clock: Clock
-    ) -> "CacertsAuthority":
-        """The CA in `directory`. Raises ConfigurationError with everything that is wrong with it."""
-        ca = await PluggedCa.open(directory, trust_domain=trust_domain, passphrase_file=passphrase_file, clock=clock)
-        return cls(ca, f"the CA in {directory}", clock)
+
+@asynccontextmanager
+async def _open(chosen: CacertsSettings, context: Context) -> AsyncIterator[Authority]:
+    """The CA in the directory. Raises ProblemsError with everything that is wrong there."""
+    from sds_agent.authority.in_process import InProcessAuthority  # noqa: PLC0415 - 50 ms, see `Kind.open`
+    from sds_agent.signing.plugged import PluggedCa  # noqa: PLC0415 - 50 ms, see `Kind.open`
+
+    with within(context.key("directory")):
+        ca = await PluggedCa.open(
+            chosen.directory,
+            trust_domain=context.trust_domain,
+            passphrase_file=chosen.passphrase_file,
+            clock=context.clock,
+        )
+    yield InProcessAuthority(ca, f"the CA in {chosen.directory}", context.clock, REFRESH)
+
+
+def _sentence(chosen: CacertsSettings, name: str) -> str:
+    return (
+        f"The authority {name} is the CA in the directory {chosen.directory}; the agent signs with it and reads it "
+        "anew when its files change."
+    )
+
+
+def _files(chosen: CacertsSettings) -> Mapping[str, Path]:
+    named = {"directory": chosen.directory, "passphrase_file": chosen.passphrase_file}
+    return {key: path for key, path in named.items() if path is not None}
+
+
+def _check(chosen: CacertsSettings, context: Context) -> None:
+    from sds_agent.signing import directory  # noqa: PLC0415 - 50 ms, see `Kind.open`
+
+    now = context.clock.now()
+    with within(context.key("directory")):
+        directory.check(chosen.directory, context.trust_domain, chosen.passphrase_file, now)
+
+
+KIND = Kind(
+    settings=CacertsSettings,
+    open=_open,
+    sentence=_sentence,
+    files=_files,
+    opens_without_files=False,
+    check=_check,
+)

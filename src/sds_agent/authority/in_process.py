@@ -1,5 +1,9 @@
 """An authority whose CA signs in this process: a request goes to the signer, and its errors become AuthorityErrors."""
 
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
 from sds_agent.pki.certificates import write_pem
@@ -9,9 +13,10 @@ from sds_agent.signing.signing_set import CaUnavailableError, SigningCa, Signing
 
 
 class InProcessAuthority:
-    """Signs whatever the agent asks for; `name` is the CA's in messages."""
+    """Signs whatever the agent asks for; `name` is the CA's in messages, `refresh_every` as in TellsTrust."""
 
-    def __init__(self, ca: SigningCa, name: str, clock: Clock) -> None:
+    def __init__(self, ca: SigningCa, name: str, clock: Clock, refresh_every: timedelta) -> None:
+        self.refresh_every = refresh_every
         self._ca = ca
         self._name = name
         self._clock = clock
@@ -37,3 +42,19 @@ class InProcessAuthority:
             return await self._ca.signing()
         except CaUnavailableError as error:
             raise AuthorityError(ErrorKind.TRANSIENT, str(error)) from error
+
+
+class StoredCa(SigningCa, Protocol):
+    """A CA that keeps a file in the state directory."""
+
+    def put_back(self) -> Path | None:
+        """As `state.PutsBack` has it."""
+        ...
+
+
+class StoredAuthority(InProcessAuthority):
+    """That of a CA that keeps its roots in the state directory: the agent puts them back when they are lost there."""
+
+    def __init__(self, ca: StoredCa, name: str, clock: Clock, refresh_every: timedelta) -> None:
+        super().__init__(ca, name, clock, refresh_every)
+        self.put_back = ca.put_back

@@ -4,12 +4,12 @@ import argparse
 import os
 import textwrap
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 from sds_agent import preflight, sources
 from sds_agent.cli import output
 from sds_agent.cli.explanation import explain, warnings
+from sds_agent.clock import SystemClock
 from sds_agent.config.loading import load
 from sds_agent.config.settings import Settings
 
@@ -53,7 +53,7 @@ def _about_machine(settings: Settings) -> Iterator[str]:
 
 
 def _report_obstacles(settings: Settings) -> bool:
-    obstacles = list(preflight.obstacles(settings, datetime.now(UTC)))
+    obstacles = list(preflight.obstacles(settings, SystemClock()))
     shortfalls = list(preflight.shortfalls(settings))
     for what, errors in (("start here", obstacles), ("write every output here", shortfalls)):
         if errors:

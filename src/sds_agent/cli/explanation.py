@@ -5,17 +5,9 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from sds_agent.config.istio import IstioSettings
+from sds_agent.authority import registry
 from sds_agent.config.loading import Loaded
-from sds_agent.config.settings import (
-    AuthoritySettings,
-    CacertsSettings,
-    EmbeddedSettings,
-    RenewalSettings,
-    SdsSettings,
-    Settings,
-    WorkloadSettings,
-)
+from sds_agent.config.settings import RenewalSettings, SdsSettings, Settings, WorkloadSettings
 from sds_agent.configfile.durations import format_duration
 
 
@@ -25,8 +17,8 @@ def explain(loaded: Loaded) -> Iterator[str]:
     yield f"The configuration is good. It comes from {loaded.source}, and with it the agent does this:"
     yield _socket(settings.sds)
     yield _state(settings)
-    for name, authority in settings.authorities.items():
-        yield _authority(name, authority)
+    for name, chosen in settings.authorities.items():
+        yield registry.kind_of(chosen).sentence(chosen, name)
     for workload in settings.workloads:
         yield _workload(workload, settings)
     yield f"Every Envoy gets the CA certificates to trust by the name {' or '.join(settings.bundle_names)}."
@@ -50,37 +42,6 @@ def _state(settings: Settings) -> str:
     return (
         f"It keeps its state in {settings.state_dir}, with the certificates and their private keys, so that after a "
         "restart it serves at once what is still valid."
-    )
-
-
-def _authority(name: str, authority: AuthoritySettings) -> str:
-    if isinstance(authority, IstioSettings):
-        return _istio(name, authority)
-    if isinstance(authority, CacertsSettings):
-        return (
-            f"The authority {name} is the CA in the directory {authority.directory}; the agent signs with it and reads "
-            "it anew when its files change."
-        )
-    return (
-        f"The authority {name} is a CA inside the agent. Its root has a key of the kind {authority.key}, is valid for "
-        f"{format_duration(authority.root_lifetime)} and is replaced in the last fifth of that."
-    )
-
-
-def _istio(name: str, authority: IstioSettings) -> str:
-    plain = authority.plaintext_loopback
-    way = "without TLS" if plain else f"over TLS; the roots in {authority.ca_file} vouch for it"
-    proofs = []
-    if authority.mtls and not authority.impersonate and not plain:
-        proofs.append("the certificate held")
-        if authority.provisioned is not None:
-            proofs.append(f"without one that in {authority.provisioned}")
-    if authority.token_file is not None:
-        proofs.append(f"the token in {authority.token_file}")
-    asks = "asks it for other identities than its own" if authority.impersonate else "asks it for its own identity"
-    return (
-        f"The authority {name} speaks Istio's protocol at {', then '.join(authority.address)}, {way}. The agent {asks} "
-        f"and shows {', or else '.join(proofs)}."
     )
 
 
@@ -108,29 +69,14 @@ def _renewed(ttl: timedelta, renewal: RenewalSettings) -> str:
 
 def warnings(settings: Settings) -> Iterator[str]:
     """What is allowed and yet probably not meant, or not ready on this machine."""
-    yield from _about_authorities(settings)
-    yield from _about_files(settings)
-    yield from _about_kept(settings)
-
-
-def _about_files(settings: Settings) -> Iterator[str]:
-    for name, authority in settings.authorities.items():
-        if not isinstance(authority, IstioSettings):
-            continue
-        for key in ("ca_file", "token_file", "provisioned", "extra_anchors"):
-            path: Path | None = getattr(authority, key)
-            if path is not None:
+    for name, chosen in settings.authorities.items():
+        kind, use = registry.kind_of(chosen), settings.use_of(name)
+        if not use.workloads:
+            yield f"authorities.{name}: no workload gets its certificate from it"
+        yield from kind.warnings(chosen, use)
+        if kind.opens_without_files:
+            for key, path in kind.files(chosen).items():
                 yield from _about_file(f"authorities.{name}.{key}", path)
-
-
-def _about_kept(settings: Settings) -> Iterator[str]:
-    for name, authority in settings.authorities.items():
-        token = authority.token_file if isinstance(authority, IstioSettings) else None
-        if token is not None and not settings.keep_certificates:
-            yield (
-                f"keep_certificates: it is false, so after a restart the agent has only the token in {token} for the "
-                f"authority {name}; a join token is spent by then, and the agent stays without a certificate"
-            )
 
 
 def _about_file(key: str, path: Path) -> Iterator[str]:
@@ -140,18 +86,3 @@ def _about_file(key: str, path: Path) -> Iterator[str]:
         yield f"{key}: {path} does not exist; until it does the CA gives no certificate"
     except OSError as error:  # this may be run by another user than the agent's, and not be let in
         yield f"{key}: {path} cannot be examined ({error.strerror}); the agent's user has to be able to read it"
-
-
-def _about_authorities(settings: Settings) -> Iterator[str]:
-    longest: dict[str, timedelta] = {}
-    for workload in settings.workloads:
-        name = settings.authority_of(workload)
-        longest[name] = max(workload.ttl, longest.get(name, workload.ttl))
-    for name, authority in settings.authorities.items():
-        if name not in longest:
-            yield f"authorities.{name}: no workload gets its certificate from it"
-        elif isinstance(authority, EmbeddedSettings) and longest[name] > authority.root_lifetime / 5:
-            yield (
-                f"authorities.{name}.root_lifetime: {format_duration(authority.root_lifetime)} is less than five times "
-                f"the longest ttl, {format_duration(longest[name])}; before a new root certificates will be cut short"
-            )

@@ -7,8 +7,7 @@ rest, so that these problems are found together with those of single values.
 import os.path
 from collections.abc import Iterator, Mapping
 
-from sds_agent.config import istio
-from sds_agent.config.istio import IstioSettings
+from sds_agent.authority import registry
 from sds_agent.config.settings import BUNDLE_NAME, Settings, WorkloadSettings
 from sds_agent.configfile.phrases import KeyPath, did_you_mean, quoted
 from sds_agent.configfile.reading import readable, was_read
@@ -25,7 +24,7 @@ def conflicts(chosen: Settings) -> Iterator[Problem]:
     yield from _outputs(workloads)
     if was_read(chosen.authorities):
         yield from _authorities(workloads, list(chosen.authorities))
-        yield from _istio(workloads, chosen)
+        yield from _kinds(chosen)
 
 
 def _at(index: int, key: str) -> KeyPath:
@@ -83,17 +82,13 @@ def _authorities(workloads: Mapping[int, WorkloadSettings], known: list[str]) ->
             yield Problem(path, found, f"{fix}; {near}" if near else fix)
 
 
-def _istio(workloads: Mapping[int, WorkloadSettings], chosen: Settings) -> Iterator[Problem]:
+def _kinds(chosen: Settings) -> Iterator[Problem]:
+    """What the kinds of the authorities find wrong with them, and with the workloads that they issue for."""
     for name, authority in chosen.authorities.items():
-        if isinstance(authority, IstioSettings):
-            for problem in istio.conflicts(authority):
-                yield problem.within("authorities", name)
-            asking = [
-                (index, each)
-                for index, each in workloads.items()
-                if each.authority == name or (each.authority is None and len(chosen.authorities) == 1)
-            ]
-            yield from istio.second_identities(name, authority, asking)
+        if was_read(authority):
+            kind = registry.kind_of(authority)
+            yield from (each.within("authorities", name) for each in kind.conflicts(authority))
+            yield from (each.within("workloads") for each in kind.misfits(authority, chosen.use_of(name)))
 
 
 def _outputs(workloads: Mapping[int, WorkloadSettings]) -> Iterator[Problem]:

@@ -1,15 +1,16 @@
 """The agent's settings, typed: what every other part gets. The annotations say what the file may hold."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Annotated, TypeAlias
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
 
-from sds_agent.config.istio import IstioSettings
-from sds_agent.configfile.reading import selected
+from sds_agent.authority import registry
+from sds_agent.authority.kind import AuthoritySettings, Use
+from sds_agent.configfile.reading import readable, selected
 from sds_agent.configfile.types import (
     Account,
     AuthorityName,
@@ -39,7 +40,6 @@ _TTL = duration(
     "certificates count whole seconds and a renewal needs time for a second attempt, so less than 5s cannot be kept "
     "up; more than 90d is refused by common CAs and leaves a stolen key good for long",
 )
-_ROOT_LIFETIME = duration(timedelta(minutes=1), timedelta(days=30 * 365))
 
 
 class PeerLimitSettings(Struct, frozen=True, kw_only=True):
@@ -116,46 +116,6 @@ class RenewalSettings(Struct, frozen=True, kw_only=True):
     ] = 0.05
 
 
-class EmbeddedSettings(Struct, frozen=True, kw_only=True, tag="embedded", tag_field="type"):
-    """A CA inside the agent, whose root is kept in the state directory."""
-
-    key: Annotated[KeyType, Meta(description="The kind of the root's key.")] = KeyType.EC_P256
-    root_lifetime: Annotated[
-        timedelta,
-        _ROOT_LIFETIME,
-        Meta(description="How long a root is valid. A new one is made in the last fifth of it."),
-    ] = timedelta(days=3650)
-
-
-class CacertsSettings(Struct, frozen=True, kw_only=True, tag="cacerts", tag_field="type"):
-    """A CA that is plugged in from a directory, in Istio's layout; the agent signs with it."""
-
-    directory: Annotated[
-        FilePath,
-        Meta(
-            description="The directory with ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, or tls.crt, "
-            "tls.key and ca.crt. It is read anew when its content changes.",
-        ),
-    ]
-    passphrase_file: Annotated[
-        FilePath | None, Meta(description="The file with the key's passphrase. Left out: the key is not encrypted.")
-    ] = None
-
-
-AuthoritySettings: TypeAlias = EmbeddedSettings | IstioSettings | CacertsSettings
-"""The settings of an upstream CA."""
-
-_AUTHORITIES: Mapping[str, type[AuthoritySettings]] = {
-    "embedded": EmbeddedSettings,
-    "istio": IstioSettings,
-    "cacerts": CacertsSettings,
-}
-
-
-def _types() -> Iterable[str]:
-    return _AUTHORITIES
-
-
 class WorkloadSettings(Struct, frozen=True, kw_only=True):
     """An identity that the agent keeps a certificate for."""
 
@@ -192,7 +152,7 @@ class WorkloadSettings(Struct, frozen=True, kw_only=True):
 
 
 def _only_embedded() -> Mapping[str, AuthoritySettings]:
-    return MappingProxyType({ONLY_AUTHORITY: EmbeddedSettings()})
+    return MappingProxyType({ONLY_AUTHORITY: registry.kind("embedded").settings()})
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -210,7 +170,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ]
     sds: Annotated[SdsSettings, filled_in("")]
     authorities: Annotated[
-        Mapping[AuthorityName, Annotated[AuthoritySettings, selected(_AUTHORITIES.get, _types)]],
+        Mapping[AuthorityName, Annotated[AuthoritySettings, selected(registry.settings_of, registry.names)]],
         naming("authorities"),
         Meta(description="The CAs, by names of your own. Left out: one embedded CA with the name local."),
     ] = msgspec.field(default_factory=_only_embedded)
@@ -233,6 +193,16 @@ class Settings(Struct, frozen=True, kw_only=True):
     def authority_of(self, workload: WorkloadSettings) -> str:
         """The name of the authority that issues for `workload`."""
         return workload.authority or next(iter(self.authorities))
+
+    def use_of(self, name: str) -> Use:
+        """How this configuration uses the authority of this name, as far as it could be read."""
+        only = len(self.authorities) == 1
+        asking = {
+            index: each
+            for index, each in readable(self.workloads)
+            if each.authority == name or (only and each.authority is None)
+        }
+        return Use(name, asking, self.keep_certificates)
 
     @property
     def bundle_names(self) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ from msgspec.inspect import (
 from sds_agent.configfile.document import Document
 from sds_agent.configfile.phrases import KeyPath, describe, describe_kind, did_you_mean, must_be
 from sds_agent.configfile.types import UnacceptableError, text
-from sds_agent.errors import Problem
+from sds_agent.errors import Problem, ProblemsError
 
 T = TypeVar("T", bound=Struct)
 V = TypeVar("V")
@@ -63,7 +63,8 @@ class Variant(Struct, frozen=True):
     """A section whose key `type` selects the settings class.
 
     `find` gives the class of a type, which it may import for that, or None; the class is tagged with the type
-    (`tag="istio", tag_field="type"`). `names` gives the types there are.
+    (`tag="istio", tag_field="type"`). It raises ProblemsError for one that cannot be used, with places in the section.
+    `names` gives the types there are.
     """
 
     find: Callable[[str], type[Struct] | None]
@@ -217,7 +218,11 @@ class _Reading(Struct):
         if not isinstance(value, dict):
             return self.refuse(path, describe_kind(value), must_be(here.allowed))
         at, written = (*path, "type"), value.get("type")
-        of = variant.find(written) if isinstance(written, str) else None
+        try:
+            of = variant.find(written) if isinstance(written, str) else None
+        except ProblemsError as error:
+            self.problems += [problem.within(*path) for problem in error.problems]
+            return UNREAD
         if of is not None:
             return self.section(fields_of(of), value, path)
         allowed = f"one of {', '.join(variant.types)}"
@@ -244,11 +249,6 @@ def was_read(value: object) -> bool:
 def readable(items: Iterable[V]) -> Iterator[tuple[int, V]]:
     """The items of a list that could be read, with their indexes; none if the list itself could not be."""
     return ((index, item) for index, item in enumerate(items or ()) if was_read(item))
-
-
-def type_of(settings: Struct) -> str:
-    """The `type` that selects the class of these settings."""
-    return str(settings.__struct_config__.tag)
 
 
 def _keys(section: StructType) -> list[str]:

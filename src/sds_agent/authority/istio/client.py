@@ -7,7 +7,6 @@ it: nothing of an old root or an old certificate lives on in a channel.
 """
 
 import asyncio
-import ipaddress
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,16 +16,16 @@ from typing import TypeVar
 
 import grpc
 import grpc.aio
-from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.authority.grpc_retry import retry_after
 from sds_agent.authority.istio import reach as istio_reach
 from sds_agent.authority.istio.credentials import Token, can_speak, read_certificates, read_provisioned, read_token
+from sds_agent.authority.istio.settings import IstioSettings, conflicts
 from sds_agent.authority.istio.wire import LONGEST_MESSAGE, METHOD, Status, read_response, refusal, request_bytes
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
-from sds_agent.errors import ConfigurationError
+from sds_agent.errors import ProblemsError
 from sds_agent.pki.certificates import write_pem
 from sds_agent.signing.signing_set import LARGEST_ANSWER
 from sds_agent.tasks import DISK_TIMEOUT, TimeLimit, uninterrupted
@@ -50,27 +49,6 @@ _ELSEWHERE = frozenset({"UNAVAILABLE", "UNAUTHENTICATED"})
 """What a CA answers that does not take the certificate: the token alone may do better."""
 
 
-class IstioOptions(Struct, frozen=True):
-    """How to reach an Istio CA and what to tell it.
-
-    `addresses` are `HOST:PORT`, in the order in which they are tried. `provisioned` is a directory with a certificate
-    (`cert-chain.pem`, `key.pem`) to ask with while none was issued yet. `plaintext` speaks without TLS, to loopback
-    addresses alone.
-    """
-
-    addresses: tuple[str, ...]
-    ca_file: Path | None = None
-    token_file: Path | None = None
-    server_name: str | None = None
-    cluster_id: str | None = None
-    cert_signer: str | None = None
-    impersonate: bool = False
-    mtls: bool = True
-    provisioned: Path | None = None
-    extra_anchors: Path | None = None
-    plaintext: bool = False
-
-
 class _Way(Sensitive, frozen=True):
     """One way to say who asks."""
 
@@ -79,12 +57,13 @@ class _Way(Sensitive, frozen=True):
 
 
 class IstioAuthority:
-    """Asks an Istio CA. Raises ConfigurationError for options that contradict each other."""
+    """Asks an Istio CA. Raises ProblemsError for settings that do not go together: a token stays on the machine."""
 
-    def __init__(self, options: IstioOptions, clock: Clock, *, timeout: float = TIMEOUT) -> None:
-        _check(options)
-        self._share = timeout / len(options.addresses)
-        self._options = options
+    def __init__(self, settings: IstioSettings, clock: Clock, *, timeout: float = TIMEOUT) -> None:
+        if wrong := tuple(conflicts(settings)):
+            raise ProblemsError(wrong)
+        self._share = timeout / len(settings.address)
+        self._settings = settings
         self._clock = clock
         self._first = 0
         self._since: datetime | None = None
@@ -94,11 +73,11 @@ class IstioAuthority:
 
     async def issue(self, request: IssueRequest) -> Issuance:
         """Ask the endpoints one after another until one answers. Raises AuthorityError."""
-        options = self._options
+        settings = self._settings
         now = self._clock.now()
         extra, warnings = await self._extra_anchors()
         ways = await self._ways(request, now)
-        message = request_bytes(request, cert_signer=options.cert_signer, impersonate=options.impersonate)
+        message = request_bytes(request, cert_signer=settings.cert_signer, impersonate=settings.impersonate)
         data = await self._any_endpoint(ways, message, now)
         issuance = read_response(data, extra)
         return Issuance(issuance.chain_pem, issuance.anchors_pem, (*issuance.warnings, *warnings))
@@ -107,7 +86,7 @@ class IstioAuthority:
         failures = []
         for index in self._order(now):
             try:
-                data = await self._endpoint(self._options.addresses[index], ways, message)
+                data = await self._endpoint(self._settings.address[index], ways, message)
             except AuthorityError as error:
                 if error.kind is not ErrorKind.TRANSIENT:
                     raise
@@ -123,7 +102,7 @@ class IstioAuthority:
         raise AuthorityError(ErrorKind.TRANSIENT, causes, retry_after=delay) from failures[-1]
 
     def _order(self, now: datetime) -> tuple[int, ...]:
-        every = range(len(self._options.addresses))
+        every = range(len(self._settings.address))
         first = self._first
         if self._since is None or not self._since <= now < self._since + BACK_TO_THE_FIRST:
             first = 0
@@ -135,7 +114,7 @@ class IstioAuthority:
                 self._first, self._since = 0, None
             return
         self._first, self._since = index, now
-        address = self._options.addresses[index]
+        address = self._settings.address[index]
         log.event(LOG, "endpoint_changed", level=logging.WARNING, address=address)
 
     async def _endpoint(self, address: str, ways: tuple[_Way, ...], message: bytes) -> bytes:
@@ -170,15 +149,15 @@ class IstioAuthority:
         roots = await self._roots()
         if roots is None or seconds <= 0:
             return None
-        name = self._options.server_name or address.rpartition(":")[0].strip("[]")
+        name = self._settings.server_name or address.rpartition(":")[0].strip("[]")
         return await istio_reach.trouble(address, name, roots, seconds * SHARE_OF_LOOK)
 
     def _refusal(self, status: Status, address: str) -> AuthorityError:
-        return refusal(status, address, impersonate=self._options.impersonate)
+        return refusal(status, address, impersonate=self._settings.impersonate)
 
     async def _call(self, address: str, way: _Way, message: bytes, seconds: float) -> bytes | Status:
         """One call over a connection of its own, and at most that long."""
-        metadata = [("clusterid", self._options.cluster_id)] if self._options.cluster_id is not None else []
+        metadata = [("clusterid", self._settings.cluster_id)] if self._settings.cluster_id is not None else []
         if way.token is not None:
             metadata.append(("authorization", f"Bearer {way.token.text}"))
         async with _closing(self._channel(address, way.certificate, await self._roots())) as channel:
@@ -191,10 +170,10 @@ class IstioAuthority:
                 return _status(error, way.token)
 
     async def _roots(self) -> bytes | None:
-        """What vouches for the CA's server; None where it is asked without TLS, which _check allows for loopback."""
-        if self._options.plaintext or self._options.ca_file is None:
+        """What vouches for the CA's server; None where it is asked without TLS, on this machine."""
+        if self._settings.plaintext_loopback or self._settings.ca_file is None:
             return None
-        return await self._certificates_in(self._options.ca_file, _ROOTS)
+        return await self._certificates_in(self._settings.ca_file, _ROOTS)
 
     async def _read(self, what: str, read: Callable[..., T], file: Path, *arguments: object) -> T:
         """Read a file, which may lie on a disk of the network that is gone. Raises AuthorityError UNAUTHENTICATED."""
@@ -207,7 +186,7 @@ class IstioAuthority:
             ) from error
 
     def _channel(self, address: str, certificate: CurrentIdentity | None, roots: bytes | None) -> grpc.aio.Channel:
-        options = self._options
+        settings = self._settings
         target = f"dns:///{address}"
         arguments: list[tuple[str, int | str]] = [
             ("grpc.use_local_subchannel_pool", 1),  # or a connection made with other roots might be shared
@@ -218,8 +197,8 @@ class IstioAuthority:
         ]
         if roots is None:
             return grpc.aio.insecure_channel(target, options=arguments)
-        if options.server_name is not None:
-            arguments.append(("grpc.ssl_target_name_override", options.server_name))
+        if settings.server_name is not None:
+            arguments.append(("grpc.ssl_target_name_override", settings.server_name))
         credentials = grpc.ssl_channel_credentials(
             roots,
             None if certificate is None else certificate.private_key_pem,
@@ -231,9 +210,9 @@ class IstioAuthority:
         """The ways to say who asks, the best one first. Raises AuthorityError UNAUTHENTICATED when there is none."""
         troubles: list[AuthorityError] = []
         token = None
-        if self._options.token_file is not None:
+        if self._settings.token_file is not None:
             try:
-                token = await self._read("the token", read_token, self._options.token_file)
+                token = await self._read("the token", read_token, self._settings.token_file)
             except AuthorityError as error:
                 troubles.append(error)
         certificate = await self._certificate(request, now, troubles)
@@ -251,21 +230,21 @@ class IstioAuthority:
         self, request: IssueRequest, now: datetime, troubles: list[AuthorityError]
     ) -> CurrentIdentity | None:
         """The certificate to ask with, if there is one; what is wrong with a provisioned one goes to `troubles`."""
-        options = self._options
-        if not options.mtls or options.impersonate or options.plaintext:
+        settings = self._settings
+        if not settings.mtls or settings.impersonate or settings.plaintext_loopback:
             return None
         if request.current is not None and can_speak(request.current, now):
             return request.current
-        if options.provisioned is None:
+        if settings.provisioned is None:
             return None
         try:
-            provisioned = await self._read("the provisioned certificate", read_provisioned, options.provisioned)
+            provisioned = await self._read("the provisioned certificate", read_provisioned, settings.provisioned)
         except AuthorityError as error:
             troubles.append(error)
             return None
         if can_speak(provisioned, now):
             return provisioned
-        found = f"the certificate in {options.provisioned} has expired or names no workload"
+        found = f"the certificate in {settings.provisioned} has expired or names no workload"
         troubles.append(AuthorityError(ErrorKind.UNAUTHENTICATED, f"{found}; provision another"))
         return None
 
@@ -281,10 +260,10 @@ class IstioAuthority:
 
     async def _extra_anchors(self) -> tuple[bytes, tuple[str, ...]]:
         """The file's content, or its last good one with a warning. Raises AuthorityError when there never was one."""
-        if self._options.extra_anchors is None:
+        if self._settings.extra_anchors is None:
             return b"", ()
         try:
-            self._extra = await self._certificates_in(self._options.extra_anchors, "the extra anchors")
+            self._extra = await self._certificates_in(self._settings.extra_anchors, "the extra anchors")
         except AuthorityError as error:
             if not self._extra:
                 raise
@@ -305,34 +284,3 @@ async def _closing(channel: grpc.aio.Channel) -> AsyncIterator[grpc.aio.Channel]
         yield channel
     finally:
         await uninterrupted(channel.close())
-
-
-def _check(options: IstioOptions) -> None:
-    if options.plaintext:
-        if options.ca_file is not None:
-            raise ConfigurationError(
-                "ca_file: plaintext_loopback speaks without TLS, so it has no use; keep one of the two"
-            )
-        open_ones = [address for address in options.addresses if not is_loopback(address)]
-        if open_ones:
-            raise ConfigurationError(
-                f"address: {open_ones[0]} is not on this machine, and a token never leaves it without TLS; "
-                f"give a ca_file and turn plaintext_loopback off"
-            )
-    elif options.ca_file is None:
-        raise ConfigurationError("ca_file: it is missing, and without roots nothing vouches for the Istio CA; name it")
-    if options.token_file is None and (options.impersonate or options.plaintext or not options.mtls):
-        raise ConfigurationError("token_file: it is missing, and without mTLS only a token tells who asks; name it")
-    if options.token_file is None and options.provisioned is None:
-        raise ConfigurationError(
-            "token_file: it is missing, and so is provisioned: the first request needs one of them"
-        )
-
-
-def is_loopback(address: str) -> bool:
-    """Whether `HOST:PORT` is on this machine by its form."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"  # RFC 6761 section 6.3: no other machine may have the name

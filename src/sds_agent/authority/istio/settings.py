@@ -1,12 +1,13 @@
-"""The settings of the authority `istio`, and which of them do not go together."""
+"""The settings of the kind `istio`, and which of them do not go together."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Protocol, TypeAlias
+from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
 
+from sds_agent.authority.kind import Use
 from sds_agent.configfile.phrases import quoted
 from sds_agent.configfile.types import FilePath, UnacceptableError, custom, matching, text
 from sds_agent.errors import Problem
@@ -111,52 +112,45 @@ class IstioSettings(Struct, frozen=True, kw_only=True, tag="istio", tag_field="t
     ] = False
 
 
-class Asking(Protocol):
-    """What the checks need to know of a workload."""
-
-    @property
-    def spiffe_id(self) -> str:
-        """Its identity."""
-        ...
-
-
 def conflicts(chosen: IstioSettings) -> Iterator[Problem]:
-    """The keys of one authority that do not go together, as problems within it."""
+    """The keys of one authority that do not go together; a problem's place is the key.
+
+    A value that could not be read is false, and found neither missing nor wrong.
+    """
     yield from _transport(chosen)
     yield from _caller(chosen)
 
 
-def second_identities(name: str, chosen: IstioSettings, asking: Sequence[tuple[int, Asking]]) -> Iterator[Problem]:
-    """The workloads of the authority `name`, with their indexes, for which its CA does not sign.
+def second_identities(chosen: IstioSettings, use: Use) -> Iterator[Problem]:
+    """The workloads of an authority for which its CA does not sign; a problem's place is `(INDEX, "spiffe_id")`.
 
     What it signs is the identity that the token or the certificate names, and an authority has one of each.
     """
-    named = [(index, each.spiffe_id) for index, each in asking if each.spiffe_id]
-    if chosen.impersonate or not named:
+    asked = [(index, each.spiffe_id) for index, each in use.workloads.items() if each.spiffe_id]
+    if chosen.impersonate or not asked:
         return
-    first, own = named[0]
-    for index, identity in named:
+    first, own = asked[0]
+    for index, identity in asked:
         if identity != own:
             yield Problem(
-                ("workloads", index, "spiffe_id"),
-                f"is {quoted(identity)}, a second identity from the authority {name}",
+                (index, "spiffe_id"),
+                f"is {quoted(identity)}, a second identity from the authority {use.name}",
                 f"its CA signs one, the caller's own, which workloads[{first}] has: give this workload an authority "
-                f"with a token of its own, or set authorities.{name}.impersonate where the CA lets this agent ask for "
-                "others",
+                f"with a token of its own, or set authorities.{use.name}.impersonate where the CA lets this agent ask "
+                "for others",
             )
 
 
 def _transport(chosen: IstioSettings) -> Iterator[Problem]:
     if not chosen.plaintext_loopback:
         if chosen.ca_file is None:
-            fix = "without roots nothing vouches for the CA's server: name them"
-            yield Problem(("ca_file",), "is missing", fix)
+            yield Problem(("ca_file",), "is missing", "without roots nothing vouches for the CA's server: name them")
         return
     if chosen.ca_file is not None:
         fix = "plaintext_loopback speaks without TLS and has no use for it: keep one of the two"
         yield Problem(("ca_file",), "is given", fix)
     for address in chosen.address or ():
-        if not _on_this_machine(address):
+        if not is_loopback(address):
             fix = "a token never leaves it without TLS: turn plaintext_loopback off, or use 127.0.0.1"
             yield Problem(("address",), f"is {quoted(address)}, which is not on this machine", fix)
 
@@ -175,11 +169,12 @@ def _caller(chosen: IstioSettings) -> Iterator[Problem]:
     yield Problem(("token_file",), "is missing", fix)
 
 
-def _on_this_machine(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Whether `HOST:PORT` is on this machine by its form."""
     import ipaddress  # noqa: PLC0415 - only asked where TLS is turned off
 
     host = address.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host == "localhost"  # RFC 6761 section 6.3: no other machine may have the name

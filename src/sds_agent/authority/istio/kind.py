@@ -1,0 +1,66 @@
+"""The kind `istio`. Its CA is first asked when the agent runs, and then again and again: no file is needed before that.
+
+Each request has a connection of its own, so an authority has nothing to close in the end.
+"""
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from sds_agent.authority.istio.settings import IstioSettings, conflicts, second_identities
+from sds_agent.authority.kind import Context, Kind, Use
+from sds_agent.authority.protocol import Authority
+
+
+@asynccontextmanager
+async def _open(chosen: IstioSettings, context: Context) -> AsyncIterator[Authority]:
+    """A client of these addresses. Raises ProblemsError for settings that do not go together."""
+    from sds_agent.authority.istio.client import IstioAuthority  # noqa: PLC0415 - 90 ms, see `Kind.open`
+
+    yield IstioAuthority(chosen, context.clock)
+
+
+def _sentence(chosen: IstioSettings, name: str) -> str:
+    plain = chosen.plaintext_loopback
+    way = "without TLS" if plain else f"over TLS; the roots in {chosen.ca_file} vouch for it"
+    proofs = []
+    if chosen.mtls and not chosen.impersonate and not plain:
+        proofs.append("the certificate held")
+        if chosen.provisioned is not None:
+            proofs.append(f"without one that in {chosen.provisioned}")
+    if chosen.token_file is not None:
+        proofs.append(f"the token in {chosen.token_file}")
+    asks = "asks it for other identities than its own" if chosen.impersonate else "asks it for its own identity"
+    return (
+        f"The authority {name} speaks Istio's protocol at {', then '.join(chosen.address)}, {way}. The agent {asks} "
+        f"and shows {', or else '.join(proofs)}."
+    )
+
+
+def _files(chosen: IstioSettings) -> Mapping[str, Path]:
+    named = {
+        "ca_file": chosen.ca_file,
+        "token_file": chosen.token_file,
+        "provisioned": chosen.provisioned,
+        "extra_anchors": chosen.extra_anchors,
+    }
+    return {key: path for key, path in named.items() if path is not None}
+
+
+def _warnings(chosen: IstioSettings, use: Use) -> Iterator[str]:
+    if chosen.token_file is not None and not use.keep_certificates:
+        yield (
+            f"keep_certificates: it is false, so after a restart the agent has only the token in {chosen.token_file} "
+            f"for the authority {use.name}; a join token is spent by then, and the agent stays without a certificate"
+        )
+
+
+KIND = Kind(
+    settings=IstioSettings,
+    open=_open,
+    sentence=_sentence,
+    conflicts=conflicts,
+    misfits=second_identities,
+    files=_files,
+    warnings=_warnings,
+)
