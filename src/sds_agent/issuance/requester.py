@@ -23,8 +23,8 @@ from sds_agent.issuance.acceptance import Accepted, accept
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
 from sds_agent.pki.csr import make_csr
-from sds_agent.pki.keys import PrivateKey, new_key
-from sds_agent.tasks import NoThreadError
+from sds_agent.pki.keys import PrivateKey, generate
+from sds_agent.tasks import NoThreadError, in_thread
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
@@ -77,7 +77,8 @@ class Requester:
     async def _request(self) -> PendingRequest:
         if self._pending is None:
             try:
-                key = await new_key(self._workload.key_type)
+                kind = self._workload.key_type
+                key = await in_thread(generate, kind) if kind.slow else generate(kind)
             except NoThreadError as error:
                 raise AuthorityError(ErrorKind.TRANSIENT, f"the private key cannot be made: {error}") from error
             csr = make_csr(key, str(self._workload.identity))

@@ -12,8 +12,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from sds_agent.tasks import in_thread
-
 PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 PublicKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 SignatureHash: TypeAlias = hashes.SHA256 | hashes.SHA384 | hashes.SHA512
@@ -30,7 +28,7 @@ class KeyType(StrEnum):
 
     @property
     def slow(self) -> bool:
-        """Whether making one can take seconds, and so has no place on the event loop."""
+        """Whether making one can take seconds: not on an event loop, then, but in a thread."""
         return self in _RSA_BITS
 
 
@@ -43,11 +41,6 @@ def generate(key_type: KeyType) -> PrivateKey:
     if bits := _RSA_BITS.get(key_type):
         return rsa.generate_private_key(public_exponent=65537, key_size=bits)
     return ec.generate_private_key(_CURVES[key_type])
-
-
-async def new_key(key_type: KeyType) -> PrivateKey:
-    """Make a new key, in a thread where that can take seconds. Raises NoThreadError."""
-    return await in_thread(generate, key_type) if key_type.slow else generate(key_type)
 
 
 def to_pkcs8_pem(key: PrivateKey) -> bytes:

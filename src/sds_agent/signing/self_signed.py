@@ -24,10 +24,10 @@ from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.files import ForeignFileError, check_writable, remove_unfinished
 from sds_agent.ownfile import OwnFile, ReplacedError
 from sds_agent.pki.certificates import CertificateError, describe, read_pem, serial_hex, write_pem
-from sds_agent.pki.keys import KeyType, PrivateKey, new_key, to_pkcs8_pem
+from sds_agent.pki.keys import KeyType, PrivateKey, generate, to_pkcs8_pem
 from sds_agent.signing.signer import Signer, SignerError, make_root, root_name
 from sds_agent.signing.signing_set import CaUnavailableError, SigningSet
-from sds_agent.tasks import NoThreadError
+from sds_agent.tasks import NoThreadError, in_thread
 
 LOG = logging.getLogger(__name__)
 
@@ -159,7 +159,8 @@ class SelfSignedCa:
             if not self._roots.due(now) or self._failed_lately(now):
                 return
             try:
-                key = await new_key(self._key_type)
+                kind = self._key_type
+                key = await in_thread(generate, kind) if kind.slow else generate(kind)
             except NoThreadError as error:
                 self._not_renewed(f"the self-signed CA cannot make a key for its new root: {error}", now)
                 return
