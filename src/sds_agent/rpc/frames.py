@@ -1,11 +1,11 @@
-"""A client's side of an HTTP/2 connection, read far enough to end it before it costs the gRPC server too much.
+"""The client's side of an HTTP/2 connection, read far enough to end it before it costs the gRPC server too much.
 
-gRPC's core takes what a client sends apart before any code of ours sees it. It bounds neither a header block that does
-not end nor the number of headers in one, at some hundred bytes of memory for each header, which a client can send as
-one byte; nor does it bound the frames that ask nothing. A relay that sees the plain bytes hands them to an `Inspection`
-first. It follows the frames (RFC 9113 section 4.1) and counts the fields of header blocks (RFC 7541 section 6), without
-decoding either: payloads are passed over by their length. What is wrong in itself is left to gRPC, but for what would
-let the two of them read different frames or blocks.
+gRPC's core decodes what a client sends before any code of ours sees it. It bounds neither a header block that does not
+end nor the number of headers in one, at some hundred bytes of memory for each header, which a client can send as one
+byte; nor does it bound frames that ask for nothing. So a relay that sees the plain bytes hands them to an `Inspection`
+first. That follows the frames (RFC 9113 section 4.1) and counts the fields of header blocks (RFC 7541 section 6),
+without decoding either: it skips payloads by their length. Other faults in the protocol are left to gRPC, except those
+that would let the two read different frames or blocks.
 """
 
 import struct
@@ -30,16 +30,14 @@ _PADDED: Final = 0x8
 _PRIORITY: Final = 0x20
 _PRIORITY_BYTES: Final = 5
 _MOST_DIGITS: Final = 4
-"""Bytes of an integer after its prefix (RFC 7541 section 5.1): 2^28 is more than any length here may be."""
+"""Bytes of an integer after its prefix (RFC 7541 section 5.1): 2^28 is more than any length may be here."""
 
 _Head = tuple[int, int, int, int, int]
 
 
 class Bounds(Struct, frozen=True):
-    """What a client may send.
-
-    `block` is in bytes of one header block, each frame's head and padding counted; `fields` in one block; `frames` at
-    any time, and `frames_per_call` more for each call that was begun.
+    """What a client may send: `block` bytes in one header block, with the heads and padding of its frames; `fields` in
+    one block; and `frames` in all, with `frames_per_call` more for each call that it begins.
     """
 
     block: int
@@ -53,7 +51,7 @@ class _TooMuchError(Exception):
 
 
 class Inspection:
-    """One connection. Feed it what the client sends, in pieces of any size; it keeps less than one field of it."""
+    """One connection. It takes what the client sends, in pieces of any size, and stores less than one field of it."""
 
     def __init__(self, bounds: Bounds) -> None:
         self.calls = 0
@@ -66,7 +64,7 @@ class Inspection:
         next(self._walk)
 
     def take(self, data: bytes) -> str | None:
-        """Why the connection has to end with these bytes, which are not to be passed on; None while it need not."""
+        """Why the connection has to end, and these bytes must not be passed on; None while it may go on."""
         if self._fault is None:
             self._data, self._at = data, 0
             try:
@@ -80,8 +78,8 @@ class Inspection:
         """Let the client send so many frames more."""
         self._frames_left += frames
 
-    # Each generator below goes on where it is when more has come. What is there already is taken without one where
-    # that is a line: to make a generator takes longer than all else that there is to do for a frame.
+    # Each generator below continues where it is when more bytes have come. Bytes that are there already are read
+    # without one where that takes one line: making a generator takes longer than everything else for a frame.
 
     def _connection(self) -> Generator[None, None, None]:
         yield
@@ -156,7 +154,7 @@ class Inspection:
             yield
 
     def _read(self, count: int) -> Generator[None, None, bytes]:
-        """So many bytes, few enough to be kept."""
+        """The next `count` bytes, which are few."""
         found = self._data[self._at : self._at + count]
         self._at += len(found)
         while len(found) < count:
@@ -167,7 +165,7 @@ class Inspection:
         return found
 
     def _pass(self, count: int) -> Generator[None, None, None]:
-        """Leave so many bytes out."""
+        """Skip the next `count` bytes."""
         while (here := len(self._data) - self._at) < count:
             count -= here
             self._at = 0
@@ -185,21 +183,21 @@ def _check_control(kind: int, length: int) -> None:
 
 
 class _Fields:
-    """Counts the fields of a block that comes in pieces; a change of the table's size counts as one."""
+    """Counts the fields of a block that comes in pieces. A change of the table's size counts as one."""
 
     def __init__(self, most: int) -> None:
         self._left = most
-        self._kept = b""
+        self._incomplete = b""
 
     def take(self, part: bytes) -> None:
-        block = self._kept + part if self._kept else part
+        block = self._incomplete + part if self._incomplete else part
         at = 0
         while (end := _end_of_field(block, at)) > 0:
             at = end
             self._left -= 1
             if self._left < 0:
                 raise _TooMuchError("a header block has too many fields")
-        self._kept = block[at:]
+        self._incomplete = block[at:]
 
 
 def _strings(first: int) -> int:
@@ -219,7 +217,7 @@ _STRINGS: Final = bytes(_strings(first) for first in range(256))
 
 
 def _end_of_field(block: bytes, at: int) -> int:
-    """Where the field that begins at `at` ends; 0 where that has not come yet."""
+    """Where the field that begins at `at` ends; 0 if its end has not come yet."""
     try:
         strings = _STRINGS[block[at]]
         at += 1

@@ -51,7 +51,7 @@ class UnixAcceptor:
         self._backend = backend
         self._holders = holders
         self._most = most
-        self._placed = Crowd[Relay]()  # each under the process that holds it; without those that had to give way
+        self._placed = Crowd[Relay]()  # each under its process; one that had to give way is out
         self._relays: set[Relay] = set()
         self._emptied = asyncio.Event()
         self._emptied.set()

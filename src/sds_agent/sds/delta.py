@@ -71,7 +71,7 @@ class DeltaSession:
 
     @property
     def status(self) -> tuple[NameStatus, ...]:
-        """How far each name is."""
+        """The status of each name."""
         return self._replies.status(self._names, self._sent)
 
     def receive(self, request: DeltaRequest, view: View) -> list[Action]:

@@ -281,7 +281,7 @@ def _lock_explained(path: Path) -> Iterator[None]:
         yield
     except BlockingIOError as error:
         raise SocketInUseError(
-            f"another sds-agent serves at {path} (it holds {_lock_of(path)}); "
+            f"another sds-agent serves at {path} (it has locked {_lock_of(path)}); "
             f"stop it first, or give this one another sds.socket"
         ) from error
     except OSError as error:

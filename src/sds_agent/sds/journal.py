@@ -70,7 +70,7 @@ class Journal:
         self._others = Budget(each, together, most_keys=most_streams)
 
     def open(self, method: str, peer: str) -> "StreamJournal":
-        """The journal of a new stream, whose connection `peer` holds."""
+        """The journal of a new stream; `peer` is the process at the other end of its connection."""
         return StreamJournal(self, StreamRecord(next(self._numbers), method, peer, self.now()))
 
     def admits(self, stream: int, level: int, fields: Mapping[str, log.Value]) -> bool:

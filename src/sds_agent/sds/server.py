@@ -262,7 +262,7 @@ async def probe(address: str) -> None:
     async with grpc.aio.insecure_channel(address) as channel:
         ask: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/{SERVICE}/StreamSecrets")
         call = ask(timeout=TIMEOUT)
-        with suppress(grpc.aio.InternalError):  # the call has ended already; its code tells how
+        with suppress(grpc.aio.InternalError):  # the call has ended already; its code says how
             await call.done_writing()
         code = await call.code()
         if code is not grpc.StatusCode.OK:

@@ -72,7 +72,7 @@ class SotwSession:
 
     @property
     def status(self) -> tuple[NameStatus, ...]:
-        """How far each name is."""
+        """The status of each name."""
         return self._replies.status(self._names, self._sent)
 
     def receive(self, request: SotwRequest, view: View) -> list[Action]:

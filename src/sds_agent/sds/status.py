@@ -1,8 +1,8 @@
-"""What can be seen of an open stream, as frozen values, and the little that has to be remembered for them.
+"""The state of an open stream as frozen values, for views and tests.
 
-A session remembers what its client said of each name (`Replies`), a stream's shell who the client is and when it was
-answered (`StreamRecord`). Both are pure: the time is an argument. A `StreamStatus` is made of the two when it is asked
-for, so a push costs no more for it.
+A session remembers what its client said of each name (`Replies`), and a stream's journal who the client is and when it
+was answered (`StreamRecord`). Both are pure: the time is an argument. `SecretDiscoveryService.streams` makes a
+`StreamStatus` of the two when it is read, so that a push does no work for it.
 
 What a peer wrote is shown as the log shows it: cut to a bounded length, and in printable ASCII (`text.printable`), so
 that a view can print it as it is. No field holds key material: a version is a hash of what is public.
@@ -29,10 +29,11 @@ class Nack(Struct, frozen=True):
 
 
 class NameStatus(Struct, frozen=True):
-    """How far one name is on a stream. The empty version stands for the answer that the name is not served (Delta).
+    """The versions of one subscribed name on a stream.
 
-    `sent` is None while the name waits for its secret, and for a name that is not served (SotW). `acked` is what the
-    client has in use, as far as this stream knows. `nacked` is the newest NACK; an ACK that follows it clears it.
+    `sent` is the newest that was sent; None while the name waits for its secret, and for a name that is not served
+    (SotW). `acked` is the version in use, as far as this stream knows. `nacked` is the newest NACK, until an ACK
+    follows it. Over Delta the empty version stands for the answer that the name is not served.
     """
 
     name: str
@@ -45,9 +46,9 @@ class StreamStatus(Struct, frozen=True):
     """One open stream, or one Fetch that waits for its secret.
 
     `number` is the stream's in the log, `method` the name of the gRPC method. `node` and `cluster` are what the client
-    says it is, empty where it does not say. `peer` is who holds the connection, as the kernel says: "pid 7 (uid 101)",
-    or the connection's address for a process of another PID namespace. `ack_ms` are the milliseconds from the last
-    response that was acknowledged to its ACK.
+    says it is, empty where it does not say. `peer` is the process at the other end of the connection, as the kernel
+    says: "pid 7 (uid 101)", or the connection's address for a process in a PID namespace that the agent does not see.
+    `ack_ms` are the milliseconds from the last response with an ACK to that ACK.
     """
 
     number: int
@@ -62,7 +63,7 @@ class StreamStatus(Struct, frozen=True):
 
 
 class Replies:
-    """What the client said of each name it subscribes to. Names that it does not subscribe to take no memory."""
+    """What the client said of the names that it subscribes to. Other names take no memory."""
 
     __slots__ = ("_acked", "_nacked")
 
@@ -88,7 +89,7 @@ class Replies:
             self._nacked.pop(name, None)
 
     def status(self, names: Iterable[str], sent: Mapping[str, str]) -> tuple[NameStatus, ...]:
-        """How far these names are; `sent` has the versions last sent."""
+        """The status of these names; `sent` has the versions last sent."""
         acked, nacked = self._acked, self._nacked
         return tuple(
             NameStatus(printable(n, log.LONGEST_VALUE), sent.get(n), acked.get(n), nacked.get(n)) for n in names
@@ -119,12 +120,12 @@ class StreamRecord:
         self._timed: dict[str, _Timed] = {}  # by nonce: the answers without a reply
 
     def met(self, node: str, cluster: str) -> None:
-        """Learn who the client says it is; only the first message of a stream is sure to say so."""
+        """Note who the client says it is. Only the first message of a stream is sure to say so."""
         if node:
             self.node, self._cluster = node, cluster
 
     def sending(self, nonce: str, *, changed: bool, now: datetime, monotonic: float) -> None:
-        """The answer of that nonce is on its way from this moment; `changed` if a secret did, and so it goes out."""
+        """The answer of that nonce goes out at this moment; `changed` if it does because a secret changed."""
         self._responded_at = now
         self._timed[nonce] = _Timed(monotonic, changed)
         if len(self._timed) > MOST_TIMED:
@@ -136,7 +137,7 @@ class StreamRecord:
         return timed is not None and timed.changed
 
     def replied(self, reply: Acked | Nacked, *, monotonic: float) -> float | None:
-        """The client has replied to an answer: the milliseconds since that was sent; None where they are forgotten."""
+        """The client has replied to an answer: the milliseconds since it was sent, or None if they are forgotten."""
         timed = self._timed.pop(reply.nonce, None)
         if timed is None:
             return None
@@ -146,7 +147,7 @@ class StreamRecord:
         return milliseconds
 
     def status(self, names: tuple[NameStatus, ...]) -> StreamStatus:
-        """The stream's status; the session knows the names'."""
+        """The stream's status; the session gives that of its names."""
         return StreamStatus(
             number=self.number,
             method=self.method,

@@ -37,7 +37,7 @@ class Session(Protocol[R_contra]):
 
     @property
     def status(self) -> tuple[NameStatus, ...]:
-        """How far each name is."""
+        """The status of each name."""
         ...
 
     def receive(self, request: R_contra, view: View) -> list[Action]:
@@ -84,7 +84,7 @@ class Stream(Generic[R]):
 
     @property
     def status(self) -> StreamStatus:
-        """Who is at the other end, and how far each name is."""
+        """Who is at the other end, and the status of each name."""
         return self._journal.status(self._conversation.session.status)
 
     def drain(self) -> None:
