@@ -7,7 +7,7 @@ peers and CAs too, so they are quoted, cut to a bounded length and never able to
 An exception that no code foresaw is the event `fault` (`log.fault`). It names the part of the program, the exception's
 type and its place in the code, and nothing that the exception says or holds.
 
-Nobody waits for a log that is not read: an agent that stands still with its log collector would renew nothing.
+The program never waits for the reader of its log: one that stood still with a log collector would renew nothing.
 """
 
 import logging
@@ -34,7 +34,7 @@ Level = Literal["debug", "info", "warning", "error"]
 
 ROOT = "sds_agent"
 LONGEST_VALUE = 600
-MOST_KEPT = 1 << 20
+MOST_QUEUED = 1 << 20
 """Bytes of lines that wait for a reader."""
 TIMEOUT = 0.5
 """Seconds that the end of the program waits for it."""
@@ -137,7 +137,7 @@ class LogOnChange:
 
 
 def configure(form: Format = "auto", level: str = "info", stream: TextIO | None = None) -> None:
-    """Send the package's events to `stream` (standard error unless told)."""
+    """Send the package's events to `stream`, by default standard error."""
     stream = sys.stderr if stream is None else stream
     text = form == "text" or (form == "auto" and stream.isatty())
     handler = _handler(stream)
@@ -154,10 +154,10 @@ def configure(form: Format = "auto", level: str = "info", stream: TextIO | None 
 
 
 class _Unclaimed(logging.Handler):
-    """Logs what another library says of an exception that reached it as a fault, once for each place.
+    """Logs, as a fault, each exception that a library logs because no caller catches it, once for each place.
 
-    That is one in a callback, in a task whose result no code takes, or out of a gRPC handler. The library's own words
-    are dropped: they name the objects that they are about, and a coroutine's repr can hold its arguments.
+    Such are exceptions in a callback of asyncio's, in a task whose result is not awaited, or out of a gRPC handler. The
+    library's own words are dropped: they show objects, and a coroutine's repr can hold its arguments.
     """
 
     def __init__(self, part: str) -> None:
@@ -179,75 +179,75 @@ class _Unclaimed(logging.Handler):
 def _handler(stream: TextIO) -> "logging.StreamHandler[TextIO]":
     try:
         return NonBlockingHandler(stream)
-    except OSError:  # no file of the system's is behind it
+    except OSError:  # no file descriptor is behind it
         return logging.StreamHandler(stream)
 
 
 class NonBlockingHandler(logging.StreamHandler[TextIO]):
-    """Writes to a stream's descriptor without ever waiting for its reader.
+    """Writes to a stream's descriptor and never waits for its reader.
 
-    What a full pipe does not take is kept, up to `MOST_KEPT` bytes, and a thread waits to write it; beyond that lines
-    are dropped and counted. While the reader keeps up there is no thread, and a line is written when it arises. Where
-    no thread can be started, what is kept is written with the next line for which there is room.
+    What a full pipe does not take is queued, up to `MOST_QUEUED` bytes, and a thread waits to write it; further lines
+    are dropped and counted. While the reader keeps up there is no thread, and each line is written at once. Where no
+    thread can be started, the queue is written with the next line for which there is room.
     """
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._descriptor = stream.fileno()
-        self._prompt = never_waiting(self._descriptor)
+        self._ready = never_waiting(self._descriptor)
         self._guard = threading.Lock()
-        self._kept: deque[bytes] = deque()
+        self._queue: deque[bytes] = deque()
         self._size = 0
         self._dropped = 0
         self._waiter: threading.Thread | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the record, or keep it, or drop it."""
+        """Write the record, queue it, or drop it."""
         line = self._line(record)
         with self._guard:
             if self._waiter is None:
-                self._write_kept_ready()
-            if self._waiter is None and not self._kept:
+                self._write_queue_ready()
+            if self._waiter is None and not self._queue:
                 line = self._write_ready(line)
-            if self._size + len(line) > MOST_KEPT:
+            if self._size + len(line) > MOST_QUEUED:
                 self._dropped += 1
             elif line:
-                self._keep(line)
+                self._enqueue(line)
 
     def flush(self) -> None:
-        """Give what is kept a moment to be written."""
+        """Wait a moment for the queue to be written."""
         if (waiter := self._waiter) is not None:
             waiter.join(TIMEOUT)
-        elif self._kept:
+        elif self._queue:
             has_room(self._descriptor, TIMEOUT)
             with self._guard:
-                self._write_kept_ready()
+                self._write_queue_ready()
 
     def _line(self, record: logging.LogRecord) -> bytes:
         return f"{self.format(record)}{self.terminator}".encode(errors="backslashreplace")
 
-    def _keep(self, line: bytes) -> None:
-        self._kept.append(line)
+    def _enqueue(self, line: bytes) -> None:
+        self._queue.append(line)
         self._size += len(line)
         if self._waiter is None:
-            waiter = threading.Thread(target=self._write_kept, name="log", daemon=True)
+            waiter = threading.Thread(target=self._write_queue, name="log", daemon=True)
             try:
                 waiter.start()
             except RuntimeError:  # a log must not end the program, and there is no other place to say so
                 return
-            self._waiter = waiter  # it begins with the guard, which is held here
+            self._waiter = waiter  # it starts by taking the guard, which this method's caller has
 
-    def _write_kept_ready(self) -> None:
-        """Write what is kept, as far as it is taken at once."""
+    def _write_queue_ready(self) -> None:
+        """Write the queue, as far as the stream takes it at once."""
         while line := self._next():
             if rest := self._write_ready(line):
-                self._kept.appendleft(rest)
+                self._queue.appendleft(rest)
                 self._size += len(rest)
                 return
 
     def _write_ready(self, line: bytes) -> bytes:
-        """Write what is taken at once; returns the rest."""
-        while line and (taken := self._write(self._prompt, line, 0)):
+        """Write what the stream takes at once; returns the rest."""
+        while line and (taken := self._write(self._ready, line, 0)):
             line = line[taken:]
         return line
 
@@ -257,7 +257,7 @@ class NonBlockingHandler(logging.StreamHandler[TextIO]):
         except OSError:  # the reader has left or the disk is full, and there is no other place to say so
             return len(line)
 
-    def _write_kept(self) -> None:
+    def _write_queue(self) -> None:
         while line := self._next_or_end():
             while line:
                 line = line[self._write(self._descriptor, line, None) :]
@@ -270,9 +270,9 @@ class NonBlockingHandler(logging.StreamHandler[TextIO]):
             return line
 
     def _next(self) -> bytes:
-        """The next line to write, taken from what is kept; nothing when all has been written."""
-        if self._kept:
-            line = self._kept.popleft()
+        """Take the next line from the queue, and at its end the count of dropped lines; nothing when it is empty."""
+        if self._queue:
+            line = self._queue.popleft()
             self._size -= len(line)
             return line
         if self._dropped:
@@ -322,7 +322,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def timestamp(moment: datetime) -> str:
-    """The time as every line has it: in UTC, to the millisecond (RFC 3339)."""
+    """The time as log lines have it: in UTC, to the millisecond (RFC 3339)."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

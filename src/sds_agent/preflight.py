@@ -94,6 +94,6 @@ def _outputs(settings: Settings) -> list[tuple[str, Path]]:
 
 
 def _look_at_output(directory: Path, key: str) -> None:
-    from sds_agent.outputs.directory import look_at  # noqa: PLC0415 - measured: 9 ms
+    from sds_agent.outputs.directory import check_output  # noqa: PLC0415 - measured: 9 ms
 
-    look_at(directory, key)
+    check_output(directory, key)

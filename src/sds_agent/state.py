@@ -1,8 +1,8 @@
-"""The state on the disk while the process runs: what was removed is put back, and the log says what cannot be.
+"""The state directory while the process runs: a removed file is written again, and the log says what cannot be.
 
-A hasty hand, a cleaner or a volume that is mounted over it takes the state directory away from a running agent. It
-would show only at the next start, which then makes another root that no peer trusts; and a second agent could begin on
-the empty directory at once. All that is kept there is in memory too, so it is written again, under a new lock.
+An operator, a cleaner or a volume that is mounted over it can take the state directory away from a running agent. That
+would show only at the next start, which then makes another root that no peer trusts; and a second agent could start on
+the empty directory at once. The process has all of the state in memory too, so it writes it again, under a new lock.
 """
 
 import asyncio
@@ -18,32 +18,32 @@ from sds_agent.tasks import NoThreadError, in_thread
 
 LOG = logging.getLogger(__name__)
 
-LOOK = 5.0
-"""Seconds between two looks."""
+CHECK_EVERY = 5.0
+"""Seconds between two checks."""
 
 
 @runtime_checkable
-class PutsBack(Protocol):
-    """A part that keeps a file in the state directory, and can write it again."""
+class Restorable(Protocol):
+    """A part that has a file in the state directory, and can write it again."""
 
     def put_back(self) -> Path | None:
         """Write the file if it is gone; returns its path if it was.
 
-        Blocks for a disk's write, and may be called in any thread. Raises SdsAgentError when it cannot, and when
-        another file has its place.
+        Blocks on the disk, and may be called in any thread. Raises SdsAgentError when it cannot, and when another
+        process has replaced the file.
         """
         ...
 
 
-async def watch(directory: LockedDirectory, parts: Sequence[PutsBack], look_every: float = LOOK) -> None:
-    """Put back what is lost, for ever. What keeps it from that is logged once."""
+async def watch(directory: LockedDirectory, parts: Sequence[Restorable], check_every: float = CHECK_EVERY) -> None:
+    """Restore what is lost, until cancelled. An error is logged as `state_lost` when it begins or changes."""
     lost = log.LogOnChange(LOG, "state_lost")
     while True:
-        await asyncio.sleep(look_every)
+        await asyncio.sleep(check_every)
         try:
-            # in a thread: a disk of the network that is gone holds up this watch, and must hold up nothing else
+            # in a thread: a network's disk that is gone holds up this check, and must hold up nothing else
             restored, faults = await in_thread(restore, directory, parts)
-        except NoThreadError:  # the next look tells
+        except NoThreadError:  # the next check finds it
             continue
         if restored:
             paths = [str(path) for path in restored]
@@ -54,10 +54,10 @@ async def watch(directory: LockedDirectory, parts: Sequence[PutsBack], look_ever
             lost.resolved()
 
 
-def restore(directory: LockedDirectory, parts: Iterable[PutsBack]) -> tuple[list[Path], list[str]]:
-    """Put back what is missing now; the paths, and in words what is still missing or in the way.
+def restore(directory: LockedDirectory, parts: Iterable[Restorable]) -> tuple[list[Path], list[str]]:
+    """Write the missing files again; returns their paths, and in words what could not be written.
 
-    Nothing is written unless this process holds the directory.
+    Writes nothing unless this process has the directory's lock.
     """
     restored: list[Path] = []
     faults: list[str] = []

@@ -195,8 +195,8 @@ BAD: dict[str, tuple[Spoil, str, str]] = {
         "-param_enc named_curve",
     ),
     "RSA-PSS": (signer_with_key("genpkey -algorithm RSA-PSS"), "RSA-PSS key", "openssl genpkey -algorithm RSA"),
-    "short RSA": (signer_with_key("genrsa 1024"), "RSA key of 1024 bits", "2048 or more"),
-    "Ed25519": (signer_with_key("genpkey -algorithm ed25519"), "neither an EC nor an RSA key", "make one of these"),
+    "short RSA": (signer_with_key("genrsa 1024"), "RSA key of 1024 bits", "2048 bits or more"),
+    "Ed25519": (signer_with_key("genpkey -algorithm ed25519"), "neither an EC nor an RSA key", "make an EC or RSA key"),
     "an encrypted key": (
         by_shell("openssl pkcs8 -topk8 -in ca-key.pem -passout pass:secret -out k; mv k ca-key.pem"),
         "is encrypted and there is no passphrase",

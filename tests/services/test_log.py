@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from sds_agent import log
 from sds_agent.errors import SdsAgentError
-from sds_agent.log import LONGEST_VALUE, MOST_KEPT
+from sds_agent.log import LONGEST_VALUE, MOST_QUEUED
 
 LOG = logging.getLogger("sds_agent.test")
 LATE = datetime(2026, 3, 14, 15, 9, 26, 535897, tzinfo=UTC)
@@ -331,7 +331,7 @@ def test_room_that_has_been_used_is_used_again(pipe: Pipe) -> None:
 
 
 def test_what_is_not_kept_is_counted(pipe: Pipe) -> None:
-    count = 2 * MOST_KEPT // LONGEST_VALUE
+    count = 2 * MOST_QUEUED // LONGEST_VALUE
 
     def log_events() -> None:
         for number in range(count):
@@ -344,7 +344,7 @@ def test_what_is_not_kept_is_counted(pipe: Pipe) -> None:
     *lines, last = [json.loads(line) for line in content.splitlines()]
     assert [line["number"] for line in lines] == list(range(len(lines)))
     moved_on = 2 * select.PIPE_BUF  # within a terminal, from where it is written to where it is read
-    assert MOST_KEPT / 2 < len(content) <= MOST_KEPT + moved_on
+    assert MOST_QUEUED / 2 < len(content) <= MOST_QUEUED + moved_on
     assert last["level"] == "error"
     assert last["lines"] == count - len(lines)
 

@@ -19,7 +19,7 @@ from fakes.events import Events, recorded
 from fakes.hierarchy import NOW
 
 from sds_agent.outputs.directory import File, write_set
-from sds_agent.outputs.writer import FIRST_RETRY, LONGEST_RETRY, Output, keep
+from sds_agent.outputs.writer import FIRST_RETRY, LONGEST_RETRY, Output, write_changes
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
 from sds_agent.tasks import DISK_TIMEOUT
@@ -237,10 +237,10 @@ def test_something_in_the_way_of_a_file_is_told_and_nothing_piles_up(target: Pat
 
 
 @asynccontextmanager
-async def kept(target: Path, clock: HandClock, look_every: float = 60) -> AsyncIterator[SecretStore]:
+async def kept(target: Path, clock: HandClock, check_every: float = 60) -> AsyncIterator[SecretStore]:
     store = SecretStore(("default", "ROOTCA"))
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(keep, Output(target, "default", "ROOTCA"), store, clock, look_every)
+        tasks.start_soon(write_changes, Output(target, "default", "ROOTCA"), store, clock, check_every)
         yield store
         tasks.cancel_scope.cancel()
 
@@ -372,7 +372,7 @@ async def test_a_disk_that_stops_answering_takes_no_files_for_lost(
         return exists(path)
 
     try:
-        async with kept(target, clock, look_every=0.01) as store:
+        async with kept(target, clock, check_every=0.01) as store:
             store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
             await events.wait("output_written")
             monkeypatch.setattr(os.path, "exists", hanging)
@@ -394,15 +394,15 @@ async def test_the_end_of_the_agent_cuts_no_write_short(
     disk, store = DeadDisk(monkeypatch), SecretStore(("default", "ROOTCA"))
     store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
     try:
-        keeping = asyncio.ensure_future(keep(Output(target, "default", "ROOTCA"), store, HandClock()))
+        writing = asyncio.ensure_future(write_changes(Output(target, "default", "ROOTCA"), store, HandClock()))
         await anyio.wait_all_tasks_blocked()
-        keeping.cancel()
+        writing.cancel()
         await anyio.wait_all_tasks_blocked()
-        assert not keeping.done()
+        assert not writing.done()
     finally:
         disk.revive()
     with pytest.raises(asyncio.CancelledError):
-        await keeping
+        await writing
     assert contents(target)[0] == "chain 1"
     assert events.named("output_not_written") == []
 
@@ -462,7 +462,7 @@ async def test_the_second_agent_takes_over_when_the_first_has_gone(target: Path,
 @pytest.mark.parametrize("lost", [".", "..data", "key.pem", "..lock"])
 async def test_what_is_removed_comes_back(target: Path, events: Events, lost: str) -> None:
     """Else a program that starts later finds nothing until the next renewal."""
-    async with kept(target, HandClock(), look_every=0.01) as store:
+    async with kept(target, HandClock(), check_every=0.01) as store:
         store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
         await events.wait("output_written")
         shutil.rmtree(target) if lost == "." else (target / lost).unlink()

@@ -48,7 +48,7 @@ class StoredCa(SigningCa, Protocol):
     """A CA that keeps a file in the state directory."""
 
     def put_back(self) -> Path | None:
-        """As `state.PutsBack` has it."""
+        """As `state.Restorable` has it."""
         ...
 
 

@@ -39,7 +39,7 @@ from sds_agent.rpc.health import Health
 from sds_agent.signals import until_signalled
 from sds_agent.signing.self_signed import SelfSignedCa
 from sds_agent.signing.signer import SignerError
-from sds_agent.state import PutsBack, watch
+from sds_agent.state import Restorable, watch
 from sds_agent.tasks import TimeLimit
 
 LOG = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
                 async with _grpc_servers(service, settings) as backends:
                     tasks.start_soon(source.follow)
                     tasks.start_soon(audit.follow, clock)
-                    if held is not None and isinstance(source, PutsBack):
+                    if held is not None and isinstance(source, Restorable):
                         tasks.start_soon(watch, held, [source])
                     if deny_list is not None:
                         tasks.start_soon(deny_list.follow)

@@ -3,11 +3,11 @@
     TARGET/..20260314-150926-1f2e3d4c/cert-chain.pem, key.pem, root-cert.pem     one set, never changed again
     TARGET/..data -> ..20260314-150926-1f2e3d4c                                  the set that counts
     TARGET/cert-chain.pem -> ..data/cert-chain.pem                               and so for each file
-    TARGET/..lock                                                                held by the agent that writes
+    TARGET/..lock                                                                locked by the agent that writes
 
-A new set is written beside the old one, made durable, and then one rename of `..data` puts it in force. Whoever opens
-`..data` once and reads the files below it has one set; a program that opens the files one after another may meet a
-renewal in between and has to check that key and certificate fit, as with any pair of files.
+A new set is written beside the old one, made durable, and then one rename of `..data` puts it in force. A program that
+opens `..data` once and reads the files below it has one set; one that opens the files one after another may meet a
+renewal in between, and has to check that key and certificate fit, as with any pair of files.
 """
 
 import os
@@ -55,8 +55,8 @@ def write_set(target: Path, files: Mapping[str, File], now: datetime) -> None:
 
     Files that lie there under the same names are replaced by links; this first time alone they change one after
     another. The set before stays, because a program may be reading it. Raises OSError, and UntrustedDirectoryError
-    when another user could replace what is there. The caller holds the directory: of two that write at the same time
-    each would remove the other's unfinished set.
+    when another user could replace what is there. The caller has the directory's lock: of two processes that write at
+    the same time each would remove the other's unfinished set.
     """
     own_directory(target, MODE)
     before = (target / DATA).readlink().name if (target / DATA).is_symlink() else ""
@@ -75,16 +75,16 @@ def write_set(target: Path, files: Mapping[str, File], now: datetime) -> None:
         _remove_all_but(target, {made.name, before})
 
 
-def holding(target: Path) -> LockedDirectory:
-    """The directory to be held by the one that writes there. `claim` raises what it does, and OutputInUseError."""
+def output_directory(target: Path) -> LockedDirectory:
+    """The directory with its lock, for `claim` to take. That raises OutputInUseError when another process has it."""
     in_use = OutputInUseError(
         f"another sds-agent, or another workload of this one, writes to {target}; give each an output of its own"
     )
     return LockedDirectory(target, SETTING, in_use, mode=MODE, lock=LOCK)
 
 
-def look_at(target: Path, setting: str) -> tuple[str, ...]:
-    """Raise what would keep the first set out of `target`, and return who else could change it; make nothing.
+def check_output(target: Path, setting: str) -> tuple[str, ...]:
+    """Check, without a change, that `target` can be written to; returns who else could change it, in words.
 
     `setting` is the name of the key. Raises ConfigurationError, and OutputInUseError.
     """
@@ -107,7 +107,7 @@ def _fill(made: Path, files: Mapping[str, File]) -> None:
 
 
 def _link(link: Path, to: str) -> None:
-    """Let `link` lead there, in one step."""
+    """Point `link` there, in one step."""
     if link.is_symlink() and str(link.readlink()) == to:
         return
     temporary = link.with_name(f"..tmp-{secrets.token_hex(4)}")
@@ -119,13 +119,13 @@ def _link(link: Path, to: str) -> None:
         raise
 
 
-def _remove_all_but(target: Path, kept: set[str]) -> None:
-    """Remove old sets, and what was left by an agent that was killed in between.
+def _remove_all_but(target: Path, staying: set[str]) -> None:
+    """Remove old sets, and what a killed agent left unfinished.
 
-    What stays behind costs room and nothing else, so what cannot be removed is left for the next time.
+    These cost room and nothing else, so what cannot be removed is left for the next time.
     """
     with suppress(OSError):
-        for left in [path for path in target.iterdir() if _OURS.fullmatch(path.name) and path.name not in kept]:
+        for left in [path for path in target.iterdir() if _OURS.fullmatch(path.name) and path.name not in staying]:
             if left.is_symlink():
                 left.unlink()
             else:

@@ -1,4 +1,4 @@
-"""The loop that keeps one workload's secrets in a directory. It watches the store: issuance never waits for a disk."""
+"""The loop that writes one workload's secrets to a directory. It watches the store: issuance never waits for a disk."""
 
 import logging
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from sds_agent import log
 from sds_agent.clock import Clock
 from sds_agent.directories import LockedDirectory
 from sds_agent.errors import SdsAgentError
-from sds_agent.outputs.directory import File, holding, is_whole, write_set
+from sds_agent.outputs.directory import File, is_whole, output_directory, write_set
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore, Snapshot
 from sds_agent.tasks import DISK_TIMEOUT, NoThreadError, TimeLimit, uninterrupted
@@ -21,8 +21,8 @@ LOG = logging.getLogger(__name__)
 
 FIRST_RETRY = timedelta(seconds=1)
 LONGEST_RETRY = timedelta(minutes=1)
-LOOK = 5.0
-"""Seconds between two looks whether the files are still there."""
+CHECK_EVERY = 5.0
+"""Seconds between two checks that the files are still there."""
 
 
 class Output(Struct, frozen=True):
@@ -36,7 +36,7 @@ class Output(Struct, frozen=True):
     bundle: str
 
     def files(self, snapshot: Snapshot) -> dict[str, File]:
-        """The set; empty while a part of it is missing, since half a set is of no use."""
+        """The files of the set by name; none while a part is missing, since half a set is of no use."""
         certificate, bundle = snapshot.get(self.name), snapshot.get(self.bundle)
         if not isinstance(certificate, CertificateSecret) or not isinstance(bundle, BundleSecret):
             return {}
@@ -47,57 +47,57 @@ class Output(Struct, frozen=True):
         }
 
 
-async def keep(output: Output, store: SecretStore, clock: Clock, look_every: float = LOOK) -> None:
-    """Write every change of the secrets, for ever; try again where that fails, and write anew what is removed.
+async def write_changes(output: Output, store: SecretStore, clock: Clock, check_every: float = CHECK_EVERY) -> None:
+    """Write each change of the secrets, until cancelled; try again after a failure, and when a file was removed.
 
-    What has been withheld because it expired stays in the files.
+    A certificate that is withheld because it has expired stays in the files.
     """
-    held = holding(output.directory)
+    directory = output_directory(output.directory)
     try:
-        await _keep(_Place(output, held, clock), store, look_every)
+        await _follow(_Destination(output, directory, clock), store, check_every)
     finally:
-        held.release()
+        directory.release()
 
 
-async def _keep(place: "_Place", store: SecretStore, look_every: float) -> None:
-    output = place.output
+async def _follow(destination: "_Destination", store: SecretStore, check_every: float) -> None:
+    output = destination.output
     changed = anyio.Event()
 
-    def look(names: frozenset[str]) -> None:
+    def wake(names: frozenset[str]) -> None:
         if not names.isdisjoint({output.name, output.bundle}):
             changed.set()
 
     written: dict[str, File] = {}
-    with store.watching(look):
+    with store.watching(wake):
         while True:
             files = output.files(store.snapshot)
             changed = anyio.Event()
             if files and files != written:
-                written = files if await place.write(files) else {}
+                written = files if await destination.write(files) else {}
                 continue
-            with anyio.move_on_after(look_every):
+            with anyio.move_on_after(check_every):
                 await changed.wait()
-            if written and await place.lost(written):
+            if written and await destination.lost(written):
                 written = {}
 
 
-class _Place:
-    """The directory of an output, and how often it could not be written to."""
+class _Destination:
+    """The directory of an output, and how long to wait after a failed write."""
 
-    def __init__(self, output: Output, held: LockedDirectory, clock: Clock) -> None:
+    def __init__(self, output: Output, directory: LockedDirectory, clock: Clock) -> None:
         self.output = output
-        self._held = held
+        self._directory = directory
         self._clock = clock
         self._delay = FIRST_RETRY
         self._disk = TimeLimit(DISK_TIMEOUT)
 
     async def write(self, files: Mapping[str, File]) -> bool:
-        """Put the files in force; whether it went well. If not, return when it is time to try again."""
+        """Put the files in force; whether that succeeded. If not, it returns when it is time to try again."""
         try:
             # to its end also when the agent stops, or else a part of a set would lie there
             await uninterrupted(self._disk.call(self._put, files))
         except (OSError, SdsAgentError) as error:
-            cause = _told(error, self.output.directory) if isinstance(error, OSError) else str(error)
+            cause = _explanation(error, self.output.directory) if isinstance(error, OSError) else str(error)
             self._log("output_not_written", logging.ERROR, cause=cause, in_seconds=self._delay)
             await self._clock.sleep(self._delay.total_seconds())
             self._delay = min(self._delay * 2, LONGEST_RETRY)
@@ -107,30 +107,30 @@ class _Place:
         return True
 
     async def lost(self, files: Mapping[str, File]) -> bool:
-        """Whether the files, which were put in force, were removed since."""
+        """Whether the files that were put in force have been removed."""
         try:
             if await self._disk.call(self._is_there, files):
                 return False
-        except (NoThreadError, TimeoutError):  # the next look tells
+        except (NoThreadError, TimeoutError):  # the next check finds it
             return False
         self._log("output_lost", logging.WARNING)
         return True
 
     def _put(self, files: Mapping[str, File]) -> None:
-        if not self._held.in_place():
-            self._held.claim()
+        if not self._directory.in_place():
+            self._directory.claim()
         write_set(self.output.directory, files, self._clock.now())
 
     def _is_there(self, files: Mapping[str, File]) -> bool:
-        return self._held.in_place() and is_whole(self.output.directory, files)
+        return self._directory.in_place() and is_whole(self.output.directory, files)
 
     def _log(self, event: str, level: int, **fields: log.Value) -> None:
         log.event(LOG, event, level=level, directory=str(self.output.directory), secret=self.output.name, **fields)
 
 
-def _told(error: OSError, directory: Path) -> str:
-    place = error.filename2 or error.filename or directory  # of a rename the second one is what is in the way
+def _explanation(error: OSError, directory: Path) -> str:
+    path = error.filename2 or error.filename or directory  # of a rename the second one is what is in the way
     return (
-        f"cannot write to {place}: {error.strerror}; see that the agent's user may, that there is room, and that no "
+        f"cannot write to {path}: {error.strerror}; see that the agent's user may, that there is room, and that no "
         "directory stands where a file goes"
     )
