@@ -45,7 +45,7 @@ class _CaCertificate(Struct, frozen=True):
     key_identifier: bytes | None
 
 
-class _Step(Struct, frozen=True, order=True):
+class _StepUp(Struct, frozen=True, order=True):
     """A step that may be tried: `issuer` above `chain`.
 
     Steps along which all key identifiers agree are tried first: among hundreds of CAs of one name they find the right
@@ -160,7 +160,7 @@ class _Search:
         self._times = times
         # the answer is the same for every anchor above one chain, so it is computed once
         self._fault_of_choice = cache(partial(bundle.fault_of_choice, times=times)) if bundle else None
-        self._steps: list[_Step] = []
+        self._steps: list[_StepUp] = []
         self._numbers = itertools.count()
         self._faults: list[_Fault] = []
 
@@ -181,7 +181,7 @@ class _Search:
             "tried: too many of the certificates have the same name"
         )
 
-    def _fault(self, step: _Step) -> _Fault | None:
+    def _fault(self, step: _StepUp) -> _Fault | None:
         chain, issuer = step.chain, step.issuer
         if (fault := _fault(chain, issuer, self._times)) or not issuer.is_anchor:
             return fault
@@ -197,7 +197,7 @@ class _Search:
         if not issuers:
             self._faults.append(_dead_end(chain))
         for differs, issuer in issuers[:MOST_ATTEMPTS]:
-            step = _Step(mismatches + differs, len(chain), next(self._numbers), chain, issuer)
+            step = _StepUp(mismatches + differs, len(chain), next(self._numbers), chain, issuer)
             heapq.heappush(self._steps, step)
 
 
