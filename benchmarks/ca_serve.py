@@ -1,18 +1,24 @@
 """How many CSRs a second `sds-agent ca serve` signs, beside what signing and gRPC cost alone; and its memory.
 
     python benchmarks/ca_serve.py [--seconds 5] [--requests 100000] [--signer ec-p256|rsa-2048]
+    python benchmarks/ca_serve.py --beside CHECKOUT [--rounds 20] [--seconds 5] [--signer ec-p256|rsa-2048]
 
 Eight callers ask at once, over TLS, from two processes of their own; each has a connection of its own and renews with
 the certificate that it got for its join token. `a` is a bare loop of `cryptography` that reads and checks the CSR,
 signs and encodes; `b` is a bare grpc.aio TLS server (this file, started with --floor) that answers the same bytes
 unsigned. The CA does the work of both, so no more than 1/(1/a + 1/b) is possible on one core; at least half of that is
 what it should reach.
+
+`--beside` compares this checkout with another one: the two servers run side by side and answer in turn, as other work
+on the machine slows both alike. What counts is the processor time that each server takes for a request, and the ratio
+within a round.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -117,9 +123,11 @@ async def callers(address: str, roots: bytes, tokens: list[str], seconds: float,
 
 
 @contextmanager
-def serving(command: list[str]) -> Iterator[tuple[str, int]]:
-    """Run a server; its address and process id."""
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+def serving(command: list[str], checkout: Path | None = None) -> Iterator[tuple[str, int]]:
+    """Run a server, of this checkout unless another is given; its address and process id."""
+    path = None if checkout is None else f"{checkout / 'src'}{os.pathsep}{checkout / 'proto_gen'}"
+    environment = None if path is None else os.environ | {"PYTHONPATH": path}
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         assert server.stderr is not None
         for line in server.stderr:
@@ -134,19 +142,26 @@ def serving(command: list[str]) -> Iterator[tuple[str, int]]:
 
 
 def rate(address: str, roots: bytes, tokens: list[str], seconds: float, requests: int = 1 << 40) -> float:
-    """Answers a second to the callers, which are divided between PROCESSES."""
+    """Answers a second to the callers."""
+    return sum(count / taken for count, taken in asked(address, roots, tokens, seconds, requests))
+
+
+def asked(
+    address: str, roots: bytes, tokens: list[str], seconds: float, requests: int = 1 << 40
+) -> list[tuple[int, float]]:
+    """Let the callers ask, divided between PROCESSES; of each process how many answers it got, in how many seconds."""
     shares = [tokens[number::PROCESSES] for number in range(PROCESSES)]
-    asked = [json.dumps([address, roots.decode(), share, seconds, requests // PROCESSES]) for share in shares]
+    questions = [json.dumps([address, roots.decode(), share, seconds, requests // PROCESSES]) for share in shares]
     command = [sys.executable, __file__, "--callers"]
-    running = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in asked]
-    for process, question in zip(running, asked, strict=True):
+    running = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in questions]
+    for process, question in zip(running, questions, strict=True):
         assert process.stdin is not None
         process.stdin.write(question)
         process.stdin.close()
     answers = [json.loads(process.stdout.read()) for process in running if process.stdout is not None]
     for process in running:
         process.wait()
-    return float(sum(count / taken for count, taken in answers))
+    return [(count, taken) for count, taken in answers]
 
 
 def resident(pid: int) -> float:
@@ -157,24 +172,72 @@ def resident(pid: int) -> float:
     return 0.0
 
 
+def processor_time(pid: int) -> float:
+    """Seconds of processor time that all threads of the process took so far: its clock, as clock_getcpuclockid(3)."""
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+class Home:
+    """The directory of one CA server."""
+
+    def __init__(self, directory: Path, kind: str) -> None:
+        self.directory = directory
+        directory.mkdir(exist_ok=True)
+        (directory / "ca.yaml").write_text(CONFIG.format(kind))
+        self.command = [sys.executable, "-m", "sds_agent", "ca", "serve", f"{directory}/ca.yaml"]
+        self._tokens = JoinTokens(directory / "tokens")
+        self._tokens.prepare()
+
+    @property
+    def roots(self) -> bytes:
+        """What its callers trust, once it serves."""
+        return (self.directory / "root" / "roots.pem").read_bytes().partition(b"-----BEGIN PRIVATE")[0]
+
+    def joining(self) -> list[str]:
+        """A join token for each caller."""
+        expires = datetime.now(UTC) + timedelta(hours=2)
+        return [self._tokens.make(f"spiffe://demo.example/caller/{number}", expires) for number in range(CALLERS)]
+
+
+def milliseconds_a_request(server: tuple[str, int], home: Home, seconds: float) -> float:
+    """What one burst costs the server, its callers' connections with it."""
+    address, pid = server
+    tokens, before = home.joining(), processor_time(pid)
+    count = sum(count for count, _ in asked(address, home.roots, tokens, seconds))
+    return (processor_time(pid) - before) / count * 1000
+
+
+def compare(other: Path, kind: str, seconds: float, rounds: int) -> None:
+    """Let this checkout and the other one answer in turn, and print what each takes."""
+    with tempfile.TemporaryDirectory() as name:
+        homes = Home(Path(name) / "this", kind), Home(Path(name) / "other", kind)
+        with serving(homes[0].command) as this, serving(homes[1].command, other) as that:
+            servers, pairs = (this, that), list[tuple[float, float]]()
+            for number in range(rounds + 1):
+                order = (0, 1) if number % 2 else (1, 0)
+                taken = {each: milliseconds_a_request(servers[each], homes[each], seconds) for each in order}
+                if number:  # the first round warms up
+                    pairs.append((taken[0], taken[1]))
+            memory = [resident(pid) for _, pid in servers]
+    ratios = statistics.quantiles([one / another for one, another in pairs], n=4)
+    for text, costs, mb in zip(("this checkout", str(other)), zip(*pairs, strict=True), memory, strict=True):
+        print(f"{kind}: {text}: {statistics.median(costs):.3f} ms of processor time a request, {mb:.1f} MB at the end")
+    print(
+        f"{kind}: this / other, round by round: {ratios[1]:.3f}, half of them from {ratios[0]:.3f} to {ratios[2]:.3f}"
+    )
+
+
 def measure(kind: str, seconds: float, requests: int) -> None:
     """Measure one kind of signer, and print."""
     with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        (directory / "ca.yaml").write_text(CONFIG.format(kind))
-        tokens = JoinTokens(directory / "tokens")
-        tokens.prepare()
-        expires = datetime.now(UTC) + timedelta(hours=2)
-
-        def joining() -> list[str]:
-            return [tokens.make(f"spiffe://demo.example/caller/{number}", expires) for number in range(CALLERS)]
-
+        home = Home(Path(name), kind)
+        directory, joining = home.directory, home.joining
         signer = make_root(generate(KeyType(kind)), "demo.example", datetime.now(UTC), timedelta(days=1))
         a = bare_signing(signer, make_csr(generate(KeyType.EC_P256), URI), seconds)
         with serving([sys.executable, __file__, "--floor", str(directory)]) as (address, _):
             b = rate(address, (directory / "root.pem").read_bytes(), joining(), seconds)
-        with serving([sys.executable, "-m", "sds_agent", "ca", "serve", f"{directory}/ca.yaml"]) as (address, pid):
-            roots = (directory / "root" / "roots.pem").read_bytes().partition(b"-----BEGIN PRIVATE")[0]
+        with serving(home.command) as (address, pid):
+            roots = home.roots
             rate(address, roots, joining(), 1)
             first = resident(pid)
             reached = rate(address, roots, joining(), seconds)
@@ -194,6 +257,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--signer", choices=("ec-p256", "rsa-2048"), action="append")
+    parser.add_argument("--beside", type=Path, metavar="CHECKOUT")
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--floor", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--callers", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -204,8 +269,10 @@ def main() -> None:
         started = time.perf_counter()
         count = asyncio.run(callers(address, roots.encode(), tokens, seconds, requests))
         print(json.dumps([count, time.perf_counter() - started]))
-    else:
-        for kind in arguments.signer or ("ec-p256", "rsa-2048"):
+    for kind in () if arguments.floor or arguments.callers else arguments.signer or ("ec-p256", "rsa-2048"):
+        if arguments.beside is not None:
+            compare(arguments.beside.resolve(), kind, arguments.seconds, arguments.rounds)
+        else:
             measure(kind, arguments.seconds, arguments.requests)
 
 
