@@ -37,8 +37,8 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, StreamEnded
 from sds_agent_proto.istio_pb2 import CertificateRequest
 
-from sds_agent.ca.acceptor import UNPROVEN_CALLS, Acceptor
-from sds_agent.ca.relay import Half, reach
+from sds_agent.ca.acceptor import UNPROVEN_CALLS, ConnectionLimits, TlsAcceptor
+from sds_agent.ca.relay import Back, reach
 from sds_agent.ca.server import FRAMES
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, generate
@@ -147,7 +147,7 @@ async def test_callers_are_relayed_to_no_other_process(tmp_path: Path) -> None:
             assert other.stdout is not None
             lines = BufferedByteReceiveStream(other.stdout)
             assert await lines.receive_until(b"\n", 100) == b"listening"
-            back = Half()
+            back = Back()
             with pytest.raises(ConnectionAbortedError, match="another process"):
                 await reach(tmp_path / "grpc", f"sds-agent-test-{os.getpid()}", back)
             assert await lines.receive_until(b"\n", 100) == b"0"
@@ -193,7 +193,8 @@ async def test_who_proves_nothing_keeps_no_caller_out(tmp_path: Path) -> None:
 async def test_a_connection_has_seconds_to_prove_a_caller(tmp_path: Path) -> None:
     """Or else it would cost nothing to hold thousands of them for as long as connections may last."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    acceptor = Acceptor(lambda: context, lambda: datetime.now(UTC), 10, FRAMES, handshake=60, unproven=0.1)
+    limits = ConnectionLimits(10, FRAMES, handshake=60, unproven=0.1)
+    acceptor = TlsAcceptor(lambda: context, lambda: datetime.now(UTC), limits)
     with socket.create_server(("127.0.0.1", 0)) as listener, recorded() as events:
         listener.setblocking(False)
         await let_go(acceptor, listener, tmp_path)
@@ -236,26 +237,22 @@ async def test_a_machine_without_a_descriptor_left_takes_connections_again_when_
         listener.setblocking(False)
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        await let_go(Acceptor(no_context, lambda: datetime.now(UTC), 10, FRAMES), listener, tmp_path)
+        acceptor = TlsAcceptor(no_context, lambda: datetime.now(UTC), ConnectionLimits(10, FRAMES))
+        await let_go(acceptor, listener, tmp_path)
         assert events.named("not_accepted")[0]["cause"] == "Too many open files"
         assert events.named("connection_failed")
 
 
 async def test_who_connects_and_says_nothing_is_let_go(tmp_path: Path) -> None:
     """Silence costs nothing to whoever keeps it, and a connection's place to everybody else."""
-    acceptor = Acceptor(
-        lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
-        lambda: datetime.now(UTC),
-        10,
-        FRAMES,
-        handshake=0.1,
-    )
+    limits = ConnectionLimits(10, FRAMES, handshake=0.1)
+    acceptor = TlsAcceptor(lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), lambda: datetime.now(UTC), limits)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         await let_go(acceptor, listener, tmp_path)
 
 
-async def let_go(acceptor: Acceptor, listener: socket.socket, directory: Path) -> None:
+async def let_go(acceptor: TlsAcceptor, listener: socket.socket, directory: Path) -> None:
     """Connect, say nothing, and wait for the end of the connection."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(acceptor.run, listener, [directory / "nobody"])

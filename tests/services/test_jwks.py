@@ -26,7 +26,7 @@ from fakes.odd_certificates import NOT_READ, named
 
 from sds_agent.ca.callers import ClaimRule
 from sds_agent.ca.jwks import LARGEST_SET, REFRESH, SOONEST, TIMEOUT, IssuerKeys, JwksError, Location, read_keys
-from sds_agent.ca.jwt import Issuer, caller_of
+from sds_agent.ca.jwt import TrustedIssuer, caller_of
 from sds_agent.ca.refusal import Kind, RefusalError
 from sds_agent.clock import SystemClock
 from sds_agent.errors import ConfigurationError
@@ -143,7 +143,7 @@ async def test_a_key_that_another_one_replaces_is_found_soon(tmp_path: Path, kid
     """Every token of the issuer would be refused for five minutes."""
     path, clock, old, new = tmp_path / "jwks.json", HandClock(), TokenIssuer(), TokenIssuer()
     path.write_bytes(key_set(old, kid))
-    issuers = [Issuer(ClaimRule(ISSUER, AUDIENCE), await IssuerKeys.open(Location(str(path)), clock))]
+    issuers = [TrustedIssuer(ClaimRule(ISSUER, AUDIENCE), await IssuerKeys.open(Location(str(path)), clock))]
     now = SystemClock().now()
     await caller_of(signed(old, kid), issuers, TRUST_DOMAIN, now)
     path.write_bytes(key_set(new, kid))
@@ -160,7 +160,7 @@ async def test_forged_tokens_make_the_set_be_read_at_the_same_bounded_rate(api: 
     """Anybody can send them, with names of keys that are known and of others, and the issuer must not pay for it."""
     known, forger, clock = TokenIssuer(), TokenIssuer(), HandClock()
     api.key_set = key_set(known, "1")
-    issuers = [Issuer(ClaimRule(ISSUER, AUDIENCE), await IssuerKeys.open(location(api, tmp_path), clock))]
+    issuers = [TrustedIssuer(ClaimRule(ISSUER, AUDIENCE), await IssuerKeys.open(location(api, tmp_path), clock))]
     now = SystemClock().now()
     for asked in (1, 2, 3):
         for number in range(9):

@@ -8,6 +8,8 @@ leads to what is known of the connection.
 A connection has `UNPROVEN` seconds for a call whose caller is proven, and no more calls than `UNPROVEN_CALLS` until
 then. Where places are short, `places` says which gives way. One with a client certificate ends with that: a client that
 renewed in time comes back with the new one, where it would be refused on the old connection.
+
+The module is asyncio's, as are the sockets and transports that it works on; each connection is a task of `run`.
 """
 
 import asyncio
@@ -21,13 +23,12 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
-import anyio
 from cryptography import x509
 from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.ca.places import Places, origin_of
-from sds_agent.ca.relay import Half, reach, relay, shake_hands, verified_chain
+from sds_agent.ca.relay import Back, Front, reach, relay, shake_hands, verified_chain
 from sds_agent.ca.settings import Address
 from sds_agent.pki.certificates import CertificateError
 from sds_agent.rpc.frames import Bounds, Inspection
@@ -43,6 +44,8 @@ UNPROVEN_CALLS = 200
 """More than a server lets its client have at one time: an agent asks for all its workloads at once."""
 SAID_EVERY = 60.0
 """Seconds from one line that says that places are short to the next."""
+ACCEPT_AGAIN = 0.1
+"""Seconds until the next attempt to accept, where one failed."""
 REMEMBERED = 5.0
 """Seconds that the address of a connection is known after its end."""
 _PREFIX = "sds-agent-ca-"
@@ -62,18 +65,48 @@ class Peer(Struct, frozen=True, eq=False, weakref=True):
 UNKNOWN = Peer("unknown")
 
 
-class _Connection:
-    """One connection from its acceptance on. `scope` holds it; cancelled, or late, it ends."""
+class ConnectionLimits(Struct, frozen=True):
+    """What connections may take of the CA: at most `most` at one time, and each what `bounds` say.
 
-    def __init__(self, plain: socket.socket, address: object, bounds: Bounds, unproven: float) -> None:
+    `handshake` and `unproven` are seconds; a connection on which a caller is proven may send `frames_when_proven` more.
+    """
+
+    most: int
+    bounds: Bounds
+    frames_when_proven: int = 0
+    handshake: float = HANDSHAKE
+    unproven: float = UNPROVEN
+
+
+class _Connection:
+    """One connection from its acceptance on; it ends at `deadline`, a time of the event loop's."""
+
+    def __init__(self, plain: socket.socket, address: object, bounds: Bounds, deadline: float) -> None:
         self.plain = plain
         self.address = written(address)
         self.origin = origin_of(address[0]) if isinstance(address, tuple) else str(address)
         self.name = f"{_PREFIX}{secrets.token_hex(16)}"
         self.peer = UNKNOWN
         self.proven = False
-        self.scope = anyio.CancelScope(deadline=anyio.current_time() + unproven)
+        self.deadline = deadline
+        self._timeout: asyncio.Timeout | None = None
         self.inspection = Inspection(bounds)
+
+    def timeout(self) -> asyncio.Timeout:
+        """What the connection runs in; to be entered once. Raises TimeoutError at the deadline."""
+        self._timeout = asyncio.timeout_at(self.deadline)
+        return self._timeout
+
+    def end_at(self, deadline: float) -> None:
+        """Move the deadline; one that has passed ends the connection at once."""
+        self.deadline = deadline
+        if self._timeout is not None and not self._timeout.expired():
+            self._timeout.reschedule(deadline)
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the deadline came."""
+        return self._timeout is not None and self._timeout.expired()
 
     def inspect(self, data: bytes) -> str | None:
         """Why the connection has to end with these bytes, if it has to."""
@@ -83,31 +116,20 @@ class _Connection:
         return fault
 
 
-class Acceptor:
-    """Accepts TLS connections and relays them to gRPC. At most `most` are open at one time."""
+class TlsAcceptor:
+    """Accepts TLS connections and relays them to gRPC. `context` gives the TLS context for the next one."""
 
     def __init__(
-        self,
-        context: Callable[[], ssl.SSLContext],
-        now: Callable[[], datetime],
-        most: int,
-        bounds: Bounds,
-        *,
-        frames_when_proven: int = 0,
-        handshake: float = HANDSHAKE,
-        unproven: float = UNPROVEN,
+        self, context: Callable[[], ssl.SSLContext], now: Callable[[], datetime], limits: ConnectionLimits
     ) -> None:
         self._context = context
         self._now = now
-        self._most = most
-        self._bounds = bounds
-        self._frames_when_proven = frames_when_proven
-        self._handshake = handshake
-        self._unproven = unproven
+        self._limits = limits
         self._open = 0
         self._closing = False
-        self._closed = anyio.Event()
-        self._places = Places[_Connection](most)
+        self._emptied = asyncio.Event()
+        self._emptied.set()
+        self._places = Places[_Connection](limits.most)
         self._named: dict[str, _Connection] = {}
         self._ended: dict[str, Peer] = {}
         self._say_again = -math.inf
@@ -123,8 +145,8 @@ class Acceptor:
         if connection is None or connection.proven:
             return
         connection.proven = True
-        connection.inspection.allow(self._frames_when_proven)
-        connection.scope.deadline = anyio.current_time() + self._left(connection.peer.chain)
+        connection.inspection.allow(self._limits.frames_when_proven)
+        connection.end_at(_now() + self._left(connection.peer.chain))
         self._end(self._places.prove(connection, caller))
 
     def _find(self, grpc_peer: str) -> _Connection | None:
@@ -134,18 +156,20 @@ class Acceptor:
         """Accept until cancelled, which closes what is open. Each is relayed to one of these Unix sockets, in turn."""
         loop = asyncio.get_running_loop()
         backend = itertools.cycle(backends)
-        async with anyio.create_task_group() as tasks:
+        async with asyncio.TaskGroup() as tasks:
             while True:
                 try:
                     plain, address = await loop.sock_accept(listener)
                 except OSError as error:  # no descriptor left, or the caller is gone already
                     log.event(LOG, "not_accepted", level=logging.WARNING, cause=error.strerror)
-                    await anyio.sleep(0.1)
+                    await asyncio.sleep(ACCEPT_AGAIN)
                     continue
-                connection = _Connection(plain, address, self._bounds, self._unproven)
+                limits = self._limits
+                connection = _Connection(plain, address, limits.bounds, loop.time() + limits.unproven)
                 if self._has_place(connection):
                     self._open += 1
-                    tasks.start_soon(self._serve, connection, next(backend))
+                    self._emptied.clear()
+                    tasks.create_task(self._serve(connection, next(backend)))
                 else:
                     plain.close()
                 await asyncio.sleep(0)  # those that wait to be accepted must not hold up those that were
@@ -156,9 +180,7 @@ class Acceptor:
 
     async def emptied(self) -> None:
         """Wait until every connection has closed and handed over what it still held."""
-        while self._open:
-            self._closed = anyio.Event()
-            await self._closed.wait()
+        await self._emptied.wait()
 
     def _has_place(self, connection: _Connection) -> bool:
         if self._closing:
@@ -174,18 +196,17 @@ class Acceptor:
         """End a connection that gives way to another, if there is one."""
         if connection is not None:
             self._say_full(connection)
-            connection.scope.cancel()
+            connection.end_at(_now())
 
     def _say_full(self, connection: _Connection) -> None:
-        if (now := anyio.current_time()) >= self._say_again:
+        if (now := _now()) >= self._say_again:
             self._say_again = now + SAID_EVERY
-            most, closed = self._most, connection.address
+            most, closed = self._limits.most, connection.address
             log.event(LOG, "too_many_connections", level=logging.WARNING, most=most, closed=closed)
 
     async def _serve(self, connection: _Connection, backend: Path) -> None:
-        front, back = Half(connection.inspect), Half()
         try:
-            await self._hold(connection, front, back, backend)
+            await self._hold(connection, backend)
         except (OSError, CertificateError, SignerError, TimeoutError, UnicodeDecodeError) as error:
             # OSError is also what ssl's errors derive from; anybody who connects can cause them. ssl itself decodes
             # the names in a client's certificate
@@ -194,11 +215,10 @@ class Acceptor:
             log.fault(LOG, "CA connection", error, address=connection.address)
         finally:
             self._open -= 1
-            self._closed.set()
+            if not self._open:
+                self._emptied.set()
             self._places.leave(connection)
             self._forget(connection)
-            front.abort()
-            back.abort()
             connection.plain.close()
 
     def _forget(self, connection: _Connection) -> None:
@@ -207,25 +227,40 @@ class Acceptor:
             self._ended[connection.name] = Peer(connection.address)
             asyncio.get_running_loop().call_later(REMEMBERED, self._ended.pop, connection.name, None)
 
-    async def _hold(self, connection: _Connection, front: Half, back: Half, backend: Path) -> None:
-        with connection.scope:
-            await self._connect(connection, front, back, backend)
-            await relay(front, back)
-        if connection.scope.cancelled_caught and not connection.proven:
-            raise ConnectionAbortedError("no caller was proven in time, or others needed the place")
+    async def _hold(self, connection: _Connection, backend: Path) -> None:
+        try:
+            async with connection.timeout():
+                await self._relay(connection, backend)
+        except TimeoutError:
+            if not connection.timed_out:
+                raise  # it is the operating system's
+            if not connection.proven:
+                raise ConnectionAbortedError("no caller was proven in time, or others needed the place") from None
 
-    async def _connect(self, connection: _Connection, front: Half, back: Half, backend: Path) -> None:
+    async def _relay(self, connection: _Connection, backend: Path) -> None:
         connection.plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await shake_hands(connection.plain, front, self._context(), self._handshake)
-        chain = verified_chain(front)
-        connection.peer = Peer(connection.address, chain)
-        connection.scope.deadline = min(connection.scope.deadline, anyio.current_time() + self._left(chain))
-        self._named[connection.name] = connection
-        await reach(backend, connection.name, back)
+        front, back = Front(self._context(), connection.inspect), Back()
+        try:
+            await shake_hands(connection.plain, front, self._limits.handshake)
+            chain = verified_chain(front)
+            # gRPC may show a call as soon as it is reached: the peer has to be known before
+            connection.peer = Peer(connection.address, chain)
+            connection.end_at(min(connection.deadline, _now() + self._left(chain)))
+            self._named[connection.name] = connection
+            await reach(backend, connection.name, back)
+            await relay(front, back)
+        finally:
+            front.abort()
+            back.abort()
 
     def _left(self, chain: tuple[x509.Certificate, ...]) -> float:
         """Seconds until a connection with that client certificate has to end."""
         return (chain[0].not_valid_after_utc - self._now()).total_seconds() if chain else math.inf
+
+
+def _now() -> float:
+    """The event loop's time, in seconds."""
+    return asyncio.get_running_loop().time()
 
 
 def _name_of(grpc_peer: str) -> str:

@@ -1,17 +1,17 @@
 """Which proof a call brings, and whom it proves: the certificate of its connection, or else its bearer token."""
 
-import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 from weakref import WeakKeyDictionary
 
+import anyio
 import msgspec
 from msgspec import Struct
 
 from sds_agent.ca.acceptor import Peer
 from sds_agent.ca.anchors import Anchors, Revocations, anchors_of
 from sds_agent.ca.callers import Caller, check_chain_times, from_chain, from_join_token
-from sds_agent.ca.jwt import Issuer, caller_of
+from sds_agent.ca.jwt import TrustedIssuer, caller_of
 from sds_agent.ca.refusal import unauthenticated
 from sds_agent.ca.tokens import PREFIX, JoinTokens, Record
 from sds_agent.pki.keys import PublicKey
@@ -41,7 +41,7 @@ class _Holders:
 
     def __init__(self) -> None:
         self._judge: tuple[SigningSet, Anchors, Revocations] | None = None
-        self._making = asyncio.Lock()
+        self._making = anyio.Lock()
         self._known: WeakKeyDictionary[Peer, tuple[SigningSet, Chain, Caller]] = WeakKeyDictionary()
 
     async def of(self, peer: Peer, signing: SigningSet, trust_domain: str, now: datetime) -> Caller:
@@ -71,7 +71,7 @@ class Authentication(Struct, frozen=True):
     """The ways to prove an identity that the configuration allows."""
 
     trust_domain: str
-    issuers: Sequence[Issuer]
+    issuers: Sequence[TrustedIssuer]
     mtls: bool
     tokens: JoinTokens | None
     _holders: _Holders = msgspec.field(default_factory=_Holders)

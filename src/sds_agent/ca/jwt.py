@@ -19,7 +19,7 @@ LONGEST_TOKEN = 16 << 10
 _ALGORITHMS = frozenset({"RS256", "ES256", "EdDSA"})
 
 
-class Issuer(Struct, frozen=True):
+class TrustedIssuer(Struct, frozen=True):
     """An issuer whose tokens are taken."""
 
     rule: ClaimRule
@@ -31,7 +31,7 @@ class _Header(Struct, frozen=True):
     kid: str | None
 
 
-async def caller_of(token: str, issuers: Sequence[Issuer], trust_domain: str, now: datetime) -> Caller:
+async def caller_of(token: str, issuers: Sequence[TrustedIssuer], trust_domain: str, now: datetime) -> Caller:
     """Whom a token speaks for, by the first issuer of its name that it is good for. Raises RefusalError."""
     header, claims = _unverified(token)
     refusal = unauthenticated("the token is from an issuer that this CA does not know")

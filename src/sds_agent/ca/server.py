@@ -16,13 +16,13 @@ import grpc.aio
 from msgspec import structs
 
 from sds_agent import log, sources
-from sds_agent.ca.acceptor import Acceptor
+from sds_agent.ca.acceptor import ConnectionLimits, TlsAcceptor
 from sds_agent.ca.audit import AuditLog
 from sds_agent.ca.authentication import TIMEOUT, Authentication
 from sds_agent.ca.callers import ClaimRule
 from sds_agent.ca.deny_list import DenyList
 from sds_agent.ca.jwks import IssuerKeys, Location
-from sds_agent.ca.jwt import LONGEST_TOKEN, Issuer
+from sds_agent.ca.jwt import LONGEST_TOKEN, TrustedIssuer
 from sds_agent.ca.policy import overreaching
 from sds_agent.ca.service import LARGEST_REQUEST, SERVICE, CertificateService, Rules
 from sds_agent.ca.settings import Address, CaSettings, JwtSettings
@@ -81,9 +81,11 @@ async def run(settings: CaSettings) -> None:
 @asynccontextmanager
 async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
     """The CA, running inside this context; gives the address it listens at. Raises ConfigurationError."""
+    # 1. What can be wrong comes before the first caller does: the audit log, without which nothing is signed; the
+    #    directory of a root of our own, claimed before one is made in it; what signs, and who may ask.
     audit = AuditLog(settings.audit)
     audit.check()
-    with _kept(settings) as held, _settled(audit, clock):
+    with _claimed(settings) as held, _settled(audit, clock):
         source = await open_source(settings, clock)
         authentication = await _authentication(settings, clock)
         deny_list = await _deny_list(settings, clock)
@@ -95,6 +97,7 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
         service = CertificateService(rules, source.current, acceptor, audit, clock)
         with _listening(settings.listen) as listener:
             async with anyio.create_task_group() as tasks:
+                # 2. gRPC serves before the first connection is relayed to it.
                 async with _grpc_servers(service, settings) as backends:
                     tasks.start_soon(source.follow)
                     tasks.start_soon(audit.follow, clock)
@@ -112,16 +115,19 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
                     try:
                         yield address
                     finally:
+                        # 3. At the end no connection is taken any more, gRPC ends the calls in work as this context is
+                        #    left, their answers leave the relays, and only then do the relays and what follows files
+                        #    end. The audit log is settled last, when nothing can be refused any more.
                         acceptor.close()
                 with anyio.CancelScope(shield=True), anyio.move_on_after(FLUSH):
-                    await acceptor.emptied()  # what was answered last may still be in a relay
+                    await acceptor.emptied()
                 tasks.cancel_scope.cancel()
 
 
-def _acceptor(settings: CaSettings, tls: ServerTls, clock: Clock) -> Acceptor:
+def _acceptor(settings: CaSettings, tls: ServerTls, clock: Clock) -> TlsAcceptor:
     frames = int(FRAMES_A_SECOND * settings.limits.connection_age.total_seconds())
     most = room_for(settings.limits.connections)
-    return Acceptor(tls.context, clock.now, most, FRAMES, frames_when_proven=frames)
+    return TlsAcceptor(tls.context, clock.now, ConnectionLimits(most, FRAMES, frames_when_proven=frames))
 
 
 @contextmanager
@@ -181,10 +187,10 @@ def _rules(settings: CaSettings, authentication: Authentication, deny_list: Deny
     return rules if deny_list is None else structs.replace(rules, deny_list=deny_list.current)
 
 
-async def _issuer(chosen: JwtSettings, clock: Clock) -> Issuer:
+async def _issuer(chosen: JwtSettings, clock: Clock) -> TrustedIssuer:
     location = Location(chosen.jwks, chosen.ca_file, chosen.token_file)
     rule = ClaimRule(chosen.issuer, chosen.audience, chosen.claim, chosen.allow)
-    return Issuer(rule, await IssuerKeys.open(location, clock))
+    return TrustedIssuer(rule, await IssuerKeys.open(location, clock))
 
 
 def _warn_of_reach(settings: CaSettings) -> None:
@@ -341,7 +347,7 @@ def _sources(settings: CaSettings) -> list[sources.Source]:
 
 
 @contextmanager
-def _kept(settings: CaSettings) -> Iterator[LockedDirectory | None]:
+def _claimed(settings: CaSettings) -> Iterator[LockedDirectory | None]:
     """Hold a self-signed root's directory, so that no second server makes a root of its own there."""
     directory = settings.signer.self_signed
     if directory is None:

@@ -132,8 +132,9 @@ def _context(made: _Made) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])
-    # a resumed session would bring back a client certificate without verifying it again
-    context.options |= ssl.OP_NO_TICKET
+    # a resumed session would bring back a client certificate without verifying it again, and HTTP/2 forbids
+    # renegotiation (RFC 9113 section 9.2.1), for which a write would have to wait
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
     context.num_tickets = 0
     try:
         _load_certificate(context, write_pem(made.chain) + made.key_pem)
