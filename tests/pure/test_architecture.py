@@ -14,7 +14,7 @@ import pytest
 SOURCES = Path(__file__).parents[2] / "src"
 ROOT = "sds_agent"
 
-BASE = {"errors", "budget", "clock", "log", "tasks", "text", "values", "workers"}
+BASE = {"errors", "budget", "clock", "log", "tasks", "text", "values"}
 MATERIAL = BASE | {"identity", "pki"}
 EVERYTHING = MATERIAL | {
     "files",
@@ -52,7 +52,6 @@ MAY_IMPORT = {
     "log": {"errors", "pipes", "text"},
     "tasks": {"errors"},
     "values": set[str](),
-    "workers": {"tasks"},
     "files": BASE,
     "descriptors": BASE,
     "directories": BASE | {"files"},
@@ -217,6 +216,14 @@ def effects(sources: Path) -> list[str]:
     ]
 
 
+def mixed(sources: Path) -> list[str]:
+    """Modules that speak two dialects of concurrency: a lock or a cancellation of one is not the other's."""
+    found: dict[str, set[str]] = {}
+    for _, module, target in edges(sources):
+        found.setdefault(module, set()).add(top(target))
+    return [module for module, targets in found.items() if {"asyncio", "anyio"} <= targets]
+
+
 def cycle(sources: Path) -> list[str]:
     graph: dict[str, set[str]] = {name: set() for name in modules(sources)}
     for _, module, target in edges(sources):
@@ -248,6 +255,10 @@ def test_libraries_stay_with_the_parts_they_belong_to() -> None:
 
 def test_decisions_reach_for_no_clock_and_no_socket() -> None:
     assert effects(SOURCES) == []
+
+
+def test_no_module_mixes_asyncio_and_anyio() -> None:
+    assert mixed(SOURCES) == []
 
 
 def test_serving_and_issuing_meet_only_in_what_is_served() -> None:
@@ -287,6 +298,11 @@ def test_an_import_inside_a_function_is_seen(tmp_path: Path) -> None:
 def test_a_cycle_is_seen(tmp_path: Path) -> None:
     sources = tree(tmp_path, {"a.py": "import sds_agent.b", "b.py": "from sds_agent import a", "__init__.py": ""})
     assert set(cycle(sources)) == {"a", "b"}
+
+
+def test_a_mixture_of_asyncio_and_anyio_is_seen(tmp_path: Path) -> None:
+    sources = tree(tmp_path, {"a.py": "import asyncio\nimport anyio.to_thread\n", "b.py": "import anyio\n"})
+    assert mixed(sources) == ["a"]
 
 
 def test_only_the_named_module_of_a_package_is_open(tmp_path: Path) -> None:

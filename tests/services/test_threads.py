@@ -19,8 +19,8 @@ def threads(*, some):
     resource.setrlimit(resource.RLIMIT_NPROC, (soft if some else 0, hard))
 """
 CALLS = """
+from sds_agent.ca.service import Signers
 from sds_agent.tasks import NoThreadError, TimeLimit, NonBlockingLookups, in_thread
-from sds_agent.workers import in_worker
 
 async def outcome(coroutine):
     try:
@@ -28,11 +28,11 @@ async def outcome(coroutine):
     except (NoThreadError, OSError) as error:
         return f"{type(error).__name__}: {error}"
 
-timeout = TimeLimit(5)
+timeout, signers = TimeLimit(5), Signers(1)
 
 async def ask():
     look_up = asyncio.get_running_loop().getaddrinfo("127.0.0.1", 80)
-    calls = in_thread(len, "abc"), in_worker(len, "abc"), timeout.call(len, "abc"), look_up
+    calls = in_thread(len, "abc"), signers.call(lambda: len("abc")), timeout.call(len, "abc"), look_up
     return [await outcome(each) for each in calls]
 
 def run():
@@ -103,12 +103,12 @@ threads(some=False)
 print(json.dumps(asyncio.run(ask())))
 """
 MODULES = [
-    "anyio._backends._asyncio",
+    "concurrent.futures.thread",
     "encodings.idna",
     "json",
+    "sds_agent.ca.service",
     "sds_agent.cli.main",
     "sds_agent.log",
-    "sds_agent.workers",
     "shutil",
     "uuid",
 ]
@@ -124,9 +124,9 @@ def outcome(program: str, *arguments: str, modules: list[str] = MODULES) -> Any:
 
 def test_what_needs_a_thread_says_that_there_is_none_and_works_again_afterwards() -> None:
     found = outcome(CALLS)
-    in_thread, in_worker, timeout, look_up = found["without"]
+    in_thread, signers, timeout, look_up = found["without"]
     assert in_thread.startswith("NoThreadError: no thread can be started: ")
-    assert in_worker == timeout == in_thread
+    assert signers == timeout == in_thread
     assert look_up.startswith("gaierror: [Errno -3] no thread can be started: ")
     assert found["again"][:3] == ["3", "3", "3"], "and no place was kept for what did not begin"
     assert "127.0.0.1" in found["again"][3]

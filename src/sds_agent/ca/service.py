@@ -8,13 +8,14 @@ Or else requests that never end could fill the memory, from anyone who can conne
 """
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-import anyio
 import grpc
 import grpc.aio
 from cryptography import x509
@@ -37,7 +38,8 @@ from sds_agent.rpc.waiting import GaveWayError, Waiting
 from sds_agent.signing.signer import SignerError
 from sds_agent.signing.signing_set import SigningSet
 from sds_agent.tasks import NoThreadError
-from sds_agent.workers import in_worker
+
+T = TypeVar("T")
 
 LOG = logging.getLogger(__name__)
 
@@ -107,6 +109,21 @@ class _Request(Struct):
     spiffe_id: str | None = None
 
 
+class Signers:
+    """At most `most` threads that sign. A call that is given up keeps its thread until it returns."""
+
+    def __init__(self, most: int) -> None:
+        self._threads = ThreadPoolExecutor(most, "signer")
+
+    async def call(self, sign: Callable[[], T]) -> T:
+        """Call it in one of them. Raises NoThreadError where none is idle and none can be started."""
+        try:
+            signed = asyncio.get_running_loop().run_in_executor(self._threads, sign)
+        except RuntimeError as error:
+            raise NoThreadError from error
+        return await signed
+
+
 class CertificateService:
     """The service. `current` gives the signing set of the moment."""
 
@@ -128,7 +145,7 @@ class CertificateService:
         self._unproven = Waiting(MOST_UNPROVEN, MOST_UNPROVEN_OF_ONE, PROOF)
         self._unread = Waiting(MOST_UNREAD, MOST_UNREAD_OF_ONE, TIMEOUT)
         self._in_work = 0
-        self._signers = anyio.CapacityLimiter(SIGNERS)
+        self._signers = Signers(SIGNERS)
         self._rest: tuple[SigningSet, tuple[str, ...]] | None = None  # what every answer of one set ends with
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -202,11 +219,16 @@ class CertificateService:
     async def _issue(self, request: _Request, proven: Proven, data: bytes) -> bytes:
         for _ in range(TURNS):
             await asyncio.sleep(0)
+        # 1. Judge first: a request that is refused spends no join token.
         order = self._judge(request, data, proven.caller)
+        # 2. Bind the join token to the key before anything is signed: of two calls with it, one key gets a certificate.
         await self._rules.authentication.spend(proven, order.public_key)
+        # 3. Only a caller that brought a good request keeps its connection.
         self._connections.proven(request.connection, str(proven.caller.identity))
-        signing = self._current()  # which may be another by now
+        # 4. Sign with the set of this moment, which may be another than the one that proved the caller.
+        signing = self._current()
         chain = await self._sign(signing, order, request.now)
+        # 5. No certificate leaves before the audit log has it.
         self._issued(request, chain[0])
         return self._response(chain[0], signing)
 
@@ -231,7 +253,7 @@ class CertificateService:
         arguments = (order.public_key, str(order.identity), now, order.ttl)
         try:
             if isinstance(signing.signer.key, rsa.RSAPrivateKey):
-                return await in_worker(signing.issue, *arguments, limiter=self._signers)
+                return await self._signers.call(functools.partial(signing.issue, *arguments))
             return signing.issue(*arguments)
         except SignerError as error:
             log.event(LOG, "cannot_sign", level=logging.ERROR, cause=str(error))
