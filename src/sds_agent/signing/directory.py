@@ -2,6 +2,11 @@
 
 Only the content of the files counts, neither their times nor their inodes: so a change is seen however the files are
 replaced, in place, by renames, or by the swap of a symlink as Kubernetes does it.
+
+To compare times and inodes first would pay only for a large revocation list. A check each second takes 0.5 ms of
+processor time, 0.3 ms of it for its thread; a list of 200 kB makes that 0.7 ms, and one of the 4 MiB that are allowed
+10 ms, a hundredth of one core. In return a second change within the grain of the times, and a network disk that answers
+from its cache, would each need a rule.
 """
 
 import hashlib

