@@ -66,10 +66,18 @@ class Identity:
         return context
 
 
+POLL = 1.0
+"""The CA server checks its files for changes at most this many seconds after the last check."""
+
+
 class Shifted(SystemClock):
-    """The machine's clocks, but the wall clock goes ahead by as much as a test says."""
+    """The machine's clocks, but the wall clock is ahead by as much as a test says, and files are checked more often."""
 
     ahead = timedelta(0)
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep on the monotonic clock; between two checks of a file a twentieth of the time."""
+        await super().sleep(seconds / 20 if seconds <= POLL else seconds)
 
     def now(self) -> datetime:
         """The wall clock."""
@@ -194,7 +202,7 @@ async def served(
 
     `jwks` (with what follows it), `callers`, `audit` and `more` are YAML; `roots` are the signer's unless given.
     """
-    clock = clock or SystemClock()
+    clock = clock or Shifted()
     issuer = TokenIssuer()
     (directory / "jwks.json").write_bytes(issuer.key_set())
     (directory / "ca.yaml").write_text(
