@@ -1,6 +1,6 @@
-"""The program behind scripts/compose-demo: plays the story of docker-compose.yml and tells what was seen.
+"""The program behind scripts/compose-demo: it starts docker-compose.yml, disturbs it, and reports what it saw.
 
-Only the standard library is used, as this runs with the machine's own Python.
+It uses the standard library alone, because it runs with the machine's own Python.
 """
 
 import json
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 PROJECT = "sds-agent-demo"
-"""Apart from whatever `docker compose up` in this directory has started."""
+"""The name of our own project: `docker compose up` in this directory has another."""
 HOST = "127.0.0.1"
 WEB_PORT = os.environ.get("WEB_PORT", "8000")
 BACKEND_ENVOY_PORT = os.environ.get("BACKEND_ENVOY_PORT", "10443")
@@ -27,11 +27,11 @@ BACKEND_ID = "spiffe://demo.example/ns/default/sa/backend"
 LIFETIME = 90.0
 """Seconds that the certificates live, as the agents' configurations say."""
 CA_AWAY = 35.0
-"""Seconds without a CA. The renewals fall due in them: after a third of the lifetime, give or take five seconds."""
+"""Seconds without a CA. Both renewals fall due meanwhile: after a third of the lifetime, give or take five seconds."""
 TIMEOUT = 120.0
-"""Seconds within which whatever is waited for has to happen."""
+"""Seconds within which each event has to happen."""
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Asks without the proxy that the machine may have."""
+"""Sends requests past the proxy that the environment may name."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 KILL = """
 import os
@@ -39,29 +39,29 @@ for process in map(int, filter(str.isdigit, os.listdir("/proc"))):
     if process not in (1, os.getpid()) and b"sds-agent" in open(f"/proc/{process}/cmdline", "rb").read():
         os.kill(process, 9)
 """
-"""Run inside an agent's container: the agent is killed, the init that is its parent is not."""
+"""Runs inside an agent's container and kills the agent, but not the init that is its parent."""
 
 
 class NotSeenError(Exception):
-    """Something that should have come about did not."""
+    """An event that should have happened did not."""
 
 
-class Watch:
-    """Looks at the certificate of one side again and again, and keeps what it saw."""
+class Observer:
+    """Reads the certificate of one side again and again, in a thread, and records each new one."""
 
-    def __init__(self, who: str, look: Callable[[], str], pause: float) -> None:
+    def __init__(self, who: str, serial: Callable[[], str], pause: float) -> None:
         self.who = who
         self.good = 0
         self.failures: list[str] = []
         self.serials: list[str] = []
-        self._look = look
+        self._serial = serial
         self._pause = pause
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name=who)
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Look inside this context."""
+    def observing(self) -> Iterator[None]:
+        """Read inside this context."""
         self._thread.start()
         try:
             yield
@@ -77,13 +77,13 @@ class Watch:
     def _run(self) -> None:
         while not self._over.wait(self._pause):
             try:
-                serial = self._look().lower()
-            except Exception as error:  # noqa: BLE001 - whatever went wrong, this request failed
+                serial = self._serial().lower()
+            except Exception as error:  # noqa: BLE001 - any error means that this request failed
                 self.failures.append(f"{time.strftime('%H:%M:%S')} {self.who}: {error}")
             else:
-                self._note(serial)
+                self._add(serial)
 
-    def _note(self, serial: str) -> None:
+    def _add(self, serial: str) -> None:
         self.good += 1
         if self.serials[-1:] != [serial]:
             self.serials.append(serial)
@@ -98,22 +98,22 @@ class Wire:
         self._context = ssl.create_default_context(cadata=root)
         self._context.check_hostname = False  # the certificate names a SPIFFE ID and no host
 
-    def look(self) -> str:
-        """The serial number. Raises OSError for a handshake that fails and ValueError for another's certificate."""
+    def serial(self) -> str:
+        """The serial number. Raises OSError if the handshake fails and ValueError for a certificate of another."""
         with (
             socket.create_connection((HOST, int(BACKEND_ENVOY_PORT)), timeout=5) as connection,
             self._context.wrap_socket(connection) as tls,
         ):
             certificate = tls.getpeercert() or {}
         if certificate.get("subjectAltName") != (("URI", BACKEND_ID),):
-            raise ValueError(f"this is somebody else: {certificate.get('subjectAltName')}")
+            raise ValueError(f"the certificate is for {certificate.get('subjectAltName')}")
         return str(certificate["serialNumber"])
 
 
 def ask() -> str:
-    """One request to web, which asks backend; gives the serial of the certificate that web-envoy called with.
+    """Send one request to web, which calls backend; returns the serial of the certificate that web-envoy called with.
 
-    Raises OSError for a request that fails and ValueError where the two are not who they should be.
+    Raises OSError if the request fails, and ValueError if one of the two has another identity.
     """
     try:
         with DIRECT.open(f"http://{HOST}:{WEB_PORT}/", timeout=10) as answer:
@@ -126,14 +126,14 @@ def ask() -> str:
 
 
 def say(text: str) -> None:
-    """Tell what happens."""
+    """Print a line with the time of day."""
     print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
 
-def until(told: Callable[[], bool], what: str) -> float:
-    """Wait for something that is looked at again and again; gives the seconds it took. Raises NotSeenError."""
+def until(happened: Callable[[], bool], what: str) -> float:
+    """Wait until `happened` returns true; returns the seconds that took. Raises NotSeenError after TIMEOUT."""
     start = time.monotonic()
-    while not told():
+    while not happened():
         if time.monotonic() > start + TIMEOUT:
             raise NotSeenError(f"{what}: not seen within {TIMEOUT:.0f} s")
         time.sleep(0.2)
@@ -147,7 +147,7 @@ class Containers:
         self._compose = [*compose, "-f", "docker-compose.yml", "-p", PROJECT]
 
     def compose(self, *arguments: str) -> str:
-        """Run a command of Compose. Raises NotSeenError with what it said when it fails."""
+        """Run a command of Compose and return its output. Raises NotSeenError with that output if it fails."""
         return run([*self._compose, *arguments])
 
     def state(self, service: str, form: str) -> str:
@@ -159,7 +159,7 @@ class Containers:
         """Whether its health check says so. Raises NotSeenError."""
         return self.state(service, "{{.State.Health.Status}}") == "healthy"
 
-    def last_words(self) -> str:
+    def last_lines(self) -> str:
         """The newest lines of every container's log."""
         try:
             return self.compose("logs", "--no-color", "--tail", "15") if self.left() else ""
@@ -167,14 +167,14 @@ class Containers:
             return str(error)
 
     def left(self) -> list[str]:
-        """What there is of this project: containers, volumes and networks."""
+        """The ids of this project's containers, volumes and networks."""
         mine = f"label=com.docker.compose.project={PROJECT}"
         kinds = (["ps", "-a"], ["volume", "ls"], ["network", "ls"])
         return [each for kind in kinds for each in run(["docker", *kind, "-q", "--filter", mine]).split()]
 
     def down(self) -> None:
-        """Take everything down, the volumes too. Raises NotSeenError."""
-        for _ in range(3):  # whatever an interrupted `up` had just asked for may come about after the first
+        """Remove everything, the volumes too. Raises NotSeenError."""
+        for _ in range(3):  # what an interrupted `up` had just asked for may appear after the first
             if self.left():
                 self.compose("down", "-v", "--remove-orphans", "--timeout", "5")
         if left := self.left():
@@ -182,9 +182,9 @@ class Containers:
 
 
 def run(command: Sequence[str]) -> str:
-    """Run a command and give what it said. A Ctrl-C reaches it only as a request to end, so that it ends in order.
+    """Run a command and return its output. It gets SIGTERM for our Ctrl-C, so that it ends in order.
 
-    Raises NotSeenError with what it said when it fails.
+    Raises NotSeenError with its output if it fails.
     """
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, process_group=0
@@ -201,18 +201,18 @@ def run(command: Sequence[str]) -> str:
 
 
 class Story:
-    """What is done to the containers, and what is seen of them."""
+    """What happens to the containers, and what their users see meanwhile."""
 
     def __init__(self, containers: Containers, root: str) -> None:
         self._containers = containers
-        self._web = Watch("web-envoy", ask, 0.02)
-        self._backend = Watch("backend-envoy", Wire(root).look, 0.2)
+        self._web = Observer("web-envoy", ask, 0.02)
+        self._backend = Observer("backend-envoy", Wire(root).serial, 0.2)
         self._ca_away = 0.0
         self._returned_after = 0.0
 
-    def tell(self) -> None:
+    def run(self) -> None:
         """Play it. Raises NotSeenError, also as soon as a request or a handshake fails."""
-        with self._web.watching(), self._backend.watching():
+        with self._web.observing(), self._backend.observing():
             self._renewals()
             self._ca_is_away()
             self._agent_is_killed()
@@ -223,12 +223,12 @@ class Story:
         for failure in self._web.failures + self._backend.failures:
             raise NotSeenError(f"a request failed at {failure}")
 
-    def _until(self, told: Callable[[], bool], what: str) -> float:
-        def told_without_failure() -> bool:
+    def _until(self, happened: Callable[[], bool], what: str) -> float:
+        def happened_without_failure() -> bool:
             self._check()
-            return told()
+            return happened()
 
-        return until(told_without_failure, what)
+        return until(happened_without_failure, what)
 
     def _renewals(self) -> None:
         self._until(lambda: min(self._web.renewals, self._backend.renewals) >= 2, "two renewals of both agents")
@@ -252,7 +252,7 @@ class Story:
     def _agent_is_killed(self) -> None:
         before = self._started()
         renewals = self._backend.renewals
-        with suppress(NotSeenError):  # the container may end before the command in it; what came of it is seen next
+        with suppress(NotSeenError):  # the container may end before the command in it; the effect is seen next
             self._containers.compose("exec", "-T", "backend-agent", "python3", "-c", KILL)
         say("the process of backend-agent is killed (-9); its Envoy goes on with the certificate that it has")
         self._returned_after = self._until(
@@ -268,7 +268,7 @@ class Story:
         return f"{self._web.good} requests answered, none failed"
 
     def table(self) -> str:
-        """What was seen."""
+        """The summary, for people."""
         rows = [("", "certificates on the wire", "renewals")]
         rows += [(w.who, " ".join(s[:8] for s in w.serials), str(w.renewals)) for w in (self._web, self._backend)]
         first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
@@ -293,39 +293,41 @@ def play(containers: Containers) -> Story:
     until(lambda: containers.healthy("web"), "an answer to web")
     say(f"requests flow: web -> web-envoy == mutual TLS ==> backend-envoy -> backend; watch http://{HOST}:{WEB_PORT}")
     story = Story(containers, containers.compose("exec", "-T", "web-agent", "cat", "/join/root-cert.pem"))
-    story.tell()
+    story.run()
     return story
 
 
 def check_ports() -> None:
-    """Raises NotSeenError where a port that the containers are to have cannot be had."""
+    """Raises NotSeenError if a port that the containers need is not free."""
     for name, port in (("WEB_PORT", WEB_PORT), ("BACKEND_ENVOY_PORT", BACKEND_ENVOY_PORT)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((HOST, int(port)))
             except (OSError, ValueError, OverflowError) as error:
-                why = error.strerror if isinstance(error, OSError) else "it is not the number of a port"
-                raise NotSeenError(f"{HOST}:{port} cannot be had ({why}): free it, or set {name} to another") from error
+                why = error.strerror if isinstance(error, OSError) else "it is not a port number"
+                raise NotSeenError(
+                    f"{HOST}:{port} cannot be used ({why}): free it, or set {name} to another port"
+                ) from error
 
 
 @contextmanager
 def taken_down(containers: Containers) -> Iterator[None]:
-    """Whatever happens inside, nothing is left running afterwards. Raises NotSeenError if something is."""
+    """Removes the containers when the block ends, also by an error. Raises NotSeenError if some remain."""
     try:
         yield
     except NotSeenError:
-        print(containers.last_words(), end="", file=sys.stderr)
+        print(containers.last_lines(), end="", file=sys.stderr)
         raise
     finally:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        say("taking everything down: containers, networks and volumes")
+        say("removing everything: containers, networks and volumes")
         containers.down()
 
 
 def leave(number: int, _frame: object) -> None:
-    """End at a signal, by way of everything that has to be done before."""
+    """End at a signal, after every cleanup that is due."""
     sys.exit(128 + number)
 
 
@@ -335,7 +337,7 @@ def main() -> int:
         signal.signal(number, leave)
     containers = Containers(sys.argv[1:])
     try:
-        containers.down()  # what a run left behind that was killed
+        containers.down()  # what an earlier run left that was killed
         check_ports()
         with taken_down(containers):
             story = play(containers)

@@ -1,6 +1,6 @@
-"""HEALTHCHECK of the image: exit 0 while what runs in the container can do its work.
+"""HEALTHCHECK of the image: exit 0 while the agent or the CA server in the container works.
 
-The image runs the agent or the CA server, on any file; the command of the container's first process tells which.
+The image runs either of them, on any file; the command of the container's first process says which.
 """
 
 import socket
@@ -25,17 +25,17 @@ def main() -> int:
     if arguments[:2] == ["ca", "serve"]:
         return ask_ca(Path(files[0]))
     done = subprocess.run(["sds-agent", "ready", *files], check=False)
-    return 1 if done.returncode else 0  # 2, for a file that is not good, is one that Docker keeps to itself
+    return 1 if done.returncode else 0  # Docker reserves 2, the code for a file that cannot be used
 
 
 def command(words: Sequence[str]) -> list[str]:
-    """The arguments of sds-agent, which an interpreter or an init may stand before; the image's if it is hidden."""
+    """The arguments of sds-agent, which an interpreter or an init may precede; the image's own if it is not found."""
     names = [Path(word).name for word in words]
     return list(words[names.index("sds-agent") + 1 :]) if "sds-agent" in names else ["run", USUAL]
 
 
 def ask_ca(file: Path) -> int:
-    """0 if gRPC answers behind the CA's TLS. It is ours, in this container: its certificate is not checked."""
+    """0 if gRPC answers behind the CA's TLS. The CA is in this container, so its certificate is not checked."""
     from sds_agent.ca.settings import load  # noqa: PLC0415 - the agent's check does without
 
     listen = load(file).listen

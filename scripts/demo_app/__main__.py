@@ -1,4 +1,4 @@
-"""Start everything, watch it for a while, tell how it went."""
+"""Start everything, observe it for a while, report how it went."""
 
 import argparse
 import os
@@ -22,7 +22,7 @@ WIDTH = 120
 
 
 def main() -> int:
-    """Exit 0 if all went as promised, 1 if not, 130 if stopped before the end."""
+    """Exit 0 if all happened that should, 1 if not, 130 if stopped before the end."""
     options = _options()
     record = Record(
         {
@@ -37,7 +37,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # whoever read this has read enough (`| head`); the interpreter must not try to write the rest
+        # the reader has ended (`| head`); the interpreter must not try to write the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     console.print(view.table(record))
@@ -67,7 +67,7 @@ def _options() -> Options:
 
 
 def _watched(options: Options, record: Record, console: Console) -> bool:
-    """Play it in front of a view; whether it ran its whole time. Raises DemoError."""
+    """Play it and show it; returns whether it ran its whole time. Raises DemoError."""
     try:
         with (
             tempfile.TemporaryDirectory(prefix="sds-agent-demo-") as directory,
@@ -75,7 +75,7 @@ def _watched(options: Options, record: Record, console: Console) -> bool:
         ):
             return anyio.run(_until_signalled, options, files.Places(Path(directory)), record, shown)
     except BaseExceptionGroup as group:
-        # one cause can end several tasks at once; the first tells it
+        # one cause can end several tasks at once; the first one names it
         raise next(_leaves(group)) from None
 
 

@@ -1,4 +1,4 @@
-"""The programs that the demonstration starts: watched while they run, gone when it ends, however it ends."""
+"""The programs that the demonstration starts: it reads their logs, and ends them when it ends, even if it is killed."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from anyio.abc import ByteReceiveStream, Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 GRACE = 3.0
-"""Seconds that a program has to end by itself once it was asked to."""
+"""Seconds that a program has to end after SIGTERM."""
 LONGEST_LINE = 1 << 20
 
 
@@ -53,9 +53,9 @@ async def running(name: str, command: list[str], on_line: Callable[[str], None])
 
 
 async def _start(command: list[str]) -> Process:
-    # what the user's shell says of the configuration is meant for another agent
+    # variables of the user's shell that configure an agent are meant for another one
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("SDS_AGENT__")}
-    # has the kernel end the program if this one is killed before it can clean up
+    # the kernel ends the program if this one is killed before it can clean up
     setpriv = shutil.which("setpriv")
     if setpriv is None:
         raise DemoError("There is no setpriv on PATH: install the package util-linux.")

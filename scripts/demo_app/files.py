@@ -14,7 +14,7 @@ LONGEST_SOCKET_PATH = 107
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where this run keeps its files, all in one directory of its own."""
+    """Where this run has its files, all in one directory of its own."""
 
     directory: Path
 
@@ -44,7 +44,7 @@ def agent(places: Places, ttl: int) -> Path:
 
 
 def server(places: Places, upstream_port: int) -> Path:
-    """Write Envoy B's configuration. Its listener takes a free port, which the admin interface tells."""
+    """Write Envoy B's configuration. Its listener takes a free port, which the admin interface names."""
     values = {
         **_common(places, "envoy-b", 9902),
         "port_value: 10443": "port_value: 0",
@@ -54,7 +54,7 @@ def server(places: Places, upstream_port: int) -> Path:
 
 
 def client(places: Places, upstream_port: int) -> Path:
-    """Write Envoy A's configuration. Its listener takes a free port, which the admin interface tells."""
+    """Write Envoy A's configuration. Its listener takes a free port, which the admin interface names."""
     values = {
         **_common(places, "envoy-a", 9901),
         "port_value: 10000": "port_value: 0",

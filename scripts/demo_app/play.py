@@ -24,7 +24,7 @@ REFRESH = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What can be changed on the command line; times in seconds."""
+    """The options of the command line; times in seconds."""
 
     seconds: int
     ttl: int
@@ -43,7 +43,7 @@ async def play(options: Options, places: Places, record: Record, shown: View) ->
         shown.line("Envoy B", f"listens on 127.0.0.1:{port_b} for callers with a certificate")
         port_a = await _start_envoy(stack, places, "envoy-a", files.client(places, port_b))
         shown.line("Envoy A", f"listens on 127.0.0.1:{port_a} and forwards to Envoy B")
-        tasks.start_soon(traffic.looks, port_b, record, shown)
+        tasks.start_soon(traffic.handshakes, port_b, record, shown)
         left.end = time.monotonic() + options.seconds
         await traffic.requests(port_a, options.seconds, record, shown)
         tasks.cancel_scope.cancel()
@@ -67,9 +67,9 @@ async def _start_agent(stack: AsyncExitStack, configuration: Path, record: Recor
 
     def on_line(line: str) -> None:
         event = story.parsed(line)
-        record.told(event)
-        if text := story.told(event):
-            shown.line("agent", text, bad=story.trouble(event))
+        record.count(event)
+        if text := story.sentence(event):
+            shown.line("agent", text, bad=story.alarming(event))
         if event.get("event") == "ready":
             ready.set()
 

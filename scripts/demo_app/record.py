@@ -1,4 +1,4 @@
-"""What happened during the demonstration, and whether that is what was promised."""
+"""What happened during the demonstration, and whether it is what scripts/demo promises."""
 
 import math
 import statistics
@@ -11,7 +11,7 @@ ROTATIONS = 3
 
 @dataclass(slots=True)
 class Proxy:
-    """What one Envoy was given and what it then showed. `serials` are those seen on the wire, in order."""
+    """What one Envoy received and what it then presented. `serials` are those seen on the wire, in order."""
 
     title: str
     identity: str
@@ -26,7 +26,7 @@ class Proxy:
         return max(0, len(self.serials) - 1)
 
     def presented(self, serial: int) -> bool:
-        """Note a certificate seen on the wire; true if it is a new one."""
+        """Record a certificate seen on the wire; true if it is a new one."""
         if serial in self.serials:
             return False
         self.serials.append(serial)
@@ -48,7 +48,7 @@ class Record:
     envoys: dict[str, Proxy]
     requests: Requests = field(default_factory=Requests)
 
-    def told(self, event: Mapping[str, object]) -> None:
+    def count(self, event: Mapping[str, object]) -> None:
         """Count an event of the agent's log."""
         envoy = self.envoys.get(str(event.get("node")))
         match event.get("event"), envoy:
@@ -60,7 +60,7 @@ class Record:
                 envoy.nacked += 1
 
     def shortfalls(self, rotations: int) -> list[str]:
-        """What was promised and did not happen, in sentences; empty if all is well."""
+        """What should have happened and did not, in sentences; empty if nothing is missing."""
         server = self.envoys["envoy-b"]
         found = []
         if server.rotations < rotations:
@@ -73,7 +73,7 @@ class Record:
 
 
 def short(serial: int) -> str:
-    """The beginning of a serial number as the agent logs it, enough to tell two apart."""
+    """The beginning of a serial number as the agent logs it, enough to distinguish two."""
     return f"{serial:x}"[:8]
 
 

@@ -1,4 +1,4 @@
-"""The agent's log, retold: which of its events a spectator wants to see, and in what words."""
+"""The agent's log for a spectator: which of its events are shown, and in what words."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -17,15 +17,15 @@ def parsed(line: str) -> Event:
     return event if isinstance(event, dict) else {}
 
 
-def trouble(event: Event) -> bool:
-    """Whether the agent thinks that somebody should look at it."""
+def alarming(event: Event) -> bool:
+    """Whether the agent logged it as a warning or worse."""
     return event.get("level") in {"warning", "error", "critical"}
 
 
-def told(event: Event) -> str | None:
-    """The event in a spectator's words; None if it says nothing that others do not say."""
+def sentence(event: Event) -> str | None:
+    """The event in a spectator's words; None for one that is not shown."""
     name = str(event.get("event"))
-    words = _WORDS.get(name, _in_full if trouble(event) else None)
+    words = _WORDS.get(name, _in_full if alarming(event) else None)
     return words(event) if words else None
 
 

@@ -1,4 +1,4 @@
-"""The client of Envoy A, and the one that looks at what Envoy B presents."""
+"""The client of Envoy A, and one that reads the certificate that Envoy B presents."""
 
 import ssl
 import time
@@ -15,15 +15,15 @@ from .view import WIRE, View
 RATE = 40
 """Requests a second."""
 CLIENTS = 4
-LOOK_EVERY = 0.25
-"""Seconds between two looks at Envoy B's certificate."""
+HANDSHAKE_EVERY = 0.25
+"""Seconds between two handshakes with Envoy B."""
 TIMEOUT = 10.0
 
 
 async def requests(port: int, seconds: float, record: Record, shown: View) -> None:
     """Send requests to Envoy A at an even rate for so long, and wait for the last answers."""
     end = time.monotonic() + seconds
-    # a proxy that the user's environment names has no business here
+    # trust_env: these requests must not go through a proxy that the environment names
     client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=TIMEOUT, trust_env=False)
     async with client, anyio.create_task_group() as tasks:
         for number in range(CLIENTS):
@@ -51,7 +51,7 @@ async def _request(client: httpx.AsyncClient, record: Record, shown: View) -> No
         return
     caller = answer.json()
     if f"URI={WEB}" not in caller["certificate"]:
-        _failed(f"the server was told another caller: {caller['certificate']!r}", record, shown)
+        _failed(f"Envoy B named another caller to the server: {caller['certificate']!r}", record, shown)
         return
     record.requests.took_ms.append(took)
     serial = int(caller["serial"], 16)
@@ -64,8 +64,8 @@ def _failed(why: str, record: Record, shown: View) -> None:
     shown.line("request", f"failed: {why}", bad=True)
 
 
-async def looks(port: int, record: Record, shown: View) -> None:
-    """Shake hands with Envoy B again and again until cancelled, and note the certificate that it presents."""
+async def handshakes(port: int, record: Record, shown: View) -> None:
+    """Make handshakes with Envoy B until cancelled, and record the certificate that it presents."""
     while True:
         try:
             serial = await _presented(port)
@@ -74,21 +74,21 @@ async def looks(port: int, record: Record, shown: View) -> None:
         else:
             if record.envoys["envoy-b"].presented(serial):
                 shown.line(WIRE, f"Envoy B presents certificate {short(serial)}")
-        await anyio.sleep(LOOK_EVERY)
+        await anyio.sleep(HANDSHAKE_EVERY)
 
 
 async def _presented(port: int) -> int:
-    """The serial number of the certificate that Envoy B presents. It does so before it checks for ours."""
+    """The serial number of the certificate that Envoy B presents, which it does before it checks for ours."""
     async with await anyio.connect_tcp(
-        "127.0.0.1", port, ssl_context=_curious(), tls_hostname="", tls_standard_compatible=False
+        "127.0.0.1", port, ssl_context=_unchecked(), tls_hostname="", tls_standard_compatible=False
     ) as connection:
         der = connection.extra(TLSAttribute.peer_certificate_binary)
     assert der is not None
     return x509.load_der_x509_certificate(der).serial_number
 
 
-def _curious() -> ssl.SSLContext:
-    """A context that takes any certificate: it is only there to look at it, and sends nothing."""
+def _unchecked() -> ssl.SSLContext:
+    """A context that accepts any certificate: the caller only reads it, and sends nothing."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

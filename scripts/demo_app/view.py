@@ -1,4 +1,4 @@
-"""How the demonstration shows itself: live on a terminal, in plain lines elsewhere, with a table at the end."""
+"""The output of the demonstration: live on a terminal, in plain lines elsewhere, with a table at the end."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from rich.text import Text
 from .record import Proxy, Record, median, percentile, short
 
 WIRE = "on the wire"
-"""Whom lines are about that were seen on the network rather than told by anybody."""
+"""The subject of lines that the demonstration saw on the network itself."""
 COLUMN = len(WIRE)
 
 
