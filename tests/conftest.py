@@ -14,24 +14,24 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-# how long one example takes, or is in the making, says how busy the machine is
+# the time that an example takes depends on how busy the machine is
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for what a shell starts in the background, and its children
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a program that a shell started in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """The server is grpc.aio's, which runs on asyncio alone."""
+    """The server is grpc.aio's, which runs on asyncio only."""
     return "asyncio"
 
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
-    """What a test configures, such as a handler on a stream that pytest closes, ends with it."""
+    """Undo what a test configures, such as a handler on a stream that pytest closes."""
     logger = logging.getLogger("sds_agent")
     before = list(logger.handlers), logger.level, logger.propagate
     yield
@@ -40,7 +40,7 @@ def logging_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def memory_as_it_was() -> Iterator[None]:
-    """A command that a test runs inside this process shuts its memory off, to debuggers and to `/proc/self/io`."""
+    """Undo what a command does to this process: it closes the memory to debuggers and to `/proc/self/io`."""
     before = resource.getrlimit(resource.RLIMIT_CORE)
     yield
     resource.setrlimit(resource.RLIMIT_CORE, before)

@@ -1,4 +1,4 @@
-"""The real agent as a process, and what its log says."""
+"""The real agent as a process, and the events of its log."""
 
 import json
 import os
@@ -23,12 +23,12 @@ class Agent:
         self.socket = socket
 
     def events(self, name: str, **fields: object) -> list[Event]:
-        """The events so far of that name with these fields; a list field matches if it holds the value."""
+        """The events so far of that name with these fields; a field with a list matches if the value is in it."""
         found = (json.loads(line) for line in self.program.lines if line.startswith("{"))
         return [e for e in found if e["event"] == name and all(_matches(e.get(k), v) for k, v in fields.items())]
 
     async def event(self, name: str, *, count: int = 1, **fields: object) -> Event:
-        """The count-th event of that name with these fields, once it is there."""
+        """Wait for the count-th event of that name with these fields, and return it."""
         await self.program.until(lambda: len(self.events(name, **fields)) >= count)
         return self.events(name, **fields)[count - 1]
 
@@ -38,7 +38,7 @@ def _matches(found: object, wanted: object) -> bool:
 
 
 def write_config(directory: Path, **ttls: str) -> Path:
-    """A configuration with the embedded CA and workloads of these names and lifetimes; returns its path."""
+    """Write a configuration with the embedded CA and workloads of these names and lifetimes; returns its path."""
     file = directory / "sds-agent.yaml"
     entries = [{"name": name, "spiffe_id": f"spiffe://demo.example/{name}", "ttl": ttl} for name, ttl in ttls.items()]
     config = {

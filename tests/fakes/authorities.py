@@ -30,7 +30,7 @@ SECOND = timedelta(seconds=1)
 
 
 class UpstreamCa:
-    """A hierarchy of a root and two intermediates that answers CSRs by the clock it is given."""
+    """A hierarchy of a root and two intermediates that answers CSRs, by the clock of its argument."""
 
     def __init__(self, now: Callable[[], datetime], name: str = "upstream") -> None:
         self.now = now
@@ -39,11 +39,11 @@ class UpstreamCa:
         self.upper = make_ca(f"{name} upper", self.root, **validity)
         self.lower = make_ca(f"{name} lower", self.upper, **validity)
         self.stranger = make_ca(f"{name} stranger", **validity)
-        """A root that is told to nobody."""
+        """A root that the CA does not advertise."""
 
     def leaf(self, request: IssueRequest, *, issuer: Ca | None = None, **changed: Any) -> x509.Certificate:
-        """A leaf for the request, as it should be but for what is `changed` (keywords of `make_leaf`)."""
-        # the CSR stands for the key: its public half is all that is asked for
+        """A leaf for the request, good except for `changed` (keywords of `make_leaf`)."""
+        # the CSR carries the public key, which is all that the CA needs
         key = cast("Key", x509.load_pem_x509_csr(request.csr_pem))
         now = self.now()
         asked = {
@@ -71,12 +71,12 @@ def _with(**changed: Any) -> Answer:
 
 
 def good(ca: UpstreamCa, request: IssueRequest) -> Issuance:
-    """What was asked for."""
+    """The answer to the request."""
     return ca.under(ca.leaf(request))
 
 
 def another_key(ca: UpstreamCa, request: IssueRequest) -> Issuance:
-    """As from a CA that mixes up its callers."""
+    """An answer to another caller's request."""
     return ca.under(ca.leaf(request, key=new_key()))
 
 
@@ -152,7 +152,7 @@ WRONG: Mapping[str, tuple[Answer, ErrorKind]] = {
     "garbage as anchors": (_garbage_anchors, ErrorKind.INVALID),
     "nothing": (lambda _ca, _request: Issuance(b""), ErrorKind.INVALID),
 }
-"""Answers that must never be served, by what is wrong, each with the kind of error that it is."""
+"""Answers that the agent must never serve, by what is wrong, each with the kind of its error."""
 
 
 def _roots_inside(ca: UpstreamCa, request: IssueRequest) -> Issuance:
@@ -194,7 +194,7 @@ ODD: Mapping[str, Answer] = {
     "a leaf for another key too": _another_leaf_too,
     "a common name beside the SAN": _with(subject=x509.Name.from_rfc4514_string("CN=web")),
 }
-"""Answers that are good, whatever they look like: all give the leaf, its lower and its upper intermediate."""
+"""Good answers in odd forms: all give the leaf, its lower and its upper intermediate."""
 
 
 def huge_serial(ca: UpstreamCa, request: IssueRequest) -> Issuance:
@@ -234,7 +234,7 @@ def _split(der: bytes) -> tuple[bytes, bytes]:
 
 
 Step = Callable[[IssueRequest], Awaitable[Issuance]]
-"""What one call comes to."""
+"""The effect of one call."""
 
 
 def answering(ca: UpstreamCa, answer: Answer = good) -> Step:
@@ -261,7 +261,7 @@ async def faulty(request: IssueRequest) -> Issuance:
 
 
 class Hang:
-    """Say nothing until `release` is set, and then go on as `then`."""
+    """Wait until `release` is set, then act as `then`."""
 
     def __init__(self, then: Step) -> None:
         self.release = anyio.Event()
@@ -299,7 +299,7 @@ async def embedded(
 
 
 class ScriptedAuthority:
-    """An `Authority` that takes one step of its script for each call, and its last step again and again."""
+    """An `Authority` that takes one step of its script for each call, and repeats the last."""
 
     def __init__(self, *script: Step) -> None:
         self.requests: list[IssueRequest] = []
@@ -317,13 +317,13 @@ class ScriptedAuthority:
         self._asked.set()
         self._asked = anyio.Event()
         try:
-            await checkpoint()  # nobody answers before others have had their turn
+            await checkpoint()  # other tasks run before a CA answers
             return await step(request)
         finally:
             self.under_way -= 1
 
     async def asked(self, count: int) -> IssueRequest:
-        """The count-th request, once it has come."""
+        """Wait for the count-th request, and return it."""
         with anyio.fail_after(10):
             while len(self.requests) < count:
                 await self._asked.wait()
@@ -331,7 +331,7 @@ class ScriptedAuthority:
 
 
 class ScriptedTrust:
-    """A `TellsTrust`: each step is a PEM text, an exception, or None to hang; the last is taken again and again."""
+    """A `TellsTrust`: each step is a PEM text, an exception, or None to hang; it repeats the last."""
 
     refresh_every = timedelta(minutes=5)
 

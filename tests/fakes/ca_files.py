@@ -22,14 +22,14 @@ LEAF_WITH_CA_TRUE = (
 
 
 def contents(directory: Path) -> Mapping[str, bytes]:
-    """The files in a directory that nobody writes to."""
+    """The files in a directory that no process changes meanwhile."""
     read = read_directory(directory)
     assert isinstance(read, Contents)
     return read.files
 
 
 def files_of(signer: Ca, *above: Ca) -> dict[str, bytes]:
-    """The files of a signer made by `fakes.hierarchy`, with what is above it, the root last."""
+    """The files of a signer of `fakes.hierarchy`, with the CAs above it, the root last."""
     assert isinstance(signer.key, PrivateKey)
     chain = [signer.certificate, *(ca.certificate for ca in above)]
     return {
@@ -48,7 +48,7 @@ def write(directory: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def run(directory: Path, *command: str, environment: Mapping[str, str] | None = None) -> bytes:
-    """What a program prints; it has to succeed."""
+    """The output of a program, which has to succeed."""
     env = {**os.environ, **(environment or {})}
     done = subprocess.run(command, cwd=directory, capture_output=True, check=False, env=env)
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()

@@ -67,7 +67,7 @@ class Identity:
 
 
 POLL = 1.0
-"""The CA server checks its files for changes at most this many seconds after the last check."""
+"""Seconds between two checks of the CA server's files."""
 
 
 class Shifted(SystemClock):
@@ -103,7 +103,7 @@ class TokenIssuer:
         return json.dumps({"keys": keys}).encode()
 
     def token(self, algorithm: str = "ES256", key: Any = None, **claims: Any) -> str:
-        """A token that is good but for what `claims` say; a claim that is None is left out."""
+        """A good token, except for `claims`; a claim that is None is left out."""
         now = datetime.now(UTC)
         good: dict[str, object] = {
             "iss": ISSUER,
@@ -118,7 +118,7 @@ class TokenIssuer:
 
 @dataclass(frozen=True)
 class Served:
-    """A CA that serves: where, what it has written, and the roots that its callers trust."""
+    """A running CA server: its address, its directory, and the roots that its callers trust."""
 
     address: str
     directory: Path
@@ -140,7 +140,7 @@ class Served:
 
     @asynccontextmanager
     async def connected(self, identity: Identity | None = None) -> AsyncIterator[grpc.aio.Channel]:
-        """A connection, with a client certificate or without."""
+        """Connect, with a client certificate or without."""
         plain = grpc.ssl_channel_credentials(self.roots)
         credentials = plain if identity is None else identity.credentials(self.roots)
         options = [("grpc.ssl_target_name_override", "localhost"), ("grpc.use_local_subchannel_pool", 1)]
@@ -178,7 +178,7 @@ async def ask(
 
 
 def refused(error: grpc.aio.AioRpcError, code: grpc.StatusCode, ca: Served, words: str) -> None:
-    """The call got that status, and the audit log has one line that says why."""
+    """Assert that the call got that status, and that the audit log has one line with the reason."""
     assert error.code() is code, error.details()
     assert words in (error.details() or "")
     assert [line["event"] for line in ca.audit] == ["certificate_refused"]
@@ -222,7 +222,7 @@ async def served(
 
 
 def _roots(directory: Path) -> bytes:
-    """The roots that the server made, of the file that holds their keys too."""
+    """The roots that the server made, from the file that also has their keys."""
     return write_pem(read_pem((directory / ROOTS).read_bytes()))
 
 

@@ -1,4 +1,4 @@
-"""Test chains: a leaf with what a CA sent along and whom to trust, as it goes before us or before OpenSSL."""
+"""Test chains: a leaf, the certificates that came with it and the anchors, for us and for OpenSSL to judge."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,7 +13,7 @@ from sds_agent.pki.validation.path import find_path
 
 @dataclass(frozen=True)
 class Case:
-    """A leaf, what came with it, and whom to trust."""
+    """A leaf, the certificates that came with it, and the anchors."""
 
     leaf: x509.Certificate
     candidates: tuple[x509.Certificate, ...]
@@ -21,7 +21,7 @@ class Case:
     now: datetime = NOW
 
     def find(self, skew: timedelta = timedelta(0)) -> tuple[x509.Certificate, ...]:
-        """The chain that we find. Raises PathError."""
+        """The chain that our walk finds. Raises PathError."""
         return find_path(self.leaf, self.candidates, self.anchors, self.now, skew=skew)
 
     def openssl_verifies(self, directory: Path) -> bool:

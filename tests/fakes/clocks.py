@@ -1,7 +1,7 @@
 """A stand-in for the machine's clocks: a wall clock and a monotonic one, moved by hand.
 
-Time stands still until a test moves it, and nothing here really sleeps: who sleeps is woken when the monotonic clock
-has been moved far enough.
+Time stands still until a test moves it. A sleeper does not sleep in real time: it wakes when the test has moved the
+monotonic clock far enough.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from fakes.hierarchy import NOW
 
 
 class HandLoop(asyncio.SelectorEventLoop):
-    """An event loop whose own clock, which deadlines go by, can be moved ahead. It also runs on by itself."""
+    """An event loop whose clock, which its deadlines use, can be moved ahead. The clock also runs by itself."""
 
     def __init__(self) -> None:
         self._ahead = 0.0
@@ -24,7 +24,7 @@ class HandLoop(asyncio.SelectorEventLoop):
         return super().time() + self._ahead
 
     def move(self, seconds: float) -> None:
-        """Make every deadline of the next so many seconds fall due."""
+        """Let so many seconds pass for every deadline."""
         self._ahead += seconds
 
 
@@ -46,7 +46,7 @@ class HandClock:
         return self._wall
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep until the monotonic clock has been moved by so many seconds."""
+        """Sleep until a test has moved the monotonic clock by so many seconds."""
         wake = anyio.Event()
         self._sleepers[wake] = self._monotonic + seconds
         self._lain_down.set()
@@ -57,7 +57,7 @@ class HandClock:
             self._sleepers.pop(wake, None)
 
     def elapse(self, time: timedelta) -> None:
-        """Let time pass: both clocks go on, and so do the deadlines of a HandLoop."""
+        """Let time pass: it moves both clocks, and the deadlines of a HandLoop."""
         self._wall += time
         self._monotonic += time.total_seconds()
         loop = asyncio.get_running_loop()
@@ -69,11 +69,11 @@ class HandClock:
             wake.set()
 
     def set_wall(self, by: timedelta) -> None:
-        """Move the wall clock alone: somebody sets it, or the machine is suspended for that long."""
+        """Move the wall clock alone, as when a user sets it, or the machine was suspended for that long."""
         self._wall += by
 
     async def asleep(self, count: int = 1) -> None:
-        """Wait until so many sleep, which is when they have done what there was to do."""
+        """Wait until so many tasks sleep, which is when they have done their work."""
         with anyio.fail_after(10):
             while len(self._sleepers) < count:
                 await self._lain_down.wait()
@@ -85,5 +85,5 @@ class HandClock:
 
     @property
     def next_wake(self) -> timedelta:
-        """How far the monotonic clock has to be moved until the first sleeper wakes."""
+        """The time until the first sleeper wakes."""
         return timedelta(seconds=min(self._sleepers.values()) - self._monotonic)

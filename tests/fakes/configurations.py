@@ -1,4 +1,4 @@
-"""Configurations for tests: text that becomes a file, and what loading it gives."""
+"""Configurations for tests: text that becomes a file, and the settings or problems that loading it gives."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ workloads:
 """
 
 UID = 4_000_000
-"""A user that no machine has an account for."""
+"""A user id that no machine has an account for."""
 
 
 def settings(folder: Path, text: str, **environ: str) -> Settings:
@@ -24,7 +24,7 @@ def settings(folder: Path, text: str, **environ: str) -> Settings:
 
 
 def problems(folder: Path, text: str | bytes, **environ: str) -> tuple[Problem, ...]:
-    """What is wrong with a file; nothing where it is good."""
+    """The problems of a file; none if it is good."""
     file = folder / "sds-agent.yaml"
     file.write_bytes(text.encode() if isinstance(text, str) else text)
     try:

@@ -15,7 +15,7 @@ import pytest
 
 @contextmanager
 def full_disk(room: int) -> Iterator[None]:
-    """Let no file of this process grow beyond so many bytes."""
+    """Limit every file of this process to so many bytes inside this context."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
@@ -81,7 +81,7 @@ def forgetful_directories() -> Iterator[None]:
 
 
 class DeadDisk:
-    """A stand-in for a disk of the network that is gone, by what the system's call does: nothing is ever on it.
+    """A stand-in for a network disk that does not answer, by what the system's call does: fsync does not return.
 
     Until `revive` is called, whatever makes a file durable waits.
     """
@@ -97,5 +97,5 @@ class DeadDisk:
         self._fsync(descriptor)
 
     def revive(self) -> None:
-        """Let those that wait go on."""
+        """End the waiting calls."""
         self._alive.set()

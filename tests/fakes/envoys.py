@@ -33,7 +33,7 @@ class Envoy:
         await self.program.line("all dependencies initialized. starting workers")
 
     async def admin(self, path: str) -> Any:
-        """What the admin interface answers, as JSON."""
+        """The admin interface's answer, as JSON."""
         transport = httpx.AsyncHTTPTransport(uds=str(self._admin))
         async with httpx.AsyncClient(transport=transport, base_url="http://admin") as client:
             return (await client.get(path)).raise_for_status().json()
@@ -45,7 +45,7 @@ class Envoy:
 
 
 def sds(api_type: str) -> dict[str, Any]:
-    """Where a secret comes from, as Envoy's configuration says it."""
+    """The source of a secret, as in Envoy's configuration."""
     return {
         "resource_api_version": "V3",
         "initial_fetch_timeout": "0s",
@@ -59,7 +59,7 @@ def sds(api_type: str) -> dict[str, Any]:
 
 
 def bootstrap(socket: Path, admin: Path, *, api_type: str, name: str, http: dict[str, Any]) -> dict[str, Any]:
-    """An Envoy that answers 200 to whoever has a certificate of the trust domain."""
+    """The configuration of an Envoy that answers 200 to every caller with a certificate of the trust domain."""
     tls = {
         "@type": f"{TYPES}.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
         "require_client_certificate": True,

@@ -11,7 +11,7 @@ Event = dict[str, Any]
 
 
 class Events(logging.Handler):
-    """Keeps every event, and wakes who waits for one."""
+    """Records every event, and wakes the tests that wait for one."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -19,7 +19,7 @@ class Events(logging.Handler):
         self._more = anyio.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the event."""
+        """Record the event."""
         fields = getattr(record, "sds_agent_fields", {})
         self.seen.append({"event": record.getMessage(), "level": record.levelname.lower(), **fields})
         self._more.set()
@@ -30,7 +30,7 @@ class Events(logging.Handler):
         return [e for e in self.seen if e["event"] == name and all(e.get(k) == v for k, v in fields.items())]
 
     async def wait(self, name: str, *, count: int = 1, **fields: object) -> Event:
-        """The count-th event of that name with these fields, once it is there."""
+        """Wait for the count-th event of that name with these fields, and return it."""
         with anyio.fail_after(10):
             while len(found := self.named(name, **fields)) < count:
                 await self._more.wait()

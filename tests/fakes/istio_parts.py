@@ -42,7 +42,7 @@ def plugged(folder: Path, key: str = "ec-p256") -> Path:
 
 
 def intermediate(folder: Path, name: str, key: str = "ec-p256") -> Path:
-    """Another one below that root."""
+    """Another intermediate below that root."""
     made = ("--root", str(folder / "root"), "--name", name, "--key", key)
     assert main(["ca", "intermediate", str(folder / name), *made]) == 0
     return folder / name
@@ -174,7 +174,7 @@ async def pilot_agent(
             yield PilotAgent(program, place, Envoy(program, place / "admin.sock"))
         finally:
             with anyio.CancelScope(shield=True):
-                await program.stop()  # by force it would leave its Envoy behind
+                await program.stop()  # if it is killed, its Envoy goes on
 
 
 def _write(place: Path, name: str, content: bytes) -> None:
@@ -183,7 +183,7 @@ def _write(place: Path, name: str, content: bytes) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens at now."""
+    """A port that no process listens at now."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

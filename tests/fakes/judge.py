@@ -24,7 +24,7 @@ TLS = f"{TYPES}.extensions.transport_sockets.tls.v3"
 
 @dataclass(frozen=True)
 class Case:
-    """What a peer presents, and what an Envoy is given to trust; all in DER."""
+    """The chain that a peer presents, and the anchors that Envoy has; all in DER."""
 
     label: str
     leaf: bytes
@@ -70,7 +70,9 @@ class Judge:
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        context.maximum_version = ssl.TLSVersion.TLSv1_2  # whose client hears the verdict within the handshake
+        context.maximum_version = (
+            ssl.TLSVersion.TLSv1_2
+        )  # in TLS 1.2 the client learns the verdict within the handshake
         context.set_ciphers("DEFAULT:@SECLEVEL=0")
         context.load_cert_chain(self._directory / f"{name}.pem")
         connection = await anyio.connect_unix(self._directory / f"{name}.sock")
@@ -85,7 +87,7 @@ class Judge:
         return True
 
     async def reasons(self) -> dict[str, str]:
-        """Envoy's own words by name, as far as they are written."""
+        """Envoy's log lines by name, as far as they are written."""
         log = (self._directory / "access.log").read_text(errors="replace")
         return dict(re.findall(r"^(\S+) (.+)$", log, re.MULTILINE))
 

@@ -53,7 +53,7 @@ ZTUNNEL = Pod("istio-system", "ztunnel", "ztunnel-1")
 
 @dataclass
 class Kubernetes:
-    """What the server knows; `created` is what it was given to keep, by its path."""
+    """The server's state; `created` has what clients created, by its path."""
 
     pods: tuple[Pod, ...]
     address: str
@@ -151,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, format: str, *_: object) -> None:  # noqa: A002 - the standard library's name
-        """Nothing."""
+        """Log nothing."""
 
 
 def _is_collection(parts: list[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Programs that the system gives no further thread: a real limit on processes, which binds any user but root."""
+"""Programs that can start no further thread: a real limit on processes, which applies to every user but root."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ USER = 4711 if os.geteuid() == 0 else os.geteuid()
 _AS_USER = f"""
 import importlib, os, resource, signal, sys
 for module in {{modules!r}}:
-    importlib.import_module(module)  # what lies below a directory of root's cannot be read later
+    importlib.import_module(module)  # files below a directory of root's cannot be read later
 if os.geteuid() == 0:
     os.setgroups([])
     os.setgid({USER})
@@ -31,7 +31,7 @@ def as_user(program: str, *, modules: Sequence[str]) -> list[str]:
 
 @contextmanager
 def users_directory() -> Iterator[Path]:
-    """A directory of that user's, inside this context: pytest's own lie below one that is root's alone."""
+    """A directory that belongs to that user, inside this context: pytest's directories are below one of root's."""
     with tempfile.TemporaryDirectory() as name:
         os.chown(name, USER, -1)
         yield Path(name)

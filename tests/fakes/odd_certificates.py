@@ -24,7 +24,7 @@ def utf16(text: str) -> bytes:
 
 
 def signed_by(*parameters: bytes) -> bytes:
-    """Signed by an algorithm that nobody knows, with these parameters."""
+    """Signed by an unknown algorithm, with these parameters."""
     return der.certificate(PLAIN, outer=der.sequence(der.oid(UNKNOWN_ALGORITHM), *parameters))
 
 

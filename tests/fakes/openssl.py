@@ -1,4 +1,4 @@
-"""Runs the real `openssl` command: an oracle for what we accept, and a source of certificates that are not ours."""
+"""Runs the real `openssl` command: an oracle for what we accept, and a source of certificates that we did not make."""
 
 import subprocess
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from sds_agent.pki.certificates import write_pem
 
 
 def openssl(directory: Path, *arguments: str, given: bytes = b"") -> str:
-    """What the command prints, run in `directory`; it has to succeed."""
+    """The output of the command, run in `directory`; it has to succeed."""
     done = subprocess.run(["openssl", *arguments], cwd=directory, input=given, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode()
@@ -24,7 +24,7 @@ def verifies(
     anchors: Sequence[x509.Certificate],
     now: datetime,
 ) -> bool:
-    """Whether OpenSSL takes the leaf for a TLS server and a TLS client. Each anchor is trusted, self-signed or not."""
+    """Whether OpenSSL accepts the leaf for TLS servers and clients. It trusts each anchor, self-signed or not."""
     (directory / "leaf.pem").write_bytes(write_pem([leaf]))
     (directory / "candidates.pem").write_bytes(write_pem(candidates))
     (directory / "anchors.pem").write_bytes(write_pem(anchors))

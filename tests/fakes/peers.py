@@ -24,7 +24,7 @@ with warnings.catch_warnings():
 
 SERVICE = "/envoy.service.secret.v3.SecretDiscoveryService"
 TIMEOUT = 10.0
-"""Seconds after which a stream that should have said something fails the test."""
+"""Seconds after which a stream without the expected answer fails the test."""
 
 Call = grpc.aio.StreamStreamCall[bytes, bytes]
 
@@ -36,7 +36,7 @@ class Peer:
         self._channel = channel
 
     async def reached(self) -> None:
-        """Wait until somebody answers at the socket."""
+        """Wait until a server answers at the socket."""
         with anyio.fail_after(TIMEOUT):
             await self._channel.channel_ready()
 
@@ -75,7 +75,7 @@ class _Stream:
         return data
 
     async def end(self) -> tuple[grpc.StatusCode, str]:
-        """Wait for the server to end the stream; its status code and message."""
+        """Wait until the server ends the stream; returns its status code and message."""
         return await self.call.code(), await self.call.details()
 
     def leave(self) -> None:
@@ -84,7 +84,7 @@ class _Stream:
 
 
 class SotwStream(_Stream):
-    """A StreamSecrets stream. It remembers the newest nonce and answers nothing by itself."""
+    """A StreamSecrets stream. It remembers the newest nonce, and sends no ACK by itself."""
 
     async def ask(
         self, *names: str, nonce: str = "", version: str = "", error: str | None = None, node: str = ""
@@ -107,7 +107,7 @@ class SotwStream(_Stream):
         return secrets_of(answer)
 
     async def ack(self, *names: str, version: str = "", error: str | None = None) -> Self:
-        """Answer the newest answer."""
+        """Accept or reject the newest answer."""
         return await self.ask(*names, nonce=self.nonce, version=version, error=error)
 
 
@@ -125,7 +125,7 @@ class DeltaStream(_Stream):
         return self
 
     async def ack(self, error: str | None = None) -> Self:
-        """Answer the newest answer."""
+        """Accept or reject the newest answer."""
         detail = None if error is None else Status(code=13, message=error)
         await self.call.write(bytes(DeltaDiscoveryRequest(response_nonce=self.nonce, error_detail=detail)))
         return self
@@ -159,6 +159,6 @@ def bundle_of(secret: Secret) -> bytes:
 
 @asynccontextmanager
 async def connected(socket: Path) -> AsyncIterator[Peer]:
-    """A connection to the socket, closed at the end. No other peer has a part in it."""
+    """A connection to the socket that no other peer shares, closed at the end."""
     async with grpc.aio.insecure_channel(f"unix:{socket}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         yield Peer(channel)

@@ -1,4 +1,4 @@
-"""A program started for a test, whose output is read line by line as it comes."""
+"""A program started for a test; its standard error is read line by line as it comes."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from anyio.abc import ByteReceiveStream, Process
 from anyio.streams.text import TextReceiveStream
 
 TIMEOUT = 30.0
-"""Seconds after which a line that should have come fails the test, with all that came instead."""
+"""Seconds after which a missing line fails the test; the failure shows the last lines."""
 
 
 _LIMITED = """
@@ -23,7 +23,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
 
 
 def with_descriptors(soft: int, hard: int) -> list[str]:
-    """What stands between Python and its arguments for a program to have these limits on file descriptors."""
+    """Arguments for Python, before a program's own, that give the program these limits on file descriptors."""
     return ["-c", _LIMITED, str(soft), str(hard)]
 
 
@@ -50,13 +50,13 @@ class Program:
         self._more.set()
         self._more = anyio.Event()
 
-    async def until(self, told: Callable[[], bool]) -> None:
-        """Wait until the lines so far make `told` true."""
+    async def until(self, seen: Callable[[], bool]) -> None:
+        """Wait until the lines so far make `seen` true."""
         with anyio.move_on_after(TIMEOUT):
-            while not told():
+            while not seen():
                 assert not self.ended, "\n".join(["the program ended:", *self.lines[-40:]])
                 await self._more.wait()
-        assert told(), "\n".join([f"not seen within {TIMEOUT} s:", *self.lines[-40:]])
+        assert seen(), "\n".join([f"not seen within {TIMEOUT} s:", *self.lines[-40:]])
 
     async def line(self, text: str, count: int = 1) -> str:
         """The count-th line that contains `text`."""
@@ -74,7 +74,7 @@ class Program:
 async def started(
     command: Sequence[str], environment: Mapping[str, str] | None = None, directory: Path | None = None
 ) -> AsyncIterator[Program]:
-    """Run a program inside this context, in `directory` where one is given; it is killed at the end if it runs on."""
+    """Run a program inside this context, in `directory` if given; at the end it is killed if it still runs."""
     env = {**os.environ, **(environment or {})}
     async with await anyio.open_process(command, stdout=subprocess.DEVNULL, env=env, cwd=directory) as process:
         program = Program(process)

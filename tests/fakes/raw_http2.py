@@ -1,4 +1,4 @@
-"""A stand-in for a broken or hostile peer: HTTP/2 frames written by hand, and nothing read unless the test asks."""
+"""A stand-in for a broken or hostile peer: it writes HTTP/2 frames byte by byte, and reads only if the test asks."""
 
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -79,7 +79,7 @@ def _until_closed(serve: Callable[[SocketStream], Awaitable[None]]) -> Callable[
 
 
 class RawPeer:
-    """A connection that has said what every HTTP/2 client says first, unless the test wants otherwise."""
+    """A connection that has sent the opening of every HTTP/2 client, unless the test says otherwise."""
 
     def __init__(self, connection: SocketStream) -> None:
         self.connection = connection
@@ -92,7 +92,7 @@ class RawPeer:
         return peer
 
     async def send(self, data: bytes) -> None:
-        """Send bytes as they are; a server that has hung up is no error."""
+        """Send bytes as they are; a server that has closed the connection is no error."""
         try:
             await self.connection.send(data)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):

@@ -1,4 +1,4 @@
-"""A stand-in for the catalog: what is served, as a plain dictionary that a test changes by hand."""
+"""A stand-in for the catalog: the served secrets, as a plain dictionary that a test changes."""
 
 from sds_agent.sds.protocol import Absence, Resource
 
@@ -15,5 +15,5 @@ class Served(dict[str, Resource | Absence]):
         return resource
 
     def hold(self, name: str) -> None:
-        """Let `name` exist without a secret."""
+        """Add `name` without a secret."""
         self[name] = Absence.PENDING
