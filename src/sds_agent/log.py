@@ -57,7 +57,7 @@ class LogSettings(Struct, frozen=True, kw_only=True):
             "terminal, else json.",
         ),
     ] = "auto"
-    level: Annotated[Level, Meta(description="The least level that is written.")] = "info"
+    level: Annotated[Level, Meta(description="The lowest level that is logged.")] = "info"
 
 
 def event(logger: logging.Logger, name: str, *, level: int = logging.INFO, **fields: Value) -> None:

@@ -161,19 +161,22 @@ class SignerSettings(Struct, frozen=True, kw_only=True):
     root_lifetime: Annotated[
         timedelta,
         duration(timedelta(minutes=1), timedelta(days=30 * 365)),
-        Meta(description="How long a self-signed root is valid. A new one is made in the last fifth of it."),
+        Meta(
+            description="How long a self-signed root is valid. The CA makes a new one in the last fifth of that time."
+        ),
     ] = timedelta(days=3650)
 
 
 class JwtSettings(Struct, frozen=True, kw_only=True):
     """An issuer whose tokens the CA accepts."""
 
-    issuer: Annotated[Claim, Meta(description="The claim iss of its tokens, to the letter.")]
+    issuer: Annotated[Claim, Meta(description="The claim iss of its tokens, letter for letter.")]
     audience: Annotated[Claim, Meta(description="What the claim aud must contain. Istio's clients ask for istio-ca.")]
     jwks: Annotated[
         KeySet,
         Meta(
-            description="Its public keys, a JSON Web Key Set: a file, or an https URL. It is read again as it changes."
+            description="Its public keys, a JSON Web Key Set: a file, or an https URL. The CA reads it again when it "
+            "changes.",
         ),
     ]
     ca_file: Annotated[
@@ -219,24 +222,34 @@ class CallerSettings(Struct, frozen=True, kw_only=True):
     mtls: Annotated[bool, Meta(description="Whether a workload may renew with its current certificate.")] = True
     join_tokens: Annotated[FilePath | None, Meta(description="The directory of the join tokens.")] = None
     node_agents: Annotated[
-        tuple[NodeAgentSettings, ...], listing("node agents"), Meta(description="The callers that may act for others.")
+        tuple[NodeAgentSettings, ...],
+        listing("node agents"),
+        Meta(description="The callers that may ask for the identities of others."),
     ] = ()
     deny_file: Annotated[
         FilePath | None,
-        Meta(description="A file with a SPIFFE ID in each line: those get nothing. It is read again as it changes."),
+        Meta(
+            description="A file with a SPIFFE ID in each line, for which the CA issues nothing. The CA reads it again "
+            "when it changes.",
+        ),
     ] = None
 
 
 class CallerLimitSettings(Struct, frozen=True, kw_only=True):
-    """What callers can make the CA do."""
+    """The limits for callers."""
 
-    at_once: Annotated[int, Meta(ge=1, le=100_000, description="Requests in work at one time, of all callers.")] = 256
+    at_once: Annotated[
+        int, Meta(ge=1, le=100_000, description="Requests that the CA works on at one time, of all callers together.")
+    ] = 256
     per_caller: Annotated[int, Meta(ge=1, le=1_000_000, description="Requests of one caller in a minute.")] = 120
     connections: Annotated[int, Meta(ge=1, le=100_000, description="Connections at one time.")] = 4096
     connection_age: Annotated[
         timedelta,
         duration(timedelta(seconds=1), timedelta(days=1)),
-        Meta(description="How long a connection may last; then the caller is asked to open a new one."),
+        Meta(
+            description="How long a connection may last; then the CA asks the caller to open a new one. No request is "
+            "lost.",
+        ),
     ] = timedelta(minutes=30)
 
 
@@ -258,7 +271,7 @@ class CaSettings(Struct, frozen=True, kw_only=True):
     callers: CallerSettings
     limits: CallerLimitSettings = CallerLimitSettings()
     audit: Annotated[
-        FilePath | None, Meta(description="The file that the audit log is appended to. Left out: standard output.")
+        FilePath | None, Meta(description="The file to which the CA appends its audit log. Left out: standard output.")
     ] = None
     log: LogSettings = LogSettings()
 

@@ -42,11 +42,13 @@ def load(path: Path | None, environ: Mapping[str, str], *, uid: int | None = Non
     """
     document, problems = _document(path, environ)
     problems += environment.apply(document, environ)
+    # after the variables, which may have changed what the defaults are made from
     if path is None:
         defaults.name_default_workload(document)
     defaults.type_default_authority(document, ONLY_AUTHORITY)
     defaults.fill_places(document, environ, os.geteuid() if uid is None else uid)
     settings, found = reading.read(Settings, document)
+    # although `found` may say that values are UNREAD: the user sees the problems of both at once
     problems += [document.place(problem) for problem in (*found, *conflicts(settings))]
     if problems:
         raise ProblemsError(problems)
@@ -56,7 +58,7 @@ def load(path: Path | None, environ: Mapping[str, str], *, uid: int | None = Non
 def _document(path: Path | None, environ: Mapping[str, str]) -> tuple[Document, list[Problem]]:
     if path is None:
         if environ.get(ISTIO_SWITCH):
-            from sds_agent.config import istio_environment  # noqa: PLC0415 - only where it is wanted
+            from sds_agent.config import istio_environment  # noqa: PLC0415 - only with Istio's variables
 
             return istio_environment.document(environ)
         return defaults.without_file(), []

@@ -43,15 +43,15 @@ _TTL = duration(
 
 
 class PeerLimitSettings(Struct, frozen=True, kw_only=True):
-    """What the peers on the socket can make the agent hold."""
+    """The limits for the clients of the socket."""
 
     streams: Annotated[
         int,
         Meta(
             ge=1,
             le=1_000_000,
-            description="Streams and calls at one time, of all peers together. Where there are more, one of the "
-            "process that has most gives way.",
+            description="Streams and calls at one time, of all clients together. When there are more, the agent ends "
+            "one of the process that has most.",
         ),
     ] = 10_000
     names: Annotated[int, Meta(ge=1, le=10_000, description="Resource names on one stream.")] = 100
@@ -60,7 +60,7 @@ class PeerLimitSettings(Struct, frozen=True, kw_only=True):
         Meta(
             ge=128 << 10,
             le=64 << 20,
-            description="Bytes of one request. An Envoy's first request has about 61 KB, because it tells all of "
+            description="Bytes of one request. An Envoy's first request has about 61 KB, because it names all of "
             "Envoy's extensions.",
         ),
     ] = 1 << 20
@@ -102,7 +102,7 @@ class RenewalSettings(Struct, frozen=True, kw_only=True):
         Meta(
             ge=0.2,
             le=0.8,
-            description="The part of its lifetime, from issue to expiry, after which a certificate is renewed.",
+            description="The part of its lifetime, from issue to expiry, after which the agent renews a certificate.",
         ),
     ] = 0.5
     jitter: Annotated[
@@ -110,14 +110,14 @@ class RenewalSettings(Struct, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=0.1,
-            description="How much of the lifetime that moment may lie earlier or later; the certificate's serial "
-            "decides, so that many agents do not ask at once.",
+            description="The part of the lifetime by which a renewal may come earlier or later; the certificate's "
+            "serial number decides, so that many agents do not ask at once.",
         ),
     ] = 0.05
 
 
 class WorkloadSettings(Struct, frozen=True, kw_only=True):
-    """An identity that the agent keeps a certificate for."""
+    """An identity that the agent obtains certificates for."""
 
     name: Annotated[
         WorkloadName,
@@ -127,11 +127,11 @@ class WorkloadSettings(Struct, frozen=True, kw_only=True):
         ),
     ]
     spiffe_id: Annotated[WorkloadId, Meta(description="The SPIFFE ID in the certificate, its only name.")]
-    key: Annotated[KeyType, Meta(description="The kind of key; a new one is made for every certificate.")] = (
+    key: Annotated[KeyType, Meta(description="The kind of key; the agent makes a new one for every certificate.")] = (
         KeyType.EC_P256
     )
     ttl: Annotated[
-        timedelta, _TTL, Meta(description="How long a certificate is asked to be valid, from its issue.")
+        timedelta, _TTL, Meta(description="The lifetime that the agent asks for, from the issue of the certificate.")
     ] = timedelta(hours=24)
     authority: Annotated[
         AuthorityName | None,
@@ -140,8 +140,8 @@ class WorkloadSettings(Struct, frozen=True, kw_only=True):
     output: Annotated[
         FilePath | None,
         Meta(
-            description="A directory to keep the certificate in as files too, for programs that do not speak SDS: "
-            "cert-chain.pem, key.pem (unencrypted) and root-cert.pem.",
+            description="A directory in which the agent also stores the certificate as files, for programs that do not "
+            "speak SDS: cert-chain.pem, key.pem (unencrypted) and root-cert.pem.",
         ),
     ] = None
 
@@ -163,8 +163,8 @@ class Settings(Struct, frozen=True, kw_only=True):
         FilePath,
         filled_in("see [Places](configuration.md#places)"),
         Meta(
-            description="The directory for what has to outlive the agent, such as the embedded CA's key. Left out: "
-            "$STATE_DIRECTORY, or else sds-agent in the user's state directory; for root "
+            description="The directory for state that outlives the agent's process, such as the embedded CA's key. "
+            "Left out: $STATE_DIRECTORY, or else sds-agent in the user's state directory; for root "
             "/var/lib/sds-agent.",
         ),
     ]
@@ -177,14 +177,14 @@ class Settings(Struct, frozen=True, kw_only=True):
     workloads: Annotated[
         tuple[WorkloadSettings, ...],
         listing("workloads"),
-        Meta(description="The identities that the agent keeps certificates for."),
+        Meta(description="The identities that the agent obtains certificates for."),
     ]
     keep_certificates: Annotated[
         bool,
         Meta(
-            description="Whether certificates and their private keys are kept in the state directory, readable by the "
-            "agent's user alone, so that a restarted agent serves at once what is still valid. With false "
-            "those that were kept are removed at the start.",
+            description="Whether the agent stores certificates and their private keys in the state directory, readable "
+            "by its user alone, so that after a restart it serves at once what is still valid. With false "
+            "it removes at its start what was stored before.",
         ),
     ] = True
     renewal: RenewalSettings = RenewalSettings()
