@@ -15,9 +15,9 @@ from msgspec import Meta, Struct
 from sds_agent.authority.embedded import EmbeddedSettings
 from sds_agent.config.loading import load
 from sds_agent.configfile import reading
+from sds_agent.configfile.declarations import selected
 from sds_agent.configfile.document import Document, Origin
 from sds_agent.configfile.phrases import render
-from sds_agent.configfile.reading import selected
 from sds_agent.configfile.types import FilePath, matching
 from sds_agent.errors import MOST_SHOWN, ConfigurationError, Problem, ProblemsError
 

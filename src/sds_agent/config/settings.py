@@ -10,7 +10,8 @@ from msgspec import Meta, Struct
 
 from sds_agent.authority import registry
 from sds_agent.authority.kind import AuthoritySettings, Use
-from sds_agent.configfile.reading import readable, selected
+from sds_agent.configfile.declarations import selected
+from sds_agent.configfile.reading import readable
 from sds_agent.configfile.types import (
     Account,
     AuthorityName,

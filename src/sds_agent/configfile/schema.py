@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 from msgspec import NODEFAULT, Struct, to_builtins
-from msgspec.inspect import DictType, Field, StructType, Type, VarTupleType
+from msgspec.inspect import CustomType, DictType, Field, StructType, Type, VarTupleType
 from msgspec.json import schema_components
 
-from sds_agent.configfile.reading import Place, fields_of, place
+from sds_agent.configfile.declarations import Declaration, declaration, fields_of
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -20,31 +20,31 @@ Schema: TypeAlias = dict[str, Any]
 def schema_of(root: type[Struct], title: str, description: str) -> Schema:
     """The schema (JSON Schema draft 2020-12) of a file whose keys a settings class declares."""
     sections = sections_of(root)
+    declared = [each for section in sections for each in _declarations(section)]
     selected = {
-        each.type.cls: [{"$ref": f"#/$defs/{kind.__name__}"} for kind in kinds_of(each)]
-        for section in sections
-        for each in _places(section)
-        if "variant" in each.extra and hasattr(each.type, "cls")
+        each.type.cls: {"oneOf": [{"$ref": f"#/$defs/{kind.__name__}"} for kind in kinds_of(each)]}
+        for each in declared
+        if each.variant and isinstance(each.type, CustomType)
     }
 
     def hook(of: type) -> Schema:
-        return {"oneOf": selected[of]} if of in selected else {}
+        return selected.get(of, {})
 
     _, components = schema_components([section.cls for section in sections], schema_hook=hook)
-    for name, each in components.items():
-        if "enum" in each:
-            components[name] = {"enum": each["enum"]}  # its docstring is for readers of the code
     for section in sections:
         _correct(components[section.cls.__name__], section)
-        for each in _places(section):
-            if isinstance(each.type, StructType) and not each.section:
-                components.pop(each.type.cls.__name__, None)  # what the file has as text
+    as_text = {each.type.cls.__name__ for each in declared if isinstance(each.type, StructType) and not each.section}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **components.pop(root.__name__),
         "title": title,
         "description": description,
-        "$defs": components,
+        # the docstring of an enumeration is for readers of the code
+        "$defs": {
+            name: {"enum": each["enum"]} if "enum" in each else each
+            for name, each in components.items()
+            if name not in as_text
+        },
     }
 
 
@@ -56,21 +56,20 @@ def sections_of(root: type[Struct]) -> list[StructType]:
         section = waiting.pop(0)
         if section.cls not in found:
             found[section.cls] = section
-            for each in _places(section):
+            for each in _declarations(section):
                 waiting += [each.section] if each.section else []
                 waiting += [fields_of(kind) for kind in kinds_of(each)]
     return list(found.values())
 
 
-def kinds_of(here: Place) -> list[type[Struct]]:
+def kinds_of(here: Declaration) -> list[type[Struct]]:
     """The settings classes among which the key `type` of a place selects; none where there is no such choice."""
-    variant = here.extra.get("variant")
-    return [variant.find(name) for name in variant.types] if variant else []
+    return [kind for name in here.variant.types if (kind := here.variant.find(name))] if here.variant else []
 
 
 def default_of(field: Field) -> object:
     """The default of a key, as the file has it; None where there is none, or a section's."""
-    here = place(field.type)
+    here = declaration(field.type)
     default = field.default if field.default_factory is NODEFAULT else field.default_factory()
     if default in (NODEFAULT, None) or here.section or isinstance(here.type, DictType):
         return None
@@ -79,11 +78,11 @@ def default_of(field: Field) -> object:
     return here.extra["write"](default) if "write" in here.extra else to_builtins(default)
 
 
-def _places(section: StructType) -> Iterator[Place]:
-    """The places in a section, with those in its lists and mappings."""
+def _declarations(section: StructType) -> Iterator[Declaration]:
+    """Those of the places in a section, with those in its lists and mappings."""
     waiting: list[Type] = [field.type for field in section.fields]
     while waiting:
-        here = place(waiting.pop(0))
+        here = declaration(waiting.pop(0))
         yield here
         match here.type:
             case VarTupleType(item_type=item) | DictType(value_type=item):
@@ -95,7 +94,7 @@ def _correct(schema: Schema, section: StructType) -> None:
     del schema["title"]
     schema["additionalProperties"] = False
     for field in section.fields:
-        here, key = place(field.type), schema["properties"][field.name]
+        here, key = declaration(field.type), schema["properties"][field.name]
         key.pop("default", None)
         if "convert" in here.extra:
             key = dict(here.schema)
