@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import StructConfig
 
 from sds_agent.authority.protocol import Authority
-from sds_agent.clock import Clock
 from sds_agent.errors import Problem
+
+if TYPE_CHECKING:
+    from sds_agent.clock import Clock  # and with it asyncio, for which no reading of a configuration waits
 
 
 class AuthoritySettings(Protocol):
@@ -64,7 +66,7 @@ class Context(Struct, frozen=True):
     name: str
     trust_domain: str
     directory: Path
-    clock: Clock
+    clock: "Clock"
 
     def key(self, key: str) -> str:
         """One of the authority's keys as messages name it: `authorities.mesh.ca_file`."""
