@@ -1,8 +1,8 @@
 """The files of a CA that is plugged in, as Istio lays them out, judged as values.
 
 `ca-cert.pem` is the signer, `ca-key.pem` its key, `root-cert.pem` the trust anchors, `cert-chain.pem` what leads from
-the signer up, `ca-crl.pem` (may be missing) revocation lists. cert-manager's names are `tls.crt`, `tls.key` and
-`ca.crt`; where there is a `tls.crt` it is taken, as istiod does.
+the signer up, `ca-crl.pem` (which may be missing) revocation lists. cert-manager's names are `tls.crt`, `tls.key` and
+`ca.crt`; a directory with a `tls.crt` is read by these, as istiod does.
 
 All problems are reported at once. That the pieces work together is proved by signing (`reach`). A certificate that
 cannot be used, or that Envoy would not load, is left out where it is not needed.
@@ -47,7 +47,7 @@ Certificates = tuple[x509.Certificate, ...]
 
 
 class Layout(Struct, frozen=True):
-    """The names of the files. Without a `chain` of its own the signer's file holds it."""
+    """The names of the files. Without a `chain` the signer's file holds the certificates above it too."""
 
     signer: str
     key: str
@@ -56,7 +56,7 @@ class Layout(Struct, frozen=True):
 
     @property
     def required(self) -> tuple[str, ...]:
-        """The files that have to be there."""
+        """The files without which there is no CA."""
         return (self.signer, self.key, self.roots, *([self.chain] if self.chain else []))
 
 
@@ -110,7 +110,7 @@ class _FilesReader:
         present = [name for name in FILES if name in self._files]
         if not present:
             wanted = f"{', '.join(ISTIO.required)} or {', '.join(CERT_MANAGER.required)}"
-            self.refuse("the directory", "there is no CA's file in it", f"put there {wanted}")
+            self.problems.append(Problem((), "holds none of a CA's files", f"put there {wanted}"))
         missing = [name for name in self._layout.required if name not in self._files]
         for name in missing if present else []:
             self.refuse(name, "is missing", f"put it beside {', '.join(present)}: {_PURPOSE[name]}")
@@ -256,7 +256,7 @@ def reach(files: Mapping[str, bytes], signing: SigningSet, now: datetime) -> Rea
 
 
 def fault_of_revocation(signing: SigningSet) -> Problem | None:
-    """What to say of a CA that the lists beside it revoke, or None.
+    """What is wrong where the lists beside a CA revoke the CA itself, or None.
 
     Such a CA can sign all the same, and a running CA server has to accept the set: or else it would not know of the
     revocation.
