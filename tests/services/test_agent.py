@@ -7,7 +7,7 @@ import anyio
 import anyio.lowlevel
 from fakes.agents import write_config
 from fakes.authorities import ScriptedAuthority, UpstreamCa, answering, failing
-from fakes.loops import anyio_backend, one_loop  # noqa: F401 - fixtures
+from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
 
 from sds_agent.app import agent
 from sds_agent.authority.protocol import ErrorKind
