@@ -12,7 +12,7 @@ import msgspec
 from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
 from fakes.clocks import HandClock
-from fakes.loops import anyio_backend, one_loop  # noqa: F401 - fixtures
+from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
 from fakes.peers import Peer, connected
 
 from sds_agent.sds.endpoint import SocketFile
