@@ -24,7 +24,7 @@ from urllib.parse import quote
 from msgspec import Struct
 
 from sds_agent.directories import UntrustedDirectoryError, check_directory, own_directory, walk, warn_shared
-from sds_agent.errors import ConfigurationError, SdsAgentError
+from sds_agent.errors import ConfigurationError, Problem, ProblemsError, SdsAgentError
 from sds_agent.files import LONGEST_SOCKET_PATH, check_lock, locked, socket_path_size
 
 ABANDONED_AFTER = 60.0
@@ -139,9 +139,10 @@ class Endpoint:
             self._ours = os.open(self.temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
             self.temporary.rename(self.path)
         except OSError as error:
-            raise ConfigurationError(
-                f"sds.socket: cannot give {self.path} its owner and mode: {error.strerror}; "
-                f"run the agent as a user that may, or change sds.owner, sds.group and sds.mode"
+            raise _unusable(
+                "sds.socket",
+                f"cannot give {self.path} its owner and mode: {error.strerror}",
+                "run the agent as a user that may, or change sds.owner, sds.group and sds.mode",
             ) from error
 
     def refusal(self) -> ConfigurationError:
@@ -153,10 +154,7 @@ class Endpoint:
                 self.temporary.unlink()
             except OSError as error:
                 reason = error.strerror or reason
-        return ConfigurationError(
-            f"sds.socket: cannot make a socket in {self.path.parent}: {reason}; "
-            f"make the directory writable for the agent's user (uid {os.geteuid()}) or choose another"
-        )
+        return _unusable("sds.socket", f"cannot make a socket in {self.path.parent}: {reason}", _make_writable())
 
     def in_place(self) -> bool:
         """Whether the published socket is still at its path."""
@@ -252,10 +250,8 @@ def _check_place(file: SocketFile) -> None:
 def _check_length(file: SocketFile) -> None:
     path, longest = file.path, socket_path_size(file.path)
     if longest > LONGEST_SOCKET_PATH:
-        raise ConfigurationError(
-            f"sds.socket: {path} is too long for a Unix socket: {longest} bytes (with the temporary name beside it), "
-            f"{LONGEST_SOCKET_PATH} are possible; choose a shorter directory"
-        )
+        size = f"{longest} bytes (with the temporary name beside it), {LONGEST_SOCKET_PATH} are possible"
+        raise _unusable("sds.socket", f"{path} is too long for a Unix socket: {size}", "choose a shorter directory")
 
 
 @contextmanager
@@ -265,10 +261,8 @@ def _directory_explained(directory: Path) -> Iterator[None]:
     except UntrustedDirectoryError as error:
         raise ConfigurationError(f"sds.socket: {error}") from error
     except OSError as error:
-        raise ConfigurationError(
-            f"sds.socket: cannot use the directory {directory}: {error.strerror}; make it writable for the agent's "
-            f"user (uid {os.geteuid()}) or choose another"
-        ) from error
+        found = f"cannot use the directory {directory}: {error.strerror}"
+        raise _unusable("sds.socket", found, _make_writable()) from error
 
 
 def _lock_of(path: Path) -> Path:
@@ -285,10 +279,8 @@ def _lock_explained(path: Path) -> Iterator[None]:
             f"stop it first, or give this one another sds.socket"
         ) from error
     except OSError as error:
-        raise ConfigurationError(
-            f"sds.socket: cannot open the lock file {_lock_of(path)}: {error.strerror}; make its directory writable "
-            f"for the agent's user (uid {os.geteuid()}) or choose another"
-        ) from error
+        found = f"cannot open the lock file {_lock_of(path)}: {error.strerror}"
+        raise _unusable("sds.socket", found, _make_writable()) from error
 
 
 def _check_free(path: Path) -> None:
@@ -297,7 +289,7 @@ def _check_free(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode):
-        raise ConfigurationError(f"sds.socket: {path} is not a socket; remove that file or choose another path")
+        raise _unusable("sds.socket", f"{path} is not a socket", "remove that file or choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:
@@ -314,9 +306,10 @@ def _check_free(path: Path) -> None:
 
 def _check_owner(file: SocketFile) -> None:
     if _owner(file) not in {-1, os.geteuid()} and not _may_change_owner():
-        raise ConfigurationError(
-            f"sds.owner: only root (CAP_CHOWN) can give the socket to the user {file.owner}, and this is uid "
-            f"{os.geteuid()}; leave sds.owner out, and let Envoys in by sds.group"
+        raise _unusable(
+            "sds.owner",
+            f"only root (CAP_CHOWN) can give the socket to the user {file.owner}, and this is uid {os.geteuid()}",
+            "leave sds.owner out, and let Envoys in by sds.group",
         )
 
 
@@ -328,9 +321,10 @@ def _check_group(file: SocketFile) -> None:
         or _may_change_owner()
     ):
         return
-    raise ConfigurationError(
-        f"sds.group: uid {os.geteuid()} is not in the group {file.group}, and without CAP_CHOWN can give the socket to "
-        f"no other; add the agent's user to it, or name one of its own"
+    raise _unusable(
+        "sds.group",
+        f"uid {os.geteuid()} is not in the group {file.group}, and without CAP_CHOWN can give the socket to no other",
+        "add the agent's user to it, or name one of its own",
     )
 
 
@@ -364,15 +358,21 @@ def _user_id(name: str) -> int:
     try:
         return int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
     except KeyError as error:
-        raise ConfigurationError(
-            f"sds.owner: there is no user {name!r} on this machine; make it, name another, or leave sds.owner out"
-        ) from error
+        found = f"there is no user {name!r} on this machine"
+        raise _unusable("sds.owner", found, "make it, name another, or leave sds.owner out") from error
 
 
 def _group_id(name: str) -> int:
     try:
         return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
     except KeyError as error:
-        raise ConfigurationError(
-            f"sds.group: there is no group {name!r} on this machine; make it, name another, or leave sds.group out"
-        ) from error
+        found = f"there is no group {name!r} on this machine"
+        raise _unusable("sds.group", found, "make it, name another, or leave sds.group out") from error
+
+
+def _unusable(key: str, found: str, fix: str) -> ConfigurationError:
+    return ProblemsError([Problem((key,), found, fix)])
+
+
+def _make_writable() -> str:
+    return f"make the directory writable for the agent's user (uid {os.geteuid()}) or choose another"
