@@ -1,7 +1,7 @@
-"""File descriptors: how many connections the process has them for.
+"""File descriptors: how many connections the process can have with those that it is allowed.
 
-Most systems let a process have 1024 unless it asks for more. Without one to spare a server could not even write its
-log, or read its files anew, so connections must never take the last.
+Most systems allow a process 1024 unless it asks for more. Without a spare one a server could neither write its log nor
+read its files again, so connections must not take the last.
 """
 
 import logging
@@ -12,13 +12,13 @@ from sds_agent import log
 LOG = logging.getLogger(__name__)
 
 EACH = 3
-"""What a connection takes: the client's side, and the two ends of the relay to gRPC."""
+"""Descriptors of a connection: the client's side, and the two ends of the relay to gRPC."""
 SPARE = 100
-"""For all else: logs, files that are read anew, key sets that are fetched."""
+"""Descriptors for all else: logs, files that are read again, key sets that are fetched."""
 
 
 def room_for(connections: int) -> int:
-    """How many of so many connections there are descriptors for, once as many are asked for as the system allows."""
+    """Raise the process's limit as far as needed and allowed; returns how many of `connections` it is enough for."""
     wanted = EACH * connections + SPARE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:

@@ -16,15 +16,15 @@ except ImportError:  # this Python was built without libffi
     _ctypes = None  # type: ignore[assignment]
 
 ALLOW = "SDS_AGENT_DUMPABLE"
-"""The environment variable that leaves all this out, when it is 1: for a debugger, a profiler or a core dump."""
+"""The environment variable that turns this off when it is 1: for a debugger, a profiler or a core dump."""
 
 _PR_SET_DUMPABLE = 4
 
 
 def keep_memory_private(environ: Mapping[str, str] = os.environ) -> bool:
-    """Do so for this process, before it has its first key. Returns whether it does.
+    """Protect this process, before it has its first key; returns whether it is protected.
 
-    The environment can ask for the contrary; a sandbox may forbid it, and a Python be built without what it takes.
+    The environment can turn it off, a sandbox may forbid it, and some Pythons are built without `_ctypes`.
     """
     if environ.get(ALLOW) == "1":
         return False
@@ -34,7 +34,7 @@ def keep_memory_private(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def _forbid_dumps() -> bool:
-    """prctl(2). To import all of `ctypes` would take 2 ms of the way to the first secret, its core a fifth of that."""
+    """Call prctl(2). All of `ctypes` would take 2 ms of the way to the first secret, its core takes a fifth of that."""
     if _ctypes is None:
         return False
     program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # no name is the program itself (dlopen(3))

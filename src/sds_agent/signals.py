@@ -1,7 +1,7 @@
-"""How a program of ours ends: at the first SIGTERM, SIGINT or SIGHUP in order, at a later one at once.
+"""How a program of ours ends: in order at the first SIGTERM, SIGINT or SIGHUP, at once at a second SIGTERM or SIGINT.
 
-SIGHUP says that the terminal was closed; a shell and the kernel may both send it, so a later one ends nothing. Under
-nohup it comes ignored and stays so.
+SIGHUP says that the terminal was closed; a shell and the kernel may both send it, so a second one has no effect. nohup
+has the program ignore it, and it stays ignored.
 """
 
 import asyncio
@@ -18,16 +18,16 @@ LOG = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAME = 1.5
-"""Seconds in which another signal is the first one once more. GNU `timeout` sends two, to the program and to its group;
-a terminal and a service manager may each send one.
+"""Seconds in which further signals count as the first one. GNU `timeout` sends two, to the program and to its group; a
+terminal and a service manager may each send one.
 """
 
 
 @asynccontextmanager
 async def until_signalled(same: float = SAME) -> AsyncIterator[None]:
-    """Cancel what runs inside at the first signal, and go on behind it when it has ended.
+    """Cancel the body of this context at the first signal, and leave it without an error once the body has ended.
 
-    Signals of the next `same` seconds are ignored; one that comes later ends the process at once.
+    Signals of the next `same` seconds are ignored; a later one ends the process at once.
     """
     loop = asyncio.get_running_loop()
     scope = asyncio.timeout(None)
@@ -49,7 +49,7 @@ async def until_signalled(same: float = SAME) -> AsyncIterator[None]:
 def _first_signal(
     loop: asyncio.AbstractEventLoop, act: Callable[[signal.Signals], None], same: float
 ) -> Iterator[None]:
-    """Call `act` for the first signal; one that comes `same` seconds later does what it does to any program."""
+    """Call `act` for the first signal; more than `same` seconds later a signal has its usual effect on a program."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     if before[signal.SIGHUP] is signal.SIG_IGN:
         del before[signal.SIGHUP]
@@ -60,7 +60,7 @@ def _first_signal(
         later = time.monotonic() + same
 
         def again(repeated: int, _frame: FrameType | None) -> None:
-            if time.monotonic() >= later:  # the loop is held up, or else this is not the handler any more
+            if time.monotonic() >= later:  # the loop is held up, or it would have replaced this handler
                 signal.signal(repeated, signal.SIG_DFL)
                 signal.raise_signal(repeated)
 
@@ -83,7 +83,7 @@ def _first_signal(
 
 
 def _still_stopping() -> None:
-    """Leave further signals to the system, which ends the process even where the event loop stands still."""
+    """Give further signals their usual effect: they end the process even where the event loop stands still."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     log.event(LOG, "still_stopping", level=logging.WARNING, advice="a second signal ends it at once")

@@ -1,12 +1,11 @@
 """The audit log: one JSON line for each certificate and for each refusal.
 
-A certificate that could not be written down is not given out. A line is waited for only briefly where it is not taken,
-as by a collector behind standard output that stands still: else the whole server would wait, deaf to SIGTERM too.
+The CA gives no certificate out whose line it could not write. It waits only briefly for a reader of standard output
+that stands still, such as a log collector: else the whole server would wait, and would not see SIGTERM either.
 
-Every peer can cause refusals, so their lines must not cost the CA its room. Those without a proof, and those of a
-caller beyond its quota, have a budget for each origin and one in all; the others are bounded by the callers' quotas.
-What is left out is counted in a line of its own. On a disk that is full a reserve is left for the lines of
-certificates alone.
+Each peer can cause refusals, so their lines must not use up the CA's disk. Refusals without a proof, and those of a
+caller beyond its quota, have a budget for each origin and one for all; the callers' quotas bound the others. A line of
+its own says how many were left out. On a full disk, a reserve has room for the lines of certificates alone.
 """
 
 import errno
@@ -38,19 +37,18 @@ ALL_ORIGINS = Rate(burst=300, per_second=2)
 """Lines of refusals. In the long run these are some 50 MB a day."""
 MOST_ORIGINS = 10_000
 SETTLE = 60.0
-"""Seconds from one count of what was left out to the next."""
+"""Seconds from one line that counts what was left out to the next."""
 TIMEOUT = 0.5
-"""Seconds that a reader may stand still. The next lines do not wait again until it goes on."""
-
+"""Seconds to wait for a reader that stands still. Until it reads on, further lines do not wait."""
 
 LOG = logging.getLogger(__name__)
 
 
 class Entry(Struct, frozen=True):
-    """What happened to one request. What is not known is None and left out of the line.
+    """What happened to one request. The line leaves out what is None.
 
-    `serial` (hexadecimal) and `not_after` are the certificate's; `outcome` is "issued", or the kind of the refusal,
-    whose reason is `reason`. `spiffe_id` is the identity in the certificate, or that was asked for.
+    `serial` (hexadecimal) and `not_after` are the certificate's; `outcome` is "issued" or the kind of the refusal, and
+    `reason` the refusal's. `spiffe_id` is the identity in the certificate, or the one that was asked for.
     """
 
     outcome: str
@@ -86,12 +84,12 @@ def _line(fields: Mapping[str, str | int]) -> bytes:
 
 
 def _bounded(asked: str) -> str:
-    """An identity whole, and only what is too long to be one cut, with a mark: no two may look alike."""
+    """An identity in full: two that differ must not look alike. Text that is too long to be one is cut, with a mark."""
     return asked if len(asked) <= LONGEST_ID else cut(asked, log.LONGEST_VALUE, count=True)
 
 
 def _origin(entry: Entry) -> str:
-    """Whose budget a refusal takes: the caller's, or its host's."""
+    """The key of the budget that a refusal takes from: the caller, or its host."""
     if entry.caller is not None:
         return str(entry.caller.identity)
     host = entry.address.rpartition(":")[0].removeprefix("[").removesuffix("]")
@@ -99,7 +97,7 @@ def _origin(entry: Entry) -> str:
 
 
 class AuditLog:
-    """Appends to a file, which may be moved away at any time, or writes to standard output."""
+    """Appends to a file, which other programs may move away at any time, or writes to standard output."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -129,7 +127,7 @@ class AuditLog:
         try:
             reserve.fill()
         except OSError as error:
-            if error.errno in FULL:  # there may be a part of it, and it is made whole once there is room
+            if error.errno in FULL:  # a part may be there, and `settle` adds the rest once there is room
                 self._reserve, effect = reserve, "refusals are only counted until there is room for it"
             else:
                 effect = "no certificate is given out while the disk is full"
@@ -152,7 +150,7 @@ class AuditLog:
                 return
 
     def refuse(self, entry: Entry, now: datetime) -> None:
-        """Write the line of a refusal, or count it where its budget is used up, or the disk full. Raises OSError."""
+        """Write the line of a refusal, or count it where its budget is used up or the disk is full. Raises OSError."""
         within_quota = entry.caller is not None and entry.outcome != Kind.EXHAUSTED.value
         if not within_quota and not self._budget.take(_origin(entry), now.timestamp()):
             self._leave_out(now)
@@ -179,7 +177,7 @@ class AuditLog:
                 "count": self._left_out,
                 "since": log.timestamp(self._since),
             }
-            with suppress(OSError):  # the count stays for another time
+            with suppress(OSError):  # the count goes into a later line
                 self._append(_line(fields))
                 self._left_out, self._since = 0, None
 

@@ -1,7 +1,7 @@
-"""Room on a disk that is kept for what must be written when the disk is full.
+"""Room on a disk, reserved for what must be written when the disk is full.
 
-It is a file beside the one that is written to. Its blocks are taken beforehand, and given back to the disk piece by
-piece: whatever else fills the disk can take no more than a piece of it before the next line is written.
+The reserve is a file beside the one that is written to. Its blocks are taken beforehand and given back to the disk
+piece by piece: another program that fills the disk takes at most one piece before the next line is written.
 """
 
 import errno
@@ -13,18 +13,18 @@ SIZE = 4 << 20
 """Bytes: some ten thousand lines of the audit log."""
 PIECE = 64 << 10
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""What a disk says that has no room."""
+"""The errors of a disk without room."""
 
 
 class Reserve:
-    """The reserve of one file. It is not there until `fill` has made it."""
+    """The reserve of one file, which `fill` makes. `whole` says whether all of it is there."""
 
     def __init__(self, file: Path) -> None:
         self._path = file.with_name(f".{file.name}.reserve")
         self.whole = False
 
     def fill(self) -> None:
-        """Make it whole. Raises OSError, such as where there is no room for it yet; then it may be there in part."""
+        """Make it whole. Raises OSError, for example without room for all of it; then a part may be there."""
         self.whole = False
         descriptor = self._open(os.O_CREAT)
         try:
@@ -34,7 +34,7 @@ class Reserve:
         self.whole = True
 
     def give(self) -> bool:
-        """Give a piece of it back to the disk; whether there was one. Raises OSError."""
+        """Give a piece of it back to the disk; returns whether there was one. Raises OSError."""
         self.whole = False
         try:
             descriptor = self._open()

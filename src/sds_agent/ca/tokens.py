@@ -1,9 +1,10 @@
 """Join tokens: how a machine without a platform identity asks for its first certificate.
 
-A token is a random text. The directory holds no token, only a file named by its SHA-256 with the SPIFFE ID that it
-stands for and when it expires. The first public key that uses it has spent it: a second file beside the first, made by
-a hard link, names that key. `link` fails where the name exists, so of two keys at the same time one wins, also between
-processes and over NFS, and no process ever sees half a file. The same key may ask again, because an answer can be lost.
+A token is a random text. The directory has no token in it, only a record: a file named by the token's SHA-256, with the
+SPIFFE ID that the token stands for and the time when it expires. A token serves one public key, the first that uses it:
+a second file beside the record, the mark, names that key. The mark is made by a hard link, which fails where the name
+exists: of two keys at the same time one wins, also between processes and over NFS, and no process sees half a file. The
+same key may ask again, because an answer can be lost.
 """
 
 import errno
@@ -30,7 +31,7 @@ from sds_agent.pki.keys import PublicKey, public_bytes
 LOG = logging.getLogger(__name__)
 
 LINGER = timedelta(days=1)
-"""For so long a record stays after its end: a caller that comes late with its token learns that it is late."""
+"""How long a record stays after its end: a caller that is late with its token is told so."""
 PREFIX = "sds-join-"
 """What distinguishes a join token from a JWT, which has dots and no such beginning."""
 
@@ -38,15 +39,15 @@ LARGEST_RECORD = 16 << 10
 """Bytes of a token's file, which holds one SPIFFE ID."""
 
 _DAMAGED = (ValueError, KeyError, TypeError, OverflowError, AttributeError, ForeignFileError)
-"""What the reading of a record may raise that is none, or that another user put there."""
+"""What reading raises for a file that is no record, or that another user put there."""
 _RECORD = ".token"
 _SPENT = ".spent"
 _BEGUN = re.compile(r"\.[0-9a-f]{16}")
-"""The name of a file before it is whole. One that stays was begun by a process that was killed."""
+"""The temporary name of a file. One that stays is of a process that was killed."""
 
 
 class Record(Struct, frozen=True):
-    """What is kept of a token. `name` is its hash in hexadecimal."""
+    """What the directory says of a token. `name` is the token's hash in hexadecimal."""
 
     name: str
     spiffe_id: str
@@ -54,16 +55,15 @@ class Record(Struct, frozen=True):
 
 
 class JoinTokens:
-    """The tokens in one directory. Its methods block, on the disk, for as long as that takes."""
+    """The tokens in one directory. Its methods block on the disk."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._trouble = log.LogOnChange(
-            LOG, "join_tokens_unusable"
-        )  # every peer can meet it again, by what looks like a token
+        # each peer can cause it again, with any text that looks like a token
+        self._unusable = log.LogOnChange(LOG, "join_tokens_unusable")
 
     def prepare(self, *, for_its_owner: bool = False) -> None:
-        """Make the directory (0700) if it is missing, and forget what has long expired.
+        """Make the directory (0700) if it is missing, and remove what has long expired.
 
         Root may work `for_its_owner`, the user that the CA runs as. Raises ConfigurationError.
         """
@@ -72,7 +72,7 @@ class JoinTokens:
             warn_shared("callers.join_tokens", shared)
             if not os.access(self._directory, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self._directory))
-            self._forget(datetime.now(UTC))
+            self._remove_expired(datetime.now(UTC))
         except UntrustedDirectoryError as error:
             raise ConfigurationError(f"callers.join_tokens: {error}") from error
         except OSError as error:
@@ -82,23 +82,23 @@ class JoinTokens:
             ) from error
 
     def make(self, spiffe_id: str, expires: datetime) -> str:
-        """A new token for that identity. Raises OSError."""
+        """Make a token for that identity, which may be used until `expires`; returns it. Raises OSError."""
         token = f"{PREFIX}{secrets.token_urlsafe(32)}"
-        # with its own name, so that a record which another user renames is none
+        # with its own name, so that a record is void when another user renames it
         content = {"token": _hash(token), "spiffe_id": spiffe_id, "expires": expires.timestamp()}
         self._create(f"{_hash(token)}{_RECORD}", json.dumps(content).encode())
         return token
 
     def withdraw(self, spiffe_id: str) -> int:
-        """Take back every token for that identity, spent or not; how many there were. Raises OSError.
+        """Remove every token for that identity, used or not; returns how many there were. Raises OSError.
 
-        One that is being used at this moment may still get its certificate.
+        A call that uses one at this moment may still get its certificate.
         """
         taken = 0
         for path in self._directory.glob(f"*{_RECORD}"):
             try:
                 record = _read(path)
-            except (FileNotFoundError, *_DAMAGED):  # forgotten just now, or of no use
+            except (FileNotFoundError, *_DAMAGED):  # just removed, or of no use
                 continue
             if record.spiffe_id == spiffe_id:
                 self._remove(record.name)
@@ -107,9 +107,9 @@ class JoinTokens:
         return taken
 
     def find(self, token: str) -> Record:
-        """What is known of a token, expired or not.
+        """The record of a token, expired or not.
 
-        Raises RefusalError for one that was never made, and when the directory cannot be read.
+        Raises RefusalError for an unknown token, and when the directory cannot be read.
         """
         path = self._directory / f"{_hash(token)}{_RECORD}"
         with self.translated():
@@ -126,7 +126,7 @@ class JoinTokens:
     def spend(self, record: Record, key: PublicKey) -> None:
         """Bind the token to this key for good.
 
-        Raises RefusalError when another key has it already, and when the directory cannot be written to.
+        Raises RefusalError when another key has used it, and when the directory cannot be written to.
         """
         mark = self._directory / f"{record.name}{_SPENT}"
         fingerprint = hashlib.sha256(public_bytes(key)).hexdigest().encode()
@@ -143,17 +143,17 @@ class JoinTokens:
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Make what the disk refuses a refusal (INTERNAL), and tell it in the log when it is news."""
+        """Turn an error of the disk's into a refusal (INTERNAL), and log it when it begins or changes."""
         try:
             yield
         except OSError as error:
-            self._trouble.report(f"{self._directory}: {error.strerror}")
+            self._unusable.report(f"{self._directory}: {error.strerror}")
             raise RefusalError(Kind.INTERNAL, "the CA cannot use its directory of join tokens: see its log") from error
         else:
-            self._trouble.resolved()
+            self._unusable.resolved()
 
     def _create(self, name: str, content: bytes) -> None:
-        """Put a file of that name there, whole and on disk; FileExistsError if there is one."""
+        """Put a file of that name there, whole and on disk. Raises FileExistsError if there is one, and OSError."""
         temporary = self._directory / f".{secrets.token_hex(8)}"
         create(temporary, content, owner=self._owner())
         try:
@@ -169,8 +169,8 @@ class JoinTokens:
         found = self._directory.stat()
         return found.st_uid, found.st_gid
 
-    def _forget(self, now: datetime) -> None:
-        """Remove what has been of no use for LINGER."""
+    def _remove_expired(self, now: datetime) -> None:
+        """Remove the records that expired more than LINGER ago, and temporary files of that age."""
         for record in self._records():
             if now - record.expires > LINGER:
                 self._remove(record.name)
@@ -180,7 +180,7 @@ class JoinTokens:
                     path.unlink()
 
     def _remove(self, name: str) -> None:
-        """The token goes before the mark that it is spent, so that it is never usable again."""
+        """Remove the record before the mark, so that the token is never usable again."""
         for ending in (_RECORD, _SPENT):
             (self._directory / f"{name}{ending}").unlink(missing_ok=True)
 
@@ -201,10 +201,10 @@ def _read(path: Path) -> Record:
 
 
 def _read_own(path: Path) -> bytes:
-    """A file of the CA's user, to whom the directory belongs, or of root. Others may be able to write there too."""
+    """Read a file of root's or of the CA's user, who owns the directory: other users may be able to write there."""
     return read_own(path, LARGEST_RECORD, also=path.parent.stat().st_uid)[0]
 
 
 def _hash(token: str) -> str:
-    """A token has 256 random bits, so a plain hash keeps it: there is nothing to guess."""
+    """A plain hash is enough: a token has 256 random bits, so there is nothing to guess."""
     return hashlib.sha256(token.encode()).hexdigest()

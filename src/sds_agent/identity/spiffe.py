@@ -5,7 +5,7 @@ stand alone or after a colon.
 
 The standard wants the trust domain in lower case (section 2.1), and says that scheme and trust domain are
 case-insensitive (section 2.4). An ID in capitals is refused here, not rewritten: CAs sign an ID, and Envoy matches it,
-byte by byte, so a silently changed one would be an identity that nobody asked for. go-spiffe refuses it as well.
+byte by byte, so a silently changed one would be an identity that was not asked for. go-spiffe refuses it as well.
 """
 
 import string
