@@ -1,4 +1,7 @@
-"""`sds-agent ca serve` put together: the signer, the service on its Unix socket, TLS in front, and how they end."""
+"""`sds-agent ca serve` put together: the signer, the service on its Unix socket, TLS in front, and how they end.
+
+The module is anyio's. It only starts and stops what is asyncio's: gRPC's servers and the acceptor.
+"""
 
 import errno
 import logging
@@ -49,15 +52,16 @@ LARGEST_HEADERS = LONGEST_TOKEN + (4 << 10)
 FRAMES = Bounds(LARGEST_HEADERS)
 """gRPC counts a header as 32 bytes more than it is long, so that a block that it takes is shorter than this."""
 FRAMES_A_SECOND = 2
-"""What a proven caller may send beside its calls for as long as a connection may last: pings, and answers to gRPC's."""
+"""Frames that a proven caller may send beside its calls, as long as a connection may last: pings and their answers."""
 SERVERS = 2
-"""gRPC servers that share the connections. Each fetches one call at a time (see service.TURNS): two of them have two
-calls ready for the event loop at once, which takes a tenth off the work of each. More than two gain no more.
+"""gRPC servers that share the connections. Each fetches one call at a time, by way of a thread of its own: two of them
+have two calls ready for the event loop at once. A request takes 0.93, 0.94 and 0.98 of the processor time that it takes
+with one server (medians of some hundred rounds in turn, with 8 and with 32 callers).
 """
 FAREWELL = 5.0
-"""Seconds for requests in work to end at shutdown."""
+"""Seconds at shutdown for the requests in work to end."""
 FLUSH = 0.2
-"""Seconds for their answers to reach the callers; it is over as soon as they have."""
+"""Seconds at most, after that, for the last answers to reach their callers."""
 BACKLOG = 1024
 _UNKNOWN = "give a name that leads to an address of this machine, or the address itself"
 _FIXES = {
@@ -65,7 +69,7 @@ _FIXES = {
     errno.EADDRNOTAVAIL: "give an address of this machine, or 0.0.0.0 or [::] for all of them",
     errno.EACCES: "choose a port from 1024 on, or give the server the capability CAP_NET_BIND_SERVICE",
 }
-"""By the error of the system what to do about it."""
+"""How to fix it, by the error of the operating system."""
 
 
 async def run(settings: CaSettings) -> None:
@@ -98,7 +102,7 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
         with _listening(settings.listen) as listener:
             async with anyio.create_task_group() as tasks:
                 # 2. gRPC serves before the first connection is relayed to it.
-                async with _grpc_servers(service, settings) as backends:
+                async with _grpc_serving(service, settings) as backends:
                     tasks.start_soon(source.follow)
                     tasks.start_soon(audit.follow, clock)
                     if held is not None and isinstance(source, Restorable):
@@ -132,7 +136,7 @@ def _acceptor(settings: CaSettings, tls: ServerTls, clock: Clock) -> TlsAcceptor
 
 @contextmanager
 def _settled(audit: AuditLog, clock: Clock) -> Iterator[None]:
-    """Nothing of what was left out is lost at the end."""
+    """Write at the end how many refusals the audit log left out and has not counted yet."""
     try:
         yield
     finally:
@@ -171,7 +175,7 @@ async def _tokens(directory: Path) -> JoinTokens:
         await TimeLimit(TIMEOUT).call(tokens.prepare)
     except TimeoutError as error:
         raise ConfigurationError(
-            f"callers.join_tokens: cannot use {directory}: {error.strerror}; look whether its disk is there"
+            f"callers.join_tokens: cannot use {directory}: {error.strerror}; check that its disk is there"
         ) from error
     return tokens
 
@@ -194,7 +198,7 @@ async def _issuer(chosen: JwtSettings, clock: Clock) -> TrustedIssuer:
 
 
 def _warn_of_reach(settings: CaSettings) -> None:
-    """Say of settings that let somebody have more identities than their author may have thought of."""
+    """Report settings that give access to more identities than their author may expect."""
     for issuer in settings.callers.jwt:
         if issuer.claim is not None and not issuer.allow:
             log.event(
@@ -212,7 +216,7 @@ def _warn_of_reach(settings: CaSettings) -> None:
             level=logging.WARNING,
             node_agent=agent.identity,
             other=other.identity,
-            effect="it can get the other's certificate, and with that act for whomever the other may act for",
+            effect="it can get the other's certificate, and with that act for all that the other may act for",
             fix="list in may_act_for the branches with workloads alone",
         )
 
@@ -225,12 +229,12 @@ def _check_signer(tls: ServerTls) -> None:
 
 
 @asynccontextmanager
-async def _grpc_servers(service: CertificateService, settings: CaSettings) -> AsyncIterator[Sequence[Path]]:
-    """gRPC servers for one service, each on a socket of its own; gives the paths that lead to them in this process."""
+async def _grpc_serving(service: CertificateService, settings: CaSettings) -> AsyncIterator[Sequence[Path]]:
+    """gRPC's servers, running inside this context; gives the path to the socket of each, for this process alone."""
     health = Health(_always, frozenset({SERVICE}))
     servers = [_grpc_server(settings) for _ in range(SERVERS)]
-    with ExitStack() as held:
-        backends = [Path(f"/proc/self/fd/{descriptor}") for descriptor in _bind(servers, held)]
+    with ExitStack() as stack:
+        backends = [Path(f"/proc/self/fd/{descriptor}") for descriptor in _bind(servers, stack)]
         for server in servers:
             server.add_generic_rpc_handlers((service.handler(), health.handler()))
             await server.start()
@@ -244,11 +248,11 @@ async def _grpc_servers(service: CertificateService, settings: CaSettings) -> As
                         stopping.start_soon(server.stop, FAREWELL)
 
 
-def _bind(servers: Sequence[grpc.aio.Server], held: ExitStack) -> list[int]:
-    """Bind each to a socket; the descriptors that lead to them.
+def _bind(servers: Sequence[grpc.aio.Server], stack: ExitStack) -> list[int]:
+    """Bind each to a socket; returns the descriptors that lead there, which `stack` closes.
 
-    No path does so for longer than this takes: no other process finds the sockets, to call gRPC past the acceptor as
-    one of its peers, and nothing is left of them however the process ends.
+    The sockets have paths only while this runs: no other process finds them, to call gRPC past the acceptor as one of
+    its peers, and nothing is left of them however the process ends.
     """
     descriptors = []
     with _private_directory() as directory:
@@ -256,7 +260,7 @@ def _bind(servers: Sequence[grpc.aio.Server], held: ExitStack) -> list[int]:
             path = directory / f"grpc-{number}"
             server.add_insecure_port(f"unix:{quote(str(path))}")
             descriptors.append(os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW))
-            held.callback(os.close, descriptors[-1])
+            stack.callback(os.close, descriptors[-1])
     return descriptors
 
 
@@ -279,7 +283,7 @@ def _grpc_server(settings: CaSettings) -> grpc.aio.Server:
 
 
 def _always() -> bool:
-    """The service is there only while it can answer, and it answers from memory."""
+    """The service is there only while it can answer: it answers from memory."""
     return True
 
 
@@ -313,7 +317,7 @@ def _cannot_listen(address: Address, cause: str | None, fix: str) -> Configurati
 
 @contextmanager
 def _private_directory() -> Iterator[Path]:
-    """A directory (0700) for gRPC's sockets. Memory serves where nothing on disk is writable."""
+    """A directory (0700) for gRPC's sockets, in memory where no directory on disk is writable."""
     try:
         base = tempfile.gettempdir()
     except FileNotFoundError:
@@ -332,7 +336,7 @@ def _private_directory() -> Iterator[Path]:
 
 
 def _sources(settings: CaSettings) -> list[sources.Source]:
-    """What the operator provides: the signer, what vouches for tokens, and who is shut out."""
+    """What the operator provides: the signer, the keys that verify tokens, and the deny list."""
     signer = {
         "signer.cacerts": settings.signer.cacerts,
         "signer.passphrase_file": settings.signer.passphrase_file,
@@ -348,7 +352,7 @@ def _sources(settings: CaSettings) -> list[sources.Source]:
 
 @contextmanager
 def _claimed(settings: CaSettings) -> Iterator[LockedDirectory | None]:
-    """Hold a self-signed root's directory, so that no second server makes a root of its own there."""
+    """Lock a self-signed root's directory, so that no second server makes a root of its own there."""
     directory = settings.signer.self_signed
     if directory is None:
         yield None

@@ -1,10 +1,12 @@
 """istio.v1.auth.IstioCertificateService on raw bytes: from a request to a signed chain or a refusal, and its audit.
 
-The order of the steps is what keeps the CA from work that nobody is entitled to: the caller is proven, its quota
-taken, the request read and judged, a join token spent, and only then something signed. A request has a place for work
-only from when it is there in full, so that no caller holds one for as long as it likes. To gRPC a method that takes one
-message is read before it is called; so this one is declared to take a stream of them, which is the same on the wire.
-Or else requests that never end could fill the memory, from anyone who can connect.
+The order of the steps keeps the CA from work for callers that are entitled to none: it proves the caller, takes from
+its quota, reads and judges the request, spends a join token, and only then signs. A request counts as work once it is
+there in full, so that no caller holds a place by sending slowly. gRPC itself reads the message of a unary method before
+it calls the method: requests that never end could fill the memory, from every client that can connect. So the method is
+declared to take a stream of messages, which is the same on the wire.
+
+The module is asyncio's, as gRPC is.
 """
 
 import asyncio
@@ -46,25 +48,19 @@ LOG = logging.getLogger(__name__)
 SERVICE = "istio.v1.auth.IstioCertificateService"
 METHOD = "CreateCertificate"
 LARGEST_REQUEST = 256 << 10
-"""Bytes: four times the largest CSR, and no more than the event loop reads in some 10 ms, whatever it is made of."""
+"""Bytes: four times the largest CSR, and no more than the event loop reads in some 10 ms, whatever its content."""
 TIMEOUT = 10.0
 """Seconds for a proven caller's request to arrive."""
-PROOF = 15.0
-"""Seconds for a caller's proof, which may have to wait for what its issuer's server takes (see `jwks.TIMEOUT`)."""
+PROOF_TIMEOUT = 15.0
+"""Seconds for a caller's proof, which may have to wait for its issuer's server (see `jwks.TIMEOUT`)."""
 MOST_UNPROVEN = 1024
 MOST_UNPROVEN_OF_ONE = 128
-"""Calls at one time whose callers are not proven yet, in all and on one connection."""
+"""Calls at one time whose callers are not proven yet: in all, and on one connection."""
 MOST_UNREAD = 64
 MOST_UNREAD_OF_ONE = 8
-"""Proven callers' requests at one time that have begun and not ended, in all and of one caller."""
+"""Requests of proven callers at one time that are not there in full: in all, and of one caller."""
 SIGNERS = 4
-"""RSA signatures in work at one time; they take threads, since each would hold up the event loop for a millisecond."""
-
-TURNS = 4
-"""Turns of the event loop that gRPC takes to fetch a call, by way of a thread of its own, and only one call at a time.
-Each request lets so many pass before its work begins, so that the next one is fetched meanwhile and not after it: or
-else the loop would wait for every single one, a tenth of its time under load.
-"""
+"""RSA signatures at one time. Each runs in a thread, for it would hold up the event loop for a millisecond or more."""
 
 _CODES = {
     Kind.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
@@ -78,19 +74,22 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class Connections(Protocol):
-    """What the service knows of the connections that calls come by; gRPC's name for a call's peer leads to one."""
+    """What the service asks of the acceptor. gRPC's name for a call's peer leads to the connection of the call."""
 
     def peer(self, grpc_peer: str) -> Peer:
         """What is known of that connection."""
         ...
 
     def proven(self, grpc_peer: str, caller: str) -> None:
-        """A caller was proven by a call on that connection, so that it may stay."""
+        """Let the connection stay on which a call proved this caller."""
         ...
 
 
 class Rules(Struct, frozen=True):
-    """What the service goes by: who may ask and how, who may act for others, and how much at one time."""
+    """Who may ask and by what proof, who may act for others, and who gets nothing.
+
+    `at_once` are requests in work at one time, `per_caller` requests of one caller in a minute.
+    """
 
     authentication: Authentication
     node_agents: Mapping[str, NodeAgent]
@@ -100,7 +99,7 @@ class Rules(Struct, frozen=True):
 
 
 class _Request(Struct):
-    """One request, and what is known of it so far: what the audit log says when it is refused."""
+    """One request, with what is known of it so far, which the audit log says when the CA refuses it."""
 
     connection: str
     peer: Peer
@@ -110,13 +109,13 @@ class _Request(Struct):
 
 
 class Signers:
-    """At most `most` threads that sign. A call that is given up keeps its thread until it returns."""
+    """At most `most` threads that sign. A call whose caller has gone keeps its thread until it returns."""
 
     def __init__(self, most: int) -> None:
         self._threads = ThreadPoolExecutor(most, "signer")
 
     async def call(self, sign: Callable[[], T]) -> T:
-        """Call it in one of them. Raises NoThreadError where none is idle and none can be started."""
+        """Call it in one of the threads. Raises NoThreadError where none is idle and none can be started."""
         try:
             signed = asyncio.get_running_loop().run_in_executor(self._threads, sign)
         except RuntimeError as error:
@@ -125,7 +124,7 @@ class Signers:
 
 
 class CertificateService:
-    """The service. `current` gives the signing set of the moment."""
+    """The service. `current` gives the signing set in use, which may change from one call to the next."""
 
     def __init__(
         self,
@@ -142,14 +141,14 @@ class CertificateService:
         self._unwritten = log.LogOnChange(LOG, "audit_not_written")
         self._clock = clock
         self._quota = Quota(rules.per_caller)
-        self._unproven = Waiting(MOST_UNPROVEN, MOST_UNPROVEN_OF_ONE, PROOF)
+        self._unproven = Waiting(MOST_UNPROVEN, MOST_UNPROVEN_OF_ONE, PROOF_TIMEOUT)
         self._unread = Waiting(MOST_UNREAD, MOST_UNREAD_OF_ONE, TIMEOUT)
         self._in_work = 0
         self._signers = Signers(SIGNERS)
-        self._rest: tuple[SigningSet, tuple[str, ...]] | None = None  # what every answer of one set ends with
+        self._rest: tuple[SigningSet, tuple[str, ...]] | None = None  # the end of every answer by that set
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """What gRPC serves."""
+        """The handler for gRPC's server."""
         return grpc.method_handlers_generic_handler(
             SERVICE, {METHOD: grpc.stream_unary_rpc_method_handler(self._create)}
         )
@@ -167,7 +166,7 @@ class CertificateService:
         except NoThreadError as error:
             log.event(LOG, "no_thread", level=logging.ERROR, cause=str(error))
             refusal = RefusalError(Kind.EXHAUSTED, "the CA cannot begin the work at present: ask again in a moment")
-        except Exception as error:  # noqa: BLE001 - its text must not go to the caller, nor end the server
+        except Exception as error:  # noqa: BLE001 - it must not end the server, nor its text reach the caller
             log.fault(LOG, "certificate service", error)
             refusal = RefusalError(Kind.INTERNAL, "the CA failed on this request; its log says where")
         self._refused(request, refusal)
@@ -184,7 +183,7 @@ class CertificateService:
         except GaveWayError as error:
             raise RefusalError(Kind.EXHAUSTED, "too many callers are not proven yet: ask again in a moment") from error
         request.caller = proven.caller
-        # a token that leaked once it was spent gets nothing, nor may it use up what its machine is allowed
+        # a spent token that leaked gets nothing; so it must not use up the quota of its machine either
         who = str(proven.caller.identity) if proven.token is None else proven.token.name
         if not self._quota.take(who, request.now):
             raise RefusalError(
@@ -207,7 +206,7 @@ class CertificateService:
 
     @contextmanager
     def _place(self) -> Iterator[None]:
-        """One of the places for requests in work. Raises RefusalError where there is none."""
+        """Count a request in work. Raises RefusalError where there are `at_once` already."""
         if self._in_work >= self._rules.at_once:
             raise RefusalError(Kind.EXHAUSTED, "the CA is busy with other requests: ask again in a moment")
         self._in_work += 1
@@ -217,8 +216,6 @@ class CertificateService:
             self._in_work -= 1
 
     async def _issue(self, request: _Request, proven: Proven, data: bytes) -> bytes:
-        for _ in range(TURNS):
-            await asyncio.sleep(0)
         # 1. Judge first: a request that is refused spends no join token.
         order = self._judge(request, data, proven.caller)
         # 2. Bind the join token to the key before anything is signed: of two calls with it, one key gets a certificate.
@@ -233,7 +230,7 @@ class CertificateService:
         return self._response(chain[0], signing)
 
     def _response(self, leaf: x509.Certificate, signing: SigningSet) -> bytes:
-        """Leaf, then each intermediate, last all roots in one: Istio's clients trust what the last element holds."""
+        """The answer: leaf, each intermediate, and all roots in the last element, as Istio's clients expect them."""
         if self._rest is None or self._rest[0] is not signing:
             above = [write_pem([certificate]).decode() for certificate in signing.intermediates]
             self._rest = (signing, (*above, write_pem(signing.roots).decode()))
@@ -245,7 +242,7 @@ class CertificateService:
         impersonated = _impersonated(asked)
         request.spiffe_id = impersonated or str(caller.identity)
         identity = identity_for(caller, impersonated, self._rules.node_agents)
-        for each in (caller.identity, identity):  # the list may be another since the caller was proven
+        for each in (caller.identity, identity):  # the list may have changed since the caller was proven
             check_not_denied(each, self._rules.deny_list())
         return Order(identity, key_of(asked.csr), ttl_of(asked.validity_duration))
 
@@ -297,7 +294,7 @@ def _read(data: bytes) -> CertificateRequest:
 
 
 def _impersonated(asked: CertificateRequest) -> str:
-    """Whose certificate the caller asks for instead of its own; pilot-agent may send an empty text for its own."""
+    """The SPIFFE ID that the caller asks for in place of its own, which pilot-agent may send as an empty text."""
     value = asked.metadata.fields.get("ImpersonatedIdentity")
     if value is None:
         return ""
