@@ -20,7 +20,7 @@ from fakes.ca_servers import TRUST_DOMAIN, WEB, Served, ask, served
 from fakes.disks import SmallDisk, full_disk
 from fakes.events import recorded
 
-from sds_agent.ca.acceptor import written
+from sds_agent.ca.acceptor import address_text
 from sds_agent.ca.audit import ALL_ORIGINS, EACH_ORIGIN, AuditLog, Entry
 from sds_agent.ca.callers import Caller, Proof
 from sds_agent.ca.reserve import SIZE
@@ -148,7 +148,7 @@ async def test_an_audit_line_has_an_end_whatever_a_caller_asks_for(ca: Served) -
 )
 def test_an_address_can_be_taken_apart_again(address: object, text: str) -> None:
     """Whoever looks for a caller in a firewall's log needs its address and its port."""
-    assert written(address) == text
+    assert address_text(address) == text
 
 
 @pytest.mark.parametrize("outcome", ["issued", "denied"])

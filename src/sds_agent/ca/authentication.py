@@ -1,4 +1,7 @@
-"""Which proof a call brings, and whom it proves: the certificate of its connection, or else its bearer token."""
+"""Which proof a call brings, and whom it proves: the certificate of its connection, or else its bearer token.
+
+The module is anyio's: neither gRPC nor a transport is in it.
+"""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -22,33 +25,32 @@ from sds_agent.tasks import TimeLimit, in_thread
 TIMEOUT = 5.0
 """Seconds for the disk with the join tokens to answer."""
 MOST_AT_ONCE = 8
-"""Join tokens that are looked for at one time: as many threads hang where that disk is one of the network and gone."""
+"""Join tokens read at one time: as many threads hang while a network disk with them does not answer."""
 
 
 class Proven(Struct, frozen=True):
-    """A caller, and the join token that is to be spent before it gets anything."""
+    """A caller, and the join token that has to be spent before it gets a certificate."""
 
     caller: Caller
     token: Record | None = None
 
 
-class _Holders:
-    """Whose certificate each connection showed, and by which path it is trusted.
+class _CertificateCallers:
+    """The caller that each connection's certificate proves, and the path by which it is trusted.
 
-    A connection's certificate stays the same, so only another signing set is a reason to judge it again for a later
-    call.
+    A connection's certificate stays the same, so a later call judges it again only where the signing set has changed.
     """
 
     def __init__(self) -> None:
-        self._judge: tuple[SigningSet, Anchors, Revocations] | None = None
+        self._judges: tuple[SigningSet, Anchors, Revocations] | None = None
         self._making = anyio.Lock()
         self._known: WeakKeyDictionary[Peer, tuple[SigningSet, Chain, Caller]] = WeakKeyDictionary()
 
     async def of(self, peer: Peer, signing: SigningSet, trust_domain: str, now: datetime) -> Caller:
-        """The caller. Raises RefusalError."""
+        """The caller that the connection's certificate proves at `now`. Raises RefusalError."""
         known = self._known.get(peer)
         if known is None or known[0] is not signing:
-            anchors, revocations = await self._judges(signing)
+            anchors, revocations = await self._judges_for(signing)
             path = anchors.path(peer.chain, now)
             caller = from_chain(path, revocations.first_of(path), trust_domain)
             known = self._known[peer] = (signing, path, caller)
@@ -56,11 +58,11 @@ class _Holders:
         check_chain_times(path, now)
         return caller
 
-    async def _judges(self, signing: SigningSet) -> tuple[Anchors, Revocations]:
+    async def _judges_for(self, signing: SigningSet) -> tuple[Anchors, Revocations]:
         async with self._making:
-            if self._judge is None or self._judge[0] is not signing:
-                self._judge = (signing, *await in_thread(_judges_of, signing))
-            return self._judge[1:]
+            if self._judges is None or self._judges[0] is not signing:
+                self._judges = (signing, *await in_thread(_judges_of, signing))
+            return self._judges[1:]
 
 
 def _judges_of(signing: SigningSet) -> tuple[Anchors, Revocations]:
@@ -74,18 +76,18 @@ class Authentication(Struct, frozen=True):
     issuers: Sequence[TrustedIssuer]
     mtls: bool
     tokens: JoinTokens | None
-    _holders: _Holders = msgspec.field(default_factory=_Holders)
+    _certificate_callers: _CertificateCallers = msgspec.field(default_factory=_CertificateCallers)
     _disk: TimeLimit = msgspec.field(default_factory=lambda: TimeLimit(TIMEOUT, MOST_AT_ONCE))
 
     async def prove(
         self, peer: Peer, metadata: Sequence[tuple[str, str | bytes]], signing: SigningSet, now: datetime
     ) -> Proven:
-        """Who calls. Where a certificate and a token are given the certificate counts, as with istiod.
+        """Who calls. Where a call brings a certificate and a token, the certificate counts, as with istiod.
 
-        Raises RefusalError.
+        Raises RefusalError, and NoThreadError where a disk has to be read and no thread can be started.
         """
         if self.mtls and peer.chain:
-            return Proven(await self._holders.of(peer, signing, self.trust_domain, now))
+            return Proven(await self._certificate_callers.of(peer, signing, self.trust_domain, now))
         token = _bearer(metadata)
         if token is None:
             raise unauthenticated(f"the call brings no proof of who it is from: {self._wanted()}")
@@ -96,7 +98,7 @@ class Authentication(Struct, frozen=True):
         return Proven(await caller_of(token, self.issuers, self.trust_domain, now))
 
     async def spend(self, proven: Proven, key: PublicKey) -> None:
-        """Bind the join token that was the proof, if one was, to this key. Raises RefusalError."""
+        """Bind the join token to this key, where one was the proof. Raises RefusalError and NoThreadError."""
         if proven.token is not None and self.tokens is not None:
             with self.tokens.translated():
                 await self._disk.call(self.tokens.spend, proven.token, key)
@@ -113,7 +115,7 @@ class Authentication(Struct, frozen=True):
 
 
 def _bearer(metadata: Sequence[tuple[str, str | bytes]]) -> str | None:
-    """The token (RFC 6750 section 2.1). Raises RefusalError where there are several headers."""
+    """The bearer token (RFC 6750 section 2.1), if there is one. Raises RefusalError where there are several headers."""
     found = [value for key, value in metadata if key == "authorization"]
     if len(found) > 1:
         raise unauthenticated("the call has more than one authorization header")

@@ -1,7 +1,7 @@
 """Who asks: from what a caller proved to the SPIFFE ID that it gets a certificate for.
 
-What is proven cryptographically (a token's signature, a certificate's chain and key) is proven before; here is decided
-what it means at `now`. Every function raises RefusalError when it means nothing.
+The cryptographic proof (a token's signature, a certificate's chain and key) comes before. These functions decide what
+it means at `now`, and raise RefusalError when it proves no caller.
 """
 
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ class Proof(StrEnum):
 
 
 class Caller(Struct, frozen=True):
-    """A caller whose identity is proven. `detail` tells in the audit log by which certificate or token."""
+    """A caller whose identity is proven. `detail` says in the audit log by which certificate or token."""
 
     identity: SpiffeId
     proof: Proof
@@ -90,7 +90,7 @@ def from_chain(chain: Chain, gone: x509.Certificate | None, trust_domain: str) -
     """The caller that holds the key of a certificate of ours (X509-SVID section 5.2: exactly one URI).
 
     `chain` is the certificate, then each certificate's issuer up to and with the anchor; `gone` is the one of them that
-    is revoked, if any. Its times are not looked at: that is for check_chain_times.
+    is revoked, if any. Its times are for check_chain_times.
     """
     certificate = chain[0]
     if gone is not None:

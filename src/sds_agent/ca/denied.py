@@ -1,11 +1,11 @@
 """The deny list: identities that get nothing, however they are proven.
 
-A revoked certificate is one way in that is closed. A join token that was spent can still be used with its first key, a
-certificate that was renewed before has another serial number, and an issuer of tokens knows nothing of either. So a
-machine is shut out by its identity: in a file with a SPIFFE ID in each line, read again while the CA runs.
+To revoke a certificate closes one way in. A spent join token can still be used with its first key, a certificate that
+the machine got by renewal has another serial number, and an issuer of tokens knows of neither. So an operator shuts a
+machine out by its identity: in a file with a SPIFFE ID in each line, which the CA reads again while it runs.
 
-No accident may let a denied machine in again. The list that was read before goes on counting where the file cannot be
-read, holds a line that is no SPIFFE ID, or may be cut off: where it is empty, or its last line has no end.
+No accident may let a denied machine in again. The list that was read before stays in force where the file cannot be
+read, has a line that is no SPIFFE ID, or may be cut off: where it is empty, or its last line has no end.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ class DenyListError(SdsAgentError):
 
 
 class Denied(Struct, frozen=True):
-    """Who gets nothing: these SPIFFE IDs, and all that the patterns, which end in `/*`, stand for."""
+    """The identities that get nothing: these SPIFFE IDs, and all that the patterns, which end in `/*`, cover."""
 
     ids: frozenset[str] = frozenset()
     patterns: tuple[str, ...] = ()

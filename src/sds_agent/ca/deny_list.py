@@ -1,4 +1,4 @@
-"""The file of the deny list, followed: what it means is decided in `denied`."""
+"""The file of the deny list, read again as it changes. `denied` decides what it means."""
 
 import logging
 from pathlib import Path
@@ -12,8 +12,8 @@ from sds_agent.tasks import TimeLimit
 
 LOG = logging.getLogger(__name__)
 
-LOOK = 1.0
-"""Seconds between two looks at the file."""
+CHECK_EVERY = 1.0
+"""Seconds from one reading of the file to the next."""
 TIMEOUT = 5.0
 """Seconds for the disk to answer."""
 LARGEST = 4 << 20
@@ -21,14 +21,14 @@ LARGEST = 4 << 20
 
 
 class DenyList:
-    """The file, followed. `open` makes one."""
+    """The file, read again as it changes. `open` reads it for the first time."""
 
     def __init__(self, file: Path, trust_domain: str, clock: Clock) -> None:
         self._file = file
         self._trust_domain = trust_domain
         self._clock = clock
         self._disk = TimeLimit(TIMEOUT)
-        self._trouble = log.LogOnChange(LOG, "deny_list_not_taken")
+        self._failure = log.LogOnChange(LOG, "deny_list_not_taken")
         self._denied = NO_IDENTITY
 
     @classmethod
@@ -36,27 +36,29 @@ class DenyList:
         """Read the file for the first time. Raises ConfigurationError when it cannot be used."""
         followed = cls(file, trust_domain, clock)
         try:
-            await followed._look()
+            await followed._check()
         except DenyListError as error:
             raise ConfigurationError(f"callers.deny_file: {file} cannot be used: {error}") from error
         return followed
 
     def current(self) -> Denied:
-        """Who gets nothing now."""
+        """The identities that get nothing at present."""
         return self._denied
 
     async def follow(self) -> None:
-        """Look every LOOK seconds whether the file is another, until cancelled."""
+        """Read the file every CHECK_EVERY seconds, until cancelled. What keeps it from being used is logged once."""
         while True:
-            await self._clock.sleep(LOOK)
+            await self._clock.sleep(CHECK_EVERY)
             try:
-                await self._look()
+                await self._check()
             except DenyListError as error:
-                self._trouble.report(str(error), file=str(self._file), effect="the list read before goes on counting")
+                self._failure.report(
+                    str(error), file=str(self._file), effect="the list that was read before stays in force"
+                )
             else:
-                self._trouble.resolved()
+                self._failure.resolved()
 
-    async def _look(self) -> None:
+    async def _check(self) -> None:
         try:
             data = await self._disk.call(read_at_once, self._file, LARGEST)
         except OSError as error:

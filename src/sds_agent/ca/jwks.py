@@ -1,4 +1,7 @@
-"""The public keys of a token issuer: a JSON Web Key Set (RFC 7517) from a file or a URL, kept fresh."""
+"""The public keys of a token issuer: a JSON Web Key Set (RFC 7517) from a file or a URL, read again regularly.
+
+The module is anyio's, as the HTTP client is.
+"""
 
 import json
 import logging
@@ -30,13 +33,13 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 REFRESH = timedelta(minutes=5)
-"""A key that the issuer took back is believed at most this long, if the issuer can be reached."""
+"""From one reading to the next. While the issuer can be reached, a key that it withdrew counts no longer than this."""
 SOONEST = timedelta(seconds=10)
-"""An unknown key makes the set be read again, but not more often: every peer can send a token with an unknown key."""
+"""From one reading to the next where a token names an unknown key. Every client can send such a token."""
 TIMEOUT = 10.0
 """Seconds for one request, from connecting to the last byte."""
 START_TIMEOUT = 2.0
-"""The same for the first request: the CA starts without an answer, for those who need no token."""
+"""The same for the first request. Without an answer the CA starts too, for callers that need no token."""
 LARGEST_SET = 1 << 20
 LONGEST_TOKEN = 16 << 10
 MOST_KEYS = 100
@@ -50,7 +53,7 @@ class JwksError(SdsAgentError):
 
 
 class Jwk(Struct, frozen=True):
-    """A public key and the one algorithm that it may be used with. `kid` is its name, if it has one."""
+    """A public key and the one algorithm that it may be used with. `kid` is its name in the set, if it has one."""
 
     kid: str | None
     algorithm: str
@@ -58,8 +61,9 @@ class Jwk(Struct, frozen=True):
 
 
 def read_keys(data: bytes) -> tuple[Jwk, ...]:
-    """The keys of a set that can verify a token. Symmetric keys, and kinds that are not known, are passed over
-    (RFC 7517 section 5). Raises JwksError when the set is malformed or no key is left.
+    """The keys of a set that can verify a token, without symmetric keys and unknown kinds (RFC 7517 section 5).
+
+    Raises JwksError when the set is malformed or no key is left.
     """
     try:
         listed = json.loads(data)["keys"]
@@ -82,7 +86,7 @@ def _read_key(member: Mapping[str, Any]) -> Jwk | None:
     if algorithm is None or member.get("alg", algorithm) != algorithm or member.get("use", "sig") != "sig":
         return None
     if "d" in member or member.get("crv") != _CURVES.get(str(kind)):
-        return None  # a private key in public is no secret
+        return None  # a private key that is published proves nothing
     try:
         key = jwt.PyJWK(dict(member), algorithm).key
     except jwt.PyJWTError:
@@ -93,7 +97,7 @@ def _read_key(member: Mapping[str, Any]) -> Jwk | None:
 
 
 class Location(Struct, frozen=True):
-    """Where a set is: a path or an https URL, with the CA to trust and the token to send there (both re-read)."""
+    """Where a set is: a path, or an https URL with the CA to trust and the token to send there, read at each fetch."""
 
     jwks: str
     ca_file: Path | None = None
@@ -101,19 +105,19 @@ class Location(Struct, frozen=True):
 
     @property
     def is_url(self) -> bool:
-        """Whether it is fetched, not read."""
+        """Whether the set is at a URL."""
         return self.jwks.startswith(("https://", "http://"))
 
 
 class IssuerKeys:
-    """The keys of one issuer. `open` makes one."""
+    """The keys of one issuer. `open` reads them for the first time."""
 
     def __init__(self, location: Location, clock: Clock) -> None:
         self._location = location
         self._clock = clock
         self._keys: tuple[Jwk, ...] = ()
         self._tried: datetime | None = None
-        self._readings = 0  # begun so far; the clock, which may be set back, could not say which was first
+        self._readings = 0  # begun so far: the clock may be set back, and could not say which was first
         self._reading = anyio.Lock()
         self._disk = TimeLimit(TIMEOUT)
         self._left_out = log.LogOnChange(LOG, "certificates_left_out")
@@ -122,8 +126,8 @@ class IssuerKeys:
     async def open(cls, location: Location, clock: Clock) -> "IssuerKeys":
         """Read the set for the first time.
 
-        Raises ConfigurationError for a file that cannot be used. A URL that does not answer yet is tried again later:
-        the issuer may come up after its CA.
+        Raises ConfigurationError for a file that cannot be used. Where a URL does not answer yet, the CA tries again
+        later: the issuer may start after it.
         """
         keys = cls(location, clock)
         try:
@@ -138,15 +142,15 @@ class IssuerKeys:
         return keys
 
     async def follow(self) -> None:
-        """Read the set again every REFRESH, until cancelled. No caller waits for it."""
+        """Read the set again every REFRESH, until cancelled, so that no caller has to wait for it."""
         while True:
             await self._clock.sleep(REFRESH.total_seconds())
             await self._refresh()
 
     async def find(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
-        """The keys that a token with this header may be signed by.
+        """The keys that may have signed a token with this header.
 
-        Raises RefusalError (INTERNAL) while no key set could be had.
+        Raises RefusalError (INTERNAL) while no set could be read.
         """
         if not self._matching(kid, algorithm) and self._is_due(self._clock.now()):
             await self._refresh()
@@ -155,10 +159,10 @@ class IssuerKeys:
         return self._matching(kid, algorithm)
 
     async def renewed(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
-        """The same once none of those keys has signed a token: of a set that was read anew, if that is due, or nothing.
+        """The same, where none of those keys has signed the token: of a set read anew, or nothing while none is due.
 
-        An issuer may change a key that has no name, or keep the name; and every peer can send a token that none of them
-        signed, so this makes the set be read no more often than tokens with unknown keys do.
+        An issuer may change a key that has no name, or change a key and not its name. Every client can send a token
+        that no key has signed, so this reads the set no more often than tokens with unknown keys do.
         """
         before = self._keys
         if self._is_due(self._clock.now()):
@@ -176,7 +180,7 @@ class IssuerKeys:
         readings = self._readings
         async with self._reading:
             if self._readings != readings:
-                return  # another call has just done it
+                return  # another call has just read it
             try:
                 await self._read()
             except JwksError as error:
@@ -190,23 +194,23 @@ class IssuerKeys:
         self._readings += 1
         if self._location.is_url:
             trust, left_out, headers = await self._from_disk(_credentials, self._location)
-            self._tell_left_out(left_out)
+            self._report_left_out(left_out)
             self._keys = read_keys(await _fetch(self._location.jwks, trust, headers, seconds))
         else:
             self._keys = read_keys(await self._from_disk(_load, Path(self._location.jwks)))
 
-    def _tell_left_out(self, causes: tuple[str, ...]) -> None:
+    def _report_left_out(self, causes: tuple[str, ...]) -> None:
         if causes:
             self._left_out.report("; ".join(causes), file=str(self._location.ca_file))
         else:
             self._left_out.resolved()
 
     async def _from_disk(self, read: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-        """Read what may lie on a disk of the network that is gone. Raises JwksError."""
+        """Read what may lie on a network disk that does not answer. Raises JwksError."""
         try:
             return await self._disk.call(read, *arguments, **options)
         except TimeoutError as error:
-            raise JwksError(f"its files cannot be read: {error.strerror}; look whether their disk is there") from error
+            raise JwksError(f"its files cannot be read: {error.strerror}; check that their disk is there") from error
         except NoThreadError as error:
             raise JwksError(f"its files cannot be read: {error}") from error
 
@@ -222,7 +226,7 @@ def _load(path: Path) -> bytes:
 
 
 def _credentials(location: Location) -> tuple[ssl.SSLContext, tuple[str, ...], dict[str, str]]:
-    """What the server of the key set is known by, what was left out of that, and what it knows us by."""
+    """The TLS context for the set's server, what the ca_file holds that is left out of it, and the headers to send."""
     return *_trust(location), _headers(location)
 
 
@@ -244,7 +248,7 @@ async def _fetch(url: str, trust: ssl.SSLContext, headers: Mapping[str, str], se
 
 
 def _trust(location: Location) -> tuple[ssl.SSLContext, tuple[str, ...]]:
-    """The context for the set's server, and what of the ca_file is left out of it."""
+    """The TLS context for the set's server, and what the ca_file holds that is left out of it."""
     if location.ca_file is None:
         return ssl.create_default_context(), ()
     try:

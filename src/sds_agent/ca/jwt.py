@@ -1,7 +1,7 @@
-"""JSON Web Tokens as callers' credentials: the signature is checked here, what the token says in `callers`.
+"""JSON Web Tokens as callers' credentials: this module checks the signature, and `callers` what the token says.
 
-Only RS256, ES256 and EdDSA are taken, each with a key made for it. `none` and the HMAC algorithms, which take an
-issuer's public key for a shared secret, never get as far as a key.
+The CA takes RS256, ES256 and EdDSA, each with a key made for it. `none` and the HMAC algorithms, which would take an
+issuer's public key for a shared secret, are refused before a key is chosen.
 """
 
 import json
@@ -20,7 +20,7 @@ _ALGORITHMS = frozenset({"RS256", "ES256", "EdDSA"})
 
 
 class TrustedIssuer(Struct, frozen=True):
-    """An issuer whose tokens are taken."""
+    """An issuer whose tokens the CA takes: what they must say, and the keys that sign them."""
 
     rule: ClaimRule
     keys: IssuerKeys
@@ -32,7 +32,7 @@ class _Header(Struct, frozen=True):
 
 
 async def caller_of(token: str, issuers: Sequence[TrustedIssuer], trust_domain: str, now: datetime) -> Caller:
-    """Whom a token speaks for, by the first issuer of its name that it is good for. Raises RefusalError."""
+    """The caller that a token proves, by the first issuer of its name that accepts it. Raises RefusalError."""
     header, claims = _unverified(token)
     refusal = unauthenticated("the token is from an issuer that this CA does not know")
     for issuer in issuers:
@@ -47,7 +47,7 @@ async def caller_of(token: str, issuers: Sequence[TrustedIssuer], trust_domain: 
 
 
 def _unverified(token: str) -> tuple[_Header, Claims]:
-    """Header and claims as they are written, believed for nothing but the choice of a key."""
+    """Header and claims as they are written. Nothing but the choice of a key may rest on them."""
     import jwt  # noqa: PLC0415 - only a CA that takes tokens needs it
 
     if len(token) > LONGEST_TOKEN:

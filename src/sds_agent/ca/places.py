@@ -1,9 +1,10 @@
-"""Which connections the CA keeps when there are more than it has places for.
+"""Which connection ends when the CA has more than it has places for.
 
-Anyone can connect, so a connection on which no caller has proven an identity has its place only until another needs
-it: the oldest such gives way to the newest, first among those from the same origin once that has a `SHARE` of all
-places. A connection on which a caller was proven keeps its place against all that prove nothing. A part of the places
-is never theirs, so that there is room to prove something; beyond it, the caller with most connections loses its oldest.
+Every client that reaches the port can connect. So a connection on which no caller is proven has its place only until
+another one needs it: the oldest of them gives way to the newest, and once an origin has a `SHARE` of all places, the
+oldest of that origin. A connection on which a caller is proven gives way to none that proves nothing. A part of the
+places is not for proven callers, so that there is always room to prove an identity; beyond the rest, the caller with
+most connections loses its oldest.
 """
 
 from collections.abc import Hashable
@@ -14,17 +15,17 @@ from sds_agent.rpc.crowd import Crowd
 
 SHARE = 4
 LEAST_SHARE = 32
-"""One origin has at most a fourth of all places for connections that proved nothing, or so many: others have room, and
-the machines behind one address that all start at the same time too.
+"""One origin has at most a fourth of all places for connections without a proven caller, so that others have room; but
+at least LEAST_SHARE, for machines behind one address that all start at the same time.
 """
 RESERVE = 8
-"""An eighth of all places is for those that are to prove something yet."""
+"""An eighth of all places is for connections on which no caller is proven yet."""
 
 K = TypeVar("K", bound=Hashable)
 
 
 class Places(Generic[K]):
-    """The places, `most` in all, and what holds them."""
+    """The places, `most` in all, and the connections that have them. One that has to end loses its place at once."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -37,7 +38,10 @@ class Places(Generic[K]):
         return len(self._unproven) + len(self._proven)
 
     def arrive(self, connection: K, origin: str) -> K | None:
-        """A new connection; returns the one that has to end for it, which is itself where all others were proven."""
+        """Give a new connection a place. Returns the one that has to end for it.
+
+        That is the new one itself where every other one has a proven caller, and None where there was room.
+        """
         gives_way = None
         if self._unproven.count(origin) >= self._most_of_origin:
             gives_way = self._unproven.oldest_of(origin)
@@ -51,7 +55,10 @@ class Places(Generic[K]):
         return gives_way
 
     def prove(self, connection: K, caller: str) -> K | None:
-        """A caller was proven on that connection; returns the one that has to end so that it may stay."""
+        """Give the connection a proven caller's place. Returns the one that has to end for it, if one has to.
+
+        A connection that has ended or given way changes nothing.
+        """
         if connection not in self._unproven:
             return None
         self._unproven.leave(connection)
@@ -64,13 +71,13 @@ class Places(Generic[K]):
         return gives_way
 
     def leave(self, connection: K) -> None:
-        """That connection has ended; nothing changes where it gave way already."""
+        """Free the place of a connection that has ended. One that gave way changes nothing."""
         self._unproven.leave(connection)
         self._proven.leave(connection)
 
 
 def origin_of(host: str) -> str:
-    """Whose an address is: an IPv6 address its network's of 64 bits, which one machine commonly has to itself."""
+    """What an address counts for: an IPv6 address for its network of 64 bits, which one machine usually has alone."""
     try:
         address = ip_address(host.partition("%")[0])
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a caller is told when it gets no certificate."""
+"""Why a caller gets no certificate: the message that it gets in place of one, by who can fix it."""
 
 from enum import Enum
 
@@ -13,7 +13,7 @@ class Kind(Enum):
     DENIED = "denied"
     """The caller is known and may not have what it asks for."""
     INVALID = "invalid"
-    """The request is not one that anybody could be given a certificate for."""
+    """No caller could get a certificate for this request."""
     EXHAUSTED = "exhausted"
     """Too many requests: ask again later."""
     INTERNAL = "internal"

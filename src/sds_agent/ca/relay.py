@@ -1,8 +1,8 @@
 """The two ends of a relay between a TLS connection and gRPC's Unix socket, and how they end.
 
-When gRPC ends a connection, because it is old or idle, the relay passes on what is left and closes it too. The relay
-sees the plain bytes, and gRPC itself only looks at them when it has taken them apart: so a connection ends here when
-what the client sends would cost gRPC too much (see `rpc.frames`).
+When gRPC ends a connection, because it is old or idle, the relay passes on what is left and closes the client's side
+too. The relay sees the plain bytes before gRPC does, and gRPC takes them apart before any code of ours is asked: so the
+relay ends a connection when what the client sends would cost gRPC too much (see `rpc.frames`).
 
 TLS is OpenSSL's on two memory buffers (`ssl.MemoryBIO`), from and to which the ciphertext is moved here. asyncio's own
 TLS has a buffer of 256 KiB for each connection, and everyone who reaches the port can open thousands of them: measured
@@ -31,14 +31,17 @@ _CREDENTIALS = struct.Struct("3i")
 """Process, user and group."""
 
 _BUFFER: Final = memoryview(bytearray(64 << 10))
-"""What one read may bring, for all connections: it is copied or encrypted before anything else is read."""
+"""Where every read of every connection goes: what it brought is copied or encrypted before the next one."""
 
 FAREWELL = 5.0
-"""Seconds that a closed connection may take to hand over what is still in its buffers."""
+"""Seconds in which a closed connection may hand over what is still in its buffers."""
 
 
 class End(asyncio.BufferedProtocol):
-    """One end of a relay. What it reads goes to the other end, and no faster than that takes it."""
+    """One end of a relay. What it reads goes to the other end, which stops its reading while it cannot send.
+
+    `closed` is done once the connection is closed.
+    """
 
     def __init__(self) -> None:
         self.other: End | None = None
@@ -53,7 +56,7 @@ class End(asyncio.BufferedProtocol):
         return self._transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Store it."""
+        """Keep the transport."""
         self._transport = cast("asyncio.Transport", transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the protocol's signature
@@ -61,12 +64,12 @@ class End(asyncio.BufferedProtocol):
         return _BUFFER
 
     def pause_writing(self) -> None:
-        """Let the other end read no more than this one takes."""
+        """Stop the other end's reading: the buffer of this one is full."""
         if self.other is not None and not self.other.closed.done():
             self.other.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """Let the other end read again."""
+        """Let the other end read on: the buffer of this one has room."""
         if self.other is not None and not self.other.closed.done():
             self.other.transport.resume_reading()
 
@@ -76,22 +79,22 @@ class End(asyncio.BufferedProtocol):
             self.closed.set_result(None)
 
     def join(self, other: "End") -> None:
-        """Relay what comes from now on."""
+        """Relay to this other end what comes from now on."""
         self.other = other
         self.transport.resume_reading()
 
     def write(self, data: bytes | memoryview) -> None:
-        """Send what the other end read. The memory is the caller's again afterwards."""
+        """Send what the other end read. Afterwards the memory is the caller's again."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Close it once all is sent that was written."""
+        """Close once everything written is sent."""
         self.transport.close()
 
     def abort(self) -> None:
-        """Close at once, whatever is left to write.
+        """Close at once and drop what is left to write.
 
-        With no circle between the ends, OpenSSL forgets the session of the connection at once: it cannot be resumed.
+        With no circle of references between the ends, OpenSSL drops the connection's session: it cannot be resumed.
         """
         self.other = None
         if self._transport is not None:
@@ -102,7 +105,7 @@ class Back(End):
     """The end towards gRPC, on a Unix socket."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Store it, and read nothing until there is another end."""
+        """Keep the transport, and read nothing until there is another end."""
         super().connection_made(transport)
         self.transport.pause_reading()
 
@@ -112,7 +115,7 @@ class Back(End):
             self.other.write(_BUFFER[:nbytes])
 
     def write(self, data: bytes | memoryview) -> None:
-        """Send it."""
+        """Send it as it is."""
         if not self.transport.is_closing():
             self.transport.write(bytes(data))
 
@@ -120,7 +123,8 @@ class Back(End):
 class Front(End):
     """The end towards the client, with TLS.
 
-    `inspect` sees the plain bytes first. What it objects to goes nowhere: the connection ends, and `fault` says why.
+    `inspect` gets the plain bytes first and returns why the connection has to end, or None. If it has to, the bytes go
+    nowhere, and `fault` says why. `handshake` is done once the TLS handshake is, with the error that ended it or None.
     """
 
     def __init__(self, context: ssl.SSLContext, inspect: Callable[[bytes], str | None]) -> None:
@@ -140,21 +144,21 @@ class Front(End):
             self._go_on()
 
     def eof_received(self) -> None:
-        """The client sends nothing more; the transport closes itself."""
+        """Let the transport close: the client sends nothing more."""
         self._end_handshake(ConnectionAbortedError("the client closed the connection in the handshake"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The handshake is over too."""
+        """End the handshake too."""
         super().connection_lost(exc)
         self._end_handshake(exc or ConnectionAbortedError("the connection was closed in the handshake"))
 
     def join(self, other: End) -> None:
-        """Relay what comes from now on, and what came with the last bytes of the handshake."""
+        """Relay to this other end what comes from now on, and what came with the last bytes of the handshake."""
         super().join(other)
         self._go_on()
 
     def write(self, data: bytes | memoryview) -> None:
-        """Encrypt and send it."""
+        """Send it encrypted."""
         if not self._closing and not self.transport.is_closing():
             left = memoryview(data)
             while left:  # OpenSSL takes a record at a time
@@ -162,9 +166,10 @@ class Front(End):
             self._flush()
 
     def close(self) -> None:
-        """Send all that was written and the ends of TLS and TCP, then wait for the client to close.
+        """Send everything written, then the end of TLS and of TCP, and wait for the client to close.
 
-        Closed at once, TCP would take from a client that is just sending what it has not read yet (RFC 1122, 4.2.2.13).
+        If it closed at once, a client that is just sending would lose what it has not read yet, for TCP answers with a
+        reset (RFC 1122 section 4.2.2.13).
         """
         if not self._closing:
             self._closing = True
@@ -194,7 +199,7 @@ class Front(End):
         self._end_handshake(None)
 
     def _end_handshake(self, error: Exception | None) -> None:
-        """The handshake is over."""
+        """Say that it is over, unless that is said."""
         if not self.handshake.done():
             self.handshake.set_result(error)
 
@@ -225,7 +230,7 @@ class Front(End):
 
 
 async def shake_hands(connection: socket.socket, front: Front, seconds: float) -> None:
-    """Connect `front` and let it do the TLS handshake. Raises OSError, which ssl's errors are too."""
+    """Connect `front` and wait for its TLS handshake. Raises OSError, which ssl's errors are too."""
     loop = asyncio.get_running_loop()
     await loop.connect_accepted_socket(lambda: front, connection)
     try:
@@ -242,7 +247,7 @@ async def shake_hands(connection: socket.socket, front: Front, seconds: float) -
 async def reach(backend: Path, name: str, back: Back) -> None:
     """Connect `back` to gRPC's socket, from an abstract address of that name. Raises OSError.
 
-    A caller's bytes are for this process alone: what listens there has to be a socket of its own.
+    No other process may get a caller's bytes, so a socket of this one has to listen there.
     """
     loop = asyncio.get_running_loop()
     inner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -258,7 +263,7 @@ async def reach(backend: Path, name: str, back: Back) -> None:
 
 
 def _check_listener(connected: socket.socket) -> None:
-    """Who listens at the other end: see unix(7), SO_PEERCRED."""
+    """Raises ConnectionAbortedError where another process listens at the other end (unix(7), SO_PEERCRED)."""
     credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     process, _, _ = _CREDENTIALS.unpack(credentials)
     if process != os.getpid():
@@ -266,9 +271,9 @@ def _check_listener(connected: socket.socket) -> None:
 
 
 async def relay(front: Front, back: Back) -> None:
-    """Relay until one end closes; then hand the other what is left and close it too.
+    """Relay until one end closes, then hand over what is left and close the other one within FAREWELL.
 
-    Raises ConnectionAbortedError where it is closed for what the client sent.
+    Raises ConnectionAbortedError where `front` closed for what the client sent.
     """
     back.join(front)
     front.join(back)
@@ -283,7 +288,7 @@ async def relay(front: Front, back: Back) -> None:
 
 
 def verified_chain(front: Front) -> tuple[x509.Certificate, ...]:
-    """What the handshake verified, anchor included; nothing where the client showed no certificate.
+    """The chain that the handshake verified, its anchor last; empty where the client showed no certificate.
 
     Raises CertificateError for a certificate that OpenSSL takes and cryptography does not.
     """

@@ -44,7 +44,7 @@ class Reach(Struct, frozen=True):
     within: tuple[str, ...]
     without: tuple[str, ...]
     complete: bool
-    """Whether every constraint was looked at."""
+    """Whether every constraint was tried."""
 
     def __str__(self) -> str:
         # what is excluded is so by a constraint, and under any the trust domain has to be a DNS name (`constraints`)
