@@ -153,6 +153,30 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     assert len(error.value.problems) == 5
 
 
+def test_keys_are_compared_although_others_cannot_be_read(tmp_path: Path) -> None:
+    text = (
+        "trust_domain: cluster.local\n"
+        "signer: {root_lifetime: soon}\n"
+        "callers:\n"
+        "  jwt: [5, {issuer: i, audience: 7, jwks: keys.json, ca_file: ca.crt, allow: [x, 'spiffe://other/*']}]\n"
+        "  node_agents: [{identity: spiffe://other/node, may_act_for: 3}, 4]\n"
+    )
+    with pytest.raises(ProblemsError) as error:
+        load(written(tmp_path, text))
+    assert {each.key for each in error.value.problems} == {
+        "signer",
+        "signer.root_lifetime",
+        "callers.jwt[0]",
+        "callers.jwt[1].audience",
+        "callers.jwt[1].ca_file",
+        "callers.jwt[1].allow[0]",
+        "callers.jwt[1].allow[1]",
+        "callers.node_agents[0].identity",
+        "callers.node_agents[0].may_act_for",
+        "callers.node_agents[1]",
+    }
+
+
 def test_the_page_shows_a_configuration_that_is_good(tmp_path: Path) -> None:
     read = load(written(tmp_path, EXAMPLE))
     assert read.callers.join_tokens == Path("/var/lib/sds-agent/tokens")

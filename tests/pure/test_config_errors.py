@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -515,6 +516,18 @@ def test_a_package_may_use_each_of_msgspecs_constraints(key: str, value: object,
         document = Document(tree=tree, origins={(): Origin("f", 1)}, base=Path("/"))
         _, found = reading.read(Values, document)
         assert [str(document.place(each)) for each in found] == reported
+
+
+class Impossible(Struct, frozen=True, kw_only=True):
+    """A key of a type that nothing converts."""
+
+    since: date
+
+
+def test_a_package_learns_which_of_its_types_no_file_can_have() -> None:
+    document = Document(tree={"since": "2026-01-01"}, origins={(): Origin("f", 1)}, base=Path("/"))
+    with pytest.raises(TypeError, match="no configuration file can have DateType"):
+        reading.read(Impossible, document)
 
 
 SECRET = 5544332211
