@@ -89,10 +89,11 @@ def test_a_url_that_can_be_fetched_is_taken_as_it_is(tmp_path: Path, url: str) -
     jsonschema.validate(yaml.safe_load(text), json_schema(), jsonschema.Draft202012Validator)
 
 
-def test_a_password_in_a_url_is_refused_and_not_shown(tmp_path: Path) -> None:
-    """It would be sent in the place of the token in token_file, and stand in the log whenever the issuer is down."""
+@pytest.mark.parametrize("rest", ["issuer.example/keys", "issuer.example:99999999/keys", "[bad", "a b", "?x", ""])
+def test_a_password_in_a_url_is_refused_and_not_shown(tmp_path: Path, rest: str) -> None:
+    """It would be sent in the place of the token in token_file, and be logged whenever the issuer is down."""
     with pytest.raises(ProblemsError) as error:
-        load(written(tmp_path, issuer_at("https://reader:secret@issuer.example/keys")))
+        load(written(tmp_path, issuer_at(f"https://reader:secret@{rest}")))
     assert "callers.jwt[0].jwks has a user's name or a password in it" in str(error.value)
     assert "secret" not in str(error.value)
 

@@ -185,7 +185,7 @@ def test_the_socket_and_the_state_go_where_the_user_has_them(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("uid", [0, UID])
 def test_the_directories_that_a_service_manager_made_come_first(tmp_path: Path, uid: int) -> None:
-    """systemd's RuntimeDirectory= and StateDirectory=, and the image: each tells its directories by a variable."""
+    """systemd's RuntimeDirectory= and StateDirectory=, and the image: each names its directories in a variable."""
     home = {"XDG_RUNTIME_DIR": str(tmp_path), "XDG_STATE_HOME": "/s", "HOME": str(tmp_path)}
     made = {"RUNTIME_DIRECTORY": "/run/web:/run/other", "STATE_DIRECTORY": "/var/lib/web"}
     assert places(uid, **home, **made) == ("/run/web/sds.sock", "/var/lib/web")

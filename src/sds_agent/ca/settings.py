@@ -34,7 +34,7 @@ MINIMUM = "the least it needs is trust_domain, signer with cacerts or self_signe
 _DNS_NAME = re.compile(
     r"(?=.{1,253}$)(\*\.)?[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*", re.ASCII
 )
-_URL = re.compile(r"https://(?P<user>[^\s/?#@]*@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:(?P<port>[0-9]*))?([/?#]\S*)?")
+_URL = re.compile(r"https://(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:(?P<port>[0-9]*))?([/?#]\S*)?")
 _DOTTED = re.compile(r"[0-9]+(\.[0-9]+){3}")
 
 
@@ -80,6 +80,8 @@ def _jwks(value: object, base: Path) -> str:
 
 
 def _url(written: str) -> str:
+    if _has_user(written):
+        return written  # refused by _callers, which does not quote it
     found = _URL.fullmatch(written)
     if found is None or not written.isprintable():
         raise UnacceptableError("it must name a host, and have no spaces")
@@ -96,6 +98,11 @@ def _url(written: str) -> str:
     except ValueError as error:
         raise UnacceptableError("its host is neither a host's name nor an IP address") from error
     return written
+
+
+def _has_user(written: str) -> bool:
+    """Whether it is a URL, good or not, with a user's name or a password, which no message may quote."""
+    return written.startswith("https://") and "@" in re.split("[/?#]", written, maxsplit=3)[2]
 
 
 def _pattern(value: object, _base: Path) -> str:
@@ -258,7 +265,7 @@ class CaSettings(Struct, frozen=True, kw_only=True):
 
     trust_domain: Annotated[TrustDomain, Meta(description="The trust domain of every certificate.")]
     listen: Annotated[
-        Listen, Meta(description="The address and port to listen on. An IPv6 address stands in brackets.")
+        Listen, Meta(description="The address and port to listen on. An IPv6 address is written in brackets.")
     ] = Address("127.0.0.1", 15012)
     server_names: Annotated[
         tuple[ServerName, ...],
@@ -317,9 +324,8 @@ def _callers(callers: CallerSettings) -> Iterator[Problem]:
         for key in ("ca_file", "token_file"):
             if getattr(issuer, key) is not None and not issuer.jwks.startswith("https://"):
                 yield Problem((*at, key), "has no effect: jwks is a file", "remove it, or give jwks a URL")
-        if (url := _URL.fullmatch(issuer.jwks)) is not None and url["user"]:
-            # the URL is neither quoted here nor logged with it
-            fix = "take out what stands before the @; token_file names a file with a bearer token to send"
+        if _has_user(issuer.jwks):
+            fix = "remove the part before the @; token_file names a file with a bearer token to send"
             yield Problem((*at, "jwks"), "has a user's name or a password in it", fix)
 
 

@@ -51,7 +51,7 @@ class Variant(Struct, frozen=True):
 
 
 def selected(find: Callable[[str], type[Struct] | None], names: Callable[[], Iterable[str]]) -> Meta:
-    """The annotation of a base class of which the key `type` selects one that is made, as Variant has it."""
+    """The annotation of a place whose key `type` selects one of several settings classes, as Variant describes."""
     return Meta(extra={"variant": Variant(find, names)})
 
 
