@@ -29,7 +29,7 @@ from fakes.hierarchy import Ca, make_ca, make_crl, make_leaf
 from sds_agent.ca.lists import SETTLE
 from sds_agent.ca.source import CHECK_EVERY, PluggedSource, SelfSignedSource
 from sds_agent.ca.tls import ServerTls, sign_server
-from sds_agent.errors import ConfigurationError
+from sds_agent.errors import ConfigurationError, ProblemsError
 from sds_agent.pki.certificates import (
     extended_key_usages,
     is_ca,
@@ -538,6 +538,20 @@ async def test_a_root_that_cannot_be_renewed_is_told_once_and_not_at_every_look(
                 await clock.asleep()
                 assert len(events.named(name)) == 1
             tasks.cancel_scope.cancel()
+
+
+async def test_everything_that_is_wrong_with_a_signer_names_the_key_the_directory_and_the_file(tmp_path: Path) -> None:
+    root = make_ca("root")
+    plug(tmp_path, root, [root], [root])
+    for name in ("ca-key.pem", "root-cert.pem"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ProblemsError) as caught:
+        await PluggedSource.open(tmp_path, trust_domain="demo.example", passphrase_file=None, clock=HandClock())
+    assert {problem.where for problem in caught.value.problems} == {
+        ("signer.cacerts", str(tmp_path), "ca-key.pem"),
+        ("signer.cacerts", str(tmp_path), "root-cert.pem"),
+    }
+    assert all(line.startswith(f"signer.cacerts: {tmp_path}: ") for line in str(caught.value).splitlines())
 
 
 async def test_what_is_wrong_with_a_signer_is_said_once_and_not_at_every_look(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from msgspec import Struct
 from sds_agent import log
 from sds_agent.clock import Clock
 from sds_agent.directories import UntrustedDirectoryError, check_directory, own_directory
-from sds_agent.errors import ConfigurationError, SdsAgentError
+from sds_agent.errors import ConfigurationError, Problem, ProblemsError, SdsAgentError, within
 from sds_agent.files import ForeignFileError, check_writable, remove_unfinished
 from sds_agent.ownfile import OwnFile, ReplacedError
 from sds_agent.pki.certificates import CertificateError, describe, read_pem, serial_hex, write_pem
@@ -219,15 +219,15 @@ def check(directory: Path, setting: str) -> None:
 
 @contextmanager
 def _explained(file: Path, setting: str) -> Iterator[None]:
+    """Say of what is wrong on the way to the file, and with it, where it is. Raises ConfigurationError."""
     try:
-        yield
+        with within(setting):
+            yield
     except UntrustedDirectoryError as error:
         raise ConfigurationError(f"{setting}: {error}") from error
     except OSError as error:
-        raise ConfigurationError(
-            f"{setting}: the self-signed CA cannot use {error.filename or file}: {error.strerror}; give it a directory "
-            "of its own"
-        ) from error
+        found, place = f"cannot be used by the self-signed CA: {error.strerror}", str(error.filename or file)
+        raise ProblemsError([Problem((setting, place), found, "give it a directory of its own")]) from error
 
 
 def _end(signer: Signer) -> datetime:
@@ -246,23 +246,25 @@ def _load(own: OwnFile) -> tuple[Signer, ...]:
     except FileNotFoundError:
         return ()
     except ForeignFileError as error:
-        raise ConfigurationError(
-            f"{file} should hold the self-signed CA's roots and {error}; put its own file there, or remove this one "
-            "and a new root is made"
+        raise _refused(
+            file,
+            f"should hold the self-signed CA's roots and {error}",
+            "put its own file there, or remove this one and a new root is made",
         ) from error
     if mode & 0o077:
-        raise ConfigurationError(
-            f"{file} holds a CA's private key and other users may read or write it; if none of them has, run "
-            f"chmod 600 {file}, otherwise remove it and a new root is made"
+        raise _refused(
+            file,
+            "holds a CA's private key and other users may read or write it",
+            f"if none of them has, run chmod 600 {file}, otherwise remove it and a new root is made",
         )
     marker = b"-----END PRIVATE KEY-----"
     pairs = [part + marker for part in content.split(marker) if part.strip()]
     try:
         signers = tuple(_read_pair(pair) for pair in pairs)
     except (CertificateError, SignerError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigurationError(_damaged(file)) from error
+        raise _damaged(file) from error
     if not signers:
-        raise ConfigurationError(_damaged(file))
+        raise _damaged(file)
     return signers
 
 
@@ -274,8 +276,13 @@ def _read_pair(pem: bytes) -> Signer:
     return Signer(certificate, key)
 
 
-def _damaged(file: Path) -> str:
-    return (
-        f"{file} should hold the self-signed CA's roots, each with its key, and does not; restore it from a copy, or "
-        "remove it and a new root is made (every Envoy has to get the new one)"
+def _damaged(file: Path) -> ProblemsError:
+    return _refused(
+        file,
+        "should hold the self-signed CA's roots, each with its key, and does not",
+        "restore it from a copy, or remove it and a new root is made (every Envoy has to get the new one)",
     )
+
+
+def _refused(file: Path, found: str, fix: str) -> ProblemsError:
+    return ProblemsError([Problem((str(file),), found, fix)])
