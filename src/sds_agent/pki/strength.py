@@ -1,7 +1,8 @@
 """Which keys are strong enough, and of a kind that Envoy takes: one table, and by it a rule for each place that asks.
 
-Envoy's TLS library takes RSA and EC keys on the curves of `CURVES`; Ed448, DSA, secp256k1 and Brainpool were refused
-when tried on 1.40. What makes a signature of another kind is refused by its algorithm (`validation.signatures`).
+Envoy's TLS library takes RSA keys, and EC keys on the curves of `CURVES`; Ed448, DSA, secp256k1 and Brainpool were
+refused when tried on 1.40. In a chain, a key that is neither RSA nor EC is judged by the algorithm of its signatures
+(`validation.signatures`).
 """
 
 from typing import NamedTuple
@@ -16,8 +17,8 @@ LARGEST_RSA = 8192
 CURVES = {"secp224r1": "P-224", "secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
 """What Envoy takes, by cryptography's names and by those that people use (FIPS 186-5)."""
 
-# TLS 1.3 has no signatures with P-224 (RFC 8446 section 4.2.3)
-_OF_NEW_KEYS = CURVES.keys() - {"secp224r1"}
+# TLS 1.3 has no signatures with P-224 (RFC 8446 section 4.2.3), so a chain may have one and a new key may not
+_OF_NEW_KEYS = {name: title for name, title in CURVES.items() if name != "secp224r1"}
 
 
 class KeyFault(NamedTuple):
@@ -52,10 +53,10 @@ class KeyRule(Struct, frozen=True):
 
 
 IN_CHAINS = KeyRule(frozenset(CURVES), others=True)
-"""Of any certificate that Envoy is to trust: what it takes is taken."""
+"""For the key of any certificate in a chain: what Envoy takes is taken."""
 OF_CAS = KeyRule(frozenset(_OF_NEW_KEYS))
-"""Of a CA of ours, read from a file."""
+"""For a private key that is read from a file."""
 OF_REQUESTS = KeyRule(frozenset(_OF_NEW_KEYS), largest_rsa=LARGEST_RSA)
-"""Of a CSR, whose signature costs time that its sender chooses."""
+"""For the key of a CSR, which costs time to verify: its sender must not choose how much."""
 
-_ON_CURVES = "one on P-256, P-384 or P-521"
+_ON_CURVES = f"one on {' or '.join(', '.join(_OF_NEW_KEYS.values()).rsplit(', ', 1))}"
