@@ -12,7 +12,7 @@ from fakes.hierarchy import NOW, Key, common_name, make_ca, make_leaf
 from sds_agent.pki.csr import CsrError, proven_key
 from sds_agent.pki.keyfile import KeyFileError, read_private_key
 from sds_agent.pki.keys import KeyType, generate
-from sds_agent.pki.strength import IN_CHAINS, LARGEST_RSA, OF_CAS, OF_REQUESTS, KeyRule
+from sds_agent.pki.strength import IN_CHAINS, IN_FILES, IN_REQUESTS, LARGEST_RSA, KeyRule
 from sds_agent.pki.validation.rules import Times, fault_of_certificate
 
 CHAIN, CA_FILE, CSR = "in a chain", "a CA's file", "a request"
@@ -72,11 +72,11 @@ def test_each_place_accepts_the_keys_that_it_should_and_no_others(key: Key, acce
     assert {place for place, good in found.items() if good} == accepted
 
 
-@pytest.mark.parametrize("rule", [IN_CHAINS, OF_CAS, OF_REQUESTS], ids=[CHAIN, CA_FILE, CSR])
+@pytest.mark.parametrize("rule", [IN_CHAINS, IN_FILES, IN_REQUESTS], ids=[CHAIN, CA_FILE, CSR])
 def test_each_rule_begins_at_2048_bits_and_only_that_of_requests_ends(rule: KeyRule) -> None:
     """A giant key of a CA costs its owner, one in a request costs the CA."""
     good = [bits for bits in (2047, 2048, LARGEST_RSA, LARGEST_RSA + 1, 16384) if rule.fault(public_rsa(bits)) is None]
-    assert good == ([2048, LARGEST_RSA] if rule is OF_REQUESTS else [2048, LARGEST_RSA, LARGEST_RSA + 1, 16384])
+    assert good == ([2048, LARGEST_RSA] if rule is IN_REQUESTS else [2048, LARGEST_RSA, LARGEST_RSA + 1, 16384])
 
 
 def public_rsa(bits: int) -> rsa.RSAPublicKey:

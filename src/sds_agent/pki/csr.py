@@ -6,7 +6,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from sds_agent.errors import SdsAgentError
 from sds_agent.pki.keys import PrivateKey, PublicKey, signature_hash
-from sds_agent.pki.strength import OF_REQUESTS
+from sds_agent.pki.strength import IN_REQUESTS
 
 _BROKEN = frozenset({"md5", "sha1"})
 """Hashes for which forgeries are known. cryptography calls every signature with them wrong, without checking it."""
@@ -35,7 +35,7 @@ def proven_key(csr_pem: bytes) -> PublicKey:
     try:
         csr = x509.load_pem_x509_csr(csr_pem)
         key = csr.public_key()
-        if unfit := OF_REQUESTS.fault(key):
+        if unfit := IN_REQUESTS.fault(key):
             raise CsrError(f"the CSR is for {unfit.found}: use {unfit.wanted}")
         assert isinstance(key, PublicKey), "the rule takes no other kind"  # noqa: S101 - for the type checker
         fault = _fault_of_possession(csr)

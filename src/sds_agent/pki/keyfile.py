@@ -16,7 +16,7 @@ from sds_agent.errors import Problem, SdsAgentError
 from sds_agent.pki.forms import other_form
 from sds_agent.pki.keys import PrivateKey
 from sds_agent.pki.pem import blocks, labels
-from sds_agent.pki.strength import OF_CAS
+from sds_agent.pki.strength import IN_FILES
 
 LONGEST_PASSPHRASE = 1023
 """Bytes; the most that OpenSSL takes."""
@@ -157,7 +157,7 @@ def _load(block: bytes, passphrase: bytes | None) -> object:
 
 
 def _fit(key: object) -> PrivateKey:
-    if fault := OF_CAS.fault(key):
+    if fault := IN_FILES.fault(key):
         raise _refused(f"is {fault.found}", f"make {fault.wanted}")
     assert isinstance(key, PrivateKey), "the rule takes no other kind"  # noqa: S101 - for the type checker
     return key

@@ -54,9 +54,9 @@ class KeyRule(Struct, frozen=True):
 
 IN_CHAINS = KeyRule(frozenset(CURVES), others=True)
 """For the key of any certificate in a chain: what Envoy takes is taken."""
-OF_CAS = KeyRule(frozenset(_OF_NEW_KEYS))
+IN_FILES = KeyRule(frozenset(_OF_NEW_KEYS))
 """For a private key that is read from a file."""
-OF_REQUESTS = KeyRule(frozenset(_OF_NEW_KEYS), largest_rsa=LARGEST_RSA)
+IN_REQUESTS = KeyRule(frozenset(_OF_NEW_KEYS), largest_rsa=LARGEST_RSA)
 """For the key of a CSR, which costs time to verify: its sender must not choose how much."""
 
 _ON_CURVES = f"one on {' or '.join(', '.join(_OF_NEW_KEYS.values()).rsplit(', ', 1))}"
