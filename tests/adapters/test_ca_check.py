@@ -154,7 +154,7 @@ LEFT_OUT: dict[str, tuple[Spoil, str]] = {
         more_in("root-cert.pem", NOT_READ["_ in PrintableString"]),
         "root-cert.pem: PEM block 2 is not a well-formed X.509 certificate",
     ),
-    "a certificate in the chain that nobody needs": (
+    "a certificate in the chain that is not needed": (
         more_in("cert-chain.pem", NOT_READ["critical FALSE"]),
         "cert-chain.pem: PEM block 3 is not a well-formed X.509 certificate",
     ),
@@ -391,7 +391,7 @@ def test_the_directories_of_other_tools_are_good(by: Callable[[Path], Path], tmp
 
 
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
-    """A running CA that looked at it would not even end when it is told to."""
+    """A running CA that read it would not even end on a signal."""
     by_openssl(tmp_path)
     (tmp_path / "ca-key.pem").unlink()
     os.mkfifo(tmp_path / "ca-key.pem")

@@ -1,4 +1,4 @@
-"""The authority `cacerts`: a new CA is noticed however it comes, its roots come first, and bad sets harm nobody."""
+"""The authority `cacerts`: a new CA is noticed however it comes, its roots come first, and bad sets change nothing."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -67,7 +67,7 @@ async def opened(directory: Path, clock: HandClock, passphrase_file: Path | None
 
 
 async def signer_of(authority: InProcessAuthority) -> x509.Certificate:
-    """Who signs now; what it signs has to chain to a root that is told with it."""
+    """The certificate that signs now; what it signs has to chain to a root of the same answer."""
     issuance = await authority.issue(request())
     leaf, signer = read_pem(issuance.chain_pem)
     leaf.verify_directly_issued_by(signer)
@@ -80,9 +80,9 @@ async def roots(authority: InProcessAuthority) -> set[x509.Certificate]:
     return set(read_pem(await authority.anchors()))
 
 
-def with_roots(told: Iterable[x509.Certificate], signer: Ca, root: Ca) -> dict[str, bytes]:
+def with_roots(trusted: Iterable[x509.Certificate], signer: Ca, root: Ca) -> dict[str, bytes]:
     """The files of a signer below `root`, and these for its roots."""
-    return {**files_of(signer, root), "root-cert.pem": write_pem(told)}
+    return {**files_of(signer, root), "root-cert.pem": write_pem(trusted)}
 
 
 @pytest.mark.parametrize("replace", [in_place, by_renames, by_symlink])
@@ -120,7 +120,7 @@ async def test_a_new_signer_below_the_same_root_signs_at_once(tmp_path: Path) ->
 
 
 async def test_a_new_signer_below_a_root_that_was_added_waits_for_it_to_be_known(tmp_path: Path) -> None:
-    """The old root is in the new bundle too, and helps nobody: no Envoy would take the new signer's leaves yet."""
+    """The old root in the new bundle does not help: no Envoy would take the new signer's leaves yet."""
     signer, root = hierarchy(0)
     new_signer, new_root = hierarchy(1)
     clock = HandClock()
@@ -245,7 +245,7 @@ async def test_a_signer_that_is_not_valid_yet_is_taken_when_it_is(tmp_path: Path
 
 
 async def test_a_bundle_of_which_only_the_first_root_is_written_takes_no_root_away(tmp_path: Path) -> None:
-    """It is a good set by itself, so nothing but time tells it from one that is whole."""
+    """It is a good set by itself, and only time shows that it was not whole."""
     clock = HandClock()
     signer, root = hierarchy(0)
     other = make_ca("other").certificate

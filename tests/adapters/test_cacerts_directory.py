@@ -157,7 +157,7 @@ def test_an_empty_directory_is_told_what_belongs_there() -> None:
     assert "tls.crt" in problems({})[0].fix
 
 
-def test_everything_that_is_wrong_is_told_at_once() -> None:
+def test_everything_that_is_wrong_is_reported_at_once() -> None:
     files = {**GOOD, "ca-key.pem": b"", "root-cert.pem": b"hello", "cert-chain.pem": b"", "ca-crl.pem": b"x"}
     assert {each.where[0] for each in problems(files)} == {
         "ca-key.pem",
@@ -198,7 +198,7 @@ def test_a_signer_whose_leaves_nobody_would_take_is_refused(signer: Ca, words: s
     ],
 )
 def test_a_ca_that_carries_a_workloads_identity_is_refused(uri: str, *, good: bool) -> None:
-    """Whoever holds it could speak as that workload, and sign for all others."""
+    """The holder of its key could speak as that workload, and sign for all others."""
     signer = make_ca("signer", ROOT, names=[x509.UniformResourceIdentifier(uri)])
     files = files_of(signer, ROOT)
     if good:
@@ -266,7 +266,7 @@ def test_every_revocation_list_of_the_file_is_read() -> None:
 
 
 def test_a_revocation_list_that_would_revoke_nothing_is_refused() -> None:
-    """Whoever put it there believes in it."""
+    """Its operator relies on it."""
     forged = crl(ROOT, 7) + crl(SIGNER, 8, key=new_key())
     (told,) = problems({**GOOD, "ca-crl.pem": forged})
     assert "list 2 names 'CN=signer' as its issuer, and is not signed with that CA's key" in str(told)
@@ -324,7 +324,7 @@ def test_no_damage_to_a_file_does_more_than_refuse_it(name: str, changes: list[t
 
 
 def test_a_root_that_has_expired_does_not_stand_before_its_renewal() -> None:
-    """Of roots with one name and key Envoy takes the first: what `ca serve` tells goes to it in this order."""
+    """Of roots with one name and key Envoy takes the first: `ca serve` hands them out in this order."""
     old = make_ca("root", key=ROOT.key, not_before=NOW - 9 * DAY, not_after=NOW - DAY).certificate
     files = {**GOOD, "root-cert.pem": write_pem([old, ROOT.certificate, old])}
     assert read_signing_set(files, NOW).roots == (ROOT.certificate, old)

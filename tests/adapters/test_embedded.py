@@ -1,4 +1,4 @@
-"""The embedded CA: its root survives restarts, faults and its own renewal, and nobody else can read its key."""
+"""The embedded CA: its root survives restarts, faults and its own renewal, and no other user can read its key."""
 
 import asyncio
 import os
@@ -323,7 +323,7 @@ async def test_what_a_killed_agent_left_of_its_key_is_removed(tmp_path: Path) ->
 
 
 async def test_a_directory_that_anybody_may_write_to_is_refused_in_words(tmp_path: Path) -> None:
-    """Whoever may put a file there could put a root of theirs in the place of ours."""
+    """A user who may put a file there could put a root of theirs in the place of ours."""
     directory = tmp_path / "local"
     directory.mkdir()
     directory.chmod(0o777)
@@ -420,7 +420,7 @@ async def test_the_first_root_signs_at_once(tmp_path: Path) -> None:
 
 
 async def test_leaves_from_the_old_root_verify_until_they_expire(tmp_path: Path) -> None:
-    """From the day of the renewal to the last of the old root, somebody holds such a leaf."""
+    """From the day of the renewal to the last of the old root, some workload has such a leaf."""
     clock = HandClock()
     authority = await embedded(tmp_path, clock, lifetime=100 * DAY)
     clock.elapse(80 * DAY)

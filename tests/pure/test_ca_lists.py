@@ -15,7 +15,7 @@ ROOT = make_ca("root")
 NAMESAKE = make_ca("root")
 OTHER = make_ca("other")
 STRANGER = make_ca("stranger")
-"""A CA whose certificate is not there, so that only the key's identifier tells who signed its lists."""
+"""A CA whose certificate is not there, so that only the key's identifier shows who signed its lists."""
 KNOWN = tuple(ca.certificate for ca in (ROOT, NAMESAKE, OTHER))
 
 
@@ -88,7 +88,7 @@ def test_a_clock_that_is_set_back_lengthens_no_hour() -> None:
     ids=["by number", "by date", "by both", "without numbers", "with a number against none"],
 )
 def test_an_older_list_takes_the_place_of_no_newer_one(newer: RevocationList, older: RevocationList) -> None:
-    """A backup that is played back, or a copy that somebody kept, would let in again whom the newer one keeps out."""
+    """A backup that is played back, or an old copy, would let in again the callers that the newer one shuts out."""
     assert after([older], [newer]) == (ListsInForce((newer,)), [])
     assert after([newer], [older]) == (ListsInForce((newer,)), [Notice.OLDER])
     assert after([newer], [older], [older]) == (ListsInForce((newer,)), [Notice.OLDER])
@@ -153,7 +153,7 @@ def test_a_complete_list_of_another_line_includes_no_delta(other: RevocationList
 
 
 def test_a_delta_without_a_number_is_in_no_complete_list() -> None:
-    """RFC 5280 wants one in every list; without it nothing tells which list includes the delta."""
+    """RFC 5280 wants one in every list; without it nothing shows which list includes the delta."""
     delta, complete = crl(base=7), crl(number=9)
     in_force, notices = after([delta], [complete])
     assert (in_force.lists, notices) == ((complete, delta), [Notice.GONE])

@@ -27,7 +27,7 @@ AMBIGUOUS = {
         "another CA of its name is an anchor too",
     )
 } | {
-    # an anchor without SubjectKeyIdentifier is not told apart by the AuthorityKeyIdentifier of what is below
+    # an anchor without SubjectKeyIdentifier is not distinguished by the AuthorityKeyIdentifier of what is below
     "namesake: another key, without identifiers",
     "new key with old, both roots, no identifiers",
 }
@@ -65,7 +65,7 @@ def test_a_chain_for_which_every_choice_is_good_is_taken(label: str) -> None:
 
 
 def test_an_anchor_above_an_anchor_counts_as_envoy_goes_on_to_it() -> None:
-    """An intermediate that is pinned beside its root lets nobody in when the root has ended: so that is not served."""
+    """An intermediate that is pinned beside its root lets no peer in when the root has ended: so that is not served."""
     root = make_ca("Root", not_after=NOW - SECOND)
     pinned = make_ca("Pinned", root)
     leaf, anchors = make_leaf(pinned), (pinned.certificate, root.certificate)
@@ -96,7 +96,7 @@ def test_the_whole_bundle_counts_not_only_what_ends_the_chain() -> None:
 def test_what_joins_an_old_key_and_a_new_one_is_a_dead_end_for_envoy_without_identifiers(
     label: str, words: str
 ) -> None:
-    """It takes such a certificate for a root, and looks no further up."""
+    """It takes such a certificate for a root, and goes no further up."""
     case = CASES[label]
     (leaf, *above), anchors = read_pem(case.chain_pem), read_pem(case.anchors_pem)
     with pytest.raises(PathError, match=words):

@@ -148,7 +148,7 @@ def test_a_circle_of_cross_signed_cas_is_left() -> None:
 
 
 def test_a_new_root_key_certified_by_the_old_one_is_followed() -> None:
-    """Key rollover (RFC 4210 section 4.4): whoever has only the old root reaches it over a self-issued certificate."""
+    """Key rollover (RFC 4210 section 4.4): a peer with the old root alone reaches it by a self-issued certificate."""
     old = make_ca("Root", path_length=0)
     rolled = make_ca("Root", old)
     leaf = make_leaf(rolled)
@@ -560,14 +560,14 @@ def test_an_intermediate_has_to_allow_what_the_leaf_is_used_for_and_no_more() ->
         below(root, clients, leaf=for_any).find()
 
 
-def test_the_usages_of_an_anchor_are_not_looked_at() -> None:
+def test_the_usages_of_an_anchor_are_ignored() -> None:
     """Envoy does not look at them either, so a chain is not refused here that would work there."""
     case = below(make_ca("Root", usages=SERVER_ONLY))
     assert case.find() == (case.leaf,)
 
 
 def test_the_reason_is_the_fault_of_the_ca_that_signed_and_not_of_its_namesakes() -> None:
-    """Whoever has to fix an expired intermediate is told so, whatever else came along."""
+    """The operator learns of the expired intermediate, whatever else came along."""
     root, stranger = make_ca("Root"), make_ca("Stranger")
     expired = make_ca("CA", root, not_after=NOW - SECOND)
     others = (make_ca("CA", root), make_ca("CA", stranger), make_ca("CA", stranger, key=expired.key), stranger)

@@ -85,7 +85,7 @@ def test_a_list_by_another_key_is_a_fault(crl: x509.CertificateRevocationList, *
 
 
 def test_a_list_that_is_damaged_anywhere_is_refused_when_it_is_read() -> None:
-    """cryptography notices much of it only when it is asked, which would be when somebody renews."""
+    """cryptography notices much of it only when it is asked, which would be when a caller renews."""
     der = make_crl(ROOT, 7).public_bytes(Encoding.DER)
     version, serial = b"\x02\x01\x01", b"\x02\x01\x07\x17"
     for whole, damaged in ((version, b"\x02\x01\x5c"), (serial, b"\x02\x01\x07\x05"), (serial, b"\x0c\x01\x07\x17")):
@@ -147,8 +147,8 @@ OURS: dict[str, tuple[list[bytes], list[bytes]]] = {
     "on hold": ([der.revoked(SERIAL, because(6))], []),
     "for some reasons": ([der.revoked(SERIAL)], [scope(3, b"\x06\x40")]),
     "of users": ([der.revoked(SERIAL)], [scope(1, TRUE)]),
-    "for a reason that nobody knows": ([der.revoked(SERIAL, because(77))], []),
-    "in a list with a scope that nobody can read": (
+    "for an unknown reason": ([der.revoked(SERIAL, because(77))], []),
+    "in a list with a scope that cannot be read": (
         [der.revoked(SERIAL)],
         [der.extension(der.ISSUING_DISTRIBUTION_POINT, b"\x30\x05")],
     ),

@@ -52,7 +52,7 @@ def write_crl(directory: Path, issuer: Ca, *revoked: x509.Certificate) -> None:
 
 
 async def test_only_a_cas_certificate_among_the_roots_vouches_for_callers(tmp_path: Path) -> None:
-    """Whoever has the key of a pinned server's certificate could get a certificate for every name in it."""
+    """The holder of a pinned server's key could get a certificate for every name in it."""
     root, v1 = fresh("root"), version_1()
     signer, elsewhere = fresh("cluster1", root), fresh("elsewhere")
     pinned_key, key = generate(KeyType.EC_P256), generate(KeyType.EC_P256)
@@ -144,7 +144,7 @@ def test_a_caller_below_one_of_two_roots_of_one_name_is_taken_though_an_envoy_ma
 
 
 def test_of_many_lists_the_certificate_that_is_revoked_is_found_and_no_namesake() -> None:
-    """A serial number means something only together with its issuer, whoever else has listed the same one."""
+    """A serial number means something only together with its issuer, and other CAs may list the same one."""
     root = fresh("root")
     signer, other = fresh("cluster1", root), fresh("cluster2", root)
     leaf, good = (leaf_of(signer, generate(KeyType.EC_P256)) for _ in range(2))

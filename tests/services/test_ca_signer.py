@@ -98,7 +98,7 @@ def test_the_servers_certificate_is_for_its_names_and_for_servers_alone() -> Non
 
 
 def test_a_server_certificate_that_cannot_be_renewed_is_told_once_and_again_when_there_is_news() -> None:
-    """Or else whoever connects writes a line for each connection, for as long as the signer stays expired."""
+    """Or else each connection writes a line to the log, for as long as the signer stays expired."""
     root, now = fresh("root"), datetime.now(UTC)
     first, second, good = (
         signing_set(
@@ -120,7 +120,7 @@ def test_a_server_certificate_that_cannot_be_renewed_is_told_once_and_again_when
 
 def test_an_anchor_that_is_no_root_vouches_for_callers_too(tmp_path: Path) -> None:
     """A cluster may trust its own CA and nothing above it, and its workloads renew without a token all the same."""
-    anchor = fresh("cluster1", fresh("a root that nobody here trusts"))
+    anchor = fresh("cluster1", fresh("a root that is not trusted here"))
     signer, key, now = fresh("region", anchor), generate(KeyType.EC_P256), datetime.now(UTC)
     signing = signing_set(signer, anchor)
     chain = signing.issue(key.public_key(), WEB, now, timedelta(hours=1))
@@ -176,7 +176,7 @@ def test_a_signer_that_openssl_does_not_load_is_refused_and_takes_no_good_ones_p
 
 
 async def test_a_certificate_that_python_cannot_read_is_its_callers_fault(tmp_path: Path) -> None:
-    """Another CA below the same root signed a name that is no text: that is no bug of this CA, and told as none."""
+    """Another CA below the same root signed a name that is no text: no bug of this CA, and not logged as one."""
     root = fresh("root")
     signer, key, now = fresh("cluster1", root), generate(KeyType.EC_P256), soon(timedelta())
     plug(tmp_path / "cacerts", signer, [signer], [root])
@@ -307,7 +307,7 @@ async def test_an_overdue_revocation_list_is_told_once_and_locks_nobody_out(tmp_
 
 
 async def test_no_way_of_losing_a_revocation_list_lets_in_whom_it_keeps_out(tmp_path: Path) -> None:
-    """A file that is cut off, removed or put back from a copy: its signer would get back whoever was shut out."""
+    """A file that is cut off, removed or put back from a copy: no caller that was shut out gets in again."""
     root, clock = fresh("root"), Shifted()
     signer, directory = fresh("cluster1", root), tmp_path / "cacerts"
     plug(directory, signer, [signer], [root])
@@ -485,7 +485,7 @@ async def test_a_new_self_signed_root_joins_the_old_one_while_requests_go_on(tmp
                 await anyio.lowlevel.checkpoint()
         old, new = read_pem((await ask(channel, token)).roots)
         assert read_pem(first.roots)[0] == old
-        clock.ahead = timedelta(days=9, hours=1, minutes=1)  # by now everybody has loaded the new one
+        clock.ahead = timedelta(days=9, hours=1, minutes=1)  # by now every caller has loaded the new one
         with anyio.fail_after(20):
             while not is_signed_by((await ask(channel, token)).leaf, new):
                 await anyio.lowlevel.checkpoint()
@@ -515,7 +515,7 @@ async def test_a_root_that_cannot_be_renewed_is_told_and_renewed_once_it_can(tmp
             await events.wait("root_created", count=2)
 
 
-async def test_a_root_that_cannot_be_renewed_is_told_once_and_not_at_every_look(tmp_path: Path) -> None:
+async def test_a_root_that_cannot_be_renewed_is_logged_once_and_not_at_every_check(tmp_path: Path) -> None:
     clock, lifetime = HandClock(), timedelta(days=10)
     ca = await SelfSignedCa.open(
         tmp_path / "root",
@@ -554,7 +554,7 @@ async def test_everything_that_is_wrong_with_a_signer_names_the_key_the_director
     assert all(line.startswith(f"signer.cacerts: {tmp_path}: ") for line in str(caught.value).splitlines())
 
 
-async def test_what_is_wrong_with_a_signer_is_said_once_and_not_at_every_look(tmp_path: Path) -> None:
+async def test_what_is_wrong_with_a_signer_is_logged_once_and_not_at_every_check(tmp_path: Path) -> None:
     root, clock = make_ca("root"), HandClock()
     signer = make_ca("signer", root)
     plug(tmp_path, signer, [signer], [root])
@@ -572,7 +572,7 @@ async def test_what_is_wrong_with_a_signer_is_said_once_and_not_at_every_look(tm
 
 
 async def test_another_signer_is_taken_while_requests_go_on(tmp_path: Path) -> None:
-    """Nobody restarts a CA to give it a new intermediate, and nobody notices: neither in place nor by a symlink."""
+    """A CA gets a new intermediate without a restart and without a failed request, in place or by a symlink."""
     root = fresh("root")
     signers = [fresh(f"signer {number}", root) for number in range(4)]
     for number, signer in enumerate(signers):
@@ -619,8 +619,8 @@ async def test_a_bad_set_is_told_and_the_old_one_goes_on(tmp_path: Path) -> None
             assert (await ca.ask(ca.issuer.token())).leaf.issuer == first.certificate.subject
 
 
-async def test_a_directory_that_cannot_be_looked_at_does_not_end_the_ca(tmp_path: Path) -> None:
-    """Somebody closes the way to it, or a network's disk is gone for a while: the CA that was read goes on."""
+async def test_a_directory_that_cannot_be_read_does_not_end_the_ca(tmp_path: Path) -> None:
+    """A directory above it is closed, or a network's disk is gone for a while: the CA that was read goes on."""
     root = fresh("root")
     first = fresh("first", root)
     plug(tmp_path / "good", first, [first], [root])
@@ -634,7 +634,7 @@ async def test_a_directory_that_cannot_be_looked_at_does_not_end_the_ca(tmp_path
 
 
 async def test_a_group_that_could_become_the_ca_is_told_of(tmp_path: Path) -> None:
-    """Whoever may write to the signer's directory is the CA."""
+    """A user who may write to the signer's directory can be the CA."""
     root = fresh("root")
     plug(tmp_path / "cacerts", root, [], [root])
     (tmp_path / "cacerts").chmod(0o770)

@@ -131,7 +131,7 @@ def typed(*lines: str) -> tuple[int, str]:
             while shown.count(b": ") < count:
                 shown += os.read(program, 1024)
             os.write(program, f"{line}\n".encode(errors="surrogateescape"))
-        with suppress(OSError):  # what a terminal says once nobody holds its other end
+        with suppress(OSError):  # what a terminal raises once its other end is closed
             while more := os.read(program, 1024):
                 shown += more
         code = running.wait(30)
@@ -213,7 +213,7 @@ def test_no_intermediate_is_made_beside_what_would_count_with_it(
 
 @pytest.mark.parametrize("umask", [0o000, 0o077])
 def test_modes_do_not_depend_on_the_umask(tmp_path: Path, umask: int) -> None:
-    """With 077 no other program could read the root's certificate, with 000 anybody could replace the directory."""
+    """With 077 no other program could read the root's certificate, with 000 every user could replace the directory."""
     before = os.umask(umask)
     try:
         assert ca("root", tmp_path / "new" / "root", "--trust-domain", "demo.example") == 0
@@ -253,7 +253,7 @@ def test_a_full_disk_leaves_no_half_directory(root: Path, tmp_path: Path, *, the
 AS_NOBODY = """
 import os, sys
 from sds_agent.cli.main import main
-warm = sys.argv[1]  # what imports are to come: nobody may read root's Python
+warm = sys.argv[1]  # what later imports need: another user may not read root's Python
 main(["ca", "root", f"{warm}/r", "--trust-domain", "demo.example"])
 main(["ca", "intermediate", f"{warm}/i", "--root", f"{warm}/r", "--name", "i"])
 main(["ca", "check", f"{warm}/i"])
@@ -402,7 +402,7 @@ USELESS = {
     "it allows no CA below it": ("-addext basicConstraints=critical,CA:TRUE,pathlen:0", "at most 0 CAs below it"),
     "it may not sign": ("-addext keyUsage=critical,digitalSignature", "its KeyUsage lacks keyCertSign"),
     "its URIs are others": ("-addext nameConstraints=critical,permitted;URI:other.example", "permit 'other.example'"),
-    "nobody knows its extension": ("-addext 1.2.3.4=critical,ASN1:NULL", "the critical extension 1.2.3.4"),
+    "its extension is unknown": ("-addext 1.2.3.4=critical,ASN1:NULL", "the critical extension 1.2.3.4"),
     "SHA-1": ("-sha1", "'O=theirs' is signed with SHA1"),
 }
 
@@ -425,7 +425,7 @@ def test_no_intermediate_is_called_ready_that_nobody_would_trust(
 
 
 def test_a_root_that_openssl_signed_anew_as_told_can_be_used(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Whoever trusts the old certificate trusts what is below the new one: name and key are the same."""
+    """A peer that trusts the old certificate trusts what is below the new one: name and key are the same."""
     named = ("--root", tmp_path, "--name", "i", "--lifetime", "9d")
     made = ("-subj", "/O=theirs", "-keyout", "root-key.pem", "-out", "root-cert.pem")
     openssl(tmp_path, "req", "-x509", "-newkey", "rsa:2048", "-nodes", *made, "-sha1")
@@ -438,7 +438,7 @@ def test_a_root_that_openssl_signed_anew_as_told_can_be_used(tmp_path: Path, cap
 
 
 def test_how_a_root_signed_itself_by_rsa_pss_does_not_matter(tmp_path: Path) -> None:
-    """Nobody checks an anchor's own signature, so openssl's default, which Envoy refuses elsewhere, is good there."""
+    """No verifier checks an anchor's own signature: openssl's default, which Envoy refuses elsewhere, is good."""
     made = ("-subj", "/O=theirs", "-keyout", "root-key.pem", "-out", "root-cert.pem")
     pss = ("-sigopt", "rsa_padding_mode:pss", "-sigopt", "rsa_pss_saltlen:max")
     openssl(tmp_path, "req", "-x509", "-newkey", "rsa:2048", "-nodes", *made, *pss)
