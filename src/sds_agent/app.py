@@ -106,7 +106,7 @@ class Agent(Struct, frozen=True):
         return self.sds.streams
 
     def lacks(self, now: datetime) -> Sequence[str]:
-        """Why workloads have no certificate that could be given out at `now`, in words; empty if each has one."""
+        """Why workloads have no certificate to serve at `now`, in words, one for each; empty if each has one."""
         reasons = (lack(status, now) for status in self.workloads)
         return [reason for reason in reasons if reason is not None]
 
@@ -117,11 +117,11 @@ async def agent(
 ) -> AsyncIterator[Agent]:
     """The agent, running inside this context: issuance and the SDS server around one store.
 
-    `held` is the state directory; what is lost there is put back.
+    `held` is the locked state directory; a file that is lost there is written again.
     """
     identities = workloads(settings)
     store = SecretStore((*(name for workload in identities for name in workload.names), *settings.bundle_names))
-    # The anchors that certificates of before still chain to come first: no bundle may go out without them.
+    # The anchors that earlier certificates still chain to come first: no bundle may be published without them.
     trust = Trust(store, settings.bundle_names, clock, authorities=cas)
     anchors_file = NeededAnchorsFile(settings.state_dir)
     trust.restore(anchors_file.load())
@@ -145,12 +145,12 @@ async def agent(
         readiness = Health(
             lambda: not missing(store.snapshot), frozenset({SERVICE}), reasons=lambda: running.lacks(clock.now())
         )
-        # The server ends first: it lets its streams end while the tasks above still serve them.
+        # The server ends first, and its streams with it, while the tasks above still run.
         async with serving(
             service, preflight.socket_file(settings.sds), limits, [readiness], before_probe=lambda: complete(store)
         ):
             _announce(settings.sds.socket)
-            # Checked only now: what is merely warned about delays no first secret.
+            # Checked only now: a mere warning must not delay the first secret.
             start(sources.warn(preflight.sources(settings)))
             with watched(store), store.watching(lambda _changed: readiness.check_again()):
                 yield running

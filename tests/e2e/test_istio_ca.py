@@ -125,5 +125,5 @@ async def test_a_ca_that_is_away_for_a_while_disturbs_nobody(tmp_path: Path) -> 
         await running.event("ready")
         await program.stop()
         told = await running.event("retrying", workload="default")
-        assert (told["kind"], told["serving"]) == ("transient", "the certificate held")
+        assert (told["kind"], told["serving"]) == ("transient", "the current certificate")
         assert (tmp_path / "client.token").read_text().strip() not in "".join(running.program.lines)

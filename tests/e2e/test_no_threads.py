@@ -43,7 +43,7 @@ async def test_agent_that_can_start_no_thread_serves_on_and_renews_when_it_can()
                 failure = await agent.event("retrying", workload="rsa")
                 assert failure["kind"] == "transient"
                 assert "no thread can be started" in failure["cause"]
-                assert failure["serving"] == "the certificate held"
+                assert failure["serving"] == "the current certificate"
                 await agent.event("renewed", workload="ec")
                 for _ in range(5):
                     async with connected(agent.socket) as peer:

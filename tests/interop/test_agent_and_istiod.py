@@ -92,7 +92,7 @@ async def test_an_istiod_that_comes_back_with_another_root_is_taken_by_the_token
             await running.event("ready")
             await before.program.stop()
             told = await running.event("retrying", workload="default")
-            assert (told["kind"], told["serving"]) == ("transient", "the certificate held")
+            assert (told["kind"], told["serving"]) == ("transient", "the current certificate")
             async with istiod(tmp_path, cluster, plugged(tmp_path / "new"), port=port) as after:
                 (tmp_path / "roots.pem").write_bytes(after.roots)
                 await running.event("certificate_not_taken", status="UNAVAILABLE")

@@ -97,7 +97,7 @@ def test_an_odd_answer_becomes_the_leaf_and_its_intermediates_in_order_without_r
         ("only clientAuth", r"lacks serverAuth;"),
         ("expired", r"expired at 2026-03-14T15:09:25Z, .* \(it is 2026-03-14T15:09:26Z here\): compare .* clock"),
         ("from the future", r"only from 2026-03-15T15:09:26Z \(it is 2026-03-14T15:09:26Z here\): compare .* clock"),
-        ("no anchors", r"tells no trust anchors and none are configured"),
+        ("no anchors", r"sent no trust anchors and none are configured"),
         ("garbage for the leaf", r"cannot use the certificates that the CA sent: PEM block 1"),
         ("garbage as anchors", r"cannot read the trust anchors that the CA sent"),
         ("garbage", r"answered without a certificate"),
@@ -165,7 +165,7 @@ def test_an_anchor_that_ends_first_ends_the_certificate_and_is_told() -> None:
     assert accepted.not_after == NOW + HOUR / 2
     (warning,) = accepted.warnings
     assert warning == (
-        "the trust anchor 'CN=short root' ends at 2026-03-14T15:39:26Z, and no Envoy takes the certificate after that, "
+        "the trust anchor 'CN=short root' ends at 2026-03-14T15:39:26Z; no Envoy accepts the certificate after that, "
         "which by itself is valid until 2026-03-14T16:09:26Z: renew the CA"
     )
 

@@ -45,7 +45,7 @@ PASSING = [ErrorKind.TRANSIENT, ErrorKind.THROTTLED, ErrorKind.PENDING]
 
 serials = st.integers(-(2**200), 2**400).map("{:x}".format)
 spans = st.timedeltas(timedelta(0), timedelta(days=400))
-chances = st.floats(0, 1, exclude_max=True)
+uniform = st.floats(0, 1, exclude_max=True)
 kinds = st.sampled_from(ErrorKind)
 
 
@@ -88,10 +88,10 @@ def after(
     having: CurrentLeaf | None = None,
     ttl: timedelta = HOUR,
     retry_after: float | None = None,
-    chance: float = 0.5,
+    randomness: float = 0.5,
 ) -> Failure:
     """The failure of an attempt made NOW."""
-    return failed(NOW, kind, before=before, served=having, ttl=ttl, retry_after=retry_after, chance=chance)
+    return failed(NOW, kind, before=before, served=having, ttl=ttl, retry_after=retry_after, randomness=randomness)
 
 
 # --- when to renew ---
@@ -343,7 +343,7 @@ steps = st.one_of(
     st.tuples(st.just("set"), st.floats(-90_000, 90_000)),
     st.tuples(st.just("wait"), st.just(0.0)),
     st.tuples(st.just("answer"), st.floats(1, 7200)),
-    st.tuples(st.just("fail"), chances),
+    st.tuples(st.just("fail"), uniform),
 )
 
 
@@ -373,7 +373,7 @@ def test_through_outages_and_clocks_that_are_set_what_is_given_out_has_not_ended
                     served=state.served,
                     ttl=HOUR,
                     retry_after=None,
-                    chance=amount,
+                    randomness=amount,
                 )
                 state = structs.replace(state, asking=False, failure=failure)
         state, _ = settled(now, state)
@@ -506,7 +506,7 @@ def bounds(kind: ErrorKind, having: CurrentLeaf | None, ttl: timedelta = HOUR) -
     """The bounds of the delays, in seconds, of twelve failures in a row."""
     failure, delays = None, []
     for _ in range(12):
-        failure = after(kind, before=failure, having=having, ttl=ttl, chance=0.999)
+        failure = after(kind, before=failure, having=having, ttl=ttl, randomness=0.999)
         delays.append(round(failure.delay.total_seconds() / 0.999, 3))
     return delays
 
@@ -532,24 +532,24 @@ def test_what_was_refused_is_asked_again_slowly(kind: ErrorKind) -> None:
     """Somebody has to act first; until then each attempt is one more line in the CA's log of refusals."""
     failure, delays = None, []
     for _ in range(6):
-        failure = after(kind, before=failure, chance=0)
+        failure = after(kind, before=failure, randomness=0)
         delays.append(failure.delay.total_seconds())
     assert delays == [5, 10, 20, 30, 30, 30]
-    assert after(kind, chance=0.999999).delay == pytest.approx(FIRST_RETRY_REFUSED, abs=SECOND / 1000)
+    assert after(kind, randomness=0.999999).delay == pytest.approx(FIRST_RETRY_REFUSED, abs=SECOND / 1000)
 
 
 def test_every_failure_in_a_row_counts_however_many() -> None:
     failure = Failure(NOW, 1_000_000, SECOND)
-    assert after(before=failure, having=SERVED, chance=0.5) == Failure(
+    assert after(before=failure, having=SERVED, randomness=0.5) == Failure(
         NOW, 1_000_001, LONGEST_RETRY / 2, ErrorKind.TRANSIENT
     )
 
 
-@pytest.mark.parametrize("chance", [0, 0.25, 0.5, 0.75])
-def test_the_whole_delay_is_left_to_chance(chance: float) -> None:
+@pytest.mark.parametrize("randomness", [0, 0.25, 0.5, 0.75])
+def test_the_whole_delay_is_random(randomness: float) -> None:
     """Full jitter: thousands of agents that lost their CA in one moment come back spread over the whole bound."""
-    delay = after(before=Failure(NOW, 20, SECOND), having=SERVED, chance=chance).delay
-    assert delay == max(LONGEST_RETRY * chance, SHORTEST_DELAY)
+    delay = after(before=Failure(NOW, 20, SECOND), having=SERVED, randomness=randomness).delay
+    assert delay == max(LONGEST_RETRY * randomness, SHORTEST_DELAY)
 
 
 @pytest.mark.parametrize(
@@ -574,7 +574,7 @@ def test_retry_after_is_honoured_as_far_as_it_makes_sense(retry_after: float | N
 
 def test_no_delay_takes_more_than_half_of_the_life_that_is_left() -> None:
     certificate = held(40 * SECOND)
-    assert after(before=Failure(NOW, 30, SECOND), having=certificate, chance=0.999).delay == 20 * SECOND
+    assert after(before=Failure(NOW, 30, SECOND), having=certificate, randomness=0.999).delay == 20 * SECOND
     assert after(ErrorKind.DENIED, before=Failure(NOW, 30, SECOND), having=certificate).delay == 20 * SECOND
     assert after(ErrorKind.THROTTLED, having=certificate, retry_after=3600).delay == 20 * SECOND
 
@@ -600,9 +600,15 @@ def outage(agents: int, lifetime: timedelta, random: Random) -> list[timedelta]:
             if isinstance(decision, Wait):
                 now = decision.until
             elif now < back:
-                chance = random.random()
+                randomness = random.random()
                 failure = failed(
-                    now, ErrorKind.TRANSIENT, before=failure, served=served, ttl=HOUR, retry_after=None, chance=chance
+                    now,
+                    ErrorKind.TRANSIENT,
+                    before=failure,
+                    served=served,
+                    ttl=HOUR,
+                    retry_after=None,
+                    randomness=randomness,
                 )
             else:
                 break
@@ -614,7 +620,7 @@ def outage(agents: int, lifetime: timedelta, random: Random) -> list[timedelta]:
 @pytest.mark.parametrize("lifetime", [8, 20, 120])
 def test_after_an_outage_all_are_back_within_seconds_and_do_not_stampede(agents: int, lifetime: int) -> None:
     """No more than twice as many ask in a second as when renewals of certificates of 20 s, or shorter, go well; but
-    for what chance adds to a few.
+    for what the jitter adds to a few.
     """
     within = min(10, lifetime // 2)
     returns = outage(agents, lifetime * SECOND, Random(agents))  # noqa: S311 - the same at every run
@@ -628,14 +634,14 @@ def test_after_an_outage_all_are_back_within_seconds_and_do_not_stampede(agents:
     st.integers(1, 2000) | st.none(),
     st.none() | spans,
     st.none() | st.floats(),
-    chances,
+    uniform,
 )
 def test_every_delay_has_a_floor_and_a_ceiling(
-    kind: ErrorKind, count: int | None, rest: timedelta | None, retry_after: float | None, chance: float
+    kind: ErrorKind, count: int | None, rest: timedelta | None, retry_after: float | None, randomness: float
 ) -> None:
     before = None if count is None else Failure(NOW, count, SECOND)
     certificate = None if rest is None else CurrentLeaf(NOW - HOUR, NOW - HOUR, NOW + rest, "4f")
-    failure = after(kind, before=before, having=certificate, retry_after=retry_after, chance=chance)
+    failure = after(kind, before=before, having=certificate, retry_after=retry_after, randomness=randomness)
     assert failure.at == NOW
     assert failure.count == (count or 0) + 1
     assert SHORTEST_DELAY <= failure.delay <= LONGEST_RETRY_AFTER
@@ -658,9 +664,9 @@ def test_whatever_the_ca_says_there_is_a_last_attempt_right_before_the_expiry(
             now = decision.until
         else:
             attempts.append(now)
-            chance = random.random()
+            randomness = random.random()
             failure = failed(
-                now, kind, before=failure, served=certificate, ttl=HOUR, retry_after=retry_after, chance=chance
+                now, kind, before=failure, served=certificate, ttl=HOUR, retry_after=retry_after, randomness=randomness
             )
     assert certificate.not_after - attempts[-1] <= SHORTEST_DELAY * 2
     assert all(later - earlier >= SHORTEST_DELAY for earlier, later in pairwise(attempts))
@@ -668,4 +674,4 @@ def test_whatever_the_ca_says_there_is_a_last_attempt_right_before_the_expiry(
 
 def test_the_first_delay_is_short() -> None:
     """A CA that restarts costs a moment, not a minute."""
-    assert after(chance=0.999).delay < FIRST_RETRY
+    assert after(randomness=0.999).delay < FIRST_RETRY

@@ -420,7 +420,7 @@ async def test_damaged_key_is_told_and_replaced_by_the_next_certificate(tmp_path
     assert kept is not None
     cache.save(structs.replace(kept, private_key_pem=kept.private_key_pem.replace("M", "-", 1)))
     async with machine.agent(answering(machine.ca)) as (_, events, _authority):
-        assert "the private key kept for" in str((await events.wait("not_restored"))["cause"])
+        assert "the cached private key of" in str((await events.wait("not_restored"))["cause"])
         await events.wait("issued")
 
 

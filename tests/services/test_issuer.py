@@ -81,7 +81,7 @@ class Bench:
         self.issuers: list[Issuer] = []
 
     def issuer(
-        self, authority: Authority, workload: Workload, *, chance: float = 0.5, renewal: Renewal | None = None
+        self, authority: Authority, workload: Workload, *, randomness: float = 0.5, renewal: Renewal | None = None
     ) -> Issuer:
         """An issuer that renews at exactly half the lifetime, unless told otherwise."""
         issuer = Issuer(
@@ -89,19 +89,19 @@ class Bench:
             Upstream(authority, self.queue),
             Destination(self.store, self.trust),
             clock=self.clock,
-            chance=lambda: chance,
+            randomness=lambda: randomness,
         )
         self.issuers.append(issuer)
         return issuer
 
     @asynccontextmanager
     async def issuing(
-        self, *script: Step, workload: Workload = DEFAULT, chance: float = 0.5, renewal: Renewal | None = None
+        self, *script: Step, workload: Workload = DEFAULT, randomness: float = 0.5, renewal: Renewal | None = None
     ) -> AsyncIterator[ScriptedAuthority]:
         """One workload, kept fresh inside this context."""
         authority = ScriptedAuthority(*script)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self.issuer(authority, workload, chance=chance, renewal=renewal).run)
+            tasks.start_soon(self.issuer(authority, workload, randomness=randomness, renewal=renewal).run)
             yield authority
             tasks.cancel_scope.cancel()
 
@@ -585,7 +585,7 @@ async def test_a_root_that_ends_first_decides_on_renewal_and_end_and_is_named(be
 async def test_a_root_that_ends_makes_no_hot_loop(bench: Bench) -> None:
     """Each renewal brings the same end: half of what is left is waited for, and a second at least."""
     _, step = ending(bench, HOUR)
-    async with bench.issuing(step, chance=0.999) as authority:
+    async with bench.issuing(step, randomness=0.999) as authority:
         await bench.issued()
         await bench.settled()
         end = bench.clock.now() + HOUR
@@ -692,7 +692,7 @@ async def test_a_wrong_answer_is_never_served_and_the_next_good_one_is(
         await bench.settled()
         bench.clock.elapse(HOUR / 2)
         event = await bench.retrying(2)
-        assert (event["kind"], event["serving"]) == (kind.value, "the certificate held")
+        assert (event["kind"], event["serving"]) == (kind.value, "the current certificate")
         assert bench.store.snapshot is before
         bench.clock.elapse(MINUTE)
         await bench.issued(2)
@@ -769,7 +769,7 @@ async def test_the_log_becomes_loud_when_little_life_is_left(bench: Bench) -> No
         await bench.settled()
         bench.clock.elapse(HOUR / 2)
         event = await bench.retrying()
-        assert (event["level"], event["serving"], event["cause"]) == ("warning", "the certificate held", "down")
+        assert (event["level"], event["serving"], event["cause"]) == ("warning", "the current certificate", "down")
         await bench.settled()
         bench.clock.elapse(HOUR * 0.3)
         assert (await bench.retrying(2))["level"] == "error"
@@ -823,7 +823,7 @@ async def test_a_refusal_is_loud_though_a_good_certificate_is_held(bench: Bench,
         await bench.settled()
         bench.clock.elapse(HOUR / 2)
         event = await bench.retrying()
-        assert (event["level"], event["serving"]) == ("error", "the certificate held")
+        assert (event["level"], event["serving"]) == ("error", "the current certificate")
 
 
 async def test_a_ca_that_says_when_to_come_back_is_not_asked_before(bench: Bench) -> None:
@@ -991,7 +991,7 @@ async def test_a_clock_set_back_by_a_day_renews_at_once(bench: Bench) -> None:
 
 
 async def test_a_clock_set_back_during_an_outage_does_not_stretch_the_wait(bench: Bench) -> None:
-    async with bench.issuing(failing(ErrorKind.TRANSIENT), bench.good(), chance=0.999):
+    async with bench.issuing(failing(ErrorKind.TRANSIENT), bench.good(), randomness=0.999):
         await bench.retrying()
         await bench.settled()
         bench.clock.set_wall(-DAY)

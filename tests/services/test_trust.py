@@ -538,7 +538,7 @@ def test_a_file_that_was_removed_is_put_back_and_another_is_left_alone(tmp_path:
     assert path.read_text() == "another's"
     path.unlink()
     tmp_path.chmod(0o777)
-    with pytest.raises(NeededAnchorsError, match="cannot keep the anchors"):
+    with pytest.raises(NeededAnchorsError, match="cannot write the anchors"):
         file.put_back()
 
 

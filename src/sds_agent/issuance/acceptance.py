@@ -5,7 +5,7 @@ are wrong. What is checked: the leaf is for our key, its only name is the SPIFFE
 clients and servers, it is valid now or in a moment, and an unbroken chain leads from it to a trust anchor (RFC 5280
 section 6).
 
-Accepted is not servable: `Accepted.not_before` says from when Envoys take it, which `schedule` waits for.
+Accepted is not servable: `schedule` waits until Envoys accept it too, from `Accepted.not_before`.
 """
 
 from contextlib import suppress
@@ -61,12 +61,12 @@ class Accepted(Struct, frozen=True):
 
     @property
     def not_before(self) -> datetime:
-        """From when an Envoy takes it."""
+        """From when Envoys accept it."""
         return self.validity.begin
 
     @property
     def not_after(self) -> datetime:
-        """Until when an Envoy takes it."""
+        """Until when Envoys accept it."""
         return self.validity.end
 
 
@@ -79,34 +79,34 @@ def accept(
     now: datetime,
     beside: Chain = (),
 ) -> Accepted:
-    """Check an answer. `anchors` count when the CA did not tell its own; `beside` are those of other CAs in the bundle.
+    """Check an answer. `anchors` count when the CA sent none with it; `beside` are those of other CAs in the bundle.
 
     Raises AuthorityError: MISMATCH when something else was issued than was asked for, INVALID when the answer cannot
     be used.
     """
     received = _read(answer.chain_pem, "the certificate chain")
     known = ParsedBundle(anchors) if answer.anchors_pem is None else _read(answer.anchors_pem, "the trust anchors")
-    told = unique(known.certificates)
+    advertised = unique(known.certificates)
     leaf = _our_leaf(received, public_key)
     _check_names(leaf, identity)
     _check_usage(leaf)
     _check_times(leaf, now)
-    if not told:
+    if not advertised:
         raise AuthorityError(
             ErrorKind.INVALID,
-            "the CA tells no trust anchors and none are configured, so its certificate proves nothing",
+            "the CA sent no trust anchors and none are configured, so its certificate proves nothing",
         )
     try:
-        chain = _chain(leaf, received.certificates, told, beside, now)
+        chain = _chain(leaf, received.certificates, advertised, beside, now)
     except PathError as error:
         left_out = (*received.left_out, *known.left_out)
         besides = f" (left out: {'; '.join(left_out)})" if left_out else ""
         found = f"no chain leads from the certificate to a trust anchor: {error}{besides}"
         raise AuthorityError(ErrorKind.INVALID, found) from error
-    times = _validity(chain, told, now)
+    times = _validity(chain, advertised, now)
     ignored = tuple(f"left out of the chain: {each}" for each in received.left_out)
     warnings = (*answer.warnings, *ignored, *_clock_warning(times, now), *_end_warning(times, chain))
-    return Accepted(chain, told, times, warnings, known.left_out)
+    return Accepted(chain, advertised, times, warnings, known.left_out)
 
 
 def _read(pem: bytes, what: str) -> ParsedBundle:
@@ -195,13 +195,13 @@ def _clock_warning(times: Validity, now: datetime) -> tuple[str, ...]:
 
 
 def _end_warning(times: Validity, chain: Chain) -> tuple[str, ...]:
-    """A CA that ends before what it issued, or with it, takes away all that is below it, renewed or not."""
+    """A warning if a CA ends before the leaf or with it: all that is below it ends then, renewed or not."""
     leaf, ends = chain[0], times.ends_with
     if ends == leaf:
         return ()
     what = "the intermediate CA" if ends in chain else "the trust anchor"
     return (
-        f"{what} {describe(ends)} ends at {times.end:{_TIME}}, and no Envoy takes the certificate after that, which by "
+        f"{what} {describe(ends)} ends at {times.end:{_TIME}}; no Envoy accepts the certificate after that, which by "
         f"itself is valid until {leaf.not_valid_after_utc:{_TIME}}: renew the CA",
     )
 

@@ -1,9 +1,9 @@
 """Certificates that outlive the process: written at each issue, read when the agent starts again.
 
-With them a restarted agent serves at once what is still valid, CA or no CA, and renews with its current certificate,
-without which an agent that came with a join token would have nothing: that is spent. The price is a private key on
-disk, and an operator who does not want to pay it says so; then none stays there from before. A kept certificate is
-checked like one that came from the CA: what is in the file is believed no more than what came over the wire.
+A restarted agent serves a cached certificate at once while it is valid, whether the CA answers or not, and renews with
+it: a join token, with which the first was requested, is spent. The price is a private key on disk. An operator who does
+not want to pay it says so, and the agent then removes what an earlier process cached. A cached certificate passes the
+same checks as one that comes from the CA: the file is trusted no more than the wire.
 """
 
 import asyncio
@@ -46,12 +46,13 @@ _OTHERS = 0o007
 
 
 class CacheError(SdsAgentError):
-    """A certificate cannot be kept, or what was kept cannot be used."""
+    """A certificate cannot be cached, or a cached one cannot be used."""
 
 
 class CachedCertificate(Sensitive, frozen=True):
-    """A certificate as it was served: PEM, the key as PKCS#8. `issued_at` is seconds since the epoch, `authority` what
-    issued it.
+    """A certificate as it was served, in PEM, its key as PKCS#8.
+
+    `issued_at` is in seconds since the epoch; `authority` is the kind and the name of the CA that issued it.
     """
 
     spiffe_id: str
@@ -72,7 +73,7 @@ class CachedCertificate(Sensitive, frozen=True):
         try:
             return read_private_key(self.private_key_pem.encode())
         except KeyFileError as error:
-            raise CacheError(f"the private key kept for {self.spiffe_id} is damaged: {error}") from error
+            raise CacheError(f"the cached private key of {self.spiffe_id} is damaged: {error}") from error
 
     @property
     def issued(self) -> datetime:
@@ -81,7 +82,7 @@ class CachedCertificate(Sensitive, frozen=True):
 
 
 class Restored(Sensitive, frozen=True):
-    """A kept certificate that was accepted again, its key, and when it was issued."""
+    """A cached certificate that passed the checks again, its key, and when and by which CA it was issued."""
 
     accepted: Accepted
     key: PrivateKey
@@ -90,31 +91,32 @@ class Restored(Sensitive, frozen=True):
 
 
 class CertificateCache:
-    """Keeps one file for each identity in a directory (0700, the files 0600)."""
+    """One file for each identity in a directory (mode 0700, the files 0600)."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._files: dict[str, OwnFile] = {}
 
-    def save(self, kept: CachedCertificate) -> None:
-        """Keep it in place of the one before. Blocks for a disk's write. Raises CacheError."""
+    def save(self, certificate: CachedCertificate) -> None:
+        """Write it in place of the one before. Blocks for a write to disk. Raises CacheError."""
         try:
             own_directory(self._directory, 0o700)
-            self._file(kept.spiffe_id).write(msgspec.json.encode(kept))
+            self._file(certificate.spiffe_id).write(msgspec.json.encode(certificate))
         except (OSError, SdsAgentError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise CacheError(
-                f"cannot keep the certificate of {kept.spiffe_id} in {self._directory}: {reason}"
+                f"cannot cache the certificate of {certificate.spiffe_id} in {self._directory}: {reason}"
             ) from error
 
     def load(self, identity: SpiffeId) -> CachedCertificate | None:
-        """What was kept for the identity, or None; the certificate and the key in it are not looked at. Raises
-        CacheError, whatever lies in the file's place.
+        """The identity's cached certificate, its content unchecked, or None if there is none.
+
+        Raises CacheError for anything else in the place of the file.
         """
         own = self._file(str(identity))
         file = own.path
         try:
-            kept = _read(own)
+            cached = _read(own)
         except FileNotFoundError:
             return None
         except ForeignFileError as error:
@@ -126,9 +128,9 @@ class CertificateCache:
             raise CacheError(
                 f"{file} is damaged ({reason}); it is not used, and replaced by the next certificate"
             ) from error
-        if kept.spiffe_id != str(identity):
+        if cached.spiffe_id != str(identity):
             raise CacheError(f"{file} is of another identity; it is not used, and replaced by the next certificate")
-        return kept
+        return cached
 
     def put_back(self) -> Path | None:
         """Write again a file that is gone; returns the path of one that was. Raises CacheError."""
@@ -136,20 +138,23 @@ class CertificateCache:
             return next((path for each in tuple(self._files.values()) if (path := each.put_back())), None)
         except (OSError, SdsAgentError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise CacheError(f"cannot keep certificates in {self._directory}: {reason}") from error
+            raise CacheError(f"cannot cache certificates in {self._directory}: {reason}") from error
 
     def restore(self, identity: SpiffeId, now: datetime) -> Restored | None:
-        """What was kept for the identity, if it is still as good as on the day it came, or None. Raises CacheError."""
-        kept = self.load(identity)
-        if kept is None:
+        """The identity's cached certificate, checked as if the CA had just sent it; None if there is none.
+
+        Raises CacheError when there is one that cannot be used.
+        """
+        cached = self.load(identity)
+        if cached is None:
             return None
-        key = kept.key
+        key = cached.key
         try:
-            accepted = accept(kept.issuance, identity=identity, public_key=key.public_key(), anchors=(), now=now)
+            accepted = accept(cached.issuance, identity=identity, public_key=key.public_key(), anchors=(), now=now)
         except AuthorityError as error:
             raise CacheError(str(error)) from error
         # a time that is yet to come, as after a clock was set back, would put off the renewal
-        return Restored(accepted, key, min(kept.issued, now), kept.authority)
+        return Restored(accepted, key, min(cached.issued, now), cached.authority)
 
     def _file(self, spiffe_id: str) -> OwnFile:
         name = f"{hashlib.sha256(spiffe_id.encode()).hexdigest()[:32]}.json"
@@ -157,23 +162,26 @@ class CertificateCache:
 
 
 def _read(file: OwnFile) -> CachedCertificate:
-    """The file's content. Raises ForeignFileError, CacheError, OSError, and for what is no such certificate, a
-    decoder's errors.
+    """The content of the file.
+
+    Raises ForeignFileError, CacheError, OSError, and a decoder's errors for what is not a cached certificate.
     """
     data, mode = file.read()
     if mode & _OTHERS:
         raise CacheError(f"{file.path} may be read or written by others; it is not used")
     if len(data) > LARGEST:
         raise ValueError("it is larger than any certificate")
-    kept = msgspec.json.decode(data, type=CachedCertificate)
-    _ = kept.issued, kept.issuance, kept.private_key_pem.encode()  # numbers that are no time, characters that are none
-    return kept
+    cached = msgspec.json.decode(data, type=CachedCertificate)
+    # these raise for numbers that are not a time, and for characters that no text may contain
+    _ = cached.issued, cached.issuance, cached.private_key_pem.encode()
+    return cached
 
 
 class WorkloadCache:
-    """One workload's certificate in the cache. A disk that does not answer holds up nothing.
+    """The cache of one workload's certificate. A disk that does not answer delays neither the caller nor its end for
+    longer than the timeout (seconds).
 
-    Writes take place one after another beside the caller; of several that wait only the newest certificate is written.
+    Certificates are written one after another in a task beside the caller; of those that wait only the newest is.
     """
 
     def __init__(self, workload: Workload, cache: CertificateCache, *, timeout: float = DISK_TIMEOUT) -> None:
@@ -185,8 +193,9 @@ class WorkloadCache:
         self._writing: asyncio.Task[None] | None = None
 
     def restore(self, anchors: Chain, now: datetime) -> Certificate | None:
-        """What an agent before this one cached, if it is still as good as on the day it came; `anchors` are those
-        known of the workload's CA. What cannot be used is logged as `not_restored`.
+        """The certificate that an earlier process cached, or None; one that cannot be used is logged (`not_restored`).
+
+        It is given the `anchors` known of the workload's CA beside those that were cached with it.
         """
         workload = self._workload
         try:
@@ -196,17 +205,17 @@ class WorkloadCache:
             return None
         if restored is None:
             return None
-        # another workload's may have come later and with newer anchors: each needs its own until the CA is asked
+        # a certificate of another workload may be newer, with newer anchors: each needs its own until the CA is asked
         together = unique((*anchors, *restored.accepted.anchors))
         accepted, at = structs.replace(restored.accepted, anchors=together), restored.issued_at
-        # nothing is known of the CA of a file that an older version of the agent wrote
+        # a file of an older version of the agent does not name the CA
         foreign = restored.authority not in {"", workload.ca}
         self._newest = Certificate("restored", accepted, secret_of(accepted, restored.key), at, at, foreign)
         self._cached = self._newest
         return self._cached
 
     def save(self, certificate: Certificate, tasks: asyncio.TaskGroup) -> None:
-        """Begin to write it in place of the one before, in a task of that group; unless it is there or on its way."""
+        """Begin to write it in a task of the group, unless it is written or being written already."""
         if certificate is self._newest:
             return
         self._newest = certificate
@@ -218,7 +227,7 @@ class WorkloadCache:
         return self._cache.put_back()
 
     async def saved(self) -> None:
-        """Return when what was given to `save` has been written or logged as `not_kept`, also when cancelled."""
+        """Return once every write has ended, with or without success, also when the caller is cancelled."""
         if self._writing is not None and not self._writing.done():
             await uninterrupted(self._written(self._writing))
 
@@ -229,7 +238,7 @@ class WorkloadCache:
     async def _write(self) -> None:
         while (certificate := self._newest) is not None and certificate is not self._cached:
             try:
-                # to its end also when the agent stops: a write that is cut off would have to be cleared away
+                # finished even when the agent stops: a write that is cut off leaves a file to remove
                 await uninterrupted(self._disk.call(self._cache.save, self._cacheable(certificate)))
             except (CacheError, NoThreadError, TimeoutError) as error:
                 cause = (
@@ -237,7 +246,7 @@ class WorkloadCache:
                 )
                 log.event(LOG, "not_kept", level=logging.ERROR, workload=self._workload.name, cause=cause)
                 if certificate is self._newest:
-                    self._newest = self._cached  # so that it is written when it is given again
+                    self._newest = self._cached  # `save` may try it again
             else:
                 self._cached = certificate
 
@@ -253,10 +262,10 @@ class WorkloadCache:
 
 
 def tidy(directory: Path, *, keep: bool) -> None:
-    """Remove from a cache's directory what an agent left that was killed while it wrote, and unless certificates are
-    to be kept, those of before.
+    """Remove from the directory of a cache what a killed process left half written, and without `keep` all that
+    earlier processes cached.
 
-    Only for a process that holds the state directory.
+    Only for the process that has locked the state directory.
     """
     remove_unfinished(directory, _NAME)
     if not keep and (removed := _remove_all(directory)):
@@ -264,7 +273,7 @@ def tidy(directory: Path, *, keep: bool) -> None:
 
 
 def _remove_all(directory: Path) -> int:
-    """Returns how many there were. What cannot be removed is logged."""
+    """Remove all cached certificates; returns how many there were. What cannot be removed is logged."""
     removed = 0
     try:
         for name in os.listdir(directory):  # noqa: PTH208 - names are what is compared
@@ -273,7 +282,7 @@ def _remove_all(directory: Path) -> int:
                 removed += 1
         directory.rmdir()
     except OSError as error:
-        if isinstance(error, FileNotFoundError):  # nothing was ever kept
+        if isinstance(error, FileNotFoundError):  # nothing was ever cached
             return removed
         log.event(
             LOG,

@@ -1,8 +1,8 @@
 """The loop that keeps one workload's certificate fresh: it does what `schedule` decides, and nothing else.
 
-An attempt at the CA is a task beside the loop, which waits for its end or for the next moment in `decide`, whichever
-comes first: a CA that hangs delays neither the publication nor the end of a certificate. What an attempt came to is
-taken in by the loop, so that all that decides changes in one place.
+An attempt at the CA is a task beside the loop. The loop waits for its end or for the moment that `decide` names,
+whichever comes first: a CA that hangs delays neither the publication nor the end of a certificate. The task only
+returns its outcome; the loop changes the state, so that it changes in one place.
 """
 
 import asyncio
@@ -39,14 +39,14 @@ LOG = logging.getLogger(__name__)
 
 
 class Upstream(Struct, frozen=True):
-    """A CA, and the queue of the workloads that ask it. Each CA has its own: one that hangs holds up no other."""
+    """A CA and the queue for it. Each CA has a queue of its own, so that one that hangs delays no other."""
 
     authority: Authority
     queue: IssuanceQueue
 
 
 class Issuer:
-    """Obtains, serves and renews one workload's certificate until it is cancelled."""
+    """Obtains, serves and renews one workload's certificate. `randomness` returns a float uniform in [0, 1)."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Issuer:
         *,
         clock: Clock,
         cache: WorkloadCache | None = None,
-        chance: Callable[[], float] = random.random,
+        randomness: Callable[[], float] = random.random,
     ) -> None:
         self._workload = workload
         self._queue = upstream.queue
@@ -64,7 +64,7 @@ class Issuer:
         self._trust = destination.trust
         self._clock = clock
         self._cache = cache
-        self._chance = chance
+        self._randomness = randomness
         self._requester = Requester(workload, upstream.authority, destination.trust, clock)
         self._publication = Publication(workload, destination, clock)
         self._failure: Failure | None = None
@@ -77,18 +77,18 @@ class Issuer:
         return self._publication.status(self._failure, None if self._attempt is None else self._stage)
 
     async def run(self) -> None:
-        """Keep the certificate fresh for ever."""
+        """Run until cancelled; a certificate that is being cached is written first, for at most the disk's timeout."""
         async with asyncio.TaskGroup() as tasks:
             self._restore()
             try:
                 while True:
-                    self._take_in(tasks)
+                    self._apply_outcome(tasks)
                     await self._act(tasks)
             finally:
                 await self._end(tasks)
 
     async def _act(self, tasks: asyncio.TaskGroup) -> None:
-        """Do the one thing that is due, or wait until there is one."""
+        """Take the one action that is due, or wait for the next."""
         match decide(self._clock.now(), self._state, self._workload.renewal):
             case Ask():
                 self._stage, self._attempt = "queued", tasks.create_task(self._ask())
@@ -108,7 +108,7 @@ class Issuer:
         return self._publication.state(self._failure, asking=self._attempt is not None)
 
     async def _wait(self, time: datetime, tasks: asyncio.TaskGroup) -> None:
-        """Return at that time, when the wall clock was set back, or when the attempt under way ends."""
+        """Return at that time, or when the wall clock is found set back, or when the attempt under way ends."""
         if self._attempt is None:
             await until(self._clock, time)
             return
@@ -118,9 +118,9 @@ class Issuer:
         await asyncio.wait([sleep])
 
     async def _end(self, tasks: asyncio.TaskGroup) -> None:
-        """Give up the attempt under way, unless it has just brought a certificate, and finish what is being cached."""
+        """Cancel the attempt under way. A certificate that it has just obtained is cached, and so is what was begun."""
         if self._attempt is not None and not self._attempt.cancel():
-            self._take_in(tasks)
+            self._apply_outcome(tasks)
         if self._cache is not None:
             await self._cache.saved()
 
@@ -137,8 +137,8 @@ class Issuer:
         expiry = datetime.min.replace(tzinfo=UTC) if served is None else self._publication.leaf(served).not_after
         return (not self._store.awaited(self._workload.names), expiry)
 
-    def _take_in(self, tasks: asyncio.TaskGroup) -> None:
-        """Note what an attempt came to, if one has ended; a bug in it ends the task group, and so this loop."""
+    def _apply_outcome(self, tasks: asyncio.TaskGroup) -> None:
+        """Apply the outcome of the attempt if it has ended. A bug in it ends the task group, and with it this loop."""
         attempt = self._attempt
         if attempt is None or not attempt.done() or attempt.cancelled() or attempt.exception() is not None:
             return
@@ -159,11 +159,11 @@ class Issuer:
         )
         self._add(certificate)
         if self._publish_at is None or not self._publication.serving:
-            # one that has to wait too: it may have cost a token that serves once, and there is nothing else to cache
+            # even one that has to wait: it may have cost a join token, and there is no other to cache
             self._save(certificate, tasks)
 
     def _restore(self) -> None:
-        """Take what an agent before this one cached."""
+        """Begin with the certificate that an earlier process cached."""
         if self._cache is None:
             return
         anchors = self._trust.anchors_of(self._workload.authority)
@@ -190,7 +190,7 @@ class Issuer:
 
     @property
     def _publish_at(self) -> datetime | None:
-        """Until when the newest certificate has to wait before it is published; None if it does not."""
+        """When the newest certificate is to be published; None if that is now."""
         now, state = self._clock.now(), self._state
         publish_at = state.publish_at(now).get(len(state.coming) - 1, now)
         return publish_at if publish_at > now else None
@@ -229,7 +229,7 @@ class Issuer:
             served=served,
             ttl=self._workload.ttl,
             retry_after=error.retry_after,
-            chance=self._chance(),
+            randomness=self._randomness(),
         )
         urgent = error.kind.refused or served is None or served.alarming(now)
         log.event(
@@ -242,6 +242,6 @@ class Issuer:
             cause=str(error),
             attempt=self._failure.count,
             in_seconds=self._failure.delay,
-            serving="nothing" if served is None or served.expired(now) else "the certificate held",
+            serving="nothing" if served is None or served.expired(now) else "the current certificate",
             expires=served.not_after if served else None,
         )

@@ -1,8 +1,8 @@
 """Anchors that outlive the process: those that certificates in use chain to, in a small file of the state directory.
 
-Envoys hold a certificate until they are given the next one, and peers may meet it for a while longer. An agent that is
-restarted, with another CA or with none of its certificates kept, would otherwise forget what it chains to, and peers
-would refuse each other. What is in the file is public; who can write to it could replace a CA of the agent's as well.
+Envoys use a certificate until they are given the next one, and peers may meet it for a while longer. An agent that is
+restarted with another CA, or without cached certificates, would not know what those certificates chain to, and peers
+would refuse each other. What is in the file is public; whoever can write to it can replace the agent's own CA as well.
 """
 
 import logging
@@ -41,11 +41,11 @@ class NeededAnchor(Struct, frozen=True):
 
 
 class NeededAnchorsError(SdsAgentError):
-    """The anchors that are needed cannot be kept."""
+    """The file with the needed anchors cannot be written."""
 
 
 class _WrittenAnchor(Struct, frozen=True):
-    """A need as it is written: `until` is seconds since the epoch."""
+    """A needed anchor as it is written: `until` is in seconds since the epoch."""
 
     authority: str
     until: float
@@ -53,22 +53,23 @@ class _WrittenAnchor(Struct, frozen=True):
 
 
 class NeededAnchorsFile:
-    """The file with the anchors that are needed, below a directory of the agent's own."""
+    """The file with the needed anchors, in a directory of the agent's own."""
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / NAME
-        self._trouble = log.LogOnChange(LOG, "anchors_not_kept")
-        self._holds: tuple[NeededAnchor, ...] = ()
-        self._unsure = False  # after a write that failed or was late: it may be there, or come to be
+        self._fault = log.LogOnChange(LOG, "anchors_not_kept")
+        self._written: tuple[NeededAnchor, ...] = ()
+        self._unsure = False  # a write failed or was late: the file may have either content, now or later
         self._disk = TimeLimit(DISK_TIMEOUT)
 
     def load(self) -> tuple[NeededAnchor, ...]:
-        """What the agent before this one needed; none where there is no file. A file that cannot be used is logged, and
-        stays until the next one is written.
+        """The anchors that an earlier process needed; none if there is no file.
+
+        A file that cannot be used is logged, and stays until the next one is written.
         """
         remove_unfinished(self._file.parent, NAME.replace(".", r"\."))
         try:
-            self._holds, self._unsure = _read(self._file), False
+            self._written, self._unsure = _read(self._file), False
         except FileNotFoundError:
             return ()
         except ForeignFileError as error:
@@ -78,43 +79,43 @@ class NeededAnchorsFile:
         except (CertificateError, msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
             cause = f"{self._file} is damaged ({escaped(str(error), LONGEST_REASON)}); it is not used"
         else:
-            return self._holds
+            return self._written
         log.event(LOG, "anchors_not_restored", level=logging.WARNING, cause=cause)
         return ()
 
-    async def save(self, needs: tuple[NeededAnchor, ...]) -> bool:
-        """Write these in place of others; returns whether they are there. A failure is logged once."""
-        if needs == self._holds and not self._unsure:
+    async def save(self, needed: tuple[NeededAnchor, ...]) -> bool:
+        """Write these in place of all others; returns whether they are in the file. A failure is logged once."""
+        if needed == self._written and not self._unsure:
             return True
         self._unsure = True
         try:
-            await uninterrupted(self._disk.call(self._write, needs))
+            await uninterrupted(self._disk.call(self._write, needed))
         except TimeoutError as error:
-            self._trouble.report(f"cannot write {self._file}: {error.strerror}")
+            self._fault.report(f"cannot write {self._file}: {error.strerror}")
             return False
         except SdsAgentError as error:
-            self._trouble.report(str(error))
+            self._fault.report(str(error))
             return False
-        self._trouble.resolved()
-        self._holds, self._unsure = needs, False
+        self._fault.resolved()
+        self._written, self._unsure = needed, False
         return True
 
     def put_back(self) -> Path | None:
         """Write the file again if it is gone; returns its path if it was. Raises NeededAnchorsError when it cannot."""
-        if not self._holds or os.path.lexists(self._file):
+        if not self._written or os.path.lexists(self._file):
             return None
-        self._write(self._holds)
+        self._write(self._written)
         return self._file
 
-    def _write(self, needs: tuple[NeededAnchor, ...]) -> None:
-        entries = [_WrittenAnchor(n.authority, n.until.timestamp(), write_pem([n.anchor]).decode()) for n in needs]
+    def _write(self, needed: tuple[NeededAnchor, ...]) -> None:
+        entries = [_WrittenAnchor(n.authority, n.until.timestamp(), write_pem([n.anchor]).decode()) for n in needed]
         try:
             own_directory(self._file.parent, 0o700)
             write_private(self._file, msgspec.json.encode(entries))
         except (OSError, SdsAgentError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise NeededAnchorsError(
-                f"cannot keep the anchors of certificates in use in {self._file}: {reason}"
+                f"cannot write the anchors of certificates in use to {self._file}: {reason}"
             ) from error
 
 
@@ -123,11 +124,11 @@ def _read(file: Path) -> tuple[NeededAnchor, ...]:
     if mode & stat.S_IWOTH:
         raise ForeignFileError("may be written by others")
     if len(data) > LARGEST:
-        raise ValueError("it is larger than any that the agent writes")
-    return tuple(_need(entry) for entry in msgspec.json.decode(data, type=list[_WrittenAnchor]))
+        raise ValueError("it is larger than any file that the agent writes")
+    return tuple(_read_anchor(entry) for entry in msgspec.json.decode(data, type=list[_WrittenAnchor]))
 
 
-def _need(entry: _WrittenAnchor) -> NeededAnchor:
+def _read_anchor(entry: _WrittenAnchor) -> NeededAnchor:
     (anchor,) = read_pem(entry.anchor_pem.encode())
     return NeededAnchor(
         entry.authority, anchor, min(datetime.fromtimestamp(entry.until, UTC), anchor.not_valid_after_utc)

@@ -1,8 +1,8 @@
-"""One workload's certificates, with the store and the trust bundle kept in step with them.
+"""One workload's certificates, and the store and the trust bundle that follow them.
 
-Whether and when to publish, withhold, offer again or release is decided in `schedule`. The anchors of a certificate go
-out as soon as it is accepted, whether it has to wait or not: peers need them before they meet the first leaf below
-them. They stay until it has ended, renewed or not: peers may meet it for a while yet.
+`schedule` decides whether and when to publish, withhold, offer again or release. The anchors of a certificate are
+published as soon as it is accepted, even if it has to wait itself: peers need them before they meet the first leaf
+below them. They stay until it has ended, even if it was renewed: peers may meet it until then.
 """
 
 import logging
@@ -24,16 +24,14 @@ LOG = logging.getLogger(__name__)
 
 
 class Destination(Struct, frozen=True):
-    """Where certificates and their anchors go: what Envoys are given, and whom they trust."""
+    """Where certificates and their anchors are published: the store, and the trust bundle in it."""
 
     store: SecretStore
     trust: Trust
 
 
 class Publication:
-    """What Envoys are given under a workload's names: its newest certificate that they take, from when they do until
-    they no longer do.
-    """
+    """What Envoys are given under the names of one workload."""
 
     def __init__(self, workload: Workload, destination: Destination, clock: Clock) -> None:
         self._workload = workload
@@ -54,13 +52,17 @@ class Publication:
 
     @property
     def identity(self) -> CurrentIdentity | None:
-        """The certificate with which a CA may be asked for the next one."""
+        """The certificate that authenticates the request for the next one, where the CA renews over mTLS; None if there
+        is none.
+        """
         candidates = (self._certificates.served, *self._certificates.coming)
         secret = next((each.secret for each in candidates if each is not None), None)
         return None if secret is None else CurrentIdentity(secret.chain_pem, secret.private_key_pem)
 
     def state(self, failure: Failure | None, *, asking: bool) -> IssuanceState:
-        """What `decide` needs: the certificates' times by the anchors known now, and how the attempts at the CA go."""
+        """What `decide` needs: the times of the certificates by the anchors known now, and how the attempts at the CA
+        go.
+        """
         certificates = self._certificates
         return IssuanceState(
             served=None if certificates.served is None else self.leaf(certificates.served),
@@ -72,24 +74,24 @@ class Publication:
         )
 
     def add(self, certificate: Certificate) -> None:
-        """Keep a certificate until it is published, and publish its anchors at once."""
+        """Add a certificate that is to be published, and publish its anchors at once."""
         self._certificates = self._certificates.add(certificate)
         accepted = certificate.accepted
         self._trust.update(self._workload.authority, accepted.anchors, accepted.left_out)
         self._trust.add_in_use(self._workload.authority, certificate.secret)
 
     def publish(self, index: int) -> Certificate:
-        """Serve the certificate with that index among those coming, and drop those before it."""
+        """Serve the certificate with that index among those coming, drop those before it, and return it."""
         *overtaken, certificate = self._certificates.coming[: index + 1]
         self._certificates = self._certificates.publish(index)
-        # after its anchors, which went out when it was added: no peer meets a leaf before what it chains to
+        # after its anchors, which `add` published: no peer may meet a leaf before what it chains to
         self._store.publish(dict.fromkeys(self._workload.names, certificate.secret))
         for each in overtaken:
             self._trust.remove_in_use(self._workload.authority, each.secret)
         return certificate
 
     def withhold(self) -> None:
-        """Give the served certificate to no Envoy any more. Logs `expired`."""
+        """Stop serving the current certificate, which has ended, and its anchors. Logs `expired`."""
         if (certificate := self._certificates.served) is None:
             return
         self._certificates = self._certificates.withhold()
@@ -99,7 +101,7 @@ class Publication:
         log.event(LOG, "expired", level=logging.ERROR, workload=self._workload.name, not_after=end)
 
     def offer_again(self) -> None:
-        """Serve the certificate that was withheld, its anchors first. Logs `valid_again`."""
+        """Serve the withheld certificate again, its anchors first. Logs `valid_again`."""
         if (certificate := self._certificates.served) is None:
             return
         self._certificates = self._certificates.offer_again()
@@ -109,19 +111,19 @@ class Publication:
         log.event(LOG, "valid_again", level=logging.WARNING, workload=self._workload.name, not_after=end)
 
     def release(self, index: int) -> None:
-        """Forget the earlier certificate with that index, and trust nothing for its sake."""
+        """Drop the earlier certificate with that index, which has ended, and the anchors that only it needs."""
         self._trust.remove_in_use(self._workload.authority, self._certificates.earlier[index].secret)
         self._certificates = self._certificates.release(index)
 
     def leaf(self, certificate: Certificate) -> CurrentLeaf:
-        """The certificate, as far as time is concerned."""
+        """The times of a certificate."""
         times = self._validity(certificate)
         return CurrentLeaf(
             certificate.issued_at, times.begin, times.end, certificate.serial, foreign=certificate.foreign
         )
 
     def status(self, failure: Failure | None, attempt: AttemptStage | None) -> WorkloadStatus:
-        """The certificates, and how the attempts at the CA go, as can be looked at."""
+        """What can be seen of the workload: its certificates, and how the attempts at its CA go."""
         workload, certificates = self._workload, self._certificates
         return WorkloadStatus(
             name=workload.name,
@@ -152,7 +154,7 @@ class Publication:
         )
 
     def _validity(self, certificate: Certificate) -> Validity:
-        """When it is valid, by the anchors known now: a root that ends first may have been renewed since."""
+        """When the certificate is valid, by the anchors known now: a root that ends first may have been renewed."""
         known = certificate.accepted.validity
         if known.ends_with in certificate.accepted.chain:
             return known

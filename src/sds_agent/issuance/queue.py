@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 
 Priority = tuple[bool, datetime]
-"""Lower goes first: (no Envoy waits for it, when what is held expires)."""
+"""Lower goes first: (no Envoy waits for the workload, when its current certificate ends)."""
 
 
 class IssuanceQueue:
-    """`slots` of them, given to the lowest priority first. A priority is read when a slot becomes free, not when the
-    wait began.
+    """Gives `slots` slots, to the lowest priority first. A priority is computed when a slot becomes free, not when the
+    wait begins: an Envoy may have connected in between.
     """
 
     def __init__(self, slots: int = 8) -> None:
@@ -24,7 +24,7 @@ class IssuanceQueue:
 
     @asynccontextmanager
     async def slot(self, priority: Callable[[], Priority]) -> AsyncIterator[None]:
-        """Hold a place inside this context."""
+        """Have a slot inside this context. `priority` must not wait or raise."""
         await self._enter(priority)
         try:
             yield
@@ -41,7 +41,7 @@ class IssuanceQueue:
             await turn.wait()
         except BaseException:
             if self._waiting.pop(turn, None) is None:
-                self._leave()  # the place was handed over in the moment of cancellation
+                self._leave()  # the slot was given to this caller in the moment of its cancellation
             raise
 
     def _leave(self) -> None:

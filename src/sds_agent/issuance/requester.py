@@ -34,7 +34,7 @@ CA_TIMEOUT = 10.0
 
 
 class PendingRequest(Sensitive, frozen=True):
-    """A request that is repeated until the CA answers it: one that wants an approval must see the same CSR again."""
+    """A request that is repeated until the CA answers: one that waits for an approval has to see the same CSR again."""
 
     key: PrivateKey
     csr_pem: bytes
@@ -42,7 +42,7 @@ class PendingRequest(Sensitive, frozen=True):
 
 
 class Obtained(Sensitive, frozen=True):
-    """A certificate that was accepted, with its key. The CA was asked at `asked_at` and answered at `issued_at`."""
+    """An accepted certificate with its key. The CA was asked at `asked_at` and answered at `issued_at`."""
 
     accepted: Accepted
     key: PrivateKey
@@ -61,7 +61,7 @@ class Requester:
         self._pending: PendingRequest | None = None
 
     async def ask(self, current: CurrentIdentity | None) -> Obtained:
-        """Ask the CA once; `current` is what a CA that renews over mTLS is shown. Raises AuthorityError."""
+        """Ask the CA once. `current` authenticates the request where the CA renews over mTLS. Raises AuthorityError."""
         asked_at = self._clock.now()
         try:
             pending = await self._request()
@@ -120,6 +120,6 @@ class Requester:
 
 
 def _cancelled() -> bool:
-    """Whether the caller cancels this attempt: an adapter may raise CancelledError for a task of its own."""
+    """Whether this attempt is being cancelled: an adapter may raise CancelledError because of a task of its own."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -1,7 +1,7 @@
 """What to do next for one workload's certificate: pure decisions, with the time as an argument.
 
-`decide` looks at one `IssuanceState` and names one action: ask the CA, publish what has come, withhold what has ended,
-offer it again, release what an earlier certificate needed, or wait. The loop in `issuer` acts and decides again.
+`decide` maps an `IssuanceState` to one action: ask the CA, publish an accepted certificate, withhold one that has
+ended, offer it again, release the anchors of an earlier one, or wait. The loop in `issuer` acts and decides again.
 
 A certificate's lifetime is counted from the moment it was issued to its end. CAs backdate NotBefore, so counting from
 there would call a short certificate old on arrival. Jitter comes from the certificate itself: asking twice gives one
@@ -9,8 +9,8 @@ answer, and a fleet spreads evenly.
 
 Beside the certificate that is `served` a workload can have some that are `coming`: accepted, but their NotBefore lies
 ahead, so that peers would still refuse them. What is served stays until one of them is published. An attempt at the CA
-takes as long as the CA pleases, so it is part of the state and delays no other action: what ends meanwhile is withheld
-in time. Times are those of the whole chain and its trust anchor (`validity`).
+may take long, so it is part of the state and delays no other action: what ends meanwhile is withheld in time. Times are
+those of the whole chain and its trust anchor (`validity`).
 """
 
 import hashlib
@@ -35,7 +35,7 @@ LONGEST_RETRY_UNSERVED = timedelta(seconds=10)
 RETRY_SHARE_UNSERVED = 0.5
 """The same, as a share of a lifetime: about what passes between two renewals, for which the CA was made."""
 SHORTEST_DELAY = timedelta(seconds=0.2)
-"""The least time before a retry, whatever chance says."""
+"""The least time before a retry, whatever the jitter."""
 LONGEST_RETRY_AFTER = timedelta(hours=1)
 """A CA that asks for a longer delay than this is asked again all the same."""
 RECHECK = timedelta(seconds=5)
@@ -85,15 +85,15 @@ class CurrentLeaf(Struct, frozen=True):
         return max(self.issued_at + lifetime * share, self.issued_at + FLOOR)
 
     def expired(self, now: datetime) -> bool:
-        """Whether no peer takes the certificate any more."""
+        """Whether peers refuse the certificate, as it has ended."""
         return now >= self.not_after
 
     def valid(self, now: datetime) -> bool:
-        """Whether peers take the certificate now."""
+        """Whether peers accept the certificate now."""
         return self.not_before <= now < self.not_after
 
     def alarming(self, now: datetime) -> bool:
-        """Whether so little lifetime is left that a person should look."""
+        """Whether so little lifetime is left that a person should act."""
         return self.not_after - now <= (self.not_after - self.issued_at) * ALARM
 
 
@@ -170,7 +170,7 @@ class IssuanceState(Succession[CurrentLeaf], frozen=True):
     def publish_at(self, now: datetime) -> dict[int, datetime]:
         """When to publish each of those coming, by its index.
 
-        No peer takes a certificate before its NotBefore. A peer whose clock is behind ours does so later still, for
+        No peer accepts a certificate before its NotBefore. A peer whose clock is behind ours does so later still, for
         which there is a margin while another certificate can be served.
         """
         return {n: self._publish_at(leaf, now) for n, leaf in enumerate(self.coming) if _awaited(leaf, now)}
@@ -202,7 +202,7 @@ class Publish(Struct, frozen=True):
 
 
 class Withhold(Struct, frozen=True):
-    """The certificate that is served has ended: give it out no longer, and trust nothing for its sake."""
+    """The certificate that is served has ended: stop serving it and the anchors that only it needs."""
 
 
 class OfferAgain(Struct, frozen=True):
@@ -210,7 +210,7 @@ class OfferAgain(Struct, frozen=True):
 
 
 class Release(Struct, frozen=True):
-    """The certificate with that index among the earlier ones has ended: trust nothing for its sake."""
+    """The certificate with that index among the earlier ones has ended: stop serving the anchors that only it needs."""
 
     index: int
 
@@ -273,11 +273,11 @@ def failed(
     served: CurrentLeaf | None,
     ttl: timedelta,
     retry_after: float | None,
-    chance: float,
+    randomness: float,
 ) -> Failure:
     """The failure of this attempt, after the one before it.
 
-    The delay has full jitter (`chance` is uniform in [0, 1)) under a bound that doubles from failure to failure and
+    The delay has full jitter (`randomness` is uniform in [0, 1)) under a bound that doubles from failure to failure and
     stays at its cap. The cap is low while nothing valid is served, unless the CA refused, which asking does not fix;
     `ttl` is the lifetime asked for. A CA's own Retry-After (seconds) is a lower bound. While a valid certificate is
     served, at most half the rest of its life passes before the next attempt, so that none sleeps past the expiry it is
@@ -286,7 +286,7 @@ def failed(
     count = before.count + 1 if before else 1
     valid = served is not None and not served.expired(now)
     cap = LONGEST_RETRY if valid or kind.refused else _longest_unserved(served, ttl)
-    delay = _jittered(kind, count, cap, chance)
+    delay = _jittered(kind, count, cap, randomness)
     if retry_after is not None and retry_after > 0:  # so a CA's "nan" does not count either
         delay = max(delay, timedelta(seconds=min(retry_after, LONGEST_RETRY_AFTER.total_seconds())))
     if served is not None and valid:
@@ -294,10 +294,10 @@ def failed(
     return Failure(now, count, max(delay, SHORTEST_DELAY), kind)
 
 
-def _jittered(kind: ErrorKind, count: int, cap: timedelta, chance: float) -> timedelta:
+def _jittered(kind: ErrorKind, count: int, cap: timedelta, randomness: float) -> timedelta:
     first = FIRST_RETRY_REFUSED if kind.refused else FIRST_RETRY
     bound = min(first * float(2 ** min(count - 1, 16)), cap)
-    return bound / 2 + bound * chance / 2 if kind.refused else bound * chance
+    return bound / 2 + bound * randomness / 2 if kind.refused else bound * randomness
 
 
 def _longest_unserved(served: CurrentLeaf | None, ttl: timedelta) -> timedelta:

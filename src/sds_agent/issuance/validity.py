@@ -1,4 +1,4 @@
-"""From when until when a chain is taken: pure, with the time as an argument.
+"""From when until when peers accept a chain: pure, with the time as an argument.
 
 A peer checks the times of every certificate up to the trust anchor, the anchor's own among them (RFC 5280 section
 6.1.3, step a.2; Envoy does so for roots too). So a leaf is good only while all that is above it is. Of several anchors
@@ -54,7 +54,7 @@ def vouches(anchor: x509.Certificate, chain: Sequence[x509.Certificate], now: da
 
 
 def _above(chain: Sequence[x509.Certificate], anchors: Iterable[x509.Certificate]) -> list[x509.Certificate]:
-    """The anchors that may have issued one of the chain by name: the others need no look at their signatures."""
+    """The anchors that may have issued one of the chain, by their names: no other signatures need to be verified."""
     issuers = {canonical(certificate.issuer) for certificate in chain}
     return [anchor for anchor in anchors if canonical(anchor.subject) in issuers]
 

@@ -39,7 +39,7 @@ class Workload(Struct, frozen=True):
 
 
 class Certificate(Sensitive, frozen=True):
-    """An accepted certificate: what was accepted, what is served of it, and how and when it came.
+    """An accepted certificate: what the CA sent, what is served of it, and how and when it came.
 
     The CA was asked for it at `asked_at` and answered at `issued_at`. One that is `foreign` came from another CA than
     the workload has now.

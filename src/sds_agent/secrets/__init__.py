@@ -1,1 +1,1 @@
-"""What is served: immutable secrets, and the store that holds the newest of each and wakes who asked for it."""
+"""What is served: immutable secrets, and the store that has the newest of each and wakes those who asked for it."""

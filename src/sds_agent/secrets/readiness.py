@@ -12,7 +12,7 @@ LOG = logging.getLogger(__name__)
 
 
 def missing(snapshot: Snapshot) -> tuple[str, ...]:
-    """The names that exist and have no secret that could be given out."""
+    """The names that have no secret to serve."""
     return tuple(name for name, secret in snapshot.items() if secret is None)
 
 
@@ -27,10 +27,10 @@ async def complete(store: SecretStore) -> None:
 
 @contextmanager
 def watched(store: SecretStore) -> Iterator[None]:
-    """Log `ready` and `not_ready` as they come about, until the context is left."""
+    """Log `ready` and `not_ready` when that changes, until the context is left."""
     ready: bool | None = None
 
-    def look(_changed: frozenset[str] = frozenset()) -> None:
+    def check(_changed: frozenset[str] = frozenset()) -> None:
         nonlocal ready
         without = missing(store.snapshot)
         if (not without) is ready:
@@ -41,6 +41,6 @@ def watched(store: SecretStore) -> Iterator[None]:
         else:
             log.event(LOG, "not_ready", level=logging.WARNING, without_secret=without)
 
-    look()
-    with store.watching(look):
+    check()
+    with store.watching(check):
         yield

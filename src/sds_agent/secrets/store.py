@@ -1,8 +1,8 @@
-"""The newest secret under every name, and who is to be told when one changes.
+"""The newest secret under every name, and the watchers to call when one changes.
 
-The store is where issuance and SDS meet, and the only place. It holds values, not a queue: a watcher is told which
-names changed and reads the snapshot when it gets to it, so a slow reader neither grows memory nor misses the newest
-secret. All of it runs on the event loop's thread; nothing here waits.
+The store is where issuance and SDS meet, and the only place. It has values, not a queue: a watcher is called with the
+names that changed and reads the snapshot when it gets to it, so a slow reader neither grows memory nor misses the
+newest secret. All of it runs on the event loop's thread; nothing here waits.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,16 +31,16 @@ class SecretStore:
         return self._snapshot
 
     def publish(self, secrets: Mapping[str, Secret]) -> frozenset[str]:
-        """Serve these secrets from now on, all at once; returns the names whose content is new.
+        """Serve these secrets from now on, all at once; returns the names whose content changed.
 
-        Watchers hear of those only: an unchanged secret is never published twice.
+        Watchers are called with those alone: an unchanged secret is never published twice.
         """
         return self._change(
             {name: secret for name, secret in secrets.items() if _version(self._snapshot.get(name)) != secret.version}
         )
 
     def withhold(self, names: Iterable[str]) -> frozenset[str]:
-        """Give these names' secrets to nobody new, as they are no longer good; the names go on existing."""
+        """Stop serving these names' secrets, which have ended; returns the names that had one. The names stay."""
         return self._change({name: None for name in names if self._snapshot.get(name) is not None})
 
     @contextmanager
