@@ -19,7 +19,7 @@ from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.cache import CertificateCache, WorkloadCache, tidy
 from sds_agent.issuance.issuer import Issuer, Upstream
 from sds_agent.issuance.needed import NeededAnchorsFile
-from sds_agent.issuance.publication import Destination
+from sds_agent.issuance.publication import PublicationTarget
 from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.standing import lack
@@ -44,12 +44,12 @@ async def run(settings: Settings) -> None:
     """Run the agent until SIGTERM, SIGINT or SIGHUP.
 
     Raises ConfigurationError, SocketInUseError, StateInUseError or ProbeError when it cannot start, alone or in an
-    exception group, as its parts run in one. All but the last `preflight.obstacles` tells beforehand.
+    exception group, as its parts run in one. `preflight.obstacles` finds all but the last without a start.
     """
     clock = SystemClock()
-    with locked_directory(settings.state_dir, "state_dir", preflight.in_use(settings.state_dir)) as held:
+    with locked_directory(settings.state_dir, "state_dir", preflight.in_use(settings.state_dir)) as locked:
         # The agent ends before its authorities: it may ask them until then.
-        async with until_signalled(), authorities(settings, clock) as cas, agent(settings, cas, clock, held):
+        async with until_signalled(), authorities(settings, clock) as cas, agent(settings, cas, clock, locked):
             await asyncio.Event().wait()
     log.event(LOG, "stopped")
 
@@ -113,11 +113,11 @@ class Agent(Struct, frozen=True):
 
 @asynccontextmanager
 async def agent(
-    settings: Settings, cas: Mapping[str, Authority], clock: Clock, held: LockedDirectory | None = None
+    settings: Settings, cas: Mapping[str, Authority], clock: Clock, locked: LockedDirectory | None = None
 ) -> AsyncIterator[Agent]:
     """The agent, running inside this context: issuance and the SDS server around one store.
 
-    `held` is the locked state directory; a file that is lost there is written again.
+    `locked` is the state directory; a file that is lost there is written again.
     """
     identities = workloads(settings)
     store = SecretStore((*(name for workload in identities for name in workload.names), *settings.bundle_names))
@@ -126,7 +126,7 @@ async def agent(
     anchors_file = NeededAnchorsFile(settings.state_dir)
     trust.restore(anchors_file.load())
     caches = _caches(settings, identities)
-    issuers = _issuers(identities, cas, Destination(store, trust), clock, caches)
+    issuers = _issuers(identities, cas, PublicationTarget(store, trust), clock, caches)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
     service = SecretDiscoveryService(store, clock, most_streams=limits.streams, most_names=limits.names)
     running = Agent(store, issuers, trust, service)
@@ -138,9 +138,9 @@ async def agent(
                 start(refresh(trust, name, authority, clock))
         for issuer in issuers.values():
             start(issuer.run())
-        if held is not None:
+        if locked is not None:
             parts = (*cas.values(), *caches.values(), anchors_file)
-            start(watch(held, [part for part in parts if isinstance(part, Restorable)]))
+            start(watch(locked, [part for part in parts if isinstance(part, Restorable)]))
         _start_outputs(start, settings, store, clock)
         readiness = Health(
             lambda: not missing(store.snapshot), frozenset({SERVICE}), reasons=lambda: running.lacks(clock.now())
@@ -159,7 +159,7 @@ async def agent(
 def _issuers(
     identities: Iterable[Workload],
     cas: Mapping[str, Authority],
-    destination: Destination,
+    target: PublicationTarget,
     clock: Clock,
     caches: Mapping[str, WorkloadCache],
 ) -> dict[str, Issuer]:
@@ -167,7 +167,7 @@ def _issuers(
     upstreams = {name: Upstream(authority, IssuanceQueue()) for name, authority in cas.items()}
     return {
         workload.name: Issuer(
-            workload, upstreams[workload.authority], destination, clock=clock, cache=caches.get(workload.name)
+            workload, upstreams[workload.authority], target, clock=clock, cache=caches.get(workload.name)
         )
         for workload in identities
     }
@@ -183,9 +183,9 @@ def _caches(settings: Settings, identities: Iterable[Workload]) -> dict[str, Wor
 
 
 def _announce(socket: Path) -> None:
-    """Say where the agent listens and who may connect: an Envoy that may not says only that it cannot connect."""
+    """Log where the agent listens and who may connect: an Envoy that may not logs only that it cannot connect."""
     who = Access()
-    with suppress(OSError):  # it was taken away at once, which is noticed and fixed elsewhere
+    with suppress(OSError):  # it was removed at once, which the server notices and fixes
         who = access(socket)
     log.event(LOG, "listening", socket=str(socket), mode=who.mode, owner=who.owner, group=who.group)
 

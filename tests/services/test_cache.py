@@ -27,7 +27,7 @@ from sds_agent.authority.protocol import ErrorKind, Issuance, IssueRequest
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.cache import CachedCertificate, CacheError, CertificateCache, WorkloadCache, tidy
 from sds_agent.issuance.issuer import Issuer, Upstream
-from sds_agent.issuance.publication import Destination
+from sds_agent.issuance.publication import PublicationTarget
 from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
@@ -74,7 +74,7 @@ class Machine:
         issuer = Issuer(
             workload,
             Upstream(authority, IssuanceQueue()),
-            Destination(store, self.trust),
+            PublicationTarget(store, self.trust),
             clock=self.clock,
             cache=WorkloadCache(workload, CertificateCache(self.directory), timeout=self.disk_timeout),
         )
@@ -153,7 +153,7 @@ async def test_a_certificate_that_comes_in_the_moment_of_the_end_is_cached(tmp_p
         issuer = Issuer(
             WORKLOAD,
             Upstream(ScriptedAuthority(last), IssuanceQueue()),
-            Destination(store, Trust(store, ["ROOTCA"], machine.clock)),
+            PublicationTarget(store, Trust(store, ["ROOTCA"], machine.clock)),
             clock=machine.clock,
             cache=WorkloadCache(WORKLOAD, CertificateCache(machine.directory)),
         )
@@ -196,7 +196,7 @@ async def test_restored_workloads_of_an_old_and_a_new_root_are_all_trusted(
         return Issuer(
             workload,
             Upstream(ScriptedAuthority(script), IssuanceQueue()),
-            Destination(store, trust),
+            PublicationTarget(store, trust),
             clock=machine.clock,
             cache=WorkloadCache(workload, CertificateCache(machine.directory)),
         )

@@ -36,7 +36,7 @@ from sds_agent.authority.protocol import Authority, ErrorKind, Issuance, IssueRe
 from sds_agent.clock import LONGEST_SLEEP
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.issuer import Issuer, Upstream
-from sds_agent.issuance.publication import Destination
+from sds_agent.issuance.publication import PublicationTarget
 from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.requester import CA_TIMEOUT
 from sds_agent.issuance.schedule import Renewal
@@ -87,7 +87,7 @@ class Bench:
         issuer = Issuer(
             structs.replace(workload, renewal=renewal or Renewal(jitter=0)),
             Upstream(authority, self.queue),
-            Destination(self.store, self.trust),
+            PublicationTarget(self.store, self.trust),
             clock=self.clock,
             randomness=lambda: randomness,
         )

@@ -38,7 +38,7 @@ from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, Is
 from sds_agent.errors import ConfigurationError
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.issuer import Issuer, Upstream
-from sds_agent.issuance.publication import Destination
+from sds_agent.issuance.publication import PublicationTarget
 from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.requester import CA_TIMEOUT
 from sds_agent.issuance.schedule import Renewal
@@ -138,7 +138,7 @@ class Scene:
         self.issuer = Issuer(
             self.workload,
             Upstream(authority, IssuanceQueue()),
-            Destination(self.store, self.trust),
+            PublicationTarget(self.store, self.trust),
             clock=self.clock,
         )
         async with anyio.create_task_group() as tasks:

@@ -17,7 +17,7 @@ from sds_agent import log
 from sds_agent.authority.protocol import Authority, AuthorityError
 from sds_agent.clock import Clock, until
 from sds_agent.issuance.cache import WorkloadCache
-from sds_agent.issuance.publication import Destination, Publication
+from sds_agent.issuance.publication import Publication, PublicationTarget
 from sds_agent.issuance.queue import IssuanceQueue, Priority
 from sds_agent.issuance.requester import Obtained, Requester
 from sds_agent.issuance.schedule import (
@@ -52,7 +52,7 @@ class Issuer:
         self,
         workload: Workload,
         upstream: Upstream,
-        destination: Destination,
+        target: PublicationTarget,
         *,
         clock: Clock,
         cache: WorkloadCache | None = None,
@@ -60,13 +60,13 @@ class Issuer:
     ) -> None:
         self._workload = workload
         self._queue = upstream.queue
-        self._store = destination.store
-        self._trust = destination.trust
+        self._store = target.store
+        self._trust = target.trust
         self._clock = clock
         self._cache = cache
         self._randomness = randomness
-        self._requester = Requester(workload, upstream.authority, destination.trust, clock)
-        self._publication = Publication(workload, destination, clock)
+        self._requester = Requester(workload, upstream.authority, target.trust, clock)
+        self._publication = Publication(workload, target, clock)
         self._failure: Failure | None = None
         self._attempt: asyncio.Task[Obtained | AuthorityError] | None = None
         self._stage: AttemptStage = "queued"

@@ -2,7 +2,7 @@
 
 Envoys use a certificate until they are given the next one, and peers may meet it for a while longer. An agent that is
 restarted with another CA, or without cached certificates, would not know what those certificates chain to, and peers
-would refuse each other. What is in the file is public; whoever can write to it can replace the agent's own CA as well.
+would refuse each other. What is in the file is public; who can write to it can replace the agent's own CA as well.
 """
 
 import logging

@@ -23,7 +23,7 @@ from sds_agent.secrets.store import SecretStore
 LOG = logging.getLogger(__name__)
 
 
-class Destination(Struct, frozen=True):
+class PublicationTarget(Struct, frozen=True):
     """Where certificates and their anchors are published: the store, and the trust bundle in it."""
 
     store: SecretStore
@@ -33,10 +33,10 @@ class Destination(Struct, frozen=True):
 class Publication:
     """What Envoys are given under the names of one workload."""
 
-    def __init__(self, workload: Workload, destination: Destination, clock: Clock) -> None:
+    def __init__(self, workload: Workload, target: PublicationTarget, clock: Clock) -> None:
         self._workload = workload
-        self._store = destination.store
-        self._trust = destination.trust
+        self._store = target.store
+        self._trust = target.trust
         self._clock = clock
         self._certificates = Succession[Certificate]()
 

@@ -60,7 +60,10 @@ class _InUse(Struct, frozen=True):
 
 
 class Trust:
-    """Keeps the newest anchors of each authority, and publishes their union under the bundle's names."""
+    """The anchors that each authority advertises now and those that certificates need, published as one bundle.
+
+    `names` are the resource names of the bundle, `authorities` the configured ones.
+    """
 
     def __init__(
         self, store: SecretStore, names: Iterable[str], clock: Clock, *, authorities: Iterable[str] = ()
@@ -113,12 +116,11 @@ class Trust:
         return tuple(anchor for other, anchors in self._anchors.items() if other != authority for anchor in anchors)
 
     def update(self, authority: str, anchors: Chain, left_out: tuple[str, ...] = ()) -> None:
-        """Take what an authority advertises in place of what it advertised before, and publish the bundle if that
-        changes its content.
+        """Replace what an authority advertised before, and publish the bundle if its content changes.
 
         Certificates are compared as DER, and their order is our own: a CA that advertises the same anchors in another
-        order changes nothing. What is no CA certificate is left out: as an anchor it would vouch for whoever has its
-        key. An authority that advertises no anchors changes nothing: an empty bundle would make every handshake fail.
+        order changes nothing. What is no CA certificate is left out: an anchor vouches for the holder of its key. An
+        authority that advertises no anchors changes nothing: an empty bundle would make every handshake fail.
         `left_out` says what was wrong with those that could not be used at all.
         """
         anchors = self._usable(authority, anchors, left_out)
@@ -270,13 +272,16 @@ def _moments(anchors: Chain) -> Iterator[datetime]:
 
 
 async def follow_times(trust: Trust, clock: Clock) -> None:
-    """Keep the bundle to the anchors that are current, for ever."""
+    """Publish the bundle anew whenever an anchor ends or begins, until cancelled."""
     while True:
         await until(clock, trust.check_times())
 
 
 async def refresh(trust: Trust, name: str, authority: TellsTrust, clock: Clock) -> None:
-    """Keep the anchors of the authority `name` fresh for ever, also while nothing is issued."""
+    """Ask the authority `name` for its anchors at its own intervals, also while nothing is issued, until cancelled.
+
+    A failure is logged (`trust_not_refreshed`) and changes nothing that is served.
+    """
     while True:
         try:
             async with asyncio.timeout(TIMEOUT):
@@ -292,7 +297,7 @@ async def refresh(trust: Trust, name: str, authority: TellsTrust, clock: Clock) 
 
 
 async def maintain(trust: Trust, file: NeededAnchorsFile, clock: Clock) -> None:
-    """Keep the bundle and the file with the needed anchors as they have to be at each moment, for ever."""
+    """Drop anchors when they end or are needed no longer, and write the needed ones to the file, until cancelled."""
     async with background_tasks() as start:
         start(_drop_ended(trust, clock))
         start(follow_times(trust, clock))
