@@ -233,6 +233,7 @@ def test_a_flood_hides_nothing_of_what_tells_of_a_changed_secret(events: Events)
     good, bad = opened(journal), opened(journal)
     for _ in range(1000):
         refuse(journal, Refused(("nobody", f"{len(events.seen)}")))
+        talk(opened(journal), 1)
     events.seen.clear()
     talk(good, 1, changed=True)
     talk(bad, 1, changed=True, reason="no")

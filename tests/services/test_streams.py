@@ -9,6 +9,7 @@ from pathlib import Path
 import anyio
 import grpc
 import msgspec
+import pytest
 from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
 from fakes.clocks import HandClock
@@ -161,6 +162,16 @@ async def test_a_stream_that_is_refused_for_want_of_room_is_not_among_those_that
         await first.read()
         second = await made.peer.stream().ask("default", node="second")
         assert (await second.end())[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await made.seen(of("first"))
+
+
+async def test_a_fetch_for_which_there_is_no_room_says_so_and_not_that_the_secret_is_missing(tmp_path: Path) -> None:
+    async with bench(tmp_path, most_streams=1) as made:
+        first = await made.peer.stream().ask("default", node="first")
+        await first.read()
+        with pytest.raises(grpc.aio.AioRpcError, match=r"more streams than sds\.limits\.streams allows") as caught:
+            await made.peer.fetch("late")
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         await made.seen(of("first"))
 
 
