@@ -1,4 +1,4 @@
-"""None of many may take what the others need."""
+"""No group may take what the others need."""
 
 from sds_agent.rpc.crowd import Crowd
 
@@ -12,30 +12,30 @@ def filled(most: int, **holders: int) -> Crowd[str]:
     return crowd
 
 
-def test_while_there_is_room_nobody_gives_way() -> None:
+def test_while_there_is_room_no_member_gives_way() -> None:
     assert len(filled(10, a=7, b=3)) == 10
 
 
-def test_the_oldest_of_who_has_most_gives_way_to_a_new_one() -> None:
+def test_the_oldest_of_the_largest_group_gives_way_to_a_new_member() -> None:
     crowd = filled(10, a=7, b=3)
     assert crowd.admit("new", "c", 10) == "a0"
     crowd.leave("a0")
     assert crowd.admit("b3", "b", 10) == "a1"
 
 
-def test_who_has_most_gets_no_more_and_keeps_what_it_has() -> None:
+def test_the_largest_group_gets_no_more_and_keeps_its_members() -> None:
     crowd = filled(10, a=7, b=3)
     assert crowd.admit("a7", "a", 10) == "a7"
     crowd.leave("a7")
     assert len(crowd) == 10
 
 
-def test_where_all_have_alike_the_new_one_gives_way() -> None:
+def test_where_all_groups_are_alike_the_new_member_gives_way() -> None:
     crowd = filled(3, a=1, b=1, c=1)
     assert crowd.admit("a1", "a", 3) == "a1"
 
 
-def test_one_that_leaves_twice_or_was_never_here_is_none_the_less() -> None:
+def test_a_member_that_leaves_twice_or_was_never_here_changes_nothing() -> None:
     crowd = filled(3, a=2)
     crowd.leave("a0")
     crowd.leave("a0")

@@ -140,7 +140,7 @@ def test_unknown_name_is_removed_at_once_and_the_stream_stays(served: Served) ->
     assert sent(actions) == [("default", "v1")]
     assert not [a for a in actions if isinstance(a, Finish)]
     stream.receive(ack("n1"), served)
-    assert stream.refresh(served) == [], "told once"
+    assert stream.refresh(served) == [], "sent once"
 
 
 def test_unknown_name_that_comes_to_be_served_is_pushed(served: Served) -> None:
@@ -152,7 +152,7 @@ def test_unknown_name_that_comes_to_be_served_is_pushed(served: Served) -> None:
 
 
 def test_name_not_issued_yet_is_held_and_never_removed(served: Served) -> None:
-    """Told "removed", Envoy would open its listener without a certificate."""
+    """If it were "removed", Envoy would open its listener without a certificate."""
     served.hold("late")
     stream = session()
     assert stream.receive(add("late"), served) == [Subscribed(("late",), pending=("late",))]

@@ -1,4 +1,4 @@
-"""Both sessions under any order of events, held against a simple model of an Envoy that keeps the rules.
+"""Both sessions under any order of events, compared with a simple model of an Envoy that follows the rules.
 
 The model knows which content a client has been sent on its stream and which it has taken in. Whatever happens in
 between, once the client has answered everything it must hold the newest content of all it subscribed to that is there
@@ -50,7 +50,7 @@ class Exchange(RuleBasedStateMachine):
         self.ended = False
         self.wanted: set[str] = set()
         self.last: dict[str, str] = {}  # name -> version before it was taken away
-        self.answers: dict[str, dict[str, str]] = {}  # nonce -> what it told
+        self.answers: dict[str, dict[str, str]] = {}  # nonce -> the versions in it
         self.acks: set[tuple[str, str]] = set()  # what the client has said of a name's version
         self.nacks: set[tuple[str, str]] = set()
         self.passed_over: set[tuple[str, str]] = set()  # what it has said nothing of, or too late to count
@@ -67,18 +67,18 @@ class Exchange(RuleBasedStateMachine):
         for answer in answers:
             assert not self.ended
             assert answer.resources or answer.removed, "an empty answer says nothing"
-            told = {r.name: r.version for r in answer.resources} | dict.fromkeys(answer.removed, REMOVED)
-            assert len(told) == len(answer.resources) + len(answer.removed), "a name twice in one answer"
-            assert set(told) <= self.wanted, "a name that was not asked for"
-            for name, version in told.items():
+            contents = {r.name: r.version for r in answer.resources} | dict.fromkeys(answer.removed, REMOVED)
+            assert len(contents) == len(answer.resources) + len(answer.removed), "a name twice in one answer"
+            assert set(contents) <= self.wanted, "a name that was not asked for"
+            for name, version in contents.items():
                 found = self.served[name]
                 newest = found.version if isinstance(found, Resource) else REMOVED
-                assert found is not Absence.PENDING, "nobody is told anything of what is merely not there yet"
+                assert found is not Absence.PENDING, "an answer about a secret that merely does not exist yet"
                 assert version == newest, "not the newest content"
                 assert name in again or self.sent.get(name) != version, "sent again though it has not changed"
-            self.sent |= told
-            self.answers[answer.nonce] = told
-            names += told
+            self.sent |= contents
+            self.answers[answer.nonce] = contents
+            names += contents
             self.on_the_way.append(answer)
         assert len(answers) <= 1, "one message or change leads to one answer"
         return names
@@ -143,7 +143,7 @@ class Exchange(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES))
     def change_unnoticed(self, name: str) -> None:
-        """The stream is busy and will look later; its client's next message comes first."""
+        """The stream is busy, and is refreshed later; its client's next message comes first."""
         self.served.put(name, f"v{next(self.versions)}")
 
     def push(self) -> None:
@@ -176,7 +176,7 @@ class SotwExchange(Exchange):
         names = self.session.names
         return bool(names) and all(self.served[name] is Absence.UNKNOWN for name in names)
 
-    def tell(self, nonce: str, error: str | None = None) -> None:
+    def send(self, nonce: str, error: str | None = None) -> None:
         newest = self.nonces[-1] if self.nonces else ""
         stale = bool(nonce) and self.answered and nonce != newest
         waiting, had = bool(self.on_the_way), set(self.session.names)
@@ -207,7 +207,7 @@ class SotwExchange(Exchange):
     @rule(names=some_names, empty=st.booleans())
     def subscribe(self, names: list[str], *, empty: bool) -> None:
         self.wanted = set(names)
-        self.tell("" if empty else self.nonce)
+        self.send("" if empty else self.nonce)
 
     @precondition(lambda self: self.answered and not self.ended)
     @rule(names=some_names, nonce=strange, error=reasons)
@@ -223,13 +223,13 @@ class SotwExchange(Exchange):
         self.on_the_way, self.holds, self.sent, self.ended = [], {}, {}, False
         self.wanted = set(names)
         old, self.nonce = self.nonce, ""
-        self.tell(old if old_nonce else "", error)
+        self.send(old if old_nonce else "", error)
 
     @precondition(lambda self: self.on_the_way and not self.ended)
     @rule(error=reasons)
     def answer(self, error: str | None) -> None:
         self.nonce = self.deliver()
-        self.tell(self.nonce, error)
+        self.send(self.nonce, error)
 
     def notice(self) -> None:
         """What the session sees withdrawn it may send again when it returns."""
@@ -246,7 +246,7 @@ class SotwExchange(Exchange):
 
     @precondition(lambda self: not self.ended)
     @rule()
-    def look(self) -> None:
+    def refresh_again(self) -> None:
         self.push()
 
     @invariant()
@@ -256,17 +256,17 @@ class SotwExchange(Exchange):
             assert set(self.session.names) == self.wanted
 
     def teardown(self) -> None:
-        """However long it took, it ends well: the stream looks at the news and the client answers what comes."""
+        """However long it took, it ends well: the stream is refreshed and the client answers what comes."""
         if self.ended:
             return
         self.push()
         if self.all_unknown():
             return
-        for _ in range(len(self.on_the_way) + 1):  # what is under way, and the news that waited for its end
+        for _ in range(len(self.on_the_way) + 1):  # what is under way, and the changes that waited for its end
             if not self.on_the_way:
                 break
             self.nonce = self.deliver()
-            self.tell(self.nonce)
+            self.send(self.nonce)
         assert not self.on_the_way
         self.settled(removals=False)
         self.check(self.session.status, settled=True)
@@ -284,7 +284,7 @@ class DeltaExchange(Exchange):
         again = frozenset(request.subscribe)
         self.wanted = (self.wanted - set(request.unsubscribe)) | again
         self.forget()
-        for name in again:  # who subscribes again has lost it
+        for name in again:  # a client that subscribes again has lost it
             self.sent.pop(name, None)
             self.holds.pop(name, None)
         actions = self.session.receive(request, self.served)
@@ -323,7 +323,7 @@ class DeltaExchange(Exchange):
         assert not (self.take(actions) and outstanding), "a push did not wait for the ACK"
 
     @rule()
-    def look(self) -> None:
+    def refresh_again(self) -> None:
         self.push()
 
     @invariant()

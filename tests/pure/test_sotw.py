@@ -168,7 +168,7 @@ def test_duplicated_names_are_answered_once(served: Served) -> None:
 
 
 def test_empty_first_list_fetches_nothing(served: Served) -> None:
-    """A message of zero bytes must not give anybody a private key."""
+    """A message of zero bytes must not fetch a private key."""
     stream = session()
     assert stream.receive(ask(), served) == []
     served.put("default", "v2")

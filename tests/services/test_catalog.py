@@ -1,4 +1,4 @@
-"""The catalog: each secret encoded once for all streams, and no key kept longer than it is served."""
+"""The catalog: each secret encoded once for all streams, and no key stored longer than it is served."""
 
 from datetime import UTC, datetime
 

@@ -89,7 +89,7 @@ async def test_socket_gets_owner_and_group_by_name(tmp_path: Path) -> None:
 
 
 def test_nobody_can_connect_before_the_rights_are_set(tmp_path: Path) -> None:
-    """Whoever connects in the moment between bind and chmod would keep that connection."""
+    """A process that connects between bind and chmod would keep that connection."""
     with claim(SocketFile(tmp_path / "sds.sock")) as endpoint, socket.socket(socket.AF_UNIX) as bound:
         with endpoint.private_umask():
             bound.bind(str(endpoint.temporary))
@@ -180,7 +180,7 @@ async def test_second_agent_is_refused_and_the_first_goes_on(tmp_path: Path) -> 
 
 
 def test_socket_of_another_kind_is_left_alone(tmp_path: Path) -> None:
-    """Nobody can tell whether somebody listens there."""
+    """It is not known whether a server listens there."""
     path = tmp_path / "sds.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         other.bind(str(path))
@@ -350,7 +350,7 @@ async def test_socket_that_another_took_is_told_once_and_taken_back_when_it_is_f
                 other.listen()
                 told = await events.wait("socket_lost", level="error")
                 assert "another server answers" in told["cause"]
-                assert "ROOTCA" in await old.fetch("ROOTCA"), "who is connected is served on"
+                assert "ROOTCA" in await old.fetch("ROOTCA"), "a peer that is connected is still served"
                 before = path.stat().st_ino
                 await anyio.wait_all_tasks_blocked()
                 assert path.stat().st_ino == before

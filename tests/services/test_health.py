@@ -1,4 +1,4 @@
-"""grpc.health.v1 as probers use it: who asks is told the truth, who watches hears of every change."""
+"""grpc.health.v1 as probers use it: Check answers the truth, and Watch every change."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -74,7 +74,7 @@ def watch(channel: grpc.aio.Channel, service: str = "", data: bytes | None = Non
 
 
 async def rest(call: Call) -> tuple[list[HealthCheckResponse.ServingStatus], grpc.StatusCode]:
-    """What is told until the end, and how it ends; to be awaited before: what was not read by the end gRPC drops."""
+    """The answers until the end, and how it ends. Await it before the end: gRPC drops what was not read by then."""
     told = []
     while (next_one := await status(call)) is not None:
         told.append(next_one)
@@ -150,9 +150,9 @@ def begun(channel: grpc.aio.Channel) -> grpc.aio.StreamUnaryCall[bytes, bytes]:
     return begin(timeout=30)
 
 
-async def test_only_so_many_requests_are_begun_and_not_ended_and_they_keep_nobody_out(server: Server) -> None:
-    """Anybody may ask for health at the CA, and what each of these could still send has its room in memory. A prober
-    that is refused may well have the server killed.
+async def test_only_so_many_requests_are_begun_and_not_ended_and_they_keep_no_prober_out(server: Server) -> None:
+    """Any caller may ask the CA for its health, and memory is reserved for what each of these could still send. A
+    prober that is refused may well have the server killed.
     """
     async with server.running() as channel:
         calls = [begun(channel) for _ in range(health.MOST_UNREAD + 1)]

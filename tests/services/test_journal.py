@@ -1,4 +1,4 @@
-"""What an operator reads of the streams: who has what, who refused what and why, and no flood from a broken Envoy."""
+"""What an operator reads of the streams: which Envoy took or refused what and why, and no flood from a broken one."""
 
 import logging
 from collections.abc import Iterator
@@ -110,14 +110,14 @@ def test_every_action_is_a_line_that_names_the_envoy_and_the_stream(
     assert events.seen == [{"node": "envoy-a", "stream": 1, **expected}]
 
 
-def test_streams_have_numbers_of_their_own_and_their_end_is_told(events: Events) -> None:
+def test_streams_have_numbers_of_their_own_and_their_end_is_logged(events: Events) -> None:
     journal = Journal()
     for _ in range(2):
         opened(journal).left()
     assert [(e["event"], e["level"], e["stream"]) for e in events.seen] == [("left", "debug", 1), ("left", "debug", 2)]
 
 
-def test_an_ack_tells_how_long_the_envoy_took(events: Events) -> None:
+def test_an_ack_says_how_long_the_envoy_took(events: Events) -> None:
     time = Time()
     stream = opened(Journal(time))
     stream.sending(Respond("n1", (Resource("a", "v"),)), changed=False)
@@ -128,14 +128,14 @@ def test_an_ack_tells_how_long_the_envoy_took(events: Events) -> None:
     assert [event.get("after_ms") for event in events.named("acked")] == [512.3, 500.0, None]
 
 
-def test_the_first_message_tells_the_node_for_all(events: Events) -> None:
+def test_the_first_message_names_the_node_for_all(events: Events) -> None:
     stream = opened(Journal(), "envoy-a")
     stream.met(SotwRequest())
     stream.note([Acked("n", {"a": "v"})])
     assert events.seen[0]["node"] == "envoy-a"
 
 
-def test_one_refusal_is_told_once_however_often_it_is_asked_for(events: Events) -> None:
+def test_one_refusal_is_logged_once_however_often_it_is_asked_for(events: Events) -> None:
     journal = Journal()
     for _ in range(1000):
         refuse(journal, Subscribed(("nobody",)), NOT_FOUND)
@@ -152,7 +152,7 @@ def test_one_refusal_is_told_once_however_often_it_is_asked_for(events: Events) 
     ],
     ids=["another Envoy", "another name", "among others", "more names"],
 )
-def test_another_refusal_is_told_too(events: Events, other: Action, node: str) -> None:
+def test_another_refusal_is_logged_too(events: Events, other: Action, node: str) -> None:
     journal = Journal()
     refuse(journal, NOT_FOUND)
     refuse(journal, other, node=node)
@@ -203,7 +203,7 @@ def talk(stream: StreamJournal, answers: int, *, changed: bool = False, reason: 
         stream.note([answer, settled])
 
 
-def test_one_stream_cannot_fill_the_log_and_one_line_tells_how_much_was_left_out(events: Events) -> None:
+def test_one_stream_cannot_fill_the_log_and_one_line_says_how_much_was_left_out(events: Events) -> None:
     time = Time()
     journal = Journal(time, most_streams=1000, most_names=5)
     talk(opened(journal), 10_000, reason="no")
@@ -211,8 +211,10 @@ def test_one_stream_cannot_fill_the_log_and_one_line_tells_how_much_was_left_out
     time.now += 60
     events.seen.clear()
     journal.report_left_out()
-    told = {event["kind"]: event["lines"] for event in events.named("lines_left_out")}
-    assert told == {"warnings": 10_000 - LINES * 5 - 1, "others": 10_000 - LINES * 5 - 1}, "the first was told at once"
+    reported = {event["kind"]: event["lines"] for event in events.named("lines_left_out")}
+    assert reported == {"warnings": 10_000 - LINES * 5 - 1, "others": 10_000 - LINES * 5 - 1}, (
+        "the first was reported at once"
+    )
     events.seen.clear()
     journal.report_left_out()
     assert events.seen == []
@@ -228,7 +230,7 @@ def test_streams_without_end_cannot_fill_the_log_either(events: Events) -> None:
     assert len(events.named("subscribed")) + len(events.named("left")) == LINES * 50
 
 
-def test_a_flood_hides_nothing_of_what_tells_of_a_changed_secret(events: Events) -> None:
+def test_a_flood_hides_no_push_of_a_changed_secret_nor_the_reply(events: Events) -> None:
     journal = Journal(Time(), most_streams=50, most_names=5)
     good, bad = opened(journal), opened(journal)
     for _ in range(1000):
@@ -261,7 +263,7 @@ def test_as_many_streams_as_there_may_be_lose_no_line_when_all_come_at_once(even
     assert events.named("lines_left_out") == []
 
 
-def test_a_refusal_that_was_left_out_is_told_when_there_is_room(events: Events) -> None:
+def test_a_refusal_that_was_left_out_is_logged_when_there_is_room(events: Events) -> None:
     time = Time()
     journal = Journal(time, most_streams=1, most_names=1)
     for number in range(LINES):
@@ -273,7 +275,7 @@ def test_a_refusal_that_was_left_out_is_told_when_there_is_room(events: Events) 
     assert len(events.named("refused", names=["late"])) == 1
 
 
-def test_words_of_a_peer_count_by_their_length(events: Events) -> None:
+def test_text_of_a_peer_counts_by_its_length(events: Events) -> None:
     """Or else a line of names without an end would count as much as one of an honest Envoy."""
     stream = opened(Journal(Time(), most_streams=1000, most_names=5))
     for _ in range(100):
@@ -281,7 +283,7 @@ def test_words_of_a_peer_count_by_their_length(events: Events) -> None:
     assert len(events.named("subscribed")) == LINES * 5 // (1 + 5 * 600 // LINE)
 
 
-def test_what_nobody_writes_costs_nothing(events: Events) -> None:
+def test_a_level_that_is_not_logged_costs_no_budget(events: Events) -> None:
     logging.getLogger("sds_agent").setLevel(logging.INFO)
     stream = opened(Journal(Time(), most_streams=1000, most_names=5))
     for _ in range(100):
@@ -290,7 +292,7 @@ def test_what_nobody_writes_costs_nothing(events: Events) -> None:
     assert [event["event"] for event in events.seen] == ["pushed", "acked"]
 
 
-def test_streams_that_are_over_hold_no_memory() -> None:
+def test_streams_that_are_over_take_no_memory() -> None:
     journal = Journal(Time())
     for _ in range(100):
         stream = opened(journal)

@@ -1,4 +1,4 @@
-"""Peers that do not speak as they should: nothing they do is anybody else's trouble."""
+"""Peers that break the protocol: nothing they do harms another peer."""
 
 import os
 import struct
@@ -65,7 +65,7 @@ async def running(directory: Path, limits: Limits | None = None) -> AsyncIterato
             yield store, socket, events
 
 
-async def test_peer_that_never_reads_holds_up_nobody_else(tmp_path: Path) -> None:
+async def test_peer_that_never_reads_delays_no_other(tmp_path: Path) -> None:
     async with running(tmp_path) as (store, socket, events), connected(socket) as other:
         peer = await RawPeer.connect(socket)
         await peer.open(1, "DeltaSecrets")
@@ -82,7 +82,7 @@ async def test_peer_that_never_reads_holds_up_nobody_else(tmp_path: Path) -> Non
             assert chain_of((await stream.read())["default"]) == content * 3000
             await stream.ack("default")
             await events.wait("acked", names=["default"], count=2 if content == b"2" else 3)
-        assert len(events.named("pushed")) == pushed + 2, "nothing more is made for who reads nothing"
+        assert len(events.named("pushed")) == pushed + 2, "no more answers are made for a peer that does not read"
         await peer.connection.aclose()
 
 
@@ -100,7 +100,7 @@ async def test_peer_that_never_reads_holds_up_nobody_else(tmp_path: Path) -> Non
     ],
     ids=["nothing", "HTTP/1", "TLS", "half a preface", "no settings", "no frames", "bad headers", "no stream"],
 )
-async def test_peer_that_does_not_speak_http2_is_nobodys_trouble(tmp_path: Path, first: bytes) -> None:
+async def test_peer_that_does_not_speak_http2_harms_no_other(tmp_path: Path, first: bytes) -> None:
     async with running(tmp_path) as (_, socket, events), connected(socket) as good:
         peers = [await RawPeer.connect(socket, first) for _ in range(5)]
         assert "default" in await good.fetch("default")
@@ -112,7 +112,7 @@ async def test_peer_that_does_not_speak_http2_is_nobodys_trouble(tmp_path: Path,
 
 
 async def test_frozen_peer_is_noticed_and_one_that_is_merely_silent_is_not(tmp_path: Path) -> None:
-    """A frozen Envoy's streams would be held for ever; a healthy one says nothing for hours."""
+    """A frozen Envoy's streams would stay open for ever; a healthy one says nothing for hours."""
     async with running(tmp_path, Limits(silence=1)) as (store, socket, events), connected(socket) as good:
         stream = await good.stream().ask("default", node="healthy")
         await stream.read()
@@ -198,7 +198,7 @@ async def test_process_that_holds_every_connection_keeps_no_new_envoy_out(tmp_pa
     ):
         stream = await envoy.stream().ask("default")
         assert "default" in await stream.read()
-        assert len(events.named("too_many_connections")) == 1, "told once, however often it happens"
+        assert len(events.named("too_many_connections")) == 1, "logged once, however often it happens"
         await stream.ack("ROOTCA")
         assert "ROOTCA" in await stream.read()
 

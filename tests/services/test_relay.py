@@ -110,7 +110,7 @@ async def test_a_peer_that_leaves_is_seen_by_grpc() -> None:
         await asyncio.wait_for(ends.over.wait(), 10)
 
 
-async def test_a_peer_that_is_just_writing_still_reads_what_it_was_told_last() -> None:
+async def test_a_peer_that_is_just_writing_still_reads_the_last_answer() -> None:
     """Closed at once, the connection would break under its hand: an Envoy would count an error for a clean end."""
     with relayed() as ends:
         await send(ends.peer, PREFACE + PING * 10_000)  # more than was read by the time of the end
@@ -132,7 +132,7 @@ async def test_a_peer_that_does_not_close_is_closed() -> None:
 
 
 @pytest.mark.parametrize("frozen", ["peer", "server"])
-async def test_who_leaves_while_the_other_end_is_frozen_holds_no_descriptors(frozen: str) -> None:
+async def test_a_peer_that_leaves_while_the_other_end_is_frozen_takes_no_descriptors(frozen: str) -> None:
     """gRPC closes the connection of a peer that answers no ping; what that peer has not read stays unread."""
     with relayed() as ends:
         leaves = ends.server if frozen == "peer" else ends.peer
@@ -146,7 +146,7 @@ async def test_who_leaves_while_the_other_end_is_frozen_holds_no_descriptors(fro
         await asyncio.wait_for(ends.over.wait(), 10)
 
 
-async def test_what_is_objected_to_reaches_nobody_and_ends_the_connection() -> None:
+async def test_bytes_with_a_fault_are_not_passed_on_and_end_the_connection() -> None:
     with relayed() as ends:
         await send(ends.peer, PREFACE)
         assert await receive(ends.server, len(PREFACE)) == PREFACE
@@ -167,7 +167,7 @@ async def test_a_peer_that_made_too_many_calls_waits_and_goes_on() -> None:
 
 
 async def test_a_peer_that_is_not_read_from_and_leaves_is_noticed() -> None:
-    """Or else those who call without end and come again would pile up."""
+    """Otherwise the connections of a peer that calls without end, and connects again, would pile up."""
     with relayed(wait=1000) as ends:
         await send(ends.peer, PREFACE + CALL)
         await receive(ends.server, len(PREFACE + CALL))
@@ -189,7 +189,9 @@ class Exhausted(socket.socket):
         return super().accept()
 
 
-async def test_each_time_that_descriptors_are_short_is_told_and_who_waits_is_taken_later(tmp_path: Path) -> None:
+async def test_each_time_that_descriptors_are_short_is_logged_and_peers_that_wait_are_accepted_later(
+    tmp_path: Path,
+) -> None:
     """Without a word an operator sees Envoys that hang, and nothing else."""
     holders: dict[str, str] = {}
     with recorded() as events, socket.socket(socket.AF_UNIX) as behind, Exhausted(socket.AF_UNIX) as listener:

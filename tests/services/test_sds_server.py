@@ -85,7 +85,7 @@ async def test_reconnecting_delta_client_is_answered_whatever_it_says_it_holds(t
         assert [r.name for r in (await stream.read()).resources] == ["default"], "what it holds subscribes to nothing"
 
 
-async def test_delta_client_is_told_what_is_not_served(tmp_path: Path) -> None:
+async def test_delta_client_learns_what_is_not_served(tmp_path: Path) -> None:
     async with running(tmp_path) as (_, peer, _events):
         stream = await peer.delta().subscribe("nobody", "ROOTCA")
         answer = await stream.read()
@@ -235,7 +235,7 @@ class _Broken(dict[str, Secret | None]):
         return super().__contains__(name)
 
 
-async def test_bug_is_told_to_the_log_and_not_to_the_peer(tmp_path: Path) -> None:
+async def test_bug_is_logged_and_not_shown_to_the_peer(tmp_path: Path) -> None:
     """The text of an exception might hold a key."""
     store, socket = BrokenStore(("late",)), tmp_path / "sds.sock"
     store.publish({"late": certificate(b"chain")})
@@ -276,20 +276,20 @@ async def test_message_over_the_limit_is_refused_and_the_server_goes_on(tmp_path
 
 async def test_streams_over_the_limit_are_refused_and_the_others_live(tmp_path: Path) -> None:
     async with running(tmp_path, Limits(streams=2)) as (store, peer, _events):
-        held: list[SotwStream] = []
+        streams: list[SotwStream] = []
 
         async def fill() -> None:
             for _ in range(5):
                 stream = await peer.stream().ask("default")
                 await stream.read()
-                held.append(stream)
+                streams.append(stream)
 
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await fill()
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert 1 <= len(held) <= 2, "the server's own probe may just be leaving"
+        assert 1 <= len(streams) <= 2, "the server's own probe may just be leaving"
         store.publish({"default": certificate(b"chain 2")})
-        for stream in held:
+        for stream in streams:
             await stream.ack("default")
             assert chain_of((await stream.read())["default"]) == b"chain 2"
 
@@ -325,7 +325,7 @@ async def test_no_two_streams_share_a_nonce_and_no_two_servers_do(tmp_path: Path
     assert len(set(nonces)) == 6
 
 
-async def test_status_is_told_for_each_of_many_streams_at_shutdown(tmp_path: Path) -> None:
+async def test_each_of_many_streams_gets_its_status_at_shutdown(tmp_path: Path) -> None:
     async with connected(tmp_path / "sds.sock") as peer:
         streams = []
         async with running(tmp_path) as (_, _peer, _events):
@@ -369,7 +369,7 @@ async def test_stream_that_comes_while_the_server_ends_is_ended_too(tmp_path: Pa
         assert (await stream.end())[0] is grpc.StatusCode.OK
 
 
-async def test_fetch_that_waits_is_told_at_shutdown(tmp_path: Path) -> None:
+async def test_fetch_that_waits_gets_a_status_at_shutdown(tmp_path: Path) -> None:
     async with connected(tmp_path / "sds.sock") as peer, anyio.create_task_group() as tasks:
         codes: list[grpc.StatusCode] = []
 
@@ -385,8 +385,8 @@ async def test_fetch_that_waits_is_told_at_shutdown(tmp_path: Path) -> None:
     assert codes == [grpc.StatusCode.UNAVAILABLE]
 
 
-async def test_refused_fetch_is_logged_with_who_asked(tmp_path: Path) -> None:
-    """The agent's log tells of each peer that asked in vain, however it asked."""
+async def test_refused_fetch_is_logged_with_its_client(tmp_path: Path) -> None:
+    """The agent's log has each peer that asked for a name that is not served, by whatever method."""
     async with running(tmp_path) as (_, peer, events):
         for data in (b"\xff\xff\xff", bytes(DiscoveryRequest(resource_names=["nobody"], node=Node(id="envoy-a")))):
             with pytest.raises(grpc.aio.AioRpcError):
@@ -397,23 +397,23 @@ async def test_refused_fetch_is_logged_with_who_asked(tmp_path: Path) -> None:
 
 
 async def test_one_of_two_fetches_alike_that_leaves_does_not_take_the_others_turn(tmp_path: Path) -> None:
-    """Issuance goes by who waits."""
+    """Issuance prefers the names that clients wait for."""
     async with running(tmp_path) as (store, peer, events), anyio.create_task_group() as tasks:
         for timeout in (1, 10):
-            tasks.start_soon(_fetch_in_vain, peer, timeout)
+            tasks.start_soon(_fetch_late, peer, timeout)
         await events.wait("refused", cause="the secret is not issued yet; ask again")
         assert store.awaited(["late"])
         store.publish({"late": certificate(b"at last")})
         await events.wait("pushed", names=["late"])
 
 
-async def _fetch_in_vain(peer: Peer, seconds: float) -> None:
+async def _fetch_late(peer: Peer, seconds: float) -> None:
     with suppress(grpc.aio.AioRpcError):
         await peer.fetch("late", seconds=seconds)
 
 
 async def awaited(store: SecretStore, name: str) -> None:
-    """Wait until somebody waits for the name."""
+    """Wait until a client waits for the name."""
     with anyio.fail_after(10):
         while not store.awaited([name]):
             await anyio.lowlevel.checkpoint()

@@ -18,10 +18,9 @@ an answer by its nonce:
 - Changes are pushed only when no answer is outstanding, and then the newest content goes out. Content that was sent
   on this stream is not pushed again, whether the client took or refused it.
 - A name whose secret does not exist yet gets no answer. It is never "removed": Envoy would finish warming without a
-  certificate.
-  `removed_resources` says that a name is not served, at once when it is asked for and by a push when that happens in
-  mid-stream. The subscription stays, so that the name is pushed if it comes to be served. The stream never ends with
-  a status for it.
+  certificate. `removed_resources` says that a name is not served, at once when it is asked for and by a push when that
+  happens in mid-stream. The subscription stays, so that the name is pushed if it comes to be served. The stream never
+  ends with a status for it.
 """
 
 from collections.abc import Iterable, Iterator

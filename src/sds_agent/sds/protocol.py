@@ -1,6 +1,6 @@
 """The words of an SDS session: what a client may say, and what the server is to do about it.
 
-A session (`sotw.SotwSession`, `delta.DeltaSession`) is a pure object. It takes a request, or is told that secrets
+A session (`sotw.SotwSession`, `delta.DeltaSession`) is a pure object. It takes a request, or the signal that secrets
 changed, together with a view of what is served, and returns actions: one that goes to the client (`Respond`,
 `Finish`) and notes for the log. It does no I/O and knows no clock, so a test can try every order of events without a
 socket.
