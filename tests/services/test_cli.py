@@ -360,6 +360,19 @@ def test_what_keeps_the_agent_from_starting_is_one_sentence(folder: Path) -> Non
     assert f"sds-agent: state_dir: every user may write to {folder}" in done.stderr.splitlines()[-1]
 
 
+def test_an_agent_that_runs_collects_garbage_but_for_what_its_start_left(folder: Path) -> None:
+    """Its start does not; an agent without would grow with every connection."""
+    folder.chmod(0o777)
+    program = (
+        "import gc; from sds_agent.cli.main import main\n"
+        "print('exit code', main(['run']), 'collects', gc.isenabled(), 'passes over', gc.get_freeze_count() > 10_000)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(folder), capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "exit code 2 collects True passes over True\n"
+
+
 # Errors
 
 

@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal. Raises ProblemsError and what `app.run` raises."""
+    gc.disable()  # what the imports below make stays, as in `main`
     output.silence_warnings()
     loaded = load(arguments.file, os.environ)
     chosen = loaded.settings.log
@@ -42,7 +43,6 @@ def run(arguments: argparse.Namespace) -> int:
     if not keep_memory_private():
         log.event(LOG, "dumpable", level=logging.WARNING)
     _announce(loaded)
-    gc.disable()  # what these imports make stays: to search it for garbage would only delay the start
     import asyncio  # noqa: PLC0415 - measured with gRPC: 150 ms before a wrong configuration is reported
 
     from sds_agent import app  # noqa: PLC0415 - measured: likewise
