@@ -84,6 +84,18 @@ def test_what_needs_no_command_waits_for_no_command_and_no_library(folder: Path,
     assert done.stdout.splitlines()[-1] == " ".join(["imported:", *(f"sds_agent{name}" for name in ours)])
 
 
+@pytest.mark.parametrize(("wanted", "verbosity"), [({}, "NONE"), ({"GRPC_VERBOSITY": "debug"}, "debug")])
+def test_grpc_writes_no_words_of_its_own_unless_the_user_asks(
+    folder: Path, wanted: dict[str, str], verbosity: str
+) -> None:
+    """It reads the variable when it is imported, and then writes to standard error beside our log."""
+    program = "import os; from sds_agent.cli.main import main; main(['ca']); print(os.environ['GRPC_VERBOSITY'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(folder, **wanted), capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{verbosity}\n"
+
+
 def test_the_version_is_told(folder: Path) -> None:
     assert call(folder, "--version").stdout == f"sds-agent {__version__}\n"
 
