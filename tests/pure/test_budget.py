@@ -42,7 +42,7 @@ def test_what_costs_more_takes_more_of_both_and_nothing_where_it_does_not_fit() 
     assert granted(one, "a", 10, 0.5) == 1
 
 
-def test_what_is_taken_on_credit_tells_how_long_it_has_to_be_waited_for() -> None:
+def test_what_is_taken_on_credit_says_how_long_to_wait_for_it() -> None:
     bucket = Bucket(Rate(10, 2), 0)
     assert [bucket.overdraw(0, cost) for cost in (4, 6, 4, 1)] == [0, 0, 2, 2.5]
     assert bucket.overdraw(1.5, 2) == 2
@@ -81,7 +81,7 @@ def test_keys_without_end_cannot_grow_memory_and_who_goes_on_is_not_forgotten() 
     assert buckets.take("0", 0), "who was forgotten begins anew"
 
 
-def test_what_was_left_out_is_told_at_once_and_then_once_an_interval() -> None:
+def test_what_was_left_out_is_counted_at_once_and_then_once_an_interval() -> None:
     one = budget()
     assert one.left_out(0) == 0
     assert granted(one, "a", 4, 0) == 3
@@ -92,7 +92,7 @@ def test_what_was_left_out_is_told_at_once_and_then_once_an_interval() -> None:
     assert one.left_out(200) == 0
 
 
-def test_what_is_left_out_after_a_quiet_time_is_told_at_once_again() -> None:
+def test_what_is_left_out_after_a_quiet_time_is_counted_at_once_again() -> None:
     one = budget()
     for begin in (0, 1000):
         granted(one, "a", 4, begin)

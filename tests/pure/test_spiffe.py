@@ -1,4 +1,4 @@
-"""SPIFFE IDs: whoever writes a wrong one in the configuration is told so, and no wrong one is ever asked of a CA."""
+"""SPIFFE IDs: a wrong one in the configuration is an error that says why, and a CA is never asked for one."""
 
 import re
 

@@ -103,7 +103,7 @@ def test_standard_output_that_is_closed_is_refused(monkeypatch: pytest.MonkeyPat
         AuditLog(None).check()
 
 
-def test_a_pipe_that_nobody_reads_is_refused(tmp_path: Path) -> None:
+def test_a_pipe_without_a_reader_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigurationError, match="audit: cannot write"):
         AuditLog(tmp_path / "pipe").check()
@@ -129,7 +129,7 @@ async def test_nothing_that_a_caller_asks_for_can_begin_an_audit_line(ca: Served
 
 
 async def test_an_audit_line_has_an_end_whatever_a_caller_asks_for(ca: Served) -> None:
-    """Or else a caller could fill the disk, and then nothing is signed for anybody."""
+    """Or else a caller could fill the disk, and then the CA signs nothing."""
     node = ca.issuer.token(sub="system:serviceaccount:kube-system:node")
     with pytest.raises(grpc.aio.AioRpcError):
         await ca.ask(node, metadata={"ImpersonatedIdentity": f"spiffe://{TRUST_DOMAIN}/{'x' * 1_000_000}"})
@@ -301,7 +301,7 @@ async def test_a_refusal_has_its_address_though_its_connection_has_ended(ca: Ser
     assert {line["address"].partition(":")[0] for line in ca.audit} == {"127.0.0.1"}
 
 
-async def test_the_audit_log_goes_to_standard_output_unless_told(
+async def test_the_audit_log_goes_to_standard_output_by_default(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async with served(tmp_path, audit="") as ca:

@@ -126,7 +126,7 @@ def refusal_to_serve(file: Path) -> str:
 
 
 def test_root_makes_a_token_for_a_ca_that_runs_as_another_user(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Only root can give a directory away; anybody else's stays its own."""
+    """Only root can give a directory away; another user's stays its own."""
     owner = (4711, 4712) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
     tokens = file.parent / "tokens"
     tokens.mkdir(0o700)
@@ -255,7 +255,7 @@ async def test_connections_never_take_the_descriptor_that_the_audit_log_needs(
     file: Path, capsys: pytest.CaptureFixture[str], descriptors: tuple[int, int], *, few: bool
 ) -> None:
     """Agents that keep their connections are many, and 1024 descriptors are what most systems give: when they were
-    used up, nobody would get a certificate any more, those who are connected included.
+    used up, no caller would get a certificate any more, those that are connected included.
     """
     add(file, "limits: {connections: 1000}")
     assert main(["ca", "token", str(file), WEB]) == 0

@@ -96,7 +96,7 @@ def test_grpc_writes_no_words_of_its_own_unless_the_user_asks(
     assert done.stdout == f"{verbosity}\n"
 
 
-def test_the_version_is_told(folder: Path) -> None:
+def test_the_version_is_printed(folder: Path) -> None:
     assert call(folder, "--version").stdout == f"sds-agent {__version__}\n"
 
 
@@ -129,7 +129,7 @@ def test_the_schema_is_printed_for_an_editor(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["root", "intermediate", "check", "serve", "token", "schema"])
-def test_every_command_of_the_ca_tells_its_exit_codes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_of_the_ca_lists_its_exit_codes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ca", command, "--help"]) == 0
     assert "Exit codes: 0 " in capsys.readouterr().out
 
@@ -165,7 +165,7 @@ def test_check_explains_what_an_envoy_will_get_also_for_another_machine(folder: 
     assert "SDS_AGENT__SDS__SOCKET" in said
 
 
-def test_check_tells_what_is_probably_not_meant_from_what_keeps_the_agent_from_starting(
+def test_check_separates_what_is_probably_not_meant_from_what_keeps_the_agent_from_starting(
     folder: Path, check: Check
 ) -> None:
     code, _, told = check(file(folder, TWO_WORKLOADS))
@@ -177,7 +177,7 @@ def test_check_tells_what_is_probably_not_meant_from_what_keeps_the_agent_from_s
     assert group.startswith("sds-agent: sds.group: there is no group 'nothing-here' on this machine")
 
 
-def test_check_warns_of_an_authority_that_nobody_uses(folder: Path, check: Check) -> None:
+def test_check_warns_of_an_authority_that_no_workload_uses(folder: Path, check: Check) -> None:
     text = f"{MINIMAL}    authority: a\nauthorities:\n  a: {{type: embedded}}\n  b: {{type: embedded}}\n"
     _, _, warned = check(file(folder, text))
     assert warned == "sds-agent: warning: authorities.b: no workload gets its certificate from it\n"
@@ -230,7 +230,7 @@ def test_check_warns_where_a_restart_would_leave_the_agent_with_a_spent_token(
 
 
 @pytest.mark.parametrize("command", ["check", "run"])
-def test_a_directory_too_long_for_a_socket_is_told_by_both(command: str, folder: Path) -> None:
+def test_a_directory_too_long_for_a_socket_is_reported_by_both(command: str, folder: Path) -> None:
     done = call(folder, command, SDS_AGENT__SDS__SOCKET=f"/{'d' * 99}/s")
     assert done.returncode == 2
     assert "it, or a temporary name beside it, has 108 bytes" in done.stderr
@@ -244,7 +244,7 @@ def test_check_takes_a_steady_renewal_and_a_name_that_is_an_id(folder: Path, che
 
 
 @pytest.mark.parametrize("command", ["check", "run"])
-def test_every_problem_of_a_configuration_is_told_and_the_exit_code_is_2(command: str, folder: Path) -> None:
+def test_every_problem_of_a_configuration_is_reported_and_the_exit_code_is_2(command: str, folder: Path) -> None:
     path = file(folder, f"{MINIMAL}    ttl: 1s\n    kee: ec-p256\n")
     done = call(folder, command, path, SDS_AGENT__LOG__LEVEL="loud")
     assert (done.returncode, done.stdout) == (2, "")
@@ -257,7 +257,7 @@ def test_every_problem_of_a_configuration_is_told_and_the_exit_code_is_2(command
 
 @pytest.mark.parametrize("command", ["check", "run"])
 @pytest.mark.parametrize(("name", "said"), [("none", "does not exist"), ("", "this is a directory")])
-def test_a_file_that_cannot_be_read_is_told(command: str, name: str, said: str, folder: Path) -> None:
+def test_a_file_that_cannot_be_read_is_reported(command: str, name: str, said: str, folder: Path) -> None:
     done = call(folder, command, str(folder / name))
     assert done.returncode == 2
     assert done.stderr.startswith(f"sds-agent: {folder / name}: ")
@@ -279,7 +279,7 @@ def test_a_reader_that_has_left_is_no_error_worth_a_word(arguments: list[str], f
 
 
 @pytest.mark.parametrize("arguments", [["check"], ["--help"]])
-def test_a_full_disk_is_told(arguments: list[str], folder: Path) -> None:
+def test_a_full_disk_is_reported(arguments: list[str], folder: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = call(folder, *arguments, stdout=full.fileno())
     assert done.returncode == 1

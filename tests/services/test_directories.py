@@ -1,4 +1,4 @@
-"""Directories with secrets in them: nobody else can replace what is in them, or move them away."""
+"""Directories with secrets in them: no other user can replace what is in them, or move them away."""
 
 import os
 import stat
@@ -134,7 +134,7 @@ def test_every_directory_that_a_link_leads_through_is_looked_at(tmp_path: Path) 
 
 @pytest.mark.parametrize("mode", [0o1777, 0o1770])
 def test_a_link_among_the_files_of_others_is_looked_at(tmp_path: Path, mode: int) -> None:
-    """In /tmp a link of somebody else leads anywhere, at any time."""
+    """In /tmp another user's link leads anywhere, at any time."""
     (tmp_path / "real").mkdir()
     shared = made(tmp_path / "tmp", mode)
     (shared / "link").symlink_to(tmp_path / "real")
@@ -185,7 +185,7 @@ def test_a_link_to_a_disk_that_is_not_mounted_is_an_error_and_nothing_is_made(tm
 def test_a_directory_and_those_above_are_made_with_their_modes_whatever_the_umask(
     tmp_path: Path, mode: int, umask: int
 ) -> None:
-    """With 077 no Envoy of another user would reach the socket, with 000 anybody could replace it."""
+    """With 077 no Envoy of another user would reach the socket, with 000 every user could replace it."""
     before = os.umask(umask)
     try:
         assert own_directory(tmp_path / "a" / "b" / "c", mode) == ()
@@ -214,7 +214,7 @@ def test_a_directory_of_our_own_is_taken_as_it_is(tmp_path: Path, mode: int) -> 
 
 
 @pytest.mark.parametrize(("mode", "fix"), [(0o777, "chmod o-w "), (0o703, "chmod o-w "), (0o1777, r"make one in it\)")])
-def test_a_directory_that_anybody_may_write_to_is_not_our_own(tmp_path: Path, mode: int, fix: str) -> None:
+def test_a_directory_that_every_user_may_write_to_is_not_our_own(tmp_path: Path, mode: int, fix: str) -> None:
     """To close /tmp, which has the sticky bit, would break the machine for all other users."""
     tmp_path.chmod(mode)
     with pytest.raises(UntrustedDirectoryError, match=rf"every user may write to .*\({fix}"):
@@ -223,7 +223,7 @@ def test_a_directory_that_anybody_may_write_to_is_not_our_own(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_directory_that_anybody_may_move_away_is_not_our_own(tmp_path: Path, *, there: bool) -> None:
+def test_a_directory_that_every_user_may_move_away_is_not_our_own(tmp_path: Path, *, there: bool) -> None:
     above = made(tmp_path / "volume", 0o777)
     if there:
         made(above / "state", 0o700)
@@ -277,7 +277,7 @@ def test_to_look_makes_nothing(tmp_path: Path) -> None:
 # Holding
 
 
-def test_a_group_that_could_replace_the_state_is_told_at_the_start(tmp_path: Path) -> None:
+def test_a_group_that_could_replace_the_state_is_reported_at_the_start(tmp_path: Path) -> None:
     """A Kubernetes volume with an fsGroup: the agent serves, and the log says who is trusted."""
     directory = made(tmp_path / "volume", 0o2770)
     with recorded() as events, locked_directory(directory, "state_dir", SdsAgentError("in use")):

@@ -28,7 +28,7 @@ def mode_of(path: Path) -> int:
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
 @pytest.mark.parametrize("before", [None, 0o644, 0o666])
-def test_nobody_else_may_read_it_whatever_the_umask_and_the_file_before(
+def test_no_other_user_may_read_it_whatever_the_umask_and_the_file_before(
     tmp_path: Path, umask: int, before: int | None
 ) -> None:
     file = tmp_path / "key.pem"
@@ -74,7 +74,7 @@ def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_symlink_is_replaced_and_what_it_points_to_is_not_written(tmp_path: Path) -> None:
-    """Else whoever may put a link there chooses which file the agent overwrites."""
+    """Else a user who may put a link there chooses which file the agent overwrites."""
     target, file = tmp_path / "target", tmp_path / "key.pem"
     target.write_bytes(b"precious")
     file.symlink_to(target)
@@ -262,7 +262,7 @@ def test_a_lock_is_released_when_its_holder_fails(tmp_path: Path) -> None:
 
 
 def test_a_lock_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
-    """After a kill -9 the agent has to start again without anybody's help."""
+    """After a kill -9 the agent has to start again without an operator's help."""
     program = (
         "import sys, pathlib; from sds_agent.files import locked\n"
         "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"

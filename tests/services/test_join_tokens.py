@@ -69,7 +69,7 @@ def test_what_a_killed_process_had_begun_is_forgotten_and_nothing_else(tmp_path:
 
 @contextmanager
 def unprivileged() -> Iterator[None]:
-    """Root may write anywhere, so as root a test of what may not be written has to be somebody else for a while."""
+    """Root may write anywhere, so as root a test of what may not be written has to be another user for a while."""
     before = os.geteuid()
     if before == 0:
         os.seteuid(65534)
@@ -79,7 +79,7 @@ def unprivileged() -> Iterator[None]:
         os.seteuid(before)
 
 
-def test_a_directory_that_the_ca_may_not_write_to_is_told_at_the_start() -> None:
+def test_a_directory_that_the_ca_may_not_write_to_is_reported_at_the_start() -> None:
     """Such as one that root made by `ca token`, for a CA that runs as another user: each token would be refused."""
     with TemporaryDirectory() as directory:
         for mode in (0o500, 0o555):
@@ -143,7 +143,7 @@ def test_a_spent_token_is_spent_on_the_disk_before_anything_is_signed(
 
 
 def test_a_token_that_root_makes_can_be_read_by_the_user_of_the_ca(tmp_path: Path) -> None:
-    """Only root can give a directory away; anybody else's stays its own."""
+    """Only root can give a directory away; another user's stays its own."""
     owner = (4711, 4712) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
     tmp_path.chmod(0o755)
     os.chown(tmp_path, *owner)
@@ -233,7 +233,7 @@ def test_a_record_that_is_larger_than_any_is_damaged(tmp_path: Path) -> None:
         tokens.find(token)
 
 
-def test_a_place_for_tokens_that_cannot_be_used_is_told_at_the_start(tmp_path: Path) -> None:
+def test_a_place_for_tokens_that_cannot_be_used_is_reported_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match=r"callers\.join_tokens: cannot use"):
         JoinTokens(tmp_path / "file").prepare()

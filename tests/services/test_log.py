@@ -1,4 +1,4 @@
-"""The log: one line an event whatever is in it, and nobody waits for a log that is not read."""
+"""The log: one line an event whatever is in it, and no program waits for a log that is not read."""
 
 import asyncio
 import io
@@ -132,7 +132,7 @@ def test_a_fault_in_a_library_names_who_called_it(stream: io.StringIO) -> None:
     assert [frame.partition(":")[0] for frame in told["frames"]] == [__name__]
 
 
-def test_the_faults_in_a_task_group_are_told_each_and_the_group_is_not(stream: io.StringIO) -> None:
+def test_the_faults_in_a_task_group_are_reported_each_and_the_group_is_not(stream: io.StringIO) -> None:
     inner = ExceptionGroup("PLANTED", [KeyError("PLANTED"), SdsAgentError("PLANTED")])
     log.fault(LOG, "a part", ExceptionGroup("PLANTED", [inner]))
     assert [line["type"] for line in faults(stream)] == ["KeyError", "sds_agent.errors.SdsAgentError"]
@@ -147,7 +147,7 @@ def test_an_adapter_of_another_package_that_logs_an_exception_shows_no_secret(st
     assert (told["type"], told["frames"][0].split()[-1]) == (f"{__name__}.PlantedError", "broken")
 
 
-def test_a_fault_that_only_the_event_loop_met_is_told_once_for_each_place(stream: io.StringIO) -> None:
+def test_a_fault_that_only_the_event_loop_met_is_reported_once_for_each_place(stream: io.StringIO) -> None:
     """Nobody would ever learn of it; and what a peer can cause must not fill the disk."""
 
     async def play() -> None:
@@ -163,7 +163,7 @@ def test_a_fault_that_only_the_event_loop_met_is_told_once_for_each_place(stream
     assert [line["type"] for line in told] == [f"{__name__}.PlantedError", "json.decoder.JSONDecodeError"]
 
 
-async def test_a_fault_that_only_grpc_met_is_told(stream: io.StringIO, tmp_path: Path) -> None:
+async def test_a_fault_that_only_grpc_met_is_reported(stream: io.StringIO, tmp_path: Path) -> None:
     async def fail(_request: object, _context: object) -> bytes:
         broken("PLANTED")
         return b""
@@ -189,7 +189,7 @@ async def test_a_fault_that_only_grpc_met_is_told(stream: io.StringIO, tmp_path:
 
 
 @pytest.mark.parametrize("causes", [("the disk is full", "the disk is gone"), (("a", "b"), ("a",))])
-def test_an_error_is_told_when_it_begins_when_it_changes_and_when_it_is_back(
+def test_an_error_is_reported_when_it_begins_when_it_changes_and_when_it_is_back(
     stream: io.StringIO, causes: tuple[Any, Any]
 ) -> None:
     """A line for each attempt would fill the log; none after a pause would hide that it is back."""
@@ -255,7 +255,7 @@ def pipe(request: pytest.FixtureRequest) -> Iterator[Pipe]:
     with os.fdopen(writer, "w") as stream:
         pipe = Pipe(reader, stream)
         yield pipe
-        os.close(pipe.reader)  # whoever still waits to write gives up
+        os.close(pipe.reader)  # a thread that still waits to write gives up
         for handler in logging.getLogger("sds_agent").handlers:
             handler.flush()
 
@@ -268,7 +268,7 @@ def promptly(action: Callable[[], None]) -> None:
     assert not actor.is_alive()
 
 
-def test_a_log_that_is_read_is_written_at_once_and_by_nobody_else(pipe: Pipe) -> None:
+def test_a_log_that_is_read_is_written_at_once_without_a_thread(pipe: Pipe) -> None:
     log.configure("json", "info", pipe.stream)
     for number in range(3):
         log.event(LOG, "issued", number=number)
@@ -277,7 +277,7 @@ def test_a_log_that_is_read_is_written_at_once_and_by_nobody_else(pipe: Pipe) ->
     assert "log" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_nobody_waits_for_a_log_that_is_not_read_and_nothing_is_lost_of_what_is_kept(pipe: Pipe) -> None:
+def test_no_program_waits_for_a_log_that_is_not_read_and_no_queued_line_is_lost(pipe: Pipe) -> None:
     """Else an agent would stand still with its log collector, and every certificate would expire."""
 
     def log_events() -> None:
@@ -349,7 +349,7 @@ def test_what_is_not_kept_is_counted(pipe: Pipe) -> None:
     assert last["lines"] == count - len(lines)
 
 
-def test_a_program_ends_though_nobody_reads_its_log(pipe: Pipe) -> None:
+def test_a_program_ends_though_its_log_is_not_read(pipe: Pipe) -> None:
     log.configure("json", "info", pipe.stream)
     pipe.fill()
     log.event(LOG, "issued")

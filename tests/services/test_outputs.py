@@ -224,7 +224,7 @@ def test_a_set_that_cannot_be_finished_leaves_the_old_one_and_nothing_behind(
     assert len(sets(target)) == 1
 
 
-def test_something_in_the_way_of_a_file_is_told_and_nothing_piles_up(target: Path) -> None:
+def test_something_in_the_way_of_a_file_is_reported_and_nothing_piles_up(target: Path) -> None:
     (target / "key.pem").mkdir(parents=True)
     for number in range(4):
         with pytest.raises(IsADirectoryError):
@@ -277,7 +277,7 @@ async def test_half_a_set_is_not_written_and_an_expired_one_stays(target: Path, 
         assert contents(target)[0] == "chain 1"
 
 
-async def test_a_failure_is_told_and_tried_again_while_issuance_goes_on(target: Path, events: Events) -> None:
+async def test_a_failure_is_reported_and_tried_again_while_issuance_goes_on(target: Path, events: Events) -> None:
     put_in_the_way(target)
     clock = HandClock()
     async with kept(target, clock) as store:
@@ -296,7 +296,7 @@ async def test_a_failure_is_told_and_tried_again_while_issuance_goes_on(target: 
 
 
 @pytest.mark.parametrize("name", ["..data", "key.pem"])
-async def test_a_directory_where_a_file_goes_is_told_by_its_name(target: Path, events: Events, name: str) -> None:
+async def test_a_directory_where_a_file_goes_is_reported_by_its_name(target: Path, events: Events, name: str) -> None:
     (target / name).mkdir(parents=True)
     async with kept(target, HandClock()) as store:
         store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
@@ -329,7 +329,7 @@ async def test_a_disk_that_stays_full_is_asked_less_and_less_often_and_named(
 
 
 @pytest.mark.parametrize("anyio_backend", [HAND_LOOP])
-async def test_a_disk_that_does_not_answer_is_given_up_told_and_written_once_it_is_back(
+async def test_a_disk_that_does_not_answer_is_given_up_reported_and_written_once_it_is_back(
     target: Path, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one of the network that is gone: the end of the agent waits for every write that is under way."""
@@ -433,7 +433,7 @@ async def test_two_agents_do_not_write_to_one_directory(target: Path, events: Ev
     assert len(events.named("output_written")) == 1
 
 
-async def test_a_group_that_may_write_there_is_told_once_and_the_directory_is_held_all_the_time(
+async def test_a_group_that_may_write_there_is_reported_once_and_the_directory_stays_locked(
     target: Path, events: Events
 ) -> None:
     """To give it up for a moment at each write would let another agent in."""

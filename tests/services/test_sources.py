@@ -72,7 +72,7 @@ def test_a_file_that_a_link_leads_to_is_looked_at(tmp_path: Path) -> None:
     assert f"could change what is read from {place}: it may write to {place / '..2026' / 'ca-key.pem'}" in told
 
 
-def test_one_directory_on_the_way_to_many_files_is_told_once(tmp_path: Path) -> None:
+def test_one_directory_on_the_way_to_many_files_is_reported_once(tmp_path: Path) -> None:
     place = tmp_path / "ca"
     place.mkdir()
     for name in "abc":

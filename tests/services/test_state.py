@@ -87,7 +87,7 @@ async def test_state_that_was_moved_away_and_brought_back_is_held_again(tmp_path
         assert files(directory) == before
 
 
-async def test_second_agent_that_began_on_the_empty_directory_is_told_of_and_not_overwritten(
+async def test_second_agent_that_began_on_the_empty_directory_is_reported_and_not_overwritten(
     tmp_path: Path,
 ) -> None:
     directory = tmp_path / "state"
@@ -129,7 +129,7 @@ async def test_other_roots_are_not_overwritten_by_a_renewal(tmp_path: Path) -> N
     assert files(tmp_path) == others
 
 
-async def test_state_that_cannot_be_put_back_is_told_by_its_place_and_the_rest_comes_back(tmp_path: Path) -> None:
+async def test_state_that_cannot_be_put_back_is_reported_by_its_place_and_the_rest_comes_back(tmp_path: Path) -> None:
     directory = tmp_path / "state"
     with held(directory) as claimed:
         parts: list[Restorable] = [await ca(directory), keeper(directory)]

@@ -120,7 +120,7 @@ async def test_a_later_signal_is_not_caught(number: signal.Signals) -> None:
             finally:
                 await events.wait("still_stopping")
                 while_ending = {each: signal.getsignal(each) for each in before}
-    # a terminal that closes sends SIGHUP more than once, and nobody in a hurry stands behind it
+    # a terminal that closes sends SIGHUP more than once, and no operator in a hurry sent it
     assert while_ending == {each: signal.SIG_IGN if each is signal.SIGHUP else signal.SIG_DFL for each in before}
     assert {each: signal.getsignal(each) for each in before} == before
 
