@@ -13,7 +13,7 @@ from collections.abc import Mapping
 try:
     import _ctypes
 except ImportError:  # this Python was built without libffi
-    _ctypes = None  # type: ignore[assignment]
+    _ctypes = None  # type: ignore[assignment]  # it stands for the missing module
 
 ALLOW = "SDS_AGENT_DUMPABLE"
 """The environment variable that turns this off when it is 1: for a debugger, a profiler or a core dump."""

@@ -31,7 +31,7 @@ from sds_agent.pki.keys import PublicKey, public_bytes
 LOG = logging.getLogger(__name__)
 
 LINGER = timedelta(days=1)
-"""How long a record stays after its end: a caller that is late with its token is told so."""
+"""How long a record stays after its end, so that a caller that is late with its token gets that as the reason."""
 PREFIX = "sds-join-"
 """What distinguishes a join token from a JWT, which has dots and no such beginning."""
 

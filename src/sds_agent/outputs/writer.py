@@ -54,13 +54,13 @@ async def write_changes(output: Output, store: SecretStore, clock: Clock, check_
     """
     directory = output_directory(output.directory)
     try:
-        await _follow(_Destination(output, directory, clock), store, check_every)
+        await _follow(_OutputDirectory(output, directory, clock), store, check_every)
     finally:
         directory.release()
 
 
-async def _follow(destination: "_Destination", store: SecretStore, check_every: float) -> None:
-    output = destination.output
+async def _follow(target: "_OutputDirectory", store: SecretStore, check_every: float) -> None:
+    output = target.output
     changed = anyio.Event()
 
     def wake(names: frozenset[str]) -> None:
@@ -73,15 +73,15 @@ async def _follow(destination: "_Destination", store: SecretStore, check_every: 
             files = output.files(store.snapshot)
             changed = anyio.Event()
             if files and files != written:
-                written = files if await destination.write(files) else {}
+                written = files if await target.write(files) else {}
                 continue
             with anyio.move_on_after(check_every):
                 await changed.wait()
-            if written and await destination.lost(written):
+            if written and await target.lost(written):
                 written = {}
 
 
-class _Destination:
+class _OutputDirectory:
     """The directory of an output, and how long to wait after a failed write."""
 
     def __init__(self, output: Output, directory: LockedDirectory, clock: Clock) -> None:
