@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 import pytest
 from fakes.ca_servers import TRUST_DOMAIN, WEB, Served, ask, served
+from fakes.deadlines import promptly
 from fakes.disks import SmallDisk, full_disk
 from fakes.events import recorded
 
@@ -82,9 +83,13 @@ def test_a_reader_that_stands_still_is_not_waited_for(
         monkeypatch.setattr(sys, "stdout", standard_output)
         audit = AuditLog(None)
         audit.check()
-        for _ in range(2):
-            with pytest.raises(BlockingIOError):
-                until_it_fails(audit.write, entry)
+
+        def write_all() -> None:
+            for _ in range(500):  # half a second for each would be four minutes
+                with pytest.raises(BlockingIOError):
+                    until_it_fails(audit.write, entry)
+
+        promptly(write_all)
         told, room = b"", select.poll()
         room.register(writing, select.POLLOUT)
         while not room.poll(0):

@@ -9,13 +9,14 @@ import pty
 import select
 import threading
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
 import grpc
 import pytest
+from fakes.deadlines import promptly
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -258,14 +259,6 @@ def pipe(request: pytest.FixtureRequest) -> Iterator[Pipe]:
         os.close(pipe.reader)  # a thread that still waits to write gives up
         for handler in logging.getLogger("sds_agent").handlers:
             handler.flush()
-
-
-def promptly(action: Callable[[], None]) -> None:
-    """Do it, and fail rather than stand still."""
-    actor = threading.Thread(target=action, daemon=True)
-    actor.start()
-    actor.join(20)
-    assert not actor.is_alive()
 
 
 def test_a_log_that_is_read_is_written_at_once_without_a_thread(pipe: Pipe) -> None:
