@@ -161,7 +161,7 @@ class Front(End):
         """Send it encrypted."""
         if not self._closing and not self.transport.is_closing():
             left = memoryview(data)
-            while left:  # OpenSSL takes a record at a time
+            while left:  # ssl promises only to say how much it took
                 left = left[self.tls.write(left) :]
             self._flush()
 
