@@ -11,7 +11,7 @@
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
 RUN python3 -m venv /opt/sds-agent
-# The dependencies have a layer of their own: a change of the sources leaves it as it is.
+# The dependencies have a layer of their own, which a change of the sources does not rebuild.
 COPY pyproject.toml ./
 RUN python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
         > dependencies.txt \
@@ -21,13 +21,13 @@ COPY proto_gen proto_gen
 COPY src src
 RUN /opt/sds-agent/bin/pip install --no-cache-dir --quiet --no-deps . \
  && /opt/sds-agent/bin/pip uninstall --quiet --yes pip setuptools
-# A clone that was made with a umask of 077 lets nobody else read its files, and the image's user has to.
+# In a clone that was made with a umask of 077 only the owner can read the files; the image's user has to read these.
 COPY scripts/container_health.py envoy/agent.yaml ./
 RUN chmod 0644 container_health.py agent.yaml
 
 FROM python:3.11-slim-bookworm
-# The ids are fixed so that a volume keeps its owner from one build to the next. The socket takes the group of its
-# directory, and 101 is the group of the public Envoy image: with its `user: "101:101"` it needs no more to get in.
+# The ids are fixed so that a volume has the same owner after the next build. The socket gets the group of its directory,
+# and 101 is the group of the public Envoy image, which can connect with `user: "101:101"`.
 RUN groupadd --gid 10001 sds-agent \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin sds-agent \
  && install -d -o 10001 -g 101 -m 2750 /run/sds-agent \
@@ -36,7 +36,7 @@ COPY --from=build /opt/sds-agent /opt/sds-agent
 COPY --from=build /src/container_health.py /opt/sds-agent/
 # The example that fits the Envoy files in envoy/; mount your own in its place.
 COPY --from=build /src/agent.yaml /etc/sds-agent/sds-agent.yaml
-# The agent's places where its file names none, as systemd tells them. A file's own count more.
+# The agent's places, in systemd's variables, for a file that names none.
 ENV PATH=/opt/sds-agent/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     RUNTIME_DIRECTORY=/run/sds-agent \

@@ -1,6 +1,6 @@
 """A small application. Alone it answers with what its Envoy says of the call; with $UPSTREAM it makes the call.
 
-A browser gets page.html, which asks again every second and shows the answer; everybody else gets JSON.
+A browser gets page.html, which asks again every second and shows the answer; other clients get JSON.
 """
 
 import json
@@ -18,7 +18,7 @@ from urllib.parse import unquote
 UPSTREAM = os.environ.get("UPSTREAM")
 PAGE = Path(__file__).with_name("page.html")
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""The Envoy beside us is asked without any proxy that the containers may be told of."""
+"""Calls the Envoy beside us past the proxy that the environment may name."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("content-type", kind)
         self.send_header("content-length", str(len(body)))
-        with suppress(ConnectionError):  # whoever asked has left
+        with suppress(ConnectionError):  # the client has left
             self.end_headers()
             self.wfile.write(body)
 
