@@ -31,8 +31,8 @@ async def test_each_new_certificate_is_presented_on_the_wire(tmp_path: Path, api
         await proxy.ready()
         visitor, port = await client(running.socket, tmp_path), await proxy.port()
         seen = []
-        for count in (1, 2, 3):
-            await acked(running, count)
+        for _ in range(3):
+            await acked(running, 1 + len(running.events("acked", names="default")) if seen else 1)
             seen.append(await visitor.request(port))
             assert seen[-1] == await newest_serial(running)
         assert len(set(seen)) == 3
