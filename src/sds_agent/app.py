@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from sds_agent import log, preflight, sources
 from sds_agent.authority import registry
-from sds_agent.authority.protocol import Authority, TellsTrust
+from sds_agent.authority.protocol import AdvertisesAnchors, Authority
 from sds_agent.clock import Clock, SystemClock
 from sds_agent.config.settings import Settings
 from sds_agent.directories import LockedDirectory, locked_directory
@@ -134,7 +134,7 @@ async def agent(
         # Issuance begins before the server: the first certificate is asked for while the server comes up.
         start(maintain(trust, anchors_file, clock))
         for name, authority in cas.items():
-            if isinstance(authority, TellsTrust):
+            if isinstance(authority, AdvertisesAnchors):
                 start(refresh(trust, name, authority, clock))
         for issuer in issuers.values():
             start(issuer.run())

@@ -1,7 +1,7 @@
-"""Whether an agent with these settings could start here and now, found by looking alone.
+"""Whether an agent with these settings could start here and now, found without a change to anything.
 
-Each part that can refuse to start has its own look, which its start uses too; here they are only put together, in the
-order in which `app.run` comes to them.
+Each part that can refuse to start has a check of its own, which its start uses too. This module calls them in the order
+in which `app.run` starts the parts.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ class StateInUseError(SdsAgentError):
 
 
 def in_use(state_dir: Path) -> StateInUseError:
-    """The error for a state directory that another agent holds."""
+    """The error for a state directory that another agent has locked."""
     return StateInUseError(f"another sds-agent runs on {state_dir}; stop it first, or give this one another state_dir")
 
 
@@ -57,24 +57,24 @@ def obstacles(settings: Settings, clock: Clock) -> Iterator[SdsAgentError]:
 
 
 def shortfalls(settings: Settings) -> Iterator[SdsAgentError]:
-    """Everything that `app.run` would complain of again and again while it serves: outputs that it cannot write."""
+    """Everything that `app.run` would log again and again while it serves: outputs that it cannot write."""
     for key, directory in _outputs(settings):
         try:
-            _look_at_output(directory, key)
+            _check_output(directory, key)
         except SdsAgentError as error:
             yield error
 
 
 def shared(settings: Settings) -> Iterator[str]:
-    """Who else could change what the agent keeps, where it takes the directory all the same."""
-    looks: list[tuple[str, Path]] = [("state_dir", settings.state_dir), ("sds.socket", settings.sds.socket.parent)]
-    for key, directory in (*looks, *_outputs(settings)):
+    """Which other users could change the agent's own files, in directories that it uses with a warning."""
+    own: list[tuple[str, Path]] = [("state_dir", settings.state_dir), ("sds.socket", settings.sds.socket.parent)]
+    for key, directory in (*own, *_outputs(settings)):
         with suppress(UntrustedDirectoryError, OSError):  # which is an obstacle or a shortfall
             yield from (f"{key}: {cause}" for cause in check_directory(directory))
 
 
 def unreachable(settings: Settings) -> Iterator[str]:
-    """Where those whom `sds.owner` and `sds.group` mean cannot get to the socket."""
+    """The directories that keep the users of `sds.owner` and `sds.group` from the socket."""
     with suppress(SdsAgentError, OSError):  # which is an obstacle
         yield from (f"sds.socket: {cause}" for cause in blocked_directories(socket_file(settings.sds)))
 
@@ -93,7 +93,7 @@ def _outputs(settings: Settings) -> list[tuple[str, Path]]:
     return [(key, directory) for key, directory in found if directory is not None]
 
 
-def _look_at_output(directory: Path, key: str) -> None:
+def _check_output(directory: Path, key: str) -> None:
     from sds_agent.outputs.directory import check_output  # noqa: PLC0415 - measured: 9 ms
 
     check_output(directory, key)

@@ -15,7 +15,7 @@ from fakes.odd_certificates import NOT_LOADED, NOT_READ
 
 from sds_agent.authority.cacerts import REFRESH
 from sds_agent.authority.in_process import InProcessAuthority
-from sds_agent.authority.protocol import AuthorityError, ErrorKind, IssueRequest, TellsTrust
+from sds_agent.authority.protocol import AdvertisesAnchors, AuthorityError, ErrorKind, IssueRequest
 from sds_agent.errors import ConfigurationError
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.pki.certificates import read_pem, write_pem
@@ -93,7 +93,7 @@ async def test_a_new_ca_is_noticed_three_times_in_a_row_and_its_roots_come_first
     signer, root = hierarchy(0)
     replace(tmp_path / "ca", files_of(signer, root))
     authority = await opened(tmp_path / "ca", clock)
-    assert isinstance(authority, TellsTrust)
+    assert isinstance(authority, AdvertisesAnchors)
     assert await roots(authority) == {root.certificate}
     for number in (1, 2, 3):
         new_signer, new_root = hierarchy(number)

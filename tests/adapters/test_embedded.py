@@ -20,7 +20,7 @@ from fakes.hierarchy import DAY, HOUR, NOW, URI, make_ca, new_key
 
 from sds_agent.authority.embedded import REFRESH
 from sds_agent.authority.in_process import StoredAuthority
-from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest, TellsTrust
+from sds_agent.authority.protocol import AdvertisesAnchors, AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.errors import ConfigurationError
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted, accept
@@ -175,7 +175,7 @@ async def test_a_lifetime_that_cannot_be_signed_is_refused_in_words(tmp_path: Pa
 
 async def test_it_tells_its_anchors_without_issuing(tmp_path: Path) -> None:
     """Else a renewed root would reach the Envoys only with their next certificate."""
-    assert isinstance(await embedded(tmp_path), TellsTrust)
+    assert isinstance(await embedded(tmp_path), AdvertisesAnchors)
 
 
 # --- the file ---

@@ -394,7 +394,7 @@ async def test_a_ca_that_is_down_is_told_as_that_and_not_as_one_that_takes_no_ce
         pass
     error = await refused(client.authority(address), client.request(current=client.held()))
     assert error.kind is ErrorKind.TRANSIENT
-    told = "nothing answers there (Connection refused); look whether it runs at this address"
+    told = "nothing answers there (Connection refused); check that it runs at this address"
     assert str(error) == f"the Istio CA at {address} cannot be reached: {told}"
     assert events.named("certificate_not_taken") == []
 

@@ -185,7 +185,7 @@ def test_another_packages_keys_are_checked_as_our_own(tmp_path: Path) -> None:
 
 def test_a_name_that_is_no_kind_is_told_with_all_there_are(tmp_path: Path) -> None:
     (found,) = problems(tmp_path, text("leasd", "journal: x"))
-    assert found.fix == "it must be one of embedded, istio, cacerts, leased; did you mean leased?"
+    assert found.fix == f"it must be one of {', '.join(registry.names())}; did you mean leased?"
 
 
 def offer(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: str, target: str = "") -> None:

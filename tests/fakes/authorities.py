@@ -331,7 +331,7 @@ class ScriptedAuthority:
 
 
 class ScriptedTrust:
-    """A `TellsTrust`: each step is a PEM text, an exception, or None to hang; it repeats the last."""
+    """A `AdvertisesAnchors`: each step is a PEM text, an exception, or None to hang; it repeats the last."""
 
     refresh_every = timedelta(minutes=5)
 

@@ -13,7 +13,7 @@ from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
 
 from sds_agent.authority.istio.wire import (
     LONGEST_MESSAGE,
-    Status,
+    CallStatus,
     names_a_workload,
     read_response,
     refusal,
@@ -143,19 +143,19 @@ def test_metadata_has_the_keys_that_istio_reads() -> None:
 
 @given(st.text(max_size=1000))
 def test_a_cas_words_stay_on_one_bounded_line(words: str) -> None:
-    shown = str(refusal(Status("UNAVAILABLE", words), "ca:1"))
-    assert len(shown) <= len(str(refusal(Status("UNAVAILABLE", "x"), "ca:1"))) + LONGEST_MESSAGE + 2
+    shown = str(refusal(CallStatus("UNAVAILABLE", words), "ca:1"))
+    assert len(shown) <= len(str(refusal(CallStatus("UNAVAILABLE", "x"), "ca:1"))) + LONGEST_MESSAGE + 2
     assert json.dumps(shown) == json.dumps(shown, ensure_ascii=False)
     assert shown.isprintable()
 
 
 def test_a_status_nobody_knows_passes_by_itself() -> None:
-    assert refusal(Status("SOMETHING_NEW", ""), "ca:1").kind is ErrorKind.TRANSIENT
+    assert refusal(CallStatus("SOMETHING_NEW", ""), "ca:1").kind is ErrorKind.TRANSIENT
 
 
 def test_a_node_agent_is_told_what_else_can_be_wrong() -> None:
     """istiod calls whoever may not impersonate unauthenticated."""
-    status = Status("UNAUTHENTICATED", "request impersonation authentication failure")
+    status = CallStatus("UNAUTHENTICATED", "request impersonation authentication failure")
     told = refusal(status, "ca:1", impersonate=True)
     assert told.kind is ErrorKind.UNAUTHENTICATED
     assert "CA_TRUSTED_NODE_ACCOUNTS" in str(told)

@@ -208,7 +208,7 @@ def test_check_goes_on_where_it_may_not_look(folder: Path, check: Check) -> None
 
 
 @pytest.mark.parametrize(
-    ("keep", "said"), [("false", "their keys are not kept"), ("true", "and their private keys, so")]
+    ("keep", "said"), [("false", "stores no certificates and keys"), ("true", "and their private keys, so")]
 )
 def test_check_says_whether_keys_are_written_to_disk(keep: str, said: str, folder: Path, check: Check) -> None:
     _, told, _ = check(file(folder, f"{MINIMAL}keep_certificates: {keep}\n"))

@@ -19,7 +19,7 @@ from fakes.events import Events, recorded
 from fakes.hierarchy import DAY, HOUR, NOW, make_ca, make_leaf, new_key
 from fakes.odd_certificates import NOT_READ, together
 
-from sds_agent.authority.protocol import AuthorityError, ErrorKind, TellsTrust
+from sds_agent.authority.protocol import AdvertisesAnchors, AuthorityError, ErrorKind
 from sds_agent.clock import LONGEST_SLEEP
 from sds_agent.issuance.needed import NeededAnchor, NeededAnchorsError, NeededAnchorsFile, _read
 from sds_agent.issuance.status import TrustStatus
@@ -567,7 +567,7 @@ async def refreshing(trust: Trust, authority: ScriptedTrust) -> AsyncIterator[Ha
 
 
 def test_an_authority_may_tell_its_anchors_without_issuing() -> None:
-    assert isinstance(ScriptedTrust(), TellsTrust)
+    assert isinstance(ScriptedTrust(), AdvertisesAnchors)
 
 
 async def test_roots_that_change_between_renewals_are_served_within_minutes(store: SecretStore, trust: Trust) -> None:

@@ -14,7 +14,7 @@ from sds_agent.configfile.types import FilePath
 from sds_agent.errors import within
 
 REFRESH = timedelta(seconds=5)
-"""How often the directory is read while nothing is issued; for every certificate it is read too."""
+"""How often the directory is read when the agent requests no certificate. It is read for each certificate too."""
 
 
 class CacertsSettings(Struct, frozen=True, kw_only=True, tag="cacerts", tag_field="type"):
@@ -24,7 +24,7 @@ class CacertsSettings(Struct, frozen=True, kw_only=True, tag="cacerts", tag_fiel
         FilePath,
         Meta(
             description="The directory with ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, or tls.crt, "
-            "tls.key and ca.crt. It is read anew when its content changes.",
+            "tls.key and ca.crt. It is read again when its content changes.",
         ),
     ]
     passphrase_file: Annotated[
@@ -51,7 +51,7 @@ async def _open(chosen: CacertsSettings, context: Context) -> AsyncIterator[Auth
 def _sentence(chosen: CacertsSettings, name: str) -> str:
     return (
         f"The authority {name} is the CA in the directory {chosen.directory}; the agent signs with it and reads it "
-        "anew when its files change."
+        "again when its files change."
     )
 
 

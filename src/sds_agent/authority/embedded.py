@@ -14,11 +14,11 @@ from sds_agent.configfile.types import duration
 from sds_agent.pki.keys import KeyType
 
 REFRESH = timedelta(minutes=5)
-"""How often the agent asks for the roots while nothing is issued: that is when a new root is made, too."""
+"""How often the agent asks for the roots when it requests no certificate; a new root is then made if one is due."""
 
 
 class EmbeddedSettings(Struct, frozen=True, kw_only=True, tag="embedded", tag_field="type"):
-    """A CA inside the agent, whose root is kept in the state directory."""
+    """A CA inside the agent, whose root is stored in the state directory."""
 
     key: Annotated[KeyType, Meta(description="The kind of the root's key.")] = KeyType.EC_P256
     root_lifetime: Annotated[

@@ -1,4 +1,4 @@
-"""How long a gRPC server asks not to be asked again, as it says it in a refusal's metadata. No I/O."""
+"""The delay that a gRPC server asks for in the metadata of a refusal. No I/O."""
 
 import re
 from collections.abc import Iterable
@@ -16,10 +16,11 @@ _LARGEST_DETAILS = 16 << 10
 
 
 def retry_after(metadata: Iterable[tuple[str, str | bytes]]) -> float | None:
-    """Seconds, or None where nothing is asked for, or nothing that can be understood.
+    """The delay in seconds; None where the metadata names none, or none that this understands.
 
-    Counted are google.rpc.RetryInfo (google/rpc/error_details.proto), as gRPC's libraries send it, and Retry-After
-    (RFC 9110 section 10.2.3), as HTTP proxies do, in seconds and not as a date. The first of these decides.
+    Two forms are read, and the first that is there decides: google.rpc.RetryInfo (google/rpc/error_details.proto), as
+    gRPC's libraries send it, and Retry-After in seconds (RFC 9110 section 10.2.3), as HTTP proxies send it. A date in
+    Retry-After is not read.
     """
     pairs = list(metadata)
     found = [_of_details(value) for key, value in pairs if key == _DETAILS and isinstance(value, bytes)]

@@ -1,4 +1,4 @@
-"""An authority whose CA signs in this process: a request goes to the signer, and its errors become AuthorityErrors."""
+"""An authority whose CA signs in this process. The errors of the signer become AuthorityErrors."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +13,9 @@ from sds_agent.signing.signing_set import CaUnavailableError, SigningCa, Signing
 
 
 class InProcessAuthority:
-    """Signs whatever the agent asks for; `name` is the CA's in messages, `refresh_every` as in TellsTrust."""
+    """Signs every request of the agent. `name` stands for the CA in messages, `refresh_every` is that of
+    AdvertisesAnchors.
+    """
 
     def __init__(self, ca: SigningCa, name: str, clock: Clock, refresh_every: timedelta) -> None:
         self.refresh_every = refresh_every
@@ -22,7 +24,11 @@ class InProcessAuthority:
         self._clock = clock
 
     async def issue(self, request: IssueRequest) -> Issuance:
-        """Sign at once. Raises AuthorityError when the CA has no valid signer, or for a CSR or a TTL that cannot be."""
+        """Sign at once.
+
+        Raises AuthorityError: INVALID for a CSR that proves no key, DENIED where the signer refuses, and TRANSIENT
+        while the CA has no valid signer.
+        """
         signing = await self._signing()
         try:
             public_key = proven_key(request.csr_pem)
@@ -34,7 +40,7 @@ class InProcessAuthority:
         return Issuance(write_pem(chain), write_pem(signing.roots))
 
     async def anchors(self) -> bytes:
-        """The roots to trust now, in PEM. Raises AuthorityError when there is none."""
+        """The roots to trust at present, in PEM. Raises AuthorityError TRANSIENT when there is none."""
         return write_pem((await self._signing()).roots)
 
     async def _signing(self) -> SigningSet:
@@ -45,7 +51,7 @@ class InProcessAuthority:
 
 
 class StoredCa(SigningCa, Protocol):
-    """A CA that keeps a file in the state directory."""
+    """A CA that stores a file in the state directory."""
 
     def put_back(self) -> Path | None:
         """As `state.Restorable` has it."""
@@ -53,7 +59,7 @@ class StoredCa(SigningCa, Protocol):
 
 
 class StoredAuthority(InProcessAuthority):
-    """That of a CA that keeps its roots in the state directory: the agent puts them back when they are lost there."""
+    """The authority of a CA that stores its roots in the state directory. The agent restores a removed file."""
 
     def __init__(self, ca: StoredCa, name: str, clock: Clock, refresh_every: timedelta) -> None:
         super().__init__(ca, name, clock, refresh_every)

@@ -1,8 +1,9 @@
-"""What the agent has to know of a kind of upstream CA before there is an `Authority`, and how one is opened and closed.
+"""What a kind of upstream CA offers to the agent: its settings, what to check and say of them, and how to open an
+`Authority`.
 
-A kind is a module or a package of its own with an object `KIND`. It is imported as soon as a configuration names it, by
-`sds-agent check` too, and imports its client only in `open`. Its settings class declares the keys of the file, and an
-object of that class is all that the client gets of the configuration.
+A kind is a module or a package with an object `KIND`. Every command that reads a configuration with the kind's name
+imports that module, so the module imports its client only in `open`. The settings class declares the keys of the file,
+and an object of it is all of the configuration that the client gets.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -47,8 +48,8 @@ class Client(Protocol):
 class Use(Struct, frozen=True):
     """How a configuration uses an authority.
 
-    `name` is the authority's in the file, `workloads` are those that it issues for, by their index in the file, and
-    `keep_certificates` says whether the agent has their certificates again after a restart.
+    `name` is the authority's name in the file. `workloads` are those that it issues for, by their index in the file.
+    `keep_certificates` says whether their certificates outlive a restart of the agent.
     """
 
     name: str
@@ -57,10 +58,10 @@ class Use(Struct, frozen=True):
 
 
 class Context(Struct, frozen=True):
-    """What the agent gives to an authority of its own.
+    """What the agent gives to one authority.
 
-    `name` is the authority's in the file. `directory` is its own place below the agent's state directory, and not there
-    before the authority makes it. `clock` is the one to read and to wait by.
+    `name` is the authority's name in the file. `directory` is its own directory below the agent's state directory; the
+    authority makes it if it needs one. `clock` is the clock to read and to sleep by.
     """
 
     name: str
@@ -88,30 +89,31 @@ def _no_check(*_: object) -> None:
 class Kind(Struct, Generic[S], frozen=True, kw_only=True):
     """One kind of CA: the class of its settings, and functions of such settings.
 
-    All but `open` change nothing. They are called with settings whose keys are right one by one; for `conflicts` and
-    `misfits` a value that could not be read is false, so that every problem of a file is found at once.
+    All but `open` change nothing. `conflicts` and `misfits` may get settings in which a value could not be read: that
+    value is then false, and they report nothing that follows from it. The others get settings without such values.
     """
 
     settings: type[S]
     open: Callable[[S, Context], AbstractAsyncContextManager[Authority]]
-    """Make an authority that lives as long as the context manager, and ends with all it holds, also when cancelled.
+    """Give an authority for as long as the context manager is open; at its end, also by a cancellation, close all that
+    the authority has opened.
 
-    A CA that cannot be reached is no reason to fail: the agent asks again, and serves what is cached meanwhile. Raises
-    ConfigurationError where a person has to act first.
+    A CA that cannot be reached is no error here: the agent asks it later, and serves cached certificates until then.
+    Raises ConfigurationError where a person has to act first.
     """
     sentence: Callable[[S, str], str]
     """What the authority of this name is, for people, from `The authority NAME` to the full stop."""
     conflicts: Callable[[S], Iterable[Problem]] = _nothing
-    """Keys that do not go together. A problem's place is its key alone: `("ca_file",)`."""
+    """Keys that contradict each other. A problem's place is the key alone: `("ca_file",)`."""
     misfits: Callable[[S, Use], Iterable[Problem]] = _nothing
     """Workloads that the CA would not issue for. A problem's place is `(INDEX, "spiffe_id")`."""
     files: Callable[[S], Mapping[str, Path]] = _no_files
     """What the operator provides, files and directories, by the keys that name them."""
     opens_without_files: bool = True
-    """Whether `open` does not need these files, so that one that is missing is only worth a warning."""
+    """Whether `open` succeeds without these files. `sds-agent check` then warns of a missing one."""
     check: Callable[[S, Context], None] = _no_check
-    """Raise what `open` would raise here and now, as far as it shows without a change to anything."""
+    """Raise the error of `open` as far as it can be found without a change to anything."""
     warnings: Callable[[S, Use], Iterable[str]] = _nothing
-    """What is allowed and probably not meant, each a line that begins with the key."""
+    """What is allowed and probably not meant: lines that begin with the key."""
     keeps_state: bool = False
     """Whether the authority uses the directory in its context."""

@@ -1,8 +1,8 @@
 """What every upstream CA looks like to the rest of the agent.
 
-An adapter carries a CSR to one CA and brings back what the CA said, as it said it. It does not judge the answer,
-order the chain, retry or wait between attempts: that is `issuance`'s, once for all CAs. Its one duty beyond the
-transport is to say of a failure who can fix it, as an `ErrorKind`; nothing decides on the text of an error.
+An adapter carries a CSR to one CA and returns the CA's answer unchanged. It does not check the answer, order the chain,
+retry or wait between attempts: `issuance` does that, once for all CAs. Beyond the transport an adapter has one duty: it
+says of a failure who can fix it, as an `ErrorKind`. No code decides on the text of an error.
 """
 
 from datetime import timedelta
@@ -22,28 +22,28 @@ class ErrorKind(Enum):
     TRANSIENT = "transient"
     """Unreachable, overloaded, timed out, not ready: ask again soon."""
     THROTTLED = "throttled"
-    """Asked to slow down, perhaps with a time (`retry_after`)."""
+    """The CA asks for fewer requests, perhaps with a delay (`retry_after`)."""
     PENDING = "pending"
-    """Taken, but an approval is outstanding: ask again with the same CSR."""
+    """The CA accepted the request and waits for an approval: ask again with the same CSR."""
     UNAUTHENTICATED = "unauthenticated"
-    """Our credentials were not taken. They are read anew for every attempt, so this heals when they are renewed."""
+    """The CA refused our credentials. They are read for every attempt, so this ends when they are renewed."""
     DENIED = "denied"
     """The CA knows us and refuses: its policy has to change."""
     INVALID = "invalid"
     """The CA calls the request malformed, or its answer could not be used."""
     MISMATCH = "mismatch"
-    """The CA issued something else than was asked for."""
+    """The CA issued another certificate than the request asks for."""
 
     @property
     def refused(self) -> bool:
-        """Whether somebody has to act before another attempt can succeed."""
+        """Whether a person has to act before another attempt can succeed."""
         return self not in {ErrorKind.TRANSIENT, ErrorKind.THROTTLED, ErrorKind.PENDING}
 
 
 class AuthorityError(SdsAgentError):
-    """A CA did not issue a certificate that can be used.
+    """A CA issued no usable certificate.
 
-    `retry_after` is in seconds and set only when the CA named a time.
+    `retry_after` is in seconds, and None unless the CA named a delay.
     """
 
     def __init__(self, kind: ErrorKind, message: str, *, retry_after: float | None = None) -> None:
@@ -53,18 +53,18 @@ class AuthorityError(SdsAgentError):
 
 
 class CurrentIdentity(Sensitive, frozen=True):
-    """The certificate now held, for CAs that renew over mTLS with it."""
+    """The workload's current certificate and its key, both in PEM: some CAs renew over mTLS with them."""
 
     chain_pem: bytes
     private_key_pem: bytes
 
 
 class IssueRequest(Struct, frozen=True):
-    """One certificate asked of a CA.
+    """A request for one certificate.
 
     `csr_pem` is a PKCS#10 request (PEM) with an empty subject and the SPIFFE ID as its one SAN, critical.
-    `request_id` is the same for the retries of one request and different for every other; CAs that take an
-    idempotency key get it.
+    `request_id` is the same for all attempts of one request and differs between requests: it is the idempotency key for
+    CAs that take one.
     """
 
     identity: SpiffeId
@@ -75,11 +75,11 @@ class IssueRequest(Struct, frozen=True):
 
 
 class Issuance(Struct, frozen=True):
-    """What the CA answered, unjudged.
+    """The CA's answer, unchecked.
 
-    `chain_pem` holds the leaf and whatever else the CA sent, PEM blocks in any order and with any text between them.
-    `anchors_pem` holds the trust anchors, or None where the CA's contract does not tell them. `warnings` are the CA's
-    own words (a TTL it clamped, say).
+    `chain_pem` holds the leaf and all other certificates of the answer: PEM blocks in any order, with any text between
+    them. `anchors_pem` holds the trust anchors that the CA advertises, None where its protocol has no place for them.
+    `warnings` are the CA's own words, such as that it shortened the TTL.
     """
 
     chain_pem: bytes
@@ -91,17 +91,17 @@ class Authority(Protocol):
     """An upstream CA."""
 
     async def issue(self, request: IssueRequest) -> Issuance:
-        """Ask the CA once. Raises AuthorityError; the caller sets the deadline by cancelling."""
+        """Ask the CA once. Raises AuthorityError. The caller enforces its deadline by cancellation."""
         ...
 
 
 @runtime_checkable
-class TellsTrust(Protocol):
-    """An authority that knows its trust anchors without issuing anything."""
+class AdvertisesAnchors(Protocol):
+    """An authority that can say its trust anchors without issuing a certificate."""
 
     refresh_every: timedelta
-    """How often to ask it for them while nothing is issued."""
+    """How often the agent asks for them when it requests no certificate."""
 
     async def anchors(self) -> bytes:
-        """The anchors the CA tells now, as PEM. Raises AuthorityError."""
+        """The anchors that the CA advertises at present, in PEM. Raises AuthorityError."""
         ...

@@ -1,7 +1,7 @@
-"""The kinds of upstream CAs by the name that a configuration gives as `type`, each imported when it is asked for.
+"""The kinds of upstream CAs, by the name that a configuration gives as `type`. Each is imported on its first use.
 
-Those of other packages come by the entry point group GROUP: a distribution declares `NAME = "package.module:KIND"`
-there, and what it names is an object of a subclass of `kind.Kind`. The names in OURS are never looked for outside.
+Other packages add kinds through the entry point group GROUP: a distribution declares `NAME = "package.module:KIND"`
+there, and the object is a `kind.Kind`. For a name in OURS the entry points are not read.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ LONGEST_MESSAGE = 300
 
 
 def names() -> list[str]:
-    """Every name that a configuration may give here: our own, then those of the other packages installed."""
+    """Every name that a configuration may give: our own, then those of the other packages that are installed."""
     return [*OURS, *sorted({each.name for each in _installed()} - set(OURS))]
 
 
@@ -81,7 +81,7 @@ def _loaded(offer: "EntryPoint", *others: "EntryPoint") -> Kind[Any]:
     offered, upgrade = f"which the package {_package(offer)} offers", "upgrade or remove that package"
     try:
         found = offer.load()
-    except Exception as error:  # whatever another package does when it is imported
+    except Exception as error:  # the import of another package may raise anything
         said = one_line(str(error), LONGEST_MESSAGE)
         cause = f"{offered} and which cannot be imported ({type(error).__name__}: {said})"
         raise _unusable(offer, cause, "install what it needs, or remove that package") from error

@@ -30,7 +30,7 @@ def _socket(sds: SdsSettings) -> str:
     writers = f"{owner} and {group}" if sds.mode & stat.S_IWGRP else f"{owner} alone"
     return (
         f"It listens on the socket {sds.socket}, which has the mode {sds.mode} and belongs to {owner} and {group}. "
-        f"It can be connected to by {writers} (and by root), and a process that connects can have each certificate "
+        f"Processes of {writers} (and of root) can connect to it, and each of them can have every certificate "
         f"and key below. At one time there may be {sds.limits.streams} streams with {sds.limits.names} names on each, "
         f"and {sds.limits.request_bytes} bytes in a request."
     )
@@ -38,7 +38,7 @@ def _socket(sds: SdsSettings) -> str:
 
 def _state(settings: Settings) -> str:
     if not settings.keep_certificates:
-        return f"It keeps its state in {settings.state_dir}; certificates and their keys are not kept."
+        return f"It keeps its state in {settings.state_dir}; it stores no certificates and keys there."
     return (
         f"It keeps its state in {settings.state_dir}, with the certificates and their private keys, so that after a "
         "restart it serves at once what is still valid."
@@ -56,7 +56,7 @@ def _workload(workload: WorkloadSettings, settings: Settings) -> str:
 
 
 def _output(workload: WorkloadSettings) -> str:
-    return f" Certificate, key and roots are also kept as files in {workload.output}." if workload.output else ""
+    return f" Certificate, key and roots are also written as files to {workload.output}." if workload.output else ""
 
 
 def _renewed(ttl: timedelta, renewal: RenewalSettings) -> str:
@@ -68,7 +68,7 @@ def _renewed(ttl: timedelta, renewal: RenewalSettings) -> str:
 
 
 def warnings(settings: Settings) -> Iterator[str]:
-    """What is allowed and yet probably not meant, or not ready on this machine."""
+    """What is allowed and probably not meant, or not ready on this machine."""
     for name, chosen in settings.authorities.items():
         kind, use = registry.kind_of(chosen), settings.use_of(name)
         if not use.workloads:
@@ -83,6 +83,6 @@ def _about_file(key: str, path: Path) -> Iterator[str]:
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        yield f"{key}: {path} does not exist; until it does the CA gives no certificate"
-    except OSError as error:  # this may be run by another user than the agent's, and not be let in
+        yield f"{key}: {path} does not exist; until it does the CA issues no certificate"
+    except OSError as error:  # another user than the agent's may run this, and may not read there
         yield f"{key}: {path} cannot be examined ({error.strerror}); the agent's user has to be able to read it"

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from msgspec import Struct, structs
 
 from sds_agent import log
-from sds_agent.authority.protocol import AuthorityError, TellsTrust
+from sds_agent.authority.protocol import AdvertisesAnchors, AuthorityError
 from sds_agent.clock import Clock, until
 from sds_agent.issuance.needed import NeededAnchor, NeededAnchorsFile
 from sds_agent.issuance.status import AnchorStatus, LeftOut, TrustStatus
@@ -277,7 +277,7 @@ async def follow_times(trust: Trust, clock: Clock) -> None:
         await until(clock, trust.check_times())
 
 
-async def refresh(trust: Trust, name: str, authority: TellsTrust, clock: Clock) -> None:
+async def refresh(trust: Trust, name: str, authority: AdvertisesAnchors, clock: Clock) -> None:
     """Ask the authority `name` for its anchors at its own intervals, also while nothing is issued, until cancelled.
 
     A failure is logged (`trust_not_refreshed`) and changes nothing that is served.

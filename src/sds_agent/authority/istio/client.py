@@ -1,9 +1,9 @@
 """The client of Istio's certificate service: istiod, cert-manager's istio-csr, or `sds-agent` itself as a CA.
 
-Who asks is told by a bearer token, by the certificate now held (mTLS), or by both: istiod takes the certificate before
-the token. A certificate that the CA does not take fails the whole connection, even beside a good token, so then the
-token goes alone. Every attempt reads the token and the roots anew and has a connection of its own, which ends with
-it: nothing of an old root or an old certificate lives on in a channel.
+The agent authenticates with a bearer token, with its current certificate (mTLS), or with both: istiod checks the
+certificate before the token. A certificate that the CA refuses fails the whole connection, even beside a good token, so
+the client then sends the token alone. Every attempt reads the token and the roots again and has a connection of its
+own: no channel remembers an old root or an old certificate.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ import grpc.aio
 
 from sds_agent import log
 from sds_agent.authority.grpc_retry import retry_after
-from sds_agent.authority.istio import reach as istio_reach
+from sds_agent.authority.istio import reach
 from sds_agent.authority.istio.credentials import Token, can_speak, read_certificates, read_provisioned, read_token
 from sds_agent.authority.istio.settings import IstioSettings, conflicts
-from sds_agent.authority.istio.wire import LONGEST_MESSAGE, METHOD, Status, read_response, refusal, request_bytes
+from sds_agent.authority.istio.wire import LONGEST_MESSAGE, METHOD, CallStatus, read_response, refusal, request_bytes
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
 from sds_agent.errors import ProblemsError
@@ -37,20 +37,20 @@ LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TIMEOUT = 9.0
-"""Seconds for an attempt, shared by the endpoints: one that says nothing leaves the others their time."""
+"""Seconds for an attempt. Each endpoint has an equal part of them, so a silent one leaves the others their time."""
 BACK_TO_THE_FIRST = timedelta(minutes=5)
-"""How long an endpoint that stepped in is asked first, before the first one has its turn again."""
+"""How long the client asks another endpoint first, once that one has answered in place of the first."""
 
-SHARE_OF_LOOK = 0.25
-"""Of the time that an endpoint has left when it could not be reached: for finding out why."""
+DIAGNOSIS_SHARE = 0.25
+"""The part of an endpoint's remaining time that the search for the cause of a failed connection may take."""
 
 _ROOTS = "the roots that vouch for the CA's server"
-_ELSEWHERE = frozenset({"UNAVAILABLE", "UNAUTHENTICATED"})
-"""What a CA answers that does not take the certificate: the token alone may do better."""
+_CERTIFICATE_REFUSED = frozenset({"UNAVAILABLE", "UNAUTHENTICATED"})
+"""The answers of a CA that refuses the certificate: the token alone may succeed."""
 
 
-class _Way(Sensitive, frozen=True):
-    """One way to say who asks."""
+class _Proof(Sensitive, frozen=True):
+    """What the client shows in one call: a token, a certificate, or both."""
 
     token: Token | None
     certificate: CurrentIdentity | None = None
@@ -72,21 +72,24 @@ class IstioAuthority:
         self._left_out: dict[Path, log.LogOnChange] = {}
 
     async def issue(self, request: IssueRequest) -> Issuance:
-        """Ask the endpoints one after another until one answers. Raises AuthorityError."""
+        """Ask the endpoints one after another until one answers.
+
+        Raises AuthorityError; where no endpoint answers its message has the cause of each.
+        """
         settings = self._settings
         now = self._clock.now()
         extra, warnings = await self._extra_anchors()
-        ways = await self._ways(request, now)
+        proofs = await self._proofs(request, now)
         message = request_bytes(request, cert_signer=settings.cert_signer, impersonate=settings.impersonate)
-        data = await self._any_endpoint(ways, message, now)
+        data = await self._any_endpoint(proofs, message, now)
         issuance = read_response(data, extra)
         return Issuance(issuance.chain_pem, issuance.anchors_pem, (*issuance.warnings, *warnings))
 
-    async def _any_endpoint(self, ways: tuple[_Way, ...], message: bytes, now: datetime) -> bytes:
+    async def _any_endpoint(self, proofs: tuple[_Proof, ...], message: bytes, now: datetime) -> bytes:
         failures = []
         for index in self._order(now):
             try:
-                data = await self._endpoint(self._settings.address[index], ways, message)
+                data = await self._endpoint(self._settings.address[index], proofs, message)
             except AuthorityError as error:
                 if error.kind is not ErrorKind.TRANSIENT:
                     raise
@@ -117,15 +120,15 @@ class IstioAuthority:
         address = self._settings.address[index]
         log.event(LOG, "endpoint_changed", level=logging.WARNING, address=address)
 
-    async def _endpoint(self, address: str, ways: tuple[_Way, ...], message: bytes) -> bytes:
-        """Try each way in turn, all of them within this endpoint's share of the time. Raises AuthorityError."""
+    async def _endpoint(self, address: str, proofs: tuple[_Proof, ...], message: bytes) -> bytes:
+        """Show each proof in turn, all within this endpoint's part of the time. Raises AuthorityError."""
         end = asyncio.get_running_loop().time() + self._share
-        *before, last = ways
-        for way in before:
-            answer = await self._answer(address, way, message, end)
+        *before, last = proofs
+        for proof in before:
+            answer = await self._answer(address, proof, message, end)
             if isinstance(answer, bytes):
                 return answer
-            if answer.code not in _ELSEWHERE:
+            if answer.code not in _CERTIFICATE_REFUSED:
                 raise self._refusal(answer, address)
             said = {"status": answer.code, "cause": one_line(answer.details, LONGEST_MESSAGE)}
             log.event(LOG, "certificate_not_taken", level=logging.WARNING, address=address, **said)
@@ -134,55 +137,55 @@ class IstioAuthority:
             return answer
         raise self._refusal(answer, address)
 
-    async def _answer(self, address: str, way: _Way, message: bytes, end: float) -> bytes | Status:
-        """The answer to one call. Raises AuthorityError where no caller reaches the CA: no other way would help."""
+    async def _answer(self, address: str, proof: _Proof, message: bytes, end: float) -> bytes | CallStatus:
+        """The answer to one call. Raises AuthorityError where no caller reaches the CA, whatever it shows."""
         now = asyncio.get_running_loop().time
-        answer = await self._call(address, way, message, end - now())
+        answer = await self._call(address, proof, message, end - now())
         if isinstance(answer, bytes) or answer.code != "UNAVAILABLE":
             return answer
-        if trouble := await self._trouble(address, end - now()):
-            raise AuthorityError(ErrorKind.TRANSIENT, f"the Istio CA at {address} cannot be reached: {trouble}")
+        if fault := await self._connection_fault(address, end - now()):
+            raise AuthorityError(ErrorKind.TRANSIENT, f"the Istio CA at {address} cannot be reached: {fault}")
         return answer
 
-    async def _trouble(self, address: str, seconds: float) -> str | None:
-        """What keeps every caller from the CA, known within a part of the time that is left."""
+    async def _connection_fault(self, address: str, seconds: float) -> str | None:
+        """Why no caller can connect to the CA, found within a part of these seconds; None for any other cause."""
         roots = await self._roots()
         if roots is None or seconds <= 0:
             return None
         name = self._settings.server_name or address.rpartition(":")[0].strip("[]")
-        return await istio_reach.trouble(address, name, roots, seconds * SHARE_OF_LOOK)
+        return await reach.connection_fault(address, name, roots, seconds * DIAGNOSIS_SHARE)
 
-    def _refusal(self, status: Status, address: str) -> AuthorityError:
+    def _refusal(self, status: CallStatus, address: str) -> AuthorityError:
         return refusal(status, address, impersonate=self._settings.impersonate)
 
-    async def _call(self, address: str, way: _Way, message: bytes, seconds: float) -> bytes | Status:
+    async def _call(self, address: str, proof: _Proof, message: bytes, seconds: float) -> bytes | CallStatus:
         """One call over a connection of its own, and at most that long."""
         metadata = [("clusterid", self._settings.cluster_id)] if self._settings.cluster_id is not None else []
-        if way.token is not None:
-            metadata.append(("authorization", f"Bearer {way.token.text}"))
-        async with _closing(self._channel(address, way.certificate, await self._roots())) as channel:
+        if proof.token is not None:
+            metadata.append(("authorization", f"Bearer {proof.token.text}"))
+        async with _closing(self._channel(address, proof.certificate, await self._roots())) as channel:
             ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes | None] = channel.unary_unary(METHOD)
             try:
-                # nothing at all is what gRPC makes of a success that comes without a message
+                # gRPC gives None for a success without a message
                 return await ask(message, metadata=metadata, timeout=seconds) or b""
             except grpc.aio.AioRpcError as error:
-                # not raised from here: the library's error would carry the CA's words on, whatever they are
-                return _status(error, way.token)
+                # not raised from here: the library's error would pass on the CA's words, whatever they are
+                return _status(error, proof.token)
 
     async def _roots(self) -> bytes | None:
-        """What vouches for the CA's server; None where it is asked without TLS, on this machine."""
+        """The roots that vouch for the CA's server; None where the client speaks without TLS, on this machine."""
         if self._settings.plaintext_loopback or self._settings.ca_file is None:
             return None
         return await self._certificates_in(self._settings.ca_file, _ROOTS)
 
     async def _read(self, what: str, read: Callable[..., T], file: Path, *arguments: object) -> T:
-        """Read a file, which may lie on a disk of the network that is gone. Raises AuthorityError UNAUTHENTICATED."""
+        """Read a file, which may lie on a network disk that does not answer. Raises AuthorityError UNAUTHENTICATED."""
         try:
             return await self._disk.call(read, file, *arguments)
         except TimeoutError as error:
             raise AuthorityError(
                 ErrorKind.UNAUTHENTICATED,
-                f"{what} cannot be read from {file}: {error.strerror}; look whether its disk is there",
+                f"{what} cannot be read from {file}: {error.strerror}; check that its disk is there",
             ) from error
 
     def _channel(self, address: str, certificate: CurrentIdentity | None, roots: bytes | None) -> grpc.aio.Channel:
@@ -190,7 +193,7 @@ class IstioAuthority:
         target = f"dns:///{address}"
         arguments: list[tuple[str, int | str]] = [
             ("grpc.use_local_subchannel_pool", 1),  # or a connection made with other roots might be shared
-            ("grpc.enable_http_proxy", 0),  # the token is for nobody but the CA
+            ("grpc.enable_http_proxy", 0),  # only the CA may see the token
             ("grpc.enable_retries", 0),
             ("grpc.min_reconnect_backoff_ms", int(self._share * 1000)),  # how long a handshake may outlive its channel
             ("grpc.max_receive_message_length", LARGEST_ANSWER),
@@ -206,30 +209,30 @@ class IstioAuthority:
         )
         return grpc.aio.secure_channel(target, credentials, options=arguments)
 
-    async def _ways(self, request: IssueRequest, now: datetime) -> tuple[_Way, ...]:
-        """The ways to say who asks, the best one first. Raises AuthorityError UNAUTHENTICATED when there is none."""
-        troubles: list[AuthorityError] = []
+    async def _proofs(self, request: IssueRequest, now: datetime) -> tuple[_Proof, ...]:
+        """What to show the CA, the best first. Raises AuthorityError UNAUTHENTICATED when there is nothing."""
+        faults: list[AuthorityError] = []
         token = None
         if self._settings.token_file is not None:
             try:
                 token = await self._read("the token", read_token, self._settings.token_file)
             except AuthorityError as error:
-                troubles.append(error)
-        certificate = await self._certificate(request, now, troubles)
-        ways = [] if certificate is None else [_Way(token, certificate)]
+                faults.append(error)
+        certificate = await self._certificate(request, now, faults)
+        proofs = [] if certificate is None else [_Proof(token, certificate)]
         if token is not None:
-            ways.append(_Way(token))
-        if not ways:
-            causes = "; ".join(str(trouble) for trouble in troubles) or "no certificate is held that names a workload"
+            proofs.append(_Proof(token))
+        if not proofs:
+            causes = "; ".join(map(str, faults)) or "there is no current certificate that names a workload"
             raise AuthorityError(
-                ErrorKind.UNAUTHENTICATED, f"there is nothing to tell the Istio CA who asks: {causes}"
-            ) from (troubles[0] if troubles else None)
-        return tuple(ways)
+                ErrorKind.UNAUTHENTICATED, f"the agent has nothing to authenticate with at the Istio CA: {causes}"
+            ) from (faults[0] if faults else None)
+        return tuple(proofs)
 
     async def _certificate(
-        self, request: IssueRequest, now: datetime, troubles: list[AuthorityError]
+        self, request: IssueRequest, now: datetime, faults: list[AuthorityError]
     ) -> CurrentIdentity | None:
-        """The certificate to ask with, if there is one; what is wrong with a provisioned one goes to `troubles`."""
+        """The certificate to show, if there is one. What is wrong with a provisioned one is added to `faults`."""
         settings = self._settings
         if not settings.mtls or settings.impersonate or settings.plaintext_loopback:
             return None
@@ -240,26 +243,26 @@ class IstioAuthority:
         try:
             provisioned = await self._read("the provisioned certificate", read_provisioned, settings.provisioned)
         except AuthorityError as error:
-            troubles.append(error)
+            faults.append(error)
             return None
         if can_speak(provisioned, now):
             return provisioned
         found = f"the certificate in {settings.provisioned} has expired or names no workload"
-        troubles.append(AuthorityError(ErrorKind.UNAUTHENTICATED, f"{found}; provision another"))
+        faults.append(AuthorityError(ErrorKind.UNAUTHENTICATED, f"{found}; provision another"))
         return None
 
     async def _certificates_in(self, file: Path, what: str) -> bytes:
-        """The certificates in a file that can be used; what cannot is logged once. Raises AuthorityError."""
+        """The usable certificates in a file, in PEM; others are logged once. Raises AuthorityError UNAUTHENTICATED."""
         reading = await self._read(what, read_certificates, file, what)
-        trouble = self._left_out.setdefault(file, log.LogOnChange(LOG, "certificates_left_out"))
+        left_out = self._left_out.setdefault(file, log.LogOnChange(LOG, "certificates_left_out"))
         if reading.left_out:
-            trouble.report("; ".join(reading.left_out), file=str(file))
+            left_out.report("; ".join(reading.left_out), file=str(file))
         else:
-            trouble.resolved()
+            left_out.resolved()
         return write_pem(reading.certificates)
 
     async def _extra_anchors(self) -> tuple[bytes, tuple[str, ...]]:
-        """The file's content, or its last good one with a warning. Raises AuthorityError when there never was one."""
+        """The file's anchors in PEM, or those read before with a warning. Raises AuthorityError for neither."""
         if self._settings.extra_anchors is None:
             return b"", ()
         try:
@@ -267,19 +270,19 @@ class IstioAuthority:
         except AuthorityError as error:
             if not self._extra:
                 raise
-            return self._extra, (f"the extra anchors read before go on counting: {error}",)
+            return self._extra, (f"the extra anchors that were read before stay in use: {error}",)
         return self._extra, ()
 
 
-def _status(error: grpc.aio.AioRpcError, token: Token | None) -> Status:
+def _status(error: grpc.aio.AioRpcError, token: Token | None) -> CallStatus:
     details = error.details() or ""
     delay = retry_after((*(error.trailing_metadata() or ()), *(error.initial_metadata() or ())))
-    return Status(error.code().name, details if token is None else token.removed_from(details), delay)
+    return CallStatus(error.code().name, details if token is None else token.removed_from(details), delay)
 
 
 @asynccontextmanager
 async def _closing(channel: grpc.aio.Channel) -> AsyncIterator[grpc.aio.Channel]:
-    """Close the channel in the end, also when this is cancelled: its own context manager is interrupted then."""
+    """Close the channel at the end, also after a cancellation, which interrupts the channel's own context manager."""
     try:
         yield channel
     finally:

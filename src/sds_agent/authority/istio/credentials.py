@@ -1,6 +1,7 @@
-"""What an Istio CA's client reads anew for every attempt: the token, the roots and a provisioned certificate.
+"""The files that the client of an Istio CA reads for every attempt: the token, the roots, a provisioned certificate.
 
-All of them are replaced by others while the agent runs, so nothing is kept, and every error heals when the file does.
+Other programs replace these files while the agent runs. So their content is never cached, and an error ends as soon as
+the file is good.
 """
 
 from datetime import datetime
@@ -47,7 +48,7 @@ def read_token(file: Path) -> Token:
     if len(data) > LONGEST_TOKEN or not all(0x21 <= byte <= 0x7E for byte in data):
         raise _unusable(
             f"the token file {file} does not hold a token alone: up to {LONGEST_TOKEN} printable characters of ASCII "
-            f"without spaces; look whether it is the right file"
+            f"without spaces; check that it is the right file"
         )
     return Token(data.decode("ascii"))
 
@@ -84,9 +85,9 @@ def read_provisioned(directory: Path) -> CurrentIdentity:
 
 
 def can_speak(identity: CurrentIdentity, now: datetime) -> bool:
-    """Whether a certificate is worth presenting: it names a workload and is valid now.
+    """Whether a CA can accept this certificate: it names a workload and is valid at `now`.
 
-    With another one the connection fails, as if nobody were there.
+    With any other the whole connection fails, and the failure looks as if no server listened.
     """
     try:
         leaf = read_pem(identity.chain_pem)[0]

@@ -1,6 +1,6 @@
-"""The kind `istio`. Its CA is first asked when the agent runs, and then again and again: no file is needed before that.
+"""The kind `istio`. The agent asks its CA for the first time after the start, so the start needs none of its files.
 
-Each request has a connection of its own, so an authority has nothing to close in the end.
+Each request has a connection of its own, so an authority has nothing to close.
 """
 
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -25,9 +25,9 @@ def _sentence(chosen: IstioSettings, name: str) -> str:
     way = "without TLS" if plain else f"over TLS; the roots in {chosen.ca_file} vouch for it"
     proofs = []
     if chosen.mtls and not chosen.impersonate and not plain:
-        proofs.append("the certificate held")
+        proofs.append("its current certificate")
         if chosen.provisioned is not None:
-            proofs.append(f"without one that in {chosen.provisioned}")
+            proofs.append(f"before the first the certificate in {chosen.provisioned}")
     if chosen.token_file is not None:
         proofs.append(f"the token in {chosen.token_file}")
     asks = "asks it for other identities than its own" if chosen.impersonate else "asks it for its own identity"

@@ -1,9 +1,9 @@
 """Why no caller can reach a CA.
 
-gRPC has one status for all that can be wrong with a connection, and explains it in long texts. So where a connection
-fails a second one is made, of TLS alone and without a certificate of ours. It shows that nothing answers, that the
-roots do not vouch for the server, or that the server's certificate is for another name. Where it succeeds the CA is
-there, and something else was wrong.
+gRPC has one status for everything that can be wrong with a connection, and explains it in long texts. So after a
+failed connection the client makes a second one, of TLS alone and without a client certificate. It shows that no server
+answers, that the roots do not vouch for the server, or that the server's certificate is for another name. Where it
+succeeds the CA is there, and the first connection failed for another reason.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ MOST_NAMES = 5
 """Names of a certificate that a message lists."""
 
 
-async def trouble(address: str, name: str, roots: bytes, seconds: float) -> str | None:
-    """A clause that says what is wrong and what to do, or None where nothing is, or it cannot be said.
+async def connection_fault(address: str, name: str, roots: bytes, seconds: float) -> str | None:
+    """A clause that says what is wrong and what to do; None where a connection succeeds, or fails for another reason.
 
     `address` is `HOST:PORT`, `name` what the server's certificate has to be for, `roots` what vouches for it, in PEM.
     """
@@ -43,7 +43,7 @@ async def trouble(address: str, name: str, roots: bytes, seconds: float) -> str 
     except OSError as error:
         number = error.errno or 0
         known = os.strerror(number) if number > 0 else error.strerror or str(error)
-        return f"nothing answers there ({one_line(known, LONGEST_MESSAGE)}); look whether it runs at this address"
+        return f"nothing answers there ({one_line(known, LONGEST_MESSAGE)}); check that it runs at this address"
     return fault_of_name(der, name)
 
 

@@ -90,7 +90,7 @@ class IstioSettings(Struct, frozen=True, kw_only=True, tag="istio", tag_field="t
         ),
     ] = False
     mtls: Annotated[
-        bool, Meta(description="Renew with the certificate held; where the CA does not take it, with the token alone.")
+        bool, Meta(description="Renew with the current certificate; where the CA refuses it, with the token alone.")
     ] = True
     provisioned: Annotated[
         FilePath | None,
@@ -101,7 +101,7 @@ class IstioSettings(Struct, frozen=True, kw_only=True, tag="istio", tag_field="t
     ] = None
     extra_anchors: Annotated[
         FilePath | None,
-        Meta(description="Roots (PEM) to trust besides those that the CA tells, read anew with every certificate."),
+        Meta(description="Roots (PEM) to trust besides those that the CA advertises, read for every certificate."),
     ] = None
     plaintext_loopback: Annotated[
         bool,
@@ -113,18 +113,18 @@ class IstioSettings(Struct, frozen=True, kw_only=True, tag="istio", tag_field="t
 
 
 def conflicts(chosen: IstioSettings) -> Iterator[Problem]:
-    """The keys of one authority that do not go together; a problem's place is the key.
+    """The keys of one authority that contradict each other. A problem's place is its key alone: `("ca_file",)`.
 
-    A value that could not be read is false, and found neither missing nor wrong.
+    A value that could not be read is false; no check reports it as missing or as wrong.
     """
     yield from _transport(chosen)
     yield from _caller(chosen)
 
 
 def second_identities(chosen: IstioSettings, use: Use) -> Iterator[Problem]:
-    """The workloads of an authority for which its CA does not sign; a problem's place is `(INDEX, "spiffe_id")`.
+    """The workloads for which the CA of an authority does not sign. A problem's place is `(INDEX, "spiffe_id")`.
 
-    What it signs is the identity that the token or the certificate names, and an authority has one of each.
+    The CA signs the identity that the token or the certificate names, and an authority has one of each.
     """
     asked = [(index, each.spiffe_id) for index, each in use.workloads.items() if each.spiffe_id]
     if chosen.impersonate or not asked:

@@ -2,9 +2,9 @@
 an answer is read, and what a refusal means. No I/O.
 
 istiod answers with the leaf, then every certificate of its cert-chain.pem in the order of that file, and last its
-root-cert.pem, word for word. So text stands around the certificates, one element may hold several, their order means
-nothing, and the anchors are exactly what the last element holds, self-signed or not. A self-signed certificate
-before it is nobody's anchor.
+root-cert.pem, unchanged. So there is text around the certificates, one element may hold several, their order means
+nothing, and the anchors are exactly the certificates in the last element, self-signed or not. A self-signed certificate
+before it is no anchor.
 """
 
 import re
@@ -38,30 +38,30 @@ _KINDS = {
     "NOT_FOUND": ErrorKind.INVALID,
     "UNIMPLEMENTED": ErrorKind.INVALID,
 }
-"""All others pass by themselves: the CA is not there, not ready, or was interrupted."""
+"""All other codes are transient: the CA is not there, not ready, or was interrupted."""
 
 _FIXES = {
     "RESOURCE_EXHAUSTED": "it is asked less often from now on",
-    "UNAUTHENTICATED": "look at the token's audience (istio-ca) and age, and at cluster_id; istio-csr also says this "
-    "of a CSR that it does not take, such as one for another identity than the caller's",
+    "UNAUTHENTICATED": "check the token's audience (istio-ca) and age, and cluster_id; istio-csr also answers so to a "
+    "CSR that it refuses, such as one for another identity than the caller's",
     "PERMISSION_DENIED": "let the CA's policy allow this caller the identity, or turn impersonate off",
-    "INVALID_ARGUMENT": "look at the workload's key and ttl: Istio's CAs take at most 90d",
-    "UNIMPLEMENTED": "what answers at this address is no Istio CA: look at address",
-    "UNAVAILABLE": "look whether it runs at this address, and whether ca_file and server_name fit its certificate",
-    "DEADLINE_EXCEEDED": "look whether the network lets the agent through to this address",
-    "INTERNAL": "look at the CA's own log: it may not be ready yet, or its signer has expired",
+    "INVALID_ARGUMENT": "check the workload's key and ttl: Istio's CAs accept at most 90d",
+    "UNIMPLEMENTED": "the server at this address is no Istio CA: check address",
+    "UNAVAILABLE": "check that it runs at this address, and that ca_file and server_name fit its certificate",
+    "DEADLINE_EXCEEDED": "check that the network lets the agent through to this address",
+    "INTERNAL": "read the CA's own log: it may not be ready yet, or its signer has expired",
 }
 
 _NOT_FOR_OTHERS = (
-    "look at the token, and whether the CA lets this caller act for others: istiod wants it in "
+    "check the token, and that the CA lets this caller act for others: istiod wants it in "
     "CA_TRUSTED_NODE_ACCOUNTS, a pod of that identity on its node, and cluster_id, which is Kubernetes unless set there"
 )
 
 
-class Status(Struct, frozen=True):
+class CallStatus(Struct, frozen=True):
     """How a call failed: the name of the gRPC status code, and the CA's (or the library's) words about it.
 
-    `retry_after` is in seconds and set only where the CA named a time.
+    `retry_after` is in seconds, and None unless the CA named a delay.
     """
 
     code: str
@@ -86,7 +86,7 @@ def request_bytes(request: IssueRequest, *, cert_signer: str | None = None, impe
 
 
 def read_response(data: bytes, extra_anchors: bytes = b"") -> Issuance:
-    """The answer in `data`; `extra_anchors` (PEM) are added to those that it tells.
+    """The answer in `data`; `extra_anchors` (PEM) are added to those that it advertises.
 
     Raises AuthorityError INVALID for what is no such answer.
     """
@@ -96,9 +96,9 @@ def read_response(data: bytes, extra_anchors: bytes = b"") -> Issuance:
     except DecodeError as error:
         raise _invalid("is not a CertificateResponse") from error
     elements = [element.encode() for element in response.cert_chain]
-    told = list(response.root_cert)
-    if told:
-        chain, anchors, where = elements, b"\n".join(told), "its root_cert"
+    advertised = list(response.root_cert)
+    if advertised:
+        chain, anchors, where = elements, b"\n".join(advertised), "its root_cert"
     elif len(elements) < 2:
         raise _invalid(f"has {len(elements)} elements, and two are the least: the certificate and the root bundle")
     else:
@@ -118,12 +118,12 @@ def _check_anchors(anchors: bytes, where: str) -> None:
 
 def _invalid(what: str) -> AuthorityError:
     return AuthorityError(
-        ErrorKind.INVALID, f"the CA's answer {what}; look at the CA's root-cert.pem and cert-chain.pem, and at address"
+        ErrorKind.INVALID, f"the CA's answer {what}; check the CA's root-cert.pem and cert-chain.pem, and address"
     )
 
 
-def refusal(status: Status, address: str, *, impersonate: bool = False) -> AuthorityError:
-    """What a failed call means. To Istio, a caller that may not impersonate is not authenticated."""
+def refusal(status: CallStatus, address: str, *, impersonate: bool = False) -> AuthorityError:
+    """The error that a failed call means. An Istio CA answers UNAUTHENTICATED to a caller that may not impersonate."""
     if status.code == "RESOURCE_EXHAUSTED" and (size := _TOO_LARGE.search(status.details)):
         return AuthorityError(
             ErrorKind.INVALID,
@@ -133,7 +133,7 @@ def refusal(status: Status, address: str, *, impersonate: bool = False) -> Autho
     kind = _KINDS.get(status.code, ErrorKind.TRANSIENT)
     words = one_line(status.details, LONGEST_MESSAGE)
     said = f"{status.code}: {words}" if words else status.code
-    fix = _FIXES.get(status.code, "look at the CA's own log")
+    fix = _FIXES.get(status.code, "read the CA's own log")
     if impersonate and kind is ErrorKind.UNAUTHENTICATED:
         fix = _NOT_FOR_OTHERS
     message = f"the Istio CA at {address} did not issue ({said}); {fix}"
@@ -141,9 +141,9 @@ def refusal(status: Status, address: str, *, impersonate: bool = False) -> Autho
 
 
 def names_a_workload(uris: tuple[str, ...]) -> bool:
-    """Whether a certificate with these URIs can speak for its holder: it has one SPIFFE ID with a path.
+    """Whether a certificate with these URIs identifies a workload: it has one SPIFFE ID with a path.
 
-    istiod takes only `spiffe://TD/ns/NS/sa/SA` and goes by the token otherwise; other CAs take any, and where the token
-    can be used only once the certificate is all there is.
+    istiod accepts only `spiffe://TD/ns/NS/sa/SA`, and authenticates by the token otherwise. Other CAs accept any, and
+    after a token that can be used only once the certificate is the only proof left.
     """
     return len(uris) == 1 and _WORKLOAD.fullmatch(uris[0]) is not None
