@@ -243,6 +243,38 @@ def test_no_package_takes_the_place_of_a_kind_of_ours(tmp_path: Path, monkeypatc
     assert registry.names().count("embedded") == 1
 
 
+def loaded(program: str, file: Path, others: Path) -> set[str]:
+    """What a program in a process of its own prints, word by word."""
+    path = os.pathsep.join([str(others), *(entry for entry in sys.path if entry)])
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(file)],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+READ = """
+import sys
+from pathlib import Path
+from sds_agent.config.loading import load
+
+load(Path(sys.argv[1]), {})
+print(*({"asyncio", "grpc", "cryptography.x509", "importlib.metadata"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("kind", registry.OURS)
+def test_to_read_a_file_takes_no_client_and_no_event_loop(folder: Path, others: Path, kind: str) -> None:
+    """A wrong configuration is told, and a health check made, without the wait for what only a running agent needs."""
+    file = folder / "agent.yaml"
+    file.write_text(text(kind, MINIMUM[kind]))
+    assert loaded(READ, file, others) == set()
+
+
 LOAD = """
 import asyncio, sys
 from pathlib import Path
@@ -264,14 +296,5 @@ def test_a_file_that_names_our_own_kinds_loads_no_others_and_no_package_index(tm
     file = tmp_path / "agent.yaml"
     file.write_text(f"{MINIMAL}state_dir: {tmp_path}/state\n")
     (tmp_path / "state").mkdir()
-    path = os.pathsep.join([str(others), *(entry for entry in sys.path if entry)])
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(file)],
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
     names = ("embedded", "in_process", "kind", "protocol", "registry")
-    assert set(done.stdout.split()) == {f"sds_agent.authority.{name}" for name in names}
+    assert loaded(LOAD, file, others) == {f"sds_agent.authority.{name}" for name in names}
