@@ -60,9 +60,10 @@ class Layout(Struct, frozen=True):
         return (self.signer, self.key, self.roots, *([self.chain] if self.chain else []))
 
 
-ISTIO = Layout("ca-cert.pem", "ca-key.pem", "root-cert.pem", "cert-chain.pem")
-CERT_MANAGER = Layout("tls.crt", "tls.key", "ca.crt")
+CHAIN_FILE = "cert-chain.pem"
 CRL_FILE = "ca-crl.pem"
+ISTIO = Layout("ca-cert.pem", "ca-key.pem", "root-cert.pem", CHAIN_FILE)
+CERT_MANAGER = Layout("tls.crt", "tls.key", "ca.crt")
 FILES = (*ISTIO.required, CRL_FILE, *CERT_MANAGER.required)
 """Every name that counts; other files in the directory are ignored."""
 
@@ -272,7 +273,7 @@ _PURPOSE = {
     ISTIO.signer: "the CA certificate that signs",
     ISTIO.key: "the private key of ca-cert.pem",
     ISTIO.roots: "the CA certificates to trust",
-    ISTIO.chain or "": "the certificates from ca-cert.pem up to the root",
+    CHAIN_FILE: "the certificates from ca-cert.pem up to the root",
     CERT_MANAGER.signer: "the CA certificate that signs, and those above it",
     CERT_MANAGER.key: "the private key of tls.crt",
     CERT_MANAGER.roots: "the CA certificates to trust",

@@ -20,15 +20,12 @@ from sds_agent.pki.forms import without_certificate
 from sds_agent.pki.keyfile import LONGEST_PASSPHRASE, KeyFileError, read_private_key
 from sds_agent.pki.keys import KeyType, PrivateKey, generate
 from sds_agent.pki.validation.signatures import fault_of_signature
-from sds_agent.signing.cacerts import FILES, read_signing_set
+from sds_agent.signing.cacerts import CHAIN_FILE, FILES, ISTIO, read_signing_set
 from sds_agent.signing.directory import DirectoryError, read_file
 from sds_agent.signing.signer import Signer, SignerError, make_intermediate, make_root
 
-ROOT_CERTIFICATE = "root-cert.pem"
+ROOT_CERTIFICATE = ISTIO.roots
 ROOT_KEY = "root-key.pem"
-SIGNER_CERTIFICATE = "ca-cert.pem"
-SIGNER_KEY = "ca-key.pem"
-CHAIN = "cert-chain.pem"
 
 _PRIVATE, _PUBLIC = 0o600, 0o644
 _ROOT = "the root's certificate"
@@ -83,10 +80,10 @@ def create_intermediate(
     except SignerError as error:
         raise HierarchyError(f"the intermediate cannot be made: {error}") from error
     files = {
-        SIGNER_KEY: _key_pem(made.key, passphrase),
-        SIGNER_CERTIFICATE: write_pem([made.certificate]),
-        CHAIN: write_pem([made.certificate, root.certificate]),
-        ROOT_CERTIFICATE: write_pem([root.certificate]),
+        ISTIO.key: _key_pem(made.key, passphrase),
+        ISTIO.signer: write_pem([made.certificate]),
+        CHAIN_FILE: write_pem([made.certificate, root.certificate]),
+        ISTIO.roots: write_pem([root.certificate]),
     }
     _refuse_useless(files, now, passphrase, permitted_host)
     _write_whole(directory, files)
