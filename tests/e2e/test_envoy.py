@@ -30,7 +30,7 @@ async def test_each_new_certificate_is_presented_on_the_wire(tmp_path: Path, api
     async with agent(config) as running, envoy(running.socket, tmp_path, api_type=api_type) as proxy:
         await proxy.ready()
         visitor, port = await client(running.socket, tmp_path), await proxy.port()
-        seen = []
+        seen: list[str] = []
         for _ in range(3):
             await acked(running, 1 + len(running.events("acked", names="default")) if seen else 1)
             seen.append(await visitor.request(port))
