@@ -51,6 +51,7 @@ def failure(attempts: int, kind: ErrorKind) -> FailureStatus:
             "request)",
         ),
         ({"coming": (CURRENT,)}, None, -1, f"web: not valid before {AT}"),
+        ({"current": CURRENT}, None, -1, f"web: not valid before {AT}"),  # the clock was set back
         ({"current": CURRENT}, None, 0, None),
         ({"current": CURRENT}, failure(1, ErrorKind.TRANSIENT), 9, None),
         (

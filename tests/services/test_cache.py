@@ -270,6 +270,18 @@ async def test_a_first_certificate_is_kept_though_it_has_to_wait_and_restored_wh
         assert authority.requests == []
 
 
+async def test_a_certificate_that_could_not_be_cached_while_it_waited_is_when_it_is_published(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.directory.write_text("where the directory should be")
+    async with machine.agent(answering(machine.ca, shifted(timedelta(seconds=40), HOUR))) as (_, events, _authority):
+        await events.wait("not_kept")
+        await machine.clock.asleep()
+        machine.directory.unlink()
+        machine.clock.elapse(timedelta(seconds=40))
+        await events.wait("issued")
+    assert machine.file.exists()
+
+
 async def test_a_renewed_certificate_that_has_to_wait_does_not_take_the_place_of_the_one_that_is_kept(
     tmp_path: Path,
 ) -> None:

@@ -429,18 +429,24 @@ class Stubborn(Hang):
 
 
 @asynccontextmanager
-async def hanging(bench: Bench, hang: Hang, *, first: Step | None = None) -> AsyncIterator[ScriptedAuthority]:
+async def released(hang: Hang) -> AsyncIterator[Hang]:
+    """Let an adapter hang inside this context and no longer: the end of its issuer waits for it."""
+    try:
+        yield hang
+    finally:
+        hang.release.set()
+
+
+@asynccontextmanager
+async def hanging(bench: Bench, hang: Hang) -> AsyncIterator[ScriptedAuthority]:
     """A workload with a certificate of an hour whose renewal hangs, whatever happens to it."""
-    async with bench.issuing(first or bench.good(), hang) as authority:
+    async with bench.issuing(bench.good(), hang) as authority, released(hang):
         await bench.issued()
         await bench.settled()
         bench.clock.elapse(HOUR / 2)
         await authority.asked(2)
         await bench.clock.asleep()
-        try:
-            yield authority
-        finally:
-            hang.release.set()
+        yield authority
 
 
 @pytest.mark.parametrize("kind", [Hang, Stubborn])
@@ -492,7 +498,7 @@ async def test_one_that_waits_for_its_not_before_is_published_though_the_ca_hang
     short = answering(bench.ca, shifted(-DAY, 20 * SECOND))
     stubborn = Stubborn(bench.good())
     coming = answering(bench.ca, shifted(40 * SECOND, MINUTE + 2 * SECOND))
-    async with bench.issuing(short, coming, stubborn) as authority:
+    async with bench.issuing(short, coming, stubborn) as authority, released(stubborn):
         await bench.issued()
         await bench.settled()
         bench.clock.elapse(10 * SECOND)
@@ -506,13 +512,13 @@ async def test_one_that_waits_for_its_not_before_is_published_though_the_ca_hang
         await bench.issued(2)
         assert bench.status.served
         assert bench.status.attempt == "asking"
-        stubborn.release.set()
 
 
 async def test_the_anchors_of_an_earlier_certificate_go_at_its_end_though_the_ca_hangs(bench: Bench) -> None:
     new = UpstreamCa(bench.clock.now, "new")
     stubborn = Stubborn(bench.good())
-    async with bench.issuing(bench.good(), answering(new, shifted(-DAY, HOUR / 4)), stubborn) as authority:
+    script = (bench.good(), answering(new, shifted(-DAY, HOUR / 4)), stubborn)
+    async with bench.issuing(*script) as authority, released(stubborn):
         await bench.issued()
         await bench.settled()
         bench.clock.elapse(HOUR / 2)
@@ -526,7 +532,6 @@ async def test_the_anchors_of_an_earlier_certificate_go_at_its_end_though_the_ca
         await bench.events.wait("trust_changed", count=3)
         assert bench.anchors == {new.root.certificate}
         assert bench.status.earlier == ()
-        stubborn.release.set()
 
 
 async def test_an_adapter_whose_own_task_was_cancelled_is_asked_again(bench: Bench) -> None:
@@ -552,7 +557,8 @@ async def test_a_clock_set_back_before_the_publication_asks_anew(bench: Bench) -
         await bench.issued()
         assert bench.leaf.not_valid_after_utc == bench.clock.now() + HOUR
         await bench.settled()
-        assert len({each.until for each in bench.trust.needed}) == 1, "nothing is kept for the one that was overtaken"
+        ends = {each.until for each in bench.trust.needed}
+        assert ends == {bench.leaf.not_valid_after_utc}, "nothing is needed for the one that was overtaken"
 
 
 # --- a CA that ends ---

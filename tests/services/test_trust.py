@@ -421,6 +421,13 @@ async def test_the_file_follows_what_is_needed_and_time_empties_it(tmp_path: Pat
     async with remembering(trust, file, clock):
         trust.add_in_use("a", in_use(make_leaf(root)))
         await until_written(tmp_path, (NeededAnchor("a", root.certificate, NOW + HOUR),))
+        short = CertificateSecret(write_pem([make_leaf(ROOT)]), b"", NOW + HOUR / 2)
+        trust.update("a", (root.certificate, ROOT.certificate))
+        trust.add_in_use("a", short)
+        await until_written(tmp_path, trust.needed)
+        assert len(trust.needed) == 2
+        trust.remove_in_use("a", short)
+        await until_written(tmp_path, (NeededAnchor("a", root.certificate, NOW + HOUR),))
     store, after, clock = restarted(file.load())
     after.update("b", (ROOTS[0],))
     async with remembering(after, file, clock):
