@@ -534,6 +534,26 @@ async def test_the_anchors_of_an_earlier_certificate_go_at_its_end_though_the_ca
         assert bench.status.earlier == ()
 
 
+async def test_of_two_earlier_certificates_each_is_released_at_its_own_end(bench: Bench) -> None:
+    new = UpstreamCa(bench.clock.now, "new")
+    async with bench.issuing(bench.good(), answering(new, shifted(-DAY, HOUR / 4)), bench.good()):
+        await bench.issued()
+        first = bench.status.current
+        for count, time in enumerate((HOUR / 2, HOUR / 8), start=2):
+            await bench.settled()
+            bench.clock.elapse(time)
+            await bench.issued(count)
+        assert [leaf.valid_until for leaf in bench.status.earlier] == [
+            bench.clock.now() + HOUR / 2 - HOUR / 8,
+            bench.clock.now() + HOUR / 8,
+        ]
+        await bench.settled()
+        bench.clock.elapse(HOUR / 8)
+        await bench.settled()
+        assert bench.status.earlier == (first,)
+        assert bench.anchors == {bench.ca.root.certificate}
+
+
 async def test_an_adapter_whose_own_task_was_cancelled_is_asked_again(bench: Bench) -> None:
     """Its CancelledError looks like the end of the agent; taken for that, the workload would never be renewed again."""
 
