@@ -4,7 +4,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -62,7 +61,7 @@ def replace_private(path: Path, data: bytes) -> None:
 
     Raises OSError, and then nothing has changed.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     create(temporary, data)
     try:
         temporary.rename(path)
