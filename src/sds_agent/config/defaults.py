@@ -7,6 +7,7 @@ it belongs to the agent's user.
 """
 
 import os
+import pwd
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -130,8 +131,6 @@ def _usable(directory: str) -> bool:
 
 
 def _home_of(uid: int) -> str:
-    import pwd  # noqa: PLC0415 - needed only where HOME is not set
-
     try:
         return pwd.getpwuid(uid).pw_dir
     except KeyError:  # a container's user without an account

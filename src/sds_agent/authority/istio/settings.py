@@ -1,5 +1,6 @@
 """The settings of the kind `istio`, and which of them do not go together."""
 
+import ipaddress
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,8 +172,6 @@ def _caller(chosen: IstioSettings) -> Iterator[Problem]:
 
 def is_loopback(address: str) -> bool:
     """Whether `HOST:PORT` is on this machine by its form."""
-    import ipaddress  # noqa: PLC0415 - only asked where TLS is turned off
-
     host = address.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback
