@@ -1,7 +1,7 @@
 """How many CSRs a second `sds-agent ca serve` signs, beside what signing and gRPC cost alone; and its memory.
 
     python benchmarks/ca_serve.py [--seconds 5] [--requests 100000] [--signer ec-p256|rsa-2048]
-    python benchmarks/ca_serve.py --beside CHECKOUT [--rounds 20] [--seconds 5] [--signer ec-p256|rsa-2048]
+    python benchmarks/ca_serve.py --beside CHECKOUT [--rounds 100] [--connections 8] [--signer ec-p256|rsa-2048]
 
 Eight callers ask at once, over TLS, from two processes of their own; each has a connection of its own and renews with
 the certificate that it got for its join token. `a` is a bare loop of `cryptography` that reads and checks the CSR,
@@ -9,9 +9,9 @@ signs and encodes; `b` is a bare grpc.aio TLS server (this file, started with --
 unsigned. The CA does the work of both, so no more than 1/(1/a + 1/b) is possible on one core; at least half of that is
 what it should reach.
 
-`--beside` compares this checkout with another one: the two servers run side by side and answer in turn, as other work
-on the machine slows both alike. What counts is the processor time that each server takes for a request, and the ratio
-within a round.
+`--beside` compares this checkout with another one. Their servers answer in turn, in bursts of a fraction of a second,
+so that other work on the machine slows both alike. Printed are the processor time that each takes for a request, and
+the median of the ratios within a round.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -46,6 +46,9 @@ METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 URI = "spiffe://demo.example/ns/default/sa/web"
 CALLERS = 8
 PROCESSES = 2
+BURST = 20
+WARM_UP = 3
+"""Requests of each caller in one round of a comparison, and rounds that come first and do not count."""
 CONFIG = """
 trust_domain: demo.example
 listen: 127.0.0.1:0
@@ -96,30 +99,49 @@ async def floor(directory: Path) -> None:
     await server.wait_for_termination()
 
 
-async def callers(address: str, roots: bytes, tokens: list[str], seconds: float, requests: int) -> int:
+Caller = tuple[grpc.aio.Channel, bytes]
+"""A connection on which the caller's certificate proves it, and its request."""
+
+
+async def joined(address: str, roots: bytes, token: str) -> Caller:
+    """Join by a token, and connect with the certificate."""
+    key = generate(KeyType.EC_P256)
+    data = CertificateRequest(csr=make_csr(key, URI).decode(), validity_duration=3600).SerializeToString()
+    options = [("grpc.ssl_target_name_override", "localhost"), ("grpc.use_local_subchannel_pool", 1)]
+    credentials = grpc.ssl_channel_credentials(roots)
+    async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+        answer = await call(data, metadata=(("authorization", f"Bearer {token}"),), timeout=30)
+    chain = "".join(CertificateResponse.FromString(answer).cert_chain[:-1]).encode()
+    if has_key(read_pem(chain)[0], key.public_key()):  # the bare server's answer is not
+        credentials = grpc.ssl_channel_credentials(roots, to_pkcs8_pem(key), chain)
+    return grpc.aio.secure_channel(address, credentials, options=options), data
+
+
+async def ask(callers: Iterable[Caller], more: Callable[[], bool]) -> None:
+    """Let all ask at once, each again and again, while `more` says so."""
+
+    async def one(channel: grpc.aio.Channel, data: bytes) -> None:
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+        while more():
+            await call(data, timeout=30)
+
+    await asyncio.gather(*(one(channel, data) for channel, data in callers))
+
+
+async def asking(address: str, roots: bytes, tokens: list[str], seconds: float, requests: int) -> int:
     """Ask from len(tokens) connections at once for so long, or so often in all; how many answers came."""
-    count, until = 0, time.perf_counter() + seconds
+    until, begun = time.perf_counter() + seconds, 0
 
-    async def caller(token: str) -> None:
-        nonlocal count
-        key = generate(KeyType.EC_P256)
-        data = CertificateRequest(csr=make_csr(key, URI).decode(), validity_duration=3600).SerializeToString()
-        options = [("grpc.ssl_target_name_override", "localhost"), ("grpc.use_local_subchannel_pool", 1)]
-        credentials = grpc.ssl_channel_credentials(roots)
-        async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
-            call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
-            answer = await call(data, metadata=(("authorization", f"Bearer {token}"),), timeout=30)
-        chain = "".join(CertificateResponse.FromString(answer).cert_chain[:-1]).encode()
-        if has_key(read_pem(chain)[0], key.public_key()):  # the bare server's is for nobody
-            credentials = grpc.ssl_channel_credentials(roots, to_pkcs8_pem(key), chain)
-        async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
-            call = channel.unary_unary(METHOD)
-            while count < requests and time.perf_counter() < until:
-                await call(data, timeout=30)
-                count += 1
+    def more() -> bool:
+        nonlocal begun
+        if begun >= requests or time.perf_counter() >= until:
+            return False
+        begun += 1
+        return True
 
-    await asyncio.gather(*(caller(token) for token in tokens))
-    return count
+    await ask([await joined(address, roots, token) for token in tokens], more)
+    return begun
 
 
 @contextmanager
@@ -193,38 +215,48 @@ class Home:
         """What its callers trust, once it serves."""
         return (self.directory / "root" / "roots.pem").read_bytes().partition(b"-----BEGIN PRIVATE")[0]
 
-    def joining(self) -> list[str]:
-        """A join token for each caller."""
+    def joining(self, count: int = CALLERS) -> list[str]:
+        """A join token for each of so many callers."""
         expires = datetime.now(UTC) + timedelta(hours=2)
-        return [self._tokens.make(f"spiffe://demo.example/caller/{number}", expires) for number in range(CALLERS)]
+        return [self._tokens.make(f"spiffe://demo.example/caller/{number}", expires) for number in range(count)]
 
 
-def milliseconds_a_request(server: tuple[str, int], home: Home, seconds: float) -> float:
-    """What one burst costs the server, its callers' connections with it."""
-    address, pid = server
-    tokens, before = home.joining(), processor_time(pid)
-    count = sum(count for count, _ in asked(address, home.roots, tokens, seconds))
-    return (processor_time(pid) - before) / count * 1000
+async def milliseconds_a_request(pid: int, callers: Sequence[Caller]) -> float:
+    """The processor time that the server takes for each request of a burst: BURST of each caller."""
+    left, before = BURST * len(callers), processor_time(pid)
+
+    def more() -> bool:
+        nonlocal left
+        left -= 1
+        return left >= 0
+
+    await ask(callers, more)
+    return (processor_time(pid) - before) / (BURST * len(callers)) * 1000
 
 
-def compare(other: Path, kind: str, seconds: float, rounds: int) -> None:
-    """Let this checkout and the other one answer in turn, and print what each takes."""
+async def compare(other: Path, kind: str, rounds: int, count: int) -> None:
+    """Let this checkout and the other one answer `count` callers in turn, and print what each takes."""
+    pairs = list[tuple[float, float]]()
     with tempfile.TemporaryDirectory() as name:
         homes = Home(Path(name) / "this", kind), Home(Path(name) / "other", kind)
         with serving(homes[0].command) as this, serving(homes[1].command, other) as that:
-            servers, pairs = (this, that), list[tuple[float, float]]()
-            for number in range(rounds + 1):
+            servers = [
+                (pid, [await joined(address, home.roots, token) for token in home.joining(count)])
+                for (address, pid), home in zip((this, that), homes, strict=True)
+            ]
+            for number in range(-WARM_UP, rounds):
                 order = (0, 1) if number % 2 else (1, 0)
-                taken = {each: milliseconds_a_request(servers[each], homes[each], seconds) for each in order}
-                if number:  # the first round warms up
+                taken = {each: await milliseconds_a_request(*servers[each]) for each in order}
+                if number >= 0:
                     pairs.append((taken[0], taken[1]))
-            memory = [resident(pid) for _, pid in servers]
-    ratios = statistics.quantiles([one / another for one, another in pairs], n=4)
+            memory = [resident(pid) for pid, _ in servers]
+    ratios = sorted(one / another for one, another in pairs)
+    # between these lies the median with 95% certainty (by the signs of the differences)
+    edge = min(rounds // 2, round(0.98 * rounds**0.5))
+    low, high = ratios[rounds // 2 - edge], ratios[min(rounds - 1, rounds // 2 + edge)]
     for text, costs, mb in zip(("this checkout", str(other)), zip(*pairs, strict=True), memory, strict=True):
         print(f"{kind}: {text}: {statistics.median(costs):.3f} ms of processor time a request, {mb:.1f} MB at the end")
-    print(
-        f"{kind}: this / other, round by round: {ratios[1]:.3f}, half of them from {ratios[0]:.3f} to {ratios[2]:.3f}"
-    )
+    print(f"{kind}: this / other: {statistics.median(ratios):.3f}, with 95% certainty from {low:.3f} to {high:.3f}")
 
 
 def measure(kind: str, seconds: float, requests: int) -> None:
@@ -258,7 +290,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--signer", choices=("ec-p256", "rsa-2048"), action="append")
     parser.add_argument("--beside", type=Path, metavar="CHECKOUT")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--connections", type=int, default=CALLERS)
     parser.add_argument("--floor", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--callers", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -267,11 +300,11 @@ def main() -> None:
     elif arguments.callers:
         address, roots, tokens, seconds, requests = json.load(sys.stdin)
         started = time.perf_counter()
-        count = asyncio.run(callers(address, roots.encode(), tokens, seconds, requests))
+        count = asyncio.run(asking(address, roots.encode(), tokens, seconds, requests))
         print(json.dumps([count, time.perf_counter() - started]))
     for kind in () if arguments.floor or arguments.callers else arguments.signer or ("ec-p256", "rsa-2048"):
         if arguments.beside is not None:
-            compare(arguments.beside.resolve(), kind, arguments.seconds, arguments.rounds)
+            asyncio.run(compare(arguments.beside.resolve(), kind, arguments.rounds, arguments.connections))
         else:
             measure(kind, arguments.seconds, arguments.requests)
 
