@@ -4,10 +4,10 @@
 
 The agent is the installed command, as a service manager would start it. They are started in turn, so that a machine
 whose speed drifts slows all alike; the ratio is taken run by run. A warm client dials until it is served. The bare
-server (floor.py) makes one P-256 key and a self-signed certificate and gives those bytes to whoever asks: it is the
+server (floor.py) makes one P-256 key and a self-signed certificate and gives those bytes to every client: it is the
 least that a Python program on gRPC needs to serve a secret. The agent is started with a configuration file and without
-one, where it reads no YAML; these serve the certificate that they kept, and a third keeps none and has to make one. One
-run of each comes first and is not counted: it writes Python's compiled files, and the agent's root.
+one, where it reads no YAML. Both serve the certificate that they stored; a third agent stores none and has to get one.
+One run of each comes first and is not counted: it writes Python's compiled files, and the agent's root.
 """
 
 import os

@@ -2,10 +2,10 @@
 
     python benchmarks/floods.py [CASE ...]
 
-Each case starts a CA of its own on loopback and ends by itself within a minute. The hostile peer is a process of its
-own that writes HTTP/2 by hand; the good caller joins again and again, each time on a new connection. Printed are the
-CA's resident memory before, at most and five seconds after the flood, what was sent, the good caller's longest wait and
-how often it was refused. `--command` names another `sds-agent` to compare with.
+Each case starts a CA of its own on loopback and ends by itself within a minute. The hostile client is a process of its
+own that writes HTTP/2 frame by frame; the good caller joins again and again, each time on a new connection. Printed are
+the CA's resident memory before, at most during and five seconds after the flood, what was sent, the good caller's
+longest wait and how often the CA refused it. `--command` names another `sds-agent` to compare with.
 """
 
 import argparse
@@ -121,7 +121,7 @@ class Connection:
         self._tls.settimeout(0.5)
 
     def received(self) -> bytes:
-        """What has come; nothing where nothing has."""
+        """What has arrived so far."""
         self._tls.settimeout(0.001)
         try:
             return self._tls.recv(65_536)
@@ -204,7 +204,7 @@ def streams(target: Target) -> int:
 
 
 def resets(target: Target) -> int:
-    """Calls that are taken back at once."""
+    """Calls that are cancelled at once."""
 
     def step(connection: Connection, turn: int) -> None:
         call = b""
@@ -338,7 +338,7 @@ class Good:
         self.failures: dict[str, int] = {}
 
     async def ask(self) -> None:
-        """Once."""
+        """Join once."""
         key = generate(KeyType.EC_P256)
         data = CertificateRequest(csr=make_csr(key, URI).decode(), validity_duration=3600).SerializeToString()
         self._made += 1
@@ -390,7 +390,7 @@ async def measure(case: str, command: str) -> None:
 
 
 def main() -> None:
-    """Measure, or be the hostile peer."""
+    """Measure, or be the hostile client."""
     parser = argparse.ArgumentParser()
     parser.add_argument("case", nargs="*", metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--command", default=str(Path(sys.executable).with_name("sds-agent")))

@@ -2,10 +2,10 @@
 
     python benchmarks/stops.py [STOPS [BUSY]]
 
-Some gRPC clients in a process of their own stand for Envoys: each has a few streams on one connection, and opens one
-anew, at once and on that connection, when it ended. The server serves them all and stops, STOPS times (200 unless
-given), beside BUSY processes that only compute (4 unless given; they end by themselves). A stream that ends with OK, or
-finds no server, is what Envoy tells at debug level; whatever else one ends with is counted as torn.
+Some gRPC clients in a process of their own stand for Envoys: each has a few streams on one connection, and when one
+ends, it opens that one again at once on the same connection. The server serves them all and stops, STOPS times (200
+unless given), beside BUSY processes that only compute (4 unless given; they end by themselves). Envoy logs at debug
+level a stream that ends with OK or finds no server; a stream that ends otherwise is counted as torn.
 """
 
 import asyncio
@@ -37,13 +37,13 @@ QUESTION = sds_pb2.DiscoveryRequest(resource_names=["default"]).SerializeToStrin
 OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 100))
 HARMLESS = {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
 LONGEST = 3600.0
-"""Seconds after which every process of this has ended, whatever happened to the others."""
+"""Seconds after which every process of this benchmark has ended, also where another one failed."""
 
 Ends = collections.Counter[tuple[str, str]]
 
 
 class Pushed(logging.Handler):
-    """Counts the answers, as the log tells them."""
+    """Counts the answers by their log events."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -70,8 +70,8 @@ def compute(over: Event) -> None:
         sum(range(100_000))
 
 
-def envoys(socket: str, over: Event, told: "multiprocessing.Queue[Ends]") -> None:
-    """Open streams until it is over; tell how they ended."""
+def envoys(socket: str, over: Event, reported: "multiprocessing.Queue[Ends]") -> None:
+    """Open streams until it is over, and report how they ended."""
     ends: Ends = collections.Counter()
     begin = time.monotonic()
 
@@ -95,7 +95,7 @@ def envoys(socket: str, over: Event, told: "multiprocessing.Queue[Ends]") -> Non
         await asyncio.gather(*(one(channel) for channel in channels for _ in range(STREAMS)))
 
     asyncio.run(all_of_them())
-    told.put(ends)
+    reported.put(ends)
 
 
 async def stop_again_and_again(socket: Path, stops: int) -> float:
@@ -118,18 +118,18 @@ def main() -> None:
     given = [int(argument) for argument in sys.argv[1:]]
     stops, busy = (*given, *(200, 4)[len(given) :])
     context = multiprocessing.get_context("spawn")
-    over, told = context.Event(), context.Queue()
+    over, reported = context.Event(), context.Queue()
     with tempfile.TemporaryDirectory() as directory:
         socket = Path(directory) / "sds.sock"
         others = [context.Process(target=compute, args=(over,)) for _ in range(busy)]
-        others.append(context.Process(target=envoys, args=(str(socket), over, told)))
+        others.append(context.Process(target=envoys, args=(str(socket), over, reported)))
         for other in others:
             other.start()
         try:
             slowest = asyncio.run(stop_again_and_again(socket, stops))
         finally:
             over.set()
-        ends = told.get(timeout=60)
+        ends = reported.get(timeout=60)
         for other in others:
             other.join()
     print(f"{stops} stops beside {busy} busy processes, the slowest in {slowest:.2f} s")

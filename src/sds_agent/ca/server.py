@@ -55,8 +55,8 @@ FRAMES_A_SECOND = 2
 """Frames that a proven caller may send beside its calls, as long as a connection may last: pings and their answers."""
 SERVERS = 2
 """gRPC servers that share the connections. Each fetches one call at a time, by way of a thread of its own: two of them
-have two calls ready for the event loop at once. A request takes 0.93, 0.94 and 0.98 of the processor time that it takes
-with one server (medians of some hundred rounds in turn, with 8 and with 32 callers).
+have two calls ready for the event loop at once. A request takes 0.90 to 0.98 of the processor time that it takes with
+one server (five comparisons with 8 or 32 callers, by `benchmarks/ca_serve.py --beside`).
 """
 FAREWELL = 5.0
 """Seconds at shutdown for the requests in work to end."""
