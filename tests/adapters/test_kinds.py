@@ -26,10 +26,13 @@ from sds_agent.authority.cacerts import CacertsSettings
 from sds_agent.authority.embedded import EmbeddedSettings
 from sds_agent.authority.istio.settings import IstioSettings
 from sds_agent.authority.kind import AuthoritySettings, Context, Use
+from sds_agent.authority.protocol import AdvertisesAnchors
 from sds_agent.cli.main import main
 from sds_agent.config.schema import json_schema
 from sds_agent.configfile.reading import UNREAD
 from sds_agent.errors import ConfigurationError
+from sds_agent.pki.certificates import read_pem
+from sds_agent.state import Restorable
 
 MINIMUM = {
     "embedded": "",
@@ -139,6 +142,24 @@ async def test_an_authority_that_was_closed_leaves_no_task_and_no_descriptor(fol
         assert callable(authority.issue)
     assert asyncio.all_tasks() == ours
     assert descriptors() == before
+
+
+async def test_the_embedded_cas_roots_are_restored_when_they_are_lost(folder: Path) -> None:
+    read = chosen(folder, "embedded")
+    async with registry.kind("embedded").open(read, context(folder)) as authority:
+        assert isinstance(authority, Restorable)
+        roots = context(folder).directory / "roots.pem"
+        stored = roots.read_bytes()
+        roots.unlink()
+        assert authority.put_back() == roots
+        assert roots.read_bytes() == stored
+
+
+@pytest.mark.parametrize("kind", ["embedded", "cacerts"])
+async def test_a_ca_in_the_agent_advertises_new_roots_before_it_signs(folder: Path, kind: str) -> None:
+    async with registry.kind(kind).open(chosen(folder, kind), context(folder)) as authority:
+        assert isinstance(authority, AdvertisesAnchors)
+        assert read_pem(await authority.anchors())
 
 
 def spoilt(folder: Path, kind: str) -> tuple[AuthoritySettings, Context]:
