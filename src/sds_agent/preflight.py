@@ -47,7 +47,7 @@ def obstacles(settings: Settings, clock: Clock) -> Iterator[SdsAgentError]:
         yield error
     for name, chosen in settings.authorities.items():
         kind = registry.kind_of(chosen)
-        if stateless and kind.keeps_state:
+        if stateless and kind.stores_state:
             continue  # its directory is in the one that cannot be used
         try:
             kind.check(chosen, context(settings, name, clock))

@@ -124,7 +124,7 @@ def test_the_checks_pass_over_what_could_not_be_read(kind: str) -> None:
     declared = registry.kind(kind).settings
     unread = declared(**{field.name: UNREAD for field in structs.fields(declared)})
     assert list(registry.kind(kind).conflicts(unread)) == []
-    assert list(registry.kind(kind).misfits(unread, Use("upstream", {}, keep_certificates=True))) == []
+    assert list(registry.kind(kind).workload_conflicts(unread, Use("upstream", {}, keep_certificates=True))) == []
 
 
 def descriptors() -> dict[str, str]:
@@ -225,7 +225,7 @@ BROKEN = {
         "from sds_agent.authority.kind import Kind\nKIND = Kind(settings=dict, open=print, sentence=print)",
         "no_settings_module:KIND is no authority.kind.Kind with a settings class",
     ),
-    "misnamed": (packages.LEASED, "its settings have the type 'leased'"),
+    "misnamed": (packages.LEASED, 'its settings have the type "leased"'),
 }
 """Packages that cannot be used, and what is said of each."""
 
@@ -244,7 +244,7 @@ def test_a_package_that_cannot_be_used_is_named_in_a_line(
     file.write_text(text(name, "journal: x"))
     assert main(["check", str(file)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"agent.yaml:5: authorities.upstream.type is '{name}'" in line
+    assert f'agent.yaml:5: authorities.upstream.type is "{name}"' in line
     assert f"acme-{name} offers" in line
     assert said in line
     assert len(line) < 1000
@@ -254,7 +254,7 @@ def test_a_kind_that_two_packages_offer_is_neither_ones(tmp_path: Path, monkeypa
     offer(tmp_path, monkeypatch, "twofold", packages.LEASED.replace('"leased"', '"twofold"'))
     packages.install(tmp_path, "acme-again", {"twofold": "twofold_module:KIND"}, {})
     (found,) = problems(tmp_path, text("twofold", "journal: x"))
-    assert found.found == "is 'twofold', which acme-again and acme-twofold offer"
+    assert found.found == 'is "twofold", which acme-again and acme-twofold offer'
 
 
 def test_no_package_takes_the_place_of_a_kind_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ class AuthoritySettings(Protocol):
 S = TypeVar("S", bound=AuthoritySettings)
 
 
-class Client(Protocol):
+class AskingWorkload(Protocol):
     """What a kind may know of a workload that one of its authorities issues for."""
 
     @property
@@ -53,7 +53,7 @@ class Use(Struct, frozen=True):
     """
 
     name: str
-    workloads: Mapping[int, Client]
+    workloads: Mapping[int, AskingWorkload]
     keep_certificates: bool
 
 
@@ -89,8 +89,8 @@ def _no_check(*_: object) -> None:
 class Kind(Struct, Generic[S], frozen=True, kw_only=True):
     """One kind of CA: the class of its settings, and functions of such settings.
 
-    All but `open` change nothing. `conflicts` and `misfits` may get settings in which a value could not be read: that
-    value is then false, and they report nothing that follows from it. The others get settings without such values.
+    All but `open` change nothing. `conflicts` and `workload_conflicts` may get settings in which a value could not
+    be read: that value is then false, and they report nothing that follows from it. The others get complete settings.
     """
 
     settings: type[S]
@@ -105,7 +105,7 @@ class Kind(Struct, Generic[S], frozen=True, kw_only=True):
     """What the authority of this name is, for people, from `The authority NAME` to the full stop."""
     conflicts: Callable[[S], Iterable[Problem]] = _nothing
     """Keys that contradict each other. A problem's place is the key alone: `("ca_file",)`."""
-    misfits: Callable[[S, Use], Iterable[Problem]] = _nothing
+    workload_conflicts: Callable[[S, Use], Iterable[Problem]] = _nothing
     """Workloads that the CA would not issue for. A problem's place is `(INDEX, "spiffe_id")`."""
     files: Callable[[S], Mapping[str, Path]] = _no_files
     """What the operator provides, files and directories, by the keys that name them."""
@@ -115,5 +115,5 @@ class Kind(Struct, Generic[S], frozen=True, kw_only=True):
     """Raise the error of `open` as far as it can be found without a change to anything."""
     warnings: Callable[[S, Use], Iterable[str]] = _nothing
     """What is allowed and probably not meant: lines that begin with the key."""
-    keeps_state: bool = False
+    stores_state: bool = False
     """Whether the authority uses the directory in its context."""

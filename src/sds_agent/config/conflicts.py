@@ -88,7 +88,8 @@ def _kinds(chosen: Settings) -> Iterator[Problem]:
         if was_read(authority):
             kind = registry.kind_of(authority)
             yield from (each.within("authorities", name) for each in kind.conflicts(authority))
-            yield from (each.within("workloads") for each in kind.misfits(authority, chosen.use_of(name)))
+            found = kind.workload_conflicts(authority, chosen.use_of(name))
+            yield from (each.within("workloads") for each in found)
 
 
 def _outputs(workloads: Mapping[int, WorkloadSettings]) -> Iterator[Problem]:
