@@ -14,7 +14,6 @@ MODULES = [
     "sds_agent.app",
     "sds_agent.cli.run",
     "sds_agent.config.loading",
-    "sds_agent.workers",
 ]
 
 
