@@ -53,7 +53,7 @@ def test_a_wrong_answer_is_refused_in_words(answer: Answer, kind: ErrorKind) -> 
 
 @pytest.mark.parametrize("root", (NOT_READ | NOT_LOADED).values(), ids=NOT_READ | NOT_LOADED)
 @pytest.mark.filterwarnings("ignore:Attribute's length must be:UserWarning")
-def test_a_root_that_nobody_needs_stops_no_issuing(root: bytes) -> None:
+def test_a_root_that_no_certificate_needs_stops_no_issuing(root: bytes) -> None:
     """What is served is what Envoy loads; the rest is for the log."""
     answer = good(CA, REQUEST)
     accepted = judge(Issuance(answer.chain_pem + der.pem(root), (answer.anchors_pem or b"") + der.pem(root)))
@@ -139,12 +139,12 @@ def test_times_hold_with_a_small_skew_at_the_beginning_and_none_at_the_end(
         assert refusal(answer).kind is kind
 
 
-def test_a_clock_that_is_behind_the_cas_is_told() -> None:
+def test_a_clock_that_is_behind_the_cas_is_reported() -> None:
     (warning,) = judge(answer_of(shifted(30 * SECOND, DAY))).warnings
     assert warning == "the certificate is valid only in 30 s: the CA's clock is ahead of this one"
 
 
-def test_the_cas_own_warnings_are_kept() -> None:
+def test_the_cas_own_warnings_are_reported() -> None:
     answer = answer_of(good)
     told = Issuance(answer.chain_pem, answer.anchors_pem, ("ttl clamped to 1h",))
     assert judge(told).warnings == ("ttl clamped to 1h",)
@@ -158,7 +158,7 @@ def test_the_secret_is_good_until_the_first_certificate_of_the_chain_expires() -
     assert accepted.not_after == NOW + HOUR / 2
 
 
-def test_an_anchor_that_ends_first_ends_the_certificate_and_is_told() -> None:
+def test_an_anchor_that_ends_first_ends_the_certificate_and_is_reported() -> None:
     """Otherwise no renewal comes in time, and from its end on every handshake fails while the log is silent."""
     short = make_ca("short root", not_after=NOW + HOUR / 2)
     accepted = judge(Issuance(write_pem([CA.leaf(REQUEST, issuer=short)]), write_pem([short.certificate, ROOT])))
@@ -170,7 +170,7 @@ def test_an_anchor_that_ends_first_ends_the_certificate_and_is_told() -> None:
     )
 
 
-def test_an_intermediate_that_ends_with_its_leaf_is_told() -> None:
+def test_an_intermediate_that_ends_with_its_leaf_is_reported() -> None:
     """The CA has shortened what it issued to its own end: each certificate from now on is shorter than the last."""
     short = make_ca("short", CA.root, not_after=NOW + HOUR)
     (warning,) = judge(CA.issuance(CA.leaf(REQUEST, issuer=short), short.certificate)).warnings
@@ -200,7 +200,7 @@ def test_a_chain_that_ends_before_all_of_it_has_begun_is_refused(end: timedelta)
 # --- anchors ---
 
 
-def test_known_anchors_count_where_the_ca_tells_none() -> None:
+def test_known_anchors_count_where_the_ca_sends_none() -> None:
     answer = Issuance(answer_of(good).chain_pem)
     assert judge(answer, anchors=(ROOT,)).anchors == (ROOT,)
     assert refusal(answer, anchors=(CA.stranger.certificate,)).kind is ErrorKind.INVALID
@@ -215,11 +215,11 @@ def test_a_root_that_comes_in_the_chain_alone_is_not_trusted() -> None:
     assert refusal(answer).kind is ErrorKind.INVALID
 
 
-def test_told_anchors_take_the_place_of_the_known_ones() -> None:
+def test_anchors_that_the_ca_sends_replace_the_known_ones() -> None:
     assert judge(answer_of(good), anchors=(CA.stranger.certificate,)).anchors == (ROOT,)
 
 
-def test_anchors_are_told_once_each_whatever_their_text() -> None:
+def test_anchors_count_once_each_whatever_their_text() -> None:
     """Compared as DER: the same root with other line breaks is the same root."""
     pem = write_pem([ROOT])
     body = b"".join(pem.splitlines()[1:-1])
@@ -228,13 +228,13 @@ def test_anchors_are_told_once_each_whatever_their_text() -> None:
     assert judge(answer).anchors == (ROOT,)
 
 
-def test_every_anchor_told_is_kept_not_just_the_one_that_vouches_for_the_leaf() -> None:
+def test_every_anchor_sent_counts_not_just_the_one_that_vouches_for_the_leaf() -> None:
     """While a CA changes its root, peers still hold leaves from the other."""
     told = write_pem([CA.stranger.certificate, ROOT])
     assert judge(Issuance(answer_of(good).chain_pem, told)).anchors == (CA.stranger.certificate, ROOT)
 
 
-def test_an_intermediate_that_is_told_as_an_anchor_beside_its_root_stays_in_the_chain() -> None:
+def test_an_intermediate_that_is_sent_as_an_anchor_beside_its_root_stays_in_the_chain() -> None:
     """A peer that trusts the root alone needs it."""
     answer = Issuance(write_pem([CA.leaf(REQUEST), LOWER]), write_pem([ROOT, UPPER]))
     assert judge(answer).chain[1:] == (LOWER, UPPER)
@@ -290,7 +290,7 @@ def test_any_bytes_are_refused_as_invalid(chain: bytes, anchors: bytes | None) -
     assert refusal(Issuance(chain, anchors), anchors=(ROOT,)).kind is ErrorKind.INVALID
 
 
-def test_another_cas_root_of_the_same_name_in_the_bundle_is_told_before_an_envoy_takes_it() -> None:
+def test_another_cas_root_of_the_same_name_in_the_bundle_is_reported_before_an_envoy_takes_it() -> None:
     """Two meshes' CAs often have one name. Without key identifiers some Envoys would refuse what one of them issued."""
     bare, other = make_ca("root", identified=False), make_ca("root", identified=False)
     issued = make_leaf(bare, URI, key=KEY)
@@ -307,7 +307,7 @@ def test_another_cas_root_of_the_same_name_in_the_bundle_is_told_before_an_envoy
         )
 
 
-def test_a_former_root_of_the_same_name_is_told_and_an_expired_one_does_no_harm() -> None:
+def test_a_former_root_of_the_same_name_is_reported_and_an_expired_one_does_no_harm() -> None:
     bare = make_ca("root", identified=False)
     issued = make_leaf(bare, URI, key=KEY)
     for end, fine in ((NOW + HOUR, False), (NOW - HOUR, True)):

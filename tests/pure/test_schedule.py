@@ -271,7 +271,7 @@ def test_a_certificate_is_followed_by_the_one_that_replaces_it() -> None:
     assert state.publish(1) == IssuanceState(COMING, coming=(LATER,), earlier=(SERVED,))
 
 
-def test_what_was_withheld_is_no_earlier_one_as_nothing_is_trusted_for_its_sake() -> None:
+def test_a_withheld_certificate_becomes_no_earlier_one_as_its_anchors_are_released() -> None:
     assert IssuanceState(ENDED, coming=(COMING,)).withhold().publish(0) == IssuanceState(COMING)
 
 

@@ -162,7 +162,7 @@ async def test_a_certificate_that_comes_in_the_moment_of_the_end_is_cached(tmp_p
     assert machine.file.exists()
 
 
-async def test_what_is_kept_tells_when_it_was_issued(tmp_path: Path) -> None:
+async def test_the_cache_knows_when_a_certificate_was_issued(tmp_path: Path) -> None:
     """Not when the CA, that backdates, says it began: its renewal would come early after each restart."""
     machine = Machine(tmp_path)
     await machine.issue()
@@ -219,7 +219,7 @@ async def test_restored_workloads_of_an_old_and_a_new_root_are_all_trusted(
             tasks.cancel_scope.cancel()
 
 
-async def test_what_a_restored_certificate_chains_to_stays_though_the_ca_tells_it_no_more(tmp_path: Path) -> None:
+async def test_what_a_restored_certificate_chains_to_stays_though_the_ca_advertises_it_no_more(tmp_path: Path) -> None:
     """The CA got a new root while the agent was away. Peers trust this machine's bundle, and refused it otherwise."""
     machine = Machine(tmp_path)
     await machine.issue()
@@ -253,7 +253,9 @@ async def test_it_is_renewed_when_the_first_agent_would_have_renewed_it(tmp_path
         assert authority.requests[0].current is not None, "a CA that renews over mTLS is shown the current certificate"
 
 
-async def test_a_first_certificate_is_kept_though_it_has_to_wait_and_restored_when_it_is_valid(tmp_path: Path) -> None:
+async def test_a_first_certificate_is_cached_though_it_has_to_wait_and_restored_when_it_is_valid(
+    tmp_path: Path,
+) -> None:
     """It may have cost a join token, which serves once: an agent that is restarted in between had nothing left."""
     machine = Machine(tmp_path)
     ahead = answering(machine.ca, shifted(timedelta(seconds=40), HOUR))
@@ -282,7 +284,7 @@ async def test_a_certificate_that_could_not_be_cached_while_it_waited_is_when_it
     assert machine.file.exists()
 
 
-async def test_a_renewed_certificate_that_has_to_wait_does_not_take_the_place_of_the_one_that_is_kept(
+async def test_a_renewed_certificate_that_has_to_wait_does_not_replace_the_cached_one(
     tmp_path: Path,
 ) -> None:
     """Restarted in between, the agent would serve nothing, where it had a valid one."""
@@ -349,7 +351,7 @@ DAMAGE: Mapping[str, bytes | Mapping[str, object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-async def test_damaged_file_is_told_and_replaced_by_the_next_certificate(
+async def test_damaged_file_is_logged_and_replaced_by_the_next_certificate(
     tmp_path: Path, damage: bytes | Mapping[str, object]
 ) -> None:
     machine = Machine(tmp_path)
@@ -384,7 +386,7 @@ ANYTHING = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def kept_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def cached_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A good file, of a certificate that is valid at NOW."""
     folder = tmp_path_factory.mktemp("kept")
     ca, key = UpstreamCa(lambda: NOW), new_key()
@@ -401,15 +403,15 @@ def kept_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @given(data=st.data())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_no_damage_of_a_kept_file_ends_the_agent(data: st.DataObject, kept_bytes: bytes, tmp_path: Path) -> None:
+def test_no_damage_of_a_cached_file_ends_the_agent(data: st.DataObject, cached_bytes: bytes, tmp_path: Path) -> None:
     """Fields of any kind and value, bytes changed, cut off or put in: what is restored is as good as from the CA."""
-    fields = json.loads(kept_bytes)
+    fields = json.loads(cached_bytes)
     if data.draw(st.booleans(), label="a field"):
         fields[data.draw(st.sampled_from(sorted(fields)))] = data.draw(ANYTHING)
         damaged = json.dumps(fields).encode()
     else:
-        begin, end = sorted(data.draw(st.tuples(*[st.integers(0, len(kept_bytes))] * 2)))
-        damaged = kept_bytes[:begin] + data.draw(st.binary(max_size=40)) + kept_bytes[end:]
+        begin, end = sorted(data.draw(st.tuples(*[st.integers(0, len(cached_bytes))] * 2)))
+        damaged = cached_bytes[:begin] + data.draw(st.binary(max_size=40)) + cached_bytes[end:]
     cache = CertificateCache(tmp_path)
     cache._file(URI).write(damaged)
     restored, refusal = None, ""
@@ -424,7 +426,7 @@ def test_no_damage_of_a_kept_file_ends_the_agent(data: st.DataObject, kept_bytes
         assert has_key(restored.accepted.leaf, restored.key.public_key())
 
 
-async def test_damaged_key_is_told_and_replaced_by_the_next_certificate(tmp_path: Path) -> None:
+async def test_damaged_key_is_logged_and_replaced_by_the_next_certificate(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     await machine.issue()
     cache = CertificateCache(machine.directory)
@@ -437,7 +439,7 @@ async def test_damaged_key_is_told_and_replaced_by_the_next_certificate(tmp_path
 
 
 @pytest.mark.parametrize("kind", ["a directory", "a pipe", "a link to itself", "an endless device"])
-async def test_file_that_cannot_be_read_is_told_and_the_ca_asked(tmp_path: Path, kind: str) -> None:
+async def test_file_that_cannot_be_read_is_logged_and_the_ca_asked(tmp_path: Path, kind: str) -> None:
     machine = Machine(tmp_path)
     await machine.issue()
     file = machine.file
@@ -470,7 +472,7 @@ async def test_key_of_another_certificate_is_not_served(tmp_path: Path) -> None:
         assert store.snapshot["default"] is None
 
 
-async def test_nobody_else_may_read_it_and_nothing_shows_it(tmp_path: Path) -> None:
+async def test_no_other_user_may_read_it_and_nothing_shows_it(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     await machine.issue()
     assert stat.S_IMODE(machine.file.stat().st_mode) == 0o600
@@ -481,7 +483,7 @@ async def test_nobody_else_may_read_it_and_nothing_shows_it(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("keep", [True, False])
-async def test_keys_that_are_not_to_be_kept_do_not_stay_on_the_disk(tmp_path: Path, *, keep: bool) -> None:
+async def test_keys_that_are_not_to_be_cached_do_not_stay_on_the_disk(tmp_path: Path, *, keep: bool) -> None:
     machine = Machine(tmp_path)
     await machine.issue()
     (machine.directory / f".{machine.file.name}.0a1b2c3d").write_text("half a key")
@@ -495,7 +497,7 @@ async def test_keys_that_are_not_to_be_kept_do_not_stay_on_the_disk(tmp_path: Pa
         assert len(events.seen) == (0 if keep else 1), "and nothing is said where there is nothing to do"
 
 
-async def test_what_is_not_ours_stays_and_is_told(tmp_path: Path) -> None:
+async def test_files_of_others_stay_and_are_logged(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     await machine.issue()
     (machine.directory / "notes").touch()

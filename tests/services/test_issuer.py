@@ -272,7 +272,7 @@ async def test_an_odd_answer_is_served_in_order_and_without_roots(bench: Bench, 
         assert read_pem(bundle.anchors_pem) == (bench.ca.root.certificate,)
 
 
-async def test_known_anchors_count_where_the_ca_tells_none_with_its_answer(bench: Bench) -> None:
+async def test_known_anchors_count_where_the_ca_sends_none_with_its_answer(bench: Bench) -> None:
     def without_anchors(ca: UpstreamCa, request: IssueRequest) -> Issuance:
         return Issuance(good(ca, request).chain_pem)
 
@@ -286,7 +286,7 @@ async def test_known_anchors_count_where_the_ca_tells_none_with_its_answer(bench
         await bench.issued()
 
 
-async def test_a_ca_that_changes_its_root_between_two_renewals_parts_nobody(bench: Bench) -> None:
+async def test_a_ca_that_changes_its_root_between_two_renewals_leaves_both_trusted(bench: Bench) -> None:
     """Until then another workload's certificate, and who still has the old one in use, would be refused."""
     after = UpstreamCa(bench.clock.now, "new")
     old, new = bench.ca.root.certificate, after.root.certificate
@@ -306,7 +306,7 @@ async def test_a_ca_that_changes_its_root_between_two_renewals_parts_nobody(benc
         assert bench.anchors == {new}
 
 
-async def test_what_expired_keeps_no_anchor_that_its_ca_tells_no_more(bench: Bench) -> None:
+async def test_an_expired_certificate_keeps_no_anchor_that_its_ca_advertises_no_more(bench: Bench) -> None:
     """A root that was withdrawn would be trusted for as long as its CA answers nothing."""
     async with bench.issuing(bench.good(), failing(ErrorKind.DENIED, "no more")):
         await bench.issued()
@@ -404,7 +404,7 @@ async def test_a_first_certificate_that_is_not_valid_yet_is_given_to_no_envoy(be
         assert len(authority.requests) == 1
 
 
-async def test_one_that_waits_keeps_no_other_from_being_withheld_at_its_end(bench: Bench) -> None:
+async def test_a_certificate_is_withheld_at_its_end_while_the_next_one_is_asked_for(bench: Bench) -> None:
     async with bench.issuing(answering(bench.ca, shifted(-DAY, MINUTE)), Hang(ahead(bench.ca))) as authority:
         await bench.issued()
         await bench.settled()
@@ -842,7 +842,7 @@ async def test_a_refused_request_is_not_repeated_but_made_anew_and_slowly(bench:
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-async def test_a_refusal_is_loud_though_a_good_certificate_is_held(bench: Bench, kind: ErrorKind) -> None:
+async def test_a_refusal_is_loud_though_a_good_certificate_is_served(bench: Bench, kind: ErrorKind) -> None:
     """Somebody has to act, and has half a lifetime to do so."""
     async with bench.issuing(bench.good(), failing(kind)):
         await bench.issued()
@@ -864,7 +864,7 @@ async def test_a_ca_that_says_when_to_come_back_is_not_asked_before(bench: Bench
         await bench.issued()
 
 
-async def test_no_wait_outlasts_the_certificate_that_is_held(bench: Bench) -> None:
+async def test_no_wait_outlasts_the_current_certificate(bench: Bench) -> None:
     """Even of a CA that asks for an hour's timeout: half of what is left is the most."""
     async with bench.issuing(bench.good(), failing(ErrorKind.THROTTLED, "slow down", retry_after=3600)):
         await bench.issued()
@@ -1065,7 +1065,7 @@ async def test_a_clock_that_was_wrong_for_a_while_takes_no_good_certificate_away
             assert bench.served == secret
 
 
-async def test_a_clock_that_was_wrong_for_a_while_parts_nobody_from_the_root_before(bench: Bench) -> None:
+async def test_a_clock_that_was_wrong_for_a_while_leaves_the_former_root_trusted(bench: Bench) -> None:
     """Set ahead, the certificate has expired and its root is needed no more; set right again, both are."""
     async with bench.issuing(bench.good(), failing(ErrorKind.TRANSIENT)):
         await bench.issued()

@@ -74,7 +74,7 @@ async def test_eight_go_in_at_once_and_the_ninth_waits() -> None:
         tasks.cancel_scope.cancel()
 
 
-async def test_who_is_awaited_goes_first_and_then_who_expires_first() -> None:
+async def test_awaited_workloads_go_first_and_then_those_that_expire_first() -> None:
     async with anyio.create_task_group() as tasks:
         visitors = Visitors(IssuanceQueue(1), tasks)
         await visitors.come("occupant", priority())
@@ -90,7 +90,7 @@ async def test_who_is_awaited_goes_first_and_then_who_expires_first() -> None:
         assert visitors.entered == expected
 
 
-async def test_who_came_first_goes_first_among_equals() -> None:
+async def test_the_first_to_come_goes_first_among_equals() -> None:
     async with anyio.create_task_group() as tasks:
         visitors = Visitors(IssuanceQueue(1), tasks)
         for name in ("a", "b", "c", "d"):
@@ -100,7 +100,7 @@ async def test_who_came_first_goes_first_among_equals() -> None:
             visitors.leave(name)
 
 
-async def test_the_rank_counts_that_holds_when_a_place_becomes_free() -> None:
+async def test_the_priority_counts_at_the_moment_a_slot_becomes_free() -> None:
     """An Envoy that comes while its identity queues moves it to the front."""
     awaited: set[str] = set()
     async with anyio.create_task_group() as tasks:
@@ -114,7 +114,7 @@ async def test_the_rank_counts_that_holds_when_a_place_becomes_free() -> None:
         tasks.cancel_scope.cancel()
 
 
-async def test_who_is_cancelled_while_waiting_is_passed_over() -> None:
+async def test_a_cancelled_request_is_passed_over() -> None:
     async with anyio.create_task_group() as tasks:
         visitors = Visitors(IssuanceQueue(1), tasks)
         for name in ("occupant", "impatient", "patient"):
@@ -137,7 +137,7 @@ async def given_back(queue: IssuanceQueue, slots: int) -> None:
         tasks.cancel_scope.cancel()
 
 
-async def test_who_is_cancelled_in_the_moment_of_their_turn_hands_it_on() -> None:
+async def test_a_request_that_is_cancelled_in_the_moment_of_its_turn_hands_the_slot_on() -> None:
     """The place was theirs already; lost, it would be missing for ever, and after eight the agent would stand still."""
     queue = IssuanceQueue(1)
     entered: list[str] = []
@@ -159,7 +159,7 @@ async def test_who_is_cancelled_in_the_moment_of_their_turn_hands_it_on() -> Non
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("a bug"), TimeoutError()])
-async def test_a_place_is_given_back_whatever_happens_inside(fault: Exception) -> None:
+async def test_a_slot_is_given_back_whatever_happens_inside(fault: Exception) -> None:
     queue = IssuanceQueue(1)
     with pytest.raises(type(fault)):
         async with queue.slot(priority()):
@@ -173,7 +173,7 @@ async def test_a_place_is_given_back_whatever_happens_inside(fault: Exception) -
     st.integers(1, 3),
     st.lists(st.tuples(st.sampled_from(["come", "leave", "cancel", "turn"]), st.integers(0, 9)), max_size=40),
 )
-def test_no_place_is_ever_lost_or_given_twice(slots: int, steps: list[tuple[str, int]]) -> None:
+def test_no_slot_is_ever_lost_or_given_twice(slots: int, steps: list[tuple[str, int]]) -> None:
     async def play() -> None:
         queue = IssuanceQueue(slots)
         async with anyio.create_task_group() as tasks:

@@ -50,7 +50,7 @@ def test_another_chain_or_bundle_has_another_version() -> None:
     assert certificate(b"same").version != bundle(b"same").version
 
 
-def test_the_version_tells_nothing_of_the_key() -> None:
+def test_the_version_shows_nothing_of_the_key() -> None:
     assert certificate(key=b"key 1").version == certificate(key=b"key 2").version
 
 
@@ -104,7 +104,7 @@ def test_unchanged_content_is_not_published_again() -> None:
     assert watcher.told == []
 
 
-def test_only_the_changed_among_the_published_are_told() -> None:
+def test_watchers_are_called_with_changed_names_alone() -> None:
     store = SecretStore(["default", "ROOTCA"])
     store.publish({"default": certificate(), "ROOTCA": bundle()})
     watcher = Watcher(store)
@@ -138,7 +138,7 @@ def test_a_secret_that_is_withheld_leaves_its_name_and_comes_back() -> None:
 # --- watchers ---
 
 
-def test_a_watcher_reads_the_new_snapshot_when_it_is_told() -> None:
+def test_a_watcher_reads_the_new_snapshot_when_it_is_called() -> None:
     store = SecretStore(["default"])
     watcher = Watcher(store)
     with store.watching(watcher):
@@ -147,7 +147,7 @@ def test_a_watcher_reads_the_new_snapshot_when_it_is_told() -> None:
     assert watcher.served == [{"default": certificate(b"1")}, {"default": certificate(b"2")}]
 
 
-def test_who_has_left_is_told_nothing_even_when_leaving_in_disorder() -> None:
+def test_a_watcher_that_has_left_is_not_called_even_after_an_error() -> None:
     store = SecretStore(["default"])
     watcher = Watcher(store)
     with pytest.raises(RuntimeError, match="the stream broke"), store.watching(watcher):
@@ -168,7 +168,7 @@ def test_one_watcher_may_watch_twice() -> None:
     assert len(watcher.told) == 3
 
 
-def test_a_watcher_that_leaves_while_others_are_told_disturbs_nobody() -> None:
+def test_a_watcher_that_leaves_while_others_are_called_disturbs_none() -> None:
     store = SecretStore(["default"])
     last = Watcher(store)
     first = ExitStack()
@@ -182,7 +182,7 @@ def test_a_watcher_that_leaves_while_others_are_told_disturbs_nobody() -> None:
 # --- who is waited for ---
 
 
-def test_a_name_is_awaited_until_nobody_waits_for_it() -> None:
+def test_a_name_is_awaited_until_its_last_client_stops_waiting() -> None:
     store = SecretStore(["a", "b"])
     store.await_names("one", frozenset({"a", "b"}))
     store.await_names("other", frozenset({"b"}))
@@ -216,7 +216,7 @@ changes = st.lists(
 
 
 @given(changes)
-def test_a_watcher_that_reads_what_it_is_told_of_is_never_behind(steps: list[tuple[str, Any]]) -> None:
+def test_a_watcher_that_reads_what_it_is_called_with_is_never_behind(steps: list[tuple[str, Any]]) -> None:
     """Nothing is told twice, and nothing is left untold."""
     store = SecretStore(NAMES)
     seen = dict(store.snapshot)

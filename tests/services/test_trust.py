@@ -101,7 +101,7 @@ def test_a_certificate_that_is_no_ca_does_not_enter_the_bundle(
     assert served(store) == {ROOTS[0]}, "an empty bundle would make every handshake fail"
 
 
-def test_what_could_not_be_used_of_the_anchors_is_told_once(store: SecretStore, trust: Trust, events: Events) -> None:
+def test_anchors_that_cannot_be_used_are_logged_once(store: SecretStore, trust: Trust, events: Events) -> None:
     for _ in range(2):
         trust.update("a", (ROOTS[0],), ("PEM block 2 is damaged",))
     assert served(store) == {ROOTS[0]}
@@ -203,7 +203,7 @@ async def test_a_root_that_ends_leaves_the_bundle_while_nothing_else_happens(sto
         tasks.cancel_scope.cancel()
 
 
-def test_an_anchor_that_is_told_again_is_trusted_once_and_may_go_again(store: SecretStore, trust: Trust) -> None:
+def test_an_anchor_that_is_advertised_again_is_trusted_once_and_may_go_again(store: SecretStore, trust: Trust) -> None:
     old = make_ca("old root")
     trust.update("a", (old.certificate,))
     certificate = in_use(make_leaf(old))
@@ -215,7 +215,7 @@ def test_an_anchor_that_is_told_again_is_trusted_once_and_may_go_again(store: Se
     assert served(store) == {ROOTS[0]}
 
 
-def test_an_authority_that_tells_none_changes_nothing(store: SecretStore, trust: Trust) -> None:
+def test_an_authority_that_advertises_none_changes_nothing(store: SecretStore, trust: Trust) -> None:
     """An empty bundle would make every handshake of every Envoy fail."""
     trust.update("a", ())
     assert served(store) == set()
@@ -279,7 +279,7 @@ def test_a_bundle_of_which_everything_has_expired_stays_as_it_is(store: SecretSt
 # --- what can be seen ---
 
 
-def test_the_status_says_of_each_anchor_who_advertises_it_or_why_it_is_still_there(trust: Trust) -> None:
+def test_the_status_names_who_advertises_each_anchor_or_why_it_is_still_served(trust: Trust) -> None:
     old, new = make_ca("old"), ROOTS[0]
     assert trust.status == TrustStatus(None, ())
     trust.update("a", (old.certificate, new))
@@ -309,7 +309,7 @@ def test_the_status_has_the_version_that_envoys_get_and_no_endless_text(store: S
     assert len(trust.status.left_out[0].causes[0]) < 1000
 
 
-def test_the_status_tells_what_a_restart_keeps_apart_from_what_is_advertised(trust: Trust) -> None:
+def test_the_status_tells_restored_anchors_from_advertised_ones(trust: Trust) -> None:
     trust.restore([NeededAnchor("gone", ROOT.certificate, NOW + HOUR)])
     trust.update("a", (ROOTS[0],))
     assert {(each.advertised_by, each.needed_until) for each in trust.status.anchors} == {
@@ -438,7 +438,7 @@ async def test_the_file_follows_what_is_needed_and_time_empties_it(tmp_path: Pat
         assert served(store) == {ROOTS[0]}
 
 
-async def test_a_disk_that_is_full_is_tried_again_and_told_once(tmp_path: Path, events: Events) -> None:
+async def test_a_disk_that_is_full_is_tried_again_and_logged_once(tmp_path: Path, events: Events) -> None:
     (tmp_path / "state").write_text("where the directory should be")
     root, clock = make_ca("root"), HandClock()
     trust, file = Trust(SecretStore(NAMES), NAMES, clock), NeededAnchorsFile(tmp_path / "state")
@@ -631,7 +631,7 @@ async def test_a_root_that_cannot_be_used_does_not_keep_the_others_from_being_re
         assert [anchor.subject.rfc4514_string() for anchor in served(store)] == ["CN=good root"]
 
 
-async def test_a_ca_that_tells_no_certificate_leaves_what_is_served(store: SecretStore, trust: Trust) -> None:
+async def test_a_ca_that_sends_no_certificate_leaves_what_is_served(store: SecretStore, trust: Trust) -> None:
     authority = ScriptedTrust(write_pem([ROOTS[0]]), b"", b"<html>maintenance</html>")
     async with refreshing(trust, authority) as clock:
         for _ in range(3):
