@@ -35,7 +35,7 @@ from sds_agent.ca.policy import (
     overreaching,
     ttl_of,
 )
-from sds_agent.ca.refusal import Kind, RefusalError
+from sds_agent.ca.refusal import Reason, RefusalError
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.pki.csr import CsrError, make_csr, proven_key
 from sds_agent.pki.keys import KeyType, generate, public_bytes, to_pkcs8_pem
@@ -58,8 +58,8 @@ JSON = st.recursive(
 )
 
 
-def kind_of(error: pytest.ExceptionInfo[RefusalError]) -> Kind:
-    return error.value.kind
+def reason_of(error: pytest.ExceptionInfo[RefusalError]) -> Reason:
+    return error.value.reason
 
 
 def test_a_service_account_is_mapped_as_istio_does() -> None:
@@ -93,7 +93,7 @@ def test_an_issuer_names_no_more_than_it_may(allow: tuple[str, ...], claim: str 
     else:
         with pytest.raises(RefusalError, match="which its issuer may not name") as error:
             from_claims(claims, rule, "demo.example", NOW)
-        assert kind_of(error) is Kind.UNAUTHENTICATED
+        assert reason_of(error) is Reason.UNAUTHENTICATED
 
 
 def test_a_node_agent_that_may_be_another_one_is_found() -> None:
@@ -107,7 +107,7 @@ def test_a_token_for_an_audience_whose_name_holds_ours_is_refused(audience: obje
     """Whoever gets such a token, for a service of another name, could otherwise become its holder here."""
     with pytest.raises(RefusalError, match="not for this CA") as error:
         from_claims({**GOOD, "aud": audience}, RULE, "demo.example", NOW)
-    assert kind_of(error) is Kind.UNAUTHENTICATED
+    assert reason_of(error) is Reason.UNAUTHENTICATED
 
 
 def test_an_audience_may_be_written_without_a_list() -> None:
@@ -119,7 +119,7 @@ def test_a_claim_that_names_nobody_of_ours_is_refused(claimed: object) -> None:
     rule = ClaimRule("https://issuer", "istio-ca", "spiffe_id")
     with pytest.raises(RefusalError) as error:
         from_claims({**GOOD, "spiffe_id": claimed}, rule, "demo.example", NOW)
-    assert kind_of(error) is Kind.UNAUTHENTICATED
+    assert reason_of(error) is Reason.UNAUTHENTICATED
 
 
 def test_a_token_ends_at_its_end_and_may_begin_a_little_later() -> None:
@@ -137,7 +137,7 @@ def test_a_token_ends_at_its_end_and_may_begin_a_little_later() -> None:
 def test_an_end_that_never_comes_is_refused(never: object) -> None:
     with pytest.raises(RefusalError) as error:
         from_claims({**GOOD, "exp": never}, RULE, "demo.example", NOW)
-    assert kind_of(error) is Kind.UNAUTHENTICATED
+    assert reason_of(error) is Reason.UNAUTHENTICATED
 
 
 @given(st.sampled_from(sorted(GOOD)), JSON)
@@ -166,14 +166,14 @@ def test_a_certificate_speaks_for_nobody_once_a_ca_above_it_has_ended(ended: str
     check_chain_times(chain, soon)
     with pytest.raises(RefusalError, match="above the client's expired") as error:
         check_chain_times(chain, soon + timedelta(seconds=1))
-    assert kind_of(error) is Kind.UNAUTHENTICATED
+    assert reason_of(error) is Reason.UNAUTHENTICATED
 
 
 def test_a_certificate_speaks_for_nobody_before_it_begins() -> None:
     leaf = make_leaf(ROOT, not_before=NOW + timedelta(minutes=1))
     with pytest.raises(RefusalError, match="not valid yet") as error:
         check_chain_times((leaf, ROOT.certificate), NOW)
-    assert kind_of(error) is Kind.UNAUTHENTICATED
+    assert reason_of(error) is Reason.UNAUTHENTICATED
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_certificate_speaks_for_nobody_before_it_begins() -> None:
 def test_a_certificate_that_is_no_workloads_is_refused(leaf: x509.Certificate) -> None:
     with pytest.raises(RefusalError) as error:
         from_chain((leaf, ROOT.certificate), None, "demo.example")
-    assert kind_of(error) is Kind.UNAUTHENTICATED
+    assert reason_of(error) is Reason.UNAUTHENTICATED
 
 
 def test_a_join_token_ends_when_it_ends() -> None:
@@ -207,7 +207,7 @@ def test_no_lifetime_is_over_the_longest(seconds: int) -> None:
     if seconds > LONGEST_TTL.total_seconds():
         with pytest.raises(RefusalError) as error:
             ttl_of(seconds)
-        assert kind_of(error) is Kind.INVALID
+        assert reason_of(error) is Reason.INVALID
     else:
         assert ttl_of(seconds) == (DEFAULT_TTL if seconds <= 0 else timedelta(seconds=seconds))
 
@@ -222,22 +222,22 @@ AGENTS = {str(NODE): NodeAgent(str(NODE), ("spiffe://demo.example/ns/a/*", URI))
         ("", None),
         (URI, None),
         ("spiffe://demo.example/ns/a/sa/x", None),
-        ("spiffe://demo.example/ns/a", Kind.DENIED),
-        ("spiffe://demo.example/ns/ab/sa/x", Kind.DENIED),
-        (f"{URI}2", Kind.DENIED),
-        ("spiffe://elsewhere/ns/a/sa/x", Kind.DENIED),
-        ("spiffe://demo.example/ns/a/../b", Kind.INVALID),
-        ("x", Kind.INVALID),
+        ("spiffe://demo.example/ns/a", Reason.DENIED),
+        ("spiffe://demo.example/ns/ab/sa/x", Reason.DENIED),
+        (f"{URI}2", Reason.DENIED),
+        ("spiffe://elsewhere/ns/a/sa/x", Reason.DENIED),
+        ("spiffe://demo.example/ns/a/../b", Reason.INVALID),
+        ("x", Reason.INVALID),
     ],
 )
-def test_a_node_agent_gets_what_its_list_allows(wanted: str, kind: Kind | None) -> None:
+def test_a_node_agent_gets_what_its_list_allows(wanted: str, kind: Reason | None) -> None:
     caller = Caller(NODE, Proof.JWT, "")
     if kind is None:
         assert str(identity_for(caller, wanted, AGENTS)) == (wanted or str(NODE))
     else:
         with pytest.raises(RefusalError) as error:
             identity_for(caller, wanted, AGENTS)
-        assert kind_of(error) is kind
+        assert reason_of(error) is kind
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_a_node_agent_gets_what_its_list_allows(wanted: str, kind: Kind | None) 
 def test_who_is_not_listed_and_who_has_just_joined_act_for_nobody_else(caller: Caller) -> None:
     with pytest.raises(RefusalError) as error:
         identity_for(caller, "spiffe://demo.example/ns/a/sa/x", AGENTS)
-    assert kind_of(error) is Kind.DENIED
+    assert reason_of(error) is Reason.DENIED
 
 
 @pytest.mark.parametrize("kind", [KeyType.EC_P256, KeyType.EC_P384, KeyType.RSA_2048])
@@ -261,7 +261,7 @@ def test_no_text_in_the_place_of_a_csr_does_more_than_refuse(text: str) -> None:
     for csr in (text, framed):
         with pytest.raises(RefusalError) as error:
             key_of(csr)
-        assert kind_of(error) is Kind.INVALID
+        assert reason_of(error) is Reason.INVALID
 
 
 @given(
@@ -286,7 +286,7 @@ def test_a_csr_with_a_hash_that_is_not_taken_is_told_so(tmp_path: Path, digest: 
     openssl(tmp_path, "req", "-new", f"-{digest}", "-key", "key.pem", "-subj", "/", "-out", "csr.pem")
     with pytest.raises(RefusalError, match=words) as refused:
         key_of((tmp_path / "csr.pem").read_text())
-    assert kind_of(refused) is Kind.INVALID
+    assert reason_of(refused) is Reason.INVALID
     with pytest.raises(CsrError, match=words):
         proven_key((tmp_path / "csr.pem").read_bytes())
     assert "wrong" not in str(refused.value)
@@ -318,7 +318,7 @@ def test_a_csr_of_a_version_that_there_is_not_is_refused_in_words() -> None:
     assert der.count(b"\x02\x01\x00") == 1, "the version"
     with pytest.raises(RefusalError) as error:
         key_of(in_pem(der.replace(b"\x02\x01\x00", b"\x02\x01\x05")))
-    assert kind_of(error) is Kind.INVALID
+    assert reason_of(error) is Reason.INVALID
 
 
 def test_a_giant_key_is_refused_before_it_costs_anything() -> None:
@@ -330,7 +330,7 @@ def test_a_giant_key_is_refused_before_it_costs_anything() -> None:
     giant = der_of(0x30, info, algorithm, der_of(0x03, bytes(1 + size // 8)))
     with pytest.raises(RefusalError, match=f"{size} bits") as error:
         key_of(in_pem(giant))
-    assert kind_of(error) is Kind.INVALID
+    assert reason_of(error) is Reason.INVALID
 
 
 def der_of(tag: int, *parts: bytes) -> bytes:

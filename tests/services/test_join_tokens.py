@@ -19,7 +19,7 @@ import pytest
 from fakes.ca_servers import WEB, served
 from fakes.events import recorded
 
-from sds_agent.ca.refusal import Kind, RefusalError
+from sds_agent.ca.refusal import Reason, RefusalError
 from sds_agent.ca.tokens import LARGEST_RECORD, PREFIX, JoinTokens
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.keys import KeyType, generate
@@ -120,7 +120,7 @@ def test_of_two_servers_on_one_directory_only_one_can_bind_a_token(
     monkeypatch.setattr(os, "fsync", overtaken)
     with pytest.raises(RefusalError, match="already used by another key") as caught:
         here.spend(here.find(token), mine)
-    assert caught.value.kind is Kind.UNAUTHENTICATED
+    assert caught.value.reason is Reason.UNAUTHENTICATED
     here.spend(here.find(token), other)
 
 
@@ -160,7 +160,7 @@ def test_a_record_that_is_damaged_is_nobodys(tmp_path: Path, content: str) -> No
     record.write_text(content)
     with pytest.raises(RefusalError, match="is damaged: make a new one") as caught:
         tokens.find(token)
-    assert caught.value.kind is Kind.UNAUTHENTICATED
+    assert caught.value.reason is Reason.UNAUTHENTICATED
     tokens.prepare()
     assert files(tmp_path) == [".token"]
 

@@ -27,7 +27,7 @@ from fakes.odd_certificates import NOT_READ, named
 from sds_agent.ca.callers import ClaimRule
 from sds_agent.ca.jwks import LARGEST_SET, REFRESH, SOONEST, TIMEOUT, IssuerKeys, JwksError, Location, read_keys
 from sds_agent.ca.jwt import TrustedIssuer, caller_of
-from sds_agent.ca.refusal import Kind, RefusalError
+from sds_agent.ca.refusal import Reason, RefusalError
 from sds_agent.clock import SystemClock
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import write_pem
@@ -378,7 +378,7 @@ async def test_an_issuer_that_is_down_at_first_is_asked_again(api: ApiServer, tm
     keys = await IssuerKeys.open(location(api, tmp_path), clock)
     with pytest.raises(RefusalError) as error:
         await keys.find("ES256", "ES256")
-    assert error.value.kind is Kind.INTERNAL
+    assert error.value.reason is Reason.INTERNAL
     api.status, api.key_set = 200, TokenIssuer().key_set()
     clock.elapse(SOONEST)
     assert len(await keys.find("ES256", "ES256")) == 1

@@ -24,7 +24,7 @@ from sds_agent import log
 from sds_agent.budget import Budget, Rate
 from sds_agent.ca.callers import Caller
 from sds_agent.ca.places import origin_of
-from sds_agent.ca.refusal import Kind
+from sds_agent.ca.refusal import Reason
 from sds_agent.ca.reserve import FULL, Reserve
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
@@ -151,7 +151,7 @@ class AuditLog:
 
     def refuse(self, entry: Entry, now: datetime) -> None:
         """Write the line of a refusal, or count it where its budget is used up or the disk is full. Raises OSError."""
-        within_quota = entry.caller is not None and entry.outcome != Kind.EXHAUSTED.value
+        within_quota = entry.caller is not None and entry.outcome != Reason.EXHAUSTED.value
         if not within_quota and not self._budget.take(_origin(entry), now.timestamp()):
             self._leave_out(now)
             return

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from msgspec import Struct
 
 from sds_agent import log
-from sds_agent.ca.refusal import Kind, RefusalError
+from sds_agent.ca.refusal import Reason, RefusalError
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.files import read_at_once
@@ -155,7 +155,7 @@ class IssuerKeys:
         if not self._matching(kid, algorithm) and self._is_due(self._clock.now()):
             await self._refresh()
         if not self._keys:
-            raise RefusalError(Kind.INTERNAL, "the CA could not get the token issuer's keys yet: try again later")
+            raise RefusalError(Reason.INTERNAL, "the CA could not get the token issuer's keys yet: try again later")
         return self._matching(kid, algorithm)
 
     async def renewed(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:

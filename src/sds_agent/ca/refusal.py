@@ -5,7 +5,7 @@ from enum import Enum
 from sds_agent.errors import SdsAgentError
 
 
-class Kind(Enum):
+class Reason(Enum):
     """Who can fix it."""
 
     UNAUTHENTICATED = "unauthenticated"
@@ -23,21 +23,21 @@ class Kind(Enum):
 class RefusalError(SdsAgentError):
     """No certificate. The message goes to the caller and to the audit log."""
 
-    def __init__(self, kind: Kind, message: str) -> None:
+    def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
-        self.kind = kind
+        self.reason = reason
 
 
 def unauthenticated(message: str) -> RefusalError:
     """The caller did not prove who it is."""
-    return RefusalError(Kind.UNAUTHENTICATED, message)
+    return RefusalError(Reason.UNAUTHENTICATED, message)
 
 
 def denied(message: str) -> RefusalError:
     """The caller may not have that."""
-    return RefusalError(Kind.DENIED, message)
+    return RefusalError(Reason.DENIED, message)
 
 
 def invalid(message: str) -> RefusalError:
     """The request cannot be signed."""
-    return RefusalError(Kind.INVALID, message)
+    return RefusalError(Reason.INVALID, message)

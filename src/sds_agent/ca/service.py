@@ -33,7 +33,7 @@ from sds_agent.ca.authentication import Authentication, Proven
 from sds_agent.ca.callers import Caller
 from sds_agent.ca.denied import NO_IDENTITY, Denied
 from sds_agent.ca.policy import NodeAgent, Order, Quota, check_not_denied, identity_for, key_of, ttl_of
-from sds_agent.ca.refusal import Kind, RefusalError, invalid
+from sds_agent.ca.refusal import Reason, RefusalError, invalid
 from sds_agent.clock import Clock
 from sds_agent.pki.certificates import serial_hex, write_pem
 from sds_agent.rpc.waiting import GaveWayError, Waiting
@@ -63,11 +63,11 @@ SIGNERS = 4
 """RSA signatures at one time. Each runs in a thread, for it would hold up the event loop for a millisecond or more."""
 
 _CODES = {
-    Kind.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
-    Kind.DENIED: grpc.StatusCode.PERMISSION_DENIED,
-    Kind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
-    Kind.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    Kind.INTERNAL: grpc.StatusCode.INTERNAL,
+    Reason.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    Reason.DENIED: grpc.StatusCode.PERMISSION_DENIED,
+    Reason.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -165,12 +165,12 @@ class CertificateService:
             refusal = error
         except NoThreadError as error:
             log.event(LOG, "no_thread", level=logging.ERROR, cause=str(error))
-            refusal = RefusalError(Kind.EXHAUSTED, "the CA cannot begin the work at present: ask again in a moment")
+            refusal = RefusalError(Reason.EXHAUSTED, "the CA cannot begin the work at present: ask again in a moment")
         except Exception as error:  # noqa: BLE001 - it must not end the server, nor its text reach the caller
             log.fault(LOG, "certificate service", error)
-            refusal = RefusalError(Kind.INTERNAL, "the CA failed on this request; its log says where")
+            refusal = RefusalError(Reason.INTERNAL, "the CA failed on this request; its log says where")
         self._refused(request, refusal)
-        return await context.abort(_CODES[refusal.kind], str(refusal))
+        return await context.abort(_CODES[refusal.reason], str(refusal))
 
     async def _prove(self, request: _Request, context: Context) -> Proven:
         metadata = list(context.invocation_metadata() or ())
@@ -179,15 +179,18 @@ class CertificateService:
             async with self._unproven.place(request.connection):
                 proven = await prove(request.peer, metadata, signing, request.now)
         except TimeoutError as error:
-            raise RefusalError(Kind.INTERNAL, "what proves the caller took too long: try again later") from error
+            raise RefusalError(Reason.INTERNAL, "what proves the caller took too long: try again later") from error
         except GaveWayError as error:
-            raise RefusalError(Kind.EXHAUSTED, "too many callers are not proven yet: ask again in a moment") from error
+            raise RefusalError(
+                Reason.EXHAUSTED, "too many callers are not proven yet: ask again in a moment"
+            ) from error
         request.caller = proven.caller
         # a spent token that leaked gets nothing; so it must not use up the quota of its machine either
         who = str(proven.caller.identity) if proven.token is None else proven.token.name
         if not self._quota.take(who, request.now):
             raise RefusalError(
-                Kind.EXHAUSTED, f"{proven.caller.identity} asked more than {self._rules.per_caller} times in a minute"
+                Reason.EXHAUSTED,
+                f"{proven.caller.identity} asked more than {self._rules.per_caller} times in a minute",
             )
         check_not_denied(proven.caller.identity, self._rules.deny_list())
         return proven
@@ -199,7 +202,7 @@ class CertificateService:
         except TimeoutError as error:
             raise invalid(f"the request did not arrive within {TIMEOUT:g} s") from error
         except GaveWayError as error:
-            raise RefusalError(Kind.EXHAUSTED, "too many requests have begun and not ended") from error
+            raise RefusalError(Reason.EXHAUSTED, "too many requests have begun and not ended") from error
         if not isinstance(data, bytes):
             raise invalid(f"the call ended without a request, or with one of more than {LARGEST_REQUEST} bytes")
         return data
@@ -208,7 +211,7 @@ class CertificateService:
     def _place(self) -> Iterator[None]:
         """Count a request in work. Raises RefusalError where there are `at_once` already."""
         if self._in_work >= self._rules.at_once:
-            raise RefusalError(Kind.EXHAUSTED, "the CA is busy with other requests: ask again in a moment")
+            raise RefusalError(Reason.EXHAUSTED, "the CA is busy with other requests: ask again in a moment")
         self._in_work += 1
         try:
             yield
@@ -254,7 +257,7 @@ class CertificateService:
             return signing.issue(*arguments)
         except SignerError as error:
             log.event(LOG, "cannot_sign", level=logging.ERROR, cause=str(error))
-            raise RefusalError(Kind.INTERNAL, f"the CA cannot sign: {error}") from error
+            raise RefusalError(Reason.INTERNAL, f"the CA cannot sign: {error}") from error
 
     def _issued(self, request: _Request, leaf: x509.Certificate) -> None:
         entry = Entry(
@@ -269,12 +272,12 @@ class CertificateService:
             self._audit.write(entry, request.now)
         except OSError as error:
             self._unwritten.report(str(error.strerror))
-            raise RefusalError(Kind.INTERNAL, "the CA cannot write its audit log, so it signs nothing") from error
+            raise RefusalError(Reason.INTERNAL, "the CA cannot write its audit log, so it signs nothing") from error
         self._unwritten.resolved()
 
     def _refused(self, request: _Request, refusal: RefusalError) -> None:
         entry = Entry(
-            outcome=refusal.kind.value,
+            outcome=refusal.reason.value,
             address=request.peer.address,
             caller=request.caller,
             spiffe_id=request.spiffe_id,

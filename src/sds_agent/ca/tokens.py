@@ -22,7 +22,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from sds_agent import log
-from sds_agent.ca.refusal import Kind, RefusalError, unauthenticated
+from sds_agent.ca.refusal import Reason, RefusalError, unauthenticated
 from sds_agent.directories import UntrustedDirectoryError, own_directory, warn_shared
 from sds_agent.errors import ConfigurationError
 from sds_agent.files import ForeignFileError, create, read_own, sync_directory
@@ -148,7 +148,9 @@ class JoinTokens:
             yield
         except OSError as error:
             self._unusable.report(f"{self._directory}: {error.strerror}")
-            raise RefusalError(Kind.INTERNAL, "the CA cannot use its directory of join tokens: see its log") from error
+            raise RefusalError(
+                Reason.INTERNAL, "the CA cannot use its directory of join tokens: see its log"
+            ) from error
         else:
             self._unusable.resolved()
 
