@@ -64,7 +64,7 @@ async def test_an_old_connection_is_replaced_without_a_failed_request(tmp_path: 
 
 
 async def test_a_foreign_certificate_fails_the_connection(ca: Served, tmp_path: Path) -> None:
-    """As with istiod: the caller then comes with its token alone."""
+    """As with istiod, whose callers then come with their token alone."""
     (tmp_path / "elsewhere").mkdir()
     async with served(tmp_path / "elsewhere") as other:
         foreign = await other.ask(other.issuer.token())
@@ -97,7 +97,7 @@ async def test_the_server_renews_its_own_certificate(tmp_path: Path) -> None:
 
 
 async def test_the_servers_certificate_holds_after_a_clock_that_was_ahead_is_set_right(tmp_path: Path) -> None:
-    """A machine that starts with its clock hours ahead would be no CA to anybody for as long as it was ahead."""
+    """A machine that starts with its clock hours ahead would be a CA to no caller for as long as it was ahead."""
     clock = Shifted()
     clock.ahead = timedelta(hours=3)
     async with served(tmp_path, clock=clock) as ca:
@@ -114,7 +114,7 @@ async def test_silence_and_plain_text_cost_others_nothing(ca: Served) -> None:
 
 
 async def test_connections_that_say_nothing_take_little_memory(ca: Served) -> None:
-    """Anybody can open thousands: with what asyncio sets aside for each they would take more than a gigabyte."""
+    """Every client can open thousands: with the buffer of asyncio's TLS they would take more than a gigabyte."""
     host, port = ca.address.rsplit(":", 1)
     async with AsyncExitStack() as open_until_the_end:
         tracemalloc.start()
@@ -222,7 +222,7 @@ async def is_answered(ca: Served) -> bool:
 
 
 async def test_a_machine_without_a_descriptor_left_takes_connections_again_when_it_has_one(tmp_path: Path) -> None:
-    """Whoever opens many connections must not be able to end the CA."""
+    """A client that opens many connections must not be able to end the CA."""
 
     class Exhausted(socket.socket):
         left = 1
@@ -244,7 +244,7 @@ async def test_a_machine_without_a_descriptor_left_takes_connections_again_when_
 
 
 async def test_who_connects_and_says_nothing_is_let_go(tmp_path: Path) -> None:
-    """Silence costs nothing to whoever keeps it, and a connection's place to everybody else."""
+    """Silence costs the client nothing, and takes a connection's place from all others."""
     limits = ConnectionLimits(10, FRAMES, handshake=0.1)
     acceptor = TlsAcceptor(lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), lambda: datetime.now(UTC), limits)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -255,7 +255,7 @@ async def test_who_connects_and_says_nothing_is_let_go(tmp_path: Path) -> None:
 async def let_go(acceptor: TlsAcceptor, listener: socket.socket, directory: Path) -> None:
     """Connect, say nothing, and wait for the end of the connection."""
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(acceptor.run, listener, [directory / "nobody"])
+        tasks.start_soon(acceptor.run, listener, [directory / "grpc"])
         async with await anyio.connect_tcp(*listener.getsockname()) as stream:
             with anyio.fail_after(10), pytest.raises(anyio.EndOfStream):
                 await stream.receive()
@@ -298,8 +298,8 @@ async def test_who_makes_grpc_hold_much_for_little_is_let_go(ca: Served, flood: 
         async with await speaking_http2(ca) as stream:
             await stream.send(PREFACE + frame(SETTINGS, 0, 0) + flood)
             await ended(stream)
-        told = await events.wait("connection_failed")
-    assert any(words in told["cause"] for words in ("header block", "too many frames", "proved nothing"))
+        failed = await events.wait("connection_failed")
+    assert any(words in failed["cause"] for words in ("header block", "too many frames", "proved nothing"))
     await ca.ask(ca.issuer.token())
 
 
@@ -345,7 +345,7 @@ async def test_a_connection_ends_with_its_clients_certificate(ca: Served) -> Non
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 async def test_no_session_is_resumed(ca: Served, version: ssl.TLSVersion) -> None:
-    """It would bring a client certificate back that nobody has looked at since."""
+    """It would bring back a client certificate that the CA has not verified again."""
     got = await ca.ask(ca.issuer.token())
     context = got.context(ca.directory)
     context.maximum_version = version

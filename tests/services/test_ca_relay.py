@@ -46,7 +46,7 @@ def contexts(directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
 
 @dataclass(frozen=True)
 class Relayed:
-    """A relay, and who speaks at its two ends."""
+    """A relay, and what is connected to its two ends."""
 
     front: Front
     back: Back

@@ -86,10 +86,10 @@ async def run(settings: CaSettings) -> None:
 async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
     """The CA, running inside this context; gives the address it listens at. Raises ConfigurationError."""
     # 1. What can be wrong comes before the first caller does: the audit log, without which nothing is signed; the
-    #    directory of a root of our own, claimed before one is made in it; what signs, and who may ask.
+    #    directory of a root of our own, locked before one is made in it; what signs, and who may ask.
     audit = AuditLog(settings.audit)
     audit.check()
-    with _claimed(settings) as held, _settled(audit, clock):
+    with _locked(settings) as locked, _settled(audit, clock):
         source = await open_source(settings, clock)
         authentication = await _authentication(settings, clock)
         deny_list = await _deny_list(settings, clock)
@@ -105,8 +105,8 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
                 async with _grpc_serving(service, settings) as backends:
                     tasks.start_soon(source.follow)
                     tasks.start_soon(audit.follow, clock)
-                    if held is not None and isinstance(source, Restorable):
-                        tasks.start_soon(watch, held, [source])
+                    if locked is not None and isinstance(source, Restorable):
+                        tasks.start_soon(watch, locked, [source])
                     if deny_list is not None:
                         tasks.start_soon(deny_list.follow)
                     for issuer in authentication.issuers:
@@ -351,12 +351,12 @@ def _sources(settings: CaSettings) -> list[sources.Source]:
 
 
 @contextmanager
-def _claimed(settings: CaSettings) -> Iterator[LockedDirectory | None]:
+def _locked(settings: CaSettings) -> Iterator[LockedDirectory | None]:
     """Lock a self-signed root's directory, so that no second server makes a root of its own there."""
     directory = settings.signer.self_signed
     if directory is None:
         yield None
         return
     in_use = ConfigurationError(f"signer.self_signed: another CA server runs on {directory}; stop it first")
-    with locked_directory(directory, "signer.self_signed", in_use) as held:
-        yield held
+    with locked_directory(directory, "signer.self_signed", in_use) as locked:
+        yield locked
