@@ -52,7 +52,7 @@ class Reach(Struct, frozen=True):
         text = ", ".join(_in_words(scope) or anywhere for scope in self.within)
         if self.without:
             text += f"; but not {', '.join(map(_in_words, self.without))}"
-        return text if self.complete else f"{text}; only the first {MOST_TRIED} name constraints were looked at"
+        return text if self.complete else f"{text}; only the first {MOST_TRIED} name constraints were tried"
 
 
 class Prover(Struct, frozen=True):
