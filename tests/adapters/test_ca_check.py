@@ -250,41 +250,41 @@ BAD: dict[str, tuple[Spoil, str, str]] = {
 
 
 @pytest.mark.parametrize(("spoil", "words"), GOOD.values(), ids=GOOD)
-def test_what_can_be_plugged_in_is_told_and_what_istiod_minds_too(
+def test_the_check_passes_a_good_directory_and_says_what_istiod_would_refuse(
     spoil: Spoil, words: str, tmp_path: Path, capfd: Printed
 ) -> None:
     spoil(by_openssl(tmp_path))
     code = main(["ca", "check", str(tmp_path)])
-    told = capfd.readouterr().out
-    assert code == 0, told
-    assert "can be plugged in." in told
-    assert words in told
-    assert ("istiod itself would not take it" in told) is bool(words)
+    printed = capfd.readouterr().out
+    assert code == 0, printed
+    assert "can be plugged in." in printed
+    assert words in printed
+    assert ("istiod itself would not take it" in printed) is bool(words)
 
 
 @pytest.mark.parametrize(("spoil", "words"), LEFT_OUT.values(), ids=LEFT_OUT)
-def test_what_is_left_out_is_told_and_stops_nothing(spoil: Spoil, words: str, tmp_path: Path, capfd: Printed) -> None:
+def test_the_check_names_what_the_agent_leaves_out_and_passes(spoil: Spoil, words: str, tmp_path: Path, capfd: Printed) -> None:
     spoil(by_openssl(tmp_path))
     assert main(["ca", "check", str(tmp_path)]) == 0
-    told = capfd.readouterr().out
-    assert f"  left out: {words}" in told
-    assert told.count("  root: ") == 1
+    printed = capfd.readouterr().out
+    assert f"  left out: {words}" in printed
+    assert printed.count("  root: ") == 1
 
 
 @pytest.mark.parametrize(("spoil", "words", "fix"), BAD.values(), ids=BAD)
-def test_what_cannot_be_plugged_in_is_told_with_the_way_to_fix_it(
+def test_the_check_fails_a_bad_directory_and_says_how_to_fix_it(
     spoil: Spoil, words: str, fix: str, tmp_path: Path, capfd: Printed
 ) -> None:
     spoil(by_openssl(tmp_path))
     keys = [line for file in tmp_path.glob("*key.pem") for line in file.read_bytes().splitlines() if len(line) > 40]
     code = main(["ca", "check", str(tmp_path)])
-    told = capfd.readouterr()
-    assert code == 2, told.out
-    assert told.err == ""
-    assert "cannot be plugged in:" in told.out
-    line = next(line for line in told.out.splitlines() if words in line)
+    printed = capfd.readouterr()
+    assert code == 2, printed.out
+    assert printed.err == ""
+    assert "cannot be plugged in:" in printed.out
+    line = next(line for line in printed.out.splitlines() if words in line)
     assert fix in line.partition("; ")[2]
-    assert not any(line in told.out.encode() for line in keys)
+    assert not any(line in printed.out.encode() for line in keys)
 
 
 OTHER_FORMS: dict[str, tuple[str, Spoil]] = {
@@ -300,7 +300,7 @@ OTHER_FORMS: dict[str, tuple[str, Spoil]] = {
 
 
 @pytest.mark.parametrize(("name", "spoil"), OTHER_FORMS.values(), ids=OTHER_FORMS)
-def test_what_is_not_in_pem_is_told_with_a_command_that_fixes_it(
+def test_the_check_gives_a_command_that_converts_a_file_to_pem(
     name: str, spoil: Spoil, tmp_path: Path, capfd: Printed
 ) -> None:
     """Windows exports DER and writes UTF-16, `kubectl get secret` shows base64, a CA publishes its lists in DER."""
@@ -311,7 +311,7 @@ def test_what_is_not_in_pem_is_told_with_a_command_that_fixes_it(
     assert main(["ca", "check", str(tmp_path)]) == 0, command
 
 
-def test_the_trust_domain_that_the_constraints_leave_is_told(tmp_path: Path, capfd: Printed) -> None:
+def test_the_check_shows_the_trust_domains_that_the_constraints_leave(tmp_path: Path, capfd: Printed) -> None:
     """The first host that the signer permits is one that its root excludes: that says nothing of the others."""
     by_openssl(tmp_path)
     excluding = "nameConstraints=critical,excluded;URI:old.example,excluded;URI:.dev.example"
@@ -320,8 +320,8 @@ def test_the_trust_domain_that_the_constraints_leave_is_told(tmp_path: Path, cap
     permitted = "permitted;URI:old.example,permitted;URI:demo.example,permitted;URI:.example"
     issued_again(f"{CA_EXTENSIONS}nameConstraints=critical,{permitted}\n")(tmp_path)
     assert main(["ca", "check", str(tmp_path)]) == 0
-    told = capfd.readouterr().out
-    assert "  trust domains: any below 'example'; but not 'old.example', any below 'dev.example'\n" in told
+    printed = capfd.readouterr().out
+    assert "  trust domains: any below 'example'; but not 'old.example', any below 'dev.example'\n" in printed
     issued_again(f"{CA_EXTENSIONS}nameConstraints=critical,permitted;URI:old.example\n")(tmp_path)
     assert main(["ca", "check", str(tmp_path)]) == 2
     assert "exclude 'old.example'" in capfd.readouterr().out
@@ -335,7 +335,7 @@ def test_the_trust_domain_that_the_constraints_leave_is_told(tmp_path: Path, cap
         (make_ca("useless", usage=key_usage(cert_sign=False), not_after=NOW + 9999 * DAY), "it is no CA"),
     ],
 )
-def test_a_root_that_is_of_no_use_is_told_beside_one_that_is(
+def test_the_check_says_which_of_several_roots_to_remove(
     useless: Ca, words: str, tmp_path: Path, capfd: Printed
 ) -> None:
     with (by_openssl(tmp_path) / "root-cert.pem").open("ab") as roots:
@@ -360,7 +360,7 @@ def test_an_encrypted_key_is_read_with_its_passphrase(tmp_path: Path, capfd: Pri
         ("-crl_lastupdate 20200101000000Z -crl_nextupdate 20200102000000Z", "it is overdue: have it issued anew"),
     ],
 )
-def test_a_revocation_list_is_shown_and_told_when_it_is_overdue(
+def test_the_check_shows_a_revocation_list_and_says_when_it_is_overdue(
     times: str, words: str, tmp_path: Path, capfd: Printed
 ) -> None:
     revocation_list("root-cert.pem", "root-key.pem", times)(by_openssl(tmp_path))
@@ -372,7 +372,7 @@ def test_a_revocation_list_is_shown_and_told_when_it_is_overdue(
     ("kind", "words"),
     [("ed25519", "Ed25519"), ("rsa:3072", "RSA 3072"), ("ec -pkeyopt ec_paramgen_curve:P-521", "EC secp521r1")],
 )
-def test_the_kind_of_every_key_is_told(kind: str, words: str, tmp_path: Path, capfd: Printed) -> None:
+def test_the_check_shows_the_type_and_size_of_every_key(kind: str, words: str, tmp_path: Path, capfd: Printed) -> None:
     """An auditor who reads "RSA 0" of a sound Ed25519 root throws it away, or stops believing the rest."""
     openssl(
         by_openssl(tmp_path),
@@ -422,9 +422,9 @@ def test_a_root_of_the_same_name_that_an_envoy_may_take_is_named(tmp_path: Path,
     namesake = der.certificate(der.entity("Demo Root"), serial=der.integer(0xABC))
     odd = case("", make_ca=instead(der.AUTHORITY_KEY_IDENTIFIER), beside=[namesake])
     assert main(["ca", "check", str(plugged(tmp_path, odd))]) == 2
-    told = capfd.readouterr().out
-    assert "Envoy may choose the trust anchor 'CN=Demo Root' with serial number abc" in told
-    assert "remove that anchor, or issue what is below it anew with an AuthorityKeyIdentifier" in told
+    printed = capfd.readouterr().out
+    assert "Envoy may choose the trust anchor 'CN=Demo Root' with serial number abc" in printed
+    assert "remove that anchor, or issue what is below it anew with an AuthorityKeyIdentifier" in printed
 
 
 def test_a_root_that_has_expired_beside_its_renewal_does_no_harm(tmp_path: Path, capfd: Printed) -> None:
@@ -433,13 +433,13 @@ def test_a_root_that_has_expired_beside_its_renewal_does_no_harm(tmp_path: Path,
     assert "it has expired: remove it" in capfd.readouterr().out
 
 
-def test_a_constraint_that_is_no_dns_name_is_told_with_what_is_wrong(tmp_path: Path, capfd: Printed) -> None:
+def test_the_check_quotes_a_uri_constraint_that_is_not_a_dns_name(tmp_path: Path, capfd: Printed) -> None:
     odd = case("", make_ca=plus(der.name_constraints([der.uri("demo_x")])))
     assert main(["ca", "check", str(plugged(tmp_path, odd))]) == 2
     assert "hold the URI 'demo_x', which must be a DNS name" in capfd.readouterr().out
 
 
-def test_a_policy_that_is_demanded_and_that_no_leaf_has_is_told(tmp_path: Path, capfd: Printed) -> None:
+def test_the_check_names_the_ca_that_demands_a_policy_no_leaf_has(tmp_path: Path, capfd: Printed) -> None:
     odd = case("", make_ca=plus(der.policies("1.2.3.4"), der.policy_constraints(0, critical=None)))
     assert main(["ca", "check", str(plugged(tmp_path, odd))]) == 2
     assert "'CN=Demo CA' demands a certificate policy" in capfd.readouterr().out
@@ -457,9 +457,9 @@ def test_a_root_that_is_spelled_otherwise_below_is_good_for_envoy_and_not_for_go
 ) -> None:
     odd = case("", root=der.Entity(subject, ROOT.key), make_ca=parts(issuer_name=issuer))
     assert main(["ca", "check", str(plugged(tmp_path, odd))]) == 0
-    told = capfd.readouterr().out
-    assert "istiod itself would not take it as it is:" in told
-    assert "'CN=Demo CA': spells its issuer's name in another way than" in told
+    printed = capfd.readouterr().out
+    assert "istiod itself would not take it as it is:" in printed
+    assert "'CN=Demo CA': spells its issuer's name in another way than" in printed
 
 
 @pytest.mark.parametrize(
@@ -473,7 +473,7 @@ def test_a_root_that_is_spelled_otherwise_below_is_good_for_envoy_and_not_for_go
         ([der.revoked(77), der.revoked(78)], [], "revokes 'CN=Demo CA'"),
     ],
 )
-def test_a_list_that_takes_the_ca_off_is_told_from_one_that_revokes_it(
+def test_the_check_fails_a_revoked_ca_and_passes_one_that_a_list_removes(
     entries: list[bytes], extensions: list[str], words: str, tmp_path: Path, capfd: Printed
 ) -> None:
     directory = plugged(tmp_path, case("", make_ca=parts(serial=der.integer(77))))

@@ -161,7 +161,7 @@ async def test_a_half_written_set_is_refused_once_in_words_and_the_old_one_signs
 async def test_a_damaged_revocation_list_neither_stops_the_start_nor_holds_up_a_new_ca(
     tmp_path: Path, damage: bytes
 ) -> None:
-    """The agent uses no list. Kept on the old CA for its sake, it would issue nothing once that expires."""
+    """The agent uses no list. An agent that stayed on the old CA because of it would issue nothing once that CA expires."""
     clock = HandClock(NOW)
     (old, root), (new, _) = hierarchy(1), hierarchy(2)
     new = make_ca("signer 2", root)
@@ -174,14 +174,14 @@ async def test_a_damaged_revocation_list_neither_stops_the_start_nor_holds_up_a_
         await authority.issue(request())
     check(tmp_path, "demo.example", None, NOW)  # nor does `sds-agent check` say that it cannot start here
     assert read_pem(issuance.chain_pem)[1] == new.certificate
-    first, _ = told = events.named("ca_files_left_out")
-    assert len(told) == 2, "once for each content"
+    first, _ = reported = events.named("ca_files_left_out")
+    assert len(reported) == 2, "once for each content"
     assert first["level"] == "error"
     assert first["causes"][0].startswith("ca-crl.pem: ")
     assert not events.named("ca_refused")
 
 
-async def test_a_root_that_cannot_be_used_is_told_and_costs_no_other(tmp_path: Path) -> None:
+async def test_the_agent_reports_an_unusable_root_and_advertises_the_others(tmp_path: Path) -> None:
     signer, root = hierarchy(1)
     files = files_of(signer, root)
     for odd in (NOT_LOADED["version 1 with extensions"], NOT_READ["_ in PrintableString"]):
@@ -290,7 +290,7 @@ async def test_an_expired_signer_does_not_hold_up_its_successor(tmp_path: Path) 
     assert await signer_of(authority) == successor.certificate
 
 
-async def test_a_wrong_directory_is_told_before_the_agent_starts(tmp_path: Path) -> None:
+async def test_a_wrong_directory_fails_before_the_agent_starts(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="is not a directory"):
         await opened(tmp_path / "nowhere", HandClock())
     root = make_ca("root")
@@ -299,7 +299,7 @@ async def test_a_wrong_directory_is_told_before_the_agent_starts(tmp_path: Path)
         await opened(write(tmp_path, files_of(signer, root)), HandClock())
 
 
-async def test_a_key_with_a_passphrase_is_read_and_a_wrong_passphrase_is_told(tmp_path: Path) -> None:
+async def test_the_agent_reads_an_encrypted_key_and_reports_a_wrong_passphrase(tmp_path: Path) -> None:
     from cryptography.hazmat.primitives import serialization as s  # noqa: PLC0415 - used here alone
 
     signer, root = hierarchy(0)
@@ -323,7 +323,7 @@ async def test_a_csr_that_proves_nothing_never_reaches_the_signer(tmp_path: Path
     assert caught.value.kind is ErrorKind.INVALID
 
 
-async def test_several_roots_are_all_told(tmp_path: Path) -> None:
+async def test_the_ca_advertises_every_root_of_its_directory(tmp_path: Path) -> None:
     signer, root = hierarchy(0)
     other = make_ca("other").certificate
     files = with_roots((other, root.certificate), signer, root)

@@ -90,7 +90,7 @@ def test_a_leaf_made_by_openssl_with_ca_true_is_refused(tmp_path: Path) -> None:
     directory = by_openssl(tmp_path, extensions=LEAF_WITH_CA_TRUE)
     with pytest.raises(ProblemsError) as caught:
         plugged(directory)
-    told = str(caught.value)
+    error = str(caught.value)
     assert "lacks keyCertSign" in told
     assert "is a workload's own certificate" in told
 
@@ -152,7 +152,7 @@ def test_an_incomplete_set_is_refused_with_the_name_of_the_file(name: str) -> No
     assert [(each.where[0], each.found) for each in problems(files)] == [(name, "is missing")]
 
 
-def test_an_empty_directory_is_told_what_belongs_there() -> None:
+def test_the_error_for_an_empty_directory_names_the_files_that_belong_there() -> None:
     assert "ca-cert.pem" in problems({})[0].fix
     assert "tls.crt" in problems({})[0].fix
 
@@ -182,7 +182,7 @@ BAD_SIGNERS = {
 
 
 @pytest.mark.parametrize(("signer", "words"), BAD_SIGNERS.values(), ids=BAD_SIGNERS)
-def test_a_signer_whose_leaves_nobody_would_take_is_refused(signer: Ca, words: str) -> None:
+def test_a_signer_whose_leaves_no_envoy_would_accept_is_refused(signer: Ca, words: str) -> None:
     root = make_ca("root", path_length=0, key=ROOT.key) if words == "pathLen" else ROOT
     assert words in " ".join(map(str, problems(files_of(signer, root))))
 
@@ -213,7 +213,7 @@ def test_a_constraint_to_whatever_is_below_a_host_can_be_plugged_in() -> None:
     assert read_signing_set(files_of(signer, ROOT), NOW, trust_domain="east.demo.example").roots
 
 
-def test_name_constraints_are_held_against_the_trust_domain() -> None:
+def test_a_signer_that_may_not_issue_for_the_trust_domain_is_refused() -> None:
     files = files_of(make_ca("signer", ROOT, constraints=uris(permitted=["demo.example"])), ROOT)
     assert read_signing_set(files, NOW).roots
     assert read_signing_set(files, NOW, trust_domain="demo.example").roots
@@ -229,14 +229,14 @@ def test_name_constraints_are_held_against_the_trust_domain() -> None:
         (GOOD["ca-key.pem"], "it begins with PRIVATE KEY"),
     ],
 )
-def test_a_file_that_holds_no_certificate_is_told_from_what_it_holds(name: str, data: bytes, words: str) -> None:
+def test_the_error_says_what_a_file_without_a_certificate_contains(name: str, data: bytes, words: str) -> None:
     told = problems({**GOOD, name: data})
     assert words in str(told[0])
     assert told[0].where == (name,)
     assert "MIG" not in str(told)
 
 
-def test_bom_crlf_and_preamble_are_taken_and_istiods_limits_are_told(tmp_path: Path) -> None:
+def test_the_agent_reads_a_bom_crlf_and_a_preamble_and_reports_what_istiod_would_refuse(tmp_path: Path) -> None:
     directory = by_openssl(tmp_path)
     sec1 = openssl(directory, "ecparam", "-name", "prime256v1", "-genkey").encode()
     files = {**GOOD, "root-cert.pem": BOM + GOOD["root-cert.pem"].replace(b"\n", b"\r\n")}
@@ -268,7 +268,7 @@ def test_every_revocation_list_of_the_file_is_read() -> None:
 def test_a_revocation_list_that_would_revoke_nothing_is_refused() -> None:
     """Its operator relies on it."""
     forged = crl(ROOT, 7) + crl(SIGNER, 8, key=new_key())
-    (told,) = problems({**GOOD, "ca-crl.pem": forged})
+    (problem,) = problems({**GOOD, "ca-crl.pem": forged})
     assert "list 2 names 'CN=signer' as its issuer, and is not signed with that CA's key" in str(told)
     former = make_ca("signer", ROOT)
     fixed = {**GOOD, "cert-chain.pem": GOOD["cert-chain.pem"] + write_pem([former.certificate])}
@@ -290,13 +290,13 @@ def test_roots_that_no_client_could_receive_are_refused_with_the_size() -> None:
     one, other = (der.pem(der.certificate(der.entity(letter * 768_000))) for letter in "ab")
     files = {**GOOD, "root-cert.pem": GOOD["root-cert.pem"] + one + other}
     assert LARGEST_ANSWER - ROOM_FOR_LEAF < len(files["root-cert.pem"]) < LARGEST_FILE
-    (told,) = problems(files)
+    (problem,) = problems(files)
     assert told.where == ("root-cert.pem",)
     assert f"clients take {LARGEST_ANSWER - ROOM_FOR_LEAF}; remove the roots" in str(told)
     assert len(read_signing_set({**GOOD, "root-cert.pem": GOOD["root-cert.pem"] + one}, NOW).roots) == 2
 
 
-def test_a_file_that_is_too_large_for_a_cas_is_told(tmp_path: Path) -> None:
+def test_the_error_for_a_file_too_large_for_a_ca_says_what_to_put_there(tmp_path: Path) -> None:
     with (tmp_path / "root-cert.pem").open("wb") as file:
         file.truncate(LARGEST_FILE + 1)
     with pytest.raises(DirectoryError, match="put the CA's own file there"):
@@ -330,7 +330,7 @@ def test_a_root_that_has_expired_does_not_stand_before_its_renewal() -> None:
     assert read_signing_set(files, NOW).roots == (ROOT.certificate, old)
 
 
-def test_a_place_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_the_error_for_an_unreadable_path_says_why(tmp_path: Path) -> None:
     with pytest.raises(DirectoryError, match="is not a directory"):
         read_directory(tmp_path / "nowhere")
     (tmp_path / "ca-key.pem").mkdir()
@@ -356,7 +356,7 @@ def test_a_passphrase_is_the_first_line_as_openssl_reads_it(content: str, tmp_pa
     ("content", "words"),
     [("", "is empty"), ("\n", "is empty"), ("\nsecret\n", "is empty"), (1024 * "s", "has more than 1023 bytes")],
 )
-def test_a_file_without_a_passphrase_in_its_first_line_is_told(content: str, words: str, tmp_path: Path) -> None:
+def test_the_error_says_why_the_first_line_is_no_passphrase(content: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "passphrase").write_text(content)
     with pytest.raises(DirectoryError, match=f"the first line of the passphrase file .* {words}"):
         read_passphrase(tmp_path / "passphrase")
@@ -378,7 +378,7 @@ def test_the_longest_passphrase_is_taken(end: str, tmp_path: Path) -> None:
 def test_an_odd_key_is_seen_in_the_certificate_when_its_file_is_encrypted(
     new_key: tuple[str, ...], words: str, tmp_path: Path
 ) -> None:
-    """What is encrypted cannot be looked into, and once it is read the oddity is lost."""
+    """The check cannot see into an encrypted key, and reading the key loses what is odd about its encoding."""
     openssl(tmp_path, *new_key, "-out", "plain.pem")
     openssl(tmp_path, "req", "-x509", "-new", "-key", "plain.pem", "-subj", "/CN=ca", "-out", "ca-cert.pem")
     openssl(tmp_path, "pkcs8", "-topk8", "-in", "plain.pem", "-passout", "pass:secret", "-out", "ca-key.pem")

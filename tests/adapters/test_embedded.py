@@ -173,7 +173,7 @@ async def test_a_lifetime_that_cannot_be_signed_is_refused_in_words(tmp_path: Pa
     assert caught.value.kind is ErrorKind.DENIED
 
 
-async def test_it_tells_its_anchors_without_issuing(tmp_path: Path) -> None:
+async def test_the_ca_advertises_its_anchors_without_issuing(tmp_path: Path) -> None:
     """Else a renewed root would reach the Envoys only with their next certificate."""
     assert isinstance(await embedded(tmp_path), AdvertisesAnchors)
 
@@ -182,7 +182,7 @@ async def test_it_tells_its_anchors_without_issuing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-async def test_the_key_is_kept_where_nobody_else_can_read_it(tmp_path: Path, umask: int) -> None:
+async def test_no_other_user_can_read_the_stored_key(tmp_path: Path, umask: int) -> None:
     previous = os.umask(umask)
     try:
         await embedded(tmp_path / "state" / "local")
@@ -322,7 +322,7 @@ async def test_what_a_killed_agent_left_of_its_key_is_removed(tmp_path: Path) ->
     assert _everything(tmp_path).keys() == {"roots.pem"}
 
 
-async def test_a_directory_that_anybody_may_write_to_is_refused_in_words(tmp_path: Path) -> None:
+async def test_the_agent_refuses_a_directory_that_every_user_may_write_to(tmp_path: Path) -> None:
     """A user who may put a file there could put a root of theirs in the place of ours."""
     directory = tmp_path / "local"
     directory.mkdir()
@@ -339,7 +339,7 @@ async def test_a_path_that_cannot_be_a_directory_is_refused_in_words(tmp_path: P
     assert (tmp_path / "state").read_bytes() == b"precious"
 
 
-async def test_a_first_root_that_cannot_be_kept_is_a_fault_of_the_configuration(tmp_path: Path) -> None:
+async def test_a_first_root_that_cannot_be_stored_is_a_configuration_error(tmp_path: Path) -> None:
     """An agent that went on would have another root after every restart."""
     directory = tmp_path / "local"
     with pytest.raises(
@@ -351,7 +351,7 @@ async def test_a_first_root_that_cannot_be_kept_is_a_fault_of_the_configuration(
 # --- renewing the root ---
 
 
-async def test_the_root_is_renewed_in_the_last_fifth_of_its_life_and_both_are_told(tmp_path: Path) -> None:
+async def test_the_ca_renews_its_root_in_the_last_fifth_of_its_life_and_advertises_both(tmp_path: Path) -> None:
     clock = HandClock()
     authority = await embedded(tmp_path, clock, lifetime=100 * DAY)
     old = await anchors(authority)
@@ -430,7 +430,7 @@ async def test_leaves_from_the_old_root_verify_until_they_expire(tmp_path: Path)
         assert find_path(leaf, (), await anchors(authority), clock.now()) == (leaf,)
 
 
-async def test_an_expired_root_is_told_no_longer(tmp_path: Path) -> None:
+async def test_the_ca_stops_advertising_an_expired_root(tmp_path: Path) -> None:
     """Envoy counts the days to the first expiry of its anchors, and would raise the alarm for ever."""
     clock = HandClock()
     authority = await embedded(tmp_path, clock, lifetime=100 * DAY)
@@ -481,7 +481,7 @@ async def test_a_machine_that_was_off_beyond_the_roots_end_begins_anew(tmp_path:
 # --- faults at the renewal ---
 
 
-async def test_a_new_root_that_cannot_be_kept_leaves_the_old_one_at_work(tmp_path: Path) -> None:
+async def test_the_ca_issues_from_its_old_root_while_a_new_one_cannot_be_stored(tmp_path: Path) -> None:
     """The old root has a fifth of its life left; a full disk must not end every certificate within hours."""
     clock = HandClock()
     directory = tmp_path / "local"
@@ -506,7 +506,7 @@ async def test_a_new_root_that_cannot_be_kept_leaves_the_old_one_at_work(tmp_pat
         assert len(events.named("root_created")) == 1
 
 
-async def test_an_agent_starts_on_its_old_root_when_a_new_one_cannot_be_kept(tmp_path: Path) -> None:
+async def test_an_agent_starts_on_its_old_root_when_a_new_one_cannot_be_stored(tmp_path: Path) -> None:
     clock = HandClock()
     old = await anchors(await embedded(tmp_path / "local", clock, lifetime=100 * DAY))
     clock.elapse(80 * DAY)
@@ -546,7 +546,7 @@ async def test_a_renewal_that_is_cancelled_leaves_a_ca_that_works(tmp_path: Path
 # --- wrong clocks ---
 
 
-async def test_a_clock_before_the_roots_beginning_is_told_in_words(tmp_path: Path) -> None:
+async def test_the_error_for_a_clock_before_the_roots_beginning_says_to_set_the_clock(tmp_path: Path) -> None:
     clock = HandClock()
     authority = await embedded(tmp_path, clock)
     clock.set_wall(-30 * DAY)

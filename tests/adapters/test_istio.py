@@ -66,7 +66,7 @@ class Client:
     def request(self, ttl: timedelta = DAY, current: CurrentIdentity | None = None) -> IssueRequest:
         return IssueRequest(SpiffeId.parse(URI), make_csr(self.key, URI), ttl, "0" * 32, current)
 
-    def held(self, issuer: Ca | None = None, uri: str = URI, *, expired: bool = False) -> CurrentIdentity:
+    def stored(self, issuer: Ca | None = None, uri: str = URI, *, expired: bool = False) -> CurrentIdentity:
         """A certificate as an earlier attempt brought it."""
         key, now = new_key(), datetime.now(UTC)
         end = now - timedelta(minutes=1) if expired else now + DAY
@@ -162,7 +162,7 @@ async def test_a_token_that_was_replaced_is_used_for_the_next_call(client: Clien
 
 
 @pytest.mark.parametrize("content", [b"", b" \n", b"two tokens", b"a\nb: c", b"\xff\xfe", b"x" * 20_000, None])
-async def test_a_token_file_that_holds_no_token_is_told_and_nothing_is_asked(
+async def test_the_agent_reports_a_file_without_a_token_and_does_not_ask_the_ca(
     client: Client, content: bytes | None
 ) -> None:
     client.token_file.unlink()
@@ -176,14 +176,14 @@ async def test_a_token_file_that_holds_no_token_is_told_and_nothing_is_asked(
     assert client.ca.asked == []
 
 
-async def test_the_certificate_held_renews_without_a_token(client: Client) -> None:
+async def test_the_current_certificate_renews_without_a_token(client: Client) -> None:
     client.token_file.unlink()
-    held = client.held()
+    identity = client.stored()
     async with client.ca.serving(mtls=True) as address:
-        await client.authority(address).issue(client.request(current=held))
+        await client.authority(address).issue(client.request(current=identity))
     (asked,) = client.ca.asked
     assert asked.certificate is not None
-    assert read_pem(asked.certificate)[0] == read_pem(held.chain_pem)[0]
+    assert read_pem(asked.certificate)[0] == read_pem(identity.chain_pem)[0]
     assert bearer(asked) is None
 
 
@@ -191,7 +191,7 @@ async def test_a_foreign_certificate_fails_the_connection_and_the_token_goes_alo
     client: Client, events: Events
 ) -> None:
     """A server that takes certificates, but not this one, is followed by one at the same port that takes none."""
-    foreign = client.held(client.ca.stranger)
+    foreign = client.stored(client.ca.stranger)
     async with client.ca.serving(mtls=True) as first, client.ca.serving() as second:
         error = await refused(client.authority(first), client.request(current=foreign))
         assert error.kind is ErrorKind.TRANSIENT
@@ -202,7 +202,7 @@ async def test_a_foreign_certificate_fails_the_connection_and_the_token_goes_alo
 
 
 async def test_a_certificate_that_the_ca_does_not_know_gives_way_to_the_token(client: Client, events: Events) -> None:
-    """The CA's reason is told, since what the token comes to says nothing of it."""
+    """The agent logs the CA's reason, since what the token comes to says nothing of it."""
 
     def first_time(_asked: Asked) -> CertificateResponse:
         client.ca.answer = client.ca.signed
@@ -210,7 +210,7 @@ async def test_a_certificate_that_the_ca_does_not_know_gives_way_to_the_token(cl
 
     client.ca.answer = first_time
     async with client.ca.serving() as address:
-        await client.authority(address).issue(client.request(current=client.held()))
+        await client.authority(address).issue(client.request(current=client.stored()))
     assert len(client.ca.asked) == 2
     assert events.named("certificate_not_taken")[0]["cause"] == "it was revoked"
 
@@ -219,7 +219,7 @@ async def test_a_certificate_that_the_ca_knows_and_refuses_does_not_give_way_to_
     """The CA has said no to this caller: to ask again with a token would only count against it twice."""
     client.ca.answer = refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, "slower")
     async with client.ca.serving() as address:
-        error = await refused(client.authority(address), client.request(current=client.held()))
+        error = await refused(client.authority(address), client.request(current=client.stored()))
     assert error.kind is ErrorKind.THROTTLED
     assert len(client.ca.asked) == 1
 
@@ -228,13 +228,13 @@ async def test_a_certificate_that_the_ca_knows_and_refuses_does_not_give_way_to_
 async def test_a_certificate_that_names_no_workload_is_not_presented(client: Client, uri: str) -> None:
     client.token_file.unlink()
     async with client.ca.serving(mtls=True) as address:
-        error = await refused(client.authority(address), client.request(current=client.held(uri=uri)))
+        error = await refused(client.authority(address), client.request(current=client.stored(uri=uri)))
     assert error.kind is ErrorKind.UNAUTHENTICATED
 
 
 async def test_an_expired_certificate_is_not_presented(client: Client, events: Events) -> None:
     async with client.ca.serving() as address:
-        await client.authority(address).issue(client.request(current=client.held(expired=True)))
+        await client.authority(address).issue(client.request(current=client.stored(expired=True)))
     assert len(client.ca.asked) == 1
     assert events.named("certificate_not_taken") == []
 
@@ -243,30 +243,30 @@ async def test_an_expired_certificate_is_not_presented(client: Client, events: E
 async def test_no_certificate_goes_along_where_it_must_not(client: Client, options: dict[str, bool]) -> None:
     """An impersonated identity beside a certificate would be refused."""
     async with client.ca.serving(mtls=True) as address:
-        error = await refused(client.authority(address, **options), client.request(current=client.held()))
+        error = await refused(client.authority(address, **options), client.request(current=client.stored()))
     assert error.kind is ErrorKind.TRANSIENT
     assert client.ca.asked == []
 
 
 async def test_a_provisioned_certificate_asks_for_the_first_one(client: Client) -> None:
-    held = client.held()
-    (client.folder / "cert-chain.pem").write_bytes(held.chain_pem)
-    (client.folder / "key.pem").write_bytes(held.private_key_pem)
+    identity = client.stored()
+    (client.folder / "cert-chain.pem").write_bytes(identity.chain_pem)
+    (client.folder / "key.pem").write_bytes(identity.private_key_pem)
     async with client.ca.serving(mtls=True) as address:
         authority = client.authority(address, token_file=None, provisioned=client.folder)
         await authority.issue(client.request())
-        await authority.issue(client.request(current=client.held(expired=True)))
-        (client.folder / "key.pem").write_bytes(client.held().private_key_pem)
+        await authority.issue(client.request(current=client.stored(expired=True)))
+        (client.folder / "key.pem").write_bytes(client.stored().private_key_pem)
         error = await refused(authority, client.request())
     assert len(client.ca.asked) == 2
     assert error.kind is ErrorKind.UNAUTHENTICATED
     assert "do not belong together" in str(error)
 
 
-async def test_a_provisioned_certificate_that_has_expired_is_told_and_not_presented(client: Client) -> None:
-    held = client.held(expired=True)
-    (client.folder / "cert-chain.pem").write_bytes(held.chain_pem)
-    (client.folder / "key.pem").write_bytes(held.private_key_pem)
+async def test_the_agent_reports_an_expired_provisioned_certificate_and_does_not_present_it(client: Client) -> None:
+    identity = client.stored(expired=True)
+    (client.folder / "cert-chain.pem").write_bytes(identity.chain_pem)
+    (client.folder / "key.pem").write_bytes(identity.private_key_pem)
     async with client.ca.serving() as address:
         error = await refused(client.authority(address, token_file=None, provisioned=client.folder), client.request())
     assert error.kind is ErrorKind.UNAUTHENTICATED
@@ -322,16 +322,16 @@ def after_a_block_without_line_break(pem: bytes) -> bytes:
 
 @pytest.mark.parametrize("form", [with_byte_order_mark, after_a_block_without_line_break])
 async def test_what_our_reader_takes_grpcs_own_takes_too(client: Client, form: Callable[[bytes], bytes]) -> None:
-    held = client.held()
+    identity = client.stored()
     client.ca_file.write_bytes(form(client.ca.root_pem))
-    (client.folder / "cert-chain.pem").write_bytes(form(held.chain_pem))
-    (client.folder / "key.pem").write_bytes(form(held.private_key_pem))
+    (client.folder / "cert-chain.pem").write_bytes(form(identity.chain_pem))
+    (client.folder / "key.pem").write_bytes(form(identity.private_key_pem))
     async with client.ca.serving(mtls=True) as address:
         await client.authority(address, token_file=None, provisioned=client.folder).issue(client.request())
     assert len(client.ca.asked) == 1
 
 
-async def test_a_root_that_cannot_be_used_is_told_once_and_costs_no_other(client: Client, events: Events) -> None:
+async def test_the_agent_reports_an_unusable_root_once_and_uses_the_others(client: Client, events: Events) -> None:
     """gRPC takes no root of a file where there is one that it does not load."""
     odd = der.pem(NOT_LOADED["version 1 with extensions"]) + der.pem(NOT_READ["_ in PrintableString"])
     client.ca_file.write_bytes(odd + client.ca.root_pem)
@@ -342,9 +342,9 @@ async def test_a_root_that_cannot_be_used_is_told_once_and_costs_no_other(client
         await authority.issue(client.request())
         issuance = await authority.issue(client.request())
     assert read_pem(issuance.anchors_pem or b"") == (client.ca.root.certificate, client.ca.stranger.certificate)
-    told = events.named("certificates_left_out")
-    assert [each["file"] for each in told] == [str(extra), str(client.ca_file)]
-    assert all("version 1" in str(each["cause"]) and "Old_Root!" in str(each["cause"]) for each in told)
+    reported = events.named("certificates_left_out")
+    assert [each["file"] for each in reported] == [str(extra), str(client.ca_file)]
+    assert all("version 1" in str(each["cause"]) and "Old_Root!" in str(each["cause"]) for each in reported)
 
 
 @pytest.mark.filterwarnings("ignore:Attribute's length must be:UserWarning")
@@ -354,7 +354,7 @@ async def test_whatever_odd_roots_are_read_grpc_loads_them_too(client: Client) -
         await client.authority(address).issue(client.request())
 
 
-async def test_a_root_of_the_ca_that_nobody_needs_stops_no_issuing(client: Client) -> None:
+async def test_an_unreadable_root_in_the_cas_chain_does_not_stop_issuing(client: Client) -> None:
     def answer(asked: Asked) -> CertificateResponse:
         response = client.ca.signed(asked)
         response.cert_chain[-1] = der.pem(NOT_READ["critical FALSE"]).decode() + response.cert_chain[-1]
@@ -376,46 +376,46 @@ async def test_a_root_file_that_is_no_file_holds_nothing_up(client: Client, kind
     assert str(place) in str(error)
 
 
-async def test_the_servers_name_can_be_told(client: Client, events: Events) -> None:
+async def test_the_error_for_a_server_of_another_name_says_to_set_server_name(client: Client, events: Events) -> None:
     async with client.ca.serving("istiod.istio-system.svc", "localhost") as address:
-        error = await refused(client.authority(address), client.request(current=client.held()))
+        error = await refused(client.authority(address), client.request(current=client.stored()))
         assert error.kind is ErrorKind.TRANSIENT
-        told = "its certificate is for istiod.istio-system.svc, localhost, not for 127.0.0.1; set server_name"
-        assert str(error) == f"the Istio CA at {address} cannot be reached: {told}"
+        fault = "its certificate is for istiod.istio-system.svc, localhost, not for 127.0.0.1; set server_name"
+        assert str(error) == f"the Istio CA at {address} cannot be reached: {fault}"
         assert events.named("certificate_not_taken") == [], "no other way of asking would do better"
         await client.authority(address, server_name="istiod.istio-system.svc").issue(client.request())
     assert len(client.ca.asked) == 1
 
 
-async def test_a_ca_that_is_down_is_told_as_that_and_not_as_one_that_takes_no_certificate(
+async def test_the_agent_reports_a_ca_that_is_down_and_not_a_refused_certificate(
     client: Client, events: Events
 ) -> None:
     async with client.ca.serving() as address:
         pass
-    error = await refused(client.authority(address), client.request(current=client.held()))
+    error = await refused(client.authority(address), client.request(current=client.stored()))
     assert error.kind is ErrorKind.TRANSIENT
-    told = "nothing answers there (Connection refused); check that it runs at this address"
-    assert str(error) == f"the Istio CA at {address} cannot be reached: {told}"
+    fault = "nothing answers there (Connection refused); check that it runs at this address"
+    assert str(error) == f"the Istio CA at {address} cannot be reached: {fault}"
     assert events.named("certificate_not_taken") == []
 
 
-async def test_a_host_that_cannot_be_one_is_told_in_grpcs_words(client: Client) -> None:
+async def test_the_error_for_an_impossible_host_quotes_grpc(client: Client) -> None:
     address = f"{'a' * 64}.invalid:15012"  # a label has 63 bytes at most, so no server is asked for it
     error = await refused(client.authority(address), client.request())
     assert error.kind is ErrorKind.TRANSIENT
     assert f"the Istio CA at {address} did not issue (UNAVAILABLE: " in str(error)
 
 
-async def test_a_server_that_the_roots_do_not_vouch_for_is_told(client: Client, events: Events) -> None:
+async def test_the_error_for_a_server_of_an_unknown_ca_says_to_add_its_root(client: Client, events: Events) -> None:
     client.ca_file.write_bytes(write_pem([client.ca.stranger.certificate]))
     async with client.ca.serving() as address:
-        error = await refused(client.authority(address), client.request(current=client.held()))
+        error = await refused(client.authority(address), client.request(current=client.stored()))
     assert "cannot be reached: the roots in ca_file do not vouch for its certificate (unable to get" in str(error)
     assert str(error).endswith("put its CA's root there")
     assert events.named("certificate_not_taken") == []
 
 
-async def test_what_is_no_tls_server_is_told_in_grpcs_words(client: Client) -> None:
+async def test_the_error_for_a_server_without_tls_quotes_grpc(client: Client) -> None:
     async with client.ca.serving(plaintext=True) as address:
         error = await refused(client.authority(address), client.request())
     assert error.kind is ErrorKind.TRANSIENT
@@ -431,7 +431,7 @@ DNS, IP = x509.DNSName, x509.IPAddress
 
 
 @pytest.mark.parametrize(
-    ("names", "name", "told"),
+    ("names", "name", "words"),
     [
         ((DNS("istiod.svc"),), "istiod.svc", None),
         ((DNS("istiod.svc"),), "ISTIOD.svc", None),
@@ -445,12 +445,12 @@ DNS, IP = x509.DNSName, x509.IPAddress
         (tuple(DNS(f"{n}.svc") for n in range(9)), "svc", "for 0.svc, 1.svc, 2.svc, 3.svc, 4.svc, ..., not for svc"),
     ],
 )
-def test_a_server_whose_certificate_is_for_another_name_is_told_from_one_whose_is_right(
-    names: tuple[x509.GeneralName, ...], name: str, told: str | None
+def test_a_server_certificate_for_another_name_is_reported_and_a_right_one_is_not(
+    names: tuple[x509.GeneralName, ...], name: str, words: str | None
 ) -> None:
     """A certificate without names of these kinds is for its CN, as gRPC has it."""
     fault = fault_of_name(server_certificate(*names), name)
-    assert fault == (told and f"its certificate is {told}; set server_name")
+    assert fault == (words and f"its certificate is {words}; set server_name")
 
 
 async def test_extra_anchors_are_added_and_survive_a_bad_file(client: Client) -> None:
@@ -505,7 +505,7 @@ def test_loopback_has_many_names(address: str) -> None:
         ({"token_file": None, "plaintext_loopback": True, "ca_file": None, "provisioned": Path("p")}, "token_file"),
     ],
 )
-def test_options_that_cannot_work_are_told_by_their_key(client: Client, options: dict[str, Any], key: str) -> None:
+def test_the_error_for_an_impossible_option_names_its_key(client: Client, options: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^{key}: "):
         client.authority("127.0.0.1:1", **options)
 
@@ -588,7 +588,7 @@ async def test_an_answer_of_the_largest_size_is_received(client: Client) -> None
         assert client.accepted(await client.authority(address).issue(client.request()))
 
 
-async def test_an_answer_that_is_too_large_is_told_with_its_size_and_not_received(client: Client) -> None:
+async def test_the_agent_reports_the_size_of_a_too_large_answer_and_does_not_receive_it(client: Client) -> None:
     """What a CA announces costs no memory: it is refused by its prefix, though the rest never comes."""
     async with announcing(100 << 20) as address:
         error = await refused(client.authority(address, ca_file=None, plaintext_loopback=True), client.request())
@@ -623,7 +623,7 @@ async def test_the_token_is_in_no_error_no_log_and_no_repr(
     client.ca.answer = echo
     async with client.ca.serving() as address:
         authority = client.authority(address)
-        error = await refused(authority, client.request(current=client.held()))
+        error = await refused(authority, client.request(current=client.stored()))
         seen += [repr(authority), repr(vars(authority)), repr(read_token(client.token_file))]
     seen += ["".join(traceback.format_exception(error)), repr(error), repr(error.__context__), repr(events.seen)]
     assert bearer(client.ca.asked[0]) == f"Bearer {PLANTED}"
@@ -710,7 +710,7 @@ async def test_a_refusal_is_not_carried_from_endpoint_to_endpoint(client: Client
 
 async def test_an_endpoint_that_says_nothing_leaves_the_next_one_its_time(client: Client) -> None:
     async with client.ca.serving(hanging=True) as first, client.ca.serving() as second:
-        with anyio.fail_after(2.0):  # whoever asks gives up then
+        with anyio.fail_after(2.0):  # the caller gives up then
             await client.authority(first, second, timeout=2.0).issue(client.request())
         assert client.ca.hung.is_set()
         assert (await refused(client.authority(first, timeout=0.5), client.request())).kind is ErrorKind.TRANSIENT
@@ -740,13 +740,13 @@ async def test_an_endpoint_that_takes_no_certificate_has_no_more_time_than_other
     with client.ca_file.open("ab") as file:
         file.write(late.root_pem)
     async with late.serving() as first, client.ca.serving() as second:
-        await client.authority(first, second, timeout=2.0).issue(client.request(current=client.held()))
+        await client.authority(first, second, timeout=2.0).issue(client.request(current=client.stored()))
     assert len(client.ca.asked) == 1
     with_certificate, with_token = late.timeout
-    assert with_token < with_certificate * 0.75, "half of it is left; gRPC rounds what it tells"
+    assert with_token < with_certificate * 0.75, "half of it is left; gRPC rounds what it sends"
 
 
-async def test_nobody_there_is_told_of_every_endpoint(client: Client) -> None:
+async def test_the_error_when_no_endpoint_answers_names_every_endpoint(client: Client) -> None:
     async with client.ca.serving() as first, client.ca.serving() as second:
         pass
     error = await refused(client.authority(first, second), client.request())

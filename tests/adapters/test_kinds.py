@@ -1,4 +1,4 @@
-"""Every kind of CA keeps the contract of `authority.kind`: whoever adds one adds a line to MINIMUM, and is tested.
+"""Every kind of CA keeps the contract of `authority.kind`: a line in MINIMUM puts a new kind under all these tests.
 
 The kinds of other packages come through the entry points: what is wrong with such a package is said in a line.
 """
@@ -78,7 +78,7 @@ def context(folder: Path) -> Context:
     return Context("upstream", "demo.example", folder / "state", HandClock())
 
 
-def test_every_kind_of_ours_is_held_to_the_contract() -> None:
+def test_every_built_in_kind_is_tested_against_the_contract() -> None:
     assert set(MINIMUM) == {*registry.OURS, "leased"}
 
 
@@ -110,7 +110,7 @@ def test_a_sentence_names_the_authority(folder: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", MINIMUM)
-def test_every_path_in_the_settings_is_a_file_that_is_looked_at(folder: Path, kind: str) -> None:
+def test_every_path_in_the_settings_is_checked_for_who_may_change_it(folder: Path, kind: str) -> None:
     """`check` and `run` warn of those whom others can change, so none may be forgotten."""
     declared = registry.kind(kind).settings
     paths = {field.name: Path(f"/{field.name}") for field in structs.fields(declared) if "Path" in str(field.type)}
@@ -120,7 +120,7 @@ def test_every_path_in_the_settings_is_a_file_that_is_looked_at(folder: Path, ki
 
 @pytest.mark.parametrize("kind", MINIMUM)
 def test_the_checks_pass_over_what_could_not_be_read(kind: str) -> None:
-    """A file with a wrong value is told of that one, not of what follows from it."""
+    """The user of a file with a wrong value gets an error about that value, not about what follows from it."""
     declared = registry.kind(kind).settings
     unread = declared(**{field.name: UNREAD for field in structs.fields(declared)})
     assert list(registry.kind(kind).conflicts(unread)) == []
@@ -204,7 +204,7 @@ def test_another_packages_keys_are_checked_as_our_own(tmp_path: Path) -> None:
     ]
 
 
-def test_a_name_that_is_no_kind_is_told_with_all_there_are(tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_kind_lists_the_kinds_there_are(tmp_path: Path) -> None:
     (found,) = problems(tmp_path, text("leasd", "journal: x"))
     assert found.fix == f"it must be one of {', '.join(registry.names())}; did you mean leased?"
 
@@ -290,7 +290,7 @@ print(*({"asyncio", "grpc", "cryptography.x509", "importlib.metadata"} & set(sys
 
 @pytest.mark.parametrize("kind", registry.OURS)
 def test_to_read_a_file_takes_no_client_and_no_event_loop(folder: Path, others: Path, kind: str) -> None:
-    """A wrong configuration is told, and a health check made, without the wait for what only a running agent needs."""
+    """Reporting a wrong configuration, or a health check, does not wait for imports that only a running agent needs."""
     file = folder / "agent.yaml"
     file.write_text(text(kind, MINIMUM[kind]))
     assert loaded(READ, file, others) == set()

@@ -49,7 +49,7 @@ _CERTIFICATE_REFUSED = frozenset({"UNAVAILABLE", "UNAUTHENTICATED"})
 """The answers of a CA that refuses the certificate: the token alone may succeed."""
 
 
-class _Proof(Sensitive, frozen=True):
+class _CallProof(Sensitive, frozen=True):
     """What the client shows in one call: a token, a certificate, or both."""
 
     token: Token | None
@@ -85,7 +85,7 @@ class IstioAuthority:
         issuance = read_response(data, extra)
         return Issuance(issuance.chain_pem, issuance.anchors_pem, (*issuance.warnings, *warnings))
 
-    async def _any_endpoint(self, proofs: tuple[_Proof, ...], message: bytes, now: datetime) -> bytes:
+    async def _any_endpoint(self, proofs: tuple[_CallProof, ...], message: bytes, now: datetime) -> bytes:
         failures = []
         for index in self._order(now):
             try:
@@ -120,7 +120,7 @@ class IstioAuthority:
         address = self._settings.address[index]
         log.event(LOG, "endpoint_changed", level=logging.WARNING, address=address)
 
-    async def _endpoint(self, address: str, proofs: tuple[_Proof, ...], message: bytes) -> bytes:
+    async def _endpoint(self, address: str, proofs: tuple[_CallProof, ...], message: bytes) -> bytes:
         """Show each proof in turn, all within this endpoint's part of the time. Raises AuthorityError."""
         end = asyncio.get_running_loop().time() + self._share
         *before, last = proofs
@@ -137,7 +137,7 @@ class IstioAuthority:
             return answer
         raise self._refusal(answer, address)
 
-    async def _answer(self, address: str, proof: _Proof, message: bytes, end: float) -> bytes | CallStatus:
+    async def _answer(self, address: str, proof: _CallProof, message: bytes, end: float) -> bytes | CallStatus:
         """The answer to one call. Raises AuthorityError where no caller reaches the CA, whatever it shows."""
         now = asyncio.get_running_loop().time
         answer = await self._call(address, proof, message, end - now())
@@ -158,7 +158,7 @@ class IstioAuthority:
     def _refusal(self, status: CallStatus, address: str) -> AuthorityError:
         return refusal(status, address, impersonate=self._settings.impersonate)
 
-    async def _call(self, address: str, proof: _Proof, message: bytes, seconds: float) -> bytes | CallStatus:
+    async def _call(self, address: str, proof: _CallProof, message: bytes, seconds: float) -> bytes | CallStatus:
         """One call over a connection of its own, and at most that long."""
         metadata = [("clusterid", self._settings.cluster_id)] if self._settings.cluster_id is not None else []
         if proof.token is not None:
@@ -209,7 +209,7 @@ class IstioAuthority:
         )
         return grpc.aio.secure_channel(target, credentials, options=arguments)
 
-    async def _proofs(self, request: IssueRequest, now: datetime) -> tuple[_Proof, ...]:
+    async def _proofs(self, request: IssueRequest, now: datetime) -> tuple[_CallProof, ...]:
         """What to show the CA, the best first. Raises AuthorityError UNAUTHENTICATED when there is nothing."""
         faults: list[AuthorityError] = []
         token = None
@@ -219,9 +219,9 @@ class IstioAuthority:
             except AuthorityError as error:
                 faults.append(error)
         certificate = await self._certificate(request, now, faults)
-        proofs = [] if certificate is None else [_Proof(token, certificate)]
+        proofs = [] if certificate is None else [_CallProof(token, certificate)]
         if token is not None:
-            proofs.append(_Proof(token))
+            proofs.append(_CallProof(token))
         if not proofs:
             causes = "; ".join(map(str, faults)) or "there is no current certificate that names a workload"
             raise AuthorityError(
