@@ -229,7 +229,7 @@ def fail_late() -> None:
 
 
 async def test_failures_let_no_more_threads_hang_than_may(dead: Path) -> None:
-    timeout = TimeLimit(0.05)
+    timeout = TimeLimit(0.5)  # a failure has to come within it, on a busy machine too
     for _ in range(3):
         with pytest.raises(TimeoutError, match="its own"):
             await timeout.call(fail_late)
