@@ -115,8 +115,22 @@ class Back(End):
             self.other.write(_BUFFER[:nbytes])
 
     def write(self, data: bytes | memoryview) -> None:
-        """Send it as it is."""
-        if not self.transport.is_closing():
+        """Send it as it is.
+
+        gRPC may have closed its end already, while its last answers wait to be read here. The transport would drop them
+        with the error of a write, so the first attempt is made past it; reading shows the end.
+        """
+        if self.transport.is_closing():
+            return
+        if not self.transport.get_write_buffer_size():
+            try:
+                sent = os.write(self.transport.get_extra_info("socket").fileno(), data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return
+            data = data[sent:]
+        if data:
             self.transport.write(bytes(data))
 
 
