@@ -263,7 +263,9 @@ def test_the_check_passes_a_good_directory_and_says_what_istiod_would_refuse(
 
 
 @pytest.mark.parametrize(("spoil", "words"), LEFT_OUT.values(), ids=LEFT_OUT)
-def test_the_check_names_what_the_agent_leaves_out_and_passes(spoil: Spoil, words: str, tmp_path: Path, capfd: Printed) -> None:
+def test_the_check_names_what_the_agent_leaves_out_and_passes(
+    spoil: Spoil, words: str, tmp_path: Path, capfd: Printed
+) -> None:
     spoil(by_openssl(tmp_path))
     assert main(["ca", "check", str(tmp_path)]) == 0
     printed = capfd.readouterr().out

@@ -161,7 +161,7 @@ async def test_a_half_written_set_is_refused_once_in_words_and_the_old_one_signs
 async def test_a_damaged_revocation_list_neither_stops_the_start_nor_holds_up_a_new_ca(
     tmp_path: Path, damage: bytes
 ) -> None:
-    """The agent uses no list. An agent that stayed on the old CA because of it would issue nothing once that CA expires."""
+    """The agent uses no list. One that stayed on the old CA because of it would issue nothing once that CA expires."""
     clock = HandClock(NOW)
     (old, root), (new, _) = hierarchy(1), hierarchy(2)
     new = make_ca("signer 2", root)

@@ -91,8 +91,8 @@ def test_a_leaf_made_by_openssl_with_ca_true_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ProblemsError) as caught:
         plugged(directory)
     error = str(caught.value)
-    assert "lacks keyCertSign" in told
-    assert "is a workload's own certificate" in told
+    assert "lacks keyCertSign" in error
+    assert "is a workload's own certificate" in error
 
 
 def test_a_self_signed_leaf_by_openssl_req_is_refused(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_revocation_list_that_would_revoke_nothing_is_refused() -> None:
     """Its operator relies on it."""
     forged = crl(ROOT, 7) + crl(SIGNER, 8, key=new_key())
     (problem,) = problems({**GOOD, "ca-crl.pem": forged})
-    assert "list 2 names 'CN=signer' as its issuer, and is not signed with that CA's key" in str(told)
+    assert "list 2 names 'CN=signer' as its issuer, and is not signed with that CA's key" in str(problem)
     former = make_ca("signer", ROOT)
     fixed = {**GOOD, "cert-chain.pem": GOOD["cert-chain.pem"] + write_pem([former.certificate])}
     assert read_signing_set({**fixed, "ca-crl.pem": crl(former, 8)}, NOW).crls
@@ -291,8 +291,8 @@ def test_roots_that_no_client_could_receive_are_refused_with_the_size() -> None:
     files = {**GOOD, "root-cert.pem": GOOD["root-cert.pem"] + one + other}
     assert LARGEST_ANSWER - ROOM_FOR_LEAF < len(files["root-cert.pem"]) < LARGEST_FILE
     (problem,) = problems(files)
-    assert told.where == ("root-cert.pem",)
-    assert f"clients take {LARGEST_ANSWER - ROOM_FOR_LEAF}; remove the roots" in str(told)
+    assert problem.where == ("root-cert.pem",)
+    assert f"clients take {LARGEST_ANSWER - ROOM_FOR_LEAF}; remove the roots" in str(problem)
     assert len(read_signing_set({**GOOD, "root-cert.pem": GOOD["root-cert.pem"] + one}, NOW).roots) == 2
 
 
