@@ -44,6 +44,8 @@ MOST_LEAVES = 5
 """Faults that are logged of one exception group."""
 MOST_PLACES = 100
 """Faults in other libraries' hands that are logged, each at a place of its own."""
+ENDED_CALL = "grpc._cython.cygrpc.ExecuteBatchError"
+"""What gRPC logs of a call whose client left while an answer was being written: no fault."""
 _FIELDS = "sds_agent_fields"
 
 
@@ -170,8 +172,8 @@ class _Unclaimed(logging.Handler):
         error = record.exc_info[1] if record.exc_info else None
         if error is None or len(self._places) >= MOST_PLACES:
             return
-        place = str(_place(error))
-        if place not in self._places:
+        place = str(found := _place(error))
+        if place not in self._places and found["type"] != ENDED_CALL:
             self._places.add(place)
             fault(logging.getLogger(ROOT), self._part, error)
 

@@ -1,6 +1,7 @@
 """The log: one line an event whatever is in it, and no program waits for a log that is not read."""
 
 import asyncio
+import importlib
 import io
 import json
 import logging
@@ -184,6 +185,13 @@ async def test_a_fault_that_only_grpc_met_is_reported(stream: io.StringIO, tmp_p
     (told,) = faults(stream)
     assert (told["part"], told["type"]) == ("gRPC", f"{__name__}.PlantedError")
     assert told["frames"][0].endswith(" broken")
+
+
+async def test_a_client_that_left_during_its_answer_is_no_fault(stream: io.StringIO) -> None:
+    """gRPC logs an exception of its own then; a line for each would teach operators to overlook faults."""
+    kind = importlib.import_module("grpc._cython.cygrpc").ExecuteBatchError  # it is not public
+    logging.getLogger("grpc").error("raised in core", exc_info=kind("Failed grpc_call_start_batch: 8"))
+    assert faults(stream) == []
 
 
 # --- what is tried again and again ---
