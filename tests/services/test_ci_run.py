@@ -1,4 +1,4 @@
-"""What continuous integration runs: both of its parts count, whichever ends first."""
+"""What continuous integration runs: both of its parts count."""
 
 import shutil
 import subprocess
