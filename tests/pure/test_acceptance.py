@@ -1,4 +1,4 @@
-"""What of a CA's answer is accepted: whatever is wrong with it, nobody is ever served it."""
+"""What of a CA's answer the agent accepts: it serves no Envoy an answer with anything wrong in it."""
 
 import base64
 import re
@@ -146,8 +146,8 @@ def test_a_clock_that_is_behind_the_cas_is_reported() -> None:
 
 def test_the_cas_own_warnings_are_reported() -> None:
     answer = answer_of(good)
-    told = Issuance(answer.chain_pem, answer.anchors_pem, ("ttl clamped to 1h",))
-    assert judge(told).warnings == ("ttl clamped to 1h",)
+    issuance = Issuance(answer.chain_pem, answer.anchors_pem, ("ttl clamped to 1h",))
+    assert judge(issuance).warnings == ("ttl clamped to 1h",)
 
 
 def test_the_secret_is_good_until_the_first_certificate_of_the_chain_expires() -> None:
@@ -208,7 +208,7 @@ def test_known_anchors_count_where_the_ca_sends_none() -> None:
 
 
 def test_a_root_that_comes_in_the_chain_alone_is_not_trusted() -> None:
-    """Whoever can answer in the CA's place would bring a root of its own."""
+    """A server that can answer in the CA's place would bring a root of its own."""
     foreign = CA.leaf(REQUEST, issuer=CA.stranger)
     answer = Issuance(write_pem([foreign, CA.stranger.certificate]))
     assert refusal(answer, anchors=(ROOT,)).kind is ErrorKind.INVALID
@@ -230,8 +230,8 @@ def test_anchors_count_once_each_whatever_their_text() -> None:
 
 def test_every_anchor_sent_counts_not_just_the_one_that_vouches_for_the_leaf() -> None:
     """While a CA changes its root, peers still hold leaves from the other."""
-    told = write_pem([CA.stranger.certificate, ROOT])
-    assert judge(Issuance(answer_of(good).chain_pem, told)).anchors == (CA.stranger.certificate, ROOT)
+    advertised = write_pem([CA.stranger.certificate, ROOT])
+    assert judge(Issuance(answer_of(good).chain_pem, advertised)).anchors == (CA.stranger.certificate, ROOT)
 
 
 def test_an_intermediate_that_is_sent_as_an_anchor_beside_its_root_stays_in_the_chain() -> None:

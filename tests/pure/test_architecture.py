@@ -1,4 +1,4 @@
-"""The import directions in CONTRIBUTING.md, kept by reading the imports, those inside functions too."""
+"""The import directions in CONTRIBUTING.md: these tests read every import, those inside functions too."""
 
 import ast
 import json

@@ -55,7 +55,7 @@ def test_a_list_that_is_gone_counts_for_an_hour_and_both_ends_are_reported() -> 
     in_force, notices = after([lost], [])
     assert (in_force.lists, notices) == ((lost,), [Notice.GONE])
     in_force, notes = in_force.with_found([crl(OTHER)], KNOWN, NOW + HOUR / 2)
-    assert notes == (), "it is no news"
+    assert notes == (), "the loss is reported once"
     in_force, notes = in_force.at(NOW + SETTLE - timedelta(seconds=1))
     assert lost in in_force.lists
     assert notes == ()

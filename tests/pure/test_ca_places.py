@@ -64,7 +64,7 @@ def test_a_full_house_without_a_reserve_turns_the_newcomer_away() -> None:
 
 
 class Named(str):
-    """A name of an origin or caller, which tells whether anything holds it yet."""
+    """A name of an origin or caller, whose weak references show whether the table still refers to it."""
 
     __slots__ = ("__weakref__",)
 

@@ -1,4 +1,4 @@
-"""What the CA makes of proofs and requests: nobody gets a name, a lifetime or a quota that is not theirs."""
+"""What the CA makes of proofs and requests: no caller gets a name, a lifetime or a quota that is not its own."""
 
 import base64
 from contextlib import suppress
@@ -85,7 +85,7 @@ def test_a_claim_by_configuration_names_the_caller() -> None:
     ],
 )
 def test_an_issuer_names_no_more_than_it_may(allow: tuple[str, ...], claim: str | None, *, taken: bool) -> None:
-    """Whoever runs a build system's issuer could otherwise be a node agent, and so every workload."""
+    """The operator of a build system's issuer could otherwise act as a node agent, and so as every workload."""
     rule = ClaimRule("https://issuer", "istio-ca", claim, allow)
     claims = {**GOOD, "spiffe_id": URI}
     if taken:
@@ -104,7 +104,7 @@ def test_a_node_agent_that_may_be_another_one_is_found() -> None:
 
 @pytest.mark.parametrize("audience", ["not-istio-ca", ["not-istio-ca"], "istio-ca,vault", [["istio-ca"]]])
 def test_a_token_for_an_audience_whose_name_holds_ours_is_refused(audience: object) -> None:
-    """Whoever gets such a token, for a service of another name, could otherwise become its holder here."""
+    """A service of another name that receives such a token could otherwise act here as the token's subject."""
     with pytest.raises(RefusalError, match="not for this CA") as error:
         from_claims({**GOOD, "aud": audience}, RULE, "demo.example", NOW)
     assert reason_of(error) is Reason.UNAUTHENTICATED
@@ -115,7 +115,7 @@ def test_an_audience_may_be_written_without_a_list() -> None:
 
 
 @pytest.mark.parametrize("claimed", [None, 7, "", "web", "spiffe://elsewhere/web", "spiffe://demo.example"])
-def test_a_claim_that_names_nobody_of_ours_is_refused(claimed: object) -> None:
+def test_the_ca_refuses_a_claim_that_names_no_identity_of_its_trust_domain(claimed: object) -> None:
     rule = ClaimRule("https://issuer", "istio-ca", "spiffe_id")
     with pytest.raises(RefusalError) as error:
         from_claims({**GOOD, "spiffe_id": claimed}, rule, "demo.example", NOW)
@@ -157,8 +157,8 @@ def test_a_certificate_speaks_for_its_one_uri_until_it_ends() -> None:
 
 
 @pytest.mark.parametrize("ended", ["intermediate", "root"])
-def test_a_certificate_speaks_for_nobody_once_a_ca_above_it_has_ended(ended: str) -> None:
-    """Its own NotAfter lies later: a connection that is kept open must not renew it for ever."""
+def test_the_ca_refuses_a_client_certificate_once_a_ca_above_it_has_expired(ended: str) -> None:
+    """Its own NotAfter lies later: a caller that leaves its connection open must not renew it for ever."""
     soon, late = NOW + timedelta(minutes=1), NOW + timedelta(days=1)
     root = make_ca("root", not_after=soon if ended == "root" else late)
     signer = make_ca("cluster1", root, not_after=soon if ended == "intermediate" else late)
@@ -169,7 +169,7 @@ def test_a_certificate_speaks_for_nobody_once_a_ca_above_it_has_ended(ended: str
     assert reason_of(error) is Reason.UNAUTHENTICATED
 
 
-def test_a_certificate_speaks_for_nobody_before_it_begins() -> None:
+def test_the_ca_refuses_a_client_certificate_before_it_begins() -> None:
     leaf = make_leaf(ROOT, not_before=NOW + timedelta(minutes=1))
     with pytest.raises(RefusalError, match="not valid yet") as error:
         check_chain_times((leaf, ROOT.certificate), NOW)
@@ -243,7 +243,7 @@ def test_a_node_agent_gets_what_its_list_allows(wanted: str, kind: Reason | None
 @pytest.mark.parametrize(
     "caller", [Caller(SpiffeId.parse(URI), Proof.JWT, ""), Caller(NODE, Proof.JOIN_TOKEN, "")], ids=["unlisted", "join"]
 )
-def test_who_is_not_listed_and_who_has_just_joined_act_for_nobody_else(caller: Caller) -> None:
+def test_a_caller_that_is_unlisted_or_has_just_joined_gets_no_other_identity(caller: Caller) -> None:
     with pytest.raises(RefusalError) as error:
         identity_for(caller, "spiffe://demo.example/ns/a/sa/x", AGENTS)
     assert reason_of(error) is Reason.DENIED
@@ -280,8 +280,8 @@ def test_no_damage_to_a_csr_makes_another_key_be_signed(kind: KeyType, changes: 
     ("digest", "words"),
     [("sha1", "signed with SHA1"), ("md5", "signed with MD5"), ("sha512-256", "algorithm 1.2.840.113549.1.1.16")],
 )
-def test_a_csr_with_a_hash_that_is_not_taken_is_told_so(tmp_path: Path, digest: str, words: str) -> None:
-    """Its signature is right, and who looks for what is wrong with it looks in the wrong place."""
+def test_the_error_for_a_csr_with_a_refused_hash_names_the_hash(tmp_path: Path, digest: str, words: str) -> None:
+    """Its signature is right: an error that called it wrong would send the user to the wrong place."""
     (tmp_path / "key.pem").write_bytes(to_pkcs8_pem(KEYS[KeyType.RSA_2048]))
     openssl(tmp_path, "req", "-new", f"-{digest}", "-key", "key.pem", "-subj", "/", "-out", "csr.pem")
     with pytest.raises(RefusalError, match=words) as refused:
@@ -355,8 +355,8 @@ def test_a_quota_that_is_not_used_does_not_grow() -> None:
     assert [quota.take("a", start + timedelta(days=1)) for _ in range(61)] == [True] * 60 + [False]
 
 
-def test_of_more_callers_than_are_kept_the_one_not_seen_for_longest_is_forgotten() -> None:
-    """Memory has an end, and whoever goes on asking is never forgotten."""
+def test_the_quota_forgets_the_caller_it_has_not_seen_for_longest() -> None:
+    """Memory is bounded, and the quota never forgets a caller that goes on asking."""
     quota, start = Quota(1), datetime(2026, 1, 1, tzinfo=UTC)
     for caller in ("silent", "busy", *map(str, range(MOST_CALLERS - 2))):
         assert quota.take(caller, start)

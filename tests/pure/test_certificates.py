@@ -147,7 +147,7 @@ def test_a_root_with_serial_number_0_is_read_without_a_warning(tmp_path: Path) -
 
 
 def with_extension(value: bytes, oid: bytes = b"\x55\x1d\x11") -> bytes:
-    """A certificate whose extension (SAN unless told) has this value, byte for byte; the signature is not right."""
+    """A certificate whose extension (SAN by default) has this value, byte for byte; the signature is not right."""
     marker = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.99"), value)
     der = make_ca("Odd", extra=[(marker, False)]).certificate.public_bytes(Encoding.DER)
     return block(der.replace(b"\x55\x1d\x63", oid))
@@ -250,7 +250,7 @@ def test_what_is_written_is_read_back() -> None:
     assert write_pem(()) == b""
 
 
-def test_repetitions_are_dropped_and_the_order_kept() -> None:
+def test_unique_drops_repetitions_and_preserves_the_order() -> None:
     again = read_pem(PEM)
     assert unique([*CHAIN, *again, LEAF]) == CHAIN
     assert unique([*reversed(CHAIN), *again]) == tuple(reversed(CHAIN))
@@ -289,7 +289,7 @@ def test_a_ca_is_what_says_so_critical_or_not() -> None:
     assert not is_ca(make_ca("CA", is_ca=None).certificate)
 
 
-def test_the_names_and_usages_are_all_told() -> None:
+def test_every_name_and_usage_of_a_certificate_is_read() -> None:
     dns = x509.DNSName("web.demo.example")
     leaf = make_leaf(CA, names=[dns])
     assert san_values(leaf) == (x509.UniformResourceIdentifier(URI), dns)

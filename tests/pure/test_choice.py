@@ -115,7 +115,7 @@ def test_too_many_copies_of_one_anchor_are_given_up_soon() -> None:
 
 @pytest.mark.parametrize("label", sorted(AMBIGUOUS))
 def test_what_no_envoy_judges_may_have_several_roots_of_one_name(label: str) -> None:
-    """A CA that looks at its callers' certificates finds the root that signed."""
+    """A CA that verifies its callers' certificates finds the root that signed."""
     case = CASES[label]
     (leaf, *above), anchors = read_pem(case.chain_pem), read_pem(case.anchors_pem)
     assert find_path(leaf, above, anchors, NOW, envoys=False)[0] == leaf

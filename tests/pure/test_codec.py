@@ -175,7 +175,7 @@ def test_request_written_by_the_published_schema_is_read(
 def test_delta_request_written_by_the_published_schema_is_read(
     subscribe: list[str],
     unsubscribe: list[str],
-    held: dict[str, str],
+    versions: dict[str, str],
     nonce: str,
     error: str | None,
     url: str,
@@ -184,7 +184,7 @@ def test_delta_request_written_by_the_published_schema_is_read(
     message = DeltaDiscoveryRequest(
         resource_names_subscribe=subscribe,
         resource_names_unsubscribe=unsubscribe,
-        initial_resource_versions=held,
+        initial_resource_versions=versions,
         response_nonce=nonce,
         error_detail=status(error),
         type_url=url,
@@ -204,7 +204,7 @@ def test_garbage_is_read_or_refused_and_nothing_else(data: bytes) -> None:
 
 
 def test_version_is_the_content_alone_and_never_the_key() -> None:
-    """The version is logged: nobody may be able to check a guessed key against it."""
+    """The version is logged: no reader of the log may be able to check a guessed key against it."""
     later = datetime(2027, 1, 1, tzinfo=UTC)
     one, two = model.CertificateSecret(b"chain", b"key", SOME_TIME), model.CertificateSecret(b"chain", b"other", later)
     assert one.version == two.version

@@ -151,7 +151,7 @@ def test_unknown_name_that_comes_to_be_served_is_pushed(served: Served) -> None:
     assert sent(stream.refresh(served)) == [("nobody", "v1")]
 
 
-def test_name_not_issued_yet_is_held_and_never_removed(served: Served) -> None:
+def test_an_envoy_is_sent_no_removal_for_a_name_not_issued_yet(served: Served) -> None:
     """If it were "removed", Envoy would open its listener without a certificate."""
     served.hold("late")
     stream = session()
@@ -189,7 +189,7 @@ def test_identity_withdrawn_while_an_answer_is_outstanding_is_reported_and_remov
     assert removed([answer]) == ["default"]
 
 
-def test_identity_withdrawn_while_its_answer_is_held_is_removed(served: Served) -> None:
+def test_an_identity_withdrawn_before_its_first_answer_is_removed(served: Served) -> None:
     served.hold("late")
     stream = session()
     stream.receive(add("late"), served)

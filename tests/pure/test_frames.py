@@ -148,7 +148,7 @@ def test_who_may_send_more_frames_can() -> None:
     assert inspection.take(frame(PING, 0, 0, bytes(8))) == "it sent too many frames for the calls that it made"
 
 
-def test_a_block_that_does_not_end_is_told_before_grpc_has_more_of_it_than_is_allowed() -> None:
+def test_an_endless_header_block_is_refused_before_grpc_receives_more_than_the_limit() -> None:
     """Each field costs gRPC some hundred bytes, whether or not the block ever ends."""
     inspection = Inspection(BOUNDS)
     assert inspection.take(BEGIN + frame(HEADERS, 0, 1, FIELD * 10_000)[: 9 + 20]) is None

@@ -84,7 +84,7 @@ def test_a_root_bundle_that_holds_an_intermediate_is_the_anchor() -> None:
     assert accepted(issuance)[:2] == (LEAF, LOWER.certificate)
 
 
-def test_a_self_signed_certificate_before_the_root_bundle_is_nobodys_anchor() -> None:
+def test_a_self_signed_certificate_before_the_root_bundle_is_not_an_anchor() -> None:
     stray = make_leaf(OTHER_ROOT, URI, key=KEY)
     issuance = read_response(answer(pem(stray), pem(OTHER_ROOT.certificate), pem(ROOT.certificate)))
     with pytest.raises(AuthorityError, match="no chain leads"):
@@ -149,16 +149,16 @@ def test_a_cas_words_stay_on_one_bounded_line(words: str) -> None:
     assert shown.isprintable()
 
 
-def test_a_status_nobody_knows_passes_by_itself() -> None:
+def test_an_unknown_status_is_a_transient_error() -> None:
     assert refusal(CallStatus("SOMETHING_NEW", ""), "ca:1").kind is ErrorKind.TRANSIENT
 
 
-def test_a_node_agent_is_told_what_else_can_be_wrong() -> None:
-    """istiod calls whoever may not impersonate unauthenticated."""
+def test_the_error_for_a_refused_node_agent_names_the_setting_to_check() -> None:
+    """istiod answers UNAUTHENTICATED to a caller that may not impersonate."""
     status = CallStatus("UNAUTHENTICATED", "request impersonation authentication failure")
-    told = refusal(status, "ca:1", impersonate=True)
-    assert told.kind is ErrorKind.UNAUTHENTICATED
-    assert "CA_TRUSTED_NODE_ACCOUNTS" in str(told)
+    error = refusal(status, "ca:1", impersonate=True)
+    assert error.kind is ErrorKind.UNAUTHENTICATED
+    assert "CA_TRUSTED_NODE_ACCOUNTS" in str(error)
     assert "CA_TRUSTED_NODE_ACCOUNTS" not in str(refusal(status, "ca:1"))
 
 

@@ -102,7 +102,7 @@ def test_an_explicit_curve_is_seen_in_pkcs8_too(tmp_path: Path) -> None:
         (b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "not a well-formed"),
     ],
 )
-def test_what_is_no_key_is_told_from_what_it_is(data: bytes, words: str) -> None:
+def test_the_error_says_what_a_file_without_a_key_contains(data: bytes, words: str) -> None:
     with pytest.raises(KeyFileError, match=words):
         read_private_key(data)
 

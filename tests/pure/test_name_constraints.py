@@ -1,4 +1,4 @@
-"""Name constraints: a CA that is kept to one trust domain cannot issue identities of another."""
+"""Name constraints: a CA that is limited to one trust domain cannot issue identities of another."""
 
 from pathlib import Path
 

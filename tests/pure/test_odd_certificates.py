@@ -16,10 +16,10 @@ def test_what_envoy_does_not_load_is_left_out_with_the_reason(root: bytes) -> No
     assert x509.load_der_x509_certificate(root) is not None
     reading = read_bundle(together(root))
     assert [c.subject.rfc4514_string() for c in reading.certificates] == ["CN=good root"]
-    (told,) = reading.left_out
-    assert told.startswith("PEM block 2 is a certificate that Envoy does not load: ")
-    assert "; its subject is '" in told
-    assert told.isprintable()
+    (reported,) = reading.left_out
+    assert reported.startswith("PEM block 2 is a certificate that Envoy does not load: ")
+    assert "; its subject is '" in reported
+    assert reported.isprintable()
 
 
 @pytest.mark.parametrize("root", NOT_READ.values(), ids=NOT_READ)
@@ -47,11 +47,11 @@ def test_where_nothing_can_be_used_the_bundle_is_refused_with_every_reason() -> 
             read(both)
 
 
-def test_a_bundle_of_damage_is_not_told_block_by_block() -> None:
+def test_the_report_on_a_damaged_bundle_is_short() -> None:
     text = together(NOT_LOADED["version 1 with extensions"]) + der.pem(b"\x30\x00") * 1000
-    told = read_bundle(text).left_out
-    assert len(told) == MOST_FAULTS + 1
-    assert told[-1] == f"{1001 - MOST_FAULTS} more cannot be used"
+    reported = read_bundle(text).left_out
+    assert len(reported) == MOST_FAULTS + 1
+    assert reported[-1] == f"{1001 - MOST_FAULTS} more cannot be used"
 
 
 def test_a_bundle_that_is_cut_off_is_refused_since_others_may_be_missing() -> None:

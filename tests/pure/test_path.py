@@ -468,7 +468,7 @@ def test_rsa_pss_signatures_are_taken_as_tls_has_them(digest: Digest, salt: int)
 def test_other_forms_of_rsa_pss_are_refused_as_envoy_does(
     digest: Digest, mask: Digest, salt: int, tmp_path: Path
 ) -> None:
-    """Envoy 1.40 ended the handshake with each; openssl makes the first of them unless told, and takes all."""
+    """Envoy 1.40 ended the handshake with each; openssl makes the first of them by default, and accepts all."""
     case = signed_by_pss(digest, mask, salt)
     assert case.openssl_verifies(tmp_path)
     with pytest.raises(PathError, match="a salt as long as the hash"):

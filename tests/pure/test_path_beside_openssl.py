@@ -51,7 +51,7 @@ def some_ca(draw: st.DrawFn, name: str, issuer: Ca | None, *, identified: bool) 
         is_ca_critical=draw(st.booleans()),
         path_length=draw(st.sampled_from([None, None, 0, 1, 2])) if is_ca else None,
         usage=draw(st.sampled_from([None, key_usage(cert_sign=True), key_usage(cert_sign=not draw(rarely))])),
-        # OpenSSL looks at an anchor's usages too, and Envoy does not
+        # OpenSSL checks an anchor's usages too, and Envoy does not
         usages=draw(st.sampled_from([(), (), SERVER_AND_CLIENT, *([SERVER_ONLY, ANY_USAGE] if issuer else [])])),
         constraints=draw(st.none() | name_limits()),
         not_after=NOW - SECOND if draw(rarely) else NOW + DAY,

@@ -38,8 +38,8 @@ KINDS: dict[str, tuple[bytes, bytes, Read]] = {
 @pytest.mark.parametrize("comment", COMMENT.values(), ids=COMMENT)
 @pytest.mark.parametrize(("label", "pem", "read"), KINDS.values(), ids=KINDS)
 def test_a_text_that_names_a_begin_is_a_comment(comment: bytes, label: bytes, pem: bytes, read: Read) -> None:
-    told = comment.replace(b"%s", label)
-    for data in (told + pem, pem + told, pem + b"\n" + told):
+    text = comment.replace(b"%s", label)
+    for data in (text + pem, pem + text, pem + b"\n" + text):
         assert read(data) == read(pem)
 
 

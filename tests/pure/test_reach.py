@@ -28,7 +28,7 @@ def prover(signer: Ca, *anchors: Ca, candidates: Sequence[Ca] = ()) -> Prover:
     return Prover(Signer(signer.certificate, KEYS[1]), chain, tuple(ca.certificate for ca in anchors), NOW)
 
 
-TOLD: dict[str, tuple[x509.NameConstraints | None, x509.NameConstraints | None, str]] = {
+SHOWN: dict[str, tuple[x509.NameConstraints | None, x509.NameConstraints | None, str]] = {
     "no constraint": (None, None, "any"),
     "one host": (None, uris(permitted=["Demo.Example"]), "'demo.example'"),
     "the second of two": (
@@ -61,8 +61,10 @@ TOLD: dict[str, tuple[x509.NameConstraints | None, x509.NameConstraints | None, 
 }
 
 
-@pytest.mark.parametrize(("root", "signer", "words"), TOLD.values(), ids=TOLD)
-def test_it_is_told_plainly(root: x509.NameConstraints | None, signer: x509.NameConstraints | None, words: str) -> None:
+@pytest.mark.parametrize(("root", "signer", "words"), SHOWN.values(), ids=SHOWN)
+def test_an_operator_reads_which_trust_domains_a_ca_can_issue_for(
+    root: x509.NameConstraints | None, signer: x509.NameConstraints | None, words: str
+) -> None:
     above, below = hierarchy(root, signer)
     proved = prover(below, above)
     assert str(proved.reach()) == words
@@ -83,7 +85,7 @@ NONE = {
 
 
 @pytest.mark.parametrize(("root", "signer", "words"), NONE.values(), ids=NONE)
-def test_a_ca_that_can_issue_for_nobody_is_refused(
+def test_a_ca_that_can_issue_for_no_trust_domain_is_refused(
     root: x509.NameConstraints | None, signer: x509.NameConstraints, words: str
 ) -> None:
     above, below = hierarchy(root, signer)
@@ -106,7 +108,7 @@ def test_another_way_up_permits_other_trust_domains() -> None:
         proved.chain("three.example")
 
 
-def test_hundreds_of_constraints_are_looked_at_only_so_far() -> None:
+def test_the_number_of_constraints_that_are_examined_is_bounded() -> None:
     hosts = [f"h{number}.example" for number in range(4 * MOST_TRIED)]
     above, below = hierarchy(None, uris(permitted=hosts))
     reach = prover(below, above).reach()
@@ -126,14 +128,14 @@ CONSTRAINTS = st.tuples(SCOPES, SCOPES).map(
 
 @settings(max_examples=40)
 @given(CONSTRAINTS, CONSTRAINTS)
-def test_what_is_told_is_what_the_walk_says_of_every_host(
+def test_the_reach_permits_exactly_the_hosts_that_the_walk_permits(
     root: x509.NameConstraints | None, signer: x509.NameConstraints | None
 ) -> None:
     above, below = hierarchy(root, signer)
     reach = prover(below, above).reach()
     for host in HOSTS:
         leaf = make_leaf(below, f"spiffe://{host}/web", key=KEYS[3])
-        assert found(leaf, below, above) == told(reach, host), host
+        assert found(leaf, below, above) == permits(reach, host), host
 
 
 def found(leaf: x509.Certificate, signer: Ca, root: Ca) -> bool:
@@ -143,7 +145,7 @@ def found(leaf: x509.Certificate, signer: Ca, root: Ca) -> bool:
         return False
 
 
-def told(reach: Reach, host: str) -> bool:
+def permits(reach: Reach, host: str) -> bool:
     """The narrowest scope that the host lies in decides."""
     around = [s for s in (*reach.within, *reach.without) if s == host or (s[:1] in {"", "."} and host.endswith(s))]
     return max(around, key=lambda scope: (scope == host, len(scope)), default=None) in reach.within

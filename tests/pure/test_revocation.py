@@ -68,7 +68,7 @@ def test_the_list_of_every_kind_of_ca_counts(ca: Ca) -> None:
     assert revoked((leaf, ca.certificate), [make_crl(ca, leaf, key=new_key())]) is None
 
 
-def test_an_overdue_list_still_revokes_and_is_told() -> None:
+def test_an_overdue_list_still_revokes_and_is_reported() -> None:
     late = make_crl(MIDDLE, LEAF, last_update=NOW - DAY, next_update=NOW - HOUR)
     assert overdue([late, make_crl(ROOT)], NOW) == (late,)
     assert overdue([late], NOW - HOUR) == ()
@@ -193,7 +193,7 @@ def test_a_list_whose_issuer_is_spelled_otherwise_counts() -> None:
         ([scope(1, TRUE)], None),
     ],
 )
-def test_a_list_that_says_less_than_others_is_told_apart(extensions: list[bytes], words: str | None) -> None:
+def test_a_list_that_covers_only_some_certificates_is_reported(extensions: list[bytes], words: str | None) -> None:
     (crl,) = listed([der.revoked(SERIAL)], extensions)
     assert (words or "") in (limits_of(crl) or "")
     assert (limits_of(crl) is None) is (words is None)

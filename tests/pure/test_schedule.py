@@ -49,7 +49,7 @@ uniform = st.floats(0, 1, exclude_max=True)
 kinds = st.sampled_from(ErrorKind)
 
 
-def held(lifetime: timedelta = HOUR, *, backdated: timedelta = 2 * MINUTE, serial: str = "4f") -> CurrentLeaf:
+def current_leaf(lifetime: timedelta = HOUR, *, backdated: timedelta = 2 * MINUTE, serial: str = "4f") -> CurrentLeaf:
     """A certificate issued NOW."""
     return CurrentLeaf(NOW, NOW - backdated, NOW + lifetime, serial)
 
@@ -115,7 +115,7 @@ def after(
 def test_renewal_is_due_at_half_the_life_or_when_the_clock_makes_the_certificate_useless(
     later: timedelta, expected: Ask | Withhold | Wait
 ) -> None:
-    assert decide(NOW + later, IssuanceState(held()), HALF) == expected
+    assert decide(NOW + later, IssuanceState(current_leaf()), HALF) == expected
 
 
 def test_without_a_certificate_it_is_asked_for_at_once() -> None:
@@ -124,7 +124,7 @@ def test_without_a_certificate_it_is_asked_for_at_once() -> None:
 
 def test_lifetime_counts_from_issue_and_not_from_a_backdated_not_before() -> None:
     """Else a 20 s leaf that the CA backdates by two minutes would be 87 % through its life on arrival."""
-    renewals = [held(20 * SECOND, serial=f"{n:x}").renew_at(Renewal()) - NOW for n in range(500)]
+    renewals = [current_leaf(20 * SECOND, serial=f"{n:x}").renew_at(Renewal()) - NOW for n in range(500)]
     assert all(timedelta(seconds=9) <= renewal <= timedelta(seconds=11) for renewal in renewals)
     assert max(renewals) - min(renewals) > timedelta(seconds=1.9)
 
@@ -158,7 +158,7 @@ def test_a_certificate_is_published_when_it_is_valid_and_no_sooner(
 
 def test_a_certificate_that_is_valid_already_is_published_at_once() -> None:
     for served in (None, SERVED):
-        assert decide(NOW, IssuanceState(served, coming=(held(),)), HALF) == Publish(0)
+        assert decide(NOW, IssuanceState(served, coming=(current_leaf(),)), HALF) == Publish(0)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_of_several_that_wait_the_newest_that_is_valid_overtakes_the_others() ->
 
 def test_a_failing_renewal_delays_no_publication() -> None:
     failure = Failure(NOW, 3, 50 * SECOND)
-    assert decide(NOW, IssuanceState(SERVED, coming=(held(),), failure=failure), HALF) == Publish(0)
+    assert decide(NOW, IssuanceState(SERVED, coming=(current_leaf(),), failure=failure), HALF) == Publish(0)
     assert decide(NOW, IssuanceState(coming=(AHEAD,), failure=failure), HALF) == Wait(AHEAD.not_before)
 
 
@@ -430,16 +430,16 @@ def test_a_ca_whose_clock_is_ahead_costs_no_moment_without_a_valid_certificate(
 @given(serials, st.floats(0.2, 0.8), st.floats(0, 0.1))
 def test_jitter_gives_one_answer_and_stays_in_its_bounds(serial: str, fraction: float, jitter: float) -> None:
     renewal = Renewal(fraction, jitter)
-    share = (held(serial=serial).renew_at(renewal) - NOW) / HOUR
+    share = (current_leaf(serial=serial).renew_at(renewal) - NOW) / HOUR
     assert fraction - jitter - 1e-9 <= share <= fraction + jitter + 1e-9
-    assert held(serial=serial).renew_at(renewal) == NOW + HOUR * share
+    assert current_leaf(serial=serial).renew_at(renewal) == NOW + HOUR * share
 
 
 def test_a_fleet_spreads_evenly_over_a_tenth_of_the_lifetime() -> None:
     """Else all that were restarted together stampede the CA together, for ever."""
     certificates, tenths = 5000, [0] * 10
     for serial in range(certificates):
-        share = (held(serial=f"{serial:x}").renew_at(Renewal()) - NOW) / HOUR
+        share = (current_leaf(serial=f"{serial:x}").renew_at(Renewal()) - NOW) / HOUR
         tenths[int((share - 0.45) / 0.1 * 10)] += 1
     assert all(abs(count - certificates / 10) < certificates / 10 * 0.15 for count in tenths), tenths
 
@@ -461,7 +461,7 @@ def test_no_certificate_makes_a_hot_loop(
 def test_renewal_leaves_time_before_the_expiry(
     lifetime: timedelta, serial: str, fraction: float, jitter: float
 ) -> None:
-    certificate = held(lifetime, serial=serial)
+    certificate = current_leaf(lifetime, serial=serial)
     assert certificate.renew_at(Renewal(fraction, jitter)) <= NOW + lifetime * 0.9000001
 
 
@@ -469,14 +469,14 @@ def test_renewal_leaves_time_before_the_expiry(
     ("later", "expired"), [(-DAY, False), (HOUR - SECOND, False), (HOUR, True), (HOUR + SECOND, True)]
 )
 def test_a_certificate_is_good_until_its_not_after(later: timedelta, expired: bool) -> None:
-    assert held().expired(NOW + later) is expired
+    assert current_leaf().expired(NOW + later) is expired
 
 
 @pytest.mark.parametrize(
     ("share", "alarming"), [(0.5, False), (0.79, False), (1 - ALARM, True), (0.9, True), (2, True)]
 )
 def test_little_life_left_is_alarming(share: float, alarming: bool) -> None:
-    assert held().alarming(NOW + HOUR * share) is alarming
+    assert current_leaf().alarming(NOW + HOUR * share) is alarming
 
 
 # --- when to try again ---
@@ -493,7 +493,7 @@ def test_little_life_left_is_alarming(share: float, alarming: bool) -> None:
         (-DAY, Ask()),
     ],
 )
-@pytest.mark.parametrize("certificate", [None, held()])
+@pytest.mark.parametrize("certificate", [None, current_leaf()])
 def test_a_retry_waits_its_delay_and_no_longer(
     later: timedelta, expected: Ask | Wait, certificate: CurrentLeaf | None
 ) -> None:
@@ -529,7 +529,7 @@ def test_while_nothing_valid_is_served_no_delay_is_long(kind: ErrorKind, lifetim
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_was_refused_is_asked_again_slowly(kind: ErrorKind) -> None:
-    """Somebody has to act first; until then each attempt is one more line in the CA's log of refusals."""
+    """An operator has to act first; until then each attempt is one more line in the CA's log of refusals."""
     failure, delays = None, []
     for _ in range(6):
         failure = after(kind, before=failure, randomness=0)
@@ -573,7 +573,7 @@ def test_retry_after_is_honoured_as_far_as_it_makes_sense(retry_after: float | N
 
 
 def test_no_delay_takes_more_than_half_of_the_life_that_is_left() -> None:
-    certificate = held(40 * SECOND)
+    certificate = current_leaf(40 * SECOND)
     assert after(before=Failure(NOW, 30, SECOND), having=certificate, randomness=0.999).delay == 20 * SECOND
     assert after(ErrorKind.DENIED, before=Failure(NOW, 30, SECOND), having=certificate).delay == 20 * SECOND
     assert after(ErrorKind.THROTTLED, having=certificate, retry_after=3600).delay == 20 * SECOND
@@ -656,7 +656,7 @@ def test_whatever_the_ca_says_there_is_a_last_attempt_right_before_the_expiry(
     lifetime: timedelta, kind: ErrorKind, retry_after: float | None, random: Random
 ) -> None:
     """An outage that ends half a second before the certificate does has cost nothing."""
-    certificate, failure = held(lifetime), None
+    certificate, failure = current_leaf(lifetime), None
     now, attempts = NOW, []
     while now < certificate.not_after:
         decision = decide(now, IssuanceState(certificate, failure=failure), HALF)

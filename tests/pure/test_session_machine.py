@@ -160,7 +160,7 @@ class Exchange(RuleBasedStateMachine):
             if isinstance(found, Resource):
                 assert self.holds.get(name) == found.version, f"{name} was never brought up to date"
             elif removals and found is Absence.UNKNOWN:
-                assert self.holds.get(name) == REMOVED, f"nobody was told that {name} is not served"
+                assert self.holds.get(name) == REMOVED, f"the client was never sent the removal of {name}"
 
 
 class SotwExchange(Exchange):

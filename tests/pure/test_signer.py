@@ -79,7 +79,7 @@ def test_a_root_survives_a_clock_that_is_set_right_after_the_first_start() -> No
     assert root.not_valid_after_utc == NOW + YEARS
 
 
-def test_two_roots_of_one_name_can_be_told_apart() -> None:
+def test_key_identifiers_distinguish_two_roots_of_one_name() -> None:
     """While a root is renewed, both are in every bundle, and verifiers pick the right one by its key identifier."""
     old, new = (make_root(new_key(), "demo.example", NOW, YEARS) for _ in range(2))
     anchors = [old.certificate, new.certificate]

@@ -175,7 +175,7 @@ def test_empty_first_list_fetches_nothing(served: Served) -> None:
     assert stream.refresh(served) == []
 
 
-def test_name_not_issued_yet_is_held_then_pushed(served: Served) -> None:
+def test_an_envoy_gets_a_name_as_soon_as_it_is_issued(served: Served) -> None:
     served.hold("late")
     stream = session()
     assert stream.receive(ask("late"), served) == [Subscribed(("late",), pending=("late",))]
@@ -184,7 +184,7 @@ def test_name_not_issued_yet_is_held_then_pushed(served: Served) -> None:
     assert sent(stream.refresh(served)) == [("late", "v1")]
 
 
-def test_what_is_there_does_not_wait_for_what_is_held(served: Served) -> None:
+def test_an_issued_name_does_not_wait_for_one_not_issued_yet(served: Served) -> None:
     served.hold("late")
     stream = session()
     assert sent(stream.receive(ask("default", "late"), served)) == [("default", "v1")]
@@ -249,7 +249,7 @@ def test_identity_withdrawn_in_mid_stream_leaves_the_others(served: Served) -> N
     assert sent(stream.refresh(served)) == [("default", "v1")], "an identity that comes back is pushed"
 
 
-def test_identity_withdrawn_while_its_answer_is_held_is_reported_too(served: Served) -> None:
+def test_an_identity_withdrawn_before_its_first_answer_is_reported_too(served: Served) -> None:
     served.hold("late")
     stream = session()
     stream.receive(ask("default", "late"), served)

@@ -44,8 +44,8 @@ def test_a_trust_domain_is_known_by_its_name_and_by_its_own_id() -> None:
 
 
 @pytest.mark.parametrize("text", ["spiffe://A", "spiffe://td/%", "spiffe://td//", "SPIFFE://td/", "x"])
-def test_of_a_text_that_is_too_long_for_an_id_no_character_is_looked_at(text: str) -> None:
-    """A peer may send megabytes in the place of an ID, and the time that they take is everybody's."""
+def test_a_text_too_long_for_an_id_is_refused_before_it_is_parsed(text: str) -> None:
+    """A peer may send megabytes in the place of an ID, and the time to parse them is lost to every other peer."""
     with pytest.raises(SpiffeIdError, match="bytes long"):
         SpiffeId.parse(text + "A" * 4_000_000)
     with pytest.raises(SpiffeIdError, match="bytes long"):
@@ -143,7 +143,7 @@ def test_the_longest_names_are_taken() -> None:
 
 
 def test_an_id_cannot_be_put_together_wrong() -> None:
-    """Whoever holds a SpiffeId holds a right one, however it was made."""
+    """Code that gets a SpiffeId need not check it again, however it was made."""
     domain = TrustDomain("demo.example")
     for path in ("web", "/", "/../x", "/" + "a" * 2048):
         with pytest.raises(SpiffeIdError):

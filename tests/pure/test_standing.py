@@ -1,4 +1,4 @@
-"""Why a workload has no certificate: whoever asks `ready` acts on these words."""
+"""Why a workload has no certificate: the user of `sds-agent ready` acts on these words."""
 
 from datetime import timedelta
 from typing import Any

@@ -80,7 +80,7 @@ def test_each_rule_begins_at_2048_bits_and_only_that_of_requests_ends(rule: KeyR
 
 
 def public_rsa(bits: int) -> rsa.RSAPublicKey:
-    """One that nobody has the other half of: to find two primes takes many seconds."""
+    """A modulus without a private key: to find two primes takes many seconds."""
     return rsa.RSAPublicNumbers(65537, (1 << (bits - 1)) + 1).public_key()
 
 

@@ -22,7 +22,7 @@ def test_it_begins_with_the_last_of_the_chain_and_ends_with_the_first() -> None:
 
 @pytest.mark.parametrize("late", ["leaf", "intermediate", "anchor"])
 def test_whatever_in_the_chain_begins_last_is_waited_for(late: str) -> None:
-    """Envoy looks at the times of each, the root's too."""
+    """Envoy checks the validity of each certificate, the root's too."""
     begin = NOW + SKEW / 2
     root = make_ca("root", not_before=begin if late == "anchor" else NOW - DAY)
     lower = make_ca("lower", root, not_before=begin if late == "intermediate" else NOW - DAY)
