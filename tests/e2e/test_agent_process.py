@@ -51,7 +51,7 @@ async def test_signal_ends_it_cleanly_and_quickly(tmp_path: Path, number: signal
 
 
 async def test_a_terminal_that_is_closed_ends_it_in_order(tmp_path: Path) -> None:
-    """The kernel sends SIGHUP. A socket that is left behind looks like an agent to every Envoy."""
+    """The kernel sends SIGHUP. Every Envoy would take a socket left behind for an agent."""
     terminal, inside = pty.openpty()
     command = ["setsid", "--ctty", sys.executable, "-m", "sds_agent", "run", str(write_config(tmp_path, default="1h"))]
     environment = {**os.environ, **PATHS}
@@ -147,8 +147,8 @@ async def test_connections_never_take_the_descriptors_that_the_agent_needs(
         await stream.ack("default")
         assert chain_of((await stream.read())["default"]) != before, "it renews, and pushes to who is connected"
         assert await program.stop() == 0
-    told = "".join(program.lines)
-    assert ("few_descriptors" in told) is ("too_many_connections" in told) is (served < 60)
+    log = "".join(program.lines)
+    assert ("few_descriptors" in log) is ("too_many_connections" in log) is (served < 60)
 
 
 async def test_log_says_who_may_connect(tmp_path: Path) -> None:
@@ -221,20 +221,20 @@ async def test_killed_agent_is_followed_by_another_at_once_with_the_same_root(tm
 
 
 async def test_restarted_agent_serves_what_it_had_and_false_leaves_no_key_on_the_disk(tmp_path: Path) -> None:
-    """Without the kept certificate an agent that came with a join token would have nothing: that is spent."""
-    config, kept = write_config(tmp_path, default="1h"), tmp_path / "state" / "certificates"
+    """Without the stored certificate an agent that came with a join token would have nothing: that token is spent."""
+    config, stored = write_config(tmp_path, default="1h"), tmp_path / "state" / "certificates"
     async with agent(config) as running:
         serial = (await running.event("issued"))["serial"]
         await running.program.stop()
     async with agent(config) as running:
         assert (await running.event("restored"))["serial"] == serial
         await running.program.stop(signal.SIGKILL)
-    assert list(kept.iterdir()) != []
+    assert list(stored.iterdir()) != []
     config.write_text(json.dumps({**json.loads(config.read_text()), "keep_certificates": False}))
     async with agent(config) as running:
         await running.event("kept_certificates_removed", count=1)
         assert (await running.event("issued"))["serial"] != serial
-        assert not kept.exists()
+        assert not stored.exists()
 
 
 async def test_state_that_is_removed_under_agent_and_ca_outlives_both(tmp_path: Path) -> None:
@@ -268,8 +268,8 @@ async def test_agent_says_who_could_change_what_it_trusts(tmp_path: Path) -> Non
     authority = {"type": "istio", "address": "127.0.0.1:1", "ca_file": "roots.pem", "token_file": "token"}
     config.write_text(json.dumps({**json.loads(config.read_text()), "authorities": {"ca": authority}}))
     async with agent(config) as running:
-        told = await running.event("source_shared", setting="authorities.ca.token_file", level="warning")
-        assert f"may write to {tmp_path / 'token'} (chmod g-w" in told["cause"]
+        reported = await running.event("source_shared", setting="authorities.ca.token_file", level="warning")
+        assert f"may write to {tmp_path / 'token'} (chmod g-w" in reported["cause"]
 
 
 def test_foreign_live_socket_is_not_touched(tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ async def test_it_ends_quickly_while_a_large_key_is_being_made(tmp_path: Path) -
         assert time.monotonic() - before < 2
 
 
-async def test_agent_whose_log_nobody_reads_serves_renews_and_ends(tmp_path: Path) -> None:
+async def test_agent_whose_log_no_process_reads_serves_renews_and_ends(tmp_path: Path) -> None:
     """A log collector that stands still must not take every Envoy's certificate with it."""
     config = write_config(tmp_path, default="5s", other="5s")
     reader, writer = os.pipe()

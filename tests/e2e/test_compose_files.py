@@ -68,7 +68,7 @@ def test_envoy_gets_to_the_socket_by_the_group_that_the_image_gives_it() -> None
 
 
 def test_the_least_file_finds_the_images_directories(tmp_path: Path) -> None:
-    """Elsewhere the root file system is read-only, or what is kept is lost with the container."""
+    """Elsewhere the root file system is read-only, or what the agent stores is lost with the container."""
     (tmp_path / "sds-agent.yaml").write_text(MINIMAL)
     final = (ROOT / "Dockerfile").read_text().split("\nFROM ")[-1]
     preset = dict(re.findall(r"\b(RUNTIME_DIRECTORY|STATE_DIRECTORY)=(\S+)", final))
@@ -159,7 +159,7 @@ def set_up(directory: Path) -> None:
     ids=" ".join,
 )
 def test_another_up_fixes_what_a_killed_one_left(lost: tuple[str, ...], tmp_path: Path) -> None:
-    """Otherwise no service comes up until somebody removes the volumes, with all that is in them."""
+    """Otherwise no service comes up until the user removes the volumes, with all that is in them."""
     set_up(tmp_path)
     signer = tmp_path / "var/lib/sds-agent/cacerts"
     before = (signer / "ca-cert.pem").read_bytes()

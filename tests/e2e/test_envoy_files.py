@@ -42,7 +42,7 @@ def test_envoy_finds_the_agent_and_the_agent_knows_what_it_asks_for(name: str) -
 
 
 @pytest.mark.parametrize(("name", "peer"), [("client.yaml", "server.yaml"), ("server.yaml", "client.yaml")])
-def test_each_side_lets_in_the_other_and_nobody_else(name: str, peer: str) -> None:
+def test_each_envoy_lets_in_the_other_and_no_other_peer(name: str, peer: str) -> None:
     ids = {workload["name"]: workload["spiffe_id"] for workload in loaded("agent.yaml")["workloads"]}
     (certificate,) = found(loaded(peer), "tls_certificate_sds_secret_configs")
     (allowed,) = found(loaded(name), "match_typed_subject_alt_names")

@@ -101,7 +101,7 @@ def chain(folder: Path) -> tuple[str, ...]:
 
 
 async def test_an_envoy_gets_certificates_of_our_ca_and_their_renewals(tmp_path: Path) -> None:
-    """The first by a join token, which is spent then, and the rest by the certificate held."""
+    """The first by a join token, which is spent then, and the rest by the current certificate."""
     async with (
         ca_server(tmp_path) as (server, _),
         agent(configured(tmp_path, server)) as running,
@@ -120,10 +120,10 @@ async def test_an_envoy_gets_certificates_of_our_ca_and_their_renewals(tmp_path:
     assert len(audited(tmp_path)) >= 4
 
 
-async def test_a_ca_that_is_away_for_a_while_disturbs_nobody(tmp_path: Path) -> None:
+async def test_the_agent_serves_the_current_certificate_while_the_ca_is_down(tmp_path: Path) -> None:
     async with ca_server(tmp_path) as (server, program), agent(configured(tmp_path, server)) as running:
         await running.event("ready")
         await program.stop()
-        told = await running.event("retrying", workload="default")
-        assert (told["kind"], told["serving"]) == ("transient", "the current certificate")
+        reported = await running.event("retrying", workload="default")
+        assert (reported["kind"], reported["serving"]) == ("transient", "the current certificate")
         assert (tmp_path / "client.token").read_text().strip() not in "".join(running.program.lines)

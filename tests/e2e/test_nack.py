@@ -24,7 +24,7 @@ from sds_agent.signing.signer import Signer, make_root
 class MustStapleAuthority:
     """A stand-in for a CA whose template is changed for a while: its second certificate demands an OCSP staple.
 
-    Nobody staples here, so Envoy has to refuse that one.
+    The agent serves no staple, so Envoy has to refuse that one.
     """
 
     def __init__(self) -> None:

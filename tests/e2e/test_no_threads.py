@@ -18,7 +18,7 @@ MODULES = [
 
 
 async def test_agent_that_can_start_no_thread_serves_on_and_renews_when_it_can() -> None:
-    """An RSA key is made in a thread, and a certificate is kept by one: the agent ended at the renewal."""
+    """The agent makes RSA keys and stores certificates in threads: a host that can start none must not end it."""
     with users_directory() as directory:
         config = {
             "trust_domain": "demo.example",

@@ -107,8 +107,8 @@ async def test_why_no_agent_answers(tmp_path: Path, state: str, said: str) -> No
             listener.bind(str(path))
         if state == "silent":
             listener.listen()
-        code, told = await ready("--socket", str(path))
-    assert (code, said in told) == (1, True), told
+        code, printed = await ready("--socket", str(path))
+    assert (code, said in printed) == (1, True), printed
 
 
 async def test_an_agent_that_ended_says_nothing_and_a_broken_file_is_no_matter_of_its_socket(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""Two clusters with intermediates under one root trust each other, and a CA that is replaced parts nobody: real agents,
-real Envoys.
+"""Two clusters with intermediates under one root trust each other, and go on doing so when a CA is replaced: real
+agents, real Envoys.
 """
 
 import json
@@ -70,8 +70,8 @@ async def test_a_new_intermediate_is_taken_by_a_running_agent(tmp_path: Path) ->
         await running.event("ca_signs")
 
 
-async def test_a_hierarchy_that_is_replaced_while_the_agent_is_away_parts_nobody(tmp_path: Path) -> None:
-    """A certificate of the old one that was kept and one of the new one accept each other, both ways."""
+async def test_peers_trust_each_other_after_a_hierarchy_is_replaced_while_the_agent_is_down(tmp_path: Path) -> None:
+    """A stored certificate of the old hierarchy and one of the new accept each other, both ways."""
     directory, roots = tmp_path / "cluster1", [tmp_path / name for name in ("root", "another")]
     for root in roots:
         assert main(["ca", "root", str(root), "--trust-domain", "demo.example"]) == 0
@@ -92,8 +92,8 @@ async def test_a_hierarchy_that_is_replaced_while_the_agent_is_away_parts_nobody
             assert await visitor.request(await proxy.port()) == issued["serial"]
 
 
-async def test_a_workload_that_gets_another_ca_over_a_restart_parts_nobody(tmp_path: Path) -> None:
-    """Envoys hold the certificate before for a while, and none of it is kept: its root stays until it has ended."""
+async def test_peers_trust_each_other_after_a_workload_gets_another_ca_over_a_restart(tmp_path: Path) -> None:
+    """Envoys use the previous certificate for a while, though no agent stores it: its root stays until it expires."""
     directory, root = tmp_path / "cluster1", tmp_path / "root"
     assert main(["ca", "root", str(root), "--trust-domain", "demo.example"]) == 0
     config = cluster(directory, root, "cluster1", names=["default"])

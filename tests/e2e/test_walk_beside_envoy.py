@@ -40,7 +40,7 @@ STRICTER: dict[str, str] = {
     # what was not asked for, and what an Envoy that calls would refuse: this one is called
     r"alternative names must be exactly": "a leaf has the SPIFFE ID and no other name",
     r"the certificate's extended key usage lacks": "an Envoy is called and calls",
-    r"the CA issued a CA certificate": "a workload that can sign could be anybody",
+    r"the CA issued a CA certificate": "a workload that can sign could take any identity",
     r"ExtendedKeyUsage of '.*' does not list serverAuth and clientAuth": "an Envoy is called and calls",
     # what is weak
     r"is signed with SHA1": "certificates have been forged with SHA-1",

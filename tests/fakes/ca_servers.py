@@ -112,8 +112,8 @@ class TokenIssuer:
             "exp": now + timedelta(minutes=5),
             "nbf": now,
         }
-        told = {name: value for name, value in {**good, **claims}.items() if value is not None}
-        return jwt.encode(told, key or self.keys[algorithm], algorithm, headers={"kid": algorithm})
+        payload = {name: value for name, value in {**good, **claims}.items() if value is not None}
+        return jwt.encode(payload, key or self.keys[algorithm], algorithm, headers={"kid": algorithm})
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,9 @@ def forget(connection: socket.socket) -> None:
 
 
 def connect(path: str) -> None:
-    """Make connections, and keep them."""
-    held = [socket.socket(socket.AF_UNIX) for _ in range(CONNECTIONS)]
-    for each in held:
+    """Make connections, and leave them open."""
+    connections = [socket.socket(socket.AF_UNIX) for _ in range(CONNECTIONS)]
+    for each in connections:
         each.connect(path)
         each.sendall(PREFACE + frame(4, 0, 0, b""))
     os.write(1, b"flooding\n")

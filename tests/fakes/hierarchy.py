@@ -53,7 +53,7 @@ def uris(*, permitted: Sequence[str] = (), excluded: Sequence[str] = ()) -> x509
 
 
 def key_usage(*, cert_sign: bool, crl_sign: bool | None = None) -> x509.KeyUsage:
-    """What a CA has, or what a leaf has; revocation lists are as certificates unless told."""
+    """The KeyUsage of a CA or of a leaf; `crl_sign` is as `cert_sign` unless given."""
     return x509.KeyUsage(
         digital_signature=not cert_sign,
         content_commitment=False,

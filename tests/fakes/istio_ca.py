@@ -138,7 +138,7 @@ class IstioCa:
         silent: bool = False,
         port: int = 0,
     ) -> AsyncIterator[str]:
-        """Serve on loopback inside this context, with a certificate for `names`, 127.0.0.1 unless told; the address.
+        """Serve on loopback inside this context, with a certificate for `names` (127.0.0.1 by default); the address.
 
         `mtls` wants a certificate of the root from every caller. `hanging` never answers, `silent` answers
         with success and nothing else.

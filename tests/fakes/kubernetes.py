@@ -78,7 +78,7 @@ class Kubernetes:
         for pod in self.pods:
             if pod.name == token:
                 return {"authenticated": True, "user": pod.user()}
-        return {"authenticated": False, "error": "nobody has this token"}
+        return {"authenticated": False, "error": "no pod has this token"}
 
 
 class _Server(ThreadingHTTPServer):
@@ -124,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_POST()
 
     def _kind(self) -> dict[str, str]:
-        """Only a client that wants metadata alone has to be told what it gets."""
+        """Only a client that wants metadata alone needs the kind in the answer."""
         if "as=PartialObjectMetadataList" in self.headers.get("accept", ""):
             return {"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1"}
         return {}

@@ -1,4 +1,4 @@
-"""What the tests with Istio's own programs share, and the table that tells at the end what was seen."""
+"""What the tests with Istio's own programs share, and the table of results printed at the end."""
 
 import tempfile
 from collections.abc import Iterator

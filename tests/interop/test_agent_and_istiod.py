@@ -44,7 +44,7 @@ def chain(folder: Path) -> tuple[x509.Certificate, ...]:
 
 
 async def test_an_envoy_gets_the_certificates_of_istiod_and_their_renewals(tmp_path: Path, cluster: Kubernetes) -> None:
-    """The first by a token, the rest by the certificate held: there is no token any more."""
+    """The first by a token, the rest by the current certificate: there is no token any more."""
     async with (
         istiod(tmp_path, cluster, plugged(tmp_path)) as server,
         agent(configured(tmp_path, cluster, server)) as running,
@@ -83,7 +83,7 @@ async def test_a_running_agent_follows_the_new_intermediate_and_roots_of_istiod(
 async def test_an_istiod_that_comes_back_with_another_root_is_taken_by_the_token(
     tmp_path: Path, cluster: Kubernetes
 ) -> None:
-    """While it is away the certificate held is served; then that one counts for nothing any more."""
+    """While istiod is down the agent serves the current certificate; the new istiod does not accept that one."""
     (tmp_path / "new").mkdir()
     async with istiod(tmp_path, cluster, plugged(tmp_path)) as before:
         config = configured(tmp_path, cluster, before)
@@ -91,8 +91,8 @@ async def test_an_istiod_that_comes_back_with_another_root_is_taken_by_the_token
         async with agent(config) as running:
             await running.event("ready")
             await before.program.stop()
-            told = await running.event("retrying", workload="default")
-            assert (told["kind"], told["serving"]) == ("transient", "the current certificate")
+            reported = await running.event("retrying", workload="default")
+            assert (reported["kind"], reported["serving"]) == ("transient", "the current certificate")
             async with istiod(tmp_path, cluster, plugged(tmp_path / "new"), port=port) as after:
                 (tmp_path / "roots.pem").write_bytes(after.roots)
                 await running.event("certificate_not_taken", status="UNAVAILABLE")

@@ -142,10 +142,10 @@ async def test_a_certificate_for_another_than_the_agents_workload_is_not_taken(
 
 async def test_a_certificate_of_istiod_renews_without_a_token(tmp_path: Path, cluster: Kubernetes) -> None:
     async with serving(tmp_path, cluster, plugged(tmp_path)) as caller:
-        held = caller.taken(await caller.authority().issue(caller.request()))
+        current = caller.taken(await caller.authority().issue(caller.request()))
         caller.show(None)
         caller.key = generate(KeyType.EC_P256)
-        caller.taken(await caller.authority().issue(caller.request(current=held)))
+        caller.taken(await caller.authority().issue(caller.request(current=current)))
         error = await caller.refused(caller.request())
     assert error.kind is ErrorKind.UNAUTHENTICATED
 
@@ -158,8 +158,8 @@ async def test_a_foreign_certificate_gives_way_to_the_token(tmp_path: Path, clus
     async with serving(tmp_path, cluster, plugged(tmp_path)) as caller:
         with recorded() as events:
             caller.taken(await caller.authority().issue(caller.request(current=foreign)))
-    (told,) = events.named("certificate_not_taken")
-    assert told["status"] == "UNAVAILABLE"
+    (reported,) = events.named("certificate_not_taken")
+    assert reported["status"] == "UNAVAILABLE"
 
 
 async def test_a_certificate_that_has_expired_for_istiod_alone_gives_way_to_the_token(
@@ -170,11 +170,11 @@ async def test_a_certificate_that_has_expired_for_istiod_alone_gives_way_to_the_
         now, key = datetime.now(UTC), new_key()
         signer = signer_of(tmp_path / "cluster1")
         leaf = make_leaf(signer, WEB, key=key, not_before=now - DAY, not_after=now - timedelta(minutes=30))
-        held = CurrentIdentity(write_pem([leaf, signer.certificate]), to_pkcs8_pem(key))
+        current = CurrentIdentity(write_pem([leaf, signer.certificate]), to_pkcs8_pem(key))
         clock = HandClock(now - timedelta(hours=1))
         with recorded() as events:
-            caller.taken(await caller.authority(clock=clock).issue(caller.request(current=held)))
-    assert [told["status"] for told in events.named("certificate_not_taken")] == ["UNAVAILABLE"]
+            caller.taken(await caller.authority(clock=clock).issue(caller.request(current=current)))
+    assert [reported["status"] for reported in events.named("certificate_not_taken")] == ["UNAVAILABLE"]
 
 
 @pytest.mark.parametrize(
@@ -206,9 +206,11 @@ async def test_a_token_counts_in_its_own_cluster(tmp_path: Path, cluster: Kubern
 async def test_a_node_agent_gets_the_certificates_of_its_nodes_pods(tmp_path: Path, cluster: Kubernetes) -> None:
     async with serving(tmp_path, cluster, plugged(tmp_path), CA_TRUSTED_NODE_ACCOUNTS="istio-system/ztunnel") as caller:
         caller.show(ZTUNNEL.name)
-        held = caller.taken(await caller.authority(impersonate=True, cluster_id="Kubernetes").issue(caller.request()))
+        current = caller.taken(
+            await caller.authority(impersonate=True, cluster_id="Kubernetes").issue(caller.request())
+        )
         caller.taken(
-            await caller.authority(impersonate=True, cluster_id="Kubernetes").issue(caller.request(current=held))
+            await caller.authority(impersonate=True, cluster_id="Kubernetes").issue(caller.request(current=current))
         )
         absent = f"spiffe://{TRUST_DOMAIN}/ns/default/sa/on-another-node"
         for cluster_id, uri in (("Kubernetes", absent), (None, WEB)):

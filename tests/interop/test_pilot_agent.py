@@ -27,14 +27,14 @@ NODE = "an-envoy"
 
 
 @dataclass(frozen=True)
-class Held:
+class Received:
     """What an Envoy gets as `default`."""
 
     chain: tuple[x509.Certificate, ...]
     key: object = field(repr=False)
 
 
-async def held(stream: SotwStream) -> Held:
+async def certificate_of(stream: SotwStream) -> Received:
     """The next `default` on a stream."""
     secret = (await stream.read())["default"].tls_certificate
     assert secret is not None
@@ -42,7 +42,7 @@ async def held(stream: SotwStream) -> Held:
     assert secret.private_key is not None
     key = load_pem_private_key(secret.private_key.inline_bytes or b"", None)
     await stream.ack("default")
-    return Held(read_pem(secret.certificate_chain.inline_bytes or b""), key)
+    return Received(read_pem(secret.certificate_chain.inline_bytes or b""), key)
 
 
 async def trusted(stream: SotwStream) -> tuple[x509.Certificate, ...]:
@@ -84,8 +84,8 @@ def proofs(ca: Served) -> list[str]:
     return [line["proof"] for line in ca.audit if line["outcome"] == "issued"]
 
 
-def check(got: Held, roots: tuple[x509.Certificate, ...]) -> None:
-    """What pilot-agent holds passes every check of ours: key, identity, times, usages and the path to the roots."""
+def check(got: Received, roots: tuple[x509.Certificate, ...]) -> None:
+    """What pilot-agent serves passes every check of ours: key, identity, times, usages and the path to the roots."""
     assert isinstance(got.key, PrivateKey)
     issuance = Issuance(write_pem(got.chain), write_pem(roots))
     identity, public_key = SpiffeId.parse(WEB), got.key.public_key()
@@ -99,7 +99,7 @@ async def seen(agent: PilotAgent, roots: bytes, kind: type, *, renewals: int = 2
         anchors = await trusted(await peer.stream().ask("ROOTCA", node=NODE))
         assert set(anchors) == set(read_pem(roots)), "pilot-agent sorts them as text"
         stream = await peer.stream().ask("default", node=NODE)
-        certificates = [await held(stream) for _ in range(1 + renewals)]
+        certificates = [await certificate_of(stream) for _ in range(1 + renewals)]
     for got in certificates:
         check(got, anchors)
         assert isinstance(got.key, kind)
@@ -171,7 +171,7 @@ async def test_pilot_agent_goes_on_after_a_restart_of_our_ca(tmp_path: Path, pla
         before = len([line for line in agent.program.lines if GENERATED in line])
         async with ca() as again, connected(agent.socket) as peer:
             await agent.program.line(GENERATED, count=before + 1)
-            check(await held(await peer.stream().ask("default", node=NODE)), read_pem(roots))
+            check(await certificate_of(await peer.stream().ask("default", node=NODE)), read_pem(roots))
             assert proofs(again)[before + 1] == "certificate"
 
 
@@ -216,10 +216,10 @@ async def test_the_envoy_of_pilot_agent_and_a_certificate_of_our_ca_trust_each_o
         port = await agent.envoy.port()
         async with connected(agent.socket) as peer:
             stream = await peer.stream().ask("default", node=NODE)
-            await held(stream)
+            await certificate_of(stream)
             first = await visitor.request(port)
-            await held(stream)
-            await held(stream)
+            await certificate_of(stream)
+            await certificate_of(stream)
         assert await visitor.request(port) != first
 
 
@@ -237,12 +237,12 @@ async def test_pilot_agent_follows_new_roots_and_a_new_signer(tmp_path: Path, pl
             both = add_root(tmp_path, intermediate(tmp_path, "again"))
             replace(directory, tmp_path / "again")
             assert set(await trusted(stream)) == set(read_pem(both))
-            certificate = await held(await peer.stream().ask("default", node=NODE))
+            certificate = await certificate_of(await peer.stream().ask("default", node=NODE))
     assert certificate.chain[1] == read_pem((directory / "ca-cert.pem").read_bytes())[0]
     assert {line["outcome"] for line in ca.audit} == {"issued"}
 
 
-async def test_pilot_agent_is_told_that_its_token_is_wrong_and_goes_on_with_a_good_one(
+async def test_pilot_agent_logs_that_its_token_is_wrong_and_goes_on_with_a_good_one(
     tmp_path: Path, place: Path
 ) -> None:
     async with served(tmp_path) as ca:

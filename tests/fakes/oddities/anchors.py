@@ -45,7 +45,7 @@ AUTHORITIES: dict[str, list[bytes]] = {
 }
 NO_AUTHORITY = instead(der.AUTHORITY_KEY_IDENTIFIER)
 NAMED: dict[str, Make] = {"": usual, ", no AuthorityKeyIdentifier": NO_AUTHORITY}
-"""With and without what tells namesakes apart."""
+"""With and without the extension that distinguishes anchors of one name."""
 
 
 def _bare(subject: Entity, issuer: Entity, extensions: tuple[bytes, ...]) -> bytes:
