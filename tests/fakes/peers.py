@@ -114,11 +114,11 @@ class SotwStream(_Stream):
 class DeltaStream(_Stream):
     """A DeltaSecrets stream."""
 
-    async def subscribe(self, *names: str, held: dict[str, str] | None = None, node: str = "") -> Self:
-        """Send a subscription."""
+    async def subscribe(self, *names: str, versions: dict[str, str] | None = None, node: str = "") -> Self:
+        """Send a subscription; `versions` of the secrets this client has from an earlier stream, by name."""
         message = DeltaDiscoveryRequest(
             resource_names_subscribe=list(names),
-            initial_resource_versions=held or {},
+            initial_resource_versions=versions or {},
             node=Node(id=node) if node else None,
         )
         await self.call.write(bytes(message))

@@ -81,7 +81,7 @@ async def test_nack_is_not_inferred_from_the_version(tmp_path: Path) -> None:
 async def test_reconnecting_delta_client_is_answered_whatever_it_says_it_holds(tmp_path: Path, version: str) -> None:
     """Silence for an equal version would leave an Envoy that waits for its first answer without a listener."""
     async with running(tmp_path) as (_, peer, _events):
-        stream = await peer.delta().subscribe("default", held={"default": version, "ROOTCA": "any"})
+        stream = await peer.delta().subscribe("default", versions={"default": version, "ROOTCA": "any"})
         assert [r.name for r in (await stream.read()).resources] == ["default"], "what it holds subscribes to nothing"
 
 
