@@ -230,10 +230,10 @@ def test_a_signer_that_may_not_issue_for_the_trust_domain_is_refused() -> None:
     ],
 )
 def test_the_error_says_what_a_file_without_a_certificate_contains(name: str, data: bytes, words: str) -> None:
-    told = problems({**GOOD, name: data})
-    assert words in str(told[0])
-    assert told[0].where == (name,)
-    assert "MIG" not in str(told)
+    reported = problems({**GOOD, name: data})
+    assert words in str(reported[0])
+    assert reported[0].where == (name,)
+    assert "MIG" not in str(reported)
 
 
 def test_the_agent_reads_a_bom_crlf_and_a_preamble_and_reports_what_istiod_would_refuse(tmp_path: Path) -> None:

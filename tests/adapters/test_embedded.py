@@ -95,7 +95,7 @@ def mode_of(path: Path) -> int:
 # --- issuing ---
 
 
-async def test_what_it_issues_passes_the_checks_for_every_ca(tmp_path: Path) -> None:
+async def test_the_embedded_ca_issues_what_the_agent_accepts_of_every_ca(tmp_path: Path) -> None:
     clock = HandClock()
     accepted = await issue(await embedded(tmp_path, clock), clock)
     assert accepted.chain == (accepted.leaf,)
@@ -167,7 +167,7 @@ async def test_a_csr_that_proves_no_key_gets_no_certificate(tmp_path: Path, csr:
     assert caught.value.kind is ErrorKind.INVALID
 
 
-async def test_a_lifetime_that_cannot_be_signed_is_refused_in_words(tmp_path: Path) -> None:
+async def test_the_agent_refuses_a_lifetime_that_no_certificate_can_have(tmp_path: Path) -> None:
     with pytest.raises(AuthorityError, match="ask for 1 s or more") as caught:
         await ask(await embedded(tmp_path), ttl=timedelta(0))
     assert caught.value.kind is ErrorKind.DENIED
@@ -282,7 +282,7 @@ def _dangling_symlink(file: Path) -> None:
         (_dangling_symlink, "is not a regular file"),
     ],
 )
-async def test_a_file_that_cannot_be_used_is_refused_in_words_and_left_alone(
+async def test_the_agent_refuses_an_unusable_file_and_leaves_it_unchanged(
     tmp_path: Path, harm: Callable[[Path], None], words: str
 ) -> None:
     """A CA that silently began anew would cost every peer its trust, and the old root for ever."""
@@ -315,7 +315,7 @@ async def test_a_root_that_another_user_put_there_is_not_taken(tmp_path: Path, m
         await embedded(tmp_path)
 
 
-async def test_what_a_killed_agent_left_of_its_key_is_removed(tmp_path: Path) -> None:
+async def test_the_agent_removes_the_half_written_key_of_a_killed_agent(tmp_path: Path) -> None:
     await embedded(tmp_path)
     (tmp_path / ".roots.pem.0a1b2c3d").write_text("half a key")
     await embedded(tmp_path)
@@ -332,7 +332,7 @@ async def test_the_agent_refuses_a_directory_that_every_user_may_write_to(tmp_pa
     assert list(directory.iterdir()) == []
 
 
-async def test_a_path_that_cannot_be_a_directory_is_refused_in_words(tmp_path: Path) -> None:
+async def test_the_agent_refuses_a_path_that_cannot_be_a_directory(tmp_path: Path) -> None:
     (tmp_path / "state").write_bytes(b"precious")
     with pytest.raises(ConfigurationError, match=r"^state_dir: .*/state: cannot be used .* a directory of its own"):
         await embedded(tmp_path / "state" / "local")

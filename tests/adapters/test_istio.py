@@ -66,7 +66,7 @@ class Client:
     def request(self, ttl: timedelta = DAY, current: CurrentIdentity | None = None) -> IssueRequest:
         return IssueRequest(SpiffeId.parse(URI), make_csr(self.key, URI), ttl, "0" * 32, current)
 
-    def stored(self, issuer: Ca | None = None, uri: str = URI, *, expired: bool = False) -> CurrentIdentity:
+    def current(self, issuer: Ca | None = None, uri: str = URI, *, expired: bool = False) -> CurrentIdentity:
         """A certificate as an earlier attempt brought it."""
         key, now = new_key(), datetime.now(UTC)
         end = now - timedelta(minutes=1) if expired else now + DAY
@@ -178,7 +178,7 @@ async def test_the_agent_reports_a_file_without_a_token_and_does_not_ask_the_ca(
 
 async def test_the_current_certificate_renews_without_a_token(client: Client) -> None:
     client.token_file.unlink()
-    identity = client.stored()
+    identity = client.current()
     async with client.ca.serving(mtls=True) as address:
         await client.authority(address).issue(client.request(current=identity))
     (asked,) = client.ca.asked
@@ -191,7 +191,7 @@ async def test_a_foreign_certificate_fails_the_connection_and_the_token_goes_alo
     client: Client, events: Events
 ) -> None:
     """A server that takes certificates, but not this one, is followed by one at the same port that takes none."""
-    foreign = client.stored(client.ca.stranger)
+    foreign = client.current(client.ca.stranger)
     async with client.ca.serving(mtls=True) as first, client.ca.serving() as second:
         error = await refused(client.authority(first), client.request(current=foreign))
         assert error.kind is ErrorKind.TRANSIENT
@@ -210,7 +210,7 @@ async def test_a_certificate_that_the_ca_does_not_know_gives_way_to_the_token(cl
 
     client.ca.answer = first_time
     async with client.ca.serving() as address:
-        await client.authority(address).issue(client.request(current=client.stored()))
+        await client.authority(address).issue(client.request(current=client.current()))
     assert len(client.ca.asked) == 2
     assert events.named("certificate_not_taken")[0]["cause"] == "it was revoked"
 
@@ -219,7 +219,7 @@ async def test_a_certificate_that_the_ca_knows_and_refuses_does_not_give_way_to_
     """The CA has said no to this caller: to ask again with a token would only count against it twice."""
     client.ca.answer = refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, "slower")
     async with client.ca.serving() as address:
-        error = await refused(client.authority(address), client.request(current=client.stored()))
+        error = await refused(client.authority(address), client.request(current=client.current()))
     assert error.kind is ErrorKind.THROTTLED
     assert len(client.ca.asked) == 1
 
@@ -228,13 +228,13 @@ async def test_a_certificate_that_the_ca_knows_and_refuses_does_not_give_way_to_
 async def test_a_certificate_that_names_no_workload_is_not_presented(client: Client, uri: str) -> None:
     client.token_file.unlink()
     async with client.ca.serving(mtls=True) as address:
-        error = await refused(client.authority(address), client.request(current=client.stored(uri=uri)))
+        error = await refused(client.authority(address), client.request(current=client.current(uri=uri)))
     assert error.kind is ErrorKind.UNAUTHENTICATED
 
 
 async def test_an_expired_certificate_is_not_presented(client: Client, events: Events) -> None:
     async with client.ca.serving() as address:
-        await client.authority(address).issue(client.request(current=client.stored(expired=True)))
+        await client.authority(address).issue(client.request(current=client.current(expired=True)))
     assert len(client.ca.asked) == 1
     assert events.named("certificate_not_taken") == []
 
@@ -243,20 +243,20 @@ async def test_an_expired_certificate_is_not_presented(client: Client, events: E
 async def test_no_certificate_goes_along_where_it_must_not(client: Client, options: dict[str, bool]) -> None:
     """An impersonated identity beside a certificate would be refused."""
     async with client.ca.serving(mtls=True) as address:
-        error = await refused(client.authority(address, **options), client.request(current=client.stored()))
+        error = await refused(client.authority(address, **options), client.request(current=client.current()))
     assert error.kind is ErrorKind.TRANSIENT
     assert client.ca.asked == []
 
 
 async def test_a_provisioned_certificate_asks_for_the_first_one(client: Client) -> None:
-    identity = client.stored()
+    identity = client.current()
     (client.folder / "cert-chain.pem").write_bytes(identity.chain_pem)
     (client.folder / "key.pem").write_bytes(identity.private_key_pem)
     async with client.ca.serving(mtls=True) as address:
         authority = client.authority(address, token_file=None, provisioned=client.folder)
         await authority.issue(client.request())
-        await authority.issue(client.request(current=client.stored(expired=True)))
-        (client.folder / "key.pem").write_bytes(client.stored().private_key_pem)
+        await authority.issue(client.request(current=client.current(expired=True)))
+        (client.folder / "key.pem").write_bytes(client.current().private_key_pem)
         error = await refused(authority, client.request())
     assert len(client.ca.asked) == 2
     assert error.kind is ErrorKind.UNAUTHENTICATED
@@ -264,7 +264,7 @@ async def test_a_provisioned_certificate_asks_for_the_first_one(client: Client) 
 
 
 async def test_the_agent_reports_an_expired_provisioned_certificate_and_does_not_present_it(client: Client) -> None:
-    identity = client.stored(expired=True)
+    identity = client.current(expired=True)
     (client.folder / "cert-chain.pem").write_bytes(identity.chain_pem)
     (client.folder / "key.pem").write_bytes(identity.private_key_pem)
     async with client.ca.serving() as address:
@@ -321,8 +321,10 @@ def after_a_block_without_line_break(pem: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("form", [with_byte_order_mark, after_a_block_without_line_break])
-async def test_what_our_reader_takes_grpcs_own_takes_too(client: Client, form: Callable[[bytes], bytes]) -> None:
-    identity = client.stored()
+async def test_grpc_loads_every_form_of_pem_that_the_agent_reads(
+    client: Client, form: Callable[[bytes], bytes]
+) -> None:
+    identity = client.current()
     client.ca_file.write_bytes(form(client.ca.root_pem))
     (client.folder / "cert-chain.pem").write_bytes(form(identity.chain_pem))
     (client.folder / "key.pem").write_bytes(form(identity.private_key_pem))
@@ -348,7 +350,7 @@ async def test_the_agent_reports_an_unusable_root_once_and_uses_the_others(clien
 
 
 @pytest.mark.filterwarnings("ignore:Attribute's length must be:UserWarning")
-async def test_whatever_odd_roots_are_read_grpc_loads_them_too(client: Client) -> None:
+async def test_grpc_loads_every_odd_root_that_the_agent_reads(client: Client) -> None:
     client.ca_file.write_bytes(b"".join(map(der.pem, LOADED.values())) + client.ca.root_pem)
     async with client.ca.serving() as address:
         await client.authority(address).issue(client.request())
@@ -378,7 +380,7 @@ async def test_a_root_file_that_is_no_file_holds_nothing_up(client: Client, kind
 
 async def test_the_error_for_a_server_of_another_name_says_to_set_server_name(client: Client, events: Events) -> None:
     async with client.ca.serving("istiod.istio-system.svc", "localhost") as address:
-        error = await refused(client.authority(address), client.request(current=client.stored()))
+        error = await refused(client.authority(address), client.request(current=client.current()))
         assert error.kind is ErrorKind.TRANSIENT
         fault = "its certificate is for istiod.istio-system.svc, localhost, not for 127.0.0.1; set server_name"
         assert str(error) == f"the Istio CA at {address} cannot be reached: {fault}"
@@ -392,7 +394,7 @@ async def test_the_agent_reports_a_ca_that_is_down_and_not_a_refused_certificate
 ) -> None:
     async with client.ca.serving() as address:
         pass
-    error = await refused(client.authority(address), client.request(current=client.stored()))
+    error = await refused(client.authority(address), client.request(current=client.current()))
     assert error.kind is ErrorKind.TRANSIENT
     fault = "nothing answers there (Connection refused); check that it runs at this address"
     assert str(error) == f"the Istio CA at {address} cannot be reached: {fault}"
@@ -409,7 +411,7 @@ async def test_the_error_for_an_impossible_host_quotes_grpc(client: Client) -> N
 async def test_the_error_for_a_server_of_an_unknown_ca_says_to_add_its_root(client: Client, events: Events) -> None:
     client.ca_file.write_bytes(write_pem([client.ca.stranger.certificate]))
     async with client.ca.serving() as address:
-        error = await refused(client.authority(address), client.request(current=client.stored()))
+        error = await refused(client.authority(address), client.request(current=client.current()))
     assert "cannot be reached: the roots in ca_file do not vouch for its certificate (unable to get" in str(error)
     assert str(error).endswith("put its CA's root there")
     assert events.named("certificate_not_taken") == []
@@ -596,7 +598,7 @@ async def test_the_agent_reports_the_size_of_a_too_large_answer_and_does_not_rec
     assert f"has {100 << 20} bytes, and at most {LARGEST_ANSWER} are received; remove the roots" in str(error)
 
 
-async def test_a_ca_that_says_that_it_is_exhausted_is_throttled_whatever_its_words(client: Client) -> None:
+async def test_an_exhausted_ca_counts_as_throttling_whatever_its_message(client: Client) -> None:
     client.ca.answer = refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, "Received message larger than max (9 vs. 8)")
     async with client.ca.serving() as address:
         assert (await refused(client.authority(address), client.request())).kind is ErrorKind.THROTTLED
@@ -623,7 +625,7 @@ async def test_the_token_is_in_no_error_no_log_and_no_repr(
     client.ca.answer = echo
     async with client.ca.serving() as address:
         authority = client.authority(address)
-        error = await refused(authority, client.request(current=client.stored()))
+        error = await refused(authority, client.request(current=client.current()))
         seen += [repr(authority), repr(vars(authority)), repr(read_token(client.token_file))]
     seen += ["".join(traceback.format_exception(error)), repr(error), repr(error.__context__), repr(events.seen)]
     assert bearer(client.ca.asked[0]) == f"Bearer {PLANTED}"
@@ -740,7 +742,7 @@ async def test_an_endpoint_that_takes_no_certificate_has_no_more_time_than_other
     with client.ca_file.open("ab") as file:
         file.write(late.root_pem)
     async with late.serving() as first, client.ca.serving() as second:
-        await client.authority(first, second, timeout=2.0).issue(client.request(current=client.stored()))
+        await client.authority(first, second, timeout=2.0).issue(client.request(current=client.current()))
     assert len(client.ca.asked) == 1
     with_certificate, with_token = late.timeout
     assert with_token < with_certificate * 0.75, "half of it is left; gRPC rounds what it sends"

@@ -175,7 +175,7 @@ def spoilt(folder: Path, kind: str) -> tuple[AuthoritySettings, Context]:
 
 
 @pytest.mark.parametrize("kind", MINIMUM)
-async def test_what_cannot_be_opened_is_refused_in_words(folder: Path, kind: str) -> None:
+async def test_an_authority_that_cannot_be_opened_is_a_configuration_error(folder: Path, kind: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         async with registry.kind(kind).open(*spoilt(folder, kind)):
             pass

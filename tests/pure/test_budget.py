@@ -33,7 +33,7 @@ def test_a_key_that_asks_all_the_time_takes_nothing_that_others_could_have() -> 
     assert granted(one, "quiet", 2, 0) == 2
 
 
-def test_what_costs_more_takes_more_of_both_and_nothing_where_it_does_not_fit() -> None:
+def test_a_costly_request_takes_its_cost_of_both_budgets_or_nothing() -> None:
     one = budget(each=10, together=10)
     assert not one.take("a", 0, cost=11)
     assert one.take("a", 0, cost=8)
@@ -42,7 +42,7 @@ def test_what_costs_more_takes_more_of_both_and_nothing_where_it_does_not_fit() 
     assert granted(one, "a", 10, 0.5) == 1
 
 
-def test_what_is_taken_on_credit_says_how_long_to_wait_for_it() -> None:
+def test_a_caller_that_overdraws_learns_how_long_to_wait() -> None:
     bucket = Bucket(Rate(10, 2), 0)
     assert [bucket.overdraw(0, cost) for cost in (4, 6, 4, 1)] == [0, 0, 2, 2.5]
     assert bucket.overdraw(1.5, 2) == 2
@@ -81,7 +81,7 @@ def test_keys_without_end_cannot_grow_memory_and_who_goes_on_is_not_forgotten() 
     assert buckets.take("0", 0), "who was forgotten begins anew"
 
 
-def test_what_was_left_out_is_counted_at_once_and_then_once_an_interval() -> None:
+def test_the_first_omission_is_counted_at_once_and_the_next_once_an_interval() -> None:
     one = budget()
     assert one.left_out(0) == 0
     assert granted(one, "a", 4, 0) == 3
@@ -92,14 +92,14 @@ def test_what_was_left_out_is_counted_at_once_and_then_once_an_interval() -> Non
     assert one.left_out(200) == 0
 
 
-def test_what_is_left_out_after_a_quiet_time_is_counted_at_once_again() -> None:
+def test_an_omission_after_a_quiet_time_is_counted_at_once() -> None:
     one = budget()
     for begin in (0, 1000):
         granted(one, "a", 4, begin)
         assert one.left_out(begin) == 1
 
 
-def test_nothing_that_was_left_out_stays_untold_at_the_end() -> None:
+def test_every_omission_is_counted_at_the_end() -> None:
     one = budget()
     granted(one, "a", 4, 0)
     one.left_out(0)

@@ -33,7 +33,7 @@ def test_the_oldest_that_proved_nothing_gives_way_when_all_places_are_taken() ->
     assert len(places) == MOST
 
 
-def test_who_proves_nothing_takes_no_place_of_who_did() -> None:
+def test_an_unproven_caller_takes_no_slot_of_a_proven_one() -> None:
     places = Places[str](MOST)
     for number in range(140):
         places.arrive(f"machine-{number}", f"10.0.0.{number}")

@@ -58,7 +58,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert read.node_agents["spiffe://cluster.local/node"].covers("spiffe://cluster.local/ns/a/sa/b")
 
 
-def test_the_least_is_little_and_stays_on_this_machine(tmp_path: Path) -> None:
+def test_the_shortest_file_listens_on_loopback_and_asks_for_certificates(tmp_path: Path) -> None:
     read = load(written(tmp_path, LEAST))
     assert str(read.listen) == "127.0.0.1:15012"
     assert read.callers.mtls
@@ -196,7 +196,7 @@ def test_the_schema_that_is_checked_in_is_what_the_settings_give() -> None:
     [WHOLE, LEAST, EXAMPLE, (ROOT / "envoy" / "compose" / "ca.yaml").read_text()],
     ids=["whole", "least", "the page's", "the compose setup's"],
 )
-def test_what_is_good_for_the_ca_is_good_for_an_editor(text: str, tmp_path: Path) -> None:
+def test_the_schema_accepts_every_file_that_the_ca_accepts(text: str, tmp_path: Path) -> None:
     load(written(tmp_path, text))
     jsonschema.validate(yaml.safe_load(text), json_schema(), jsonschema.Draft202012Validator)
 
@@ -232,7 +232,7 @@ def test_what_is_good_for_the_ca_is_good_for_an_editor(text: str, tmp_path: Path
         "log: {level: loud}",
     ],
 )
-def test_what_the_ca_refuses_an_editor_marks(change: str, tmp_path: Path) -> None:
+def test_the_schema_refuses_what_the_ca_refuses(change: str, tmp_path: Path) -> None:
     text = yaml.safe_dump(yaml.safe_load(LEAST) | yaml.safe_load(change))
     with pytest.raises(ProblemsError):
         load(written(tmp_path, text))

@@ -77,7 +77,7 @@ READABLE = {
 
 
 @pytest.mark.parametrize("data", READABLE.values(), ids=READABLE.keys())
-def test_certificates_are_read_in_whatever_dress_they_come(data: bytes) -> None:
+def test_certificates_are_read_from_pem_as_tools_and_editors_write_it(data: bytes) -> None:
     """Some tools write text before the PEM, editors a byte order mark; `cat` joins what has no last newline."""
     assert read_pem(data) == CHAIN
 
@@ -118,7 +118,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize(("data", "reason"), UNREADABLE.values(), ids=UNREADABLE.keys())
-def test_what_cannot_be_read_is_refused_with_the_block_and_the_reason(data: bytes, reason: str) -> None:
+def test_the_error_for_an_unreadable_bundle_names_the_block_and_the_reason(data: bytes, reason: str) -> None:
     """A damaged bundle is never half taken: that would silently drop a trust anchor."""
     with pytest.raises(CertificateError) as refused:
         read_pem(data)
@@ -243,7 +243,7 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
 # --- writing and asking ---
 
 
-def test_what_is_written_is_read_back() -> None:
+def test_a_written_chain_is_read_back_unchanged() -> None:
     assert read_pem(write_pem(CHAIN)) == CHAIN
     assert PEM.endswith(b"-----END CERTIFICATE-----\n")
     assert PEM.count(b"\n-----END CERTIFICATE-----\n") == 3
@@ -298,7 +298,7 @@ def test_every_name_and_usage_of_a_certificate_is_read() -> None:
     assert extension(leaf, x509.KeyUsage) is not None
 
 
-def test_what_is_not_there_is_empty() -> None:
+def test_a_certificate_without_extensions_has_no_names_and_usages() -> None:
     bare = make_leaf(CA, None, usages=())
     assert (san_values(bare), subject_alternative_uris(bare), extended_key_usages(bare)) == ((), (), frozenset())
     assert extension(bare, x509.NameConstraints) is None

@@ -93,9 +93,7 @@ def test_the_whole_bundle_counts_not_only_what_ends_the_chain() -> None:
         ("new key with old, not saying which", "Envoy takes 'CN=Demo Root' for self-signed"),
     ],
 )
-def test_what_joins_an_old_key_and_a_new_one_is_a_dead_end_for_envoy_without_identifiers(
-    label: str, words: str
-) -> None:
+def test_the_agent_refuses_a_link_certificate_without_identifiers_as_envoy_does(label: str, words: str) -> None:
     """It takes such a certificate for a root, and goes no further up."""
     case = CASES[label]
     (leaf, *above), anchors = read_pem(case.chain_pem), read_pem(case.anchors_pem)
@@ -114,7 +112,7 @@ def test_too_many_copies_of_one_anchor_are_given_up_soon() -> None:
 
 
 @pytest.mark.parametrize("label", sorted(AMBIGUOUS))
-def test_what_no_envoy_judges_may_have_several_roots_of_one_name(label: str) -> None:
+def test_a_chain_that_no_envoy_verifies_may_have_several_roots_of_one_name(label: str) -> None:
     """A CA that verifies its callers' certificates finds the root that signed."""
     case = CASES[label]
     (leaf, *above), anchors = read_pem(case.chain_pem), read_pem(case.anchors_pem)

@@ -49,7 +49,7 @@ cuts = st.lists(st.integers(0, 70_000), max_size=40)
 
 
 @given(st.lists(st.tuples(names, values), max_size=5), cuts, st.integers(1, 5))
-def test_what_a_client_of_ours_sends_is_passed_on(headers: list[tuple[str, str]], at: list[int], count: int) -> None:
+def test_the_calls_of_a_grpc_client_are_passed_on(headers: list[tuple[str, str]], at: list[int], count: int) -> None:
     inspection = Inspection(BOUNDS)
     for piece in pieces(calls(count, headers), at):
         assert inspection.take(piece) is None
@@ -119,7 +119,7 @@ LARGEST_BLOCK = block(Encoder().encode([("a", "x" * (20_000 - 9 - 7))], huffman=
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\r", "begin"),
     ],
 )
-def test_what_costs_grpc_too_much_ends_the_connection(data: bytes, words: str) -> None:
+def test_frames_that_cost_grpc_too_much_end_the_connection(data: bytes, words: str) -> None:
     assert words in (judged(data) or "")
 
 
@@ -137,11 +137,11 @@ def test_what_costs_grpc_too_much_ends_the_connection(data: bytes, words: str) -
     ],
 )
 @given(at=st.lists(st.integers(0, 300), max_size=30))
-def test_what_the_rfc_allows_is_passed_on(data: bytes, at: list[int]) -> None:
+def test_frames_that_the_rfc_allows_are_passed_on(data: bytes, at: list[int]) -> None:
     assert judged(data, at) is None
 
 
-def test_who_may_send_more_frames_can() -> None:
+def test_a_client_that_is_allowed_more_frames_can_send_them() -> None:
     inspection = Inspection(BOUNDS)
     inspection.allow(5)
     assert inspection.take(BEGIN + frame(PING, 0, 0, bytes(8)) * 34) is None

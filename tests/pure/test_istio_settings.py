@@ -35,7 +35,7 @@ def test_several_addresses_keep_their_order(tmp_path: Path) -> None:
     "address",
     ["ca", "https://ca:1", "ca:0", "ca:65536", "ca:1/x", "[]", '["a:1", "b"]', "2001:db8::1:1", "{}", '"a b:1"', "1"],
 )
-def test_what_is_no_address_is_reported(tmp_path: Path, address: str) -> None:
+def test_the_error_for_a_wrong_address_shows_the_form_it_must_have(tmp_path: Path, address: str) -> None:
     (found,) = problems(tmp_path, text(address=address))
     assert found.key == "authorities.mesh.address"
     assert "HOST:PORT" in found.fix
@@ -65,7 +65,7 @@ def test_a_variable_can_set_a_flag(tmp_path: Path) -> None:
         ({"token_file": None, "provisioned": "certs", "impersonate": "true"}, "token_file", "impersonate"),
     ],
 )
-def test_what_does_not_go_together_is_reported_by_its_key(
+def test_the_error_for_keys_that_exclude_each_other_names_a_key(
     tmp_path: Path, keys: dict[str, str | None], key: str, said: str
 ) -> None:
     (found,) = problems(tmp_path, text(**keys))
@@ -81,7 +81,7 @@ def test_what_does_not_go_together_is_reported_by_its_key(
         {"impersonate": "true"},
     ],
 )
-def test_what_goes_together_is_taken(tmp_path: Path, keys: dict[str, str | None]) -> None:
+def test_keys_that_go_together_are_accepted(tmp_path: Path, keys: dict[str, str | None]) -> None:
     assert problems(tmp_path, text(**keys)) == ()
 
 

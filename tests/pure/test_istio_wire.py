@@ -120,7 +120,7 @@ def test_configured_anchors_are_added() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_whatever_comes_is_an_error_of_ours(data: bytes) -> None:
+def test_a_malformed_response_is_an_authority_error(data: bytes) -> None:
     """Random bytes hold no certificates, so it is an error, and none of a library's."""
     with pytest.raises(AuthorityError) as caught:
         read_response(data)

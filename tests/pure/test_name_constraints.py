@@ -62,7 +62,7 @@ NO_HOST_NAMES = {
 
 
 @pytest.mark.parametrize("host", [host for hosts in NO_HOST_NAMES.values() for host in hosts if host.isascii()])
-def test_what_is_no_dns_name_is_no_host_under_any_constraint(host: str) -> None:
+def test_a_constraint_that_is_no_dns_name_is_refused_as_envoy_does(host: str) -> None:
     """Envoy 1.40 refuses all that is below such a constraint, and any such trust domain below any constraint."""
     assert not is_host_name(host)
     for limits in (uris(permitted=[host]), uris(excluded=[host])):

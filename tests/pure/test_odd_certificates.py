@@ -11,7 +11,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Attribute's length must be:UserW
 
 
 @pytest.mark.parametrize("root", NOT_LOADED.values(), ids=NOT_LOADED)
-def test_what_envoy_does_not_load_is_left_out_with_the_reason(root: bytes) -> None:
+def test_a_certificate_that_envoy_does_not_load_is_left_out_with_the_reason(root: bytes) -> None:
     """Envoy would refuse the whole bundle for it."""
     assert x509.load_der_x509_certificate(root) is not None
     reading = read_bundle(together(root))
@@ -23,14 +23,14 @@ def test_what_envoy_does_not_load_is_left_out_with_the_reason(root: bytes) -> No
 
 
 @pytest.mark.parametrize("root", NOT_READ.values(), ids=NOT_READ)
-def test_what_cannot_be_read_is_left_out_with_the_reason(root: bytes) -> None:
+def test_an_unreadable_certificate_is_left_out_with_the_reason(root: bytes) -> None:
     reading = read_bundle(together(root))
     assert len(reading.certificates) == 1
     assert reading.left_out[0].startswith("PEM block 2 is ")
 
 
 @pytest.mark.parametrize("root", LOADED.values(), ids=LOADED)
-def test_what_envoy_loads_is_read(root: bytes) -> None:
+def test_every_certificate_that_envoy_loads_is_read(root: bytes) -> None:
     assert len(read_pem(together(root))) == 2
 
 

@@ -425,7 +425,7 @@ STRICTER: dict[str, tuple[Callable[[], Case], str]] = {
 
 
 @pytest.mark.parametrize(("make", "reason"), STRICTER.values(), ids=STRICTER.keys())
-def test_what_openssl_lets_pass_and_we_do_not(make: Callable[[], Case], reason: str) -> None:
+def test_the_agent_refuses_chains_that_openssl_accepts(make: Callable[[], Case], reason: str) -> None:
     """Nothing weak, nothing that an Envoy refuses, and no constraint whose meaning cannot be relied on."""
     with pytest.raises(PathError) as refused:
         make().find()

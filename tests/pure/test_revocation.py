@@ -160,7 +160,9 @@ def listed(entries: list[bytes], extensions: list[bytes], issuer: der.Entity = I
 
 
 @pytest.mark.parametrize(("entries", "extensions"), NOT_OURS.values(), ids=NOT_OURS)
-def test_what_a_list_says_of_others_or_takes_off_revokes_nothing(entries: list[bytes], extensions: list[bytes]) -> None:
+def test_an_entry_for_another_certificate_or_a_removed_one_revokes_nothing(
+    entries: list[bytes], extensions: list[bytes]
+) -> None:
     assert revoked(ISSUED, listed(entries, extensions)) is None
 
 

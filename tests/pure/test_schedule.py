@@ -299,9 +299,7 @@ states = st.builds(
 
 
 @given(states, moments)
-def test_whatever_the_state_all_that_is_due_is_done_and_then_there_is_a_moment_to_wait_for(
-    state: IssuanceState, now: datetime
-) -> None:
+def test_from_every_state_the_decisions_end_in_a_wait_until_a_moment(state: IssuanceState, now: datetime) -> None:
     """A state in which there was always something to do would stop the agent with all its workloads."""
     state, decision = settled(now, state)
     if state.served is not None:
@@ -528,7 +526,7 @@ def test_while_nothing_valid_is_served_no_delay_is_long(kind: ErrorKind, lifetim
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_was_refused_is_asked_again_slowly(kind: ErrorKind) -> None:
+def test_the_agent_repeats_a_refused_request_slowly(kind: ErrorKind) -> None:
     """An operator has to act first; until then each attempt is one more line in the CA's log of refusals."""
     failure, delays = None, []
     for _ in range(6):
@@ -652,7 +650,7 @@ def test_every_delay_has_a_floor_and_a_ceiling(
 
 
 @given(st.timedeltas(timedelta(seconds=20), timedelta(minutes=10)), kinds, st.none() | st.floats(0, 1e6), st.randoms())
-def test_whatever_the_ca_says_there_is_a_last_attempt_right_before_the_expiry(
+def test_the_agent_makes_a_last_attempt_right_before_the_expiry(
     lifetime: timedelta, kind: ErrorKind, retry_after: float | None, random: Random
 ) -> None:
     """An outage that ends half a second before the certificate does has cost nothing."""

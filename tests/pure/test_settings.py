@@ -248,7 +248,7 @@ def test_a_variable_sets_a_key_of_the_ca_that_is_there_without_being_named(tmp_p
         settings(tmp_path, MINIMAL, **key, SDS_AGENT__AUTHORITIES__OTHER__TYPE="embedded")
 
 
-def test_what_kubernetes_sets_for_a_service_of_our_name_is_left_alone(tmp_path: Path) -> None:
+def test_the_agent_ignores_the_variables_that_kubernetes_sets_for_a_service_of_its_name(tmp_path: Path) -> None:
     variables = {"SDS_AGENT_SERVICE_HOST": "10.0.0.1", "SDS_AGENT_PORT": "tcp://10.0.0.1:80"}
     assert settings(tmp_path, MINIMAL, **variables) == settings(tmp_path, MINIMAL)
 
@@ -279,7 +279,7 @@ def test_a_duration_is_read(text: str, duration: timedelta) -> None:
 @pytest.mark.parametrize(
     "text", ["", "20", "s", "1 h", "-1h", "1h 30m", "30m1h", "1h1h", "1w", "1.h", ".5h", "1e3s", "١s", "1H", "1h\n"]
 )
-def test_what_is_no_duration_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_duration_is_refused(text: str) -> None:
     assert durations.parse(text) is None
 
 
@@ -374,7 +374,7 @@ def test_the_examples_are_good_for_the_agent_and_for_an_editor(example: str, tmp
         "log:",
     ],
 )
-def test_what_the_agent_refuses_an_editor_marks(change: str, tmp_path: Path) -> None:
+def test_the_schema_refuses_what_the_agent_refuses(change: str, tmp_path: Path) -> None:
     text = yaml.safe_dump(yaml.safe_load(MINIMAL) | yaml.safe_load(change))
     assert problems(tmp_path, text)
     with pytest.raises(jsonschema.ValidationError):

@@ -219,7 +219,7 @@ def test_a_nack_is_no_ack() -> None:
     assert stream.status(()).ack_ms is None
 
 
-def test_what_a_changed_secret_led_to_is_known_until_the_reply() -> None:
+def test_the_stream_knows_which_answer_was_a_change_until_the_reply() -> None:
     stream = record()
     sent(stream, "n1", 1.0, changed=True)
     sent(stream, "n2", 1.0)

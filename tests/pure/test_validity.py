@@ -14,14 +14,14 @@ LEAF = make_leaf(LOWER)
 CHAIN = (LEAF, LOWER.certificate)
 
 
-def test_it_begins_with_the_last_of_the_chain_and_ends_with_the_first() -> None:
+def test_a_chain_is_valid_from_its_latest_begin_to_its_earliest_end() -> None:
     found = validity(CHAIN, [ROOT.certificate], NOW)
     assert found is not None
     assert (found.begin, found.end, found.ends_with) == (NOW - HOUR, NOW + HOUR, LEAF)
 
 
 @pytest.mark.parametrize("late", ["leaf", "intermediate", "anchor"])
-def test_whatever_in_the_chain_begins_last_is_waited_for(late: str) -> None:
+def test_the_agent_waits_for_the_certificate_that_begins_last(late: str) -> None:
     """Envoy checks the validity of each certificate, the root's too."""
     begin = NOW + SKEW / 2
     root = make_ca("root", not_before=begin if late == "anchor" else NOW - DAY)
