@@ -37,7 +37,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-async def test_signal_ends_it_cleanly_and_quickly(tmp_path: Path, number: signal.Signals) -> None:
+async def test_a_signal_ends_the_agent_cleanly_and_quickly(tmp_path: Path, number: signal.Signals) -> None:
     async with agent(write_config(tmp_path, default="1h")) as running, connected(running.socket) as peer:
         await running.event("ready")
         stream = await peer.stream().ask("default")
@@ -50,7 +50,7 @@ async def test_signal_ends_it_cleanly_and_quickly(tmp_path: Path, number: signal
         await running.event("stopped")
 
 
-async def test_a_terminal_that_is_closed_ends_it_in_order(tmp_path: Path) -> None:
+async def test_an_agent_whose_terminal_is_closed_removes_its_socket_and_ends(tmp_path: Path) -> None:
     """The kernel sends SIGHUP. Every Envoy would take a socket left behind for an agent."""
     terminal, inside = pty.openpty()
     command = ["setsid", "--ctty", sys.executable, "-m", "sds_agent", "run", str(write_config(tmp_path, default="1h"))]
@@ -68,7 +68,7 @@ async def test_a_terminal_that_is_closed_ends_it_in_order(tmp_path: Path) -> Non
     assert not (tmp_path / "sds.sock").exists()
 
 
-async def test_under_nohup_it_outlives_the_terminal(tmp_path: Path) -> None:
+async def test_an_agent_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
     config = write_config(tmp_path, default="1h")
     async with started(["nohup", sys.executable, "-m", "sds_agent", "run", str(config)], PATHS) as program:
         await program.line('"ready"')
@@ -95,7 +95,7 @@ async def flooded(socket: Path) -> AsyncIterator[None]:
     await peer.connection.aclose()
 
 
-async def test_peer_that_floods_and_reads_nothing_does_not_keep_it_from_ending(tmp_path: Path) -> None:
+async def test_a_peer_that_floods_and_reads_nothing_does_not_stop_the_agent_from_ending(tmp_path: Path) -> None:
     async with agent(write_config(tmp_path, default="1h")) as running:
         await running.event("ready")
         async with flooded(running.socket):
@@ -117,7 +117,7 @@ async def test_signal_that_comes_twice_in_a_moment_tears_no_stream(tmp_path: Pat
         await running.event("stopped")
 
 
-async def test_it_is_ready_only_when_every_name_has_a_secret_and_the_socket_answers(tmp_path: Path) -> None:
+async def test_the_agent_is_ready_only_when_every_name_has_a_secret_and_the_socket_answers(tmp_path: Path) -> None:
     async with agent(write_config(tmp_path, default="1h", other="1h")) as running:
         await running.event("ready")
         async with connected(running.socket) as peer:
@@ -170,7 +170,7 @@ async def test_secret_is_the_workloads_own(tmp_path: Path) -> None:
             assert subject_alternative_uris(leaf) == (f"spiffe://demo.example/{name}",)
 
 
-async def test_without_a_file_it_serves_default_in_the_users_directories(tmp_path: Path) -> None:
+async def test_an_agent_without_a_file_serves_default_in_the_users_directories(tmp_path: Path) -> None:
     home = {"XDG_RUNTIME_DIR": str(tmp_path / "run"), "XDG_STATE_HOME": str(tmp_path / "state"), "HOME": str(tmp_path)}
     overrides = {
         "SDS_AGENT__SDS__SOCKET": str(tmp_path / "run" / "sds.sock"),
@@ -284,7 +284,7 @@ def test_foreign_live_socket_is_not_touched(tmp_path: Path) -> None:
             client.connect(str(tmp_path / "sds.sock"))
 
 
-def test_damaged_state_is_refused_in_words_and_left_alone(tmp_path: Path) -> None:
+def test_the_agent_reports_damaged_state_and_leaves_it_unchanged(tmp_path: Path) -> None:
     config = write_config(tmp_path, default="1h")
     roots = tmp_path / "state" / "authorities" / "local" / "roots.pem"
     roots.parent.mkdir(parents=True)
@@ -297,7 +297,7 @@ def test_damaged_state_is_refused_in_words_and_left_alone(tmp_path: Path) -> Non
     assert roots.read_text() == "not a root"
 
 
-def test_state_directory_that_cannot_be_made_is_refused_in_words(tmp_path: Path) -> None:
+def test_the_agent_reports_a_state_directory_that_it_cannot_make(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file")
     refused = run("run", str(write_config(tmp_path, default="1h")))
     assert refused.returncode == 2
@@ -332,7 +332,7 @@ async def test_the_first_secret_waits_for_no_library_it_does_not_need(tmp_path: 
     assert imported & heavy == set()
 
 
-async def test_it_ends_quickly_while_a_large_key_is_being_made(tmp_path: Path) -> None:
+async def test_the_agent_ends_quickly_while_it_makes_a_large_key(tmp_path: Path) -> None:
     names = {f"w{number}": "1h" for number in range(6)}
     config = write_config(tmp_path, **names)
     config.write_text(config.read_text().replace('"ttl": "1h"', '"ttl": "1h", "key": "rsa-4096"'))

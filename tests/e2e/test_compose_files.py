@@ -158,7 +158,7 @@ def set_up(directory: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_another_up_fixes_what_a_killed_one_left(lost: tuple[str, ...], tmp_path: Path) -> None:
+def test_another_up_completes_what_a_killed_one_left(lost: tuple[str, ...], tmp_path: Path) -> None:
     """Otherwise no service comes up until the user removes the volumes, with all that is in them."""
     set_up(tmp_path)
     signer = tmp_path / "var/lib/sds-agent/cacerts"

@@ -78,7 +78,7 @@ def test_fewer_rotations_than_promised_are_a_failure(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_early_it_cleans_up(directory: Path, number: signal.Signals) -> None:
+def test_a_demonstration_that_is_stopped_early_cleans_up(directory: Path, number: signal.Signals) -> None:
     with start(directory) as demo:
         until_line(demo, "Envoy B presents certificate")
         demo.send_signal(number)
@@ -88,7 +88,7 @@ def test_stopped_early_it_cleans_up(directory: Path, number: signal.Signals) -> 
     assert list(directory.iterdir()) == []
 
 
-def test_killed_it_leaves_no_program_running(directory: Path) -> None:
+def test_a_demonstration_that_is_killed_leaves_no_program_running(directory: Path) -> None:
     with start(directory) as demo:
         until_line(demo, "Envoy B presents certificate")
         watched = [os.pidfd_open(pid) for pid in programs(directory)]

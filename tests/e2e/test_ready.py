@@ -98,7 +98,7 @@ async def test_an_agent_by_istios_variables_is_asked_by_the_same(tmp_path: Path)
         ("silent", "no agent answers (deadline_exceeded)"),
     ],
 )
-async def test_why_no_agent_answers(tmp_path: Path, state: str, said: str) -> None:
+async def test_ready_says_why_no_agent_answers(tmp_path: Path, state: str, said: str) -> None:
     path = tmp_path / "sds.sock"
     if state == "no socket":
         path.mkdir()

@@ -56,7 +56,7 @@ async def test_envoys_of_two_clusters_under_one_root_accept_each_others_clients(
             assert await visitor.request(await proxy.port()) == issued["serial"]
 
 
-async def test_a_new_intermediate_is_taken_by_a_running_agent(tmp_path: Path) -> None:
+async def test_a_running_agent_takes_a_new_intermediate(tmp_path: Path) -> None:
     """Noticed within seconds, without a restart; what is issued next comes from it."""
     root = tmp_path / "root"
     assert main(["ca", "root", str(root), "--trust-domain", "demo.example"]) == 0

@@ -80,7 +80,7 @@ async def test_a_running_agent_follows_the_new_intermediate_and_roots_of_istiod(
         assert running.events("retrying") == []
 
 
-async def test_an_istiod_that_comes_back_with_another_root_is_taken_by_the_token(
+async def test_the_agent_uses_its_token_at_an_istiod_that_comes_back_with_another_root(
     tmp_path: Path, cluster: Kubernetes
 ) -> None:
     """While istiod is down the agent serves the current certificate; the new istiod does not accept that one."""

@@ -90,14 +90,18 @@ async def test_istiod_signs_for_ec_and_rsa_keys(tmp_path: Path, cluster: Kuberne
             assert chain[0].not_valid_after_utc - datetime.now(UTC) > DAY - timedelta(minutes=1)
 
 
-async def test_an_istiod_with_a_root_of_its_own_is_understood(tmp_path: Path, cluster: Kubernetes) -> None:
+async def test_the_agent_gets_a_certificate_of_an_istiod_with_a_root_of_its_own(
+    tmp_path: Path, cluster: Kubernetes
+) -> None:
     async with serving(tmp_path, cluster, tmp_path / "nothing") as caller:
         issuance = await caller.authority().issue(caller.request())
         assert len(read_pem(caller.taken(issuance).chain_pem)) == 1
         assert read_pem(issuance.anchors_pem or b"") == read_pem((tmp_path / "roots.pem").read_bytes())
 
 
-async def test_every_way_to_write_the_files_of_istiod_is_understood(tmp_path: Path, cluster: Kubernetes) -> None:
+async def test_the_agent_gets_a_certificate_however_istiods_files_are_written(
+    tmp_path: Path, cluster: Kubernetes
+) -> None:
     """Text around the certificates, the chain in disorder and with its root, several roots, no newline at the end."""
     directory = plugged(tmp_path)
     add_root(tmp_path, directory)
@@ -182,7 +186,9 @@ async def test_a_certificate_that_has_expired_for_istiod_alone_gives_way_to_the_
     [{"aud": ["another"]}, {"exp": 1}, {"iss": "https://another"}, {"sub": "web"}],
     ids=["audience", "expired", "issuer", "subject"],
 )
-async def test_a_wrong_token_is_called_one(tmp_path: Path, cluster: Kubernetes, wrong: dict[str, Any]) -> None:
+async def test_the_error_for_a_wrong_token_names_the_token(
+    tmp_path: Path, cluster: Kubernetes, wrong: dict[str, Any]
+) -> None:
     async with serving(tmp_path, cluster, plugged(tmp_path)) as caller:
         written = cluster.issuer.token("RS256", **wrong)
         caller.show(written)

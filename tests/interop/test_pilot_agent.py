@@ -143,8 +143,8 @@ async def test_pilot_agent_takes_two_roots_of_an_rsa_signer(tmp_path: Path, plac
         await seen(agent, roots, rsa.RSAPrivateKey)
 
 
-async def test_pilot_agent_renews_by_the_certificate_it_holds(tmp_path: Path, place: Path) -> None:
-    """It keeps its connection, so the CA has to end that with the certificate that was shown when it was made."""
+async def test_pilot_agent_renews_by_its_current_certificate(tmp_path: Path, place: Path) -> None:
+    """pilot-agent leaves its connection open, so the CA has to close it when the certificate shown there expires."""
     roots = (plugged(tmp_path) / "root-cert.pem").read_bytes()
     async with served(tmp_path, signer="{cacerts: cluster1}", roots=roots) as ca:
         machine = provision(place, await ca.ask(ca.join_token(), seconds=5))

@@ -122,7 +122,7 @@ def test_numbers_that_began_anew_and_a_clock_that_was_set_back_keep_no_list_out(
     ],
 )
 def test_a_list_of_another_line_is_no_successor(one: RevocationList, other: RevocationList) -> None:
-    """It says nothing of what the first one lists, so without the first that would no longer be revoked."""
+    """The new list does not repeat what the first one revokes: without the first, the CA would accept that again."""
     in_force, notices = after([one, other], [other])
     assert (set(map(id, in_force.lists)), notices) == ({id(other), id(one)}, [Notice.GONE])
     assert after([other, one], [one])[1] == [Notice.GONE]

@@ -94,7 +94,7 @@ def test_the_whole_bundle_counts_not_only_what_ends_the_chain() -> None:
     ],
 )
 def test_the_agent_refuses_a_link_certificate_without_identifiers_as_envoy_does(label: str, words: str) -> None:
-    """It takes such a certificate for a root, and goes no further up."""
+    """Envoy takes such a certificate for a root, and goes no further up."""
     case = CASES[label]
     (leaf, *above), anchors = read_pem(case.chain_pem), read_pem(case.anchors_pem)
     with pytest.raises(PathError, match=words):
