@@ -44,11 +44,14 @@ def calls(count: int, headers: list[tuple[str, str]], body: bytes = b"x" * 100) 
 
 
 names = st.text("abcdefghijklmnopqrstuvwxyz-", min_size=1, max_size=200)
+of_callers = names.map(
+    lambda name: f"x-{name}"
+)  # h2 refuses to send some of HTTP's own, such as a host beside :authority
 values = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=3000).map(str.strip)
 cuts = st.lists(st.integers(0, 70_000), max_size=40)
 
 
-@given(st.lists(st.tuples(names, values), max_size=5), cuts, st.integers(1, 5))
+@given(st.lists(st.tuples(of_callers, values), max_size=5), cuts, st.integers(1, 5))
 def test_the_calls_of_a_grpc_client_are_passed_on(headers: list[tuple[str, str]], at: list[int], count: int) -> None:
     inspection = Inspection(BOUNDS)
     for piece in pieces(calls(count, headers), at):
