@@ -125,7 +125,7 @@ async def test_a_lifetime_over_90_days_is_refused_and_90_days_are_not(tmp_path: 
         caller.taken(await caller.authority().issue(caller.request(ttl=90 * DAY)))
         error = await caller.refused(caller.request(ttl=90 * DAY + timedelta(seconds=1)))
     assert error.kind is ErrorKind.INVALID
-    assert "Istio's CAs take at most 90d" in str(error)
+    assert "Istio's CAs accept at most 90d" in str(error)
 
 
 async def test_a_certificate_for_another_than_the_agents_workload_is_not_taken(
@@ -194,7 +194,7 @@ async def test_the_error_for_a_wrong_token_names_the_token(
         caller.show(written)
         error = await caller.refused(caller.request())
     assert error.kind is ErrorKind.UNAUTHENTICATED
-    assert "look at the token's audience (istio-ca) and age, and at cluster_id" in str(error)
+    assert "check the token's audience (istio-ca) and age, and cluster_id" in str(error)
     assert written not in str(error)
 
 
