@@ -16,7 +16,7 @@ from sds_agent.config.loading import load
 from sds_agent.secrets.readiness import complete
 
 
-async def test_what_is_served_and_why_can_be_looked_at(tmp_path: Path) -> None:
+async def test_the_status_shows_what_is_served_and_why(tmp_path: Path) -> None:
     """A view of the agent needs no log: who has which certificate until when, below which root."""
     settings = load(write_config(tmp_path, default="1h", other="2h"), {}).settings
     clock = SystemClock()
@@ -36,7 +36,7 @@ async def test_what_is_served_and_why_can_be_looked_at(tmp_path: Path) -> None:
         assert running.lacks(clock.now()) == []
 
 
-async def test_what_is_missing_can_be_looked_at(tmp_path: Path) -> None:
+async def test_the_status_shows_what_is_missing(tmp_path: Path) -> None:
     settings = load(write_config(tmp_path, default="1h"), {}).settings
     clock = SystemClock()
     async with agent(settings, {"local": ScriptedAuthority(failing(ErrorKind.DENIED, "keep out"))}, clock) as running:

@@ -61,9 +61,9 @@ async def test_only_a_cas_certificate_among_the_roots_vouches_for_callers(tmp_pa
     add_root(tmp_path / "cacerts", v1.certificate, pinned)
     with recorded() as events:
         async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])) as ca:
-            (told,) = events.named("anchors_left_out")
-            assert [cause.partition(" is no CA")[0] for cause in told["causes"]] == ["'CN=version 1'", f"'{WEB}'"]
-            assert told["level"] == "error"
+            (reported,) = events.named("anchors_left_out")
+            assert [cause.partition(" is no CA")[0] for cause in reported["causes"]] == ["'CN=version 1'", f"'{WEB}'"]
+            assert reported["level"] == "error"
             for caller in (identity(pinned_key, pinned), identity(key, leaf_of(v1, key))):
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await ca.ask(identity=caller)
@@ -86,8 +86,8 @@ async def test_a_connection_made_while_an_anchor_counted_is_judged_by_the_anchor
         ):
             await ask(channel)
             write_crl(tmp_path / "cacerts", root, region.certificate)
-            told = await events.wait("anchors_left_out")
-            assert "'CN=region' is revoked" in told["causes"][0]
+            reported = await events.wait("anchors_left_out")
+            assert "'CN=region' is revoked" in reported["causes"][0]
             for attempt in (ask(channel), ca.ask(identity=caller)):
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await attempt

@@ -90,14 +90,14 @@ def test_a_reader_that_stands_still_is_not_waited_for(
                     until_it_fails(audit.write, entry)
 
         promptly(write_all)
-        told, room = b"", select.poll()
+        reported, room = b"", select.poll()
         room.register(writing, select.POLLOUT)
         while not room.poll(0):
-            told += reader.read(1 << 16)
+            reported += reader.read(1 << 16)
         write(audit, Entry("issued", "the last"))
-        while b"the last" not in told or not told.endswith(b"\n"):
-            told += reader.read(1 << 16)
-    *lines, last = told.decode().splitlines()
+        while b"the last" not in reported or not reported.endswith(b"\n"):
+            reported += reader.read(1 << 16)
+    *lines, last = reported.decode().splitlines()
     assert json.loads(last)["address"] == "the last"
     assert all(json.loads(line)["address"] for line in lines[:-1])
 
@@ -152,7 +152,7 @@ async def test_an_audit_line_has_an_end_whatever_a_caller_asks_for(ca: Served) -
     ],
 )
 def test_an_address_can_be_taken_apart_again(address: object, text: str) -> None:
-    """Whoever looks for a caller in a firewall's log needs its address and its port."""
+    """An operator who searches a firewall's log for a caller needs its address and its port."""
     assert address_text(address) == text
 
 
@@ -167,19 +167,21 @@ def test_no_two_identities_look_alike_in_the_audit_log(tmp_path: Path, outcome: 
         (audit.write if outcome == "issued" else audit.refuse)(
             Entry(outcome, "127.0.0.1:1", caller=caller, spiffe_id=str(each)), NOW
         )
-    told = lines(tmp_path)
+    reported = lines(tmp_path)
     assert (
-        [line["spiffe_id"] for line in told] == [line["caller"] for line in told] == [str(each) for each in identities]
+        [line["spiffe_id"] for line in reported]
+        == [line["caller"] for line in reported]
+        == [str(each) for each in identities]
     )
-    assert {line["proof_detail"] for line in told} == {"issuer " + "i" * 1000}
+    assert {line["proof_detail"] for line in reported} == {"issuer " + "i" * 1000}
 
 
 def test_what_is_too_long_to_be_an_identity_is_cut_with_a_mark(tmp_path: Path) -> None:
     audit = AuditLog(tmp_path / "audit.log")
     audit.refuse(Entry("invalid", "127.0.0.1:1", spiffe_id="x" * 5000, reason="r" * 5000), NOW)
-    (told,) = lines(tmp_path)
-    assert told["spiffe_id"].endswith("x… (5000 characters)")
-    assert told["reason"].endswith("r… (5000 characters)")
+    (reported,) = lines(tmp_path)
+    assert reported["spiffe_id"].endswith("x… (5000 characters)")
+    assert reported["reason"].endswith("r… (5000 characters)")
 
 
 def lines(directory: Path) -> list[dict[str, Any]]:
@@ -199,13 +201,13 @@ def test_one_that_causes_refusals_without_end_fills_no_disk_and_hides_no_other(t
     for _ in range(100):
         audit.refuse(Entry("exhausted", "10.0.0.3:1", caller=PROVEN), NOW)
     audit.settle(NOW + timedelta(seconds=60))
-    *told, count = lines(tmp_path)
-    shown = Counter(line["address"].split(":")[0] for line in told)
+    *reported, count = lines(tmp_path)
+    shown = Counter(line["address"].split(":")[0] for line in reported)
     assert shown == {"10.0.0.1": EACH_ORIGIN.burst + 1, "10.0.0.2": 1, "10.0.0.3": EACH_ORIGIN.burst}
     assert (count["event"], count["since"]) == ("refusals_left_out", "2026-01-01T00:00:00.000Z")
-    assert len(told) + count["count"] == 5102
+    assert len(reported) + count["count"] == 5102
     audit.settle(NOW + timedelta(seconds=120))
-    assert len(lines(tmp_path)) == len(told) + 1, "nothing was left out since"
+    assert len(lines(tmp_path)) == len(reported) + 1, "nothing was left out since"
 
 
 def test_many_origins_together_have_a_budget_too(tmp_path: Path) -> None:

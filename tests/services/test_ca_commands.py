@@ -42,12 +42,12 @@ def change(file: Path, old: str, new: str) -> None:
 
 @asynccontextmanager
 async def running(file: Path, descriptors: tuple[int, int] | None = None) -> AsyncIterator[tuple[Program, Served]]:
-    """The command, and the CA that it serves; where it is told, with these limits (soft and hard) on descriptors."""
+    """The command, and the CA that it serves; if given, with these limits (soft and hard) on descriptors."""
     limited = [] if descriptors is None else with_descriptors(*descriptors)
     async with started([sys.executable, *limited, "-m", "sds_agent", "ca", "serve", str(file)]) as program:
         address = json.loads(await program.line('"listening"'))["address"]
-        kept = (file.parent / "root" / "roots.pem").read_bytes()
-        yield program, Served(address, file.parent, TokenIssuer(), write_pem(read_pem(kept)))
+        stored = (file.parent / "root" / "roots.pem").read_bytes()
+        yield program, Served(address, file.parent, TokenIssuer(), write_pem(read_pem(stored)))
 
 
 async def test_a_machine_joins_with_a_token_from_the_command_line(

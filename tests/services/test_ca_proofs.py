@@ -103,7 +103,7 @@ async def test_an_unsigned_token_gets_nothing(ca: Served) -> None:
 
 
 async def test_a_public_key_is_no_shared_secret(ca: Served) -> None:
-    """Everybody has the issuer's public keys, so a token that is "signed" with one by HMAC is anybody's."""
+    """The issuer's keys are public, so any caller could "sign" a token with one by HMAC."""
     _, claims, _ = ca.issuer.token().split(".")
     for name, key in ca.issuer.keys.items():
         header = encoded(json.dumps({"alg": "HS256", "typ": "JWT", "kid": name}).encode())
@@ -137,13 +137,13 @@ async def test_a_bound_service_account_token_is_mapped_by_its_subject(ca: Served
         "pod": {"name": "web-7d", "uid": "2"},
         "serviceaccount": {"name": "web", "uid": "3"},
     }
-    told: dict[str, Any] = {"kubernetes.io": bound, "iat": datetime.now(UTC), "jti": "4"}
-    got = await ca.ask(ca.issuer.token(**told))
+    reported: dict[str, Any] = {"kubernetes.io": bound, "iat": datetime.now(UTC), "jti": "4"}
+    got = await ca.ask(ca.issuer.token(**reported))
     assert subject_alternative_uris(got.leaf) == (WEB,)
 
 
 async def test_a_legacy_service_account_token_gets_nothing(ca: Served) -> None:
-    """Those in Secrets have the same subject, but neither an end nor an audience: whoever has one has it for good."""
+    """Those in Secrets have the same subject, but neither an end nor an audience: a thief has one for good."""
     legacy: dict[str, Any] = {
         "iss": "kubernetes/serviceaccount",
         "kubernetes.io/serviceaccount/namespace": "default",
@@ -191,8 +191,8 @@ async def test_a_certificate_proves_nothing_where_that_is_switched_off(tmp_path:
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
-async def test_a_foreign_certificate_harms_nobody_where_certificates_are_switched_off(tmp_path: Path) -> None:
-    """A caller may have one for other servers, and its library shows it to whoever asks."""
+async def test_a_foreign_certificate_harms_no_caller_where_certificates_are_switched_off(tmp_path: Path) -> None:
+    """A caller may have one for other servers, and its library shows it to every server that asks."""
     (tmp_path / "elsewhere").mkdir()
     async with served(tmp_path / "elsewhere") as other:
         foreign = await other.ask(other.issuer.token())

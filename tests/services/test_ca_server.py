@@ -147,7 +147,7 @@ async def test_what_is_too_large_for_grpc_is_turned_away_by_it_and_written_down(
 
 
 async def test_nothing_is_read_from_a_caller_that_proves_nothing(ca: Served) -> None:
-    """Or else anybody's requests that never end would be kept in memory, a hundred on every connection."""
+    """Or else requests that never end, from any caller, would fill the memory, a hundred on every connection."""
     async with ca.connected() as channel:
         begin: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(METHOD)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -194,7 +194,7 @@ async def test_a_call_without_a_request_is_called_invalid(ca: Served) -> None:
 
 
 async def test_a_refused_request_never_reaches_the_signer(tmp_path: Path) -> None:
-    """The signer has expired, so whoever reaches it is told that."""
+    """The signer has expired, and each caller gets that as the reason."""
     root, clock = fresh("root"), Shifted()
     signer = make_ca(
         "short", root, not_before=datetime.now(UTC) - timedelta(hours=1), not_after=soon(timedelta(hours=1))
@@ -303,7 +303,7 @@ async def test_health_needs_no_proof(ca: Served) -> None:
 
 
 async def test_an_expired_certificate_is_refused_on_a_live_connection(tmp_path: Path) -> None:
-    """The handshake was good; TLS never looks again."""
+    """The handshake was good; TLS never checks again."""
     clock = Shifted()
     async with served(tmp_path, clock=clock) as ca:
         short = await ca.ask(ca.issuer.token())
@@ -350,8 +350,8 @@ class Nowhere:
         raise AssertionError(caller)
 
 
-async def test_what_a_bug_says_goes_to_nobody(tmp_path: Path) -> None:
-    """It may quote anything, and is told to the operator by its place alone."""
+async def test_no_caller_gets_the_words_of_a_bug(tmp_path: Path) -> None:
+    """It may quote anything; the log names its place alone."""
 
     def broken() -> SigningSet:
         raise ValueError("planted")
@@ -370,12 +370,12 @@ async def test_what_a_bug_says_goes_to_nobody(tmp_path: Path) -> None:
     finally:
         await server.stop(None)
     assert caught.value.code() is grpc.StatusCode.INTERNAL
-    (told,) = events.named("fault", part="certificate service", type="ValueError")
-    assert told["frames"][0].endswith(" test_what_a_bug_says_goes_to_nobody.<locals>.broken")
-    assert "planted" not in str(caught.value.details()) + str(told) + (tmp_path / "audit.log").read_text()
+    (reported,) = events.named("fault", part="certificate service", type="ValueError")
+    assert reported["frames"][0].endswith(" test_no_caller_gets_the_words_of_a_bug.<locals>.broken")
+    assert "planted" not in str(caught.value.details()) + str(reported) + (tmp_path / "audit.log").read_text()
 
 
-async def test_settings_that_reach_further_than_they_seem_are_told_at_the_start(tmp_path: Path) -> None:
+async def test_the_start_warns_of_settings_that_reach_further_than_they_seem(tmp_path: Path) -> None:
     """An issuer that may name node agents, and a node agent that may be another one, may be everybody."""
     node, other = f"spiffe://{TRUST_DOMAIN}/node", f"spiffe://{TRUST_DOMAIN}/other"
     agents = f"  node_agents: [{{identity: {node}, may_act_for: ['spiffe://{TRUST_DOMAIN}/*']}}"

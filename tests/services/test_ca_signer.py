@@ -97,7 +97,7 @@ def test_the_servers_certificate_is_for_its_names_and_for_servers_alone() -> Non
     assert now < leaf.not_valid_after_utc <= now + timedelta(hours=1)
 
 
-def test_a_server_certificate_that_cannot_be_renewed_is_told_once_and_again_when_there_is_news() -> None:
+def test_a_server_certificate_that_cannot_be_renewed_is_logged_once_and_again_when_the_cause_changes() -> None:
     """Or else each connection writes a line to the log, for as long as the signer stays expired."""
     root, now = fresh("root"), datetime.now(UTC)
     first, second, good = (
@@ -111,11 +111,11 @@ def test_a_server_certificate_that_cannot_be_renewed_is_told_once_and_again_when
     tls.context()
     now += timedelta(hours=3)
     with recorded() as events:
-        for told, signing in ((1, first), (2, second), (2, good), (3, second)):
+        for reported, signing in ((1, first), (2, second), (2, good), (3, second)):
             current = signing
             for _ in range(3):
                 tls.context()
-            assert len(events.named("server_certificate_not_renewed")) == told
+            assert len(events.named("server_certificate_not_renewed")) == reported
 
 
 def test_an_anchor_that_is_no_root_vouches_for_callers_too(tmp_path: Path) -> None:
@@ -277,15 +277,15 @@ async def test_a_revocation_list_of_another_key_is_refused_in_words(tmp_path: Pa
     with recorded() as events:
         async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])) as ca:
             write_crl(tmp_path / "cacerts", current_crl(fresh("cluster1", root)))
-            told = await events.wait("signer_not_taken")
-            assert "not signed with that CA's key" in told["causes"][0]
+            reported = await events.wait("signer_not_taken")
+            assert "not signed with that CA's key" in reported["causes"][0]
             await ca.ask(ca.issuer.token())
     with pytest.raises(ConfigurationError, match="not signed with that CA's key"):
         async with served(tmp_path, signer="{cacerts: cacerts}"):
             raise AssertionError
 
 
-async def test_an_overdue_revocation_list_is_told_once_and_locks_nobody_out(tmp_path: Path) -> None:
+async def test_an_overdue_revocation_list_is_logged_once_and_locks_no_caller_out(tmp_path: Path) -> None:
     root, clock = fresh("root"), Shifted()
     signer = fresh("cluster1", root)
     roots = write_pem([root.certificate])
@@ -294,8 +294,8 @@ async def test_an_overdue_revocation_list_is_told_once_and_locks_nobody_out(tmp_
     write_crl(tmp_path / "cacerts", make_crl(root, last_update=past - timedelta(days=1), next_update=past))
     with recorded() as events:
         async with served(tmp_path, signer="{cacerts: cacerts}", roots=roots, clock=clock) as ca:
-            (told,) = events.named("revocation_list_overdue")
-            assert (told["level"], told["issuer"]) == ("error", "'CN=root'")
+            (reported,) = events.named("revocation_list_overdue")
+            assert (reported["level"], reported["issuer"]) == ("error", "'CN=root'")
             await ca.ask(identity=await ca.ask(ca.issuer.token()))
             write_crl(tmp_path / "cacerts", current_crl(signer))
             await events.wait("signer", count=2)
@@ -324,8 +324,8 @@ async def test_no_way_of_losing_a_revocation_list_lets_in_whom_it_keeps_out(tmp_
                 assert "ca-crl.pem: is empty" in (await events.wait("signer_not_taken"))["causes"][0]
                 await still_revoked(channel)
                 (directory / "ca-crl.pem").unlink()
-                told = await events.wait("revocation_list_gone", level="error", issuer="'CN=cluster1'")
-                assert "for an hour" in told["effect"]
+                reported = await events.wait("revocation_list_gone", level="error", issuer="'CN=cluster1'")
+                assert "for an hour" in reported["effect"]
                 await still_revoked(channel)
                 write_crl(directory, older)
                 assert (await events.wait("revocation_list_older"))["found_last_update"].startswith(f"{past:%Y-%m-%d}")
@@ -367,8 +367,8 @@ async def test_a_root_that_is_taken_away_takes_only_its_own_certificates_along(t
             lost = await ca.ask(ca.issuer.token())
             plug(tmp_path / "cacerts", former, [former], [root, other])
             await events.wait("signer", count=2)
-            kept = await ca.ask(ca.issuer.token())
-            async with ca.connected(kept) as good, ca.connected(lost) as bad:
+            stored = await ca.ask(ca.issuer.token())
+            async with ca.connected(stored) as good, ca.connected(lost) as bad:
                 await ask(good)
                 await ask(bad)
                 plug(tmp_path / "cacerts", signer, [signer], [renewed])
@@ -381,7 +381,7 @@ async def test_a_root_that_is_taken_away_takes_only_its_own_certificates_along(t
                 assert "no longer trusted" in ca.audit[-1]["reason"]
 
 
-async def test_a_root_that_is_exchanged_at_one_stroke_is_told_and_can_be_fixed(tmp_path: Path) -> None:
+async def test_a_root_that_is_exchanged_in_one_step_is_logged_and_can_be_fixed(tmp_path: Path) -> None:
     """Machines that joined by token would have to be given a new one each."""
     root, new_root = fresh("root"), fresh("new root")
     signer, new_signer = fresh("signer", root), fresh("new signer", new_root)
@@ -391,15 +391,15 @@ async def test_a_root_that_is_exchanged_at_one_stroke_is_told_and_can_be_fixed(t
         async with served(tmp_path, signer="{cacerts: cacerts}", roots=roots) as ca:
             machine = await ca.ask(ca.join_token())
             plug(tmp_path / "cacerts", new_signer, [new_signer], [new_root])
-            told = await events.wait("callers_left_behind")
-            assert told["signer"] == serial_hex(signer.certificate)
+            reported = await events.wait("callers_left_behind")
+            assert reported["signer"] == serial_hex(signer.certificate)
             plug(tmp_path / "cacerts", new_signer, [new_signer], [new_root, root])
             await events.wait("signer", roots=2)
             assert (await ca.ask(identity=machine)).leaf.issuer == new_signer.certificate.subject
             assert len(events.named("callers_left_behind")) == 1
 
 
-async def test_a_root_that_signs_itself_leaves_nobody_behind_as_long_as_it_is_told(tmp_path: Path) -> None:
+async def test_a_root_that_signs_itself_leaves_no_caller_behind_as_long_as_it_is_advertised(tmp_path: Path) -> None:
     root, successor = fresh("root"), fresh("successor")
     plug(tmp_path / "cacerts", root, [root], [root])
     roots = write_pem([root.certificate, successor.certificate])
@@ -439,7 +439,7 @@ async def test_a_plugged_in_key_may_be_encrypted(tmp_path: Path) -> None:
         assert (await ca.ask(ca.issuer.token())).leaf.issuer == signer.certificate.subject
 
 
-async def test_the_page_tells_the_form_of_every_answer(tmp_path: Path) -> None:
+async def test_the_page_gives_the_form_of_every_answer(tmp_path: Path) -> None:
     root, old = fresh("root"), fresh("old root")
     region = fresh("region", root)
     below_root, below_region = fresh("cluster1", root), fresh("cluster1", region)
@@ -500,7 +500,7 @@ def is_signed_by(leaf: x509.Certificate, root: x509.Certificate) -> bool:
     return True
 
 
-async def test_a_root_that_cannot_be_renewed_is_told_and_renewed_once_it_can(tmp_path: Path) -> None:
+async def test_a_root_that_cannot_be_renewed_is_logged_and_renewed_once_it_can(tmp_path: Path) -> None:
     """The CA goes on, and is there when its operator has fixed the disk."""
     clock = Shifted()
     with recorded() as events:
@@ -508,8 +508,8 @@ async def test_a_root_that_cannot_be_renewed_is_told_and_renewed_once_it_can(tmp
             (tmp_path / "root").rename(tmp_path / "away")
             (tmp_path / "root").touch()
             clock.ahead = timedelta(days=20)
-            told = await events.wait("signer_not_renewed")
-            assert "cannot store its new root" in told["cause"]
+            reported = await events.wait("signer_not_renewed")
+            assert "cannot store its new root" in reported["cause"]
             (tmp_path / "root").unlink()
             (tmp_path / "away").rename(tmp_path / "root")
             await events.wait("root_created", count=2)
@@ -607,15 +607,15 @@ async def until_issued_by(signer: Ca, channel: grpc.aio.Channel, token: str) -> 
             pass
 
 
-async def test_a_bad_set_is_told_and_the_old_one_goes_on(tmp_path: Path) -> None:
+async def test_a_bad_set_is_logged_and_the_old_one_goes_on(tmp_path: Path) -> None:
     root = fresh("root")
     first, second = fresh("first", root), fresh("second", root)
     plug(tmp_path / "cacerts", first, [first], [root])
     with recorded() as events:
         async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])) as ca:
             (tmp_path / "cacerts" / "ca-cert.pem").write_bytes(write_pem([second.certificate]))
-            told = await events.wait("signer_not_taken")
-            assert "the key is not that of" in told["causes"][0]
+            reported = await events.wait("signer_not_taken")
+            assert "the key is not that of" in reported["causes"][0]
             assert (await ca.ask(ca.issuer.token())).leaf.issuer == first.certificate.subject
 
 
@@ -628,17 +628,17 @@ async def test_a_directory_that_cannot_be_read_does_not_end_the_ca(tmp_path: Pat
     with recorded() as events:
         async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])) as ca:
             swap(tmp_path / "cacerts", "no-name-is-so-long" * 20)
-            told = await events.wait("signer_not_taken")
-            assert "cannot read" in told["causes"][0]
+            reported = await events.wait("signer_not_taken")
+            assert "cannot read" in reported["causes"][0]
             await ca.ask(ca.issuer.token())
 
 
-async def test_a_group_that_could_become_the_ca_is_told_of(tmp_path: Path) -> None:
+async def test_a_group_that_could_become_the_ca_is_reported(tmp_path: Path) -> None:
     """A user who may write to the signer's directory can be the CA."""
     root = fresh("root")
     plug(tmp_path / "cacerts", root, [], [root])
     (tmp_path / "cacerts").chmod(0o770)
     with recorded() as events:
         async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])):
-            told = await events.wait("source_shared", level="warning", setting="signer.cacerts")
-    assert f"may write to {tmp_path / 'cacerts'} (chmod g-w" in told["cause"]
+            reported = await events.wait("source_shared", level="warning", setting="signer.cacerts")
+    assert f"may write to {tmp_path / 'cacerts'} (chmod g-w" in reported["cause"]

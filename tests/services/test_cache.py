@@ -103,7 +103,7 @@ async def test_first_start_has_nothing_to_restore_and_says_nothing(tmp_path: Pat
 async def test_a_disk_that_does_not_answer_holds_up_neither_renewals_nor_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one of the network that is gone. What could not be kept is: once it is back, the next certificate is kept."""
+    """As one of the network that is gone. Once it is back, the next certificate is stored."""
     machine = Machine(tmp_path)
     machine.disk_timeout = 0.01
     disk = DeadDisk(monkeypatch)
@@ -166,9 +166,9 @@ async def test_the_cache_knows_when_a_certificate_was_issued(tmp_path: Path) -> 
     """Not when the CA, that backdates, says it began: its renewal would come early after each restart."""
     machine = Machine(tmp_path)
     await machine.issue()
-    kept = CertificateCache(machine.directory).load(WORKLOAD.identity)
-    assert kept is not None
-    assert kept.issued == machine.clock.now()
+    stored = CertificateCache(machine.directory).load(WORKLOAD.identity)
+    assert stored is not None
+    assert stored.issued == machine.clock.now()
 
 
 async def test_restored_certificate_is_withheld_when_it_expires_in_an_outage(tmp_path: Path) -> None:
@@ -430,9 +430,9 @@ async def test_damaged_key_is_logged_and_replaced_by_the_next_certificate(tmp_pa
     machine = Machine(tmp_path)
     await machine.issue()
     cache = CertificateCache(machine.directory)
-    kept = cache.load(WORKLOAD.identity)
-    assert kept is not None
-    cache.save(structs.replace(kept, private_key_pem=kept.private_key_pem.replace("M", "-", 1)))
+    stored = cache.load(WORKLOAD.identity)
+    assert stored is not None
+    cache.save(structs.replace(stored, private_key_pem=stored.private_key_pem.replace("M", "-", 1)))
     async with machine.agent(answering(machine.ca)) as (_, events, _authority):
         assert "the cached private key of" in str((await events.wait("not_restored"))["cause"])
         await events.wait("issued")
@@ -477,9 +477,9 @@ async def test_no_other_user_may_read_it_and_nothing_shows_it(tmp_path: Path) ->
     await machine.issue()
     assert stat.S_IMODE(machine.file.stat().st_mode) == 0o600
     assert stat.S_IMODE(machine.directory.stat().st_mode) == 0o700
-    kept = CertificateCache(machine.directory).load(WORKLOAD.identity)
-    assert kept is not None
-    assert kept.private_key_pem.splitlines()[1] not in repr(kept) + str(kept)
+    stored = CertificateCache(machine.directory).load(WORKLOAD.identity)
+    assert stored is not None
+    assert stored.private_key_pem.splitlines()[1] not in repr(stored) + str(stored)
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -504,8 +504,8 @@ async def test_files_of_others_stay_and_are_logged(tmp_path: Path) -> None:
     with recorded() as events:
         tidy(machine.directory, keep=False)
     assert [path.name for path in machine.directory.iterdir()] == ["notes"]
-    (told,) = events.named("kept_certificates_not_removed")
-    assert f"{machine.directory}: Directory not empty" in told["cause"]
+    (reported,) = events.named("kept_certificates_not_removed")
+    assert f"{machine.directory}: Directory not empty" in reported["cause"]
 
 
 @pytest.mark.parametrize(("mode", "good"), [(0o604, False), (0o602, False), (0o660, True)])

@@ -21,7 +21,7 @@ def store() -> SecretStore:
     return store
 
 
-def test_it_tells_what_is_there_what_is_not_yet_and_what_never_is(store: SecretStore) -> None:
+def test_it_knows_what_is_there_what_is_not_yet_and_what_never_is(store: SecretStore) -> None:
     catalog = Catalog(store)
     found = catalog["default"]
     assert isinstance(found, Resource)
@@ -30,7 +30,7 @@ def test_it_tells_what_is_there_what_is_not_yet_and_what_never_is(store: SecretS
     assert catalog.names == ("default", "late")
 
 
-def test_a_secret_is_encoded_once_whoever_asks(store: SecretStore) -> None:
+def test_a_secret_is_encoded_once_for_all_who_ask(store: SecretStore) -> None:
     """500 Envoys that ask for one certificate share its bytes."""
     catalog = Catalog(store)
     first = catalog["default"]
@@ -50,7 +50,7 @@ def test_a_new_secret_takes_the_place_of_the_old(store: SecretStore) -> None:
     assert first.version != second.version
 
 
-def test_a_key_that_is_no_longer_served_is_not_kept(store: SecretStore) -> None:
+def test_a_key_that_is_no_longer_served_is_not_stored(store: SecretStore) -> None:
     catalog = Catalog(store)
     assert isinstance(catalog["default"], Resource)
     store.withhold(["default"])

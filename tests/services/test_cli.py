@@ -168,9 +168,9 @@ def test_check_explains_what_an_envoy_will_get_also_for_another_machine(folder: 
 def test_check_separates_what_is_probably_not_meant_from_what_keeps_the_agent_from_starting(
     folder: Path, check: Check
 ) -> None:
-    code, _, told = check(file(folder, TWO_WORKLOADS))
+    code, _, reported = check(file(folder, TWO_WORKLOADS))
     assert code == 3
-    warning, summary, owner, group = told.splitlines()
+    warning, summary, owner, group = reported.splitlines()
     assert warning.startswith("sds-agent: warning: authorities.main.root_lifetime: ")
     assert summary.startswith("sds-agent: the configuration is good, but the agent cannot start here as uid ")
     assert owner.startswith("sds-agent: sds.owner: there is no user 'nobody-here' on this machine")
@@ -211,8 +211,8 @@ def test_check_goes_on_where_it_may_not_look(folder: Path, check: Check) -> None
     ("keep", "said"), [("false", "stores no certificates and keys"), ("true", "and their private keys, so")]
 )
 def test_check_says_whether_keys_are_written_to_disk(keep: str, said: str, folder: Path, check: Check) -> None:
-    _, told, _ = check(file(folder, f"{MINIMAL}keep_certificates: {keep}\n"))
-    assert said in told
+    _, reported, _ = check(file(folder, f"{MINIMAL}keep_certificates: {keep}\n"))
+    assert said in reported
 
 
 @pytest.mark.parametrize(("keep", "warns"), [("false", True), ("true", False)])
@@ -361,8 +361,8 @@ def test_an_interrupt_before_anything_runs_ends_quietly(command: str, folder: Pa
     os.mkfifo(fifo)
     with started(folder, command, str(fifo)) as process, fifo.open("w"):
         process.send_signal(signal.SIGINT)
-        told = process.communicate(timeout=30)
-    assert (process.returncode, *told) == (130, "", "")
+        reported = process.communicate(timeout=30)
+    assert (process.returncode, *reported) == (130, "", "")
 
 
 def test_what_keeps_the_agent_from_starting_is_one_sentence(folder: Path) -> None:

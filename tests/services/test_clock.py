@@ -74,7 +74,7 @@ async def test_a_wall_clock_that_jumps_ahead_wakes_within_seconds(step: timedelt
 
 
 async def test_a_wall_clock_that_is_set_back_makes_the_sleeper_decide_again() -> None:
-    """It would sleep a day longer than anybody meant."""
+    """It would sleep a day too long."""
     clock = HandClock()
     async with sleeping(clock, NOW + HOUR) as sleeper:
         clock.set_wall(-DAY)
@@ -94,7 +94,7 @@ async def test_a_wall_clock_that_is_set_back_a_little_is_waited_for() -> None:
         await sleeper.wakes()
 
 
-async def test_the_system_clock_tells_utc_and_sleeps() -> None:
+async def test_the_system_clock_gives_utc_and_sleeps() -> None:
     clock = SystemClock()
     before = datetime.now(UTC)
     await clock.sleep(0)

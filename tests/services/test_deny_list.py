@@ -21,7 +21,7 @@ AGENTS = f"  node_agents: [{{identity: {NODE}, may_act_for: [spiffe://{TRUST_DOM
 
 
 @asynccontextmanager
-async def denying(directory: Path, content: str = "# nobody\n") -> AsyncIterator[tuple[Served, Events]]:
+async def denying(directory: Path, content: str = "# no identity\n") -> AsyncIterator[tuple[Served, Events]]:
     (directory / "denied").write_text(content)
     with recorded() as events:
         async with served(directory, callers=f"  deny_file: denied\n{AGENTS}") as ca:
@@ -71,17 +71,17 @@ async def test_a_machine_that_is_shut_out_gets_nothing_by_any_way_that_it_had(tm
         assert ca.audit[-1]["caller"] == NODE
 
 
-async def test_no_accident_with_the_file_lets_anybody_in_again(tmp_path: Path) -> None:
+async def test_no_accident_with_the_file_lets_a_denied_caller_in_again(tmp_path: Path) -> None:
     async with denying(tmp_path, f"{WEB}\n") as (ca, events):
         file = ca.directory / "denied"
         for number, content in enumerate([b"", WEB[:-1].encode(), b"spiffe://\n", None], start=1):
             file.unlink() if content is None else file.write_bytes(content)
-            told = await events.wait("deny_list_not_taken", count=number)
-            assert told["level"] == "error"
+            reported = await events.wait("deny_list_not_taken", count=number)
+            assert reported["level"] == "error"
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await ca.ask(ca.issuer.token())
             denied(caught.value)
-        file.write_text("# nobody is denied\n")
+        file.write_text("# no identity is denied\n")
         await events.wait("deny_list", ids=0)
         await ca.ask(ca.issuer.token())
 
@@ -112,13 +112,13 @@ def test_each_line_is_an_identity_a_branch_or_a_comment() -> None:
         (f"spiffe://{TRUST_DOMAIN}\n".encode(), "line 1: it has no path"),
     ],
 )
-def test_a_line_that_denies_nobody_is_told(content: bytes, words: str) -> None:
-    """Who wrote it believes that somebody is shut out."""
+def test_a_line_that_denies_no_identity_is_reported(content: bytes, words: str) -> None:
+    """Its author believes that the identity is denied."""
     with pytest.raises(DenyListError, match=words):
         parse(content, TRUST_DOMAIN)
 
 
-async def test_a_token_that_is_withdrawn_is_good_for_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_withdrawn_token_serves_no_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with served(tmp_path) as ca:
         key, other = generate(KeyType.EC_P256), ca.join_token(f"{WEB}2")
         unused, spent = ca.join_token(), ca.join_token()

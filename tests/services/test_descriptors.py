@@ -17,7 +17,7 @@ print(room_for(connections), *resource.getrlimit(resource.RLIMIT_NOFILE))
 @pytest.mark.parametrize(
     ("soft", "hard", "connections", "room", "asked"),
     [
-        (400, 400, 1000, 100, 400),  # what 400 leave beside the 100 that are kept back, three for each
+        (400, 400, 1000, 100, 400),  # what 400 leave beside the 100 that are reserved, three for each
         (50, 400, 100, 100, 400),  # the soft limit is raised as far as it has to be
         (350, 400, 50, 50, 350),  # and no further
         (50, 60, 10, 1, 60),  # one connection at least

@@ -119,7 +119,7 @@ def test_a_user_that_is_trusted_too_may_own_the_way() -> None:
 # The way
 
 
-def test_every_directory_that_a_link_leads_through_is_looked_at(tmp_path: Path) -> None:
+def test_every_directory_that_a_link_leads_through_is_checked(tmp_path: Path) -> None:
     """A path that is resolved beforehand hides the directory that the link itself lies in."""
     for path in ("links", "real", "real/deep"):
         (tmp_path / path).mkdir()
@@ -133,7 +133,7 @@ def test_every_directory_that_a_link_leads_through_is_looked_at(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("mode", [0o1777, 0o1770])
-def test_a_link_among_the_files_of_others_is_looked_at(tmp_path: Path, mode: int) -> None:
+def test_a_link_among_the_files_of_others_is_checked(tmp_path: Path, mode: int) -> None:
     """In /tmp another user's link leads anywhere, at any time."""
     (tmp_path / "real").mkdir()
     shared = made(tmp_path / "tmp", mode)
@@ -281,12 +281,12 @@ def test_a_group_that_could_replace_the_state_is_reported_at_the_start(tmp_path:
     """A Kubernetes volume with an fsGroup: the agent serves, and the log says who is trusted."""
     directory = made(tmp_path / "volume", 0o2770)
     with recorded() as events, locked_directory(directory, "state_dir", SdsAgentError("in use")):
-        (told,) = events.named("directory_shared")
-        assert (told["level"], told["setting"]) == ("warning", "state_dir")
-        assert f"may write to {directory} and could replace the agent's files" in told["cause"]
+        (reported,) = events.named("directory_shared")
+        assert (reported["level"], reported["setting"]) == ("warning", "state_dir")
+        assert f"may write to {directory} and could replace the agent's files" in reported["cause"]
 
 
-def test_a_directory_that_cannot_be_held_is_refused_by_the_name_of_its_setting(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_locked_is_refused_by_the_name_of_its_setting(tmp_path: Path) -> None:
     above = made(tmp_path / "volume", 0o777)
     with (
         pytest.raises(ConfigurationError, match=r"^state_dir: every user may write to "),

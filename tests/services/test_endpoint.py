@@ -99,7 +99,7 @@ def test_nobody_can_connect_before_the_rights_are_set(tmp_path: Path) -> None:
         assert mode_of(tmp_path / "sds.sock") == 0o660
 
 
-async def test_server_binds_where_nobody_can_connect_yet(tmp_path: Path) -> None:
+async def test_server_binds_where_no_other_user_can_connect_yet(tmp_path: Path) -> None:
     with claim(SocketFile(tmp_path / "sds.sock")) as endpoint:
         before = os.umask(0)
         try:
@@ -110,7 +110,7 @@ async def test_server_binds_where_nobody_can_connect_yet(tmp_path: Path) -> None
             os.umask(before)
 
 
-def test_place_that_is_taken_in_the_last_moment_is_told_and_nothing_is_left(tmp_path: Path) -> None:
+def test_place_that_is_taken_in_the_last_moment_is_reported_and_nothing_is_left(tmp_path: Path) -> None:
     path = tmp_path / "sds.sock"
     with claim(SocketFile(path)) as endpoint, socket.socket(socket.AF_UNIX) as bound:
         bound.bind(str(endpoint.temporary))
@@ -216,7 +216,7 @@ def test_server_that_is_too_busy_to_answer_is_left_alone(tmp_path: Path) -> None
         assert path.is_socket()
 
 
-def test_lock_file_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
+def test_lock_file_that_cannot_be_opened_is_reported(tmp_path: Path) -> None:
     (tmp_path / "sds.sock.lock").symlink_to("elsewhere")
     with pytest.raises(ConfigurationError, match=r"cannot open the lock file .*sds\.sock\.lock: "):
         claim(SocketFile(tmp_path / "sds.sock")).__enter__()
@@ -243,7 +243,7 @@ def test_socket_of_a_successor_is_not_removed(tmp_path: Path) -> None:
     assert path.exists()
 
 
-def test_directory_that_anybody_may_write_to_is_refused(tmp_path: Path) -> None:
+def test_directory_that_every_user_may_write_to_is_refused(tmp_path: Path) -> None:
     open_directory = tmp_path / "open"
     open_directory.mkdir()
     open_directory.chmod(0o1777)
@@ -251,7 +251,7 @@ def test_directory_that_anybody_may_write_to_is_refused(tmp_path: Path) -> None:
         claim(SocketFile(open_directory / "sds.sock")).__enter__()
 
 
-def test_directory_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directory_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
     if tmp_path.stat().st_uid == 0:
         os.chown(tmp_path, 4712, -1)
@@ -289,7 +289,7 @@ async def test_path_with_spaces_and_percent_signs(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-async def test_directory_that_takes_no_socket_is_told_in_words(tmp_path: Path) -> None:
+async def test_directory_that_takes_no_socket_is_reported_in_words(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     with claim(SocketFile(directory / "sds.sock")) as endpoint:
         shutil.rmtree(directory)
@@ -339,7 +339,7 @@ async def test_lost_socket_comes_back_with_its_rights_and_serves_old_and_new_pee
     assert not path.exists()
 
 
-async def test_socket_that_another_took_is_told_once_and_taken_back_when_it_is_free(tmp_path: Path) -> None:
+async def test_socket_that_another_took_is_logged_once_and_taken_back_when_it_is_free(tmp_path: Path) -> None:
     path = tmp_path / "sds.sock"
     with recorded() as events:
         async with server(SocketFile(path), check_every=0.01), connected(path) as old:
@@ -348,8 +348,8 @@ async def test_socket_that_another_took_is_told_once_and_taken_back_when_it_is_f
             with socket.socket(socket.AF_UNIX) as other:
                 other.bind(str(path))
                 other.listen()
-                told = await events.wait("socket_lost", level="error")
-                assert "another server answers" in told["cause"]
+                reported = await events.wait("socket_lost", level="error")
+                assert "another server answers" in reported["cause"]
                 assert "ROOTCA" in await old.fetch("ROOTCA"), "a peer that is connected is still served"
                 before = path.stat().st_ino
                 await anyio.wait_all_tasks_blocked()

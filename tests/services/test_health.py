@@ -75,10 +75,10 @@ def watch(channel: grpc.aio.Channel, service: str = "", data: bytes | None = Non
 
 async def rest(call: Call) -> tuple[list[HealthCheckResponse.ServingStatus], grpc.StatusCode]:
     """The answers until the end, and how it ends. Await it before the end: gRPC drops what was not read by then."""
-    told = []
+    reported = []
     while (next_one := await status(call)) is not None:
-        told.append(next_one)
-    return told, await call.code()
+        reported.append(next_one)
+    return reported, await call.code()
 
 
 async def status(call: Call) -> HealthCheckResponse.ServingStatus | None:
@@ -94,7 +94,7 @@ async def test_check_follows_readiness(server: Server) -> None:
         assert await health.check(server.address, 5) == health.Answer(ready=True)
 
 
-async def test_check_tells_why_not_and_tells_it_only_then(server: Server) -> None:
+async def test_check_says_why_not_and_says_it_only_then(server: Server) -> None:
     server.reasons = ("web: not issued yet", "batch: expired")
     async with server.running():
         assert await health.check(server.address, 5) == health.Answer(ready=False, reasons=server.reasons)
@@ -104,7 +104,7 @@ async def test_check_tells_why_not_and_tells_it_only_then(server: Server) -> Non
         assert await health.check(server.address, 5) == health.Answer(ready=False, reasons=("the server is stopping",))
 
 
-async def test_what_check_tells_is_bounded(server: Server) -> None:
+async def test_what_check_says_is_bounded(server: Server) -> None:
     """A client takes 4 MiB and no more, and an agent may have thousands of workloads."""
     server.reasons = tuple(f"{number} {'x' * 1000}" for number in range(10_000))
     async with server.running():
@@ -203,7 +203,7 @@ async def test_a_watch_that_is_no_request_is_refused(server: Server) -> None:
         assert await server.watch(channel, data=b"\xff").code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_the_end_of_the_server_is_told_and_ends_every_watch_well(server: Server) -> None:
+async def test_the_end_of_the_server_is_announced_and_ends_every_watch_well(server: Server) -> None:
     """A watch that is cut off looks like a broken network; one that is left open would hold up the end."""
     server.ready = True
     async with grpc.aio.insecure_channel(server.address) as channel:

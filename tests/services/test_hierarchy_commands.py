@@ -158,7 +158,7 @@ def test_a_passphrase_is_asked_for_twice_and_not_shown(tmp_path: Path) -> None:
     assert "the passphrase is empty" in shown
 
 
-def test_what_is_typed_in_another_encoding_is_told_and_not_shown(tmp_path: Path) -> None:
+def test_what_is_typed_in_another_encoding_is_reported_and_not_shown(tmp_path: Path) -> None:
     """A terminal that sends Latin-1 would end in a traceback instead of the way out."""
     code, shown = typed(f"root {tmp_path / 'r'} --trust-domain demo.example --ask-passphrase", "battery \udcfc")
     assert code == 2, shown
@@ -273,7 +273,7 @@ sys.exit(main(sys.argv[2:]))
         ("check", ".", "--passphrase-file", "closed/passphrase"),
     ],
 )
-def test_a_place_that_may_not_be_looked_at_is_told(command: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_place_that_may_not_be_read_is_reported(command: tuple[str, ...], tmp_path: Path) -> None:
     """As for an operator who forgot sudo."""
     (tmp_path / "closed").mkdir(mode=0o000)
     call = [sys.executable, "-B", "-c", AS_NOBODY, str(tmp_path / "warm"), "ca", *command]
@@ -350,8 +350,8 @@ def test_a_certificate_beside_the_root_that_cannot_be_used_is_no_hindrance(
     assert odd not in (tmp_path / "one" / "root-cert.pem").read_bytes()
     certificate.write_bytes(odd + write_pem([make_ca("other").certificate]))
     assert ca("intermediate", tmp_path / "two", "--root", root, "--name", "two") == 2
-    assert "is not the key of a certificate in" in (told := capfd.readouterr().err)
-    assert "(PEM block 1 is not a well-formed X.509 certificate" in told
+    assert "is not the key of a certificate in" in (reported := capfd.readouterr().err)
+    assert "(PEM block 1 is not a well-formed X.509 certificate" in reported
 
 
 def test_a_root_that_is_none_is_refused(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -376,7 +376,7 @@ def test_a_root_that_is_none_is_refused(root: Path, tmp_path: Path, capfd: pytes
 
 
 @pytest.mark.parametrize("name", ["root-cert.pem", "root-key.pem"])
-def test_a_file_of_the_root_that_is_no_cas_is_told_without_reading_it(
+def test_a_file_of_the_root_that_is_no_cas_is_reported_without_reading_it(
     name: str, root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """An image of the medium in the place of the key would fill the memory."""
@@ -385,7 +385,7 @@ def test_a_file_of_the_root_that_is_no_cas_is_told_without_reading_it(
     assert f"the root cannot be read: {root / name} has more than" in capfd.readouterr().err
 
 
-def test_an_oddity_of_somebody_elses_root_is_no_warning_of_ours(tmp_path: Path) -> None:
+def test_an_oddity_of_a_foreign_root_is_no_warning_of_ours(tmp_path: Path) -> None:
     """cfssl lets a country have a whole name, and cryptography would say so with the line of our code."""
     request = {"CN": "root", "key": {"algo": "ecdsa", "size": 256}, "names": [{"C": "Germany"}]}
     (tmp_path / "request.json").write_text(json.dumps(request))
@@ -408,7 +408,7 @@ USELESS = {
 
 
 @pytest.mark.parametrize(("options", "words"), USELESS.values(), ids=USELESS)
-def test_no_intermediate_is_called_ready_that_nobody_would_trust(
+def test_no_intermediate_is_called_ready_that_no_peer_would_trust(
     options: str, words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A cluster would be moved to a CA whose every certificate is refused."""
@@ -418,13 +418,15 @@ def test_no_intermediate_is_called_ready_that_nobody_would_trust(
     openssl(theirs, "req", "-x509", "-newkey", "rsa:2048", "-nodes", *made, *options.split())
     named = ("--name", "i", "--lifetime", "9d", "--constrain", "demo.example")
     assert ca("intermediate", tmp_path / "i", "--root", theirs, *named) == 2
-    told = capfd.readouterr()
-    assert words in told.err
-    assert told.out == ""
+    reported = capfd.readouterr()
+    assert words in reported.err
+    assert reported.out == ""
     assert not (tmp_path / "i").exists()
 
 
-def test_a_root_that_openssl_signed_anew_as_told_can_be_used(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_root_that_the_printed_command_signed_anew_can_be_used(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """A peer that trusts the old certificate trusts what is below the new one: name and key are the same."""
     named = ("--root", tmp_path, "--name", "i", "--lifetime", "9d")
     made = ("-subj", "/O=theirs", "-keyout", "root-key.pem", "-out", "root-cert.pem")
@@ -468,7 +470,7 @@ def test_how_a_root_signed_itself_by_rsa_pss_does_not_matter(tmp_path: Path) -> 
         (("check", "nowhere"), "is not a directory"),
     ],
 )
-def test_a_wrong_call_is_told_and_writes_nothing(
+def test_a_wrong_call_is_reported_and_writes_nothing(
     arguments: tuple[str, ...], words: str, root: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "sds_agent", "ca", *arguments]
@@ -490,11 +492,11 @@ def test_check_says_everything_that_is_wrong_and_shows_no_key(
     (directory / "cert-chain.pem").write_text("")
     capfd.readouterr()
     assert ca("check", directory) == 2
-    told = capfd.readouterr().out
-    assert "cannot be plugged in" in told
-    assert "the key is not that of" in told
-    assert "cert-chain.pem: holds no certificate" in told
-    assert not any(line in told for line in (root / "root-key.pem").read_text().splitlines())
+    reported = capfd.readouterr().out
+    assert "cannot be plugged in" in reported
+    assert "the key is not that of" in reported
+    assert "cert-chain.pem: holds no certificate" in reported
+    assert not any(line in reported for line in (root / "root-key.pem").read_text().splitlines())
 
 
 def test_the_openssl_steps_of_the_page_make_what_the_commands_make(

@@ -83,7 +83,7 @@ class Bench:
     def issuer(
         self, authority: Authority, workload: Workload, *, randomness: float = 0.5, renewal: Renewal | None = None
     ) -> Issuer:
-        """An issuer that renews at exactly half the lifetime, unless told otherwise."""
+        """An issuer that renews at exactly half the lifetime, unless given another share."""
         issuer = Issuer(
             structs.replace(workload, renewal=renewal or Renewal(jitter=0)),
             Upstream(authority, self.queue),
@@ -224,14 +224,14 @@ async def test_it_is_renewed_at_half_its_life_with_a_new_key_and_never_missing(b
 
 async def test_a_new_root_is_served_before_the_first_leaf_from_it(bench: Bench) -> None:
     """The other way round, peers would refuse the leaf until their bundle came."""
-    told: list[frozenset[str]] = []
-    with bench.store.watching(told.append):
+    reported: list[frozenset[str]] = []
+    with bench.store.watching(reported.append):
         async with bench.issuing(bench.good(), answering(UpstreamCa(bench.clock.now, "new"))):
             await bench.issued()
             await bench.settled()
             bench.clock.elapse(HOUR / 2)
             await bench.issued(2)
-    assert told == [{"ROOTCA"}, set(NAMES)] * 2
+    assert reported == [{"ROOTCA"}, set(NAMES)] * 2
 
 
 async def test_a_short_backdated_leaf_is_renewed_in_the_middle_of_its_life(bench: Bench) -> None:
@@ -807,7 +807,7 @@ async def test_the_log_becomes_loud_when_little_life_is_left(bench: Bench) -> No
 
 @pytest.mark.parametrize("kind", PASSING)
 async def test_a_retry_brings_the_same_request_again(bench: Bench, kind: ErrorKind) -> None:
-    """A CA that waits for somebody's approval must recognise what was approved."""
+    """A CA that waits for a person's approval must recognise what was approved."""
     async with bench.issuing(failing(kind), failing(kind), bench.good()) as authority:
         for count, delay in enumerate((0.25, 0.5), start=1):
             event = await bench.retrying(count)
@@ -1130,7 +1130,7 @@ async def test_an_issuer_ends_at_once_wherever_it_waits_and_gives_back_its_place
         async with bench.issuing(step or bench.good()) as authority:
             await reach(bench, state, authority)
     with anyio.fail_after(10):
-        for _ in range(2):  # a place that were given to the issuer, or kept for it, would be missing
+        for _ in range(2):  # a place that were given to the issuer, or reserved for it, would be missing
             async with bench.queue.slot(lambda: (False, bench.clock.now())):
                 pass
     assert bench.clock.sleepers == 0

@@ -1,4 +1,4 @@
-"""The directory of join tokens: what is damaged or gone is told, and what has long expired is forgotten."""
+"""The directory of join tokens: what is damaged or gone is reported, and what has long expired is removed."""
 
 import os
 import shutil
@@ -153,7 +153,7 @@ def test_a_token_that_root_makes_can_be_read_by_the_user_of_the_ca(tmp_path: Pat
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"spiffe_id": "x", "expires": 1e400}', "\0"])
-def test_a_record_that_is_damaged_is_nobodys(tmp_path: Path, content: str) -> None:
+def test_a_damaged_record_serves_no_machine(tmp_path: Path, content: str) -> None:
     tokens = JoinTokens(tmp_path)
     token = tokens.make(WEB, datetime.now(UTC) + timedelta(hours=1))
     (record,) = tmp_path.iterdir()
@@ -188,7 +188,7 @@ def plant(path: Path, elsewhere: Path) -> None:
         path.symlink_to(elsewhere)
 
 
-def test_a_record_that_another_user_put_there_is_nobodys(tmp_path: Path) -> None:
+def test_a_record_that_another_user_put_there_serves_no_machine(tmp_path: Path) -> None:
     """Where a group may write to the directory, each of its members could make a token for any identity."""
     directory = tmp_path / "tokens"
     directory.mkdir()
@@ -200,7 +200,7 @@ def test_a_record_that_another_user_put_there_is_nobodys(tmp_path: Path) -> None
         tokens.find(token)
 
 
-def test_a_record_that_was_renamed_is_nobodys(tmp_path: Path) -> None:
+def test_a_renamed_record_serves_no_machine(tmp_path: Path) -> None:
     """Else a member of that group makes a token of its own stand for the identity of another."""
     tokens, now = JoinTokens(tmp_path), datetime.now(UTC)
     token = tokens.make(WEB, now + timedelta(hours=1))
@@ -245,7 +245,7 @@ def test_a_place_for_tokens_that_cannot_be_used_is_reported_at_the_start(tmp_pat
 
 @pytest.mark.parametrize("something", [False, True], ids=["nothing there", "something else there"])
 async def test_a_directory_of_tokens_that_is_gone_is_the_operators_to_fix(tmp_path: Path, *, something: bool) -> None:
-    """The caller is told to come again, and gets its certificate once the directory is back: its token is not lost."""
+    """The CA asks the caller to come again, and signs once the directory is back: the token is not lost."""
     async with served(tmp_path) as ca:
         token = ca.join_token()
         shutil.move(tmp_path / "tokens", tmp_path / "away")

@@ -35,7 +35,7 @@ from sds_agent.pki.keys import to_pkcs8_pem
 
 
 class ApiServer(HTTPServer):
-    """A stand-in for a kube-apiserver: it gives its key set to whoever sends the right token."""
+    """A stand-in for a kube-apiserver: it gives its key set to a caller that sends the right token."""
 
     key_set = b""
     status = 200
@@ -223,7 +223,7 @@ async def following(keys: IssuerKeys, clock: HandClock) -> AsyncIterator[None]:
         tasks.cancel_scope.cancel()
 
 
-async def test_a_slow_issuer_holds_up_nobody_whose_key_is_known(api: ApiServer, tmp_path: Path) -> None:
+async def test_a_slow_issuer_delays_no_caller_whose_key_is_known(api: ApiServer, tmp_path: Path) -> None:
     api.key_set, clock = TokenIssuer().key_set(), HandClock()
     keys = await IssuerKeys.open(location(api, tmp_path), clock)
     api.answers.clear()
@@ -238,7 +238,7 @@ async def test_a_slow_issuer_holds_up_nobody_whose_key_is_known(api: ApiServer, 
 
 
 async def test_an_issuer_that_hangs_holds_up_the_start_for_a_moment_only(api: ApiServer, tmp_path: Path) -> None:
-    """Until then nobody could renew by certificate, and the CA would be deaf to SIGTERM; per issuer."""
+    """Until then no caller could renew by certificate, and the CA would be deaf to SIGTERM; per issuer."""
     api.answers.clear()
     with recorded() as events, anyio.fail_after(TIMEOUT / 2):
         await IssuerKeys.open(location(api, tmp_path), HandClock())
@@ -265,7 +265,7 @@ async def test_a_set_without_an_end_is_not_read_to_it(api: ApiServer, tmp_path: 
         ("token", b"secret", "answered with status 401"),
     ],
 )
-async def test_what_keeps_a_set_from_being_read_is_told_without_the_token(
+async def test_what_keeps_a_set_from_being_read_is_logged_without_the_token(
     api: ApiServer, tmp_path: Path, name: str, content: bytes | None, words: str
 ) -> None:
     (tmp_path / name).unlink()
@@ -273,9 +273,9 @@ async def test_what_keeps_a_set_from_being_read_is_told_without_the_token(
         (tmp_path / name).write_bytes(content)
     with recorded() as events:
         await IssuerKeys.open(location(api, tmp_path), HandClock())
-    (told,) = events.named("key_set_not_read")
-    assert words in told["cause"]
-    assert "cret" not in str(told)
+    (reported,) = events.named("key_set_not_read")
+    assert words in reported["cause"]
+    assert "cret" not in str(reported)
 
 
 def run_together(pem: bytes) -> bytes:

@@ -44,9 +44,9 @@ def test_an_event_is_its_name_and_its_fields() -> None:
     assert line.split(" ", 1)[1] == (
         "info    issued workload=web at=2026-03-14T15:09:26.535Z took=1.5 ok=true names=a,b\n"
     )
-    told = json.loads(written("json", workload="web", at=LATE, ok=True, nothing=None, names=("a", "b")))
-    del told["time"]
-    assert told == {
+    reported = json.loads(written("json", workload="web", at=LATE, ok=True, nothing=None, names=("a", "b")))
+    del reported["time"]
+    assert reported == {
         "level": "info",
         "event": "issued",
         "workload": "web",
@@ -73,13 +73,13 @@ def test_what_a_peer_sends_never_starts_a_line_or_a_field_of_its_own(value: str,
     line = written("text", reason=value)
     assert line.isascii()
     assert line.count("\n") == 1
-    told = line.rstrip("\n").split(" reason=", 1)[1]
-    assert told == value or json.loads(told) == value
+    reported = line.rstrip("\n").split(" reason=", 1)[1]
+    assert reported == value or json.loads(reported) == value
 
 
 def test_a_long_value_is_cut() -> None:
-    told = json.loads(written("json", name_asked="n" * 70_000, names=["n" * 70_000]))
-    assert told["name_asked"] == told["names"][0] == "n" * LONGEST_VALUE + "… (70000 characters)"
+    reported = json.loads(written("json", name_asked="n" * 70_000, names=["n" * 70_000]))
+    assert reported["name_asked"] == reported["names"][0] == "n" * LONGEST_VALUE + "… (70000 characters)"
 
 
 # --- faults ---
@@ -115,12 +115,16 @@ def test_a_fault_names_its_place(stream: io.StringIO) -> None:
         broken("PLANTED")
     except PlantedError as error:
         log.fault(LOG, "a part", error, address="10.0.0.7:1")
-    (told,) = faults(stream)
-    assert (told["part"], told["type"], told["address"]) == ("a part", f"{__name__}.PlantedError", "10.0.0.7:1")
+    (reported,) = faults(stream)
+    assert (reported["part"], reported["type"], reported["address"]) == (
+        "a part",
+        f"{__name__}.PlantedError",
+        "10.0.0.7:1",
+    )
     line = broken.__code__.co_firstlineno + 1
-    assert told["at"] == f"{__name__.replace('.', '/')}.py:{line}"
-    assert told["frames"][0] == f"{__name__}:{line} broken"
-    assert [frame.split()[-1] for frame in told["frames"]] == ["broken", test_a_fault_names_its_place.__name__]
+    assert reported["at"] == f"{__name__.replace('.', '/')}.py:{line}"
+    assert reported["frames"][0] == f"{__name__}:{line} broken"
+    assert [frame.split()[-1] for frame in reported["frames"]] == ["broken", test_a_fault_names_its_place.__name__]
 
 
 def test_a_fault_in_a_library_names_who_called_it(stream: io.StringIO) -> None:
@@ -128,10 +132,10 @@ def test_a_fault_in_a_library_names_who_called_it(stream: io.StringIO) -> None:
         json.loads("{PLANTED")
     except ValueError as error:
         log.fault(LOG, "a part", error)
-    (told,) = faults(stream)
-    assert told["type"] == "json.decoder.JSONDecodeError"
-    assert told["at"].startswith("json/decoder.py:")
-    assert [frame.partition(":")[0] for frame in told["frames"]] == [__name__]
+    (reported,) = faults(stream)
+    assert reported["type"] == "json.decoder.JSONDecodeError"
+    assert reported["at"].startswith("json/decoder.py:")
+    assert [frame.partition(":")[0] for frame in reported["frames"]] == [__name__]
 
 
 def test_the_faults_in_a_task_group_are_reported_each_and_the_group_is_not(stream: io.StringIO) -> None:
@@ -145,8 +149,8 @@ def test_an_adapter_of_another_package_that_logs_an_exception_shows_no_secret(st
         broken("PLANTED")
     except PlantedError:
         LOG.exception("fault")
-    (told,) = faults(stream)
-    assert (told["type"], told["frames"][0].split()[-1]) == (f"{__name__}.PlantedError", "broken")
+    (reported,) = faults(stream)
+    assert (reported["type"], reported["frames"][0].split()[-1]) == (f"{__name__}.PlantedError", "broken")
 
 
 def test_a_fault_that_only_the_event_loop_met_is_reported_once_for_each_place(stream: io.StringIO) -> None:
@@ -160,9 +164,9 @@ def test_a_fault_that_only_the_event_loop_met_is_reported_once_for_each_place(st
         await asyncio.sleep(0)
 
     asyncio.run(play())
-    told = faults(stream)
-    assert [line["part"] for line in told] == ["event loop", "event loop"]
-    assert [line["type"] for line in told] == [f"{__name__}.PlantedError", "json.decoder.JSONDecodeError"]
+    reported = faults(stream)
+    assert [line["part"] for line in reported] == ["event loop", "event loop"]
+    assert [line["type"] for line in reported] == [f"{__name__}.PlantedError", "json.decoder.JSONDecodeError"]
 
 
 async def test_a_fault_that_only_grpc_met_is_reported(stream: io.StringIO, tmp_path: Path) -> None:
@@ -182,9 +186,9 @@ async def test_a_fault_that_only_grpc_met_is_reported(stream: io.StringIO, tmp_p
                 await call(b"")
     finally:
         await server.stop(None)
-    (told,) = faults(stream)
-    assert (told["part"], told["type"]) == ("gRPC", f"{__name__}.PlantedError")
-    assert told["frames"][0].endswith(" broken")
+    (reported,) = faults(stream)
+    assert (reported["part"], reported["type"]) == ("gRPC", f"{__name__}.PlantedError")
+    assert reported["frames"][0].endswith(" broken")
 
 
 async def test_a_client_that_left_during_its_answer_is_no_fault(stream: io.StringIO) -> None:
@@ -203,17 +207,17 @@ def test_an_error_is_reported_when_it_begins_when_it_changes_and_when_it_is_back
 ) -> None:
     """A line for each attempt would fill the log; none after a pause would hide that it is back."""
     one, other = causes
-    trouble = log.LogOnChange(LOG, "state_lost")
+    lasting = log.LogOnChange(LOG, "state_lost")
     for cause in (one, one, other, other, one):
-        trouble.report(cause, directory="/var/lib")
-    trouble.resolved()
-    trouble.report(one)
-    trouble.report(type(one)())
-    trouble.report(one)
+        lasting.report(cause, directory="/var/lib")
+    lasting.resolved()
+    lasting.report(one)
+    lasting.report(type(one)())
+    lasting.report(one)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     name = "cause" if isinstance(one, str) else "causes"
-    told = [each if isinstance(each, str) else list(each) for each in (one, other, one, one, one)]
-    assert [line[name] for line in lines] == told
+    reported = [each if isinstance(each, str) else list(each) for each in (one, other, one, one, one)]
+    assert [line[name] for line in lines] == reported
     assert {line["level"] for line in lines} == {"error"}
 
 
@@ -221,7 +225,7 @@ def test_an_error_is_reported_when_it_begins_when_it_changes_and_when_it_is_back
 
 
 class Pipe:
-    """A pipe or a terminal whose reader takes nothing until it is told to."""
+    """A pipe or a terminal whose reader takes nothing until the test lets it."""
 
     def __init__(self, reader: int, stream: TextIO) -> None:
         self.reader = reader
@@ -273,7 +277,7 @@ def test_a_log_that_is_read_is_written_at_once_without_a_thread(pipe: Pipe) -> N
     log.configure("json", "info", pipe.stream)
     for number in range(3):
         log.event(LOG, "issued", number=number)
-        assert pipe.holds_something, "a program that is killed now has told its last event"
+        assert pipe.holds_something, "a program that is killed now has written its last event"
         assert json.loads(pipe.read(b"\n"))["number"] == number
     assert "log" not in {thread.name for thread in threading.enumerate()}
 
@@ -331,7 +335,7 @@ def test_room_that_has_been_used_is_used_again(pipe: Pipe) -> None:
         logging.getLogger("sds_agent").handlers[0].flush()
 
 
-def test_what_is_not_kept_is_counted(pipe: Pipe) -> None:
+def test_what_is_not_stored_is_counted(pipe: Pipe) -> None:
     count = 2 * MOST_QUEUED // LONGEST_VALUE
 
     def log_events() -> None:

@@ -1,4 +1,4 @@
-"""Certificates as files: every renewal one whole set, and no trouble with a disk reaches issuance."""
+"""Certificates as files: every renewal one whole set, and no fault of a disk reaches issuance."""
 
 import asyncio
 import os
@@ -237,7 +237,7 @@ def test_something_in_the_way_of_a_file_is_reported_and_nothing_piles_up(target:
 
 
 @asynccontextmanager
-async def kept(target: Path, clock: HandClock, check_every: float = 60) -> AsyncIterator[SecretStore]:
+async def stored(target: Path, clock: HandClock, check_every: float = 60) -> AsyncIterator[SecretStore]:
     store = SecretStore(("default", "ROOTCA"))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(write_changes, Output(target, "default", "ROOTCA"), store, clock, check_every)
@@ -246,7 +246,7 @@ async def kept(target: Path, clock: HandClock, check_every: float = 60) -> Async
 
 
 async def test_every_renewal_is_written(target: Path, events: Events) -> None:
-    async with kept(target, HandClock()) as store:
+    async with stored(target, HandClock()) as store:
         for number in (1, 2, 3):
             store.publish({"default": certificate(number), "ROOTCA": bundle(number)})
             await events.wait("output_written", count=number)
@@ -255,7 +255,7 @@ async def test_every_renewal_is_written(target: Path, events: Events) -> None:
 
 
 async def test_a_new_root_is_written_at_once(target: Path, events: Events) -> None:
-    async with kept(target, HandClock()) as store:
+    async with stored(target, HandClock()) as store:
         store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
         await events.wait("output_written")
         store.publish({"ROOTCA": bundle(2)})
@@ -266,7 +266,7 @@ async def test_a_new_root_is_written_at_once(target: Path, events: Events) -> No
 @pytest.mark.parametrize("first", ["ROOTCA", "default"])
 async def test_half_a_set_is_not_written_and_an_expired_one_stays(target: Path, events: Events, first: str) -> None:
     whole: dict[str, CertificateSecret | BundleSecret] = {"ROOTCA": bundle(1), "default": certificate(1)}
-    async with kept(target, HandClock()) as store:
+    async with stored(target, HandClock()) as store:
         store.publish({first: whole.pop(first)})
         await anyio.wait_all_tasks_blocked()
         assert events.named("output_written") == events.named("output_not_written") == []
@@ -280,10 +280,10 @@ async def test_half_a_set_is_not_written_and_an_expired_one_stays(target: Path, 
 async def test_a_failure_is_reported_and_tried_again_while_issuance_goes_on(target: Path, events: Events) -> None:
     put_in_the_way(target)
     clock = HandClock()
-    async with kept(target, clock) as store:
+    async with stored(target, clock) as store:
         store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
-        told = await events.wait("output_not_written")
-        assert str(target) in str(told["cause"])
+        reported = await events.wait("output_not_written")
+        assert str(target) in str(reported["cause"])
         await clock.asleep()
         store.publish({"default": certificate(2)})
         clock.elapse(FIRST_RETRY)
@@ -298,10 +298,10 @@ async def test_a_failure_is_reported_and_tried_again_while_issuance_goes_on(targ
 @pytest.mark.parametrize("name", ["..data", "key.pem"])
 async def test_a_directory_where_a_file_goes_is_reported_by_its_name(target: Path, events: Events, name: str) -> None:
     (target / name).mkdir(parents=True)
-    async with kept(target, HandClock()) as store:
+    async with stored(target, HandClock()) as store:
         store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
-        told = await events.wait("output_not_written")
-    assert str(told["cause"]).startswith(f"cannot write to {target / name}: Is a directory; ")
+        reported = await events.wait("output_not_written")
+    assert str(reported["cause"]).startswith(f"cannot write to {target / name}: Is a directory; ")
 
 
 async def test_a_disk_that_stays_full_is_asked_less_and_less_often_and_named(
@@ -311,16 +311,16 @@ async def test_a_disk_that_stays_full_is_asked_less_and_less_often_and_named(
         raise OSError(28, "No space left on device")
 
     clock = HandClock()
-    async with kept(target, clock) as store:
+    async with stored(target, clock) as store:
         for number in (1, 2):  # the second time it begins anew
             with monkeypatch.context() as patched:
                 patched.setattr(os, "fsync", full)
                 store.publish({"default": certificate(number), "ROOTCA": bundle(number)})
                 for count in range(1, 9):
-                    told = await events.wait("output_not_written", count=8 * (number - 1) + count)
+                    reported = await events.wait("output_not_written", count=8 * (number - 1) + count)
                     delay = min(FIRST_RETRY * 2 ** (count - 1), LONGEST_RETRY)
-                    assert told["in_seconds"] == delay.total_seconds()
-                    assert str(target) in str(told["cause"])
+                    assert reported["in_seconds"] == delay.total_seconds()
+                    assert str(target) in str(reported["cause"])
                     await clock.asleep()
                     if count < 8:
                         clock.elapse(delay)
@@ -335,18 +335,18 @@ async def test_a_disk_that_does_not_answer_is_given_up_reported_and_written_once
     """As one of the network that is gone: the end of the agent waits for every write that is under way."""
     clock, disk = HandClock(), DeadDisk(monkeypatch)
     try:
-        async with kept(target, clock) as store:
+        async with stored(target, clock) as store:
             store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
             await anyio.wait_all_tasks_blocked()
             clock.elapse(timedelta(seconds=DISK_TIMEOUT))
-            told = [await events.wait("output_not_written")]
+            reported = [await events.wait("output_not_written")]
             await clock.asleep()
             store.publish({"default": certificate(2), "ROOTCA": bundle(2)})
             clock.elapse(FIRST_RETRY)
-            told.append(await events.wait("output_not_written", count=2))
+            reported.append(await events.wait("output_not_written", count=2))
             await clock.asleep()
             words = ("no answer within 5 s", "an earlier attempt has not come back yet")
-            for each, cause in zip(told, words, strict=True):
+            for each, cause in zip(reported, words, strict=True):
                 assert str(each["cause"]).startswith(f"cannot write to {target}: {cause}; ")
             disk.revive()
             for late in [each for each in threading.enumerate() if each.name.startswith("in_thread")]:
@@ -372,7 +372,7 @@ async def test_a_disk_that_stops_answering_takes_no_files_for_lost(
         return exists(path)
 
     try:
-        async with kept(target, clock, check_every=0.01) as store:
+        async with stored(target, clock, check_every=0.01) as store:
             store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
             await events.wait("output_written")
             monkeypatch.setattr(os.path, "exists", hanging)
@@ -380,8 +380,8 @@ async def test_a_disk_that_stops_answering_takes_no_files_for_lost(
                 await anyio.to_thread.run_sync(asked.wait)
             clock.elapse(timedelta(seconds=DISK_TIMEOUT))
             store.publish({"default": certificate(2)})
-            told = await events.wait("output_not_written")
-            assert "an earlier attempt has not come back yet" in str(told["cause"])
+            reported = await events.wait("output_not_written")
+            assert "an earlier attempt has not come back yet" in str(reported["cause"])
             assert events.named("output_lost") == []
     finally:
         hangs.set()
@@ -409,24 +409,24 @@ async def test_the_end_of_the_agent_cuts_no_write_short(
 
 async def test_a_directory_that_others_may_write_to_is_refused(target: Path, events: Events) -> None:
     open_to_all(target)
-    async with kept(target, HandClock()) as store:
+    async with stored(target, HandClock()) as store:
         store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
-        told = await events.wait("output_not_written")
-        assert "every user may write to" in str(told["cause"])
+        reported = await events.wait("output_not_written")
+        assert "every user may write to" in str(reported["cause"])
     assert sets(target) == []
 
 
 async def test_two_agents_do_not_write_to_one_directory(target: Path, events: Events) -> None:
     """Each would take the other's unfinished set for one of a killed agent and remove it, the key that counts too."""
     clock = HandClock()
-    async with kept(target, HandClock()) as first, kept(target, clock) as second:
+    async with stored(target, HandClock()) as first, stored(target, clock) as second:
         first.publish({"default": certificate(1), "ROOTCA": bundle(1)})
         await events.wait("output_written")
         unfinished = target / "..20991231-235959-0a1b2c3d"
         unfinished.mkdir()
         second.publish({"default": certificate(2), "ROOTCA": bundle(2)})
-        told = await events.wait("output_not_written")
-        assert str(told["cause"]).startswith("another sds-agent, or another workload of this one, writes to")
+        reported = await events.wait("output_not_written")
+        assert str(reported["cause"]).startswith("another sds-agent, or another workload of this one, writes to")
         assert unfinished.exists()
         assert contents(target)[0] == "chain 1"
         await clock.asleep()
@@ -438,7 +438,7 @@ async def test_a_group_that_may_write_there_is_reported_once_and_the_directory_s
 ) -> None:
     """To give it up for a moment at each write would let another agent in."""
     open_to_its_group(target)
-    async with kept(target, HandClock()) as store:
+    async with stored(target, HandClock()) as store:
         for number in (1, 2):
             store.publish({"default": certificate(number), "ROOTCA": bundle(number)})
             await events.wait("output_written", count=number)
@@ -447,8 +447,8 @@ async def test_a_group_that_may_write_there_is_reported_once_and_the_directory_s
 
 async def test_the_second_agent_takes_over_when_the_first_has_gone(target: Path, events: Events) -> None:
     clock = HandClock()
-    async with kept(target, clock) as second:
-        async with kept(target, HandClock()) as first:
+    async with stored(target, clock) as second:
+        async with stored(target, HandClock()) as first:
             first.publish({"default": certificate(1), "ROOTCA": bundle(1)})
             await events.wait("output_written")
             second.publish({"default": certificate(2), "ROOTCA": bundle(2)})
@@ -462,7 +462,7 @@ async def test_the_second_agent_takes_over_when_the_first_has_gone(target: Path,
 @pytest.mark.parametrize("lost", [".", "..data", "key.pem", "..lock"])
 async def test_what_is_removed_comes_back(target: Path, events: Events, lost: str) -> None:
     """Else a program that starts later finds nothing until the next renewal."""
-    async with kept(target, HandClock(), check_every=0.01) as store:
+    async with stored(target, HandClock(), check_every=0.01) as store:
         store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
         await events.wait("output_written")
         shutil.rmtree(target) if lost == "." else (target / lost).unlink()
@@ -474,15 +474,15 @@ async def test_what_is_removed_comes_back(target: Path, events: Events, lost: st
 async def test_a_directory_below_one_of_everybody_is_refused(target: Path, events: Events) -> None:
     """As in an emptyDir of Kubernetes: every container that mounts it could put another directory in its place."""
     open_to_all(target)
-    async with kept(target / "sub", HandClock()) as store:
+    async with stored(target / "sub", HandClock()) as store:
         store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
-        told = await events.wait("output_not_written")
-        assert "every user may write to" in str(told["cause"])
+        reported = await events.wait("output_not_written")
+        assert "every user may write to" in str(reported["cause"])
     assert sets(target) == []
 
 
 async def test_the_key_is_in_no_log_and_no_repr(target: Path, events: Events) -> None:
-    async with kept(target, HandClock()) as store:
+    async with stored(target, HandClock()) as store:
         store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
         await events.wait("output_written")
         shown = repr(Output(target, "default", "ROOTCA").files(store.snapshot))

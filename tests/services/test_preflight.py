@@ -35,7 +35,7 @@ class Machine:
         self.folder = folder
         self.socket = folder / "run" / "sds.sock"
         self.state = folder / "state"
-        self.held = until_the_end
+        self.open = until_the_end
 
     def settings(self, more: str = "", sds: str = "") -> Settings:
         places = f"state_dir: {self.state}\nsds: {{socket: {self.socket}{sds}}}\n"
@@ -91,19 +91,19 @@ def file_for_a_socket(machine: Machine) -> Settings:
 
 def other_server(machine: Machine) -> Settings:
     machine.socket.parent.mkdir()
-    listening = machine.held.enter_context(socket.socket(socket.AF_UNIX))
+    listening = machine.open.enter_context(socket.socket(socket.AF_UNIX))
     listening.bind(str(machine.socket))
     listening.listen()
     return machine.settings()
 
 
 def other_agent_on_the_socket(machine: Machine) -> Settings:
-    machine.held.enter_context(claim(SocketFile(machine.socket)))
+    machine.open.enter_context(claim(SocketFile(machine.socket)))
     return machine.settings()
 
 
 def other_agent_on_the_state(machine: Machine) -> Settings:
-    machine.held.enter_context(locked_directory(machine.state, "state_dir", SdsAgentError()))
+    machine.open.enter_context(locked_directory(machine.state, "state_dir", SdsAgentError()))
     return machine.settings()
 
 
@@ -187,12 +187,12 @@ def test_what_keeps_the_agent_from_starting_is_known_beforehand(
 ) -> None:
     chosen = disturb(machine)
     before = entries(machine.folder)
-    (told,) = preflight.obstacles(chosen, SystemClock())
+    (reported,) = preflight.obstacles(chosen, SystemClock())
     assert entries(machine.folder) == before, "to look changes nothing"
-    assert str(told) == run(chosen)
+    assert str(reported) == run(chosen)
 
 
-def test_nothing_is_told_of_a_machine_where_it_starts(machine: Machine) -> None:
+def test_nothing_is_reported_of_a_machine_where_it_starts(machine: Machine) -> None:
     assert list(preflight.obstacles(machine.settings(), SystemClock())) == []
     assert [path.name for path in machine.folder.iterdir()] == ["sds-agent.yaml"]
 
@@ -205,7 +205,7 @@ def test_a_start_that_was_killed_leaves_no_obstacle(machine: Machine) -> None:
     assert list(preflight.obstacles(machine.settings(), SystemClock())) == []
 
 
-def test_every_obstacle_is_told_at_once(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_obstacle_is_reported_at_once(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     open_state(machine)
     open_directory(machine)
     machine.settings(CACERTS, ", owner: no-such-user, group: no-such-group")
@@ -254,7 +254,7 @@ sys.exit(main(sys.argv[1:]))
         ),
     ],
 )
-def test_an_operator_who_forgot_sudo_is_told(machine: Machine, mode: int, said: list[str]) -> None:
+def test_an_operator_who_forgot_sudo_is_warned(machine: Machine, mode: int, said: list[str]) -> None:
     machine.settings()
     if os.geteuid() == 0:
         os.chown(machine.folder, 65534, 65534)
@@ -276,7 +276,7 @@ def with_output(machine: Machine, output: Path) -> Settings:
 
 
 @pytest.mark.parametrize("below", [".", "sub"])
-def test_an_output_that_will_never_be_written_is_told_and_not_called_good(
+def test_an_output_that_will_never_be_written_is_reported_and_not_called_good(
     machine: Machine, below: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An emptyDir of Kubernetes is open to everybody, and so is what lies below it."""
@@ -294,16 +294,16 @@ def test_an_output_that_will_never_be_written_is_told_and_not_called_good(
     assert said.startswith(f"sds-agent: workloads[0].output: every user may write to {volume}, and so could")
 
 
-def test_an_output_that_another_agent_writes_is_told(machine: Machine) -> None:
+def test_an_output_that_another_agent_writes_is_reported(machine: Machine) -> None:
     output = machine.folder / "certs"
     output.mkdir()
     assert list(preflight.shortfalls(with_output(machine, output))) == []
     with locked(output / "..lock"):
-        (told,) = preflight.shortfalls(with_output(machine, output))
-    assert str(told) == f"workloads[0].output: another sds-agent writes to {output}"
+        (reported,) = preflight.shortfalls(with_output(machine, output))
+    assert str(reported) == f"workloads[0].output: another sds-agent writes to {output}"
 
 
-def test_a_group_that_could_change_what_is_kept_is_warned_of(
+def test_a_group_that_could_change_what_is_stored_is_reported(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As Kubernetes gives volumes to the group of a pod."""
@@ -330,6 +330,6 @@ def test_a_group_that_cannot_get_to_its_socket_is_warned_of(
     machine.folder.chmod(0o755)
     for group, warned in ((machine.socket.parent.stat().st_gid, own), (4711, another)):
         said = list(preflight.unreachable(machine.settings(sds=f", group: '{group}'")))
-        told = f"sds.socket: the group {group} cannot pass {machine.socket.parent}, which has the mode {mode:04o}"
-        assert [each.startswith(told) for each in said] == [True] * warned
+        reported = f"sds.socket: the group {group} cannot pass {machine.socket.parent}, which has the mode {mode:04o}"
+        assert [each.startswith(reported) for each in said] == [True] * warned
     assert list(preflight.unreachable(machine.settings())) == [], "without a group nothing more was meant"

@@ -20,7 +20,7 @@ def priority(expiry: datetime = NOW, *, awaited: bool = False) -> Callable[[], P
 
 
 class Visitors:
-    """Tasks that go through a queue, hold their place until they are told to leave, and can be cancelled."""
+    """Tasks that go through a queue, hold their slot until the test lets them leave, and can be cancelled."""
 
     def __init__(self, queue: IssuanceQueue, tasks: TaskGroup) -> None:
         self.entered: list[str] = []
@@ -195,7 +195,7 @@ def test_no_slot_is_ever_lost_or_given_twice(slots: int, steps: list[tuple[str, 
                         await checkpoint()
                 assert len(visitors.inside) <= slots
             await anyio.wait_all_tasks_blocked()
-            assert len(visitors.inside) == min(slots, len(present)), "nobody waits while a place is free"
+            assert len(visitors.inside) == min(slots, len(present)), "no visitor waits while a slot is free"
             tasks.cancel_scope.cancel()
         await given_back(queue, slots)
 

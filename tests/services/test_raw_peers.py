@@ -217,7 +217,7 @@ async def test_connections_that_have_ended_leave_nothing_behind(tmp_path: Path) 
                 await anyio.lowlevel.checkpoint()
 
 
-async def test_every_connection_is_told_how_many_streams_it_may_open(tmp_path: Path) -> None:
+async def test_every_connection_learns_how_many_streams_it_may_open(tmp_path: Path) -> None:
     """Of those that open more, gRPC would cancel the calls of other Envoys."""
     async with running(tmp_path) as (_, socket, _events):
         peer = await RawPeer.connect(socket)
@@ -251,9 +251,9 @@ async def test_header_block_without_end_ends_its_connection_before_it_takes_memo
                 if number % 10 == 0 and events.named("connection_ended"):
                     break
                 await anyio.lowlevel.checkpoint()
-        told = await events.wait("connection_ended", level="warning")
-        assert told["holder"] == f"pid {os.getpid()} (uid {os.geteuid()})"
-        assert "header block" in told["cause"]
+        reported = await events.wait("connection_ended", level="warning")
+        assert reported["holder"] == f"pid {os.getpid()} (uid {os.geteuid()})"
+        assert "header block" in reported["cause"]
         assert "default" in await good.fetch("default")
         await peer.connection.aclose()
 

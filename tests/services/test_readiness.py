@@ -25,7 +25,7 @@ def test_what_has_no_secret_is_missing() -> None:
     assert missing(store.snapshot) == ("ROOTCA",)
 
 
-def test_readiness_is_told_when_it_comes_and_when_it_goes_and_not_in_between(events: Events) -> None:
+def test_readiness_is_logged_when_it_comes_and_when_it_goes_and_not_in_between(events: Events) -> None:
     store = SecretStore(["default", "ROOTCA"])
     with watched(store):
         assert events.seen == [{"event": "not_ready", "level": "warning", "without_secret": ["default", "ROOTCA"]}]
@@ -41,7 +41,7 @@ def test_readiness_is_told_when_it_comes_and_when_it_goes_and_not_in_between(eve
         assert events.seen == [{"event": "not_ready", "level": "warning", "without_secret": ["default"]}]
     events.seen.clear()
     store.publish({"default": SECRET, "ROOTCA": BundleSecret(b"1")})
-    assert events.seen == [], "nobody is told of an agent that has ended"
+    assert events.seen == [], "an agent that has ended logs nothing"
 
 
 def test_an_agent_that_begins_ready_says_so(events: Events) -> None:

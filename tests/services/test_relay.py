@@ -204,8 +204,8 @@ async def test_each_time_that_descriptors_are_short_is_logged_and_peers_that_wai
             for count in (1, 2):
                 listener.left = 2
                 async with await anyio.connect_unix(tmp_path / "sds"):
-                    told = await events.wait("not_accepted", level="error", count=count)
-                    assert told["cause"] == "Too many open files"
+                    reported = await events.wait("not_accepted", level="error", count=count)
+                    assert reported["cause"] == "Too many open files"
                     with anyio.fail_after(10):
                         while not holders:
                             await anyio.lowlevel.checkpoint()

@@ -155,7 +155,7 @@ async def test_unknown_name_is_answered_with_what_may_be_asked_for(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["ü", "ü" * 70_000, "n" * 70_000, "a\nb\x00"])
-async def test_message_about_an_odd_or_huge_name_is_bounded_and_tells_what_there_is(tmp_path: Path, name: str) -> None:
+async def test_message_about_an_odd_or_huge_name_is_bounded_and_lists_what_there_is(tmp_path: Path, name: str) -> None:
     """A status of 70 KB makes Envoy reset the whole connection, with every stream on it."""
     async with running(tmp_path) as (_, peer, _events):
         other = await peer.stream().ask("default")

@@ -111,23 +111,23 @@ class Scene:
         self.trust = Trust(self.store, ["ROOTCA"], self.clock)
         identity, renewal = SpiffeId.parse(URI), Renewal(jitter=0)
         self.workload = Workload("default", identity, KeyType.EC_P256, HOUR, "local", ("default",), renewal=renewal)
-        self.kept: list[object] = []
-        """Values that are gone by the end, kept to be looked at."""
+        self.stored: list[object] = []
+        """Values that are gone by the end, stored to be searched."""
 
     def noting(self, step: Step) -> Step:
-        """The step, with the key of the request noted, and the request and the answer kept."""
+        """The step, with the key of the request noted, and the request and the answer stored."""
 
         async def noted(request: IssueRequest) -> Issuance:
             pending = self.issuer._requester._pending
             assert pending is not None
             self.keys.note(pending.key)
-            self.kept += [request, pending]
+            self.stored += [request, pending]
             try:
                 answer = await step(request)
             except Exception as error:
-                self.kept.append(error)
+                self.stored.append(error)
                 raise
-            self.kept.append(answer)
+            self.stored.append(answer)
             return answer
 
         return noted
@@ -183,10 +183,10 @@ class Scene:
             self.clock.elapse(MINUTE)
             await self.events.wait("renewed")
             await self.clock.asleep()
-            self.kept += [self.issuer.status, self.trust.status, self.store.snapshot, Catalog(self.store)["default"]]
+            self.stored += [self.issuer.status, self.trust.status, self.store.snapshot, Catalog(self.store)["default"]]
             self.clock.elapse(2 * HOUR)
             await self.events.wait("expired")
-        self.kept += [self.issuer, self.store, self.trust, ca]
+        self.stored += [self.issuer, self.store, self.trust, ca]
         await self.trouble_with_roots(ca)
 
     async def trouble_with_roots(self, ca: StoredAuthority) -> None:
@@ -200,7 +200,7 @@ class Scene:
         self.clock.elapse(LONGEST_RETRY)
         await ca.anchors()
         self.keys.note_pem(file.read_bytes())
-        self.kept.append(await self.self_signed.signing())
+        self.stored.append(await self.self_signed.signing())
         self.directory.rename(away)
         self.clock.elapse(2 * ROOT_LIFETIME)
         with pytest.raises(AuthorityError) as unwritten:
@@ -209,7 +209,7 @@ class Scene:
         file.write_bytes(file.read_bytes()[:-40])
         with pytest.raises(ConfigurationError) as damaged:
             await self.open()
-        self.kept += [unwritten.value, damaged.value]
+        self.stored += [unwritten.value, damaged.value]
 
 
 @pytest.fixture(params=["text", "json"])
@@ -268,7 +268,7 @@ def texts(found: object) -> Iterator[str]:
 
 async def test_no_representation_and_no_error_shows_a_key(scene: Scene) -> None:
     await scene.play()
-    found = [value for value in reachable(scene.kept) if ours(value)]
+    found = [value for value in reachable(scene.stored) if ours(value)]
     assert {type(value).__name__ for value in found} >= {
         "AuthorityError",
         "CertificateSecret",

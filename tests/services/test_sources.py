@@ -1,4 +1,4 @@
-"""Roots, tokens and a CA's directory: who could change them is told, and what is read is read all the same."""
+"""Roots, tokens and a CA's directory: the log names who could change them, and they are read all the same."""
 
 import os
 from pathlib import Path
@@ -65,11 +65,11 @@ def test_a_secret_that_kubernetes_mounts_is_good(tmp_path: Path, mode: int) -> N
     assert who_could_change(volume(tmp_path / "secret", mode)) == ()
 
 
-def test_a_file_that_a_link_leads_to_is_looked_at(tmp_path: Path) -> None:
+def test_a_file_that_a_link_leads_to_is_checked(tmp_path: Path) -> None:
     place = volume(tmp_path / "secret", 0o1777)
     (place / "..2026" / "ca-key.pem").chmod(0o660)
-    (told,) = who_could_change(place)
-    assert f"could change what is read from {place}: it may write to {place / '..2026' / 'ca-key.pem'}" in told
+    (reported,) = who_could_change(place)
+    assert f"could change what is read from {place}: it may write to {place / '..2026' / 'ca-key.pem'}" in reported
 
 
 def test_one_directory_on_the_way_to_many_files_is_reported_once(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_one_directory_on_the_way_to_many_files_is_reported_once(tmp_path: Path)
     assert len(who_could_change(place)) == 1
 
 
-def test_a_directory_of_very_many_files_is_not_looked_at_for_ever(tmp_path: Path) -> None:
+def test_a_directory_of_very_many_files_is_not_checked_for_ever(tmp_path: Path) -> None:
     for number in range(MOST_FILES + 1):
         (tmp_path / str(number)).touch()
         (tmp_path / str(number)).chmod(0o666)
@@ -109,6 +109,8 @@ async def test_the_agent_says_it_by_the_name_of_the_setting(tmp_path: Path) -> N
     read = settings(tmp_path, f"{MINIMAL}authorities:\n  a: {authority}\n")
     with recorded() as events:
         await warn(preflight.sources(read))
-    (told,) = events.named("source_shared", level="warning")
-    assert told["setting"] == "authorities.a.token_file"
-    assert told["cause"].startswith(f"every user could change what is read from {tmp_path / 'token'}: others may write")
+    (reported,) = events.named("source_shared", level="warning")
+    assert reported["setting"] == "authorities.a.token_file"
+    assert reported["cause"].startswith(
+        f"every user could change what is read from {tmp_path / 'token'}: others may write"
+    )

@@ -32,7 +32,7 @@ def files(directory: Path) -> dict[str, bytes]:
 
 
 @contextmanager
-def held(directory: Path) -> Iterator[LockedDirectory]:
+def locked(directory: Path) -> Iterator[LockedDirectory]:
     with locked_directory(directory, "state_dir", SdsAgentError("another agent runs there")) as claimed:
         yield claimed
 
@@ -50,7 +50,7 @@ def keeper(directory: Path) -> CertificateCache:
 @asynccontextmanager
 async def watching(directory: Path) -> AsyncIterator[Events]:
     """An agent's state with a CA and a certificate in it, and the watch over both."""
-    with held(directory) as claimed, recorded() as events:
+    with locked(directory) as claimed, recorded() as events:
         parts: list[Restorable] = [await ca(directory), keeper(directory)]
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch, claimed, parts, 0.01)
@@ -65,17 +65,17 @@ async def test_state_that_is_removed_comes_back_as_it_was(tmp_path: Path, lost: 
     async with watching(directory) as events:
         before, path = files(directory), directory / lost
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-        told = await events.wait("state_restored", level="warning", directory=str(directory))
+        reported = await events.wait("state_restored", level="warning", directory=str(directory))
         assert files(directory) == before
         assert {str(directory / each) for each in before if lost in {".", each} or each.startswith(lost)} == set(
-            told["files"]
+            reported["files"]
         )
-        with pytest.raises(SdsAgentError, match="another agent runs there"), held(directory):
+        with pytest.raises(SdsAgentError, match="another agent runs there"), locked(directory):
             pass
         assert events.named("state_lost") == []
 
 
-async def test_state_that_was_moved_away_and_brought_back_is_held_again(tmp_path: Path) -> None:
+async def test_state_that_was_moved_away_and_brought_back_is_locked_again(tmp_path: Path) -> None:
     directory = tmp_path / "state"
     async with watching(directory) as events:
         before = files(directory)
@@ -91,16 +91,16 @@ async def test_second_agent_that_began_on_the_empty_directory_is_reported_and_no
     tmp_path: Path,
 ) -> None:
     directory = tmp_path / "state"
-    with held(directory) as claimed, recorded() as events:
+    with locked(directory) as claimed, recorded() as events:
         first = await ca(directory)
         shutil.rmtree(directory)
-        with held(directory):
+        with locked(directory):
             await ca(directory)
             others = files(directory)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(watch, claimed, [first], 0.001)
-                told = await events.wait("state_lost", level="error")
-                assert told["cause"] == "another agent runs there"
+                reported = await events.wait("state_lost", level="error")
+                assert reported["cause"] == "another agent runs there"
                 tasks.cancel_scope.cancel()
             assert files(directory) == others
         restored, faults = restore(claimed, [first])
@@ -121,8 +121,8 @@ async def test_other_roots_are_not_overwritten_by_a_renewal(tmp_path: Path) -> N
     clock.elapse(LIFETIME * 0.85)
     with recorded() as events:
         await first.anchors()
-        (told,) = events.named("root_not_renewed")
-        assert "holds other roots than those that this process signs with" in told["cause"]
+        (reported,) = events.named("root_not_renewed")
+        assert "holds other roots than those that this process signs with" in reported["cause"]
     clock.elapse(LIFETIME)
     with pytest.raises(AuthorityError, match="holds other roots"):
         await first.anchors()
@@ -131,7 +131,7 @@ async def test_other_roots_are_not_overwritten_by_a_renewal(tmp_path: Path) -> N
 
 async def test_state_that_cannot_be_put_back_is_reported_by_its_place_and_the_rest_comes_back(tmp_path: Path) -> None:
     directory = tmp_path / "state"
-    with held(directory) as claimed:
+    with locked(directory) as claimed:
         parts: list[Restorable] = [await ca(directory), keeper(directory)]
         shutil.rmtree(directory)
         directory.mkdir(0o700)
@@ -145,7 +145,7 @@ async def test_state_that_cannot_be_put_back_is_reported_by_its_place_and_the_re
 
 
 class Hanging:
-    """A part whose disk does not answer until it is told to."""
+    """A part whose disk does not answer until the test lets it."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -161,7 +161,7 @@ class Hanging:
 
 async def test_a_disk_that_does_not_answer_holds_up_nothing_else(tmp_path: Path) -> None:
     """As one of the network that is gone: the agent serves from memory."""
-    with held(tmp_path) as claimed, recorded() as events:
+    with locked(tmp_path) as claimed, recorded() as events:
         part = Hanging()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch, claimed, [part], 0.001)

@@ -1,4 +1,4 @@
-"""The store: what a stream reads is the newest, complete, and told to it once."""
+"""The store: what a stream reads is the newest, complete, and announced to it once."""
 
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -23,15 +23,15 @@ def bundle(anchors: bytes = b"roots") -> BundleSecret:
 
 
 class Watcher:
-    """Notes what it was told, and what the store served at that moment."""
+    """Notes which names it was called with, and what the store served at that moment."""
 
     def __init__(self, store: SecretStore) -> None:
         self.store = store
-        self.told: list[set[str]] = []
+        self.reported: list[set[str]] = []
         self.served: list[dict[str, Secret | None]] = []
 
     def __call__(self, names: frozenset[str]) -> None:
-        self.told.append(set(names))
+        self.reported.append(set(names))
         self.served.append(dict(self.store.snapshot))
 
 
@@ -93,7 +93,7 @@ def test_a_snapshot_never_changes_under_a_reader() -> None:
 
 
 def test_unchanged_content_is_not_published_again() -> None:
-    """Envoys were told 22,000 times a day of a secret that was the same."""
+    """Envoys got the same secret 22,000 times a day."""
     store = SecretStore(["default", "ROOTCA"])
     store.publish({"default": certificate(), "ROOTCA": bundle()})
     watcher = Watcher(store)
@@ -101,7 +101,7 @@ def test_unchanged_content_is_not_published_again() -> None:
         before = store.snapshot
         assert store.publish({"default": certificate(), "ROOTCA": bundle()}) == set()
         assert store.snapshot is before
-    assert watcher.told == []
+    assert watcher.reported == []
 
 
 def test_watchers_are_called_with_changed_names_alone() -> None:
@@ -110,7 +110,7 @@ def test_watchers_are_called_with_changed_names_alone() -> None:
     watcher = Watcher(store)
     with store.watching(watcher):
         assert store.publish({"default": certificate(b"new"), "ROOTCA": bundle()}) == {"default"}
-    assert watcher.told == [{"default"}]
+    assert watcher.reported == [{"default"}]
 
 
 def test_what_is_published_together_is_seen_together() -> None:
@@ -119,7 +119,7 @@ def test_what_is_published_together_is_seen_together() -> None:
     watcher = Watcher(store)
     with store.watching(watcher):
         store.publish(dict.fromkeys(("default", "spiffe://demo.example/web"), certificate()))
-    assert watcher.told == [{"default", "spiffe://demo.example/web"}]
+    assert watcher.reported == [{"default", "spiffe://demo.example/web"}]
     assert watcher.served == [dict.fromkeys(("default", "spiffe://demo.example/web"), certificate())]
 
 
@@ -132,7 +132,7 @@ def test_a_secret_that_is_withheld_leaves_its_name_and_comes_back() -> None:
         assert store.withhold(["default"]) == set()
         assert dict(store.snapshot) == {"default": None, "late": None}
         assert store.publish({"default": certificate()}) == {"default"}
-    assert watcher.told == [{"default"}, {"default"}]
+    assert watcher.reported == [{"default"}, {"default"}]
 
 
 # --- watchers ---
@@ -153,7 +153,7 @@ def test_a_watcher_that_has_left_is_not_called_even_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="the stream broke"), store.watching(watcher):
         raise RuntimeError("the stream broke")
     store.publish({"default": certificate()})
-    assert watcher.told == []
+    assert watcher.reported == []
     assert store._watchers == {}
 
 
@@ -165,7 +165,7 @@ def test_one_watcher_may_watch_twice() -> None:
         with store.watching(watcher):
             store.publish({"default": certificate(b"1")})
         store.publish({"default": certificate(b"2")})
-    assert len(watcher.told) == 3
+    assert len(watcher.reported) == 3
 
 
 def test_a_watcher_that_leaves_while_others_are_called_disturbs_none() -> None:
@@ -176,7 +176,7 @@ def test_a_watcher_that_leaves_while_others_are_called_disturbs_none() -> None:
     with store.watching(last):
         store.publish({"default": certificate(b"1")})
         store.publish({"default": certificate(b"2")})
-    assert len(last.told) == 2
+    assert len(last.reported) == 2
 
 
 # --- who is waited for ---
@@ -217,7 +217,7 @@ changes = st.lists(
 
 @given(changes)
 def test_a_watcher_that_reads_what_it_is_called_with_is_never_behind(steps: list[tuple[str, Any]]) -> None:
-    """Nothing is told twice, and nothing is left untold."""
+    """No change is announced twice, and none is left out."""
     store = SecretStore(NAMES)
     seen = dict(store.snapshot)
 

@@ -141,7 +141,7 @@ asyncio.run(main())
 """
 
 
-def test_a_later_signal_ends_a_program_whose_event_loop_is_held_up() -> None:
+def test_a_later_signal_ends_a_program_whose_event_loop_is_blocked() -> None:
     assert subprocess.run([sys.executable, "-c", HELD_UP], check=False, timeout=30).returncode == -signal.SIGTERM
 
 

@@ -128,7 +128,7 @@ def test_what_needs_a_thread_says_that_there_is_none_and_works_again_afterwards(
     assert in_thread.startswith("NoThreadError: no thread can be started: ")
     assert signers == timeout == in_thread
     assert look_up.startswith("gaierror: [Errno -3] no thread can be started: ")
-    assert found["again"][:3] == ["3", "3", "3"], "and no place was kept for what did not begin"
+    assert found["again"][:3] == ["3", "3", "3"], "and no place was reserved for what did not begin"
     assert "127.0.0.1" in found["again"][3]
 
 

@@ -70,7 +70,7 @@ def served(store: SecretStore) -> set[x509.Certificate]:
 
 
 def in_use(*chain: x509.Certificate) -> CertificateSecret:
-    """A certificate that is served, with these as its chain. Its key is nobody's business here."""
+    """A certificate that is served, with these as its chain. Its key does not matter here."""
     return CertificateSecret(write_pem(chain), b"", NOW + HOUR)
 
 
@@ -94,9 +94,9 @@ def test_a_certificate_that_is_no_ca_does_not_enter_the_bundle(
     for _ in range(2):
         trust.update("a", (server, ROOTS[0]))
     assert served(store) == {ROOTS[0]}
-    (told,) = events.named("anchors_left_out")
-    assert told["level"] == "error"
-    assert "is no CA" in told["causes"][0]
+    (reported,) = events.named("anchors_left_out")
+    assert reported["level"] == "error"
+    assert "is no CA" in reported["causes"][0]
     trust.update("a", (server,))
     assert served(store) == {ROOTS[0]}, "an empty bundle would make every handshake fail"
 
@@ -105,8 +105,8 @@ def test_anchors_that_cannot_be_used_are_logged_once(store: SecretStore, trust: 
     for _ in range(2):
         trust.update("a", (ROOTS[0],), ("PEM block 2 is damaged",))
     assert served(store) == {ROOTS[0]}
-    (told,) = events.named("anchors_left_out")
-    assert (told["authority"], told["causes"]) == ("a", ["PEM block 2 is damaged"])
+    (reported,) = events.named("anchors_left_out")
+    assert (reported["authority"], reported["causes"]) == ("a", ["PEM block 2 is damaged"])
 
 
 def test_an_authoritys_new_anchors_take_the_place_of_its_old_ones(store: SecretStore, trust: Trust) -> None:
@@ -130,9 +130,9 @@ def test_an_anchor_stays_while_a_certificate_below_it_is_in_use(
         trust.add_in_use("a", certificate)
     trust.add_in_use("b", in_use(make_leaf(make_ca("lost"))))
     trust.update("a", (new,))
-    assert served(store) == {new, old.certificate}, "what nobody needs goes at once"
-    (kept,) = events.named("old_anchors_kept")
-    assert (kept["anchors"], kept["certificates"], kept["authority"]) == (1, 2, "a")
+    assert served(store) == {new, old.certificate}, "what no certificate needs goes at once"
+    (stored,) = events.named("old_anchors_kept")
+    assert (stored["anchors"], stored["certificates"], stored["authority"]) == (1, 2, "a")
     trust.update("a", (ROOTS[2],))
     assert served(store) == {ROOTS[2], old.certificate}, "nor is it forgotten at the next change"
     trust.remove_in_use("a", first)
@@ -237,13 +237,13 @@ def test_an_authority_that_advertises_none_changes_nothing(store: SecretStore, t
 def test_what_has_not_changed_is_not_pushed(
     store: SecretStore, trust: Trust, events: Events, again: tuple[x509.Certificate, ...]
 ) -> None:
-    """A CA may tell its roots in any order, and each telling would reach every Envoy as news."""
+    """A CA may advertise its roots in any order, and each would reach every Envoy as a change."""
     trust.update("a", (ROOTS[0], ROOTS[1]))
-    told: list[frozenset[str]] = []
-    with store.watching(told.append):
+    reported: list[frozenset[str]] = []
+    with store.watching(reported.append):
         trust.update("a", again)
         trust.update("b", again)
-    assert told == []
+    assert reported == []
     assert len(events.named("trust_changed")) == 1
 
 
@@ -355,8 +355,8 @@ def test_an_old_root_outlives_a_restart_with_another_ca_until_what_chains_to_it_
     assert served(store) == set(), "alone it would make Envoys refuse all others"
     after.update("plugged", (ROOTS[0],))
     assert served(store) == {ROOTS[0], old.certificate}
-    (kept,) = events.named("old_anchors_kept")
-    assert (kept["authority"], kept["anchors"], kept["until"]) == ("embedded", 1, "2026-03-14T16:09:26.000Z")
+    (stored,) = events.named("old_anchors_kept")
+    assert (stored["authority"], stored["anchors"], stored["until"]) == ("embedded", 1, "2026-03-14T16:09:26.000Z")
     assert after.needed == (NeededAnchor("embedded", old.certificate, NOW + HOUR),), (
         "nor does the next restart forget it"
     )
@@ -449,8 +449,8 @@ async def test_a_disk_that_is_full_is_tried_again_and_logged_once(tmp_path: Path
             await clock.asleep(2)
             clock.elapse(timedelta(seconds=RETRY))
         await clock.asleep(2)
-        (told,) = events.named("anchors_not_kept")
-        assert (told["level"], str(tmp_path) in told["cause"]) == ("error", True)
+        (reported,) = events.named("anchors_not_kept")
+        assert (reported["level"], str(tmp_path) in reported["cause"]) == ("error", True)
         (tmp_path / "state").unlink()
         clock.elapse(timedelta(seconds=RETRY))
         await until_written(tmp_path / "state", (NeededAnchor("a", root.certificate, NOW + HOUR),))
@@ -527,8 +527,8 @@ def test_a_damaged_file_costs_the_old_anchors_and_not_the_agent(
     else:
         file.write_bytes(damage)
     assert NeededAnchorsFile(tmp_path).load() == ()
-    (told,) = events.named("anchors_not_restored", level="warning")
-    assert str(file) in told["cause"]
+    (reported,) = events.named("anchors_not_restored", level="warning")
+    assert str(file) in reported["cause"]
 
 
 def test_a_file_that_was_removed_is_put_back_and_another_is_left_alone(tmp_path: Path) -> None:
@@ -573,7 +573,7 @@ async def refreshing(trust: Trust, authority: ScriptedTrust) -> AsyncIterator[Ha
         tasks.cancel_scope.cancel()
 
 
-def test_an_authority_may_tell_its_anchors_without_issuing() -> None:
+def test_an_authority_may_advertise_its_anchors_without_issuing() -> None:
     assert isinstance(ScriptedTrust(), AdvertisesAnchors)
 
 
@@ -626,8 +626,8 @@ async def test_a_root_that_cannot_be_used_does_not_keep_the_others_from_being_re
     async with refreshing(trust, authority) as clock:
         await clock.asleep()
         clock.elapse(REFRESH)
-        told = await events.wait("anchors_left_out", authority="a")
-        assert "Plain Root" in str(told["causes"])
+        reported = await events.wait("anchors_left_out", authority="a")
+        assert "Plain Root" in str(reported["causes"])
         assert [anchor.subject.rfc4514_string() for anchor in served(store)] == ["CN=good root"]
 
 
