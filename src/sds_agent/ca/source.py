@@ -112,7 +112,7 @@ class PluggedSource:
         cls, directory: Path, *, trust_domain: str, passphrase_file: Path | None, clock: Clock
     ) -> "PluggedSource":
         """Read the directory for the first time. Raises ProblemsError with everything that is wrong there."""
-        events = Events(refused="signer_not_taken", unread="signer_not_looked_at")
+        events = Events(refused="signer_not_taken", unread="signer_not_read")
         plugged = PluggedDirectory(directory, trust_domain, passphrase_file, events)
         with within("signer.cacerts"):
             return cls(plugged, await plugged.first(clock.now()), clock)

@@ -72,7 +72,7 @@ class PluggedCa:
         cls, directory: Path, *, trust_domain: str, passphrase_file: Path | None, clock: Clock
     ) -> "PluggedCa":
         """Read the directory for the first time. Raises ConfigurationError with everything that is wrong with it."""
-        events = Events(refused="ca_refused", unread="ca_not_looked_at")
+        events = Events(refused="ca_refused", unread="ca_not_read")
         plugged = PluggedDirectory(directory, trust_domain, passphrase_file, events, lists=False)
         return cls(plugged, await plugged.first(clock.now()), clock)
 
