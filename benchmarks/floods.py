@@ -55,7 +55,7 @@ log: {format: json}
 """
 LONGEST = 20.0
 """Seconds that a case may send for."""
-HELD = 3.0
+OPEN_FOR = 3.0
 """Seconds for which connections stay open after that."""
 SETTLED = 5.0
 """Seconds after which memory is read again."""
@@ -151,7 +151,7 @@ def several(target: Target, count: int, step: Callable[[Connection, int], None],
         turn += 1
         if all(each.gone for each in connections):
             break
-    time.sleep(HELD)
+    time.sleep(OPEN_FOR)
     return sum(each.sent for each in connections)
 
 
@@ -179,7 +179,7 @@ def blocks(target: Target) -> int:
     connections = [Connection(target) for _ in range(400)]
     for each in connections:
         each.send(frame(HEADERS, 0, 1, SMALL) + frame(CONTINUATION, 0, 1, SMALL[:3000]))
-    time.sleep(HELD)
+    time.sleep(OPEN_FOR)
     return sum(each.sent for each in connections)
 
 
@@ -226,26 +226,26 @@ def idle(target: Target) -> int:
     """As many connections as the CA takes, on which nothing is asked."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 6000)), hard))
-    held: list[Connection] = []
+    connections: list[Connection] = []
     until = time.monotonic() + 2 * LONGEST
-    while len(held) < 4500 and time.monotonic() < until:
+    while len(connections) < 4500 and time.monotonic() < until:
         with suppress(OSError):
-            held.append(Connection(target))
+            connections.append(Connection(target))
     time.sleep(10)
-    return sum(each.sent for each in held)
+    return sum(each.sent for each in connections)
 
 
 def headers_only(target: Target) -> int:
     """Proven callers begin 120 calls each, and send no request."""
-    held: list[Connection] = []
+    connections: list[Connection] = []
     for token in target.tokens:
         for _ in range(3):
             connection = Connection(target)
             for stream in range(1, 80, 2):
                 connection.send(frame(HEADERS, END_HEADERS, stream, bearer(token)))
-            held.append(connection)
+            connections.append(connection)
     time.sleep(LONGEST / 2)
-    return sum(each.sent for each in held)
+    return sum(each.sent for each in connections)
 
 
 def unfinished_bodies(target: Target) -> int:
