@@ -229,7 +229,7 @@ def test_a_machine_with_a_network_of_its_own_is_one_origin(tmp_path: Path) -> No
 
 
 def test_on_a_full_disk_certificates_go_on_and_refusals_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever can fill the disk, by refusals or by something else, would otherwise keep everybody from renewing."""
+    """Otherwise a peer that fills the disk, by refusals or by something else, would keep every caller from renewing."""
     disk = SmallDisk(monkeypatch, tmp_path, SIZE + 5000)
     audit = AuditLog(tmp_path / "audit.log")
     audit.check()

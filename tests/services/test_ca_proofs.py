@@ -64,7 +64,7 @@ async def test_a_certificate_renews_without_a_token_and_counts_before_one(ca: Se
     assert [line["proof_detail"] for line in ca.audit] == [f"issuer {ISSUER}", shown, shown]
 
 
-async def test_nobody_gets_anything_without_a_proof(ca: Served) -> None:
+async def test_a_caller_without_a_proof_gets_no_certificate(ca: Served) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await ca.ask()
     refused(caught.value, grpc.StatusCode.UNAUTHENTICATED, ca, "no proof")

@@ -284,7 +284,7 @@ async def test_a_caller_that_asks_too_often_is_slowed_down_alone(tmp_path: Path)
         assert [line["outcome"] for line in ca.audit] == ["issued", "issued", "exhausted", "issued"]
 
 
-async def test_whoever_has_a_spent_token_does_not_use_up_what_its_machine_is_allowed(tmp_path: Path) -> None:
+async def test_a_caller_with_a_spent_token_does_not_use_up_the_limit_of_its_machine(tmp_path: Path) -> None:
     """Or else a token that leaked would keep the machine from renewing for as long as the token lasts."""
     async with served(tmp_path, more="limits: {per_caller: 2}") as ca:
         token = ca.join_token()

@@ -199,7 +199,7 @@ def test_check_warns_of_files_of_an_authority_that_are_not_there(folder: Path, c
     assert "token_file" not in warned
 
 
-def test_check_goes_on_where_it_may_not_look(folder: Path, check: Check) -> None:
+def test_check_goes_on_where_it_cannot_examine_a_file(folder: Path, check: Check) -> None:
     """Such as for a token that only the agent's user may see; a name that cannot be stops root too."""
     hidden = folder / ("n" * 300)
     code, _, warned = check(file(folder, MINIMAL + ISTIO.replace(" token,", f" '{hidden}',")))

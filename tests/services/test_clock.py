@@ -56,7 +56,7 @@ async def test_a_time_that_has_passed_is_not_waited_for(late: timedelta) -> None
         await until(HandClock(), NOW - late)
 
 
-async def test_nobody_sleeps_longer_than_a_suspend_may_cost() -> None:
+async def test_no_task_sleeps_longer_than_a_suspend_may_cost() -> None:
     clock = HandClock()
     async with sleeping(clock, NOW + DAY):
         assert clock.next_wake.total_seconds() == LONGEST_SLEEP

@@ -269,7 +269,7 @@ def test_a_relative_path_starts_where_the_process_is(tmp_path: Path, monkeypatch
     assert mode_of(tmp_path / "state" / "deep") == 0o700
 
 
-def test_to_look_makes_nothing(tmp_path: Path) -> None:
+def test_a_check_creates_no_directory(tmp_path: Path) -> None:
     assert check_directory(tmp_path / "state") == ()
     assert list(tmp_path.iterdir()) == []
 

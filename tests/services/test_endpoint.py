@@ -88,7 +88,7 @@ async def test_socket_gets_owner_and_group_by_name(tmp_path: Path) -> None:
         assert access(path) == Access("0660", user, group)
 
 
-def test_nobody_can_connect_before_the_rights_are_set(tmp_path: Path) -> None:
+def test_no_other_user_can_connect_before_the_mode_is_set(tmp_path: Path) -> None:
     """A process that connects between bind and chmod would keep that connection."""
     with claim(SocketFile(tmp_path / "sds.sock")) as endpoint, socket.socket(socket.AF_UNIX) as bound:
         with endpoint.private_umask():

@@ -69,8 +69,8 @@ async def test_a_command_that_holds_keys_keeps_its_memory_to_itself(files: Path,
         assert await program.line("dumpable") == PRIVATE
 
 
-async def test_whoever_has_to_look_into_the_process_may_allow_it(files: Path) -> None:
-    """And the log says so: it is not to be left like that."""
+async def test_an_operator_may_allow_debuggers_to_read_the_process(files: Path) -> None:
+    """And the agent logs a warning: it is not to be left like that."""
     allowed = environment(SDS_AGENT_DUMPABLE="1")
     async with started([sys.executable, "-c", PROGRAM, "run", "agent.yaml"], allowed, files) as program:
         assert "warning" in await program.line('"dumpable"')

@@ -204,7 +204,7 @@ async def test_a_watch_that_is_no_request_is_refused(server: Server) -> None:
 
 
 async def test_the_end_of_the_server_is_announced_and_ends_every_watch_well(server: Server) -> None:
-    """A watch that is cut off looks like a broken network; one that is left open would hold up the end."""
+    """A prober takes a watch that is cut off for a broken network; one that is left open would hold up the end."""
     server.ready = True
     async with grpc.aio.insecure_channel(server.address) as channel:
         async with server.running():

@@ -98,7 +98,7 @@ class Bench:
     async def issuing(
         self, *script: Step, workload: Workload = DEFAULT, randomness: float = 0.5, renewal: Renewal | None = None
     ) -> AsyncIterator[ScriptedAuthority]:
-        """One workload, kept fresh inside this context."""
+        """One workload, whose certificate is renewed inside this context."""
         authority = ScriptedAuthority(*script)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.issuer(authority, workload, randomness=randomness, renewal=renewal).run)
@@ -555,7 +555,7 @@ async def test_of_two_earlier_certificates_each_is_released_at_its_own_end(bench
 
 
 async def test_an_adapter_whose_own_task_was_cancelled_is_asked_again(bench: Bench) -> None:
-    """Its CancelledError looks like the end of the agent; taken for that, the workload would never be renewed again."""
+    """Its CancelledError could be taken for the end of the agent; then the workload would never be renewed again."""
 
     async def cancelled(_request: IssueRequest) -> Issuance:
         raise asyncio.CancelledError
@@ -843,7 +843,7 @@ async def test_a_refused_request_is_not_repeated_but_made_anew_and_slowly(bench:
 
 @pytest.mark.parametrize("kind", REFUSED)
 async def test_a_refusal_is_loud_though_a_good_certificate_is_served(bench: Bench, kind: ErrorKind) -> None:
-    """Somebody has to act, and has half a lifetime to do so."""
+    """An operator has to act, and has half a lifetime to do so."""
     async with bench.issuing(bench.good(), failing(kind)):
         await bench.issued()
         await bench.settled()

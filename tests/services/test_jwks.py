@@ -115,7 +115,7 @@ async def test_a_url_is_read_with_its_own_ca_and_token(api: ApiServer, tmp_path:
 
 
 async def test_unknown_keys_make_the_set_be_read_at_a_bounded_rate(api: ApiServer, tmp_path: Path) -> None:
-    """Anybody can send tokens with unknown keys; the issuer must not be hit for each."""
+    """Any caller can send tokens with unknown keys; the CA must not ask the issuer for each."""
     api.key_set, clock = TokenIssuer().key_set(), HandClock()
     keys = await IssuerKeys.open(location(api, tmp_path), clock)
     for asked in (1, 2, 3):
@@ -157,7 +157,7 @@ async def test_a_key_that_another_one_replaces_is_found_soon(tmp_path: Path, kid
 
 
 async def test_forged_tokens_make_the_set_be_read_at_the_same_bounded_rate(api: ApiServer, tmp_path: Path) -> None:
-    """Anybody can send them, with names of keys that are known and of others, and the issuer must not pay for it."""
+    """Any caller can send them, with names of known keys and of others; the CA must not ask the issuer for each."""
     known, forger, clock = TokenIssuer(), TokenIssuer(), HandClock()
     api.key_set = key_set(known, "1")
     issuers = [TrustedIssuer(ClaimRule(ISSUER, AUDIENCE), await IssuerKeys.open(location(api, tmp_path), clock))]

@@ -30,7 +30,7 @@ LATE = datetime(2026, 3, 14, 15, 9, 26, 535897, tzinfo=UTC)
 
 
 def written(form: log.Format, name: str = "issued", **fields: log.Value) -> str:
-    """What an event looks like."""
+    """The line that the log writes for an event."""
     stream = io.StringIO()
     log.configure(form, "debug", stream)
     log.event(LOG, name, level=logging.INFO, **fields)
@@ -154,7 +154,7 @@ def test_an_adapter_of_another_package_that_logs_an_exception_shows_no_secret(st
 
 
 def test_a_fault_that_only_the_event_loop_met_is_reported_once_for_each_place(stream: io.StringIO) -> None:
-    """Nobody would ever learn of it; and what a peer can cause must not fill the disk."""
+    """No operator would learn of it otherwise; and what a peer can cause must not fill the disk."""
 
     async def play() -> None:
         loop = asyncio.get_running_loop()

@@ -218,12 +218,12 @@ def test_every_obstacle_is_reported_at_once(machine: Machine, capsys: pytest.Cap
     assert [line.split(": ")[1] for line in rest] == keys
 
 
-def test_a_look_keeps_no_agent_from_starting(tmp_path: Path) -> None:
+def test_a_check_keeps_no_agent_from_starting(tmp_path: Path) -> None:
     """It holds the lock for an instant, and an agent that starts in it tries once more."""
     lock = tmp_path / "lock"
-    with ExitStack() as looking:
-        looking.enter_context(locked(lock))
-        leave = threading.Timer(0.01, looking.close)
+    with ExitStack() as checking:
+        checking.enter_context(locked(lock))
+        leave = threading.Timer(0.01, checking.close)
         leave.start()
         with locked(lock):
             leave.join()

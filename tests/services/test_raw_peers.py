@@ -298,12 +298,12 @@ requests = st.builds(
     st.just(""),
 )
 delta_requests = st.builds(
-    lambda more, less, nonce, held: bytes(
+    lambda more, less, nonce, stored: bytes(
         DeltaDiscoveryRequest(
             resource_names_subscribe=more,
             resource_names_unsubscribe=less,
             response_nonce=nonce,
-            initial_resource_versions=dict.fromkeys(held, "v"),
+            initial_resource_versions=dict.fromkeys(stored, "v"),
         )
     ),
     st.lists(words, max_size=4),

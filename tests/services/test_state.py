@@ -22,7 +22,7 @@ from sds_agent.issuance.cache import CachedCertificate, CertificateCache
 from sds_agent.state import Restorable, restore, watch
 
 LIFETIME = timedelta(days=10)
-KEPT = CachedCertificate("spiffe://demo.example/web", 0.0, "chain", "anchors", "PLANTED PRIVATE KEY")
+CACHED = CachedCertificate("spiffe://demo.example/web", 0.0, "chain", "anchors", "PLANTED PRIVATE KEY")
 ROOTS = "authorities/local/roots.pem"
 
 
@@ -43,7 +43,7 @@ async def ca(directory: Path, clock: HandClock | None = None) -> StoredAuthority
 
 def keeper(directory: Path) -> CertificateCache:
     made = CertificateCache(directory / "certificates")
-    made.save(KEPT)
+    made.save(CACHED)
     return made
 
 

@@ -184,7 +184,7 @@ def revive(dead: Path) -> None:
 
 
 async def test_what_hangs_is_not_waited_for_and_no_more_threads_hang_than_may(dead: Path) -> None:
-    """Anybody could fill the process with threads that never end, and every caller would wait for ever."""
+    """Otherwise one peer could fill the process with threads that never end, and every caller would wait for ever."""
     timeout = TimeLimit(0.05, most=2)
     for _ in range(9):
         with pytest.raises(TimeoutError) as late:

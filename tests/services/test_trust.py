@@ -89,7 +89,7 @@ def test_the_bundle_holds_the_anchors_of_every_authority(store: SecretStore, tru
 def test_a_certificate_that_is_no_ca_does_not_enter_the_bundle(
     store: SecretStore, trust: Trust, events: Events
 ) -> None:
-    """A CA that tells a server's certificate as a root would make every Envoy trust that server."""
+    """A CA that advertises a server's certificate as a root would make every Envoy trust that server."""
     server = make_leaf(make_ca("root"))
     for _ in range(2):
         trust.update("a", (server, ROOTS[0]))
@@ -110,7 +110,7 @@ def test_anchors_that_cannot_be_used_are_logged_once(store: SecretStore, trust: 
 
 
 def test_an_authoritys_new_anchors_take_the_place_of_its_old_ones(store: SecretStore, trust: Trust) -> None:
-    """A root that a CA no longer tells is trusted no longer; those of other CAs stay."""
+    """A root that a CA no longer advertises is trusted no longer; those of other CAs stay."""
     trust.update("a", (ROOTS[0],))
     trust.update("b", (ROOTS[1],))
     trust.update("a", (ROOTS[2], ROOTS[3]))
@@ -154,7 +154,7 @@ def test_an_anchor_that_is_replaced_by_one_of_the_same_key_goes_at_once(store: S
 def renewed_while_in_use(
     trust: Trust, *, not_before: datetime = NOW - DAY, not_after: datetime = NOW + DAY
 ) -> tuple[x509.Certificate, x509.Certificate]:
-    """A root below which a certificate is in use, and what the authority tells instead of it from then on."""
+    """A root below which a certificate is in use, and the root that the authority advertises instead from then on."""
     old = make_ca("root")
     renewed = make_ca("root", key=old.key, not_before=not_before, not_after=not_after)
     trust.update("a", (old.certificate,))
@@ -309,7 +309,7 @@ def test_the_status_has_the_version_that_envoys_get_and_no_endless_text(store: S
     assert len(trust.status.left_out[0].causes[0]) < 1000
 
 
-def test_the_status_tells_restored_anchors_from_advertised_ones(trust: Trust) -> None:
+def test_the_status_separates_restored_anchors_from_advertised_ones(trust: Trust) -> None:
     trust.restore([NeededAnchor("gone", ROOT.certificate, NOW + HOUR)])
     trust.update("a", (ROOTS[0],))
     assert {(each.advertised_by, each.needed_until) for each in trust.status.anchors} == {
