@@ -1,9 +1,8 @@
 """The kind `cacerts`: a plugged-in CA in a directory of its operator's, followed as it changes."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -55,11 +54,6 @@ def _sentence(chosen: CacertsSettings, name: str) -> str:
     )
 
 
-def _files(chosen: CacertsSettings) -> Mapping[str, Path]:
-    named = {"directory": chosen.directory, "passphrase_file": chosen.passphrase_file}
-    return {key: path for key, path in named.items() if path is not None}
-
-
 def _check(chosen: CacertsSettings, context: Context) -> None:
     from sds_agent.signing import directory  # noqa: PLC0415 - measured: 70 ms
 
@@ -72,7 +66,6 @@ KIND = Kind(
     settings=CacertsSettings,
     open=_open,
     sentence=_sentence,
-    files=_files,
     opens_without_files=False,
     check=_check,
 )

@@ -26,6 +26,7 @@ class AuthoritySettings(Protocol):
     """What a configuration says of one CA: a struct that is tagged with the name of its kind, `tag_field="type"`."""
 
     __struct_config__: ClassVar[StructConfig]
+    __struct_fields__: ClassVar[tuple[str, ...]]
 
 
 S = TypeVar("S", bound=AuthoritySettings)
@@ -78,10 +79,6 @@ def _nothing(*_: object) -> tuple[()]:
     return ()
 
 
-def _no_files(_: object) -> Mapping[str, Path]:
-    return {}
-
-
 def _no_check(*_: object) -> None:
     return
 
@@ -107,13 +104,16 @@ class Kind(Struct, Generic[S], frozen=True, kw_only=True):
     """Keys that contradict each other. A problem's place is the key alone: `("ca_file",)`."""
     workload_conflicts: Callable[[S, Use], Iterable[Problem]] = _nothing
     """Workloads that the CA would not issue for. A problem's place is `(INDEX, "spiffe_id")`."""
-    files: Callable[[S], Mapping[str, Path]] = _no_files
-    """What the operator provides, files and directories, by the keys that name them."""
     opens_without_files: bool = True
-    """Whether `open` succeeds without these files. `sds-agent check` then warns of a missing one."""
+    """Whether `open` succeeds without the `files`. `sds-agent check` then warns of a missing one."""
     check: Callable[[S, Context], None] = _no_check
     """Raise the error of `open` as far as it can be found without a change to anything."""
     warnings: Callable[[S, Use], Iterable[str]] = _nothing
     """What is allowed and probably not meant: lines that begin with the key."""
     stores_state: bool = False
     """Whether the authority uses the directory in its context."""
+
+    def files(self, chosen: S) -> Mapping[str, Path]:
+        """What the operator provides, by the keys that name it: every path in the settings, of a file or directory."""
+        values = {key: getattr(chosen, key) for key in chosen.__struct_fields__}
+        return {key: value for key, value in values.items() if isinstance(value, Path)}

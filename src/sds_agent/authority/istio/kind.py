@@ -3,9 +3,8 @@
 Each request has a connection of its own, so an authority has nothing to close.
 """
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from sds_agent.authority.istio.settings import IstioSettings, conflicts, second_identities
 from sds_agent.authority.kind import Context, Kind, Use
@@ -37,16 +36,6 @@ def _sentence(chosen: IstioSettings, name: str) -> str:
     )
 
 
-def _files(chosen: IstioSettings) -> Mapping[str, Path]:
-    named = {
-        "ca_file": chosen.ca_file,
-        "token_file": chosen.token_file,
-        "provisioned": chosen.provisioned,
-        "extra_anchors": chosen.extra_anchors,
-    }
-    return {key: path for key, path in named.items() if path is not None}
-
-
 def _warnings(chosen: IstioSettings, use: Use) -> Iterator[str]:
     if chosen.token_file is not None and not use.keep_certificates:
         yield (
@@ -61,6 +50,5 @@ KIND = Kind(
     sentence=_sentence,
     conflicts=conflicts,
     workload_conflicts=second_identities,
-    files=_files,
     warnings=_warnings,
 )
