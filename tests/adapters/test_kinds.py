@@ -46,12 +46,8 @@ MINIMUM = {
 @pytest.fixture(scope="module", autouse=True)
 def others(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A place for modules where another package is installed."""
-    folder = tmp_path_factory.mktemp("packages")
-    packages.install(folder, "acme-leases", {"leased": "acme_leases:KIND"}, {"acme_leases": packages.LEASED})
-    sys.path.append(str(folder))
-    yield folder
-    sys.path.remove(str(folder))
-    registry.kind.cache_clear()
+    with packages.leases(tmp_path_factory.mktemp("packages")) as folder:
+        yield folder
 
 
 def text(kind: str, keys: str) -> str:

@@ -1,8 +1,11 @@
 """Other people's packages with kinds of CAs, as pip would leave them in a directory of modules."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+from sds_agent.authority import registry
 from sds_agent.authority.registry import GROUP
 
 LEASED = """
@@ -53,10 +56,7 @@ def _conflicts(chosen):
 def _sentence(chosen, name):
     return f"The authority {name} is leased."
 
-def _files(chosen):
-    return {"journal": chosen.journal}
-
-KIND = Kind(settings=LeasedSettings, open=_open, sentence=_sentence, conflicts=_conflicts, files=_files)
+KIND = Kind(settings=LeasedSettings, open=_open, sentence=_sentence, conflicts=_conflicts)
 """
 """A kind whose authorities write down that they were opened and closed."""
 
@@ -70,3 +70,15 @@ def install(folder: Path, package: str, offers: Mapping[str, str], modules: Mapp
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
     lines = [f"{name} = {target}\n" for name, target in offers.items()]
     (metadata / "entry_points.txt").write_text(f"[{GROUP}]\n{''.join(lines)}")
+
+
+@contextmanager
+def leases(folder: Path) -> Iterator[Path]:
+    """Install a package with the kind `leased` there, for this process, inside this context."""
+    install(folder, "acme-leases", {"leased": "acme_leases:KIND"}, {"acme_leases": LEASED})
+    sys.path.append(str(folder))
+    try:
+        yield folder
+    finally:
+        sys.path.remove(str(folder))
+        registry.kind.cache_clear()

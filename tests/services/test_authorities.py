@@ -16,7 +16,6 @@ from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F40
 from fakes.processes import started
 
 from sds_agent import app
-from sds_agent.authority import registry
 from sds_agent.clock import SystemClock
 from sds_agent.config.loading import load
 from sds_agent.config.settings import Settings
@@ -28,12 +27,8 @@ SOURCE = Path(__file__).parents[2]
 @pytest.fixture(scope="module", autouse=True)
 def others(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A place for modules where a package with the kind `leased` is installed."""
-    folder = tmp_path_factory.mktemp("packages")
-    packages.install(folder, "acme-leases", {"leased": "acme_leases:KIND"}, {"acme_leases": packages.LEASED})
-    sys.path.append(str(folder))
-    yield folder
-    sys.path.remove(str(folder))
-    registry.kind.cache_clear()
+    with packages.leases(tmp_path_factory.mktemp("packages")) as folder:
+        yield folder
 
 
 def write(folder: Path, **keys: dict[str, Any]) -> Path:
