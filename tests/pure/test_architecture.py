@@ -105,6 +105,7 @@ MAY_IMPORT = {
 BELONGS_TO = {
     "sds_agent_proto": {"rpc", "sds", "authority", "ca"},
     "grpc": {"rpc", "sds", "authority", "ca"},
+    "httpx": {"authority", "ca"},
     "yaml": {"configfile"},
     "argparse": {"cli"},
 }

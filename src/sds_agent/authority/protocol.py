@@ -3,8 +3,12 @@
 An adapter carries a CSR to one CA and returns the CA's answer unchanged. It does not check the answer, order the chain,
 retry or wait between attempts: `issuance` does that, once for all CAs. Beyond the transport an adapter has one duty: it
 says of a failure who can fix it, as an `ErrorKind`. No code decides on the text of an error.
+
+Most CAs sign: they are an `Authority`. Where something else makes the certificates and their keys, as SPIRE does and a
+program that writes files, the adapter is a `Supplier`. The other protocols are what either may offer beside that.
 """
 
+from collections.abc import Mapping
 from datetime import timedelta
 from enum import Enum
 from typing import Protocol, runtime_checkable
@@ -87,11 +91,33 @@ class Issuance(Struct, frozen=True):
     warnings: tuple[str, ...] = ()
 
 
+class Supplied(Sensitive, frozen=True):
+    """A certificate that was made with its key: the answer, unchecked, and the key, unencrypted PKCS#8 in PEM."""
+
+    issuance: Issuance
+    private_key_pem: bytes
+
+
+@runtime_checkable
 class Authority(Protocol):
-    """An upstream CA."""
+    """An upstream CA that signs requests."""
 
     async def issue(self, request: IssueRequest) -> Issuance:
         """Ask the CA once. Raises AuthorityError. The caller enforces its deadline by cancellation."""
+        ...
+
+
+@runtime_checkable
+class Supplier(Protocol):
+    """A source of certificates that makes their keys itself."""
+
+    async def supply(self, identity: SpiffeId, held: bytes | None) -> Supplied:
+        """The newest certificate of this identity, as soon as there is one whose chain is not `held` (PEM).
+
+        `held` is the chain of the last answer that was given to this caller, byte for byte, or None. Waits for as long
+        as there is nothing else; the caller ends that by cancellation. Raises AuthorityError at once when the source
+        gives none: what is served stays in use until it has ended, and the caller asks again later.
+        """
         ...
 
 
@@ -104,4 +130,27 @@ class AdvertisesAnchors(Protocol):
 
     async def anchors(self) -> bytes:
         """The anchors that the CA advertises at present, in PEM. Raises AuthorityError."""
+        ...
+
+
+@runtime_checkable
+class AnnouncesAnchors(AdvertisesAnchors, Protocol):
+    """An authority that knows when its anchors change: the agent then asks for them before `refresh_every` is over."""
+
+    async def anchors_changed(self) -> None:
+        """Return when `anchors` may give something else than at its last call. Raises nothing but a cancellation."""
+        ...
+
+
+@runtime_checkable
+class AdvertisesFederation(Protocol):
+    """An authority that knows the trust anchors of other trust domains. Each is served under the name `spiffe://NAME`,
+    and never in the bundle of the agent's own trust domain.
+    """
+
+    async def federated_anchors(self) -> Mapping[str, bytes]:
+        """The anchors, in PEM, by the bare names of the trust domains, such as `other.example`. Raises AuthorityError.
+
+        Called after each `anchors`.
+        """
         ...

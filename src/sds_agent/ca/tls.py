@@ -5,7 +5,6 @@ whenever the signer, its roots or the certificate change, and every handshake us
 """
 
 import logging
-import os
 import ssl
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -137,21 +136,10 @@ def _context(made: _Made) -> ssl.SSLContext:
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
     context.num_tickets = 0
     try:
-        _load_certificate(context, write_pem(made.chain) + made.key_pem)
+        openssl.load_certificate(context, write_pem(made.chain) + made.key_pem)
     except ssl.SSLError as error:
         raise SignerError(
             f"OpenSSL does not load the certificate that {describe(made.signer)} signs for this server, or its chain "
             f"({error.reason}): have the CA issued anew"
         ) from error
     return context
-
-
-def _load_certificate(context: ssl.SSLContext, pem: bytes) -> None:
-    """Python's ssl reads a certificate only from a path; this file is in memory and in no directory."""
-    descriptor = os.memfd_create("server-certificate", os.MFD_CLOEXEC)
-    try:
-        with os.fdopen(os.dup(descriptor), "wb") as file:
-            file.write(pem)
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)

@@ -18,9 +18,10 @@ import grpc
 import grpc.aio
 
 from sds_agent import log
+from sds_agent.authority.credentials import Token, read_certificates, read_token
 from sds_agent.authority.grpc_retry import retry_after
 from sds_agent.authority.istio import reach
-from sds_agent.authority.istio.credentials import Token, can_speak, read_certificates, read_provisioned, read_token
+from sds_agent.authority.istio.proof import can_speak, read_provisioned
 from sds_agent.authority.istio.settings import IstioSettings, conflicts
 from sds_agent.authority.istio.wire import LONGEST_MESSAGE, METHOD, CallStatus, read_response, refusal, request_bytes
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest

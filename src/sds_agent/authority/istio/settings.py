@@ -1,6 +1,5 @@
 """The settings of the kind `istio`, and which of them do not go together."""
 
-import ipaddress
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
 
+from sds_agent.authority.http_settings import is_loopback
 from sds_agent.authority.kind import Use
 from sds_agent.configfile.phrases import quoted
 from sds_agent.configfile.types import FilePath, UnacceptableError, custom, matching, text
@@ -151,7 +151,7 @@ def _transport(chosen: IstioSettings) -> Iterator[Problem]:
         fix = "plaintext_loopback speaks without TLS and has no use for it: keep one of the two"
         yield Problem(("ca_file",), "is given", fix)
     for address in chosen.address or ():
-        if not is_loopback(address):
+        if not is_loopback(address.rpartition(":")[0].strip("[]")):
             fix = "a token never leaves it without TLS: turn plaintext_loopback off, or use 127.0.0.1"
             yield Problem(("address",), f"is {quoted(address)}, which is not on this machine", fix)
 
@@ -168,12 +168,3 @@ def _caller(chosen: IstioSettings) -> Iterator[Problem]:
     else:
         return
     yield Problem(("token_file",), "is missing", fix)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether `HOST:PORT` is on this machine by its form."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"  # RFC 6761 section 6.3: no other machine may have the name

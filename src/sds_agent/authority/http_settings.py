@@ -1,0 +1,64 @@
+"""What the settings of every CA that speaks HTTP have in common: the type of its URL, and the roots that it needs."""
+
+import re
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, TypeAlias
+from urllib.parse import urlsplit
+
+from sds_agent.configfile.phrases import quoted
+from sds_agent.configfile.types import UnacceptableError, custom, matching, text
+from sds_agent.errors import Problem
+
+_URL_PATTERN = r"^https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?$"
+
+
+def _server_url(value: object, _base: Path) -> str:
+    written = text(value)
+    if not re.fullmatch(_URL_PATTERN, written):
+        raise UnacceptableError(f"{quoted(written)} is no such URL: it has no user, query or fragment")
+    parts = urlsplit(written)
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise UnacceptableError("ports go from 1 to 65535") from error
+    if port == 0:
+        raise UnacceptableError("ports go from 1 to 65535")
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        raise UnacceptableError("without TLS, with http, the CA has to be on this machine: write https, or 127.0.0.1")
+    return written.rstrip("/")
+
+
+ServerUrl: TypeAlias = Annotated[
+    str,
+    custom(
+        _server_url,
+        "the URL of a server such as https://ca.example:9000",
+        {"type": "string", "pattern": _URL_PATTERN},
+    ),
+]
+"""A URL without a slash at its end. It is https, or http to this machine."""
+ServerName: TypeAlias = Annotated[str, matching("^[A-Za-z0-9._-]{1,253}$", "a host's name such as ca.example")]
+
+
+def roots_conflicts(url: str, ca_file: Path | None) -> Iterator[Problem]:
+    """Whether `ca_file` goes with the URL. A value that could not be read is false; nothing is said of it."""
+    if url.startswith("https:") and ca_file is None:
+        fix = (
+            "without roots nothing vouches for the CA's server: name their file; for a public CA that is the system's, "
+            "such as /etc/ssl/certs/ca-certificates.crt"
+        )
+        yield Problem(("ca_file",), "is missing", fix)
+    elif url.startswith("http:") and ca_file is not None:
+        yield Problem(
+            ("ca_file",), "is given", "the URL begins with http, which has no use for it: keep one of the two"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine by its form."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"  # RFC 6761 section 6.3: no other machine may have the name
