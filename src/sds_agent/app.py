@@ -35,7 +35,7 @@ from sds_agent.secrets.readiness import complete, missing, watched
 from sds_agent.secrets.store import SecretStore
 from sds_agent.signals import until_signalled
 from sds_agent.state import Restorable, watch
-from sds_agent.tasks import Start, background_tasks
+from sds_agent.tasks import NoThreadError, Start, background_tasks, in_thread
 
 LOG = logging.getLogger(__name__)
 
@@ -152,6 +152,7 @@ async def agent(
             _announce(settings.sds.socket)
             # Checked only now: a mere warning must not delay the first secret.
             start(sources.warn(preflight.sources(settings)))
+            start(_check_credentials(settings, clock))
             with watched(store), store.watching(lambda _changed: readiness.check_again()):
                 yield running
 
@@ -188,6 +189,13 @@ def _announce(socket: Path) -> None:
     with suppress(OSError):  # it was removed at once, which the server notices and fixes
         who = access(socket)
     log.event(LOG, "listening", socket=str(socket), mode=who.mode, owner=who.owner, group=who.group)
+
+
+async def _check_credentials(settings: Settings, clock: Clock) -> None:
+    """Log what is wrong with the credentials for the CAs (`credential_unusable`)."""
+    with suppress(NoThreadError):
+        for cause in await in_thread(lambda: list(preflight.credentials(settings, clock))):
+            log.event(LOG, "credential_unusable", level=logging.WARNING, cause=cause)
 
 
 def _start_outputs(start: Start, settings: Settings, store: SecretStore, clock: Clock) -> None:

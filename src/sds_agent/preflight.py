@@ -15,7 +15,7 @@ from sds_agent.config.settings import SdsSettings, Settings
 from sds_agent.directories import UntrustedDirectoryError, check_directory, check_lockable_directory
 from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.sds.endpoint import SocketFile, blocked_directories, refusals
-from sds_agent.sources import Source
+from sds_agent.sources import Source, who_could_read
 
 
 class StateInUseError(SdsAgentError):
@@ -86,6 +86,20 @@ def sources(settings: Settings) -> list[Source]:
         for name, chosen in settings.authorities.items()
         for key, path in registry.kind_of(chosen).files(chosen).items()
     ]
+
+
+def credentials(settings: Settings, clock: Clock) -> Iterator[str]:
+    """What is wrong with the credentials that the agent would show to its CAs, in lines that begin with the key.
+
+    Blocks on the disk.
+    """
+    for name, chosen in settings.authorities.items():
+        kind = registry.kind_of(chosen)
+        for key, path in kind.files(chosen).items():
+            if key in kind.secrets and (cause := who_could_read(path)):
+                yield f"authorities.{name}.{key}: {cause}"
+        for each in kind.credentials(chosen, context(settings, name, clock)):
+            yield f"authorities.{name}.{'.'.join(map(str, each.where))}: {each.found}; {each.fix}"
 
 
 def _outputs(settings: Settings) -> list[tuple[str, Path]]:

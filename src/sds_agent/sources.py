@@ -31,6 +31,17 @@ async def warn(sources: Sequence[Source]) -> None:
             log.event(LOG, "source_shared", level=logging.WARNING, setting=setting, cause=cause)
 
 
+def who_could_read(path: Path) -> str | None:
+    """That every user could read the secret in the file, in words; None where that is not so, or there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(found.st_mode) or not found.st_mode & stat.S_IROTH:
+        return None
+    return f"every user can read the secret in {path} (chmod o-r {path})"
+
+
 def find_shared(sources: Iterable[Source]) -> list[tuple[str, str]]:
     """Each setting, and in words who else could change what it names. A missing file is left out."""
     return [(setting, cause) for setting, path in sources for cause in who_could_change(path)]

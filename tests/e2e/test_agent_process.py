@@ -264,12 +264,14 @@ def contents(directory: Path) -> dict[Path, bytes]:
 async def test_agent_says_who_could_change_what_it_trusts(tmp_path: Path) -> None:
     config = write_config(tmp_path, default="1h")
     (tmp_path / "token").touch()
-    (tmp_path / "token").chmod(0o660)
+    (tmp_path / "token").chmod(0o664)
     authority = {"type": "istio", "address": "127.0.0.1:1", "ca_file": "roots.pem", "token_file": "token"}
     config.write_text(json.dumps({**json.loads(config.read_text()), "authorities": {"ca": authority}}))
     async with agent(config) as running:
         reported = await running.event("source_shared", setting="authorities.ca.token_file", level="warning")
         assert f"may write to {tmp_path / 'token'} (chmod g-w" in reported["cause"]
+        reported = await running.event("credential_unusable", level="warning")
+        assert f"authorities.ca.token_file: every user can read the secret in {tmp_path / 'token'}" in reported["cause"]
 
 
 def test_foreign_live_socket_is_not_touched(tmp_path: Path) -> None:

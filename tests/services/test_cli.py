@@ -191,12 +191,20 @@ ISTIO = (
 
 def test_check_warns_of_files_of_an_authority_that_are_not_there(folder: Path, check: Check) -> None:
     """They may come later; the agent starts without them and asks again and again."""
-    (folder / "token").touch()
+    (folder / "token").touch(0o600)
     code, _, warned = check(file(folder, MINIMAL + ISTIO))
     assert code == 0
     for key, name in (("ca_file", "roots.pem"), ("extra_anchors", "more.pem")):
         assert f"warning: authorities.mesh.{key}: {folder / name} does not exist" in warned
     assert "token_file" not in warned
+
+
+def test_check_warns_of_a_token_that_every_user_can_read(folder: Path, check: Check) -> None:
+    (folder / "token").touch()
+    (folder / "token").chmod(0o604)
+    code, _, warned = check(file(folder, MINIMAL + ISTIO))
+    assert code == 0
+    assert f"authorities.mesh.token_file: every user can read the secret in {folder / 'token'} (chmod o-r" in warned
 
 
 def test_check_goes_on_where_it_cannot_examine_a_file(folder: Path, check: Check) -> None:

@@ -68,4 +68,5 @@ KIND = Kind(
     sentence=_sentence,
     opens_without_files=False,
     check=_check,
+    secrets=("passphrase_file",),
 )

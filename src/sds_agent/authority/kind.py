@@ -110,6 +110,13 @@ class Kind(Struct, Generic[S], frozen=True, kw_only=True):
     """Raise the error of `open` as far as it can be found without a change to anything."""
     warnings: Callable[[S, Use], Iterable[str]] = _nothing
     """What is allowed and probably not meant: lines that begin with the key."""
+    secrets: tuple[str, ...] = ()
+    """The keys that name files with secrets, such as tokens: the agent warns where every user could read one."""
+    credentials: Callable[[S, Context], Iterable[Problem]] = _nothing
+    """What is wrong with the credentials in the operator's files as they are now: expired, of the wrong kind, not to be
+    read. A problem's place is the key alone. Nothing is sent to the CA to find out. Called in a thread, as it may read
+    files; the agent starts all the same, for a good file may come later, and logs what is found.
+    """
     stores_state: bool = False
     """Whether the authority uses the directory in its context."""
 

@@ -50,6 +50,7 @@ def _about_machine(settings: Settings) -> Iterator[str]:
     yield from preflight.unreachable(settings)
     yield from preflight.shared(settings)
     yield from (f"{key}: {cause}" for key, cause in sources.find_shared(preflight.sources(settings)))
+    yield from preflight.credentials(settings, SystemClock())
 
 
 def _report_obstacles(settings: Settings) -> bool:

@@ -51,4 +51,5 @@ KIND = Kind(
     conflicts=conflicts,
     workload_conflicts=second_identities,
     warnings=_warnings,
+    secrets=("token_file",),
 )
