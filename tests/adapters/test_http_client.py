@@ -1,0 +1,226 @@
+"""One request to a CA over real TLS: what comes back, and what a user reads where nothing does."""
+
+import asyncio
+import traceback
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from fakes.hierarchy import Ca, make_ca, make_leaf, new_key
+from fakes.https_server import Answer, HttpsServer, Reply, Request
+
+from sds_agent.authority.credentials import Token
+from sds_agent.authority.http_client import (
+    LARGEST_ANSWER,
+    CertificateRefusedError,
+    HttpAnswer,
+    HttpsRequest,
+    send,
+)
+from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
+from sds_agent.pki.certificates import write_pem
+from sds_agent.pki.keys import to_pkcs8_pem
+
+DAY = timedelta(days=1)
+NOW = datetime(2026, 3, 14, 15, 9, 26, tzinfo=UTC)
+
+
+async def fine(_request: Request) -> Reply:
+    return Reply(body=b"fine")
+
+
+def replying(reply: Reply | bytes | None) -> Answer:
+    async def answer(_request: Request) -> Reply | bytes | None:
+        return reply
+
+    return answer
+
+
+@asynccontextmanager
+async def serving(answer: Answer) -> AsyncIterator[HttpsServer]:
+    async with HttpsServer(answer).serving() as server:
+        yield server
+
+
+def get(server: HttpsServer, **changed: object) -> HttpsRequest:
+    return HttpsRequest(**{"method": "GET", "url": server.url, "roots": server.roots_pem, **changed})  # type: ignore[arg-type]
+
+
+async def refused(request: HttpsRequest) -> AuthorityError:
+    with pytest.raises(AuthorityError) as caught:
+        await send(request, "the CA")
+    return caught.value
+
+
+def client(ca: Ca, not_after: datetime) -> CurrentIdentity:
+    key = new_key()
+    leaf = make_leaf(ca, key=key, not_before=not_after - DAY, not_after=not_after)
+    return CurrentIdentity(write_pem([leaf]), to_pkcs8_pem(key))
+
+
+async def test_what_is_sent_arrives_and_the_answer_comes_back() -> None:
+    async with serving(replying(Reply(201, b"{}", {"X-Odd": "Yes"}))) as server:
+        answer = await send(get(server, method="POST", body=b"csr", headers={"x-token": "t"}), "the CA")
+        (request,) = server.requests
+    assert (answer.status, answer.body, answer.headers["x-odd"], answer.host) == (
+        201,
+        b"{}",
+        "Yes",
+        server.url.removeprefix("https://"),
+    )
+    assert (request.method, request.body, request.headers["x-token"]) == ("POST", b"csr", "t")
+    assert request.headers["accept-encoding"] == "identity"
+
+
+async def test_a_server_that_other_roots_vouch_for_gets_no_request() -> None:
+    async with serving(fine) as server:
+        error = await refused(get(server, roots=write_pem([make_ca("another").certificate])))
+        assert server.requests == []
+    assert error.kind is ErrorKind.TRANSIENT
+    assert "the roots in ca_file do not vouch for the certificate of the CA" in str(error)
+
+
+async def test_a_server_with_another_name_gets_no_request() -> None:
+    server = HttpsServer(fine, names=("other.example",))
+    async with server.serving():
+        error = await refused(get(server))
+        assert server.requests == []
+        assert (await send(get(server, server_name="other.example"), "the CA")).body == b"fine"
+    assert "is not for 127.0.0.1" in str(error)
+    assert "set server_name" in str(error)
+
+
+async def test_an_expired_certificate_of_the_server_is_named() -> None:
+    server = HttpsServer(fine)
+    server.validity = (server.validity[0], datetime.now(UTC) - timedelta(seconds=5))
+    async with server.serving():
+        error = await refused(get(server))
+    assert "has expired, or this machine's clock is ahead" in str(error)
+
+
+async def test_a_certificate_of_the_client_is_shown() -> None:
+    ca = make_ca("clients", not_before=NOW - DAY, not_after=datetime.now(UTC) + DAY)
+    server = HttpsServer(fine)
+    server.trust, server.require = (ca.certificate,), True
+    shown = client(ca, datetime.now(UTC) + timedelta(hours=1))
+    async with server.serving():
+        await send(get(server, certificate=shown), "the CA")
+        (request,) = server.requests
+    assert request.certificate is not None
+    assert write_pem([request.certificate]) == shown.chain_pem
+
+
+@pytest.mark.parametrize("fault", ["expired", "foreign"])
+async def test_a_certificate_that_the_server_refuses_is_an_error_of_its_own(fault: str) -> None:
+    """The client may then go on without it; an unreachable server is another matter."""
+    ca = make_ca("clients", not_before=NOW - DAY, not_after=datetime.now(UTC) + DAY)
+    server = HttpsServer(fine)
+    server.trust, server.require = (ca.certificate,), True
+    shown = client(
+        make_ca("foreign") if fault == "foreign" else ca, datetime.now(UTC) - timedelta(hours=fault == "expired")
+    )
+    async with server.serving():
+        error = await refused(get(server, certificate=shown))
+    assert isinstance(error, CertificateRefusedError)
+    assert error.kind is ErrorKind.UNAUTHENTICATED
+
+
+async def test_no_redirect_is_followed() -> None:
+    async with serving(fine) as other:
+        moved = Reply(307, b"", {"location": f"{other.url}/elsewhere"})
+        async with serving(replying(moved)) as server:
+            answer = await send(get(server, headers={"x-token": "secret"}), "the CA")
+        assert other.requests == []
+    assert answer.status == 307
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        None,
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf",
+        b"HTTP/1.1 999999 \r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\n",
+        b"\x00" * 5000,
+    ],
+)
+async def test_what_is_no_answer_is_transient(reply: bytes | None) -> None:
+    async with serving(replying(reply)) as server:
+        error = await refused(get(server))
+    assert error.kind is ErrorKind.TRANSIENT
+    assert "ended the connection without a whole answer" in str(error)
+
+
+async def test_an_endless_answer_is_cut_off() -> None:
+    async with serving(replying(Reply(200, b"x" * (LARGEST_ANSWER + 1)))) as server:
+        error = await refused(get(server))
+    assert error.kind is ErrorKind.INVALID
+    assert str(LARGEST_ANSWER) in str(error)
+
+
+async def test_a_compressed_answer_is_not_inflated() -> None:
+    async with serving(replying(Reply(200, b"\x1f\x8b junk", {"content-encoding": "gzip"}))) as server:
+        assert (await send(get(server), "the CA")).body == b"\x1f\x8b junk"
+
+
+async def test_a_refused_connection_is_said_in_words() -> None:
+    async with serving(fine) as server:
+        gone = get(server)
+    error = await refused(gone)
+    assert error.kind is ErrorKind.TRANSIENT
+    assert str(error) == "the CA cannot be reached (Connection refused); check that it runs at this address"
+
+
+async def test_what_was_sent_is_in_no_error() -> None:
+    async with serving(replying(None)) as server:
+        error = await refused(get(server, headers={"authorization": "Bearer hunter2"}, body=b"hunter2"))
+    assert "hunter2" not in "".join(traceback.format_exception(error))
+
+
+async def test_a_cancelled_request_leaves_no_connection() -> None:
+    arrived, never = asyncio.Event(), asyncio.Event()
+
+    async def silent(_request: Request) -> None:
+        arrived.set()
+        await never.wait()
+
+    async with serving(silent) as server:
+        task = asyncio.create_task(send(get(server), "the CA"))
+        await arrived.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+
+def answer(**headers: str) -> HttpAnswer:
+    return HttpAnswer(503, {name.replace("_", "-"): value for name, value in headers.items()}, b"", "ca:1")
+
+
+@pytest.mark.parametrize(
+    ("headers", "delay"),
+    [
+        ({}, None),
+        ({"retry_after": "120"}, 120.0),
+        ({"retry_after": "0"}, None),
+        ({"retry_after": "-5"}, None),
+        ({"retry_after": "soon"}, None),
+        ({"retry_after": "9" * 400}, None),
+        ({"retry_after": "Sat, 14 Mar 2026 15:10:26 GMT"}, 60.0),
+        ({"retry_after": "Sat, 14 Mar 2026 15:08:26 GMT"}, None),
+        ({"retry_after": "Sat, 14 Mar 2026 17:00:30 GMT", "date": "Sat, 14 Mar 2026 17:00:00 GMT"}, 30.0),
+        ({"retry_after": "Sat, 99 Mar 2026 17:00:30 GMT"}, None),
+    ],
+)
+def test_a_delay_is_read_in_seconds_and_as_a_date(headers: dict[str, str], delay: float | None) -> None:
+    """A date counts by the clock of the server that named it."""
+    assert answer(**headers).retry_after(NOW) == delay
+
+
+def test_a_servers_words_are_one_short_line_without_the_secret() -> None:
+    said = HttpAnswer(403, {}, b"no:\n\x1b[31m the token s.hunter2 is bad " + b"x" * 1000, "ca:1").words(
+        Token("s.hunter2")
+    )
+    assert said.startswith("no: ?[31m the token [token] is bad xxx")
+    assert len(said) < 320
