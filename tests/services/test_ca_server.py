@@ -2,8 +2,9 @@
 
 import asyncio
 import socket
+import threading
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,13 @@ from sds_agent.ca.authentication import Authentication
 from sds_agent.ca.server import serving
 from sds_agent.ca.service import LARGEST_REQUEST, CertificateService, Rules
 from sds_agent.ca.settings import load
+from sds_agent.ca.tokens import JoinTokens
 from sds_agent.clock import SystemClock
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.certificates import subject_alternative_uris, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, generate
+from sds_agent.signing.signer import Signer, make_root
 from sds_agent.signing.signing_set import SigningSet
 
 NODE = f"spiffe://{TRUST_DOMAIN}/ns/kube-system/sa/node"
@@ -317,27 +320,61 @@ async def test_an_expired_certificate_is_refused_on_a_live_connection(tmp_path: 
     assert "expired" in ca.audit[-1]["reason"]
 
 
-async def test_more_requests_than_fit_are_sent_away_and_the_rest_served(tmp_path: Path) -> None:
-    outcomes: list[grpc.StatusCode] = []
+class WaitingKey:
+    """A stand-in for a slow signer: an RSA key that signs when the test lets it."""
 
-    async def attempt(channel: grpc.aio.Channel, token: str) -> None:
-        try:
-            await ask(channel, token)
-        except grpc.aio.AioRpcError as error:
-            outcomes.append(error.code())
-        else:
-            outcomes.append(grpc.StatusCode.OK)
+    def __init__(self, key: rsa.RSAPrivateKey) -> None:
+        self.begun = asyncio.Event()
+        self.go_on = threading.Event()
+        self._key = key
+        self._loop = asyncio.get_running_loop()
 
-    async with (
-        served(tmp_path, signer=RSA_ROOT, more="limits: {at_once: 1}") as ca,
-        ca.connected() as channel,
-    ):
-        async with anyio.create_task_group() as tasks:
-            for _ in range(20):
-                tasks.start_soon(attempt, channel, ca.issuer.token())
-        await ask(channel, ca.issuer.token())  # there is room again
-    assert set(outcomes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
-    assert len(ca.audit) == 21
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._key, name)
+
+    def sign(self, *arguments: Any) -> bytes:
+        self._loop.call_soon_threadsafe(self.begun.set)
+        assert self.go_on.wait(10)
+        return self._key.sign(*arguments)
+
+
+rsa.RSAPrivateKey.register(WaitingKey)
+
+
+async def test_a_request_that_does_not_fit_is_sent_away_and_the_one_in_work_served(tmp_path: Path) -> None:
+    key = rsa.generate_private_key(65537, 2048)
+    root = make_root(key, TRUST_DOMAIN, datetime.now(UTC), timedelta(days=1))
+    waiting = WaitingKey(key)
+    signing = SigningSet(Signer(root.certificate, waiting), (), (root.certificate,))  # type: ignore[arg-type]
+    tokens = JoinTokens(tmp_path / "tokens")
+    tokens.prepare()
+    rules = Rules(Authentication(TRUST_DOMAIN, [], mtls=False, tokens=tokens), {}, 1, 10)
+    service = CertificateService(rules, lambda: signing, Nowhere(), AuditLog(tmp_path / "audit.log"), SystemClock())
+    first, second = (tokens.make(WEB, datetime.now(UTC) + timedelta(minutes=5)) for _ in range(2))
+    async with on_a_socket(service, tmp_path / "grpc") as channel:
+        served_one = asyncio.create_task(ask(channel, first))
+        await waiting.begun.wait()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask(channel, second)
+        waiting.go_on.set()
+        await served_one
+        await ask(channel, second)  # there is room again, and the refusal has spent no token
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "the CA is busy with other requests" in str(caught.value.details())
+
+
+@asynccontextmanager
+async def on_a_socket(service: CertificateService, path: Path) -> AsyncIterator[grpc.aio.Channel]:
+    """A connection to the service without the rest of the server."""
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((service.handler(),))
+    server.add_insecure_port(f"unix:{path}")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+            yield channel
+    finally:
+        await server.stop(None)
 
 
 class Nowhere:
@@ -347,7 +384,7 @@ class Nowhere:
         return UNKNOWN
 
     def proven(self, _: str, caller: str) -> None:
-        raise AssertionError(caller)
+        assert caller == WEB
 
 
 async def test_no_caller_gets_the_words_of_a_bug(tmp_path: Path) -> None:
@@ -359,16 +396,9 @@ async def test_no_caller_gets_the_words_of_a_bug(tmp_path: Path) -> None:
     audit = AuditLog(tmp_path / "audit.log")
     rules = Rules(Authentication(TRUST_DOMAIN, [], mtls=True, tokens=None), {}, 10, 10)
     service = CertificateService(rules, broken, Nowhere(), audit, SystemClock())
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((service.handler(),))
-    server.add_insecure_port(f"unix:{tmp_path / 'grpc'}")
-    await server.start()
-    try:
-        async with grpc.aio.insecure_channel(f"unix:{tmp_path / 'grpc'}") as channel:
-            with recorded() as events, pytest.raises(grpc.aio.AioRpcError) as caught:
-                await ask(channel)
-    finally:
-        await server.stop(None)
+    async with on_a_socket(service, tmp_path / "grpc") as channel:
+        with recorded() as events, pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask(channel)
     assert caught.value.code() is grpc.StatusCode.INTERNAL
     (reported,) = events.named("fault", part="certificate service", type="ValueError")
     assert reported["frames"][0].endswith(" test_no_caller_gets_the_words_of_a_bug.<locals>.broken")
