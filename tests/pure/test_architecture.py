@@ -86,6 +86,9 @@ MAY_IMPORT = {
         "signing",
         "signals",
     },
+    # for authors of adapters: nothing of the agent imports it
+    "conformance": MATERIAL
+    | {"signing", "authority.kind", "authority.protocol", "authority.registry", "issuance.acceptance"},
     "preflight": BASE
     | {
         "directories",
