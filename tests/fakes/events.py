@@ -29,6 +29,11 @@ class Events(logging.Handler):
         """The events so far of that name with these fields."""
         return [e for e in self.seen if e["event"] == name and all(e.get(k) == v for k, v in fields.items())]
 
+    async def next(self) -> None:
+        """Wait for the next event of any name, or for a moment."""
+        with anyio.move_on_after(0.02):
+            await self._more.wait()
+
     async def wait(self, name: str, *, count: int = 1, **fields: object) -> Event:
         """Wait for the count-th event of that name with these fields, and return it."""
         with anyio.fail_after(10):

@@ -19,10 +19,14 @@ Sign = Callable[[x509.CertificateSigningRequest], Chain]
 
 
 class SuiteCa:
-    """Signs what the attribute `issue` says, `good` at first. `csrs` are the requests that came, in order."""
+    """Signs what the attribute `issue` says, `good` at first. `csrs` are the requests that came, in order.
+
+    Leaves are valid by the clock that the attribute `now` reads.
+    """
 
     def __init__(self, trust_domain: str = "demo.example") -> None:
         now = datetime.now(UTC)
+        self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
         self._root = make_root(generate(KeyType.EC_P256), trust_domain, now, timedelta(days=30))
         self._key = generate(KeyType.EC_P256)
         self._signer = make_intermediate(self._root, self._key, f"{trust_domain} signer", now, timedelta(days=20))
@@ -67,7 +71,7 @@ class SuiteCa:
         names: x509.SubjectAlternativeName | None,
         shift: timedelta = timedelta(),
     ) -> Chain:
-        begin = datetime.now(UTC).replace(microsecond=0) - BACKDATE + shift
+        begin = self.now().replace(microsecond=0) - BACKDATE + shift
         builder = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([]))
