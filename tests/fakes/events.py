@@ -34,11 +34,16 @@ class Events(logging.Handler):
         with anyio.move_on_after(0.02):
             await self._more.wait()
 
-    async def wait(self, name: str, *, count: int = 1, **fields: object) -> Event:
-        """Wait for the count-th event of that name with these fields, and return it."""
-        with anyio.fail_after(10):
-            while len(found := self.named(name, **fields)) < count:
+    async def wait(self, name: str, *, count: int = 1, within: float = 10, **fields: object) -> Event:
+        """Wait for the count-th event of that name with these fields, for so many seconds, and return it."""
+        with anyio.move_on_after(within):
+            while len(self.named(name, **fields)) < count:
                 await self._more.wait()
+        found = self.named(name, **fields)
+        last = "\n".join(map(str, self.seen[-20:]))
+        assert len(found) >= count, (
+            f"{len(found)} of {count} {name} {fields} within {within} s; the last events:\n{last}"
+        )
         return found[count - 1]
 
 
