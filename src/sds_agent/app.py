@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from sds_agent import log, preflight, sources
 from sds_agent.authority import registry
-from sds_agent.authority.protocol import AdvertisesAnchors, Authority
+from sds_agent.authority.protocol import AdvertisesAnchors, Authority, Supplier
 from sds_agent.clock import Clock, SystemClock
 from sds_agent.config.settings import Settings
 from sds_agent.directories import LockedDirectory, locked_directory
@@ -55,10 +55,10 @@ async def run(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def authorities(settings: Settings, clock: Clock) -> AsyncIterator[Mapping[str, Authority]]:
+async def authorities(settings: Settings, clock: Clock) -> AsyncIterator[Mapping[str, Authority | Supplier]]:
     """The configured CAs by name, opened in their order and closed in the reverse order. Raises ConfigurationError."""
     async with AsyncExitStack() as stack:
-        opened = dict[str, Authority]()
+        opened = dict[str, Authority | Supplier]()
         for name, chosen in settings.authorities.items():
             authority = registry.kind_of(chosen).open(chosen, preflight.context(settings, name, clock))
             opened[name] = await stack.enter_async_context(authority)
@@ -113,7 +113,7 @@ class Agent(Struct, frozen=True):
 
 @asynccontextmanager
 async def agent(
-    settings: Settings, cas: Mapping[str, Authority], clock: Clock, locked: LockedDirectory | None = None
+    settings: Settings, cas: Mapping[str, Authority | Supplier], clock: Clock, locked: LockedDirectory | None = None
 ) -> AsyncIterator[Agent]:
     """The agent, running inside this context: issuance and the SDS server around one store.
 
@@ -159,7 +159,7 @@ async def agent(
 
 def _issuers(
     identities: Iterable[Workload],
-    cas: Mapping[str, Authority],
+    cas: Mapping[str, Authority | Supplier],
     target: PublicationTarget,
     clock: Clock,
     caches: Mapping[str, WorkloadCache],

@@ -11,15 +11,17 @@ from anyio.lowlevel import checkpoint
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from fakes.hierarchy import Ca, Key, key_usage, make_ca, make_leaf, new_key
+from fakes.hierarchy import HOUR, URI, Ca, Key, key_usage, make_ca, make_leaf, new_key
 
 from sds_agent.authority.embedded import REFRESH
 from sds_agent.authority.in_process import StoredAuthority
-from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
+from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest, Supplied
 from sds_agent.clock import Clock
+from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.pki.certificates import write_pem
+from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType
 from sds_agent.signing.self_signed import SelfSignedCa
 
@@ -358,3 +360,44 @@ class ScriptedTrust:
         with anyio.fail_after(10):
             while self.calls < count:
                 await self._asked.wait()
+
+
+def made(ca: UpstreamCa, *, key: Key | None = None, answer: Answer = good, **changed: Any) -> Supplied:
+    """A certificate for the workload that is valid for an hour, with its key; `changed` as for `UpstreamCa.leaf`."""
+    own = key or new_key()
+    stand_in = own if isinstance(own, ec.EllipticCurvePrivateKey) else new_key()  # for the request; the leaf has `own`
+    request = IssueRequest(SpiffeId.parse(URI), make_csr(stand_in, URI), HOUR, "made")
+    issuance = ca.under(ca.leaf(request, **{"key": own, **changed})) if key or changed else answer(ca, request)
+    return Supplied(issuance, own.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+
+class ScriptedSupplier:
+    """A `Supplier` that gives what a test has put there last, a certificate or an error, and waits without."""
+
+    def __init__(self, newest: Supplied | AuthorityError | None = None) -> None:
+        self.calls = 0
+        self.waiting = 0
+        self._newest = newest
+        self._changed = anyio.Event()
+
+    def give(self, newest: Supplied | AuthorityError) -> None:
+        """From now on this is what there is."""
+        self._newest = newest
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def supply(self, _identity: SpiffeId, held: bytes | None) -> Supplied:
+        """What was given last, as soon as it is another than `held`."""
+        self.calls += 1
+        self.waiting += 1
+        try:
+            while True:
+                await checkpoint()
+                newest, changed = self._newest, self._changed
+                if isinstance(newest, AuthorityError):
+                    raise newest
+                if newest is not None and newest.issuance.chain_pem != held:
+                    return newest
+                await changed.wait()
+        finally:
+            self.waiting -= 1

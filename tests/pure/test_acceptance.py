@@ -87,7 +87,7 @@ def test_an_odd_answer_becomes_the_leaf_and_its_intermediates_in_order_without_r
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("another key", r"none of the 3 certificates .* is for the key of our request"),
+        ("another key", r"none of the 3 certificates .* is for our private key"),
         ("another SAN", rf"must be exactly the URI {URI}; the CA put in: .*sa/other'"),
         ("two SANs", r"the CA put in: UniformResourceIdentifier .*sa/web', UniformResourceIdentifier .*sa/other'"),
         ("a DNS name beside", r"DNSName 'web\.demo\.example'"),

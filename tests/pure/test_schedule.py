@@ -18,6 +18,7 @@ from sds_agent.issuance.schedule import (
     FLOOR,
     LONGEST_RETRY,
     LONGEST_RETRY_AFTER,
+    LONGEST_RETRY_SUPPLIED,
     LONGEST_RETRY_UNSERVED,
     RECHECK,
     SHORTEST_DELAY,
@@ -120,6 +121,48 @@ def test_renewal_is_due_at_half_the_life_or_when_the_clock_makes_the_certificate
 
 def test_without_a_certificate_it_is_asked_for_at_once() -> None:
     assert decide(NOW, IssuanceState(), HALF) == Ask()
+
+
+@pytest.mark.parametrize(
+    ("answered", "failure", "expected"),
+    [
+        (None, None, Ask()),  # the first, or one that was restored
+        (timedelta(0), None, Wait(NOW + FLOOR)),
+        (-FLOOR, None, Ask()),
+        (MINUTE, None, Ask()),  # the clock was set back
+        (-MINUTE, Failure(NOW, 1, 3 * SECOND), Wait(NOW + 3 * SECOND)),
+    ],
+)
+def test_what_is_supplied_is_waited_for_from_the_last_answer_on(
+    answered: timedelta | None, failure: Failure | None, expected: Ask | Wait
+) -> None:
+    state = IssuanceState(
+        current_leaf(),
+        failure=failure,
+        supplied=True,
+        answered_at=None if answered is None else NOW + answered,
+    )
+    assert decide(NOW, state, HALF) == expected
+    waiting = structs.replace(state, asking=True)
+    assert decide(NOW, waiting, HALF) == Wait(NOW + HOUR)
+    assert decide(NOW + HOUR, waiting, HALF) == Withhold()
+
+
+@given(kinds, uniform, st.integers(0, 100))
+def test_a_source_on_this_machine_is_asked_again_within_seconds(kind: ErrorKind, share: float, count: int) -> None:
+    before = Failure(NOW, count, SECOND) if count else None
+    for served in (None, current_leaf()):
+        failure = failed(
+            NOW,
+            kind,
+            before=before,
+            served=served,
+            ttl=HOUR,
+            retry_after=None,
+            randomness=share,
+            supplied=True,
+        )
+        assert SHORTEST_DELAY <= failure.delay <= LONGEST_RETRY_SUPPLIED
 
 
 def test_lifetime_counts_from_issue_and_not_from_a_backdated_not_before() -> None:

@@ -12,7 +12,7 @@ from fakes.hierarchy import NOW, Key, common_name, make_ca, make_leaf
 from sds_agent.pki.csr import CsrError, proven_key
 from sds_agent.pki.keyfile import KeyFileError, read_private_key
 from sds_agent.pki.keys import KeyType, generate
-from sds_agent.pki.strength import IN_CHAINS, IN_FILES, IN_REQUESTS, LARGEST_RSA, KeyRule
+from sds_agent.pki.strength import IN_CHAINS, IN_FILES, IN_REQUESTS, IN_SECRETS, LARGEST_RSA, KeyFault, KeyRule
 from sds_agent.pki.validation.rules import Times, fault_of_certificate
 
 CHAIN, CA_FILE, CSR = "in a chain", "a CA's file", "a request"
@@ -82,6 +82,17 @@ def test_each_rule_begins_at_2048_bits_and_only_that_of_requests_ends(rule: KeyR
 def public_rsa(bits: int) -> rsa.RSAPublicKey:
     """A modulus without a private key: to find two primes takes many seconds."""
     return rsa.RSAPublicNumbers(65537, (1 << (bits - 1)) + 1).public_key()
+
+
+def test_a_workloads_key_on_p521_is_refused_with_the_curves_that_envoys_take_of_each_other() -> None:
+    assert {name for name, (key, _) in KEYS.items() if IN_SECRETS.fault(key) is None} == {
+        "P-256",
+        "P-384",
+        "RSA 2048",
+        "RSA 3072",
+    }
+    assert IN_SECRETS.fault(KEYS["P-521"][0]) == KeyFault("a key on the curve secp521r1", "one on P-256 or P-384")
+    assert IN_FILES.fault(KEYS["P-224"][0]) == KeyFault("a key on the curve secp224r1", "one on P-256, P-384 or P-521")
 
 
 @pytest.mark.parametrize("kind", [KeyType.EC_P256, KeyType.EC_P384, KeyType.RSA_2048])

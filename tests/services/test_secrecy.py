@@ -40,7 +40,7 @@ from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.issuer import Issuer, Upstream
 from sds_agent.issuance.publication import PublicationTarget
 from sds_agent.issuance.queue import IssuanceQueue
-from sds_agent.issuance.requester import CA_TIMEOUT
+from sds_agent.issuance.requester import CA_TIMEOUT, Requester
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
@@ -118,7 +118,9 @@ class Scene:
         """The step, with the key of the request noted, and the request and the answer stored."""
 
         async def noted(request: IssueRequest) -> Issuance:
-            pending = self.issuer._requester._pending
+            requester = self.issuer._requester
+            assert isinstance(requester, Requester)
+            pending = requester._pending
             assert pending is not None
             self.keys.note(pending.key)
             self.stored += [request, pending]

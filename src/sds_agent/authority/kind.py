@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 from msgspec import Struct
 from msgspec.structs import StructConfig
 
-from sds_agent.authority.protocol import Authority
+from sds_agent.authority.protocol import Authority, Supplier
 from sds_agent.errors import Problem
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Kind(Struct, Generic[S], frozen=True, kw_only=True):
     """
 
     settings: type[S]
-    open: Callable[[S, Context], AbstractAsyncContextManager[Authority]]
+    open: Callable[[S, Context], AbstractAsyncContextManager[Authority | Supplier]]
     """Give an authority for as long as the context manager is open; at its end, also by a cancellation, close all that
     the authority has opened.
 
@@ -117,6 +117,8 @@ class Kind(Struct, Generic[S], frozen=True, kw_only=True):
     read. A problem's place is the key alone. Nothing is sent to the CA to find out. Called in a thread, as it may read
     files; the agent starts all the same, for a good file may come later, and logs what is found.
     """
+    supplies: bool = False
+    """Whether `open` gives a `Supplier`: the workloads' `key` and `ttl` then have no effect."""
     stores_state: bool = False
     """Whether the authority uses the directory in its context."""
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+from msgspec.structs import fields
+
 from sds_agent.authority import registry
 from sds_agent.config.loading import Loaded
 from sds_agent.config.settings import RenewalSettings, SdsSettings, Settings, WorkloadSettings
@@ -48,10 +50,21 @@ def _state(settings: Settings) -> str:
 def _workload(workload: WorkloadSettings, settings: Settings) -> str:
     return (
         f"The workload {workload.name} has the SPIFFE ID {workload.spiffe_id}. An Envoy gets its certificate and key "
-        f"by the name {' or '.join(workload.names)}. The key is of the kind {workload.key}; a certificate comes "
-        f"from the authority {settings.authority_of(workload)}, is asked to be valid for "
-        f"{format_duration(workload.ttl)} and is renewed {_renewed(workload.ttl, settings.renewal)} after its issue."
-        f"{_output(workload)}"
+        f"by the name {' or '.join(workload.names)}. {_origin(workload, settings)}{_output(workload)}"
+    )
+
+
+def _origin(workload: WorkloadSettings, settings: Settings) -> str:
+    name = settings.authority_of(workload)
+    if registry.kind_of(settings.authorities[name]).supplies:
+        return (
+            f"Both come from the authority {name}, which decides the kind of the key, how long a certificate is valid "
+            "and when the next one comes."
+        )
+    return (
+        f"The key is of the kind {workload.key}; a certificate comes from the authority {name}, is asked to be valid "
+        f"for {format_duration(workload.ttl)} and is renewed {_renewed(workload.ttl, settings.renewal)} after its "
+        "issue."
     )
 
 
@@ -74,9 +87,23 @@ def warnings(settings: Settings) -> Iterator[str]:
         if not use.workloads:
             yield f"authorities.{name}: no workload gets its certificate from it"
         yield from kind.warnings(chosen, use)
+        if kind.supplies:
+            yield from _without_effect(settings, name)
         if kind.opens_without_files:
             for key, path in kind.files(chosen).items():
                 yield from _about_file(f"authorities.{name}.{key}", path)
+
+
+def _without_effect(settings: Settings, authority: str) -> Iterator[str]:
+    defaults = {field.name: field.default for field in fields(WorkloadSettings) if field.name in {"key", "ttl"}}
+    for index, workload in enumerate(settings.workloads):
+        if settings.authority_of(workload) == authority:
+            for key, default in defaults.items():
+                if getattr(workload, key) != default:
+                    yield (
+                        f"workloads[{index}].{key}: it has no effect, as the authority {authority} makes keys and "
+                        "certificates by itself; remove it, or set it there"
+                    )
 
 
 def _about_file(key: str, path: Path) -> Iterator[str]:

@@ -127,7 +127,7 @@ def _our_leaf(received: ParsedBundle, public_key: PublicKey) -> x509.Certificate
         raise AuthorityError(ErrorKind.INVALID, "the CA answered without a certificate")
     raise AuthorityError(
         ErrorKind.MISMATCH,
-        f"none of the {len(received.certificates)} certificates that the CA sent is for the key of our request",
+        f"none of the {len(received.certificates)} certificates that the CA sent is for our private key",
     )
 
 

@@ -14,12 +14,12 @@ from datetime import UTC, datetime
 from msgspec import Struct
 
 from sds_agent import log
-from sds_agent.authority.protocol import Authority, AuthorityError
+from sds_agent.authority.protocol import Authority, AuthorityError, Supplier
 from sds_agent.clock import Clock, until
 from sds_agent.issuance.cache import WorkloadCache
 from sds_agent.issuance.publication import Publication, PublicationTarget
 from sds_agent.issuance.queue import IssuanceQueue, Priority
-from sds_agent.issuance.requester import Obtained, Requester
+from sds_agent.issuance.requester import Obtained, Receiver, Requester
 from sds_agent.issuance.schedule import (
     Ask,
     Failure,
@@ -41,7 +41,7 @@ LOG = logging.getLogger(__name__)
 class Upstream(Struct, frozen=True):
     """A CA and the queue for it. Each CA has a queue of its own, so that one that hangs delays no other."""
 
-    authority: Authority
+    authority: Authority | Supplier
     queue: IssuanceQueue
 
 
@@ -65,7 +65,13 @@ class Issuer:
         self._clock = clock
         self._cache = cache
         self._randomness = randomness
-        self._requester = Requester(workload, upstream.authority, target.trust, clock)
+        self._supplied = isinstance(upstream.authority, Supplier)
+        self._answered_at: datetime | None = None
+        self._requester: Requester | Receiver = (
+            Receiver(workload, upstream.authority, target.trust, clock)
+            if isinstance(upstream.authority, Supplier)
+            else Requester(workload, upstream.authority, target.trust, clock)
+        )
         self._publication = Publication(workload, target, clock)
         self._failure: Failure | None = None
         self._attempt: asyncio.Task[Obtained | AuthorityError] | None = None
@@ -74,7 +80,8 @@ class Issuer:
     @property
     def status(self) -> WorkloadStatus:
         """What can be seen of the workload now."""
-        return self._publication.status(self._failure, None if self._attempt is None else self._stage)
+        attempt = None if self._attempt is None else self._stage
+        return self._publication.status(self._failure, attempt, supplied=self._supplied)
 
     async def run(self) -> None:
         """Run until cancelled; a certificate that is being cached is written first, for at most the disk's timeout."""
@@ -91,7 +98,7 @@ class Issuer:
         """Take the one action that is due, or wait for the next."""
         match decide(self._clock.now(), self._state, self._workload.renewal):
             case Ask():
-                self._stage, self._attempt = "queued", tasks.create_task(self._ask())
+                self._begin(tasks)
             case Publish(index=index):
                 self._publish(index, tasks)
             case Withhold():
@@ -105,7 +112,16 @@ class Issuer:
 
     @property
     def _state(self) -> IssuanceState:
-        return self._publication.state(self._failure, asking=self._attempt is not None)
+        return self._publication.state(
+            self._failure,
+            asking=self._attempt is not None,
+            supplied=self._supplied,
+            answered_at=self._answered_at,
+        )
+
+    def _begin(self, tasks: asyncio.TaskGroup) -> None:
+        self._stage = "waiting" if self._supplied else "queued"
+        self._attempt = tasks.create_task(self._outcome() if self._supplied else self._ask())
 
     async def _wait(self, time: datetime, tasks: asyncio.TaskGroup) -> None:
         """Return at that time, or when the wall clock is found set back, or when the attempt under way ends."""
@@ -127,10 +143,13 @@ class Issuer:
     async def _ask(self) -> Obtained | AuthorityError:
         async with self._queue.slot(self._priority):
             self._stage = "asking"
-            try:
-                return await self._requester.ask(self._publication.identity)
-            except AuthorityError as error:
-                return error
+            return await self._outcome()
+
+    async def _outcome(self) -> Obtained | AuthorityError:
+        try:
+            return await self._requester.ask(self._publication.identity)
+        except AuthorityError as error:
+            return error
 
     def _priority(self) -> Priority:
         served = self._publication.certificates.served
@@ -150,6 +169,11 @@ class Issuer:
                 self._receive(obtained, tasks)
 
     def _receive(self, obtained: Obtained, tasks: asyncio.TaskGroup) -> None:
+        self._answered_at = obtained.issued_at
+        if self._supplied and (confirmed := self._publication.confirm(obtained.accepted)) is not None:
+            self._failure = None
+            self._save(confirmed, tasks)  # its anchors may be others
+            return
         certificate = Certificate(
             "issued" if self._publication.certificates.served is None else "renewed",
             obtained.accepted,
@@ -216,8 +240,8 @@ class Issuer:
             authority=workload.authority if new else None,
             serial=leaf.serial,
             not_after=leaf.not_after,
-            renew_at=leaf.renew_at(workload.renewal),
-            took_ms=round(took.total_seconds() * 1000, 1) if new else None,
+            renew_at=None if self._supplied else leaf.renew_at(workload.renewal),
+            took_ms=round(took.total_seconds() * 1000, 1) if new and not self._supplied else None,
         )
 
     def _fail(self, error: AuthorityError) -> None:
@@ -230,6 +254,7 @@ class Issuer:
             ttl=self._workload.ttl,
             retry_after=error.retry_after,
             randomness=self._randomness(),
+            supplied=self._supplied,
         )
         urgent = error.kind.refused or served is None or served.alarming(now)
         log.event(

@@ -6,18 +6,20 @@ below them. They stay until it has ended, even if it was renewed: peers may meet
 """
 
 import logging
+from datetime import datetime
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from sds_agent import log
 from sds_agent.authority.protocol import CurrentIdentity
 from sds_agent.clock import Clock
+from sds_agent.issuance.acceptance import Accepted
 from sds_agent.issuance.schedule import CurrentLeaf, Failure, IssuanceState, Succession
 from sds_agent.issuance.status import AttemptStage, FailureStatus, LeafStatus, WorkloadStatus
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.validity import Validity, validity
 from sds_agent.issuance.workload import Certificate, Workload
-from sds_agent.pki.certificates import describe
+from sds_agent.pki.certificates import describe, write_pem
 from sds_agent.secrets.store import SecretStore
 
 LOG = logging.getLogger(__name__)
@@ -59,7 +61,14 @@ class Publication:
         secret = next((each.secret for each in candidates if each is not None), None)
         return None if secret is None else CurrentIdentity(secret.chain_pem, secret.private_key_pem)
 
-    def state(self, failure: Failure | None, *, asking: bool) -> IssuanceState:
+    def state(
+        self,
+        failure: Failure | None,
+        *,
+        asking: bool,
+        supplied: bool = False,
+        answered_at: datetime | None = None,
+    ) -> IssuanceState:
         """What `decide` needs: the times of the certificates by the anchors known now, and how the attempts at the CA
         go.
         """
@@ -71,6 +80,8 @@ class Publication:
             earlier=tuple(map(self.leaf, certificates.earlier)),
             failure=failure,
             asking=asking,
+            supplied=supplied,
+            answered_at=answered_at,
         )
 
     def add(self, certificate: Certificate) -> None:
@@ -79,6 +90,21 @@ class Publication:
         accepted = certificate.accepted
         self._trust.update(self._workload.authority, accepted.anchors, accepted.left_out)
         self._trust.add_in_use(self._workload.authority, certificate.secret)
+
+    def confirm(self, accepted: Accepted) -> Certificate | None:
+        """The newest certificate if it is this one, and from now on with the anchors that came with it; else None.
+
+        Nothing is published but a changed bundle.
+        """
+        newest = (*(each for each in (self._certificates.served,) if each is not None), *self._certificates.coming)[-1:]
+        if not newest or newest[0].secret.chain_pem != write_pem(accepted.chain):
+            return None
+        self._trust.update(self._workload.authority, accepted.anchors, accepted.left_out)
+        if newest[0].accepted.anchors == accepted.anchors and not newest[0].foreign:
+            return newest[0]
+        confirmed = structs.replace(newest[0], accepted=accepted, foreign=False)
+        self._certificates = self._certificates.replace_newest(confirmed)
+        return confirmed
 
     def publish(self, index: int) -> Certificate:
         """Serve the certificate with that index among those coming, drop those before it, and return it."""
@@ -122,24 +148,30 @@ class Publication:
             certificate.issued_at, times.begin, times.end, certificate.serial, foreign=certificate.foreign
         )
 
-    def status(self, failure: Failure | None, attempt: AttemptStage | None) -> WorkloadStatus:
+    def status(
+        self, failure: Failure | None, attempt: AttemptStage | None, *, supplied: bool = False
+    ) -> WorkloadStatus:
         """What can be seen of the workload: its certificates, and how the attempts at its CA go."""
         workload, certificates = self._workload, self._certificates
+
+        def shown(certificate: Certificate) -> LeafStatus:
+            return self._leaf_status(certificate, supplied=supplied)
+
         return WorkloadStatus(
             name=workload.name,
             spiffe_id=str(workload.identity),
             authority=workload.authority,
-            current=None if certificates.served is None else self._leaf_status(certificates.served),
+            current=None if certificates.served is None else shown(certificates.served),
             served=self.serving,
-            coming=tuple(map(self._leaf_status, certificates.coming)),
-            earlier=tuple(map(self._leaf_status, certificates.earlier)),
+            coming=tuple(map(shown, certificates.coming)),
+            earlier=tuple(map(shown, certificates.earlier)),
             attempt=attempt,
             failure=None
             if failure is None
             else FailureStatus(failure.kind, failure.at, failure.count, failure.retry_at),
         )
 
-    def _leaf_status(self, certificate: Certificate) -> LeafStatus:
+    def _leaf_status(self, certificate: Certificate, *, supplied: bool) -> LeafStatus:
         times, leaf = self._validity(certificate), certificate.accepted.leaf
         return LeafStatus(
             serial=certificate.serial,
@@ -149,7 +181,7 @@ class Publication:
             valid_from=times.begin,
             valid_until=times.end,
             ends_with=describe(times.ends_with),
-            renew_at=self.leaf(certificate).renew_at(self._workload.renewal),
+            renew_at=None if supplied else self.leaf(certificate).renew_at(self._workload.renewal),
             foreign=certificate.foreign,
         )
 

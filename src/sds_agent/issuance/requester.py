@@ -1,4 +1,5 @@
-"""One attempt at a workload's CA: the key and the CSR, the call, and the check of the answer.
+"""One attempt at a workload's CA: the key and the CSR, the call, and the check of the answer. Where something else
+makes the keys too, the attempt is to wait for what it gives next.
 
 Every way in which an attempt can fail, an adapter's bug included, becomes an AuthorityError; `schedule` decides from
 its kind when to ask again.
@@ -7,6 +8,8 @@ its kind when to ask again.
 import asyncio
 import logging
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 
 from sds_agent import log
@@ -17,13 +20,17 @@ from sds_agent.authority.protocol import (
     ErrorKind,
     Issuance,
     IssueRequest,
+    Supplied,
+    Supplier,
 )
 from sds_agent.clock import Clock
 from sds_agent.issuance.acceptance import Accepted, accept
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
 from sds_agent.pki.csr import make_csr
+from sds_agent.pki.keyfile import KeyFileError, read_private_key
 from sds_agent.pki.keys import PrivateKey, generate
+from sds_agent.pki.strength import IN_SECRETS
 from sds_agent.tasks import NoThreadError, in_thread
 from sds_agent.values import Sensitive
 
@@ -66,7 +73,7 @@ class Requester:
         try:
             pending = await self._request()
             answer = await self._call(pending, current)
-            accepted = self._accept(answer, pending)
+            accepted = _accept(answer, pending.key, self._workload, self._trust, self._clock.now())
         except AuthorityError as error:
             if error.kind.refused:
                 self._pending = None
@@ -88,35 +95,81 @@ class Requester:
     async def _call(self, pending: PendingRequest, current: CurrentIdentity | None) -> Issuance:
         workload = self._workload
         request = IssueRequest(workload.identity, pending.csr_pem, workload.ttl, pending.request_id, current)
-        try:
+        with _failures(workload.authority):
             async with asyncio.timeout(CA_TIMEOUT):
                 return await self._authority.issue(request)
-        except TimeoutError as error:
-            raise AuthorityError(ErrorKind.TRANSIENT, f"the CA did not answer within {CA_TIMEOUT:.0f} s") from error
-        except AuthorityError:
-            raise
-        except NoThreadError as error:
-            raise AuthorityError(ErrorKind.TRANSIENT, str(error)) from error
-        except (Exception, asyncio.CancelledError) as error:
-            if _cancelled():
-                raise
-            log.fault(LOG, f"authority {workload.authority}", error)
-            message = (
-                f"the adapter of authority {workload.authority!r} failed with {type(error).__name__}; please report "
-                "the event fault in the log"
-            )
-            raise AuthorityError(ErrorKind.INVALID, message) from error
 
-    def _accept(self, answer: Issuance, pending: PendingRequest) -> Accepted:
-        workload = self._workload
-        return accept(
-            answer,
-            identity=workload.identity,
-            public_key=pending.key.public_key(),
-            anchors=self._trust.anchors_of(workload.authority),
-            beside=self._trust.anchors_beside(workload.authority),
-            now=self._clock.now(),
+
+class Receiver:
+    """Waits for one workload's certificates from a source that makes their keys too."""
+
+    def __init__(self, workload: Workload, supplier: Supplier, trust: Trust, clock: Clock) -> None:
+        self._workload = workload
+        self._supplier = supplier
+        self._trust = trust
+        self._clock = clock
+        self._held: bytes | None = None
+
+    async def ask(self, _current: CurrentIdentity | None) -> Obtained:
+        """Wait, for however long, until the source gives another certificate than the last. Raises AuthorityError.
+
+        After an error the source gives what it has: that may be the same as before, or good by now.
+        """
+        asked_at, held, self._held = self._clock.now(), self._held, None
+        with _failures(self._workload.authority):
+            supplied = await self._supplier.supply(self._workload.identity, held)
+        key, now = _supplied_key(supplied), self._clock.now()
+        accepted = _accept(supplied.issuance, key, self._workload, self._trust, now)
+        self._held = supplied.issuance.chain_pem
+        return Obtained(accepted, key, asked_at, now)
+
+
+def _supplied_key(supplied: Supplied) -> PrivateKey:
+    try:
+        key = read_private_key(supplied.private_key_pem)
+    except KeyFileError as error:
+        message = f"the private key that came with the certificate {error}"
+        raise AuthorityError(ErrorKind.INVALID, message) from error
+    if fault := IN_SECRETS.fault(key):
+        message = (
+            f"the private key that came with the certificate is {fault.found}, by which Envoys do not accept each "
+            f"other; let its source make {fault.wanted}"
         )
+        raise AuthorityError(ErrorKind.MISMATCH, message)
+    return key
+
+
+def _accept(answer: Issuance, key: PrivateKey, workload: Workload, trust: Trust, now: datetime) -> Accepted:
+    return accept(
+        answer,
+        identity=workload.identity,
+        public_key=key.public_key(),
+        anchors=trust.anchors_of(workload.authority),
+        beside=trust.anchors_beside(workload.authority),
+        now=now,
+    )
+
+
+@contextmanager
+def _failures(authority: str) -> Iterator[None]:
+    """Turn all that a call of an adapter raises, but the caller's own cancellation, into an AuthorityError."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise AuthorityError(ErrorKind.TRANSIENT, f"the CA did not answer within {CA_TIMEOUT:.0f} s") from error
+    except AuthorityError:
+        raise
+    except NoThreadError as error:
+        raise AuthorityError(ErrorKind.TRANSIENT, str(error)) from error
+    except (Exception, asyncio.CancelledError) as error:
+        if _cancelled():
+            raise
+        log.fault(LOG, f"authority {authority}", error)
+        message = (
+            f"the adapter of authority {authority!r} failed with {type(error).__name__}; please report the event "
+            "fault in the log"
+        )
+        raise AuthorityError(ErrorKind.INVALID, message) from error
 
 
 def _cancelled() -> bool:

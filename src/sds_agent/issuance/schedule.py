@@ -34,6 +34,8 @@ LONGEST_RETRY_UNSERVED = timedelta(seconds=10)
 """Between two attempts while nothing valid is served, and requests fail for want of a certificate."""
 RETRY_SHARE_UNSERVED = 0.5
 """The same, as a share of a lifetime: about what passes between two renewals, for which the CA was made."""
+LONGEST_RETRY_SUPPLIED = timedelta(seconds=10)
+"""Between two attempts at a source on this machine, which makes certificates by itself."""
 SHORTEST_DELAY = timedelta(seconds=0.2)
 """The least time before a retry, whatever the jitter."""
 LONGEST_RETRY_AFTER = timedelta(hours=1)
@@ -127,6 +129,12 @@ class Succession(Struct, Generic[C], frozen=True):
         """With one more that is to be published."""
         return structs.replace(self, coming=(*self.coming, certificate))
 
+    def replace_newest(self, certificate: C) -> Self:
+        """With the newest one, which there is, in another form."""
+        if self.coming:
+            return structs.replace(self, coming=(*self.coming[:-1], certificate))
+        return structs.replace(self, served=certificate)
+
     def publish(self, index: int) -> Self:
         """With the one of that index among those coming served, and those before it dropped.
 
@@ -157,10 +165,15 @@ class Succession(Struct, Generic[C], frozen=True):
 class IssuanceState(Succession[CurrentLeaf], frozen=True):
     """All that decides what to do next: the certificates as far as time is concerned, the failure of the last attempt
     at the CA if it failed, and whether one is under way (`asking`).
+
+    Where certificates are `supplied`, their source decides when there is another, and an attempt waits for that. The
+    last one succeeded at `answered_at`.
     """
 
     failure: Failure | None = None
     asking: bool = False
+    supplied: bool = False
+    answered_at: datetime | None = None
 
     def newest(self, now: datetime) -> CurrentLeaf | None:
         """The certificate whose age says when to ask for the next one."""
@@ -257,6 +270,9 @@ def _ask_at(now: datetime, state: IssuanceState, renewal: Renewal) -> datetime:
     failure = state.failure
     if failure is not None:
         return failure.retry_at if failure.at <= now else now
+    if state.supplied:
+        answered_at = state.answered_at
+        return now if answered_at is None or answered_at > now else answered_at + FLOOR
     newest = state.newest(now)
     if newest is None:
         return now
@@ -274,6 +290,7 @@ def failed(
     ttl: timedelta,
     retry_after: float | None,
     randomness: float,
+    supplied: bool = False,
 ) -> Failure:
     """The failure of this attempt, after the one before it.
 
@@ -281,12 +298,15 @@ def failed(
     stays at its cap. The cap is low while nothing valid is served, unless the CA refused, which asking does not fix;
     `ttl` is the lifetime asked for. A CA's own Retry-After (seconds) is a lower bound. While a valid certificate is
     served, at most half the rest of its life passes before the next attempt, so that none sleeps past the expiry it is
-    to prevent.
+    to prevent. Where certificates are `supplied`, asking costs a CA nothing: the delays are short, whatever the cause.
     """
     count = before.count + 1 if before else 1
     valid = served is not None and not served.expired(now)
-    cap = LONGEST_RETRY if valid or kind.refused else _longest_unserved(served, ttl)
-    delay = _jittered(kind, count, cap, randomness)
+    slow = kind.refused and not supplied
+    cap = LONGEST_RETRY if valid or slow else _longest_unserved(served, ttl)
+    if supplied:
+        cap = LONGEST_RETRY_SUPPLIED
+    delay = _jittered(count, cap, randomness, slow=slow)
     if retry_after is not None and retry_after > 0:  # so a CA's "nan" does not count either
         delay = max(delay, timedelta(seconds=min(retry_after, LONGEST_RETRY_AFTER.total_seconds())))
     if served is not None and valid:
@@ -294,10 +314,10 @@ def failed(
     return Failure(now, count, max(delay, SHORTEST_DELAY), kind)
 
 
-def _jittered(kind: ErrorKind, count: int, cap: timedelta, randomness: float) -> timedelta:
-    first = FIRST_RETRY_REFUSED if kind.refused else FIRST_RETRY
+def _jittered(count: int, cap: timedelta, randomness: float, *, slow: bool) -> timedelta:
+    first = FIRST_RETRY_REFUSED if slow else FIRST_RETRY
     bound = min(first * float(2 ** min(count - 1, 16)), cap)
-    return bound / 2 + bound * randomness / 2 if kind.refused else bound * randomness
+    return bound / 2 + bound * randomness / 2 if slow else bound * randomness
 
 
 def _longest_unserved(served: CurrentLeaf | None, ttl: timedelta) -> timedelta:

@@ -10,8 +10,10 @@ from msgspec import Struct
 
 from sds_agent.authority.protocol import ErrorKind
 
-AttemptStage = Literal["queued", "asking"]
-"""How far an attempt at a CA is: it waits until others have been answered, or the CA was asked."""
+AttemptStage = Literal["queued", "asking", "waiting"]
+"""How far an attempt at a CA is: it waits until others have been answered, or the CA was asked. Where the CA makes keys
+and certificates by itself, the attempt is waiting for the next of them, which is no delay.
+"""
 
 
 class LeafStatus(Struct, frozen=True):
@@ -19,7 +21,8 @@ class LeafStatus(Struct, frozen=True):
 
     `not_before` and `not_after` are the leaf's own. Envoys take it from `valid_from` until `valid_until`, the times of
     the whole chain with its trust anchor, and `ends_with` names the certificate that ends first. It is due for renewal
-    at `renew_at`. One that is `foreign` came from another CA than the workload has now, and is renewed at once.
+    at `renew_at`, which is None where the CA decides that. One that is `foreign` came from another CA than the workload
+    has now, and is renewed at once.
     """
 
     serial: str
@@ -29,7 +32,7 @@ class LeafStatus(Struct, frozen=True):
     valid_from: datetime
     valid_until: datetime
     ends_with: str
-    renew_at: datetime
+    renew_at: datetime | None
     foreign: bool = False
 
     def valid(self, now: datetime) -> bool:
@@ -70,7 +73,7 @@ class WorkloadStatus(Struct, frozen=True):
 
     @property
     def renew_at(self) -> datetime | None:
-        """When the next certificate is due, by the age of the newest one; None without any."""
+        """When the next certificate is due, by the age of the newest one; None without any or where the CA decides."""
         newest = self.coming[-1] if self.coming else self.current
         return None if newest is None else newest.renew_at
 

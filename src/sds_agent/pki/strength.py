@@ -41,11 +41,16 @@ class KeyRule(Struct, frozen=True):
             case rsa.RSAPrivateKey(key_size=size) | rsa.RSAPublicKey(key_size=size):
                 return None if self._has_size(size) else KeyFault(f"an RSA key of {size} bits", f"one of {self._sizes}")
             case ec.EllipticCurvePrivateKey(curve=curve) | ec.EllipticCurvePublicKey(curve=curve):
-                return None if curve.name in self.curves else KeyFault(f"a key on the curve {curve.name}", _ON_CURVES)
+                return None if curve.name in self.curves else KeyFault(f"a key on the curve {curve.name}", self._named)
         return None if self.others else KeyFault("a key that is neither an EC nor an RSA key", "an EC or RSA key")
 
     def _has_size(self, size: int) -> bool:
         return size >= SMALLEST_RSA and (self.largest_rsa is None or size <= self.largest_rsa)
+
+    @property
+    def _named(self) -> str:
+        names = ", ".join(title for name, title in _OF_NEW_KEYS.items() if name in self.curves)
+        return f"one on {' or '.join(names.rsplit(', ', 1))}"
 
     @property
     def _sizes(self) -> str:
@@ -58,5 +63,5 @@ IN_FILES = KeyRule(frozenset(_OF_NEW_KEYS))
 """For a private key that is read from a file."""
 IN_REQUESTS = KeyRule(frozenset(_OF_NEW_KEYS), largest_rsa=LARGEST_RSA)
 """For the key of a CSR, which costs time to verify: its sender must not choose how much."""
-
-_ON_CURVES = f"one on {' or '.join(', '.join(_OF_NEW_KEYS.values()).rsplit(', ', 1))}"
+IN_SECRETS = KeyRule(frozenset({"secp256r1", "secp384r1"}), largest_rsa=LARGEST_RSA)
+"""For a workload's key that was made elsewhere. Envoy loads one on P-521, and no other Envoy takes its signatures."""
