@@ -23,7 +23,16 @@ from sds_agent.authority.protocol import AdvertisesAnchors, AuthorityError, Erro
 from sds_agent.clock import LONGEST_SLEEP
 from sds_agent.issuance.needed import NeededAnchor, NeededAnchorsError, NeededAnchorsFile, _read
 from sds_agent.issuance.status import TrustStatus
-from sds_agent.issuance.trust import RETRY, TIMEOUT, Trust, follow_times, maintain, refresh
+from sds_agent.issuance.trust import (
+    FIRST_REFRESH_RETRY,
+    RETRY,
+    TIMEOUT,
+    Trust,
+    follow_times,
+    maintain,
+    next_refresh,
+    refresh,
+)
 from sds_agent.pki.certificates import longest_valid_first, read_pem, write_pem
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
@@ -617,6 +626,45 @@ async def test_a_refresh_that_fails_keeps_what_is_served_and_is_tried_again(
         clock.elapse(REFRESH)
         await events.wait("trust_changed", count=2)
         assert served(store) == {ROOTS[1]}
+
+
+async def test_a_refresh_that_fails_is_tried_again_before_its_interval_is_over(
+    store: SecretStore, trust: Trust, events: Events
+) -> None:
+    """Elsewhere an agent that met a CA for one second too early misses its roots for hours."""
+    down = AuthorityError(ErrorKind.TRANSIENT, "the CA is down")
+    authority = ScriptedTrust(down, down, write_pem([ROOTS[0]]), write_pem([ROOTS[1]]))
+    async with refreshing(trust, authority) as clock:
+        for count in (1, 2):
+            event = await events.wait("trust_not_refreshed", count=count)
+            await clock.asleep()
+            clock.elapse(timedelta(seconds=event["in_seconds"]))
+        await clock.asleep()
+        assert served(store) == {ROOTS[0]}
+        clock.elapse(FIRST_REFRESH_RETRY)
+        await clock.asleep()
+        assert authority.calls == 3, "after a success the interval counts again"
+        clock.elapse(REFRESH)
+        await authority.asked(4)
+
+
+@pytest.mark.parametrize(
+    ("failures", "retry_after", "least", "most"),
+    [
+        pytest.param(0, None, 300.0, 300.0, id="no failure"),
+        pytest.param(1, None, 2.5, 5.0, id="the first"),
+        pytest.param(3, None, 10.0, 20.0, id="the third"),
+        pytest.param(1000, None, 150.0, 300.0, id="many"),
+        pytest.param(1, 60.0, 60.0, 60.0, id="a CA that names a delay"),
+        pytest.param(1, 1e9, 300.0, 300.0, id="a CA that names a year"),
+        pytest.param(1, float("nan"), 2.5, 5.0, id="a CA that names no number"),
+    ],
+)
+def test_the_delay_of_a_refresh_grows_to_its_interval(
+    failures: int, retry_after: float | None, least: float, most: float
+) -> None:
+    delays = [next_refresh(REFRESH, failures, retry_after, each).total_seconds() for each in (0.0, 1.0)]
+    assert delays == [least, most]
 
 
 async def test_a_root_that_cannot_be_used_does_not_keep_the_others_from_being_refreshed(

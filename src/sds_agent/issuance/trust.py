@@ -7,7 +7,8 @@ next. That holds over a restart too, whichever authority advertised the root (`n
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator
+import random
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -44,6 +45,8 @@ TIMEOUT = 10.0
 """Seconds that an authority may take to answer with its anchors."""
 RECHECK = timedelta(minutes=1)
 """The longest time between two checks of the anchors' times, so that those of a new anchor are noticed."""
+FIRST_REFRESH_RETRY = timedelta(seconds=5)
+"""The bound of the first delay after a refresh that failed; it doubles up to the authority's own interval."""
 RETRY = 10.0
 """Seconds until a file that could not be written is tried again."""
 
@@ -277,23 +280,56 @@ async def follow_times(trust: Trust, clock: Clock) -> None:
         await until(clock, trust.check_times())
 
 
-async def refresh(trust: Trust, name: str, authority: AdvertisesAnchors, clock: Clock) -> None:
+async def refresh(
+    trust: Trust,
+    name: str,
+    authority: AdvertisesAnchors,
+    clock: Clock,
+    randomness: Callable[[], float] = random.random,
+) -> None:
     """Ask the authority `name` for its anchors at its own intervals, also while nothing is issued, until cancelled.
 
-    A failure is logged (`trust_not_refreshed`) and changes nothing that is served.
+    A failure is logged (`trust_not_refreshed`) and changes nothing that is served; the authority is asked again sooner.
+    `randomness` returns a float uniform in [0, 1).
     """
+    failures = 0
     while True:
-        try:
-            async with asyncio.timeout(TIMEOUT):
-                advertised = read_bundle(await authority.anchors())
-            trust.update(name, advertised.certificates, advertised.left_out)
-        except (AuthorityError, CertificateError, NoThreadError, TimeoutError) as error:
-            _not_refreshed(name, str(error) or f"no answer within {TIMEOUT:.0f} s")
-        except Exception as error:  # noqa: BLE001 - a bug in one adapter must not end the agent
-            log.fault(LOG, f"authority {name}", error)
-            cause = f"the adapter failed with {type(error).__name__}; please report the event fault in the log"
-            _not_refreshed(name, cause)
-        await until(clock, clock.now() + authority.refresh_every)
+        cause, retry_after = await _refresh(trust, name, authority)
+        failures = failures + 1 if cause else 0
+        delay = next_refresh(authority.refresh_every, failures, retry_after, randomness())
+        if cause:
+            log.event(LOG, "trust_not_refreshed", level=logging.WARNING, authority=name, cause=cause, in_seconds=delay)
+        await until(clock, clock.now() + delay)
+
+
+def next_refresh(every: timedelta, failures: int, retry_after: float | None, randomness: float) -> timedelta:
+    """How long after an attempt an authority is asked for its anchors again, after so many failures in a row.
+
+    The delay after a failure is half certain and half random, below a bound that doubles up to `every`. An authority's
+    own delay (`retry_after`, in seconds) counts up to `every` too.
+    """
+    if not failures:
+        return every
+    bound = min(FIRST_REFRESH_RETRY * float(2 ** min(failures - 1, 16)), every)
+    delay = bound / 2 + bound * randomness / 2
+    if retry_after is not None and retry_after > 0:
+        delay = max(delay, timedelta(seconds=min(retry_after, every.total_seconds())))
+    return delay
+
+
+async def _refresh(trust: Trust, name: str, authority: AdvertisesAnchors) -> tuple[str, float | None]:
+    """Ask once. Returns why that failed, empty if it did not, and the delay in seconds that the authority asks for."""
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            advertised = read_bundle(await authority.anchors())
+        trust.update(name, advertised.certificates, advertised.left_out)
+    except (AuthorityError, CertificateError, NoThreadError, TimeoutError) as error:
+        retry_after = error.retry_after if isinstance(error, AuthorityError) else None
+        return str(error) or f"no answer within {TIMEOUT:.0f} s", retry_after
+    except Exception as error:  # noqa: BLE001 - a bug in one adapter must not end the agent
+        log.fault(LOG, f"authority {name}", error)
+        return f"the adapter failed with {type(error).__name__}; please report the event fault in the log", None
+    return "", None
 
 
 async def maintain(trust: Trust, file: NeededAnchorsFile, clock: Clock) -> None:
@@ -310,7 +346,3 @@ async def maintain(trust: Trust, file: NeededAnchorsFile, clock: Clock) -> None:
 async def _drop_ended(trust: Trust, clock: Clock) -> None:
     while (end := trust.drop_ended()) is not None:
         await until(clock, end)
-
-
-def _not_refreshed(authority: str, cause: str) -> None:
-    log.event(LOG, "trust_not_refreshed", level=logging.WARNING, authority=authority, cause=cause)
