@@ -137,7 +137,8 @@ async def test_an_authority_that_was_closed_leaves_no_task_and_no_descriptor(fol
     async with registry.kind(kind).open(read, context(folder)) as authority:
         assert isinstance(authority, Supplier if registry.kind(kind).supplies else Authority)
     assert asyncio.all_tasks() == ours
-    assert descriptors() == before
+    # those of tests before this one may still be being closed
+    assert not set(descriptors().items()) - set(before.items())
 
 
 async def test_the_embedded_cas_roots_are_restored_when_they_are_lost(folder: Path) -> None:
