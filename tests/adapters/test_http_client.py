@@ -3,7 +3,7 @@
 import asyncio
 import traceback
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,9 +13,11 @@ from fakes.https_server import Answer, HttpsServer, Reply, Request
 from sds_agent.authority.credentials import Token
 from sds_agent.authority.http_client import (
     LARGEST_ANSWER,
+    LONGEST_LINE,
     CertificateRefusedError,
     HttpAnswer,
     HttpsRequest,
+    lines,
     send,
 )
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
@@ -224,3 +226,67 @@ def test_a_servers_words_are_one_short_line_without_the_secret() -> None:
     )
     assert said.startswith("no: ?[31m the token [token] is bad xxx")
     assert len(said) < 320
+
+
+def chunked(*parts: bytes, end: bool = True) -> bytes:
+    """An answer in these chunks; without its end the connection is cut before it."""
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    sent = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
+    return head + sent + (b"0\r\n\r\n" if end else b"")
+
+
+async def received(request: HttpsRequest) -> list[bytes | HttpAnswer]:
+    return [each async for each in lines(request, "the CA")]
+
+
+async def test_lines_come_whole_however_they_were_cut_on_their_way() -> None:
+    async with serving(replying(chunked(b"on", b"e\ntwo", b"\n\n  \nthree"))) as server:
+        assert await received(get(server)) == [b"one", b"two", b"three"]
+
+
+async def test_a_line_is_there_before_the_answer_has_ended() -> None:
+    """A watch goes on for minutes: who waited for its end would wait that long for a certificate."""
+    seen = asyncio.Event()
+
+    async def answer(_request: Request) -> Reply | bytes | None:
+        await seen.wait()
+        return None
+
+    class Begun(HttpsServer):
+        async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(chunked(b"first\n", end=False))
+            await super()._serve(reader, writer)
+
+    async with Begun(answer).serving() as server, aclosing(lines(get(server), "the CA")) as coming:
+        async for line in coming:
+            assert line == b"first"
+            break
+        seen.set()
+
+
+async def test_another_status_comes_as_a_whole_answer_in_place_of_lines() -> None:
+    async with serving(replying(Reply(403, b"not\nyou", {"X-Odd": "Yes"}))) as server:
+        (answer,) = await received(get(server))
+    assert isinstance(answer, HttpAnswer)
+    assert (answer.status, answer.body, answer.headers["x-odd"]) == (403, b"not\nyou", "Yes")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [(b"x" * (LONGEST_LINE + 1), f"larger than {LONGEST_LINE} bytes"), (b"\n" * (LARGEST_ANSWER + 1), "larger than")],
+)
+async def test_lines_without_an_end_do_not_fill_the_memory(body: bytes, said: str) -> None:
+    async with serving(replying(chunked(body))) as server:
+        with pytest.raises(AuthorityError) as caught:
+            await received(get(server))
+    assert caught.value.kind is ErrorKind.INVALID
+    assert said in str(caught.value)
+
+
+async def test_lines_that_are_cut_off_are_a_failure_and_no_end() -> None:
+    async with serving(replying(chunked(b"one\n", end=False))) as server:
+        with pytest.raises(AuthorityError) as caught:
+            await received(get(server, headers={"authorization": "s3" + "cret"}))
+    assert caught.value.kind is ErrorKind.TRANSIENT
+    assert "ended the connection without a whole answer" in str(caught.value)
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))

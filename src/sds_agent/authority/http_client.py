@@ -7,8 +7,8 @@ caller enforces its deadline by cancellation.
 
 import os
 import ssl
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -26,10 +26,14 @@ from sds_agent.text import one_line
 
 LARGEST_ANSWER = 4 << 20
 """Bytes of an answer's body."""
+LONGEST_LINE = 1 << 20
+"""Bytes of one line of an answer that comes line by line."""
 LONGEST_WORDS = 300
 """Characters of a CA's own words in a message."""
 LONGEST_DELAY = 315_576_000_000.0
 """Seconds; a Retry-After that names more is no delay."""
+
+_FAILURES = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, ssl.SSLError, OSError, ValueError)
 
 
 class CertificateRefusedError(AuthorityError):
@@ -96,21 +100,31 @@ async def send(request: HttpsRequest, what: str) -> HttpAnswer:
     CertificateRefusedError.
     """
     try:
-        async with (
-            httpx.AsyncClient(verify=_context(request, what), trust_env=False, timeout=None) as client,  # noqa: S113 - the caller has a deadline
-            client.stream(
-                request.method,
-                request.url,
-                content=request.body or None,
-                headers={"accept-encoding": "identity", **request.headers},
-                extensions={} if request.server_name is None else {"sni_hostname": request.server_name},
-            ) as response,
-        ):
-            body = await _body(response, what)
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            return HttpAnswer(response.status_code, headers, body, urlsplit(request.url).netloc)
-    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, ssl.SSLError, OSError, ValueError) as error:
+        async with _response(request, what) as response:
+            return _answer(response, request, await _body(response, what))
+    except _FAILURES as error:
         # not chained: the library's errors may quote what was sent
+        failure = _failure(error, request, what)
+    raise failure
+
+
+async def lines(request: HttpsRequest, what: str) -> AsyncGenerator[bytes | HttpAnswer, None]:
+    """Send it and give each line of the answer as soon as it is there, without its line break and no empty one.
+
+    For a server that goes on answering, as one does that is watched. An answer of another status than 200 comes whole,
+    and alone. The connection ends with the iteration, so a caller that may stop early closes it (`aclosing`). Raises
+    as `send` does; a line may be as long as LONGEST_LINE, and all of them together as LARGEST_ANSWER.
+    """
+    try:
+        async with _response(request, what) as response:
+            if response.status_code != 200:
+                yield _answer(response, request, await _body(response, what))
+                return
+            async for line in _lines(response, what):
+                yield line
+            return
+    except _FAILURES as error:
+        # not chained, as above
         failure = _failure(error, request, what)
     raise failure
 
@@ -155,16 +169,57 @@ def _context(request: HttpsRequest, what: str) -> ssl.SSLContext:
     return context
 
 
+@asynccontextmanager
+async def _response(request: HttpsRequest, what: str) -> AsyncIterator[httpx.Response]:
+    """The answer, of which only the head has come."""
+    async with (
+        httpx.AsyncClient(verify=_context(request, what), trust_env=False, timeout=None) as client,  # noqa: S113 - the caller has a deadline
+        client.stream(
+            request.method,
+            request.url,
+            content=request.body or None,
+            headers={"accept-encoding": "identity", **request.headers},
+            extensions={} if request.server_name is None else {"sni_hostname": request.server_name},
+        ) as response,
+    ):
+        yield response
+
+
+def _answer(response: httpx.Response, request: HttpsRequest, body: bytes) -> HttpAnswer:
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    return HttpAnswer(response.status_code, headers, body, urlsplit(request.url).netloc)
+
+
 async def _body(response: httpx.Response, what: str) -> bytes:
     received = bytearray()
     async for chunk in response.aiter_raw():
         received += chunk
         if len(received) > LARGEST_ANSWER:
-            raise AuthorityError(
-                ErrorKind.INVALID,
-                f"the answer of {what} is larger than {LARGEST_ANSWER} bytes; check that it is the CA",
-            )
+            raise _too_large(f"the answer of {what}", LARGEST_ANSWER)
     return bytes(received)
+
+
+async def _lines(response: httpx.Response, what: str) -> AsyncIterator[bytes]:
+    begun = bytearray()
+    total = 0
+    async for chunk in response.aiter_raw():
+        total += len(chunk)
+        if total > LARGEST_ANSWER:
+            raise _too_large(f"the answer of {what}", LARGEST_ANSWER)
+        first, *others = chunk.split(b"\n")
+        begun += first
+        for each in others:
+            if begun.strip():
+                yield bytes(begun)
+            begun = bytearray(each)
+        if len(begun) > LONGEST_LINE:
+            raise _too_large(f"a line in the answer of {what}", LONGEST_LINE)
+    if begun.strip():
+        yield bytes(begun)
+
+
+def _too_large(what: str, most: int) -> AuthorityError:
+    return AuthorityError(ErrorKind.INVALID, f"{what} is larger than {most} bytes; check that it is the CA")
 
 
 def _failure(error: BaseException, request: HttpsRequest, what: str) -> AuthorityError:
