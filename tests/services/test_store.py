@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sds_agent.secrets.acknowledgements import Acknowledgements
 from sds_agent.secrets.model import BundleSecret, CertificateSecret, Secret
 from sds_agent.secrets.store import SecretStore
 
@@ -232,3 +233,29 @@ def test_a_watcher_that_reads_what_it_is_called_with_is_never_behind(steps: list
         for what, argument in steps:
             getattr(store, what)(argument)
             assert seen == dict(store.snapshot)
+
+
+# --- what clients have acknowledged ---
+
+
+def test_a_client_is_outstanding_until_it_acknowledges_what_is_served_now() -> None:
+    noted = Acknowledgements()
+    assert noted.outstanding({"roots": "1"}) == 0, "without subscribers there is none to wait for"
+    noted.note("envoy a", {"roots": "", "default": "7"})
+    noted.note("envoy b", {"default": "7"})
+    assert noted.outstanding({"roots": "1"}) == 1
+    noted.note("envoy a", {"roots": "1", "default": "7"})
+    assert (noted.outstanding({"roots": "1"}), noted.outstanding({"roots": "2"})) == (0, 1)
+    noted.note("envoy a", {})
+    assert noted.outstanding({"roots": "2"}) == 0
+
+
+def test_the_acknowledgements_are_reported_as_they_change_and_not_otherwise() -> None:
+    noted, calls = Acknowledgements(), list[int]()
+    with noted.watching(lambda: calls.append(1)):
+        noted.note("envoy", {})
+        noted.note("envoy", {"roots": "1"})
+        noted.note("envoy", {"roots": "1"})
+        noted.note("envoy", {})
+    noted.note("envoy", {"roots": "2"})
+    assert len(calls) == 2

@@ -21,6 +21,7 @@ from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import SecretDiscoveryService
 from sds_agent.sds.status import Nack, NameStatus, StreamStatus
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
+from sds_agent.secrets.readiness import acknowledged
 from sds_agent.secrets.store import SecretStore
 
 KEY = b"-----BEGIN PRIVATE KEY-----PLANTED"
@@ -124,6 +125,40 @@ async def test_a_delta_stream_is_seen_the_same_way(tmp_path: Path) -> None:
         await stream.ack()
         status = await made.names(NameStatus("default", ONE.version, ONE.version), NameStatus("nobody", "", ""))
         assert (status.method, status.node) == ("DeltaSecrets", "envoy-d")
+
+
+@pytest.mark.parametrize("end", ["ack", "leave"])
+async def test_a_new_bundle_is_acknowledged_when_every_subscriber_has_it_or_has_left(tmp_path: Path, end: str) -> None:
+    """A leaf below a new root goes out when every Envoy has loaded that root, or has left."""
+    async with bench(tmp_path) as made, anyio.create_task_group() as tasks:
+        sotw = await made.peer.stream().ask("ROOTCA", "default")
+        await sotw.read()
+        await sotw.ack("ROOTCA", "default")
+        delta = await made.peer.delta().subscribe("ROOTCA")
+        await delta.read()
+        await delta.ack()
+        await made.peer.stream().ask("default")
+        with anyio.fail_after(10):
+            await acknowledged(made.store, ["ROOTCA"])
+        made.store.publish({"ROOTCA": BundleSecret(b"roots, a new one among them")})
+        done = anyio.Event()
+
+        async def wait() -> None:
+            await acknowledged(made.store, ["ROOTCA"])
+            done.set()
+
+        tasks.start_soon(wait)
+        await sotw.read()
+        await sotw.ack("ROOTCA", "default")
+        await delta.read()
+        await anyio.wait_all_tasks_blocked()
+        assert not done.is_set(), "one subscriber has not replied"
+        if end == "ack":
+            await delta.ack()
+        else:
+            delta.leave()
+        with anyio.fail_after(10):
+            await done.wait()
 
 
 async def test_the_cluster_of_an_envoy_is_seen_too(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ an answer by its nonce:
   ends with a status for it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
 
 from sds_agent.sds.protocol import (
@@ -67,6 +67,11 @@ class DeltaSession:
     def names(self) -> tuple[str, ...]:
         """The names subscribed to."""
         return tuple(self._names)
+
+    @property
+    def acknowledged(self) -> Mapping[str, str]:
+        """The version of each subscribed name that the client has acknowledged, the empty one where there is none."""
+        return self._replies.acknowledged(self._names)
 
     @property
     def status(self) -> tuple[NameStatus, ...]:

@@ -30,7 +30,7 @@ What is sent, and when:
   reported and the others are answered. The same holds when a name stops being served in mid-stream.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from sds_agent.sds.protocol import (
     Absence,
@@ -69,6 +69,11 @@ class SotwSession:
     def names(self) -> tuple[str, ...]:
         """The names subscribed to."""
         return self._names
+
+    @property
+    def acknowledged(self) -> Mapping[str, str]:
+        """The version of each subscribed name that the client has acknowledged, the empty one where there is none."""
+        return self._replies.acknowledged(self._names)
 
     @property
     def status(self) -> tuple[NameStatus, ...]:

@@ -88,6 +88,10 @@ class Replies:
             self._acked.pop(name, None)
             self._nacked.pop(name, None)
 
+    def acknowledged(self, names: Iterable[str]) -> Mapping[str, str]:
+        """The version of each of these names that the client has acknowledged, the empty one where there is none."""
+        return {name: self._acked.get(name, "") for name in names}
+
     def status(self, names: Iterable[str], sent: Mapping[str, str]) -> tuple[NameStatus, ...]:
         """The status of these names; `sent` has the versions last sent."""
         acked, nacked = self._acked, self._nacked

@@ -6,7 +6,7 @@ only sent by returning or aborting outside any task group.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Generic, Protocol, TypeVar
 
 import grpc.aio
@@ -33,6 +33,11 @@ class Session(Protocol[R_contra]):
     @property
     def names(self) -> tuple[str, ...]:
         """The names subscribed to."""
+        ...
+
+    @property
+    def acknowledged(self) -> Mapping[str, str]:
+        """The version of each of these names that the client has acknowledged."""
         ...
 
     @property
@@ -106,6 +111,7 @@ class Stream(Generic[R]):
                     return await self._converse()
             finally:
                 self._store.await_names(self, frozenset())
+                self._store.acknowledgements.note(self, {})
                 reader.cancel()
 
     async def _read(self) -> None:
@@ -134,6 +140,7 @@ class Stream(Generic[R]):
             if finish is not None:
                 return finish
             self._store.await_names(self, self._pending())
+            self._store.acknowledgements.note(self, self._conversation.session.acknowledged)
         return self._last
 
     def _received(self) -> list[Action]:

@@ -1,8 +1,8 @@
-"""Whether the agent is ready: every name that may be asked for has a secret."""
+"""Whether the agent is ready: every name that may be asked for has a secret. And whether clients have the newest."""
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from sds_agent import log
@@ -21,6 +21,17 @@ async def complete(store: SecretStore) -> None:
     changed = asyncio.Event()
     with store.watching(lambda _names: changed.set()):
         while missing(store.snapshot):
+            changed.clear()
+            await changed.wait()
+
+
+async def acknowledged(store: SecretStore, names: Iterable[str]) -> None:
+    """Return once every client that subscribes to one of these names has acknowledged what is served under it now."""
+    wanted, changed = tuple(names), asyncio.Event()
+    with store.acknowledgements.watching(changed.set), store.watching(lambda _names: changed.set()):
+        while store.acknowledgements.outstanding(
+            {name: secret.version for name in wanted if (secret := store.snapshot.get(name)) is not None}
+        ):
             changed.clear()
             await changed.wait()
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 
+from sds_agent.secrets.acknowledgements import Acknowledgements
 from sds_agent.secrets.model import Secret
 
 Snapshot = Mapping[str, Secret | None]
@@ -18,12 +19,13 @@ Watcher = Callable[[frozenset[str]], None]
 
 
 class SecretStore:
-    """The current snapshot, its watchers, and what clients are waiting for."""
+    """The current snapshot, its watchers, what clients are waiting for, and what they have acknowledged."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._snapshot: Snapshot = MappingProxyType(dict.fromkeys(names))
         self._watchers: dict[object, Watcher] = {}
         self._awaited: dict[object, frozenset[str]] = {}
+        self.acknowledgements = Acknowledgements()
 
     @property
     def snapshot(self) -> Snapshot:
