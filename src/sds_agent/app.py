@@ -199,10 +199,31 @@ async def _check_credentials(settings: Settings, clock: Clock) -> None:
 
 
 def _start_outputs(start: Start, settings: Settings, store: SecretStore, clock: Clock) -> None:
-    directories = {chosen.name: chosen.output for chosen in settings.workloads if chosen.output is not None}
-    if not directories:
+    """Write the certificates of workloads with an output to files, and run the hooks there are."""
+    chosen = {workload.name: workload.output for workload in settings.workloads if workload.output is not None}
+    if not chosen:
         return
-    from sds_agent.outputs.writer import Output, write_changes  # noqa: PLC0415 - measured: 10 ms
+    from sds_agent.outputs.hooks import HookCommands, Hooks  # noqa: PLC0415 - measured: 10 ms
+    from sds_agent.outputs.layout import LAYOUTS, Contents  # noqa: PLC0415
+    from sds_agent.outputs.writer import Output, write_changes  # noqa: PLC0415
 
-    for name, directory in directories.items():
-        start(write_changes(Output(directory, name, settings.bundle_names[0]), store, clock))
+    bundles = {settings.trust_domain: settings.bundle_names[0]}
+    for name, output in chosen.items():
+        directory = str(output.directory)
+        hooks = Hooks(HookCommands(name, directory, output.on_renewed, output.on_failed, output.hook_timeout))
+        start(
+            write_changes(
+                Output(
+                    output.directory,
+                    Contents(name, bundles),
+                    LAYOUTS[output.layout],
+                    output.owner,
+                    output.group,
+                    int(output.key_mode, 8),
+                    hooks,
+                ),
+                store,
+                clock,
+            )
+        )
+        start(hooks.run())

@@ -11,7 +11,7 @@ from pathlib import Path
 from sds_agent.authority import registry
 from sds_agent.authority.kind import Context
 from sds_agent.clock import Clock
-from sds_agent.config.settings import SdsSettings, Settings
+from sds_agent.config.settings import OutputSettings, SdsSettings, Settings
 from sds_agent.directories import UntrustedDirectoryError, check_directory, check_lockable_directory
 from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.sds.endpoint import SocketFile, blocked_directories, refusals
@@ -58,9 +58,9 @@ def obstacles(settings: Settings, clock: Clock) -> Iterator[SdsAgentError]:
 
 def shortfalls(settings: Settings) -> Iterator[SdsAgentError]:
     """Everything that `app.run` would log again and again while it serves: outputs that it cannot write."""
-    for key, directory in _outputs(settings):
+    for key, output in _outputs(settings):
         try:
-            _check_output(directory, key)
+            _check_output(output, key)
         except SdsAgentError as error:
             yield error
 
@@ -68,7 +68,8 @@ def shortfalls(settings: Settings) -> Iterator[SdsAgentError]:
 def shared(settings: Settings) -> Iterator[str]:
     """Which other users could change the agent's own files, in directories that it uses with a warning."""
     own: list[tuple[str, Path]] = [("state_dir", settings.state_dir), ("sds.socket", settings.sds.socket.parent)]
-    for key, directory in (*own, *_outputs(settings)):
+    outputs = [(key, output.directory) for key, output in _outputs(settings)]
+    for key, directory in (*own, *outputs):
         with suppress(UntrustedDirectoryError, OSError):  # which is an obstacle or a shortfall
             yield from (f"{key}: {cause}" for cause in check_directory(directory))
 
@@ -102,12 +103,13 @@ def credentials(settings: Settings, clock: Clock) -> Iterator[str]:
             yield f"authorities.{name}.{'.'.join(map(str, each.where))}: {each.found}; {each.fix}"
 
 
-def _outputs(settings: Settings) -> list[tuple[str, Path]]:
+def _outputs(settings: Settings) -> list[tuple[str, OutputSettings]]:
     found = ((f"workloads[{number}].output", each.output) for number, each in enumerate(settings.workloads))
-    return [(key, directory) for key, directory in found if directory is not None]
+    return [(key, output) for key, output in found if output is not None]
 
 
-def _check_output(directory: Path, key: str) -> None:
-    from sds_agent.outputs.directory import check_output  # noqa: PLC0415 - measured: 9 ms
+def _check_output(output: OutputSettings, key: str) -> None:
+    from sds_agent.outputs.directory import access_of, check_output  # noqa: PLC0415 - measured: 9 ms
 
-    check_output(directory, key)
+    check_output(output.directory, key)
+    access_of(output.owner, output.group, int(output.key_mode, 8), key)

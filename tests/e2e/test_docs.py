@@ -99,7 +99,7 @@ class Machine:
         file.write_text(text if os.geteuid() == 0 else re.sub(r'(owner|group): "0"', "", text))
         for path in re.findall(r"passphrase_file: (\S+)", text):
             self._passphrase = Path(path)
-        for path in re.findall(r"(?:cacerts|directory): (/[^\s,}]+)", text):
+        for path in re.findall(r"(?:cacerts|(?<!output:\n      )directory): (/[^\s,}]+)", text):
             self._plug(Path(path), re.findall(r"^trust_domain: (.*)", text, re.MULTILINE)[0])
         for path in re.findall(r"jwks: (/[^\s,}]+)", text):
             Path(path).write_bytes(TokenIssuer().key_set())

@@ -54,6 +54,7 @@ MAY_IMPORT = {
     "values": set[str](),
     "files": BASE,
     "descriptors": BASE,
+    "accounts": BASE,
     "directories": BASE | {"files"},
     "ownfile": BASE | {"files", "directories"},
     "state": BASE | {"files", "directories"},
@@ -69,8 +70,8 @@ MAY_IMPORT = {
     "signing": MATERIAL | {"files", "directories", "ownfile"},
     # Each kind of CA is imported by its name in `authority.registry`, so no other part can depend on one.
     "authority": MATERIAL | {"named_files", "signing", "configfile"},
-    "sds": MATERIAL | {"descriptors", "files", "directories", "rpc", "secrets"},
-    "outputs": MATERIAL | {"files", "directories", "secrets"},
+    "sds": MATERIAL | {"accounts", "descriptors", "files", "directories", "rpc", "secrets"},
+    "outputs": MATERIAL | {"accounts", "files", "directories", "secrets"},
     "issuance": MATERIAL | {"files", "directories", "ownfile", "secrets", "authority.protocol"},
     "ca": MATERIAL
     | {

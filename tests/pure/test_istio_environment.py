@@ -70,7 +70,8 @@ def test_the_identity_follows_the_trust_domain() -> None:
 
 def test_lifetime_and_files() -> None:
     (workload,) = loaded(SECRET_TTL="1h0m0s", OUTPUT_CERTS="/etc/certs").settings.workloads
-    assert (workload.ttl, workload.output) == (timedelta(hours=1), Path("/etc/certs"))
+    assert workload.output is not None
+    assert (workload.ttl, workload.output.directory) == (timedelta(hours=1), Path("/etc/certs"))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from sds_agent.cli import run
 from sds_agent.config.conflicts import conflicts
 from sds_agent.config.loading import load
 from sds_agent.config.schema import FILE, json_schema
-from sds_agent.config.settings import Settings, WorkloadSettings
+from sds_agent.config.settings import OutputSettings, Settings, WorkloadSettings
 from sds_agent.configfile import durations, reading
 from sds_agent.configfile.document import Document, Origin
 from sds_agent.configfile.reading import UNREAD
@@ -347,6 +347,20 @@ def test_the_examples_are_good_for_the_agent_and_for_an_editor(example: str, tmp
     jsonschema.validate(yaml.safe_load(example), json_schema(), jsonschema.Draft202012Validator)
 
 
+@pytest.mark.parametrize("output", ["certs", "{directory: certs}"])
+def test_an_output_is_a_directory_or_a_mapping(output: str, tmp_path: Path) -> None:
+    text = f"{MINIMAL}    output: {output}\n"
+    (workload,) = settings(tmp_path, text).workloads
+    assert workload.output == OutputSettings(directory=tmp_path / "certs")
+    jsonschema.validate(yaml.safe_load(text), json_schema(), jsonschema.Draft202012Validator)
+
+
+def test_an_output_that_is_neither_is_said_in_words(tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, f"{MINIMAL}    output: ''\n")
+    assert found.key == "workloads[0].output"
+    assert found.fix.startswith("it must be a path, or a mapping with the keys directory, group, hook_timeout, ")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -370,6 +384,10 @@ def test_the_examples_are_good_for_the_agent_and_for_an_editor(example: str, tmp
         "sds: {group: 'no such name'}",
         "sds: {limits: {streams: 0}}",
         "renewal: {fraction: 1}",
+        "workloads: [{name: a, spiffe_id: spiffe://demo.example/a, output: [/run/certs]}]",
+        "workloads: [{name: a, spiffe_id: spiffe://demo.example/a, output: {layout: istio}}]",
+        "workloads: [{name: a, spiffe_id: spiffe://demo.example/a, output: {directory: c, on_renewed: reload}}]",
+        "workloads: [{name: a, spiffe_id: spiffe://demo.example/a, output: {directory: c, key_mode: '0644'}}]",
         "log: {level: loud}",
         "log:",
     ],
@@ -402,13 +420,16 @@ def _schema_paths(schema: dict[str, Any], definitions: dict[str, Any], path: str
     found: dict[str, object] = {}
     for name, key in schema.get("properties", {}).items():
         here = f"{path}.{name}" if path else name
-        inner = _resolved(key, definitions)
-        found[here] = "section" if inner.get("type") in ("object", "array") else inner.get("default")
+        mapping = [each for each in key.get("anyOf", []) if "$ref" in each]  # where a single value stands for a section
+        inner = _resolved(mapping[0] if mapping else key, definitions)
+        items = _resolved(inner.get("items", {}), definitions)
+        section = inner.get("type") == "object" or "properties" in items
+        found[here] = "section" if section else inner.get("default")
         found |= _schema_paths(inner, definitions, here)
         if isinstance(inner.get("additionalProperties"), dict):
             for kind in inner["additionalProperties"]["oneOf"]:
                 found |= _schema_paths(_resolved(kind, definitions), definitions, f"{here}.NAME")
-        found |= _schema_paths(_resolved(inner.get("items", {}), definitions), definitions, f"{here}[]")
+        found |= _schema_paths(items, definitions, f"{here}[]")
     return found
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -18,10 +19,13 @@ from fakes.disks import DeadDisk
 from fakes.events import Events, recorded
 from fakes.hierarchy import NOW
 
+from sds_agent.config.settings import OutputLayout
 from sds_agent.outputs.directory import File, write_set
+from sds_agent.outputs.hooks import HookCommands, Hooks
+from sds_agent.outputs.layout import LAYOUTS, Contents
 from sds_agent.outputs.writer import FIRST_RETRY, LONGEST_RETRY, Output, write_changes
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
-from sds_agent.secrets.store import SecretStore
+from sds_agent.secrets.store import SecretStore, Snapshot
 from sds_agent.tasks import DISK_TIMEOUT
 
 NAMES = ("cert-chain.pem", "key.pem", "root-cert.pem")
@@ -34,6 +38,10 @@ def certificate(number: int) -> CertificateSecret:
 
 def bundle(number: int) -> BundleSecret:
     return BundleSecret(f"roots {number}".encode())
+
+
+def output(target: Path, **options: Any) -> Output:
+    return Output(target, Contents("default", {"demo.example": "ROOTCA"}), **options)
 
 
 def contents(target: Path) -> tuple[str, ...]:
@@ -240,7 +248,7 @@ def test_something_in_the_way_of_a_file_is_reported_and_nothing_piles_up(target:
 async def stored(target: Path, clock: HandClock, check_every: float = 60) -> AsyncIterator[SecretStore]:
     store = SecretStore(("default", "ROOTCA"))
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(write_changes, Output(target, "default", "ROOTCA"), store, clock, check_every)
+        tasks.start_soon(write_changes, output(target), store, clock, check_every)
         yield store
         tasks.cancel_scope.cancel()
 
@@ -394,7 +402,7 @@ async def test_the_end_of_the_agent_cuts_no_write_short(
     disk, store = DeadDisk(monkeypatch), SecretStore(("default", "ROOTCA"))
     store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
     try:
-        writing = asyncio.ensure_future(write_changes(Output(target, "default", "ROOTCA"), store, HandClock()))
+        writing = asyncio.ensure_future(write_changes(output(target), store, HandClock()))
         await anyio.wait_all_tasks_blocked()
         writing.cancel()
         await anyio.wait_all_tasks_blocked()
@@ -485,5 +493,191 @@ async def test_the_key_is_in_no_log_and_no_repr(target: Path, events: Events) ->
     async with stored(target, HandClock()) as store:
         store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
         await events.wait("output_written")
-        shown = repr(Output(target, "default", "ROOTCA").files(store.snapshot))
+        shown = repr(output(target).files(store.snapshot))
     assert PLANTED.decode() not in shown + repr(events.seen)
+
+
+# Layouts, access and hooks
+
+
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [
+        ("istio", {"cert-chain.pem", "key.pem", "root-cert.pem"}),
+        ("kubernetes", {"tls.crt", "tls.key", "ca.crt"}),
+        ("spiffe-helper", {"svid.pem", "svid_key.pem", "svid_bundle.pem"}),
+        (
+            "spiffe",
+            {
+                "credential-bundle.private-key.pem",
+                "demo.example.spiffe-trust-bundle.pem",
+                "other.example.spiffe-trust-bundle.pem",
+            },
+        ),
+    ],
+)
+def test_each_layout_has_the_names_that_its_programs_expect(layout: str, names: set[str]) -> None:
+    bundles = {"demo.example": "ROOTCA", "other.example": "spiffe://other.example"}
+    snapshot: Snapshot = {"default": certificate(1), "ROOTCA": bundle(1), "spiffe://other.example": bundle(2)}
+    files = Contents("default", bundles).files(LAYOUTS[layout], snapshot)
+    assert set(files) == names
+    for name, file in files.items():
+        assert file.private == (PLANTED in file.content), name
+
+
+def test_every_layout_that_a_configuration_may_name_is_there() -> None:
+    assert set(LAYOUTS) == {each.value for each in OutputLayout}
+
+
+def test_the_spiffe_layout_has_the_key_before_the_chain() -> None:
+    snapshot: Snapshot = {"default": certificate(1), "ROOTCA": bundle(1)}
+    files = Contents("default", {"demo.example": "ROOTCA"}).files(LAYOUTS["spiffe"], snapshot)
+    assert files["credential-bundle.private-key.pem"].content == PLANTED + b"1" + b"chain 1"
+
+
+async def test_the_files_get_the_owner_the_group_and_the_mode_that_are_asked_for(target: Path, events: Events) -> None:
+    user, group = os.geteuid(), os.getegid()
+    if user == 0:  # root may give them to any user
+        user, group = 4711, 4712
+    wanted = output(target, owner=str(user), group=str(group), key_mode=0o440)
+    async with following(wanted) as store:
+        store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
+        await events.wait("output_written")
+    found = {name: (target / name).stat() for name in NAMES}
+    assert {(each.st_uid, each.st_gid) for each in found.values()} == {(user, group)}
+    assert [mode(target / name) for name in NAMES] == [0o644, 0o440, 0o644]
+
+
+async def test_an_owner_that_the_machine_does_not_know_is_named(target: Path, events: Events) -> None:
+    async with following(output(target, owner="no-such-user")) as store:
+        store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
+        said = await events.wait("output_not_written", level="error")
+    assert said["cause"].startswith("output.owner: there is no user 'no-such-user' on this machine")
+
+
+@asynccontextmanager
+async def following(wanted: Output) -> AsyncIterator[SecretStore]:
+    store = SecretStore(("default", "ROOTCA"))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(write_changes, wanted, store, HandClock())
+        tasks.start_soon(wanted.hooks.run)
+        yield store
+        tasks.cancel_scope.cancel()
+
+
+def hooks(*renewed: str, failed: tuple[str, ...] | None = None, seconds: float = 20) -> Hooks:
+    return Hooks(HookCommands("web", "/run/certs", renewed or None, failed, timedelta(seconds=seconds)))
+
+
+def script(folder: Path, text: str) -> str:
+    """A program that does what the text says."""
+    path = folder / "hook"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+async def test_a_program_runs_once_the_new_files_are_in_place(
+    tmp_path: Path, target: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VAULT_TOKEN", "s.hunter2")
+    program = script(tmp_path, f'cat "$1/cert-chain.pem" >> {tmp_path}/seen; env >> {tmp_path}/seen')
+    async with following(output(target, hooks=hooks(program, str(target)))) as store:
+        store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
+        ran = await events.wait("hook_succeeded", hook="on_renewed", workload="web", program=program)
+        store.publish({"default": certificate(2)})
+        await events.wait("hook_succeeded", count=2)
+    seen = (tmp_path / "seen").read_text()
+    assert ran["level"] == "info"
+    assert seen.startswith("chain 1")
+    assert "chain 2" in seen
+    assert "SDS_AGENT_EVENT=renewed" in seen
+    assert "SDS_AGENT_OUTPUT=/run/certs" in seen
+    assert "hunter2" not in seen + repr(events.seen)
+    assert PLANTED.decode() not in seen + repr(events.seen)
+
+
+async def test_no_shell_reads_a_hook(tmp_path: Path, target: Path, events: Events) -> None:
+    program = script(tmp_path, f'printf "%s" "$1" > {tmp_path}/seen')
+    async with following(output(target, hooks=hooks(program, "$(id); `id` *"))) as store:
+        store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
+        await events.wait("hook_succeeded")
+    assert (tmp_path / "seen").read_text() == "$(id); `id` *"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("echo no such unit; exit 5", "it ended with the code 5 (no such unit)"),
+        ("kill -9 $$", "it was ended by the signal SIGKILL"),
+        ("yes | head -c 1000000; exit 1", "it ended with the code 1 (y y y"),
+        ("sleep 1000 & exit 0", "did not end"),
+    ],
+)
+async def test_a_hook_that_fails_is_logged_with_its_own_words(
+    tmp_path: Path, events: Events, text: str, said: str
+) -> None:
+    failing = hooks(script(tmp_path, text), seconds=0.5 if "sleep" in text else 20)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(failing.run)
+        failing.renewed()
+        found = await events.wait("hook_failed", level="error")
+        tasks.cancel_scope.cancel()
+    assert said in found["cause"]
+    assert len(found["cause"]) < 500
+
+
+async def test_a_hook_that_is_not_there_is_named(tmp_path: Path, events: Events) -> None:
+    missing = hooks(str(tmp_path / "nothing"))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(missing.run)
+        missing.renewed()
+        found = await events.wait("hook_failed")
+        tasks.cancel_scope.cancel()
+    assert found["cause"] == "it cannot be started: No such file or directory"
+
+
+async def test_a_hook_that_hangs_is_ended_with_what_it_started_and_holds_up_no_renewal(
+    tmp_path: Path, target: Path, events: Events
+) -> None:
+    fifo = tmp_path / "alive"
+    os.mkfifo(fifo)
+    # a child that ignores SIGTERM holds the pipe open until it is killed
+    program = script(tmp_path, f"(trap '' TERM; exec 3>{fifo}; sleep 1000) & wait")
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        async with following(output(target, hooks=hooks(program, seconds=0.5))) as store:
+            store.publish({"default": certificate(1), "ROOTCA": bundle(1)})
+            await events.wait("output_written")
+            store.publish({"default": certificate(2)})
+            await events.wait("output_written", count=2)
+            said = await events.wait("hook_failed")
+        with anyio.fail_after(10):
+            await anyio.wait_readable(reader)
+        assert os.read(reader, 1) == b"", "the child has ended"
+    finally:
+        os.close(reader)
+    assert "it did not end within 0.5 s, and was ended" in said["cause"]
+
+
+async def test_hooks_that_come_due_while_one_runs_are_run_once(tmp_path: Path, events: Events) -> None:
+    """And a failure that a renewal has overtaken is no longer reported."""
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    program = script(tmp_path, f"read line < {go}; echo $SDS_AGENT_EVENT >> {tmp_path}/seen")
+    both = hooks(program, failed=(program,))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(both.run)
+        both.renewed()
+        await anyio.wait_all_tasks_blocked()
+        for _ in range(5):
+            both.failed()
+            both.renewed()
+        for count in (1, 2):
+            await anyio.to_thread.run_sync(go.write_text, "on\n")
+            await events.wait("hook_succeeded", count=count)
+        both.failed()
+        await anyio.to_thread.run_sync(go.write_text, "on\n")
+        await events.wait("hook_succeeded", hook="on_failed")
+        tasks.cancel_scope.cancel()
+    assert (tmp_path / "seen").read_text().split() == ["renewed", "renewed", "failed"]

@@ -69,7 +69,14 @@ def _origin(workload: WorkloadSettings, settings: Settings) -> str:
 
 
 def _output(workload: WorkloadSettings) -> str:
-    return f" Certificate, key and roots are also written as files to {workload.output}." if workload.output else ""
+    output = workload.output
+    if output is None:
+        return ""
+    said = f" Certificate, key and roots are also written as files to {output.directory}."
+    for occasion, command in (("new files are there", output.on_renewed), ("an attempt has failed", output.on_failed)):
+        if command is not None:
+            said += f" When {occasion}, the agent runs {command[0]}."
+    return said
 
 
 def _renewed(ttl: timedelta, renewal: RenewalSettings) -> str:

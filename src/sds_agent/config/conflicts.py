@@ -95,7 +95,8 @@ def _kinds(chosen: Settings) -> Iterator[Problem]:
 def _outputs(workloads: Mapping[int, WorkloadSettings]) -> Iterator[Problem]:
     first: dict[str, int] = {}
     for index, each in workloads.items():
-        if each.output and (other := first.setdefault(os.path.normpath(each.output), index)) != index:
-            found = f"is {quoted(str(each.output))}, the output of workloads[{other}] too"
+        directory = each.output and each.output.directory
+        if directory and (other := first.setdefault(os.path.normpath(directory), index)) != index:
+            found = f"is {quoted(str(directory))}, the output of workloads[{other}] too"
             fix = "each needs a directory of its own: the files have the same names"
             yield Problem(_at(index, "output"), found, fix)

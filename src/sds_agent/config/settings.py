@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from datetime import timedelta
+from enum import StrEnum
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -15,6 +16,7 @@ from sds_agent.configfile.reading import readable
 from sds_agent.configfile.types import (
     Account,
     AuthorityName,
+    Command,
     FileMode,
     FilePath,
     Mode,
@@ -26,6 +28,7 @@ from sds_agent.configfile.types import (
     filled_in,
     listing,
     naming,
+    shorthand,
 )
 from sds_agent.log import LogSettings
 from sds_agent.pki.keys import KeyType
@@ -117,6 +120,54 @@ class RenewalSettings(Struct, frozen=True, kw_only=True):
     ] = 0.05
 
 
+class OutputLayout(StrEnum):
+    """The names of an output's files."""
+
+    ISTIO = "istio"
+    KUBERNETES = "kubernetes"
+    SPIFFE = "spiffe"
+    SPIFFE_HELPER = "spiffe-helper"
+
+
+class OutputSettings(Struct, frozen=True, kw_only=True):
+    """Certificates as files, for programs that do not speak SDS."""
+
+    directory: Annotated[
+        FilePath,
+        Meta(description="The directory, whose files change all at once. `output: DIRECTORY` sets this key alone."),
+    ]
+    layout: Annotated[
+        OutputLayout,
+        Meta(
+            description="The names of the files. istio: cert-chain.pem, key.pem, root-cert.pem; kubernetes: tls.crt, "
+            "tls.key, ca.crt; spiffe-helper: svid.pem, svid_key.pem, svid_bundle.pem; spiffe: "
+            "credential-bundle.private-key.pem (key, then chain) and a TRUST_DOMAIN.spiffe-trust-bundle.pem for each "
+            "trust domain.",
+        ),
+    ] = OutputLayout.ISTIO
+    owner: Annotated[Account | None, Meta(description="The user, by name or id, that the files are given to.")] = None
+    group: Annotated[Account | None, Meta(description="The group, by name or id, that the files are given to.")] = None
+    key_mode: Annotated[
+        Literal["0400", "0440", "0600", "0640"],
+        Meta(description="The mode of the file with the private key. The others have 0644."),
+    ] = "0600"
+    on_renewed: Annotated[
+        Command | None,
+        Meta(
+            description="A program to run once new files are in place, with its arguments. No shell reads it.",
+        ),
+    ] = None
+    on_failed: Annotated[
+        Command | None,
+        Meta(description="A program to run when an attempt to get a certificate has failed, with its arguments."),
+    ] = None
+    hook_timeout: Annotated[
+        timedelta,
+        duration(timedelta(seconds=1), timedelta(hours=1)),
+        Meta(description="How long such a program may run before the agent ends it."),
+    ] = timedelta(seconds=30)
+
+
 class WorkloadSettings(Struct, frozen=True, kw_only=True):
     """An identity that the agent obtains certificates for."""
 
@@ -139,10 +190,11 @@ class WorkloadSettings(Struct, frozen=True, kw_only=True):
         Meta(description="The name of the authority that issues it. May be left out where there is only one."),
     ] = None
     output: Annotated[
-        FilePath | None,
+        OutputSettings | None,
+        shorthand("directory"),
         Meta(
-            description="A directory in which the agent also stores the certificate as files, for programs that do not "
-            "speak SDS: cert-chain.pem, key.pem (unencrypted) and root-cert.pem.",
+            description="Where the agent also stores the certificate as files, for programs that do not speak SDS: a "
+            "directory, or a mapping.",
         ),
     ] = None
 

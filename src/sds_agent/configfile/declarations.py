@@ -76,10 +76,19 @@ class Declaration(Struct, frozen=True):
         return self.type if isinstance(self.type, StructType) and "convert" not in self.extra else None
 
     @property
+    def shorthand(self) -> "Declaration | None":
+        """What a single value may be that stands for a section; None where a section is a mapping alone."""
+        key = self.extra.get("shorthand")
+        if key is None or self.section is None:
+            return None
+        return next(declaration(field.type) for field in self.section.fields if field.name == key)
+
+    @property
     def allowed(self) -> str:
         """What may stand here, to follow "it must be"."""
         if self.section:
-            return f"a mapping with the keys {', '.join(keys_of(self.section))}"
+            mapping = f"a mapping with the keys {', '.join(keys_of(self.section))}"
+            return mapping if self.shorthand is None else f"{self.shorthand.allowed}, or {mapping}"
         if self.variant:
             return f"a mapping with a type ({', '.join(self.variant.types)}) and that type's keys"
         return str(self.extra["allowed"]) if "allowed" in self.extra else _single(self.type)[0]

@@ -58,7 +58,7 @@ class _Reading(Struct):
         if "convert" not in here.extra:
             match here.type:
                 case StructType() as section:
-                    return self.section(section, value, path)
+                    return self._section_or_value(here, section, value, path)
                 case VarTupleType(item_type=item):
                     return self._list(here, item, value, path)
                 case DictType(key_type=name, value_type=item):
@@ -67,6 +67,17 @@ class _Reading(Struct):
             return here.convert(value, self.base)
         except UnacceptableError as error:
             return self.refuse(path, describe(value, self.written.get(path)), must_be(here.allowed, str(error)))
+
+    def _section_or_value(self, here: Declaration, section: StructType, value: object, path: KeyPath) -> Any:
+        if here.shorthand is None:
+            return self.section(section, value, path)
+        if isinstance(value, dict | list):
+            return self.section(section, value, path) if value else self.refuse(path, "is empty", must_be(here.allowed))
+        try:
+            single = here.shorthand.convert(value, self.base)
+        except UnacceptableError as error:
+            return self.refuse(path, describe(value, self.written.get(path)), must_be(here.allowed, str(error)))
+        return section.cls(**{here.extra["shorthand"]: single})
 
     def section(self, of: StructType, value: object, path: KeyPath) -> Any:
         """An instance of a settings class, in which single values may be UNREAD."""

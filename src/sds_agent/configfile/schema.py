@@ -100,6 +100,9 @@ def _correct(schema: Schema, section: StructType) -> None:
             key = dict(here.schema)
         elif options := key.pop("anyOf", None):
             key |= options[0]
+        if here.shorthand is not None:
+            described = {name: key.pop(name) for name in ("description",) if name in key}
+            key = {"anyOf": [dict(here.shorthand.schema), key], **described}
         if (default := default_of(field)) is not None:
             key["default"] = default
         if "filled_in" in here.extra:

@@ -60,6 +60,11 @@ def matching(pattern: str, allowed: str) -> Meta:
     return Meta(pattern=pattern, extra={"allowed": allowed})
 
 
+def shorthand(key: str) -> Meta:
+    """The annotation of a section for which a single value may stand: that of its key `key` alone."""
+    return Meta(extra={"shorthand": key})
+
+
 def listing(items: str) -> Meta:
     """The annotation of a list with at least one item. `items` names them, in the plural."""
     return Meta(min_length=1, extra={"allowed": f"a list of one or more {items}"})
@@ -139,6 +144,15 @@ def file_path(value: object, base: Path) -> Path:
     return base / written
 
 
+def _command(value: object, _base: Path) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise UnacceptableError("no shell reads it: write each argument as an item of its own")
+    words = tuple(text(each) for each in value)
+    if not words[0] or any("\0" in word for word in words):
+        raise UnacceptableError("the first item names the program, and no item holds a null byte")
+    return words
+
+
 def _socket(value: object, base: Path) -> Path:
     if isinstance(value, str) and value.startswith(("unix:", "@")):
         raise UnacceptableError("write the path alone: no unix: before it, and no abstract name")
@@ -177,6 +191,15 @@ def _workload_id(value: object, _base: Path) -> str:
 _PATH_SCHEMA: dict[str, object] = {"type": "string", "minLength": 1}
 
 FilePath: TypeAlias = Annotated[Path, custom(file_path, "a path", _PATH_SCHEMA)]
+Command: TypeAlias = Annotated[
+    tuple[str, ...],
+    custom(
+        _command,
+        "a list of a program and its arguments",
+        {"type": "array", "minItems": 1, "items": {"type": "string"}},
+        list,
+    ),
+]
 SocketPath: TypeAlias = Annotated[Path, custom(_socket, f"a path of at most {LONGEST_SOCKET_PATH} bytes", _PATH_SCHEMA)]
 Mode: TypeAlias = Annotated[
     FileMode,

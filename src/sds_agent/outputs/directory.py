@@ -21,8 +21,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from sds_agent import accounts
 from sds_agent.directories import LockedDirectory, check_lockable_directory, own_directory
-from sds_agent.errors import SdsAgentError
+from sds_agent.errors import Problem, ProblemsError, SdsAgentError
 from sds_agent.files import create, sync_directory
 
 DATA = "..data"
@@ -40,8 +41,21 @@ class OutputInUseError(SdsAgentError):
     """Another agent writes to the directory, or another workload of this one by another path."""
 
 
+class FileAccess(Struct, frozen=True):
+    """Who may read the files of a set: their owner and group, as ids or -1 for the agent's own, and the permission bits
+    of a private one. Others have 0644.
+    """
+
+    user: int = accounts.UNCHANGED
+    group: int = accounts.UNCHANGED
+    key_mode: int = 0o600
+
+
+AGENT_ALONE = FileAccess()
+
+
 class File(Struct, frozen=True):
-    """A file of a set. A `private` one has the mode 0600, another 0644."""
+    """A file of a set. A `private` one holds a key."""
 
     content: bytes
     private: bool = False
@@ -50,7 +64,7 @@ class File(Struct, frozen=True):
         return "File(...)"
 
 
-def write_set(target: Path, files: Mapping[str, File], now: datetime) -> None:
+def write_set(target: Path, files: Mapping[str, File], now: datetime, access: FileAccess = AGENT_ALONE) -> None:
     """Put the files in force in `target`, which is made when it is missing, all of them or none.
 
     Files that lie there under the same names are replaced by links; this first time alone they change one after
@@ -62,7 +76,7 @@ def write_set(target: Path, files: Mapping[str, File], now: datetime) -> None:
     before = (target / DATA).readlink().name if (target / DATA).is_symlink() else ""
     made = target / f"..{now:%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
     try:
-        _fill(made, files)
+        _fill(made, files, access)
         _link(target / DATA, made.name)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
@@ -92,16 +106,34 @@ def check_output(target: Path, setting: str) -> tuple[str, ...]:
     return check_lockable_directory(target, setting, in_use, LOCK)
 
 
+def access_of(owner: str | None, group: str | None, key_mode: int, setting: str) -> FileAccess:
+    """The access that these names of a user and a group mean here. `setting` is the name of the output's key.
+
+    Raises ProblemsError for a name that this machine does not know, or that the agent's user may not give files to.
+    """
+    user, group_id = accounts.user_id(owner, f"{setting}.owner"), accounts.group_id(group, f"{setting}.group")
+    if not accounts.may_give_to_user(user):
+        found = f"only root (CAP_CHOWN) can give files to the user {owner}, and this is uid {os.geteuid()}"
+        raise ProblemsError([Problem((f"{setting}.owner",), found, f"leave {setting}.owner out")])
+    if not accounts.may_give_to_group(group_id):
+        found = f"uid {os.geteuid()} is not in the group {group}, and can give files to no other without CAP_CHOWN"
+        raise ProblemsError(
+            [Problem((f"{setting}.group",), found, "add the agent's user to it, or name one of its own")]
+        )
+    return FileAccess(user, group_id, key_mode)
+
+
 def is_whole(target: Path, names: Iterable[str]) -> bool:
     """Whether a reader finds a file under each of these names."""
     return all(os.path.exists(target / name) for name in names)  # noqa: PTH110 - Path.exists raises where it may not look
 
 
-def _fill(made: Path, files: Mapping[str, File]) -> None:
+def _fill(made: Path, files: Mapping[str, File], access: FileAccess) -> None:
     made.mkdir(mode=0o755)
     made.chmod(0o755)  # whatever the process's umask
     for name, file in files.items():
-        create(made / name, file.content, 0o600 if file.private else 0o644)
+        mode = access.key_mode if file.private else 0o644
+        create(made / name, file.content, mode, owner=(access.user, access.group))
     sync_directory(made)
     sync_directory(made.parent)
 

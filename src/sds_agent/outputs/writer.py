@@ -12,8 +12,9 @@ from sds_agent import log
 from sds_agent.clock import Clock
 from sds_agent.directories import LockedDirectory
 from sds_agent.errors import SdsAgentError
-from sds_agent.outputs.directory import File, is_whole, output_directory, write_set
-from sds_agent.secrets.model import BundleSecret, CertificateSecret
+from sds_agent.outputs.directory import SETTING, File, access_of, is_whole, output_directory, write_set
+from sds_agent.outputs.hooks import NO_HOOKS, Hooks
+from sds_agent.outputs.layout import LAYOUTS, Contents, Layout
 from sds_agent.secrets.store import SecretStore, Snapshot
 from sds_agent.tasks import DISK_TIMEOUT, NoThreadError, TimeLimit, uninterrupted
 
@@ -26,25 +27,21 @@ CHECK_EVERY = 5.0
 
 
 class Output(Struct, frozen=True):
-    """What goes where: the certificate served as `name` and the bundle served as `bundle`, into `directory`.
-
-    The files have the names that Istio gives them in OUTPUT_CERTS.
+    """What goes where: these contents in this layout into `directory`. The files are given to `owner` and `group`, by
+    name or id, and a private one has the permission bits `key_mode`. `hooks` are run after a set is in place.
     """
 
     directory: Path
-    name: str
-    bundle: str
+    contents: Contents
+    layout: Layout = LAYOUTS["istio"]
+    owner: str | None = None
+    group: str | None = None
+    key_mode: int = 0o600
+    hooks: Hooks = NO_HOOKS
 
     def files(self, snapshot: Snapshot) -> dict[str, File]:
-        """The files of the set by name; none while a part is missing, since half a set is of no use."""
-        certificate, bundle = snapshot.get(self.name), snapshot.get(self.bundle)
-        if not isinstance(certificate, CertificateSecret) or not isinstance(bundle, BundleSecret):
-            return {}
-        return {
-            "cert-chain.pem": File(certificate.chain_pem),
-            "key.pem": File(certificate.private_key_pem, private=True),
-            "root-cert.pem": File(bundle.anchors_pem),
-        }
+        """The files of the set by name; none while a part is missing."""
+        return self.contents.files(self.layout, snapshot)
 
 
 async def write_changes(output: Output, store: SecretStore, clock: Clock, check_every: float = CHECK_EVERY) -> None:
@@ -61,10 +58,11 @@ async def write_changes(output: Output, store: SecretStore, clock: Clock, check_
 
 async def _follow(target: "_OutputDirectory", store: SecretStore, check_every: float) -> None:
     output = target.output
+    wanted = {output.contents.name, *output.contents.bundles.values()}
     changed = anyio.Event()
 
     def wake(names: frozenset[str]) -> None:
-        if not names.isdisjoint({output.name, output.bundle}):
+        if not names.isdisjoint(wanted):
             changed.set()
 
     written: dict[str, File] = {}
@@ -104,6 +102,7 @@ class _OutputDirectory:
             return False
         self._delay = FIRST_RETRY
         self._log("output_written", logging.INFO)
+        self.output.hooks.renewed()
         return True
 
     async def lost(self, files: Mapping[str, File]) -> bool:
@@ -119,13 +118,17 @@ class _OutputDirectory:
     def _put(self, files: Mapping[str, File]) -> None:
         if not self._directory.in_place():
             self._directory.claim()
-        write_set(self.output.directory, files, self._clock.now())
+        output = self.output
+        access = access_of(output.owner, output.group, output.key_mode, SETTING)
+        write_set(output.directory, files, self._clock.now(), access)
 
     def _is_there(self, files: Mapping[str, File]) -> bool:
         return self._directory.in_place() and is_whole(self.output.directory, files)
 
     def _log(self, event: str, level: int, **fields: log.Value) -> None:
-        log.event(LOG, event, level=level, directory=str(self.output.directory), secret=self.output.name, **fields)
+        log.event(
+            LOG, event, level=level, directory=str(self.output.directory), secret=self.output.contents.name, **fields
+        )
 
 
 def _explanation(error: OSError, directory: Path) -> str:

@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
+from sds_agent import accounts
 from sds_agent.directories import UntrustedDirectoryError, check_directory, own_directory, walk, warn_shared
 from sds_agent.errors import ConfigurationError, Problem, ProblemsError, SdsAgentError
 from sds_agent.files import LONGEST_SOCKET_PATH, check_lock, locked, socket_path_size
@@ -31,9 +32,6 @@ ABANDONED_AFTER = 60.0
 """Seconds after which a socket with a temporary name is left over: an agent publishes its own within milliseconds."""
 _TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{6}")
 """The names of sockets before they are published."""
-
-_CAP_CHOWN = 0
-"""The number of the capability (linux/capability.h)."""
 
 
 class SocketInUseError(SdsAgentError):
@@ -305,7 +303,7 @@ def _check_free(path: Path) -> None:
 
 
 def _check_owner(file: SocketFile) -> None:
-    if _owner(file) not in {-1, os.geteuid()} and not _may_change_owner():
+    if not accounts.may_give_to_user(_owner(file)):
         raise _unusable(
             "sds.owner",
             f"only root (CAP_CHOWN) can give the socket to the user {file.owner}, and this is uid {os.geteuid()}",
@@ -315,11 +313,7 @@ def _check_owner(file: SocketFile) -> None:
 
 def _check_group(file: SocketFile) -> None:
     group = _group(file)
-    if (
-        group in {-1, os.getegid(), _inherited_group(file.path.parent)}
-        or group in os.getgroups()
-        or _may_change_owner()
-    ):
+    if group == _inherited_group(file.path.parent) or accounts.may_give_to_group(group):
         return
     raise _unusable(
         "sds.group",
@@ -337,37 +331,12 @@ def _inherited_group(directory: Path) -> int | None:
     return found.st_gid if found.st_mode & stat.S_ISGID else None
 
 
-def _may_change_owner() -> bool:
-    """Whether this process may change a file's owner (capabilities(7)). True where the kernel does not say."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("CapEff:"):
-                return bool(int(line.split()[1], 16) & 1 << _CAP_CHOWN)
-    return True
-
-
 def _owner(file: SocketFile) -> int:
-    return -1 if file.owner is None else _user_id(file.owner)
+    return accounts.user_id(file.owner, "sds.owner")
 
 
 def _group(file: SocketFile) -> int:
-    return -1 if file.group is None else _group_id(file.group)
-
-
-def _user_id(name: str) -> int:
-    try:
-        return int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
-    except KeyError as error:
-        found = f"there is no user {name!r} on this machine"
-        raise _unusable("sds.owner", found, "make it, name another, or leave sds.owner out") from error
-
-
-def _group_id(name: str) -> int:
-    try:
-        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
-    except KeyError as error:
-        found = f"there is no group {name!r} on this machine"
-        raise _unusable("sds.group", found, "make it, name another, or leave sds.group out") from error
+    return accounts.group_id(file.group, "sds.group")
 
 
 def _unusable(key: str, found: str, fix: str) -> ConfigurationError:

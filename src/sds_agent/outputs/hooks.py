@@ -1,0 +1,165 @@
+"""The operator's programs that run after a renewal, or after an attempt that failed.
+
+A hook is an argument list, which no shell reads. It runs beside everything else and delays nothing: renewals go on, and
+of what happens while it runs only the newest is left to be done. It gets little of the agent's environment, in which
+secrets may be, and no key.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
+from subprocess import DEVNULL, PIPE, STDOUT
+from typing import Literal
+
+import anyio
+import anyio.abc
+from msgspec import Struct
+
+from sds_agent import log
+from sds_agent.text import one_line
+
+LOG = logging.getLogger(__name__)
+
+Occasion = Literal["renewed", "failed"]
+
+MOST_OUTPUT = 4096
+"""Bytes of a hook's output that are read; the rest is dropped."""
+LONGEST_WORDS = 300
+"""Characters of it in the log."""
+GRACE = 2.0
+"""Seconds between SIGTERM and SIGKILL for a hook that takes too long, or that the agent's end cuts off."""
+_PASSED_ON = ("PATH", "HOME", "LANG", "TZ")
+"""The variables of the agent's environment that a hook gets."""
+
+
+class HookCommands(Struct, frozen=True):
+    """What to run for a workload on each occasion, and how long one may take. `directory` is that of its output."""
+
+    workload: str
+    directory: str
+    on_renewed: tuple[str, ...] | None
+    on_failed: tuple[str, ...] | None
+    timeout: timedelta
+
+    def command(self, occasion: Occasion) -> tuple[str, ...] | None:
+        """The program and its arguments; None where there is nothing to run."""
+        return self.on_renewed if occasion == "renewed" else self.on_failed
+
+    def environment(self, occasion: Occasion) -> Mapping[str, str]:
+        """The hook's whole environment."""
+        own = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        return {
+            **own,
+            "SDS_AGENT_EVENT": occasion,
+            "SDS_AGENT_WORKLOAD": self.workload,
+            "SDS_AGENT_OUTPUT": self.directory,
+        }
+
+
+class Hooks:
+    """The hooks of one workload: what has to be run, and the loop that runs it."""
+
+    def __init__(self, commands: HookCommands | None) -> None:
+        self._commands = commands
+        self._due: dict[Occasion, None] = {}
+        self._more: anyio.Event | None = None
+
+    def renewed(self) -> None:
+        """New files are in place. Returns at once."""
+        self._due.pop("failed", None)  # it is over
+        self._note("renewed")
+
+    def failed(self) -> None:
+        """An attempt to get a certificate has failed. Returns at once."""
+        self._note("failed")
+
+    def _note(self, occasion: Occasion) -> None:
+        if self._commands is None or self._commands.command(occasion) is None:
+            return
+        self._due[occasion] = None
+        if self._more is not None:
+            self._more.set()
+
+    async def run(self) -> None:
+        """Run what is due, one after another, until cancelled; a hook that runs then is ended."""
+        while self._commands is not None:
+            self._more = anyio.Event()
+            while self._due:
+                occasion = next(iter(self._due))
+                del self._due[occasion]
+                await _run(self._commands, occasion)
+            await self._more.wait()
+
+
+NO_HOOKS = Hooks(None)
+
+
+async def _run(commands: HookCommands, occasion: Occasion) -> None:
+    """Run a hook to its end, and log what came of it (`hook_succeeded`, `hook_failed`)."""
+    command, begun = commands.command(occasion) or (), anyio.current_time()
+    named: dict[str, log.Value] = {
+        "workload": commands.workload,
+        "hook": f"on_{occasion}",
+        "program": command[0],
+    }
+    try:
+        fault = await _outcome(commands, occasion, command)
+    except OSError as error:
+        fault = f"it cannot be started: {error.strerror}"
+    named["took_seconds"] = round(anyio.current_time() - begun, 3)
+    if fault is None:
+        log.event(LOG, "hook_succeeded", level=logging.INFO, **named)
+    else:
+        log.event(LOG, "hook_failed", level=logging.ERROR, **named, cause=fault)
+
+
+async def _outcome(commands: HookCommands, occasion: Occasion, command: tuple[str, ...]) -> str | None:
+    """What is wrong with how the program ended, in words; None where it succeeded. Raises OSError."""
+    process = await anyio.open_process(
+        command,
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=STDOUT,
+        env=commands.environment(occasion),
+        start_new_session=True,  # so that what it starts ends with it
+    )
+    output, ended = bytearray(), False
+    try:
+        with anyio.move_on_after(commands.timeout.total_seconds()) as limit:
+            await _read(process, output)
+            await process.wait()
+            ended = True
+    finally:
+        with anyio.CancelScope(shield=True):
+            if not ended:
+                await _end(process)
+            await process.aclose()
+    said = one_line(output.decode(errors="replace").strip(), LONGEST_WORDS)
+    words = f" ({said})" if said else ""
+    if limit.cancelled_caught:
+        return f"it did not end within {commands.timeout.total_seconds():g} s, and was ended{words}"
+    code = process.returncode or 0
+    if code < 0:
+        return f"it was ended by the signal {signal.Signals(-code).name}{words}"
+    return f"it ended with the code {code}{words}" if code else None
+
+
+async def _read(process: anyio.abc.Process, output: bytearray) -> None:
+    """Read to the end what the program writes, so that it never waits for a reader."""
+    if process.stdout is None:
+        return
+    async for chunk in process.stdout:
+        output += chunk[: MOST_OUTPUT - len(output)]
+
+
+async def _end(process: anyio.abc.Process) -> None:
+    """End the program, if it still runs or something that it started has its output open, with all that it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with anyio.move_on_after(GRACE):
+            await process.wait()
+        os.killpg(process.pid, signal.SIGKILL)  # the program may be gone, and what it started may ignore the first
+    await process.wait()
