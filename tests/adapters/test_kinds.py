@@ -27,6 +27,7 @@ from sds_agent.authority.embedded import EmbeddedSettings
 from sds_agent.authority.istio.settings import IstioSettings
 from sds_agent.authority.kind import AuthoritySettings, Context, Use
 from sds_agent.authority.protocol import AdvertisesAnchors, Authority, Supplier
+from sds_agent.authority.step_ca.settings import StepCaSettings
 from sds_agent.cli.main import main
 from sds_agent.config.schema import json_schema
 from sds_agent.configfile.reading import UNREAD
@@ -38,6 +39,7 @@ MINIMUM = {
     "embedded": "",
     "istio": "address: 127.0.0.1:1, ca_file: roots.pem, token_file: token",
     "cacerts": "directory: ca",
+    "step-ca": "url: https://127.0.0.1:1, provisioner: sds, ca_file: roots.pem, jwk_file: token",
     "leased": "journal: journal",
 }
 """The least that a file says of an authority, by its kind; the last is another package's."""
@@ -166,6 +168,7 @@ def spoilt(folder: Path, kind: str) -> tuple[AuthoritySettings, Context]:
         "embedded": EmbeddedSettings(),  # a file has the place of its directory
         "istio": IstioSettings(address=("ca.example:1",), plaintext_loopback=True, token_file=folder / "token"),
         "cacerts": CacertsSettings(directory=folder / "nowhere"),
+        "step-ca": StepCaSettings(url="https://127.0.0.1:1", provisioner="sds", jwk_file=folder / "token"),
         "leased": chosen(folder, "leased", "journal: journal, refuses: true"),
     }
     return wrong[kind], Context("upstream", "demo.example", folder / "occupied", HandClock())

@@ -69,7 +69,7 @@ MAY_IMPORT = {
     "secrets": MATERIAL,
     "signing": MATERIAL | {"files", "directories", "ownfile"},
     # Each kind of CA is imported by its name in `authority.registry`, so no other part can depend on one.
-    "authority": MATERIAL | {"named_files", "signing", "configfile"},
+    "authority": MATERIAL | {"named_files", "signing", "configfile", "files", "directories"},
     "sds": MATERIAL | {"accounts", "descriptors", "files", "directories", "rpc", "secrets"},
     "outputs": MATERIAL | {"accounts", "files", "directories", "secrets"},
     "issuance": MATERIAL | {"files", "directories", "ownfile", "secrets", "authority.protocol"},
@@ -124,6 +124,8 @@ PURE = {
     "authority.grpc_retry",
     "authority.istio.wire",
     "authority.protocol",
+    "authority.step_ca.jwk",
+    "authority.step_ca.wire",
     "ca.callers",
     "ca.denied",
     "ca.lists",

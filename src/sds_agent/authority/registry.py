@@ -23,6 +23,7 @@ OURS: Mapping[str, str] = {
     "embedded": "sds_agent.authority.embedded",
     "istio": "sds_agent.authority.istio.kind",
     "cacerts": "sds_agent.authority.cacerts",
+    "step-ca": "sds_agent.authority.step_ca.kind",
 }
 """The module of each kind of our own."""
 GROUP = "sds_agent.authorities"

@@ -1,0 +1,1 @@
+"""Smallstep's step-ca as an upstream CA."""
