@@ -196,6 +196,29 @@ async def test_a_cancelled_request_leaves_no_connection() -> None:
         assert task.cancelled()
 
 
+async def test_a_request_that_is_cancelled_in_its_handshake_leaves_no_connection() -> None:
+    """A CA that accepts and is silent would otherwise cost a descriptor for each attempt."""
+    accepted, left = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(1)  # of the client's hello
+        accepted.set()
+        await reader.read()
+        left.set()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        task = asyncio.create_task(send(HttpsRequest("GET", url, b""), "the CA"))
+        await accepted.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as cancelled:  # which holds what the request held
+            await task
+        async with asyncio.timeout(10):
+            await left.wait()
+        del cancelled
+
+
 def answer(**headers: str) -> HttpAnswer:
     return HttpAnswer(503, {name.replace("_", "-"): value for name, value in headers.items()}, b"", "ca:1")
 

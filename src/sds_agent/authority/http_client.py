@@ -8,10 +8,11 @@ caller enforces its deadline by cancellation.
 import os
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -91,6 +92,8 @@ class HttpsRequest(Struct, frozen=True):
     certificate: CurrentIdentity | None = None
     unverified: bool = False
     """Verify nothing about the server: only for an answer that is proved otherwise, such as by its own hash."""
+    roots_from: tuple[str, str] = ("the roots in ca_file do", "put its CA's root there")
+    """For the message where the roots do not vouch for the server: what they are, up to a verb, and what to do."""
 
 
 async def send(request: HttpsRequest, what: str) -> HttpAnswer:
@@ -172,17 +175,42 @@ def _context(request: HttpsRequest, what: str) -> ssl.SSLContext:
 @asynccontextmanager
 async def _response(request: HttpsRequest, what: str) -> AsyncIterator[httpx.Response]:
     """The answer, of which only the head has come."""
+    connection = _Connection()
     async with (
+        connection,
         httpx.AsyncClient(verify=_context(request, what), trust_env=False, timeout=None) as client,  # noqa: S113 - the caller has a deadline
         client.stream(
             request.method,
             request.url,
             content=request.body or None,
             headers={"accept-encoding": "identity", **request.headers},
-            extensions={} if request.server_name is None else {"sni_hostname": request.server_name},
+            extensions=(
+                {"trace": connection.note}
+                | ({} if request.server_name is None else {"sni_hostname": request.server_name})
+            ),
         ) as response,
     ):
         yield response
+
+
+class _Connection(AbstractAsyncContextManager["_Connection"]):
+    """Closes the connection of a request at the end of the context.
+
+    httpx does so too, but not where the request is cancelled during the TLS handshake: the socket would stay open for
+    as long as it takes the garbage collector to find it.
+    """
+
+    def __init__(self) -> None:
+        self._streams: list[Any] = []
+
+    async def note(self, name: str, info: Mapping[str, Any]) -> None:
+        """httpx tells what it does (https://www.python-httpx.org/advanced/extensions/#trace)."""
+        if name == "connection.connect_tcp.complete":
+            self._streams.append(info["return_value"])
+
+    async def __aexit__(self, *_: object) -> None:
+        for stream in self._streams:
+            await stream.aclose()
 
 
 def _answer(response: httpx.Response, request: HttpsRequest, body: bytes) -> HttpAnswer:
@@ -250,10 +278,8 @@ def _distrust(error: ssl.SSLCertVerificationError, request: HttpsRequest, what: 
         return f"the certificate of {what} is not for {name} ({_said(error.verify_message)}); set server_name"
     if error.verify_code == _EXPIRED:
         return f"the certificate of {what} has expired, or this machine's clock is ahead; renew it, or set the clock"
-    return (
-        f"the roots in ca_file do not vouch for the certificate of {what} ({_said(error.verify_message)}); put its "
-        "CA's root there"
-    )
+    roots, fix = request.roots_from
+    return f"{roots} not vouch for the certificate of {what} ({_said(error.verify_message)}); {fix}"
 
 
 _WRONG_NAME = frozenset({62, 64})
