@@ -147,7 +147,8 @@ async def test_a_server_that_the_pinned_root_does_not_vouch_for_gets_no_token(tm
             error = await failed(authority)
             assert ca.asked("/1.0/sign") == []
     assert error.kind is ErrorKind.TRANSIENT
-    assert "do not vouch for the certificate of step-ca at" in str(error)
+    assert "the root with the fingerprint and those announced since do not vouch for the certificate" in str(error)
+    assert "set fingerprint" in str(error)
 
 
 def _fields(chosen: StepCaSettings) -> dict[str, Any]:
@@ -472,7 +473,7 @@ async def test_a_401_for_a_wrong_clock_says_how_far_it_is_off(tmp_path: Path) ->
     async with step_ca() as ca:
         (tmp_path / "roots.pem").write_bytes(ca.server.roots_pem)
         chosen = settings(tmp_path, ca, fingerprint=None, ca_file=tmp_path / "roots.pem")
-        ca.date = clock.now() + timedelta(seconds=500)
+        ca.now = lambda: clock.now() + timedelta(seconds=500)
         authority = StepCaAuthority(chosen, Context("step", "demo.example", tmp_path / "state", clock))
         error = await failed(authority)
     assert "this machine's is 500 s behind step-ca's" in str(error)

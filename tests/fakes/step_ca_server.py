@@ -7,8 +7,9 @@ the client breaks the connection, whatever is asked over it. The leaves are thos
 
 import hashlib
 import json
+import re
 from base64 import b64decode, urlsafe_b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -65,7 +66,7 @@ def jwe_of(
     salt, key, nonce = b"0123456789abcdef", bytes(range(size)), bytes(12)
     said = {"alg": "PBES2-HS256+A128KW", "enc": enc, "p2s": encoded(salt), "p2c": rounds, "cty": "jwk+json"} | header
     protected = encoded(json.dumps(said).encode())
-    derived = PBKDF2HMAC(SHA256(), 16, b"PBES2-HS256+A128KW\0" + salt, min(rounds, 1000)).derive(password)
+    derived = PBKDF2HMAC(SHA256(), 16, b"PBES2-HS256+A128KW\0" + salt, rounds).derive(password)
     sealed = AESGCM(key).encrypt(nonce, plain, protected.encode())
     parts = [protected, *map(encoded, (aes_key_wrap(derived, key), nonce, sealed[:-16], sealed[-16:]))]
     names = ("protected", "encrypted_key", "iv", "ciphertext", "tag")
@@ -102,8 +103,10 @@ class StepCaStandIn:
         self.renewal_disabled = False
         self.reasons: list[str] = []
         """Why it answered 401, as only its log says."""
-        self.date: datetime | None = None
-        """The time by its clock; None for the right one."""
+        self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        """Its clock."""
+        self.issue: Callable[[x509.CertificateSigningRequest], Sequence[x509.Certificate]] | None = None
+        """Another CA that signs what the provisioner allows."""
         self.server = HttpsServer(self.answer)
         self.server.ca = self.root
         self.server.trust = (self.root.certificate,)
@@ -134,8 +137,7 @@ class StepCaStandIn:
             reply = self._answer(request)
         except _RefusedError as refused:
             reply = refused.reply
-        date = self.date or datetime.now(UTC)
-        return Reply(reply.status, reply.body, {**reply.headers, "date": f"{date:%a, %d %b %Y %H:%M:%S} GMT"})
+        return Reply(reply.status, reply.body, {**reply.headers, "date": f"{self.now():%a, %d %b %Y %H:%M:%S} GMT"})
 
     def _answer(self, request: Request) -> Reply:
         match request.method, request.path.partition("?")[0]:
@@ -217,12 +219,18 @@ class StepCaStandIn:
             key,
             algorithms=["ES256", "RS256"],
             issuer=str(self.provisioners[0].get("name")),
-            options={"verify_aud": False, "require": ["iss", "exp", "nbf", "sub", "aud", "jti"]},
-            leeway=60,
+            options={
+                "verify_aud": False,
+                "verify_exp": False,
+                "verify_nbf": False,
+                "require": ["iss", "exp", "nbf", "sub", "aud", "jti"],
+            },
         )
+        if not claims["nbf"] - 60 <= self.now().timestamp() < claims["exp"] + 60:
+            raise jwt.InvalidTokenError("not valid now")
         fragment = "#x5c/sds" if x5c else ""
-        audiences = [f"https://{name}:{self.server.port}/1.0/sign{fragment}" for name in self.names]
-        if claims["aud"] not in audiences or not claims["sub"] or "iat" in claims:
+        audiences = [f"https://{name}/1.0/sign{fragment}" for name in self.names]  # ports do not count
+        if re.sub(":[0-9]+/", "/", claims["aud"]) not in audiences or not claims["sub"] or "iat" in claims:
             raise jwt.InvalidTokenError("audience, subject or time of issue")
         return claims
 
@@ -243,7 +251,9 @@ class StepCaStandIn:
         return self._issued(csr, old.subject, str(san_values(old)[0].value), life)
 
     def _issued(self, csr: x509.CertificateSigningRequest, subject: x509.Name, uri: str, life: timedelta) -> Reply:
-        now = datetime.now(UTC)
+        if self.issue is not None:
+            return _answer([_pem(each) for each in self.issue(csr)])
+        now = self.now()
         leaf = make_leaf(
             self.signer,
             uri,
@@ -253,8 +263,12 @@ class StepCaStandIn:
             not_before=now - BACKDATE,
             not_after=now + life,
         )
-        chain = [_pem(leaf), _pem(self.signer.certificate)]
-        return json_reply({"crt": chain[0], "ca": chain[1], "certChain": chain, "tlsOptions": {}}, 201)
+        return _answer([_pem(leaf), _pem(self.signer.certificate)])
+
+
+def _answer(chain: list[str]) -> Reply:
+    first, second = [*chain, "", ""][:2]
+    return json_reply({"crt": first, "ca": second, "certChain": chain, "tlsOptions": {}}, 201)
 
 
 def _certificates(cas: list[Ca]) -> Reply:

@@ -1,16 +1,22 @@
 """Our own adapters before stand-ins for their CAs, as the conformance suite takes them."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from cryptography.hazmat.primitives.serialization import Encoding
+from fakes.hierarchy import Ca, new_key
 from fakes.istio_ca import Asked, IstioCa
+from fakes.step_ca_server import StepCaStandIn, jwe_of, jwk_of
 from sds_agent_proto.istio_pb2 import CertificateResponse
 
 from sds_agent.authority.istio.settings import IstioSettings
+from sds_agent.authority.step_ca.settings import StepCaSettings
 from sds_agent.conformance import Address, Subject, SuiteCa
 from sds_agent.pki.certificates import write_pem
 
+PASSWORD = b"a long passphrase"
 ID = "spiffe://demo.example/ns/default/sa/web"
 
 
@@ -42,4 +48,41 @@ class IstioSubject:
         )
 
 
-SUBJECTS: tuple[Subject, ...] = (IstioSubject(),)
+class StepCaSubject:
+    """step-ca with a JWK provisioner, by the file of its roots."""
+
+    kind = "step-ca"
+    http = True
+    spiffe_id = ID
+
+    def __init__(self) -> None:
+        self._key = new_key()
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        return (PASSWORD.decode(), jwk_of(self._key)["d"])
+
+    @asynccontextmanager
+    async def serving(self, ca: SuiteCa) -> AsyncIterator[Address]:
+        step = StepCaStandIn()
+        step.key = self._key
+        step.issue = lambda csr: ca.answer(csr.public_bytes(Encoding.PEM))
+        step.roots = [Ca(ca.root, self._key)]  # the key stands for one that is never used
+        step.now = lambda: ca.now()  # noqa: PLW0108 - the attribute changes later
+        async with step.serving():
+            yield Address(step.server.port, step.server.roots_pem)
+
+    def settings(self, address: Address, directory: Path) -> StepCaSettings:
+        (directory / "sds.jwe").write_text(jwe_of(json.dumps(jwk_of(self._key)).encode(), PASSWORD))
+        (directory / "password").write_bytes(PASSWORD)
+        (directory / "roots.pem").write_bytes(address.roots_pem)
+        return StepCaSettings(
+            url=f"https://127.0.0.1:{address.port}",
+            provisioner="sds",
+            ca_file=directory / "roots.pem",
+            jwk_file=directory / "sds.jwe",
+            password_file=directory / "password",
+        )
+
+
+SUBJECTS: tuple[Subject, ...] = (IstioSubject(), StepCaSubject())

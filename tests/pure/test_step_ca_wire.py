@@ -111,7 +111,7 @@ def test_a_key_that_cannot_be_used_says_why_and_shows_nothing() -> None:
         "has no header": key_error("x" + sealed),
         "'dir' and 'A256GCM'": key_error(jwe_of(PLAIN, PASSWORD, alg="dir")),
         "is encrypted by": key_error(jwe_of(PLAIN, PASSWORD, crit=["x"])),
-        "rounds of PBKDF2": key_error(jwe_of(PLAIN, PASSWORD, rounds=MOST_ROUNDS + 1)),
+        "rounds of PBKDF2": key_error(jwe_of(PLAIN, PASSWORD, p2c=MOST_ROUNDS + 1)),
         "asks for 0 rounds": key_error(jwe_of(PLAIN, PASSWORD, p2c=0)),
         "another size": key_error(
             jwe_of(PLAIN, PASSWORD, enc="A128GCM").partition(".")[0] + "." + sealed.partition(".")[2]

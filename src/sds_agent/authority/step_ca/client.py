@@ -193,5 +193,6 @@ class StepCaAuthority:
             {"content-type": "application/json"} if body else {},
             self._settings.server_name,
             certificate,
+            roots_from=self._roots.described,
         )
         return await send(request, self._what)

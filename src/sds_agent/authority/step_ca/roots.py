@@ -66,6 +66,14 @@ class StepCaServerRoots:
             pinned = await self._by_fingerprint(self._settings.fingerprint)
         return pinned + self._announced
 
+    @property
+    def described(self) -> tuple[str, str]:
+        """As `HttpsRequest.roots_from`."""
+        if self._settings.fingerprint is None:
+            return "the roots in ca_file do", "put step-ca's root there"
+        fix = "set fingerprint to what `step certificate fingerprint root_ca.crt` prints for its root now"
+        return "the root with the fingerprint and those announced since do", fix
+
     async def announced(self, roots: Chain) -> None:
         """step-ca announced these over a connection that `current` vouched for."""
         pem = write_pem(roots)
