@@ -11,12 +11,13 @@ from sds_agent.configfile.phrases import quoted
 from sds_agent.configfile.types import UnacceptableError, custom, matching, text
 from sds_agent.errors import Problem
 
-_URL_PATTERN = r"^https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?$"
+URL_PATTERN = r"^https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?$"
 
 
-def _server_url(value: object, _base: Path) -> str:
+def server_url(value: object, _base: Path) -> str:
+    """The URL that `value` writes, as ServerUrl has it. Raises UnacceptableError."""
     written = text(value)
-    if not re.fullmatch(_URL_PATTERN, written):
+    if not re.fullmatch(URL_PATTERN, written):
         raise UnacceptableError(f"{quoted(written)} is no such URL: it has no user, query or fragment")
     parts = urlsplit(written)
     try:
@@ -33,9 +34,9 @@ def _server_url(value: object, _base: Path) -> str:
 ServerUrl: TypeAlias = Annotated[
     str,
     custom(
-        _server_url,
+        server_url,
         "the URL of a server such as https://ca.example:9000",
-        {"type": "string", "pattern": _URL_PATTERN},
+        {"type": "string", "pattern": URL_PATTERN},
     ),
 ]
 """A URL without a slash at its end. It is https, or http to this machine."""

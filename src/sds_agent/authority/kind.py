@@ -6,7 +6,7 @@ imports that module, so the module imports its client only in `open`. The settin
 and an object of it is all of the configuration that the client gets.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from pathlib import Path
@@ -111,7 +111,9 @@ class Kind(Struct, Generic[S], frozen=True, kw_only=True):
     warnings: Callable[[S, Use], Iterable[str]] = _nothing
     """What is allowed and probably not meant: lines that begin with the key."""
     secrets: tuple[str, ...] = ()
-    """The keys that name files with secrets, such as tokens: the agent warns where every user could read one."""
+    """The keys that name files with secrets, such as `token_file`, or `auth.token_file` in a section: the agent warns
+    where every user could read one.
+    """
     credentials: Callable[[S, Context], Iterable[Problem]] = _nothing
     """What is wrong with the credentials in the operator's files as they are now: expired, of the wrong kind, not to be
     read. A problem's place is the key alone. Nothing is sent to the CA to find out. Called in a thread, as it may read
@@ -123,6 +125,16 @@ class Kind(Struct, Generic[S], frozen=True, kw_only=True):
     """Whether the authority uses the directory in its context."""
 
     def files(self, chosen: S) -> Mapping[str, Path]:
-        """What the operator provides, by the keys that name it: every path in the settings, of a file or directory."""
-        values = {key: getattr(chosen, key) for key in chosen.__struct_fields__}
-        return {key: value for key, value in values.items() if isinstance(value, Path)}
+        """What the operator provides, by the keys that name it: every path in the settings, of a file or directory, and
+        those in their sections: `auth.jwt_file`.
+        """
+        return dict(_paths(chosen))
+
+
+def _paths(section: AuthoritySettings, prefix: str = "") -> Iterator[tuple[str, Path]]:
+    for key in section.__struct_fields__:
+        value = getattr(section, key)
+        if isinstance(value, Path):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, Struct):
+            yield from _paths(value, f"{prefix}{key}.")

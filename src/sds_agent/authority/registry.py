@@ -24,6 +24,7 @@ OURS: Mapping[str, str] = {
     "istio": "sds_agent.authority.istio.kind",
     "cacerts": "sds_agent.authority.cacerts",
     "step-ca": "sds_agent.authority.step_ca.kind",
+    "vault": "sds_agent.authority.vault.kind",
 }
 """The module of each kind of our own."""
 GROUP = "sds_agent.authorities"

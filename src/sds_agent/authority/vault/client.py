@@ -1,0 +1,142 @@
+"""The client of Vault's PKI engine: one role signs, and the engine's issuers tell the trust domain's roots.
+
+The roots are read before a certificate is asked for, so that a certificate never comes without what vouches for it.
+While the CA is rotated the engine has several issuers, and only all of them together vouch for every certificate in
+use. What an issuer's ID names never changes, so each certificate is read once.
+"""
+
+from datetime import timedelta
+from pathlib import Path
+
+from sds_agent.authority.credentials import Token, read_certificates
+from sds_agent.authority.http_client import disk
+from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
+from sds_agent.authority.vault.nodes import NodeAnswer, Reach, VaultNodes
+from sds_agent.authority.vault.refusals import fault_of, no_roots, not_listed, not_signed
+from sds_agent.authority.vault.session import VaultSession
+from sds_agent.authority.vault.settings import VaultSettings
+from sds_agent.authority.vault.wire import (
+    Call,
+    Signed,
+    is_policys_denial,
+    issuer_call,
+    list_call,
+    read_ids,
+    read_issuer,
+    read_signed,
+    sign_call,
+)
+from sds_agent.pki.certificates import CertificateError, is_self_signed, read_bundle, write_pem
+
+DELETED = 404
+
+
+class VaultAuthority:
+    """Asks a role of Vault's PKI engine."""
+
+    refresh_every: timedelta
+
+    def __init__(self, settings: VaultSettings, nodes: VaultNodes, session: VaultSession) -> None:
+        self.refresh_every = settings.refresh_every
+        self._settings = settings
+        self._nodes = nodes
+        self._session = session
+        self._issuers: dict[str, bytes] = {}
+        self._known: bytes = b""
+        self._disk = disk()
+
+    async def issue(self, request: IssueRequest) -> Issuance:
+        """Ask the role once, after a login where one is due. Raises AuthorityError.
+
+        Where the roots cannot be read, those that were read before stay in use, with a warning.
+        """
+        reach = await self._nodes.reach()
+        warnings: tuple[str, ...] = ()
+        try:
+            anchors = await self._anchors(reach)
+        except AuthorityError as error:
+            if not self._known:
+                raise
+            anchors, warnings = self._known, (f"the roots that were read before stay in use: {error}",)
+        signed = await self._signed(request, reach)
+        if fault := fault_of(signed.chain, self._settings, str(request.identity)):
+            raise fault
+        if not warnings and self._is_new(signed.issuer):
+            anchors = await self._anchors(reach)
+        return Issuance(signed.chain, anchors, (*signed.warnings, *warnings))
+
+    async def anchors(self) -> bytes:
+        """The trust domain's roots: those in roots_file, or else the self-signed issuers. Raises AuthorityError."""
+        return await self._anchors(await self._nodes.reach())
+
+    async def _signed(self, request: IssueRequest, reach: Reach) -> Signed:
+        token = await self._session.token(reach)
+        answer = await self._sign(request, token, reach)
+        if self._is_unknown(answer):
+            self._session.drop(token)
+            fresh = await self._session.token(reach)
+            if fresh.text != token.text:
+                token, answer = fresh, await self._sign(request, fresh, reach)
+        if answer.http.status != 200:
+            call = sign_call(self._settings, request, token)
+            raise not_signed(self._nodes.refusal(answer, call), self._settings, str(request.identity))
+        return read_signed(answer.http.body)
+
+    async def _sign(self, request: IssueRequest, token: Token, reach: Reach) -> NodeAnswer:
+        return await self._nodes.ask(sign_call(self._settings, request, token), reach)
+
+    def _is_unknown(self, answer: NodeAnswer) -> bool:
+        """Whether the server does not know the token, which a new login cures; it does not cure a policy's denial."""
+        refusal = self._nodes.refusal(answer, Call(""))
+        return refusal.status == 403 and not is_policys_denial(refusal.words)
+
+    def _is_new(self, issuer: bytes) -> bool:
+        """Whether an issuer signed that was not there when the issuers were read: the CA was rotated in between."""
+        return self._settings.roots_file is None and bool(issuer) and issuer not in self._issuers.values()
+
+    async def _anchors(self, reach: Reach) -> bytes:
+        if self._settings.roots_file is not None:
+            self._known = await self._in_file(self._settings.roots_file)
+            return self._known
+        answer = await self._answer(list_call(self._settings), reach)
+        issuers: dict[str, bytes] = {}
+        for each in read_ids(answer.http.body):
+            certificate = self._issuers.get(each) or await self._issuer(each, reach)
+            if certificate:
+                issuers[each] = certificate
+        self._issuers = issuers
+        try:
+            bundle = read_bundle(b"\n".join(issuers.values())).certificates
+        except CertificateError as error:
+            message = f"the issuers that {answer.what} names cannot be read: {error}; read them: vault list issuers"
+            raise AuthorityError(ErrorKind.INVALID, message) from error
+        roots = [each for each in bundle if is_self_signed(each)]
+        if not roots:
+            raise no_roots(answer.what, self._settings, len(issuers))
+        self._known = write_pem(roots)
+        return self._known
+
+    async def _issuer(self, issuer: str, reach: Reach) -> bytes:
+        """An issuer's certificate in PEM; empty where it was deleted since the list was read."""
+        call = issuer_call(self._settings, issuer)
+        answer = await self._nodes.ask(call, reach)
+        if answer.http.status == DELETED:
+            return b""
+        if answer.http.status != 200:
+            raise not_listed(self._nodes.refusal(answer, call), self._settings)
+        return read_issuer(answer.http.body)
+
+    async def _answer(self, call: Call, reach: Reach) -> NodeAnswer:
+        answer = await self._nodes.ask(call, reach)
+        if answer.http.status != 200:
+            raise not_listed(self._nodes.refusal(answer, call), self._settings)
+        return answer
+
+    async def _in_file(self, file: Path) -> bytes:
+        what = "the trust domain's roots"
+        try:
+            reading = await self._disk.call(read_certificates, file, what)
+        except TimeoutError as error:
+            message = f"{what} cannot be read from {file}: {error.strerror}; check that its disk is there"
+            raise AuthorityError(ErrorKind.UNAUTHENTICATED, message) from error
+        return write_pem(reading.certificates)

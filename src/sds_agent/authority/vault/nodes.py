@@ -1,0 +1,156 @@
+"""The servers of one Vault: which node to ask, what to show it, and where a redirect may lead.
+
+A cluster has one active node. The others pass requests on to it, or answer that they do not serve now, or redirect to
+the active one; the token then goes there only if the configuration names it.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from sds_agent.authority.credentials import read_pair
+from sds_agent.authority.http_client import (
+    CertificateRefusedError,
+    HttpAnswer,
+    HttpsRequest,
+    disk,
+    read_roots,
+    send,
+)
+from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
+from sds_agent.authority.vault.refusals import NOT_SERVING, Refusal, leads_elsewhere, not_serving
+from sds_agent.authority.vault.settings import VaultSettings
+from sds_agent.authority.vault.wire import Call, words
+from sds_agent.clock import Clock
+from sds_agent.values import Sensitive
+
+TIMEOUT = 9.0
+"""Seconds for one request to all nodes together: each has an equal part, so a silent one leaves the others theirs."""
+_REDIRECTS = frozenset({307, 308})
+_PORTS = {"https": 443, "http": 80}
+
+
+class Reach(Sensitive, frozen=True):
+    """What a connection takes: the roots that vouch for the server (PEM), and the client certificate to show."""
+
+    roots: bytes | None
+    certificate: CurrentIdentity | None = None
+
+
+class NodeAnswer(Struct, frozen=True):
+    """An answer of a node that serves, and that node, such as "Vault at https://vault.example:8200"."""
+
+    http: HttpAnswer
+    what: str
+
+
+class VaultNodes:
+    """Sends requests to the node that answered last, and to the others in turn where it does not answer."""
+
+    def __init__(self, settings: VaultSettings, clock: Clock, *, timeout: float = TIMEOUT) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._share = timeout / len(settings.url) if len(settings.url) > 1 else None
+        self._first = 0
+        self._disk = disk()
+
+    async def reach(self) -> Reach:
+        """What connections take, read anew from the files. Raises AuthorityError UNAUTHENTICATED."""
+        settings = self._settings
+        roots = await read_roots(self._disk, settings.ca_file)
+        if settings.certificate_file is None or settings.key_file is None:
+            return Reach(roots)
+        what = "the client certificate"
+        try:
+            pair = await self._disk.call(read_pair, settings.certificate_file, settings.key_file, what)
+        except TimeoutError as error:
+            cause = f"{what} cannot be read from {settings.certificate_file}: {error.strerror}"
+            raise AuthorityError(ErrorKind.UNAUTHENTICATED, f"{cause}; check that its disk is there") from error
+        return Reach(roots, pair)
+
+    async def ask(self, call: Call, reach: Reach) -> NodeAnswer:
+        """The answer of the first node that serves. Raises AuthorityError; of nodes that do not serve, one for all."""
+        failures = []
+        for index in self._order():
+            try:
+                answer = await self._node(self._settings.url[index], call, reach)
+            except AuthorityError as error:
+                if error.kind is not ErrorKind.TRANSIENT and not isinstance(error, CertificateRefusedError):
+                    raise
+                failures.append(error)
+            else:
+                self._first = index
+                return answer
+        if len(failures) == 1:
+            raise failures[0]
+        # the one that asks for the shortest delay may be asked then; one that asks for none, at once
+        delay = min(failure.retry_after or 0 for failure in failures) or None
+        causes = "; ".join(map(str, failures))
+        raise AuthorityError(ErrorKind.TRANSIENT, causes, retry_after=delay) from failures[-1]
+
+    def refusal(self, answer: NodeAnswer, call: Call) -> Refusal:
+        """An answer that is no success, as a value."""
+        http = answer.http
+        said = words(http.body, call.secrets)
+        return Refusal(answer.what, http.status, said, http.retry_after(self._clock.now()))
+
+    def _order(self) -> Iterable[int]:
+        every = range(len(self._settings.url))
+        return (*every[self._first :], *every[: self._first])
+
+    async def _node(self, url: str, call: Call, reach: Reach) -> NodeAnswer:
+        """The answer of one node, or of the leader that it names, within the node's part of the time."""
+        try:
+            async with asyncio.timeout(self._share):
+                answer = await self._send(url, call, reach)
+                if answer.http.status in _REDIRECTS:
+                    answer = await self._send(self._leader(answer), call, reach)
+        except TimeoutError as error:
+            message = (
+                f"{_what(url)} did not answer within {self._share:.0f} s; check that the network lets the agent through"
+            )
+            raise AuthorityError(ErrorKind.TRANSIENT, message) from error
+        if answer.http.status in NOT_SERVING:
+            raise not_serving(self.refusal(answer, call))
+        return answer
+
+    async def _send(self, url: str, call: Call, reach: Reach) -> NodeAnswer:
+        headers = {"x-vault-request": "true"}  # Vault Agent may ask for it, against forged requests of browsers
+        if call.body:
+            headers["content-type"] = "application/json"
+        if call.token is not None:
+            headers["x-vault-token"] = call.token.text
+        if self._settings.namespace is not None:
+            headers["x-vault-namespace"] = self._settings.namespace
+        request = HttpsRequest(
+            call.method,
+            f"{url}/v1/{call.path}",
+            reach.roots,
+            call.body,
+            headers,
+            self._settings.server_name,
+            reach.certificate,
+        )
+        return NodeAnswer(await send(request, _what(url)), _what(url))
+
+    def _leader(self, answer: NodeAnswer) -> str:
+        """The configured node that a redirect names. Raises AuthorityError TRANSIENT for any other place."""
+        location = answer.http.headers.get("location", "")
+        for url in self._settings.url:
+            if _origin(url) == _origin(location):
+                return url
+        raise leads_elsewhere(answer.what, words(location.encode()))
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme, parts.hostname, parts.port or _PORTS.get(parts.scheme)
+    except ValueError:
+        return "", None, None
+
+
+def _what(url: str) -> str:
+    return f"Vault at {url}"

@@ -1,0 +1,137 @@
+"""What the agent authenticates with: the files that an auth method takes, the login made of them, and their faults."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import jwt
+import msgspec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.x509.oid import NameOID
+
+from sds_agent.authority.credentials import Token, leaf_of, read_pair, read_token
+from sds_agent.authority.protocol import AuthorityError, CurrentIdentity
+from sds_agent.authority.vault.settings import (
+    VaultAppRoleAuth,
+    VaultAuth,
+    VaultCertAuth,
+    VaultJwtAuth,
+    VaultKubernetesAuth,
+    VaultSettings,
+    VaultTokenAuth,
+)
+from sds_agent.authority.vault.wire import Call
+from sds_agent.errors import Problem
+from sds_agent.pki.certificates import describe_time
+
+
+def read_login_call(auth: VaultAuth) -> Call:
+    """The login of a method that has one, with what its file holds now. Blocks on the disk.
+
+    Raises AuthorityError UNAUTHENTICATED.
+    """
+    secret: Token | None = None
+    body: dict[str, str | None] = {}
+    match auth:
+        case VaultKubernetesAuth() | VaultJwtAuth():
+            secret = read_token(auth.jwt_file, "the token of auth.jwt_file")
+            body = {"role": auth.role, "jwt": secret.text}
+        case VaultAppRoleAuth():
+            if auth.secret_id_file is not None:
+                secret = read_token(auth.secret_id_file, "the secret ID")
+            body = {"role_id": auth.role_id, "secret_id": None if secret is None else secret.text}
+        case VaultCertAuth():
+            body = {"name": auth.role}
+    content = {key: value for key, value in body.items() if value is not None}
+    return Call(f"auth/{getattr(auth, 'mount', '')}/login", msgspec.json.encode(content), proof=secret)
+
+
+def certificate_mark(auth: VaultAuth, certificate: CurrentIdentity | None) -> str:
+    """What identifies the certificate that a token of the method cert belongs to; empty for other methods."""
+    if not isinstance(auth, VaultCertAuth) or certificate is None:
+        return ""
+    leaf = leaf_of(certificate)
+    return "" if leaf is None else leaf.fingerprint(SHA256()).hex()
+
+
+def faults(chosen: VaultSettings, now: datetime) -> Iterator[Problem]:
+    """What is wrong with the credentials in the files, found without the server. Blocks on the disk."""
+    match chosen.auth:
+        case VaultTokenAuth(token_file=file):
+            yield from _token_faults(file)
+        case VaultKubernetesAuth(jwt_file=file) | VaultJwtAuth(jwt_file=file):
+            yield from _jwt_faults(file, now)
+        case VaultAppRoleAuth(secret_id_file=Path() as file):
+            try:
+                read_token(file, "the secret ID")
+            except AuthorityError as error:
+                yield _unusable(("auth", "secret_id_file"), error)
+    if chosen.certificate_file is not None and chosen.key_file is not None:
+        yield from _certificate_faults(chosen, chosen.certificate_file, chosen.key_file, now)
+
+
+def _token_faults(file: Path) -> Iterator[Problem]:
+    place = ("auth", "token_file")
+    try:
+        token = read_token(file)
+    except AuthorityError as error:
+        yield _unusable(place, error)
+        return
+    if _claims(token) is not None:
+        fix = "it is no token of Vault's: log in with it by auth.type jwt or kubernetes, and jwt_file"
+        yield Problem(place, "names a file that holds a JWT", fix)
+
+
+def _jwt_faults(file: Path, now: datetime) -> Iterator[Problem]:
+    place = ("auth", "jwt_file")
+    try:
+        token = read_token(file)
+    except AuthorityError as error:
+        yield _unusable(place, error)
+        return
+    claims = _claims(token)
+    if claims is None:
+        yield Problem(place, "names a file that holds no JWT", "put the JWT there that the auth method checks")
+        return
+    expiry = claims.get("exp")
+    if isinstance(expiry, int | float) and expiry <= now.timestamp():
+        fix = "the program that renews it has to write a new one"
+        yield Problem(place, f"names a token that expired {_ago(now.timestamp() - expiry)} ago", fix)
+
+
+def _ago(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds:.0f} s"
+
+
+def _certificate_faults(chosen: VaultSettings, file: Path, key_file: Path, now: datetime) -> Iterator[Problem]:
+    place = ("certificate_file",)
+    try:
+        leaf = leaf_of(read_pair(file, key_file, "the client certificate"))
+    except AuthorityError as error:
+        yield _unusable(place, error)
+        return
+    if leaf is None:
+        return
+    if leaf.not_valid_after_utc <= now:
+        end = describe_time(leaf.not_valid_after_utc)
+        yield Problem(place, f"names a certificate that expired at {end}", "renew it")
+    elif leaf.not_valid_before_utc > now:
+        begin = describe_time(leaf.not_valid_before_utc)
+        yield Problem(place, f"names a certificate that is valid from {begin}", "check this machine's clock")
+    if isinstance(chosen.auth, VaultCertAuth) and not leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME):
+        fix = "the auth method cert names the caller by it: use another certificate, or another auth.type"
+        yield Problem(place, "names a certificate without a common name", fix)
+
+
+def _claims(token: Token) -> dict[str, object] | None:
+    """The claims of a JWT, unverified; None for what is none."""
+    try:
+        claims: dict[str, object] = jwt.decode(token.text, options={"verify_signature": False, "verify_exp": False})
+    except (jwt.PyJWTError, ValueError):
+        return None
+    return claims
+
+
+def _unusable(place: tuple[str, ...], error: AuthorityError) -> Problem:
+    found, _, fix = str(error).partition("; ")
+    return Problem(place, f"is unusable: {found}", fix or "put the right file there")

@@ -1,0 +1,176 @@
+"""The token that the agent shows to Vault: where it comes from, and how long it stays in use.
+
+A login costs one request, so a token is thrown away easily: when its lease has ended, when the server knows it no more,
+or when the client certificate has changed that it belongs to. But not every token can be had again. A secret ID may be
+good for one login, and a token in a file has none. So a task renews each token that can be renewed at two thirds of its
+lease, also when no certificate is due.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from msgspec import structs
+
+from sds_agent import log
+from sds_agent.authority.credentials import Token, read_token
+from sds_agent.authority.http_client import disk
+from sds_agent.authority.protocol import AuthorityError, ErrorKind
+from sds_agent.authority.vault.lease import HeldToken, Lease
+from sds_agent.authority.vault.nodes import Reach, VaultNodes
+from sds_agent.authority.vault.proofs import certificate_mark, read_login_call
+from sds_agent.authority.vault.refusals import TokenRefusedError, not_logged_in, not_renewed
+from sds_agent.authority.vault.settings import VaultSettings, VaultTokenAuth
+from sds_agent.authority.vault.wire import LOOK_UP, RENEW, Call, read_login, read_looked_up
+from sds_agent.clock import Clock, until
+from sds_agent.tasks import NoThreadError, background_tasks
+
+LOG = logging.getLogger(__name__)
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+RENEWAL_TIMEOUT = 10.0
+"""Seconds that a renewal may take, as the agent gives to a request of a certificate."""
+RETRY = 10.0
+"""Seconds until the server is asked again how long a token lasts."""
+
+
+class VaultSession:
+    """Gives the token to show. Only one login runs at a time, whatever number of workloads ask."""
+
+    def __init__(self, name: str, settings: VaultSettings, nodes: VaultNodes, clock: Clock) -> None:
+        self._name = name
+        self._settings = settings
+        self._nodes = nodes
+        self._clock = clock
+        self._held: HeldToken | None = None
+        self._changed = asyncio.Event()
+        self._one_login = asyncio.Lock()
+        self._disk = disk()
+        self._failing = log.LogOnChange(LOG, "token_not_renewed")
+
+    async def token(self, reach: Reach) -> Token:
+        """The token in the file, or the one of the last login, or else that of a new one. Raises AuthorityError."""
+        async with self._one_login:
+            auth = self._settings.auth
+            if isinstance(auth, VaultTokenAuth):
+                return self._read(await self._on_disk(read_token, auth.token_file))
+            login = certificate_mark(auth, reach.certificate)
+            held = self._held
+            if held is None or not held.is_good(self._clock.now(), login):
+                held = await self._log_in(reach, login)
+            return held.token
+
+    def drop(self, token: Token) -> None:
+        """The server does not know this token: show it no more, unless it still stands in the file."""
+        if self._held is not None and self._held.token.text == token.text:
+            self._hold(None)
+
+    async def keep(self) -> None:
+        """Renew the token in use whenever that is due, until cancelled."""
+        while True:
+            self._changed.clear()
+            async with background_tasks() as start:
+                if self._held is not None:
+                    start(self._renew_when_due(self._held))
+                await self._changed.wait()
+
+    def _hold(self, held: HeldToken | None) -> None:
+        self._held = held
+        self._changed.set()
+
+    def _read(self, token: Token) -> Token:
+        """Take the token in the file into use, if it is another one than before."""
+        if self._held is None or self._held.token.text != token.text:
+            self._hold(HeldToken(token))
+        return token
+
+    async def _log_in(self, reach: Reach, login: str) -> HeldToken:
+        call = await self._on_disk(read_login_call, self._settings.auth)
+        answer = await self._nodes.ask(call, reach)
+        if answer.http.status != 200:
+            raise not_logged_in(self._nodes.refusal(answer, call), self._settings)
+        token, lease = read_login(answer.http.body, self._clock.now())
+        held = HeldToken(token, lease, login)
+        self._hold(held)
+        log.event(LOG, "logged_in", authority=self._name, renewable=lease.renewable, until=lease.ends or "no end")
+        return held
+
+    async def _on_disk(self, read: Callable[[A], T], argument: A) -> T:
+        """Read a file, which may lie on a network disk that does not answer. Raises AuthorityError UNAUTHENTICATED."""
+        try:
+            return await self._disk.call(read, argument)
+        except TimeoutError as error:
+            cause = f"the file that auth names cannot be read: {error.strerror}"
+            raise AuthorityError(ErrorKind.UNAUTHENTICATED, f"{cause}; check that its disk is there") from error
+
+    async def _renew_when_due(self, held: HeldToken) -> None:
+        """Renew this token until it can be renewed no more."""
+        lease = held.lease or await self._looked_up(held)
+        while lease is not None:
+            self._note(held, lease)
+            if lease.renew_at is None:
+                return
+            await until(self._clock, lease.renew_at)
+            if self._clock.now() >= lease.renew_at:  # not after a clock that was set back
+                lease = await self._renewed(held, lease)
+
+    def _note(self, held: HeldToken, lease: Lease) -> None:
+        if self._held is not None and self._held.token.text == held.token.text:
+            self._held = structs.replace(self._held, lease=lease)
+
+    async def _looked_up(self, held: HeldToken) -> Lease | None:
+        """How long a token lasts that the agent did not log in for; None where the server does not say so."""
+        while True:
+            try:
+                body = await self._ask(Call(LOOK_UP, token=held.token, post=False), await self._nodes.reach())
+                lease = read_looked_up(body, self._clock.now())
+            except TokenRefusedError as error:
+                self._report(error)
+                return None
+            except (AuthorityError, NoThreadError) as error:
+                self._report(error)
+                await self._clock.sleep(RETRY)
+            else:
+                self._debug("token_looked_up", lease)
+                return lease
+
+    async def _renewed(self, held: HeldToken, lease: Lease) -> Lease:
+        """The lease after a renewal, or after an attempt at one."""
+        try:
+            reach = await self._nodes.reach()
+            if certificate_mark(self._settings.auth, reach.certificate) != held.login:
+                return lease.final()  # only the certificate of the login renews it: the next request logs in
+            body = await self._ask(Call(RENEW, b"{}", held.token), reach)
+            renewed = read_login(body, self._clock.now())[1]
+        except TokenRefusedError as error:
+            self._report(error)
+            return lease.final()
+        except (AuthorityError, NoThreadError) as error:
+            self._report(error)
+            return lease.after_failure(self._clock.now())
+        self._failing.resolved()
+        lease = lease.followed_by(renewed)
+        self._debug("token_renewed", lease)
+        return lease
+
+    async def _ask(self, call: Call, reach: Reach) -> bytes:
+        """Ask about the token. Raises TokenRefusedError where asking again is of no use, and AuthorityError."""
+        try:
+            async with asyncio.timeout(RENEWAL_TIMEOUT):
+                answer = await self._nodes.ask(call, reach)
+        except TimeoutError as error:
+            message = f"the server did not answer within {RENEWAL_TIMEOUT:.0f} s"
+            raise AuthorityError(ErrorKind.TRANSIENT, message) from error
+        if answer.http.status != 200:
+            raise not_renewed(self._nodes.refusal(answer, call), self._settings)
+        return answer.http.body
+
+    def _debug(self, name: str, lease: Lease) -> None:
+        until = lease.ends or "no end"
+        log.event(LOG, name, level=logging.DEBUG, authority=self._name, renewable=lease.renewable, until=until)
+
+    def _report(self, error: AuthorityError | NoThreadError) -> None:
+        self._failing.report(str(error), authority=self._name)
