@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,32 +11,14 @@ import pytest
 from cryptography import x509
 from fakes.clocks import HAND_LOOP, HandClock
 from fakes.events import Events, recorded
-from fakes.hierarchy import NO_NAME, Ca, common_name, make_ca, make_leaf, new_key
+from fakes.hierarchy import NO_NAME, make_ca
 from fakes.https_server import Request
+from fakes.vault_client import HOUR, ID, VaultClient, clients_ca, pass_time
 from fakes.vault_server import Role, VaultServer
 
-from sds_agent.authority.kind import Context
-from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
-from sds_agent.authority.vault.client import VaultAuthority
-from sds_agent.authority.vault.kind import KIND
-from sds_agent.authority.vault.settings import (
-    VaultAppRoleAuth,
-    VaultAuth,
-    VaultCertAuth,
-    VaultJwtAuth,
-    VaultKubernetesAuth,
-    VaultSettings,
-    VaultTokenAuth,
-)
-from sds_agent.identity.spiffe import SpiffeId
-from sds_agent.issuance.acceptance import Accepted, accept
-from sds_agent.pki.certificates import read_pem, write_pem
-from sds_agent.pki.csr import make_csr
-from sds_agent.pki.keys import KeyType, PrivateKey, generate, to_pkcs8_pem
+from sds_agent.authority.protocol import ErrorKind
+from sds_agent.pki.certificates import write_pem
 
-ID = "spiffe://demo.example/web"
-HOUR = timedelta(hours=1)
-SECRET = "the-secret-id"
 LOGINS = {"approle": "auth/approle/login", "jwt": "auth/jwt/login", "kubernetes": "auth/kubernetes/login"} | {
     "cert": "auth/cert/login"
 }
@@ -64,103 +45,15 @@ def events() -> Iterator[Events]:
         yield seen
 
 
-class Client:
-    """An authority of this kind, as the agent opens it, and what it asks for."""
-
-    def __init__(self, folder: Path, vault: VaultServer, clock: HandClock) -> None:
-        self.folder = folder
-        self.vault = vault
-        self.clock = clock
-        self.key: PrivateKey = generate(KeyType.EC_P256)
-        self.authority: VaultAuthority
-        (folder / "secret-id").write_text(f"{SECRET}\n")
-        (folder / "jwt").write_text("a.good.jwt")
-
-    def settings(self, auth: VaultAuth | None = None, **keys: Any) -> VaultSettings:
-        (self.folder / "roots.pem").write_bytes(self.vault.http.roots_pem)
-        auth = auth or VaultAppRoleAuth(role_id="the-role-id", secret_id_file=self.folder / "secret-id")
-        least: dict[str, Any] = {
-            "url": (self.vault.http.url,),
-            "ca_file": self.folder / "roots.pem",
-            "role": "web",
-            "auth": auth,
-        }
-        return VaultSettings(**(least | keys))
-
-    def token_auth(self, **token: Any) -> VaultTokenAuth:
-        (self.folder / "token").write_text(self.vault.make_token(**token))
-        return VaultTokenAuth(token_file=self.folder / "token")
-
-    def login(self, method: str) -> VaultAuth:
-        auths: dict[str, VaultAuth] = {
-            "approle": VaultAppRoleAuth(role_id="the-role-id", secret_id_file=self.folder / "secret-id"),
-            "jwt": VaultJwtAuth(jwt_file=self.folder / "jwt", role="agent"),
-            "kubernetes": VaultKubernetesAuth(jwt_file=self.folder / "jwt", role="agent"),
-            "cert": VaultCertAuth(role="agent"),
-        }
-        return auths[method]
-
-    def certificate(self, ca: Ca, *, subject: x509.Name | None = None, lasts: timedelta = HOUR) -> dict[str, Path]:
-        """A client certificate in the files that the keys name."""
-        now, key = self.clock.now(), new_key()
-        name = common_name("host-1") if subject is None else subject
-        leaf = make_leaf(ca, None, key=key, subject=name, not_before=now - 2 * HOUR, not_after=now + lasts)
-        (self.folder / "machine.pem").write_bytes(write_pem([leaf]))
-        (self.folder / "machine.key").write_bytes(to_pkcs8_pem(key))
-        return {"certificate_file": self.folder / "machine.pem", "key_file": self.folder / "machine.key"}
-
-    @asynccontextmanager
-    async def open(self, chosen: VaultSettings) -> AsyncIterator["Client"]:
-        context = Context("upstream", "demo.example", self.folder / "state", self.clock)
-        async with KIND.open(chosen, context) as authority:
-            assert isinstance(authority, VaultAuthority)
-            self.authority = authority
-            yield self
-
-    def request(self, ttl: timedelta = HOUR) -> IssueRequest:
-        self.key = generate(KeyType.EC_P256)
-        return IssueRequest(SpiffeId.parse(ID), make_csr(self.key, ID), ttl, "request")
-
-    async def answer(self, ttl: timedelta = HOUR) -> Issuance:
-        return await self.authority.issue(self.request(ttl))
-
-    async def issue(self, ttl: timedelta = HOUR) -> Accepted:
-        answer = await self.answer(ttl)
-        return accept(
-            answer,
-            identity=SpiffeId.parse(ID),
-            public_key=self.key.public_key(),
-            anchors=(),
-            now=self.clock.now(),
-        )
-
-    async def refused(self, ttl: timedelta = HOUR) -> AuthorityError:
-        with pytest.raises(AuthorityError) as caught:
-            await self.issue(ttl)
-        assert "\n" not in str(caught.value)
-        return caught.value
-
-    async def anchors(self) -> set[x509.Certificate]:
-        return set(read_pem(await self.authority.anchors()))
-
-
 @pytest.fixture
-def client(tmp_path: Path, vault: VaultServer, clock: HandClock) -> Client:
-    return Client(tmp_path, vault, clock)
-
-
-def clients_ca(vault: VaultServer) -> Ca:
-    """The CA of client certificates, which the server asks for."""
-    now = vault.now()
-    ca = make_ca("machines", not_before=now - timedelta(days=1), not_after=now + timedelta(days=1))
-    vault.http.trust = (ca.certificate,)
-    return ca
+def client(tmp_path: Path, vault: VaultServer, clock: HandClock) -> VaultClient:
+    return VaultClient(tmp_path, vault, clock)
 
 
 # A certificate
 
 
-async def test_a_certificate_comes_with_its_root(client: Client, vault: VaultServer) -> None:
+async def test_a_certificate_comes_with_its_root(client: VaultClient, vault: VaultServer) -> None:
     async with vault.serving(), client.open(client.settings()):
         accepted = await client.issue()
     assert set(accepted.anchors) == vault.roots
@@ -168,7 +61,7 @@ async def test_a_certificate_comes_with_its_root(client: Client, vault: VaultSer
     assert vault.paths == ["pki/issuers?list=true", issuer, "auth/approle/login", "pki/sign/web"]
 
 
-async def test_the_identity_stands_in_the_csr_and_beside_it(client: Client, vault: VaultServer) -> None:
+async def test_the_identity_stands_in_the_csr_and_beside_it(client: VaultClient, vault: VaultServer) -> None:
     """A role uses one of the two, and ignores the other without a word."""
     async with vault.serving(), client.open(client.settings()):
         for vault.roles["web"].use_csr_sans in (True, False):
@@ -179,7 +72,7 @@ async def test_the_identity_stands_in_the_csr_and_beside_it(client: Client, vaul
     assert vault.signed[-1].subject == NO_NAME
 
 
-async def test_three_renewals_take_one_login_and_read_each_issuer_once(client: Client, vault: VaultServer) -> None:
+async def test_three_renewals_take_one_login_and_read_each_issuer_once(client: VaultClient, vault: VaultServer) -> None:
     async with vault.serving(), client.open(client.settings()):
         serials = {(await client.issue()).leaf.serial_number for _ in range(4)}
     assert len(serials) == 4
@@ -187,7 +80,7 @@ async def test_three_renewals_take_one_login_and_read_each_issuer_once(client: C
     assert vault.count(f"pki/issuer/{vault.default}/json") == 1
 
 
-async def test_a_shortened_life_is_a_warning(client: Client, vault: VaultServer) -> None:
+async def test_a_shortened_life_is_a_warning(client: VaultClient, vault: VaultServer) -> None:
     vault.roles["web"].max_ttl = timedelta(minutes=5)
     async with vault.serving(), client.open(client.settings()):
         accepted = await client.issue()
@@ -197,7 +90,7 @@ async def test_a_shortened_life_is_a_warning(client: Client, vault: VaultServer)
 
 @pytest.mark.parametrize("shows_chain", [True, False])
 async def test_an_intermediate_with_its_root_imported_gives_a_chain(
-    client: Client, vault: VaultServer, *, shows_chain: bool
+    client: VaultClient, vault: VaultServer, *, shows_chain: bool
 ) -> None:
     now = vault.now()
     root = make_ca("offline", not_before=now - HOUR, not_after=now + timedelta(days=30))
@@ -210,7 +103,7 @@ async def test_an_intermediate_with_its_root_imported_gives_a_chain(
     assert accepted.chain[1:] == (intermediate,)
 
 
-async def test_an_intermediate_alone_takes_a_file_with_the_roots(client: Client, vault: VaultServer) -> None:
+async def test_an_intermediate_alone_takes_a_file_with_the_roots(client: VaultClient, vault: VaultServer) -> None:
     now = vault.now()
     root = make_ca("offline", not_before=now - HOUR, not_after=now + timedelta(days=30))
     vault.issuers.clear()
@@ -229,14 +122,14 @@ async def test_an_intermediate_alone_takes_a_file_with_the_roots(client: Client,
     assert vault.count("pki/issuers?list=true") == 0
 
 
-async def test_mounts_and_namespace_are_the_operators(client: Client, vault: VaultServer) -> None:
+async def test_mounts_and_namespace_are_the_operators(client: VaultClient, vault: VaultServer) -> None:
     vault.mount, vault.namespace = "team/pki", "team/mesh"
     async with vault.serving(), client.open(client.settings(mount="team/pki", namespace="team/mesh")):
         await client.issue()
     assert {each.headers["x-vault-namespace"] for each in vault.http.requests} == {"team/mesh"}
 
 
-async def test_an_unknown_namespace_is_named(client: Client, vault: VaultServer) -> None:
+async def test_an_unknown_namespace_is_named(client: VaultClient, vault: VaultServer) -> None:
     async with vault.serving(), client.open(client.settings(namespace="nope")):
         error = await client.refused()
     assert error.kind is ErrorKind.INVALID
@@ -248,7 +141,7 @@ async def test_an_unknown_namespace_is_named(client: Client, vault: VaultServer)
 
 
 @pytest.mark.parametrize("method", LOGINS)
-async def test_each_method_logs_in_once_and_issues(client: Client, vault: VaultServer, method: str) -> None:
+async def test_each_method_logs_in_once_and_issues(client: VaultClient, vault: VaultServer, method: str) -> None:
     keys = client.certificate(clients_ca(vault)) if method == "cert" else {}
     async with vault.serving(), client.open(client.settings(client.login(method), **keys)):
         await client.issue()
@@ -256,7 +149,7 @@ async def test_each_method_logs_in_once_and_issues(client: Client, vault: VaultS
     assert vault.count(LOGINS[method]) == 1
 
 
-async def test_a_jwt_is_read_anew_for_every_login(client: Client, vault: VaultServer) -> None:
+async def test_a_jwt_is_read_anew_for_every_login(client: VaultClient, vault: VaultServer) -> None:
     vault.jwt = "b.newer.jwt"
     async with vault.serving(), client.open(client.settings(client.login("jwt"))):
         assert (await client.refused()).kind is ErrorKind.UNAUTHENTICATED
@@ -264,7 +157,7 @@ async def test_a_jwt_is_read_anew_for_every_login(client: Client, vault: VaultSe
         await client.issue()
 
 
-async def test_many_workloads_share_one_login(client: Client, vault: VaultServer) -> None:
+async def test_many_workloads_share_one_login(client: VaultClient, vault: VaultServer) -> None:
     async with vault.serving(), client.open(client.settings()):
         await asyncio.gather(*(client.authority.issue(client.request()) for _ in range(5)))
     assert vault.count("auth/approle/login") == 1
@@ -290,7 +183,7 @@ REFUSED_LOGINS: dict[str, tuple[str, Callable[[VaultServer], object], str, str]]
 
 
 @pytest.mark.parametrize("name", REFUSED_LOGINS)
-async def test_a_refused_login_says_what_to_do(client: Client, vault: VaultServer, name: str) -> None:
+async def test_a_refused_login_says_what_to_do(client: VaultClient, vault: VaultServer, name: str) -> None:
     """The server answers with 400, 403 and 500: each is about the credentials, and a person has to act."""
     method, change, said, fix = REFUSED_LOGINS[name]
     change(vault)
@@ -309,7 +202,7 @@ async def test_a_refused_login_says_what_to_do(client: Client, vault: VaultServe
     ],
 )
 async def test_a_certificate_that_cannot_log_in_is_named(
-    client: Client, vault: VaultServer, subject: x509.Name | None, said: str
+    client: VaultClient, vault: VaultServer, subject: x509.Name | None, said: str
 ) -> None:
     """The server answers both with 500, which elsewhere means a fault of its own."""
     keys = client.certificate(clients_ca(vault), subject=subject)
@@ -321,7 +214,7 @@ async def test_a_certificate_that_cannot_log_in_is_named(
     assert said in str(error)
 
 
-async def test_a_certificate_that_was_replaced_logs_in_again(client: Client, vault: VaultServer) -> None:
+async def test_a_certificate_that_was_replaced_logs_in_again(client: VaultClient, vault: VaultServer) -> None:
     ca = clients_ca(vault)
     keys = client.certificate(ca)
     async with vault.serving(), client.open(client.settings(client.login("cert"), **keys)):
@@ -335,7 +228,7 @@ async def test_a_certificate_that_was_replaced_logs_in_again(client: Client, vau
 # Tokens
 
 
-async def test_a_token_in_a_file_is_read_for_every_request(client: Client, vault: VaultServer) -> None:
+async def test_a_token_in_a_file_is_read_for_every_request(client: VaultClient, vault: VaultServer) -> None:
     auth = client.token_auth()
     async with vault.serving(), client.open(client.settings(auth)):
         await client.issue()
@@ -345,15 +238,8 @@ async def test_a_token_in_a_file_is_read_for_every_request(client: Client, vault
     assert shown == list(vault.tokens)
 
 
-async def pass_time(client: Client, time: timedelta) -> None:
-    """Let that much time pass for a task that looks at the clock every few seconds, until it has looked again."""
-    await client.clock.asleep()
-    client.clock.set_wall(time - timedelta(seconds=5))
-    client.clock.elapse(timedelta(seconds=5))
-
-
 async def test_a_token_is_renewed_at_two_thirds_of_its_lease(
-    client: Client, vault: VaultServer, events: Events
+    client: VaultClient, vault: VaultServer, events: Events
 ) -> None:
     """A secret ID may be good for one login alone: the token that it gave has to last."""
     async with vault.serving(), client.open(client.settings()):
@@ -369,7 +255,7 @@ async def test_a_token_is_renewed_at_two_thirds_of_its_lease(
     assert vault.count("auth/approle/login") == 1
 
 
-async def test_a_periodic_token_in_a_file_is_kept_good(client: Client, vault: VaultServer, events: Events) -> None:
+async def test_a_periodic_token_in_a_file_is_kept_good(client: VaultClient, vault: VaultServer, events: Events) -> None:
     auth = client.token_auth(ttl=HOUR, renewable=True)
     async with vault.serving(), client.open(client.settings(auth)):
         await client.issue()
@@ -381,7 +267,7 @@ async def test_a_periodic_token_in_a_file_is_kept_good(client: Client, vault: Va
 
 
 async def test_a_token_at_its_greatest_age_gives_way_to_a_login(
-    client: Client, vault: VaultServer, events: Events
+    client: VaultClient, vault: VaultServer, events: Events
 ) -> None:
     """Renewals succeed up to its end and gain nothing: they are not tried faster and faster."""
     vault.login_most = timedelta(minutes=90)
@@ -400,7 +286,7 @@ async def test_a_token_at_its_greatest_age_gives_way_to_a_login(
 
 @pytest.mark.parametrize("token", [{"batch": True, "ttl": HOUR}, {"ttl": HOUR}, {}], ids=["batch", "fixed", "root"])
 async def test_a_token_that_cannot_be_renewed_is_used_and_left_alone(
-    client: Client, vault: VaultServer, events: Events, token: dict[str, Any]
+    client: VaultClient, vault: VaultServer, events: Events, token: dict[str, Any]
 ) -> None:
     async with vault.serving(), client.open(client.settings(client.token_auth(**token))):
         await client.issue()
@@ -413,7 +299,7 @@ async def test_a_token_that_cannot_be_renewed_is_used_and_left_alone(
 
 
 async def test_a_renewal_that_fails_is_tried_again_before_the_token_ends(
-    client: Client, vault: VaultServer, events: Events
+    client: VaultClient, vault: VaultServer, events: Events
 ) -> None:
     async with vault.serving(), client.open(client.settings()):
         await client.issue()
@@ -426,7 +312,7 @@ async def test_a_renewal_that_fails_is_tried_again_before_the_token_ends(
         await events.wait("token_renewed")
 
 
-async def test_a_policy_without_renewal_is_said_once(client: Client, vault: VaultServer, events: Events) -> None:
+async def test_a_policy_without_renewal_is_said_once(client: VaultClient, vault: VaultServer, events: Events) -> None:
     auth = client.token_auth(ttl=HOUR, renewable=True, policies=("sds-agent",))
     async with vault.serving(), client.open(client.settings(auth)):
         await client.issue()
@@ -438,7 +324,7 @@ async def test_a_policy_without_renewal_is_said_once(client: Client, vault: Vaul
 
 @pytest.mark.parametrize("hashicorp", [False, True])
 async def test_a_token_that_the_server_lost_is_replaced_at_once(
-    client: Client, vault: VaultServer, *, hashicorp: bool
+    client: VaultClient, vault: VaultServer, *, hashicorp: bool
 ) -> None:
     """As after a restart of a server without storage, or a revocation."""
     vault.hashicorp = hashicorp
@@ -449,7 +335,7 @@ async def test_a_token_that_the_server_lost_is_replaced_at_once(
     assert vault.count("auth/approle/login") == 2
 
 
-async def test_a_policys_denial_causes_no_login(client: Client, vault: VaultServer) -> None:
+async def test_a_policys_denial_causes_no_login(client: VaultClient, vault: VaultServer) -> None:
     async with vault.serving(), client.open(client.settings()):
         await client.issue()
         for token in vault.tokens.values():
@@ -460,7 +346,9 @@ async def test_a_policys_denial_causes_no_login(client: Client, vault: VaultServ
     assert vault.count("auth/approle/login") == 1
 
 
-async def test_a_token_in_a_file_that_the_server_does_not_know_is_named(client: Client, vault: VaultServer) -> None:
+async def test_a_token_in_a_file_that_the_server_does_not_know_is_named(
+    client: VaultClient, vault: VaultServer
+) -> None:
     auth = client.token_auth()
     vault.tokens.clear()
     async with vault.serving(), client.open(client.settings(auth)):
@@ -485,14 +373,14 @@ TRAPS: dict[str, tuple[Callable[[Role], None], str]] = {
     ),
     "other URIs": (
         lambda r: setattr(r, "allowed_uri_sans", ("spiffe://demo.example/api",)),
-        f'vault patch pki/roles/web allowed_uri_sans="{ID}" (this replaces the list',
+        f'as the list is replaced, fix the role: vault patch pki/roles/web allowed_uri_sans="{ID}"',
     ),
 }
 
 
 @pytest.mark.parametrize("name", TRAPS)
 async def test_what_a_role_forbids_comes_with_the_command_that_fixes_it(
-    client: Client, vault: VaultServer, name: str
+    client: VaultClient, vault: VaultServer, name: str
 ) -> None:
     change, command = TRAPS[name]
     change(vault.roles["web"])
@@ -503,7 +391,7 @@ async def test_what_a_role_forbids_comes_with_the_command_that_fixes_it(
     assert "(400: " in str(error)
 
 
-async def test_the_commands_of_a_new_role_work(client: Client, vault: VaultServer) -> None:
+async def test_the_commands_of_a_new_role_work(client: VaultClient, vault: VaultServer) -> None:
     """One that is there with the server's defaults meets one refusal after another, each with its command."""
     vault.roles["web"] = role = Role()
     seen = []
@@ -519,7 +407,7 @@ async def test_the_commands_of_a_new_role_work(client: Client, vault: VaultServe
     assert ["key_type=any" in seen[0], "require_cn=false" in seen[1], "allowed_uri_sans=" in seen[2]] == [True] * 3
 
 
-async def test_an_unknown_role_comes_with_the_command_that_makes_it(client: Client, vault: VaultServer) -> None:
+async def test_an_unknown_role_comes_with_the_command_that_makes_it(client: VaultClient, vault: VaultServer) -> None:
     vault.roles.clear()
     async with vault.serving(), client.open(client.settings()):
         error = await client.refused()
@@ -528,7 +416,7 @@ async def test_an_unknown_role_comes_with_the_command_that_makes_it(client: Clie
     assert made in str(error)
 
 
-async def test_the_commands_name_the_namespace(client: Client, vault: VaultServer) -> None:
+async def test_the_commands_name_the_namespace(client: VaultClient, vault: VaultServer) -> None:
     vault.namespace = "team"
     vault.roles["web"].key_type = "rsa"
     async with vault.serving(), client.open(client.settings(namespace="team")):
@@ -537,7 +425,9 @@ async def test_the_commands_name_the_namespace(client: Client, vault: VaultServe
 
 
 @pytest.mark.parametrize("flag", ["server_flag", "client_flag"])
-async def test_a_role_whose_certificates_serve_one_side_is_named(client: Client, vault: VaultServer, flag: str) -> None:
+async def test_a_role_whose_certificates_serve_one_side_is_named(
+    client: VaultClient, vault: VaultServer, flag: str
+) -> None:
     setattr(vault.roles["web"], flag, False)
     async with vault.serving(), client.open(client.settings()):
         error = await client.refused()
@@ -545,7 +435,7 @@ async def test_a_role_whose_certificates_serve_one_side_is_named(client: Client,
     assert f"vault patch pki/roles/web {flag}=true" in str(error)
 
 
-async def test_a_certificate_without_the_name_is_never_success(client: Client, vault: VaultServer) -> None:
+async def test_a_certificate_without_the_name_is_never_success(client: VaultClient, vault: VaultServer) -> None:
     vault.roles["web"].use_csr_sans = False
 
     def without_uri_sans(request: Request) -> None:
@@ -560,7 +450,9 @@ async def test_a_certificate_without_the_name_is_never_success(client: Client, v
     assert "use_csr_sans=true" in str(error)
 
 
-async def test_a_life_past_the_issuers_end_is_refused_with_three_ways_out(client: Client, vault: VaultServer) -> None:
+async def test_a_life_past_the_issuers_end_is_refused_with_three_ways_out(
+    client: VaultClient, vault: VaultServer
+) -> None:
     vault.issuers.clear()
     vault.add_root("short", lasts=timedelta(minutes=30))
     async with vault.serving(), client.open(client.settings()):
@@ -572,7 +464,7 @@ async def test_a_life_past_the_issuers_end_is_refused_with_three_ways_out(client
 
 
 async def test_a_mount_without_a_default_issuer_is_named_though_the_server_blames_itself(
-    client: Client, vault: VaultServer
+    client: VaultClient, vault: VaultServer
 ) -> None:
     vault.default = ""
     async with vault.serving(), client.open(client.settings()):
@@ -583,7 +475,9 @@ async def test_a_mount_without_a_default_issuer_is_named_though_the_server_blame
 
 
 @pytest.mark.parametrize("empty", [True, False])
-async def test_a_mount_that_is_empty_or_not_there_is_named(client: Client, vault: VaultServer, *, empty: bool) -> None:
+async def test_a_mount_that_is_empty_or_not_there_is_named(
+    client: VaultClient, vault: VaultServer, *, empty: bool
+) -> None:
     if empty:
         vault.issuers.clear()
     else:

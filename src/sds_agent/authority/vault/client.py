@@ -99,12 +99,12 @@ class VaultAuthority:
             self._known = await self._in_file(self._settings.roots_file)
             return self._known
         answer = await self._answer(list_call(self._settings), reach)
-        issuers: dict[str, bytes] = {}
-        for each in read_ids(answer.http.body):
-            certificate = self._issuers.get(each) or await self._issuer(each, reach)
-            if certificate:
-                issuers[each] = certificate
-        self._issuers = issuers
+        ids = read_ids(answer.http.body)
+        self._issuers = {each: pem for each, pem in self._issuers.items() if each in ids}
+        for each in ids:
+            if each not in self._issuers and (pem := await self._issuer(each, reach)):
+                self._issuers[each] = pem  # at once: the next attempt goes on where a busy server ends this one
+        issuers = self._issuers
         try:
             bundle = read_bundle(b"\n".join(issuers.values())).certificates
         except CertificateError as error:

@@ -172,8 +172,8 @@ def policy_fix(chosen: VaultSettings) -> str:
     namespace = f" -namespace={chosen.namespace}" if chosen.namespace else ""
     rule = f'path "{chosen.mount}/sign/{chosen.role}" {{ capabilities = ["update"] }}'
     return (
-        f"no policy of its token allows this: echo '{rule}' | vault policy write{namespace} sds-agent -, and give that "
-        f"policy to {_bearer(chosen.auth)}"
+        f"no policy of the token allows this: give {_bearer(chosen.auth)} the policy that this makes: "
+        f"echo '{rule}' | vault policy write{namespace} sds-agent -"
     )
 
 
@@ -201,7 +201,7 @@ def _login_fix(auth: VaultAuth) -> str:
         case VaultKubernetesAuth():
             return (
                 f"check that the role {auth.role} binds the service account and namespace of the token in "
-                f"{auth.jwt_file}, and its audience"
+                f"{auth.jwt_file}, and its audience, and that Kubernetes' API answers to the server's TokenReview"
             )
         case VaultJwtAuth():
             return f"check the audience, issuer and age of the token in {auth.jwt_file}, and auth.role"
@@ -263,11 +263,11 @@ def _unknown_role(chosen: VaultSettings, identity: str, _found: re.Match[str]) -
 
 
 def _key_type(chosen: VaultSettings, _identity: str, _found: re.Match[str]) -> str:
-    return f"{_patched(chosen, 'key_type=any')}, or give the workload that kind of key"
+    return f"give the workload that kind of key, or {_patched(chosen, 'key_type=any')}"
 
 
 def _key_bits(chosen: VaultSettings, _identity: str, found: re.Match[str]) -> str:
-    return f"{_patched(chosen, f'key_bits={found[1]}')}, or give the workload a longer key"
+    return f"give the workload a longer key, or {_patched(chosen, f'key_bits={found[1]}')}"
 
 
 def _no_uris(chosen: VaultSettings, identity: str, _found: re.Match[str]) -> str:
@@ -275,10 +275,8 @@ def _no_uris(chosen: VaultSettings, identity: str, _found: re.Match[str]) -> str
 
 
 def _other_uris(chosen: VaultSettings, identity: str, _found: re.Match[str]) -> str:
-    return (
-        f"{_patched(chosen, f'allowed_uri_sans={chr(34)}{identity}{chr(34)}')} (this replaces the list: name with it "
-        "all others that the role is for)"
-    )
+    patch = _patched(chosen, f'allowed_uri_sans="{identity}"')
+    return f"with all other identities that it is for, as the list is replaced, {patch}"
 
 
 def _common_name(chosen: VaultSettings, _identity: str, _found: re.Match[str]) -> str:
@@ -292,14 +290,12 @@ def _past_the_end(chosen: VaultSettings, _identity: str, _found: re.Match[str]) 
 
 def _no_issuer(chosen: VaultSettings, _identity: str, _found: re.Match[str]) -> str:
     choose = _command(chosen, "write", "config/issuers", "default=ID")
-    return f"choose the default issuer: {choose}, with an ID from {_command(chosen, 'list', 'issuers')}"
+    return f"choose the default issuer, by its ID from {_command(chosen, 'list', 'issuers')}: {choose}"
 
 
 def _no_key(chosen: VaultSettings, _identity: str, _found: re.Match[str]) -> str:
-    return (
-        "the issuer of the role has no private key here, such as an imported root: choose another "
-        f"({_command(chosen, 'patch', f'roles/{chosen.role}', 'issuer_ref=ID')})"
-    )
+    choose = _command(chosen, "patch", f"roles/{chosen.role}", "issuer_ref=ID")
+    return f"the role's issuer has no private key here, such as an imported root: choose another one: {choose}"
 
 
 _SIGNING: tuple[tuple[str, ErrorKind, Callable[[VaultSettings, str, re.Match[str]], str]], ...] = (
