@@ -23,6 +23,7 @@ from msgspec import structs
 
 from sds_agent.authority import registry
 from sds_agent.authority.cacerts import CacertsSettings
+from sds_agent.authority.cfssl.settings import CfsslSettings
 from sds_agent.authority.embedded import EmbeddedSettings
 from sds_agent.authority.istio.settings import IstioSettings
 from sds_agent.authority.kind import AuthoritySettings, Context, Use
@@ -42,6 +43,7 @@ MINIMUM = {
     "cacerts": "directory: ca",
     "step-ca": "url: https://127.0.0.1:1, provisioner: sds, ca_file: roots.pem, jwk_file: token",
     "vault": "url: 'https://127.0.0.1:1', ca_file: roots.pem, role: web, auth: {type: token, token_file: token}",
+    "cfssl": "url: https://127.0.0.1:1, ca_file: roots.pem",
     "leased": "journal: journal",
 }
 """The least that a file says of an authority, by its kind; the last is another package's."""
@@ -173,6 +175,7 @@ def spoilt(folder: Path, kind: str) -> tuple[AuthoritySettings, Context]:
         "cacerts": CacertsSettings(directory=folder / "nowhere"),
         "step-ca": StepCaSettings(url="https://127.0.0.1:1", provisioner="sds", jwk_file=folder / "token"),
         "vault": VaultSettings(url=("https://127.0.0.1:1",), role="web", auth=VaultCertAuth()),
+        "cfssl": CfsslSettings(url="https://ca.example:8888"),
         "leased": chosen(folder, "leased", "journal: journal, refuses: true"),
     }
     return wrong[kind], Context("upstream", "demo.example", folder / "occupied", HandClock())

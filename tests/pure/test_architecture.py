@@ -121,6 +121,7 @@ PURE = {
     "identity.spiffe",
     "secrets.model",
     "text",
+    "authority.cfssl.wire",
     "authority.grpc_retry",
     "authority.istio.wire",
     "authority.vault.lease",

@@ -5,18 +5,23 @@ the file is good. All functions block for a moment on the disk: a client calls t
 raise AuthorityError UNAUTHENTICATED, which names the file, says what to do, and quotes nothing of its content.
 """
 
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
+from sds_agent.errors import Problem
 from sds_agent.named_files import NamedFileError, read_certificate_file, read_named_file
 from sds_agent.pki.certificates import (
     CertificateError,
     ParsedBundle,
+    describe_time,
+    extended_key_usages,
     has_key,
     read_pem,
     write_pem,
@@ -92,6 +97,34 @@ def read_pair(chain_file: Path, key_file: Path, what: str) -> CurrentIdentity:
         left_out = "".join(f" ({each})" for each in chain.left_out)
         raise _unusable(f"{chain_file} and {key_file} do not belong together{left_out}; provision them again")
     return CurrentIdentity(write_pem(chain.certificates), to_pkcs8_pem(key))
+
+
+def pair_problems(chain_file: Path | None, key_file: Path | None, what: str, now: datetime) -> Iterator[Problem]:
+    """What keeps a server from accepting the certificate in `certificate_file` and `key_file`; nothing without them."""
+    if chain_file is None or key_file is None:
+        return
+    try:
+        pair = read_pair(chain_file, key_file, what)
+    except AuthorityError as error:
+        yield as_problem("certificate_file", error)
+        return
+    leaf = leaf_of(pair)
+    if leaf is None or is_valid(pair, now):
+        usages = frozenset[x509.ObjectIdentifier]() if leaf is None else extended_key_usages(leaf)
+        if usages and ExtendedKeyUsageOID.CLIENT_AUTH not in usages:
+            yield Problem(("certificate_file",), f"is no client's: {what} lacks clientAuth", "obtain one that has it")
+    elif now < leaf.not_valid_before_utc:
+        begin = describe_time(leaf.not_valid_before_utc)
+        yield Problem(("certificate_file",), f"is valid only from {begin}", "check this machine's clock")
+    else:
+        end = describe_time(leaf.not_valid_after_utc)
+        yield Problem(("certificate_file",), f"expired at {end}", "renew it")
+
+
+def as_problem(key: str, error: AuthorityError) -> Problem:
+    """An error of this module as a problem of the key that names the file."""
+    found, _, fix = str(error).rpartition("; ")
+    return Problem((key,), f"cannot be used: {found}", fix)
 
 
 def leaf_of(identity: CurrentIdentity) -> x509.Certificate | None:

@@ -7,12 +7,12 @@ caller enforces its deadline by cancellation.
 
 import os
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -25,12 +25,16 @@ from sds_agent.pki.certificates import write_pem
 from sds_agent.tasks import DISK_TIMEOUT, TimeLimit
 from sds_agent.text import one_line
 
+T = TypeVar("T")
+P = ParamSpec("P")
+
 LARGEST_ANSWER = 4 << 20
 """Bytes of an answer's body."""
 LONGEST_LINE = 1 << 20
 """Bytes of one line of an answer that comes line by line."""
 LONGEST_WORDS = 300
 """Characters of a CA's own words in a message."""
+SERVER_ROOTS = "the roots that vouch for the CA's server"
 LONGEST_DELAY = 315_576_000_000.0
 """Seconds; a Retry-After that names more is no delay."""
 
@@ -134,17 +138,23 @@ async def lines(request: HttpsRequest, what: str) -> AsyncGenerator[bytes | Http
 
 async def read_roots(disk: TimeLimit, file: Path | None) -> bytes | None:
     """The roots in `ca_file`, in PEM, as `HttpsRequest` takes them. Raises AuthorityError UNAUTHENTICATED."""
-    if file is None:
-        return None
-    what = "the roots that vouch for the CA's server"
+    return None if file is None else await read_files(disk, f"{SERVER_ROOTS} ({file})", roots_in, file)
+
+
+async def read_files(disk: TimeLimit, what: str, read: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """What `read` gives, which reads the operator's files. Raises AuthorityError UNAUTHENTICATED, as `read` does, also
+    where the disk does not answer.
+    """
     try:
-        reading = await disk.call(read_certificates, file, what)
+        return await disk.call(read, *arguments, **options)
     except TimeoutError as error:
-        raise AuthorityError(
-            ErrorKind.UNAUTHENTICATED,
-            f"{what} cannot be read from {file}: {error.strerror}; check that its disk is there",
-        ) from error
-    return write_pem(reading.certificates)
+        message = f"{what} cannot be read: {error.strerror}; check that the disk is there"
+        raise AuthorityError(ErrorKind.UNAUTHENTICATED, message) from error
+
+
+def roots_in(file: Path, what: str = SERVER_ROOTS) -> bytes:
+    """The roots in a file, in PEM. Blocks on the disk. Raises AuthorityError UNAUTHENTICATED."""
+    return write_pem(read_certificates(file, what).certificates)
 
 
 def disk() -> TimeLimit:

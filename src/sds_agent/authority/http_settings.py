@@ -57,6 +57,22 @@ def roots_conflicts(url: str, ca_file: Path | None) -> Iterator[Problem]:
         )
 
 
+def pair_conflicts(url: str, certificate_file: Path | None, key_file: Path | None) -> Iterator[Problem]:
+    """Whether a client certificate and its key go with each other and with the URL. A value that could not be read is
+    false; nothing is said of it.
+    """
+    named = {"certificate_file": certificate_file, "key_file": key_file}
+    given = [key for key, value in named.items() if value]
+    missing = [key for key, value in named.items() if value is None]
+    if url.startswith("http:"):
+        for key in given:
+            yield Problem(
+                (key,), "is given", "a client certificate takes TLS, and the URL begins with http: write https"
+            )
+    elif given and missing:
+        yield Problem((missing[0],), "is missing", "a client certificate takes both certificate_file and key_file")
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host is this machine by its form."""
     try:

@@ -25,6 +25,7 @@ OURS: Mapping[str, str] = {
     "cacerts": "sds_agent.authority.cacerts",
     "step-ca": "sds_agent.authority.step_ca.kind",
     "vault": "sds_agent.authority.vault.kind",
+    "cfssl": "sds_agent.authority.cfssl.kind",
 }
 """The module of each kind of our own."""
 GROUP = "sds_agent.authorities"

@@ -1,0 +1,1 @@
+"""CFSSL's API server: certificates by a signing profile, with an HMAC key or without."""
