@@ -7,10 +7,12 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 from fakes.hierarchy import Ca, new_key
+from fakes import cfssl_server
 from fakes.istio_ca import Asked, IstioCa
 from fakes.step_ca_server import StepCaStandIn, jwe_of, jwk_of
 from sds_agent_proto.istio_pb2 import CertificateResponse
 
+from sds_agent.authority.cfssl.settings import CfsslSettings
 from sds_agent.authority.istio.settings import IstioSettings
 from sds_agent.authority.step_ca.settings import StepCaSettings
 from sds_agent.conformance import Address, Subject, SuiteCa
@@ -86,3 +88,17 @@ class StepCaSubject:
 
 
 SUBJECTS: tuple[Subject, ...] = (IstioSubject(), StepCaSubject())
+class CfsslSubject:
+    """CFSSL, by authsign, with its bundle."""
+    kind = "cfssl"
+    secrets = (cfssl_server.KEY.hex(),)
+        cfssl = cfssl_server.CfsslServer(ca)
+        async with cfssl.http.serving():
+            yield Address(cfssl.http.port, cfssl.http.roots_pem)
+    def settings(self, address: Address, directory: Path) -> CfsslSettings:
+        (directory / "hmac").write_text(self.secrets[0])
+        return CfsslSettings(
+            auth_key_file=directory / "hmac",
+            profile="mesh",
+            bundle=True,
+SUBJECTS: tuple[Subject, ...] = (IstioSubject(), CfsslSubject())
