@@ -17,6 +17,7 @@ from sds_agent.config.settings import Settings
 from sds_agent.directories import LockedDirectory, locked_directory
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.cache import CertificateCache, WorkloadCache, tidy
+from sds_agent.issuance.federation import Federation, bundle_name
 from sds_agent.issuance.issuer import Issuer, Upstream
 from sds_agent.issuance.needed import NeededAnchorsFile
 from sds_agent.issuance.publication import PublicationTarget
@@ -24,14 +25,14 @@ from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.standing import lack
 from sds_agent.issuance.status import TrustStatus, WorkloadStatus
-from sds_agent.issuance.trust import Trust, maintain, refresh
+from sds_agent.issuance.trust import Trust, follow_times, maintain, refresh
 from sds_agent.issuance.workload import Workload
 from sds_agent.rpc.health import Health
 from sds_agent.sds.endpoint import Access, access
 from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import SERVICE, SecretDiscoveryService
 from sds_agent.sds.status import StreamStatus
-from sds_agent.secrets.readiness import complete, missing, watched
+from sds_agent.secrets.readiness import complete, watched
 from sds_agent.secrets.store import SecretStore
 from sds_agent.signals import until_signalled
 from sds_agent.state import Restorable, watch
@@ -88,6 +89,7 @@ class Agent(Struct, frozen=True):
     store: SecretStore
     issuers: Mapping[str, Issuer]
     bundle: Trust
+    federation: Federation
     sds: SecretDiscoveryService
 
     @property
@@ -120,7 +122,9 @@ async def agent(
     `locked` is the state directory; a file that is lost there is written again.
     """
     identities = workloads(settings)
-    store = SecretStore((*(name for workload in identities for name in workload.names), *settings.bundle_names))
+    names = (*(name for workload in identities for name in workload.names), *settings.bundle_names)
+    store = SecretStore(names, map(bundle_name, settings.federated))
+    federation = Federation(store, settings.federation, clock)
     # The anchors that earlier certificates still chain to come first: no bundle may be published without them.
     trust = Trust(store, settings.bundle_names, clock, authorities=cas)
     anchors_file = NeededAnchorsFile(settings.state_dir)
@@ -129,22 +133,22 @@ async def agent(
     issuers = _issuers(identities, cas, PublicationTarget(store, trust), clock, caches)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
     service = SecretDiscoveryService(store, clock, most_streams=limits.streams, most_names=limits.names)
-    running = Agent(store, issuers, trust, service)
+    running = Agent(store, issuers, trust, federation, service)
     async with background_tasks() as start:
         # Issuance begins before the server: the first certificate is asked for while the server comes up.
         start(maintain(trust, anchors_file, clock))
         for name, authority in cas.items():
             if isinstance(authority, AdvertisesAnchors):
-                start(refresh(trust, name, authority, clock))
+                start(refresh(trust, name, authority, clock, federation=federation))
+        if settings.federated:
+            start(follow_times(federation, clock))
         for issuer in issuers.values():
             start(issuer.run())
         if locked is not None:
             parts = (*cas.values(), *caches.values(), anchors_file)
             start(watch(locked, [part for part in parts if isinstance(part, Restorable)]))
         _start_outputs(start, settings, store, clock)
-        readiness = Health(
-            lambda: not missing(store.snapshot), frozenset({SERVICE}), reasons=lambda: running.lacks(clock.now())
-        )
+        readiness = Health(lambda: not store.missing, frozenset({SERVICE}), reasons=lambda: running.lacks(clock.now()))
         # The server ends first, and its streams with it, while the tasks above still run.
         async with serving(
             service, preflight.socket_file(settings.sds), limits, [readiness], before_probe=lambda: complete(store)

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+import anyio
 import pytest
 from fakes.events import Events, recorded
 
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
-from sds_agent.secrets.readiness import missing, watched
+from sds_agent.secrets.readiness import complete, watched
 from sds_agent.secrets.store import SecretStore
 
 SECRET = CertificateSecret(b"chain", b"key", datetime(2036, 1, 1, tzinfo=UTC))
@@ -22,7 +23,17 @@ def events() -> Iterator[Events]:
 def test_what_has_no_secret_is_missing() -> None:
     store = SecretStore(["default", "ROOTCA"])
     store.publish({"default": SECRET})
-    assert missing(store.snapshot) == ("ROOTCA",)
+    assert store.missing == ("ROOTCA",)
+
+
+async def test_an_agent_is_ready_without_the_bundle_of_another_trust_domain() -> None:
+    """Its anchors come when the other side gives them, which may be never."""
+    store = SecretStore(["default"], ["spiffe://other.example"])
+    assert set(store.snapshot) == {"default", "spiffe://other.example"}
+    store.publish({"default": SECRET})
+    assert store.missing == ()
+    with anyio.fail_after(10):
+        await complete(store)
 
 
 def test_readiness_is_logged_when_it_comes_and_when_it_goes_and_not_in_between(events: Events) -> None:

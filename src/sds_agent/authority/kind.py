@@ -86,8 +86,9 @@ def _no_check(*_: object) -> None:
 class Kind(Struct, Generic[S], frozen=True, kw_only=True):
     """One kind of CA: the class of its settings, and functions of such settings.
 
-    All but `open` change nothing. `conflicts` and `workload_conflicts` may get settings in which a value could not
-    be read: that value is then false, and they report nothing that follows from it. The others get complete settings.
+    All but `open` change nothing. `conflicts`, `workload_conflicts` and `federated` may get settings in which a value
+    could not be read: that value is then false, and they report nothing that follows from it. The others get complete
+    settings.
     """
 
     settings: type[S]
@@ -110,6 +111,10 @@ class Kind(Struct, Generic[S], frozen=True, kw_only=True):
     """Raise the error of `open` as far as it can be found without a change to anything."""
     warnings: Callable[[S, Use], Iterable[str]] = _nothing
     """What is allowed and probably not meant: lines that begin with the key."""
+    federated: Callable[[S], Iterable[str]] = _nothing
+    """The other trust domains, as its key `federated` lists them, whose anchors the authority gives
+    (`AdvertisesFederation`). It may know of more: those are not served.
+    """
     secrets: tuple[str, ...] = ()
     """The keys that name files with secrets, such as `token_file`, or `auth.token_file` in a section: the agent warns
     where every user could read one.

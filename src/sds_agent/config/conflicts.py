@@ -6,6 +6,7 @@ rest, so that these problems are found together with those of single values.
 
 import os.path
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 
 from sds_agent.authority import registry
 from sds_agent.config.settings import BUNDLE_NAME, Settings, WorkloadSettings
@@ -18,27 +19,28 @@ from sds_agent.identity.spiffe import SpiffeId
 def conflicts(chosen: Settings) -> Iterator[Problem]:
     """Everything that does not go together, by key path."""
     workloads = dict(readable(chosen.workloads))
-    yield from _names(workloads, chosen.trust_domain)
+    others = chosen.federated if was_read(chosen.authorities) else ()
+    yield from _names(workloads, {BUNDLE_NAME, *(f"spiffe://{each}" for each in (chosen.trust_domain, *others))})
     yield from _identities(workloads)
     yield from _trust_domains(workloads, chosen.trust_domain)
     yield from _outputs(workloads)
     if was_read(chosen.authorities):
         yield from _authorities(workloads, list(chosen.authorities))
         yield from _kinds(chosen)
+        yield from _federated(chosen)
 
 
 def _at(index: int, key: str) -> KeyPath:
     return ("workloads", index, key)
 
 
-def _names(workloads: Mapping[int, WorkloadSettings], trust_domain: str) -> Iterator[Problem]:
-    bundle = {BUNDLE_NAME, f"spiffe://{trust_domain}"}
+def _names(workloads: Mapping[int, WorkloadSettings], bundles: AbstractSet[str]) -> Iterator[Problem]:
     by_id = {each.spiffe_id: index for index, each in reversed(list(workloads.items())) if each.spiffe_id}
     by_name: dict[str, int] = {}
     for index, each in workloads.items():
         if not each.name:
             continue
-        if each.name in bundle:
+        if each.name in bundles:
             found = f"is {quoted(each.name)}, a name of the trust bundle"
             yield Problem(_at(index, "name"), found, "choose another name")
         elif (other := by_id.get(each.name, index)) != index:
@@ -90,6 +92,20 @@ def _kinds(chosen: Settings) -> Iterator[Problem]:
             yield from (each.within("authorities", name) for each in kind.conflicts(authority))
             found = kind.workload_conflicts(authority, chosen.use_of(name))
             yield from (each.within("workloads") for each in found)
+
+
+def _federated(chosen: Settings) -> Iterator[Problem]:
+    """A bundle of another trust domain comes from one authority, and never takes the place of the agent's own."""
+    first: dict[str, str] = {}
+    for name, domains in chosen.federation.items():
+        for domain in domains:
+            path: KeyPath = ("authorities", name, "federated")
+            if domain == chosen.trust_domain:
+                yield Problem(path, f"has {quoted(domain)}, the agent's own trust domain", "remove it")
+            elif domain in first:
+                other = "twice" if first[domain] == name else f"as authorities.{first[domain]}.federated has"
+                yield Problem(path, f"has {quoted(domain)} {other}", "remove one: its bundle comes from one authority")
+            first.setdefault(domain, name)
 
 
 def _outputs(workloads: Mapping[int, WorkloadSettings]) -> Iterator[Problem]:

@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 from sds_agent.authority import registry
 from sds_agent.authority.kind import AuthoritySettings, Use
 from sds_agent.configfile.declarations import selected
-from sds_agent.configfile.reading import readable
+from sds_agent.configfile.reading import readable, was_read
 from sds_agent.configfile.types import (
     Account,
     AuthorityName,
@@ -256,6 +256,18 @@ class Settings(Struct, frozen=True, kw_only=True):
             if each.authority == name or (only and each.authority is None)
         }
         return Use(name, asking, self.keep_certificates)
+
+    @property
+    def federation(self) -> Mapping[str, tuple[str, ...]]:
+        """The other trust domains whose anchors each authority gives, by its name, as far as that could be read."""
+        read = {name: each for name, each in self.authorities.items() if was_read(each)}
+        found = {name: registry.kind_of(each).federated(each) for name, each in read.items()}
+        return {name: tuple(domain for _, domain in readable(domains)) for name, domains in found.items()}
+
+    @property
+    def federated(self) -> tuple[str, ...]:
+        """All those trust domains."""
+        return tuple(domain for domains in self.federation.values() for domain in domains)
 
     @property
     def bundle_names(self) -> tuple[str, ...]:

@@ -92,6 +92,14 @@ class AnchorStatus(Struct, frozen=True):
     needed_until: datetime | None
 
 
+class FederatedStatus(Struct, frozen=True):
+    """A trust domain that an authority is to give the anchors of, and those that are served, by their subjects."""
+
+    trust_domain: str
+    authority: str
+    anchors: tuple[str, ...] = ()
+
+
 class LeftOut(Struct, frozen=True):
     """What an authority advertises and is not served, each with the reason."""
 

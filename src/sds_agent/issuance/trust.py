@@ -8,7 +8,7 @@ next. That holds over a restart too, whichever authority advertised the root (`n
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from msgspec import Struct, structs
 
 from sds_agent import log
-from sds_agent.authority.protocol import AdvertisesAnchors, AuthorityError
+from sds_agent.authority.protocol import AdvertisesAnchors, AdvertisesFederation, AnnouncesAnchors, AuthorityError
 from sds_agent.clock import Clock, until
+from sds_agent.issuance.federation import Federation
 from sds_agent.issuance.needed import NeededAnchor, NeededAnchorsFile
 from sds_agent.issuance.status import AnchorStatus, LeftOut, TrustStatus
 from sds_agent.issuance.validity import validity, vouches
@@ -32,7 +33,7 @@ from sds_agent.pki.certificates import (
     write_pem,
 )
 from sds_agent.pki.names import canonical
-from sds_agent.pki.validation.choice import current
+from sds_agent.pki.validation.choice import current, moments
 from sds_agent.pki.validation.rules import Chain, fault_of_ca
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
@@ -47,6 +48,8 @@ RECHECK = timedelta(minutes=1)
 """The longest time between two checks of the anchors' times, so that those of a new anchor are noticed."""
 FIRST_REFRESH_RETRY = timedelta(seconds=5)
 """The bound of the first delay after a refresh that failed; it doubles up to the authority's own interval."""
+BETWEEN_ANNOUNCEMENTS = 1.0
+"""Seconds that pass at least between two times that an authority is asked for its anchors because they changed."""
 RETRY = 10.0
 """Seconds until a file that could not be written is tried again."""
 
@@ -205,11 +208,11 @@ class Trust:
         """
         last, self._checked = self._checked, self._clock.now()
         for authority, anchors in self._anchors.items():
-            if any(last < moment <= self._checked for moment in _moments(anchors)):
+            if any(last < moment <= self._checked for moment in moments(anchors)):
                 self._publish(authority)
         recheck = self._checked + RECHECK
-        moments = (moment for anchors in self._anchors.values() for moment in _moments(anchors))
-        return min((moment for moment in moments if self._checked < moment < recheck), default=recheck)
+        ahead = (moment for anchors in self._anchors.values() for moment in moments(anchors))
+        return min((moment for moment in ahead if self._checked < moment < recheck), default=recheck)
 
     def _retain(self, authority: str, before: Chain, versions: Iterable[str]) -> None:
         """Keep what certificates in use chain to among the anchors advertised `before`, where the new ones are not as
@@ -268,14 +271,8 @@ class Trust:
         return tuple(anchor for anchor in anchors if anchor not in faults)
 
 
-def _moments(anchors: Chain) -> Iterator[datetime]:
-    for anchor in anchors:
-        yield anchor.not_valid_before_utc
-        yield anchor.not_valid_after_utc
-
-
-async def follow_times(trust: Trust, clock: Clock) -> None:
-    """Publish the bundle anew whenever an anchor ends or begins, until cancelled."""
+async def follow_times(trust: Trust | Federation, clock: Clock) -> None:
+    """Publish the bundles anew whenever an anchor ends or begins, until cancelled."""
     while True:
         await until(clock, trust.check_times())
 
@@ -286,20 +283,47 @@ async def refresh(
     authority: AdvertisesAnchors,
     clock: Clock,
     randomness: Callable[[], float] = random.random,
+    *,
+    federation: Federation | None = None,
 ) -> None:
     """Ask the authority `name` for its anchors at its own intervals, also while nothing is issued, until cancelled.
 
-    A failure is logged (`trust_not_refreshed`) and changes nothing that is served; the authority is asked again sooner.
-    `randomness` returns a float uniform in [0, 1).
+    One that announces changes is asked then too. After its own anchors, those of other trust domains are asked for
+    where it has them and there is a `federation`. A failure is logged (`trust_not_refreshed`) and changes nothing that
+    is served; the authority is asked again sooner. `randomness` returns a float uniform in [0, 1).
     """
     failures = 0
     while True:
-        cause, retry_after = await _refresh(trust, name, authority)
+        cause, retry_after = await _refresh(trust, name, authority, federation)
         failures = failures + 1 if cause else 0
         delay = next_refresh(authority.refresh_every, failures, retry_after, randomness())
         if cause:
             log.event(LOG, "trust_not_refreshed", level=logging.WARNING, authority=name, cause=cause, in_seconds=delay)
-        await until(clock, clock.now() + delay)
+        if not cause and isinstance(authority, AnnouncesAnchors):
+            await _announced(name, authority, clock, delay)
+        else:
+            await until(clock, clock.now() + delay)
+
+
+async def _announced(name: str, authority: AnnouncesAnchors, clock: Clock, delay: timedelta) -> None:
+    """Return after the delay, or sooner when the authority announces other anchors, but not at once."""
+    due = clock.now() + delay
+    await clock.sleep(BETWEEN_ANNOUNCEMENTS)
+    waits = [asyncio.create_task(until(clock, due)), asyncio.create_task(_anchors_changed(name, authority))]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in waits:
+            each.cancel()
+        await asyncio.wait(waits)
+
+
+async def _anchors_changed(name: str, authority: AnnouncesAnchors) -> None:
+    try:
+        await authority.anchors_changed()
+    except Exception as error:  # noqa: BLE001 - a bug in one adapter must not end the agent
+        log.fault(LOG, f"authority {name}", error)
+        await asyncio.Event().wait()  # the authority is asked at its intervals all the same
 
 
 def next_refresh(every: timedelta, failures: int, retry_after: float | None, randomness: float) -> timedelta:
@@ -317,12 +341,18 @@ def next_refresh(every: timedelta, failures: int, retry_after: float | None, ran
     return delay
 
 
-async def _refresh(trust: Trust, name: str, authority: AdvertisesAnchors) -> tuple[str, float | None]:
+async def _refresh(
+    trust: Trust, name: str, authority: AdvertisesAnchors, federation: Federation | None
+) -> tuple[str, float | None]:
     """Ask once. Returns why that failed, empty if it did not, and the delay in seconds that the authority asks for."""
     try:
         async with asyncio.timeout(TIMEOUT):
             advertised = read_bundle(await authority.anchors())
         trust.update(name, advertised.certificates, advertised.left_out)
+        if federation is not None and isinstance(authority, AdvertisesFederation):
+            async with asyncio.timeout(TIMEOUT):
+                federated = await authority.federated_anchors()
+            federation.update(name, federated)
     except (AuthorityError, CertificateError, NoThreadError, TimeoutError) as error:
         retry_after = error.retry_after if isinstance(error, AuthorityError) else None
         return str(error) or f"no answer within {TIMEOUT:.0f} s", retry_after

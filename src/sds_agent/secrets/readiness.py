@@ -6,21 +6,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from sds_agent import log
-from sds_agent.secrets.store import SecretStore, Snapshot
+from sds_agent.secrets.store import SecretStore
 
 LOG = logging.getLogger(__name__)
-
-
-def missing(snapshot: Snapshot) -> tuple[str, ...]:
-    """The names that have no secret to serve."""
-    return tuple(name for name, secret in snapshot.items() if secret is None)
 
 
 async def complete(store: SecretStore) -> None:
     """Return as soon as every name has a secret."""
     changed = asyncio.Event()
     with store.watching(lambda _names: changed.set()):
-        while missing(store.snapshot):
+        while store.missing:
             changed.clear()
             await changed.wait()
 
@@ -43,7 +38,7 @@ def watched(store: SecretStore) -> Iterator[None]:
 
     def check(_changed: frozenset[str] = frozenset()) -> None:
         nonlocal ready
-        without = missing(store.snapshot)
+        without = store.missing
         if (not without) is ready:
             return
         ready = not without

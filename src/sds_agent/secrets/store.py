@@ -21,8 +21,10 @@ Watcher = Callable[[frozenset[str]], None]
 class SecretStore:
     """The current snapshot, its watchers, what clients are waiting for, and what they have acknowledged."""
 
-    def __init__(self, names: Iterable[str] = ()) -> None:
-        self._snapshot: Snapshot = MappingProxyType(dict.fromkeys(names))
+    def __init__(self, names: Iterable[str] = (), optional: Iterable[str] = ()) -> None:
+        """Without any secret. The agent is ready without the `optional` names, which need not ever have one."""
+        self._optional = frozenset(optional)
+        self._snapshot: Snapshot = MappingProxyType(dict.fromkeys((*names, *self._optional)))
         self._watchers: dict[object, Watcher] = {}
         self._awaited: dict[object, frozenset[str]] = {}
         self.acknowledgements = Acknowledgements()
@@ -31,6 +33,11 @@ class SecretStore:
     def snapshot(self) -> Snapshot:
         """What is served now. Never changes under a reader: a change makes a new one."""
         return self._snapshot
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The names without a secret, for which the agent is not ready."""
+        return tuple(name for name, secret in self._snapshot.items() if secret is None and name not in self._optional)
 
     def publish(self, secrets: Mapping[str, Secret]) -> frozenset[str]:
         """Serve these secrets from now on, all at once; returns the names whose content changed.

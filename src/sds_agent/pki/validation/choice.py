@@ -41,6 +41,13 @@ def current(anchors: Iterable[x509.Certificate], now: datetime) -> Chain:
     return tuple(each for each in unexpired if each not in early or _ca(each) not in valid) or given
 
 
+def moments(anchors: Iterable[x509.Certificate]) -> Iterator[datetime]:
+    """When what is `current` of them may change."""
+    for anchor in anchors:
+        yield anchor.not_valid_before_utc
+        yield anchor.not_valid_after_utc
+
+
 def _ca(certificate: x509.Certificate) -> tuple[CanonicalName, bytes]:
     """One name and one key make one CA."""
     key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

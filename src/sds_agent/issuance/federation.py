@@ -1,0 +1,142 @@
+"""The trust anchors of other trust domains: a bundle for each, under the name `spiffe://NAME` and under no other.
+
+A certificate of another trust domain must be accepted only where an Envoy is configured to accept that domain, so its
+anchors never enter the bundle of the agent's own. Only the trust domains that the configuration lists are served:
+whatever else an authority knows of would otherwise make names of its choice.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+
+from msgspec import Struct
+
+from sds_agent import log
+from sds_agent.clock import Clock
+from sds_agent.issuance.status import FederatedStatus
+from sds_agent.pki.certificates import CertificateError, describe, longest_valid_first, read_bundle, write_pem
+from sds_agent.pki.validation.choice import current, moments
+from sds_agent.pki.validation.rules import Chain, fault_of_ca
+from sds_agent.secrets.model import BundleSecret
+from sds_agent.secrets.store import SecretStore
+from sds_agent.text import printable
+
+LOG = logging.getLogger(__name__)
+
+RECHECK = timedelta(minutes=1)
+"""The longest time between two checks of the anchors' times."""
+MOST_SHOWN = 10
+"""Trust domains that are named in one event."""
+_NONE = "its bundle holds no certificate of a CA"
+
+
+class _Read(Struct, frozen=True):
+    """The usable anchors of a bundle, and what is wrong with the others."""
+
+    anchors: Chain
+    causes: tuple[str, ...] = ()
+
+
+def bundle_name(trust_domain: str) -> str:
+    """The resource name of a trust domain's bundle."""
+    return f"spiffe://{trust_domain}"
+
+
+class Federation:
+    """The bundles of other trust domains. `sources` has the trust domains that each authority gives, by its name."""
+
+    def __init__(self, store: SecretStore, sources: Mapping[str, Sequence[str]], clock: Clock) -> None:
+        self._store = store
+        self._sources = sources
+        self._clock = clock
+        self._anchors: dict[str, Chain] = {}
+        self._served: dict[str, Chain] = {}
+        self._faults = {name: log.LogOnChange(LOG, "federated_anchors_left_out") for name in self.trust_domains}
+        self._ignored: dict[str, frozenset[str]] = {}
+
+    @property
+    def trust_domains(self) -> tuple[str, ...]:
+        """Those that the configuration lists."""
+        return tuple(name for names in self._sources.values() for name in names)
+
+    @property
+    def status(self) -> tuple[FederatedStatus, ...]:
+        """Every listed trust domain with what is served for it."""
+        return tuple(
+            FederatedStatus(name, authority, tuple(map(describe, self._served.get(name, ()))))
+            for authority, names in self._sources.items()
+            for name in names
+        )
+
+    def update(self, authority: str, bundles: Mapping[str, bytes]) -> None:
+        """Serve what an authority says now, in PEM by the names of the trust domains.
+
+        One that it names no longer is withheld. One whose bundle holds nothing usable keeps what it had, which is
+        logged (`federated_anchors_left_out`).
+        """
+        listed = self._sources.get(authority, ())
+        self._report_others(authority, frozenset(bundles) - frozenset(listed))
+        for name in listed:
+            if name in bundles:
+                self._take(authority, name, bundles[name])
+            elif self._anchors.pop(name, None) is not None:
+                self._withdraw(authority, name)
+
+    def check_times(self) -> datetime:
+        """Publish a bundle anew if an anchor in it has ended or begun; returns when to check next."""
+        now = self._clock.now()
+        for authority, names in self._sources.items():
+            for name in names:
+                if name in self._anchors:
+                    self._publish(authority, name)
+        recheck = now + RECHECK
+        ahead = (moment for anchors in self._anchors.values() for moment in moments(anchors))
+        return min((moment for moment in ahead if now < moment < recheck), default=recheck)
+
+    def _take(self, authority: str, name: str, pem: bytes) -> None:
+        read = _read(pem)
+        self._faults[name].report(read.causes, authority=authority, trust_domain=name)
+        if read.anchors:
+            self._anchors[name] = read.anchors
+            self._publish(authority, name)
+
+    def _publish(self, authority: str, name: str) -> None:
+        served = current(longest_valid_first(self._anchors[name]), self._clock.now())
+        self._served[name] = served
+        bundle = BundleSecret(write_pem(served))
+        if self._store.publish({bundle_name(name): bundle}):
+            log.event(
+                LOG,
+                "federated_trust_changed",
+                authority=authority,
+                trust_domain=name,
+                anchors=len(served),
+                version=bundle.version,
+            )
+
+    def _withdraw(self, authority: str, name: str) -> None:
+        self._served.pop(name, None)
+        self._faults[name].resolved()
+        self._store.withhold([bundle_name(name)])
+        log.event(LOG, "federated_trust_withdrawn", level=logging.WARNING, authority=authority, trust_domain=name)
+
+    def _report_others(self, authority: str, others: frozenset[str]) -> None:
+        if new := others - self._ignored.get(authority, frozenset()):
+            log.event(LOG, "federation_not_listed", authority=authority, trust_domains=_shown(new))
+        self._ignored[authority] = others
+
+
+def _read(pem: bytes) -> _Read:
+    try:
+        parsed = read_bundle(pem)
+    except CertificateError as error:
+        return _Read((), (str(error),))
+    faults = {anchor: fault for anchor in parsed.certificates if (fault := fault_of_ca(anchor))}
+    anchors = tuple(anchor for anchor in parsed.certificates if anchor not in faults)
+    causes = (*parsed.left_out, *faults.values())
+    return _Read(anchors, causes if anchors else (*causes, _NONE))
+
+
+def _shown(names: frozenset[str]) -> tuple[str, ...]:
+    shown = [printable(name, log.LONGEST_VALUE) for name in sorted(names)[:MOST_SHOWN]]
+    return tuple(shown if len(names) <= MOST_SHOWN else [*shown, f"{len(names) - MOST_SHOWN} more"])
