@@ -47,6 +47,7 @@ class Role(Enum):
     LAST = "the directory itself"
     LINK = "a symbolic link in a directory that others may write to"
     FILE = "a file in the directory's place"
+    SOCKET = "a socket there: who may write to it may connect, and changes nothing"
 
 
 class Step(Struct, frozen=True):
@@ -212,7 +213,7 @@ class _Resolution:
         if stat.S_ISLNK(found.st_mode):
             self._follow(path, found)
         elif self._or_file and not self.names and not stat.S_ISDIR(found.st_mode):
-            self.steps.append(_step(path, found, Role.FILE))
+            self.steps.append(_step(path, found, Role.SOCKET if stat.S_ISSOCK(found.st_mode) else Role.FILE))
         else:
             self._enter(path)
 

@@ -75,7 +75,7 @@ def judge(step: Step, target: Path, user: int) -> str | None:
     if step.owner not in {ROOT, user, None}:
         return f"uid {step.owner} {does}: {step.path} belongs to that user"
     # in a directory with the sticky bit a file is changed by its owner alone, and each file's owner is checked
-    if step.role is Role.LINK or (step.role is not Role.FILE and step.mode & stat.S_ISVTX):
+    if step.role in {Role.LINK, Role.SOCKET} or (step.role is not Role.FILE and step.mode & stat.S_ISVTX):
         return None
     if step.mode & stat.S_IWOTH:
         return f"every user {does}: others may write to {step.path} (chmod o-w {step.path})"

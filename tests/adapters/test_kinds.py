@@ -30,6 +30,7 @@ from sds_agent.authority.kind import AuthoritySettings, Context, Use
 from sds_agent.authority.protocol import AdvertisesAnchors, Authority, Supplier
 from sds_agent.authority.step_ca.settings import StepCaSettings
 from sds_agent.authority.vault.settings import VaultCertAuth, VaultSettings
+from sds_agent.authority.spiffe.settings import SpiffeSettings
 from sds_agent.cli.main import main
 from sds_agent.config.schema import json_schema
 from sds_agent.configfile.reading import UNREAD
@@ -44,6 +45,7 @@ MINIMUM = {
     "step-ca": "url: https://127.0.0.1:1, provisioner: sds, ca_file: roots.pem, jwk_file: token",
     "vault": "url: 'https://127.0.0.1:1', ca_file: roots.pem, role: web, auth: {type: token, token_file: token}",
     "cfssl": "url: https://127.0.0.1:1, ca_file: roots.pem",
+    "spiffe": "socket: api.sock",
     "leased": "journal: journal",
 }
 """The least that a file says of an authority, by its kind; the last is another package's."""
@@ -176,6 +178,7 @@ def spoilt(folder: Path, kind: str) -> tuple[AuthoritySettings, Context]:
         "step-ca": StepCaSettings(url="https://127.0.0.1:1", provisioner="sds", jwk_file=folder / "token"),
         "vault": VaultSettings(url=("https://127.0.0.1:1",), role="web", auth=VaultCertAuth()),
         "cfssl": CfsslSettings(url="https://ca.example:8888"),
+        "spiffe": SpiffeSettings(socket=folder / "api.sock", federated=("demo.example",)),
         "leased": chosen(folder, "leased", "journal: journal, refuses: true"),
     }
     return wrong[kind], Context("upstream", "demo.example", folder / "occupied", HandClock())
@@ -189,7 +192,7 @@ async def test_an_authority_that_cannot_be_opened_is_a_configuration_error(folde
     assert str(refused.value)
 
 
-@pytest.mark.parametrize("kind", ["embedded", "cacerts"])
+@pytest.mark.parametrize("kind", ["embedded", "cacerts", "spiffe"])
 async def test_preflight_refuses_what_open_refuses_in_the_same_words(folder: Path, kind: str) -> None:
     with pytest.raises(ConfigurationError) as at_start:
         async with registry.kind(kind).open(*spoilt(folder, kind)):

@@ -127,6 +127,7 @@ PURE = {
     "authority.vault.lease",
     "authority.vault.refusals",
     "authority.vault.wire",
+    "authority.spiffe.wire",
     "authority.protocol",
     "authority.step_ca.jwk",
     "authority.step_ca.wire",

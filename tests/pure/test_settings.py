@@ -77,7 +77,7 @@ def test_every_key_of_the_full_example_is_taken(tmp_path: Path) -> None:
     read = settings(tmp_path, FULL)
     assert read.sds.socket == Path("/run/sds-agent/sds.sock")
     assert (read.sds.owner, read.sds.group) == ("0", "0")
-    assert list(read.authorities) == ["local", "legacy", "plugged", "mesh"]
+    assert list(read.authorities) == ["local", "legacy", "plugged", "spire", "mesh"]
     assert read.workloads[1].key is KeyType.RSA_2048
     assert read.workloads[1].ttl == timedelta(minutes=90)
     assert read.authority_of(read.workloads[1]) == "legacy"

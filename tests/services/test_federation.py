@@ -21,13 +21,12 @@ from sds_agent.authority.protocol import (
 )
 from sds_agent.issuance.federation import MOST_SHOWN, Federation
 from sds_agent.issuance.status import FederatedStatus
-from sds_agent.issuance.trust import BETWEEN_ANNOUNCEMENTS, Trust, follow_times, refresh
+from sds_agent.issuance.trust import BETWEEN_ANNOUNCEMENTS, FIRST_REFRESH_RETRY, Trust, follow_times, refresh
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.secrets.model import BundleSecret
 from sds_agent.secrets.store import SecretStore
 
 OWN, OTHER, THIRD = (make_ca(name).certificate for name in ("own", "other", "third"))
-PAUSE = timedelta(seconds=BETWEEN_ANNOUNCEMENTS)
 
 
 class Federated:
@@ -90,7 +89,7 @@ class Bench:
         """Announce a change and wait until the authority has been asked."""
         calls = self.authority.calls
         await self.clock.asleep()
-        self.clock.elapse(PAUSE)
+        self.clock.elapse(BETWEEN_ANNOUNCEMENTS)
         self.authority.announce()
         with anyio.fail_after(10):
             while self.authority.calls == calls:
@@ -158,7 +157,7 @@ async def test_an_authority_that_announces_without_end_is_asked_once_a_second(be
         await bench.events.wait("federated_trust_changed")
         for _ in range(10):
             await bench.clock.asleep()
-            bench.clock.elapse(PAUSE)
+            bench.clock.elapse(BETWEEN_ANNOUNCEMENTS)
             await anyio.wait_all_tasks_blocked()
         assert authority.calls == 11
 
@@ -172,7 +171,7 @@ async def test_a_fault_in_the_announcement_is_reported_and_the_refresh_goes_on(b
     async with bench.refreshing(authority):
         await bench.events.wait("federated_trust_changed")
         await bench.clock.asleep()
-        bench.clock.elapse(PAUSE)
+        bench.clock.elapse(BETWEEN_ANNOUNCEMENTS)
         await bench.events.wait("fault")
         await bench.clock.asleep()
         bench.clock.elapse(HOUR)
@@ -234,6 +233,30 @@ def test_what_is_no_ca_is_left_out_beside_a_good_anchor(bench: Bench) -> None:
     leaf = make_leaf(make_ca("a CA"))
     bench.federation.update("spire", {"other.example": write_pem([leaf, OTHER])})
     assert bench.served("spiffe://other.example") == {OTHER}
+
+
+async def test_an_authority_that_was_away_for_long_is_asked_when_it_announces_that_it_is_back(bench: Bench) -> None:
+    class Away(Federated):
+        async def anchors(self) -> bytes:
+            if self.own:
+                return await super().anchors()
+            self.calls += 1
+            raise AuthorityError(ErrorKind.TRANSIENT, "away")
+
+    authority = bench.authority = Away()
+    good, authority.own = authority.own, b""
+    async with bench.refreshing():
+        for count in range(1, 9):
+            await bench.events.wait("trust_not_refreshed", count=count)
+            while authority.calls == count:
+                await bench.clock.asleep()
+                bench.clock.elapse(FIRST_REFRESH_RETRY)
+                await anyio.wait_all_tasks_blocked()
+        authority.own = good
+        await bench.clock.asleep()
+        bench.clock.elapse(FIRST_REFRESH_RETRY)
+        authority.announce()
+        await bench.events.wait("federated_trust_changed")
 
 
 async def test_an_error_keeps_what_is_served(bench: Bench) -> None:

@@ -26,6 +26,7 @@ OURS: Mapping[str, str] = {
     "step-ca": "sds_agent.authority.step_ca.kind",
     "vault": "sds_agent.authority.vault.kind",
     "cfssl": "sds_agent.authority.cfssl.kind",
+    "spiffe": "sds_agent.authority.spiffe.kind",
 }
 """The module of each kind of our own."""
 GROUP = "sds_agent.authorities"

@@ -48,8 +48,8 @@ RECHECK = timedelta(minutes=1)
 """The longest time between two checks of the anchors' times, so that those of a new anchor are noticed."""
 FIRST_REFRESH_RETRY = timedelta(seconds=5)
 """The bound of the first delay after a refresh that failed; it doubles up to the authority's own interval."""
-BETWEEN_ANNOUNCEMENTS = 1.0
-"""Seconds that pass at least between two times that an authority is asked for its anchors because they changed."""
+BETWEEN_ANNOUNCEMENTS = timedelta(seconds=1)
+"""The least time between two attempts to read the anchors of an authority that announces changes."""
 RETRY = 10.0
 """Seconds until a file that could not be written is tried again."""
 
@@ -299,16 +299,16 @@ async def refresh(
         delay = next_refresh(authority.refresh_every, failures, retry_after, randomness())
         if cause:
             log.event(LOG, "trust_not_refreshed", level=logging.WARNING, authority=name, cause=cause, in_seconds=delay)
-        if not cause and isinstance(authority, AnnouncesAnchors):
-            await _announced(name, authority, clock, delay)
+        due = clock.now() + delay
+        if isinstance(authority, AnnouncesAnchors):
+            await until(clock, clock.now() + min(delay, FIRST_REFRESH_RETRY if cause else BETWEEN_ANNOUNCEMENTS))
+            await _announced(name, authority, clock, due)
         else:
-            await until(clock, clock.now() + delay)
+            await until(clock, due)
 
 
-async def _announced(name: str, authority: AnnouncesAnchors, clock: Clock, delay: timedelta) -> None:
-    """Return after the delay, or sooner when the authority announces other anchors, but not at once."""
-    due = clock.now() + delay
-    await clock.sleep(BETWEEN_ANNOUNCEMENTS)
+async def _announced(name: str, authority: AnnouncesAnchors, clock: Clock, due: datetime) -> None:
+    """Return at that time, or sooner when the authority announces other anchors."""
     waits = [asyncio.create_task(until(clock, due)), asyncio.create_task(_anchors_changed(name, authority))]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

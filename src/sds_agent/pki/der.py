@@ -1,5 +1,7 @@
 """Reading DER (ITU-T X.690) without a schema, for fields that cryptography has parsed and does not show."""
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import TypeAlias
 
 Element: TypeAlias = tuple[int, bytes]
@@ -11,9 +13,24 @@ _FIELDS_OF_TBS = 6
 
 def elements(data: bytes) -> list[Element]:
     """The values that stand one after another in `data`. Raises IndexError for what is no DER."""
-    found, at = list[Element](), 0
+    return [(data[begin], data[content:end]) for begin, content, end in _places(data)]
+
+
+def split(data: bytes, most: int) -> list[bytes]:
+    """The values that stand one after another in `data`, each whole. Raises IndexError for what is no DER, and for more
+    than `most` values.
+    """
+    found = [data[begin:end] for begin, _, end in islice(_places(data), most + 1)]
+    if len(found) > most:
+        raise IndexError
+    return found
+
+
+def _places(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Where each value begins, where its content does, and where it ends."""
+    at = 0
     while at < len(data):
-        tag, at = data[at], at + 1
+        begin, tag, at = at, data[at], at + 1
         if tag & _LONG_TAG == _LONG_TAG:
             while data[at] & 0x80:
                 at += 1
@@ -24,9 +41,8 @@ def elements(data: bytes) -> list[Element]:
             length, at = int.from_bytes(data[at : at + size], "big"), at + size
         if at + length > len(data):
             raise IndexError
-        found.append((tag, data[at : at + length]))
+        yield begin, at, at + length
         at += length
-    return found
 
 
 def fields_of_certificate(der: bytes) -> tuple[list[Element], bytes]:
