@@ -24,6 +24,8 @@ EVERYTHING = MATERIAL | {
     "state",
     "sources",
     "named_files",
+    "file_sets",
+    "path_watch",
     "signals",
     "rpc",
     "secrets",
@@ -61,6 +63,8 @@ MAY_IMPORT = {
     "sources": BASE | {"directories"},
     "signals": BASE,
     "named_files": BASE | {"files", "pki"},
+    "file_sets": set[str](),
+    "path_watch": {"log", "clock"},
     "identity": BASE,
     "pki": BASE,
     "rpc": BASE,
@@ -69,8 +73,8 @@ MAY_IMPORT = {
     "secrets": MATERIAL,
     "signing": MATERIAL | {"files", "directories", "ownfile"},
     # Each kind of CA is imported by its name in `authority.registry`, so no other part can depend on one.
-    "authority": MATERIAL | {"named_files", "signing", "configfile", "files", "directories"},
-    "sds": MATERIAL | {"accounts", "descriptors", "files", "directories", "rpc", "secrets"},
+    "authority": MATERIAL | {"named_files", "signing", "configfile", "files", "directories", "file_sets", "path_watch", "sources"},
+    "sds": MATERIAL | {"accounts", "descriptors", "files", "directories", "rpc", "secrets", "file_sets", "path_watch"},
     "outputs": MATERIAL | {"accounts", "files", "directories", "secrets"},
     "issuance": MATERIAL | {"files", "directories", "ownfile", "secrets", "authority.protocol"},
     "ca": MATERIAL
@@ -117,11 +121,13 @@ BELONGS_TO = {
 # Decisions: neither a clock nor a socket nor an event loop, so that a test can put any question to them.
 PURE = {
     "budget",
+    "file_sets",
     "pki",
     "identity.spiffe",
     "secrets.model",
     "text",
     "authority.cfssl.wire",
+    "authority.files.contents",
     "authority.grpc_retry",
     "authority.istio.wire",
     "authority.vault.lease",
