@@ -25,6 +25,7 @@ from sds_agent.authority import registry
 from sds_agent.authority.cacerts import CacertsSettings
 from sds_agent.authority.cfssl.settings import CfsslSettings
 from sds_agent.authority.embedded import EmbeddedSettings
+from sds_agent.authority.files.settings import FilesSettings
 from sds_agent.authority.istio.settings import IstioSettings
 from sds_agent.authority.kind import AuthoritySettings, Context, Use
 from sds_agent.authority.protocol import AdvertisesAnchors, Authority, Supplier
@@ -46,6 +47,7 @@ MINIMUM = {
     "vault": "url: 'https://127.0.0.1:1', ca_file: roots.pem, role: web, auth: {type: token, token_file: token}",
     "cfssl": "url: https://127.0.0.1:1, ca_file: roots.pem",
     "spiffe": "socket: api.sock",
+    "files": "directory: live",
     "leased": "journal: journal",
 }
 """The least that a file says of an authority, by its kind; the last is another package's."""
@@ -179,6 +181,7 @@ def spoilt(folder: Path, kind: str) -> tuple[AuthoritySettings, Context]:
         "vault": VaultSettings(url=("https://127.0.0.1:1",), role="web", auth=VaultCertAuth()),
         "cfssl": CfsslSettings(url="https://ca.example:8888"),
         "spiffe": SpiffeSettings(socket=folder / "api.sock", federated=("demo.example",)),
+        "files": FilesSettings(),
         "leased": chosen(folder, "leased", "journal: journal, refuses: true"),
     }
     return wrong[kind], Context("upstream", "demo.example", folder / "occupied", HandClock())

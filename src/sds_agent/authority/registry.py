@@ -27,6 +27,7 @@ OURS: Mapping[str, str] = {
     "vault": "sds_agent.authority.vault.kind",
     "cfssl": "sds_agent.authority.cfssl.kind",
     "spiffe": "sds_agent.authority.spiffe.kind",
+    "files": "sds_agent.authority.files.kind",
 }
 """The module of each kind of our own."""
 GROUP = "sds_agent.authorities"

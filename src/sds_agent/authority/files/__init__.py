@@ -1,0 +1,1 @@
+"""The kind `files`: a certificate, its key and the roots in files that another program writes."""
