@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,6 +24,10 @@ TEMPORARY_SOCKET = 7
 
 class ForeignFileError(SdsAgentError):
     """Another user may have replaced a file of the agent's own. The message is a clause that follows its path."""
+
+
+class OutsideError(SdsAgentError):
+    """A path leads to what must not be read by it. The message is a clause that follows the path."""
 
 
 def create(path: Path, data: bytes, mode: int = 0o600, *, owner: tuple[int, int] | None = None) -> None:
@@ -118,6 +122,46 @@ def read_at_once(file: Path, most: int) -> bytes:
         return _read(descriptor, most)
     finally:
         os.close(descriptor)
+
+
+def read_below(file: Path, directories: Iterable[Path], most: int) -> bytes:
+    """As `read_at_once`, of a file that lies below one of the directories, wherever symlinks on its path lead.
+
+    Nobody can exchange the file between the check and the reading: it is judged by where the kernel says that the
+    opened one is, and that one is read. A file elsewhere, and what is no regular file, is not even opened for reading.
+    Raises OutsideError, and OSError, which it is too where /proc is not mounted.
+    """
+    found = os.open(file, os.O_PATH | os.O_CLOEXEC)
+    try:
+        place = _place(found)
+        if not any(place.is_relative_to(each) and place != each for each in map(_place_of, directories)):
+            raise OutsideError("a symlink leads to another place than below the directories that are allowed")
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            raise OutsideError("is not a regular file")
+        descriptor = os.open(_link(found), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    finally:
+        os.close(found)
+    try:
+        return _read(descriptor, most)
+    finally:
+        os.close(descriptor)
+
+
+def _place_of(directory: Path) -> Path:
+    found = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return _place(found)
+    finally:
+        os.close(found)
+
+
+def _place(descriptor: int) -> Path:
+    """Where the kernel says that the opened file is (proc_pid_fd(5)), without symlinks on the way."""
+    return Path(os.readlink(_link(descriptor)))  # noqa: PTH115 - as it is, not as a Path's text
+
+
+def _link(descriptor: int) -> str:
+    return f"/proc/self/fd/{descriptor}"
 
 
 def _read(descriptor: int, most: int) -> bytes:

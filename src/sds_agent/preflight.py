@@ -82,7 +82,8 @@ def unreachable(settings: Settings) -> Iterator[str]:
 
 def sources(settings: Settings) -> list[Source]:
     """The keys that name what the operator provides, and what they name."""
-    return [
+    files = [(f"sds.files[{number}]", directory) for number, directory in enumerate(settings.sds.files)]
+    return files + [
         (f"authorities.{name}.{key}", path)
         for name, chosen in settings.authorities.items()
         for key, path in registry.kind_of(chosen).files(chosen).items()

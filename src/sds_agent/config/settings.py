@@ -20,6 +20,7 @@ from sds_agent.configfile.types import (
     FileMode,
     FilePath,
     Mode,
+    SecretDirectory,
     SocketPath,
     TrustDomain,
     WorkloadId,
@@ -95,6 +96,14 @@ class SdsSettings(Struct, frozen=True, kw_only=True):
             "out: the agent's own.",
         ),
     ] = None
+    files: Annotated[
+        tuple[SecretDirectory, ...],
+        listing("directories"),
+        Meta(
+            description="The directories of which Envoys may ask for files, by Istio's names file-cert:CERTIFICATE~KEY "
+            "and file-root:ROOTS. Whoever may connect can read the keys below them. Left out: none."
+        ),
+    ] = ()
     limits: PeerLimitSettings = PeerLimitSettings()
 
 

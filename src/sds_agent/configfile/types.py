@@ -5,6 +5,7 @@ Meta(description="The roots.")] = None`. Each has one function that converts the
 UnacceptableError with the reason. `custom` makes the annotation of another such type.
 """
 
+import os.path
 import re
 from collections.abc import Callable
 from datetime import timedelta
@@ -153,6 +154,13 @@ def _command(value: object, _base: Path) -> tuple[str, ...]:
     return words
 
 
+def _directory_of_secrets(value: object, base: Path) -> Path:
+    path = file_path(value, base)
+    if not os.path.normpath(path).strip("/"):
+        raise UnacceptableError("that is every file of this machine: name the directories with certificates alone")
+    return path
+
+
 def _socket(value: object, base: Path) -> Path:
     if isinstance(value, str) and value.startswith(("unix:", "@")):
         raise UnacceptableError("write the path alone: no unix: before it, and no abstract name")
@@ -199,6 +207,9 @@ Command: TypeAlias = Annotated[
         {"type": "array", "minItems": 1, "items": {"type": "string"}},
         list,
     ),
+]
+SecretDirectory: TypeAlias = Annotated[
+    Path, custom(_directory_of_secrets, "a directory, and not /", {**_PATH_SCHEMA, "pattern": "[^/]"})
 ]
 SocketPath: TypeAlias = Annotated[Path, custom(_socket, f"a path of at most {LONGEST_SOCKET_PATH} bytes", _PATH_SCHEMA)]
 Mode: TypeAlias = Annotated[

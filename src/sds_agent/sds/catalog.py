@@ -1,4 +1,11 @@
-"""The store as sessions see it: every secret is encoded once, for all streams that ask for it."""
+"""The store as sessions see it: every secret is encoded once, for all streams that ask for it.
+
+Names beside those of the store exist for as long as a stream asks for them (`OnDemand`): those of files.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
 
 from sds_agent.sds.codec import encode_secret
 from sds_agent.sds.protocol import Absence, Resource
@@ -6,18 +13,36 @@ from sds_agent.secrets.model import Secret
 from sds_agent.secrets.store import SecretStore
 
 
+class OnDemand(Protocol):
+    """Secrets whose names are not known before a stream asks for them."""
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """Where their files are."""
+        ...
+
+    def __getitem__(self, name: str) -> Resource | Absence:
+        """The resource of this exact name, or why there is none. Never raises."""
+        ...
+
+    def want(self, client: object, names: Iterable[str]) -> None:
+        """`client` (any hashable) asks for these names, and for no others any more."""
+        ...
+
+
 class Catalog:
     """A live view of a store (`protocol.View`), one encoding for each secret shared by all streams."""
 
-    def __init__(self, store: SecretStore) -> None:
+    def __init__(self, store: SecretStore, files: OnDemand | None = None) -> None:
         self._store = store
+        self._files = files
         self._encoded: dict[str, tuple[Secret, Resource]] = {}
 
     def __getitem__(self, name: str) -> Resource | Absence:
         """The resource of this exact name, or why there is none."""
         snapshot = self._store.snapshot
         if name not in snapshot:
-            return Absence.UNKNOWN
+            return Absence.UNKNOWN if self._files is None else self._files[name]
         secret = snapshot[name]
         if secret is None:
             self._encoded.pop(name, None)
@@ -27,7 +52,17 @@ class Catalog:
             encoded = self._encoded[name] = (secret, encode_secret(name, secret))
         return encoded[1]
 
+    def want(self, client: object, names: Iterable[str]) -> None:
+        """`client` (any hashable) asks for these names, and for no others any more: what is made on demand is made."""
+        if self._files is not None:
+            self._files.want(client, names)
+
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name that may be asked for."""
+        """Every name that the store has."""
         return tuple(self._store.snapshot)
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """The directories of which files may be asked for by name."""
+        return () if self._files is None else self._files.directories

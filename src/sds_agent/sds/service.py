@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import grpc
@@ -14,7 +15,7 @@ import grpc.aio
 from sds_agent import log
 from sds_agent.clock import Clock, SystemClock
 from sds_agent.rpc.crowd import Crowd
-from sds_agent.sds.catalog import Catalog
+from sds_agent.sds.catalog import Catalog, OnDemand
 from sds_agent.sds.codec import MalformedMessageError, decode, decode_delta, encode, encode_delta
 from sds_agent.sds.delta import DeltaSession
 from sds_agent.sds.fetch import fetch
@@ -101,11 +102,12 @@ class SecretDiscoveryService:
         most_streams: int = 10_000,
         most_names: int = 100,
         fetch_timeout: float = FETCH_TIMEOUT,
+        files: OnDemand | None = None,
     ) -> None:
         self._store = store
         self._most_names = most_names
         self._fetch_timeout = fetch_timeout
-        self._catalog = Catalog(store)
+        self._catalog = Catalog(store, files)
         self._journal = Journal(now=(clock or SystemClock()).now, most_streams=most_streams, most_names=most_names)
         self._most_streams = most_streams
         self._open = Crowd[_Open]()  # each under the process at its other end
@@ -229,6 +231,7 @@ class SecretDiscoveryService:
 
     async def _answer(self, request: SotwRequest) -> Respond | Finish:
         changed, caller = asyncio.Event(), object()
+        self._catalog.want(caller, request.names[: self._most_names])
         self._store.await_names(caller, frozenset(request.names))
         try:
             with self._store.watching(lambda _names: changed.set()):
@@ -237,10 +240,11 @@ class SecretDiscoveryService:
                     changed.clear()
                 return answer
         finally:
+            self._catalog.want(caller, ())
             self._store.await_names(caller, frozenset())
 
     async def _abort(self, context: Context, finish: Finish) -> NoReturn:
-        await context.abort(_CODES[finish.code], explain(finish, self._catalog.names))
+        await context.abort(_CODES[finish.code], explain(finish, self._catalog.names, self._catalog.directories))
         raise AssertionError  # abort always raises, which its types do not say
 
 
@@ -252,12 +256,14 @@ async def _only(context: Context) -> bytes:
     return message
 
 
-def explain(finish: Finish, offered: tuple[str, ...]) -> str:
+def explain(finish: Finish, offered: tuple[str, ...], directories: tuple[Path, ...] = ()) -> str:
     """The status message: which names are not served, and which are; in ASCII, and bounded whatever the peer sent."""
     if finish.detail:
         return finish.detail
     asked = ", ".join(quoted(name, LONGEST_NAME) for name in finish.names[:4])
     more = ", ..." if len(finish.names) > 4 else ""
     served = ", ".join(quoted(name, LONGEST_NAME) for name in offered)
-    text = f"no secret named {asked}{more}; this agent serves {served}"
+    files = ", ".join(quoted(str(each), LONGEST_NAME) for each in directories)
+    beside = f", and file-cert: and file-root: names of files below {files}" if files else ""
+    text = f"no secret named {asked}{more}; this agent serves {served}{beside}"
     return cut(text, LONGEST_DETAIL)

@@ -110,6 +110,7 @@ class Stream(Generic[R]):
                 with self._store.watching(self._on_change):
                     return await self._converse()
             finally:
+                self._catalog.want(self, ())
                 self._store.await_names(self, frozenset())
                 self._store.acknowledgements.note(self, {})
                 reader.cancel()
@@ -139,6 +140,7 @@ class Stream(Generic[R]):
             finish = finish or await self._perform(self._refreshed(), changed=True)
             if finish is not None:
                 return finish
+            self._catalog.want(self, self._conversation.session.names)
             self._store.await_names(self, self._pending())
             self._store.acknowledgements.note(self, self._conversation.session.acknowledged)
         return self._last

@@ -64,6 +64,11 @@ class SecretStore:
         finally:
             del self._watchers[key]
 
+    def tell(self, names: frozenset[str]) -> None:
+        """Call the watchers for names that are served from elsewhere than this store and have changed there."""
+        for watcher in tuple(self._watchers.values()):
+            watcher(names)
+
     def await_names(self, client: object, names: frozenset[str]) -> None:
         """Note that `client` (any hashable) waits for these names' first secret; an empty set ends the note."""
         if names:
@@ -80,8 +85,7 @@ class SecretStore:
         names = frozenset(changed)
         if names:
             self._snapshot = MappingProxyType({**self._snapshot, **changed})
-            for watcher in tuple(self._watchers.values()):
-                watcher(names)
+            self.tell(names)
         return names
 
 

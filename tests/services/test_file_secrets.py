@@ -1,0 +1,411 @@
+"""Files that Envoys ask for by name: pushed as they change, and none but those that the configuration allows."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import anyio
+import grpc
+import grpc.aio
+import pytest
+from cryptography import x509
+from fakes.clocks import HandClock
+from fakes.events import Events, recorded
+from fakes.hierarchy import DAY, HOUR, NOW, make_ca, make_leaf, new_key
+from fakes.peers import Peer, bundle_of, chain_of, connected
+from fakes.replacing import WAYS, Replace
+
+from sds_agent.file_sets import LARGEST_FILE
+from sds_agent.files import OutsideError, read_below
+from sds_agent.pki.certificates import write_pem
+from sds_agent.pki.keys import to_pkcs8_pem
+from sds_agent.sds import file_secrets
+from sds_agent.sds.endpoint import SocketFile
+from sds_agent.sds.file_secrets import FileSecrets
+from sds_agent.sds.protocol import Absence
+from sds_agent.sds.server import Limits, serving
+from sds_agent.sds.service import SecretDiscoveryService
+from sds_agent.secrets.store import SecretStore
+
+TIMES = 3
+ROOT = make_ca("root")
+
+
+def files(**leaf: object) -> dict[str, bytes]:
+    """A new certificate for a DNS name, which no SVID has."""
+    signer, key = make_ca("signer", ROOT), new_key()
+    made = make_leaf(signer, None, key=key, names=[x509.DNSName("web.example")], **leaf)  # type: ignore[arg-type]
+    chain = write_pem([made, signer.certificate])
+    return {"tls.crt": chain, "tls.key": to_pkcs8_pem(key), "ca.crt": write_pem([ROOT.certificate])}
+
+
+class Bench:
+    """Allowed directories, whose files a client asks for."""
+
+    def __init__(self, allowed: Path, secrets: FileSecrets, peer: Peer, clock: HandClock, events: Events) -> None:
+        self.allowed = allowed
+        self.secrets = secrets
+        self.peer = peer
+        self.clock = clock
+        self.events = events
+
+    def certificate(self, directory: Path | None = None) -> str:
+        directory = directory or self.allowed
+        return f"file-cert:{directory}/tls.crt~{directory}/tls.key"
+
+    def roots(self, directory: Path | None = None) -> str:
+        return f"file-root:{directory or self.allowed}/ca.crt"
+
+    def write(self, content: dict[str, bytes]) -> None:
+        for name, data in content.items():
+            (self.allowed / name).write_bytes(data)
+
+    async def later(self) -> None:
+        """Let the agent's patience with half-written files be over."""
+        for _ in range(20):
+            await self.clock.asleep()
+            self.clock.elapse(timedelta(seconds=1))
+        await self.clock.asleep()
+
+    async def followed(self, *names: str) -> None:
+        """Wait until these names alone are followed."""
+        with anyio.fail_after(10):
+            while set(self.secrets.names) != set(names):
+                await anyio.lowlevel.checkpoint()
+
+
+@asynccontextmanager
+async def bench(folder: Path, allowed: Path | None = None) -> AsyncIterator[Bench]:
+    clock, store = HandClock(), SecretStore(("default",))
+    allowed = allowed or folder / "allowed"
+    allowed.mkdir(exist_ok=True)
+    secrets = FileSecrets([allowed], store, clock)
+    service = SecretDiscoveryService(store, clock, files=secrets)
+    socket = folder / "sds.sock"
+    following = asyncio.create_task(secrets.run())
+    with recorded() as events:
+        async with serving(service, SocketFile(socket), Limits()), connected(socket) as peer:
+            yield Bench(allowed, secrets, peer, clock, events)
+        following.cancel()
+        await asyncio.wait([following])
+
+
+async def refused(peer: Peer, name: str) -> str:
+    """That a name is unknown, by the status of its stream."""
+    stream = await peer.stream().ask(name)
+    code, said = await stream.end()
+    assert code is grpc.StatusCode.NOT_FOUND, said
+    return said
+
+
+# What is served
+
+
+async def test_a_certificate_and_roots_are_served_by_their_paths(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        made.write(content := files())
+        got = await made.peer.fetch(made.certificate(), made.roots())
+        assert chain_of(got[made.certificate()]) == content["tls.crt"]
+        assert bundle_of(got[made.roots()]) == content["ca.crt"]
+        await made.followed()
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_each_replacement_is_pushed_however_it_is_made_again_and_again(
+    way: Callable[[Path], tuple[Path, Replace]], tmp_path: Path
+) -> None:
+    (tmp_path / "allowed").mkdir()
+    directory, replace = way(tmp_path / "allowed")
+    replace(content := files())
+    async with bench(tmp_path) as made:
+        name = made.certificate(directory)
+        stream = await made.peer.stream().ask(name)
+        for _ in range(TIMES):
+            assert chain_of((await stream.read())[name]) == content["tls.crt"]
+            await stream.ack(name)
+            replace(content := files())
+        assert chain_of((await stream.read())[name]) == content["tls.crt"]
+
+
+async def test_delta_gets_a_file_as_soon_as_it_is_there_and_when_it_changes(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        stream = await made.peer.delta().subscribe(made.roots())
+        await made.followed(made.roots())
+        made.write(files())
+        first = await stream.read()
+        await stream.ack()
+        made.write({"ca.crt": write_pem([make_ca("next").certificate])})
+        second = await stream.read()
+        assert [each.name for each in (*first.resources, *second.resources)] == [made.roots()] * 2
+        assert first.resources[0].version != second.resources[0].version
+
+
+async def test_a_file_that_comes_late_is_waited_for(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        asked = asyncio.create_task(made.peer.fetch(made.certificate()))
+        await made.followed(made.certificate())
+        made.write(content := files())
+        assert chain_of((await asked)[made.certificate()]) == content["tls.crt"]
+
+
+async def test_one_reading_serves_all_streams_and_the_last_to_leave_drops_the_key(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        made.write(files())
+        name = made.certificate()
+        streams = [await made.peer.stream().ask(name) for _ in range(3)]
+        for each in streams:
+            await each.read()
+        assert made.secrets.names == (name,)
+        for each in streams[1:]:
+            each.leave()
+        await streams[0].ack(name, made.roots())
+        await made.followed(name, made.roots())
+        await streams[0].read()
+        await streams[0].ack(made.roots())
+        await made.followed(made.roots())
+        streams[0].leave()
+        await made.followed()
+
+
+# What is not served
+
+
+async def test_a_half_written_set_keeps_the_old_one_and_is_reported_when_it_stays_so(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        made.write(files())
+        name = made.certificate()
+        stream = await made.peer.stream().ask(name)
+        await stream.read()
+        await stream.ack(name)
+        made.write({"tls.crt": (content := files())["tls.crt"]})
+        await made.clock.asleep()
+        assert made.events.named("file_secret_unusable") == []
+        await made.later()
+        (event,) = made.events.named("file_secret_unusable")
+        assert "no certificate in it has the key" in event["cause"]
+        assert event["serving"] == "what was read before"
+        made.write({"tls.key": content["tls.key"]})
+        assert chain_of((await stream.read())[name]) == content["tls.crt"]
+
+
+BAD: dict[str, tuple[dict[str, bytes], str]] = {
+    "expired": (files(not_before=NOW - 2 * DAY, not_after=NOW - HOUR), "the certificate expired at 2026-03-14"),
+    "not valid yet": (files(not_before=NOW + DAY, not_after=NOW + 2 * DAY), "is valid only from 2026-03-15"),
+    "no key": ({**files(), "tls.key": b""}, "tls.key is empty"),
+    "no certificate": ({**files(), "tls.crt": b"x"}, "tls.crt holds no certificate"),
+    "huge": ({**files(), "tls.crt": b"x" * (LARGEST_FILE + 1)}, "tls.crt has more than"),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), BAD.values(), ids=BAD)
+async def test_what_cannot_be_used_is_not_served(content: dict[str, bytes], said: str, tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        made.write(content)
+        await made.peer.stream().ask(made.certificate())
+        await made.followed(made.certificate())
+        await made.later()
+        assert said in made.events.named("file_secret_unusable")[0]["cause"]
+        assert made.secrets[made.certificate()] is Absence.PENDING
+
+
+async def test_a_certificate_that_has_ended_is_offered_to_nobody_any_more(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        made.write(files(not_after=NOW + timedelta(seconds=3)))
+        stream = await made.peer.stream().ask(made.certificate())
+        await stream.read()
+        await made.later()
+        assert made.secrets[made.certificate()] is Absence.PENDING
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["file-root:/etc/passwd", "file-root:{}/../secret", "file-cert:{}/tls.crt", "file-cert:/etc/a~{}/tls.key"],
+)
+async def test_names_that_lead_elsewhere_are_unknown_and_nothing_is_opened(name: str, tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        said = await refused(made.peer, name.format(made.allowed))
+        assert "file-cert: and file-root: names of files below" in said
+        assert made.secrets.names == ()
+
+
+async def test_without_the_setting_no_file_is_served(tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").write_bytes(write_pem([ROOT.certificate]))
+    store = SecretStore(("default",))
+    async with (
+        serving(SecretDiscoveryService(store), SocketFile(tmp_path / "sds.sock"), Limits()),
+        connected(tmp_path / "sds.sock") as peer,
+    ):
+        assert "file-cert" not in (await refused(peer, f"file-root:{tmp_path}/ca.crt")).partition(";")[2]
+
+
+def _absolute(allowed: Path, outside: Path) -> None:
+    (allowed / "ca.crt").symlink_to(outside / "ca.crt")
+
+
+def _relative(allowed: Path, _outside: Path) -> None:
+    (allowed / "ca.crt").symlink_to("../outside/ca.crt")
+
+
+def _chained(allowed: Path, outside: Path) -> None:
+    (allowed / "one").symlink_to(outside)
+    (allowed / "ca.crt").symlink_to("one/ca.crt")
+
+
+def _magic(allowed: Path, outside: Path) -> None:
+    descriptor = os.open(outside / "ca.crt", os.O_RDONLY)
+    (allowed / "ca.crt").symlink_to(f"/proc/self/fd/{descriptor}")
+
+
+def _pipe(allowed: Path, _outside: Path) -> None:
+    os.mkfifo(allowed / "ca.crt")
+
+
+def _device(allowed: Path, _outside: Path) -> None:
+    (allowed / "ca.crt").symlink_to("/dev/zero")
+
+
+def _directory(allowed: Path, _outside: Path) -> None:
+    (allowed / "ca.crt").mkdir()
+
+
+@pytest.mark.parametrize("lead_out", [_absolute, _relative, _chained, _magic, _pipe, _device, _directory])
+async def test_a_symlink_leads_nowhere_but_below_the_allowed_directories(
+    lead_out: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "ca.crt").write_bytes(write_pem([ROOT.certificate]))
+    async with bench(tmp_path) as made:
+        lead_out(made.allowed, outside)
+        await refused(made.peer, made.roots())
+        assert made.events.named("file_secret_unusable", serving="nothing")
+
+
+async def test_a_file_that_is_exchanged_for_a_way_out_keeps_what_was_read_before(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "ca.crt").write_bytes(write_pem([make_ca("stolen").certificate]))
+    async with bench(tmp_path) as made:
+        made.write(content := files())
+        stream = await made.peer.stream().ask(made.roots())
+        await stream.read()
+        (made.allowed / "ca.crt").unlink()
+        (made.allowed / "ca.crt").symlink_to(outside / "ca.crt")
+        await made.events.wait("file_secret_unusable", serving="what was read before")
+        assert bundle_of((await made.peer.fetch(made.roots()))[made.roots()]) == content["ca.crt"]
+
+
+async def test_an_allowed_directory_may_itself_be_a_symlink(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    async with bench(tmp_path, tmp_path / "link") as made:
+        made.write(content := files())
+        assert bundle_of((await made.peer.fetch(made.roots()))[made.roots()]) == content["ca.crt"]
+
+
+def test_a_race_for_the_path_never_gives_a_file_from_outside(tmp_path: Path) -> None:
+    """Another process swaps a directory on the way for a symlink and back, as fast as it can."""
+    allowed, outside = tmp_path / "allowed", tmp_path / "outside"
+    for directory, content in ((allowed / "in", b"public"), (outside, b"secret")):
+        directory.mkdir(parents=True)
+        (directory / "file").write_bytes(content)
+    (allowed / "way").symlink_to("in")
+    with subprocess.Popen([sys.executable, "-c", SWAP, str(outside)], cwd=allowed) as swapping:
+        try:
+            outcomes = Counter[str]()
+            for _ in range(1_000_000):
+                outcomes[_read_once(allowed)] += 1
+                if min(outcomes["public"], outcomes["kept out"]) >= 500:
+                    break
+        finally:
+            swapping.kill()
+    assert outcomes.keys() == {"public", "kept out"}
+
+
+SWAP = """
+import os, sys
+while True:
+    for target in (sys.argv[1], "in"):
+        os.symlink(target, "new")
+        os.replace("new", "way")
+"""
+
+
+def _read_once(allowed: Path) -> str:
+    try:
+        return read_below(allowed / "way" / "file", [allowed], 100).decode()
+    except OutsideError:
+        return "kept out"
+
+
+async def test_the_number_of_names_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_secrets, "MOST_NAMES", 2)
+    async with bench(tmp_path) as made:
+        first = await made.peer.stream().ask(*(f"file-root:{made.allowed}/{n}" for n in range(2)))
+        await made.followed(*(f"file-root:{made.allowed}/{n}" for n in range(2)))
+        await refused(made.peer, made.roots())
+        first.leave()
+        await made.followed()
+        made.write(files())
+        await made.peer.fetch(made.roots())
+
+
+async def test_peers_choose_the_names_and_cannot_fill_the_log(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        for batch in range(3):
+            await made.peer.stream().ask(*(f"file-root:{made.allowed}/{batch}-{n}" for n in range(90)))
+        with anyio.fail_after(10):
+            while len(made.secrets.names) < 270:
+                await anyio.lowlevel.checkpoint()
+        await made.later()
+        assert len(made.events.named("file_secret_unusable")) == file_secrets.LINES.burst
+
+
+async def test_no_key_reaches_the_log_or_a_repr(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        content = files()
+        made.write({**content, "tls.crt": files()["tls.crt"]})
+        await made.peer.stream().ask(made.certificate())
+        await made.followed(made.certificate())
+        await made.later()
+        made.write(content)
+        await made.peer.fetch(made.certificate())
+        secret = content["tls.key"].split(b"\n")[1].decode()
+        assert secret not in f"{made.events.seen} {made.secrets!r} {made.secrets[made.certificate()]!r}"
+
+
+async def test_a_directory_that_does_not_answer_delays_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hung, good = tmp_path / "hung", tmp_path / "good"
+    for each in (hung, good):
+        each.mkdir()
+    (good / "ca.crt").write_bytes(write_pem([ROOT.certificate]))
+    released, genuine = asyncio.Event(), read_below
+    loop = asyncio.get_running_loop()
+
+    def reading(file: Path, directories: list[Path], most: int) -> bytes:
+        if file.is_relative_to(hung):
+            asyncio.run_coroutine_threadsafe(released.wait(), loop).result()
+        return genuine(file, directories, most)
+
+    monkeypatch.setattr(file_secrets, "read_below", reading)
+    store = SecretStore(())
+    secrets = FileSecrets([hung, good], store, HandClock())
+    following = asyncio.create_task(secrets.run())
+    told = asyncio.Event()
+    with store.watching(lambda _names: told.set()):
+        secrets.want(self := object(), [f"file-root:{hung}/ca.crt", f"file-root:{good}/ca.crt"])
+        with anyio.fail_after(10):
+            await told.wait()
+    assert secrets[f"file-root:{good}/ca.crt"] is not Absence.PENDING
+    released.set()
+    secrets.want(self, ())
+    following.cancel()
+    await asyncio.wait([following])
