@@ -383,7 +383,7 @@ def test_what_is_wrong_is_said_before_the_first_certificate(tmp_path: Path, root
         (tmp_path / name).write_bytes(content)
     (tmp_path / "tls.key").chmod(0o644)
     public, late = credentials(tmp_path)
-    assert "every user can read the secret in" in public
+    assert "holds a key that every user can read; chmod o-r" in public
     assert "expired at 2026-03-13" in late
     for name, content in secret(root).items():
         (tmp_path / name).write_bytes(content)

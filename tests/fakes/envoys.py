@@ -58,14 +58,16 @@ def sds(api_type: str) -> dict[str, Any]:
     }
 
 
-def bootstrap(socket: Path, admin: Path, *, api_type: str, name: str, http: dict[str, Any]) -> dict[str, Any]:
+def bootstrap(
+    socket: Path, admin: Path, *, api_type: str, name: str, http: dict[str, Any], roots: str = "ROOTCA"
+) -> dict[str, Any]:
     """The configuration of an Envoy that answers 200 to every caller with a certificate of the trust domain."""
     tls = {
         "@type": f"{TYPES}.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
         "require_client_certificate": True,
         "common_tls_context": {
             "tls_certificate_sds_secret_configs": [{"name": name, "sds_config": sds(api_type)}],
-            "validation_context_sds_secret_config": {"name": "ROOTCA", "sds_config": sds(api_type)},
+            "validation_context_sds_secret_config": {"name": roots, "sds_config": sds(api_type)},
         },
     }
     manager = {
@@ -126,14 +128,15 @@ async def envoy(
     *,
     api_type: str = "GRPC",
     name: str = "default",
+    roots: str = "ROOTCA",
     http2: dict[str, Any] | None = None,
     http1: bool = False,
     node_always: bool = False,
 ) -> AsyncIterator[Envoy]:
-    """Run an Envoy that takes the secret `name` and ROOTCA from `socket`, inside this context."""
+    """Run an Envoy that takes the secrets `name` and `roots` from `socket`, inside this context."""
     admin = directory / "admin.sock"
     http = {"http_protocol_options": {}} if http1 else {"http2_protocol_options": http2 or {}}
-    config = bootstrap(socket, admin, api_type=api_type, name=name, http=http)
+    config = bootstrap(socket, admin, api_type=api_type, name=name, http=http, roots=roots)
     text = json.dumps(config)
     if node_always:
         text = text.replace('"set_node_on_first_message_only": true', '"set_node_on_first_message_only": false')

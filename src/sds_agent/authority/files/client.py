@@ -152,8 +152,8 @@ def find_problems(chosen: FilesSettings, now: datetime) -> Iterator[Problem]:
     read = settled(lambda: read_files(chosen))
     if read is None:
         return
-    if chosen.directory is not None and read.places is not None and (cause := who_could_read(read.places.key)):
-        yield Problem(("directory",), f"is not private: {cause}", "let its group alone read the key")
+    if chosen.directory is not None and read.places is not None and who_could_read(read.places.key) is not None:
+        yield Problem(("directory",), "holds a key that every user can read", f"chmod o-r {read.places.key}")
     try:
         leaf = read_pem(judged(chosen, read).chain_pem)[0]
     except UnusableSetError as error:
