@@ -67,7 +67,7 @@ def test_there_is_something_to_check() -> None:
 # The command as a user that is not root, who may not be let into root's Python: what it imports it imports before.
 AS_ANOTHER = """
 import os, pkgutil, sys
-import _ctypes, anyio._backends._asyncio, concurrent.futures.thread, encodings.idna, jwt, httpx, sds_agent
+import ctypes, anyio._backends._asyncio, concurrent.futures.thread, encodings.idna, jwt, httpx, sds_agent
 for each in pkgutil.walk_packages(sds_agent.__path__, "sds_agent."):
     if not each.name.endswith("__main__"):
         __import__(each.name)
@@ -100,7 +100,7 @@ class Machine:
         file.write_text(text if os.geteuid() == 0 else re.sub(r'(owner|group): "0"', "", text))
         for path in re.findall(r"passphrase_file: (\S+)", text):
             self._passphrase = Path(path)
-        for path in re.findall(r"(?:cacerts|(?<!output:\n      )directory): (/[^\s,}]+)", text):
+        for path in re.findall(r"(?:cacerts:|type: cacerts,?\s+directory:) (/[^\s,}]+)", text):
             self._plug(Path(path), re.findall(r"^trust_domain: (.*)", text, re.MULTILINE)[0])
         for path in re.findall(r"jwks: (/[^\s,}]+)", text):
             Path(path).write_bytes(TokenIssuer().key_set())
@@ -141,6 +141,8 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
         yield Machine(Path(folder), request.param)
 
 
+IN_PROCESS = {"embedded", "cacerts"}
+"""The kinds of CA that an example brings along. With another the agent waits for a server, or for files."""
 AGENTS = [*CONFIGURATIONS, (ROOT / "envoy" / "agent.yaml").read_text()]
 
 
