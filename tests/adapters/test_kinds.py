@@ -28,6 +28,7 @@ from sds_agent.authority.embedded import EmbeddedSettings
 from sds_agent.authority.files.settings import FilesSettings
 from sds_agent.authority.istio.settings import IstioSettings
 from sds_agent.authority.kind import AuthoritySettings, Context, Use
+from sds_agent.authority.kubernetes.settings import KubernetesSettings
 from sds_agent.authority.protocol import AdvertisesAnchors, Authority, Supplier
 from sds_agent.authority.step_ca.settings import StepCaSettings
 from sds_agent.authority.vault.settings import VaultCertAuth, VaultSettings
@@ -48,6 +49,7 @@ MINIMUM = {
     "cfssl": "url: https://127.0.0.1:1, ca_file: roots.pem",
     "spiffe": "socket: api.sock",
     "files": "directory: live",
+    "kubernetes": "kubeconfig: kubeconfig, signer_name: example.com/workloads, roots_file: roots.pem",
     "leased": "journal: journal",
 }
 """The least that a file says of an authority, by its kind; the last is another package's."""
@@ -182,6 +184,7 @@ def spoilt(folder: Path, kind: str) -> tuple[AuthoritySettings, Context]:
         "cfssl": CfsslSettings(url="https://ca.example:8888"),
         "spiffe": SpiffeSettings(socket=folder / "api.sock", federated=("demo.example",)),
         "files": FilesSettings(),
+        "kubernetes": KubernetesSettings(signer_name="example.com/workloads"),
         "leased": chosen(folder, "leased", "journal: journal, refuses: true"),
     }
     return wrong[kind], Context("upstream", "demo.example", folder / "occupied", HandClock())

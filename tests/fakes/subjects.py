@@ -10,11 +10,13 @@ from fakes.hierarchy import Ca, new_key
 from fakes import cfssl_server
 from fakes.istio_ca import Asked, IstioCa
 from fakes.step_ca_server import StepCaStandIn, jwe_of, jwk_of
+from fakes.kubernetes_server import BUNDLES, SIGNER, TOKEN, KubernetesServer, write_kubeconfig
 from sds_agent_proto.istio_pb2 import CertificateResponse
 
 from sds_agent.authority.cfssl.settings import CfsslSettings
 from sds_agent.authority.istio.settings import IstioSettings
 from sds_agent.authority.step_ca.settings import StepCaSettings
+from sds_agent.authority.kubernetes.settings import KubernetesSettings
 from sds_agent.conformance import Address, Subject, SuiteCa
 from sds_agent.pki.certificates import write_pem
 
@@ -102,3 +104,15 @@ class CfsslSubject:
             profile="mesh",
             bundle=True,
 SUBJECTS: tuple[Subject, ...] = (IstioSubject(), CfsslSubject())
+class KubernetesSubject:
+    """An API server with a signer, whose root is in a ClusterTrustBundle."""
+    kind = "kubernetes"
+    secrets = (TOKEN,)
+        async with KubernetesServer(ca.answer).serving() as server:
+            server.put(f"{BUNDLES}/roots", {"spec": {"trustBundle": write_pem([ca.root]).decode()}})
+            yield Address(server.http.port, server.http.roots_pem)
+    def settings(self, address: Address, directory: Path) -> KubernetesSettings:
+        url = f"https://127.0.0.1:{address.port}"
+        kubeconfig = write_kubeconfig(directory, url, address.roots_pem, token=TOKEN)
+        return KubernetesSettings(kubeconfig=kubeconfig, signer_name=SIGNER, trust_bundle="roots")
+SUBJECTS: tuple[Subject, ...] = (IstioSubject(), KubernetesSubject())

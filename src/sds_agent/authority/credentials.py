@@ -50,10 +50,15 @@ def read_token(file: Path, what: str = "the token") -> Token:
     data = _read(file, what).strip()
     if not data:
         raise _unusable(f"the file {file} with {what} is empty; the program that renews it has to write it there")
-    if len(data) > LONGEST_TOKEN or not all(0x21 <= byte <= 0x7E for byte in data):
+    return token(data, f"the file {file}", what)
+
+
+def token(data: bytes, place: str, what: str = "the token") -> Token:
+    """The token that `data` is, read from `place`, which is for messages."""
+    if not 0 < len(data) <= LONGEST_TOKEN or not all(0x21 <= byte <= 0x7E for byte in data):
         raise _unusable(
-            f"the file {file} does not hold {what} alone: up to {LONGEST_TOKEN} printable characters of ASCII "
-            f"without spaces; check that it is the right file"
+            f"{place} does not hold {what} alone: up to {LONGEST_TOKEN} printable characters of ASCII without spaces; "
+            f"check that it is the right file"
         )
     return Token(data.decode("ascii"))
 
@@ -87,15 +92,20 @@ def read_certificates(file: Path, what: str) -> ParsedBundle:
 
 def read_pair(chain_file: Path, key_file: Path, what: str) -> CurrentIdentity:
     """A certificate, its intermediates, and its unencrypted key. `what` is such as "the client certificate"."""
-    chain = read_certificates(chain_file, what)
-    key_pem = _read(key_file, f"the key of {what}")
+    return pair(
+        read_certificates(chain_file, what), _read(key_file, f"the key of {what}"), str(chain_file), str(key_file)
+    )
+
+
+def pair(chain: ParsedBundle, key_pem: bytes, chain_place: str, key_place: str) -> CurrentIdentity:
+    """The same of what was read from these places, which are for messages; `chain` holds at least one certificate."""
     try:
         key = load_pem_private_key(key_pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise _unusable(f"{key_file} is no unencrypted private key in PEM; put the right one there") from error
+        raise _unusable(f"{key_place} is no unencrypted private key in PEM; put the right one there") from error
     if not isinstance(key, PrivateKey) or not has_key(chain.certificates[0], key.public_key()):
         left_out = "".join(f" ({each})" for each in chain.left_out)
-        raise _unusable(f"{chain_file} and {key_file} do not belong together{left_out}; provision them again")
+        raise _unusable(f"{chain_place} and {key_place} do not belong together{left_out}; provision them again")
     return CurrentIdentity(write_pem(chain.certificates), to_pkcs8_pem(key))
 
 

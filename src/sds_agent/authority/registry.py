@@ -28,6 +28,7 @@ OURS: Mapping[str, str] = {
     "cfssl": "sds_agent.authority.cfssl.kind",
     "spiffe": "sds_agent.authority.spiffe.kind",
     "files": "sds_agent.authority.files.kind",
+    "kubernetes": "sds_agent.authority.kubernetes.kind",
 }
 """The module of each kind of our own."""
 GROUP = "sds_agent.authorities"

@@ -1,0 +1,1 @@
+"""Signers behind the API of Kubernetes: by its own CertificateSigningRequest, or cert-manager's CertificateRequest."""

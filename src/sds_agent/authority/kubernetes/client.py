@@ -1,0 +1,223 @@
+"""The client of a signer behind the API of Kubernetes.
+
+An attempt creates the request's object, or finds the one that an earlier attempt created, and watches it until its
+status has the certificate or a refusal. A request that waits for a person is left as it is; the next attempt, with the
+same CSR, finds it again by its name. What was answered for good, and what no attempt will come back for, is deleted
+beside the answer, which does not wait for that.
+
+A watch is an answer that goes on: a line for each change. The server ends it when its time is over, and with the code
+410 (Gone) where it no longer knows the version to begin with; then the object is read again.
+"""
+
+import asyncio
+import logging
+import math
+from contextlib import aclosing
+
+from sds_agent import log
+from sds_agent.authority.http_client import HttpAnswer
+from sds_agent.authority.kubernetes.api import KubernetesApi
+from sds_agent.authority.kubernetes.settings import KubernetesSettings, conflicts
+from sds_agent.authority.kubernetes.trust import SignerRoots
+from sds_agent.authority.kubernetes.wire import (
+    RequestStatus,
+    SigningObject,
+    SigningTarget,
+    certificate_in,
+    deletion_bytes,
+    is_missing,
+    object_bytes,
+    object_name,
+    read_change,
+    read_object,
+    refusal,
+    signing_target,
+    waits,
+)
+from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
+from sds_agent.clock import Clock
+from sds_agent.errors import ProblemsError
+from sds_agent.tasks import NoThreadError
+
+LOG = logging.getLogger(__name__)
+
+TIMEOUT = 8.0
+"""Seconds that an attempt waits for an answer before it says that the request is pending."""
+DELETION_TIMEOUT = 3.0
+"""Seconds. An object that is not deleted within them stays, and the cluster's own cleaner takes it."""
+MOST_WATCHES = 4
+"""Watches in one attempt, should the server end them early."""
+
+
+class KubernetesAuthority:
+    """Asks a signer through the API server. Raises ProblemsError for settings that do not go together."""
+
+    def __init__(self, settings: KubernetesSettings, clock: Clock, *, timeout: float = TIMEOUT) -> None:
+        if wrong := tuple(conflicts(settings)):
+            raise ProblemsError(wrong)
+        self._settings = settings
+        self._clock = clock
+        self._timeout = timeout
+        self._api = KubernetesApi(settings)
+        self._deletions = set[asyncio.Task[None]]()
+        self._undeleted = log.LogOnChange(LOG, "request_not_deleted")
+
+    async def issue(self, request: IssueRequest) -> Issuance:
+        """Create the request or find it, and wait for the answer. Raises AuthorityError: PENDING without one."""
+        status = await self._signed(request)
+        if not status.ca:
+            raise AuthorityError(
+                ErrorKind.INVALID,
+                f"the issuer {self._settings.issuer_name} tells no CA with its certificate (status.ca); name what "
+                "holds its roots in trust_config_map, trust_bundle or roots_file, in place of trust_status_ca",
+            )
+        return Issuance(status.certificate or b"", status.ca)
+
+    async def end(self) -> None:
+        """Wait for the deletions under way, each of which is bounded in time."""
+        if self._deletions:
+            await asyncio.wait(tuple(self._deletions))
+
+    async def _signed(self, request: IssueRequest) -> RequestStatus:
+        """The status with the certificate. Raises AuthorityError."""
+        end = asyncio.get_running_loop().time() + self._timeout
+        target = signing_target(self._settings, (await self._api.access()).namespace)
+        found = await self._create(request, target)
+        try:
+            status = await self._answered(found, target, end)
+        except AuthorityError as error:
+            if error.kind.refused:  # the next attempt has another key, and so another object
+                self._delete(found, target)
+            raise
+        self._delete(found, target)
+        return status
+
+    async def _create(self, request: IssueRequest, target: SigningTarget) -> SigningObject:
+        resource = target.resource
+        # Strict: the API server otherwise drops a field that it does not know, without a word
+        path = f"{resource.path}?fieldValidation=Strict"
+        answer = await self._api.send("POST", path, object_bytes(request, target, self._settings))
+        if answer.status == 409:
+            found = await self._get(object_name(request, target), target)
+            if found.spec.request == request.csr_pem:
+                return found
+            raise AuthorityError(
+                ErrorKind.INVALID,
+                f"the {resource.kind} {found.metadata.name} is there with another CSR; delete it, and find out who "
+                "created it",
+            )
+        if answer.status not in {200, 201}:
+            raise self._refusal(answer, target, "create")
+        return read_object(answer, _server(answer))
+
+    async def _get(self, name: str, target: SigningTarget) -> SigningObject:
+        answer = await self._api.send("GET", f"{target.resource.path}/{name}")
+        if answer.status != 200:
+            raise self._refusal(answer, target, "get")
+        return read_object(answer, _server(answer))
+
+    async def _answered(self, found: SigningObject, target: SigningTarget, end: float) -> RequestStatus:
+        """Watch the object until it is answered or the time is over. Raises AuthorityError."""
+        now = asyncio.get_running_loop().time
+        for _ in range(MOST_WATCHES):
+            if (status := certificate_in(found, target)) is not None:
+                return status
+            if (left := end - now()) <= 0:
+                break
+            try:
+                async with asyncio.timeout(left):
+                    found = await self._change(found, target, left)
+            except TimeoutError:
+                break
+        raise waits(found, target)
+
+    async def _change(self, found: SigningObject, target: SigningTarget, seconds: float) -> SigningObject:
+        """The object as it is once it is answered, or when the server ends the watch."""
+        resource, version = target.resource, found.metadata.resource_version
+        name = found.metadata.name
+        path = (
+            f"{resource.path}?watch=1&fieldSelector=metadata.name%3D{name}&resourceVersion={version}"
+            f"&timeoutSeconds={math.ceil(seconds)}"
+        )
+        async with aclosing(self._api.lines(path)) as lines:
+            async for line in lines:
+                if isinstance(line, HttpAnswer):
+                    if line.status == 410:
+                        break
+                    raise self._refusal(line, target, "watch")
+                change = read_change(line, f"the watch of {resource.plural}")
+                if change.expired:
+                    break
+                if change.deleted:
+                    raise _deleted(name, target)
+                if change.found is not None:
+                    found = change.found
+                    if certificate_in(found, target) is not None:
+                        return found
+        return await self._get(name, target)
+
+    def _refusal(self, answer: HttpAnswer, target: SigningTarget, verb: str) -> AuthorityError:
+        return refusal(answer, target.resource, verb, _server(answer), self._clock.now())
+
+    def _delete(self, found: SigningObject, target: SigningTarget) -> None:
+        """Begin to delete it; the caller does not wait."""
+        task = asyncio.create_task(self._deletion(found, target))
+        self._deletions.add(task)
+        task.add_done_callback(self._deletions.discard)
+
+    async def _deletion(self, found: SigningObject, target: SigningTarget) -> None:
+        name = found.metadata.name
+        try:
+            async with asyncio.timeout(DELETION_TIMEOUT):
+                answer = await self._api.send("DELETE", f"{target.resource.path}/{name}", deletion_bytes(found))
+            gone = answer.status in {200, 202} or (answer.status == 404 and is_missing(answer))
+            self._undeleted.report("" if gone else str(self._refusal(answer, target, "delete")))
+        except (AuthorityError, NoThreadError) as error:
+            self._undeleted.report(str(error))
+        except TimeoutError:
+            self._undeleted.report(f"the API server did not delete within {DELETION_TIMEOUT:.0f} s")
+        except Exception as error:  # noqa: BLE001 - a bug here must not be lost with its task
+            log.fault(LOG, f"the deletion of {name}", error)
+
+
+class KubernetesRootedAuthority(KubernetesAuthority):
+    """The same where the roots are in a ClusterTrustBundle, a ConfigMap or a file, which can be read at any time."""
+
+    def __init__(self, settings: KubernetesSettings, clock: Clock, *, timeout: float = TIMEOUT) -> None:
+        super().__init__(settings, clock, timeout=timeout)
+        self.refresh_every = settings.trust_refresh
+        self._roots = SignerRoots(settings, self._api, clock)
+        self._known: bytes | None = None
+
+    async def anchors(self) -> bytes:
+        """The roots at present, in PEM. Raises AuthorityError."""
+        self._known = await self._roots.read()
+        return self._known
+
+    async def issue(self, request: IssueRequest) -> Issuance:
+        """As above. The roots come first: without any a certificate would prove nothing, and nothing is created."""
+        warnings: tuple[str, ...] = ()
+        try:
+            await self.anchors()
+        except AuthorityError as error:
+            if self._known is None:
+                raise
+            warnings = (f"the roots that were read before stay in use: {error}",)
+        status = await self._signed(request)
+        return Issuance(status.certificate or b"", self._known, warnings)
+
+
+def open_authority(settings: KubernetesSettings, clock: Clock) -> KubernetesAuthority:
+    """The client that these settings need. Raises ProblemsError."""
+    return (KubernetesAuthority if settings.trust_status_ca else KubernetesRootedAuthority)(settings, clock)
+
+
+def _server(answer: HttpAnswer) -> str:
+    return f"the API server at {answer.host}"
+
+
+def _deleted(name: str, target: SigningTarget) -> AuthorityError:
+    return AuthorityError(
+        ErrorKind.TRANSIENT,
+        f"the {target.resource.kind} {name} was deleted before it was answered; it is created again",
+    )
