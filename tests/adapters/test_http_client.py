@@ -313,3 +313,8 @@ async def test_lines_that_are_cut_off_are_a_failure_and_no_end() -> None:
     assert caught.value.kind is ErrorKind.TRANSIENT
     assert "ended the connection without a whole answer" in str(caught.value)
     assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_request_shows_no_token_in_its_representation() -> None:
+    request = HttpsRequest("GET", "https://ca.example", None, headers={"authorization": "Bearer s3cret"})
+    assert "s3cret" not in repr(request)

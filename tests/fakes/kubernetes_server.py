@@ -55,6 +55,7 @@ class KubernetesServer:
         self.gone = 0
         self.replies: dict[tuple[str, str], Reply] = {}
         self.deleted: list[str] = []
+        self.watches = 0
         self.http = HttpsServer(self._answer)
         self._events: list[tuple[int, str, Object]] = []
         self._version = 100
@@ -97,10 +98,11 @@ class KubernetesServer:
         """Delete an object."""
         gone = self.objects.pop(path)
         self.deleted.append(path)
-        self._event("DELETED", gone)
+        self._version += 1
+        self._event("DELETED", {**gone, "metadata": {**gone["metadata"], "resourceVersion": str(self._version)}})
 
     async def until(self, seen: Callable[[], bool]) -> None:
-        """Wait until a change of an object makes this true."""
+        """Wait until a change of an object, or a watch that begins, makes this true."""
         async with asyncio.timeout(10):
             while not seen():
                 await self._changed.wait()
@@ -113,6 +115,10 @@ class KubernetesServer:
 
         await self.until(lambda: len(found()) >= count)
         return found()[-1]
+
+    async def watched(self, count: int = 1) -> None:
+        """Wait for so many watches to have begun."""
+        await self.until(lambda: self.watches >= count)
 
     def kubeconfig(self, directory: Path, **user: object) -> Path:
         """A file that leads to the server with the token in another file."""
@@ -131,6 +137,9 @@ class KubernetesServer:
 
     def _event(self, kind: str, content: Object) -> None:
         self._events.append((self._version, kind, content))
+        self._wake()
+
+    def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -196,6 +205,8 @@ class KubernetesServer:
     async def _watch(self, query: dict[str, str]) -> AsyncIterator[bytes]:
         since, name = int(query["resourceVersion"]), query["fieldSelector"].removeprefix("metadata.name=")
         yield CHUNKED
+        self.watches += 1
+        self._wake()
         if self.gone:
             self.gone -= 1
             expired = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}

@@ -24,6 +24,7 @@ from sds_agent.pki import openssl
 from sds_agent.pki.certificates import write_pem
 from sds_agent.tasks import DISK_TIMEOUT, TimeLimit
 from sds_agent.text import one_line
+from sds_agent.values import Sensitive
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -82,7 +83,7 @@ class HttpAnswer(Struct, frozen=True):
         return one_line(text.strip(), LONGEST_WORDS)
 
 
-class HttpsRequest(Struct, frozen=True):
+class HttpsRequest(Sensitive, frozen=True):
     """What to send. `url` is absolute; with https the roots in `roots` (PEM) vouch for the server, whose certificate is
     for `server_name`, or else for the URL's host. `certificate` is shown to a server that asks for one.
     """

@@ -12,6 +12,7 @@ A watch is an answer that goes on: a line for each change. The server ends it wh
 import asyncio
 import logging
 import math
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from sds_agent import log
@@ -116,45 +117,50 @@ class KubernetesAuthority:
             raise self._refusal(answer, target, "get")
         return read_object(answer, _server(answer))
 
-    async def _answered(self, found: SigningObject, target: SigningTarget, end: float) -> RequestStatus:
-        """Watch the object until it is answered or the time is over. Raises AuthorityError."""
-        now = asyncio.get_running_loop().time
-        for _ in range(MOST_WATCHES):
-            if (status := certificate_in(found, target)) is not None:
-                return status
-            if (left := end - now()) <= 0:
-                break
-            try:
-                async with asyncio.timeout(left):
-                    found = await self._change(found, target, left)
-            except TimeoutError:
-                break
-        raise waits(found, target)
+    async def _answered(self, created: SigningObject, target: SigningTarget, end: float) -> RequestStatus:
+        """Follow the object until it is answered or the time is over. Raises AuthorityError."""
+        newest = created
+        try:
+            async with asyncio.timeout_at(end), aclosing(self._states(created, target)) as states:
+                async for state in states:
+                    newest = state
+                    if (status := certificate_in(newest, target)) is not None:
+                        return status
+        except TimeoutError:
+            pass
+        raise waits(newest, target)
 
-    async def _change(self, found: SigningObject, target: SigningTarget, seconds: float) -> SigningObject:
-        """The object as it is once it is answered, or when the server ends the watch."""
-        resource, version = target.resource, found.metadata.resource_version
-        name = found.metadata.name
+    async def _states(self, created: SigningObject, target: SigningTarget) -> AsyncGenerator[SigningObject, None]:
+        """The object as it is, and after each change. Raises AuthorityError."""
+        newest = created
+        yield newest
+        for _ in range(MOST_WATCHES):
+            async with aclosing(self._changes(newest, target)) as changes:
+                async for state in changes:
+                    yield state
+            newest = await self._get(created.metadata.name, target)
+            yield newest
+
+    async def _changes(self, found: SigningObject, target: SigningTarget) -> AsyncGenerator[SigningObject, None]:
+        """One watch: the object after each change since this state, until the server ends it. Raises AuthorityError."""
+        resource, name = target.resource, found.metadata.name
         path = (
-            f"{resource.path}?watch=1&fieldSelector=metadata.name%3D{name}&resourceVersion={version}"
-            f"&timeoutSeconds={math.ceil(seconds)}"
+            f"{resource.path}?watch=1&fieldSelector=metadata.name%3D{name}"
+            f"&resourceVersion={found.metadata.resource_version}&timeoutSeconds={math.ceil(self._timeout)}"
         )
         async with aclosing(self._api.lines(path)) as lines:
             async for line in lines:
                 if isinstance(line, HttpAnswer):
                     if line.status == 410:
-                        break
+                        return
                     raise self._refusal(line, target, "watch")
                 change = read_change(line, f"the watch of {resource.plural}")
                 if change.expired:
-                    break
+                    return
                 if change.deleted:
                     raise _deleted(name, target)
                 if change.found is not None:
-                    found = change.found
-                    if certificate_in(found, target) is not None:
-                        return found
-        return await self._get(name, target)
+                    yield change.found
 
     def _refusal(self, answer: HttpAnswer, target: SigningTarget, verb: str) -> AuthorityError:
         return refusal(answer, target.resource, verb, _server(answer), self._clock.now())

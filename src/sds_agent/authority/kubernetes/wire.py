@@ -48,7 +48,7 @@ class ApiResource(Struct, frozen=True):
     def rule(self, verb: str) -> str:
         """The rule of RBAC that allows this, and where it belongs."""
         place = f"a Role of the namespace {self.namespace}" if self.namespace else "a ClusterRole"
-        return f'{{apiGroups: ["{self.group}"], resources: [{self.plural}], verbs: [{verb}]}} in {place}'
+        return f'{{apiGroups: ["{self.group}"], resources: ["{self.plural}"], verbs: ["{verb}"]}} in {place}'
 
 
 class Flavour(Enum):
@@ -157,21 +157,12 @@ class WatchEvent(Struct):
 
 
 class SigningChange(Struct, frozen=True):
-    """What a line of a watch says: the object's newest state, or the version after which nothing was left out."""
+    """What a line of a watch says: the object's newest state, or none, as in a bookmark."""
 
     found: SigningObject | None = None
-    version: str | None = None
     deleted: bool = False
     expired: bool = False
     """The version that the watch began with is too old: read the object again."""
-
-
-class _Bookmark(Struct):
-    metadata: "_Version"
-
-
-class _Version(Struct, rename="camel"):
-    resource_version: str
 
 
 def signing_target(chosen: KubernetesSettings, namespace: str) -> SigningTarget:
@@ -228,14 +219,13 @@ def read_change(line: bytes, what: str) -> SigningChange:
     event = decoded(line, WatchEvent, what)
     content = bytes(event.object)
     if event.type == "BOOKMARK":
-        return SigningChange(version=decoded(content, _Bookmark, what).metadata.resource_version)
+        return SigningChange()
     if event.type == "ERROR":
         status = decoded(content, ApiStatus, what)
         if status.code == 410:  # Gone, with the reason Expired
             return SigningChange(expired=True)
         raise AuthorityError(ErrorKind.TRANSIENT, f"{what} ended the watch ({status.words()}); it is begun again")
-    found = decoded(content, SigningObject, what)
-    return SigningChange(found, found.metadata.resource_version, deleted=event.type == "DELETED")
+    return SigningChange(decoded(content, SigningObject, what), deleted=event.type == "DELETED")
 
 
 def certificate_in(found: SigningObject, target: SigningTarget) -> RequestStatus | None:
