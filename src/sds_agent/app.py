@@ -14,16 +14,18 @@ from sds_agent import log, preflight, sources
 from sds_agent.authority import registry
 from sds_agent.authority.protocol import AdvertisesAnchors, Authority, Supplier
 from sds_agent.clock import Clock, SystemClock
-from sds_agent.config.settings import Settings
+from sds_agent.config.settings import Settings, WorkloadSettings
 from sds_agent.directories import LockedDirectory, locked_directory
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.cache import CertificateCache, WorkloadCache, tidy
+from sds_agent.issuance.failover import FailoverPolicy
 from sds_agent.issuance.federation import Federation, bundle_name
-from sds_agent.issuance.issuer import Issuer, Upstream
+from sds_agent.issuance.issuer import Issuer
 from sds_agent.issuance.needed import NeededAnchorsFile
 from sds_agent.issuance.publication import PublicationTarget
 from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.schedule import Renewal
+from sds_agent.issuance.source import Upstream
 from sds_agent.issuance.standing import lack
 from sds_agent.issuance.status import TrustStatus, WorkloadStatus
 from sds_agent.issuance.trust import Trust, follow_times, maintain, refresh
@@ -72,18 +74,22 @@ async def authorities(settings: Settings, clock: Clock) -> AsyncIterator[Mapping
 
 def workloads(settings: Settings) -> tuple[Workload, ...]:
     """The configured identities."""
-    return tuple(
-        Workload(
-            name=chosen.name,
-            identity=SpiffeId.parse(chosen.spiffe_id),
-            key_type=chosen.key,
-            ttl=chosen.ttl,
-            authority=settings.authority_of(chosen),
-            names=chosen.names,
-            kind=registry.name_of(settings.authorities[settings.authority_of(chosen)]),
-            renewal=Renewal(settings.renewal.fraction, settings.renewal.jitter),
-        )
-        for chosen in settings.workloads
+    return tuple(_workload(settings, chosen) for chosen in settings.workloads)
+
+
+def _workload(settings: Settings, chosen: WorkloadSettings) -> Workload:
+    kinds = {name: registry.name_of(settings.authorities[name]) for name in settings.authorities_of(chosen)}
+    first, *others = kinds
+    return Workload(
+        name=chosen.name,
+        identity=SpiffeId.parse(chosen.spiffe_id),
+        key_type=chosen.key,
+        ttl=chosen.ttl,
+        authority=first,
+        names=chosen.names,
+        kind=kinds[first],
+        renewal=Renewal(settings.renewal.fraction, settings.renewal.jitter),
+        fallbacks={name: kinds[name] for name in others},
     )
 
 
@@ -134,7 +140,7 @@ async def agent(
     anchors_file = NeededAnchorsFile(settings.state_dir)
     trust.restore(anchors_file.load())
     caches = _caches(settings, identities)
-    issuers = _issuers(identities, cas, PublicationTarget(store, trust), clock, caches)
+    issuers = _issuers(settings, cas, PublicationTarget(store, trust), clock, caches)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
     files = _files(settings, store, clock)
     service = SecretDiscoveryService(store, clock, most_streams=limits.streams, most_names=limits.names, files=files)
@@ -169,19 +175,28 @@ async def agent(
 
 
 def _issuers(
-    identities: Iterable[Workload],
+    settings: Settings,
     cas: Mapping[str, Authority | Supplier],
     target: PublicationTarget,
     clock: Clock,
     caches: Mapping[str, WorkloadCache],
 ) -> dict[str, Issuer]:
     """An issuer for each workload, by its name."""
-    upstreams = {name: Upstream(authority, IssuanceQueue()) for name, authority in cas.items()}
+    chosen, requests = settings.failover, settings.requests
+    policy = FailoverPolicy(chosen.failures, chosen.after, chosen.back_after)
+    timeout = requests.timeout.total_seconds()
+    upstreams = {name: Upstream(ca, IssuanceQueue(requests.concurrency), timeout) for name, ca in cas.items()}
     return {
         workload.name: Issuer(
-            workload, upstreams[workload.authority], target, clock=clock, cache=caches.get(workload.name)
+            workload,
+            upstreams[workload.authority],
+            target,
+            clock=clock,
+            cache=caches.get(workload.name),
+            fallbacks=[upstreams[name] for name in workload.fallbacks],
+            policy=policy,
         )
-        for workload in identities
+        for workload in workloads(settings)
     }
 
 

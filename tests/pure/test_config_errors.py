@@ -238,6 +238,27 @@ MISTAKES = {
     "a choice not made": Mistake(
         f"{MINIMAL}{TWO_AUTHORITIES}", 3, "workloads[0].authority", "with several authorities it must be one of a, b"
     ),
+    "an unknown authority among several": Mistake(
+        f"{MINIMAL}    authority: [a, c]\n{TWO_AUTHORITIES}",
+        5,
+        "workloads[0].authority",
+        'names "c", which is no authority here; it must be one of a, b',
+    ),
+    "an authority twice": Mistake(
+        f"{MINIMAL}    authority: [a, b, a]\n{TWO_AUTHORITIES}",
+        5,
+        "workloads[0].authority",
+        'names "a" more than once; name each authority once, in order',
+    ),
+    "a list of no authority": Mistake(
+        f"{MINIMAL}    authority: []\n", 5, "workloads[0].authority", "or a list of 1 to 8 of them; it has 0 of them"
+    ),
+    "no name of an authority": Mistake(
+        f"{MINIMAL}    authority: [local, My CA]\n", 5, "workloads[0].authority", "'My CA' is no such name: 1 to 63 of"
+    ),
+    "a number among the authorities": Mistake(
+        f"{MINIMAL}    authority: [local, 7]\n", 5, "workloads[0].authority", "write it in quotes"
+    ),
     # YAML itself
     "no UTF-8": Mistake("trust_domain: a\nworkloads: \udcff", 2, "", "the file is not text in UTF-8; save it as UTF-8"),
     "a tab": Mistake("trust_domain: a\nsds:\n\tmode: x\n", 3, "", "indent with spaces: YAML does not take tabs"),

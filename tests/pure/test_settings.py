@@ -26,6 +26,8 @@ from sds_agent.configfile.document import Document, Origin
 from sds_agent.configfile.reading import UNREAD
 from sds_agent.configfile.schema import sections_of
 from sds_agent.errors import ProblemsError
+from sds_agent.issuance.failover import DEFAULT_POLICY
+from sds_agent.issuance.requester import CA_TIMEOUT
 from sds_agent.pki.keys import KeyType
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -57,7 +59,7 @@ def test_a_minimal_file_gets_every_default(tmp_path: Path) -> None:
             authority=None,
         ),
     )
-    assert read.authority_of(read.workloads[0]) == "local"
+    assert read.authorities_of(read.workloads[0]) == ("local",)
     assert (read.renewal.fraction, read.renewal.jitter) == (0.5, 0.05)
     assert (read.log.format, read.log.level) == ("auto", "info")
 
@@ -80,7 +82,7 @@ def test_every_key_of_the_full_example_is_taken(tmp_path: Path) -> None:
     assert {"local", "legacy", "plugged", "mesh"} <= set(read.authorities)
     assert read.workloads[1].key is KeyType.RSA_2048
     assert read.workloads[1].ttl == timedelta(minutes=90)
-    assert read.authority_of(read.workloads[1]) == "legacy"
+    assert read.authorities_of(read.workloads[1]) == ("legacy", "local")
 
 
 def test_the_examples_show_every_key() -> None:
@@ -466,3 +468,38 @@ def _key_paths(value: object, path: str = "") -> Iterator[str]:
             here = "authorities.NAME" if path == "authorities" else f"{path}.{name}" if path else str(name)
             yield here
             yield from _key_paths(inner, here)
+
+
+# --- several authorities ---
+
+TWO = "authorities: {a: {type: embedded}, b-2: {type: embedded}}\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "names"),
+    [("a", ("a",)), ("[a]", ("a",)), ("[b-2, a]", ("b-2", "a"))],
+)
+def test_a_workload_has_one_authority_or_several_in_order(written: str, names: tuple[str, ...], tmp_path: Path) -> None:
+    read = settings(tmp_path, f"{MINIMAL}    authority: {written}\n{TWO}")
+    assert read.authorities_of(read.workloads[0]) == names
+    for name in ("a", "b-2"):
+        assert list(read.use_of(name).workloads) == ([0] if name in names else [])
+
+
+def test_variables_set_one_authority_or_items_of_the_list(tmp_path: Path) -> None:
+    one = settings(tmp_path, f"{MINIMAL}{TWO}", SDS_AGENT__WORKLOADS__0__AUTHORITY="a")
+    assert one.authorities_of(one.workloads[0]) == ("a",)
+    several = {f"SDS_AGENT__WORKLOADS__0__AUTHORITY__{index}": name for index, name in enumerate(["b-2", "a"])}
+    two = settings(tmp_path, f"{MINIMAL}{TWO}", **several)
+    assert two.authorities_of(two.workloads[0]) == ("b-2", "a")
+
+
+def test_the_defaults_of_failover_and_requests_are_those_of_the_parts(tmp_path: Path) -> None:
+    """A part that is used without a file must behave as the agent does."""
+    read = settings(tmp_path, MINIMAL)
+    assert (read.failover.failures, read.failover.after, read.failover.back_after) == (
+        DEFAULT_POLICY.failures,
+        DEFAULT_POLICY.after,
+        DEFAULT_POLICY.back_after,
+    )
+    assert read.requests.timeout.total_seconds() == CA_TIMEOUT

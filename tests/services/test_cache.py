@@ -26,9 +26,10 @@ from msgspec import structs
 from sds_agent.authority.protocol import ErrorKind, Issuance, IssueRequest
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.cache import CachedCertificate, CacheError, CertificateCache, WorkloadCache, tidy
-from sds_agent.issuance.issuer import Issuer, Upstream
+from sds_agent.issuance.issuer import Issuer
 from sds_agent.issuance.publication import PublicationTarget
 from sds_agent.issuance.queue import IssuanceQueue
+from sds_agent.issuance.source import Upstream
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
 from sds_agent.pki.certificates import has_key, read_pem, write_pem

@@ -35,12 +35,13 @@ from msgspec import structs
 from sds_agent.authority.protocol import Authority, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import LONGEST_SLEEP
 from sds_agent.identity.spiffe import SpiffeId
-from sds_agent.issuance.issuer import Issuer, Upstream
+from sds_agent.issuance.issuer import Issuer
 from sds_agent.issuance.publication import PublicationTarget
 from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.requester import CA_TIMEOUT
 from sds_agent.issuance.schedule import Renewal
-from sds_agent.issuance.status import FailureStatus, LeafStatus, WorkloadStatus
+from sds_agent.issuance.source import Upstream
+from sds_agent.issuance.status import CertificateEnd, FailureStatus, LeafStatus, WorkloadStatus
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
 from sds_agent.pki.certificates import has_key, read_pem, write_pem
@@ -671,6 +672,11 @@ async def test_the_status_shows_the_certificates_and_the_attempts(bench: Bench) 
             valid_until=now + HOUR,
             ends_with=repr(leaf.subject.rfc4514_string()) if leaf.subject.rdns else repr(URI),
             renew_at=now + HOUR / 2,
+            authority="upstream",
+            intermediates=tuple(
+                CertificateEnd(repr(f"CN=upstream {each}"), bench.ca.lower.certificate.not_valid_after_utc)
+                for each in ("lower", "upper")
+            ),
         )
         assert bench.status == WorkloadStatus("default", URI, "upstream", current, served=True)
         assert bench.status.renew_at == now + HOUR / 2

@@ -37,11 +37,12 @@ from sds_agent.authority.in_process import StoredAuthority
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.errors import ConfigurationError
 from sds_agent.identity.spiffe import SpiffeId
-from sds_agent.issuance.issuer import Issuer, Upstream
+from sds_agent.issuance.issuer import Issuer
 from sds_agent.issuance.publication import PublicationTarget
 from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.requester import CA_TIMEOUT, Requester
 from sds_agent.issuance.schedule import Renewal
+from sds_agent.issuance.source import Upstream
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
 from sds_agent.pki.keys import KeyType, PrivateKey, generate, to_pkcs8_pem
@@ -118,7 +119,7 @@ class Scene:
         """The step, with the key of the request noted, and the request and the answer stored."""
 
         async def noted(request: IssueRequest) -> Issuance:
-            requester = self.issuer._requester
+            requester = self.issuer._sources[0]._requester
             assert isinstance(requester, Requester)
             pending = requester._pending
             assert pending is not None

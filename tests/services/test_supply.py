@@ -21,11 +21,12 @@ from msgspec import structs
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, Supplied, Supplier
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.cache import CertificateCache, WorkloadCache
-from sds_agent.issuance.issuer import Issuer, Upstream
+from sds_agent.issuance.issuer import Issuer
 from sds_agent.issuance.publication import PublicationTarget
 from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.requester import CA_TIMEOUT
 from sds_agent.issuance.schedule import FLOOR, LONGEST_RETRY_SUPPLIED, Renewal
+from sds_agent.issuance.source import Upstream
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
 from sds_agent.pki.certificates import has_key, read_pem, write_pem

@@ -55,16 +55,30 @@ def _workload(workload: WorkloadSettings, settings: Settings) -> str:
 
 
 def _origin(workload: WorkloadSettings, settings: Settings) -> str:
-    name = settings.authority_of(workload)
-    if registry.kind_of(settings.authorities[name]).supplies:
+    names, origin = settings.authorities_of(workload), _authorities(workload, settings)
+    supplying = [name for name in names if registry.kind_of(settings.authorities[name]).supplies]
+    if len(supplying) == len(names):
         return (
-            f"Both come from the authority {name}, which decides the kind of the key, how long a certificate is valid "
-            "and when the next one comes."
+            f"Both come from {origin}, which decides the kind of the key, how long a certificate is valid and when the "
+            "next one comes."
         )
+    besides = "".join(f" The authority {name} decides all of this by itself." for name in supplying)
     return (
-        f"The key is of the kind {workload.key}; a certificate comes from the authority {name}, is asked to be valid "
-        f"for {format_duration(workload.ttl)} and is renewed {_renewed(workload.ttl, settings.renewal)} after its "
-        "issue."
+        f"The key is of the kind {workload.key}; a certificate comes from {origin}, is asked to be valid for "
+        f"{format_duration(workload.ttl)} and is renewed {_renewed(workload.ttl, settings.renewal)} after its issue."
+        f"{besides}"
+    )
+
+
+def _authorities(workload: WorkloadSettings, settings: Settings) -> str:
+    first, *others = settings.authorities_of(workload)
+    if not others:
+        return f"the authority {first}"
+    failover = settings.failover
+    return (
+        f"the authority {first}, and while that fails from {', then '.join(others)} (after {failover.failures} "
+        f"failures or {format_duration(failover.after)}; {first} is tried again after "
+        f"{format_duration(failover.back_after)} or at the next renewal)"
     )
 
 
@@ -104,7 +118,7 @@ def warnings(settings: Settings) -> Iterator[str]:
 def _without_effect(settings: Settings, authority: str) -> Iterator[str]:
     defaults = {field.name: field.default for field in fields(WorkloadSettings) if field.name in {"key", "ttl"}}
     for index, workload in enumerate(settings.workloads):
-        if settings.authority_of(workload) == authority:
+        if settings.authorities_of(workload) == (authority,):
             for key, default in defaults.items():
                 if getattr(workload, key) != default:
                     yield (

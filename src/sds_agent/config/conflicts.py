@@ -75,13 +75,19 @@ def _authorities(workloads: Mapping[int, WorkloadSettings], known: list[str]) ->
     for index, each in workloads.items():
         path = _at(index, "authority")
         if each.authority is None and len(known) > 1:
-            fix = f"with several authorities it must be one of {', '.join(known)}"
+            fix = f"with several authorities it must be one of {', '.join(known)}, or a list of them in order"
             yield Problem(path, "is missing", fix)
-        elif each.authority and each.authority not in known:
-            near = did_you_mean(each.authority, known)
-            fix = f"it must be one of {', '.join(known)}"
-            found = f"is {quoted(each.authority)}, which is no authority here"
-            yield Problem(path, found, f"{fix}; {near}" if near else fix)
+        chosen = each.authority or ()
+        for name in chosen:
+            if name not in known:
+                near = did_you_mean(name, known)
+                fix = f"it must be one of {', '.join(known)}"
+                found = f"is {quoted(name)}, which is no authority here"
+                yield Problem(
+                    path, found if len(chosen) == 1 else f"names {found[3:]}", f"{fix}; {near}" if near else fix
+                )
+        for name in sorted({name for name in chosen if chosen.count(name) > 1}):
+            yield Problem(path, f"names {quoted(name)} more than once", "name each authority once, in order")
 
 
 def _kinds(chosen: Settings) -> Iterator[Problem]:

@@ -16,6 +16,7 @@ from sds_agent.configfile.reading import readable, was_read
 from sds_agent.configfile.types import (
     Account,
     AuthorityName,
+    AuthorityNames,
     Command,
     FileMode,
     FilePath,
@@ -177,6 +178,60 @@ class OutputSettings(Struct, frozen=True, kw_only=True):
     ] = timedelta(seconds=30)
 
 
+class FailoverSettings(Struct, frozen=True, kw_only=True):
+    """When the agent asks the next of a workload's authorities, where it has several."""
+
+    failures: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100,
+            description="Failed attempts in a row after which the next authority is asked, while a valid certificate "
+            "is served. Where none is, or what is served nears its end, the first failure is enough.",
+        ),
+    ] = 3
+    after: Annotated[
+        timedelta,
+        duration(timedelta(seconds=1), timedelta(days=1)),
+        Meta(
+            description="How long after the beginning of the first of these attempts the next authority is asked even "
+            "if fewer have failed, as where the authority hangs or asks for a delay.",
+        ),
+    ] = timedelta(seconds=30)
+    back_after: Annotated[
+        timedelta,
+        duration(timedelta(seconds=10), timedelta(days=30)),
+        Meta(
+            description="How long after the switch an earlier authority is asked for a certificate again, if no "
+            "renewal is due before. The time doubles with each attempt that fails, up to an hour.",
+        ),
+    ] = timedelta(minutes=5)
+
+
+class RequestSettings(Struct, frozen=True, kw_only=True):
+    """How the agent asks each authority."""
+
+    timeout: Annotated[
+        timedelta,
+        duration(
+            timedelta(seconds=1), timedelta(minutes=5), "a renewal in short lives leaves no more time for one attempt"
+        ),
+        Meta(
+            description="How long an authority may take to answer one request. With several authorities the agent "
+            "gives up earlier, so that the others have time.",
+        ),
+    ] = timedelta(seconds=10)
+    concurrency: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=256,
+            description="Requests that one authority is asked to answer at one time. The others wait: identities that "
+            "an Envoy waits for go first, and then those that end first.",
+        ),
+    ] = 8
+
+
 class WorkloadSettings(Struct, frozen=True, kw_only=True):
     """An identity that the agent obtains certificates for."""
 
@@ -195,8 +250,11 @@ class WorkloadSettings(Struct, frozen=True, kw_only=True):
         timedelta, _TTL, Meta(description="The lifetime that the agent asks for, from the issue of the certificate.")
     ] = timedelta(hours=24)
     authority: Annotated[
-        AuthorityName | None,
-        Meta(description="The name of the authority that issues it. May be left out where there is only one."),
+        AuthorityNames | None,
+        Meta(
+            description="The name of the authority that issues it, or a list of them in order: where one fails, the "
+            "next one is asked (see failover). May be left out where there is only one.",
+        ),
     ] = None
     output: Annotated[
         OutputSettings | None,
@@ -250,11 +308,13 @@ class Settings(Struct, frozen=True, kw_only=True):
         ),
     ] = True
     renewal: RenewalSettings = RenewalSettings()
+    failover: FailoverSettings = FailoverSettings()
+    requests: RequestSettings = RequestSettings()
     log: LogSettings = LogSettings()
 
-    def authority_of(self, workload: WorkloadSettings) -> str:
-        """The name of the authority that issues for `workload`."""
-        return workload.authority or next(iter(self.authorities))
+    def authorities_of(self, workload: WorkloadSettings) -> tuple[str, ...]:
+        """The names of the authorities that issue for `workload`, in order."""
+        return workload.authority or tuple(self.authorities)[:1]
 
     def use_of(self, name: str) -> Use:
         """How this configuration uses the authority of this name, as far as it could be read."""
@@ -262,7 +322,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         asking = {
             index: each
             for index, each in readable(self.workloads)
-            if each.authority == name or (only and each.authority is None)
+            if name in (each.authority or ()) or (only and each.authority is None)
         }
         return Use(name, asking, self.keep_certificates)
 

@@ -21,12 +21,18 @@ from sds_agent.errors import ConfigurationError
 from sds_agent.files import LONGEST_SOCKET_PATH, socket_path_size
 from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError
 from sds_agent.identity.spiffe import TrustDomain as ParsedTrustDomain
+from sds_agent.text import quoted
 
 LONGEST_NAME = 255
 """Characters of a workload's name."""
 LARGEST_ID = 2**32 - 2
 """The kernel takes the id above it for "unchanged"."""
 
+MOST_AUTHORITIES = 8
+"""Authorities of one workload."""
+
+_AUTHORITY_PATTERN = "^[a-z0-9][a-z0-9_-]{0,62}$"
+_AUTHORITY_ALLOWED = "1 to 63 of a-z, 0-9, - and _, beginning with a letter or a digit"
 _MODE_PATTERN = "^(0|0o)?[67][0-7]0$"
 _ACCOUNT_PATTERN = "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}[$]?$"
 _FILE_NAMES = ("file-cert:", "file-root:")
@@ -196,6 +202,16 @@ def _workload_id(value: object, _base: Path) -> str:
     return str(read)
 
 
+def _authority_names(value: object, _base: Path) -> tuple[str, ...]:
+    written = value if isinstance(value, list) else [value]
+    if not 0 < len(written) <= MOST_AUTHORITIES:
+        raise UnacceptableError(f"it has {len(written)} of them")
+    for each in written:
+        if not re.fullmatch(_AUTHORITY_PATTERN, text(each)):
+            raise UnacceptableError(f"{quoted(text(each), LONGEST_NAME)} is no such name: {_AUTHORITY_ALLOWED}")
+    return tuple(written)
+
+
 _PATH_SCHEMA: dict[str, object] = {"type": "string", "minLength": 1}
 
 FilePath: TypeAlias = Annotated[Path, custom(file_path, "a path", _PATH_SCHEMA)]
@@ -236,9 +252,22 @@ WorkloadName: TypeAlias = Annotated[
         {"type": "string", "minLength": 1, "maxLength": LONGEST_NAME, "pattern": "^(?!file-(cert|root):)"},
     ),
 ]
-AuthorityName: TypeAlias = Annotated[
-    str,
-    matching("^[a-z0-9][a-z0-9_-]{0,62}$", "1 to 63 of a-z, 0-9, - and _, beginning with a letter or a digit"),
+AuthorityName: TypeAlias = Annotated[str, matching(_AUTHORITY_PATTERN, _AUTHORITY_ALLOWED)]
+AuthorityNames: TypeAlias = Annotated[
+    tuple[str, ...],
+    custom(
+        _authority_names,
+        f"the name of an authority, or a list of 1 to {MOST_AUTHORITIES} of them",
+        {
+            "type": ["string", "array"],
+            "pattern": _AUTHORITY_PATTERN,
+            "minItems": 1,
+            "maxItems": MOST_AUTHORITIES,
+            "uniqueItems": True,
+            "items": {"type": "string", "pattern": _AUTHORITY_PATTERN},
+        },
+        list,
+    ),
 ]
 TrustDomain: TypeAlias = Annotated[
     str,

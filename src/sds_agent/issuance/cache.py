@@ -208,9 +208,11 @@ class WorkloadCache:
         # a certificate of another workload may be newer, with newer anchors: each needs its own until the CA is asked
         together = unique((*anchors, *restored.accepted.anchors))
         accepted, at = structs.replace(restored.accepted, anchors=together), restored.issued_at
+        names = {ca: name for name, ca in workload.cas.items()}
         # a file of an older version of the agent does not name the CA
-        foreign = restored.authority not in {"", workload.ca}
-        self._newest = Certificate("restored", accepted, secret_of(accepted, restored.key), at, at, foreign)
+        foreign = restored.authority not in {"", *names}
+        name = names.get(restored.authority, workload.authority)
+        self._newest = Certificate("restored", accepted, secret_of(accepted, restored.key), at, at, name, foreign)
         self._cached = self._newest
         return self._cached
 
@@ -257,7 +259,7 @@ class WorkloadCache:
             certificate.secret.chain_pem.decode(),
             write_pem(certificate.accepted.anchors).decode(),
             certificate.secret.private_key_pem.decode(),
-            self._workload.ca,
+            self._workload.cas[certificate.authority],
         )
 
 

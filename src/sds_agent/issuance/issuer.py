@@ -8,20 +8,22 @@ returns its outcome; the loop changes the state, so that it changes in one place
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from msgspec import Struct
+from msgspec import structs
 
 from sds_agent import log
-from sds_agent.authority.protocol import Authority, AuthorityError, Supplier
+from sds_agent.authority.protocol import AuthorityError
 from sds_agent.clock import Clock, until
 from sds_agent.issuance.cache import WorkloadCache
+from sds_agent.issuance.failover import DEFAULT_POLICY, Failover, FailoverPolicy, Turn
 from sds_agent.issuance.publication import Publication, PublicationTarget
-from sds_agent.issuance.queue import IssuanceQueue, Priority
-from sds_agent.issuance.requester import Obtained, Receiver, Requester
+from sds_agent.issuance.queue import Priority
+from sds_agent.issuance.requester import Obtained
 from sds_agent.issuance.schedule import (
     Ask,
+    CurrentLeaf,
     Failure,
     IssuanceState,
     OfferAgain,
@@ -30,19 +32,15 @@ from sds_agent.issuance.schedule import (
     Wait,
     Withhold,
     decide,
+    due_at,
     failed,
 )
+from sds_agent.issuance.source import Attempt, Source, Upstream
+from sds_agent.issuance.standing import authority_statuses, failure_status
 from sds_agent.issuance.status import AttemptStage, WorkloadStatus
 from sds_agent.issuance.workload import Certificate, Workload, secret_of
 
 LOG = logging.getLogger(__name__)
-
-
-class Upstream(Struct, frozen=True):
-    """A CA and the queue for it. Each CA has a queue of its own, so that one that hangs delays no other."""
-
-    authority: Authority | Supplier
-    queue: IssuanceQueue
 
 
 class Issuer:
@@ -57,22 +55,24 @@ class Issuer:
         clock: Clock,
         cache: WorkloadCache | None = None,
         randomness: Callable[[], float] = random.random,
+        fallbacks: Sequence[Upstream] = (),
+        policy: FailoverPolicy = DEFAULT_POLICY,
     ) -> None:
         self._workload = workload
-        self._queue = upstream.queue
         self._store = target.store
         self._trust = target.trust
         self._clock = clock
         self._cache = cache
         self._randomness = randomness
-        self._supplied = isinstance(upstream.authority, Supplier)
-        self._answered_at: datetime | None = None
-        self._requester: Requester | Receiver = (
-            Receiver(workload, upstream.authority, target.trust, clock)
-            if isinstance(upstream.authority, Supplier)
-            else Requester(workload, upstream.authority, target.trust, clock)
+        self._sources = tuple(
+            Source(workload, name, each, target.trust, clock)
+            for name, each in zip(workload.authorities, (upstream, *fallbacks), strict=True)
         )
-        self._publication = Publication(workload, target, clock)
+        self._failover = Failover.over(len(self._sources), policy)
+        self._asked, self._began = 0, clock.now()  # the authority of the attempt under way, or of the last
+        self._publication = Publication(
+            workload, target, clock, frozenset(each.name for each in self._sources if each.supplied)
+        )
         self._failure: Failure | None = None
         self._attempt: asyncio.Task[Obtained | AuthorityError] | None = None
         self._stage: AttemptStage = "queued"
@@ -80,8 +80,13 @@ class Issuer:
     @property
     def status(self) -> WorkloadStatus:
         """What can be seen of the workload now."""
-        attempt = None if self._attempt is None else self._stage
-        return self._publication.status(self._failure, attempt, supplied=self._supplied)
+        return structs.replace(
+            self._publication.status,
+            authority=self._sources[self._failover.in_use].name,
+            attempt=None if self._attempt is None else self._stage,
+            failure=None if self._failure is None else failure_status(self._failure),
+            authorities=authority_statuses(self._workload.authorities, self._failover, self._clock.now()),
+        )
 
     async def run(self) -> None:
         """Run until cancelled; a certificate that is being cached is written first, for at most the disk's timeout."""
@@ -96,9 +101,10 @@ class Issuer:
 
     async def _act(self, tasks: asyncio.TaskGroup) -> None:
         """Take the one action that is due, or wait for the next."""
-        match decide(self._clock.now(), self._state, self._workload.renewal):
+        state, turn = self._state
+        match decide(self._clock.now(), state, self._workload.renewal):
             case Ask():
-                self._begin(tasks)
+                self._begin(turn.index, state, tasks)
             case Publish(index=index):
                 self._publish(index, tasks)
             case Withhold():
@@ -111,17 +117,37 @@ class Issuer:
                 await self._wait(time, tasks)
 
     @property
-    def _state(self) -> IssuanceState:
-        return self._publication.state(
-            self._failure,
+    def _state(self) -> tuple[IssuanceState, Turn]:
+        """What `decide` needs, about the authority whose turn it is."""
+        now, state = self._clock.now(), self._publication.state
+        turn = self._failover.turn(now, due_at(now, state, self._workload.renewal), _served(state))
+        source = self._sources[turn.index]
+        attempts = structs.replace(
+            state,
+            failure=turn.failure,
             asking=self._attempt is not None,
-            supplied=self._supplied,
-            answered_at=self._answered_at,
+            supplied=source.supplied,
+            answered_at=source.answered_at,
+            ask_at=turn.ask_at,
+            choose_at=turn.until,
         )
+        return attempts, turn
 
-    def _begin(self, tasks: asyncio.TaskGroup) -> None:
-        self._stage = "waiting" if self._supplied else "queued"
-        self._attempt = tasks.create_task(self._outcome() if self._supplied else self._ask())
+    def _begin(self, index: int, state: IssuanceState, tasks: asyncio.TaskGroup) -> None:
+        source, served = self._sources[index], _served(state)
+        self._asked, self._began = index, self._clock.now()
+        self._stage = "waiting" if source.supplied else "queued"
+        attempt = Attempt(
+            self._publication.identity(source.name),
+            self._priority,
+            self._asking,
+            self._failover.patience(index, self._began, served, waits=source.supplied),
+            None if served is None or index == self._failover.in_use else served.not_after,
+        )
+        self._attempt = tasks.create_task(source.ask(attempt))
+
+    def _asking(self) -> None:
+        self._stage = "asking"
 
     async def _wait(self, time: datetime, tasks: asyncio.TaskGroup) -> None:
         """Return at that time, or when the wall clock is found set back, or when the attempt under way ends."""
@@ -140,21 +166,11 @@ class Issuer:
         if self._cache is not None:
             await self._cache.saved()
 
-    async def _ask(self) -> Obtained | AuthorityError:
-        async with self._queue.slot(self._priority):
-            self._stage = "asking"
-            return await self._outcome()
-
-    async def _outcome(self) -> Obtained | AuthorityError:
-        try:
-            return await self._requester.ask(self._publication.identity)
-        except AuthorityError as error:
-            return error
-
     def _priority(self) -> Priority:
         served = self._publication.certificates.served
         expiry = datetime.min.replace(tzinfo=UTC) if served is None else self._publication.leaf(served).not_after
-        return (not self._store.awaited(self._workload.names), expiry)
+        awaited, hung = self._store.awaited(self._workload.names), self._sources[self._asked].hung
+        return (not awaited) + 2 * hung, expiry
 
     def _apply_outcome(self, tasks: asyncio.TaskGroup) -> None:
         """Apply the outcome of the attempt if it has ended. A bug in it ends the task group, and with it this loop."""
@@ -169,9 +185,11 @@ class Issuer:
                 self._receive(obtained, tasks)
 
     def _receive(self, obtained: Obtained, tasks: asyncio.TaskGroup) -> None:
-        self._answered_at = obtained.issued_at
-        if self._supplied and (confirmed := self._publication.confirm(obtained.accepted)) is not None:
-            self._failure = None
+        source = self._sources[self._asked]
+        self._log_change(source)
+        self._failure = None
+        self._failover = self._failover.issued(self._asked, self._clock.now())
+        if source.supplied and (confirmed := self._publication.confirm(source.name, obtained.accepted)) is not None:
             self._save(confirmed, tasks)  # its anchors may be others
             return
         certificate = Certificate(
@@ -180,11 +198,26 @@ class Issuer:
             secret_of(obtained.accepted, obtained.key),
             obtained.asked_at,
             obtained.issued_at,
+            source.name,
         )
         self._add(certificate)
         if self._publish_at is None or not self._publication.serving:
             # even one that has to wait: it may have cost a join token, and there is no other to cache
             self._save(certificate, tasks)
+
+    def _log_change(self, source: Source) -> None:
+        """Log that this authority has issued, where another one was in use."""
+        before = self._sources[self._failover.in_use]
+        if before is source:
+            return
+        why = f"{source.name} issues again"
+        if (failure := self._failover.tried[self._failover.in_use].failure) is not None:
+            attempts = "the last attempt" if failure.count == 1 else f"{failure.count} attempts in a row"
+            why = f"{attempts} at {before.name} failed ({failure.kind.value}): {before.error}"
+        change = {"from": before.name, "to": source.name, "why": why}
+        back = self._asked < self._failover.in_use
+        level = logging.INFO if back else logging.WARNING
+        log.event(LOG, "authority_changed", level=level, workload=self._workload.name, **change)
 
     def _restore(self) -> None:
         """Begin with the certificate that an earlier process cached."""
@@ -192,10 +225,11 @@ class Issuer:
             return
         anchors = self._trust.anchors_of(self._workload.authority)
         if (certificate := self._cache.restore(anchors, self._clock.now())) is not None:
+            index = self._workload.authorities.index(certificate.authority)
+            self._failover = self._failover.issued(index, self._clock.now())
             self._add(certificate)
 
     def _add(self, certificate: Certificate) -> None:
-        self._failure = None
         self._publication.add(certificate)
         for warning in certificate.accepted.warnings:
             log.event(LOG, "ca_warning", level=logging.WARNING, workload=self._workload.name, warning=warning)
@@ -215,7 +249,7 @@ class Issuer:
     @property
     def _publish_at(self) -> datetime | None:
         """When the newest certificate is to be published; None if that is now."""
-        now, state = self._clock.now(), self._state
+        now, state = self._clock.now(), self._publication.state
         publish_at = state.publish_at(now).get(len(state.coming) - 1, now)
         return publish_at if publish_at > now else None
 
@@ -232,37 +266,40 @@ class Issuer:
         workload, leaf = self._workload, self._publication.leaf(certificate)
         new = certificate.origin != "restored"
         took = certificate.issued_at - certificate.asked_at
+        supplied = self._sources[workload.authorities.index(certificate.authority)].supplied
         log.event(
             LOG,
             certificate.origin,
             workload=workload.name,
             spiffe_id=str(workload.identity) if new else None,
-            authority=workload.authority if new else None,
+            authority=certificate.authority if new else None,
             serial=leaf.serial,
             not_after=leaf.not_after,
-            renew_at=None if self._supplied else leaf.renew_at(workload.renewal),
-            took_ms=round(took.total_seconds() * 1000, 1) if new and not self._supplied else None,
+            renew_at=None if supplied else leaf.renew_at(workload.renewal),
+            took_ms=round(took.total_seconds() * 1000, 1) if new and not supplied else None,
         )
 
     def _fail(self, error: AuthorityError) -> None:
-        now, served = self._clock.now(), self._state.served
+        now, served = self._clock.now(), self._publication.state.served
+        source = self._sources[self._asked]
         self._failure = failed(
             now,
             error.kind,
-            before=self._failure,
+            before=self._failover.tried[self._asked].failure,
             served=served,
             ttl=self._workload.ttl,
             retry_after=error.retry_after,
             randomness=self._randomness(),
-            supplied=self._supplied,
+            supplied=source.supplied,
         )
+        self._failover = self._failover.failed(self._asked, self._failure, self._began)
         urgent = error.kind.refused or served is None or served.alarming(now)
         log.event(
             LOG,
             "retrying",
             level=logging.ERROR if urgent else logging.WARNING,
             workload=self._workload.name,
-            authority=self._workload.authority,
+            authority=source.name,
             kind=error.kind.value,
             cause=str(error),
             attempt=self._failure.count,
@@ -270,3 +307,7 @@ class Issuer:
             serving="nothing" if served is None or served.expired(now) else "the current certificate",
             expires=served.not_after if served else None,
         )
+
+
+def _served(state: IssuanceState) -> CurrentLeaf | None:
+    return None if state.withheld else state.served

@@ -6,7 +6,7 @@ below them. They stay until it has ended, even if it was renewed: peers may meet
 """
 
 import logging
-from datetime import datetime
+from collections.abc import Container
 
 from msgspec import Struct, structs
 
@@ -14,8 +14,8 @@ from sds_agent import log
 from sds_agent.authority.protocol import CurrentIdentity
 from sds_agent.clock import Clock
 from sds_agent.issuance.acceptance import Accepted
-from sds_agent.issuance.schedule import CurrentLeaf, Failure, IssuanceState, Succession
-from sds_agent.issuance.status import AttemptStage, FailureStatus, LeafStatus, WorkloadStatus
+from sds_agent.issuance.schedule import CurrentLeaf, IssuanceState, Succession
+from sds_agent.issuance.status import CertificateEnd, LeafStatus, WorkloadStatus
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.validity import Validity, validity
 from sds_agent.issuance.workload import Certificate, Workload
@@ -33,10 +33,16 @@ class PublicationTarget(Struct, frozen=True):
 
 
 class Publication:
-    """What Envoys are given under the names of one workload."""
+    """What Envoys are given under the names of one workload.
 
-    def __init__(self, workload: Workload, target: PublicationTarget, clock: Clock) -> None:
+    The authorities in `supplying` make certificates by themselves, and decide when the next one comes.
+    """
+
+    def __init__(
+        self, workload: Workload, target: PublicationTarget, clock: Clock, supplying: Container[str] = ()
+    ) -> None:
         self._workload = workload
+        self._supplying = supplying
         self._store = target.store
         self._trust = target.trust
         self._clock = clock
@@ -52,54 +58,42 @@ class Publication:
         """Whether an Envoy that asks is given a certificate."""
         return self._certificates.served is not None and not self._certificates.withheld
 
-    @property
-    def identity(self) -> CurrentIdentity | None:
-        """The certificate that authenticates the request for the next one, where the CA renews over mTLS; None if there
-        is none.
+    def identity(self, authority: str) -> CurrentIdentity | None:
+        """The certificate that authenticates the request for the next one at this authority, where that renews over
+        mTLS: one that it issued itself; None if there is none.
         """
-        candidates = (self._certificates.served, *self._certificates.coming)
-        secret = next((each.secret for each in candidates if each is not None), None)
+        certificates = self._certificates
+        candidates = (certificates.served, *certificates.coming, *reversed(certificates.earlier))
+        secret = next((each.secret for each in candidates if each is not None and each.authority == authority), None)
         return None if secret is None else CurrentIdentity(secret.chain_pem, secret.private_key_pem)
 
-    def state(
-        self,
-        failure: Failure | None,
-        *,
-        asking: bool,
-        supplied: bool = False,
-        answered_at: datetime | None = None,
-    ) -> IssuanceState:
-        """What `decide` needs: the times of the certificates by the anchors known now, and how the attempts at the CA
-        go.
-        """
+    @property
+    def state(self) -> IssuanceState:
+        """What `decide` needs of the certificates: their times by the anchors known now."""
         certificates = self._certificates
         return IssuanceState(
             served=None if certificates.served is None else self.leaf(certificates.served),
             withheld=certificates.withheld,
             coming=tuple(map(self.leaf, certificates.coming)),
             earlier=tuple(map(self.leaf, certificates.earlier)),
-            failure=failure,
-            asking=asking,
-            supplied=supplied,
-            answered_at=answered_at,
         )
 
     def add(self, certificate: Certificate) -> None:
         """Add a certificate that is to be published, and publish its anchors at once."""
         self._certificates = self._certificates.add(certificate)
         accepted = certificate.accepted
-        self._trust.update(self._workload.authority, accepted.anchors, accepted.left_out)
-        self._trust.add_in_use(self._workload.authority, certificate.secret)
+        self._trust.update(certificate.authority, accepted.anchors, accepted.left_out)
+        self._trust.add_in_use(certificate.authority, certificate.secret)
 
-    def confirm(self, accepted: Accepted) -> Certificate | None:
+    def confirm(self, authority: str, accepted: Accepted) -> Certificate | None:
         """The newest certificate if it is this one, and from now on with the anchors that came with it; else None.
 
         Nothing is published but a changed bundle.
         """
         newest = (*(each for each in (self._certificates.served,) if each is not None), *self._certificates.coming)[-1:]
-        if not newest or newest[0].secret.chain_pem != write_pem(accepted.chain):
+        if not newest or newest[0].authority != authority or newest[0].secret.chain_pem != write_pem(accepted.chain):
             return None
-        self._trust.update(self._workload.authority, accepted.anchors, accepted.left_out)
+        self._trust.update(authority, accepted.anchors, accepted.left_out)
         if newest[0].accepted.anchors == accepted.anchors and not newest[0].foreign:
             return newest[0]
         confirmed = structs.replace(newest[0], accepted=accepted, foreign=False)
@@ -113,7 +107,7 @@ class Publication:
         # after its anchors, which `add` published: no peer may meet a leaf before what it chains to
         self._store.publish(dict.fromkeys(self._workload.names, certificate.secret))
         for each in overtaken:
-            self._trust.remove_in_use(self._workload.authority, each.secret)
+            self._trust.remove_in_use(each.authority, each.secret)
         return certificate
 
     def withhold(self) -> None:
@@ -121,7 +115,7 @@ class Publication:
         if (certificate := self._certificates.served) is None:
             return
         self._certificates = self._certificates.withhold()
-        self._trust.remove_in_use(self._workload.authority, certificate.secret)
+        self._trust.remove_in_use(certificate.authority, certificate.secret)
         self._store.withhold(self._workload.names)
         end = self._validity(certificate).end
         log.event(LOG, "expired", level=logging.ERROR, workload=self._workload.name, not_after=end)
@@ -131,14 +125,15 @@ class Publication:
         if (certificate := self._certificates.served) is None:
             return
         self._certificates = self._certificates.offer_again()
-        self._trust.add_in_use(self._workload.authority, certificate.secret, certificate.accepted.anchors)
+        self._trust.add_in_use(certificate.authority, certificate.secret, certificate.accepted.anchors)
         self._store.publish(dict.fromkeys(self._workload.names, certificate.secret))
         end = self._validity(certificate).end
         log.event(LOG, "valid_again", level=logging.WARNING, workload=self._workload.name, not_after=end)
 
     def release(self, index: int) -> None:
         """Drop the earlier certificate with that index, which has ended, and the anchors that only it needs."""
-        self._trust.remove_in_use(self._workload.authority, self._certificates.earlier[index].secret)
+        released = self._certificates.earlier[index]
+        self._trust.remove_in_use(released.authority, released.secret)
         self._certificates = self._certificates.release(index)
 
     def leaf(self, certificate: Certificate) -> CurrentLeaf:
@@ -148,30 +143,21 @@ class Publication:
             certificate.issued_at, times.begin, times.end, certificate.serial, foreign=certificate.foreign
         )
 
-    def status(
-        self, failure: Failure | None, attempt: AttemptStage | None, *, supplied: bool = False
-    ) -> WorkloadStatus:
-        """What can be seen of the workload: its certificates, and how the attempts at its CA go."""
+    @property
+    def status(self) -> WorkloadStatus:
+        """What can be seen of the workload's certificates."""
         workload, certificates = self._workload, self._certificates
-
-        def shown(certificate: Certificate) -> LeafStatus:
-            return self._leaf_status(certificate, supplied=supplied)
-
         return WorkloadStatus(
             name=workload.name,
             spiffe_id=str(workload.identity),
             authority=workload.authority,
-            current=None if certificates.served is None else shown(certificates.served),
+            current=None if certificates.served is None else self._leaf_status(certificates.served),
             served=self.serving,
-            coming=tuple(map(shown, certificates.coming)),
-            earlier=tuple(map(shown, certificates.earlier)),
-            attempt=attempt,
-            failure=None
-            if failure is None
-            else FailureStatus(failure.kind, failure.at, failure.count, failure.retry_at),
+            coming=tuple(map(self._leaf_status, certificates.coming)),
+            earlier=tuple(map(self._leaf_status, certificates.earlier)),
         )
 
-    def _leaf_status(self, certificate: Certificate, *, supplied: bool) -> LeafStatus:
+    def _leaf_status(self, certificate: Certificate) -> LeafStatus:
         times, leaf = self._validity(certificate), certificate.accepted.leaf
         return LeafStatus(
             serial=certificate.serial,
@@ -181,8 +167,14 @@ class Publication:
             valid_from=times.begin,
             valid_until=times.end,
             ends_with=describe(times.ends_with),
-            renew_at=None if supplied else self.leaf(certificate).renew_at(self._workload.renewal),
+            renew_at=None
+            if certificate.authority in self._supplying
+            else self.leaf(certificate).renew_at(self._workload.renewal),
             foreign=certificate.foreign,
+            authority=certificate.authority,
+            intermediates=tuple(
+                CertificateEnd(describe(each), each.not_valid_after_utc) for each in certificate.accepted.chain[1:]
+            ),
         )
 
     def _validity(self, certificate: Certificate) -> Validity:
@@ -190,6 +182,6 @@ class Publication:
         known = certificate.accepted.validity
         if known.ends_with in certificate.accepted.chain:
             return known
-        anchors = self._trust.anchors_of(self._workload.authority)
+        anchors = self._trust.anchors_of(certificate.authority)
         times = validity(certificate.accepted.chain, anchors, self._clock.now())
         return times if times is not None and times.end > known.end else known

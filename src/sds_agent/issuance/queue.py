@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
 
-Priority = tuple[bool, datetime]
-"""Lower goes first: (no Envoy waits for the workload, when its current certificate ends)."""
+Priority = tuple[int, datetime]
+"""Lower goes first: a rank (0: an Envoy waits for the workload, 1: none does; 2 more where the CA let its last attempt
+hang), and when its current certificate ends. What a CA lets hang keeps no other identity from its turn.
+"""
 
 
 class IssuanceQueue:

@@ -24,6 +24,7 @@ from sds_agent.authority.protocol import (
     Supplier,
 )
 from sds_agent.clock import Clock
+from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted, accept
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
@@ -31,6 +32,7 @@ from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keyfile import KeyFileError, read_private_key
 from sds_agent.pki.keys import PrivateKey, generate
 from sds_agent.pki.strength import IN_SECRETS
+from sds_agent.pki.validation.rules import Chain
 from sds_agent.tasks import NoThreadError, in_thread
 from sds_agent.values import Sensitive
 
@@ -57,12 +59,30 @@ class Obtained(Sensitive, frozen=True):
     issued_at: datetime
 
 
-class Requester:
-    """Asks one workload's CA, one attempt at a time."""
+class NoAnswerError(AuthorityError):
+    """A CA did not answer in the time that it had."""
 
-    def __init__(self, workload: Workload, authority: Authority, trust: Trust, clock: Clock) -> None:
+    def __init__(self, seconds: float) -> None:
+        super().__init__(ErrorKind.TRANSIENT, f"the CA did not answer within {seconds:g} s")
+
+
+class Requester:
+    """Asks one CA of a workload, by its `name`, one attempt at a time. It has `timeout` seconds to answer."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        name: str,
+        authority: Authority,
+        trust: Trust,
+        clock: Clock,
+        *,
+        timeout: float = CA_TIMEOUT,
+    ) -> None:
         self._workload = workload
+        self._name = name
         self._authority = authority
+        self._timeout = timeout
         self._trust = trust
         self._clock = clock
         self._pending: PendingRequest | None = None
@@ -73,7 +93,9 @@ class Requester:
         try:
             pending = await self._request()
             answer = await self._call(pending, current)
-            accepted = _accept(answer, pending.key, self._workload, self._trust, self._clock.now())
+            accepted = _accept(
+                answer, pending.key, self._workload.identity, _known(self._trust, self._name), self._clock.now()
+            )
         except AuthorityError as error:
             if error.kind.refused:
                 self._pending = None
@@ -95,16 +117,17 @@ class Requester:
     async def _call(self, pending: PendingRequest, current: CurrentIdentity | None) -> Issuance:
         workload = self._workload
         request = IssueRequest(workload.identity, pending.csr_pem, workload.ttl, pending.request_id, current)
-        with _failures(workload.authority):
-            async with asyncio.timeout(CA_TIMEOUT):
+        with _failures(self._name, self._timeout):
+            async with asyncio.timeout(self._timeout):
                 return await self._authority.issue(request)
 
 
 class Receiver:
-    """Waits for one workload's certificates from a source that makes their keys too."""
+    """Waits for one workload's certificates from a source, by its `name`, that makes their keys too."""
 
-    def __init__(self, workload: Workload, supplier: Supplier, trust: Trust, clock: Clock) -> None:
+    def __init__(self, workload: Workload, name: str, supplier: Supplier, trust: Trust, clock: Clock) -> None:
         self._workload = workload
+        self._name = name
         self._supplier = supplier
         self._trust = trust
         self._clock = clock
@@ -116,10 +139,10 @@ class Receiver:
         After an error the source gives what it has: that may be the same as before, or good by now.
         """
         asked_at, held, self._held = self._clock.now(), self._held, None
-        with _failures(self._workload.authority):
+        with _failures(self._name, CA_TIMEOUT):
             supplied = await self._supplier.supply(self._workload.identity, held)
         key, now = _supplied_key(supplied), self._clock.now()
-        accepted = _accept(supplied.issuance, key, self._workload, self._trust, now)
+        accepted = _accept(supplied.issuance, key, self._workload.identity, _known(self._trust, self._name), now)
         self._held = supplied.issuance.chain_pem
         return Obtained(accepted, key, asked_at, now)
 
@@ -139,24 +162,25 @@ def _supplied_key(supplied: Supplied) -> PrivateKey:
     return key
 
 
-def _accept(answer: Issuance, key: PrivateKey, workload: Workload, trust: Trust, now: datetime) -> Accepted:
-    return accept(
-        answer,
-        identity=workload.identity,
-        public_key=key.public_key(),
-        anchors=trust.anchors_of(workload.authority),
-        beside=trust.anchors_beside(workload.authority),
-        now=now,
-    )
+def _accept(
+    answer: Issuance, key: PrivateKey, identity: SpiffeId, known: tuple[Chain, Chain], now: datetime
+) -> Accepted:
+    """Check the answer; `known` are the anchors of this authority, and those of the others."""
+    anchors, beside = known
+    return accept(answer, identity=identity, public_key=key.public_key(), anchors=anchors, beside=beside, now=now)
+
+
+def _known(trust: Trust, authority: str) -> tuple[Chain, Chain]:
+    return trust.anchors_of(authority), trust.anchors_beside(authority)
 
 
 @contextmanager
-def _failures(authority: str) -> Iterator[None]:
+def _failures(authority: str, seconds: float) -> Iterator[None]:
     """Turn all that a call of an adapter raises, but the caller's own cancellation, into an AuthorityError."""
     try:
         yield
     except TimeoutError as error:
-        raise AuthorityError(ErrorKind.TRANSIENT, f"the CA did not answer within {CA_TIMEOUT:.0f} s") from error
+        raise NoAnswerError(seconds) from error
     except AuthorityError:
         raise
     except NoThreadError as error:

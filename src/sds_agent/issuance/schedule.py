@@ -94,9 +94,14 @@ class CurrentLeaf(Struct, frozen=True):
         """Whether peers accept the certificate now."""
         return self.not_before <= now < self.not_after
 
+    @property
+    def alarm_at(self) -> datetime:
+        """From when on so little lifetime is left that a person should act."""
+        return self.not_after - (self.not_after - self.issued_at) * ALARM
+
     def alarming(self, now: datetime) -> bool:
         """Whether so little lifetime is left that a person should act."""
-        return self.not_after - now <= (self.not_after - self.issued_at) * ALARM
+        return now >= self.alarm_at
 
 
 class Failure(Struct, frozen=True):
@@ -168,12 +173,17 @@ class IssuanceState(Succession[CurrentLeaf], frozen=True):
 
     Where certificates are `supplied`, their source decides when there is another, and an attempt waits for that. The
     last one succeeded at `answered_at`.
+
+    Of several authorities all this is about the one whose turn it is (`failover`). It is asked at `ask_at` even if no
+    certificate is due, and from `choose_at` on it may be another's turn.
     """
 
     failure: Failure | None = None
     asking: bool = False
     supplied: bool = False
     answered_at: datetime | None = None
+    ask_at: datetime | None = None
+    choose_at: datetime | None = None
 
     def newest(self, now: datetime) -> CurrentLeaf | None:
         """The certificate whose age says when to ask for the next one."""
@@ -263,6 +273,8 @@ def _next(now: datetime, state: IssuanceState, others: list[datetime]) -> dateti
     moments += [begin for leaf in state.coming if now < (begin := leaf.not_before - SKEW)]
     if state.served is not None:
         moments.append(now + RECHECK if state.withheld else state.served.not_after)
+    if state.choose_at is not None and not state.asking:
+        moments.append(max(state.choose_at, now))
     return min(moments, default=now + RECHECK)
 
 
@@ -270,9 +282,16 @@ def _ask_at(now: datetime, state: IssuanceState, renewal: Renewal) -> datetime:
     failure = state.failure
     if failure is not None:
         return failure.retry_at if failure.at <= now else now
+    if state.ask_at is not None:
+        return state.ask_at
     if state.supplied:
         answered_at = state.answered_at
         return now if answered_at is None or answered_at > now else answered_at + FLOOR
+    return due_at(now, state, renewal)
+
+
+def due_at(now: datetime, state: IssuanceState, renewal: Renewal) -> datetime:
+    """When the next certificate is due by the age of the newest one."""
     newest = state.newest(now)
     if newest is None:
         return now

@@ -1,9 +1,14 @@
-"""Why a workload has no certificate that could be given out, in words for `sds-agent ready`: pure."""
+"""How the attempts at a workload's CAs go, as statuses, and why it has no certificate that could be given out, in words
+for `sds-agent ready`: pure.
+"""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from sds_agent.authority.protocol import ErrorKind
-from sds_agent.issuance.status import FailureStatus, WorkloadStatus
+from sds_agent.issuance.failover import Failover
+from sds_agent.issuance.schedule import Failure
+from sds_agent.issuance.status import AuthorityStatus, FailureStatus, WorkloadStatus
 
 _TIME = "%Y-%m-%d %H:%M:%S UTC"
 _KINDS = {
@@ -27,6 +32,27 @@ def lack(status: WorkloadStatus, now: datetime) -> str | None:
     if begins := [leaf.valid_from for leaf in accepted if now < leaf.valid_from]:
         what = f"not valid before {min(begins):{_TIME}}"
     return f"{status.name}: {what}{_failed(status.failure)}"
+
+
+def failure_status(failure: Failure, next_attempt: datetime | None = None) -> FailureStatus:
+    """What can be seen of a failure; the next attempt is at its own time unless another is given."""
+    return FailureStatus(failure.kind, failure.at, failure.count, next_attempt or failure.retry_at)
+
+
+def authority_statuses(names: Sequence[str], failover: Failover, now: datetime) -> tuple[AuthorityStatus, ...]:
+    """What can be seen of a workload's authorities, by their names in order; nothing where there is one."""
+    if failover.alone:
+        return ()
+    return tuple(
+        AuthorityStatus(
+            name,
+            index == failover.in_use,
+            None
+            if tried.failure is None
+            else failure_status(tried.failure, failover.back_at(index, now) if index < failover.in_use else None),
+        )
+        for index, (name, tried) in enumerate(zip(names, failover.tried, strict=True))
+    )
 
 
 def _failed(failure: FailureStatus | None) -> str:

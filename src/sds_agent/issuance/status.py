@@ -16,13 +16,21 @@ and certificates by itself, the attempt is waiting for the next of them, which i
 """
 
 
+class CertificateEnd(Struct, frozen=True):
+    """A CA's certificate, by its subject, and when it ends."""
+
+    subject: str
+    not_after: datetime
+
+
 class LeafStatus(Struct, frozen=True):
     """A workload's certificate.
 
     `not_before` and `not_after` are the leaf's own. Envoys take it from `valid_from` until `valid_until`, the times of
     the whole chain with its trust anchor, and `ends_with` names the certificate that ends first. It is due for renewal
     at `renew_at`, which is None where the CA decides that. One that is `foreign` came from another CA than the workload
-    has now, and is renewed at once.
+    has now, and is renewed at once. `authority` is the name of the one that issued it, and `intermediates` are the CAs
+    between it and its trust anchor.
     """
 
     serial: str
@@ -34,6 +42,8 @@ class LeafStatus(Struct, frozen=True):
     ends_with: str
     renew_at: datetime | None
     foreign: bool = False
+    authority: str = ""
+    intermediates: tuple[CertificateEnd, ...] = ()
 
     def valid(self, now: datetime) -> bool:
         """Whether Envoys take it at `now`."""
@@ -52,13 +62,26 @@ class FailureStatus(Struct, frozen=True):
     next_attempt: datetime
 
 
+class AuthorityStatus(Struct, frozen=True):
+    """One of a workload's several authorities.
+
+    `failure` is that of the last attempt since it issued, with the next attempt as it looks now: an authority before
+    the one in use is asked again then, or at the next renewal if that comes sooner.
+    """
+
+    name: str
+    in_use: bool
+    failure: FailureStatus | None = None
+
+
 class WorkloadStatus(Struct, frozen=True):
     """A workload's certificates, and how the attempts at its CA go.
 
     `current` was published last and is given to Envoys while it is `served`, which it is until it has ended. Those
     `coming` are accepted and not published yet, the newest last. Those `earlier` were served before and have not ended,
     so that their anchors are still trusted. `attempt` is how far the attempt at the CA is that is under way, if one is;
-    `failure` is that of the last one that ended, if it failed.
+    `failure` is that of the last one that ended, if it failed. `authority` is the name of the one in use. Of several,
+    `authorities` has all in order, and says why it is not the first.
     """
 
     name: str
@@ -70,6 +93,7 @@ class WorkloadStatus(Struct, frozen=True):
     earlier: tuple[LeafStatus, ...] = ()
     attempt: AttemptStage | None = None
     failure: FailureStatus | None = None
+    authorities: tuple[AuthorityStatus, ...] = ()
 
     @property
     def renew_at(self) -> datetime | None:

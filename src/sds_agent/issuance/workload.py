@@ -1,5 +1,6 @@
 """A workload as configured, and a certificate that was accepted for it."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -20,7 +21,8 @@ Origin = Literal["issued", "renewed", "restored"]
 class Workload(Struct, frozen=True):
     """An identity that the agent keeps a certificate for.
 
-    `names` are the resource names under which it is served; `authority` and `kind` are the name and the kind of its CA.
+    `names` are the resource names under which it is served; `authority` and `kind` are the name and the kind of its CA,
+    and `fallbacks` the names, in order, and the kinds of those that are asked while that one fails.
     """
 
     name: str
@@ -31,18 +33,24 @@ class Workload(Struct, frozen=True):
     names: tuple[str, ...]
     kind: str = ""
     renewal: Renewal = Renewal()
+    fallbacks: Mapping[str, str] = {}
 
     @property
-    def ca(self) -> str:
-        """Its CA, as a cached certificate names it."""
-        return f"{self.kind} {self.authority}"
+    def authorities(self) -> tuple[str, ...]:
+        """The names of its CAs, in order."""
+        return (self.authority, *self.fallbacks)
+
+    @property
+    def cas(self) -> Mapping[str, str]:
+        """Its CAs by their names, as a cached certificate names them."""
+        return {name: f"{kind} {name}" for name, kind in {self.authority: self.kind, **self.fallbacks}.items()}
 
 
 class Certificate(Sensitive, frozen=True):
     """An accepted certificate: what the CA sent, what is served of it, and how and when it came.
 
-    The CA was asked for it at `asked_at` and answered at `issued_at`. One that is `foreign` came from another CA than
-    the workload has now.
+    The CA named `authority` was asked for it at `asked_at` and answered at `issued_at`. One that is `foreign` came from
+    another CA than those that the workload has now; it counts as one of the first.
     """
 
     origin: Origin
@@ -50,6 +58,7 @@ class Certificate(Sensitive, frozen=True):
     secret: CertificateSecret
     asked_at: datetime
     issued_at: datetime
+    authority: str
     foreign: bool = False
 
     @property

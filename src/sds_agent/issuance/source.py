@@ -1,0 +1,108 @@
+"""One of a workload's authorities, as the workload asks it: an attempt with a limit, and what came of the last.
+
+An attempt at a CA that signs waits for its turn among the CA's other requests. One at a source that makes certificates
+by itself is a wait for the next of them: it takes nobody's turn.
+"""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from msgspec import Struct
+
+from sds_agent.authority.protocol import Authority, AuthorityError, CurrentIdentity, ErrorKind, Supplier
+from sds_agent.clock import Clock
+from sds_agent.issuance.queue import IssuanceQueue, Priority
+from sds_agent.issuance.requester import CA_TIMEOUT, NoAnswerError, Obtained, Receiver, Requester
+from sds_agent.issuance.schedule import ALARM
+from sds_agent.issuance.trust import Trust
+from sds_agent.issuance.workload import Workload
+
+
+class Upstream(Struct, frozen=True):
+    """A CA, the queue for it, and the seconds that it has to answer. Each CA has a queue of its own, so that one that
+    hangs delays no other.
+    """
+
+    authority: Authority | Supplier
+    queue: IssuanceQueue
+    timeout: float = CA_TIMEOUT
+
+
+class Attempt(Struct, frozen=True):
+    """What an attempt goes by: the certificate to ask with (`current`), its `priority`, and how long it may take.
+
+    `begun` is called when its turn has come. `unless_until` is set where another authority's certificate is served: a
+    source's certificate that ends by then, and soon, is the one that was given up, and no success.
+    """
+
+    current: CurrentIdentity | None
+    priority: Callable[[], Priority]
+    begun: Callable[[], None]
+    limit: timedelta | None = None
+    unless_until: datetime | None = None
+
+
+class Source:
+    """The authority of that `name` for one workload."""
+
+    def __init__(self, workload: Workload, name: str, upstream: Upstream, trust: Trust, clock: Clock) -> None:
+        self.name = name
+        self.answered_at: datetime | None = None
+        """When it issued last."""
+        self.error: AuthorityError | None = None
+        """Why its last attempt failed; None if it did not."""
+        self._queue = upstream.queue
+        self._clock = clock
+        self._requester: Requester | Receiver
+        if isinstance(upstream.authority, Supplier):
+            self._requester = Receiver(workload, name, upstream.authority, trust, clock)
+        else:
+            self._requester = Requester(workload, name, upstream.authority, trust, clock, timeout=upstream.timeout)
+
+    @property
+    def supplied(self) -> bool:
+        """Whether it makes certificates by itself."""
+        return isinstance(self._requester, Receiver)
+
+    @property
+    def hung(self) -> bool:
+        """Whether the last attempt had no answer in its time."""
+        return isinstance(self.error, NoAnswerError)
+
+    async def ask(self, attempt: Attempt) -> Obtained | AuthorityError:
+        """Make one attempt; returns what came of it."""
+        try:
+            obtained = await self._limited(attempt)
+            self._check(obtained, attempt)
+        except AuthorityError as error:
+            self.error = error
+            return error
+        self.error, self.answered_at = None, obtained.issued_at
+        return obtained
+
+    async def _limited(self, attempt: Attempt) -> Obtained:
+        limit = asyncio.timeout(None if attempt.limit is None else attempt.limit.total_seconds())
+        try:
+            async with limit:
+                if self.supplied:
+                    return await self._requester.ask(attempt.current)
+                async with self._queue.slot(attempt.priority):
+                    attempt.begun()
+                    return await self._requester.ask(attempt.current)
+        except TimeoutError as error:
+            if not limit.expired() or attempt.limit is None:
+                raise
+            raise NoAnswerError(attempt.limit.total_seconds()) from error
+
+    def _check(self, obtained: Obtained, attempt: Attempt) -> None:
+        """Raise AuthorityError for a source's certificate that is about to end like the one before it."""
+        accepted = obtained.accepted
+        if not self.supplied or attempt.unless_until is None or accepted.not_after > attempt.unless_until:
+            return
+        if accepted.not_after - self._clock.now() <= (accepted.not_after - accepted.not_before) * ALARM:
+            raise AuthorityError(
+                ErrorKind.TRANSIENT,
+                f"the certificate that it gives ends at {accepted.not_after:%Y-%m-%d %H:%M:%S UTC} and was not "
+                "replaced in time; see that what makes it runs",
+            )
