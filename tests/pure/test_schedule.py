@@ -716,3 +716,22 @@ def test_the_agent_makes_a_last_attempt_right_before_the_expiry(
 def test_the_first_delay_is_short() -> None:
     """A CA that restarts costs a moment, not a minute."""
     assert after(randomness=0.999).delay < FIRST_RETRY
+
+
+@pytest.mark.parametrize(
+    ("served", "held", "expected"),
+    [
+        pytest.param(SERVED, 10 * SECOND, 10 * SECOND, id="it waits for peers to load its anchor"),
+        pytest.param(None, 10 * SECOND, -2 * MINUTE, id="but not while nothing is served"),
+        pytest.param(ENDED, 10 * SECOND, -2 * MINUTE, id="nor after the end of what was"),
+        pytest.param(
+            structs.replace(SERVED, not_after=NOW + 8 * SECOND), 10 * SECOND, 4 * SECOND, id="nor for most of its rest"
+        ),
+    ],
+)
+def test_a_certificate_below_a_new_anchor_is_held_back_while_another_is_served(
+    served: CurrentLeaf | None, held: timedelta, expected: timedelta
+) -> None:
+    leaf = structs.replace(current_leaf(), held_until=NOW + held)
+    publish_at = IssuanceState(served, coming=(leaf,)).publish_at(NOW)[0]
+    assert publish_at == NOW + expected

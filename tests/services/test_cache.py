@@ -27,7 +27,7 @@ from sds_agent.authority.protocol import ErrorKind, Issuance, IssueRequest
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.cache import CachedCertificate, CacheError, CertificateCache, WorkloadCache, tidy
 from sds_agent.issuance.issuer import Issuer
-from sds_agent.issuance.publication import PublicationTarget
+from sds_agent.issuance.publication import HANDSHAKE, PublicationTarget
 from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.source import Upstream
 from sds_agent.issuance.trust import Trust
@@ -317,6 +317,9 @@ async def test_a_workload_that_got_another_ca_is_served_what_it_had_and_asks_the
         assert secret.version == version
         assert len(authority.requests) == 1
     async with machine.agent(answering(new), workload=workload) as (store, events, _):
+        await events.wait("held_back")
+        await machine.clock.asleep()
+        machine.clock.elapse(HANDSHAKE)
         await events.wait("renewed")
         assert anchors(store) == {machine.ca.root.certificate, new.root.certificate}
         await machine.clock.asleep()

@@ -36,7 +36,7 @@ from sds_agent.authority.protocol import Authority, ErrorKind, Issuance, IssueRe
 from sds_agent.clock import LONGEST_SLEEP
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.issuer import Issuer
-from sds_agent.issuance.publication import PublicationTarget
+from sds_agent.issuance.publication import HANDSHAKE, HOLD, PublicationTarget
 from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.requester import CA_TIMEOUT
 from sds_agent.issuance.schedule import Renewal
@@ -158,6 +158,12 @@ class Bench:
         """Wait for the count-th certificate."""
         return await (self.events.wait("issued") if count == 1 else self.events.wait("renewed", count=count - 1))
 
+    async def anchor_loaded(self) -> None:
+        """Let the time pass in which peers load the anchor of the certificate that is held back."""
+        await self.events.wait("held_back")
+        await self.settled()
+        self.clock.elapse(HANDSHAKE)
+
     async def retrying(self, count: int = 1) -> Event:
         """Wait for the count-th failed attempt."""
         return await self.events.wait("retrying", count=count)
@@ -231,8 +237,74 @@ async def test_a_new_root_is_served_before_the_first_leaf_from_it(bench: Bench) 
             await bench.issued()
             await bench.settled()
             bench.clock.elapse(HOUR / 2)
+            await bench.anchor_loaded()
             await bench.issued(2)
     assert reported == [{"ROOTCA"}, set(NAMES)] * 2
+
+
+@pytest.mark.parametrize("end", ["acknowledged", "left", "silent"])
+async def test_a_leaf_below_a_new_root_waits_until_every_envoy_has_loaded_the_root(bench: Bench, end: str) -> None:
+    """Each secret has a stream of its own: without waiting, an Envoy meets the leaf of a peer before the root."""
+    noted = bench.store.acknowledgements
+
+    def version() -> str:
+        bundle = bench.store.snapshot["ROOTCA"]
+        assert bundle is not None
+        return bundle.version
+
+    async with bench.issuing(bench.good(), answering(UpstreamCa(bench.clock.now, "new"))):
+        await bench.issued()
+        noted.note("an Envoy", {"ROOTCA": version()})
+        await bench.settled()
+        bench.clock.elapse(HOUR / 2)
+        held = await bench.events.wait("held_back")
+        assert (held["cause"], held["serving"]) == (
+            "Envoys load its new trust anchor first",
+            "the certificate before it",
+        )
+        before = bench.served
+        for _ in range(4):
+            await bench.settled()
+            bench.clock.elapse(2 * SECOND)
+            assert bench.served is before
+        await bench.settled()
+        if end == "silent":
+            bench.clock.elapse(HOLD - 8 * SECOND)
+        else:
+            noted.note("an Envoy", {"ROOTCA": version()} if end == "acknowledged" else {})
+            await anyio.wait_all_tasks_blocked()
+            assert bench.served is before, "a handshake that has begun goes on with the bundle before"
+            await bench.settled()
+            bench.clock.elapse(HANDSHAKE)
+        await bench.issued(2)
+
+
+async def test_the_first_leaf_below_a_new_root_goes_out_at_once_if_nothing_valid_is_served(bench: Bench) -> None:
+    bench.trust.update("another", (make_ca("another").certificate,))
+    bench.store.acknowledgements.note("an Envoy", {"ROOTCA": ""})
+    async with bench.issuing(bench.good(), failing(ErrorKind.TRANSIENT), answering(UpstreamCa(bench.clock.now, "new"))):
+        await bench.issued()
+        await bench.settled()
+        bench.clock.elapse(HOUR)
+        await bench.events.wait("expired")
+        await bench.retrying()
+        await bench.settled()
+        bench.clock.elapse(MINUTE)
+        await bench.issued(2)
+        assert bench.events.named("held_back") == []
+
+
+async def test_a_leaf_below_a_root_that_the_bundle_has_had_for_a_while_waits_for_nothing(bench: Bench) -> None:
+    """As where an authority tells its next root before it signs with it."""
+    new = UpstreamCa(bench.clock.now, "new")
+    async with bench.issuing(bench.good(), answering(new)):
+        await bench.issued()
+        await bench.settled()
+        bench.trust.update("upstream", (bench.ca.root.certificate, new.root.certificate))
+        bench.store.acknowledgements.note("an Envoy that never replies", {"ROOTCA": ""})
+        bench.clock.elapse(HOUR / 2)
+        await bench.issued(2)
+        assert bench.events.named("held_back") == []
 
 
 async def test_a_short_backdated_leaf_is_renewed_in_the_middle_of_its_life(bench: Bench) -> None:
@@ -295,9 +367,10 @@ async def test_a_ca_that_changes_its_root_between_two_renewals_leaves_both_trust
         await bench.issued()
         await bench.settled()
         bench.clock.elapse(HOUR / 2)
+        await bench.anchor_loaded()
         await bench.issued(2)
         bench.clock.set_wall(-MINUTE)
-        for time in (TICK, HOUR / 2 + MINUTE - 2 * TICK):
+        for time in (TICK, HOUR / 2 + MINUTE - 2 * TICK - HANDSHAKE):
             await bench.settled()
             bench.clock.elapse(time)
             await bench.settled()
@@ -523,13 +596,14 @@ async def test_the_anchors_of_an_earlier_certificate_go_at_its_end_though_the_ca
         await bench.issued()
         await bench.settled()
         bench.clock.elapse(HOUR / 2)
+        await bench.anchor_loaded()
         await bench.issued(2)
         assert bench.anchors == {bench.ca.root.certificate, new.root.certificate}
         await bench.settled()
         bench.clock.elapse(HOUR / 8)
         await authority.asked(3)
         await bench.clock.asleep()
-        bench.clock.elapse(HOUR / 2 - HOUR / 8)
+        bench.clock.elapse(HOUR / 2 - HOUR / 8 - HANDSHAKE)
         await bench.events.wait("trust_changed", count=3)
         assert bench.anchors == {new.root.certificate}
         assert bench.status.earlier == ()
@@ -543,10 +617,12 @@ async def test_of_two_earlier_certificates_each_is_released_at_its_own_end(bench
         for count, time in enumerate((HOUR / 2, HOUR / 8), start=2):
             await bench.settled()
             bench.clock.elapse(time)
+            if count == 2:
+                await bench.anchor_loaded()
             await bench.issued(count)
         assert [leaf.valid_until for leaf in bench.status.earlier] == [
-            bench.clock.now() + HOUR / 2 - HOUR / 8,
-            bench.clock.now() + HOUR / 8,
+            bench.clock.now() + HOUR / 2 - HOUR / 8 - HANDSHAKE,
+            bench.clock.now() + HOUR / 8 - HANDSHAKE,
         ]
         await bench.settled()
         bench.clock.elapse(HOUR / 8)

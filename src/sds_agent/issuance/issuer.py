@@ -39,6 +39,7 @@ from sds_agent.issuance.source import Attempt, Source, Upstream
 from sds_agent.issuance.standing import authority_statuses, failure_status
 from sds_agent.issuance.status import AttemptStage, WorkloadStatus
 from sds_agent.issuance.workload import Certificate, Workload, secret_of
+from sds_agent.secrets.readiness import acknowledged
 
 LOG = logging.getLogger(__name__)
 
@@ -150,14 +151,24 @@ class Issuer:
         self._stage = "asking"
 
     async def _wait(self, time: datetime, tasks: asyncio.TaskGroup) -> None:
-        """Return at that time, or when the wall clock is found set back, or when the attempt under way ends."""
-        if self._attempt is None:
+        """Return at that time, or when the wall clock is found set back, or when the attempt under way ends, or when
+        Envoys have acknowledged the bundle that a certificate waits for.
+        """
+        if self._attempt is None and not self._publication.holding:
             await until(self._clock, time)
             return
-        sleep = tasks.create_task(until(self._clock, time))
-        await asyncio.wait([sleep, self._attempt], return_when=asyncio.FIRST_COMPLETED)
-        sleep.cancel()
-        await asyncio.wait([sleep])
+        waits = [tasks.create_task(until(self._clock, time))]
+        if self._publication.holding:
+            waits.append(tasks.create_task(self._acknowledged()))
+        attempt = [] if self._attempt is None else [self._attempt]
+        await asyncio.wait([*waits, *attempt], return_when=asyncio.FIRST_COMPLETED)
+        for each in waits:
+            each.cancel()
+        await asyncio.wait(waits)
+
+    async def _acknowledged(self) -> None:
+        await acknowledged(self._store, self._trust.names)
+        self._publication.acknowledged()
 
     async def _end(self, tasks: asyncio.TaskGroup) -> None:
         """Cancel the attempt under way. A certificate that it has just obtained is cached, and so is what was begun."""
@@ -199,6 +210,7 @@ class Issuer:
             obtained.asked_at,
             obtained.issued_at,
             source.name,
+            held_until=self._publication.hold_until(obtained.accepted),
         )
         self._add(certificate)
         if self._publish_at is None or not self._publication.serving:
@@ -235,11 +247,14 @@ class Issuer:
             log.event(LOG, "ca_warning", level=logging.WARNING, workload=self._workload.name, warning=warning)
         if (publish_at := self._publish_at) is None:
             return
+        ahead = certificate.accepted.not_before > self._clock.now()
+        new_anchor = certificate.held_until is not None and not ahead
         log.event(
             LOG,
             "held_back",
-            level=logging.WARNING if certificate.accepted.not_before > self._clock.now() else logging.INFO,
+            level=logging.WARNING if ahead else logging.INFO,
             workload=self._workload.name,
+            cause="Envoys load its new trust anchor first" if new_anchor else "peers' clocks may be behind",
             serial=certificate.serial,
             not_before=certificate.accepted.not_before,
             publish_at=publish_at,

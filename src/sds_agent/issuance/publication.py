@@ -7,6 +7,7 @@ below them. They stay until it has ended, even if it was renewed: peers may meet
 
 import logging
 from collections.abc import Container
+from datetime import datetime, timedelta
 
 from msgspec import Struct, structs
 
@@ -23,6 +24,15 @@ from sds_agent.pki.certificates import describe, write_pem
 from sds_agent.secrets.store import SecretStore
 
 LOG = logging.getLogger(__name__)
+
+HOLD = timedelta(seconds=10)
+"""The longest time that a leaf below a new trust anchor waits for Envoys to acknowledge the bundle with that anchor.
+Real Envoys do in some milliseconds; one that refuses the bundle, or never replies, holds up no renewal.
+"""
+HANDSHAKE = timedelta(seconds=1)
+"""What is left for a handshake that began with the bundle before, after the last acknowledgement. It is also the time
+for programs that read the bundle as a file.
+"""
 
 
 class PublicationTarget(Struct, frozen=True):
@@ -47,6 +57,7 @@ class Publication:
         self._trust = target.trust
         self._clock = clock
         self._certificates = Succession[Certificate]()
+        self._acknowledged_at: datetime | None = None
 
     @property
     def certificates(self) -> Succession[Certificate]:
@@ -57,6 +68,28 @@ class Publication:
     def serving(self) -> bool:
         """Whether an Envoy that asks is given a certificate."""
         return self._certificates.served is not None and not self._certificates.withheld
+
+    def hold_until(self, accepted: Accepted) -> datetime | None:
+        """Until when a certificate that came now is to be held back for peers to load its trust anchor first.
+
+        None where they have it, and where nothing is served: then a certificate that some peers refuse is better.
+        """
+        now = self._clock.now()
+        if not self.serving or self._trust.vouched(accepted.chain, now - HOLD):
+            return None
+        self._acknowledged_at = None
+        return now + HOLD
+
+    @property
+    def holding(self) -> bool:
+        """Whether a certificate is held back and not every Envoy has acknowledged the bundle."""
+        now = self._clock.now()
+        held = (each.held_until for each in self._certificates.coming if each.held_until is not None)
+        return self._acknowledged_at is None and any(until > now for until in held)
+
+    def acknowledged(self) -> None:
+        """Every Envoy has acknowledged the bundle: what is held back for that follows in a moment."""
+        self._acknowledged_at = self._clock.now()
 
     def identity(self, authority: str) -> CurrentIdentity | None:
         """The certificate that authenticates the request for the next one at this authority, where that renews over
@@ -138,9 +171,16 @@ class Publication:
 
     def leaf(self, certificate: Certificate) -> CurrentLeaf:
         """The times of a certificate."""
-        times = self._validity(certificate)
+        times, held_until = self._validity(certificate), certificate.held_until
+        if held_until is not None and self._acknowledged_at is not None:
+            held_until = min(held_until, self._acknowledged_at + HANDSHAKE)
         return CurrentLeaf(
-            certificate.issued_at, times.begin, times.end, certificate.serial, foreign=certificate.foreign
+            certificate.issued_at,
+            times.begin,
+            times.end,
+            certificate.serial,
+            foreign=certificate.foreign,
+            held_until=held_until,
         )
 
     @property

@@ -63,7 +63,8 @@ class Renewal(Struct, frozen=True):
 class CurrentLeaf(Struct, frozen=True):
     """A certificate, as far as time is concerned. `serial`, in hexadecimal, feeds the jitter.
 
-    One that is `foreign` is served as long as any, and the workload's own CA is asked for another at once.
+    One that is `foreign` is served as long as any, and the workload's own CA is asked for another at once. One that is
+    held back waits until `held_until` for peers to load its trust anchor, while another one is served.
     """
 
     issued_at: datetime
@@ -71,6 +72,7 @@ class CurrentLeaf(Struct, frozen=True):
     not_after: datetime
     serial: str
     foreign: bool = False
+    held_until: datetime | None = None
 
     def renew_at(self, renewal: Renewal) -> datetime:
         """When to ask for the next one.
@@ -194,7 +196,8 @@ class IssuanceState(Succession[CurrentLeaf], frozen=True):
         """When to publish each of those coming, by its index.
 
         No peer accepts a certificate before its NotBefore. A peer whose clock is behind ours does so later still, for
-        which there is a margin while another certificate can be served.
+        which there is a margin while another certificate can be served. In that time peers also load a trust anchor
+        that is new to them. Neither takes more than half of what is left of the other certificate's life.
         """
         return {n: self._publish_at(leaf, now) for n, leaf in enumerate(self.coming) if _awaited(leaf, now)}
 
@@ -203,7 +206,10 @@ class IssuanceState(Succession[CurrentLeaf], frozen=True):
         if served is None or not served.valid(now):
             return leaf.not_before
         rest = max(served.not_after - leaf.not_before, timedelta(0))
-        return leaf.not_before + min(PEER_SKEW, (leaf.not_after - leaf.not_before) * PEER_SKEW_SHARE, rest / 2)
+        begin = leaf.not_before + min(PEER_SKEW, (leaf.not_after - leaf.not_before) * PEER_SKEW_SHARE, rest / 2)
+        if leaf.held_until is None:
+            return begin
+        return max(begin, min(leaf.held_until, leaf.issued_at + (served.not_after - leaf.issued_at) / 2))
 
 
 def _awaited(leaf: CurrentLeaf, now: datetime) -> bool:

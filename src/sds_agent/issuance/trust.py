@@ -85,6 +85,7 @@ class Trust:
         self._restored: tuple[NeededAnchor, ...] = ()
         self._logged: set[NeededAnchor] = set()
         self._served: Chain = ()
+        self._entered: dict[x509.Certificate, datetime] = {}  # when an anchor came into a bundle that there was already
         self._checked = clock.now()
         self._needed_changed = asyncio.Event()
 
@@ -111,6 +112,20 @@ class Trust:
             not_after=anchor.not_valid_after_utc,
             advertised_by=tuple(sorted(name for name, anchors in self._anchors.items() if anchor in anchors)),
             needed_until=needed_until,
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The resource names of the bundle."""
+        return self._names
+
+    def vouched(self, chain: Chain, since: datetime) -> bool:
+        """Whether the bundle has had an anchor since that time, or from its beginning, that vouches for this chain."""
+        now = self._clock.now()
+        return any(
+            vouches(anchor, chain, now)
+            for anchor in self._served
+            if anchor not in self._entered or self._entered[anchor] <= since
         )
 
     def anchors_of(self, authority: str) -> Chain:
@@ -244,7 +259,12 @@ class Trust:
         advertised = (anchor for anchors in self._anchors.values() for anchor in anchors)
         retained = (a for in_use in self._in_use.values() for each in in_use.values() for a in each.retained)
         restored = (each.anchor for each in self._restored)
-        self._served = current(longest_valid_first((*advertised, *retained, *restored)), self._clock.now())
+        before, now = self._served, self._clock.now()
+        self._served = current(longest_valid_first((*advertised, *retained, *restored)), now)
+        if before:  # in the first bundle no anchor is newer than another
+            known = self._entered.keys() | set(before)
+            entered = self._entered | dict.fromkeys((each for each in self._served if each not in known), now)
+            self._entered = {each: entered[each] for each in self._served if each in entered}
         bundle = BundleSecret(write_pem(self._served))
         if self._store.publish(dict.fromkeys(self._names, bundle)):
             anchors = len(self._served)

@@ -51,6 +51,7 @@ class Certificate(Sensitive, frozen=True):
 
     The CA named `authority` was asked for it at `asked_at` and answered at `issued_at`. One that is `foreign` came from
     another CA than those that the workload has now; it counts as one of the first.
+    Its trust anchor may be new to peers: until `held_until` they have time to load it.
     """
 
     origin: Origin
@@ -60,6 +61,7 @@ class Certificate(Sensitive, frozen=True):
     issued_at: datetime
     authority: str
     foreign: bool = False
+    held_until: datetime | None = None
 
     @property
     def serial(self) -> str:
