@@ -17,6 +17,7 @@ from sds_agent.clock import Clock, SystemClock
 from sds_agent.config.settings import Settings, WorkloadSettings
 from sds_agent.directories import LockedDirectory, locked_directory
 from sds_agent.identity.spiffe import SpiffeId
+from sds_agent.issuance import expiry
 from sds_agent.issuance.cache import CertificateCache, WorkloadCache, tidy
 from sds_agent.issuance.failover import FailoverPolicy
 from sds_agent.issuance.federation import Federation, bundle_name
@@ -170,6 +171,7 @@ async def agent(
             # Checked only now: a mere warning must not delay the first secret.
             start(sources.warn(preflight.sources(settings)))
             start(_check_credentials(settings, clock))
+            start(expiry.watch(lambda: (running.workloads, running.trust), clock))
             with watched(store), store.watching(lambda _changed: readiness.check_again()):
                 yield running
 

@@ -44,7 +44,7 @@ from sds_agent.issuance.source import Upstream
 from sds_agent.issuance.status import CertificateEnd, FailureStatus, LeafStatus, WorkloadStatus
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
-from sds_agent.pki.certificates import has_key, read_pem, write_pem
+from sds_agent.pki.certificates import has_key, read_pem, serial_hex, write_pem
 from sds_agent.pki.keys import KeyType, PublicKey
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
@@ -750,8 +750,13 @@ async def test_the_status_shows_the_certificates_and_the_attempts(bench: Bench) 
             renew_at=now + HOUR / 2,
             authority="upstream",
             intermediates=tuple(
-                CertificateEnd(repr(f"CN=upstream {each}"), bench.ca.lower.certificate.not_valid_after_utc)
-                for each in ("lower", "upper")
+                CertificateEnd(
+                    repr(each.subject.rfc4514_string()),
+                    serial_hex(each),
+                    each.not_valid_before_utc,
+                    each.not_valid_after_utc,
+                )
+                for each in (bench.ca.lower.certificate, bench.ca.upper.certificate)
             ),
         )
         assert bench.status == WorkloadStatus("default", URI, "upstream", current, served=True)

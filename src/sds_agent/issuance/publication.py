@@ -20,7 +20,7 @@ from sds_agent.issuance.status import CertificateEnd, LeafStatus, WorkloadStatus
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.validity import Validity, validity
 from sds_agent.issuance.workload import Certificate, Workload
-from sds_agent.pki.certificates import describe, write_pem
+from sds_agent.pki.certificates import describe, serial_hex, write_pem
 from sds_agent.secrets.store import SecretStore
 
 LOG = logging.getLogger(__name__)
@@ -213,7 +213,8 @@ class Publication:
             foreign=certificate.foreign,
             authority=certificate.authority,
             intermediates=tuple(
-                CertificateEnd(describe(each), each.not_valid_after_utc) for each in certificate.accepted.chain[1:]
+                CertificateEnd(describe(each), serial_hex(each), each.not_valid_before_utc, each.not_valid_after_utc)
+                for each in certificate.accepted.chain[1:]
             ),
         )
 

@@ -17,9 +17,11 @@ and certificates by itself, the attempt is waiting for the next of them, which i
 
 
 class CertificateEnd(Struct, frozen=True):
-    """A CA's certificate, by its subject, and when it ends."""
+    """A CA's certificate, by its subject and serial, and from when until when it is valid."""
 
     subject: str
+    serial: str
+    not_before: datetime
     not_after: datetime
 
 
@@ -111,6 +113,7 @@ class AnchorStatus(Struct, frozen=True):
 
     subject: str
     serial: str
+    not_before: datetime
     not_after: datetime
     advertised_by: tuple[str, ...]
     needed_until: datetime | None

@@ -109,6 +109,7 @@ class Trust:
         return AnchorStatus(
             subject=describe(anchor),
             serial=serial_hex(anchor),
+            not_before=anchor.not_valid_before_utc,
             not_after=anchor.not_valid_after_utc,
             advertised_by=tuple(sorted(name for name, anchors in self._anchors.items() if anchor in anchors)),
             needed_until=needed_until,

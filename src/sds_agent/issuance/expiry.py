@@ -1,0 +1,160 @@
+"""Which certificates near their end without another one in sight, and how to act: pure, but for the loop that logs it.
+
+Leaves are renewed by the agent, so one that gets old is the sign that something fails. Intermediate CAs and trust
+anchors are renewed by people, who need weeks. Each is reported once at each of two stages: `expiring` as a warning, and
+later as an error.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Literal
+
+from msgspec import Struct
+
+from sds_agent import log
+from sds_agent.clock import Clock, until
+from sds_agent.issuance.schedule import ALARM
+from sds_agent.issuance.status import AnchorStatus, LeafStatus, TrustStatus, WorkloadStatus
+
+LOG = logging.getLogger(__name__)
+
+CHECK_EVERY = timedelta(seconds=30)
+"""The longest time between two checks, so that those of new certificates are noticed."""
+LEAF_SHARES = (ALARM, ALARM / 4)
+"""What is left of a leaf's life at the warning and at the error, at most."""
+REST_SHARES = (2 / 3, 1 / 3)
+"""The same, as shares of what is left when its renewal is due: one that is renewed late by intention is not late."""
+CA_SHARES = (0.1, 0.03)
+"""The same of a CA's life. SPIRE's CAs, as an example, are followed by the next one when a sixth is left."""
+CA_TIMES = (timedelta(days=30), timedelta(days=7))
+"""The same, at most: what people need who have to renew a CA of ten years."""
+
+
+class Expiring(Struct, frozen=True):
+    """A certificate that nears its end: what it is, whose, and how to act.
+
+    `workload` is set for leaves and intermediates, `authority` names those that issued or advertise it. Reaching
+    `alarm_at`, a warning becomes an error.
+    """
+
+    certificate: Literal["leaf", "intermediate", "anchor"]
+    subject: str
+    serial: str
+    not_after: datetime
+    warn_at: datetime
+    alarm_at: datetime
+    authority: str
+    fix: str
+    workload: str | None = None
+
+    def stage(self, now: datetime) -> int | None:
+        """The level of the log that it deserves now; None while there is time, and when it has ended."""
+        if not self.warn_at <= now < self.not_after:
+            return None
+        return logging.ERROR if now >= self.alarm_at else logging.WARNING
+
+
+def watched(workloads: Iterable[WorkloadStatus], trust: TrustStatus) -> Iterator[Expiring]:
+    """Everything whose end matters: the certificates that are served with their intermediates, and the anchors.
+
+    An anchor that another one of its name outlives has been renewed, and one that no authority advertises is to end.
+    """
+    for workload in workloads:
+        if workload.current is not None and workload.served:
+            yield _leaf(workload, workload.current)
+            yield from _intermediates(workload, workload.current)
+    for anchor in trust.anchors:
+        renewed = any(each.subject == anchor.subject and each.not_after > anchor.not_after for each in trust.anchors)
+        if anchor.advertised_by and not renewed:
+            yield _anchor(anchor)
+
+
+def _leaf(workload: WorkloadStatus, leaf: LeafStatus) -> Expiring:
+    life = leaf.not_after - leaf.issued_at
+    late = None if leaf.renew_at is None else max(leaf.not_after - leaf.renew_at, timedelta(0))
+    left = [
+        life * share if late is None else min(life * share, late * rest)
+        for share, rest in zip(LEAF_SHARES, REST_SHARES, strict=True)
+    ]
+    fix = (
+        "see that what makes its certificates runs, and makes them in time"
+        if leaf.renew_at is None
+        else "the events retrying say why it is not renewed"
+    )
+    return Expiring(
+        "leaf",
+        workload.spiffe_id,
+        leaf.serial,
+        leaf.not_after,
+        leaf.not_after - left[0],
+        leaf.not_after - left[1],
+        leaf.authority,
+        fix,
+        workload.name,
+    )
+
+
+def _intermediates(workload: WorkloadStatus, leaf: LeafStatus) -> Iterator[Expiring]:
+    for each in leaf.intermediates:
+        yield Expiring(
+            "intermediate",
+            each.subject,
+            each.serial,
+            each.not_after,
+            *_of_ca(each.not_before, each.not_after),
+            leaf.authority,
+            f"renew this CA at the authority {leaf.authority}: no certificate below it is accepted after its end",
+            workload.name,
+        )
+
+
+def _anchor(anchor: AnchorStatus) -> Expiring:
+    names = ", ".join(anchor.advertised_by)
+    return Expiring(
+        "anchor",
+        anchor.subject,
+        anchor.serial,
+        anchor.not_after,
+        *_of_ca(anchor.not_before, anchor.not_after),
+        names,
+        f"let {names} advertise its successor beside it before then, and issue below that one",
+    )
+
+
+def _of_ca(begin: datetime, end: datetime) -> tuple[datetime, datetime]:
+    """When to warn and to raise the alarm of a CA's end."""
+    warn, alarm = (end - min((end - begin) * share, most) for share, most in zip(CA_SHARES, CA_TIMES, strict=True))
+    return warn, alarm
+
+
+async def watch(status: Callable[[], tuple[Sequence[WorkloadStatus], TrustStatus]], clock: Clock) -> None:
+    """Log `expiring` of each certificate that nears its end, once at each stage, until cancelled."""
+    logged = dict[tuple[str, str, str], int]()
+    while True:
+        now, found = clock.now(), list(watched(*status()))
+        stages = {(each.certificate, each.subject, each.serial): stage for each in found if (stage := each.stage(now))}
+        for each in found:
+            key = (each.certificate, each.subject, each.serial)
+            if (stage := stages.get(key)) is not None and stage > logged.get(key, 0):
+                logged[key] = stage  # at once: workloads share intermediates
+                _report(each, stage, now)
+        logged = {key: max(stage, logged.get(key, 0)) for key, stage in stages.items()}
+        moments = (moment for each in found for moment in (each.warn_at, each.alarm_at) if moment > now)
+        await until(clock, min((*moments, now + CHECK_EVERY)))
+
+
+def _report(expiring: Expiring, level: int, now: datetime) -> None:
+    log.event(
+        LOG,
+        "expiring",
+        level=level,
+        certificate=expiring.certificate,
+        workload=expiring.workload,
+        authority=expiring.authority,
+        subject=expiring.subject,
+        serial=expiring.serial,
+        not_after=expiring.not_after,
+        in_seconds=expiring.not_after - now,
+        fix=expiring.fix,
+    )

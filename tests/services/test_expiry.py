@@ -1,0 +1,162 @@
+"""What is said of certificates that near their end: which, of what, until when, how to act, and once for each stage."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import pytest
+from fakes.clocks import HAND_LOOP, HandClock
+from fakes.events import Event, Events, recorded
+from fakes.hierarchy import DAY, HOUR, NOW
+from msgspec import structs
+
+from sds_agent.issuance.expiry import CHECK_EVERY, Expiring, watch, watched
+from sds_agent.issuance.status import AnchorStatus, CertificateEnd, LeafStatus, TrustStatus, WorkloadStatus
+
+YEAR = timedelta(days=365)
+MINUTE = timedelta(minutes=1)
+SECOND = timedelta(seconds=1)
+CA = CertificateEnd("'CN=ca'", "ca1", NOW - YEAR, NOW + YEAR)
+LEAF = LeafStatus(
+    "4f", NOW, NOW, NOW + HOUR, NOW, NOW + HOUR, "web", NOW + HOUR / 2, authority="vault", intermediates=(CA,)
+)
+WEB = WorkloadStatus("web", "spiffe://demo.example/web", "vault", LEAF, served=True)
+ROOT = AnchorStatus("'CN=root'", "1", NOW - 9 * YEAR, NOW + YEAR, ("vault",), None)
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return HAND_LOOP
+
+
+@pytest.fixture
+def events() -> Iterator[Events]:
+    with recorded() as events:
+        yield events
+
+
+def found(certificate: str, *workloads: WorkloadStatus, anchors: tuple[AnchorStatus, ...] = (ROOT,)) -> list[Expiring]:
+    return [each for each in watched(workloads, TrustStatus(None, anchors)) if each.certificate == certificate]
+
+
+def left(expiring: Expiring) -> tuple[timedelta, timedelta]:
+    """What is left at the warning and at the error."""
+    return expiring.not_after - expiring.warn_at, expiring.not_after - expiring.alarm_at
+
+
+# --- when ---
+
+
+def test_a_leaf_whose_renewal_fails_is_warned_of_when_a_fifth_is_left() -> None:
+    (leaf,) = found("leaf", WEB)
+    assert (leaf.workload, leaf.authority, leaf.not_after) == ("web", "vault", NOW + HOUR)
+    assert left(leaf) == (12 * MINUTE, 3 * MINUTE)
+    assert "retrying" in leaf.fix
+
+
+def test_a_leaf_that_is_renewed_late_by_intention_is_not_warned_of_before() -> None:
+    late = structs.replace(LEAF, renew_at=NOW + HOUR * 0.9)
+    (leaf,) = found("leaf", structs.replace(WEB, current=late))
+    assert left(leaf) == (4 * MINUTE, 2 * MINUTE)
+
+
+def test_of_a_source_it_is_said_that_it_makes_no_new_one() -> None:
+    """No attempt fails there, so nothing else in the log says that the certificate ends."""
+    (leaf,) = found("leaf", structs.replace(WEB, current=structs.replace(LEAF, renew_at=None)))
+    assert left(leaf) == (12 * MINUTE, 3 * MINUTE)
+    assert "what makes its certificates" in leaf.fix
+
+
+@pytest.mark.parametrize(
+    ("life", "warning", "error"),
+    [
+        pytest.param(10 * YEAR, 30 * DAY, 7 * DAY, id="ten years"),
+        pytest.param(100 * DAY, 10 * DAY, 3 * DAY, id="a hundred days"),
+        pytest.param(DAY, DAY * 0.1, DAY * 0.03, id="a day"),
+    ],
+)
+def test_a_ca_is_warned_of_in_time_for_people_to_act(life: timedelta, warning: timedelta, error: timedelta) -> None:
+    ca = structs.replace(CA, not_before=NOW, not_after=NOW + life)
+    (intermediate,) = found("intermediate", structs.replace(WEB, current=structs.replace(LEAF, intermediates=(ca,))))
+    root = structs.replace(ROOT, not_before=NOW, not_after=NOW + life)
+    (anchor,) = found("anchor", anchors=(root,))
+    assert left(intermediate) == left(anchor) == (warning, error)
+    assert "the authority vault" in intermediate.fix
+    assert "let vault advertise its successor" in anchor.fix
+
+
+def test_what_is_not_served_or_has_a_successor_is_not_warned_of() -> None:
+    assert found("leaf", structs.replace(WEB, served=False), structs.replace(WEB, current=None)) == []
+    renewed = structs.replace(ROOT, serial="2", not_after=NOW + 9 * YEAR)
+    assert [each.serial for each in found("anchor", anchors=(ROOT, renewed))] == ["2"]
+    needed = structs.replace(ROOT, advertised_by=(), needed_until=NOW + HOUR)
+    assert found("anchor", anchors=(needed,)) == []
+    another = structs.replace(ROOT, subject="'CN=another'", serial="3", not_after=NOW + 9 * YEAR)
+    assert [each.serial for each in found("anchor", anchors=(ROOT, another))] == ["1", "3"], "it follows nothing"
+
+
+# --- how often ---
+
+
+class Watched:
+    """What the loop sees."""
+
+    def __init__(self) -> None:
+        self.clock = HandClock()
+        self.workloads = [WEB, structs.replace(WEB, name="api", spiffe_id="spiffe://demo.example/api")]
+
+    def status(self) -> tuple[list[WorkloadStatus], TrustStatus]:
+        return self.workloads, TrustStatus(None, (ROOT,))
+
+    async def pass_time(self, time: timedelta, step: timedelta) -> None:
+        end = self.clock.now() + time
+        while self.clock.now() < end:
+            await self.clock.asleep()
+            self.clock.elapse(step)
+            await anyio.wait_all_tasks_blocked()
+
+
+def said(events: Events, **fields: object) -> list[tuple[str, str]]:
+    return [(str(each["level"]), str(each["certificate"])) for each in events.named("expiring", **fields)]
+
+
+async def test_each_stage_is_logged_once_and_a_renewed_certificate_no_more(events: Events) -> None:
+    seen = Watched()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch, seen.status, seen.clock)
+        await seen.pass_time(HOUR - 13 * MINUTE, 5 * SECOND)
+        assert events.named("expiring") == []
+        await seen.pass_time(2 * MINUTE, 5 * SECOND)
+        assert said(events, workload="web") == [("warning", "leaf")]
+        seen.workloads[1] = structs.replace(seen.workloads[1], current=structs.replace(LEAF, not_after=NOW + DAY))
+        await seen.pass_time(9 * MINUTE, 5 * SECOND)
+        assert said(events, workload="web") == [("warning", "leaf"), ("error", "leaf")]
+        assert said(events, workload="api") == [("warning", "leaf")]
+        event: Event = events.named("expiring", workload="web")[0]
+        assert event["in_seconds"] == pytest.approx(12 * 60, abs=10)
+        assert (event["subject"], event["serial"], event["authority"]) == ("spiffe://demo.example/web", "4f", "vault")
+        tasks.cancel_scope.cancel()
+
+
+async def test_an_intermediate_of_many_workloads_is_logged_once(events: Events) -> None:
+    seen = Watched()
+    soon = structs.replace(LEAF, intermediates=(structs.replace(CA, not_after=NOW + DAY),))
+    seen.workloads = [structs.replace(WEB, name=f"w{n}", spiffe_id=f"spiffe://x/{n}", current=soon) for n in range(9)]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch, seen.status, seen.clock)
+        await seen.pass_time(4 * CHECK_EVERY, CHECK_EVERY)
+        assert said(events) == [("error", "intermediate")]
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_certificate_that_comes_later_is_watched_too(events: Events) -> None:
+    seen = Watched()
+    seen.workloads.clear()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch, seen.status, seen.clock)
+        await seen.pass_time(HOUR / 2, MINUTE)
+        seen.workloads.append(WEB)
+        await seen.pass_time(HOUR / 2 - MINUTE, 5 * SECOND)
+        assert said(events) == [("warning", "leaf"), ("error", "leaf")]
+        tasks.cancel_scope.cancel()
