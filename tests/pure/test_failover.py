@@ -13,6 +13,7 @@ from sds_agent.issuance.failover import (
     LONGEST_WAY_BACK,
     PATIENCE,
     PATIENCE_SHARE,
+    SPREAD,
     Failover,
     FailoverPolicy,
     Tried,
@@ -174,6 +175,12 @@ def test_attempts_to_go_back_become_rarer_up_to_an_hour() -> None:
     rare = structs.replace(state, policy=FailoverPolicy(back_after=DAY))
     assert rare.back_at(0, now) - now == DAY, "what is configured is never shortened"
     assert LONGEST_WAY_BACK == HOUR
+
+
+def test_agents_that_switched_together_do_not_go_back_together() -> None:
+    places = [structs.replace(at_second(), spread=each / 20).back_at(0, NOW) - NOW for each in range(20)]
+    assert len({int(each / SECOND) for each in places}) == 20
+    assert (places[0], max(places) < 5 * MINUTE * (1 + SPREAD)) == (5 * MINUTE, True)
 
 
 def test_a_first_that_issues_again_is_in_use_and_its_failures_are_forgotten() -> None:

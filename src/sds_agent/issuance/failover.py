@@ -34,6 +34,12 @@ LONGEST_WAY_BACK = timedelta(hours=1)
 """Between two attempts at an authority before the one in use, unless more is configured."""
 
 
+SPREAD = 0.25
+"""The most that is added to the time of the way back, as a share of it: all agents switch in the same moment, and must
+not all ask the first again in the same one.
+"""
+
+
 class FailoverPolicy(Struct, frozen=True):
     """When the next authority has its turn: after so many failures in a row, or so long after the beginning of the
     first of them. `back_after` is from the switch to the first attempt to go back.
@@ -75,17 +81,21 @@ class Turn(Struct, frozen=True):
 
 
 class Failover(Struct, frozen=True):
-    """How a workload's authorities, in their order, have done so far. `switched_at` is when the one in use came in."""
+    """How a workload's authorities, in their order, have done so far. `switched_at` is when the one in use came in.
+
+    `spread`, in [0, 1), is where in the time that many agents share for their way back this one has its place.
+    """
 
     tried: tuple[Tried, ...] = (Tried(),)
     policy: FailoverPolicy = DEFAULT_POLICY
     in_use: int = 0
     switched_at: datetime | None = None
+    spread: float = 0.0
 
     @classmethod
-    def over(cls, count: int, policy: FailoverPolicy) -> Self:
+    def over(cls, count: int, policy: FailoverPolicy, spread: float = 0.0) -> Self:
         """Before the first attempt at so many authorities."""
-        return cls((Tried(),) * count, policy)
+        return cls((Tried(),) * count, policy, spread=spread)
 
     @property
     def alone(self) -> bool:
@@ -146,7 +156,7 @@ class Failover(Struct, frozen=True):
         if begin > now:
             return now
         delay = min(back_after * float(2 ** min(tried.returns, 16)), max(LONGEST_WAY_BACK, back_after))
-        return max(begin + delay, tried.retry_at(now))
+        return max(begin + delay * (1 + SPREAD * self.spread), tried.retry_at(now))
 
     def _goes_back(self, index: int, now: datetime, due: datetime) -> bool:
         """Whether to ask this authority, which comes before the one in use. Once for each renewal it is asked first."""

@@ -69,7 +69,7 @@ class Issuer:
             Source(workload, name, each, target.trust, clock)
             for name, each in zip(workload.authorities, (upstream, *fallbacks), strict=True)
         )
-        self._failover = Failover.over(len(self._sources), policy)
+        self._failover = Failover.over(len(self._sources), policy, randomness())
         self._asked, self._began = 0, clock.now()  # the authority of the attempt under way, or of the last
         self._publication = Publication(
             workload, target, clock, frozenset(each.name for each in self._sources if each.supplied)
