@@ -30,9 +30,9 @@ from sds_agent.authority.istio.settings import IstioSettings
 from sds_agent.authority.kind import AuthoritySettings, Context, Use
 from sds_agent.authority.kubernetes.settings import KubernetesSettings
 from sds_agent.authority.protocol import AdvertisesAnchors, Authority, Supplier
+from sds_agent.authority.spiffe.settings import SpiffeSettings
 from sds_agent.authority.step_ca.settings import StepCaSettings
 from sds_agent.authority.vault.settings import VaultCertAuth, VaultSettings
-from sds_agent.authority.spiffe.settings import SpiffeSettings
 from sds_agent.cli.main import main
 from sds_agent.config.schema import json_schema
 from sds_agent.configfile.reading import UNREAD

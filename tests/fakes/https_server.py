@@ -61,8 +61,17 @@ def json_reply(value: object, status: int = 200, **headers: str) -> Reply:
     return Reply(status, json.dumps(value).encode(), content)
 
 
-Answer = Callable[[Request], Awaitable[Reply | bytes | None]]
-"""What to answer: a reply, raw bytes after which the connection ends, or None to close it at once."""
+Answer = Callable[[Request], Awaitable[Reply | bytes | AsyncIterator[bytes] | None]]
+"""What to answer: a reply, raw bytes after which the connection ends, the parts of an answer that goes on, each sent
+when it is there, or None to close the connection at once.
+"""
+CHUNKED = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+"""The head of an answer that goes on."""
+
+
+def chunk(data: bytes) -> bytes:
+    """One part of it; an empty one ends it."""
+    return b"%x\r\n%s\r\n" % (len(data), data)
 
 
 class HttpsServer:
@@ -148,11 +157,19 @@ class HttpsServer:
         self.requests.append(request)
         reply = await self.answer(request)
         if reply is not None:
-            writer.write(reply if isinstance(reply, bytes) else reply.wire)
-            await writer.drain()
+            parts = (
+                _one(reply if isinstance(reply, bytes) else reply.wire) if isinstance(reply, Reply | bytes) else reply
+            )
+            async for part in parts:
+                writer.write(part)
+                await writer.drain()
             writer.close()
             with suppress(ConnectionError, ssl.SSLError, TimeoutError):
                 await writer.wait_closed()
+
+
+async def _one(part: bytes) -> AsyncIterator[bytes]:
+    yield part
 
 
 def _certificate(writer: asyncio.StreamWriter) -> x509.Certificate | None:

@@ -6,17 +6,19 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
-from fakes.hierarchy import Ca, new_key
 from fakes import cfssl_server
+from fakes.hierarchy import Ca, new_key
 from fakes.istio_ca import Asked, IstioCa
-from fakes.step_ca_server import StepCaStandIn, jwe_of, jwk_of
 from fakes.kubernetes_server import BUNDLES, SIGNER, TOKEN, KubernetesServer, write_kubeconfig
+from fakes.step_ca_server import StepCaStandIn, jwe_of, jwk_of
+from fakes.vault_server import Issuer, VaultServer
 from sds_agent_proto.istio_pb2 import CertificateResponse
 
 from sds_agent.authority.cfssl.settings import CfsslSettings
 from sds_agent.authority.istio.settings import IstioSettings
-from sds_agent.authority.step_ca.settings import StepCaSettings
 from sds_agent.authority.kubernetes.settings import KubernetesSettings
+from sds_agent.authority.step_ca.settings import StepCaSettings
+from sds_agent.authority.vault.settings import VaultAppRoleAuth, VaultSettings
 from sds_agent.conformance import Address, Subject, SuiteCa
 from sds_agent.pki.certificates import write_pem
 
@@ -89,30 +91,84 @@ class StepCaSubject:
         )
 
 
-SUBJECTS: tuple[Subject, ...] = (IstioSubject(), StepCaSubject())
 class CfsslSubject:
     """CFSSL, by authsign, with its bundle."""
+
     kind = "cfssl"
+    http = True
     secrets = (cfssl_server.KEY.hex(),)
+    spiffe_id = ID
+
+    @asynccontextmanager
+    async def serving(self, ca: SuiteCa) -> AsyncIterator[Address]:
         cfssl = cfssl_server.CfsslServer(ca)
         async with cfssl.http.serving():
             yield Address(cfssl.http.port, cfssl.http.roots_pem)
+
     def settings(self, address: Address, directory: Path) -> CfsslSettings:
+        (directory / "roots.pem").write_bytes(address.roots_pem)
         (directory / "hmac").write_text(self.secrets[0])
         return CfsslSettings(
+            url=f"https://127.0.0.1:{address.port}",
+            ca_file=directory / "roots.pem",
             auth_key_file=directory / "hmac",
             profile="mesh",
             bundle=True,
-SUBJECTS: tuple[Subject, ...] = (IstioSubject(), CfsslSubject())
+        )
+
+
 class KubernetesSubject:
     """An API server with a signer, whose root is in a ClusterTrustBundle."""
+
     kind = "kubernetes"
+    http = True
     secrets = (TOKEN,)
+    spiffe_id = ID
+
+    @asynccontextmanager
+    async def serving(self, ca: SuiteCa) -> AsyncIterator[Address]:
         async with KubernetesServer(ca.answer).serving() as server:
             server.put(f"{BUNDLES}/roots", {"spec": {"trustBundle": write_pem([ca.root]).decode()}})
             yield Address(server.http.port, server.http.roots_pem)
+
     def settings(self, address: Address, directory: Path) -> KubernetesSettings:
         url = f"https://127.0.0.1:{address.port}"
         kubeconfig = write_kubeconfig(directory, url, address.roots_pem, token=TOKEN)
         return KubernetesSettings(kubeconfig=kubeconfig, signer_name=SIGNER, trust_bundle="roots")
-SUBJECTS: tuple[Subject, ...] = (IstioSubject(), KubernetesSubject())
+
+
+class VaultSubject:
+    """Vault or OpenBao, with an AppRole; the mount has the root, imported, and an intermediate."""
+
+    kind = "vault"
+    http = True
+    secrets = ("the-secret-id",)
+    spiffe_id = ID
+
+    @asynccontextmanager
+    async def serving(self, ca: SuiteCa) -> AsyncIterator[Address]:
+        vault = VaultServer(now=lambda: ca.now(), sign=ca.answer)  # noqa: PLW0108 - a test exchanges ca.now
+        vault.issuers.clear()
+        vault.add(Issuer(ca.root))
+        vault.add(Issuer(ca.intermediate, new_key(), (ca.root,)))
+        async with vault.serving():
+            yield Address(vault.http.port, vault.http.roots_pem)
+
+    def settings(self, address: Address, directory: Path) -> VaultSettings:
+        (directory / "roots.pem").write_bytes(address.roots_pem)
+        (directory / "secret-id").write_text(self.secrets[0])
+        return VaultSettings(
+            url=(f"https://127.0.0.1:{address.port}",),
+            ca_file=directory / "roots.pem",
+            role="web",
+            auth=VaultAppRoleAuth(role_id="the-role-id", secret_id_file=directory / "secret-id"),
+        )
+
+
+SUBJECTS: tuple[Subject, ...] = (
+    IstioSubject(),
+    StepCaSubject(),
+    CfsslSubject(),
+    KubernetesSubject(),
+    VaultSubject(),
+)

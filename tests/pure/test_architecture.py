@@ -73,7 +73,8 @@ MAY_IMPORT = {
     "secrets": MATERIAL,
     "signing": MATERIAL | {"files", "directories", "ownfile"},
     # Each kind of CA is imported by its name in `authority.registry`, so no other part can depend on one.
-    "authority": MATERIAL | {"named_files", "signing", "configfile", "files", "directories", "file_sets", "path_watch", "sources"},
+    "authority": MATERIAL
+    | {"named_files", "signing", "configfile", "files", "directories", "file_sets", "path_watch", "sources"},
     "sds": MATERIAL | {"accounts", "descriptors", "files", "directories", "rpc", "secrets", "file_sets", "path_watch"},
     "outputs": MATERIAL | {"accounts", "files", "directories", "secrets"},
     "issuance": MATERIAL | {"files", "directories", "ownfile", "secrets", "authority.protocol"},
