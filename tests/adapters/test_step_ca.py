@@ -518,7 +518,7 @@ async def test_no_roots_no_token_is_spent(tmp_path: Path) -> None:
     async with step_ca() as ca:
         answer = ca.server.answer
 
-        async def without_roots(request: Request) -> Reply | bytes | None:
+        async def without_roots(request: Request) -> Reply | bytes | AsyncIterator[bytes] | None:
             return Reply(500) if request.path == "/1.0/roots" else await answer(request)
 
         ca.server.answer = without_roots

@@ -7,7 +7,7 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from cryptography import x509
@@ -56,10 +56,10 @@ class CfsslServer:
         self.bundles = True
         self.signer = self.ca.intermediate
         self.off: set[str] = set()
-        self.answers: dict[str, Callable[[Request], Awaitable[Reply | bytes | None]]] = {}
+        self.answers: dict[str, Callable[[Request], Awaitable[Reply | bytes | AsyncIterator[bytes] | None]]] = {}
         self.asked: list[tuple[str, dict[str, Any]]] = []
 
-    async def answer(self, request: Request) -> Reply | bytes | None:
+    async def answer(self, request: Request) -> Reply | bytes | AsyncIterator[bytes] | None:
         endpoint = request.path.removeprefix("/api/v1/cfssl/")
         if endpoint in self.answers:
             return await self.answers[endpoint](request)
