@@ -18,11 +18,11 @@ from sds_agent.config.settings import Settings, WorkloadSettings
 from sds_agent.directories import LockedDirectory, locked_directory
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance import expiry
+from sds_agent.issuance.anchors_file import AnchorsFile
 from sds_agent.issuance.cache import CertificateCache, WorkloadCache, tidy
 from sds_agent.issuance.failover import FailoverPolicy
 from sds_agent.issuance.federation import Federation, bundle_name
 from sds_agent.issuance.issuer import Issuer
-from sds_agent.issuance.needed import NeededAnchorsFile
 from sds_agent.issuance.publication import PublicationTarget
 from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.schedule import Renewal
@@ -36,6 +36,7 @@ from sds_agent.sds.endpoint import Access, access
 from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import SERVICE, SecretDiscoveryService
 from sds_agent.sds.status import StreamStatus
+from sds_agent.sealing import Seal
 from sds_agent.secrets.readiness import complete, watched
 from sds_agent.secrets.store import SecretStore
 from sds_agent.signals import until_signalled
@@ -136,11 +137,13 @@ async def agent(
     names = (*(name for workload in identities for name in workload.names), *settings.bundle_names)
     store = SecretStore(names, map(bundle_name, settings.federated))
     federation = Federation(store, settings.federation, clock)
-    # The anchors that earlier certificates still chain to come first: no bundle may be published without them.
+    seal = preflight.seal(settings)
+    # The bundle from before comes first, and with it all that earlier certificates still chain to.
     trust = Trust(store, settings.bundle_names, clock, authorities=cas)
-    anchors_file = NeededAnchorsFile(settings.state_dir)
-    trust.restore(anchors_file.load())
-    caches = _caches(settings, identities)
+    kinds = {name: registry.name_of(chosen) for name, chosen in settings.authorities.items()}
+    anchors_file = AnchorsFile(settings.state_dir, kinds, seal)
+    trust.restore(*anchors_file.load())
+    caches = _caches(settings, identities, seal)
     issuers = _issuers(settings, cas, PublicationTarget(store, trust), clock, caches)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
     files = _files(settings, store, clock)
@@ -202,13 +205,13 @@ def _issuers(
     }
 
 
-def _caches(settings: Settings, identities: Iterable[Workload]) -> dict[str, WorkloadCache]:
+def _caches(settings: Settings, identities: Iterable[Workload], seal: Seal | None) -> dict[str, WorkloadCache]:
     """The caches of the workloads' certificates, by their names; none where certificates are not to be cached."""
     directory = settings.state_dir / "certificates"
     tidy(directory, keep=settings.keep_certificates)
     if not settings.keep_certificates:
         return {}
-    return {workload.name: WorkloadCache(workload, CertificateCache(directory)) for workload in identities}
+    return {workload.name: WorkloadCache(workload, CertificateCache(directory, seal)) for workload in identities}
 
 
 def _announce(socket: Path) -> None:

@@ -46,6 +46,11 @@ class OwnFile:
             self.is_there()
             self.write(content)
 
+    def forget(self) -> None:
+        """Do not write again what was read: it is good for nothing."""
+        with self._lock:
+            self._left = None
+
     def is_there(self) -> bool:
         """Whether the file is there, unchanged.
 

@@ -4,6 +4,7 @@ Each part that can refuse to start has a check of its own, which its start uses 
 in which `app.run` starts the parts.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from sds_agent.config.settings import OutputSettings, SdsSettings, Settings
 from sds_agent.directories import UntrustedDirectoryError, check_directory, check_lockable_directory
 from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.sds.endpoint import SocketFile, blocked_directories, refusals
+from sds_agent.sealing import Seal, read_seal
 from sds_agent.sources import Source, who_could_read
 
 
@@ -37,6 +39,29 @@ def socket_file(sds: SdsSettings) -> SocketFile:
     return SocketFile(sds.socket, mode=sds.mode, owner=sds.owner, group=sds.group)
 
 
+def seal(settings: Settings) -> Seal | None:
+    """What encrypts the state, None where it is not to be encrypted. Raises ConfigurationError for an unusable key."""
+    found = _state_key(settings)
+    return None if found is None else read_seal(found[1], found[0])
+
+
+def _state_key(settings: Settings) -> Source | None:
+    """The key that names the state's key, and its file. Raises ConfigurationError where there can be no such file."""
+    encryption = settings.state_encryption
+    if encryption is None:
+        return None
+    if encryption.key_file is not None:
+        return "state_encryption.key_file", encryption.key_file
+    setting, directory = "state_encryption.credential", os.environ.get("CREDENTIALS_DIRECTORY", "")
+    if not Path(directory).is_absolute():
+        name = encryption.credential
+        raise ConfigurationError(
+            f"{setting}: $CREDENTIALS_DIRECTORY names no directory; put LoadCredentialEncrypted={name} or "
+            f"LoadCredential={name}:PATH into the unit, and let systemd start the agent"
+        )
+    return setting, Path(directory, encryption.credential or "")
+
+
 def obstacles(settings: Settings, clock: Clock) -> Iterator[SdsAgentError]:
     """Everything for which `app.run` would refuse to start now. Nothing is made, bound, locked or written."""
     stateless = False
@@ -44,6 +69,10 @@ def obstacles(settings: Settings, clock: Clock) -> Iterator[SdsAgentError]:
         check_lockable_directory(settings.state_dir, "state_dir", in_use(settings.state_dir))
     except SdsAgentError as error:
         stateless = isinstance(error, ConfigurationError)
+        yield error
+    try:
+        seal(settings)
+    except SdsAgentError as error:
         yield error
     for name, chosen in settings.authorities.items():
         kind = registry.kind_of(chosen)
@@ -82,19 +111,26 @@ def unreachable(settings: Settings) -> Iterator[str]:
 
 def sources(settings: Settings) -> list[Source]:
     """The keys that name what the operator provides, and what they name."""
-    files = [(f"sds.files[{number}]", directory) for number, directory in enumerate(settings.sds.files)]
-    return files + [
-        (f"authorities.{name}.{key}", path)
-        for name, chosen in settings.authorities.items()
-        for key, path in registry.kind_of(chosen).files(chosen).items()
+    encryption = settings.state_encryption
+    state_key = None if encryption is None else encryption.key_file
+    return [
+        *([] if state_key is None else [("state_encryption.key_file", state_key)]),
+        *((f"sds.files[{number}]", directory) for number, directory in enumerate(settings.sds.files)),
+        *(
+            (f"authorities.{name}.{key}", path)
+            for name, chosen in settings.authorities.items()
+            for key, path in registry.kind_of(chosen).files(chosen).items()
+        ),
     ]
 
 
 def credentials(settings: Settings, clock: Clock) -> Iterator[str]:
-    """What is wrong with the credentials that the agent would show to its CAs, in lines that begin with the key.
-
-    Blocks on the disk.
+    """What is wrong with the credentials that the agent would show to its CAs, and with the key of the state, in lines
+    that begin with the configuration's key. Blocks on the disk.
     """
+    with suppress(ConfigurationError):  # which is an obstacle
+        if (found := _state_key(settings)) and (cause := who_could_read(found[1])):
+            yield f"{found[0]}: {cause}"
     for name, chosen in settings.authorities.items():
         kind = registry.kind_of(chosen)
         for key, path in kind.files(chosen).items():

@@ -102,12 +102,22 @@ class Machine:
             self._passphrase = Path(path)
         for path in re.findall(r"(?:cacerts:|type: cacerts,?\s+directory:) (/[^\s,}]+)", text):
             self._plug(Path(path), re.findall(r"^trust_domain: (.*)", text, re.MULTILINE)[0])
+        for path in re.findall(r" key_file: (/\S+/state\.key)", text):
+            self._make_state_key(Path(path))
+        for credential in re.findall(r"credential: (\S+)", text):
+            self._make_state_key(self.folder / "credentials" / credential)
         for path in re.findall(r"jwks: (/[^\s,}]+)", text):
             Path(path).write_bytes(TokenIssuer().key_set())
         if self._user == "another" and os.geteuid() == 0:
             for each in [self.folder, *self.folder.rglob("*")]:
                 os.chown(each, 65534, 65534)
         return file
+
+    @staticmethod
+    def _make_state_key(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(32))
+        path.chmod(0o400)
 
     def _plug(self, directory: Path, trust_domain: str) -> None:
         """A CA, made as docs/hierarchy.md says."""
@@ -131,7 +141,7 @@ class Machine:
         """A home of the user's own; root's places, which are the machine's, are moved by variables."""
         home = {"HOME": str(self.folder), "XDG_RUNTIME_DIR": str(self.folder), "XDG_STATE_HOME": str(self.folder)}
         path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "GRPC_VERBOSITY": "NONE"}
-        return path | home
+        return path | home | {"CREDENTIALS_DIRECTORY": str(self.folder / "credentials")}
 
 
 @pytest.fixture(params=USERS)

@@ -20,6 +20,8 @@ EVERYTHING = MATERIAL | {
     "files",
     "directories",
     "ownfile",
+    "sealing",
+    "statefile",
     "pipes",
     "state",
     "sources",
@@ -59,6 +61,8 @@ MAY_IMPORT = {
     "accounts": BASE,
     "directories": BASE | {"files"},
     "ownfile": BASE | {"files", "directories"},
+    "sealing": BASE | {"files"},
+    "statefile": BASE | {"files", "ownfile", "sealing"},
     "state": BASE | {"files", "directories"},
     "sources": BASE | {"directories"},
     "signals": BASE,
@@ -77,7 +81,7 @@ MAY_IMPORT = {
     | {"named_files", "signing", "configfile", "files", "directories", "file_sets", "path_watch", "sources"},
     "sds": MATERIAL | {"accounts", "descriptors", "files", "directories", "rpc", "secrets", "file_sets", "path_watch"},
     "outputs": MATERIAL | {"accounts", "files", "directories", "secrets"},
-    "issuance": MATERIAL | {"files", "directories", "ownfile", "secrets", "authority.protocol"},
+    "issuance": MATERIAL | {"files", "directories", "ownfile", "sealing", "statefile", "secrets", "authority.protocol"},
     "ca": MATERIAL
     | {
         "pipes",
@@ -98,6 +102,7 @@ MAY_IMPORT = {
     "preflight": BASE
     | {
         "directories",
+        "sealing",
         "sources",
         "config",
         "authority.kind",

@@ -65,6 +65,11 @@ class Machine:
         (file,) = self.directory.iterdir()
         return file
 
+    @property
+    def stored(self) -> CachedCertificate:
+        """What the file holds."""
+        return msgspec.json.decode(self.file.read_bytes(), type=CachedCertificate)
+
     @asynccontextmanager
     async def agent(
         self, *script: Step, workload: Workload = WORKLOAD
@@ -167,9 +172,7 @@ async def test_the_cache_knows_when_a_certificate_was_issued(tmp_path: Path) -> 
     """Not when the CA, that backdates, says it began: its renewal would come early after each restart."""
     machine = Machine(tmp_path)
     await machine.issue()
-    stored = CertificateCache(machine.directory).load(WORKLOAD.identity)
-    assert stored is not None
-    assert stored.issued == machine.clock.now()
+    assert machine.stored.issued == machine.clock.now()
 
 
 async def test_restored_certificate_is_withheld_when_it_expires_in_an_outage(tmp_path: Path) -> None:
@@ -395,12 +398,14 @@ def cached_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("kept")
     ca, key = UpstreamCa(lambda: NOW), new_key()
     request = IssueRequest(WORKLOAD.identity, make_csr(key, URI), HOUR, "1")
-    pem = [
-        write_pem([ca.leaf(request), ca.lower.certificate, ca.upper.certificate]),
-        write_pem([ca.root.certificate]),
-        to_pkcs8_pem(key),
-    ]
-    CertificateCache(folder).save(CachedCertificate(URI, NOW.timestamp(), *(text.decode() for text in pem)))
+    certificate = CachedCertificate(
+        URI,
+        NOW.timestamp(),
+        write_pem([ca.leaf(request), ca.lower.certificate, ca.upper.certificate]).decode(),
+        write_pem([ca.root.certificate]).decode(),
+        to_pkcs8_pem(key).decode(),
+    )
+    CertificateCache(folder).save(certificate)
     (file,) = folder.glob("*.json")
     return file.read_bytes()
 
@@ -433,10 +438,10 @@ def test_no_damage_of_a_cached_file_ends_the_agent(data: st.DataObject, cached_b
 async def test_damaged_key_is_logged_and_replaced_by_the_next_certificate(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     await machine.issue()
-    cache = CertificateCache(machine.directory)
-    stored = cache.load(WORKLOAD.identity)
-    assert stored is not None
-    cache.save(structs.replace(stored, private_key_pem=stored.private_key_pem.replace("M", "-", 1)))
+    stored = machine.stored
+    CertificateCache(machine.directory).save(
+        structs.replace(stored, private_key_pem=stored.private_key_pem.replace("M", "-", 1))
+    )
     async with machine.agent(answering(machine.ca)) as (_, events, _authority):
         assert "the cached private key of" in str((await events.wait("not_restored"))["cause"])
         await events.wait("issued")
@@ -466,11 +471,8 @@ async def test_key_of_another_certificate_is_not_served(tmp_path: Path) -> None:
     machine, other = Machine(tmp_path), Machine(tmp_path / "other")
     await machine.issue()
     await other.issue()
-    cache, foreign = CertificateCache(machine.directory), CertificateCache(other.directory)
-    ours, theirs = cache.load(WORKLOAD.identity), foreign.load(WORKLOAD.identity)
-    assert ours is not None
-    assert theirs is not None
-    cache.save(type(ours)(ours.spiffe_id, ours.issued_at, ours.chain_pem, ours.anchors_pem, theirs.private_key_pem))
+    mixed = structs.replace(machine.stored, private_key_pem=other.stored.private_key_pem)
+    CertificateCache(machine.directory).save(mixed)
     async with machine.agent(DOWN) as (store, events, _):
         await events.wait("not_restored")
         assert store.snapshot["default"] is None
@@ -481,8 +483,7 @@ async def test_no_other_user_may_read_it_and_nothing_shows_it(tmp_path: Path) ->
     await machine.issue()
     assert stat.S_IMODE(machine.file.stat().st_mode) == 0o600
     assert stat.S_IMODE(machine.directory.stat().st_mode) == 0o700
-    stored = CertificateCache(machine.directory).load(WORKLOAD.identity)
-    assert stored is not None
+    stored = machine.stored
     assert stored.private_key_pem.splitlines()[1] not in repr(stored) + str(stored)
 
 
@@ -546,4 +547,4 @@ def test_file_of_another_identity_is_not_taken(tmp_path: Path) -> None:
     foreign = CachedCertificate("spiffe://demo.example/x", 0.0, "", "", "")
     cache._file(str(other)).write(msgspec.json.encode(foreign))
     with pytest.raises(CacheError, match="another identity"):
-        cache.load(other)
+        cache.restore(other, NOW)

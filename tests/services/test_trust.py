@@ -1,6 +1,7 @@
 """The trust bundle: every peer's root in it, never empty, and pushed only when it has changed."""
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -21,7 +22,13 @@ from fakes.odd_certificates import NOT_READ, together
 
 from sds_agent.authority.protocol import AdvertisesAnchors, AuthorityError, ErrorKind
 from sds_agent.clock import LONGEST_SLEEP
-from sds_agent.issuance.needed import NeededAnchor, NeededAnchorsError, NeededAnchorsFile, _read
+from sds_agent.issuance.anchors_file import (
+    AdvertisedAnchors,
+    AnchorsFile,
+    AnchorsFileError,
+    NeededAnchor,
+    StoredAnchors,
+)
 from sds_agent.issuance.status import TrustStatus
 from sds_agent.issuance.trust import (
     FIRST_REFRESH_RETRY,
@@ -34,8 +41,10 @@ from sds_agent.issuance.trust import (
     refresh,
 )
 from sds_agent.pki.certificates import longest_valid_first, read_pem, write_pem
+from sds_agent.sealing import Seal
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
+from sds_agent.statefile import FORMAT
 from sds_agent.tasks import DISK_TIMEOUT
 
 NAMES = ("ROOTCA", "spiffe://demo.example")
@@ -399,8 +408,70 @@ def test_what_has_ended_or_is_no_ca_is_not_remembered() -> None:
     assert served(store) == {ROOTS[1]}
 
 
+def rebuilt(stored: StoredAnchors, *authorities: str) -> tuple[SecretStore, Trust, HandClock]:
+    """The trust of the next agent, which restores all of these."""
+    store, clock = SecretStore(NAMES), HandClock()
+    trust = Trust(store, NAMES, clock, authorities=authorities)
+    trust.restore(*stored)
+    return store, trust, clock
+
+
+def test_after_a_restart_the_whole_bundle_is_served_at_once_though_no_ca_answers(
+    store: SecretStore, trust: Trust
+) -> None:
+    """The same bytes as before: an Envoy that connects again is not disturbed, and no peer is refused."""
+    lower = make_ca("lower")
+    trust.update("a", (ROOT.certificate, ROOTS[0]))
+    trust.update("b", (ROOTS[1], lower.certificate))
+    trust.add_in_use("a", in_use(make_leaf(ROOT)))
+    trust.update("a", (ROOTS[0],))
+    after, _, _ = rebuilt(trust.stored, "a", "b")
+    assert served(after) == {ROOT.certificate, ROOTS[0], ROOTS[1], lower.certificate}
+    assert after.snapshot == store.snapshot
+
+
+def test_a_root_that_a_ca_withdrew_while_the_agent_was_down_goes_when_the_ca_answers(trust: Trust) -> None:
+    trust.update("a", (ROOTS[0], ROOTS[1]))
+    trust.update("b", (ROOTS[2],))
+    store, after, _ = rebuilt(trust.stored, "a", "b")
+    after.update("a", (ROOTS[1],))
+    assert served(store) == {ROOTS[1], ROOTS[2]}
+
+
+def test_restored_anchors_never_replace_what_a_ca_has_advertised_since_the_start(trust: Trust) -> None:
+    """The CA may answer before a workload's certificate is read from the disk."""
+    trust.update("a", (ROOTS[1],))
+    trust.restore_advertised("a", (ROOTS[0],), NOW + HOUR)
+    trust.restore((), [AdvertisedAnchors("a", (ROOTS[0],), NOW + HOUR)])
+    assert trust.anchors_of("a") == (ROOTS[1],)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_two_restored_sets_of_anchors_the_newer_counts(trust: Trust, order: tuple[int, int]) -> None:
+    """Killed after a certificate was stored and before the bundle was: the certificate's anchors are the newer."""
+    for number in order:
+        trust.restore_advertised("a", (ROOTS[number],), NOW - HOUR + number * timedelta(minutes=1))
+    assert trust.anchors_of("a") == (ROOTS[1],)
+
+
+def test_an_expired_anchor_is_not_restored(trust: Trust) -> None:
+    short = make_ca("short", not_after=NOW)
+    trust.restore_advertised("a", (short.certificate, ROOTS[0]), NOW - HOUR)
+    assert trust.anchors_of("a") == (ROOTS[0],)
+    trust.restore_advertised("b", (short.certificate,), NOW - HOUR)
+    assert trust.anchors_of("b") == ()
+
+
+def test_what_is_advertised_again_unchanged_is_not_written_again(trust: Trust) -> None:
+    trust.update("a", (ROOTS[0], ROOTS[1]))
+    _, after, clock = rebuilt(trust.stored, "a")
+    clock.set_wall(HOUR)
+    after.update("a", (ROOTS[1], ROOTS[0]))
+    assert after.stored == trust.stored
+
+
 @asynccontextmanager
-async def remembering(trust: Trust, file: NeededAnchorsFile, clock: HandClock) -> AsyncIterator[None]:
+async def remembering(trust: Trust, file: AnchorsFile, clock: HandClock) -> AsyncIterator[None]:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(maintain, trust, file, clock)
         yield
@@ -408,24 +479,29 @@ async def remembering(trust: Trust, file: NeededAnchorsFile, clock: HandClock) -
 
 
 def test_a_file_that_others_may_write_adds_no_root(tmp_path: Path, events: Events) -> None:
-    file = NeededAnchorsFile(tmp_path)
-    assert asyncio.run(file.save((NeededAnchor("a", ROOT.certificate, NOW + HOUR),)))
+    file = AnchorsFile(tmp_path)
+    assert asyncio.run(file.save(StoredAnchors((NeededAnchor("a", ROOT.certificate, NOW + HOUR),))))
     (tmp_path / "anchors.json").chmod(0o666)
-    assert NeededAnchorsFile(tmp_path).load() == ()
-    assert "may be written by others" in events.named("anchors_not_restored")[0]["cause"]
+    assert AnchorsFile(tmp_path).load() == StoredAnchors()
+    assert "may be read or written by others (mode 0666)" in events.named("anchors_not_restored")[0]["cause"]
+
+
+def needed_in(file: Path) -> tuple[NeededAnchor, ...]:
+    """What the file says of certificates in use. To read it as an agent does would take away what is being written."""
+    return AnchorsFile(file.parent)._decode(file.read_bytes()).needed
 
 
 async def until_written(directory: Path, needs: tuple[NeededAnchor, ...]) -> None:
-    """Wait until these are in the file. To read it as an agent does would take away what is being written."""
+    """Wait until these are in the file."""
     file = directory / "anchors.json"
     with anyio.fail_after(10):
-        while not file.exists() or _read(file) != needs:
+        while not file.exists() or needed_in(file) != needs:
             await anyio.lowlevel.checkpoint()
 
 
 async def test_the_file_follows_what_is_needed_and_time_empties_it(tmp_path: Path) -> None:
     root, clock = make_ca("root"), HandClock()
-    trust, file = Trust(SecretStore(NAMES), NAMES, clock), NeededAnchorsFile(tmp_path)
+    trust, file = Trust(SecretStore(NAMES), NAMES, clock), AnchorsFile(tmp_path)
     trust.update("a", (root.certificate,))
     async with remembering(trust, file, clock):
         trust.add_in_use("a", in_use(make_leaf(root)))
@@ -437,8 +513,9 @@ async def test_the_file_follows_what_is_needed_and_time_empties_it(tmp_path: Pat
         assert len(trust.needed) == 2
         trust.remove_in_use("a", short)
         await until_written(tmp_path, (NeededAnchor("a", root.certificate, NOW + HOUR),))
-    store, after, clock = restarted(file.load())
+    store, after, clock = restarted(file.load().needed)
     after.update("b", (ROOTS[0],))
+    assert await file.save(after.stored), "or its time to write would be over in the hour that passes now"
     async with remembering(after, file, clock):
         await clock.asleep()
         assert served(store) == {ROOTS[0], root.certificate}
@@ -450,7 +527,7 @@ async def test_the_file_follows_what_is_needed_and_time_empties_it(tmp_path: Pat
 async def test_a_disk_that_is_full_is_tried_again_and_logged_once(tmp_path: Path, events: Events) -> None:
     (tmp_path / "state").write_text("where the directory should be")
     root, clock = make_ca("root"), HandClock()
-    trust, file = Trust(SecretStore(NAMES), NAMES, clock), NeededAnchorsFile(tmp_path / "state")
+    trust, file = Trust(SecretStore(NAMES), NAMES, clock), AnchorsFile(tmp_path / "state")
     trust.update("a", (root.certificate,))
     async with remembering(trust, file, clock):
         trust.add_in_use("a", in_use(make_leaf(root)))
@@ -470,7 +547,7 @@ async def test_a_disk_that_does_not_answer_is_tried_again_and_holds_up_no_other_
 ) -> None:
     """As one of the network that is gone: the end of the agent waits for this loop as for every other."""
     root, clock, disk = make_ca("root"), HandClock(), DeadDisk(monkeypatch)
-    trust, file = Trust(SecretStore(NAMES), NAMES, clock), NeededAnchorsFile(tmp_path)
+    trust, file = Trust(SecretStore(NAMES), NAMES, clock), AnchorsFile(tmp_path)
     trust.update("a", (root.certificate,))
     trust.add_in_use("a", in_use(make_leaf(root)))
     try:
@@ -494,14 +571,14 @@ async def test_what_a_disk_took_too_late_is_not_taken_for_what_was_there_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or else the next agent would trust, or miss, an anchor that this one has long thought better of."""
-    clock, file = HandClock(), NeededAnchorsFile(tmp_path)
+    clock, file = HandClock(), AnchorsFile(tmp_path)
     before = (NeededAnchor("a", ROOT.certificate, NOW + HOUR),)
-    assert await file.save(before)
+    assert await file.save(StoredAnchors(before))
     with monkeypatch.context() as patched:
         disk = DeadDisk(patched)
         try:
             async with asyncio.TaskGroup() as tasks:
-                saving = tasks.create_task(file.save(()))
+                saving = tasks.create_task(file.save(StoredAnchors()))
                 await anyio.wait_all_tasks_blocked()
                 clock.elapse(timedelta(seconds=DISK_TIMEOUT))
                 assert not await saving
@@ -509,9 +586,9 @@ async def test_what_a_disk_took_too_late_is_not_taken_for_what_was_there_before(
             disk.revive()
     await until_written(tmp_path, ())
     with anyio.fail_after(10):
-        while not await file.save(before):
+        while not await file.save(StoredAnchors(before)):
             await anyio.lowlevel.checkpoint()
-    assert _read(tmp_path / "anchors.json") == before
+    assert needed_in(tmp_path / "anchors.json") == before
 
 
 @pytest.mark.parametrize(
@@ -523,7 +600,7 @@ async def test_what_a_disk_took_too_late_is_not_taken_for_what_was_there_before(
         b"\xff" * 100,
         b'[{"authority": "a", "until": 1e300, "anchor_pem": ""}]',
         b'[{"authority": "a", "until": 1e12, "anchor_pem": "-----BEGIN CERTIFICATE-----"}]',
-        b" " * (5 << 20),
+        b" " * (9 << 20),
         None,
     ],
 )
@@ -535,38 +612,81 @@ def test_a_damaged_file_costs_the_old_anchors_and_not_the_agent(
         os.mkfifo(file)
     else:
         file.write_bytes(damage)
-    assert NeededAnchorsFile(tmp_path).load() == ()
+    assert AnchorsFile(tmp_path).load() == StoredAnchors()
     (reported,) = events.named("anchors_not_restored", level="warning")
     assert str(file) in reported["cause"]
 
 
 def test_a_file_that_was_removed_is_put_back_and_another_is_left_alone(tmp_path: Path) -> None:
-    file = NeededAnchorsFile(tmp_path)
+    file = AnchorsFile(tmp_path)
     assert file.put_back() is None, "there is nothing to keep yet"
     needs = (NeededAnchor("a", ROOT.certificate, NOW + HOUR),)
-    assert asyncio.run(file.save(needs))
+    assert asyncio.run(file.save(StoredAnchors(needs)))
     path = tmp_path / "anchors.json"
     path.unlink()
     assert file.put_back() == path
-    assert _read(path) == needs
+    assert needed_in(path) == needs
     path.write_text("another's")
     assert file.put_back() is None
     assert path.read_text() == "another's"
     path.unlink()
     tmp_path.chmod(0o777)
-    with pytest.raises(NeededAnchorsError, match="cannot write the anchors"):
+    with pytest.raises(AnchorsFileError, match="cannot write the anchors"):
         file.put_back()
 
 
+KINDS = {"a": "embedded", "b": "cacerts"}
+STORED = StoredAnchors(
+    (NeededAnchor("a", ROOTS[3], NOW + HOUR),),
+    (AdvertisedAnchors("a", (ROOTS[0], ROOTS[1]), NOW), AdvertisedAnchors("b", (ROOTS[2],), NOW)),
+)
+
+
+@pytest.mark.parametrize("seal", [None, Seal(b"k" * 32)], ids=["plain", "sealed"])
+def test_the_file_holds_all_that_authorities_advertised(tmp_path: Path, seal: Seal | None) -> None:
+    assert asyncio.run(AnchorsFile(tmp_path, KINDS, seal).save(STORED))
+    assert AnchorsFile(tmp_path, KINDS, seal).load() == STORED
+    assert (b"CERTIFICATE" in (tmp_path / "anchors.json").read_bytes()) == (seal is None)
+
+
+@pytest.mark.parametrize("kinds", [{"a": "embedded"}, {"a": "embedded", "b": "istio"}])
+def test_what_an_authority_advertised_that_is_gone_or_of_another_kind_now_is_not_restored(
+    tmp_path: Path, kinds: dict[str, str]
+) -> None:
+    assert asyncio.run(AnchorsFile(tmp_path, KINDS).save(STORED))
+    assert AnchorsFile(tmp_path, kinds).load() == StoredAnchors(STORED.needed, STORED.advertised[:1])
+
+
+def test_the_file_of_a_version_that_stored_needed_anchors_alone_is_read(tmp_path: Path, events: Events) -> None:
+    """An upgrade would lose the roots that Envoys' certificates chain to, and with them the peers."""
+    old = [{"authority": "a", "until": (NOW + HOUR).timestamp(), "anchor_pem": write_pem([ROOTS[3]]).decode()}]
+    (tmp_path / "anchors.json").write_text(json.dumps(old))
+    file = AnchorsFile(tmp_path, KINDS)
+    assert file.load() == StoredAnchors(STORED.needed)
+    assert asyncio.run(file.save(StoredAnchors(STORED.needed)))
+    assert json.loads((tmp_path / "anchors.json").read_bytes())["format"] == FORMAT
+    assert events.seen == []
+
+
+def test_a_file_of_a_newer_version_is_put_aside_with_words(tmp_path: Path, events: Events) -> None:
+    (tmp_path / "anchors.json").write_text(json.dumps({"format": FORMAT + 1, "anchors": "somewhere else"}))
+    assert AnchorsFile(tmp_path, KINDS).load() == StoredAnchors()
+    cause = events.named("anchors_not_restored")[0]["cause"]
+    assert f"has the format {FORMAT + 1}, and this version of the agent knows {FORMAT}" in cause
+    assert "rename it to anchors.json and start the newer one" in cause
+    assert [path.name for path in tmp_path.iterdir()] == ["anchors.json.unusable"]
+
+
 def test_no_file_makes_an_anchor_needed_after_its_end(tmp_path: Path) -> None:
-    assert asyncio.run(NeededAnchorsFile(tmp_path).save((NeededAnchor("a", ROOT.certificate, NOW + 400 * DAY),)))
-    assert NeededAnchorsFile(tmp_path).load() == (
+    stored = StoredAnchors((NeededAnchor("a", ROOT.certificate, NOW + 400 * DAY),))
+    assert asyncio.run(AnchorsFile(tmp_path).save(stored))
+    assert AnchorsFile(tmp_path).load().needed == (
         NeededAnchor("a", ROOT.certificate, ROOT.certificate.not_valid_after_utc),
     )
 
 
 def test_the_first_start_has_nothing_to_remember_and_says_nothing(tmp_path: Path, events: Events) -> None:
-    assert NeededAnchorsFile(tmp_path).load() == ()
+    assert AnchorsFile(tmp_path).load() == StoredAnchors()
     assert events.seen == []
 
 

@@ -24,6 +24,7 @@ def conflicts(chosen: Settings) -> Iterator[Problem]:
     yield from _identities(workloads)
     yield from _trust_domains(workloads, chosen.trust_domain)
     yield from _outputs(workloads)
+    yield from _encryption(chosen)
     if was_read(chosen.authorities):
         yield from _authorities(workloads, list(chosen.authorities))
         yield from _kinds(chosen)
@@ -112,6 +113,17 @@ def _federated(chosen: Settings) -> Iterator[Problem]:
                 other = "twice" if first[domain] == name else f"as authorities.{first[domain]}.federated has"
                 yield Problem(path, f"has {quoted(domain)} {other}", "remove one: its bundle comes from one authority")
             first.setdefault(domain, name)
+
+
+def _encryption(chosen: Settings) -> Iterator[Problem]:
+    encryption = chosen.state_encryption
+    if encryption is None or not was_read(encryption):
+        return
+    if encryption.key_file is None and encryption.credential is None:
+        fix = "name the key: key_file for a file, or credential for one of systemd's"
+        yield Problem(("state_encryption",), "names no key", fix)
+    elif encryption.key_file is not None and encryption.credential is not None:
+        yield Problem(("state_encryption", "credential"), "is given beside key_file", "keep one of the two")
 
 
 def _outputs(workloads: Mapping[int, WorkloadSettings]) -> Iterator[Problem]:

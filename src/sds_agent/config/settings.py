@@ -18,6 +18,7 @@ from sds_agent.configfile.types import (
     AuthorityName,
     AuthorityNames,
     Command,
+    CredentialName,
     FileMode,
     FilePath,
     Mode,
@@ -271,6 +272,25 @@ class WorkloadSettings(Struct, frozen=True, kw_only=True):
         return (self.name,) if self.name == self.spiffe_id else (self.name, self.spiffe_id)
 
 
+class StateEncryptionSettings(Struct, frozen=True, kw_only=True):
+    """The key that encrypts what the agent stores in the state directory. One of the two names it."""
+
+    key_file: Annotated[
+        FilePath | None,
+        Meta(
+            description="The file with the key: 32 to 4096 bytes, all random, such as `openssl rand -out FILE 32` "
+            "writes. Every byte counts.",
+        ),
+    ] = None
+    credential: Annotated[
+        CredentialName | None,
+        Meta(
+            description="The name of the systemd credential with the key: the file of this name in "
+            "$CREDENTIALS_DIRECTORY, as LoadCredential= and LoadCredentialEncrypted= put it there.",
+        ),
+    ] = None
+
+
 def _only_embedded() -> Mapping[str, AuthoritySettings]:
     return MappingProxyType({ONLY_AUTHORITY: registry.kind("embedded").settings()})
 
@@ -307,6 +327,13 @@ class Settings(Struct, frozen=True, kw_only=True):
             "it removes at its start what was stored before.",
         ),
     ] = True
+    state_encryption: Annotated[
+        StateEncryptionSettings | None,
+        Meta(
+            description="The key for what the agent stores in the state directory: certificates with their private "
+            "keys, and trust anchors. Left out: they are stored unencrypted.",
+        ),
+    ] = None
     renewal: RenewalSettings = RenewalSettings()
     failover: FailoverSettings = FailoverSettings()
     requests: RequestSettings = RequestSettings()

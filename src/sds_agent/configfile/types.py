@@ -269,6 +269,10 @@ AuthorityNames: TypeAlias = Annotated[
         list,
     ),
 ]
+CredentialName: TypeAlias = Annotated[
+    str,
+    matching("^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}$", "the name of a credential: A-Z, a-z, 0-9, _, - and ."),
+]
 TrustDomain: TypeAlias = Annotated[
     str,
     custom(

@@ -15,32 +15,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
-from msgspec import structs
 
 from sds_agent import log
 from sds_agent.authority.protocol import AuthorityError, Issuance
 from sds_agent.directories import own_directory
 from sds_agent.errors import SdsAgentError
-from sds_agent.files import ForeignFileError, remove_unfinished
+from sds_agent.files import remove_unfinished
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted, accept
 from sds_agent.issuance.workload import Certificate, Workload, secret_of
-from sds_agent.ownfile import OwnFile
-from sds_agent.pki.certificates import unique, write_pem
+from sds_agent.pki.certificates import CertificateError, read_bundle, write_pem
 from sds_agent.pki.keyfile import KeyFileError, read_private_key
 from sds_agent.pki.keys import PrivateKey
-from sds_agent.pki.validation.rules import Chain
+from sds_agent.sealing import Seal
+from sds_agent.statefile import ASIDE, FORMAT, StateFile, UnusableFileError, remove_aside
 from sds_agent.tasks import DISK_TIMEOUT, NoThreadError, TimeLimit, uninterrupted
-from sds_agent.text import escaped
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
 
 LARGEST = 1 << 20
 """Bytes. A chain, a key and a mesh's anchors take some kilobytes."""
-LONGEST_REASON = 300
-"""Characters of what is said about a damaged file."""
 _NAME = r"[0-9a-f]{32}\.json"
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 _OTHERS = 0o007
 """The rights that others must not have. Kubernetes sets those of the group, on each file of a volume (fsGroup)."""
 
@@ -61,6 +58,7 @@ class CachedCertificate(Sensitive, frozen=True):
     anchors_pem: str
     private_key_pem: str
     authority: str = ""
+    format: int = FORMAT
 
     @property
     def issuance(self) -> Issuance:
@@ -82,20 +80,25 @@ class CachedCertificate(Sensitive, frozen=True):
 
 
 class Restored(Sensitive, frozen=True):
-    """A cached certificate that passed the checks again, its key, and when and by which CA it was issued."""
+    """A cached certificate that passed the checks again, its key, and when and by which CA it was issued.
+
+    One that is `outdated` has to be written again: it is not encrypted yet, or an older version wrote it.
+    """
 
     accepted: Accepted
     key: PrivateKey
     issued_at: datetime
     authority: str
+    outdated: bool
 
 
 class CertificateCache:
-    """One file for each identity in a directory (mode 0700, the files 0600)."""
+    """One file for each identity in a directory (mode 0700, the files 0600), encrypted if there is a key."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, seal: Seal | None = None) -> None:
         self._directory = directory
-        self._files: dict[str, OwnFile] = {}
+        self._seal = seal
+        self._files: dict[str, StateFile] = {}
 
     def save(self, certificate: CachedCertificate) -> None:
         """Write it in place of the one before. Blocks for a write to disk. Raises CacheError."""
@@ -108,30 +111,6 @@ class CertificateCache:
                 f"cannot cache the certificate of {certificate.spiffe_id} in {self._directory}: {reason}"
             ) from error
 
-    def load(self, identity: SpiffeId) -> CachedCertificate | None:
-        """The identity's cached certificate, its content unchecked, or None if there is none.
-
-        Raises CacheError for anything else in the place of the file.
-        """
-        own = self._file(str(identity))
-        file = own.path
-        try:
-            cached = _read(own)
-        except FileNotFoundError:
-            return None
-        except ForeignFileError as error:
-            raise CacheError(f"{file} {error}; it is not used") from error
-        except OSError as error:
-            raise CacheError(f"cannot read {file}: {error.strerror}") from error
-        except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
-            reason = escaped(str(error), LONGEST_REASON)
-            raise CacheError(
-                f"{file} is damaged ({reason}); it is not used, and replaced by the next certificate"
-            ) from error
-        if cached.spiffe_id != str(identity):
-            raise CacheError(f"{file} is of another identity; it is not used, and replaced by the next certificate")
-        return cached
-
     def put_back(self) -> Path | None:
         """Write again a file that is gone; returns the path of one that was. Raises CacheError."""
         try:
@@ -143,38 +122,60 @@ class CertificateCache:
     def restore(self, identity: SpiffeId, now: datetime) -> Restored | None:
         """The identity's cached certificate, checked as if the CA had just sent it; None if there is none.
 
-        Raises CacheError when there is one that cannot be used.
+        Raises CacheError when there is one that cannot be used. If it never will be, it was put aside.
         """
-        cached = self.load(identity)
-        if cached is None:
-            return None
-        key = cached.key
+        file = self._file(str(identity))
         try:
-            accepted = accept(cached.issuance, identity=identity, public_key=key.public_key(), anchors=(), now=now)
-        except AuthorityError as error:
+            stored = file.load(_decode)
+        except UnusableFileError as error:
             raise CacheError(str(error)) from error
+        if stored is None:
+            return None
+        cached = stored.content
+        if cached.spiffe_id != str(identity):
+            raise CacheError(str(file.put_aside(f"is of another identity than {identity}")))
+        try:
+            key = cached.key
+            accepted = accept(cached.issuance, identity=identity, public_key=key.public_key(), anchors=(), now=now)
+        except (AuthorityError, CacheError) as error:
+            if begin := _yet_to_come(cached, now):
+                raise CacheError(
+                    f"{file.path} holds a certificate that is valid only from {begin:{_TIME}}; it is not used, and "
+                    f"stays for the next start; see that this machine's clock is right, which says {now:{_TIME}}"
+                ) from error
+            raise CacheError(str(file.put_aside(f"holds a certificate that cannot be served ({error})"))) from error
         # a time that is yet to come, as after a clock was set back, would put off the renewal
-        return Restored(accepted, key, min(cached.issued, now), cached.authority)
+        return Restored(accepted, key, min(cached.issued, now), cached.authority, stored.outdated)
 
-    def _file(self, spiffe_id: str) -> OwnFile:
+    def _file(self, spiffe_id: str) -> StateFile:
         name = f"{hashlib.sha256(spiffe_id.encode()).hexdigest()[:32]}.json"
-        return self._files.setdefault(name, OwnFile(self._directory / name, LARGEST))
+        return self._files.setdefault(
+            name,
+            StateFile(
+                self._directory / name,
+                LARGEST,
+                seal=self._seal,
+                purpose=f"certificate of {spiffe_id}",
+                instead="the CA is asked for another certificate",
+                forbidden=_OTHERS,
+            ),
+        )
 
 
-def _read(file: OwnFile) -> CachedCertificate:
-    """The content of the file.
-
-    Raises ForeignFileError, CacheError, OSError, and a decoder's errors for what is not a cached certificate.
-    """
-    data, mode = file.read()
-    if mode & _OTHERS:
-        raise CacheError(f"{file.path} may be read or written by others; it is not used")
-    if len(data) > LARGEST:
-        raise ValueError("it is larger than any certificate")
-    cached = msgspec.json.decode(data, type=CachedCertificate)
+def _decode(content: bytes) -> CachedCertificate:
+    cached = msgspec.json.decode(content, type=CachedCertificate)
     # these raise for numbers that are not a time, and for characters that no text may contain
     _ = cached.issued, cached.issuance, cached.private_key_pem.encode()
     return cached
+
+
+def _yet_to_come(cached: CachedCertificate, now: datetime) -> datetime | None:
+    """When the certificate begins, where that is later: the clock may be wrong that has it so."""
+    try:
+        begin = read_bundle(cached.chain_pem.encode()).certificates[0].not_valid_before_utc
+    except (CertificateError, IndexError):
+        return None
+    return begin if begin > now else None
 
 
 class WorkloadCache:
@@ -192,10 +193,10 @@ class WorkloadCache:
         self._newest: Certificate | None = None
         self._writing: asyncio.Task[None] | None = None
 
-    def restore(self, anchors: Chain, now: datetime) -> Certificate | None:
+    def restore(self, now: datetime) -> Certificate | None:
         """The certificate that an earlier process cached, or None; one that cannot be used is logged (`not_restored`).
 
-        It is given the `anchors` known of the workload's CA beside those that were cached with it.
+        Its anchors are those that were cached with it.
         """
         workload = self._workload
         try:
@@ -205,16 +206,15 @@ class WorkloadCache:
             return None
         if restored is None:
             return None
-        # a certificate of another workload may be newer, with newer anchors: each needs its own until the CA is asked
-        together = unique((*anchors, *restored.accepted.anchors))
-        accepted, at = structs.replace(restored.accepted, anchors=together), restored.issued_at
+        accepted, at = restored.accepted, restored.issued_at
         names = {ca: name for name, ca in workload.cas.items()}
         # a file of an older version of the agent does not name the CA
         foreign = restored.authority not in {"", *names}
         name = names.get(restored.authority, workload.authority)
-        self._newest = Certificate("restored", accepted, secret_of(accepted, restored.key), at, at, name, foreign)
-        self._cached = self._newest
-        return self._cached
+        certificate = Certificate("restored", accepted, secret_of(accepted, restored.key), at, at, name, foreign)
+        if not restored.outdated:
+            self._newest = self._cached = certificate
+        return certificate
 
     def save(self, certificate: Certificate, tasks: asyncio.TaskGroup) -> None:
         """Begin to write it in a task of the group, unless it is written or being written already."""
@@ -270,6 +270,7 @@ def tidy(directory: Path, *, keep: bool) -> None:
     Only for the process that has locked the state directory.
     """
     remove_unfinished(directory, _NAME)
+    remove_aside(directory, _NAME)
     if not keep and (removed := _remove_all(directory)):
         log.event(LOG, "kept_certificates_removed", directory=str(directory), count=removed)
 
@@ -279,7 +280,7 @@ def _remove_all(directory: Path) -> int:
     removed = 0
     try:
         for name in os.listdir(directory):  # noqa: PTH208 - names are what is compared
-            if re.fullmatch(_NAME, name):
+            if re.fullmatch(_NAME, name.removesuffix(ASIDE)):
                 (directory / name).unlink()
                 removed += 1
         directory.rmdir()

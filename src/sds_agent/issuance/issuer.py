@@ -235,8 +235,7 @@ class Issuer:
         """Begin with the certificate that an earlier process cached."""
         if self._cache is None:
             return
-        anchors = self._trust.anchors_of(self._workload.authority)
-        if (certificate := self._cache.restore(anchors, self._clock.now())) is not None:
+        if (certificate := self._cache.restore(self._clock.now())) is not None:
             index = self._workload.authorities.index(certificate.authority)
             self._failover = self._failover.issued(index, self._clock.now())
             self._add(certificate)

@@ -7,7 +7,7 @@ below them. They stay until it has ended, even if it was renewed: peers may meet
 
 import logging
 from collections.abc import Container
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from msgspec import Struct, structs
 
@@ -114,9 +114,15 @@ class Publication:
     def add(self, certificate: Certificate) -> None:
         """Add a certificate that is to be published, and publish its anchors at once."""
         self._certificates = self._certificates.add(certificate)
-        accepted = certificate.accepted
-        self._trust.update(certificate.authority, accepted.anchors, accepted.left_out)
-        self._trust.add_in_use(certificate.authority, certificate.secret)
+        accepted, authority = certificate.accepted, certificate.authority
+        if certificate.origin == "restored":
+            # what another CA advertised says nothing of when this one did
+            since = datetime.min.replace(tzinfo=UTC) if certificate.foreign else certificate.issued_at
+            self._trust.restore_advertised(authority, accepted.anchors, since)
+            self._trust.add_in_use(authority, certificate.secret, accepted.anchors)
+            return
+        self._trust.update(authority, accepted.anchors, accepted.left_out)
+        self._trust.add_in_use(authority, certificate.secret)
 
     def confirm(self, authority: str, accepted: Accepted) -> Certificate | None:
         """The newest certificate if it is this one, and from now on with the anchors that came with it; else None.

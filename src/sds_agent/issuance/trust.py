@@ -18,8 +18,8 @@ from msgspec import Struct, structs
 from sds_agent import log
 from sds_agent.authority.protocol import AdvertisesAnchors, AdvertisesFederation, AnnouncesAnchors, AuthorityError
 from sds_agent.clock import Clock, until
+from sds_agent.issuance.anchors_file import AdvertisedAnchors, AnchorsFile, NeededAnchor, StoredAnchors
 from sds_agent.issuance.federation import Federation
-from sds_agent.issuance.needed import NeededAnchor, NeededAnchorsFile
 from sds_agent.issuance.status import AnchorStatus, LeftOut, TrustStatus
 from sds_agent.issuance.validity import validity, vouches
 from sds_agent.pki.certificates import (
@@ -79,6 +79,8 @@ class Trust:
         self._clock = clock
         self._authorities = frozenset(authorities)
         self._anchors: dict[str, Chain] = {}
+        self._since: dict[str, datetime] = {}  # when an authority began to advertise these
+        self._answered: set[str] = set()  # the authorities that have advertised anchors in this process
         self._left_out: dict[str, tuple[str, ...]] = {}
         self._unusable: dict[str, log.LogOnChange] = {}
         self._in_use: dict[str, dict[str, _InUse]] = {}  # of each authority, by the certificate's version
@@ -87,7 +89,7 @@ class Trust:
         self._served: Chain = ()
         self._entered: dict[x509.Certificate, datetime] = {}  # when an anchor came into a bundle that there was already
         self._checked = clock.now()
-        self._needed_changed = asyncio.Event()
+        self._stored_changed = asyncio.Event()
 
     @property
     def status(self) -> TrustStatus:
@@ -148,7 +150,25 @@ class Trust:
         anchors = self._usable(authority, anchors, left_out)
         if not anchors:
             return
+        self._answered.add(authority)
+        self._replace(authority, anchors, self._clock.now())
+
+    def restore_advertised(self, authority: str, anchors: Chain, since: datetime) -> None:
+        """Take what an authority advertised before the start for what it advertises now, and publish it.
+
+        It counts until the authority answers, unless something newer was restored. What has expired is dropped.
+        """
+        if authority in self._answered or (authority in self._since and since <= self._since[authority]):
+            return
+        now = self._clock.now()
+        if usable := tuple(a for a in anchors if now < a.not_valid_after_utc and fault_of_ca(a) is None):
+            self._replace(authority, usable, since)
+
+    def _replace(self, authority: str, anchors: Chain, since: datetime) -> None:
         before, self._anchors[authority] = self.anchors_of(authority), anchors
+        if set(before) != set(anchors):
+            self._since[authority] = since
+            self._stored_changed.set()
         if not set(before) <= set(anchors):
             self._retain(authority, before, tuple(self._in_use.get(authority, {})))
         self._publish(authority)
@@ -165,7 +185,7 @@ class Trust:
         chains_to = tuple(a for a in known if canonical(a.subject) in above and vouches(a, chain, now))
         in_use = self._in_use.setdefault(authority, {})
         in_use[certificate.version] = _InUse(chain, certificate.not_after, chains_to)
-        self._needed_changed.set()
+        self._stored_changed.set()
         if not set(anchors) <= set(self.anchors_of(authority)):
             self._retain(authority, anchors, (certificate.version,))
             self._publish(authority)
@@ -176,25 +196,28 @@ class Trust:
         if removed is None:
             return
         if removed.chains_to:
-            self._needed_changed.set()
+            self._stored_changed.set()
         if removed.retained:
             self._publish(authority)
 
-    def restore(self, needed: Iterable[NeededAnchor]) -> None:
-        """Trust what certificates from before the start still chain to, until the last of them has ended.
+    def restore(self, needed: Iterable[NeededAnchor], advertised: Iterable[AdvertisedAnchors] = ()) -> None:
+        """Publish the bundle from before the start, with what authorities `advertised`. Trust also what certificates
+        chain to that were in use then, until the last of them has ended.
 
-        It is published with the first anchors that an authority advertises and not sooner: a bundle with these alone
+        The latter are not published alone, but with the first that an authority advertises: a bundle with these alone
         would make Envoys refuse all other peers.
         """
         now = self._clock.now()
         self._restored = tuple(each for each in needed if now < each.until and fault_of_ca(each.anchor) is None)
+        for each in advertised:
+            self.restore_advertised(each.authority, each.anchors, each.since)
 
     def drop_ended(self) -> datetime | None:
         """Drop what was restored and is needed no longer; returns when the next of it is."""
         now, before = self._clock.now(), self._restored
         self._restored = tuple(each for each in before if now < each.until)
         if self._restored != before:
-            self._needed_changed.set()
+            self._stored_changed.set()
             self._publish(before[0].authority)
         return min((each.until for each in self._restored), default=None)
 
@@ -212,10 +235,21 @@ class Trust:
         needed = [NeededAnchor(authority, anchor, end) for (authority, anchor), end in ends.items()]
         return tuple(sorted(needed, key=lambda each: (each.authority, each.until, each.anchor.fingerprint(SHA256()))))
 
-    async def needed_changed(self) -> None:
-        """Return when `needed` may have changed since this returned last."""
-        await self._needed_changed.wait()
-        self._needed_changed.clear()
+    @property
+    def stored(self) -> StoredAnchors:
+        """What has to outlive the process."""
+        return StoredAnchors(
+            self.needed,
+            tuple(
+                AdvertisedAnchors(name, longest_valid_first(self._anchors[name]), self._since[name])
+                for name in sorted(self._anchors)
+            ),
+        )
+
+    async def stored_changed(self) -> None:
+        """Return when `stored` may have changed since this returned last."""
+        await self._stored_changed.wait()
+        self._stored_changed.clear()
 
     def check_times(self) -> datetime:
         """Publish the bundle anew if an anchor has ended or begun since the last check; returns when to check next.
@@ -383,15 +417,17 @@ async def _refresh(
     return "", None
 
 
-async def maintain(trust: Trust, file: NeededAnchorsFile, clock: Clock) -> None:
-    """Drop anchors when they end or are needed no longer, and write the needed ones to the file, until cancelled."""
+async def maintain(trust: Trust, file: AnchorsFile, clock: Clock) -> None:
+    """Drop anchors when they end or are needed no longer, and write to the file what has to outlive the process, until
+    cancelled.
+    """
     async with background_tasks() as start:
         start(_drop_ended(trust, clock))
         start(follow_times(trust, clock))
         while True:
-            while not await file.save(trust.needed):
+            while not await file.save(trust.stored):
                 await clock.sleep(RETRY)
-            await trust.needed_changed()
+            await trust.stored_changed()
 
 
 async def _drop_ended(trust: Trust, clock: Clock) -> None:
