@@ -66,6 +66,21 @@ MISTAKES = {
     "not text": Mistake(f"{MINIMAL}sds: {{1: x}}\n", 5, "sds", "has a key that is not text; write the key in quotes"),
     "a list as key": Mistake(f"{MINIMAL}? [a]\n: x\n", 5, "", "has a key that is not text"),
     "merging no mapping": Mistake(f"{MINIMAL}log: {{<<: text}}\n", 5, 'log."<<"', "does not name a mapping"),
+    "a key of the state that is not named": Mistake(
+        f"{MINIMAL}state_encryption: {{}}\n", 5, "state_encryption", "names no key; name the key: key_file for a file"
+    ),
+    "two keys of the state": Mistake(
+        f"{MINIMAL}state_encryption: {{key_file: k, credential: k}}\n",
+        5,
+        "state_encryption.credential",
+        "is given beside key_file; keep one of the two",
+    ),
+    "a credential that is a path": Mistake(
+        f"{MINIMAL}state_encryption: {{credential: ../k}}\n",
+        5,
+        "state_encryption.credential",
+        'is "../k"; it must be the name of a credential',
+    ),
     # sections and lists
     "an empty section": Mistake(
         f"{MINIMAL}log:\n", 5, "log", "is empty; it must be a mapping with the keys format, level"

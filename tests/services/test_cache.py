@@ -35,10 +35,13 @@ from sds_agent.issuance.workload import Workload
 from sds_agent.pki.certificates import has_key, read_pem, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, to_pkcs8_pem
+from sds_agent.sealing import Seal
 from sds_agent.secrets.model import BundleSecret
 from sds_agent.secrets.store import SecretStore
+from sds_agent.statefile import FORMAT
 
 HOUR = timedelta(hours=1)
+SEAL = Seal(bytes(range(32)))
 WORKLOAD = Workload("default", SpiffeId.parse(URI), KeyType.EC_P256, HOUR, "upstream", ("default",))
 DOWN = failing(ErrorKind.TRANSIENT, "the CA is down")
 
@@ -54,6 +57,7 @@ class Machine:
     """What stays when the agent is restarted: the disk, the clock and the CA."""
 
     disk_timeout = 60.0
+    seal: Seal | None = None
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory / "certificates"
@@ -82,7 +86,7 @@ class Machine:
             Upstream(authority, IssuanceQueue()),
             PublicationTarget(store, self.trust),
             clock=self.clock,
-            cache=WorkloadCache(workload, CertificateCache(self.directory), timeout=self.disk_timeout),
+            cache=WorkloadCache(workload, CertificateCache(self.directory, self.seal), timeout=self.disk_timeout),
         )
         with recorded() as events:
             async with anyio.create_task_group() as tasks:
@@ -332,13 +336,124 @@ async def test_a_workload_that_got_another_ca_is_served_what_it_had_and_asks_the
         assert authority.requests == []
 
 
-async def test_expired_one_is_not_served(tmp_path: Path) -> None:
+async def test_expired_one_is_not_served_and_put_aside(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     await machine.issue()
     machine.clock.elapse(HOUR * 2)
     async with machine.agent(DOWN) as (store, events, _):
-        assert "expired" in str((await events.wait("not_restored"))["cause"])
+        cause = str((await events.wait("not_restored"))["cause"])
+        assert "expired" in cause
+        assert "renamed to" in cause
         assert store.snapshot["default"] is None
+    assert machine.file.suffix == ".unusable"
+    async with machine.agent(DOWN) as (_, events, _authority):
+        await events.wait("retrying")
+        assert events.named("not_restored") == []
+
+
+async def test_a_certificate_that_is_not_valid_yet_by_a_clock_that_boots_wrong_stays_for_the_next_start(
+    tmp_path: Path,
+) -> None:
+    """A machine without a battery for its clock boots in the past, and would lose what it cannot obtain again."""
+    machine = Machine(tmp_path)
+    await machine.issue()
+    machine.clock.set_wall(-24 * HOUR)
+    async with machine.agent(DOWN) as (store, events, _):
+        assert "see that this machine's clock is right" in str((await events.wait("not_restored"))["cause"])
+        assert store.snapshot["default"] is None
+    machine.clock.set_wall(24 * HOUR)
+    async with machine.agent(DOWN) as (_, events, _authority):
+        await events.wait("restored")
+
+
+async def test_with_a_key_no_private_key_is_readable_on_the_disk_and_a_restart_serves_the_same(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.seal = SEAL
+    version = await machine.issue()
+    assert b"PRIVATE KEY" not in machine.file.read_bytes()
+    async with machine.agent(DOWN) as (store, events, authority):
+        await events.wait("restored")
+        secret = store.snapshot["default"]
+        assert secret is not None
+        assert secret.version == version
+        assert authority.requests == []
+
+
+async def test_plain_files_are_served_and_encrypted_when_a_key_is_named(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    version = await machine.issue()
+    machine.seal = SEAL
+    async with machine.agent(DOWN) as (store, events, _):
+        await events.wait("restored")
+        secret = store.snapshot["default"]
+        assert secret is not None
+        assert secret.version == version
+    assert b"PRIVATE KEY" not in machine.file.read_bytes()
+    async with machine.agent(DOWN) as (_, events, _authority):
+        await events.wait("restored")
+
+
+@pytest.mark.parametrize("wrong", [None, Seal(b"another key of thirty-two bytes!")], ids=["no key", "another key"])
+async def test_a_wrong_key_costs_a_request_and_the_right_one_restores_what_was_stored(
+    tmp_path: Path, wrong: Seal | None
+) -> None:
+    """An agent whose join token is spent has nothing else."""
+    machine = Machine(tmp_path)
+    machine.seal = SEAL
+    version = await machine.issue()
+    machine.seal = wrong
+    async with machine.agent(DOWN) as (store, events, _):
+        assert "name the key that it was encrypted with" in str((await events.wait("not_restored"))["cause"])
+        await events.wait("retrying")
+        assert store.snapshot["default"] is None
+    machine.seal = SEAL
+    async with machine.agent(DOWN) as (store, events, _):
+        await events.wait("restored")
+        secret = store.snapshot["default"]
+        assert secret is not None
+        assert secret.version == version
+    machine.seal = wrong
+    async with machine.agent(answering(machine.ca)) as (_, events, _authority):
+        await events.wait("issued")
+    assert sorted(path.suffix for path in machine.directory.iterdir()) == [".json", ".unusable"]
+
+
+async def test_the_files_of_two_identities_that_were_exchanged_are_not_served(tmp_path: Path) -> None:
+    machine, other = Machine(tmp_path / "a"), structs.replace(WORKLOAD, identity=SpiffeId.parse(f"{URI}/other"))
+    machine.seal = SEAL
+    await machine.issue()
+    first = machine.file
+    async with machine.agent(answering(machine.ca), workload=other) as (_, events, _authority):
+        await events.wait("issued")
+    (second,) = set(machine.directory.iterdir()) - {first}
+    first.replace(second)
+    async with machine.agent(DOWN, workload=other) as (store, events, _):
+        assert "was damaged or exchanged since" in str((await events.wait("not_restored"))["cause"])
+        assert store.snapshot["default"] is None
+
+
+async def test_a_file_of_the_first_version_is_restored_and_written_in_the_new_format(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    version = await machine.issue()
+    fields = json.loads(machine.file.read_bytes())
+    assert fields.pop("format") == FORMAT
+    machine.file.write_text(json.dumps(fields))
+    async with machine.agent(DOWN) as (store, events, _):
+        await events.wait("restored")
+        secret = store.snapshot["default"]
+        assert secret is not None
+        assert secret.version == version
+    assert machine.stored.format == FORMAT
+
+
+async def test_a_certificate_is_restored_with_the_anchors_of_its_own_file(tmp_path: Path) -> None:
+    """Killed before the bundle was stored too: peers would refuse what is below a new root."""
+    machine, new = Machine(tmp_path), UpstreamCa(HandClock().now, "new")
+    await machine.issue()
+    async with machine.agent(DOWN) as (store, events, _):
+        machine.trust.restore_advertised("upstream", (new.root.certificate,), NOW + HOUR)
+        await events.wait("restored")
+        assert anchors(store) == {machine.ca.root.certificate, new.root.certificate}
 
 
 DAMAGE: Mapping[str, bytes | Mapping[str, object]] = {
@@ -491,13 +606,15 @@ async def test_no_other_user_may_read_it_and_nothing_shows_it(tmp_path: Path) ->
 async def test_keys_that_are_not_to_be_cached_do_not_stay_on_the_disk(tmp_path: Path, *, keep: bool) -> None:
     machine = Machine(tmp_path)
     await machine.issue()
-    (machine.directory / f".{machine.file.name}.0a1b2c3d").write_text("half a key")
+    name = machine.file.name
+    (machine.directory / f".{name}.0a1b2c3d").write_text("half a key")
+    (machine.directory / f"{name}.unusable").write_text("a key that was put aside")
     with recorded() as events:
         tidy(machine.directory, keep=keep)
         assert machine.directory.exists() == keep
-        assert [each["count"] for each in events.named("kept_certificates_removed")] == ([] if keep else [1])
+        assert [each["count"] for each in events.named("kept_certificates_removed")] == ([] if keep else [2])
         if keep:
-            assert machine.file.suffix == ".json"
+            assert {path.name for path in machine.directory.iterdir()} == {name, f"{name}.unusable"}
         tidy(machine.directory, keep=keep)
         assert len(events.seen) == (0 if keep else 1), "and nothing is said where there is nothing to do"
 

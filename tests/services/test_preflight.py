@@ -21,9 +21,10 @@ from sds_agent.cli.main import main
 from sds_agent.clock import SystemClock
 from sds_agent.config.settings import Settings
 from sds_agent.directories import locked_directory
-from sds_agent.errors import SdsAgentError
+from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.files import locked
 from sds_agent.sds.endpoint import SocketFile, claim
+from sds_agent.sealing import Seal
 
 CACERTS = "authorities: {plugged: {type: cacerts, directory: ca, passphrase_file: passphrase}}\n"
 
@@ -150,6 +151,19 @@ def no_passphrase(machine: Machine) -> Settings:
     return machine.settings(CACERTS)
 
 
+def no_state_key(machine: Machine) -> Settings:
+    return machine.settings("state_encryption: {key_file: state.key}\n")
+
+
+def short_state_key(machine: Machine) -> Settings:
+    (machine.folder / "state.key").write_bytes(b"a password")
+    return no_state_key(machine)
+
+
+def no_credentials(machine: Machine) -> Settings:
+    return machine.settings("state_encryption: {credential: state}\n")
+
+
 def run(chosen: Settings) -> str:
     """Start the agent, which ends by itself; returns why."""
     with pytest.raises((SdsAgentError, ExceptionGroup)) as raised:
@@ -180,6 +194,9 @@ def run(chosen: Settings) -> str:
         no_cacerts,
         unfinished_cacerts,
         no_passphrase,
+        no_state_key,
+        short_state_key,
+        no_credentials,
     ],
 )
 def test_what_keeps_the_agent_from_starting_is_known_beforehand(
@@ -203,6 +220,28 @@ def test_a_start_that_was_killed_leaves_no_obstacle(machine: Machine) -> None:
         machine.socket.hardlink_to(endpoint.temporary)
     assert machine.socket.is_socket()
     assert list(preflight.obstacles(machine.settings(), SystemClock())) == []
+
+
+def test_the_key_of_the_state_may_be_a_credential_of_systemd(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    (machine.folder / "state").mkdir()
+    (machine.folder / "state" / "sds").write_bytes(bytes(32))
+    chosen = machine.settings("state_encryption: {credential: sds}\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(machine.folder / "state"))
+    assert preflight.seal(chosen) == Seal(bytes(32))
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "relative")
+    with pytest.raises(ConfigurationError, match="put LoadCredentialEncrypted=sds"):
+        preflight.seal(chosen)
+
+
+@pytest.mark.parametrize(("mode", "said"), [(0o644, True), (0o600, False)])
+def test_a_key_of_the_state_that_every_user_can_read_is_warned_of(machine: Machine, mode: int, *, said: bool) -> None:
+    key = machine.folder / "state.key"
+    key.write_bytes(bytes(32))
+    key.chmod(mode)
+    chosen = no_state_key(machine)
+    warnings = list(preflight.credentials(chosen, SystemClock()))
+    assert [each.partition(": ")[0] for each in warnings] == ["state_encryption.key_file"] * said
+    assert ("state_encryption.key_file", key) in preflight.sources(chosen), "nor may another user replace it unseen"
 
 
 def test_every_obstacle_is_reported_at_once(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,8 +43,16 @@ def _state(settings: Settings) -> str:
         return f"It keeps its state in {settings.state_dir}; it stores no certificates and keys there."
     return (
         f"It keeps its state in {settings.state_dir}, with the certificates and their private keys, so that after a "
-        "restart it serves at once what is still valid."
+        f"restart it serves at once what is still valid.{_encrypted(settings)}"
     )
+
+
+def _encrypted(settings: Settings) -> str:
+    encryption = settings.state_encryption
+    if encryption is None:
+        return ""
+    named = f"the file {encryption.key_file}" if encryption.key_file else f"the credential {encryption.credential}"
+    return f" It encrypts them with the key in {named}."
 
 
 def _workload(workload: WorkloadSettings, settings: Settings) -> str:
@@ -103,6 +111,12 @@ def _renewed(ttl: timedelta, renewal: RenewalSettings) -> str:
 
 def warnings(settings: Settings) -> Iterator[str]:
     """What is allowed and probably not meant, or not ready on this machine."""
+    stored = [name for name, chosen in settings.authorities.items() if registry.kind_of(chosen).stores_state]
+    if settings.state_encryption is not None and stored:
+        yield (
+            f"state_encryption: what the authority {' or '.join(stored)} stores for itself, such as a CA's key, is not "
+            f"encrypted; protect {settings.state_dir}/authorities by other means"
+        )
     for name, chosen in settings.authorities.items():
         kind, use = registry.kind_of(chosen), settings.use_of(name)
         if not use.workloads:

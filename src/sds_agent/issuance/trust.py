@@ -152,17 +152,24 @@ class Trust:
             return
         self._answered.add(authority)
         self._replace(authority, anchors, self._clock.now())
+        self._publish(authority)
 
     def restore_advertised(self, authority: str, anchors: Chain, since: datetime) -> None:
         """Take what an authority advertised before the start for what it advertises now, and publish it.
 
         It counts until the authority answers, unless something newer was restored. What has expired is dropped.
         """
+        if self._take_restored(authority, anchors, since):
+            self._publish(authority)
+
+    def _take_restored(self, authority: str, anchors: Chain, since: datetime) -> bool:
         if authority in self._answered or (authority in self._since and since <= self._since[authority]):
-            return
+            return False
         now = self._clock.now()
-        if usable := tuple(a for a in anchors if now < a.not_valid_after_utc and fault_of_ca(a) is None):
+        usable = tuple(a for a in anchors if now < a.not_valid_after_utc and fault_of_ca(a) is None)
+        if usable:
             self._replace(authority, usable, since)
+        return bool(usable)
 
     def _replace(self, authority: str, anchors: Chain, since: datetime) -> None:
         before, self._anchors[authority] = self.anchors_of(authority), anchors
@@ -171,7 +178,6 @@ class Trust:
             self._stored_changed.set()
         if not set(before) <= set(anchors):
             self._retain(authority, before, tuple(self._in_use.get(authority, {})))
-        self._publish(authority)
 
     def add_in_use(self, authority: str, certificate: CertificateSecret, anchors: Chain = ()) -> None:
         """From now on trust what this certificate chains to, also when its authority advertises it no more.
@@ -209,8 +215,9 @@ class Trust:
         """
         now = self._clock.now()
         self._restored = tuple(each for each in needed if now < each.until and fault_of_ca(each.anchor) is None)
-        for each in advertised:
-            self.restore_advertised(each.authority, each.anchors, each.since)
+        taken = [a.authority for a in advertised if self._take_restored(a.authority, a.anchors, a.since)]
+        if taken:  # all at once: an Envoy that got a part of the bundle would refuse peers
+            self._publish(", ".join(taken))
 
     def drop_ended(self) -> datetime | None:
         """Drop what was restored and is needed no longer; returns when the next of it is."""
