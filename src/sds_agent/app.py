@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
+NO_CACHES: Mapping[str, WorkloadCache] = {}
+
 
 async def run(settings: Settings) -> None:
     """Run the agent until SIGTERM, SIGINT or SIGHUP.
@@ -144,7 +146,7 @@ async def agent(
     anchors_file = AnchorsFile(settings.state_dir, kinds, seal)
     trust.restore(*anchors_file.load())
     caches = _caches(settings, identities, seal)
-    issuers = _issuers(settings, cas, PublicationTarget(store, trust), clock, caches)
+    issuers = issuers_of(settings, cas, PublicationTarget(store, trust), clock, caches)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
     files = _files(settings, store, clock)
     service = SecretDiscoveryService(store, clock, most_streams=limits.streams, most_names=limits.names, files=files)
@@ -179,12 +181,12 @@ async def agent(
                 yield running
 
 
-def _issuers(
+def issuers_of(
     settings: Settings,
     cas: Mapping[str, Authority | Supplier],
     target: PublicationTarget,
     clock: Clock,
-    caches: Mapping[str, WorkloadCache],
+    caches: Mapping[str, WorkloadCache] = NO_CACHES,
 ) -> dict[str, Issuer]:
     """An issuer for each workload, by its name."""
     chosen, requests = settings.failover, settings.requests

@@ -111,7 +111,9 @@ MAY_IMPORT = {
         "outputs.directory",
     },
     "app": COMPOSED,
-    "cli": COMPOSED | {"app", "hardening"},
+    "once": COMPOSED | {"app"},
+    "probe": COMPOSED | {"app"},
+    "cli": COMPOSED | {"app", "once", "probe", "hardening"},
     "__main__": {"cli"},
 }
 

@@ -83,6 +83,10 @@ def _no_check(*_: object) -> None:
     return
 
 
+def _spends_nothing(_: object) -> None:
+    return
+
+
 class Kind(Struct, Generic[S], frozen=True, kw_only=True):
     """One kind of CA: the class of its settings, and functions of such settings.
 
@@ -126,6 +130,10 @@ class Kind(Struct, Generic[S], frozen=True, kw_only=True):
     """
     supplies: bool = False
     """Whether `open` gives a `Supplier`: the workloads' `key` and `ttl` then have no effect."""
+    spends: Callable[[S], str | None] = _spends_nothing
+    """What a request without a current certificate would use up for good, such as a join token, in words that begin
+    with the key; None where it costs nothing. Called in a thread, as it may read files.
+    """
     stores_state: bool = False
     """Whether the authority uses the directory in its context."""
 

@@ -48,6 +48,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "run": Command("serve secrets until SIGTERM, SIGINT or SIGHUP", "run"),
     "check": Command("check a configuration and explain what it does", "check"),
     "ready": Command("ask a running agent whether every workload has its certificate", "ready"),
+    "issue": Command("obtain one certificate, write it to files and end", "issue"),
     "ca": Group(
         "make, check and serve a certificate hierarchy",
         {

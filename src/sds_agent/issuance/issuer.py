@@ -75,6 +75,7 @@ class Issuer:
             workload, target, clock, frozenset(each.name for each in self._sources if each.supplied)
         )
         self._failure: Failure | None = None
+        self._error: AuthorityError | None = None
         self._attempt: asyncio.Task[Obtained | AuthorityError] | None = None
         self._stage: AttemptStage = "queued"
 
@@ -88,6 +89,11 @@ class Issuer:
             failure=None if self._failure is None else failure_status(self._failure),
             authorities=authority_statuses(self._workload.authorities, self._failover, self._clock.now()),
         )
+
+    @property
+    def last_error(self) -> AuthorityError | None:
+        """Why the last attempt failed, with the CA's own words; None if none has."""
+        return self._error
 
     async def run(self) -> None:
         """Run until cancelled; a certificate that is being cached is written first, for at most the disk's timeout."""
@@ -294,6 +300,7 @@ class Issuer:
         )
 
     def _fail(self, error: AuthorityError) -> None:
+        self._error = error
         now, served = self._clock.now(), self._publication.state.served
         source = self._sources[self._asked]
         self._failure = failed(

@@ -356,7 +356,7 @@ async def refresh(
     """
     failures = 0
     while True:
-        cause, retry_after = await _refresh(trust, name, authority, federation)
+        cause, retry_after = await refresh_once(trust, name, authority, federation)
         failures = failures + 1 if cause else 0
         delay = next_refresh(authority.refresh_every, failures, retry_after, randomness())
         if cause:
@@ -403,8 +403,8 @@ def next_refresh(every: timedelta, failures: int, retry_after: float | None, ran
     return delay
 
 
-async def _refresh(
-    trust: Trust, name: str, authority: AdvertisesAnchors, federation: Federation | None
+async def refresh_once(
+    trust: Trust, name: str, authority: AdvertisesAnchors, federation: Federation | None = None
 ) -> tuple[str, float | None]:
     """Ask once. Returns why that failed, empty if it did not, and the delay in seconds that the authority asks for."""
     try:
