@@ -1,21 +1,38 @@
 """The settings of the kind `step-ca`, and which of them do not go together."""
 
+import re
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
 
 from sds_agent.authority.http_settings import ServerName, ServerUrl
-from sds_agent.configfile.types import FilePath, duration, matching
+from sds_agent.configfile.types import FilePath, UnacceptableError, custom, duration, matching, text
 from sds_agent.errors import Problem
+
+_FINGERPRINT_PATTERN = "^([0-9A-Fa-f]{64}|([0-9A-Fa-f]{2}:){31}[0-9A-Fa-f]{2})$"
+
+
+def _fingerprint(value: object, _base: Path) -> str:
+    """In lower case and without the colons that OpenSSL prints."""
+    written = text(value)
+    if not re.fullmatch(_FINGERPRINT_PATTERN, written):
+        raise UnacceptableError
+    return written.replace(":", "").lower()
+
 
 ProvisionerName: TypeAlias = Annotated[
     str, matching(r"^[ -~]{1,253}$", "1 to 253 printable characters of ASCII, as ca.json has the name")
 ]
 Fingerprint: TypeAlias = Annotated[
     str,
-    matching("^[0-9a-f]{64}$", "64 hexadecimal digits in lower case, as `step certificate fingerprint` prints them"),
+    custom(
+        _fingerprint,
+        "the SHA-256 of a root in 64 hexadecimal digits, as `step certificate fingerprint` prints it",
+        {"type": "string", "pattern": _FINGERPRINT_PATTERN},
+    ),
 ]
 _REFRESH = duration(timedelta(seconds=1), timedelta(days=1))
 
