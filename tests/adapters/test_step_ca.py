@@ -13,6 +13,7 @@ from typing import Any
 import jwt
 import pytest
 from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from fakes.clocks import HandClock
 from fakes.events import Events, recorded
 from fakes.hierarchy import Ca, common_name, key_usage, make_ca, make_leaf, new_key
@@ -39,6 +40,7 @@ from sds_agent.issuance.acceptance import Accepted, accept
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, PrivateKey, generate, to_pkcs8_pem
+from sds_agent.state import Restorable
 
 WEB = SpiffeId.parse("spiffe://demo.example/ns/default/sa/web")
 HOUR = timedelta(hours=1)
@@ -381,6 +383,19 @@ async def test_an_agent_that_restarts_after_a_rotation_still_trusts_the_server(t
     assert stored.stat().st_mode & 0o077 == 0
 
 
+async def test_stored_roots_that_are_lost_are_written_again(tmp_path: Path) -> None:
+    async with step_ca() as ca:
+        authority = client(tmp_path, ca)
+        assert isinstance(authority, Restorable)
+        assert authority.put_back() is None
+        await authority.anchors()
+        stored = tmp_path / "state" / NAME
+        content = stored.read_bytes()
+        stored.unlink()
+        assert authority.put_back() == stored
+        assert stored.read_bytes() == content
+
+
 @pytest.mark.parametrize("fault", ["damaged", "of another fingerprint", "written by others"])
 async def test_stored_roots_that_cannot_be_trusted_are_not_used(tmp_path: Path, events: Events, fault: str) -> None:
     async with step_ca() as ca:
@@ -514,12 +529,28 @@ async def test_a_failure_says_who_has_to_act(tmp_path: Path, reply: Reply, kind:
     assert said in str(error)
 
 
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"uri": None}, '"sans": {{ toJson .SANs }}'),
+        ({"usages": [ExtendedKeyUsageOID.SERVER_AUTH]}, '"extKeyUsage": ["serverAuth", "clientAuth"]'),
+    ],
+)
+async def test_a_template_that_spoils_certificates_is_named_with_the_line_that_it_lacks(
+    tmp_path: Path, changed: dict[str, Any], line: str
+) -> None:
+    async with step_ca() as ca:
+        ca.issue = lambda csr: [make_leaf(ca.signer, **{"uri": str(WEB), "key": csr, **ca.validity, **changed})]
+        error = await failed(client(tmp_path, ca))
+    assert error.kind is ErrorKind.MISMATCH
+    assert f"put {line} into the template of the provisioner" in str(error)
+
+
 async def test_no_roots_no_token_is_spent(tmp_path: Path) -> None:
     async with step_ca() as ca:
-        answer = ca.server.answer
 
-        async def without_roots(request: Request) -> Reply | bytes | AsyncIterator[bytes] | None:
-            return Reply(500) if request.path == "/1.0/roots" else await answer(request)
+        async def without_roots(request: Request) -> Reply:
+            return Reply(500) if request.path == "/1.0/roots" else await ca.answer(request)
 
         ca.server.answer = without_roots
         error = await failed(client(tmp_path, ca))

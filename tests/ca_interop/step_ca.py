@@ -60,6 +60,7 @@ class RealStepCa:
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.claims: dict[str, object] = {"minTLSCertDuration": "1s", "maxTLSCertDuration": "24h"}
         self.options: dict[str, object] = {}
+        self.authority: dict[str, object] = {}
         self.names = ["127.0.0.1"]
         self.server = Server(
             folder / "ca.log",
@@ -103,7 +104,7 @@ class RealStepCa:
             "address": f"127.0.0.1:{self.port}",
             "dnsNames": self.names,
             "logger": {"format": "json"},
-            "authority": {"claims": self.claims, "provisioners": provisioners},
+            "authority": {"claims": self.claims, "provisioners": provisioners, **self.authority},
         }
         paths["ca.json"].write_text(json.dumps(config))
         return paths["ca.json"]

@@ -174,7 +174,27 @@ async def test_too_long_a_lifetime_is_answered_with_the_claim_to_change(ca: Real
     async with agent(place, authority(ca, place), ttl="25h") as running:
         refused = await running.event("retrying")
     assert refused["kind"] == "denied"
-    assert "maxTLSCertDuration" in refused["cause"]
+    assert "requested duration of 25h1m0s is more than the authorized maximum" in refused["cause"]
+
+
+async def test_a_policy_against_the_name_is_quoted(ca: RealStepCa, place: Path) -> None:
+    ca.authority = {"policy": {"x509": {"allow": {"uri": ["other.example"]}}}}
+    await ca.restart()
+    async with agent(place, authority(ca, place)) as running:
+        refused = await running.event("retrying")
+    assert refused["kind"] == "denied"
+    assert f'uri name "{URI}" not allowed' in refused["cause"]
+
+
+async def test_a_template_without_the_names_is_answered_with_the_line_that_it_lacks(
+    ca: RealStepCa, place: Path
+) -> None:
+    ca.options = {"x509": {"template": PURE_SVID.replace('"sans": {{ toJson .SANs }},', "")}}
+    await ca.restart()
+    async with agent(place, authority(ca, place)) as running:
+        refused = await running.event("retrying")
+    assert refused["kind"] == "mismatch"
+    assert '"sans": {{ toJson .SANs }}' in refused["cause"]
 
 
 async def test_a_changed_ttl_takes_a_token_once_and_no_more(ca: RealStepCa, place: Path) -> None:

@@ -41,6 +41,7 @@ from sds_agent.authority.step_ca.wire import (
     rekey_fault,
     sign_body,
     span,
+    template_error,
     vouched,
     words_of,
 )
@@ -70,6 +71,7 @@ class StepCaAuthority:
         self._what = f"step-ca at {settings.url}"
         self._host = audience_host(settings.url, settings.server_name)
         self._roots = StepCaServerRoots(settings, context.directory, self._what)
+        self.put_back = self._roots.put_back
         self._proofs = StepCaProofs(settings)
         self._disk = disk()
         self._anchors: Chain = ()
@@ -133,6 +135,8 @@ class StepCaAuthority:
         if answer.status not in SUCCESS:
             raise await self._refusal(answer, proof, token, now)
         chain = read_chain(answer.body, self._what)
+        if spoilt := template_error(chain, request.identity, self._what):
+            raise spoilt
         self._learn_backdate(chain, request.ttl)
         return chain
 

@@ -7,6 +7,7 @@ With a file they are trusted until the process ends or the file changes: it is t
 """
 
 import logging
+import os
 from pathlib import Path
 
 import msgspec
@@ -54,6 +55,7 @@ class StepCaServerRoots:
         self._announced: bytes = b""
         self._disk = disk()
         self._loaded = False
+        self._stored = b""
         self._fault = log.LogOnChange(LOG, "server_roots_not_stored")
 
     async def current(self) -> bytes:
@@ -82,6 +84,13 @@ class StepCaServerRoots:
         self._announced = pem
         if self._settings.fingerprint is not None:
             await self._store()
+
+    def put_back(self) -> Path | None:
+        """Write the file again if it is gone, as `state.Restorable` has it. Raises OSError and SdsAgentError."""
+        if not self._stored or os.path.lexists(self._file):
+            return None
+        _write(self._file, self._stored)
+        return self._file
 
     async def _by_fingerprint(self, fingerprint: str) -> bytes:
         if self._pinned is None and not self._loaded:
@@ -134,11 +143,13 @@ class StepCaServerRoots:
     async def _store(self) -> None:
         """A failure is logged and costs nothing before the next restart."""
         settings = self._settings
-        stored = _StoredRoots(
-            settings.url, settings.fingerprint or "", (self._pinned or b"").decode(), self._announced.decode()
+        self._stored = msgspec.json.encode(
+            _StoredRoots(
+                settings.url, settings.fingerprint or "", (self._pinned or b"").decode(), self._announced.decode()
+            )
         )
         try:
-            await uninterrupted(self._disk.call(_write, self._file, msgspec.json.encode(stored)))
+            await uninterrupted(self._disk.call(_write, self._file, self._stored))
         except OSError as error:
             self._fault.report(f"cannot write step-ca's roots to {self._file}: {error.strerror}")
         except SdsAgentError as error:

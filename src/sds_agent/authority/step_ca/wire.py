@@ -16,12 +16,20 @@ import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from msgspec import Struct
 
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, IssueRequest
 from sds_agent.authority.step_ca.jwk import SigningKey, StepCaJwk
 from sds_agent.identity.spiffe import SpiffeId
-from sds_agent.pki.certificates import CertificateError, describe_time, read_bundle, san_values, write_pem
+from sds_agent.pki.certificates import (
+    CertificateError,
+    describe_time,
+    extended_key_usages,
+    read_bundle,
+    san_values,
+    write_pem,
+)
 from sds_agent.text import one_line, quoted
 from sds_agent.values import Sensitive
 
@@ -40,6 +48,7 @@ SKEW = timedelta(minutes=1)
 """How far step-ca's clock may be from the token's."""
 SUCCESS = frozenset({200, 201})
 SECOND = timedelta(seconds=1)
+_USAGES = {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
 LONGEST_WORDS = 300
 """Characters of step-ca's own words in a message."""
 
@@ -241,6 +250,22 @@ def read_root(body: bytes, fingerprint: str, what: str) -> bytes:
     )
 
 
+def template_error(chain_pem: bytes, identity: SpiffeId, what: str) -> AuthorityError | None:
+    """The error for a certificate that a provisioner's template has spoilt, with the line that it lacks."""
+    try:
+        leaf = read_bundle(chain_pem).certificates[0]
+    except (CertificateError, IndexError):
+        return None
+    if x509.UniformResourceIdentifier(str(identity)) not in san_values(leaf):
+        found, line = "without the SPIFFE ID", '"sans": {{ toJson .SANs }}'
+    elif not extended_key_usages(leaf) >= _USAGES:
+        found, line = "without both extended key usages", '"extKeyUsage": ["serverAuth", "clientAuth"]'
+    else:
+        return None
+    message = f"{what} issued a certificate {found}; put {line} into the template of the provisioner"
+    return AuthorityError(ErrorKind.MISMATCH, message)
+
+
 def vouched(chain_pem: bytes, anchors: Iterable[x509.Certificate]) -> bool:
     """Whether one of the anchors issued a certificate of the chain, so that they need not be read again."""
     try:
@@ -298,7 +323,7 @@ def _meaning(status: int) -> tuple[ErrorKind, str]:
 _MEANINGS = {
     400: (
         ErrorKind.INVALID,
-        "read step-ca's own log, and check that nothing between it and the agent changes requests",
+        "read step-ca's own log, and check the provisioner's template and that no proxy changes requests",
     ),
     401: (ErrorKind.UNAUTHENTICATED, "read step-ca's own log for the reason"),
     403: (
