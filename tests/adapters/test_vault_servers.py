@@ -164,7 +164,10 @@ async def test_a_redirect_leads_to_a_configured_node_and_takes_the_token_there(
         vault.leader = leader.http.url
         await stack.enter_async_context(client.open(client.settings(url=(vault.http.url, leader.http.url))))
         await client.issue()
-    assert len(leader.signed) == 1
+        redirected = len(vault.paths)
+        await client.issue()
+        assert len(vault.paths) == redirected == 1, "the leader is asked first from then on"
+    assert len(leader.signed) == 2
     assert vault.signed == []
 
 

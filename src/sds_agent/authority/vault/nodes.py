@@ -5,11 +5,13 @@ the active one; the token then goes there only if the configuration names it.
 """
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from sds_agent import log
 from sds_agent.authority.credentials import read_pair
 from sds_agent.authority.http_client import (
     CertificateRefusedError,
@@ -26,6 +28,8 @@ from sds_agent.authority.vault.wire import Call, words
 from sds_agent.clock import Clock
 from sds_agent.values import Sensitive
 
+LOG = logging.getLogger(__name__)
+
 TIMEOUT = 9.0
 """Seconds for one request to all nodes together: each has an equal part, so a silent one leaves the others theirs."""
 _REDIRECTS = frozenset({307, 308})
@@ -40,10 +44,15 @@ class Reach(Sensitive, frozen=True):
 
 
 class NodeAnswer(Struct, frozen=True):
-    """An answer of a node that serves, and that node, such as "Vault at https://vault.example:8200"."""
+    """An answer, and the node that gave it."""
 
     http: HttpAnswer
-    what: str
+    url: str
+
+    @property
+    def what(self) -> str:
+        """The node for messages, such as "Vault at https://vault.example:8200"."""
+        return _what(self.url)
 
 
 class VaultNodes:
@@ -72,7 +81,7 @@ class VaultNodes:
 
     async def ask(self, call: Call, reach: Reach) -> NodeAnswer:
         """The answer of the first node that serves. Raises AuthorityError; of nodes that do not serve, one for all."""
-        failures = []
+        failures: list[AuthorityError] = []
         for index in self._order():
             try:
                 answer = await self._node(self._settings.url[index], call, reach)
@@ -81,20 +90,28 @@ class VaultNodes:
                     raise
                 failures.append(error)
             else:
-                self._first = index
+                self._answered(answer.url)
                 return answer
         if len(failures) == 1:
             raise failures[0]
         # the one that asks for the shortest delay may be asked then; one that asks for none, at once
         delay = min(failure.retry_after or 0 for failure in failures) or None
-        causes = "; ".join(map(str, failures))
-        raise AuthorityError(ErrorKind.TRANSIENT, causes, retry_after=delay) from failures[-1]
+        passing = any(failure.kind is ErrorKind.TRANSIENT for failure in failures)
+        kind = ErrorKind.TRANSIENT if passing else failures[0].kind
+        raise AuthorityError(kind, "; ".join(map(str, failures)), retry_after=delay) from failures[-1]
 
     def refusal(self, answer: NodeAnswer, call: Call) -> Refusal:
         """An answer that is no success, as a value."""
         http = answer.http
         said = words(http.body, call.secrets)
         return Refusal(answer.what, http.status, said, http.retry_after(self._clock.now()))
+
+    def _answered(self, url: str) -> None:
+        """Ask this node first from now on: the one that answered, which may be where another one redirected to."""
+        index = self._settings.url.index(url)
+        if index != self._first:
+            log.event(LOG, "endpoint_changed", level=logging.WARNING, address=url)
+        self._first = index
 
     def _order(self) -> Iterable[int]:
         every = range(len(self._settings.url))
@@ -133,7 +150,7 @@ class VaultNodes:
             self._settings.server_name,
             reach.certificate,
         )
-        return NodeAnswer(await send(request, _what(url)), _what(url))
+        return NodeAnswer(await send(request, _what(url)), url)
 
     def _leader(self, answer: NodeAnswer) -> str:
         """The configured node that a redirect names. Raises AuthorityError TRANSIENT for any other place."""

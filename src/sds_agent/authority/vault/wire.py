@@ -192,7 +192,7 @@ def is_policys_denial(said: str) -> bool:
     A token that it does not know gets plain `permission denied` from OpenBao and older Vaults, and a second error,
     `invalid token`, beside it from newer ones.
     """
-    return said.startswith("1 error occurred:")
+    return said.startswith("1 error occurred:") and "invalid token" not in said
 
 
 def _span(seconds: int) -> timedelta | None:
