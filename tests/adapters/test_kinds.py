@@ -25,6 +25,7 @@ from sds_agent.authority import registry
 from sds_agent.authority.cacerts import CacertsSettings
 from sds_agent.authority.cfssl.settings import CfsslSettings
 from sds_agent.authority.embedded import EmbeddedSettings
+from sds_agent.authority.est.settings import EstSettings
 from sds_agent.authority.files.settings import FilesSettings
 from sds_agent.authority.istio.settings import IstioSettings
 from sds_agent.authority.kind import AuthoritySettings, Context, Use
@@ -47,6 +48,7 @@ MINIMUM = {
     "step-ca": "url: https://127.0.0.1:1, provisioner: sds, ca_file: roots.pem, jwk_file: token",
     "vault": "url: 'https://127.0.0.1:1', ca_file: roots.pem, role: web, auth: {type: token, token_file: token}",
     "cfssl": "url: https://127.0.0.1:1, ca_file: roots.pem",
+    "est": "url: https://127.0.0.1:1, ca_file: roots.pem, username: agent, password_file: token",
     "spiffe": "socket: api.sock",
     "files": "directory: live",
     "kubernetes": "kubeconfig: kubeconfig, signer_name: example.com/workloads, roots_file: roots.pem",
@@ -182,6 +184,7 @@ def spoilt(folder: Path, kind: str) -> tuple[AuthoritySettings, Context]:
         "step-ca": StepCaSettings(url="https://127.0.0.1:1", provisioner="sds", jwk_file=folder / "token"),
         "vault": VaultSettings(url=("https://127.0.0.1:1",), role="web", auth=VaultCertAuth()),
         "cfssl": CfsslSettings(url="https://ca.example:8888"),
+        "est": EstSettings(url="https://ca.example:8443"),
         "spiffe": SpiffeSettings(socket=folder / "api.sock", federated=("demo.example",)),
         "files": FilesSettings(),
         "kubernetes": KubernetesSettings(signer_name="example.com/workloads"),

@@ -7,11 +7,11 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from cryptography import x509
-from fakes.https_server import HttpsServer, Reply, Request, json_reply
+from fakes.https_server import Answer, HttpsServer, Reply, Request, json_reply
 
 from sds_agent.conformance import SuiteCa
 from sds_agent.pki.certificates import write_pem
@@ -56,7 +56,7 @@ class CfsslServer:
         self.bundles = True
         self.signer = self.ca.intermediate
         self.off: set[str] = set()
-        self.answers: dict[str, Callable[[Request], Awaitable[Reply | bytes | AsyncIterator[bytes] | None]]] = {}
+        self.answers: dict[str, Answer] = {}
         self.asked: list[tuple[str, dict[str, Any]]] = []
 
     async def answer(self, request: Request) -> Reply | bytes | AsyncIterator[bytes] | None:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
-from fakes import cfssl_server
+from fakes import cfssl_server, est_server
 from fakes.hierarchy import Ca, new_key
 from fakes.istio_ca import Asked, IstioCa
 from fakes.kubernetes_server import BUNDLES, SIGNER, TOKEN, KubernetesServer, write_kubeconfig
@@ -15,6 +15,7 @@ from fakes.vault_server import Issuer, VaultServer
 from sds_agent_proto.istio_pb2 import CertificateResponse
 
 from sds_agent.authority.cfssl.settings import CfsslSettings
+from sds_agent.authority.est.settings import EstSettings
 from sds_agent.authority.istio.settings import IstioSettings
 from sds_agent.authority.kubernetes.settings import KubernetesSettings
 from sds_agent.authority.step_ca.settings import StepCaSettings
@@ -165,10 +166,36 @@ class VaultSubject:
         )
 
 
+class EstSubject:
+    """An EST server, with a password at first."""
+
+    kind = "est"
+    http = True
+    secrets = (est_server.PASSWORD,)
+    spiffe_id = ID
+
+    @asynccontextmanager
+    async def serving(self, ca: SuiteCa) -> AsyncIterator[Address]:
+        est = est_server.EstServer(ca)
+        async with est.http.serving():
+            yield Address(est.http.port, est.http.roots_pem)
+
+    def settings(self, address: Address, directory: Path) -> EstSettings:
+        (directory / "roots.pem").write_bytes(address.roots_pem)
+        (directory / "password").write_text(self.secrets[0])
+        return EstSettings(
+            url=f"https://127.0.0.1:{address.port}",
+            ca_file=directory / "roots.pem",
+            username=est_server.USER,
+            password_file=directory / "password",
+        )
+
+
 SUBJECTS: tuple[Subject, ...] = (
     IstioSubject(),
     StepCaSubject(),
     CfsslSubject(),
+    EstSubject(),
     KubernetesSubject(),
     VaultSubject(),
 )

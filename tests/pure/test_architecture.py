@@ -135,6 +135,7 @@ PURE = {
     "secrets.model",
     "text",
     "authority.cfssl.wire",
+    "authority.est.wire",
     "authority.files.contents",
     "authority.grpc_retry",
     "authority.istio.wire",

@@ -26,6 +26,7 @@ OURS: Mapping[str, str] = {
     "step-ca": "sds_agent.authority.step_ca.kind",
     "vault": "sds_agent.authority.vault.kind",
     "cfssl": "sds_agent.authority.cfssl.kind",
+    "est": "sds_agent.authority.est.kind",
     "spiffe": "sds_agent.authority.spiffe.kind",
     "files": "sds_agent.authority.files.kind",
     "kubernetes": "sds_agent.authority.kubernetes.kind",

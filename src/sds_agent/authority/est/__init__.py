@@ -1,0 +1,1 @@
+"""CAs that speak EST, Enrollment over Secure Transport (RFC 7030)."""

@@ -1,0 +1,124 @@
+"""The client of a CA that speaks EST.
+
+The first certificate takes a password or a client certificate (simpleenroll). The next ones take the current
+certificate, over mTLS (simplereenroll); where the server refuses that, the agent enrolls anew in the same attempt. The
+server answers with the certificate alone: its chain and the roots come from cacerts, which is read first.
+"""
+
+from datetime import timedelta
+
+from sds_agent.authority.credentials import is_valid
+from sds_agent.authority.est import wire
+from sds_agent.authority.est.files import EstFiles, files_of
+from sds_agent.authority.est.settings import EstSettings, conflicts
+from sds_agent.authority.http_client import (
+    CertificateRefusedError,
+    HttpAnswer,
+    HttpsRequest,
+    disk,
+    read_files,
+    send,
+)
+from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
+from sds_agent.clock import Clock
+from sds_agent.errors import ProblemsError
+
+_NO_RENEWAL = frozenset({401, 403, 404, 501})
+"""The answers to simplereenroll after which the agent enrolls anew."""
+
+
+class _NotRenewedError(AuthorityError):
+    """The server does not renew with this certificate: the agent enrolls anew."""
+
+
+class EstAuthority:
+    """Asks one EST server. Raises ProblemsError for settings that do not go together."""
+
+    def __init__(self, settings: EstSettings, clock: Clock) -> None:
+        if wrong := tuple(conflicts(settings)):
+            raise ProblemsError(wrong)
+        self._settings = settings
+        self._clock = clock
+        self._what = f"the EST server at {settings.url}"
+        self._disk = disk()
+        self.refresh_every: timedelta = settings.refresh_every
+
+    async def issue(self, request: IssueRequest) -> Issuance:
+        """Ask once. Raises AuthorityError; PENDING while the request waits for an approval."""
+        files = await self._files()
+        above = await self._cacerts(files)
+        anchors = self._anchors(files, above)
+        body, current = wire.enroll_body(request.csr_pem), request.current
+        warnings: tuple[str, ...] = ()
+        if self._settings.reenroll and current is not None and is_valid(current, self._clock.now()):
+            try:
+                answer = await self._reenroll(files, body, current)
+                return Issuance(wire.read_certificates(answer.body, wire.REENROLL) + above.others, anchors)
+            except _NotRenewedError as error:
+                warnings = (f"the agent enrolled anew, as it could not renew with its certificate: {error}",)
+        answer = await self._enroll(wire.ENROLL, files, body, files.basic, files.certificate)
+        if answer.status != 200:
+            raise self._refused(answer, wire.ENROLL, files.basic)
+        return Issuance(wire.read_certificates(answer.body, wire.ENROLL) + above.others, anchors, warnings)
+
+    async def anchors(self) -> bytes:
+        """The trust domain's roots at present. Raises AuthorityError."""
+        files = await self._files()
+        return files.anchors or self._anchors(files, await self._cacerts(files))
+
+    async def _reenroll(self, files: EstFiles, body: bytes, current: CurrentIdentity) -> HttpAnswer:
+        """The answer to a renewal. Raises _NotRenewedError where the server does not renew this certificate.
+
+        It may want a password beside the certificate, but one that is spent must not matter beside a good certificate.
+        """
+        try:
+            answer, basic = await self._enroll(wire.REENROLL, files, body, None, current), None
+            if answer.status == 401 and files.basic is not None:
+                basic = files.basic
+                answer = await self._enroll(wire.REENROLL, files, body, basic, current)
+        except CertificateRefusedError as error:
+            raise _NotRenewedError(error.kind, str(error)) from error
+        if answer.status == 200:
+            return answer
+        refusal = self._refused(answer, wire.REENROLL, basic)
+        if answer.status in _NO_RENEWAL:
+            raise _NotRenewedError(refusal.kind, str(refusal))
+        raise refusal
+
+    async def _cacerts(self, files: EstFiles) -> wire.CaCertificates:
+        url = self._settings.url + wire.path(self._settings.label, wire.CACERTS)
+        name = self._settings.server_name
+        asked = HttpsRequest("GET", url, files.roots, server_name=name, certificate=files.certificate)
+        answer = await send(asked, self._what)
+        if answer.status == 200:
+            return wire.read_cacerts(answer.body)
+        raise self._refused(answer, wire.CACERTS, None)
+
+    async def _enroll(
+        self,
+        operation: str,
+        files: EstFiles,
+        body: bytes,
+        basic: wire.BasicCredentials | None,
+        certificate: CurrentIdentity | None,
+    ) -> HttpAnswer:
+        url = self._settings.url + wire.path(self._settings.label, operation)
+        headers, name = wire.enroll_headers(basic), self._settings.server_name
+        return await send(HttpsRequest("POST", url, files.roots, body, headers, name, certificate), self._what)
+
+    def _refused(self, answer: HttpAnswer, operation: str, basic: wire.BasicCredentials | None) -> AuthorityError:
+        words = answer.words(*(() if basic is None else basic.secrets))
+        error = wire.refused(answer.status, words, operation, answer.headers.get("www-authenticate", ""))
+        error.retry_after = answer.retry_after(self._clock.now())
+        return error
+
+    def _anchors(self, files: EstFiles, above: wire.CaCertificates) -> bytes:
+        anchors = above.roots if files.anchors is None else files.anchors
+        if not anchors:
+            raise AuthorityError(
+                ErrorKind.INVALID, "none of the EST server's cacerts is self-signed; name the root's file in roots_file"
+            )
+        return anchors
+
+    async def _files(self) -> EstFiles:
+        return await read_files(self._disk, "the files of the settings", files_of, self._settings)
