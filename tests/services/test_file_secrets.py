@@ -28,6 +28,7 @@ from sds_agent.pki.keys import to_pkcs8_pem
 from sds_agent.sds import file_secrets
 from sds_agent.sds.endpoint import SocketFile
 from sds_agent.sds.file_secrets import FileSecrets
+from sds_agent.sds.journal import LINES
 from sds_agent.sds.protocol import Absence
 from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import SecretDiscoveryService
@@ -81,12 +82,14 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(folder: Path, allowed: Path | None = None) -> AsyncIterator[Bench]:
+async def bench(
+    folder: Path, allowed: Path | None = None, *, streams: int = 1000, names: int = 100
+) -> AsyncIterator[Bench]:
     clock, store = HandClock(), SecretStore(("default",))
     allowed = allowed or folder / "allowed"
     allowed.mkdir(exist_ok=True)
     secrets = FileSecrets([allowed], store, clock)
-    service = SecretDiscoveryService(store, clock, files=secrets)
+    service = SecretDiscoveryService(store, clock, files=secrets, most_streams=streams, most_names=names)
     socket = folder / "sds.sock"
     following = asyncio.create_task(secrets.run())
     with recorded() as events:
@@ -365,6 +368,21 @@ async def test_peers_choose_the_names_and_cannot_fill_the_log(tmp_path: Path) ->
                 await anyio.lowlevel.checkpoint()
         await made.later()
         assert len(made.events.named("file_secret_unusable")) == file_secrets.LINES.burst
+
+
+async def test_a_peer_that_asks_for_a_file_again_and_again_cannot_fill_the_log(tmp_path: Path) -> None:
+    """Each time the file is read anew, and pushed: that is the peer's doing, and counts against what it may log."""
+    async with bench(tmp_path, streams=2, names=1) as made:
+        made.write(files())
+        stream = await made.peer.stream().ask(made.certificate())
+        for _ in range(LINES + 1):
+            await stream.read()
+            await stream.ack()
+            await made.followed()
+            await stream.ask(made.certificate())
+        await stream.read()
+        written = [made.events.named(name) for name in ("subscribed", "pushed", "acked", "unsubscribed")]
+        assert 0 < sum(map(len, written)) <= LINES
 
 
 async def test_no_key_reaches_the_log_or_a_repr(tmp_path: Path) -> None:

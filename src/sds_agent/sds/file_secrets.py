@@ -41,6 +41,11 @@ LOG = logging.getLogger(__name__)
 
 MOST_NAMES = 1000
 """Names of files at one time. Each costs some readings every few seconds, and the memory of its content."""
+BREAK = 4
+"""How many times as long as a pass over the files took the next one waits: a peer that asks for other names all the
+time costs a fifth of a core."""
+LONGEST_BREAK = 1.0
+"""Seconds."""
 LINES = Rate(100, 100 / 3600)
 """Lines of the log on names that cannot be served: peers choose these names."""
 
@@ -184,7 +189,9 @@ class FileSecrets:
         try:
             while True:
                 entries = [each for each in self._entries.values() if each.files.directory == directory]
+                began = time.monotonic()
                 await self._look(entries, watch, disk)
+                await asyncio.sleep(min(BREAK * (time.monotonic() - began), LONGEST_BREAK))
                 now = self._clock.now()
                 pauses = [each.doubt.pause(now) for each in entries if each.doubt is not None]
                 await watch.changed(self._clock, min(pauses, default=CHECK_EVERY))

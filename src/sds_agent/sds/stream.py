@@ -176,13 +176,18 @@ class Stream(Generic[R]):
 
     async def _sent(self, answer: Respond, *, changed: bool) -> bool:
         """Send the answer. False if the peer left while the write waited for room."""
-        self._journal.sending(answer, changed=changed)
+        self._journal.sending(answer, changed=changed and self._is_of_the_store(answer))
         try:
             await self._context.write(self._conversation.encode(answer))
         except grpc.aio.InternalError:
             return False
         self._journal.note([answer])
         return True
+
+    def _is_of_the_store(self, answer: Respond) -> bool:
+        """Whether no peer can cause it: a name that is made on demand changes when a peer asks for it once more."""
+        names = (*(resource.name for resource in answer.resources), *answer.removed)
+        return all(name in self._store.snapshot for name in names)
 
     def _pending(self) -> frozenset[str]:
         return frozenset(name for name in self._conversation.session.names if self._catalog[name] is Absence.PENDING)

@@ -32,8 +32,8 @@ from sds_agent.pki.certificates import describe_time, read_pem
 from sds_agent.sources import who_could_read
 from sds_agent.tasks import DISK_TIMEOUT, NoThreadError, TimeLimit
 
-REMIND_EVERY = timedelta(minutes=5)
-"""How often the same error is raised again while the files stay as they are."""
+REMIND_EVERY, REMIND_EVERY_UNSERVED = timedelta(minutes=5), timedelta(seconds=10)
+"""How often the same error is raised again while the files stay as they are, and while they have given nothing yet."""
 
 
 class _FilesReading(Struct, frozen=True):
@@ -74,7 +74,7 @@ class FilesAuthority:
             self._watch.close()
 
     async def supply(self, identity: SpiffeId, held: bytes | None) -> Supplied:
-        """The newest certificate. An error is raised once, and again after REMIND_EVERY: a change is waited for."""
+        """The newest certificate. An error is raised once, and again after REMIND_EVERY; a change is waited for."""
         while True:
             self._raise_new_error()
             # before the first reading, and while the error that was raised lasts, there is nothing to give
@@ -101,7 +101,8 @@ class FilesAuthority:
         now = self._clock.now()
         if self._error is None or self._doubt is None or not self._doubt.overdue(now):
             return
-        if self._raised is not None and self._raised[0] == str(self._error) and now - self._raised[1] < REMIND_EVERY:
+        pause = REMIND_EVERY_UNSERVED if self._good is None else REMIND_EVERY
+        if self._raised is not None and self._raised[0] == str(self._error) and now - self._raised[1] < pause:
             return
         self._raised = (str(self._error), now)
         raise _copied(self._error)
