@@ -49,12 +49,15 @@ def files(**leaf: object) -> dict[str, bytes]:
 class Bench:
     """Allowed directories, whose files a client asks for."""
 
-    def __init__(self, allowed: Path, secrets: FileSecrets, peer: Peer, clock: HandClock, events: Events) -> None:
+    def __init__(
+        self, allowed: Path, service: SecretDiscoveryService, secrets: FileSecrets, peer: Peer, clock: HandClock
+    ) -> None:
         self.allowed = allowed
+        self.service = service
         self.secrets = secrets
         self.peer = peer
         self.clock = clock
-        self.events = events
+        self.events = Events()
 
     def certificate(self, directory: Path | None = None) -> str:
         directory = directory or self.allowed
@@ -94,7 +97,9 @@ async def bench(
     following = asyncio.create_task(secrets.run())
     with recorded() as events:
         async with serving(service, SocketFile(socket), Limits()), connected(socket) as peer:
-            yield Bench(allowed, secrets, peer, clock, events)
+            made = Bench(allowed, service, secrets, peer, clock)
+            made.events = events
+            yield made
         following.cancel()
         await asyncio.wait([following])
 
@@ -164,9 +169,15 @@ async def test_one_reading_serves_all_streams_and_the_last_to_leave_drops_the_ke
         streams = [await made.peer.stream().ask(name) for _ in range(3)]
         for each in streams:
             await each.read()
+            await each.ack(name)
         assert made.secrets.names == (name,)
         for each in streams[1:]:
             each.leave()
+        with anyio.fail_after(10):
+            while len(made.service.streams) > 1:
+                await anyio.lowlevel.checkpoint()
+        made.write(content := files())
+        assert chain_of((await streams[0].read())[name]) == content["tls.crt"]
         await streams[0].ack(name, made.roots())
         await made.followed(name, made.roots())
         await streams[0].read()

@@ -44,7 +44,7 @@ async def nothing_told(watch: PathWatch) -> AsyncIterator[None]:
     yield
     for _ in range(5):
         await asyncio.sleep(0)
-    assert not waiting.done()
+    assert not watch.is_told
     waiting.cancel()
 
 
@@ -173,12 +173,15 @@ async def test_a_watch_that_is_closed_while_a_thread_arms_it_is_closed_by_that(
     assert descriptor is not None
     add = path_watch._inotify_add
 
+    open_meanwhile = []
+
     def slow(into: int | None, path: str, mask: int) -> int:
         watch.close()
-        os.fstat(descriptor)
+        open_meanwhile.append(Path(f"/proc/self/fd/{descriptor}").is_symlink())
         return add(into, path, mask)
 
     monkeypatch.setattr(path_watch, "_inotify_add", slow)
     watch.arm([tmp_path / "file"])
+    assert set(open_meanwhile) == {True}
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
