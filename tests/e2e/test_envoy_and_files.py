@@ -124,6 +124,10 @@ async def test_a_workload_whose_certificate_is_in_files_follows_them(way: Ways, 
             replace(files := secret(root, uri=uri))
             await running.event("acked", names="default", count=count + 2)
             assert await client.request(port) == serial(files)
+        other = root_ca("another root")
+        (directory / "ca.crt").write_bytes(files["ca.crt"] + write_pem([other.certificate]))
+        await running.event("acked", names="ROOTCA", count=2)
+        assert await visitor(tmp_path, other, root).request(port) == serial(files)
         assert running.events("fault") == running.events("nacked") == []
 
 
