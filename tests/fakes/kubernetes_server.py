@@ -177,7 +177,7 @@ class KubernetesServer:
 
     def _delete(self, path: str, options: Object) -> Reply:
         if options.get("preconditions", {}).get("uid") != self.objects[path]["metadata"]["uid"]:
-            return status(409, "Conflict", "Precondition failed: UID")
+            return status(409, "Conflict", "Precondition failed: UID", {"name": unquote(path.rpartition("/")[2])})
         self.remove(path)
         return json_reply({"kind": "Status", "status": "Success"})
 
@@ -185,16 +185,17 @@ class KubernetesServer:
         unknown = set(sent["spec"]) - _FIELDS[collection]
         if unknown and strict:
             return status(400, "BadRequest", f"strict decoding error: unknown field {unknown}")
-        path = f"{collection}/{sent['metadata']['name']}"
+        name = sent["metadata"]["name"]
+        path = f"{collection}/{name}"
         if path in self.objects:
-            return status(409, "AlreadyExists", f'"{sent["metadata"]["name"]}" already exists')
+            return status(409, "AlreadyExists", f'"{name}" already exists', {"name": name})
         causes = []
         if b"-----BEGIN CERTIFICATE REQUEST-----" not in base64.b64decode(sent["spec"]["request"]):
             causes.append({"field": "spec.request", "message": "PEM block type must be CERTIFICATE REQUEST"})
         if sent["spec"].get("expirationSeconds", 600) < 600:
             causes.append({"field": "spec.expirationSeconds", "message": "may not specify a duration less than 600"})
         if causes:
-            return status(422, "Invalid", "the request is invalid", {"causes": causes})
+            return status(422, "Invalid", "the request is invalid", {"name": name, "causes": causes})
         self._store(path, sent)
         created = self.objects[path]
         if self.sign is not None:
