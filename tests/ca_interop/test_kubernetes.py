@@ -70,7 +70,7 @@ async def in_pod(kube: Cluster, place: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(kube.port))
     directory = await kube.service_account(place / "serviceaccount")
     keys = {"signer_name": SIGNER, "trust_bundle_signer": SIGNER, "service_account": str(directory)}
-    return {"type": "kubernetes", "trust_refresh": "1s", **keys}
+    return {"type": "kubernetes", "refresh_every": "1s", **keys}
 
 
 async def nothing_left(kube: Cluster, collection: str = CSRS) -> None:

@@ -61,10 +61,15 @@ def json_reply(value: object, status: int = 200, **headers: str) -> Reply:
     return Reply(status, json.dumps(value).encode(), content)
 
 
-Answer = Callable[[Request], Awaitable[Reply | bytes | AsyncIterator[bytes] | None]]
-"""What to answer: a reply, raw bytes after which the connection ends, the parts of an answer that goes on, each sent
-when it is there, or None to close the connection at once.
-"""
+@dataclass(frozen=True)
+class GoingOn(Reply):
+    """An answer that goes on: each part is sent when it is there, and the connection ends after the last."""
+
+    parts: AsyncIterator[bytes] = field(kw_only=True)
+
+
+Answer = Callable[[Request], Awaitable[Reply | bytes | None]]
+"""What to answer: a reply, raw bytes after which the connection ends, or None to close it at once."""
 CHUNKED = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
 """The head of an answer that goes on."""
 
@@ -158,7 +163,7 @@ class HttpsServer:
         reply = await self.answer(request)
         if reply is not None:
             parts = (
-                _one(reply if isinstance(reply, bytes) else reply.wire) if isinstance(reply, Reply | bytes) else reply
+                reply.parts if isinstance(reply, GoingOn) else _one(reply if isinstance(reply, bytes) else reply.wire)
             )
             async for part in parts:
                 writer.write(part)

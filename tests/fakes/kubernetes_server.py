@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from cryptography import x509
-from fakes.https_server import CHUNKED, HttpsServer, Reply, Request, chunk, json_reply
+from fakes.https_server import CHUNKED, GoingOn, HttpsServer, Reply, Request, chunk, json_reply
 
 from sds_agent.pki.certificates import write_pem
 
@@ -143,7 +143,7 @@ class KubernetesServer:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def _answer(self, request: Request) -> Reply | bytes | AsyncIterator[bytes] | None:
+    async def _answer(self, request: Request) -> Reply | None:
         url = urlsplit(request.path)
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         path = url.path
@@ -163,11 +163,11 @@ class KubernetesServer:
             return status(404, "NotFound", missing, {}) if known else Reply(404, b"404 page not found\n")
         return self._do(verb, request, path, query)
 
-    def _do(self, verb: str, request: Request, path: str, query: dict[str, str]) -> Reply | AsyncIterator[bytes]:
+    def _do(self, verb: str, request: Request, path: str, query: dict[str, str]) -> Reply:
         if verb == "create":
             return self._create(path, request.json, strict=query.get("fieldValidation") == "Strict")
         if verb == "watch":
-            return self._watch(query)
+            return GoingOn(parts=self._watch(query))
         if verb == "list":
             items = [each for name, each in self.objects.items() if name.startswith(f"{path}/")]
             return json_reply({"items": [each for each in items if _selected(each, query)]})

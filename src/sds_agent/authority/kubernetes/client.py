@@ -191,7 +191,7 @@ class KubernetesRootedAuthority(KubernetesAuthority):
 
     def __init__(self, settings: KubernetesSettings, clock: Clock, *, timeout: float = TIMEOUT) -> None:
         super().__init__(settings, clock, timeout=timeout)
-        self.refresh_every = settings.trust_refresh
+        self.refresh_every = settings.refresh_every
         self._roots = SignerRoots(settings, self._api, clock)
         self._known: bytes | None = None
 

@@ -91,7 +91,7 @@ class KubernetesSettings(Struct, frozen=True, kw_only=True, tag="kubernetes", ta
             "issuer tells it, and a root that is replaced is known no earlier than its first certificate."
         ),
     ] = False
-    trust_refresh: Annotated[
+    refresh_every: Annotated[
         timedelta,
         duration(timedelta(seconds=1), timedelta(days=1)),
         Meta(description="How often the agent reads the roots to trust when it requests no certificate."),
