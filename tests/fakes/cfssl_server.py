@@ -7,7 +7,7 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from cryptography import x509
@@ -59,7 +59,7 @@ class CfsslServer:
         self.answers: dict[str, Answer] = {}
         self.asked: list[tuple[str, dict[str, Any]]] = []
 
-    async def answer(self, request: Request) -> Reply | bytes | AsyncIterator[bytes] | None:
+    async def answer(self, request: Request) -> Reply | bytes | None:
         endpoint = request.path.removeprefix("/api/v1/cfssl/")
         if endpoint in self.answers:
             return await self.answers[endpoint](request)

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct, structs
 
+from sds_agent.authority import registry
 from sds_agent.authority.embedded import EmbeddedSettings
 from sds_agent.cli import run
 from sds_agent.config.conflicts import conflicts
@@ -85,10 +86,20 @@ def test_every_key_of_the_full_example_is_taken(tmp_path: Path) -> None:
     assert read.authorities_of(read.workloads[1]) == ("legacy", "local")
 
 
-def test_the_examples_show_every_key() -> None:
-    """The full one has the agent's own; those of a kind of CA may stand on its page."""
+def test_the_full_example_shows_every_key_of_the_agents_own() -> None:
     shown = {path for example in EXAMPLES for path in _key_paths(yaml.safe_load(example))}
-    assert set(_schema_paths(json_schema(), json_schema()["$defs"])) <= shown
+    every = set(_schema_paths(json_schema(), json_schema()["$defs"]))
+    assert {path for path in every if not path.startswith("authorities.NAME.")} <= shown
+
+
+@pytest.mark.parametrize("kind", registry.OURS)
+def test_the_page_of_a_kind_names_every_key_of_it(kind: str) -> None:
+    pages = {"embedded": "configuration.md", "cacerts": "configuration.md", "istio": "istio.md"}
+    page = (DOCS / pages.get(kind, f"authorities/{kind}.md")).read_text() + FULL
+    definition = json_schema()["$defs"][registry.kind(kind).settings.__name__]
+    keys = _schema_paths(definition, json_schema()["$defs"])
+    for key in {path.rpartition(".")[2].removesuffix("[]") for path in keys}:
+        assert f"`{key}`" in page or re.search(rf"\b{key}:", page), key
 
 
 def test_relative_paths_start_from_the_files_directory(tmp_path: Path) -> None:
