@@ -229,11 +229,22 @@ async def test_a_key_that_is_replaced_signs_the_next_token(tmp_path: Path) -> No
         await Workload().issued(authority)
 
 
+async def test_many_workloads_at_once_read_the_roots_once(tmp_path: Path) -> None:
+    async with step_ca() as ca:
+        authority = client(tmp_path, ca)
+        workloads = [Workload(SpiffeId.parse(f"spiffe://demo.example/w{number}")) for number in range(5)]
+        await asyncio.gather(*(each.issued(authority) for each in workloads))
+        assert len(ca.asked("/1.0/roots")) == 1
+        assert len({claims(each)["jti"] for each in ca.asked("/1.0/sign")}) == 5
+
+
 async def test_server_name_is_the_audience_where_the_host_is_no_name_of_the_ca(tmp_path: Path) -> None:
     ca = StepCaStandIn()
     ca.names = ca.server.names = ("ca.example",)
     async with ca.serving():
         await Workload().issued(client(tmp_path, ca, server_name="ca.example"))
+        (asked,) = ca.asked("/1.0/sign")
+    assert claims(asked)["aud"] == f"https://ca.example:{ca.server.port}/1.0/sign"
 
 
 # Renewal
@@ -442,7 +453,8 @@ async def test_a_new_intermediate_below_a_new_root_brings_its_anchor_along(tmp_p
         authority = client(tmp_path, ca)
         await Workload().issued(authority)
         ca.rotate()
-        await Workload().issued(authority)
+        got = await Workload().issued(authority)
+    assert leaf(got).issuer == ca.signer.certificate.subject
 
 
 # Failures
@@ -630,12 +642,14 @@ async def test_no_key_no_password_and_no_token_is_in_what_a_user_sees(tmp_path: 
         await authority.anchors()
 
         async def echoes(request: Request) -> Reply:
-            return Reply(401, json.dumps({"message": request.body.decode()[-400:]}).encode())
+            return Reply(
+                401, json.dumps({"message": request.json["ott"] if request.path == "/1.0/sign" else ""}).encode()
+            )
 
         ca.server.answer = echoes
         error = await failed(authority)
         token = ca.asked("/1.0/sign")[0].json["ott"]
-    secrets = [PASSWORD.decode(), token[-40:], jwk_of(ca.key)["d"]]
+    secrets = [PASSWORD.decode(), *token.split("."), token[:40], jwk_of(ca.key)["d"]]
     shown = "".join(traceback.format_exception(error)) + str(events.seen) + repr(vars(authority))
     shown += repr(vars(authority._proofs)) + logging.Formatter().formatException((type(error), error, None))
     assert [each for each in secrets if each in shown] == []

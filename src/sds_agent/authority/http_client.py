@@ -186,7 +186,7 @@ def _context(request: HttpsRequest, what: str) -> ssl.SSLContext:
 @asynccontextmanager
 async def _response(request: HttpsRequest, what: str) -> AsyncIterator[httpx.Response]:
     """The answer, of which only the head has come."""
-    connection = _Connection()
+    connection = _RequestConnection()
     async with (
         connection,
         httpx.AsyncClient(verify=_context(request, what), trust_env=False, timeout=None) as client,  # noqa: S113 - the caller has a deadline
@@ -204,7 +204,7 @@ async def _response(request: HttpsRequest, what: str) -> AsyncIterator[httpx.Res
         yield response
 
 
-class _Connection(AbstractAsyncContextManager["_Connection"]):
+class _RequestConnection(AbstractAsyncContextManager["_RequestConnection"]):
     """Closes the connection of a request at the end of the context.
 
     httpx does so too, but not where the request is cancelled during the TLS handshake: the socket would stay open for

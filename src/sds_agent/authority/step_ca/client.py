@@ -5,6 +5,7 @@ expired or foreign one would break the connection in spite of a good token. `/1.
 certificate; where step-ca does not take it, a token asks for the next one within the same attempt.
 """
 
+import asyncio
 import logging
 from datetime import datetime, timedelta
 
@@ -75,6 +76,7 @@ class StepCaAuthority:
         self._proofs = StepCaProofs(settings)
         self._disk = disk()
         self._anchors: Chain = ()
+        self._first_anchors = asyncio.Lock()
         self._backdate = BACKDATE
         self._not_taken = ""
 
@@ -84,8 +86,9 @@ class StepCaAuthority:
         Raises AuthorityError.
         """
         now = self._clock.now()
-        if not self._anchors:
-            await self.anchors()  # before a token is spent: without anchors the certificate proves nothing
+        async with self._first_anchors:  # many workloads may ask at once
+            if not self._anchors:
+                await self.anchors()  # before a token is spent: without anchors the certificate proves nothing
         chain = await self._rekeyed(request, now)
         if chain is None:
             chain = await self._signed(request, now)
@@ -161,7 +164,7 @@ class StepCaAuthority:
             clock = clock_difference(answer.headers.get("date", ""), now)
             found = None if clock else await self._provisioner_fault(proof)
             checks = checks_of_401(proof, self._settings.provisioner, self._host, found, clock)
-        words = token.removed_from(words_of(answer.body))
+        words = words_of(answer.body, token)
         return refusal(answer.status, words, self._what, retry_after=answer.retry_after(now), checks=checks)
 
     async def _provisioner_fault(self, proof: StepCaProof) -> str | None:
@@ -176,7 +179,7 @@ class StepCaAuthority:
                 if not cursor.isalnum():
                     return provisioner_fault(found, self._settings.provisioner, proof)
         except AuthorityError:
-            pass  # the 401 is what matters
+            return None  # the 401 is what matters
         return None
 
     async def _certificates(self, path: str) -> tuple[x509.Certificate, ...]:

@@ -43,7 +43,7 @@ class StepCaProofs:
         """What signs a token now. Raises AuthorityError UNAUTHENTICATED."""
         try:
             return self._jwk() if self._settings.jwk_file is not None else self._x5c(now)
-        except _UnusableError as error:
+        except _UnusableCredentialError as error:
             raise AuthorityError(ErrorKind.UNAUTHENTICATED, f"{error.file} {error.problem}") from error
 
     def problems(self, now: datetime) -> list[Problem]:
@@ -52,7 +52,7 @@ class StepCaProofs:
             self.read(now)
         except AuthorityError as error:
             cause = error.__cause__
-            if isinstance(cause, _UnusableError):
+            if isinstance(cause, _UnusableCredentialError):
                 return [Problem((cause.key,), f"names {cause.file}, which {cause.problem.found}", cause.problem.fix)]
             found, _, fix = str(error).partition("; ")
             key = "certificate_file" if self._settings.jwk_file is None else "jwk_file"
@@ -80,7 +80,7 @@ class StepCaProofs:
             return read_jwk(data, password)
         except StepCaKeyError as error:
             key = "password_file" if error.password else "jwk_file"
-            raise _UnusableError(key, file, error.problem) from error
+            raise _UnusableCredentialError(key, file, error.problem) from error
 
     def _x5c(self, now: datetime) -> StepCaProof:
         settings = self._settings
@@ -89,13 +89,13 @@ class StepCaProofs:
         pair = read_pair(settings.certificate_file, settings.key_file, _CERTIFICATE)
         chain = read_pem(pair.chain_pem)
         if fault := _x5c_fault(chain[0], now):
-            raise _UnusableError("certificate_file", settings.certificate_file, fault)
+            raise _UnusableCredentialError("certificate_file", settings.certificate_file, fault)
         key = load_pem_private_key(pair.private_key_pem, None)
         assert isinstance(key, SigningKey)  # noqa: S101 - read_pair takes no other kind
         return x5c_proof(chain, key, settings.provisioner)
 
 
-class _UnusableError(Exception):
+class _UnusableCredentialError(Exception):
     """A credential that was read cannot be used: the key that is to be changed, and the file."""
 
     def __init__(self, key: str, file: Path, problem: Problem) -> None:

@@ -121,20 +121,20 @@ class StepCaServerRoots:
 
     async def _load(self) -> None:
         """Use what an earlier process stored for this server and this fingerprint."""
+        self._loaded = True
         try:
             stored = await self._disk.call(_read, self._file)
             if (stored.url, stored.fingerprint) == (self._settings.url, self._settings.fingerprint):
                 self._pinned = write_pem(read_pem(stored.pinned.encode()))
                 self._announced = write_pem(read_bundle(stored.announced.encode()).certificates)
         except FileNotFoundError:
-            pass
+            return  # nothing was stored
         except OSError as error:
             self._not_restored(f"cannot read {self._file}: {error.strerror}")
         except ForeignFileError as error:
             self._not_restored(f"{self._file} {error}; it is not used")
         except (CertificateError, msgspec.MsgspecError, ValueError, RecursionError) as error:
             self._not_restored(f"{self._file} is damaged ({escaped(str(error), LONGEST_REASON)}); it is not used")
-        self._loaded = True
 
     @staticmethod
     def _not_restored(cause: str) -> None:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from msgspec import Struct
 
+from sds_agent.authority.credentials import Token
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, IssueRequest
 from sds_agent.authority.step_ca.jwk import SigningKey, StepCaJwk
 from sds_agent.identity.spiffe import SpiffeId
@@ -49,6 +50,8 @@ SKEW = timedelta(minutes=1)
 SUCCESS = frozenset({200, 201})
 SECOND = timedelta(seconds=1)
 _USAGES = {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
+LONGEST_BODY = 64 << 10
+"""Bytes of an error that are read."""
 LONGEST_WORDS = 300
 """Characters of step-ca's own words in a message."""
 
@@ -287,12 +290,14 @@ def _unusable(what: str, found: str) -> AuthorityError:
     return AuthorityError(ErrorKind.INVALID, f"the answer of {what} {found}; check that url is step-ca's")
 
 
-def words_of(body: bytes) -> str:
-    """What step-ca says of an error, on one line."""
+def words_of(body: bytes, *secret: Token) -> str:
+    """What step-ca says of an error, on one line and without these secrets."""
     try:
         said = msgspec.json.decode(body, type=_ErrorBody).message
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        said = body[: 4 * LONGEST_WORDS].decode(errors="replace")
+        said = body[:LONGEST_BODY].decode(errors="replace")
+    for each in secret:  # before the text is cut, as a part of a token would stay
+        said = each.removed_from(said)
     return one_line(said.strip(), LONGEST_WORDS)
 
 
