@@ -255,7 +255,7 @@ async def test_a_token_is_renewed_at_two_thirds_of_its_lease(
     assert vault.count("auth/approle/login") == 1
 
 
-async def test_a_periodic_token_in_a_file_is_kept_good(client: VaultClient, vault: VaultServer, events: Events) -> None:
+async def test_a_periodic_token_in_a_file_does_not_end(client: VaultClient, vault: VaultServer, events: Events) -> None:
     auth = client.token_auth(ttl=HOUR, renewable=True)
     async with vault.serving(), client.open(client.settings(auth)):
         await client.issue()

@@ -10,8 +10,8 @@ from fakes.configurations import MINIMAL, problems, settings
 from sds_agent.authority.credentials import Token
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
 from sds_agent.authority.vault import wire
-from sds_agent.authority.vault.lease import LEAST_WAIT, HeldToken, Lease
-from sds_agent.authority.vault.refusals import Refusal, not_listed, not_signed
+from sds_agent.authority.vault.lease import LEAST_WAIT, HeldToken, TokenLease
+from sds_agent.authority.vault.refusals import VaultRefusal, not_listed, not_signed
 from sds_agent.authority.vault.settings import VaultSettings, VaultTokenAuth
 
 NOW = datetime(2026, 3, 14, 15, 0, tzinfo=UTC)
@@ -22,8 +22,8 @@ CHOSEN = VaultSettings(
 )
 
 
-def lease(lasts: timedelta | None = HOUR, since: datetime = NOW, *, renewable: bool = True) -> Lease:
-    return Lease(since, lasts, renewable)
+def lease(lasts: timedelta | None = HOUR, since: datetime = NOW, *, renewable: bool = True) -> TokenLease:
+    return TokenLease(since, lasts, renewable)
 
 
 # How long a token lasts
@@ -57,16 +57,17 @@ def test_renewals_near_a_greatest_age_come_to_an_end() -> None:
     """Each gives what is left alone, so without an end they would come ever faster."""
     most, current = NOW + 10 * HOUR, lease()
     renewals = 0
-    while (now := current.renew_at) is not None:
+    while (now := current.renew_at) is not None and renewals < 20:
         renewals += 1
         current = current.followed_by(lease(min(HOUR, most - now), now))
     assert renewals < 20
+    assert current.renew_at is None
     assert current.ends == most
 
 
 def test_a_renewal_that_failed_is_tried_again_until_the_end_and_not_at_every_moment() -> None:
     current, attempts = lease(), 0
-    while (when := current.renew_at) is not None:
+    while (when := current.renew_at) is not None and attempts < 40:
         assert when < NOW + HOUR + LEAST_WAIT
         attempts += 1
         current = current.after_failure(when)
@@ -129,10 +130,10 @@ def test_the_servers_words_are_one_line(body: bytes, said: str) -> None:
         ("bad token", False),
     ],
 )
-def test_a_policys_denial_is_told_from_an_unknown_token(said: str, *, denied: bool) -> None:
+def test_a_policys_denial_is_distinguished_from_an_unknown_token(said: str, *, denied: bool) -> None:
     """A login helps against the one alone."""
     assert wire.is_policys_denial(said) is denied
-    error = not_signed(Refusal("Vault", 403, said), CHOSEN, "spiffe://demo.example/web")
+    error = not_signed(VaultRefusal("Vault", 403, said), CHOSEN, "spiffe://demo.example/web")
     assert error.kind is (ErrorKind.DENIED if denied else ErrorKind.UNAUTHENTICATED)
 
 
@@ -152,7 +153,7 @@ def test_a_policys_denial_is_told_from_an_unknown_token(said: str, *, denied: bo
     ],
 )
 def test_a_status_alone_says_little(status: int, kind: ErrorKind) -> None:
-    said = Refusal("Vault", status, "words", 7.0)
+    said = VaultRefusal("Vault", status, "words", 7.0)
     assert not_signed(said, CHOSEN, "spiffe://demo.example/web").kind is kind
     assert not_listed(said, CHOSEN).kind is kind
     assert not_listed(said, CHOSEN).retry_after == 7.0

@@ -11,13 +11,13 @@ from pathlib import Path
 from sds_agent.authority.credentials import Token, read_certificates
 from sds_agent.authority.http_client import disk
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
-from sds_agent.authority.vault.nodes import NodeAnswer, Reach, VaultNodes
+from sds_agent.authority.vault.nodes import NodeAnswer, VaultNodes, VaultReach
 from sds_agent.authority.vault.refusals import fault_of, no_roots, not_listed, not_signed
 from sds_agent.authority.vault.session import VaultSession
 from sds_agent.authority.vault.settings import VaultSettings
 from sds_agent.authority.vault.wire import (
-    Call,
-    Signed,
+    VaultCall,
+    VaultSigned,
     is_policys_denial,
     issuer_call,
     list_call,
@@ -69,7 +69,7 @@ class VaultAuthority:
         """The trust domain's roots: those in roots_file, or else the self-signed issuers. Raises AuthorityError."""
         return await self._anchors(await self._nodes.reach())
 
-    async def _signed(self, request: IssueRequest, reach: Reach) -> Signed:
+    async def _signed(self, request: IssueRequest, reach: VaultReach) -> VaultSigned:
         token = await self._session.token(reach)
         answer = await self._sign(request, token, reach)
         if self._is_unknown(answer):
@@ -82,19 +82,19 @@ class VaultAuthority:
             raise not_signed(self._nodes.refusal(answer, call), self._settings, str(request.identity))
         return read_signed(answer.http.body)
 
-    async def _sign(self, request: IssueRequest, token: Token, reach: Reach) -> NodeAnswer:
+    async def _sign(self, request: IssueRequest, token: Token, reach: VaultReach) -> NodeAnswer:
         return await self._nodes.ask(sign_call(self._settings, request, token), reach)
 
     def _is_unknown(self, answer: NodeAnswer) -> bool:
         """Whether the server does not know the token, which a new login cures; it does not cure a policy's denial."""
-        refusal = self._nodes.refusal(answer, Call(""))
+        refusal = self._nodes.refusal(answer, VaultCall(""))
         return refusal.status == 403 and not is_policys_denial(refusal.words)
 
     def _is_new(self, issuer: bytes) -> bool:
         """Whether an issuer signed that was not there when the issuers were read: the CA was rotated in between."""
         return self._settings.roots_file is None and bool(issuer) and issuer not in self._issuers.values()
 
-    async def _anchors(self, reach: Reach) -> bytes:
+    async def _anchors(self, reach: VaultReach) -> bytes:
         if self._settings.roots_file is not None:
             self._known = await self._in_file(self._settings.roots_file)
             return self._known
@@ -116,7 +116,7 @@ class VaultAuthority:
         self._known = write_pem(roots)
         return self._known
 
-    async def _issuer(self, issuer: str, reach: Reach) -> bytes:
+    async def _issuer(self, issuer: str, reach: VaultReach) -> bytes:
         """An issuer's certificate in PEM; empty where it was deleted since the list was read."""
         call = issuer_call(self._settings, issuer)
         answer = await self._nodes.ask(call, reach)
@@ -126,7 +126,7 @@ class VaultAuthority:
             raise not_listed(self._nodes.refusal(answer, call), self._settings)
         return read_issuer(answer.http.body)
 
-    async def _answer(self, call: Call, reach: Reach) -> NodeAnswer:
+    async def _answer(self, call: VaultCall, reach: VaultReach) -> NodeAnswer:
         answer = await self._nodes.ask(call, reach)
         if answer.http.status != 200:
             raise not_listed(self._nodes.refusal(answer, call), self._settings)

@@ -21,7 +21,7 @@ LEAST_WAIT = timedelta(seconds=5)
 """Between two attempts to renew."""
 
 
-class Lease(Struct, frozen=True):
+class TokenLease(Struct, frozen=True):
     """What the server said of a token at `since`. `lasts` is None for one that does not end, such as a root token."""
 
     since: datetime
@@ -49,7 +49,7 @@ class Lease(Struct, frozen=True):
         """Whether the token is good no longer at `now`."""
         return self.ends is not None and now >= self.ends
 
-    def followed_by(self, renewed: "Lease") -> "Lease":
+    def followed_by(self, renewed: "TokenLease") -> "TokenLease":
         """The lease that a renewal gave, which is the last one where the renewal gained next to nothing."""
         if self.ends is None or renewed.ends is None or renewed.lasts is None:
             return renewed
@@ -57,11 +57,11 @@ class Lease(Struct, frozen=True):
             return structs.replace(renewed, renewable=False)
         return renewed
 
-    def final(self) -> "Lease":
+    def final(self) -> "TokenLease":
         """The same lease, which nothing renews."""
         return structs.replace(self, renewable=False)
 
-    def after_failure(self, now: datetime) -> "Lease":
+    def after_failure(self, now: datetime) -> "TokenLease":
         """The same lease after a renewal that failed at `now` and is worth another attempt."""
         return structs.replace(self, tried=now)
 
@@ -72,7 +72,7 @@ class HeldToken(Sensitive, frozen=True):
     """
 
     token: Token
-    lease: Lease | None = None
+    lease: TokenLease | None = None
     login: str = ""
 
     def is_good(self, now: datetime, login: str) -> bool:

@@ -22,9 +22,9 @@ from sds_agent.authority.http_client import (
     send,
 )
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
-from sds_agent.authority.vault.refusals import NOT_SERVING, Refusal, leads_elsewhere, not_serving
+from sds_agent.authority.vault.refusals import NOT_SERVING, VaultRefusal, leads_elsewhere, not_serving
 from sds_agent.authority.vault.settings import VaultSettings
-from sds_agent.authority.vault.wire import Call, words
+from sds_agent.authority.vault.wire import VaultCall, words
 from sds_agent.clock import Clock
 from sds_agent.values import Sensitive
 
@@ -36,7 +36,7 @@ _REDIRECTS = frozenset({307, 308})
 _PORTS = {"https": 443, "http": 80}
 
 
-class Reach(Sensitive, frozen=True):
+class VaultReach(Sensitive, frozen=True):
     """What a connection takes: the roots that vouch for the server (PEM), and the client certificate to show."""
 
     roots: bytes | None
@@ -65,21 +65,21 @@ class VaultNodes:
         self._first = 0
         self._disk = disk()
 
-    async def reach(self) -> Reach:
+    async def reach(self) -> VaultReach:
         """What connections take, read anew from the files. Raises AuthorityError UNAUTHENTICATED."""
         settings = self._settings
         roots = await read_roots(self._disk, settings.ca_file)
         if settings.certificate_file is None or settings.key_file is None:
-            return Reach(roots)
+            return VaultReach(roots)
         what = "the client certificate"
         try:
             pair = await self._disk.call(read_pair, settings.certificate_file, settings.key_file, what)
         except TimeoutError as error:
             cause = f"{what} cannot be read from {settings.certificate_file}: {error.strerror}"
             raise AuthorityError(ErrorKind.UNAUTHENTICATED, f"{cause}; check that its disk is there") from error
-        return Reach(roots, pair)
+        return VaultReach(roots, pair)
 
-    async def ask(self, call: Call, reach: Reach) -> NodeAnswer:
+    async def ask(self, call: VaultCall, reach: VaultReach) -> NodeAnswer:
         """The answer of the first node that serves. Raises AuthorityError; of nodes that do not serve, one for all."""
         failures: list[AuthorityError] = []
         for index in self._order():
@@ -100,11 +100,11 @@ class VaultNodes:
         kind = ErrorKind.TRANSIENT if passing else failures[0].kind
         raise AuthorityError(kind, "; ".join(map(str, failures)), retry_after=delay) from failures[-1]
 
-    def refusal(self, answer: NodeAnswer, call: Call) -> Refusal:
+    def refusal(self, answer: NodeAnswer, call: VaultCall) -> VaultRefusal:
         """An answer that is no success, as a value."""
         http = answer.http
         said = words(http.body, call.secrets)
-        return Refusal(answer.what, http.status, said, http.retry_after(self._clock.now()))
+        return VaultRefusal(answer.what, http.status, said, http.retry_after(self._clock.now()))
 
     def _answered(self, url: str) -> None:
         """Ask this node first from now on: the one that answered, which may be where another one redirected to."""
@@ -117,7 +117,7 @@ class VaultNodes:
         every = range(len(self._settings.url))
         return (*every[self._first :], *every[: self._first])
 
-    async def _node(self, url: str, call: Call, reach: Reach) -> NodeAnswer:
+    async def _node(self, url: str, call: VaultCall, reach: VaultReach) -> NodeAnswer:
         """The answer of one node, or of the leader that it names, within the node's part of the time."""
         try:
             async with asyncio.timeout(self._share):
@@ -133,7 +133,7 @@ class VaultNodes:
             raise not_serving(self.refusal(answer, call))
         return answer
 
-    async def _send(self, url: str, call: Call, reach: Reach) -> NodeAnswer:
+    async def _send(self, url: str, call: VaultCall, reach: VaultReach) -> NodeAnswer:
         headers = {"x-vault-request": "true"}  # Vault Agent may ask for it, against forged requests of browsers
         if call.body:
             headers["content-type"] = "application/json"

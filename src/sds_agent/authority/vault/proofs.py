@@ -19,12 +19,12 @@ from sds_agent.authority.vault.settings import (
     VaultSettings,
     VaultTokenAuth,
 )
-from sds_agent.authority.vault.wire import Call
+from sds_agent.authority.vault.wire import VaultCall
 from sds_agent.errors import Problem
 from sds_agent.pki.certificates import describe_time
 
 
-def read_login_call(auth: VaultAuth) -> Call:
+def read_login_call(auth: VaultAuth) -> VaultCall:
     """The login of a method that has one, with what its file holds now. Blocks on the disk.
 
     Raises AuthorityError UNAUTHENTICATED.
@@ -42,7 +42,7 @@ def read_login_call(auth: VaultAuth) -> Call:
         case VaultCertAuth():
             body = {"name": auth.role}
     content = {key: value for key, value in body.items() if value is not None}
-    return Call(f"auth/{getattr(auth, 'mount', '')}/login", msgspec.json.encode(content), proof=secret)
+    return VaultCall(f"auth/{getattr(auth, 'mount', '')}/login", msgspec.json.encode(content), proof=secret)
 
 
 def certificate_mark(auth: VaultAuth, certificate: CurrentIdentity | None) -> str:

@@ -30,7 +30,7 @@ NOT_SERVING = frozenset({307, 308, 412, 472, 473, 502, 503, 504})
 FIRST_SERVER_ERROR = 500
 
 
-class Refusal(Struct, frozen=True):
+class VaultRefusal(Struct, frozen=True):
     """An answer that is no success: its status, the server's words (one short line) and the delay that it asks for.
 
     `what` is the server for messages, such as "Vault at https://vault.example:8200".
@@ -47,7 +47,7 @@ class Refusal(Struct, frozen=True):
         return AuthorityError(kind, f"{self.what} did not {deed} ({said}); {fix}", retry_after=self.retry_after)
 
 
-def not_signed(refusal: Refusal, chosen: VaultSettings, identity: str) -> AuthorityError:
+def not_signed(refusal: VaultRefusal, chosen: VaultSettings, identity: str) -> AuthorityError:
     """The error for a refused request of a certificate."""
     if refusal.status == 403:
         if is_policys_denial(refusal.words):
@@ -59,7 +59,7 @@ def not_signed(refusal: Refusal, chosen: VaultSettings, identity: str) -> Author
     return _otherwise(refusal, "sign", chosen)
 
 
-def not_logged_in(refusal: Refusal, chosen: VaultSettings) -> AuthorityError:
+def not_logged_in(refusal: VaultRefusal, chosen: VaultSettings) -> AuthorityError:
     """The error for a refused login: credentials that the server refuses, whatever the status, or a server in need."""
     auth = chosen.auth
     mount = getattr(auth, "mount", "")
@@ -80,7 +80,7 @@ def not_logged_in(refusal: Refusal, chosen: VaultSettings) -> AuthorityError:
     return _otherwise(refusal, "log the agent in", chosen)
 
 
-def not_listed(refusal: Refusal, chosen: VaultSettings) -> AuthorityError:
+def not_listed(refusal: VaultRefusal, chosen: VaultSettings) -> AuthorityError:
     """The error for issuers that cannot be read, which takes no token: 403 then means that there is no such mount."""
     deed = "name its issuers"
     if refusal.status == 404 and not refusal.words:
@@ -96,7 +96,7 @@ class TokenRefusedError(AuthorityError):
     """The server does not renew this token, or does not say how long it lasts: asking again is of no use."""
 
 
-def not_renewed(refusal: Refusal, chosen: VaultSettings) -> AuthorityError:
+def not_renewed(refusal: VaultRefusal, chosen: VaultSettings) -> AuthorityError:
     """The error for a token that was not renewed, or not looked up."""
     if refusal.status not in {400, 403}:
         return _otherwise(refusal, "renew the token", chosen)
@@ -108,7 +108,7 @@ def not_renewed(refusal: Refusal, chosen: VaultSettings) -> AuthorityError:
     return TokenRefusedError(error.kind, str(error))
 
 
-def not_serving(refusal: Refusal) -> AuthorityError:
+def not_serving(refusal: VaultRefusal) -> AuthorityError:
     """The error for a node that does not serve now: sealed, a standby, or behind the others."""
     fixes = {
         412: "this node has not caught up with its cluster yet",
@@ -218,7 +218,7 @@ def _login_fix(auth: VaultAuth) -> str:
     return "put a new token into auth.token_file"
 
 
-def _credentials_at_fault(refusal: Refusal, auth: VaultAuth) -> bool:
+def _credentials_at_fault(refusal: VaultRefusal, auth: VaultAuth) -> bool:
     """Whether a 500 is about what the agent showed. A certificate that is out of date, and a role ID that is missing or
     a JWT of another form, give 500.
     """
@@ -229,7 +229,7 @@ def _credentials_at_fault(refusal: Refusal, auth: VaultAuth) -> bool:
     return "missing role_id" in refusal.words or "decoding failed" in refusal.words
 
 
-def _otherwise(refusal: Refusal, deed: str, chosen: VaultSettings) -> AuthorityError:
+def _otherwise(refusal: VaultRefusal, deed: str, chosen: VaultSettings) -> AuthorityError:
     """What a status means whatever was asked for."""
     if refusal.status in NOT_SERVING:
         return not_serving(refusal)

@@ -17,12 +17,12 @@ from sds_agent import log
 from sds_agent.authority.credentials import Token, read_token
 from sds_agent.authority.http_client import disk
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
-from sds_agent.authority.vault.lease import HeldToken, Lease
-from sds_agent.authority.vault.nodes import Reach, VaultNodes
+from sds_agent.authority.vault.lease import HeldToken, TokenLease
+from sds_agent.authority.vault.nodes import VaultNodes, VaultReach
 from sds_agent.authority.vault.proofs import certificate_mark, read_login_call
 from sds_agent.authority.vault.refusals import TokenRefusedError, not_logged_in, not_renewed
 from sds_agent.authority.vault.settings import VaultSettings, VaultTokenAuth
-from sds_agent.authority.vault.wire import LOOK_UP, RENEW, Call, read_login, read_looked_up
+from sds_agent.authority.vault.wire import LOOK_UP, RENEW, VaultCall, read_login, read_looked_up
 from sds_agent.clock import Clock, until
 from sds_agent.tasks import NoThreadError, background_tasks
 
@@ -51,7 +51,7 @@ class VaultSession:
         self._disk = disk()
         self._failing = log.LogOnChange(LOG, "token_not_renewed")
 
-    async def token(self, reach: Reach) -> Token:
+    async def token(self, reach: VaultReach) -> Token:
         """The token in the file, or the one of the last login, or else that of a new one. Raises AuthorityError."""
         async with self._one_login:
             auth = self._settings.auth
@@ -87,7 +87,7 @@ class VaultSession:
             self._hold(HeldToken(token))
         return token
 
-    async def _log_in(self, reach: Reach, login: str) -> HeldToken:
+    async def _log_in(self, reach: VaultReach, login: str) -> HeldToken:
         call = await self._on_disk(read_login_call, self._settings.auth)
         answer = await self._nodes.ask(call, reach)
         if answer.http.status != 200:
@@ -95,6 +95,7 @@ class VaultSession:
         token, lease = read_login(answer.http.body, self._clock.now())
         held = HeldToken(token, lease, login)
         self._hold(held)
+        self._failing.resolved()
         log.event(LOG, "logged_in", authority=self._name, renewable=lease.renewable, until=lease.ends or "no end")
         return held
 
@@ -117,15 +118,15 @@ class VaultSession:
             if self._clock.now() >= lease.renew_at:  # not after a clock that was set back
                 lease = await self._renewed(held, lease)
 
-    def _note(self, held: HeldToken, lease: Lease) -> None:
+    def _note(self, held: HeldToken, lease: TokenLease) -> None:
         if self._held is not None and self._held.token.text == held.token.text:
             self._held = structs.replace(self._held, lease=lease)
 
-    async def _looked_up(self, held: HeldToken) -> Lease | None:
+    async def _looked_up(self, held: HeldToken) -> TokenLease | None:
         """How long a token lasts that the agent did not log in for; None where the server does not say so."""
         while True:
             try:
-                body = await self._ask(Call(LOOK_UP, token=held.token, post=False), await self._nodes.reach())
+                body = await self._ask(VaultCall(LOOK_UP, token=held.token, post=False), await self._nodes.reach())
                 lease = read_looked_up(body, self._clock.now())
             except TokenRefusedError as error:
                 self._report(error)
@@ -137,13 +138,13 @@ class VaultSession:
                 self._debug("token_looked_up", lease)
                 return lease
 
-    async def _renewed(self, held: HeldToken, lease: Lease) -> Lease:
+    async def _renewed(self, held: HeldToken, lease: TokenLease) -> TokenLease:
         """The lease after a renewal, or after an attempt at one."""
         try:
             reach = await self._nodes.reach()
             if certificate_mark(self._settings.auth, reach.certificate) != held.login:
                 return lease.final()  # only the certificate of the login renews it: the next request logs in
-            body = await self._ask(Call(RENEW, b"{}", held.token), reach)
+            body = await self._ask(VaultCall(RENEW, b"{}", held.token), reach)
             renewed = read_login(body, self._clock.now())[1]
         except TokenRefusedError as error:
             self._report(error)
@@ -156,7 +157,7 @@ class VaultSession:
         self._debug("token_renewed", lease)
         return lease
 
-    async def _ask(self, call: Call, reach: Reach) -> bytes:
+    async def _ask(self, call: VaultCall, reach: VaultReach) -> bytes:
         """Ask about the token. Raises TokenRefusedError where asking again is of no use, and AuthorityError."""
         try:
             async with asyncio.timeout(RENEWAL_TIMEOUT):
@@ -168,7 +169,7 @@ class VaultSession:
             raise not_renewed(self._nodes.refusal(answer, call), self._settings)
         return answer.http.body
 
-    def _debug(self, name: str, lease: Lease) -> None:
+    def _debug(self, name: str, lease: TokenLease) -> None:
         until = lease.ends or "no end"
         log.event(LOG, name, level=logging.DEBUG, authority=self._name, renewable=lease.renewable, until=until)
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from sds_agent.authority.credentials import Token
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, IssueRequest
-from sds_agent.authority.vault.lease import Lease
+from sds_agent.authority.vault.lease import TokenLease
 from sds_agent.authority.vault.settings import VaultSettings
 from sds_agent.text import one_line
 from sds_agent.values import Sensitive
@@ -31,7 +31,7 @@ RENEW = "auth/token/renew-self"
 T = TypeVar("T")
 
 
-class Call(Sensitive, frozen=True):
+class VaultCall(Sensitive, frozen=True):
     """One request: the path below /v1/, the body's JSON, and the token to show. `proof` is the secret in the body."""
 
     path: str
@@ -51,7 +51,7 @@ class Call(Sensitive, frozen=True):
         return [each for each in (self.token, self.proof) if each is not None]
 
 
-class Signed(Struct, frozen=True):
+class VaultSigned(Struct, frozen=True):
     """A signed certificate with its chain (PEM, in any order, with the root perhaps); `issuer` signed it."""
 
     chain: bytes
@@ -59,7 +59,7 @@ class Signed(Struct, frozen=True):
     warnings: tuple[str, ...]
 
 
-def sign_call(chosen: VaultSettings, request: IssueRequest, token: Token) -> Call:
+def sign_call(chosen: VaultSettings, request: IssueRequest, token: Token) -> VaultCall:
     """Ask the role for a certificate.
 
     The identity stands in the CSR and in `uri_sans`: a role uses one of the two (`use_csr_sans`) and ignores the other
@@ -72,17 +72,17 @@ def sign_call(chosen: VaultSettings, request: IssueRequest, token: Token) -> Cal
         "format": "pem",
         "exclude_cn_from_sans": True,
     }
-    return Call(f"{chosen.mount}/sign/{chosen.role}", msgspec.json.encode(body), token)
+    return VaultCall(f"{chosen.mount}/sign/{chosen.role}", msgspec.json.encode(body), token)
 
 
-def list_call(chosen: VaultSettings) -> Call:
+def list_call(chosen: VaultSettings) -> VaultCall:
     """Ask for the IDs of the mount's issuers, which takes no token."""
-    return Call(f"{chosen.mount}/issuers?list=true", post=False)
+    return VaultCall(f"{chosen.mount}/issuers?list=true", post=False)
 
 
-def issuer_call(chosen: VaultSettings, issuer: str) -> Call:
+def issuer_call(chosen: VaultSettings, issuer: str) -> VaultCall:
     """Ask for an issuer's certificate, which takes no token. What an ID names never changes."""
-    return Call(f"{chosen.mount}/issuer/{issuer}/json", post=False)
+    return VaultCall(f"{chosen.mount}/issuer/{issuer}/json", post=False)
 
 
 class _SignData(Struct):
@@ -96,30 +96,30 @@ class _SignReply(Struct):
     warnings: list[str] | None = None
 
 
-class _Keys(Struct):
+class _KeysData(Struct):
     keys: list[str]
 
 
 class _KeysReply(Struct):
-    data: _Keys
+    data: _KeysData
 
 
-class _Issuer(Struct):
+class _IssuerData(Struct):
     certificate: str
 
 
 class _IssuerReply(Struct):
-    data: _Issuer
+    data: _IssuerData
 
 
-class _Auth(Sensitive, frozen=True):
+class _AuthData(Sensitive, frozen=True):
     client_token: str
     lease_duration: int = 0
     renewable: bool = False
 
 
 class _AuthReply(Sensitive, frozen=True):
-    auth: _Auth
+    auth: _AuthData
 
 
 class _TokenData(Struct):
@@ -135,13 +135,13 @@ class _ErrorReply(Struct):
     errors: list[str]
 
 
-def read_signed(body: bytes) -> Signed:
+def read_signed(body: bytes) -> VaultSigned:
     """The answer to `sign_call`. Raises AuthorityError INVALID."""
     reply = _decoded(body, _SignReply, "a signed certificate")
     data = reply.data
     chain = [data.certificate, data.issuing_ca, *(data.ca_chain or ())]
     warnings = tuple(one_line(each, LONGEST_WORDS) for each in (reply.warnings or ())[:MOST_WARNINGS])
-    return Signed("\n".join(filter(None, chain)).encode() + b"\n", data.issuing_ca.strip().encode(), warnings)
+    return VaultSigned("\n".join(filter(None, chain)).encode() + b"\n", data.issuing_ca.strip().encode(), warnings)
 
 
 def read_ids(body: bytes) -> list[str]:
@@ -161,18 +161,18 @@ def read_issuer(body: bytes) -> bytes:
     return _decoded(body, _IssuerReply, "an issuer").data.certificate.strip().encode()
 
 
-def read_login(body: bytes, now: datetime) -> tuple[Token, Lease]:
+def read_login(body: bytes, now: datetime) -> tuple[Token, TokenLease]:
     """The token that a login or a renewal gives. Raises AuthorityError INVALID."""
     auth = _decoded(body, _AuthReply, "a token").auth
     if not re.fullmatch("[!-~]{1,16384}", auth.client_token):
         raise AuthorityError(ErrorKind.INVALID, "the server answered the login without a usable token")
-    return Token(auth.client_token), Lease(now, _span(auth.lease_duration), auth.renewable)
+    return Token(auth.client_token), TokenLease(now, _span(auth.lease_duration), auth.renewable)
 
 
-def read_looked_up(body: bytes, now: datetime) -> Lease:
+def read_looked_up(body: bytes, now: datetime) -> TokenLease:
     """The answer to LOOK_UP. Raises AuthorityError INVALID."""
     data = _decoded(body, _TokenReply, "what it knows of the token").data
-    return Lease(now, _span(data.ttl), data.renewable)
+    return TokenLease(now, _span(data.ttl), data.renewable)
 
 
 def words(body: bytes, secrets: Iterable[Token] = ()) -> str:
