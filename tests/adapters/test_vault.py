@@ -342,7 +342,9 @@ async def test_a_policys_denial_causes_no_login(client: VaultClient, vault: Vaul
             token.policies = ("default",)
         error = await client.refused()
     assert error.kind is ErrorKind.DENIED
-    assert """echo 'path "pki/sign/web" { capabilities = ["update"] }' | vault policy write sds-agent -""" in str(error)
+    assert """echo 'path "pki/sign/web" { capabilities = ["update"] }' | vault policy write sds-agent-web -""" in str(
+        error
+    )
     assert vault.count("auth/approle/login") == 1
 
 

@@ -173,14 +173,14 @@ def policy_fix(chosen: VaultSettings) -> str:
     rule = f'path "{chosen.mount}/sign/{chosen.role}" {{ capabilities = ["update"] }}'
     return (
         f"no policy of the token allows this: give {_bearer(chosen.auth)} the policy that this makes: "
-        f"echo '{rule}' | vault policy write{namespace} sds-agent -"
+        f"echo '{rule}' | vault policy write{namespace} sds-agent-{chosen.role} -"
     )
 
 
 def _bearer(auth: VaultAuth) -> str:
     if isinstance(auth, VaultTokenAuth):
         return "a new token"
-    return f"the role that logs the agent in at auth/{getattr(auth, 'mount', '')} (token_policies=sds-agent)"
+    return f"the role that logs the agent in at auth/{getattr(auth, 'mount', '')}, as one of its token_policies,"
 
 
 def _token_fix(chosen: VaultSettings) -> str:
