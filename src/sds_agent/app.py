@@ -235,7 +235,7 @@ def _files(settings: Settings, store: SecretStore, clock: Clock) -> "FileSecrets
     """The names of files that Envoys may ask for; None where the configuration allows none."""
     if not settings.sds.files:
         return None
-    from sds_agent.sds.file_secrets import FileSecrets  # noqa: PLC0415 - measured: 4 ms
+    from sds_agent.sds.file_secrets import FileSecrets  # noqa: PLC0415 - measured: 8 ms
 
     return FileSecrets(settings.sds.files, store, clock)
 

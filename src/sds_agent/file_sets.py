@@ -16,8 +16,9 @@ CHECK_EVERY = 5.0
 """Seconds between two readings of a set that goes together, where the kernel tells of no change."""
 RETRY_EVERY = 0.5
 """The same, of a set that does not."""
-PATIENCE = timedelta(seconds=5)
-"""How long a set may be in the middle of being written."""
+PATIENCE = timedelta(seconds=2.5)
+"""How long a set may be in the middle of being written. The first of several authorities has a little longer to answer:
+it should say what is wrong with its files, and not merely be silent."""
 MOST_READINGS = 5
 """How often files are read until two readings agree."""
 LARGEST_FILE = 1 << 20

@@ -147,3 +147,23 @@ async def test_a_restart_serves_the_files_at_once_and_an_outage_of_their_writer_
         replace(newer := secret(root, uri=uri))
         await running.event("acked", names="default", count=2)
         assert await client.request(port) == serial(newer)
+
+
+async def test_another_authority_steps_in_for_missing_files_until_they_come(tmp_path: Path) -> None:
+    root, uri = root_ca("root"), "spiffe://demo.example/web"
+    directory, replace = in_place(tmp_path)
+    config = configuration(
+        tmp_path,
+        authorities={"mounted": {"type": "files", "directory": str(directory)}, "local": {"type": "embedded"}},
+        workloads=[{"name": "default", "spiffe_id": uri, "authority": ["mounted", "local"]}],
+        failover={"back_after": "10s"},
+    )
+    async with agent(config) as running, envoy(running.socket, tmp_path) as proxy:
+        away = await running.event("authority_changed", to="local")
+        assert "holds no certificate under a known name" in away["why"]
+        await proxy.ready()
+        replace(files := secret(root, uri=uri))
+        await running.event("authority_changed", to="mounted")
+        await running.event("acked", names="default", count=2)
+        assert await visitor(tmp_path, root, root).request(await proxy.port()) == serial(files)
+        assert running.events("fault") == running.events("nacked") == []
