@@ -164,7 +164,7 @@ async def agent(
         if locked is not None:
             parts = (*cas.values(), *caches.values(), anchors_file)
             start(watch(locked, [part for part in parts if isinstance(part, Restorable)]))
-        _start_outputs(start, settings, store, clock)
+        _start_outputs(start, settings, running, clock)
         if files is not None:
             start(files.run())
         readiness = Health(lambda: not store.missing, frozenset({SERVICE}), reasons=lambda: running.lacks(clock.now()))
@@ -240,7 +240,7 @@ def _files(settings: Settings, store: SecretStore, clock: Clock) -> "FileSecrets
     return FileSecrets(settings.sds.files, store, clock)
 
 
-def _start_outputs(start: Start, settings: Settings, store: SecretStore, clock: Clock) -> None:
+def _start_outputs(start: Start, settings: Settings, running: Agent, clock: Clock) -> None:
     """Write the certificates of workloads with an output to files, and run the hooks there are."""
     chosen = {workload.name: workload.output for workload in settings.workloads if workload.output is not None}
     if not chosen:
@@ -249,7 +249,8 @@ def _start_outputs(start: Start, settings: Settings, store: SecretStore, clock: 
     from sds_agent.outputs.layout import LAYOUTS, Contents  # noqa: PLC0415
     from sds_agent.outputs.writer import Output, write_changes  # noqa: PLC0415
 
-    bundles = {settings.trust_domain: settings.bundle_names[0]}
+    others = {domain: bundle_name(domain) for domain in settings.federated}
+    bundles = {settings.trust_domain: settings.bundle_names[0], **others}
     for name, output in chosen.items():
         directory = str(output.directory)
         hooks = Hooks(HookCommands(name, directory, output.on_renewed, output.on_failed, output.hook_timeout))
@@ -264,8 +265,9 @@ def _start_outputs(start: Start, settings: Settings, store: SecretStore, clock: 
                     int(output.key_mode, 8),
                     hooks,
                 ),
-                store,
+                running.store,
                 clock,
             )
         )
+        running.issuers[name].watch_failures(hooks.failed)
         start(hooks.run())

@@ -274,6 +274,25 @@ async def test_agent_says_who_could_change_what_it_trusts(tmp_path: Path) -> Non
         assert f"authorities.ca.token_file: every user can read the secret in {tmp_path / 'token'}" in reported["cause"]
 
 
+async def test_hooks_run_after_a_renewal_and_after_a_failure(tmp_path: Path) -> None:
+    config = write_config(tmp_path, good="5s", bad="1h")
+    hook = tmp_path / "hook"
+    hook.write_text(f'#!/bin/sh\necho "$SDS_AGENT_WORKLOAD $SDS_AGENT_EVENT" >> {tmp_path / "seen"}\n')
+    hook.chmod(0o755)
+    text = json.loads(config.read_text())
+    (tmp_path / "token").touch(0o600)
+    nowhere = {"type": "istio", "address": "127.0.0.1:1", "ca_file": "roots.pem", "token_file": "token"}
+    text["authorities"] = {"local": {"type": "embedded"}, "nowhere": nowhere}
+    for workload, authority in zip(text["workloads"], text["authorities"], strict=True):
+        output = {"directory": workload["name"], "on_renewed": [str(hook)], "on_failed": [str(hook)]}
+        workload |= {"authority": authority, "output": output}
+    config.write_text(json.dumps(text))
+    async with agent(config) as running:
+        await running.event("hook_succeeded", workload="good", hook="on_renewed", count=2)
+        await running.event("hook_succeeded", workload="bad", hook="on_failed")
+    assert set((tmp_path / "seen").read_text().splitlines()) == {"good renewed", "bad failed"}
+
+
 def test_foreign_live_socket_is_not_touched(tmp_path: Path) -> None:
     config = write_config(tmp_path, default="1h")
     with socket.socket(socket.AF_UNIX) as other:

@@ -70,6 +70,7 @@ class Issuer:
             for name, each in zip(workload.authorities, (upstream, *fallbacks), strict=True)
         )
         self._failover = Failover.over(len(self._sources), policy, randomness())
+        self._failure_watchers: list[Callable[[], None]] = []
         self._asked, self._began = 0, clock.now()  # the authority of the attempt under way, or of the last
         self._publication = Publication(
             workload, target, clock, frozenset(each.name for each in self._sources if each.supplied)
@@ -94,6 +95,10 @@ class Issuer:
     def last_error(self) -> AuthorityError | None:
         """Why the last attempt failed, with the CA's own words; None if none has."""
         return self._error
+
+    def watch_failures(self, watcher: Callable[[], None]) -> None:
+        """Call `watcher` after each attempt at a CA that failed. It must not wait or raise."""
+        self._failure_watchers.append(watcher)
 
     async def run(self) -> None:
         """Run until cancelled; a certificate that is being cached is written first, for at most the disk's timeout."""
@@ -328,6 +333,8 @@ class Issuer:
             serving="nothing" if served is None or served.expired(now) else "the current certificate",
             expires=served.not_after if served else None,
         )
+        for watcher in self._failure_watchers:
+            watcher()
 
 
 def _served(state: IssuanceState) -> CurrentLeaf | None:
