@@ -29,7 +29,7 @@ from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.source import Upstream
 from sds_agent.issuance.standing import lack
 from sds_agent.issuance.status import TrustStatus, WorkloadStatus
-from sds_agent.issuance.trust import Trust, follow_times, maintain, refresh
+from sds_agent.issuance.trust import Trust, maintain, refresh
 from sds_agent.issuance.workload import Workload
 from sds_agent.rpc.health import Health
 from sds_agent.sds.endpoint import Access, access
@@ -138,13 +138,15 @@ async def agent(
     identities = workloads(settings)
     names = (*(name for workload in identities for name in workload.names), *settings.bundle_names)
     store = SecretStore(names, map(bundle_name, settings.federated))
-    federation = Federation(store, settings.federation, clock)
     seal = preflight.seal(settings)
     # The bundle from before comes first, and with it all that earlier certificates still chain to.
     trust = Trust(store, settings.bundle_names, clock, authorities=cas)
     kinds = {name: registry.name_of(chosen) for name, chosen in settings.authorities.items()}
     anchors_file = AnchorsFile(settings.state_dir, kinds, seal)
-    trust.restore(*anchors_file.load())
+    before = anchors_file.load()
+    trust.restore(before.needed, before.advertised)
+    federation = Federation(store, settings.federation, clock, trust.store_again)
+    federation.restore(before.federated)
     caches = _caches(settings, identities, seal)
     issuers = issuers_of(settings, cas, PublicationTarget(store, trust), clock, caches)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
@@ -153,12 +155,10 @@ async def agent(
     running = Agent(store, issuers, trust, federation, service)
     async with background_tasks() as start:
         # Issuance begins before the server: the first certificate is asked for while the server comes up.
-        start(maintain(trust, anchors_file, clock))
+        start(maintain(trust, anchors_file, clock, federation if settings.federated else None))
         for name, authority in cas.items():
             if isinstance(authority, AdvertisesAnchors):
                 start(refresh(trust, name, authority, clock, federation=federation))
-        if settings.federated:
-            start(follow_times(federation, clock))
         for issuer in issuers.values():
             start(issuer.run())
         if locked is not None:

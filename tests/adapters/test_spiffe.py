@@ -424,6 +424,25 @@ async def test_a_key_that_envoys_refuse_of_each_other_is_not_served(
         assert agent.store.snapshot["web"] is None
 
 
+async def test_a_restarted_agent_serves_everything_while_the_workload_api_is_away(
+    ca: SpireCa, api: WorkloadApi, tmp_path: Path, events: Events
+) -> None:
+    theirs = {"spiffe://other.example": der((SpireCa("other.example").ca.certificate,))}
+    api.give(message(ca.svid(URI), federated=theirs))
+    chosen, clock = settings(tmp_path, configuration(tmp_path, api, ", federated: [other.example]")), SystemClock()
+    async with api.serving(), app.authorities(chosen, clock) as cas, app.agent(chosen, cas, clock) as agent:
+        await events.wait("ready")
+        await events.wait("federated_trust_changed")
+        before = dict(agent.store.snapshot)
+        with anyio.fail_after(10):
+            while b"other.example" not in (tmp_path / "state" / "anchors.json").read_bytes():
+                await anyio.wait_all_tasks_blocked()
+    async with app.authorities(chosen, clock) as cas, app.agent(chosen, cas, clock) as agent:
+        await events.wait("restored")
+        assert dict(agent.store.snapshot) == before
+        assert (await events.wait("retrying", kind="transient"))["serving"] == "the current certificate"
+
+
 def test_check_says_that_key_and_ttl_have_no_effect(api: WorkloadApi, tmp_path: Path) -> None:
     file = tmp_path / "agent.yaml"
     file.write_text(configuration(tmp_path, api, ", hint: internal", ", key: ec-p384, ttl: 1h"))

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -19,9 +20,10 @@ from sds_agent.authority.protocol import (
     AuthorityError,
     ErrorKind,
 )
+from sds_agent.issuance.anchors_file import AnchorsFile
 from sds_agent.issuance.federation import MOST_SHOWN, Federation
 from sds_agent.issuance.status import FederatedStatus
-from sds_agent.issuance.trust import BETWEEN_ANNOUNCEMENTS, FIRST_REFRESH_RETRY, Trust, follow_times, refresh
+from sds_agent.issuance.trust import BETWEEN_ANNOUNCEMENTS, FIRST_REFRESH_RETRY, Trust, follow_times, maintain, refresh
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.secrets.model import BundleSecret
 from sds_agent.secrets.store import SecretStore
@@ -280,3 +282,49 @@ async def test_an_anchor_that_ends_leaves_its_bundle_by_itself(bench: Bench) -> 
         await bench.clock.asleep()
         assert bench.served("spiffe://other.example") == {OTHER}
         tasks.cancel_scope.cancel()
+
+
+# --- over a restart ---
+
+
+def restarted(bench: Bench, file: AnchorsFile, sources: Mapping[str, tuple[str, ...]]) -> Federation:
+    """What an agent with these sources makes of the file."""
+    bench.store = SecretStore(["ROOTCA"], ["spiffe://other.example", "spiffe://third.example"])
+    federation = Federation(bench.store, sources, bench.clock)
+    federation.restore(file.load().federated)
+    return federation
+
+
+async def stored(bench: Bench, directory: Path) -> AnchorsFile:
+    """The file of an agent that was given a bundle, after a moment."""
+    kinds = {"spire": "spiffe"}
+    file = AnchorsFile(directory, kinds)
+    federation = Federation(bench.store, {"spire": ("other.example",)}, bench.clock, bench.trust.store_again)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(maintain, bench.trust, file, bench.clock, federation)
+        await bench.clock.asleep(2)
+        federation.update("spire", {"other.example": write_pem([OTHER])})
+        with anyio.fail_after(10):
+            while not (directory / "anchors.json").exists() or not AnchorsFile(directory, kinds).load().federated:
+                await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    return AnchorsFile(directory, kinds)
+
+
+async def test_a_restarted_agent_serves_the_bundle_before_its_authority_answers(bench: Bench, tmp_path: Path) -> None:
+    """Else it would refuse every peer of the other trust domain while its source is away."""
+    file = await stored(bench, tmp_path)
+    federation = restarted(bench, file, {"spire": ("other.example", "third.example")})
+    assert bench.served("spiffe://other.example") == {OTHER}
+    assert bench.served("spiffe://third.example") is None
+    federation.update("spire", {})
+    assert bench.served("spiffe://other.example") is None
+
+
+@pytest.mark.parametrize("sources", [{"spire": ("third.example",)}, {"another": ("other.example",)}, {}])
+async def test_a_stored_bundle_that_the_configuration_lists_no_longer_is_not_served(
+    bench: Bench, tmp_path: Path, sources: Mapping[str, tuple[str, ...]]
+) -> None:
+    file = await stored(bench, tmp_path)
+    restarted(bench, file, sources)
+    assert bench.served("spiffe://other.example") is None

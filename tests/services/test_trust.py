@@ -412,7 +412,7 @@ def rebuilt(stored: StoredAnchors, *authorities: str) -> tuple[SecretStore, Trus
     """The trust of the next agent, which restores all of these."""
     store, clock = SecretStore(NAMES), HandClock()
     trust = Trust(store, NAMES, clock, authorities=authorities)
-    trust.restore(*stored)
+    trust.restore(stored.needed, stored.advertised)
     return store, trust, clock
 
 

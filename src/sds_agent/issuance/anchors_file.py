@@ -1,5 +1,5 @@
-"""Anchors that outlive the process, in a small file of the state directory: those that each authority advertised, and
-those that certificates in use chain to.
+"""Anchors that outlive the process, in a small file of the state directory: those that each authority advertised for
+this and for other trust domains, and those that certificates in use chain to.
 
 With the first a restarted agent serves the whole bundle at once, the same as before, also while every CA is down. The
 second are for Envoys that use a certificate until they are given the next one, and for peers that meet it a while
@@ -53,11 +53,20 @@ class AdvertisedAnchors(Struct, frozen=True):
     since: datetime
 
 
+class FederatedAnchors(Struct, frozen=True):
+    """What an authority gave as the anchors of another trust domain."""
+
+    trust_domain: str
+    authority: str
+    anchors: Chain
+
+
 class StoredAnchors(NamedTuple):
     """What the file holds."""
 
     needed: tuple[NeededAnchor, ...] = ()
     advertised: tuple[AdvertisedAnchors, ...] = ()
+    federated: tuple[FederatedAnchors, ...] = ()
 
 
 class AnchorsFileError(SdsAgentError):
@@ -81,12 +90,22 @@ class _WrittenAdvertised(Struct, frozen=True):
     anchors_pem: str
 
 
+class _WrittenFederated(Struct, frozen=True):
+    """What an authority of this name and kind gave for another trust domain, as it is written."""
+
+    trust_domain: str
+    authority: str
+    kind: str
+    anchors_pem: str
+
+
 class _Written(Struct, frozen=True):
     """The content of the file. In format 1 it is the needed anchors alone, a list."""
 
     needed: list[_WrittenAnchor]
     advertised: list[_WrittenAdvertised]
     format: int = 1
+    federated: list[_WrittenFederated] = msgspec.field(default_factory=list)
 
 
 class AnchorsFile:
@@ -171,7 +190,13 @@ class AnchorsFile:
             )
             for a in anchors.advertised
         ]
-        return msgspec.json.encode(_Written(needed, advertised, FORMAT))
+        federated = [
+            _WrittenFederated(
+                f.trust_domain, f.authority, self._kinds.get(f.authority, ""), write_pem(f.anchors).decode()
+            )
+            for f in anchors.federated
+        ]
+        return msgspec.json.encode(_Written(needed, advertised, FORMAT, federated))
 
     def _decode(self, content: bytes) -> StoredAnchors:
         read = msgspec.json.decode(content, type=_Written | list[_WrittenAnchor])
@@ -179,6 +204,7 @@ class AnchorsFile:
         return StoredAnchors(
             tuple(_needed(each) for each in written.needed),
             tuple(_advertised(each) for each in written.advertised if self._kinds.get(each.authority) == each.kind),
+            tuple(_federated(each) for each in written.federated if self._kinds.get(each.authority) == each.kind),
         )
 
 
@@ -192,3 +218,7 @@ def _needed(entry: _WrittenAnchor) -> NeededAnchor:
 def _advertised(entry: _WrittenAdvertised) -> AdvertisedAnchors:
     since = datetime.fromtimestamp(entry.since, UTC)
     return AdvertisedAnchors(entry.authority, read_pem(entry.anchors_pem.encode()), since)
+
+
+def _federated(entry: _WrittenFederated) -> FederatedAnchors:
+    return FederatedAnchors(entry.trust_domain, entry.authority, read_pem(entry.anchors_pem.encode()))

@@ -6,13 +6,14 @@ whatever else an authority knows of would otherwise make names of its choice.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.clock import Clock
+from sds_agent.issuance.anchors_file import FederatedAnchors
 from sds_agent.issuance.status import FederatedStatus
 from sds_agent.pki.certificates import CertificateError, describe, longest_valid_first, read_bundle, write_pem
 from sds_agent.pki.validation.choice import current, moments
@@ -43,12 +44,21 @@ def bundle_name(trust_domain: str) -> str:
 
 
 class Federation:
-    """The bundles of other trust domains. `sources` has the trust domains that each authority gives, by its name."""
+    """The bundles of other trust domains. `sources` has the trust domains that each authority gives, by its name;
+    `changed` is called when `stored` has changed.
+    """
 
-    def __init__(self, store: SecretStore, sources: Mapping[str, Sequence[str]], clock: Clock) -> None:
+    def __init__(
+        self,
+        store: SecretStore,
+        sources: Mapping[str, Sequence[str]],
+        clock: Clock,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._store = store
         self._sources = sources
         self._clock = clock
+        self._changed = changed
         self._anchors: dict[str, Chain] = {}
         self._served: dict[str, Chain] = {}
         self._faults = {name: log.LogOnChange(LOG, "federated_anchors_left_out") for name in self.trust_domains}
@@ -68,6 +78,24 @@ class Federation:
             for name in names
         )
 
+    @property
+    def stored(self) -> tuple[FederatedAnchors, ...]:
+        """What has to outlive the process."""
+        return tuple(
+            FederatedAnchors(name, authority, self._anchors[name])
+            for authority, names in self._sources.items()
+            for name in names
+            if name in self._anchors
+        )
+
+    def restore(self, stored: Iterable[FederatedAnchors]) -> None:
+        """Serve what an earlier process was given, until the authority says something else."""
+        for each in stored:
+            anchors = tuple(anchor for anchor in each.anchors if fault_of_ca(anchor) is None)
+            if anchors and each.trust_domain in self._sources.get(each.authority, ()):
+                self._anchors[each.trust_domain] = anchors
+                self._publish(each.authority, each.trust_domain)
+
     def update(self, authority: str, bundles: Mapping[str, bytes]) -> None:
         """Serve what an authority says now, in PEM by the names of the trust domains.
 
@@ -81,6 +109,7 @@ class Federation:
                 self._take(authority, name, bundles[name])
             elif self._anchors.pop(name, None) is not None:
                 self._withdraw(authority, name)
+        self._changed()
 
     def check_times(self) -> datetime:
         """Publish a bundle anew if an anchor in it has ended or begun; returns when to check next."""

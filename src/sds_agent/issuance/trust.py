@@ -253,6 +253,10 @@ class Trust:
             ),
         )
 
+    def store_again(self) -> None:
+        """What is stored beside `stored` has changed."""
+        self._stored_changed.set()
+
     async def stored_changed(self) -> None:
         """Return when `stored` may have changed since this returned last."""
         await self._stored_changed.wait()
@@ -424,15 +428,17 @@ async def refresh_once(
     return "", None
 
 
-async def maintain(trust: Trust, file: AnchorsFile, clock: Clock) -> None:
+async def maintain(trust: Trust, file: AnchorsFile, clock: Clock, federation: Federation | None = None) -> None:
     """Drop anchors when they end or are needed no longer, and write to the file what has to outlive the process, until
     cancelled.
     """
     async with background_tasks() as start:
         start(_drop_ended(trust, clock))
         start(follow_times(trust, clock))
+        if federation is not None:
+            start(follow_times(federation, clock))
         while True:
-            while not await file.save(trust.stored):
+            while not await file.save(trust.stored._replace(federated=() if federation is None else federation.stored)):
                 await clock.sleep(RETRY)
             await trust.stored_changed()
 
