@@ -127,8 +127,8 @@ def read_at_once(file: Path, most: int) -> bytes:
 def read_below(file: Path, directories: Iterable[Path], most: int) -> bytes:
     """As `read_at_once`, of a file that lies below one of the directories, wherever symlinks on its path lead.
 
-    Nobody can exchange the file between the check and the reading: it is judged by where the kernel says that the
-    opened one is, and that one is read. A file elsewhere, and what is no regular file, is not even opened for reading.
+    No process can exchange the file between the check and the reading: the check asks the kernel where the opened file
+    is, and that one is read. A file elsewhere, or of another kind than a regular one, is not opened for reading.
     Raises OutsideError, and OSError, which it is too where /proc is not mounted.
     """
     found = os.open(file, os.O_PATH | os.O_CLOEXEC)

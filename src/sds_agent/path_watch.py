@@ -1,14 +1,14 @@
-"""The kernel's word that a file may have changed, wherever on the way to it that happens (inotify(7)).
+"""The kernel reports that a file may have changed, wherever on the way to it that happens (inotify(7)).
 
-A file is replaced in many ways: it is written in place, another is renamed over it, a symlink on the way to it is
-swapped, a directory above it is exchanged. So each directory in which a name on the way is looked up is watched, those
-behind symlinks too, and the file itself. A directory is watched before the name is looked up in it, and the whole way
-is followed anew for each reading: a change at any moment is either seen by that reading or told afterwards.
+Programs replace a file in many ways: they write it in place, rename another over it, swap a symlink on the way to it,
+or exchange a directory above it. So a `PathWatch` watches each directory in which the kernel looks a name of the way
+up, those behind symlinks too, and the file itself. It watches a directory before it reads the name there, and follows
+the whole way anew for each reading of the file: that reading sees a change, or the kernel reports it afterwards.
 
-The kernel tells neither of a mount, nor of what another machine does on a network's disk, nor of a write through a
-mapping, and it may have no watch left to give. So whoever follows a file reads it every few seconds too, and a watch
-only makes it sooner. What an event says beside its directory and name does not matter, a lost one is an event too
-(IN_Q_OVERFLOW), and so two functions of the C library do what a package would be there for.
+The kernel reports neither a mount, nor what another machine does on a network's disk, nor a write through a mapping,
+and its watches may be used up. So a program that follows a file also reads it every few seconds, and a watch makes that
+sooner. Of an event only its directory and name matter, and lost events are reported by an event (IN_Q_OVERFLOW): three
+functions of the C library are enough, and no package is needed.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from sds_agent.clock import Clock
 LOG = logging.getLogger(__name__)
 
 SETTLE = 0.05
-"""Seconds from the kernel's word to the next reading: who replaces several files is often done by then."""
+"""Seconds from the kernel's report to the next reading: a program that replaces several files is often done by then."""
 MOST_LINKS = 40
 """Symlinks on one way, as the kernel has it (path_resolution(7))."""
 _BUFFER = 1 << 16
@@ -47,7 +47,7 @@ _FIXES = {
     errno.ENFILE: "the system's descriptors are used up; raise fs.file-max (sysctl)",
     errno.ENOSYS: "this system has no inotify, or this Python no ctypes",
 }
-"""What keeps the kernel from watching for longer than a moment, and the way out."""
+"""Why the kernel watches nothing more, and the fix."""
 
 
 class PathWatch:
@@ -56,7 +56,7 @@ class PathWatch:
     def __init__(self) -> None:
         self._descriptor: int | None = None
         self._interest: dict[int, set[bytes]] = {}  # the names that matter in a directory, by its watch
-        self._told = asyncio.Event()
+        self._changed = asyncio.Event()
         self._reader: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
         self._arming = self._closed = False
@@ -84,23 +84,23 @@ class PathWatch:
         self._listen()
         self._report(seconds)
         async with asyncio.TaskGroup() as tasks:
-            told, over = tasks.create_task(self._told.wait()), tasks.create_task(clock.sleep(seconds))
-            await asyncio.wait([told, over], return_when=asyncio.FIRST_COMPLETED)
-            was_told = told.done()
-            told.cancel()
+            changed, over = tasks.create_task(self._changed.wait()), tasks.create_task(clock.sleep(seconds))
+            await asyncio.wait([changed, over], return_when=asyncio.FIRST_COMPLETED)
+            was_changed = changed.done()
+            changed.cancel()
             over.cancel()
-        if was_told:
+        if was_changed:
             await asyncio.sleep(SETTLE)
-        self._told.clear()
+        self._changed.clear()
 
     @property
-    def is_told(self) -> bool:
+    def has_changed(self) -> bool:
         """Whether `changed` would return at once."""
-        return self._told.is_set()
+        return self._changed.is_set()
 
-    def tell(self) -> None:
+    def wake(self) -> None:
         """Let `changed` return for a reason of the caller's own."""
-        self._told.set()
+        self._changed.set()
 
     def close(self) -> None:
         """Watch nothing any more."""
@@ -132,7 +132,7 @@ class PathWatch:
         except OSError:  # nothing to read after all
             return
         if self._concerns_us(data):
-            self._told.set()
+            self._changed.set()
 
     def _concerns_us(self, data: bytes) -> bool:
         """Whether one of the events is about a name on a way, about what is watched itself, or about lost events."""
@@ -194,7 +194,7 @@ class PathWatch:
         except OSError as error:
             if error.errno in _FIXES:
                 raise
-            return  # it has just gone, which its directory tells, or may be entered and not read: time tells then
+            return  # it has just gone, which its directory reports; or this user may not read it, and time has to do
         # in both at once: an event of this moment counts, by what was watched before as by what is now
         for each in (fresh, self._interest):
             each.setdefault(watch, set()).add(os.fsencode(name))

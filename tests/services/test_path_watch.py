@@ -1,4 +1,4 @@
-"""The kernel's word on changes: whatever a program does to a file or to what leads there, again and again."""
+"""What the kernel reports of changes: whatever a program does to a file or to what leads there, again and again."""
 
 import asyncio
 import errno
@@ -30,59 +30,59 @@ def watching(*paths: Path) -> Iterator[PathWatch]:
         watch.close()
 
 
-async def told(watch: PathWatch) -> None:
-    """Wait for the kernel's word; the clock of the other way to return stands still."""
+async def reported(watch: PathWatch) -> None:
+    """Wait for the kernel's report; the clock of the other way to return stands still."""
     with anyio.fail_after(10):
         await watch.changed(HandClock(), 5)
 
 
 @asynccontextmanager
-async def nothing_told(watch: PathWatch) -> AsyncIterator[None]:
-    """Nothing is told of what happens in this context. The kernel has queued it all by the end; the loop reads it."""
+async def nothing_reported(watch: PathWatch) -> AsyncIterator[None]:
+    """Nothing is reported of what happens in this context. By its end the kernel has queued the events."""
     waiting = asyncio.create_task(watch.changed(clock := HandClock(), 5))
     await clock.asleep()
     yield
     for _ in range(5):
         await asyncio.sleep(0)
-    assert not watch.is_told
+    assert not watch.has_changed
     waiting.cancel()
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_every_replacement_is_told_however_it_is_made(way: object, tmp_path: Path) -> None:
+async def test_every_replacement_has_changed_however_it_is_made(way: object, tmp_path: Path) -> None:
     assert callable(way)
     directory, replace = way(tmp_path)
-    await _told_each_time(directory, replace)
+    await _reported_each_time(directory, replace)
 
 
-async def _told_each_time(directory: Path, replace: Replace) -> None:
+async def _reported_each_time(directory: Path, replace: Replace) -> None:
     file = directory / "tls.crt"
     with watching(file) as watch:
         for content in (b"first", *(b"%d" % n for n in range(TIMES))):
             replace({"tls.crt": content, "tls.key": b"key"})
-            await told(watch)
+            await reported(watch)
             watch.arm([file])
             assert file.read_bytes() == content
-            while watch.is_told:  # by what the same replacement did after the first word of it
-                await told(watch)
+            while watch.has_changed:  # by what the same replacement did after its first report
+                await reported(watch)
 
 
-async def test_a_path_that_is_made_step_by_step_is_told_at_each(tmp_path: Path) -> None:
+async def test_a_path_that_is_made_step_by_step_has_changed_at_each(tmp_path: Path) -> None:
     file = tmp_path / "a" / "b" / "file"
     with watching(file) as watch:
         for make in (file.parent.parent.mkdir, file.parent.mkdir, file.touch):
             make()
-            await told(watch)
+            await reported(watch)
             watch.arm([file])
         file.write_bytes(b"content")
-        await told(watch)
+        await reported(watch)
 
 
 async def test_a_change_between_arming_and_waiting_is_not_lost(tmp_path: Path) -> None:
     file = tmp_path / "file"
     with watching(file) as watch:
         file.touch()
-        await told(watch)
+        await reported(watch)
 
 
 async def test_what_happens_to_other_files_wakes_nothing(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ async def test_what_happens_to_other_files_wakes_nothing(tmp_path: Path) -> None
     file = tmp_path / "file"
     file.touch()
     with watching(file) as watch:
-        async with nothing_told(watch):
+        async with nothing_reported(watch):
             (tmp_path / "other").write_bytes(b"x")
             (tmp_path / "other").rename(tmp_path / "another")
             (tmp_path / "another").unlink()
@@ -102,7 +102,7 @@ async def test_a_path_that_is_watched_no_longer_wakes_nothing(tmp_path: Path) ->
         each.touch()
     with watching(file, other) as watch:
         watch.arm([file])
-        async with nothing_told(watch):
+        async with nothing_reported(watch):
             other.write_bytes(b"x")
 
 
@@ -116,7 +116,7 @@ async def test_lost_events_count_as_a_change(tmp_path: Path) -> None:
             descriptor = os.open(other, os.O_CREAT | os.O_WRONLY)
             os.close(descriptor)
             other.unlink()
-        await told(watch)
+        await reported(watch)
 
 
 async def test_links_in_a_circle_end(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ async def test_links_in_a_circle_end(tmp_path: Path) -> None:
     (tmp_path / "b").symlink_to("a")
     with watching(tmp_path / "a" / "file") as watch:
         (tmp_path / "b").unlink()
-        await told(watch)
+        await reported(watch)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EMFILE, errno.ENOMEM])
@@ -152,7 +152,7 @@ async def test_without_the_kernels_watches_time_alone_says_when_to_read(
             patched.undo()
             watch.arm([file])
             file.write_bytes(b"y")
-            await told(watch)
+            await reported(watch)
     assert len(events.named("watched_by_time")) == 1
 
 

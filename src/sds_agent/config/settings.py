@@ -103,7 +103,7 @@ class SdsSettings(Struct, frozen=True, kw_only=True):
         listing("directories"),
         Meta(
             description="The directories of which Envoys may ask for files, by Istio's names file-cert:CERTIFICATE~KEY "
-            "and file-root:ROOTS. Whoever may connect can read the keys below them. Left out: none."
+            "and file-root:ROOTS. A process that may connect can read the keys below them. Left out: none."
         ),
     ] = ()
     limits: PeerLimitSettings = PeerLimitSettings()

@@ -225,7 +225,7 @@ Command: TypeAlias = Annotated[
     ),
 ]
 SecretDirectory: TypeAlias = Annotated[
-    Path, custom(_directory_of_secrets, "a directory, and not /", {**_PATH_SCHEMA, "pattern": "[^/]"})
+    Path, custom(_directory_of_secrets, "a directory other than /", {**_PATH_SCHEMA, "pattern": "[^/]"})
 ]
 SocketPath: TypeAlias = Annotated[Path, custom(_socket, f"a path of at most {LONGEST_SOCKET_PATH} bytes", _PATH_SCHEMA)]
 Mode: TypeAlias = Annotated[

@@ -50,7 +50,7 @@ LINES = Rate(100, 100 / 3600)
 """Lines of the log on names that cannot be served: peers choose these names."""
 
 
-class _Found(Struct, frozen=True):
+class _FileContent(Struct, frozen=True):
     """What a name's files give, and from when to when it is good; what is left out of it because it cannot be used."""
 
     secret: Secret
@@ -67,32 +67,32 @@ class _Found(Struct, frozen=True):
         return ""
 
 
-class _Fault(Struct, frozen=True):
+class _FileFault(Struct, frozen=True):
     """Why a name's files give nothing. `outside`: a path leads to what the configuration does not allow."""
 
     cause: str
     outside: bool = False
 
 
-class _Outcome(Struct, frozen=True):
+class _FileOutcome(Struct, frozen=True):
     """One reading of a name's files: a hash of their contents, and what they give."""
 
     digest: bytes
-    result: _Found | _Fault
+    result: _FileContent | _FileFault
 
 
 class _UnreadableError(SdsAgentError):
     """A file gives no content; the message names it."""
 
 
-class _Entry:
+class _FileEntry:
     """A name that streams ask for, and what is served under it."""
 
     def __init__(self, name: str, files: FileName) -> None:
         self.name = name
         self.files = files
         self.clients: set[object] = set()
-        self.outcome: _Outcome | None = None
+        self.outcome: _FileOutcome | None = None
         self.served: Resource | None = None
         self.not_after: datetime | None = None
         self.absence = Absence.PENDING
@@ -104,22 +104,22 @@ class _Entry:
         """What a session sees."""
         return self.served or self.absence
 
-    def take(self, outcome: _Outcome, now: datetime) -> str:
+    def take(self, outcome: _FileOutcome, now: datetime) -> str:
         """Serve what was read, if it can be; returns what to report, empty where that is nothing."""
         result, self.outcome = outcome.result, outcome
-        cause = result.cause if isinstance(result, _Fault) else result.fault(now)
-        if isinstance(result, _Found) and not cause:
+        cause = result.cause if isinstance(result, _FileFault) else result.fault(now)
+        if isinstance(result, _FileContent) and not cause:
             self._serve(result)
             self.doubt = None
             return "; ".join(result.left_out)
         self.doubt = doubted(self.doubt, cause, now)
         if self.not_after is not None and self.not_after <= now:
             self.served = None
-        outside = isinstance(result, _Fault) and result.outside
+        outside = isinstance(result, _FileFault) and result.outside
         self.absence = Absence.UNKNOWN if outside else Absence.PENDING
         return cause if outside or self.doubt.overdue(now) else ""
 
-    def _serve(self, found: _Found) -> None:
+    def _serve(self, found: _FileContent) -> None:
         self.absence, self.not_after = Absence.PENDING, found.not_after
         if self.served is None or self.served.version != found.secret.version:
             self.served = encode_secret(self.name, found.secret)
@@ -132,7 +132,7 @@ class FileSecrets:
         self.directories = tuple(directories)
         self._store = store
         self._clock = clock
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, _FileEntry] = {}
         self._wanted: dict[object, frozenset[str]] = {}
         self._watches = {directory: PathWatch() for directory in self.directories}
         self._lines = Bucket(LINES, time.monotonic())
@@ -150,8 +150,8 @@ class FileSecrets:
         return tuple(self._entries)
 
     def want(self, client: object, names: Iterable[str]) -> None:
-        """`client` (any hashable) asks for these names, and for no others any more. Those that nobody wants are
-        dropped, with the key that was read.
+        """`client` (any hashable) asks for these names, and for no others any more. Those that no client asks for
+        are dropped, with the key that was read.
         """
         before, wanted = self._wanted.get(client, frozenset()), frozenset(self._known(names))
         if wanted == before:
@@ -180,8 +180,8 @@ class FileSecrets:
             if name in self._entries:
                 yield name
             elif len(self._entries) < MOST_NAMES and (files := parsed(name, self.directories)) is not None:
-                self._entries[name] = _Entry(name, files)
-                self._watches[files.directory].tell()
+                self._entries[name] = _FileEntry(name, files)
+                self._watches[files.directory].wake()
                 yield name
 
     async def _follow(self, directory: Path) -> None:
@@ -198,14 +198,14 @@ class FileSecrets:
         finally:
             watch.close()
 
-    async def _look(self, entries: Sequence[_Entry], watch: PathWatch, disk: TimeLimit) -> None:
+    async def _look(self, entries: Sequence[_FileEntry], watch: PathWatch, disk: TimeLimit) -> None:
         """Read the files of these names once, and push what has changed."""
         asked = [(each.files, each.outcome) for each in entries]
         try:
             outcomes = await disk.call(self._outcomes, asked, watch)
         except (TimeoutError, NoThreadError) as error:
             why = error.strerror if isinstance(error, TimeoutError) else str(error)
-            outcomes = [_Outcome(b"", _Fault(f"the files cannot be read: {why}"))] * len(entries)
+            outcomes = [_FileOutcome(b"", _FileFault(f"the files cannot be read: {why}"))] * len(entries)
         now, changed = self._clock.now(), set[str]()
         for entry, outcome in zip(entries, outcomes, strict=True):
             before = entry.view
@@ -213,15 +213,15 @@ class FileSecrets:
             if entry.view is not before:
                 changed.add(entry.name)
         if changed:
-            self._store.tell(frozenset(changed))
+            self._store.announce(frozenset(changed))
 
-    def _outcomes(self, asked: Iterable[tuple[FileName, _Outcome | None]], watch: PathWatch) -> list[_Outcome]:
+    def _outcomes(self, asked: Iterable[tuple[FileName, _FileOutcome | None]], watch: PathWatch) -> list[_FileOutcome]:
         """Blocks on the disk."""
         wanted = list(asked)
         watch.arm(path for files, _ in wanted for path in files.paths)
         return [_read(files, self.directories, before) for files, before in wanted]
 
-    def _report(self, entry: _Entry, cause: str) -> None:
+    def _report(self, entry: _FileEntry, cause: str) -> None:
         """Log it, once for each cause, and within a budget."""
         if cause and cause != entry.reported and self._lines.holds(time.monotonic()):
             self._lines.draw()
@@ -236,17 +236,19 @@ class FileSecrets:
         entry.reported = cause
 
 
-def _read(files: FileName, directories: Sequence[Path], before: _Outcome | None) -> _Outcome:
+def _read(files: FileName, directories: Sequence[Path], before: _FileOutcome | None) -> _FileOutcome:
     try:
         contents = settled(lambda: {path: _content(path, directories) for path in files.paths})
         if contents is None:
-            return _Outcome(b"", _Fault("the files change all the time"))
+            return _FileOutcome(b"", _FileFault("the files change all the time"))
         digest = _digest(contents[path] for path in files.paths)
-        return before if before is not None and before.digest == digest else _Outcome(digest, _judged(files, contents))
+        return (
+            before if before is not None and before.digest == digest else _FileOutcome(digest, _judged(files, contents))
+        )
     except OutsideError as error:
-        return _Outcome(b"", _Fault(str(error), outside=True))
+        return _FileOutcome(b"", _FileFault(str(error), outside=True))
     except _UnreadableError as error:
-        return _Outcome(b"", _Fault(str(error)))
+        return _FileOutcome(b"", _FileFault(str(error)))
 
 
 def _content(path: Path, directories: Sequence[Path]) -> bytes:
@@ -261,32 +263,34 @@ def _content(path: Path, directories: Sequence[Path]) -> bytes:
     return data
 
 
-def _judged(files: FileName, contents: dict[Path, bytes]) -> _Found | _Fault:
+def _judged(files: FileName, contents: dict[Path, bytes]) -> _FileContent | _FileFault:
     if isinstance(files, RootsFile):
         return _roots(files.roots, contents[files.roots])
     try:
         pair = read_pair_of(contents[files.certificate], contents[files.key])
     except PairError as error:
         place = files.key if KEY in error.problem.where else files.certificate
-        return _Fault(f"{place} {error.problem.found}; {error.problem.fix}")
+        return _FileFault(f"{place} {error.problem.found}; {error.problem.fix}")
     if fault := IN_SECRETS.fault(pair.key):
-        return _Fault(f"{files.key} is {fault.found}, by which Envoys do not accept each other; make {fault.wanted}")
+        return _FileFault(
+            f"{files.key} is {fault.found}, by which Envoys do not accept each other; make {fault.wanted}"
+        )
     leaf = pair.leaf
     secret = CertificateSecret(write_pem(pair.chain), to_pkcs8_pem(pair.key), leaf.not_valid_after_utc)
     left_out = tuple(f"left out of {files.certificate}: {each}" for each in pair.left_out)
-    return _Found(secret, leaf.not_valid_before_utc, leaf.not_valid_after_utc, left_out)
+    return _FileContent(secret, leaf.not_valid_before_utc, leaf.not_valid_after_utc, left_out)
 
 
-def _roots(file: Path, data: bytes) -> _Found | _Fault:
+def _roots(file: Path, data: bytes) -> _FileContent | _FileFault:
     try:
         read = read_bundle(data)
     except CertificateError as error:
-        return _Fault(f"{file} cannot be read: {error}")
+        return _FileFault(f"{file} cannot be read: {error}")
     if not read.certificates:
         problem = without_certificate(data, "the roots")
-        return _Fault(f"{file} {problem.found}; {problem.fix}")
+        return _FileFault(f"{file} {problem.found}; {problem.fix}")
     left_out = tuple(f"left out of {file}: {each}" for each in read.left_out)
-    return _Found(BundleSecret(write_pem(read.certificates)), left_out=left_out)
+    return _FileContent(BundleSecret(write_pem(read.certificates)), left_out=left_out)
 
 
 def _digest(parts: Iterable[bytes]) -> bytes:

@@ -64,7 +64,7 @@ class SecretStore:
         finally:
             del self._watchers[key]
 
-    def tell(self, names: frozenset[str]) -> None:
+    def announce(self, names: frozenset[str]) -> None:
         """Call the watchers for names that are served from elsewhere than this store and have changed there."""
         for watcher in tuple(self._watchers.values()):
             watcher(names)
@@ -85,7 +85,7 @@ class SecretStore:
         names = frozenset(changed)
         if names:
             self._snapshot = MappingProxyType({**self._snapshot, **changed})
-            self.tell(names)
+            self.announce(names)
         return names
 
 
