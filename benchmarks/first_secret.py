@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
@@ -35,8 +35,8 @@ keep_certificates: {1}
 """
 
 
-def seconds_to_first_secret(command: Sequence[str], socket: Path) -> float:
-    """Start the server, ask for a secret as soon as its socket is there, and end it."""
+def seconds_to_first_secret(command: Sequence[str], socket: Path, then: Callable[[int], None] | None = None) -> float:
+    """Start the server, ask for a secret as soon as its socket is there, and end it. `then` gets its pid before."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     if command[-1] == "run":
         environment |= {"SDS_AGENT__SDS__SOCKET": str(socket), "SDS_AGENT__STATE_DIR": str(socket.with_name("state"))}
@@ -50,7 +50,10 @@ def seconds_to_first_secret(command: Sequence[str], socket: Path) -> float:
         with grpc.insecure_channel(f"unix:{socket}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(METHOD)
             next(iter(call(iter([QUESTION]), wait_for_ready=True, timeout=TIMEOUT)))
-            return time.perf_counter() - started
+            taken = time.perf_counter() - started
+        if then is not None:
+            then(server.pid)
+        return taken
     finally:
         server.terminate()
         server.wait()
