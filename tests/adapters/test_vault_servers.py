@@ -129,6 +129,20 @@ async def test_a_sealed_node_gives_way_to_the_next_which_is_asked_first_from_the
     assert str(error).count("503: Vault is sealed") == 2
 
 
+async def test_a_node_without_a_leader_gives_way_though_it_answers_500(client: VaultClient, vault: VaultServer) -> None:
+    """It answers what needs no leader, so the next one has to be asked for a single request."""
+    other = VaultServer(now=vault.now, issuers=vault.issuers, default=vault.default)
+    other.http.ca, vault.leaderless = vault.http.ca, True
+    async with vault.serving(), other.serving():
+        async with client.open(client.settings(url=(vault.http.url, other.http.url))):
+            await client.issue()
+        async with client.open(client.settings()):
+            error = await client.refused()
+    assert len(other.signed) == 1
+    assert error.kind is ErrorKind.TRANSIENT
+    assert "its cluster has no leader at present" in str(error)
+
+
 async def test_a_silent_node_leaves_the_next_one_its_time(client: VaultClient, vault: VaultServer) -> None:
     other = VaultServer(now=vault.now, issuers=vault.issuers, default=vault.default)
     other.http.ca = vault.http.ca

@@ -118,6 +118,8 @@ class VaultServer:
     auth_mounts: set[str] = field(default_factory=lambda: {"approle", "jwt", "kubernetes", "cert"})
     sealed: bool = False
     leader: str | None = None
+    leaderless: bool = False
+    """Whether its cluster has no leader: it then answers what needs none, such as the issuers."""
     hashicorp: bool = False
     intercept: Callable[[Request], Reply | bytes | None] | None = None
     """Answers in the server's place what it does not return None for."""
@@ -203,6 +205,8 @@ class VaultServer:
             if not path.startswith(f"{self.mount}/issuer"):
                 raise RefusedError(403, "permission denied")  # it is not said whether there is such a mount
             return self._issuer(path.removeprefix(f"{self.mount}/"))
+        if self.leaderless:
+            raise RefusedError(500, "local node not active but active cluster node not found")
         if path.startswith("auth/") and path.endswith("/login"):
             return self._login(path.split("/")[1], request)
         token = self._known(request)

@@ -22,7 +22,7 @@ from sds_agent.authority.http_client import (
     send,
 )
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
-from sds_agent.authority.vault.refusals import NOT_SERVING, VaultRefusal, leads_elsewhere, not_serving
+from sds_agent.authority.vault.refusals import VaultRefusal, leads_elsewhere, not_serving, serves
 from sds_agent.authority.vault.settings import VaultSettings
 from sds_agent.authority.vault.wire import VaultCall, words
 from sds_agent.clock import Clock
@@ -126,11 +126,11 @@ class VaultNodes:
                     answer = await self._send(self._leader(answer), call, reach)
         except TimeoutError as error:
             message = (
-                f"{_what(url)} did not answer within {self._share:.0f} s; check that the network lets the agent through"
+                f"{_what(url)} did not answer within {self._share:g} s; check that the network lets the agent through"
             )
             raise AuthorityError(ErrorKind.TRANSIENT, message) from error
-        if answer.http.status in NOT_SERVING:
-            raise not_serving(self.refusal(answer, call))
+        if answer.http.status != 200 and not serves(refusal := self.refusal(answer, call)):
+            raise not_serving(refusal)
         return answer
 
     async def _send(self, url: str, call: VaultCall, reach: VaultReach) -> NodeAnswer:

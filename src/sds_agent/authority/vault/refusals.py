@@ -25,8 +25,9 @@ from sds_agent.authority.vault.settings import (
 from sds_agent.authority.vault.wire import is_policys_denial
 from sds_agent.pki.certificates import CertificateError, extended_key_usages, read_pem, san_values
 
-NOT_SERVING = frozenset({307, 308, 412, 472, 473, 502, 503, 504})
-"""The answers of a node that does not serve now: another one of its cluster may."""
+_NOT_SERVING = frozenset({307, 308, 412, 472, 473, 502, 503, 504})
+_NO_LEADER = "active cluster node not found"
+"""What a node says, with 500, while its cluster has no leader or has not named it yet."""
 FIRST_SERVER_ERROR = 500
 
 
@@ -108,9 +109,15 @@ def not_renewed(refusal: VaultRefusal, chosen: VaultSettings) -> AuthorityError:
     return TokenRefusedError(error.kind, str(error))
 
 
+def serves(refusal: VaultRefusal) -> bool:
+    """Whether a node that gave this answer serves at all. Where it does not, another one of its cluster may."""
+    return refusal.status not in _NOT_SERVING and _NO_LEADER not in refusal.words
+
+
 def not_serving(refusal: VaultRefusal) -> AuthorityError:
     """The error for a node that does not serve now: sealed, a standby, or behind the others."""
     fixes = {
+        500: "its cluster has no leader at present: check the other nodes",
         412: "this node has not caught up with its cluster yet",
         472: "it is a secondary of disaster recovery: name the primary cluster in url",
         473: "it is a performance standby: name the active node in url too",
@@ -231,7 +238,7 @@ def _credentials_at_fault(refusal: VaultRefusal, auth: VaultAuth) -> bool:
 
 def _otherwise(refusal: VaultRefusal, deed: str, chosen: VaultSettings) -> AuthorityError:
     """What a status means whatever was asked for."""
-    if refusal.status in NOT_SERVING:
+    if not serves(refusal):
         return not_serving(refusal)
     if refusal.status == 429:
         return refusal.error(
