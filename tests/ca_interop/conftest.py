@@ -14,6 +14,13 @@ def place() -> Iterator[Path]:
         yield Path(directory)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run in one process what shares one server: the tests of a module with one event loop."""
+    for each in items:
+        if isinstance(each, pytest.Function) and "loop_of_the_module" in each.fixturenames:
+            each.add_marker(pytest.mark.xdist_group(each.path.name))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """One line for each thing that a user of a CA relies on, in the order of the kinds."""
     terminalreporter.section("seen with real CA servers")
