@@ -156,9 +156,9 @@ async def agent(
     async with background_tasks() as start:
         # Issuance begins before the server: the first certificate is asked for while the server comes up.
         start(maintain(trust, anchors_file, clock, federation if settings.federated else None))
-        for name, authority in cas.items():
-            if isinstance(authority, AdvertisesAnchors):
-                start(refresh(trust, name, authority, clock, federation=federation))
+        restored = trust.status.version is not None
+        if not restored:
+            _start_refreshes(start, cas, trust, federation, clock)
         for issuer in issuers.values():
             start(issuer.run())
         if locked is not None:
@@ -173,12 +173,22 @@ async def agent(
             service, preflight.socket_file(settings.sds), limits, [readiness], before_probe=lambda: complete(store)
         ):
             _announce(settings.sds.socket)
+            if restored:  # only now: what is asked for takes its time, and the first secret needs none of it
+                _start_refreshes(start, cas, trust, federation, clock)
             # Checked only now: a mere warning must not delay the first secret.
             start(sources.warn(preflight.sources(settings)))
             start(_check_credentials(settings, clock))
             start(expiry.watch(lambda: (running.workloads, running.trust), clock))
             with watched(store), store.watching(lambda _changed: readiness.check_again()):
                 yield running
+
+
+def _start_refreshes(
+    start: Start, cas: Mapping[str, Authority | Supplier], trust: Trust, federation: Federation, clock: Clock
+) -> None:
+    for name, authority in cas.items():
+        if isinstance(authority, AdvertisesAnchors):
+            start(refresh(trust, name, authority, clock, federation=federation))
 
 
 def issuers_of(

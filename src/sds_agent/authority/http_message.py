@@ -1,0 +1,120 @@
+"""A request to a CA that speaks HTTP, and its answer, as values; and how an adapter reads the files for it."""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from msgspec import Struct
+
+from sds_agent.authority.credentials import Token, read_certificates
+from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
+from sds_agent.pki.certificates import write_pem
+from sds_agent.tasks import DISK_TIMEOUT, TimeLimit
+from sds_agent.text import one_line
+from sds_agent.values import Sensitive
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+LARGEST_ANSWER = 4 << 20
+"""Bytes of an answer's body."""
+LONGEST_LINE = 1 << 20
+"""Bytes of one line of an answer that comes line by line."""
+LONGEST_WORDS = 300
+"""Characters of a CA's own words in a message."""
+SERVER_ROOTS = "the roots that vouch for the CA's server"
+
+
+class CertificateRefusedError(AuthorityError):
+    """The connection failed after our certificate was shown.
+
+    With TLS 1.3 a server that refuses a client's certificate ends the connection with an alert, an end of file or a
+    reset, by chance; so each of them means that.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorKind.UNAUTHENTICATED, message)
+
+
+class HttpAnswer(Struct, frozen=True):
+    """An answer of whatever status. The names in `headers` are in lower case; `host` is who answered, as HOST:PORT."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    host: str
+
+    def retry_after(self, now: datetime) -> float | None:
+        """The delay that the server asks for, in seconds (RFC 9110 section 10.2.3); None where it names none.
+
+        A date counts by the server's own clock where the answer has one (Date), and else by ours, which is `now`.
+        """
+        value = self.headers.get("retry-after", "").strip()
+        if value.isascii() and value.isdecimal():
+            return float(value[:13]) or None if len(value) < 13 else None
+        until = _date(value)
+        if until is None:
+            return None
+        delay = (until - (_date(self.headers.get("date", "")) or now)).total_seconds()
+        return delay if delay > 0 else None
+
+    def words(self, *secret: Token) -> str:
+        """The body as one short line for a message, without these secrets."""
+        text = self.body[: LARGEST_ANSWER >> 4].decode(errors="replace")
+        for each in secret:
+            text = each.removed_from(text)
+        return one_line(text.strip(), LONGEST_WORDS)
+
+
+class HttpsRequest(Sensitive, frozen=True):
+    """What to send. `url` is absolute; with https the roots in `roots` (PEM) vouch for the server, whose certificate is
+    for `server_name`, or else for the URL's host. `certificate` is shown to a server that asks for one.
+    """
+
+    method: str
+    url: str
+    roots: bytes | None
+    body: bytes = b""
+    headers: Mapping[str, str] = {}
+    server_name: str | None = None
+    certificate: CurrentIdentity | None = None
+    unverified: bool = False
+    """Verify nothing about the server: only for an answer that is proved otherwise, such as by its own hash."""
+    roots_from: tuple[str, str] = ("the roots in ca_file do", "put its CA's root there")
+    """For the message where the roots do not vouch for the server: what they are, up to a verb, and what to do."""
+
+
+async def read_roots(disk: TimeLimit, file: Path | None) -> bytes | None:
+    """The roots in `ca_file`, in PEM, as `HttpsRequest` takes them. Raises AuthorityError UNAUTHENTICATED."""
+    return None if file is None else await read_files(disk, f"{SERVER_ROOTS} ({file})", roots_in, file)
+
+
+async def read_files(disk: TimeLimit, what: str, read: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """What `read` gives, which reads the operator's files. Raises AuthorityError UNAUTHENTICATED, as `read` does, also
+    where the disk does not answer.
+    """
+    try:
+        return await disk.call(read, *arguments, **options)
+    except TimeoutError as error:
+        message = f"{what} cannot be read: {error.strerror}; check that the disk is there"
+        raise AuthorityError(ErrorKind.UNAUTHENTICATED, message) from error
+
+
+def roots_in(file: Path, what: str = SERVER_ROOTS) -> bytes:
+    """The roots in a file, in PEM. Blocks on the disk. Raises AuthorityError UNAUTHENTICATED."""
+    return write_pem(read_certificates(file, what).certificates)
+
+
+def disk() -> TimeLimit:
+    """Where an adapter reads its files: they may lie on a network disk that does not answer."""
+    return TimeLimit(DISK_TIMEOUT)
+
+
+def _date(value: str) -> datetime | None:
+    with suppress(ValueError, TypeError, OverflowError):
+        read = parsedate_to_datetime(value)
+        return read if read.tzinfo is not None else read.replace(tzinfo=UTC)
+    return None
