@@ -229,6 +229,17 @@ async def test_a_key_that_is_replaced_signs_the_next_token(tmp_path: Path) -> No
         await Workload().issued(authority)
 
 
+async def test_a_password_that_is_replaced_counts_for_the_next_token(tmp_path: Path) -> None:
+    async with step_ca() as ca:
+        files = write_jwk(tmp_path, ca, PASSWORD)
+        authority = client(tmp_path, ca, **files)
+        await Workload().issued(authority)
+        files["password_file"].write_text("another one")
+        error = await failed(authority)
+    assert error.kind is ErrorKind.UNAUTHENTICATED
+    assert "cannot be decrypted; the password is wrong" in str(error)
+
+
 async def test_many_workloads_at_once_read_the_roots_once(tmp_path: Path) -> None:
     async with step_ca() as ca:
         authority = client(tmp_path, ca)
@@ -261,6 +272,18 @@ async def test_renewals_are_by_rekey_with_new_keys(tmp_path: Path) -> None:
         assert len(ca.asked("/1.0/rekey")) == 3
         assert "ott" not in ca.asked("/1.0/rekey")[0].json
     assert leaf(current).not_valid_after_utc - leaf(current).not_valid_before_utc == HOUR + BACKDATE
+
+
+async def test_a_ca_with_a_backdate_of_its_own_renews_by_rekey_after_the_first_signature(tmp_path: Path) -> None:
+    async with step_ca() as ca:
+        ca.backdate = timedelta(minutes=7)
+        web = Workload()
+        first = await web.issued(client(tmp_path, ca))
+        authority = client(tmp_path, ca)  # after a restart, which does not know the backdate
+        second = await web.issued(authority, first)
+        await web.issued(authority, second)
+        assert len(ca.asked("/1.0/sign")) == 2
+        assert len(ca.asked("/1.0/rekey")) == 1
 
 
 async def test_with_rekey_turned_off_a_token_renews(tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ class StepCaStandIn:
         self.names = ("127.0.0.1",)
         self.spent: set[str] = set()
         self.renewal_disabled = False
+        self.backdate = BACKDATE
         self.reasons: list[str] = []
         """Why it answered 401, as only its log says."""
         self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -247,7 +248,7 @@ class StepCaStandIn:
         if self.renewal_disabled:
             raise _unauthorized()
         csr = x509.load_pem_x509_csr(request.json["csr"].encode())
-        life = old.not_valid_after_utc - old.not_valid_before_utc - BACKDATE
+        life = old.not_valid_after_utc - old.not_valid_before_utc - self.backdate
         return self._issued(csr, old.subject, str(san_values(old)[0].value), life)
 
     def _issued(self, csr: x509.CertificateSigningRequest, subject: x509.Name, uri: str, life: timedelta) -> Reply:
@@ -260,7 +261,7 @@ class StepCaStandIn:
             key=cast("Key", csr),
             subject=subject,
             extra=[(UNKNOWN, False)],
-            not_before=now - BACKDATE,
+            not_before=now - self.backdate,
             not_after=now + life,
         )
         return _answer([_pem(leaf), _pem(self.signer.certificate)])
