@@ -109,6 +109,23 @@ async def test_new_keys_of_the_ca_are_followed_and_old_certificates_trusted_to_t
         assert running.events.named("trust_not_refreshed") == []
 
 
+async def test_a_certificate_below_a_removed_root_is_replaced_by_a_token(ca: RealStepCa, place: Path) -> None:
+    """step-ca breaks the connection on which it is shown."""
+    async with agent(place, authority(ca, place), ttl="12s") as running:
+        await running.first()
+        new = ca.make_signer("step root 2", "step intermediate 2")
+        ca.roots = [ca.root, new.root]
+        await ca.reload()
+        await running.bundle_with(ca.root.certificate, new.root.certificate)
+        ca.root, ca.signer, ca.roots = new.root, new.signer, [new.root]
+        await ca.reload()
+        await running.event("certificate_not_taken")
+        await running.more(2)
+        assert running.chain()[0].issuer == new.signer.certificate.subject
+        assert running.events.named("retrying") == []
+    assert len(ca.requests("/1.0/sign")) == 2
+
+
 async def test_an_outage_past_the_end_of_a_certificate_ends_with_a_new_token(ca: RealStepCa, place: Path) -> None:
     async with agent(place, authority(ca, place), ttl=TTL) as running:
         first = await running.first()

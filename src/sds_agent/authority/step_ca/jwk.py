@@ -74,7 +74,7 @@ class _JweHeader(Struct, frozen=True):
 
 
 def read_jwk(data: bytes, password: bytes | None = None) -> StepCaJwk:
-    """The key in a file. Blocks while it is decrypted: a quarter of a second is usual. Raises StepCaKeyError."""
+    """The key in a file. Blocks while it is decrypted: a tenth of a second is usual. Raises StepCaKeyError."""
     parsed = _parsed(data)
     if not isinstance(parsed, _Jwe):
         return _jwk(parsed)

@@ -15,7 +15,7 @@ from sds_agent.errors import Problem
 @asynccontextmanager
 async def _open(chosen: StepCaSettings, context: Context) -> AsyncIterator[Authority]:
     """A client of this server. Raises ProblemsError for settings that do not go together."""
-    from sds_agent.authority.step_ca.client import StepCaAuthority  # noqa: PLC0415 - measured: 160 ms
+    from sds_agent.authority.step_ca.client import StepCaAuthority  # noqa: PLC0415 - measured: 78 ms
 
     yield StepCaAuthority(chosen, context)
 

@@ -1,6 +1,6 @@
 """What the agent's tokens for step-ca are signed with: a JWK provisioner's key, or a certificate and its key for X5C.
 
-The files are read for every token, as other programs replace them. To decrypt a JWE takes a quarter of a second of
+The files are read for every token, as other programs replace them. To decrypt a JWE takes a tenth of a second of
 processor time by design, so a key stays decrypted for as long as its file and the password's do not change.
 """
 
