@@ -266,6 +266,22 @@ async def test_a_periodic_token_in_a_file_does_not_end(client: VaultClient, vaul
     assert vault.count("auth/token/lookup-self") == 1
 
 
+async def test_a_token_that_was_replaced_in_its_file_is_the_one_that_is_renewed(
+    client: VaultClient, vault: VaultServer, events: Events
+) -> None:
+    auth = client.token_auth(ttl=HOUR, renewable=True)
+    async with vault.serving(), client.open(client.settings(auth)):
+        await client.issue()
+        await events.wait("token_looked_up")
+        client.token_auth(ttl=HOUR, renewable=True)
+        await client.issue()
+        await events.wait("token_looked_up", count=2)
+        await pass_time(client, timedelta(minutes=41))
+        await events.wait("token_renewed")
+    (renewal,) = [each for each in vault.http.requests if each.path.endswith("renew-self")]
+    assert renewal.headers["x-vault-token"] == list(vault.tokens)[-1]
+
+
 async def test_a_token_at_its_greatest_age_gives_way_to_a_login(
     client: VaultClient, vault: VaultServer, events: Events
 ) -> None:

@@ -153,7 +153,8 @@ async def test_a_silent_node_leaves_the_next_one_its_time(client: VaultClient, v
 
     vault.http.answer = silent
     async with vault.serving(), other.serving(), client.open(client.settings(url=(vault.http.url, other.http.url))):
-        await client.issue()
+        async with asyncio.timeout(10 + TIMEOUT):
+            await client.issue()
     assert other.signed
 
 
