@@ -165,6 +165,12 @@ def test_check_explains_what_an_envoy_will_get_also_for_another_machine(folder: 
     assert "SDS_AGENT__SDS__SOCKET" in said
 
 
+def test_check_says_of_which_files_an_envoy_can_have_the_keys(folder: Path, check: Check) -> None:
+    assert "file-cert:" not in check(file(folder, MINIMAL))[1]
+    said = check(file(folder, f"{MINIMAL}sds: {{files: [/etc/certs, /srv/tls]}}\n"))[1]
+    assert "in files below /etc/certs and /srv/tls, by the names file-cert:CERTIFICATE~KEY and file-root:ROOTS." in said
+
+
 def test_check_separates_what_is_probably_not_meant_from_what_keeps_the_agent_from_starting(
     folder: Path, check: Check
 ) -> None:

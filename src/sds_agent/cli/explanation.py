@@ -24,6 +24,8 @@ def explain(loaded: Loaded) -> Iterator[str]:
     for workload in settings.workloads:
         yield _workload(workload, settings)
     yield f"Every Envoy gets the CA certificates to trust by the name {' or '.join(settings.bundle_names)}."
+    if settings.sds.files:
+        yield _files(settings.sds)
 
 
 def _socket(sds: SdsSettings) -> str:
@@ -35,6 +37,13 @@ def _socket(sds: SdsSettings) -> str:
         f"Processes of {writers} (and of root) can connect to it, and each of them can have every certificate "
         f"and key below. At one time there may be {sds.limits.streams} streams with {sds.limits.names} names on each, "
         f"and {sds.limits.request_bytes} bytes in a request."
+    )
+
+
+def _files(sds: SdsSettings) -> str:
+    return (
+        f"An Envoy can also have every certificate with its key, and all roots, in files below "
+        f"{' and '.join(map(str, sds.files))}, by the names file-cert:CERTIFICATE~KEY and file-root:ROOTS."
     )
 
 

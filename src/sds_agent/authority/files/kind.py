@@ -25,10 +25,10 @@ async def _open(chosen: FilesSettings, context: Context) -> AsyncIterator[Suppli
 
 def _sentence(chosen: FilesSettings, name: str) -> str:
     place = chosen.directory or chosen.credential_file or f"{chosen.certificate_file} and {chosen.key_file}"
-    roots = "" if chosen.roots_file is None else f" and the roots in {chosen.roots_file}"
+    roots = "" if chosen.roots_file is None else f", with the roots in {chosen.roots_file},"
     return (
-        f"The authority {name} is another program that writes {place}; the agent serves the certificate there{roots} "
-        "and reads them again when they change."
+        f"The authority {name} is a program that writes a certificate and its key to {place}; the agent serves them"
+        f"{roots} and reads them again when they change."
     )
 
 
