@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 from fakes.clocks import HandClock
 from fakes.configurations import MINIMAL, problems, settings
+from fakes.events import recorded
 from fakes.hierarchy import DAY, NOW, Ca, make_ca, make_leaf, new_key
 from fakes.replacing import WAYS, Replace, in_place
 from msgspec import structs
@@ -326,6 +327,22 @@ async def test_a_pipe_in_the_place_of_a_file_holds_nothing_up(tmp_path: Path, ro
     os.mkfifo(tmp_path / "tls.key")
     async with following(FilesSettings(directory=tmp_path), clock) as authority:
         assert "tls.key is empty" in str(await failure_of(authority, clock))
+
+
+async def test_a_bug_that_some_content_meets_ends_nothing(
+    tmp_path: Path, root: Ca, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another program writes must not end the agent; it is reported once for each content."""
+    directory, replace = in_place(tmp_path)
+    replace(files := secret(root))
+    with recorded() as events, monkeypatch.context() as patched:
+        patched.setattr(client, "judged", {}.__getitem__)
+        async with following(FilesSettings(directory=directory), clock) as authority:
+            assert "they led to a TypeError" in str(await failure_of(authority, clock))
+            assert len(events.named("fault")) == 1
+            patched.undo()
+            replace(files := secret(root))
+            assert leaf_of(await next_of(authority)) == leaf_in(files)
 
 
 async def test_no_key_is_shown(tmp_path: Path, root: Ca, clock: HandClock) -> None:

@@ -239,16 +239,21 @@ class FileSecrets:
 def _read(files: FileName, directories: Sequence[Path], before: _FileOutcome | None) -> _FileOutcome:
     try:
         contents = settled(lambda: {path: _content(path, directories) for path in files.paths})
-        if contents is None:
-            return _FileOutcome(b"", _FileFault("the files change all the time"))
-        digest = _digest(contents[path] for path in files.paths)
-        return (
-            before if before is not None and before.digest == digest else _FileOutcome(digest, _judged(files, contents))
-        )
     except OutsideError as error:
         return _FileOutcome(b"", _FileFault(str(error), outside=True))
     except _UnreadableError as error:
         return _FileOutcome(b"", _FileFault(str(error)))
+    if contents is None:
+        return _FileOutcome(b"", _FileFault("the files change all the time"))
+    digest = _digest(contents[path] for path in files.paths)
+    if before is not None and before.digest == digest:
+        return before
+    try:
+        return _FileOutcome(digest, _judged(files, contents))
+    except Exception as error:  # noqa: BLE001 - what another program writes must not end the agent
+        log.fault(LOG, "sds files", error)
+        cause = f"the files led to a {type(error).__name__}; please report the event fault"
+        return _FileOutcome(digest, _FileFault(cause))
 
 
 def _content(path: Path, directories: Sequence[Path]) -> bytes:

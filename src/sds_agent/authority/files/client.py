@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from sds_agent import log
 from sds_agent.authority.files.contents import (
     FileSet,
     Material,
@@ -31,6 +33,8 @@ from sds_agent.path_watch import PathWatch
 from sds_agent.pki.certificates import describe_time, read_pem
 from sds_agent.sources import who_could_read
 from sds_agent.tasks import DISK_TIMEOUT, NoThreadError, TimeLimit
+
+LOG = logging.getLogger(__name__)
 
 REMIND_EVERY, REMIND_EVERY_UNSERVED = timedelta(minutes=5), timedelta(seconds=10)
 """How often the same error is raised again while the files stay as they are, and while they have given nothing yet."""
@@ -135,11 +139,9 @@ class FilesAuthority:
         if read is None:
             return None
         digest = _digest(read)
-        return (
-            before
-            if before is not None and before.digest == digest
-            else _FilesReading(digest, _outcome(self._chosen, read))
-        )
+        if before is not None and before.digest == digest:
+            return before
+        return _FilesReading(digest, _outcome(self._chosen, read))
 
 
 def read_files(chosen: FilesSettings) -> FileSet:
@@ -178,6 +180,10 @@ def _outcome(chosen: FilesSettings, read: FileSet) -> Material | AuthorityError:
         return judged(chosen, read)
     except UnusableSetError as error:
         return error
+    except Exception as error:  # noqa: BLE001 - what another program writes must not end the agent
+        log.fault(LOG, "authority files", error)
+        message = f"the files cannot be read: they led to a {type(error).__name__}; please report the event fault"
+        return AuthorityError(ErrorKind.INVALID, message)
 
 
 def _nothing_read(cause: str) -> _FilesReading:
