@@ -436,3 +436,27 @@ async def test_a_source_that_is_down_is_followed_by_the_next_and_has_its_way_bac
         bench.clock.elapse(HANDSHAKE)
         await bench.events.wait("renewed", authority="first")
         assert (await bench.changed(2))["to"] == "first"
+
+
+async def test_a_source_that_still_gives_the_certificate_that_was_given_up_is_not_gone_back_to(bench: Bench) -> None:
+    """It would take the place of a good one for the few minutes until its end, again and again."""
+    supplier, second = ScriptedSupplier(), bench.by(bench.second)
+    supplier.give(made(bench.first))
+    async with bench.issuing(supplier, second, of=workload(ttl=2 * HOUR)) as issuer:
+        await bench.events.wait("issued", authority="first")
+        await anyio.wait_all_tasks_blocked()
+        for _ in range(9):
+            bench.clock.elapse(HOUR * 0.09)
+            await anyio.wait_all_tasks_blocked()
+        await bench.renewed("second")
+        leaf = bench.leaf
+        while not bench.events.named("retrying", authority="first", attempt=2):
+            await anyio.wait_all_tasks_blocked()
+            bench.clock.elapse(TICK)
+        refused = bench.events.named("retrying", authority="first", attempt=2)[0]
+        assert "was not replaced in time; see that what makes it runs" in refused["cause"]
+        assert (bench.leaf, issuer.status.authority) == (leaf, "second")
+        supplier.give(made(bench.first))
+        while issuer.status.authority != "first":
+            await anyio.wait_all_tasks_blocked()
+            bench.clock.elapse(TICK)
