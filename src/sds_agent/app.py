@@ -175,10 +175,7 @@ async def agent(
             _announce(settings.sds.socket)
             if restored:  # only now: what is asked for takes its time, and the first secret needs none of it
                 _start_refreshes(start, cas, trust, federation, clock)
-            # Checked only now: a mere warning must not delay the first secret.
-            start(sources.warn(preflight.sources(settings)))
-            start(_check_credentials(settings, clock))
-            start(expiry.watch(lambda: (running.workloads, running.trust), clock))
+            _start_warnings(start, settings, running, clock)
             with watched(store), store.watching(lambda _changed: readiness.check_again()):
                 yield running
 
@@ -232,6 +229,13 @@ def _announce(socket: Path) -> None:
     with suppress(OSError):  # it was removed at once, which the server notices and fixes
         who = access(socket)
     log.event(LOG, "listening", socket=str(socket), mode=who.mode, owner=who.owner, group=who.group)
+
+
+def _start_warnings(start: Start, settings: Settings, running: Agent, clock: Clock) -> None:
+    """Check what is only warned of. To be called once the server runs: it must not delay the first secret."""
+    start(sources.warn(preflight.sources(settings)))
+    start(_check_credentials(settings, clock))
+    start(expiry.watch(lambda: (running.workloads, running.trust), clock))
 
 
 async def _check_credentials(settings: Settings, clock: Clock) -> None:

@@ -35,7 +35,7 @@ from sds_agent.issuance.schedule import (
     due_at,
     failed,
 )
-from sds_agent.issuance.source import Attempt, Source, Upstream
+from sds_agent.issuance.source import Attempt, IssuanceSource, Upstream
 from sds_agent.issuance.standing import authority_statuses, failure_status
 from sds_agent.issuance.status import AttemptStage, WorkloadStatus
 from sds_agent.issuance.workload import Certificate, Workload, secret_of
@@ -66,7 +66,7 @@ class Issuer:
         self._cache = cache
         self._randomness = randomness
         self._sources = tuple(
-            Source(workload, name, each, target.trust, clock)
+            IssuanceSource(workload, name, each, target.trust, clock)
             for name, each in zip(workload.authorities, (upstream, *fallbacks), strict=True)
         )
         self._failover = Failover.over(len(self._sources), policy, randomness())
@@ -228,7 +228,7 @@ class Issuer:
             # even one that has to wait: it may have cost a join token, and there is no other to cache
             self._save(certificate, tasks)
 
-    def _log_change(self, source: Source) -> None:
+    def _log_change(self, source: IssuanceSource) -> None:
         """Log that this authority has issued, where another one was in use."""
         before = self._sources[self._failover.in_use]
         if before is source:

@@ -43,7 +43,7 @@ class Attempt(Struct, frozen=True):
     unless_until: datetime | None = None
 
 
-class Source:
+class IssuanceSource:
     """The authority of that `name` for one workload."""
 
     def __init__(self, workload: Workload, name: str, upstream: Upstream, trust: Trust, clock: Clock) -> None:
