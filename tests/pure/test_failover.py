@@ -128,7 +128,7 @@ def test_a_clock_that_was_set_back_leaves_no_authority_for_later() -> None:
     """A failure that is yet to come would else put off the next attempt by a day."""
     state = TWO.failed(0, failure(NOW + DAY, 3, SECOND), NOW + DAY).failed(1, failure(NOW + DAY, 3, HOUR), NOW + DAY)
     assert state.tried[0].retry_at(NOW) == NOW
-    turn = at_second(NOW + DAY).turn(NOW, LATER, FRESH)
+    turn = TWO.failed(0, failure(NOW + DAY), NOW + DAY).issued(1, NOW + DAY).turn(NOW, LATER, FRESH)
     assert (turn.index, turn.ask_at) == (0, NOW)
 
 
@@ -186,6 +186,16 @@ def test_agents_that_switched_together_do_not_go_back_together() -> None:
 def test_a_first_that_issues_again_is_in_use_and_its_failures_are_forgotten() -> None:
     back = at_second().issued(0, NOW + HOUR)
     assert back == TWO
+
+
+@given(st.timedeltas(-2 * DAY, 2 * DAY), st.timedeltas(-2 * DAY, 2 * DAY))
+def test_after_a_failed_way_back_the_next_lies_ahead_however_the_clock_was_set(
+    switched: timedelta, before: timedelta
+) -> None:
+    """The time of the switch may lie ahead after a clock was set back; it must not make each failure ask at once."""
+    state = TWO.failed(0, failure(NOW + before), NOW + before).issued(1, NOW + switched)
+    tried = state.failed(0, failure(NOW, 2), NOW)
+    assert tried.back_at(0, NOW) >= NOW + 5 * MINUTE
 
 
 def test_of_three_the_way_back_goes_over_the_second() -> None:

@@ -152,8 +152,8 @@ class Failover(Struct, frozen=True):
         """When an authority before the one in use is asked again, unless the certificate is due sooner."""
         tried, back_after = self.tried[index], self.policy.back_after
         marks = (self.switched_at, None if tried.failure is None else tried.failure.at)
-        begin = max((mark for mark in marks if mark is not None), default=now)
-        if begin > now:
+        begin = max((mark for mark in marks if mark is not None and mark <= now), default=None)
+        if begin is None:
             return now
         delay = min(back_after * float(2 ** min(tried.returns, 16)), max(LONGEST_WAY_BACK, back_after))
         return max(begin + delay * (1 + SPREAD * self.spread), tried.retry_at(now))
