@@ -6,13 +6,14 @@ from pathlib import Path
 import anyio
 import anyio.lowlevel
 from fakes.agents import write_config
-from fakes.authorities import ScriptedAuthority, UpstreamCa, answering, failing
+from fakes.authorities import ScriptedAuthority, Step, UpstreamCa, answering, failing
 from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
 
 from sds_agent.app import agent
 from sds_agent.authority.protocol import ErrorKind
 from sds_agent.clock import SystemClock
 from sds_agent.config.loading import load
+from sds_agent.pki.certificates import write_pem
 from sds_agent.secrets.readiness import complete
 
 
@@ -48,3 +49,55 @@ async def test_the_status_shows_what_is_missing(tmp_path: Path) -> None:
         assert lack.startswith("default: not issued yet; the last attempt failed at ")
         assert "keep out" not in repr(running.workloads) + lack, "a CA's words are in the log alone"
         assert (running.trust.version, running.trust.anchors) == (None, ())
+
+
+TWO = """
+trust_domain: demo.example
+state_dir: state
+sds: {socket: sds.sock}
+authorities: {first: {type: embedded}, second: {type: embedded}}
+workloads:
+  - {name: default, spiffe_id: spiffe://demo.example/default, authority: [first, second]}
+  - {name: other, spiffe_id: spiffe://demo.example/other, authority: second}
+failover: {failures: 1, after: 1s, back_after: 1h}
+requests: {timeout: 2s, concurrency: 3}
+"""
+
+
+class Advertising(ScriptedAuthority):
+    """It advertises its root without issuing."""
+
+    refresh_every = timedelta(hours=1)
+
+    def __init__(self, ca: UpstreamCa, *script: Step) -> None:
+        super().__init__(*script)
+        self._ca = ca
+
+    async def anchors(self) -> bytes:
+        """The root."""
+        return write_pem([self._ca.root.certificate])
+
+
+async def test_a_workload_of_two_authorities_is_served_by_the_second_while_the_first_is_down(tmp_path: Path) -> None:
+    """And peers trust both from the start: the way back needs no other bundle."""
+    (tmp_path / "sds-agent.yaml").write_text(TWO)
+    settings = load(tmp_path / "sds-agent.yaml", {}).settings
+    clock = SystemClock()
+    ours = {name: UpstreamCa(clock.now, name) for name in ("first", "second")}
+    cas = {
+        "first": Advertising(ours["first"], failing(ErrorKind.TRANSIENT, "down")),
+        "second": Advertising(ours["second"], answering(ours["second"])),
+    }
+    async with agent(settings, cas, clock) as running:
+        with anyio.fail_after(10):
+            await complete(running.store)
+            while len(running.trust.anchors) < 2:
+                await anyio.lowlevel.checkpoint()
+        default, other = running.workloads
+        assert (default.authority, other.authority) == ("second", "second")
+        assert [(each.name, each.in_use) for each in default.authorities] == [("first", False), ("second", True)]
+        why = default.authorities[0].failure
+        assert why is not None
+        assert (why.kind, why.next_attempt - why.at >= timedelta(hours=1)) == (ErrorKind.TRANSIENT, True)
+        assert other.authorities == ()
+        assert {each.advertised_by for each in running.trust.anchors} == {("first",), ("second",)}
