@@ -15,7 +15,7 @@ from sds_agent.errors import Problem
 @asynccontextmanager
 async def _open(chosen: CfsslSettings, context: Context) -> AsyncIterator[Authority]:
     """A client of this server. Raises ProblemsError for settings that do not go together."""
-    from sds_agent.authority.cfssl.client import CfsslAuthority  # noqa: PLC0415 - measured: 170 ms
+    from sds_agent.authority.cfssl.client import CfsslAuthority  # noqa: PLC0415 - measured: 54 ms
 
     yield CfsslAuthority(chosen, context.clock)
 
@@ -31,7 +31,7 @@ def _sentence(chosen: CfsslSettings, name: str) -> str:
 
 
 def _credentials(chosen: CfsslSettings, context: Context) -> Iterable[Problem]:
-    from sds_agent.authority.cfssl.files import problems  # noqa: PLC0415 - measured: 170 ms
+    from sds_agent.authority.cfssl.files import problems  # noqa: PLC0415 - measured: 54 ms
 
     return problems(chosen, context.clock.now())
 

@@ -85,7 +85,7 @@ class EstAuthority:
             raise _NotRenewedError(refusal.kind, str(refusal))
         raise refusal
 
-    async def _cacerts(self, files: EstFiles) -> wire.CaCertificates:
+    async def _cacerts(self, files: EstFiles) -> wire.EstCaCertificates:
         url = self._settings.url + wire.path(self._settings.label, wire.CACERTS)
         name = self._settings.server_name
         asked = HttpsRequest("GET", url, files.roots, server_name=name, certificate=files.certificate)
@@ -112,7 +112,7 @@ class EstAuthority:
         error.retry_after = answer.retry_after(self._clock.now())
         return error
 
-    def _anchors(self, files: EstFiles, above: wire.CaCertificates) -> bytes:
+    def _anchors(self, files: EstFiles, above: wire.EstCaCertificates) -> bytes:
         anchors = above.roots if files.anchors is None else files.anchors
         if not anchors:
             raise AuthorityError(

@@ -33,7 +33,7 @@ class BasicCredentials(Struct, frozen=True):
         return self.password, Token(self.header.text.removeprefix("Basic "))
 
 
-class CaCertificates(Struct, frozen=True):
+class EstCaCertificates(Struct, frozen=True):
     """The answer to cacerts, in PEM: the roots, and what is between them and a certificate."""
 
     roots: bytes
@@ -72,7 +72,7 @@ def read_certificates(body: bytes, operation: str) -> bytes:
     return found
 
 
-def read_cacerts(body: bytes) -> CaCertificates:
+def read_cacerts(body: bytes) -> EstCaCertificates:
     """The answer to cacerts. Raises AuthorityError INVALID.
 
     The self-signed ones are roots; a root's key may be replaced by certificates of the old key for the new one and the
@@ -83,7 +83,7 @@ def read_cacerts(body: bytes) -> CaCertificates:
     except CertificateError as error:
         raise _unusable(CACERTS, str(error), "read the server's own log") from error
     roots = [each for each in found if is_self_signed(each)]
-    return CaCertificates(write_pem(roots), write_pem(each for each in found if each not in roots))
+    return EstCaCertificates(write_pem(roots), write_pem(each for each in found if each not in roots))
 
 
 def refused(status: int, words: str, operation: str, offered: str = "") -> AuthorityError:
