@@ -182,7 +182,7 @@ async def test_a_changed_subject_is_enrolled_anew_and_named(tmp_path: Path) -> N
             it.chosen = structs.replace(it.chosen, url=it.server.http.url)
             (warning,) = it.accepted(await it.issue()).warnings
         assert it.server.operations == ["simplereenroll", "simpleenroll"]
-    assert warning.startswith("the agent enrolled anew, as it could not renew with its certificate: ")
+    assert warning.startswith("the agent enrolled anew, as it could not renew: the EST server refused simplereenroll")
     assert f"(403: {CHANGED}); it renews for the same subject and SAN alone" in warning
 
 
@@ -192,6 +192,19 @@ async def test_a_server_that_does_not_renew_enrolls(tmp_path: Path, status: int)
         await it.enrolled()
         it.server.replies["simplereenroll"] = refusal(status, "no")
         assert f"({status}: no)" in it.accepted(await it.issue()).warnings[0]
+
+
+async def test_why_it_did_not_renew_is_said_where_the_password_is_spent(tmp_path: Path) -> None:
+    async with setting(tmp_path) as it:
+        await it.enrolled()
+        (tmp_path / "password").write_text("spent")
+        it.server.replies["simplereenroll"] = refusal(403, CHANGED)
+        error = await it.refused()
+    assert error.kind is ErrorKind.UNAUTHENTICATED
+    assert str(error) == (
+        f"the EST server refused simplereenroll (403: {CHANGED}), and the EST server refused simpleenroll (401: "
+        "authorization required); check username and the password in password_file, or the client certificate"
+    )
 
 
 async def test_a_certificate_that_the_server_refuses_is_enrolled_anew(tmp_path: Path) -> None:

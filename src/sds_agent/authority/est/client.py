@@ -49,16 +49,17 @@ class EstAuthority:
         above = await self._cacerts(files)
         anchors = self._anchors(files, above)
         body, current = wire.enroll_body(request.csr_pem), request.current
-        warnings: tuple[str, ...] = ()
+        not_renewed = ""
         if self._settings.reenroll and current is not None and is_valid(current, self._clock.now()):
             try:
                 answer = await self._reenroll(files, body, current)
                 return Issuance(wire.read_certificates(answer.body, wire.REENROLL) + above.others, anchors)
             except _NotRenewedError as error:
-                warnings = (f"the agent enrolled anew, as it could not renew with its certificate: {error}",)
+                not_renewed = str(error)
         answer = await self._enroll(wire.ENROLL, files, body, files.basic, files.certificate)
         if answer.status != 200:
-            raise self._refused(answer, wire.ENROLL, files.basic)
+            raise wire.after_renewal(self._refused(answer, wire.ENROLL, files.basic), not_renewed)
+        warnings = (f"the agent enrolled anew, as it could not renew: {not_renewed}",) if not_renewed else ()
         return Issuance(wire.read_certificates(answer.body, wire.ENROLL) + above.others, anchors, warnings)
 
     async def anchors(self) -> bytes:

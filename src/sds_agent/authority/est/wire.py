@@ -98,6 +98,14 @@ def refused(status: int, words: str, operation: str, offered: str = "") -> Autho
     return AuthorityError(kind, f"the EST server refused {operation} ({said}); {fix}")
 
 
+def after_renewal(refusal: AuthorityError, not_renewed: str) -> AuthorityError:
+    """The refusal to enroll, with the reason why the agent did not renew, if it tried."""
+    if not not_renewed or refusal.kind is ErrorKind.PENDING:
+        return refusal
+    reason = not_renewed.rpartition("; ")[0]
+    return AuthorityError(refusal.kind, f"{reason}, and {refusal}", retry_after=refusal.retry_after)
+
+
 def _meaning(status: int, operation: str, offered: str) -> tuple[ErrorKind, str]:
     if status == 401 and offered and "basic" not in offered.lower():
         return ErrorKind.UNAUTHENTICATED, "it offers no Basic authentication: use certificate_file and key_file"
