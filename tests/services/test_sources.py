@@ -1,6 +1,7 @@
 """Roots, tokens and a CA's directory: the log names who could change them, and they are read all the same."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -41,12 +42,21 @@ TARGET = Path("/etc/ca")
         (OTHER, 0o755, Role.LAST, "uid 1001 could change"),
         (0, 0o777, Role.LINK, None),
         (OTHER, 0o777, Role.LINK, "uid 1001 could change"),
+        (0, 0o777, Role.SOCKET, None),
+        (OTHER, 0o700, Role.SOCKET, "uid 1001 could change"),
     ],
 )
 def test_who_could_change_it_is_named(owner: int | None, mode: int, role: Role, said: str | None) -> None:
     found = judge(Step(Path("/step"), owner, 50, mode, role), TARGET, US)
     assert (found or "").startswith(said or "")
     assert (found is None) == (said is None)
+
+
+def test_a_socket_that_everybody_may_connect_to_is_no_source_that_everybody_could_change(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as api:
+        api.bind(str(tmp_path / "api.sock"))
+        (tmp_path / "api.sock").chmod(0o777)
+        assert not [each for each in who_could_change(tmp_path / "api.sock") if "api.sock (chmod" in each]
 
 
 def volume(place: Path, mode: int) -> Path:
