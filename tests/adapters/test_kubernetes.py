@@ -103,10 +103,16 @@ async def by_hand(cluster: Cluster) -> AsyncIterator[KubernetesServer]:
     cluster.server.sign = sign
 
 
+async def deleted(authority: KubernetesAuthority) -> None:
+    """Wait for the deletions that its answers began."""
+    while authority._deletions:
+        await asyncio.wait(tuple(authority._deletions))
+
+
 async def refused(authority: KubernetesAuthority, request: IssueRequest | None = None) -> AuthorityError:
     with pytest.raises(AuthorityError) as caught:
         await authority.issue(request or asked())
-    await authority.end()
+    await deleted(authority)
     assert TOKEN not in str(caught.value)
     return caught.value
 
@@ -178,7 +184,7 @@ async def test_an_object_that_cannot_be_deleted_costs_no_certificate_and_is_repo
     with recorded() as events:
         for request_id in ("one", "two"):
             assert (await authority.issue(asked(request_id=request_id))).chain_pem
-            await authority.end()
+            await deleted(authority)
     (event,) = events.named("request_not_deleted")
     assert 'resources: ["certificatesigningrequests"], verbs: ["delete"]' in str(event["cause"])
 
@@ -189,6 +195,23 @@ async def test_a_closed_authority_has_deleted_its_last_object(cluster: Cluster) 
     async with registry.kind("kubernetes").open(cluster.settings(), context) as authority:
         assert (await authority.issue(asked())).chain_pem  # type: ignore[union-attr]
     assert cluster.server.objects == {}
+
+
+async def test_a_closed_authority_leaves_no_request_that_waits(cluster: Cluster) -> None:
+    """Its key ends with the agent: whoever approved it later would do so for no agent."""
+    async with by_hand(cluster) as server:
+        authority = cluster.authority(timeout=BRIEFLY)
+        with pytest.raises(AuthorityError):
+            await authority.issue(asked())
+        assert len(server.objects) == 1
+        attempt = asyncio.create_task(authority.issue(asked(request_id="two")))
+        await server.created(count=2)
+        await server.watched(2)
+        attempt.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await attempt
+        await authority.end()
+        assert server.objects == {}
 
 
 # Waiting
@@ -371,6 +394,19 @@ async def test_the_rule_that_rbac_lacks_is_the_fix(cluster: Cluster, verb: str, 
         error = await refused(cluster.authority())
     assert error.kind is ErrorKind.DENIED
     assert f"{rule} in a ClusterRole" in str(error)
+
+
+@pytest.mark.parametrize("chosen", [{}, {"trust_bundle": "roots", "roots_file": None}])
+async def test_a_refusal_by_an_api_server_that_starts_is_passing(cluster: Cluster, chosen: dict[str, Any]) -> None:
+    """It does not know its rules or its resources yet: the next attempt must not wait as if a person had to act."""
+    cluster.server.ready = False
+    cluster.server.forbidden |= {("create", "certificatesigningrequests"), ("get", "clustertrustbundles")}
+    error = await refused(cluster.authority(**chosen))
+    assert error.kind is ErrorKind.TRANSIENT
+    assert "verbs: [" in str(error), "the rule, should it not be starting"
+    cluster.server.collections.clear()
+    cluster.server.forbidden.clear()
+    assert (await refused(cluster.authority(**chosen))).kind is ErrorKind.TRANSIENT
 
 
 async def test_a_rule_for_cert_manager_belongs_into_its_namespace(cluster: Cluster) -> None:

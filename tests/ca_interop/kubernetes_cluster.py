@@ -41,6 +41,10 @@ _COLLECTIONS = {
 }
 
 
+class ApiAwayError(Exception):
+    """The API server does not answer, or is shutting down."""
+
+
 class Cluster:
     """The API server, and what its administrator does."""
 
@@ -56,10 +60,16 @@ class Cluster:
         return (self.place / "certs" / "apiserver.crt").read_bytes()
 
     async def ask(self, method: str, path: str, content: object = None, *, token: str = ADMIN) -> httpx.Response:
-        """One request in the name of the administrator."""
+        """One request in the name of the administrator. Raises ApiAwayError."""
         headers = {"authorization": f"Bearer {token}"}
         async with httpx.AsyncClient(verify=False, trust_env=False, timeout=20) as client:  # noqa: S501 - the test's own
-            return await client.request(method, self.url + path, json=content, headers=headers)
+            try:
+                answer = await client.request(method, self.url + path, json=content, headers=headers)
+            except httpx.HTTPError as error:
+                raise ApiAwayError(str(error)) from error
+        if answer.status_code >= 500:
+            raise ApiAwayError(answer.text)
+        return answer
 
     async def create(self, path: str, content: Object) -> Object:
         """Create an object, and return it."""
@@ -85,7 +95,7 @@ class Cluster:
             try:
                 if (await self.ask("GET", path)).status_code == 200:
                     return
-            except httpx.HTTPError:
+            except ApiAwayError:
                 assert "command failed" not in self.api.output, self.api.output[-2000:]
             await asyncio.sleep(0.1)
         raise AssertionError(self.api.output[-2000:])
@@ -262,17 +272,17 @@ class Signer:
                 for collection in self.collections:
                     for request in await self.cluster.items(collection):
                         await self._meet(request)
-            except httpx.HTTPError:
-                pass  # the API server is away
+            except ApiAwayError:
+                pass
             await asyncio.sleep(0.05)
 
     async def _meet(self, request: Object) -> None:
         """Requests that an earlier controller began to answer are left to the cluster's cleaner, as nobody waits."""
         if (uid := request["metadata"]["uid"]) not in self._known and not request.get("status"):
+            await self.answer(request)
             self._known.add(uid)
             self.seen.append(request)
             self._more.set()
-            await self.answer(request)
 
 
 def _encoded(*certificates: x509.Certificate) -> str:

@@ -56,6 +56,7 @@ class KubernetesServer:
         self.replies: dict[tuple[str, str], Reply] = {}
         self.deleted: list[str] = []
         self.watches = 0
+        self.ready = True
         self.http = HttpsServer(self._answer)
         self._events: list[tuple[int, str, Object]] = []
         self._version = 100
@@ -151,6 +152,8 @@ class KubernetesServer:
             return reply
         if request.headers.get("authorization") != f"Bearer {self.token}":
             return status(401, "Unauthorized", "Unauthorized")
+        if path == "/readyz":
+            return Reply(200, b"ok") if self.ready else Reply(500, b"[-]informer-sync failed")
         collection = path if path in self.collections else path.rpartition("/")[0]
         verb = _verb(request.method, query, whole=collection == path)
         plural = collection.rpartition("/")[2]

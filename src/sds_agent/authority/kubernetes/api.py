@@ -1,4 +1,8 @@
-"""Requests to the API server: with the access of the moment, and with answers that show no token."""
+"""Requests to the API server: with the access of the moment, and with answers that show no token.
+
+While it starts, the API server knows neither its rules (403) nor all of its resources (404), and answers so to callers
+who are allowed and for what it serves a moment later. Whether it has started, it says at /readyz.
+"""
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -9,14 +13,17 @@ from sds_agent.authority import http_client
 from sds_agent.authority.http_client import HttpAnswer, HttpsRequest
 from sds_agent.authority.kubernetes.access import ApiAccess, read_access
 from sds_agent.authority.kubernetes.settings import KubernetesSettings
+from sds_agent.authority.kubernetes.wire import ApiResource, refusal
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
+from sds_agent.clock import Clock
 
 
 class KubernetesApi:
     """The API server of one authority. All methods raise AuthorityError."""
 
-    def __init__(self, settings: KubernetesSettings) -> None:
+    def __init__(self, settings: KubernetesSettings, clock: Clock) -> None:
         self._settings = settings
+        self._clock = clock
         self._disk = http_client.disk()
 
     async def access(self) -> ApiAccess:
@@ -44,6 +51,26 @@ class KubernetesApi:
                     yield _without_token(each, access)
                 else:
                     yield structs.replace(each, body=_without_token(each.body, access))
+
+    async def refusal(self, answer: HttpAnswer, resource: ApiResource, verb: str) -> AuthorityError:
+        """The error that an answer means which is neither a success nor expected; `verb` is RBAC's, such as create."""
+        error = refusal(answer, resource, verb, server(answer), self._clock.now())
+        return await self.unless_starting(error) if answer.status in {403, 404} else error
+
+    async def unless_starting(self, error: AuthorityError) -> AuthorityError:
+        """The error, or the same as a passing one where the API server has not started yet."""
+        try:
+            started = (await self.send("GET", "/readyz")).status == 200
+        except AuthorityError:
+            started = False
+        if started:
+            return error
+        return AuthorityError(ErrorKind.TRANSIENT, f"{error}; it does not say that it is ready, and may be starting")
+
+
+def server(answer: HttpAnswer) -> str:
+    """Who answered, for messages."""
+    return f"the API server at {answer.host}"
 
 
 def _request(access: ApiAccess, method: str, path: str, body: bytes) -> HttpsRequest:

@@ -3,7 +3,7 @@
 An attempt creates the request's object, or finds the one that an earlier attempt created, and watches it until its
 status has the certificate or a refusal. A request that waits for a person is left as it is; the next attempt, with the
 same CSR, finds it again by its name. What was answered for good, and what no attempt will come back for, is deleted
-beside the answer, which does not wait for that.
+beside the answer, which does not wait for that; what still waits when the agent ends is deleted then.
 
 A watch is an answer that goes on: a line for each change. The server ends it when its time is over, and with the code
 410 (Gone) where it no longer knows the version to begin with; then the object is read again.
@@ -17,7 +17,7 @@ from contextlib import aclosing
 
 from sds_agent import log
 from sds_agent.authority.http_client import HttpAnswer
-from sds_agent.authority.kubernetes.api import KubernetesApi
+from sds_agent.authority.kubernetes.api import KubernetesApi, server
 from sds_agent.authority.kubernetes.settings import KubernetesSettings, conflicts
 from sds_agent.authority.kubernetes.trust import SignerRoots
 from sds_agent.authority.kubernetes.wire import (
@@ -31,7 +31,6 @@ from sds_agent.authority.kubernetes.wire import (
     object_name,
     read_change,
     read_object,
-    refusal,
     signing_target,
     waits,
 )
@@ -57,9 +56,9 @@ class KubernetesAuthority:
         if wrong := tuple(conflicts(settings)):
             raise ProblemsError(wrong)
         self._settings = settings
-        self._clock = clock
         self._timeout = timeout
-        self._api = KubernetesApi(settings)
+        self._api = KubernetesApi(settings, clock)
+        self._waiting: dict[str, tuple[SigningObject, SigningTarget]] = {}
         self._deletions = set[asyncio.Task[None]]()
         self._undeleted = log.LogOnChange(LOG, "request_not_deleted")
 
@@ -75,7 +74,11 @@ class KubernetesAuthority:
         return Issuance(status.certificate or b"", status.ca)
 
     async def end(self) -> None:
-        """Wait for the deletions under way, each of which is bounded in time."""
+        """Delete what still waits for an answer, as the keys of these requests end with the agent, and wait for all
+        deletions, each of which is bounded in time.
+        """
+        for found, target in tuple(self._waiting.values()):
+            self._delete(found, target)
         if self._deletions:
             await asyncio.wait(tuple(self._deletions))
 
@@ -84,6 +87,7 @@ class KubernetesAuthority:
         end = asyncio.get_running_loop().time() + self._timeout
         target = signing_target(self._settings, (await self._api.access()).namespace)
         found = await self._create(request, target)
+        self._waiting[found.metadata.name] = found, target
         try:
             status = await self._answered(found, target, end)
         except AuthorityError as error:
@@ -108,14 +112,14 @@ class KubernetesAuthority:
                 "created it",
             )
         if answer.status not in {200, 201}:
-            raise self._refusal(answer, target, "create")
-        return read_object(answer, _server(answer))
+            raise await self._api.refusal(answer, target.resource, "create")
+        return read_object(answer, server(answer))
 
     async def _get(self, name: str, target: SigningTarget) -> SigningObject:
         answer = await self._api.send("GET", f"{target.resource.path}/{name}")
         if answer.status != 200:
-            raise self._refusal(answer, target, "get")
-        return read_object(answer, _server(answer))
+            raise await self._api.refusal(answer, target.resource, "get")
+        return read_object(answer, server(answer))
 
     async def _answered(self, created: SigningObject, target: SigningTarget, end: float) -> RequestStatus:
         """Follow the object until it is answered or the time is over. Raises AuthorityError."""
@@ -153,7 +157,7 @@ class KubernetesAuthority:
                 if isinstance(line, HttpAnswer):
                     if line.status == 410:
                         return
-                    raise self._refusal(line, target, "watch")
+                    raise await self._api.refusal(line, resource, "watch")
                 change = read_change(line, f"the watch of {resource.plural}")
                 if change.expired:
                     return
@@ -162,11 +166,9 @@ class KubernetesAuthority:
                 if change.found is not None:
                     yield change.found
 
-    def _refusal(self, answer: HttpAnswer, target: SigningTarget, verb: str) -> AuthorityError:
-        return refusal(answer, target.resource, verb, _server(answer), self._clock.now())
-
     def _delete(self, found: SigningObject, target: SigningTarget) -> None:
         """Begin to delete it; the caller does not wait."""
+        self._waiting.pop(found.metadata.name, None)
         task = asyncio.create_task(self._deletion(found, target))
         self._deletions.add(task)
         task.add_done_callback(self._deletions.discard)
@@ -177,7 +179,7 @@ class KubernetesAuthority:
             async with asyncio.timeout(DELETION_TIMEOUT):
                 answer = await self._api.send("DELETE", f"{target.resource.path}/{name}", deletion_bytes(found))
             gone = answer.status in {200, 202} or (answer.status == 404 and is_missing(answer))
-            self._undeleted.report("" if gone else str(self._refusal(answer, target, "delete")))
+            self._undeleted.report("" if gone else str(await self._api.refusal(answer, target.resource, "delete")))
         except (AuthorityError, NoThreadError) as error:
             self._undeleted.report(str(error))
         except TimeoutError:
@@ -192,7 +194,7 @@ class KubernetesRootedAuthority(KubernetesAuthority):
     def __init__(self, settings: KubernetesSettings, clock: Clock, *, timeout: float = TIMEOUT) -> None:
         super().__init__(settings, clock, timeout=timeout)
         self.refresh_every = settings.refresh_every
-        self._roots = SignerRoots(settings, self._api, clock)
+        self._roots = SignerRoots(settings, self._api)
         self._known: bytes | None = None
 
     async def anchors(self) -> bytes:
@@ -216,10 +218,6 @@ class KubernetesRootedAuthority(KubernetesAuthority):
 def open_authority(settings: KubernetesSettings, clock: Clock) -> KubernetesAuthority:
     """The client that these settings need. Raises ProblemsError."""
     return (KubernetesAuthority if settings.trust_status_ca else KubernetesRootedAuthority)(settings, clock)
-
-
-def _server(answer: HttpAnswer) -> str:
-    return f"the API server at {answer.host}"
 
 
 def _deleted(name: str, target: SigningTarget) -> AuthorityError:

@@ -4,12 +4,11 @@ from pathlib import Path
 
 from sds_agent.authority import http_client
 from sds_agent.authority.credentials import read_certificates
-from sds_agent.authority.kubernetes.api import KubernetesApi
+from sds_agent.authority.kubernetes.api import KubernetesApi, server
 from sds_agent.authority.kubernetes.settings import KubernetesSettings
 from sds_agent.authority.kubernetes.trust_wire import RootsPlace, absent, not_served, read_roots, roots_places
-from sds_agent.authority.kubernetes.wire import is_missing, refusal
+from sds_agent.authority.kubernetes.wire import is_missing
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
-from sds_agent.clock import Clock
 from sds_agent.pki.certificates import write_pem
 
 _WHAT = "the roots to trust"
@@ -18,10 +17,9 @@ _WHAT = "the roots to trust"
 class SignerRoots:
     """The roots of one authority's signer, which the API tells in no answer to a request."""
 
-    def __init__(self, settings: KubernetesSettings, api: KubernetesApi, clock: Clock) -> None:
+    def __init__(self, settings: KubernetesSettings, api: KubernetesApi) -> None:
         self._settings = settings
         self._api = api
-        self._clock = clock
         self._disk = http_client.disk()
 
     async def read(self) -> bytes:
@@ -32,7 +30,7 @@ class SignerRoots:
         for place in places:
             if (found := await self._at(place)) is not None:
                 return found
-        raise not_served(places)
+        raise await self._api.unless_starting(not_served(places))
 
     async def _in_file(self, file: Path) -> bytes:
         try:
@@ -47,9 +45,9 @@ class SignerRoots:
         """The roots at one place; None where this API server does not serve the resource in that version."""
         answer = await self._api.send("GET", place.path)
         if answer.status == 200:
-            return read_roots(place, answer, f"the API server at {answer.host}")
+            return read_roots(place, answer, server(answer))
         if answer.status == 404:
             if is_missing(answer):
                 raise absent(place)
             return None
-        raise refusal(answer, place.resource, place.verb, f"the API server at {answer.host}", self._clock.now())
+        raise await self._api.refusal(answer, place.resource, place.verb)
