@@ -95,7 +95,7 @@ class Summary(Struct, frozen=True):
     directory: str | None
 
 
-class Request(Struct, frozen=True):
+class OnceRequest(Struct, frozen=True):
     """A certificate that is wanted: for which workload, as files in which directory (None for nowhere), how soon."""
 
     workload: str
@@ -119,7 +119,7 @@ def chosen_workload(settings: Settings, name: str | None) -> str:
     return name
 
 
-async def issue(settings: Settings, request: Request, clock: Clock) -> Summary:
+async def issue(settings: Settings, request: OnceRequest, clock: Clock) -> Summary:
     """Obtain the certificate, and write it to the directory as one set of files with the bundle.
 
     Raises NotIssuedError, NotWrittenError, and ConfigurationError where a CA cannot be asked at all.
@@ -141,7 +141,7 @@ class _Target(Struct, frozen=True):
     contents: Contents
 
 
-def _target(settings: Settings, request: Request) -> _Target:
+def _target(settings: Settings, request: OnceRequest) -> _Target:
     chosen = settings.workloads[0].output
     contents = Contents(request.workload, {settings.trust_domain: settings.bundle_names[0]})
     if chosen is None or request.directory is None:
@@ -215,7 +215,7 @@ class _Issued(Struct, frozen=True):
     files: Mapping[str, File]
 
 
-async def _obtain(settings: Settings, request: Request, into: _Target, clock: Clock) -> _Issued:
+async def _obtain(settings: Settings, request: OnceRequest, into: _Target, clock: Clock) -> _Issued:
     (workload,) = app.workloads(settings)
     store = SecretStore((workload.name, *settings.bundle_names))
     trust = Trust(store, settings.bundle_names, clock)
@@ -318,7 +318,7 @@ def _write(directory: Path, issued: _Issued, target: _Target, now: datetime) -> 
         raise NotWrittenError(f"--output: {error}; the certificate is lost") from error
 
 
-def _summary(settings: Settings, request: Request, issued: _Issued) -> Summary:
+def _summary(settings: Settings, request: OnceRequest, issued: _Issued) -> Summary:
     leaf, workload = read_pem(issued.secret.chain_pem)[0], settings.workloads[0]
     return Summary(
         workload=workload.name,

@@ -20,7 +20,7 @@ from fakes.processes import started
 
 from sds_agent.authority.istio.kind import JOIN_TOKEN
 from sds_agent.ca import tokens
-from sds_agent.directories import LockedDirectory
+from sds_agent.directories import LockedDirectory, locked_directory
 from sds_agent.errors import SdsAgentError
 from sds_agent.outputs.directory import LOCK
 from sds_agent.pki.certificates import read_pem, serial_hex
@@ -137,6 +137,20 @@ async def test_it_works_beside_a_running_agent_and_signs_with_the_same_root(tmp_
         assert (tmp_path / "state/authorities/local/roots.pem").read_bytes() == roots
         assert [path.name for path in (tmp_path / "state").glob(".*")] == [], "no copy of the CA's key stays"
         await running.program.stop()
+
+
+async def test_beside_a_running_agent_it_replaces_no_root_that_is_due(tmp_path: Path) -> None:
+    """The agent would take the new root for another process's, and renew none until it is restarted."""
+    config, state = embedded(tmp_path), tmp_path / "state"
+    short = {**json.loads(config.read_text()), "authorities": {"local": {"type": "embedded", "root_lifetime": "1h"}}}
+    config.write_text(json.dumps(short))
+    await run("issue", config, "--output", "-", code=0)
+    roots = (state / "authorities/local/roots.pem").read_bytes()
+    config.write_text(json.dumps(short).replace('"1h"}}', '"365d"}}'))
+    with locked_directory(state, "state_dir", SdsAgentError()):
+        await run("issue", config, "--output", tmp_path / "out", code=0)
+    assert (state / "authorities/local/roots.pem").read_bytes() == roots
+    assert (tmp_path / "out" / "cert-chain.pem").exists()
 
 
 async def test_a_token_is_spent_once_and_the_next_run_proves_itself_with_the_files(tmp_path: Path, ca: Served) -> None:

@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sds_agent.signals import until_signalled  # noqa: PLC0415 - measured: likewise
 
     directory = None if arguments.output == NOWHERE else arguments.output
-    request = once.Request(once.chosen_workload(settings, arguments.workload), directory, arguments.timeout)
+    request = once.OnceRequest(once.chosen_workload(settings, arguments.workload), directory, arguments.timeout)
     for warning in preflight.credentials(once.narrowed(settings, request.workload), SystemClock()):
         output.report(f"warning: {warning}")
 
