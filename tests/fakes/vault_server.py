@@ -1,7 +1,7 @@
 """A server that stands in for OpenBao and HashiCorp Vault, which no package registry has as a program.
 
 It was written from the contract of their HTTP API: paths, statuses, and the words of each error are those that OpenBao
-2.6.2 gives, in its order; a few that only HashiCorp's Vault gives (307, 412, 472, 473, `invalid token`) follow its
+2.6.2 gives, in its order; a few that only HashiCorp's Vault gives (412, 472, 473, `invalid token`) follow its
 documentation. It has a PKI engine with roles and several issuers, policies as far as the one path is concerned, tokens
 with leases, and the auth methods token, approle, jwt, kubernetes and cert.
 """
