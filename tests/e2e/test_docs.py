@@ -167,7 +167,8 @@ def signs_by_itself(example: str) -> bool:
     """Whether all certificates of the example's workloads come from CAs inside the agent."""
     file = yaml.safe_load(example)
     authorities = file.get("authorities", {"local": {"type": "embedded"}})
-    used = [each.get("authority", next(iter(authorities))) for each in file["workloads"]]
+    chosen = [each.get("authority", next(iter(authorities))) for each in file["workloads"]]
+    used = [name for names in chosen for name in ([names] if isinstance(names, str) else names)]
     return all(authorities[name]["type"] in {"embedded", "cacerts"} for name in used)
 
 
