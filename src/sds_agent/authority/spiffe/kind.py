@@ -13,7 +13,7 @@ from sds_agent.errors import Problem, ProblemsError
 async def _open(chosen: SpiffeSettings, context: Context) -> AsyncIterator[Supplier]:
     """The client, with its stream in a task that ends with this context. Raises ProblemsError as `_check` does."""
     from sds_agent.authority.spiffe.client import SpiffeSupplier  # noqa: PLC0415 - measured: 68 ms with gRPC, 5 beside the server
-    from sds_agent.tasks import background_tasks  # noqa: PLC0415 - asyncio, for which no reading of a file waits
+    from sds_agent.tasks import background_tasks  # noqa: PLC0415 - measured: 25 ms, asyncio's
 
     _check(chosen, context)
     supplier = SpiffeSupplier(chosen, context.trust_domain, context.clock)
