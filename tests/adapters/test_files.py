@@ -42,7 +42,7 @@ Files = dict[str, bytes]
 def secret(root: Ca, uri: str | None = str(WEB), **leaf: object) -> Files:
     """A new certificate under a signer of `root`, as Kubernetes names its parts."""
     signer, key = make_ca("signer", root), new_key()
-    chain = [make_leaf(signer, uri, key=key, **leaf), signer.certificate]  # type: ignore[arg-type]
+    chain = [make_leaf(signer, uri, key=key, **leaf), signer.certificate]  # type: ignore[arg-type]  # keywords of make_leaf
     return {"tls.crt": write_pem(chain), "tls.key": to_pkcs8_pem(key), "ca.crt": write_pem([root.certificate])}
 
 

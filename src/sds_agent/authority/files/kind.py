@@ -13,7 +13,7 @@ from sds_agent.errors import Problem, ProblemsError
 async def _open(chosen: FilesSettings, context: Context) -> AsyncIterator[Supplier]:
     """The files, followed for as long as this is open. Raises ProblemsError for settings that do not go together."""
     from sds_agent.authority.files.client import FilesAuthority  # noqa: PLC0415 - measured: 12 ms
-    from sds_agent.tasks import background_tasks  # noqa: PLC0415 - with asyncio, which no reading of a file waits for
+    from sds_agent.tasks import background_tasks  # noqa: PLC0415 - measured: 90 ms, those of asyncio
 
     if problems := [each.within("authorities", context.name) for each in conflicts(chosen)]:
         raise ProblemsError(problems)
