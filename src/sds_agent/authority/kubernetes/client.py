@@ -13,7 +13,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from sds_agent import log
 from sds_agent.authority.http_client import HttpAnswer
@@ -124,14 +124,12 @@ class KubernetesAuthority:
     async def _answered(self, created: SigningObject, target: SigningTarget, end: float) -> RequestStatus:
         """Follow the object until it is answered or the time is over. Raises AuthorityError."""
         newest = created
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout_at(end), aclosing(self._states(created, target)) as states:
                 async for state in states:
                     newest = state
                     if (status := certificate_in(newest, target)) is not None:
                         return status
-        except TimeoutError:
-            pass
         raise waits(newest, target)
 
     async def _states(self, created: SigningObject, target: SigningTarget) -> AsyncGenerator[SigningObject, None]:

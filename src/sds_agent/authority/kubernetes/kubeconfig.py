@@ -64,7 +64,7 @@ class _User(Sensitive, rename="kebab", frozen=True):
     auth_provider: dict[str, object] | None = None
 
 
-class _Context(Struct):
+class _ContextKeys(Struct):
     cluster: str = ""
     user: str = ""
     namespace: str = ""
@@ -83,7 +83,7 @@ class _NamedUser(_NamedEntry):
 
 
 class _NamedContext(_NamedEntry):
-    context: _Context
+    context: _ContextKeys
 
 
 class _Kubeconfig(Struct, rename="kebab"):

@@ -27,16 +27,16 @@ class RootsPlace(Struct, frozen=True):
     key: str = ""
 
 
-class _BundleSpec(Struct, rename="camel"):
+class _TrustBundleSpec(Struct, rename="camel"):
     trust_bundle: str = ""
 
 
-class _Bundle(Struct):
-    spec: _BundleSpec
+class _TrustBundleObject(Struct):
+    spec: _TrustBundleSpec
 
 
-class _Bundles(Struct):
-    items: list[_Bundle]
+class _TrustBundleList(Struct):
+    items: list[_TrustBundleObject]
 
 
 class _ConfigMap(Struct, rename="camel"):
@@ -92,10 +92,10 @@ def absent(place: RootsPlace) -> AuthorityError:
 
 def _content(place: RootsPlace, answer: HttpAnswer, what: str) -> bytes:
     if place.verb == "list":
-        bundles = decoded(answer.body, _Bundles, what).items
+        bundles = decoded(answer.body, _TrustBundleList, what).items
         return "\n".join(each.spec.trust_bundle for each in bundles).encode()
     if not place.key:
-        return decoded(answer.body, _Bundle, what).spec.trust_bundle.encode()
+        return decoded(answer.body, _TrustBundleObject, what).spec.trust_bundle.encode()
     config_map = decoded(answer.body, _ConfigMap, what)
     if place.key in (config_map.data or {}):
         return (config_map.data or {})[place.key].encode()
