@@ -2,8 +2,8 @@
 up right.
 
 It is asked for as a running agent asks: the same loop, delays, checks and trust. There is no server, and no lock on the
-state directory that a running agent would have: only a CA that stores its own state there, as the embedded one does,
-needs the directory, and beside a running agent it is given a copy.
+state directory that a running agent would have: only the embedded CA needs that, for its own root, and beside a running
+agent it is given a copy. What other authorities store there they have in a copy too, for as long as the command runs.
 """
 
 import asyncio
@@ -181,9 +181,10 @@ def _state(settings: Settings) -> Iterator[Settings]:
 
     Two processes that write one CA's files would each take the other's root for a fault.
     """
-    storing = [name for name, chosen in settings.authorities.items() if registry.kind_of(chosen).stores_state]
-    if not storing:
-        yield settings
+    kinds = [registry.kind_of(chosen) for chosen in settings.authorities.values()]
+    if not any(kind.holds_ca for kind in kinds):
+        with copied_state(settings, None) as placed:
+            yield placed
         return
     with ExitStack() as stack:
         try:
@@ -191,12 +192,24 @@ def _state(settings: Settings) -> Iterator[Settings]:
             stack.enter_context(locked_directory(settings.state_dir, "state_dir", in_use))
         except StateInUseError:
             _remove_left_behind(settings.state_dir)
-            copied = stack.enter_context(tempfile.TemporaryDirectory(prefix=COPY, dir=settings.state_dir))
-            for source in (settings.state_dir / "authorities" / name for name in storing):
-                if source.is_dir():
-                    shutil.copytree(source, Path(copied, "authorities", source.name))
-            settings = structs.replace(settings, state_dir=Path(copied))
+            settings = stack.enter_context(copied_state(settings, settings.state_dir))
         yield settings
+
+
+@contextmanager
+def copied_state(settings: Settings, where: Path | None) -> Iterator[Settings]:
+    """The settings with a copy, for this context, of what the authorities store: in `where`, or in the system's
+    directory for temporary files. What cannot be read is left out: the authority makes it again.
+    """
+    storing = [name for name, chosen in settings.authorities.items() if registry.kind_of(chosen).stores_state]
+    if not storing:
+        yield settings
+        return
+    with tempfile.TemporaryDirectory(prefix=COPY, dir=where) as copied:
+        for source in (settings.state_dir / "authorities" / name for name in storing):
+            with suppress(OSError, shutil.Error):
+                shutil.copytree(source, Path(copied, "authorities", source.name))
+        yield structs.replace(settings, state_dir=Path(copied))
 
 
 def _remove_left_behind(state_dir: Path) -> None:

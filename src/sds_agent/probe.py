@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from msgspec import Struct, structs
 
-from sds_agent import app, preflight
+from sds_agent import app, once, preflight
 from sds_agent.authority import registry
 from sds_agent.authority.protocol import AdvertisesAnchors, Authority, AuthorityError, ErrorKind, Supplier
 from sds_agent.clock import Clock
@@ -49,7 +49,7 @@ async def _finding(settings: Settings, name: str, clock: Clock, *, spend: bool) 
     asking = [workload for workload in settings.workloads if name in settings.authorities_of(workload)]
     if not asking:
         return Finding(name, None, "not asked: no workload gets its certificate from it")
-    if kind.stores_state:
+    if kind.holds_ca:
         try:
             kind.check(chosen, preflight.context(settings, name, clock))
         except SdsAgentError as error:
@@ -60,8 +60,9 @@ async def _finding(settings: Settings, name: str, clock: Clock, *, spend: bool) 
     workload = structs.replace(asking[0], authority=(name,))
     only = structs.replace(settings, workloads=(workload,), authorities={name: chosen})
     try:
-        async with app.authorities(only, clock) as cas:
-            return await _ask(only, cas[name], clock)
+        with once.copied_state(only, None) as placed:
+            async with app.authorities(placed, clock) as cas:
+                return await _ask(placed, cas[name], clock)
     except (SdsAgentError, NoThreadError) as error:
         return Finding(name, False, str(error))
 

@@ -112,7 +112,7 @@ MAY_IMPORT = {
     },
     "app": COMPOSED,
     "once": COMPOSED | {"app"},
-    "probe": COMPOSED | {"app"},
+    "probe": COMPOSED | {"app", "once"},
     "cli": COMPOSED | {"app", "once", "probe", "hardening"},
     "__main__": {"cli"},
 }

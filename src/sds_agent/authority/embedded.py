@@ -74,4 +74,5 @@ KIND = Kind(
     check=_check,
     warnings=_warnings,
     stores_state=True,
+    holds_ca=True,
 )

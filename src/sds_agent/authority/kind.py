@@ -136,6 +136,8 @@ class Kind(Struct, Generic[S], frozen=True, kw_only=True):
     """
     stores_state: bool = False
     """Whether the authority uses the directory in its context."""
+    holds_ca: bool = False
+    """Whether what it stores there is a CA of its own: without it all peers would have to be given another root."""
 
     def files(self, chosen: S) -> Mapping[str, Path]:
         """What the operator provides, by the keys that name it: every path in the settings, of a file or directory, and

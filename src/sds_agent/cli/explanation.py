@@ -120,7 +120,7 @@ def _renewed(ttl: timedelta, renewal: RenewalSettings) -> str:
 
 def warnings(settings: Settings) -> Iterator[str]:
     """What is allowed and probably not meant, or not ready on this machine."""
-    stored = [name for name, chosen in settings.authorities.items() if registry.kind_of(chosen).stores_state]
+    stored = [name for name, chosen in settings.authorities.items() if registry.kind_of(chosen).holds_ca]
     if settings.state_encryption is not None and stored:
         yield (
             f"state_encryption: what the authority {' or '.join(stored)} stores for itself, such as a CA's key, is not "

@@ -2,7 +2,7 @@
 
 Trusted is what an authority advertises, and beyond that only what certificates in use still chain to: a root that is
 gone before the last of them has ended would make the workloads of one agent refuse each other from one renewal to the
-next. That holds over a restart too, whichever authority advertised the root (`needed`).
+next. That holds over a restart too, whichever authority advertised the root (`anchors_file`).
 """
 
 import asyncio
