@@ -7,6 +7,7 @@ agent it is given a copy. What other authorities store there they have in a copy
 """
 
 import asyncio
+import os
 import shutil
 import tempfile
 import time
@@ -14,11 +15,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct, structs
 
 from sds_agent import app, preflight
 from sds_agent.authority import registry
+from sds_agent.authority.kind import Kind
 from sds_agent.authority.protocol import (
     AdvertisesAnchors,
     Authority,
@@ -199,17 +202,40 @@ def _state(settings: Settings) -> Iterator[Settings]:
 @contextmanager
 def copied_state(settings: Settings, where: Path | None) -> Iterator[Settings]:
     """The settings with a copy, for this context, of what the authorities store: in `where`, or in the system's
-    directory for temporary files. What cannot be read is left out: the authority makes it again.
+    directory for temporary files. Raises ConfigurationError where none can be made.
     """
-    storing = [name for name, chosen in settings.authorities.items() if registry.kind_of(chosen).stores_state]
+    kinds = {name: registry.kind_of(chosen) for name, chosen in settings.authorities.items()}
+    storing = {name: kind for name, kind in kinds.items() if kind.stores_state}
     if not storing:
         yield settings
         return
-    with tempfile.TemporaryDirectory(prefix=COPY, dir=where) as copied:
-        for source in (settings.state_dir / "authorities" / name for name in storing):
-            with suppress(OSError, shutil.Error):
-                shutil.copytree(source, Path(copied, "authorities", source.name))
-        yield structs.replace(settings, state_dir=Path(copied))
+    with ExitStack() as stack:
+        try:
+            copied = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=COPY, dir=where)))
+        except OSError as error:
+            raise ConfigurationError(
+                f"no directory for temporary files can be made: {error.strerror}; let $TMPDIR name one that this user "
+                f"(uid {os.geteuid()}) can write to"
+            ) from error
+        for name, kind in storing.items():
+            _copy(settings.state_dir / "authorities" / name, copied / "authorities" / name, kind)
+        yield structs.replace(settings, state_dir=copied)
+
+
+def _copy(source: Path, target: Path, kind: Kind[Any]) -> None:
+    """Copy what is stored, without files that are being written. What cannot be read the authority makes again, but not
+    a CA: its certificates would be below a root that no peer knows.
+    """
+    try:
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*"))
+    except FileNotFoundError:  # nothing is stored yet
+        return
+    except OSError as error:
+        if kind.holds_ca:
+            raise ConfigurationError(
+                f"state_dir: cannot copy {source}, where the CA of a running agent is; see that this user (uid "
+                f"{os.geteuid()}) can read it, and that there is room in {target.parents[1]}"
+            ) from error
 
 
 def _remove_left_behind(state_dir: Path) -> None:
@@ -266,7 +292,8 @@ def _why(issuer: Issuer | None, workload: Workload, timeout: timedelta) -> str:
     if error is None or failure is None:
         return f"{said}: the authority {workload.authority} has not answered yet"
     attempts = "the only attempt" if failure.attempts == 1 else f"the last of {failure.attempts} attempts"
-    return f"{said}; {attempts} at the authority {workload.authority} failed ({error.kind.value}): {error}"
+    where = f" at the authority {workload.authority}" if len(workload.authorities) == 1 else ""
+    return f"{said}; {attempts}{where} failed ({error.kind.value}): {error}"
 
 
 class _Former(Struct, frozen=True):
