@@ -187,7 +187,7 @@ def report(seen: list[tuple[float, str]], outage: float, end: float, back: float
         print("no request succeeded after the CA was back")
     else:
         print(
-            f"the first good request came {good_again - back:.1f} s after the CA was started again; failed after it: {len(late)}"
+            f"the first good request came {good_again - back:.1f} s after the CA was back; failed after it: {len(late)}"
         )
 
 
