@@ -260,7 +260,7 @@ def _start_outputs(start: Start, settings: Settings, running: Agent, clock: Cloc
     if not chosen:
         return
     from sds_agent.outputs.hooks import HookCommands, Hooks  # noqa: PLC0415 - measured: 10 ms
-    from sds_agent.outputs.layout import LAYOUTS, Contents  # noqa: PLC0415
+    from sds_agent.outputs.layout import LAYOUTS, OutputContents  # noqa: PLC0415
     from sds_agent.outputs.writer import Output, write_changes  # noqa: PLC0415
 
     others = {domain: bundle_name(domain) for domain in settings.federated}
@@ -272,7 +272,7 @@ def _start_outputs(start: Start, settings: Settings, running: Agent, clock: Cloc
             write_changes(
                 Output(
                     output.directory,
-                    Contents(name, bundles),
+                    OutputContents(name, bundles),
                     LAYOUTS[output.layout],
                     output.owner,
                     output.group,

@@ -53,7 +53,7 @@ from sds_agent.outputs.directory import (
     access_of,
     write_set,
 )
-from sds_agent.outputs.layout import LAYOUTS, Contents, Layout
+from sds_agent.outputs.layout import LAYOUTS, FileLayout, OutputContents
 from sds_agent.pki.certificates import read_pem, serial_hex
 from sds_agent.pki.keyfile import KeyFileError, read_private_key
 from sds_agent.pki.validation.rules import Chain
@@ -139,14 +139,14 @@ async def issue(settings: Settings, request: OnceRequest, clock: Clock) -> Summa
 class _Target(Struct, frozen=True):
     """How the files are named and who may read them: as the workload's own `output` says, if there is one."""
 
-    layout: Layout
+    layout: FileLayout
     access: FileAccess
-    contents: Contents
+    contents: OutputContents
 
 
 def _target(settings: Settings, request: OnceRequest) -> _Target:
     chosen = settings.workloads[0].output
-    contents = Contents(request.workload, {settings.trust_domain: settings.bundle_names[0]})
+    contents = OutputContents(request.workload, {settings.trust_domain: settings.bundle_names[0]})
     if chosen is None or request.directory is None:
         return _Target(LAYOUTS["istio"], AGENT_ALONE, contents)
     access = access_of(chosen.owner, chosen.group, int(chosen.key_mode, 8), "output")
@@ -327,7 +327,7 @@ def _proving(cas: Mapping[str, Authority | Supplier], former: "_Former") -> Mapp
     return {name: ca if isinstance(ca, Supplier) else _Proving(ca, former.identity) for name, ca in cas.items()}
 
 
-def _former(directory: Path | None, layout: Layout, workload: Workload, now: datetime) -> _Former | None:
+def _former(directory: Path | None, layout: FileLayout, workload: Workload, now: datetime) -> _Former | None:
     """The certificate of an earlier run; None where there is none that would be accepted from the CA."""
     if directory is None:
         return None

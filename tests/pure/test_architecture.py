@@ -16,36 +16,10 @@ ROOT = "sds_agent"
 
 BASE = {"errors", "budget", "clock", "log", "tasks", "text", "values"}
 MATERIAL = BASE | {"identity", "pki"}
-EVERYTHING = MATERIAL | {
-    "files",
-    "directories",
-    "ownfile",
-    "sealing",
-    "statefile",
-    "pipes",
-    "state",
-    "sources",
-    "named_files",
-    "file_sets",
-    "path_watch",
-    "signals",
-    "rpc",
-    "secrets",
-    "outputs",
-    "signing",
-    "authority.kind",
-    "authority.protocol",
-    "authority.registry",
-    "sds",
-    "issuance",
-    "configfile",
-    "config",
-    "ca",
-}
-COMPOSED = EVERYTHING | {"preflight"}
 
 # What each part of sds_agent may import of the others; "pki.keys" means that module and no other of its
-# package. A new part is a new line, below what it uses and above what uses it.
+# package. A new part is a new line, below what it uses and above what uses it. BASE and MATERIAL are open to
+# whole groups of parts; all else is in a line only while the part imports it.
 MAY_IMPORT = {
     "errors": set[str](),
     "hardening": set[str](),
@@ -63,7 +37,7 @@ MAY_IMPORT = {
     "ownfile": BASE | {"files", "directories"},
     "sealing": BASE | {"files"},
     "statefile": BASE | {"files", "ownfile", "sealing"},
-    "state": BASE | {"files", "directories"},
+    "state": BASE | {"directories"},
     "sources": BASE | {"directories"},
     "signals": BASE,
     "named_files": BASE | {"files", "pki"},
@@ -81,7 +55,7 @@ MAY_IMPORT = {
     | {"named_files", "signing", "configfile", "files", "directories", "file_sets", "path_watch", "sources"},
     "sds": MATERIAL | {"accounts", "descriptors", "files", "directories", "rpc", "secrets", "file_sets", "path_watch"},
     "outputs": MATERIAL | {"accounts", "files", "directories", "secrets"},
-    "issuance": MATERIAL | {"files", "directories", "ownfile", "sealing", "statefile", "secrets", "authority.protocol"},
+    "issuance": MATERIAL | {"files", "directories", "sealing", "statefile", "secrets", "authority.protocol"},
     "ca": MATERIAL
     | {
         "pipes",
@@ -110,10 +84,67 @@ MAY_IMPORT = {
         "sds.endpoint",
         "outputs.directory",
     },
-    "app": COMPOSED,
-    "once": COMPOSED | {"app"},
-    "probe": COMPOSED | {"app", "once"},
-    "cli": COMPOSED | {"app", "once", "probe", "hardening"},
+    "app": MATERIAL
+    | {
+        "authority.protocol",
+        "authority.registry",
+        "config",
+        "directories",
+        "issuance",
+        "outputs",
+        "preflight",
+        "rpc",
+        "sds",
+        "sealing",
+        "secrets",
+        "signals",
+        "sources",
+        "state",
+    },
+    "once": MATERIAL
+    | {
+        "app",
+        "authority.kind",
+        "authority.protocol",
+        "authority.registry",
+        "config",
+        "configfile",
+        "directories",
+        "files",
+        "issuance",
+        "outputs",
+        "preflight",
+        "secrets",
+    },
+    "probe": MATERIAL
+    | {
+        "app",
+        "authority.protocol",
+        "authority.registry",
+        "config",
+        "configfile",
+        "issuance",
+        "once",
+        "preflight",
+        "secrets",
+    },
+    "cli": MATERIAL
+    | {
+        "app",
+        "authority.registry",
+        "ca",
+        "config",
+        "configfile",
+        "files",
+        "hardening",
+        "once",
+        "preflight",
+        "probe",
+        "rpc",
+        "signals",
+        "signing",
+        "sources",
+    },
     "__main__": {"cli"},
 }
 
@@ -128,46 +159,47 @@ BELONGS_TO = {
 
 # Decisions: neither a clock nor a socket nor an event loop, so that a test can put any question to them.
 PURE = {
-    "budget",
-    "file_sets",
-    "pki",
-    "identity.spiffe",
-    "secrets.model",
-    "text",
     "authority.cfssl.wire",
     "authority.est.wire",
     "authority.files.contents",
     "authority.grpc_retry",
     "authority.istio.wire",
-    "authority.vault.lease",
-    "authority.vault.refusals",
-    "authority.vault.wire",
-    "authority.spiffe.wire",
     "authority.kubernetes.kubeconfig",
     "authority.kubernetes.trust_wire",
     "authority.kubernetes.wire",
     "authority.protocol",
+    "authority.spiffe.wire",
     "authority.step_ca.jwk",
     "authority.step_ca.wire",
+    "authority.vault.lease",
+    "authority.vault.refusals",
+    "authority.vault.wire",
+    "budget",
+    "ca.anchors",
     "ca.callers",
     "ca.denied",
     "ca.lists",
-    "ca.anchors",
     "ca.places",
     "ca.policy",
+    "ca.refusal",
+    "config.conflicts",
+    "config.istio_environment",
+    "configfile.durations",
+    "configfile.phrases",
+    "errors",
+    "file_sets",
+    "identity.spiffe",
     "issuance.acceptance",
+    "issuance.failover",
     "issuance.schedule",
     "issuance.standing",
     "issuance.status",
     "issuance.validity",
+    "issuance.workload",
+    "outputs.layout",
+    "pki",
     "rpc.crowd",
     "rpc.frames",
-    "signing.cacerts",
-    "signing.description",
-    "signing.istiod",
-    "signing.reach",
-    "signing.signer",
-    "signing.signing_set",
     "sds.catalog",
     "sds.codec",
     "sds.delta",
@@ -176,6 +208,16 @@ PURE = {
     "sds.protocol",
     "sds.sotw",
     "sds.status",
+    "secrets.acknowledgements",
+    "secrets.model",
+    "signing.cacerts",
+    "signing.description",
+    "signing.istiod",
+    "signing.reach",
+    "signing.signer",
+    "signing.signing_set",
+    "text",
+    "values",
 }
 EFFECTS = {"anyio", "asyncio", "grpc", "random", "selectors", "socket", "subprocess", "threading", "time"}
 
@@ -247,6 +289,29 @@ def effects(sources: Path) -> list[str]:
     ]
 
 
+def unused_permissions(sources: Path) -> list[str]:
+    """What MAY_IMPORT allows a part beyond MATERIAL, and no module of it imports."""
+    used: dict[str, set[str]] = {}
+    for _, module, target in edges(sources):
+        used.setdefault(top(module), set()).add(target.removeprefix(f"{ROOT}."))
+    return [
+        f"{part} imports nothing of {allowed}"
+        for part, permissions in MAY_IMPORT.items()
+        for allowed in sorted(permissions - MATERIAL)
+        if not any(within(target, {allowed}) for target in used.get(part, ()))
+    ]
+
+
+def namesakes(sources: Path) -> list[str]:
+    """The names that more than one class has: a reader of one cannot tell which it is."""
+    places: dict[str, list[str]] = {}
+    for path in modules(sources).values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(f"{path.relative_to(sources)}:{node.lineno}")
+    return [f"{name}: {', '.join(found)}" for name, found in places.items() if len(found) > 1]
+
+
 def mixed(sources: Path) -> list[str]:
     """Modules that speak two dialects of concurrency: a lock or a cancellation of one is not the other's."""
     found: dict[str, set[str]] = {}
@@ -270,6 +335,14 @@ def cycle(sources: Path) -> list[str]:
 
 def test_imports_run_one_way() -> None:
     assert wrong_ways(SOURCES) == []
+
+
+def test_no_part_may_import_what_it_does_not() -> None:
+    assert unused_permissions(SOURCES) == []
+
+
+def test_a_name_means_one_class() -> None:
+    assert namesakes(SOURCES) == []
 
 
 def test_every_part_has_its_place_in_the_table() -> None:
@@ -344,6 +417,16 @@ def test_only_the_named_module_of_a_package_is_open(tmp_path: Path) -> None:
     }
     found = wrong_ways(tree(tmp_path, files))
     assert found == ["sds_agent/config/settings.py:2: config may not import sds_agent.pki.pem"]
+
+
+def test_a_class_name_that_is_there_twice_is_seen(tmp_path: Path) -> None:
+    sources = tree(tmp_path, {"a.py": "class Twice: ...\n", "b.py": "def one():\n    class Twice: ...\n"})
+    assert namesakes(sources) == ["Twice: sds_agent/a.py:1, sds_agent/b.py:2"]
+
+
+def test_a_permission_that_no_module_uses_is_seen(tmp_path: Path) -> None:
+    sources = tree(tmp_path, {"state.py": "import sds_agent.log\n"})
+    assert "state imports nothing of directories" in unused_permissions(sources)
 
 
 def test_a_borrowed_library_and_an_effect_are_seen(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from h2.events import DataReceived, StreamEnded
 from sds_agent_proto.istio_pb2 import CertificateRequest
 
 from sds_agent.ca.acceptor import UNPROVEN_CALLS, ConnectionLimits, TlsAcceptor
-from sds_agent.ca.relay import Back, reach
+from sds_agent.ca.relay import BackEnd, reach
 from sds_agent.ca.server import FRAMES
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, generate
@@ -147,7 +147,7 @@ async def test_callers_are_relayed_to_no_other_process(tmp_path: Path) -> None:
             assert other.stdout is not None
             lines = BufferedByteReceiveStream(other.stdout)
             assert await lines.receive_until(b"\n", 100) == b"listening"
-            back = Back()
+            back = BackEnd()
             with pytest.raises(ConnectionAbortedError, match="another process"):
                 await reach(tmp_path / "grpc", f"sds-agent-test-{os.getpid()}", back)
             assert await lines.receive_until(b"\n", 100) == b"0"

@@ -18,7 +18,7 @@ from anyio.abc import SocketStream
 from anyio.streams.tls import TLSStream
 
 from sds_agent.ca.acceptor import ConnectionLimits, TlsAcceptor
-from sds_agent.ca.relay import Back, Front, reach, relay, shake_hands
+from sds_agent.ca.relay import BackEnd, FrontEnd, reach, relay, shake_hands
 from sds_agent.ca.server import FRAMES
 from sds_agent.ca.tls import sign_server
 from sds_agent.pki.certificates import write_pem
@@ -48,8 +48,8 @@ def contexts(directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
 class Relayed:
     """A relay, and what is connected to its two ends."""
 
-    front: Front
-    back: Back
+    front: FrontEnd
+    back: BackEnd
     client: TLSStream
     grpc: SocketStream
 
@@ -58,7 +58,7 @@ class Relayed:
 async def relayed(directory: Path) -> AsyncIterator[Relayed]:
     """A client that is relayed to a Unix socket of this process."""
     server, client = contexts(directory)
-    front, back = Front(server, lambda _: None), Back()
+    front, back = FrontEnd(server, lambda _: None), BackEnd()
 
     async def serve() -> None:
         connection, _ = await asyncio.get_running_loop().sock_accept(listener)

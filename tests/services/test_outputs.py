@@ -22,7 +22,7 @@ from fakes.hierarchy import NOW
 from sds_agent.config.settings import OutputLayout
 from sds_agent.outputs.directory import File, write_set
 from sds_agent.outputs.hooks import HookCommands, Hooks
-from sds_agent.outputs.layout import LAYOUTS, Contents
+from sds_agent.outputs.layout import LAYOUTS, OutputContents
 from sds_agent.outputs.writer import FIRST_RETRY, LONGEST_RETRY, Output, write_changes
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore, Snapshot
@@ -41,7 +41,7 @@ def bundle(number: int) -> BundleSecret:
 
 
 def output(target: Path, **options: Any) -> Output:
-    return Output(target, Contents("default", {"demo.example": "ROOTCA"}), **options)
+    return Output(target, OutputContents("default", {"demo.example": "ROOTCA"}), **options)
 
 
 def contents(target: Path) -> tuple[str, ...]:
@@ -519,7 +519,7 @@ async def test_the_key_is_in_no_log_and_no_repr(target: Path, events: Events) ->
 def test_each_layout_has_the_names_that_its_programs_expect(layout: str, names: set[str]) -> None:
     bundles = {"demo.example": "ROOTCA", "other.example": "spiffe://other.example"}
     snapshot: Snapshot = {"default": certificate(1), "ROOTCA": bundle(1), "spiffe://other.example": bundle(2)}
-    files = Contents("default", bundles).files(LAYOUTS[layout], snapshot)
+    files = OutputContents("default", bundles).files(LAYOUTS[layout], snapshot)
     assert set(files) == names
     for name, file in files.items():
         assert file.private == (PLANTED in file.content), name
@@ -531,7 +531,7 @@ def test_every_layout_that_a_configuration_may_name_is_there() -> None:
 
 def test_the_spiffe_layout_has_the_key_before_the_chain() -> None:
     snapshot: Snapshot = {"default": certificate(1), "ROOTCA": bundle(1)}
-    files = Contents("default", {"demo.example": "ROOTCA"}).files(LAYOUTS["spiffe"], snapshot)
+    files = OutputContents("default", {"demo.example": "ROOTCA"}).files(LAYOUTS["spiffe"], snapshot)
     assert files["credential-bundle.private-key.pem"].content == PLANTED + b"1" + b"chain 1"
 
 

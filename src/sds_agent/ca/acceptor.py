@@ -29,8 +29,8 @@ from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.ca.places import Places, origin_of
-from sds_agent.ca.relay import Back, Front, reach, relay, shake_hands, verified_chain
-from sds_agent.ca.settings import Address
+from sds_agent.ca.relay import BackEnd, FrontEnd, reach, relay, shake_hands, verified_chain
+from sds_agent.ca.settings import ListenAddress
 from sds_agent.pki.certificates import CertificateError
 from sds_agent.rpc.frames import Bounds, Inspection
 from sds_agent.signing.signer import SignerError
@@ -241,7 +241,7 @@ class TlsAcceptor:
 
     async def _relay(self, connection: _Connection, backend: Path) -> None:
         connection.plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        front, back = Front(self._context(), connection.inspect), Back()
+        front, back = FrontEnd(self._context(), connection.inspect), BackEnd()
         try:
             await shake_hands(connection.plain, front, self._limits.handshake)
             chain = verified_chain(front)
@@ -271,4 +271,4 @@ def _name_of(grpc_peer: str) -> str:
 
 def address_text(address: object) -> str:
     """A socket's address as text, an IPv6 one in brackets (RFC 3986 section 3.2.2). A Unix socket's is text already."""
-    return str(Address(*address[:2])) if isinstance(address, tuple) else str(address)
+    return str(ListenAddress(*address[:2])) if isinstance(address, tuple) else str(address)

@@ -101,7 +101,7 @@ class End(asyncio.BufferedProtocol):
             self._transport.abort()
 
 
-class Back(End):
+class BackEnd(End):
     """The end towards gRPC, on a Unix socket."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -134,7 +134,7 @@ class Back(End):
             self.transport.write(bytes(data))
 
 
-class Front(End):
+class FrontEnd(End):
     """The end towards the client, with TLS.
 
     `inspect` gets the plain bytes first and returns why the connection has to end, or None. If it has to, the bytes go
@@ -243,7 +243,7 @@ class Front(End):
             self.transport.write(self._outgoing.read())
 
 
-async def shake_hands(connection: socket.socket, front: Front, seconds: float) -> None:
+async def shake_hands(connection: socket.socket, front: FrontEnd, seconds: float) -> None:
     """Connect `front` and wait for its TLS handshake. Raises OSError, which ssl's errors are too."""
     loop = asyncio.get_running_loop()
     await loop.connect_accepted_socket(lambda: front, connection)
@@ -258,7 +258,7 @@ async def shake_hands(connection: socket.socket, front: Front, seconds: float) -
         raise ConnectionAbortedError("the client does not speak HTTP/2 (no ALPN h2)")
 
 
-async def reach(backend: Path, name: str, back: Back) -> None:
+async def reach(backend: Path, name: str, back: BackEnd) -> None:
     """Connect `back` to gRPC's socket, from an abstract address of that name. Raises OSError.
 
     No other process may get a caller's bytes, so a socket of this one has to listen there.
@@ -284,7 +284,7 @@ def _check_listener(connected: socket.socket) -> None:
         raise ConnectionAbortedError("another process listens in the place of gRPC's socket")
 
 
-async def relay(front: Front, back: Back) -> None:
+async def relay(front: FrontEnd, back: BackEnd) -> None:
     """Relay until one end closes, then hand over what is left and close the other one within FAREWELL.
 
     Raises ConnectionAbortedError where `front` closed for what the client sent.
@@ -301,7 +301,7 @@ async def relay(front: Front, back: Back) -> None:
         raise ConnectionAbortedError(front.fault)
 
 
-def verified_chain(front: Front) -> tuple[x509.Certificate, ...]:
+def verified_chain(front: FrontEnd) -> tuple[x509.Certificate, ...]:
     """The chain that the handshake verified, its anchor last; empty where the client showed no certificate.
 
     Raises CertificateError for a certificate that OpenSSL takes and cryptography does not.

@@ -28,7 +28,7 @@ from sds_agent.ca.jwks import IssuerKeys, Location
 from sds_agent.ca.jwt import LONGEST_TOKEN, TrustedIssuer
 from sds_agent.ca.policy import overreaching
 from sds_agent.ca.service import LARGEST_REQUEST, SERVICE, CertificateService, Rules
-from sds_agent.ca.settings import Address, CaSettings, JwtSettings
+from sds_agent.ca.settings import CaSettings, JwtSettings, ListenAddress
 from sds_agent.ca.source import PluggedSource, SelfSignedSource, Source
 from sds_agent.ca.tls import ServerTls
 from sds_agent.ca.tokens import JoinTokens
@@ -83,7 +83,7 @@ async def run(settings: CaSettings) -> None:
 
 
 @asynccontextmanager
-async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
+async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[ListenAddress]:
     """The CA, running inside this context; gives the address it listens at. Raises ConfigurationError."""
     # 1. What can be wrong comes before the first caller does: the audit log, without which nothing is signed; the
     #    directory of a root of our own, locked before one is made in it; what signs, and who may ask.
@@ -113,7 +113,7 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[Address]:
                         tasks.start_soon(issuer.keys.follow)
                     tasks.start_soon(acceptor.run, listener, backends)
                     host, port = listener.getsockname()[:2]
-                    address = Address(host, port)
+                    address = ListenAddress(host, port)
                     log.event(LOG, "listening", address=str(address), trust_domain=settings.trust_domain)
                     tasks.start_soon(sources.warn, _sources(settings))
                     try:
@@ -288,7 +288,7 @@ def _always() -> bool:
 
 
 @contextmanager
-def _listening(address: Address) -> Iterator[socket.socket]:
+def _listening(address: ListenAddress) -> Iterator[socket.socket]:
     """The listening socket. Raises ConfigurationError."""
     try:
         family, kind, protocol, _, bound = socket.getaddrinfo(
@@ -311,7 +311,7 @@ def _listening(address: Address) -> Iterator[socket.socket]:
         yield listener
 
 
-def _cannot_listen(address: Address, cause: str | None, fix: str) -> ConfigurationError:
+def _cannot_listen(address: ListenAddress, cause: str | None, fix: str) -> ConfigurationError:
     return ConfigurationError(f"listen: cannot listen at {address}: {cause}; {fix}")
 
 

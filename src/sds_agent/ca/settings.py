@@ -38,7 +38,7 @@ _URL = re.compile(r"https://(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:(?P<port>[0-9]
 _DOTTED = re.compile(r"[0-9]+(\.[0-9]+){3}")
 
 
-class Address(Struct, frozen=True):
+class ListenAddress(Struct, frozen=True):
     """Where to listen: an IP address, or a name that resolves to one, and a port (0 lets the kernel choose)."""
 
     host: str
@@ -48,7 +48,7 @@ class Address(Struct, frozen=True):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def _address(value: object, _base: Path) -> Address:
+def _address(value: object, _base: Path) -> ListenAddress:
     host, colon, port = text(value).rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     if not colon or not port.isascii() or not port.isdecimal() or len(port) > 5 or int(port) > 65535:
@@ -57,7 +57,7 @@ def _address(value: object, _base: Path) -> Address:
         raise UnacceptableError("write an IPv6 address in brackets")
     if not bare:
         raise UnacceptableError("write 0.0.0.0 or [::] to listen on every address")
-    return Address(bare, int(port))
+    return ListenAddress(bare, int(port))
 
 
 def _server_name(value: object, _base: Path) -> str:
@@ -113,7 +113,7 @@ def _pattern(value: object, _base: Path) -> str:
 
 
 Listen: TypeAlias = Annotated[
-    Address,
+    ListenAddress,
     custom(
         _address,
         "an address and a port such as 127.0.0.1:15012",
@@ -266,7 +266,7 @@ class CaSettings(Struct, frozen=True, kw_only=True):
     trust_domain: Annotated[TrustDomain, Meta(description="The trust domain of every certificate.")]
     listen: Annotated[
         Listen, Meta(description="The address and port to listen on. An IPv6 address is written in brackets.")
-    ] = Address("127.0.0.1", 15012)
+    ] = ListenAddress("127.0.0.1", 15012)
     server_names: Annotated[
         tuple[ServerName, ...],
         listing("names"),

@@ -91,11 +91,11 @@ def _unreachable(path: Path) -> str | None:
 def _ask(path: Path) -> int:
     import asyncio  # noqa: PLC0415 - measured with gRPC: 75 of 125 ms
 
-    from sds_agent.rpc.health import NoAnswerError, check  # noqa: PLC0415 - measured: likewise
+    from sds_agent.rpc.health import NoAgentError, check  # noqa: PLC0415 - measured: likewise
 
     try:
         answer = asyncio.run(check(f"unix:{quote(str(path))}", TIMEOUT))
-    except NoAnswerError as error:
+    except NoAgentError as error:
         output.report(f"{path}: {error}")
         return NOT_READY
     if answer.ready:

@@ -12,7 +12,7 @@ from sds_agent.secrets.store import Snapshot
 _TRUST_DOMAIN = "{trust_domain}"
 
 
-class Layout(Struct, frozen=True):
+class FileLayout(Struct, frozen=True):
     """Names of files. `pair` is one file with the key and then the chain. In `bundle`, {trust_domain} stands for the
     name of a trust domain; there is a file for each then, and without it one for the agent's own.
     """
@@ -28,19 +28,19 @@ class Layout(Struct, frozen=True):
         return _TRUST_DOMAIN in self.bundle
 
 
-LAYOUTS: Mapping[str, Layout] = MappingProxyType(
+LAYOUTS: Mapping[str, FileLayout] = MappingProxyType(
     {
-        "istio": Layout("root-cert.pem", chain="cert-chain.pem", key="key.pem"),  # as OUTPUT_CERTS has them
-        "kubernetes": Layout("ca.crt", chain="tls.crt", key="tls.key"),  # of a Secret of the type kubernetes.io/tls
-        "spiffe-helper": Layout("svid_bundle.pem", chain="svid.pem", key="svid_key.pem"),
+        "istio": FileLayout("root-cert.pem", chain="cert-chain.pem", key="key.pem"),  # as OUTPUT_CERTS has them
+        "kubernetes": FileLayout("ca.crt", chain="tls.crt", key="tls.key"),  # of a Secret of the type kubernetes.io/tls
+        "spiffe-helper": FileLayout("svid_bundle.pem", chain="svid.pem", key="svid_key.pem"),
         # the draft "SPIFFE Filesystem Delivery" of 2026, sections 2 and 3
-        "spiffe": Layout(f"{_TRUST_DOMAIN}.spiffe-trust-bundle.pem", pair="credential-bundle.private-key.pem"),
+        "spiffe": FileLayout(f"{_TRUST_DOMAIN}.spiffe-trust-bundle.pem", pair="credential-bundle.private-key.pem"),
     }
 )
-"""By the names of `config.settings.OutputLayout`."""
+"""By the names of `config.settings.FileLayout`."""
 
 
-class Contents(Struct, frozen=True):
+class OutputContents(Struct, frozen=True):
     """Which secrets of the store go into an output: the certificate served as `name`, and the bundles of trust domains
     by their resource names, the agent's own domain first.
     """
@@ -48,7 +48,7 @@ class Contents(Struct, frozen=True):
     name: str
     bundles: Mapping[str, str]
 
-    def files(self, layout: Layout, snapshot: Snapshot) -> dict[str, File]:
+    def files(self, layout: FileLayout, snapshot: Snapshot) -> dict[str, File]:
         """The files of a set by name; none while the certificate or the own bundle is missing."""
         certificate = snapshot.get(self.name)
         own, *_ = self.bundles.values()

@@ -14,7 +14,7 @@ from sds_agent.directories import LockedDirectory
 from sds_agent.errors import SdsAgentError
 from sds_agent.outputs.directory import SETTING, File, access_of, is_whole, output_directory, write_set
 from sds_agent.outputs.hooks import NO_HOOKS, Hooks
-from sds_agent.outputs.layout import LAYOUTS, Contents, Layout
+from sds_agent.outputs.layout import LAYOUTS, FileLayout, OutputContents
 from sds_agent.secrets.store import SecretStore, Snapshot
 from sds_agent.tasks import DISK_TIMEOUT, NoThreadError, TimeLimit, uninterrupted
 
@@ -32,8 +32,8 @@ class Output(Struct, frozen=True):
     """
 
     directory: Path
-    contents: Contents
-    layout: Layout = LAYOUTS["istio"]
+    contents: OutputContents
+    layout: FileLayout = LAYOUTS["istio"]
     owner: str | None = None
     group: str | None = None
     key_mode: int = 0o600

@@ -154,7 +154,7 @@ def _written(status: HealthCheckResponse.ServingStatus, reasons: Sequence[str] =
     return HealthCheckResponse(status=status, reasons=reasons).SerializeToString()
 
 
-class NoAnswerError(SdsAgentError):
+class NoAgentError(SdsAgentError):
     """No agent answers at the socket."""
 
 
@@ -166,12 +166,12 @@ class Answer(Struct, frozen=True):
 
 
 async def check(address: str, seconds: float) -> Answer:
-    """Ask the server at a gRPC address. Raises NoAnswerError if it does not answer in so many `seconds`."""
+    """Ask the server at a gRPC address. Raises NoAgentError if it does not answer in so many `seconds`."""
     async with grpc.aio.insecure_channel(address) as channel:
         ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/Check")
         try:
             data = await ask(HealthCheckRequest().SerializeToString(), timeout=seconds)
         except grpc.aio.AioRpcError as error:
-            raise NoAnswerError(f"no agent answers ({error.code().name.lower()}); is it running?") from error
+            raise NoAgentError(f"no agent answers ({error.code().name.lower()}); is it running?") from error
     answer = HealthCheckResponse.FromString(data)
     return Answer(answer.status == HealthCheckResponse.SERVING, tuple(answer.reasons))
