@@ -108,6 +108,7 @@ async def test_peers_trust_each_other_after_a_workload_gets_another_ca_over_a_re
     for _ in range(2):
         async with agent(config) as second:
             await second.event("old_anchors_kept", authority="own")
+            await second.event("ready")
             async with connected(second.socket) as peer:
                 bundle = read_pem(bundle_of((await peer.fetch("ROOTCA"))["ROOTCA"]))
             assert has_path(before[0], before[1:], bundle, datetime.now(UTC))
