@@ -344,11 +344,15 @@ def test_what_is_wrong_with_the_credentials_is_said_before_the_first_call(tmp_pa
 # Settings
 
 
+WELL_KNOWN = "holds /.well-known/est"
+
+
 @pytest.mark.parametrize(
     ("keys", "key", "found"),
     [
         ("url: https://ca.example, username: a, password_file: p", "ca_file", "is missing"),
         ("url: http://127.0.0.1, username: a, password_file: p", "url", "begins with http"),
+        ("url: https://ca.example/.well-known/est, ca_file: r, username: a, password_file: p", "url", WELL_KNOWN),
         ("url: https://ca.example, ca_file: r", "username", "is missing"),
         ("url: https://ca.example, ca_file: r, username: a", "password_file", "is missing"),
         ("url: https://ca.example, ca_file: r, password_file: p", "username", "is missing"),

@@ -600,6 +600,11 @@ async def test_a_pod_finds_its_api_server_by_its_service_account(
     assert (await authority.issue(asked())).chain_pem, "in the pod's own namespace"
 
 
+def test_outside_a_pod_the_error_names_the_kubeconfig(tmp_path: Path) -> None:
+    with pytest.raises(AuthorityError, match=r"there is no service account in .*; outside a pod, name"):
+        read_access(KubernetesSettings(service_account=tmp_path / "serviceaccount"))
+
+
 def test_an_address_of_version_6_is_written_as_a_url_has_it(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN)
     (tmp_path / "ca.crt").write_bytes(write_pem([make_ca("any").certificate]))

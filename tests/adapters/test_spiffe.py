@@ -20,6 +20,8 @@ from fakes.hierarchy import make_ca
 from fakes.workload_api import NO_IDENTITY, Gone, SpireCa, WorkloadApi, der, message
 
 from sds_agent import app
+from sds_agent.authority import registry
+from sds_agent.authority.kind import Context
 from sds_agent.authority.protocol import (
     AdvertisesFederation,
     AnnouncesAnchors,
@@ -444,6 +446,15 @@ async def test_a_restarted_agent_serves_everything_while_the_workload_api_is_awa
         await events.wait("restored")
         assert dict(agent.store.snapshot) == before
         assert (await events.wait("retrying", kind="transient"))["serving"] == "the current certificate"
+
+
+def test_a_file_where_the_socket_has_to_be_is_named_before_the_first_call(api: WorkloadApi, tmp_path: Path) -> None:
+    kind, context = registry.kind("spiffe"), Context("spire", "demo.example", tmp_path, SystemClock())
+    assert list(kind.credentials(SpiffeSettings(socket=api.socket), context)) == []
+    assert list(kind.credentials(SpiffeSettings(socket=tmp_path / "absent.sock"), context)) == []
+    (tmp_path / "api").touch()
+    (found,) = kind.credentials(SpiffeSettings(socket=tmp_path / "api"), context)
+    assert "is no socket" in str(found)
 
 
 def test_check_says_that_key_and_ttl_have_no_effect(api: WorkloadApi, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from fakes.hierarchy import make_ca, make_leaf, new_key
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,6 +43,14 @@ def test_no_damage_to_a_file_is_more_than_an_error_in_words(file: Path, at: int,
         said = str(error)
     assert not said or str(LIVE) in said
     assert WHOLE[LIVE / "tls.key"].split(b"\n")[1][:20].decode() not in said
+
+
+def test_a_credential_bundle_without_its_key_is_called_that() -> None:
+    chosen = FilesSettings(credential_file=Path("/both"), roots_file=Path("/roots"))
+    contents = {Path("/both"): WHOLE[LIVE / "tls.crt"], Path("/roots"): WHOLE[LIVE / "ca.crt"]}
+    with pytest.raises(UnusableSetError, match=r"^/both holds no private key") as error:
+        judged(chosen, FileSet(placed(chosen, lambda _: True), contents))
+    assert error.value.problem.where == ("credential_file",)
 
 
 def test_the_first_layout_whose_certificate_is_there_counts() -> None:

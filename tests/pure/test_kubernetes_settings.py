@@ -69,8 +69,12 @@ def warned(read: Settings) -> list[str]:
     ("keys", "ttl", "said"),
     [
         (f"{CSR}, {ROOTS}", "5m", "workloads[0].ttl: it is 5m, and a CertificateSigningRequest asks for 10m or more"),
-        (f"signer_name: kubernetes.io/kubelet-serving, {ROOTS}", "1h", "signer_name: kubernetes.io/kubelet-serving is"),
-        (f"{CSR}, trust_config_map: shop/kube-root-ca.crt/ca.crt", "1h", "trust_config_map: "),
+        (
+            f"signer_name: kubernetes.io/kubelet-serving, {ROOTS}",
+            "1h",
+            "authorities.upstream.signer_name: kubernetes.io/",
+        ),
+        (f"{CSR}, trust_config_map: shop/kube-root-ca.crt/ca.crt", "1h", "authorities.upstream.trust_config_map: "),
     ],
 )
 def test_what_is_probably_not_meant_is_a_warning(tmp_path: Path, keys: str, ttl: str, said: str) -> None:

@@ -187,6 +187,7 @@ LEAST = "type: vault, url: 'https://v:1', ca_file: r, role: web"
         (f"{LEAST}, key_file: c, auth: {{type: token, token_file: t}}", "certificate_file", "is missing"),
         ("type: vault, url: 'http://127.0.0.1:1', role: web, auth: {type: cert}", "auth.type", "is cert"),
         (f"{LEAST}, mount: /pki, auth: {{type: token, token_file: t}}", "mount", 'is "/pki"'),
+        (f"{LEAST}, mount: v1/pki, auth: {{type: token, token_file: t}}", "mount", 'is "v1/pki"'),
         (f"{LEAST}, role: a/b, auth: {{type: token, token_file: t}}".replace("role: web, ", ""), "role", 'is "a/b"'),
     ],
 )

@@ -205,6 +205,14 @@ def test_check_warns_of_files_of_an_authority_that_are_not_there(folder: Path, c
     assert "token_file" not in warned
 
 
+def test_check_says_once_of_a_credential_that_it_is_not_there(folder: Path, check: Check) -> None:
+    keys = "type: est, url: 'https://127.0.0.1:1', ca_file: here, username: agent, password_file: absent"
+    (folder / "here").touch()
+    _, _, warned = check(file(folder, f"{MINIMAL}authorities: {{up: {{{keys}}}}}\n"))
+    (warning,) = warned.splitlines()
+    assert f"authorities.up.password_file: {folder / 'absent'} does not exist" in warning
+
+
 def test_check_warns_of_a_token_that_every_user_can_read(folder: Path, check: Check) -> None:
     (folder / "token").touch()
     (folder / "token").chmod(0o604)

@@ -132,9 +132,9 @@ def pair_problems(chain_file: Path | None, key_file: Path | None, what: str, now
 
 
 def as_problem(key: str, error: AuthorityError) -> Problem:
-    """An error of this module as a problem of the key that names the file."""
+    """An error of this module as a problem of the key that names the file, such as `auth.token_file`."""
     found, _, fix = str(error).rpartition("; ")
-    return Problem((key,), f"cannot be used: {found}", fix)
+    return Problem(tuple(key.split(".")), f"cannot be used: {found}", fix)
 
 
 def leaf_of(identity: CurrentIdentity) -> x509.Certificate | None:

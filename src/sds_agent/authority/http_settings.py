@@ -18,7 +18,9 @@ def server_url(value: object, _base: Path) -> str:
     """The URL that `value` writes, as ServerUrl has it. Raises UnacceptableError."""
     written = text(value)
     if not re.fullmatch(URL_PATTERN, written):
-        raise UnacceptableError(f"{quoted(written)} is no such URL: it has no user, query or fragment")
+        raise UnacceptableError(
+            f"{quoted(written)} is no such URL: begin it with https://, and leave out user, query and fragment"
+        )
     parts = urlsplit(written)
     try:
         port = parts.port

@@ -50,7 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load(arguments.file, os.environ)
     for paragraph in explain(loaded):
         output.write(textwrap.fill(paragraph, 100, break_long_words=False, break_on_hyphens=False) + "\n")
-    for warning in (*warnings(loaded.settings), *_about_machine(loaded.settings)):
+    found = list(warnings(loaded.settings))
+    for warning in (*found, *_about_machine(loaded.settings), *_about_credentials(loaded.settings, found)):
         output.report(f"warning: {warning}")
     unfit = _report_obstacles(loaded.settings)
     if arguments.probe:
@@ -80,7 +81,14 @@ def _about_machine(settings: Settings) -> Iterator[str]:
     yield from preflight.unreachable(settings)
     yield from preflight.shared(settings)
     yield from (f"{key}: {cause}" for key, cause in sources.find_shared(preflight.sources(settings)))
-    yield from preflight.credentials(settings, SystemClock())
+
+
+def _about_credentials(settings: Settings, found: list[str]) -> Iterator[str]:
+    """What is wrong with them, except for files of which a warning that was `found` says that they are not there."""
+    missing = {each.partition(":")[0] for each in found if " does not exist; " in each}
+    for warning in preflight.credentials(settings, SystemClock()):
+        if warning.partition(":")[0] not in missing:
+            yield warning
 
 
 def _report_obstacles(settings: Settings) -> bool:

@@ -154,6 +154,6 @@ def _about_file(key: str, path: Path) -> Iterator[str]:
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        yield f"{key}: {path} does not exist; until it does the CA issues no certificate"
+        yield f"{key}: {path} does not exist; until it does, no certificate comes from this authority"
     except OSError as error:  # another user than the agent's may run this, and may not read there
         yield f"{key}: {path} cannot be examined ({error.strerror}); the agent's user has to be able to read it"

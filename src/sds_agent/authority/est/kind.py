@@ -24,7 +24,7 @@ def _sentence(chosen: EstSettings, name: str) -> str:
     proofs = [] if chosen.username is None else [f"the password of {chosen.username} in {chosen.password_file}"]
     if chosen.certificate_file is not None:
         proofs.append(f"the certificate in {chosen.certificate_file}")
-    renewal = "renews with its current certificate" if chosen.reenroll else "does so for every certificate"
+    renewal = "renews with its current certificate" if chosen.reenroll else "does the same for every certificate"
     label = "" if chosen.label is None else f" (label {chosen.label})"
     return (
         f"The authority {name} speaks EST at {chosen.url}{label}; the roots in {chosen.ca_file} vouch for it. The "

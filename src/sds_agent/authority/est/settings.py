@@ -77,6 +77,8 @@ def conflicts(chosen: EstSettings) -> Iterator[Problem]:
     if chosen.url:
         if chosen.url.startswith("http:"):
             yield Problem(("url",), "begins with http", "EST works over TLS alone: write https")
+        elif "/.well-known/" in chosen.url:
+            yield Problem(("url",), "holds /.well-known/est", "the agent adds that itself: write what is before it")
         else:
             yield from roots_conflicts(chosen.url, chosen.ca_file)
             yield from pair_conflicts(chosen.url, chosen.certificate_file, chosen.key_file)

@@ -152,8 +152,10 @@ def _pair(chosen: FilesSettings, places: FilesPlaces, contents: Mapping[Path, by
         return read_pair_of(chain, key, password)
     except PairError as error:
         place = places.key if KEY in error.problem.where else places.certificate
-        message = f"{place} {error.problem.found}"
-        raise UnusableSetError(message, _key_of(chosen, place), error.problem.fix) from error
+        message, fix = f"{place} {error.problem.found}", error.problem.fix
+        if place == chosen.credential_file and b" PRIVATE KEY-----" not in key:
+            message, fix = f"{place} holds no private key", "write the key into it, beside the certificate"
+        raise UnusableSetError(message, _key_of(chosen, place), fix) from error
 
 
 def _password(file: Path, text: bytes) -> bytes:

@@ -27,7 +27,9 @@ def _addresses(value: object, _base: Path) -> tuple[str, ...]:
 def _address(value: object) -> str:
     written = text(value)
     if not re.fullmatch(_ADDRESS_PATTERN, written) or not 0 < int(written.rpartition(":")[2]) < 65_536:
-        raise UnacceptableError(f"{quoted(written)} is no such address: no scheme, and a port from 1 to 65535")
+        raise UnacceptableError(
+            f"{quoted(written)} is no such address: write a host and a port from 1 to 65535, and no scheme"
+        )
     return written
 
 

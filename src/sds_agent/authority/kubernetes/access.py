@@ -6,6 +6,7 @@ a kubeconfig. All functions block for a moment on the disk and raise AuthorityEr
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -83,6 +84,9 @@ def expiry(shown: Token) -> datetime | None:
 
 
 def _in_pod(directory: Path, environ: Mapping[str, str]) -> ApiAccess:
+    with suppress(OSError):  # where it cannot be examined, the reads below say why
+        if not directory.exists():
+            raise _unusable(f"there is no service account in {directory}; outside a pod, name a file in kubeconfig")
     return ApiAccess(
         _service_url(environ),
         write_pem(read_certificates(directory / "ca.crt", _ROOTS).certificates),

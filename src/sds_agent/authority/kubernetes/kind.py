@@ -44,7 +44,11 @@ def _roots(chosen: KubernetesSettings) -> str:
         return f"in the ClusterTrustBundles of the signer {chosen.trust_bundle_signer}"
     if chosen.trust_config_map is not None:
         return f"in the ConfigMap {chosen.trust_config_map}"
-    return f"in {chosen.roots_file}" if chosen.roots_file is not None else "those that it tells with the certificate"
+    return (
+        f"in {chosen.roots_file}"
+        if chosen.roots_file is not None
+        else "those that each CertificateRequest has in status.ca"
+    )
 
 
 def _credentials(chosen: KubernetesSettings, context: Context) -> Iterator[Problem]:

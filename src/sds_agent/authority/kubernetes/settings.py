@@ -168,11 +168,11 @@ def warnings(chosen: KubernetesSettings, use: Use) -> Iterator[str]:
                 )
         if chosen.signer_name.startswith("kubernetes.io/"):
             yield (
-                f"signer_name: {chosen.signer_name} is one of Kubernetes' own signers, which sign for the cluster's "
-                "components and refuse a SPIFFE ID; name the signer of your workloads"
+                f"authorities.{use.name}.signer_name: {chosen.signer_name} is one of Kubernetes' own signers, which "
+                "sign for the cluster's components and refuse a SPIFFE ID; name the signer of your workloads"
             )
     if chosen.trust_config_map is not None and "/kube-root-ca.crt/" in chosen.trust_config_map:
         yield (
-            f"trust_config_map: {quoted(chosen.trust_config_map)} holds the roots of the API server, not those of "
-            "the workloads; name the ConfigMap with the roots of the signer"
+            f"authorities.{use.name}.trust_config_map: {quoted(chosen.trust_config_map)} holds the roots of the API "
+            "server, not those of the workloads; name the ConfigMap with the roots of the signer"
         )

@@ -1,7 +1,7 @@
 """The kind `spiffe`: certificates and keys from another SPIFFE Workload API, such as that of SPIRE's agent."""
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, suppress
 
 from sds_agent.authority.kind import Context, Kind
 from sds_agent.authority.protocol import Supplier
@@ -28,6 +28,13 @@ def _check(chosen: SpiffeSettings, context: Context) -> None:
         raise ProblemsError([Problem((context.key("federated"),), found, "remove it")])
 
 
+def _credentials(chosen: SpiffeSettings, _: Context) -> Iterator[Problem]:
+    """Whether another thing than a socket has the path. One that is not there yet is warned of as every file is."""
+    with suppress(OSError):
+        if chosen.socket.exists() and not chosen.socket.is_socket():
+            yield Problem(("socket",), f"cannot be used: {chosen.socket} is no socket", "name the Workload API's")
+
+
 def _sentence(chosen: SpiffeSettings, name: str) -> str:
     which = "" if chosen.hint is None else f", from the entries with the hint {chosen.hint}"
     others = f" It also gives the CA certificates of {', '.join(chosen.federated)}." if chosen.federated else ""
@@ -46,6 +53,7 @@ KIND = Kind(
     open=_open,
     sentence=_sentence,
     check=_check,
+    credentials=_credentials,
     federated=_federated,
     supplies=True,
 )

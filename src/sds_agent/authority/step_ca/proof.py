@@ -53,7 +53,7 @@ class StepCaProofs:
         except AuthorityError as error:
             cause = error.__cause__
             if isinstance(cause, _UnusableCredentialError):
-                return [Problem((cause.key,), f"names {cause.file}, which {cause.problem.found}", cause.problem.fix)]
+                return [Problem((cause.key,), f"cannot be used: {cause.file} {cause.problem.found}", cause.problem.fix)]
             found, _, fix = str(error).partition("; ")
             key = "certificate_file" if self._settings.jwk_file is None else "jwk_file"
             return [Problem((key,), f"cannot be used: {found}", fix or "provision it again")]
@@ -79,7 +79,7 @@ class StepCaProofs:
         try:
             return read_jwk(data, password)
         except StepCaKeyError as error:
-            key = "password_file" if error.password else "jwk_file"
+            key = "password_file" if error.password and password is not None else "jwk_file"
             raise _UnusableCredentialError(key, file, error.problem) from error
 
     def _x5c(self, now: datetime) -> StepCaProof:

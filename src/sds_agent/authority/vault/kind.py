@@ -8,7 +8,14 @@ from contextlib import asynccontextmanager
 
 from sds_agent.authority.kind import Context, Kind, Use
 from sds_agent.authority.protocol import Authority
-from sds_agent.authority.vault.settings import VaultAppRoleAuth, VaultSettings, VaultTokenAuth, conflicts
+from sds_agent.authority.vault.settings import (
+    VaultAppRoleAuth,
+    VaultJwtAuth,
+    VaultKubernetesAuth,
+    VaultSettings,
+    VaultTokenAuth,
+    conflicts,
+)
 from sds_agent.errors import Problem, ProblemsError
 
 
@@ -30,19 +37,31 @@ async def _open(chosen: VaultSettings, context: Context) -> AsyncIterator[Author
 
 
 def _sentence(chosen: VaultSettings, name: str) -> str:
-    auth = chosen.auth
-    how = str(auth.__struct_config__.tag)
-    shown = f"the token in {auth.token_file}" if isinstance(auth, VaultTokenAuth) else f"the auth method {how}"
-    roots = "its self-signed issuers" if chosen.roots_file is None else f"the certificates in {chosen.roots_file}"
+    file = chosen.roots_file
+    roots = "the engine's self-signed issuers" if file is None else f"the certificates in {file}"
     return (
         f"The authority {name} is the role {chosen.role} of the PKI engine {chosen.mount} of Vault or OpenBao at "
-        f"{', then '.join(chosen.url)}. The agent authenticates by {shown}; the trust domain's roots are {roots}."
+        f"{', then '.join(chosen.url)}. The agent authenticates by {_proof(chosen)}; the trust "
+        f"domain's roots are {roots}."
     )
+
+
+def _proof(chosen: VaultSettings) -> str:
+    match chosen.auth:
+        case VaultTokenAuth(token_file=file):
+            return f"the token in {file}"
+        case VaultAppRoleAuth(secret_id_file=secret):
+            shown = "the role ID alone" if secret is None else f"the secret ID in {secret}"
+        case VaultKubernetesAuth(jwt_file=file) | VaultJwtAuth(jwt_file=file):
+            shown = f"the JWT in {file}"
+        case _:
+            shown = f"the certificate in {chosen.certificate_file}"
+    return f"the auth method {chosen.auth.__struct_config__.tag} with {shown}"
 
 
 def _warnings(chosen: VaultSettings, use: Use) -> Iterator[str]:
     if isinstance(chosen.auth, VaultAppRoleAuth) and chosen.auth.secret_id_file is None:
-        yield f"auth.secret_id_file: left out, so the role ID alone logs the agent in at {use.name}"
+        yield f"authorities.{use.name}.auth.secret_id_file: it is left out, so the role ID alone logs the agent in"
 
 
 def _credentials(chosen: VaultSettings, context: Context) -> Iterable[Problem]:

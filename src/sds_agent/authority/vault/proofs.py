@@ -1,14 +1,14 @@
 """What the agent authenticates with: the files that an auth method takes, the login made of them, and their faults."""
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import NameOID
 
-from sds_agent.authority.credentials import Token, leaf_of, read_pair, read_token
+from sds_agent.authority.credentials import Token, as_problem, leaf_of, read_pair, read_token
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity
 from sds_agent.authority.vault.settings import (
     VaultAppRoleAuth,
@@ -64,7 +64,7 @@ def faults(chosen: VaultSettings, now: datetime) -> Iterator[Problem]:
             try:
                 read_token(file, "the secret ID")
             except AuthorityError as error:
-                yield _unusable(("auth", "secret_id_file"), error)
+                yield as_problem("auth.secret_id_file", error)
     if chosen.certificate_file is not None and chosen.key_file is not None:
         yield from _certificate_faults(chosen, chosen.certificate_file, chosen.key_file, now)
 
@@ -74,7 +74,7 @@ def _token_faults(file: Path) -> Iterator[Problem]:
     try:
         token = read_token(file)
     except AuthorityError as error:
-        yield _unusable(place, error)
+        yield as_problem(".".join(place), error)
         return
     if _claims(token) is not None:
         fix = "it is no token of Vault's: log in with it by auth.type jwt or kubernetes, and jwt_file"
@@ -86,7 +86,7 @@ def _jwt_faults(file: Path, now: datetime) -> Iterator[Problem]:
     try:
         token = read_token(file)
     except AuthorityError as error:
-        yield _unusable(place, error)
+        yield as_problem(".".join(place), error)
         return
     claims = _claims(token)
     if claims is None:
@@ -95,11 +95,8 @@ def _jwt_faults(file: Path, now: datetime) -> Iterator[Problem]:
     expiry = claims.get("exp")
     if isinstance(expiry, int | float) and expiry <= now.timestamp():
         fix = "the program that renews it has to write a new one"
-        yield Problem(place, f"names a token that expired {_ago(now.timestamp() - expiry)} ago", fix)
-
-
-def _ago(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds:.0f} s"
+        end = describe_time(datetime.fromtimestamp(expiry, UTC))
+        yield Problem(place, f"names a token that expired at {end}", fix)
 
 
 def _certificate_faults(chosen: VaultSettings, file: Path, key_file: Path, now: datetime) -> Iterator[Problem]:
@@ -107,7 +104,7 @@ def _certificate_faults(chosen: VaultSettings, file: Path, key_file: Path, now: 
     try:
         leaf = leaf_of(read_pair(file, key_file, "the client certificate"))
     except AuthorityError as error:
-        yield _unusable(place, error)
+        yield as_problem(".".join(place), error)
         return
     if leaf is None:
         return
@@ -131,8 +128,3 @@ def _claims(token: Token) -> dict[str, object] | None:
     except (jwt.PyJWTError, ValueError):
         return None
     return claims
-
-
-def _unusable(place: tuple[str, ...], error: AuthorityError) -> Problem:
-    found, _, fix = str(error).partition("; ")
-    return Problem(place, f"is unusable: {found}", fix or "put the right file there")

@@ -39,7 +39,7 @@ VaultUrls: TypeAlias = Annotated[
         list,
     ),
 ]
-_SEGMENTS = "^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$"
+_SEGMENTS = "^(?!v1/)[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$"
 MountPath: TypeAlias = Annotated[
     str, matching(_SEGMENTS, "a path such as pki or team/pki, without v1/ before it and without a slash at its ends")
 ]
