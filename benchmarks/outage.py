@@ -50,46 +50,43 @@ class Node:
             ("ca", "intermediate", str(directory / "ca"), "--root", str(directory / "root"), "--name", "cluster1"),
         ):
             subprocess.run([COMMAND, *arguments], check=True, stdout=subprocess.DEVNULL)
-        self.ca_file = directory / "ca.yaml"
-        self.ca_file.write_text(
-            json.dumps(
-                {
-                    "trust_domain": "demo.example",
-                    "listen": f"127.0.0.1:{self.ca_port}",
-                    "server_names": ["localhost", "127.0.0.1"],
-                    "signer": {"cacerts": str(directory / "ca")},
-                    "callers": {"mtls": True, "join_tokens": str(directory / "tokens")},
-                    "audit": str(directory / "audit"),
-                }
-            )
-        )
-        authorities = {}
+        self.ca_file = _written(directory / "ca.yaml", self._ca())
+        self.agent_file = _written(directory / "agent-outage.yaml", self._agent(lifetime))
+
+    def _ca(self) -> dict[str, object]:
+        return {
+            "trust_domain": "demo.example",
+            "listen": f"127.0.0.1:{self.ca_port}",
+            "server_names": ["localhost", "127.0.0.1"],
+            "signer": {"cacerts": str(self.directory / "ca")},
+            "callers": {"mtls": True, "join_tokens": str(self.directory / "tokens")},
+            "audit": str(self.directory / "audit"),
+        }
+
+    def _agent(self, lifetime: int) -> dict[str, object]:
+        """The agent's configuration: an authority for each token, which is made here."""
+        authorities: dict[str, object] = {}
         for name, identity in IDENTITIES.items():
-            token = directory / f"{name}.token"
+            token = self.directory / f"{name}.token"
             subprocess.run([COMMAND, "ca", "token", str(self.ca_file), identity, "--output", str(token)], check=True)
             authorities[name] = {
                 "type": "istio",
                 "address": f"127.0.0.1:{self.ca_port}",
-                "ca_file": str(directory / "ca" / "root-cert.pem"),
+                "ca_file": str(self.directory / "ca" / "root-cert.pem"),
                 "server_name": "localhost",
                 "token_file": str(token),
             }
         names = {"web": "default", "backend": "backend"}
-        self.agent_file = directory / "agent-outage.yaml"
-        self.agent_file.write_text(
-            json.dumps(
-                {
-                    "trust_domain": "demo.example",
-                    "state_dir": str(directory / "state"),
-                    "sds": {"socket": str(self.places.socket)},
-                    "authorities": authorities,
-                    "workloads": [
-                        {"name": names[name], "spiffe_id": identity, "ttl": f"{lifetime}s", "authority": name}
-                        for name, identity in IDENTITIES.items()
-                    ],
-                }
-            )
-        )
+        return {
+            "trust_domain": "demo.example",
+            "state_dir": str(self.directory / "state"),
+            "sds": {"socket": str(self.places.socket)},
+            "authorities": authorities,
+            "workloads": [
+                {"name": names[name], "spiffe_id": identity, "ttl": f"{lifetime}s", "authority": name}
+                for name, identity in IDENTITIES.items()
+            ],
+        }
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
         """Start a program that writes to a log in the directory."""
@@ -103,6 +100,11 @@ class Node:
             if line.startswith("{") and (event := json.loads(line)).get("event") in {"issued", "renewed", "restored"}:
                 newest[event["workload"]] = event["not_after"]
         return min(map(datetime.fromisoformat, newest.values()))
+
+
+def _written(file: Path, content: dict[str, object]) -> Path:
+    file.write_text(json.dumps(content))
+    return file
 
 
 class Traffic(threading.Thread):
