@@ -107,10 +107,14 @@ class TlsCertificate(_message.Message):
     def __init__(self, certificate_chain: _Optional[_Union[DataSource, _Mapping]] = ..., private_key: _Optional[_Union[DataSource, _Mapping]] = ...) -> None: ...
 
 class CertificateValidationContext(_message.Message):
-    __slots__ = ("trusted_ca",)
+    __slots__ = ("trusted_ca", "crl", "only_verify_leaf_cert_crl")
     TRUSTED_CA_FIELD_NUMBER: _ClassVar[int]
+    CRL_FIELD_NUMBER: _ClassVar[int]
+    ONLY_VERIFY_LEAF_CERT_CRL_FIELD_NUMBER: _ClassVar[int]
     trusted_ca: DataSource
-    def __init__(self, trusted_ca: _Optional[_Union[DataSource, _Mapping]] = ...) -> None: ...
+    crl: DataSource
+    only_verify_leaf_cert_crl: bool
+    def __init__(self, trusted_ca: _Optional[_Union[DataSource, _Mapping]] = ..., crl: _Optional[_Union[DataSource, _Mapping]] = ..., only_verify_leaf_cert_crl: _Optional[bool] = ...) -> None: ...
 
 class Secret(_message.Message):
     __slots__ = ("name", "tls_certificate", "validation_context")

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from sds_agent import log, preflight, sources
 from sds_agent.authority import registry
-from sds_agent.authority.protocol import AdvertisesAnchors, Authority, Supplier
+from sds_agent.authority.protocol import AdvertisesAnchors, AdvertisesLists, Authority, Supplier
 from sds_agent.clock import Clock, SystemClock
 from sds_agent.config.settings import Settings, WorkloadSettings
 from sds_agent.directories import LockedDirectory, locked_directory
@@ -23,6 +23,7 @@ from sds_agent.issuance.cache import CertificateCache, WorkloadCache, tidy
 from sds_agent.issuance.failover import FailoverPolicy
 from sds_agent.issuance.federation import Federation, bundle_name
 from sds_agent.issuance.issuer import Issuer
+from sds_agent.issuance.list_refresh import follow_lists
 from sds_agent.issuance.publication import PublicationTarget
 from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.schedule import Renewal
@@ -140,7 +141,8 @@ async def agent(
     store = SecretStore(names, map(bundle_name, settings.federated))
     seal = preflight.seal(settings)
     # The bundle from before comes first, and with it all that earlier certificates still chain to.
-    trust = Trust(store, settings.bundle_names, clock, authorities=cas)
+    with_lists = [name for name, ca in cas.items() if isinstance(ca, AdvertisesLists) and ca.revocation_lists]
+    trust = Trust(store, settings.bundle_names, clock, authorities=cas, with_lists=with_lists)
     kinds = {name: registry.name_of(chosen) for name, chosen in settings.authorities.items()}
     anchors_file = AnchorsFile(settings.state_dir, kinds, seal)
     before = anchors_file.load()
@@ -186,6 +188,8 @@ def _start_refreshes(
     for name, authority in cas.items():
         if isinstance(authority, AdvertisesAnchors):
             start(refresh(trust, name, authority, clock, federation=federation))
+        if isinstance(authority, AdvertisesLists) and authority.revocation_lists:
+            start(follow_lists(trust, name, authority, clock))
 
 
 def issuers_of(

@@ -23,6 +23,7 @@ from fakes.step_ca_server import BACKDATE, DAY, StepCaStandIn, jwk_of, write_jwk
 from sds_agent.authority.kind import Context
 from sds_agent.authority.protocol import (
     AdvertisesAnchors,
+    AdvertisesLists,
     AuthorityError,
     CurrentIdentity,
     ErrorKind,
@@ -37,6 +38,7 @@ from sds_agent.clock import SystemClock
 from sds_agent.errors import Problem
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted, accept
+from sds_agent.issuance.lists import read_lists
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, PrivateKey, generate, to_pkcs8_pem
@@ -676,3 +678,43 @@ async def test_no_key_no_password_and_no_token_is_in_what_a_user_sees(tmp_path: 
     shown = "".join(traceback.format_exception(error)) + str(events.seen) + repr(vars(authority))
     shown += repr(vars(authority._proofs)) + logging.Formatter().formatException((type(error), error, None))
     assert [each for each in secrets if each in shown] == []
+
+
+# Revocation
+
+
+async def test_the_list_comes_with_the_cas_that_may_have_signed_it(tmp_path: Path) -> None:
+    """Before the first certificate, and at once where another intermediate signs, the list can be checked."""
+    async with step_ca() as ca:
+        ca.revoke(make_leaf(ca.signer))
+        advertised = await client(tmp_path, ca, revocation_lists=True).lists()
+    (found,) = read_lists(advertised.lists)
+    assert found.crl == ca.crl
+    assert read_pem(advertised.issuers_pem) == (ca.signer.certificate,)
+
+
+async def test_an_older_step_ca_gives_its_list_alone(tmp_path: Path) -> None:
+    async with step_ca() as ca:
+        ca.revoke()
+        ca.names_intermediates = False
+        advertised = await client(tmp_path, ca, revocation_lists=True).lists()
+    assert (len(advertised.lists), advertised.issuers_pem) == (1, b"")
+
+
+async def test_a_step_ca_without_lists_is_answered_with_the_lines_to_add(tmp_path: Path) -> None:
+    async with step_ca() as ca:
+        with pytest.raises(AuthorityError, match=r'set "crl": \{"enabled": true') as caught:
+            await client(tmp_path, ca, revocation_lists=True).lists()
+    assert caught.value.kind is ErrorKind.INVALID
+
+
+def test_lists_are_asked_for_where_the_configuration_says_so() -> None:
+    assert StepCaSettings(url="https://ca.example", provisioner="sds").revocation_lists is False
+
+
+async def test_the_authority_says_whether_it_is_to_be_asked_for_lists(tmp_path: Path) -> None:
+    async with step_ca() as ca:
+        for wanted in (False, True):
+            authority = client(tmp_path, ca, revocation_lists=wanted)
+            assert isinstance(authority, AdvertisesLists)
+            assert authority.revocation_lists is wanted

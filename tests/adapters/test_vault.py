@@ -16,8 +16,10 @@ from fakes.https_server import Request
 from fakes.vault_client import HOUR, ID, VaultClient, clients_ca, pass_time
 from fakes.vault_server import Role, VaultServer
 
-from sds_agent.authority.protocol import ErrorKind
-from sds_agent.pki.certificates import write_pem
+from sds_agent.authority.protocol import AuthorityError, ErrorKind
+from sds_agent.issuance.lists import read_lists
+from sds_agent.pki.certificates import read_pem, write_pem
+from sds_agent.pki.validation.revocation import is_signed_by
 
 LOGINS = {"approle": "auth/approle/login", "jwt": "auth/jwt/login", "kubernetes": "auth/kubernetes/login"} | {
     "cert": "auth/cert/login"
@@ -504,3 +506,48 @@ async def test_a_mount_that_is_empty_or_not_there_is_named(
         error = await client.refused()
     assert error.kind is ErrorKind.INVALID
     assert ("has no issuer yet" if empty else "no PKI engine is mounted at pki") in str(error)
+
+
+# Revocation
+
+
+async def test_every_issuers_list_comes_with_its_certificate(client: VaultClient, vault: VaultServer) -> None:
+    """Also that of a new issuer, in the middle of a rotation: its peers are refused without."""
+    vault.add_root("root two", default=False)
+    async with vault.serving(), client.open(client.settings(revocation_lists=True)):
+        accepted = await client.issue()
+        vault.revoked.append(accepted.leaf)
+        advertised = await client.authority.lists()
+    issuers = read_pem(advertised.issuers_pem)
+    assert set(issuers) == vault.roots
+    for issuer, found in zip(issuers, read_lists(advertised.lists), strict=True):
+        assert is_signed_by(found.crl, issuer)
+        assert found.crl.get_revoked_certificate_by_serial_number(accepted.leaf.serial_number) is not None
+
+
+async def test_a_root_without_its_key_has_no_list(client: VaultClient, vault: VaultServer) -> None:
+    """The server answers 500 for it, and the other issuers' lists are good all the same."""
+    now = vault.now()
+    root = make_ca("offline", not_before=now - HOUR, not_after=now + timedelta(days=30))
+    vault.issuers.clear()
+    intermediate = vault.add_intermediate("signer", root, import_root=True)
+    async with vault.serving(), client.open(client.settings(revocation_lists=True)):
+        advertised = await client.authority.lists()
+    assert read_pem(advertised.issuers_pem) == (intermediate,)
+    assert len(advertised.lists) == 1
+
+
+async def test_a_list_that_there_was_and_cannot_be_read_is_an_error(client: VaultClient, vault: VaultServer) -> None:
+    """Were it passed over, a CA that issues would seem to publish none."""
+    async with vault.serving(), client.open(client.settings(revocation_lists=True)):
+        await client.authority.lists()
+        for issuer in vault.issuers.values():
+            issuer.key = None
+        with pytest.raises(AuthorityError):
+            await client.authority.lists()
+
+
+async def test_lists_take_no_token(client: VaultClient, vault: VaultServer) -> None:
+    async with vault.serving(), client.open(client.settings(revocation_lists=True)):
+        await client.authority.lists()
+    assert all("x-vault-token" not in each.headers for each in vault.http.requests)

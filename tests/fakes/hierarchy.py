@@ -143,14 +143,24 @@ def make_crl(
     key: Key | None = None,
     last_update: datetime = NOW - HOUR,
     next_update: datetime = NOW + DAY,
+    extra: Iterable[Extension] = (),
+    entry_extra: Iterable[Extension] = (),
+    digest: Digest = SHA256,
 ) -> x509.CertificateRevocationList:
-    """A revocation list of `issuer`: certificates, or serial numbers. With `key` another key has signed it."""
+    """A revocation list of `issuer`: certificates, or serial numbers. With `key` another key has signed it. The list
+    has the extensions `extra`, and each entry has `entry_extra`.
+    """
     builder = x509.CertificateRevocationListBuilder(issuer.certificate.subject, last_update, next_update)
     for each in revoked:
         number = each if isinstance(each, int) else each.serial_number
-        builder = builder.add_revoked_certificate(x509.RevokedCertificateBuilder(number, last_update).build())
+        entry = x509.RevokedCertificateBuilder(number, last_update)
+        for value, critical in entry_extra:
+            entry = entry.add_extension(value, critical)
+        builder = builder.add_revoked_certificate(entry.build())
+    for value, critical in extra:
+        builder = builder.add_extension(value, critical)
     signing = key or issuer.key
-    return builder.sign(signing, None if isinstance(signing, _EDDSA) else SHA256)
+    return builder.sign(signing, None if isinstance(signing, _EDDSA) else digest)
 
 
 def _key_identifiers(key: Key, issuer_key: Key) -> list[Extension]:

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
 from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 from cryptography.hazmat.primitives.serialization import Encoding
-from fakes.hierarchy import UNKNOWN, Ca, Key, common_name, make_ca, make_leaf
+from fakes.hierarchy import UNKNOWN, Ca, Key, common_name, make_ca, make_crl, make_leaf
 from fakes.https_server import HttpsServer, Reply, Request, json_reply
 
 from sds_agent.pki.certificates import san_values, write_pem
@@ -34,8 +34,17 @@ UNAUTHORIZED = (
     "The request lacked necessary authorization to be completed. Please see the certificate authority logs for more "
     "info."
 )
+NO_CRL = (
+    "The certificate authority received an unexpected HTTP status code - '404'. Please see the certificate authority "
+    "logs for more info."
+)
+POINT = x509.UniformResourceIdentifier("https://127.0.0.1/1.0/crl")
+"""Where step-ca says that its list is: the first of its names, without a port."""
 UNITS = {"s": 1, "m": 60, "h": 3600}
 KID = "the-key-of-sds"
+
+
+_POINTS = x509.CRLDistributionPoints([x509.DistributionPoint([POINT], None, None, None)])
 
 
 def encoded(data: bytes) -> str:
@@ -104,6 +113,12 @@ class StepCaStandIn:
         self.backdate = BACKDATE
         self.reasons: list[str] = []
         """Why it answered 401, as only its log says."""
+        self.crl: x509.CertificateRevocationList | None = None
+        """Its revocation list, where its ca.json turns them on."""
+        self.names_intermediates = True
+        """Whether it is of a version that does."""
+        self.names_point = True
+        """Whether the provisioner's template has the CRL distribution point, as the docs have it."""
         self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
         """Its clock."""
         self.issue: Callable[[x509.CertificateSigningRequest], Sequence[x509.Certificate]] | None = None
@@ -124,6 +139,22 @@ class StepCaStandIn:
         self.server.trust = (self.root.certificate,)
         return old
 
+    def revoke(self, *revoked: x509.Certificate, life: timedelta = DAY, **changed: Any) -> None:
+        """Publish the list of the CA that signs now, with these certificates and step-ca's extensions."""
+        now = self.now()
+        scope = x509.IssuingDistributionPoint(
+            full_name=[POINT],
+            relative_name=None,
+            only_contains_user_certs=False,
+            only_contains_ca_certs=False,
+            only_some_reasons=None,
+            indirect_crl=False,
+            only_contains_attribute_certs=False,
+        )
+        key = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.signer.key.public_key())
+        times = {"last_update": now, "next_update": now + life, **changed}
+        self.crl = make_crl(self.signer, *revoked, extra=[(key, False), (scope, True)], **times)
+
     @asynccontextmanager
     async def serving(self, *, port: int = 0) -> AsyncIterator["StepCaStandIn"]:
         async with self.server.serving(port=port):
@@ -140,7 +171,7 @@ class StepCaStandIn:
             reply = refused.reply
         return Reply(reply.status, reply.body, {**reply.headers, "date": f"{self.now():%a, %d %b %Y %H:%M:%S} GMT"})
 
-    def _answer(self, request: Request) -> Reply:
+    def _answer(self, request: Request) -> Reply:  # noqa: PLR0911 - one for each path
         match request.method, request.path.partition("?")[0]:
             case "POST", "/1.0/sign":
                 return self._sign(request.json)
@@ -150,11 +181,20 @@ class StepCaStandIn:
                 return _certificates(self.roots)
             case "GET", "/1.0/federation":
                 return _certificates(self.federated)
+            case "GET", "/1.0/intermediates" if self.names_intermediates:
+                return _certificates([self.signer])
+            case "GET", "/1.0/crl":
+                return self._crl()
             case "GET", "/1.0/provisioners":
                 return self._provisioners(request)
             case "GET", path if path.startswith("/root/"):
                 return self._root(path.removeprefix("/root/"))
         raise _RefusedError(404, "404 page not found")
+
+    def _crl(self) -> Reply:
+        if self.crl is None:
+            raise _RefusedError(404, NO_CRL)
+        return Reply(200, self.crl.public_bytes(Encoding.DER), {"content-type": "application/pkix-crl"})
 
     def _provisioners(self, request: Request) -> Reply:
         """One to a page."""
@@ -260,7 +300,7 @@ class StepCaStandIn:
             uri,
             key=cast("Key", csr),
             subject=subject,
-            extra=[(UNKNOWN, False)],
+            extra=[(UNKNOWN, False), *([(_POINTS, False)] if self.names_point else [])],
             not_before=now - self.backdate,
             not_after=now + life,
         )

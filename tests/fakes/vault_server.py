@@ -19,8 +19,9 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from fakes.hierarchy import Ca, Key, make_ca
+from fakes.hierarchy import Ca, Extension, Key, make_ca, make_crl
 from fakes.https_server import HttpsServer, Reply, Request, json_reply
 
 from sds_agent.pki.certificates import write_pem
@@ -126,6 +127,7 @@ class VaultServer:
     shows_chain: bool = True
     sign: Callable[[bytes], Sequence[x509.Certificate]] | None = None
     """Gives the certificates of an answer in place of the issuer: the leaf, then what is above it."""
+    revoked: list[x509.Certificate] = field(default_factory=list)
     signed: list[x509.CertificateSigningRequest] = field(default_factory=list)
     http: HttpsServer = field(init=False)
 
@@ -315,10 +317,22 @@ class VaultServer:
             if not self.issuers:
                 raise RefusedError(404)
             return json_reply({"data": {"key_info": {}, "keys": list(self.issuers)}, "warnings": None})
-        issuer = self.issuers.get(path.removeprefix("issuer/").removesuffix("/json"))
+        name, _, what = path.removeprefix("issuer/").partition("/")
+        issuer = self.issuers.get(name)
         if issuer is None:
             raise RefusedError(404)
+        if what == "crl/pem":
+            return self._crl(name, issuer)
         return json_reply({"data": {"certificate": _pem(issuer.certificate), "ca_chain": issuer.chain}})
+
+    def _crl(self, name: str, issuer: Issuer) -> Reply:
+        if issuer.key is None:
+            raise RefusedError(500, f"error building CRLs: unable to fetch corresponding key for issuer {name}")
+        now, ca = self.now(), Ca(issuer.certificate, issuer.key)
+        key = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key())
+        extra: list[Extension] = [(x509.CRLNumber(1), False), (key, False)]
+        crl = make_crl(ca, *self.revoked, last_update=now, next_update=now + timedelta(hours=72), extra=extra)
+        return Reply(200, crl.public_bytes(Encoding.PEM), {"content-type": "application/x-pem-file"})
 
     def _sign(self, name: str, request: Request) -> Reply:
         role = self.roles.get(name)

@@ -191,6 +191,7 @@ PURE = {
     "identity.spiffe",
     "issuance.acceptance",
     "issuance.failover",
+    "issuance.lists",
     "issuance.schedule",
     "issuance.standing",
     "issuance.status",

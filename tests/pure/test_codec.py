@@ -40,7 +40,7 @@ SOME_TIME = datetime(2026, 1, 1, tzinfo=UTC)
 names = st.text(min_size=1, max_size=40)
 blobs = st.binary(max_size=300)
 secrets = st.one_of(
-    st.builds(model.CertificateSecret, blobs, blobs, st.just(SOME_TIME)), st.builds(model.BundleSecret, blobs)
+    st.builds(model.CertificateSecret, blobs, blobs, st.just(SOME_TIME)), st.builds(model.BundleSecret, blobs, blobs)
 )
 served = st.dictionaries(names, secrets, max_size=4)
 nonces = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=40)
@@ -50,8 +50,10 @@ def meant(name: str, secret: model.Secret) -> Secret:
     if isinstance(secret, model.CertificateSecret):
         chain, key = DataSource(inline_bytes=secret.chain_pem), DataSource(inline_bytes=secret.private_key_pem)
         return Secret(name=name, tls_certificate=TlsCertificate(certificate_chain=chain, private_key=key))
-    anchors = DataSource(inline_bytes=secret.anchors_pem)
-    return Secret(name=name, validation_context=CertificateValidationContext(trusted_ca=anchors))
+    context = CertificateValidationContext(trusted_ca=DataSource(inline_bytes=secret.anchors_pem))
+    if secret.lists_pem:
+        context.crl, context.only_verify_leaf_cert_crl = DataSource(inline_bytes=secret.lists_pem), True
+    return Secret(name=name, validation_context=context)
 
 
 def any_of(name: str, secret: model.Secret) -> Any:

@@ -142,6 +142,32 @@ class AnnouncesAnchors(AdvertisesAnchors, Protocol):
         ...
 
 
+class AdvertisedLists(Struct, frozen=True):
+    """Revocation lists, unchecked: each item one list in DER, or any number in PEM.
+
+    `issuers_pem` holds certificates of the CAs that signed them, as far as the authority tells these too.
+    """
+
+    lists: tuple[bytes, ...]
+    issuers_pem: bytes = b""
+
+
+@runtime_checkable
+class AdvertisesLists(AdvertisesAnchors, Protocol):
+    """An authority that can say which certificates its CAs have revoked."""
+
+    revocation_lists: bool
+    """Whether the configuration asks for that. If not, `lists` is not called."""
+
+    async def lists(self) -> AdvertisedLists:
+        """The list of every CA that signs, or has signed, for this authority. Raises AuthorityError.
+
+        One that is left out has every certificate of its CA refused, so where one of them cannot be read that is an
+        error.
+        """
+        ...
+
+
 @runtime_checkable
 class AdvertisesFederation(Protocol):
     """An authority that knows the trust anchors of other trust domains. Each is served under the name `spiffe://NAME`,

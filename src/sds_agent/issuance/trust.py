@@ -20,6 +20,8 @@ from sds_agent.authority.protocol import AdvertisesAnchors, AdvertisesFederation
 from sds_agent.clock import Clock, until
 from sds_agent.issuance.anchors_file import AdvertisedAnchors, AnchorsFile, NeededAnchor, StoredAnchors
 from sds_agent.issuance.federation import Federation
+from sds_agent.issuance.lists import PublishedList
+from sds_agent.issuance.revocation import Revocation
 from sds_agent.issuance.status import AnchorStatus, LeftOut, TrustStatus
 from sds_agent.issuance.validity import validity, vouches
 from sds_agent.pki.certificates import (
@@ -68,12 +70,20 @@ class _InUse(Struct, frozen=True):
 class Trust:
     """The anchors that each authority advertises now and those that certificates need, published as one bundle.
 
-    `names` are the resource names of the bundle, `authorities` the configured ones.
+    `names` are the resource names of the bundle, `authorities` the configured ones. Those `with_lists` are asked for
+    revocation lists, which are published beside the anchors.
     """
 
     def __init__(
-        self, store: SecretStore, names: Iterable[str], clock: Clock, *, authorities: Iterable[str] = ()
+        self,
+        store: SecretStore,
+        names: Iterable[str],
+        clock: Clock,
+        *,
+        authorities: Iterable[str] = (),
+        with_lists: Iterable[str] = (),
     ) -> None:
+        self.revocation = Revocation(with_lists)
         self._store = store
         self._names = tuple(names)
         self._clock = clock
@@ -123,9 +133,11 @@ class Trust:
         return self._names
 
     def vouched(self, chain: Chain, since: datetime) -> bool:
-        """Whether the bundle has had an anchor since that time, or from its beginning, that vouches for this chain."""
+        """Whether the bundle has had an anchor since that time, or from its beginning, that vouches for this chain, and
+        no revocation lists for which Envoys would refuse it.
+        """
         now = self._clock.now()
-        return any(
+        return self.revocation.admits(chain, self._served, since) and any(
             vouches(anchor, chain, now)
             for anchor in self._served
             if anchor not in self._entered or self._entered[anchor] <= since
@@ -152,6 +164,17 @@ class Trust:
             return
         self._answered.add(authority)
         self._replace(authority, anchors, self._clock.now())
+        self._publish(authority)
+
+    def update_lists(self, authority: str, lists: tuple[PublishedList, ...] | None, issuers: Chain = ()) -> None:
+        """An authority publishes these revocation lists now, or did not answer (None). `issuers` are CAs that it named.
+
+        They are published beside the anchors, all that are needed or none.
+        """
+        if lists is None:
+            self.revocation.no_answer(authority)
+        else:
+            self.revocation.update(authority, lists, issuers)
         self._publish(authority)
 
     def restore_advertised(self, authority: str, anchors: Chain, since: datetime) -> None:
@@ -195,12 +218,15 @@ class Trust:
         if not set(anchors) <= set(self.anchors_of(authority)):
             self._retain(authority, anchors, (certificate.version,))
             self._publish(authority)
+        elif self.revocation.wanted:
+            self._publish(authority)  # its CA may have no list
 
     def remove_in_use(self, authority: str, certificate: CertificateSecret) -> None:
         """The certificate has ended or was never served: trust nothing for its sake any longer."""
         removed = self._in_use.get(authority, {}).pop(certificate.version, None)
         if removed is None:
             return
+        self.revocation.retire(removed.chain, self._served, self._clock.now())
         if removed.chains_to:
             self._stored_changed.set()
         if removed.retained:
@@ -263,7 +289,8 @@ class Trust:
         self._stored_changed.clear()
 
     def check_times(self) -> datetime:
-        """Publish the bundle anew if an anchor has ended or begun since the last check; returns when to check next.
+        """Publish the bundle anew if an anchor or a list has ended or begun since the last check; returns when to check
+        next.
 
         What is `current` changes by itself, and some Envoys choose just the anchor that has ended.
         """
@@ -271,8 +298,12 @@ class Trust:
         for authority, anchors in self._anchors.items():
             if any(last < moment <= self._checked for moment in moments(anchors)):
                 self._publish(authority)
+        lists_at = self.revocation.check_at
+        if lists_at is not None and lists_at <= self._checked:
+            self._publish(", ".join(self._anchors))
         recheck = self._checked + RECHECK
-        ahead = (moment for anchors in self._anchors.values() for moment in moments(anchors))
+        ahead = [moment for anchors in self._anchors.values() for moment in moments(anchors)]
+        ahead += filter(None, [self.revocation.check_at])
         return min((moment for moment in ahead if self._checked < moment < recheck), default=recheck)
 
     def _retain(self, authority: str, before: Chain, versions: Iterable[str]) -> None:
@@ -311,8 +342,13 @@ class Trust:
             known = self._entered.keys() | set(before)
             entered = self._entered | dict.fromkeys((each for each in self._served if each not in known), now)
             self._entered = {each: entered[each] for each in self._served if each in entered}
-        bundle = BundleSecret(write_pem(self._served))
-        if self._store.publish(dict.fromkeys(self._names, bundle)):
+        chains = (each.chain for in_use in self._in_use.values() for each in in_use.values())
+        bundle = BundleSecret(write_pem(self._served), self.revocation.lists_beside(self._served, chains, now))
+        if not self._store.publish(dict.fromkeys(self._names, bundle)):
+            return
+        if self._served == before:
+            log.event(LOG, "lists_changed", authority=authority, version=bundle.version)
+        else:
             anchors = len(self._served)
             log.event(LOG, "trust_changed", authority=authority, anchors=anchors, version=bundle.version)
 

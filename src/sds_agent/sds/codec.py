@@ -94,6 +94,9 @@ def _secret(name: str, secret: Secret) -> wire.Secret:
         )
         return wire.Secret(name=name, tls_certificate=certificate)
     context = wire.CertificateValidationContext(trusted_ca=wire.DataSource(inline_bytes=secret.anchors_pem))
+    if secret.lists_pem:
+        context.crl.inline_bytes = secret.lists_pem
+        context.only_verify_leaf_cert_crl = True  # or else Envoys ask for the list of every CA up to the root
     return wire.Secret(name=name, validation_context=context)
 
 

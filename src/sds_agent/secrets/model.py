@@ -33,14 +33,21 @@ class CertificateSecret(Sensitive, frozen=True):
 
 
 class BundleSecret(Struct, frozen=True):
-    """The trust anchors of a trust domain, concatenated PEM."""
+    """The trust anchors of a trust domain, and the revocation lists of its CAs, each concatenated PEM.
+
+    Without lists Envoys do not ask whether a certificate is revoked. With any they refuse each certificate whose
+    issuer's list is missing, so there are all that are needed or none.
+    """
 
     anchors_pem: bytes
+    lists_pem: bytes = b""
 
     @property
     def version(self) -> str:
-        """A hash of the anchors."""
-        return _digest(b"bundle", self.anchors_pem)
+        """A hash of the content; the lists begin where the length of the anchors says."""
+        if not self.lists_pem:
+            return _digest(b"bundle", self.anchors_pem)
+        return _digest(b"bundle with lists, %d" % len(self.anchors_pem), self.anchors_pem + self.lists_pem)
 
 
 Secret = CertificateSecret | BundleSecret

@@ -15,13 +15,22 @@ from sds_agent import log
 from sds_agent.authority.credentials import Token, leaf_of
 from sds_agent.authority.http_client import CertificateRefusedError, HttpAnswer, HttpsRequest, disk, send
 from sds_agent.authority.kind import Context
-from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
+from sds_agent.authority.protocol import (
+    AdvertisedLists,
+    AuthorityError,
+    CurrentIdentity,
+    ErrorKind,
+    Issuance,
+    IssueRequest,
+)
 from sds_agent.authority.step_ca.proof import StepCaProofs, new_token
 from sds_agent.authority.step_ca.roots import StepCaServerRoots
 from sds_agent.authority.step_ca.settings import StepCaSettings, conflicts
 from sds_agent.authority.step_ca.wire import (
     BACKDATE,
+    CRL,
     FEDERATION,
+    INTERMEDIATES,
     PROVISIONERS,
     REKEY,
     ROOTS,
@@ -33,6 +42,7 @@ from sds_agent.authority.step_ca.wire import (
     audience_host,
     checks_of_401,
     clock_difference,
+    lists_refusal,
     provisioner_fault,
     read_answer,
     read_certificates,
@@ -67,6 +77,7 @@ class StepCaAuthority:
         if wrong := tuple(conflicts(settings)):
             raise ProblemsError(wrong)
         self.refresh_every = settings.refresh_every
+        self.revocation_lists = settings.revocation_lists
         self._settings = settings
         self._clock = context.clock
         self._what = f"step-ca at {settings.url}"
@@ -103,6 +114,17 @@ class StepCaAuthority:
         others = await self._certificates(FEDERATION) if self._settings.federation else ()
         self._anchors = unique((*own, *others))
         return write_pem(self._anchors)
+
+    async def lists(self) -> AdvertisedLists:
+        """The list of the CA that signs now; step-ca has one alone. Raises AuthorityError."""
+        answer = await self._send("GET", CRL)
+        if answer.status not in SUCCESS:
+            delay = answer.retry_after(self._clock.now())
+            raise lists_refusal(answer.status, words_of(answer.body), self._what, retry_after=delay)
+        named = await self._send("GET", INTERMEDIATES)
+        # an older step-ca does not name them; its certificates come with the one that signed
+        issuers = read_certificates(named.body, self._what) if named.status in SUCCESS else ()
+        return AdvertisedLists((answer.body,), write_pem(issuers))
 
     async def _rekeyed(self, request: IssueRequest, now: datetime) -> bytes | None:
         """The renewed chain; None where a token has to ask for it. Raises AuthorityError where that would not help."""

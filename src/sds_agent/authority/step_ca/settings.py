@@ -95,6 +95,13 @@ class StepCaSettings(Struct, frozen=True, kw_only=True, tag="step-ca", tag_field
     federation: Annotated[
         bool, Meta(description="Let workloads trust the roots in step-ca's federatedRoots beside its own.")
     ] = True
+    revocation_lists: Annotated[
+        bool,
+        Meta(
+            description="Serve step-ca's revocation list with the trust bundle, so that Envoys refuse revoked peers. "
+            "Left out where that would make them refuse others."
+        ),
+    ] = False
     refresh_every: Annotated[
         timedelta, _REFRESH, Meta(description="How often the agent reads step-ca's roots while it requests nothing.")
     ] = timedelta(minutes=5)

@@ -40,6 +40,8 @@ SIGN = "/1.0/sign"
 REKEY = "/1.0/rekey"
 ROOTS = "/1.0/roots"
 FEDERATION = "/1.0/federation"
+INTERMEDIATES = "/1.0/intermediates"
+CRL = "/1.0/crl"
 PROVISIONERS = "/1.0/provisioners"
 
 TOKEN_LIFETIME = timedelta(minutes=5)
@@ -250,6 +252,17 @@ def read_root(body: bytes, fingerprint: str, what: str) -> bytes:
         ErrorKind.INVALID,
         f"{what} answered with another root than the one with the fingerprint {fingerprint}; check url, and that "
         "nothing on the way answers in place of step-ca",
+    )
+
+
+def lists_refusal(status: int, words: str, what: str, *, retry_after: float | None = None) -> AuthorityError:
+    """The error for an answer to CRL that is no list. step-ca has none where its ca.json does not turn them on."""
+    if status not in {404, 501}:
+        return refusal(status, words, what, retry_after=retry_after)
+    return AuthorityError(
+        ErrorKind.INVALID,
+        f'{what} publishes no revocation list ({status}: {words}); set "crl": {{"enabled": true, "generateOnRevoke": '
+        "true} in its ca.json, with a db, or turn revocation_lists off",
     )
 
 

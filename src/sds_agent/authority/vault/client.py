@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sds_agent.authority.credentials import Token, read_certificates
 from sds_agent.authority.http_client import disk
-from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
+from sds_agent.authority.protocol import AdvertisedLists, AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.authority.vault.nodes import NodeAnswer, VaultNodes, VaultReach
 from sds_agent.authority.vault.refusals import fault_of, no_roots, not_listed, not_signed
 from sds_agent.authority.vault.session import VaultSession
@@ -18,6 +18,7 @@ from sds_agent.authority.vault.settings import VaultSettings
 from sds_agent.authority.vault.wire import (
     VaultCall,
     VaultSigned,
+    crl_call,
     is_policys_denial,
     issuer_call,
     list_call,
@@ -29,6 +30,8 @@ from sds_agent.authority.vault.wire import (
 from sds_agent.pki.certificates import CertificateError, is_self_signed, read_bundle, write_pem
 
 DELETED = 404
+WITHOUT_KEY = 500
+"""The answer where a list is asked of an issuer that has a certificate alone: it cannot sign one."""
 
 
 class VaultAuthority:
@@ -38,11 +41,13 @@ class VaultAuthority:
 
     def __init__(self, settings: VaultSettings, nodes: VaultNodes, session: VaultSession) -> None:
         self.refresh_every = settings.refresh_every
+        self.revocation_lists = settings.revocation_lists
         self._settings = settings
         self._nodes = nodes
         self._session = session
         self._issuers: dict[str, bytes] = {}
         self._known: bytes = b""
+        self._listing = set[str]()  # the issuers that have published a list
         self._disk = disk()
 
     async def issue(self, request: IssueRequest) -> Issuance:
@@ -68,6 +73,29 @@ class VaultAuthority:
     async def anchors(self) -> bytes:
         """The trust domain's roots: those in roots_file, or else the self-signed issuers. Raises AuthorityError."""
         return await self._anchors(await self._nodes.reach())
+
+    async def lists(self) -> AdvertisedLists:
+        """The list of each issuer that has a key. Raises AuthorityError."""
+        reach = await self._nodes.reach()
+        answer = await self._answer(list_call(self._settings), reach)
+        found = dict[str, bytes]()
+        for each in read_ids(answer.http.body):
+            if published := await self._list(each, reach):
+                found[each] = published
+        self._listing = set(found)
+        certificates = [self._issuers.get(each) or await self._issuer(each, reach) for each in found]
+        return AdvertisedLists(tuple(found.values()), b"\n".join(certificates))
+
+    async def _list(self, issuer: str, reach: VaultReach) -> bytes:
+        """An issuer's list in PEM; empty where it has none."""
+        call = crl_call(self._settings, issuer)
+        answer = await self._nodes.ask(call, reach)
+        status = answer.http.status
+        if status == 200:
+            return answer.http.body
+        if status == DELETED or (status == WITHOUT_KEY and issuer not in self._listing):
+            return b""
+        raise not_listed(self._nodes.refusal(answer, call), self._settings)
 
     async def _signed(self, request: IssueRequest, reach: VaultReach) -> VaultSigned:
         token = await self._session.token(reach)

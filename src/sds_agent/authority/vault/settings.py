@@ -144,6 +144,13 @@ class VaultSettings(Struct, frozen=True, kw_only=True, tag="vault", tag_field="t
             "the PKI engine; required where it has intermediates alone."
         ),
     ] = None
+    revocation_lists: Annotated[
+        bool,
+        Meta(
+            description="Serve the revocation lists of the engine's issuers with the trust bundle, so that Envoys "
+            "refuse revoked peers. Left out where that would make them refuse others."
+        ),
+    ] = False
     refresh_every: Annotated[
         timedelta,
         duration(timedelta(seconds=1), timedelta(days=1)),

@@ -85,6 +85,11 @@ def issuer_call(chosen: VaultSettings, issuer: str) -> VaultCall:
     return VaultCall(f"{chosen.mount}/issuer/{issuer}/json", post=False)
 
 
+def crl_call(chosen: VaultSettings, issuer: str) -> VaultCall:
+    """Ask for an issuer's complete revocation list (PEM), which takes no token."""
+    return VaultCall(f"{chosen.mount}/issuer/{issuer}/crl/pem", post=False)
+
+
 class _SignData(Struct):
     certificate: str
     issuing_ca: str = ""

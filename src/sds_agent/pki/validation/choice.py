@@ -12,6 +12,7 @@ equals (std::sort). No order is good for all Envoys, so each anchor that one of 
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from typing import TypeAlias
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -22,6 +23,8 @@ from sds_agent.pki.validation.policies import fault_of_policies
 from sds_agent.pki.validation.rules import Chain, Times, fault_of_identifiers, fault_of_names, fault_of_times
 from sds_agent.pki.validation.signatures import fault_of_pss, fault_of_signature
 
+CaIdentity: TypeAlias = tuple[CanonicalName, bytes]
+"""A CA by its name and its public key (DER)."""
 MOST_CHOICES = 64
 """Chains judged, each for a signature or two: the bound on the time that many anchors of one name and key cost."""
 
@@ -37,8 +40,8 @@ def current(anchors: Iterable[x509.Certificate], now: datetime) -> Chain:
     given = tuple(anchors)
     unexpired = [each for each in given if now < each.not_valid_after_utc]
     early = [each for each in unexpired if now < each.not_valid_before_utc]
-    valid = {_ca(each) for each in unexpired if each not in early} if early else set()
-    return tuple(each for each in unexpired if each not in early or _ca(each) not in valid) or given
+    valid = {ca_identity(each) for each in unexpired if each not in early} if early else set()
+    return tuple(each for each in unexpired if each not in early or ca_identity(each) not in valid) or given
 
 
 def moments(anchors: Iterable[x509.Certificate]) -> Iterator[datetime]:
@@ -48,7 +51,7 @@ def moments(anchors: Iterable[x509.Certificate]) -> Iterator[datetime]:
         yield anchor.not_valid_after_utc
 
 
-def _ca(certificate: x509.Certificate) -> tuple[CanonicalName, bytes]:
+def ca_identity(certificate: x509.Certificate) -> CaIdentity:
     """One name and one key make one CA."""
     key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return canonical(certificate.subject), key

@@ -1,0 +1,152 @@
+"""The revocation lists beside the trust bundle: what the authorities publish, and what of it is served and why not.
+
+`lists` decides. Here is what it decides by: the newest answers, the lists chosen before, and the CAs that issued until
+lately. Nothing of it is stored: after a restart the bundle has no lists until the authorities have been asked again.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from msgspec import Struct
+
+from sds_agent import log
+from sds_agent.issuance.lists import Choice, KnownCas, PublishedList, choose, issuer_of
+from sds_agent.pki.certificates import describe_time, unique
+from sds_agent.pki.validation.choice import CaIdentity, ca_identity
+from sds_agent.pki.validation.rules import Chain
+
+LOG = logging.getLogger(__name__)
+
+REMEMBERED = timedelta(minutes=1)
+"""How long it is known which lists were served: longer than a leaf is held back for a bundle."""
+
+
+class _FormerCa(Struct, frozen=True):
+    """A CA that issued here, and until when a certificate may be valid that it issued at the same time for others."""
+
+    certificate: x509.Certificate
+    until: datetime
+
+
+class _ServedFrom(Struct, frozen=True):
+    """The CAs of the lists that were served from then on; None where there were no lists."""
+
+    begin: datetime
+    cas: frozenset[CaIdentity] | None
+
+
+class Revocation:
+    """The lists of the authorities that are `asked` for them by the configuration."""
+
+    def __init__(self, asked: Iterable[str] = ()) -> None:
+        self._asked = frozenset(asked)
+        self._answered = set[str]()
+        self._latest = dict[str, tuple[PublishedList, ...]]()
+        self._advertised = dict[str, Chain]()
+        self._former = dict[CaIdentity, _FormerCa]()
+        self._choice = Choice({})
+        self._served = list[_ServedFrom]()
+        self._warned = frozenset[bytes]()
+        self._lacking = asyncio.Event()
+        self._off = log.LogOnChange(LOG, "revocation_off")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether lists are asked for at all."""
+        return bool(self._asked)
+
+    @property
+    def check_at(self) -> datetime | None:
+        """When the choice may become another one by itself."""
+        ends = [each.until for each in self._former.values()]
+        return min([*ends, *filter(None, [self._choice.check_at])], default=None)
+
+    def update(self, authority: str, lists: tuple[PublishedList, ...], issuers: Chain = ()) -> None:
+        """The authority publishes these lists now, by these CAs. Without an answer, what it published before counts."""
+        self._answered.add(authority)
+        self._latest[authority] = lists
+        self._advertised[authority] = issuers
+
+    def no_answer(self, authority: str) -> None:
+        """The authority was asked and gave none."""
+        self._answered.add(authority)
+
+    def retire(self, chain: Chain, anchors: Chain, now: datetime) -> None:
+        """A certificate is in use no longer: others by the same CA may be, for as long as it was valid."""
+        issuer = issuer_of(chain, anchors) if self.wanted else None
+        if issuer is not None:
+            life = chain[0].not_valid_after_utc - chain[0].not_valid_before_utc
+            self._former[ca_identity(issuer)] = _FormerCa(issuer, now + life)
+
+    def admits(self, chain: Chain, anchors: Chain, since: datetime) -> bool:
+        """Whether every bundle that was served since then lets Envoys take the certificate, as far as lists go."""
+        issuer = issuer_of(chain, anchors) if self._served else None
+        if issuer is None:
+            return True
+        for each in reversed(self._served):
+            if each.cas is not None and ca_identity(issuer) not in each.cas:
+                return False
+            if each.begin <= since:
+                break
+        return True
+
+    def lists_beside(self, anchors: Chain, chains: Iterable[Chain], now: datetime) -> bytes:
+        """The lists to serve with these anchors, in PEM; `chains` are in use. Logs why there are none.
+
+        Before all authorities have been asked, and before there is a certificate, none are expected.
+        """
+        self._former = {key: each for key, each in self._former.items() if now < each.until}
+        in_use = tuple(dict.fromkeys(chains))
+        if not self.wanted or not in_use or not self._asked <= self._answered:
+            self._choice = Choice({}, self._choice.usable)
+            self._note(None, now)
+            return b""
+        former = tuple(each.certificate for each in self._former.values())
+        advertised = unique(ca for cas in self._advertised.values() for ca in cas)
+        latest = tuple(each for lists in self._latest.values() for each in lists)
+        before, known = self._choice, KnownCas(anchors, in_use, former, advertised)
+        self._choice = choose(latest, before.usable, known, now)
+        self._report(before, now)
+        return self._choice.pem
+
+    async def lacking(self) -> None:
+        """Return when lists have come to be lacking since this returned last: it is worth asking for them now."""
+        await self._lacking.wait()
+        self._lacking.clear()
+
+    def _report(self, before: Choice, now: datetime) -> None:
+        choice = self._choice
+        if choice.left_out and choice.left_out != before.left_out:
+            log.event(LOG, "lists_left_out", level=logging.WARNING, causes=choice.left_out)
+        if choice.off and choice.off != before.off:
+            self._lacking.set()
+        self._off.report(choice.off)
+        self._note(None if choice.off else frozenset(choice.lists), now)
+        self._warn_of_ends(now)
+
+    def _note(self, cas: frozenset[CaIdentity] | None, now: datetime) -> None:
+        """The bundle has the lists of these CAs from now on."""
+        if cas == (self._served[-1].cas if self._served else None):
+            return
+        late = [each for each, after in itertools.pairwise(self._served) if after.begin > now - REMEMBERED]
+        self._served = [*late, *self._served[-1:], _ServedFrom(now, cas)]
+        if cas is not None:
+            log.event(LOG, "revocation_on", lists=len(cas))
+
+    def _warn_of_ends(self, now: datetime) -> None:
+        """Warn once of each list that should have been replaced by now."""
+        late = [each for each in self._choice.usable if each.warned_at is not None and now >= each.warned_at]
+        for each in late:
+            if each.pem in self._warned:
+                continue
+            end = each.crl.next_update_utc or now
+            cause = (
+                f"{each.name} ends on {describe_time(end)} and was not replaced; have its CA publish another one, or "
+                "revocation is off from then on"
+            )
+            log.event(LOG, "list_ends_soon", level=logging.WARNING, cause=cause, not_after=end)
+        self._warned = frozenset(each.pem for each in late)
