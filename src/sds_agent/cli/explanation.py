@@ -129,7 +129,10 @@ def warnings(settings: Settings) -> Iterator[str]:
     for name, chosen in settings.authorities.items():
         kind, use = registry.kind_of(chosen), settings.use_of(name)
         if not use.workloads:
-            yield f"authorities.{name}: no workload gets its certificate from it"
+            yield (
+                f"authorities.{name}: no workload gets its certificate from it, and the roots that it advertises are "
+                "trusted all the same; remove it if that is not meant"
+            )
         yield from kind.warnings(chosen, use)
         if kind.supplies:
             yield from _without_effect(settings, name)
