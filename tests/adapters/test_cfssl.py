@@ -342,10 +342,12 @@ def test_what_is_wrong_with_the_credentials_is_said_before_the_first_call(tmp_pa
     assert pair_problem.startswith("certificate_file cannot be used: ")
     (tmp_path / "hmac").write_text(KEY.hex())
     client(not_after=now - HOUR / 4)
-    assert credentials(chosen, tmp_path) == ["certificate_file expired at 2026-03-14 14:54:26 UTC; renew it"]
+    assert credentials(chosen, tmp_path) == [
+        "certificate_file has a certificate that expired at 2026-03-14 14:54:26 UTC; renew it"
+    ]
     client(not_before=now + HOUR / 4)
     (problem,) = credentials(chosen, tmp_path)
-    assert problem.startswith("certificate_file is valid only from 2026-03-14 15:24:26 UTC")
+    assert problem.startswith("certificate_file has a certificate that is valid only from 2026-03-14 15:24:26 UTC")
     client(usages=SERVER_AND_CLIENT[:1])
     (problem,) = credentials(chosen, tmp_path)
     assert "lacks clientAuth" in problem

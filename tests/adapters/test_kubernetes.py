@@ -740,5 +740,6 @@ async def test_credentials_that_have_expired_are_said_before_the_first_call(clus
     leaf = make_leaf(make_ca("clients"), key=key, not_before=past - day, not_after=past)
     encoded = [base64.b64encode(each).decode() for each in (write_pem([leaf]), to_pkcs8_pem(key))]
     (found,) = problems(cluster, **{"client-certificate-data": encoded[0], "client-key-data": encoded[1]})
-    assert "the client certificate in the kubeconfig" in found
+    assert found.startswith("cannot be used: the kubeconfig ")
+    assert "has a certificate that expired at" in found
     assert cluster.server.http.requests == []

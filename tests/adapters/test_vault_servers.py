@@ -337,10 +337,10 @@ def test_a_certificate_that_cannot_log_in_is_named_before_the_first_call(
     ca = clients_ca(vault)
     keys = client.certificate(ca, subject=NO_NAME)
     (nameless,) = found(client.settings(client.login("cert"), **keys), client)
-    assert nameless == "certificate_file names a certificate without a common name"
+    assert nameless == "certificate_file has a certificate without a common name"
     client.certificate(ca, lasts=-HOUR)
     (expired,) = found(client.settings(client.login("cert"), **keys), client)
-    assert expired.startswith("certificate_file names a certificate that expired at ")
+    assert expired.startswith("certificate_file has a certificate that expired at ")
 
 
 def test_every_file_of_an_auth_method_is_the_operators(client: VaultClient) -> None:

@@ -163,6 +163,7 @@ PURE = {
     "authority.est.wire",
     "authority.files.contents",
     "authority.grpc_retry",
+    "authority.http_message",
     "authority.istio.wire",
     "authority.kubernetes.kubeconfig",
     "authority.kubernetes.trust_wire",

@@ -33,6 +33,10 @@ LARGEST = 1 << 20
 """Bytes of a token's or a key's file."""
 LONGEST_TOKEN = 16 << 10
 """Bytes: more does not fit into a request's headers."""
+SERVER_ROOTS = "the roots that vouch for the CA's server"
+TRUST_ROOTS = "the trust domain's roots"
+CLIENT_CERTIFICATE = "the client certificate"
+"""What ca_file, roots_file, and certificate_file with key_file hold, for messages."""
 
 
 class Token(Sensitive, frozen=True):
@@ -90,6 +94,18 @@ def read_certificates(file: Path, what: str) -> ParsedBundle:
         raise _unusable(str(error)) from error
 
 
+def read_roots(file: Path, what: str = SERVER_ROOTS) -> bytes:
+    """The certificates in `file`, in PEM."""
+    return write_pem(read_certificates(file, what).certificates)
+
+
+def read_client_certificate(certificate_file: Path | None, key_file: Path | None) -> CurrentIdentity | None:
+    """The pair in these files; None where the settings name none."""
+    if certificate_file is None or key_file is None:
+        return None
+    return read_pair(certificate_file, key_file, CLIENT_CERTIFICATE)
+
+
 def read_pair(chain_file: Path, key_file: Path, what: str) -> CurrentIdentity:
     """A certificate, its intermediates, and its unencrypted key. `what` is such as "the client certificate"."""
     return pair(
@@ -109,26 +125,34 @@ def pair(chain: ParsedBundle, key_pem: bytes, chain_place: str, key_place: str) 
     return CurrentIdentity(write_pem(chain.certificates), to_pkcs8_pem(key))
 
 
-def pair_problems(chain_file: Path | None, key_file: Path | None, what: str, now: datetime) -> Iterator[Problem]:
-    """What keeps a server from accepting the certificate in `certificate_file` and `key_file`; nothing without them."""
-    if chain_file is None or key_file is None:
-        return
+def client_certificate_problems(
+    certificate_file: Path | None, key_file: Path | None, now: datetime
+) -> Iterator[Problem]:
+    """What keeps a server from accepting the certificate in these files; nothing where the settings name none."""
     try:
-        pair = read_pair(chain_file, key_file, what)
+        shown = read_client_certificate(certificate_file, key_file)
     except AuthorityError as error:
         yield as_problem("certificate_file", error)
         return
-    leaf = leaf_of(pair)
-    if leaf is None or is_valid(pair, now):
-        usages = frozenset[x509.ObjectIdentifier]() if leaf is None else extended_key_usages(leaf)
-        if usages and ExtendedKeyUsageOID.CLIENT_AUTH not in usages:
-            yield Problem(("certificate_file",), f"is no client's: {what} lacks clientAuth", "obtain one that has it")
-    elif now < leaf.not_valid_before_utc:
+    leaf = None if shown is None else leaf_of(shown)
+    if leaf is None:
+        return
+    if (fault := time_fault(leaf, now)) is not None:
+        yield fault.within("certificate_file")
+    usages = extended_key_usages(leaf)
+    if usages and ExtendedKeyUsageOID.CLIENT_AUTH not in usages:
+        found = "has a certificate that is no client's: its extended key usage lacks clientAuth"
+        yield Problem(("certificate_file",), found, "obtain one that has it")
+
+
+def time_fault(leaf: x509.Certificate, now: datetime) -> Problem | None:
+    """The problem, with no place yet, of what holds a certificate that is not valid at `now`."""
+    if now >= leaf.not_valid_after_utc:
+        return Problem((), f"has a certificate that expired at {describe_time(leaf.not_valid_after_utc)}", "renew it")
+    if now < leaf.not_valid_before_utc:
         begin = describe_time(leaf.not_valid_before_utc)
-        yield Problem(("certificate_file",), f"is valid only from {begin}", "check this machine's clock")
-    else:
-        end = describe_time(leaf.not_valid_after_utc)
-        yield Problem(("certificate_file",), f"expired at {end}", "renew it")
+        return Problem((), f"has a certificate that is valid only from {begin}", "check this machine's clock")
+    return None
 
 
 def as_problem(key: str, error: AuthorityError) -> Problem:

@@ -12,29 +12,19 @@ from sds_agent.authority.http_message import (
     LARGEST_ANSWER,
     LONGEST_LINE,
     LONGEST_WORDS,
-    SERVER_ROOTS,
     CertificateRefusedError,
     HttpAnswer,
     HttpsRequest,
-    disk,
-    read_files,
-    read_roots,
-    roots_in,
 )
 
 __all__ = [
     "LARGEST_ANSWER",
     "LONGEST_LINE",
     "LONGEST_WORDS",
-    "SERVER_ROOTS",
     "CertificateRefusedError",
     "HttpAnswer",
     "HttpsRequest",
-    "disk",
     "lines",
-    "read_files",
-    "read_roots",
-    "roots_in",
     "send",
 ]
 

@@ -1,23 +1,16 @@
-"""A request to a CA that speaks HTTP, and its answer, as values; and how an adapter reads the files for it."""
+"""A request to a CA that speaks HTTP, and its answer, as values."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 from msgspec import Struct
 
-from sds_agent.authority.credentials import Token, read_certificates
+from sds_agent.authority.credentials import Token
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
-from sds_agent.pki.certificates import write_pem
-from sds_agent.tasks import DISK_TIMEOUT, TimeLimit
 from sds_agent.text import one_line
 from sds_agent.values import Sensitive
-
-T = TypeVar("T")
-P = ParamSpec("P")
 
 LARGEST_ANSWER = 4 << 20
 """Bytes of an answer's body."""
@@ -25,7 +18,6 @@ LONGEST_LINE = 1 << 20
 """Bytes of one line of an answer that comes line by line."""
 LONGEST_WORDS = 300
 """Characters of a CA's own words in a message."""
-SERVER_ROOTS = "the roots that vouch for the CA's server"
 
 
 class CertificateRefusedError(AuthorityError):
@@ -85,32 +77,6 @@ class HttpsRequest(Sensitive, frozen=True):
     """Verify nothing about the server: only for an answer that is proved otherwise, such as by its own hash."""
     roots_from: tuple[str, str] = ("the roots in ca_file do", "put its CA's root there")
     """For the message where the roots do not vouch for the server: what they are, up to a verb, and what to do."""
-
-
-async def read_roots(disk: TimeLimit, file: Path | None) -> bytes | None:
-    """The roots in `ca_file`, in PEM, as `HttpsRequest` takes them. Raises AuthorityError UNAUTHENTICATED."""
-    return None if file is None else await read_files(disk, f"{SERVER_ROOTS} ({file})", roots_in, file)
-
-
-async def read_files(disk: TimeLimit, what: str, read: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """What `read` gives, which reads the operator's files. Raises AuthorityError UNAUTHENTICATED, as `read` does, also
-    where the disk does not answer.
-    """
-    try:
-        return await disk.call(read, *arguments, **options)
-    except TimeoutError as error:
-        message = f"{what} cannot be read: {error.strerror}; check that the disk is there"
-        raise AuthorityError(ErrorKind.UNAUTHENTICATED, message) from error
-
-
-def roots_in(file: Path, what: str = SERVER_ROOTS) -> bytes:
-    """The roots in a file, in PEM. Blocks on the disk. Raises AuthorityError UNAUTHENTICATED."""
-    return write_pem(read_certificates(file, what).certificates)
-
-
-def disk() -> TimeLimit:
-    """Where an adapter reads its files: they may lie on a network disk that does not answer."""
-    return TimeLimit(DISK_TIMEOUT)
 
 
 def _date(value: str) -> datetime | None:

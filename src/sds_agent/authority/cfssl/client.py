@@ -11,7 +11,8 @@ from cryptography import x509
 from sds_agent.authority.cfssl import wire
 from sds_agent.authority.cfssl.files import CfsslFiles, files_of
 from sds_agent.authority.cfssl.settings import CfsslSettings, conflicts
-from sds_agent.authority.http_client import HttpAnswer, HttpsRequest, disk, read_files, send
+from sds_agent.authority.http_client import HttpAnswer, HttpsRequest, send
+from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
 from sds_agent.errors import ProblemsError
@@ -27,7 +28,7 @@ class CfsslAuthority:
         self._settings = settings
         self._clock = clock
         self._what = f"CFSSL at {settings.url}"
-        self._disk = disk()
+        self._operator = OperatorFiles()
         self.refresh_every: timedelta = settings.refresh_every
 
     async def issue(self, request: IssueRequest) -> Issuance:
@@ -122,7 +123,7 @@ class CfsslAuthority:
         return error
 
     async def _files(self) -> CfsslFiles:
-        return await read_files(self._disk, "the files of the settings", files_of, self._settings)
+        return await self._operator.read("the files that the settings name", files_of, self._settings)
 
 
 def _first(pem: str, endpoint: str) -> x509.Certificate:

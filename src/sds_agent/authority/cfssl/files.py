@@ -8,12 +8,16 @@ from msgspec import Struct
 
 from sds_agent.authority.cfssl.settings import CfsslSettings
 from sds_agent.authority.cfssl.wire import AuthKey, read_auth_key
-from sds_agent.authority.credentials import as_problem, pair_problems, read_pair, read_token
-from sds_agent.authority.http_client import roots_in
+from sds_agent.authority.credentials import (
+    TRUST_ROOTS,
+    as_problem,
+    client_certificate_problems,
+    read_client_certificate,
+    read_roots,
+    read_token,
+)
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
 from sds_agent.errors import Problem
-
-_CLIENT = "the client certificate"
 
 
 class CfsslFiles(Struct, frozen=True):
@@ -29,14 +33,11 @@ class CfsslFiles(Struct, frozen=True):
 
 def files_of(chosen: CfsslSettings) -> CfsslFiles:
     """Read them. Blocks on the disk. Raises AuthorityError UNAUTHENTICATED."""
-    pair = None
-    if chosen.certificate_file is not None and chosen.key_file is not None:
-        pair = read_pair(chosen.certificate_file, chosen.key_file, _CLIENT)
     return CfsslFiles(
-        None if chosen.ca_file is None else roots_in(chosen.ca_file),
-        None if chosen.roots_file is None else roots_in(chosen.roots_file, "the trust domain's roots"),
+        None if chosen.ca_file is None else read_roots(chosen.ca_file),
+        None if chosen.roots_file is None else read_roots(chosen.roots_file, TRUST_ROOTS),
         None if chosen.auth_key_file is None else _auth_key_in(chosen.auth_key_file),
-        pair,
+        read_client_certificate(chosen.certificate_file, chosen.key_file),
     )
 
 
@@ -47,7 +48,7 @@ def problems(chosen: CfsslSettings, now: datetime) -> Iterator[Problem]:
             _auth_key_in(chosen.auth_key_file)
         except AuthorityError as error:
             yield as_problem("auth_key_file", error)
-    yield from pair_problems(chosen.certificate_file, chosen.key_file, _CLIENT, now)
+    yield from client_certificate_problems(chosen.certificate_file, chosen.key_file, now)
 
 
 def _auth_key_in(file: Path) -> AuthKey:

@@ -15,10 +15,9 @@ from sds_agent.authority.http_client import (
     CertificateRefusedError,
     HttpAnswer,
     HttpsRequest,
-    disk,
-    read_files,
     send,
 )
+from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
 from sds_agent.errors import ProblemsError
@@ -40,7 +39,7 @@ class EstAuthority:
         self._settings = settings
         self._clock = clock
         self._what = f"the EST server at {settings.url}"
-        self._disk = disk()
+        self._operator = OperatorFiles()
         self.refresh_every: timedelta = settings.refresh_every
 
     async def issue(self, request: IssueRequest) -> Issuance:
@@ -122,4 +121,4 @@ class EstAuthority:
         return anchors
 
     async def _files(self) -> EstFiles:
-        return await read_files(self._disk, "the files of the settings", files_of, self._settings)
+        return await self._operator.read("the files that the settings name", files_of, self._settings)

@@ -5,14 +5,18 @@ from datetime import datetime
 
 from msgspec import Struct
 
-from sds_agent.authority.credentials import as_problem, pair_problems, read_pair, read_password
+from sds_agent.authority.credentials import (
+    TRUST_ROOTS,
+    as_problem,
+    client_certificate_problems,
+    read_client_certificate,
+    read_password,
+    read_roots,
+)
 from sds_agent.authority.est.settings import EstSettings
 from sds_agent.authority.est.wire import BasicCredentials
-from sds_agent.authority.http_client import roots_in
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity
 from sds_agent.errors import Problem
-
-_CLIENT = "the client certificate"
 
 
 class EstFiles(Struct, frozen=True):
@@ -28,16 +32,14 @@ class EstFiles(Struct, frozen=True):
 
 def files_of(chosen: EstSettings) -> EstFiles:
     """Read them. Blocks on the disk. Raises AuthorityError UNAUTHENTICATED."""
-    basic = pair = None
+    basic = None
     if chosen.username is not None and chosen.password_file is not None:
         basic = BasicCredentials(chosen.username, read_password(chosen.password_file))
-    if chosen.certificate_file is not None and chosen.key_file is not None:
-        pair = read_pair(chosen.certificate_file, chosen.key_file, _CLIENT)
     return EstFiles(
-        None if chosen.ca_file is None else roots_in(chosen.ca_file),
-        None if chosen.roots_file is None else roots_in(chosen.roots_file, "the trust domain's roots"),
+        None if chosen.ca_file is None else read_roots(chosen.ca_file),
+        None if chosen.roots_file is None else read_roots(chosen.roots_file, TRUST_ROOTS),
         basic,
-        pair,
+        read_client_certificate(chosen.certificate_file, chosen.key_file),
     )
 
 
@@ -48,4 +50,4 @@ def problems(chosen: EstSettings, now: datetime) -> Iterator[Problem]:
             read_password(chosen.password_file)
         except AuthorityError as error:
             yield as_problem("password_file", error)
-    yield from pair_problems(chosen.certificate_file, chosen.key_file, _CLIENT, now)
+    yield from client_certificate_problems(chosen.certificate_file, chosen.key_file, now)

@@ -8,34 +8,32 @@ own: no channel remembers an old root or an old certificate.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
 
 import grpc
 import grpc.aio
 
 from sds_agent import log
-from sds_agent.authority.credentials import Token, read_certificates, read_token
+from sds_agent.authority.credentials import SERVER_ROOTS, Token, read_certificates, read_token
 from sds_agent.authority.grpc_retry import retry_after
 from sds_agent.authority.istio import reach
 from sds_agent.authority.istio.proof import can_speak, read_provisioned
 from sds_agent.authority.istio.settings import IstioSettings, conflicts
 from sds_agent.authority.istio.wire import LONGEST_MESSAGE, METHOD, CallStatus, read_response, refusal, request_bytes
+from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
 from sds_agent.errors import ProblemsError
 from sds_agent.pki.certificates import write_pem
 from sds_agent.signing.signing_set import LARGEST_ANSWER
-from sds_agent.tasks import DISK_TIMEOUT, TimeLimit, uninterrupted
+from sds_agent.tasks import uninterrupted
 from sds_agent.text import one_line
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 TIMEOUT = 9.0
 """Seconds for an attempt. Each endpoint has an equal part of them, so a silent one leaves the others their time."""
@@ -45,7 +43,6 @@ BACK_TO_THE_FIRST = timedelta(minutes=5)
 DIAGNOSIS_SHARE = 0.25
 """The part of an endpoint's remaining time that the search for the cause of a failed connection may take."""
 
-_ROOTS = "the roots that vouch for the CA's server"
 _CERTIFICATE_REFUSED = frozenset({"UNAVAILABLE", "UNAUTHENTICATED"})
 """The answers of a CA that refuses the certificate: the token alone may succeed."""
 
@@ -69,7 +66,7 @@ class IstioAuthority:
         self._first = 0
         self._since: datetime | None = None
         self._extra = b""
-        self._disk = TimeLimit(DISK_TIMEOUT)
+        self._operator = OperatorFiles()
         self._left_out: dict[Path, log.LogOnChange] = {}
 
     async def issue(self, request: IssueRequest) -> Issuance:
@@ -177,17 +174,7 @@ class IstioAuthority:
         """The roots that vouch for the CA's server; None where the client speaks without TLS, on this machine."""
         if self._settings.plaintext_loopback or self._settings.ca_file is None:
             return None
-        return await self._certificates_in(self._settings.ca_file, _ROOTS)
-
-    async def _read(self, what: str, read: Callable[..., T], file: Path, *arguments: object) -> T:
-        """Read a file, which may lie on a network disk that does not answer. Raises AuthorityError UNAUTHENTICATED."""
-        try:
-            return await self._disk.call(read, file, *arguments)
-        except TimeoutError as error:
-            raise AuthorityError(
-                ErrorKind.UNAUTHENTICATED,
-                f"{what} cannot be read from {file}: {error.strerror}; check that its disk is there",
-            ) from error
+        return await self._certificates_in(self._settings.ca_file, SERVER_ROOTS)
 
     def _channel(self, address: str, certificate: CurrentIdentity | None, roots: bytes | None) -> grpc.aio.Channel:
         settings = self._settings
@@ -216,7 +203,7 @@ class IstioAuthority:
         token = None
         if self._settings.token_file is not None:
             try:
-                token = await self._read("the token", read_token, self._settings.token_file)
+                token = await self._operator.read("the token", read_token, self._settings.token_file)
             except AuthorityError as error:
                 faults.append(error)
         certificate = await self._certificate(request, now, faults)
@@ -242,7 +229,9 @@ class IstioAuthority:
         if settings.provisioned is None:
             return None
         try:
-            provisioned = await self._read("the provisioned certificate", read_provisioned, settings.provisioned)
+            provisioned = await self._operator.read(
+                "the provisioned certificate", read_provisioned, settings.provisioned
+            )
         except AuthorityError as error:
             faults.append(error)
             return None
@@ -254,7 +243,7 @@ class IstioAuthority:
 
     async def _certificates_in(self, file: Path, what: str) -> bytes:
         """The usable certificates in a file, in PEM; others are logged once. Raises AuthorityError UNAUTHENTICATED."""
-        reading = await self._read(what, read_certificates, file, what)
+        reading = await self._operator.read(f"{what} ({file})", read_certificates, file, what)
         left_out = self._left_out.setdefault(file, log.LogOnChange(LOG, "certificates_left_out"))
         if reading.left_out:
             left_out.report("; ".join(reading.left_out), file=str(file))

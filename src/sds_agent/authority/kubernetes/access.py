@@ -11,7 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from sds_agent.authority.credentials import Token, leaf_of, pair, read_certificates, read_token, token
+from sds_agent.authority.credentials import (
+    CLIENT_CERTIFICATE,
+    Token,
+    leaf_of,
+    pair,
+    read_certificates,
+    read_roots,
+    read_token,
+    time_fault,
+    token,
+)
 from sds_agent.authority.http_settings import is_loopback
 from sds_agent.authority.kubernetes.kubeconfig import DEFAULT_NAMESPACE, KubeContext, current_context
 from sds_agent.authority.kubernetes.settings import KubernetesSettings
@@ -29,7 +39,6 @@ SERVICE_NAME = "kubernetes.default.svc"
 LONGEST_NAMESPACE = 63
 
 _ROOTS = "the roots that vouch for the API server"
-_CERTIFICATE = "the client certificate"
 
 
 class ApiAccess(Sensitive, frozen=True):
@@ -61,15 +70,13 @@ def read_access(chosen: KubernetesSettings, environ: Mapping[str, str] = os.envi
     return _in_pod(chosen.service_account or SERVICE_ACCOUNT, environ)
 
 
-def fault(access: ApiAccess, now: datetime) -> str | None:
-    """What of the credentials has ended at `now`, with what to do; None where nothing has, as far as they tell."""
+def check_times(access: ApiAccess, now: datetime) -> None:
+    """Raise AuthorityError where a credential has ended at `now`, as far as it tells."""
     if access.token is not None and (end := expiry(access.token)) is not None and end <= now:
-        return f"the token in {access.origin} expired at {describe_time(end)}; a new one has to be put there"
+        raise _unusable(f"the token in {access.origin} expired at {describe_time(end)}; a new one has to be put there")
     leaf = None if access.certificate is None else leaf_of(access.certificate)
-    if leaf is not None and leaf.not_valid_after_utc <= now:
-        end = leaf.not_valid_after_utc
-        return f"the client certificate in {access.origin} expired at {describe_time(end)}; put a new one there"
-    return None
+    if leaf is not None and (fault := time_fault(leaf, now)) is not None:
+        raise _unusable(f"{access.origin} {fault}")
 
 
 def expiry(shown: Token) -> datetime | None:
@@ -89,7 +96,7 @@ def _in_pod(directory: Path, environ: Mapping[str, str]) -> ApiAccess:
             raise _unusable(f"there is no service account in {directory}; outside a pod, name a file in kubeconfig")
     return ApiAccess(
         _service_url(environ),
-        write_pem(read_certificates(directory / "ca.crt", _ROOTS).certificates),
+        read_roots(directory / "ca.crt", _ROOTS),
         read_token(directory / "token", "the service account's token"),
         None,
         None,
@@ -156,9 +163,9 @@ def _certificate(context: KubeContext, file: Path) -> CurrentIdentity | None:
     chain, key = context.certificate, context.key
     if chain is None or key is None:
         return None
-    key_pem = key if isinstance(key, bytes) else _content(key, f"the key of {_CERTIFICATE}")
+    key_pem = key if isinstance(key, bytes) else _content(key, f"the key of {CLIENT_CERTIFICATE}")
     places = (str(each) if isinstance(each, Path) else f"data in {file}" for each in (chain, key))
-    return pair(_certificates(chain, _CERTIFICATE, file), key_pem, *places)
+    return pair(_certificates(chain, CLIENT_CERTIFICATE, file), key_pem, *places)
 
 
 def _content(file: Path, what: str) -> bytes:

@@ -14,6 +14,7 @@ from sds_agent.authority.http_client import HttpAnswer, HttpsRequest
 from sds_agent.authority.kubernetes.access import ApiAccess, read_access
 from sds_agent.authority.kubernetes.settings import KubernetesSettings
 from sds_agent.authority.kubernetes.wire import ApiResource, refusal
+from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
 from sds_agent.clock import Clock
 
@@ -24,17 +25,11 @@ class KubernetesApi:
     def __init__(self, settings: KubernetesSettings, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
-        self._disk = http_client.disk()
+        self._operator = OperatorFiles()
 
     async def access(self) -> ApiAccess:
         """Read the access anew: the token is replaced while the agent runs."""
-        try:
-            return await self._disk.call(read_access, self._settings)
-        except TimeoutError as error:
-            raise AuthorityError(
-                ErrorKind.UNAUTHENTICATED,
-                f"the credentials for the API server cannot be read: {error.strerror}; check that their disk is there",
-            ) from error
+        return await self._operator.read("the credentials for the API server", read_access, self._settings)
 
     async def send(self, method: str, path: str, body: bytes = b"") -> HttpAnswer:
         """Send a request with JSON, and return the answer of whatever status."""

@@ -53,16 +53,14 @@ def _roots(chosen: KubernetesSettings) -> str:
 
 def _credentials(chosen: KubernetesSettings, context: Context) -> Iterator[Problem]:
     """Whether the token or the kubeconfig can be read, and has not expired."""
+    from sds_agent.authority.credentials import as_problem  # noqa: PLC0415 - measured: as below
     from sds_agent.authority.kubernetes import access  # noqa: PLC0415 - measured: 27 ms, in a thread
 
     key = "service_account" if chosen.kubeconfig is None else "kubeconfig"
     try:
-        fault = access.fault(access.read_access(chosen), context.clock.now())
+        access.check_times(access.read_access(chosen), context.clock.now())
     except AuthorityError as error:
-        fault = str(error)
-    if fault is not None:
-        found, _, fix = fault.rpartition("; ")
-        yield Problem((key,), f"cannot be used: {found}", fix)
+        yield as_problem(key, error)
 
 
 KIND = Kind(

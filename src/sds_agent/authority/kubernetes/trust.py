@@ -1,17 +1,10 @@
 """Reads the roots of a signer from where the operator says they are: a ClusterTrustBundle, a ConfigMap or a file."""
 
-from pathlib import Path
-
-from sds_agent.authority import http_client
-from sds_agent.authority.credentials import read_certificates
 from sds_agent.authority.kubernetes.api import KubernetesApi, server
 from sds_agent.authority.kubernetes.settings import KubernetesSettings
 from sds_agent.authority.kubernetes.trust_wire import RootsPlace, absent, not_served, read_roots, roots_places
 from sds_agent.authority.kubernetes.wire import is_missing
-from sds_agent.authority.protocol import AuthorityError, ErrorKind
-from sds_agent.pki.certificates import write_pem
-
-_WHAT = "the roots to trust"
+from sds_agent.authority.operator_files import OperatorFiles
 
 
 class SignerRoots:
@@ -20,26 +13,17 @@ class SignerRoots:
     def __init__(self, settings: KubernetesSettings, api: KubernetesApi) -> None:
         self._settings = settings
         self._api = api
-        self._disk = http_client.disk()
+        self._operator = OperatorFiles()
 
     async def read(self) -> bytes:
         """All of them at present, in PEM. Raises AuthorityError."""
         if self._settings.roots_file is not None:
-            return await self._in_file(self._settings.roots_file)
+            return await self._operator.trust_roots(self._settings.roots_file)
         places = roots_places(self._settings)
         for place in places:
             if (found := await self._at(place)) is not None:
                 return found
         raise await self._api.unless_starting(not_served(places))
-
-    async def _in_file(self, file: Path) -> bytes:
-        try:
-            return write_pem((await self._disk.call(read_certificates, file, _WHAT)).certificates)
-        except TimeoutError as error:
-            raise AuthorityError(
-                ErrorKind.UNAUTHENTICATED,
-                f"{_WHAT} cannot be read from {file}: {error.strerror}; check that its disk is there",
-            ) from error
 
     async def _at(self, place: RootsPlace) -> bytes | None:
         """The roots at one place; None where this API server does not serve the resource in that version."""

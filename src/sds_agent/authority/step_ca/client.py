@@ -13,13 +13,13 @@ from cryptography import x509
 
 from sds_agent import log
 from sds_agent.authority.credentials import Token, leaf_of
-from sds_agent.authority.http_client import CertificateRefusedError, HttpAnswer, HttpsRequest, disk, send
+from sds_agent.authority.http_client import CertificateRefusedError, HttpAnswer, HttpsRequest, send
 from sds_agent.authority.kind import Context
+from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import (
     AdvertisedLists,
     AuthorityError,
     CurrentIdentity,
-    ErrorKind,
     Issuance,
     IssueRequest,
 )
@@ -85,7 +85,7 @@ class StepCaAuthority:
         self._roots = StepCaServerRoots(settings, context.directory, self._what)
         self.put_back = self._roots.put_back
         self._proofs = StepCaProofs(settings)
-        self._disk = disk()
+        self._operator = OperatorFiles()
         self._anchors: Chain = ()
         self._first_anchors = asyncio.Lock()
         self._backdate = BACKDATE
@@ -154,7 +154,7 @@ class StepCaAuthority:
         self._not_taken = cause
 
     async def _signed(self, request: IssueRequest, now: datetime) -> bytes:
-        proof = await self._proof(now)
+        proof = await self._operator.read("the provisioner's key", self._proofs.read, now)
         token = new_token(request, proof, provisioner=self._settings.provisioner, host=self._host, now=now)
         answer = await self._send("POST", SIGN, sign_body(request, token.text))
         if answer.status not in SUCCESS:
@@ -170,15 +170,6 @@ class StepCaAuthority:
             self._backdate = span(read_pem(chain)[0]) - ttl
         except (CertificateError, IndexError):
             return  # the answer is checked elsewhere
-
-    async def _proof(self, now: datetime) -> StepCaProof:
-        try:
-            return await self._disk.call(self._proofs.read, now)
-        except TimeoutError as error:
-            raise AuthorityError(
-                ErrorKind.UNAUTHENTICATED,
-                f"the provisioner's key cannot be read: {error.strerror}; check that its disk is there",
-            ) from error
 
     async def _refusal(self, answer: HttpAnswer, proof: StepCaProof, token: Token, now: datetime) -> AuthorityError:
         checks = ""

@@ -11,14 +11,14 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from sds_agent.authority.credentials import Token, read_pair, read_password
+from sds_agent.authority.credentials import Token, as_problem, read_pair, read_password, time_fault
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, IssueRequest
 from sds_agent.authority.step_ca.jwk import SigningKey, StepCaJwk, StepCaKeyError, read_jwk
 from sds_agent.authority.step_ca.settings import StepCaSettings
 from sds_agent.authority.step_ca.wire import StepCaProof, claims, jwk_proof, x5c_proof
 from sds_agent.errors import Problem
 from sds_agent.named_files import NamedFileError, read_named_file
-from sds_agent.pki.certificates import describe_time, extension, read_pem
+from sds_agent.pki.certificates import extension, read_pem
 from sds_agent.values import Sensitive
 
 LARGEST_KEY = 64 << 10
@@ -51,12 +51,8 @@ class StepCaProofs:
         try:
             self.read(now)
         except AuthorityError as error:
-            cause = error.__cause__
-            if isinstance(cause, _UnusableCredentialError):
-                return [Problem((cause.key,), f"cannot be used: {cause.file} {cause.problem.found}", cause.problem.fix)]
-            found, _, fix = str(error).partition("; ")
-            key = "certificate_file" if self._settings.jwk_file is None else "jwk_file"
-            return [Problem((key,), f"cannot be used: {found}", fix or "provision it again")]
+            key, cause = "certificate_file" if self._settings.jwk_file is None else "jwk_file", error.__cause__
+            return [as_problem(cause.key if isinstance(cause, _UnusableCredentialError) else key, error)]
         return []
 
     def _jwk(self) -> StepCaProof:
@@ -106,12 +102,8 @@ class _UnusableCredentialError(Exception):
 
 
 def _x5c_fault(leaf: x509.Certificate, now: datetime) -> Problem | None:
-    if now >= leaf.not_valid_after_utc:
-        found = f"has a certificate that expired at {describe_time(leaf.not_valid_after_utc)}"
-        return Problem((), found, "provision another, or set the clock")
-    if now < leaf.not_valid_before_utc:
-        found = f"has a certificate that is valid only from {describe_time(leaf.not_valid_before_utc)}"
-        return Problem((), found, "provision another, or set the clock")
+    if (fault := time_fault(leaf, now)) is not None:
+        return fault
     usage = extension(leaf, x509.KeyUsage)
     if usage is not None and not usage.digital_signature:
         fix = "step-ca takes none without it for an X5C provisioner: provision another"

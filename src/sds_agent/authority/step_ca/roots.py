@@ -14,7 +14,8 @@ import msgspec
 from msgspec import Struct
 
 from sds_agent import log
-from sds_agent.authority.http_client import HttpsRequest, disk, read_roots, send
+from sds_agent.authority.http_client import HttpsRequest, send
+from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
 from sds_agent.authority.step_ca.settings import StepCaSettings
 from sds_agent.authority.step_ca.wire import SUCCESS, read_root, refusal, words_of
@@ -23,7 +24,7 @@ from sds_agent.errors import SdsAgentError
 from sds_agent.files import ForeignFileError, read_own, write_private
 from sds_agent.pki.certificates import CertificateError, read_bundle, read_pem, write_pem
 from sds_agent.pki.validation.rules import Chain
-from sds_agent.tasks import uninterrupted
+from sds_agent.tasks import DISK_TIMEOUT, TimeLimit, uninterrupted
 from sds_agent.text import escaped
 
 LOG = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ class StepCaServerRoots:
         self._what = what
         self._pinned: bytes | None = None
         self._announced: bytes = b""
-        self._disk = disk()
+        self._operator = OperatorFiles()
+        self._disk = TimeLimit(DISK_TIMEOUT)
         self._loaded = False
         self._stored = b""
         self._fault = log.LogOnChange(LOG, "server_roots_not_stored")
@@ -61,7 +63,7 @@ class StepCaServerRoots:
     async def current(self) -> bytes:
         """The roots to verify the next connection by, in PEM. Raises AuthorityError."""
         if self._settings.fingerprint is None:
-            pinned = await read_roots(self._disk, self._settings.ca_file) or b""
+            pinned = await self._operator.server_roots(self._settings.ca_file) or b""
             if pinned != self._pinned:
                 self._pinned, self._announced = pinned, b""
         else:

@@ -6,10 +6,9 @@ use. What an issuer's ID names never changes, so each certificate is read once.
 """
 
 from datetime import timedelta
-from pathlib import Path
 
-from sds_agent.authority.credentials import Token, read_certificates
-from sds_agent.authority.http_client import disk
+from sds_agent.authority.credentials import Token
+from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import AdvertisedLists, AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.authority.vault.nodes import NodeAnswer, VaultNodes, VaultReach
 from sds_agent.authority.vault.refusals import fault_of, no_roots, not_listed, not_signed
@@ -48,7 +47,7 @@ class VaultAuthority:
         self._issuers: dict[str, bytes] = {}
         self._known: bytes = b""
         self._listing = set[str]()  # the issuers that have published a list
-        self._disk = disk()
+        self._operator = OperatorFiles()
 
     async def issue(self, request: IssueRequest) -> Issuance:
         """Ask the role once, after a login where one is due. Raises AuthorityError.
@@ -124,7 +123,7 @@ class VaultAuthority:
 
     async def _anchors(self, reach: VaultReach) -> bytes:
         if self._settings.roots_file is not None:
-            self._known = await self._in_file(self._settings.roots_file)
+            self._known = await self._operator.trust_roots(self._settings.roots_file)
             return self._known
         answer = await self._answer(list_call(self._settings), reach)
         ids = read_ids(answer.http.body)
@@ -159,12 +158,3 @@ class VaultAuthority:
         if answer.http.status != 200:
             raise not_listed(self._nodes.refusal(answer, call), self._settings)
         return answer
-
-    async def _in_file(self, file: Path) -> bytes:
-        what = "the trust domain's roots"
-        try:
-            reading = await self._disk.call(read_certificates, file, what)
-        except TimeoutError as error:
-            message = f"{what} cannot be read from {file}: {error.strerror}; check that its disk is there"
-            raise AuthorityError(ErrorKind.UNAUTHENTICATED, message) from error
-        return write_pem(reading.certificates)

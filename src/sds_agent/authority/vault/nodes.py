@@ -12,15 +12,13 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from sds_agent import log
-from sds_agent.authority.credentials import read_pair
 from sds_agent.authority.http_client import (
     CertificateRefusedError,
     HttpAnswer,
     HttpsRequest,
-    disk,
-    read_roots,
     send,
 )
+from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
 from sds_agent.authority.vault.refusals import VaultRefusal, leads_elsewhere, not_serving, serves
 from sds_agent.authority.vault.settings import VaultSettings
@@ -63,21 +61,13 @@ class VaultNodes:
         self._clock = clock
         self._share = timeout / len(settings.url) if len(settings.url) > 1 else None
         self._first = 0
-        self._disk = disk()
+        self._operator = OperatorFiles()
 
     async def reach(self) -> VaultReach:
         """What connections take, read anew from the files. Raises AuthorityError UNAUTHENTICATED."""
-        settings = self._settings
-        roots = await read_roots(self._disk, settings.ca_file)
-        if settings.certificate_file is None or settings.key_file is None:
-            return VaultReach(roots)
-        what = "the client certificate"
-        try:
-            pair = await self._disk.call(read_pair, settings.certificate_file, settings.key_file, what)
-        except TimeoutError as error:
-            cause = f"{what} cannot be read from {settings.certificate_file}: {error.strerror}"
-            raise AuthorityError(ErrorKind.UNAUTHENTICATED, f"{cause}; check that its disk is there") from error
-        return VaultReach(roots, pair)
+        settings, files = self._settings, self._operator
+        certificate = await files.client_certificate(settings.certificate_file, settings.key_file)
+        return VaultReach(await files.server_roots(settings.ca_file), certificate)
 
     async def ask(self, call: VaultCall, reach: VaultReach) -> NodeAnswer:
         """The answer of the first node that serves. Raises AuthorityError; of nodes that do not serve, one for all."""

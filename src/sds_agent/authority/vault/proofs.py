@@ -1,6 +1,7 @@
 """What the agent authenticates with: the files that an auth method takes, the login made of them, and their faults."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,7 +9,14 @@ import msgspec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import NameOID
 
-from sds_agent.authority.credentials import Token, as_problem, leaf_of, read_pair, read_token
+from sds_agent.authority.credentials import (
+    Token,
+    as_problem,
+    client_certificate_problems,
+    leaf_of,
+    read_client_certificate,
+    read_token,
+)
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity
 from sds_agent.authority.vault.settings import (
     VaultAppRoleAuth,
@@ -65,8 +73,9 @@ def faults(chosen: VaultSettings, now: datetime) -> Iterator[Problem]:
                 read_token(file, "the secret ID")
             except AuthorityError as error:
                 yield as_problem("auth.secret_id_file", error)
-    if chosen.certificate_file is not None and chosen.key_file is not None:
-        yield from _certificate_faults(chosen, chosen.certificate_file, chosen.key_file, now)
+    yield from client_certificate_problems(chosen.certificate_file, chosen.key_file, now)
+    if isinstance(chosen.auth, VaultCertAuth):
+        yield from _name_faults(chosen)
 
 
 def _token_faults(file: Path) -> Iterator[Problem]:
@@ -99,24 +108,13 @@ def _jwt_faults(file: Path, now: datetime) -> Iterator[Problem]:
         yield Problem(place, f"names a token that expired at {end}", fix)
 
 
-def _certificate_faults(chosen: VaultSettings, file: Path, key_file: Path, now: datetime) -> Iterator[Problem]:
-    place = ("certificate_file",)
-    try:
-        leaf = leaf_of(read_pair(file, key_file, "the client certificate"))
-    except AuthorityError as error:
-        yield as_problem(".".join(place), error)
-        return
-    if leaf is None:
-        return
-    if leaf.not_valid_after_utc <= now:
-        end = describe_time(leaf.not_valid_after_utc)
-        yield Problem(place, f"names a certificate that expired at {end}", "renew it")
-    elif leaf.not_valid_before_utc > now:
-        begin = describe_time(leaf.not_valid_before_utc)
-        yield Problem(place, f"names a certificate that is valid from {begin}", "check this machine's clock")
-    if isinstance(chosen.auth, VaultCertAuth) and not leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME):
-        fix = "the auth method cert names the caller by it: use another certificate, or another auth.type"
-        yield Problem(place, "names a certificate without a common name", fix)
+def _name_faults(chosen: VaultSettings) -> Iterator[Problem]:
+    with suppress(AuthorityError):  # which is a problem of its own
+        shown = read_client_certificate(chosen.certificate_file, chosen.key_file)
+        leaf = None if shown is None else leaf_of(shown)
+        if leaf is not None and not leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME):
+            fix = "the auth method cert names the caller by it: use another certificate, or another auth.type"
+            yield Problem(("certificate_file",), "has a certificate without a common name", fix)
 
 
 def _claims(token: Token) -> dict[str, object] | None:

@@ -8,14 +8,12 @@ lease, also when no certificate is due.
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import TypeVar
 
 from msgspec import structs
 
 from sds_agent import log
 from sds_agent.authority.credentials import Token, read_token
-from sds_agent.authority.http_client import disk
+from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
 from sds_agent.authority.vault.lease import HeldToken, TokenLease
 from sds_agent.authority.vault.nodes import VaultNodes, VaultReach
@@ -28,13 +26,11 @@ from sds_agent.tasks import NoThreadError, background_tasks
 
 LOG = logging.getLogger(__name__)
 
-A = TypeVar("A")
-T = TypeVar("T")
-
 RENEWAL_TIMEOUT = 10.0
 """Seconds that a renewal may take, as the agent gives to a request of a certificate."""
 RETRY = 10.0
 """Seconds until the server is asked again how long a token lasts."""
+_FILE = "the file that auth names"
 
 
 class VaultSession:
@@ -48,7 +44,7 @@ class VaultSession:
         self._held: HeldToken | None = None
         self._changed = asyncio.Event()
         self._one_login = asyncio.Lock()
-        self._disk = disk()
+        self._operator = OperatorFiles()
         self._failing = log.LogOnChange(LOG, "token_not_renewed")
 
     async def token(self, reach: VaultReach) -> Token:
@@ -56,7 +52,7 @@ class VaultSession:
         async with self._one_login:
             auth = self._settings.auth
             if isinstance(auth, VaultTokenAuth):
-                return self._read(await self._on_disk(read_token, auth.token_file))
+                return self._read(await self._operator.read(_FILE, read_token, auth.token_file))
             login = certificate_mark(auth, reach.certificate)
             held = self._held
             if held is None or not held.is_good(self._clock.now(), login):
@@ -88,7 +84,7 @@ class VaultSession:
         return token
 
     async def _log_in(self, reach: VaultReach, login: str) -> HeldToken:
-        call = await self._on_disk(read_login_call, self._settings.auth)
+        call = await self._operator.read(_FILE, read_login_call, self._settings.auth)
         answer = await self._nodes.ask(call, reach)
         if answer.http.status != 200:
             raise not_logged_in(self._nodes.refusal(answer, call), self._settings)
@@ -98,14 +94,6 @@ class VaultSession:
         self._failing.resolved()
         log.event(LOG, "logged_in", authority=self._name, renewable=lease.renewable, until=lease.ends or "no end")
         return held
-
-    async def _on_disk(self, read: Callable[[A], T], argument: A) -> T:
-        """Read a file, which may lie on a network disk that does not answer. Raises AuthorityError UNAUTHENTICATED."""
-        try:
-            return await self._disk.call(read, argument)
-        except TimeoutError as error:
-            cause = f"the file that auth names cannot be read: {error.strerror}"
-            raise AuthorityError(ErrorKind.UNAUTHENTICATED, f"{cause}; check that its disk is there") from error
 
     async def _renew_when_due(self, held: HeldToken) -> None:
         """Renew this token until it can be renewed no more."""
