@@ -1,14 +1,19 @@
-"""What the settings of every CA that speaks HTTP have in common: the type of its URL, and the roots that it needs."""
+"""What the settings of CAs with a server have in common: the keys that name it and what vouches for it, and their
+conflicts.
+"""
 
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, TypeAlias
 from urllib.parse import urlsplit
 
+from msgspec import Meta
+
 from sds_agent.configfile.phrases import quoted
-from sds_agent.configfile.types import UnacceptableError, custom, matching, text
+from sds_agent.configfile.types import FilePath, UnacceptableError, custom, duration, matching, text
 from sds_agent.errors import Problem
 
 URL_PATTERN = r"^https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?$"
@@ -43,6 +48,25 @@ ServerUrl: TypeAlias = Annotated[
 ]
 """A URL without a slash at its end. It is https, or http to this machine."""
 ServerName: TypeAlias = Annotated[str, matching("^[A-Za-z0-9._-]{1,253}$", "a host's name such as ca.example")]
+
+CaFile: TypeAlias = Annotated[
+    FilePath | None,
+    Meta(description="The roots (PEM) that vouch for the server, read anew for every request. Required with https."),
+]
+ServerNameKey: TypeAlias = Annotated[
+    ServerName | None,
+    Meta(description="The name in the server's certificate. Left out: the host that the agent connects to."),
+]
+ClientKeyFile: TypeAlias = Annotated[
+    FilePath | None, Meta(description="The key of the certificate in certificate_file: unencrypted PEM.")
+]
+RefreshEvery: TypeAlias = Annotated[
+    timedelta,
+    duration(timedelta(seconds=1), timedelta(days=1)),
+    Meta(description="How often the agent reads the trust domain's roots when it requests no certificate."),
+]
+REFRESH_EVERY = timedelta(minutes=5)
+"""The default of RefreshEvery."""
 
 
 def roots_conflicts(url: str, ca_file: Path | None) -> Iterator[Problem]:

@@ -1,13 +1,21 @@
 """The settings of the kind `cfssl`, and which of them do not go together."""
 
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
 
-from sds_agent.authority.http_settings import ServerName, ServerUrl, pair_conflicts, roots_conflicts
-from sds_agent.configfile.types import FilePath, duration, matching
+from sds_agent.authority.http_settings import (
+    REFRESH_EVERY,
+    CaFile,
+    ClientKeyFile,
+    RefreshEvery,
+    ServerNameKey,
+    ServerUrl,
+    pair_conflicts,
+    roots_conflicts,
+)
+from sds_agent.configfile.types import FilePath, matching
 from sds_agent.errors import Problem
 
 CfsslName: TypeAlias = Annotated[str, matching("^[ -~]{1,253}$", "1 to 253 printable characters of ASCII")]
@@ -17,14 +25,14 @@ class CfsslSettings(Struct, frozen=True, kw_only=True, tag="cfssl", tag_field="t
     """Cloudflare's CFSSL (`cfssl serve`, `multirootca`): a signing profile decides on usages and lifetime."""
 
     url: Annotated[ServerUrl, Meta(description="Where CFSSL listens, such as https://ca.example:8888.")]
-    ca_file: Annotated[
-        FilePath | None,
-        Meta(
-            description="The roots (PEM) that vouch for the server, read anew for every request. Required with https."
-        ),
+    ca_file: CaFile = None
+    server_name: ServerNameKey = None
+    profile: Annotated[
+        CfsslName | None,
+        Meta(description="The signing profile. Left out: the default one, which is also taken for an unknown name."),
     ] = None
-    server_name: Annotated[
-        ServerName | None, Meta(description="The name in the server's certificate. Left out: the host of the URL.")
+    label: Annotated[
+        CfsslName | None, Meta(description="The signer of a multirootca (label). Left out: its default one.")
     ] = None
     auth_key_file: Annotated[
         FilePath | None,
@@ -33,13 +41,14 @@ class CfsslSettings(Struct, frozen=True, kw_only=True, tag="cfssl", tag_field="t
             "the agent then asks by authsign. Left out: by sign, which the server has for profiles without an auth_key."
         ),
     ] = None
-    profile: Annotated[
-        CfsslName | None,
-        Meta(description="The signing profile. Left out: the default one, which is also taken for an unknown name."),
+    certificate_file: Annotated[
+        FilePath | None,
+        Meta(
+            description="A client certificate with its intermediates (PEM) for a server with -mutual-tls-ca, read anew "
+            "for every request."
+        ),
     ] = None
-    label: Annotated[
-        CfsslName | None, Meta(description="The signer of a multirootca (label). Left out: its default one.")
-    ] = None
+    key_file: ClientKeyFile = None
     bundle: Annotated[
         bool,
         Meta(
@@ -48,14 +57,6 @@ class CfsslSettings(Struct, frozen=True, kw_only=True, tag="cfssl", tag_field="t
             "and -int-bundle."
         ),
     ] = False
-    certificate_file: Annotated[
-        FilePath | None,
-        Meta(
-            description="A client certificate with its intermediates (PEM) for a server with -mutual-tls-ca, read anew "
-            "for every request."
-        ),
-    ] = None
-    key_file: Annotated[FilePath | None, Meta(description="The client certificate's key: unencrypted PEM.")] = None
     roots_file: Annotated[
         FilePath | None,
         Meta(
@@ -63,11 +64,7 @@ class CfsslSettings(Struct, frozen=True, kw_only=True, tag="cfssl", tag_field="t
             "that is self-signed, and otherwise the root of its bundle."
         ),
     ] = None
-    refresh_every: Annotated[
-        timedelta,
-        duration(timedelta(seconds=1), timedelta(days=1)),
-        Meta(description="How often the agent reads the trust domain's roots when it requests no certificate."),
-    ] = timedelta(minutes=5)
+    refresh_every: RefreshEvery = REFRESH_EVERY
 
 
 def conflicts(chosen: CfsslSettings) -> Iterator[Problem]:

@@ -1,13 +1,21 @@
 """The settings of the kind `est`, and which of them do not go together."""
 
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
 
-from sds_agent.authority.http_settings import ServerName, ServerUrl, pair_conflicts, roots_conflicts
-from sds_agent.configfile.types import FilePath, duration, matching
+from sds_agent.authority.http_settings import (
+    REFRESH_EVERY,
+    CaFile,
+    ClientKeyFile,
+    RefreshEvery,
+    ServerNameKey,
+    ServerUrl,
+    pair_conflicts,
+    roots_conflicts,
+)
+from sds_agent.configfile.types import FilePath, matching
 from sds_agent.errors import Problem
 
 EstLabel: TypeAlias = Annotated[str, matching("^[A-Za-z0-9._~-]{1,253}$", "one segment of a path such as mesh")]
@@ -23,13 +31,8 @@ class EstSettings(Struct, frozen=True, kw_only=True, tag="est", tag_field="type"
         ServerUrl,
         Meta(description="Where the EST server is, such as https://ca.example:8443, without /.well-known/est."),
     ]
-    ca_file: Annotated[
-        FilePath | None,
-        Meta(description="The roots (PEM) that vouch for the server, read anew for every request. Required."),
-    ] = None
-    server_name: Annotated[
-        ServerName | None, Meta(description="The name in the server's certificate. Left out: the host of the URL.")
-    ] = None
+    ca_file: CaFile = None
+    server_name: ServerNameKey = None
     label: Annotated[
         EstLabel | None,
         Meta(description="Which of the server's CAs to ask, the label in its paths. Left out: its default one."),
@@ -48,7 +51,7 @@ class EstSettings(Struct, frozen=True, kw_only=True, tag="est", tag_field="type"
             "its place. Read anew for every request."
         ),
     ] = None
-    key_file: Annotated[FilePath | None, Meta(description="The client certificate's key: unencrypted PEM.")] = None
+    key_file: ClientKeyFile = None
     reenroll: Annotated[
         bool,
         Meta(
@@ -63,11 +66,7 @@ class EstSettings(Struct, frozen=True, kw_only=True, tag="est", tag_field="type"
             "among the server's cacerts."
         ),
     ] = None
-    refresh_every: Annotated[
-        timedelta,
-        duration(timedelta(seconds=1), timedelta(days=1)),
-        Meta(description="How often the agent reads the trust domain's roots when it requests no certificate."),
-    ] = timedelta(minutes=5)
+    refresh_every: RefreshEvery = REFRESH_EVERY
 
 
 def conflicts(chosen: EstSettings) -> Iterator[Problem]:

@@ -7,7 +7,7 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
 
-from sds_agent.authority.http_settings import is_loopback
+from sds_agent.authority.http_settings import ServerNameKey, is_loopback
 from sds_agent.authority.kind import Use
 from sds_agent.configfile.phrases import quoted
 from sds_agent.configfile.types import FilePath, UnacceptableError, custom, matching, text
@@ -48,9 +48,6 @@ Addresses: TypeAlias = Annotated[
         list,
     ),
 ]
-HostName: TypeAlias = Annotated[
-    str, matching("^[A-Za-z0-9._-]{1,253}$", "a host's name such as istiod.istio-system.svc")
-]
 Word: TypeAlias = Annotated[str, matching("^[!-~]{1,253}$", "1 to 253 printable characters of ASCII without spaces")]
 
 
@@ -71,27 +68,18 @@ class IstioSettings(Struct, frozen=True, kw_only=True, tag="istio", tag_field="t
             "TLS.",
         ),
     ] = None
+    server_name: ServerNameKey = None
+    plaintext_loopback: Annotated[
+        bool,
+        Meta(
+            description="Speak without TLS, to a CA on this machine alone. The token is then readable for every "
+            "process that can read loopback.",
+        ),
+    ] = False
     token_file: Annotated[
         FilePath | None,
         Meta(description="The token that names the caller, read anew for every request; its audience is istio-ca."),
     ] = None
-    server_name: Annotated[
-        HostName | None,
-        Meta(description="The name in the certificate of the CA's server. Left out: the host of the address."),
-    ] = None
-    cluster_id: Annotated[
-        Word | None, Meta(description="The cluster whose tokens these are (clusterid). Left out: the CA's own.")
-    ] = None
-    cert_signer: Annotated[
-        Word | None, Meta(description="The signer to use where the CA has several (CertSigner).")
-    ] = None
-    impersonate: Annotated[
-        bool,
-        Meta(
-            description="Ask for the workload's identity in the name of this node agent (ImpersonatedIdentity). "
-            "Otherwise the CA signs the identity that the token or the certificate names.",
-        ),
-    ] = False
     mtls: Annotated[
         bool, Meta(description="Renew with the current certificate; where the CA refuses it, with the token alone.")
     ] = True
@@ -102,17 +90,23 @@ class IstioSettings(Struct, frozen=True, kw_only=True, tag="istio", tag_field="t
             "key.pem.",
         ),
     ] = None
+    impersonate: Annotated[
+        bool,
+        Meta(
+            description="Ask for the workload's identity in the name of this node agent (ImpersonatedIdentity). "
+            "Otherwise the CA signs the identity that the token or the certificate names.",
+        ),
+    ] = False
+    cert_signer: Annotated[
+        Word | None, Meta(description="The signer to use where the CA has several (CertSigner).")
+    ] = None
+    cluster_id: Annotated[
+        Word | None, Meta(description="The cluster whose tokens these are (clusterid). Left out: the CA's own.")
+    ] = None
     extra_anchors: Annotated[
         FilePath | None,
         Meta(description="Roots (PEM) to trust besides those that the CA advertises, read for every certificate."),
     ] = None
-    plaintext_loopback: Annotated[
-        bool,
-        Meta(
-            description="Speak without TLS, to a CA on this machine alone. The token is then readable for every "
-            "process that can read loopback.",
-        ),
-    ] = False
 
 
 def conflicts(chosen: IstioSettings) -> Iterator[Problem]:

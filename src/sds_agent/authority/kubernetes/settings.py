@@ -6,10 +6,11 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
 
+from sds_agent.authority.http_settings import RefreshEvery
 from sds_agent.authority.kind import Use
 from sds_agent.configfile.durations import format_duration
 from sds_agent.configfile.phrases import quoted
-from sds_agent.configfile.types import FilePath, duration, matching
+from sds_agent.configfile.types import FilePath, matching
 from sds_agent.errors import Problem
 
 LEAST_TTL = timedelta(seconds=600)
@@ -52,6 +53,20 @@ class KubernetesSettings(Struct, frozen=True, kw_only=True, tag="kubernetes", ta
     CertificateRequest.
     """
 
+    kubeconfig: Annotated[
+        FilePath | None,
+        Meta(
+            description="How to reach the API: the current context of this file. Left out: as the pod that the agent "
+            "runs in."
+        ),
+    ] = None
+    service_account: Annotated[
+        FilePath | None,
+        Meta(
+            description="The directory with the pod's token, ca.crt and namespace. Left out: "
+            "/var/run/secrets/kubernetes.io/serviceaccount."
+        ),
+    ] = None
     signer_name: Annotated[
         SignerName | None,
         Meta(description="The signer of a CertificateSigningRequest (signerName). This or issuer_name is required."),
@@ -91,25 +106,7 @@ class KubernetesSettings(Struct, frozen=True, kw_only=True, tag="kubernetes", ta
             "issuer tells it, and a root that is replaced is known no earlier than its first certificate."
         ),
     ] = False
-    refresh_every: Annotated[
-        timedelta,
-        duration(timedelta(seconds=1), timedelta(days=1)),
-        Meta(description="How often the agent reads the roots to trust when it requests no certificate."),
-    ] = timedelta(minutes=1)
-    kubeconfig: Annotated[
-        FilePath | None,
-        Meta(
-            description="How to reach the API: the current context of this file. Left out: as the pod that the agent "
-            "runs in."
-        ),
-    ] = None
-    service_account: Annotated[
-        FilePath | None,
-        Meta(
-            description="The directory with the pod's token, ca.crt and namespace. Left out: "
-            "/var/run/secrets/kubernetes.io/serviceaccount."
-        ),
-    ] = None
+    refresh_every: RefreshEvery = timedelta(minutes=1)
 
 
 TRUST = ("trust_bundle", "trust_bundle_signer", "trust_config_map", "roots_file", "trust_status_ca")

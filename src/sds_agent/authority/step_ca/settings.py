@@ -8,7 +8,7 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
 
-from sds_agent.authority.http_settings import ServerName, ServerUrl
+from sds_agent.authority.http_settings import REFRESH_EVERY, ClientKeyFile, RefreshEvery, ServerName, ServerUrl
 from sds_agent.configfile.types import FilePath, UnacceptableError, custom, duration, matching, text
 from sds_agent.errors import Problem
 
@@ -41,9 +41,6 @@ class StepCaSettings(Struct, frozen=True, kw_only=True, tag="step-ca", tag_field
     """Smallstep's step-ca: certificates by a JWK or an X5C provisioner, renewed over mTLS."""
 
     url: Annotated[ServerUrl, Meta(description="Where step-ca listens, such as https://ca.example:9000.")]
-    provisioner: Annotated[
-        ProvisionerName, Meta(description="The name of the provisioner in ca.json that the agent's tokens are for.")
-    ]
     fingerprint: Annotated[
         Fingerprint | None,
         Meta(
@@ -58,6 +55,16 @@ class StepCaSettings(Struct, frozen=True, kw_only=True, tag="step-ca", tag_field
             "fingerprint.",
         ),
     ] = None
+    server_name: Annotated[
+        ServerName | None,
+        Meta(
+            description="One of step-ca's dnsNames, where the host in url is none: for its server's certificate, and "
+            "the audience of tokens.",
+        ),
+    ] = None
+    provisioner: Annotated[
+        ProvisionerName, Meta(description="The name of the provisioner in ca.json that the agent's tokens are for.")
+    ]
     jwk_file: Annotated[
         FilePath | None,
         Meta(
@@ -75,16 +82,7 @@ class StepCaSettings(Struct, frozen=True, kw_only=True, tag="step-ca", tag_field
             "token, in place of jwk_file.",
         ),
     ] = None
-    key_file: Annotated[
-        FilePath | None, Meta(description="The unencrypted private key (PEM) of the certificate in certificate_file.")
-    ] = None
-    server_name: Annotated[
-        ServerName | None,
-        Meta(
-            description="One of step-ca's dnsNames, where the host in url is none: for its server's certificate, and "
-            "the audience of tokens.",
-        ),
-    ] = None
+    key_file: ClientKeyFile = None
     rekey: Annotated[
         bool,
         Meta(
@@ -102,9 +100,7 @@ class StepCaSettings(Struct, frozen=True, kw_only=True, tag="step-ca", tag_field
             "Left out where that would make them refuse others."
         ),
     ] = False
-    refresh_every: Annotated[
-        timedelta, _REFRESH, Meta(description="How often the agent reads step-ca's roots while it requests nothing.")
-    ] = timedelta(minutes=5)
+    refresh_every: RefreshEvery = REFRESH_EVERY
 
 
 def conflicts(chosen: StepCaSettings) -> Iterator[Problem]:

@@ -1,7 +1,6 @@
 """The settings of the kind `vault`, and which of them do not go together."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, ClassVar, Protocol, TypeAlias
 
@@ -9,9 +8,19 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import StructConfig
 
-from sds_agent.authority.http_settings import URL_PATTERN, ServerName, roots_conflicts, server_url
+from sds_agent.authority.http_settings import (
+    REFRESH_EVERY,
+    URL_PATTERN,
+    CaFile,
+    ClientKeyFile,
+    RefreshEvery,
+    ServerNameKey,
+    pair_conflicts,
+    roots_conflicts,
+    server_url,
+)
 from sds_agent.configfile.declarations import selected
-from sds_agent.configfile.types import FilePath, UnacceptableError, custom, duration, matching
+from sds_agent.configfile.types import FilePath, UnacceptableError, custom, matching
 from sds_agent.errors import Problem
 
 MOST_URLS = 8
@@ -129,21 +138,16 @@ class VaultSettings(Struct, frozen=True, kw_only=True, tag="vault", tag_field="t
             "redirect to the leader is followed to these alone."
         ),
     ]
+    ca_file: CaFile = None
+    server_name: ServerNameKey = None
+    namespace: Annotated[
+        MountPath | None, Meta(description="The namespace of the mounts. Left out: the root namespace.")
+    ] = None
+    mount: Annotated[MountPath, Meta(description="Where the PKI engine is enabled.")] = "pki"
     role: Annotated[RoleName, Meta(description="The role of the PKI engine that signs.")]
     auth: Annotated[
         VaultAuth, selected(AUTHS.get, auth_names), Meta(description="How the agent authenticates; see below.")
     ]
-    mount: Annotated[MountPath, Meta(description="Where the PKI engine is enabled.")] = "pki"
-    namespace: Annotated[
-        MountPath | None, Meta(description="The namespace of the mounts. Left out: the root namespace.")
-    ] = None
-    roots_file: Annotated[
-        FilePath | None,
-        Meta(
-            description="The trust domain's roots (PEM), read anew every time. Left out: the self-signed issuers of "
-            "the PKI engine; required where it has intermediates alone."
-        ),
-    ] = None
     revocation_lists: Annotated[
         bool,
         Meta(
@@ -151,20 +155,6 @@ class VaultSettings(Struct, frozen=True, kw_only=True, tag="vault", tag_field="t
             "refuse revoked peers. Left out where that would make them refuse others."
         ),
     ] = False
-    refresh_every: Annotated[
-        timedelta,
-        duration(timedelta(seconds=1), timedelta(days=1)),
-        Meta(description="How often the agent reads the trust domain's roots when it requests no certificate."),
-    ] = timedelta(minutes=5)
-    ca_file: Annotated[
-        FilePath | None,
-        Meta(
-            description="The roots (PEM) that vouch for the server, read anew for every request. Required with https."
-        ),
-    ] = None
-    server_name: Annotated[
-        ServerName | None, Meta(description="The name in the server's certificate. Left out: the host of the URL.")
-    ] = None
     certificate_file: Annotated[
         FilePath | None,
         Meta(
@@ -172,7 +162,15 @@ class VaultSettings(Struct, frozen=True, kw_only=True, tag="vault", tag_field="t
             "that asks every client for one. Read anew for every connection."
         ),
     ] = None
-    key_file: Annotated[FilePath | None, Meta(description="The client certificate's key: unencrypted PEM.")] = None
+    key_file: ClientKeyFile = None
+    roots_file: Annotated[
+        FilePath | None,
+        Meta(
+            description="The trust domain's roots (PEM), read anew every time. Left out: the self-signed issuers of "
+            "the PKI engine; required where it has intermediates alone."
+        ),
+    ] = None
+    refresh_every: RefreshEvery = REFRESH_EVERY
 
 
 def conflicts(chosen: VaultSettings) -> Iterator[Problem]:
@@ -188,18 +186,10 @@ def conflicts(chosen: VaultSettings) -> Iterator[Problem]:
 
 
 def _certificate(chosen: VaultSettings) -> Iterator[Problem]:
-    named = {"certificate_file": chosen.certificate_file, "key_file": chosen.key_file}
-    missing = [key for key, value in named.items() if value is None]
-    urls = chosen.url or ()
-    if urls and urls[0].startswith("http:"):
-        for key in (key for key, value in named.items() if value):
-            yield Problem((key,), "is given", "the URL begins with http, and a certificate takes TLS: write https")
-        if isinstance(chosen.auth, VaultCertAuth):
-            yield Problem(
-                ("auth", "type"), "is cert", "a certificate takes TLS, and the URL begins with http: write https"
-            )
-    elif isinstance(chosen.auth, VaultCertAuth):
-        for key in missing:
+    url, by_certificate = (chosen.url or ("",))[0], isinstance(chosen.auth, VaultCertAuth)
+    if by_certificate and url.startswith("http:"):
+        yield Problem(("auth", "type"), "is cert", "a certificate takes TLS, and the URL begins with http: write https")
+    elif by_certificate and chosen.certificate_file is None and chosen.key_file is None:
+        for key in ("certificate_file", "key_file"):
             yield Problem((key,), "is missing", "auth.type is cert: name the client certificate and its key")
-    elif len(missing) == 1:
-        yield Problem((missing[0],), "is missing", "a client certificate takes both certificate_file and key_file")
+    yield from pair_conflicts(url, chosen.certificate_file, chosen.key_file)
