@@ -145,9 +145,13 @@ def measured(node: Node, lifetime: int, lifetimes: int) -> None:
         ca = node.start(COMMAND, "ca", "serve", str(node.ca_file))
         running = node.start(*agent)
         upstream = stack.enter_context(server.listening())
-        behind = stack.enter_context(ending(node.start(_envoy(), "-c", str(files.server(node.places, upstream)))))
+        behind = stack.enter_context(
+            ending(node.start(_envoy(), "--disable-hot-restart", "-c", str(files.server(node.places, upstream))))
+        )
         port = anyio.run(_listener_port, node.places.admin("envoy-b"))
-        front = stack.enter_context(ending(node.start(_envoy(), "-c", str(files.client(node.places, port)))))
+        front = stack.enter_context(
+            ending(node.start(_envoy(), "--disable-hot-restart", "-c", str(files.client(node.places, port))))
+        )
         traffic = Traffic(anyio.run(_listener_port, node.places.admin("envoy-a")))
         time.sleep(2)
         traffic.start()
