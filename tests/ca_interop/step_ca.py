@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import secrets
 import signal
+import ssl
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
+import jwt
 from ca_interop.driver import TIMEOUT, Server, free_port, program, server
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from fakes.hierarchy import Ca, make_ca
-from fakes.step_ca_server import jwe_of, jwk_of
+from fakes.step_ca_server import KID, jwe_of, jwk_of
 
 from sds_agent.pki.certificates import write_pem
 from sds_agent.pki.keys import PrivateKey, to_pkcs8_pem
@@ -33,6 +38,12 @@ PURE_SVID = """{
   "basicConstraints": {"isCA": false}
 }"""
 """The template of docs/authorities/step-ca.md: no subject, so that the SAN is critical."""
+
+
+POINT = "https://127.0.0.1/1.0/crl"
+LISTS: dict[str, object] = {"enabled": True, "generateOnRevoke": True, "cacheDuration": "24h", "idpURL": POINT}
+LISTED_SVID = PURE_SVID.replace('"sans"', f'"crlDistributionPoints": ["{POINT}"],\n  "sans"')
+"""The same with the address of the revocation list, as docs/authorities/step-ca.md has it."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,8 @@ class RealStepCa:
         self.claims: dict[str, object] = {"minTLSCertDuration": "1s", "maxTLSCertDuration": "24h"}
         self.options: dict[str, object] = {}
         self.authority: dict[str, object] = {}
+        self.lists: dict[str, object] | None = None
+        """The `crl` of its ca.json."""
         self.names = ["127.0.0.1"]
         self.server = Server(
             folder / "ca.log",
@@ -106,6 +119,9 @@ class RealStepCa:
             "logger": {"format": "json"},
             "authority": {"claims": self.claims, "provisioners": provisioners, **self.authority},
         }
+        if self.lists is not None:
+            config["crl"] = self.lists
+            config["db"] = {"type": "badgerv2", "dataSource": str(self.folder / "db")}
         paths["ca.json"].write_text(json.dumps(config))
         return paths["ca.json"]
 
@@ -136,6 +152,25 @@ class RealStepCa:
         await self.server.stop()
         self.write()
         await self.server.start()
+
+    async def revoke(self, leaf: x509.Certificate) -> None:
+        """Revoke it as `step ca revoke` does, with a token for its serial number."""
+        serial, now = str(leaf.serial_number), datetime.now(UTC)
+        claims = {
+            "iss": "sds",
+            "aud": f"{self.url}/1.0/revoke",
+            "sub": serial,
+            "jti": secrets.token_hex(16),
+            "nbf": now - timedelta(seconds=1),
+            "exp": now + timedelta(minutes=5),
+        }
+        token = jwt.encode(claims, self.key, "ES256", {"kid": KID})
+        roots = ssl.create_default_context(cadata=write_pem([self.root.certificate]).decode())
+        async with httpx.AsyncClient(verify=roots) as client:
+            answer = await client.post(
+                f"{self.url}/1.0/revoke", json={"serial": serial, "ott": token, "reasonCode": 1, "passive": True}
+            )
+        assert answer.status_code == 200, answer.text
 
     def requests(self, path: str, status: int = 201) -> list[dict[str, Any]]:
         """The requests for a path that its log says it answered so."""

@@ -6,8 +6,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from ca_interop.driver import URI, agent
-from ca_interop.step_ca import PURE_SVID, RealStepCa, serving
+from ca_interop.driver import URI, Running, agent
+from ca_interop.step_ca import LISTED_SVID, LISTS, PURE_SVID, RealStepCa, serving
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fakes.hierarchy import common_name, make_leaf, new_key
@@ -15,6 +15,8 @@ from fakes.step_ca_server import jwk_of
 
 from sds_agent.pki.certificates import extension, san_values, write_pem
 from sds_agent.pki.keys import to_pkcs8_pem
+from sds_agent.pki.validation.revocation import read_crls
+from sds_agent.secrets.model import BundleSecret
 
 TTL = "6s"
 """A renewal each 2 s, by the driver's fraction."""
@@ -232,3 +234,75 @@ async def test_a_name_that_is_none_of_the_cas_needs_server_name(ca: RealStepCa, 
         assert "is not for 127.0.0.1" in refused["cause"]
     async with agent(place, authority(ca, place, server_name="ca.example"), ttl=TTL) as running:
         await running.first()
+
+
+# Revocation
+
+
+def listed(running: Running) -> tuple[x509.CertificateRevocationList, ...]:
+    """The revocation lists that Envoys are given."""
+    bundle = running.parts.store.snapshot["ROOTCA"]
+    assert isinstance(bundle, BundleSecret)
+    return read_crls(bundle.lists_pem)
+
+
+async def with_lists(ca: RealStepCa) -> None:
+    """As docs/authorities/step-ca.md has it."""
+    ca.lists, ca.options = LISTS, {"x509": {"template": LISTED_SVID}}
+    await ca.restart()
+
+
+async def test_a_revoked_certificate_is_in_the_list_that_envoys_get(ca: RealStepCa, place: Path) -> None:
+    await with_lists(ca)
+    async with agent(place, authority(ca, place, revocation_lists=True), ttl="1h") as running:
+        leaf = await running.first()
+        await running.event("revocation_on")
+        (before,) = listed(running)
+        assert before.get_revoked_certificate_by_serial_number(leaf.serial_number) is None
+        await ca.revoke(leaf)
+        await running.event("lists_changed", count=2)
+        (after,) = listed(running)
+        assert after.get_revoked_certificate_by_serial_number(leaf.serial_number) is not None
+        assert after.last_update_utc >= before.last_update_utc
+        assert running.events.named("lists_left_out") == []
+        assert running.events.named("revocation_off") == []
+
+
+async def test_a_template_without_the_lists_address_keeps_the_list_back(ca: RealStepCa, place: Path) -> None:
+    """Envoy would refuse every certificate."""
+    ca.lists = LISTS
+    await ca.restart()
+    async with agent(place, authority(ca, place, revocation_lists=True), ttl="1h") as running:
+        (cause,) = (await running.event("lists_left_out"))["causes"]
+        assert "have the CA write that CRL distribution point into every certificate" in cause
+        await running.event("revocation_off")
+        assert listed(running) == ()
+
+
+async def test_a_step_ca_without_lists_is_named(ca: RealStepCa, place: Path) -> None:
+    async with agent(place, authority(ca, place, revocation_lists=True), ttl="1h") as running:
+        assert "publishes no revocation list (404" in (await running.event("lists_not_refreshed"))["cause"]
+        await running.event("revocation_off")
+        await running.first()
+
+
+async def test_the_lists_of_both_cas_are_served_through_new_keys_of_the_ca(ca: RealStepCa, place: Path) -> None:
+    """While the new root has no list below it there is none at all; then both go out."""
+    await with_lists(ca)
+    async with agent(place, authority(ca, place, revocation_lists=True), ttl=TTL) as running:
+        leaf = await running.first()
+        await running.event("revocation_on")
+        old = ca.root
+        new = ca.make_signer("step root 2", "step intermediate 2")
+        ca.roots = [old, new.root]
+        await ca.restart()
+        await running.bundle_with(old.certificate, new.root.certificate)
+        assert listed(running) == ()
+        ca.root, ca.signer, ca.roots = new.root, new.signer, [new.root, old]
+        await ca.restart()
+        while running.chain()[0].issuer != ca.signer.certificate.subject:
+            await running.more()
+        await running.event("revocation_on", count=2)
+        issuers = {each.issuer for each in listed(running)}
+        assert issuers == {leaf.issuer, ca.signer.certificate.subject}
+        assert running.events.named("retrying") == []
