@@ -30,6 +30,9 @@ NEW_ROOT = make_ca("root 2")
 NEW_SIGNER = make_ca("signer 2", NEW_ROOT)
 SECOND = timedelta(seconds=1)
 EVERY = timedelta(minutes=5)
+POINTS = x509.CRLDistributionPoints(
+    [x509.DistributionPoint([x509.UniformResourceIdentifier("https://ca.example/crl")], None, None, None)]
+)
 
 
 @pytest.fixture
@@ -156,6 +159,16 @@ def test_a_certificate_by_a_ca_without_a_list_waits_until_the_lists_are_out(benc
 
 def test_a_renewal_by_the_same_ca_waits_for_nothing(bench: Bench) -> None:
     assert bench.trust.vouched((make_leaf(SIGNER), SIGNER.certificate), NOW - DAY)
+
+
+def test_of_many_certificates_of_one_kind_one_is_judged(bench: Bench) -> None:
+    """A thousand workloads must not cost a thousand choices with a thousand signatures each."""
+    revocation = bench.trust.revocation
+    assert not revocation.is_new((make_leaf(SIGNER), SIGNER.certificate))
+    other = (make_leaf(SIGNER, extra=[(POINTS, False)]), SIGNER.certificate)
+    assert revocation.is_new(other)
+    bench.use(*other)
+    assert not revocation.is_new(other)
 
 
 def test_the_former_cas_list_stays_until_no_certificate_of_it_can_be_in_use(bench: Bench) -> None:

@@ -81,8 +81,8 @@ class PublishedList(Struct, frozen=True):
 
 
 class KnownCas(Struct, frozen=True):
-    """The anchors that are served, the chains in use (a leaf, then its intermediates), CAs whose leaves may still be
-    in use (`former`), and what authorities say of their CAs (`advertised`).
+    """The anchors that are served, a chain in use of each kind (a leaf, then its intermediates), CAs whose leaves may
+    still be in use (`former`), and what authorities say of their CAs (`advertised`).
     """
 
     anchors: Chain
@@ -165,10 +165,11 @@ def _digest(crl: RevocationList) -> str:
 def _faults_of_scope(scope: x509.IssuingDistributionPoint | None) -> Iterator[str]:
     if scope is None:
         return
+    if scope.only_contains_attribute_certs:
+        yield "is for attribute certificates alone, so it revokes no other; publish the complete list"
     kinds = {
         "is indirect": scope.indirect_crl,
         "is for CA certificates alone": scope.only_contains_ca_certs,
-        "is for attribute certificates alone": scope.only_contains_attribute_certs,
         "is for some reasons alone": scope.only_some_reasons is not None,
         "names its distribution point relative to its issuer": scope.relative_name is not None,
     }
@@ -307,6 +308,13 @@ class _Choosing:
 def _issuer_of(leaf: x509.Certificate, cas: Sequence[x509.Certificate]) -> x509.Certificate | None:
     issuers = (ca for ca in cas if same_name(ca.subject, leaf.issuer))
     return next((ca for ca in issuers if fault_of_signature(leaf, ca) is None), None)
+
+
+def kind_of(chain: Chain) -> object:
+    """What of a chain (a leaf, then its intermediates) counts in a choice: chains of one kind change nothing in it."""
+    leaf = chain[0]
+    points, identifier = extension(leaf, x509.CRLDistributionPoints), extension(leaf, x509.AuthorityKeyIdentifier)
+    return chain[1:], leaf.issuer, points, identifier
 
 
 def issuer_of(chain: Chain, anchors: Chain) -> x509.Certificate | None:

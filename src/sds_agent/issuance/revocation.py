@@ -14,7 +14,7 @@ from cryptography import x509
 from msgspec import Struct
 
 from sds_agent import log
-from sds_agent.issuance.lists import Choice, KnownCas, PublishedList, choose, issuer_of
+from sds_agent.issuance.lists import Choice, KnownCas, PublishedList, choose, issuer_of, kind_of
 from sds_agent.pki.certificates import describe_time, unique
 from sds_agent.pki.validation.choice import CaIdentity, ca_identity
 from sds_agent.pki.validation.rules import Chain
@@ -49,6 +49,7 @@ class Revocation:
         self._advertised = dict[str, Chain]()
         self._former = dict[CaIdentity, _FormerCa]()
         self._choice = Choice({})
+        self._kinds = frozenset[object]()
         self._served = list[_ServedFrom]()
         self._warned = frozenset[bytes]()
         self._lacking = asyncio.Event()
@@ -75,6 +76,10 @@ class Revocation:
         """The authority was asked and gave none."""
         self._answered.add(authority)
 
+    def is_new(self, chain: Chain) -> bool:
+        """Whether a chain that comes into use may change the choice: hundreds may be of one kind."""
+        return self.wanted and kind_of(chain) not in self._kinds
+
     def retire(self, chain: Chain, anchors: Chain, now: datetime) -> None:
         """A certificate is in use no longer: others by the same CA may be, for as long as it was valid."""
         issuer = issuer_of(chain, anchors) if self.wanted else None
@@ -100,7 +105,9 @@ class Revocation:
         Before all authorities have been asked, and before there is a certificate, none are expected.
         """
         self._former = {key: each for key, each in self._former.items() if now < each.until}
-        in_use = tuple(dict.fromkeys(chains))
+        longest_last = sorted(chains, key=lambda chain: chain[0].not_valid_after_utc) if self.wanted else []
+        in_use = {kind_of(chain): chain for chain in longest_last}
+        self._kinds = frozenset(in_use)
         if not self.wanted or not in_use or not self._asked <= self._answered:
             self._choice = Choice({}, self._choice.usable)
             self._note(None, now)
@@ -108,7 +115,7 @@ class Revocation:
         former = tuple(each.certificate for each in self._former.values())
         advertised = unique(ca for cas in self._advertised.values() for ca in cas)
         latest = tuple(each for lists in self._latest.values() for each in lists)
-        before, known = self._choice, KnownCas(anchors, in_use, former, advertised)
+        before, known = self._choice, KnownCas(anchors, tuple(in_use.values()), former, advertised)
         self._choice = choose(latest, before.usable, known, now)
         self._report(before, now)
         return self._choice.pem

@@ -218,7 +218,7 @@ class Trust:
         if not set(anchors) <= set(self.anchors_of(authority)):
             self._retain(authority, anchors, (certificate.version,))
             self._publish(authority)
-        elif self.revocation.wanted:
+        elif self.revocation.is_new(chain):
             self._publish(authority)  # its CA may have no list
 
     def remove_in_use(self, authority: str, certificate: CertificateSecret) -> None:
