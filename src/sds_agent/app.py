@@ -141,8 +141,7 @@ async def agent(
     store = SecretStore(names, map(bundle_name, settings.federated))
     seal = preflight.seal(settings)
     # The bundle from before comes first, and with it all that earlier certificates still chain to.
-    with_lists = [name for name, ca in cas.items() if isinstance(ca, AdvertisesLists) and ca.revocation_lists]
-    trust = Trust(store, settings.bundle_names, clock, authorities=cas, with_lists=with_lists)
+    trust = Trust(store, settings.bundle_names, clock, authorities=cas, with_lists=_with_lists(cas))
     kinds = {name: registry.name_of(chosen) for name, chosen in settings.authorities.items()}
     anchors_file = AnchorsFile(settings.state_dir, kinds, seal)
     before = anchors_file.load()
@@ -188,8 +187,13 @@ def _start_refreshes(
     for name, authority in cas.items():
         if isinstance(authority, AdvertisesAnchors):
             start(refresh(trust, name, authority, clock, federation=federation))
-        if isinstance(authority, AdvertisesLists) and authority.revocation_lists:
-            start(follow_lists(trust, name, authority, clock))
+    for name, publishing in _with_lists(cas).items():
+        start(follow_lists(trust, name, publishing, clock))
+
+
+def _with_lists(cas: Mapping[str, Authority | Supplier]) -> Mapping[str, AdvertisesLists]:
+    """The authorities that the configuration wants revocation lists of."""
+    return {name: ca for name, ca in cas.items() if isinstance(ca, AdvertisesLists) and ca.revocation_lists}
 
 
 def issuers_of(

@@ -5,7 +5,7 @@ list is missing, has ended, or is of a kind that it does not use. So a list alon
 go out together or none does: every CA that is known to issue below a trust anchor in the bundle has to have a list
 that Envoys use, and every anchor such a CA.
 
-Envoys are told to check the leaf alone (`only_verify_leaf_cert_crl`), as most CAs publish no list of their root. What
+Envoys have to check the leaf alone (`only_verify_leaf_cert_crl`), as most CAs publish no list of their root. What
 makes BoringSSL refuse all certificates below a CA is left out here: lists by another key, by a CA without cRLSign, with
 critical extensions other than the two it knows, delta, indirect and partial lists, and lists for a distribution point
 that the certificates do not name (crypto/x509/x509_vfy.cc, x_crl.cc).
