@@ -294,6 +294,12 @@ def test_the_links_lead_somewhere(page: Path, link: str) -> None:
     assert (ROOT / page.parent / link).exists()
 
 
+def test_the_layout_that_contributors_read_names_every_part_of_the_program() -> None:
+    layout = (ROOT / "CONTRIBUTING.md").read_text().partition("## Layout")[2].partition("## ")[0]
+    parts = {each.stem for each in (ROOT / "src" / "sds_agent").iterdir() if not each.name.startswith(("__", "py."))}
+    assert parts <= set(re.findall(r"\w+", layout))
+
+
 OTHERS_NAMES = {"days_until_expiration", "demo_x", "depends_on", "group_add", "update_failure", "update_success"} | {
     "upstream_cx_connect_fail"
 }
