@@ -12,13 +12,14 @@ from typing import Any
 
 import anyio
 import grpc
+import jwt
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from fakes import der
 from fakes.clocks import HandClock
 from fakes.events import Events, recorded
-from fakes.hierarchy import Ca, common_name, make_ca, make_leaf, new_key
+from fakes.hierarchy import HOUR, NOW, Ca, common_name, make_ca, make_leaf, new_key
 from fakes.istio_ca import Asked, IstioCa, RefusedError, Trailers
 from fakes.odd_certificates import LOADED, NOT_LOADED, NOT_READ
 from fakes.raw_http2 import announcing
@@ -26,8 +27,10 @@ from sds_agent_proto.istio_pb2 import CertificateResponse
 
 from sds_agent.authority.credentials import read_token
 from sds_agent.authority.istio.client import BACK_TO_THE_FIRST, TIMEOUT, IstioAuthority
+from sds_agent.authority.istio.kind import KIND
 from sds_agent.authority.istio.reach import fault_of_name
 from sds_agent.authority.istio.settings import IstioSettings
+from sds_agent.authority.kind import Context
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import SystemClock
 from sds_agent.errors import ConfigurationError
@@ -765,3 +768,31 @@ async def test_a_cancelled_attempt_leaves_no_call_behind(client: Client) -> None
             asking.cancel_scope.cancel()
             with anyio.CancelScope(shield=True):
                 await client.ca.left.wait()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("sds-join-abc", None),  # not every token says when it ends
+        (jwt.encode({"exp": (NOW + HOUR).timestamp()}, "k" * 32), None),
+        (
+            jwt.encode({"exp": (NOW - HOUR).timestamp()}, "k" * 32),
+            "names a token that expired at 2026-03-14 14:09:26 UTC",
+        ),
+        (jwt.encode({"exp": -1e300}, "k" * 32), None),
+        ("two words", "does not hold the token alone"),
+    ],
+)
+def test_a_token_that_the_ca_would_refuse_is_named_before_the_first_call(
+    content: str, said: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text(content)
+    chosen = IstioSettings(address=("127.0.0.1:1",), ca_file=tmp_path / "roots", token_file=tmp_path / "token")
+    found = [str(each) for each in KIND.credentials(chosen, Context("mesh", "demo.example", tmp_path, HandClock()))]
+    assert [said in each for each in found if said] == ([True] if said else [])
+    assert bool(found) is bool(said)
+
+
+def test_a_join_token_that_was_removed_after_its_use_is_no_fault(tmp_path: Path) -> None:
+    chosen = IstioSettings(address=("127.0.0.1:1",), ca_file=tmp_path / "roots", token_file=tmp_path / "token")
+    assert list(KIND.credentials(chosen, Context("mesh", "demo.example", tmp_path, HandClock()))) == []

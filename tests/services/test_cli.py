@@ -201,6 +201,7 @@ ISTIO = (
 def test_check_warns_of_files_of_an_authority_that_are_not_there(folder: Path, check: Check) -> None:
     """They may come later; the agent starts without them and asks again and again."""
     (folder / "token").touch(0o600)
+    (folder / "token").write_text("a.token.x")
     code, _, warned = check(file(folder, MINIMAL + ISTIO))
     assert code == 0
     for key, name in (("ca_file", "roots.pem"), ("extra_anchors", "more.pem")):

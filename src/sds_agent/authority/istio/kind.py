@@ -3,12 +3,14 @@
 Each request has a connection of its own, so an authority has nothing to close.
 """
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 from sds_agent.authority.istio.settings import IstioSettings, conflicts, second_identities
 from sds_agent.authority.kind import Context, Kind, Use
 from sds_agent.authority.protocol import Authority, AuthorityError
+from sds_agent.errors import Problem
 
 JOIN_TOKEN = "sds-join-"  # noqa: S105 - how a token begins, not a token
 """How `sds-agent ca token` begins each token."""
@@ -47,6 +49,21 @@ def _warnings(chosen: IstioSettings, use: Use) -> Iterator[str]:
         )
 
 
+def _credentials(chosen: IstioSettings, context: Context) -> Iterator[Problem]:
+    """Whether the token can be read, and has not expired. One that is gone was used, as a join token is."""
+    from sds_agent.authority.credentials import as_problem, read_token, token_fault  # noqa: PLC0415 - measured: 20 ms
+
+    if chosen.token_file is None or not os.path.lexists(chosen.token_file):
+        return
+    try:
+        fault = token_fault(read_token(chosen.token_file), context.clock.now())
+    except AuthorityError as error:
+        yield as_problem("token_file", error)
+    else:
+        if fault is not None:
+            yield fault.within("token_file")
+
+
 def _spends(chosen: IstioSettings) -> str | None:
     """A join token of `sds-agent ca token` serves once; a provisioned certificate is shown before it."""
     from sds_agent.authority.credentials import read_token  # noqa: PLC0415 - measured: 20 ms
@@ -69,5 +86,6 @@ KIND = Kind(
     workload_conflicts=second_identities,
     warnings=_warnings,
     spends=_spends,
+    credentials=_credentials,
     secrets=("token_file",),
 )

@@ -7,7 +7,7 @@ a kubeconfig. All functions block for a moment on the disk and raise AuthorityEr
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,6 +21,7 @@ from sds_agent.authority.credentials import (
     read_token,
     time_fault,
     token,
+    token_end,
 )
 from sds_agent.authority.http_settings import is_loopback
 from sds_agent.authority.kubernetes.kubeconfig import DEFAULT_NAMESPACE, KubeContext, current_context
@@ -72,22 +73,11 @@ def read_access(chosen: KubernetesSettings, environ: Mapping[str, str] = os.envi
 
 def check_times(access: ApiAccess, now: datetime) -> None:
     """Raise AuthorityError where a credential has ended at `now`, as far as it tells."""
-    if access.token is not None and (end := expiry(access.token)) is not None and end <= now:
+    if access.token is not None and (end := token_end(access.token)) is not None and end <= now:
         raise _unusable(f"the token in {access.origin} expired at {describe_time(end)}; a new one has to be put there")
     leaf = None if access.certificate is None else leaf_of(access.certificate)
     if leaf is not None and (fault := time_fault(leaf, now)) is not None:
         raise _unusable(f"{access.origin} {fault}")
-
-
-def expiry(shown: Token) -> datetime | None:
-    """When a token ends, as far as it tells: it is a JWT with that claim, or else opaque."""
-    import jwt  # noqa: PLC0415 - measured: 7 ms, and no request needs it
-
-    try:
-        claims = jwt.decode(shown.text, options={"verify_signature": False})
-        return datetime.fromtimestamp(claims["exp"], UTC)
-    except (jwt.InvalidTokenError, KeyError, TypeError, ValueError, OverflowError, OSError):
-        return None
 
 
 def _in_pod(directory: Path, environ: Mapping[str, str]) -> ApiAccess:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -16,6 +16,7 @@ from sds_agent.authority.credentials import (
     leaf_of,
     read_client_certificate,
     read_token,
+    token_fault,
 )
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity
 from sds_agent.authority.vault.settings import (
@@ -29,7 +30,6 @@ from sds_agent.authority.vault.settings import (
 )
 from sds_agent.authority.vault.wire import VaultCall
 from sds_agent.errors import Problem
-from sds_agent.pki.certificates import describe_time
 
 
 def read_login_call(auth: VaultAuth) -> VaultCall:
@@ -97,15 +97,11 @@ def _jwt_faults(file: Path, now: datetime) -> Iterator[Problem]:
     except AuthorityError as error:
         yield as_problem(".".join(place), error)
         return
-    claims = _claims(token)
-    if claims is None:
+    if _claims(token) is None:
         yield Problem(place, "names a file that holds no JWT", "put the JWT there that the auth method checks")
         return
-    expiry = claims.get("exp")
-    if isinstance(expiry, int | float) and expiry <= now.timestamp():
-        fix = "the program that renews it has to write a new one"
-        end = describe_time(datetime.fromtimestamp(expiry, UTC))
-        yield Problem(place, f"names a token that expired at {end}", fix)
+    if (fault := token_fault(token, now)) is not None:
+        yield fault.within(*place)
 
 
 def _name_faults(chosen: VaultSettings) -> Iterator[Problem]:
