@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 OURS: Mapping[str, str] = {
     "embedded": "sds_agent.authority.embedded",
-    "istio": "sds_agent.authority.istio.kind",
     "cacerts": "sds_agent.authority.cacerts",
+    "istio": "sds_agent.authority.istio.kind",
     "step-ca": "sds_agent.authority.step_ca.kind",
     "vault": "sds_agent.authority.vault.kind",
     "cfssl": "sds_agent.authority.cfssl.kind",
     "est": "sds_agent.authority.est.kind",
+    "kubernetes": "sds_agent.authority.kubernetes.kind",
     "spiffe": "sds_agent.authority.spiffe.kind",
     "files": "sds_agent.authority.files.kind",
-    "kubernetes": "sds_agent.authority.kubernetes.kind",
 }
-"""The module of each kind of our own."""
+"""The module of each kind of our own, in the order in which pages list them."""
 GROUP = "sds_agent.authorities"
 
 LONGEST_MESSAGE = 300
