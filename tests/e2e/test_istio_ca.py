@@ -1,14 +1,12 @@
 """The agent as a client of our own CA server, in Istio's protocol, with a real Envoy at the end of it."""
 
 import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fakes.agents import SOURCE, agent
+from fakes.agents import COMMAND, PATHS, agent, made
 from fakes.envoys import client, envoy
 from fakes.processes import Program, started
 
@@ -16,8 +14,6 @@ from sds_agent.pki.certificates import read_pem, subject_alternative_uris
 
 WEB = "spiffe://demo.example/ns/default/sa/web"
 CLIENT = "spiffe://demo.example/ns/default/sa/client"
-COMMAND = [sys.executable, "-m", "sds_agent"]
-PATHS = {"PYTHONPATH": f"{SOURCE / 'src'}:{SOURCE / 'proto_gen'}"}
 
 
 @dataclass(frozen=True)
@@ -33,10 +29,6 @@ class Server:
         path = self.file.with_name(identity.rpartition("/")[2] + ".token")
         made("ca", "token", str(self.file), identity, "--output", str(path))
         return path
-
-
-def made(*arguments: str) -> None:
-    subprocess.run([*COMMAND, *arguments], env=PATHS, check=True, capture_output=True)
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -13,6 +14,13 @@ from fakes.processes import Program, started
 Event = dict[str, Any]
 
 SOURCE = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "sds_agent"]
+PATHS = {"PYTHONPATH": os.pathsep.join([str(SOURCE / "src"), str(SOURCE / "proto_gen")])}
+
+
+def made(*arguments: str) -> None:
+    """Run the command with these arguments as a process of its own, to a good end."""
+    subprocess.run([*COMMAND, *arguments], env=PATHS, check=True, capture_output=True)
 
 
 class Agent:
@@ -67,7 +75,6 @@ async def agent_by_environment(environment: Mapping[str, str], socket: Path) -> 
 
 @asynccontextmanager
 async def _run(arguments: list[str], environment: Mapping[str, str], socket: Path) -> AsyncIterator[Agent]:
-    command = [sys.executable, "-m", "sds_agent", "run", *arguments, "--log-format", "json", "--log-level", "debug"]
-    path = os.pathsep.join([str(SOURCE / "src"), str(SOURCE / "proto_gen")])
-    async with started(command, {"PYTHONPATH": path, **environment}) as program:
+    command = [*COMMAND, "run", *arguments, "--log-format", "json", "--log-level", "debug"]
+    async with started(command, {**PATHS, **environment}) as program:
         yield Agent(program, socket)

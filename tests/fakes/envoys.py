@@ -70,17 +70,59 @@ def bootstrap(
             "validation_context_sds_secret_config": {"name": roots, "sds_config": sds(api_type)},
         },
     }
+    return _bootstrap(
+        admin,
+        [_listener({"direct_response": {"status": 200}}, tls)],
+        [_cluster("sds-agent", {"pipe": {"path": str(socket)}}, {"explicit_http_config": http})],
+    )
+
+
+def bootstrap_of_client(socket: Path, admin: Path, port: int) -> dict[str, Any]:
+    """The configuration of an Envoy that passes plaintext requests on to the mTLS listener at `port`, each over a new
+    connection with a whole handshake, with the certificate `default`.
+    """
+    tls = {
+        "@type": f"{TYPES}.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        "max_session_keys": 0,  # resumption would ask for no certificate
+        "common_tls_context": {
+            "tls_certificate_sds_secret_configs": [{"name": "default", "sds_config": sds("GRPC")}],
+            "validation_context_sds_secret_config": {"name": "ROOTCA", "sds_config": sds("GRPC")},
+        },
+    }
+    once = {
+        "explicit_http_config": {"http_protocol_options": {}},
+        "common_http_protocol_options": {"max_requests_per_connection": 1},
+    }
+    behind = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+    return _bootstrap(
+        admin,
+        [_listener({"route": {"cluster": "behind"}})],
+        [
+            _cluster(
+                "sds-agent", {"pipe": {"path": str(socket)}}, {"explicit_http_config": {"http2_protocol_options": {}}}
+            ),
+            {
+                **_cluster("behind", behind, once),
+                "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls},
+            },
+        ],
+    )
+
+
+def _bootstrap(admin: Path, listeners: list[dict[str, Any]], clusters: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "node": {"id": "envoy-under-test", "cluster": "tests"},
+        "admin": {"address": {"pipe": {"path": str(admin)}}},
+        "static_resources": {"listeners": listeners, "clusters": clusters},
+    }
+
+
+def _listener(action: dict[str, Any], tls: dict[str, Any] | None = None) -> dict[str, Any]:
     manager = {
         "@type": f"{TYPES}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "in",
         "route_config": {
-            "virtual_hosts": [
-                {
-                    "name": "all",
-                    "domains": ["*"],
-                    "routes": [{"match": {"prefix": "/"}, "direct_response": {"status": 200}}],
-                }
-            ]
+            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, **action}]}]
         },
         "http_filters": [
             {
@@ -89,35 +131,28 @@ def bootstrap(
             }
         ],
     }
-    listener = {
+    chain: dict[str, Any] = {
+        "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
+    }
+    if tls is not None:
+        chain["transport_socket"] = {"name": "envoy.transport_sockets.tls", "typed_config": tls}
+    return {
         "name": "in",
         "address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}},
-        "filter_chains": [
-            {
-                "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls},
-                "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}],
-            }
-        ],
+        "filter_chains": [chain],
     }
-    options = f"{TYPES}.extensions.upstreams.http.v3.HttpProtocolOptions"
-    cluster = {
-        "name": "sds-agent",
+
+
+def _cluster(name: str, address: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    return {
+        "name": name,
         "connect_timeout": "1s",
         "load_assignment": {
-            "cluster_name": "sds-agent",
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": str(socket)}}}}]}],
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
         },
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": options,
-                "explicit_http_config": http,
-            }
-        },
-    }
-    return {
-        "node": {"id": "envoy-under-test", "cluster": "tests"},
-        "admin": {"address": {"pipe": {"path": str(admin)}}},
-        "static_resources": {"listeners": [listener], "clusters": [cluster]},
+        "typed_extension_protocol_options": {kind: {"@type": f"type.googleapis.com/{kind}", **options}},
     }
 
 
@@ -142,6 +177,22 @@ async def envoy(
         text = text.replace('"set_node_on_first_message_only": true', '"set_node_on_first_message_only": false')
     file = directory / "envoy.json"
     file.write_text(text)
+    async with _running(file, admin) as running:
+        yield running
+
+
+@asynccontextmanager
+async def envoy_client(socket: Path, directory: Path, port: int) -> AsyncIterator[Envoy]:
+    """Run an Envoy that takes its secrets from `socket` and passes requests on to the mTLS listener at `port`."""
+    admin = directory / "client-admin.sock"
+    file = directory / "envoy-client.json"
+    file.write_text(json.dumps(bootstrap_of_client(socket, admin, port)))
+    async with _running(file, admin) as running:
+        yield running
+
+
+@asynccontextmanager
+async def _running(file: Path, admin: Path) -> AsyncIterator[Envoy]:
     command = [BINARY, "-c", str(file), "--disable-hot-restart", "--concurrency", "1", "-l", "info"]
     async with started(command) as program:
         yield Envoy(program, admin)
