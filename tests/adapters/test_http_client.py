@@ -5,6 +5,7 @@ import traceback
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 
 import pytest
 from fakes.hierarchy import Ca, make_ca, make_leaf, new_key
@@ -249,6 +250,25 @@ def test_a_servers_words_are_one_short_line_without_the_secret() -> None:
     )
     assert said.startswith("no: ?[31m the token [token] is bad xxx")
     assert len(said) < 320
+
+
+@pytest.mark.parametrize("begin", [0, 1, 7, 30])
+@pytest.mark.parametrize("length", [16, 17, 31, 40])
+@pytest.mark.parametrize("before", ["", "x", "the token ", "no, the token is not good: "])
+def test_a_piece_of_the_secret_that_a_server_cut_is_removed_from_its_words(
+    before: str, length: int, begin: int
+) -> None:
+    """Servers and proxies quote the first or the last characters of what they do not like."""
+    secret = Token(f"eyJh{'.'.join(sha256(bytes([n])).hexdigest() for n in range(2))}")
+    piece = secret.text[begin : begin + length]
+    said = HttpAnswer(401, {}, f"{before}{piece}... and {piece}!".encode(), "ca:1").words(secret)
+    assert said == f"{before}[token]... and [token]!"
+
+
+def test_words_that_are_no_piece_of_the_secret_stay() -> None:
+    said = "the token for spiffe://demo.example/web is of another audience"
+    secrets = Token("demo.example/way-of-another-aud"), Token("another token for")
+    assert HttpAnswer(401, {}, said.encode(), "ca:1").words(*secrets) == said
 
 
 def chunked(*parts: bytes, end: bool = True) -> bytes:

@@ -472,6 +472,8 @@ async def test_a_token_that_a_server_sends_back_is_not_shown(cluster: Cluster) -
     cluster.server.replies["POST", CSRS] = status(400, "BadRequest", long)
     error = await refused(cluster.authority())
     assert TOKEN[:5] not in str(error)
+    cluster.server.replies["POST", CSRS] = status(400, "BadRequest", f"the token {TOKEN[:20]}... is not good")
+    assert "the token [token]... is not good" in str(await refused(cluster.authority()))
 
 
 # Roots

@@ -19,7 +19,7 @@ from fakes.https_server import CHUNKED, GoingOn, HttpsServer, Reply, Request, ch
 
 from sds_agent.pki.certificates import write_pem
 
-TOKEN = "a.token.x"
+TOKEN = "a.token.of-the-service-account-of-the-agent"
 SIGNER = "example.com/workloads"
 CSRS = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
 REQUESTS = "/apis/cert-manager.io/v1/namespaces/shop/certificaterequests"

@@ -37,6 +37,8 @@ SERVER_ROOTS = "the roots that vouch for the CA's server"
 TRUST_ROOTS = "the trust domain's roots"
 CLIENT_CERTIFICATE = "the client certificate"
 """What ca_file, roots_file, and certificate_file with key_file hold, for messages."""
+SHORTEST_PIECE = 16
+"""Characters in a row that a text must share with a token to be a piece of it. Fewer may be chance, and are no use."""
 
 
 class Token(Sensitive, frozen=True):
@@ -46,7 +48,35 @@ class Token(Sensitive, frozen=True):
 
     def removed_from(self, words: str) -> str:
         """`words` without the token, should a CA have sent it back."""
-        return words.replace(self.text, "[token]")
+        return words.replace(self.text, _REMOVED)
+
+    def pieces_removed_from(self, words: str) -> str:
+        """`words` without the token and without longer pieces of it: servers and proxies cut what they quote."""
+        words = self.removed_from(words)
+        text, step = self.text, SHORTEST_PIECE // 2
+        kept, at, end = list[str](), 0, 0
+        while at + step <= len(words):  # each piece has one of these samples in it as a whole
+            found = text.find(words[at : at + step])
+            begin, after = (at, at) if found < 0 else _extended(words, at, text, found, end)
+            if after - begin >= SHORTEST_PIECE:
+                kept += (words[end:begin], _REMOVED)
+                at = end = after
+            else:
+                at += step
+        return "".join((*kept, words[end:]))
+
+
+_REMOVED = "[token]"
+
+
+def _extended(words: str, at: int, text: str, found: int, least: int) -> tuple[int, int]:
+    """From where (`least` or later) to where `words` is like `text`: around `at`, as around `found` there."""
+    begin, after = at, at
+    while begin > least and begin - at + found > 0 and words[begin - 1] == text[begin - 1 - at + found]:
+        begin -= 1
+    while after < len(words) and after - at + found < len(text) and words[after] == text[after - at + found]:
+        after += 1
+    return begin, after
 
 
 def read_token(file: Path, what: str = "the token") -> Token:

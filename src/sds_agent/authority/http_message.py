@@ -57,7 +57,7 @@ class HttpAnswer(Struct, frozen=True):
         """The body as one short line for a message, without these secrets."""
         text = self.body[: LARGEST_ANSWER >> 4].decode(errors="replace")
         for each in secret:
-            text = each.removed_from(text)
+            text = each.pieces_removed_from(text)
         return one_line(text.strip(), LONGEST_WORDS)
 
 

@@ -267,7 +267,7 @@ class IstioAuthority:
 def _status(error: grpc.aio.AioRpcError, token: Token | None) -> CallStatus:
     details = error.details() or ""
     delay = retry_after((*(error.trailing_metadata() or ()), *(error.initial_metadata() or ())))
-    return CallStatus(error.code().name, details if token is None else token.removed_from(details), delay)
+    return CallStatus(error.code().name, details if token is None else token.pieces_removed_from(details), delay)
 
 
 @asynccontextmanager

@@ -18,6 +18,9 @@ from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
 from sds_agent.clock import Clock
 
+LARGEST_REFUSAL = 64 << 10
+"""Bytes of an answer that is searched for pieces of the token."""
+
 
 class KubernetesApi:
     """The API server of one authority. All methods raise AuthorityError."""
@@ -35,7 +38,7 @@ class KubernetesApi:
         """Send a request with JSON, and return the answer of whatever status."""
         access = await self.access()
         answer = await http_client.send(_request(access, method, path, body), access.what)
-        return structs.replace(answer, body=_without_token(answer.body, access))
+        return structs.replace(answer, body=_without_token(answer.body, access, refused=answer.status >= 400))
 
     async def lines(self, path: str) -> AsyncGenerator[bytes | HttpAnswer, None]:
         """The answer line by line as `http_client.lines` gives it."""
@@ -85,6 +88,13 @@ def _request(access: ApiAccess, method: str, path: str, body: bytes) -> HttpsReq
     )
 
 
-def _without_token(content: bytes, access: ApiAccess) -> bytes:
-    """Before anything of it is cut to a length, which might leave half of a token."""
-    return content if access.token is None else access.token.removed_from(content.decode(errors="replace")).encode()
+def _without_token(content: bytes, access: ApiAccess, *, refused: bool = False) -> bytes:
+    """Before anything of it is cut to a length, which might leave half of a token. Where a request is `refused`, pieces
+    of the token go too; a certificate may be like one by chance, and stays whole.
+    """
+    if access.token is None:
+        return content
+    text = content.decode(errors="replace")
+    if refused and len(text) <= LARGEST_REFUSAL:
+        return access.token.pieces_removed_from(text).encode()
+    return access.token.removed_from(text).encode()

@@ -310,7 +310,7 @@ def words_of(body: bytes, *secret: Token) -> str:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         said = body[:LONGEST_BODY].decode(errors="replace")
     for each in secret:  # before the text is cut, as a part of a token would stay
-        said = each.removed_from(said)
+        said = each.pieces_removed_from(said)
     return one_line(said.strip(), LONGEST_WORDS)
 
 

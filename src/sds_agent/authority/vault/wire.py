@@ -187,7 +187,7 @@ def words(body: bytes, secrets: Iterable[Token] = ()) -> str:
     except (msgspec.DecodeError, UnicodeDecodeError):
         text = body[: 64 << 10].decode(errors="replace")
     for each in secrets:
-        text = each.removed_from(text)
+        text = each.pieces_removed_from(text)
     return one_line(" ".join(text.split()), LONGEST_WORDS)
 
 
