@@ -159,6 +159,7 @@ BELONGS_TO = {
 
 # Decisions: neither a clock nor a socket nor an event loop, so that a test can put any question to them.
 PURE = {
+    "authority.answers",
     "authority.cfssl.wire",
     "authority.est.wire",
     "authority.files.contents",

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
 
+from sds_agent.authority.answers import LONGEST_WORDS
 from sds_agent.authority.istio.wire import (
-    LONGEST_MESSAGE,
     CallStatus,
     names_a_workload,
     read_response,
@@ -144,7 +144,7 @@ def test_metadata_has_the_keys_that_istio_reads() -> None:
 @given(st.text(max_size=1000))
 def test_a_cas_words_stay_on_one_bounded_line(words: str) -> None:
     shown = str(refusal(CallStatus("UNAVAILABLE", words), "ca:1"))
-    assert len(shown) <= len(str(refusal(CallStatus("UNAVAILABLE", "x"), "ca:1"))) + LONGEST_MESSAGE + 2
+    assert len(shown) <= len(str(refusal(CallStatus("UNAVAILABLE", "x"), "ca:1"))) + LONGEST_WORDS + 2
     assert json.dumps(shown) == json.dumps(shown, ensure_ascii=False)
     assert shown.isprintable()
 

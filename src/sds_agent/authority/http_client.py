@@ -11,7 +11,6 @@ from contextlib import aclosing
 from sds_agent.authority.http_message import (
     LARGEST_ANSWER,
     LONGEST_LINE,
-    LONGEST_WORDS,
     CertificateRefusedError,
     HttpAnswer,
     HttpsRequest,
@@ -20,7 +19,6 @@ from sds_agent.authority.http_message import (
 __all__ = [
     "LARGEST_ANSWER",
     "LONGEST_LINE",
-    "LONGEST_WORDS",
     "CertificateRefusedError",
     "HttpAnswer",
     "HttpsRequest",

@@ -7,17 +7,15 @@ from email.utils import parsedate_to_datetime
 
 from msgspec import Struct
 
+from sds_agent.authority.answers import words
 from sds_agent.authority.credentials import Token
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
-from sds_agent.text import one_line
 from sds_agent.values import Sensitive
 
 LARGEST_ANSWER = 4 << 20
 """Bytes of an answer's body."""
 LONGEST_LINE = 1 << 20
 """Bytes of one line of an answer that comes line by line."""
-LONGEST_WORDS = 300
-"""Characters of a CA's own words in a message."""
 
 
 class CertificateRefusedError(AuthorityError):
@@ -55,10 +53,7 @@ class HttpAnswer(Struct, frozen=True):
 
     def words(self, *secret: Token) -> str:
         """The body as one short line for a message, without these secrets."""
-        text = self.body[: LARGEST_ANSWER >> 4].decode(errors="replace")
-        for each in secret:
-            text = each.pieces_removed_from(text)
-        return one_line(text.strip(), LONGEST_WORDS)
+        return words(self.body, *secret)
 
 
 class HttpsRequest(Sensitive, frozen=True):

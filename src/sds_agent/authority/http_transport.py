@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from sds_agent.authority.answers import LONGEST_WORDS
 from sds_agent.authority.http_message import (
     LARGEST_ANSWER,
     LONGEST_LINE,
-    LONGEST_WORDS,
     CertificateRefusedError,
     HttpAnswer,
     HttpsRequest,

@@ -19,17 +19,16 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from msgspec import Struct
 
+from sds_agent.authority.answers import decoded, status_and, words
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
 from sds_agent.configfile.durations import format_duration, parse
 from sds_agent.pki.certificates import extended_key_usages, subject_alternative_uris
-from sds_agent.text import one_line, quoted
+from sds_agent.text import quoted
 from sds_agent.values import Sensitive
 
 T = TypeVar("T")
 
 API = "/api/v1/cfssl"
-LONGEST_MESSAGE = 300
-"""Characters of CFSSL's own words in a message."""
 _USAGES = {"server auth": ExtendedKeyUsageOID.SERVER_AUTH, "client auth": ExtendedKeyUsageOID.CLIENT_AUTH}
 """CFSSL's names of the usages that an Envoy needs."""
 _ROUNDING = timedelta(minutes=6)
@@ -126,14 +125,14 @@ def read_auth_key(text: str) -> AuthKey | None:
 
 def read_result(body: bytes, result: type[T], endpoint: str) -> tuple[T, tuple[CfsslMessage, ...]]:
     """The result and the messages of an answer with the status 200. Raises AuthorityError INVALID."""
-    try:
-        envelope = msgspec.json.decode(body, type=_Envelope)
-        if envelope.success:
-            return msgspec.json.decode(envelope.result, type=result), envelope.messages or ()
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    envelope = decoded(body, _Envelope)
+    if envelope is not None and not envelope.success:
+        raise refused(200, body, endpoint)
+    read = None if envelope is None else decoded(bytes(envelope.result), result)
+    if envelope is None or read is None:
         message = f"CFSSL's answer to {endpoint} is none; check that the server at url is CFSSL"
-        raise AuthorityError(ErrorKind.INVALID, message) from error
-    raise refused(200, body, endpoint)
+        raise AuthorityError(ErrorKind.INVALID, message)
+    return read, envelope.messages or ()
 
 
 def refused(status: int, body: bytes, endpoint: str) -> AuthorityError:
@@ -141,19 +140,14 @@ def refused(status: int, body: bytes, endpoint: str) -> AuthorityError:
 
     Refusals that CFSSL gives no number of their own have the number 400 and one of a few fixed texts.
     """
-    try:
-        errors = msgspec.json.decode(body, type=_Envelope).errors or ()
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        errors = ()
+    envelope = decoded(body, _Envelope)
+    errors = () if envelope is None else envelope.errors or ()
     if not errors:
-        return _without_number(
-            status, one_line(body[:4096].decode(errors="replace").strip(), LONGEST_MESSAGE), endpoint
-        )
+        return _without_number(status, words(body), endpoint)
     first = errors[0]
-    words = one_line(first.message, LONGEST_MESSAGE)
     kind, fix = _TEXTS.get(first.message) or _numbered(first.code, status)
     number = "" if first.code < 1000 else f"{first.code}: "
-    return AuthorityError(kind, f"CFSSL refused {endpoint} ({number}{words}); {fix}")
+    return AuthorityError(kind, f"CFSSL refused {endpoint} ({number}{words(first.message)}); {fix}")
 
 
 _TEXTS = {
@@ -199,8 +193,8 @@ def _numbered(code: int, status: int) -> tuple[ErrorKind, str]:
     return ErrorKind.TRANSIENT, "read CFSSL's own log"
 
 
-def _without_number(status: int, words: str, endpoint: str) -> AuthorityError:
-    said = f"{status}: {words}" if words else str(status)
+def _without_number(status: int, own_words: str, endpoint: str) -> AuthorityError:
+    said = status_and(own_words, status)
     if status == 404:
         kind, fix = ErrorKind.DENIED, _OFF.get(endpoint, "the server has this endpoint turned off")
     elif status == 403:
@@ -228,7 +222,7 @@ _OFF = {
 
 def said(message: CfsslMessage) -> str:
     """A message of an answer that was a success, for a warning."""
-    return f"CFSSL says: {one_line(message.message, LONGEST_MESSAGE)}"
+    return f"CFSSL says: {words(message.message)}"
 
 
 def check_san(leaf: x509.Certificate) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
+from sds_agent.authority.answers import status_and
 from sds_agent.authority.credentials import Token
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
 from sds_agent.pki.certificates import CertificateError, is_self_signed, read_bundle, write_pem
@@ -90,7 +91,7 @@ def refused(status: int, words: str, operation: str, offered: str = "") -> Autho
     """What an answer means that is no success (RFC 7030 section 4.2.3): its status and words, and the ways to
     authenticate that it offers (WWW-Authenticate).
     """
-    said = f"{status}: {words}" if words else str(status)
+    said = status_and(words, status)
     if status == 202:
         message = f"the EST server waits for an approval of the request ({said}); approve it there"
         return AuthorityError(ErrorKind.PENDING, message)

@@ -17,12 +17,13 @@ import grpc
 import grpc.aio
 
 from sds_agent import log
+from sds_agent.authority.answers import all_failed, words
 from sds_agent.authority.credentials import SERVER_ROOTS, Token, read_certificates, read_token
 from sds_agent.authority.grpc_retry import retry_after
 from sds_agent.authority.istio import reach
 from sds_agent.authority.istio.proof import can_speak, read_provisioned
 from sds_agent.authority.istio.settings import IstioSettings, conflicts
-from sds_agent.authority.istio.wire import LONGEST_MESSAGE, METHOD, CallStatus, read_response, refusal, request_bytes
+from sds_agent.authority.istio.wire import METHOD, CallStatus, read_response, refusal, request_bytes
 from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
@@ -30,7 +31,6 @@ from sds_agent.errors import ProblemsError
 from sds_agent.pki.certificates import write_pem
 from sds_agent.signing.signing_set import LARGEST_ANSWER
 from sds_agent.tasks import uninterrupted
-from sds_agent.text import one_line
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
@@ -95,12 +95,7 @@ class IstioAuthority:
             else:
                 self._answered(index, now)
                 return data
-        if len(failures) == 1:
-            raise failures[0]
-        # the one that asks for the shortest delay may be asked then; one that asks for none, at once
-        delay = min(failure.retry_after or 0 for failure in failures) or None
-        causes = "; ".join(str(failure) for failure in failures)
-        raise AuthorityError(ErrorKind.TRANSIENT, causes, retry_after=delay) from failures[-1]
+        raise all_failed(failures, ErrorKind.TRANSIENT)
 
     def _order(self, now: datetime) -> tuple[int, ...]:
         every = range(len(self._settings.address))
@@ -128,7 +123,7 @@ class IstioAuthority:
                 return answer
             if answer.code not in _CERTIFICATE_REFUSED:
                 raise self._refusal(answer, address)
-            said = {"status": answer.code, "cause": one_line(answer.details, LONGEST_MESSAGE)}
+            said = {"status": answer.code, "cause": words(answer.details)}
             log.event(LOG, "certificate_not_taken", level=logging.WARNING, address=address, **said)
         answer = await self._answer(address, last, message, end)
         if isinstance(answer, bytes):

@@ -15,10 +15,9 @@ from ipaddress import ip_address
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from sds_agent.authority.istio.wire import LONGEST_MESSAGE
+from sds_agent.authority.answers import words
 from sds_agent.pki import openssl
 from sds_agent.pki.certificates import CertificateError, read_pem, san_values
-from sds_agent.text import one_line
 
 MOST_NAMES = 5
 """Names of a certificate that a message lists."""
@@ -43,7 +42,7 @@ async def connection_fault(address: str, name: str, roots: bytes, seconds: float
     except OSError as error:
         number = error.errno or 0
         known = os.strerror(number) if number > 0 else error.strerror or str(error)
-        return f"nothing answers there ({one_line(known, LONGEST_MESSAGE)}); check that it runs at this address"
+        return f"nothing answers there ({words(known)}); check that it runs at this address"
     return fault_of_name(der, name)
 
 
@@ -57,7 +56,7 @@ def fault_of_name(der: bytes, name: str) -> str | None:
     if any(_matches(each, name) for each in names):
         return None
     listed = ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
-    return f"its certificate is for {one_line(listed, LONGEST_MESSAGE) or 'no name'}, not for {name}; set server_name"
+    return f"its certificate is for {words(listed) or 'no name'}, not for {name}; set server_name"
 
 
 async def _certificate(address: str, name: str, roots: Iterable[x509.Certificate]) -> bytes:

@@ -14,15 +14,13 @@ from google.protobuf.struct_pb2 import Struct as Metadata
 from msgspec import Struct
 from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
 
+from sds_agent.authority.answers import status_and, words
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.pki.certificates import CertificateError, read_bundle
 from sds_agent.signing.signing_set import LARGEST_ANSWER
-from sds_agent.text import one_line
 
 METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 
-LONGEST_MESSAGE = 300
-"""Characters of a CA's own words that reach a message of ours."""
 
 # gRPC's own words: nothing else in what it gives tells its refusal of a large answer from a CA's of a hasty caller
 _TOO_LARGE = re.compile(rf"Received message larger than max \(([0-9]+) vs\. {LARGEST_ANSWER}\)")
@@ -131,8 +129,7 @@ def refusal(status: CallStatus, address: str, *, impersonate: bool = False) -> A
             "remove the roots that are no longer needed from the CA's root bundle",
         )
     kind = _KINDS.get(status.code, ErrorKind.TRANSIENT)
-    words = one_line(status.details, LONGEST_MESSAGE)
-    said = f"{status.code}: {words}" if words else status.code
+    said = status_and(words(status.details), status.code)
     fix = _FIXES.get(status.code, "read the CA's own log")
     if impersonate and kind is ErrorKind.UNAUTHENTICATED:
         fix = _NOT_FOR_OTHERS

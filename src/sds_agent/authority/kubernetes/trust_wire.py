@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
-from sds_agent.authority.http_client import HttpAnswer
+from sds_agent.authority.http_message import HttpAnswer
 from sds_agent.authority.kubernetes.settings import KubernetesSettings
 from sds_agent.authority.kubernetes.wire import ApiResource, decoded
 from sds_agent.authority.protocol import AuthorityError, ErrorKind

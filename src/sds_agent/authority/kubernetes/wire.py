@@ -17,15 +17,13 @@ from typing import TypeVar
 import msgspec
 from msgspec import Raw, Struct, field
 
-from sds_agent.authority.http_client import HttpAnswer
+from sds_agent.authority import answers
+from sds_agent.authority.http_message import HttpAnswer
 from sds_agent.authority.kubernetes.settings import LEAST_TTL, KubernetesSettings
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, IssueRequest
-from sds_agent.text import one_line
 
 T = TypeVar("T")
 
-LONGEST_WORDS = 300
-"""Characters of the API server's or a controller's own words in a message."""
 LABELS = {"app.kubernetes.io/managed-by": "sds-agent"}
 _USAGES = ["digital signature", "client auth", "server auth"]
 
@@ -92,9 +90,7 @@ class ApiStatus(Struct):
     def words(self) -> str:
         """What it says, on one line."""
         causes = [f"{each.field}: {each.message}" for each in (self.details and self.details.causes) or ()]
-        return one_line(
-            "; ".join([self.message, *(each for each in causes if each not in self.message)]), LONGEST_WORDS
-        )
+        return answers.words("; ".join([self.message, *(each for each in causes if each not in self.message)]))
 
 
 class Condition(Struct):
@@ -109,7 +105,7 @@ class Condition(Struct):
     def words(self) -> str:
         """Why, in its own words."""
         said = ": ".join(filter(None, [self.reason, self.message]))
-        return one_line(said, LONGEST_WORDS) or "it gives no reason"
+        return answers.words(said) or "it gives no reason"
 
 
 class RequestStatus(Struct):
@@ -266,10 +262,7 @@ def waits(found: SigningObject, target: SigningTarget) -> AuthorityError:
 
 def read_status(body: bytes) -> ApiStatus:
     """The Status in an answer; an empty one where there is none, as from a proxy before the API server."""
-    try:
-        return msgspec.json.decode(body, type=ApiStatus)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return ApiStatus()
+    return answers.decoded(body, ApiStatus) or ApiStatus()
 
 
 def is_missing(answer: HttpAnswer) -> bool:
@@ -327,10 +320,8 @@ def _absent(resource: ApiResource) -> str:
 
 def decoded(data: bytes, of: type[T], what: str) -> T:
     """What an answer of `what` holds, as this struct. Raises AuthorityError INVALID."""
-    try:
-        return msgspec.json.decode(data, type=of)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        fault = one_line(str(error), LONGEST_WORDS)
-        raise AuthorityError(
-            ErrorKind.INVALID, f"{what} answered what is no {of.__name__} ({fault}); check that it is an API server"
-        ) from error
+    found = answers.decoded(data, of)
+    if found is None:
+        message = f"{what} answered what is no {of.__name__}; check that it is an API server"
+        raise AuthorityError(ErrorKind.INVALID, message)
+    return found

@@ -12,10 +12,11 @@ from google.protobuf.message import DecodeError
 from msgspec import Struct
 from sds_agent_proto.spiffe_pb2 import X509Svid, X509SvidsRequest, X509SvidsResponse
 
+from sds_agent.authority.answers import status_and, words
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, Supplied
 from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError, TrustDomain
 from sds_agent.pki.der import split
-from sds_agent.text import one_line, quoted
+from sds_agent.text import quoted
 from sds_agent.values import Sensitive
 
 METHOD = "/SpiffeWorkloadAPI/FetchX509SVID"
@@ -27,8 +28,6 @@ LARGEST_MESSAGE = 4 << 20
 """Bytes. A certificate with its key takes two kilobytes, and an agent gives a caller some dozens at most."""
 MOST = 1000
 """Certificates with keys, trust domains, and certificates in each of them: far more than any agent gives."""
-LONGEST_WORDS = 300
-"""Characters of the other side's own words that reach a message of ours."""
 LONGEST_NAME = 200
 """Characters of a SPIFFE ID in a message."""
 MOST_NAMED = 5
@@ -177,8 +176,7 @@ class StreamEnd(Struct, frozen=True):
                 f"the Workload API at {socket} sent a message of more than {LARGEST_MESSAGE} bytes; register fewer "
                 "entries for this process, or fewer trust domains to federate with",
             )
-        words = one_line(self.details, LONGEST_WORDS)
-        said = f"{self.code}: {words}" if words else self.code
+        said = status_and(words(self.details), self.code)
         fix = _FIXES.get(self.code, "read the log of its agent")
         kind = _KINDS.get(self.code, ErrorKind.TRANSIENT)
         return AuthorityError(kind, f"the Workload API at {socket} gives no certificate ({said}); {fix}")

@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from msgspec import Struct
 
+from sds_agent.authority import answers
+from sds_agent.authority.answers import decoded, status_and
 from sds_agent.authority.credentials import Token
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, IssueRequest
 from sds_agent.authority.step_ca.jwk import SigningKey, StepCaJwk
@@ -52,10 +54,6 @@ SKEW = timedelta(minutes=1)
 SUCCESS = frozenset({200, 201})
 SECOND = timedelta(seconds=1)
 _USAGES = {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
-LONGEST_BODY = 64 << 10
-"""Bytes of an error that are read."""
-LONGEST_WORDS = 300
-"""Characters of step-ca's own words in a message."""
 
 
 class StepCaProof(Sensitive, frozen=True):
@@ -211,10 +209,9 @@ def span(leaf: x509.Certificate) -> timedelta:
 
 def read_answer(body: bytes, kind: type[T], what: str) -> T:
     """An answer in JSON. Raises AuthorityError INVALID for what is none; `what` names it."""
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise _unusable(what, "is not what step-ca sends") from error
+    if (answer := decoded(body, kind)) is None:
+        raise _unusable(what, "is not what step-ca sends")
+    return answer
 
 
 def read_chain(body: bytes, what: str) -> bytes:
@@ -305,13 +302,8 @@ def _unusable(what: str, found: str) -> AuthorityError:
 
 def words_of(body: bytes, *secret: Token) -> str:
     """What step-ca says of an error, on one line and without these secrets."""
-    try:
-        said = msgspec.json.decode(body, type=_ErrorBody).message
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        said = body[:LONGEST_BODY].decode(errors="replace")
-    for each in secret:  # before the text is cut, as a part of a token would stay
-        said = each.pieces_removed_from(said)
-    return one_line(said.strip(), LONGEST_WORDS)
+    error = decoded(body, _ErrorBody)
+    return answers.words(body if error is None else error.message, *secret)
 
 
 def refusal(
@@ -324,7 +316,7 @@ def refusal(
     kind, fix = _meaning(status)
     if status == 401 and checks:
         fix = checks
-    said = f"{status}: {words}" if words else str(status)
+    said = status_and(words, status)
     return AuthorityError(kind, f"{what} did not issue ({said}); {fix}", retry_after=retry_after)
 
 
@@ -393,7 +385,7 @@ def provisioner_fault(provisioners: Iterable[StepCaProvisioner], name: str, proo
     named = [each for each in every if each.name == name]
     if not named:
         others = ", ".join(quoted(each.name) for each in every if each.type == proof.kind)
-        fix = f"set provisioner to one of {one_line(others, LONGEST_WORDS)}" if others else "add one to its ca.json"
+        fix = f"set provisioner to one of {answers.words(others)}" if others else "add one to its ca.json"
         return f"it has no provisioner {quoted(name)}; {fix}"
     typed = [each for each in named if each.type == proof.kind]
     if not typed:

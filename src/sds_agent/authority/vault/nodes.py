@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from sds_agent import log
+from sds_agent.authority.answers import all_failed
 from sds_agent.authority.http_client import (
     CertificateRefusedError,
     HttpAnswer,
@@ -82,13 +83,8 @@ class VaultNodes:
             else:
                 self._answered(answer.url)
                 return answer
-        if len(failures) == 1:
-            raise failures[0]
-        # the one that asks for the shortest delay may be asked then; one that asks for none, at once
-        delay = min(failure.retry_after or 0 for failure in failures) or None
         passing = any(failure.kind is ErrorKind.TRANSIENT for failure in failures)
-        kind = ErrorKind.TRANSIENT if passing else failures[0].kind
-        raise AuthorityError(kind, "; ".join(map(str, failures)), retry_after=delay) from failures[-1]
+        raise all_failed(failures, ErrorKind.TRANSIENT if passing else failures[0].kind)
 
     def refusal(self, answer: NodeAnswer, call: VaultCall) -> VaultRefusal:
         """An answer that is no success, as a value."""

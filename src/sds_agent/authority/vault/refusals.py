@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from msgspec import Struct
 
+from sds_agent.authority.answers import status_and
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
 from sds_agent.authority.vault.settings import (
     VaultAppRoleAuth,
@@ -44,7 +45,7 @@ class VaultRefusal(Struct, frozen=True):
 
     def error(self, kind: ErrorKind, deed: str, fix: str) -> AuthorityError:
         """The error of this kind. `deed` is what the server did not do, such as "sign"."""
-        said = f"{self.status}: {self.words}" if self.words else str(self.status)
+        said = status_and(self.words, self.status)
         return AuthorityError(kind, f"{self.what} did not {deed} ({said}); {fix}", retry_after=self.retry_after)
 
 

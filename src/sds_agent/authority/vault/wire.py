@@ -12,15 +12,14 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
+from sds_agent.authority import answers
+from sds_agent.authority.answers import decoded
 from sds_agent.authority.credentials import Token
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, IssueRequest
 from sds_agent.authority.vault.lease import TokenLease
 from sds_agent.authority.vault.settings import VaultSettings
-from sds_agent.text import one_line
 from sds_agent.values import Sensitive
 
-LONGEST_WORDS = 300
-"""Characters of the server's own words in a message."""
 MOST_WARNINGS = 10
 MOST_ISSUERS = 100
 """Issuers of one mount; each one's certificate takes a request."""
@@ -145,7 +144,7 @@ def read_signed(body: bytes) -> VaultSigned:
     reply = _decoded(body, _SignReply, "a signed certificate")
     data = reply.data
     chain = [data.certificate, data.issuing_ca, *(data.ca_chain or ())]
-    warnings = tuple(one_line(each, LONGEST_WORDS) for each in (reply.warnings or ())[:MOST_WARNINGS])
+    warnings = tuple(answers.words(each) for each in (reply.warnings or ())[:MOST_WARNINGS])
     return VaultSigned("\n".join(filter(None, chain)).encode() + b"\n", data.issuing_ca.strip().encode(), warnings)
 
 
@@ -182,13 +181,8 @@ def read_looked_up(body: bytes, now: datetime) -> TokenLease:
 
 def words(body: bytes, secrets: Iterable[Token] = ()) -> str:
     """What the server says of a failure, on one short line without these secrets."""
-    try:
-        text = "; ".join(msgspec.json.decode(body, type=_ErrorReply).errors)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        text = body[: 64 << 10].decode(errors="replace")
-    for each in secrets:
-        text = each.pieces_removed_from(text)
-    return one_line(" ".join(text.split()), LONGEST_WORDS)
+    reply = decoded(body, _ErrorReply)
+    return answers.words(body if reply is None else "; ".join(reply.errors), *secrets)
 
 
 def is_policys_denial(said: str) -> bool:
@@ -206,11 +200,8 @@ def _span(seconds: int) -> timedelta | None:
 
 
 def _decoded(body: bytes, kind: type[T], what: str) -> T:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        # not chained: the error may quote a token
-        pass
+    if (reply := decoded(body, kind)) is not None:
+        return reply
     raise AuthorityError(
         ErrorKind.INVALID,
         f"the server's answer is not {what}; check that url and mount lead to the PKI engine of a Vault or OpenBao",
