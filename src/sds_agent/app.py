@@ -141,54 +141,78 @@ async def agent(
     store = SecretStore(names, map(bundle_name, settings.federated))
     seal = preflight.seal(settings)
     # The bundle from before comes first, and with it all that earlier certificates still chain to.
-    trust = Trust(store, settings.bundle_names, clock, authorities=cas, with_lists=_with_lists(cas))
-    kinds = {name: registry.name_of(chosen) for name, chosen in settings.authorities.items()}
-    anchors_file = AnchorsFile(settings.state_dir, kinds, seal)
-    before = anchors_file.load()
-    trust.restore(before.needed, before.advertised)
-    federation = Federation(store, settings.federation, clock, trust.store_again)
-    federation.restore(before.federated)
+    anchors = _anchors(settings, store, cas, clock, seal)
     caches = _caches(settings, identities, seal)
-    issuers = issuers_of(settings, cas, PublicationTarget(store, trust), clock, caches)
+    issuers = issuers_of(settings, cas, PublicationTarget(store, anchors.trust), clock, caches)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
     files = _files(settings, store, clock)
     service = SecretDiscoveryService(store, clock, most_streams=limits.streams, most_names=limits.names, files=files)
-    running = Agent(store, issuers, trust, federation, service)
+    running = Agent(store, issuers, anchors.trust, anchors.federation, service)
     async with background_tasks() as start:
         # Issuance begins before the server: the first certificate is asked for while the server comes up.
-        start(maintain(trust, anchors_file, clock, federation if settings.federated else None))
-        restored = trust.status.version is not None
-        if not restored:
-            _start_refreshes(start, cas, trust, federation, clock)
+        start(maintain(running.bundle, anchors.file, clock, running.federation if settings.federated else None))
+        if not anchors.restored:
+            _start_refreshes(start, cas, running, clock)
         for issuer in issuers.values():
             start(issuer.run())
         if locked is not None:
-            parts = (*cas.values(), *caches.values(), anchors_file)
+            parts = (*cas.values(), *caches.values(), anchors.file)
             start(watch(locked, [part for part in parts if isinstance(part, Restorable)]))
         _start_outputs(start, settings, running, clock)
         if files is not None:
             start(files.run())
-        readiness = Health(lambda: not store.missing, frozenset({SERVICE}), reasons=lambda: running.lacks(clock.now()))
         # The server ends first, and its streams with it, while the tasks above still run.
-        async with serving(
-            service, preflight.socket_file(settings.sds), limits, [readiness], before_probe=lambda: complete(store)
-        ):
-            _announce(settings.sds.socket)
-            if restored:  # only now: what is asked for takes its time, and the first secret needs none of it
-                _start_refreshes(start, cas, trust, federation, clock)
+        async with _served(settings, running, limits, clock):
+            # Only now, as they take their time, and the first secret needs none of it.
+            if anchors.restored:
+                _start_refreshes(start, cas, running, clock)
             _start_warnings(start, settings, running, clock)
-            with watched(store), store.watching(lambda _changed: readiness.check_again()):
-                yield running
+            yield running
 
 
-def _start_refreshes(
-    start: Start, cas: Mapping[str, Authority | Supplier], trust: Trust, federation: Federation, clock: Clock
-) -> None:
+class _Anchors(Struct, frozen=True):
+    """The trust bundle and the anchors of other trust domains, and the file that holds both from one start to the next.
+
+    `restored` is whether there is a bundle to serve before any authority has answered.
+    """
+
+    trust: Trust
+    federation: Federation
+    file: AnchorsFile
+    restored: bool
+
+
+def _anchors(
+    settings: Settings, store: SecretStore, cas: Mapping[str, Authority | Supplier], clock: Clock, seal: Seal | None
+) -> _Anchors:
+    """Those from before the start, published in the store."""
+    trust = Trust(store, settings.bundle_names, clock, authorities=cas, with_lists=_with_lists(cas))
+    federation = Federation(store, settings.federation, clock, trust.store_again)
+    kinds = {name: registry.name_of(chosen) for name, chosen in settings.authorities.items()}
+    file = AnchorsFile(settings.state_dir, kinds, seal)
+    before = file.load()
+    trust.restore(before.needed, before.advertised)
+    federation.restore(before.federated)
+    return _Anchors(trust, federation, file, trust.status.version is not None)
+
+
+@asynccontextmanager
+async def _served(settings: Settings, running: Agent, limits: Limits, clock: Clock) -> AsyncIterator[None]:
+    """Envoys can connect inside this context, and a probe sees whether each name has a secret."""
+    store, socket = running.store, preflight.socket_file(settings.sds)
+    readiness = Health(lambda: not store.missing, frozenset({SERVICE}), reasons=lambda: running.lacks(clock.now()))
+    async with serving(running.sds, socket, limits, [readiness], before_probe=lambda: complete(store)):
+        _announce(settings.sds.socket)
+        with watched(store), store.watching(lambda _changed: readiness.check_again()):
+            yield
+
+
+def _start_refreshes(start: Start, cas: Mapping[str, Authority | Supplier], running: Agent, clock: Clock) -> None:
     for name, authority in cas.items():
         if isinstance(authority, AdvertisesAnchors):
-            start(refresh(trust, name, authority, clock, federation=federation))
+            start(refresh(running.bundle, name, authority, clock, federation=running.federation))
     for name, publishing in _with_lists(cas).items():
-        start(follow_lists(trust, name, publishing, clock))
+        start(follow_lists(running.bundle, name, publishing, clock))
 
 
 def _with_lists(cas: Mapping[str, Authority | Supplier]) -> Mapping[str, AdvertisesLists]:
@@ -268,28 +292,24 @@ def _start_outputs(start: Start, settings: Settings, running: Agent, clock: Cloc
     if not chosen:
         return
     from sds_agent.outputs.hooks import HookCommands, Hooks  # noqa: PLC0415 - measured: 10 ms
-    from sds_agent.outputs.layout import LAYOUTS, OutputContents  # noqa: PLC0415
-    from sds_agent.outputs.writer import Output, write_changes  # noqa: PLC0415
+    from sds_agent.outputs.layout import LAYOUTS, OutputContents  # noqa: PLC0415 - measured: as above
+    from sds_agent.outputs.writer import Output, write_changes  # noqa: PLC0415 - measured: as above
 
     others = {domain: bundle_name(domain) for domain in settings.federated}
     bundles = {settings.trust_domain: settings.bundle_names[0], **others}
     for name, output in chosen.items():
-        directory = str(output.directory)
-        hooks = Hooks(HookCommands(name, directory, output.on_renewed, output.on_failed, output.hook_timeout))
-        start(
-            write_changes(
-                Output(
-                    output.directory,
-                    OutputContents(name, bundles),
-                    LAYOUTS[output.layout],
-                    output.owner,
-                    output.group,
-                    int(output.key_mode, 8),
-                    hooks,
-                ),
-                running.store,
-                clock,
-            )
+        hooks = Hooks(
+            HookCommands(name, str(output.directory), output.on_renewed, output.on_failed, output.hook_timeout)
         )
+        written = Output(
+            output.directory,
+            OutputContents(name, bundles),
+            LAYOUTS[output.layout],
+            output.owner,
+            output.group,
+            int(output.key_mode, 8),
+            hooks,
+        )
+        start(write_changes(written, running.store, clock))
         running.issuers[name].watch_failures(hooks.failed)
         start(hooks.run())

@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
 
 from sds_agent.authority.http_settings import REFRESH_EVERY, ClientKeyFile, RefreshEvery, ServerName, ServerUrl
-from sds_agent.configfile.types import FilePath, UnacceptableError, custom, duration, matching, text
+from sds_agent.configfile.types import FilePath, UnacceptableError, custom, matching, text
 from sds_agent.errors import Problem
 
 _FINGERPRINT_PATTERN = "^([0-9A-Fa-f]{64}|([0-9A-Fa-f]{2}:){31}[0-9A-Fa-f]{2})$"
@@ -34,7 +33,6 @@ Fingerprint: TypeAlias = Annotated[
         {"type": "string", "pattern": _FINGERPRINT_PATTERN},
     ),
 ]
-_REFRESH = duration(timedelta(seconds=1), timedelta(days=1))
 
 
 class StepCaSettings(Struct, frozen=True, kw_only=True, tag="step-ca", tag_field="type"):
