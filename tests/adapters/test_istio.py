@@ -62,9 +62,17 @@ class Client:
     def ca_file(self) -> Path:
         return self.folder / "root-cert.pem"
 
+    def settings(self, *addresses: str, **options: Any) -> IstioSettings:
+        return IstioSettings(address=addresses, **{"token_file": self.token_file, "ca_file": self.ca_file, **options})
+
     def authority(self, *addresses: str, clock: Any = None, timeout: float = TIMEOUT, **options: Any) -> IstioAuthority:
-        chosen = {"token_file": self.token_file, "ca_file": self.ca_file, **options}
-        return IstioAuthority(IstioSettings(address=addresses, **chosen), clock or SystemClock(), timeout=timeout)
+        return IstioAuthority(self.settings(*addresses, **options), clock or SystemClock(), timeout=timeout)
+
+    async def open(self, *addresses: str, **options: Any) -> None:
+        """As the agent opens an authority of its configuration."""
+        context = Context("mesh", "demo.example", self.folder, SystemClock())
+        async with KIND.open(self.settings(*addresses, **options), context):
+            pass
 
     def request(self, ttl: timedelta = DAY, current: CurrentIdentity | None = None) -> IssueRequest:
         return IssueRequest(SpiffeId.parse(URI), make_csr(self.key, URI), ttl, "0" * 32, current)
@@ -489,14 +497,14 @@ async def test_a_token_goes_in_the_clear_only_where_it_is_allowed_and_stays_on_t
 @pytest.mark.parametrize(
     "address", ["ca.example:15012", "10.0.0.1:15012", "127.evil.example:1", "evil-localhost:1", "[2001:db8::1]:1"]
 )
-def test_no_token_leaves_the_machine_in_the_clear(client: Client, address: str) -> None:
+async def test_no_token_leaves_the_machine_in_the_clear(client: Client, address: str) -> None:
     with pytest.raises(ConfigurationError, match="never leaves it without TLS"):
-        client.authority("127.0.0.1:1", address, ca_file=None, plaintext_loopback=True)
+        await client.open("127.0.0.1:1", address, ca_file=None, plaintext_loopback=True)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.8.9.1:1", "localhost:15012", "[::1]:15012"])
-def test_loopback_has_many_names(client: Client, address: str) -> None:
-    client.authority(address, ca_file=None, plaintext_loopback=True)
+async def test_loopback_has_many_names(client: Client, address: str) -> None:
+    await client.open(address, ca_file=None, plaintext_loopback=True)
 
 
 @pytest.mark.parametrize(
@@ -510,9 +518,11 @@ def test_loopback_has_many_names(client: Client, address: str) -> None:
         ({"token_file": None, "plaintext_loopback": True, "ca_file": None, "provisioned": Path("p")}, "token_file"),
     ],
 )
-def test_the_error_for_an_impossible_option_names_its_key(client: Client, options: dict[str, Any], key: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"^{key}: "):
-        client.authority("127.0.0.1:1", **options)
+async def test_the_error_for_an_impossible_option_names_its_key(
+    client: Client, options: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^authorities\.mesh\.{key}: "):
+        await client.open("127.0.0.1:1", **options)
 
 
 # Refusals

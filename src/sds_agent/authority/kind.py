@@ -16,7 +16,7 @@ from msgspec import Struct
 from msgspec.structs import StructConfig
 
 from sds_agent.authority.protocol import Authority, Supplier
-from sds_agent.errors import Problem
+from sds_agent.errors import Problem, ProblemsError
 
 if TYPE_CHECKING:
     from sds_agent.clock import Clock  # and with it asyncio, for which no reading of a configuration waits
@@ -73,6 +73,15 @@ class Context(Struct, frozen=True):
     def key(self, key: str) -> str:
         """One of the authority's keys as messages name it: `authorities.mesh.ca_file`."""
         return f"authorities.{self.name}.{key}"
+
+
+def reject(conflicts: Iterable[Problem], context: Context) -> None:
+    """Raise ProblemsError for keys of an authority that contradict each other, each with its place in the file.
+
+    For `open`: whatever made the settings, no client may send a token without TLS because of them.
+    """
+    if wrong := tuple(conflicts):
+        raise ProblemsError(each._replace(where=(context.key(".".join(map(str, each.where))),)) for each in wrong)
 
 
 def _nothing(*_: object) -> tuple[()]:

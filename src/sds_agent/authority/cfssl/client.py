@@ -10,21 +10,18 @@ from cryptography import x509
 
 from sds_agent.authority.cfssl import wire
 from sds_agent.authority.cfssl.files import CfsslFiles, files_of
-from sds_agent.authority.cfssl.settings import CfsslSettings, conflicts
+from sds_agent.authority.cfssl.settings import CfsslSettings
 from sds_agent.authority.http_client import HttpAnswer, HttpsRequest, send
 from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
-from sds_agent.errors import ProblemsError
 from sds_agent.pki.certificates import CertificateError, is_self_signed, read_pem
 
 
 class CfsslAuthority:
-    """Asks one CFSSL. Raises ProblemsError for settings that do not go together."""
+    """Asks one CFSSL."""
 
     def __init__(self, settings: CfsslSettings, clock: Clock) -> None:
-        if wrong := tuple(conflicts(settings)):
-            raise ProblemsError(wrong)
         self._settings = settings
         self._clock = clock
         self._what = f"CFSSL at {settings.url}"

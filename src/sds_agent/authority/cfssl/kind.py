@@ -7,16 +7,17 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from sds_agent.authority.cfssl.settings import CfsslSettings, conflicts
-from sds_agent.authority.kind import Context, Kind
+from sds_agent.authority.kind import Context, Kind, reject
 from sds_agent.authority.protocol import Authority
 from sds_agent.errors import Problem
 
 
 @asynccontextmanager
 async def _open(chosen: CfsslSettings, context: Context) -> AsyncIterator[Authority]:
-    """A client of this server. Raises ProblemsError for settings that do not go together."""
+    """A client of this server. Raises ProblemsError for keys that contradict each other."""
     from sds_agent.authority.cfssl.client import CfsslAuthority  # noqa: PLC0415 - measured: 54 ms
 
+    reject(conflicts(chosen), context)
     yield CfsslAuthority(chosen, context.clock)
 
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 from sds_agent.authority.credentials import is_valid
 from sds_agent.authority.est import wire
 from sds_agent.authority.est.files import EstFiles, files_of
-from sds_agent.authority.est.settings import EstSettings, conflicts
+from sds_agent.authority.est.settings import EstSettings
 from sds_agent.authority.http_client import (
     CertificateRefusedError,
     HttpAnswer,
@@ -20,7 +20,6 @@ from sds_agent.authority.http_client import (
 from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
-from sds_agent.errors import ProblemsError
 
 _NO_RENEWAL = frozenset({401, 403, 404, 501})
 """The answers to simplereenroll after which the agent enrolls anew."""
@@ -31,11 +30,9 @@ class _NotRenewedError(AuthorityError):
 
 
 class EstAuthority:
-    """Asks one EST server. Raises ProblemsError for settings that do not go together."""
+    """Asks one EST server."""
 
     def __init__(self, settings: EstSettings, clock: Clock) -> None:
-        if wrong := tuple(conflicts(settings)):
-            raise ProblemsError(wrong)
         self._settings = settings
         self._clock = clock
         self._what = f"the EST server at {settings.url}"

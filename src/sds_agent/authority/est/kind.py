@@ -7,16 +7,17 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 
 from sds_agent.authority.est.settings import EstSettings, conflicts
-from sds_agent.authority.kind import Context, Kind, Use
+from sds_agent.authority.kind import Context, Kind, Use, reject
 from sds_agent.authority.protocol import Authority
 from sds_agent.errors import Problem
 
 
 @asynccontextmanager
 async def _open(chosen: EstSettings, context: Context) -> AsyncIterator[Authority]:
-    """A client of this server. Raises ProblemsError for settings that do not go together."""
+    """A client of this server. Raises ProblemsError for keys that contradict each other."""
     from sds_agent.authority.est.client import EstAuthority  # noqa: PLC0415 - measured: 48 ms
 
+    reject(conflicts(chosen), context)
     yield EstAuthority(chosen, context.clock)
 
 

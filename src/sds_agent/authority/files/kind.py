@@ -4,19 +4,18 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 from sds_agent.authority.files.settings import FilesSettings, conflicts, second_workloads
-from sds_agent.authority.kind import Context, Kind
+from sds_agent.authority.kind import Context, Kind, reject
 from sds_agent.authority.protocol import Supplier
-from sds_agent.errors import Problem, ProblemsError
+from sds_agent.errors import Problem
 
 
 @asynccontextmanager
 async def _open(chosen: FilesSettings, context: Context) -> AsyncIterator[Supplier]:
-    """The files, followed for as long as this is open. Raises ProblemsError for settings that do not go together."""
+    """The files, followed for as long as this is open. Raises ProblemsError for keys that contradict each other."""
     from sds_agent.authority.files.client import FilesAuthority  # noqa: PLC0415 - measured: 12 ms
     from sds_agent.tasks import background_tasks  # noqa: PLC0415 - measured: 90 ms, those of asyncio
 
-    if problems := [each.within("authorities", context.name) for each in conflicts(chosen)]:
-        raise ProblemsError(problems)
+    reject(conflicts(chosen), context)
     authority = FilesAuthority(chosen, context.clock)
     async with background_tasks() as start:
         start(authority.follow())

@@ -22,12 +22,11 @@ from sds_agent.authority.credentials import SERVER_ROOTS, Token, read_certificat
 from sds_agent.authority.grpc_retry import retry_after
 from sds_agent.authority.istio import reach
 from sds_agent.authority.istio.proof import can_speak, read_provisioned
-from sds_agent.authority.istio.settings import IstioSettings, conflicts
+from sds_agent.authority.istio.settings import IstioSettings
 from sds_agent.authority.istio.wire import METHOD, CallStatus, read_response, refusal, request_bytes
 from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
-from sds_agent.errors import ProblemsError
 from sds_agent.pki.certificates import write_pem
 from sds_agent.signing.signing_set import LARGEST_ANSWER
 from sds_agent.tasks import uninterrupted
@@ -55,11 +54,9 @@ class _CallProof(Sensitive, frozen=True):
 
 
 class IstioAuthority:
-    """Asks an Istio CA. Raises ProblemsError for settings that do not go together: a token stays on the machine."""
+    """Asks an Istio CA."""
 
     def __init__(self, settings: IstioSettings, clock: Clock, *, timeout: float = TIMEOUT) -> None:
-        if wrong := tuple(conflicts(settings)):
-            raise ProblemsError(wrong)
         self._share = timeout / len(settings.address)
         self._settings = settings
         self._clock = clock

@@ -18,7 +18,7 @@ from contextlib import aclosing, suppress
 from sds_agent import log
 from sds_agent.authority.http_client import HttpAnswer
 from sds_agent.authority.kubernetes.api import KubernetesApi, server
-from sds_agent.authority.kubernetes.settings import KubernetesSettings, conflicts
+from sds_agent.authority.kubernetes.settings import KubernetesSettings
 from sds_agent.authority.kubernetes.trust import SignerRoots
 from sds_agent.authority.kubernetes.wire import (
     RequestStatus,
@@ -36,7 +36,6 @@ from sds_agent.authority.kubernetes.wire import (
 )
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
-from sds_agent.errors import ProblemsError
 from sds_agent.tasks import NoThreadError
 
 LOG = logging.getLogger(__name__)
@@ -50,11 +49,9 @@ MOST_WATCHES = 4
 
 
 class KubernetesAuthority:
-    """Asks a signer through the API server. Raises ProblemsError for settings that do not go together."""
+    """Asks a signer through the API server."""
 
     def __init__(self, settings: KubernetesSettings, clock: Clock, *, timeout: float = TIMEOUT) -> None:
-        if wrong := tuple(conflicts(settings)):
-            raise ProblemsError(wrong)
         self._settings = settings
         self._timeout = timeout
         self._api = KubernetesApi(settings, clock)

@@ -25,7 +25,7 @@ from sds_agent.authority.protocol import (
 )
 from sds_agent.authority.step_ca.proof import StepCaProofs, new_token
 from sds_agent.authority.step_ca.roots import StepCaServerRoots
-from sds_agent.authority.step_ca.settings import StepCaSettings, conflicts
+from sds_agent.authority.step_ca.settings import StepCaSettings
 from sds_agent.authority.step_ca.wire import (
     BACKDATE,
     CRL,
@@ -56,7 +56,6 @@ from sds_agent.authority.step_ca.wire import (
     vouched,
     words_of,
 )
-from sds_agent.errors import ProblemsError
 from sds_agent.pki.certificates import CertificateError, read_pem, unique, write_pem
 from sds_agent.pki.validation.rules import Chain
 
@@ -71,11 +70,9 @@ renewal is disabled or the certificate revoked (401), names or lifetime are allo
 
 
 class StepCaAuthority:
-    """Asks one step-ca. Raises ProblemsError for settings that do not go together."""
+    """Asks one step-ca."""
 
     def __init__(self, settings: StepCaSettings, context: Context) -> None:
-        if wrong := tuple(conflicts(settings)):
-            raise ProblemsError(wrong)
         self.refresh_every = settings.refresh_every
         self.revocation_lists = settings.revocation_lists
         self._settings = settings

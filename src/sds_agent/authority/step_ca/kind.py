@@ -6,7 +6,7 @@ Each request has a connection of its own, so an authority has nothing to close.
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
-from sds_agent.authority.kind import Context, Kind
+from sds_agent.authority.kind import Context, Kind, reject
 from sds_agent.authority.protocol import Authority
 from sds_agent.authority.step_ca.settings import StepCaSettings, conflicts
 from sds_agent.errors import Problem
@@ -14,9 +14,10 @@ from sds_agent.errors import Problem
 
 @asynccontextmanager
 async def _open(chosen: StepCaSettings, context: Context) -> AsyncIterator[Authority]:
-    """A client of this server. Raises ProblemsError for settings that do not go together."""
+    """A client of this server. Raises ProblemsError for keys that contradict each other."""
     from sds_agent.authority.step_ca.client import StepCaAuthority  # noqa: PLC0415 - measured: 78 ms
 
+    reject(conflicts(chosen), context)
     yield StepCaAuthority(chosen, context)
 
 

@@ -6,7 +6,7 @@ Each request has a connection of its own. A task that renews the agent's token l
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 
-from sds_agent.authority.kind import Context, Kind, Use
+from sds_agent.authority.kind import Context, Kind, Use, reject
 from sds_agent.authority.protocol import Authority
 from sds_agent.authority.vault.settings import (
     VaultAppRoleAuth,
@@ -16,19 +16,18 @@ from sds_agent.authority.vault.settings import (
     VaultTokenAuth,
     conflicts,
 )
-from sds_agent.errors import Problem, ProblemsError
+from sds_agent.errors import Problem
 
 
 @asynccontextmanager
 async def _open(chosen: VaultSettings, context: Context) -> AsyncIterator[Authority]:
-    """A client of these servers. Raises ProblemsError for settings that do not go together."""
+    """A client of these servers. Raises ProblemsError for keys that contradict each other."""
     from sds_agent.authority.vault.client import VaultAuthority  # noqa: PLC0415 - measured: 70 ms
     from sds_agent.authority.vault.nodes import VaultNodes  # noqa: PLC0415 - measured: as above
     from sds_agent.authority.vault.session import VaultSession  # noqa: PLC0415 - measured: as above
     from sds_agent.tasks import background_tasks  # noqa: PLC0415 - measured: as above
 
-    if wrong := tuple(conflicts(chosen)):
-        raise ProblemsError(problem.within(f"authorities.{context.name}") for problem in wrong)
+    reject(conflicts(chosen), context)
     nodes = VaultNodes(chosen, context.clock)
     session = VaultSession(context.name, chosen, nodes, context.clock)
     async with background_tasks() as start:
