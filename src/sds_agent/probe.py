@@ -103,7 +103,10 @@ async def _attempt(
 
 
 def _failed(error: AuthorityError, anchors_fault: str) -> str:
-    besides = f"; nor can its trust anchors be had: {anchors_fault}" if anchors_fault else ""
+    if not anchors_fault or anchors_fault == str(error):
+        besides = "; nor does it give its trust anchors" if anchors_fault else ""
+    else:
+        besides = f"; nor can its trust anchors be had: {anchors_fault}"
     return f"{error.kind.value}: {error}{besides}"
 
 

@@ -256,6 +256,26 @@ async def test_a_probe_says_of_each_ca_whether_it_issues_and_spends_no_token_unl
     assert last_line(done).startswith("sds-agent: the authority ca does not issue: unauthenticated: ")
 
 
+async def test_a_probe_says_once_what_is_in_the_way_of_certificates_and_roots(tmp_path: Path) -> None:
+    config = embedded(tmp_path)
+    authorities = {"authorities": {"spire": {"type": "spiffe", "socket": str(tmp_path / "missing.sock")}}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | authorities))
+    said = last_line(await run("check", "--probe", config, code=3))
+    assert said.startswith("sds-agent: the authority spire does not issue: transient: ")
+    assert said.endswith("; nor does it give its trust anchors")
+    assert said.count("missing.sock") == 1
+
+
+async def test_a_probe_beside_a_running_agent_says_of_the_ca_what_it_is_and_ends_as_check_does(tmp_path: Path) -> None:
+    config = embedded(tmp_path)
+    async with agent(config) as running:
+        await running.event("ready")
+        done = await run("check", "--probe", config, code=3)
+        assert b"The authority local is good" in done.stdout
+        assert b"another sds-agent runs on" in done.stderr
+        await running.program.stop()
+
+
 async def test_a_ca_inside_the_agent_is_checked_and_not_asked(tmp_path: Path) -> None:
     config = embedded(tmp_path)
     done = await run("check", "--probe", config, code=0)
