@@ -7,14 +7,15 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from sds_agent import log
-from sds_agent.authority.protocol import AdvertisesLists, AuthorityError
+from sds_agent.authority.protocol import AdvertisesLists, AuthorityError, ErrorKind
 from sds_agent.clock import Clock, until
+from sds_agent.issuance.adapter_calls import failures_of
 from sds_agent.issuance.lists import LARGEST_LISTS, PublishedList, read_lists
 from sds_agent.issuance.trust import FIRST_REFRESH_RETRY, TIMEOUT, Trust, next_refresh
 from sds_agent.pki.certificates import CertificateError, read_bundle
 from sds_agent.pki.validation.revocation import RevocationListError
 from sds_agent.pki.validation.rules import Chain
-from sds_agent.tasks import NoThreadError, in_thread
+from sds_agent.tasks import in_thread
 
 LOG = logging.getLogger(__name__)
 
@@ -77,14 +78,11 @@ async def _until(clock: Clock, due: datetime, trust: Trust, sooner: asyncio.Task
 async def _ask(trust: Trust, name: str, authority: AdvertisesLists) -> tuple[tuple[PublishedList, ...], str]:
     """Ask once. Returns the lists, and why that failed, empty if it did not."""
     try:
-        lists, issuers = await _read(authority)
-    except (AuthorityError, CertificateError, RevocationListError, NoThreadError, TimeoutError) as error:
+        with failures_of(name, TIMEOUT):
+            lists, issuers = await _read(authority)
+    except AuthorityError as error:
         trust.update_lists(name, None)
-        return (), str(error) or f"no answer within {TIMEOUT:.0f} s"
-    except Exception as error:  # noqa: BLE001 - a bug in one adapter must not end the agent
-        log.fault(LOG, f"authority {name}", error)
-        trust.update_lists(name, None)
-        return (), f"the adapter failed with {type(error).__name__}; please report the event fault in the log"
+        return (), str(error)
     trust.update_lists(name, lists, issuers)
     return lists, ""
 
@@ -93,10 +91,11 @@ async def _read(authority: AdvertisesLists) -> tuple[tuple[PublishedList, ...], 
     async with asyncio.timeout(TIMEOUT):
         advertised = await authority.lists()
         if sum(map(len, advertised.lists)) > LARGEST_LISTS:
-            raise RevocationListError(
-                f"the revocation lists have more than {LARGEST_LISTS} bytes",
-                "let the CA drop entries of expired certificates",
-            )
-        # in a thread: a long list takes as long as a hundred handshakes
-        lists = await in_thread(read_lists, advertised.lists)
-        return lists, read_bundle(advertised.issuers_pem).certificates
+            message = f"the revocation lists have more than {LARGEST_LISTS} bytes"
+            raise AuthorityError(ErrorKind.INVALID, f"{message}; let the CA drop entries of expired certificates")
+        try:
+            # in a thread: a long list takes as long as a hundred handshakes
+            lists = await in_thread(read_lists, advertised.lists)
+            return lists, read_bundle(advertised.issuers_pem).certificates
+        except (CertificateError, RevocationListError) as error:
+            raise AuthorityError(ErrorKind.INVALID, str(error)) from error

@@ -6,13 +6,9 @@ its kind when to ask again.
 """
 
 import asyncio
-import logging
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 
-from sds_agent import log
 from sds_agent.authority.protocol import (
     Authority,
     AuthorityError,
@@ -26,6 +22,7 @@ from sds_agent.authority.protocol import (
 from sds_agent.clock import Clock
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted, accept
+from sds_agent.issuance.adapter_calls import failures_of
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
 from sds_agent.pki.csr import make_csr
@@ -35,8 +32,6 @@ from sds_agent.pki.strength import IN_SECRETS
 from sds_agent.pki.validation.rules import Chain
 from sds_agent.tasks import NoThreadError, in_thread
 from sds_agent.values import Sensitive
-
-LOG = logging.getLogger(__name__)
 
 CA_TIMEOUT = 10.0
 """Seconds that a CA may take to answer."""
@@ -57,13 +52,6 @@ class Obtained(Sensitive, frozen=True):
     key: PrivateKey
     asked_at: datetime
     issued_at: datetime
-
-
-class NoAnswerError(AuthorityError):
-    """A CA did not answer in the time that it had."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(ErrorKind.TRANSIENT, f"the CA did not answer within {seconds:g} s")
 
 
 class Requester:
@@ -117,7 +105,7 @@ class Requester:
     async def _call(self, pending: PendingRequest, current: CurrentIdentity | None) -> Issuance:
         workload = self._workload
         request = IssueRequest(workload.identity, pending.csr_pem, workload.ttl, pending.request_id, current)
-        with _failures(self._name, self._timeout):
+        with failures_of(self._name, self._timeout):
             async with asyncio.timeout(self._timeout):
                 return await self._authority.issue(request)
 
@@ -139,7 +127,7 @@ class Receiver:
         After an error the source gives what it has: that may be the same as before, or good by now.
         """
         asked_at, held, self._held = self._clock.now(), self._held, None
-        with _failures(self._name, CA_TIMEOUT):
+        with failures_of(self._name, CA_TIMEOUT):
             supplied = await self._supplier.supply(self._workload.identity, held)
         key, now = _supplied_key(supplied), self._clock.now()
         accepted = _accept(supplied.issuance, key, self._workload.identity, _known(self._trust, self._name), now)
@@ -172,31 +160,3 @@ def _accept(
 
 def _known(trust: Trust, authority: str) -> tuple[Chain, Chain]:
     return trust.anchors_of(authority), trust.anchors_beside(authority)
-
-
-@contextmanager
-def _failures(authority: str, seconds: float) -> Iterator[None]:
-    """Turn all that a call of an adapter raises, but the caller's own cancellation, into an AuthorityError."""
-    try:
-        yield
-    except TimeoutError as error:
-        raise NoAnswerError(seconds) from error
-    except AuthorityError:
-        raise
-    except NoThreadError as error:
-        raise AuthorityError(ErrorKind.TRANSIENT, str(error)) from error
-    except (Exception, asyncio.CancelledError) as error:
-        if _cancelled():
-            raise
-        log.fault(LOG, f"authority {authority}", error)
-        message = (
-            f"the adapter of authority {authority!r} failed with {type(error).__name__}; please report the event "
-            "fault in the log"
-        )
-        raise AuthorityError(ErrorKind.INVALID, message) from error
-
-
-def _cancelled() -> bool:
-    """Whether this attempt is being cancelled: an adapter may raise CancelledError because of a task of its own."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

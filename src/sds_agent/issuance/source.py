@@ -12,8 +12,9 @@ from msgspec import Struct
 
 from sds_agent.authority.protocol import Authority, AuthorityError, CurrentIdentity, ErrorKind, Supplier
 from sds_agent.clock import Clock
+from sds_agent.issuance.adapter_calls import NoAnswerError
 from sds_agent.issuance.queue import IssuanceQueue, Priority
-from sds_agent.issuance.requester import CA_TIMEOUT, NoAnswerError, Obtained, Receiver, Requester
+from sds_agent.issuance.requester import CA_TIMEOUT, Obtained, Receiver, Requester
 from sds_agent.issuance.schedule import ALARM
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload

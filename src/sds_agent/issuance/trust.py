@@ -16,8 +16,15 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from msgspec import Struct, structs
 
 from sds_agent import log
-from sds_agent.authority.protocol import AdvertisesAnchors, AdvertisesFederation, AnnouncesAnchors, AuthorityError
+from sds_agent.authority.protocol import (
+    AdvertisesAnchors,
+    AdvertisesFederation,
+    AnnouncesAnchors,
+    AuthorityError,
+    ErrorKind,
+)
 from sds_agent.clock import Clock, until
+from sds_agent.issuance.adapter_calls import failures_of
 from sds_agent.issuance.anchors_file import AdvertisedAnchors, AnchorsFile, NeededAnchor, StoredAnchors
 from sds_agent.issuance.federation import Federation
 from sds_agent.issuance.lists import PublishedList
@@ -39,7 +46,7 @@ from sds_agent.pki.validation.choice import current, moments
 from sds_agent.pki.validation.rules import Chain, fault_of_ca
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
-from sds_agent.tasks import NoThreadError, background_tasks
+from sds_agent.tasks import background_tasks
 from sds_agent.text import printable
 
 LOG = logging.getLogger(__name__)
@@ -448,20 +455,25 @@ async def refresh_once(
 ) -> tuple[str, float | None]:
     """Ask once. Returns why that failed, empty if it did not, and the delay in seconds that the authority asks for."""
     try:
-        async with asyncio.timeout(TIMEOUT):
-            advertised = read_bundle(await authority.anchors())
-        trust.update(name, advertised.certificates, advertised.left_out)
-        if federation is not None and isinstance(authority, AdvertisesFederation):
-            async with asyncio.timeout(TIMEOUT):
-                federated = await authority.federated_anchors()
-            federation.update(name, federated)
-    except (AuthorityError, CertificateError, NoThreadError, TimeoutError) as error:
-        retry_after = error.retry_after if isinstance(error, AuthorityError) else None
-        return str(error) or f"no answer within {TIMEOUT:.0f} s", retry_after
-    except Exception as error:  # noqa: BLE001 - a bug in one adapter must not end the agent
-        log.fault(LOG, f"authority {name}", error)
-        return f"the adapter failed with {type(error).__name__}; please report the event fault in the log", None
+        with failures_of(name, TIMEOUT):
+            await _take_anchors(trust, name, authority, federation)
+    except AuthorityError as error:
+        return str(error), error.retry_after
     return "", None
+
+
+async def _take_anchors(trust: Trust, name: str, authority: AdvertisesAnchors, federation: Federation | None) -> None:
+    async with asyncio.timeout(TIMEOUT):
+        pem = await authority.anchors()
+    try:
+        advertised = read_bundle(pem)
+    except CertificateError as error:
+        raise AuthorityError(ErrorKind.INVALID, str(error)) from error
+    trust.update(name, advertised.certificates, advertised.left_out)
+    if federation is not None and isinstance(authority, AdvertisesFederation):
+        async with asyncio.timeout(TIMEOUT):
+            federated = await authority.federated_anchors()
+        federation.update(name, federated)
 
 
 async def maintain(trust: Trust, file: AnchorsFile, clock: Clock, federation: Federation | None = None) -> None:
