@@ -708,6 +708,22 @@ async def test_a_step_ca_without_lists_is_answered_with_the_lines_to_add(tmp_pat
     assert caught.value.kind is ErrorKind.INVALID
 
 
+async def test_a_step_ca_that_is_not_ready_is_asked_for_its_list_again(tmp_path: Path) -> None:
+    """That is no matter of its ca.json."""
+    async with step_ca() as ca:
+        authority = client(tmp_path, ca, revocation_lists=True)
+        await authority.anchors()
+
+        async def unready(_request: Request) -> Reply:
+            return Reply(503, b'{"status":503,"message":"not ready"}', {})
+
+        ca.server.answer = unready
+        with pytest.raises(AuthorityError, match="not ready") as caught:
+            await authority.lists()
+    assert caught.value.kind is ErrorKind.TRANSIENT
+    assert "ca.json" not in str(caught.value)
+
+
 def test_lists_are_asked_for_where_the_configuration_says_so() -> None:
     assert StepCaSettings(url="https://ca.example", provisioner="sds").revocation_lists is False
 

@@ -11,6 +11,7 @@ import pytest
 from cryptography import x509
 from fakes.agents import Agent, agent
 from fakes.envoys import Client, client, envoy
+from fakes.hierarchy import make_ca
 from fakes.step_ca_server import StepCaStandIn, write_jwk
 
 from sds_agent.pki.certificates import read_pem
@@ -21,7 +22,7 @@ SECOND = timedelta(seconds=1)
 WORKLOADS = ("default", "client", "revoked")
 
 
-def write_config(directory: Path, ca: StepCaStandIn, **changed: object) -> Path:
+def write_config(directory: Path, ca: StepCaStandIn, *, client_ttl: str = "24h") -> Path:
     authority = {
         "type": "step-ca",
         "url": ca.server.url,
@@ -30,14 +31,20 @@ def write_config(directory: Path, ca: StepCaStandIn, **changed: object) -> Path:
         **{key: str(file) for key, file in write_jwk(directory, ca).items()},
         "revocation_lists": True,
         "refresh_every": "1s",
-        **changed,
     }
     config = {
         "trust_domain": "demo.example",
         "state_dir": str(directory / "state"),
         "sds": {"socket": str(directory / "sds.sock")},
         "authorities": {"step": authority},
-        "workloads": [{"name": name, "spiffe_id": f"spiffe://demo.example/{name}"} for name in WORKLOADS],
+        "workloads": [
+            {
+                "name": name,
+                "spiffe_id": f"spiffe://demo.example/{name}",
+                "ttl": client_ttl if name == "client" else "24h",
+            }
+            for name in WORKLOADS
+        ],
     }
     file = directory / "sds-agent.yaml"
     file.write_text(json.dumps(config))
@@ -58,6 +65,11 @@ class Mesh:
         self.ports = ports
         self.good = good
         self.bad = bad
+
+    @property
+    def renewals(self) -> int:
+        """How often the good client's certificate was renewed so far."""
+        return len(self.running.events("renewed", workload="client"))
 
     async def everybody_is_taken(self) -> None:
         for port in self.ports:
@@ -137,4 +149,25 @@ async def test_a_list_that_ends_is_taken_out_before_envoys_refuse_everybody(tmp_
         await running.running.event("list_ends_soon")
         await running.running.event("revocation_off")
         await running.loaded(str(running.running.events("lists_changed")[-1]["version"]))
+        await running.everybody_is_taken()
+
+
+async def test_a_peer_below_a_new_intermediate_is_taken_before_and_after_its_list_is_there(
+    tmp_path: Path, ca: StepCaStandIn
+) -> None:
+    """The lists go out of both Envoys before he shows his certificate, and come back with the new one."""
+    ca.revoke()
+    async with mesh(write_config(tmp_path, ca, client_ttl="6s")) as running:
+        await running.running.event("revocation_on")
+        ca.signer = make_ca("another intermediate", ca.root, **ca.validity)
+        await running.running.event("renewed", workload="client", count=1 + running.renewals)
+        while read_pem((tmp_path / "client.pem").read_bytes())[1] != ca.signer.certificate:
+            await running.running.event("renewed", workload="client", count=1 + running.renewals)
+            running.good = await client(running.running.socket, tmp_path)
+        await running.everybody_is_taken()
+        assert len(running.running.events("revocation_off")) == 1
+        ca.revoke()
+        await running.running.event("revocation_on", count=2)
+        await running.loaded(str(running.running.events("lists_changed")[-1]["version"]))
+        running.good = await client(running.running.socket, tmp_path)
         await running.everybody_is_taken()

@@ -53,6 +53,7 @@ class Bench:
         self.clock = HandClock()
         self.store = SecretStore([NAME])
         self.trust = Trust(self.store, [NAME], self.clock, with_lists=asked or ["a"])
+        self.first: CertificateSecret
         self.pushes: list[tuple[set[x509.Certificate], set[str]]] = []
 
     def seen(self, _names: frozenset[str]) -> None:
@@ -82,7 +83,7 @@ def bench() -> Iterator[Bench]:
     """With a root, a certificate that is in use, and the list of its CA."""
     made = Bench()
     made.trust.update("a", (ROOT.certificate,))
-    made.use(make_leaf(SIGNER), SIGNER.certificate)
+    made.first = made.use(make_leaf(SIGNER), SIGNER.certificate)
     made.publishes(make_crl(SIGNER))
     with made.store.watching(made.seen):
         yield made
@@ -174,14 +175,15 @@ def test_of_many_certificates_of_one_kind_one_is_judged(bench: Bench) -> None:
 def test_the_former_cas_list_stays_until_no_certificate_of_it_can_be_in_use(bench: Bench) -> None:
     """Its CA publishes it no more, and peers have certificates of it that were issued for others."""
     signer = make_ca("signer 3", ROOT)
-    old = bench.use(make_leaf(SIGNER), SIGNER.certificate)
-    first = bench.use(make_leaf(SIGNER), SIGNER.certificate)
     bench.publishes(make_crl(signer), issuers=(signer,))
     bench.use(make_leaf(signer, not_after=NOW + DAY), signer.certificate)
-    for each in (old, first):
-        bench.trust.remove_in_use("a", each)
+    bench.trust.remove_in_use("a", bench.first)
+    bench.trust.update_lists("a", None)
     assert {each.issuer for each in bench.lists} == {SIGNER.certificate.subject, signer.certificate.subject}
     assert bench.pushes == [({ROOT.certificate}, {"CN=signer", "CN=signer 3"})]
+    bench.clock.set_wall(2 * HOUR)  # a certificate of this CA lasts as long
+    bench.trust.check_times()
+    assert [each.issuer for each in bench.lists] == [signer.certificate.subject]
 
 
 def test_an_authority_that_does_not_answer_changes_nothing(bench: Bench) -> None:
