@@ -99,6 +99,14 @@ def test_without_a_list_of_a_ca_that_issues_none_goes_out() -> None:
     assert not chosen(listed(), listed(other), known=known).off
 
 
+def test_a_certificate_that_is_valid_later_has_its_cas_list_asked_for_now() -> None:
+    """It is served as soon as it is valid."""
+    other = make_ca("other", ROOT)
+    coming = make_leaf(other, not_before=NOW + HOUR / 2)
+    known = KnownCas(IN_USE.anchors, (*IN_USE.chains, (coming, other.certificate)))
+    assert "'CN=other', which issues" in chosen(listed(), known=known).off[0]
+
+
 def test_an_anchor_without_any_list_below_it_takes_all_lists_out() -> None:
     """Peers below it would be refused: Envoys would look for a list of theirs."""
     another = make_ca("another root")
@@ -135,7 +143,7 @@ def test_a_former_ca_of_a_removed_root_asks_for_nothing() -> None:
 
 def test_a_list_of_a_ca_that_is_not_known_takes_all_out() -> None:
     """That CA issues for others already, and they would be refused."""
-    assert "by a CA that is not known here" in chosen(listed(), listed(make_ca("new", ROOT))).off[0]
+    assert "by a CA whose certificate is not known here" in chosen(listed(), listed(make_ca("new", ROOT))).off[0]
 
 
 def test_an_earlier_list_of_a_ca_that_is_gone_is_dropped() -> None:

@@ -202,7 +202,7 @@ class _Choosing:
         self._issued = [
             (chain[0], issuer)
             for chain in known.chains
-            if any(vouches(anchor, chain, now) for anchor in self._anchors)
+            if any(vouches(anchor, chain, _in_force(chain, now)) for anchor in self._anchors)
             if (issuer := _issuer_of(chain[0], (*chain[1:], *known.anchors))) is not None
         ]
         self._best: dict[CaIdentity, PublishedList] = {}
@@ -279,7 +279,8 @@ class _Choosing:
         if namesakes:
             return f"{published.name} is signed by another key than that CA's; have the CA publish it anew"
         return (
-            f"{published.name} is by a CA that is not known here, whose certificates may be in use; renew a certificate"
+            f"{published.name} is by a CA whose certificate is not known here, and which may have issued for others; "
+            "no list goes out until that CA has issued for this agent"
         )
 
     def _lacks(self) -> Iterator[str]:
@@ -303,6 +304,11 @@ class _Choosing:
             identifier = extension_of(published.crl, x509.AuthorityKeyIdentifier)
             if names.count(name) > 1 and (identifier is None or identifier.key_identifier is None):
                 yield f"{published.name} has no key identifier, and several CAs have that name; have the CA add it"
+
+
+def _in_force(chain: Chain, now: datetime) -> datetime:
+    """Now, or when the chain begins to be valid: it may be served from then on."""
+    return max(now, *(each.not_valid_before_utc for each in chain))
 
 
 def _issuer_of(leaf: x509.Certificate, cas: Sequence[x509.Certificate]) -> x509.Certificate | None:

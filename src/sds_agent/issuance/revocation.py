@@ -132,7 +132,7 @@ class Revocation:
         if choice.off and choice.off != before.off:
             self._lacking.set()
         self._off.report(choice.off)
-        self._note(None if choice.off else frozenset(choice.lists), now)
+        self._note(frozenset(choice.lists) or None, now)
         self._warn_of_ends(now)
 
     def _note(self, cas: frozenset[CaIdentity] | None, now: datetime) -> None:
