@@ -19,6 +19,7 @@ from sds_agent.directories import LockedDirectory, locked_directory
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance import expiry
 from sds_agent.issuance.anchors_file import AnchorsFile
+from sds_agent.issuance.anchors_refresh import maintain, refresh
 from sds_agent.issuance.cache import CertificateCache, WorkloadCache, tidy
 from sds_agent.issuance.failover import FailoverPolicy
 from sds_agent.issuance.federation import Federation, bundle_name
@@ -30,7 +31,7 @@ from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.source import Upstream
 from sds_agent.issuance.standing import lack
 from sds_agent.issuance.status import TrustStatus, WorkloadStatus
-from sds_agent.issuance.trust import Trust, maintain, refresh
+from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
 from sds_agent.rpc.health import Health
 from sds_agent.sds.endpoint import Access, access

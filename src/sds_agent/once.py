@@ -38,9 +38,10 @@ from sds_agent.directories import LockedDirectory, locked_directory
 from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.files import read_own
 from sds_agent.issuance.acceptance import accept
+from sds_agent.issuance.anchors_refresh import refresh
 from sds_agent.issuance.issuer import Issuer
 from sds_agent.issuance.publication import PublicationTarget
-from sds_agent.issuance.trust import Trust, refresh
+from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload, secret_of
 from sds_agent.outputs.directory import (
     AGENT_ALONE,

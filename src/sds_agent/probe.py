@@ -12,8 +12,9 @@ from sds_agent.clock import Clock
 from sds_agent.config.settings import Settings
 from sds_agent.configfile.durations import format_duration
 from sds_agent.errors import SdsAgentError
+from sds_agent.issuance.anchors_refresh import refresh_once
 from sds_agent.issuance.requester import Obtained, Receiver, Requester
-from sds_agent.issuance.trust import Trust, refresh_once
+from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
 from sds_agent.pki.certificates import describe, describe_time, serial_hex
 from sds_agent.secrets.store import SecretStore

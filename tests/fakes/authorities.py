@@ -337,7 +337,7 @@ class ScriptedTrust:
 
     refresh_every = timedelta(minutes=5)
 
-    def __init__(self, *script: bytes | Exception | None) -> None:
+    def __init__(self, *script: bytes | BaseException | None) -> None:
         self.calls = 0
         self._script = deque(script)
         self._asked = anyio.Event()
@@ -350,7 +350,7 @@ class ScriptedTrust:
         step = self._script.popleft() if len(self._script) > 1 else self._script[0]
         if step is None:
             await anyio.sleep_forever()
-        if isinstance(step, Exception):
+        if isinstance(step, BaseException):
             raise step
         assert step is not None
         return step

@@ -21,9 +21,16 @@ from sds_agent.authority.protocol import (
     ErrorKind,
 )
 from sds_agent.issuance.anchors_file import AnchorsFile
+from sds_agent.issuance.anchors_refresh import (
+    BETWEEN_ANNOUNCEMENTS,
+    FIRST_REFRESH_RETRY,
+    follow_times,
+    maintain,
+    refresh,
+)
 from sds_agent.issuance.federation import MOST_SHOWN, Federation
 from sds_agent.issuance.status import FederatedStatus
-from sds_agent.issuance.trust import BETWEEN_ANNOUNCEMENTS, FIRST_REFRESH_RETRY, Trust, follow_times, maintain, refresh
+from sds_agent.issuance.trust import Trust
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.secrets.model import BundleSecret
 from sds_agent.secrets.store import SecretStore

@@ -15,9 +15,10 @@ from fakes.events import Events, recorded
 from fakes.hierarchy import DAY, HOUR, NOW, Ca, make_ca, make_crl, make_leaf
 
 from sds_agent.authority.protocol import AdvertisedLists, AuthorityError, ErrorKind
+from sds_agent.issuance.anchors_refresh import TIMEOUT
 from sds_agent.issuance.list_refresh import follow_lists, next_reading
 from sds_agent.issuance.lists import read_lists
-from sds_agent.issuance.trust import TIMEOUT, Trust
+from sds_agent.issuance.trust import Trust
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.pki.validation.revocation import read_crls
 from sds_agent.secrets.model import BundleSecret, CertificateSecret

@@ -29,17 +29,17 @@ from sds_agent.issuance.anchors_file import (
     NeededAnchor,
     StoredAnchors,
 )
-from sds_agent.issuance.status import TrustStatus
-from sds_agent.issuance.trust import (
+from sds_agent.issuance.anchors_refresh import (
     FIRST_REFRESH_RETRY,
     RETRY,
     TIMEOUT,
-    Trust,
     follow_times,
     maintain,
     next_refresh,
     refresh,
 )
+from sds_agent.issuance.status import TrustStatus
+from sds_agent.issuance.trust import Trust
 from sds_agent.pki.certificates import longest_valid_first, read_pem, write_pem
 from sds_agent.sealing import Seal
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
@@ -725,13 +725,14 @@ FAILURES = {
     "an error": (AuthorityError(ErrorKind.TRANSIENT, "the CA is down"), "the CA is down"),
     "garbage": (b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n", "not a"),
     "a bug": (KeyError("roots"), "KeyError; please report the event fault in the log"),
+    "a cancelled task of its own": (asyncio.CancelledError(), "CancelledError; please report the event fault"),
     "a time-out": (TimeoutError("timed out while connecting"), "the CA did not answer within 10 s"),
 }
 
 
 @pytest.mark.parametrize(("failure", "cause"), FAILURES.values(), ids=FAILURES)
 async def test_a_refresh_that_fails_keeps_what_is_served_and_is_tried_again(
-    store: SecretStore, trust: Trust, events: Events, failure: bytes | Exception, cause: str
+    store: SecretStore, trust: Trust, events: Events, failure: bytes | BaseException, cause: str
 ) -> None:
     authority = ScriptedTrust(write_pem([ROOTS[0]]), failure, failure, write_pem([ROOTS[1]]))
     async with refreshing(trust, authority) as clock:

@@ -10,8 +10,9 @@ from sds_agent import log
 from sds_agent.authority.protocol import AdvertisesLists, AuthorityError, ErrorKind
 from sds_agent.clock import Clock, until
 from sds_agent.issuance.adapter_calls import failures_of
+from sds_agent.issuance.anchors_refresh import FIRST_REFRESH_RETRY, TIMEOUT, next_refresh
 from sds_agent.issuance.lists import LARGEST_LISTS, PublishedList, read_lists
-from sds_agent.issuance.trust import FIRST_REFRESH_RETRY, TIMEOUT, Trust, next_refresh
+from sds_agent.issuance.trust import Trust
 from sds_agent.pki.certificates import CertificateError, read_bundle
 from sds_agent.pki.validation.revocation import RevocationListError
 from sds_agent.pki.validation.rules import Chain
