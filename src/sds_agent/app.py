@@ -171,7 +171,7 @@ async def agent(
             yield running
 
 
-class _Anchors(Struct, frozen=True):
+class _RestoredAnchors(Struct, frozen=True):
     """The trust bundle and the anchors of other trust domains, and the file that holds both from one start to the next.
 
     `restored` is whether there is a bundle to serve before any authority has answered.
@@ -185,7 +185,7 @@ class _Anchors(Struct, frozen=True):
 
 def _anchors(
     settings: Settings, store: SecretStore, cas: Mapping[str, Authority | Supplier], clock: Clock, seal: Seal | None
-) -> _Anchors:
+) -> _RestoredAnchors:
     """Those from before the start, published in the store."""
     trust = Trust(store, settings.bundle_names, clock, authorities=cas, with_lists=_with_lists(cas))
     federation = Federation(store, settings.federation, clock, trust.store_again)
@@ -194,7 +194,7 @@ def _anchors(
     before = file.load()
     trust.restore(before.needed, before.advertised)
     federation.restore(before.federated)
-    return _Anchors(trust, federation, file, trust.status.version is not None)
+    return _RestoredAnchors(trust, federation, file, trust.status.version is not None)
 
 
 @asynccontextmanager

@@ -5,12 +5,12 @@ All is real: sockets on loopback, and TLS where the fault lies behind the handsh
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from ipaddress import ip_address
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -141,7 +141,7 @@ class Front:
             await self._wait(reader)
         else:
             await writer.start_tls(self._context(fault))
-            await _BEHIND_TLS.get(fault, Front._answer_http)(self, reader, writer)
+            await self._BEHIND_TLS.get(fault, Front._answer_http)(self, reader, writer)
 
     async def _pass_on(self, reader: Reader, writer: Writer) -> None:
         back, forth = await asyncio.open_connection("127.0.0.1", self._behind.port)
@@ -222,15 +222,14 @@ class Front:
         openssl.load_certificate(context, write_pem([leaf]) + to_pkcs8_pem(key))
         return context
 
-
-_BEHIND_TLS: dict[Fault, Callable[[Front, Reader, Writer], Awaitable[None]]] = {
-    Fault.SILENT_BEHIND_TLS: Front._wait,  # noqa: SLF001 - of this module
-    Fault.DRIPS: Front._drip,  # noqa: SLF001
-    Fault.CLOSES: Front._close,  # noqa: SLF001
-    Fault.GARBAGE: Front._garbage,  # noqa: SLF001
-    Fault.UNTRUSTED: Front._wait,  # noqa: SLF001
-    Fault.EXPIRED: Front._wait,  # noqa: SLF001
-}
+    _BEHIND_TLS: ClassVar[Mapping[Fault, Callable[["Front", Reader, Writer], Awaitable[None]]]] = {
+        Fault.SILENT_BEHIND_TLS: _wait,
+        Fault.DRIPS: _drip,
+        Fault.CLOSES: _close,
+        Fault.GARBAGE: _garbage,
+        Fault.UNTRUSTED: _wait,
+        Fault.EXPIRED: _wait,
+    }
 
 
 def _http(status: str, body: bytes = b"", *headers: str) -> bytes:
