@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from sds_agent.authority.protocol import ErrorKind
+from sds_agent.issuance.adapter_calls import NoAnswerError
 from sds_agent.issuance.failover import (
     LONGEST_WAY_BACK,
     PATIENCE,
@@ -268,3 +269,9 @@ def test_from_every_history_an_authority_is_chosen_and_the_next_choice_lies_ahea
     patience = failover.patience(turn.index, now, served, waits=data.draw(st.booleans()))
     assert patience is None or patience >= timedelta(0)
     assert failover.tried[failover.in_use] == Tried() or failover.tried[failover.in_use].failure is not None
+
+
+def test_the_time_that_an_authority_had_is_said_to_a_tenth_of_a_second() -> None:
+    """It is a share of the life that is left, and a log of microseconds is hard to read."""
+    assert str(NoAnswerError(5.81835)) == "the CA did not answer within 5.8 s"
+    assert str(NoAnswerError(120)) == "the CA did not answer within 120 s"

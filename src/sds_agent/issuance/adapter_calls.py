@@ -16,7 +16,7 @@ class NoAnswerError(AuthorityError):
     """A CA did not answer in the time that it had."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(ErrorKind.TRANSIENT, f"the CA did not answer within {seconds:g} s")
+        super().__init__(ErrorKind.TRANSIENT, f"the CA did not answer within {round(seconds, 1):g} s")
 
 
 @contextmanager

@@ -112,7 +112,8 @@ class VaultNodes:
                     answer = await self._send(self._leader(answer), call, reach)
         except TimeoutError as error:
             message = (
-                f"{_what(url)} did not answer within {self._share:g} s; check that the network lets the agent through"
+                f"{_what(url)} did not answer within {round(self._share, 1):g} s; check that the network lets the agent "
+                "through"
             )
             raise AuthorityError(ErrorKind.TRANSIENT, message) from error
         if answer.http.status != 200 and not serves(refusal := self.refusal(answer, call)):
