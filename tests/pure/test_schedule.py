@@ -579,6 +579,18 @@ def test_the_agent_repeats_a_refused_request_slowly(kind: ErrorKind) -> None:
     assert after(kind, randomness=0.999999).delay == pytest.approx(FIRST_RETRY_REFUSED, abs=SECOND / 1000)
 
 
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_refusal_at_the_end_of_an_outage_costs_no_more_than_any_first_refusal(kind: ErrorKind) -> None:
+    """A CA that starts, or a proxy before it, may refuse once; the agent has no certificate until it asks again."""
+    failure = None
+    for _ in range(20):
+        failure = after(before=failure)
+    first = after(kind, before=failure, randomness=0.999999)
+    assert first.delay <= FIRST_RETRY_REFUSED
+    assert after(kind, before=first, randomness=0).delay == FIRST_RETRY_REFUSED
+    assert after(kind, before=after(before=first), randomness=0).delay == FIRST_RETRY_REFUSED / 2
+
+
 def test_every_failure_in_a_row_counts_however_many() -> None:
     failure = Failure(NOW, 1_000_000, SECOND)
     assert after(before=failure, having=SERVED, randomness=0.5) == Failure(
@@ -616,7 +628,8 @@ def test_retry_after_is_honoured_as_far_as_it_makes_sense(retry_after: float | N
 def test_no_delay_takes_more_than_half_of_the_life_that_is_left() -> None:
     certificate = current_leaf(40 * SECOND)
     assert after(before=Failure(NOW, 30, SECOND), having=certificate, randomness=0.999).delay == 20 * SECOND
-    assert after(ErrorKind.DENIED, before=Failure(NOW, 30, SECOND), having=certificate).delay == 20 * SECOND
+    refused = Failure(NOW, 30, SECOND, ErrorKind.DENIED, 30)
+    assert after(ErrorKind.DENIED, before=refused, having=certificate).delay == 20 * SECOND
     assert after(ErrorKind.THROTTLED, having=certificate, retry_after=3600).delay == 20 * SECOND
 
 

@@ -107,12 +107,16 @@ class CurrentLeaf(Struct, frozen=True):
 
 
 class Failure(Struct, frozen=True):
-    """The last attempt failed: when, for the how many-th time in a row, how long to wait because of it, and why."""
+    """The last attempt failed: when, for the how many-th time in a row, how long to wait because of it, and why.
+
+    `refusals` is how many attempts in a row, up to this one, the CA refused; 0 if this one failed otherwise.
+    """
 
     at: datetime
     count: int
     delay: timedelta
     kind: ErrorKind = ErrorKind.TRANSIENT
+    refusals: int = 0
 
     @property
     def retry_at(self) -> datetime:
@@ -321,22 +325,25 @@ def failed(
 
     The delay has full jitter (`randomness` is uniform in [0, 1)) under a bound that doubles from failure to failure and
     stays at its cap. The cap is low while nothing valid is served, unless the CA refused, which asking does not fix;
-    `ttl` is the lifetime asked for. A CA's own Retry-After (seconds) is a lower bound. While a valid certificate is
-    served, at most half the rest of its life passes before the next attempt, so that none sleeps past the expiry it is
-    to prevent. Where certificates are `supplied`, asking costs a CA nothing: the delays are short, whatever the cause.
+    `ttl` is the lifetime asked for. After a refusal the bound doubles with the refusals in a row alone: what a CA
+    answers once while it starts after an outage must not cost a minute. A CA's own Retry-After (seconds) is a lower
+    bound. While a valid certificate is served, at most half the rest of its life passes before the next attempt, so
+    that none sleeps past the expiry it is to prevent. Where certificates are `supplied`, asking costs a CA nothing: the
+    delays are short, whatever the cause.
     """
     count = before.count + 1 if before else 1
+    refusals = (before.refusals if before else 0) + 1 if kind.refused else 0
     valid = served is not None and not served.expired(now)
     slow = kind.refused and not supplied
     cap = LONGEST_RETRY if valid or slow else _longest_unserved(served, ttl)
     if supplied:
         cap = LONGEST_RETRY_SUPPLIED
-    delay = _jittered(count, cap, randomness, slow=slow)
+    delay = _jittered(refusals if slow else count, cap, randomness, slow=slow)
     if retry_after is not None and retry_after > 0:  # so a CA's "nan" does not count either
         delay = max(delay, timedelta(seconds=min(retry_after, LONGEST_RETRY_AFTER.total_seconds())))
     if served is not None and valid:
         delay = min(delay, (served.not_after - now) / 2)
-    return Failure(now, count, max(delay, SHORTEST_DELAY), kind)
+    return Failure(now, count, max(delay, SHORTEST_DELAY), kind, refusals)
 
 
 def _jittered(count: int, cap: timedelta, randomness: float, *, slow: bool) -> timedelta:
