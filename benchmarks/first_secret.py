@@ -35,7 +35,9 @@ keep_certificates: {1}
 """
 
 
-def seconds_to_first_secret(command: Sequence[str], socket: Path, then: Callable[[int], None] | None = None) -> float:
+def seconds_to_first_secret(
+    command: Sequence[str], socket: Path, then: Callable[[int], None] | None = None, question: bytes = QUESTION
+) -> float:
     """Start the server, ask for a secret as soon as its socket is there, and end it. `then` gets its pid before."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     if command[-1] == "run":
@@ -49,7 +51,7 @@ def seconds_to_first_secret(command: Sequence[str], socket: Path, then: Callable
             time.sleep(0.0005)
         with grpc.insecure_channel(f"unix:{socket}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(METHOD)
-            next(iter(call(iter([QUESTION]), wait_for_ready=True, timeout=TIMEOUT)))
+            next(iter(call(iter([question]), wait_for_ready=True, timeout=TIMEOUT)))
             taken = time.perf_counter() - started
         if then is not None:
             then(server.pid)

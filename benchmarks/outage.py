@@ -26,6 +26,7 @@ from pathlib import Path
 import anyio
 import first_secret
 import httpx
+from sds_agent_proto import sds_pb2
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from demo_app import files, server
@@ -33,6 +34,7 @@ from demo_app.play import _envoy, _listener_port
 
 COMMAND = str(Path(sys.executable).with_name("sds-agent"))
 IDENTITIES = {"web": files.WEB, "backend": files.BACKEND}
+QUESTION = sds_pb2.DiscoveryRequest(resource_names=["web"]).SerializeToString()
 PAUSE = 0.05
 
 
@@ -76,14 +78,13 @@ class Node:
                 "server_name": "localhost",
                 "token_file": str(token),
             }
-        names = {"web": "default", "backend": "backend"}
         return {
             "trust_domain": "demo.example",
             "state_dir": str(self.directory / "state"),
             "sds": {"socket": str(self.places.socket)},
             "authorities": authorities,
             "workloads": [
-                {"name": names[name], "spiffe_id": identity, "ttl": f"{lifetime}s", "authority": name}
+                {"name": name, "spiffe_id": identity, "ttl": f"{lifetime}s", "authority": name}
                 for name, identity in IDENTITIES.items()
             ],
         }
@@ -162,7 +163,7 @@ def measured(node: Node, lifetime: int, lifetimes: int) -> None:
         time.sleep(lifetime / 10)
         running.send_signal(signal.SIGKILL)
         running.wait()
-        again = first_secret.seconds_to_first_secret(agent, node.places.socket)
+        again = first_secret.seconds_to_first_secret(agent, node.places.socket, question=QUESTION)
         running = node.start(*agent)
         time.sleep(lifetime / 10)
         end = node.ends().timestamp()
