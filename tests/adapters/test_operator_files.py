@@ -1,0 +1,35 @@
+"""The files that the settings of a CA name, where the disk does not give them."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from sds_agent.authority.operator_files import OperatorFiles
+from sds_agent.authority.protocol import AuthorityError, ErrorKind
+
+
+def silent() -> bytes:
+    raise TimeoutError(errno.ETIMEDOUT, "no answer within 5 s")
+
+
+async def test_a_disk_that_does_not_answer_is_named_as_the_cause() -> None:
+    with pytest.raises(AuthorityError) as caught:
+        await OperatorFiles().read("the token (/mnt/token)", silent)
+    assert caught.value.kind is ErrorKind.UNAUTHENTICATED
+    assert (
+        str(caught.value) == "the token (/mnt/token) cannot be read: no answer within 5 s; check that the disk is there"
+    )
+
+
+async def test_keys_that_name_no_file_read_none(tmp_path: Path) -> None:
+    files = OperatorFiles()
+    assert await files.server_roots(None) is None
+    assert await files.client_certificate(None, tmp_path / "key.pem") is None
+
+
+async def test_a_file_that_is_gone_is_named_with_what_it_should_hold(tmp_path: Path) -> None:
+    with pytest.raises(
+        AuthorityError, match=r"^the trust domain's roots cannot be read from .*roots\.pem: No such file"
+    ):
+        await OperatorFiles().trust_roots(tmp_path / "roots.pem")
