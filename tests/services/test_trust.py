@@ -746,7 +746,8 @@ async def test_a_refresh_that_fails_keeps_what_is_served_and_is_tried_again(
         await clock.asleep()
         clock.elapse(REFRESH)
         await events.wait("trust_changed", count=2)
-        assert served(store) == {ROOTS[1]}
+    # outside, for a refresh that ends by a cancellation ends the block without an error
+    assert served(store) == {ROOTS[1]}
 
 
 async def test_a_refresh_that_fails_is_tried_again_before_its_interval_is_over(
