@@ -111,10 +111,8 @@ class VaultNodes:
                 if answer.http.status in _REDIRECTS:
                     answer = await self._send(self._leader(answer), call, reach)
         except TimeoutError as error:
-            message = (
-                f"{_what(url)} did not answer within {round(self._share, 1):g} s; check that the network lets the agent "
-                "through"
-            )
+            within = "" if self._share is None else f" within {round(self._share, 1):g} s"
+            message = f"{_what(url)} did not answer{within}; check that the network lets the agent through"
             raise AuthorityError(ErrorKind.TRANSIENT, message) from error
         if answer.http.status != 200 and not serves(refusal := self.refusal(answer, call)):
             raise not_serving(refusal)
