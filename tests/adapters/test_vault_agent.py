@@ -15,6 +15,7 @@ from fakes.vault_server import VaultServer
 
 from sds_agent import app
 from sds_agent.pki.certificates import read_pem
+from sds_agent.pki.validation.revocation import read_crls
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 
 TTL = timedelta(hours=1)
@@ -57,6 +58,13 @@ class VaultNode:
         assert isinstance(served, BundleSecret)
         return set(read_pem(served.anchors_pem))
 
+    @property
+    def lists(self) -> dict[x509.Name, x509.CertificateRevocationList]:
+        """The revocation lists that an Envoy gets, by their CAs."""
+        served = self.parts.store.snapshot["ROOTCA"]
+        assert isinstance(served, BundleSecret)
+        return {each.issuer: each for each in read_crls(served.lists_pem)}
+
     async def next_attempt(self) -> None:
         """Let the time come at which the agent asks next."""
         (status,) = self.parts.workloads
@@ -73,8 +81,8 @@ class VaultNode:
 
 
 @asynccontextmanager
-async def running(folder: Path, vault: VaultServer, clock: HandClock) -> AsyncIterator[VaultNode]:
-    """The agent as a configuration file has it, with its first certificate."""
+async def running(folder: Path, vault: VaultServer, clock: HandClock, more: str = "") -> AsyncIterator[VaultNode]:
+    """The agent as a configuration file has it, with its first certificate. `more` is a key of the authority."""
     (folder / "roots.pem").write_bytes(vault.http.roots_pem)
     (folder / "secret-id").write_text("the-secret-id")
     (folder / "secret-id").chmod(0o600)
@@ -90,6 +98,7 @@ authorities:
     role: web
     refresh_every: 1m
     auth: {{type: approle, role_id: the-role-id, secret_id_file: secret-id}}
+    {more}
 workloads: [{{name: web, spiffe_id: "spiffe://demo.example/web", ttl: 1h}}]
 """
     read = settings(folder, text)
@@ -153,3 +162,30 @@ async def test_an_outage_costs_no_envoy_its_certificate(tmp_path: Path, vault: V
             assert node.chain[0] == valid
         vault.sealed = False
         assert await node.renewed() != valid
+
+
+async def test_a_new_roots_list_comes_with_it_or_no_list_does(
+    tmp_path: Path, vault: VaultServer, clock: HandClock
+) -> None:
+    """Beside the old list alone Envoys would refuse every certificate below the new root."""
+    pushes: list[tuple[int, int]] = []
+
+    async with vault.serving(), running(tmp_path, vault, clock, "revocation_lists: true") as node:
+
+        def seen(_names: frozenset[str]) -> None:
+            pushes.append((len(node.bundle), len(node.lists)))
+
+        await node.events.wait("revocation_on", lists=1)
+        old = node.chain[0]
+        vault.revoked.append(old)
+        with node.parts.store.watching(seen):
+            new = vault.add_root("root two", default=False)
+            clock.elapse(timedelta(minutes=1, seconds=1))
+            await node.events.wait("revocation_on", lists=2)
+            await node.events.wait("trust_changed", anchors=2)
+            (vault.default,) = [number for number, each in vault.issuers.items() if each.certificate == new]
+            (await node.renewed()).verify_directly_issued_by(new)
+        assert (2, 1) not in pushes
+        listing = node.lists[old.issuer]
+        assert listing.get_revoked_certificate_by_serial_number(old.serial_number) is not None
+        assert node.lists.keys() == {each.subject for each in vault.roots}
