@@ -68,15 +68,14 @@ class Node:
     def _agent(self, lifetime: int) -> dict[str, object]:
         """The agent's configuration: an authority for each token, which is made here."""
         authorities: dict[str, object] = {}
-        for name, identity in IDENTITIES.items():
-            token = self.directory / f"{name}.token"
-            subprocess.run([COMMAND, "ca", "token", str(self.ca_file), identity, "--output", str(token)], check=True)
+        self.provision()
+        for name in IDENTITIES:
             authorities[name] = {
                 "type": "istio",
                 "address": f"127.0.0.1:{self.ca_port}",
                 "ca_file": str(self.directory / "ca" / "root-cert.pem"),
                 "server_name": "localhost",
-                "token_file": str(token),
+                "token_file": str(self.directory / f"{name}.token"),
             }
         return {
             "trust_domain": "demo.example",
@@ -88,6 +87,14 @@ class Node:
                 for name, identity in IDENTITIES.items()
             ],
         }
+
+    def provision(self) -> None:
+        """Make a join token for each identity: the first is spent, and no certificate proves it after its end."""
+        for name, identity in IDENTITIES.items():
+            token = self.directory / f"{name}.token"
+            token.unlink(missing_ok=True)
+            command = [COMMAND, "ca", "token", str(self.ca_file), identity, "--output", str(token)]
+            subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
         """Start a program that writes to a log in the directory."""
@@ -168,6 +175,7 @@ def measured(node: Node, lifetime: int, lifetimes: int) -> None:
         time.sleep(lifetime / 10)
         end = node.ends().timestamp()
         time.sleep(max(0.0, outage + lifetime * lifetimes - time.time()))
+        node.provision()
         ca, back = stack.enter_context(ending(node.start(COMMAND, "ca", "serve", str(node.ca_file)))), time.time()
         time.sleep(lifetime)
         traffic.ended.set()
