@@ -38,13 +38,13 @@ class CfsslAuthority:
         signed, messages = await self._post(endpoint, asked, files, wire.CfsslSigned)
         leaf = _first(signed.certificate, endpoint)
         wire.check_san(leaf)
-        told, as_default = await self._told(files)
-        wire.check_usages(leaf, chosen.profile, told, as_default=as_default)
+        info, as_default = await self._profile_info(files)
+        wire.check_usages(leaf, chosen.profile, info, as_default=as_default)
         left = leaf.not_valid_after_utc - self._clock.now()
-        differences = wire.warnings(leaf, chosen.profile, told, ttl=request.ttl, left=left, as_default=as_default)
+        differences = wire.warnings(leaf, chosen.profile, info, ttl=request.ttl, left=left, as_default=as_default)
         return Issuance(
-            _chain(signed, told),
-            await self._anchors(files, told, signed.bundle),
+            _chain(signed, info),
+            await self._anchors(files, info, signed.bundle),
             (*(wire.said(each) for each in messages), *differences),
         )
 
@@ -55,31 +55,31 @@ class CfsslAuthority:
             return files.anchors
         return await self._anchors(files, await self._info(files, self._settings.profile), None)
 
-    async def _told(self, files: CfsslFiles) -> tuple[wire.CfsslInfo | None, bool]:
+    async def _profile_info(self, files: CfsslFiles) -> tuple[wire.CfsslInfo | None, bool]:
         """What `info` says of the profile, and whether it says the same of the default one.
 
         With the roots in a file a server needs no `info`: what it would tell is missing in messages alone.
         """
         profile = self._settings.profile
         try:
-            told = await self._info(files, profile)
-            default = told if profile is None else await self._info(files, None)
+            info = await self._info(files, profile)
+            default = info if profile is None else await self._info(files, None)
         except AuthorityError:
             if files.anchors is None:
                 raise
             return None, False
-        return told, profile is not None and (told.usages, told.expiry) == (default.usages, default.expiry)
+        return info, profile is not None and (info.usages, info.expiry) == (default.usages, default.expiry)
 
     async def _info(self, files: CfsslFiles, profile: str | None) -> wire.CfsslInfo:
         asked = wire.info_request(profile, self._settings.label)
         return (await self._post("info", asked, files, wire.CfsslInfo))[0]
 
-    async def _anchors(self, files: CfsslFiles, told: wire.CfsslInfo | None, bundle: wire.CfsslBundle | None) -> bytes:
+    async def _anchors(self, files: CfsslFiles, info: wire.CfsslInfo | None, bundle: wire.CfsslBundle | None) -> bytes:
         """Those in the file; without one CFSSL's certificate if it is a root, or else the root of its bundle."""
-        if files.anchors is not None or told is None:
+        if files.anchors is not None or info is None:
             return files.anchors or b""
-        if is_self_signed(_first(told.certificate, "info")):
-            return told.certificate.encode()
+        if is_self_signed(_first(info.certificate, "info")):
+            return info.certificate.encode()
         if not self._settings.bundle:
             raise AuthorityError(
                 ErrorKind.INVALID,
@@ -87,7 +87,7 @@ class CfsslAuthority:
                 "roots_file, or turn bundle on",
             )
         if bundle is None:
-            bundle = (await self._post("bundle", wire.bundle_request(told.certificate), files, wire.CfsslBundle))[0]
+            bundle = (await self._post("bundle", wire.bundle_request(info.certificate), files, wire.CfsslBundle))[0]
         if not bundle.root:
             raise AuthorityError(
                 ErrorKind.INVALID,
@@ -131,9 +131,9 @@ def _first(pem: str, endpoint: str) -> x509.Certificate:
         raise AuthorityError(ErrorKind.INVALID, message) from error
 
 
-def _chain(signed: wire.CfsslSigned, told: wire.CfsslInfo | None) -> bytes:
+def _chain(signed: wire.CfsslSigned, info: wire.CfsslInfo | None) -> bytes:
     """The certificate, CFSSL's own, and what its bundle has between them."""
-    parts = [signed.certificate, "" if told is None else told.certificate]
+    parts = [signed.certificate, "" if info is None else info.certificate]
     if signed.bundle is not None:
         parts.append(signed.bundle.bundle)
     return "\n".join(parts).encode()

@@ -236,10 +236,10 @@ def check_san(leaf: x509.Certificate) -> None:
         )
 
 
-def check_usages(leaf: x509.Certificate, profile: str | None, told: CfsslInfo | None, *, as_default: bool) -> None:
+def check_usages(leaf: x509.Certificate, profile: str | None, info: CfsslInfo | None, *, as_default: bool) -> None:
     """Raise AuthorityError MISMATCH where the certificate lacks a usage that an Envoy needs.
 
-    `told` is what `info` says of the profile, and `as_default` whether it says the same of the default one.
+    `info` is the answer of that name for the profile, and `as_default` whether it says the same of the default one.
     """
     lacking = [name for name, oid in _USAGES.items() if oid not in extended_key_usages(leaf)]
     if not lacking:
@@ -248,7 +248,7 @@ def check_usages(leaf: x509.Certificate, profile: str | None, told: CfsslInfo | 
     add = f'add {" and ".join(map(_in_quotes, lacking))} to its "usages"'
     if profile is not None and as_default:
         fix = f"it takes the default profile for a name that it does not know: correct profile, or {add}"
-    elif told is not None and not told.lacking:
+    elif info is not None and not info.lacking:
         fix = "info says that this profile gives it, so another one signed: check for a second CFSSL behind url"
     else:
         fix = add if profile is not None else f"name a profile that gives them in profile, or {add}"
@@ -262,7 +262,7 @@ def _in_quotes(text: str) -> str:
 def warnings(
     leaf: x509.Certificate,
     profile: str | None,
-    told: CfsslInfo | None,
+    info: CfsslInfo | None,
     *,
     ttl: timedelta,
     left: timedelta,
@@ -276,9 +276,9 @@ def warnings(
             'against the names in the server\'s "profiles"'
         )
     lifetime = leaf.not_valid_after_utc - leaf.not_valid_before_utc
-    if told is not None and told.lifetime is not None and abs(told.lifetime - lifetime) > timedelta(seconds=1):
+    if info is not None and info.lifetime is not None and abs(info.lifetime - lifetime) > timedelta(seconds=1):
         yield (
-            f"the certificate's lifetime is {format_duration(lifetime)}, and info says {told.expiry} of {name}; "
+            f"the certificate's lifetime is {format_duration(lifetime)}, and info says {info.expiry} of {name}; "
             "another profile signed, or this one has a fixed not_after"
         )
     if abs(left - ttl) > max(_ROUNDING, ttl / 10):

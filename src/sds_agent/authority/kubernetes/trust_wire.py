@@ -1,4 +1,4 @@
-"""Where the roots of a signer are told, as values: a ClusterTrustBundle or a ConfigMap. No I/O.
+"""Where the roots of a signer are, as values: a ClusterTrustBundle or a ConfigMap. No I/O.
 
 Kubernetes serves ClusterTrustBundles as `v1` from 1.37 on, and before that as `v1beta1` behind a feature gate.
 """

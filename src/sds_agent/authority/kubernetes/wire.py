@@ -139,8 +139,8 @@ class SigningObject(Struct):
 
     def condition(self, *types: str) -> Condition | None:
         """The first condition of one of these types that is true."""
-        held = (self.status and self.status.conditions) or ()
-        return next((each for each in held if each.type in types and each.status == "True"), None)
+        conditions = (self.status and self.status.conditions) or ()
+        return next((each for each in conditions if each.type in types and each.status == "True"), None)
 
 
 class WatchEvent(Struct):
@@ -174,8 +174,8 @@ def signing_target(chosen: KubernetesSettings, namespace: str) -> SigningTarget:
 
 def object_name(request: IssueRequest, target: SigningTarget) -> str:
     """The name of the request's object: the same for every attempt of one request at one signer."""
-    told = "\0".join([request.request_id, target.signer, request.csr_pem.decode("ascii")])
-    return f"sds-agent-{hashlib.sha256(told.encode()).hexdigest()[:40]}"
+    named = "\0".join([request.request_id, target.signer, request.csr_pem.decode("ascii")])
+    return f"sds-agent-{hashlib.sha256(named.encode()).hexdigest()[:40]}"
 
 
 def object_bytes(request: IssueRequest, target: SigningTarget, chosen: KubernetesSettings) -> bytes:
@@ -242,8 +242,8 @@ def certificate_in(found: SigningObject, target: SigningTarget) -> RequestStatus
 
 def _not_ready(found: SigningObject) -> Condition | None:
     """cert-manager's condition of a request that was given up: Ready is false, with the reason Failed or Denied."""
-    held = (found.status and found.status.conditions) or ()
-    ready = (each for each in held if each.type == "Ready" and each.status == "False")
+    conditions = (found.status and found.status.conditions) or ()
+    ready = (each for each in conditions if each.type == "Ready" and each.status == "False")
     return next((each for each in ready if each.reason in {"Failed", "Denied"}), None)
 
 

@@ -1,7 +1,7 @@
 """The client of a SPIFFE Workload API: one stream, whose newest message is what there is to serve.
 
 A task of the authority's own holds the stream open, and opens it again when it ends. Callers never touch the socket:
-they read the newest state, or wait for the next. While the Workload API is away they are told so, and what they have
+they read the newest state, or wait for the next. While the Workload API is away they get an error, and what they have
 been given stays in use; the anchors of the last state stay known.
 """
 
