@@ -2,12 +2,14 @@
 
     python benchmarks/authorities.py [RUNS]
 
-First an agent with the embedded CA stores a certificate. Then agents are started in turn that name another kind of CA
-for it, whose server cannot be reached: what they serve comes from the disk. Their resident memory is read two seconds
-later, when each has asked its CA in vain, and so has imported its client.
+First an agent with the embedded CA stores a certificate and its bundle, which are then put down to each other kind in
+turn, in a state directory of its own, as if that CA had issued them. Agents with these kinds are started in turn while
+no CA can be reached: what they serve comes from the disk. Their resident memory is read two seconds later, when those
+that ask for anchors have asked, and so have imported their client.
 """
 
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -66,7 +68,13 @@ def prepare(directory: Path) -> None:
     )
     for kind, keys in KINDS.items():
         chosen = json.dumps({"local": {"type": kind, **keys}})
-        (directory / f"{kind}.yaml").write_text(f"{CONFIG.format(directory)}authorities: {chosen}\n")
+        named = CONFIG.format(directory).replace(f"{directory}/state", f"{directory}/state-{kind}")
+        (directory / f"{kind}.yaml").write_text(f"{named}authorities: {chosen}\n")
+        state = directory / f"state-{kind}"
+        shutil.copytree(directory / "state", state)
+        for file in (state / "anchors.json", *state.glob("certificates/*.json")):
+            text = file.read_text().replace('"kind":"embedded"', f'"kind":"{kind}"')
+            file.write_text(text.replace('"authority":"embedded local"', f'"authority":"{kind} local"'))
 
 
 def _jwk(numbers: ec.EllipticCurvePrivateNumbers) -> dict[str, str]:
