@@ -28,8 +28,8 @@ LONGEST_NAME = 255
 LARGEST_ID = 2**32 - 2
 """The kernel takes the id above it for "unchanged"."""
 
-MOST_AUTHORITIES = 8
-"""Authorities of one workload."""
+MOST_ITEMS = 8
+"""Items of a list for which a single value may stand."""
 
 _AUTHORITY_PATTERN = "^[a-z0-9][a-z0-9_-]{0,62}$"
 _AUTHORITY_ALLOWED = "1 to 63 of a-z, 0-9, - and _, beginning with a letter or a digit"
@@ -60,6 +60,29 @@ def custom(convert: Convert, allowed: str, schema: dict[str, object], write: Cal
     `schema` is the JSON Schema of the value in the file, and `write` converts a setting back to that value.
     """
     return Meta(extra={"convert": convert, "allowed": allowed, "write": write}, extra_json_schema=schema)
+
+
+def one_or_several(convert: Convert, allowed: str, pattern: str, *, unique: bool = False) -> Meta:
+    """The annotation of a tuple of values, for which the file has one of them or a list of 1 to MOST_ITEMS.
+
+    `convert` makes each, `allowed` says what one is, and `pattern` matches it. `unique` is for the schema alone.
+    """
+
+    def convert_all(value: object, base: Path) -> tuple[Any, ...]:
+        written = value if isinstance(value, list) else [value]
+        if not 0 < len(written) <= MOST_ITEMS:
+            raise UnacceptableError(f"it has {len(written)} of them")
+        return tuple(convert(each, base) for each in written)
+
+    schema: dict[str, object] = {
+        "type": ["string", "array"],
+        "pattern": pattern,
+        "minItems": 1,
+        "maxItems": MOST_ITEMS,
+        **({"uniqueItems": True} if unique else {}),
+        "items": {"type": "string", "pattern": pattern},
+    }
+    return custom(convert_all, f"{allowed}, or a list of 1 to {MOST_ITEMS} of them", schema, list)
 
 
 def matching(pattern: str, allowed: str) -> Meta:
@@ -202,14 +225,11 @@ def _workload_id(value: object, _base: Path) -> str:
     return str(read)
 
 
-def _authority_names(value: object, _base: Path) -> tuple[str, ...]:
-    written = value if isinstance(value, list) else [value]
-    if not 0 < len(written) <= MOST_AUTHORITIES:
-        raise UnacceptableError(f"it has {len(written)} of them")
-    for each in written:
-        if not re.fullmatch(_AUTHORITY_PATTERN, text(each)):
-            raise UnacceptableError(f"{quoted(text(each), LONGEST_NAME)} is no such name: {_AUTHORITY_ALLOWED}")
-    return tuple(written)
+def _authority_name(value: object, _base: Path) -> str:
+    written = text(value)
+    if not re.fullmatch(_AUTHORITY_PATTERN, written):
+        raise UnacceptableError(f"{quoted(written, LONGEST_NAME)} is no such name: {_AUTHORITY_ALLOWED}")
+    return written
 
 
 _PATH_SCHEMA: dict[str, object] = {"type": "string", "minLength": 1}
@@ -254,20 +274,7 @@ WorkloadName: TypeAlias = Annotated[
 ]
 AuthorityName: TypeAlias = Annotated[str, matching(_AUTHORITY_PATTERN, _AUTHORITY_ALLOWED)]
 AuthorityNames: TypeAlias = Annotated[
-    tuple[str, ...],
-    custom(
-        _authority_names,
-        f"the name of an authority, or a list of 1 to {MOST_AUTHORITIES} of them",
-        {
-            "type": ["string", "array"],
-            "pattern": _AUTHORITY_PATTERN,
-            "minItems": 1,
-            "maxItems": MOST_AUTHORITIES,
-            "uniqueItems": True,
-            "items": {"type": "string", "pattern": _AUTHORITY_PATTERN},
-        },
-        list,
-    ),
+    tuple[str, ...], one_or_several(_authority_name, "the name of an authority", _AUTHORITY_PATTERN, unique=True)
 ]
 CredentialName: TypeAlias = Annotated[
     str,

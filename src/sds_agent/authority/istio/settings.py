@@ -10,21 +10,13 @@ from msgspec import Meta, Struct
 from sds_agent.authority.http_settings import ServerNameKey, is_loopback
 from sds_agent.authority.kind import Use
 from sds_agent.configfile.phrases import quoted
-from sds_agent.configfile.types import FilePath, UnacceptableError, custom, matching, text
+from sds_agent.configfile.types import FilePath, UnacceptableError, matching, one_or_several, text
 from sds_agent.errors import Problem
 
-MOST_ADDRESSES = 8
 _ADDRESS_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$"
 
 
-def _addresses(value: object, _base: Path) -> tuple[str, ...]:
-    written = value if isinstance(value, list) else [value]
-    if not 0 < len(written) <= MOST_ADDRESSES:
-        raise UnacceptableError(f"it has {len(written)} of them")
-    return tuple(_address(each) for each in written)
-
-
-def _address(value: object) -> str:
+def _address(value: object, _base: Path) -> str:
     written = text(value)
     if not re.fullmatch(_ADDRESS_PATTERN, written) or not 0 < int(written.rpartition(":")[2]) < 65_536:
         raise UnacceptableError(
@@ -33,21 +25,7 @@ def _address(value: object) -> str:
     return written
 
 
-Addresses: TypeAlias = Annotated[
-    tuple[str, ...],
-    custom(
-        _addresses,
-        f"HOST:PORT, or a list of 1 to {MOST_ADDRESSES} of them",
-        {
-            "type": ["string", "array"],
-            "pattern": _ADDRESS_PATTERN,
-            "minItems": 1,
-            "maxItems": MOST_ADDRESSES,
-            "items": {"type": "string", "pattern": _ADDRESS_PATTERN},
-        },
-        list,
-    ),
-]
+Addresses: TypeAlias = Annotated[tuple[str, ...], one_or_several(_address, "HOST:PORT", _ADDRESS_PATTERN)]
 Word: TypeAlias = Annotated[str, matching("^[!-~]{1,253}$", "1 to 253 printable characters of ASCII without spaces")]
 
 

@@ -20,33 +20,12 @@ from sds_agent.authority.http_settings import (
     server_url,
 )
 from sds_agent.configfile.declarations import selected
-from sds_agent.configfile.types import FilePath, UnacceptableError, custom, matching
+from sds_agent.configfile.types import FilePath, matching, one_or_several
 from sds_agent.errors import Problem
-
-MOST_URLS = 8
-
-
-def _urls(value: object, base: Path) -> tuple[str, ...]:
-    written = value if isinstance(value, list) else [value]
-    if not 0 < len(written) <= MOST_URLS:
-        raise UnacceptableError(f"it has {len(written)} of them")
-    return tuple(server_url(each, base) for each in written)
-
 
 VaultUrls: TypeAlias = Annotated[
     tuple[str, ...],
-    custom(
-        _urls,
-        f"the URL of a server such as https://vault.example:8200, or a list of 1 to {MOST_URLS} of them",
-        {
-            "type": ["string", "array"],
-            "pattern": URL_PATTERN,
-            "minItems": 1,
-            "maxItems": MOST_URLS,
-            "items": {"type": "string", "pattern": URL_PATTERN},
-        },
-        list,
-    ),
+    one_or_several(server_url, "the URL of a server such as https://vault.example:8200", URL_PATTERN),
 ]
 _SEGMENTS = "^(?!v1/)[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$"
 MountPath: TypeAlias = Annotated[
