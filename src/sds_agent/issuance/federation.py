@@ -7,7 +7,7 @@ whatever else an authority knows of would otherwise make names of its choice.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from msgspec import Struct
 
@@ -15,6 +15,7 @@ from sds_agent import log
 from sds_agent.clock import Clock
 from sds_agent.issuance.anchors_file import FederatedAnchors
 from sds_agent.issuance.status import FederatedStatus
+from sds_agent.issuance.validity import next_check
 from sds_agent.pki.certificates import CertificateError, describe, longest_valid_first, read_bundle, write_pem
 from sds_agent.pki.validation.choice import current, moments
 from sds_agent.pki.validation.rules import Chain, fault_of_ca
@@ -24,8 +25,6 @@ from sds_agent.text import printable
 
 LOG = logging.getLogger(__name__)
 
-RECHECK = timedelta(minutes=1)
-"""The longest time between two checks of the anchors' times."""
 MOST_SHOWN = 10
 """Trust domains that are named in one event."""
 _NONE = "its bundle holds no certificate of a CA"
@@ -118,9 +117,7 @@ class Federation:
             for name in names:
                 if name in self._anchors:
                     self._publish(authority, name)
-        recheck = now + RECHECK
-        ahead = (moment for anchors in self._anchors.values() for moment in moments(anchors))
-        return min((moment for moment in ahead if now < moment < recheck), default=recheck)
+        return next_check(now, (moment for anchors in self._anchors.values() for moment in moments(anchors)))
 
     def _take(self, authority: str, name: str, pem: bytes) -> None:
         read = _read(pem)

@@ -8,7 +8,7 @@ next. That holds over a restart too, whichever authority advertised the root (`a
 import asyncio
 import logging
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -20,7 +20,7 @@ from sds_agent.issuance.anchors_file import AdvertisedAnchors, NeededAnchor, Sto
 from sds_agent.issuance.lists import PublishedList
 from sds_agent.issuance.revocation import Revocation
 from sds_agent.issuance.status import AnchorStatus, LeftOut, TrustStatus
-from sds_agent.issuance.validity import validity, vouches
+from sds_agent.issuance.validity import next_check, validity, vouches
 from sds_agent.pki.certificates import (
     describe,
     longest_valid_first,
@@ -37,9 +37,6 @@ from sds_agent.secrets.store import SecretStore
 from sds_agent.text import printable
 
 LOG = logging.getLogger(__name__)
-
-RECHECK = timedelta(minutes=1)
-"""The longest time between two checks of the anchors' times, so that those of a new anchor are noticed."""
 
 
 class _InUse(Struct, frozen=True):
@@ -287,10 +284,9 @@ class Trust:
         lists_at = self.revocation.check_at
         if lists_at is not None and lists_at <= self._checked:
             self._publish(", ".join(self._anchors))
-        recheck = self._checked + RECHECK
         ahead = [moment for anchors in self._anchors.values() for moment in moments(anchors)]
         ahead += filter(None, [self.revocation.check_at])
-        return min((moment for moment in ahead if self._checked < moment < recheck), default=recheck)
+        return next_check(self._checked, ahead)
 
     def _retain(self, authority: str, before: Chain, versions: Iterable[str]) -> None:
         """Keep what certificates in use chain to among the anchors advertised `before`, where the new ones are not as

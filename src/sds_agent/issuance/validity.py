@@ -17,6 +17,9 @@ from sds_agent.pki.validation.path import has_path
 SKEW = timedelta(seconds=60)
 """How far in the future a NotBefore may lie: the CA's clock and ours are never quite the same."""
 
+RECHECK = timedelta(minutes=1)
+"""The longest time between two checks of the anchors' times, so that those of a new anchor are noticed."""
+
 
 class Validity(Struct, frozen=True):
     """A chain is valid from `begin` until `end`; `ends_with` is the certificate that ends first, the leaf or a CA.
@@ -61,3 +64,9 @@ def _above(chain: Sequence[x509.Certificate], anchors: Iterable[x509.Certificate
 
 def _end(certificate: x509.Certificate) -> datetime:
     return certificate.not_valid_after_utc
+
+
+def next_check(now: datetime, moments: Iterable[datetime]) -> datetime:
+    """When to check anchors' times again: at the first of the moments at which something changes, or after RECHECK."""
+    recheck = now + RECHECK
+    return min((moment for moment in moments if now < moment < recheck), default=recheck)
