@@ -1,7 +1,7 @@
 """One of a workload's authorities, as the workload asks it: an attempt with a limit, and what came of the last.
 
 An attempt at a CA that signs waits for its turn among the CA's other requests. One at a source that makes certificates
-by itself is a wait for the next of them: it takes nobody's turn.
+by itself is a wait for the next of them: it takes no other workload's turn.
 """
 
 import asyncio

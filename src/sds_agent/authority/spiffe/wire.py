@@ -142,7 +142,7 @@ def _federated(bundles: Mapping[str, bytes], own: str) -> Iterable[tuple[str, by
         try:
             yield name, _certificates(der)
         except IndexError:
-            yield name, b""  # whoever serves it says then that there is no usable anchor in it
+            yield name, b""  # the caller reports then that there is no usable anchor in it
 
 
 def _certificates(der: bytes) -> bytes:
