@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from sds_agent import log, preflight, sources
+from sds_agent import __version__, log, preflight, sources
 from sds_agent.authority import registry
 from sds_agent.authority.protocol import AdvertisesAnchors, AdvertisesLists, Authority, Supplier
 from sds_agent.clock import Clock, SystemClock
@@ -21,6 +22,7 @@ from sds_agent.issuance import expiry
 from sds_agent.issuance.anchors_file import AnchorsFile
 from sds_agent.issuance.anchors_refresh import maintain, refresh
 from sds_agent.issuance.cache import CertificateCache, WorkloadCache, tidy
+from sds_agent.issuance.counts import IssuanceCounts
 from sds_agent.issuance.failover import FailoverPolicy
 from sds_agent.issuance.federation import Federation, bundle_name
 from sds_agent.issuance.issuer import Issuer
@@ -30,10 +32,11 @@ from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.schedule import Renewal
 from sds_agent.issuance.source import Upstream
 from sds_agent.issuance.standing import lack
-from sds_agent.issuance.status import TrustStatus, WorkloadStatus
+from sds_agent.issuance.status import FederatedStatus, TrustStatus, WorkloadStatus
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
 from sds_agent.rpc.health import Health
+from sds_agent.sds.counts import SdsCounts
 from sds_agent.sds.endpoint import Access, access
 from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import SERVICE, SecretDiscoveryService
@@ -46,6 +49,7 @@ from sds_agent.state import Restorable, watch
 from sds_agent.tasks import NoThreadError, Start, background_tasks, in_thread
 
 if TYPE_CHECKING:
+    from sds_agent.admin.observed import About
     from sds_agent.sds.file_secrets import FileSecrets
 
 LOG = logging.getLogger(__name__)
@@ -102,11 +106,14 @@ def _workload(settings: Settings, chosen: WorkloadSettings) -> Workload:
 class Agent(Struct, frozen=True):
     """A running agent: its parts, and what can be seen of them. The issuers are by their workload's name."""
 
+    settings: Settings
+    started_at: datetime
     store: SecretStore
     issuers: Mapping[str, Issuer]
     bundle: Trust
     federation: Federation
     sds: SecretDiscoveryService
+    issuance_counts: IssuanceCounts
 
     @property
     def workloads(self) -> tuple[WorkloadStatus, ...]:
@@ -117,6 +124,38 @@ class Agent(Struct, frozen=True):
     def trust(self) -> TrustStatus:
         """The trust bundle."""
         return self.bundle.status
+
+    @property
+    def federated(self) -> tuple[FederatedStatus, ...]:
+        """The bundles of other trust domains."""
+        return self.federation.status
+
+    @property
+    def versions(self) -> Mapping[str, str | None]:
+        """The version of what is served under each name now; None while there is nothing."""
+        return {name: None if secret is None else secret.version for name, secret in self.store.snapshot.items()}
+
+    @property
+    def sds_counts(self) -> SdsCounts:
+        """What went out to Envoys."""
+        return self.sds.counts
+
+    @property
+    def about(self) -> "About":
+        """What the agent is, and what its configuration says."""
+        from sds_agent.admin.observed import About  # noqa: PLC0415 - no view is needed before the first secret
+
+        settings = self.settings
+        return About(
+            version=__version__,
+            pid=os.getpid(),
+            started_at=self.started_at,
+            trust_domain=settings.trust_domain,
+            socket=str(settings.sds.socket),
+            names={each.name: each.names for each in settings.workloads},
+            kinds={name: registry.name_of(chosen) for name, chosen in settings.authorities.items()},
+            bundle_names=settings.bundle_names,
+        )
 
     @property
     def streams(self) -> tuple[StreamStatus, ...]:
@@ -144,11 +183,12 @@ async def agent(
     # The bundle from before comes first, and with it all that earlier certificates still chain to.
     anchors = _anchors(settings, store, cas, clock, seal)
     caches = _caches(settings, identities, seal)
-    issuers = issuers_of(settings, cas, PublicationTarget(store, anchors.trust), clock, caches)
+    counts = IssuanceCounts()
+    issuers = issuers_of(settings, cas, PublicationTarget(store, anchors.trust), clock, caches, counts=counts)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
     files = _files(settings, store, clock)
     service = SecretDiscoveryService(store, clock, most_streams=limits.streams, most_names=limits.names, files=files)
-    running = Agent(store, issuers, anchors.trust, anchors.federation, service)
+    running = Agent(settings, clock.now(), store, issuers, anchors.trust, anchors.federation, service, counts)
     async with background_tasks() as start:
         # Issuance begins before the server: the first certificate is asked for while the server comes up.
         start(maintain(running.bundle, anchors.file, clock, running.federation if settings.federated else None))
@@ -227,6 +267,8 @@ def issuers_of(
     target: PublicationTarget,
     clock: Clock,
     caches: Mapping[str, WorkloadCache] = NO_CACHES,
+    *,
+    counts: IssuanceCounts | None = None,
 ) -> dict[str, Issuer]:
     """An issuer for each workload, by its name."""
     chosen, requests = settings.failover, settings.requests
@@ -242,6 +284,7 @@ def issuers_of(
             cache=caches.get(workload.name),
             fallbacks=[upstreams[name] for name in workload.fallbacks],
             policy=policy,
+            counts=counts,
         )
         for workload in workloads(settings)
     }

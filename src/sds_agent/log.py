@@ -15,7 +15,8 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -110,6 +111,40 @@ def _file(frame: FrameType) -> str:
 
 def _module(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", "unknown"))
+
+
+class Event(Struct, frozen=True):
+    """What one line of the log says."""
+
+    at: datetime
+    level: str
+    name: str
+    fields: Mapping[str, "str | int | float | bool | list[str]"]
+
+
+@contextmanager
+def watching(watcher: Callable[[Event], None]) -> Iterator[None]:
+    """Call `watcher` with each event that is logged, until the context is left. It must not wait, raise or log.
+
+    It is called on the thread that logs.
+    """
+    handler = _Watching(watcher)
+    root = logging.getLogger(ROOT)
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+
+
+class _Watching(logging.Handler):
+    def __init__(self, watcher: Callable[[Event], None]) -> None:
+        super().__init__()
+        self._watcher = watcher
+
+    def emit(self, record: logging.LogRecord) -> None:
+        at = datetime.fromtimestamp(record.created, UTC)
+        self._watcher(Event(at, record.levelname.lower(), record.getMessage(), _fields(record)))
 
 
 class LogOnChange:

@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "clock": set[str](),
     "pipes": set[str](),
     "text": set[str](),
+    "tally": set[str](),
     "log": {"errors", "pipes", "text"},
     "tasks": {"errors"},
     "values": set[str](),
@@ -47,17 +48,22 @@ MAY_IMPORT = {
     "pki": BASE,
     "rpc": BASE,
     "configfile": BASE | {"files", "identity"},
-    "config": BASE | {"identity", "pki.keys", "configfile", "authority.kind", "authority.registry"},
+    "config": BASE
+    | {"files", "identity", "pki.keys", "configfile", "authority.kind", "authority.registry", "admin.settings"},
     "secrets": MATERIAL,
     "signing": MATERIAL | {"files", "directories", "ownfile"},
     # Each kind of CA is imported by its name in `authority.registry`, so no other part can depend on one.
     "authority": MATERIAL
     | {"named_files", "signing", "configfile", "files", "directories", "file_sets", "path_watch", "sources"},
-    "sds": MATERIAL | {"accounts", "descriptors", "files", "directories", "rpc", "secrets", "file_sets", "path_watch"},
+    "sds": MATERIAL
+    | {"tally", "accounts", "descriptors", "files", "directories", "rpc", "secrets", "file_sets", "path_watch"},
     "outputs": MATERIAL | {"accounts", "files", "directories", "secrets"},
-    "issuance": MATERIAL | {"files", "directories", "sealing", "statefile", "secrets", "authority.protocol"},
+    "issuance": MATERIAL | {"tally", "files", "directories", "sealing", "statefile", "secrets", "authority.protocol"},
+    # The configurations read its settings. What it shows it gets as values.
+    "admin": BASE | {"tally", "configfile", "issuance.counts", "issuance.status", "sds.counts", "sds.status"},
     "ca": MATERIAL
     | {
+        "admin.settings",
         "pipes",
         "descriptors",
         "files",
@@ -86,6 +92,7 @@ MAY_IMPORT = {
     },
     "app": MATERIAL
     | {
+        "admin",
         "authority.protocol",
         "authority.registry",
         "config",
@@ -130,6 +137,7 @@ MAY_IMPORT = {
     },
     "cli": MATERIAL
     | {
+        "admin.model",
         "app",
         "authority.registry",
         "ca",
@@ -152,13 +160,15 @@ MAY_IMPORT = {
 BELONGS_TO = {
     "sds_agent_proto": {"rpc", "sds", "authority", "ca"},
     "grpc": {"rpc", "sds", "authority", "ca"},
-    "httpx": {"authority", "ca"},
-    "yaml": {"configfile"},
+    "httpx": {"authority", "ca", "cli"},
+    "yaml": {"configfile", "cli"},
     "argparse": {"cli"},
 }
 
 # Decisions: neither a clock nor a socket nor an event loop, so that a test can put any question to them.
 PURE = {
+    "admin.model",
+    "admin.view",
     "authority.answers",
     "authority.cfssl.wire",
     "authority.est.wire",
@@ -192,6 +202,7 @@ PURE = {
     "file_sets",
     "identity.spiffe",
     "issuance.acceptance",
+    "issuance.counts",
     "issuance.failover",
     "issuance.lists",
     "issuance.schedule",
@@ -205,6 +216,7 @@ PURE = {
     "rpc.frames",
     "sds.catalog",
     "sds.codec",
+    "sds.counts",
     "sds.delta",
     "sds.fetch",
     "sds.file_names",
@@ -219,6 +231,7 @@ PURE = {
     "signing.reach",
     "signing.signer",
     "signing.signing_set",
+    "tally",
     "text",
     "values",
 }

@@ -46,7 +46,7 @@ from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
 from sds_agent.log import timestamp
 from sds_agent.pki.certificates import has_key, read_pem, serial_hex, write_pem
-from sds_agent.pki.keys import KeyType, PublicKey
+from sds_agent.pki.keys import KeyType, PublicKey, describe_key
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
 
@@ -751,6 +751,17 @@ async def test_a_certificate_that_ended_with_its_root_is_offered_again_when_the_
 # --- what can be seen ---
 
 
+def end(certificate: x509.Certificate) -> CertificateEnd:
+    return CertificateEnd(
+        repr(certificate.subject.rfc4514_string()),
+        serial_hex(certificate),
+        certificate.not_valid_before_utc,
+        certificate.not_valid_after_utc,
+        repr(certificate.issuer.rfc4514_string()),
+        describe_key(certificate.public_key()),
+    )
+
+
 async def test_the_status_shows_the_certificates_and_the_attempts(bench: Bench) -> None:
     down = failing(ErrorKind.DENIED, "go away")
     async with bench.issuing(bench.good(), down, ahead(bench.ca)):
@@ -767,15 +778,11 @@ async def test_the_status_shows_the_certificates_and_the_attempts(bench: Bench) 
             ends_with=repr(leaf.subject.rfc4514_string()) if leaf.subject.rdns else repr(URI),
             renew_at=now + HOUR / 2,
             authority="upstream",
-            intermediates=tuple(
-                CertificateEnd(
-                    repr(each.subject.rfc4514_string()),
-                    serial_hex(each),
-                    each.not_valid_before_utc,
-                    each.not_valid_after_utc,
-                )
-                for each in (bench.ca.lower.certificate, bench.ca.upper.certificate)
-            ),
+            intermediates=(end(bench.ca.lower.certificate), end(bench.ca.upper.certificate)),
+            anchor=end(bench.ca.root.certificate),
+            subject=repr(leaf.subject.rfc4514_string()) if leaf.subject.rdns else repr(URI),
+            issuer=repr(bench.ca.lower.certificate.subject.rfc4514_string()),
+            key="EC secp256r1",
         )
         assert bench.status == WorkloadStatus("default", URI, "upstream", current, served=True)
         assert bench.status.renew_at == now + HOUR / 2
@@ -783,7 +790,7 @@ async def test_the_status_shows_the_certificates_and_the_attempts(bench: Bench) 
         bench.clock.elapse(HOUR / 2)
         await bench.retrying()
         failed = now + HOUR / 2
-        failure = FailureStatus(ErrorKind.DENIED, failed, 1, failed + 7.5 * SECOND)
+        failure = FailureStatus(ErrorKind.DENIED, failed, 1, failed + 7.5 * SECOND, "go away")
         assert bench.status == WorkloadStatus("default", URI, "upstream", current, served=True, failure=failure)
         await bench.settled()
         bench.clock.elapse(8 * SECOND)

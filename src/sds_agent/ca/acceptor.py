@@ -30,7 +30,7 @@ from msgspec import Struct
 from sds_agent import log
 from sds_agent.ca.places import Places, origin_of
 from sds_agent.ca.relay import BackEnd, FrontEnd, reach, relay, shake_hands, verified_chain
-from sds_agent.ca.settings import ListenAddress
+from sds_agent.configfile.listening import ListenAddress
 from sds_agent.pki.certificates import CertificateError
 from sds_agent.rpc.frames import Bounds, Inspection
 from sds_agent.signing.signer import SignerError

@@ -28,11 +28,12 @@ from sds_agent.ca.jwks import IssuerKeys, Location
 from sds_agent.ca.jwt import LONGEST_TOKEN, TrustedIssuer
 from sds_agent.ca.policy import overreaching
 from sds_agent.ca.service import LARGEST_REQUEST, SERVICE, CertificateService, Rules
-from sds_agent.ca.settings import CaSettings, JwtSettings, ListenAddress
+from sds_agent.ca.settings import CaSettings, JwtSettings
 from sds_agent.ca.source import PluggedSource, SelfSignedSource, Source
 from sds_agent.ca.tls import ServerTls
 from sds_agent.ca.tokens import JoinTokens
 from sds_agent.clock import Clock, SystemClock
+from sds_agent.configfile.listening import ListenAddress
 from sds_agent.descriptors import room_for
 from sds_agent.directories import LockedDirectory, locked_directory
 from sds_agent.errors import ConfigurationError

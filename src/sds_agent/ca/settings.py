@@ -7,10 +7,13 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
+import msgspec
 from msgspec import Meta, Struct
 
+from sds_agent.admin.settings import AdminSettings, unguarded
 from sds_agent.ca.policy import NodeAgent
 from sds_agent.configfile import reading, source
+from sds_agent.configfile.listening import Listen, ListenAddress
 from sds_agent.configfile.phrases import KeyPath
 from sds_agent.configfile.reading import readable, was_read
 from sds_agent.configfile.types import (
@@ -36,28 +39,6 @@ _DNS_NAME = re.compile(
 )
 _URL = re.compile(r"https://(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:(?P<port>[0-9]*))?([/?#]\S*)?")
 _DOTTED = re.compile(r"[0-9]+(\.[0-9]+){3}")
-
-
-class ListenAddress(Struct, frozen=True):
-    """Where to listen: an IP address, or a name that resolves to one, and a port (0 lets the kernel choose)."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def _address(value: object, _base: Path) -> ListenAddress:
-    host, colon, port = text(value).rpartition(":")
-    bare = host.removeprefix("[").removesuffix("]")
-    if not colon or not port.isascii() or not port.isdecimal() or len(port) > 5 or int(port) > 65535:
-        raise UnacceptableError
-    if (":" in host) is not host.startswith("["):
-        raise UnacceptableError("write an IPv6 address in brackets")
-    if not bare:
-        raise UnacceptableError("write 0.0.0.0 or [::] to listen on every address")
-    return ListenAddress(bare, int(port))
 
 
 def _server_name(value: object, _base: Path) -> str:
@@ -112,14 +93,6 @@ def _pattern(value: object, _base: Path) -> str:
     return written
 
 
-Listen: TypeAlias = Annotated[
-    ListenAddress,
-    custom(
-        _address,
-        "an address and a port such as 127.0.0.1:15012",
-        {"type": "string", "pattern": r"^(\[[^\[\]]+\]|[^\[\]:]+):[0-9]+$"},
-    ),
-]
 ServerName: TypeAlias = Annotated[
     str,
     custom(
@@ -281,6 +254,7 @@ class CaSettings(Struct, frozen=True, kw_only=True):
         FilePath | None, Meta(description="The file to which the CA appends its audit log. Left out: standard output.")
     ] = None
     log: LogSettings = LogSettings()
+    admin: AdminSettings = msgspec.field(default_factory=AdminSettings)  # as for sds.mode
 
     @property
     def node_agents(self) -> dict[str, NodeAgent]:
@@ -300,6 +274,8 @@ def load(path: Path) -> CaSettings:
 
 def _conflicts(chosen: CaSettings) -> Iterator[Problem]:
     """What shows only when keys are compared. Values that could not be read are UNREAD, which is false."""
+    if was_read(chosen.admin):
+        yield from unguarded(chosen.admin)
     if was_read(chosen.signer):
         yield from _signers(chosen.signer)
     if was_read(chosen.callers):

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sds_agent.configfile.document import Document, Origin
+from sds_agent.files import LONGEST_SOCKET_PATH, socket_path_size
 
 TRUST_DOMAIN = "sds-agent.local"
 NAME = "default"
@@ -56,6 +57,21 @@ def fill_places(document: Document, environ: Mapping[str, str], uid: int) -> Non
         directory, origin = runtime_directory(environ, uid)
         sds["socket"] = str(directory / "sds.sock")
         document.origins["sds", "socket"] = origin
+    _place_admin_socket(document)
+
+
+def admin_socket(socket: Path) -> Path:
+    """The admin server's socket, beside the one that Envoys connect to."""
+    return socket.with_name(f"{socket.stem}.admin{socket.suffix}")
+
+
+def _place_admin_socket(document: Document) -> None:
+    match document.tree.get("sds"), document.tree.setdefault("admin", {}):
+        case {"socket": str(socket)}, dict(admin) if "socket" not in admin and Path(socket).name:
+            path = admin_socket(Path(socket))
+            if socket_path_size(document.base / path) <= LONGEST_SOCKET_PATH:  # or else there is none
+                admin["socket"] = str(path)
+                document.origins["admin", "socket"] = document.origin(("sds", "socket"))
 
 
 def runtime_directory(environ: Mapping[str, str], uid: int) -> tuple[Path, Origin]:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from sds_agent.admin.settings import AdminSettings
 from sds_agent.authority import registry
 from sds_agent.authority.kind import AuthoritySettings, Use
 from sds_agent.configfile.declarations import selected
@@ -338,6 +339,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     failover: FailoverSettings = FailoverSettings()
     requests: RequestSettings = RequestSettings()
     log: LogSettings = LogSettings()
+    admin: AdminSettings = msgspec.field(default_factory=AdminSettings)  # as for sds.mode
 
     def authorities_of(self, workload: WorkloadSettings) -> tuple[str, ...]:
         """The names of the authorities that issue for `workload`, in order."""

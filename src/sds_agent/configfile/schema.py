@@ -105,6 +105,6 @@ def _correct(schema: Schema, section: StructType) -> None:
             key = {"anyOf": [dict(here.shorthand.schema), key], **described}
         if (default := default_of(field)) is not None:
             key["default"] = default
-        if "filled_in" in here.extra:
+        if "filled_in" in here.extra and field.required:
             schema["required"].remove(field.name)
         schema["properties"][field.name] = key

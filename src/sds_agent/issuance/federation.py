@@ -14,9 +14,17 @@ from msgspec import Struct
 from sds_agent import log
 from sds_agent.clock import Clock
 from sds_agent.issuance.anchors_file import FederatedAnchors
-from sds_agent.issuance.status import FederatedStatus
+from sds_agent.issuance.status import AnchorStatus, FederatedStatus
 from sds_agent.issuance.validity import next_check
-from sds_agent.pki.certificates import CertificateError, describe, longest_valid_first, read_bundle, write_pem
+from sds_agent.pki.certificates import (
+    CertificateError,
+    describe,
+    longest_valid_first,
+    read_bundle,
+    serial_hex,
+    write_pem,
+)
+from sds_agent.pki.keys import describe_key
 from sds_agent.pki.validation.choice import current, moments
 from sds_agent.pki.validation.rules import Chain, fault_of_ca
 from sds_agent.secrets.model import BundleSecret
@@ -71,11 +79,24 @@ class Federation:
     @property
     def status(self) -> tuple[FederatedStatus, ...]:
         """Every listed trust domain with what is served for it."""
-        return tuple(
-            FederatedStatus(name, authority, tuple(map(describe, self._served.get(name, ()))))
-            for authority, names in self._sources.items()
-            for name in names
+        return tuple(self._status(name, authority) for authority, names in self._sources.items() for name in names)
+
+    def _status(self, name: str, authority: str) -> FederatedStatus:
+        if (served := self._store.snapshot.get(bundle_name(name))) is None:
+            return FederatedStatus(name, authority)
+        anchors = tuple(
+            AnchorStatus(
+                describe(each),
+                serial_hex(each),
+                each.not_valid_before_utc,
+                each.not_valid_after_utc,
+                (authority,),
+                None,
+                describe_key(each.public_key()),
+            )
+            for each in self._served.get(name, ())
         )
+        return FederatedStatus(name, authority, served.version, anchors)
 
     @property
     def stored(self) -> tuple[FederatedAnchors, ...]:

@@ -17,6 +17,7 @@ from sds_agent import log
 from sds_agent.authority.protocol import AuthorityError
 from sds_agent.clock import Clock, until
 from sds_agent.issuance.cache import WorkloadCache
+from sds_agent.issuance.counts import IssuanceCounts
 from sds_agent.issuance.failover import DEFAULT_POLICY, Failover, FailoverPolicy, Turn
 from sds_agent.issuance.publication import Publication, PublicationTarget
 from sds_agent.issuance.queue import Priority
@@ -58,6 +59,7 @@ class Issuer:
         randomness: Callable[[], float] = random.random,
         fallbacks: Sequence[Upstream] = (),
         policy: FailoverPolicy = DEFAULT_POLICY,
+        counts: IssuanceCounts | None = None,
     ) -> None:
         self._workload = workload
         self._store = target.store
@@ -70,6 +72,7 @@ class Issuer:
             for name, each in zip(workload.authorities, (upstream, *fallbacks), strict=True)
         )
         self._failover = Failover.over(len(self._sources), policy, randomness())
+        self._counts = counts or IssuanceCounts()
         self._failure_watchers: list[Callable[[], None]] = []
         self._asked, self._began = 0, clock.now()  # the authority of the attempt under way, or of the last
         self._publication = Publication(
@@ -87,8 +90,10 @@ class Issuer:
             self._publication.status,
             authority=self._sources[self._failover.in_use].name,
             attempt=None if self._attempt is None else self._stage,
-            failure=None if self._failure is None else failure_status(self._failure),
-            authorities=authority_statuses(self._workload.authorities, self._failover, self._clock.now()),
+            failure=None if self._failure is None else failure_status(self._failure, self._error),
+            authorities=authority_statuses(
+                {each.name: each.error for each in self._sources}, self._failover, self._clock.now()
+            ),
         )
 
     @property
@@ -148,6 +153,8 @@ class Issuer:
     def _begin(self, index: int, state: IssuanceState, tasks: asyncio.TaskGroup) -> None:
         source, served = self._sources[index], _served(state)
         self._asked, self._began = index, self._clock.now()
+        if self._failover.tried[index].failure is not None:
+            self._counts.retries.add(source.name)
         self._stage = "waiting" if source.supplied else "queued"
         attempt = Attempt(
             self._publication.identity(source.name),
@@ -223,6 +230,8 @@ class Issuer:
             source.name,
             held_until=self._publication.hold_until(obtained.accepted),
         )
+        took = None if source.supplied else certificate.issued_at - certificate.asked_at
+        self._counts.succeeded(source.name, "issued" if certificate.origin == "issued" else "renewed", took)
         self._add(certificate)
         if self._publish_at is None or not self._publication.serving:
             # even one that has to wait: it may have cost a join token, and there is no other to cache
@@ -308,6 +317,7 @@ class Issuer:
         self._error = error
         now, served = self._clock.now(), self._publication.state.served
         source = self._sources[self._asked]
+        self._counts.failed(source.name, error.kind)
         self._failure = failed(
             now,
             error.kind,

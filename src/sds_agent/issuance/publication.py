@@ -9,6 +9,7 @@ import logging
 from collections.abc import Container
 from datetime import UTC, datetime, timedelta
 
+from cryptography import x509
 from msgspec import Struct, structs
 
 from sds_agent import log
@@ -20,7 +21,8 @@ from sds_agent.issuance.status import CertificateEnd, LeafStatus, WorkloadStatus
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.validity import Validity, validity
 from sds_agent.issuance.workload import Certificate, Workload
-from sds_agent.pki.certificates import describe, serial_hex, write_pem
+from sds_agent.pki.certificates import describe, describe_name, serial_hex, write_pem
+from sds_agent.pki.keys import describe_key
 from sds_agent.secrets.store import SecretStore
 
 LOG = logging.getLogger(__name__)
@@ -218,10 +220,11 @@ class Publication:
             else self.leaf(certificate).renew_at(self._workload.renewal),
             foreign=certificate.foreign,
             authority=certificate.authority,
-            intermediates=tuple(
-                CertificateEnd(describe(each), serial_hex(each), each.not_valid_before_utc, each.not_valid_after_utc)
-                for each in certificate.accepted.chain[1:]
-            ),
+            intermediates=tuple(map(_end_of, certificate.accepted.chain[1:])),
+            anchor=_end_of(times.anchor),
+            subject=describe(leaf),
+            issuer=describe_name(leaf.issuer),
+            key=describe_key(leaf.public_key()),
         )
 
     def _validity(self, certificate: Certificate) -> Validity:
@@ -232,3 +235,14 @@ class Publication:
         anchors = self._trust.anchors_of(certificate.authority)
         times = validity(certificate.accepted.chain, anchors, self._clock.now())
         return times if times is not None and times.end > known.end else known
+
+
+def _end_of(certificate: x509.Certificate) -> CertificateEnd:
+    return CertificateEnd(
+        describe(certificate),
+        serial_hex(certificate),
+        certificate.not_valid_before_utc,
+        certificate.not_valid_after_utc,
+        describe_name(certificate.issuer),
+        describe_key(certificate.public_key()),
+    )

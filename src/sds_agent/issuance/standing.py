@@ -2,13 +2,15 @@
 for `sds-agent ready`: pure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import datetime
 
-from sds_agent.authority.protocol import ErrorKind
+from sds_agent import log
+from sds_agent.authority.protocol import AuthorityError, ErrorKind
 from sds_agent.issuance.failover import Failover
 from sds_agent.issuance.schedule import Failure
 from sds_agent.issuance.status import AuthorityStatus, FailureStatus, WorkloadStatus
+from sds_agent.text import printable
 
 _TIME = "%Y-%m-%d %H:%M:%S UTC"
 _KINDS = {
@@ -34,13 +36,20 @@ def lack(status: WorkloadStatus, now: datetime) -> str | None:
     return f"{status.name}: {what}{_failed(status.failure)}"
 
 
-def failure_status(failure: Failure, next_attempt: datetime | None = None) -> FailureStatus:
-    """What can be seen of a failure; the next attempt is at its own time unless another is given."""
-    return FailureStatus(failure.kind, failure.at, failure.count, next_attempt or failure.retry_at)
+def failure_status(
+    failure: Failure, error: AuthorityError | None, next_attempt: datetime | None = None
+) -> FailureStatus:
+    """What can be seen of a failure that `error` was; the next attempt is at its own time unless another is given."""
+    cause = "" if error is None else printable(str(error), log.LONGEST_VALUE)
+    return FailureStatus(failure.kind, failure.at, failure.count, next_attempt or failure.retry_at, cause)
 
 
-def authority_statuses(names: Sequence[str], failover: Failover, now: datetime) -> tuple[AuthorityStatus, ...]:
-    """What can be seen of a workload's authorities, by their names in order; nothing where there is one."""
+def authority_statuses(
+    errors: Mapping[str, AuthorityError | None], failover: Failover, now: datetime
+) -> tuple[AuthorityStatus, ...]:
+    """What can be seen of a workload's authorities, in order; nothing where there is one. `errors` has that of the last
+    attempt at each, by its name.
+    """
     if failover.alone:
         return ()
     return tuple(
@@ -49,9 +58,11 @@ def authority_statuses(names: Sequence[str], failover: Failover, now: datetime) 
             index == failover.in_use,
             None
             if tried.failure is None
-            else failure_status(tried.failure, failover.back_at(index, now) if index < failover.in_use else None),
+            else failure_status(
+                tried.failure, error, failover.back_at(index, now) if index < failover.in_use else None
+            ),
         )
-        for index, (name, tried) in enumerate(zip(names, failover.tried, strict=True))
+        for index, ((name, error), tried) in enumerate(zip(errors.items(), failover.tried, strict=True))
     )
 
 

@@ -1,6 +1,6 @@
 """What can be seen of issuance and trust at one moment: frozen values for views and tests.
 
-None holds key material or a CA's own words: names from certificates are quoted in ASCII and cut.
+None holds key material. Names from certificates, and what a CA said of a failure, are in printable ASCII and cut.
 """
 
 from datetime import datetime
@@ -17,12 +17,16 @@ and certificates by itself, the attempt is waiting for the next of them, which i
 
 
 class CertificateEnd(Struct, frozen=True):
-    """A CA's certificate, by its subject and serial, and from when until when it is valid."""
+    """A CA's certificate, by its subject and serial, and from when until when it is valid; who issued it, and the kind
+    of its public key.
+    """
 
     subject: str
     serial: str
     not_before: datetime
     not_after: datetime
+    issuer: str = ""
+    key: str = ""
 
 
 class LeafStatus(Struct, frozen=True):
@@ -32,7 +36,7 @@ class LeafStatus(Struct, frozen=True):
     the whole chain with its trust anchor, and `ends_with` names the certificate that ends first. It is due for renewal
     at `renew_at`, which is None where the CA decides that. One that is `foreign` came from another CA than the workload
     has now, and is renewed at once. `authority` is the name of the one that issued it, and `intermediates` are the CAs
-    between it and its trust anchor.
+    between it and `anchor`, the trust anchor above it that ends last.
     """
 
     serial: str
@@ -46,6 +50,10 @@ class LeafStatus(Struct, frozen=True):
     foreign: bool = False
     authority: str = ""
     intermediates: tuple[CertificateEnd, ...] = ()
+    anchor: CertificateEnd | None = None
+    subject: str = ""
+    issuer: str = ""
+    key: str = ""
 
     def valid(self, now: datetime) -> bool:
         """Whether Envoys take it at `now`."""
@@ -55,13 +63,14 @@ class LeafStatus(Struct, frozen=True):
 class FailureStatus(Struct, frozen=True):
     """The last attempt at the CA failed: why, when, as the how many-th in a row, and when the next one is due.
 
-    The CA's own words are in the log.
+    `cause` is what the log says, with the CA's own words.
     """
 
     kind: ErrorKind
     at: datetime
     attempts: int
     next_attempt: datetime
+    cause: str = ""
 
 
 class AuthorityStatus(Struct, frozen=True):
@@ -117,14 +126,18 @@ class AnchorStatus(Struct, frozen=True):
     not_after: datetime
     advertised_by: tuple[str, ...]
     needed_until: datetime | None
+    key: str = ""
 
 
 class FederatedStatus(Struct, frozen=True):
-    """A trust domain that an authority is to give the anchors of, and those that are served, by their subjects."""
+    """A trust domain that an authority is to give the anchors of, and what is served: the bundle's version (None
+    without one) and its anchors.
+    """
 
     trust_domain: str
     authority: str
-    anchors: tuple[str, ...] = ()
+    version: str | None = None
+    anchors: tuple[AnchorStatus, ...] = ()
 
 
 class LeftOut(Struct, frozen=True):

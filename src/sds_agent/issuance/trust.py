@@ -29,6 +29,7 @@ from sds_agent.pki.certificates import (
     unique,
     write_pem,
 )
+from sds_agent.pki.keys import describe_key
 from sds_agent.pki.names import canonical
 from sds_agent.pki.validation.choice import current, moments
 from sds_agent.pki.validation.rules import Chain, fault_of_ca
@@ -108,6 +109,7 @@ class Trust:
             not_after=anchor.not_valid_after_utc,
             advertised_by=tuple(sorted(name for name, anchors in self._anchors.items() if anchor in anchors)),
             needed_until=needed_until,
+            key=describe_key(anchor.public_key()),
         )
 
     @property

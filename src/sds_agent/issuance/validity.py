@@ -24,12 +24,14 @@ RECHECK = timedelta(minutes=1)
 class Validity(Struct, frozen=True):
     """A chain is valid from `begin` until `end`; `ends_with` is the certificate that ends first, the leaf or a CA.
 
-    A CA that ends together with the leaf counts as what ends: the leaf's end was fitted to it.
+    A CA that ends together with the leaf counts as what ends: the leaf's end was fitted to it. `anchor` is the trust
+    anchor above it that ends last.
     """
 
     begin: datetime
     end: datetime
     ends_with: x509.Certificate
+    anchor: x509.Certificate
 
 
 def validity(chain: Sequence[x509.Certificate], anchors: Iterable[x509.Certificate], now: datetime) -> Validity | None:
@@ -48,7 +50,7 @@ def validity(chain: Sequence[x509.Certificate], anchors: Iterable[x509.Certifica
             last = anchor
     begin = max(first.not_valid_before_utc, *(certificate.not_valid_before_utc for certificate in chain))
     ends_with = min((last, *reversed(chain)), key=_end)
-    return Validity(begin, _end(ends_with), ends_with)
+    return Validity(begin, _end(ends_with), ends_with, last)
 
 
 def vouches(anchor: x509.Certificate, chain: Sequence[x509.Certificate], now: datetime) -> bool:

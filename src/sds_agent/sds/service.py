@@ -17,6 +17,7 @@ from sds_agent.clock import Clock, SystemClock
 from sds_agent.rpc.crowd import Crowd
 from sds_agent.sds.catalog import Catalog, OnDemand
 from sds_agent.sds.codec import MalformedMessageError, decode, decode_delta, encode, encode_delta
+from sds_agent.sds.counts import SdsCounts
 from sds_agent.sds.delta import DeltaSession
 from sds_agent.sds.fetch import fetch
 from sds_agent.sds.journal import Journal, StreamJournal
@@ -108,6 +109,7 @@ class SecretDiscoveryService:
         self._most_names = most_names
         self._fetch_timeout = fetch_timeout
         self._catalog = Catalog(store, files)
+        self.counts = SdsCounts()
         self._journal = Journal(now=(clock or SystemClock()).now, most_streams=most_streams, most_names=most_names)
         self._most_streams = most_streams
         self._open = Crowd[_Open]()  # each under the process at its other end

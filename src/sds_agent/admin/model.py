@@ -1,0 +1,217 @@
+"""The status model: everything that can be seen of a running agent at one moment, as frozen values.
+
+Every view renders these values and nothing else: `/status` and `-o json` are their JSON (docs/status.schema.json), the
+page, the tables of `sds-agent status` and the metrics show parts of them. Times are in UTC (RFC 3339). None holds key
+material. What a peer or a CA wrote is in printable ASCII and cut, so a view can print it as it is.
+"""
+
+from datetime import datetime
+from typing import Literal
+
+from msgspec import Struct
+
+FORMAT = 1
+"""The version of the model. A field may be added without a change of it; one that changes its meaning or goes changes
+it.
+"""
+
+IdentityState = Literal["serving", "pending", "expired"]
+"""Whether Envoys are given the certificate: it is `serving`; there is none yet (`pending`); or the last one has ended
+and is withheld (`expired`).
+"""
+DeliveryState = Literal["current", "behind", "refused", "waiting", "unknown"]
+"""How a subscriber stands to what is served under one name now: it has acknowledged it (`current`), not yet
+(`behind`), or refused it (`refused`); it waits for a secret that does not exist yet (`waiting`); or the agent does not
+serve the name (`unknown`).
+"""
+
+
+class CertificateView(Struct, frozen=True, kw_only=True):
+    """A certificate: `key` is the kind of its public key (`EC secp256r1`, `RSA 2048`), `serial` is hexadecimal."""
+
+    subject: str
+    issuer: str
+    serial: str
+    key: str
+    not_before: datetime
+    not_after: datetime
+
+
+class LeafView(Struct, frozen=True, kw_only=True):
+    """A workload's certificate.
+
+    `chain` is what Envoys are given: the leaf, then each intermediate after what it issued. `anchor` is the trust
+    anchor above it that ends last. Envoys take the leaf from `valid_from` until `valid_until`, the times of all these
+    together; `ends_with` is the subject of the certificate that ends first. `renew_at` is absent where the CA decides
+    that. One that is `foreign` came from another CA than the workload has now, and is renewed at once.
+    """
+
+    serial: str
+    issuer: str
+    key: str
+    authority: str
+    issued_at: datetime
+    not_before: datetime
+    not_after: datetime
+    valid_from: datetime
+    valid_until: datetime
+    ends_with: str
+    renew_at: datetime | None
+    foreign: bool
+    chain: tuple[CertificateView, ...]
+    anchor: CertificateView | None
+
+
+class FailureView(Struct, frozen=True, kw_only=True):
+    """The last attempt at an authority failed: its kind, why in words, when, as the how many-th in a row, and when the
+    next is due.
+    """
+
+    kind: str
+    cause: str
+    at: datetime
+    attempts: int
+    next_attempt: datetime
+
+
+class AuthorityView(Struct, frozen=True, kw_only=True):
+    """One of a workload's authorities: its name and kind in the configuration."""
+
+    name: str
+    kind: str
+    in_use: bool
+    failure: FailureView | None
+
+
+class IdentityView(Struct, frozen=True, kw_only=True):
+    """A configured workload. `names` are the resource names under which Envoys get its certificate.
+
+    `current` is the newest that was published, `coming` wait to be, `earlier` were served before and have not ended.
+    `attempt` says how far the request at the CA is that is under way: it waits for others (`queued`), the CA was asked
+    (`asking`), or the CA sends by itself (`waiting`).
+    """
+
+    name: str
+    spiffe_id: str
+    names: tuple[str, ...]
+    state: IdentityState
+    authority: str
+    authorities: tuple[AuthorityView, ...]
+    current: LeafView | None
+    coming: tuple[LeafView, ...]
+    earlier: tuple[LeafView, ...]
+    next_renewal: datetime | None
+    attempt: Literal["queued", "asking", "waiting"] | None
+    failure: FailureView | None
+
+
+class AnchorView(Struct, frozen=True, kw_only=True):
+    """A trust anchor in a bundle, and why it is still there: in `why` as a sentence.
+
+    `advertised_by` names the authorities that advertise it; certificates chain to it until `needed_until`.
+    """
+
+    subject: str
+    serial: str
+    key: str
+    not_before: datetime
+    not_after: datetime
+    advertised_by: tuple[str, ...]
+    needed_until: datetime | None
+    why: str
+
+
+class LeftOutView(Struct, frozen=True, kw_only=True):
+    """What an authority advertises and is not served, with the reasons."""
+
+    authority: str
+    causes: tuple[str, ...]
+
+
+class BundleView(Struct, frozen=True, kw_only=True):
+    """The trust bundle of a trust domain, and the resource names under which Envoys get it. Without a version there is
+    none yet. `federated` bundles are those of other trust domains.
+    """
+
+    trust_domain: str
+    names: tuple[str, ...]
+    federated: bool
+    version: str | None
+    anchors: tuple[AnchorView, ...]
+    left_out: tuple[LeftOutView, ...]
+
+
+class NackView(Struct, frozen=True, kw_only=True):
+    """A version that an Envoy refused, and Envoy's own words."""
+
+    version: str
+    reason: str
+
+
+class SubscriptionView(Struct, frozen=True, kw_only=True):
+    """A name that a subscriber asked for: the versions last sent, last acknowledged and last refused, and the `state`
+    that follows from them.
+    """
+
+    name: str
+    state: DeliveryState
+    sent: str | None
+    acked: str | None
+    nacked: NackView | None
+
+
+class SubscriberView(Struct, frozen=True, kw_only=True):
+    """An open stream, by its number in the log, or a Fetch that waits.
+
+    `node`, `cluster` and `version` (of Envoy) are what the client says it is, empty where it does not say; `peer` is
+    the process at the other end as the kernel says. `ack_ms` are the milliseconds from the last answer to its ACK.
+    """
+
+    stream: int
+    method: str
+    node: str
+    cluster: str
+    version: str
+    peer: str
+    since: datetime
+    last_response: datetime | None
+    ack_ms: float | None
+    subscriptions: tuple[SubscriptionView, ...]
+
+
+class CountsView(Struct, frozen=True, kw_only=True):
+    """What happened since the start: certificates that were issued and attempts that failed, and of answers to Envoys
+    how many were sent (`pushes` are those that a changed secret caused), acknowledged and refused.
+    """
+
+    issued: int
+    failed: int
+    responses: int
+    pushes: int
+    acks: int
+    nacks: int
+
+
+class AgentView(Struct, frozen=True, kw_only=True):
+    """The agent itself. It is `ready` while every workload has a valid certificate; `lacks` says what is missing."""
+
+    version: str
+    pid: int
+    started_at: datetime
+    uptime_seconds: float
+    trust_domain: str
+    socket: str
+    ready: bool
+    lacks: tuple[str, ...]
+    counts: CountsView
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    """A running agent at the time `at`."""
+
+    format: int = FORMAT
+    at: datetime
+    agent: AgentView
+    identities: tuple[IdentityView, ...]
+    bundles: tuple[BundleView, ...]
+    subscribers: tuple[SubscriberView, ...]

@@ -1,0 +1,63 @@
+"""The section `admin` of the agent's configuration and of the CA server's: where the admin server listens."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from sds_agent.configfile.listening import Listen
+from sds_agent.configfile.types import FileMode, Mode, SocketPath, filled_in, listing
+from sds_agent.errors import Problem
+
+HOST_PATTERN = r"[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]+\]"
+
+
+class AdminSettings(Struct, frozen=True, kw_only=True):
+    """The admin server, which shows status, metrics, health and the page. It shows no private key."""
+
+    enabled: Annotated[bool, Meta(description="Whether there is an admin server.")] = True
+    socket: Annotated[
+        SocketPath | None,
+        filled_in("of the agent: see [Places](configuration.md#places); of the CA server: none"),
+        Meta(
+            description="The path of its Unix socket. Left out: the agent's is beside sds.socket and is named after it "
+            "(sds.admin.sock beside sds.sock); the CA server has none."
+        ),
+    ] = None
+    mode: Annotated[
+        Mode, Meta(description="The socket's mode. A process that may connect sees who is served what, and no key.")
+    ] = msgspec.field(default_factory=lambda: FileMode(0o600))
+    address: Annotated[
+        Listen | None,
+        Meta(
+            description="An address and a port to listen on beside the socket, for browsers and Prometheus, such as "
+            "127.0.0.1:9902. Every user of the machine can connect to it."
+        ),
+    ] = None
+    beyond_loopback: Annotated[
+        bool,
+        Meta(
+            description="Whether address may be one that other machines can reach. The admin server asks nobody for a "
+            "proof of who they are: let a firewall or a network policy decide who reaches it."
+        ),
+    ] = False
+    hosts: Annotated[
+        tuple[Annotated[str, Meta(pattern=HOST_PATTERN, extra={"allowed": "a host name or an IP address"})], ...],
+        listing("names"),
+        Meta(
+            description="Names by which clients may call the server at address, beside localhost and the address "
+            "itself. A request for another name is refused: a web page elsewhere could have caused it (DNS rebinding)."
+        ),
+    ] = ()
+
+
+def unguarded(chosen: AdminSettings) -> Iterator[Problem]:
+    """What is wrong with an address that other machines can reach."""
+    if chosen.address and not chosen.address.is_loopback and not chosen.beyond_loopback:
+        yield Problem(
+            ("admin", "address"),
+            f"is {chosen.address}, which other machines can reach, and the admin server asks nobody who they are",
+            "name a loopback address such as 127.0.0.1:9902, or set admin.beyond_loopback: true and let a firewall "
+            "decide who reaches it",
+        )

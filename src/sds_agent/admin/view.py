@@ -1,0 +1,251 @@
+"""A running agent's statuses as the status model: pure, with the time as an argument."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from sds_agent.admin.model import (
+    AgentView,
+    AnchorView,
+    AuthorityView,
+    BundleView,
+    CertificateView,
+    CountsView,
+    DeliveryState,
+    FailureView,
+    IdentityState,
+    IdentityView,
+    LeafView,
+    LeftOutView,
+    NackView,
+    Status,
+    SubscriberView,
+    SubscriptionView,
+)
+from sds_agent.admin.observed import About, Observed
+from sds_agent.issuance.status import (
+    AnchorStatus,
+    AuthorityStatus,
+    CertificateEnd,
+    FailureStatus,
+    FederatedStatus,
+    LeafStatus,
+    TrustStatus,
+    WorkloadStatus,
+)
+from sds_agent.sds.status import NameStatus, StreamStatus
+from sds_agent.tally import Counter
+
+_TIME = "%Y-%m-%d %H:%M:%S UTC"
+
+
+def status(observed: Observed, now: datetime) -> Status:
+    """Everything that can be seen at `now`."""
+    about, versions = observed.about, observed.versions
+    bundles = (bundle(about, observed.trust), *map(federated_bundle, observed.federated))
+    return Status(
+        at=now,
+        agent=agent(observed, now),
+        identities=tuple(identity(each, about) for each in observed.workloads),
+        bundles=bundles,
+        subscribers=tuple(subscriber(each, versions) for each in observed.streams),
+    )
+
+
+def agent(observed: Observed, now: datetime) -> AgentView:
+    """The agent itself."""
+    about, lacks = observed.about, tuple(observed.lacks(now))
+    return AgentView(
+        version=about.version,
+        pid=about.pid,
+        started_at=about.started_at,
+        uptime_seconds=round((now - about.started_at).total_seconds(), 3),
+        trust_domain=about.trust_domain,
+        socket=about.socket,
+        ready=not lacks,
+        lacks=lacks,
+        counts=_counts(observed),
+    )
+
+
+def _counts(observed: Observed) -> CountsView:
+    attempts, sds = observed.issuance_counts.attempts.counts, observed.sds_counts
+    issued = sum(count for (_, result), count in attempts.items() if result in {"issued", "renewed"})
+    return CountsView(
+        issued=issued,
+        failed=sum(attempts.values()) - issued,
+        responses=_sum(sds.responses),
+        pushes=_sum(sds.pushes),
+        acks=_sum(sds.acks),
+        nacks=_sum(sds.nacks),
+    )
+
+
+def _sum(counter: Counter) -> int:
+    return sum(counter.counts.values())
+
+
+def identity(workload: WorkloadStatus, about: About) -> IdentityView:
+    """A workload."""
+    current = workload.current
+    state: IdentityState = "serving" if workload.served else "pending" if current is None else "expired"
+    return IdentityView(
+        name=workload.name,
+        spiffe_id=workload.spiffe_id,
+        names=about.names.get(workload.name, ()),
+        state=state,
+        authority=workload.authority,
+        authorities=_authorities(workload, about),
+        current=None if current is None else leaf(current),
+        coming=tuple(map(leaf, workload.coming)),
+        earlier=tuple(map(leaf, workload.earlier)),
+        next_renewal=workload.renew_at,
+        attempt=workload.attempt,
+        failure=_failure(workload.failure),
+    )
+
+
+def _authorities(workload: WorkloadStatus, about: About) -> tuple[AuthorityView, ...]:
+    only = AuthorityStatus(workload.authority, in_use=True, failure=workload.failure)
+    return tuple(
+        AuthorityView(
+            name=each.name, kind=about.kinds.get(each.name, ""), in_use=each.in_use, failure=_failure(each.failure)
+        )
+        for each in workload.authorities or (only,)
+    )
+
+
+def _failure(failure: FailureStatus | None) -> FailureView | None:
+    if failure is None:
+        return None
+    return FailureView(
+        kind=failure.kind.value,
+        cause=failure.cause,
+        at=failure.at,
+        attempts=failure.attempts,
+        next_attempt=failure.next_attempt,
+    )
+
+
+def leaf(found: LeafStatus) -> LeafView:
+    """A workload's certificate."""
+    own = CertificateView(
+        subject=found.subject,
+        issuer=found.issuer,
+        serial=found.serial,
+        key=found.key,
+        not_before=found.not_before,
+        not_after=found.not_after,
+    )
+    return LeafView(
+        serial=found.serial,
+        issuer=found.issuer,
+        key=found.key,
+        authority=found.authority,
+        issued_at=found.issued_at,
+        not_before=found.not_before,
+        not_after=found.not_after,
+        valid_from=found.valid_from,
+        valid_until=found.valid_until,
+        ends_with=found.ends_with,
+        renew_at=found.renew_at,
+        foreign=found.foreign,
+        chain=(own, *map(_certificate, found.intermediates)),
+        anchor=None if found.anchor is None else _certificate(found.anchor),
+    )
+
+
+def _certificate(found: CertificateEnd) -> CertificateView:
+    return CertificateView(
+        subject=found.subject,
+        issuer=found.issuer,
+        serial=found.serial,
+        key=found.key,
+        not_before=found.not_before,
+        not_after=found.not_after,
+    )
+
+
+def bundle(about: About, trust: TrustStatus) -> BundleView:
+    """The trust bundle of the agent's own trust domain."""
+    return BundleView(
+        trust_domain=about.trust_domain,
+        names=about.bundle_names,
+        federated=False,
+        version=trust.version,
+        anchors=tuple(map(anchor, trust.anchors)),
+        left_out=tuple(LeftOutView(authority=each.authority, causes=each.causes) for each in trust.left_out),
+    )
+
+
+def federated_bundle(found: FederatedStatus) -> BundleView:
+    """The bundle of another trust domain."""
+    return BundleView(
+        trust_domain=found.trust_domain,
+        names=(f"spiffe://{found.trust_domain}",),
+        federated=True,
+        version=found.version,
+        anchors=tuple(map(anchor, found.anchors)),
+        left_out=(),
+    )
+
+
+def anchor(found: AnchorStatus) -> AnchorView:
+    """A trust anchor."""
+    return AnchorView(
+        subject=found.subject,
+        serial=found.serial,
+        key=found.key,
+        not_before=found.not_before,
+        not_after=found.not_after,
+        advertised_by=found.advertised_by,
+        needed_until=found.needed_until,
+        why=_why(found.advertised_by, found.needed_until),
+    )
+
+
+def _why(advertised_by: Sequence[str], needed_until: datetime | None) -> str:
+    """Why an anchor is still in the bundle."""
+    needed = "" if needed_until is None else f"certificates chain to it until {needed_until:{_TIME}}"
+    if not advertised_by:
+        return needed or "an earlier certificate chained to it"
+    names = " and ".join(advertised_by) if len(advertised_by) < 3 else ", ".join(advertised_by)
+    advertised = f"{names} advertise{'s' if len(advertised_by) == 1 else ''} it"
+    return f"{advertised}; {needed}" if needed else advertised
+
+
+def subscriber(stream: StreamStatus, versions: Mapping[str, str | None]) -> SubscriberView:
+    """An open stream; `versions` are what is served under each name now."""
+    return SubscriberView(
+        stream=stream.number,
+        method=stream.method,
+        node=stream.node,
+        cluster=stream.cluster,
+        version=stream.version,
+        peer=stream.peer,
+        since=stream.connected_at,
+        last_response=stream.responded_at,
+        ack_ms=stream.ack_ms,
+        subscriptions=tuple(subscription(each, versions) for each in stream.names),
+    )
+
+
+def subscription(name: NameStatus, versions: Mapping[str, str | None]) -> SubscriptionView:
+    """A name that a stream asked for."""
+    nacked = None if name.nacked is None else NackView(version=name.nacked.version, reason=name.nacked.reason)
+    return SubscriptionView(
+        name=name.name, state=delivery(name, versions), sent=name.sent, acked=name.acked, nacked=nacked
+    )
+
+
+def delivery(name: NameStatus, versions: Mapping[str, str | None]) -> DeliveryState:
+    """How a subscriber stands to what is served under a name now. For the name of a file the newest that was sent
+    counts.
+    """
+    if name.name not in versions and not name.sent:
+        return "unknown"
+    served = versions.get(name.name, name.sent)
+    if served is None:
+        return "waiting" if name.acked is None else "current"
+    if name.acked == served:
+        return "current"
+    return "refused" if name.nacked is not None and name.nacked.version == served else "behind"
