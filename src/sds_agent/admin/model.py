@@ -20,8 +20,8 @@ IdentityState = Literal["serving", "pending", "expired"]
 and is withheld (`expired`).
 """
 DeliveryState = Literal["current", "behind", "refused", "waiting", "unknown"]
-"""How a subscriber stands to what is served under one name now: it has acknowledged it (`current`), not yet
-(`behind`), or refused it (`refused`); it waits for a secret that does not exist yet (`waiting`); or the agent does not
+"""How a subscriber stands to what is served under one name now: it has acknowledged it (`current`), not yet (`behind`),
+or refused it (`refused`); it waits for a secret that does not exist yet or has ended (`waiting`); or the agent does not
 serve the name (`unknown`).
 """
 

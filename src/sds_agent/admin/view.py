@@ -245,7 +245,7 @@ def delivery(name: NameStatus, versions: Mapping[str, str | None]) -> DeliverySt
         return "unknown"
     served = versions.get(name.name, name.sent)
     if served is None:
-        return "waiting" if name.acked is None else "current"
+        return "waiting"
     if name.acked == served:
         return "current"
     return "refused" if name.nacked is not None and name.nacked.version == served else "behind"
