@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from sds_agent import __version__, log, preflight, sources
+from sds_agent import __version__, log, preflight, sources, systemd
 from sds_agent.authority import registry
 from sds_agent.authority.protocol import AdvertisesAnchors, AdvertisesLists, Authority, Supplier
 from sds_agent.clock import Clock, SystemClock
@@ -46,6 +46,8 @@ from sds_agent.secrets.readiness import complete, watched
 from sds_agent.secrets.store import SecretStore
 from sds_agent.signals import until_signalled
 from sds_agent.state import Restorable, watch
+from sds_agent.supervision import summary, supervised
+from sds_agent.systemd import HandedOverSocket
 from sds_agent.tasks import NoThreadError, Start, background_tasks, in_thread
 
 if TYPE_CHECKING:
@@ -64,9 +66,16 @@ async def run(settings: Settings) -> None:
     exception group, as its parts run in one. `preflight.obstacles` finds all but the last without a start.
     """
     clock = SystemClock()
+    manager, sockets = systemd.notifier(os.environ), systemd.handed_over(os.environ)
+    listening = systemd.at(settings.sds.socket, sockets)
     with locked_directory(settings.state_dir, "state_dir", preflight.in_use(settings.state_dir)) as locked:
         # The agent ends before its authorities: it may ask them until then.
-        async with until_signalled(), authorities(settings, clock) as cas, agent(settings, cas, clock, locked):
+        async with (
+            until_signalled(),
+            authorities(settings, clock) as cas,
+            agent(settings, cas, clock, locked, listening) as running,
+            supervised(manager, running.store, running.summary, clock),
+        ):
             await asyncio.Event().wait()
     log.event(LOG, "stopped")
 
@@ -162,6 +171,10 @@ class Agent(Struct, frozen=True):
         """Every open stream, and every Fetch that waits, in the order in which they came."""
         return self.sds.streams
 
+    def summary(self, now: datetime) -> str:
+        """How the agent does at `now`, in one line."""
+        return summary(self.workloads, self.lacks(now), len(self.streams))
+
     def lacks(self, now: datetime) -> Sequence[str]:
         """Why workloads have no certificate to serve at `now`, in words, one for each; empty if each has one."""
         reasons = (lack(status, now) for status in self.workloads)
@@ -170,11 +183,16 @@ class Agent(Struct, frozen=True):
 
 @asynccontextmanager
 async def agent(
-    settings: Settings, cas: Mapping[str, Authority | Supplier], clock: Clock, locked: LockedDirectory | None = None
+    settings: Settings,
+    cas: Mapping[str, Authority | Supplier],
+    clock: Clock,
+    locked: LockedDirectory | None = None,
+    listening: HandedOverSocket | None = None,
 ) -> AsyncIterator[Agent]:
     """The agent, running inside this context: issuance and the SDS server around one store.
 
-    `locked` is the state directory; a file that is lost there is written again.
+    `locked` is the state directory; a file that is lost there is written again. `listening` is the socket that a
+    service manager has handed over; without one the agent makes its own.
     """
     identities = workloads(settings)
     names = (*(name for workload in identities for name in workload.names), *settings.bundle_names)
@@ -203,7 +221,7 @@ async def agent(
         if files is not None:
             start(files.run())
         # The server ends first, and its streams with it, while the tasks above still run.
-        async with _served(settings, running, limits, clock):
+        async with _served(settings, running, limits, clock, listening):
             # Only now, as they take their time, and the first secret needs none of it.
             if anchors.restored:
                 _start_refreshes(start, cas, running, clock)
@@ -238,11 +256,16 @@ def _anchors(
 
 
 @asynccontextmanager
-async def _served(settings: Settings, running: Agent, limits: Limits, clock: Clock) -> AsyncIterator[None]:
+async def _served(
+    settings: Settings, running: Agent, limits: Limits, clock: Clock, listening: HandedOverSocket | None
+) -> AsyncIterator[None]:
     """Envoys can connect inside this context, and a probe sees whether each name has a secret."""
     store, socket = running.store, preflight.socket_file(settings.sds)
     readiness = Health(lambda: not store.missing, frozenset({SERVICE}), reasons=lambda: running.lacks(clock.now()))
-    async with serving(running.sds, socket, limits, [readiness], before_probe=lambda: complete(store)):
+    descriptor = None if listening is None else listening.descriptor
+    async with serving(
+        running.sds, socket, limits, [readiness], before_probe=lambda: complete(store), listening=descriptor
+    ):
         _announce(settings.sds.socket)
         with watched(store), store.watching(lambda _changed: readiness.check_again()):
             yield

@@ -72,11 +72,19 @@ class Program:
 
 @asynccontextmanager
 async def started(
-    command: Sequence[str], environment: Mapping[str, str] | None = None, directory: Path | None = None
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+    *,
+    pass_fds: Sequence[int] = (),
 ) -> AsyncIterator[Program]:
-    """Run a program inside this context, in `directory` if given; at the end it is killed if it still runs."""
+    """Run a program inside this context, in `directory` if given; at the end it is killed if it still runs. It inherits
+    the descriptors in `pass_fds`.
+    """
     env = {**os.environ, **(environment or {})}
-    async with await anyio.open_process(command, stdout=subprocess.DEVNULL, env=env, cwd=directory) as process:
+    async with await anyio.open_process(
+        command, stdout=subprocess.DEVNULL, env=env, cwd=directory, pass_fds=pass_fds
+    ) as process:
         program = Program(process)
         assert process.stderr is not None
         async with anyio.create_task_group() as tasks:

@@ -41,6 +41,8 @@ MAY_IMPORT = {
     "state": BASE | {"directories"},
     "sources": BASE | {"directories"},
     "signals": BASE,
+    "systemd": BASE,
+    "units": set[str](),
     "named_files": BASE | {"files", "pki"},
     "file_sets": set[str](),
     "path_watch": {"log", "clock"},
@@ -90,8 +92,11 @@ MAY_IMPORT = {
         "sds.endpoint",
         "outputs.directory",
     },
+    "supervision": BASE | {"systemd", "issuance.status", "secrets"},
     "app": MATERIAL
     | {
+        "supervision",
+        "systemd",
         "admin",
         "authority.protocol",
         "authority.registry",
@@ -152,6 +157,7 @@ MAY_IMPORT = {
         "signals",
         "signing",
         "sources",
+        "units",
     },
     "__main__": {"cli"},
 }
@@ -233,6 +239,7 @@ PURE = {
     "signing.signing_set",
     "tally",
     "text",
+    "units",
     "values",
 }
 EFFECTS = {"anyio", "asyncio", "grpc", "random", "selectors", "socket", "subprocess", "threading", "time"}

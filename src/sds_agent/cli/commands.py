@@ -49,6 +49,10 @@ COMMANDS: Mapping[str, Command | Group] = {
     "check": Command("check a configuration and explain what it does", "check"),
     "ready": Command("ask a running agent whether every workload has its certificate", "ready"),
     "issue": Command("obtain one certificate, write it to files and end", "issue"),
+    "install": Group(
+        "make the agent a service of this machine",
+        {"systemd": Command("print or write its units for systemd", "install_systemd")},
+    ),
     "ca": Group(
         "make, check and serve a certificate hierarchy",
         {

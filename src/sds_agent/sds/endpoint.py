@@ -176,6 +176,64 @@ class Endpoint:
         self._ours = None
 
 
+class HandedOverEndpoint(Endpoint):
+    """A socket path at which a service manager listens, which has handed over its socket and stays its owner.
+
+    The manager decided who may connect. The socket stays where it is when the agent ends: Envoys that connect then
+    wait in its queue for the next agent.
+    """
+
+    def __init__(self, file: SocketFile, listening: int) -> None:
+        super().__init__(file, -1, -1)
+        self._listening = listening
+
+    def listen(self, _backlog: int) -> socket.socket:
+        """A duplicate of the manager's socket, whose backlog the unit decides."""
+        return socket.socket(fileno=os.dup(self._listening))
+
+    def publish(self) -> None:
+        """It is at its path. Raises ConfigurationError if it is not any more."""
+        try:
+            self._ours = os.open(self.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise _unusable(
+                "sds.socket",
+                f"the service manager listens at {self.path}, where there is no socket any more: {error.strerror}",
+                "restart the .socket unit",
+            ) from error
+
+    def remove(self) -> None:
+        """Leave the socket to the manager."""
+        if self._ours is not None:
+            os.close(self._ours)
+            self._ours = None
+
+
+@contextmanager
+def inherit(file: SocketFile, listening: int) -> Iterator[HandedOverEndpoint]:
+    """Take the socket that a service manager listens on, by its descriptor, and keep other agents away from its path.
+
+    Its directory has to be writable for the agent: gRPC's own socket is bound there. Raises ConfigurationError, also
+    where every user may connect, and SocketInUseError.
+    """
+    with suppress(OSError):  # it is gone, which `publish` reports
+        if file.path.stat().st_mode & stat.S_IWOTH:
+            raise _unusable(
+                "sds.socket",
+                f"is {file.path}, at which the service manager lets every user connect and read private keys",
+                "write SocketMode=0660 and SocketGroup= into the .socket unit",
+            )
+    with ExitStack() as stack:
+        with _directory_explained(file.path.parent):
+            warn_shared("sds.socket", own_directory(file.path.parent, 0o755))
+        with _lock_explained(file.path):
+            stack.enter_context(locked(_lock_of(file.path)))
+        _remove_left(file.path.parent, time.time())
+        endpoint = HandedOverEndpoint(file, listening)
+        stack.callback(endpoint.remove)
+        yield endpoint
+
+
 @contextmanager
 def claim(file: SocketFile) -> Iterator[Endpoint]:
     """Make sure that the path may be served at, and keep other agents away from it.

@@ -15,7 +15,7 @@ from sds_agent import log
 from sds_agent.descriptors import room_for
 from sds_agent.errors import SdsAgentError
 from sds_agent.sds.acceptor import BACKLOG, UnixAcceptor
-from sds_agent.sds.endpoint import Endpoint, SocketFile, claim
+from sds_agent.sds.endpoint import Endpoint, SocketFile, claim, inherit
 from sds_agent.sds.service import SERVICE, SecretDiscoveryService
 from sds_agent.tasks import background_tasks, uninterrupted
 
@@ -115,6 +115,7 @@ async def serving(
     *,
     before_probe: Callable[[], Awaitable[None]] | None = None,
     check_every: float = 5.0,
+    listening: int | None = None,
 ) -> AsyncIterator[None]:
     """Serve inside this context; it is entered only once the server answers at its path.
 
@@ -122,9 +123,10 @@ async def serving(
     does not wait for the probe as well. Every `check_every` seconds it checks that the socket is still there, and makes
     a new one if not. Leaving the context ends all streams with OK, stops the server and removes the socket.
 
-    Raises ConfigurationError or SocketInUseError (see `endpoint.claim`), and ProbeError.
+    `listening` is the descriptor of a socket at that path that a service manager listens on: it is taken in place of a
+    new one, and stays. Raises ConfigurationError or SocketInUseError (see `endpoint.claim`), and ProbeError.
     """
-    listener = _Listener(service, file, limits, others)
+    listener = _Listener(service, file, limits, others, listening)
     await listener.open(before_probe)
     try:
         async with background_tasks() as start:
@@ -178,12 +180,18 @@ class _Listener:
     """A server at its path, and a new one when the path is lost: gRPC listens only at its start."""
 
     def __init__(
-        self, service: SecretDiscoveryService, file: SocketFile, limits: Limits, others: Sequence[Service]
+        self,
+        service: SecretDiscoveryService,
+        file: SocketFile,
+        limits: Limits,
+        others: Sequence[Service],
+        listening: int | None,
     ) -> None:
         self._service = service
         self._services = (service, *others)
         self._file = file
         self._limits = limits
+        self._listening = listening
         self._connections = room_for(limits.streams // 2 + SPARE_CONNECTIONS)
         self._claimed = ExitStack()
         self._current: _SocketServer | None = None
@@ -192,7 +200,10 @@ class _Listener:
     async def open(self, before_probe: Callable[[], Awaitable[None]] | None = None) -> None:
         """Claim the path and serve there. A server that lost it goes on meanwhile."""
         self._claimed.close()
-        endpoint = self._claimed.enter_context(claim(self._file))
+        # one that was handed over is good once: where its path is lost, a socket of our own takes that
+        listening, self._listening = self._listening, None
+        claimed = claim(self._file) if listening is None else inherit(self._file, listening)
+        endpoint = self._claimed.enter_context(claimed)
         new = _SocketServer(grpc.aio.server(options=options(self._limits)), endpoint)
         try:
             await new.open(self._services, self._connections, self._service.holders)

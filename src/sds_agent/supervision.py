@@ -1,0 +1,69 @@
+"""Keeps the service manager informed: that the agent serves, how it does in one line, and that it is alive."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+
+from sds_agent.clock import Clock
+from sds_agent.issuance.status import WorkloadStatus
+from sds_agent.secrets.store import SecretStore
+from sds_agent.systemd import Notifier
+from sds_agent.tasks import background_tasks
+
+EVERY = 30.0
+"""Seconds after which the line is written anew where nothing has changed: streams come and go without a secret's
+change.
+"""
+
+
+@asynccontextmanager
+async def supervised(
+    manager: Notifier, store: SecretStore, summary: Callable[[datetime], str], clock: Clock
+) -> AsyncIterator[None]:
+    """Say `ready` at once, inside this context how the agent does, and at its end that it stops.
+
+    Ready means that Envoys can connect. Whether each has a certificate is in the line: an agent whose CA is down at
+    boot must not be ended for it.
+    """
+    manager.ready(summary(clock.now()))
+    async with background_tasks() as start:
+        start(_report(manager, store, summary, clock))
+        try:
+            yield
+        finally:
+            manager.stopping()
+
+
+async def _report(manager: Notifier, store: SecretStore, summary: Callable[[datetime], str], clock: Clock) -> None:
+    every = EVERY if manager.watchdog is None else min(EVERY, manager.watchdog.total_seconds() / 2)
+    changed, written = asyncio.Event(), ""
+    with store.watching(lambda _names: changed.set()):
+        while True:
+            # a loop that stands still sends no sign of life, which is what the manager watches for
+            manager.alive()
+            if (text := summary(clock.now())) != written:
+                manager.status(text)
+                written = text
+            changed.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(every):
+                    await changed.wait()
+
+
+def summary(workloads: Sequence[WorkloadStatus], lacks: Sequence[str], streams: int) -> str:
+    """How the agent does, for `systemctl status`: what is served, or what is missing."""
+    if lacks:
+        more = f", and {len(lacks) - 1} more" if len(lacks) > 1 else ""
+        return f"not ready: {lacks[0]}{more}"
+    renewals = list(_renewals(workloads))
+    following = f"; the next renewal is at {min(renewals):%Y-%m-%d %H:%M:%S} UTC" if renewals else ""
+    return f"serving {_count(len(workloads), 'workload')} to {_count(streams, 'stream')}{following}"
+
+
+def _renewals(workloads: Iterable[WorkloadStatus]) -> Iterable[datetime]:
+    return (each.renew_at for each in workloads if each.renew_at is not None)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
