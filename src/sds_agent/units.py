@@ -27,7 +27,6 @@ class UnitPlan(Struct, frozen=True, kw_only=True):
     socket: Path
     mode: str
     user: str = NAME
-    socket_owner: str | None = None
     group: str | None = None
     runtime: str | None = NAME
     state: str | None = NAME
@@ -55,7 +54,6 @@ def _account(plan: UnitPlan) -> str:
 
 
 def _socket(plan: UnitPlan) -> str:
-    owner = [] if plan.socket_owner is None else [f"SocketUser={plan.socket_owner}"]
     group = [] if plan.group is None else [f"SocketGroup={plan.group}"]
     return _joined(
         "[Unit]",
@@ -65,7 +63,7 @@ def _socket(plan: UnitPlan) -> str:
         f"ListenStream={plan.socket}",
         "# A process that may connect can read private keys.",
         f"SocketMode={plan.mode}",
-        *owner,
+        f"SocketUser={plan.user}",
         *group,
         "# Envoys that connect while the agent restarts wait here.",
         "Backlog=4096",
@@ -115,7 +113,8 @@ def _process(plan: UnitPlan) -> Sequence[str]:
 
 
 def _places(plan: UnitPlan) -> Sequence[str]:
-    lines = [f"User={plan.user}", *([] if plan.group is None else [f"SupplementaryGroups={plan.group}"])]
+    # systemd gives RuntimeDirectory= to the user and the group, and with it the socket that is in it
+    lines = [f"User={plan.user}", *([] if plan.group is None else [f"Group={plan.group}"])]
     if plan.runtime is not None:
         # without it systemd would remove the socket's directory between two agents
         lines += [f"RuntimeDirectory={plan.runtime}", "RuntimeDirectoryPreserve=yes"]
@@ -161,6 +160,8 @@ _HARDENING = (
     "SystemCallArchitectures=native",
     "SystemCallFilter=@system-service",
     "SystemCallFilter=~@privileged @resources",
+    "# It gives its socket and its outputs to their groups.",
+    "SystemCallFilter=@chown",
     "SystemCallErrorNumber=EPERM",
     "UMask=0077",
     "# Core dumps and swap could hold private keys.",

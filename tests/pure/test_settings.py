@@ -26,7 +26,7 @@ from sds_agent.configfile import durations, reading
 from sds_agent.configfile.document import Document, Origin
 from sds_agent.configfile.reading import UNREAD
 from sds_agent.configfile.schema import sections_of
-from sds_agent.errors import ProblemsError
+from sds_agent.errors import ConfigurationError, ProblemsError
 from sds_agent.issuance.failover import DEFAULT_POLICY
 from sds_agent.issuance.requester import CA_TIMEOUT
 from sds_agent.pki.keys import KeyType
@@ -514,3 +514,12 @@ def test_the_defaults_of_failover_and_requests_are_those_of_the_parts(tmp_path: 
         DEFAULT_POLICY.back_after,
     )
     assert read.requests.timeout.total_seconds() == CA_TIMEOUT
+
+
+def test_a_working_directory_that_was_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(ConfigurationError, match="the working directory was removed; change to another one"):
+        load(None, {})

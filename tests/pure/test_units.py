@@ -59,6 +59,12 @@ def test_the_service_waits_for_its_socket_only_where_there_is_one() -> None:
     assert not any("sds-agent.socket" in line for line in service(PLAN))
 
 
+def test_the_agent_may_give_its_socket_to_the_group_of_the_envoys() -> None:
+    lines = service(PLAN)
+    assert lines.index("SystemCallFilter=@chown") > lines.index("SystemCallFilter=~@privileged @resources")
+    assert "Group=envoy" in lines, "systemd gives the directory, with the socket in it, to the user and the group"
+
+
 def test_the_sockets_directory_outlives_a_restart() -> None:
     assert {"RuntimeDirectory=sds-agent", "RuntimeDirectoryPreserve=yes"} <= set(service(PLAN))
 

@@ -60,6 +60,11 @@ def _plan(arguments: argparse.Namespace) -> UnitPlan:
     places = {"RUNTIME_DIRECTORY": str(_RUN / NAME), "STATE_DIRECTORY": str(_STATE / NAME)}
     file = Path(os.path.abspath(arguments.file))  # noqa: PTH100 - a link to the file may lead to its next version
     settings = load(file, {**os.environ, **places}).settings
+    if settings.sds.owner is not None:
+        raise ConfigurationError(
+            f"sds.owner is {settings.sds.owner}, and a service without capabilities cannot give its socket to another "
+            "user; leave it out, and let Envoys in by sds.group"
+        )
     command = _command()
     return UnitPlan(
         command=str(command),
@@ -67,13 +72,12 @@ def _plan(arguments: argparse.Namespace) -> UnitPlan:
         socket=settings.sds.socket,
         mode=str(settings.sds.mode),
         user=arguments.user,
-        socket_owner=settings.sds.owner,
         group=settings.sds.group,
         runtime=_below(settings.sds.socket.parent, _RUN),
         state=_below(settings.state_dir, _STATE),
         credentials=_credentials(settings),
         writable=tuple(_writable(settings)),
-        at_home=any(_is_in(each, home) for each in (command, file) for home in _HOMES),
+        at_home=any(_is_in(each, home) for each in (command, file, Path(sys.executable)) for home in _HOMES),
     )
 
 

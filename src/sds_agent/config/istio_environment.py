@@ -5,9 +5,9 @@ depend on variables that were set for another program.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from sds_agent.config.defaults import working_directory
 from sds_agent.configfile.document import Document, Origin
 from sds_agent.configfile.environment import PREFIX
 from sds_agent.configfile.phrases import KeyPath, quoted, render
@@ -58,7 +58,7 @@ class _IstioVariables:
         self.document = Document(
             tree={"authorities": {_NAME: {"type": "istio"}}, "workloads": [{"name": "default"}]},
             origins={(): Origin("the environment, as Istio has it")},
-            base=Path.cwd(),
+            base=working_directory(),
         )
 
     def put_as_they_stand(self) -> None:
