@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from sds_agent import __version__, log, preflight, sources, systemd
+from sds_agent.admin.start import administered, observed
 from sds_agent.authority import registry
 from sds_agent.authority.protocol import AdvertisesAnchors, AdvertisesLists, Authority, Supplier
 from sds_agent.clock import Clock, SystemClock
@@ -207,7 +208,7 @@ async def agent(
     files = _files(settings, store, clock)
     service = SecretDiscoveryService(store, clock, most_streams=limits.streams, most_names=limits.names, files=files)
     running = Agent(settings, clock.now(), store, issuers, anchors.trust, anchors.federation, service, counts)
-    async with background_tasks() as start:
+    async with background_tasks() as start, observed(settings.admin, store, service) as feed:
         # Issuance begins before the server: the first certificate is asked for while the server comes up.
         start(maintain(running.bundle, anchors.file, clock, running.federation if settings.federated else None))
         if not anchors.restored:
@@ -226,7 +227,8 @@ async def agent(
             if anchors.restored:
                 _start_refreshes(start, cas, running, clock)
             _start_warnings(start, settings, running, clock)
-            yield running
+            async with administered(settings.admin, running, feed, settings.sds.socket, clock):
+                yield running
 
 
 class _RestoredAnchors(Struct, frozen=True):

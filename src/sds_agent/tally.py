@@ -70,6 +70,11 @@ class Histogram:
         self._totals[labels] = self._totals.get(labels, 0.0) + value
 
     @property
+    def nothing(self) -> Distribution:
+        """The distribution of no value."""
+        return Distribution(self._bounds, (0,) * (len(self._bounds) + 1), 0.0)
+
+    @property
     def distributions(self) -> Mapping[Labels, Distribution]:
         """The values so far, by the values of their labels."""
         return {

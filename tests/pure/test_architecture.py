@@ -62,7 +62,8 @@ MAY_IMPORT = {
     "outputs": MATERIAL | {"accounts", "files", "directories", "secrets"},
     "issuance": MATERIAL | {"tally", "files", "directories", "sealing", "statefile", "secrets", "authority.protocol"},
     # The configurations read its settings. What it shows it gets as values.
-    "admin": BASE | {"tally", "configfile", "issuance.counts", "issuance.status", "sds.counts", "sds.status"},
+    "admin": BASE
+    | {"tally", "configfile", "issuance.counts", "issuance.status", "sds.counts", "sds.endpoint", "sds.status"},
     "ca": MATERIAL
     | {
         "admin.settings",
@@ -169,6 +170,10 @@ BELONGS_TO = {
     "httpx": {"authority", "ca", "cli"},
     "yaml": {"configfile", "cli"},
     "argparse": {"cli"},
+    "starlette": {"admin", "ca"},
+    "uvicorn": {"admin"},
+    "prometheus_client": {"admin", "ca"},
+    "opentelemetry": {"admin"},
 }
 
 # Decisions: neither a clock nor a socket nor an event loop, so that a test can put any question to them.
@@ -245,7 +250,20 @@ PURE = {
 EFFECTS = {"anyio", "asyncio", "grpc", "random", "selectors", "socket", "subprocess", "threading", "time"}
 
 # Each costs more than the whole way to the first secret, but for anyio, which costs a tenth of it.
-OFF_THE_PATH = {"anyio", "envoy_data_plane", "betterproto2", "httpx", "jwt", "rich", "jsonschema"}
+OFF_THE_PATH = {
+    "anyio",
+    "starlette",
+    "uvicorn",
+    "h11",
+    "prometheus_client",
+    "opentelemetry",
+    "envoy_data_plane",
+    "betterproto2",
+    "httpx",
+    "jwt",
+    "rich",
+    "jsonschema",
+}
 
 
 def modules(sources: Path) -> dict[str, Path]:

@@ -41,13 +41,20 @@ class SocketInUseError(SdsAgentError):
 class SocketFile(Struct, frozen=True):
     """Where the socket is published, with which mode (permission bits), owner and group.
 
-    Owner and group are names or ids; None leaves those of the process.
+    Owner and group are names or ids; None leaves those of the process. `section` is that of the configuration, for
+    messages.
     """
 
     path: Path
     mode: int = 0o660
     owner: str | None = None
     group: str | None = None
+    section: str = "sds"
+
+    @property
+    def key(self) -> str:
+        """The configuration's key for the path."""
+        return f"{self.section}.socket"
 
 
 class Access(Struct, frozen=True):
@@ -80,6 +87,7 @@ class Endpoint:
 
     def __init__(self, file: SocketFile, owner: int, group: int) -> None:
         self.path = file.path
+        self._key = file.key
         self._mode = file.mode
         self._owner = owner
         self._group = group
@@ -138,9 +146,9 @@ class Endpoint:
             self.temporary.rename(self.path)
         except OSError as error:
             raise _unusable(
-                "sds.socket",
+                self._key,
                 f"cannot give {self.path} its owner and mode: {error.strerror}",
-                "run the agent as a user that may, or change sds.owner, sds.group and sds.mode",
+                f"run the agent as a user that may, or change the owner, group and mode beside {self._key}",
             ) from error
 
     def refusal(self) -> ConfigurationError:
@@ -152,7 +160,7 @@ class Endpoint:
                 self.temporary.unlink()
             except OSError as error:
                 reason = error.strerror or reason
-        return _unusable("sds.socket", f"cannot make a socket in {self.path.parent}: {reason}", _make_writable())
+        return _unusable(self._key, f"cannot make a socket in {self.path.parent}: {reason}", _make_writable())
 
     def in_place(self) -> bool:
         """Whether the published socket is still at its path."""
@@ -197,7 +205,7 @@ class HandedOverEndpoint(Endpoint):
             self._ours = os.open(self.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             raise _unusable(
-                "sds.socket",
+                self._key,
                 f"the service manager listens at {self.path}, where there is no socket any more: {error.strerror}",
                 "restart the .socket unit",
             ) from error
@@ -219,14 +227,14 @@ def inherit(file: SocketFile, listening: int) -> Iterator[HandedOverEndpoint]:
     with suppress(OSError):  # it is gone, which `publish` reports
         if file.path.stat().st_mode & stat.S_IWOTH:
             raise _unusable(
-                "sds.socket",
+                file.key,
                 f"is {file.path}, at which the service manager lets every user connect and read private keys",
                 "write SocketMode=0660 and SocketGroup= into the .socket unit",
             )
     with ExitStack() as stack:
-        with _directory_explained(file.path.parent):
-            warn_shared("sds.socket", own_directory(file.path.parent, 0o755))
-        with _lock_explained(file.path):
+        with _directory_explained(file):
+            warn_shared(file.key, own_directory(file.path.parent, 0o755))
+        with _lock_explained(file):
             stack.enter_context(locked(_lock_of(file.path)))
         _remove_left(file.path.parent, time.time())
         endpoint = HandedOverEndpoint(file, listening)
@@ -244,11 +252,11 @@ def claim(file: SocketFile) -> Iterator[Endpoint]:
     for refusal in refusals(file):
         raise refusal
     with ExitStack() as stack:
-        with _directory_explained(file.path.parent):
-            warn_shared("sds.socket", own_directory(file.path.parent, 0o755))
-        with _lock_explained(file.path):
+        with _directory_explained(file):
+            warn_shared(file.key, own_directory(file.path.parent, 0o755))
+        with _lock_explained(file):
             stack.enter_context(locked(_lock_of(file.path)))
-        _check_free(file.path)  # again, with the lock: from here on no other agent can take it
+        _check_free(file)  # again, with the lock: from here on no other agent can take it
         _remove_left(file.path.parent, time.time())
         endpoint = Endpoint(file, _owner(file), _group(file))
         try:
@@ -296,29 +304,29 @@ def refusals(file: SocketFile) -> Iterator[ConfigurationError | SocketInUseError
 
 
 def _check_place(file: SocketFile) -> None:
-    with _directory_explained(file.path.parent):
+    with _directory_explained(file):
         check_directory(file.path.parent)
-    with _lock_explained(file.path):
+    with _lock_explained(file):
         check_lock(_lock_of(file.path))
-    _check_free(file.path)
+    _check_free(file)
 
 
 def _check_length(file: SocketFile) -> None:
     path, longest = file.path, socket_path_size(file.path)
     if longest > LONGEST_SOCKET_PATH:
         size = f"{longest} bytes (with the temporary name beside it), {LONGEST_SOCKET_PATH} are possible"
-        raise _unusable("sds.socket", f"{path} is too long for a Unix socket: {size}", "choose a shorter directory")
+        raise _unusable(file.key, f"{path} is too long for a Unix socket: {size}", "choose a shorter directory")
 
 
 @contextmanager
-def _directory_explained(directory: Path) -> Iterator[None]:
+def _directory_explained(file: SocketFile) -> Iterator[None]:
     try:
         yield
     except UntrustedDirectoryError as error:
-        raise ConfigurationError(f"sds.socket: {error}") from error
+        raise ConfigurationError(f"{file.key}: {error}") from error
     except OSError as error:
-        found = f"cannot use the directory {directory}: {error.strerror}"
-        raise _unusable("sds.socket", found, _make_writable()) from error
+        found = f"cannot use the directory {file.path.parent}: {error.strerror}"
+        raise _unusable(file.key, found, _make_writable()) from error
 
 
 def _lock_of(path: Path) -> Path:
@@ -326,26 +334,27 @@ def _lock_of(path: Path) -> Path:
 
 
 @contextmanager
-def _lock_explained(path: Path) -> Iterator[None]:
+def _lock_explained(file: SocketFile) -> Iterator[None]:
     try:
         yield
     except BlockingIOError as error:
         raise SocketInUseError(
-            f"another sds-agent serves at {path} (it has locked {_lock_of(path)}); "
-            f"stop it first, or give this one another sds.socket"
+            f"another sds-agent serves at {file.path} (it has locked {_lock_of(file.path)}); "
+            f"stop it first, or give this one another {file.key}"
         ) from error
     except OSError as error:
-        found = f"cannot open the lock file {_lock_of(path)}: {error.strerror}"
-        raise _unusable("sds.socket", found, _make_writable()) from error
+        found = f"cannot open the lock file {_lock_of(file.path)}: {error.strerror}"
+        raise _unusable(file.key, found, _make_writable()) from error
 
 
-def _check_free(path: Path) -> None:
+def _check_free(file: SocketFile) -> None:
+    path = file.path
     try:
         found = path.lstat()
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode):
-        raise _unusable("sds.socket", f"{path} is not a socket", "remove that file or choose another path")
+        raise _unusable(file.key, f"{path} is not a socket", "remove that file or choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:
@@ -357,7 +366,7 @@ def _check_free(path: Path) -> None:
                 f"cannot tell whether a server is alive at {path} ({error.strerror or error}); "
                 f"stop that server, or remove the socket if there is none"
             ) from error
-    raise SocketInUseError(f"another server answers at {path}; stop it first, or give this agent another sds.socket")
+    raise SocketInUseError(f"another server answers at {path}; stop it first, or give this agent another {file.key}")
 
 
 def _check_owner(file: SocketFile) -> None:

@@ -114,6 +114,7 @@ class SecretDiscoveryService:
         self._most_streams = most_streams
         self._open = Crowd[_Open]()  # each under the process at its other end
         self._draining = False
+        self._watchers: dict[object, Callable[[], None]] = {}
         self.holders: dict[str, str] = {}
         """The process at the other end of each connection, by gRPC's address for it. The acceptor keeps it."""
         # Nonces are unique in the process, and by this prefix across restarts: an old stream's never match.
@@ -137,6 +138,20 @@ class SecretDiscoveryService:
         Made when it is asked for, in some microseconds for each. A stream that had to give way is not among them.
         """
         return tuple(each.status for each in self._open)
+
+    @contextmanager
+    def watching(self, watcher: Callable[[], None]) -> Iterator[None]:
+        """Call `watcher` after each change of `streams`, until the context is left. It must not wait or raise."""
+        key = object()
+        self._watchers[key] = watcher
+        try:
+            yield
+        finally:
+            del self._watchers[key]
+
+    def _changed(self) -> None:
+        for watcher in tuple(self._watchers.values()):
+            watcher()
 
     def drain(self) -> None:
         """End every stream with OK, and each that is opened after this. A Fetch that waits ends with UNAVAILABLE."""
@@ -195,10 +210,12 @@ class SecretDiscoveryService:
         if (gives_way := self._open.admit(new, peer, self._most_streams)) is not None:
             self._open.leave(gives_way)
             gives_way.give_way()
+        self._changed()
         try:
             yield
         finally:
             self._open.leave(new)
+            self._changed()
 
     async def _fetch_secrets(self, _requests: object, context: Context) -> bytes:
         peer = self._peer(context)

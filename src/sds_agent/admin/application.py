@@ -1,0 +1,182 @@
+"""What the agent's admin server answers: health, the status, metrics, the events and the page."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+from msgspec import Struct
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from sds_agent.admin import page, view
+from sds_agent.admin.events import EventFeed, NumberedEvent, Reading
+from sds_agent.admin.observed import Observed
+from sds_agent.clock import Clock
+from sds_agent.log import timestamp
+
+READERS = 16
+"""Readers of the events at one time."""
+PAUSE = 0.25
+"""Seconds between two batches of events for one reader."""
+COMMENT = 15.0
+"""Seconds of silence after which a reader is sent a comment, so that what is between does not close the connection."""
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+NOTHING = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+"""The Content-Security-Policy of everything that is no page."""
+
+
+class Sources(Struct, frozen=True):
+    """What the answers are made of: the agent, its events, and `unreachable`, which says why its SDS socket does not
+    answer (None if it does).
+    """
+
+    observed: Observed
+    feed: EventFeed
+    clock: Clock
+    unreachable: Callable[[], Awaitable[str | None]]
+
+
+def application(sources: Sources) -> Starlette:
+    """The application. All of it answers GET and HEAD alone."""
+    answers = Answers(sources)
+    routes = {
+        "/": answers.page,
+        "/livez": answers.live,
+        "/readyz": answers.ready,
+        "/readyz/{workload:path}": answers.workload_ready,
+        "/status": answers.status,
+        "/metrics": answers.metrics,
+        "/events": answers.events,
+    }
+    return Starlette(
+        routes=[Route(path, answer, methods=["GET"]) for path, answer in routes.items()],
+        exception_handlers={404: _nothing_here, 405: _read_only},
+    )
+
+
+class Answers:
+    """The answer to each path."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+        self._page = page.read()
+        self._readers = 0
+
+    async def live(self, _request: Request) -> Response:
+        """The event loop turns, or there would be no answer."""
+        return text("live")
+
+    async def ready(self, _request: Request) -> Response:
+        """Whether every workload has a valid certificate, and the SDS socket answers."""
+        lacks = self._sources.observed.lacks(self._now)
+        return await self._health(list(lacks))
+
+    async def workload_ready(self, request: Request) -> Response:
+        """The same of one workload."""
+        name = request.path_params["workload"]
+        names = [each.name for each in self._sources.observed.workloads]
+        if name not in names:
+            known = ", ".join(sorted(names)[:50])
+            return text(f"there is no workload of that name; there are: {known}", 404)
+        lacks = self._sources.observed.lacks(self._now)
+        return await self._health([each for each in lacks if each.startswith(f"{name}: ")])
+
+    async def status(self, _request: Request) -> Response:
+        """The status model in JSON."""
+        found = view.status(self._sources.observed, self._now)
+        return answer(msgspec.json.encode(found), "application/json")
+
+    async def metrics(self, request: Request) -> Response:
+        """The metrics, in the format that the client asks for."""
+        from sds_agent.admin.metrics import render  # noqa: PLC0415 - measured: 40 ms for prometheus_client
+
+        body, media = render(self._sources.observed, self._now, request.headers.get("accept", ""))
+        return answer(body, media)
+
+    async def events(self, request: Request) -> Response:
+        """What happens, for as long as the client listens (server-sent events, HTML Living Standard section 9.2)."""
+        if self._readers >= READERS:
+            return text(f"{READERS} readers listen already; close one of them", 503)
+        request.scope["state"]["endless"] = True
+        last = request.headers.get("last-event-id", "")
+        stream = self._events(int(last) if last.isdecimal() and len(last) < 20 else None)
+        return StreamingResponse(stream, media_type="text/event-stream", headers=headers(NOTHING))
+
+    async def page(self, _request: Request) -> Response:
+        """The page."""
+        return HTMLResponse(self._page.html, headers=headers(self._page.policy))
+
+    async def _events(self, after: int | None) -> AsyncIterator[bytes]:
+        self._readers += 1
+        try:
+            reader = self._sources.feed.reader(after)
+            yield b"retry: 2000\n\n"
+            while True:
+                try:
+                    async with asyncio.timeout(COMMENT):
+                        reading = await reader.next()
+                except TimeoutError:
+                    yield b": nothing has happened\n\n"
+                    continue
+                yield written(reading)
+                await asyncio.sleep(PAUSE)
+        finally:
+            self._readers -= 1
+
+    async def _health(self, reasons: Sequence[str]) -> Response:
+        fault = await self._sources.unreachable()
+        found = [*reasons, *([] if fault is None else [fault])]
+        return text("\n".join(found), 503) if found else text("ready")
+
+    @property
+    def _now(self) -> datetime:
+        return self._sources.clock.now()
+
+
+def written(reading: Reading) -> bytes:
+    """News for a reader as server-sent events."""
+    parts = [f"event: missed\ndata: {reading.missed}\n\n".encode()] if reading.missed else []
+    parts += [_log_event(each) for each in reading.events]
+    if reading.status_changed:
+        parts.append(b"event: status\ndata: {}\n\n")
+    return b"".join(parts)
+
+
+def _log_event(numbered: NumberedEvent) -> bytes:
+    event = numbered.event
+    line = {"time": timestamp(event.at), "level": event.level, "event": event.name, **event.fields}
+    return b"id: %d\nevent: log\ndata: %s\n\n" % (numbered.number, msgspec.json.encode(line))
+
+
+def answer(body: bytes, media: str, status: int = 200) -> Response:
+    """An answer that no browser shows as a page, runs or keeps."""
+    return Response(body, status, headers(NOTHING), media_type=media)
+
+
+def text(words: str, status: int = 200) -> Response:
+    """An answer in words."""
+    return PlainTextResponse(f"{words}\n", status, headers(NOTHING))
+
+
+def headers(policy: str) -> Mapping[str, str]:
+    """The headers of every answer."""
+    return {**HEADERS, "Content-Security-Policy": policy}
+
+
+async def _nothing_here(_request: Request, _error: Exception) -> Response:
+    return text("there are: / /livez /readyz /readyz/WORKLOAD /status /metrics /events", 404)
+
+
+async def _read_only(_request: Request, _error: Exception) -> Response:
+    response = text("this server only answers GET and HEAD", 405)
+    response.headers["Allow"] = "GET, HEAD"
+    return response

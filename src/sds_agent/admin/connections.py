@@ -1,0 +1,187 @@
+"""The admin server's connections: uvicorn's protocol for HTTP/1.1, with bounds of ours.
+
+uvicorn's own server would take the process's signals and run a loop of its own; its protocol is all that is needed.
+"""
+
+import asyncio
+import logging
+import socket
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from sds_agent import log
+from sds_agent.admin.asgi import Application, Message, Receive, Send
+
+LOG = logging.getLogger(__name__)
+
+MOST = 64
+"""HttpConnections at one time. A page has one or two, a Prometheus one."""
+REQUEST_TIMEOUT = 10.0
+"""Seconds for a request to arrive, from the connection or from the answer before it."""
+ANSWER_TIMEOUT = 30.0
+"""Seconds for a peer to take an answer, but for a stream of events, which has no end."""
+LARGEST_REQUEST = 16 << 10
+"""Bytes of a request's head."""
+
+
+class HttpConnections:
+    """Serves an application on sockets that were accepted elsewhere."""
+
+    def __init__(self, application: Application) -> None:
+        _quiet()
+        self._config = Config(
+            _guarded(application),
+            loop="none",
+            http="h11",
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=int(REQUEST_TIMEOUT),
+            h11_max_incomplete_event_size=LARGEST_REQUEST,
+        )
+        self._config.load()
+        self._state = ServerState()
+        self._open: dict[_Bounded, None] = {}  # the one that was silent longest first
+
+    async def serve(self, peer: socket.socket, hosts: frozenset[str] | None) -> None:
+        """Serve a connection from now on; the socket is the server's. Raises OSError."""
+        if len(self._open) >= MOST:
+            self._make_room()
+        peer.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.connect_accepted_socket(lambda: _Bounded(self._config, self._state, self._open, hosts), peer)
+
+    def _make_room(self) -> None:
+        idle = next((each for each in self._open if each.idle), next(iter(self._open)))
+        idle.abort()
+
+    def close(self) -> None:
+        """Cut every connection off, and end what answers it."""
+        for each in tuple(self._open):
+            each.abort()
+        for task in tuple(self._state.tasks):
+            task.cancel()
+
+
+class _Bounded(H11Protocol):
+    """One connection."""
+
+    def __init__(
+        self, config: Config, state: ServerState, among: "dict[_Bounded, None]", hosts: frozenset[str] | None
+    ) -> None:
+        super().__init__(config, state, {"hosts": hosts})
+        self._among = among
+        self._limit: asyncio.TimerHandle | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no answer is under way."""
+        cycle: RequestResponseCycle | None = self.cycle  # uvicorn says that it is never None
+        return cycle is None or cycle.response_complete
+
+    def connection_made(self, transport: Any) -> None:
+        """As uvicorn's."""
+        self._among[self] = None
+        super().connection_made(transport)
+        self._wait_for_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As uvicorn's."""
+        self._among.pop(self, None)
+        self._unlimited()
+        super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        """As uvicorn's; an answer that has begun has its own limit, unless the application lifts it."""
+        idle = self.idle
+        super().handle_events()
+        if idle and not self.idle:
+            self._unlimited()
+            self._limit = self.loop.call_later(ANSWER_TIMEOUT, self._too_late, self.cycle)
+            self._among.pop(self, None)
+            if not self.transport.is_closing():
+                self._among[self] = None
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's."""
+        self._wait_for_request()
+        super().on_response_complete()
+
+    def abort(self) -> None:
+        """Close it at once."""
+        self._among.pop(self, None)
+        with suppress(AttributeError):  # it was never open
+            self.transport.abort()
+
+    def _wait_for_request(self) -> None:
+        self._unlimited()
+        self._limit = self.loop.call_later(REQUEST_TIMEOUT, self.abort)
+
+    def _too_late(self, cycle: Any) -> None:
+        if not cycle.scope.get("state", {}).get("endless"):
+            self.abort()
+
+    def _unlimited(self) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
+
+
+def _guarded(application: Application) -> Application:
+    """The application, for hosts that are ours; an exception that it did not foresee is a fault in the log."""
+
+    async def guarded(scope: Message, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        allowed = scope["state"]["hosts"]
+        if allowed is not None and not _is_ours(scope, allowed):
+            await _refuse(send, 421, "this server is not called by that name; name it in admin.hosts if it is\n")
+            return
+        try:
+            await application(scope, receive, sending)
+        except Exception as error:  # noqa: BLE001 - a bug that one request meets must not end the others
+            log.fault(LOG, "admin server", error)
+            if not started:
+                await _refuse(send, 500, "the agent has a fault; see its log\n")
+
+    return guarded
+
+
+def _is_ours(scope: Message, allowed: frozenset[str]) -> bool:
+    named = [value for name, value in scope["headers"] if name == b"host"]
+    if len(named) != 1:
+        return False
+    try:
+        return (urlsplit(f"//{named[0].decode('ascii')}").hostname or "") in allowed
+    except ValueError:
+        return False
+
+
+async def _refuse(send: Send, status: int, text: str) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text.encode()})
+
+
+def _quiet() -> None:
+    """uvicorn warns of each request that it cannot read: a line for every peer that likes to write one."""
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.propagate = False
+        logger.setLevel(logging.CRITICAL)
+        logger.handlers[:] = [logging.NullHandler()]

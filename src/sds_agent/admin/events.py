@@ -1,0 +1,95 @@
+"""The last events of the log and the news that the status has changed, for any number of readers.
+
+There is one ring for all readers, and a reader only remembers how far it is. So one that does not read costs nothing,
+and learns how many events it has missed.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+
+from msgspec import Struct
+
+from sds_agent import log
+
+KEPT = 200
+"""Events that a reader who comes, or comes back, is given."""
+
+
+class NumberedEvent(Struct, frozen=True):
+    """An event of the log and its number, which rises by one with each."""
+
+    number: int
+    event: log.Event
+
+
+class Reading(Struct, frozen=True):
+    """What is new to a reader: events, how many were lost before them, and whether the status has changed."""
+
+    events: tuple[NumberedEvent, ...]
+    missed: int
+    status_changed: bool
+
+
+class EventFeed:
+    """Collects events on any thread; readers wait on the event loop's."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._numbers = count(1)
+        self._ring = deque[NumberedEvent](maxlen=KEPT)
+        self._changes = 0
+        self._wake = asyncio.Event()
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Collect what is logged, inside this context."""
+        with log.watching(self.add):
+            yield
+
+    def add(self, event: log.Event) -> None:
+        """An event was logged. May be called on any thread."""
+        self._ring.append(NumberedEvent(next(self._numbers), event))
+        if self._loop.is_closed():
+            return
+        self._loop.call_soon_threadsafe(self._rouse)
+
+    def status_changed(self) -> None:
+        """Something that the status shows has changed. To be called on the event loop's thread."""
+        self._changes += 1
+        self._rouse()
+
+    def reader(self, after: int | None = None) -> "EventReader":
+        """A reader that has everything up to the event numbered `after`; without it, one to whom all is new."""
+        return EventReader(self, -1 if after is None else after)
+
+    def _rouse(self) -> None:
+        self._wake.set()
+        self._wake = asyncio.Event()
+
+    def _since(self, number: int, changes: int) -> Reading:
+        events = tuple(each for each in tuple(self._ring) if each.number > number)
+        missed = events[0].number - number - 1 if events and number >= 0 else 0
+        return Reading(events, missed, self._changes != changes)
+
+
+class EventReader:
+    """One reader of a feed."""
+
+    def __init__(self, feed: EventFeed, number: int) -> None:
+        self._feed = feed
+        self._number = number
+        self._changes = -1  # the status is new to it
+
+    async def next(self) -> Reading:
+        """Wait until something is new, and return it."""
+        while True:
+            wake = self._feed._wake  # noqa: SLF001 - the two are one unit
+            reading = self._feed._since(self._number, self._changes)  # noqa: SLF001 - as above
+            if reading.events or reading.status_changed:
+                self._number = reading.events[-1].number if reading.events else self._number
+                self._changes = self._feed._changes  # noqa: SLF001 - as above
+                return reading
+            await wake.wait()
