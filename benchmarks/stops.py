@@ -52,7 +52,7 @@ class Pushed(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Count one."""
-        self._left -= record.getMessage() == "pushed"
+        self._left -= record.getMessage() == "sent"
         if not self._left:
             self._all.set()
 

@@ -74,7 +74,7 @@ async def _start_agent(stack: AsyncExitStack, configuration: Path, record: Recor
             ready.set()
 
     sds_agent = [sys.executable, "-P", "-m", "sds_agent"]  # the command `sds-agent` of this very interpreter
-    command = [*sds_agent, "run", str(configuration), "--log-format", "json"]
+    command = [*sds_agent, "run", str(configuration), "--log-format", "json", "--log-level", "debug"]
     agent = await stack.enter_async_context(running("sds-agent", command, on_line))
     with anyio.move_on_after(START_DEADLINE):
         await ready.wait()

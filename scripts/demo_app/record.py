@@ -52,7 +52,7 @@ class Record:
         """Count an event of the agent's log."""
         envoy = self.envoys.get(str(event.get("node")))
         match event.get("event"), envoy:
-            case "pushed", Proxy():
+            case "sent", Proxy():
                 envoy.pushed += 1
             case "acked", Proxy():
                 envoy.ack_ms.append(float(str(event.get("after_ms", 0))))

@@ -44,7 +44,7 @@ _WORDS: dict[str, Callable[[Event], str]] = {
     "issued": _issued,
     "renewed": _issued,
     "subscribed": lambda event: f"{_envoy(event)} asks for {_names(event)}",
-    "pushed": lambda event: f"pushed {_names(event)} to {_envoy(event)}",
+    "sent": lambda event: f"sent {_names(event)} to {_envoy(event)}",
     "acked": lambda event: f"{_envoy(event)} took {_names(event)} after {event.get('after_ms')} ms",
 }
 

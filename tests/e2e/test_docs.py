@@ -246,7 +246,7 @@ async def test_the_envoy_of_the_readme_answers_over_mutual_tls_and_finds_a_resta
         async with started(command) as proxy, httpx.AsyncClient(trust_env=False) as client:
             for _ in range(2):  # Envoy is there first, then it has to reconnect
                 async with started(run, environment) as agent:
-                    await agent.line('"acked"')
+                    await agent.line('"envoy_served"')
                     await workers_started(proxy, client)
                     answer = await client.get(f"http://127.0.0.1:{outbound}/")
                     assert (answer.status_code, answer.text) == (200, "hello over mutual TLS\n")

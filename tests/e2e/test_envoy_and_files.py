@@ -107,7 +107,7 @@ async def test_an_envoy_that_asks_for_a_file_elsewhere_is_refused(tmp_path: Path
     async with agent(config) as running, envoy(running.socket, tmp_path, name=name, roots=roots):
         await running.event("refused", names=name)
         await running.event("refused", names=roots)
-        assert running.events("pushed", names=name) == running.events("pushed", names=roots) == []
+        assert running.events("sent", names=name) == running.events("pushed", names=roots) == []
 
 
 @pytest.mark.parametrize("way", [in_place, certbot, kubernetes])

@@ -85,7 +85,7 @@ async def test_refused_certificate_is_reported_and_the_next_one_goes_out(tmp_pat
             assert refused["reason"] == seen.nacked.reason
             assert await visitor.request(port) == first, "Envoy goes on with what it had"
             third = await events.wait("renewed", workload="default", count=2)
-            pushed = await events.wait("pushed", names=["default"], count=3)
+            pushed = await events.wait("sent", names=["default"], count=3)
             await events.wait("acked", names=["default"], nonce=pushed["nonce"])
             assert await visitor.request(port) == third["serial"]
             assert len(events.named("nacked")) == 1, "what was refused is not sent again"

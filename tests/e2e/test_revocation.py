@@ -79,8 +79,8 @@ class Mesh:
     async def loaded(self, version: str) -> None:
         """Wait until both Envoys have this bundle."""
         pushes: dict[str, object] = {"names": "ROOTCA", "version": version, "node": "envoy-under-test"}
-        await self.running.event("pushed", count=len(self.ports), **pushes)
-        for each in self.running.events("pushed", **pushes):
+        await self.running.event("sent", count=len(self.ports), **pushes)
+        for each in self.running.events("sent", **pushes):
             await self.running.event("acked", nonce=each["nonce"])
 
 

@@ -86,7 +86,7 @@ async def test_peers_trust_each_other_after_a_hierarchy_is_replaced_while_the_ag
             await second.event("restored", workload="default")
             await second.event("issued", workload="client")
             both = await second.event("trust_changed", anchors=2)
-            pushed = await second.event("pushed", version=both["version"])
+            pushed = await second.event("sent", version=both["version"])
             await second.event("acked", nonce=pushed["nonce"])
             visitor = await client(second.socket, directory)
             assert await visitor.request(await proxy.port()) == issued["serial"]

@@ -94,7 +94,7 @@ def place(running: Agent, name: str, **fields: object) -> int:
 async def both_roots_came_first(running: Agent, leaf: dict[str, Any]) -> None:
     """Both Envoys had acknowledged a bundle with both roots before this certificate was served."""
     both = running.events("trust_changed", anchors=2)[0]
-    pushes = running.events("pushed", version=both["version"])
+    pushes = running.events("sent", version=both["version"])
     assert len({push["stream"] for push in pushes}) >= 2, pushes
     changed = place(running, leaf["event"], serial=leaf["serial"])
     assert all(place(running, "acked", nonce=push["nonce"]) < changed for push in pushes)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 from betterproto2 import Message
-from envoy_data_plane.envoy.config.core.v3 import DataSource, Extension, Locality, Node
+from envoy_data_plane.envoy.config.core.v3 import BuildVersion, DataSource, Extension, Locality, Node
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     CertificateValidationContext,
     Secret,
@@ -19,6 +19,7 @@ from envoy_data_plane.envoy.service.discovery.v3 import (
     DiscoveryResponse,
     Resource,
 )
+from envoy_data_plane.envoy.type.v3 import SemanticVersion
 from envoy_data_plane.google.protobuf import Any
 from envoy_data_plane.google.rpc import Status
 from hypothesis import given
@@ -203,6 +204,20 @@ def test_garbage_is_read_or_refused_and_nothing_else(data: bytes) -> None:
     for read in (decode, decode_delta):
         with suppress(MalformedMessageError):
             assert isinstance(read(data).node_id, str)
+
+
+@pytest.mark.parametrize(
+    ("node", "version"),
+    [
+        (Node(user_agent_build_version=BuildVersion(version=SemanticVersion(1, 40, 3))), "1.40.3"),
+        (Node(user_agent_version="gateway 2"), "gateway 2"),
+        (Node(), ""),
+        (None, ""),
+    ],
+)
+def test_the_version_of_an_envoy_is_read_as_it_says_it(node: Node | None, version: str) -> None:
+    assert decode(bytes(DiscoveryRequest(node=node))).version == version
+    assert decode_delta(bytes(DeltaDiscoveryRequest(node=node))).version == version
 
 
 def test_version_is_the_content_alone_and_never_the_key() -> None:

@@ -392,7 +392,7 @@ async def test_a_peer_that_asks_for_a_file_again_and_again_cannot_fill_the_log(t
             await made.followed()
             await stream.ask(made.certificate())
         await stream.read()
-        written = [made.events.named(name) for name in ("subscribed", "pushed", "acked", "unsubscribed")]
+        written = [made.events.named(name) for name in ("subscribed", "sent", "acked", "unsubscribed")]
         assert 0 < sum(map(len, written)) <= LINES
 
 

@@ -7,6 +7,7 @@ import pytest
 from fakes.events import Events, recorded
 
 from sds_agent.sds.journal import (
+    ENVOYS,
     HOUR,
     LINE,
     LINES,
@@ -29,6 +30,7 @@ from sds_agent.sds.protocol import (
     Subscribed,
     Unsubscribed,
 )
+from sds_agent.sds.pushes import LONGEST
 
 NOT_FOUND = Finish(StatusCode.NOT_FOUND, ("nobody",))
 
@@ -65,22 +67,22 @@ def refuse(journal: Journal, *actions: Action, node: str = "envoy-a") -> None:
     [
         (
             Subscribed(("a", "b"), ("b",)),
-            {"event": "subscribed", "level": "info", "names": ["a", "b"], "pending": ["b"], "method": "DeltaSecrets"},
+            {"event": "subscribed", "level": "debug", "names": ["a", "b"], "pending": ["b"], "method": "DeltaSecrets"},
         ),
-        (Subscribed(("a",)), {"event": "subscribed", "level": "info", "names": ["a"], "method": "DeltaSecrets"}),
+        (Subscribed(("a",)), {"event": "subscribed", "level": "debug", "names": ["a"], "method": "DeltaSecrets"}),
         (Unsubscribed(("a",)), {"event": "unsubscribed", "level": "debug", "names": ["a"]}),
         (
             Respond("n", (Resource("a", "v"), Resource("b", "w")), ("c",)),
             {
-                "event": "pushed",
-                "level": "info",
+                "event": "sent",
+                "level": "debug",
                 "names": ["a", "b"],
                 "removed": ["c"],
                 "version": ["v", "w"],
                 "nonce": "n",
             },
         ),
-        (Acked("n", {"a": "v"}), {"event": "acked", "level": "info", "names": ["a"], "nonce": "n"}),
+        (Acked("n", {"a": "v"}), {"event": "acked", "level": "debug", "names": ["a"], "nonce": "n"}),
         (
             Nacked("n", {"a": "v"}, "no such curve"),
             {
@@ -107,7 +109,9 @@ def test_every_action_is_a_line_that_names_the_envoy_and_the_stream(
 ) -> None:
     stream = opened(Journal(), "envoy-a", "DeltaSecrets")
     stream.note([action])
-    assert events.seen == [{"node": "envoy-a", "stream": 1, **expected}]
+    assert [each for each in events.seen if each["event"] != "envoy_served"] == [
+        {"node": "envoy-a", "stream": 1, **expected}
+    ]
 
 
 def test_streams_have_numbers_of_their_own_and_their_end_is_logged(events: Events) -> None:
@@ -207,7 +211,7 @@ def test_one_stream_cannot_fill_the_log_and_one_line_says_how_much_was_left_out(
     time = Time()
     journal = Journal(time, most_streams=1000, most_names=5)
     talk(opened(journal), 10_000, reason="no")
-    assert len(events.named("nacked")) == len(events.named("pushed")) == LINES * 5
+    assert len(events.named("nacked")) == len(events.named("sent")) == LINES * 5
     time.now += 60
     events.seen.clear()
     journal.report_left_out()
@@ -239,7 +243,7 @@ def test_a_flood_hides_no_push_of_a_changed_secret_nor_the_reply(events: Events)
     events.seen.clear()
     talk(good, 1, changed=True)
     talk(bad, 1, changed=True, reason="no")
-    assert [event["event"] for event in events.seen] == ["pushed", "acked", "pushed", "nacked"]
+    assert [event["event"] for event in events.seen] == ["sent", "acked", "sent", "nacked"]
 
 
 def test_a_flood_of_ordinary_lines_hides_no_warning(events: Events) -> None:
@@ -288,8 +292,92 @@ def test_a_level_that_is_not_logged_costs_no_budget(events: Events) -> None:
     stream = opened(Journal(Time(), most_streams=1000, most_names=5))
     for _ in range(100):
         stream.note([Stale("n")])
+    logging.getLogger("sds_agent").setLevel(logging.DEBUG)
     talk(stream, 1)
-    assert [event["event"] for event in events.seen] == ["pushed", "acked"]
+    assert [event["event"] for event in events.seen if event["level"] == "debug"] == ["sent", "acked"]
+
+
+def push(streams: list[StreamJournal], version: str) -> None:
+    """A secret changes to that version, and all of the streams subscribe to it."""
+    for stream in streams:
+        stream.due({"a": version})
+    for stream in streams:
+        stream.sending(Respond(f"n-{version}", (Resource("a", version),)), changed=True)
+
+
+def test_a_changed_secret_is_one_line_however_many_streams_it_goes_to(events: Events) -> None:
+    logging.getLogger("sds_agent").setLevel(logging.INFO)
+    time = Time()
+    journal = Journal(time, known=lambda: {"a"})
+    streams = [opened(journal, "envoy-a") for _ in range(1000)]
+    push(streams, "v1")
+    time.now += 0.25
+    for stream in streams[1:]:
+        stream.note([Acked("n-v1", {"a": "v1"})])
+    assert events.named("pushed") == []
+    streams[0].note([Nacked("n-v1", {"a": "v1"}, "no such curve")])
+    (line,) = events.named("pushed")
+    assert {key: line[key] for key in ("names", "version", "streams", "acked", "nacked", "last_ack_ms")} == {
+        "names": ["a"],
+        "version": "v1",
+        "streams": 1000,
+        "acked": 999,
+        "nacked": 1,
+        "last_ack_ms": 250.0,
+    }
+    assert [each["event"] for each in events.seen] == ["envoy_served", "nacked", "pushed"]
+    counts = journal.counts
+    assert [dict(each.counts) for each in (counts.pushes, counts.acks, counts.nacks)] == [
+        {("a",): 1000},
+        {("a",): 999},
+        {("a",): 1},
+    ]
+
+
+def test_a_push_that_some_envoys_never_reply_to_says_how_many(events: Events) -> None:
+    time = Time()
+    journal = Journal(time)
+    streams = [opened(journal) for _ in range(3)]
+    push(streams, "v1")
+    streams[0].note([Acked("n-v1", {"a": "v1"})])
+    streams[1].left()
+    time.now += LONGEST
+    journal.report_pushes()
+    (line,) = events.named("pushed")
+    assert (line["streams"], line["acked"], line["left"], line["waiting"]) == (3, 1, 1, 1)
+
+
+def test_each_envoy_is_named_once_when_it_has_its_first_secret(events: Events) -> None:
+    journal = Journal(Time())
+    for node in ("envoy-a", "envoy-a", "envoy-b"):
+        stream = journal.open("StreamSecrets", "pid 7 (uid 101)")
+        stream.met(SotwRequest(node_id=node, version="1.40.0"))
+        stream.note([Nacked("n", {"a": "v"}, "no"), Acked("n", {"a": "v"}), Acked("n", {"a": "w"})])
+    assert [(each["node"], each["version"], each["peer"]) for each in events.named("envoy_served")] == [
+        ("envoy-a", "1.40.0", "pid 7 (uid 101)"),
+        ("envoy-b", "1.40.0", "pid 7 (uid 101)"),
+    ]
+
+
+def test_all_envoys_of_a_node_that_come_at_once_do_not_fill_the_log(events: Events) -> None:
+    time = Time()
+    journal = Journal(time)
+    for number in range(1000):
+        opened(journal, f"envoy-{number}").note([Acked("n", {"a": "v"})])
+    assert len(events.named("envoy_served")) == ENVOYS.burst
+    time.now += 60
+    journal.report_left_out()
+    assert events.named("lines_left_out", kind="envoys")[0]["lines"] == 1000 - ENVOYS.burst
+
+
+def test_names_that_clients_make_up_are_counted_together() -> None:
+    journal = Journal(Time(), known=lambda: {"a"})
+    stream = opened(journal)
+    for number in range(1000):
+        stream.sending(Respond("n", (Resource(f"file-cert:{number}", "v"),)), changed=False)
+        stream.note([Acked("n", {f"file-cert:{number}": "v"}), Nacked("n", {f"x{number}": "v"}, "no")])
+    counts = journal.counts
+    assert [dict(each.counts) for each in (counts.responses, counts.acks, counts.nacks)] == [{("(others)",): 1000}] * 3
 
 
 def test_streams_that_are_over_take_no_memory() -> None:

@@ -76,13 +76,13 @@ async def test_peer_that_never_reads_delays_no_other(tmp_path: Path) -> None:
         await stream.read()
         await stream.ack("default")
         await events.wait("acked", names=["default"])
-        pushed = len(events.named("pushed"))
+        pushed = len(events.named("sent"))
         for content in (b"2", b"3"):
             store.publish({name: certificate(content) for name in ["default", *NAMES]})
             assert chain_of((await stream.read())["default"]) == content * 3000
             await stream.ack("default")
             await events.wait("acked", names=["default"], count=2 if content == b"2" else 3)
-        assert len(events.named("pushed")) == pushed + 2, "no more answers are made for a peer that does not read"
+        assert len(events.named("sent")) == pushed + 2, "no more answers are made for a peer that does not read"
         await peer.connection.aclose()
 
 
@@ -149,7 +149,7 @@ async def test_peer_that_leaves_in_the_middle_of_a_write_is_no_fault_and_was_pus
         await peer.send(frame(RST_STREAM, 0, 1, CANCEL)) if how == "resets the stream" else None
         await peer.connection.aclose()
         await events.wait("left", stream=stream)
-        assert events.named("fault") == events.named("pushed") == []
+        assert events.named("fault") == events.named("sent") == []
 
 
 @asynccontextmanager
@@ -282,7 +282,7 @@ async def test_message_that_says_it_is_compressed_is_refused(tmp_path: Path) -> 
         await peer.open(1, "StreamSecrets")
         await peer.say(1, b"\x1a\x07default", compressed=True)
         await events.wait("left", count=2)  # with the server's own probe
-        assert events.named("pushed") == events.named("fault") == []
+        assert events.named("sent") == events.named("fault") == []
         assert "default" in await good.fetch("default")
         await peer.connection.aclose()
 

@@ -121,8 +121,8 @@ async def test_expired_secret_is_given_to_no_new_stream_and_taken_from_no_old_on
         for stream in (old, new):
             assert chain_of((await stream.read())["default"]) == b"chain 2"
         assert [r.name for r in (await delta.read()).resources] == ["default"]
-        await events.wait("pushed", count=4)
-        assert len(events.named("pushed")) == 4
+        await events.wait("sent", count=4)
+        assert len(events.named("sent")) == 4
 
 
 async def test_waiting_ends_with_the_stream(tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ async def test_streams_that_are_opened_anew_while_the_server_stops_are_not_cance
     ):
         for _ in range(20):
             tasks.start_soon(come_back, peer)
-        await events.wait("pushed", count=20)
+        await events.wait("sent", count=20)
     assert last == [grpc.StatusCode.UNAVAILABLE] * 20, "the socket is gone"
 
 
@@ -404,7 +404,7 @@ async def test_one_of_two_fetches_alike_that_leaves_does_not_take_the_others_tur
         await events.wait("refused", cause="the secret is not issued yet; ask again")
         assert store.awaited(["late"])
         store.publish({"late": certificate(b"at last")})
-        await events.wait("pushed", names=["late"])
+        await events.wait("sent", names=["late"])
 
 
 async def _fetch_late(peer: Peer, seconds: float) -> None:

@@ -26,13 +26,15 @@ def decode(data: bytes) -> SotwRequest:
     """Read a DiscoveryRequest. Raises MalformedMessageError."""
     message = wire.DiscoveryRequest()
     _parse(message, data)
+    node = message.node
     return SotwRequest(
         names=tuple(message.resource_names),
         nonce=message.response_nonce,
         error=_error(message),
         type_url=message.type_url,
-        node_id=message.node.id,
-        cluster=message.node.cluster,
+        node_id=node.id,
+        cluster=node.cluster,
+        version=_client_version(node),
     )
 
 
@@ -40,14 +42,16 @@ def decode_delta(data: bytes) -> DeltaRequest:
     """Read a DeltaDiscoveryRequest. Raises MalformedMessageError."""
     message = wire.DeltaDiscoveryRequest()
     _parse(message, data)
+    node = message.node
     return DeltaRequest(
         subscribe=tuple(message.resource_names_subscribe),
         unsubscribe=tuple(message.resource_names_unsubscribe),
         nonce=message.response_nonce,
         error=_error(message),
         type_url=message.type_url,
-        node_id=message.node.id,
-        cluster=message.node.cluster,
+        node_id=node.id,
+        cluster=node.cluster,
+        version=_client_version(node),
     )
 
 
@@ -80,6 +84,14 @@ def _parse(message: wire.DiscoveryRequest | wire.DeltaDiscoveryRequest, data: by
         message.ParseFromString(data)
     except DecodeError as error:
         raise MalformedMessageError(f"the message is not a {type(message).__name__}") from error
+
+
+def _client_version(node: wire.Node) -> str:
+    """The client's version in the form that it gives: numbers, as Envoys do, or text."""
+    if not node.HasField("user_agent_build_version"):
+        return node.user_agent_version
+    version = node.user_agent_build_version.version
+    return f"{version.major_number}.{version.minor_number}.{version.patch}"
 
 
 def _error(message: wire.DiscoveryRequest | wire.DeltaDiscoveryRequest) -> str | None:

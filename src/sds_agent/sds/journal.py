@@ -5,11 +5,12 @@ import itertools
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from datetime import UTC, datetime
 
 from sds_agent import log
 from sds_agent.budget import Budget, Rate
+from sds_agent.sds.counts import SdsCounts
 from sds_agent.sds.protocol import (
     Acked,
     Action,
@@ -23,17 +24,21 @@ from sds_agent.sds.protocol import (
     Subscribed,
     Unsubscribed,
 )
+from sds_agent.sds.pushes import Pushes
 from sds_agent.sds.status import NameStatus, StreamRecord, StreamStatus
 
 LOG = logging.getLogger(__name__)
 
 LINES = 4
-"""How many lines an ordinary stream needs for one name: subscribed, pushed, acked and left.
+"""How many lines an ordinary stream needs for one name: subscribed, sent, acked and left.
 
 A stream may log that many for each name that it may have, and all streams together that many for each stream that
-there may be; the same number again in each hour. The push of a changed secret and the reply to it do not count: no peer
-can cause them.
+there may be; the same number again in each hour. What a changed secret causes does not count: no peer can cause that.
 """
+ENVOYS = Rate(50, 1)
+"""Lines `envoy_served`, and as many again in a second: after a restart all Envoys of a node come at once."""
+MOST_NODES = 10_000
+"""Node ids that are remembered, so that each is logged once."""
 HOUR = 3600.0
 LINE = 500
 """Characters of a peer's text for which a line counts as one more."""
@@ -51,6 +56,10 @@ class Journal:
     It remembers which refusals were logged, because an Envoy that asks for a name that is not served does so for ever.
     It has a budget for the lines of each stream and of all. Warnings have a budget of their own: a flood of other lines
     must not hide why an Envoy refuses a secret. One line a minute says how many were left out.
+
+    At the default level a changed secret makes one line however many streams it goes to (`pushed`), and each Envoy one
+    when it has taken its first secret (`envoy_served`). Lines of single streams are for the level debug, but for NACKs
+    and refusals. `known` are the names that the configuration has: others are counted together.
     """
 
     def __init__(
@@ -60,7 +69,17 @@ class Journal:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         most_streams: int = 10_000,
         most_names: int = 100,
+        counts: SdsCounts | None = None,
+        known: Callable[[], Container[str]] = frozenset,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
+        self.counts = counts or SdsCounts()
+        self.pushes = Pushes()
+        self.changed = changed
+        """Called after each ACK and NACK."""
+        self._known = known
+        self._nodes: OrderedDict[str, None] = OrderedDict()
+        self._envoys = Budget(ENVOYS, ENVOYS, most_keys=1)
         self._numbers = itertools.count(1)
         self._refused: OrderedDict[bytes, None] = OrderedDict()
         self.monotonic = monotonic
@@ -71,7 +90,37 @@ class Journal:
 
     def open(self, method: str, peer: str) -> "StreamJournal":
         """The journal of a new stream; `peer` is the process at the other end of its connection."""
+        self.counts.streams.add(method)
         return StreamJournal(self, StreamRecord(next(self._numbers), method, peer, self.now()))
+
+    def label(self, name: str) -> str:
+        """Under which a resource name is counted."""
+        return name if name in self._known() else SdsCounts.OTHERS
+
+    def report_pushes(self) -> None:
+        """Log the pushes that are over. To be called after each step, and every few seconds."""
+        for each in self.pushes.finished(self.monotonic()):
+            log.event(
+                LOG,
+                "pushed",
+                names=each.names,
+                version=each.version,
+                streams=each.streams,
+                acked=each.acked,
+                nacked=each.nacked,
+                left=each.left or None,
+                waiting=each.waiting or None,
+                last_ack_ms=each.last_ack_ms,
+            )
+
+    def first_ack(self, node: str) -> bool:
+        """Whether the Envoy of this node id is to be logged as served: once, and not too many in a second."""
+        if node in self._nodes:
+            return False
+        self._nodes[node] = None
+        if len(self._nodes) > MOST_NODES:
+            self._nodes.popitem(last=False)
+        return self._envoys.take("", self.monotonic())
 
     def admits(self, stream: int, level: int, fields: Mapping[str, log.Value]) -> bool:
         """Whether a line with these fields may be written. If not, it is counted."""
@@ -85,7 +134,8 @@ class Journal:
     def report_left_out(self, *, at_the_end: bool = False) -> None:
         """Log how many lines were left out, at most once a minute, or in any case `at_the_end`."""
         now = self.monotonic()
-        for budget, kind in ((self._warnings, "warnings"), (self._others, "others")):
+        kinds = ((self._warnings, "warnings"), (self._others, "others"), (self._envoys, "envoys"))
+        for budget, kind in kinds:
             if count := budget.left_out(now, at_the_end=at_the_end):
                 log.event(LOG, "lines_left_out", level=logging.WARNING, kind=kind, lines=count)
 
@@ -125,12 +175,24 @@ class StreamJournal:
 
     def met(self, request: SotwRequest | DeltaRequest) -> None:
         """Learn from a message who the client says it is."""
-        self._record.met(request.node_id, request.cluster)
+        self._record.met(request.node_id, request.cluster, request.version)
+
+    def due(self, versions: Mapping[str, str]) -> None:
+        """Secrets have changed to these versions, by the names to which the stream subscribes; none was sent yet."""
+        now = self._journal.monotonic()
+        for name, version in versions.items():
+            self._journal.pushes.due(self.number, name, version, now)
 
     def sending(self, answer: Respond, *, changed: bool) -> None:
         """gRPC is about to send an answer; `changed` if a secret did. Note the answer once it is sent."""
-        now, monotonic = self._journal.now(), self._journal.monotonic()
+        journal, now, monotonic = self._journal, self._journal.now(), self._journal.monotonic()
         self._record.sending(answer.nonce, changed=changed, now=now, monotonic=monotonic)
+        pushed = {each.version: journal.pushes.sent(self.number, each.version) for each in answer.resources}
+        for each in answer.resources:
+            label = journal.label(each.name)
+            journal.counts.responses.add(label)
+            if pushed[each.version]:
+                journal.counts.pushes.add(label)
 
     def status(self, names: tuple[NameStatus, ...]) -> StreamStatus:
         """The stream's status; the session gives that of its names."""
@@ -148,6 +210,8 @@ class StreamJournal:
     def left(self) -> None:
         """Log that the stream is over."""
         self._event("left", level=logging.DEBUG)
+        self._journal.pushes.gone(self.number)
+        self._journal.report_pushes()
         self.end()
 
     def end(self) -> None:
@@ -158,19 +222,21 @@ class StreamJournal:
         match action:
             case Subscribed(names, pending):
                 method = self._record.method
-                self._event("subscribed", names=_some(names), pending=_some(pending) or None, method=method)
+                self._detail("subscribed", names=_some(names), pending=_some(pending) or None, method=method)
             case Unsubscribed(names):
-                self._event("unsubscribed", level=logging.DEBUG, names=_some(names))
+                self._journal.pushes.unsubscribed(self.number, names)
+                self._detail("unsubscribed", names=_some(names))
             case Respond(nonce, resources, removed):
                 changed = self._record.is_change(nonce)
                 names = tuple(r.name for r in resources)
                 versions = tuple(r.version for r in resources)
-                self._event(
-                    "pushed", changed=changed, names=names, removed=removed or None, version=versions, nonce=nonce
+                self._detail(
+                    "sent", changed=changed, names=names, removed=removed or None, version=versions, nonce=nonce
                 )
             case Acked(nonce, versions):
                 changed, after_ms = self._replied(action)
-                self._event("acked", changed=changed, names=tuple(versions), nonce=nonce, after_ms=after_ms)
+                self._detail("acked", changed=changed, names=tuple(versions), nonce=nonce, after_ms=after_ms)
+                self._settled(action, after_ms)
             case Nacked(nonce, versions, reason):
                 changed, _ = self._replied(action)
                 self._event(
@@ -182,8 +248,9 @@ class StreamJournal:
                     nonce=nonce,
                     reason=reason,
                 )
+                self._settled(action, None)
             case Stale(nonce, reason):
-                self._event("stale", level=logging.DEBUG, nonce=nonce, reason=reason)
+                self._detail("stale", nonce=nonce, reason=reason)
             case Refused(names):
                 self._refused("unknown name", names)
             case Finish(code, names, detail):
@@ -199,6 +266,32 @@ class StreamJournal:
     def _replied(self, reply: Acked | Nacked) -> tuple[bool, float | None]:
         """Whether that answer went out because a secret changed, and the milliseconds from it to the reply."""
         return self._record.is_change(reply.nonce), self._record.replied(reply, monotonic=self._journal.monotonic())
+
+    def _settled(self, reply: Acked | Nacked, after_ms: float | None) -> None:
+        """Count a reply, and log what it completes."""
+        journal, acked = self._journal, isinstance(reply, Acked)
+        replies = journal.counts.acks if acked else journal.counts.nacks
+        for name, version in reply.versions.items():
+            replies.add(journal.label(name))
+            journal.pushes.replied(self.number, version, acked=acked, now=journal.monotonic())
+        if after_ms is not None:
+            journal.counts.seconds_to_ack.observe(after_ms / 1000)
+        if acked and any(reply.versions.values()) and journal.first_ack(self._record.node or self._record.peer):
+            log.event(
+                LOG,
+                "envoy_served",
+                node=self._record.node or None,
+                version=self._record.version or None,
+                peer=self._record.peer,
+                names=_some(tuple(reply.versions)),
+                after_ms=after_ms,
+            )
+        journal.report_pushes()
+        journal.changed()
+
+    def _detail(self, name: str, *, changed: bool = False, **fields: log.Value) -> None:
+        """Log what one stream does, for the level debug."""
+        self._event(name, level=logging.DEBUG, changed=changed, **fields)
 
     def _event(self, name: str, *, level: int = logging.INFO, changed: bool = False, **fields: log.Value) -> bool:
         """Log the event, unless the budget is spent; whether it did. `changed`: it is never left out."""

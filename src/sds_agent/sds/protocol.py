@@ -49,7 +49,7 @@ class View(Protocol):
 
 
 class SotwRequest(Struct, frozen=True):
-    """A DiscoveryRequest, the fields that matter.
+    """A DiscoveryRequest, the fields that matter. `version` is the client's own, as `1.40.0`.
 
     `error` is the text of `error_detail`, or None where it is absent: its presence alone makes a NACK.
     """
@@ -60,10 +60,11 @@ class SotwRequest(Struct, frozen=True):
     type_url: str = SECRET_TYPE
     node_id: str = ""
     cluster: str = ""
+    version: str = ""
 
 
 class DeltaRequest(Struct, frozen=True):
-    """A DeltaDiscoveryRequest, the fields that matter."""
+    """A DeltaDiscoveryRequest, the fields that matter. `version` is the client's own."""
 
     subscribe: tuple[str, ...] = ()
     unsubscribe: tuple[str, ...] = ()
@@ -72,6 +73,7 @@ class DeltaRequest(Struct, frozen=True):
     type_url: str = SECRET_TYPE
     node_id: str = ""
     cluster: str = ""
+    version: str = ""
 
 
 class StatusCode(Enum):

@@ -110,7 +110,14 @@ class SecretDiscoveryService:
         self._fetch_timeout = fetch_timeout
         self._catalog = Catalog(store, files)
         self.counts = SdsCounts()
-        self._journal = Journal(now=(clock or SystemClock()).now, most_streams=most_streams, most_names=most_names)
+        self._journal = Journal(
+            now=(clock or SystemClock()).now,
+            most_streams=most_streams,
+            most_names=most_names,
+            counts=self.counts,
+            known=lambda: store.snapshot,
+            changed=self._changed,
+        )
         self._most_streams = most_streams
         self._open = Crowd[_Open]()  # each under the process at its other end
         self._draining = False
@@ -160,8 +167,11 @@ class SecretDiscoveryService:
         self._journal.report_left_out(at_the_end=True)
 
     def report_left_out(self) -> None:
-        """Log how many lines were left out, where no stream causes that. To be called every few seconds."""
+        """Log what no stream causes: how many lines were left out, and pushes that some clients did not reply to. To be
+        called every few seconds.
+        """
         self._journal.report_left_out()
+        self._journal.report_pushes()
 
     def dismiss(self) -> None:
         """End the streams that are open with OK; their Envoys open others."""
@@ -225,6 +235,8 @@ class SecretDiscoveryService:
         except Exception as error:  # noqa: BLE001 - likewise
             log.fault(LOG, "SDS FetchSecrets", error)
             answer = FAULT
+        if isinstance(answer, Respond):
+            journal.sending(answer, changed=False)
         journal.note([answer])
         journal.end()
         if isinstance(answer, Finish):

@@ -71,6 +71,11 @@ class SotwSession:
         return self._names
 
     @property
+    def sent(self) -> Mapping[str, str]:
+        """The version last sent of each name that has one."""
+        return self._sent
+
+    @property
     def acknowledged(self) -> Mapping[str, str]:
         """The version of each subscribed name that the client has acknowledged, the empty one where there is none."""
         return self._replies.acknowledged(self._names)

@@ -111,23 +111,35 @@ class _Timed(Struct, frozen=True):
 class StreamRecord:
     """Who a stream's client is, and when it was answered."""
 
-    __slots__ = ("_ack_ms", "_cluster", "_connected_at", "_responded_at", "_timed", "method", "node", "number", "peer")
+    __slots__ = (
+        "_ack_ms",
+        "_cluster",
+        "_connected_at",
+        "_responded_at",
+        "_timed",
+        "method",
+        "node",
+        "number",
+        "peer",
+        "version",
+    )
 
     def __init__(self, number: int, method: str, peer: str, now: datetime) -> None:
         self.number = number
         self.method = method
         self.peer = peer
         self.node = ""
+        self.version = ""
         self._cluster = ""
         self._connected_at = now
         self._responded_at: datetime | None = None
         self._ack_ms: float | None = None
         self._timed: dict[str, _Timed] = {}  # by nonce: the answers without a reply
 
-    def met(self, node: str, cluster: str) -> None:
+    def met(self, node: str, cluster: str, version: str = "") -> None:
         """Note who the client says it is. Only the first message of a stream is sure to say so."""
         if node:
-            self.node, self._cluster = node, cluster
+            self.node, self._cluster, self.version = node, cluster, version
 
     def sending(self, nonce: str, *, changed: bool, now: datetime, monotonic: float) -> None:
         """The answer of that nonce goes out at this moment; `changed` if it does because a secret changed."""
@@ -163,4 +175,5 @@ class StreamRecord:
             connected_at=self._connected_at,
             responded_at=self._responded_at,
             ack_ms=self._ack_ms,
+            version=printable(self.version, log.LONGEST_VALUE),
         )

@@ -6,7 +6,7 @@ only sent by returning or aborting outside any task group.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Generic, Protocol, TypeVar
 
 import grpc.aio
@@ -15,7 +15,17 @@ from msgspec import Struct
 from sds_agent.sds.catalog import Catalog
 from sds_agent.sds.codec import MalformedMessageError
 from sds_agent.sds.journal import StreamJournal
-from sds_agent.sds.protocol import Absence, Action, DeltaRequest, Finish, Respond, SotwRequest, StatusCode, View
+from sds_agent.sds.protocol import (
+    Absence,
+    Action,
+    DeltaRequest,
+    Finish,
+    Resource,
+    Respond,
+    SotwRequest,
+    StatusCode,
+    View,
+)
 from sds_agent.sds.status import NameStatus, StreamStatus
 from sds_agent.secrets.store import SecretStore
 
@@ -33,6 +43,11 @@ class Session(Protocol[R_contra]):
     @property
     def names(self) -> tuple[str, ...]:
         """The names subscribed to."""
+        ...
+
+    @property
+    def sent(self) -> Mapping[str, str]:
+        """The version last sent of each name that has one."""
         ...
 
     @property
@@ -128,9 +143,18 @@ class Stream(Generic[R]):
             self._taken = asyncio.Event()
 
     def _on_change(self, changed: frozenset[str]) -> None:
-        if not changed.isdisjoint(self._conversation.session.names):
+        session = self._conversation.session
+        if not changed.isdisjoint(session.names):
+            self._journal.due(dict(self._due(changed.intersection(session.names), session.sent)))
             self._changed = True
             self._wake.set()
+
+    def _due(self, names: Iterable[str], sent: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+        """The versions that the session will send of these names, by name."""
+        for name in names:
+            resource = self._catalog[name]
+            if isinstance(resource, Resource) and sent.get(name) != resource.version:
+                yield name, resource.version
 
     async def _converse(self) -> Finish | None:
         while not (self._draining or self._ended):
