@@ -63,7 +63,17 @@ MAY_IMPORT = {
     "issuance": MATERIAL | {"tally", "files", "directories", "sealing", "statefile", "secrets", "authority.protocol"},
     # The configurations read its settings. What it shows it gets as values.
     "admin": BASE
-    | {"tally", "configfile", "issuance.counts", "issuance.status", "sds.counts", "sds.endpoint", "sds.status"},
+    | {
+        "tally",
+        "authority.protocol",
+        "configfile",
+        "issuance.counts",
+        "issuance.expiry",
+        "issuance.status",
+        "sds.counts",
+        "sds.endpoint",
+        "sds.status",
+    },
     "ca": MATERIAL
     | {
         "admin.settings",
@@ -178,6 +188,8 @@ BELONGS_TO = {
 
 # Decisions: neither a clock nor a socket nor an event loop, so that a test can put any question to them.
 PURE = {
+    "admin.agent_families",
+    "admin.families",
     "admin.model",
     "admin.view",
     "authority.answers",

@@ -64,9 +64,11 @@ def watched(workloads: Iterable[WorkloadStatus], trust: TrustStatus) -> Iterator
         if workload.current is not None and workload.served:
             yield _leaf(workload, workload.current)
             yield from _intermediates(workload, workload.current)
+    ends = dict[str, datetime]()
     for anchor in trust.anchors:
-        renewed = any(each.subject == anchor.subject and each.not_after > anchor.not_after for each in trust.anchors)
-        if anchor.advertised_by and not renewed:
+        ends[anchor.subject] = max(anchor.not_after, ends.get(anchor.subject, anchor.not_after))
+    for anchor in trust.anchors:
+        if anchor.advertised_by and anchor.not_after == ends[anchor.subject]:
             yield _anchor(anchor)
 
 
