@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from anyio import to_thread
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from fakes.agents import write_config
@@ -15,6 +16,7 @@ from sds_agent.app import Agent, agent
 from sds_agent.authority.protocol import Issuance, IssueRequest
 from sds_agent.clock import SystemClock
 from sds_agent.config.loading import load
+from sds_agent.inspection.envoy_admin import EnvoyAdmin
 from sds_agent.pki.certificates import write_pem
 from sds_agent.pki.keys import KeyType, generate, signature_hash
 from sds_agent.sds.status import NameStatus
@@ -84,6 +86,8 @@ async def test_refused_certificate_is_reported_and_the_next_one_goes_out(tmp_pat
             assert (refused["names"], refused["version"]) == (["default"], [seen.nacked.version])
             assert refused["reason"] == seen.nacked.reason
             assert await visitor.request(port) == first, "Envoy goes on with what it had"
+            loaded = {each.name: each for each in await to_thread.run_sync(EnvoyAdmin(str(proxy.place)).secrets)}
+            assert (loaded["default"].state, loaded["ROOTCA"].state) == ("REJECTED", "ACTIVE"), "the dump says active"
             third = await events.wait("renewed", workload="default", count=2)
             pushed = await events.wait("sent", names=["default"], count=3)
             await events.wait("acked", names=["default"], nonce=pushed["nonce"])

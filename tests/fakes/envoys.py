@@ -26,7 +26,7 @@ class Envoy:
 
     def __init__(self, program: Program, admin: Path) -> None:
         self.program = program
-        self._admin = admin
+        self.place = admin
 
     async def ready(self) -> None:
         """Wait until every listener has its secrets."""
@@ -34,7 +34,7 @@ class Envoy:
 
     async def admin(self, path: str) -> Any:
         """The admin interface's answer, as JSON."""
-        transport = httpx.AsyncHTTPTransport(uds=str(self._admin))
+        transport = httpx.AsyncHTTPTransport(uds=str(self.place))
         async with httpx.AsyncClient(transport=transport, base_url="http://admin") as client:
             return (await client.get(path)).raise_for_status().json()
 

@@ -89,6 +89,7 @@ MAY_IMPORT = {
         "signing",
         "signals",
     },
+    "inspection": MATERIAL,
     # for authors of adapters: nothing of the agent imports it
     "conformance": MATERIAL
     | {"signing", "authority.kind", "authority.protocol", "authority.registry", "issuance.acceptance"},
@@ -154,6 +155,8 @@ MAY_IMPORT = {
     "cli": MATERIAL
     | {
         "admin.model",
+        "admin.reasons",
+        "inspection",
         "app",
         "authority.registry",
         "ca",
@@ -175,9 +178,9 @@ MAY_IMPORT = {
 
 # Libraries that belong to some parts only. The wire schema is SDS's: what others know of a secret is a value.
 BELONGS_TO = {
-    "sds_agent_proto": {"rpc", "sds", "authority", "ca"},
-    "grpc": {"rpc", "sds", "authority", "ca"},
-    "httpx": {"authority", "ca", "cli"},
+    "sds_agent_proto": {"rpc", "sds", "authority", "ca", "inspection"},
+    "grpc": {"rpc", "sds", "authority", "ca", "inspection"},
+    "httpx": {"authority", "ca", "cli", "inspection"},
     "yaml": {"configfile", "cli"},
     "argparse": {"cli"},
     "starlette": {"admin", "ca"},
@@ -191,6 +194,7 @@ PURE = {
     "admin.agent_families",
     "admin.families",
     "admin.model",
+    "admin.reasons",
     "admin.view",
     "authority.answers",
     "authority.cfssl.wire",
@@ -224,6 +228,8 @@ PURE = {
     "errors",
     "file_sets",
     "identity.spiffe",
+    "inspection.istioctl",
+    "inspection.secrets",
     "issuance.acceptance",
     "issuance.counts",
     "issuance.failover",
@@ -485,4 +491,6 @@ def test_a_permission_that_no_module_uses_is_seen(tmp_path: Path) -> None:
 def test_a_borrowed_library_and_an_effect_are_seen(tmp_path: Path) -> None:
     sources = tree(tmp_path, {"pki/keys.py": "import time\nimport sds_agent_proto.sds_pb2\n"})
     assert effects(sources) == ["sds_agent/pki/keys.py:1: pki.keys decides and may not import time"]
-    assert borrowed(sources) == ["sds_agent/pki/keys.py:2: sds_agent_proto.sds_pb2 belongs to authority, ca, rpc, sds"]
+    assert borrowed(sources) == [
+        "sds_agent/pki/keys.py:2: sds_agent_proto.sds_pb2 belongs to authority, ca, inspection, rpc, sds"
+    ]

@@ -48,6 +48,9 @@ COMMANDS: Mapping[str, Command | Group] = {
     "run": Command("serve secrets until SIGTERM, SIGINT or SIGHUP", "run"),
     "check": Command("check a configuration and explain what it does", "check"),
     "ready": Command("ask a running agent whether every workload has its certificate", "ready"),
+    "status": Command("show what a running agent serves to whom, and what is wrong", "status"),
+    "secret": Command("show the secrets that the agent serves, or that an Envoy has loaded", "secret"),
+    "explain": Command("say why a name is or is not served to an Envoy", "explain"),
     "issue": Command("obtain one certificate, write it to files and end", "issue"),
     "install": Group(
         "make the agent a service of this machine",

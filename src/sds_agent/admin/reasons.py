@@ -1,0 +1,163 @@
+"""Why a name is or is not served to an Envoy: a chain of findings, from the configuration to its last ACK. Pure."""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from sds_agent.admin.model import (
+    BundleView,
+    IdentityView,
+    LeafView,
+    Status,
+    SubscriberView,
+    SubscriptionView,
+)
+from sds_agent.configfile.phrases import did_you_mean
+
+Verdict = Literal["good", "warning", "bad"]
+_TIME = "%Y-%m-%d %H:%M:%S UTC"
+_FILES = ("file-cert:", "file-root:")
+
+
+class ExplanationStep(Struct, frozen=True):
+    """One link of the chain: what holds, or what does not and how to fix it."""
+
+    verdict: Verdict
+    text: str
+
+
+def explain(status: Status, name: str, node: str | None = None) -> tuple[ExplanationStep, ...]:
+    """The findings in order. `name` is a resource name, or that of a workload; `node` an Envoy's id."""
+    return tuple(_findings(status, name, node))
+
+
+def _findings(status: Status, name: str, node: str | None) -> Iterator[ExplanationStep]:
+    identity = next((each for each in status.identities if name in {each.name, each.spiffe_id, *each.names}), None)
+    bundle = next((each for each in status.bundles if name in each.names), None)
+    if identity is not None:
+        yield from _of_identity(identity)
+    elif bundle is not None:
+        yield from _of_bundle(bundle)
+    elif name.startswith(_FILES):
+        yield ExplanationStep(
+            "good", f"{name} names a file; it is served if sds.files allows its directory and the file is usable"
+        )
+    else:
+        yield _unknown(status, name)
+    aliases = identity.names if identity is not None else bundle.names if bundle is not None else ()
+    yield from _of_subscribers(status, (name, *aliases), node)
+
+
+def _unknown(status: Status, name: str) -> ExplanationStep:
+    known = [each for identity in status.identities for each in identity.names]
+    known += [each for bundle in status.bundles for each in bundle.names]
+    same = next((each for each in known if each.lower() == name.lower()), None)
+    hint = f"names differ by case: ask for {same}" if same is not None else did_you_mean(name, known)
+    fix = hint or f"the agent serves {', '.join(known[:20])}"
+    return ExplanationStep("bad", f"{name} is no name that the agent serves; {fix}")
+
+
+def _of_identity(identity: IdentityView) -> Iterator[ExplanationStep]:
+    names = " and ".join(identity.names)
+    yield ExplanationStep(
+        "good", f"the workload {identity.name} is configured as {identity.spiffe_id}, served under {names}"
+    )
+    leaf = identity.current
+    if leaf is None:
+        yield ExplanationStep("bad", f"it has no certificate yet from {identity.authority}{_failed(identity)}")
+        return
+    if identity.state == "expired":
+        yield ExplanationStep(
+            "bad",
+            f"its certificate {leaf.serial} ended at {leaf.valid_until:{_TIME}} and is withheld{_failed(identity)}",
+        )
+        return
+    yield ExplanationStep("good", _certificate(leaf))
+    if identity.failure is not None:
+        yield ExplanationStep("warning", f"its renewal fails{_failed(identity)}")
+    elif identity.next_renewal is not None:
+        yield ExplanationStep("good", f"its next renewal is at {identity.next_renewal:{_TIME}}")
+
+
+def _certificate(leaf: LeafView) -> str:
+    return (
+        f"its certificate {leaf.serial}, issued by {leaf.authority} at {leaf.issued_at:{_TIME}}, is good until "
+        f"{leaf.valid_until:{_TIME}}"
+    )
+
+
+def _failed(identity: IdentityView) -> str:
+    failure = identity.failure
+    if failure is None:
+        return ""
+    return (
+        f": attempt {failure.attempts} failed at {failure.at:{_TIME}} ({failure.kind}: {failure.cause}); the next is "
+        f"at {failure.next_attempt:{_TIME}}"
+    )
+
+
+def _of_bundle(bundle: BundleView) -> Iterator[ExplanationStep]:
+    yield ExplanationStep(
+        "good", f"it is the trust bundle of {bundle.trust_domain}, served under {' and '.join(bundle.names)}"
+    )
+    if not bundle.anchors:
+        yield ExplanationStep(
+            "bad", "it has no root yet: no authority has answered; see the workloads' errors (sds-agent status)"
+        )
+        return
+    roots = ", ".join(f"{each.subject} until {each.not_after:{_TIME}}" for each in bundle.anchors)
+    yield ExplanationStep("good", f"its version {bundle.version} has {roots}")
+    for each in bundle.left_out:
+        yield ExplanationStep("warning", f"what {each.authority} advertises is not all in it: {'; '.join(each.causes)}")
+
+
+def _of_subscribers(status: Status, names: Sequence[str], node: str | None) -> Iterator[ExplanationStep]:
+    streams = [each for each in status.subscribers if node is None or each.node == node]
+    if not streams:
+        yield _not_connected(status, node)
+        return
+    asking = [(each, sub) for each in streams for sub in each.subscriptions if sub.name in names]
+    if not asking:
+        asked = sorted({sub.name for each in streams for sub in each.subscriptions})
+        who = "no connected Envoy asks" if node is None else f"the Envoy {node} is connected and does not ask"
+        yield ExplanationStep(
+            "bad", f"{who} for it, but for {', '.join(asked[:20])}; check the names in its configuration"
+        )
+        return
+    for subscriber, subscription in asking:
+        yield _of_subscription(subscriber, subscription)
+
+
+def _not_connected(status: Status, node: str | None) -> ExplanationStep:
+    if node is None:
+        return ExplanationStep(
+            "warning", f"no Envoy is connected to {status.agent.socket}; check the path in its cluster, and the log"
+        )
+    nodes = sorted({each.node for each in status.subscribers if each.node})
+    hint = did_you_mean(node, nodes) or f"connected are {', '.join(nodes[:20])}" if nodes else "no Envoy is connected"
+    return ExplanationStep("bad", f"no Envoy with the node id {node} is connected; {hint}")
+
+
+def _of_subscription(subscriber: SubscriberView, subscription: SubscriptionView) -> ExplanationStep:
+    who = f"the Envoy {subscriber.node or subscriber.peer}"
+    since = f"connected since {subscriber.since:{_TIME}}"
+    match subscription.state:
+        case "current":
+            took = "" if subscriber.ack_ms is None else f", {subscriber.ack_ms} ms after it was sent"
+            return ExplanationStep("good", f"{who}, {since}, has taken version {subscription.acked}{took}")
+        case "refused" if subscription.nacked is not None:
+            uses = "nothing" if subscription.acked is None else f"version {subscription.acked}"
+            return ExplanationStep(
+                "bad",
+                f"{who} refuses version {subscription.nacked.version} and uses {uses}: {subscription.nacked.reason}; a "
+                "new version is sent when the secret changes",
+            )
+        case "waiting":
+            return ExplanationStep("warning", f"{who}, {since}, waits for it")
+        case "unknown":
+            return ExplanationStep("bad", f"{who} asks for {subscription.name}, which is not served")
+        case _:
+            return ExplanationStep(
+                "warning", f"{who} was sent version {subscription.sent or 'nothing'} and has not acknowledged it yet"
+            )

@@ -1,0 +1,101 @@
+"""A secret as it was found, without its private key: pure."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Literal
+
+from cryptography import x509
+from msgspec import Struct
+
+from sds_agent.pki.certificates import CertificateError, read_pem, serial_hex
+
+Kind = Literal["certificate", "bundle"]
+State = Literal["ACTIVE", "WARMING", "REJECTED", "UNKNOWN"]
+"""Whether it is in use: it is; it is not there yet; Envoy was sent it and refuses it; or the server does not serve the
+name.
+"""
+
+
+class InspectedSecret(Struct, frozen=True, kw_only=True):
+    """A secret under a name: the chain of a certificate with its leaf first, or the roots of a bundle, in PEM.
+
+    `detail` says why there is none. `updated` is when Envoy got it, None where nobody says that.
+    """
+
+    name: str
+    state: State
+    kind: Kind | None = None
+    pem: bytes = b""
+    version: str = ""
+    updated: datetime | None = None
+    detail: str = ""
+
+    @property
+    def certificates(self) -> tuple[x509.Certificate, ...]:
+        """What is in it; nothing if that cannot be read."""
+        try:
+            return read_pem(self.pem) if self.pem else ()
+        except CertificateError:
+            return ()
+
+    @property
+    def serials(self) -> tuple[str, ...]:
+        """The serial numbers in hexadecimal."""
+        return tuple(map(serial_hex, self.certificates))
+
+
+def ordered(secrets: Iterable[InspectedSecret]) -> tuple[InspectedSecret, ...]:
+    """In the order of istioctl: a certificate, a bundle, then the others, so that the first two have known places."""
+    found = list(secrets)
+    first: list[InspectedSecret] = []
+    for kind in ("certificate", "bundle"):
+        first += next(([each] for each in found if each.kind == kind), [])
+    return (*first, *(each for each in found if each not in first))
+
+
+class Difference(Struct, frozen=True):
+    """How what an Envoy uses under a name stands to what the agent serves; `same` is whether there is nothing to do."""
+
+    name: str
+    same: bool
+    text: str
+
+
+def difference(served: InspectedSecret, used: InspectedSecret | None) -> Difference:
+    """Hold the two against each other."""
+
+    def differs(text: str) -> Difference:
+        return Difference(served.name, same=False, text=text)
+
+    if used is None:
+        return differs("this Envoy does not ask for it, or has got no answer yet")
+    if served.state == "UNKNOWN":
+        return differs("the agent does not serve it")
+    if served.state == "WARMING":
+        return differs(f"the agent has none yet, and Envoy {'uses ' + _named(used) if used.pem else 'waits for it'}")
+    if used.state == "REJECTED":
+        return differs(f"Envoy refuses {_named(used)} and goes on with what it had; its log and the agent's say why")
+    if served.certificates == used.certificates and used.certificates:
+        return Difference(served.name, same=True, text=f"both have {_named(served)}")
+    return differs(f"{_behind(served, used)}: the agent serves {_named(served)}, Envoy uses {_named(used)}")
+
+
+def _behind(served: InspectedSecret, used: InspectedSecret) -> str:
+    if not used.certificates:
+        return "Envoy has nothing yet"
+    if served.kind == "certificate" and _begins(served) < _begins(used):
+        return "the agent is behind"
+    return "Envoy is behind"
+
+
+def _begins(secret: InspectedSecret) -> datetime:
+    return secret.certificates[0].not_valid_before_utc
+
+
+def _named(secret: InspectedSecret) -> str:
+    serials: Sequence[str] = secret.serials
+    if not serials:
+        return "nothing that can be read"
+    if secret.kind == "certificate":
+        return f"the certificate {serials[0]}"
+    return f"{len(serials)} root{'s' if len(serials) > 1 else ''} ({', '.join(serials)})"

@@ -1,0 +1,101 @@
+"""Why a name is or is not served to an Envoy: each answer sends a person somewhere, so it has to be the right one."""
+
+import pytest
+from fakes.hierarchy import NOW
+from fakes.observed import ABOUT, FAILURE, LEAF, STREAM, Seen, workload
+from msgspec.structs import replace
+
+from sds_agent.admin.reasons import explain
+from sds_agent.admin.view import status
+from sds_agent.issuance.status import LeftOut, TrustStatus
+from sds_agent.sds.status import Nack, NameStatus
+
+
+def found(seen: Seen, name: str, node: str | None = None) -> list[tuple[str, str]]:
+    return [(each.verdict, each.text) for each in explain(status(seen, NOW), name, node)]
+
+
+def asking(*names: NameStatus) -> Seen:
+    return Seen(streams=(replace(STREAM, names=names),))
+
+
+CURRENT = NameStatus("web", "v1", "v1")
+
+
+@pytest.mark.parametrize("name", ["web", "spiffe://demo.example/web"])
+def test_a_name_that_is_served_and_taken_is_good_from_end_to_end(name: str) -> None:
+    answers = found(asking(CURRENT), name, "edge-1")
+    assert [verdict for verdict, _ in answers] == ["good"] * 4
+    assert f"configured as {ABOUT.names['web'][1]}" in answers[0][1]
+    assert LEAF.serial in answers[1][1]
+    assert "has taken version v1, 1.5 ms after it was sent" in answers[-1][1]
+
+
+def test_a_bundle_is_explained_by_its_roots() -> None:
+    answers = found(asking(NameStatus("ROOTCA", "v2", "v2")), "ROOTCA")
+    assert "the trust bundle of demo.example" in answers[0][1]
+    assert "'CN=root'" in answers[1][1]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("Web", "names differ by case: ask for web"),
+        ("wbe", "did you mean web?"),
+        ("zzz", "the agent serves web, spiffe://demo.example/web, ROOTCA"),
+    ],
+)
+def test_a_name_that_is_not_served_is_bad_and_the_right_one_is_named(name: str, hint: str) -> None:
+    verdict, text = found(Seen(), name)[0]
+    assert verdict == "bad"
+    assert hint in text
+
+
+def test_a_workload_without_a_certificate_says_why_and_when_it_is_tried_next() -> None:
+    verdict, text = found(Seen(workloads=(workload(None, served=False, failure=FAILURE),)), "web")[1]
+    assert verdict == "bad"
+    assert f"{FAILURE.kind.value}: {FAILURE.cause}" in text
+    assert "the next is at" in text
+
+
+def test_an_expired_certificate_is_bad_and_a_failing_renewal_is_a_warning() -> None:
+    assert found(Seen(workloads=(workload(served=False),)), "web")[1][0] == "bad"
+    answers = found(Seen(workloads=(workload(failure=FAILURE),)), "web")
+    assert answers[2][0] == "warning"
+    assert "its renewal fails" in answers[2][1]
+
+
+def test_an_envoy_that_refused_it_is_quoted() -> None:
+    refused = NameStatus("web", "v1", None, Nack("v1", "no such curve"))
+    verdict, text = found(asking(refused), "web")[-1]
+    assert (verdict, "no such curve" in text, "uses nothing" in text) == ("bad", True, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "words"),
+    [
+        (NameStatus("web", "v1", None), "warning", "was sent version v1 and has not acknowledged it"),
+        (NameStatus("web"), "warning", "was sent version nothing"),
+    ],
+)
+def test_an_envoy_that_is_behind_is_named(name: NameStatus, verdict: str, words: str) -> None:
+    assert found(asking(name), "web")[-1][0] == verdict
+    assert words in found(asking(name), "web")[-1][1]
+
+
+def test_an_envoy_that_asks_for_something_else_is_told_from_one_that_never_came() -> None:
+    seen = asking(NameStatus("other", None))
+    assert "the Envoy edge-1 is connected and does not ask for it, but for other" in found(seen, "web", "edge-1")[-1][1]
+    assert "no Envoy with the node id edge-2 is connected; did you mean edge-1?" in found(seen, "web", "edge-2")[-1][1]
+    verdict, text = found(Seen(streams=()), "web")[-1]
+    assert (verdict, "no Envoy is connected to /run/sds-agent/sds.sock" in text) == ("warning", True)
+
+
+def test_the_name_of_a_file_is_not_called_unknown() -> None:
+    assert found(Seen(), "file-root:/etc/roots.pem")[0][0] == "good"
+
+
+def test_a_bundle_without_roots_and_one_with_less_than_advertised_say_so() -> None:
+    assert found(Seen(trust=TrustStatus(None, ())), "ROOTCA")[1][0] == "bad"
+    left_out = TrustStatus("v2", Seen().trust.anchors, (LeftOut("vault", ("it has ended",)),))
+    assert ("warning", "what vault advertises is not all in it: it has ended") in found(Seen(trust=left_out), "ROOTCA")
