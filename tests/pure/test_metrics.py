@@ -1,16 +1,14 @@
 """The agent's metrics: a scraper has to be able to read them, and no peer may make them grow."""
 
-import subprocess
-from collections.abc import Iterable, Iterator
 from datetime import timedelta
 
 import pytest
+from fakes import scraped
 from fakes.hierarchy import NOW
 from fakes.observed import ABOUT, CA, FAILURE, HOUR, LEAF, STREAM, Seen, workload
+from fakes.scraped import Series, samples
 from msgspec import structs
-from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
-from prometheus_client.parser import text_string_to_metric_families as plain
 
 from sds_agent.admin.agent_families import MOST_ANCHORS, MOST_INTERMEDIATES
 from sds_agent.admin.metrics import render
@@ -24,7 +22,6 @@ SCRAPER = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
     "application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"
 )
-Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def text(seen: Seen, accept: str = "") -> str:
@@ -33,17 +30,11 @@ def text(seen: Seen, accept: str = "") -> str:
 
 def series(seen: Seen) -> Series:
     """Every series of the agent with its value, as a scraper reads it."""
-    return dict(_series(plain(text(seen))))
-
-
-def _series(families: Iterable[Metric]) -> Iterator[tuple[tuple[str, tuple[tuple[str, str], ...]], float]]:
-    for family in families:
-        for sample in family.samples:
-            yield (sample.name, tuple(sorted(sample.labels.items()))), sample.value
+    return scraped.series(text(seen))
 
 
 def value(seen: Seen, metric: str, /, **labels: str) -> float | None:
-    return series(seen).get((f"sds_agent_{metric}", tuple(sorted(labels.items()))))
+    return scraped.value(series(seen), f"sds_agent_{metric}", **labels)
 
 
 def certificate(seen: Seen, moment: str, kind: str, subject: str, **labels: str) -> float | None:
@@ -68,10 +59,7 @@ def busy() -> Seen:
 
 @pytest.mark.parametrize("seen", [Seen(), busy(), Seen(workloads=(workload(None, served=False),))])
 def test_promtool_accepts_every_metric(seen: Seen) -> None:
-    done = subprocess.run(
-        ["promtool", "check", "metrics"], input=text(seen), capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert_promtool_accepts(text(seen))
 
 
 def test_a_scraper_that_asks_for_open_metrics_gets_it_and_another_gets_the_text_format() -> None:
@@ -79,7 +67,7 @@ def test_a_scraper_that_asks_for_open_metrics_gets_it_and_another_gets_the_text_
     assert kind.startswith("application/openmetrics-text; version=1.0.0")
     assert body.endswith(b"# EOF\n")
     found = open_metrics(body.decode())  # type: ignore[no-untyped-call] # prometheus_client leaves it without types
-    assert dict(_series(found)).keys() == series(busy()).keys()
+    assert dict(samples(found)).keys() == series(busy()).keys()
     assert render(busy(), NOW, "")[1] == "text/plain; version=0.0.4; charset=utf-8"
 
 

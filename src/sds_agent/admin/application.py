@@ -48,18 +48,29 @@ class Sources(Struct, frozen=True):
 def application(sources: Sources) -> Starlette:
     """The application. All of it answers GET and HEAD alone."""
     answers = Answers(sources)
-    routes = {
-        "/": answers.page,
-        "/livez": answers.live,
-        "/readyz": answers.ready,
-        "/readyz/{workload:path}": answers.workload_ready,
-        "/status": answers.status,
-        "/metrics": answers.metrics,
-        "/events": answers.events,
-    }
+    return routed(
+        {
+            "/": answers.page,
+            "/livez": answers.live,
+            "/readyz": answers.ready,
+            "/readyz/{workload:path}": answers.workload_ready,
+            "/status": answers.status,
+            "/metrics": answers.metrics,
+            "/events": answers.events,
+        }
+    )
+
+
+def routed(routes: Mapping[str, Callable[[Request], Awaitable[Response]]]) -> Starlette:
+    """An application with these answers, to GET and HEAD alone. What asks for another path is told which there are."""
+    there = " ".join(path.replace("{workload:path}", "WORKLOAD") for path in routes)
+
+    async def nothing_here(_request: Request, _error: Exception) -> Response:
+        return text(f"there are: {there}", 404)
+
     return Starlette(
-        routes=[Route(path, answer, methods=["GET"]) for path, answer in routes.items()],
-        exception_handlers={404: _nothing_here, 405: _read_only},
+        routes=[Route(path, answering, methods=["GET"]) for path, answering in routes.items()],
+        exception_handlers={404: nothing_here, 405: _read_only},
     )
 
 
@@ -170,10 +181,6 @@ def text(words: str, status: int = 200) -> Response:
 def headers(policy: str) -> Mapping[str, str]:
     """The headers of every answer."""
     return {**HEADERS, "Content-Security-Policy": policy}
-
-
-async def _nothing_here(_request: Request, _error: Exception) -> Response:
-    return text("there are: / /livez /readyz /readyz/WORKLOAD /status /metrics /events", 404)
 
 
 async def _read_only(_request: Request, _error: Exception) -> Response:

@@ -136,6 +136,11 @@ class TlsAcceptor:
         self._ended: dict[str, Peer] = {}
         self._report_again = -math.inf
 
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return self._open
+
     def peer(self, grpc_peer: str) -> Peer:
         """What is known of the connection that `ServicerContext.peer` names; UNKNOWN some seconds after its end."""
         connection = self._find(grpc_peer)

@@ -26,6 +26,7 @@ from sds_agent.ca.callers import Caller
 from sds_agent.ca.places import origin_of
 from sds_agent.ca.refusal import Reason
 from sds_agent.ca.reserve import FULL, Reserve
+from sds_agent.ca.status import AuditStatus
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
 from sds_agent.identity.spiffe import LONGEST_ID
@@ -134,6 +135,11 @@ class AuditLog:
             log.event(LOG, "audit_reserve_missing", level=logging.WARNING, cause=error.strerror, effect=effect)
         else:
             self._reserve = reserve
+
+    @property
+    def status(self) -> AuditStatus:
+        """What it left out and has not counted yet."""
+        return AuditStatus(left_out=self._left_out, since=self._since)
 
     def write(self, entry: Entry, now: datetime) -> None:
         """Write the line of a certificate. Raises OSError."""

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import anyio
@@ -19,6 +20,7 @@ import grpc.aio
 from msgspec import structs
 
 from sds_agent import log, sources
+from sds_agent.admin.settings import AdminSettings
 from sds_agent.ca.acceptor import ConnectionLimits, TlsAcceptor
 from sds_agent.ca.audit import AuditLog
 from sds_agent.ca.authentication import TIMEOUT, Authentication
@@ -26,6 +28,7 @@ from sds_agent.ca.callers import ClaimRule
 from sds_agent.ca.deny_list import DenyList
 from sds_agent.ca.jwks import IssuerKeys, Location
 from sds_agent.ca.jwt import LONGEST_TOKEN, TrustedIssuer
+from sds_agent.ca.observed import RunningCa
 from sds_agent.ca.policy import overreaching
 from sds_agent.ca.service import LARGEST_REQUEST, SERVICE, CertificateService, Rules
 from sds_agent.ca.settings import CaSettings, JwtSettings
@@ -45,6 +48,9 @@ from sds_agent.signing.self_signed import SelfSignedCa
 from sds_agent.signing.signer import SignerError
 from sds_agent.state import Restorable, watch
 from sds_agent.tasks import TimeLimit
+
+if TYPE_CHECKING:
+    from sds_agent.admin.asgi import Application
 
 LOG = logging.getLogger(__name__)
 
@@ -88,7 +94,7 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[ListenAdd
     """The CA, running inside this context; gives the address it listens at. Raises ConfigurationError."""
     # 1. What can be wrong comes before the first caller does: the audit log, without which nothing is signed; the
     #    directory of a root of our own, locked before one is made in it; what signs, and who may ask.
-    audit = AuditLog(settings.audit)
+    started_at, audit = clock.now(), AuditLog(settings.audit)
     audit.check()
     with _locked(settings) as locked, _settled(audit, clock):
         source = await open_source(settings, clock)
@@ -117,8 +123,18 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[ListenAdd
                     address = ListenAddress(host, port)
                     log.event(LOG, "listening", address=str(address), trust_domain=settings.trust_domain)
                     tasks.start_soon(sources.warn, _sources(settings))
+                    running = RunningCa(
+                        started_at=started_at,
+                        trust_domain=settings.trust_domain,
+                        address=str(address),
+                        current=source.current,
+                        service=service,
+                        audit=audit,
+                        acceptor=acceptor,
+                    )
                     try:
-                        yield address
+                        async with _administered(settings.admin, running, clock):
+                            yield address
                     finally:
                         # 3. At the end no connection is taken any more, gRPC ends the calls in work as this context is
                         #    left, their answers leave the relays, and only then do the relays and what follows files
@@ -127,6 +143,23 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[ListenAdd
                 with anyio.CancelScope(shield=True), anyio.move_on_after(FLUSH):
                     await acceptor.emptied()
                 tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _administered(settings: AdminSettings, ca: RunningCa, clock: Clock) -> AsyncIterator[None]:
+    """Serve the CA's status inside this context, if the configuration says where."""
+    if not settings.enabled or (settings.socket is None and settings.address is None):
+        yield
+        return
+    from sds_agent.admin.server import serving as admin_serving  # noqa: PLC0415 - few have one
+
+    def make() -> "Application":
+        from sds_agent.ca.application import application  # noqa: PLC0415 - measured: 60 ms for starlette
+
+        return application(ca, clock)
+
+    async with admin_serving(settings, make, clock):
+        yield
 
 
 def _acceptor(settings: CaSettings, tls: ServerTls, clock: Clock) -> TlsAcceptor:

@@ -31,6 +31,7 @@ from sds_agent.ca.acceptor import Peer
 from sds_agent.ca.audit import AuditLog, Entry
 from sds_agent.ca.authentication import Authentication, Proven
 from sds_agent.ca.callers import Caller
+from sds_agent.ca.counts import CaCounts
 from sds_agent.ca.denied import NO_IDENTITY, Denied
 from sds_agent.ca.policy import NodeAgent, Order, Quota, check_not_denied, identity_for, key_of, ttl_of
 from sds_agent.ca.refusal import Reason, RefusalError, invalid
@@ -104,6 +105,7 @@ class _Request(Struct):
     connection: str
     peer: Peer
     now: datetime
+    began: float
     caller: Caller | None = None
     spiffe_id: str | None = None
 
@@ -143,7 +145,9 @@ class CertificateService:
         self._quota = Quota(rules.per_caller)
         self._unproven = Waiting(MOST_UNPROVEN, MOST_UNPROVEN_OF_ONE, PROOF_TIMEOUT)
         self._unread = Waiting(MOST_UNREAD, MOST_UNREAD_OF_ONE, TIMEOUT)
-        self._in_work = 0
+        self.in_work = 0
+        """Requests that are being answered."""
+        self.counts = CaCounts()
         self._signers = Signers(SIGNERS)
         self._rest: tuple[SigningSet, tuple[str, ...]] | None = None  # the end of every answer by that set
 
@@ -155,7 +159,7 @@ class CertificateService:
 
     async def _create(self, _: object, context: Context) -> bytes:
         connection = context.peer()
-        request = _Request(connection, self._connections.peer(connection), self._clock.now())
+        request = _Request(connection, self._connections.peer(connection), self._clock.now(), _monotonic())
         try:
             proven = await self._prove(request, context)
             data = await self._received(context, proven.caller)
@@ -210,13 +214,13 @@ class CertificateService:
     @contextmanager
     def _place(self) -> Iterator[None]:
         """Count a request in work. Raises RefusalError where there are `at_once` already."""
-        if self._in_work >= self._rules.at_once:
+        if self.in_work >= self._rules.at_once:
             raise RefusalError(Reason.EXHAUSTED, "the CA is busy with other requests: ask again in a moment")
-        self._in_work += 1
+        self.in_work += 1
         try:
             yield
         finally:
-            self._in_work -= 1
+            self.in_work -= 1
 
     async def _issue(self, request: _Request, proven: Proven, data: bytes) -> bytes:
         # 1. Judge first: a request that is refused spends no join token.
@@ -271,11 +275,14 @@ class CertificateService:
         try:
             self._audit.write(entry, request.now)
         except OSError as error:
-            self._unwritten.report(str(error.strerror))
+            self._not_written(error)
             raise RefusalError(Reason.INTERNAL, "the CA cannot write its audit log, so it signs nothing") from error
         self._unwritten.resolved()
+        if request.caller is not None:
+            self.counts.issued(request.caller.proof, _monotonic() - request.began)
 
     def _refused(self, request: _Request, refusal: RefusalError) -> None:
+        self.counts.refused(refusal.reason.value, None if request.caller is None else request.caller.proof)
         entry = Entry(
             outcome=refusal.reason.value,
             address=request.peer.address,
@@ -286,7 +293,16 @@ class CertificateService:
         try:
             self._audit.refuse(entry, request.now)
         except OSError as error:
-            self._unwritten.report(str(error.strerror))
+            self._not_written(error)
+
+    def _not_written(self, error: OSError) -> None:
+        self.counts.unwritten.add()
+        self._unwritten.report(str(error.strerror))
+
+
+def _monotonic() -> float:
+    """The event loop's time, in seconds."""
+    return asyncio.get_running_loop().time()
 
 
 def _read(data: bytes) -> CertificateRequest:

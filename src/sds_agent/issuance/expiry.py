@@ -16,6 +16,7 @@ from sds_agent import log
 from sds_agent.clock import Clock, until
 from sds_agent.issuance.schedule import ALARM
 from sds_agent.issuance.status import AnchorStatus, LeafStatus, TrustStatus, WorkloadStatus
+from sds_agent.pki.ending import near_end_of_ca
 
 LOG = logging.getLogger(__name__)
 
@@ -25,10 +26,6 @@ LEAF_SHARES = (ALARM, ALARM / 4)
 """What is left of a leaf's life at the warning and at the error, at most."""
 REST_SHARES = (2 / 3, 1 / 3)
 """The same, as shares of what is left when its renewal is due: one that is renewed late by intention is not late."""
-CA_SHARES = (0.1, 0.03)
-"""The same of a CA's life. SPIRE's CAs, as an example, are followed by the next one when a sixth is left."""
-CA_TIMES = (timedelta(days=30), timedelta(days=7))
-"""The same, at most: what people need who have to renew a CA of ten years."""
 
 
 class Expiring(Struct, frozen=True):
@@ -104,7 +101,7 @@ def _intermediates(workload: WorkloadStatus, leaf: LeafStatus) -> Iterator[Expir
             each.subject,
             each.serial,
             each.not_after,
-            *_of_ca(each.not_before, each.not_after),
+            *near_end_of_ca(each.not_before, each.not_after),
             leaf.authority,
             f"renew this CA at the authority {leaf.authority}: no certificate below it is accepted after its end",
             workload.name,
@@ -118,16 +115,10 @@ def _anchor(anchor: AnchorStatus) -> Expiring:
         anchor.subject,
         anchor.serial,
         anchor.not_after,
-        *_of_ca(anchor.not_before, anchor.not_after),
+        *near_end_of_ca(anchor.not_before, anchor.not_after),
         names,
         f"let {names} advertise its successor beside it before then, and issue below that one",
     )
-
-
-def _of_ca(begin: datetime, end: datetime) -> tuple[datetime, datetime]:
-    """When to warn and to raise the alarm of a CA's end."""
-    warn, alarm = (end - min((end - begin) * share, most) for share, most in zip(CA_SHARES, CA_TIMES, strict=True))
-    return warn, alarm
 
 
 async def watch(status: Callable[[], tuple[Sequence[WorkloadStatus], TrustStatus]], clock: Clock) -> None:

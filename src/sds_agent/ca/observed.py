@@ -1,0 +1,78 @@
+"""A running CA server as its views see it: its parts, and the status that they make up."""
+
+import os
+from collections.abc import Callable
+from datetime import datetime
+from typing import Protocol
+
+from msgspec import Struct
+
+from sds_agent import __version__
+from sds_agent.ca.counts import CaCounts
+from sds_agent.ca.status import AuditStatus, CaStatus, certificates, counted, lacks
+from sds_agent.signing.signing_set import SigningSet
+
+
+class Working(Protocol):
+    """The certificate service."""
+
+    @property
+    def in_work(self) -> int:
+        """Requests that are being answered."""
+        ...
+
+    @property
+    def counts(self) -> CaCounts:
+        """What it answered."""
+        ...
+
+
+class Audited(Protocol):
+    """The audit log."""
+
+    @property
+    def status(self) -> AuditStatus:
+        """How far it is behind."""
+        ...
+
+
+class Connected(Protocol):
+    """The acceptor."""
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        ...
+
+
+class RunningCa(Struct, frozen=True, kw_only=True):
+    """The CA server's parts."""
+
+    started_at: datetime
+    trust_domain: str
+    address: str
+    current: Callable[[], SigningSet]
+    service: Working
+    audit: Audited
+    acceptor: Connected
+
+    def status(self, now: datetime) -> CaStatus:
+        """Everything that can be seen at `now`."""
+        signing = self.current()
+        missing = lacks(signing, now)
+        return CaStatus(
+            at=now,
+            version=__version__,
+            pid=os.getpid(),
+            started_at=self.started_at,
+            uptime_seconds=round((now - self.started_at).total_seconds(), 3),
+            trust_domain=self.trust_domain,
+            address=self.address,
+            ready=not missing,
+            lacks=missing,
+            signing=certificates(signing),
+            audit=self.audit.status,
+            connections=self.acceptor.connections,
+            in_work=self.service.in_work,
+            counts=counted(self.service.counts),
+        )
