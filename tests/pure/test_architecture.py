@@ -230,6 +230,7 @@ PURE = {
     "ca.policy",
     "ca.refusal",
     "ca.status",
+    "config.changes",
     "config.conflicts",
     "config.istio_environment",
     "configfile.durations",

@@ -56,3 +56,13 @@ def test_a_key_that_is_no_longer_served_is_not_stored(store: SecretStore) -> Non
     store.withhold(["default"])
     assert not isinstance(catalog["default"], Resource)
     assert catalog._encoded == {}
+
+
+def test_a_key_of_a_name_that_went_away_is_not_stored(store: SecretStore) -> None:
+    """Also where no stream asks for that name again."""
+    catalog = Catalog(store)
+    assert isinstance(catalog["default"], Resource)
+    store.replace_names(["late"], [], {})
+    assert not isinstance(catalog["late"], Resource)
+    assert catalog._encoded == {}
+    assert Catalog(store)["default"] is Absence.UNKNOWN

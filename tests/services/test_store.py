@@ -259,3 +259,32 @@ def test_the_acknowledgements_are_reported_as_they_change_and_not_otherwise() ->
         noted.note("envoy", {})
     noted.note("envoy", {"roots": "2"})
     assert len(calls) == 2
+
+
+# --- names that come and go ---
+
+
+def test_names_change_hands_in_one_step_that_only_those_who_ask_for_them_see() -> None:
+    """A workload goes, another takes its name, a third comes: what the rest serves is not announced."""
+    store = SecretStore(["web", "api", "id-web"], ["spiffe://other"])
+    store.publish({"web": certificate(b"old"), "id-web": certificate(b"old"), "api": certificate(b"api")})
+    watcher = Watcher(store)
+    with store.watching(watcher):
+        names, optional = ["web", "api", "new"], ["spiffe://more"]
+        changed = store.replace_names(names, optional, {"web": None, "new": certificate(b"new")})
+    assert changed == {"web", "id-web", "new", "spiffe://other", "spiffe://more"}
+    assert watcher.reported == [set(changed)]
+    assert watcher.served == [
+        {"web": None, "api": certificate(b"api"), "new": certificate(b"new"), "spiffe://more": None}
+    ]
+    assert store.missing == ("web",), "an optional name that is new keeps no agent from being ready"
+
+
+def test_names_that_stay_announce_nothing() -> None:
+    store = SecretStore(["web", "api"])
+    store.publish({"web": certificate(b"old")})
+    watcher = Watcher(store)
+    with store.watching(watcher):
+        assert store.replace_names(["api", "web"], [], {"web": certificate(b"old")}) == frozenset()
+    assert watcher.reported == []
+    assert tuple(store.snapshot) == ("api", "web"), "in the order of the configuration"

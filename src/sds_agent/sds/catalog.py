@@ -10,7 +10,7 @@ from typing import Protocol
 from sds_agent.sds.codec import encode_secret
 from sds_agent.sds.protocol import Absence, Resource
 from sds_agent.secrets.model import Secret
-from sds_agent.secrets.store import SecretStore
+from sds_agent.secrets.store import SecretStore, Snapshot
 
 
 class OnDemand(Protocol):
@@ -37,10 +37,13 @@ class Catalog:
         self._store = store
         self._files = files
         self._encoded: dict[str, tuple[Secret, Resource]] = {}
+        self._seen: Snapshot = {}
 
     def __getitem__(self, name: str) -> Resource | Absence:
         """The resource of this exact name, or why there is none."""
         snapshot = self._store.snapshot
+        if snapshot is not self._seen:
+            self._forget_others(snapshot)
         if name not in snapshot:
             return Absence.UNKNOWN if self._files is None else self._files[name]
         secret = snapshot[name]
@@ -51,6 +54,12 @@ class Catalog:
         if encoded is None or encoded[0] is not secret:
             encoded = self._encoded[name] = (secret, encode_secret(name, secret))
         return encoded[1]
+
+    def _forget_others(self, snapshot: Snapshot) -> None:
+        """Drop what was encoded under names that are there no longer, with its key."""
+        self._seen = snapshot
+        for name in self._encoded.keys() - snapshot.keys():
+            del self._encoded[name]
 
     def want(self, client: object, names: Iterable[str]) -> None:
         """`client` (any hashable) asks for these names, and for no others any more: what is made on demand is made."""

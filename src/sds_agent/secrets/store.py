@@ -52,6 +52,25 @@ class SecretStore:
         """Stop serving these names' secrets, which have ended; returns the names that had one. The names stay."""
         return self._change({name: None for name in names if self._snapshot.get(name) is not None})
 
+    def replace_names(
+        self, names: Iterable[str], optional: Iterable[str], secrets: Mapping[str, Secret | None]
+    ) -> frozenset[str]:
+        """Have these names from now on, and no others; returns those that came, went or have other content.
+
+        `secrets` has what is served under a name from now on, or None; a name that is not in it goes on as it was. It
+        happens all at once: a name may go to another owner, and no watcher sees the names of both.
+        """
+        before, self._optional = self._snapshot, frozenset(optional)
+        wanted = (*names, *self._optional)
+        self._snapshot = MappingProxyType({name: secrets.get(name, before.get(name)) for name in wanted})
+        moved = before.keys() ^ self._snapshot.keys()
+        common = before.keys() & self._snapshot.keys()
+        other = {name for name in common if _version(before[name]) != _version(self._snapshot[name])}
+        changed = frozenset(moved | other)
+        if changed:
+            self.announce(changed)
+        return changed
+
     @contextmanager
     def watching(self, watcher: Watcher) -> Iterator[None]:
         """Call `watcher` with the changed names after each change, until the context is left. It must not wait or
