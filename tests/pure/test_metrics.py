@@ -6,7 +6,7 @@ import pytest
 from fakes import scraped
 from fakes.hierarchy import NOW
 from fakes.observed import ABOUT, CA, FAILURE, HOUR, LEAF, STREAM, Seen, workload
-from fakes.scraped import Series, samples
+from fakes.scraped import Series, assert_promtool_accepts, samples
 from msgspec import structs
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 
@@ -167,8 +167,8 @@ def test_a_workload_that_fails_shows_how_often_and_by_which_authority_it_is_serv
     authorities = (AuthorityStatus("vault", in_use=False, failure=FAILURE), AuthorityStatus("local", in_use=True))
     seen = Seen(workloads=(workload(failure=FAILURE, authorities=authorities),), lacking=("web: expired",))
     assert value(seen, "workload_consecutive_failures", workload="web") == 3
-    assert value(seen, "workload_authority_in_use", workload="web", authority="vault") == 0
-    assert value(seen, "workload_authority_in_use", workload="web", authority="local") == 1
+    assert value(seen, "workload_authority_in_use", workload="web", authority="vault", rank="1") == 0
+    assert value(seen, "workload_authority_in_use", workload="web", authority="local", rank="2") == 1
     assert (value(seen, "ready"), value(Seen(), "ready")) == (0, 1)
     assert value(Seen(workloads=(workload(None, served=False),)), "workload_served", workload="web") == 0
 

@@ -82,9 +82,14 @@ def _workloads(workloads: Sequence[WorkloadStatus]) -> Iterator[Family]:
     )
     yield flags(
         "sds_agent_workload_authority_in_use",
-        "Whether the authority is the one that the workload's certificates come from (1), or is there for it (0).",
-        {(each.name, name): in_use for each in workloads for name, in_use in _authorities(each)},
-        ("workload", "authority"),
+        "Whether the workload's certificates come from the authority (1), or would if another one failed (0). The one "
+        "of rank 1 is asked first.",
+        {
+            (each.name, name, str(rank)): in_use
+            for each in workloads
+            for rank, (name, in_use) in enumerate(_authorities(each), start=1)
+        },
+        ("workload", "authority", "rank"),
     )
 
 
