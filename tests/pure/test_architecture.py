@@ -96,6 +96,7 @@ MAY_IMPORT = {
         "tally",
     },
     "inspection": MATERIAL,
+    "envoy_config": set[str](),
     # for authors of adapters: nothing of the agent imports it
     "conformance": MATERIAL
     | {"signing", "authority.kind", "authority.protocol", "authority.registry", "issuance.acceptance"},
@@ -163,6 +164,7 @@ MAY_IMPORT = {
         "admin.model",
         "admin.reasons",
         "inspection",
+        "envoy_config",
         "app",
         "authority.registry",
         "ca",
@@ -235,6 +237,8 @@ PURE = {
     "config.istio_environment",
     "configfile.durations",
     "configfile.phrases",
+    "envoy_config.choices",
+    "envoy_config.commented",
     "errors",
     "file_sets",
     "identity.spiffe",
