@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from sds_agent import __version__, log, preflight, sources, systemd
+from sds_agent.admin.settings import TelemetrySettings
 from sds_agent.admin.start import administered, observed
 from sds_agent.authority import registry
 from sds_agent.authority.protocol import AdvertisesAnchors, AdvertisesLists, Authority, Supplier
@@ -22,6 +24,7 @@ from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance import expiry
 from sds_agent.issuance.anchors_file import AnchorsFile
 from sds_agent.issuance.anchors_refresh import maintain, refresh
+from sds_agent.issuance.attempts import MOST_ATTEMPTS, AttemptRecord
 from sds_agent.issuance.cache import CertificateCache, WorkloadCache, tidy
 from sds_agent.issuance.counts import IssuanceCounts
 from sds_agent.issuance.failover import FailoverPolicy
@@ -53,6 +56,7 @@ from sds_agent.tasks import NoThreadError, Start, background_tasks, in_thread
 
 if TYPE_CHECKING:
     from sds_agent.admin.observed import About
+    from sds_agent.admin.otel import Telemetry
     from sds_agent.sds.file_secrets import FileSecrets
 
 LOG = logging.getLogger(__name__)
@@ -213,6 +217,7 @@ async def agent(
         start(maintain(running.bundle, anchors.file, clock, running.federation if settings.federated else None))
         if not anchors.restored:
             _start_refreshes(start, cas, running, clock)
+        attempts = _attempts(settings, issuers)
         for issuer in issuers.values():
             start(issuer.run())
         if locked is not None:
@@ -227,6 +232,8 @@ async def agent(
             if anchors.restored:
                 _start_refreshes(start, cas, running, clock)
             _start_warnings(start, settings, running, clock)
+            if settings.telemetry is not None:
+                start(_telemetry(settings.telemetry, running, attempts, clock))
             async with administered(settings.admin, running, feed, settings.sds.socket, clock):
                 yield running
 
@@ -339,6 +346,29 @@ def _start_warnings(start: Start, settings: Settings, running: Agent, clock: Clo
     start(expiry.watch(lambda: (running.workloads, running.trust), clock))
 
 
+def _attempts(settings: Settings, issuers: Mapping[str, Issuer]) -> deque[AttemptRecord]:
+    """The attempts at CAs from now on, as far as telemetry wants them."""
+    attempts = deque[AttemptRecord](maxlen=MOST_ATTEMPTS)
+    if settings.telemetry is not None:
+        for issuer in issuers.values():
+            issuer.watch_attempts(attempts.append)
+    return attempts
+
+
+async def _telemetry(chosen: TelemetrySettings, running: Agent, attempts: deque[AttemptRecord], clock: Clock) -> None:
+    """Send metrics and spans, until cancelled. To be started once the server runs."""
+    with suppress(NoThreadError):  # the machine has other needs then
+        telemetry = await in_thread(_telemetry_of)
+        await telemetry(chosen, running, attempts, clock).run()
+
+
+def _telemetry_of() -> "type[Telemetry]":
+    """What takes long to import is imported in a thread: the event loop has Envoys to serve."""
+    from sds_agent.admin.otel import Telemetry  # noqa: PLC0415 - measured: half a second
+
+    return Telemetry
+
+
 async def _check_credentials(settings: Settings, clock: Clock) -> None:
     """Log what is wrong with the credentials for the CAs (`credential_unusable`)."""
     with suppress(NoThreadError):
@@ -380,5 +410,5 @@ def _start_outputs(start: Start, settings: Settings, running: Agent, clock: Cloc
             hooks,
         )
         start(write_changes(written, running.store, clock))
-        running.issuers[name].watch_failures(hooks.failed)
+        running.issuers[name].watch_attempts(hooks.attempted)
         start(hooks.run())

@@ -1,13 +1,15 @@
 """The section `admin` of the agent's configuration and of the CA server's: where the admin server listens."""
 
 from collections.abc import Iterator
+from datetime import timedelta
+from importlib.util import find_spec
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
 
 from sds_agent.configfile.listening import Listen
-from sds_agent.configfile.types import FileMode, Mode, SocketPath, filled_in, listing
+from sds_agent.configfile.types import FileMode, FilePath, Mode, SocketPath, duration, filled_in, listing
 from sds_agent.errors import Problem
 
 HOST_PATTERN = r"[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]+\]"
@@ -50,6 +52,43 @@ class AdminSettings(Struct, frozen=True, kw_only=True):
             "itself. A request for another name is refused: a web page elsewhere could have caused it (DNS rebinding)."
         ),
     ] = ()
+
+
+class TelemetrySettings(Struct, frozen=True, kw_only=True):
+    """Where the metrics, and a span for each attempt at a CA, are sent over OTLP/HTTP. It needs the extra `otel`."""
+
+    otlp_endpoint: Annotated[
+        str,
+        Meta(
+            pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$",
+            extra={"allowed": "a URL such as http://127.0.0.1:4318"},
+            description="The collector's URL, without /v1/metrics and /v1/traces.",
+        ),
+    ]
+    headers_file: Annotated[
+        FilePath | None,
+        Meta(
+            description="A file with headers to send, such as a token, one NAME: VALUE in each line. It is read anew "
+            "each time."
+        ),
+    ] = None
+    interval: Annotated[
+        timedelta, duration(timedelta(seconds=1), timedelta(hours=1)), Meta(description="How often they are sent.")
+    ] = timedelta(seconds=60)
+
+
+def without_extra(chosen: TelemetrySettings | None) -> Iterator[Problem]:
+    """What is wrong with a section telemetry where the libraries for it are not installed."""
+    if chosen is None:
+        return
+    try:
+        found = find_spec("opentelemetry.sdk") and find_spec("opentelemetry.exporter.otlp.proto.http")
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        yield Problem(
+            ("telemetry",), "needs OpenTelemetry, which is not installed", "run pip install 'sds-agent[otel]'"
+        )
 
 
 def unguarded(chosen: AdminSettings) -> Iterator[Problem]:

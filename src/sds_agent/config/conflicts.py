@@ -8,7 +8,7 @@ import os.path
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
-from sds_agent.admin.settings import unguarded
+from sds_agent.admin.settings import unguarded, without_extra
 from sds_agent.authority import registry
 from sds_agent.config.settings import BUNDLE_NAME, Settings, WorkloadSettings
 from sds_agent.configfile.phrases import KeyPath, did_you_mean, quoted
@@ -28,6 +28,8 @@ def conflicts(chosen: Settings) -> Iterator[Problem]:
     yield from _encryption(chosen)
     if was_read(chosen.admin):
         yield from unguarded(chosen.admin)
+    if was_read(chosen.telemetry):
+        yield from without_extra(chosen.telemetry)
     if was_read(chosen.authorities):
         yield from _authorities(workloads, list(chosen.authorities))
         yield from _kinds(chosen)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from sds_agent.admin.settings import AdminSettings
+from sds_agent.admin.settings import AdminSettings, TelemetrySettings
 from sds_agent.authority import registry
 from sds_agent.authority.kind import AuthoritySettings, Use
 from sds_agent.configfile.declarations import selected
@@ -340,6 +340,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     requests: RequestSettings = RequestSettings()
     log: LogSettings = LogSettings()
     admin: AdminSettings = msgspec.field(default_factory=AdminSettings)  # as for sds.mode
+    telemetry: Annotated[
+        TelemetrySettings | None,
+        Meta(description="Where metrics and spans are sent by OpenTelemetry. Left out: nowhere."),
+    ] = None
 
     def authorities_of(self, workload: WorkloadSettings) -> tuple[str, ...]:
         """The names of the authorities that issue for `workload`, in order."""

@@ -16,6 +16,7 @@ from msgspec import structs
 from sds_agent import log
 from sds_agent.authority.protocol import AuthorityError
 from sds_agent.clock import Clock, until
+from sds_agent.issuance.attempts import AttemptRecord
 from sds_agent.issuance.cache import WorkloadCache
 from sds_agent.issuance.counts import IssuanceCounts
 from sds_agent.issuance.failover import DEFAULT_POLICY, Failover, FailoverPolicy, Turn
@@ -73,7 +74,7 @@ class Issuer:
         )
         self._failover = Failover.over(len(self._sources), policy, randomness())
         self._counts = counts or IssuanceCounts()
-        self._failure_watchers: list[Callable[[], None]] = []
+        self._attempt_watchers: list[Callable[[AttemptRecord], None]] = []
         self._asked, self._began = 0, clock.now()  # the authority of the attempt under way, or of the last
         self._publication = Publication(
             workload, target, clock, frozenset(each.name for each in self._sources if each.supplied)
@@ -101,9 +102,9 @@ class Issuer:
         """Why the last attempt failed, with the CA's own words; None if none has."""
         return self._error
 
-    def watch_failures(self, watcher: Callable[[], None]) -> None:
-        """Call `watcher` after each attempt at a CA that failed. It must not wait or raise."""
-        self._failure_watchers.append(watcher)
+    def watch_attempts(self, watcher: Callable[[AttemptRecord], None]) -> None:
+        """Call `watcher` after each attempt at a CA that gave a certificate or failed. It must not wait or raise."""
+        self._attempt_watchers.append(watcher)
 
     async def run(self) -> None:
         """Run until cancelled; a certificate that is being cached is written first, for at most the disk's timeout."""
@@ -232,6 +233,7 @@ class Issuer:
         )
         took = None if source.supplied else certificate.issued_at - certificate.asked_at
         self._counts.succeeded(source.name, "issued" if certificate.origin == "issued" else "renewed", took)
+        self._tell(source, certificate.origin)
         self._add(certificate)
         if self._publish_at is None or not self._publication.serving:
             # even one that has to wait: it may have cost a join token, and there is no other to cache
@@ -343,8 +345,14 @@ class Issuer:
             serving="nothing" if served is None or served.expired(now) else "the current certificate",
             expires=served.not_after if served else None,
         )
-        for watcher in self._failure_watchers:
-            watcher()
+        self._tell(source, error.kind.value)
+
+    def _tell(self, source: IssuanceSource, result: str) -> None:
+        """Tell those who watch how the attempt ended."""
+        now = self._clock.now()
+        began = now if source.supplied else self._began
+        for watcher in self._attempt_watchers:
+            watcher(AttemptRecord(self._workload.name, source.name, began, now, result))
 
 
 def _served(state: IssuanceState) -> CurrentLeaf | None:

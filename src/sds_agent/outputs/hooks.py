@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 from subprocess import DEVNULL, PIPE, STDOUT
-from typing import Literal
+from typing import Literal, Protocol
 
 import anyio
 import anyio.abc
@@ -59,6 +59,15 @@ class HookCommands(Struct, frozen=True):
         }
 
 
+class Attempted(Protocol):
+    """An attempt to get a certificate, which has ended."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it gave none."""
+        ...
+
+
 class Hooks:
     """The hooks of one workload: what has to be run, and the loop that runs it."""
 
@@ -71,6 +80,11 @@ class Hooks:
         """New files are in place. Returns at once."""
         self._due.pop("failed", None)  # it is over
         self._note("renewed")
+
+    def attempted(self, attempt: Attempted) -> None:
+        """An attempt to get a certificate has ended; the program for failures is due if it failed. Returns at once."""
+        if attempt.failed:
+            self.failed()
 
     def failed(self) -> None:
         """An attempt to get a certificate has failed. Returns at once."""

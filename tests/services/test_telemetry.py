@@ -1,0 +1,186 @@
+"""Metrics and spans over OTLP/HTTP, to a stand-in for a collector that reads them with OpenTelemetry's own messages."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from fakes.agents import write_config
+from fakes.authorities import ScriptedAuthority, UpstreamCa, answering, failing
+from fakes.events import recorded
+from fakes.hierarchy import NOW
+from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
+from fakes.observed import Seen
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from sds_agent import app
+from sds_agent.admin.otel import send
+from sds_agent.admin.settings import TelemetrySettings
+from sds_agent.authority.protocol import ErrorKind
+from sds_agent.clock import SystemClock
+from sds_agent.config.loading import load
+from sds_agent.errors import ProblemsError
+from sds_agent.issuance.attempts import AttemptRecord
+
+ATTEMPT = AttemptRecord("web", "vault", NOW, NOW + timedelta(seconds=2), "denied")
+
+
+class Collector:
+    """A stand-in for a collector: it keeps what it is sent, and answers with `status`."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.port = 0
+        self.metrics: list[ExportMetricsServiceRequest] = []
+        self.traces: list[ExportTraceServiceRequest] = []
+        self.headers: list[bytes] = []
+        self.more = asyncio.Event()
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = next(int(x.split(b":")[1]) for x in head.lower().split(b"\r\n") if b"content-length:" in x)
+                body = await reader.readexactly(length)
+                self.headers.append(head)
+                if self.status == 200 and b"/v1/metrics" in head:
+                    self.metrics.append(ExportMetricsServiceRequest.FromString(body))
+                elif self.status == 200:
+                    self.traces.append(ExportTraceServiceRequest.FromString(body))
+                writer.write(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % self.status)
+                self.more.set()
+        except asyncio.IncompleteReadError:
+            pass
+        finally:
+            writer.close()
+
+    @property
+    def spans(self) -> dict[str, tuple[dict[str, str], int]]:
+        """By the workload: the attributes, and the duration in nanoseconds."""
+        found = {}
+        for request in self.traces:
+            for span in request.resource_spans[0].scope_spans[0].spans:
+                facts = {each.key: each.value.string_value for each in span.attributes}
+                found[facts["sds_agent.workload"]] = facts, span.end_time_unix_nano - span.start_time_unix_nano
+        return found
+
+
+@asynccontextmanager
+async def collecting() -> AsyncIterator[Collector]:
+    collector = Collector()
+    server = await asyncio.start_server(collector.answer, "127.0.0.1", 0)
+    collector.port = server.sockets[0].getsockname()[1]
+    async with server:
+        yield collector
+
+
+def settings(port: int, headers_file: Path | None = None) -> TelemetrySettings:
+    return TelemetrySettings(otlp_endpoint=f"http://127.0.0.1:{port}/", headers_file=headers_file)
+
+
+async def sent(chosen: TelemetrySettings) -> tuple[str, int]:
+    from sds_agent.admin.agent_families import families  # noqa: PLC0415 - beside the one use
+
+    seen = Seen()
+    seen.issuance_counts.succeeded("vault", "issued", timedelta(milliseconds=30))
+    cause, unsent = await asyncio.to_thread(send, chosen, seen.about, families(seen, NOW), [ATTEMPT], NOW)
+    return cause, len(unsent)
+
+
+async def test_a_collector_gets_every_metric_and_a_span_for_each_attempt(tmp_path: Path) -> None:
+    (tmp_path / "headers").write_text("Authorization: Bearer secret-token\n\nX-Scope: team\n")
+    async with collecting() as collector:
+        assert await sent(settings(collector.port, headers_file=tmp_path / "headers")) == ("", 0)
+    (request,) = collector.metrics
+    resource = {each.key: each.value.string_value for each in request.resource_metrics[0].resource.attributes}
+    assert (resource["service.name"], resource["sds_agent.trust_domain"]) == ("sds-agent", "demo.example")
+    found = {each.name: each for each in request.resource_metrics[0].scope_metrics[0].metrics}
+    attempts = found["sds_agent_issuance_attempts_total"].sum
+    assert (attempts.is_monotonic, sum(point.as_double for point in attempts.data_points)) == (True, 1)
+    (took,) = [p for p in found["sds_agent_issuance_duration_seconds"].histogram.data_points if p.count]
+    assert not took.HasField("min")
+    assert (took.count, took.sum, list(took.bucket_counts)[3], len(took.explicit_bounds)) == (1, 0.03, 1, 11)
+    assert found["sds_agent_ready"].gauge.data_points[0].as_double == 1
+    assert found["process_resident_memory_bytes"].unit == "By"
+    facts, duration = collector.spans["web"]
+    assert facts == {"sds_agent.workload": "web", "sds_agent.authority": "vault", "sds_agent.result": "denied"}
+    assert duration == 2_000_000_000
+    for head in collector.headers:
+        assert b"authorization: bearer secret-token\r\n" in head.lower()
+        assert b"x-scope: team\r\n" in head.lower()
+
+
+async def test_a_collector_that_refuses_is_a_cause_and_the_attempts_are_kept() -> None:
+    async with collecting() as collector:
+        collector.status = 401
+        cause, unsent = await sent(settings(collector.port))
+    assert "401" in cause
+    assert unsent == 1
+
+
+@pytest.mark.parametrize("written", ["secret-token\n", "A: \x01secret-token\n", "A: secret-tokén\n"])
+async def test_a_wrong_file_of_headers_is_named_and_not_quoted(written: str, tmp_path: Path) -> None:
+    (tmp_path / "headers").write_text(written)
+    cause, unsent = await sent(settings(1, headers_file=tmp_path / "headers"))
+    assert cause == "telemetry.headers_file: line 1 is not NAME: VALUE in ASCII"
+    assert unsent == 1
+    missing, _ = await sent(settings(1, headers_file=tmp_path / "none"))
+    assert missing == "telemetry.headers_file: No such file or directory"
+
+
+class Hurried(SystemClock):
+    """The machine's clocks, but an interval of a minute is short."""
+
+    async def sleep(self, seconds: float) -> None:
+        await super().sleep(0.05 if seconds == 60 else seconds)
+
+
+def configured(folder: Path, port: int) -> Path:
+    file = write_config(folder, default="1h", web="1h")
+    section = {"telemetry": {"otlp_endpoint": f"http://127.0.0.1:{port}"}, "admin": {"enabled": False}}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **section}))
+    return file
+
+
+async def test_an_agent_sends_its_first_attempts_too_and_a_collector_that_is_down_is_logged_once(
+    tmp_path: Path,
+) -> None:
+    clock = Hurried()
+    cas = {"local": ScriptedAuthority(failing(ErrorKind.DENIED, "keep out"), answering(UpstreamCa(clock.now)))}
+    async with collecting() as collector, asyncio.timeout(30):
+        collector.status = 400
+        chosen = load(configured(tmp_path, collector.port), {}).settings
+        with recorded() as events:
+            async with app.agent(chosen, cas, clock):
+                while len(collector.headers) < 6:
+                    collector.more.clear()
+                    await collector.more.wait()
+                (told,) = events.named("telemetry_not_exported", level="error")
+                collector.status = 200
+                while len(collector.spans) < 2:
+                    collector.more.clear()
+                    await collector.more.wait()
+    assert "400" in told["cause"]
+    assert {facts["sds_agent.result"] for facts, _ in collector.spans.values()} <= {"denied", "issued"}
+
+
+def test_a_start_without_the_extra_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = configured(tmp_path, 4318)
+    load(file, {})
+    for name in [each for each in sys.modules if each.partition(".")[0] == "opentelemetry"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    with pytest.raises(ProblemsError, match=r"pip install 'sds-agent\[otel\]'"):
+        load(file, {})
+
+
+@pytest.mark.parametrize("url", ["collector:4318", "ftp://x", "http://user:pass@x", "http://x/?q=1"])
+def test_an_endpoint_that_is_no_url_is_refused(url: str, tmp_path: Path) -> None:
+    file = configured(tmp_path, 1)
+    file.write_text(file.read_text().replace("http://127.0.0.1:1", url))
+    with pytest.raises(ProblemsError, match="otlp_endpoint"):
+        load(file, {})
