@@ -43,6 +43,7 @@ from sds_agent.issuance.issuer import Issuer
 from sds_agent.issuance.publication import PublicationTarget
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload, secret_of
+from sds_agent.live import assembly
 from sds_agent.outputs.directory import (
     AGENT_ALONE,
     DATA,
@@ -256,7 +257,7 @@ class _Issued(Struct, frozen=True):
 
 
 async def _obtain(settings: Settings, request: OnceRequest, into: _Target, clock: Clock) -> _Issued:
-    (workload,) = app.workloads(settings)
+    (workload,) = assembly.workloads(settings)
     store = SecretStore((workload.name, *settings.bundle_names))
     trust = Trust(store, settings.bundle_names, clock)
     former = _former(request.directory, into.layout, workload, clock.now())
@@ -266,7 +267,8 @@ async def _obtain(settings: Settings, request: OnceRequest, into: _Target, clock
     try:
         async with asyncio.timeout(request.timeout.total_seconds()), app.authorities(settings, clock) as cas:
             asked = cas if former is None else _proving(cas, former)
-            issuer = app.issuers_of(settings, asked, PublicationTarget(store, trust), clock)[workload.name]
+            asked_so = assembly.issuing(settings, assembly.upstreams(settings, asked))[workload.name]
+            issuer = asked_so.issuer(PublicationTarget(store, trust), clock)
             async with background_tasks() as start:
                 for name, each in cas.items():
                     if isinstance(each, AdvertisesAnchors):

@@ -16,6 +16,7 @@ from sds_agent.issuance.anchors_refresh import refresh_once
 from sds_agent.issuance.requester import Obtained, Receiver, Requester
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
+from sds_agent.live import assembly
 from sds_agent.pki.certificates import describe, describe_time, serial_hex
 from sds_agent.secrets.store import SecretStore
 from sds_agent.tasks import NoThreadError, in_thread
@@ -69,7 +70,7 @@ async def _finding(settings: Settings, name: str, clock: Clock, *, spend: bool) 
 
 
 async def _ask(settings: Settings, authority: Authority | Supplier, clock: Clock) -> Finding:
-    (workload,) = app.workloads(settings)
+    (workload,) = assembly.workloads(settings)
     name, timeout = workload.authority, settings.requests.timeout.total_seconds()
     trust = Trust(SecretStore(settings.bundle_names), settings.bundle_names, clock)
     anchors_fault = ""

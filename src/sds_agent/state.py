@@ -7,7 +7,7 @@ the empty directory at once. The process has all of the state in memory too, so 
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -35,14 +35,19 @@ class Restorable(Protocol):
         ...
 
 
-async def watch(directory: LockedDirectory, parts: Sequence[Restorable], check_every: float = CHECK_EVERY) -> None:
-    """Restore what is lost, until cancelled. An error is logged as `state_lost` when it begins or changes."""
+async def watch(
+    directory: LockedDirectory, parts: Callable[[], Sequence[Restorable]], check_every: float = CHECK_EVERY
+) -> None:
+    """Restore what is lost, until cancelled. An error is logged as `state_lost` when it begins or changes.
+
+    `parts` is called anew for each check.
+    """
     lost = log.LogOnChange(LOG, "state_lost")
     while True:
         await asyncio.sleep(check_every)
         try:
             # in a thread: a network's disk that is gone holds up this check, and must hold up nothing else
-            restored, faults = await in_thread(restore, directory, parts)
+            restored, faults = await in_thread(restore, directory, parts())
         except NoThreadError:  # the next check finds it
             continue
         if restored:

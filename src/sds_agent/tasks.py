@@ -9,7 +9,7 @@ import asyncio
 import errno
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, ParamSpec, TypeVar
 
@@ -17,7 +17,6 @@ from sds_agent.errors import SdsAgentError
 
 T = TypeVar("T")
 P = ParamSpec("P")
-Start = Callable[[Coroutine[Any, Any, None]], None]
 
 
 DISK_TIMEOUT = 5.0
@@ -34,6 +33,16 @@ class NoThreadError(SdsAgentError):
         )
 
 
+class BackgroundTask:
+    """A task that `background_tasks` owns, for who ends it sooner."""
+
+    def __init__(self, task: "asyncio.Task[None]") -> None:
+        self.task = task
+
+
+Start = Callable[[Coroutine[Any, Any, None]], BackgroundTask]
+
+
 @asynccontextmanager
 async def background_tasks() -> AsyncIterator[Start]:
     """Tasks that live as long as this context: leaving it cancels them and waits until they have ended.
@@ -44,16 +53,26 @@ async def background_tasks() -> AsyncIterator[Start]:
     running: set[asyncio.Task[None]] = set()
     async with asyncio.TaskGroup() as tasks:
 
-        def start(coroutine: Coroutine[Any, Any, None]) -> None:
+        def start(coroutine: Coroutine[Any, Any, None]) -> BackgroundTask:
             task = tasks.create_task(coroutine)
             running.add(task)
             task.add_done_callback(running.discard)
+            return BackgroundTask(task)
 
         try:
             yield start
         finally:
             for task in tuple(running):
                 task.cancel()
+
+
+async def ended(tasks: Iterable[BackgroundTask]) -> None:
+    """Cancel these tasks, and return once they have ended. Their errors go to their owner."""
+    running = [each.task for each in tasks if not each.task.done()]
+    for each in running:
+        each.cancel()
+    if running:
+        await asyncio.wait(running)
 
 
 async def uninterrupted(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -19,6 +19,7 @@ from sds_agent.authority.kind import Context
 from sds_agent.conformance import Fault, Front, Subject, SuiteCa
 from sds_agent.conformance.front import BEFORE_HTTP
 from sds_agent.issuance.requester import CA_TIMEOUT
+from sds_agent.live.agent import Agent
 from sds_agent.secrets.model import Secret
 
 HANGS = {Fault.SILENT, Fault.SILENT_BEHIND_TLS, Fault.DRIPS}
@@ -34,7 +35,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 class Node:
     """An agent with one workload, whose CA is behind a front."""
 
-    def __init__(self, front: Front, agent: app.Agent, clock: HandClock, events: Events) -> None:
+    def __init__(self, front: Front, agent: Agent, clock: HandClock, events: Events) -> None:
         self.front = front
         self.agent = agent
         self.clock = clock

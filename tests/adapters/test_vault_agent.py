@@ -14,6 +14,7 @@ from fakes.events import Events, recorded
 from fakes.vault_server import VaultServer
 
 from sds_agent import app
+from sds_agent.live.agent import Agent
 from sds_agent.pki.certificates import read_pem
 from sds_agent.pki.validation.revocation import read_crls
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
@@ -39,7 +40,7 @@ def vault(clock: HandClock) -> VaultServer:
 class VaultNode:
     """An agent with one workload, and its clock."""
 
-    def __init__(self, parts: app.Agent, clock: HandClock, events: Events) -> None:
+    def __init__(self, parts: Agent, clock: HandClock, events: Events) -> None:
         self.parts = parts
         self.clock = clock
         self.events = events

@@ -28,6 +28,7 @@ from sds_agent import app
 from sds_agent.clock import SystemClock
 from sds_agent.config.loading import load
 from sds_agent.issuance.status import WorkloadStatus
+from sds_agent.live.agent import Agent
 from sds_agent.pki.certificates import read_pem
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.readiness import complete
@@ -151,7 +152,7 @@ async def server(run: Server) -> AsyncIterator[Server]:
 class Running:
     """The agent that runs, its events, and what it serves."""
 
-    def __init__(self, parts: app.Agent, events: Events, socket: Path) -> None:
+    def __init__(self, parts: Agent, events: Events, socket: Path) -> None:
         self.parts = parts
         self.events = events
         self.socket = socket

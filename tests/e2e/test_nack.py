@@ -12,11 +12,12 @@ from fakes.agents import write_config
 from fakes.envoys import client, envoy
 from fakes.events import recorded
 
-from sds_agent.app import Agent, agent
+from sds_agent.app import agent
 from sds_agent.authority.protocol import Issuance, IssueRequest
 from sds_agent.clock import SystemClock
 from sds_agent.config.loading import load
 from sds_agent.inspection.envoy_admin import EnvoyAdmin
+from sds_agent.live.agent import Agent
 from sds_agent.pki.certificates import write_pem
 from sds_agent.pki.keys import KeyType, generate, signature_hash
 from sds_agent.sds.status import NameStatus

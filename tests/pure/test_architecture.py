@@ -113,17 +113,31 @@ MAY_IMPORT = {
         "outputs.directory",
     },
     "supervision": BASE | {"systemd", "issuance.status", "secrets"},
+    "live": MATERIAL
+    | {
+        "supervision",
+        "admin.observed",
+        "authority.kind",
+        "authority.protocol",
+        "authority.registry",
+        "config",
+        "issuance",
+        "outputs",
+        "sds.counts",
+        "sds.service",
+        "sds.status",
+        "secrets",
+        "state",
+    },
     "app": MATERIAL
     | {
         "supervision",
         "systemd",
         "admin",
-        "authority.protocol",
-        "authority.registry",
         "config",
         "directories",
         "issuance",
-        "outputs",
+        "live",
         "preflight",
         "rpc",
         "sds",
@@ -136,6 +150,7 @@ MAY_IMPORT = {
     "once": MATERIAL
     | {
         "app",
+        "live.assembly",
         "authority.kind",
         "authority.protocol",
         "authority.registry",
@@ -151,6 +166,7 @@ MAY_IMPORT = {
     "probe": MATERIAL
     | {
         "app",
+        "live.assembly",
         "authority.protocol",
         "authority.registry",
         "config",

@@ -22,12 +22,13 @@ from sds_agent.admin.application import READERS
 from sds_agent.authority.protocol import ErrorKind
 from sds_agent.clock import SystemClock
 from sds_agent.config.loading import load
+from sds_agent.live.agent import Agent
 
 
 class Admin:
     """A running agent, and clients of its admin server."""
 
-    def __init__(self, agent: app.Agent, folder: Path, port: int) -> None:
+    def __init__(self, agent: Agent, folder: Path, port: int) -> None:
         self.agent = agent
         self.socket = folder / "sds.admin.sock"
         self.sds = folder / "sds.sock"

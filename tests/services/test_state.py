@@ -53,7 +53,7 @@ async def watching(directory: Path) -> AsyncIterator[Events]:
     with locked(directory) as claimed, recorded() as events:
         parts: list[Restorable] = [await ca(directory), keeper(directory)]
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watch, claimed, parts, 0.01)
+            tasks.start_soon(watch, claimed, lambda: parts, 0.01)
             yield events
             tasks.cancel_scope.cancel()
 
@@ -98,7 +98,7 @@ async def test_second_agent_that_began_on_the_empty_directory_is_reported_and_no
             await ca(directory)
             others = files(directory)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(watch, claimed, [first], 0.001)
+                tasks.start_soon(watch, claimed, lambda: [first], 0.001)
                 reported = await events.wait("state_lost", level="error")
                 assert reported["cause"] == "another agent runs there"
                 tasks.cancel_scope.cancel()
@@ -164,7 +164,7 @@ async def test_a_disk_that_does_not_answer_holds_up_nothing_else(tmp_path: Path)
     with locked(tmp_path) as claimed, recorded() as events:
         part = Hanging()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watch, claimed, [part], 0.001)
+            tasks.start_soon(watch, claimed, lambda: [part], 0.001)
             await part.asked.wait()
             part.answer.set()
             part.asked.clear()

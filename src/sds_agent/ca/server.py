@@ -113,7 +113,7 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[ListenAdd
                     tasks.start_soon(source.follow)
                     tasks.start_soon(audit.follow, clock)
                     if locked is not None and isinstance(source, Restorable):
-                        tasks.start_soon(watch, locked, [source])
+                        tasks.start_soon(watch, locked, lambda: [source])
                     if deny_list is not None:
                         tasks.start_soon(deny_list.follow)
                     for issuer in authentication.issuers:

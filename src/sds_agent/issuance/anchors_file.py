@@ -129,6 +129,10 @@ class AnchorsFile:
         self._unsure = False  # a write failed or was late, or is due for the form: the file may have either content
         self._disk = TimeLimit(DISK_TIMEOUT)
 
+    def know(self, kinds: Mapping[str, str]) -> None:
+        """The authorities there are from now on, by their names, with their kinds."""
+        self._kinds = dict(kinds)
+
     def load(self) -> StoredAnchors:
         """The anchors that an earlier process stored; none if there is no file.
 

@@ -188,6 +188,7 @@ class WorkloadCache:
     def __init__(self, workload: Workload, cache: CertificateCache, *, timeout: float = DISK_TIMEOUT) -> None:
         self._workload = workload
         self._cache = cache
+        self._timeout = timeout
         self._disk = TimeLimit(timeout)
         self._cached: Certificate | None = None
         self._newest: Certificate | None = None
@@ -223,6 +224,10 @@ class WorkloadCache:
         self._newest = certificate
         if self._writing is None or self._writing.done():
             self._writing = tasks.create_task(self._write())
+
+    def of(self, workload: Workload) -> "WorkloadCache":
+        """The cache of the same identity's certificate, where its workload is configured otherwise from now on."""
+        return WorkloadCache(workload, self._cache, timeout=self._timeout)
 
     def put_back(self) -> Path | None:
         """Write the file again if it is gone; returns its path if it was. Raises CacheError."""

@@ -6,7 +6,7 @@ whatever else an authority knows of would otherwise make names of its choice.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from msgspec import Struct
@@ -107,6 +107,23 @@ class Federation:
             for name in names
             if name in self._anchors
         )
+
+    def follow(self, sources: Mapping[str, Sequence[str]], replaced: Collection[str] = ()) -> None:
+        """From now on these authorities give the anchors of these trust domains.
+
+        What another one gave, or one that was `replaced` by another kind, is withheld.
+        """
+        stays = {(name, each) for name in sources if name not in replaced for each in sources[name]}
+        for authority, names in self._sources.items():
+            for name in names:
+                if (authority, name) not in stays and self._anchors.pop(name, None) is not None:
+                    self._withdraw(authority, name)
+        self._sources = sources
+        known, self._faults = self._faults, {}
+        for name in self.trust_domains:
+            self._faults[name] = known.get(name) or log.LogOnChange(LOG, "federated_anchors_left_out")
+        self._ignored = {name: names for name, names in self._ignored.items() if name in sources}
+        self._changed()
 
     def restore(self, stored: Iterable[FederatedAnchors]) -> None:
         """Serve what an earlier process was given, until the authority says something else."""

@@ -8,7 +8,7 @@ returns its outcome; the loop changes the state, so that it changes in one place
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from msgspec import structs
@@ -31,6 +31,7 @@ from sds_agent.issuance.schedule import (
     OfferAgain,
     Publish,
     Release,
+    Succession,
     Wait,
     Withhold,
     decide,
@@ -41,6 +42,7 @@ from sds_agent.issuance.source import Attempt, IssuanceSource, Upstream
 from sds_agent.issuance.standing import authority_statuses, failure_status
 from sds_agent.issuance.status import AttemptStage, WorkloadStatus
 from sds_agent.issuance.workload import Certificate, Workload, secret_of
+from sds_agent.secrets.model import CertificateSecret
 from sds_agent.secrets.readiness import acknowledged
 
 LOG = logging.getLogger(__name__)
@@ -83,6 +85,7 @@ class Issuer:
         self._error: AuthorityError | None = None
         self._attempt: asyncio.Task[Obtained | AuthorityError] | None = None
         self._stage: AttemptStage = "queued"
+        self._taken_over = False
 
     @property
     def status(self) -> WorkloadStatus:
@@ -96,6 +99,34 @@ class Issuer:
                 {each.name: each.error for each in self._sources}, self._failover, self._clock.now()
             ),
         )
+
+    @property
+    def secret(self) -> CertificateSecret | None:
+        """What is served now."""
+        served = self._publication.certificates.served
+        return served.secret if served is not None and self._publication.serving else None
+
+    @property
+    def certificates(self) -> Succession[Certificate]:
+        """What it has obtained: for the one that takes over."""
+        return self._publication.certificates
+
+    def take_over(self, certificates: Succession[Certificate], cas: Mapping[str, str]) -> None:
+        """Go on with what an issuer for the same identity had, which has ended. `cas` are its CAs, as `Workload.cas`.
+
+        To be called before `run`, which then restores nothing.
+        """
+        self._publication.take_over(certificates, cas)
+        ours = self._publication.certificates
+        newest = ours.coming[-1] if ours.coming else ours.served
+        if newest is not None:
+            index = self._workload.authorities.index(newest.authority)
+            self._failover = self._failover.issued(index, self._clock.now())
+        self._taken_over = True
+
+    def leave(self) -> None:
+        """Its workload is not configured any more, and it has ended: what was served is trusted until it ends."""
+        self._publication.leave()
 
     @property
     def last_error(self) -> AuthorityError | None:
@@ -255,7 +286,7 @@ class Issuer:
 
     def _restore(self) -> None:
         """Begin with the certificate that an earlier process cached."""
-        if self._cache is None:
+        if self._cache is None or self._taken_over:
             return
         if (certificate := self._cache.restore(self._clock.now())) is not None:
             index = self._workload.authorities.index(certificate.authority)

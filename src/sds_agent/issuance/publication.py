@@ -6,7 +6,7 @@ below them. They stay until it has ended, even if it was renewed: peers may meet
 """
 
 import logging
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
@@ -125,6 +125,33 @@ class Publication:
             return
         self._trust.update(authority, accepted.anchors, accepted.left_out)
         self._trust.add_in_use(authority, certificate.secret)
+
+    def take_over(self, certificates: Succession[Certificate], cas: Mapping[str, str]) -> None:
+        """Go on with the certificates of this identity from before its configuration changed.
+
+        `cas` were its CAs then, as `Workload.cas`. A certificate of a CA that it has no longer counts as one of the
+        first from now on, as it would after a restart.
+        """
+        self._certificates = certificates.map(lambda each: self._taken_over(each, cas))
+
+    def _taken_over(self, certificate: Certificate, cas: Mapping[str, str]) -> Certificate:
+        workload = self._workload
+        here = {ca: name for name, ca in workload.cas.items()}
+        if (name := here.get(cas.get(certificate.authority, ""))) == certificate.authority:
+            return certificate
+        name = workload.authority if name is None else name
+        self._trust.move_in_use(certificate.authority, name, certificate.secret, certificate.accepted.anchors)
+        return structs.replace(certificate, authority=name, foreign=True)
+
+    def leave(self) -> None:
+        """The workload is not configured any more: peers may meet its certificates until they end."""
+        certificates = self._certificates
+        served = () if certificates.served is None or certificates.withheld else (certificates.served,)
+        for each in (*served, *certificates.earlier):
+            self._trust.outlive(each.authority, each.secret)
+        for each in certificates.coming:  # never served
+            self._trust.remove_in_use(each.authority, each.secret)
+        self._certificates = Succession[Certificate]()
 
     def confirm(self, authority: str, accepted: Accepted) -> Certificate | None:
         """The newest certificate if it is this one, and from now on with the anchors that came with it; else None.

@@ -66,6 +66,14 @@ class Revocation:
         ends = [each.until for each in self._former.values()]
         return min([*ends, *filter(None, [self._choice.check_at])], default=None)
 
+    def ask(self, authorities: Iterable[str], gone: Iterable[str] = ()) -> None:
+        """Lists are asked of these from now on; what those that are `gone` published counts no longer."""
+        self._asked = frozenset(authorities)
+        for name in gone:
+            self._answered.discard(name)
+            self._latest.pop(name, None)
+            self._advertised.pop(name, None)
+
     def update(self, authority: str, lists: tuple[PublishedList, ...], issuers: Chain = ()) -> None:
         """The authority publishes these lists now, by these CAs. Without an answer, what it published before counts."""
         self._answered.add(authority)

@@ -14,6 +14,7 @@ those of the whole chain and its trust anchor (`validity`).
 """
 
 import hashlib
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Generic, Self, TypeVar
 
@@ -167,6 +168,15 @@ class Succession(Struct, Generic[C], frozen=True):
     def offer_again(self) -> Self:
         """With the one that was withheld served again."""
         return structs.replace(self, withheld=False)
+
+    def map(self, change: Callable[[C], C]) -> Self:
+        """With each of them as `change` makes it."""
+        return structs.replace(
+            self,
+            served=None if self.served is None else change(self.served),
+            coming=tuple(map(change, self.coming)),
+            earlier=tuple(map(change, self.earlier)),
+        )
 
     def release(self, index: int) -> Self:
         """Without the one of that index among the earlier ones."""

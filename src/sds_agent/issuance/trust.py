@@ -78,7 +78,9 @@ class Trust:
         self._left_out: dict[str, tuple[str, ...]] = {}
         self._unusable: dict[str, log.LogOnChange] = {}
         self._in_use: dict[str, dict[str, _InUse]] = {}  # of each authority, by the certificate's version
-        self._restored: tuple[NeededAnchor, ...] = ()
+        self._outliving: tuple[
+            NeededAnchor, ...
+        ] = ()  # of certificates from before the start, and of removed workloads
         self._logged: set[NeededAnchor] = set()
         self._served: Chain = ()
         self._entered: dict[x509.Certificate, datetime] = {}  # when an anchor came into a bundle that there was already
@@ -162,6 +164,25 @@ class Trust:
             self.revocation.update(authority, lists, issuers)
         self._publish(authority)
 
+    def follow(self, authorities: Iterable[str], with_lists: Iterable[str], replaced: Iterable[str] = ()) -> None:
+        """From now on these authorities are configured, and those `with_lists` are asked for revocation lists.
+
+        What another one advertised, or one that was `replaced` by another kind, counts only for certificates in use.
+        """
+        self._authorities = frozenset(authorities)
+        known = self._anchors.keys() | self._left_out.keys()
+        gone = sorted(name for name in known if name not in self._authorities or name in set(replaced))
+        self.revocation.ask(with_lists, gone)
+        for name in gone:
+            before = self._anchors.pop(name, ())
+            self._since.pop(name, None)
+            self._answered.discard(name)
+            self._left_out.pop(name, None)
+            self._unusable.pop(name, None)
+            self._retain(name, before, tuple(self._in_use.get(name, {})))
+        self._stored_changed.set()
+        self._publish(", ".join(gone or sorted(self._authorities)))
+
     def restore_advertised(self, authority: str, anchors: Chain, since: datetime) -> None:
         """Take what an authority advertised before the start for what it advertises now, and publish it.
 
@@ -217,6 +238,28 @@ class Trust:
         if removed.retained:
             self._publish(authority)
 
+    def move_in_use(self, authority: str, to: str, certificate: CertificateSecret, anchors: Chain) -> None:
+        """The certificate stays in use, and counts as one of the authority `to` from now on. It was accepted by these
+        anchors.
+        """
+        before = self._in_use.get(authority, {}).pop(certificate.version, None)
+        if before is None:  # withheld: nothing is trusted for its sake
+            return
+        self.add_in_use(to, certificate, unique((*before.chains_to, *anchors)))
+
+    def outlive(self, authority: str, certificate: CertificateSecret) -> None:
+        """The certificate is served no longer and has not ended, as its workload is not configured any more.
+
+        Peers may meet it until it ends, and what it chains to stays until then.
+        """
+        removed = self._in_use.get(authority, {}).pop(certificate.version, None)
+        if removed is None:
+            return
+        self.revocation.retire(removed.chain, self._served, self._clock.now())
+        self._outliving += tuple(NeededAnchor(authority, anchor, removed.until) for anchor in removed.chains_to)
+        self._stored_changed.set()
+        self._publish(authority)
+
     def restore(self, needed: Iterable[NeededAnchor], advertised: Iterable[AdvertisedAnchors] = ()) -> None:
         """Publish the bundle from before the start, with what authorities `advertised`. Trust also what certificates
         chain to that were in use then, until the last of them has ended.
@@ -225,26 +268,26 @@ class Trust:
         would make Envoys refuse all other peers.
         """
         now = self._clock.now()
-        self._restored = tuple(each for each in needed if now < each.until and fault_of_ca(each.anchor) is None)
+        self._outliving = tuple(each for each in needed if now < each.until and fault_of_ca(each.anchor) is None)
         taken = [a.authority for a in advertised if self._take_restored(a.authority, a.anchors, a.since)]
         if taken:  # all at once: an Envoy that got a part of the bundle would refuse peers
             self._publish(", ".join(taken))
 
     def drop_ended(self) -> datetime | None:
-        """Drop what was restored and is needed no longer; returns when the next of it is."""
-        now, before = self._clock.now(), self._restored
-        self._restored = tuple(each for each in before if now < each.until)
-        if self._restored != before:
+        """Drop what outlived its process or its workload and is needed no longer; returns when the next of it is."""
+        now, before = self._clock.now(), self._outliving
+        self._outliving = tuple(each for each in before if now < each.until)
+        if self._outliving != before:
             self._stored_changed.set()
             self._publish(before[0].authority)
-        return min((each.until for each in self._restored), default=None)
+        return min((each.until for each in self._outliving), default=None)
 
     @property
     def needed(self) -> tuple[NeededAnchor, ...]:
-        """Every anchor that a certificate in use chains to, and what was restored, in an order that depends on nothing
-        else.
+        """Every anchor that a certificate in use chains to, also one that outlives its process or its workload, in an
+        order that depends on nothing else.
         """
-        ends = {(each.authority, each.anchor): each.until for each in self._restored}
+        ends = {(each.authority, each.anchor): each.until for each in self._outliving}
         for authority, in_use in self._in_use.items():
             for certificate in in_use.values():
                 for anchor in certificate.chains_to:
@@ -280,6 +323,7 @@ class Trust:
         What is `current` changes by itself, and some Envoys choose just the anchor that has ended.
         """
         last, self._checked = self._checked, self._clock.now()
+        self.drop_ended()
         for authority, anchors in self._anchors.items():
             if any(last < moment <= self._checked for moment in moments(anchors)):
                 self._publish(authority)
@@ -316,12 +360,12 @@ class Trust:
     def _publish(self, authority: str) -> None:
         if not self._anchors:
             return
-        self._log_restored()
+        self._log_outliving()
         advertised = (anchor for anchors in self._anchors.values() for anchor in anchors)
         retained = (a for in_use in self._in_use.values() for each in in_use.values() for a in each.retained)
-        restored = (each.anchor for each in self._restored)
+        outliving = (each.anchor for each in self._outliving)
         before, now = self._served, self._clock.now()
-        self._served = current(longest_valid_first((*advertised, *retained, *restored)), now)
+        self._served = current(longest_valid_first((*advertised, *retained, *outliving)), now)
         if before:  # in the first bundle no anchor is newer than another
             known = self._entered.keys() | set(before)
             entered = self._entered | dict.fromkeys((each for each in self._served if each not in known), now)
@@ -336,11 +380,11 @@ class Trust:
             anchors = len(self._served)
             log.event(LOG, "trust_changed", authority=authority, anchors=anchors, version=bundle.version)
 
-    def _log_restored(self) -> None:
+    def _log_outliving(self) -> None:
         """Log once what is served though its authority, if there still is one, advertises it no more."""
         advertised = {anchor for anchors in self._anchors.values() for anchor in anchors}
         silent = self._authorities - self._anchors.keys()
-        old = [e for e in self._restored if e.authority not in silent and e.anchor not in advertised]
+        old = [e for e in self._outliving if e.authority not in silent and e.anchor not in advertised]
         new = [each for each in old if each not in self._logged]
         for authority in sorted({each.authority for each in new}):
             needed = [each for each in new if each.authority == authority]

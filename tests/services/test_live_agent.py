@@ -1,0 +1,320 @@
+"""The running agent takes another configuration: what the change is not about notices nothing of it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import grpc
+import pytest
+from cryptography import x509
+from fakes.authorities import Hang, ScriptedAuthority, UpstreamCa, answering, failing
+from fakes.configurations import settings
+from fakes.events import Events, recorded
+from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
+from fakes.peers import Peer, SotwStream, chain_of, connected
+
+from sds_agent.app import agent
+from sds_agent.authority.protocol import ErrorKind
+from sds_agent.clock import SystemClock
+from sds_agent.config.settings import Settings
+from sds_agent.live.agent import Agent
+from sds_agent.pki.certificates import read_pem
+from sds_agent.secrets.model import BundleSecret
+from sds_agent.secrets.readiness import complete
+
+HEAD = """
+trust_domain: demo.example
+state_dir: state
+sds: {socket: sds.sock}
+"""
+ONE = "authorities: {one: {type: embedded}}\n"
+TWO = "authorities: {one: {type: embedded}, two: {type: embedded}}\n"
+
+
+def workload(name: str, spiffe_id: str = "", more: str = "") -> str:
+    return f"  - {{name: {name}, spiffe_id: spiffe://demo.example/{spiffe_id or name}{more}}}\n"
+
+
+class Listener:
+    """A stream on which the next message is waited for."""
+
+    def __init__(self, stream: SotwStream) -> None:
+        self.heard = asyncio.create_task(stream.read())
+        self._stream = stream
+
+    async def end(self) -> tuple[grpc.StatusCode, str]:
+        """Wait until the server ends the stream without another message; returns its status code and message."""
+        await asyncio.wait([self.heard])
+        assert self.heard.exception() is not None
+        return await self._stream.end()
+
+    def leave(self) -> None:
+        """End the stream."""
+        self.heard.cancel()
+        self._stream.leave()
+
+
+class Live:
+    """An agent with CAs of this process, and a client of its socket."""
+
+    def __init__(self, folder: Path, agent: Agent, peer: Peer, cas: Mapping[str, ScriptedAuthority]) -> None:
+        self.folder = folder
+        self.agent = agent
+        self.peer = peer
+        self.cas = dict(cas)
+
+    def settings(self, *parts: str) -> Settings:
+        """These parts of a file as a whole configuration."""
+        return settings(self.folder, HEAD + "".join(parts))
+
+    async def apply(self, *parts: str, **cas: ScriptedAuthority) -> None:
+        """Take another configuration, with these authorities in the place of others or beside them."""
+        chosen = self.settings(*parts)
+        self.cas |= cas
+        await self.agent.apply(chosen, {name: self.cas[name] for name in chosen.authorities})
+
+    async def subscribed(self, *names: str) -> "Listener":
+        """One that has what is served under these names, and has taken it."""
+        stream = await self.peer.stream().ask(*names)
+        got = set[str]()
+        while got != set(names):
+            got |= set(await stream.read())
+            await stream.ack(*names)
+        return Listener(stream)
+
+    async def nothing_said(self, *listeners: "Listener") -> None:
+        """None of these has got a message, and their streams are open. What the agent had to say is said by now."""
+        for _ in range(3):
+            await self.peer.fetch("api")
+        assert [each.heard.done() for each in listeners] == [False] * len(listeners)
+
+    def serials(self) -> dict[str, str]:
+        """What is served to whom."""
+        return {each.name: each.current.serial for each in self.agent.workloads if each.current is not None}
+
+    def anchors(self) -> set[x509.Certificate]:
+        """The trust bundle."""
+        bundle = self.agent.store.snapshot["ROOTCA"]
+        assert isinstance(bundle, BundleSecret)
+        return set(read_pem(bundle.anchors_pem))
+
+
+CLOCK = SystemClock()
+CA, OTHER = UpstreamCa(CLOCK.now, "one"), UpstreamCa(CLOCK.now, "two")
+
+
+@asynccontextmanager
+async def live(folder: Path, *parts: str, **cas: ScriptedAuthority) -> AsyncIterator[Live]:
+    chosen = settings(folder, HEAD + "".join(parts))
+    async with agent(chosen, cas, CLOCK) as running, connected(folder / "sds.sock") as peer:
+        with anyio.fail_after(20):
+            yield Live(folder, running, peer, cas)
+
+
+def good() -> ScriptedAuthority:
+    return ScriptedAuthority(answering(CA))
+
+
+@pytest.fixture
+def events() -> Any:
+    with recorded() as events:
+        yield events
+
+
+WEB_AND_API = (ONE, "workloads:\n", workload("web"), workload("api"))
+
+
+async def test_a_workload_that_goes_ends_its_streams_and_no_other_gets_a_message(tmp_path: Path) -> None:
+    async with live(tmp_path, *WEB_AND_API, one=good()) as all_:
+        await complete(all_.agent.store)
+        api, both, web = [await all_.subscribed(*names) for names in (("api", "ROOTCA"), ("web", "api"), ("web",))]
+        serials = all_.serials()
+        await all_.apply(ONE, "workloads:\n", workload("api"))
+        code, words = await web.end()
+        assert code is grpc.StatusCode.NOT_FOUND
+        assert "no secret named 'web'" in words
+        assert "this agent serves 'api'" in words
+        await all_.nothing_said(api, both)
+        assert all_.serials() == {"api": serials["api"]}
+        assert {name for each in all_.agent.streams for name in (s.name for s in each.names)} >= {"api", "ROOTCA"}
+        for stream in (api, both):
+            stream.leave()
+
+
+async def test_delta_says_that_the_name_was_removed(tmp_path: Path) -> None:
+    async with live(tmp_path, *WEB_AND_API, one=good()) as all_:
+        await complete(all_.agent.store)
+        stream = await all_.peer.delta().subscribe("web")
+        await stream.read()
+        await stream.ack()
+        await all_.apply(ONE, "workloads:\n", workload("api"))
+        assert (await stream.read()).removed_resources == ["web"]
+        await stream.ack()
+        await all_.apply(*WEB_AND_API)
+        assert [each.name for each in (await stream.read()).resources] == ["web"], "it was removed for good"
+
+
+async def test_a_workload_that_comes_is_issued_and_no_other_stream_gets_a_message(tmp_path: Path) -> None:
+    async with live(tmp_path, ONE, "workloads:\n", workload("api"), one=good()) as all_:
+        await complete(all_.agent.store)
+        api, serials = await all_.subscribed("api", "ROOTCA"), all_.serials()
+        await all_.apply(*WEB_AND_API)
+        assert "web" in await all_.peer.fetch("web", "spiffe://demo.example/web")
+        await all_.nothing_said(api)
+        assert all_.serials()["api"] == serials["api"]
+        assert [each.name for each in all_.agent.workloads] == ["web", "api"], "in the order of the file"
+        assert all_.agent.about.names["web"] == ("web", "spiffe://demo.example/web")
+        api.leave()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [", ttl: 2h", ", key: rsa-2048", ", authority: [one]"],
+)
+async def test_a_workload_that_is_configured_otherwise_goes_on_with_its_certificate(tmp_path: Path, more: str) -> None:
+    ca = good()
+    async with live(tmp_path, *WEB_AND_API, one=ca) as all_:
+        await complete(all_.agent.store)
+        web, serials = await all_.subscribed("web"), all_.serials()
+        await all_.apply(ONE, "workloads:\n", workload("web", more=more), workload("api"))
+        await all_.nothing_said(web)
+        assert (all_.serials(), len(ca.requests)) == (serials, 2)
+
+
+async def test_a_renamed_workload_is_served_under_its_new_name_at_once(tmp_path: Path) -> None:
+    """The CA may be down, or may have taken a join token for it."""
+    async with live(
+        tmp_path, *WEB_AND_API, one=ScriptedAuthority(*[answering(CA)] * 2, failing(ErrorKind.DENIED))
+    ) as all_:
+        await complete(all_.agent.store)
+        old, by_id = await all_.subscribed("web"), await all_.subscribed("spiffe://demo.example/web")
+        before = chain_of((await all_.peer.fetch("web"))["web"])
+        await all_.apply(ONE, "workloads:\n", workload("front", "web"), workload("api"))
+        assert (await old.end())[0] is grpc.StatusCode.NOT_FOUND
+        assert chain_of((await all_.peer.fetch("front"))["front"]) == before
+        await all_.nothing_said(by_id)
+        by_id.leave()
+
+
+async def test_other_identity_under_a_name_never_gets_the_certificate_of_the_one_before(tmp_path: Path) -> None:
+    ca = ScriptedAuthority(*[answering(CA)] * 2, hang := Hang(answering(CA)))
+    async with live(tmp_path, *WEB_AND_API, one=ca) as all_:
+        await complete(all_.agent.store)
+        stream = await all_.subscribed("web")
+        await all_.apply(ONE, "workloads:\n", workload("web", "other"), workload("api"))
+        await ca.asked(3)
+        assert all_.agent.store.snapshot["web"] is None
+        assert "spiffe://demo.example/web" not in all_.agent.store.snapshot
+        await all_.nothing_said(stream)
+        hang.release.set()
+        (leaf, *_) = read_pem(chain_of((await stream.heard)["web"]))
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert names.get_values_for_type(x509.UniformResourceIdentifier) == ["spiffe://demo.example/other"]
+        stream.leave()
+
+
+async def test_an_attempt_under_way_is_given_up_with_its_workload(tmp_path: Path) -> None:
+    ca = ScriptedAuthority(hang := Hang(answering(CA)))
+    async with live(tmp_path, *WEB_AND_API, one=ca) as all_:
+        await ca.asked(2)
+        await all_.apply(ONE, "workloads:\n", workload("api"))
+        assert (ca.under_way, hang.given_up) == (1, True)
+        hang.release.set()
+        assert "api" in await all_.peer.fetch("api")
+        assert all_.agent.store.missing == (), "the agent waits for what no one is served"
+
+
+async def test_peers_accept_a_removed_workload_until_its_certificate_ends(tmp_path: Path) -> None:
+    """They may have a connection open with it, or be asked by an Envoy that has not been told yet."""
+    both = (TWO, "workloads:\n", workload("web", more=", authority: one"), workload("api", more=", authority: two"))
+    async with live(tmp_path, *both, one=good(), two=ScriptedAuthority(answering(OTHER))) as all_:
+        await complete(all_.agent.store)
+        roots = {CA.root.certificate, OTHER.root.certificate}
+        assert all_.anchors() == roots
+        ends = next(each.current.not_after for each in all_.agent.workloads if each.name == "web" and each.current)
+        await all_.apply("authorities: {two: {type: embedded}}\nworkloads:\n", workload("api"))
+        assert all_.anchors() == roots, "peers would refuse a certificate that has not ended"
+        (kept,) = [each for each in all_.agent.trust.anchors if not each.advertised_by]
+        assert kept.needed_until == ends
+        stored = {each.authority for each in all_.agent.bundle.stored.advertised}
+        assert stored == {"two"}, "after a restart an authority that is gone would advertise"
+
+
+async def test_workloads_of_a_changed_authority_go_on_and_ask_the_new_one_when_it_is_due(tmp_path: Path) -> None:
+    fresh = ScriptedAuthority(answering(CA))
+    async with live(tmp_path, *WEB_AND_API, one=good()) as all_:
+        await complete(all_.agent.store)
+        web, serials = await all_.subscribed("web", "ROOTCA"), all_.serials()
+        await all_.apply(ONE.replace("embedded", "embedded, root_lifetime: 9h"), *WEB_AND_API[1:], one=fresh)
+        await all_.nothing_said(web)
+        assert (all_.serials(), fresh.requests) == (serials, [])
+        await all_.apply(
+            ONE.replace("embedded", "embedded, root_lifetime: 9h"),
+            *WEB_AND_API[1:],
+            "  - {name: db, spiffe_id: spiffe://demo.example/db}\n",
+        )
+        assert str((await fresh.asked(1)).identity) == "spiffe://demo.example/db"
+        web.leave()
+
+
+async def test_a_workload_of_another_authority_gets_another_certificate_and_both_are_trusted(
+    tmp_path: Path, events: Events
+) -> None:
+    async with live(tmp_path, ONE, "workloads:\n", workload("web"), one=good()) as all_:
+        await complete(all_.agent.store)
+        web, serials = await all_.subscribed("web"), all_.serials()
+        moved = ("authorities: {two: {type: embedded}}\nworkloads:\n", workload("web"))
+        await all_.apply(*moved, two=ScriptedAuthority(answering(OTHER)))
+        (leaf, *_) = read_pem(chain_of((await web.heard)["web"]))
+        assert all_.serials() == {"web": f"{leaf.serial_number:x}"}
+        assert all_.serials() != serials
+        assert all_.anchors() == {CA.root.certificate, OTHER.root.certificate}
+        assert events.named("old_anchors_kept", authority="two")
+        web.leave()
+
+
+async def test_times_of_renewal_apply_to_all_without_a_message(tmp_path: Path) -> None:
+    async with live(tmp_path, *WEB_AND_API, one=good()) as all_:
+        await complete(all_.agent.store)
+        before = [each.current.renew_at for each in all_.agent.workloads if each.current]
+        web = await all_.subscribed("web")
+        await all_.apply("renewal: {fraction: 0.7}\n", *WEB_AND_API)
+        after = [each.current.renew_at for each in all_.agent.workloads if each.current]
+        assert all(late > early for early, late in zip(before, after, strict=True) if early and late)
+        await all_.nothing_said(web)
+        web.leave()
+
+
+async def test_an_output_comes_changes_and_goes_with_the_configuration(tmp_path: Path, events: Events) -> None:
+    """What was written stays: a program may have it open."""
+    async with live(tmp_path, *WEB_AND_API, one=good()) as all_:
+        await complete(all_.agent.store)
+        serials = all_.serials()
+        for place in ("first", "second"):
+            more = f", output: {tmp_path / place}"
+            await all_.apply(ONE, "workloads:\n", workload("web", more=more), workload("api"))
+            await events.wait("output_written", directory=str(tmp_path / place))
+        await all_.apply(ONE, "workloads:\n", workload("api"))
+        assert all((tmp_path / place / "key.pem").exists() for place in ("first", "second"))
+        await all_.apply(ONE, "workloads:\n", workload("web", more=f", output: {tmp_path / 'first'}"), workload("api"))
+        await events.wait("output_written", directory=str(tmp_path / "first"), count=2)
+        assert all_.serials()["api"] == serials["api"]
+
+
+async def test_a_workload_that_comes_back_has_the_certificate_that_was_stored(tmp_path: Path, events: Events) -> None:
+    """As after a restart; and a restart finds what it left."""
+    async with live(tmp_path, *WEB_AND_API, one=good()) as all_:
+        await complete(all_.agent.store)
+        serials = all_.serials()
+        await all_.apply(ONE, "workloads:\n", workload("api"))
+        await all_.apply(*WEB_AND_API)
+        assert "web" in await all_.peer.fetch("web")
+        assert all_.serials() == serials
+        assert events.named("restored", workload="web")
+    async with live(tmp_path, *WEB_AND_API, one=good()) as again:
+        assert "web" in await again.peer.fetch("web")
+        assert again.serials() == serials
