@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator
@@ -21,6 +22,8 @@ from fakes.peers import connected
 from fakes.processes import started
 
 from sds_agent.admin.schema import FILE
+from sds_agent.cli.asking import place, unreachable
+from sds_agent.cli.main import INTERRUPTED
 
 
 async def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -104,12 +107,43 @@ async def test_what_is_served_and_what_envoy_uses_are_shown_alike(tmp_path: Path
 async def test_status_shows_each_change_while_it_is_watched(tmp_path: Path) -> None:
     async with agent(write_config(tmp_path, default="1h")) as running:
         await running.event("admin_listening")
-        command = ["bash", "-c", '"$@" 1>&2', "-", *COMMAND, "status", "--watch", "--socket", str(running.socket)]
+        command = ["bash", "-c", 'exec "$@" 1>&2', "-", *COMMAND, "status", "--watch", "--socket", str(running.socket)]
         async with started(command, PATHS) as watching:
             await watching.line("No Envoy is connected.")
             async with connected(running.socket) as peer:
                 await (await peer.stream().ask("default", node="envoy-a")).read()
                 await watching.line("envoy-a")
+            watching.process.send_signal(signal.SIGINT)
+            assert await watching.process.wait() == INTERRUPTED
+            assert not any("Traceback" in line for line in watching.lines)
+
+
+async def test_a_user_who_may_not_ask_and_an_agent_without_an_admin_server_are_told_apart(tmp_path: Path) -> None:
+    file = write_config(tmp_path, default="1h")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "admin": {"enabled": False}}))
+    done = await run("status", "--config", str(file))
+    assert (done.returncode, "has admin.enabled: false" in done.stderr) == (1, True)
+    async with agent(file) as running:
+        await running.event("ready")
+        done = await run("status", "--socket", str(running.socket))
+        assert (done.returncode, "serves secrets and no admin server answers" in done.stderr) == (1, True)
+        assert (await run("secret", "default", "--socket", str(running.socket))).returncode == 0
+        assert (await run("secret", "--config", str(file))).stdout.count("ACTIVE") == 2, "names of the configuration"
+
+
+def test_why_a_socket_cannot_be_connected_to_is_said(tmp_path: Path) -> None:
+    assert unreachable(tmp_path / "none.sock") == "there is no such socket"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "a.sock"))
+        assert unreachable(tmp_path / "a.sock") == "no process listens there"
+        listener.listen()
+        assert unreachable(tmp_path / "a.sock") is None
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:9902", "localhost:1", "[::1]:9902"])
+def test_an_address_without_its_scheme_is_no_path(text: str) -> None:
+    assert place(text) == f"http://{text}"
+    assert place(f"/run/{text}") == f"/run/{text}"
 
 
 @pytest.mark.parametrize("command", [("status",), ("explain", "default"), ("secret", "default")])
@@ -131,4 +165,8 @@ async def test_an_agent_that_was_killed_and_one_that_shows_nothing_are_no_traceb
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "no Envoy answers at http://127.0.0.1:1" in done.stderr
     done = await run("secret", "--diff")
-    assert (done.returncode, "--envoy" in done.stderr) == (1, True)
+    assert (done.returncode, "--envoy" in done.stderr) == (2, True)
+    done = await run("secret", "default", "--timeout", "nan")
+    assert (done.returncode, "seconds above 0" in done.stderr) == (2, True)
+    done = await run("secret", "default", "--envoy", "http://a:b")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)

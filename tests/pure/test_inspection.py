@@ -5,11 +5,12 @@ import json
 from datetime import timedelta
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from fakes.hierarchy import NOW
 from msgspec.structs import replace
 
 from sds_agent.inspection.istioctl import HEAD, dump, rows
-from sds_agent.inspection.secrets import InspectedSecret, difference, ordered
+from sds_agent.inspection.secrets import InspectedSecret, certificates_only, difference, ordered
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.pki.keys import KeyType, generate
 from sds_agent.signing.signer import make_root
@@ -46,6 +47,20 @@ def test_the_private_key_is_always_redacted() -> None:
     key = dump([OLD])["dynamicActiveSecrets"][0]["secret"]["tlsCertificate"]["privateKey"]["inlineBytes"]
     assert base64.b64decode(key) == b"[redacted]"
     assert "PRIVATE" not in json.dumps(dump([OLD, ROOTS]))
+
+
+def test_a_private_key_in_a_chain_is_left_out() -> None:
+    key = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    found = certificates_only(b"a note\n" + key + OLD.pem + key + ROOTS.pem + b"-----BEGIN PRIVATE KEY-----\nMII")
+    assert found == OLD.pem + ROOTS.pem
+    assert certificates_only(key) == b""
+    assert certificates_only(OLD.pem[:-20] + key) == b"", "a certificate without an end may have anything in it"
+
+
+def test_a_refused_secret_is_not_among_the_active_ones() -> None:
+    found = dump([replace(OLD, state="REJECTED", detail="no"), ROOTS])
+    assert [each["name"] for each in found["dynamicActiveSecrets"]] == ["ROOTCA"]
+    assert found["dynamicWarmingSecrets"][0]["errorState"] == {"details": "no"}
 
 
 def test_the_table_has_istioctls_columns() -> None:

@@ -86,9 +86,24 @@ def test_an_envoy_that_is_behind_is_named(name: NameStatus, verdict: str, words:
 def test_an_envoy_that_asks_for_something_else_is_told_from_one_that_never_came() -> None:
     seen = asking(NameStatus("other", None))
     assert "the Envoy edge-1 is connected and does not ask for it, but for other" in found(seen, "web", "edge-1")[-1][1]
-    assert "no Envoy with the node id edge-2 is connected; did you mean edge-1?" in found(seen, "web", "edge-2")[-1][1]
+    verdict, text = found(seen, "web", "edge-2")[-1]
+    assert (verdict, text.startswith("no Envoy with the node id edge-2 is connected")) == ("bad", True)
+    assert text.endswith("; did you mean edge-1?")
     verdict, text = found(Seen(streams=()), "web")[-1]
     assert (verdict, "no Envoy is connected to /run/sds-agent/sds.sock" in text) == ("warning", True)
+
+
+def test_a_thousand_envoys_do_not_hide_the_one_that_refuses() -> None:
+    good = tuple(replace(STREAM, number=n, node=f"edge-{n}", names=(CURRENT,)) for n in range(1000))
+    refused = replace(STREAM, node="odd", names=(NameStatus("web", "v1", None, Nack("v1", "no such curve")),))
+    answers = found(Seen(streams=(*good, refused)), "web")
+    assert len(answers) < 12
+    assert ("good", "995 more Envoys are like that (current); name one by --envoy") in answers
+    assert "the Envoy odd refuses" in answers[-1][1]
+
+
+def test_a_name_that_nobody_asks_for_is_no_fault_of_the_agent() -> None:
+    assert found(asking(NameStatus("other", None)), "web")[-1][0] == "warning"
 
 
 def test_the_name_of_a_file_is_not_called_unknown() -> None:

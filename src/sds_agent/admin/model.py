@@ -1,8 +1,9 @@
 """The status model: everything that can be seen of a running agent at one moment, as frozen values.
 
-Every view renders these values and nothing else: `/status` and `-o json` are their JSON (docs/status.schema.json), the
-page, the tables of `sds-agent status` and the metrics show parts of them. Times are in UTC (RFC 3339). None holds key
-material. What a peer or a CA wrote is in printable ASCII and cut, so a view can print it as it is.
+Every view renders these values and nothing else: `/status` and `-o json` are their JSON
+(sds-agent-status.schema.json), the page, the tables of `sds-agent status` and the metrics show parts of them. Times are
+in UTC (RFC 3339). None holds key material. What a peer or a CA wrote is in printable ASCII and cut, so a view can
+print it as it is.
 """
 
 from datetime import datetime

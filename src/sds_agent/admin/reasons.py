@@ -18,6 +18,8 @@ from sds_agent.configfile.phrases import did_you_mean
 Verdict = Literal["good", "warning", "bad"]
 _TIME = "%Y-%m-%d %H:%M:%S UTC"
 _FILES = ("file-cert:", "file-root:")
+MOST_EACH = 5
+"""Envoys in the same state that get a sentence each; of more the state has one that counts them."""
 
 
 class ExplanationStep(Struct, frozen=True):
@@ -122,11 +124,20 @@ def _of_subscribers(status: Status, names: Sequence[str], node: str | None) -> I
         asked = sorted({sub.name for each in streams for sub in each.subscriptions})
         who = "no connected Envoy asks" if node is None else f"the Envoy {node} is connected and does not ask"
         yield ExplanationStep(
-            "bad", f"{who} for it, but for {', '.join(asked[:20])}; check the names in its configuration"
+            "warning" if node is None else "bad",
+            f"{who} for it, but for {', '.join(asked[:20])}; check the names in its configuration",
         )
         return
+    states: dict[str, list[tuple[SubscriberView, SubscriptionView]]] = {}
     for subscriber, subscription in asking:
-        yield _of_subscription(subscriber, subscription)
+        states.setdefault(subscription.state, []).append((subscriber, subscription))
+    for found in states.values():
+        yield from (_of_subscription(*each) for each in found[:MOST_EACH])
+        if (more := len(found) - MOST_EACH) > 0:
+            verdict = _of_subscription(*found[-1]).verdict
+            yield ExplanationStep(
+                verdict, f"{more} more Envoys are like that ({found[0][1].state}); name one by --envoy"
+            )
 
 
 def _not_connected(status: Status, node: str | None) -> ExplanationStep:
@@ -136,7 +147,11 @@ def _not_connected(status: Status, node: str | None) -> ExplanationStep:
         )
     nodes = sorted({each.node for each in status.subscribers if each.node})
     hint = did_you_mean(node, nodes) or f"connected are {', '.join(nodes[:20])}" if nodes else "no Envoy is connected"
-    return ExplanationStep("bad", f"no Envoy with the node id {node} is connected; {hint}")
+    return ExplanationStep(
+        "bad",
+        f"no Envoy with the node id {node} is connected: it never was, or its stream has ended; check that it runs, "
+        f"that its node.id is {node} and that its cluster leads to {status.agent.socket}; {hint}",
+    )
 
 
 def _of_subscription(subscriber: SubscriberView, subscription: SubscriptionView) -> ExplanationStep:
@@ -154,10 +169,12 @@ def _of_subscription(subscriber: SubscriberView, subscription: SubscriptionView)
                 "new version is sent when the secret changes",
             )
         case "waiting":
-            return ExplanationStep("warning", f"{who}, {since}, waits for it")
+            return ExplanationStep("warning", f"{who}, {since}, waits for it; it is sent as soon as there is one")
         case "unknown":
             return ExplanationStep("bad", f"{who} asks for {subscription.name}, which is not served")
         case _:
             return ExplanationStep(
-                "warning", f"{who} was sent version {subscription.sent or 'nothing'} and has not acknowledged it yet"
+                "warning",
+                f"{who} was sent version {subscription.sent or 'nothing'} and has not acknowledged it yet; if that "
+                "stays so, its main thread is busy or stopped: its log and its admin interface say more",
             )

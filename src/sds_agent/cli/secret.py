@@ -1,6 +1,7 @@
 """`sds-agent secret`: what the SDS socket serves, asked as an Envoy asks, or what an Envoy has really loaded."""
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -27,6 +28,12 @@ class SecretError(SdsAgentError):
     """What was to be shown cannot be had."""
 
 
+class SecretCallError(SecretError):
+    """The options do not fit each other."""
+
+    exit_code = 2
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The names, where they are asked, and the format."""
     parser.add_argument(
@@ -35,20 +42,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asking.add_agent(parser)
     parser.add_argument(
         "--envoy",
+        type=asking.place,
         metavar="URL|PATH",
         help="read what this Envoy has loaded, from its admin address such as http://127.0.0.1:9901, or its socket",
     )
     parser.add_argument("--diff", action="store_true", help="with --envoy: hold it against what the agent serves")
     parser.add_argument(
-        "--timeout", type=float, default=TIMEOUT, metavar="SECONDS", help="how long to wait for a secret; by default 5"
+        "--timeout",
+        type=_seconds,
+        default=TIMEOUT,
+        metavar="SECONDS",
+        help="how long to wait for a secret; by default 5",
     )
     add_format(parser, "pem")
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+    return seconds
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Show them. Raises SecretError, NoAdminError and ProblemsError."""
     if arguments.diff and arguments.envoy is None:
-        raise SecretError("--diff compares the agent with an Envoy: name its admin address with --envoy")
+        raise SecretCallError("--diff compares the agent with an Envoy: name its admin address with --envoy")
+    if arguments.diff and arguments.format == "pem":
+        raise SecretCallError("--diff shows no certificates: leave out -o pem")
     if arguments.diff:
         return _compare(arguments)
     found = _of_envoy(arguments) if arguments.envoy is not None else _of_agent(arguments, arguments.names)
@@ -91,10 +112,15 @@ def _of_agent(arguments: argparse.Namespace, names: Sequence[str]) -> Sequence["
     from sds_agent.inspection.sds_client import UnreachableError, ask  # noqa: PLC0415 - measured: likewise
 
     socket = _socket(arguments)
+    if (fault := asking.unreachable(socket)) is not None:
+        raise SecretError(
+            f"no agent answers at {socket}: {fault}; start one with `sds-agent run`, or name it with --config or "
+            "--socket"
+        )
     try:
         return asyncio.run(ask(socket, names or _all_names(arguments), arguments.timeout))
     except UnreachableError as error:
-        raise SecretError(f"no agent answers at {socket} ({error}); start one, or name it with --socket") from error
+        raise SecretError(f"{socket} serves no secrets ({error}); name the agent's socket with --socket") from error
 
 
 def _socket(arguments: argparse.Namespace) -> Path:

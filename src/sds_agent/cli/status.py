@@ -2,19 +2,18 @@
 
 import argparse
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sds_agent.admin.model import BundleView, IdentityView, Status, SubscriberView
 from sds_agent.cli import asking, output
-from sds_agent.cli.formats import add_format, coloured, document, left, table
+from sds_agent.cli.formats import add_format, coloured, document, left, span, table
 
 NOT_READY = 1
-EVERY = 1.0
-"""Seconds between two looks with --watch."""
 MOST_ROWS = 50
 """Subscribers in the table; those that are not current come first."""
+MOST_NODES = 5
+"""Envoys that a sentence names."""
 _STATES = {"serving": "good", "pending": "warning", "expired": "bad", "current": "good", "refused": "bad"}
 
 EXIT_CODES = (
@@ -32,21 +31,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the status. Raises NoAdminError and ProblemsError."""
+    if arguments.watch:
+        _watch(arguments)
     found = asking.status(arguments)
     output.write(rendered(found, arguments.format))
-    if arguments.watch:
-        _watch(found, arguments)
     return 0 if found.agent.ready else NOT_READY
 
 
-def _watch(shown: Status, arguments: argparse.Namespace) -> None:
-    """Show each change, for ever. On a terminal what is shown is replaced."""
+def _watch(arguments: argparse.Namespace) -> None:
+    """Show each change until the agent or the user ends it. On a terminal what is shown is replaced, also from time to
+    time without a change, for the lengths of time; elsewhere a change is appended. Raises NoAdminError.
+    """
     clear = "\x1b[H\x1b[2J" if sys.stdout is not None and sys.stdout.isatty() else ""
-    while True:
-        time.sleep(EVERY)
+    between = "---\n" if arguments.format == "yaml" else "" if arguments.format == "json" else "\n"
+    shown: Status | None = None
+    for changed in asking.changes(arguments):
+        if not changed and not clear:
+            continue
         found = asking.status(arguments)
-        if clear or _lasting(found) != _lasting(shown):
-            output.write(clear + rendered(found, arguments.format))
+        if clear or shown is None or _lasting(found) != _lasting(shown):
+            output.write((clear or (between if shown else "")) + rendered(found, arguments.format))
         shown = found
 
 
@@ -62,27 +66,64 @@ def rendered(status: Status, form: str) -> str:
 
 def tables(status: Status) -> Iterator[str]:
     """The status for people: a line that says whether all is well, then a table of each kind."""
-    yield _headline(status)
-    yield from (f"  {each}" for each in status.agent.lacks)
+    yield headline(status)
+    yield _agent(status)
     yield f"\n{_identities(status.identities, status.at)}"
     yield f"\n{_bundles(status.bundles, status.at)}"
     yield f"\n{_subscribers(status.subscribers, status.at)}"
-    for subscriber in status.subscribers:
-        for each in subscriber.subscriptions:
-            if each.nacked is not None:
-                node = subscriber.node or subscriber.peer
-                yield coloured(f"\n{node} refused {each.name}: {each.nacked.reason}", "bad")
+    yield from (coloured(f"\n{each}", "bad") for each in _refusals(status.subscribers))
 
 
-def _headline(status: Status) -> str:
-    agent = status.agent
-    state = coloured("ready", "good") if agent.ready else coloured("not ready", "bad")
-    counts = agent.counts
+def headline(status: Status) -> str:
+    """Whether all is well, and why not."""
+    concerns = list(_concerns(status))
+    if not status.agent.ready:
+        return f"{coloured('not ready', 'bad')}: {'; '.join((*status.agent.lacks, *concerns))}"
+    if concerns:
+        return f"{coloured('ready, and not all is well', 'warning')}: {'; '.join(concerns)}"
+    return f"{coloured('ready', 'good')}: all is well"
+
+
+def _concerns(status: Status) -> Iterator[str]:
+    """What is wrong while certificates are served."""
+    failing = [each.name for each in status.identities if each.state == "serving" and each.failure is not None]
+    if failing:
+        yield f"the renewal of {_some(failing)} fails"
+    for state, verb in (("refused", "refuse a secret"), ("unknown", "ask for a name that is not served")):
+        nodes = [
+            each.node or each.peer
+            for each in status.subscribers
+            if any(subscription.state == state for subscription in each.subscriptions)
+        ]
+        if nodes:
+            yield f"Envoys that {verb}: {_some(nodes)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of these, each once, and how many more there are."""
+    found = list(dict.fromkeys(names))
+    more = len(found) - MOST_NODES
+    return ", ".join(found[:MOST_NODES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _agent(status: Status) -> str:
+    agent, counts = status.agent, status.agent.counts
     return (
-        f"sds-agent {agent.version}, {agent.trust_domain}: {state}; up {left(agent.started_at, status.at)[:-4]}, "
-        f"{counts.issued} certificates issued, {counts.failed} attempts failed, {counts.pushes} pushes, "
-        f"{counts.nacks} refused"
+        f"sds-agent {agent.version} of {agent.trust_domain}, up {span(timedelta(seconds=agent.uptime_seconds))}; "
+        f"certificates issued: {counts.issued}, attempts failed: {counts.failed}, pushes: {counts.pushes}, refused: "
+        f"{counts.nacks}"
     )
+
+
+def _refusals(subscribers: Sequence[SubscriberView]) -> Iterator[str]:
+    """Each reason that Envoys gave for a refusal of what is served now, once, with the Envoys that gave it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for subscriber in subscribers:
+        for each in subscriber.subscriptions:
+            if each.state == "refused" and each.nacked is not None:
+                found.setdefault((each.name, each.nacked.reason), []).append(subscriber.node or subscriber.peer)
+    for (name, reason), nodes in found.items():
+        yield f"{name} is refused by {_some(nodes)}: {reason}"
 
 
 def _identities(identities: Sequence[IdentityView], now: datetime) -> str:

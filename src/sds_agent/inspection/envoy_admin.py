@@ -1,11 +1,16 @@
 """Reads from an Envoy's admin interface which secrets it has loaded.
 
-`/config_dump` shows a secret that Envoy refused as if it were active. `/certs` shows what is in use, by serial numbers
-and without names. So a secret counts as in use only if its first certificate is among those.
+`/config_dump` shows a secret that Envoy refused as if it were active. What is in use shows elsewhere. `/certs` has
+serial numbers without names. The statistic `sds.NAME.version_text` has the version that was last accepted; it is empty
+where the server names versions of resources alone, as on Delta streams. So a secret counts as in use only if its first
+certificate is in `/certs`, and its version, where the statistic has one, is the accepted one.
 """
 
 import base64
 import binascii
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -13,11 +18,12 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from sds_agent.inspection.secrets import InspectedSecret
+from sds_agent.inspection.secrets import InspectedSecret, certificates_only
 from sds_agent.text import printable
 
 TIMEOUT = 5.0
 LONGEST = 600
+_HEX = re.compile("[0-9A-Fa-f]+")
 SECRETS = ("dynamic_active_secrets", "dynamic_warming_secrets")
 
 
@@ -68,6 +74,22 @@ class _Certs(Struct):
     certificates: list[_Pair] = []
 
 
+class _Readout(Struct):
+    name: str = ""
+    value: Any = None
+
+
+class _Readouts(Struct):
+    stats: list[_Readout] = []
+
+
+class _UsedNow(Struct, frozen=True):
+    """The serial numbers of what is in use, and the accepted versions by the statistic's name."""
+
+    serials: frozenset[int]
+    versions: Mapping[str, str]
+
+
 class EnvoyAdmin:
     """An Envoy's admin interface, at a URL or a Unix socket."""
 
@@ -78,27 +100,40 @@ class EnvoyAdmin:
     def secrets(self) -> tuple[InspectedSecret, ...]:
         """What Envoy has got by SDS. Raises EnvoyAdminError."""
         with self._client() as client:
-            in_use = self._get(client, "/certs", _Certs)
-            serials = {
-                int(each.serial_number or "0", 16)
-                for pair in in_use.certificates
-                for each in (*pair.cert_chain, *pair.ca_cert)
-            }
-            found = []
-            for resource in SECRETS:
-                dump = self._get(client, f"/config_dump?resource={resource}", _Dump)
-                found += [_inspected(each, serials, active=resource == SECRETS[0]) for each in dump.configs]
-            return tuple(found)
+            before = self._serials(client)
+            found = [(resource, self._get(client, f"/config_dump?resource={resource}", _Dump)) for resource in SECRETS]
+            # a push between two requests must not look like a refusal
+            in_use = _UsedNow(before | self._serials(client), self._versions(client))
+            return tuple(
+                _inspected(each, in_use, active=resource == SECRETS[0])
+                for resource, dump in found
+                for each in dump.configs
+            )
+
+    def _serials(self, client: httpx.Client) -> frozenset[int]:
+        pairs = self._get(client, "/certs", _Certs).certificates
+        found = (each.serial_number for pair in pairs for each in (*pair.cert_chain, *pair.ca_cert))
+        return frozenset(int(each, 16) for each in found if _HEX.fullmatch(each))
+
+    def _versions(self, client: httpx.Client) -> Mapping[str, str]:
+        texts = self._get(client, "/stats?filter=version_text&format=json", _Readouts).stats
+        return {each.name: each.value for each in texts if isinstance(each.value, str)}
 
     def config(self) -> bytes:
         """The whole configuration, as JSON. Raises EnvoyAdminError."""
         with self._client() as client:
             return self._body(client, "/config_dump")
 
-    def _client(self) -> httpx.Client:
+    @contextmanager
+    def _client(self) -> Iterator[httpx.Client]:
         transport = httpx.HTTPTransport(uds=None if self._is_url else self._place)
         base = self._place.rstrip("/") if self._is_url else "http://envoy"
-        return httpx.Client(base_url=base, transport=transport, timeout=TIMEOUT, trust_env=False)
+        try:
+            client = httpx.Client(base_url=base, transport=transport, timeout=TIMEOUT, trust_env=False)
+        except httpx.InvalidURL as error:
+            raise EnvoyAdminError(f"{self._place} is no address: {error}") from error
+        with client:
+            yield client
 
     def _get(self, client: httpx.Client, path: str, shape: type[Any]) -> Any:
         try:
@@ -122,7 +157,7 @@ class EnvoyAdmin:
         return answer.content
 
 
-def _inspected(found: _Dynamic, serials: set[int], *, active: bool) -> InspectedSecret:
+def _inspected(found: _Dynamic, in_use: _UsedNow, *, active: bool) -> InspectedSecret:
     name, detail = printable(found.name, LONGEST), printable(str(found.error_state.get("details", "")), LONGEST)
     kind, pem = _content(found.secret)
     secret = InspectedSecret(
@@ -134,11 +169,18 @@ def _inspected(found: _Dynamic, serials: set[int], *, active: bool) -> Inspected
         updated=found.last_updated,
         detail=detail,
     )
-    certificates = secret.certificates
-    if secret.state == "ACTIVE" and (not certificates or certificates[0].serial_number not in serials):
+    if secret.state == "ACTIVE" and not _is_used(secret, found, in_use):
         reason = detail or "Envoy was sent it and does not use it: it refused it, or no listener or cluster needs it"
         return msgspec.structs.replace(secret, state="REJECTED", detail=reason)
     return secret
+
+
+def _is_used(secret: InspectedSecret, found: _Dynamic, in_use: _UsedNow) -> bool:
+    certificates = secret.certificates
+    accepted = in_use.versions.get(f"sds.{found.name.replace(':', '_')}.version_text")
+    if accepted and found.version_info and accepted != found.version_info:
+        return False
+    return bool(certificates) and certificates[0].serial_number in in_use.serials
 
 
 def _content(secret: _Secret) -> tuple[Any, bytes]:
@@ -151,6 +193,6 @@ def _content(secret: _Secret) -> tuple[Any, bytes]:
 
 def _bytes(inline: _Inline) -> bytes:
     try:
-        return base64.b64decode(inline.inline_bytes, validate=True) or inline.inline_string.encode()
+        return certificates_only(base64.b64decode(inline.inline_bytes, validate=True) or inline.inline_string.encode())
     except binascii.Error:
         return b""

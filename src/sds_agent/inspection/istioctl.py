@@ -20,10 +20,12 @@ _TYPES = {"certificate": "Cert Chain", "bundle": "CA", None: ""}
 
 
 def dump(secrets: Iterable[InspectedSecret]) -> dict[str, Any]:
-    """The JSON of `-o json`: what is in use and what is not there yet. There is no private key in it."""
+    """The JSON of `-o json`: what is in use as active, and what is not, or not there yet, as warming. There is no
+    private key in it.
+    """
     found = ordered(secrets)
-    active = [_entry(each) for each in found if each.pem]
-    warming = [_entry(each) for each in found if not each.pem]
+    active = [_entry(each) for each in found if each.state == "ACTIVE"]
+    warming = [_entry(each) for each in found if each.state != "ACTIVE"]
     return {"dynamicActiveSecrets": active, **({"dynamicWarmingSecrets": warming} if warming else {})}
 
 

@@ -10,7 +10,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from sds_agent_proto import sds_pb2 as wire
 
-from sds_agent.inspection.secrets import InspectedSecret
+from sds_agent.inspection.secrets import InspectedSecret, certificates_only
 from sds_agent.text import printable
 
 NODE = "sds-agent-secret"
@@ -63,7 +63,7 @@ def _refused(name: str, error: grpc.aio.AioRpcError) -> InspectedSecret:
 
 def _found(secret: wire.Secret, version: str) -> InspectedSecret:
     if secret.HasField("tls_certificate"):
-        pem = secret.tls_certificate.certificate_chain.inline_bytes
+        pem = certificates_only(secret.tls_certificate.certificate_chain.inline_bytes)
         return InspectedSecret(name=secret.name, state="ACTIVE", kind="certificate", pem=pem, version=version)
-    pem = secret.validation_context.trusted_ca.inline_bytes
+    pem = certificates_only(secret.validation_context.trusted_ca.inline_bytes)
     return InspectedSecret(name=secret.name, state="ACTIVE", kind="bundle", pem=pem, version=version)

@@ -8,12 +8,22 @@ from cryptography import x509
 from msgspec import Struct
 
 from sds_agent.pki.certificates import CertificateError, read_pem, serial_hex
+from sds_agent.pki.pem import blocks
+
+_CERTIFICATES = frozenset({b"CERTIFICATE", b"X509 CERTIFICATE", b"TRUSTED CERTIFICATE"})
 
 Kind = Literal["certificate", "bundle"]
 State = Literal["ACTIVE", "WARMING", "REJECTED", "UNKNOWN"]
 """Whether it is in use: it is; it is not there yet; Envoy was sent it and refuses it; or the server does not serve the
 name.
 """
+
+
+def certificates_only(pem: bytes) -> bytes:
+    """The certificates of PEM, without whatever is beside them: a private key may be in a chain by mistake, where Envoy
+    does not redact it.
+    """
+    return b"".join(each.text.strip() + b"\n" for each in blocks(pem, _CERTIFICATES) if each.has_end)
 
 
 class InspectedSecret(Struct, frozen=True, kw_only=True):
