@@ -102,7 +102,7 @@ def test_a_thousand_envoys_do_not_hide_the_one_that_refuses() -> None:
     assert "the Envoy odd refuses" in answers[-1][1]
 
 
-def test_a_name_that_nobody_asks_for_is_no_fault_of_the_agent() -> None:
+def test_a_name_that_no_envoy_asks_for_is_no_fault_of_the_agent() -> None:
     assert found(asking(NameStatus("other", None)), "web")[-1][0] == "warning"
 
 
