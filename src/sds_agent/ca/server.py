@@ -10,6 +10,7 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -123,15 +124,7 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[ListenAdd
                     address = ListenAddress(host, port)
                     log.event(LOG, "listening", address=str(address), trust_domain=settings.trust_domain)
                     tasks.start_soon(sources.warn, _sources(settings))
-                    running = RunningCa(
-                        started_at=started_at,
-                        trust_domain=settings.trust_domain,
-                        address=str(address),
-                        current=source.current,
-                        service=service,
-                        audit=audit,
-                        acceptor=acceptor,
-                    )
+                    running = _running(settings, started_at, address, (source, service, audit, acceptor))
                     try:
                         async with _administered(settings.admin, running, clock):
                             yield address
@@ -160,6 +153,25 @@ async def _administered(settings: AdminSettings, ca: RunningCa, clock: Clock) ->
 
     async with admin_serving(settings, make, clock):
         yield
+
+
+def _running(
+    settings: CaSettings,
+    started_at: datetime,
+    address: ListenAddress,
+    parts: tuple[Source, CertificateService, AuditLog, TlsAcceptor],
+) -> RunningCa:
+    """The server as its views see it."""
+    source, service, audit, acceptor = parts
+    return RunningCa(
+        started_at=started_at,
+        trust_domain=settings.trust_domain,
+        address=str(address),
+        current=source.current,
+        service=service,
+        audit=audit,
+        acceptor=acceptor,
+    )
 
 
 def _acceptor(settings: CaSettings, tls: ServerTls, clock: Clock) -> TlsAcceptor:
