@@ -228,6 +228,11 @@ async def test_a_reader_that_comes_back_gets_what_it_has_missed(admin: Admin) ->
     assert again == seen[2:]
 
 
+async def test_a_reader_that_followed_an_earlier_run_of_the_agent_gets_the_events_of_this_one(admin: Admin) -> None:
+    async with admin.client() as client, client.stream("GET", "/events", headers={"Last-Event-ID": "100000"}) as answer:
+        assert [line async for line in until_status(answer.aiter_lines()) if line.startswith("id: ")]
+
+
 async def until_status(lines: AsyncIterator[str]) -> AsyncIterator[str]:
     async for line in lines:
         if line == "event: status":

@@ -62,8 +62,12 @@ class EventFeed:
         self._rouse()
 
     def reader(self, after: int | None = None) -> "EventReader":
-        """A reader that has everything up to the event numbered `after`; without it, one to whom all is new."""
-        return EventReader(self, -1 if after is None else after)
+        """A reader that has everything up to the event numbered `after`; without it, one to whom all is new.
+
+        A number that is still to come is one of an earlier run of the agent: to that reader, too, all is new.
+        """
+        newest = self._ring[-1].number if self._ring else 0
+        return EventReader(self, -1 if after is None or after > newest else after)
 
     def _rouse(self) -> None:
         self._wake.set()
