@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -88,6 +89,29 @@ async def test_a_renewal_and_a_nack_appear_without_a_reload(tmp_path: Path) -> N
         assert await running.program.stop() == 0
         await expect(here.page.locator("#said")).to_contain_text("The agent does not answer.", timeout=TIMEOUT)
         assert [each for each in here.complaints if "Failed to load resource" not in each] == []
+
+
+async def test_an_agent_that_hangs_is_said_and_what_a_person_holds_stays(tmp_path: Path) -> None:
+    async with browser() as program, shown_agent(tmp_path, default="6s") as (running, address):
+        here = await visit(program, address)
+        serial = here.page.locator("article[data-workload=default] .serial")
+        before = await serial.inner_text()
+        await here.page.locator("details[data-chain=default] summary").focus()
+        await here.page.keyboard.press("Enter")
+        article = await here.page.query_selector("article")
+        await expect(serial).not_to_have_text(before, timeout=TIMEOUT)
+        assert await here.page.evaluate("document.activeElement.tagName") == "SUMMARY"
+        assert await here.page.evaluate("document.querySelector('details').open")
+        assert await here.page.evaluate("each => each.isConnected", article), "a selection in it would be gone"
+        running.program.process.send_signal(signal.SIGSTOP)
+        try:
+            said = here.page.locator("#said")
+            await expect(said).to_contain_text("The agent does not answer. Its last answer came at", timeout=TIMEOUT)
+            await expect(here.page.locator("#ready")).to_have_text("no answer", timeout=TIMEOUT)
+        finally:
+            running.program.process.send_signal(signal.SIGCONT)
+        await expect(here.page.locator("#said")).to_contain_text("Up to date", timeout=TIMEOUT)
+        assert here.complaints == []
 
 
 async def test_everybody_can_read_it(tmp_path: Path) -> None:
