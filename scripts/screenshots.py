@@ -1,4 +1,4 @@
-"""What scripts/screenshots does: pictures of the page of an agent with three Envoys, one of which refuses a secret."""
+"""What scripts/screenshots does: pictures of an agent with two real Envoys and a third that refuses a secret."""
 
 import asyncio
 import json
