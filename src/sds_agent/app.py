@@ -27,6 +27,7 @@ from sds_agent.live import assembly
 from sds_agent.live.agent import Agent, AgentAnchors
 from sds_agent.live.assembly import Authorities
 from sds_agent.live.opening import OpenAuthorities
+from sds_agent.live.origin import ConfigSource, ReloadHooks
 from sds_agent.rpc.health import Health
 from sds_agent.sds.endpoint import Access, access
 from sds_agent.sds.server import Limits, serving
@@ -46,9 +47,14 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
+FIRST_SECRET = 2.0
+"""Seconds after the start from which on a changed configuration file is noticed, whatever the CAs do."""
 
-async def run(settings: Settings) -> None:
-    """Run the agent until SIGTERM, SIGINT or SIGHUP.
+
+async def run(settings: Settings, origin: ConfigSource | None = None) -> None:
+    """Run the agent until SIGTERM or SIGINT, or until its terminal is closed.
+
+    Another SIGHUP, and a change of the file, has it reload its configuration from `origin`.
 
     Raises ConfigurationError, SocketInUseError, StateInUseError or ProbeError when it cannot start, alone or in an
     exception group, as its parts run in one. `preflight.obstacles` finds all but the last without a start.
@@ -58,14 +64,28 @@ async def run(settings: Settings) -> None:
     listening = systemd.at(settings.sds.socket, sockets)
     with locked_directory(settings.state_dir, "state_dir", preflight.in_use(settings.state_dir)) as locked:
         # The agent ends before its authorities: it may ask them until then.
+        asked = asyncio.Event()
         async with (
-            until_signalled(),
+            until_signalled(reload=asked.set),
             authorities(settings, clock) as cas,
             agent(settings, cas, clock, locked, listening) as running,
             supervised(manager, running.store, running.summary, clock),
         ):
-            await asyncio.Event().wait()
+            hooks = ReloadHooks(manager.reloading, lambda: manager.ready(running.summary(clock.now())))
+            await _reload(running, cas, origin, hooks, asked)
     log.event(LOG, "stopped")
+
+
+async def _reload(
+    running: Agent, cas: OpenAuthorities, origin: ConfigSource | None, hooks: ReloadHooks, asked: asyncio.Event
+) -> None:
+    """Reload the configuration when it changes or a signal asks for it, until cancelled."""
+    with suppress(TimeoutError):  # the first secret comes first, if it comes soon
+        async with asyncio.timeout(FIRST_SECRET):
+            await complete(running.store)
+    from sds_agent.live.reload import Reload  # noqa: PLC0415 - not before the first secret
+
+    await Reload(running, cas, origin, SystemClock(), hooks).run(asked)
 
 
 @asynccontextmanager

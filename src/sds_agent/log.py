@@ -190,6 +190,16 @@ def configure(form: Format = "auto", level: str = "info", stream: TextIO | None 
         foreign.propagate = False
 
 
+def change(form: Format, level: str) -> None:
+    """Write further events in that form and from that level on, to where `configure` sends them."""
+    root = logging.getLogger(ROOT)
+    root.setLevel(level.upper())
+    for handler in root.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            text = form == "text" or (form == "auto" and handler.stream.isatty())
+            handler.setFormatter(_Text() if text else _Json())
+
+
 class _Unclaimed(logging.Handler):
     """Logs, as a fault, each exception that a library logs because no caller catches it, once for each place.
 

@@ -136,7 +136,13 @@ def credentials(settings: Settings, clock: Clock) -> Iterator[str]:
         for key, path in kind.files(chosen).items():
             if key in kind.secrets and (cause := who_could_read(path)):
                 yield f"authorities.{name}.{key}: {cause}"
-        for each in kind.credentials(chosen, context(settings, name, clock)):
+    yield from unusable_credentials(settings, clock)
+
+
+def unusable_credentials(settings: Settings, clock: Clock) -> Iterator[str]:
+    """What keeps the credentials from being shown to the CAs, in such lines. Blocks on the disk."""
+    for name, chosen in settings.authorities.items():
+        for each in registry.kind_of(chosen).credentials(chosen, context(settings, name, clock)):
             yield f"authorities.{name}.{'.'.join(map(str, each.where))}: {each.found}; {each.fix}"
 
 

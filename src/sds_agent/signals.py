@@ -2,10 +2,15 @@
 
 SIGHUP says that the terminal was closed; a shell and the kernel may both send it, so a second one has no effect. nohup
 has the program ignore it, and it stays ignored.
+
+For a program that reloads its configuration, SIGHUP asks for that. Such a program still ends with its terminal: where
+there was one at the start and the signal finds none, that is what the signal says. The kernel takes a terminal that
+hangs up from all processes of its session (credentials(7), tty_ioctl(4)), some of them a moment after the signal.
 """
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,10 +27,15 @@ SAME = 1.5
 terminal and a service manager may each send one.
 """
 
+HANG_UP = 0.1
+"""Seconds from SIGHUP to the check of the terminal."""
+
 
 @asynccontextmanager
-async def until_signalled(same: float = SAME) -> AsyncIterator[None]:
+async def until_signalled(same: float = SAME, reload: Callable[[], None] | None = None) -> AsyncIterator[None]:
     """Cancel the body of this context at the first signal, and leave it without an error once the body has ended.
+
+    Where there is a `reload`, it is called for a SIGHUP that is not about the program's terminal.
 
     Signals of the next `same` seconds are ignored; a later one ends the process at once.
     """
@@ -36,7 +46,7 @@ async def until_signalled(same: float = SAME) -> AsyncIterator[None]:
         log.event(LOG, "stopping", signal=number.name)
         scope.reschedule(loop.time())
 
-    with _first_signal(loop, stop, same):
+    with _first_signal(loop, stop, same, reload):
         try:
             async with scope:
                 yield
@@ -47,7 +57,10 @@ async def until_signalled(same: float = SAME) -> AsyncIterator[None]:
 
 @contextmanager
 def _first_signal(
-    loop: asyncio.AbstractEventLoop, act: Callable[[signal.Signals], None], same: float
+    loop: asyncio.AbstractEventLoop,
+    act: Callable[[signal.Signals], None],
+    same: float,
+    reload: Callable[[], None] | None,
 ) -> Iterator[None]:
     """Call `act` for the first signal; more than `same` seconds later a signal has its usual effect on a program."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -72,6 +85,9 @@ def _first_signal(
 
     for number in before:
         loop.add_signal_handler(number, first, number)
+    if reload is not None and signal.SIGHUP in before:
+        handle = _hang_up_handler(lambda: first(signal.SIGHUP), reload, lambda: ends_at_once is not None)
+        loop.add_signal_handler(signal.SIGHUP, loop.call_later, HANG_UP, handle)
     try:
         yield
     finally:
@@ -80,6 +96,32 @@ def _first_signal(
         for number, handler in before.items():
             loop.remove_signal_handler(number)
             signal.signal(number, handler)
+
+
+def _hang_up_handler(
+    end: Callable[[], None], reload: Callable[[], None], ending: Callable[[], bool]
+) -> Callable[[], None]:
+    """What to do some time after a SIGHUP: `end` where the terminal has gone that there is now, else `reload`."""
+    had_terminal = _has_terminal()
+
+    def handle() -> None:
+        if ending():
+            return
+        if had_terminal and not _has_terminal():
+            end()
+        else:
+            reload()
+
+    return handle
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal (tty(4))."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
 
 
 def _still_stopping() -> None:

@@ -36,7 +36,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=30)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_ends_the_agent_cleanly_and_quickly(tmp_path: Path, number: signal.Signals) -> None:
     async with agent(write_config(tmp_path, default="1h")) as running, connected(running.socket) as peer:
         await running.event("ready")
@@ -48,6 +48,23 @@ async def test_a_signal_ends_the_agent_cleanly_and_quickly(tmp_path: Path, numbe
         assert (await stream.end())[0] is grpc.StatusCode.OK
         assert not running.socket.exists()
         await running.event("stopped")
+
+
+async def test_sighup_has_an_agent_reload_its_file_and_it_goes_on(tmp_path: Path) -> None:
+    config = write_config(tmp_path, default="1h", other="1h")
+    async with agent(config) as running, connected(running.socket) as peer:
+        await running.event("ready")
+        going, staying = await peer.stream().ask("other"), await peer.stream().ask("default")
+        await going.read()
+        await staying.read()
+        write_config(tmp_path, default="1h")
+        running.program.process.send_signal(signal.SIGHUP)
+        assert (await going.end())[0] is grpc.StatusCode.NOT_FOUND
+        reloaded = await running.event("reloaded")
+        assert reloaded["workloads_removed"] == ["other"]
+        assert "default" in await peer.fetch("default")
+        assert await running.program.stop() == 0
+        assert (await staying.end())[0] is grpc.StatusCode.OK
 
 
 async def test_an_agent_whose_terminal_is_closed_removes_its_socket_and_ends(tmp_path: Path) -> None:

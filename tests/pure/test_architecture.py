@@ -128,6 +128,9 @@ MAY_IMPORT = {
         "sds.status",
         "secrets",
         "state",
+        "preflight",
+        "file_sets",
+        "path_watch",
     },
     "app": MATERIAL
     | {
@@ -189,6 +192,7 @@ MAY_IMPORT = {
         "configfile",
         "files",
         "hardening",
+        "live.origin",
         "once",
         "preflight",
         "probe",
@@ -271,6 +275,7 @@ PURE = {
     "issuance.status",
     "issuance.validity",
     "issuance.workload",
+    "live.file_turn",
     "outputs.layout",
     "pki",
     "rpc.crowd",

@@ -45,7 +45,7 @@ class Group(NamedTuple):
 
 
 COMMANDS: Mapping[str, Command | Group] = {
-    "run": Command("serve secrets until SIGTERM, SIGINT or SIGHUP", "run"),
+    "run": Command("serve secrets until SIGTERM or SIGINT; SIGHUP reloads the file", "run"),
     "check": Command("check a configuration and explain what it does", "check"),
     "ready": Command("ask a running agent whether every workload has its certificate", "ready"),
     "status": Command("show what a running agent serves to whom, and what is wrong", "status"),

@@ -5,11 +5,15 @@ import gc
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sds_agent import log
 from sds_agent.cli import output
 from sds_agent.config.loading import Loaded, load
 from sds_agent.hardening import keep_memory_private
+
+if TYPE_CHECKING:
+    from sds_agent.live.origin import ConfigSource
 
 LOG = logging.getLogger(__name__)
 
@@ -49,8 +53,22 @@ def run(arguments: argparse.Namespace) -> int:
 
     gc.freeze()
     gc.enable()
-    asyncio.run(app.run(loaded.settings))
+    asyncio.run(app.run(loaded.settings, _origin(loaded, arguments)))
     return 0
+
+
+def _origin(loaded: Loaded, arguments: argparse.Namespace) -> "ConfigSource | None":
+    """What the configuration can be read from once more; None where it was made without a file."""
+    from sds_agent.live.origin import ConfigSource  # noqa: PLC0415 - with `app`
+
+    file = loaded.file
+    if file is None:
+        return None
+
+    def relog(chosen: log.LogSettings) -> None:
+        log.change(arguments.log_format or chosen.format, arguments.log_level or chosen.level)
+
+    return ConfigSource(file, lambda: load(file, os.environ).settings, relog)
 
 
 def _announce(loaded: Loaded) -> None:

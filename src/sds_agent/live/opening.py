@@ -35,6 +35,10 @@ class OpenAuthority:
         """The authority, once it is open."""
         return self._opened.result()
 
+    def begin_to_close(self) -> None:
+        """Close it in its own time: nothing waits for that but the end of all."""
+        self._closing.set()
+
     async def close(self) -> None:
         """Close it, and return once that is done, also where the caller is cancelled."""
         self._closing.set()

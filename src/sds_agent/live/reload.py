@@ -1,0 +1,217 @@
+"""The configuration file while the agent runs: it is followed, and what it says is applied, or refused in words.
+
+A file is refused as a whole, and the configuration in force stays. All that can fail comes first: reading the file,
+comparing it, the credentials of the authorities that are new or another, and opening those. Then the agent becomes what
+it says (`Agent.apply`), and the authorities that were replaced are closed. A refusal whose cause lies outside of the
+file, such as a credential that is not there yet, is tried again every few seconds.
+"""
+
+import asyncio
+import hashlib
+import logging
+from pathlib import Path
+
+from msgspec import structs
+
+from sds_agent import log, preflight
+from sds_agent.clock import Clock
+from sds_agent.config.changes import SettingsChange, difference
+from sds_agent.config.settings import Settings
+from sds_agent.errors import ProblemsError, SdsAgentError
+from sds_agent.live.agent import Agent
+from sds_agent.live.file_turn import FileTurn
+from sds_agent.live.opening import OpenAuthorities, OpenAuthority
+from sds_agent.live.origin import ConfigSource, ReloadHooks
+from sds_agent.path_watch import PathWatch
+from sds_agent.tasks import DISK_TIMEOUT, NoThreadError, TimeLimit, in_thread
+
+LOG = logging.getLogger(__name__)
+
+OPENING = 30.0
+"""Seconds that an authority may take to open."""
+LARGEST_FILE = 1 << 20
+"""Bytes, as `configfile.source` has it."""
+
+
+class _RefusedError(SdsAgentError):
+    """The new configuration cannot be applied. `final`: not before the file changes."""
+
+    def __init__(self, causes: tuple[str, ...], *, final: bool) -> None:
+        super().__init__("; ".join(causes))
+        self.causes = causes
+        self.final = final
+
+
+class Reload:
+    """Follows the file of an agent. Without one there is nothing to reload, and the log says so when asked."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        cas: OpenAuthorities,
+        origin: ConfigSource | None,
+        clock: Clock,
+        hooks: ReloadHooks | None = None,
+    ) -> None:
+        self._agent = agent
+        self._cas = cas
+        self._origin = origin
+        self._clock = clock
+        self._hooks = hooks or ReloadHooks()
+        self._disk = TimeLimit(DISK_TIMEOUT)
+        self._refused = log.LogOnChange(LOG, "reload_refused")
+        self._is_refused = False
+
+    async def run(self, asked: asyncio.Event) -> None:
+        """Reload when the file has changed and whenever `asked` is set, which this clears, until cancelled."""
+        if self._origin is None:
+            while True:
+                await asked.wait()
+                asked.clear()
+                self._hooks.begins()
+                log.event(LOG, "nothing_to_reload", cause="the agent runs without a configuration file")
+                self._hooks.ends()
+        watch = PathWatch()
+        try:
+            await self._follow(self._origin, watch, asked)
+        finally:
+            watch.close()
+
+    async def _follow(self, origin: ConfigSource, watch: PathWatch, asked: asyncio.Event) -> None:
+        turn = FileTurn(b"", self._clock.now())
+        while True:
+            is_asked = asked.is_set()
+            asked.clear()
+            if is_asked:
+                self._hooks.begins()
+            turn = turn.read(await self._digest(origin.file, watch), self._clock.now())
+            if turn.due(self._clock.now(), asked=is_asked):
+                turn = await self._judge(origin, turn, asked=is_asked)
+            if is_asked:
+                self._hooks.ends()
+            await self._changed(watch, asked, turn.pause)
+
+    async def _changed(self, watch: PathWatch, asked: asyncio.Event, seconds: float) -> None:
+        waits = [asyncio.create_task(watch.changed(self._clock, seconds)), asyncio.create_task(_set(asked))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
+            await asyncio.wait(waits)
+
+    async def _digest(self, file: Path, watch: PathWatch | None = None) -> bytes:
+        """A hash of the file's content; empty where it cannot be read, which loading it explains."""
+
+        def read() -> bytes:
+            if watch is not None:
+                watch.arm([file])
+            with file.open("rb") as opened:
+                return hashlib.sha256(opened.read(LARGEST_FILE + 1)).digest()
+
+        try:
+            return await self._disk.call(read)
+        except (OSError, NoThreadError):
+            return b""
+
+    async def _judge(self, origin: ConfigSource, turn: FileTurn, *, asked: bool) -> FileTurn:
+        """Apply what the file says, or say why not; returns whether that is for good."""
+        try:
+            change = await self._take(origin, turn, asked=asked)
+        except _RefusedError as error:
+            if not turn.reports(self._clock.now(), asked=asked):
+                return turn
+            self._refused.report(error.causes, file=str(origin.file), serving="the configuration before")
+            self._is_refused = True
+            return structs.replace(turn, judged=error.final, tried=True)
+        if not change and (asked or self._is_refused):
+            log.event(LOG, "nothing_to_reload", cause=f"{origin.file} says what is in force")
+        self._refused.resolved()
+        self._is_refused = False
+        return structs.replace(turn, judged=True)
+
+    async def _take(self, origin: ConfigSource, turn: FileTurn, *, asked: bool) -> SettingsChange:
+        """Apply what the file says. Raises _RefusedError, and then nothing has changed."""
+        began = self._clock.now()
+        settings = await self._loaded(origin)
+        if not asked and await self._digest(origin.file) != turn.digest:
+            raise _RefusedError((f"{origin.file} changes all the time",), final=False)
+        change = difference(self._agent.settings, settings)
+        if change.refusals:
+            raise _RefusedError(change.refusals, final=True)
+        if not change:
+            return change
+        fresh = await self._opened(settings, change)
+        closing = self._cas.replace(fresh, change.to_close)
+        await self._agent.apply(settings, {name: self._cas[name] for name in settings.authorities})
+        for each in closing:
+            each.begin_to_close()
+        if "log" in change.keys:
+            origin.relog(settings.log)
+        took = self._clock.now() - began
+        _report(change, str(origin.file), round(took.total_seconds() * 1000, 1))
+        return change
+
+    async def _loaded(self, origin: ConfigSource) -> Settings:
+        try:
+            return await self._disk.call(origin.load)
+        except ProblemsError as error:
+            raise _RefusedError(tuple(map(str, error.problems)), final=True) from error
+        except (OSError, SdsAgentError) as error:
+            raise _RefusedError((f"{origin.file} cannot be read: {error}",), final=False) from error
+
+    async def _opened(self, settings: Settings, change: SettingsChange) -> dict[str, OpenAuthority]:
+        """The authorities that are new or another. Where one cannot be opened, none is."""
+        chosen = {name: settings.authorities[name] for name in change.to_open}
+        only = structs.replace(settings, authorities=chosen)
+        try:
+            causes = await in_thread(lambda: tuple(preflight.unusable_credentials(only, self._clock)))
+        except NoThreadError as error:
+            causes = (str(error),)
+        if causes:
+            raise _RefusedError(causes, final=False)
+        fresh = dict[str, OpenAuthority]()
+        try:
+            for name in chosen:
+                fresh[name] = await self._open(settings, name)
+        except _RefusedError:
+            for opened in fresh.values():
+                opened.begin_to_close()
+            raise
+        return fresh
+
+    async def _open(self, settings: Settings, name: str) -> OpenAuthority:
+        key, limit = f"authorities.{name}", asyncio.timeout(OPENING)
+        try:
+            async with limit:
+                context = preflight.context(settings, name, self._clock)
+                return await self._cas.opened(settings.authorities[name], context)
+        except SdsAgentError as error:
+            cause = str(error)
+        except Exception as error:  # noqa: BLE001 - a bug in one adapter must not end the agent
+            cause = f"{key} could not be opened within {OPENING:g} s"
+            if not limit.expired():
+                log.fault(LOG, f"authority {name}", error)
+                cause = f"opening {key} led to a {type(error).__name__}; please report the event fault"
+        raise _RefusedError((cause,), final=False)
+
+
+async def _set(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+def _report(change: SettingsChange, file: str, took_ms: float) -> None:
+    workloads, authorities = change.workloads, change.authorities
+    log.event(
+        LOG,
+        "reloaded",
+        file=file,
+        keys=change.keys,
+        workloads_added=workloads.added or None,
+        workloads_removed=workloads.removed or None,
+        workloads_changed=workloads.changed or None,
+        authorities_added=authorities.added or None,
+        authorities_removed=authorities.removed or None,
+        authorities_changed=authorities.changed or None,
+        took_ms=took_ms,
+    )

@@ -1,0 +1,208 @@
+"""The configuration file is followed: however it is replaced it is applied once, and a bad one changes nothing."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import grpc
+import pytest
+from fakes.events import Events, recorded
+from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
+from fakes.peers import Peer, connected
+from fakes.replacing import WAYS, kubernetes
+
+from sds_agent import app
+from sds_agent.clock import SystemClock
+from sds_agent.config.loading import load
+from sds_agent.live.agent import Agent
+from sds_agent.live.origin import ConfigSource, ReloadHooks
+from sds_agent.live.reload import Reload
+from sds_agent.secrets.readiness import complete
+
+NAME = "agent.yaml"
+
+
+def config(folder: Path, *names: str, **changed: Any) -> bytes:
+    """A configuration with workloads of these names; JSON is YAML."""
+    workloads = [{"name": name, "spiffe_id": f"spiffe://demo.example/{name}"} for name in names]
+    keys = {
+        "trust_domain": "demo.example",
+        "state_dir": str(folder / "state"),
+        "sds": {"socket": str(folder / "sds.sock")},
+        "admin": {"enabled": False},
+        "workloads": workloads,
+    }
+    return json.dumps(keys | changed).encode()
+
+
+class Followed:
+    """An agent that follows its file."""
+
+    def __init__(self, folder: Path, agent: Agent, peer: Peer, events: Events) -> None:
+        self.folder = folder
+        self.agent = agent
+        self.peer = peer
+        self.events = events
+        self.asked = asyncio.Event()
+        self.heard: list[str] = []
+
+    @property
+    def names(self) -> list[str]:
+        """The workloads in force."""
+        return [each.name for each in self.agent.workloads]
+
+    def write(self, *names: str, **changed: Any) -> None:
+        """Replace the file in one step."""
+        new = self.folder / "new"
+        new.write_bytes(config(self.folder, *names, **changed))
+        new.rename(self.folder / NAME)
+
+    async def ask(self) -> None:
+        """Ask for a reload, and wait until it is done."""
+        done = len(self.heard) + 2
+        self.asked.set()
+        while len(self.heard) < done:
+            await self.events.next()
+
+
+@asynccontextmanager
+async def followed(folder: Path, file: Path) -> AsyncIterator[Followed]:
+    chosen, clock = load(file, {}).settings, SystemClock()
+    with recorded() as events:
+        async with (
+            app.authorities(chosen, clock) as cas,
+            app.agent(chosen, cas, clock) as running,
+            connected(folder / "sds.sock") as peer,
+        ):
+            await complete(running.store)
+            found = Followed(folder, running, peer, events)
+            source = ConfigSource(
+                file, lambda: load(file, {}).settings, lambda chosen: found.heard.append(chosen.level)
+            )
+            hooks = ReloadHooks(lambda: found.heard.append("begins"), lambda: found.heard.append("ends"))
+            following = asyncio.create_task(Reload(running, cas, source, clock, hooks).run(found.asked))
+            try:
+                with anyio.fail_after(30):
+                    yield found
+            finally:
+                following.cancel()
+                await asyncio.wait([following])
+
+
+@pytest.fixture
+async def agent(tmp_path: Path) -> AsyncIterator[Followed]:
+    (tmp_path / NAME).write_bytes(config(tmp_path, "web"))
+    async with followed(tmp_path, tmp_path / NAME) as found:
+        yield found
+
+
+@pytest.mark.parametrize("way", [WAYS[0], WAYS[1], WAYS[2], kubernetes], ids=lambda way: way.__name__)
+async def test_a_file_that_is_replaced_is_applied_each_time_however_it_is_done(tmp_path: Path, way: Any) -> None:
+    directory, replace = way(tmp_path)
+    replace({NAME: config(tmp_path, "web")})
+    async with followed(tmp_path, directory / NAME) as found:
+        for count, names in enumerate((("web", "api"), ("web",), ("web", "db")), start=1):
+            replace({NAME: config(tmp_path, *names)})
+            await found.events.wait("reloaded", count=count)
+            assert found.names == list(names)
+        assert found.events.named("reload_refused") == []
+        assert [(e.get("workloads_added"), e.get("workloads_removed")) for e in found.events.named("reloaded")] == [
+            (["api"], None),
+            (None, ["api"]),
+            (["db"], None),
+        ]
+
+
+async def test_a_workload_that_leaves_the_file_ends_its_stream(agent: Followed) -> None:
+    agent.write("web", "api")
+    await agent.events.wait("reloaded")
+    stream = await agent.peer.stream().ask("api")
+    await stream.read()
+    agent.write("web")
+    assert (await stream.end())[0] is grpc.StatusCode.NOT_FOUND
+
+
+async def test_half_a_file_is_not_taken_for_the_whole(agent: Followed) -> None:
+    """It may be good YAML with fewer workloads, whose streams would end."""
+    agent.write("web", "api")
+    await agent.events.wait("reloaded")
+    for _ in range(2):
+        (agent.folder / NAME).write_bytes(config(agent.folder, "web"))
+        await asyncio.sleep(0)
+        (agent.folder / NAME).write_bytes(config(agent.folder, "web", "api", "db"))
+    await agent.events.wait("reloaded", count=2)
+    assert agent.names == ["web", "api", "db"]
+    assert "workloads_removed" not in agent.events.named("reloaded")[1]
+
+
+async def test_a_bad_file_is_refused_in_words_once_and_what_was_in_force_stays(agent: Followed) -> None:
+    (agent.folder / NAME).write_text("trust_domain: demo.example\nworkload: []\n")
+    refused = await agent.events.wait("reload_refused")
+    assert refused["serving"] == "the configuration before"
+    assert any("workload is not a known key" in cause for cause in refused["causes"])
+    await agent.ask()
+    assert (len(agent.events.named("reload_refused")), agent.names) == (1, ["web"])
+    agent.write("web", "api")
+    await agent.events.wait("reloaded")
+    assert agent.names == ["web", "api"]
+
+
+async def test_a_file_that_is_removed_is_reported_and_changes_nothing(agent: Followed) -> None:
+    (agent.folder / NAME).unlink()
+    refused = await agent.events.wait("reload_refused")
+    assert "does not exist" in refused["causes"][0]
+    agent.write("web")
+    await agent.events.wait("nothing_to_reload")
+    assert agent.names == ["web"]
+
+
+async def test_a_key_that_needs_a_restart_has_the_whole_file_refused(agent: Followed) -> None:
+    agent.write("web", "api", keep_certificates=False)
+    refused = await agent.events.wait("reload_refused")
+    assert refused["causes"] == ["keep_certificates has changed, which only a restart of the agent applies"]
+    assert agent.names == ["web"], "half of a file was applied"
+
+
+async def test_an_authority_that_cannot_be_opened_is_refused_before_anything_changes(agent: Followed) -> None:
+    """And tried again: what it lacks may come after the configuration that names it."""
+    in_the_way = agent.folder / "state" / "authorities" / "mesh"
+    in_the_way.write_text("")
+    workloads = [
+        {"name": name, "spiffe_id": f"spiffe://demo.example/{name}", "authority": "local"} for name in ("web", "api")
+    ]
+    agent.write(authorities={name: {"type": "embedded"} for name in ("local", "mesh")}, workloads=workloads)
+    await agent.ask()
+    (refused,) = agent.events.named("reload_refused")
+    assert str(in_the_way) in refused["causes"][0]
+    assert (agent.names, list(agent.agent.about.kinds)) == (["web"], ["local"])
+    in_the_way.unlink()
+    await agent.ask()
+    assert (agent.names, list(agent.agent.about.kinds)) == (["web", "api"], ["local", "mesh"])
+
+
+async def test_who_asks_hears_the_end_whatever_comes_of_it(agent: Followed) -> None:
+    await agent.ask()
+    nothing = agent.events.named("nothing_to_reload")
+    assert [each["cause"] for each in nothing] == [f"{agent.folder / NAME} says what is in force"]
+    agent.write("web", log={"level": "debug"})
+    await agent.ask()
+    assert agent.heard == ["begins", "ends", "begins", "debug", "ends"]
+    assert agent.events.named("reloaded")[0]["keys"] == ["log"]
+
+
+async def test_an_agent_without_a_file_says_that_there_is_nothing_to_reload(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_bytes(config(tmp_path, "web"))
+    chosen, clock = load(tmp_path / NAME, {}).settings, SystemClock()
+    with recorded() as events:
+        async with app.authorities(chosen, clock) as cas, app.agent(chosen, cas, clock) as running:
+            asked = asyncio.Event()
+            following = asyncio.create_task(Reload(running, cas, None, clock).run(asked))
+            for count in (1, 2):
+                asked.set()
+                await events.wait("nothing_to_reload", count=count)
+            following.cancel()
+            await asyncio.wait([following])
