@@ -1,4 +1,4 @@
-"""When a changed file is judged: a moment's content is nobody's configuration."""
+"""When a changed file is judged: what it holds for a moment is not a configuration."""
 
 from datetime import timedelta
 

@@ -225,7 +225,7 @@ async def test_an_attempt_under_way_is_given_up_with_its_workload(tmp_path: Path
         assert (ca.under_way, hang.given_up) == (1, True)
         hang.release.set()
         assert "api" in await all_.peer.fetch("api")
-        assert all_.agent.store.missing == (), "the agent waits for what no one is served"
+        assert all_.agent.store.missing == (), "the agent waits for a workload that is gone"
 
 
 async def test_peers_accept_a_removed_workload_until_its_certificate_ends(tmp_path: Path) -> None:
