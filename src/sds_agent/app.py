@@ -131,16 +131,9 @@ async def agent(
     service = SecretDiscoveryService(store, clock, most_streams=limits.streams, most_names=limits.names, files=files)
     async with background_tasks() as start, observed(settings.admin, store, service) as feed:
         attempts = deque[AttemptRecord](maxlen=MOST_ATTEMPTS)
+        attempted = None if settings.telemetry is None else attempts.append
         running = Agent(
-            settings,
-            cas,
-            clock,
-            start,
-            store=store,
-            anchors=anchors,
-            sds=service,
-            cached=cached,
-            attempted=None if settings.telemetry is None else attempts.append,
+            settings, cas, clock, start, store=store, anchors=anchors, sds=service, cached=cached, attempted=attempted
         )
         # Issuance begins before the server: the first certificate is asked for while the server comes up.
         start(maintain(running.bundle, anchors.file, clock, running.federation))

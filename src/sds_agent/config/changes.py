@@ -15,7 +15,7 @@ from sds_agent.config.settings import Settings
 
 LIVE = ("authorities", "workloads", "renewal", "failover", "requests", "log")
 """The keys that are applied while the agent runs."""
-RESTART = ("trust_domain", "state_dir", "sds", "keep_certificates", "state_encryption", "admin")
+RESTART = ("trust_domain", "state_dir", "sds", "keep_certificates", "state_encryption", "admin", "telemetry")
 """The keys that only a restart applies, each with all keys in its section."""
 
 

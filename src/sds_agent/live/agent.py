@@ -72,6 +72,7 @@ class Agent:
         cached: Callable[[], CertificateCache] | None,
         attempted: Callable[[AttemptRecord], None] | None = None,
     ) -> None:
+        """`attempted` is called after each attempt at a CA. It must not wait or raise."""
         self.settings = settings
         self.started_at = clock.now()
         self.store = store

@@ -16,13 +16,13 @@ from sds_agent.live.assembly import Issuing, Written
 from sds_agent.secrets.model import Secret
 from sds_agent.tasks import BackgroundTask, Start, ended
 
-Attempted = Callable[[AttemptRecord], None]
-
 
 class _Output:
     """The tasks that write a workload's output, and what its hooks hear of attempts."""
 
-    def __init__(self, written: Written, tasks: list[BackgroundTask], attempted: Attempted) -> None:
+    def __init__(
+        self, written: Written, tasks: list[BackgroundTask], attempted: Callable[[AttemptRecord], None]
+    ) -> None:
         self.written = written
         self.tasks = tasks
         self.attempted = attempted
@@ -37,9 +37,9 @@ class _Running:
         self.cache = cache
         self.task: BackgroundTask | None = None
         self.output: _Output | None = None
-        issuer.watch_attempts(self._attempted)
+        issuer.watch_attempts(self._heard)
 
-    def _attempted(self, attempt: AttemptRecord) -> None:
+    def _heard(self, attempt: AttemptRecord) -> None:
         if self.output is not None:
             self.output.attempted(attempt)
 
@@ -53,16 +53,14 @@ class RunningWorkloads:
         clock: Clock,
         counts: IssuanceCounts,
         cached: Callable[[], CertificateCache] | None,
-        attempted: Attempted | None = None,
+        attempted: Callable[[AttemptRecord], None] | None = None,
     ) -> None:
-        """`cached` gives what caches the certificate of one workload; None where none are to be. `attempted` is called
-        after each attempt at a CA.
-        """
-        self._attempted = attempted
+        """`cached` gives what caches the certificate of one workload; None where none are to be."""
         self._target = target
         self._clock = clock
         self._counts = counts
         self._cached = cached
+        self._attempted = attempted
         self._running: dict[str, _Running] = {}
 
     @property
