@@ -12,9 +12,9 @@ from pathlib import Path
 import anyio
 from rich.console import Console
 
-from . import files, view
+from . import files, view, words
 from .children import DemoError
-from .play import Options, play
+from .play import COMMAND, Options, play
 from .record import ROTATIONS, Proxy, Record
 
 WIDTH = 120
@@ -32,6 +32,7 @@ def main() -> int:
     )
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     try:
+        print(words.before(options.ttl, options.seconds, options.rotations), flush=True)
         finished = _watched(options, record, console)
     except DemoError as error:
         print(error, file=sys.stderr)
@@ -44,7 +45,10 @@ def main() -> int:
     if not finished:
         console.print("Stopped before the end.")
         return 130
-    return _verdict(console, record.shortfalls(options.rotations))
+    code = _verdict(console, record.shortfalls(options.rotations))
+    if code == 0:
+        print(f"\n{words.after(COMMAND)}", end="")
+    return code
 
 
 def _options() -> Options:
@@ -62,8 +66,11 @@ def _options() -> Options:
         default=ROTATIONS,
         help="how often Envoy B's certificate has to change on the wire (default: %(default)s)",
     )
+    parser.add_argument(
+        "--keep", action="store_true", help="leave everything running afterwards, until Ctrl-C, for a try by hand"
+    )
     given = parser.parse_args()
-    return Options(seconds=given.seconds, ttl=given.ttl, rotations=given.rotations)
+    return Options(seconds=given.seconds, ttl=given.ttl, rotations=given.rotations, keep=given.keep)
 
 
 def _watched(options: Options, record: Record, console: Console) -> bool:
@@ -80,13 +87,11 @@ def _watched(options: Options, record: Record, console: Console) -> bool:
 
 
 async def _until_signalled(options: Options, places: files.Places, record: Record, shown: view.View) -> bool:
-    finished = False
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_cancel_on_signal, tasks.cancel_scope)
         await play(options, places, record, shown)
-        finished = True
         tasks.cancel_scope.cancel()
-    return finished
+    return record.complete
 
 
 async def _cancel_on_signal(scope: anyio.CancelScope) -> None:

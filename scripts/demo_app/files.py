@@ -39,6 +39,7 @@ def agent(places: Places, ttl: int) -> Path:
         "/var/lib/sds-agent": _quoted(places.directory / "state"),
         "/run/sds-agent/sds.sock": _quoted(places.socket),
         "ttl: 24h": f"ttl: {ttl}s",
+        "authorities:": "admin: {address: '127.0.0.1:0'}\nauthorities:",
     }
     return _write(places, "agent.yaml", values)
 

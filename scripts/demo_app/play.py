@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 import httpx
 
-from . import files, server, story, traffic
+from . import files, server, story, traffic, words
 from .children import Child, DemoError, running
 from .files import Places
 from .record import Record
@@ -20,6 +20,8 @@ from .view import View
 START_DEADLINE = 30.0
 """Seconds that a program has to become ready."""
 REFRESH = 0.25
+COMMAND = Path(sys.executable).with_name("sds-agent")
+"""The agent's command in the environment of this interpreter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Options:
     seconds: int
     ttl: int
     rotations: int
+    keep: bool = False
 
 
 async def play(options: Options, places: Places, record: Record, shown: View) -> None:
@@ -46,6 +49,10 @@ async def play(options: Options, places: Places, record: Record, shown: View) ->
         tasks.start_soon(traffic.handshakes, port_b, record, shown)
         left.end = time.monotonic() + options.seconds
         await traffic.requests(port_a, options.seconds, record, shown)
+        record.complete = True
+        if options.keep:
+            shown.text(words.by_hand(places, port_a, port_b, COMMAND))
+            await anyio.sleep_forever()
         tasks.cancel_scope.cancel()
 
 
@@ -72,6 +79,8 @@ async def _start_agent(stack: AsyncExitStack, configuration: Path, record: Recor
             shown.line("agent", text, bad=story.alarming(event))
         if event.get("event") == "ready":
             ready.set()
+        if event.get("event") == "admin_listening" and event.get("address"):
+            shown.line("page", f"http://{event['address']}/ shows the same live, in a browser")
 
     sds_agent = [sys.executable, "-P", "-m", "sds_agent"]  # the command `sds-agent` of this very interpreter
     command = [*sds_agent, "run", str(configuration), "--log-format", "json", "--log-level", "debug"]

@@ -43,10 +43,11 @@ class Requests:
 
 @dataclass(slots=True)
 class Record:
-    """Everything that was seen. The Envoys are found by their node's id."""
+    """Everything that was seen; `complete` once all requests were sent. The Envoys are found by their node's id."""
 
     envoys: dict[str, Proxy]
     requests: Requests = field(default_factory=Requests)
+    complete: bool = False
 
     def count(self, event: Mapping[str, object]) -> None:
         """Count an event of the agent's log."""

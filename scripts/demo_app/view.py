@@ -24,6 +24,10 @@ class View(Protocol):
         """Show one event; `bad` if it should not happen in a demonstration."""
         ...
 
+    def text(self, text: str) -> None:
+        """Show text as it is."""
+        ...
+
     def progress(self, record: Record, left: float | None) -> None:
         """Show the counts so far and the seconds left (None: not begun); called a few times a second."""
         ...
@@ -49,9 +53,12 @@ class _PlainView:
     def line(self, who: str, what: str, *, bad: bool = False) -> None:
         print(f"{_since(self._start)}  {who:{COLUMN}}  {'! ' if bad else ''}{what}", flush=True)
 
+    def text(self, text: str) -> None:
+        print(text, flush=True)
+
     def progress(self, record: Record, left: float | None) -> None:
         now = time.monotonic()
-        if left is not None and now - self._shown >= self._EVERY:
+        if left and now - self._shown >= self._EVERY:
             self._shown = now
             self.line("requests", _counts(record, left))
 
@@ -69,6 +76,9 @@ class _LiveView:
             Text.assemble((f"{_since(self._start)}  ", "dim"), (f"{who:{COLUMN}}  ", "bold"), (what, style))
         )
 
+    def text(self, text: str) -> None:
+        self._live.console.print(Text(text), soft_wrap=True)
+
     def progress(self, record: Record, left: float | None) -> None:
         counts = "starting" if left is None else _counts(record, left)
         self._live.update(Group(table(record), Text(f"{counts}; Ctrl-C ends it", style="bold")), refresh=True)
@@ -80,7 +90,8 @@ def _since(start: float) -> str:
 
 def _counts(record: Record, left: float) -> str:
     requests = record.requests
-    return f"{len(requests.took_ms)} good, {len(requests.failures)} failed; {left:.0f} s to go"
+    rest = f"{left:.0f} s to go" if left else "done"
+    return f"{len(requests.took_ms)} good, {len(requests.failures)} failed; {rest}"
 
 
 def table(record: Record) -> RenderableType:

@@ -67,7 +67,27 @@ def test_certificates_change_under_traffic_and_no_request_fails(directory: Path)
     assert "No request failed while the certificates changed." in output
     assert len(set(re.findall(r"Envoy B presents certificate (\w+)", output))) >= 3
     assert re.search(r"Envoy A took web after [\d.]+ ms", output)
+    assert output.index("What happens now:") < output.index("Envoy B presents") < output.index("Next steps:")
+    assert "a certificate that lives 5 s" in output
     assert list(directory.iterdir()) == []
+
+
+def test_one_that_is_told_to_stay_can_be_tried_by_hand_with_the_commands_it_shows(directory: Path) -> None:
+    with start(directory, "--seconds", "2", "--ttl", "5", "--rotations", "0", "--keep") as demo:
+        page = until_line(demo, r"http://127\.0\.0\.1:\d+/ shows the same live")
+        until_line(demo, "To try by hand")
+        assert demo.stdout is not None
+        demo.stdout.readline()
+        commands = [demo.stdout.readline().strip() for _ in range(6)]
+        for command in (f"curl -sSf {re.search(r'http://[^ ]+', page)[0]}", *commands):  # type: ignore[index]  # matched
+            done = subprocess.run(
+                ["bash", "-c", command], capture_output=True, text=True, check=False, timeout=DEADLINE
+            )
+            assert (done.returncode, done.stdout != "") == (0, True), f"{command}: {done.stdout}{done.stderr}"
+        demo.send_signal(signal.SIGINT)
+        output, _ = demo.communicate(timeout=DEADLINE)
+    assert demo.returncode == 0, output
+    assert "No request failed while the certificates changed." in output
 
 
 def test_fewer_rotations_than_promised_are_a_failure(directory: Path) -> None:
