@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sds_agent import log
 from sds_agent.cli import output
+from sds_agent.cli.next_steps import shown_once_ready
 from sds_agent.config.loading import Loaded, load
 from sds_agent.hardening import keep_memory_private
 
@@ -53,7 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     gc.freeze()
     gc.enable()
-    asyncio.run(app.run(loaded.settings, _origin(loaded, arguments)))
+    with shown_once_ready(loaded.settings, loaded.file):
+        asyncio.run(app.run(loaded.settings, _origin(loaded, arguments)))
     return 0
 
 
