@@ -1,0 +1,94 @@
+"""What the admin server costs: exec to the first secret and memory, with it and without it.
+
+    python benchmarks/admin.py [RUNS]
+
+The agents are started in turn (15 times unless RUNS says otherwise), each from the certificate that it stored: one with
+the admin server on its socket and an address, one with `admin.enabled: false`. Printed are the seconds to the first
+secret with the median of the differences within a round, the memory (VmRSS) 2 s later, and that of the first one once
+`/status` and `/metrics` were asked for, which imports what they need. One run of each comes first and is not counted.
+"""
+
+import http.client
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from first_secret import seconds_to_first_secret
+
+CONFIG = """
+trust_domain: demo.example
+state_dir: {0}/state
+sds: {{socket: {0}/agent.sock}}
+admin: {1}
+workloads: [{{name: default, spiffe_id: spiffe://demo.example/default}}]
+"""
+SETTLED = 2.0
+"""Seconds after which the memory is read."""
+
+
+class Unix(http.client.HTTPConnection):
+    """HTTP on a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        """As the standard library's, to the socket."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(str(self._path))
+
+
+def memory(pid: int) -> float:
+    """The resident memory in MB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+
+
+def ask(path: Path) -> None:
+    for each in ("/status", "/metrics"):
+        connection = Unix(path)
+        connection.request("GET", each)
+        if connection.getresponse().status != 200:
+            sys.exit(f"{each} is not answered")
+        connection.close()
+
+
+def main() -> None:
+    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    taken: dict[str, list[float]] = {"with": [], "without": []}
+    used: dict[str, list[float]] = {"with": [], "without": [], "asked": []}
+    with tempfile.TemporaryDirectory() as made:
+        command = [str(Path(sys.executable).with_name("sds-agent")), "run"]
+        for name, section in (("with", "{address: '127.0.0.1:0'}"), ("without", "{enabled: false}")):
+            folder = Path(made, name)
+            folder.mkdir()
+            (folder / "agent.yaml").write_text(CONFIG.format(folder, section))
+        for _ in range(runs + 1):
+            for name, times in taken.items():
+                folder = Path(made, name)
+
+                def then(pid: int, name: str = name, folder: Path = folder) -> None:
+                    time.sleep(SETTLED)
+                    used[name].append(memory(pid))
+                    if name == "with":
+                        ask(folder / "agent.admin.sock")
+                        used["asked"].append(memory(pid))
+
+                times.append(
+                    seconds_to_first_secret([*command, str(folder / "agent.yaml")], folder / "agent.sock", then)
+                )
+    for name, times in taken.items():
+        low, middle, high = min(times[1:]), statistics.median(times[1:]), max(times[1:])
+        seconds = f"first secret min {low:.3f} s  median {middle:.3f} s  max {high:.3f} s"
+        print(f"{name:8} the admin server: {seconds};  {statistics.median(used[name][1:]):.1f} MB")
+    difference = statistics.median(a - b for a, b in zip(taken["with"][1:], taken["without"][1:], strict=True))
+    asked = statistics.median(used["asked"][1:])
+    print(f"with - without, run by run: {difference * 1000:+.1f} ms; once it was asked: {asked:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
