@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from cryptography.hazmat.backends.openssl import backend
 from fakes.configurations import MINIMAL
 
 from sds_agent import __version__
@@ -80,7 +83,7 @@ def test_what_needs_no_command_waits_for_no_command_and_no_library(folder: Path,
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment(folder), capture_output=True, text=True, check=True
     )
-    ours = ["", ".cli", ".cli.commands", ".cli.main", ".cli.output", ".errors"]
+    ours = ["", ".cli", ".cli.commands", ".cli.main", ".cli.output", ".cli.parser", ".errors"]
     assert done.stdout.splitlines()[-1] == " ".join(["imported:", *(f"sds_agent{name}" for name in ours)])
 
 
@@ -89,29 +92,76 @@ def test_grpc_writes_no_words_of_its_own_unless_the_user_asks(
     folder: Path, wanted: dict[str, str], verbosity: str
 ) -> None:
     """It reads the variable when it is imported, and then writes to standard error beside our log."""
-    program = "import os; from sds_agent.cli.main import main; main(['ca']); print(os.environ['GRPC_VERBOSITY'])"
+    program = "import os; from sds_agent.cli.main import main; main(['chek']); print(os.environ['GRPC_VERBOSITY'])"
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment(folder, **wanted), capture_output=True, text=True, check=True
     )
     assert done.stdout == f"{verbosity}\n"
 
 
-def test_the_version_is_printed(folder: Path) -> None:
-    assert call(folder, "--version").stdout == f"sds-agent {__version__}\n"
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_the_version_is_printed(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([option]) == 0
+    assert capsys.readouterr().out == f"sds-agent {__version__}\n"
+
+
+@pytest.mark.parametrize("form", ["json", "yaml", "table"])
+def test_a_report_of_a_fault_can_name_every_version(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version", "-o", form]) == 0
+    said = capsys.readouterr().out
+    read = dict(line.split(None, 1) for line in said.splitlines()[1:]) if form == "table" else yaml.safe_load(said)
+    assert read["version"] == __version__
+    assert read["python"] == platform.python_version()
+    assert read["openssl"] in backend.openssl_version_text()
+    assert list(read) == ["version", "python", "grpc", "cryptography", "openssl"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "usage: sds-agent"),
-        (["chekc"], "invalid choice: 'chekc'"),
-        (["run", "a", "b"], "unrecognized arguments: b"),
-        (["run", "--log-level", "loud"], "invalid choice: 'loud'"),
+        (["chekc"], "'chekc' is no command; did you mean check?"),
+        (["stat"], "'stat' is no command; did you mean status?"),
+        (["xyzzy"], "'xyzzy' is no command; sds-agent --help lists them"),
+        (["ca", "chek"], "ca: 'chek' is no command; did you mean check?"),
+        (["help", "ca", "chek"], "ca: 'chek' is no command; did you mean check?"),
+        (["help", "run", "now"], "run: there is no command 'now' below it; sds-agent run --help explains the call"),
+        (["--verison"], "there is no option '--verison'; did you mean --version?"),
+        (["--log-level", "debug", "run"], "there is no option '--log-level'; the options of a command"),
+        (["run", "--log-lvel=debug"], "run: there is no option '--log-lvel'; did you mean --log-level?"),
+        (["run", "--xyzzy"], "run: there is no option '--xyzzy'; sds-agent run --help explains the call"),
+        (["run", "a", "b"], "run: 'b' is one argument too many; sds-agent run --help explains the call"),
+        (["run", "--log-level", "loud"], "run: --log-level: 'loud' is not one of debug, info, warning, err"),
+        (["ca", "root"], "ca root: the following arguments are required: DIR, --trust-domain; "),
+        (["ch\x1bek" + "k" * 300], "'ch\\x1bek"),
     ],
 )
-def test_a_wrong_call_is_explained(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_call_is_explained_in_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(arguments) == 2
-    assert said in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"sds-agent: {said}")
+    assert (shown.err.count("\n"), shown.out) == (1, "")
+    assert len(shown.err) < 200, "no list of every command there is"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "same"),
+    [
+        ([], ["--help"]),
+        (["help"], ["--help"]),
+        (["ca"], ["ca", "--help"]),
+        (["help", "ca", "root"], ["ca", "root", "-h"]),
+    ],
+)
+def test_help_is_where_people_expect_it(
+    arguments: list[str], same: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("usage: sds-agent")
+    assert main(same) == 0
+    assert (capsys.readouterr().out, said.err) == (said.out, "")
 
 
 @pytest.mark.parametrize("command", ["run", "check", "ready", "schema"])

@@ -71,4 +71,6 @@ COMMANDS: Mapping[str, Command | Group] = {
         },
     ),
     "schema": Command("print the configuration file's JSON Schema", "schema"),
+    "version": Command("print the versions of the program and of the libraries that it stands on", "version"),
+    "help": Command("explain the program, or a command", "help"),
 }
