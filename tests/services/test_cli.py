@@ -17,8 +17,9 @@ from fakes.configurations import MINIMAL
 
 from sds_agent import __version__
 from sds_agent.cli.main import guarded, main
+from sds_agent.config.loading import load
 from sds_agent.config.schema import json_schema
-from sds_agent.errors import ConfigurationError, SdsAgentError
+from sds_agent.errors import ConfigurationError, ProblemsError, SdsAgentError
 
 COMMAND = [sys.executable, "-m", "sds_agent"]
 TWO_WORKLOADS = f"""{MINIMAL}\
@@ -185,6 +186,24 @@ def test_every_command_of_the_ca_lists_its_exit_codes(command: str, capsys: pyte
 
 
 # check
+
+
+@pytest.mark.parametrize(
+    "command", ["run", "check", "ready", "issue --output -", "install systemd", "ca serve"], ids=lambda each: each[:5]
+)
+def test_a_file_is_named_by_position_or_by_option_and_not_by_both(
+    command: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, path = command.split(), str(folder / "none.yaml")
+    said = []
+    for named in ([path], ["--config", path], [f"--config={path}"]):
+        assert main([*words, *named]) == 2
+        said.append(capsys.readouterr().err)
+        assert f"{path}: the file does not exist" in said[0]
+    assert len(set(said)) == 1
+    assert main([*words, path, "--config", path]) == 2
+    assert ": --config: not allowed with argument FILE; " in capsys.readouterr().err
+
 
 Check = Callable[..., tuple[int, str, str]]
 """Checks a file, or the defaults for None, with these variables: the exit code and what was said on both outputs."""
@@ -422,12 +441,26 @@ def test_run_without_a_file_says_where_it_serves_what(folder: Path) -> None:
 
 def test_flags_override_the_log_settings_of_the_file(folder: Path) -> None:
     path = file(folder, f"{MINIMAL}log: {{level: error, format: json}}\n")
-    with started(folder, "run", path, "--log-format", "text", "--log-level", "info") as process:
+    flags = ["--log-format", "text", "--log-level", "info", "--socket", str(folder / "o.sock")]
+    with started(folder, "run", path, *flags) as process:
         assert process.stderr is not None
         first = process.stderr.readline()
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
     assert " info    configured source=" in first
+    assert f'$SDS_AGENT__STATE_DIR and --socket" socket={folder}/o.sock ' in first, "over the file and the variable"
+
+
+def test_the_sockets_of_an_agent_are_where_the_command_says(folder: Path) -> None:
+    """The admin socket goes with it, unless the file names a place."""
+    path = Path(file(folder, f"{MINIMAL}sds: {{socket: of-the-file.sock}}\n"))
+    found = load(path, {"SDS_AGENT__SDS__SOCKET": "of-the-variable.sock"}, socket=folder / "o.sock").settings
+    assert (found.sds.socket, found.admin.socket) == (folder / "o.sock", folder / "o.admin.sock")
+    placed = Path(file(folder, f"{MINIMAL}sds:\nadmin: {{socket: a.sock}}\n"))
+    assert load(placed, {}, socket=folder / "o.sock").settings.admin.socket == folder / "a.sock"
+    assert load(None, {}, socket=folder / "o.sock").settings.sds.socket == folder / "o.sock"
+    with pytest.raises(ProblemsError, match=r"--socket: sds\.socket .*bytes"):
+        load(None, {}, socket=Path(f"/{'s' * 200}"))
 
 
 @pytest.mark.parametrize("command", ["run", "check"])

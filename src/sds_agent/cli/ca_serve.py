@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-from pathlib import Path
 
 import anyio
 
@@ -10,6 +9,7 @@ from sds_agent import log
 from sds_agent.ca import server
 from sds_agent.ca.settings import load
 from sds_agent.cli import output
+from sds_agent.cli.config_file import add_file, required
 from sds_agent.hardening import keep_memory_private
 from sds_agent.tasks import NonBlockingLookups
 
@@ -23,13 +23,13 @@ EXIT_CODES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The file."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="the CA's configuration")
+    add_file(parser, "the CA's configuration", required=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal. Raises ProblemsError and what `server.run` raises."""
     output.silence_warnings()
-    settings = load(arguments.file)
+    settings = load(required(arguments))
     log.configure(settings.log.format, settings.log.level)
     if not keep_memory_private():
         log.event(LOG, "dumpable", level=logging.WARNING)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sds_agent.authority import registry
 from sds_agent.cli import output
+from sds_agent.cli.config_file import add_file, chosen
 from sds_agent.config.loading import load
 from sds_agent.config.settings import Settings
 from sds_agent.errors import ConfigurationError
@@ -27,9 +28,7 @@ EXIT_CODES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The configuration, and where the files go."""
-    parser.add_argument(
-        "file", nargs="?", type=Path, metavar="FILE", default=FILE, help=f"the agent's configuration; by default {FILE}"
-    )
+    add_file(parser, f"the agent's configuration; by default {FILE}")
     parser.add_argument("--write", action="store_true", help="write the files to their places, and say what comes next")
     parser.add_argument(
         "--socket-unit",
@@ -58,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> UnitPlan:
     places = {"RUNTIME_DIRECTORY": str(_RUN / NAME), "STATE_DIRECTORY": str(_STATE / NAME)}
-    file = Path(os.path.abspath(arguments.file))  # noqa: PTH100 - a link to the file may lead to its next version
+    file = Path(os.path.abspath(chosen(arguments) or FILE))  # noqa: PTH100 - a link to the file may lead to its next version
     settings = load(file, {**os.environ, **places}).settings
     if settings.sds.owner is not None:
         raise ConfigurationError(

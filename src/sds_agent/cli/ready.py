@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from sds_agent.cli import output
+from sds_agent.cli.config_file import add_file, chosen
 
 NOT_READY = 1
 TIMEOUT = 2.0
@@ -21,24 +22,21 @@ EXIT_CODES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The file, or the socket itself."""
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "file",
-        nargs="?",
-        type=Path,
-        metavar="FILE",
-        help="the configuration that the agent runs on; without one the agent that runs on the defaults is asked",
+    add_file(
+        parser,
+        "the configuration that the agent runs on; without one the agent that runs on the defaults is asked",
+        socket_about="the agent's socket; no configuration is read",
     )
-    which.add_argument("--socket", type=Path, metavar="PATH", help="the agent's socket; no configuration is read")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Exit code 0 when the agent is ready, 1 when it is not or does not answer. Raises ProblemsError."""
-    places = [arguments.socket] if arguments.socket else sockets(arguments.file, os.environ)
+    file = chosen(arguments)
+    places = [arguments.socket] if arguments.socket else sockets(file, os.environ)
     path = next((each for each in places if _is_socket(each)), places[0])
     if (fault := _unreachable(path)) is not None:
         output.report(f"no agent answers at {path}: {fault}")
-        if not arguments.socket and not arguments.file:
+        if not arguments.socket and not file:
             others = ", ".join(str(each) for each in places if each != path)
             nor = f"nor is there one at {others}; " if others else ""
             output.report(f"{nor}name the agent's FILE, or its socket with --socket")

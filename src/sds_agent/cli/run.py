@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from sds_agent import log
 from sds_agent.cli import output
+from sds_agent.cli.config_file import add_file
+from sds_agent.cli.config_file import chosen as chosen_file
 from sds_agent.cli.next_steps import shown_once_ready
 from sds_agent.config.loading import Loaded, load
 from sds_agent.hardening import keep_memory_private
@@ -31,8 +33,9 @@ EXIT_CODES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The file and what overrides its `log` section."""
+    add_file(parser, "the configuration; none is needed for a try")
     parser.add_argument(
-        "file", nargs="?", type=Path, metavar="FILE", help="the configuration; none is needed for a try"
+        "--socket", type=Path, metavar="PATH", help="the SDS socket, in place of sds.socket; admin.socket follows it"
     )
     parser.add_argument("--log-format", choices=FORMATS, help="text, json, or auto: text on a terminal, json elsewhere")
     parser.add_argument("--log-level", choices=LEVELS, help="the least level that is written")
@@ -42,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal. Raises ProblemsError and what `app.run` raises."""
     gc.disable()  # what the imports below make stays, as in `main`
     output.silence_warnings()
-    loaded = load(arguments.file, os.environ)
+    loaded = _load(arguments, chosen_file(arguments))
     chosen = loaded.settings.log
     log.configure(arguments.log_format or chosen.format, arguments.log_level or chosen.level)
     if not keep_memory_private():
@@ -59,6 +62,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _load(arguments: argparse.Namespace, file: Path | None) -> Loaded:
+    return load(file, os.environ, socket=arguments.socket and arguments.socket.absolute())
+
+
 def _origin(loaded: Loaded, arguments: argparse.Namespace) -> "ConfigSource | None":
     """What the configuration can be read from once more; None where it was made without a file."""
     from sds_agent.live.origin import ConfigSource  # noqa: PLC0415 - with `app`
@@ -70,7 +77,7 @@ def _origin(loaded: Loaded, arguments: argparse.Namespace) -> "ConfigSource | No
     def relog(chosen: log.LogSettings) -> None:
         log.change(arguments.log_format or chosen.format, arguments.log_level or chosen.level)
 
-    return ConfigSource(file, lambda: load(file, os.environ).settings, relog)
+    return ConfigSource(file, lambda: _load(arguments, file).settings, relog)
 
 
 def _announce(loaded: Loaded) -> None:

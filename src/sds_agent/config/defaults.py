@@ -18,6 +18,9 @@ from sds_agent.files import LONGEST_SOCKET_PATH, socket_path_size
 TRUST_DOMAIN = "sds-agent.local"
 NAME = "default"
 
+SOCKET_OPTION = "--socket"
+"""The option that replaces sds.socket."""
+
 _ORIGIN = Origin("the defaults")
 _MACHINES = Path("/run/sds-agent")
 
@@ -67,6 +70,16 @@ def fill_places(document: Document, environ: Mapping[str, str], uid: int) -> Non
         sds["socket"] = str(directory / "sds.sock")
         document.origins["sds", "socket"] = origin
     _place_admin_socket(document)
+
+
+def replace_socket(document: Document, path: Path) -> None:
+    """Put the path of `--socket` in the place of the one that the file and the variables have."""
+    if document.tree.get("sds") is None:
+        document.tree["sds"] = {}
+    sds = document.tree["sds"]
+    if isinstance(sds, dict):  # or else the reader reports what it is
+        sds["socket"] = str(path)
+        document.origins["sds", "socket"] = Origin(SOCKET_OPTION)
 
 
 def admin_socket(socket: Path) -> Path:

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from sds_agent.config import defaults
 from sds_agent.config.conflicts import conflicts
+from sds_agent.config.defaults import SOCKET_OPTION
 from sds_agent.config.settings import ONLY_AUTHORITY, Settings
 from sds_agent.configfile import environment, reading
 from sds_agent.configfile.document import Document
@@ -18,30 +19,37 @@ ISTIO_SWITCH = "CA_ADDR"
 
 
 class Loaded(Struct, frozen=True):
-    """Settings, and what they were made from: the file, if any, and the names of the variables that set a key."""
+    """Settings, and what they were made from: the file, if any, the names of the variables that set a key, and options
+    of the command.
+    """
 
     settings: Settings
     file: Path | None
     variables: tuple[str, ...]
+    options: tuple[str, ...] = ()
 
     @property
     def source(self) -> str:
         """What they were made from, for people: `agent.yaml and $SDS_AGENT__LOG__LEVEL`."""
         first = "the defaults" if self.file is None else str(self.file)
-        *most, last = [first, *(f"${name}" for name in self.variables)]
+        *most, last = [first, *(f"${name}" for name in self.variables), *self.options]
         return f"{', '.join(most)} and {last}" if most else last
 
 
-def load(path: Path | None, environ: Mapping[str, str], *, uid: int | None = None) -> Loaded:
+def load(
+    path: Path | None, environ: Mapping[str, str], *, uid: int | None = None, socket: Path | None = None
+) -> Loaded:
     """Read the file, or without one Istio's variables or the defaults, with the environment's overrides.
 
-    `uid` is the agent's user.
+    `uid` is the agent's user; `socket`, an absolute path, is that of the option `--socket`.
 
     Relative paths start from the file's directory, without a file from the working directory. Raises ProblemsError with
     every problem there is.
     """
     document, problems = _document(path, environ)
     problems += environment.apply(document, environ)
+    if socket is not None:
+        defaults.replace_socket(document, socket)
     # after the variables, which may have changed what the defaults are made from
     if path is None:
         defaults.name_default_workload(document)
@@ -52,7 +60,7 @@ def load(path: Path | None, environ: Mapping[str, str], *, uid: int | None = Non
     problems += [document.place(problem) for problem in (*found, *conflicts(settings))]
     if problems:
         raise ProblemsError(problems)
-    return Loaded(settings, path, tuple(document.variables))
+    return Loaded(settings, path, tuple(document.variables), () if socket is None else (SOCKET_OPTION,))
 
 
 def _document(path: Path | None, environ: Mapping[str, str]) -> tuple[Document, list[Problem]]:
