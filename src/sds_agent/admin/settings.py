@@ -40,8 +40,8 @@ class AdminSettings(Struct, frozen=True, kw_only=True):
     beyond_loopback: Annotated[
         bool,
         Meta(
-            description="Whether address may be one that other machines can reach. The admin server asks nobody for a "
-            "proof of who they are: let a firewall or a network policy decide who reaches it."
+            description="Whether address may be one that other machines can reach. The admin server does not check "
+            "who connects: let a firewall or a network policy decide who reaches it."
         ),
     ] = False
     hosts: Annotated[
@@ -96,7 +96,7 @@ def unguarded(chosen: AdminSettings) -> Iterator[Problem]:
     if chosen.address and not chosen.address.is_loopback and not chosen.beyond_loopback:
         yield Problem(
             ("admin", "address"),
-            f"is {chosen.address}, which other machines can reach, and the admin server asks nobody who they are",
+            f"is {chosen.address}, which other machines can reach, and the admin server does not check who connects",
             "name a loopback address such as 127.0.0.1:9902, or set admin.beyond_loopback: true and let a firewall "
             "decide who reaches it",
         )
