@@ -190,6 +190,7 @@ MAY_IMPORT = {
         "ca",
         "config",
         "configfile",
+        "directories",
         "files",
         "hardening",
         "live.origin",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from sds_agent.admin.model import Status
+from sds_agent.cli.config_file import found
 from sds_agent.cli.ready import sockets
 from sds_agent.config.defaults import admin_socket
 from sds_agent.errors import SdsAgentError
@@ -37,7 +38,8 @@ def add_agent(parser: argparse.ArgumentParser) -> None:
         "--config",
         type=Path,
         metavar="FILE",
-        help="the configuration that the agent runs on; without one the agent that runs on the defaults is asked",
+        help="the configuration that the agent runs on; by default ./sds-agent.yaml if there is one, or else the "
+        "defaults",
     )
     which.add_argument("--socket", type=Path, metavar="PATH", help="the agent's SDS socket; no configuration is read")
     which.add_argument(
@@ -46,6 +48,16 @@ def add_agent(parser: argparse.ArgumentParser) -> None:
         metavar="PATH|URL",
         help="the admin server's socket, or its address such as http://127.0.0.1:9902",
     )
+
+
+def config(arguments: argparse.Namespace) -> Path | None:
+    """The configuration that the agent runs on: the one that was named, or found where no socket was named. Raises
+    ConfigurationError.
+    """
+    if arguments.socket is not None or arguments.admin is not None:
+        return None
+    named: Path | None = arguments.config
+    return found(os.environ) if named is None else named
 
 
 def place(text: str) -> str:
@@ -59,21 +71,22 @@ def places(arguments: argparse.Namespace) -> tuple[str, ...]:
         return (str(arguments.admin),)
     if arguments.socket is not None:
         return (str(admin_socket(arguments.socket)),)
-    if arguments.config is None:
+    file = config(arguments)
+    if file is None:
         return tuple(str(admin_socket(each)) for each in sockets(None, os.environ))
     from sds_agent.config.loading import load  # noqa: PLC0415 - measured: 55 ms
 
-    chosen = load(arguments.config, os.environ).settings.admin
-    found = [str(chosen.socket)] if chosen.socket is not None else []
-    found += [f"http://{chosen.address}"] if chosen.address is not None else []
+    chosen = load(file, os.environ).settings.admin
+    known = [str(chosen.socket)] if chosen.socket is not None else []
+    known += [f"http://{chosen.address}"] if chosen.address is not None else []
     if not chosen.enabled:
         raise NoAdminError(
-            f"{arguments.config} has admin.enabled: false, so its agent shows no status; set it to true and start the "
+            f"{file} has admin.enabled: false, so its agent shows no status; set it to true and start the "
             "agent again (`sds-agent secret` needs no admin server)"
         )
-    if not found:
-        raise NoAdminError(f"{arguments.config} gives the admin server no place; set admin.socket to a shorter path")
-    return tuple(found)
+    if not known:
+        raise NoAdminError(f"{file} gives the admin server no place; set admin.socket to a shorter path")
+    return tuple(known)
 
 
 def status(arguments: argparse.Namespace) -> Status:
@@ -92,6 +105,10 @@ def get(path: str, arguments: argparse.Namespace) -> bytes:
     tried = places(arguments)
     faults = []
     for each in tried:
+        # httpcore leaves a Unix socket open that it could not connect
+        if not each.startswith(_URLS) and (reason := unreachable(Path(each))) is not None:
+            faults.append(f"{each} ({reason})")
+            continue
         try:
             with _client(each, TIMEOUT) as client:
                 answer = client.get(path)
@@ -174,4 +191,4 @@ def _no_answer(faults: list[str], arguments: argparse.Namespace) -> str:
 
 
 def _served_at(arguments: argparse.Namespace) -> tuple[Path, ...]:
-    return (arguments.socket,) if arguments.socket is not None else sockets(arguments.config, os.environ)
+    return (arguments.socket,) if arguments.socket is not None else sockets(config(arguments), os.environ)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from sds_agent import preflight, sources
 from sds_agent.cli import output
-from sds_agent.cli.config_file import add_file, chosen
+from sds_agent.cli.config_file import add_file, chosen_or_found
 from sds_agent.cli.explanation import explain, warnings
 from sds_agent.clock import SystemClock
 from sds_agent.config.loading import load
@@ -26,7 +26,7 @@ EXIT_CODES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The file."""
-    add_file(parser, "the configuration; without one the defaults")
+    add_file(parser, "the configuration; by default ./sds-agent.yaml if there is one, or else the defaults")
     parser.add_argument(
         "--probe",
         action="store_true",
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     Warnings go there too. Raises ProblemsError.
     """
     output.silence_warnings()
-    loaded = load(chosen(arguments), os.environ)
+    loaded = load(chosen_or_found(arguments, os.environ), os.environ)
     for paragraph in explain(loaded):
         output.write(textwrap.fill(paragraph, 100, break_long_words=False, break_on_hyphens=False) + "\n")
     found = list(warnings(loaded.settings))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sds_agent.cli import output
+from sds_agent.cli.config_file import found
 from sds_agent.cli.formats import document
 from sds_agent.config.loading import load
 from sds_agent.config.settings import OutputSettings, Settings, WorkloadSettings
@@ -27,7 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The workload, and what is to be different."""
     parser.add_argument("workload", metavar="WORKLOAD", help="the workload's name")
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="the agent's configuration; without one the defaults"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="the agent's configuration; by default ./sds-agent.yaml if there is one, or else the defaults",
     )
     parser.add_argument("--bootstrap", action="store_true", help="a whole configuration that starts as it is")
     parser.add_argument(
@@ -54,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print it. Raises ProblemsError and ConfigurationError."""
-    settings = load(arguments.config, os.environ).settings
+    settings = load(arguments.config or found(os.environ), os.environ).settings
     chosen = choices(settings, arguments)
     if arguments.format == "json":
         parts = dict(_parts(chosen, bootstrap=arguments.bootstrap))

@@ -9,7 +9,7 @@ import msgspec
 
 from sds_agent import log
 from sds_agent.cli import output
-from sds_agent.cli.config_file import add_file, chosen
+from sds_agent.cli.config_file import add_file, chosen_or_found
 from sds_agent.configfile import durations
 from sds_agent.hardening import keep_memory_private
 
@@ -28,7 +28,7 @@ EXIT_CODES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The file, the workload, where to and how soon."""
-    add_file(parser, "the configuration; without one the defaults")
+    add_file(parser, "the configuration; by default ./sds-agent.yaml if there is one, or else the defaults")
     parser.add_argument("--workload", metavar="NAME", help="for which workload; may be left out where there is one")
     parser.add_argument(
         "--output",
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     keep_memory_private()
     from sds_agent.config.loading import load  # noqa: PLC0415 - measured: 55 ms, of which `--help` needs nothing
 
-    settings = load(chosen(arguments), os.environ).settings
+    settings = load(chosen_or_found(arguments, os.environ), os.environ).settings
     log.configure(settings.log.format, arguments.log_level)
     import asyncio  # noqa: PLC0415 - measured with gRPC: 150 ms before a wrong configuration is reported
 

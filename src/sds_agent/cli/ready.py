@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from sds_agent.cli import output
-from sds_agent.cli.config_file import add_file, chosen
+from sds_agent.cli.config_file import add_file, chosen_or_found
 
 NOT_READY = 1
 TIMEOUT = 2.0
@@ -24,14 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The file, or the socket itself."""
     add_file(
         parser,
-        "the configuration that the agent runs on; without one the agent that runs on the defaults is asked",
+        "the configuration that the agent runs on; by default ./sds-agent.yaml if there is one, or else the defaults",
         socket_about="the agent's socket; no configuration is read",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Exit code 0 when the agent is ready, 1 when it is not or does not answer. Raises ProblemsError."""
-    file = chosen(arguments)
+    file = None if arguments.socket else chosen_or_found(arguments, os.environ)
     places = [arguments.socket] if arguments.socket else sockets(file, os.environ)
     path = next((each for each in places if _is_socket(each)), places[0])
     if (fault := _unreachable(path)) is not None:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from sds_agent import log
 from sds_agent.cli import output
-from sds_agent.cli.config_file import add_file
-from sds_agent.cli.config_file import chosen as chosen_file
+from sds_agent.cli.config_file import add_file, chosen, chosen_or_found
 from sds_agent.cli.next_steps import shown_once_ready
 from sds_agent.config.loading import Loaded, load
 from sds_agent.hardening import keep_memory_private
@@ -33,7 +32,7 @@ EXIT_CODES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The file and what overrides its `log` section."""
-    add_file(parser, "the configuration; none is needed for a try")
+    add_file(parser, "the configuration; by default ./sds-agent.yaml if there is one, or else the defaults, for a try")
     parser.add_argument(
         "--socket", type=Path, metavar="PATH", help="the SDS socket, in place of sds.socket; admin.socket follows it"
     )
@@ -45,12 +44,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal. Raises ProblemsError and what `app.run` raises."""
     gc.disable()  # what the imports below make stays, as in `main`
     output.silence_warnings()
-    loaded = _load(arguments, chosen_file(arguments))
-    chosen = loaded.settings.log
-    log.configure(arguments.log_format or chosen.format, arguments.log_level or chosen.level)
+    loaded = _load(arguments, chosen_or_found(arguments, os.environ))
+    logging_to = loaded.settings.log
+    log.configure(arguments.log_format or logging_to.format, arguments.log_level or logging_to.level)
     if not keep_memory_private():
         log.event(LOG, "dumpable", level=logging.WARNING)
-    _announce(loaded)
+    _announce(loaded, is_found=chosen(arguments) is None)
     import asyncio  # noqa: PLC0415 - measured with gRPC: 150 ms before a wrong configuration is reported
 
     from sds_agent import app  # noqa: PLC0415 - measured: likewise
@@ -80,7 +79,7 @@ def _origin(loaded: Loaded, arguments: argparse.Namespace) -> "ConfigSource | No
     return ConfigSource(file, lambda: _load(arguments, file).settings, relog)
 
 
-def _announce(loaded: Loaded) -> None:
+def _announce(loaded: Loaded, *, is_found: bool) -> None:
     settings = loaded.settings
     if loaded.file is None:
         names = ", ".join(f"{each.name} ({each.spiffe_id})" for each in settings.workloads)
@@ -88,6 +87,8 @@ def _announce(loaded: Loaded) -> None:
             f"no configuration file: serving {names} on the socket {settings.sds.socket}, "
             f"with state in {settings.state_dir}"
         )
+    elif is_found:
+        output.report(f"no FILE is named: using {loaded.file}, which is in the working directory")
     log.event(
         LOG,
         "configured",

@@ -129,7 +129,7 @@ def _socket(arguments: argparse.Namespace) -> Path:
         return Path(arguments.socket)
     if arguments.admin is not None:
         return Path(asking.status(arguments).agent.socket)
-    found = sockets(arguments.config, os.environ)
+    found = sockets(asking.config(arguments), os.environ)
     return next((each for each in found if each.is_socket()), found[0])
 
 
@@ -142,7 +142,7 @@ def _all_names(arguments: argparse.Namespace) -> Sequence[str]:
             raise SecretError(f"the names are not known: {error}; give one or more of them") from error
         from sds_agent.config.loading import load  # noqa: PLC0415 - measured: 55 ms
 
-        settings = load(arguments.config, os.environ).settings
+        settings = load(asking.config(arguments), os.environ).settings
         return [*(each.name for each in settings.workloads), settings.bundle_names[0]]
     return [*(each.names[0] for each in status.identities), *(each.names[0] for each in status.bundles)]
 

@@ -1,0 +1,120 @@
+"""Without a file every command speaks of the agent of the working directory, and of none that another user chose."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fakes.configurations import MINIMAL
+
+from sds_agent.cli.config_file import who_could_change
+from sds_agent.cli.main import main
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with a configuration, in an environment without variables of the agent's."""
+    for name in [each for each in os.environ if each.upper().startswith("SDS_AGENT")] + ["CA_ADDR"]:
+        monkeypatch.delenv(name, raising=False)
+    with tempfile.TemporaryDirectory() as short:  # a socket's path has little room
+        folder = Path(short, "work")
+        folder.mkdir()
+        folder.chmod(0o755)
+        file = folder / "sds-agent.yaml"
+        file.write_text(f"{MINIMAL}state_dir: state\nsds: {{socket: of-the-file.sock}}\nlog: {{format: json}}\n")
+        file.chmod(0o644)
+        monkeypatch.chdir(folder)
+        yield folder
+        monkeypatch.chdir("/")
+
+
+def test_run_uses_the_file_of_the_working_directory_and_says_so(here: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-P", "-m", "sds_agent", "run", "--socket", "other.sock"]
+    with subprocess.Popen(command, env=environment, cwd=here, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said, configured = process.stderr.readline(), json.loads(process.stderr.readline())
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert said == f"sds-agent: no FILE is named: using {here}/sds-agent.yaml, which is in the working directory\n"
+    assert (configured["event"], configured["source"]) == ("configured", f"{here}/sds-agent.yaml and --socket")
+
+
+@pytest.mark.parametrize("command", ["ready", "status", "explain default", "secret", "check", "envoy-config default"])
+def test_every_command_speaks_of_the_agent_of_the_working_directory(
+    command: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(command.split())
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert f"{here}/of-the-file." in said
+    assert code == (0 if command in {"check", "envoy-config default"} else 1), "no agent runs there"
+
+
+def test_issue_uses_the_file_of_the_working_directory(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["issue", "--output", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["spiffe_id"].startswith("spiffe://demo.example/")
+    assert (here / "state").is_dir()
+
+
+@pytest.mark.parametrize("command", ["ready", "status", "secret"])
+def test_a_named_socket_reads_no_file(command: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "sds-agent.yaml").write_text("nonsense")
+    assert main([command, "--socket", "other.sock"]) == 1
+    assert "other" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("here")
+def test_istios_variables_keep_precedence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("CA_ADDR", "ca.example:15012")
+    main(["check"])
+    said = "".join(capsys.readouterr())
+    assert "sds-agent.yaml" not in said
+    assert "CA_ADDR" in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "mode", "words"),
+    [
+        ("sds-agent.yaml", 0o666, "every user could change what is read from"),
+        ("sds-agent.yaml", 0o664, "could change what is read from"),
+        (".", 0o777, "others may write to"),
+        (".", 0o775, "it may write to"),
+        ("..", 0o777, "others may write to"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "status"])
+def test_a_file_that_others_could_change_is_refused(
+    command: str, changed: str, mode: int, words: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / changed).resolve().chmod(mode)
+    assert main([command]) == 2
+    said = capsys.readouterr().err
+    assert f"{here}/sds-agent.yaml is not used unless it is named: " in said
+    assert words in said
+    assert "--config sds-agent.yaml" in said
+    assert main(["check", "--config", "sds-agent.yaml"]) != 2, "the user trusts it"
+
+
+def test_a_file_of_another_user_is_refused(here: Path) -> None:
+    file = here / "sds-agent.yaml"
+    if file.stat().st_uid == 0:  # whom every user trusts
+        os.chown(file, 12345, -1)
+    owner = file.stat().st_uid
+    (cause,) = [each for each in who_could_change(file, owner + 1) if str(file) in each.partition(": ")[2]]
+    assert cause.startswith(f"uid {owner} could change what is read from {file}")
+    assert list(who_could_change(file, owner)) == []
+
+
+def test_a_file_that_is_no_configuration_is_reported_and_not_passed_over(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A link that leads nowhere, such as to a disk that is not mounted."""
+    (here / "sds-agent.yaml").unlink()
+    (here / "sds-agent.yaml").symlink_to("nowhere/sds-agent.yaml")
+    assert main(["check"]) == 2
+    assert f"{here}/sds-agent.yaml: the file does not exist" in capsys.readouterr().err
