@@ -532,3 +532,17 @@ def test_an_error_becomes_a_sentence_and_an_exit_code(
 def test_a_bug_is_not_hidden(bug: Exception) -> None:
     with pytest.raises(type(bug)):
         guarded(raising(bug))
+
+
+def test_programs_get_what_check_found_as_a_document(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = folder / "good.yaml", folder / "bad.yaml"
+    good.write_text(f"{MINIMAL}state_dir: {folder}/state\nsds: {{socket: {folder}/sds.sock}}\n")
+    assert main(["check", str(good), "-o", "json", "--probe"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["problems"], found["obstacles"], found["probes"][0]["good"]) == ([], [], True)
+    assert any(f"{folder}/sds.admin.sock" in each for each in found["explanation"])
+    bad.write_text(f"{MINIMAL}colour: red\n")
+    assert main(["check", str(bad), "-o", "yaml"]) == 2
+    captured = capsys.readouterr()
+    (problem,) = yaml.safe_load(captured.out)["problems"]
+    assert (problem["key"], problem["line"], captured.err) == ("colour", 5, "")

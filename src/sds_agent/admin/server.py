@@ -3,8 +3,8 @@
 It costs a listening socket until a client connects. Only then are the libraries for HTTP imported, in a thread: that
 takes a tenth of a second, and the event loop has Envoys to serve.
 
-The server does not check who connects, so it bounds what a peer can make it hold: connections, of which the one that has
-been silent longest gives way, the time for a request to arrive and for an answer to be taken, and the size of a
+The server does not check who connects, so it bounds what a peer can make it hold: connections, of which the one that
+has been silent longest gives way, the time for a request to arrive and for an answer to be taken, and the size of a
 request.
 """
 

@@ -4,14 +4,22 @@ import argparse
 import os
 import textwrap
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, structs
 
 from sds_agent import preflight, sources
 from sds_agent.cli import output
 from sds_agent.cli.config_file import add_file, chosen_or_found
 from sds_agent.cli.explanation import explain, warnings
+from sds_agent.cli.formats import add_format, write
 from sds_agent.clock import SystemClock
-from sds_agent.config.loading import load
+from sds_agent.config.loading import Loaded, load
 from sds_agent.config.settings import Settings
+from sds_agent.errors import ProblemsError
+
+if TYPE_CHECKING:
+    from sds_agent.probe import Finding
 
 CANNOT_START = 3
 """The exit code for a configuration that is good, on a machine where `run` would refuse it."""
@@ -37,41 +45,99 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --probe: ask also where that spends a join token, which serves once",
     )
+    add_format(parser)
+
+
+class CheckResult(Struct, frozen=True, kw_only=True):
+    """What was found, for programs: `problems` make the configuration unusable (exit code 2); `obstacles` keep the
+    agent from starting here, `shortfalls` from writing an output, and an authority whose probe is not good from issuing
+    (3).
+    """
+
+    source: str
+    problems: "tuple[dict[str, Any], ...]" = ()
+    explanation: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    obstacles: tuple[str, ...] = ()
+    shortfalls: tuple[str, ...] = ()
+    probes: "tuple[Finding, ...]" = ()
+
+    @property
+    def unfit(self) -> bool:
+        """Whether an agent could not do here what the configuration says."""
+        return bool(self.obstacles or self.shortfalls) or any(each.good is False for each in self.probes)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Explain the configuration on standard output; report on standard error what keeps the agent from starting here.
 
-    Warnings go there too. Raises ProblemsError.
+    Warnings go there too. Raises ProblemsError, but for programs, which get the problems as a value.
     """
     output.silence_warnings()
-    loaded = load(chosen_or_found(arguments, os.environ), os.environ)
-    for paragraph in explain(loaded):
-        output.write(textwrap.fill(paragraph, 100, break_long_words=False, break_on_hyphens=False) + "\n")
-    found = list(warnings(loaded.settings))
-    for warning in (*found, *_about_machine(loaded.settings), *_about_credentials(loaded.settings, found)):
-        output.report(f"warning: {warning}")
-    unfit = _report_obstacles(loaded.settings)
+    file = chosen_or_found(arguments, os.environ)
+    try:
+        loaded = load(file, os.environ)
+    except ProblemsError as error:
+        if arguments.format == "table":
+            raise
+        write(
+            CheckResult(source=str(file or "the defaults"), problems=tuple(each._asdict() for each in error.problems)),
+            arguments.format,
+        )
+        return error.exit_code
+    result = _checked(loaded)
+    if arguments.format == "table":
+        _show(result)
     if arguments.probe:
-        unfit = _probe(loaded.settings, spend=arguments.spend_token) or unfit
-    return CANNOT_START if unfit else 0
+        result = structs.replace(result, probes=_probes(loaded.settings, spend=arguments.spend_token))
+    if arguments.format == "table":
+        _show_probes(result)
+    else:
+        write(result, arguments.format)
+    return CANNOT_START if result.unfit else 0
 
 
-def _probe(settings: Settings, *, spend: bool) -> bool:
-    """Ask the CAs; what they issue goes to standard output, refusals to standard error. Returns whether one refused."""
+def _checked(loaded: Loaded) -> CheckResult:
+    settings = loaded.settings
+    found = list(warnings(settings))
+    return CheckResult(
+        source=loaded.source,
+        explanation=tuple(explain(loaded)),
+        warnings=(*found, *_about_machine(settings), *_about_credentials(settings, found)),
+        obstacles=tuple(map(str, preflight.obstacles(settings, SystemClock()))),
+        shortfalls=tuple(map(str, preflight.shortfalls(settings))),
+    )
+
+
+def _show(result: CheckResult) -> None:
+    for paragraph in result.explanation:
+        output.write(textwrap.fill(paragraph, 100, break_long_words=False, break_on_hyphens=False) + "\n")
+    for warning in result.warnings:
+        output.report(f"warning: {warning}")
+    for what, errors in (("start here", result.obstacles), ("write every output here", result.shortfalls)):
+        if errors:
+            output.report(f"the configuration is good, but the agent cannot {what} as uid {os.geteuid()}:")
+        for each in errors:
+            output.report(each)
+
+
+def _probes(settings: Settings, *, spend: bool) -> "tuple[Finding, ...]":
+    """Ask the CAs."""
     import asyncio  # noqa: PLC0415 - measured with gRPC: 150 ms, which no other check needs
 
     from sds_agent import log, probe  # noqa: PLC0415 - measured: likewise
 
     log.configure(settings.log.format, "error")
+    return tuple(asyncio.run(probe.probe(settings, SystemClock(), spend=spend)))
 
-    findings = asyncio.run(probe.probe(settings, SystemClock(), spend=spend))
-    for each in findings:
+
+def _show_probes(result: CheckResult) -> None:
+    """What they issue goes to standard output, refusals to standard error."""
+    for each in result.probes:
         if each.good is False:
             output.report(f"the authority {each.authority} does not issue: {each.said}")
         else:
             output.write(f"The authority {each.authority}{' is good' if each.good else ''}: {each.said}.")
-    return any(each.good is False for each in findings)
 
 
 def _about_machine(settings: Settings) -> Iterator[str]:
@@ -87,14 +153,3 @@ def _about_credentials(settings: Settings, found: list[str]) -> Iterator[str]:
     for warning in preflight.credentials(settings, SystemClock()):
         if warning.partition(":")[0] not in missing:
             yield warning
-
-
-def _report_obstacles(settings: Settings) -> bool:
-    obstacles = list(preflight.obstacles(settings, SystemClock()))
-    shortfalls = list(preflight.shortfalls(settings))
-    for what, errors in (("start here", obstacles), ("write every output here", shortfalls)):
-        if errors:
-            output.report(f"the configuration is good, but the agent cannot {what} as uid {os.geteuid()}:")
-        for each in errors:
-            output.report(str(each))
-    return bool(obstacles or shortfalls)

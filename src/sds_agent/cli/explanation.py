@@ -7,6 +7,7 @@ from pathlib import Path
 
 from msgspec.structs import fields
 
+from sds_agent.admin.settings import AdminSettings
 from sds_agent.authority import registry
 from sds_agent.config.loading import Loaded
 from sds_agent.config.settings import RenewalSettings, SdsSettings, Settings, WorkloadSettings
@@ -19,6 +20,7 @@ def explain(loaded: Loaded) -> Iterator[str]:
     yield f"The configuration is good. It comes from {loaded.source}, and with it the agent does this:"
     yield _socket(settings.sds)
     yield _state(settings)
+    yield _admin(settings.admin)
     for name, chosen in settings.authorities.items():
         yield registry.kind_of(chosen).sentence(chosen, name)
     for workload in settings.workloads:
@@ -38,6 +40,16 @@ def _socket(sds: SdsSettings) -> str:
         f"and key below. At one time there may be {sds.limits.streams} streams with {sds.limits.names} names on each, "
         f"and {sds.limits.request_bytes} bytes in a request."
     )
+
+
+def _admin(admin: AdminSettings) -> str:
+    places = [
+        *([] if admin.socket is None else [f"the socket {admin.socket} with the mode {admin.mode}"]),
+        *([] if admin.address is None else [f"http://{admin.address}"]),
+    ]
+    if not admin.enabled or not places:
+        return "It shows its status nowhere: there is no admin server."
+    return f"It shows its status, metrics and a page, and no key, on {' and on '.join(places)}."
 
 
 def _files(sds: SdsSettings) -> str:

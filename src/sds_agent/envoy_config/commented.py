@@ -76,7 +76,7 @@ def _scalar(value: object) -> str:
         case int() | float():
             return str(value)
         case str() if value and value[0].isalpha() and all(c.isalnum() or c in "_-./" for c in value):
-            return value if value not in _WORDS else _quoted(value)
+            return value if value.lower() not in _WORDS else _quoted(value)
         case _:
             return _quoted(str(value))
 
@@ -93,4 +93,4 @@ def _escaped(character: str) -> str:
 
 
 _WORDS = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
-"""Words that YAML 1.1 reads as something else than text, in lower case, which the schema's texts are in."""
+"""Words that YAML 1.1 reads as something else than text, in lower case."""
