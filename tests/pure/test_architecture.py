@@ -213,6 +213,7 @@ BELONGS_TO = {
     "httpx": {"authority", "ca", "cli", "inspection"},
     "yaml": {"configfile", "cli"},
     "argparse": {"cli"},
+    "shtab": {"cli"},
     "starlette": {"admin", "ca"},
     "uvicorn": {"admin"},
     "prometheus_client": {"admin", "ca"},

@@ -71,6 +71,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         },
     ),
     "schema": Command("print the configuration file's JSON Schema", "schema"),
+    "completion": Command("print the script by which bash, zsh or fish completes the commands", "completion"),
     "version": Command("print the versions of the program and of the libraries that it stands on", "version"),
     "help": Command("explain the program, or a command", "help"),
 }

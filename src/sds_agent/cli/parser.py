@@ -56,6 +56,16 @@ class Parser(argparse.ArgumentParser):
             declare(self)
         return self
 
+    def whole(self) -> "Parser":
+        """This parser, with its arguments and those of every command below it: each command is imported."""
+        for command in self.declared().commands.values():
+            command.whole()
+        return self
+
+    def declarations(self) -> tuple[argparse.Action, ...]:
+        """What is declared on this parser itself."""
+        return tuple(self._actions)
+
     def below(self, word: str) -> "Parser":
         """The parser of a command below this one, with its arguments. Raises CallError."""
         if word not in self.declared().commands:
@@ -96,7 +106,7 @@ class Parser(argparse.ArgumentParser):
                 raise self._surplus(word)
 
     def _options(self) -> list[str]:
-        return [each for action in self._actions for each in action.option_strings]
+        return [each for action in self.declarations() for each in action.option_strings]
 
     def _surplus(self, word: str) -> CallError:
         if not word.startswith("-"):
