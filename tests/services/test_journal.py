@@ -353,7 +353,7 @@ def test_each_envoy_is_named_once_when_it_has_its_first_secret(events: Events) -
         stream = journal.open("StreamSecrets", "pid 7 (uid 101)")
         stream.met(SotwRequest(node_id=node, version="1.40.0"))
         stream.note([Nacked("n", {"a": "v"}, "no"), Acked("n", {"a": "v"}), Acked("n", {"a": "w"})])
-    assert [(each["node"], each["version"], each["peer"]) for each in events.named("envoy_served")] == [
+    assert [(each["node"], each["envoy_version"], each["peer"]) for each in events.named("envoy_served")] == [
         ("envoy-a", "1.40.0", "pid 7 (uid 101)"),
         ("envoy-b", "1.40.0", "pid 7 (uid 101)"),
     ]

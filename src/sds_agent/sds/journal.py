@@ -281,7 +281,7 @@ class StreamJournal:
                 LOG,
                 "envoy_served",
                 node=self._record.node or None,
-                version=self._record.version or None,
+                envoy_version=self._record.version or None,
                 peer=self._record.peer,
                 names=_some(tuple(reply.versions)),
                 after_ms=after_ms,
