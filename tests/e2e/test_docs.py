@@ -270,6 +270,7 @@ def test_a_script_that_is_asked_for_help_explains_itself_and_does_nothing_else(s
     """`scripts/demo` hands its arguments to demo_app, behind the environment that it makes first."""
     command = {
         "scripts/demo": [sys.executable, "-m", "demo_app"],
+        "scripts/gen-man": [sys.executable, str(ROOT / script)],
         "scripts/gen-schema": [sys.executable, str(ROOT / script)],
     }.get(script, [str(ROOT / script)])
     path = os.pathsep.join([str(ROOT / "scripts"), *filter(None, sys.path)])
@@ -282,7 +283,7 @@ def test_a_script_that_is_asked_for_help_explains_itself_and_does_nothing_else(s
     assert Path(script).name in done.stdout
 
 
-@pytest.mark.parametrize("script", sorted(set(SCRIPTS) - {"scripts/demo", "scripts/gen-schema"}))
+@pytest.mark.parametrize("script", sorted(set(SCRIPTS) - {"scripts/demo", "scripts/gen-man", "scripts/gen-schema"}))
 def test_a_script_refuses_an_argument_that_it_does_not_know(script: str) -> None:
     done = subprocess.run([ROOT / script, "--hepl"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
