@@ -641,3 +641,16 @@ def test_no_variable_brings_the_reader_down(tmp_path: Path, environ: dict[str, s
     for each in problems(tmp_path, MINIMAL, **environ):
         assert "\n" not in str(each)
         assert each.fix
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:9902", "[::]:9902", "192.0.2.1:9902", "agent.example:9902"])
+def test_an_admin_address_that_other_machines_reach_needs_the_explicit_word(tmp_path: Path, address: str) -> None:
+    (found,) = problems(tmp_path, f"{MINIMAL}admin: {{address: '{address}'}}\n")
+    assert (found.key, found.line) == ("admin.address", 5)
+    assert "admin.beyond_loopback: true" in found.fix
+    assert problems(tmp_path, f"{MINIMAL}admin: {{address: '{address}', beyond_loopback: true}}\n") == ()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9902", "[::1]:0", "localhost:9902", "127.9.9.9:1"])
+def test_loopback_needs_no_word(tmp_path: Path, address: str) -> None:
+    assert problems(tmp_path, f"{MINIMAL}admin: {{address: '{address}'}}\n") == ()
