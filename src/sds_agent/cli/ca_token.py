@@ -2,13 +2,13 @@
 
 import argparse
 import re
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from sds_agent.ca.settings import load
 from sds_agent.ca.tokens import JoinTokens
 from sds_agent.cli import output
+from sds_agent.cli.public_file import check_place
 from sds_agent.configfile.durations import parse
 from sds_agent.errors import ConfigurationError
 from sds_agent.files import remove_unfinished, write_private
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _make(tokens: JoinTokens, identity: str, arguments: argparse.Namespace) -> str:
     expires = datetime.now(UTC) + _ttl(arguments.ttl or DEFAULT_TTL)
-    _check_place(arguments.output)
+    check_place(arguments.output)
     tokens.prepare(for_its_owner=True)
     _hand_over(tokens.make(identity, expires), arguments.output)
     return f"the token is for {identity}, until {expires:%Y-%m-%d %H:%M:%S} UTC, and for one key only"
@@ -88,16 +88,6 @@ def _identity(written: str, trust_domain: str) -> str:
     if str(identity.trust_domain) != trust_domain or not identity.is_workload:
         raise ConfigurationError(f"{identity} is no workload of {trust_domain}: begin it with spiffe://{trust_domain}/")
     return str(identity)
-
-
-def _check_place(path: Path | None) -> None:
-    """Refuse to replace what is no regular file: a device, or a link such as /dev/stdout that others need."""
-    with suppress(OSError):  # another error is reported when the file is written
-        if path is not None and (path.is_symlink() or (path.exists() and not path.is_file())):
-            raise ConfigurationError(
-                f"--output: cannot write {path}: it is there and is no regular file; name one, or leave --output out "
-                "for standard output"
-            )
 
 
 def _hand_over(token: str, path: Path | None) -> None:
