@@ -183,6 +183,7 @@ MAY_IMPORT = {
     | {
         "admin.model",
         "admin.reasons",
+        "admin.settings",
         "inspection",
         "envoy_config",
         "app",
