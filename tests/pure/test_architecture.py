@@ -98,6 +98,7 @@ MAY_IMPORT = {
     },
     "inspection": MATERIAL,
     "envoy_config": set[str](),
+    "doctor": {"admin.model", "configfile"},
     # for authors of adapters: nothing of the agent imports it
     "conformance": MATERIAL
     | {"signing", "authority.kind", "authority.protocol", "authority.registry", "issuance.acceptance"},
@@ -186,6 +187,7 @@ MAY_IMPORT = {
         "admin.settings",
         "inspection",
         "envoy_config",
+        "doctor",
         "app",
         "authority.registry",
         "ca",
@@ -211,7 +213,7 @@ MAY_IMPORT = {
 BELONGS_TO = {
     "sds_agent_proto": {"rpc", "sds", "authority", "ca", "inspection"},
     "grpc": {"rpc", "sds", "authority", "ca", "inspection"},
-    "httpx": {"authority", "ca", "cli", "inspection"},
+    "httpx": {"authority", "ca", "cli", "doctor", "inspection"},
     "yaml": {"configfile", "cli"},
     "argparse": {"cli"},
     "shtab": {"cli"},
@@ -261,6 +263,10 @@ PURE = {
     "config.istio_environment",
     "configfile.durations",
     "configfile.phrases",
+    "doctor.agents",
+    "doctor.clocks",
+    "doctor.diagnosis",
+    "doctor.envoys",
     "envoy_config.choices",
     "envoy_config.commented",
     "errors",

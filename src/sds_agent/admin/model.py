@@ -207,6 +207,14 @@ class AgentView(Struct, frozen=True, kw_only=True):
     counts: CountsView
 
 
+def served_names(status: "Status") -> list[str]:
+    """Every name that Envoys can ask for."""
+    return [
+        *(name for identity in status.identities for name in identity.names),
+        *(name for bundle in status.bundles for name in bundle.names),
+    ]
+
+
 class Status(Struct, frozen=True, kw_only=True):
     """A running agent at the time `at`."""
 

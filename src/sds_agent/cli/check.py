@@ -85,19 +85,20 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.format,
         )
         return error.exit_code
-    result = _checked(loaded)
+    result = checked(loaded)
     if arguments.format == "table":
         _show(result)
     if arguments.probe:
-        result = structs.replace(result, probes=_probes(loaded.settings, spend=arguments.spend_token))
+        result = structs.replace(result, probes=probes(loaded.settings, spend=arguments.spend_token))
     if arguments.format == "table":
-        _show_probes(result)
+        _showprobes(result)
     else:
         write(result, arguments.format)
     return CANNOT_START if result.unfit else 0
 
 
-def _checked(loaded: Loaded) -> CheckResult:
+def checked(loaded: Loaded) -> CheckResult:
+    """What is found without asking an authority."""
     settings = loaded.settings
     found = list(warnings(settings))
     return CheckResult(
@@ -121,7 +122,7 @@ def _show(result: CheckResult) -> None:
             output.report(each)
 
 
-def _probes(settings: Settings, *, spend: bool) -> "tuple[Finding, ...]":
+def probes(settings: Settings, *, spend: bool) -> "tuple[Finding, ...]":
     """Ask the CAs."""
     import asyncio  # noqa: PLC0415 - measured with gRPC: 150 ms, which no other check needs
 
@@ -131,7 +132,7 @@ def _probes(settings: Settings, *, spend: bool) -> "tuple[Finding, ...]":
     return tuple(asyncio.run(probe.probe(settings, SystemClock(), spend=spend)))
 
 
-def _show_probes(result: CheckResult) -> None:
+def _showprobes(result: CheckResult) -> None:
     """What they issue goes to standard output, refusals to standard error."""
     for each in result.probes:
         if each.good is False:

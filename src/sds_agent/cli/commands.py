@@ -51,6 +51,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "status": Command("show what a running agent serves to whom, and what is wrong", "status"),
     "secret": Command("show the secrets that the agent serves, or that an Envoy has loaded", "secret"),
     "explain": Command("say why a name is or is not served to an Envoy", "explain"),
+    "doctor": Command("examine the agent, this machine, the CAs and Envoys, each with the way out", "doctor"),
     "envoy-config": Command("print the Envoy configuration for a workload", "envoy_config"),
     "issue": Command("obtain one certificate, write it to files and end", "issue"),
     "install": Group(

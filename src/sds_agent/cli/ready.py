@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     file = None if arguments.socket else chosen_or_found(arguments, os.environ)
     places = [arguments.socket] if arguments.socket else sockets(file, os.environ)
     path = next((each for each in places if _is_socket(each)), places[0])
-    if (fault := _unreachable(path)) is not None:
+    if (fault := unreachable(path)) is not None:
         output.report(f"no agent answers at {path}: {fault}")
         if not arguments.socket and not file:
             others = ", ".join(str(each) for each in places if each != path)
@@ -67,7 +67,7 @@ def _is_socket(path: Path) -> bool:
         return True
 
 
-def _unreachable(path: Path) -> str | None:
+def unreachable(path: Path) -> str | None:
     """Why nothing can be connected to, which gRPC does not say."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as attempt:
         attempt.settimeout(TIMEOUT)

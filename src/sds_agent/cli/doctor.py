@@ -1,0 +1,135 @@
+"""`sds-agent doctor`: the configuration, this machine, the agent, its CAs and its Envoys, each with the way out."""
+
+import argparse
+import os
+from collections.abc import Iterator
+
+import msgspec
+
+from sds_agent import __version__
+from sds_agent.admin.model import Status, served_names
+from sds_agent.cli import asking, output
+from sds_agent.cli.check import CheckResult, checked, probes
+from sds_agent.cli.config_file import found as found_file
+from sds_agent.cli.formats import add_format, coloured, document
+from sds_agent.clock import SystemClock
+from sds_agent.config.loading import Loaded, load
+from sds_agent.doctor.agents import of_agent, worst
+from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
+from sds_agent.errors import ProblemsError, SdsAgentError
+
+EXIT_CODES = "0 nothing is bad; 1 something is; 2 a wrong call"
+_MARKS = {"good": "good   ", "warning": "warning", "bad": "bad    "}
+RUNS = "another sds-agent"
+"""What an obstacle says that is the running agent itself."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The agent, its Envoys, and whether to ask the CAs."""
+    asking.add_agent(parser)
+    parser.add_argument(
+        "--envoy",
+        action="append",
+        default=[],
+        metavar="URL|PATH",
+        help="examine this Envoy too, by its admin address such as http://127.0.0.1:9901, or its socket",
+    )
+    parser.add_argument(
+        "--probe", action="store_true", help="ask each authority for a certificate that is thrown away, as check does"
+    )
+    add_format(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Examine everything and print what was found. Raises ConfigurationError for a wrong call."""
+    output.silence_warnings()
+    diagnoses = list(_examined(arguments))
+    if arguments.format != "table":
+        output.write(document(diagnoses, arguments.format))
+    for each in diagnoses if arguments.format == "table" else ():
+        output.write(f"{coloured(_MARKS[each.condition], each.condition)}  {each.subject}: {each.text}")
+    return 1 if worst(diagnoses) else 0
+
+
+def _examined(arguments: argparse.Namespace) -> Iterator[Diagnosis]:
+    """Everything in the order in which a fault spreads: the file, the machine, the CAs, the agent, its Envoys."""
+    loaded, problems = _loaded(arguments)
+    yield from problems
+    status = None
+    try:
+        status = asking.status(arguments)
+    except SdsAgentError as error:
+        yield bad("agent", str(error))
+    if loaded is not None:
+        yield from _of_configuration(checked(loaded), runs=status is not None)
+        yield from _of_sockets(loaded, status)
+        yield from _of_authorities(loaded, probe=arguments.probe)
+    if status is not None:
+        yield from of_agent(status, __version__)
+    for place in arguments.envoy:
+        yield from _of_envoy(place, status, loaded)
+
+
+def _loaded(arguments: argparse.Namespace) -> tuple[Loaded | None, list[Diagnosis]]:
+    """The configuration, where the agent is known by one, and what is wrong with it."""
+    if arguments.socket is not None or arguments.admin is not None:
+        return None, []
+    file = arguments.config or found_file(os.environ)
+    try:
+        loaded = load(file, os.environ)
+    except ProblemsError as error:
+        return None, [bad("configuration", str(each)) for each in error.problems]
+    return loaded, [good("configuration", f"it comes from {loaded.source}")]
+
+
+def _of_configuration(result: CheckResult, *, runs: bool) -> Iterator[Diagnosis]:
+    for each in result.obstacles:
+        if not (runs and (RUNS in each or "another server answers" in each)):
+            yield bad("machine", each)
+    yield from (warning("machine", each) for each in (*result.shortfalls, *result.warnings))
+
+
+def _of_sockets(loaded: Loaded, status: Status | None) -> Iterator[Diagnosis]:
+    """Whether Envoys can connect: the admin server may answer while the socket is gone."""
+    from sds_agent.cli.ready import unreachable  # noqa: PLC0415 - the neighbour
+
+    path = loaded.settings.sds.socket if status is None else status.agent.socket
+    fault = unreachable(type(loaded.settings.sds.socket)(path))
+    if fault is not None:
+        yield bad("socket", f"no Envoy can connect to {path}: {fault}")
+    else:
+        yield good("socket", f"{path} answers")
+
+
+def _of_authorities(loaded: Loaded, *, probe: bool) -> Iterator[Diagnosis]:
+    """Reachability and clocks, and with `probe` whether each issues."""
+    from sds_agent.doctor.reach import of_place, places  # noqa: PLC0415 - measured: 120 ms for httpx
+
+    for name, chosen in loaded.settings.authorities.items():
+        yield from (of_place(name, place, SystemClock().now()) for place in places(chosen))
+    if probe:
+        for each in probes(loaded.settings, spend=False):
+            subject = f"authority {each.authority}"
+            yield bad(subject, f"does not issue: {each.said}") if each.good is False else good(subject, each.said)
+
+
+def _of_envoy(place: str, status: Status | None, loaded: Loaded | None) -> Iterator[Diagnosis]:
+    from sds_agent.doctor.envoys import of_dump  # noqa: PLC0415 - only where it is asked for
+    from sds_agent.inspection.envoy_admin import EnvoyAdmin, EnvoyAdminError  # noqa: PLC0415 - measured: 120 ms
+
+    try:
+        dump = msgspec.json.decode(EnvoyAdmin(place).config())
+    except EnvoyAdminError as error:
+        yield bad(f"Envoy {place}", str(error))
+        return
+    except msgspec.MsgspecError:
+        yield bad(f"Envoy {place}", "what it answers is not JSON; is that an Envoy's admin address?")
+        return
+    served: list[str] = []
+    socket = ""
+    if status is not None:
+        served = served_names(status)
+        socket = status.agent.socket
+    elif loaded is not None:
+        socket = str(loaded.settings.sds.socket)
+    yield from of_dump(dump, place, socket, served)

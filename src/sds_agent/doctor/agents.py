@@ -1,0 +1,85 @@
+"""A running agent by its status: pure."""
+
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+
+from sds_agent.admin.model import BundleView, IdentityView, Status, SubscriberView, served_names
+from sds_agent.configfile.phrases import did_you_mean
+from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
+
+_TIME = "%Y-%m-%d %H:%M:%S UTC"
+_SOON = timedelta(days=30)
+"""What is left of a CA's life when people have to act (as the event `expiring` has it at most)."""
+
+
+def of_agent(status: Status, version: str) -> Iterator[Diagnosis]:
+    """The agent, its identities, its bundles, and the Envoys that are connected; `version` is this command's."""
+    agent = status.agent
+    if agent.version != version:
+        yield warning(
+            "agent",
+            f"it runs version {agent.version}, and this command is {version}; restart the agent after an upgrade",
+        )
+    if agent.ready:
+        yield good("agent", f"version {agent.version}, ready, since {agent.started_at:{_TIME}}")
+    for each in status.identities:
+        yield _of_identity(each)
+    for bundle in status.bundles:
+        yield from _of_bundle(bundle, status)
+    yield from of_subscribers(status)
+
+
+def _of_identity(identity: IdentityView) -> Diagnosis:
+    subject, failure = f"workload {identity.name}", identity.failure
+    why = "" if failure is None else f": {failure.kind}, {failure.attempts} in a row: {failure.cause}"
+    if identity.current is None or identity.state != "serving":
+        return bad(subject, f"has no valid certificate{why or ' yet'}; see `sds-agent explain {identity.name}`")
+    until = f"{identity.current.valid_until:{_TIME}}"
+    if failure is not None:
+        return warning(subject, f"its certificate is good until {until}, and its renewal fails{why}")
+    return good(subject, f"its certificate is good until {until}, from {identity.authority}")
+
+
+def _of_bundle(bundle: BundleView, status: Status) -> Iterator[Diagnosis]:
+    subject = f"bundle {bundle.names[0]}"
+    if not bundle.anchors:
+        yield bad(subject, "has no root yet; no authority has told it one")
+        return
+    last = max(each.not_after for each in bundle.anchors)
+    if last - status.at < _SOON:
+        yield warning(subject, f"its last root ends at {last:{_TIME}}; let the CA advertise its successor before then")
+    else:
+        yield good(subject, f"its last root ends at {last:{_TIME}}")
+    for each in bundle.left_out:
+        yield warning(subject, f"what {each.authority} advertises is not all served: {'; '.join(each.causes)}")
+
+
+def of_subscribers(status: Status) -> Iterator[Diagnosis]:
+    """The Envoys that are connected, those in trouble each, the others counted."""
+    known = served_names(status)
+    troubles = [each for subscriber in status.subscribers for each in _of_subscriber(subscriber, known)]
+    yield from troubles
+    if not status.subscribers:
+        yield warning("Envoys", f"none is connected to {status.agent.socket}; check the path in their clusters")
+    elif not troubles:
+        yield good("Envoys", f"{len({each.node for each in status.subscribers})} connected, all have what is served")
+
+
+def _of_subscriber(subscriber: SubscriberView, known: list[str]) -> Iterator[Diagnosis]:
+    subject = f"Envoy {subscriber.node or subscriber.peer}"
+    for each in subscriber.subscriptions:
+        match each.state:
+            case "refused" if each.nacked is not None:
+                yield bad(subject, f"refuses {each.name}: {each.nacked.reason}")
+            case "unknown":
+                hint = did_you_mean(each.name, known) or f"there are {', '.join(known[:10])}"
+                yield bad(subject, f"asks for {each.name}, which is not served; {hint}")
+            case "behind":
+                yield warning(subject, f"has not acknowledged {each.name} yet; its log says whether it is held up")
+            case "waiting":
+                yield warning(subject, f"waits for {each.name}; see `sds-agent explain {each.name}`")
+
+
+def worst(found: Iterable[Diagnosis]) -> bool:
+    """Whether anything is bad."""
+    return any(each.condition == "bad" for each in found)

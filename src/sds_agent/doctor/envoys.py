@@ -1,0 +1,145 @@
+"""The mistakes in an Envoy's configuration, by its `/config_dump`: pure.
+
+The dump is read as plain JSON and only where it is needed, so that every version of Envoy can be read. What each
+mistake leads to was tried on real Envoys.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sds_agent.configfile.phrases import did_you_mean
+from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
+
+_SHOWN = "`sds-agent envoy-config` prints a right one"
+
+
+def of_dump(dump: Mapping[str, Any], envoy: str, socket: str, served: Sequence[str]) -> list[Diagnosis]:
+    """The mistakes of the Envoy of that name in the secrets that come from an agent at `socket`, which serves these
+    names.
+    """
+    found: list[Diagnosis] = []
+    clusters = set[str]()
+    contexts = list(_contexts(dump, ""))
+    for where, context in contexts:
+        subject = f"Envoy {envoy}, {where}"
+        for name, source in _sds_sources(context):
+            clusters |= set(_grpc_clusters(source))
+            found += _of_source(subject, name, source, served)
+        found += _of_context(subject, context)
+    for cluster in _clusters(dump):
+        if cluster.get("name") in clusters:
+            found += _of_cluster(f"Envoy {envoy}, cluster {cluster['name']}", cluster, socket)
+    if not contexts:
+        return [warning(f"Envoy {envoy}", f"no listener and no cluster has TLS; {_SHOWN}")]
+    return found or [good(f"Envoy {envoy}", f"no mistake in its {len(contexts)} TLS contexts")]
+
+
+def _contexts(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every TLS context with the listener or the cluster that it is in."""
+    match value:
+        case {"common_tls_context": dict(), **_rest}:
+            yield where, value
+        case dict():
+            for key, inner in value.items():
+                if key in {"listener", "cluster"} and isinstance(inner, dict):
+                    yield from _contexts(inner, f"{key} {inner.get('name', '')}")
+                elif key != "bootstrap":  # which repeats what the others have
+                    yield from _contexts(inner, where)
+        case list():
+            for inner in value:
+                yield from _contexts(inner, where)
+
+
+def _clusters(value: Any) -> Iterator[Mapping[str, Any]]:
+    match value:
+        case dict():
+            for key, inner in value.items():
+                if key == "cluster" and isinstance(inner, dict):
+                    yield inner
+                elif key != "bootstrap":
+                    yield from _clusters(inner)
+        case list():
+            for inner in value:
+                yield from _clusters(inner)
+
+
+def _sds_sources(context: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The names that come by gRPC, and from where."""
+    common = context["common_tls_context"]
+    combined = common.get("combined_validation_context") or {}
+    configs = [
+        *(common.get("tls_certificate_sds_secret_configs") or ()),
+        common.get("validation_context_sds_secret_config"),
+        combined.get("validation_context_sds_secret_config"),
+    ]
+    for each in configs:
+        if isinstance(each, dict) and "api_config_source" in (each.get("sds_config") or {}):
+            yield str(each.get("name", "")), each["sds_config"]
+
+
+def _grpc_clusters(source: Mapping[str, Any]) -> Iterator[str]:
+    for service in source["api_config_source"].get("grpc_services") or ():
+        if name := (service.get("envoy_grpc") or {}).get("cluster_name"):
+            yield name
+
+
+def _of_source(subject: str, name: str, source: Mapping[str, Any], served: Sequence[str]) -> Iterator[Diagnosis]:
+    if served and name not in served and not name.startswith(("file-cert:", "file-root:")):
+        hint = did_you_mean(name, list(served)) or f"there are {', '.join(served[:10])}"
+        yield bad(subject, f"asks for {name}, which the agent does not serve; {hint}")
+    timeout = source.get("initial_fetch_timeout")
+    if timeout not in {"0s", "0.0s"}:
+        yield warning(
+            subject,
+            f"{name}: initial_fetch_timeout is {timeout or 'left out, which is 15s'}: the listener goes on without a "
+            "certificate after that; write 0s",
+        )
+    if not source["api_config_source"].get("set_node_on_first_message_only"):
+        yield warning(
+            subject, f"{name}: each ACK repeats 60 KB about this Envoy; set set_node_on_first_message_only: true"
+        )
+    services = source["api_config_source"].get("grpc_services") or ()
+    if any("envoy_grpc" in each and "retry_policy" not in each["envoy_grpc"] for each in services):
+        yield warning(subject, f"{name}: it connects again only after up to 30 s; set retry_policy in envoy_grpc")
+
+
+def _of_context(subject: str, context: Mapping[str, Any]) -> Iterator[Diagnosis]:
+    common = context["common_tls_context"]
+    combined = common.get("combined_validation_context") or {}
+    inline = {**(common.get("validation_context") or {}), **(combined.get("default_validation_context") or {})}
+    by_name = common.get("validation_context_sds_secret_config") or combined.get("validation_context_sds_secret_config")
+    downstream = str(context.get("@type", "")).endswith("DownstreamTlsContext")
+    if not by_name and not inline.get("trusted_ca") and not inline.get("custom_validator_config"):
+        yield bad(subject, f"it has no roots, so it accepts any certificate, or none at all; {_SHOWN}")
+    elif not inline.get("match_typed_subject_alt_names") and not inline.get("custom_validator_config"):
+        yield bad(
+            subject,
+            "it matches no SAN, so every certificate of the CA is accepted; set match_typed_subject_alt_names in "
+            f"combined_validation_context.default_validation_context: {_SHOWN}",
+        )
+    if downstream and not context.get("require_client_certificate"):
+        yield bad(subject, "it asks callers for no certificate; set require_client_certificate: true")
+    if not downstream and not (common.get("tls_params") or {}).get("tls_maximum_protocol_version"):
+        yield warning(subject, "it stays at TLS 1.2; set tls_params.tls_maximum_protocol_version: TLSv1_3")
+
+
+def _of_cluster(subject: str, cluster: Mapping[str, Any], socket: str) -> Iterator[Diagnosis]:
+    options = (cluster.get("typed_extension_protocol_options") or {}).values()
+    explicit = any("http2_protocol_options" in (each.get("explicit_http_config") or {}) for each in options)
+    if not explicit and "http2_protocol_options" not in cluster:
+        yield bad(subject, "gRPC needs HTTP/2; set explicit_http_config.http2_protocol_options")
+    for path in _pipes(cluster):
+        if socket and path != socket:
+            yield warning(subject, f"it connects to {path}, and the agent serves at {socket}")
+
+
+def _pipes(value: Any) -> Iterator[str]:
+    match value:
+        case {"pipe": {"path": str(path)}}:
+            yield path
+        case dict():
+            for inner in value.values():
+                yield from _pipes(inner)
+        case list():
+            for inner in value:
+                yield from _pipes(inner)

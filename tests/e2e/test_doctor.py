@@ -1,0 +1,98 @@
+"""`sds-agent doctor` beside a real agent and real Envoys: one with mistakes, one as we print it."""
+
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+from anyio import to_thread
+from fakes.agents import agent, write_config
+from fakes.envoys import BINARY, envoy
+from fakes.processes import started
+
+from sds_agent.cli.main import main
+
+
+async def examined(*arguments: str) -> tuple[int, list[dict[str, str]]]:
+    """The exit code, and the lines as values."""
+
+    def run() -> tuple[int, str]:
+        out = io.StringIO()
+        with redirect_stdout(out), redirect_stderr(io.StringIO()):
+            return main(["doctor", *arguments, "-o", "json"]), out.getvalue()
+
+    code, text = await to_thread.run_sync(run)
+    return code, json.loads(text)
+
+
+def of(lines: list[dict[str, str]], subject: str) -> list[tuple[str, str]]:
+    return [(each["condition"], each["text"]) for each in lines if each["subject"].startswith(subject)]
+
+
+async def test_the_mistakes_of_an_envoy_are_named_and_one_as_we_print_it_has_none(tmp_path: Path) -> None:
+    config = write_config(tmp_path, default="1h")
+    async with agent(config) as running:
+        await running.event("admin_listening")
+        async with envoy(running.socket, tmp_path) as proxy:
+            await proxy.ready()
+            code, lines = await examined("--config", str(config), "--envoy", str(tmp_path / "admin.sock"))
+            assert code == 1
+            assert [text for condition, text in of(lines, f"Envoy {tmp_path}") if condition == "bad"] == [
+                text for _, text in of(lines, f"Envoy {tmp_path}") if "it matches no SAN" in text
+            ]
+            assert any("retry_policy" in text for _, text in of(lines, f"Envoy {tmp_path}"))
+            assert (
+                of(lines, "workload default")[0][0] == of(lines, "socket")[0][0] == of(lines, "Envoys")[0][0] == "good"
+            )
+            assert not any("PRIVATE" in str(each) for each in lines)
+        out = io.StringIO()
+        with redirect_stdout(out):
+            assert main(["envoy-config", "default", "--config", str(config), "--bootstrap", "-o", "json"]) == 0
+        made = json.loads(out.getvalue())
+        made["admin"] = {"address": {"pipe": {"path": str(tmp_path / "good.sock")}}}
+        for each in made["static_resources"]["listeners"]:
+            each["address"]["socket_address"]["port_value"] = 0
+        (tmp_path / "good.json").write_text(json.dumps(made))
+        command = [
+            BINARY,
+            "-c",
+            str(tmp_path / "good.json"),
+            "--disable-hot-restart",
+            "--concurrency",
+            "1",
+            "-l",
+            "info",
+        ]
+        async with started(command) as proxy_of_ours:
+            await proxy_of_ours.line("all dependencies initialized. starting workers")
+            code, lines = await examined("--config", str(config), "--envoy", str(tmp_path / "good.sock"), "--probe")
+        assert [each for each in lines if each["condition"] == "bad"] == []
+        assert code == 0
+        assert of(lines, f"Envoy {tmp_path}") == [("good", "no mistake in its 2 TLS contexts")]
+        assert of(lines, "authority local")[0][0] == "good"
+
+
+async def test_without_an_agent_the_rest_is_examined_all_the_same(tmp_path: Path) -> None:
+    code, lines = await examined("--config", str(write_config(tmp_path, default="1h")))
+    assert code == 1
+    assert of(lines, "configuration")[0][0] == "good"
+    assert {each["subject"] for each in lines if each["condition"] == "bad"} == {"agent", "socket"}
+
+
+@pytest.mark.parametrize("text", ["x: 1", "trust_domain: [", ""])
+async def test_each_problem_of_the_configuration_is_a_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    code, lines = await examined("--config", str(tmp_path / "bad.yaml"))
+    assert code == 1
+    assert of(lines, "configuration")[0][0] == "bad"
+
+
+async def test_an_authority_that_cannot_be_reached_is_bad(tmp_path: Path) -> None:
+    config = write_config(tmp_path, default="1h")
+    made = json.loads(config.read_text())
+    made["authorities"] = {"mesh": {"type": "istio", "address": "127.0.0.1:1", "ca_file": "x", "token_file": "y"}}
+    config.write_text(json.dumps(made))
+    _, lines = await examined("--config", str(config))
+    assert of(lines, "authority mesh")[0][0] == "bad"
+    assert "127.0.0.1:1 does not accept (Connection refused)" in of(lines, "authority mesh")[0][1]

@@ -1,0 +1,183 @@
+"""What the doctor says: each line sends a person somewhere, so the right fault has to be called by its name."""
+
+import copy
+from datetime import timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.hierarchy import NOW
+from fakes.observed import FAILURE, STREAM, Seen, workload
+from msgspec.structs import replace
+
+from sds_agent.admin.view import status
+from sds_agent.doctor.agents import of_agent, worst
+from sds_agent.doctor.clocks import of_clock
+from sds_agent.doctor.diagnosis import Diagnosis, good, warning
+from sds_agent.doctor.envoys import of_dump
+from sds_agent.envoy_config import messages
+from sds_agent.envoy_config.choices import EnvoyChoices
+from sds_agent.issuance.status import TrustStatus
+from sds_agent.sds.status import NameStatus
+
+SOCKET = "/run/sds-agent/sds.sock"
+NAMES = ("web", "ROOTCA")
+CHOICES = EnvoyChoices(
+    name="web", spiffe_id="spiffe://demo.example/web", trust_domain="demo.example", bundle="ROOTCA", socket=Path(SOCKET)
+)
+
+
+def dump() -> dict[str, Any]:
+    """What Envoy's /config_dump shows of the configuration that we print."""
+    made = messages.as_json(messages.bootstrap(CHOICES))
+    static = made["static_resources"]
+    return {
+        "configs": [
+            {"@type": "type.googleapis.com/envoy.admin.v3.BootstrapConfigDump", "bootstrap": made},
+            {"static_clusters": [{"cluster": each} for each in static["clusters"]]},
+            {"static_listeners": [{"listener": each} for each in static["listeners"]]},
+        ]
+    }
+
+
+def tls(made: dict[str, Any], kind: str) -> Any:
+    """The TLS context of the inbound listener, or of the cluster to the peer."""
+    if kind == "down":
+        return made["configs"][2]["static_listeners"][0]["listener"]["filter_chains"][0]["transport_socket"][
+            "typed_config"
+        ]
+    cluster = next(
+        each["cluster"] for each in made["configs"][1]["static_clusters"] if each["cluster"]["name"] == "peer"
+    )
+    return cluster["transport_socket"]["typed_config"]
+
+
+def source(made: dict[str, Any]) -> Any:
+    return tls(made, "down")["common_tls_context"]["tls_certificate_sds_secret_configs"][0]["sds_config"]
+
+
+def sds_cluster(made: dict[str, Any]) -> Any:
+    return next(
+        each["cluster"] for each in made["configs"][1]["static_clusters"] if each["cluster"]["name"] == "sds-agent"
+    )
+
+
+def combined(made: dict[str, Any]) -> Any:
+    return tls(made, "down")["common_tls_context"]["combined_validation_context"]
+
+
+def test_the_configuration_that_we_print_has_no_mistake() -> None:
+    assert of_dump(dump(), "edge", SOCKET, NAMES) == [good("Envoy edge", "no mistake in its 2 TLS contexts")]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "condition", "words"),
+    [
+        (lambda made: combined(made)["default_validation_context"].clear(), "bad", "it matches no SAN"),
+        (
+            lambda made: tls(made, "down")["common_tls_context"].pop("combined_validation_context"),
+            "bad",
+            "has no roots",
+        ),
+        (lambda made: tls(made, "down").pop("require_client_certificate"), "bad", "asks callers for no certificate"),
+        (lambda made: source(made).pop("initial_fetch_timeout"), "warning", "left out, which is 15s"),
+        (lambda made: source(made).update(initial_fetch_timeout="1s"), "warning", "is 1s"),
+        (
+            lambda made: source(made)["api_config_source"].pop("set_node_on_first_message_only"),
+            "warning",
+            "repeats 60 KB",
+        ),
+        (
+            lambda made: source(made)["api_config_source"]["grpc_services"][0]["envoy_grpc"].pop("retry_policy"),
+            "warning",
+            "up to 30 s",
+        ),
+        (lambda made: tls(made, "up")["common_tls_context"].pop("tls_params"), "warning", "stays at TLS 1.2"),
+        (lambda made: sds_cluster(made).pop("typed_extension_protocol_options"), "bad", "gRPC needs HTTP/2"),
+        (
+            lambda made: sds_cluster(made)["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"].update(
+                address={"pipe": {"path": "/elsewhere"}}
+            ),
+            "warning",
+            "it connects to /elsewhere",
+        ),
+        (
+            lambda made: tls(made, "down")["common_tls_context"]["tls_certificate_sds_secret_configs"][0].update(
+                name="wbe"
+            ),
+            "bad",
+            "asks for wbe, which the agent does not serve; did you mean web?",
+        ),
+    ],
+)
+def test_each_mistake_is_found_where_it_is(spoil: Any, condition: str, words: str) -> None:
+    made = copy.deepcopy(dump())
+    spoil(made)
+    found = of_dump(made, "edge", SOCKET, NAMES)
+    assert [(each.condition, words in each.text) for each in found] == [(condition, True)]
+    assert found[0].subject.startswith("Envoy edge, ")
+
+
+@pytest.mark.parametrize("odd", [{}, {"configs": None}, {"configs": [[], 1, "x", {"listener": 3}]}])
+def test_a_dump_of_another_shape_is_no_traceback(odd: dict[str, Any]) -> None:
+    assert of_dump(odd, "edge", SOCKET, NAMES)[0].condition == "warning"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "condition"), [(0, "good"), (5, "good"), (-6, "warning"), (60, "warning"), (61, "bad"), (-3600, "bad")]
+)
+def test_a_clock_is_judged_by_how_far_it_is_from_the_cas(seconds: int, condition: str) -> None:
+    found = of_clock("vault", format_datetime(NOW, usegmt=True), NOW + timedelta(seconds=seconds))
+    assert found.condition == condition
+    if condition != "good":
+        assert ("ahead of" if seconds > 0 else "behind") in found.text
+
+
+@pytest.mark.parametrize("date", [None, "", "yesterday"])
+def test_a_ca_that_does_not_tell_its_time_is_not_blamed(date: str | None) -> None:
+    assert of_clock("vault", date, NOW).condition == "good"
+
+
+def found(seen: Seen) -> list[Diagnosis]:
+    return list(of_agent(status(seen, NOW), "0.1"))
+
+
+def asking(*names: NameStatus) -> Seen:
+    return Seen(streams=(replace(STREAM, names=names),))
+
+
+def test_an_agent_in_order_is_good_in_every_line_but_for_a_root_that_ends_soon() -> None:
+    lines = found(asking(NameStatus("web", "v1", "v1")))
+    assert [each.condition for each in lines if "root ends" not in each.text and "no root yet" not in each.text] == [
+        "good",
+        "good",
+        "good",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seen", "subject", "condition", "words"),
+    [
+        (Seen(workloads=(workload(None, served=False, failure=FAILURE),)), "workload web", "bad", FAILURE.cause),
+        (Seen(workloads=(workload(failure=FAILURE),)), "workload web", "warning", "its renewal fails"),
+        (Seen(trust=TrustStatus(None, ())), "bundle ROOTCA", "bad", "has no root yet"),
+        (Seen(), "Envoy edge-1", "bad", "refuses ROOTCA: Invalid path"),
+        (asking(NameStatus("wbe")), "Envoy edge-1", "bad", "did you mean web?"),
+        (asking(NameStatus("web", "v0", "v0")), "Envoy edge-1", "warning", "has not acknowledged web"),
+        (Seen(streams=()), "Envoys", "warning", "none is connected"),
+    ],
+)
+def test_what_is_wrong_with_an_agent_has_a_line(seen: Seen, subject: str, condition: str, words: str) -> None:
+    assert any((e.subject, e.condition) == (subject, condition) and words in e.text for e in found(seen))
+
+
+def test_another_version_than_the_commands_is_a_warning() -> None:
+    lines = list(of_agent(status(Seen(), NOW), "9.9"))
+    assert lines[0].condition == "warning"
+    assert "restart the agent" in lines[0].text
+
+
+def test_only_what_is_bad_changes_the_exit_code() -> None:
+    assert not worst([good("a", "b"), warning("a", "b")])
+    assert worst(found(Seen()))
