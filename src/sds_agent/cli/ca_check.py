@@ -1,13 +1,15 @@
-"""`sds-agent ca check`: whether a directory, made by whatever tool, can be plugged in as a CA."""
+"""`sds-agent ca check`: whether a directory, made by any tool, can be plugged in, or a CA's configuration be served."""
 
 import argparse
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sds_agent.ca.settings import SignerSettings, load
 from sds_agent.cli import ca_keys, output
 from sds_agent.errors import Problem, ProblemsError
 from sds_agent.hardening import keep_memory_private
+from sds_agent.signing import self_signed
 from sds_agent.signing.cacerts import fault_of_revocation, read_signing_set
 from sds_agent.signing.description import lines
 from sds_agent.signing.directory import DirectoryError, Unsettled, read_directory
@@ -17,26 +19,64 @@ from sds_agent.signing.signing_set import SigningSet
 UNUSABLE = 2
 """The exit code for a directory that cannot be plugged in."""
 
-EXIT_CODES = "0 it can be plugged in; 2 it cannot, or cannot be read, or the call is wrong; 1 any other failure"
+EXIT_CODES = (
+    "0 it can be plugged in, or its configuration can be served; 2 it cannot, or cannot be read, or the call is wrong; "
+    "1 any other failure"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The directory, and how to read its key."""
-    parser.add_argument("directory", type=Path, metavar="DIR", help="the directory with the CA's files")
-    parser.add_argument("--passphrase-file", type=Path, metavar="FILE", help="the passphrase of the CA's key")
+    """The directory or the configuration, and how to read its key."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "directory",
+        nargs="?",
+        type=Path,
+        metavar="PATH",
+        help="the directory with the CA's files, or the CA server's configuration, whose signer is checked",
+    )
+    which.add_argument("--config", type=Path, metavar="FILE", help="the same as PATH, for a configuration")
+    parser.add_argument(
+        "--passphrase-file",
+        type=Path,
+        metavar="FILE",
+        help="the passphrase of the CA's key; of a configuration by default signer.passphrase_file",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Say it on standard output: 0 if it can, 2 if not. Raises DirectoryError where nothing can be read."""
+    """Say it on standard output: 0 if it can, 2 if not. Raises DirectoryError where nothing can be read, and
+    ProblemsError for a configuration that cannot be used.
+    """
     keep_memory_private()
     output.silence_warnings()
-    directory: Path = arguments.directory
+    path: Path = arguments.directory if arguments.config is None else arguments.config
+    if arguments.config is None and not path.is_file():
+        return _check(path, ca_keys.passphrase_in(arguments.passphrase_file))
+    settings = load(path)
+    signer = settings.signer
+    output.write(f"{path} is good.")
+    if signer.self_signed is not None:
+        self_signed.check(signer.self_signed, "signer.self_signed")
+        output.write(f"The CA signs with a root of its own in {signer.self_signed}, and can use that directory.")
+        return 0
+    passphrase = ca_keys.passphrase_in(arguments.passphrase_file or signer.passphrase_file)
+    return _check(_plugged(signer), passphrase, settings.trust_domain)
+
+
+def _plugged(signer: SignerSettings) -> Path:
+    if signer.cacerts is None:
+        raise AssertionError("the settings have one of the two")
+    return signer.cacerts
+
+
+def _check(directory: Path, passphrase: bytes | None, trust_domain: str | None = None) -> int:
+    """Judge a directory to be plugged in, for a trust domain if given. Raises DirectoryError."""
     contents = read_directory(directory)
     if isinstance(contents, Unsettled):
         raise DirectoryError(f"the files in {directory} change all the time", "try again when they are complete")
-    passphrase = ca_keys.passphrase_in(arguments.passphrase_file)
     now = datetime.now(UTC)
-    judged = _judge(contents.files, now, passphrase)
+    judged = _judge(contents.files, now, passphrase, trust_domain)
     if isinstance(judged, tuple):
         output.write(f"{directory} cannot be plugged in:")
         _list(judged)
@@ -53,9 +93,11 @@ def run(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _judge(files: Mapping[str, bytes], now: datetime, passphrase: bytes | None) -> SigningSet | tuple[Problem, ...]:
+def _judge(
+    files: Mapping[str, bytes], now: datetime, passphrase: bytes | None, trust_domain: str | None
+) -> SigningSet | tuple[Problem, ...]:
     try:
-        signing = read_signing_set(files, now, passphrase=passphrase)
+        signing = read_signing_set(files, now, passphrase=passphrase, trust_domain=trust_domain)
     except ProblemsError as error:
         return error.problems
     revocation = fault_of_revocation(signing)

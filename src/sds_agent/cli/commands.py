@@ -63,7 +63,10 @@ COMMANDS: Mapping[str, Command | Group] = {
         {
             "root": Command("make an offline root", "ca_root"),
             "intermediate": Command("make an intermediate below a root, ready to be plugged in", "ca_intermediate"),
-            "check": Command("say whether a directory can be plugged in, and what is wrong with it", "ca_check"),
+            "check": Command(
+                "say whether a directory can be plugged in, or a CA's configuration served, and what is wrong",
+                "ca_check",
+            ),
             "bundle": Command("print the roots of a CA, and never its key", "ca_bundle"),
             "serve": Command(
                 "sign for others, in Istio's certificate protocol, until SIGTERM, SIGINT or SIGHUP", "ca_serve"

@@ -1,0 +1,67 @@
+"""`sds-agent ca check` on the CA server's configuration: the file, and what signs for its trust domain."""
+
+from pathlib import Path
+
+import pytest
+
+from sds_agent.cli.main import main
+
+Printed = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, capsys: Printed) -> Path:
+    """A root and an intermediate that signs for demo.example alone, with an encrypted key."""
+    (tmp_path / "passphrase").write_text("correct horse\n")
+    assert main(["ca", "root", str(tmp_path / "root"), "--trust-domain", "demo.example"]) == 0
+    above = ["--root", str(tmp_path / "root"), "--name", "one", "--constrain", "demo.example"]
+    key = ["--passphrase-file", str(tmp_path / "passphrase")]
+    assert main(["ca", "intermediate", str(tmp_path / "one"), *above, *key]) == 0
+    capsys.readouterr()
+    return tmp_path
+
+
+def ca(folder: Path, signer: str, trust_domain: str = "demo.example") -> str:
+    path = folder / "ca.yaml"
+    path.write_text(
+        f"trust_domain: {trust_domain}\nlisten: 127.0.0.1:0\nsigner: {{{signer}}}\ncallers: {{join_tokens: tokens}}\n"
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize("option", [[], ["--config"]])
+def test_what_the_configuration_names_is_checked_with_its_passphrase(
+    option: list[str], folder: Path, capsys: Printed
+) -> None:
+    path = ca(folder, "cacerts: one, passphrase_file: passphrase")
+    assert main(["ca", "check", *option, path]) == 0
+    assert capsys.readouterr().out.startswith(f"{path} is good.\n{folder}/one can be plugged in.\n")
+
+
+def test_a_signer_for_another_trust_domain_is_found_before_the_server_starts(folder: Path, capsys: Printed) -> None:
+    path = ca(folder, "cacerts: one, passphrase_file: passphrase", trust_domain="other.example")
+    assert main(["ca", "check", path]) == 2
+    said = capsys.readouterr().out
+    assert f"{folder}/one cannot be plugged in:" in said
+    assert "other.example" in said
+
+
+def test_a_wrong_key_of_the_file_is_named_with_its_line(folder: Path, capsys: Printed) -> None:
+    assert main(["ca", "check", ca(folder, "cacert: one")]) == 2
+    assert "ca.yaml:3: signer.cacert is not a known key" in capsys.readouterr().err
+
+
+def test_a_self_signed_ca_needs_a_directory_that_no_other_user_may_change(folder: Path, capsys: Printed) -> None:
+    path = ca(folder, "self_signed: own")
+    assert main(["ca", "check", path]) == 0
+    assert f"a root of its own in {folder}/own" in capsys.readouterr().out
+    assert not (folder / "own").exists(), "a check makes nothing"
+    (folder / "own").mkdir()
+    (folder / "own").chmod(0o777)
+    assert main(["ca", "check", path]) == 2
+    assert f"signer.self_signed: every user may write to {folder}/own" in capsys.readouterr().err
+
+
+def test_a_path_that_is_not_there_is_named(folder: Path, capsys: Printed) -> None:
+    assert main(["ca", "check", str(folder / "none")]) == 2
+    assert f"{folder}/none is not a directory" in capsys.readouterr().err
