@@ -1,9 +1,9 @@
 """The manual page has every command and option, and shows each character of their help as it is."""
 
 import re
+from collections.abc import Iterator
 from functools import cache
 
-from sds_agent.cli.commands import COMMANDS, Group
 from sds_agent.cli.completion import actions
 from sds_agent.cli.man import page
 from sds_agent.cli.parser import Parser, build
@@ -23,21 +23,25 @@ def section(command: str) -> str:
     return found[1].replace("\\-", "-").replace("\\(dq", '"').replace("\\&", "")
 
 
+def leaves(parser: Parser) -> Iterator[Parser]:
+    """The commands that do something, those of groups too."""
+    for below in parser.commands.values():
+        yield from leaves(below)
+    if not parser.commands:
+        yield parser
+
+
 def escaped(text: str) -> str:
     return text.replace("-", "\\-")
 
 
 def test_every_command_has_a_section_with_its_options_and_exit_codes() -> None:
-    for name, command in COMMANDS.items():
-        for words in [(name, below) for below in command.commands] if isinstance(command, Group) else [(name,)]:
-            parser = whole()
-            for word in words:
-                parser = parser.below(word)
-            shown = section(parser.prog)
-            assert "\nExit codes: 0 " in shown
-            for action in actions(parser, below=False):
-                for option in action.option_strings if action.dest != "help" else ():
-                    assert re.search(rf"^\.B .*{option}\b", shown, re.MULTILINE), (words, option)
+    for parser in leaves(whole()):
+        shown = section(parser.prog)
+        assert "\nExit codes: 0 " in shown
+        for action in actions(parser, below=False):
+            for option in action.option_strings if action.dest != "help" else ():
+                assert re.search(rf"^\.B .*{option}\b", shown, re.MULTILINE), (parser.prog, option)
 
 
 def test_no_text_of_the_help_is_taken_for_a_request_of_roff() -> None:

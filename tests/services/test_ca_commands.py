@@ -1,5 +1,6 @@
 """`sds-agent ca serve` and `sds-agent ca token` as they are called."""
 
+import hashlib
 import json
 import os
 import signal
@@ -16,9 +17,12 @@ from fakes.ca_servers import METHOD, TRUST_DOMAIN, WEB, Served, TokenIssuer, ask
 from fakes.processes import Program, started, with_descriptors
 
 from sds_agent.ca.schema import json_schema
+from sds_agent.ca.tokens import JoinTokens
 from sds_agent.cli.main import main
 from sds_agent.pki.certificates import read_pem, subject_alternative_uris, write_pem
+from sds_agent.pki.keys import KeyType, generate
 
+DB = WEB.replace("web", "db")
 CONFIG = (
     f"trust_domain: {TRUST_DOMAIN}\nlisten: 127.0.0.1:0\nserver_names: [localhost]\nsigner: {{self_signed: root}}\n"
     "audit: audit.log\ncallers: {join_tokens: tokens}\nlog: {format: json}\n"
@@ -270,3 +274,66 @@ async def test_connections_never_take_the_descriptor_that_the_audit_log_needs(
         await ask(first)
         assert await program.stop() == 0
     assert ("few_descriptors" in "".join(program.lines)) is few
+
+
+def make(file: Path, identity: str, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    assert main(["ca", "token", *options, str(file), identity]) == 0
+    return capsys.readouterr().out.strip()
+
+
+def test_who_could_still_join_is_listed_without_a_token(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = JoinTokens(file.parent / "tokens")
+    used, open_ = make(file, WEB, capsys), make(file, DB, capsys, "--ttl", "10m")
+    tokens.spend(tokens.find(used), generate(KeyType.EC_P256).public_key())
+    before = sorted((each.name, each.stat().st_mtime_ns) for each in (file.parent / "tokens").iterdir())
+    assert main(["ca", "token", "list", str(file), "-o", "json"]) == 0
+    said = capsys.readouterr().out
+    first, second = json.loads(said)
+    assert (first["spiffe_id"], first["used"], second["spiffe_id"]) == (DB, None, WEB)
+    assert first["made"] < first["expires"] < second["expires"]
+    assert second["made"] <= second["used"] < second["expires"]
+    for token in (used, open_):
+        assert token not in said
+        assert hashlib.sha256(token.encode()).hexdigest() not in said
+    assert main(["ca", "token", "list", "--config", str(file)]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["SPIFFE", "ID", "MADE", "EXPIRES", "USED"]
+    assert [row.split()[0] for row in rows] == [DB, WEB]
+    assert [row.endswith("-") for row in rows] == [True, False]
+    assert sorted((each.name, each.stat().st_mtime_ns) for each in (file.parent / "tokens").iterdir()) == before
+
+
+def test_a_ca_without_tokens_says_so_and_makes_no_directory(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ca", "token", "list", str(file)]) == 0
+    assert capsys.readouterr().out == "There is no join token.\n"
+    assert not (file.parent / "tokens").exists()
+
+
+def test_a_directory_of_tokens_that_cannot_be_read_is_not_an_empty_one(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file.parent / "tokens").touch()
+    assert main(["ca", "token", "list", str(file)]) == 2
+    assert f"callers.join_tokens: cannot read {file.parent}/tokens: Not a directory; " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["withdraw", "FILE", WEB], ["withdraw", WEB, "--config", "FILE"], ["FILE", "--withdraw", WEB]]
+)
+def test_the_tokens_of_one_identity_are_withdrawn(
+    file: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for identity in (WEB, WEB, DB):
+        make(file, identity, capsys)
+    assert main(["ca", "token", *(str(file) if word == "FILE" else word for word in words)]) == 0
+    assert f"tokens withdrawn for {WEB}: 2; " in capsys.readouterr().err
+    assert [each.spiffe_id for each in JoinTokens(file.parent / "tokens").listed()] == [DB]
+
+
+@pytest.mark.parametrize(
+    "words", [["token"], ["token", "--ttl", "5m"], ["token", "make"], ["token", "make", "--ttl=5m"]]
+)
+def test_the_word_make_may_be_left_out(file: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ca", *words, str(file), WEB]) == 0
+    assert capsys.readouterr().out.startswith("sds-join-")
+    assert main(["ca", "token", str(file), "--ttl", "5m", WEB]) == 0, "options may stand between"

@@ -57,7 +57,7 @@ def completed(bash: Path, folder: Path, words: list[str]) -> list[str]:
         (["status", "--output", "j"], ["json"]),
         (["check", "sds"], ["sds-agent.yaml"]),
         (["run", "--config", "sds"], ["sds-agent.yaml"]),
-        (["ca", "check", "c"], ["cluster1"]),
+        (["ca", "root", "c"], ["cluster1"]),
     ],
 )
 def test_bash_completes(words: list[str], offered: list[str], bash: Path, tmp_path: Path) -> None:

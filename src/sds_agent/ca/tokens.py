@@ -54,6 +54,15 @@ class Record(Struct, frozen=True):
     expires: datetime
 
 
+class ListedToken(Struct, frozen=True):
+    """What is known of a token, without what would let someone use it: when it was made, and when it was used first."""
+
+    spiffe_id: str
+    made: datetime
+    expires: datetime
+    used: datetime | None
+
+
 class JoinTokens:
     """The tokens in one directory. Its methods block on the disk."""
 
@@ -105,6 +114,24 @@ class JoinTokens:
                 taken += 1
         sync_directory(self._directory)
         return taken
+
+    def listed(self) -> tuple[ListedToken, ...]:
+        """Every token that has a record, expired or not; nothing is changed. Raises ConfigurationError."""
+        try:
+            os.listdir(self._directory)  # noqa: PTH208 - glob says nothing of a directory that it cannot read
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise ConfigurationError(
+                f"callers.join_tokens: cannot read {self._directory}: {error.strerror}; run this as the CA's user"
+            ) from error
+        return tuple(each for record in self._records() if (each := self._listed(record)) is not None)
+
+    def _listed(self, record: Record) -> ListedToken | None:
+        """None where it was removed in this moment."""
+        made = _changed(self._directory / f"{record.name}{_RECORD}")
+        used = _changed(self._directory / f"{record.name}{_SPENT}")
+        return None if made is None else ListedToken(record.spiffe_id, made, record.expires, used)
 
     def find(self, token: str) -> Record:
         """The record of a token, expired or not.
@@ -200,6 +227,14 @@ def _read(path: Path) -> Record:
     if content.get("token", path.stem) != path.stem:  # without one: made before records had it
         raise ValueError("it is the record of another token")
     return Record(path.stem, content["spiffe_id"], datetime.fromtimestamp(content["expires"], UTC))
+
+
+def _changed(path: Path) -> datetime | None:
+    """When a file got its content; None where it is not there. Records and marks are written once."""
+    try:
+        return datetime.fromtimestamp(path.lstat().st_mtime, UTC)
+    except FileNotFoundError:
+        return None
 
 
 def _read_own(path: Path) -> bytes:

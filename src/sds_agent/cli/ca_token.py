@@ -2,10 +2,12 @@
 
 import argparse
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from sds_agent.ca.settings import load
+from sds_agent.ca.settings import CaSettings, load
 from sds_agent.ca.tokens import JoinTokens
 from sds_agent.cli import output
 from sds_agent.cli.public_file import check_place
@@ -39,19 +41,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Make a token, or withdraw those of an identity. Raises ProblemsError and ConfigurationError."""
     keep_memory_private()
+    if arguments.withdraw and (arguments.ttl is not None or arguments.output is not None):
+        raise ConfigurationError("--withdraw makes no token: leave out --ttl and --output")
     settings = load(arguments.file)
+    tokens = of_ca(settings, arguments.file)
+    identity = identity_of(arguments.spiffe_id, settings)
+    with written():
+        output.report(withdraw(tokens, identity) if arguments.withdraw else _make(tokens, identity, arguments))
+    return 0
+
+
+def of_ca(settings: CaSettings, file: Path) -> JoinTokens:
+    """The CA's tokens. Raises ConfigurationError where it takes none."""
     directory = settings.callers.join_tokens
     if directory is None:
-        raise ConfigurationError(f"{arguments.file}: callers.join_tokens names no directory; give it one for tokens")
-    identity = _identity(arguments.spiffe_id, settings.trust_domain)
-    act = _withdraw if arguments.withdraw else _make
+        raise ConfigurationError(f"{file}: callers.join_tokens names no directory; give it one for tokens")
+    return JoinTokens(directory)
+
+
+@contextmanager
+def written() -> Iterator[None]:
+    """Say of an error of the disk's who has to act. Raises ConfigurationError."""
     try:
-        output.report(act(JoinTokens(directory), identity, arguments))
+        yield
     except OSError as error:
         raise ConfigurationError(
-            f"cannot write {error.filename or directory}: {error.strerror}; run this as a user that may"
+            f"cannot write {error.filename or 'the directory of tokens'}: {error.strerror}; run this as a user that may"
         ) from error
-    return 0
 
 
 def _make(tokens: JoinTokens, identity: str, arguments: argparse.Namespace) -> str:
@@ -62,9 +78,8 @@ def _make(tokens: JoinTokens, identity: str, arguments: argparse.Namespace) -> s
     return f"the token is for {identity}, until {expires:%Y-%m-%d %H:%M:%S} UTC, and for one key only"
 
 
-def _withdraw(tokens: JoinTokens, identity: str, arguments: argparse.Namespace) -> str:
-    if arguments.ttl is not None or arguments.output is not None:
-        raise ConfigurationError("--withdraw makes no token: leave out --ttl and --output")
+def withdraw(tokens: JoinTokens, identity: str) -> str:
+    """Take back every token for the identity; returns that in words. Raises ConfigurationError and OSError."""
     tokens.prepare(for_its_owner=True)
     taken = tokens.withdraw(identity)
     return (
@@ -80,9 +95,11 @@ def _ttl(written: str) -> timedelta:
     return ttl
 
 
-def _identity(written: str, trust_domain: str) -> str:
+def identity_of(text: str, settings: CaSettings) -> str:
+    """The identity, which must be one of the CA's trust domain. Raises ConfigurationError."""
+    trust_domain = settings.trust_domain
     try:
-        identity = SpiffeId.parse(written)
+        identity = SpiffeId.parse(text)
     except SpiffeIdError as error:
         raise ConfigurationError(str(error)) from error
     if str(identity.trust_domain) != trust_domain or not identity.is_workload:

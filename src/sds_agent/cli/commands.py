@@ -38,10 +38,11 @@ class Command(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Commands that share the first word of their names."""
+    """Commands that share the first words of their names. `default` is the one that is meant where none is named."""
 
     about: str
-    commands: Mapping[str, Command]
+    commands: "Mapping[str, Command | Group]"
+    default: str | None = None
 
 
 COMMANDS: Mapping[str, Command | Group] = {
@@ -71,7 +72,15 @@ COMMANDS: Mapping[str, Command | Group] = {
             "serve": Command(
                 "sign for others, in Istio's certificate protocol, until SIGTERM, SIGINT or SIGHUP", "ca_serve"
             ),
-            "token": Command("make a join token for a machine that has no other proof of who it is", "ca_token"),
+            "token": Group(
+                "make, list and withdraw join tokens, for machines that have no other proof of who they are",
+                {
+                    "make": Command("make a join token; the word make may be left out", "ca_token"),
+                    "list": Command("list the join tokens: for whom, until when, and whether used", "ca_token_list"),
+                    "withdraw": Command("take back every join token for an identity", "ca_token_withdraw"),
+                },
+                default="make",
+            ),
             "schema": Command("print the JSON Schema of the CA server's configuration file", "schema"),
         },
     ),

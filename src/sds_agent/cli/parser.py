@@ -41,13 +41,14 @@ class Parser(argparse.ArgumentParser):
     """A parser whose arguments are declared by `declare`, once it has something to parse or to show.
 
     So only the command that is called is imported. To know the others takes their names alone. `commands` are the
-    parsers of the commands below it, after `declared`.
+    parsers of the commands below it, after `declared`; `default` is put before arguments that name none of them.
     """
 
     def __init__(self, *, declare: "Callable[[Parser], None]", **options: Any) -> None:
         super().__init__(formatter_class=_Help, **options)
         self._declare: Callable[[Parser], None] | None = declare
         self.commands: Mapping[str, Parser] = {}
+        self.default: str | None = None
 
     def declared(self) -> "Parser":
         """This parser, with its arguments."""
@@ -76,6 +77,8 @@ class Parser(argparse.ArgumentParser):
         """As argparse's, which calls this for the parser of a command too; none is left over. Raises CallError."""
         given = sys.argv[1:] if args is None else list(args)
         self.declared()
+        if self.default is not None and given and given[0] not in {*self.commands, *self._options()}:
+            given = [self.default, *given]
         if self.commands:
             self._check_options(given)
         found, surplus = super().parse_known_args(given, namespace)
@@ -166,6 +169,7 @@ def _add_commands(parser: Parser, commands: Mapping[str, Command | Group], *grou
         def declare(below: Parser, chosen: Command | Group = chosen, name: tuple[str, ...] = (*group, word)) -> None:
             if isinstance(chosen, Group):
                 _add_commands(below, chosen.commands, *name)
+                below.default = chosen.default
                 return
             module, exit_codes = chosen.load()
             below.epilog = f"Exit codes: {exit_codes}."
