@@ -1,6 +1,7 @@
 """`sds-agent ca check`: whether a directory, made by any tool, can be plugged in, or a CA's configuration be served."""
 
 import argparse
+import os
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     keep_memory_private()
     output.silence_warnings()
     path: Path = arguments.directory if arguments.config is None else arguments.config
-    if arguments.config is None and not path.is_file():
+    if arguments.config is None and not os.path.isfile(path):  # noqa: PTH113 - Path raises for one that may not be read
         return _check(path, ca_keys.passphrase_in(arguments.passphrase_file))
     settings = load(path)
     signer = settings.signer

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Exit code 0 when the agent is ready, 1 when it is not or does not answer. Raises ProblemsError."""
     file = None if arguments.socket else chosen_or_found(arguments, os.environ)
     places = [arguments.socket] if arguments.socket else sockets(file, os.environ)
-    path = next((each for each in places if _is_socket(each)), places[0])
+    path = next((each for each in places if is_socket(each)), places[0])
     if (fault := unreachable(path)) is not None:
         output.report(f"no agent answers at {path}: {fault}")
         if not arguments.socket and not file:
@@ -60,7 +60,8 @@ def sockets(file: Path | None, environ: Mapping[str, str]) -> tuple[Path, ...]:
     return tuple(dict.fromkeys((chosen, *usual))) if is_default else (chosen,)
 
 
-def _is_socket(path: Path) -> bool:
+def is_socket(path: Path) -> bool:
+    """Whether there is a socket, as far as this user may see that."""
     try:
         return path.is_socket()
     except OSError:  # this user may not enter the directory: the attempt to connect reports it

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sds_agent.cli import asking, output
 from sds_agent.cli.formats import add_format, coloured, document, table
-from sds_agent.cli.ready import sockets
+from sds_agent.cli.ready import is_socket, sockets
 from sds_agent.errors import SdsAgentError
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _socket(arguments: argparse.Namespace) -> Path:
     if arguments.admin is not None:
         return Path(asking.status(arguments).agent.socket)
     found = sockets(asking.config(arguments), os.environ)
-    return next((each for each in found if each.is_socket()), found[0])
+    return next((each for each in found if is_socket(each)), found[0])
 
 
 def _all_names(arguments: argparse.Namespace) -> Sequence[str]:

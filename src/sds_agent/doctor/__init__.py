@@ -1,2 +1,1 @@
-"""What is wrong with an agent, its surroundings and its Envoys, and the way out: from facts that were gathered before.
-"""
+"""What is wrong with an agent, its surroundings and its Envoys, and the way out, judged by facts gathered before."""
