@@ -139,6 +139,13 @@ def test_a_ca_that_does_not_tell_its_time_is_not_blamed(date: str | None) -> Non
     assert of_clock("vault", date, NOW).condition == "good"
 
 
+@pytest.mark.parametrize("zone", ["-0000", ""])
+def test_a_time_without_a_zone_is_read_as_utc(zone: str) -> None:
+    date = f"{NOW:%a, %d %b %Y %H:%M:%S} {zone}".strip()
+    assert "agrees" in of_clock("vault", date, NOW).text
+    assert of_clock("vault", date, NOW + timedelta(hours=1)).condition == "bad"
+
+
 def found(seen: Seen) -> list[Diagnosis]:
     return list(of_agent(status(seen, NOW), "0.1"))
 
@@ -170,6 +177,14 @@ def test_an_agent_in_order_is_good_in_every_line_but_for_a_root_that_ends_soon()
 )
 def test_what_is_wrong_with_an_agent_has_a_line(seen: Seen, subject: str, condition: str, words: str) -> None:
     assert any((e.subject, e.condition) == (subject, condition) and words in e.text for e in found(seen))
+
+
+def test_a_bundle_whose_last_root_has_ended_is_bad() -> None:
+    made = status(Seen(), NOW)
+    end = max(each.not_after for each in made.bundles[0].anchors)
+    for at, condition in ((end - timedelta(seconds=1), "warning"), (end, "bad")):
+        lines = [each for each in of_agent(replace(made, at=at), "0.1") if each.subject == "bundle ROOTCA"]
+        assert lines[0].condition == condition
 
 
 def test_another_version_than_the_commands_is_a_warning() -> None:

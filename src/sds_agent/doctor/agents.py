@@ -46,7 +46,9 @@ def _of_bundle(bundle: BundleView, status: Status) -> Iterator[Diagnosis]:
         yield bad(subject, "has no root yet; no authority has told it one")
         return
     last = max(each.not_after for each in bundle.anchors)
-    if last - status.at < _SOON:
+    if last <= status.at:
+        yield bad(subject, f"its last root ended at {last:{_TIME}}, so no peer is accepted; give the CA a new root")
+    elif last - status.at < _SOON:
         yield warning(subject, f"its last root ends at {last:{_TIME}}; let the CA advertise its successor before then")
     else:
         yield good(subject, f"its last root ends at {last:{_TIME}}")

@@ -1,6 +1,6 @@
 """This machine's clock beside a CA's: pure."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
@@ -18,6 +18,8 @@ def of_clock(authority: str, date: str | None, now: datetime) -> Diagnosis:
         theirs = None
     if theirs is None:
         return good(subject, "it answers; it does not tell its time")
+    if theirs.tzinfo is None:  # it ends in -0000, or names no zone: the header is always in UTC
+        theirs = theirs.replace(tzinfo=UTC)
     apart = now - theirs
     size = abs(apart)
     if size <= NEAR:
