@@ -12,9 +12,9 @@ from fakes.observed import FAILURE, STREAM, Seen, workload
 from msgspec.structs import replace
 
 from sds_agent.admin.view import status
-from sds_agent.doctor.agents import of_agent, worst
+from sds_agent.doctor.agents import judged, of_agent, worst
 from sds_agent.doctor.clocks import of_clock
-from sds_agent.doctor.diagnosis import Diagnosis, good, warning
+from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
 from sds_agent.doctor.envoys import of_dump
 from sds_agent.envoy_config import messages
 from sds_agent.envoy_config.choices import EnvoyChoices
@@ -65,6 +65,11 @@ def sds_cluster(made: dict[str, Any]) -> Any:
 
 def combined(made: dict[str, Any]) -> Any:
     return tls(made, "down")["common_tls_context"]["combined_validation_context"]
+
+
+def plain(context: dict[str, Any]) -> None:
+    """A listener for callers without certificates."""
+    del context["require_client_certificate"], context["common_tls_context"]["combined_validation_context"]
 
 
 def test_the_configuration_that_we_print_has_no_mistake() -> None:
@@ -196,3 +201,20 @@ def test_another_version_than_the_commands_is_a_warning() -> None:
 def test_only_what_is_bad_changes_the_exit_code() -> None:
     assert not worst([good("a", "b"), warning("a", "b")])
     assert worst(found(Seen()))
+
+
+def test_an_authority_that_cannot_be_reached_is_bad_only_for_workloads_that_have_no_other() -> None:
+    down, up = bad("authority first", "does not answer"), good("authority second", "it answers")
+    tried = {"first": [down], "second": [up], "embedded": []}
+    assert list(judged(tried, [("first",)])) == [down, up]
+    for chain in (("first", "second"), ("first", "embedded")):
+        assert [each.condition for each in judged(tried, [chain])] == ["warning", "good"]
+    assert [each.condition for each in judged(tried, [("first", "second"), ("first",)])] == ["bad", "good"]
+
+
+def test_a_source_that_is_null_is_no_traceback() -> None:
+    made = dump()
+    tls(made, "down")["common_tls_context"]["tls_certificate_sds_secret_configs"][0]["sds_config"] = {
+        "api_config_source": None
+    }
+    assert of_dump(made, "edge", SOCKET, NAMES)

@@ -270,6 +270,7 @@ sys.exit(main(sys.argv[2:]))
         ("root", "closed/r", "--trust-domain", "demo.example"),
         ("intermediate", "i", "--root", "closed/r", "--name", "i"),
         ("check", "closed/i"),
+        ("bundle", "closed/i"),
         ("check", ".", "--passphrase-file", "closed/passphrase"),
     ],
 )

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _directories(arguments: argparse.Namespace) -> Iterable[Path]:
     """The directories of the CAs. Raises ProblemsError and ConfigurationError."""
     path: Path | None = arguments.path if arguments.config is None else arguments.config
-    if path is not None and arguments.config is None and path.is_dir():
+    if path is not None and arguments.config is None and not os.path.isfile(path):  # noqa: PTH113 - Path raises for one that may not be read
         return (path,)
     if path is not None and "signer" in source.read(path)[0].tree:
         signer = ca_settings.load(path).signer

@@ -14,7 +14,7 @@ from sds_agent.cli.config_file import found as found_file
 from sds_agent.cli.formats import add_format, coloured, document
 from sds_agent.clock import SystemClock
 from sds_agent.config.loading import Loaded, load
-from sds_agent.doctor.agents import of_agent, worst
+from sds_agent.doctor.agents import judged, of_agent, worst
 from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
 from sds_agent.errors import ProblemsError, SdsAgentError
 
@@ -105,8 +105,13 @@ def _of_authorities(loaded: Loaded, *, probe: bool) -> Iterator[Diagnosis]:
     """Reachability and clocks, and with `probe` whether each issues."""
     from sds_agent.doctor.reach import of_place, places  # noqa: PLC0415 - measured: 120 ms for httpx
 
-    for name, chosen in loaded.settings.authorities.items():
-        yield from (of_place(name, place, SystemClock().now()) for place in places(chosen))
+    settings = loaded.settings
+    tried = {
+        name: [of_place(name, place, SystemClock().now()) for place in places(chosen)]
+        for name, chosen in settings.authorities.items()
+    }
+    chains = [settings.authorities_of(each) for each in settings.workloads]
+    yield from judged(tried, chains)
     if probe:
         for each in probes(loaded.settings, spend=False):
             subject = f"authority {each.authority}"

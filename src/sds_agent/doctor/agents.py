@@ -1,6 +1,6 @@
 """A running agent by its status: pure."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 
 from sds_agent.admin.model import BundleView, IdentityView, Status, SubscriberView, served_names
@@ -80,6 +80,19 @@ def _of_subscriber(subscriber: SubscriberView, known: list[str]) -> Iterator[Dia
                 yield warning(subject, f"has not acknowledged {each.name} yet; its log says whether it is held up")
             case "waiting":
                 yield warning(subject, f"waits for {each.name}; see `sds-agent explain {each.name}`")
+
+
+def judged(tried: Mapping[str, Sequence[Diagnosis]], chains: Iterable[Sequence[str]]) -> Iterator[Diagnosis]:
+    """What was found of each authority. One that cannot be used is only a warning where each workload has another one.
+
+    `chains` are the authorities of each workload.
+    """
+    usable = {name for name, found in tried.items() if not found or any(each.condition != "bad" for each in found)}
+    needed = {name for chain in chains if not usable.intersection(chain) for name in chain}
+    for name, found in tried.items():
+        for each in found:
+            spare = each.condition == "bad" and name not in needed
+            yield warning(each.subject, f"{each.text}; its workloads have another one") if spare else each
 
 
 def worst(found: Iterable[Diagnosis]) -> bool:

@@ -73,8 +73,9 @@ def _sds_sources(context: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str,
         combined.get("validation_context_sds_secret_config"),
     ]
     for each in configs:
-        if isinstance(each, dict) and "api_config_source" in (each.get("sds_config") or {}):
-            yield str(each.get("name", "")), each["sds_config"]
+        source = (each.get("sds_config") or {}) if isinstance(each, dict) else {}
+        if isinstance(each, dict) and isinstance(source.get("api_config_source"), dict):
+            yield str(each.get("name", "")), source
 
 
 def _grpc_clusters(source: Mapping[str, Any]) -> Iterator[str]:
@@ -109,9 +110,13 @@ def _of_context(subject: str, context: Mapping[str, Any]) -> Iterator[Diagnosis]
     inline = {**(common.get("validation_context") or {}), **(combined.get("default_validation_context") or {})}
     by_name = common.get("validation_context_sds_secret_config") or combined.get("validation_context_sds_secret_config")
     downstream = str(context.get("@type", "")).endswith("DownstreamTlsContext")
+    matched = any(inline.get(key) for key in ("match_typed_subject_alt_names", "match_subject_alt_names"))
     if not by_name and not inline.get("trusted_ca") and not inline.get("custom_validator_config"):
-        yield bad(subject, f"it has no roots, so it accepts any certificate, or none at all; {_SHOWN}")
-    elif not inline.get("match_typed_subject_alt_names") and not inline.get("custom_validator_config"):
+        if downstream and not context.get("require_client_certificate"):
+            yield warning(subject, f"it asks callers for no certificate: anyone may call; {_SHOWN} for mutual TLS")
+            return
+        yield bad(subject, f"it has no roots, so it accepts any certificate; {_SHOWN}")
+    elif not matched and not inline.get("custom_validator_config"):
         yield bad(
             subject,
             "it matches no SAN, so every certificate of the CA is accepted; set match_typed_subject_alt_names in "

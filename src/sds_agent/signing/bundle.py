@@ -1,6 +1,7 @@
 """The roots of a CA that signs in process, without its key: what those who must trust it are given."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -49,10 +50,17 @@ def read_roots(directory: Path, now: datetime) -> CaRoots:
 
 
 def _file(directory: Path) -> Path:
-    if (directory / ROOTS).exists():
+    if _is_there(directory / ROOTS):
         return directory / ROOTS
-    layout = CERT_MANAGER if (directory / CERT_MANAGER.signer).exists() else ISTIO
+    layout = CERT_MANAGER if _is_there(directory / CERT_MANAGER.signer) else ISTIO
     return directory / layout.roots
+
+
+def _is_there(file: Path) -> bool:
+    """Whether the file is there, as far as this user may see that: the attempt to read it reports the rest."""
+    with suppress(OSError):
+        return file.exists()
+    return False
 
 
 def _expired(certificates: tuple[x509.Certificate, ...], now: datetime) -> Iterator[str]:
