@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import anyio.lowlevel
 import grpc
 import pytest
 from cryptography import x509
-from fakes.authorities import Hang, ScriptedAuthority, UpstreamCa, answering, failing
+from fakes.authorities import Hang, ScriptedAuthority, ScriptedTrust, UpstreamCa, answering, failing
 from fakes.configurations import settings
 from fakes.events import Events, recorded
 from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
@@ -22,7 +23,7 @@ from sds_agent.authority.protocol import ErrorKind
 from sds_agent.clock import SystemClock
 from sds_agent.config.settings import Settings
 from sds_agent.live.agent import Agent
-from sds_agent.pki.certificates import read_pem
+from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.secrets.model import BundleSecret
 from sds_agent.secrets.readiness import complete
 
@@ -105,6 +106,20 @@ class Live:
 
 CLOCK = SystemClock()
 CA, OTHER = UpstreamCa(CLOCK.now, "one"), UpstreamCa(CLOCK.now, "two")
+
+
+class Advertising(ScriptedAuthority):
+    """A CA that advertises its root as well, and is asked for it all the time."""
+
+    refresh_every = timedelta(milliseconds=5)
+
+    def __init__(self, ca: UpstreamCa) -> None:
+        super().__init__(answering(ca))
+        self.roots = ScriptedTrust(write_pem([ca.root.certificate]))
+
+    async def anchors(self) -> bytes:
+        """The root."""
+        return await self.roots.anchors()
 
 
 @asynccontextmanager
@@ -242,6 +257,23 @@ async def test_peers_accept_a_removed_workload_until_its_certificate_ends(tmp_pa
         assert kept.needed_until == ends
         stored = {each.authority for each in all_.agent.bundle.stored.advertised}
         assert stored == {"two"}, "after a restart an authority that is gone would advertise"
+
+
+@pytest.mark.parametrize("way", ["removed", "replaced"])
+async def test_an_authority_that_goes_is_asked_for_its_roots_no_longer(tmp_path: Path, way: str) -> None:
+    """It is closed, or its address was given to another: its answers would change the trust bundle all the same."""
+    one, two, fresh = Advertising(CA), Advertising(OTHER), Advertising(OTHER)
+    async with live(tmp_path, TWO, "workloads:\n", workload("api", more=", authority: one"), one=one, two=two) as all_:
+        await two.roots.asked(2)
+        if way == "removed":
+            await all_.apply(ONE, "workloads:\n", workload("api"))
+        else:
+            changed = TWO.replace("two: {type: embedded", "two: {type: embedded, root_lifetime: 9h")
+            await all_.apply(changed, "workloads:\n", workload("api", more=", authority: one"), two=fresh)
+            await fresh.roots.asked(1)
+        calls = two.roots.calls
+        await one.roots.asked(one.roots.calls + 5)
+        assert two.roots.calls == calls
 
 
 async def test_workloads_of_a_changed_authority_go_on_and_ask_the_new_one_when_it_is_due(tmp_path: Path) -> None:

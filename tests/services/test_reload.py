@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import grpc
 import pytest
+from fakes import packages
 from fakes.events import Events, recorded
 from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
 from fakes.peers import Peer, connected
@@ -37,6 +39,9 @@ def config(folder: Path, *names: str, **changed: Any) -> bytes:
         "workloads": workloads,
     }
     return json.dumps(keys | changed).encode()
+
+
+LOCAL = {"workloads": [{"name": "web", "spiffe_id": "spiffe://demo.example/web", "authority": "local"}]}
 
 
 class Followed:
@@ -182,6 +187,22 @@ async def test_an_authority_that_cannot_be_opened_is_refused_before_anything_cha
     in_the_way.unlink()
     await agent.ask()
     assert (agent.names, list(agent.agent.about.kinds)) == (["web", "api"], ["local", "mesh"])
+
+
+async def test_a_refusal_closes_the_authorities_that_were_opened_for_it(agent: Followed, tmp_path: Path) -> None:
+    """Each new attempt would hold one more connection to a CA that is not in force."""
+    (tmp_path / "packages").mkdir()
+    lease = {"type": "leased", "journal": str(tmp_path / "journal")}
+    with packages.leases(tmp_path / "packages"):
+        agent.write(
+            "web", authorities={"local": {"type": "embedded"}, "a": lease, "b": lease | {"refuses": True}}, **LOCAL
+        )
+        await agent.ask()
+        (refused,) = agent.events.named("reload_refused")
+        assert refused["causes"] == ["authorities.b.refuses: it is true"]
+        opened = ["opening a", "opening b", "closed b", "closed a"]
+        while (tmp_path / "journal").read_text().splitlines()[:4] != opened:
+            await anyio.lowlevel.checkpoint()
 
 
 async def test_who_asks_hears_the_end_whatever_comes_of_it(agent: Followed) -> None:
