@@ -15,6 +15,8 @@ EACH = 3
 """Descriptors of a connection: the client's side, and the two ends of the relay to gRPC."""
 SPARE = 100
 """Descriptors for all else: logs, files that are read again, key sets that are fetched."""
+NEEDED = 40
+"""Descriptors of `SPARE` that a process needs in any case. Where there are few, connections get half of the others."""
 
 
 def room_for(connections: int) -> int:
@@ -25,9 +27,20 @@ def room_for(connections: int) -> int:
         return connections
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    fit = max(1, (allowed - SPARE) // EACH)
+    fit = max(1, (allowed - SPARE) // EACH, (allowed - NEEDED) // (2 * EACH))
     if fit < connections:
         log.event(
             LOG, "few_descriptors", level=logging.WARNING, descriptors=allowed, connections=fit, configured=connections
         )
     return fit
+
+
+def share_for(connections: int) -> int:
+    """How many of `connections` a part that is not what the process is for may have, where there are few descriptors.
+
+    Each of them takes one. They get a quarter of what the process does not need in any case, and one at least.
+    """
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return connections
+    return max(1, min(connections, (allowed - NEEDED) // 4))

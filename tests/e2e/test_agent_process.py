@@ -1,5 +1,6 @@
 """The agent as a process: how it starts and ends, and what it refuses, as an operator and a service manager see it."""
 
+import asyncio
 import grp
 import json
 import os
@@ -166,6 +167,23 @@ async def test_connections_never_take_the_descriptors_that_the_agent_needs(
         assert await program.stop() == 0
     log = "".join(program.lines)
     assert ("few_descriptors" in log) is ("too_many_connections" in log) is (served < 60)
+
+
+async def test_clients_of_the_admin_server_never_take_the_descriptors_that_envoys_need(tmp_path: Path) -> None:
+    config = write_config(tmp_path, default="1h")
+    command = [sys.executable, *with_descriptors(64, 64), "-m", "sds_agent", "run", str(config), "--log-format", "json"]
+    async with started(command, PATHS) as program, AsyncExitStack() as open_until_the_end:
+        await program.line('"admin_listening"')
+        opened = [await asyncio.open_unix_connection(str(tmp_path / "sds.admin.sock")) for _ in range(80)]
+        for _, writer in opened:
+            open_until_the_end.callback(writer.close)
+        reader, writer = opened[-1]
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: agent\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 "), "all others have been accepted before"
+        async with connected(tmp_path / "sds.sock") as peer:
+            assert "default" in await peer.fetch("default")
+        assert await program.stop() == 0
+    assert "Too many open files" not in "".join(program.lines)
 
 
 async def test_log_says_who_may_connect(tmp_path: Path) -> None:

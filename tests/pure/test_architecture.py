@@ -67,6 +67,7 @@ MAY_IMPORT = {
         "tally",
         "authority.protocol",
         "configfile",
+        "descriptors",
         "issuance.attempts",
         "issuance.counts",
         "issuance.expiry",

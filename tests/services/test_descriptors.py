@@ -20,7 +20,9 @@ print(room_for(connections), *resource.getrlimit(resource.RLIMIT_NOFILE))
         (400, 400, 1000, 100, 400),  # what 400 leave beside the 100 that are reserved, three for each
         (50, 400, 100, 100, 400),  # the soft limit is raised as far as it has to be
         (350, 400, 50, 50, 350),  # and no further
-        (50, 60, 10, 1, 60),  # one connection at least
+        (100, 100, 50, 10, 100),  # half of what 100 leave beside the 40 that are needed in any case
+        (50, 60, 10, 3, 60),
+        (28, 28, 10, 1, 28),  # one connection at least
     ],
 )
 def test_connections_leave_descriptors_for_all_else(

@@ -16,11 +16,12 @@ from uvicorn.server import ServerState
 
 from sds_agent import log
 from sds_agent.admin.asgi import Application, Message, Receive, Send
+from sds_agent.descriptors import share_for
 
 LOG = logging.getLogger(__name__)
 
 MOST = 64
-"""HttpConnections at one time. A page has one or two, a Prometheus one."""
+"""Connections at one time, where there are descriptors for them. A page has one or two, a Prometheus one."""
 REQUEST_TIMEOUT = 10.0
 """Seconds for a request to arrive, from the connection or from the answer before it."""
 ANSWER_TIMEOUT = 30.0
@@ -51,11 +52,12 @@ class HttpConnections:
         )
         self._config.load()
         self._state = ServerState()
+        self._most = share_for(MOST)
         self._open: dict[_Bounded, None] = {}  # the one that was silent longest first
 
     async def serve(self, peer: socket.socket, hosts: frozenset[str] | None) -> None:
         """Serve a connection from now on; the socket is the server's. Raises OSError."""
-        if len(self._open) >= MOST:
+        if len(self._open) >= self._most:
             self._make_room()
         peer.setblocking(False)
         loop = asyncio.get_running_loop()
