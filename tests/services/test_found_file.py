@@ -14,6 +14,7 @@ from fakes.configurations import MINIMAL
 
 from sds_agent.cli.config_file import who_could_change
 from sds_agent.cli.main import main
+from sds_agent.errors import ConfigurationError
 
 
 @pytest.fixture
@@ -117,4 +118,35 @@ def test_a_file_that_is_no_configuration_is_reported_and_not_passed_over(
     (here / "sds-agent.yaml").unlink()
     (here / "sds-agent.yaml").symlink_to("nowhere/sds-agent.yaml")
     assert main(["check"]) == 2
-    assert f"{here}/sds-agent.yaml: the file does not exist" in capsys.readouterr().err
+    assert f"{here}/sds-agent.yaml leads to no file (No such file or directory); remove it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("link_to", [None, "nowhere.yaml"])
+def test_a_file_that_another_user_makes_after_the_check_is_not_read(link_to: str | None, here: Path) -> None:
+    """In a directory such as /tmp every user can make the file, or what the link leads to, in this moment."""
+    here.chmod(0o1777)
+    file = here / "sds-agent.yaml"
+    file.unlink()
+    if link_to is not None:
+        file.symlink_to(link_to)
+    with pytest.raises(ConfigurationError, match="remove it, or name a file with --config"):
+        list(who_could_change(file, os.geteuid()))
+
+
+def test_the_other_ending_of_yaml_is_found_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else the agent would run on the defaults beside the file."""
+    (here / "sds-agent.yaml").rename(here / "sds-agent.yml")
+    assert main(["check"]) == 0
+    assert f"{here}/sds-agent.yml" in " ".join(capsys.readouterr().out.split())
+    (here / "sds-agent.yml").chmod(0o666)
+    assert main(["check"]) == 2
+    assert "--config sds-agent.yml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["check", "status"])
+def test_two_files_are_refused_and_none_is_guessed(
+    command: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "sds-agent.yml").touch(0o644)
+    assert main([command]) == 2
+    assert f"{here} has sds-agent.yaml and sds-agent.yml; remove one of them" in capsys.readouterr().err

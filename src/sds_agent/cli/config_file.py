@@ -1,8 +1,9 @@
 """The configuration file that a command is called with: its argument FILE, `--config FILE`, or the one that lies here.
 
-Without a name the agent's commands use `sds-agent.yaml` in the working directory, all of them, so that `run` starts the
-agent that `status` asks. A file that another user put there could give this user's agent any identity and program to
-run, so such a file is refused, as is one that another user could replace.
+Without a name the agent's commands use `sds-agent.yaml` or `sds-agent.yml` in the working directory, all of them, so
+that `run` starts the agent that `status` asks. A file that another user put there could give this user's agent any
+identity and program to run, so such a file is refused, as is one that another user could replace. What was judged is
+what is read: a name that leads to no file is not read a moment later, when another user may have made one.
 """
 
 import argparse
@@ -12,8 +13,10 @@ from pathlib import Path
 
 from sds_agent.errors import ConfigurationError
 
-NAME = "sds-agent.yaml"
-"""The file that is found in the working directory."""
+NAMES = ("sds-agent.yaml", "sds-agent.yml")
+"""The file that is found in the working directory has one of these names."""
+
+_FIX = "remove it, or name a file with --config"
 
 
 def add_file(
@@ -48,33 +51,44 @@ def chosen_or_found(arguments: argparse.Namespace, environ: Mapping[str, str]) -
 def found(environ: Mapping[str, str]) -> Path | None:
     """The file in the working directory, by its absolute path; None where there is none, or Istio's variables count.
 
-    Raises ConfigurationError for one that another user owns or could replace.
+    Raises ConfigurationError for one that another user owns or could replace, for one that leads to no file, and where
+    there are two.
     """
-    if not os.path.lexists(NAME):
+    names = [each for each in NAMES if os.path.lexists(each)]
+    if not names:
         return None
     from sds_agent.config.loading import ISTIO_SWITCH  # noqa: PLC0415 - measured: 55 ms
 
     if environ.get(ISTIO_SWITCH):
         return None
-    path = Path.cwd() / NAME
+    if len(names) > 1:
+        raise ConfigurationError(
+            f"{Path.cwd()} has {' and '.join(names)}; remove one of them, or name one with --config"
+        )
+    path = Path.cwd() / names[0]
     causes = list(who_could_change(path, os.geteuid()))
     if causes:
         raise ConfigurationError(
-            f"{path} is not used unless it is named: {'; '.join(causes)}. Call this with --config {NAME} if you trust "
-            "it, or in another directory"
+            f"{path} is not used unless it is named: {'; '.join(causes)}. Call this with --config {path.name} if you "
+            "trust it, or in another directory"
         )
     return path
 
 
 def who_could_change(path: Path, user: int) -> Iterator[str]:
-    """Who else could change what the file says, for an agent that runs as `user`, in words."""
+    """Who else could change what the file says, for an agent that runs as `user`, in words.
+
+    Raises ConfigurationError where the path leads to no file.
+    """
     from sds_agent.directories import walk  # noqa: PLC0415 - for a file that is found alone
     from sds_agent.sources import judge  # noqa: PLC0415 - likewise
 
     try:
-        steps, _ = walk(path, or_file=True)
-    except OSError:  # a link that leads nowhere, say: reading the file reports it
-        return
+        steps, missing = walk(path, or_file=True)
+    except OSError as error:
+        raise ConfigurationError(f"{path} leads to no file ({error.strerror}); {_FIX}") from error
+    if missing is not None:  # removed in this moment
+        raise ConfigurationError(f"{path} does not exist any more; {_FIX}")
     for step in steps:
         cause = judge(step, path, user)
         if cause is None and step.owner is None and step.path in {path, path.parent}:
