@@ -1,6 +1,7 @@
 """What the doctor says: each line sends a person somewhere, so the right fault has to be called by its name."""
 
 import copy
+from collections.abc import Iterator
 from datetime import timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -99,6 +100,13 @@ def test_the_configuration_that_we_print_has_no_mistake() -> None:
             "up to 30 s",
         ),
         (lambda made: tls(made, "up")["common_tls_context"].pop("tls_params"), "warning", "stays at TLS 1.2"),
+        (
+            lambda made: tls(made, "up")["common_tls_context"]["tls_params"].update(
+                tls_maximum_protocol_version="TLSv1_2"
+            ),
+            "warning",
+            "stays at TLS 1.2",
+        ),
         (lambda made: sds_cluster(made).pop("typed_extension_protocol_options"), "bad", "gRPC needs HTTP/2"),
         (
             lambda made: sds_cluster(made)["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"].update(
@@ -127,6 +135,23 @@ def test_each_mistake_is_found_where_it_is(spoil: Any, condition: str, words: st
 @pytest.mark.parametrize("odd", [{}, {"configs": None}, {"configs": [[], 1, "x", {"listener": 3}]}])
 def test_a_dump_of_another_shape_is_no_traceback(odd: dict[str, Any]) -> None:
     assert of_dump(odd, "edge", SOCKET, NAMES)[0].condition == "warning"
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place in a document: a mapping or a list, and the key in it."""
+    for key in list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield value, key
+        yield from places(value[key])
+
+
+@pytest.mark.parametrize("odd", [None, 5, "x", [], [5], {}, {"x": 5}])
+def test_no_value_in_a_dump_is_a_traceback(odd: Any) -> None:
+    made = dump()
+    for holder, key in list(places(made)):
+        before, holder[key] = holder[key], odd
+        assert of_dump(made, "edge", SOCKET, NAMES)
+        holder[key] = before
+    assert of_dump(made, "edge", SOCKET, NAMES)[0].condition == "good", "each place is as it was"
 
 
 @pytest.mark.parametrize(

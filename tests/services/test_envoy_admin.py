@@ -2,13 +2,9 @@
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
-from typing import Any
 
+from fakes.envoy_admin import admin_interface
 from fakes.hierarchy import NOW
 
 from sds_agent.inspection.envoy_admin import EnvoyAdmin
@@ -17,30 +13,6 @@ from sds_agent.pki.keys import KeyType, generate
 from sds_agent.signing.signer import make_root
 
 ROOT, NEW = (make_root(generate(KeyType.EC_P256), "demo.example", NOW, timedelta(hours=9)) for _ in range(2))
-
-
-@contextmanager
-def admin_interface(answers: Mapping[str, Any]) -> Iterator[str]:
-    """A stand-in for Envoy's admin interface, which gives these answers by path and query; yields its URL."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = json.dumps(answers[self.path]).encode()
-            self.send_response(200)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None: ...
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def state(version: str, accepted: str) -> str:
@@ -57,7 +29,7 @@ def state(version: str, accepted: str) -> str:
             "stats": [{"name": "sds.spiffe_//a.example.version_text", "value": accepted}]
         },
     }
-    with admin_interface(answers) as url:
+    with admin_interface({path: json.dumps(each).encode() for path, each in answers.items()}) as url:
         (found,) = EnvoyAdmin(url).secrets()
     return found.state
 

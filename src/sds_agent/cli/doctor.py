@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
@@ -17,9 +18,12 @@ from sds_agent.config.loading import Loaded, load
 from sds_agent.doctor.agents import judged, of_agent, worst
 from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
 from sds_agent.errors import ProblemsError, SdsAgentError
+from sds_agent.text import printable
 
 EXIT_CODES = "0 nothing is bad; 1 something is; 2 a wrong call"
 _MARKS = {"good": "good   ", "warning": "warning", "bad": "bad    "}
+_LONGEST = 2000
+"""Characters of a line."""
 RUNS = "another sds-agent"
 """What an obstacle says that is the running agent itself."""
 
@@ -47,7 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.format != "table":
         output.write(document(diagnoses, arguments.format))
     for each in diagnoses if arguments.format == "table" else ():
-        output.write(f"{coloured(_MARKS[each.condition], each.condition)}  {each.subject}: {each.text}")
+        # an Envoy's names and a CA's words are theirs: no control character of them reaches the terminal
+        line = printable(f"{each.subject}: {each.text}", _LONGEST)
+        output.write(f"{coloured(_MARKS[each.condition], each.condition)}  {line}")
     return 1 if worst(diagnoses) else 0
 
 
@@ -57,7 +63,7 @@ def _examined(arguments: argparse.Namespace) -> Iterator[Diagnosis]:
     yield from problems
     status = None
     try:
-        status = asking.status(arguments)
+        status = None if problems and loaded is None else asking.status(arguments)
     except SdsAgentError as error:
         yield bad("agent", str(error))
     if loaded is not None:
@@ -122,14 +128,6 @@ def _of_envoy(place: str, status: Status | None, loaded: Loaded | None) -> Itera
     from sds_agent.doctor.envoys import of_dump  # noqa: PLC0415 - only where it is asked for
     from sds_agent.inspection.envoy_admin import EnvoyAdmin, EnvoyAdminError  # noqa: PLC0415 - measured: 120 ms
 
-    try:
-        dump = msgspec.json.decode(EnvoyAdmin(place).config())
-    except EnvoyAdminError as error:
-        yield bad(f"Envoy {place}", str(error))
-        return
-    except msgspec.MsgspecError:
-        yield bad(f"Envoy {place}", "what it answers is not JSON; is that an Envoy's admin address?")
-        return
     served: list[str] = []
     socket = ""
     if status is not None:
@@ -137,4 +135,10 @@ def _of_envoy(place: str, status: Status | None, loaded: Loaded | None) -> Itera
         socket = status.agent.socket
     elif loaded is not None:
         socket = str(loaded.settings.sds.socket)
-    yield from of_dump(dump, place, socket, served)
+    try:
+        dump = msgspec.json.decode(EnvoyAdmin(place).config(), type=dict[str, list[dict[str, Any]]])
+        yield from of_dump(dump, place, socket, served)
+    except EnvoyAdminError as error:
+        yield bad(f"Envoy {place}", str(error))
+    except (msgspec.MsgspecError, RecursionError):
+        yield bad(f"Envoy {place}", "what answers /config_dump is no Envoy; name the address of its admin section")

@@ -1,7 +1,7 @@
 """The mistakes in an Envoy's configuration, by its `/config_dump`: pure.
 
-The dump is read as plain JSON and only where it is needed, so that every version of Envoy can be read. What each
-mistake leads to was tried on real Envoys.
+The dump is read as plain JSON and only where it is needed, so that every version of Envoy can be read. A value that has
+another shape than Envoy's counts as left out. What each mistake leads to was tried on real Envoys.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ def of_dump(dump: Mapping[str, Any], envoy: str, socket: str, served: Sequence[s
             found += _of_source(subject, name, source, served)
         found += _of_context(subject, context)
     for cluster in _clusters(dump):
-        if cluster.get("name") in clusters:
+        if str(cluster.get("name", "")) in clusters:
             found += _of_cluster(f"Envoy {envoy}, cluster {cluster['name']}", cluster, socket)
     if not contexts:
         return [warning(f"Envoy {envoy}", f"no listener and no cluster has TLS; {_SHOWN}")]
@@ -66,22 +66,28 @@ def _clusters(value: Any) -> Iterator[Mapping[str, Any]]:
 def _sds_sources(context: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The names that come by gRPC, and from where."""
     common = context["common_tls_context"]
-    combined = common.get("combined_validation_context") or {}
+    combined = _mapping(common.get("combined_validation_context"))
     configs = [
-        *(common.get("tls_certificate_sds_secret_configs") or ()),
+        *_items(common.get("tls_certificate_sds_secret_configs")),
         common.get("validation_context_sds_secret_config"),
         combined.get("validation_context_sds_secret_config"),
     ]
-    for each in configs:
-        source = (each.get("sds_config") or {}) if isinstance(each, dict) else {}
-        if isinstance(each, dict) and isinstance(source.get("api_config_source"), dict):
+    for each in map(_mapping, configs):
+        source = _mapping(each.get("sds_config"))
+        if isinstance(source.get("api_config_source"), dict):
             yield str(each.get("name", "")), source
 
 
 def _grpc_clusters(source: Mapping[str, Any]) -> Iterator[str]:
-    for service in source["api_config_source"].get("grpc_services") or ():
-        if name := (service.get("envoy_grpc") or {}).get("cluster_name"):
-            yield name
+    for service in _grpc_services(source):
+        if name := service.get("cluster_name"):
+            yield str(name)
+
+
+def _grpc_services(source: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What Envoy's own gRPC client is told, for each service that uses it."""
+    services = map(_mapping, _items(source["api_config_source"].get("grpc_services")))
+    return [_mapping(each["envoy_grpc"]) for each in services if "envoy_grpc" in each]
 
 
 def _of_source(subject: str, name: str, source: Mapping[str, Any], served: Sequence[str]) -> Iterator[Diagnosis]:
@@ -89,7 +95,7 @@ def _of_source(subject: str, name: str, source: Mapping[str, Any], served: Seque
         hint = did_you_mean(name, list(served)) or f"there are {', '.join(served[:10])}"
         yield bad(subject, f"asks for {name}, which the agent does not serve; {hint}")
     timeout = source.get("initial_fetch_timeout")
-    if timeout not in {"0s", "0.0s"}:
+    if timeout not in ("0s", "0.0s"):
         yield warning(
             subject,
             f"{name}: initial_fetch_timeout is {timeout or 'left out, which is 15s'}: the listener goes on without a "
@@ -99,15 +105,14 @@ def _of_source(subject: str, name: str, source: Mapping[str, Any], served: Seque
         yield warning(
             subject, f"{name}: each ACK repeats 60 KB about this Envoy; set set_node_on_first_message_only: true"
         )
-    services = source["api_config_source"].get("grpc_services") or ()
-    if any("envoy_grpc" in each and "retry_policy" not in each["envoy_grpc"] for each in services):
+    if any("retry_policy" not in each for each in _grpc_services(source)):
         yield warning(subject, f"{name}: it connects again only after up to 30 s; set retry_policy in envoy_grpc")
 
 
 def _of_context(subject: str, context: Mapping[str, Any]) -> Iterator[Diagnosis]:
     common = context["common_tls_context"]
-    combined = common.get("combined_validation_context") or {}
-    inline = {**(common.get("validation_context") or {}), **(combined.get("default_validation_context") or {})}
+    combined = _mapping(common.get("combined_validation_context"))
+    inline = {**_mapping(common.get("validation_context")), **_mapping(combined.get("default_validation_context"))}
     by_name = common.get("validation_context_sds_secret_config") or combined.get("validation_context_sds_secret_config")
     downstream = str(context.get("@type", "")).endswith("DownstreamTlsContext")
     matched = any(inline.get(key) for key in ("match_typed_subject_alt_names", "match_subject_alt_names"))
@@ -124,13 +129,13 @@ def _of_context(subject: str, context: Mapping[str, Any]) -> Iterator[Diagnosis]
         )
     if downstream and not context.get("require_client_certificate"):
         yield bad(subject, "it asks callers for no certificate; set require_client_certificate: true")
-    if not downstream and not (common.get("tls_params") or {}).get("tls_maximum_protocol_version"):
+    if not downstream and _mapping(common.get("tls_params")).get("tls_maximum_protocol_version") != "TLSv1_3":
         yield warning(subject, "it stays at TLS 1.2; set tls_params.tls_maximum_protocol_version: TLSv1_3")
 
 
 def _of_cluster(subject: str, cluster: Mapping[str, Any], socket: str) -> Iterator[Diagnosis]:
-    options = (cluster.get("typed_extension_protocol_options") or {}).values()
-    explicit = any("http2_protocol_options" in (each.get("explicit_http_config") or {}) for each in options)
+    options = map(_mapping, _mapping(cluster.get("typed_extension_protocol_options")).values())
+    explicit = any("http2_protocol_options" in _mapping(each.get("explicit_http_config")) for each in options)
     if not explicit and "http2_protocol_options" not in cluster:
         yield bad(subject, "gRPC needs HTTP/2; set explicit_http_config.http2_protocol_options")
     for path in _pipes(cluster):
@@ -148,3 +153,11 @@ def _pipes(value: Any) -> Iterator[str]:
         case list():
             for inner in value:
                 yield from _pipes(inner)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _items(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else ()
