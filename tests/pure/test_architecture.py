@@ -297,6 +297,7 @@ PURE = {
     "sds.fetch",
     "sds.file_names",
     "sds.protocol",
+    "sds.pushes",
     "sds.sotw",
     "sds.status",
     "secrets.acknowledgements",

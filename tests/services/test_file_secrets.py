@@ -394,6 +394,7 @@ async def test_a_peer_that_asks_for_a_file_again_and_again_cannot_fill_the_log(t
         await stream.read()
         written = [made.events.named(name) for name in ("subscribed", "sent", "acked", "unsubscribed")]
         assert 0 < sum(map(len, written)) <= LINES
+        assert 0 < len(made.events.named("pushed")) <= LINES
 
 
 async def test_no_key_reaches_the_log_or_a_repr(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from sds_agent.sds.journal import (
     LINE,
     LINES,
     MOST_NAMES,
+    MOST_NODES,
     MOST_REFUSALS,
     Journal,
     StreamJournal,
@@ -345,6 +346,37 @@ def test_a_push_that_some_envoys_never_reply_to_says_how_many(events: Events) ->
     journal.report_pushes()
     (line,) = events.named("pushed")
     assert (line["streams"], line["acked"], line["left"], line["waiting"]) == (3, 1, 1, 1)
+
+
+def test_a_stream_that_has_both_names_of_a_bundle_counts_under_both() -> None:
+    names = ("ROOTCA", "spiffe://demo.example")
+    journal = Journal(Time(), known=lambda: names)
+    stream = opened(journal)
+    stream.due(dict.fromkeys(names, "v1"))
+    stream.sending(Respond("n", tuple(Resource(name, "v1") for name in names)), changed=True)
+    stream.note([Acked("n", dict.fromkeys(names, "v1"))])
+    counts = journal.counts
+    for each in (counts.responses, counts.pushes, counts.acks):
+        assert dict(each.counts) == {(name,): 1 for name in names}
+
+
+def test_a_push_of_many_files_with_one_content_is_a_bounded_line(events: Events) -> None:
+    names = tuple(f"file-root:/etc/{number}.pem" for number in range(90))
+    stream = opened(Journal(Time()))
+    stream.due(dict.fromkeys(names, "v1"))
+    stream.sending(Respond("n", tuple(Resource(name, "v1") for name in names)), changed=True)
+    stream.note([Acked("n", dict.fromkeys(names, "v1"))])
+    (line,) = events.named("pushed")
+    assert line["names"][-1] == f"and {90 - MOST_NAMES} more"
+
+
+def test_node_ids_that_a_peer_makes_up_cannot_grow_memory(events: Events) -> None:
+    journal = Journal(Time())
+    for number in range(MOST_NODES + 5):
+        opened(journal, f"{number}" * 200).note([Acked("n", {"a": "v"})])
+    assert len(journal._nodes) == MOST_NODES
+    assert sum(map(len, journal._nodes)) <= 64 * MOST_NODES
+    assert len(events.named("envoy_served")) == ENVOYS.burst
 
 
 def test_each_envoy_is_named_once_when_it_has_its_first_secret(events: Events) -> None:

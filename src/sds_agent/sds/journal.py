@@ -24,7 +24,7 @@ from sds_agent.sds.protocol import (
     Subscribed,
     Unsubscribed,
 )
-from sds_agent.sds.pushes import Pushes
+from sds_agent.sds.pushes import Pushes, PushOutcome
 from sds_agent.sds.status import NameStatus, StreamRecord, StreamStatus
 
 LOG = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ ENVOYS = Rate(50, 1)
 """Lines `envoy_served`, and as many again in a second: after a restart all Envoys of a node come at once."""
 MOST_NODES = 10_000
 """Node ids that are remembered, so that each is logged once."""
+PUSHES = "pushes"
+"""The key, beside the numbers of the streams, for lines on pushes that a peer can cause."""
 HOUR = 3600.0
 LINE = 500
 """Characters of a peer's text for which a line counts as one more."""
@@ -78,7 +80,7 @@ class Journal:
         self.changed = changed
         """Called after each ACK and NACK."""
         self._known = known
-        self._nodes: OrderedDict[str, None] = OrderedDict()
+        self._nodes: OrderedDict[bytes, None] = OrderedDict()
         self._envoys = Budget(ENVOYS, ENVOYS, most_keys=1)
         self._numbers = itertools.count(1)
         self._refused: OrderedDict[bytes, None] = OrderedDict()
@@ -99,25 +101,17 @@ class Journal:
 
     def report_pushes(self) -> None:
         """Log the pushes that are over. To be called after each step, and every few seconds."""
-        for each in self.pushes.finished(self.monotonic()):
-            log.event(
-                LOG,
-                "pushed",
-                names=each.names,
-                version=each.version,
-                streams=each.streams,
-                acked=each.acked,
-                nacked=each.nacked,
-                left=each.left or None,
-                waiting=each.waiting or None,
-                last_ack_ms=each.last_ack_ms,
-            )
+        now = self.monotonic()
+        for each in self.pushes.finished(now):
+            if self._is_of_the_configuration(each.names) or self._others.take(PUSHES, now):
+                _log_push(each)
 
     def first_ack(self, node: str) -> bool:
         """Whether the Envoy of this node id is to be logged as served: once, and not too many in a second."""
-        if node in self._nodes:
+        key = _key((node,))
+        if key in self._nodes:
             return False
-        self._nodes[node] = None
+        self._nodes[key] = None
         if len(self._nodes) > MOST_NODES:
             self._nodes.popitem(last=False)
         return self._envoys.take("", self.monotonic())
@@ -158,15 +152,21 @@ class Journal:
         self._warnings.forget(stream)
         self._others.forget(stream)
 
+    def _is_of_the_configuration(self, names: Iterable[str]) -> bool:
+        """Whether no peer can cause that they change: the secret of a file changes when a peer asks for it anew."""
+        known = self._known()
+        return all(name in known for name in names)
+
 
 class StreamJournal:
     """Logs one stream's actions, and keeps its record."""
 
-    __slots__ = ("_journal", "_record")
+    __slots__ = ("_journal", "_record", "_took")
 
     def __init__(self, journal: Journal, record: StreamRecord) -> None:
         self._journal = journal
         self._record = record
+        self._took = False  # a secret
 
     @property
     def number(self) -> int:
@@ -177,8 +177,10 @@ class StreamJournal:
         """Learn from a message who the client says it is."""
         self._record.met(request.node_id, request.cluster, request.version)
 
-    def due(self, versions: Mapping[str, str]) -> None:
-        """Secrets have changed to these versions, by the names to which the stream subscribes; none was sent yet."""
+    def due(self, versions: Mapping[str, str | None]) -> None:
+        """Secrets have changed to these versions, by the names to which the stream subscribes; none was sent yet. None
+        where nothing is to be sent.
+        """
         now = self._journal.monotonic()
         for name, version in versions.items():
             self._journal.pushes.due(self.number, name, version, now)
@@ -187,11 +189,10 @@ class StreamJournal:
         """gRPC is about to send an answer; `changed` if a secret did. Note the answer once it is sent."""
         journal, now, monotonic = self._journal, self._journal.now(), self._journal.monotonic()
         self._record.sending(answer.nonce, changed=changed, now=now, monotonic=monotonic)
-        pushed = {each.version: journal.pushes.sent(self.number, each.version) for each in answer.resources}
         for each in answer.resources:
             label = journal.label(each.name)
             journal.counts.responses.add(label)
-            if pushed[each.version]:
+            if journal.pushes.sent(self.number, each.name, each.version):
                 journal.counts.pushes.add(label)
 
     def status(self, names: tuple[NameStatus, ...]) -> StreamStatus:
@@ -276,18 +277,25 @@ class StreamJournal:
             journal.pushes.replied(self.number, version, acked=acked, now=journal.monotonic())
         if after_ms is not None:
             journal.counts.seconds_to_ack.observe(after_ms / 1000)
-        if acked and any(reply.versions.values()) and journal.first_ack(self._record.node or self._record.peer):
+        if acked and not self._took and any(reply.versions.values()):
+            self._took = True
+            self._served(tuple(reply.versions), after_ms)
+        journal.report_pushes()
+        journal.changed()
+
+    def _served(self, names: tuple[str, ...], after_ms: float | None) -> None:
+        """The client took its first secret on this stream: log it, if it is the first of this Envoy."""
+        record = self._record
+        if self._journal.first_ack(record.node or record.peer):
             log.event(
                 LOG,
                 "envoy_served",
-                node=self._record.node or None,
-                envoy_version=self._record.version or None,
-                peer=self._record.peer,
-                names=_some(tuple(reply.versions)),
+                node=record.node or None,
+                envoy_version=record.version or None,
+                peer=record.peer,
+                names=_some(names),
                 after_ms=after_ms,
             )
-        journal.report_pushes()
-        journal.changed()
 
     def _detail(self, name: str, *, changed: bool = False, **fields: log.Value) -> None:
         """Log what one stream does, for the level debug."""
@@ -302,6 +310,21 @@ class StreamJournal:
         if admitted:
             log.event(LOG, name, level=level, node=node or None, stream=number, **fields)
         return admitted
+
+
+def _log_push(push: PushOutcome) -> None:
+    log.event(
+        LOG,
+        "pushed",
+        names=_some(push.names),
+        version=push.version,
+        streams=push.streams,
+        acked=push.acked,
+        nacked=push.nacked,
+        left=push.left or None,
+        waiting=push.waiting or None,
+        last_ack_ms=push.last_ack_ms,
+    )
 
 
 def _key(what: tuple[str, ...]) -> bytes:

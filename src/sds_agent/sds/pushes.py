@@ -8,7 +8,7 @@ The order of steps for a stream is: `due` when the secret changes, `sent` when t
 ACK or NACK. All streams are `due` before the first answer goes out, so no push is over before it has reached everybody.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 
 from msgspec import Struct
 
@@ -35,14 +35,17 @@ class PushOutcome(Struct, frozen=True):
 
 
 class _Push:
-    __slots__ = ("acked", "began", "due", "last_ack", "left", "nacked", "names", "outstanding", "sent")
+    """`due` has the names that are still to be sent to a stream, `reached` the streams to which an answer went."""
+
+    __slots__ = ("acked", "began", "due", "last_ack", "left", "nacked", "names", "outstanding", "reached")
 
     def __init__(self, began: float) -> None:
         self.began = began
         self.names: dict[str, None] = {}
-        self.due: set[int] = set()
+        self.due: dict[int, set[str]] = {}
+        self.reached: set[int] = set()
         self.outstanding: set[int] = set()
-        self.sent = self.acked = self.nacked = self.left = 0
+        self.acked = self.nacked = self.left = 0
         self.last_ack: float | None = None
 
     @property
@@ -50,11 +53,22 @@ class _Push:
         """Whether no stream is waited for."""
         return not self.due and not self.outstanding
 
+    def not_due(self, stream: int, names: Collection[str]) -> bool:
+        """These names are not to be sent to the stream any more; whether any of them was."""
+        due = self.due.get(stream)
+        if due is None or due.isdisjoint(names):
+            return False
+        due.difference_update(names)
+        if not due:
+            del self.due[stream]
+        return True
+
     def outcome(self, version: str) -> PushOutcome:
         """What is known of it now."""
         took = None if self.last_ack is None else round((self.last_ack - self.began) * 1000, 1)
-        waiting = len(self.due) + len(self.outstanding)
-        return PushOutcome(tuple(self.names), version, self.sent, self.acked, self.nacked, self.left, waiting, took)
+        waiting = len(self.due.keys() | self.outstanding)
+        streams = len(self.reached)
+        return PushOutcome(tuple(self.names), version, streams, self.acked, self.nacked, self.left, waiting, took)
 
 
 class Pushes:
@@ -64,25 +78,34 @@ class Pushes:
         self._open: dict[str, _Push] = {}  # by age
         self._finished: list[PushOutcome] = []
 
-    def due(self, stream: int, name: str, version: str, now: float) -> None:
-        """A secret has changed to that version, and the stream subscribes to it by that name."""
-        self._overtaken(stream, name, version)
+    def due(self, stream: int, name: str, version: str | None, now: float) -> None:
+        """A secret has changed to that version, and the stream subscribes to it by that name.
+
+        None where the stream is to be sent nothing: the secret was withheld, or is again what the stream has.
+        """
+        self._not_due(stream, (name,), but=version)
+        if version is None:
+            return
         push = self._open.get(version)
+        if push is not None and stream in push.reached:
+            self._end(version)  # the same content once more, after other content
+            push = None
         if push is None:
             push = self._open[version] = _Push(now)
             if len(self._open) > MOST:
                 self._end(next(iter(self._open)))
         push.names[name] = None
-        push.due.add(stream)
+        push.due.setdefault(stream, set()).add(name)
 
-    def sent(self, stream: int, version: str) -> bool:
-        """An answer with that version goes out to the stream; whether it is part of a push."""
+    def sent(self, stream: int, name: str, version: str) -> bool:
+        """An answer with that version of the name goes out to the stream; whether it is part of a push."""
         push = self._open.get(version)
-        if push is None or stream not in push.due:
+        if push is None or not push.not_due(stream, (name,)):
             return False
-        push.due.discard(stream)
-        push.outstanding.add(stream)
-        push.sent += 1
+        if stream not in push.reached:
+            push.reached.add(stream)
+            push.outstanding.add(stream)
+        self._end_if_over(version, push)
         return True
 
     def replied(self, stream: int, version: str, *, acked: bool, now: float) -> None:
@@ -103,17 +126,13 @@ class Pushes:
         for version, push in tuple(self._open.items()):
             if stream in push.due or stream in push.outstanding:
                 push.left += stream in push.outstanding
-                push.due.discard(stream)
+                push.due.pop(stream, None)
                 push.outstanding.discard(stream)
                 self._end_if_over(version, push)
 
-    def unsubscribed(self, stream: int, names: Iterable[str]) -> None:
+    def unsubscribed(self, stream: int, names: Collection[str]) -> None:
         """The stream's client does not want these names any more."""
-        wanted = frozenset(names)
-        for version, push in tuple(self._open.items()):
-            if stream in push.due and not wanted.isdisjoint(push.names):
-                push.due.discard(stream)
-                self._end_if_over(version, push)
+        self._not_due(stream, names)
 
     def finished(self, now: float) -> Iterator[PushOutcome]:
         """The pushes that are over since the last call, those that have waited too long among them."""
@@ -129,12 +148,11 @@ class Pushes:
         """How many are not over."""
         return len(self._open)
 
-    def _overtaken(self, stream: int, name: str, version: str) -> None:
-        """What the stream was to be sent under that name goes out no more: the newest content does."""
-        for other, push in tuple(self._open.items()):
-            if other != version and name in push.names and stream in push.due:
-                push.due.discard(stream)
-                self._end_if_over(other, push)
+    def _not_due(self, stream: int, names: Collection[str], but: str | None = None) -> None:
+        """No push sends these names to the stream any more, but for the one of that version."""
+        for version, push in tuple(self._open.items()):
+            if version != but and push.not_due(stream, names):
+                self._end_if_over(version, push)
 
     def _end_if_over(self, version: str, push: _Push) -> None:
         if push.over:
@@ -142,5 +160,5 @@ class Pushes:
 
     def _end(self, version: str) -> None:
         push = self._open.pop(version)
-        if push.sent or push.due:  # or else every stream has left, or was overtaken
+        if push.reached or push.due:  # or else every stream has left, or was overtaken
             self._finished.append(push.outcome(version))

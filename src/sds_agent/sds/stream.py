@@ -6,7 +6,7 @@ only sent by returning or aborting outside any task group.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, Protocol, TypeVar
 
 import grpc.aio
@@ -145,16 +145,15 @@ class Stream(Generic[R]):
     def _on_change(self, changed: frozenset[str]) -> None:
         session = self._conversation.session
         if not changed.isdisjoint(session.names):
-            self._journal.due(dict(self._due(changed.intersection(session.names), session.sent)))
+            self._journal.due(self._due(changed.intersection(session.names), session.sent))
             self._changed = True
             self._wake.set()
 
-    def _due(self, names: Iterable[str], sent: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-        """The versions that the session will send of these names, by name."""
-        for name in names:
-            resource = self._catalog[name]
-            if isinstance(resource, Resource) and sent.get(name) != resource.version:
-                yield name, resource.version
+    def _due(self, names: Iterable[str], sent: Mapping[str, str]) -> dict[str, str | None]:
+        """The versions that the session will send of these names, by name; None where it sends nothing."""
+        found = {name: self._catalog[name] for name in names}
+        versions = {name: each.version if isinstance(each, Resource) else None for name, each in found.items()}
+        return {name: None if sent.get(name) == version else version for name, version in versions.items()}
 
     async def _converse(self) -> Finish | None:
         while not (self._draining or self._ended):
