@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sds_agent_proto/sds.proto\x12\x0esds_agent.wire\"\x9e\x01\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12\x1c\n\x12user_agent_version\x18\x07 \x01(\tH\x00\x12@\n\x18user_agent_build_version\x18\x08 \x01(\x0b\x32\x1c.sds_agent.wire.BuildVersionH\x00\x42\x19\n\x17user_agent_version_type\"@\n\x0c\x42uildVersion\x12\x30\n\x07version\x18\x01 \x01(\x0b\x32\x1f.sds_agent.wire.SemanticVersion\"L\n\x0fSemanticVersion\x12\x14\n\x0cmajor_number\x18\x01 \x01(\r\x12\x14\n\x0cminor_number\x18\x02 \x01(\r\x12\r\n\x05patch\x18\x03 \x01(\r\"\x19\n\x06Status\x12\x0f\n\x07message\x18\x02 \x01(\t\"&\n\x03\x41ny\x12\x10\n\x08type_url\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"\xa6\x01\n\x10\x44iscoveryRequest\x12\"\n\x04node\x18\x02 \x01(\x0b\x32\x14.sds_agent.wire.Node\x12\x16\n\x0eresource_names\x18\x03 \x03(\t\x12\x10\n\x08type_url\x18\x04 \x01(\t\x12\x16\n\x0eresponse_nonce\x18\x05 \x01(\t\x12,\n\x0c\x65rror_detail\x18\x06 \x01(\x0b\x32\x16.sds_agent.wire.Status\"r\n\x11\x44iscoveryResponse\x12\x14\n\x0cversion_info\x18\x01 \x01(\t\x12&\n\tresources\x18\x02 \x03(\x0b\x32\x13.sds_agent.wire.Any\x12\x10\n\x08type_url\x18\x04 \x01(\t\x12\r\n\x05nonce\x18\x05 \x01(\t\"\xd9\x01\n\x15\x44\x65ltaDiscoveryRequest\x12\"\n\x04node\x18\x01 \x01(\x0b\x32\x14.sds_agent.wire.Node\x12\x10\n\x08type_url\x18\x02 \x01(\t\x12 \n\x18resource_names_subscribe\x18\x03 \x03(\t\x12\"\n\x1aresource_names_unsubscribe\x18\x04 \x03(\t\x12\x16\n\x0eresponse_nonce\x18\x06 \x01(\t\x12,\n\x0c\x65rror_detail\x18\x07 \x01(\x0b\x32\x16.sds_agent.wire.Status\"P\n\x08Resource\x12\x0f\n\x07version\x18\x01 \x01(\t\x12%\n\x08resource\x18\x02 \x01(\x0b\x32\x13.sds_agent.wire.Any\x12\x0c\n\x04name\x18\x03 \x01(\t\"\x81\x01\n\x16\x44\x65ltaDiscoveryResponse\x12+\n\tresources\x18\x02 \x03(\x0b\x32\x18.sds_agent.wire.Resource\x12\x10\n\x08type_url\x18\x04 \x01(\t\x12\r\n\x05nonce\x18\x05 \x01(\t\x12\x19\n\x11removed_resources\x18\x06 \x03(\t\"1\n\nDataSource\x12\x16\n\x0cinline_bytes\x18\x02 \x01(\x0cH\x00\x42\x0b\n\tspecifier\"x\n\x0eTlsCertificate\x12\x35\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\x0b\x32\x1a.sds_agent.wire.DataSource\x12/\n\x0bprivate_key\x18\x02 \x01(\x0b\x32\x1a.sds_agent.wire.DataSource\"\x9a\x01\n\x1c\x43\x65rtificateValidationContext\x12.\n\ntrusted_ca\x18\x01 \x01(\x0b\x32\x1a.sds_agent.wire.DataSource\x12\'\n\x03\x63rl\x18\x07 \x01(\x0b\x32\x1a.sds_agent.wire.DataSource\x12!\n\x19only_verify_leaf_cert_crl\x18\x0e \x01(\x08\"\xa5\x01\n\x06Secret\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x39\n\x0ftls_certificate\x18\x02 \x01(\x0b\x32\x1e.sds_agent.wire.TlsCertificateH\x00\x12J\n\x12validation_context\x18\x04 \x01(\x0b\x32,.sds_agent.wire.CertificateValidationContextH\x00\x42\x06\n\x04typeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sds_agent_proto/sds.proto\x12\x0esds_agent.wire\"\xb7\x01\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12\x17\n\x0fuser_agent_name\x18\x06 \x01(\t\x12\x1c\n\x12user_agent_version\x18\x07 \x01(\tH\x00\x12@\n\x18user_agent_build_version\x18\x08 \x01(\x0b\x32\x1c.sds_agent.wire.BuildVersionH\x00\x42\x19\n\x17user_agent_version_type\"@\n\x0c\x42uildVersion\x12\x30\n\x07version\x18\x01 \x01(\x0b\x32\x1f.sds_agent.wire.SemanticVersion\"L\n\x0fSemanticVersion\x12\x14\n\x0cmajor_number\x18\x01 \x01(\r\x12\x14\n\x0cminor_number\x18\x02 \x01(\r\x12\r\n\x05patch\x18\x03 \x01(\r\"\x19\n\x06Status\x12\x0f\n\x07message\x18\x02 \x01(\t\"&\n\x03\x41ny\x12\x10\n\x08type_url\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"\xa6\x01\n\x10\x44iscoveryRequest\x12\"\n\x04node\x18\x02 \x01(\x0b\x32\x14.sds_agent.wire.Node\x12\x16\n\x0eresource_names\x18\x03 \x03(\t\x12\x10\n\x08type_url\x18\x04 \x01(\t\x12\x16\n\x0eresponse_nonce\x18\x05 \x01(\t\x12,\n\x0c\x65rror_detail\x18\x06 \x01(\x0b\x32\x16.sds_agent.wire.Status\"r\n\x11\x44iscoveryResponse\x12\x14\n\x0cversion_info\x18\x01 \x01(\t\x12&\n\tresources\x18\x02 \x03(\x0b\x32\x13.sds_agent.wire.Any\x12\x10\n\x08type_url\x18\x04 \x01(\t\x12\r\n\x05nonce\x18\x05 \x01(\t\"\xd9\x01\n\x15\x44\x65ltaDiscoveryRequest\x12\"\n\x04node\x18\x01 \x01(\x0b\x32\x14.sds_agent.wire.Node\x12\x10\n\x08type_url\x18\x02 \x01(\t\x12 \n\x18resource_names_subscribe\x18\x03 \x03(\t\x12\"\n\x1aresource_names_unsubscribe\x18\x04 \x03(\t\x12\x16\n\x0eresponse_nonce\x18\x06 \x01(\t\x12,\n\x0c\x65rror_detail\x18\x07 \x01(\x0b\x32\x16.sds_agent.wire.Status\"P\n\x08Resource\x12\x0f\n\x07version\x18\x01 \x01(\t\x12%\n\x08resource\x18\x02 \x01(\x0b\x32\x13.sds_agent.wire.Any\x12\x0c\n\x04name\x18\x03 \x01(\t\"\x81\x01\n\x16\x44\x65ltaDiscoveryResponse\x12+\n\tresources\x18\x02 \x03(\x0b\x32\x18.sds_agent.wire.Resource\x12\x10\n\x08type_url\x18\x04 \x01(\t\x12\r\n\x05nonce\x18\x05 \x01(\t\x12\x19\n\x11removed_resources\x18\x06 \x03(\t\"1\n\nDataSource\x12\x16\n\x0cinline_bytes\x18\x02 \x01(\x0cH\x00\x42\x0b\n\tspecifier\"x\n\x0eTlsCertificate\x12\x35\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\x0b\x32\x1a.sds_agent.wire.DataSource\x12/\n\x0bprivate_key\x18\x02 \x01(\x0b\x32\x1a.sds_agent.wire.DataSource\"\x9a\x01\n\x1c\x43\x65rtificateValidationContext\x12.\n\ntrusted_ca\x18\x01 \x01(\x0b\x32\x1a.sds_agent.wire.DataSource\x12\'\n\x03\x63rl\x18\x07 \x01(\x0b\x32\x1a.sds_agent.wire.DataSource\x12!\n\x19only_verify_leaf_cert_crl\x18\x0e \x01(\x08\"\xa5\x01\n\x06Secret\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x39\n\x0ftls_certificate\x18\x02 \x01(\x0b\x32\x1e.sds_agent.wire.TlsCertificateH\x00\x12J\n\x12validation_context\x18\x04 \x01(\x0b\x32,.sds_agent.wire.CertificateValidationContextH\x00\x42\x06\n\x04typeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,31 +32,31 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sds_agent_proto.sds_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NODE']._serialized_start=46
-  _globals['_NODE']._serialized_end=204
-  _globals['_BUILDVERSION']._serialized_start=206
-  _globals['_BUILDVERSION']._serialized_end=270
-  _globals['_SEMANTICVERSION']._serialized_start=272
-  _globals['_SEMANTICVERSION']._serialized_end=348
-  _globals['_STATUS']._serialized_start=350
-  _globals['_STATUS']._serialized_end=375
-  _globals['_ANY']._serialized_start=377
-  _globals['_ANY']._serialized_end=415
-  _globals['_DISCOVERYREQUEST']._serialized_start=418
-  _globals['_DISCOVERYREQUEST']._serialized_end=584
-  _globals['_DISCOVERYRESPONSE']._serialized_start=586
-  _globals['_DISCOVERYRESPONSE']._serialized_end=700
-  _globals['_DELTADISCOVERYREQUEST']._serialized_start=703
-  _globals['_DELTADISCOVERYREQUEST']._serialized_end=920
-  _globals['_RESOURCE']._serialized_start=922
-  _globals['_RESOURCE']._serialized_end=1002
-  _globals['_DELTADISCOVERYRESPONSE']._serialized_start=1005
-  _globals['_DELTADISCOVERYRESPONSE']._serialized_end=1134
-  _globals['_DATASOURCE']._serialized_start=1136
-  _globals['_DATASOURCE']._serialized_end=1185
-  _globals['_TLSCERTIFICATE']._serialized_start=1187
-  _globals['_TLSCERTIFICATE']._serialized_end=1307
-  _globals['_CERTIFICATEVALIDATIONCONTEXT']._serialized_start=1310
-  _globals['_CERTIFICATEVALIDATIONCONTEXT']._serialized_end=1464
-  _globals['_SECRET']._serialized_start=1467
-  _globals['_SECRET']._serialized_end=1632
+  _globals['_NODE']._serialized_end=229
+  _globals['_BUILDVERSION']._serialized_start=231
+  _globals['_BUILDVERSION']._serialized_end=295
+  _globals['_SEMANTICVERSION']._serialized_start=297
+  _globals['_SEMANTICVERSION']._serialized_end=373
+  _globals['_STATUS']._serialized_start=375
+  _globals['_STATUS']._serialized_end=400
+  _globals['_ANY']._serialized_start=402
+  _globals['_ANY']._serialized_end=440
+  _globals['_DISCOVERYREQUEST']._serialized_start=443
+  _globals['_DISCOVERYREQUEST']._serialized_end=609
+  _globals['_DISCOVERYRESPONSE']._serialized_start=611
+  _globals['_DISCOVERYRESPONSE']._serialized_end=725
+  _globals['_DELTADISCOVERYREQUEST']._serialized_start=728
+  _globals['_DELTADISCOVERYREQUEST']._serialized_end=945
+  _globals['_RESOURCE']._serialized_start=947
+  _globals['_RESOURCE']._serialized_end=1027
+  _globals['_DELTADISCOVERYRESPONSE']._serialized_start=1030
+  _globals['_DELTADISCOVERYRESPONSE']._serialized_end=1159
+  _globals['_DATASOURCE']._serialized_start=1161
+  _globals['_DATASOURCE']._serialized_end=1210
+  _globals['_TLSCERTIFICATE']._serialized_start=1212
+  _globals['_TLSCERTIFICATE']._serialized_end=1332
+  _globals['_CERTIFICATEVALIDATIONCONTEXT']._serialized_start=1335
+  _globals['_CERTIFICATEVALIDATIONCONTEXT']._serialized_end=1489
+  _globals['_SECRET']._serialized_start=1492
+  _globals['_SECRET']._serialized_end=1657
 # @@protoc_insertion_point(module_scope)

@@ -132,13 +132,18 @@ def status(error: str | None) -> Status | None:
     return None if error is None else Status(code=13, message=error)
 
 
+def program(node: Node | None) -> str:
+    """What is to be read of a node's `user_agent_name`, where it has no version."""
+    return "" if node is None or node.user_agent_name == "envoy" else node.user_agent_name
+
+
 types = st.sampled_from([SECRET_TYPE, "", "type.googleapis.com/x.Cluster"])
 maybe = st.just("") | names
 nodes = st.none() | st.builds(
     Node,
     id=maybe,
     cluster=maybe,
-    user_agent_name=maybe,
+    user_agent_name=maybe | st.just("envoy"),
     locality=st.none() | st.builds(Locality, region=maybe),
     extensions=st.lists(st.builds(Extension, name=names, category=names), max_size=3),
 )
@@ -163,6 +168,7 @@ def test_request_written_by_the_published_schema_is_read(
         type_url=url,
         node_id=node.id if node else "",
         cluster=node.cluster if node else "",
+        version=program(node),
     )
 
 
@@ -194,7 +200,14 @@ def test_delta_request_written_by_the_published_schema_is_read(
         node=node,
     )
     assert decode_delta(bytes(message)) == DeltaRequest(
-        tuple(subscribe), tuple(unsubscribe), nonce, error, url, node.id if node else "", node.cluster if node else ""
+        tuple(subscribe),
+        tuple(unsubscribe),
+        nonce,
+        error,
+        url,
+        node.id if node else "",
+        node.cluster if node else "",
+        program(node),
     )
 
 
@@ -210,7 +223,14 @@ def test_garbage_is_read_or_refused_and_nothing_else(data: bytes) -> None:
     ("node", "version"),
     [
         (Node(user_agent_build_version=BuildVersion(version=SemanticVersion(1, 40, 3))), "1.40.3"),
+        (
+            Node(user_agent_name="envoy", user_agent_build_version=BuildVersion(version=SemanticVersion(1, 40, 3))),
+            "1.40.3",
+        ),
+        (Node(user_agent_name="envoy"), ""),
         (Node(user_agent_version="gateway 2"), "gateway 2"),
+        (Node(user_agent_name="gateway", user_agent_version="2"), "gateway 2"),
+        (Node(user_agent_name="gateway"), "gateway"),
         (Node(), ""),
         (None, ""),
     ],

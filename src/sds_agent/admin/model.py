@@ -164,8 +164,9 @@ class SubscriptionView(Struct, frozen=True, kw_only=True):
 class SubscriberView(Struct, frozen=True, kw_only=True):
     """An open stream, by its number in the log, or a Fetch that waits.
 
-    `node`, `cluster` and `version` (of Envoy) are what the client says it is, empty where it does not say; `peer` is
-    the process at the other end as the kernel says. `ack_ms` are the milliseconds from the last answer to its ACK.
+    `node`, `cluster` and `version` are what the client says it is, empty where it does not say: the version of Envoy,
+    or name and version of another program. `peer` is the process at the other end as the kernel says. `ack_ms` are the
+    milliseconds from the last answer to its ACK.
     """
 
     stream: int

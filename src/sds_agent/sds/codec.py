@@ -15,6 +15,9 @@ from sds_agent.errors import SdsAgentError
 from sds_agent.sds.protocol import SECRET_TYPE, DeltaRequest, Resource, Respond, SotwRequest
 from sds_agent.secrets.model import CertificateSecret, Secret
 
+ENVOY = "envoy"
+"""What an Envoy says its program is."""
+
 _TYPE_URL = wire.DiscoveryResponse(type_url=SECRET_TYPE).SerializeToString()
 
 
@@ -87,11 +90,17 @@ def _parse(message: wire.DiscoveryRequest | wire.DeltaDiscoveryRequest, data: by
 
 
 def _client_version(node: wire.Node) -> str:
-    """The client's version in the form that it gives: numbers, as Envoys do, or text."""
-    if not node.HasField("user_agent_build_version"):
-        return node.user_agent_version
-    version = node.user_agent_build_version.version
-    return f"{version.major_number}.{version.minor_number}.{version.patch}"
+    """The client's version in the form that it gives: numbers, as Envoys do, or text. The name of a client that is no
+    Envoy stands before it.
+    """
+    version = node.user_agent_version
+    if node.HasField("user_agent_build_version"):
+        numbers = node.user_agent_build_version.version
+        version = f"{numbers.major_number}.{numbers.minor_number}.{numbers.patch}"
+    name = node.user_agent_name
+    if name in {"", ENVOY}:
+        return version
+    return f"{name} {version}" if version else name
 
 
 def _error(message: wire.DiscoveryRequest | wire.DeltaDiscoveryRequest) -> str | None:

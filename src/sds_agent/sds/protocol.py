@@ -49,7 +49,8 @@ class View(Protocol):
 
 
 class SotwRequest(Struct, frozen=True):
-    """A DiscoveryRequest, the fields that matter. `version` is the client's own, as `1.40.0`.
+    """A DiscoveryRequest, the fields that matter. `version` is the client's own, as `1.40.0` of an Envoy, or
+    `gateway 2.1` of another program.
 
     `error` is the text of `error_detail`, or None where it is absent: its presence alone makes a NACK.
     """

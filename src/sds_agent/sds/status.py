@@ -46,9 +46,10 @@ class StreamStatus(Struct, frozen=True):
     """One open stream, or one Fetch that waits for its secret.
 
     `number` is the stream's in the log, `method` the name of the gRPC method. `node`, `cluster` and `version` are what
-    the client says it is (the version of Envoy), empty where it does not say. `peer` is the process at the other end of
-    the connection, as the kernel says: "pid 7 (uid 101)", or the connection's address for a process in a PID namespace
-    that the agent does not see. `ack_ms` are the milliseconds from the last response with an ACK to that ACK.
+    the client says it is, empty where it does not say: the version of Envoy, or name and version of another program.
+    `peer` is the process at the other end of the connection, as the kernel says: "pid 7 (uid 101)", or the connection's
+    address for a process in a PID namespace that the agent does not see. `ack_ms` are the milliseconds from the last
+    response with an ACK to that ACK.
     """
 
     number: int
