@@ -10,8 +10,9 @@ import anyio
 import grpc
 import msgspec
 import pytest
-from envoy_data_plane.envoy.config.core.v3 import Node
-from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
+from envoy_data_plane.envoy.config.core.v3 import BuildVersion, Node
+from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryRequest, DiscoveryRequest
+from envoy_data_plane.envoy.type.v3 import SemanticVersion
 from fakes.clocks import HandClock
 from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
 from fakes.peers import Peer, connected
@@ -166,6 +167,68 @@ async def test_the_cluster_of_an_envoy_is_seen_too(tmp_path: Path) -> None:
         stream = made.peer.stream()
         await stream.call.write(bytes(DiscoveryRequest(node=Node(id="envoy-a", cluster="edge"))))
         await made.seen(lambda each: (each.node, each.cluster, each.names) == ("envoy-a", "edge", ()))
+
+
+async def test_the_version_of_an_envoy_is_seen_and_can_be_printed(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        for number, node in enumerate(
+            (
+                Node(id="a", user_agent_build_version=BuildVersion(version=SemanticVersion(1, 40, 3))),
+                Node(id="b", user_agent_name="gateway", user_agent_version="2\x1b[31m" + "x" * 5000),
+            )
+        ):
+            call = (made.peer.stream() if number else made.peer.delta()).call
+            message = DiscoveryRequest(node=node) if number else DeltaDiscoveryRequest(node=node)
+            await call.write(bytes(message))
+        envoy, other = sorted(await made.seen(*[lambda each: each.node != ""] * 2), key=lambda each: each.node)
+        assert envoy.version == "1.40.3"
+        assert other.version.startswith("gateway 2\\u001b[31mx")
+        assert len(other.version) < 700
+
+
+async def test_a_watcher_sees_each_change_of_a_stream(tmp_path: Path) -> None:
+    """The page and `status --watch` follow it: what it misses stays wrong on a screen until something else happens."""
+    async with bench(tmp_path) as made:
+        seen = list[tuple[StreamStatus, ...]]()
+
+        async def shown(*names: NameStatus) -> None:
+            """Wait until the watcher, when it was called last, saw one stream, with these names."""
+            with anyio.fail_after(10):
+                while [each.names for each in (seen or [()])[-1]] != [names]:
+                    await anyio.lowlevel.checkpoint()
+
+        with made.service.watching(lambda: seen.append(made.service.streams)):
+            stream = await made.peer.stream().ask("late", node="envoy-a")
+            await shown(NameStatus("late"))
+            assert seen[-1][0].node == "envoy-a"
+            await stream.ask("late", "default")
+            await shown(NameStatus("late"), NameStatus("default", ONE.version))
+            await stream.read()
+            await stream.ack("late", "default", error="no")
+            await shown(NameStatus("late"), NameStatus("default", ONE.version, None, Nack(ONE.version, "no")))
+            made.store.publish({"default": TWO})
+            await stream.read()
+            await stream.ack("default")
+            await shown(NameStatus("default", TWO.version, TWO.version))
+            stream.leave()
+            with anyio.fail_after(10):
+                while seen[-1]:
+                    await anyio.lowlevel.checkpoint()
+        calls = len(seen)
+        await (await made.peer.stream().ask("default")).read()
+        assert len(seen) == calls, "it is over"
+
+
+async def test_a_watcher_sees_for_what_a_fetch_waits(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made, anyio.create_task_group() as tasks:
+        seen = list[tuple[StreamStatus, ...]]()
+        with made.service.watching(lambda: seen.append(made.service.streams)), anyio.fail_after(10):
+            tasks.start_soon(made.peer.fetch, "late")
+            while not seen or [each.names for each in seen[-1]] != [(NameStatus("late"),)]:
+                await anyio.lowlevel.checkpoint()
+            made.store.publish({"late": certificate(b"at last")})
+            while seen[-1]:
+                await anyio.lowlevel.checkpoint()
 
 
 async def test_a_fetch_is_seen_while_it_waits_and_no_longer(tmp_path: Path) -> None:

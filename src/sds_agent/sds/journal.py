@@ -78,7 +78,7 @@ class Journal:
         self.counts = counts or SdsCounts()
         self.pushes = Pushes()
         self.changed = changed
-        """Called after each ACK and NACK."""
+        """Called after each step of a stream."""
         self._known = known
         self._nodes: OrderedDict[bytes, None] = OrderedDict()
         self._envoys = Budget(ENVOYS, ENVOYS, most_keys=1)
@@ -207,6 +207,8 @@ class StreamJournal:
             if finishing and isinstance(action, Subscribed):
                 continue  # the refusal has the names, and is logged once
             self._note(action)
+        if actions:
+            self._journal.changed()
 
     def left(self) -> None:
         """Log that the stream is over."""
@@ -281,7 +283,6 @@ class StreamJournal:
             self._took = True
             self._served(tuple(reply.versions), after_ms)
         journal.report_pushes()
-        journal.changed()
 
     def _served(self, names: tuple[str, ...], after_ms: float | None) -> None:
         """The client took its first secret on this stream: log it, if it is the first of this Envoy."""

@@ -148,7 +148,9 @@ class SecretDiscoveryService:
 
     @contextmanager
     def watching(self, watcher: Callable[[], None]) -> Iterator[None]:
-        """Call `watcher` after each change of `streams`, until the context is left. It must not wait or raise."""
+        """Call `watcher` after each change of `streams`, until the context is left: one opens, subscribes, is answered,
+        replies or ends. It must not wait or raise.
+        """
         key = object()
         self._watchers[key] = watcher
         try:
@@ -250,6 +252,7 @@ class SecretDiscoveryService:
                 with self._place(call, peer):
                     request = decode(await _only(context))
                     call.met(request)
+                    self._changed()
                     return await self._answer(request)
         except MalformedMessageError as error:
             return Finish(StatusCode.INVALID_ARGUMENT, detail=str(error))
