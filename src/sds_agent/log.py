@@ -190,6 +190,13 @@ def configure(form: Format = "auto", level: str = "info", stream: TextIO | None 
         foreign.propagate = False
 
 
+def aside(text: str) -> None:
+    """Write text for a person to where the log goes, after its lines so far; it waits for no reader either."""
+    for handler in logging.getLogger(ROOT).handlers:
+        if isinstance(handler, NonBlockingHandler):
+            handler.write(text.encode(errors="backslashreplace"))
+
+
 def change(form: Format, level: str) -> None:
     """Write further events in that form and from that level on, to where `configure` sends them."""
     root = logging.getLogger(ROOT)
@@ -250,7 +257,10 @@ class NonBlockingHandler(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record, queue it, or drop it."""
-        line = self._line(record)
+        self.write(self._line(record))
+
+    def write(self, line: bytes) -> None:
+        """Write the line, or several, queue them, or drop them."""
         with self._guard:
             if self._waiter is None:
                 self._write_queue_ready()

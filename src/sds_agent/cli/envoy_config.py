@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the agent's configuration; by default ./sds-agent.yaml if there is one, or else the defaults",
     )
+    parser.add_argument(
+        "--socket",
+        type=Path,
+        metavar="PATH",
+        help="the agent's socket as this Envoy sees it, in place of sds.socket",
+    )
     parser.add_argument("--bootstrap", action="store_true", help="a whole configuration that starts as it is")
     parser.add_argument(
         "--peer",
@@ -83,7 +89,7 @@ def choices(settings: Settings, arguments: argparse.Namespace) -> EnvoyChoices:
         spiffe_id=workload.spiffe_id,
         trust_domain=settings.trust_domain,
         bundle=settings.bundle_names[0],
-        socket=settings.sds.socket,
+        socket=settings.sds.socket if arguments.socket is None else arguments.socket.absolute(),
         peers=tuple(map(_peer, arguments.peer)),
         delta=arguments.delta,
         files=None if arguments.path_config is None else _files(workload, arguments.path_config.absolute()),

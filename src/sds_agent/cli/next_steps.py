@@ -5,13 +5,19 @@ first secret; a test holds it against what `sds-agent envoy-config` builds.
 """
 
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from textwrap import indent
 
 from sds_agent import log
+from sds_agent.config.defaults import SOCKET_OPTION
+from sds_agent.config.loading import Loaded
 from sds_agent.config.settings import Settings
-from sds_agent.text import ascii_json
+from sds_agent.text import ascii_json, printable
+
+SOCKET_VARIABLE = "SDS_AGENT__SDS__SOCKET"
+LONGEST = 600
+"""Characters of a line, whose names and paths are the operator's."""
 
 STANZA = """\
 # static_resources.clusters
@@ -47,6 +53,7 @@ typed_config:
                   retry_policy: {{retry_back_off: {{base_interval: 0.100s, max_interval: 2s}}}}
     combined_validation_context:
       default_validation_context:
+        # every workload of the trust domain; to accept one alone: matcher: {{exact: its SPIFFE ID}}
         match_typed_subject_alt_names: [{{san_type: URI, matcher: {{prefix: "spiffe://{trust_domain}/"}}}}]
       validation_context_sds_secret_config: {{name: {bundle}, sds_config: *sds}}
 """
@@ -63,12 +70,12 @@ def stanza(settings: Settings) -> str:
 
 
 @contextmanager
-def shown_once_ready(settings: Settings, file: Path | None) -> Iterator[None]:
-    """Print the next steps on standard error when the agent is ready for the first time, inside this context.
+def shown_once_ready(loaded: Loaded, form: log.Format) -> Iterator[None]:
+    """Print the next steps below the log when the agent is ready for the first time, inside this context.
 
-    Only on a terminal: where a service manager or a collector reads, they would be noise.
+    Only on a terminal, and where the log is text: where a program reads, they would be noise.
     """
-    if sys.stderr is None or not sys.stderr.isatty():
+    if form == "json" or sys.stderr is None or not sys.stderr.isatty():
         yield
         return
     with ExitStack() as stack:
@@ -76,30 +83,54 @@ def shown_once_ready(settings: Settings, file: Path | None) -> Iterator[None]:
         def watch(event: log.Event) -> None:
             if event.name == "ready":
                 stack.close()
-                with suppress(OSError):
-                    print("\n".join(steps(settings, file)), file=sys.stderr)
+                log.aside("\n".join(steps(loaded)))
 
         stack.enter_context(log.watching(watch))
         yield
 
 
-def steps(settings: Settings, file: Path | None) -> Iterator[str]:
-    """The next steps, as lines."""
-    which = f" --config {file}" if file is not None else ""
+def steps(loaded: Loaded) -> Iterator[str]:
+    """The next steps, as lines, with commands that reach this agent from another terminal."""
+    settings = loaded.settings
     name = settings.workloads[0].name
     yield ""
     yield "The agent serves. Next:"
-    if file is None:
-        yield f"  paste this into an Envoy's configuration; it asks for the workload {name}:\n"
-        yield "".join(f"    {line}\n" for line in stanza(settings).splitlines())
-    for command, what in (
-        (f"envoy-config {name}{which}", "the Envoy configuration, with the reason for each line"),
-        (f"secret{which}", "what an Envoy gets"),
-        (f"status{which}", "who is served what"),
-    ):
-        yield f"  {f'sds-agent {command}':50} {what}"
-    if settings.admin.enabled and settings.admin.address is not None:
-        yield f"  http://{settings.admin.address}/     the same as a page that follows it"
-    else:
-        yield "  the page: set admin.address, as SDS_AGENT__ADMIN__ADDRESS=127.0.0.1:9902 does"
-    yield ""
+    if loaded.file is None:
+        yield f"  paste this into an Envoy's configuration; it asks for the workload {printable(name, LONGEST)}:\n"
+        yield indent(stanza(settings), "    ")
+    envoy = [*_file(loaded), *_socket(loaded)]
+    asked = _socket(loaded) or _file(loaded)
+    yield _step(["envoy-config", name, *envoy], "the Envoy configuration, with the reason for each line")
+    yield _step(["secret", *asked], "what an Envoy gets")
+    if settings.admin.enabled:
+        yield _step(["status", *asked], "who is served what")
+    yield f"  {_page(settings)}"
+    yield "\n"
+
+
+def _step(arguments: Sequence[str], what: str) -> str:
+    from shlex import join  # noqa: PLC0415 - measured: 0.6 ms of the way to the first secret
+
+    command = printable(f"sds-agent {join(arguments)}", LONGEST)
+    return f"  {command:50} {what}"
+
+
+def _file(loaded: Loaded) -> list[str]:
+    return [] if loaded.file is None else ["--config", str(loaded.file.absolute())]
+
+
+def _socket(loaded: Loaded) -> list[str]:
+    """The socket, where neither the file nor the defaults have it: a command elsewhere would not find it."""
+    is_elsewhere = SOCKET_OPTION in loaded.options or any(each.upper() == SOCKET_VARIABLE for each in loaded.variables)
+    return ["--socket", str(loaded.settings.sds.socket)] if is_elsewhere else []
+
+
+def _page(settings: Settings) -> str:
+    if not settings.admin.enabled:
+        return "status, metrics and a page: remove admin.enabled: false"
+    address = settings.admin.address
+    if address is None:
+        return "the page: set admin.address, as SDS_AGENT__ADMIN__ADDRESS=127.0.0.1:9902 does"
+    if address.port == 0:
+        return "the page: at the address in the log line admin_listening"
+    return f"{f'http://{address}/':50} the same as a page that follows it"

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     gc.freeze()
     gc.enable()
-    with shown_once_ready(loaded.settings, loaded.file):
+    with shown_once_ready(loaded, arguments.log_format or logging_to.format):
         asyncio.run(app.run(loaded.settings, _origin(loaded, arguments)))
     return 0
 
