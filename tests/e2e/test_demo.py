@@ -1,6 +1,7 @@
 """The demonstration is a newcomer's first minute: it has to work, to tell the truth, and to leave nothing behind."""
 
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -128,3 +129,64 @@ def test_a_program_that_ends_by_itself_is_named_with_the_end_of_its_log(director
     assert demo.returncode == 1
     assert "sds-agent ended by itself (killed by SIGKILL); the end of its log:" in output
     assert '"event":"acked"' in output
+
+
+class Installation:
+    """The part of the script that waits for pip, in a terminal, with another program in pip's place."""
+
+    def __init__(self, directory: Path, program: str) -> None:
+        fake = directory / "python"
+        fake.write_text(f"#!{sys.executable}\n{program}")
+        fake.chmod(0o700)
+        (directory / "install.sh").write_text(
+            f"set -euo pipefail\nsource {SCRIPTS}/_environment\nvenv={directory}\npip_with_log {fake} install\n"
+        )
+        self.terminal, inside = pty.openpty()
+        # the shell around the script is the one that the terminal belongs to, as a user's is
+        shell = f"trap : INT; bash {directory}/install.sh; echo code $?; read -r"
+        command = ["setsid", "--ctty", "bash", "-c", shell]
+        self.shell = subprocess.Popen(command, stdin=inside, stdout=inside, stderr=inside)
+        os.close(inside)
+
+    def until(self, end: str) -> str:
+        """What is shown up to that text."""
+        shown = ""
+        while end not in shown:
+            assert select([self.terminal], [], [], DEADLINE)[0], shown
+            shown += os.read(self.terminal, 4096).decode()
+        return shown
+
+    def end(self) -> None:
+        """End the shell."""
+        os.write(self.terminal, b"\n")
+        self.shell.wait(DEADLINE)
+        os.close(self.terminal)
+
+
+def test_the_wait_for_pip_shows_dots_and_no_control_characters(directory: Path) -> None:
+    os.mkfifo(directory / "go")
+    pip = Installation(directory, f"open({str(directory / 'go')!r}).read()\nprint('installed')\n")
+    assert pip.until(".") == "."
+    (directory / "go").write_text("")
+    rest = pip.until("code 0")
+    pip.end()
+    assert set(rest.partition("code")[0]) <= {".", "\r", "\n"}
+    assert (directory / "install.log").read_text() == "installed\n"
+
+
+def test_ctrl_c_ends_pip_too(directory: Path) -> None:
+    """One that went on would change the environment under the next call."""
+    program = f"""
+try:
+    open({str(directory / "go")!r}).read()
+except KeyboardInterrupt:
+    open({str(directory / "interrupted")!r}, "w").close()
+    raise
+"""
+    os.mkfifo(directory / "go")
+    pip = Installation(directory, program)
+    pip.until(".")
+    os.write(pip.terminal, b"\x03")
+    pip.until("code 1")
+    pip.end()
+    assert (directory / "interrupted").exists()
