@@ -3,27 +3,32 @@
 import io
 import itertools
 import json
+import re
 import socket
 import subprocess
 from contextlib import AsyncExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
+import anyio
 import httpx
 import pytest
 import yaml
 from fakes.agents import agent
-from fakes.envoys import BINARY
+from fakes.envoys import BINARY, Envoy
 from fakes.processes import started
 
 from sds_agent.cli.main import main
 
+ROOT = Path(__file__).parents[2]
 OPTIONS = ("--delta", "--post-quantum", "--no-resumption", "--tls13", "--peer=spiffe://demo.example/peer")
 
 
-def config(folder: Path) -> Path:
+def config(folder: Path, layout: str = "istio", ttl: str = "24h") -> Path:
     file = folder / "sds-agent.yaml"
+    files = {"directory": str(folder / "files"), "layout": layout}
     workloads = [
-        {"name": "web", "spiffe_id": "spiffe://demo.example/web", "output": str(folder / "files")},
+        {"name": "web", "spiffe_id": "spiffe://demo.example/web", "output": files, "ttl": ttl},
         {"name": "other", "spiffe_id": "spiffe://demo.example/other"},
     ]
     places = {"state_dir": str(folder / "state"), "sds": {"socket": str(folder / "sds.sock")}}
@@ -63,10 +68,10 @@ def validate(file: Path) -> None:
 
 def split(text: str, folder: Path) -> Path:
     """Write each part that names its place to it; returns the bootstrap's."""
-    bootstrap, *files = text.split(f"# {folder}/")
+    bootstrap, *files = text.split("---\n")
     for each in files:
-        name, _, content = each.partition("\n")
-        (folder / name).write_text(content)
+        heading, _, content = each.partition("\n")
+        Path(heading.removeprefix("# ")).write_text(content)
     (folder / "envoy.yaml").write_text(bootstrap)
     return folder / "envoy.yaml"
 
@@ -83,9 +88,99 @@ def test_envoy_takes_every_variant(tmp_path: Path, count: int) -> None:
 
 
 def test_envoy_takes_the_variant_without_the_agent(tmp_path: Path) -> None:
-    text = printed("web", "--config", str(config(tmp_path)), "--bootstrap", "--path-config", str(tmp_path))
+    options = ["--path-config", str(tmp_path), *OPTIONS[1:]]
+    text = printed("web", "--config", str(config(tmp_path)), "--bootstrap", *options)
     validate(split(text, tmp_path))
     assert "sds.sock" not in text
+
+
+async def test_an_envoy_that_reads_the_files_itself_loads_the_renewed_certificate(tmp_path: Path) -> None:
+    file = config(tmp_path, layout="kubernetes", ttl="5s")
+    text = printed("web", "--config", str(file), "--bootstrap", "--path-config", str(tmp_path))
+    bootstrap = yaml.safe_load(split(text, tmp_path).read_text())
+    async with AsyncExitStack() as stack:
+        running = await stack.enter_async_context(agent(file))
+        await running.event("output_written")
+        ports = {10443: free_port(), 10000: free_port()}
+        proxy = Envoy(
+            await stack.enter_async_context(started(command(tmp_path, "web", bootstrap, ports))), tmp_path / "web.admin"
+        )
+        await proxy.ready()
+        client = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
+        seen = set[str]()
+        with anyio.fail_after(30):
+            while len(seen) < 2:
+                await running.event("output_written", count=len(running.events("output_written")) + 1)
+                assert (await client.get(f"http://127.0.0.1:{ports[10000]}/")).status_code == 200
+                seen |= {found["serial_number"] for found in loaded(await proxy.admin("/certs"))}
+        events = [each for name in ("issued", "renewed") for each in running.events(name, workload="web")]
+        assert {int(serial, 16) for serial in seen} <= {int(each["serial"], 16) for each in events}
+
+
+def loaded(certs: Any) -> list[dict[str, str]]:
+    """The leaves that an Envoy has loaded."""
+    return [found for each in certs["certificates"] for found in each["cert_chain"]]
+
+
+def test_without_a_peer_the_configuration_says_whom_it_accepts(tmp_path: Path) -> None:
+    file = str(config(tmp_path))
+    said = "# This accepts every workload of the trust domain; `--peer SPIFFE-ID` names those you expect."
+    anyone = printed("web", "--config", file).splitlines()
+    here = anyone.index(next(line for line in anyone if line.strip() == said))
+    assert anyone[here + 1].strip() == 'prefix: "spiffe://demo.example/"'
+    peers = ("spiffe://demo.example/a", "spiffe://other.example/b")
+    alone = printed("web", "--config", file, *(f"--peer={each}" for each in peers))
+    assert said not in alone
+    _, downstream, upstream = yaml.safe_load_all(alone)
+    for part in (downstream, upstream):
+        assert part["typed_config"]["common_tls_context"]["combined_validation_context"][
+            "default_validation_context"
+        ] == {"match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": each}} for each in peers]}
+
+
+def test_sessions_can_be_kept_from_resuming_in_both_directions(tmp_path: Path) -> None:
+    _, downstream, upstream = yaml.safe_load_all(printed("web", "--config", str(config(tmp_path)), "--no-resumption"))
+    assert downstream["typed_config"]["disable_stateless_session_resumption"] is True
+    assert downstream["typed_config"]["disable_stateful_session_resumption"] is True
+    assert upstream["typed_config"]["max_session_keys"] == 0
+
+
+def plain(value: Any) -> Any:
+    """Without what is said in another way: a cluster is STATIC unless it says otherwise, and 0.1s are 0.100s."""
+    match value:
+        case dict():
+            return {k: plain(v) for k, v in value.items() if (k, v) != ("type", "STATIC")}
+        case list():
+            return [plain(each) for each in value]
+        case str() if re.fullmatch(r"[0-9.]+s", value):
+            return float(value[:-1])
+        case _:
+            return value
+
+
+def test_the_file_of_the_readme_is_what_the_command_prints(tmp_path: Path) -> None:
+    examples = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    shown = next(each for each in examples if each.startswith("# envoy.yaml"))
+    ours = tmp_path / "sds-agent.yaml"
+    ours.write_text(next(each for each in examples if each.startswith("trust_domain: ")))
+    options = ["--peer", "spiffe://demo.example/ns/default/sa/web", "--socket", "/run/sds-agent/sds.sock"]
+    made = printed("web", "--config", str(ours), "--bootstrap", *options)
+    assert plain(yaml.safe_load(shown)) == plain(yaml.safe_load(made))
+
+
+def test_the_files_to_copy_have_what_the_command_prints() -> None:
+    ours = str(ROOT / "envoy" / "agent.yaml")
+    identity = "spiffe://demo.example/ns/default/sa"
+    a, b = (
+        yaml.safe_load((ROOT / "envoy" / name).read_text())["static_resources"]
+        for name in ("client.yaml", "server.yaml")
+    )
+    cluster, _, upstream = yaml.safe_load_all(printed("web", "--config", ours, "--peer", f"{identity}/backend"))
+    _, downstream, _ = yaml.safe_load_all(printed("backend", "--config", ours, "--peer", f"{identity}/web"))
+    for file in (a, b):
+        assert plain(cluster) in plain(file["clusters"])
+    assert plain(a["clusters"][0]["transport_socket"]) == plain(upstream)
+    assert plain(b["listeners"][0]["filter_chains"][0]["transport_socket"]) == plain(downstream)
 
 
 def test_the_parts_to_paste_are_those_of_the_whole(tmp_path: Path) -> None:
@@ -120,7 +215,7 @@ async def test_two_envoys_speak_mutual_tls_and_a_third_identity_is_refused(tmp_p
 
 
 def command(folder: Path, name: str, bootstrap: dict[str, object], ports: dict[int, int]) -> list[str]:
-    text = json.dumps({key: value for key, value in bootstrap.items() if key != "admin"})
+    text = json.dumps(bootstrap | {"admin": {"address": {"pipe": {"path": str(folder / f"{name}.admin")}}}})
     for shown, here in ports.items():
         text = text.replace(str(shown), str(here))
     (folder / f"{name}.json").write_text(text)
@@ -128,7 +223,6 @@ def command(folder: Path, name: str, bootstrap: dict[str, object], ports: dict[i
 
 
 def free_port() -> int:
-
     with socket.create_server(("127.0.0.1", 0)) as found:
         return int(found.getsockname()[1])
 
@@ -138,3 +232,6 @@ def test_what_cannot_be_built_is_said_in_one_line(tmp_path: Path) -> None:
     assert "no workload is named wbe; did you mean web?" in refused("wbe", "--config", file)
     assert "--peer: " in refused("web", "--config", file, "--peer", "demo.example/web")
     assert "add output: DIRECTORY" in refused("other", "--config", file, "--path-config", str(tmp_path))
+    assert "leave out --delta" in refused("web", "--config", file, "--path-config", str(tmp_path), "--delta")
+    one_file = str(config(tmp_path, layout="spiffe"))
+    assert "key and chain in one file" in refused("web", "--config", one_file, "--path-config", str(tmp_path))

@@ -199,6 +199,7 @@ MAY_IMPORT = {
         "hardening",
         "live.origin",
         "once",
+        "outputs.layout",
         "preflight",
         "probe",
         "rpc",

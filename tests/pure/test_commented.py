@@ -37,3 +37,8 @@ def test_it_reads_back_as_what_was_meant(value: dict[str, Any]) -> None:
 def test_each_comment_is_above_the_first_of_its_keys() -> None:
     text = written({"a": [{"pipe": {"path": "/x"}}, {"pipe": {"path": "/y"}}]})
     assert text == f'a:\n  # {COMMENTS["pipe"]}\n  - pipe:\n      path: "/x"\n  - pipe:\n      path: "/y"\n'
+
+
+def test_a_comment_can_be_of_one_of_the_places_of_a_key() -> None:
+    text = written({"match": {"prefix": "/"}, "matcher": {"prefix": "a\nb"}})
+    assert text == f'match:\n  prefix: "/"\nmatcher:\n  # {COMMENTS["matcher.prefix"]}\n  prefix: "a\\nb"\n'

@@ -37,7 +37,6 @@ typed_config:
   "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
   require_client_certificate: true
   common_tls_context:
-    tls_params: {{tls_maximum_protocol_version: TLSv1_3}}
     tls_certificate_sds_secret_configs:
       - name: {name}
         sds_config: &sds

@@ -43,3 +43,8 @@ class EnvoyChoices(Struct, frozen=True, kw_only=True):
     tls13: bool = False
     post_quantum: bool = False
     no_resumption: bool = False
+
+    @property
+    def is_tls13_alone(self) -> bool:
+        """Whether TLS 1.2 is refused: the key exchange X25519MLKEM768 is one of TLS 1.3."""
+        return self.tls13 or self.post_quantum

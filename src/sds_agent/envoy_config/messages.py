@@ -104,7 +104,10 @@ def sds_cluster(choices: EnvoyChoices) -> Cluster:
 
 def downstream(choices: EnvoyChoices) -> TransportSocket:
     """Mutual TLS in: for a listener's filter chain."""
-    context = DownstreamTlsContext(require_client_certificate=True, common_tls_context=_common(choices))
+    common = _common(choices)
+    if choices.is_tls13_alone:
+        common.tls_params = _parameters(choices)
+    context = DownstreamTlsContext(require_client_certificate=True, common_tls_context=common)
     if choices.no_resumption:
         context.disable_stateless_session_resumption = True
         context.disable_stateful_session_resumption = True
@@ -113,7 +116,10 @@ def downstream(choices: EnvoyChoices) -> TransportSocket:
 
 def upstream(choices: EnvoyChoices) -> TransportSocket:
     """Mutual TLS out: for a cluster."""
-    context = UpstreamTlsContext(common_tls_context=_common(choices))
+    common = _common(choices)
+    common.tls_params = _parameters(choices)
+    common.tls_params.tls_maximum_protocol_version = TlsParametersTlsProtocol.TLSv1_3  # TLS 1.2 by default
+    context = UpstreamTlsContext(common_tls_context=common)
     if choices.no_resumption:
         context.max_session_keys = 0
     return _tls(context)
@@ -172,7 +178,6 @@ def resources(files: SecretFiles, choices: EnvoyChoices) -> dict[Path, Discovery
 def _common(choices: EnvoyChoices) -> CommonTlsContext:
     files = choices.files
     return CommonTlsContext(
-        tls_params=_parameters(choices),
         tls_certificate_sds_secret_configs=[
             SdsSecretConfig(
                 name=choices.name, sds_config=_source(choices, None if files is None else files.certificate_resource)
@@ -190,11 +195,8 @@ def _common(choices: EnvoyChoices) -> CommonTlsContext:
 
 
 def _parameters(choices: EnvoyChoices) -> TlsParameters:
-    parameters = TlsParameters(
-        tls_maximum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
-        ecdh_curves=_CURVES if choices.post_quantum else [],
-    )
-    if choices.tls13 or choices.post_quantum:
+    parameters = TlsParameters(ecdh_curves=_CURVES if choices.post_quantum else [])
+    if choices.is_tls13_alone:
         parameters.tls_minimum_protocol_version = TlsParametersTlsProtocol.TLSv1_3
     return parameters
 
