@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import logging
+import re
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -17,8 +19,10 @@ from fakes.peers import connected
 from fakes.processes import started
 
 from sds_agent import app, log
-from sds_agent.admin import connections
+from sds_agent.admin import connections, server
 from sds_agent.admin.application import READERS
+from sds_agent.admin.asgi import Application
+from sds_agent.admin.settings import AdminSettings
 from sds_agent.authority.protocol import ErrorKind
 from sds_agent.clock import SystemClock
 from sds_agent.config.loading import load
@@ -49,6 +53,17 @@ class Admin:
     async def raw(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to the Unix socket, for bytes of any kind."""
         return await asyncio.open_unix_connection(str(self.socket))
+
+    async def answer_to(self, *sent: bytes) -> bytes:
+        """All that comes back for these bytes, until the server ends the connection."""
+        reader, writer = await self.raw()
+        for each in sent:
+            writer.write(each)
+            await writer.drain()
+        with anyio.fail_after(10):
+            found = await reader.read()
+        writer.close()
+        return found
 
 
 def free_port() -> int:
@@ -150,10 +165,26 @@ async def test_browsers_may_show_the_page_and_run_nothing_but_its_own_script(adm
     assert "script-src 'sha256-" in policy
     assert "unsafe" not in policy
     assert "frame-ancestors 'none'" in policy
-    for path in ("/", "/status", "/events-not", "/livez"):
-        answer = await admin.get(path)
-        assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_no_answer_of_whatever_kind_may_be_kept_framed_or_taken_for_something_else(admin: Admin) -> None:
+    heads = [str((await admin.get(path)).headers) for path in ("/", "/status", "/metrics", "/livez", "/nowhere")]
+    async with admin.client() as client:
+        heads.append(str((await client.post("/status")).headers))
+        heads.append(str((await client.head("/events")).headers))
+    async with admin.client(tcp=True) as client:
+        heads.append(str((await client.get("/status", headers={"Host": "evil.example"})).headers))
+    heads.append((await admin.answer_to(b"nonsense\r\n\r\n")).decode())
+    for head in heads:
+        for line in (
+            "nosniff",
+            "no-referrer",
+            "same-origin",
+            "no-store",
+            "default-src 'none'",
+            "frame-ancestors 'none'",
+        ):
+            assert line in head, head
 
 
 async def test_a_request_by_another_name_is_refused_as_a_page_elsewhere_could_have_made_it(admin: Admin) -> None:
@@ -178,6 +209,17 @@ async def test_a_name_of_the_configuration_is_one_of_ours(tmp_path: Path) -> Non
         assert (await client.get("/livez", headers={"Host": "agent.DEMO.example"})).status_code == 200
 
 
+async def test_the_address_that_a_client_has_connected_to_is_one_of_ours(tmp_path: Path) -> None:
+    """As the kubelet calls a pod, whose address no configuration knows."""
+    port = free_port()
+    async with (
+        administered(tmp_path, address=f"0.0.0.0:{port}", beyond_loopback=True),
+        httpx.AsyncClient(base_url=f"http://127.0.0.2:{port}", trust_env=False) as client,
+    ):
+        for host, status in ((f"127.0.0.2:{port}", 200), ("127.0.0.3", 421), ("", 421)):
+            assert (await client.get("/livez", headers={"Host": host})).status_code == status, host
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
 async def test_nothing_can_be_changed(admin: Admin, method: str) -> None:
     async with admin.client() as client:
@@ -189,6 +231,34 @@ async def test_a_head_has_the_headers_alone(admin: Admin) -> None:
     async with admin.client() as client:
         answer = await client.head("/status")
     assert (answer.status_code, answer.content) == (200, b"")
+
+
+async def test_a_head_of_the_events_ends_and_takes_no_readers_place(admin: Admin) -> None:
+    async with admin.client() as client:
+        for _ in range(READERS + 1):
+            answer = await client.head("/events")
+            assert answer.status_code == 200
+            assert answer.headers["content-type"].startswith("text/event-stream")
+
+
+async def test_a_path_with_a_slash_too_many_leads_nowhere_else(admin: Admin) -> None:
+    answer = await admin.get("/livez/")
+    assert (answer.status_code, answer.text.split()[:2]) == (404, ["there", "are:"])
+
+
+async def test_old_and_hasty_clients_are_answered(admin: Admin) -> None:
+    old = await admin.answer_to(b"GET /livez HTTP/1.0\r\n\r\n")
+    assert old.startswith(b"HTTP/1.1 200 ")
+    assert old.endswith(b"\r\n\r\nlive\n")
+    last = b"GET /readyz/default HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    hasty = await admin.answer_to(
+        b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nHEAD /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+        b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n" + last
+    )
+    assert re.findall(rb"HTTP/1\.1 ([0-9]{3}) ", hasty) == [b"200", b"200", b"404", b"200"]
+    assert hasty.count(b"live\n") == 1, "the answer to HEAD has no body"
+    upgrade = b"Connection: upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    assert (await admin.answer_to(b"GET /livez HTTP/1.1\r\nHost: x\r\n" + upgrade + b"\r\n")).endswith(b"live\n")
 
 
 # --- events ---
@@ -249,18 +319,19 @@ async def test_more_readers_than_fit_are_refused_and_those_there_go_on(admin: Ad
             assert answer.status_code == 200
             readers.append(answer.aiter_lines())
             await anext(readers[-1])
-        assert await status_of_events(admin) == 503
+        assert await status_of_events(client) == 503
         admin.agent.store.announce(frozenset())
         with anyio.fail_after(10):
             for each in readers:
                 await events(each, "status")
-    with anyio.fail_after(10):
-        while await status_of_events(admin) != 200:
-            await anyio.lowlevel.checkpoint()
+    async with admin.client() as client:
+        with anyio.fail_after(10):
+            while await status_of_events(client) != 200:
+                await anyio.lowlevel.checkpoint()
 
 
-async def status_of_events(admin: Admin) -> int:
-    async with admin.client() as client, client.stream("GET", "/events") as answer:
+async def status_of_events(client: httpx.AsyncClient) -> int:
+    async with client.stream("GET", "/events") as answer:
         return answer.status_code
 
 
@@ -273,6 +344,17 @@ async def test_the_agent_ends_while_readers_listen(tmp_path: Path) -> None:
             await anext(lines)
         with anyio.fail_after(5), pytest.raises(httpx.TransportError):
             _ = [line async for line in lines]
+
+
+async def test_a_failure_that_changes_nothing_else_is_a_change_of_the_status(admin: Admin) -> None:
+    async with admin.client() as client, client.stream("GET", "/events") as answer:
+        lines = answer.aiter_lines()
+        await events(lines, "status")
+        log.event(app.LOG, "retrying", level=logging.WARNING, cause="the CA does not answer")
+        with anyio.fail_after(10):
+            while (await events(lines, "log"))["event"] != "retrying":
+                pass
+            await events(lines, "status")
 
 
 # --- hostile clients ---
@@ -288,7 +370,8 @@ async def test_bytes_that_are_not_http_are_answered_with_an_error_and_no_line_in
 ) -> None:
     await admin.get("/livez")
     before = len(caplog.records)
-    for sent in (b"\x16\x03\x01\x02\x00garbage\r\n\r\n", b"GET\r\n\r\n"):
+    chunked = b"POST /status HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nno chunk\r\n\r\n"
+    for sent in (b"\x16\x03\x01\x02\x00garbage\r\n\r\n", b"GET\r\n\r\n", chunked):
         reader, writer = await admin.raw()
         writer.write(sent)
         assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
@@ -298,6 +381,21 @@ async def test_bytes_that_are_not_http_are_answered_with_an_error_and_no_line_in
     assert (await reader.read()).startswith(b"HTTP/1.1 400 "), "a request's head has a limit"
     writer.close()
     assert len(caplog.records) == before
+    await sds_serves(admin)
+
+
+async def test_garbage_in_the_middle_of_an_answer_ends_it_without_a_line_in_the_log(
+    admin: Admin, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader, writer = await admin.raw()
+    writer.write(b"GET /events HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    await reader.readuntil(b"event: status")
+    before = len(caplog.records)
+    writer.write(b"no chunk\r\n\r\n")
+    with anyio.fail_after(10), suppress(ConnectionError):
+        await reader.read()
+    writer.close()
+    assert caplog.records[before:] == []
     await sds_serves(admin)
 
 
@@ -349,6 +447,23 @@ async def test_a_reader_that_reads_nothing_costs_no_memory_and_is_told_what_it_m
     writer.close()
 
 
+async def test_readers_that_take_nothing_give_their_places_back(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "ANSWER_TIMEOUT", 0.05)
+    async with AsyncExitStack() as until_the_end:
+        until_the_end.enter_context(anyio.fail_after(20))
+        for _ in range(READERS):
+            stalled = until_the_end.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            stalled.connect(str(admin.socket))
+            stalled.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+        client = await until_the_end.enter_async_context(admin.client())
+        while await status_of_events(client) != 503:
+            await anyio.lowlevel.checkpoint()
+        for _ in range(20):
+            log.event(app.LOG, "stopped", words=["x" * 200] * 250)
+        while await status_of_events(client) != 200:
+            await anyio.lowlevel.checkpoint()
+
+
 # --- what it costs, and where it cannot listen ---
 
 
@@ -385,6 +500,38 @@ async def test_an_address_in_use_is_reported_and_the_agent_serves(
     assert len(found) == 1
     cause = found[0].__dict__["sds_agent_fields"]["cause"]
     assert cause == f"admin.address: cannot listen on {address}: Address already in use; choose another port"
+
+
+async def test_a_socket_that_was_removed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "CHECK", 0.01)
+    async with administered(tmp_path) as admin:
+        admin.socket.unlink()
+        with anyio.fail_after(10):
+            while not admin.socket.exists():
+                await anyio.lowlevel.checkpoint()
+        assert (await admin.get("/livez")).status_code == 200
+
+
+async def test_the_agent_serves_where_the_admin_server_cannot_be_loaded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing() -> Application:
+        raise ModuleNotFoundError("No module named 'starlette'", name="starlette")
+
+    def broken() -> Application:
+        raise ZeroDivisionError
+
+    for number, (make, cause) in enumerate(((missing, "install sds-agent again"), (broken, "has a fault"))):
+        chosen = AdminSettings(socket=tmp_path / f"{number}.sock")
+        async with server.serving(chosen, make, SystemClock()):
+            with anyio.fail_after(10):
+                while not (tmp_path / f"{number}.sock").exists():
+                    await anyio.lowlevel.checkpoint()
+                reader, writer = await asyncio.open_unix_connection(str(tmp_path / f"{number}.sock"))
+                assert await reader.read() == b""
+                writer.close()
+                while not any(cause in str(each.__dict__.get("sds_agent_fields")) for each in caplog.records):
+                    await anyio.lowlevel.checkpoint()
 
 
 async def test_an_agent_without_an_admin_server_has_no_socket_for_it(tmp_path: Path) -> None:

@@ -13,25 +13,19 @@ from starlette.routing import Route
 
 from sds_agent.admin import page, view
 from sds_agent.admin.events import EventFeed, NumberedEvent, Reading
+from sds_agent.admin.headers import NOTHING, POLICY
 from sds_agent.admin.observed import Observed
 from sds_agent.clock import Clock
 from sds_agent.log import timestamp
+from sds_agent.tasks import NoThreadError, in_thread
 
+EVENT_STREAM = "text/event-stream"
 READERS = 16
 """Readers of the events at one time."""
 PAUSE = 0.25
 """Seconds between two batches of events for one reader."""
 COMMENT = 15.0
 """Seconds of silence after which a reader is sent a comment, so that what is between does not close the connection."""
-HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
-NOTHING = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-"""The Content-Security-Policy of everything that is no page."""
 
 
 class Sources(Struct, frozen=True):
@@ -68,10 +62,12 @@ def routed(routes: Mapping[str, Callable[[Request], Awaitable[Response]]]) -> St
     async def nothing_here(_request: Request, _error: Exception) -> Response:
         return text(f"there are: {there}", 404)
 
-    return Starlette(
+    made = Starlette(
         routes=[Route(path, answering, methods=["GET"]) for path, answering in routes.items()],
         exception_handlers={404: nothing_here, 405: _read_only},
     )
+    made.router.redirect_slashes = False  # to an address made of the request's Host
+    return made
 
 
 class Answers:
@@ -108,8 +104,10 @@ class Answers:
 
     async def metrics(self, request: Request) -> Response:
         """The metrics, in the format that the client asks for."""
-        from sds_agent.admin.metrics import render  # noqa: PLC0415 - measured: 40 ms for prometheus_client
-
+        try:
+            render = await in_thread(_renderer)
+        except NoThreadError as error:
+            return text(str(error), 503)
         body, media = render(self._sources.observed, self._now, request.headers.get("accept", ""))
         return answer(body, media)
 
@@ -117,14 +115,16 @@ class Answers:
         """What happens, for as long as the client listens (server-sent events, HTML Living Standard section 9.2)."""
         if self._readers >= READERS:
             return text(f"{READERS} readers listen already; close one of them", 503)
+        if request.method == "HEAD":
+            return answer(b"", EVENT_STREAM)
         request.scope["state"]["endless"] = True
         last = request.headers.get("last-event-id", "")
-        stream = self._events(int(last) if last.isdecimal() and len(last) < 20 else None)
-        return StreamingResponse(stream, media_type="text/event-stream", headers=headers(NOTHING))
+        events = self._events(int(last) if last.isdecimal() and len(last) < 20 else None)
+        return StreamingResponse(events, media_type=EVENT_STREAM, headers={POLICY: NOTHING})
 
     async def page(self, _request: Request) -> Response:
         """The page."""
-        return HTMLResponse(self._page.html, headers=headers(self._page.policy))
+        return HTMLResponse(self._page.html, headers={POLICY: self._page.policy})
 
     async def _events(self, after: int | None) -> AsyncIterator[bytes]:
         self._readers += 1
@@ -153,6 +153,13 @@ class Answers:
         return self._sources.clock.now()
 
 
+def _renderer() -> Callable[[Observed, datetime, str], tuple[bytes, str]]:
+    """What is imported with the first scrape, in a thread: the event loop has Envoys to serve."""
+    from sds_agent.admin.metrics import render  # noqa: PLC0415 - measured: 40 ms for prometheus_client
+
+    return render
+
+
 def written(reading: Reading) -> bytes:
     """News for a reader as server-sent events."""
     parts = [f"event: missed\ndata: {reading.missed}\n\n".encode()] if reading.missed else []
@@ -170,17 +177,12 @@ def _log_event(numbered: NumberedEvent) -> bytes:
 
 def answer(body: bytes, media: str, status: int = 200) -> Response:
     """An answer that no browser shows as a page, runs or keeps."""
-    return Response(body, status, headers(NOTHING), media_type=media)
+    return Response(body, status, {POLICY: NOTHING}, media_type=media)
 
 
 def text(words: str, status: int = 200) -> Response:
     """An answer in words."""
-    return PlainTextResponse(f"{words}\n", status, headers(NOTHING))
-
-
-def headers(policy: str) -> Mapping[str, str]:
-    """The headers of every answer."""
-    return {**HEADERS, "Content-Security-Policy": policy}
+    return PlainTextResponse(f"{words}\n", status, {POLICY: NOTHING})
 
 
 async def _read_only(_request: Request, _error: Exception) -> Response:

@@ -10,11 +10,13 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from sds_agent import log
+from sds_agent.admin import headers
 from sds_agent.admin.asgi import Application, Message, Receive, Send
 from sds_agent.descriptors import share_for
 
@@ -25,9 +27,11 @@ MOST = 64
 REQUEST_TIMEOUT = 10.0
 """Seconds for a request to arrive, from the connection or from the answer before it."""
 ANSWER_TIMEOUT = 30.0
-"""Seconds for a peer to take an answer, but for a stream of events, which has no end."""
+"""Seconds for a peer to take an answer. A stream of events has no end; its peer has so long to take what is written."""
 LARGEST_REQUEST = 16 << 10
 """Bytes of a request's head."""
+REFUSED = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+"""Headers of an answer after which the connection ends."""
 
 
 class HttpConnections:
@@ -53,6 +57,7 @@ class HttpConnections:
         self._config.load()
         self._state = ServerState()
         self._most = share_for(MOST)
+        self._state.default_headers = headers.raw()
         self._open: dict[_Bounded, None] = {}  # the one that was silent longest first
 
     async def serve(self, peer: socket.socket, hosts: frozenset[str] | None) -> None:
@@ -84,6 +89,7 @@ class _Bounded(H11Protocol):
         super().__init__(config, state, {"hosts": hosts})
         self._among = among
         self._limit: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
 
     @property
     def idle(self) -> bool:
@@ -101,6 +107,7 @@ class _Bounded(H11Protocol):
         """As uvicorn's."""
         self._among.pop(self, None)
         self._unlimited()
+        self._taken()
         super().connection_lost(exc)
 
     def handle_events(self) -> None:
@@ -119,6 +126,29 @@ class _Bounded(H11Protocol):
         self._wait_for_request()
         super().on_response_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        """As uvicorn's, with the headers of every answer; in the middle of an answer it ends the connection alone."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.abort()
+            return
+        if not self.idle:
+            self.cycle.disconnected = True  # what the application answers to the head goes nowhere
+        body = f"{msg}\n".encode()
+        head = [*headers.raw(headers.NOTHING), *REFUSED, (b"content-length", b"%d" % len(body))]
+        for event in (h11.Response(status_code=400, headers=head), h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def pause_writing(self) -> None:
+        """As uvicorn's; the peer has to take what was written before long."""
+        self._stalled = self.loop.call_later(ANSWER_TIMEOUT, self.abort)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """As uvicorn's."""
+        self._taken()
+        super().resume_writing()
+
     def abort(self) -> None:
         """Close it at once."""
         self._among.pop(self, None)
@@ -126,12 +156,19 @@ class _Bounded(H11Protocol):
             self.transport.abort()
 
     def _wait_for_request(self) -> None:
+        """Give the peer its time for the next request, and before that for the answer that it has not taken yet."""
         self._unlimited()
-        self._limit = self.loop.call_later(REQUEST_TIMEOUT, self.abort)
+        untaken = self.transport.get_write_buffer_size() > 0
+        self._limit = self.loop.call_later(ANSWER_TIMEOUT if untaken else REQUEST_TIMEOUT, self.abort)
 
     def _too_late(self, cycle: Any) -> None:
         if not cycle.scope.get("state", {}).get("endless"):
             self.abort()
+
+    def _taken(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def _unlimited(self) -> None:
         if self._limit is not None:
@@ -165,18 +202,23 @@ def _guarded(application: Application) -> Application:
 
 
 def _is_ours(scope: Message, allowed: frozenset[str]) -> bool:
+    """Whether the client calls the server by one of its names, or by the address that it has connected to.
+
+    That address is as good as a name of ours: a page elsewhere has a name, which the browser sends.
+    """
     named = [value for name, value in scope["headers"] if name == b"host"]
     if len(named) != 1:
         return False
     try:
-        return (urlsplit(f"//{named[0].decode('ascii')}").hostname or "") in allowed
+        host = urlsplit(f"//{named[0].decode('ascii')}").hostname or ""
     except ValueError:
         return False
+    return host in allowed or host == scope["server"][0]
 
 
 async def _refuse(send: Send, status: int, text: str) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    head = [(headers.POLICY.lower().encode(), headers.NOTHING.encode()), *REFUSED]
+    await send({"type": "http.response.start", "status": status, "headers": head})
     await send({"type": "http.response.body", "body": text.encode()})
 
 

@@ -7,8 +7,9 @@ and learns how many events it has missed.
 import asyncio
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
+from threading import Lock
 
 from msgspec import Struct
 
@@ -16,6 +17,8 @@ from sds_agent import log
 
 KEPT = 200
 """Events that a reader who comes, or comes back, is given."""
+QUIET = {"debug", "info"}
+"""The levels of events that tell of no failure."""
 
 
 class NumberedEvent(Struct, frozen=True):
@@ -38,6 +41,7 @@ class EventFeed:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._numbering = Lock()  # else a reader that has seen a later number would never see an earlier one
         self._numbers = count(1)
         self._ring = deque[NumberedEvent](maxlen=KEPT)
         self._changes = 0
@@ -50,11 +54,14 @@ class EventFeed:
             yield
 
     def add(self, event: log.Event) -> None:
-        """An event was logged. May be called on any thread."""
-        self._ring.append(NumberedEvent(next(self._numbers), event))
-        if self._loop.is_closed():
-            return
-        self._loop.call_soon_threadsafe(self._rouse)
+        """An event was logged. May be called on any thread.
+
+        A warning or an error is a change of the status: a failed attempt at a CA changes nothing that is served.
+        """
+        with self._numbering:
+            self._ring.append(NumberedEvent(next(self._numbers), event))
+        with suppress(RuntimeError):  # the loop is closed, and with it every reader
+            self._loop.call_soon_threadsafe(self._rouse if event.level in QUIET else self.status_changed)
 
     def status_changed(self) -> None:
         """Something that the status shows has changed. To be called on the event loop's thread."""

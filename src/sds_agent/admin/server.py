@@ -11,11 +11,10 @@ request.
 import asyncio
 import errno
 import logging
-import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -24,23 +23,36 @@ from sds_agent.admin.asgi import Application
 from sds_agent.admin.settings import AdminSettings
 from sds_agent.clock import Clock
 from sds_agent.configfile.listening import ListenAddress
-from sds_agent.errors import SdsAgentError
+from sds_agent.errors import SdsAgentError, leaves
 from sds_agent.sds.endpoint import SocketFile, claim
 from sds_agent.tasks import NoThreadError, background_tasks, in_thread
+
+if TYPE_CHECKING:
+    from sds_agent.admin.connections import HttpConnections
 
 LOG = logging.getLogger(__name__)
 
 BACKLOG = 128
 AGAIN = 30.0
 """Seconds after which it tries again to listen where it could not."""
+CHECK = 5.0
+"""Seconds after which it checks again that its socket is still at its path."""
 RETRY_ACCEPT = 0.1
 
 
 class Listening(Struct, frozen=True):
-    """An open listener. One on TCP has the hosts by which clients may call it; None is any, as on a Unix socket."""
+    """An open listener. One on TCP has the hosts by which clients may call it; None is any, as on a Unix socket.
+
+    `in_place` is whether clients still reach it.
+    """
 
     socket: socket.socket
     hosts: frozenset[str] | None
+    in_place: Callable[[], bool]
+
+
+class AdminServerError(SdsAgentError):
+    """The admin server cannot serve."""
 
 
 @asynccontextmanager
@@ -50,77 +62,96 @@ async def serving(settings: AdminSettings, make: Callable[[], Application], cloc
     Where it cannot listen it says so (`admin_unavailable`), and tries again: what it shows is needed most when
     something is wrong, and nothing that it does may end the agent.
     """
-    if not settings.enabled or (settings.socket is None and settings.address is None):
+    file, address = socket_file(settings), settings.address if settings.enabled else None
+    if file is None and address is None:
         yield
         return
     front = _Front(make)
     async with background_tasks() as start:
-        if settings.socket is not None:
-            start(_listen(lambda: _on_socket(settings), front, clock))
-        if settings.address is not None:
-            start(_listen(lambda: _on_address(settings), front, clock))
+        if file is not None:
+            start(_listen(lambda: _on_socket(file), front, clock))
+        if address is not None:
+            start(_listen(lambda: _on_address(address, settings), front, clock))
         try:
             yield
         finally:
             front.close()
 
 
-async def _listen(opened: Callable[[], Any], front: "_Front", clock: Clock) -> None:
-    """Accept from one listener, for ever."""
+async def _listen(opened: Callable[[], AbstractAsyncContextManager[Listening]], front: "_Front", clock: Clock) -> None:
+    """Accept from one listener, for ever; from a new one where that is lost."""
     failed = log.LogOnChange(LOG, "admin_unavailable")
     while True:
         try:
-            with opened() as listening:
+            async with opened() as listening:
                 failed.resolved()
-                await front.accept(listening)
-        except SdsAgentError as error:
-            failed.report(str(error))
-        await clock.sleep(AGAIN)
+                await _until_lost(listening, front)
+        except* SdsAgentError as errors:
+            failed.report(str(next(leaves(errors))))
+            await clock.sleep(AGAIN)
 
 
-@contextmanager
-def _on_socket(settings: AdminSettings) -> Iterator[Listening]:
+async def _until_lost(listening: Listening, front: "_Front") -> None:
+    """Accept until clients cannot reach the listener any more. Raises AdminServerError, in a group."""
+    async with background_tasks() as start:
+        start(front.accept(listening))
+        while True:
+            await asyncio.sleep(CHECK)
+            if not listening.in_place():
+                return
+
+
+def socket_file(settings: AdminSettings) -> SocketFile | None:
+    """The socket as the settings want it; None where they want none."""
+    if not settings.enabled or settings.socket is None:
+        return None
+    return SocketFile(settings.socket, mode=settings.mode, section="admin")
+
+
+@asynccontextmanager
+async def _on_socket(file: SocketFile) -> AsyncIterator[Listening]:
     """Raises what `endpoint.claim` does."""
-    if settings.socket is None:
-        return
-    file = SocketFile(settings.socket, mode=settings.mode, section="admin")
     with claim(file) as endpoint, endpoint.listen(BACKLOG) as listener:
         endpoint.publish()
-        log.event(LOG, "admin_listening", socket=str(settings.socket), mode=f"{settings.mode:04o}")
-        yield Listening(listener, None)
+        log.event(LOG, "admin_listening", socket=str(file.path), mode=f"{file.mode:04o}")
+        yield Listening(listener, None, endpoint.in_place)
 
 
-@contextmanager
-def _on_address(settings: AdminSettings) -> Iterator[Listening]:
-    """Raises AdminAddressError."""
-    if settings.address is None:
-        return
-    with ExitStack() as stack:
-        listener = stack.enter_context(bound(settings.address))
+@asynccontextmanager
+async def _on_address(address: ListenAddress, settings: AdminSettings) -> AsyncIterator[Listening]:
+    """Raises AdminAddressError, and NoThreadError."""
+    with await in_thread(bound, address) as listener:
+        listener.listen(BACKLOG)
         host, port, *_ = listener.getsockname()
         at = ListenAddress(str(host), int(port))
         log.event(LOG, "admin_listening", address=str(at))
-        yield Listening(listener, hosts(settings, str(host)))
+        yield Listening(listener, hosts(settings, str(host)), lambda: True)
 
 
-class AdminAddressError(SdsAgentError):
+class AdminAddressError(AdminServerError):
     """The admin server cannot listen at its address."""
 
 
 def bound(address: ListenAddress) -> socket.socket:
-    """A TCP socket that listens there. Raises AdminAddressError."""
-    try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        return socket.create_server(found[0][4][:2], family=found[0][0], backlog=BACKLOG)
-    except OSError as error:
-        fix = "choose another port" if error.errno == errno.EADDRINUSE else "name an address of this machine"
-        raise AdminAddressError(f"admin.address: cannot listen on {address}: {_reason(error)}; {fix}") from error
+    """A TCP socket bound there, to which nothing can connect before it listens. Raises AdminAddressError.
 
-
-def _reason(error: OSError) -> str:
-    """The kernel's words: `create_server` adds the address to them."""
-    known = error.errno is not None and not isinstance(error, socket.gaierror)
-    return os.strerror(error.errno) if known and error.errno is not None else error.strerror or str(error)
+    A name is looked up, which may take long.
+    """
+    with ExitStack() as unless_bound:
+        try:
+            found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, _, _, _, place = found[0]
+            made = unless_bound.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            made.bind(place)
+        except OSError as error:
+            fix = "choose another port" if error.errno == errno.EADDRINUSE else "name an address of this machine"
+            cause = error.strerror or error
+            raise AdminAddressError(f"admin.address: cannot listen on {address}: {cause}; {fix}") from error
+        unless_bound.pop_all()
+        return made
 
 
 def hosts(settings: AdminSettings, bound_to: str) -> frozenset[str]:
@@ -140,10 +171,10 @@ class _Front:
         self._loop = asyncio.get_running_loop()
         self._serve: Callable[[socket.socket, frozenset[str] | None], Awaitable[None]] | None = None
         self._end: Callable[[], None] | None = None
-        self._ready = asyncio.Lock()
+        self._loading = asyncio.Lock()
 
     async def accept(self, listening: Listening) -> None:
-        """Accept from a listener until cancelled."""
+        """Accept from a listener until cancelled. Raises AdminServerError where nothing can be served."""
         listening.socket.setblocking(False)
         while True:
             try:
@@ -151,21 +182,19 @@ class _Front:
             except OSError:  # no descriptor is left, or the peer has gone already
                 await asyncio.sleep(RETRY_ACCEPT)
                 continue
-            with suppress(OSError, NoThreadError):  # it has left, or no thread could be had: the next one may do better
-                serve = await self._load(peer)
-                await serve(peer, listening.hosts)
-                continue
-            peer.close()
+            with ExitStack() as until_served:
+                until_served.callback(peer.close)
+                with suppress(OSError, NoThreadError):  # it has left, or no thread could be had
+                    serve = await self._load()
+                    await serve(peer, listening.hosts)
+                    until_served.pop_all()
 
-    async def _load(self, peer: socket.socket) -> Callable[[socket.socket, frozenset[str] | None], Awaitable[None]]:
-        if self._serve is None:
-            try:
-                from_thread = await in_thread(_connections, self._make)
-            except BaseException:
-                peer.close()
-                raise
-            self._serve, self._end = from_thread.serve, from_thread.close
-        return self._serve
+    async def _load(self) -> Callable[[socket.socket, frozenset[str] | None], Awaitable[None]]:
+        async with self._loading:
+            if self._serve is None:
+                loaded = await in_thread(_connections, self._make)
+                self._serve, self._end = loaded.serve, loaded.close
+            return self._serve
 
     def close(self) -> None:
         """Cut every connection off."""
@@ -173,8 +202,16 @@ class _Front:
             self._end()
 
 
-def _connections(make: Callable[[], Application]) -> Any:
-    """What serves connections, with all that it imports."""
-    from sds_agent.admin.connections import HttpConnections  # noqa: PLC0415 - measured: 70 ms for uvicorn and h11
+def _connections(make: Callable[[], Application]) -> "HttpConnections":
+    """What serves connections, with all that it imports. Raises AdminServerError: the agent outlives a fault in it."""
+    try:
+        from sds_agent.admin.connections import HttpConnections  # noqa: PLC0415 - measured: 70 ms for uvicorn and h11
 
-    return HttpConnections(make())
+        return HttpConnections(make())
+    except ImportError as error:
+        raise AdminServerError(
+            f"cannot import what the admin server needs: {error}; install sds-agent again"
+        ) from error
+    except Exception as error:
+        log.fault(LOG, "admin server", error)
+        raise AdminServerError("the admin server has a fault, which the log names (fault); report it") from error

@@ -1,5 +1,7 @@
 """What the CA server's admin server answers: health, the status and metrics."""
 
+from collections.abc import Callable
+
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -8,6 +10,7 @@ from starlette.responses import Response
 from sds_agent.admin.application import answer, routed, text
 from sds_agent.ca.observed import RunningCa
 from sds_agent.clock import Clock
+from sds_agent.tasks import NoThreadError, in_thread
 
 
 def application(ca: RunningCa, clock: Clock) -> Starlette:
@@ -24,10 +27,18 @@ def application(ca: RunningCa, clock: Clock) -> Starlette:
         return answer(msgspec.json.encode(ca.status(clock.now())), "application/json")
 
     async def metrics(request: Request) -> Response:
-        from sds_agent.admin.exposition import render  # noqa: PLC0415 - measured: 40 ms for prometheus_client
-        from sds_agent.ca.families import families  # noqa: PLC0415 - measured: as above
-
-        found = families(ca.status(clock.now()), ca.service.counts)
-        return answer(*render(found, request.headers.get("accept", "")))
+        try:
+            render = await in_thread(_renderer)
+        except NoThreadError as error:
+            return text(str(error), 503)
+        return answer(*render(ca, clock, request.headers.get("accept", "")))
 
     return routed({"/livez": live, "/readyz": ready, "/status": status, "/metrics": metrics})
+
+
+def _renderer() -> Callable[[RunningCa, Clock, str], tuple[bytes, str]]:
+    """What is imported with the first scrape, in a thread: the event loop has callers to serve."""
+    from sds_agent.admin.exposition import render  # noqa: PLC0415 - measured: 40 ms for prometheus_client
+    from sds_agent.ca.families import families  # noqa: PLC0415 - measured: as above
+
+    return lambda ca, clock, accept: render(families(ca.status(clock.now()), ca.service.counts), accept)
