@@ -94,6 +94,20 @@ def shortfalls(settings: Settings) -> Iterator[SdsAgentError]:
             yield error
 
 
+def hidden(settings: Settings) -> Iterator[SdsAgentError]:
+    """Everything that keeps the admin server from listening: the agent would serve, and show nothing of itself."""
+    from sds_agent.admin import server  # noqa: PLC0415 - measured: 3 ms
+
+    file, address = server.socket_file(settings.admin), settings.admin.address
+    if file is not None:
+        yield from refusals(file)
+    if settings.admin.enabled and address is not None and address.port:
+        try:
+            server.bound(address).close()
+        except SdsAgentError as error:
+            yield error
+
+
 def shared(settings: Settings) -> Iterator[str]:
     """Which other users could change the agent's own files, in directories that it uses with a warning."""
     own: list[tuple[str, Path]] = [("state_dir", settings.state_dir), ("sds.socket", settings.sds.socket.parent)]

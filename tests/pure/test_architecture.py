@@ -105,6 +105,7 @@ MAY_IMPORT = {
     | {"signing", "authority.kind", "authority.protocol", "authority.registry", "issuance.acceptance"},
     "preflight": BASE
     | {
+        "admin.server",
         "directories",
         "sealing",
         "sources",

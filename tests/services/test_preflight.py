@@ -342,6 +342,34 @@ def test_an_output_that_another_agent_writes_is_reported(machine: Machine) -> No
     assert str(reported) == f"workloads[0].output: another sds-agent writes to {output}"
 
 
+def test_an_admin_server_that_could_not_listen_is_reported(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = machine.open.enter_context(socket.create_server(("127.0.0.1", 0)))
+    address = f"127.0.0.1:{taken.getsockname()[1]}"
+    path = machine.folder / "admin.sock"
+    path.touch()
+    machine.settings(f"admin: {{socket: {path}, address: {address}}}\n")
+    assert main(["check", str(machine.folder / "sds-agent.yaml")]) == 3
+    summary, *said = capsys.readouterr().err.splitlines()
+    assert summary.endswith(f"but the agent cannot show its status here as uid {os.geteuid()}:")
+    assert said == [
+        f"sds-agent: admin.socket: {path} is not a socket; remove that file or choose another path",
+        f"sds-agent: admin.address: cannot listen on {address}: Address already in use; choose another port",
+    ]
+    assert list(preflight.hidden(machine.settings(f"admin: {{address: {address}, enabled: false}}\n"))) == []
+
+
+def test_a_check_binds_no_admin_address_for_longer_than_it_lasts(machine: Machine) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    chosen = machine.settings(f"admin: {{address: 127.0.0.1:{port}}}\n")
+    before = entries(machine.folder)
+    assert list(preflight.hidden(chosen)) == []
+    assert entries(machine.folder) == before
+    socket.create_server(("127.0.0.1", port)).close()
+
+
 def test_a_group_that_could_change_what_is_stored_is_reported(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,10 +25,10 @@ CANNOT_START = 3
 """The exit code for a configuration that is good, on a machine where `run` would refuse it."""
 
 EXIT_CODES = (
-    "0 the configuration is good and the agent can start here; 2 it cannot be used; 3 it is good, but the "
-    "agent cannot start here and now as this user, or cannot write an output: a group that is not there, a directory "
-    "that cannot be used, an agent that runs on it already. Nothing is made or changed to find out. With --probe it is "
-    "also 3 where an authority does not issue. Warnings change no exit code"
+    "0 the configuration is good and the agent can start here; 2 it cannot be used; 3 it is good, but the agent cannot "
+    "start here and now as this user, cannot write an output, or cannot show its status: a group that is not there, a "
+    "directory or an address that cannot be used, an agent that runs on it already. Nothing is made or changed to find "
+    "out. With --probe it is also 3 where an authority does not issue. Warnings change no exit code"
 )
 
 
@@ -50,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 class CheckResult(Struct, frozen=True, kw_only=True):
     """What was found, for programs: `problems` make the configuration unusable (exit code 2); `obstacles` keep the
-    agent from starting here, `shortfalls` from writing an output, and an authority whose probe is not good from issuing
-    (3).
+    agent from starting here, `shortfalls` from writing an output, `hidden` from showing its status, and an authority
+    whose probe is not good from issuing (3).
     """
 
     source: str
@@ -60,12 +60,13 @@ class CheckResult(Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     obstacles: tuple[str, ...] = ()
     shortfalls: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
     probes: "tuple[Finding, ...]" = ()
 
     @property
     def unfit(self) -> bool:
         """Whether an agent could not do here what the configuration says."""
-        return bool(self.obstacles or self.shortfalls) or any(each.good is False for each in self.probes)
+        return bool(self.obstacles or self.shortfalls or self.hidden) or any(each.good is False for each in self.probes)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -101,12 +102,15 @@ def checked(loaded: Loaded) -> CheckResult:
     """What is found without asking an authority."""
     settings = loaded.settings
     found = list(warnings(settings))
+    obstacles = tuple(map(str, preflight.obstacles(settings, SystemClock())))
     return CheckResult(
         source=loaded.source,
         explanation=tuple(explain(loaded)),
         warnings=(*found, *_about_machine(settings), *_about_credentials(settings, found)),
-        obstacles=tuple(map(str, preflight.obstacles(settings, SystemClock()))),
+        obstacles=obstacles,
         shortfalls=tuple(map(str, preflight.shortfalls(settings))),
+        # an agent that cannot start shows nothing for that reason already, often the same one
+        hidden=() if obstacles else tuple(map(str, preflight.hidden(settings))),
     )
 
 
@@ -115,7 +119,11 @@ def _show(result: CheckResult) -> None:
         output.write(textwrap.fill(paragraph, 100, break_long_words=False, break_on_hyphens=False) + "\n")
     for warning in result.warnings:
         output.report(f"warning: {warning}")
-    for what, errors in (("start here", result.obstacles), ("write every output here", result.shortfalls)):
+    for what, errors in (
+        ("start here", result.obstacles),
+        ("write every output here", result.shortfalls),
+        ("show its status here", result.hidden),
+    ):
         if errors:
             output.report(f"the configuration is good, but the agent cannot {what} as uid {os.geteuid()}:")
         for each in errors:

@@ -92,7 +92,7 @@ def _of_configuration(result: CheckResult, *, runs: bool) -> Iterator[Diagnosis]
     for each in result.obstacles:
         if not (runs and (RUNS in each or "another server answers" in each)):
             yield bad("machine", each)
-    yield from (warning("machine", each) for each in (*result.shortfalls, *result.warnings))
+    yield from (warning("machine", each) for each in (*result.shortfalls, *result.hidden, *result.warnings))
 
 
 def _of_sockets(loaded: Loaded, status: Status | None) -> Iterator[Diagnosis]:
