@@ -148,6 +148,18 @@ def test_a_change_that_is_taken_back_before_it_goes_out_is_not_waited_for() -> N
     assert (list(pushes.finished(NOW)), pushes.under_way) == ([], 0)
 
 
+def test_a_change_that_is_told_again_is_the_same_push() -> None:
+    pushes = Pushes()
+    changed(pushes, range(2), "v1")
+    sent(pushes, range(1), "v1")
+    pushes.replied(0, "v1", acked=True, now=NOW)
+    pushes.due(1, "a", "v1", NOW + 1)
+    assert list(pushes.finished(NOW + 1)) == []
+    pushes.sent(1, "a", "v1")
+    pushes.replied(1, "v1", acked=True, now=NOW + 2)
+    assert [(each.streams, each.last_ack_ms) for each in pushes.finished(NOW + 2)] == [(2, 2000.0)]
+
+
 class Told:
     """What was told of the pushes of one name, each version once, and the lines that came of it."""
 

@@ -14,6 +14,7 @@ from envoy_data_plane.envoy.config.core.v3 import BuildVersion, Node
 from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryRequest, DiscoveryRequest
 from envoy_data_plane.envoy.type.v3 import SemanticVersion
 from fakes.clocks import HandClock
+from fakes.events import recorded
 from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
 from fakes.peers import Peer, connected
 
@@ -229,6 +230,54 @@ async def test_a_watcher_sees_for_what_a_fetch_waits(tmp_path: Path) -> None:
             made.store.publish({"late": certificate(b"at last")})
             while seen[-1]:
                 await anyio.lowlevel.checkpoint()
+
+
+async def test_a_changed_secret_is_one_line_for_the_streams_of_both_variants(tmp_path: Path) -> None:
+    with recorded() as events:
+        async with bench(tmp_path) as made:
+            sotw = await made.peer.stream().ask("default")
+            delta = await made.peer.delta().subscribe("default")
+            for stream in (sotw, delta):
+                await stream.read()
+            await sotw.ack("default")
+            await delta.ack()
+            await events.wait("acked", count=2)
+            assert events.named("pushed") == [], "answers to subscriptions are no push"
+            made.store.publish({"default": TWO})
+            for stream in (sotw, delta):
+                await stream.read()
+            await sotw.ack("default")
+            await delta.ack(error="no")
+            line = await events.wait("pushed")
+        assert {key: line[key] for key in ("names", "version", "streams", "acked", "nacked")} == {
+            "names": ["default"],
+            "version": TWO.version,
+            "streams": 2,
+            "acked": 1,
+            "nacked": 1,
+        }
+        assert "waiting" not in line
+        assert len(events.named("pushed")) == 1
+        assert dict(made.service.counts.pushes.counts) == {("default",): 2}
+
+
+@pytest.mark.parametrize("end", ["back", "withheld"])
+async def test_a_change_that_never_goes_out_is_no_line(tmp_path: Path, end: str) -> None:
+    """It would be a line that says of healthy Envoys that they do not reply."""
+    with recorded() as events:
+        async with bench(tmp_path) as made:
+            stream = await made.peer.stream().ask("default")
+            await stream.read()
+            await made.names(NameStatus("default", ONE.version))
+            made.store.publish({"default": TWO})
+            if end == "back":
+                made.store.publish({"default": ONE})
+            else:
+                made.store.withhold(["default"])
+            await stream.ack("default")
+            await events.wait("acked")
+            assert made.service._journal.pushes.under_way == 0
+        assert events.named("pushed") == []
 
 
 async def test_a_fetch_is_seen_while_it_waits_and_no_longer(tmp_path: Path) -> None:
