@@ -13,7 +13,7 @@ from fakes.agents import Agent, agent, write_config
 from fakes.peers import connected
 from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
 
-TIMEOUT = 20_000
+TIMEOUT = 60_000
 """Milliseconds after which the page has not shown what it should."""
 PHONE, DESK = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 
