@@ -206,9 +206,14 @@ def _start_warnings(start: Start, settings: Settings, running: Agent, clock: Clo
 
 async def _telemetry(chosen: TelemetrySettings, running: Agent, attempts: deque[AttemptRecord], clock: Clock) -> None:
     """Send metrics and spans, until cancelled. To be started once the server runs."""
-    with suppress(NoThreadError):  # the machine has other needs then
+    try:
         telemetry = await in_thread(_telemetry_of)
-        await telemetry(chosen, running, attempts, clock).run()
+    except NoThreadError:  # the machine has other needs then
+        return
+    except Exception as error:  # noqa: BLE001 - a bug in a library must not end what serves Envoys
+        log.fault(LOG, "telemetry", error)
+        return
+    await telemetry(chosen, running, attempts, clock).run()
 
 
 def _telemetry_of() -> "type[Telemetry]":

@@ -158,15 +158,18 @@ class LogOnChange:
         self._name = name
         self._logged: str | tuple[str, ...] = ""
 
-    def report(self, cause: str | tuple[str, ...], **fields: Value) -> None:
-        """Log the event as an error with its `cause`, or its `causes` where it is a tuple, if that has changed.
+    def report(self, cause: str | tuple[str, ...], **fields: Value) -> bool:
+        """Log the event as an error with its `cause`, or its `causes` where it is a tuple, if that has changed; returns
+        whether it was logged.
 
         An empty cause says that the error is over.
         """
-        if cause and cause != self._logged:
+        news = bool(cause) and cause != self._logged
+        if news:
             named = {"cause": cause} if isinstance(cause, str) else {"causes": cause}
             event(self._logger, self._name, level=logging.ERROR, **fields, **named)
         self._logged = cause
+        return news
 
     def resolved(self) -> None:
         """The error is over."""

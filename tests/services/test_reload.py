@@ -20,6 +20,7 @@ from fakes.replacing import WAYS, kubernetes
 from sds_agent import app
 from sds_agent.clock import SystemClock
 from sds_agent.config.loading import load
+from sds_agent.config.settings import Settings
 from sds_agent.live.agent import Agent
 from sds_agent.live.origin import ConfigSource, ReloadHooks
 from sds_agent.live.reload import Reload
@@ -203,6 +204,28 @@ async def test_a_refusal_closes_the_authorities_that_were_opened_for_it(agent: F
         opened = ["opening a", "opening b", "closed b", "closed a"]
         while (tmp_path / "journal").read_text().splitlines()[:4] != opened:
             await anyio.lowlevel.checkpoint()
+
+
+async def test_a_fault_in_reading_the_file_ends_no_agent(tmp_path: Path) -> None:
+    """As after an upgrade of the package of an agent that runs: a kind of authority is imported when it is named."""
+    (tmp_path / NAME).write_bytes(config(tmp_path, "web"))
+    clock, asked = SystemClock(), asyncio.Event()
+    chosen = load(tmp_path / NAME, {}).settings
+
+    def broken() -> Settings:
+        raise ImportError("cannot import name 'x' from 'y'")
+
+    source = ConfigSource(tmp_path / NAME, broken, lambda _chosen: None)
+    with recorded() as events:
+        async with app.authorities(chosen, clock) as cas, app.agent(chosen, cas, clock) as running:
+            following = asyncio.create_task(Reload(running, cas, source, clock).run(asked))
+            asked.set()
+            refused = await events.wait("reload_refused")
+            assert not following.done()
+            following.cancel()
+            await asyncio.wait([following])
+    assert "led to the fault ImportError" in refused["causes"][0]
+    assert len(events.named("fault", part="reload")) == 1
 
 
 async def test_who_asks_hears_the_end_whatever_comes_of_it(agent: Followed) -> None:

@@ -3,11 +3,13 @@
 import asyncio
 import json
 import sys
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from fakes.agents import write_config
 from fakes.authorities import ScriptedAuthority, UpstreamCa, answering, failing
@@ -19,7 +21,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from sds_agent import app
-from sds_agent.admin.otel import send
+from sds_agent.admin.otel import Telemetry, send
 from sds_agent.admin.settings import TelemetrySettings
 from sds_agent.authority.protocol import ErrorKind
 from sds_agent.clock import SystemClock
@@ -166,6 +168,26 @@ async def test_an_agent_sends_its_first_attempts_too_and_a_collector_that_is_dow
                     await collector.more.wait()
     assert "400" in told["cause"]
     assert {facts["sds_agent.result"] for facts, _ in collector.spans.values()} <= {"denied", "issued"}
+
+
+async def test_a_fault_in_sending_does_not_end_what_serves_envoys() -> None:
+    """A bug in a library may have the same effect."""
+    attempts = deque([msgspec.structs.replace(ATTEMPT, began=None)], maxlen=1)
+    async with collecting() as collector, asyncio.timeout(20):
+        with recorded() as events:
+            sending = asyncio.create_task(Telemetry(settings(collector.port), Seen(), attempts, Hurried()).run())
+            while not collector.spans:
+                collector.more.clear()
+                await asyncio.wait(
+                    [sending, more := asyncio.create_task(collector.more.wait())], return_when=asyncio.FIRST_COMPLETED
+                )
+                assert more.done(), "it has ended"
+                if len(collector.metrics) == 3:
+                    attempts.append(ATTEMPT)  # the newest takes the place of the one that cannot be sent
+            sending.cancel()
+            await asyncio.wait([sending])
+    assert len(events.named("fault", part="telemetry")) == 1
+    assert [e["cause"] for e in events.named("telemetry_not_exported")] == ["sending led to the fault AttributeError"]
 
 
 def test_a_start_without_the_extra_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,16 +72,25 @@ class Telemetry:
             await self._clock.sleep(self._settings.interval.total_seconds())
             attempts = tuple(self._attempts)
             self._attempts.clear()
-            now, about = self._clock.now(), self._observed.about
-            found = families(self._observed, now)
-            try:
-                cause, unsent = await in_thread(send, self._settings, about, found, attempts, now)
-            except NoThreadError as error:
-                cause, unsent = str(error), attempts
-            self._failed.report(cause)
+            unsent = await self._sent(attempts)
             newer = tuple(self._attempts)
             self._attempts.clear()
             self._attempts.extend((*unsent, *newer))
+
+    async def _sent(self, attempts: Sequence[AttemptRecord]) -> Sequence[AttemptRecord]:
+        """Send what there is, once; returns the attempts that were not taken."""
+        now, about = self._clock.now(), self._observed.about
+        found = families(self._observed, now)
+        try:
+            cause, unsent = await in_thread(send, self._settings, about, found, attempts, now)
+        except NoThreadError as error:
+            cause, unsent = str(error), attempts
+        except Exception as error:  # noqa: BLE001 - a bug in a library must not end what serves Envoys
+            if self._failed.report(f"sending led to the fault {type(error).__name__}"):
+                log.fault(LOG, "telemetry", error)
+            return attempts
+        self._failed.report(cause)
+        return unsent
 
 
 def send(

@@ -18,10 +18,12 @@ from sds_agent.clock import Clock
 from sds_agent.config.changes import SettingsChange, difference
 from sds_agent.config.settings import Settings
 from sds_agent.errors import ProblemsError, SdsAgentError
+from sds_agent.live import assembly
 from sds_agent.live.agent import Agent
 from sds_agent.live.file_turn import FileTurn
 from sds_agent.live.opening import OpenAuthorities, OpenAuthority
 from sds_agent.live.origin import ConfigSource, ReloadHooks
+from sds_agent.live.workloads import import_outputs
 from sds_agent.path_watch import PathWatch
 from sds_agent.tasks import DISK_TIMEOUT, NoThreadError, TimeLimit, in_thread
 
@@ -141,6 +143,7 @@ class Reload:
             raise _RefusedError(change.refusals, final=True)
         if not change:
             return change
+        await self._prepare(settings)
         fresh = await self._opened(settings, change)
         closing = self._cas.replace(fresh, change.to_close)
         await self._agent.apply(settings, {name: self._cas[name] for name in settings.authorities})
@@ -159,6 +162,19 @@ class Reload:
             raise _RefusedError(tuple(map(str, error.problems)), final=True) from error
         except (OSError, SdsAgentError) as error:
             raise _RefusedError((f"{origin.file} cannot be read: {error}",), final=False) from error
+        except Exception as error:  # a library that was upgraded meanwhile must not end the agent
+            raise _fault(f"reading {origin.file}", error) from error
+
+    async def _prepare(self, settings: Settings) -> None:
+        """Import what applying the file may import: that must not fail half way."""
+        if not assembly.written(settings):
+            return
+        try:
+            await in_thread(import_outputs)
+        except NoThreadError as error:
+            raise _RefusedError((str(error),), final=False) from error
+        except Exception as error:  # a library that was upgraded meanwhile must not end the agent
+            raise _fault("importing what writes outputs", error) from error
 
     async def _opened(self, settings: Settings, change: SettingsChange) -> dict[str, OpenAuthority]:
         """The authorities that are new or another. Where one cannot be opened, none is."""
@@ -194,6 +210,15 @@ class Reload:
                 log.fault(LOG, f"authority {name}", error)
                 cause = f"opening {key} led to a {type(error).__name__}; please report the event fault"
         raise _RefusedError((cause,), final=False)
+
+
+def _fault(doing: str, error: Exception) -> _RefusedError:
+    """The refusal for an exception that no code foresaw, which is logged."""
+    log.fault(LOG, "reload", error)
+    words = (
+        f"{doing} led to the fault {type(error).__name__}; if sds-agent or a library was upgraded, restart the agent"
+    )
+    return _RefusedError((words,), final=True)
 
 
 async def _set(event: asyncio.Event) -> None:

@@ -154,3 +154,8 @@ class RunningWorkloads:
         )
         tasks = [start(write_changes(target, self._target.store, self._clock)), start(hooks.run())]
         return _Output(written, tasks, hooks.attempted)
+
+
+def import_outputs() -> None:
+    """Import what writes outputs, where that has not been done. It takes 10 ms, and raises what an import may raise."""
+    from sds_agent.outputs import hooks, layout, writer  # noqa: F401, PLC0415 - measured, see `_output`
