@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from sds_agent.admin.model import Status
+from sds_agent.configfile.schema import described
 
 FILE = Path(__file__).with_name("sds-agent-status.schema.json")
 """The schema as it is published."""
@@ -18,7 +19,7 @@ def json_schema() -> dict[str, Any]:
     """
     made = msgspec.json.schema(Status)
     root = made.pop("$ref").rpartition("/")[2]
-    definitions = made["$defs"]
+    definitions = {name: described(each) for name, each in made["$defs"].items()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "sds-agent status",

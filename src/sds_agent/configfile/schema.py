@@ -6,6 +6,7 @@ null, a duration or an address is text, and some keys may be left out because th
 """
 
 from collections.abc import Iterator
+from inspect import cleandoc
 from typing import Any, TypeAlias
 
 from msgspec import NODEFAULT, Struct, to_builtins
@@ -41,11 +42,16 @@ def schema_of(root: type[Struct], title: str, description: str) -> Schema:
         "description": description,
         # the docstring of an enumeration is for readers of the code
         "$defs": {
-            name: {"enum": each["enum"]} if "enum" in each else each
+            name: {"enum": each["enum"]} if "enum" in each else described(each)
             for name, each in components.items()
             if name not in as_text
         },
     }
+
+
+def described(component: Schema) -> Schema:
+    """The schema of a class with its docstring as readers see it: some versions of msgspec leave the indentation in."""
+    return {key: cleandoc(value) if key == "description" else value for key, value in component.items()}
 
 
 def sections_of(root: type[Struct]) -> list[StructType]:
