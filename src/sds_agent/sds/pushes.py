@@ -8,7 +8,7 @@ The order of steps for a stream is: `due` when the secret changes, `sent` when t
 ACK or NACK. All streams are `due` before the first answer goes out, so no push is over before it has reached everybody.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 
@@ -35,47 +35,41 @@ class PushOutcome(Struct, frozen=True):
 
 
 class _Push:
-    """`due` has the names that are still to be sent to a stream, `reached` the streams to which an answer went."""
+    """`due` counts the names that are still to be sent to streams, `outstanding` the streams that have not replied;
+    `reached` are those to which an answer went.
+    """
 
-    __slots__ = ("acked", "began", "due", "last_ack", "left", "nacked", "names", "outstanding", "reached")
+    __slots__ = ("acked", "began", "due", "last_ack", "left", "nacked", "names", "outstanding", "reached", "version")
 
-    def __init__(self, began: float) -> None:
+    def __init__(self, version: str, began: float) -> None:
+        self.version = version
         self.began = began
         self.names: dict[str, None] = {}
-        self.due: dict[int, set[str]] = {}
         self.reached: set[int] = set()
-        self.outstanding: set[int] = set()
+        self.due = self.outstanding = 0
         self.acked = self.nacked = self.left = 0
         self.last_ack: float | None = None
 
-    @property
-    def over(self) -> bool:
-        """Whether no stream is waited for."""
-        return not self.due and not self.outstanding
-
-    def not_due(self, stream: int, names: Collection[str]) -> bool:
-        """These names are not to be sent to the stream any more; whether any of them was."""
-        due = self.due.get(stream)
-        if due is None or due.isdisjoint(names):
-            return False
-        due.difference_update(names)
-        if not due:
-            del self.due[stream]
-        return True
-
-    def outcome(self, version: str) -> PushOutcome:
-        """What is known of it now."""
+    def outcome(self, waiting: int) -> PushOutcome:
+        """What is known of it now; `waiting` streams are waited for."""
         took = None if self.last_ack is None else round((self.last_ack - self.began) * 1000, 1)
-        waiting = len(self.due.keys() | self.outstanding)
-        streams = len(self.reached)
-        return PushOutcome(tuple(self.names), version, streams, self.acked, self.nacked, self.left, waiting, took)
+        return PushOutcome(
+            tuple(self.names), self.version, len(self.reached), self.acked, self.nacked, self.left, waiting, took
+        )
 
 
 class Pushes:
-    """The pushes under way, by the version that they bring. Streams are known by their numbers."""
+    """The pushes under way, by the version that they bring. Streams are known by their numbers.
+
+    A step takes a time that depends neither on how many streams there are nor on how many pushes are under way.
+    """
 
     def __init__(self) -> None:
         self._open: dict[str, _Push] = {}  # by age
+        # by stream: of each name the push that is to bring it, and of each version the push that waits for the reply;
+        # a push is in neither once it is over
+        self._due: dict[int, dict[str, _Push]] = {}
+        self._outstanding: dict[int, dict[str, _Push]] = {}
         self._finished: list[PushOutcome] = []
 
     def due(self, stream: int, name: str, version: str | None, now: float) -> None:
@@ -83,63 +77,67 @@ class Pushes:
 
         None where the stream is to be sent nothing: the secret was withheld, or is again what the stream has.
         """
-        self._not_due(stream, (name,), but=version)
+        push = None if version is None else self._open.get(version)
+        if push is not None and self._due.get(stream, {}).get(name) is push:
+            return
+        self._not_due(stream, name)
         if version is None:
             return
-        push = self._open.get(version)
         if push is not None and stream in push.reached:
-            self._end(version)  # the same content once more, after other content
+            self._end(push)  # the same content once more, after other content
             push = None
         if push is None:
-            push = self._open[version] = _Push(now)
+            push = self._open[version] = _Push(version, now)
             if len(self._open) > MOST:
-                self._end(next(iter(self._open)))
+                self._end(next(iter(self._open.values())))
         push.names[name] = None
-        push.due.setdefault(stream, set()).add(name)
+        push.due += 1
+        self._due.setdefault(stream, {})[name] = push
 
     def sent(self, stream: int, name: str, version: str) -> bool:
         """An answer with that version of the name goes out to the stream; whether it is part of a push."""
-        push = self._open.get(version)
-        if push is None or not push.not_due(stream, (name,)):
+        due = self._due.get(stream)
+        if due is None or (push := due.get(name)) is None or push.version != version:
             return False
         if stream not in push.reached:
             push.reached.add(stream)
-            push.outstanding.add(stream)
-        self._end_if_over(version, push)
+            push.outstanding += 1
+            self._outstanding.setdefault(stream, {})[version] = push
+        self._not_due(stream, name)
         return True
 
     def replied(self, stream: int, version: str, *, acked: bool, now: float) -> None:
         """The stream's client took that version, or refused it."""
-        push = self._open.get(version)
-        if push is None or stream not in push.outstanding:
+        awaited = self._outstanding.get(stream)
+        if awaited is None or (push := awaited.pop(version, None)) is None:
             return
-        push.outstanding.discard(stream)
+        if not awaited:
+            del self._outstanding[stream]
+        push.outstanding -= 1
         if acked:
             push.acked += 1
             push.last_ack = now
         else:
             push.nacked += 1
-        self._end_if_over(version, push)
+        self._end_if_over(push)
 
     def gone(self, stream: int) -> None:
         """The stream has ended."""
-        for version, push in tuple(self._open.items()):
-            if stream in push.due or stream in push.outstanding:
-                push.left += stream in push.outstanding
-                push.due.pop(stream, None)
-                push.outstanding.discard(stream)
-                self._end_if_over(version, push)
+        for push in self._outstanding.pop(stream, {}).values():
+            push.outstanding -= 1
+            push.left += 1
+            self._end_if_over(push)
+        self.unsubscribed(stream, tuple(self._due.get(stream, ())))
 
-    def unsubscribed(self, stream: int, names: Collection[str]) -> None:
+    def unsubscribed(self, stream: int, names: Iterable[str]) -> None:
         """The stream's client does not want these names any more."""
-        self._not_due(stream, names)
+        for name in names:
+            self._not_due(stream, name)
 
     def finished(self, now: float) -> Iterator[PushOutcome]:
         """The pushes that are over since the last call, those that have waited too long among them."""
-        for version, push in tuple(self._open.items()):
-            if now - push.began < LONGEST:
-                break  # the others are younger
-            self._end(version)
+        while self._open and now - (oldest := next(iter(self._open.values()))).began >= LONGEST:
+            self._end(oldest)
         done, self._finished = self._finished, []
         return iter(done)
 
@@ -148,17 +146,40 @@ class Pushes:
         """How many are not over."""
         return len(self._open)
 
-    def _not_due(self, stream: int, names: Collection[str], but: str | None = None) -> None:
-        """No push sends these names to the stream any more, but for the one of that version."""
-        for version, push in tuple(self._open.items()):
-            if version != but and push.not_due(stream, names):
-                self._end_if_over(version, push)
+    def _not_due(self, stream: int, name: str) -> None:
+        """No push sends this name to the stream any more."""
+        due = self._due.get(stream)
+        if due is None or (push := due.pop(name, None)) is None:
+            return
+        if not due:
+            del self._due[stream]
+        push.due -= 1
+        self._end_if_over(push)
 
-    def _end_if_over(self, version: str, push: _Push) -> None:
-        if push.over:
-            self._end(version)
+    def _end_if_over(self, push: _Push) -> None:
+        if not push.due and not push.outstanding:
+            self._end(push)
 
-    def _end(self, version: str) -> None:
-        push = self._open.pop(version)
+    def _end(self, push: _Push) -> None:
+        del self._open[push.version]
+        waiting = self._given_up(push) if push.due or push.outstanding else set()
         if push.reached or push.due:  # or else every stream has left, or was overtaken
-            self._finished.append(push.outcome(version))
+            self._finished.append(push.outcome(len(waiting)))
+
+    def _given_up(self, push: _Push) -> set[int]:
+        """The streams that are waited for, and are not any more."""
+        found = set()
+        for waiting in (self._due, self._outstanding):
+            for stream, pushes in tuple(waiting.items()):
+                kept = {key: each for key, each in pushes.items() if each is not push}
+                if len(kept) < len(pushes):
+                    found.add(stream)
+                    _keep(waiting, stream, kept)
+        return found
+
+
+def _keep(waiting: dict[int, dict[str, _Push]], stream: int, kept: dict[str, _Push]) -> None:
+    if kept:
+        waiting[stream] = kept
+    else:
+        del waiting[stream]
