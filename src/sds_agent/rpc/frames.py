@@ -53,11 +53,14 @@ class _TooMuchError(Exception):
 class Inspection:
     """One connection. It takes what the client sends, in pieces of any size, and stores less than one field of it."""
 
+    __slots__ = ("_at", "_bounds", "_data", "_fault", "_frames_left", "_is_between", "_walk", "calls")
+
     def __init__(self, bounds: Bounds) -> None:
         self.calls = 0
         self._bounds = bounds
         self._frames_left = bounds.frames
         self._fault: str | None = None
+        self._is_between = False  # the client has sent all of a frame and nothing of the next
         self._data = b""
         self._at = 0
         self._walk = self._connection()
@@ -68,7 +71,8 @@ class Inspection:
         if self._fault is None:
             self._data, self._at = data, 0
             try:
-                next(self._walk)
+                if not (self._is_between and self._passes_whole_frames()):
+                    next(self._walk)
             except _TooMuchError as error:
                 self._fault = str(error)
             self._data = b""
@@ -78,6 +82,22 @@ class Inspection:
         """Let the client send so many frames more."""
         self._frames_left += frames
 
+    def _passes_whole_frames(self) -> bool:
+        """Skip frames without a header block that are here as a whole: an acknowledgement is one. Whether that is all
+        that is here.
+        """
+        data, end = self._data, len(self._data)
+        while (begins := self._at + _HEAD.size) <= end:
+            high, low, kind, flags, stream = _HEAD.unpack_from(data, self._at)
+            ends = begins + (high << 8) + low
+            if kind == _HEADERS or ends > end:
+                break
+            self._count((high, low, kind, flags, stream))
+            if kind != _DATA:
+                _check_control(kind, ends - begins)
+            self._at = ends
+        return self._at == end
+
     # Each generator below continues where it is when more bytes have come. Bytes that are there already are read
     # without one where that takes one line: making a generator takes longer than everything else for a frame.
 
@@ -86,6 +106,10 @@ class Inspection:
         if (yield from self._read(len(PREFACE))) != PREFACE:
             raise _TooMuchError("it does not begin as HTTP/2 does")
         while True:
+            if self._at == len(self._data):
+                self._is_between = True
+                yield
+                self._is_between = False
             if self._at + _HEAD.size <= len(self._data):
                 high, low, kind, flags, stream = self._count(_HEAD.unpack_from(self._data, self._at))
                 self._at += _HEAD.size

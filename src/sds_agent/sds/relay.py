@@ -45,6 +45,19 @@ class Relay:
     `on_close` is called once with the relay, and with the fault or None.
     """
 
+    __slots__ = (
+        "_back",
+        "_calls",
+        "_closed",
+        "_closing",
+        "_inbound",
+        "_inspection",
+        "_on_close",
+        "_outbound",
+        "_pace",
+        "_peer",
+    )
+
     def __init__(
         self, peer: socket.socket, back: socket.socket, inspection: Inspection, pace: Pace, on_close: OnClose
     ) -> None:
@@ -112,6 +125,19 @@ class _Direction:
     `inspect` says whether a piece may pass, `wait` for how many seconds nothing is read. `ended` is called when the
     source has no more to read, or has left while the target does not take its last bytes.
     """
+
+    __slots__ = (
+        "_chunk",
+        "_discards",
+        "_ended",
+        "_inspect",
+        "_loop",
+        "_rest",
+        "_source",
+        "_target",
+        "_timer",
+        "_wait",
+    )
 
     def __init__(
         self,
