@@ -46,6 +46,7 @@ class EventFeed:
         self._ring = deque[NumberedEvent](maxlen=KEPT)
         self._changes = 0
         self._wake = asyncio.Event()
+        self._waiting = 0  # readers
 
     @contextmanager
     def following(self) -> Iterator[None]:
@@ -77,8 +78,16 @@ class EventFeed:
         return EventReader(self, -1 if after is None or after > newest else after)
 
     def _rouse(self) -> None:
-        self._wake.set()
-        self._wake = asyncio.Event()
+        if self._waiting:  # seldom: each step of each stream comes here
+            self._wake.set()
+            self._wake = asyncio.Event()
+
+    async def _news(self) -> None:
+        self._waiting += 1
+        try:
+            await self._wake.wait()
+        finally:
+            self._waiting -= 1
 
     def _since(self, number: int, changes: int) -> Reading:
         events = tuple(each for each in tuple(self._ring) if each.number > number)
@@ -97,10 +106,9 @@ class EventReader:
     async def next(self) -> Reading:
         """Wait until something is new, and return it."""
         while True:
-            wake = self._feed._wake  # noqa: SLF001 - the two are one unit
-            reading = self._feed._since(self._number, self._changes)  # noqa: SLF001 - as above
+            reading = self._feed._since(self._number, self._changes)  # noqa: SLF001 - the two are one unit
             if reading.events or reading.status_changed:
                 self._number = reading.events[-1].number if reading.events else self._number
                 self._changes = self._feed._changes  # noqa: SLF001 - as above
                 return reading
-            await wake.wait()
+            await self._feed._news()  # noqa: SLF001 - as above
