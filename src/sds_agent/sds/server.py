@@ -103,6 +103,7 @@ def options(limits: Limits) -> Sequence[tuple[str, int]]:
         ("grpc.http2.ping_timeout_ms", silence // 3),
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.bdp_probe", 0),
     )
 
 
