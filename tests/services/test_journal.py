@@ -301,7 +301,7 @@ def test_a_level_that_is_not_logged_costs_no_budget(events: Events) -> None:
 def push(streams: list[StreamJournal], version: str) -> None:
     """A secret changes to that version, and all of the streams subscribe to it."""
     for stream in streams:
-        stream.due({"a": version})
+        stream.due("a", version, Time.now)
     for stream in streams:
         stream.sending(Respond(f"n-{version}", (Resource("a", version),)), changed=True)
 
@@ -352,7 +352,8 @@ def test_a_stream_that_has_both_names_of_a_bundle_counts_under_both() -> None:
     names = ("ROOTCA", "spiffe://demo.example")
     journal = Journal(Time(), known=lambda: names)
     stream = opened(journal)
-    stream.due(dict.fromkeys(names, "v1"))
+    for name in names:
+        stream.due(name, "v1", Time.now)
     stream.sending(Respond("n", tuple(Resource(name, "v1") for name in names)), changed=True)
     stream.note([Acked("n", dict.fromkeys(names, "v1"))])
     counts = journal.counts
@@ -363,7 +364,8 @@ def test_a_stream_that_has_both_names_of_a_bundle_counts_under_both() -> None:
 def test_a_push_of_many_files_with_one_content_is_a_bounded_line(events: Events) -> None:
     names = tuple(f"file-root:/etc/{number}.pem" for number in range(90))
     stream = opened(Journal(Time()))
-    stream.due(dict.fromkeys(names, "v1"))
+    for name in names:
+        stream.due(name, "v1", Time.now)
     stream.sending(Respond("n", tuple(Resource(name, "v1") for name in names)), changed=True)
     stream.note([Acked("n", dict.fromkeys(names, "v1"))])
     (line,) = events.named("pushed")

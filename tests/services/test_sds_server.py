@@ -476,13 +476,14 @@ async def test_streams_end_with_ok_at_shutdown(tmp_path: Path) -> None:
 
 async def test_client_that_asks_and_leaves_again_and_again_leaves_nothing_behind(tmp_path: Path) -> None:
     async with running(tmp_path) as (store, peer, events):
+        before = dict(store._watchers)
         for _ in range(50):
             stream = await peer.stream().ask("default", "late")
             await stream.read()
             stream.leave()
         await events.wait("left", count=51)  # with the server's own probe
         assert not store.awaited(["late"])
-        assert store._watchers == {}
+        assert (store._watchers, store.acknowledgements._versions) == (before, {})
 
 
 async def test_streams_end_with_ok_when_the_agent_is_stopped_before_it_has_probed_itself(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ class Agent:
 
     def summary(self, now: datetime) -> str:
         """How the agent does at `now`, in one line."""
-        return summary(self.workloads, self.lacks(now), len(self.streams))
+        return summary(self.workloads, self.lacks(now), self.sds.open_streams)
 
     def lacks(self, now: datetime) -> Sequence[str]:
         """Why workloads have no certificate to serve at `now`, in words, one for each; empty if each has one."""

@@ -1,9 +1,9 @@
 """The session's words as bytes on the wire and back, through the narrow schema in `proto_gen`.
 
 An answer consists of parts that are the same for every stream (its resources, each encoded once when its secret
-changes) and its nonce. Protobuf lets the fields of a message come in any order and repeated fields in any number of
-pieces, so an answer is the concatenation of finished parts. DiscoveryResponse and DeltaDiscoveryResponse number
-`type_url` (4) and `nonce` (5) alike.
+changes) and of what is its own: its nonce, and the version of what it contains. Protobuf lets the fields of a message
+come in any order and repeated fields in any number of pieces, so an answer is the concatenation of finished parts.
+DiscoveryResponse and DeltaDiscoveryResponse number `type_url` (4) alike.
 """
 
 import hashlib
@@ -72,14 +72,14 @@ def encode_secret(name: str, secret: Secret) -> Resource:
 
 def encode(answer: Respond) -> bytes:
     """A DiscoveryResponse."""
-    version = wire.DiscoveryResponse(version_info=_version(answer.resources)).SerializeToString()
-    return b"".join((version, *(r.sotw for r in answer.resources), _TYPE_URL, _nonce(answer.nonce)))
+    own = wire.DiscoveryResponse(version_info=_version(answer.resources), nonce=answer.nonce).SerializeToString()
+    return b"".join((own, *(r.sotw for r in answer.resources), _TYPE_URL))
 
 
 def encode_delta(answer: Respond) -> bytes:
     """A DeltaDiscoveryResponse."""
-    removed = wire.DeltaDiscoveryResponse(removed_resources=answer.removed).SerializeToString()
-    return b"".join((*(r.delta for r in answer.resources), removed, _TYPE_URL, _nonce(answer.nonce)))
+    own = wire.DeltaDiscoveryResponse(removed_resources=answer.removed, nonce=answer.nonce).SerializeToString()
+    return b"".join((own, *(r.delta for r in answer.resources), _TYPE_URL))
 
 
 def _parse(message: wire.DiscoveryRequest | wire.DeltaDiscoveryRequest, data: bytes) -> None:
@@ -125,7 +125,3 @@ def _version(resources: tuple[Resource, ...]) -> str:
     if len(resources) == 1:
         return resources[0].version
     return hashlib.sha256("\n".join(f"{r.name} {r.version}" for r in resources).encode()).hexdigest()[:16]
-
-
-def _nonce(nonce: str) -> bytes:
-    return wire.DiscoveryResponse(nonce=nonce).SerializeToString()

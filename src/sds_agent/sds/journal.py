@@ -177,16 +177,14 @@ class StreamJournal:
         """Learn from a message who the client says it is."""
         self._record.met(request.node_id, request.cluster, request.version)
 
-    def due(self, versions: Mapping[str, str | None]) -> None:
-        """Secrets have changed to these versions, by the names to which the stream subscribes; none was sent yet. None
-        where nothing is to be sent.
+    def due(self, name: str, version: str | None, now: float) -> None:
+        """The secret of a name to which the stream subscribes has changed to that version at that monotonic time, and
+        was not sent yet. None where nothing is to be sent.
         """
-        now = self._journal.monotonic()
-        for name, version in versions.items():
-            self._journal.pushes.due(self.number, name, version, now)
+        self._journal.pushes.due(self._record.number, name, version, now)
 
     def sending(self, answer: Respond, *, changed: bool) -> None:
-        """gRPC is about to send an answer; `changed` if a secret did. Note the answer once it is sent."""
+        """gRPC is about to send an answer; `changed` if a secret did. `sent` follows once it is sent."""
         journal, now, monotonic = self._journal, self._journal.now(), self._journal.monotonic()
         self._record.sending(answer.nonce, changed=changed, now=now, monotonic=monotonic)
         for each in answer.resources:
@@ -194,6 +192,12 @@ class StreamJournal:
             journal.counts.responses.add(label)
             if journal.pushes.sent(self.number, each.name, each.version):
                 journal.counts.pushes.add(label)
+
+    def sent(self, answer: Respond) -> None:
+        """Log an answer that gRPC has sent."""
+        if LOG.isEnabledFor(logging.DEBUG):
+            self._note(answer)
+        self._journal.changed()
 
     def status(self, names: tuple[NameStatus, ...]) -> StreamStatus:
         """The stream's status; the session gives that of its names."""

@@ -5,9 +5,9 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -15,16 +15,17 @@ import grpc.aio
 from sds_agent import log
 from sds_agent.clock import Clock, SystemClock
 from sds_agent.rpc.crowd import Crowd
+from sds_agent.sds.audience import Audience
 from sds_agent.sds.catalog import Catalog, OnDemand
 from sds_agent.sds.codec import MalformedMessageError, decode, decode_delta, encode, encode_delta
 from sds_agent.sds.counts import SdsCounts
 from sds_agent.sds.delta import DeltaSession
 from sds_agent.sds.fetch import fetch
 from sds_agent.sds.journal import Journal, StreamJournal
-from sds_agent.sds.protocol import DeltaRequest, Finish, Respond, SotwRequest, StatusCode
+from sds_agent.sds.protocol import DeltaRequest, Finish, Resource, Respond, SotwRequest, StatusCode
 from sds_agent.sds.sotw import SotwSession
 from sds_agent.sds.status import NameStatus, StreamStatus
-from sds_agent.sds.stream import FULL, Context, Conversation, R, Stream
+from sds_agent.sds.stream import FAULT, FULL, Context, Conversation, R, Stream
 from sds_agent.secrets.store import SecretStore
 from sds_agent.text import cut, printable, quoted
 
@@ -39,9 +40,6 @@ LONGEST_DETAIL = 1000
 """Characters in a status message: a gRPC client closes a connection that sends it headers of more than 8 KB."""
 LONGEST_NAME = 60
 """Characters of a name in it."""
-
-FAULT = Finish(StatusCode.INTERNAL, detail="the agent has a fault; see its log")
-"""What a client gets for an exception, whose own text might contain a key."""
 
 _CODES = {
     StatusCode.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
@@ -118,6 +116,9 @@ class SecretDiscoveryService:
             known=lambda: store.snapshot,
             changed=self._changed,
         )
+        self._audience = Audience[Stream[Any]]()
+        self._watch = ExitStack()  # left with the service itself
+        self._watch.enter_context(store.watching(self._secrets_changed))
         self._most_streams = most_streams
         self._open = Crowd[_Open]()  # each under the process at its other end
         self._draining = False
@@ -146,6 +147,11 @@ class SecretDiscoveryService:
         """
         return tuple(each.status for each in self._open)
 
+    @property
+    def open_streams(self) -> int:
+        """How many `streams` there are."""
+        return len(self._open)
+
     @contextmanager
     def watching(self, watcher: Callable[[], None]) -> Iterator[None]:
         """Call `watcher` after each change of `streams`, until the context is left: one opens, subscribes, is answered,
@@ -158,9 +164,22 @@ class SecretDiscoveryService:
         finally:
             del self._watchers[key]
 
+    def _secrets_changed(self, names: frozenset[str]) -> None:
+        now, concerned = self._journal.monotonic(), dict[Stream[Any], None]()
+        for name in names:
+            if streams := self._audience.of(name):
+                found = self._catalog[name]
+                version = found.version if isinstance(found, Resource) else None
+                for each in streams:
+                    each.due(name, version, now)
+                concerned.update(dict.fromkeys(streams))
+        for each in concerned:  # once the journal knows every stream that this push is for
+            each.push()
+
     def _changed(self) -> None:
-        for watcher in tuple(self._watchers.values()):
-            watcher()
+        if self._watchers:
+            for watcher in tuple(self._watchers.values()):
+                watcher()
 
     def drain(self) -> None:
         """End every stream with OK, and each that is opened after this. A Fetch that waits ends with UNAVAILABLE."""
@@ -199,7 +218,14 @@ class SecretDiscoveryService:
         journal = self._journal.open(method, peer)
         count = itertools.count(1)
         conversation = talk(lambda: f"{self._nonce_prefix}.{journal.number:x}.{next(count):x}")
-        stream = Stream(context, conversation, catalog=self._catalog, store=self._store, journal=journal)
+        stream = Stream(
+            context,
+            conversation,
+            audience=self._audience,
+            catalog=self._catalog,
+            store=self._store,
+            journal=journal,
+        )
         if self._draining:
             stream.drain()
         try:

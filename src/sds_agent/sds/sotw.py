@@ -87,7 +87,7 @@ class SotwSession:
 
     def receive(self, request: SotwRequest, view: View) -> list[Action]:
         """Take a message of the client."""
-        names = unique(request.names)
+        names = self._names if request.names == self._names else unique(request.names)
         if finish := unacceptable(request.type_url, len(names), self._most_names):
             return [finish]
         actions: list[Action] = []
@@ -99,8 +99,10 @@ class SotwSession:
                 self._replies.take(reply, self._names)
                 self._outstanding = None
                 actions.append(reply)
-        added = tuple(name for name in names if name not in self._names)
-        actions += self._subscribe(names, added, view)
+        added: tuple[str, ...] = ()
+        if names != self._names:
+            added = tuple(name for name in names if name not in self._names)
+            actions += self._subscribe(names, added, view)
         return actions + self._refuse(view) + self._answer(added if self._outstanding else names, view)
 
     def refresh(self, view: View) -> list[Action]:
@@ -121,7 +123,9 @@ class SotwSession:
         return notes
 
     def _refuse(self, view: View) -> list[Action]:
-        unknown = tuple(name for name in self._names if view[name] is Absence.UNKNOWN)
+        unknown = tuple([name for name in self._names if view[name] is Absence.UNKNOWN])
+        if not unknown and not self._refused:
+            return []
         new = tuple(name for name in unknown if name not in self._refused)
         self._refused = frozenset(unknown)
         for name in new:
@@ -131,8 +135,8 @@ class SotwSession:
         return [Refused(new)] if new else []
 
     def _answer(self, candidates: tuple[str, ...], view: View) -> list[Action]:
-        found = (view[name] for name in candidates)
-        due = tuple(r for r in found if isinstance(r, Resource) and self._sent.get(r.name) != r.version)
+        found = [view[name] for name in candidates]
+        due = tuple([r for r in found if isinstance(r, Resource) and self._sent.get(r.name) != r.version])
         if not due:
             return []
         versions = {resource.name: resource.version for resource in due}

@@ -1,17 +1,25 @@
 """One gRPC stream: it carries bytes between the wire and a session, and the session's notes to the log.
 
 gRPC's rules that shape this file: one read and one write at a time on a stream; a cancelled read loses the next
-message, so one task reads and never times out; gRPC cancels the task of a stream whose peer has left; a status is
-only sent by returning or aborting outside any task group.
+message; gRPC cancels the task of a stream whose peer has left; a status is only sent by returning or aborting, outside
+any task group.
+
+So the task in which gRPC calls the handler reads, answers what it reads, and is all that a stream needs while nothing
+happens. A change of a secret begins a second task, which ends once the new secret is sent: a node has hundreds of
+streams, and each of them is idle for hours. The two take turns, so there is one write at a time:
+
+- The handler waits for the push to end before it looks at what it has read.
+- A change that comes while either of them is at work is left to that one.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, Protocol, TypeVar
 
 import grpc.aio
 from msgspec import Struct
 
+from sds_agent.sds.audience import Audience
 from sds_agent.sds.catalog import Catalog
 from sds_agent.sds.codec import MalformedMessageError
 from sds_agent.sds.journal import StreamJournal
@@ -20,7 +28,6 @@ from sds_agent.sds.protocol import (
     Action,
     DeltaRequest,
     Finish,
-    Resource,
     Respond,
     SotwRequest,
     StatusCode,
@@ -29,6 +36,8 @@ from sds_agent.sds.protocol import (
 from sds_agent.sds.status import NameStatus, StreamStatus
 from sds_agent.secrets.store import SecretStore
 
+FAULT = Finish(StatusCode.INTERNAL, detail="the agent has a fault; see its log")
+"""How a stream ends that meets an exception, whose own text might contain a key."""
 FULL = Finish(StatusCode.RESOURCE_EXHAUSTED, detail="there are more streams than sds.limits.streams allows")
 """How a stream ends that gives way to another."""
 
@@ -80,27 +89,52 @@ class Conversation(Struct, Generic[R], frozen=True):
 class Stream(Generic[R]):
     """Runs one stream until the peer leaves, the session ends it, or the service drains it."""
 
+    __slots__ = (
+        "_at_work",
+        "_audience",
+        "_awaited",
+        "_catalog",
+        "_changed",
+        "_context",
+        "_conversation",
+        "_draining",
+        "_fault",
+        "_interrupted",
+        "_journal",
+        "_last",
+        "_names",
+        "_push",
+        "_reading",
+        "_store",
+        "_task",
+    )
+
     def __init__(
         self,
         context: Context,
         conversation: Conversation[R],
         *,
+        audience: Audience["Stream[Any]"],
         catalog: Catalog,
         store: SecretStore,
         journal: StreamJournal,
     ) -> None:
         self._context = context
         self._conversation: Conversation[R] = conversation
+        self._audience = audience
         self._catalog = catalog
         self._store = store
         self._journal = journal
-        self._wake = asyncio.Event()
-        self._taken = asyncio.Event()
-        self._message: bytes | None = None
-        self._ended = False
+        self._names: tuple[str, ...] = ()  # to which the stream subscribes, as the audience knows
+        self._awaited: frozenset[str] = frozenset()  # those of them that have no secret yet, as the store knows
+        self._task: asyncio.Task[object] | None = None  # gRPC's, which runs the handler
+        self._push: asyncio.Task[None] | None = None
+        self._reading = self._interrupted = False  # the handler waits for a message; it was told to wait no more
+        self._at_work = False  # the handler answers a message
         self._changed = False
         self._draining = False
         self._last: Finish | None = None
+        self._fault: Exception | None = None
 
     @property
     def status(self) -> StreamStatus:
@@ -110,90 +144,138 @@ class Stream(Generic[R]):
     def drain(self) -> None:
         """End the stream with OK: Envoy keeps what it has and opens another."""
         self._draining = True
-        self._wake.set()
+        self._interrupt()
 
     def give_way(self) -> None:
         """End the stream, because another client needs its place."""
         self._last = FULL
         self.drain()
 
+    def due(self, name: str, version: str | None, now: float) -> None:
+        """The secret of a name to which it subscribes has changed at that monotonic time; None where there is none to
+        send. To be called for all streams and names before `push` is called for any.
+        """
+        sent = self._conversation.session.sent.get(name)
+        self._journal.due(name, None if version == sent else version, now)
+        self._changed = True
+
+    def push(self) -> None:
+        """Send what is due, as soon as the stream is not at work."""
+        if self._changed and self._push is None and not (self._at_work or self._draining):
+            self._push = asyncio.get_running_loop().create_task(self._send_changes())
+
     async def run(self) -> Finish | None:
         """Talk until the end. Returns how to end the stream, or None for OK."""
-        async with asyncio.TaskGroup() as tasks:
-            reader = tasks.create_task(self._read())
-            try:
-                with self._store.watching(self._on_change):
-                    return await self._converse()
-            finally:
-                self._catalog.want(self, ())
-                self._store.await_names(self, frozenset())
-                self._store.acknowledgements.note(self, {})
-                reader.cancel()
-
-    async def _read(self) -> None:
-        while True:
-            message = await self._context.read()
-            if not isinstance(message, bytes):  # gRPC's EOF: the peer has left or has nothing more to say
-                self._ended = True
-                self._wake.set()
-                return
-            self._message = message
-            self._wake.set()
-            await self._taken.wait()
-            self._taken = asyncio.Event()
-
-    def _on_change(self, changed: frozenset[str]) -> None:
-        session = self._conversation.session
-        if not changed.isdisjoint(session.names):
-            self._journal.due(self._due(changed.intersection(session.names), session.sent))
-            self._changed = True
-            self._wake.set()
-
-    def _due(self, names: Iterable[str], sent: Mapping[str, str]) -> dict[str, str | None]:
-        """The versions that the session will send of these names, by name; None where it sends nothing."""
-        found = {name: self._catalog[name] for name in names}
-        versions = {name: each.version if isinstance(each, Resource) else None for name, each in found.items()}
-        return {name: None if sent.get(name) == version else version for name, version in versions.items()}
+        self._task = asyncio.current_task()
+        try:
+            finish = await self._converse()
+            if self._push is not None:  # or else gRPC would have a write under way when it is to end the stream
+                await self._push
+            if self._fault is not None:
+                raise self._fault
+            return finish or self._last
+        finally:
+            if self._push is not None:
+                self._push.cancel()
+            self._draining = True
+            self._know(())
+            self._store.acknowledgements.note(self, {})
 
     async def _converse(self) -> Finish | None:
-        while not (self._draining or self._ended):
-            await self._wake.wait()
-            self._wake = asyncio.Event()
-            finish = await self._perform(self._received(), changed=False)
-            finish = finish or await self._perform(self._refreshed(), changed=True)
+        while not self._draining:
+            message = await self._next()
+            if self._push is not None:
+                await self._push
+            if message is None or self._draining:
+                break
+            self._at_work = True
+            finish = await self._perform(self._received(message), changed=False)
+            finish = finish or await self._refresh()
+            self._at_work = False
             if finish is not None:
                 return finish
-            self._catalog.want(self, self._conversation.session.names)
-            self._store.await_names(self, self._pending())
-            self._store.acknowledgements.note(self, self._conversation.session.acknowledged)
-        return self._last
+        return None
 
-    def _received(self) -> list[Action]:
-        message, self._message = self._message, None
-        if message is None:
-            return []
-        self._taken.set()
+    async def _next(self) -> bytes | None:
+        """The next message; None once the peer has left or has nothing more to say, or the stream is to end."""
+        self._reading = True
+        try:
+            message = await self._context.read()
+        except asyncio.CancelledError:
+            # gRPC may have cancelled the task too, because the peer has left
+            if not self._interrupted or (self._task is not None and self._task.uncancel() > 0):
+                raise
+            return None
+        finally:
+            self._reading = False
+        if not isinstance(message, bytes):  # gRPC's EOF
+            return None
+        return message
+
+    def _interrupt(self) -> None:
+        """Let the handler not wait for another message."""
+        if self._reading and not self._interrupted and self._task is not None:
+            self._interrupted = True
+            self._task.cancel()
+
+    async def _send_changes(self) -> None:
+        """What `push` begins. It raises nothing: the handler ends the stream."""
+        try:
+            finish = await self._refresh()
+        except Exception as error:  # noqa: BLE001 - handed to the handler
+            finish, self._fault = FAULT, error
+        finally:
+            self._push = None
+        if finish is not None:
+            self._last = finish
+            self.drain()
+
+    def _received(self, message: bytes) -> list[Action]:
         try:
             request = self._conversation.decode(message)
         except MalformedMessageError as error:
             return [Finish(StatusCode.INVALID_ARGUMENT, detail=str(error))]
+        session = self._conversation.session
         self._journal.met(request)
-        return self._conversation.session.receive(request, self._catalog)
+        actions = session.receive(request, self._catalog)
+        if (names := session.names) != self._names:  # before the first wait: no change may pass between
+            self._know(names)
+        self._store.acknowledgements.note(self, session.acknowledged)
+        return actions
 
-    def _refreshed(self) -> list[Action]:
-        if self._ended or not self._changed:
-            return []
-        self._changed = False
-        return self._conversation.session.refresh(self._catalog)
+    def _know(self, names: tuple[str, ...]) -> None:
+        """Tell everybody who is concerned to which names the stream subscribes."""
+        self._audience.move(self, self._names, names)
+        self._names = names
+        self._catalog.want(self, names)
+        self._await()
+
+    def _await(self) -> None:
+        """Tell the store which of them have no secret yet."""
+        awaited = frozenset(name for name in self._names if self._catalog[name] is Absence.PENDING)
+        if awaited != self._awaited:
+            self._awaited = awaited
+            self._store.await_names(self, awaited)
+
+    async def _refresh(self) -> Finish | None:
+        """Send what has changed, and what changes meanwhile."""
+        while self._changed and not self._draining:
+            self._changed = False
+            finish = await self._perform(self._conversation.session.refresh(self._catalog), changed=True)
+            if finish is not None:
+                return finish
+            self._await()
+        return None
 
     async def _perform(self, actions: list[Action], *, changed: bool) -> Finish | None:
         """Do what the session says. `changed`: it says so because a secret changed."""
-        self._journal.note(action for action in actions if not isinstance(action, Respond))
+        if notes := [action for action in actions if not isinstance(action, Respond)]:
+            self._journal.note(notes)
         for action in actions:
             if isinstance(action, Finish):
                 return action
             if isinstance(action, Respond) and not await self._sent(action, changed=changed):
-                self._ended = True
+                self.drain()
                 return None
         return None
 
@@ -204,13 +286,12 @@ class Stream(Generic[R]):
             await self._context.write(self._conversation.encode(answer))
         except grpc.aio.InternalError:
             return False
-        self._journal.note([answer])
+        self._journal.sent(answer)
         return True
 
     def _is_of_the_store(self, answer: Respond) -> bool:
         """Whether no peer can cause it: a name that is made on demand changes when a peer asks for it once more."""
-        names = (*(resource.name for resource in answer.resources), *answer.removed)
-        return all(name in self._store.snapshot for name in names)
-
-    def _pending(self) -> frozenset[str]:
-        return frozenset(name for name in self._conversation.session.names if self._catalog[name] is Absence.PENDING)
+        snapshot = self._store.snapshot
+        return all(resource.name in snapshot for resource in answer.resources) and all(
+            name in snapshot for name in answer.removed
+        )
