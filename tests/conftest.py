@@ -1,10 +1,5 @@
 """Settings for all tests."""
 
-import os
-
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's core writes lines of its own to standard error
-
-
 import ctypes
 import logging
 import resource
@@ -13,6 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from sds_agent.rpc import core
+
+core.set_up()  # servers in the tests' own process are to be what the command's are
 
 # the time that an example takes depends on how busy the machine is
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -28,6 +28,7 @@ from sds_agent.live.agent import Agent, AgentAnchors
 from sds_agent.live.assembly import Authorities
 from sds_agent.live.opening import OpenAuthorities
 from sds_agent.live.origin import ConfigSource, ReloadHooks
+from sds_agent.rpc import core
 from sds_agent.rpc.health import Health
 from sds_agent.sds.endpoint import Access, access
 from sds_agent.sds.server import Limits, serving
@@ -195,6 +196,7 @@ def _announce(socket: Path) -> None:
     with suppress(OSError):  # it was removed at once, which the server notices and fixes
         who = access(socket)
     log.event(LOG, "listening", socket=str(socket), mode=who.mode, owner=who.owner, group=who.group)
+    log.event(LOG, "grpc_core", level=logging.DEBUG, **core.in_force())
 
 
 def _start_warnings(start: Start, settings: Settings, running: Agent, clock: Clock) -> None:

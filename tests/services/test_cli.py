@@ -84,20 +84,24 @@ def test_what_needs_no_command_waits_for_no_command_and_no_library(folder: Path,
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment(folder), capture_output=True, text=True, check=True
     )
-    ours = ["", ".cli", ".cli.commands", ".cli.main", ".cli.output", ".cli.parser", ".errors"]
+    ours = ["", ".cli", ".cli.commands", ".cli.main", ".cli.output", ".cli.parser", ".errors", ".rpc", ".rpc.core"]
     assert done.stdout.splitlines()[-1] == " ".join(["imported:", *(f"sds_agent{name}" for name in ours)])
 
 
-@pytest.mark.parametrize(("wanted", "verbosity"), [({}, "NONE"), ({"GRPC_VERBOSITY": "debug"}, "debug")])
-def test_grpc_writes_no_words_of_its_own_unless_the_user_asks(
-    folder: Path, wanted: dict[str, str], verbosity: str
+@pytest.mark.parametrize(
+    ("variable", "ours"), [("GRPC_VERBOSITY", "NONE"), ("GRPC_EXPERIMENTS", "-event_engine_listener")]
+)
+@pytest.mark.parametrize("wanted", [None, "", "debug"])
+def test_grpc_is_set_up_before_it_is_imported_unless_the_user_has_set_it_up(
+    folder: Path, variable: str, ours: str, wanted: str | None
 ) -> None:
-    """It reads the variable when it is imported, and then writes to standard error beside our log."""
-    program = "import os; from sds_agent.cli.main import main; main(['chek']); print(os.environ['GRPC_VERBOSITY'])"
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment(folder, **wanted), capture_output=True, text=True, check=True
-    )
-    assert done.stdout == f"{verbosity}\n"
+    """It reads these once, and would then write to standard error beside our log, or read connections at a higher
+    price.
+    """
+    program = f"import os; from sds_agent.cli.main import main; main(['chek']); print(os.environ['{variable}'])"
+    surroundings = environment(folder) if wanted is None else environment(folder, **{variable: wanted})
+    done = subprocess.run([sys.executable, "-c", program], env=surroundings, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{ours if wanted is None else wanted}\n"
 
 
 @pytest.mark.parametrize("option", ["--version", "-V"])

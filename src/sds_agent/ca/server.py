@@ -42,6 +42,7 @@ from sds_agent.descriptors import room_for
 from sds_agent.directories import LockedDirectory, locked_directory
 from sds_agent.errors import ConfigurationError
 from sds_agent.files import LONGEST_SOCKET_PATH, socket_path_size
+from sds_agent.rpc import core
 from sds_agent.rpc.frames import Bounds
 from sds_agent.rpc.health import Health
 from sds_agent.signals import until_signalled
@@ -123,6 +124,7 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[ListenAdd
                     host, port = listener.getsockname()[:2]
                     address = ListenAddress(host, port)
                     log.event(LOG, "listening", address=str(address), trust_domain=settings.trust_domain)
+                    log.event(LOG, "grpc_core", level=logging.DEBUG, **core.in_force())
                     tasks.start_soon(sources.warn, _sources(settings))
                     running = _running(settings, started_at, address, (source, service, audit, acceptor))
                     try:

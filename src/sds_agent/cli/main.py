@@ -1,12 +1,12 @@
 """The command line: import the command, run it, and turn every error of ours into a sentence and an exit code."""
 
 import gc
-import os
 from collections.abc import Callable, Sequence
 
 from sds_agent.cli import output
 from sds_agent.cli.parser import build
 from sds_agent.errors import SdsAgentError, leaves
+from sds_agent.rpc import core
 
 INTERRUPTED = 130
 """The exit code of a program that ended by SIGINT."""
@@ -49,8 +49,7 @@ def _report(errors: Sequence[SdsAgentError]) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     output.open_closed()
-    # gRPC's core writes to standard error on its own account, and reads this once, when it is imported
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    core.set_up()
     # What imports make stays: to search it for garbage again and again would only delay the start.
     gc.disable()
     try:
