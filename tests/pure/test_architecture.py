@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "budget": set[str](),
     "clock": set[str](),
     "pipes": set[str](),
+    "memory": set[str](),
     "text": set[str](),
     "tally": set[str](),
     "log": {"errors", "pipes", "text"},
@@ -58,7 +59,18 @@ MAY_IMPORT = {
     "authority": MATERIAL
     | {"named_files", "signing", "configfile", "files", "directories", "file_sets", "path_watch", "sources"},
     "sds": MATERIAL
-    | {"tally", "accounts", "descriptors", "files", "directories", "rpc", "secrets", "file_sets", "path_watch"},
+    | {
+        "tally",
+        "memory",
+        "accounts",
+        "descriptors",
+        "files",
+        "directories",
+        "rpc",
+        "secrets",
+        "file_sets",
+        "path_watch",
+    },
     "outputs": MATERIAL | {"accounts", "files", "directories", "secrets"},
     "issuance": MATERIAL | {"tally", "files", "directories", "sealing", "statefile", "secrets", "authority.protocol"},
     # The configurations read its settings. What it shows it gets as values.

@@ -1,6 +1,7 @@
 """What an operator sees of the streams that are open: which Envoy has which version, and why it has no newer one."""
 
 import os
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -20,7 +21,7 @@ from fakes.peers import Peer, connected
 
 from sds_agent.sds.endpoint import SocketFile
 from sds_agent.sds.server import Limits, serving
-from sds_agent.sds.service import SecretDiscoveryService
+from sds_agent.sds.service import CROWD, SecretDiscoveryService
 from sds_agent.sds.status import Nack, NameStatus, StreamStatus
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.readiness import acknowledged
@@ -330,3 +331,34 @@ async def test_no_status_has_a_key(tmp_path: Path) -> None:
         for text in (repr(found), str(found), msgspec.json.encode(found).decode()):
             assert ONE.version in text
             assert "PLANTED" not in text
+
+
+async def test_a_stream_that_waits_keeps_nothing_of_the_last_message(tmp_path: Path) -> None:
+    """An Envoy's has 61 KB, each of its acknowledgements too: a node with a thousand streams would hold 60 MB of what
+    nobody reads again.
+    """
+    request = bytes(DiscoveryRequest(node=Node(client_features=["x" * 100_000]), resource_names=["default"]))
+    number = 20
+    async with bench(tmp_path) as here:
+        streams = [here.peer.stream() for _ in range(number)]
+        tracemalloc.start()
+        try:
+            for stream in streams:
+                await stream.call.write(request)
+                await stream.read()
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert kept < number * 50_000
+
+
+async def test_memory_is_given_back_when_a_crowd_of_envoys_has_come(tmp_path: Path) -> None:
+    """An agent that stayed as large as at its busiest would take a node's memory for good."""
+    with recorded() as events:
+        async with bench(tmp_path) as here:
+            streams = [await here.peer.stream().ask("default") for _ in range(CROWD)]
+            await events.wait("memory_given_back")
+            assert not here.service.crowd_moved.is_set()
+            for stream in streams:
+                stream.leave()
+            await events.wait("memory_given_back", count=2)

@@ -11,13 +11,13 @@ import grpc
 import grpc.aio
 from msgspec import Struct
 
-from sds_agent import log
+from sds_agent import log, memory
 from sds_agent.descriptors import room_for
 from sds_agent.errors import SdsAgentError
 from sds_agent.sds.acceptor import BACKLOG, UnixAcceptor
 from sds_agent.sds.endpoint import Endpoint, SocketFile, claim, inherit
 from sds_agent.sds.service import SERVICE, SecretDiscoveryService
-from sds_agent.tasks import background_tasks, uninterrupted
+from sds_agent.tasks import NoThreadError, background_tasks, in_thread, uninterrupted
 
 LOG = logging.getLogger(__name__)
 
@@ -31,6 +31,9 @@ HEAD_START = 0.25
 
 DRAIN = 1.0
 """Seconds for streams to end at shutdown, and for gRPC to send how they ended."""
+
+SETTLED = 1.0
+"""Seconds in which few streams have come or gone."""
 
 FLUSH = 0.2
 """Seconds for the peers to read that and to close their connections."""
@@ -132,6 +135,7 @@ async def serving(
     try:
         async with background_tasks() as start:
             start(listener.watch(check_every))
+            start(_tidy(service))
             yield
     finally:
         await uninterrupted(listener.close())
@@ -248,6 +252,18 @@ class _Listener:
     def _drain(self) -> None:
         for each in self._services:
             each.drain()
+
+
+async def _tidy(service: SecretDiscoveryService) -> None:
+    """Give the memory back that many streams have needed as they came or left, once they are no more in motion."""
+    while True:
+        await service.crowd_moved.wait()
+        while service.crowd_moved.is_set():
+            service.crowd_moved.clear()
+            await asyncio.sleep(SETTLED)
+        with suppress(NoThreadError):
+            await in_thread(memory.give_back)
+            log.event(LOG, "memory_given_back", level=logging.DEBUG)
 
 
 async def _within(seconds: float, done: Awaitable[None]) -> None:

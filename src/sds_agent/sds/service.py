@@ -33,6 +33,9 @@ LOG = logging.getLogger(__name__)
 
 SERVICE = "envoy.service.secret.v3.SecretDiscoveryService"
 
+CROWD = 64
+"""Streams that leave more behind, as they come and go, than it costs to tidy up."""
+
 FETCH_TIMEOUT = 10.0
 """Seconds that FetchSecrets waits for a secret that is not issued yet."""
 
@@ -122,6 +125,9 @@ class SecretDiscoveryService:
         self._most_streams = most_streams
         self._open = Crowd[_Open]()  # each under the process at its other end
         self._draining = False
+        self._moves = 0
+        self.crowd_moved = asyncio.Event()
+        """Set once `CROWD` streams have come or gone. Who clears it is told of the next as many."""
         self._watchers: dict[object, Callable[[], None]] = {}
         self.holders: dict[str, str] = {}
         """The process at the other end of each connection, by gRPC's address for it. The acceptor keeps it."""
@@ -175,6 +181,12 @@ class SecretDiscoveryService:
                 concerned.update(dict.fromkeys(streams))
         for each in concerned:  # once the journal knows every stream that this push is for
             each.push()
+
+    def _moved(self) -> None:
+        self._moves += 1
+        if self._moves % CROWD == 0:
+            self.crowd_moved.set()
+        self._changed()
 
     def _changed(self) -> None:
         if self._watchers:
@@ -248,12 +260,12 @@ class SecretDiscoveryService:
         if (gives_way := self._open.admit(new, peer, self._most_streams)) is not None:
             self._open.leave(gives_way)
             gives_way.give_way()
-        self._changed()
+        self._moved()
         try:
             yield
         finally:
             self._open.leave(new)
-            self._changed()
+            self._moved()
 
     async def _fetch_secrets(self, _requests: object, context: Context) -> bytes:
         peer = self._peer(context)

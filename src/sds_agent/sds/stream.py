@@ -177,6 +177,7 @@ class Stream(Generic[R]):
         finally:
             if self._push is not None:
                 self._push.cancel()
+            self._push = self._task = None  # which know this stream: it is to be freed at once
             self._draining = True
             self._know(())
             self._store.acknowledgements.note(self, {})
@@ -189,7 +190,10 @@ class Stream(Generic[R]):
             if message is None or self._draining:
                 break
             self._at_work = True
-            finish = await self._perform(self._received(message), changed=False)
+            actions = self._received(message)
+            del message  # an Envoy's first has 61 KB, and the next may be a day away
+            finish = await self._perform(actions, changed=False)
+            del actions  # they hold an answer with its key
             finish = finish or await self._refresh()
             self._at_work = False
             if finish is not None:
