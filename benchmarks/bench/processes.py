@@ -55,9 +55,11 @@ def processor_ms(pid: int) -> float:
 
 
 def precise_ms(pid: int) -> float:
-    """Milliseconds that the threads that a process has now have run, to the nanosecond (schedstat)."""
-    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(each.read_text().split()[0]) for each in threads) / 1e6
+    """Milliseconds that the threads of a process, those that are over too, have run, to the nanosecond.
+
+    It is the process's CPU-time clock, by the number that clock_getcpuclockid(3) makes of the pid.
+    """
+    return time.clock_gettime_ns(~pid << 3 | 2) / 1e6
 
 
 def resident_mb(pid: int) -> float:
