@@ -98,7 +98,7 @@ def ratios(row: Row, rows: Sequence[Row]) -> dict[str, float]:
     found = {}
     for figure in row.figures:
         base = of_floor.get(figure.name)
-        if base is None or not base.median:
+        if base is None or not base.median or figure.unit == "%":  # which is a ratio already
             continue
         if len(base.values) == len(figure.values) and all(base.values):  # run by run: a machine may drift
             found[figure.name] = statistics.median(a / b for a, b in zip(figure.values, base.values, strict=True))

@@ -20,9 +20,9 @@ def agent_command(config: Path) -> list[str]:
     return [str(Path(sys.executable).with_name("sds-agent")), "run", str(config)]
 
 
-def floor_command(socket: Path) -> list[str]:
+def floor_command(socket: Path, *options: str) -> list[str]:
     """The bare server: see floor.py."""
-    return [sys.executable, str(HERE / "floor.py"), str(socket)]
+    return [sys.executable, str(HERE / "floor.py"), str(socket), *options]
 
 
 @contextmanager

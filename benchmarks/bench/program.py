@@ -20,6 +20,10 @@ class MissingError(Exception):
     """The benchmark cannot run here. The text says what is missing and how to install it."""
 
 
+class FailedError(Exception):
+    """What is measured did not do what it is there for. The text says what it did."""
+
+
 class Peer(Struct, frozen=True):
     """Another program that serves secrets, running already: its socket, and its process for time and memory."""
 
@@ -49,7 +53,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 def main(doc: str | None, arguments: argparse.Namespace, measure: Callable[[], Iterable[Row]]) -> None:
     """Measure, print, and write the JSON; the name of the benchmark is that of its program. Exits with `CANNOT_RUN`
-    where something is missing.
+    where something is missing, and with 1 where what is measured fails.
     """
     name = Path(sys.argv[0]).stem
     load = os.getloadavg()[0]
@@ -58,6 +62,9 @@ def main(doc: str | None, arguments: argparse.Namespace, measure: Callable[[], I
     except MissingError as missing:
         print(f"{name}: {missing}", file=sys.stderr)
         sys.exit(CANNOT_RUN)
+    except FailedError as failed:
+        print(f"{name}: {failed}", file=sys.stderr)
+        sys.exit(1)
     print("\n".join(figures.lines(rows)))
     if arguments.json is not None:
         given = {key: str(value) for key, value in vars(arguments).items() if key != "json" and value is not None}

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.http2 import Call, CallEndedError
+from bench.program import FailedError
 from bench.requests import Subscription
 
 PER_PROCESS = 50
@@ -23,7 +24,7 @@ those of a node, and not one that floods them.
 _CHUNK = 1 << 18
 
 
-class LostError(Exception):
+class LostError(FailedError):
     """A stream ended, or did not get its responses in time: what was to be measured has failed."""
 
 
