@@ -1,6 +1,7 @@
 """The programs that are measured: started, read and ended."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -27,9 +28,9 @@ def floor_command(socket: Path, *options: str) -> list[str]:
 
 @contextmanager
 def started(
-    command: Sequence[str], socket: Path, *, extra: Mapping[str, str] | None = None, log: Path | None = None
+    command: Sequence[str], path: Path, *, extra: Mapping[str, str] | None = None, log: Path | None = None
 ) -> Iterator[int]:
-    """The pid of that program once its socket is there; it is ended when the context is left.
+    """The pid of that program once it listens at its socket; it is ended when the context is left.
 
     Its standard error goes to `log`. Raises MissingError where it ends at once.
     """
@@ -37,15 +38,25 @@ def started(
     with subprocess.Popen(command, env=environment(extra), stdout=subprocess.DEVNULL, stderr=errors) as program:
         try:
             deadline = time.monotonic() + STARTS_WITHIN
-            while not socket.exists():
+            while not _listens(path):
                 if program.poll() is not None or time.monotonic() > deadline:
-                    raise MissingError(f"{command[0]} does not serve at {socket}")
+                    raise MissingError(f"{command[0]} does not serve at {path}")
                 time.sleep(0.002)
             yield program.pid
         finally:
             program.terminate()
             if log is not None:
                 os.close(errors)
+
+
+def _listens(path: Path) -> bool:
+    """Whether a server takes connections there: gRPC binds the path a moment before it listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 def processor_ms(pid: int) -> float:

@@ -1,6 +1,5 @@
 """What an Envoy asks for on a stream of secrets, and how it acknowledges: the bytes of both, for both variants."""
 
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -32,54 +31,59 @@ class NodeUse(StrEnum):
 
 
 class Subscription(Struct, frozen=True):
-    """What a stream says. `acknowledge` reads a response and makes the ACK of it; it raises DecodeError."""
+    """What the streams of some Envoys say, each with a node id of its own, n1, n2 and so on."""
 
-    path: str
-    """/SERVICE/METHOD."""
-    first: bytes
-    acknowledge: Callable[[bytes], bytes]
+    variant: Variant
+    request: bytes
+    reply: bytes
+    """An ACK, without what is only in the response."""
+    node: NodeUse
+
+    @property
+    def path(self) -> str:
+        """The path of the call, /SERVICE/METHOD."""
+        return f"/{SERVICE}/{'StreamSecrets' if self.variant is Variant.SOTW else 'DeltaSecrets'}"
+
+    def first(self, number: int) -> bytes:
+        """The first request of that stream."""
+        return self.request + self._id(number)
+
+    def acknowledge(self, response: bytes, number: int) -> bytes:
+        """That stream's ACK of the response. Raises DecodeError where it is none."""
+        same = self.reply + self._id(number) if self.node is NodeUse.EVERY else self.reply
+        if self.variant is Variant.DELTA:
+            return same + field(6, wire.DeltaDiscoveryResponse.FromString(response).nonce.encode())
+        read = wire.DiscoveryResponse.FromString(response)
+        return b"".join((same, field(1, read.version_info.encode()), field(5, read.nonce.encode())))
+
+    def _id(self, number: int) -> bytes:
+        """A Node with this alone: protobuf merges a message field that comes twice, and what comes last counts."""
+        return field(2 if self.variant is Variant.SOTW else 1, field(1, f"n{number}".encode()))
 
 
 def subscription(variant: Variant, node: NodeUse, *names: str) -> Subscription:
-    """What a real Envoy says that subscribes to these names, or to `default` where there are none."""
+    """What real Envoys say that subscribe to these names, or to `default` where there are none."""
     request = wire.DiscoveryRequest.FromString(REAL.read_bytes())
     if node is NodeUse.NOWHERE:
         request.node.DiscardUnknownFields()
     if names:
         request.resource_names[:] = names
     if variant is Variant.SOTW:
-        first, acked = request, wire.DiscoveryRequest()
-        acked.CopyFrom(request)
+        reply = wire.DiscoveryRequest.FromString(request.SerializeToString())
         if node is not NodeUse.EVERY:
-            acked.ClearField("node")
-        return Subscription(f"/{SERVICE}/StreamSecrets", first.SerializeToString(), _sotw(acked.SerializeToString()))
+            reply.ClearField("node")
+        return Subscription(variant, request.SerializeToString(), reply.SerializeToString(), node)
     delta = wire.DeltaDiscoveryRequest(
         node=request.node, type_url=request.type_url, resource_names_subscribe=request.resource_names
     )
-    reply = wire.DeltaDiscoveryRequest(type_url=request.type_url)
+    settled = wire.DeltaDiscoveryRequest(type_url=request.type_url)
     if node is NodeUse.EVERY:
-        reply.node.CopyFrom(request.node)
-    return Subscription(f"/{SERVICE}/DeltaSecrets", delta.SerializeToString(), _delta(reply.SerializeToString()))
+        settled.node.CopyFrom(request.node)
+    return Subscription(variant, delta.SerializeToString(), settled.SerializeToString(), node)
 
 
-def _sotw(same: bytes) -> Callable[[bytes], bytes]:
-    def acknowledge(response: bytes) -> bytes:
-        read = wire.DiscoveryResponse.FromString(response)
-        return b"".join((same, _text(1, read.version_info), _text(5, read.nonce)))
-
-    return acknowledge
-
-
-def _delta(same: bytes) -> Callable[[bytes], bytes]:
-    def acknowledge(response: bytes) -> bytes:
-        return same + _text(6, wire.DeltaDiscoveryResponse.FromString(response).nonce)
-
-    return acknowledge
-
-
-def _text(field: int, text: str) -> bytes:
-    """A string field of fewer than 128 bytes. Our schema has no versions in requests: the agent does not read them."""
-    data = text.encode()
+def field(number: int, data: bytes) -> bytes:
+    """A field of fewer than 128 bytes. Our schema has no versions in requests: the agent does not read them."""
     if len(data) > 127:
-        raise ValueError(f"{text[:20]}... has more than 127 bytes")
-    return bytes((field << 3 | 2, len(data))) + data
+        raise ValueError(f"{data[:20]!r}... has more than 127 bytes")
+    return bytes((number << 3 | 2, len(data))) + data

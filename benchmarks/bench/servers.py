@@ -2,21 +2,31 @@
 server in two forms, and programs that run already.
 """
 
+import argparse
+import os
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
-from bench.figures import FLOOR
+from bench.figures import FLOOR, Figure
 from bench.processes import agent_command, floor_command, precise_ms, started
-from bench.program import Peer
+from bench.program import FailedError, Peer
 from bench.subscribers import Subscribers
 
 AGENT = "agent"
 LEAN_FLOOR = "floor lean"
+STREAMS = (1, 100, 220, 500, 1000, 2000)
+
+Found = defaultdict[tuple[str, str], list[float]]
+"""Values by the name and the unit of their figure."""
 
 CONFIG = """
 trust_domain: demo.example
@@ -33,6 +43,16 @@ class Running(Struct, frozen=True):
     pid: int
     log: Path | None = None
 
+    def lines(self) -> int:
+        """How many lines it has written."""
+        return 0 if self.log is None else self.log.read_bytes().count(b"\n")
+
+    def newest(self, event: str) -> Mapping[str, object]:
+        """The fields of the newest event of that name in its log; none where there is none."""
+        lines = [] if self.log is None else self.log.read_bytes().splitlines()
+        events = (msgspec.json.decode(line, type=dict[str, object]) for line in reversed(lines))
+        return next((each for each in events if each.get("event") == event), {})
+
     def settled(self, streams: Subscribers, within: float = 10.0) -> None:
         """Go on with the streams until the server has taken less than a millisecond of the processor in a tenth of a
         second, or time is up: it has dealt with their ACKs.
@@ -48,17 +68,55 @@ class Server(Struct, frozen=True):
 
     name: str
     running: Callable[[], AbstractContextManager[Running]]
+    pushes_on_signal: bool = False
+    """Whether SIGUSR1 has it push; others push what they renew."""
     is_peer: bool = False
 
 
-def servers(peers: Iterable[Peer], *, ttl: str = "24h") -> list[Server]:
-    """All: the agent on its embedded CA, with certificates that live so long, has one identity and a JSON log."""
+def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """What the benchmarks of streams take: --streams, --rounds, --beside and --peer."""
+    parser.add_argument("--streams", type=int, nargs="+", metavar="N", help=f"by default {' '.join(map(str, STREAMS))}")
+    parser.add_argument("--rounds", type=int, help=f"each starts all servers anew; by default {rounds}")
+    parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="the agent of another checkout too")
+    parser.add_argument(
+        "--peer", type=Peer.parse, action="append", default=[], metavar="SOCKET:PID", help="a server that runs already"
+    )
+
+
+def servers(arguments: argparse.Namespace, *, ttl: str = "24h") -> list[Server]:
+    """All, as the arguments say: the agent on its embedded CA, with certificates that live so long, has one identity
+    and a JSON log.
+    """
     chosen = [
-        Server(FLOOR, _floor),
-        Server(LEAN_FLOOR, lambda: _floor("--lean")),
-        Server(AGENT, lambda: _agent(ttl)),
+        Server(FLOOR, _floor, pushes_on_signal=True),
+        Server(LEAN_FLOOR, partial(_floor, "--lean"), pushes_on_signal=True),
+        Server(AGENT, partial(_agent, ttl)),
     ]
-    return [*chosen, *(Server(f"peer {each.pid}", lambda each=each: _peer(each), is_peer=True) for each in peers)]  # type: ignore[misc]
+    if arguments.beside is not None:
+        chosen.append(Server("agent beside", partial(_agent, ttl, arguments.beside.resolve())))
+    return [*chosen, *(Server(f"peer {each.pid}", partial(_peer, each), is_peer=True) for each in arguments.peer)]
+
+
+def each_round(
+    chosen: Sequence[Server], rounds: int, measured: Callable[[Server, Found], None]
+) -> Iterator[tuple[Server, tuple[Figure, ...]]]:
+    """The figures of each server, of so many rounds in which each is measured in turn.
+
+    A peer that does not do what it is there for is left out, with words. Raises FailedError where ours does not.
+    """
+    found = {server.name: Found(list) for server in chosen}
+    left = list(chosen)
+    for _ in range(rounds):
+        for server in tuple(left):
+            try:
+                measured(server, found[server.name])
+            except FailedError as failed:
+                if not server.is_peer:
+                    raise FailedError(f"{server.name}: {failed}") from failed
+                print(f"{server.name} is left out: {failed}", file=sys.stderr)
+                left.remove(server)
+    for server in left:
+        yield server, tuple(Figure(name, unit, tuple(values)) for (name, unit), values in found[server.name].items())
 
 
 @contextmanager
@@ -70,11 +128,15 @@ def _floor(*options: str) -> Iterator[Running]:
 
 
 @contextmanager
-def _agent(ttl: str) -> Iterator[Running]:
+def _agent(ttl: str, checkout: Path | None = None) -> Iterator[Running]:
     with tempfile.TemporaryDirectory() as directory:
         socket, log, config = (Path(directory, name) for name in ("agent.sock", "log", "sds-agent.yaml"))
         config.write_text(CONFIG.format(directory=directory, socket=socket, ttl=ttl))
-        with started([*agent_command(config), "--log-format", "json"], socket, log=log) as pid:
+        command, extra = agent_command(config), dict[str, str]()
+        if checkout is not None:
+            command = [sys.executable, "-m", "sds_agent", "run", str(config)]
+            extra["PYTHONPATH"] = os.pathsep.join(str(checkout / each) for each in ("src", "proto_gen"))
+        with started([*command, "--log-format", "json"], socket, extra=extra, log=log) as pid:
             yield Running(socket, pid, log)
 
 

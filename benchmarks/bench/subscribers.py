@@ -31,14 +31,15 @@ class LostError(FailedError):
 class Subscriber:
     """One stream. It acknowledges each response at once."""
 
-    __slots__ = ("_call", "_left_over", "_socket", "_subscription", "received", "sent_bytes")
+    __slots__ = ("_call", "_left_over", "_number", "_socket", "_subscription", "received", "sent_bytes")
 
-    def __init__(self, connected: socket.socket, subscription: Subscription) -> None:
+    def __init__(self, connected: socket.socket, subscription: Subscription, number: int) -> None:
         connected.setblocking(False)
         self._socket = connected
         self._subscription = subscription
+        self._number = number
         self._call = Call(subscription.path)
-        self._call.say(subscription.first)
+        self._call.say(subscription.first(number))
         self._left_over = b""
         self.received: list[float] = []
         """When each response was complete, in seconds of `time.perf_counter`."""
@@ -62,7 +63,7 @@ class Subscriber:
         if responses:
             self.received += [time.perf_counter()] * len(responses)
             for each in responses:
-                self._call.say(self._subscription.acknowledge(each))
+                self._call.say(self._subscription.acknowledge(each, self._number))
         return len(responses)
 
     def send(self) -> None:
@@ -188,7 +189,7 @@ class Subscribers:
             for each in made:
                 each.close()
             raise LostError(f"{self._path} takes no connection: {error.strerror}") from error
-        return [Subscriber(each, self._subscription) for each in made]
+        return [Subscriber(each, self._subscription, number) for number, each in enumerate(made, len(self) + 1)]
 
 
 @contextmanager

@@ -1,0 +1,100 @@
+"""What a push to all Envoys of a node costs: from the first stream's receipt to the last one's, and processor time.
+
+    python benchmarks/push.py [--streams N...] [--variants sotw delta] [--nodes first every] [--rounds 3] [--pushes 5]
+                              [--beside CHECKOUT] [--peer SOCKET:PID]
+
+N clients hold a stream each, on a connection of its own, and acknowledge each response at once. Their Node, 61 KB as a
+real Envoy 1.40 sends it, is on the first request alone (`first`: the lean case), on every ACK too (`every`), or without
+its extensions (`nowhere`). "first to last" is the time between the receipts of the first and of the last stream; the
+clients themselves take 0.02 ms for each. "processor" is what the server took for the push and its ACKs, with the issue
+of the certificate and the wait for it: certificates live for seconds, because an agent renews by itself alone. What it
+took up to the first receipt stands beside it. The bare server pushes on a signal. "change to last" is the time from
+that signal to the last receipt, and to the last ACK from the change of the secret where the agent's log says so; "log"
+are the lines that it wrote. A peer is waited for a minute for each push.
+"""
+
+import argparse
+import itertools
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+from bench import program
+from bench.figures import Row
+from bench.processes import precise_ms, resident_mb
+from bench.program import FailedError
+from bench.requests import NodeUse, Subscription, Variant, subscription
+from bench.servers import STREAMS, Found, Running, Server, add_arguments, each_round, servers
+from bench.subscribers import Subscribers, subscribed
+
+SERVED_WITHIN = 60.0
+PUSHED_WITHIN = 60.0
+
+
+def lifetime(streams: int) -> str:
+    """Of the certificates: they are renewed at half of it, and the push before that has to be over."""
+    return "6s" if streams <= 500 else "12s"
+
+
+def pushes(running: Running, server: Server, streams: Subscribers, count: int, found: Found) -> None:
+    """So many pushes to the streams, which have had one response. Raises FailedError."""
+    for number in range(2, count + 2):
+        processor, lines, began = precise_ms(running.pid), running.lines(), time.perf_counter()
+        if server.pushes_on_signal:
+            os.kill(running.pid, signal.SIGUSR1)
+        if not streams.any_has(number, PUSHED_WITHIN):
+            raise FailedError(f"it pushed nothing in {PUSHED_WITHIN:g} s")
+        before = precise_ms(running.pid) - processor
+        received = streams.each_has(number, PUSHED_WITHIN)
+        running.settled(streams)
+        if streams.any_has(number + 1, 0):
+            raise FailedError(f"the push to {len(streams)} streams was not over when the next one began")
+        found["first to last", "ms"].append((max(received) - min(received)) * 1000)
+        found["processor", "ms"].append(precise_ms(running.pid) - processor)
+        found["of it before the first receipt", "ms"].append(before)
+        if server.pushes_on_signal:
+            found["change to last", "ms"].append((max(received) - began) * 1000)
+        elif isinstance(acked := running.newest("pushed").get("last_ack_ms"), float):
+            found["change to last", "ms"].append(acked)
+            found["log", "lines"].append(running.lines() - lines)
+    found["resident at the end", "MB"].append(resident_mb(running.pid))
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
+    """A row for each server, number of streams, variant and use of the Node. Raises MissingError and FailedError."""
+    program.descriptors(4 * max(arguments.streams) + 200)
+    for count, variant, node in itertools.product(arguments.streams, arguments.variants, arguments.nodes):
+        asked = subscription(variant, node)
+
+        def measured(server: Server, found: Found, count: int = count, asked: Subscription = asked) -> None:
+            with server.running() as running, subscribed(running.socket, asked) as streams:
+                streams.join(count)
+                streams.each_has(1, SERVED_WITHIN)
+                running.settled(streams)
+                pushes(running, server, streams, arguments.pushes, found)
+
+        chosen = servers(arguments, ttl=lifetime(count))
+        case: dict[str, str | int] = {"streams": count, "variant": variant, "node": node}
+        for server, figures in each_round(chosen, arguments.rounds, measured):
+            yield Row(server.name, case, figures)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = program.parser(__doc__)
+    add_arguments(parser, rounds=3)
+    parser.add_argument("--variants", type=Variant, choices=list(Variant), nargs="+", default=list(Variant))
+    parser.add_argument(
+        "--nodes", type=NodeUse, choices=list(NodeUse), nargs="+", default=[NodeUse.FIRST, NodeUse.EVERY]
+    )
+    parser.add_argument("--pushes", type=int, help="of each round; by default 5")
+    arguments = parser.parse_args()
+    arguments.streams = arguments.streams or ((20,) if arguments.small else STREAMS)
+    arguments.rounds = arguments.rounds or (1 if arguments.small else 3)
+    arguments.pushes = arguments.pushes or (1 if arguments.small else 5)
+    program.main(__doc__, arguments, lambda: measure(arguments))
+
+
+if __name__ == "__main__":
+    main()
