@@ -47,11 +47,11 @@ class Running(Struct, frozen=True):
         """How many lines it has written."""
         return 0 if self.log is None else self.log.read_bytes().count(b"\n")
 
-    def newest(self, event: str) -> Mapping[str, object]:
-        """The fields of the newest event of that name in its log; none where there is none."""
+    def events(self, name: str) -> list[Mapping[str, object]]:
+        """The events of that name in its log, in order."""
         lines = [] if self.log is None else self.log.read_bytes().splitlines()
-        events = (msgspec.json.decode(line, type=dict[str, object]) for line in reversed(lines))
-        return next((each for each in events if each.get("event") == event), {})
+        events = (msgspec.json.decode(line, type=dict[str, object]) for line in lines)
+        return [each for each in events if each.get("event") == name]
 
     def settled(self, streams: Subscribers, within: float = 10.0) -> None:
         """Go on with the streams until the server has taken less than a millisecond of the processor in a tenth of a
@@ -77,6 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
     """What the benchmarks of streams take: --streams, --rounds, --beside and --peer."""
     parser.add_argument("--streams", type=int, nargs="+", metavar="N", help=f"by default {' '.join(map(str, STREAMS))}")
     parser.add_argument("--rounds", type=int, help=f"each starts all servers anew; by default {rounds}")
+    add_server_arguments(parser)
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `servers` reads: --beside and --peer."""
     parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="the agent of another checkout too")
     parser.add_argument(
         "--peer", type=Peer.parse, action="append", default=[], metavar="SOCKET:PID", help="a server that runs already"
