@@ -31,10 +31,10 @@ class Figure(Struct, frozen=True):
 
     def __str__(self) -> str:
         """The median, with the least and the greatest where there are several."""
-        middle = f"{_digits(self.median)} {self.unit}".rstrip()
+        middle = f"{digits(self.median)} {self.unit}".rstrip()
         if len(self.values) == 1:
             return middle
-        return f"{middle} ({_digits(min(self.values))} to {_digits(max(self.values))})"
+        return f"{middle} ({digits(min(self.values))} to {digits(max(self.values))})"
 
 
 class Row(Struct, frozen=True):
@@ -128,7 +128,8 @@ def read(path: Path) -> Report:
     return msgspec.json.decode(path.read_bytes(), type=Report)
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
+    """The value for people: three digits, with commas between thousands."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"

@@ -1,0 +1,62 @@
+"""Every benchmark runs, on a small scale, and gives what the page of figures shows: one that is only run by hand is
+broken when somebody needs it. No time that it measures is looked at.
+"""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from bench import figures
+from bench.contents import BENCHMARKS, CHARTS, GROWTHS, SUMMARY, Contents
+from bench.figures import Report
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+_FILES = {name: FOLDER / f"{name}.py" for name in BENCHMARKS}
+PROGRAMS = [name for name, file in _FILES.items() if file.exists() and "from bench" in file.read_text()]
+WITHIN = 120.0
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_benchmark_runs_and_the_page_of_figures_finds_what_it_shows(name: str, tmp_path: Path) -> None:
+    found = small(name, tmp_path / f"{name}.json")
+    assert found.benchmark == name
+    assert found.method
+    assert found.rows
+    for row in found.rows:
+        names = [each.name for each in row.figures]
+        assert names
+        assert len(set(names)) == len(names), f"{row.server} {row.case} has two figures of one name"
+        for each in row.figures:
+            assert each.values, each
+            assert all(math.isfinite(value) for value in each.values), each
+    for unit in units(found).values():
+        assert len(unit) == 1, "a figure has one unit in all rows"
+    page = Contents({name: found})
+    for chart in CHARTS:
+        if (picture := page.drawn(chart)) is not None:
+            ET.fromstring(picture)  # noqa: S314 - ours
+    shown = [(each.figure, each.case) for each in (*SUMMARY, *GROWTHS) if each.benchmark == name]
+    for figure, case in shown:
+        assert figure in units(found), f"the page shows {figure!r}"
+        assert any(case.keys() <= row.case.keys() for row in found.rows), f"the page looks for {case}"
+
+
+def small(name: str, path: Path) -> Report:
+    """The figures of a small run."""
+    command = [sys.executable, str(FOLDER / f"{name}.py"), "--small", "--json", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    return figures.read(path)
+
+
+def units(found: Report) -> dict[str, set[str]]:
+    """The units of each figure, by its name."""
+    made: dict[str, set[str]] = {}
+    for row in found.rows:
+        for each in row.figures:
+            made.setdefault(each.name, set()).add(each.unit)
+    return made
