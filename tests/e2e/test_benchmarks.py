@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from bench import figures
-from bench.contents import BENCHMARKS, CHARTS, GROWTHS, SUMMARY, Contents
+from bench.contents import BENCHMARKS, CHARTS, GROWTHS, SUMMARY, Contents, Growth, Line
 from bench.figures import Report
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -38,7 +38,10 @@ def test_a_benchmark_runs_and_the_page_of_figures_finds_what_it_shows(name: str,
     for chart in CHARTS:
         if (picture := page.drawn(chart)) is not None:
             ET.fromstring(picture)  # noqa: S314 - ours
-    shown = [(each.figure, each.case) for each in (*SUMMARY, *GROWTHS) if each.benchmark == name]
+    for line in SUMMARY:
+        assert line.benchmark != name or any(row.server in line.servers for row in found.rows), line.servers
+    lines: list[Line | Growth] = [*SUMMARY, *GROWTHS]
+    shown = [(each.figure, each.case) for each in lines if each.benchmark == name]
     for figure, case in shown:
         assert figure in units(found), f"the page shows {figure!r}"
         assert any(case.keys() <= row.case.keys() for row in found.rows), f"the page looks for {case}"
