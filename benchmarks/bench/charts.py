@@ -39,6 +39,8 @@ WIDTH = 800
 TOP = 40
 PANEL = 250
 ROW = 20
+MOST_MARKS = 40
+"""Points of a line that have marks; those of a longer one would hide each other."""
 CHARACTER = 6.4
 """Pixels that a character of a label takes, on the wide side."""
 
@@ -52,7 +54,7 @@ class Point(Struct, frozen=True):
 
 
 class Series(Struct, frozen=True):
-    """What one server did."""
+    """What one server did; without a name, where it is alone in its panel."""
 
     name: str
     look: int
@@ -172,7 +174,7 @@ def _panel(panel: Panel, x_label: str, left: float, top: float, width: float, *,
     yield _text((begin + end) / 2, lower + 36, x_label, "quiet", anchor="middle")
     for each in panel.series:
         yield from _drawn(each, across, up)
-    ends = [(up(each.points[-1].middle), each) for each in panel.series]
+    ends = [(up(each.points[-1].middle), each) for each in panel.series if each.name]
     for y, each in _spread_out(ends):
         yield _text(end + 10, y + 4, each.name, f"f{each.look}")
 
@@ -180,7 +182,7 @@ def _panel(panel: Panel, x_label: str, left: float, top: float, width: float, *,
 def _drawn(series: Series, across: Scale, up: Scale) -> Iterator[str]:
     path = "L".join(f"{across(point.x):.1f} {up(point.middle):.1f}" for point in series.points)
     yield f'<path class="line c{series.look}" d="M{path}"/>'
-    if len(series.points) > 40:  # a curve, in which marks would hide each other
+    if len(series.points) > MOST_MARKS:
         return
     for point in series.points:
         x, low, high = across(point.x), up(min(point.values)), up(max(point.values))
@@ -229,17 +231,14 @@ def _text(x: float, y: float, text: str, classes: str, *, anchor: str = "start",
 
 
 def _said(panel: Panel, x_label: str) -> str:
-    """The panel in words: each server's median at each place, or of a curve its ends, mean and peak."""
+    """The panel in words: each server's median at each place, or of a curve its mean and its peak."""
     said = []
     for each in panel.series:
-        if len(each.points) > 40:
-            middles = [point.middle for point in each.points]
-            said.append(
-                f"{each.name}: mean {digits(sum(middles) / len(middles))}, greatest {digits(max(middles))} {panel.unit}"
-            )
-        else:
-            at = ", ".join(f"{digits(point.middle)} at {digits(point.x)}" for point in each.points)
-            said.append(f"{each.name}: {at}")
+        middles = [point.middle for point in each.points]
+        words = f"mean {digits(sum(middles) / len(middles))}, greatest {digits(max(middles))}"
+        if len(each.points) <= MOST_MARKS:
+            words = ", ".join(f"{digits(point.middle)} at {digits(point.x)}" for point in each.points)
+        said.append(f"{each.name}: {words}" if each.name else words)
     return f"{panel.title}, in {panel.unit}, over {x_label}. {'; '.join(said)}."
 
 

@@ -127,6 +127,12 @@ SUMMARY: tuple[Line, ...] = (
     ),
     Line(words="10,000 identities issued in", benchmark="identities", figure="all issued", case={"identities": 10_000}),
     Line(words="memory an identity", benchmark="identities", figure="memory", case={"identities": 10_000}),
+    Line(
+        words="an Envoy's first request read",
+        benchmark="codec",
+        figure="processor",
+        case={"step": "read the first request", "variant": "sotw"},
+    ),
     Line(words="a certificate of the CA server", benchmark="ca_serve", figure="processor time a certificate", case=_CA),
     Line(
         words="slowest of a thousand requests through renewals (floor: without)",

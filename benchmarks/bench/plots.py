@@ -12,6 +12,9 @@ from bench.tables import OURS, named
 
 Case = Mapping[str, str | int]
 
+CUT = 3
+"""Times the median, up to which a course is drawn once more."""
+
 
 class UnknownFigureError(Exception):
     """No row of the report has what a chart shows: the benchmark has changed, or its chart names it wrongly."""
@@ -87,7 +90,9 @@ class Runs(Chart, frozen=True, kw_only=True):
 
 
 class Course(Chart, frozen=True, kw_only=True):
-    """A figure whose values follow each other in time: a panel for each case, a line for each server."""
+    """A figure whose values follow each other in time: two panels for each server and case, the whole, and what a peak
+    would hide, cut at `CUT` times the median.
+    """
 
     figure: str
     x_label: str
@@ -98,16 +103,17 @@ class Course(Chart, frozen=True, kw_only=True):
         keys = differing(rows)
         panels = []
         for words, some in _grouped(rows, keys):
-            series = tuple(
-                Series(
-                    named(row.server),
-                    looks(rows)[row.server],
-                    tuple(Point(place, (value,), value) for place, value in enumerate(each.values)),
-                )
-                for row, each in some
-            )
-            panels.append(Panel(words or self.figure, some[0][1].unit, series))
+            for row, each in some:
+                title = ", ".join(filter(None, (named(row.server), words)))
+                panels.append(self._panel(title, each))
+                low = Figure(each.name, each.unit, tuple(min(value, CUT * each.median) for value in each.values))
+                panels.append(self._panel(f"the same, cut at {CUT} times the median", low))
         return charts.lines(self.title, self.x_label, panels, every=self.every)
+
+    @staticmethod
+    def _panel(title: str, figure: Figure) -> Panel:
+        points = tuple(Point(place, (value,), value) for place, value in enumerate(figure.values))
+        return Panel(title, figure.unit, (Series("", 0, points),))
 
 
 def looks(rows: Sequence[tuple[Row, Figure]]) -> dict[str, int]:
@@ -142,7 +148,7 @@ def _values(case: Case, keys: Sequence[str]) -> tuple[str | int, ...]:
 def _words(key: str, value: str | int, *, alone: bool) -> str:
     """A value that is a number, or has others beside it, needs the name of its key."""
     if isinstance(value, int):
-        return f"{digits(value)} {key}"
+        return f"{key} {digits(value)}"
     return value if alone else f"{key} {value}"
 
 

@@ -67,8 +67,13 @@ def main(doc: str | None, arguments: argparse.Namespace, measure: Callable[[], I
         sys.exit(1)
     print("\n".join(figures.lines(rows)))
     if arguments.json is not None:
-        given = {key: str(value) for key, value in vars(arguments).items() if key != "json" and value is not None}
+        given = {key: _words(value) for key, value in vars(arguments).items() if key != "json" and value is not None}
         figures.write(figures.report(name, doc or "", given, rows, load), arguments.json)
+
+
+def _words(value: object) -> str:
+    """An argument as it is given on the command line."""
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def tool(name: str, package: str) -> str:

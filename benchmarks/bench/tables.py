@@ -8,7 +8,7 @@ OURS = ("agent", "sds-agent")
 """What rows call the agent, and the CA server that is the same program."""
 
 MOST_COLUMNS = 6
-"""Figures beside each other; more of them stand below each other."""
+"""Figures beside each other; more of them than this, and than there are rows, stand below each other."""
 
 LOADED = 0.5
 """The load average above which a measurement had not the machine to itself."""
@@ -46,7 +46,7 @@ def _table(kind: Sequence[Row], rows: Sequence[Row]) -> str:
     heads = [*kind[0].case, "server"]
     names = [f"{name}, {unit}" if unit else name for name, unit in columns]
     body = [[*_case(row), named(row.server), *_figures(row, rows, columns)] for row in kind]
-    if len(columns) <= MOST_COLUMNS:
+    if len(columns) <= max(MOST_COLUMNS, len(kind)):
         return markdown([*heads, *names], body, numbers=len(columns))
     turned = zip([*heads, *names], *body, strict=True)
     return markdown(["", *("" for _ in kind)], turned, numbers=len(kind))
@@ -87,12 +87,12 @@ def origin(found: Report) -> str:
 
 def _matters(key: str, value: str) -> bool:
     """Where a peer was is of no use on another machine."""
-    return not key.startswith(("peer", "beside")) and value not in {"", "None", "False", "[]", "()"}
+    return not key.startswith(("peer", "beside")) and value not in {"", "False"}
 
 
 def _option(key: str, value: str) -> str:
     option = f"--{key.replace('_', '-')}"
-    return option if value == "True" else f"{option} {value.strip('[]()').replace(',', '')}"
+    return option if value == "True" else f"{option} {value}"
 
 
 def machines(reports: Iterable[Report]) -> str:

@@ -117,7 +117,15 @@ def test_a_course_names_days_and_not_every_hour() -> None:
     svg = Course(name="f", benchmark="fleet", title="t", figure="each hour", x_label="hours").drawn(week)
     assert {"0", "24", "144"} <= set(texts(svg))
     assert "25" not in texts(svg)
-    assert "greatest 6 ms" in svg
+    assert "greatest 6" in svg
+
+
+def test_a_peak_does_not_hide_the_course_beside_it() -> None:
+    """An outage that draws a hundred times the usual requests makes all other hours one flat line."""
+    week = report(row("agent", *(900.0 if hour == 70 else 5 + hour % 2 for hour in range(168)), name="each hour"))
+    svg = Course(name="f", benchmark="fleet", title="t", figure="each hour", x_label="hours").drawn(week)
+    assert {"sds-agent", "the same, cut at 3 times the median"} <= set(texts(svg))
+    assert "mean 5.58, greatest 18" in svg
 
 
 def test_a_chart_of_what_a_benchmark_does_not_give_says_so() -> None:
@@ -149,7 +157,7 @@ def test_many_figures_stand_below_each_other() -> None:
 
 
 def test_where_it_came_from_names_the_command_and_a_machine_that_was_not_idle() -> None:
-    said = origin(report(load=3.2, rounds="3", small="False", streams="(1, 500)", peer="[Peer(socket=/run/x)]"))
+    said = origin(report(load=3.2, rounds="3", small="False", streams="1 500", peer="/run/x"))
     assert said.startswith("`scripts/bench push -- --rounds 3 --streams 1 500` on 29 November 2026.")
     assert "load average before it was 3.2" in said
     assert "load" not in origin(report())
