@@ -16,6 +16,7 @@ import tracemalloc
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
+from typing import Self
 
 import sds_agent
 from sds_agent.sds.endpoint import SocketFile
@@ -26,7 +27,7 @@ from sds_agent.secrets.store import SecretStore
 
 OURS = str(Path(sds_agent.__file__).parent)
 TURNS = 20
-"""Turns of the event loop in which what the last ACK causes is done."""
+"""Turns of the event loop in which what is due is done, such as what the last ACK causes."""
 
 
 class Calls:
@@ -52,6 +53,14 @@ class Lines(logging.Handler):
 
     lines = 0
 
+    @classmethod
+    def recording(cls) -> Self:
+        """One that counts the package's lines from now on, as many as it writes by default."""
+        made, logger = cls(), logging.getLogger("sds_agent")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(made)
+        return made
+
     def emit(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - the handler's signature
         """Count one."""
         self.lines += 1
@@ -63,11 +72,8 @@ class Agent:
     def __init__(self) -> None:
         self.store = SecretStore(("default", "ROOTCA"))
         self.service = SecretDiscoveryService(self.store)
-        self._lines = Lines()
+        self._lines = Lines.recording()
         self._number = 0
-        logger = logging.getLogger("sds_agent")
-        logger.setLevel(logging.INFO)
-        logger.addHandler(self._lines)
         self.store.publish({"ROOTCA": BundleSecret(b"roots" * 200)})
         self.publish()
 
@@ -88,8 +94,7 @@ class Agent:
         with self.service.watching(lambda: enough.set() if self.acks >= count else None):
             if self.acks < count:
                 await enough.wait()
-        for _ in range(TURNS):
-            await asyncio.sleep(0)
+        await settled()
 
     async def push(self, streams: int) -> dict[str, int]:
         """Publish, and count until that many ACKs have come."""
@@ -117,6 +122,12 @@ class Agent:
             "threads": entries("task"),
             "descriptors": entries("fd"),
         }
+
+
+async def settled() -> None:
+    """Let the event loop do what is due."""
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
 
 
 def entries(what: str) -> int:

@@ -43,13 +43,13 @@ class Took(Struct, frozen=True):
     again: Counts
     """Without any once more."""
 
-    def each(self, what: str) -> float:
-        """How many of these a stream has."""
-        return (self.many[what] - self.few[what]) / (MANY - FEW)
+    def each(self, what: str) -> int:
+        """How many of these a stream has: what the agent itself does just then is rounded away."""
+        return round((self.many[what] - self.few[what]) / (MANY - FEW))
 
-    def for_each(self, what: str) -> float:
+    def for_each(self, what: str) -> int:
         """How many of these a stream costs in a push."""
-        return (self.push_to_many[what] - self.push_to_few[what]) / (MANY - FEW)
+        return round((self.push_to_many[what] - self.push_to_few[what]) / (MANY - FEW))
 
 
 class Server:
