@@ -1,312 +1,367 @@
-"""How many CSRs a second `sds-agent ca serve` signs, beside what signing and gRPC cost alone; and its memory.
+"""What a certificate of `sds-agent ca serve` costs: its processor time, the time that callers wait, and its memory.
 
-    python benchmarks/ca_serve.py [--seconds 5] [--requests 100000] [--signer ec-p256|rsa-2048]
-    python benchmarks/ca_serve.py --beside CHECKOUT [--rounds 100] [--connections 8] [--signer ec-p256|rsa-2048]
+    python benchmarks/ca_serve.py
+    python benchmarks/ca_serve.py --signer ec-p256 --rounds 20 --beside CHECKOUT
+    python benchmarks/ca_serve.py --peer ADDRESS:PID --peer-roots FILE --peer-token FILE [--peer-name NAME]
 
-Eight callers ask at once, over TLS, from two processes of their own; each has a connection of its own and renews with
-the certificate that it got for its join token. `a` is a bare loop of `cryptography` that reads and checks the CSR,
-signs and encodes; `b` is a bare grpc.aio TLS server (this file, started with --floor) that answers the same bytes
-unsigned. The CA does the work of both, so no more than 1/(1/a + 1/b) is possible on one core; at least half of that is
-what it should reach.
+Callers ask over TLS, each on a connection of its own that it keeps, or with a new one for each request; one of them or
+eight at once. They prove themselves by a JSON Web Token (RS256, as Kubernetes signs its own), by the certificate of the
+connection, or by a join token, a new one for each request. Each sends one and the same CSR again and again.
 
-`--beside` compares this checkout with another one. Their servers answer in turn, in bursts of a fraction of a second,
-so that other work on the machine slows both alike. Printed are the processor time that each takes for a request, and
-the median of the ratios within a round.
+The servers answer in turn, a burst of requests each, so that other work on the machine slows all alike. `floor` is a
+bare gRPC server that signs and checks nothing else (ca_floor.py). --beside adds the `ca serve` of another checkout.
+--peer adds another CA with Istio's protocol that runs already, such as istiod; it takes part where the signer's key is
+of the same kind as its own, by token and by certificate. At the end each server signs --many certificates.
 """
 
-import argparse
 import asyncio
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Self
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 import grpc.aio
-from cryptography import x509
+import jwt
+from bench import processes, program
+from bench.figures import FLOOR, Figure, Row
+from bench.program import MissingError
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from jwt.algorithms import RSAAlgorithm
+from msgspec import Struct
 from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
 
-from sds_agent.ca.tls import sign_server
 from sds_agent.ca.tokens import JoinTokens
-from sds_agent.pki.certificates import has_key, read_pem, write_pem
+from sds_agent.pki.certificates import read_pem
 from sds_agent.pki.csr import make_csr
-from sds_agent.pki.keys import KeyType, PublicKey, generate, to_pkcs8_pem
-from sds_agent.signing.signer import Signer, make_root
+from sds_agent.pki.keys import KeyType, generate, to_pkcs8_pem
 
 METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
+NAME = "localhost"
 URI = "spiffe://demo.example/ns/default/sa/web"
-CALLERS = 8
-PROCESSES = 2
-BURST = 20
-WARM_UP = 3
-"""Requests of each caller in one round of a comparison, and rounds that come first and do not count."""
+ISSUER = "https://kubernetes.default.svc"
+AUDIENCE = "istio-ca"
+OURS = "sds-agent"
+KINDS = ("ec-p256", "rsa-2048")
+TOKEN, CERTIFICATE, JOIN_TOKEN = "token", "certificate", "join token"
+KEPT, NEW = "kept", "new"
+WARM_UP = 2
+"""Rounds that come first and do not count."""
+TIMEOUT = 30
 CONFIG = """
 trust_domain: demo.example
 listen: 127.0.0.1:0
 server_names: [localhost]
-signer: {{self_signed: root, key: {0}}}
-callers: {{join_tokens: tokens}}
+signer: {{self_signed: root, key: {kind}}}
+callers:
+  join_tokens: tokens
+  jwt: [{{issuer: "{issuer}", audience: {audience}, jwks: jwks.json}}]
 limits: {{per_caller: 1000000}}
 audit: audit.log
 log: {{format: json}}
 """
 
-
-def bare_signing(signer: Signer, csr: bytes, seconds: float) -> float:
-    """Bound a, in certificates a second."""
-    root = write_pem([signer.certificate]).decode()
-    count, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        request = x509.load_pem_x509_csr(csr)
-        key = request.public_key()
-        assert request.is_signature_valid
-        assert isinstance(key, PublicKey)
-        leaf = signer.sign_leaf(key, URI, datetime.now(UTC), timedelta(hours=1))
-        CertificateResponse(cert_chain=[write_pem([leaf]).decode(), root]).SerializeToString()
-        count += 1
-    return count / (time.perf_counter() - started)
+Metadata = tuple[tuple[str, str], ...]
 
 
-async def floor(directory: Path) -> None:
-    """Serve for bound b: the same bytes for every request."""
-    signer = make_root(generate(KeyType.EC_P256), "demo.example", datetime.now(UTC), timedelta(days=1))
-    key = generate(KeyType.EC_P256)
-    leaf = sign_server(signer, key.public_key(), ["localhost"], datetime.now(UTC), timedelta(days=1))
-    root = write_pem([signer.certificate])
-    answer = CertificateResponse(cert_chain=[write_pem([leaf]).decode(), root.decode()]).SerializeToString()
+class Case(Struct, frozen=True):
+    """What is asked how: the kinds of the CA's key and of the callers', their proof, how many ask at once, and whether
+    they keep their connections.
+    """
 
-    async def create(_request: bytes, _context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        return answer
+    signer: str
+    key: str
+    proof: str
+    callers: int
+    connection: str = KEPT
 
-    server = grpc.aio.server()
-    service, method = METHOD[1:].split("/")
-    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {method: grpc.unary_unary_rpc_method_handler(create)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-    credentials = grpc.ssl_server_credentials([(to_pkcs8_pem(key), write_pem([leaf]))])
-    port = server.add_secure_port("127.0.0.1:0", credentials)
-    await server.start()
-    (directory / "root.pem").write_bytes(root)
-    print(json.dumps({"event": "listening", "address": f"127.0.0.1:{port}"}), file=sys.stderr, flush=True)
-    await server.wait_for_termination()
+    @property
+    def named(self) -> dict[str, str | int]:
+        """For a row."""
+        return {each: getattr(self, each) for each in self.__struct_fields__}
 
 
-Caller = tuple[grpc.aio.Channel, bytes]
-"""A connection on which the caller's certificate proves it, and its request."""
+class Server(Struct, frozen=True):
+    """One that is measured. `join` makes a join token; None where it takes none."""
+
+    name: str
+    address: str
+    pid: int
+    roots: bytes
+    token: str = ""
+    host: str = NAME
+    join: Callable[[], str] | None = None
+
+    def takes(self, case: Case) -> bool:
+        """Whether it can be asked so."""
+        return case.proof != JOIN_TOKEN or self.join is not None or self.name == FLOOR
+
+    def channel(self, identity: tuple[bytes, bytes] | None = None) -> grpc.aio.Channel:
+        """A connection, which shows a certificate with its key where it is given one."""
+        options = [("grpc.ssl_target_name_override", self.host), ("grpc.use_local_subchannel_pool", 1)]
+        credentials = grpc.ssl_channel_credentials(self.roots, *(identity or ()))
+        return grpc.aio.secure_channel(self.address, credentials, options=options)
+
+    def metadata(self, case: Case) -> Metadata:
+        """The proof in a request's headers."""
+        token = self.token
+        if case.proof == CERTIFICATE or self.name == FLOOR:
+            return ()
+        if case.proof == JOIN_TOKEN and self.join is not None:
+            token = self.join()
+        return (("authorization", f"Bearer {token}"),)
 
 
-async def joined(address: str, roots: bytes, token: str) -> Caller:
-    """Join by a token, and connect with the certificate."""
-    key = generate(KeyType.EC_P256)
-    data = CertificateRequest(csr=make_csr(key, URI).decode(), validity_duration=3600).SerializeToString()
-    options = [("grpc.ssl_target_name_override", "localhost"), ("grpc.use_local_subchannel_pool", 1)]
-    credentials = grpc.ssl_channel_credentials(roots)
-    async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
+class Caller:
+    """Asks one server in one way."""
+
+    def __init__(self, server: Server, case: Case) -> None:
+        self._server, self._case = server, case
+        key = generate(KeyType(case.key))
+        self._data = CertificateRequest(csr=make_csr(key, URI).decode(), validity_duration=3600).SerializeToString()
+        self._identity: tuple[bytes, bytes] | None = None
+        self._private = to_pkcs8_pem(key)
+        self._channel: grpc.aio.Channel | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._case.proof == CERTIFICATE and self._server.name != FLOOR:
+            by_token = Case(self._case.signer, self._case.key, TOKEN, 1)
+            async with self._server.channel() as channel:
+                answer = await self.ask(channel, self._server.metadata(by_token))
+            self._identity = self._private, "".join(answer[:-1]).encode()
+        if self._case.connection == KEPT:
+            self._channel = self._server.channel(self._identity)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._channel is not None:
+            await self._channel.close()
+
+    def metadata(self, count: int) -> list[Metadata]:
+        """The proofs for so many requests, made beforehand."""
+        return [self._server.metadata(self._case) for _ in range(count)]
+
+    async def ask_each(self, proofs: Iterable[Metadata]) -> None:
+        """Ask again and again."""
+        for metadata in proofs:
+            if self._channel is not None:
+                await self.ask(self._channel, metadata)
+            else:
+                async with self._server.channel(self._identity) as channel:
+                    await self.ask(channel, metadata)
+
+    async def ask(self, channel: grpc.aio.Channel, metadata: Metadata) -> Sequence[str]:
+        """Ask once; the elements of the answer."""
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
-        answer = await call(data, metadata=(("authorization", f"Bearer {token}"),), timeout=30)
-    chain = "".join(CertificateResponse.FromString(answer).cert_chain[:-1]).encode()
-    if has_key(read_pem(chain)[0], key.public_key()):  # the bare server's answer is not
-        credentials = grpc.ssl_channel_credentials(roots, to_pkcs8_pem(key), chain)
-    return grpc.aio.secure_channel(address, credentials, options=options), data
+        return CertificateResponse.FromString(await call(self._data, metadata=metadata, timeout=TIMEOUT)).cert_chain
 
 
-async def ask(callers: Iterable[Caller], more: Callable[[], bool]) -> None:
-    """Let all ask at once, each again and again, while `more` says so."""
+class Burst(Struct, frozen=True):
+    """What a certificate cost in one burst, in milliseconds."""
 
-    async def one(channel: grpc.aio.Channel, data: bytes) -> None:
-        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
-        while more():
-            await call(data, timeout=30)
-
-    await asyncio.gather(*(one(channel, data) for channel, data in callers))
+    processor: float
+    wall: float
 
 
-async def asking(address: str, roots: bytes, tokens: list[str], seconds: float, requests: int) -> int:
-    """Ask from len(tokens) connections at once for so long, or so often in all; how many answers came."""
-    until, begun = time.perf_counter() + seconds, 0
+async def burst(server: Server, callers: Sequence[Caller], requests: int) -> Burst:
+    """Let the callers ask at once, so often in all."""
+    each = max(1, requests // len(callers))
+    proofs = [caller.metadata(each) for caller in callers]
+    before, began = processes.clock_ms(server.pid), time.perf_counter()
+    await asyncio.gather(*(caller.ask_each(given) for caller, given in zip(callers, proofs, strict=True)))
+    wall, count = (time.perf_counter() - began) * 1000, each * len(callers)
+    return Burst((processes.clock_ms(server.pid) - before) / count, wall / count)
 
-    def more() -> bool:
-        nonlocal begun
-        if begun >= requests or time.perf_counter() >= until:
-            return False
-        begun += 1
-        return True
 
-    await ask([await joined(address, roots, token) for token in tokens], more)
-    return begun
+@asynccontextmanager
+async def calling(server: Server, case: Case) -> AsyncIterator[list[Caller]]:
+    """The callers of a case."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(Caller(server, case)) for _ in range(case.callers)]
+
+
+async def in_turn(case: Case, servers: Sequence[Server], requests: int, rounds: int) -> list[Row]:
+    """A row for each server."""
+    found: dict[str, list[Burst]] = {server.name: [] for server in servers}
+    async with AsyncExitStack() as stack:
+        asking = [(server, await stack.enter_async_context(calling(server, case))) for server in servers]
+        for number in range(-WARM_UP, rounds):
+            for server, callers in asking if number % 2 else reversed(asking):
+                taken = await burst(server, callers, requests)
+                if number >= 0:
+                    found[server.name].append(taken)
+    return [
+        Row(
+            server.name,
+            case.named,
+            (
+                Figure("processor time a certificate", "ms", tuple(each.processor for each in found[server.name])),
+                Figure("time a certificate", "ms", tuple(each.wall for each in found[server.name])),
+            ),
+        )
+        for server in servers
+    ]
+
+
+async def many(case: Case, server: Server, count: int) -> Row:
+    """Its memory before and after so many certificates."""
+    before = resident_mb(server)
+    async with calling(server, case) as callers:
+        taken = await burst(server, callers, count)
+        after = resident_mb(server)
+    figures = (
+        Figure("resident memory before", "MB", (before,)),
+        Figure("resident memory at the end", "MB", (after,)),
+        Figure("processor time a certificate", "ms", (taken.processor,)),
+        Figure("time a certificate", "ms", (taken.wall,)),
+    )
+    return Row(server.name, {**case.named, "certificates": count}, figures)
+
+
+def resident_mb(server: Server) -> float:
+    """Of all its processes together."""
+    return sum(processes.resident_mb(pid) for pid in processes.family(server.pid))
 
 
 @contextmanager
-def serving(command: list[str], checkout: Path | None = None) -> Iterator[tuple[str, int]]:
-    """Run a server, of this checkout unless another is given; its address and process id."""
-    path = None if checkout is None else f"{checkout / 'src'}{os.pathsep}{checkout / 'proto_gen'}"
-    environment = None if path is None else os.environ | {"PYTHONPATH": path}
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    try:
-        assert server.stderr is not None
-        for line in server.stderr:
-            event = json.loads(line)
-            if event["event"] == "listening":
-                yield event["address"], server.pid
-                return
-        sys.exit(f"{command} did not serve")
-    finally:
-        server.terminate()
-        server.wait()
+def listening(command: Sequence[str], checkout: Path | None = None) -> Iterator[tuple[str, int]]:
+    """Run a server, of this checkout unless another is given; its address and process id. Raises MissingError."""
+    path = {} if checkout is None else {"PYTHONPATH": f"{checkout / 'src'}{os.pathsep}{checkout / 'proto_gen'}"}
+    environment = program.environment(path)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
+        try:
+            assert server.stderr is not None
+            for line in server.stderr:
+                event = json.loads(line)
+                if event["event"] == "listening":
+                    yield event["address"], server.pid
+                    return
+            raise MissingError(f"{' '.join(command)} does not serve")
+        finally:
+            server.terminate()
 
 
-def rate(address: str, roots: bytes, tokens: list[str], seconds: float, requests: int = 1 << 40) -> float:
-    """Answers a second to the callers."""
-    return sum(count / taken for count, taken in asked(address, roots, tokens, seconds, requests))
+@contextmanager
+def floor(directory: Path, kind: str) -> Iterator[Server]:
+    """The bare server."""
+    directory.mkdir()
+    command = [sys.executable, str(processes.HERE / "ca_floor.py"), str(directory), kind]
+    with listening(command) as (address, pid):
+        yield Server(FLOOR, address, pid, (directory / "roots.pem").read_bytes())
 
 
-def asked(
-    address: str, roots: bytes, tokens: list[str], seconds: float, requests: int = 1 << 40
-) -> list[tuple[int, float]]:
-    """Let the callers ask, divided between PROCESSES; of each process how many answers it got, in how many seconds."""
-    shares = [tokens[number::PROCESSES] for number in range(PROCESSES)]
-    questions = [json.dumps([address, roots.decode(), share, seconds, requests // PROCESSES]) for share in shares]
-    command = [sys.executable, __file__, "--callers"]
-    running = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in questions]
-    for process, question in zip(running, questions, strict=True):
-        assert process.stdin is not None
-        process.stdin.write(question)
-        process.stdin.close()
-    answers = [json.loads(process.stdout.read()) for process in running if process.stdout is not None]
-    for process in running:
-        process.wait()
-    return [(count, taken) for count, taken in answers]
+@contextmanager
+def ours(name: str, directory: Path, kind: str, checkout: Path | None = None) -> Iterator[Server]:
+    """`ca serve`, with an issuer of tokens."""
+    directory.mkdir()
+    issuer = rsa.generate_private_key(65537, 2048)
+    key_set = {"keys": [{**json.loads(RSAAlgorithm.to_jwk(issuer.public_key())), "kid": "one", "use": "sig"}]}
+    (directory / "jwks.json").write_text(json.dumps(key_set))
+    (directory / "ca.yaml").write_text(CONFIG.format(kind=kind, issuer=ISSUER, audience=AUDIENCE))
+    tokens = JoinTokens(directory / "tokens")
+    tokens.prepare()
+    expires = datetime.now(UTC) + timedelta(hours=2)
+    claims = {"iss": ISSUER, "aud": [AUDIENCE], "sub": "system:serviceaccount:default:web", "exp": expires}
+    token = jwt.encode(claims, issuer, "RS256", headers={"kid": "one"})
+    command = [sys.executable, "-m", "sds_agent", "ca", "serve", f"{directory}/ca.yaml"]
+    with listening(command, checkout) as (address, pid):
+        roots = (directory / "root" / "roots.pem").read_bytes().partition(b"-----BEGIN PRIVATE")[0]
+        yield Server(name, address, pid, roots, token, join=lambda: tokens.make(URI, expires))
 
 
-def resident(pid: int) -> float:
-    """MB of memory that the process holds."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
+def peer_address(text: str) -> tuple[str, int]:
+    """Read ADDRESS:PID. Raises ArgumentTypeError."""
+    address, _, pid = text.rpartition(":")
+    if ":" not in address or not pid.isdecimal():
+        raise ArgumentTypeError(f"{text!r} is not ADDRESS:PID, such as 127.0.0.1:15012:4711")
+    if not Path(f"/proc/{pid}").is_dir():
+        raise ArgumentTypeError(f"there is no process {pid}")
+    return address, int(pid)
 
 
-def processor_time(pid: int) -> float:
-    """Seconds of processor time that all threads of the process took so far: its clock, as clock_getcpuclockid(3)."""
-    return time.clock_gettime((~pid << 3) | 2)
+async def peers(arguments: Namespace) -> dict[str, Server]:
+    """The peer, by the kind of its CA's key: that of the first certificate's signature. Raises MissingError."""
+    if arguments.peer is None:
+        return {}
+    if arguments.peer_roots is None or arguments.peer_token is None:
+        raise MissingError("--peer needs --peer-roots and --peer-token: the files that a caller of it has")
+    (address, pid), token = arguments.peer, arguments.peer_token.read_text().strip()
+    found = Server("peer", address, pid, arguments.peer_roots.read_bytes(), token, arguments.peer_name)
+    async with Caller(found, Case("", "ec-p256", TOKEN, 1)) as caller, found.channel() as channel:
+        try:
+            answer = await caller.ask(channel, found.metadata(Case("", "ec-p256", TOKEN, 1)))
+        except grpc.aio.AioRpcError as error:
+            raise MissingError(f"the peer at {address} gives no certificate: {error.details()}") from error
+    issuer = read_pem("".join(answer[1:]).encode())[0].public_key()
+    return {"ec-p256" if isinstance(issuer, ec.EllipticCurvePublicKey) else "rsa-2048": found}
 
 
-class Home:
-    """The directory of one CA server."""
-
-    def __init__(self, directory: Path, kind: str) -> None:
-        self.directory = directory
-        directory.mkdir(exist_ok=True)
-        (directory / "ca.yaml").write_text(CONFIG.format(kind))
-        self.command = [sys.executable, "-m", "sds_agent", "ca", "serve", f"{directory}/ca.yaml"]
-        self._tokens = JoinTokens(directory / "tokens")
-        self._tokens.prepare()
-
-    @property
-    def roots(self) -> bytes:
-        """What its callers trust, once it serves."""
-        return (self.directory / "root" / "roots.pem").read_bytes().partition(b"-----BEGIN PRIVATE")[0]
-
-    def joining(self, count: int = CALLERS) -> list[str]:
-        """A join token for each of so many callers."""
-        expires = datetime.now(UTC) + timedelta(hours=2)
-        return [self._tokens.make(f"spiffe://demo.example/caller/{number}", expires) for number in range(count)]
+def cases(signer: str, keys: Iterable[str], *, small: bool) -> Iterator[Case]:
+    """What is measured with one kind of signer."""
+    for key in keys:
+        for proof in (TOKEN, CERTIFICATE, JOIN_TOKEN):
+            for callers in (1, 8):
+                yield Case(signer, key, proof, callers)
+    if not small:
+        for proof in (TOKEN, CERTIFICATE):
+            yield Case(signer, "ec-p256", proof, 8, NEW)
 
 
-async def milliseconds_a_request(pid: int, callers: Sequence[Caller]) -> float:
-    """The processor time that the server takes for each request of a burst: BURST of each caller."""
-    left, before = BURST * len(callers), processor_time(pid)
-
-    def more() -> bool:
-        nonlocal left
-        left -= 1
-        return left >= 0
-
-    await ask(callers, more)
-    return (processor_time(pid) - before) / (BURST * len(callers)) * 1000
-
-
-async def compare(other: Path, kind: str, rounds: int, count: int) -> None:
-    """Let this checkout and the other one answer `count` callers in turn, and print what each takes."""
-    pairs = list[tuple[float, float]]()
-    with tempfile.TemporaryDirectory() as name:
-        homes = Home(Path(name) / "this", kind), Home(Path(name) / "other", kind)
-        with serving(homes[0].command) as this, serving(homes[1].command, other) as that:
-            servers = [
-                (pid, [await joined(address, home.roots, token) for token in home.joining(count)])
-                for (address, pid), home in zip((this, that), homes, strict=True)
+async def measure(arguments: Namespace) -> list[Row]:
+    """All rows."""
+    rows = list[Row]()
+    small = arguments.small
+    requests, rounds = (16, 1) if small else (arguments.requests, arguments.rounds)
+    signers = arguments.signer or (KINDS[:1] if small else KINDS)
+    keys = arguments.key or (KINDS[:1] if small else KINDS)
+    chosen = {each: getattr(arguments, each) for each in ("proof", "callers", "connection")}
+    running = await peers(arguments)
+    for kind in signers:
+        with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+            started = [
+                stack.enter_context(floor(Path(name) / "floor", kind)),
+                stack.enter_context(ours(OURS, Path(name) / "ours", kind)),
             ]
-            for number in range(-WARM_UP, rounds):
-                order = (0, 1) if number % 2 else (1, 0)
-                taken = {each: await milliseconds_a_request(*servers[each]) for each in order}
-                if number >= 0:
-                    pairs.append((taken[0], taken[1]))
-            memory = [resident(pid) for pid, _ in servers]
-    ratios = sorted(one / another for one, another in pairs)
-    # between these lies the median with 95% certainty (by the signs of the differences)
-    edge = min(rounds // 2, round(0.98 * rounds**0.5))
-    low, high = ratios[rounds // 2 - edge], ratios[min(rounds - 1, rounds // 2 + edge)]
-    for text, costs, mb in zip(("this checkout", str(other)), zip(*pairs, strict=True), memory, strict=True):
-        print(f"{kind}: {text}: {statistics.median(costs):.3f} ms of processor time a request, {mb:.1f} MB at the end")
-    print(f"{kind}: this / other: {statistics.median(ratios):.3f}, with 95% certainty from {low:.3f} to {high:.3f}")
-
-
-def measure(kind: str, seconds: float, requests: int) -> None:
-    """Measure one kind of signer, and print."""
-    with tempfile.TemporaryDirectory() as name:
-        home = Home(Path(name), kind)
-        directory, joining = home.directory, home.joining
-        signer = make_root(generate(KeyType(kind)), "demo.example", datetime.now(UTC), timedelta(days=1))
-        a = bare_signing(signer, make_csr(generate(KeyType.EC_P256), URI), seconds)
-        with serving([sys.executable, __file__, "--floor", str(directory)]) as (address, _):
-            b = rate(address, (directory / "root.pem").read_bytes(), joining(), seconds)
-        with serving(home.command) as (address, pid):
-            roots = home.roots
-            rate(address, roots, joining(), 1)
-            first = resident(pid)
-            reached = rate(address, roots, joining(), seconds)
-            bound = 1 / (1 / a + 1 / b)
-            print(f"{kind}: bare signing {a:,.0f}/s, bare gRPC {b:,.0f}/s, together at most {bound:,.0f}/s")
-            print(f"{kind}: sds-agent ca serve {reached:,.0f}/s, {reached / bound:.0%} of that (50% is the aim)")
-            if requests:
-                rate(address, roots, joining(), 3600, requests)
-                print(
-                    f"{kind}: memory {first:.1f} MB at first, {resident(pid):.1f} MB after {requests:,} more requests"
-                )
+            if arguments.beside is not None:
+                started.append(stack.enter_context(ours("beside", Path(name) / "beside", kind, arguments.beside)))
+            started += [running[kind]] if kind in running else []
+            for case in cases(kind, keys, small=small):
+                if all(value is None or getattr(case, each) == value for each, value in chosen.items()):
+                    rows += await in_turn(case, [each for each in started if each.takes(case)], requests, rounds)
+            if count := 64 if small else arguments.many:
+                case = Case(kind, "ec-p256", CERTIFICATE, 8)
+                rows += [await many(case, each, count) for each in started]
+    return rows
 
 
 def main() -> None:
-    """Measure, or be a part of the measurement."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--requests", type=int, default=100_000)
-    parser.add_argument("--signer", choices=("ec-p256", "rsa-2048"), action="append")
-    parser.add_argument("--beside", type=Path, metavar="CHECKOUT")
-    parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--connections", type=int, default=CALLERS)
-    parser.add_argument("--floor", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--callers", action="store_true", help=argparse.SUPPRESS)
+    """Measure and print."""
+    parser = program.parser(__doc__)
+    parser.add_argument("--signer", choices=KINDS, action="append", help="the kinds of the CA's key (default: both)")
+    parser.add_argument("--key", choices=KINDS, action="append", help="the kinds of the callers' keys (default: both)")
+    parser.add_argument("--proof", choices=(TOKEN, CERTIFICATE, JOIN_TOKEN), help="this proof alone")
+    parser.add_argument("--callers", type=int, choices=(1, 8), help="so many callers alone")
+    parser.add_argument("--connection", choices=(KEPT, NEW), help="this kind of connection alone")
+    parser.add_argument("--requests", type=int, default=160, help="requests of a burst (160)")
+    parser.add_argument("--rounds", type=int, default=7, help="bursts for each server (7)")
+    parser.add_argument("--many", type=int, default=100_000, help="certificates for the memory (100000; 0 for none)")
+    parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="another checkout, whose server answers too")
+    parser.add_argument("--peer", type=peer_address, metavar="ADDRESS:PID", help="a CA with Istio's protocol")
+    parser.add_argument("--peer-roots", type=Path, metavar="FILE", help="what its callers trust, in PEM")
+    parser.add_argument("--peer-token", type=Path, metavar="FILE", help="a token that it takes")
+    parser.add_argument("--peer-name", default="istiod.istio-system.svc", metavar="NAME", help="the name it goes by")
     arguments = parser.parse_args()
-    if arguments.floor is not None:
-        asyncio.run(floor(arguments.floor))
-    elif arguments.callers:
-        address, roots, tokens, seconds, requests = json.load(sys.stdin)
-        started = time.perf_counter()
-        count = asyncio.run(asking(address, roots.encode(), tokens, seconds, requests))
-        print(json.dumps([count, time.perf_counter() - started]))
-    for kind in () if arguments.floor or arguments.callers else arguments.signer or ("ec-p256", "rsa-2048"):
-        if arguments.beside is not None:
-            asyncio.run(compare(arguments.beside.resolve(), kind, arguments.rounds, arguments.connections))
-        else:
-            measure(kind, arguments.seconds, arguments.requests)
+    program.main(__doc__, arguments, lambda: asyncio.run(measure(arguments)))
 
 
 if __name__ == "__main__":
