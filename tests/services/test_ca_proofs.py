@@ -27,7 +27,7 @@ from fakes.ca_servers import (
     served,
 )
 
-from sds_agent.ca.jwt import LONGEST_TOKEN, caller_of
+from sds_agent.ca.jwt import LONGEST_TOKEN, TokenCallers
 from sds_agent.ca.refusal import RefusalError
 from sds_agent.ca.server import serving
 from sds_agent.ca.settings import load
@@ -203,7 +203,7 @@ async def test_a_foreign_certificate_harms_no_caller_where_certificates_are_swit
 
 async def test_a_token_that_is_far_too_long_is_not_even_read() -> None:
     with pytest.raises(RefusalError, match="more than"):
-        await caller_of("a." * LONGEST_TOKEN, [], TRUST_DOMAIN, datetime.now(UTC))
+        await TokenCallers([], TRUST_DOMAIN).of("a." * LONGEST_TOKEN, datetime.now(UTC))
 
 
 async def test_a_long_token_is_taken_every_time(ca: Served) -> None:

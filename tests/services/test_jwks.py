@@ -26,7 +26,7 @@ from fakes.odd_certificates import NOT_READ, named
 
 from sds_agent.ca.callers import ClaimRule
 from sds_agent.ca.jwks import LARGEST_SET, REFRESH, SOONEST, TIMEOUT, IssuerKeys, JwksError, Location, read_keys
-from sds_agent.ca.jwt import TrustedIssuer, caller_of
+from sds_agent.ca.jwt import TokenCallers, TrustedIssuer
 from sds_agent.ca.refusal import Reason, RefusalError
 from sds_agent.clock import SystemClock
 from sds_agent.errors import ConfigurationError
@@ -145,15 +145,15 @@ async def test_a_key_that_another_one_replaces_is_found_soon(tmp_path: Path, kid
     path.write_bytes(key_set(old, kid))
     issuers = [TrustedIssuer(ClaimRule(ISSUER, AUDIENCE), await IssuerKeys.open(Location(str(path)), clock))]
     now = SystemClock().now()
-    await caller_of(signed(old, kid), issuers, TRUST_DOMAIN, now)
+    await TokenCallers(issuers, TRUST_DOMAIN).of(signed(old, kid), now)
     path.write_bytes(key_set(new, kid))
-    await caller_of(signed(old, kid), issuers, TRUST_DOMAIN, now)
+    await TokenCallers(issuers, TRUST_DOMAIN).of(signed(old, kid), now)
     with pytest.raises(RefusalError, match="not signed with a key"):
-        await caller_of(signed(new, kid), issuers, TRUST_DOMAIN, now)
+        await TokenCallers(issuers, TRUST_DOMAIN).of(signed(new, kid), now)
     clock.elapse(SOONEST)
-    await caller_of(signed(new, kid), issuers, TRUST_DOMAIN, now)
+    await TokenCallers(issuers, TRUST_DOMAIN).of(signed(new, kid), now)
     with pytest.raises(RefusalError, match="not signed with a key"):
-        await caller_of(signed(old, kid), issuers, TRUST_DOMAIN, now)
+        await TokenCallers(issuers, TRUST_DOMAIN).of(signed(old, kid), now)
 
 
 async def test_forged_tokens_make_the_set_be_read_at_the_same_bounded_rate(api: ApiServer, tmp_path: Path) -> None:
@@ -165,10 +165,10 @@ async def test_forged_tokens_make_the_set_be_read_at_the_same_bounded_rate(api: 
     for asked in (1, 2, 3):
         for number in range(9):
             with pytest.raises(RefusalError):
-                await caller_of(signed(forger, ["1", "2", None][number % 3]), issuers, TRUST_DOMAIN, now)
+                await TokenCallers(issuers, TRUST_DOMAIN).of(signed(forger, ["1", "2", None][number % 3]), now)
             clock.elapse(SOONEST / 10)
         assert api.asked == asked
-        await caller_of(signed(known, "1"), issuers, TRUST_DOMAIN, now)
+        await TokenCallers(issuers, TRUST_DOMAIN).of(signed(known, "1"), now)
         clock.elapse(SOONEST / 10)
 
 

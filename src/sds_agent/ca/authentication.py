@@ -8,13 +8,12 @@ from datetime import datetime
 from weakref import WeakKeyDictionary
 
 import anyio
-import msgspec
 from msgspec import Struct
 
 from sds_agent.ca.acceptor import Peer
 from sds_agent.ca.anchors import Anchors, Revocations, anchors_of
 from sds_agent.ca.callers import Caller, check_chain_times, from_chain, from_join_token
-from sds_agent.ca.jwt import TrustedIssuer, caller_of
+from sds_agent.ca.jwt import TokenCallers, TrustedIssuer
 from sds_agent.ca.refusal import unauthenticated
 from sds_agent.ca.tokens import PREFIX, JoinTokens, Record
 from sds_agent.pki.keys import PublicKey
@@ -48,12 +47,18 @@ class _CertificateCallers:
 
     async def of(self, peer: Peer, signing: SigningSet, trust_domain: str, now: datetime) -> Caller:
         """The caller that the connection's certificate proves at `now`. Raises RefusalError."""
+        anchors, revocations = await self._judges_for(signing)
+        path = anchors.path(peer.chain, now)
+        caller = from_chain(path, revocations.first_of(path), trust_domain)
+        self._known[peer] = (signing, path, caller)
+        check_chain_times(path, now)
+        return caller
+
+    def known(self, peer: Peer, signing: SigningSet, now: datetime) -> Caller | None:
+        """The same, where the connection's certificate was judged with this signing set before; else None."""
         known = self._known.get(peer)
         if known is None or known[0] is not signing:
-            anchors, revocations = await self._judges_for(signing)
-            path = anchors.path(peer.chain, now)
-            caller = from_chain(path, revocations.first_of(path), trust_domain)
-            known = self._known[peer] = (signing, path, caller)
+            return None
         _, path, caller = known
         check_chain_times(path, now)
         return caller
@@ -69,15 +74,33 @@ def _judges_of(signing: SigningSet) -> tuple[Anchors, Revocations]:
     return anchors_of(signing), Revocations(signing.crls)
 
 
-class Authentication(Struct, frozen=True):
+class Authentication:
     """The ways to prove an identity that the configuration allows."""
 
-    trust_domain: str
-    issuers: Sequence[TrustedIssuer]
-    mtls: bool
-    tokens: JoinTokens | None
-    _certificate_callers: _CertificateCallers = msgspec.field(default_factory=_CertificateCallers)
-    _disk: TimeLimit = msgspec.field(default_factory=lambda: TimeLimit(TIMEOUT, MOST_AT_ONCE))
+    def __init__(
+        self, trust_domain: str, issuers: Sequence[TrustedIssuer], mtls: bool, tokens: JoinTokens | None
+    ) -> None:
+        self.trust_domain = trust_domain
+        self.issuers = issuers
+        self.mtls = mtls
+        self.tokens = tokens
+        self._certificate_callers = _CertificateCallers()
+        self._token_callers = TokenCallers(issuers, trust_domain)
+        self._disk = TimeLimit(TIMEOUT, MOST_AT_ONCE)
+
+    def known(
+        self, peer: Peer, metadata: Sequence[tuple[str, str | bytes]], signing: SigningSet, now: datetime
+    ) -> Proven | None:
+        """Who calls, where that was proven before by the same certificate or token; else None, and `prove` finds out.
+
+        Nothing is waited for. Raises RefusalError.
+        """
+        if self.mtls and peer.chain:
+            caller = self._certificate_callers.known(peer, signing, now)
+        else:
+            token = _bearer(metadata)
+            caller = None if token is None else self._token_callers.known(token, now)
+        return None if caller is None else Proven(caller)
 
     async def prove(
         self, peer: Peer, metadata: Sequence[tuple[str, str | bytes]], signing: SigningSet, now: datetime
@@ -95,7 +118,7 @@ class Authentication(Struct, frozen=True):
             return await self._joining(token, now)
         if not self.issuers:
             raise unauthenticated("this CA takes no JSON Web Tokens: no issuer is configured in callers.jwt")
-        return Proven(await caller_of(token, self.issuers, self.trust_domain, now))
+        return Proven(await self._token_callers.of(token, now))
 
     async def spend(self, proven: Proven, key: PublicKey) -> None:
         """Bind the join token to this key, where one was the proof. Raises RefusalError and NoThreadError."""

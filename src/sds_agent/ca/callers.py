@@ -67,7 +67,7 @@ def from_claims(claims: Claims, rule: ClaimRule, trust_domain: str, now: datetim
         raise unauthenticated("the token is from an issuer that this CA does not know")
     if rule.audience not in _audiences(claims):
         raise unauthenticated(f"the token is not for this CA: its audience must be {describe_name(rule.audience)}")
-    _check_times(claims, now)
+    check_claimed_times(claims, now)
     named = _service_account(claims, trust_domain) if rule.claim is None else _claimed(claims, rule.claim)
     identity = _ours(named, trust_domain, "token")
     if rule.allow and not covers(rule.allow, str(identity)):
@@ -121,7 +121,8 @@ def _audiences(claims: Claims) -> list[object]:
     return audience if isinstance(audience, list) else [audience]
 
 
-def _check_times(claims: Claims, now: datetime) -> None:
+def check_claimed_times(claims: Claims, now: datetime) -> None:
+    """Whether a token is valid at `now` by its claims exp and nbf. Raises RefusalError."""
     expires, not_before = _time(claims, "exp"), _time(claims, "nbf")
     if expires is None:
         raise unauthenticated("the token never expires: it must have the claim exp")

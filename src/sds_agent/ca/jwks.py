@@ -141,6 +141,11 @@ class IssuerKeys:
             keys._warn(error)
         return keys
 
+    @property
+    def current(self) -> tuple[Jwk, ...]:
+        """The keys of the last reading: each reading makes another object."""
+        return self._keys
+
     async def follow(self) -> None:
         """Read the set again every REFRESH, until cancelled, so that no caller has to wait for it."""
         while True:

@@ -12,7 +12,7 @@ The module is asyncio's, as gRPC is.
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
@@ -178,16 +178,10 @@ class CertificateService:
 
     async def _prove(self, request: _Request, context: Context) -> Proven:
         metadata = list(context.invocation_metadata() or ())
-        prove, signing = self._rules.authentication.prove, self._current()
-        try:
-            async with self._unproven.place(request.connection):
-                proven = await prove(request.peer, metadata, signing, request.now)
-        except TimeoutError as error:
-            raise RefusalError(Reason.INTERNAL, "what proves the caller took too long: try again later") from error
-        except GaveWayError as error:
-            raise RefusalError(
-                Reason.EXHAUSTED, "too many callers are not proven yet: ask again in a moment"
-            ) from error
+        signing = self._current()
+        proven = self._rules.authentication.known(request.peer, metadata, signing, request.now)
+        if proven is None:
+            proven = await self._proven_anew(request, metadata, signing)
         request.caller = proven.caller
         # a spent token that leaked gets nothing; so it must not use up the quota of its machine either
         who = str(proven.caller.identity) if proven.token is None else proven.token.name
@@ -198,6 +192,19 @@ class CertificateService:
             )
         check_not_denied(proven.caller.identity, self._rules.deny_list())
         return proven
+
+    async def _proven_anew(
+        self, request: _Request, metadata: Sequence[tuple[str, str | bytes]], signing: SigningSet
+    ) -> Proven:
+        try:
+            async with self._unproven.place(request.connection):
+                return await self._rules.authentication.prove(request.peer, metadata, signing, request.now)
+        except TimeoutError as error:
+            raise RefusalError(Reason.INTERNAL, "what proves the caller took too long: try again later") from error
+        except GaveWayError as error:
+            raise RefusalError(
+                Reason.EXHAUSTED, "too many callers are not proven yet: ask again in a moment"
+            ) from error
 
     async def _received(self, context: Context, caller: Caller) -> bytes:
         try:
