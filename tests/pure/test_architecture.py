@@ -321,6 +321,7 @@ PURE = {
     "signing.istiod",
     "signing.reach",
     "signing.signer",
+    "signing.template",
     "signing.signing_set",
     "tally",
     "text",

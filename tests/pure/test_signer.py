@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fakes.hierarchy import DAY, NOW, URI, make_ca, make_leaf, new_key
@@ -14,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sds_agent.pki.certificates import extension, is_ca, is_self_signed, read_pem, san_values, write_pem
-from sds_agent.pki.keys import KeyType, PrivateKey, generate, public_bytes, to_pkcs8_pem
+from sds_agent.pki.keys import (
+    KeyType,
+    PrivateKey,
+    PublicKey,
+    generate,
+    public_bytes,
+    signature_hash,
+    to_pkcs8_pem,
+)
 from sds_agent.pki.validation.path import find_path
 from sds_agent.signing.signer import (
     LEAF_BACKDATE,
@@ -36,6 +44,7 @@ KEYS: dict[KeyType, PrivateKey] = {kind: generate(kind) for kind in KINDS}
 ROOTS = {kind: make_root(key, "demo.example", NOW, YEARS) for kind, key in KEYS.items()}
 ROOT = ROOTS[KeyType.EC_P256]
 WORKLOAD = new_key().public_key()
+P521 = ec.generate_private_key(ec.SECP521R1()).public_key()
 
 
 def sign(ttl: timedelta = HOUR, *, signer: Signer = ROOT, now: datetime = NOW) -> x509.Certificate:
@@ -125,6 +134,75 @@ def test_a_root_needs_a_name_and_a_lifetime() -> None:
 
 
 # --- the leaf ---
+
+
+def built(like: x509.Certificate, signer: Signer, key: PublicKey, uri: str) -> x509.Certificate:
+    """A leaf of the same serial number and times, made by cryptography's own builder."""
+    own = extension(signer.certificate, x509.SubjectKeyIdentifier)
+    assert own is not None
+    usage = dict.fromkeys(
+        (
+            "content_commitment",
+            "data_encipherment",
+            "key_agreement",
+            "key_cert_sign",
+            "crl_sign",
+            "encipher_only",
+            "decipher_only",
+        ),
+        False,
+    )
+    return (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(signer.certificate.subject)
+        .public_key(key)
+        .serial_number(like.serial_number)
+        .not_valid_before(like.not_valid_before_utc)
+        .not_valid_after(like.not_valid_after_utc)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), critical=True)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(
+            x509.KeyUsage(digital_signature=True, key_encipherment=isinstance(key, rsa.RSAPublicKey), **usage),
+            critical=True,
+        )
+        .add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
+        )
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own), critical=False)
+        .sign(signer.key, signature_hash(signer.key))
+    )
+
+
+@given(
+    signed_by=st.sampled_from(KINDS),
+    kinds=st.lists(st.sampled_from([*KINDS, "secp521r1"]), min_size=2, max_size=5),
+    path=st.text("abcz09.-_", min_size=1, max_size=1900),
+    later=st.sampled_from([0, 20, 23, 30]),
+    lifetime=st.integers(1, 40 * 365 * 86400),
+)
+def test_every_leaf_is_the_one_that_a_full_builder_makes(
+    signed_by: KeyType, kinds: list[KeyType | str], path: str, later: int, lifetime: int
+) -> None:
+    """Leaves after the first come from a template: for any key, name and time it must hold nothing of another leaf."""
+    now = NOW + later * timedelta(days=365, microseconds=7)
+    signer = Signer(
+        make_root(KEYS[signed_by], "demo.example", NOW, 40 * timedelta(days=365)).certificate, KEYS[signed_by]
+    )
+    for number, kind in enumerate(kinds):
+        key = P521 if kind == "secp521r1" else KEYS[KeyType(kind)].public_key()
+        uri = f"spiffe://demo.example/{number}/{path}"
+        leaf = signer.sign_leaf(key, uri, now, timedelta(seconds=lifetime))
+        assert leaf.tbs_certificate_bytes == built(leaf, signer, key, uri).tbs_certificate_bytes
+        leaf.verify_directly_issued_by(signer.certificate)
+
+
+def test_no_name_that_is_not_ascii_gets_into_a_leaf() -> None:
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"URI values|ascii"):
+            ROOT.sign_leaf(WORKLOAD, "spiffe://demo.example/\xfc", NOW, HOUR)
+        sign()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-"""Reading DER (ITU-T X.690) without a schema, for fields that cryptography has parsed and does not show."""
+"""DER (ITU-T X.690) without a schema: fields that cryptography has parsed and does not show, and encoded values."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -43,6 +43,15 @@ def _places(data: bytes) -> Iterator[tuple[int, int, int]]:
             raise IndexError
         yield begin, at, at + length
         at += length
+
+
+def encoded(tag: int, *contents: bytes) -> bytes:
+    """One value: its tag, which is one byte, the length of its content, and that: all of `contents`."""
+    content = b"".join(contents)
+    if len(content) < 0x80:
+        return bytes((tag, len(content))) + content
+    length = len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
+    return bytes((tag, 0x80 | len(length))) + length + content
 
 
 def fields_of_certificate(der: bytes) -> tuple[list[Element], bytes]:

@@ -8,6 +8,7 @@ import hashlib
 import secrets
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -18,6 +19,7 @@ from sds_agent.pki.certificates import describe, describe_name, describe_time, e
 from sds_agent.pki.keys import PrivateKey, PublicKey, signature_hash
 from sds_agent.pki.validation.constraints import is_host_name
 from sds_agent.pki.validation.rules import fault_of_ca_flag
+from sds_agent.signing.template import LeafTemplate
 from sds_agent.values import Sensitive
 
 ROOT_BACKDATE = timedelta(days=2)
@@ -36,11 +38,16 @@ class SignerError(SdsAgentError):
     """The signer cannot issue what was asked of it."""
 
 
-class Signer(Sensitive, frozen=True):
+class Signer(Sensitive, frozen=True, dict=True):
     """A CA's certificate and its private key. Raises SignerError when they do not match, or it is not a CA's."""
 
     certificate: x509.Certificate
     key: PrivateKey
+
+    @cached_property
+    def _templates(self) -> dict[bool, LeafTemplate]:
+        """Of its leaves, by whether their keys are RSA keys."""
+        return {}
 
     def __post_init__(self) -> None:
         if not has_key(self.certificate, self.key.public_key()):
@@ -56,8 +63,14 @@ class Signer(Sensitive, frozen=True):
 
         Its times, and what is raised, are those of `sign`.
         """
+        of_rsa = isinstance(public_key, rsa.RSAPublicKey)
+        template = self._templates.get(of_rsa)
+        if template is not None:
+            return template.sign(self.key, public_key, uri, _serial_number(), self.validity(now, ttl))
         usages = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
-        return self.sign(public_key, [x509.UniformResourceIdentifier(uri)], usages, now, ttl)
+        leaf = self.sign(public_key, [x509.UniformResourceIdentifier(uri)], usages, now, ttl)
+        self._templates[of_rsa] = LeafTemplate(leaf)
+        return leaf
 
     def sign(
         self,
@@ -180,11 +193,15 @@ def _builder(
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(public_key)
-        .serial_number(1 + secrets.randbelow(2**128 - 1))
+        .serial_number(_serial_number())
         .not_valid_before(not_before)
         .not_valid_after(not_after)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
     )
+
+
+def _serial_number() -> int:
+    return 1 + secrets.randbelow(2**128 - 1)
 
 
 def _key_usage(
