@@ -232,6 +232,8 @@ class FrontEnd(End):
                 self.other.write(data)
             else:
                 self.abort()
+            if not self._incoming.pending and not self.tls.pending():  # to ask would cost more than to know
+                return
 
     def _end_tls(self) -> None:
         with suppress(ssl.SSLError):  # it has written its closure alert, and would wait for the client's
