@@ -1,6 +1,6 @@
 """Runs the real istiod as a peer for ca_serve.py, until it is interrupted.
 
-    ISTIO_PARTS=.venvs/istio-VERSION python benchmarks/istiod.py DIRECTORY [--signer ec-p256|rsa-2048] [-- COMMAND ...]
+    ISTIO_PARTS=.venvs/istio-VERSION python benchmarks/istiod.py [--signer ec-p256|rsa-2048] DIRECTORY [COMMAND ...]
 
 scripts/istio-interop builds it. What istiod needs around it are the stand-ins of the tests: a Kubernetes API server and
 an issuer of tokens. DIRECTORY gets the roots and a token. Printed are the arguments for ca_serve.py; with a COMMAND,
@@ -29,7 +29,7 @@ async def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--signer", default="ec-p256", help="the kind of its CA's key (ec-p256)")
-    parser.add_argument("command", nargs="*")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
     if not (Path(os.environ.get("ISTIO_PARTS", "")) / "pilot-discovery").is_file():
         print("it needs istiod: scripts/istio-interop builds it; name its directory in ISTIO_PARTS", file=sys.stderr)
