@@ -60,6 +60,20 @@ async def test_the_oldest_of_who_has_most_gives_way_to_others() -> None:
     assert [each.how for each in found] == ["got it", "GaveWayError", "GaveWayError", *["got it"] * 3]
 
 
+async def test_a_call_that_is_only_about_to_be_read_pushes_nobody_out() -> None:
+    """An agent that asks for all its workloads at once would lose some of its own requests to the others."""
+    async with waiters(Waiting(1, 1, 120, 60), "aaab") as found:
+        assert [each.how for each in found] == ["is waiting"] * 4
+    assert [each.how for each in found] == ["got it"] * 4
+
+
+async def test_a_call_that_has_waited_counts_though_it_did_not_at_first() -> None:
+    async with waiters(Waiting(10, 1, 60, 0.01), "aa") as found:
+        with anyio.fail_after(10):
+            await found[0].ended.wait()
+    assert [each.how for each in found] == ["GaveWayError", "got it"]
+
+
 async def test_what_does_not_come_in_time_has_its_place_no_longer() -> None:
     waiting = Waiting(1, 1, 0.01)
     async with waiters(waiting, "ab") as found:

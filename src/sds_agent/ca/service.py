@@ -59,7 +59,9 @@ MOST_UNPROVEN_OF_ONE = 128
 """Calls at one time whose callers are not proven yet: in all, and on one connection."""
 MOST_UNREAD = 64
 MOST_UNREAD_OF_ONE = 8
-"""Requests of proven callers at one time that are not there in full: in all, and of one caller."""
+"""Requests of proven callers at one time that are not there in full after GRACE: in all, and of one caller."""
+GRACE = 0.1
+"""Seconds. An honest request is there already and waits only for the event loop; the callers' quotas bound the rest."""
 SIGNERS = 4
 """RSA signatures at one time. Each runs in a thread, for it would hold up the event loop for a millisecond or more."""
 
@@ -144,7 +146,7 @@ class CertificateService:
         self._clock = clock
         self._quota = Quota(rules.per_caller)
         self._unproven = Waiting(MOST_UNPROVEN, MOST_UNPROVEN_OF_ONE, PROOF_TIMEOUT)
-        self._unread = Waiting(MOST_UNREAD, MOST_UNREAD_OF_ONE, TIMEOUT)
+        self._unread = Waiting(MOST_UNREAD, MOST_UNREAD_OF_ONE, TIMEOUT, GRACE)
         self.in_work = 0
         """Requests that are being answered."""
         self.counts = CaCounts()

@@ -16,29 +16,44 @@ class GaveWayError(Exception):
 
 
 class Waiting:
-    """At most `most` calls wait at one time, and `each` of one caller, for `timeout` seconds at most."""
+    """At most `most` calls wait at one time, and `each` of one caller, for `timeout` seconds at most.
 
-    def __init__(self, most: int, each: int, timeout: float) -> None:
+    A call counts once it has waited `grace` seconds: what is only about to be read keeps nobody out.
+    """
+
+    def __init__(self, most: int, each: int, timeout: float, grace: float = 0.0) -> None:
         self.timeout = timeout
+        self._grace = grace
         self._most = most
         self._each = each
         self._here = Crowd[asyncio.Timeout]()
+        self._gave_way = set[asyncio.Timeout]()
 
     @asynccontextmanager
     async def place(self, holder: str) -> AsyncIterator[None]:
         """Wait inside this context. Raises TimeoutError after `timeout` seconds, and GaveWayError."""
-        self._make_room(holder)
         timeout = asyncio.timeout(self.timeout)
+        later: asyncio.TimerHandle | None = None
         try:
             async with timeout:
-                self._here.enter(timeout, holder)
+                if self._grace:
+                    later = asyncio.get_running_loop().call_later(self._grace, self._enter, timeout, holder)
+                else:
+                    self._enter(timeout, holder)
                 yield
         except TimeoutError as error:
-            if timeout.expired() and timeout not in self._here:
+            if timeout.expired() and timeout in self._gave_way:
                 raise GaveWayError from error
             raise
         finally:
+            if later is not None:
+                later.cancel()
             self._here.leave(timeout)
+            self._gave_way.discard(timeout)
+
+    def _enter(self, timeout: asyncio.Timeout, holder: str) -> None:
+        self._make_room(holder)
+        self._here.enter(timeout, holder)
 
     def _make_room(self, holder: str) -> None:
         if self._here.count(holder) >= self._each:
@@ -50,4 +65,5 @@ class Waiting:
         if gives_way is not None:
             self._here.leave(gives_way)
             if not gives_way.expired():
+                self._gave_way.add(gives_way)
                 gives_way.reschedule(asyncio.get_running_loop().time())
