@@ -26,7 +26,7 @@ from fakes.odd_certificates import NOT_READ, named
 
 from sds_agent.ca.callers import ClaimRule
 from sds_agent.ca.jwks import LARGEST_SET, REFRESH, SOONEST, TIMEOUT, IssuerKeys, JwksError, Location, read_keys
-from sds_agent.ca.jwt import TokenCallers, TrustedIssuer
+from sds_agent.ca.jwt import MOST_KNOWN, TokenCallers, TrustedIssuer
 from sds_agent.ca.refusal import Reason, RefusalError
 from sds_agent.clock import SystemClock
 from sds_agent.errors import ConfigurationError
@@ -170,6 +170,45 @@ async def test_forged_tokens_make_the_set_be_read_at_the_same_bounded_rate(api: 
         assert api.asked == asked
         await TokenCallers(issuers, TRUST_DOMAIN).of(signed(known, "1"), now)
         clock.elapse(SOONEST / 10)
+
+
+async def test_a_token_that_is_known_proves_its_caller_until_its_end_and_while_its_keys_are_in_force(
+    tmp_path: Path,
+) -> None:
+    """What the CA remembers of a token must open no door that the token itself does not open any more."""
+    issuer, clock = TokenIssuer(), HandClock()
+    (tmp_path / "jwks.json").write_bytes(issuer.key_set())
+    keys = await IssuerKeys.open(Location(str(tmp_path / "jwks.json")), clock)
+    callers = TokenCallers([TrustedIssuer(ClaimRule(ISSUER, AUDIENCE), keys)], TRUST_DOMAIN)
+    end = clock.now() + timedelta(minutes=5)
+    token = issuer.token(exp=end, nbf=clock.now())
+    assert callers.known(token, clock.now()) is None
+    caller = await callers.of(token, clock.now())
+    assert callers.known(token, clock.now()) == caller
+    assert callers.known(token, end - timedelta(seconds=1)) == caller
+    assert callers.known(f"{token}A", clock.now()) is None, "another token"
+    with pytest.raises(RefusalError, match="expired"):
+        callers.known(token, end)
+    with pytest.raises(RefusalError, match="valid only from"):
+        callers.known(token, clock.now() - timedelta(hours=1))
+    clock.elapse(SOONEST)
+    assert await keys.renewed("nobody's", "ES256") == ()
+    assert callers.known(token, clock.now()) is None, "verified by keys that may be withdrawn by now"
+    assert await callers.of(token, clock.now()) == caller
+
+
+async def test_the_tokens_that_are_known_are_bounded(tmp_path: Path) -> None:
+    """Whoever can get tokens from the issuer can get any number of them."""
+    issuer, clock = TokenIssuer(), HandClock()
+    (tmp_path / "jwks.json").write_bytes(issuer.key_set())
+    keys = await IssuerKeys.open(Location(str(tmp_path / "jwks.json")), clock)
+    callers = TokenCallers([TrustedIssuer(ClaimRule(ISSUER, AUDIENCE), keys)], TRUST_DOMAIN)
+    end = clock.now() + timedelta(minutes=5)
+    tokens = [issuer.token("EdDSA", exp=end, nbf=clock.now(), jti=str(number)) for number in range(MOST_KNOWN + 2)]
+    for token in tokens:
+        await callers.of(token, clock.now())
+    known = [callers.known(token, clock.now()) is not None for token in tokens]
+    assert known == [False] * 2 + [True] * MOST_KNOWN
 
 
 async def test_a_file_without_an_end_is_not_read_to_it(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ class SpiffeId(Struct, frozen=True, order=True):
         return self.path != ""
 
     def __str__(self) -> str:
-        return f"{self.trust_domain.uri}{self.path}"
+        return f"{_SCHEME}{self.trust_domain.name}{self.path}"
 
 
 def is_segment(text: str) -> bool:
