@@ -242,8 +242,8 @@ def listening(command: Sequence[str], checkout: Path | None = None) -> Iterator[
         try:
             assert server.stderr is not None
             for line in server.stderr:
-                event = json.loads(line)
-                if event["event"] == "listening":
+                event = json.loads(line) if line.startswith("{") else {}  # a library's own words may come between
+                if event.get("event") == "listening":
                     yield event["address"], server.pid
                     return
             raise MissingError(f"{' '.join(command)} does not serve")

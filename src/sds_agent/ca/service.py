@@ -12,6 +12,7 @@ The module is asyncio's, as gRPC is.
 import asyncio
 import functools
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -161,7 +162,7 @@ class CertificateService:
 
     async def _create(self, _: object, context: Context) -> bytes:
         connection = context.peer()
-        request = _Request(connection, self._connections.peer(connection), self._clock.now(), _monotonic())
+        request = _Request(connection, self._connections.peer(connection), self._clock.now(), time.monotonic())
         try:
             proven = await self._prove(request, context)
             data = await self._received(context, proven.caller)
@@ -288,7 +289,7 @@ class CertificateService:
             raise RefusalError(Reason.INTERNAL, "the CA cannot write its audit log, so it signs nothing") from error
         self._unwritten.resolved()
         if request.caller is not None:
-            self.counts.issued(request.caller.proof, _monotonic() - request.began)
+            self.counts.issued(request.caller.proof, time.monotonic() - request.began)
 
     def _refused(self, request: _Request, refusal: RefusalError) -> None:
         self.counts.refused(refusal.reason.value, None if request.caller is None else request.caller.proof)
@@ -307,11 +308,6 @@ class CertificateService:
     def _not_written(self, error: OSError) -> None:
         self.counts.unwritten.add()
         self._unwritten.report(str(error.strerror))
-
-
-def _monotonic() -> float:
-    """The event loop's time, in seconds."""
-    return asyncio.get_running_loop().time()
 
 
 def _read(data: bytes) -> CertificateRequest:

@@ -32,12 +32,13 @@ class Waiting:
     @asynccontextmanager
     async def place(self, holder: str) -> AsyncIterator[None]:
         """Wait inside this context. Raises TimeoutError after `timeout` seconds, and GaveWayError."""
-        timeout = asyncio.timeout(self.timeout)
+        loop = asyncio.get_running_loop()  # once: it is a system call in Python 3.11
+        timeout = asyncio.timeout_at(loop.time() + self.timeout)
         later: asyncio.TimerHandle | None = None
         try:
             async with timeout:
                 if self._grace:
-                    later = asyncio.get_running_loop().call_later(self._grace, self._enter, timeout, holder)
+                    later = loop.call_later(self._grace, self._enter, timeout, holder)
                 else:
                     self._enter(timeout, holder)
                 yield
