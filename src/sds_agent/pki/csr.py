@@ -2,6 +2,7 @@
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sds_agent.errors import SdsAgentError
@@ -38,7 +39,7 @@ def proven_key(csr_pem: bytes) -> PublicKey:
         if unfit := IN_REQUESTS.fault(key):
             raise CsrError(f"the CSR is for {unfit.found}: use {unfit.wanted}")
         assert isinstance(key, PublicKey), "the rule takes no other kind"  # noqa: S101 - for the type checker
-        fault = _fault_of_possession(csr)
+        fault = _fault_of_possession(csr, key)
     except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion) as error:
         raise CsrError("the CSR cannot be read, or is signed in a way that is not supported") from error
     if fault:
@@ -46,7 +47,7 @@ def proven_key(csr_pem: bytes) -> PublicKey:
     return key
 
 
-def _fault_of_possession(csr: x509.CertificateSigningRequest) -> str | None:
+def _fault_of_possession(csr: x509.CertificateSigningRequest, key: PublicKey) -> str | None:
     """Why the request does not prove that its key was there, or None where it does.
 
     Raises what cryptography raises for a key or a signature that it cannot read.
@@ -58,6 +59,20 @@ def _fault_of_possession(csr: x509.CertificateSigningRequest) -> str | None:
         return f"the CSR is signed by the algorithm {algorithm}, which is not supported: sign it with SHA-256"
     if digest is not None and digest.name in _BROKEN:
         return f"the CSR is signed with {digest.name.upper()}, which is broken and proves nothing: sign it with SHA-256"
-    if not csr.is_signature_valid:
+    if not _is_signed(csr, key):
         return "the CSR does not prove possession of its key: its signature is wrong"
     return None
+
+
+def _is_signed(csr: x509.CertificateSigningRequest, key: PublicKey) -> bool:
+    """Whether the request's own key signed it. To make a key on a curve ready takes a fifth of a verification, so the
+    one that is ready verifies.
+    """
+    scheme = csr.signature_algorithm_parameters
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(scheme, ec.ECDSA):
+        return csr.is_signature_valid
+    try:
+        key.verify(csr.signature, csr.tbs_certrequest_bytes, scheme)
+    except InvalidSignature:
+        return False
+    return True
