@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Self
 
 import grpc
-from first_secret import QUESTION, seconds_to_first_secret
+from bench.starts import QUESTION, seconds_to_first_secret
 
 CONFIG = """
 trust_domain: demo.example

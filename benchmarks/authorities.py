@@ -17,7 +17,9 @@ import time
 from base64 import urlsafe_b64encode
 from pathlib import Path
 
-import first_secret
+from bench.processes import agent_command
+from bench.starts import CONFIG as AGENT
+from bench.starts import seconds_to_first_secret
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -37,7 +39,7 @@ KINDS: dict[str, dict[str, object]] = {
     "spiffe": {"socket": "api.sock"},
     "files": {"certificate_file": "none.pem", "key_file": "none.key", "roots_file": "roots.pem"},
 }
-CONFIG = first_secret.CONFIG.replace("{1}", "true")
+CONFIG = AGENT.replace("{1}", "true")
 
 
 def prepare(directory: Path) -> None:
@@ -50,7 +52,7 @@ def prepare(directory: Path) -> None:
     (directory / "jwk").write_text(json.dumps(_jwk(numbers)))
     config = directory / "embedded.yaml"
     config.write_text(CONFIG.format(directory))
-    first_secret.seconds_to_first_secret(_command(config), directory / "agent.sock")
+    seconds_to_first_secret(agent_command(config), directory / "agent.sock")
     roots = directory / "state" / "authorities" / "local" / "roots.pem"
     certificates = roots.read_text().split("-----BEGIN CERTIFICATE-----")[1:]
     ends = [f"-----BEGIN CERTIFICATE-----{each.split('-----END CERTIFICATE-----')[0]}" for each in certificates]
@@ -92,10 +94,6 @@ def _jwk(numbers: ec.EllipticCurvePrivateNumbers) -> dict[str, str]:
     }
 
 
-def _command(config: Path) -> list[str]:
-    return [str(Path(sys.executable).with_name("sds-agent")), "run", str(config)]
-
-
 def main() -> None:
     """Measure and print."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
@@ -106,7 +104,7 @@ def main() -> None:
         memory: dict[str, float] = {}
         for number in range(runs + 1):
             for kind in KINDS:
-                command, socket = _command(directory / f"{kind}.yaml"), directory / "agent.sock"
+                command, socket = agent_command(directory / f"{kind}.yaml"), directory / "agent.sock"
 
                 def settled(pid: int, kind: str = kind) -> None:
                     time.sleep(2)
@@ -115,7 +113,7 @@ def main() -> None:
                     memory[kind] = int(resident.split()[1]) / 1024
 
                 then = settled if number == runs else None
-                times[kind].append(first_secret.seconds_to_first_secret(command, socket, then))
+                times[kind].append(seconds_to_first_secret(command, socket, then))
     for kind, taken in times.items():
         counted = sorted(taken[1:])
         low, middle, high = counted[0], statistics.median(counted), counted[-1]

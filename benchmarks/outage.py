@@ -24,8 +24,8 @@ from datetime import datetime
 from pathlib import Path
 
 import anyio
-import first_secret
 import httpx
+from bench.starts import seconds_to_first_secret
 from sds_agent_proto import sds_pb2
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -170,7 +170,7 @@ def measured(node: Node, lifetime: int, lifetimes: int) -> None:
         time.sleep(lifetime / 10)
         running.send_signal(signal.SIGKILL)
         running.wait()
-        again = first_secret.seconds_to_first_secret(agent, node.places.socket, question=QUESTION)
+        again = seconds_to_first_secret(agent, node.places.socket, question=QUESTION)
         running = node.start(*agent)
         time.sleep(lifetime / 10)
         end = node.ends().timestamp()
