@@ -6,12 +6,18 @@ identity and program to run, so such a file is refused, as is one that another u
 what is read: a name that leads to no file is not read a moment later, when another user may have made one.
 """
 
-import argparse
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from sds_agent.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import argparse
+    from types import SimpleNamespace
+
+    Arguments: TypeAlias = argparse.Namespace | SimpleNamespace
 
 NAMES = ("sds-agent.yaml", "sds-agent.yml")
 """The file that is found in the working directory has one of these names."""
@@ -20,7 +26,7 @@ _FIX = "remove it, or name a file with --config"
 
 
 def add_file(
-    parser: argparse.ArgumentParser, about: str, *, required: bool = False, socket_about: str | None = None
+    parser: "argparse.ArgumentParser", about: str, *, required: bool = False, socket_about: str | None = None
 ) -> None:
     """Declare FILE and `--config FILE`, and with `socket_about` also `--socket PATH`: one of them may be given."""
     which = parser.add_mutually_exclusive_group(required=required)
@@ -30,19 +36,19 @@ def add_file(
         which.add_argument("--socket", type=Path, metavar="PATH", help=socket_about)
 
 
-def chosen(arguments: argparse.Namespace) -> Path | None:
+def chosen(arguments: "Arguments") -> Path | None:
     """The file that was named; None where none was."""
     named: Path | None = arguments.file if arguments.config is None else arguments.config
     return named
 
 
-def required(arguments: argparse.Namespace) -> Path:
+def required(arguments: "Arguments") -> Path:
     """The file, for a command that declares it as required."""
     named: Path = arguments.file if arguments.config is None else arguments.config
     return named
 
 
-def chosen_or_found(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Path | None:
+def chosen_or_found(arguments: "Arguments", environ: Mapping[str, str]) -> Path | None:
     """The file that was named, or else the one that was found. Raises ConfigurationError."""
     named = chosen(arguments)
     return found(environ) if named is None else named
