@@ -14,7 +14,7 @@ import pytest
 SOURCES = Path(__file__).parents[2] / "src"
 ROOT = "sds_agent"
 
-BASE = {"errors", "budget", "clock", "log", "tasks", "text", "values"}
+BASE = {"errors", "budget", "clock", "digest", "log", "tasks", "text", "values"}
 MATERIAL = BASE | {"identity", "pki"}
 
 # What each part of sds_agent may import of the others; "pki.keys" means that module and no other of its
@@ -25,6 +25,8 @@ MAY_IMPORT = {
     "hardening": set[str](),
     "budget": set[str](),
     "clock": set[str](),
+    "deferral": set[str](),
+    "digest": set[str](),
     "pipes": set[str](),
     "memory": set[str](),
     "text": set[str](),
@@ -207,6 +209,7 @@ MAY_IMPORT = {
         "ca",
         "config",
         "configfile",
+        "deferral",
         "directories",
         "files",
         "hardening",
@@ -278,6 +281,8 @@ PURE = {
     "config.istio_environment",
     "configfile.durations",
     "configfile.phrases",
+    "configfile.plain",
+    "digest",
     "doctor.agents",
     "doctor.clocks",
     "doctor.diagnosis",

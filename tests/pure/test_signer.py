@@ -88,6 +88,13 @@ def test_a_root_survives_a_clock_that_is_set_right_after_the_first_start() -> No
     assert root.not_valid_after_utc == NOW + YEARS
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_key_identifier_is_the_one_that_cryptography_makes(kind: KeyType) -> None:
+    """Peers and the roots of before know it by these bytes."""
+    made = extension(ROOTS[kind].certificate, x509.SubjectKeyIdentifier)
+    assert made == x509.SubjectKeyIdentifier.from_public_key(KEYS[kind].public_key())
+
+
 def test_key_identifiers_distinguish_two_roots_of_one_name() -> None:
     """While a root is renewed, both are in every bundle, and verifiers pick the right one by its key identifier."""
     old, new = (make_root(new_key(), "demo.example", NOW, YEARS) for _ in range(2))

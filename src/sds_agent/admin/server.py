@@ -168,7 +168,6 @@ class _Front:
 
     def __init__(self, make: Callable[[], Application]) -> None:
         self._make = make
-        self._loop = asyncio.get_running_loop()
         self._serve: Callable[[socket.socket, frozenset[str] | None], Awaitable[None]] | None = None
         self._end: Callable[[], None] | None = None
         self._loading = asyncio.Lock()
@@ -178,7 +177,7 @@ class _Front:
         listening.socket.setblocking(False)
         while True:
             try:
-                peer, _ = await self._loop.sock_accept(listening.socket)
+                peer = await _accepted(listening.socket)
             except OSError:  # no descriptor is left, or the peer has gone already
                 await asyncio.sleep(RETRY_ACCEPT)
                 continue
@@ -200,6 +199,25 @@ class _Front:
         """Cut every connection off."""
         if self._end is not None:
             self._end()
+
+
+async def _accepted(listener: socket.socket) -> socket.socket:
+    """The next connection, which does not block. Raises OSError.
+
+    The event loop's own `sock_accept` first asks `ssl` whether the listener is one of its sockets, and so loads it.
+    """
+    loop, descriptor = asyncio.get_running_loop(), listener.fileno()
+    while True:
+        with suppress(BlockingIOError):
+            peer, _ = listener.accept()
+            peer.setblocking(False)
+            return peer
+        is_readable = asyncio.Event()
+        loop.add_reader(descriptor, is_readable.set)
+        try:
+            await is_readable.wait()
+        finally:
+            loop.remove_reader(descriptor)
 
 
 def _connections(make: Callable[[], Application]) -> "HttpConnections":

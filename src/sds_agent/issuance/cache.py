@@ -7,7 +7,6 @@ same checks as one that comes from the CA: the file is trusted no more than the 
 """
 
 import asyncio
-import hashlib
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ import msgspec
 
 from sds_agent import log
 from sds_agent.authority.protocol import AuthorityError, Issuance
+from sds_agent.digest import sha256
 from sds_agent.directories import own_directory
 from sds_agent.errors import SdsAgentError
 from sds_agent.files import remove_unfinished
@@ -148,7 +148,7 @@ class CertificateCache:
         return Restored(accepted, key, min(cached.issued, now), cached.authority, stored.outdated)
 
     def _file(self, spiffe_id: str) -> StateFile:
-        name = f"{hashlib.sha256(spiffe_id.encode()).hexdigest()[:32]}.json"
+        name = f"{sha256(spiffe_id.encode()).hex()[:32]}.json"
         return self._files.setdefault(
             name,
             StateFile(

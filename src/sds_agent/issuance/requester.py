@@ -6,7 +6,7 @@ its kind when to ask again.
 """
 
 import asyncio
-import secrets
+import os
 from datetime import datetime
 
 from sds_agent.authority.protocol import (
@@ -99,7 +99,7 @@ class Requester:
             except NoThreadError as error:
                 raise AuthorityError(ErrorKind.TRANSIENT, f"the private key cannot be made: {error}") from error
             csr = make_csr(key, str(self._workload.identity))
-            self._pending = PendingRequest(key, csr, secrets.token_hex(16))
+            self._pending = PendingRequest(key, csr, os.urandom(16).hex())
         return self._pending
 
     async def _call(self, pending: PendingRequest, current: CurrentIdentity | None) -> Issuance:

@@ -13,7 +13,6 @@ may take long, so it is part of the state and delays no other action: what ends 
 those of the whole chain and its trust anchor (`validity`).
 """
 
-import hashlib
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Generic, Self, TypeVar
@@ -21,6 +20,7 @@ from typing import Generic, Self, TypeVar
 from msgspec import Struct, structs
 
 from sds_agent.authority.protocol import ErrorKind
+from sds_agent.digest import sha256
 from sds_agent.issuance.validity import SKEW
 
 C = TypeVar("C")
@@ -83,7 +83,7 @@ class CurrentLeaf(Struct, frozen=True):
         """
         if self.foreign:
             return self.issued_at
-        digest = hashlib.sha256(self.serial.encode()).digest()
+        digest = sha256(self.serial.encode())
         spread = int.from_bytes(digest[:8], "big") / 2**63 - 1  # -1 to 1, evenly
         share = renewal.fraction + spread * renewal.jitter
         lifetime = self.not_after - max(self.issued_at, self.not_before)

@@ -7,7 +7,6 @@ file, such as a credential that is not there yet, is tried again every few secon
 """
 
 import asyncio
-import hashlib
 import logging
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from sds_agent import log, preflight
 from sds_agent.clock import Clock
 from sds_agent.config.changes import SettingsChange, difference
 from sds_agent.config.settings import Settings
+from sds_agent.digest import sha256
 from sds_agent.errors import ProblemsError, SdsAgentError
 from sds_agent.live import assembly
 from sds_agent.live.agent import Agent
@@ -109,7 +109,7 @@ class Reload:
             if watch is not None:
                 watch.arm([file])
             with file.open("rb") as opened:
-                return hashlib.sha256(opened.read(LARGEST_FILE + 1)).digest()
+                return sha256(opened.read(LARGEST_FILE + 1))
 
         try:
             return await self._disk.call(read)

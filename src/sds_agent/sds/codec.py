@@ -6,11 +6,10 @@ come in any order and repeated fields in any number of pieces, so an answer is t
 DiscoveryResponse and DeltaDiscoveryResponse number `type_url` (4) alike.
 """
 
-import hashlib
-
 from google.protobuf.message import DecodeError
 from sds_agent_proto import sds_pb2 as wire
 
+from sds_agent.digest import sha256
 from sds_agent.errors import SdsAgentError
 from sds_agent.sds.protocol import SECRET_TYPE, DeltaRequest, Resource, Respond, SotwRequest
 from sds_agent.secrets.model import CertificateSecret, Secret
@@ -124,4 +123,4 @@ def _secret(name: str, secret: Secret) -> wire.Secret:
 def _version(resources: tuple[Resource, ...]) -> str:
     if len(resources) == 1:
         return resources[0].version
-    return hashlib.sha256("\n".join(f"{r.name} {r.version}" for r in resources).encode()).hexdigest()[:16]
+    return sha256("\n".join(f"{r.name} {r.version}" for r in resources).encode()).hex()[:16]

@@ -12,7 +12,6 @@ import grp
 import os
 import pwd
 import re
-import secrets
 import socket
 import stat
 import time
@@ -91,7 +90,7 @@ class Endpoint:
         self._mode = file.mode
         self._owner = owner
         self._group = group
-        self.temporary = file.path.with_name(f".{secrets.token_hex(3)}")
+        self.temporary = file.path.with_name(f".{os.urandom(3).hex()}")
         self._ours: int | None = None  # opened on the published socket: until it is closed no other file gets the inode
 
     @property

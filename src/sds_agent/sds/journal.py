@@ -1,6 +1,5 @@
 """What SDS streams did, as log events that name the Envoy (its node id) and the stream."""
 
-import hashlib
 import itertools
 import logging
 import time
@@ -10,6 +9,7 @@ from datetime import UTC, datetime
 
 from sds_agent import log
 from sds_agent.budget import Budget, Rate
+from sds_agent.digest import sha256
 from sds_agent.sds.counts import SdsCounts
 from sds_agent.sds.protocol import (
     Acked,
@@ -333,7 +333,7 @@ def _log_push(push: PushOutcome) -> None:
 
 
 def _key(what: tuple[str, ...]) -> bytes:
-    return hashlib.sha256(repr(what).encode()).digest()  # the text itself may be a megabyte
+    return sha256(repr(what).encode())  # the text itself may be a megabyte
 
 
 def _rate(lines: int) -> Rate:

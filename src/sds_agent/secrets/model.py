@@ -5,11 +5,11 @@ of its content: after a restart the same secret has the same version, and an unc
 pushed again.
 """
 
-import hashlib
 from datetime import datetime
 
 from msgspec import Struct
 
+from sds_agent.digest import sha256
 from sds_agent.values import Sensitive
 
 
@@ -54,4 +54,4 @@ Secret = CertificateSecret | BundleSecret
 
 
 def _digest(kind: bytes, content: bytes) -> str:
-    return hashlib.sha256(kind + b"\n" + content).hexdigest()[:16]
+    return sha256(kind + b"\n" + content).hex()[:16]

@@ -4,16 +4,17 @@ A certificate's times are whole seconds. They are rounded down, so that a leaf n
 and never past its signer.
 """
 
-import hashlib
-import secrets
+import os
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from sds_agent.digest import sha1, sha256
 from sds_agent.errors import SdsAgentError
 from sds_agent.pki.certificates import describe, describe_name, describe_time, extension, has_key
 from sds_agent.pki.keys import PrivateKey, PublicKey, signature_hash
@@ -126,8 +127,8 @@ def make_root(key: PrivateKey, organization: str, now: datetime, lifetime: timed
     if lifetime < SHORTEST_LIFE:
         raise SignerError(f"a root cannot be made for {lifetime.total_seconds():g} s: give it 1 s or more")
     name = root_name(organization)
-    key_identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    issuer_identifier = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(key_identifier)
+    own_identifier = key_identifier(key.public_key())
+    issuer_identifier = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own_identifier)
     not_before, not_after = _whole_seconds(now - ROOT_BACKDATE), _whole_seconds(now + lifetime)
     builder = (
         _builder(name, name, key.public_key(), not_before, not_after)
@@ -196,12 +197,12 @@ def _builder(
         .serial_number(_serial_number())
         .not_valid_before(not_before)
         .not_valid_after(not_after)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        .add_extension(key_identifier(public_key), critical=False)
     )
 
 
 def _serial_number() -> int:
-    return 1 + secrets.randbelow(2**128 - 1)
+    return int.from_bytes(os.urandom(16)) or 1
 
 
 def _key_usage(
@@ -224,6 +225,18 @@ def _key_usage(
     )
 
 
+def key_identifier(public_key: PublicKey) -> x509.SubjectKeyIdentifier:
+    """The key identifier of RFC 5280, section 4.2.1.2, method 1: SHA-1 of the key's bits.
+
+    `SubjectKeyIdentifier.from_public_key` gives the same and loads `hashlib`: see `digest`.
+    """
+    if isinstance(public_key, rsa.RSAPublicKey):
+        bits = public_key.public_bytes(Encoding.DER, PublicFormat.PKCS1)
+    else:
+        bits = public_key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    return x509.SubjectKeyIdentifier(sha1(bits))
+
+
 def _authority_key_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     """The issuer's own key identifier where it has one, since CAs derive it differently (RFC 5280 section 4.2.1.1)."""
     identifier = extension(issuer, x509.SubjectKeyIdentifier)
@@ -235,7 +248,7 @@ def _authority_key_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIden
 def _organization(text: str) -> str:
     if len(text) <= LONGEST_ORGANIZATION:
         return text
-    mark = f"~{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    mark = f"~{sha256(text.encode()).hex()[:16]}"
     return text[: LONGEST_ORGANIZATION - len(mark)] + mark
 
 

@@ -1,0 +1,95 @@
+"""Modules that libraries import and the agent may never use: they are loaded once something in them is asked for.
+
+Whoever imports such a module gets it, and its code runs when the first of its names is read. So nothing is taken away:
+a TLS connection of asyncio's loads `ssl` when it is made. The standard library's LazyLoader does not suffice: there a
+second import loads the module, and before Python 3.12.3 a thread can see half of one.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec, PathFinder
+from threading import RLock
+from types import ModuleType
+from typing import Any
+
+UNUSED = frozenset(
+    {
+        "ssl",  # for TLS on asyncio's own transports, which nothing here has: 4 ms, and OpenSSL a second time, 4 MB
+        "asyncio.sslproto",  # likewise; it reads names of `ssl` as it is loaded
+        "hashlib",  # for key identifiers that cryptography would make itself; loads that second OpenSSL too
+        "hmac",  # for the comparison of such identifiers; likewise
+        "google.protobuf.internal.python_message",  # messages in pure Python, beside those in C: 5 ms, 2 MB
+    }
+)
+
+
+class _Unloaded(ModuleType):
+    """A module whose code has not run."""
+
+    def __getattr__(self, name: str) -> Any:
+        """What Python calls for a name that is not there: load the module first, in one thread, while others wait."""
+        later: _Later = self.__dict__["__spec__"].loader_state
+        with later.lock:
+            if not later.has_begun:
+                later.load(self)
+        return ModuleType.__getattribute__(self, name)
+
+
+class _Later(Loader):
+    """Leaves a module unloaded, for `loader` to load later."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.lock = RLock()
+        self.has_begun = False
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """A module without its code's names."""
+        return _Unloaded(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Leave it for later. It looks like one that the loader has loaded."""
+        spec = module.__spec__
+        if spec is not None:
+            spec.loader_state = self
+            spec.loader = module.__loader__ = self._loader
+
+    def load(self, module: ModuleType) -> None:
+        """Run its code. Raises what that raises; then the next one who asks for a name tries again."""
+        self.has_begun = True
+        try:
+            self._loader.exec_module(module)
+        except BaseException:
+            self.has_begun = False
+            raise
+        module.__class__ = ModuleType
+
+
+class _Finder:
+    """Finds the modules in UNUSED where Python does."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None, _target: ModuleType | None = None) -> ModuleSpec | None:
+        """As `importlib.abc.MetaPathFinder` has it."""
+        spec = PathFinder.find_spec(name, path) if name in UNUSED else None
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Later(spec.loader)
+        return spec
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Inside this context an import of a module in UNUSED leaves it unloaded. One that is loaded already stays so.
+
+    Where Python was built without TLS, which asyncio finds out by loading `ssl`, all are loaded.
+    """
+    if PathFinder.find_spec("_ssl") is None:
+        yield
+        return
+    sys.meta_path.insert(0, _Finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(_Finder)
