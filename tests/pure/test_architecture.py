@@ -281,7 +281,6 @@ PURE = {
     "config.istio_environment",
     "configfile.durations",
     "configfile.phrases",
-    "configfile.plain",
     "digest",
     "doctor.agents",
     "doctor.clocks",
