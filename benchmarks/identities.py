@@ -1,4 +1,4 @@
-"""What many identities in one agent cost: memory, the time until all are issued, renewals, and what streams wait meanwhile.
+"""What many identities in one agent cost: memory, time until all are issued, renewals, and what others wait meanwhile.
 
     python benchmarks/identities.py [--identities 1,100,1000,10000] [--renewing 1000] [--streams 500] [--runs 1]
 
@@ -13,8 +13,8 @@ signed by one key, and both as PEM. Figures:
   identity, without the bytes of its chain and its key as they are served.
 - a renewal: processor time of a running agent for each certificate that its log calls renewed, with the key for it, and
   how many that makes a second on one core. The certificates live so shortly that all are renewed once in the interval.
-- a turn of the loop, and late: see bench/lag.py, while --renewing identities renew and --streams streams listen, each on
-  a connection of its own to an identity of its own. The floor has a bare asyncio loop, on the same cores, with nothing
+- a turn of the loop, and late: see bench/lag.py, while --renewing identities renew and --streams streams listen, each
+  on a connection of its own to an identity of its own. The floor has a bare asyncio loop, on the same cores, with nothing
   to do. A small request is a FetchSecrets, sent every 5 ms by another process and timed there.
 """
 
@@ -37,17 +37,16 @@ from typing import NamedTuple
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc.aio
+from bench import program
+from bench.figures import FLOOR, Figure, Row
+from bench.processes import HERE, agent_command, processor_ms, resident_mb, started
+from bench.program import MissingError
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from sds_agent_proto import sds_pb2
-
-from bench import program
-from bench.figures import FLOOR, Figure, Row
-from bench.processes import HERE, agent_command, precise_ms, processor_ms, resident_mb, started
-from bench.program import MissingError
 
 OURS = "sds-agent"
 SERVICE = "/envoy.service.secret.v3.SecretDiscoveryService/"
@@ -128,8 +127,7 @@ def issuing(numbers: Sequence[int], runs: int) -> Iterator[Row]:
             each_of = [(one, first) for one, first in zip(found, alone, strict=True)]
             ran = tuple((one.processor - first.processor) / (number - 1) for one, first in each_of)
             memory = tuple(
-                (one.resident - first.resident) * 1024 / (number - 1) - one.certificate / 1024
-                for one, first in each_of
+                (one.resident - first.resident) * 1024 / (number - 1) - one.certificate / 1024 for one, first in each_of
             )
             figures += [Figure("processor", "ms an identity", ran), Figure("memory", "KB an identity", memory)]
         yield Row(OURS, case, tuple(figures))

@@ -173,7 +173,7 @@ async def _served(
 ) -> AsyncIterator[None]:
     """Envoys can connect inside this context, and a probe sees whether each name has a secret."""
     store, socket = running.store, preflight.socket_file(settings.sds)
-    readiness = Health(lambda: not store.missing, frozenset({SERVICE}), reasons=lambda: running.lacks(clock.now()))
+    readiness = Health(lambda: store.complete, frozenset({SERVICE}), reasons=lambda: running.lacks(clock.now()))
     descriptor = None if listening is None else listening.descriptor
     async with serving(
         running.sds, socket, limits, [readiness], before_probe=lambda: complete(store), listening=descriptor

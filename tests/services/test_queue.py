@@ -1,7 +1,8 @@
 """Who may ask the CA next: an Envoy that waits never queues behind certificates that are good for hours."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 import anyio
@@ -12,11 +13,32 @@ from fakes.hierarchy import HOUR, NOW
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sds_agent.issuance.queue import IssuanceQueue, Priority
+from sds_agent.issuance.queue import Hurrying, IssuanceQueue, Priority
 
 
 def priority(expiry: datetime = NOW, *, awaited: bool = False) -> Callable[[], Priority]:
     return lambda: (not awaited, expiry)
+
+
+class Hurry:
+    """Says that a priority has become lower."""
+
+    def __init__(self) -> None:
+        self.watchers: list[Callable[[], None]] = []
+
+    @contextmanager
+    def hurrying(self, watcher: Callable[[], None]) -> Iterator[None]:
+        """A `Hurrying`."""
+        self.watchers.append(watcher)
+        try:
+            yield
+        finally:
+            self.watchers.remove(watcher)
+
+    def tell(self) -> None:
+        """Call those that wait."""
+        for watcher in tuple(self.watchers):
+            watcher()
 
 
 class Visitors:
@@ -31,17 +53,22 @@ class Visitors:
         self._leave: dict[str, anyio.Event] = {}
         self._entered = anyio.Event()
 
-    async def come(self, name: str, priority: Callable[[], Priority]) -> None:
+    async def come(self, name: str, priority: Callable[[], Priority], hurrying: Hurrying | None = None) -> None:
         """Return when the visitor is inside, or waits."""
         self._leave[name] = anyio.Event()
-        self.scopes[name] = await self._tasks.start(self._visit, name, priority)
+        self.scopes[name] = await self._tasks.start(self._visit, name, priority, hurrying or Hurry().hurrying)
 
     async def _visit(
-        self, name: str, priority: Callable[[], Priority], *, task_status: TaskStatus[anyio.CancelScope]
+        self,
+        name: str,
+        priority: Callable[[], Priority],
+        hurrying: Hurrying,
+        *,
+        task_status: TaskStatus[anyio.CancelScope],
     ) -> None:
         with anyio.CancelScope() as scope:
             task_status.started(scope)
-            async with self._queue.slot(priority):
+            async with self._queue.slot(priority, hurrying):
                 self.entered.append(name)
                 self.inside.append(name)
                 self._entered.set()
@@ -107,11 +134,49 @@ async def test_the_priority_counts_at_the_moment_a_slot_becomes_free() -> None:
         visitors = Visitors(IssuanceQueue(1), tasks)
         await visitors.come("occupant", priority())
         await visitors.come("soon", priority(NOW + HOUR))
-        await visitors.come("late", lambda: ("late" not in awaited, NOW + 2 * HOUR))
+        hurry = Hurry()
+        await visitors.come("late", lambda: ("late" not in awaited, NOW + 2 * HOUR), hurry.hurrying)
         awaited.add("late")
+        hurry.tell()
         visitors.leave("occupant")
         assert await visitors.order(2) == ["occupant", "late"]
         tasks.cancel_scope.cancel()
+
+
+async def test_the_envoy_that_left_while_its_identity_queued_keeps_no_other_waiting() -> None:
+    awaited = {"left"}
+    async with anyio.create_task_group() as tasks:
+        visitors = Visitors(IssuanceQueue(1), tasks)
+        await visitors.come("occupant", priority())
+        await visitors.come("left", lambda: ("left" not in awaited, NOW + 2 * HOUR))
+        await visitors.come("soon", priority(NOW + HOUR))
+        awaited.clear()
+        visitors.leave("occupant")
+        assert await visitors.order(2) == ["occupant", "soon"]
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("waiting", [50, 400])
+async def test_a_slot_costs_no_more_the_more_identities_wait(waiting: int) -> None:
+    """A restart with ten thousand identities would else take minutes, in which the loop serves nobody."""
+    computed, taken = 0, list[int]()
+
+    def counted(number: int) -> Priority:
+        nonlocal computed
+        computed += 1
+        return 1, NOW + timedelta(seconds=number)
+
+    async def visit(queue: IssuanceQueue, number: int) -> None:
+        async with queue.slot(lambda: counted(number)):
+            taken.append(computed)
+
+    queue = IssuanceQueue(1)
+    async with anyio.create_task_group() as tasks, queue.slot(priority()):
+        for number in range(waiting):
+            tasks.start_soon(visit, queue, number)
+        await anyio.wait_all_tasks_blocked()
+    assert len(taken) == waiting
+    assert computed == 2 * waiting
 
 
 async def test_a_cancelled_request_is_passed_over() -> None:

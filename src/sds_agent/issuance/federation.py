@@ -82,7 +82,7 @@ class Federation:
         return tuple(self._status(name, authority) for authority, names in self._sources.items() for name in names)
 
     def _status(self, name: str, authority: str) -> FederatedStatus:
-        if (served := self._store.snapshot.get(bundle_name(name))) is None:
+        if (served := self._store.secret(bundle_name(name))) is None:
             return FederatedStatus(name, authority)
         anchors = tuple(
             AnchorStatus(

@@ -10,6 +10,7 @@ import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 from msgspec import structs
 
@@ -191,6 +192,7 @@ class Issuer:
         attempt = Attempt(
             self._publication.identity(source.name),
             self._priority,
+            partial(self._store.hurrying, self._workload.names),
             self._asking,
             self._failover.patience(index, self._began, served, waits=source.supplied),
             None if served is None or index == self._failover.in_use else served.not_after,

@@ -13,7 +13,7 @@ from msgspec import Struct
 from sds_agent.authority.protocol import Authority, AuthorityError, CurrentIdentity, ErrorKind, Supplier
 from sds_agent.clock import Clock
 from sds_agent.issuance.adapter_calls import NoAnswerError
-from sds_agent.issuance.queue import IssuanceQueue, Priority
+from sds_agent.issuance.queue import Hurrying, IssuanceQueue, Priority
 from sds_agent.issuance.requester import CA_TIMEOUT, Obtained, Receiver, Requester
 from sds_agent.issuance.schedule import ALARM
 from sds_agent.issuance.trust import Trust
@@ -31,7 +31,8 @@ class Upstream(Struct, frozen=True):
 
 
 class Attempt(Struct, frozen=True):
-    """What an attempt goes by: the certificate to ask with (`current`), its `priority`, and how long it may take.
+    """What an attempt goes by: the certificate to ask with (`current`), its `priority` and what says that it has become
+    lower (`hurrying`), and how long it may take.
 
     `begun` is called when its turn has come. `unless_until` is set where another authority's certificate is served: a
     source's certificate that ends by then, and soon, is the one that was given up, and no success.
@@ -39,6 +40,7 @@ class Attempt(Struct, frozen=True):
 
     current: CurrentIdentity | None
     priority: Callable[[], Priority]
+    hurrying: Hurrying
     begun: Callable[[], None]
     limit: timedelta | None = None
     unless_until: datetime | None = None
@@ -88,7 +90,7 @@ class IssuanceSource:
             async with limit:
                 if self.supplied:
                     return await self._requester.ask(attempt.current)
-                async with self._queue.slot(attempt.priority):
+                async with self._queue.slot(attempt.priority, attempt.hurrying):
                     attempt.begun()
                     return await self._requester.ask(attempt.current)
         except TimeoutError as error:

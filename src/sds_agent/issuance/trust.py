@@ -94,7 +94,7 @@ class Trust:
         for each in self.needed:
             needed[each.anchor] = max(each.until, needed.get(each.anchor, each.until))
         return TrustStatus(
-            version=bundle.version if (bundle := self._store.snapshot.get(self._names[0])) is not None else None,
+            version=bundle.version if (bundle := self._store.secret(self._names[0])) is not None else None,
             anchors=tuple(self._anchor_status(anchor, needed.get(anchor)) for anchor in self._served),
             left_out=tuple(
                 LeftOut(authority, tuple(printable(cause, log.LONGEST_VALUE) for cause in causes))

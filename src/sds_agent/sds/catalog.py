@@ -10,7 +10,7 @@ from typing import Protocol
 from sds_agent.sds.codec import encode_secret
 from sds_agent.sds.protocol import Absence, Resource
 from sds_agent.secrets.model import Secret
-from sds_agent.secrets.store import SecretStore, Snapshot
+from sds_agent.secrets.store import SecretStore
 
 
 class OnDemand(Protocol):
@@ -37,16 +37,16 @@ class Catalog:
         self._store = store
         self._files = files
         self._encoded: dict[str, tuple[Secret, Resource]] = {}
-        self._seen: Snapshot = {}
+        self._seen: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Resource | Absence:
         """The resource of this exact name, or why there is none."""
-        snapshot = self._store.snapshot
-        if snapshot is not self._seen:
-            self._forget_others(snapshot)
-        if name not in snapshot:
+        store = self._store
+        if store.names is not self._seen:
+            self._forget_others()
+        secret = store.secret(name)
+        if secret is None and name not in store:
             return Absence.UNKNOWN if self._files is None else self._files[name]
-        secret = snapshot[name]
         if secret is None:
             self._encoded.pop(name, None)
             return Absence.PENDING
@@ -55,10 +55,10 @@ class Catalog:
             encoded = self._encoded[name] = (secret, encode_secret(name, secret))
         return encoded[1]
 
-    def _forget_others(self, snapshot: Snapshot) -> None:
+    def _forget_others(self) -> None:
         """Drop what was encoded under names that are there no longer, with its key."""
-        self._seen = snapshot
-        for name in self._encoded.keys() - snapshot.keys():
+        self._seen = self._store.names
+        for name in self._encoded.keys() - set(self._seen):
             del self._encoded[name]
 
     def want(self, client: object, names: Iterable[str]) -> None:
@@ -69,7 +69,7 @@ class Catalog:
     @property
     def names(self) -> tuple[str, ...]:
         """Every name that the store has."""
-        return tuple(self._store.snapshot)
+        return self._store.names
 
     @property
     def directories(self) -> tuple[Path, ...]:

@@ -295,7 +295,5 @@ class Stream(Generic[R]):
 
     def _is_of_the_store(self, answer: Respond) -> bool:
         """Whether no peer can cause it: a name that is made on demand changes when a peer asks for it once more."""
-        snapshot = self._store.snapshot
-        return all(resource.name in snapshot for resource in answer.resources) and all(
-            name in snapshot for name in answer.removed
-        )
+        store = self._store
+        return all(each.name in store for each in answer.resources) and all(name in store for name in answer.removed)

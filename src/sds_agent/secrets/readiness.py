@@ -15,7 +15,7 @@ async def complete(store: SecretStore) -> None:
     """Return as soon as every name has a secret."""
     changed = asyncio.Event()
     with store.watching(lambda _names: changed.set()):
-        while store.missing:
+        while not store.complete:
             changed.clear()
             await changed.wait()
 
@@ -25,7 +25,7 @@ async def acknowledged(store: SecretStore, names: Iterable[str]) -> None:
     wanted, changed = tuple(names), asyncio.Event()
     with store.acknowledgements.watching(changed.set), store.watching(lambda _names: changed.set()):
         while store.acknowledgements.outstanding(
-            {name: secret.version for name in wanted if (secret := store.snapshot.get(name)) is not None}
+            {name: secret.version for name in wanted if (secret := store.secret(name)) is not None}
         ):
             changed.clear()
             await changed.wait()
@@ -38,14 +38,13 @@ def watched(store: SecretStore) -> Iterator[None]:
 
     def check(_changed: frozenset[str] = frozenset()) -> None:
         nonlocal ready
-        without = store.missing
-        if (not without) is ready:
+        if store.complete is ready:
             return
-        ready = not without
+        ready = store.complete
         if ready:
             log.event(LOG, "ready")
         else:
-            log.event(LOG, "not_ready", level=logging.WARNING, without_secret=without)
+            log.event(LOG, "not_ready", level=logging.WARNING, without_secret=store.missing)
 
     check()
     with store.watching(check):

@@ -3,8 +3,12 @@
 The store is where issuance and SDS meet, and the only place. It has values, not a queue: a watcher is called with the
 names that changed and reads the snapshot when it gets to it, so a slow reader neither grows memory nor misses the
 newest secret. All of it runs on the event loop's thread; nothing here waits.
+
+There may be tens of thousands of names, so nothing that is done for one of them looks at the others: a snapshot is
+copied only when the secrets change after somebody has taken one. Who needs one secret asks for it by its name.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -24,20 +28,45 @@ class SecretStore:
     def __init__(self, names: Iterable[str] = (), optional: Iterable[str] = ()) -> None:
         """Without any secret. The agent is ready without the `optional` names, which need not ever have one."""
         self._optional = frozenset(optional)
-        self._snapshot: Snapshot = MappingProxyType(dict.fromkeys((*names, *self._optional)))
+        self._names = tuple(dict.fromkeys((*names, *self._optional)))
+        self._secrets: dict[str, Secret | None] = dict.fromkeys(self._names)
+        self._snapshot: Snapshot | None = None  # of these secrets, if one was taken
+        self._without = set(self._names) - self._optional
         self._watchers: dict[object, Watcher] = {}
         self._awaited: dict[object, frozenset[str]] = {}
+        self._awaiting = Counter[str]()
+        self._hurried: dict[str, dict[object, Callable[[], None]]] = {}
         self.acknowledgements = Acknowledgements()
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such a name, with or without a secret."""
+        return name in self._secrets
+
+    def secret(self, name: str) -> Secret | None:
+        """What is served under this name now; None while there is none to give, and where there is no such name."""
+        return self._secrets.get(name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name, in the order of the configuration: the same object until `replace_names`."""
+        return self._names
 
     @property
     def snapshot(self) -> Snapshot:
-        """What is served now. Never changes under a reader: a change makes a new one."""
+        """What is served now. Never changes under a reader: the next change copies it."""
+        if self._snapshot is None:
+            self._snapshot = MappingProxyType(self._secrets)
         return self._snapshot
+
+    @property
+    def complete(self) -> bool:
+        """Whether the agent is ready: each name has a secret."""
+        return not self._without
 
     @property
     def missing(self) -> tuple[str, ...]:
         """The names without a secret, for which the agent is not ready."""
-        return tuple(name for name, secret in self._snapshot.items() if secret is None and name not in self._optional)
+        return tuple(name for name in self._names if name in self._without) if self._without else ()
 
     def publish(self, secrets: Mapping[str, Secret]) -> frozenset[str]:
         """Serve these secrets from now on, all at once; returns the names whose content changed.
@@ -45,12 +74,12 @@ class SecretStore:
         Watchers are called with those alone: an unchanged secret is never published twice.
         """
         return self._change(
-            {name: secret for name, secret in secrets.items() if _version(self._snapshot.get(name)) != secret.version}
+            {name: secret for name, secret in secrets.items() if _version(self._secrets.get(name)) != secret.version}
         )
 
     def withhold(self, names: Iterable[str]) -> frozenset[str]:
         """Stop serving these names' secrets, which have ended; returns the names that had one. The names stay."""
-        return self._change({name: None for name in names if self._snapshot.get(name) is not None})
+        return self._change({name: None for name in names if self._secrets.get(name) is not None})
 
     def replace_names(
         self, names: Iterable[str], optional: Iterable[str], secrets: Mapping[str, Secret | None]
@@ -60,12 +89,14 @@ class SecretStore:
         `secrets` has what is served under a name from now on, or None; a name that is not in it goes on as it was. It
         happens all at once: a name may go to another owner, and no watcher sees the names of both.
         """
-        before, self._optional = self._snapshot, frozenset(optional)
-        wanted = (*names, *self._optional)
-        self._snapshot = MappingProxyType({name: secrets.get(name, before.get(name)) for name in wanted})
-        moved = before.keys() ^ self._snapshot.keys()
-        common = before.keys() & self._snapshot.keys()
-        other = {name for name in common if _version(before[name]) != _version(self._snapshot[name])}
+        before, self._optional = self._secrets, frozenset(optional)
+        self._names = tuple(dict.fromkeys((*names, *self._optional)))
+        self._secrets = {name: secrets.get(name, before.get(name)) for name in self._names}
+        self._snapshot = None
+        self._without = {name for name, each in self._secrets.items() if each is None} - self._optional
+        moved = before.keys() ^ self._secrets.keys()
+        common = before.keys() & self._secrets.keys()
+        other = {name for name in common if _version(before[name]) != _version(self._secrets[name])}
         changed = frozenset(moved | other)
         if changed:
             self.announce(changed)
@@ -90,21 +121,53 @@ class SecretStore:
 
     def await_names(self, client: object, names: frozenset[str]) -> None:
         """Note that `client` (any hashable) waits for these names' first secret; an empty set ends the note."""
+        before = self._awaited.pop(client, frozenset())
         if names:
             self._awaited[client] = names
-        else:
-            self._awaited.pop(client, None)
+        for name in before - names:
+            self._awaiting[name] -= 1
+            if not self._awaiting[name]:
+                del self._awaiting[name]
+        for name in names - before:
+            self._awaiting[name] += 1
+            for watcher in tuple(self._hurried.get(name, {}).values()):
+                watcher()
 
     def awaited(self, names: Iterable[str]) -> bool:
         """Whether a client waits for any of these names: they are to be issued first."""
-        wanted = frozenset(names)
-        return any(not wanted.isdisjoint(waiting) for waiting in self._awaited.values())
+        return any(name in self._awaiting for name in names)
+
+    @contextmanager
+    def hurrying(self, names: Iterable[str], watcher: Callable[[], None]) -> Iterator[None]:
+        """Call `watcher` when another client begins to wait for one of these names, until the context is left. It must
+        not wait or raise.
+        """
+        key, hurried = object(), tuple(names)
+        for name in hurried:
+            self._hurried.setdefault(name, {})[key] = watcher
+        try:
+            yield
+        finally:
+            for name in hurried:
+                self._hurried[name].pop(key, None)
+                if not self._hurried[name]:
+                    del self._hurried[name]
 
     def _change(self, changed: Mapping[str, Secret | None]) -> frozenset[str]:
         names = frozenset(changed)
-        if names:
-            self._snapshot = MappingProxyType({**self._snapshot, **changed})
-            self.announce(names)
+        if not names:
+            return names
+        if self._snapshot is not None:
+            self._secrets, self._snapshot = dict(self._secrets), None
+        if not names <= self._secrets.keys():
+            self._names = tuple(dict.fromkeys((*self._names, *changed)))
+        self._secrets.update(changed)
+        for name, secret in changed.items():
+            if secret is not None or name in self._optional:
+                self._without.discard(name)
+            else:
+                self._without.add(name)
+        self.announce(names)
         return names
 
 
