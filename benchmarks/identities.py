@@ -14,7 +14,7 @@ signed by one key, and both as PEM. Figures:
 - a renewal: processor time of a running agent for each certificate that its log calls renewed, with the key for it, and
   how many that makes a second on one core. The certificates live so shortly that all are renewed once in the interval.
 - a turn of the loop, and late: see bench/lag.py, while --renewing identities renew and --streams streams listen, each
-  on a connection of its own to an identity of its own. The floor has a bare asyncio loop, on the same cores, with nothing
+  on a connection of its own to an identity of its own. The floor has a bare asyncio loop on the same cores with nothing
   to do. A small request is a FetchSecrets, sent every 5 ms by another process and timed there.
 """
 

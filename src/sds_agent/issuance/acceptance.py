@@ -103,7 +103,8 @@ def accept(
         besides = f" (left out: {'; '.join(left_out)})" if left_out else ""
         found = f"no chain leads from the certificate to a trust anchor: {error}{besides}"
         raise AuthorityError(ErrorKind.INVALID, found) from error
-    times = _validity(chain, advertised, now)
+    # the one anchor there is was found to vouch for the chain, by the same rules
+    times = _validity(chain, advertised, now, advertised if len(advertised) == 1 and not beside else ())
     ignored = tuple(f"left out of the chain: {each}" for each in received.left_out)
     warnings = (*answer.warnings, *ignored, *_clock_warning(times, now), *_end_warning(times, chain))
     return Accepted(chain, advertised, times, warnings, known.left_out)
@@ -176,8 +177,8 @@ def _check_times(leaf: x509.Certificate, now: datetime) -> None:
         )
 
 
-def _validity(chain: Chain, anchors: Chain, now: datetime) -> Validity:
-    times = validity(chain, anchors, now)
+def _validity(chain: Chain, anchors: Chain, now: datetime, proven: Chain) -> Validity:
+    times = validity(chain, anchors, now, proven=proven)
     if times is None or times.end <= max(times.begin, now):
         raise AuthorityError(
             ErrorKind.INVALID,

@@ -23,7 +23,7 @@ from sds_agent.errors import SdsAgentError
 from sds_agent.files import remove_unfinished
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted, accept
-from sds_agent.issuance.workload import Certificate, Workload, secret_of
+from sds_agent.issuance.workload import Certificate, Workload, certificate_of, secret_of
 from sds_agent.pki.certificates import CertificateError, read_bundle, write_pem
 from sds_agent.pki.keyfile import KeyFileError, read_private_key
 from sds_agent.pki.keys import PrivateKey
@@ -194,8 +194,9 @@ class WorkloadCache:
         self._newest: Certificate | None = None
         self._writing: asyncio.Task[None] | None = None
 
-    def restore(self, now: datetime) -> Certificate | None:
-        """The certificate that an earlier process cached, or None; one that cannot be used is logged (`not_restored`).
+    def restore(self, now: datetime) -> tuple[Certificate, Accepted] | None:
+        """The certificate that an earlier process cached, and how it was accepted now, or None; one that cannot be used
+        is logged (`not_restored`).
 
         Its anchors are those that were cached with it.
         """
@@ -212,10 +213,13 @@ class WorkloadCache:
         # a file of an older version of the agent does not name the CA
         foreign = restored.authority not in {"", *names}
         name = names.get(restored.authority, workload.authority)
-        certificate = Certificate("restored", accepted, secret_of(accepted, restored.key), at, at, name, foreign)
+        secret = secret_of(accepted, restored.key)
+        certificate = certificate_of(
+            "restored", accepted, secret, asked_at=at, issued_at=at, authority=name, foreign=foreign
+        )
         if not restored.outdated:
             self._newest = self._cached = certificate
-        return certificate
+        return certificate, accepted
 
     def save(self, certificate: Certificate, tasks: asyncio.TaskGroup) -> None:
         """Begin to write it in a task of the group, unless it is written or being written already."""
@@ -262,7 +266,7 @@ class WorkloadCache:
             str(self._workload.identity),
             certificate.issued_at.timestamp(),
             certificate.secret.chain_pem.decode(),
-            write_pem(certificate.accepted.anchors).decode(),
+            write_pem(certificate.anchors).decode(),
             certificate.secret.private_key_pem.decode(),
             self._workload.cas[certificate.authority],
         )

@@ -17,6 +17,7 @@ from msgspec import structs
 from sds_agent import log
 from sds_agent.authority.protocol import AuthorityError
 from sds_agent.clock import Clock, until
+from sds_agent.issuance.acceptance import Accepted
 from sds_agent.issuance.attempts import AttemptRecord
 from sds_agent.issuance.cache import WorkloadCache
 from sds_agent.issuance.counts import IssuanceCounts
@@ -42,7 +43,7 @@ from sds_agent.issuance.schedule import (
 from sds_agent.issuance.source import Attempt, IssuanceSource, Upstream
 from sds_agent.issuance.standing import authority_statuses, failure_status
 from sds_agent.issuance.status import AttemptStage, WorkloadStatus
-from sds_agent.issuance.workload import Certificate, Workload, secret_of
+from sds_agent.issuance.workload import Certificate, Workload, certificate_of, secret_of
 from sds_agent.secrets.model import CertificateSecret
 from sds_agent.secrets.readiness import acknowledged
 
@@ -255,19 +256,19 @@ class Issuer:
         if source.supplied and (confirmed := self._publication.confirm(source.name, obtained.accepted)) is not None:
             self._save(confirmed, tasks)  # its anchors may be others
             return
-        certificate = Certificate(
+        certificate = certificate_of(
             "issued" if self._publication.certificates.served is None else "renewed",
             obtained.accepted,
             secret_of(obtained.accepted, obtained.key),
-            obtained.asked_at,
-            obtained.issued_at,
-            source.name,
+            asked_at=obtained.asked_at,
+            issued_at=obtained.issued_at,
+            authority=source.name,
             held_until=self._publication.hold_until(obtained.accepted),
         )
         took = None if source.supplied else certificate.issued_at - certificate.asked_at
         self._counts.succeeded(source.name, "issued" if certificate.origin == "issued" else "renewed", took)
         self._tell(source, certificate.origin)
-        self._add(certificate)
+        self._add(certificate, obtained.accepted)
         if self._publish_at is None or not self._publication.serving:
             # even one that has to wait: it may have cost a join token, and there is no other to cache
             self._save(certificate, tasks)
@@ -290,18 +291,19 @@ class Issuer:
         """Begin with the certificate that an earlier process cached."""
         if self._cache is None or self._taken_over:
             return
-        if (certificate := self._cache.restore(self._clock.now())) is not None:
+        if (restored := self._cache.restore(self._clock.now())) is not None:
+            certificate, accepted = restored
             index = self._workload.authorities.index(certificate.authority)
             self._failover = self._failover.issued(index, self._clock.now())
-            self._add(certificate)
+            self._add(certificate, accepted)
 
-    def _add(self, certificate: Certificate) -> None:
-        self._publication.add(certificate)
-        for warning in certificate.accepted.warnings:
+    def _add(self, certificate: Certificate, accepted: Accepted) -> None:
+        self._publication.add(certificate, accepted)
+        for warning in accepted.warnings:
             log.event(LOG, "ca_warning", level=logging.WARNING, workload=self._workload.name, warning=warning)
         if (publish_at := self._publish_at) is None:
             return
-        ahead = certificate.accepted.not_before > self._clock.now()
+        ahead = accepted.not_before > self._clock.now()
         new_anchor = certificate.held_until is not None and not ahead
         log.event(
             LOG,
@@ -310,7 +312,7 @@ class Issuer:
             workload=self._workload.name,
             cause="Envoys load its new trust anchor first" if new_anchor else "peers' clocks may be behind",
             serial=certificate.serial,
-            not_before=certificate.accepted.not_before,
+            not_before=accepted.not_before,
             publish_at=publish_at,
             serving="the certificate before it" if self._publication.serving else "nothing",
         )

@@ -23,6 +23,7 @@ from sds_agent.issuance.validity import Validity, validity
 from sds_agent.issuance.workload import Certificate, Workload
 from sds_agent.pki.certificates import describe, describe_name, serial_hex, write_pem
 from sds_agent.pki.keys import describe_key
+from sds_agent.pki.validation.rules import Chain
 from sds_agent.secrets.store import SecretStore
 
 LOG = logging.getLogger(__name__)
@@ -77,7 +78,8 @@ class Publication:
         None where they have it, and where nothing is served: then a certificate that some peers refuse is better.
         """
         now = self._clock.now()
-        if not self.serving or self._trust.vouched(accepted.chain, now - HOLD):
+        vouching = accepted.validity.vouching
+        if not self.serving or self._trust.vouched(accepted.chain, now - HOLD, vouching):
             return None
         self._acknowledged_at = None
         return now + HOLD
@@ -113,18 +115,18 @@ class Publication:
             earlier=tuple(map(self.leaf, certificates.earlier)),
         )
 
-    def add(self, certificate: Certificate) -> None:
-        """Add a certificate that is to be published, and publish its anchors at once."""
+    def add(self, certificate: Certificate, accepted: Accepted) -> None:
+        """Add a certificate that is to be published, as it was `accepted`, and publish its anchors at once."""
         self._certificates = self._certificates.add(certificate)
-        accepted, authority = certificate.accepted, certificate.authority
+        authority = certificate.authority
         if certificate.origin == "restored":
             # what another CA advertised says nothing of when this one did
             since = datetime.min.replace(tzinfo=UTC) if certificate.foreign else certificate.issued_at
             self._trust.restore_advertised(authority, accepted.anchors, since)
-            self._trust.add_in_use(authority, certificate.secret, accepted.anchors)
+            self._trust.add_in_use(authority, certificate.secret, accepted.anchors, accepted)
             return
         self._trust.update(authority, accepted.anchors, accepted.left_out)
-        self._trust.add_in_use(authority, certificate.secret)
+        self._trust.add_in_use(authority, certificate.secret, accepted=accepted)
 
     def take_over(self, certificates: Succession[Certificate], cas: Mapping[str, str]) -> None:
         """Go on with the certificates of this identity from before its configuration changed.
@@ -140,7 +142,7 @@ class Publication:
         if (name := here.get(cas.get(certificate.authority, ""))) == certificate.authority:
             return certificate
         name = workload.authority if name is None else name
-        self._trust.move_in_use(certificate.authority, name, certificate.secret, certificate.accepted.anchors)
+        self._trust.move_in_use(certificate.authority, name, certificate.secret, certificate.anchors)
         return structs.replace(certificate, authority=name, foreign=True)
 
     def leave(self) -> None:
@@ -162,9 +164,9 @@ class Publication:
         if not newest or newest[0].authority != authority or newest[0].secret.chain_pem != write_pem(accepted.chain):
             return None
         self._trust.update(authority, accepted.anchors, accepted.left_out)
-        if newest[0].accepted.anchors == accepted.anchors and not newest[0].foreign:
+        if newest[0].anchors == accepted.anchors and not newest[0].foreign:
             return newest[0]
-        confirmed = structs.replace(newest[0], accepted=accepted, foreign=False)
+        confirmed = newest[0].confirmed(accepted)
         self._certificates = self._certificates.replace_newest(confirmed)
         return confirmed
 
@@ -185,7 +187,7 @@ class Publication:
         self._certificates = self._certificates.withhold()
         self._trust.remove_in_use(certificate.authority, certificate.secret)
         self._store.withhold(self._workload.names)
-        end = self._validity(certificate).end
+        _, end = self._times(certificate)
         log.event(LOG, "expired", level=logging.ERROR, workload=self._workload.name, not_after=end)
 
     def offer_again(self) -> None:
@@ -193,9 +195,9 @@ class Publication:
         if (certificate := self._certificates.served) is None:
             return
         self._certificates = self._certificates.offer_again()
-        self._trust.add_in_use(certificate.authority, certificate.secret, certificate.accepted.anchors)
+        self._trust.add_in_use(certificate.authority, certificate.secret, certificate.anchors)
         self._store.publish(dict.fromkeys(self._workload.names, certificate.secret))
-        end = self._validity(certificate).end
+        _, end = self._times(certificate)
         log.event(LOG, "valid_again", level=logging.WARNING, workload=self._workload.name, not_after=end)
 
     def release(self, index: int) -> None:
@@ -206,13 +208,13 @@ class Publication:
 
     def leaf(self, certificate: Certificate) -> CurrentLeaf:
         """The times of a certificate."""
-        times, held_until = self._validity(certificate), certificate.held_until
+        (begin, end), held_until = self._times(certificate), certificate.held_until
         if held_until is not None and self._acknowledged_at is not None:
             held_until = min(held_until, self._acknowledged_at + HANDSHAKE)
         return CurrentLeaf(
             certificate.issued_at,
-            times.begin,
-            times.end,
+            begin,
+            end,
             certificate.serial,
             foreign=certificate.foreign,
             held_until=held_until,
@@ -233,35 +235,46 @@ class Publication:
         )
 
     def _leaf_status(self, certificate: Certificate) -> LeafStatus:
-        times, leaf = self._validity(certificate), certificate.accepted.leaf
+        chain = certificate.chain
+        leaf, times = chain[0], self._renewed(certificate, chain)
+        begin, end, anchor = certificate.begin, certificate.end, certificate.anchor
+        ends_with = anchor if certificate.ends_with_anchor else min(reversed(chain), key=_not_after)
+        if times is not None:
+            begin, end, anchor, ends_with = times.begin, times.end, times.anchor, times.ends_with
         return LeafStatus(
             serial=certificate.serial,
             issued_at=certificate.issued_at,
             not_before=leaf.not_valid_before_utc,
             not_after=leaf.not_valid_after_utc,
-            valid_from=times.begin,
-            valid_until=times.end,
-            ends_with=describe(times.ends_with),
+            valid_from=begin,
+            valid_until=end,
+            ends_with=describe(ends_with),
             renew_at=None
             if certificate.authority in self._supplying
             else self.leaf(certificate).renew_at(self._workload.renewal),
             foreign=certificate.foreign,
             authority=certificate.authority,
-            intermediates=tuple(map(_end_of, certificate.accepted.chain[1:])),
-            anchor=_end_of(times.anchor),
+            intermediates=tuple(map(_end_of, chain[1:])),
+            anchor=_end_of(anchor),
             subject=describe(leaf),
             issuer=describe_name(leaf.issuer),
             key=describe_key(leaf.public_key()),
         )
 
-    def _validity(self, certificate: Certificate) -> Validity:
-        """When the certificate is valid, by the anchors known now: a root that ends first may have been renewed."""
-        known = certificate.accepted.validity
-        if known.ends_with in certificate.accepted.chain:
-            return known
+    def _times(self, certificate: Certificate) -> tuple[datetime, datetime]:
+        """From when until when the certificate is valid, by the anchors known now."""
+        times = self._renewed(certificate)
+        return (certificate.begin, certificate.end) if times is None else (times.begin, times.end)
+
+    def _renewed(self, certificate: Certificate, chain: Chain | None = None) -> Validity | None:
+        """When the certificate is valid, where its root ended first and was renewed; else None."""
+        if not certificate.ends_with_anchor:
+            return None
         anchors = self._trust.anchors_of(certificate.authority)
-        times = validity(certificate.accepted.chain, anchors, self._clock.now())
-        return times if times is not None and times.end > known.end else known
+        if anchors == certificate.anchors:
+            return None
+        times = validity(chain or certificate.chain, anchors, self._clock.now())
+        return times if times is not None and times.end > certificate.end else None
 
 
 def _end_of(certificate: x509.Certificate) -> CertificateEnd:
@@ -273,3 +286,7 @@ def _end_of(certificate: x509.Certificate) -> CertificateEnd:
         describe_name(certificate.issuer),
         describe_key(certificate.public_key()),
     )
+
+
+def _not_after(certificate: x509.Certificate) -> datetime:
+    return certificate.not_valid_after_utc

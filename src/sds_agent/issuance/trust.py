@@ -6,16 +6,18 @@ next. That holds over a restart too, whichever authority advertised the root (`a
 """
 
 import asyncio
+import heapq
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
-from msgspec import Struct, structs
+from msgspec import structs
 
 from sds_agent import log
 from sds_agent.clock import Clock
+from sds_agent.issuance.acceptance import Accepted
 from sds_agent.issuance.anchors_file import AdvertisedAnchors, NeededAnchor, StoredAnchors
 from sds_agent.issuance.lists import PublishedList
 from sds_agent.issuance.revocation import Revocation
@@ -36,19 +38,68 @@ from sds_agent.pki.validation.rules import Chain, fault_of_ca
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
 from sds_agent.text import printable
+from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
 
+_SLACK = 64
+"""Ends that may be remembered beyond twice the certificates in use."""
 
-class _InUse(Struct, frozen=True):
-    """A certificate that is served, or was and has not ended: its chain, the anchors that it chains to, and those of
-    them that are served for its sake alone (`retained`).
+
+class _InUse(Sensitive, frozen=True):
+    """A certificate that is served, or was and has not ended: the anchors that it chains to, and those of them that are
+    served for its sake alone (`retained`).
     """
 
-    chain: Chain
-    until: datetime
+    secret: CertificateSecret
     chains_to: Chain
     retained: Chain = ()
+
+    @property
+    def chain(self) -> Chain:
+        """The leaf and its intermediates, read anew: that is seldom needed, and their objects take much memory."""
+        return read_pem(self.secret.chain_pem)
+
+    @property
+    def until(self) -> datetime:
+        """When it ends."""
+        return self.secret.not_after
+
+
+class _Ends:
+    """When the last certificate ends that chains to an anchor, without a look at all of them."""
+
+    def __init__(self) -> None:
+        # of each authority and of what a certificate chains to, the last to end first; some are in use no longer
+        self._heaps: dict[tuple[str, Chain], list[tuple[float, str, datetime]]] = {}
+
+    def add(self, authority: str, version: str, until: datetime, chains_to: Chain) -> None:
+        """The certificate of this version is in use until then."""
+        if chains_to:
+            heapq.heappush(self._heaps.setdefault((authority, chains_to), []), (-until.timestamp(), version, until))
+
+    def latest(self, authority: str, in_use: Mapping[str, _InUse]) -> dict[x509.Certificate, datetime]:
+        """By its anchors, when the last of those `in_use` ends."""
+        found = dict[x509.Certificate, datetime]()
+        for (whose, chains_to), heap in tuple(self._heaps.items()):
+            if whose != authority:
+                continue
+            if len(heap) > 2 * len(in_use) + _SLACK:
+                heap[:] = {each[1]: each for each in heap if _is_of(each[1], chains_to, in_use)}.values()
+                heapq.heapify(heap)
+            while heap and not _is_of(heap[0][1], chains_to, in_use):
+                heapq.heappop(heap)
+            if not heap:
+                del self._heaps[whose, chains_to]
+                continue
+            for anchor in chains_to:
+                found[anchor] = max(found.get(anchor, heap[0][2]), heap[0][2])
+        return found
+
+
+def _is_of(version: str, chains_to: Chain, in_use: Mapping[str, _InUse]) -> bool:
+    certificate = in_use.get(version)
+    return certificate is not None and certificate.chains_to == chains_to
 
 
 class Trust:
@@ -75,12 +126,15 @@ class Trust:
         self._anchors: dict[str, Chain] = {}
         self._since: dict[str, datetime] = {}  # when an authority began to advertise these
         self._answered: set[str] = set()  # the authorities that have advertised anchors in this process
+        self._answers: dict[str, tuple[Chain, tuple[str, ...]]] = {}  # what each advertised last, as it came
         self._left_out: dict[str, tuple[str, ...]] = {}
         self._unusable: dict[str, log.LogOnChange] = {}
         self._in_use: dict[str, dict[str, _InUse]] = {}  # of each authority, by the certificate's version
         self._outliving: tuple[
             NeededAnchor, ...
         ] = ()  # of certificates from before the start, and of removed workloads
+        self._ends = _Ends()
+        self._chained: dict[str, Chain] = {}  # to what the last one chains: thousands share one such value
         self._logged: set[NeededAnchor] = set()
         self._served: Chain = ()
         self._entered: dict[x509.Certificate, datetime] = {}  # when an anchor came into a bundle that there was already
@@ -119,13 +173,13 @@ class Trust:
         """The resource names of the bundle."""
         return self._names
 
-    def vouched(self, chain: Chain, since: datetime) -> bool:
+    def vouched(self, chain: Chain, since: datetime, vouching: Chain = ()) -> bool:
         """Whether the bundle has had an anchor since that time, or from its beginning, that vouches for this chain, and
-        no revocation lists for which Envoys would refuse it.
+        no revocation lists for which Envoys would refuse it. Those `vouching` are known to vouch for it.
         """
         now = self._clock.now()
         return self.revocation.admits(chain, self._served, since) and any(
-            vouches(anchor, chain, now)
+            anchor in vouching or vouches(anchor, chain, now)
             for anchor in self._served
             if anchor not in self._entered or self._entered[anchor] <= since
         )
@@ -146,6 +200,10 @@ class Trust:
         authority that advertises no anchors changes nothing: an empty bundle would make every handshake fail.
         `left_out` says what was wrong with those that could not be used at all.
         """
+        answer = (anchors, left_out)
+        if authority in self._answered and self._answers.get(authority) == answer:
+            return  # as after each certificate; what changes with time is for `check_times`
+        self._answers[authority] = answer
         anchors = self._usable(authority, anchors, left_out)
         if not anchors:
             return
@@ -177,6 +235,7 @@ class Trust:
             before = self._anchors.pop(name, ())
             self._since.pop(name, None)
             self._answered.discard(name)
+            self._answers.pop(name, None)
             self._left_out.pop(name, None)
             self._unusable.pop(name, None)
             self._retain(name, before, tuple(self._in_use.get(name, {})))
@@ -208,21 +267,34 @@ class Trust:
         if not set(before) <= set(anchors):
             self._retain(authority, before, tuple(self._in_use.get(authority, {})))
 
-    def add_in_use(self, authority: str, certificate: CertificateSecret, anchors: Chain = ()) -> None:
+    def add_in_use(
+        self, authority: str, certificate: CertificateSecret, anchors: Chain = (), accepted: Accepted | None = None
+    ) -> None:
         """From now on trust what this certificate chains to, also when its authority advertises it no more.
 
         It chains to anchors known of the authority, or to those in `anchors`, by which it was accepted: they count for
-        a certificate that was in use before, as they may be advertised no more.
+        a certificate that was in use before, as they may be advertised no more. Where it was `accepted` a moment ago,
+        what was found then need not be found again.
         """
-        chain, now = read_pem(certificate.chain_pem), self._clock.now()
-        above = {canonical(below.issuer) for below in chain}
-        known = unique((*self.anchors_of(authority), *anchors))
-        chains_to = tuple(a for a in known if canonical(a.subject) in above and vouches(a, chain, now))
-        in_use = self._in_use.setdefault(authority, {})
-        in_use[certificate.version] = _InUse(chain, certificate.not_after, chains_to)
+        now = self._clock.now()
+        chain = read_pem(certificate.chain_pem) if accepted is None else accepted.chain
+        known, known_of_authority = self.anchors_of(authority), self.anchors_of(authority)
+        if anchors != known:
+            known = unique((*known, *anchors))
+        if accepted is not None and known == accepted.anchors:
+            chains_to = accepted.validity.vouching
+        else:
+            above = {canonical(below.issuer) for below in chain}
+            chains_to = tuple(a for a in known if canonical(a.subject) in above and vouches(a, chain, now))
+        if chains_to == self._chained.get(authority):
+            chains_to = self._chained[authority]
+        self._chained[authority] = chains_to
+        version = certificate.version
+        self._in_use.setdefault(authority, {})[version] = _InUse(certificate, chains_to)
+        self._ends.add(authority, version, certificate.not_after, chains_to)
         self._stored_changed.set()
-        if not set(anchors) <= set(self.anchors_of(authority)):
-            self._retain(authority, anchors, (certificate.version,))
+        if not set(anchors) <= set(known_of_authority):
+            self._retain(authority, anchors, (version,))
             self._publish(authority)
         elif self.revocation.is_new(chain):
             self._publish(authority)  # its CA may have no list
@@ -232,11 +304,15 @@ class Trust:
         removed = self._in_use.get(authority, {}).pop(certificate.version, None)
         if removed is None:
             return
-        self.revocation.retire(removed.chain, self._served, self._clock.now())
+        self._retire(removed)
         if removed.chains_to:
             self._stored_changed.set()
         if removed.retained:
             self._publish(authority)
+
+    def _retire(self, removed: _InUse) -> None:
+        if self.revocation.wanted:
+            self.revocation.retire(removed.chain, self._served, self._clock.now())
 
     def move_in_use(self, authority: str, to: str, certificate: CertificateSecret, anchors: Chain) -> None:
         """The certificate stays in use, and counts as one of the authority `to` from now on. It was accepted by these
@@ -255,7 +331,7 @@ class Trust:
         removed = self._in_use.get(authority, {}).pop(certificate.version, None)
         if removed is None:
             return
-        self.revocation.retire(removed.chain, self._served, self._clock.now())
+        self._retire(removed)
         self._outliving += tuple(NeededAnchor(authority, anchor, removed.until) for anchor in removed.chains_to)
         self._stored_changed.set()
         self._publish(authority)
@@ -289,10 +365,8 @@ class Trust:
         """
         ends = {(each.authority, each.anchor): each.until for each in self._outliving}
         for authority, in_use in self._in_use.items():
-            for certificate in in_use.values():
-                for anchor in certificate.chains_to:
-                    known = ends.get((authority, anchor), certificate.until)
-                    ends[authority, anchor] = max(known, certificate.until)
+            for anchor, until in self._ends.latest(authority, in_use).items():
+                ends[authority, anchor] = max(ends.get((authority, anchor), until), until)
         needed = [NeededAnchor(authority, anchor, end) for (authority, anchor), end in ends.items()]
         return tuple(sorted(needed, key=lambda each: (each.authority, each.until, each.anchor.fingerprint(SHA256()))))
 

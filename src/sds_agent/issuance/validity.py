@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from sds_agent.pki.names import canonical
 from sds_agent.pki.validation.path import has_path
+from sds_agent.pki.validation.rules import Chain
 
 SKEW = timedelta(seconds=60)
 """How far in the future a NotBefore may lie: the CA's clock and ours are never quite the same."""
@@ -25,22 +26,25 @@ class Validity(Struct, frozen=True):
     """A chain is valid from `begin` until `end`; `ends_with` is the certificate that ends first, the leaf or a CA.
 
     A CA that ends together with the leaf counts as what ends: the leaf's end was fitted to it. `anchor` is the trust
-    anchor above it that ends last.
+    anchor above it that ends last, one of those that are `vouching` for it.
     """
 
     begin: datetime
     end: datetime
     ends_with: x509.Certificate
     anchor: x509.Certificate
+    vouching: Chain = ()
 
 
-def validity(chain: Sequence[x509.Certificate], anchors: Iterable[x509.Certificate], now: datetime) -> Validity | None:
+def validity(
+    chain: Sequence[x509.Certificate], anchors: Iterable[x509.Certificate], now: datetime, *, proven: Chain = ()
+) -> Validity | None:
     """When the chain (a leaf, then its intermediates) is valid below one of the anchors; None if below none of them.
 
     Only anchors that vouch for it at `now`, give or take SKEW, count. `end` may lie before `begin`: then there is no
-    such time.
+    such time. Those `proven` are known to vouch for it at `now`.
     """
-    vouching = [anchor for anchor in _above(chain, anchors) if vouches(anchor, chain, now)]
+    vouching = [each for each in _above(chain, anchors) if each in proven or vouches(each, chain, now)]
     if not vouching:
         return None
     first, *later = sorted(vouching, key=lambda anchor: anchor.not_valid_before_utc)
@@ -50,7 +54,7 @@ def validity(chain: Sequence[x509.Certificate], anchors: Iterable[x509.Certifica
             last = anchor
     begin = max(first.not_valid_before_utc, *(certificate.not_valid_before_utc for certificate in chain))
     ends_with = min((last, *reversed(chain)), key=_end)
-    return Validity(begin, _end(ends_with), ends_with, last)
+    return Validity(begin, _end(ends_with), ends_with, last, tuple(vouching))
 
 
 def vouches(anchor: x509.Certificate, chain: Sequence[x509.Certificate], now: datetime) -> bool:

@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, TypedDict
 
-from msgspec import Struct
+from cryptography import x509
+from msgspec import Struct, structs
 
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted
 from sds_agent.issuance.schedule import Renewal
-from sds_agent.pki.certificates import serial_hex, write_pem
+from sds_agent.pki.certificates import read_pem, serial_hex, write_pem
 from sds_agent.pki.keys import KeyType, PrivateKey, to_pkcs8_pem
+from sds_agent.pki.validation.rules import Chain
 from sds_agent.secrets.model import CertificateSecret
 from sds_agent.values import Sensitive
 
@@ -47,16 +49,26 @@ class Workload(Struct, frozen=True):
 
 
 class Certificate(Sensitive, frozen=True):
-    """An accepted certificate: what the CA sent, what is served of it, and how and when it came.
+    """An accepted certificate: what is served of it, and how and when it came. Made by `certificate_of`.
 
     The CA named `authority` was asked for it at `asked_at` and answered at `issued_at`. One that is `foreign` came from
     another CA than those that the workload has now; it counts as one of the first.
     Its trust anchor may be new to peers: until `held_until` they have time to load it.
+
+    It was accepted by `anchors`, as valid from `begin` until `end`. `anchor` is the one above it that ends last, and
+    where that is what ends first of all, `ends_with_anchor` says so. No certificate below the anchors is kept but in
+    the bytes that are served: the objects take ten times as much, and there may be thousands of these.
     """
 
     origin: Origin
-    accepted: Accepted
     secret: CertificateSecret
+    serial: str
+    """The leaf's serial number in hexadecimal."""
+    anchors: Chain
+    begin: datetime
+    end: datetime
+    anchor: x509.Certificate
+    ends_with_anchor: bool
     asked_at: datetime
     issued_at: datetime
     authority: str
@@ -64,9 +76,57 @@ class Certificate(Sensitive, frozen=True):
     held_until: datetime | None = None
 
     @property
-    def serial(self) -> str:
-        """The leaf's serial number in hexadecimal."""
-        return serial_hex(self.accepted.leaf)
+    def chain(self) -> Chain:
+        """The leaf, then its intermediates, read anew."""
+        return read_pem(self.secret.chain_pem)
+
+    def confirmed(self, accepted: Accepted) -> "Certificate":
+        """The same certificate, accepted again and by these anchors from now on."""
+        return structs.replace(self, **_judged(accepted), foreign=False)
+
+
+def certificate_of(
+    origin: Origin,
+    accepted: Accepted,
+    secret: CertificateSecret,
+    *,
+    asked_at: datetime,
+    issued_at: datetime,
+    authority: str,
+    foreign: bool = False,
+    held_until: datetime | None = None,
+) -> Certificate:
+    """The certificate that an accepted answer holds; `secret` is what is served of it (`secret_of`)."""
+    return Certificate(
+        origin=origin,
+        secret=secret,
+        serial=serial_hex(accepted.leaf),
+        **_judged(accepted),
+        asked_at=asked_at,
+        issued_at=issued_at,
+        authority=authority,
+        foreign=foreign,
+        held_until=held_until,
+    )
+
+
+class _Judged(TypedDict):
+    anchors: Chain
+    begin: datetime
+    end: datetime
+    anchor: x509.Certificate
+    ends_with_anchor: bool
+
+
+def _judged(accepted: Accepted) -> _Judged:
+    times = accepted.validity
+    return _Judged(
+        anchors=accepted.anchors,
+        begin=times.begin,
+        end=times.end,
+        anchor=times.anchor,
+        ends_with_anchor=times.ends_with not in accepted.chain,
+    )
 
 
 def secret_of(accepted: Accepted, key: PrivateKey) -> CertificateSecret:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TypeVar
 
 from cryptography import x509
@@ -38,6 +39,10 @@ MOST_FAULTS = 20
 # Set once for the process: to set and reset a filter around each reading would not be safe between threads.
 warnings.filterwarnings("ignore", "Parsed a serial number which wasn't positive", CryptographyDeprecationWarning)
 warnings.filterwarnings("ignore", "Attribute's length must be", UserWarning)
+
+
+MOST_SHARED = 128
+"""Certificates of which the objects are kept, those read last."""
 
 
 class CertificateError(SdsAgentError):
@@ -190,7 +195,11 @@ def _read_block(block: Block) -> x509.Certificate:
     return _read_der(der)
 
 
+@lru_cache(maxsize=MOST_SHARED)
 def _read_der(der: bytes) -> x509.Certificate:
+    """The certificate, the same object for the same bytes while others are read seldom in between: CAs send theirs with
+    each leaf, and an object with what was parsed of it takes some kilobytes.
+    """
     certificate = None
     try:
         certificate = x509.load_der_x509_certificate(der)

@@ -5,6 +5,7 @@ asks for; so the name and the key are compared here.
 """
 
 from contextlib import suppress
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -31,13 +32,19 @@ _KNOWN = frozenset(
         SignatureAlgorithmOID.ED25519,
     }
 )
+MOST_REMEMBERED = 64
 _HASHES = frozenset({"sha224", "sha256", "sha384", "sha512"})
 _PSS_HASHES = _HASHES - {"sha224"}
 _SIGN_LIKE_THIS = "its CA must sign by RSA or ECDSA, with SHA-256 or its like"
 
 
+@lru_cache(maxsize=MOST_REMEMBERED)
 def fault_of_signature(certificate: x509.Certificate, issuer: x509.Certificate) -> str | None:
-    """Why `issuer` did not issue the certificate, by name and signature."""
+    """Why `issuer` did not issue the certificate, by name and signature.
+
+    The answers to the last questions are remembered: one certificate on its way to Envoys leads to the same question
+    five times, and each takes a signature.
+    """
     if fault := _fault_of_algorithm(certificate):
         return fault
     if not same_name(certificate.issuer, issuer.subject):
