@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,7 +126,7 @@ async def agent(
     seal = preflight.seal(settings)
     # The bundle from before comes first, and with it all that earlier certificates still chain to.
     anchors = _anchors(settings, store, cas, clock, seal)
-    cached = _cached(settings, seal)
+    cache = _cache(settings, seal)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
     files = _files(settings, store, clock)
     service = SecretDiscoveryService(store, clock, most_streams=limits.streams, most_names=limits.names, files=files)
@@ -134,7 +134,7 @@ async def agent(
         attempts = deque[AttemptRecord](maxlen=MOST_ATTEMPTS)
         attempted = None if settings.telemetry is None else attempts.append
         running = Agent(
-            settings, cas, clock, start, store=store, anchors=anchors, sds=service, cached=cached, attempted=attempted
+            settings, cas, clock, start, store=store, anchors=anchors, sds=service, cache=cache, attempted=attempted
         )
         # Issuance begins before the server: the first certificate is asked for while the server comes up.
         start(maintain(running.bundle, anchors.file, clock, running.federation))
@@ -183,11 +183,11 @@ async def _served(
             yield
 
 
-def _cached(settings: Settings, seal: Seal | None) -> Callable[[], CertificateCache] | None:
-    """What makes the cache of a workload's certificates; None where certificates are not to be cached."""
+def _cache(settings: Settings, seal: Seal | None) -> CertificateCache | None:
+    """The cache of all workloads' certificates; None where certificates are not to be cached."""
     directory = settings.state_dir / "certificates"
     tidy(directory, keep=settings.keep_certificates)
-    return (lambda: CertificateCache(directory, seal)) if settings.keep_certificates else None
+    return CertificateCache(directory, seal) if settings.keep_certificates else None
 
 
 def _announce(socket: Path) -> None:

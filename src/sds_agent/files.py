@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -72,6 +72,53 @@ def replace_private(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def replace_all_private(files: Sequence[tuple[Path, bytes]]) -> list[OSError | None]:
+    """As `replace_private` for each; returns for each what it would raise.
+
+    All are written before the first is waited for: what a file system writes for one of them it then writes for most.
+    """
+    opened = [_begun(path, data) for path, data in files]
+    return [
+        each if isinstance(each, OSError) else _finished(*each, path)
+        for each, (path, _) in zip(opened, files, strict=True)
+    ]
+
+
+def _begun(path: Path, data: bytes) -> tuple[int, Path] | OSError:
+    """A temporary file with the content, which is not on disk yet: its descriptor and its path."""
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        return error
+    try:
+        os.fchmod(descriptor, 0o600)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+    except OSError as error:
+        _abandon(descriptor, temporary)
+        return error
+    return descriptor, temporary
+
+
+def _finished(descriptor: int, temporary: Path, path: Path) -> OSError | None:
+    try:
+        os.fsync(descriptor)
+        os.replace(temporary, path)  # noqa: PTH105 - half the time of Path's
+    except OSError as error:
+        _abandon(descriptor, temporary)
+        return error
+    os.close(descriptor)
+    return None
+
+
+def _abandon(descriptor: int, temporary: Path) -> None:
+    os.close(descriptor)
+    with suppress(OSError):
+        temporary.unlink()
 
 
 def remove_unfinished(directory: Path, name: str, *, idle: float = 0) -> None:

@@ -35,8 +35,19 @@ class Restorable(Protocol):
         ...
 
 
+@runtime_checkable
+class RestorableFiles(Protocol):
+    """A part that has many files in the state directory, and can write them again."""
+
+    def put_back_all(self) -> list[Path]:
+        """Write those that are gone; returns their paths. As `Restorable.put_back` otherwise."""
+        ...
+
+
 async def watch(
-    directory: LockedDirectory, parts: Callable[[], Sequence[Restorable]], check_every: float = CHECK_EVERY
+    directory: LockedDirectory,
+    parts: Callable[[], Sequence[Restorable | RestorableFiles]],
+    check_every: float = CHECK_EVERY,
 ) -> None:
     """Restore what is lost, until cancelled. An error is logged as `state_lost` when it begins or changes.
 
@@ -59,7 +70,7 @@ async def watch(
             lost.resolved()
 
 
-def restore(directory: LockedDirectory, parts: Iterable[Restorable]) -> tuple[list[Path], list[str]]:
+def restore(directory: LockedDirectory, parts: Iterable[Restorable | RestorableFiles]) -> tuple[list[Path], list[str]]:
     """Write the missing files again; returns their paths, and in words what could not be written.
 
     Writes nothing unless this process has the directory's lock.
@@ -74,9 +85,9 @@ def restore(directory: LockedDirectory, parts: Iterable[Restorable]) -> tuple[li
         restored.append(directory.path / "lock")
     for part in parts:
         try:
-            path = part.put_back()
+            found = part.put_back_all() if isinstance(part, RestorableFiles) else [part.put_back()]
         except SdsAgentError as error:
             faults.append(str(error))
         else:
-            restored += [] if path is None else [path]
+            restored += [path for path in found if path is not None]
     return restored, faults

@@ -101,12 +101,24 @@ class StateFile:
 
     def write(self, content: bytes) -> None:
         """Put the content there, all of it or nothing, with mode 0600. Blocks on the disk. Raises OSError."""
+        self._own.write(self.prepared(content))
+
+    def prepared(self, content: bytes) -> bytes:
+        """What is to be written to `path` for this content, now: the way is clear. Blocks on the disk. Raises OSError.
+
+        For who writes many such files at once (`files.replace_all_private`), and so has no need of `put_back`.
+        """
         data = content if self._seal is None else self._seal.seal(content, self._purpose)
         if self._another_keys:
             with suppress(FileNotFoundError):
                 self.path.rename(self.aside)
             self._another_keys = False
-        self._own.write(data)
+        return data
+
+    @property
+    def holds_another_keys(self) -> bool:
+        """Whether the file was found to be encrypted with another key: it is renamed before another is written."""
+        return self._another_keys
 
     def put_back(self) -> Path | None:
         """Write again a file that is gone; returns its path if it was. Raises OSError and UntrustedDirectoryError."""

@@ -25,7 +25,14 @@ from msgspec import structs
 
 from sds_agent.authority.protocol import ErrorKind, Issuance, IssueRequest
 from sds_agent.identity.spiffe import SpiffeId
-from sds_agent.issuance.cache import CachedCertificate, CacheError, CertificateCache, WorkloadCache, tidy
+from sds_agent.issuance.cache import (
+    MOST_AT_ONCE,
+    CachedCertificate,
+    CacheError,
+    CertificateCache,
+    WorkloadCache,
+    tidy,
+)
 from sds_agent.issuance.issuer import Issuer
 from sds_agent.issuance.publication import HANDSHAKE, PublicationTarget
 from sds_agent.issuance.queue import IssuanceQueue
@@ -86,7 +93,7 @@ class Machine:
             Upstream(authority, IssuanceQueue()),
             PublicationTarget(store, self.trust),
             clock=self.clock,
-            cache=WorkloadCache(workload, CertificateCache(self.directory, self.seal), timeout=self.disk_timeout),
+            cache=WorkloadCache(workload, CertificateCache(self.directory, self.seal, timeout=self.disk_timeout)),
         )
         with recorded() as events:
             async with anyio.create_task_group() as tasks:
@@ -665,3 +672,64 @@ def test_file_of_another_identity_is_not_taken(tmp_path: Path) -> None:
     cache._file(str(other)).write(msgspec.json.encode(foreign))
     with pytest.raises(CacheError, match="another identity"):
         cache.restore(other, NOW)
+
+
+async def test_certificates_that_come_together_wait_for_the_disk_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that takes ten milliseconds for each would take minutes for a start with ten thousand identities."""
+    directories, fsync = list[int](), os.fsync
+
+    def counted(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            directories.append(descriptor)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", counted)
+    cache = CertificateCache(tmp_path / "certificates")
+    identities = [f"spiffe://demo.example/{number}" for number in range(MOST_AT_ONCE + 1)]
+    async with asyncio.TaskGroup() as tasks:
+        for each in identities:
+            tasks.create_task(cache.write(Kept(each)))
+    assert len(list((tmp_path / "certificates").iterdir())) == len(identities)
+    assert len(directories) == 2, "the first that comes takes with it all that are there"
+
+
+def test_each_of_many_certificates_that_are_removed_comes_back(tmp_path: Path) -> None:
+    cache = CertificateCache(tmp_path)
+    for number in range(3):
+        cache.save(Kept(f"spiffe://demo.example/{number}").cached())
+    assert cache.put_back_all() == []
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    lost = sorted(before)[:2]
+    for path in lost:
+        path.unlink()
+    assert sorted(cache.put_back_all()) == lost
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    cache.forget(SpiffeId.parse("spiffe://demo.example/0"))
+    for path in before:
+        path.unlink()
+    assert len(cache.put_back_all()) == 2, "that of a workload that is gone stays away"
+
+
+async def test_one_certificate_that_cannot_be_written_keeps_no_other_from_the_disk(tmp_path: Path) -> None:
+    cache = CertificateCache(tmp_path)
+    good, bad = (Kept(f"spiffe://demo.example/{name}") for name in ("good", "bad"))
+    in_the_way = cache._file(bad.spiffe_id).path
+    in_the_way.mkdir()
+    written = await asyncio.gather(*(cache.write(each) for each in (bad, good)), return_exceptions=True)
+    assert isinstance(written[0], CacheError)
+    assert str(written[0]) == f"cannot cache the certificate of {bad.spiffe_id} in {tmp_path}: Is a directory"
+    assert written[1] is None
+    assert set(os.listdir(tmp_path)) == {in_the_way.name, cache._file(good.spiffe_id).path.name}  # noqa: PTH208 - names are what is compared
+
+
+class Kept:
+    """A certificate to write, of nothing but its identity."""
+
+    def __init__(self, spiffe_id: str) -> None:
+        self.spiffe_id = spiffe_id
+
+    def cached(self) -> CachedCertificate:
+        """As `issuance.cache.Cached` has it."""
+        return CachedCertificate(self.spiffe_id, 0.0, "", "", "")

@@ -19,7 +19,7 @@ from sds_agent.authority.protocol import AuthorityError
 from sds_agent.directories import LockedDirectory, locked_directory
 from sds_agent.errors import SdsAgentError
 from sds_agent.issuance.cache import CachedCertificate, CertificateCache
-from sds_agent.state import Restorable, restore, watch
+from sds_agent.state import Restorable, RestorableFiles, restore, watch
 
 LIFETIME = timedelta(days=10)
 CACHED = CachedCertificate("spiffe://demo.example/web", 0.0, "chain", "anchors", "PLANTED PRIVATE KEY")
@@ -51,7 +51,7 @@ def keeper(directory: Path) -> CertificateCache:
 async def watching(directory: Path) -> AsyncIterator[Events]:
     """An agent's state with a CA and a certificate in it, and the watch over both."""
     with locked(directory) as claimed, recorded() as events:
-        parts: list[Restorable] = [await ca(directory), keeper(directory)]
+        parts: list[Restorable | RestorableFiles] = [await ca(directory), keeper(directory)]
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch, claimed, lambda: parts, 0.01)
             yield events
@@ -132,7 +132,7 @@ async def test_other_roots_are_not_overwritten_by_a_renewal(tmp_path: Path) -> N
 async def test_state_that_cannot_be_put_back_is_reported_by_its_place_and_the_rest_comes_back(tmp_path: Path) -> None:
     directory = tmp_path / "state"
     with locked(directory) as claimed:
-        parts: list[Restorable] = [await ca(directory), keeper(directory)]
+        parts: list[Restorable | RestorableFiles] = [await ca(directory), keeper(directory)]
         shutil.rmtree(directory)
         directory.mkdir(0o700)
         (directory / "authorities").write_text("in the way")

@@ -10,8 +10,12 @@ import asyncio
 import logging
 import os
 import re
+import threading
+from collections import deque
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -20,7 +24,7 @@ from sds_agent.authority.protocol import AuthorityError, Issuance
 from sds_agent.digest import sha256
 from sds_agent.directories import own_directory
 from sds_agent.errors import SdsAgentError
-from sds_agent.files import remove_unfinished
+from sds_agent.files import remove_unfinished, replace_all_private, sync_directory
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted, accept
 from sds_agent.issuance.workload import Certificate, Workload, certificate_of, secret_of
@@ -36,6 +40,8 @@ LOG = logging.getLogger(__name__)
 
 LARGEST = 1 << 20
 """Bytes. A chain, a key and a mesh's anchors take some kilobytes."""
+MOST_AT_ONCE = 64
+"""Certificates that are written at once."""
 _NAME = r"[0-9a-f]{32}\.json"
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _OTHERS = 0o007
@@ -92,32 +98,130 @@ class Restored(Sensitive, frozen=True):
     outdated: bool
 
 
-class CertificateCache:
-    """One file for each identity in a directory (mode 0700, the files 0600), encrypted if there is a key."""
+class Cached(Protocol):
+    """A certificate that can be written, now and again: its content is made when it is needed."""
 
-    def __init__(self, directory: Path, seal: Seal | None = None) -> None:
+    def cached(self) -> CachedCertificate:
+        """The content. Called in any thread."""
+        ...
+
+
+class _Waiting:
+    """A certificate that waits to be written, and what became of it: None until it is `done` without an error."""
+
+    __slots__ = ("certificate", "done", "error")
+
+    def __init__(self, certificate: Cached) -> None:
+        self.certificate = certificate
+        self.done = False
+        self.error: Exception | None = None
+
+
+class CertificateCache:
+    """One file for each identity in a directory (mode 0700, the files 0600), encrypted if there is a key.
+
+    All workloads share one. What comes to be written while the disk is busy is written together afterwards: for each
+    certificate alone a thread and two waits for the disk would cost more than the certificate. The disk has `timeout`
+    seconds for that.
+    """
+
+    def __init__(self, directory: Path, seal: Seal | None = None, *, timeout: float = DISK_TIMEOUT) -> None:
         self._directory = directory
         self._seal = seal
-        self._files: dict[str, StateFile] = {}
+        self._of_other_keys: dict[str, StateFile] = {}
+        self._kept: dict[str, Cached] = {}  # by the names of the files
+        self._guard = threading.Lock()  # nothing is put back while another content is written
+        self._disk = TimeLimit(timeout)
+        self._turn = asyncio.Lock()
+        self._waiting = deque[_Waiting]()
+
+    async def write(self, certificate: Cached) -> None:
+        """Write it in place of the one before, also while the caller is cancelled.
+
+        Raises CacheError, NoThreadError, and TimeoutError, an OSError with a reason, where the disk does not answer.
+        """
+        waiting = _Waiting(certificate)
+        self._waiting.append(waiting)
+        # finished even when the agent stops: a write that is cut off leaves a file to remove
+        await uninterrupted(self._written(waiting))
+        if waiting.error is not None:
+            raise waiting.error
+
+    async def _written(self, waiting: _Waiting) -> None:
+        async with self._turn:
+            if waiting.done:
+                return  # with another one's
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST_AT_ONCE))]
+            try:
+                errors = await self._disk.call(self._save_all, [each.certificate for each in batch])
+            except (NoThreadError, TimeoutError) as failure:
+                errors = [failure] * len(batch)
+            for each, error in zip(batch, errors, strict=True):
+                each.done, each.error = True, error
 
     def save(self, certificate: CachedCertificate) -> None:
         """Write it in place of the one before. Blocks for a write to disk. Raises CacheError."""
-        try:
-            own_directory(self._directory, 0o700)
-            self._file(certificate.spiffe_id).write(msgspec.json.encode(certificate))
-        except (OSError, SdsAgentError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise CacheError(
-                f"cannot cache the certificate of {certificate.spiffe_id} in {self._directory}: {reason}"
-            ) from error
+        (error,) = self._save_all([_Constant(certificate)])
+        if error is not None:
+            raise error
 
-    def put_back(self) -> Path | None:
-        """Write again a file that is gone; returns the path of one that was. Raises CacheError."""
-        try:
-            return next((path for each in tuple(self._files.values()) if (path := each.put_back())), None)
-        except (OSError, SdsAgentError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise CacheError(f"cannot cache certificates in {self._directory}: {reason}") from error
+    def know(self, identity: SpiffeId, certificate: Cached) -> None:
+        """The identity's file holds this certificate."""
+        self._kept[_file_name(str(identity))] = certificate
+
+    def forget(self, identity: SpiffeId) -> None:
+        """The identity's file is not written again if it is gone."""
+        self._kept.pop(_file_name(str(identity)), None)
+
+    def put_back_all(self) -> list[Path]:
+        """Write again the files that are gone; returns their paths. Raises CacheError."""
+        with self._guard:
+            gone = tuple(self._kept)  # the loop may add others
+            try:
+                there = set(os.listdir(self._directory))  # noqa: PTH208 - names are what is compared
+            except FileNotFoundError:
+                there = set()
+            except OSError as failure:
+                raise self._error(failure) from failure
+            missing = {name: self._kept[name] for name in gone if name not in there}
+        if not missing:
+            return []
+        errors = self._save_all(list(missing.values()))
+        if (first := next(filter(None, errors), None)) is not None:
+            raise first
+        return [self._directory / name for name in missing]
+
+    def _save_all(self, certificates: Sequence[Cached]) -> list[Exception | None]:
+        """Write these; returns what went wrong, with each. Blocks on the disk."""
+        contents = [each.cached() for each in certificates]
+        with self._guard:
+            try:
+                own_directory(self._directory, 0o700)
+                files = [self._file(each.spiffe_id) for each in contents]
+                errors = replace_all_private(
+                    [
+                        (file.path, file.prepared(msgspec.json.encode(content)))
+                        for file, content in zip(files, contents, strict=True)
+                    ]
+                )
+                for file, certificate, error in zip(files, certificates, errors, strict=True):
+                    if error is None:  # it is there, even where the directory cannot be synchronized
+                        self._kept[file.path.name] = certificate
+                        self._of_other_keys.pop(file.path.name, None)
+                sync_directory(self._directory)
+            except (OSError, SdsAgentError) as failure:
+                return [self._error(failure, each.spiffe_id) for each in contents]
+        return [
+            None if error is None else self._error(error, content.spiffe_id)
+            for error, content in zip(errors, contents, strict=True)
+        ]
+
+    def _error(self, error: Exception, spiffe_id: str = "") -> CacheError:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        what = f"the certificate of {spiffe_id}" if spiffe_id else "certificates"
+        made = CacheError(f"cannot cache {what} in {self._directory}: {reason}")
+        made.__cause__ = error
+        return made
 
     def restore(self, identity: SpiffeId, now: datetime) -> Restored | None:
         """The identity's cached certificate, checked as if the CA had just sent it; None if there is none.
@@ -128,6 +232,8 @@ class CertificateCache:
         try:
             stored = file.load(_decode)
         except UnusableFileError as error:
+            if file.holds_another_keys:
+                self._of_other_keys[file.path.name] = file
             raise CacheError(str(error)) from error
         if stored is None:
             return None
@@ -148,18 +254,26 @@ class CertificateCache:
         return Restored(accepted, key, min(cached.issued, now), cached.authority, stored.outdated)
 
     def _file(self, spiffe_id: str) -> StateFile:
-        name = f"{sha256(spiffe_id.encode()).hex()[:32]}.json"
-        return self._files.setdefault(
-            name,
-            StateFile(
-                self._directory / name,
-                LARGEST,
-                seal=self._seal,
-                purpose=f"certificate of {spiffe_id}",
-                instead="the CA is asked for another certificate",
-                forbidden=_OTHERS,
-            ),
+        name = _file_name(spiffe_id)
+        return self._of_other_keys.get(name) or StateFile(
+            self._directory / name,
+            LARGEST,
+            seal=self._seal,
+            purpose=f"certificate of {spiffe_id}",
+            instead="the CA is asked for another certificate",
+            forbidden=_OTHERS,
         )
+
+
+def _file_name(spiffe_id: str) -> str:
+    return f"{sha256(spiffe_id.encode()).hex()[:32]}.json"
+
+
+class _Constant(Sensitive, frozen=True):
+    certificate: CachedCertificate
+
+    def cached(self) -> CachedCertificate:
+        return self.certificate
 
 
 def _decode(content: bytes) -> CachedCertificate:
@@ -178,18 +292,34 @@ def _yet_to_come(cached: CachedCertificate, now: datetime) -> datetime | None:
     return begin if begin > now else None
 
 
+class _OfWorkload(Sensitive, frozen=True):
+    workload: Workload
+    certificate: Certificate
+
+    def cached(self) -> CachedCertificate:
+        workload, certificate = self.workload, self.certificate
+        return CachedCertificate(
+            str(workload.identity),
+            certificate.issued_at.timestamp(),
+            certificate.secret.chain_pem.decode(),
+            write_pem(certificate.anchors).decode(),
+            certificate.secret.private_key_pem.decode(),
+            workload.cas[certificate.authority],
+        )
+
+
 class WorkloadCache:
     """The cache of one workload's certificate. A disk that does not answer delays neither the caller nor its end for
-    longer than the timeout (seconds).
+    longer than the timeout of the cache.
 
     Certificates are written one after another in a task beside the caller; of those that wait only the newest is.
     """
 
-    def __init__(self, workload: Workload, cache: CertificateCache, *, timeout: float = DISK_TIMEOUT) -> None:
+    __slots__ = ("_cache", "_cached", "_newest", "_workload", "_writing")
+
+    def __init__(self, workload: Workload, cache: CertificateCache) -> None:
         self._workload = workload
         self._cache = cache
-        self._timeout = timeout
-        self._disk = TimeLimit(timeout)
         self._cached: Certificate | None = None
         self._newest: Certificate | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -219,6 +349,7 @@ class WorkloadCache:
         )
         if not restored.outdated:
             self._newest = self._cached = certificate
+            self._cache.know(workload.identity, _OfWorkload(workload, certificate))
         return certificate, accepted
 
     def save(self, certificate: Certificate, tasks: asyncio.TaskGroup) -> None:
@@ -228,14 +359,6 @@ class WorkloadCache:
         self._newest = certificate
         if self._writing is None or self._writing.done():
             self._writing = tasks.create_task(self._write())
-
-    def of(self, workload: Workload) -> "WorkloadCache":
-        """The cache of the same identity's certificate, where its workload is configured otherwise from now on."""
-        return WorkloadCache(workload, self._cache, timeout=self._timeout)
-
-    def put_back(self) -> Path | None:
-        """Write the file again if it is gone; returns its path if it was. Raises CacheError."""
-        return self._cache.put_back()
 
     async def saved(self) -> None:
         """Return once every write has ended, with or without success, also when the caller is cancelled."""
@@ -249,8 +372,7 @@ class WorkloadCache:
     async def _write(self) -> None:
         while (certificate := self._newest) is not None and certificate is not self._cached:
             try:
-                # finished even when the agent stops: a write that is cut off leaves a file to remove
-                await uninterrupted(self._disk.call(self._cache.save, self._cacheable(certificate)))
+                await self._cache.write(_OfWorkload(self._workload, certificate))
             except (CacheError, NoThreadError, TimeoutError) as error:
                 cause = (
                     f"the disk of the state directory: {error.strerror}" if isinstance(error, OSError) else str(error)
@@ -260,16 +382,6 @@ class WorkloadCache:
                     self._newest = self._cached  # `save` may try it again
             else:
                 self._cached = certificate
-
-    def _cacheable(self, certificate: Certificate) -> CachedCertificate:
-        return CachedCertificate(
-            str(self._workload.identity),
-            certificate.issued_at.timestamp(),
-            certificate.secret.chain_pem.decode(),
-            write_pem(certificate.anchors).decode(),
-            certificate.secret.private_key_pem.decode(),
-            self._workload.cas[certificate.authority],
-        )
 
 
 def tidy(directory: Path, *, keep: bool) -> None:

@@ -36,7 +36,7 @@ from sds_agent.sds.counts import SdsCounts
 from sds_agent.sds.service import SecretDiscoveryService
 from sds_agent.sds.status import StreamStatus
 from sds_agent.secrets.store import SecretStore
-from sds_agent.state import Restorable
+from sds_agent.state import Restorable, RestorableFiles
 from sds_agent.supervision import summary
 from sds_agent.tasks import BackgroundTask, Start, ended
 
@@ -69,7 +69,7 @@ class Agent:
         store: SecretStore,
         anchors: AgentAnchors,
         sds: SecretDiscoveryService,
-        cached: Callable[[], CertificateCache] | None,
+        cache: CertificateCache | None,
         attempted: Callable[[AttemptRecord], None] | None = None,
     ) -> None:
         """`attempted` is called after each attempt at a CA. It must not wait or raise."""
@@ -87,7 +87,7 @@ class Agent:
         self._asked = assembly.upstreams(settings, cas)
         self._refreshes: dict[str, list[BackgroundTask]] = {}
         target = PublicationTarget(store, anchors.trust)
-        self._workloads = RunningWorkloads(target, clock, self.issuance_counts, cached, attempted)
+        self._workloads = RunningWorkloads(target, clock, self.issuance_counts, cache, attempted)
         self._workloads.replace(assembly.issuing(settings, self._asked))
 
     def start_issuing(self) -> None:
@@ -132,10 +132,10 @@ class Agent:
         self.start_issuing()
 
     @property
-    def restorable(self) -> list[Restorable]:
-        """The parts that have a file in the state directory."""
-        parts = (*self._cas.values(), *self._workloads.caches, self._anchors.file)
-        return [part for part in parts if isinstance(part, Restorable)]
+    def restorable(self) -> list[Restorable | RestorableFiles]:
+        """The parts that have files in the state directory."""
+        parts = (*self._cas.values(), self._workloads.cache, self._anchors.file)
+        return [part for part in parts if isinstance(part, Restorable | RestorableFiles)]
 
     @property
     def issuers(self) -> Mapping[str, Issuer]:

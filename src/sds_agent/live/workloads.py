@@ -4,7 +4,7 @@ A workload is the same one for as long as its identity is. Where its configurati
 next one takes the certificates over: nothing is served anew, and nothing asked for before it is due.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from sds_agent.clock import Clock
 from sds_agent.issuance.attempts import AttemptRecord
@@ -31,10 +31,9 @@ class _Output:
 class _Running:
     """One workload. Its output comes and goes without its issuer."""
 
-    def __init__(self, issuing: Issuing, issuer: Issuer, cache: WorkloadCache | None) -> None:
+    def __init__(self, issuing: Issuing, issuer: Issuer) -> None:
         self.issuing = issuing
         self.issuer = issuer
-        self.cache = cache
         self.task: BackgroundTask | None = None
         self.output: _Output | None = None
         issuer.watch_attempts(self._heard)
@@ -52,14 +51,14 @@ class RunningWorkloads:
         target: PublicationTarget,
         clock: Clock,
         counts: IssuanceCounts,
-        cached: Callable[[], CertificateCache] | None,
+        cache: CertificateCache | None,
         attempted: Callable[[AttemptRecord], None] | None = None,
     ) -> None:
-        """`cached` gives what caches the certificate of one workload; None where none are to be."""
+        """`cache` is where their certificates are cached; None where they are not to be."""
         self._target = target
         self._clock = clock
         self._counts = counts
-        self._cached = cached
+        self.cache = cache
         self._attempted = attempted
         self._running: dict[str, _Running] = {}
 
@@ -67,11 +66,6 @@ class RunningWorkloads:
     def issuers(self) -> dict[str, Issuer]:
         """What issues for each."""
         return {name: each.issuer for name, each in self._running.items()}
-
-    @property
-    def caches(self) -> Iterator[WorkloadCache]:
-        """Where their certificates are cached."""
-        return (each.cache for each in self._running.values() if each.cache is not None)
 
     async def stop(self, issuing: Mapping[str, Issuing], written: Mapping[str, Written]) -> None:
         """End what is another in these, or not in them. All of that is still served; `replace` is to follow."""
@@ -102,11 +96,13 @@ class RunningWorkloads:
         for identity, each in former.items():
             if identity not in there:
                 each.issuer.leave()
+                if self.cache is not None:
+                    self.cache.forget(each.issuing.workload.identity)
         return secrets
 
     def _made(self, issuing: Issuing, former: _Running | None, namesake: _Running | None) -> _Running:
-        cache = self._cache(issuing, former)
-        running = _Running(issuing, issuing.issuer(self._target, self._clock, cache, self._counts), cache)
+        cache = None if self.cache is None else WorkloadCache(issuing.workload, self.cache)
+        running = _Running(issuing, issuing.issuer(self._target, self._clock, cache, self._counts))
         if self._attempted is not None:
             running.issuer.watch_attempts(self._attempted)
         if former is not None:
@@ -114,11 +110,6 @@ class RunningWorkloads:
         if namesake is not None:
             running.output = namesake.output
         return running
-
-    def _cache(self, issuing: Issuing, former: _Running | None) -> WorkloadCache | None:
-        if former is not None and former.cache is not None:
-            return former.cache.of(issuing.workload)
-        return None if self._cached is None else WorkloadCache(issuing.workload, self._cached())
 
     def start_issuing(self, start: Start) -> None:
         """Start what does not run yet."""
