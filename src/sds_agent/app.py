@@ -203,7 +203,7 @@ def _start_warnings(start: Start, settings: Settings, running: Agent, clock: Clo
     """Check what is only warned of. To be called once the server runs: it must not delay the first secret."""
     start(sources.warn(preflight.sources(settings)))
     start(_check_credentials(settings, clock))
-    start(expiry.watch(lambda: (running.workloads, running.trust), clock))
+    start(expiry.watch(lambda: (running.each_workload(), running.trust), clock))
 
 
 async def _telemetry(chosen: TelemetrySettings, running: Agent, attempts: deque[AttemptRecord], clock: Clock) -> None:

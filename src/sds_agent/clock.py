@@ -3,14 +3,23 @@
 Certificates live by the wall clock, but an event loop sleeps by the monotonic one, which stands still while a machine
 is suspended and does not notice when the wall clock is set. So no code here sleeps for long: `until` wakes every few
 seconds, reads the wall clock again and goes back to sleep if it is still too early.
+
+Thousands of tasks may wait for a time of the machine's clock. They share one timer of the loop (`Alarms`): each with
+its own would wake every few seconds for nothing.
 """
 
 import asyncio
+import heapq
+import itertools
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Protocol
 
 LONGEST_SLEEP = 5.0
 """Seconds. A certificate that a suspended machine slept through is renewed at most this long after it wakes."""
+
+MOST_WOKEN = 32
+"""Sleepers that wake in one turn of the event loop."""
 
 
 class Clock(Protocol):
@@ -25,8 +34,87 @@ class Clock(Protocol):
         ...
 
 
+class Alarms:
+    """Wakes those who wait for a time of a wall clock, at most `longest` seconds late, and all when it goes back."""
+
+    def __init__(self, now: Callable[[], datetime], longest: float = LONGEST_SLEEP) -> None:
+        self._now = now
+        self._longest = longest
+        self._numbers = itertools.count()
+        self._waiting: list[tuple[datetime, int, asyncio.Future[None]]] = []  # a heap; some have been cancelled
+        self._cancelled = 0
+        self._seen = datetime.min.replace(tzinfo=UTC)
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def sleepers(self) -> int:
+        """How many wait, with some that have gone."""
+        return len(self._waiting)
+
+    async def wait(self, when: datetime) -> None:
+        """Return once the clock has passed `when`, or is found to have gone back."""
+        loop, now = asyncio.get_running_loop(), self._now()
+        if when <= now:
+            return
+        if loop is not self._loop:
+            self._loop, self._waiting, self._timer = loop, [], None  # those of a loop that has ended wait no more
+        if not self._waiting:
+            self._seen = now
+        future: asyncio.Future[None] = loop.create_future()
+        heapq.heappush(self._waiting, (when, next(self._numbers), future))
+        self._set(min((when - now).total_seconds(), self._longest))
+        try:
+            await future
+        finally:
+            if future.cancelled():
+                self._drop_cancelled()
+
+    def _drop_cancelled(self) -> None:
+        self._cancelled += 1
+        if 2 * self._cancelled > len(self._waiting):
+            self._waiting = [each for each in self._waiting if not each[2].done()]
+            heapq.heapify(self._waiting)
+            self._cancelled = 0
+        if not self._waiting and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _set(self, seconds: float) -> None:
+        """Have the timer ring in so many seconds, if it does not ring sooner."""
+        loop = asyncio.get_running_loop()
+        at = loop.time() + seconds
+        if self._timer is not None:
+            if self._rings_at <= at:
+                return
+            self._timer.cancel()
+        self._timer, self._rings_at = loop.call_at(at, self._ring), at
+
+    def _ring(self) -> None:
+        """Wake those whose time has come, some in each turn of the loop: others wait for it too."""
+        self._timer, now = None, self._now()
+        went_back, self._seen = now < self._seen, now
+        if went_back:
+            self._waiting = [(now, number, future) for _, number, future in self._waiting]
+        woken = 0
+        while self._waiting and self._waiting[0][0] <= now and woken < MOST_WOKEN:
+            _, _, future = heapq.heappop(self._waiting)
+            if future.done():
+                self._cancelled -= 1
+                continue
+            future.set_result(None)
+            woken += 1
+        if self._waiting:
+            self._set(min(max((self._waiting[0][0] - now).total_seconds(), 0.0), self._longest))
+
+
 class SystemClock:
     """The machine's clocks."""
+
+    def __init__(self) -> None:
+        self.alarms = Alarms(self.now)
+        """Of its wall clock."""
 
     def now(self) -> datetime:
         """The wall clock, in UTC."""
@@ -43,6 +131,9 @@ async def until(clock: Clock, when: datetime) -> None:
     It also returns when the wall clock is found to have gone backwards: what was decided before the step has to be
     decided again.
     """
+    if isinstance(clock, SystemClock):
+        await clock.alarms.wait(when)
+        return
     seen = clock.now()
     while (left := (when - seen).total_seconds()) > 0:
         await clock.sleep(min(left, LONGEST_SLEEP))

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 
 from sds_agent.clock import Clock
-from sds_agent.issuance.status import WorkloadStatus
 from sds_agent.secrets.store import SecretStore
 from sds_agent.systemd import Notifier
 from sds_agent.tasks import background_tasks
@@ -15,6 +14,10 @@ EVERY = 30.0
 """Seconds after which the line is written anew where nothing has changed: streams come and go without a secret's
 change.
 """
+
+
+SHORTEST = 1.0
+"""Seconds between two lines: thousands of workloads may change one after another."""
 
 
 @asynccontextmanager
@@ -28,7 +31,8 @@ async def supervised(
     """
     manager.ready(summary(clock.now()))
     async with background_tasks() as start:
-        start(_report(manager, store, summary, clock))
+        if manager.is_there:
+            start(_report(manager, store, summary, clock))
         try:
             yield
         finally:
@@ -49,20 +53,19 @@ async def _report(manager: Notifier, store: SecretStore, summary: Callable[[date
             with suppress(TimeoutError):
                 async with asyncio.timeout(every):
                     await changed.wait()
+                    await asyncio.sleep(min(SHORTEST, every / 2))
 
 
-def summary(workloads: Sequence[WorkloadStatus], lacks: Sequence[str], streams: int) -> str:
-    """How the agent does, for `systemctl status`: what is served, or what is missing."""
+def summary(workloads: int, renewals: Iterable[datetime | None], lacks: Sequence[str], streams: int) -> str:
+    """How the agent does, for `systemctl status`: what is served and when the first of the `renewals` is, or what is
+    missing.
+    """
     if lacks:
         more = f", and {len(lacks) - 1} more" if len(lacks) > 1 else ""
         return f"not ready: {lacks[0]}{more}"
-    renewals = list(_renewals(workloads))
-    following = f"; the next renewal is at {min(renewals):%Y-%m-%d %H:%M:%S} UTC" if renewals else ""
-    return f"serving {_count(len(workloads), 'workload')} to {_count(streams, 'stream')}{following}"
-
-
-def _renewals(workloads: Iterable[WorkloadStatus]) -> Iterable[datetime]:
-    return (each.renew_at for each in workloads if each.renew_at is not None)
+    first = min((each for each in renewals if each is not None), default=None)
+    following = "" if first is None else f"; the next renewal is at {first:%Y-%m-%d %H:%M:%S} UTC"
+    return f"serving {_count(workloads, 'workload')} to {_count(streams, 'stream')}{following}"
 
 
 def _count(number: int, noun: str) -> str:

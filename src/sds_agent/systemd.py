@@ -89,6 +89,11 @@ class Notifier:
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self.watchdog = watchdog
 
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a service manager to tell."""
+        return bool(self._address)
+
     def ready(self, status: str = "") -> None:
         """The start, or a reload, is done."""
         self._send("READY=1", *_status(status))

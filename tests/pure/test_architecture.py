@@ -129,7 +129,7 @@ MAY_IMPORT = {
         "sds.endpoint",
         "outputs.directory",
     },
-    "supervision": BASE | {"systemd", "issuance.status", "secrets"},
+    "supervision": BASE | {"systemd", "secrets"},
     "live": MATERIAL
     | {
         "supervision",

@@ -1,15 +1,17 @@
 """Waiting for a time on the wall: not late after a suspend, and not wrong after the clock is set."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from fakes.clocks import HandClock
 from fakes.hierarchy import DAY, HOUR, NOW
 
-from sds_agent.clock import LONGEST_SLEEP, SystemClock, until
+from sds_agent.clock import LONGEST_SLEEP, Alarms, SystemClock, until
 
 SECOND = timedelta(seconds=1)
 
@@ -100,3 +102,71 @@ async def test_the_system_clock_gives_utc_and_sleeps() -> None:
     await clock.sleep(0)
     assert before <= clock.now() <= datetime.now(UTC)
     assert clock.now().tzinfo is UTC
+
+
+class WallClock:
+    """A wall clock that a test sets, and how often it was read."""
+
+    def __init__(self) -> None:
+        self.time = NOW
+        self.readings = 0
+
+    def now(self) -> datetime:
+        self.readings += 1
+        return self.time
+
+    async def read(self, times: int) -> None:
+        """Wait until it was read so many times more."""
+        wanted = self.readings + times
+        with anyio.fail_after(10):
+            while self.readings < wanted:
+                await checkpoint()
+
+
+async def test_those_who_wait_for_a_time_are_woken_when_it_has_come_and_no_others() -> None:
+    wall, woken = WallClock(), list[int]()
+    alarms = Alarms(wall.now, longest=0.001)
+
+    async def wait(hours: int) -> None:
+        await alarms.wait(NOW + hours * HOUR)
+        woken.append(hours)
+
+    async with anyio.create_task_group() as tasks:
+        for hours in (3, 1, 2, 0):
+            tasks.start_soon(wait, hours)
+        await wall.read(8)
+        assert woken == [0]
+        wall.time = NOW + 2 * HOUR
+        await wall.read(3)
+        assert woken == [0, 1, 2]
+        tasks.cancel_scope.cancel()
+    assert alarms.sleepers == 0
+
+
+async def test_all_decide_again_when_the_wall_clock_is_set_back() -> None:
+    """They would sleep too long by as much."""
+    wall = WallClock()
+    alarms = Alarms(wall.now, longest=0.001)
+    async with anyio.create_task_group() as tasks:
+        for hours in range(1, 100):
+            tasks.start_soon(alarms.wait, NOW + hours * HOUR)
+        await wall.read(100)
+        wall.time = NOW - DAY
+        with anyio.fail_after(10):
+            while alarms.sleepers:
+                await checkpoint()
+
+
+async def test_the_wall_clock_is_read_as_often_for_one_as_for_thousands() -> None:
+    """Ten thousand identities that sleep would else wake two thousand times a second."""
+    wall = WallClock()
+    alarms = Alarms(wall.now, longest=0.001)
+    async with anyio.create_task_group() as tasks:
+        for number in range(1000):
+            tasks.start_soon(alarms.wait, NOW + DAY + number * SECOND)
+        await anyio.wait_all_tasks_blocked()
+        before = wall.readings
+        for _ in range(5):
+            await asyncio.sleep(0.001)  # as long as the longest sleep: one reading or two
+        assert wall.readings - before < 50
+        tasks.cancel_scope.cancel()

@@ -11,7 +11,6 @@ import pytest
 from fakes.clocks import HandClock
 
 from sds_agent.errors import ConfigurationError
-from sds_agent.issuance.status import WorkloadStatus
 from sds_agent.secrets.model import BundleSecret
 from sds_agent.secrets.store import SecretStore
 from sds_agent.supervision import summary, supervised
@@ -127,13 +126,14 @@ def test_a_socket_elsewhere_is_refused_as_envoys_would_connect_in_the_wrong_plac
 
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
-PENDING = WorkloadStatus("web", "spiffe://demo.example/web", "local")
 
 
 def test_the_line_says_what_is_served_or_what_is_missing() -> None:
-    assert summary([PENDING, PENDING], [], 1) == "serving 2 workloads to 1 stream"
-    assert summary([PENDING], ["web: not issued yet"], 0) == "not ready: web: not issued yet"
-    assert summary([PENDING], ["web: not issued yet", "db: expired"], 0) == "not ready: web: not issued yet, and 1 more"
+    assert summary(2, [None, None], [], 1) == "serving 2 workloads to 1 stream"
+    following = "; the next renewal is at 2026-01-02 00:00:00 UTC"
+    assert summary(1, [NOW + timedelta(days=1), None, NOW], [], 0) == f"serving 1 workload to 0 streams{following}"
+    assert summary(1, [], ["web: not issued yet"], 0) == "not ready: web: not issued yet"
+    assert summary(1, [], ["web: not issued yet", "db: expired"], 0) == "not ready: web: not issued yet, and 1 more"
 
 
 async def test_the_manager_hears_of_the_start_of_each_change_and_of_the_end(manager: Manager) -> None:

@@ -357,17 +357,21 @@ class WorkloadCache:
         if certificate is self._newest:
             return
         self._newest = certificate
-        if self._writing is None or self._writing.done():
+        if self._writing is None:
             self._writing = tasks.create_task(self._write())
+            self._writing.add_done_callback(self._wrote)
 
     async def saved(self) -> None:
         """Return once every write has ended, with or without success, also when the caller is cancelled."""
-        if self._writing is not None and not self._writing.done():
+        if self._writing is not None:
             await uninterrupted(self._written(self._writing))
 
     @staticmethod
     async def _written(writing: "asyncio.Task[None]") -> None:
         await asyncio.wait([writing])
+
+    def _wrote(self, _: "asyncio.Task[None]") -> None:
+        self._writing = None  # it is not to stay in memory until the next certificate
 
     async def _write(self) -> None:
         while (certificate := self._newest) is not None and certificate is not self._cached:

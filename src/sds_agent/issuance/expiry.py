@@ -5,8 +5,9 @@ anchors are renewed by people, who need weeks. Each is reported once at each of 
 later as an error.
 """
 
+import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -22,6 +23,8 @@ LOG = logging.getLogger(__name__)
 
 CHECK_EVERY = timedelta(seconds=30)
 """The longest time between two checks, so that those of new certificates are noticed."""
+LOOKED_AT_ONCE = 16
+"""Certificates that are looked at in one turn of the event loop."""
 LEAF_SHARES = (ALARM, ALARM / 4)
 """What is left of a leaf's life at the warning and at the error, at most."""
 REST_SHARES = (2 / 3, 1 / 3)
@@ -121,11 +124,15 @@ def _anchor(anchor: AnchorStatus) -> Expiring:
     )
 
 
-async def watch(status: Callable[[], tuple[Sequence[WorkloadStatus], TrustStatus]], clock: Clock) -> None:
-    """Log `expiring` of each certificate that nears its end, once at each stage, until cancelled."""
+async def watch(status: Callable[[], tuple[Iterable[WorkloadStatus], TrustStatus]], clock: Clock) -> None:
+    """Log `expiring` of each certificate that nears its end, once at each stage, until cancelled.
+
+    Workloads that are given one by one are looked at a few in each turn of the event loop.
+    """
     logged = dict[tuple[str, str, str], int]()
     while True:
-        now, found = clock.now(), list(watched(*status()))
+        now = clock.now()
+        found = await _near(watched(*status()), now + CHECK_EVERY)
         stages = {(each.certificate, each.subject, each.serial): stage for each in found if (stage := each.stage(now))}
         for each in found:
             key = (each.certificate, each.subject, each.serial)
@@ -135,6 +142,17 @@ async def watch(status: Callable[[], tuple[Sequence[WorkloadStatus], TrustStatus
         logged = {key: max(stage, logged.get(key, 0)) for key, stage in stages.items()}
         moments = (moment for each in found for moment in (each.warn_at, each.alarm_at) if moment > now)
         await until(clock, min((*moments, now + CHECK_EVERY)))
+
+
+async def _near(certificates: Iterable[Expiring], by: datetime) -> list[Expiring]:
+    """Those that are at a stage or reach one by then."""
+    found = list[Expiring]()
+    for number, each in enumerate(certificates):
+        if number % LOOKED_AT_ONCE == LOOKED_AT_ONCE - 1:
+            await asyncio.sleep(0)
+        if each.warn_at <= by:
+            found.append(each)
+    return found
 
 
 def _report(expiring: Expiring, level: int, now: datetime) -> None:

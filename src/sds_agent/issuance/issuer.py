@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 
@@ -40,7 +41,7 @@ from sds_agent.issuance.schedule import (
     due_at,
     failed,
 )
-from sds_agent.issuance.source import Attempt, IssuanceSource, Upstream
+from sds_agent.issuance.source import Attempt, IssuanceSource, RunningAttempt, Upstream
 from sds_agent.issuance.standing import authority_statuses, failure_status
 from sds_agent.issuance.status import AttemptStage, WorkloadStatus
 from sds_agent.issuance.workload import Certificate, Workload, certificate_of, secret_of
@@ -85,7 +86,8 @@ class Issuer:
         )
         self._failure: Failure | None = None
         self._error: AuthorityError | None = None
-        self._attempt: asyncio.Task[Obtained | AuthorityError] | None = None
+        self._attempt: RunningAttempt | None = None
+        self._sleep: asyncio.Timeout | None = None
         self._stage: AttemptStage = "queued"
         self._taken_over = False
 
@@ -101,6 +103,16 @@ class Issuer:
                 {each.name: each.error for each in self._sources}, self._failover, self._clock.now()
             ),
         )
+
+    def valid(self, now: datetime) -> bool:
+        """Whether Envoys take at `now` what was published last, as `LeafStatus.valid` has it."""
+        served = self._publication.certificates.served
+        return served is not None and self._publication.leaf(served).valid(now)
+
+    @property
+    def renew_at(self) -> datetime | None:
+        """When the next certificate is due, as `WorkloadStatus.renew_at` has it."""
+        return self._publication.renew_at
 
     @property
     def secret(self) -> CertificateSecret | None:
@@ -198,7 +210,7 @@ class Issuer:
             self._failover.patience(index, self._began, served, waits=source.supplied),
             None if served is None or index == self._failover.in_use else served.not_after,
         )
-        self._attempt = tasks.create_task(source.ask(attempt))
+        self._attempt = source.begin(attempt, tasks, self._wake)
 
     def _asking(self) -> None:
         self._stage = "asking"
@@ -210,18 +222,30 @@ class Issuer:
         if self._attempt is None and not self._publication.holding:
             await until(self._clock, time)
             return
-        waits = [tasks.create_task(until(self._clock, time))]
-        if self._publication.holding:
-            waits.append(tasks.create_task(self._acknowledged()))
-        attempt = [] if self._attempt is None else [self._attempt]
-        await asyncio.wait([*waits, *attempt], return_when=asyncio.FIRST_COMPLETED)
-        for each in waits:
-            each.cancel()
-        await asyncio.wait(waits)
+        await asyncio.sleep(0)  # a CA in this process may answer in the next turn of the loop
+        if self._attempt is not None and self._attempt.done:
+            return
+        acknowledged = tasks.create_task(self._acknowledged()) if self._publication.holding else None
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None) as self._sleep:
+                    await until(self._clock, time)
+        finally:
+            self._sleep = None
+            if acknowledged is not None:
+                acknowledged.cancel()
+        if acknowledged is not None:
+            await asyncio.wait([acknowledged])
+
+    def _wake(self) -> None:
+        """Something has ended that `_wait` waits for."""
+        if self._sleep is not None and not self._sleep.expired():
+            self._sleep.reschedule(asyncio.get_running_loop().time())
 
     async def _acknowledged(self) -> None:
         await acknowledged(self._store, self._trust.names)
         self._publication.acknowledged()
+        self._wake()
 
     async def _end(self, tasks: asyncio.TaskGroup) -> None:
         """Cancel the attempt under way. A certificate that it has just obtained is cached, and so is what was begun."""
@@ -239,10 +263,10 @@ class Issuer:
     def _apply_outcome(self, tasks: asyncio.TaskGroup) -> None:
         """Apply the outcome of the attempt if it has ended. A bug in it ends the task group, and with it this loop."""
         attempt = self._attempt
-        if attempt is None or not attempt.done() or attempt.cancelled() or attempt.exception() is not None:
+        if attempt is None or (outcome := attempt.result) is None:
             return
         self._attempt = None
-        match attempt.result():
+        match outcome:
             case AuthorityError() as error:
                 self._fail(error)
             case obtained:

@@ -249,9 +249,7 @@ class Publication:
             valid_from=begin,
             valid_until=end,
             ends_with=describe(ends_with),
-            renew_at=None
-            if certificate.authority in self._supplying
-            else self.leaf(certificate).renew_at(self._workload.renewal),
+            renew_at=self._renew_at(certificate),
             foreign=certificate.foreign,
             authority=certificate.authority,
             intermediates=tuple(map(_end_of, chain[1:])),
@@ -260,6 +258,18 @@ class Publication:
             issuer=describe_name(leaf.issuer),
             key=describe_key(leaf.public_key()),
         )
+
+    @property
+    def renew_at(self) -> datetime | None:
+        """When the next certificate is due, by the age of the newest one; None without any or where the CA decides."""
+        certificates = self._certificates
+        newest = certificates.coming[-1] if certificates.coming else certificates.served
+        return None if newest is None else self._renew_at(newest)
+
+    def _renew_at(self, certificate: Certificate) -> datetime | None:
+        if certificate.authority in self._supplying:
+            return None
+        return self.leaf(certificate).renew_at(self._workload.renewal)
 
     def _times(self, certificate: Certificate) -> tuple[datetime, datetime]:
         """From when until when the certificate is valid, by the anchors known now."""

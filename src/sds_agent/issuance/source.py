@@ -5,15 +5,17 @@ by itself is a wait for the next of them: it takes no other workload's turn.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
+from typing import Any
 
 from msgspec import Struct
 
 from sds_agent.authority.protocol import Authority, AuthorityError, CurrentIdentity, ErrorKind, Supplier
 from sds_agent.clock import Clock
 from sds_agent.issuance.adapter_calls import NoAnswerError
-from sds_agent.issuance.queue import Hurrying, IssuanceQueue, Priority
+from sds_agent.issuance.queue import Hurrying, IssuanceQueue, Place, Priority
 from sds_agent.issuance.requester import CA_TIMEOUT, Obtained, Receiver, Requester
 from sds_agent.issuance.schedule import ALARM
 from sds_agent.issuance.trust import Trust
@@ -73,10 +75,23 @@ class IssuanceSource:
         """Whether the last attempt had no answer in its time."""
         return isinstance(self.error, NoAnswerError)
 
+    def begin(self, attempt: Attempt, tasks: asyncio.TaskGroup, ended: Callable[[], None]) -> "RunningAttempt":
+        """Begin an attempt, with tasks of that group; `ended` is called when it is over."""
+        if self.supplied or attempt.limit is not None:
+            return RunningAttempt.at_once(self.ask(attempt), tasks, ended)
+        return RunningAttempt.in_turn(self._queue, attempt, lambda: self._in_turn(attempt), tasks, ended)
+
+    async def _in_turn(self, attempt: Attempt) -> Obtained | AuthorityError:
+        attempt.begun()
+        return await self._outcome(attempt, self._requester.ask(attempt.current))
+
     async def ask(self, attempt: Attempt) -> Obtained | AuthorityError:
         """Make one attempt; returns what came of it."""
+        return await self._outcome(attempt, self._limited(attempt))
+
+    async def _outcome(self, attempt: Attempt, asking: Coroutine[Any, Any, Obtained]) -> Obtained | AuthorityError:
         try:
-            obtained = await self._limited(attempt)
+            obtained = await asking
             self._check(obtained, attempt)
         except AuthorityError as error:
             self.error = error
@@ -109,3 +124,97 @@ class IssuanceSource:
                 f"the certificate that it gives ends at {accepted.not_after:%Y-%m-%d %H:%M:%S UTC} and was not "
                 "replaced in time; see that what makes it runs",
             )
+
+
+class RunningAttempt:
+    """An attempt under way. While it waits for its turn it has no task: thousands may wait for hours."""
+
+    __slots__ = ("_ended", "_hurrying", "_make", "_task", "_tasks", "_turn")
+
+    def __init__(self, tasks: asyncio.TaskGroup, ended: Callable[[], None]) -> None:
+        self._tasks = tasks
+        self._ended = ended
+        self._turn: Place | None = None
+        self._task: asyncio.Task[Obtained | AuthorityError] | None = None
+        self._hurrying: AbstractContextManager[object] | None = None
+        self._make: Callable[[], Coroutine[Any, Any, Obtained | AuthorityError]] | None = None
+
+    @classmethod
+    def at_once(
+        cls,
+        asking: Coroutine[Any, Any, Obtained | AuthorityError],
+        tasks: asyncio.TaskGroup,
+        ended: Callable[[], None],
+    ) -> "RunningAttempt":
+        """One that waits for no turn, or by itself."""
+        attempt = cls(tasks, ended)
+        attempt._start(asking)
+        return attempt
+
+    @classmethod
+    def in_turn(
+        cls,
+        queue: IssuanceQueue,
+        attempt: Attempt,
+        make: Callable[[], Coroutine[Any, Any, Obtained | AuthorityError]],
+        tasks: asyncio.TaskGroup,
+        ended: Callable[[], None],
+    ) -> "RunningAttempt":
+        """One that begins with its turn."""
+        running = cls(tasks, ended)
+        running._make = make
+        running._turn = turn = queue.join(attempt.priority, running._given)
+        if turn.waits:
+            running._hurrying = attempt.hurrying(turn.hurry)
+            running._hurrying.__enter__()
+        return running
+
+    @property
+    def done(self) -> bool:
+        """Whether it is over."""
+        return self._task is not None and self._task.done()
+
+    @property
+    def result(self) -> Obtained | AuthorityError | None:
+        """What came of it; None where it was cancelled, or ended by a bug, which its task group raises."""
+        task = self._task
+        if task is None or not task.done() or task.cancelled() or task.exception() is not None:
+            return None
+        return task.result()
+
+    def cancel(self) -> bool:
+        """End it; returns False where it is over."""
+        if self._task is not None:
+            return self._task.cancel()
+        self._wait_no_more()
+        return self._turn is not None and self._turn.cancel()
+
+    def _wait_no_more(self) -> None:
+        if self._hurrying is not None:
+            self._hurrying.__exit__(None, None, None)
+            self._hurrying = None
+
+    def _given(self) -> None:
+        """Its turn has come."""
+        self._wait_no_more()
+        make, self._make = self._make, None
+        assert make is not None, "a turn comes once"  # noqa: S101 - for the type checker
+        asking = make()
+        try:
+            self._start(asking)
+        except RuntimeError:  # the group ends, and with it this attempt
+            asking.close()
+            asyncio.get_running_loop().call_soon(self._leave)
+
+    def _start(self, asking: Coroutine[Any, Any, Obtained | AuthorityError]) -> None:
+        self._task = self._tasks.create_task(asking)
+        self._task.add_done_callback(self._over)
+
+    def _over(self, _: "asyncio.Task[Obtained | AuthorityError]") -> None:
+        if self._turn is not None:
+            self._turn.leave()
+        self._ended()
+
+    def _leave(self) -> None:
+        if self._turn is not None:
+            self._turn.leave()

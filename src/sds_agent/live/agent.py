@@ -7,7 +7,7 @@ both configurations keeps its tasks, and its streams get no message.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -147,6 +147,10 @@ class Agent:
         """Every workload, in the order of the configuration."""
         return tuple(issuer.status for issuer in self.issuers.values())
 
+    def each_workload(self) -> Iterator[WorkloadStatus]:
+        """The same one by one, each as it is when its turn comes: a status takes a tenth of a millisecond."""
+        return (issuer.status for issuer in self.issuers.values())
+
     @property
     def trust(self) -> TrustStatus:
         """The trust bundle."""
@@ -191,9 +195,10 @@ class Agent:
 
     def summary(self, now: datetime) -> str:
         """How the agent does at `now`, in one line."""
-        return summary(self.workloads, self.lacks(now), self.sds.open_streams)
+        issuers = self.issuers.values()
+        return summary(len(issuers), (each.renew_at for each in issuers), self.lacks(now), self.sds.open_streams)
 
     def lacks(self, now: datetime) -> Sequence[str]:
         """Why workloads have no certificate to serve at `now`, in words, one for each; empty if each has one."""
-        reasons = (lack(status, now) for status in self.workloads)
+        reasons = (lack(each.status, now) for each in self.issuers.values() if not each.valid(now))
         return [reason for reason in reasons if reason is not None]

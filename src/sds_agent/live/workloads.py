@@ -4,6 +4,7 @@ A workload is the same one for as long as its identity is. Where its configurati
 next one takes the certificates over: nothing is served anew, and nothing asked for before it is due.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
 
 from sds_agent.clock import Clock
@@ -15,6 +16,9 @@ from sds_agent.issuance.publication import PublicationTarget
 from sds_agent.live.assembly import Issuing, Written
 from sds_agent.secrets.model import Secret
 from sds_agent.tasks import BackgroundTask, Start, ended
+
+STARTED_AT_ONCE = 16
+"""Issuers that start in one turn of the event loop."""
 
 
 class _Output:
@@ -105,16 +109,27 @@ class RunningWorkloads:
         running = _Running(issuing, issuing.issuer(self._target, self._clock, cache, self._counts))
         if self._attempted is not None:
             running.issuer.watch_attempts(self._attempted)
-        if former is not None:
+        if former is not None and former.task is not None:  # else it has not even looked for a cached certificate
             running.issuer.take_over(former.issuer.certificates, former.issuing.workload.cas)
         if namesake is not None:
             running.output = namesake.output
         return running
 
     def start_issuing(self, start: Start) -> None:
-        """Start what does not run yet."""
-        for each in self._running.values():
-            if each.task is None:
+        """Start what does not run yet: the first of it at once, and the rest a few in each turn of the event loop, for
+        each looks for its cached certificate, and Envoys are to be served meanwhile.
+        """
+        waiting = [each for each in self._running.values() if each.task is None]
+        for each in waiting[:STARTED_AT_ONCE]:
+            each.task = start(each.issuer.run())
+        if len(waiting) > STARTED_AT_ONCE:
+            start(self._start_others(start, waiting[STARTED_AT_ONCE:]))
+
+    async def _start_others(self, start: Start, waiting: list[_Running]) -> None:
+        for number, each in enumerate(waiting):
+            if number % STARTED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            if each.task is None and self._running.get(each.issuing.workload.name) is each:
                 each.task = start(each.issuer.run())
 
     def start_outputs(self, start: Start, written: Mapping[str, Written]) -> None:
