@@ -6,7 +6,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sds_agent.text import MARK, ascii_json, cut, escaped, one_line, quoted
+from sds_agent.text import MARK, ascii_json, cut, escaped, one_line, printable, quoted, visible
 
 ANY = st.text(max_size=60)
 MOST = st.integers(1, 50)
@@ -48,3 +48,16 @@ def test_json_is_ascii_and_says_the_same(value: object) -> None:
 
 def test_a_text_that_no_encoding_takes_is_shown_too() -> None:
     assert json.loads(ascii_json("\udcff")) == "\udcff"
+
+
+@given(ANY | st.just("\x7f"))
+def test_no_text_in_json_or_a_status_tells_a_terminal_anything(text: str) -> None:
+    assert ascii_json(text).isprintable()
+    assert json.loads(ascii_json(text)) == text
+    assert printable(text, 100).isprintable()
+
+
+@given(ANY)
+def test_letters_of_every_script_stay_and_nothing_else_acts_on_the_terminal(text: str) -> None:
+    assert visible(text).isprintable()
+    assert visible(text) == text or not text.isprintable()
