@@ -7,14 +7,17 @@ print it as it is.
 """
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 FORMAT = 1
 """The version of the model. A field may be added without a change of it; one that changes its meaning or goes changes
 it.
 """
+
+Moment = Annotated[datetime, Meta(tz=True)]
+"""A time that names its zone."""
 
 IdentityState = Literal["serving", "pending", "expired"]
 """Whether Envoys are given the certificate: it is `serving`; there is none yet (`pending`); or the last one has ended
@@ -34,8 +37,8 @@ class CertificateView(Struct, frozen=True, kw_only=True):
     issuer: str
     serial: str
     key: str
-    not_before: datetime
-    not_after: datetime
+    not_before: Moment
+    not_after: Moment
 
 
 class LeafView(Struct, frozen=True, kw_only=True):
@@ -51,13 +54,13 @@ class LeafView(Struct, frozen=True, kw_only=True):
     issuer: str
     key: str
     authority: str
-    issued_at: datetime
-    not_before: datetime
-    not_after: datetime
-    valid_from: datetime
-    valid_until: datetime
+    issued_at: Moment
+    not_before: Moment
+    not_after: Moment
+    valid_from: Moment
+    valid_until: Moment
     ends_with: str
-    renew_at: datetime | None
+    renew_at: Moment | None
     foreign: bool
     chain: tuple[CertificateView, ...]
     anchor: CertificateView | None
@@ -70,9 +73,9 @@ class FailureView(Struct, frozen=True, kw_only=True):
 
     kind: str
     cause: str
-    at: datetime
+    at: Moment
     attempts: int
-    next_attempt: datetime
+    next_attempt: Moment
 
 
 class AuthorityView(Struct, frozen=True, kw_only=True):
@@ -101,7 +104,7 @@ class IdentityView(Struct, frozen=True, kw_only=True):
     current: LeafView | None
     coming: tuple[LeafView, ...]
     earlier: tuple[LeafView, ...]
-    next_renewal: datetime | None
+    next_renewal: Moment | None
     attempt: Literal["queued", "asking", "waiting"] | None
     failure: FailureView | None
 
@@ -115,10 +118,10 @@ class AnchorView(Struct, frozen=True, kw_only=True):
     subject: str
     serial: str
     key: str
-    not_before: datetime
-    not_after: datetime
+    not_before: Moment
+    not_after: Moment
     advertised_by: tuple[str, ...]
-    needed_until: datetime | None
+    needed_until: Moment | None
     why: str
 
 
@@ -175,8 +178,8 @@ class SubscriberView(Struct, frozen=True, kw_only=True):
     cluster: str
     version: str
     peer: str
-    since: datetime
-    last_response: datetime | None
+    since: Moment
+    last_response: Moment | None
     ack_ms: float | None
     subscriptions: tuple[SubscriptionView, ...]
 
@@ -199,13 +202,18 @@ class AgentView(Struct, frozen=True, kw_only=True):
 
     version: str
     pid: int
-    started_at: datetime
+    started_at: Moment
     uptime_seconds: float
     trust_domain: str
     socket: str
     ready: bool
     lacks: tuple[str, ...]
     counts: CountsView
+
+
+def first_name(bundle: BundleView) -> str:
+    """The name by which people know a bundle."""
+    return next(iter(bundle.names), bundle.trust_domain)
 
 
 def served_names(status: "Status") -> list[str]:
@@ -220,7 +228,7 @@ class Status(Struct, frozen=True, kw_only=True):
     """A running agent at the time `at`."""
 
     format: int = FORMAT
-    at: datetime
+    at: Moment
     agent: AgentView
     identities: tuple[IdentityView, ...]
     bundles: tuple[BundleView, ...]

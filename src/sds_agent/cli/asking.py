@@ -8,21 +8,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from sds_agent.admin.model import Status
+from sds_agent.cli.answered import NotStatusError, read_status
 from sds_agent.cli.config_file import found
 from sds_agent.cli.ready import sockets
 from sds_agent.config.defaults import admin_socket
 from sds_agent.errors import SdsAgentError
+from sds_agent.text import one_line
 
 if TYPE_CHECKING:
     import httpx
 
+    from sds_agent.inspection.web import WebAnswer
+
+OK = 200
 TIMEOUT = 5.0
-"""Seconds that the agent may take to answer."""
+"""Seconds for a connection to a socket."""
 SILENCE = 45.0
 """Seconds without a line after which /events counts as gone: the agent writes one every 15 s."""
+LONGEST_LINE = 1 << 20
+"""Bytes of a line of /events: one event has some thousands."""
+_LONGEST_WORDS = 300
 _URLS = ("http://", "https://")
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}")
 
@@ -90,34 +96,32 @@ def places(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 
 def status(arguments: argparse.Namespace) -> Status:
-    """The agent's status. Raises NoAdminError and ProblemsError."""
-    data = get("/status", arguments)
+    """The agent's status, all of whose texts are printable. Raises NoAdminError and ProblemsError."""
+    where, answer = _asked("/status", arguments)
     try:
-        return msgspec.json.decode(data, type=Status)
-    except msgspec.MsgspecError as error:
-        raise NoAdminError(f"what answers is no admin server of this version of sds-agent: {error}") from error
+        return read_status(answer.body, where)
+    except NotStatusError as error:
+        raise NoAdminError(f"{error} (it sent {answer.looks()})" if error.is_other else str(error)) from error
 
 
-def get(path: str, arguments: argparse.Namespace) -> bytes:
-    """What the admin server answers to a GET of that path. Raises NoAdminError and ProblemsError."""
-    import httpx  # noqa: PLC0415 - measured: 120 ms
+def _asked(path: str, arguments: argparse.Namespace) -> tuple[str, "WebAnswer"]:
+    """The place that answers a GET of that path with 200, and its answer. Raises NoAdminError and ProblemsError."""
+    from sds_agent.inspection import web  # noqa: PLC0415 - measured: 120 ms for httpx
 
-    tried = places(arguments)
     faults = []
-    for each in tried:
+    for each in places(arguments):
         # httpcore leaves a Unix socket open that it could not connect
         if not each.startswith(_URLS) and (reason := unreachable(Path(each))) is not None:
             faults.append(f"{each} ({reason})")
             continue
         try:
-            with _client(each, TIMEOUT) as client:
-                answer = client.get(path)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            (answer,) = web.get(each, path)
+        except web.WebError as error:
             faults.append(f"{each} ({_why(each, error)})")
             continue
-        if answer.status_code == httpx.codes.OK:
-            return answer.content
-        faults.append(f"{each} (it answers {answer.status_code})")
+        if answer.status == OK:
+            return each, answer
+        faults.append(f"{each} (it answers {answer.status})")
     raise NoAdminError(_no_answer(faults, arguments))
 
 
@@ -127,20 +131,27 @@ def changes(arguments: argparse.Namespace) -> Iterator[bool]:
     """
     import httpx  # noqa: PLC0415 - measured: 120 ms
 
-    answering = next((each for each in places(arguments) if _answers(each)), None)
-    if answering is None:
-        get("/livez", arguments)  # raises with the reason
-        return
+    answering, _ = _asked("/livez", arguments)
     try:
         with _client(answering, SILENCE) as client, client.stream("GET", "/events") as answer:
-            for line in answer.raise_for_status().iter_lines():
-                if line == "event: status":
+            for line in _lines(answer.raise_for_status(), answering):
+                if line == b"event: status":
                     yield True
-                elif line.startswith(":"):
+                elif line.startswith(b":"):
                     yield False
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
         raise NoAdminError(f"the agent at {answering} no longer answers: {_why(answering, error)}") from error
     raise NoAdminError(f"the agent at {answering} has ended")
+
+
+def _lines(answer: "httpx.Response", where: str) -> Iterator[bytes]:
+    """The lines as they come. Raises NoAdminError for one that does not end."""
+    begun = b""
+    for chunk in answer.iter_raw():
+        *whole, begun = (begun + chunk).split(b"\n")
+        yield from whole
+        if len(begun) > LONGEST_LINE:
+            raise NoAdminError(f"what answers at {where} is no agent: a line of its /events does not end")
 
 
 def unreachable(path: Path) -> str | None:
@@ -160,23 +171,19 @@ def unreachable(path: Path) -> str | None:
     return None
 
 
-def _answers(each: str) -> bool:
-    """Whether something listens at a path; of a URL the request itself tells."""
-    return each.startswith(_URLS) or unreachable(Path(each)) is None
-
-
 def _client(each: str, timeout: float) -> "httpx.Client":
     import httpx  # noqa: PLC0415 - measured: 120 ms
 
     is_url = each.startswith(_URLS)
-    transport = httpx.HTTPTransport(uds=None if is_url else each)
+    transport = httpx.HTTPTransport(verify=each.startswith("https://"), uds=None if is_url else each)
     base = each.rstrip("/") if is_url else "http://localhost"
-    return httpx.Client(base_url=base, transport=transport, timeout=timeout, trust_env=False)
+    headers = {"accept-encoding": "identity"}
+    return httpx.Client(base_url=base, transport=transport, timeout=timeout, trust_env=False, headers=headers)
 
 
 def _why(each: str, error: Exception) -> str:
     reason = None if each.startswith(_URLS) else unreachable(Path(each))
-    return reason or str(error) or type(error).__name__
+    return reason or one_line(str(error), _LONGEST_WORDS) or type(error).__name__
 
 
 def _no_answer(faults: list[str], arguments: argparse.Namespace) -> str:

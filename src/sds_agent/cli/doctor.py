@@ -3,9 +3,6 @@
 import argparse
 import os
 from collections.abc import Iterator
-from typing import Any
-
-import msgspec
 
 from sds_agent import __version__
 from sds_agent.admin.model import Status, served_names
@@ -136,9 +133,8 @@ def _of_envoy(place: str, status: Status | None, loaded: Loaded | None) -> Itera
     elif loaded is not None:
         socket = str(loaded.settings.sds.socket)
     try:
-        dump = msgspec.json.decode(EnvoyAdmin(place).config(), type=dict[str, list[dict[str, Any]]])
-        yield from of_dump(dump, place, socket, served)
+        yield from of_dump(EnvoyAdmin(place).config(), place, socket, served)
     except EnvoyAdminError as error:
         yield bad(f"Envoy {place}", str(error))
-    except (msgspec.MsgspecError, RecursionError):
-        yield bad(f"Envoy {place}", "what answers /config_dump is no Envoy; name the address of its admin section")
+    except RecursionError:
+        yield bad(f"Envoy {place}", "what answers /config_dump is no Envoy (it is nested too deep)")

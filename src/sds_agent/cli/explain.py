@@ -5,6 +5,7 @@ import argparse
 from sds_agent.admin.reasons import explain
 from sds_agent.cli import asking, output
 from sds_agent.cli.formats import add_format, coloured, document
+from sds_agent.text import visible
 
 EXIT_CODES = (
     "0 nothing keeps the name from being served; 1 something does, which is marked bad, or no agent answers; 2 a wrong "
@@ -27,5 +28,5 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.format != "table":
         output.write(document(findings, arguments.format))
     for each in findings if arguments.format == "table" else ():
-        output.write(f"{coloured(_MARKS[each.verdict], each.verdict)}  {each.text}")
+        output.write(f"{coloured(_MARKS[each.verdict], each.verdict)}  {visible(each.text)}")
     return 1 if any(each.verdict == "bad" for each in findings) else 0

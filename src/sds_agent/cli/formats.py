@@ -5,10 +5,12 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
 
 from sds_agent.cli import output
+from sds_agent.text import ascii_json
 
 FORMATS = ("table", "json", "yaml")
 
@@ -28,14 +30,29 @@ def add_format(parser: argparse.ArgumentParser, *others: str) -> None:
 
 
 def document(value: object, form: str) -> str:
-    """A value of the status model, or of plain types, as `json` or `yaml`, without the last line's end."""
+    """A value of the status model, or of plain types, as `json` or `yaml`, without the last line's end.
+
+    Characters that are not printable are escaped, as far as a program reads the same value: the document may be shown.
+    """
     if form == "json":
-        return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+        written = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+        return "\n".join(map(_escaped, written.split("\n")))
     import yaml  # noqa: PLC0415 - measured: 30 ms
 
     plain = msgspec.to_builtins(value, builtin_types=())
-    written: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
+    written = _yaml(yaml, plain, plainly=True)
+    is_printable = all(map(str.isprintable, written.split("\n")))
+    return written if is_printable else _yaml(yaml, plain, plainly=False)
+
+
+def _yaml(yaml: Any, plain: Any, *, plainly: bool) -> str:
+    written: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=plainly, width=120)
     return written.rstrip("\n")
+
+
+def _escaped(line: str) -> str:
+    """A line of JSON: outside of texts it has no such characters."""
+    return line if line.isprintable() else "".join(c if c.isprintable() else ascii_json(c)[1:-1] for c in line)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -61,10 +61,18 @@ def _translated() -> Iterator[None]:
 
 
 def report(text: str) -> None:
-    """Write a line, or several, to standard error, each with the program's name before it."""
+    """Write a line, or several, to standard error, each with the program's name before it. What is not printable is
+    escaped: names and words in it may be another program's.
+    """
     with suppress(OSError):
-        for line in text.splitlines():
-            print(f"sds-agent: {line}", file=sys.stderr)
+        for line in text.rstrip("\n").split("\n"):
+            print(f"sds-agent: {line if line.isprintable() else _visible(line)}", file=sys.stderr)
+
+
+def _visible(line: str) -> str:
+    from sds_agent.text import visible  # noqa: PLC0415 - `--help` needs no msgspec
+
+    return visible(line)
 
 
 def _abandon() -> None:

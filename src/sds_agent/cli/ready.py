@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from sds_agent.cli import output
 from sds_agent.cli.config_file import add_file, chosen_or_found
+from sds_agent.text import visible
 
 NOT_READY = 1
 TIMEOUT = 2.0
@@ -102,5 +103,5 @@ def _ask(path: Path) -> int:
         return 0
     output.report(f"the agent at {path} is not ready; its log has more:")
     for reason in answer.reasons or ("it does not say why",):
-        output.report(reason)
+        output.report(visible(reason))  # whoever listens there wrote it
     return NOT_READY

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sds_agent.inspection.secrets import InspectedSecret
 
 TIMEOUT = 5.0
+MOST_NAMES = 20
+"""Names of an Envoy's secrets in a message."""
 
 EXIT_CODES = (
     "0 every secret is there, and with --diff the same on both sides; 1 one is missing or differs, or nobody answers; "
@@ -66,6 +68,7 @@ def _seconds(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> int:
     """Show them. Raises SecretError, NoAdminError and ProblemsError."""
+    output.silence_warnings()
     if arguments.diff and arguments.envoy is None:
         raise SecretCallError("--diff compares the agent with an Envoy: name its admin address with --envoy")
     if arguments.diff and arguments.format == "pem":
@@ -101,7 +104,7 @@ def _of_envoy(arguments: argparse.Namespace) -> Sequence["InspectedSecret"]:
     names = arguments.names
     missing = [name for name in names if name not in {each.name for each in found}]
     if missing:
-        known = ", ".join(each.name for each in found) or "none"
+        known = ", ".join(each.name for each in found[:MOST_NAMES]) or "none"
         raise SecretError(f"this Envoy has no secret named {', '.join(missing)}; it has {known}")
     return [each for each in found if not names or each.name in names]
 
@@ -144,7 +147,8 @@ def _all_names(arguments: argparse.Namespace) -> Sequence[str]:
 
         settings = load(asking.config(arguments), os.environ).settings
         return [*(each.name for each in settings.workloads), settings.bundle_names[0]]
-    return [*(each.names[0] for each in status.identities), *(each.names[0] for each in status.bundles)]
+    served = [each.names for each in status.identities] + [each.names for each in status.bundles]
+    return [name for names in served for name in names[:1]]
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -3,9 +3,9 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from sds_agent.admin.model import BundleView, IdentityView, Status, SubscriberView
+from sds_agent.admin.model import BundleView, IdentityView, Status, SubscriberView, first_name
 from sds_agent.cli import asking, output
 from sds_agent.cli.formats import add_format, coloured, document, left, span, table
 
@@ -109,7 +109,7 @@ def _some(names: Sequence[str]) -> str:
 def _agent(status: Status) -> str:
     agent, counts = status.agent, status.agent.counts
     return (
-        f"sds-agent {agent.version} of {agent.trust_domain}, up {span(timedelta(seconds=agent.uptime_seconds))}; "
+        f"sds-agent {agent.version} of {agent.trust_domain}, up {span(status.at - agent.started_at)}; "
         f"certificates issued: {counts.issued}, attempts failed: {counts.failed}, pushes: {counts.pushes}, refused: "
         f"{counts.nacks}"
     )
@@ -149,11 +149,11 @@ def _identities(identities: Sequence[IdentityView], now: datetime) -> str:
 def _bundles(bundles: Sequence[BundleView], now: datetime) -> str:
     head = ("BUNDLE", "VERSION", "ROOT", "EXPIRES", "WHY")
     rows = [
-        (bundle.names[0], bundle.version or "", anchor.subject, left(anchor.not_after, now), anchor.why)
+        (first_name(bundle), bundle.version or "", anchor.subject, left(anchor.not_after, now), anchor.why)
         for bundle in bundles
         for anchor in bundle.anchors
     ]
-    rows += [(each.names[0], "", "", "", "nothing is served yet") for each in bundles if not each.anchors]
+    rows += [(first_name(each), "", "", "", "nothing is served yet") for each in bundles if not each.anchors]
     return table(head, rows)
 
 

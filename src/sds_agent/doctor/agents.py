@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 
-from sds_agent.admin.model import BundleView, IdentityView, Status, SubscriberView, served_names
+from sds_agent.admin.model import BundleView, IdentityView, Status, SubscriberView, first_name, served_names
 from sds_agent.configfile.phrases import did_you_mean
 from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
 
@@ -41,7 +41,7 @@ def _of_identity(identity: IdentityView) -> Diagnosis:
 
 
 def _of_bundle(bundle: BundleView, status: Status) -> Iterator[Diagnosis]:
-    subject = f"bundle {bundle.names[0]}"
+    subject = f"bundle {first_name(bundle)}"
     if not bundle.anchors:
         yield bad(subject, "has no root yet; no authority has told it one")
         return

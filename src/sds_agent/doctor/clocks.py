@@ -14,7 +14,7 @@ def of_clock(authority: str, date: str | None, now: datetime) -> Diagnosis:
     subject = f"authority {authority}"
     try:
         theirs = None if date is None else parsedate_to_datetime(date)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a number too large
         theirs = None
     if theirs is None:
         return good(subject, "it answers; it does not tell its time")

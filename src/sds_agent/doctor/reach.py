@@ -1,5 +1,6 @@
 """Whether an authority can be reached from here, and what its clock says."""
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from datetime import datetime
@@ -28,13 +29,24 @@ def of_place(authority: str, place: str, now: datetime) -> Diagnosis:
 
 def _of_url(authority: str, url: str, now: datetime) -> Diagnosis:
     try:
-        # Not verified: a clock that is wrong is what would make that fail, and nothing is told to the server.
-        with httpx.Client(verify=False, timeout=TIMEOUT, trust_env=False) as client:  # noqa: S501 - see above
-            answer = client.head(url)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        why = str(error) or type(error).__name__
+        date = asyncio.run(_date(url))
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, TimeoutError) as error:  # the third: a host of no name
+        late = isinstance(error, TimeoutError | httpx.TimeoutException)
+        why = f"nothing whole after {TIMEOUT:g} s" if late else str(error) or type(error).__name__
         return bad(f"authority {authority}", f"{url} does not answer ({why}); check the network, and that it runs")
-    return of_clock(authority, answer.headers.get("date"), now)
+    return of_clock(authority, date, now)
+
+
+async def _date(url: str) -> str | None:
+    """The Date header of what answers there. Raises TimeoutError, also where an answer goes on and on."""
+    async with asyncio.timeout(TIMEOUT):
+        # Not verified: a clock that is wrong is what would make that fail, and nothing is told to the server.
+        async with (
+            httpx.AsyncClient(verify=False, timeout=TIMEOUT, trust_env=False) as client,  # noqa: S501 - see above
+            client.stream("HEAD", url) as answer,
+        ):
+            date: str | None = answer.headers.get("date")
+            return date
 
 
 def _of_address(authority: str, address: str) -> Diagnosis:

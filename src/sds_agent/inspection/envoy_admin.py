@@ -7,24 +7,28 @@ certificate is in `/certs`, and its version, where the statistic has one, is the
 """
 
 import base64
-import binascii
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import datetime
-from typing import Any
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
 
-import httpx
 import msgspec
 from msgspec import Struct
 
+from sds_agent.inspection import web
 from sds_agent.inspection.secrets import InspectedSecret, certificates_only
-from sds_agent.text import printable
+from sds_agent.inspection.web import WebAnswer
+from sds_agent.text import one_line, printable
 
-TIMEOUT = 5.0
+Shape = TypeVar("Shape")
+
 LONGEST = 600
+_OK = 200
 _HEX = re.compile("[0-9A-Fa-f]+")
-SECRETS = ("dynamic_active_secrets", "dynamic_warming_secrets")
+_CERTS = "/certs"
+_STATS = "/stats?filter=version_text&format=json"
+_DUMP = "/config_dump"
+_DUMPS = tuple(f"/config_dump?resource={each}" for each in ("dynamic_active_secrets", "dynamic_warming_secrets"))
 
 
 class EnvoyAdminError(Exception):
@@ -95,70 +99,66 @@ class EnvoyAdmin:
 
     def __init__(self, place: str) -> None:
         self._place = place
-        self._is_url = place.startswith(("http://", "https://"))
 
     def secrets(self) -> tuple[InspectedSecret, ...]:
         """What Envoy has got by SDS. Raises EnvoyAdminError."""
-        with self._client() as client:
-            before = self._serials(client)
-            found = [(resource, self._get(client, f"/config_dump?resource={resource}", _Dump)) for resource in SECRETS]
-            # a push between two requests must not look like a refusal
-            in_use = _UsedNow(before | self._serials(client), self._versions(client))
-            return tuple(
-                _inspected(each, in_use, active=resource == SECRETS[0])
-                for resource, dump in found
-                for each in dump.configs
-            )
+        # /certs twice: a push between two requests must not look like a refusal
+        before, *dumps, after, stats = self._get(_CERTS, *_DUMPS, _CERTS, _STATS)
+        serials = self._serials(before) | self._serials(after)
+        in_use = _UsedNow(serials, self._versions(stats))
+        found = [self._read(path, dump, _Dump).configs for path, dump in zip(_DUMPS, dumps, strict=True)]
+        return tuple(
+            _inspected(each, in_use, active=path == _DUMPS[0])
+            for path, configs in zip(_DUMPS, found, strict=True)
+            for each in configs
+        )
 
-    def _serials(self, client: httpx.Client) -> frozenset[int]:
-        pairs = self._get(client, "/certs", _Certs).certificates
+    def config(self) -> dict[str, list[dict[str, Any]]]:
+        """The whole configuration. Raises EnvoyAdminError."""
+        (dump,) = self._get(_DUMP)
+        shape: type[dict[str, list[dict[str, Any]]]] = dict[str, list[dict[str, Any]]]
+        return self._read(_DUMP, dump, shape)
+
+    def _serials(self, certs: WebAnswer) -> frozenset[int]:
+        pairs = self._read(_CERTS, certs, _Certs).certificates
         found = (each.serial_number for pair in pairs for each in (*pair.cert_chain, *pair.ca_cert))
         return frozenset(int(each, 16) for each in found if _HEX.fullmatch(each))
 
-    def _versions(self, client: httpx.Client) -> Mapping[str, str]:
-        texts = self._get(client, "/stats?filter=version_text&format=json", _Readouts).stats
+    def _versions(self, stats: WebAnswer) -> Mapping[str, str]:
+        texts = self._read(_STATS, stats, _Readouts).stats
         return {each.name: each.value for each in texts if isinstance(each.value, str)}
 
-    def config(self) -> bytes:
-        """The whole configuration, as JSON. Raises EnvoyAdminError."""
-        with self._client() as client:
-            return self._body(client, "/config_dump")
-
-    @contextmanager
-    def _client(self) -> Iterator[httpx.Client]:
-        transport = httpx.HTTPTransport(uds=None if self._is_url else self._place)
-        base = self._place.rstrip("/") if self._is_url else "http://envoy"
+    def _get(self, *paths: str) -> Sequence[WebAnswer]:
         try:
-            client = httpx.Client(base_url=base, transport=transport, timeout=TIMEOUT, trust_env=False)
-        except httpx.InvalidURL as error:
-            raise EnvoyAdminError(f"{self._place} is no address: {error}") from error
-        with client:
-            yield client
-
-    def _get(self, client: httpx.Client, path: str, shape: type[Any]) -> Any:
-        try:
-            return msgspec.json.decode(self._body(client, path), type=shape, strict=False)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise EnvoyAdminError(f"{self._place}{path} is not what an Envoy answers: {error}") from error
-
-    def _body(self, client: httpx.Client, path: str) -> bytes:
-        try:
-            answer = client.get(path)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            why = str(error) or type(error).__name__
+            answers = web.get(self._place, *paths)
+        except web.WebError as error:
             raise EnvoyAdminError(
-                f"no Envoy answers at {self._place} ({why}); name the address of its admin section, such as "
+                f"no Envoy answers at {self._place} ({error}); name the address of its admin section, such as "
                 "http://127.0.0.1:9901, or its socket"
             ) from error
-        if answer.status_code != httpx.codes.OK:
-            raise EnvoyAdminError(
-                f"{self._place}{path} answers {answer.status_code}; is that an Envoy's admin address?"
-            )
-        return answer.content
+        for path, each in zip(paths, answers, strict=True):
+            if each.status != _OK:
+                raise EnvoyAdminError(f"{self._place}{path} answers {each.status}; is that an Envoy's admin address?")
+        return answers
+
+    def _read(self, path: str, answer: WebAnswer, shape: type[Shape]) -> Shape:
+        try:
+            return msgspec.json.decode(answer.body, type=shape, strict=False)
+        except RecursionError as error:
+            raise self._no_envoy(path, answer, "it is nested too deep") from error
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise self._no_envoy(path, answer, one_line(str(error), LONGEST)) from error
+
+    def _no_envoy(self, path: str, answer: WebAnswer, why: str) -> EnvoyAdminError:
+        return EnvoyAdminError(
+            f"what answers {path} is no Envoy; name the address of its admin section ({self._place}: {why}; it sent "
+            f"{answer.looks()})"
+        )
 
 
 def _inspected(found: _Dynamic, in_use: _UsedNow, *, active: bool) -> InspectedSecret:
-    name, detail = printable(found.name, LONGEST), printable(str(found.error_state.get("details", "")), LONGEST)
+    details = found.error_state.get("details")
+    name, detail = printable(found.name, LONGEST), printable(details if isinstance(details, str) else "", LONGEST)
     kind, pem = _content(found.secret)
     secret = InspectedSecret(
         name=name,
@@ -166,7 +166,7 @@ def _inspected(found: _Dynamic, in_use: _UsedNow, *, active: bool) -> InspectedS
         kind=kind,
         pem=pem,
         version=printable(found.version_info, LONGEST),
-        updated=found.last_updated,
+        updated=_moment(found.last_updated),
         detail=detail,
     )
     if secret.state == "ACTIVE" and not _is_used(secret, found, in_use):
@@ -194,5 +194,13 @@ def _content(secret: _Secret) -> tuple[Any, bytes]:
 def _bytes(inline: _Inline) -> bytes:
     try:
         return certificates_only(base64.b64decode(inline.inline_bytes, validate=True) or inline.inline_string.encode())
-    except binascii.Error:
+    except ValueError:  # no base64, or not ASCII
         return b""
+
+
+def _moment(found: datetime | None) -> datetime | None:
+    """The time in UTC; None for one that names no zone, or that UTC has no year for."""
+    try:
+        return None if found is None or found.tzinfo is None else found.astimezone(UTC)
+    except OverflowError:
+        return None

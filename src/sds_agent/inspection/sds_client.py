@@ -17,6 +17,8 @@ NODE = "sds-agent-secret"
 """The node id by which the agent's log and its status name this client."""
 FETCH = "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets"
 AT_ONCE = 16
+LARGEST = 64 << 20
+"""Bytes of an answer. A bundle with its revocation lists may be larger than the 4 MiB that gRPC takes by itself."""
 LONGEST = 600
 
 
@@ -27,7 +29,8 @@ class UnreachableError(Exception):
 async def ask(socket: Path, names: Sequence[str], seconds: float) -> tuple[InspectedSecret, ...]:
     """What is served under each name, each by a call of its own, which has so many seconds. Raises UnreachableError."""
     slots = asyncio.Semaphore(AT_ONCE)
-    async with grpc.aio.insecure_channel(f"unix:{quote(str(socket))}") as channel:
+    limit = (("grpc.max_receive_message_length", LARGEST),)
+    async with grpc.aio.insecure_channel(f"unix:{quote(str(socket))}", options=limit) as channel:
 
         async def one(name: str) -> InspectedSecret:
             async with slots:
@@ -41,14 +44,14 @@ async def _ask(channel: grpc.aio.Channel, name: str, seconds: float) -> Inspecte
     request = wire.DiscoveryRequest(node=wire.Node(id=NODE), resource_names=[name])
     try:
         answer = wire.DiscoveryResponse.FromString(await fetch(request.SerializeToString(), timeout=seconds))
+        secrets = [wire.Secret.FromString(each.value) for each in answer.resources]
     except grpc.aio.AioRpcError as error:
         return _refused(name, error)
     except DecodeError as error:
         raise UnreachableError("what answers there does not speak SDS") from error
-    for resource in answer.resources:
-        secret = wire.Secret.FromString(resource.value)
+    for secret in secrets:
         if secret.name == name:
-            return _found(secret, answer.version_info)
+            return _found(secret, printable(answer.version_info, LONGEST))
     return InspectedSecret(name=name, state="WARMING", detail="the answer is empty")
 
 

@@ -1,5 +1,6 @@
 """A secret as it was found, without its private key: pure."""
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Literal
@@ -11,6 +12,7 @@ from sds_agent.pki.certificates import CertificateError, read_pem, serial_hex
 from sds_agent.pki.pem import blocks
 
 _CERTIFICATES = frozenset({b"CERTIFICATE", b"X509 CERTIFICATE", b"TRUSTED CERTIFICATE"})
+_NOT_PEM = re.compile(rb"[^\t\r\n\x20-\x7e]|\r(?!\n)")
 
 Kind = Literal["certificate", "bundle"]
 State = Literal["ACTIVE", "WARMING", "REJECTED", "UNKNOWN"]
@@ -21,9 +23,11 @@ name.
 
 def certificates_only(pem: bytes) -> bytes:
     """The certificates of PEM, without whatever is beside them: a private key may be in a chain by mistake, where Envoy
-    does not redact it.
+    does not redact it. A byte that could tell a terminal something, and that no PEM has, becomes a question mark.
     """
-    return b"".join(each.text.strip() + b"\n" for each in blocks(pem, _CERTIFICATES) if each.has_end)
+    return b"".join(
+        _NOT_PEM.sub(b"?", each.text.strip()) + b"\n" for each in blocks(pem, _CERTIFICATES) if each.has_end
+    )
 
 
 class InspectedSecret(Struct, frozen=True, kw_only=True):

@@ -171,7 +171,9 @@ async def check(address: str, seconds: float) -> Answer:
         ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/Check")
         try:
             data = await ask(HealthCheckRequest().SerializeToString(), timeout=seconds)
+            answer = HealthCheckResponse.FromString(data)
+        except DecodeError as error:
+            raise NoAgentError("what answers is no agent; name the agent's socket") from error
         except grpc.aio.AioRpcError as error:
             raise NoAgentError(f"no agent answers ({error.code().name.lower()}); is it running?") from error
-    answer = HealthCheckResponse.FromString(data)
     return Answer(answer.status == HealthCheckResponse.SERVING, tuple(answer.reasons))
