@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from anyio import to_thread
 from fakes.agents import agent, write_config
-from fakes.envoys import BINARY, envoy
+from fakes.envoys import BINARY, bootstrap, envoy
 from fakes.processes import started
 
 from sds_agent.cli.main import main
@@ -71,6 +71,34 @@ async def test_the_mistakes_of_an_envoy_are_named_and_one_as_we_print_it_has_non
         assert code == 0
         assert of(lines, f"Envoy {tmp_path}") == [("good", "no mistake in its 2 TLS contexts")]
         assert of(lines, "authority local")[0][0] == "good"
+
+
+async def test_an_envoy_that_starts_and_is_not_safe_or_waits_for_ever_is_told_so(tmp_path: Path) -> None:
+    """Envoy's log has `Method not found` for secrets that it asks the agent for over ADS, and nothing for a CA that it
+    does not check.
+    """
+    sds, place = tmp_path / "sds.sock", tmp_path / "admin.sock"
+    made = bootstrap(sds, place, api_type="GRPC", name="default", http={"http2_protocol_options": {}})
+    services = [{"envoy_grpc": {"cluster_name": "sds-agent"}}]
+    made["dynamic_resources"] = {
+        "ads_config": {"api_type": "GRPC", "transport_api_version": "V3", "grpc_services": services}
+    }
+    listener = made["static_resources"]["listeners"][0]
+    context = listener["filter_chains"][0]["transport_socket"]["typed_config"]["common_tls_context"]
+    context["tls_certificate_sds_secret_configs"][0]["sds_config"] = {"ads": {}, "resource_api_version": "V3"}
+    context["combined_validation_context"] = {
+        "default_validation_context": {"trust_chain_verification": "ACCEPT_UNTRUSTED"},
+        "validation_context_sds_secret_config": context.pop("validation_context_sds_secret_config"),
+    }
+    (tmp_path / "envoy.json").write_text(json.dumps(made))
+    command = [BINARY, "-c", str(tmp_path / "envoy.json"), "--disable-hot-restart", "--concurrency", "1", "-l", "info"]
+    async with started(command) as proxy:
+        await proxy.line("starting main dispatch loop")
+        _, lines = await examined("--socket", str(sds), "--envoy", str(place))
+    said = [text for condition, text in of(lines, f"Envoy {place}, listener") if condition == "bad"]
+    assert any("asks the agent for default over ADS" in text for text in said)
+    assert any("it accepts certificates of any CA" in text for text in said)
+    assert not any("is tried with" in text for _, text in of(lines, f"Envoy {place}"))
 
 
 async def test_without_an_agent_the_rest_is_examined_all_the_same(tmp_path: Path) -> None:

@@ -73,6 +73,34 @@ def plain(context: dict[str, Any]) -> None:
     del context["require_client_certificate"], context["common_tls_context"]["combined_validation_context"]
 
 
+def over_ads(made: dict[str, Any], name: str, cluster: str | None) -> None:
+    """The listener asks for its certificate over ADS, which goes to that cluster."""
+    config = tls(made, "down")["common_tls_context"]["tls_certificate_sds_secret_configs"][0]
+    config.update(name=name, sds_config={"ads": {}, "resource_api_version": "V3"})
+    if cluster is not None:
+        ads = {"api_type": "GRPC", "grpc_services": [{"envoy_grpc": {"cluster_name": cluster}}]}
+        made["configs"][0]["bootstrap"]["dynamic_resources"] = {"ads_config": ads}
+
+
+def is_version(made: dict[str, Any], major: int, minor: int, patch: int) -> None:
+    """The Envoy is of that version, as it says in its bootstrap; a patch of 0 is left out there."""
+    version = {"major_number": major, "minor_number": minor} | ({"patch": patch} if patch else {})
+    node = made["configs"][0]["bootstrap"]["node"]
+    node["user_agent_build_version"] = {"version": version}
+
+
+def pinned(made: dict[str, Any], version: tuple[int, int, int]) -> None:
+    """The listener has keys of its own for session tickets."""
+    tls(made, "down")["session_ticket_keys"] = {"keys": [{"inline_string": "[redacted]"}]}
+    is_version(made, *version)
+
+
+def spiffe(made: dict[str, Any], **config: Any) -> None:
+    """The listener has the SPIFFE validator."""
+    validator = {"name": "envoy.tls.cert_validator.spiffe", "typed_config": config}
+    combined(made)["default_validation_context"]["custom_validator_config"] = validator
+
+
 def test_the_configuration_that_we_print_has_no_mistake() -> None:
     assert of_dump(dump(), "edge", SOCKET, NAMES) == [good("Envoy edge", "no mistake in its 2 TLS contexts")]
 
@@ -122,6 +150,31 @@ def test_the_configuration_that_we_print_has_no_mistake() -> None:
             "bad",
             "asks for wbe, which the agent does not serve; did you mean web?",
         ),
+        (
+            lambda made: combined(made)["default_validation_context"].update(
+                trust_chain_verification="ACCEPT_UNTRUSTED"
+            ),
+            "bad",
+            "it accepts certificates of any CA",
+        ),
+        (
+            lambda made: combined(made)["default_validation_context"].update(allow_expired_certificate=True),
+            "bad",
+            "it accepts expired certificates",
+        ),
+        (lambda made: over_ads(made, "web", "xds"), "bad", "asks for web over ADS, so from the cluster xds, and not"),
+        (lambda made: over_ads(made, "web", "sds-agent"), "bad", "asks the agent for web over ADS"),
+        (lambda made: over_ads(made, "web", None), "bad", "from no server, as there is no ads_config"),
+        (lambda made: over_ads(made, "other", "xds"), "warning", "gets other over ADS from the cluster xds; if"),
+        (lambda made: pinned(made, (1, 39, 3)), "warning", "(1.39.3) a peer whose root was removed still resumes"),
+        (
+            lambda made: (
+                is_version(made, 1, 36, 4),
+                source(made)["api_config_source"].update(api_type="DELTA_GRPC"),
+            ),
+            "warning",
+            "(1.36.4) repeats 60 KB about itself in each ACK",
+        ),
     ],
 )
 def test_each_mistake_is_found_where_it_is(spoil: Any, condition: str, words: str) -> None:
@@ -130,6 +183,46 @@ def test_each_mistake_is_found_where_it_is(spoil: Any, condition: str, words: st
     found = of_dump(made, "edge", SOCKET, NAMES)
     assert [(each.condition, words in each.text) for each in found] == [(condition, True)]
     assert found[0].subject.startswith("Envoy edge, ")
+
+
+@pytest.mark.parametrize("version", [(1, 36, 0), (1, 37, 0), (1, 40, 0), (2, 0, 1)])
+def test_no_envoy_that_the_agent_is_tried_with_is_blamed_for_its_version(version: tuple[int, int, int]) -> None:
+    made = dump()
+    is_version(made, *version)
+    assert [each.condition for each in of_dump(made, "edge", SOCKET, NAMES)] == ["good"]
+
+
+def test_an_envoy_older_than_any_that_was_tried_is_a_warning() -> None:
+    made = dump()
+    is_version(made, 1, 35, 12)
+    assert [each.text.partition(",")[0] for each in of_dump(made, "edge", SOCKET, NAMES)] == ["it is version 1.35.12"]
+
+
+def test_from_140_on_pinned_tickets_end_with_the_roots_but_not_for_the_spiffe_validator() -> None:
+    made = dump()
+    pinned(made, (1, 40, 0))
+    assert [each.condition for each in of_dump(made, "edge", SOCKET, NAMES)] == ["good"]
+    spiffe(made, trust_domains=[{"name": "demo.example"}])
+    (found,) = of_dump(made, "edge", SOCKET, NAMES)
+    assert "a peer that is revoked" in found.text
+
+
+def test_a_trust_domain_that_matches_nobody_is_bad() -> None:
+    """Envoy takes it, and then refuses every peer."""
+    made = dump()
+    spiffe(made, trust_domains=[{"name": "spiffe://Demo.example"}, {"name": "other.example"}])
+    (found,) = of_dump(made, "edge", SOCKET, NAMES)
+    assert (found.condition, found.text.rpartition("; ")[2]) == ("bad", "write demo.example")
+
+
+def test_a_bundle_that_an_old_envoy_reads_once_is_a_warning() -> None:
+    made = dump()
+    spiffe(made, trust_bundles={"filename": "/b.json"})
+    is_version(made, 1, 38, 0)
+    (found,) = of_dump(made, "edge", SOCKET, NAMES)
+    assert "reads /b.json once" in found.text
+    is_version(made, 1, 38, 3)
+    assert [each.condition for each in of_dump(made, "edge", SOCKET, NAMES)] == ["good"]
 
 
 @pytest.mark.parametrize("odd", [{}, {"configs": None}, {"configs": [[], 1, "x", {"listener": 3}]}])
@@ -147,11 +240,15 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 @pytest.mark.parametrize("odd", [None, 5, "x", [], [5], {}, {"x": 5}])
 def test_no_value_in_a_dump_is_a_traceback(odd: Any) -> None:
     made = dump()
+    over_ads(made, "other", "xds")
+    pinned(made, (1, 35, 1))
+    spiffe(made, trust_domains=[{"name": "demo.example"}], trust_bundles={"filename": "/b.json"})
+    whole = of_dump(made, "edge", SOCKET, NAMES)
     for holder, key in list(places(made)):
         before, holder[key] = holder[key], odd
         assert of_dump(made, "edge", SOCKET, NAMES)
         holder[key] = before
-    assert of_dump(made, "edge", SOCKET, NAMES)[0].condition == "good", "each place is as it was"
+    assert of_dump(made, "edge", SOCKET, NAMES) == whole, "each place is as it was"
 
 
 @pytest.mark.parametrize(

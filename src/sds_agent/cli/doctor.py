@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from sds_agent import __version__
 from sds_agent.admin.model import Status, served_names
@@ -70,7 +71,7 @@ def _examined(arguments: argparse.Namespace) -> Iterator[Diagnosis]:
     if status is not None:
         yield from of_agent(status, __version__)
     for place in arguments.envoy:
-        yield from _of_envoy(place, status, loaded)
+        yield from _of_envoy(place, arguments.socket, status, loaded)
 
 
 def _loaded(arguments: argparse.Namespace) -> tuple[Loaded | None, list[Diagnosis]]:
@@ -121,12 +122,12 @@ def _of_authorities(loaded: Loaded, *, probe: bool) -> Iterator[Diagnosis]:
             yield bad(subject, f"does not issue: {each.said}") if each.good is False else good(subject, each.said)
 
 
-def _of_envoy(place: str, status: Status | None, loaded: Loaded | None) -> Iterator[Diagnosis]:
+def _of_envoy(place: str, named: Path | None, status: Status | None, loaded: Loaded | None) -> Iterator[Diagnosis]:
     from sds_agent.doctor.envoys import of_dump  # noqa: PLC0415 - only where it is asked for
     from sds_agent.inspection.envoy_admin import EnvoyAdmin, EnvoyAdminError  # noqa: PLC0415 - measured: 120 ms
 
     served: list[str] = []
-    socket = ""
+    socket = "" if named is None else str(named)
     if status is not None:
         served = served_names(status)
         socket = status.agent.socket

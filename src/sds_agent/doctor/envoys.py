@@ -9,8 +9,9 @@ from typing import Any
 
 from sds_agent.configfile.phrases import did_you_mean
 from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
-
-_SHOWN = "`sds-agent envoy-config` prints a right one"
+from sds_agent.doctor.dumps import SHOWN, clusters_of, items, mapping, pipes
+from sds_agent.doctor.envoy_ads import ads_of, of_ads
+from sds_agent.doctor.envoy_versions import of_delta, of_old_traps, of_version, version_of
 
 
 def of_dump(dump: Mapping[str, Any], envoy: str, socket: str, served: Sequence[str]) -> list[Diagnosis]:
@@ -20,17 +21,24 @@ def of_dump(dump: Mapping[str, Any], envoy: str, socket: str, served: Sequence[s
     found: list[Diagnosis] = []
     clusters = set[str]()
     contexts = list(_contexts(dump, ""))
+    ads, version = ads_of(dump, socket), version_of(dump)
+    found += of_version(f"Envoy {envoy}", version)
     for where, context in contexts:
         subject = f"Envoy {envoy}, {where}"
         for name, source in _sds_sources(context):
+            if "ads" in source:
+                found += of_ads(subject, name, ads, served)
+                continue
             clusters |= set(_grpc_clusters(source))
             found += _of_source(subject, name, source, served)
+            found += of_delta(subject, name, source, version)
         found += _of_context(subject, context)
-    for cluster in _clusters(dump):
+        found += of_old_traps(subject, context, version)
+    for cluster in clusters_of(dump):
         if str(cluster.get("name", "")) in clusters:
             found += _of_cluster(f"Envoy {envoy}, cluster {cluster['name']}", cluster, socket)
     if not contexts:
-        return [warning(f"Envoy {envoy}", f"no listener and no cluster has TLS; {_SHOWN}")]
+        return [warning(f"Envoy {envoy}", f"no listener and no cluster has TLS; {SHOWN}")]
     return found or [good(f"Envoy {envoy}", f"no mistake in its {len(contexts)} TLS contexts")]
 
 
@@ -50,31 +58,18 @@ def _contexts(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]
                 yield from _contexts(inner, where)
 
 
-def _clusters(value: Any) -> Iterator[Mapping[str, Any]]:
-    match value:
-        case dict():
-            for key, inner in value.items():
-                if key == "cluster" and isinstance(inner, dict):
-                    yield inner
-                elif key != "bootstrap":
-                    yield from _clusters(inner)
-        case list():
-            for inner in value:
-                yield from _clusters(inner)
-
-
 def _sds_sources(context: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The names that come by gRPC, and from where."""
+    """The names that come by gRPC, from a source of their own or over ADS, and from where."""
     common = context["common_tls_context"]
-    combined = _mapping(common.get("combined_validation_context"))
+    combined = mapping(common.get("combined_validation_context"))
     configs = [
-        *_items(common.get("tls_certificate_sds_secret_configs")),
+        *items(common.get("tls_certificate_sds_secret_configs")),
         common.get("validation_context_sds_secret_config"),
         combined.get("validation_context_sds_secret_config"),
     ]
-    for each in map(_mapping, configs):
-        source = _mapping(each.get("sds_config"))
-        if isinstance(source.get("api_config_source"), dict):
+    for each in map(mapping, configs):
+        source = mapping(each.get("sds_config"))
+        if isinstance(source.get("api_config_source"), dict) or "ads" in source:
             yield str(each.get("name", "")), source
 
 
@@ -86,8 +81,8 @@ def _grpc_clusters(source: Mapping[str, Any]) -> Iterator[str]:
 
 def _grpc_services(source: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """What Envoy's own gRPC client is told, for each service that uses it."""
-    services = map(_mapping, _items(source["api_config_source"].get("grpc_services")))
-    return [_mapping(each["envoy_grpc"]) for each in services if "envoy_grpc" in each]
+    services = map(mapping, items(source["api_config_source"].get("grpc_services")))
+    return [mapping(each["envoy_grpc"]) for each in services if "envoy_grpc" in each]
 
 
 def _of_source(subject: str, name: str, source: Mapping[str, Any], served: Sequence[str]) -> Iterator[Diagnosis]:
@@ -111,53 +106,41 @@ def _of_source(subject: str, name: str, source: Mapping[str, Any], served: Seque
 
 def _of_context(subject: str, context: Mapping[str, Any]) -> Iterator[Diagnosis]:
     common = context["common_tls_context"]
-    combined = _mapping(common.get("combined_validation_context"))
-    inline = {**_mapping(common.get("validation_context")), **_mapping(combined.get("default_validation_context"))}
+    combined = mapping(common.get("combined_validation_context"))
+    inline = {**mapping(common.get("validation_context")), **mapping(combined.get("default_validation_context"))}
     by_name = common.get("validation_context_sds_secret_config") or combined.get("validation_context_sds_secret_config")
     downstream = str(context.get("@type", "")).endswith("DownstreamTlsContext")
     matched = any(inline.get(key) for key in ("match_typed_subject_alt_names", "match_subject_alt_names"))
     if not by_name and not inline.get("trusted_ca") and not inline.get("custom_validator_config"):
         if downstream and not context.get("require_client_certificate"):
-            yield warning(subject, f"it asks callers for no certificate: anyone may call; {_SHOWN} for mutual TLS")
+            yield warning(subject, f"it asks callers for no certificate: anyone may call; {SHOWN} for mutual TLS")
             return
-        yield bad(subject, f"it has no roots, so it accepts any certificate; {_SHOWN}")
+        yield bad(subject, f"it has no roots, so it accepts any certificate; {SHOWN}")
     elif not matched and not inline.get("custom_validator_config"):
         yield bad(
             subject,
             "it matches no SAN, so every certificate of the CA is accepted; set match_typed_subject_alt_names in "
-            f"combined_validation_context.default_validation_context: {_SHOWN}",
+            f"combined_validation_context.default_validation_context: {SHOWN}",
         )
+    if inline.get("trust_chain_verification") == "ACCEPT_UNTRUSTED":
+        yield bad(
+            subject,
+            "it accepts certificates of any CA, and self-signed ones; remove trust_chain_verification: "
+            "ACCEPT_UNTRUSTED",
+        )
+    if inline.get("allow_expired_certificate"):
+        yield bad(subject, "it accepts expired certificates; remove allow_expired_certificate")
     if downstream and not context.get("require_client_certificate"):
         yield bad(subject, "it asks callers for no certificate; set require_client_certificate: true")
-    if not downstream and _mapping(common.get("tls_params")).get("tls_maximum_protocol_version") != "TLSv1_3":
+    if not downstream and mapping(common.get("tls_params")).get("tls_maximum_protocol_version") != "TLSv1_3":
         yield warning(subject, "it stays at TLS 1.2; set tls_params.tls_maximum_protocol_version: TLSv1_3")
 
 
 def _of_cluster(subject: str, cluster: Mapping[str, Any], socket: str) -> Iterator[Diagnosis]:
-    options = map(_mapping, _mapping(cluster.get("typed_extension_protocol_options")).values())
-    explicit = any("http2_protocol_options" in _mapping(each.get("explicit_http_config")) for each in options)
+    options = map(mapping, mapping(cluster.get("typed_extension_protocol_options")).values())
+    explicit = any("http2_protocol_options" in mapping(each.get("explicit_http_config")) for each in options)
     if not explicit and "http2_protocol_options" not in cluster:
         yield bad(subject, "gRPC needs HTTP/2; set explicit_http_config.http2_protocol_options")
-    for path in _pipes(cluster):
+    for path in pipes(cluster):
         if socket and path != socket:
             yield warning(subject, f"it connects to {path}, and the agent serves at {socket}")
-
-
-def _pipes(value: Any) -> Iterator[str]:
-    match value:
-        case {"pipe": {"path": str(path)}}:
-            yield path
-        case dict():
-            for inner in value.values():
-                yield from _pipes(inner)
-        case list():
-            for inner in value:
-                yield from _pipes(inner)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _items(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list) else ()
