@@ -22,6 +22,7 @@ from sds_agent.issuance.status import (
     WorkloadStatus,
 )
 from sds_agent.sds.counts import SdsCounts
+from sds_agent.sds.departed import DepartedStream
 from sds_agent.sds.status import Nack, NameStatus, StreamStatus
 
 HOUR = timedelta(hours=1)
@@ -95,6 +96,7 @@ class Seen(Struct, frozen=True):
     trust: TrustStatus = TrustStatus("v2", (AnchorStatus("'CN=root'", "1", NOW, NOW + HOUR, ("vault",), None, "k"),))
     federated: tuple[FederatedStatus, ...] = (FederatedStatus("other.example", "spire"),)
     streams: tuple[StreamStatus, ...] = (STREAM,)
+    departed: tuple[DepartedStream, ...] = ()
     about: About = ABOUT
     issuance_counts: IssuanceCounts = msgspec.field(default_factory=IssuanceCounts)
     sds_counts: SdsCounts = msgspec.field(default_factory=SdsCounts)

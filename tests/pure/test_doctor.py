@@ -20,8 +20,10 @@ from sds_agent.doctor.envoys import of_dump
 from sds_agent.envoy_config import messages
 from sds_agent.envoy_config.choices import EnvoyChoices
 from sds_agent.issuance.status import TrustStatus
+from sds_agent.sds.departed import DepartedStream
 from sds_agent.sds.status import NameStatus
 
+LEFT = DepartedStream(3, "StreamSecrets", "edge-2", "pid 5 (uid 101)", ("web",), NOW, NOW)
 SOCKET = "/run/sds-agent/sds.sock"
 NAMES = ("web", "ROOTCA")
 CHOICES = EnvoyChoices(
@@ -299,7 +301,8 @@ def test_an_agent_in_order_is_good_in_every_line_but_for_a_root_that_ends_soon()
         (Seen(), "Envoy edge-1", "bad", "refuses ROOTCA: Invalid path"),
         (asking(NameStatus("wbe")), "Envoy edge-1", "bad", "did you mean web?"),
         (asking(NameStatus("web", "v0", "v0")), "Envoy edge-1", "warning", "has not acknowledged web"),
-        (Seen(streams=()), "Envoys", "warning", "none is connected"),
+        (Seen(streams=()), "Envoys", "warning", "check the path in their clusters"),
+        (Seen(streams=(), departed=(LEFT,)), "Envoys", "warning", "the last, edge-2, left at"),
     ],
 )
 def test_what_is_wrong_with_an_agent_has_a_line(seen: Seen, subject: str, condition: str, words: str) -> None:

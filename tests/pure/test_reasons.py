@@ -2,12 +2,13 @@
 
 import pytest
 from fakes.hierarchy import NOW
-from fakes.observed import ABOUT, FAILURE, LEAF, STREAM, Seen, workload
+from fakes.observed import ABOUT, FAILURE, HOUR, LEAF, STREAM, Seen, workload
 from msgspec.structs import replace
 
 from sds_agent.admin.reasons import explain
 from sds_agent.admin.view import status
 from sds_agent.issuance.status import LeftOut, TrustStatus
+from sds_agent.sds.departed import MOST, DepartedStream
 from sds_agent.sds.status import Nack, NameStatus
 
 
@@ -91,6 +92,42 @@ def test_an_envoy_that_asks_for_something_else_is_told_from_one_that_never_came(
     assert text.endswith("; did you mean edge-1?")
     verdict, text = found(Seen(streams=()), "web")[-1]
     assert (verdict, "no Envoy is connected to /run/sds-agent/sds.sock" in text) == ("warning", True)
+
+
+LEFT = DepartedStream(3, "StreamSecrets", "edge-2", "pid 5 (uid 101)", ("web",), NOW - 2 * HOUR, NOW - HOUR)
+
+
+def test_an_envoy_that_left_is_told_from_one_that_never_came() -> None:
+    """Else its user looks for a fault in its configuration, where its process has ended."""
+    seen = Seen(streams=(STREAM,), departed=(LEFT,))
+    verdict, text = found(seen, "web", "edge-2")[-1]
+    assert verdict == "bad"
+    assert f"stream 3 of edge-2 for web was open from {NOW - 2 * HOUR:%Y-%m-%d %H:%M:%S} UTC until" in text
+    assert "see whether pid 5 (uid 101) still runs" in text
+    never = found(seen, "web", "edge-3")[-1][1]
+    assert f"and none was since {ABOUT.started_at:%Y-%m-%d %H:%M:%S} UTC; check that it runs, that its node.id" in never
+    assert "stream 3" in found(Seen(streams=(), departed=(LEFT,)), "web")[-1][1]
+    assert "none was since" in found(Seen(streams=()), "web")[-1][1]
+
+
+def test_an_envoy_whose_stream_the_agent_ended_is_told_why() -> None:
+    seen = Seen(streams=(), departed=(replace(LEFT, names=("wbe",), cause="no secret named 'wbe'"),))
+    assert found(seen, "web", "edge-2")[-1][1].endswith("when the agent ended it: no secret named 'wbe'")
+
+
+def test_a_stream_of_a_connected_envoy_that_ended_is_named() -> None:
+    seen = replace(asking(NameStatus("other", None)), departed=(replace(LEFT, node="edge-1"),))
+    assert "does not ask for it (the stream of edge-1 for it ended at" in found(seen, "web", "edge-1")[-1][1]
+
+
+def test_an_agent_that_does_not_say_who_left_is_not_taken_to_say_that_nobody_did() -> None:
+    earlier = replace(status(Seen(streams=()), NOW), departed=None)
+    assert "it never was, or its stream has ended" in explain(earlier, "web", "edge-2")[-1].text
+
+
+def test_an_agent_that_has_forgotten_streams_says_so() -> None:
+    seen = Seen(streams=(), departed=tuple(replace(LEFT, node=f"edge-{n}") for n in range(MOST)))
+    assert "as far as the agent remembers" in found(seen, "web", "odd")[-1][1]
 
 
 def test_a_thousand_envoys_do_not_hide_the_one_that_refuses() -> None:

@@ -362,3 +362,31 @@ async def test_memory_is_given_back_when_a_crowd_of_envoys_has_come(tmp_path: Pa
             for stream in streams:
                 stream.leave()
             await events.wait("memory_given_back", count=2)
+
+
+async def test_a_stream_that_ended_is_remembered_until_its_envoy_comes_back(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        assert made.service.departed == ()
+        stream = await made.peer.stream().ask("default", node="envoy-a")
+        await stream.read()
+        connected_at = made.clock.now()
+        made.clock.elapse(timedelta(hours=1))
+        stream.leave()
+        await made.seen()
+        (left,) = made.service.departed
+        assert (left.node, left.names, left.peer, left.cause) == ("envoy-a", ("default",), ME, "")
+        assert (left.connected_at, left.left_at) == (connected_at, made.clock.now())
+        stream = await made.peer.stream().ask("default", node="envoy-a")
+        await stream.read()
+        await made.seen(of("envoy-a"))
+        assert made.service.departed == ()
+
+
+async def test_a_stream_that_the_agent_ended_is_remembered_with_the_reason(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        stream = await made.peer.stream().ask("nope", node="envoy-a")
+        await stream.end()
+        await made.seen()
+        (left,) = made.service.departed
+        assert (left.node, left.names) == ("envoy-a", ("nope",))
+        assert left.cause.startswith("no secret named 'nope'")

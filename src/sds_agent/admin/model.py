@@ -184,6 +184,22 @@ class SubscriberView(Struct, frozen=True, kw_only=True):
     subscriptions: tuple[SubscriptionView, ...]
 
 
+class DepartedView(Struct, frozen=True, kw_only=True):
+    """A stream that has ended, with the first of its names, whose Envoy has none for these names now.
+
+    `cause` says why the agent ended it; it is empty where the client did.
+    """
+
+    stream: int
+    method: str
+    node: str
+    peer: str
+    names: tuple[str, ...]
+    since: Moment
+    left_at: Moment
+    cause: str
+
+
 class CountsView(Struct, frozen=True, kw_only=True):
     """What happened since the start: certificates that were issued and attempts that failed, and of answers to Envoys
     how many were sent (`pushes` are those that a changed secret caused), acknowledged and refused.
@@ -225,7 +241,11 @@ def served_names(status: "Status") -> list[str]:
 
 
 class Status(Struct, frozen=True, kw_only=True):
-    """A running agent at the time `at`."""
+    """A running agent at the time `at`.
+
+    `departed` are streams that have ended, the last to end last; the agent remembers a thousand. It is absent where an
+    agent of an earlier version does not say.
+    """
 
     format: int = FORMAT
     at: Moment
@@ -233,3 +253,4 @@ class Status(Struct, frozen=True, kw_only=True):
     identities: tuple[IdentityView, ...]
     bundles: tuple[BundleView, ...]
     subscribers: tuple[SubscriberView, ...]
+    departed: tuple[DepartedView, ...] | None = None

@@ -9,6 +9,7 @@ from msgspec import Struct
 from sds_agent.issuance.counts import IssuanceCounts
 from sds_agent.issuance.status import FederatedStatus, TrustStatus, WorkloadStatus
 from sds_agent.sds.counts import SdsCounts
+from sds_agent.sds.departed import DepartedStream
 from sds_agent.sds.status import StreamStatus
 
 
@@ -55,6 +56,11 @@ class Observed(Protocol):
     @property
     def streams(self) -> Sequence[StreamStatus]:
         """Every open stream, in the order in which they came."""
+        ...
+
+    @property
+    def departed(self) -> Sequence[DepartedStream]:
+        """The streams that ended last and whose Envoys have not come back; the last to end comes last."""
         ...
 
     @property

@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from sds_agent.admin.model import (
     BundleView,
+    DepartedView,
     IdentityView,
     LeafView,
     Status,
@@ -18,6 +19,8 @@ from sds_agent.configfile.phrases import did_you_mean
 Verdict = Literal["good", "warning", "bad"]
 _TIME = "%Y-%m-%d %H:%M:%S UTC"
 _FILES = ("file-cert:", "file-root:")
+FORGETS_FROM = 1000
+"""Streams that have ended, from which on the agent may have forgotten others."""
 MOST_EACH = 5
 """Envoys in the same state that get a sentence each; of more the state has one that counts them."""
 
@@ -116,8 +119,9 @@ def _of_bundle(bundle: BundleView) -> Iterator[ExplanationStep]:
 
 def _of_subscribers(status: Status, names: Sequence[str], node: str | None) -> Iterator[ExplanationStep]:
     streams = [each for each in status.subscribers if node is None or each.node == node]
+    left = _departed(status, names, node)
     if not streams:
-        yield _not_connected(status, node)
+        yield _not_connected(status, node, left)
         return
     asking = [(each, sub) for each in streams for sub in each.subscriptions if sub.name in names]
     if not asking:
@@ -125,7 +129,7 @@ def _of_subscribers(status: Status, names: Sequence[str], node: str | None) -> I
         who = "no connected Envoy asks" if node is None else f"the Envoy {node} is connected and does not ask"
         yield ExplanationStep(
             "warning" if node is None else "bad",
-            f"{who} for it, but for {', '.join(asked[:20])}; check the names in its configuration",
+            f"{who} for it{_now_left(left)}, but for {', '.join(asked[:20])}; check the names in its configuration",
         )
         return
     states: dict[str, list[tuple[SubscriberView, SubscriptionView]]] = {}
@@ -140,17 +144,50 @@ def _of_subscribers(status: Status, names: Sequence[str], node: str | None) -> I
             )
 
 
-def _not_connected(status: Status, node: str | None) -> ExplanationStep:
+def _departed(status: Status, names: Sequence[str], node: str | None) -> DepartedView | None:
+    """The stream for one of these names that ended last, or else any of that Envoy's."""
+    found = [each for each in status.departed or () if node is None or each.node == node]
+    asking = [each for each in found if any(name in names for name in each.names)]
+    return max(asking or (found if node is not None else []), key=lambda each: each.left_at, default=None)
+
+
+def _now_left(left: DepartedView | None) -> str:
+    return "" if left is None else f" (the stream of {left.node or left.peer} for it ended at {left.left_at:{_TIME}})"
+
+
+def _not_connected(status: Status, node: str | None, left: DepartedView | None) -> ExplanationStep:
+    verdict: Verdict = "warning" if node is None else "bad"
+    who = "no Envoy is connected" if node is None else f"no Envoy with the node id {node} is connected"
+    if left is not None:
+        return ExplanationStep(verdict, f"{who}; {_how_it_left(left)}")
+    never = "" if status.departed is None else f", and none was since {status.agent.started_at:{_TIME}}"
+    if status.departed is not None and len(status.departed) >= FORGETS_FROM:
+        never = ", as far as the agent remembers"
     if node is None:
         return ExplanationStep(
-            "warning", f"no Envoy is connected to {status.agent.socket}; check the path in its cluster, and the log"
+            "warning", f"{who} to {status.agent.socket}{never}; check the path in its cluster, and the log"
         )
     nodes = sorted({each.node for each in status.subscribers if each.node})
     hint = did_you_mean(node, nodes) or f"connected are {', '.join(nodes[:20])}" if nodes else "no Envoy is connected"
+    came = never or ": it never was, or its stream has ended"
     return ExplanationStep(
         "bad",
-        f"no Envoy with the node id {node} is connected: it never was, or its stream has ended; check that it runs, "
-        f"that its node.id is {node} and that its cluster leads to {status.agent.socket}; {hint}",
+        f"{who}{came}; check that it runs, that its node.id is {node} and that its cluster leads to "
+        f"{status.agent.socket}; {hint}",
+    )
+
+
+def _how_it_left(left: DepartedView) -> str:
+    """When an Envoy was there, how its stream ended, and what to look at."""
+    stream = (
+        f"stream {left.stream} of {left.node or left.peer} for {' and '.join(left.names) or 'nothing'} was open from "
+        f"{left.since:{_TIME}} until {left.left_at:{_TIME}}"
+    )
+    if left.cause:
+        return f"{stream}, when the agent ended it: {left.cause}"
+    return (
+        f"{stream}, when it was closed from there, or its connection was; see whether {left.peer} still runs, and what "
+        "its log says"
     )
 
 

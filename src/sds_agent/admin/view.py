@@ -11,6 +11,7 @@ from sds_agent.admin.model import (
     CertificateView,
     CountsView,
     DeliveryState,
+    DepartedView,
     FailureView,
     IdentityState,
     IdentityView,
@@ -32,6 +33,7 @@ from sds_agent.issuance.status import (
     TrustStatus,
     WorkloadStatus,
 )
+from sds_agent.sds.departed import DepartedStream
 from sds_agent.sds.status import NameStatus, StreamStatus
 from sds_agent.tally import Counter
 
@@ -48,6 +50,21 @@ def status(observed: Observed, now: datetime) -> Status:
         identities=tuple(identity(each, about) for each in observed.workloads),
         bundles=bundles,
         subscribers=tuple(subscriber(each, versions) for each in observed.streams),
+        departed=tuple(map(departed, observed.departed)),
+    )
+
+
+def departed(found: DepartedStream) -> DepartedView:
+    """A stream that has ended."""
+    return DepartedView(
+        stream=found.number,
+        method=found.method,
+        node=found.node,
+        peer=found.peer,
+        names=found.names,
+        since=found.connected_at,
+        left_at=found.left_at,
+        cause=found.cause,
     )
 
 

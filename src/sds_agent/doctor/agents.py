@@ -62,9 +62,16 @@ def of_subscribers(status: Status) -> Iterator[Diagnosis]:
     troubles = [each for subscriber in status.subscribers for each in _of_subscriber(subscriber, known)]
     yield from troubles
     if not status.subscribers:
-        yield warning("Envoys", f"none is connected to {status.agent.socket}; check the path in their clusters")
+        yield warning("Envoys", f"none is connected to {status.agent.socket}; {_missing(status)}")
     elif not troubles:
         yield good("Envoys", f"{len({each.node for each in status.subscribers})} connected, all have what is served")
+
+
+def _missing(status: Status) -> str:
+    if not status.departed:
+        return "check the path in their clusters"
+    last = status.departed[-1]
+    return f"the last, {last.node or last.peer}, left at {last.left_at:{_TIME}}: see whether it runs"
 
 
 def _of_subscriber(subscriber: SubscriberView, known: list[str]) -> Iterator[Diagnosis]:

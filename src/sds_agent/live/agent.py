@@ -42,6 +42,7 @@ from sds_agent.tasks import BackgroundTask, Start, ended
 
 if TYPE_CHECKING:
     from sds_agent.admin.observed import About
+    from sds_agent.sds.departed import DepartedStream
 
 
 class AgentAnchors(Struct, frozen=True):
@@ -192,6 +193,11 @@ class Agent:
     def streams(self) -> tuple[StreamStatus, ...]:
         """Every open stream, and every Fetch that waits, in the order in which they came."""
         return self.sds.streams
+
+    @property
+    def departed(self) -> "tuple[DepartedStream, ...]":
+        """The streams that ended last and whose Envoys have not come back."""
+        return self.sds.departed
 
     def summary(self, now: datetime) -> str:
         """How the agent does at `now`, in one line."""

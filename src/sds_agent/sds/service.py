@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -28,6 +28,9 @@ from sds_agent.sds.status import NameStatus, StreamStatus
 from sds_agent.sds.stream import FAULT, FULL, Context, Conversation, R, Stream
 from sds_agent.secrets.store import SecretStore
 from sds_agent.text import cut, printable, quoted
+
+if TYPE_CHECKING:
+    from sds_agent.sds.departed import DepartedStream, Departures
 
 LOG = logging.getLogger(__name__)
 
@@ -108,11 +111,13 @@ class SecretDiscoveryService:
     ) -> None:
         self._store = store
         self._most_names = most_names
+        self._departures: Departures | None = None
         self._fetch_timeout = fetch_timeout
         self._catalog = Catalog(store, files)
         self.counts = SdsCounts()
+        self._now = (clock or SystemClock()).now
         self._journal = Journal(
-            now=(clock or SystemClock()).now,
+            now=self._now,
             most_streams=most_streams,
             most_names=most_names,
             counts=self.counts,
@@ -157,6 +162,15 @@ class SecretDiscoveryService:
     def open_streams(self) -> int:
         """How many `streams` there are."""
         return len(self._open)
+
+    @property
+    def departed(self) -> "tuple[DepartedStream, ...]":
+        """The streams that ended last and whose Envoys have not come back; no Fetch. The last to end comes last."""
+        if self._departures is None:
+            return ()
+        from sds_agent.sds.departed import gone  # noqa: PLC0415 - as in `_remember`
+
+        return gone(self._departures.streams, self.streams)
 
     @contextmanager
     def watching(self, watcher: Callable[[], None]) -> Iterator[None]:
@@ -240,6 +254,7 @@ class SecretDiscoveryService:
         )
         if self._draining:
             stream.drain()
+        finish: Finish | None = None
         try:
             with self._place(stream, peer):
                 finish = await stream.run()
@@ -248,8 +263,22 @@ class SecretDiscoveryService:
             finish = FAULT
         finally:
             journal.left()
+            self._remember(stream, finish)
         if finish is not None:
             await self._abort(context, finish)
+
+    def _remember(self, stream: Stream[Any], finish: Finish | None) -> None:
+        """Remember a stream that has ended, for views."""
+        if self._departures is None:
+            from sds_agent.sds.departed import Departures  # noqa: PLC0415 - no stream ends before the first secret
+
+            self._departures = Departures()
+        if finish is None:
+            self._departures.note(stream.status, self._now(), "")
+            return
+        cause = explain(finish, self._catalog.names, self._catalog.directories)
+        refused = tuple(printable(name, log.LONGEST_VALUE) for name in finish.names)
+        self._departures.note(stream.status, self._now(), printable(cause, log.LONGEST_VALUE), refused)
 
     def _peer(self, context: Context) -> str:
         return self.holders.get(context.peer(), "unknown")
@@ -334,7 +363,7 @@ def explain(finish: Finish, offered: tuple[str, ...], directories: tuple[Path, .
         return finish.detail
     asked = ", ".join(quoted(name, LONGEST_NAME) for name in finish.names[:4])
     more = ", ..." if len(finish.names) > 4 else ""
-    served = ", ".join(quoted(name, LONGEST_NAME) for name in offered)
+    served = ", ".join(quoted(name, LONGEST_NAME) for name in offered[: LONGEST_DETAIL // 4])
     files = ", ".join(quoted(str(each), LONGEST_NAME) for each in directories)
     beside = f", and file-cert: and file-root: names of files below {files}" if files else ""
     text = f"no secret named {asked}{more}; this agent serves {served}{beside}"
