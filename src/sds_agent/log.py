@@ -233,6 +233,14 @@ class _Unclaimed(logging.Handler):
             fault(logging.getLogger(ROOT), self._part, error)
 
 
+def counts() -> Mapping[str, int]:
+    """How many events the program has logged at each level since `configure`, by the level's name, whether their lines
+    were read or dropped. A level at which none was is left out.
+    """
+    found = (each.counts for each in logging.getLogger(ROOT).handlers if isinstance(each, NonBlockingHandler))
+    return dict(next(found, {}))
+
+
 def _handler(stream: TextIO) -> "logging.StreamHandler[TextIO]":
     try:
         return NonBlockingHandler(stream)
@@ -257,9 +265,13 @@ class NonBlockingHandler(logging.StreamHandler[TextIO]):
         self._size = 0
         self._dropped = 0
         self._waiter: threading.Thread | None = None
+        self.counts: dict[str, int] = {}
+        """Records by their level's name, in lower case."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record, queue it, or drop it."""
+        level = record.levelname.lower()
+        self.counts[level] = self.counts.get(level, 0) + 1
         self.write(self._line(record))
 
     def write(self, line: bytes) -> None:

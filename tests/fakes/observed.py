@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from datetime import timedelta
+from types import MappingProxyType
 
 import msgspec
 from fakes.hierarchy import NOW
@@ -101,6 +102,7 @@ class Seen(Struct, frozen=True):
     issuance_counts: IssuanceCounts = msgspec.field(default_factory=IssuanceCounts)
     sds_counts: SdsCounts = msgspec.field(default_factory=SdsCounts)
     lacking: tuple[str, ...] = ()
+    log_counts: Mapping[str, int] = MappingProxyType({"info": 3, "error": 1})
 
     @property
     def versions(self) -> Mapping[str, str | None]:

@@ -185,7 +185,7 @@ def running(signing: SigningSet, audit: AuditLog) -> RunningCa:
 
 
 def metrics(ca: RunningCa, now: datetime) -> Series:
-    return series(render(families(ca.status(now), ca.service.counts), "")[0].decode())
+    return series(render(families(ca.status(now), ca.service.counts, {}), "")[0].decode())
 
 
 def test_thousands_of_roots_add_a_bounded_number_of_series(tmp_path: Path) -> None:

@@ -273,6 +273,18 @@ def pipe(request: pytest.FixtureRequest) -> Iterator[Pipe]:
             handler.flush()
 
 
+def test_events_are_counted_by_level_whether_they_are_read_or_not(pipe: Pipe) -> None:
+    """Else an alert on errors would depend on the reader of the log."""
+    log.configure("json", "info", pipe.stream)
+    log.event(LOG, "issued", level=logging.DEBUG)
+    log.event(LOG, "issued")
+    assert log.counts() == {"info": 1}, "what the level leaves out is not logged"
+    for _ in range(100):
+        log.event(LOG, "retrying", level=logging.ERROR, cause="x" * LONGEST_VALUE)
+    log.fault(LOG, "part", ValueError())
+    assert log.counts() == {"info": 1, "error": 101}
+
+
 def test_a_log_that_is_read_is_written_at_once_without_a_thread(pipe: Pipe) -> None:
     log.configure("json", "info", pipe.stream)
     for number in range(3):

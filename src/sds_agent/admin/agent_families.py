@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import get_args
 
-from sds_agent.admin.families import Family, counted, distributed, flags, gauge, info, moments
+from sds_agent.admin.families import Family, counted, distributed, flags, gauge, info, logged, moments
 from sds_agent.admin.model import DeliveryState
 from sds_agent.admin.observed import About, Observed
 from sds_agent.admin.view import delivery
@@ -39,6 +39,7 @@ def families(observed: Observed, now: datetime) -> Sequence[Family]:
     about = observed.about
     return (
         *_agent(about, observed.lacks(now)),
+        logged("sds_agent_log_events_total", observed.log_counts),
         *_workloads(observed.workloads),
         *_certificates(observed),
         *_bundles(observed),

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from sds_agent.tally import Counter, Distribution, Histogram, Labels
 
+LEVELS = ("debug", "info", "warning", "error")
 NumberKind = Literal["gauge", "counter"]
 
 
@@ -56,6 +57,13 @@ def moments(name: str, says: str, values: Mapping[Labels, datetime | None], labe
 def counted(name: str, says: str, counter: Counter, known: Iterable[Labels] = ()) -> NumberFamily:
     """A counter. Those of the `known` labels begin at zero, so that a query sees the first of each as a rise."""
     return NumberFamily(name, "counter", says, counter.labels, {**dict.fromkeys(known, 0.0), **counter.counts})
+
+
+def logged(name: str, counts: Mapping[str, int]) -> NumberFamily:
+    """The events that a program has logged, by level (`log.counts`)."""
+    values: dict[Labels, float] = {(level,): float(counts.get(level, 0)) for level in LEVELS}
+    says = "Events that were logged, by level; those below log.level are not. An error is for people to see."
+    return NumberFamily(name, "counter", says, ("level",), values)
 
 
 def distributed(name: str, says: str, histogram: Histogram, known: Iterable[Labels] = ()) -> HistogramFamily:

@@ -78,6 +78,11 @@ class Observed(Protocol):
         """What went out to SDS clients."""
         ...
 
+    @property
+    def log_counts(self) -> Mapping[str, int]:
+        """How many events the agent has logged at each level."""
+        ...
+
     def lacks(self, now: datetime) -> Sequence[str]:
         """Why workloads have no certificate to serve at `now`, in words; empty if each has one."""
         ...

@@ -3,10 +3,10 @@ them.
 """
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 
-from sds_agent.admin.families import Family, counted, distributed, gauge, info, moments
+from sds_agent.admin.families import Family, counted, distributed, gauge, info, logged, moments
 from sds_agent.ca.callers import Proof
 from sds_agent.ca.counts import ISSUED, UNPROVEN, CaCounts
 from sds_agent.ca.refusal import Reason
@@ -19,10 +19,11 @@ PROOFS = (UNPROVEN, *(proof.value for proof in Proof))
 LABELS = ("certificate", "subject", "serial")
 
 
-def families(status: CaStatus, counts: CaCounts) -> Sequence[Family]:
-    """All of them."""
+def families(status: CaStatus, counts: CaCounts, log_counts: Mapping[str, int]) -> Sequence[Family]:
+    """All of them. `log_counts` are the events that were logged, by level."""
     return (
         *_server(status),
+        logged("sds_agent_ca_log_events_total", log_counts),
         *_requests(counts),
         *_certificates(status.signing),
         *_audit(status.audit, counts, status.at),

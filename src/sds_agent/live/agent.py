@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from sds_agent import __version__
+from sds_agent import __version__, log
 from sds_agent.authority.protocol import AdvertisesAnchors
 from sds_agent.clock import Clock
 from sds_agent.config.settings import Settings
@@ -193,6 +193,11 @@ class Agent:
     def streams(self) -> tuple[StreamStatus, ...]:
         """Every open stream, and every Fetch that waits, in the order in which they came."""
         return self.sds.streams
+
+    @property
+    def log_counts(self) -> Mapping[str, int]:
+        """How many events this process has logged at each level."""
+        return log.counts()
 
     @property
     def departed(self) -> "tuple[DepartedStream, ...]":
