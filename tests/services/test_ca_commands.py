@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +19,7 @@ from fakes.processes import Program, started, with_descriptors
 from sds_agent.ca.schema import json_schema
 from sds_agent.ca.tokens import JoinTokens
 from sds_agent.cli.main import main
+from sds_agent.cli.parser import Parser, build
 from sds_agent.pki.certificates import read_pem, subject_alternative_uris, write_pem
 from sds_agent.pki.keys import KeyType, generate
 
@@ -94,6 +95,7 @@ async def test_a_later_signal_ends_it_at_once_and_one_that_comes_twice_does_not(
 HANGING = """
 import socket, sys, threading
 from sds_agent.cli.main import main
+from sds_agent.cli.parser import Parser, build
 look_up = socket.getaddrinfo
 def hang(host, *arguments, **options):
     if "issuer.example" in str(host):
@@ -337,3 +339,40 @@ def test_the_word_make_may_be_left_out(file: Path, words: list[str], capsys: pyt
     assert main(["ca", *words, str(file), WEB]) == 0
     assert capsys.readouterr().out.startswith("sds-join-")
     assert main(["ca", "token", str(file), "--ttl", "5m", WEB]) == 0, "options may stand between"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["token", "--config", "FILE", WEB],
+        ["token", "make", WEB, "--config", "FILE"],
+        ["token", "make", "--config=FILE", "--ttl", "5m", WEB],
+        ["token", "--ttl", "5m", WEB, "--config", "FILE"],
+    ],
+)
+def test_a_token_is_made_by_a_configuration_that_is_named_as_for_every_other_command(
+    file: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ca", *(word.replace("FILE", str(file)) for word in words)]) == 0
+    assert capsys.readouterr().out.startswith("sds-join-")
+
+
+def test_a_configuration_that_is_named_twice_is_a_wrong_call(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ca", "token", str(file), WEB, "--config", str(file)]) == 2
+    assert "one argument too many" in capsys.readouterr().err
+    assert main(["ca", "token", WEB, "--config"]) == 2
+
+
+def test_every_command_that_takes_a_file_takes_it_as_config_too() -> None:
+    def commands(parser: Parser) -> Iterator[Parser]:
+        yield parser
+        for each in parser.commands.values():
+            yield from commands(each)
+
+    for each in commands(build().whole()):
+        named = [
+            action.dest for action in each.declarations() if action.metavar == "FILE" and not action.option_strings
+        ]
+        assert not named or "--config" in [word for action in each.declarations() for word in action.option_strings], (
+            each.prog
+        )

@@ -69,13 +69,42 @@ def test_a_named_socket_reads_no_file(command: str, here: Path, capsys: pytest.C
     assert "other" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("here")
-def test_istios_variables_keep_precedence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("CA_ADDR", "ca.example:15012")
-    main(["check"])
+@pytest.mark.parametrize(
+    "command", ["check", "issue --output -", "envoy-config default", "ca bundle", "ready", "status", "secret", "doctor"]
+)
+def test_istios_variables_keep_precedence_and_the_file_is_not_passed_over_in_silence(
+    command: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else a user who edits the file would not learn why nothing changes."""
+    variables = {
+        "CA_ADDR": "127.0.0.1:9",
+        "POD_NAMESPACE": "shop",
+        "SERVICE_ACCOUNT": "web",
+        "PILOT_CERT_PROVIDER": "istiod",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SDS_AGENT__STATE_DIR", str(here / "state"))
+    monkeypatch.setenv("SDS_AGENT__SDS__SOCKET", str(here / "a.sock"))
+    main([*command.split(), *(["--timeout", "0.1s"] if command.startswith("issue") else [])])
     said = "".join(capsys.readouterr())
-    assert "sds-agent.yaml" not in said
-    assert "CA_ADDR" in said
+    assert f"{here}/sds-agent.yaml is not used: no FILE is named and CA_ADDR is set" in said
+    main(["check", "--config", "sds-agent.yaml"])
+    assert "is not used" not in "".join(capsys.readouterr())
+
+
+def test_the_log_of_an_agent_names_the_file_that_it_does_not_use(here: Path) -> None:
+    variables = {"CA_ADDR": "127.0.0.1:9", "POD_NAMESPACE": "shop", "SERVICE_ACCOUNT": "web"}
+    places = {"SDS_AGENT__STATE_DIR": str(here / "state"), "SDS_AGENT__SDS__SOCKET": str(here / "a.sock")}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | variables | places
+    command = [sys.executable, "-P", "-m", "sds_agent", "run", "--log-format", "json"]
+    with subprocess.Popen(command, env=environment, cwd=here, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = [process.stderr.readline() for _ in range(3)]
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    configured = next(json.loads(line) for line in lines if line.startswith("{"))
+    assert (configured["event"], configured["ignored"]) == ("configured", f"{here}/sds-agent.yaml")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sds_agent.admin.model import Status
 from sds_agent.cli.answered import NotStatusError, read_status
-from sds_agent.cli.config_file import found
+from sds_agent.cli.config_file import found, report_passed_over
 from sds_agent.cli.ready import sockets
 from sds_agent.config.defaults import admin_socket
 from sds_agent.errors import SdsAgentError
@@ -187,6 +187,9 @@ def _why(each: str, error: Exception) -> str:
 
 
 def _no_answer(faults: list[str], arguments: argparse.Namespace) -> str:
+    named = arguments.config, arguments.socket, arguments.admin
+    if named == (None, None, None):
+        report_passed_over(os.environ)
     where = " nor at ".join(faults)
     serving = [] if arguments.admin is not None else [each for each in _served_at(arguments) if not unreachable(each)]
     if serving:

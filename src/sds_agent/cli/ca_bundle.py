@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sds_agent.ca import settings as ca_settings
 from sds_agent.cli import output
-from sds_agent.cli.config_file import found
+from sds_agent.cli.config_file import found, report_passed_over
 from sds_agent.cli.public_file import check_place, write_public
 from sds_agent.config.loading import load
 from sds_agent.config.settings import Settings
@@ -66,6 +66,8 @@ def _directories(arguments: argparse.Namespace) -> Iterable[Path]:
         signer = ca_settings.load(path).signer
         return [each for each in (signer.cacerts, signer.self_signed) if each is not None]
     file = found(os.environ) if path is None else path
+    if path is None:
+        report_passed_over(os.environ)
     settings = load(file, os.environ).settings
     directories = list(_of_agent(settings))
     if not directories:

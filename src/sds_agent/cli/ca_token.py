@@ -10,6 +10,7 @@ from pathlib import Path
 from sds_agent.ca.settings import CaSettings, load
 from sds_agent.ca.tokens import JoinTokens
 from sds_agent.cli import output
+from sds_agent.cli.config_file import add_file_before_others
 from sds_agent.cli.public_file import check_place
 from sds_agent.configfile.durations import parse
 from sds_agent.errors import ConfigurationError
@@ -23,7 +24,7 @@ LONGEST_HOURS = 24
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The CA's configuration, the identity, and where the token goes."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="the CA's configuration, which names the directory")
+    add_file_before_others(parser, "the CA's configuration, which names the directory")
     parser.add_argument("spiffe_id", metavar="SPIFFE-ID", help="the identity that the token stands for")
     parser.add_argument(
         "--ttl",

@@ -10,7 +10,7 @@ from msgspec import Struct, structs
 
 from sds_agent import preflight, sources
 from sds_agent.cli import output
-from sds_agent.cli.config_file import add_file, chosen_or_found
+from sds_agent.cli.config_file import add_file, chosen, chosen_or_found, report_passed_over
 from sds_agent.cli.explanation import explain, warnings
 from sds_agent.cli.formats import add_format, write
 from sds_agent.clock import SystemClock
@@ -76,6 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     """
     output.silence_warnings()
     file = chosen_or_found(arguments, os.environ)
+    if chosen(arguments) is None:
+        report_passed_over(os.environ)
     try:
         loaded = load(file, os.environ)
     except ProblemsError as error:

@@ -9,8 +9,9 @@ what is read: a name that leads to no file is not read a moment later, when anot
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from sds_agent.cli import output
 from sds_agent.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 NAMES = ("sds-agent.yaml", "sds-agent.yml")
 """The file that is found in the working directory has one of these names."""
 
+WHY_PASSED_OVER = (
+    "no FILE is named and CA_ADDR is set, so Istio's variables are the configuration; name the file, or unset CA_ADDR"
+)
 _FIX = "remove it, or name a file with --config"
 
 
@@ -34,6 +38,28 @@ def add_file(
     which.add_argument("--config", type=Path, metavar="FILE", help="the same as FILE")
     if socket_about is not None:
         which.add_argument("--socket", type=Path, metavar="PATH", help=socket_about)
+
+
+def add_file_before_others(parser: Any, about: str) -> None:
+    """Declare FILE as required, with `--config FILE` in its place, for a `Parser` that takes other arguments after it.
+
+    argparse cannot leave out the first of several arguments between which options may stand. So the option is put where
+    FILE stands before it sees them.
+    """
+    parser.add_argument("file", type=Path, metavar="FILE", help=about)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the same as FILE, which is then left out")
+    parser.reordered = _config_first
+
+
+def _config_first(given: list[str]) -> list[str]:
+    for place, word in enumerate(given):
+        if word == "--":
+            break
+        name, equals, value = word.partition("=")
+        if name == "--config" and (equals or place + 1 < len(given)):
+            rest = given[place + 1 :] if equals else given[place + 2 :]
+            return [value if equals else given[place + 1], *given[:place], *rest]
+    return given
 
 
 def chosen(arguments: "Arguments") -> Path | None:
@@ -57,8 +83,8 @@ def chosen_or_found(arguments: "Arguments", environ: Mapping[str, str]) -> Path 
 def found(environ: Mapping[str, str]) -> Path | None:
     """The file in the working directory, by its absolute path; None where there is none, or Istio's variables count.
 
-    Raises ConfigurationError for one that another user owns or could replace, for one that leads to no file, and where
-    there are two.
+    `report_passed_over` says the latter. Raises ConfigurationError for one that another user owns or could replace, for
+    one that leads to no file, and where there are two.
     """
     names = [each for each in NAMES if os.path.lexists(each)]
     if not names:
@@ -78,6 +104,27 @@ def found(environ: Mapping[str, str]) -> Path | None:
             f"{path} is not used unless it is named: {'; '.join(causes)}. Call this with --config {path.name} if you "
             "trust it, or in another directory"
         )
+    return path
+
+
+def passed_over(environ: Mapping[str, str]) -> Path | None:
+    """The file in the working directory that is not used, because Istio's variables count; None where that is not so.
+
+    For a command that was called without a file.
+    """
+    names = [each for each in NAMES if os.path.lexists(each)]
+    if not names:
+        return None
+    from sds_agent.config.loading import ISTIO_SWITCH  # noqa: PLC0415 - measured: 55 ms
+
+    return Path.cwd() / names[0] if environ.get(ISTIO_SWITCH) else None
+
+
+def report_passed_over(environ: Mapping[str, str]) -> Path | None:
+    """Say so to a person who called a command without a file; returns that file."""
+    path = passed_over(environ)
+    if path is not None:
+        output.report(f"{path} is not used: {WHY_PASSED_OVER}")
     return path
 
 

@@ -9,6 +9,7 @@ from sds_agent import __version__
 from sds_agent.admin.model import Status, served_names
 from sds_agent.cli import asking, output
 from sds_agent.cli.check import CheckResult, checked, probes
+from sds_agent.cli.config_file import WHY_PASSED_OVER, passed_over
 from sds_agent.cli.config_file import found as found_file
 from sds_agent.cli.formats import add_format, coloured, document
 from sds_agent.clock import SystemClock
@@ -83,7 +84,9 @@ def _loaded(arguments: argparse.Namespace) -> tuple[Loaded | None, list[Diagnosi
         loaded = load(file, os.environ)
     except ProblemsError as error:
         return None, [bad("configuration", str(each)) for each in error.problems]
-    return loaded, [good("configuration", f"it comes from {loaded.source}")]
+    ignored = passed_over(os.environ) if file is None else None
+    passed = [] if ignored is None else [warning("configuration", f"{ignored} is not used: {WHY_PASSED_OVER}")]
+    return loaded, [good("configuration", f"it comes from {loaded.source}"), *passed]
 
 
 def _of_configuration(result: CheckResult, *, runs: bool) -> Iterator[Diagnosis]:

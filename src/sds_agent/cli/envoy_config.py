@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sds_agent.cli import output
-from sds_agent.cli.config_file import found
+from sds_agent.cli.config_file import found, report_passed_over
 from sds_agent.cli.formats import document
 from sds_agent.config.loading import load
 from sds_agent.config.settings import OutputSettings, Settings, WorkloadSettings
@@ -60,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print it. Raises ProblemsError and ConfigurationError."""
     settings = load(arguments.config or found(os.environ), os.environ).settings
+    if arguments.config is None:
+        report_passed_over(os.environ)
     chosen = choices(settings, arguments)
     if arguments.format == "json":
         by_heading = dict(_parts(chosen, bootstrap=arguments.bootstrap))

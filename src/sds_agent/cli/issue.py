@@ -9,7 +9,7 @@ import msgspec
 
 from sds_agent import log
 from sds_agent.cli import output
-from sds_agent.cli.config_file import add_file, chosen_or_found
+from sds_agent.cli.config_file import add_file, chosen, chosen_or_found, report_passed_over
 from sds_agent.configfile import durations
 from sds_agent.hardening import keep_memory_private
 
@@ -59,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     from sds_agent.config.loading import load  # noqa: PLC0415 - measured: 55 ms, of which `--help` needs nothing
 
     settings = load(chosen_or_found(arguments, os.environ), os.environ).settings
+    if chosen(arguments) is None:
+        report_passed_over(os.environ)
     log.configure(settings.log.format, arguments.log_level)
     import asyncio  # noqa: PLC0415 - measured with gRPC: 150 ms before a wrong configuration is reported
 

@@ -42,6 +42,7 @@ class Parser(argparse.ArgumentParser):
 
     So only the command that is called is imported. To know the others takes their names alone. `commands` are the
     parsers of the commands below it, after `declared`; `default` is put before arguments that name none of them.
+    `reordered` may change the arguments before they are parsed.
     """
 
     def __init__(self, *, declare: "Callable[[Parser], None]", **options: Any) -> None:
@@ -49,6 +50,7 @@ class Parser(argparse.ArgumentParser):
         self._declare: Callable[[Parser], None] | None = declare
         self.commands: Mapping[str, Parser] = {}
         self.default: str | None = None
+        self.reordered: Callable[[list[str]], list[str]] | None = None
 
     def declared(self) -> "Parser":
         """This parser, with its arguments."""
@@ -79,6 +81,8 @@ class Parser(argparse.ArgumentParser):
         self.declared()
         if self.default is not None and given and given[0] not in {*self.commands, *self._options()}:
             given = [self.default, *given]
+        if self.reordered is not None:
+            given = self.reordered(given)
         if self.commands:
             self._check_options(given)
         found, surplus = super().parse_known_args(given, namespace)

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from sds_agent.cli import output
-from sds_agent.cli.config_file import add_file, chosen_or_found
+from sds_agent.cli.config_file import add_file, chosen, chosen_or_found, report_passed_over
 from sds_agent.text import visible
 
 NOT_READY = 1
@@ -37,6 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     path = next((each for each in places if is_socket(each)), places[0])
     if (fault := unreachable(path)) is not None:
         output.report(f"no agent answers at {path}: {fault}")
+        if not arguments.socket and not file and chosen(arguments) is None:
+            report_passed_over(os.environ)
         if not arguments.socket and not file:
             others = ", ".join(str(each) for each in places if each != path)
             nor = f"nor is there one at {others}; " if others else ""

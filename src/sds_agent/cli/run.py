@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sds_agent import log
 from sds_agent.cli import output
-from sds_agent.cli.config_file import add_file, chosen, chosen_or_found
+from sds_agent.cli.config_file import add_file, chosen, chosen_or_found, report_passed_over
 from sds_agent.cli.next_steps import shown_once_ready
 from sds_agent.config.loading import Loaded, load
 from sds_agent.deferral import deferred
@@ -112,7 +112,9 @@ def _origin(loaded: Loaded, arguments: "Arguments") -> "ConfigSource | None":
 
 def _announce(loaded: Loaded, *, is_found: bool) -> None:
     settings = loaded.settings
+    ignored = None
     if loaded.file is None:
+        ignored = report_passed_over(os.environ)
         names = ", ".join(f"{each.name} ({each.spiffe_id})" for each in settings.workloads)
         output.report(
             f"no configuration file: serving {names} on the socket {settings.sds.socket}, "
@@ -127,5 +129,6 @@ def _announce(loaded: Loaded, *, is_found: bool) -> None:
         socket=str(settings.sds.socket),
         state_dir=str(settings.state_dir),
         trust_domain=settings.trust_domain,
+        ignored=None if ignored is None else str(ignored),
         workloads=[each.name for each in settings.workloads],
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sds_agent.cli import asking, output
+from sds_agent.cli.config_file import report_passed_over
 from sds_agent.cli.formats import add_format, coloured, document, table
 from sds_agent.cli.ready import is_socket, sockets
 from sds_agent.errors import SdsAgentError
@@ -116,6 +117,8 @@ def _of_agent(arguments: argparse.Namespace, names: Sequence[str]) -> Sequence["
 
     socket = _socket(arguments)
     if (fault := asking.unreachable(socket)) is not None:
+        if (arguments.config, arguments.socket, arguments.admin) == (None, None, None):
+            report_passed_over(os.environ)
         raise SecretError(
             f"no agent answers at {socket}: {fault}; start one with `sds-agent run`, or name it with --config or "
             "--socket"
