@@ -17,6 +17,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -48,6 +49,7 @@ MOST_PLACES = 100
 ENDED_CALL = "grpc._cython.cygrpc.ExecuteBatchError"
 """What gRPC logs of a call whose client left while an answer was being written: no fault."""
 _FIELDS = "sds_agent_fields"
+_common: ContextVar[Mapping[str, str]] = ContextVar("fields of each event", default={})  # noqa: B039 - never changed
 
 
 class LogSettings(Struct, frozen=True, kw_only=True):
@@ -64,9 +66,22 @@ class LogSettings(Struct, frozen=True, kw_only=True):
 
 
 def event(logger: logging.Logger, name: str, *, level: int = logging.INFO, **fields: Value) -> None:
-    """Log the event `name` with its fields; fields that are None are left out."""
+    """Log the event `name` with its fields and those of `each_with`; fields that are None are left out."""
     if logger.isEnabledFor(level):
-        logger.log(level, name, extra={_FIELDS: {k: _plain(v) for k, v in fields.items() if v is not None}})
+        found = {k: _plain(v) for k, v in fields.items() if v is not None}
+        logger.log(level, name, extra={_FIELDS: {**found, **_common.get()}})
+
+
+@contextmanager
+def each_with(**fields: str) -> Iterator[None]:
+    """Give these fields to every event that is logged inside this context, in functions that it calls and in tasks that
+    it creates, so that the lines of one piece of work can be found. They come last, and replace one of their name.
+    """
+    token = _common.set({**_common.get(), **fields})
+    try:
+        yield
+    finally:
+        _common.reset(token)
 
 
 def fault(logger: logging.Logger, part: str, error: BaseException, **fields: Value) -> None:
@@ -79,7 +94,8 @@ def fault(logger: logging.Logger, part: str, error: BaseException, **fields: Val
     logs tracebacks gets the whole exception.
     """
     for leaf in islice(leaves(error), MOST_LEAVES):
-        found = {_FIELDS: {"part": part, **_place(leaf), **{k: _plain(v) for k, v in fields.items() if v is not None}}}
+        given = {k: _plain(v) for k, v in fields.items() if v is not None}
+        found = {_FIELDS: {"part": part, **_place(leaf), **given, **_common.get()}}
         logger.error("fault", exc_info=leaf, extra=found)
 
 

@@ -1,6 +1,7 @@
 """The loop that keeps a certificate fresh, against a scripted CA and by a clock that the test moves."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -32,9 +33,11 @@ from fakes.events import Event, Events, recorded
 from fakes.hierarchy import DAY, HOUR, URI, Ca, make_ca
 from msgspec import structs
 
+from sds_agent import log
 from sds_agent.authority.protocol import Authority, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import LONGEST_SLEEP
 from sds_agent.identity.spiffe import SpiffeId
+from sds_agent.issuance.attempts import AttemptRecord
 from sds_agent.issuance.issuer import Issuer
 from sds_agent.issuance.publication import HANDSHAKE, HOLD, PublicationTarget
 from sds_agent.issuance.queue import IssuanceQueue
@@ -1247,3 +1250,32 @@ async def test_an_issuer_ends_at_once_wherever_it_waits_and_gives_back_its_place
                 pass
     assert bench.clock.sleepers == 0
     assert authority.under_way == 0
+
+
+async def test_the_lines_of_one_attempt_can_be_found(bench: Bench) -> None:
+    """Also those of the CA's adapter, among the lines of other workloads' attempts at the same time."""
+    records: list[AttemptRecord] = []
+
+    class Talking(ScriptedAuthority):
+        async def issue(self, request: IssueRequest) -> Issuance:
+            log.event(logging.getLogger("sds_agent.other"), "endpoint_changed", address="a")
+            return await super().issue(request)
+
+    authority = Talking(failing(ErrorKind.TRANSIENT, "down"), bench.good())
+    issuer = bench.issuer(authority, DEFAULT)
+    issuer.watch_attempts(records.append)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(issuer.run)
+        first = (await bench.retrying())["attempt_id"]
+        await bench.settled()
+        bench.clock.elapse(timedelta(seconds=0.25))
+        await bench.issued()
+        tasks.cancel_scope.cancel()
+    ids = [each.attempt_id for each in records]
+    assert (len(set(ids)), ids[0]) == (2, first)
+    for attempt, names in zip(ids, (["asking", "endpoint_changed", "retrying"], None), strict=True):
+        found = [each["event"] for each in bench.events.seen if each.get("attempt_id") == attempt]
+        assert names in (None, found)
+    renewed = [each["event"] for each in bench.events.seen if each.get("attempt_id") == ids[1]]
+    assert renewed[:2] == ["asking", "endpoint_changed"]
+    assert {"trust_changed", "issued"} <= set(renewed)

@@ -56,6 +56,19 @@ def test_an_event_is_its_name_and_its_fields() -> None:
     }
 
 
+async def test_the_lines_of_one_piece_of_work_have_its_fields_in_its_tasks_too(stream: io.StringIO) -> None:
+    async def part() -> None:
+        log.event(LOG, "inside", workload="web")
+        log.fault(LOG, "part", ValueError())
+
+    with log.each_with(attempt_id="a"):
+        task = asyncio.create_task(part())
+    log.event(LOG, "beside")
+    await task
+    found = {line["event"]: line.get("attempt_id") for line in map(json.loads, stream.getvalue().splitlines())}
+    assert found == {"inside": "a", "fault": "a", "beside": None}
+
+
 def test_a_stream_that_is_no_terminal_gets_json() -> None:
     assert json.loads(written("auto"))["event"] == "issued"
 

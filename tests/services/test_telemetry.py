@@ -29,7 +29,7 @@ from sds_agent.config.loading import load
 from sds_agent.errors import ProblemsError
 from sds_agent.issuance.attempts import AttemptRecord
 
-ATTEMPT = AttemptRecord("web", "vault", NOW, NOW + timedelta(seconds=2), "denied")
+ATTEMPT = AttemptRecord("web", "vault", NOW, NOW + timedelta(seconds=2), "denied", "0a1b2c3d")
 
 
 class Collector:
@@ -109,7 +109,12 @@ async def test_a_collector_gets_every_metric_and_a_span_for_each_attempt(tmp_pat
     assert found["sds_agent_ready"].gauge.data_points[0].as_double == 1
     assert found["process_resident_memory_bytes"].unit == "By"
     facts, duration = collector.spans["web"]
-    assert facts == {"sds_agent.workload": "web", "sds_agent.authority": "vault", "sds_agent.result": "denied"}
+    assert facts == {
+        "sds_agent.workload": "web",
+        "sds_agent.authority": "vault",
+        "sds_agent.result": "denied",
+        "sds_agent.attempt_id": "0a1b2c3d",
+    }
     assert duration == 2_000_000_000
     for head in collector.headers:
         assert b"authorization: bearer secret-token\r\n" in head.lower()

@@ -216,6 +216,7 @@ def spans_of(attempts: Iterable[AttemptRecord], resource: Resource) -> Sequence[
             "sds_agent.workload": each.workload,
             "sds_agent.authority": each.authority,
             "sds_agent.result": each.result,
+            "sds_agent.attempt_id": each.attempt_id,
         }
         span = tracer.start_span("issue", kind=SpanKind.CLIENT, attributes=facts, start_time=_nanoseconds(each.began))
         span.set_status(Status(StatusCode.ERROR, each.result) if each.failed else Status(StatusCode.OK))

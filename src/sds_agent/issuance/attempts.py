@@ -11,7 +11,8 @@ MOST_ATTEMPTS = 1000
 class AttemptRecord(Struct, frozen=True):
     """For which workload, at which authority, when, and its result: `issued`, `renewed`, or the kind of the failure.
 
-    At a source that makes certificates by itself, an attempt has no duration.
+    Lines of the log that belong to it have its `attempt_id`. At a source that makes certificates by itself, an attempt
+    has no duration.
     """
 
     workload: str
@@ -19,6 +20,7 @@ class AttemptRecord(Struct, frozen=True):
     began: datetime
     ended: datetime
     result: str
+    attempt_id: str = ""
 
     @property
     def failed(self) -> bool:

@@ -7,9 +7,10 @@ returns its outcome; the loop changes the state, so that it changes in one place
 
 import asyncio
 import logging
+import os
 import random
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from functools import partial
 
@@ -89,6 +90,7 @@ class Issuer:
         self._attempt: RunningAttempt | None = None
         self._sleep: asyncio.Timeout | None = None
         self._stage: AttemptStage = "queued"
+        self._attempt_id = ""
         self._taken_over = False
 
     @property
@@ -202,6 +204,7 @@ class Issuer:
         if self._failover.tried[index].failure is not None:
             self._counts.retries.add(source.name)
         self._stage = "waiting" if source.supplied else "queued"
+        self._attempt_id = os.urandom(4).hex()
         attempt = Attempt(
             self._publication.identity(source.name),
             self._priority,
@@ -210,7 +213,13 @@ class Issuer:
             self._failover.patience(index, self._began, served, waits=source.supplied),
             None if served is None or index == self._failover.in_use else served.not_after,
         )
-        self._attempt = source.begin(attempt, tasks, self._wake)
+        with self._lines():
+            log.event(LOG, "asking", level=logging.DEBUG, workload=self._workload.name, authority=source.name)
+            self._attempt = source.begin(attempt, tasks, self._wake)
+
+    def _lines(self) -> AbstractContextManager[None]:
+        """Every line of the log in this context is one of the attempt under way, or of the last."""
+        return log.each_with(attempt_id=self._attempt_id)
 
     def _asking(self) -> None:
         self._stage = "asking"
@@ -266,11 +275,12 @@ class Issuer:
         if attempt is None or (outcome := attempt.result) is None:
             return
         self._attempt = None
-        match outcome:
-            case AuthorityError() as error:
-                self._fail(error)
-            case obtained:
-                self._receive(obtained, tasks)
+        with self._lines():
+            match outcome:
+                case AuthorityError() as error:
+                    self._fail(error)
+                case obtained:
+                    self._receive(obtained, tasks)
 
     def _receive(self, obtained: Obtained, tasks: asyncio.TaskGroup) -> None:
         source = self._sources[self._asked]
@@ -288,6 +298,7 @@ class Issuer:
             issued_at=obtained.issued_at,
             authority=source.name,
             held_until=self._publication.hold_until(obtained.accepted),
+            attempt_id=self._attempt_id,
         )
         took = None if source.supplied else certificate.issued_at - certificate.asked_at
         self._counts.succeeded(source.name, "issued" if certificate.origin == "issued" else "renewed", took)
@@ -372,6 +383,7 @@ class Issuer:
             not_after=leaf.not_after,
             renew_at=None if supplied else leaf.renew_at(workload.renewal),
             took_ms=round(took.total_seconds() * 1000, 1) if new and not supplied else None,
+            attempt_id=certificate.attempt_id or None,
         )
 
     def _fail(self, error: AuthorityError) -> None:
@@ -411,7 +423,7 @@ class Issuer:
         now = self._clock.now()
         began = now if source.supplied else self._began
         for watcher in self._attempt_watchers:
-            watcher(AttemptRecord(self._workload.name, source.name, began, now, result))
+            watcher(AttemptRecord(self._workload.name, source.name, began, now, result, self._attempt_id))
 
 
 def _served(state: IssuanceState) -> CurrentLeaf | None:

@@ -7,6 +7,7 @@ by itself is a wait for the next of them: it takes no other workload's turn.
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
+from contextvars import copy_context
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -129,9 +130,10 @@ class IssuanceSource:
 class RunningAttempt:
     """An attempt under way. While it waits for its turn it has no task: thousands may wait for hours."""
 
-    __slots__ = ("_ended", "_hurrying", "_make", "_task", "_tasks", "_turn")
+    __slots__ = ("_context", "_ended", "_hurrying", "_make", "_task", "_tasks", "_turn")
 
     def __init__(self, tasks: asyncio.TaskGroup, ended: Callable[[], None]) -> None:
+        self._context = copy_context()  # for its lines in the log: its turn comes in that of another attempt
         self._tasks = tasks
         self._ended = ended
         self._turn: Place | None = None
@@ -207,7 +209,7 @@ class RunningAttempt:
             asyncio.get_running_loop().call_soon(self._leave)
 
     def _start(self, asking: Coroutine[Any, Any, Obtained | AuthorityError]) -> None:
-        self._task = self._tasks.create_task(asking)
+        self._task = self._tasks.create_task(asking, context=self._context)
         self._task.add_done_callback(self._over)
 
     def _over(self, _: "asyncio.Task[Obtained | AuthorityError]") -> None:

@@ -58,6 +58,8 @@ class Certificate(Sensitive, frozen=True):
     It was accepted by `anchors`, as valid from `begin` until `end`. `anchor` is the one above it that ends last, and
     where that is what ends first of all, `ends_with_anchor` says so. No certificate below the anchors is kept but in
     the bytes that are served: the objects take ten times as much, and there may be thousands of these.
+
+    Lines of the log on the attempt that gave it have the `attempt_id`, which is empty for one that was restored.
     """
 
     origin: Origin
@@ -74,6 +76,7 @@ class Certificate(Sensitive, frozen=True):
     authority: str
     foreign: bool = False
     held_until: datetime | None = None
+    attempt_id: str = ""
 
     @property
     def chain(self) -> Chain:
@@ -95,6 +98,7 @@ def certificate_of(
     authority: str,
     foreign: bool = False,
     held_until: datetime | None = None,
+    attempt_id: str = "",
 ) -> Certificate:
     """The certificate that an accepted answer holds; `secret` is what is served of it (`secret_of`)."""
     return Certificate(
@@ -107,6 +111,7 @@ def certificate_of(
         authority=authority,
         foreign=foreign,
         held_until=held_until,
+        attempt_id=attempt_id,
     )
 
 
