@@ -215,6 +215,7 @@ MAY_IMPORT = {
         "directories",
         "files",
         "hardening",
+        "issuance.schedule",
         "live.origin",
         "once",
         "outputs.layout",

@@ -22,6 +22,7 @@ from sds_agent.issuance.schedule import (
     LONGEST_RETRY_UNSERVED,
     RECHECK,
     SHORTEST_DELAY,
+    SPREAD_FROM,
     Ask,
     CurrentLeaf,
     Decision,
@@ -483,6 +484,89 @@ def test_a_fleet_spreads_evenly_over_a_tenth_of_the_lifetime() -> None:
         share = (current_leaf(serial=f"{serial:x}").renew_at(Renewal()) - NOW) / HOUR
         tenths[int((share - 0.45) / 0.1 * 10)] += 1
     assert all(abs(count - certificates / 10) < certificates / 10 * 0.15 for count in tenths), tenths
+
+
+def placed(leaf: CurrentLeaf, before: CurrentLeaf | None, renewal: Renewal) -> CurrentLeaf:
+    """The certificate, which came after the one `before`, in its place."""
+    return structs.replace(leaf, elapsed=leaf.place(before, renewal))
+
+
+def requests_of_a_fleet(agents: int, away: tuple[timedelta, timedelta], until: timedelta) -> list[timedelta]:
+    """When each of so many agents asks a CA for certificates of a day; all start together. While the CA is away,
+    between those moments, it is asked in vain.
+    """
+    random, begin, times = Random(agents), current_leaf(DAY), []  # noqa: S311 - the same at every run
+    for _ in range(agents):
+        leaf = placed(structs.replace(begin, serial=f"{random.getrandbits(127):x}"), None, Renewal())
+        while (now := leaf.renew_at(Renewal())) < NOW + until:
+            if away[0] <= now - NOW < away[1]:
+                now = NOW + away[1]
+            times.append(now - NOW)
+            after = CurrentLeaf(now, now - MINUTE, now + DAY, f"{random.getrandbits(127):x}")
+            leaf = placed(after, leaf, Renewal())
+    return times
+
+
+def test_a_fleet_that_started_in_one_moment_asks_evenly_from_then_on_and_after_an_outage() -> None:
+    """Jitter alone takes weeks for that: until then the CA sees five times the mean, and nothing in between."""
+    agents, back = 6000, 50 * HOUR
+    times = requests_of_a_fleet(agents, (back - 2 * HOUR, back), 4 * DAY)
+    mean = agents / 12
+    for hour in range(96):
+        if hour not in {48, 49, 50}:  # two with the outage, and one with those that waited for its end
+            count = sum(1 for time in times if time // HOUR == hour)
+            assert 0.8 * mean < count < 1.2 * mean, hour
+
+
+@given(serials, st.floats(0.2, 0.8), st.floats(0.001, 0.1), st.timedeltas(SPREAD_FROM, 400 * DAY))
+def test_a_first_certificate_is_renewed_at_any_moment_up_to_the_regular_one(
+    serial: str, fraction: float, jitter: float, lifetime: timedelta
+) -> None:
+    renewal, leaf = Renewal(fraction, jitter), current_leaf(lifetime, serial=serial)
+    first = placed(leaf, None, renewal)
+    assert NOW + FLOOR <= first.renew_at(renewal) <= leaf.renew_at(renewal)
+    assert first.place(None, renewal) == first.elapsed, "asking twice gives one answer"
+
+
+def test_first_renewals_are_even_up_to_the_middle_of_the_life() -> None:
+    tenths = [0] * 10
+    for serial in range(5000):
+        leaf = placed(current_leaf(DAY, serial=f"{serial:x}"), None, Renewal(jitter=1e-6))
+        tenths[int((leaf.renew_at(Renewal(jitter=1e-6)) - NOW) / (DAY / 2) * 10)] += 1
+    assert all(abs(count - 500) < 75 for count in tenths), tenths
+
+
+@given(
+    st.timedeltas(-2 * DAY, 9 * DAY),
+    st.floats(0.2, 0.8),
+    st.timedeltas(HOUR, 9 * DAY),
+    st.booleans(),
+)
+def test_what_came_late_or_early_is_renewed_when_one_in_time_would_be(
+    late: timedelta, fraction: float, lifetime: timedelta, foreign: bool
+) -> None:
+    """Else all that waited for one outage's end, or were given another CA, ask together from then on."""
+    renewal, before = Renewal(fraction, 1e-9), structs.replace(current_leaf(DAY), foreign=foreign)
+    due = before.term_ends_at(renewal)
+    leaf = CurrentLeaf(due + late, due + late, due + late + lifetime, "50")
+    term, renew_at = lifetime * fraction, placed(leaf, before, renewal).renew_at(renewal)
+    assert leaf.issued_at < renew_at <= leaf.issued_at + term + FLOOR
+    off = (renew_at - due) % term
+    assert min(off, term - off) <= FLOOR
+
+
+def test_what_came_in_time_has_its_whole_term() -> None:
+    before = current_leaf(DAY)
+    due = before.renew_at(Renewal())
+    assert CurrentLeaf(due, due, due + DAY, "50").place(before, Renewal()) == 0
+
+
+@pytest.mark.parametrize("before", [None, current_leaf(DAY)])
+def test_without_jitter_or_in_a_short_life_every_moment_is_the_regular_one(before: CurrentLeaf | None) -> None:
+    """Who set the jitter to 0 wants to know the moment; a second certificate of 20 s after the first helps nobody."""
+    assert current_leaf(DAY).place(before, Renewal(jitter=0)) == 0
+    assert current_leaf(SPREAD_FROM - SECOND).place(before, Renewal()) == 0
+    assert current_leaf(SPREAD_FROM).place(before, Renewal()) > 0
 
 
 @given(spans, spans, serials, st.floats(0.2, 0.8), st.floats(0, 0.1))

@@ -268,6 +268,16 @@ async def test_it_is_renewed_when_the_first_agent_would_have_renewed_it(tmp_path
         assert authority.requests[0].current is not None, "a CA that renews over mTLS is shown the current certificate"
 
 
+async def test_a_restart_moves_no_renewal_of_a_first_certificate(tmp_path: Path) -> None:
+    """Else the half of a fleet that restarts is no longer spread, and asks its CA together."""
+    machine = Machine(tmp_path)
+    async with machine.agent(answering(machine.ca)) as (_, events, _authority):
+        due = (await events.wait("issued"))["renew_at"]
+    machine.clock.elapse(timedelta(milliseconds=200))
+    async with machine.agent(DOWN) as (_, events, _authority):
+        assert (await events.wait("restored"))["renew_at"] == due
+
+
 async def test_a_first_certificate_is_cached_though_it_has_to_wait_and_restored_when_it_is_valid(
     tmp_path: Path,
 ) -> None:
@@ -474,6 +484,7 @@ DAMAGE: Mapping[str, bytes | Mapping[str, object]] = {
     "a time that no calendar has": {"issued_at": 1e12},
     "a time before all calendars": {"issued_at": -1e18},
     "a time as a text": {"issued_at": "today"},
+    "no part of a term": {"elapsed": 1.5},
     "no number": b'{"spiffe_id": "", "issued_at": NaN}',
     "half a character": {"chain_pem": "\ud800"},
 }

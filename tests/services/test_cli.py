@@ -237,7 +237,7 @@ def test_check_explains_what_an_envoy_will_get_also_for_another_machine(folder: 
     assert "by the name batch or spiffe://demo.example/batch." in said
     assert "by the name ROOTCA or spiffe://demo.example." in said
     assert "The key is of the kind rsa-2048; a certificate comes from the authority main" in said
-    assert "is asked to be valid for 2h and is renewed between 54m and 1h6m after its issue" in said
+    assert "is asked to be valid for 2h and is renewed between 54m and 1h6m after its issue, the first one" in said
     assert "SDS_AGENT__SDS__SOCKET" in said
 
 
@@ -342,7 +342,7 @@ def test_check_takes_a_steady_renewal_and_a_name_that_is_an_id(folder: Path, che
     text = f"{MINIMAL.replace('name: default', 'name: spiffe://demo.example/web')}renewal: {{jitter: 0}}\n"
     _, said, _ = check(file(folder, text))
     assert "by the name spiffe://demo.example/web. The key" in said
-    assert "is renewed 12h after its issue" in said
+    assert "is renewed 12h after its issue. " in said
 
 
 @pytest.mark.parametrize("command", ["check", "run"])

@@ -5,7 +5,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import anyio
@@ -337,6 +337,22 @@ async def test_a_short_backdated_leaf_is_renewed_in_the_middle_of_its_life(bench
         assert len(authority.requests) == 1
         bench.clock.elapse(2 * SECOND + SECOND / 50)
         await bench.issued(2)
+
+
+async def test_a_certificate_that_came_late_is_renewed_when_one_in_time_would_be(bench: Bench) -> None:
+    """All the agents that wait for the end of an outage would ask together from then on."""
+    renewal = Renewal(jitter=1e-9)
+    script = (bench.good(), failing(ErrorKind.THROTTLED, "later", retry_after=600), bench.good(), bench.good())
+    async with bench.issuing(*script, renewal=renewal):
+        first = await bench.issued()
+        due = datetime.fromisoformat(str(first["renew_at"]))
+        await bench.settled()
+        bench.clock.elapse(due + SECOND - bench.clock.now())
+        await bench.events.wait("retrying")
+        await bench.settled()
+        bench.clock.elapse(timedelta(minutes=10))
+        second = await bench.issued(2)
+        assert abs(datetime.fromisoformat(str(second["renew_at"])) - (due + HOUR / 2)) <= SECOND
 
 
 async def test_renewals_leave_no_tasks_behind_and_no_certificate_that_has_ended(bench: Bench) -> None:

@@ -12,6 +12,7 @@ from sds_agent.authority import registry
 from sds_agent.config.loading import Loaded
 from sds_agent.config.settings import RenewalSettings, SdsSettings, Settings, WorkloadSettings
 from sds_agent.configfile.durations import format_duration
+from sds_agent.issuance.schedule import SPREAD_FROM
 
 
 def explain(loaded: Loaded) -> Iterator[str]:
@@ -94,8 +95,8 @@ def _origin(workload: WorkloadSettings, settings: Settings) -> str:
     besides = "".join(f" The authority {name} decides all of this by itself." for name in supplying)
     return (
         f"The key is of the kind {workload.key}; a certificate comes from {origin}, is asked to be valid for "
-        f"{format_duration(workload.ttl)} and is renewed {_renewed(workload.ttl, settings.renewal)} after its issue."
-        f"{besides}"
+        f"{format_duration(workload.ttl)} and is renewed {_renewed(workload.ttl, settings.renewal)} after its issue"
+        f"{_first_renewed(workload.ttl, settings.renewal)}.{besides}"
     )
 
 
@@ -128,6 +129,10 @@ def _renewed(ttl: timedelta, renewal: RenewalSettings) -> str:
         for share in (renewal.fraction - renewal.jitter, renewal.fraction + renewal.jitter)
     )
     return first if first == last else f"between {first} and {last}"
+
+
+def _first_renewed(ttl: timedelta, renewal: RenewalSettings) -> str:
+    return ", the first one at any moment before that" if renewal.jitter and ttl >= SPREAD_FROM else ""
 
 
 def warnings(settings: Settings) -> Iterator[str]:

@@ -118,7 +118,8 @@ class RenewalSettings(Struct, frozen=True, kw_only=True):
         Meta(
             ge=0.2,
             le=0.8,
-            description="The part of its lifetime, from issue to expiry, after which the agent renews a certificate.",
+            description="The part of its lifetime, from issue to expiry, after which the agent renews a certificate; "
+            "the first one at any moment before, unless it lives less than 10m or jitter is 0 (see Renewal).",
         ),
     ] = 0.5
     jitter: Annotated[
@@ -127,7 +128,7 @@ class RenewalSettings(Struct, frozen=True, kw_only=True):
             ge=0,
             le=0.1,
             description="The part of the lifetime by which a renewal may come earlier or later; the certificate's "
-            "serial number decides, so that many agents do not ask at once.",
+            "serial number decides, so that many agents do not ask at once. With 0 every moment is exact.",
         ),
     ] = 0.05
 

@@ -15,9 +15,10 @@ from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
+from msgspec import Meta
 
 from sds_agent import log
 from sds_agent.authority.protocol import AuthorityError, Issuance
@@ -55,7 +56,8 @@ class CacheError(SdsAgentError):
 class CachedCertificate(Sensitive, frozen=True):
     """A certificate as it was served, in PEM, its key as PKCS#8.
 
-    `issued_at` is in seconds since the epoch; `authority` is the kind and the name of the CA that issued it.
+    `issued_at` is in seconds since the epoch; `authority` is the kind and the name of the CA that issued it; `elapsed`
+    is its place in its term (`schedule.CurrentLeaf`), without which a restart would move its renewal.
     """
 
     spiffe_id: str
@@ -64,6 +66,7 @@ class CachedCertificate(Sensitive, frozen=True):
     anchors_pem: str
     private_key_pem: str
     authority: str = ""
+    elapsed: Annotated[float, Meta(ge=0, le=1)] = 0.0
     format: int = FORMAT
 
     @property
@@ -95,6 +98,7 @@ class Restored(Sensitive, frozen=True):
     key: PrivateKey
     issued_at: datetime
     authority: str
+    elapsed: float
     outdated: bool
 
 
@@ -251,7 +255,7 @@ class CertificateCache:
                 ) from error
             raise CacheError(str(file.put_aside(f"holds a certificate that cannot be served ({error})"))) from error
         # a time that is yet to come, as after a clock was set back, would put off the renewal
-        return Restored(accepted, key, min(cached.issued, now), cached.authority, stored.outdated)
+        return Restored(accepted, key, min(cached.issued, now), cached.authority, cached.elapsed, stored.outdated)
 
     def _file(self, spiffe_id: str) -> StateFile:
         name = _file_name(spiffe_id)
@@ -305,6 +309,7 @@ class _OfWorkload(Sensitive, frozen=True):
             write_pem(certificate.anchors).decode(),
             certificate.secret.private_key_pem.decode(),
             workload.cas[certificate.authority],
+            certificate.elapsed,
         )
 
 
@@ -345,7 +350,14 @@ class WorkloadCache:
         name = names.get(restored.authority, workload.authority)
         secret = secret_of(accepted, restored.key)
         certificate = certificate_of(
-            "restored", accepted, secret, asked_at=at, issued_at=at, authority=name, foreign=foreign
+            "restored",
+            accepted,
+            secret,
+            asked_at=at,
+            issued_at=at,
+            authority=name,
+            foreign=foreign,
+            elapsed=restored.elapsed,
         )
         if not restored.outdated:
             self._newest = self._cached = certificate

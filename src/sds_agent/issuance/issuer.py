@@ -300,6 +300,8 @@ class Issuer:
             held_until=self._publication.hold_until(obtained.accepted),
             attempt_id=self._attempt_id,
         )
+        if not source.supplied:
+            certificate = self._publication.placed(certificate)
         took = None if source.supplied else certificate.issued_at - certificate.asked_at
         self._counts.succeeded(source.name, "issued" if certificate.origin == "issued" else "renewed", took)
         self._tell(source, certificate.origin)

@@ -218,7 +218,13 @@ class Publication:
             certificate.serial,
             foreign=certificate.foreign,
             held_until=held_until,
+            elapsed=certificate.elapsed,
         )
+
+    def placed(self, certificate: Certificate) -> Certificate:
+        """The certificate, which came now, with its place in its term."""
+        before = self.state.newest(certificate.issued_at)
+        return structs.replace(certificate, elapsed=self.leaf(certificate).place(before, self._workload.renewal))
 
     @property
     def status(self) -> WorkloadStatus:

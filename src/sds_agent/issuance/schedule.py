@@ -7,6 +7,10 @@ A certificate's lifetime is counted from the moment it was issued to its end. CA
 there would call a short certificate old on arrival. Jitter comes from the certificate itself: asking twice gives one
 answer, and a fleet spreads evenly.
 
+Jitter alone spreads a fleet that started in one moment over many renewals: weeks, with certificates of a day. So each
+certificate also has a place in its term (`elapsed`). A first one is given any, evenly, and one that came late or early,
+as after an outage of the CA, takes the place that one in time would have by now. What was spread stays so.
+
 Beside the certificate that is `served` a workload can have some that are `coming`: accepted, but their NotBefore lies
 ahead, so that peers would still refuse them. What is served stays until one of them is published. An attempt at the CA
 may take long, so it is part of the state and delays no other action: what ends meanwhile is withheld in time. Times are
@@ -47,6 +51,10 @@ and while an attempt is under way and nothing else is due.
 """
 ALARM = 0.2
 """The share of a lifetime that may be left before a failing renewal is logged as an error."""
+SPREAD_FROM = timedelta(minutes=10)
+"""The shortest life in which certificates have a place in their term. The jitter alone spreads shorter ones in an hour
+or two, and a second certificate seconds after the first would help nobody.
+"""
 PEER_SKEW = timedelta(seconds=30)
 PEER_SKEW_SHARE = 0.05
 """A peer's clock may be behind ours: a renewed certificate is published `PEER_SKEW` after its NotBefore, or this share
@@ -64,6 +72,7 @@ class Renewal(Struct, frozen=True):
 class CurrentLeaf(Struct, frozen=True):
     """A certificate, as far as time is concerned. `serial`, in hexadecimal, feeds the jitter.
 
+    Of the time from its issue to its renewal, the share `elapsed` counts as over when it is issued (`place`).
     One that is `foreign` is served as long as any, and the workload's own CA is asked for another at once. One that is
     held back waits until `held_until` for peers to load its trust anchor, while another one is served.
     """
@@ -74,20 +83,43 @@ class CurrentLeaf(Struct, frozen=True):
     serial: str
     foreign: bool = False
     held_until: datetime | None = None
+    elapsed: float = 0.0
 
     def renew_at(self, renewal: Renewal) -> datetime:
-        """When to ask for the next one.
+        """When to ask for the next one."""
+        return self.issued_at if self.foreign else self.term_ends_at(renewal)
+
+    def term_ends_at(self, renewal: Renewal) -> datetime:
+        """The same by its age alone, whichever CA issued it."""
+        share = renewal.fraction + (2 * self._drawn(0) - 1) * renewal.jitter
+        return self.issued_at + max(self.lifetime * share * (1 - self.elapsed), FLOOR)
+
+    @property
+    def lifetime(self) -> timedelta:
+        """How long it is valid from its issue on.
 
         Where the CA's clock is ahead, this one has to be waited for, and the next one will be too: what counts is how
         long it is valid, and the waiting for it takes place in that time.
         """
-        if self.foreign:
-            return self.issued_at
+        return self.not_after - max(self.issued_at, self.not_before)
+
+    def place(self, before: Self | None, renewal: Renewal) -> float:
+        """The share of its term, in [0, 1], that is to count as over at its issue, so that many agents stay spread.
+
+        Without a certificate `before` it, any: its serial decides. Else what has passed since that one was due, without
+        whole terms: nothing if it came in time. None of this without jitter, for then the moment is to be known.
+        """
+        term = self.lifetime * renewal.fraction
+        if not renewal.jitter or self.lifetime < SPREAD_FROM:
+            return 0.0
+        if before is None:
+            return self._drawn(1)
+        return (self.issued_at - before.term_ends_at(renewal)) % term / term
+
+    def _drawn(self, number: int) -> float:
+        """One of four numbers that are even in [0, 1) over all serials."""
         digest = sha256(self.serial.encode())
-        spread = int.from_bytes(digest[:8], "big") / 2**63 - 1  # -1 to 1, evenly
-        share = renewal.fraction + spread * renewal.jitter
-        lifetime = self.not_after - max(self.issued_at, self.not_before)
-        return max(self.issued_at + lifetime * share, self.issued_at + FLOOR)
+        return (int.from_bytes(digest[8 * number : 8 * number + 8], "big") >> 11) / 2**53
 
     def expired(self, now: datetime) -> bool:
         """Whether peers refuse the certificate, as it has ended."""

@@ -53,7 +53,8 @@ class Certificate(Sensitive, frozen=True):
 
     The CA named `authority` was asked for it at `asked_at` and answered at `issued_at`. One that is `foreign` came from
     another CA than those that the workload has now; it counts as one of the first.
-    Its trust anchor may be new to peers: until `held_until` they have time to load it.
+    Its trust anchor may be new to peers: until `held_until` they have time to load it. `elapsed` is its place in its
+    term (`schedule.CurrentLeaf`).
 
     It was accepted by `anchors`, as valid from `begin` until `end`. `anchor` is the one above it that ends last, and
     where that is what ends first of all, `ends_with_anchor` says so. No certificate below the anchors is kept but in
@@ -77,6 +78,7 @@ class Certificate(Sensitive, frozen=True):
     foreign: bool = False
     held_until: datetime | None = None
     attempt_id: str = ""
+    elapsed: float = 0.0
 
     @property
     def chain(self) -> Chain:
@@ -99,6 +101,7 @@ def certificate_of(
     foreign: bool = False,
     held_until: datetime | None = None,
     attempt_id: str = "",
+    elapsed: float = 0.0,
 ) -> Certificate:
     """The certificate that an accepted answer holds; `secret` is what is served of it (`secret_of`)."""
     return Certificate(
@@ -112,6 +115,7 @@ def certificate_of(
         foreign=foreign,
         held_until=held_until,
         attempt_id=attempt_id,
+        elapsed=elapsed,
     )
 
 
