@@ -91,6 +91,12 @@ def is_version(made: dict[str, Any], major: int, minor: int, patch: int) -> None
     node["user_agent_build_version"] = {"version": version}
 
 
+def repeats_its_node(made: dict[str, Any]) -> None:
+    """An old Envoy that asks over Delta."""
+    is_version(made, 1, 36, 4)
+    source(made)["api_config_source"].update(api_type="DELTA_GRPC")
+
+
 def pinned(made: dict[str, Any], version: tuple[int, int, int]) -> None:
     """The listener has keys of its own for session tickets."""
     tls(made, "down")["session_ticket_keys"] = {"keys": [{"inline_string": "[redacted]"}]}
@@ -170,10 +176,7 @@ def test_the_configuration_that_we_print_has_no_mistake() -> None:
         (lambda made: over_ads(made, "other", "xds"), "warning", "gets other over ADS from the cluster xds; if"),
         (lambda made: pinned(made, (1, 39, 3)), "warning", "(1.39.3) a peer whose root was removed still resumes"),
         (
-            lambda made: (
-                is_version(made, 1, 36, 4),
-                source(made)["api_config_source"].update(api_type="DELTA_GRPC"),
-            ),
+            repeats_its_node,
             "warning",
             "(1.36.4) repeats 60 KB about itself in each ACK",
         ),

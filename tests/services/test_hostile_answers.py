@@ -288,7 +288,7 @@ async def answering(socket: Path, method: str, answer: bytes) -> AsyncIterator[N
 
     server = grpc.aio.server()
     service, _, name = method[1:].partition("/")
-    handlers = {name: grpc.unary_unary_rpc_method_handler(handler)}
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {name: grpc.unary_unary_rpc_method_handler(handler)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     server.add_insecure_port(f"unix:{socket}")
     await server.start()
@@ -298,7 +298,9 @@ async def answering(socket: Path, method: str, answer: bytes) -> AsyncIterator[N
         await server.stop(0)
 
 
-@pytest.mark.parametrize("answer", [HealthCheckResponse(status=2, reasons=[EVIL]).SerializeToString(), b"\xff"])
+@pytest.mark.parametrize(
+    "answer", [HealthCheckResponse(status=HealthCheckResponse.NOT_SERVING, reasons=[EVIL]).SerializeToString(), b"\xff"]
+)
 async def test_reasons_of_who_listens_at_the_socket_do_not_write_to_the_terminal(
     answer: bytes, tmp_path: Path, capsys: Printed
 ) -> None:

@@ -366,7 +366,7 @@ async def test_memory_is_given_back_when_a_crowd_of_envoys_has_come(tmp_path: Pa
 
 async def test_a_stream_that_ended_is_remembered_until_its_envoy_comes_back(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
-        assert made.service.departed == ()
+        assert not made.service.departed
         stream = await made.peer.stream().ask("default", node="envoy-a")
         await stream.read()
         connected_at = made.clock.now()
