@@ -32,6 +32,7 @@ from bench.figures import FLOOR, Figure, Row
 from msgspec import Struct, structs
 
 from sds_agent.authority.protocol import ErrorKind
+from sds_agent.configfile.durations import format_duration as said
 from sds_agent.issuance import schedule
 from sds_agent.issuance.schedule import (
     Ask,
@@ -90,8 +91,11 @@ class Seen(Struct):
 
     def peak(self, begin: timedelta, end: timedelta, width: timedelta = SECOND) -> float:
         """The most requests a second in any window of that width."""
-        counts = self.windows(begin, end, width)
-        return max(counts, default=0) / width.total_seconds()
+        return max(self.rates(begin, end, width), default=0.0)
+
+    def rates(self, begin: timedelta, end: timedelta, width: timedelta) -> tuple[float, ...]:
+        """The requests a second in each window of that width."""
+        return tuple(count / width.total_seconds() for count in self.windows(begin, end, width))
 
     def windows(self, begin: timedelta, end: timedelta, width: timedelta) -> list[int]:
         """The requests in each window of that width."""
@@ -237,9 +241,10 @@ def bursts(plan: Plan, seen: Seen) -> Iterator[Figure]:
         yield Figure("at the restart, peak second", "CSR/s", (seen.peak(at, at + 10 * SECOND),))
         yield Figure("at the restart, peak minute", "CSR/s", (seen.peak(at, at + MINUTE, MINUTE),))
     yield Figure("agents whose certificate ended", "%", (100 * len(seen.expired) / plan.agents,))
-    by_hour = (count / HOUR.total_seconds() for count in seen.windows(timedelta(0), plan.span, HOUR))
     if plan.span >= DAY:
-        yield Figure("each hour", "CSR/s", tuple(by_hour))
+        yield Figure("each hour", "CSR/s", seen.rates(timedelta(0), plan.span, HOUR))
+        around = seen.rates(plan.outage_at - HOUR, back + HOUR, MINUTE)
+        yield Figure("each minute, from an hour before the outage to one after", "CSR/s", around)
         yield Figure("certificates for each agent and day", "", (_a_day(plan, seen),))
 
 
@@ -259,7 +264,7 @@ def measure(chosen: Namespace) -> Iterator[Row]:
         chosen.outage * SECOND,
         max(chosen.hang * SECOND, timedelta(milliseconds=1)),
     )
-    case: dict[str, str | int] = {"agents": plan.agents, "lifetime": str(plan.lifetime), "outage": str(plan.outage)}
+    case: dict[str, str | int] = {"agents": plan.agents, "lifetime": said(plan.lifetime), "outage": said(plan.outage)}
     yield Row(FLOOR, case, tuple(ratios(plan, chance_alone(plan))))
     for name, kept in (("stored certificates", True), ("no certificates", False)):
         each = structs.replace(plan, restart_at=span * 5 / 7, kept=kept)
@@ -271,7 +276,7 @@ def measure(chosen: Namespace) -> Iterator[Row]:
         )
         yield Row(f"half restarts with {name}", case, found)
     short = Plan(plan.agents, MINUTE, 10 * MINUTE, 4 * MINUTE, 2 * MINUTE, plan.hang)
-    case = {"agents": plan.agents, "lifetime": str(short.lifetime), "outage": str(short.outage)}
+    case = {"agents": plan.agents, "lifetime": said(short.lifetime), "outage": said(short.outage)}
     yield Row("an outage that outlasts them", case, tuple(bursts(short, simulate(short))))
 
 

@@ -55,6 +55,11 @@ SPREAD_FROM = timedelta(minutes=10)
 """The shortest life in which certificates have a place in their term. The jitter alone spreads shorter ones in an hour
 or two, and a second certificate seconds after the first would help nobody.
 """
+SETTLING = timedelta(minutes=5)
+SETTLING_SHARE = 0.1
+"""For so long a first certificate is not renewed, or this share of its term if that is less: Envoys still start, and
+people look at what they began.
+"""
 PEER_SKEW = timedelta(seconds=30)
 PEER_SKEW_SHARE = 0.05
 """A peer's clock may be behind ours: a renewed certificate is published `PEER_SKEW` after its NotBefore, or this share
@@ -113,7 +118,7 @@ class CurrentLeaf(Struct, frozen=True):
         if not renewal.jitter or self.lifetime < SPREAD_FROM:
             return 0.0
         if before is None:
-            return self._drawn(1)
+            return self._drawn(1) * (1 - min(SETTLING / term, SETTLING_SHARE))
         return (self.issued_at - before.term_ends_at(renewal)) % term / term
 
     def _drawn(self, number: int) -> float:
