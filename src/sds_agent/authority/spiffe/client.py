@@ -148,6 +148,7 @@ class SpiffeSupplier:
                     return StreamEnd("DEADLINE_EXCEEDED", f"no message within {self._first_message:g} s")
                 while isinstance(message, bytes):
                     self._take(read_state(message, self._trust_domain))
+                    del message  # which has keys: not kept here until the next one comes
                     await self._clock.sleep(BETWEEN_MESSAGES)
                     message = await call.read()
             except grpc.aio.AioRpcError as error:
