@@ -1,7 +1,7 @@
 """A running agent's statuses, given: what its views make of them needs no agent."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from types import MappingProxyType
 
@@ -103,6 +103,9 @@ class Seen(Struct, frozen=True):
     sds_counts: SdsCounts = msgspec.field(default_factory=SdsCounts)
     lacking: tuple[str, ...] = ()
     log_counts: Mapping[str, int] = MappingProxyType({"info": 3, "error": 1})
+
+    def each_workload(self) -> Iterator[WorkloadStatus]:
+        return iter(self.workloads)
 
     @property
     def versions(self) -> Mapping[str, str | None]:

@@ -1,8 +1,9 @@
 """What the agent's admin server answers: health, the status, metrics, the events and the page."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -14,16 +15,24 @@ from starlette.routing import Route
 from sds_agent.admin import page, view
 from sds_agent.admin.events import EventFeed, NumberedEvent, Reading
 from sds_agent.admin.headers import NOTHING, POLICY
+from sds_agent.admin.model import OmittedView
 from sds_agent.admin.observed import Observed
 from sds_agent.clock import Clock
+from sds_agent.issuance.status import WorkloadStatus
 from sds_agent.log import timestamp
 from sds_agent.tasks import NoThreadError, in_thread
+
+Item = TypeVar("Item")
 
 EVENT_STREAM = "text/event-stream"
 READERS = 16
 """Readers of the events at one time."""
 PAUSE = 0.25
 """Seconds between two batches of events for one reader."""
+SLICE = 50
+"""Identities or subscribers that a status takes before other tasks have their turn: a millisecond."""
+MOST_DIGITS = 10
+"""From which on a number in a query is none."""
 COMMENT = 15.0
 """Seconds of silence after which a reader is sent a comment, so that what is between does not close the connection."""
 
@@ -97,10 +106,31 @@ class Answers:
         lacks = self._sources.observed.lacks(self._now)
         return await self._health([each for each in lacks if each.startswith(f"{name}: ")])
 
-    async def status(self, _request: Request) -> Response:
-        """The status model in JSON."""
-        found = view.status(self._sources.observed, self._now)
-        return answer(msgspec.json.encode(found), "application/json")
+    async def status(self, request: Request) -> Response:
+        """The status model in JSON; with `most=N` in the query at most so many identities and subscribers."""
+        asked = request.query_params.get("most")
+        if asked is not None and not (asked.isascii() and asked.isdecimal() and 0 < len(asked) < MOST_DIGITS):
+            return text("most is a number of identities and of subscribers, such as /status?most=50", 400)
+        return answer(await self._status(None if asked is None else int(asked)), "application/json")
+
+    async def _status(self, most: int | None) -> bytes:
+        """The model, made and encoded in slices: the event loop has Envoys to serve, and there may be thousands."""
+        observed = self._sources.observed
+        workloads: Sequence[WorkloadStatus] = [each async for each in sliced(observed.each_workload())]
+        streams, versions, about = observed.streams, observed.versions, observed.about
+        found, omitted = view.frame(observed, self._now), None
+        if most is not None:
+            all_workloads, all_streams = len(workloads), len(streams)
+            workloads, streams = view.first_workloads(workloads, most), view.first_streams(streams, versions, most)
+            omitted = OmittedView(identities=all_workloads - len(workloads), subscribers=all_streams - len(streams))
+            departed = None if found.departed is None else found.departed[max(len(found.departed) - most, 0) :]
+            found = msgspec.structs.replace(found, omitted=omitted, departed=departed)
+        encode = msgspec.json.encode
+        lists = {
+            "identities": [msgspec.Raw(encode(view.identity(each, about))) async for each in sliced(workloads)],
+            "subscribers": [msgspec.Raw(encode(view.subscriber(each, versions))) async for each in sliced(streams)],
+        }
+        return encode({**msgspec.structs.asdict(found), **lists})
 
     async def metrics(self, request: Request) -> Response:
         """The metrics, in the format that the client asks for."""
@@ -158,6 +188,14 @@ def _renderer() -> Callable[[Observed, datetime, str], tuple[bytes, str]]:
     from sds_agent.admin.metrics import render  # noqa: PLC0415 - measured: 40 ms for prometheus_client
 
     return render
+
+
+async def sliced(items: Iterable[Item]) -> AsyncIterator[Item]:
+    """The items; after each `SLICE` of them other tasks have their turn."""
+    for number, each in enumerate(items, start=1):
+        yield each
+        if number % SLICE == 0:
+            await asyncio.sleep(0)
 
 
 def written(reading: Reading) -> bytes:

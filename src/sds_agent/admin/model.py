@@ -240,11 +240,19 @@ def served_names(status: "Status") -> list[str]:
     ]
 
 
+class OmittedView(Struct, frozen=True, kw_only=True):
+    """How many identities and subscribers a status leaves out, because its reader asked for the first of them alone."""
+
+    identities: int
+    subscribers: int
+
+
 class Status(Struct, frozen=True, kw_only=True):
     """A running agent at the time `at`.
 
     `departed` are streams that have ended, the last to end last; the agent remembers a thousand. It is absent where an
-    agent of an earlier version does not say.
+    agent of an earlier version does not say. With `?most=N`, `identities` and `subscribers` have at most so many, those
+    in trouble first, and `omitted` says how many are left out.
     """
 
     format: int = FORMAT
@@ -254,3 +262,4 @@ class Status(Struct, frozen=True, kw_only=True):
     bundles: tuple[BundleView, ...]
     subscribers: tuple[SubscriberView, ...]
     departed: tuple[DepartedView, ...] | None = None
+    omitted: OmittedView | None = None

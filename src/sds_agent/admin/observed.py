@@ -1,6 +1,6 @@
 """What the views need of a running agent: its statuses and its counts, read at the moment of the view."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -41,6 +41,10 @@ class Observed(Protocol):
     @property
     def workloads(self) -> Sequence[WorkloadStatus]:
         """Every workload, in the order of the configuration."""
+        ...
+
+    def each_workload(self) -> Iterator[WorkloadStatus]:
+        """The same, each made when it is taken, so that a view of thousands can let others work in between."""
         ...
 
     @property

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from heapq import nsmallest
+
+from msgspec import structs
 
 from sds_agent.admin.model import (
     AgentView,
@@ -43,15 +46,44 @@ _TIME = "%Y-%m-%d %H:%M:%S UTC"
 def status(observed: Observed, now: datetime) -> Status:
     """Everything that can be seen at `now`."""
     about, versions = observed.about, observed.versions
-    bundles = (bundle(about, observed.trust), *map(federated_bundle, observed.federated))
+    return structs.replace(
+        frame(observed, now),
+        identities=tuple(identity(each, about) for each in observed.workloads),
+        subscribers=tuple(subscriber(each, versions) for each in observed.streams),
+    )
+
+
+def frame(observed: Observed, now: datetime) -> Status:
+    """The same without identities and subscribers, of which there may be thousands."""
     return Status(
         at=now,
         agent=agent(observed, now),
-        identities=tuple(identity(each, about) for each in observed.workloads),
-        bundles=bundles,
-        subscribers=tuple(subscriber(each, versions) for each in observed.streams),
+        identities=(),
+        bundles=(bundle(observed.about, observed.trust), *map(federated_bundle, observed.federated)),
+        subscribers=(),
         departed=tuple(map(departed, observed.departed)),
     )
+
+
+def first_workloads(workloads: Sequence[WorkloadStatus], most: int) -> Sequence[WorkloadStatus]:
+    """At most so many; of more those that are not served, then those whose attempts fail."""
+    return workloads if len(workloads) <= most else nsmallest(most, workloads, key=_trouble_of_workload)
+
+
+def first_streams(
+    streams: Sequence[StreamStatus], versions: Mapping[str, str | None], most: int
+) -> Sequence[StreamStatus]:
+    """At most so many; of more those with a refused name, then those that are behind in another way."""
+    if len(streams) <= most:
+        return streams
+    return nsmallest(most, streams, key=lambda each: min((_RANK[delivery(n, versions)] for n in each.names), default=5))
+
+
+def _trouble_of_workload(workload: WorkloadStatus) -> int:
+    return 0 if not workload.served else 1 if workload.failure is not None else 2
+
+
+_RANK: Mapping[DeliveryState, int] = {"refused": 0, "unknown": 1, "behind": 2, "waiting": 3, "current": 4}
 
 
 def departed(found: DepartedStream) -> DepartedView:

@@ -8,6 +8,7 @@ below them. They stay until it has ended, even if it was renewed: peers may meet
 import logging
 from collections.abc import Container, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from cryptography import x509
 from msgspec import Struct, structs
@@ -32,6 +33,8 @@ HOLD = timedelta(seconds=10)
 """The longest time that a leaf below a new trust anchor waits for Envoys to acknowledge the bundle with that anchor.
 Real Envoys do in some milliseconds; one that refuses the bundle, or never replies, holds up no renewal.
 """
+MOST_CAS = 64
+"""CAs whose descriptions are kept."""
 HANDSHAKE = timedelta(seconds=1)
 """What is left for a handshake that began with the bundle before, after the last acknowledgement. It is also the time
 for programs that read the bundle as a file.
@@ -261,7 +264,7 @@ class Publication:
             intermediates=tuple(map(_end_of, chain[1:])),
             anchor=_end_of(anchor),
             subject=describe(leaf),
-            issuer=describe_name(leaf.issuer),
+            issuer=_name_of(leaf.issuer),
             key=describe_key(leaf.public_key()),
         )
 
@@ -293,13 +296,19 @@ class Publication:
         return times if times is not None and times.end > certificate.end else None
 
 
+_name_of = lru_cache(MOST_CAS)(describe_name)
+"""A CA's name in words, which many leaves have as their issuer."""
+
+
+@lru_cache(MOST_CAS)
 def _end_of(certificate: x509.Certificate) -> CertificateEnd:
+    """A CA's certificate, which is in many chains."""
     return CertificateEnd(
         describe(certificate),
         serial_hex(certificate),
         certificate.not_valid_before_utc,
         certificate.not_valid_after_utc,
-        describe_name(certificate.issuer),
+        _name_of(certificate.issuer),
         describe_key(certificate.public_key()),
     )
 

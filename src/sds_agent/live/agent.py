@@ -149,8 +149,8 @@ class Agent:
         return tuple(issuer.status for issuer in self.issuers.values())
 
     def each_workload(self) -> Iterator[WorkloadStatus]:
-        """The same one by one, each as it is when its turn comes: a status takes a tenth of a millisecond."""
-        return (issuer.status for issuer in self.issuers.values())
+        """The same, each made when it is taken: between two of them others may have changed."""
+        return (issuer.status for issuer in tuple(self.issuers.values()))
 
     @property
     def trust(self) -> TrustStatus:
