@@ -15,6 +15,8 @@ from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
 
 TIMEOUT = 60_000
 """Milliseconds after which the page has not shown what it should."""
+STAYS = 600
+"""Seconds for which an Envoy is there: a browser on a busy machine takes its time."""
 PHONE, DESK = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 
 
@@ -76,7 +78,7 @@ async def test_a_renewal_and_a_nack_appear_without_a_reload(tmp_path: Path) -> N
         await expect(serial).not_to_have_text(before, timeout=TIMEOUT)
         assert running.events("renewed", workload="default"), "what is shown is what the agent has obtained meanwhile"
         async with connected(running.socket) as peer:
-            stream = await peer.stream().ask("ROOTCA", node="edge-<b>1</b>")
+            stream = await peer.stream(STAYS).ask("ROOTCA", node="edge-<b>1</b>")
             await stream.read()
             await stream.ack("ROOTCA", error="Failed to load trusted <script>CA</script> certificates")
             refused = here.page.locator("#envoys .error")
@@ -119,7 +121,7 @@ async def test_everybody_can_read_it(tmp_path: Path) -> None:
         shown_agent(tmp_path, default="1h", web="1h") as (running, address),
         connected(running.socket) as peer,
     ):
-        stream = await peer.stream().ask("default", node="edge-1")
+        stream = await peer.stream(STAYS).ask("default", node="edge-1")
         await stream.read()
         await stream.ack("default", error="no such curve")
         await running.event("nacked")
@@ -143,7 +145,7 @@ async def test_of_many_streams_those_in_trouble_come_first(tmp_path: Path) -> No
         shown_agent(tmp_path, default="1h") as (running, address),
         connected(running.socket) as peer,
     ):
-        streams = [await peer.stream().ask("default", node=f"edge-{number}") for number in range(200)]
+        streams = [await peer.stream(STAYS).ask("default", node=f"edge-{number}") for number in range(200)]
         for stream in streams:
             await stream.read()
         for stream in streams[:-1]:

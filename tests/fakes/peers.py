@@ -40,9 +40,9 @@ class Peer:
         with anyio.fail_after(TIMEOUT):
             await self._channel.channel_ready()
 
-    def stream(self) -> "SotwStream":
-        """Open StreamSecrets."""
-        return SotwStream(self._channel.stream_stream(f"{SERVICE}/StreamSecrets")(timeout=TIMEOUT))
+    def stream(self, seconds: float = TIMEOUT) -> "SotwStream":
+        """Open StreamSecrets; it ends by itself after so many seconds."""
+        return SotwStream(self._channel.stream_stream(f"{SERVICE}/StreamSecrets")(timeout=seconds))
 
     def delta(self) -> "DeltaStream":
         """Open DeltaSecrets."""

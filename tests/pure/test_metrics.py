@@ -10,8 +10,8 @@ from fakes.scraped import Series, assert_promtool_accepts, samples
 from msgspec import structs
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 
-from sds_agent.admin.agent_families import MOST_ANCHORS, MOST_INTERMEDIATES
-from sds_agent.admin.metrics import render
+from sds_agent.admin import exposition
+from sds_agent.admin.agent_families import MOST_ANCHORS, MOST_INTERMEDIATES, families
 from sds_agent.authority.protocol import ErrorKind
 from sds_agent.issuance import expiry
 from sds_agent.issuance.status import AnchorStatus, AuthorityStatus, FederatedStatus, LeftOut, TrustStatus
@@ -25,7 +25,7 @@ SCRAPER = (
 
 
 def text(seen: Seen, accept: str = "") -> str:
-    return render(seen, NOW, accept)[0].decode()
+    return exposition.render(families(seen, NOW), accept)[0].decode()
 
 
 def series(seen: Seen) -> Series:
@@ -63,12 +63,12 @@ def test_promtool_accepts_every_metric(seen: Seen) -> None:
 
 
 def test_a_scraper_that_asks_for_open_metrics_gets_it_and_another_gets_the_text_format() -> None:
-    body, kind = render(busy(), NOW, SCRAPER)
+    body, kind = exposition.render(families(busy(), NOW), SCRAPER)
     assert kind.startswith("application/openmetrics-text; version=1.0.0")
     assert body.endswith(b"# EOF\n")
     found = open_metrics(body.decode())  # type: ignore[no-untyped-call] # prometheus_client leaves it without types
     assert dict(samples(found)).keys() == series(busy()).keys()
-    assert render(busy(), NOW, "")[1] == "text/plain; version=0.0.4; charset=utf-8"
+    assert exposition.render(families(busy(), NOW), "")[1] == "text/plain; version=0.0.4; charset=utf-8"
 
 
 @pytest.mark.parametrize("accept", ["text/plain;version=x", "application/openmetrics-text;version=;q", ";=,", "\x00é"])

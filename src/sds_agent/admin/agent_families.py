@@ -34,14 +34,14 @@ subject, which is the SPIFFE ID of a leaf.
 WORKLOAD = ("workload",)
 
 
-def families(observed: Observed, now: datetime) -> Sequence[Family]:
-    """All of them."""
-    about = observed.about
+def families(observed: Observed, now: datetime, workloads: Sequence[WorkloadStatus] | None = None) -> Sequence[Family]:
+    """All of them; of these `workloads`, where they were read before."""
+    about, workloads = observed.about, observed.workloads if workloads is None else workloads
     return (
         *_agent(about, observed.lacks(now)),
         logged("sds_agent_log_events_total", observed.log_counts),
-        *_workloads(observed.workloads),
-        *_certificates(observed),
+        *_workloads(workloads),
+        *_certificates(observed, workloads),
         *_bundles(observed),
         *_issuance(observed.issuance_counts, about.kinds),
         *_sds(observed.sds_counts, tuple(observed.versions)),
@@ -99,9 +99,9 @@ def _authorities(workload: WorkloadStatus) -> Iterable[tuple[str, bool]]:
     return [(each.name, each.in_use) for each in workload.authorities] or [(workload.authority, True)]
 
 
-def _certificates(observed: Observed) -> Iterator[Family]:
-    ends = {**_leaves(observed.workloads), **_anchors(observed)}
-    expiring = {key: each for key, each in _expiring(observed).items() if key in ends}
+def _certificates(observed: Observed, workloads: Sequence[WorkloadStatus]) -> Iterator[Family]:
+    ends = {**_leaves(workloads), **_anchors(observed)}
+    expiring = {key: each for key, each in _expiring(observed, workloads).items() if key in ends}
     yield moments(
         "sds_agent_certificate_not_after_timestamp_seconds",
         "When the certificate ends. Of several anchors with one subject, the last to end.",
@@ -163,10 +163,10 @@ def _by_subject(anchors: Iterable[AnchorStatus]) -> Mapping[str, datetime]:
     return dict(sorted(ends.items(), key=lambda found: (found[1], found[0]))[:MOST_ANCHORS])
 
 
-def _expiring(observed: Observed) -> Mapping[Labels, Expiring]:
+def _expiring(observed: Observed, workloads: Sequence[WorkloadStatus]) -> Mapping[Labels, Expiring]:
     """What the log reports as `expiring` once it is time; of two with the same labels the first to end."""
     domain = observed.about.trust_domain
-    found = sorted(watched(observed.workloads, observed.trust), key=lambda each: each.not_after, reverse=True)
+    found = sorted(watched(workloads, observed.trust), key=lambda each: each.not_after, reverse=True)
     return {
         (each.certificate, each.workload or "", domain if each.certificate == "anchor" else "", each.subject): each
         for each in found

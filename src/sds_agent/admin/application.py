@@ -1,9 +1,8 @@
 """What the agent's admin server answers: health, the status, metrics, the events and the page."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
-from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -14,23 +13,24 @@ from starlette.routing import Route
 
 from sds_agent.admin import page, view
 from sds_agent.admin.events import EventFeed, NumberedEvent, Reading
+from sds_agent.admin.families import Family
 from sds_agent.admin.headers import NOTHING, POLICY
 from sds_agent.admin.model import OmittedView
 from sds_agent.admin.observed import Observed
+from sds_agent.admin.slices import sliced
 from sds_agent.clock import Clock
 from sds_agent.issuance.status import WorkloadStatus
 from sds_agent.log import timestamp
 from sds_agent.tasks import NoThreadError, in_thread
 
-Item = TypeVar("Item")
+Measure = Callable[[Observed, datetime, Sequence[WorkloadStatus]], Sequence[Family]]
+Render = Callable[[Sequence[Family], str], tuple[bytes, str]]
 
 EVENT_STREAM = "text/event-stream"
 READERS = 16
 """Readers of the events at one time."""
 PAUSE = 0.25
 """Seconds between two batches of events for one reader."""
-SLICE = 50
-"""Identities or subscribers that a status takes before other tasks have their turn: a millisecond."""
 MOST_DIGITS = 10
 """From which on a number in a query is none."""
 COMMENT = 15.0
@@ -99,7 +99,7 @@ class Answers:
     async def workload_ready(self, request: Request) -> Response:
         """The same of one workload."""
         name = request.path_params["workload"]
-        names = [each.name for each in self._sources.observed.workloads]
+        names = self._sources.observed.about.names
         if name not in names:
             known = ", ".join(sorted(names)[:50])
             return text(f"there is no workload of that name; there are: {known}", 404)
@@ -135,10 +135,14 @@ class Answers:
     async def metrics(self, request: Request) -> Response:
         """The metrics, in the format that the client asks for."""
         try:
-            render = await in_thread(_renderer)
+            measure, render = await in_thread(_renderer)
+            observed = self._sources.observed
+            workloads = [each async for each in sliced(observed.each_workload())]
+            body, media = await in_thread(
+                render, measure(observed, self._now, workloads), request.headers.get("accept", "")
+            )
         except NoThreadError as error:
             return text(str(error), 503)
-        body, media = render(self._sources.observed, self._now, request.headers.get("accept", ""))
         return answer(body, media)
 
     async def events(self, request: Request) -> Response:
@@ -183,19 +187,12 @@ class Answers:
         return self._sources.clock.now()
 
 
-def _renderer() -> Callable[[Observed, datetime, str], tuple[bytes, str]]:
+def _renderer() -> tuple[Measure, Render]:
     """What is imported with the first scrape, in a thread: the event loop has Envoys to serve."""
-    from sds_agent.admin.metrics import render  # noqa: PLC0415 - measured: 40 ms for prometheus_client
+    from sds_agent.admin.agent_families import families  # noqa: PLC0415 - with the next
+    from sds_agent.admin.exposition import render  # noqa: PLC0415 - measured: 40 ms for prometheus_client
 
-    return render
-
-
-async def sliced(items: Iterable[Item]) -> AsyncIterator[Item]:
-    """The items; after each `SLICE` of them other tasks have their turn."""
-    for number, each in enumerate(items, start=1):
-        yield each
-        if number % SLICE == 0:
-            await asyncio.sleep(0)
+    return families, render
 
 
 def written(reading: Reading) -> bytes:

@@ -43,6 +43,7 @@ from sds_agent.admin.exposition import process_families
 from sds_agent.admin.families import Family, HistogramFamily
 from sds_agent.admin.observed import About, Observed
 from sds_agent.admin.settings import TelemetrySettings
+from sds_agent.admin.slices import sliced
 from sds_agent.clock import Clock
 from sds_agent.issuance.attempts import AttemptRecord
 from sds_agent.tasks import NoThreadError, in_thread
@@ -80,7 +81,8 @@ class Telemetry:
     async def _sent(self, attempts: Sequence[AttemptRecord]) -> Sequence[AttemptRecord]:
         """Send what there is, once; returns the attempts that were not taken."""
         now, about = self._clock.now(), self._observed.about
-        found = families(self._observed, now)
+        workloads = [each async for each in sliced(self._observed.each_workload())]
+        found = families(self._observed, now, workloads)
         try:
             cause, unsent = await in_thread(send, self._settings, about, found, attempts, now)
         except NoThreadError as error:
