@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
 from sds_agent.issuance.counts import IssuanceCounts
 from sds_agent.issuance.status import FederatedStatus, TrustStatus, WorkloadStatus
 from sds_agent.sds.counts import SdsCounts
-from sds_agent.sds.departed import DepartedStream
 from sds_agent.sds.status import StreamStatus
+
+if TYPE_CHECKING:
+    from sds_agent.sds.departed import DepartedStream
 
 
 class About(Struct, frozen=True, kw_only=True):
@@ -63,7 +65,7 @@ class Observed(Protocol):
         ...
 
     @property
-    def departed(self) -> Sequence[DepartedStream]:
+    def departed(self) -> "Sequence[DepartedStream]":
         """The streams that ended last and whose Envoys have not come back; the last to end comes last."""
         ...
 
