@@ -119,6 +119,7 @@ class Agent:
             "streams": len(self.service.streams),
             "tasks": len(asyncio.all_tasks()),
             "bytes": tracemalloc.get_traced_memory()[0],
+            "objects": len(gc.get_objects()),
             "threads": entries("task"),
             "descriptors": entries("fd"),
         }
