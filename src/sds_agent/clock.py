@@ -12,7 +12,9 @@ import asyncio
 import heapq
 import itertools
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Protocol
 
 LONGEST_SLEEP = 5.0
@@ -34,6 +36,21 @@ class Clock(Protocol):
         ...
 
 
+class Waker:
+    """Ends one wait sooner (`until`)."""
+
+    __slots__ = ("end",)
+
+    def __init__(self) -> None:
+        self.end: Callable[[], None] | None = None
+        """What ends the wait, while there is one."""
+
+    def wake(self) -> None:
+        """End the wait, if there is one."""
+        if self.end is not None:
+            self.end()
+
+
 class Alarms:
     """Wakes those who wait for a time of a wall clock, at most `longest` seconds late, and all when it goes back."""
 
@@ -53,8 +70,8 @@ class Alarms:
         """How many wait, with some that have gone."""
         return len(self._waiting)
 
-    async def wait(self, when: datetime) -> None:
-        """Return once the clock has passed `when`, or is found to have gone back."""
+    async def wait(self, when: datetime, waker: Waker | None = None) -> None:
+        """Return once the clock has passed `when`, is found to have gone back, or when woken."""
         loop, now = asyncio.get_running_loop(), self._now()
         if when <= now:
             return
@@ -65,13 +82,23 @@ class Alarms:
         future: asyncio.Future[None] = loop.create_future()
         heapq.heappush(self._waiting, (when, next(self._numbers), future))
         self._set(min((when - now).total_seconds(), self._longest))
+        if waker is not None:
+            waker.end = partial(self._wake, future)
         try:
             await future
         finally:
+            if waker is not None:
+                waker.end = None
             if future.cancelled():
-                self._drop_cancelled()
+                self._drop()
 
-    def _drop_cancelled(self) -> None:
+    def _wake(self, future: "asyncio.Future[None]") -> None:
+        if not future.done():
+            future.set_result(None)
+            self._drop()
+
+    def _drop(self) -> None:
+        """One that is in the heap waits no more."""
         self._cancelled += 1
         if 2 * self._cancelled > len(self._waiting):
             self._waiting = [each for each in self._waiting if not each[2].done()]
@@ -125,15 +152,32 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
-async def until(clock: Clock, when: datetime) -> None:
-    """Return once the wall clock has passed `when`, however it got there.
+async def until(clock: Clock, when: datetime, waker: Waker | None = None) -> None:
+    """Return once the wall clock has passed `when`, however it got there, or when the waker says so.
 
     It also returns when the wall clock is found to have gone backwards: what was decided before the step has to be
     decided again.
     """
     if isinstance(clock, SystemClock):
-        await clock.alarms.wait(when)
-        return
+        await clock.alarms.wait(when, waker)
+    elif waker is None:
+        await _until(clock, when)
+    else:
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None) as limit:
+                    waker.end = partial(_end, limit)
+                    await _until(clock, when)
+        finally:
+            waker.end = None
+
+
+def _end(limit: asyncio.Timeout) -> None:
+    if not limit.expired():
+        limit.reschedule(asyncio.get_running_loop().time())
+
+
+async def _until(clock: Clock, when: datetime) -> None:
     seen = clock.now()
     while (left := (when - seen).total_seconds()) > 0:
         await clock.sleep(min(left, LONGEST_SLEEP))

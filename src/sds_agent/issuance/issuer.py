@@ -10,15 +10,14 @@ import logging
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from functools import partial
 
 from msgspec import structs
 
 from sds_agent import log
 from sds_agent.authority.protocol import AuthorityError
-from sds_agent.clock import Clock, until
+from sds_agent.clock import Clock, Waker, until
 from sds_agent.issuance.acceptance import Accepted
 from sds_agent.issuance.attempts import AttemptRecord
 from sds_agent.issuance.cache import WorkloadCache
@@ -88,7 +87,7 @@ class Issuer:
         self._failure: Failure | None = None
         self._error: AuthorityError | None = None
         self._attempt: RunningAttempt | None = None
-        self._sleep: asyncio.Timeout | None = None
+        self._waker = Waker()
         self._stage: AttemptStage = "queued"
         self._attempt_id = ""
         self._taken_over = False
@@ -208,7 +207,8 @@ class Issuer:
         attempt = Attempt(
             self._publication.identity(source.name),
             self._priority,
-            partial(self._store.hurrying, self._workload.names),
+            self._store,
+            self._workload.names,
             self._asking,
             self._failover.patience(index, self._began, served, waits=source.supplied),
             None if served is None or index == self._failover.in_use else served.not_after,
@@ -236,11 +236,8 @@ class Issuer:
             return
         acknowledged = tasks.create_task(self._acknowledged()) if self._publication.holding else None
         try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None) as self._sleep:
-                    await until(self._clock, time)
+            await until(self._clock, time, self._waker)
         finally:
-            self._sleep = None
             if acknowledged is not None:
                 acknowledged.cancel()
         if acknowledged is not None:
@@ -248,8 +245,7 @@ class Issuer:
 
     def _wake(self) -> None:
         """Something has ended that `_wait` waits for."""
-        if self._sleep is not None and not self._sleep.expired():
-            self._sleep.reschedule(asyncio.get_running_loop().time())
+        self._waker.wake()
 
     async def _acknowledged(self) -> None:
         await acknowledged(self._store, self._trust.names)

@@ -6,9 +6,9 @@ by itself is a wait for the next of them: it takes no other workload's turn.
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractContextManager
 from contextvars import copy_context
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -16,11 +16,12 @@ from msgspec import Struct
 from sds_agent.authority.protocol import Authority, AuthorityError, CurrentIdentity, ErrorKind, Supplier
 from sds_agent.clock import Clock
 from sds_agent.issuance.adapter_calls import NoAnswerError
-from sds_agent.issuance.queue import Hurrying, IssuanceQueue, Place, Priority
+from sds_agent.issuance.queue import IssuanceQueue, Place, Priority
 from sds_agent.issuance.requester import CA_TIMEOUT, Obtained, Receiver, Requester
 from sds_agent.issuance.schedule import ALARM
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
+from sds_agent.secrets.store import SecretStore
 
 
 class Upstream(Struct, frozen=True):
@@ -34,8 +35,8 @@ class Upstream(Struct, frozen=True):
 
 
 class Attempt(Struct, frozen=True):
-    """What an attempt goes by: the certificate to ask with (`current`), its `priority` and what says that it has become
-    lower (`hurrying`), and how long it may take.
+    """What an attempt goes by: the certificate to ask with (`current`), its `priority`, which is lower once an Envoy
+    waits for one of the `names` of the `store`, and how long it may take.
 
     `begun` is called when its turn has come. `unless_until` is set where another authority's certificate is served: a
     source's certificate that ends by then, and soon, is the one that was given up, and no success.
@@ -43,7 +44,8 @@ class Attempt(Struct, frozen=True):
 
     current: CurrentIdentity | None
     priority: Callable[[], Priority]
-    hurrying: Hurrying
+    store: SecretStore
+    names: tuple[str, ...]
     begun: Callable[[], None]
     limit: timedelta | None = None
     unless_until: datetime | None = None
@@ -80,7 +82,7 @@ class IssuanceSource:
         """Begin an attempt, with tasks of that group; `ended` is called when it is over."""
         if self.supplied or attempt.limit is not None:
             return RunningAttempt.at_once(self.ask(attempt), tasks, ended)
-        return RunningAttempt.in_turn(self._queue, attempt, lambda: self._in_turn(attempt), tasks, ended)
+        return RunningAttempt.in_turn(self._queue, attempt, self._in_turn, tasks, ended)
 
     async def _in_turn(self, attempt: Attempt) -> Obtained | AuthorityError:
         attempt.begun()
@@ -106,7 +108,7 @@ class IssuanceSource:
             async with limit:
                 if self.supplied:
                     return await self._requester.ask(attempt.current)
-                async with self._queue.slot(attempt.priority, attempt.hurrying):
+                async with self._queue.slot(attempt.priority, partial(attempt.store.hurrying, attempt.names)):
                     attempt.begun()
                     return await self._requester.ask(attempt.current)
         except TimeoutError as error:
@@ -127,48 +129,45 @@ class IssuanceSource:
             )
 
 
+Outcome = Coroutine[Any, Any, Obtained | AuthorityError]
+
+
 class RunningAttempt:
     """An attempt under way. While it waits for its turn it has no task: thousands may wait for hours."""
 
-    __slots__ = ("_context", "_ended", "_hurrying", "_make", "_task", "_tasks", "_turn")
+    __slots__ = ("_attempt", "_context", "_ended", "_make", "_place", "_task", "_tasks")
 
     def __init__(self, tasks: asyncio.TaskGroup, ended: Callable[[], None]) -> None:
         self._context = copy_context()  # for its lines in the log: its turn comes in that of another attempt
         self._tasks = tasks
         self._ended = ended
-        self._turn: Place | None = None
+        self._attempt: Attempt | None = None
+        self._make: Callable[[Attempt], Outcome] | None = None
+        self._place: Place | None = None
         self._task: asyncio.Task[Obtained | AuthorityError] | None = None
-        self._hurrying: AbstractContextManager[object] | None = None
-        self._make: Callable[[], Coroutine[Any, Any, Obtained | AuthorityError]] | None = None
 
     @classmethod
-    def at_once(
-        cls,
-        asking: Coroutine[Any, Any, Obtained | AuthorityError],
-        tasks: asyncio.TaskGroup,
-        ended: Callable[[], None],
-    ) -> "RunningAttempt":
+    def at_once(cls, asking: Outcome, tasks: asyncio.TaskGroup, ended: Callable[[], None]) -> "RunningAttempt":
         """One that waits for no turn, or by itself."""
-        attempt = cls(tasks, ended)
-        attempt._start(asking)
-        return attempt
+        running = cls(tasks, ended)
+        running._start(asking)
+        return running
 
     @classmethod
     def in_turn(
         cls,
         queue: IssuanceQueue,
         attempt: Attempt,
-        make: Callable[[], Coroutine[Any, Any, Obtained | AuthorityError]],
+        make: Callable[[Attempt], Outcome],
         tasks: asyncio.TaskGroup,
         ended: Callable[[], None],
     ) -> "RunningAttempt":
         """One that begins with its turn."""
         running = cls(tasks, ended)
-        running._make = make
-        running._turn = turn = queue.join(attempt.priority, running._given)
-        if turn.waits:
-            running._hurrying = attempt.hurrying(turn.hurry)
-            running._hurrying.__enter__()
+        running._attempt, running._make = attempt, make
+        running._place = place = queue.join(attempt.priority, running._given)
+        if place.waits:
+            attempt.store.watch_awaited(attempt.names, running._hurry)
         return running
 
     @property
@@ -189,34 +188,35 @@ class RunningAttempt:
         if self._task is not None:
             return self._task.cancel()
         self._wait_no_more()
-        return self._turn is not None and self._turn.cancel()
+        return self._place is not None and self._place.cancel()
+
+    def _hurry(self) -> None:
+        if self._place is not None:
+            self._place.hurry()
 
     def _wait_no_more(self) -> None:
-        if self._hurrying is not None:
-            self._hurrying.__exit__(None, None, None)
-            self._hurrying = None
+        if self._attempt is not None:
+            self._attempt.store.unwatch_awaited(self._attempt.names, self._hurry)
 
     def _given(self) -> None:
         """Its turn has come."""
         self._wait_no_more()
-        make, self._make = self._make, None
-        assert make is not None, "a turn comes once"  # noqa: S101 - for the type checker
-        asking = make()
+        assert self._attempt is not None and self._make is not None, "see `in_turn`"  # noqa: S101, PT018 - for the type checker
+        asking = self._make(self._attempt)
         try:
             self._start(asking)
         except RuntimeError:  # the group ends, and with it this attempt
             asking.close()
             asyncio.get_running_loop().call_soon(self._leave)
 
-    def _start(self, asking: Coroutine[Any, Any, Obtained | AuthorityError]) -> None:
+    def _start(self, asking: Outcome) -> None:
         self._task = self._tasks.create_task(asking, context=self._context)
         self._task.add_done_callback(self._over)
 
     def _over(self, _: "asyncio.Task[Obtained | AuthorityError]") -> None:
-        if self._turn is not None:
-            self._turn.leave()
+        self._leave()
         self._ended()
 
     def _leave(self) -> None:
-        if self._turn is not None:
-            self._turn.leave()
+        if self._place is not None:
+            self._place.leave()

@@ -35,7 +35,7 @@ class SecretStore:
         self._watchers: dict[object, Watcher] = {}
         self._awaited: dict[object, frozenset[str]] = {}
         self._awaiting = Counter[str]()
-        self._hurried: dict[str, dict[object, Callable[[], None]]] = {}
+        self._hurried: dict[str, Callable[[], None]] = {}
         self.acknowledgements = Acknowledgements()
 
     def __contains__(self, name: object) -> bool:
@@ -130,28 +130,36 @@ class SecretStore:
                 del self._awaiting[name]
         for name in names - before:
             self._awaiting[name] += 1
-            for watcher in tuple(self._hurried.get(name, {}).values()):
+            if (watcher := self._hurried.get(name)) is not None:
                 watcher()
 
     def awaited(self, names: Iterable[str]) -> bool:
         """Whether a client waits for any of these names: they are to be issued first."""
         return any(name in self._awaiting for name in names)
 
+    def watch_awaited(self, names: Iterable[str], watcher: Callable[[], None]) -> None:
+        """Call `watcher` when another client begins to wait for one of these names, until `unwatch_awaited`.
+
+        A name has one watcher, the last. It must not wait or raise.
+        """
+        for name in names:
+            self._hurried[name] = watcher
+
+    def unwatch_awaited(self, names: Iterable[str], watcher: Callable[[], None]) -> None:
+        """Do not call `watcher` any more. Where another one watches a name by now, that stays."""
+        for name in names:
+            if self._hurried.get(name) == watcher:
+                del self._hurried[name]
+
     @contextmanager
     def hurrying(self, names: Iterable[str], watcher: Callable[[], None]) -> Iterator[None]:
-        """Call `watcher` when another client begins to wait for one of these names, until the context is left. It must
-        not wait or raise.
-        """
-        key, hurried = object(), tuple(names)
-        for name in hurried:
-            self._hurried.setdefault(name, {})[key] = watcher
+        """Watch these names inside this context."""
+        watched = tuple(names)
+        self.watch_awaited(watched, watcher)
         try:
             yield
         finally:
-            for name in hurried:
-                self._hurried[name].pop(key, None)
-                if not self._hurried[name]:
-                    del self._hurried[name]
+            self.unwatch_awaited(watched, watcher)
 
     def _change(self, changed: Mapping[str, Secret | None]) -> frozenset[str]:
         names = frozenset(changed)
