@@ -32,7 +32,7 @@ from sds_agent.pki.certificates import (
     write_pem,
 )
 from sds_agent.pki.keys import describe_key
-from sds_agent.pki.names import canonical
+from sds_agent.pki.names import issuer_of, subject_of
 from sds_agent.pki.validation.choice import current, moments
 from sds_agent.pki.validation.rules import Chain, fault_of_ca
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
@@ -284,8 +284,8 @@ class Trust:
         if accepted is not None and known == accepted.anchors:
             chains_to = accepted.validity.vouching
         else:
-            above = {canonical(below.issuer) for below in chain}
-            chains_to = tuple(a for a in known if canonical(a.subject) in above and vouches(a, chain, now))
+            above = {issuer_of(below) for below in chain}
+            chains_to = tuple(a for a in known if subject_of(a) in above and vouches(a, chain, now))
         if chains_to == self._chained.get(authority):
             chains_to = self._chained[authority]
         self._chained[authority] = chains_to

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from msgspec import Struct
 
-from sds_agent.pki.names import canonical
+from sds_agent.pki.names import issuer_of, subject_of
 from sds_agent.pki.validation.path import has_path
 from sds_agent.pki.validation.rules import Chain
 
@@ -64,8 +64,8 @@ def vouches(anchor: x509.Certificate, chain: Sequence[x509.Certificate], now: da
 
 def _above(chain: Sequence[x509.Certificate], anchors: Iterable[x509.Certificate]) -> list[x509.Certificate]:
     """The anchors that may have issued one of the chain, by their names: no other signatures need to be verified."""
-    issuers = {canonical(certificate.issuer) for certificate in chain}
-    return [anchor for anchor in anchors if canonical(anchor.subject) in issuers]
+    issuers = {issuer_of(certificate) for certificate in chain}
+    return [anchor for anchor in anchors if subject_of(anchor) in issuers]
 
 
 def _end(certificate: x509.Certificate) -> datetime:

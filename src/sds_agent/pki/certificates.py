@@ -41,8 +41,8 @@ warnings.filterwarnings("ignore", "Parsed a serial number which wasn't positive"
 warnings.filterwarnings("ignore", "Attribute's length must be", UserWarning)
 
 
-MOST_SHARED = 128
-"""Certificates of which the objects are kept, those read last."""
+MOST_SHARED, LONGEST_SHARED = 128, 8192
+"""Certificates of which the objects are kept, those read last, and bytes of such a one."""
 
 
 class CertificateError(SdsAgentError):
@@ -110,6 +110,7 @@ def longest_valid_first(certificates: Iterable[x509.Certificate]) -> tuple[x509.
     )
 
 
+@lru_cache(maxsize=32)
 def is_self_signed(certificate: x509.Certificate) -> bool:
     """Whether issuer and subject are one name and the certificate's own key signed it."""
     try:
@@ -195,11 +196,14 @@ def _read_block(block: Block) -> x509.Certificate:
     return _read_der(der)
 
 
-@lru_cache(maxsize=MOST_SHARED)
 def _read_der(der: bytes) -> x509.Certificate:
-    """The certificate, the same object for the same bytes while others are read seldom in between: CAs send theirs with
+    """The certificate, the same object for the same bytes while few others are read in between: CAs send theirs with
     each leaf, and an object with what was parsed of it takes some kilobytes.
     """
+    return _shared(der) if len(der) <= LONGEST_SHARED else _parsed(der)
+
+
+def _parsed(der: bytes) -> x509.Certificate:
     certificate = None
     try:
         certificate = x509.load_der_x509_certificate(der)
@@ -213,6 +217,9 @@ def _read_der(der: bytes) -> x509.Certificate:
     if fault := fault_of_loading(certificate):
         raise CertificateError(f"is a certificate that Envoy does not load: {fault}{_subject(der, certificate)}")
     return certificate
+
+
+_shared = lru_cache(maxsize=MOST_SHARED)(_parsed)
 
 
 def _parse_all(certificate: x509.Certificate) -> None:

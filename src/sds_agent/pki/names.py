@@ -49,9 +49,21 @@ def same_encoding(one: x509.Name, other: x509.Name) -> bool:
     return one.public_bytes() == other.public_bytes()
 
 
+@lru_cache(maxsize=32)
+def subject_of(certificate: x509.Certificate) -> CanonicalName:
+    """The certificate's subject, canonical. Remembered, for cryptography makes each name anew when it is asked for."""
+    return canonical(certificate.subject)
+
+
+@lru_cache(maxsize=32)
+def issuer_of(certificate: x509.Certificate) -> CanonicalName:
+    """The certificate's issuer, likewise."""
+    return canonical(certificate.issuer)
+
+
 def is_self_issued(certificate: x509.Certificate) -> bool:
     """Issuer and subject are one name, as where a CA's old key certifies its new one."""
-    return same_name(certificate.issuer, certificate.subject)
+    return issuer_of(certificate) == subject_of(certificate)
 
 
 def email_addresses(name: x509.Name) -> Iterator[str | None]:

@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from sds_agent.pki.certificates import describe, describe_time, extension, serial_hex
-from sds_agent.pki.names import CanonicalName, canonical, is_self_issued
+from sds_agent.pki.names import CanonicalName, is_self_issued, issuer_of, subject_of
 from sds_agent.pki.validation.policies import fault_of_policies
 from sds_agent.pki.validation.rules import Chain, Times, fault_of_identifiers, fault_of_names, fault_of_times
 from sds_agent.pki.validation.signatures import fault_of_pss, fault_of_signature
@@ -54,7 +54,7 @@ def moments(anchors: Iterable[x509.Certificate]) -> Iterator[datetime]:
 def ca_identity(certificate: x509.Certificate) -> CaIdentity:
     """One name and one key make one CA."""
     key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return canonical(certificate.subject), key
+    return subject_of(certificate), key
 
 
 class Bundle:
@@ -63,7 +63,7 @@ class Bundle:
     def __init__(self, anchors: Iterable[x509.Certificate]) -> None:
         self._by_name: dict[CanonicalName, list[x509.Certificate]] = {}
         for anchor in anchors:
-            self._by_name.setdefault(canonical(anchor.subject), []).append(anchor)
+            self._by_name.setdefault(subject_of(anchor), []).append(anchor)
 
     def fault_of_choice(self, chain: Chain, times: Times) -> str | None:
         """What is wrong with a chain that an Envoy may build in place of `chain`, which is good up to an anchor."""
@@ -96,14 +96,14 @@ class Bundle:
             yield from self._built((*path, issuer))
 
     def _issuers(self, certificate: x509.Certificate) -> list[x509.Certificate]:
-        namesakes = self._by_name.get(canonical(certificate.issuer), [])
+        namesakes = self._by_name.get(issuer_of(certificate), [])
         return [each for each in namesakes if _seems_issued(certificate, each)]
 
 
 def _seems_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     """X509_check_issued: by name, AuthorityKeyIdentifier and KeyUsage."""
     return (
-        canonical(certificate.issuer) == canonical(issuer.subject)
+        issuer_of(certificate) == subject_of(issuer)
         and fault_of_identifiers(issuer, certificate) is None
         and _may_sign(issuer)
     )

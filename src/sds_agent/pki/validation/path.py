@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from sds_agent.errors import SdsAgentError
 from sds_agent.pki.certificates import describe, describe_name, extension, is_self_signed, unique
-from sds_agent.pki.names import CanonicalName, canonical, same_name
+from sds_agent.pki.names import CanonicalName, issuer_of, subject_of
 from sds_agent.pki.validation.choice import Bundle, current
 from sds_agent.pki.validation.policies import fault_of_policies
 from sds_agent.pki.validation.rules import Chain, Times, fault_as_issuer, fault_of_certificate
@@ -131,13 +131,13 @@ class _CaCertificates:
         issuers += [_ca_certificate(c, is_anchor=False) for c in candidates]
         self._by_name: dict[CanonicalName, list[_CaCertificate]] = {}
         for issuer in sorted(issuers, key=_preference):
-            self._by_name.setdefault(canonical(issuer.certificate.subject), []).append(issuer)
+            self._by_name.setdefault(subject_of(issuer.certificate), []).append(issuer)
 
     def of(self, certificate: x509.Certificate) -> list[tuple[bool, _CaCertificate]]:
         """The CAs with its issuer's name; with each, whether another key identifier is asked for. Such come last."""
         named = extension(certificate, x509.AuthorityKeyIdentifier)
         wanted = named.key_identifier if named else None
-        namesakes = [(i.key_identifier != wanted, i) for i in self._by_name.get(canonical(certificate.issuer), [])]
+        namesakes = [(i.key_identifier != wanted, i) for i in self._by_name.get(issuer_of(certificate), [])]
         return sorted(namesakes, key=itemgetter(0))
 
 
@@ -226,7 +226,7 @@ def _fault(chain: Chain, issuer: _CaCertificate, times: Times) -> _Fault | None:
 def _fault_of_loop(certificate: x509.Certificate, chain: Chain) -> str | None:
     """One name and one key make one CA, though its certificates may differ (cross-signed, renewed)."""
     for below in chain:
-        if same_name(certificate.subject, below.subject) and certificate.public_key() == below.public_key():
+        if subject_of(certificate) == subject_of(below) and certificate.public_key() == below.public_key():
             return f"{describe(chain[-1])} was issued by {describe(certificate)}, which is already below it"
     return None
 

@@ -15,7 +15,7 @@ from cryptography.x509.oid import SignatureAlgorithmOID
 
 from sds_agent.pki.certificates import describe, describe_name
 from sds_agent.pki.der import fields_of_certificate
-from sds_agent.pki.names import same_name
+from sds_agent.pki.names import issuer_of, subject_of
 
 # What Envoy's TLS library takes, without the weak.
 _KNOWN = frozenset(
@@ -32,7 +32,7 @@ _KNOWN = frozenset(
         SignatureAlgorithmOID.ED25519,
     }
 )
-MOST_REMEMBERED = 64
+MOST_REMEMBERED = 32
 _HASHES = frozenset({"sha224", "sha256", "sha384", "sha512"})
 _PSS_HASHES = _HASHES - {"sha224"}
 _SIGN_LIKE_THIS = "its CA must sign by RSA or ECDSA, with SHA-256 or its like"
@@ -47,7 +47,7 @@ def fault_of_signature(certificate: x509.Certificate, issuer: x509.Certificate) 
     """
     if fault := _fault_of_algorithm(certificate):
         return fault
-    if not same_name(certificate.issuer, issuer.subject):
+    if issuer_of(certificate) != subject_of(issuer):
         return f"{describe(certificate)} was issued by {describe_name(certificate.issuer)}, not by {describe(issuer)}"
     try:
         _verify(certificate, issuer)
