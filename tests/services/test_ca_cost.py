@@ -58,7 +58,8 @@ async def test_a_certificate_costs_one_reading_one_signature_one_line_and_no_thr
     assert calls.of["ECPrivateKey.sign"] == REQUESTS
     assert calls.of["CertificateService._create"] == 2 * REQUESTS, "begun, and gone on when the request was there"
     assert named(calls, "create_x509_certificate") == 0, "a builder encodes anew what a template has"
-    assert named(calls, "PublicKey.verify") == 0, "the proof was verified when it was new"
+    assert calls.of["ECPublicKey.verify"] == REQUESTS, "of the CSR"
+    assert calls.of["RSAPublicKey.verify"] == 0, "the token was verified when it was new"
     assert named(calls, "load_pem_x509_certificate") == named(calls, "_parse_all") == 0
     assert named(calls, "start_new_thread") == named(calls, "run_in_executor") == 0
     assert calls.of["posix.open"] <= REQUESTS, "no file is opened but the audit log"

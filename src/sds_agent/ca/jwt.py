@@ -26,8 +26,6 @@ LONGEST_TOKEN = 16 << 10
 MOST_KNOWN = 1000
 """Tokens whose callers are remembered."""
 _ALGORITHMS = frozenset({"RS256", "ES256", "EdDSA"})
-KeySet = tuple[Jwk, ...]
-
 _TIMES = ("exp", "nbf")
 
 
@@ -51,7 +49,7 @@ class _Token(Struct, frozen=True):
 class _Known(Struct, frozen=True):
     """What a good token proves, as long as the key sets of the issuers are these and its times hold."""
 
-    key_sets: tuple[KeySet, ...]
+    key_sets: tuple[tuple[Jwk, ...], ...]
     times: Claims
     caller: Caller
 
@@ -94,7 +92,7 @@ class TokenCallers:
             return caller
         raise refusal
 
-    def _key_sets(self) -> tuple[KeySet, ...]:
+    def _key_sets(self) -> tuple[tuple[Jwk, ...], ...]:
         return tuple([issuer.keys.current for issuer in self._issuers])
 
     def _remember(self, mark: bytes, known: _Known) -> None:

@@ -33,14 +33,15 @@ class Waiting:
     async def place(self, holder: str) -> AsyncIterator[None]:
         """Wait inside this context. Raises TimeoutError after `timeout` seconds, and GaveWayError."""
         loop = asyncio.get_running_loop()  # once: it is a system call in Python 3.11
-        timeout = asyncio.timeout_at(loop.time() + self.timeout)
+        ends = loop.time() + self.timeout
+        timeout = asyncio.timeout_at(None)
         later: asyncio.TimerHandle | None = None
         try:
             async with timeout:
-                if self._grace:
-                    later = loop.call_later(self._grace, self._enter, timeout, holder)
+                if self._grace:  # until then one timer is enough
+                    later = loop.call_later(min(self._grace, self.timeout), self._enter, timeout, holder, ends)
                 else:
-                    self._enter(timeout, holder)
+                    self._enter(timeout, holder, ends)
                 yield
         except TimeoutError as error:
             if timeout.expired() and timeout in self._gave_way:
@@ -52,9 +53,10 @@ class Waiting:
             self._here.leave(timeout)
             self._gave_way.discard(timeout)
 
-    def _enter(self, timeout: asyncio.Timeout, holder: str) -> None:
+    def _enter(self, timeout: asyncio.Timeout, holder: str, ends: float) -> None:
         self._make_room(holder)
         self._here.enter(timeout, holder)
+        timeout.reschedule(ends)
 
     def _make_room(self, holder: str) -> None:
         if self._here.count(holder) >= self._each:
