@@ -326,6 +326,7 @@ def _grpc_server(settings: CaSettings) -> grpc.aio.Server:
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 20_000),
             ("grpc.http2.max_ping_strikes", 0),
+            ("grpc.http2.bdp_probe", 0),  # a ping to the client, which answers it, for each connection
         )
     )
 
