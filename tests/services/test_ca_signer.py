@@ -25,6 +25,7 @@ from fakes.clocks import HandClock
 from fakes.der import Entity
 from fakes.events import recorded
 from fakes.hierarchy import Ca, make_ca, make_crl, make_leaf
+from msgspec import structs
 
 from sds_agent.ca.lists import SETTLE
 from sds_agent.ca.source import CHECK_EVERY, PluggedSource, SelfSignedSource
@@ -213,6 +214,30 @@ def test_every_handshake_goes_by_the_signer_and_the_roots_of_the_moment(tmp_path
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.load_verify_locations(cadata=write_pem([roots[1].certificate]).decode())
     assert handshake(client, tls.context()) is None, "it shows no certificate, and takes the server's"
+
+
+@pytest.mark.parametrize("intermediates", [False, True])
+def test_a_handshake_sends_the_chain_that_was_loaded_and_searches_for_none(*, intermediates: bool) -> None:
+    """OpenSSL would look for the issuer of a certificate that stands alone, and verify it, in every handshake."""
+    root = fresh("root")
+    above = make_ca("above", root, not_before=soon(-timedelta(hours=1)), not_after=soon(timedelta(hours=1)))
+    signing = signing_set(above, root)
+    if not intermediates:
+        signing = structs.replace(signing_set(root, root), intermediates=())
+    server = ServerTls(lambda: signing, ["localhost"], lambda: datetime.now(UTC), ask_client=False).context()
+    server.maximum_version = ssl.TLSVersion.TLSv1_2  # in which certificates are sent as they are
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = ssl.create_default_context()
+    client.set_alpn_protocols(["h2"])
+    greeting = ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        client.wrap_bio(ssl.MemoryBIO(), greeting, server_hostname="localhost").do_handshake()
+    incoming.write(greeting.read())
+    with suppress(ssl.SSLWantReadError):
+        server.wrap_bio(incoming, outgoing, server_side=True).do_handshake()
+    sent = outgoing.read()
+    issuer = signing.signer.certificate
+    assert issuer.public_bytes(Encoding.DER) in sent, "with no anchors to search in, it came from the loaded chain"
 
 
 def signing_set(signer: Ca, root: Ca) -> SigningSet:
