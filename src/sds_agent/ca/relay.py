@@ -13,6 +13,7 @@ The module is asyncio's, as are the transports.
 """
 
 import asyncio
+import functools
 import os
 import socket
 import ssl
@@ -33,6 +34,8 @@ _CREDENTIALS = struct.Struct("3i")
 _BUFFER: Final = memoryview(bytearray(64 << 10))
 """Where every read of every connection goes: what it brought is copied or encrypted before the next one."""
 
+MOST_CAS: Final = 100
+"""Certificates of CAs above clients' that are kept, each as it was read."""
 FAREWELL = 5.0
 """Seconds in which a closed connection may hand over what is still in its buffers."""
 
@@ -313,4 +316,13 @@ def verified_chain(front: FrontEnd) -> tuple[x509.Certificate, ...]:
     else:  # it is there since Python 3.10, under this name alone
         inner = front.tls._sslobj  # type: ignore[attr-defined]  # noqa: SLF001 - see above
         pems = [each.public_bytes() for each in inner.get_verified_chain() or ()]
-    return read_pem("".join(pems).encode())
+    if not pems:
+        return ()
+    return (*read_pem(pems[0].encode()), *map(_ca_certificate, pems[1:]))
+
+
+@functools.lru_cache(MOST_CAS)
+def _ca_certificate(pem: str) -> x509.Certificate:
+    """What all clients' certificates have above them is read once. Raises CertificateError."""
+    (certificate,) = read_pem(pem.encode())
+    return certificate
