@@ -1,6 +1,7 @@
 """The composition root: builds the parts from the settings, owns their tasks and the order in which they end."""
 
 import asyncio
+import gc
 import logging
 import os
 from collections import deque
@@ -16,7 +17,6 @@ from sds_agent.clock import Clock, SystemClock
 from sds_agent.config.settings import Settings
 from sds_agent.directories import LockedDirectory, locked_directory
 from sds_agent.errors import SdsAgentError
-from sds_agent.issuance import expiry
 from sds_agent.issuance.anchors_file import AnchorsFile
 from sds_agent.issuance.anchors_refresh import maintain
 from sds_agent.issuance.attempts import MOST_ATTEMPTS, AttemptRecord
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
+ENVOYS_FIRST = 0.05
+"""Seconds after the start of the server in which nothing else is started or imported: Envoys that have waited for it
+connect at once, and would wait for that too."""
 FIRST_SECRET = 2.0
 """Seconds after the start from which on a changed configuration file is noticed, whatever the CAs do."""
 
@@ -55,7 +58,8 @@ FIRST_SECRET = 2.0
 async def run(settings: Settings, origin: ConfigSource | None = None) -> None:
     """Run the agent until SIGTERM or SIGINT, or until its terminal is closed.
 
-    Another SIGHUP, and a change of the file, has it reload its configuration from `origin`.
+    Another SIGHUP, and a change of the file, has it reload its configuration from `origin`. From when it serves on, the
+    garbage collector is enabled; a start is quicker without it.
 
     Raises ConfigurationError, SocketInUseError, StateInUseError or ProbeError when it cannot start, alone or in an
     exception group, as its parts run in one. `preflight.obstacles` finds all but the last without a start.
@@ -72,6 +76,8 @@ async def run(settings: Settings, origin: ConfigSource | None = None) -> None:
             agent(settings, cas, clock, locked, listening) as running,
             supervised(manager, running.store, running.summary, clock),
         ):
+            gc.freeze()  # what the start has made stays
+            gc.enable()
             hooks = ReloadHooks(manager.reloading, lambda: manager.ready(running.summary(clock.now())))
             await _reload(running, cas, origin, hooks, asked)
     log.event(LOG, "stopped")
@@ -147,6 +153,7 @@ async def agent(
             start(files.run())
         # The server ends first, and its streams with it, while the tasks above still run.
         async with _served(settings, running, limits, clock, listening):
+            await asyncio.sleep(ENVOYS_FIRST)
             # Only now, as they take their time, and the first secret needs none of it.
             running.start_refreshes()
             _start_warnings(start, settings, running, clock)
@@ -201,6 +208,8 @@ def _announce(socket: Path) -> None:
 
 def _start_warnings(start: Start, settings: Settings, running: Agent, clock: Clock) -> None:
     """Check what is only warned of. To be called once the server runs: it must not delay the first secret."""
+    from sds_agent.issuance import expiry  # noqa: PLC0415 - not before the first secret
+
     start(sources.warn(preflight.sources(settings)))
     start(_check_credentials(settings, clock))
     start(expiry.watch(lambda: (running.each_workload(), running.trust), clock))

@@ -8,11 +8,13 @@ second import loads the module, and before Python 3.12.3 a thread can see half o
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
 from threading import RLock
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
 
 UNUSED = frozenset(
     {
@@ -37,10 +39,10 @@ class _Unloaded(ModuleType):
         return ModuleType.__getattribute__(self, name)
 
 
-class _Later(Loader):
+class _Later:
     """Leaves a module unloaded, for `loader` to load later."""
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: "Loader") -> None:
         self.lock = RLock()
         self.has_begun = False
         self._loader = loader
@@ -75,7 +77,8 @@ class _Finder:
         """As `importlib.abc.MetaPathFinder` has it."""
         spec = PathFinder.find_spec(name, path) if name in UNUSED else None
         if spec is not None and spec.loader is not None:
-            spec.loader = _Later(spec.loader)
+            later: Any = _Later(spec.loader)  # not a Loader: importlib.abc imports as much as this saves
+            spec.loader = later
         return spec
 
 

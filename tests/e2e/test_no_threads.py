@@ -12,6 +12,7 @@ MODULES = [
     "anyio._backends._asyncio",
     "encodings.idna",
     "sds_agent.app",
+    "sds_agent.cli.parser",
     "sds_agent.cli.run",
     "sds_agent.config.loading",
 ]
