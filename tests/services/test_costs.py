@@ -32,8 +32,8 @@ WITHIN = 120.0
 LEFT_WITHIN = 30.0
 """Seconds in which what a stream held has to be free once it has left; a timer that was cancelled keeps it a while."""
 LEFTOVER = MANY // 2
-"""Python's objects that may stay of so many streams: not one for each, where one that is open has a hundred. Bytes would
-not tell, as Python keeps some of what was freed for the next of the same kind.
+"""Python's objects that may stay of so many streams: not one for each, where one that is open has a hundred. Bytes
+would not tell, as Python keeps some of what was freed for the next of the same kind.
 """
 
 Counts = dict[str, int]
