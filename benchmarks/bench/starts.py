@@ -17,7 +17,8 @@ from bench import processes
 from bench.program import MissingError, environment
 
 METHOD = "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets"
-QUESTION = sds_pb2.DiscoveryRequest(resource_names=["default"]).SerializeToString()
+QUESTION = sds_pb2.DiscoveryRequest(node=sds_pb2.Node(id="bench"), resource_names=["default"]).SerializeToString()
+"""With a node: some servers end a stream whose client does not say who it is."""
 TIMEOUT = 20.0
 
 CONFIG = """
