@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import os
 import socket
 from collections.abc import Iterator
@@ -122,6 +123,28 @@ async def test_a_peer_that_is_just_writing_still_reads_the_last_answer() -> None
         ends.peer.close()
         await asyncio.wait_for(ends.over.wait(), 10)
         assert ends.why is None
+
+
+async def test_a_connection_that_is_over_leaves_nothing_for_the_garbage_collector() -> None:
+    """A thousand Envoys that leave at once would stay in memory for long, and a push would wait for the collector."""
+
+    def connection() -> None:
+        (peer, front), (back, server) = (socket.socketpair(socket.AF_UNIX) for _ in range(2))
+        relay = Relay(front, back, Inspection(Bounds(block=100)), lambda _calls: 0.0, lambda _relay, _why: None)
+        relay.begin()
+        relay.close()
+        for each in (peer, server):
+            each.close()
+
+    connection()
+    gc.collect()
+    gc.disable()
+    try:
+        connection()
+        await asyncio.sleep(0)  # the event loop forgets what it no longer has to watch
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 async def test_a_peer_that_does_not_close_is_closed() -> None:

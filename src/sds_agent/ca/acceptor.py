@@ -226,6 +226,7 @@ class TlsAcceptor:
                 self._emptied.set()
             self._places.leave(connection)
             self._forget(connection)
+            connection.inspection.end()
             connection.plain.close()
 
     def _forget(self, connection: _Connection) -> None:

@@ -82,6 +82,11 @@ class Inspection:
         """Let the client send so many frames more."""
         self._frames_left += frames
 
+    def end(self) -> None:
+        """The connection is over; there is nothing more to take. What was stored is freed at once."""
+        self._fault = self._fault or "the connection is over"
+        self._walk.close()
+
     def _passes_whole_frames(self) -> bool:
         """Skip frames without a header block that are here as a whole: an acknowledgement is one. Whether that is all
         that is here.

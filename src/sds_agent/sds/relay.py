@@ -86,8 +86,11 @@ class Relay:
         self._closed = True
         if self._closing is not None:
             self._closing.cancel()
-        self._inbound.end()
-        self._outbound.end()
+            self._closing = None
+        for each in (self._inbound, self._outbound):
+            each.end()
+            each.forget()
+        self._inspection.end()
         self._peer.close()
         self._back.close()
         self._on_close(self, why)
@@ -177,6 +180,10 @@ class _Direction:
         self._rest = b""
         self._stop_timer()
 
+    def forget(self) -> None:
+        """Know the relay no more, so that both are freed at once, and not when Python next looks for cycles."""
+        self._inspect, self._wait, self._ended = _pass, _at_once, _nothing
+
     def discard(self) -> None:
         """Go on reading, and discard what is read."""
         self._discards = True
@@ -249,3 +256,7 @@ def _pass(_data: memoryview) -> bool:
 
 def _at_once() -> float:
     return 0.0
+
+
+def _nothing() -> None:
+    pass
