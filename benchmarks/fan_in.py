@@ -1,13 +1,14 @@
 """What it costs a server that all Envoys of a node connect at once, and what stays when they have come ten times.
 
-    python benchmarks/fan_in.py [--streams N...] [--rounds 3] [--waves 10] [--node first]
+    python benchmarks/fan_in.py [--streams N...] [--rounds 3] [--waves 10] [--rest 3] [--node first]
                                [--beside CHECKOUT] [--peer SOCKET:PID]
 
 N clients come at once, each with one stream of StreamSecrets on a connection of its own and the first request of a real
 Envoy 1.40, and acknowledge what they get. Then all leave, and as many come again. "all served" is the time from the
 first connect to the last stream's response, "processor" what the server took until it had dealt with all ACKs, both of
-each wave; "resident" is its memory while all streams of that wave are there. A server is started anew for each N and
-each round; a peer runs already, and its memory has a history.
+each wave; "resident" is its memory while all streams of that wave are there, after some seconds of rest, as a node is
+at rest nearly all the time. A server is started anew for each N and each round; a peer runs already, and its memory has
+a history.
 """
 
 import argparse
@@ -27,8 +28,9 @@ LEFT_WITHIN = 20.0
 SPARE_FILES = 8
 
 
-def waves(server: Running, streams: Subscribers, count: int, most: int, found: Found) -> None:
-    """So many waves of `count` streams. Raises LostError."""
+def waves(server: Running, streams: Subscribers, count: int, arguments: argparse.Namespace, found: Found) -> None:
+    """The waves of `count` streams. Raises LostError."""
+    most = arguments.waves
     files = open_files(server.pid)
     found["idle", "MB"].append(resident_mb(server.pid))
     for wave in range(1, most + 1):
@@ -38,6 +40,7 @@ def waves(server: Running, streams: Subscribers, count: int, most: int, found: F
         server.settled(streams)
         found["processor", "ms"].append(precise_ms(server.pid) - processor)
         if wave in {1, 2, most}:
+            streams.run(arguments.rest)
             found[f"resident, wave {wave}", "MB"].append(resident_mb(server.pid))
         streams.leave()
         deadline = time.monotonic() + LEFT_WITHIN
@@ -57,7 +60,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
 
         def measured(server: Server, found: Found, count: int = count) -> None:
             with server.running() as running, subscribed(running.socket, asked) as streams:
-                waves(running, streams, count, arguments.waves, found)
+                waves(running, streams, count, arguments, found)
 
         for server, figures in each_round(servers(arguments), arguments.rounds, measured):
             yield Row(server.name, {"streams": count}, figures)
@@ -68,6 +71,7 @@ def main() -> None:
     parser = program.parser(__doc__)
     add_arguments(parser, rounds=3)
     parser.add_argument("--waves", type=int, help="by default 10")
+    parser.add_argument("--rest", type=float, help="seconds before memory is read; by default 3")
     parser.add_argument(
         "--node", type=NodeUse, choices=list(NodeUse), default=NodeUse.FIRST, help="where the whole Node is; first"
     )
@@ -75,6 +79,8 @@ def main() -> None:
     arguments.streams = arguments.streams or ((1, 20) if arguments.small else STREAMS)
     arguments.rounds = arguments.rounds or (1 if arguments.small else 3)
     arguments.waves = arguments.waves or (3 if arguments.small else 10)
+    if arguments.rest is None:
+        arguments.rest = 0.0 if arguments.small else 3.0
     program.main(__doc__, arguments, lambda: measure(arguments))
 
 
