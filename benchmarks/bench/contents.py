@@ -114,6 +114,12 @@ SUMMARY: tuple[Line, ...] = (
         case={**_NODE_ONCE, "streams": 500},
     ),
     Line(
+        words="push to 500, change to last",
+        benchmark="push",
+        figure="change to last",
+        case={**_NODE_ONCE, "streams": 500},
+    ),
+    Line(
         words="push to 500 with whole Nodes, processor",
         benchmark="push",
         figure="processor",
@@ -128,12 +134,19 @@ SUMMARY: tuple[Line, ...] = (
     Line(words="10,000 identities issued in", benchmark="identities", figure="all issued", case={"identities": 10_000}),
     Line(words="memory an identity", benchmark="identities", figure="memory", case={"identities": 10_000}),
     Line(
+        words="the event loop late while 1,000 renew, 99.9th percentile",
+        benchmark="identities",
+        figure="late, 99.9th percentile",
+        case={"renewing": 1000, "streams": 500},
+    ),
+    Line(
         words="an Envoy's first request read",
         benchmark="codec",
         figure="processor",
         case={"step": "read the first request", "variant": "sotw"},
     ),
     Line(words="a certificate of the CA server", benchmark="ca_serve", figure="processor time a certificate", case=_CA),
+    Line(words="memory over a long run, growth", benchmark="soak", figure="resident, last quarter over first"),
     Line(
         words="slowest of a thousand requests through renewals (floor: without)",
         benchmark="traffic",
