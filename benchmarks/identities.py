@@ -52,8 +52,6 @@ OURS = "sds-agent"
 SERVICE = "/envoy.service.secret.v3.SecretDiscoveryService/"
 LONGEST = 900.0
 """Seconds for one agent."""
-SHORT = 16
-"""Seconds of a certificate's life where renewals are measured."""
 BETWEEN = 0.005
 """Seconds between two small requests."""
 CONFIG = """
@@ -71,6 +69,18 @@ KEYS: dict[str, Callable[[], ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey]] = 
 }
 
 
+class Span(NamedTuple):
+    """Seconds of a certificate's life where renewals are measured, and for how many lives they are watched."""
+
+    life: int
+    lives: float
+
+    @property
+    def seconds(self) -> float:
+        """For which they are watched."""
+        return self.life * self.lives
+
+
 class Issued(NamedTuple):
     """Of one agent: seconds from exec until it was ready, its processor time then, and its memory a moment later."""
 
@@ -86,9 +96,10 @@ def main() -> None:
     parser.add_argument("--renewing", type=int, default=1000, metavar="N")
     parser.add_argument("--streams", type=int, default=500, metavar="N")
     parser.add_argument("--runs", type=int, default=1, metavar="N", help="of each agent; 1 unless given")
+    parser.add_argument("--life", type=int, default=16, metavar="S", help="of certificates that are renewed; 16 s")
     chosen = parser.parse_args()
     if chosen.small:
-        chosen.identities, chosen.renewing, chosen.streams = "1,50", 20, 10
+        chosen.identities, chosen.renewing, chosen.streams, chosen.life = "1,50", 20, 10, 6
     program.main(__doc__, chosen, lambda: measure(chosen))
 
 
@@ -97,9 +108,10 @@ def measure(chosen: argparse.Namespace) -> Iterator[Row]:
     program.descriptors(2 * chosen.streams + 500)
     numbers = [int(each) for each in chosen.identities.split(",")]
     yield from issuing(numbers, chosen.runs)
-    yield from renewing("ec-p256", chosen.renewing)
-    yield from renewing("rsa-2048", max(chosen.renewing // 50, 2))
-    yield from lag(chosen.renewing, chosen.streams)
+    span = Span(chosen.life, 0.5 if chosen.small else 1)
+    yield from renewing("ec-p256", chosen.renewing, span)
+    yield from renewing("rsa-2048", max(chosen.renewing // 50, 2), span)
+    yield from lag(chosen.renewing, chosen.streams, span)
 
 
 def issuing(numbers: Sequence[int], runs: int) -> Iterator[Row]:
@@ -143,17 +155,17 @@ def issued(number: int) -> Issued:
         return Issued(seconds, processor, resident_mb(running.pid), secret_size(running.socket))
 
 
-def renewing(key: str, number: int) -> Iterator[Row]:
+def renewing(key: str, number: int, span: Span) -> Iterator[Row]:
     """One life of certificates that are all renewed in it."""
     case: dict[str, str | int] = {"renewing": number, "key": key}
     _, ran = bare_loop(number, key)
     floor = 1000 * ran / number
     yield Row(FLOOR, case, (Figure("a renewal", "ms", (floor,)), Figure("renewals", "a second", (1000 / floor,))))
-    with agent(number, f"{SHORT}s", key) as running:
+    with agent(number, f"{span.life}s", key) as running:
         running.ready()
         running.count("renewed", number // 2)
         before, first = processor_ms(running.pid), running.count("renewed", 0)
-        time.sleep(SHORT)
+        time.sleep(span.seconds)
         took, renewals = processor_ms(running.pid) - before, running.count("renewed", 0) - first
     if not renewals:
         raise MissingError("no certificate was renewed: the machine is too busy to measure on")
@@ -161,18 +173,18 @@ def renewing(key: str, number: int) -> Iterator[Row]:
     yield Row(OURS, case, (Figure("a renewal", "ms", (each,)), Figure("renewals", "a second", (1000 / each,))))
 
 
-def lag(number: int, streams: int) -> Iterator[Row]:
+def lag(number: int, streams: int, span: Span) -> Iterator[Row]:
     """What others wait while certificates are renewed."""
     case: dict[str, str | int] = {"renewing": number, "streams": streams}
-    bare = asyncio.run(bare_lag(SHORT / 2))
+    bare = asyncio.run(bare_lag(span.seconds / 2))
     yield Row(FLOOR, case, _lag_figures(bare))
-    with agent(number, f"{SHORT}s", "ec-p256", streams=streams + 100, watched=True) as running:
+    with agent(number, f"{span.life}s", "ec-p256", streams=streams + 100, watched=True) as running:
         running.ready()
         with listening(running.socket, number, streams) as link:
             running.lags()
             before = running.count("renewed", 0)
             link.send("time")
-            time.sleep(1.5 * SHORT)
+            time.sleep(1.5 * span.seconds)
             found, renewals = running.lags(), running.count("renewed", 0) - before
             link.send("end")
             waits = link.recv()
