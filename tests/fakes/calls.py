@@ -1,7 +1,6 @@
 """How often functions are called, of Python and of C: what work costs, counted the same on every machine."""
 
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,12 +36,10 @@ class Calls:
 
 @contextmanager
 def counted() -> Iterator[Calls]:
-    """Count what this thread calls, and the threads that are started inside the context."""
+    """Count what this thread calls."""
     found = Calls()
-    threading.setprofile(found.seen)
     sys.setprofile(found.seen)
     try:
         yield found
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)

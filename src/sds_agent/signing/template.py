@@ -5,13 +5,13 @@ signature on P-256 does. A template is cut from a certificate that the builder m
 puts a serial number, times, a key and a name into their places (RFC 5280 sections 4.1 and 4.2.1).
 """
 
-import hashlib
 from datetime import datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from sds_agent.digest import sha1
 from sds_agent.pki.der import elements, encoded, split
 from sds_agent.pki.keys import PrivateKey, PublicKey, public_bytes, signature_hash
 
@@ -89,4 +89,4 @@ def _key_identifier(key: bytes) -> bytes:
     """The SHA-1 of the key in a SubjectPublicKeyInfo (RFC 5280 section 4.2.1.2), a name and no protection."""
     (_, content), *_ = elements(key)
     _, (_, bits) = elements(content)
-    return hashlib.sha1(bits[1:], usedforsecurity=False).digest()
+    return sha1(bits[1:])
