@@ -273,7 +273,10 @@ async def reach(backend: Path, name: str, back: BackEnd) -> None:
     try:
         inner.setblocking(False)
         inner.bind(f"\0{name}")
-        await loop.sock_connect(inner, str(backend))
+        try:
+            inner.connect(str(backend))  # which a socket of this machine takes at once, but where its queue is full
+        except BlockingIOError:
+            await loop.sock_connect(inner, str(backend))
         _check_listener(inner)
         await loop.create_unix_connection(lambda: back, sock=inner)
     except BaseException:
@@ -301,7 +304,8 @@ async def relay(front: FrontEnd, back: BackEnd) -> None:
     for end in ends:
         if not end.closed.done():
             end.close()
-    await asyncio.wait([end.closed for end in ends], timeout=FAREWELL)
+    if left := [end.closed for end in ends if not end.closed.done()]:
+        await asyncio.wait(left, timeout=FAREWELL)
     if front.fault is not None:
         raise ConnectionAbortedError(front.fault)
 
