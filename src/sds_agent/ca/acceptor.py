@@ -20,9 +20,10 @@ import math
 import secrets
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 from cryptography import x509
 from msgspec import Struct
@@ -80,14 +81,53 @@ class ConnectionLimits(Struct, frozen=True):
     unproven: float = UNPROVEN_TIMEOUT
 
 
+class Arrival(Struct, frozen=True, eq=False):
+    """An accepted connection: the client's address as text, what it counts for, and the connection's own name."""
+
+    plain: socket.socket
+    address: str
+    origin: str
+    name: str
+
+
+class Placing(Protocol):
+    """The places that connections have, by their names, as `Places` has them."""
+
+    def arrive(self, connection: str, origin: str) -> str | None:
+        """Give a new connection a place. Returns the one that has to end for it, perhaps the new one itself."""
+        ...
+
+    def prove(self, connection: str, caller: str) -> str | None:
+        """Give the connection a proven caller's place. Returns the one that has to end for it."""
+        ...
+
+    def leave(self, connection: str) -> None:
+        """Free the place of a connection that has ended."""
+        ...
+
+
+class Full:
+    """Says that a connection ended because there are too many, every REPORT_EVERY seconds at most."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._again = -math.inf
+
+    def report(self, closed: str, now: float) -> None:
+        """The connection from the address `closed` ended, at `now` in seconds of the event loop's clock."""
+        if now >= self._again:
+            self._again = now + REPORT_EVERY
+            log.event(LOG, "too_many_connections", level=logging.WARNING, most=self._most, closed=closed)
+
+
 class _Connection:
     """One connection from its acceptance on. It ends at `deadline`, in seconds of the event loop's clock."""
 
-    def __init__(self, plain: socket.socket, address: object, bounds: Bounds, deadline: float) -> None:
-        self.plain = plain
-        self.address = address_text(address)
-        self.origin = origin_of(address[0]) if isinstance(address, tuple) else str(address)
-        self.name = f"{_PREFIX}{secrets.token_hex(16)}"
+    def __init__(self, arrival: Arrival, bounds: Bounds, deadline: float) -> None:
+        self.plain = arrival.plain
+        self.address = arrival.address
+        self.origin = arrival.origin
+        self.name = arrival.name
         self.peer = UNKNOWN
         self.proven = False
         self.deadline = deadline
@@ -122,24 +162,28 @@ class TlsAcceptor:
     """Accepts TLS connections and relays them to gRPC. `context` gives the TLS context for the next one."""
 
     def __init__(
-        self, context: Callable[[], ssl.SSLContext], now: Callable[[], datetime], limits: ConnectionLimits
+        self,
+        context: Callable[[], ssl.SSLContext],
+        now: Callable[[], datetime],
+        limits: ConnectionLimits,
+        places: Placing | None = None,
     ) -> None:
         self._context = context
         self._now = now
         self._limits = limits
-        self._open = 0
         self._closing = False
         self._emptied = asyncio.Event()
         self._emptied.set()
-        self._places = Places[_Connection](limits.most)
+        self._places = places or Places[str](limits.most)
+        self._open: dict[str, _Connection] = {}
         self._named: dict[str, _Connection] = {}
         self._ended: dict[str, Peer] = {}
-        self._report_again = -math.inf
+        self._full = Full(limits.most)
 
     @property
     def connections(self) -> int:
         """How many are open."""
-        return self._open
+        return len(self._open)
 
     def peer(self, grpc_peer: str) -> Peer:
         """What is known of the connection that `ServicerContext.peer` names; UNKNOWN some seconds after its end."""
@@ -154,31 +198,29 @@ class TlsAcceptor:
         connection.proven = True
         connection.inspection.allow(self._limits.frames_when_proven)
         connection.end_at(_now() + self._seconds_left(connection.peer.chain))
-        self._end(self._places.prove(connection, caller))
+        self._give_way(self._places.prove(connection.name, caller))
 
     def _find(self, grpc_peer: str) -> _Connection | None:
         return self._named.get(_name_of(grpc_peer))
 
     async def run(self, listener: socket.socket, backends: Sequence[Path]) -> None:
         """Accept until cancelled, which closes what is open. The Unix sockets `backends` get connections in turn."""
+        await self.take(lambda: accept(listener), backends)
+
+    async def take(self, arrive: Callable[[], Awaitable[Arrival]], backends: Sequence[Path]) -> None:
+        """The same with connections that were accepted elsewhere: `arrive` waits for the next one."""
         loop = asyncio.get_running_loop()
         backend = itertools.cycle(backends)
         async with asyncio.TaskGroup() as tasks:
             while True:
-                try:
-                    plain, address = await loop.sock_accept(listener)
-                except OSError as error:  # no descriptor is left, or the client is gone already
-                    log.event(LOG, "not_accepted", level=logging.WARNING, cause=error.strerror)
-                    await asyncio.sleep(ACCEPT_AGAIN)
-                    continue
-                limits = self._limits
-                connection = _Connection(plain, address, limits.bounds, loop.time() + limits.unproven)
+                limits, arrival = self._limits, await arrive()
+                connection = _Connection(arrival, limits.bounds, loop.time() + limits.unproven)
                 if self._has_place(connection):
-                    self._open += 1
+                    self._open[connection.name] = connection
                     self._emptied.clear()
                     tasks.create_task(self._serve(connection, next(backend)))
                 else:
-                    plain.close()
+                    arrival.plain.close()
                 await asyncio.sleep(0)  # a queue of new connections must not hold up the accepted ones
 
     def close(self) -> None:
@@ -192,24 +234,23 @@ class TlsAcceptor:
     def _has_place(self, connection: _Connection) -> bool:
         if self._closing:
             return False
-        gives_way = self._places.arrive(connection, connection.origin)
-        if gives_way is connection:
-            self._report_full(connection)
+        gives_way = self._places.arrive(connection.name, connection.origin)
+        if gives_way == connection.name:
+            self._full.report(connection.address, _now())
             return False
-        self._end(gives_way)
+        self._give_way(gives_way)
         return True
 
-    def _end(self, connection: _Connection | None) -> None:
+    def _give_way(self, name: str | None) -> None:
         """End the connection that gives way to another one, if there is one."""
-        if connection is not None:
-            self._report_full(connection)
-            connection.end_at(_now())
+        if name is not None and name in self._open:
+            self._full.report(self._open[name].address, _now())
+            self.end(name)
 
-    def _report_full(self, connection: _Connection) -> None:
-        if (now := _now()) >= self._report_again:
-            self._report_again = now + REPORT_EVERY
-            most, closed = self._limits.most, connection.address
-            log.event(LOG, "too_many_connections", level=logging.WARNING, most=most, closed=closed)
+    def end(self, name: str) -> None:
+        """End the connection of that name at once, if it is open."""
+        if name in self._open:
+            self._open[name].end_at(_now())
 
     async def _serve(self, connection: _Connection, backend: Path) -> None:
         try:
@@ -221,10 +262,10 @@ class TlsAcceptor:
         except Exception as error:  # noqa: BLE001 - whatever one connection can cause must not end the others
             log.fault(LOG, "CA connection", error, address=connection.address)
         finally:
-            self._open -= 1
+            del self._open[connection.name]
             if not self._open:
                 self._emptied.set()
-            self._places.leave(connection)
+            self._places.leave(connection.name)
             self._forget(connection)
             connection.inspection.end()
             connection.plain.close()
@@ -264,6 +305,20 @@ class TlsAcceptor:
     def _seconds_left(self, chain: tuple[x509.Certificate, ...]) -> float:
         """Seconds until a connection with that client certificate has to end."""
         return (chain[0].not_valid_after_utc - self._now()).total_seconds() if chain else math.inf
+
+
+async def accept(listener: socket.socket) -> Arrival:
+    """The next connection, whenever it comes."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            plain, address = await loop.sock_accept(listener)
+        except OSError as error:  # no descriptor is left, or the client is gone already
+            log.event(LOG, "not_accepted", level=logging.WARNING, cause=error.strerror)
+            await asyncio.sleep(ACCEPT_AGAIN)
+        else:
+            origin = origin_of(address[0]) if isinstance(address, tuple) else str(address)
+            return Arrival(plain, address_text(address), origin, f"{_PREFIX}{secrets.token_hex(16)}")
 
 
 def _now() -> float:

@@ -6,6 +6,7 @@ The module is anyio's, as the HTTP client is.
 import json
 import logging
 import ssl
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -109,13 +110,55 @@ class Location(Struct, frozen=True):
         return self.jwks.startswith(("https://", "http://"))
 
 
-class IssuerKeys:
+class KnownKeys(ABC):
+    """The keys of one issuer that are known here, and a way to have them read again."""
+
+    def __init__(self) -> None:
+        self._keys: tuple[Jwk, ...] = ()
+
+    @property
+    def current(self) -> tuple[Jwk, ...]:
+        """The keys of the last reading: each reading makes another object."""
+        return self._keys
+
+    async def find(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
+        """The keys that may have signed a token with this header.
+
+        Raises RefusalError (INTERNAL) while no set could be read.
+        """
+        if not self._matching(kid, algorithm):
+            await self.refresh()
+        if not self._keys:
+            raise RefusalError(Reason.INTERNAL, "the CA could not get the token issuer's keys yet: try again later")
+        return self._matching(kid, algorithm)
+
+    async def renewed(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
+        """The same, where none of those keys has signed the token: of a set read anew, or nothing while none is due.
+
+        An issuer may change a key that has no name, or change a key and not its name. Every client can send a token
+        that no key has signed, so this reads the set no more often than tokens with unknown keys do.
+        """
+        before = self._keys
+        await self.refresh()
+        return () if self._keys is before else self._matching(kid, algorithm)
+
+    @abstractmethod
+    async def refresh(self) -> None:
+        """Have the set read again, unless that was done a moment ago."""
+
+    def _matching(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
+        keys = (key for key in self._keys if key.algorithm == algorithm)
+        return tuple(key for key in keys if kid is None or key.kid is None or key.kid == kid)
+
+
+class IssuerKeys(KnownKeys):
     """The keys of one issuer. `open` reads them for the first time."""
 
     def __init__(self, location: Location, clock: Clock) -> None:
+        super().__init__()
         self._location = location
         self._clock = clock
-        self._keys: tuple[Jwk, ...] = ()
+        self._data = b""
         self._tried: datetime | None = None
         self._readings = 0  # begun so far: the clock may be set back, and could not say which was first
         self._reading = anyio.Lock()
@@ -141,42 +184,21 @@ class IssuerKeys:
             keys._warn(error)
         return keys
 
-    @property
-    def current(self) -> tuple[Jwk, ...]:
-        """The keys of the last reading: each reading makes another object."""
-        return self._keys
-
     async def follow(self) -> None:
         """Read the set again every REFRESH, until cancelled, so that no caller has to wait for it."""
         while True:
             await self._clock.sleep(REFRESH.total_seconds())
             await self._refresh()
 
-    async def find(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
-        """The keys that may have signed a token with this header.
+    @property
+    def data(self) -> bytes:
+        """The set as it was read last; empty while none could be."""
+        return self._data
 
-        Raises RefusalError (INTERNAL) while no set could be read.
-        """
-        if not self._matching(kid, algorithm) and self._is_due(self._clock.now()):
-            await self._refresh()
-        if not self._keys:
-            raise RefusalError(Reason.INTERNAL, "the CA could not get the token issuer's keys yet: try again later")
-        return self._matching(kid, algorithm)
-
-    async def renewed(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
-        """The same, where none of those keys has signed the token: of a set read anew, or nothing while none is due.
-
-        An issuer may change a key that has no name, or change a key and not its name. Every client can send a token
-        that no key has signed, so this reads the set no more often than tokens with unknown keys do.
-        """
-        before = self._keys
+    async def refresh(self) -> None:
+        """Read the set again, unless that was done less than SOONEST ago."""
         if self._is_due(self._clock.now()):
             await self._refresh()
-        return () if self._keys is before else self._matching(kid, algorithm)
-
-    def _matching(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
-        keys = (key for key in self._keys if key.algorithm == algorithm)
-        return tuple(key for key in keys if kid is None or key.kid is None or key.kid == kid)
 
     def _is_due(self, now: datetime) -> bool:
         return self._tried is None or not timedelta() <= now - self._tried < SOONEST
@@ -200,9 +222,10 @@ class IssuerKeys:
         if self._location.is_url:
             trust, left_out, headers = await self._from_disk(_credentials, self._location)
             self._report_left_out(left_out)
-            self._keys = read_keys(await _fetch(self._location.jwks, trust, headers, seconds))
+            data = await _fetch(self._location.jwks, trust, headers, seconds)
         else:
-            self._keys = read_keys(await self._from_disk(_load, Path(self._location.jwks)))
+            data = await self._from_disk(_load, Path(self._location.jwks))
+        self._keys, self._data = read_keys(data), data
 
     def _report_left_out(self, causes: tuple[str, ...]) -> None:
         if causes:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from sds_agent.ca.callers import Caller, ClaimRule, Claims, check_claimed_times, from_claims
-from sds_agent.ca.jwks import IssuerKeys, Jwk
+from sds_agent.ca.jwks import Jwk, KnownKeys
 from sds_agent.ca.refusal import RefusalError, unauthenticated
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class TrustedIssuer(Struct, frozen=True):
     """An issuer whose tokens the CA takes: what they must say, and the keys that sign them."""
 
     rule: ClaimRule
-    keys: IssuerKeys
+    keys: KnownKeys
 
 
 class _Token(Struct, frozen=True):
@@ -134,7 +134,7 @@ def _unverified(token: str) -> _Token:
     return _Token(algorithm, kid if isinstance(kid, str) else None, claims, signed, parts["signature"])
 
 
-async def _verify(token: _Token, keys: IssuerKeys) -> None:
+async def _verify(token: _Token, keys: KnownKeys) -> None:
     for find in (keys.find, keys.renewed):
         if any(_is_signed(token, each) for each in await find(token.kid, token.algorithm)):
             return

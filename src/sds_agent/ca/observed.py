@@ -14,7 +14,7 @@ from sds_agent.signing.signing_set import SigningSet
 
 
 class Working(Protocol):
-    """The certificate service."""
+    """What is kept of the requests."""
 
     @property
     def in_work(self) -> int:
@@ -52,7 +52,7 @@ class RunningCa(Struct, frozen=True, kw_only=True):
     trust_domain: str
     address: str
     current: Callable[[], SigningSet]
-    service: Working
+    books: Working
     audit: Audited
     acceptor: Connected
 
@@ -73,6 +73,6 @@ class RunningCa(Struct, frozen=True, kw_only=True):
             signing=certificates(signing),
             audit=self.audit.status,
             connections=self.acceptor.connections,
-            in_work=self.service.in_work,
-            counts=counted(self.service.counts),
+            in_work=self.books.in_work,
+            counts=counted(self.books.counts),
         )

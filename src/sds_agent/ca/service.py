@@ -13,9 +13,9 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Protocol, TypeVar
 
@@ -29,12 +29,12 @@ from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
 
 from sds_agent import log
 from sds_agent.ca.acceptor import Peer
-from sds_agent.ca.audit import AuditLog, Entry
+from sds_agent.ca.audit import Entry
 from sds_agent.ca.authentication import Authentication, Proven
+from sds_agent.ca.books import Books
 from sds_agent.ca.callers import Caller
-from sds_agent.ca.counts import CaCounts
 from sds_agent.ca.denied import NO_IDENTITY, Denied
-from sds_agent.ca.policy import NodeAgent, Order, Quota, check_not_denied, identity_for, key_of, ttl_of
+from sds_agent.ca.policy import NodeAgent, Order, check_not_denied, identity_for, key_of, ttl_of
 from sds_agent.ca.refusal import Reason, RefusalError, invalid
 from sds_agent.clock import Clock
 from sds_agent.pki.certificates import serial_hex, write_pem
@@ -92,12 +92,11 @@ class Connections(Protocol):
 class Rules(Struct, frozen=True):
     """Who may ask and by what proof, who may act for others, and who gets nothing.
 
-    `at_once` are requests in work at one time, `per_caller` requests of one caller in a minute.
+    `per_caller` are the requests of one caller in a minute that the books let pass.
     """
 
     authentication: Authentication
     node_agents: Mapping[str, NodeAgent]
-    at_once: int
     per_caller: int
     deny_list: Callable[[], Denied] = lambda: NO_IDENTITY
 
@@ -136,21 +135,16 @@ class CertificateService:
         rules: Rules,
         current: Callable[[], SigningSet],
         connections: Connections,
-        audit: AuditLog,
+        books: Books,
         clock: Clock,
     ) -> None:
         self._rules = rules
         self._current = current
         self._connections = connections
-        self._audit = audit
-        self._unwritten = log.LogOnChange(LOG, "audit_not_written")
+        self._books = books
         self._clock = clock
-        self._quota = Quota(rules.per_caller)
         self._unproven = Waiting(MOST_UNPROVEN, MOST_UNPROVEN_OF_ONE, PROOF_TIMEOUT)
         self._unread = Waiting(MOST_UNREAD, MOST_UNREAD_OF_ONE, TIMEOUT, GRACE)
-        self.in_work = 0
-        """Requests that are being answered."""
-        self.counts = CaCounts()
         self._signers = Signers(SIGNERS)
         self._rest: tuple[SigningSet, tuple[str, ...]] | None = None  # the end of every answer by that set
 
@@ -166,7 +160,7 @@ class CertificateService:
         try:
             proven = await self._prove(request, context)
             data = await self._received(context, proven.caller)
-            with self._place():
+            async with self._place():
                 return await self._issue(request, proven, data)
         except RefusalError as error:
             refusal = error
@@ -188,7 +182,7 @@ class CertificateService:
         request.caller = proven.caller
         # a spent token that leaked gets nothing; so it must not use up the quota of its machine either
         who = str(proven.caller.identity) if proven.token is None else proven.token.name
-        if not self._quota.take(who, request.now):
+        if not await self._books.admit(who, request.now):
             raise RefusalError(
                 Reason.EXHAUSTED,
                 f"{proven.caller.identity} asked more than {self._rules.per_caller} times in a minute",
@@ -221,16 +215,16 @@ class CertificateService:
             raise invalid(f"the call ended without a request, or with one of more than {LARGEST_REQUEST} bytes")
         return data
 
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        """Count a request in work. Raises RefusalError where there are `at_once` already."""
-        if self.in_work >= self._rules.at_once:
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        """Count a request in work. Raises RefusalError where there are too many already."""
+        place = await self._books.begin()
+        if place is None:
             raise RefusalError(Reason.EXHAUSTED, "the CA is busy with other requests: ask again in a moment")
-        self.in_work += 1
         try:
             yield
         finally:
-            self.in_work -= 1
+            self._books.end(place)
 
     async def _issue(self, request: _Request, proven: Proven, data: bytes) -> bytes:
         # 1. Judge first: a request that is refused spends no join token.
@@ -243,7 +237,7 @@ class CertificateService:
         signing = self._current()
         chain = await self._sign(signing, order, request.now)
         # 5. No certificate leaves before the audit log has it.
-        self._issued(request, chain[0])
+        await self._issued(request, chain[0])
         return self._response(chain[0], signing)
 
     def _response(self, leaf: x509.Certificate, signing: SigningSet) -> bytes:
@@ -273,7 +267,7 @@ class CertificateService:
             log.event(LOG, "cannot_sign", level=logging.ERROR, cause=str(error))
             raise RefusalError(Reason.INTERNAL, f"the CA cannot sign: {error}") from error
 
-    def _issued(self, request: _Request, leaf: x509.Certificate) -> None:
+    async def _issued(self, request: _Request, leaf: x509.Certificate) -> None:
         entry = Entry(
             outcome="issued",
             address=request.peer.address,
@@ -283,16 +277,11 @@ class CertificateService:
             not_after=leaf.not_valid_after_utc,
         )
         try:
-            self._audit.write(entry, request.now)
+            await self._books.issued(entry, request.now, time.monotonic() - request.began)
         except OSError as error:
-            self._not_written(error)
             raise RefusalError(Reason.INTERNAL, "the CA cannot write its audit log, so it signs nothing") from error
-        self._unwritten.resolved()
-        if request.caller is not None:
-            self.counts.issued(request.caller.proof, time.monotonic() - request.began)
 
     def _refused(self, request: _Request, refusal: RefusalError) -> None:
-        self.counts.refused(refusal.reason.value, None if request.caller is None else request.caller.proof)
         entry = Entry(
             outcome=refusal.reason.value,
             address=request.peer.address,
@@ -300,14 +289,7 @@ class CertificateService:
             spiffe_id=request.spiffe_id,
             reason=str(refusal),
         )
-        try:
-            self._audit.refuse(entry, request.now)
-        except OSError as error:
-            self._not_written(error)
-
-    def _not_written(self, error: OSError) -> None:
-        self.counts.unwritten.add()
-        self._unwritten.report(str(error.strerror))
+        self._books.refused(entry, request.now)
 
 
 def _read(data: bytes) -> CertificateRequest:
