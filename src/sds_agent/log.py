@@ -153,6 +153,26 @@ def watching(watcher: Callable[[Event], None]) -> Iterator[None]:
         root.removeHandler(handler)
 
 
+def divert(watcher: Callable[[Event], None], level: str) -> None:
+    """Give the package's events from that level on to `watcher` alone, as with `watching`: another process logs them.
+
+    It gets faults of other libraries too, as `configure` has them.
+    """
+    configure("json", level)
+    logging.getLogger(ROOT).handlers[:] = [_Watching(watcher)]
+
+
+def repeat(said: Event, **fields: Value) -> None:
+    """Log the event of another process as it was there, with these fields beside its own."""
+    number = logging.getLevelNamesMapping().get(said.level.upper(), logging.ERROR)
+    logger = logging.getLogger(ROOT)
+    if logger.isEnabledFor(number):
+        record = logger.makeRecord(ROOT, number, "", 0, said.name, (), None)
+        record.created = said.at.timestamp()
+        setattr(record, _FIELDS, {**said.fields, **{k: _plain(v) for k, v in fields.items() if v is not None}})
+        logger.handle(record)
+
+
 class _Watching(logging.Handler):
     def __init__(self, watcher: Callable[[Event], None]) -> None:
         super().__init__()

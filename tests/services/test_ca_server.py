@@ -40,7 +40,7 @@ from sds_agent.ca import service
 from sds_agent.ca.acceptor import UNKNOWN, Peer
 from sds_agent.ca.audit import AuditLog
 from sds_agent.ca.authentication import Authentication
-from sds_agent.ca.books import OwnBooks
+from sds_agent.ca.books import Ledger, OwnBooks
 from sds_agent.ca.server import serving
 from sds_agent.ca.service import LARGEST_REQUEST, CertificateService, Rules
 from sds_agent.ca.settings import load
@@ -350,7 +350,7 @@ async def test_a_request_that_does_not_fit_is_sent_away_and_the_one_in_work_serv
     tokens = JoinTokens(tmp_path / "tokens")
     tokens.prepare()
     rules = Rules(Authentication(TRUST_DOMAIN, [], mtls=False, tokens=tokens), {}, 10)
-    books = OwnBooks(AuditLog(tmp_path / "audit.log"), at_once=1, per_caller=10)
+    books = OwnBooks(Ledger(AuditLog(tmp_path / "audit.log"), at_once=1, per_caller=10))
     service = CertificateService(rules, lambda: signing, Nowhere(), books, SystemClock())
     first, second = (tokens.make(WEB, datetime.now(UTC) + timedelta(minutes=5)) for _ in range(2))
     async with on_a_socket(service, tmp_path / "grpc") as channel:
@@ -395,7 +395,7 @@ async def test_no_caller_gets_the_words_of_a_bug(tmp_path: Path) -> None:
     def broken() -> SigningSet:
         raise ValueError("planted")
 
-    books = OwnBooks(AuditLog(tmp_path / "audit.log"), at_once=10, per_caller=10)
+    books = OwnBooks(Ledger(AuditLog(tmp_path / "audit.log"), at_once=10, per_caller=10))
     rules = Rules(Authentication(TRUST_DOMAIN, [], mtls=True, tokens=None), {}, 10)
     service = CertificateService(rules, broken, Nowhere(), books, SystemClock())
     async with on_a_socket(service, tmp_path / "grpc") as channel:

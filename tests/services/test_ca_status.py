@@ -178,14 +178,14 @@ def running(signing: SigningSet, audit: AuditLog) -> RunningCa:
         trust_domain=TRUST_DOMAIN,
         address="127.0.0.1:1",
         current=lambda: signing,
-        books=part,
+        ledger=part,
         audit=audit,
         acceptor=part,
     )
 
 
 def metrics(ca: RunningCa, now: datetime) -> Series:
-    return series(render(families(ca.status(now), ca.books.counts, {}), "")[0].decode())
+    return series(render(families(ca.status(now), ca.ledger.counts, {}), "")[0].decode())
 
 
 def test_thousands_of_roots_add_a_bounded_number_of_series(tmp_path: Path) -> None:

@@ -42,4 +42,4 @@ def _renderer() -> Callable[[RunningCa, Clock, str], tuple[bytes, str]]:
     from sds_agent.admin.exposition import render  # noqa: PLC0415 - measured: 40 ms for prometheus_client
     from sds_agent.ca.families import families  # noqa: PLC0415 - measured: as above
 
-    return lambda ca, clock, accept: render(families(ca.status(clock.now()), ca.books.counts, log.counts()), accept)
+    return lambda ca, clock, accept: render(families(ca.status(clock.now()), ca.ledger.counts, log.counts()), accept)

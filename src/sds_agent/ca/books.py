@@ -1,8 +1,8 @@
 """What the CA keeps of all its callers together: their quotas, the requests in work, the counts, and the audit log.
 
-The certificate service asks a `Books` at each step. One process has its `OwnBooks`; where several processes answer
-calls, one of them has these, and the others ask it (`workers`). So each limit is one limit, and each line one line,
-whatever process a caller reaches.
+The certificate service asks a `Books` at each step. There is one `Ledger`; where several processes answer calls, one of
+them has it, and the others ask that one (`workers`). So each limit is one limit, and each line one line, whatever
+process a caller reaches.
 """
 
 import logging
@@ -42,8 +42,8 @@ class Books(Protocol):
         ...
 
 
-class OwnBooks:
-    """The books of this process: at most `at_once` requests in work, and `per_caller` of one caller in a minute."""
+class Ledger:
+    """What is kept, in this process: at most `at_once` requests in work, and `per_caller` of one caller in a minute."""
 
     def __init__(self, audit: AuditLog, *, at_once: int, per_caller: int) -> None:
         self._audit = audit
@@ -59,11 +59,11 @@ class OwnBooks:
         """Requests that are being answered."""
         return len(self._places)
 
-    async def admit(self, caller: str, now: datetime) -> bool:
+    def admit(self, caller: str, now: datetime) -> bool:
         """Count a request of that caller; whether it is within its quota."""
         return self._quota.take(caller, now)
 
-    async def begin(self) -> int | None:
+    def begin(self) -> int | None:
         """Count a request as work; returns its place, which `end` gives back, or None where there is none."""
         if len(self._places) >= self._at_once:
             return None
@@ -75,7 +75,7 @@ class OwnBooks:
         """The request is no work any more. A place that was given back changes nothing."""
         self._places.discard(place)
 
-    async def issued(self, entry: Entry, now: datetime, seconds: float) -> None:
+    def issued(self, entry: Entry, now: datetime, seconds: float) -> None:
         """Write down a certificate, which took so long, before it is given out. Raises OSError."""
         try:
             self._audit.write(entry, now)
@@ -97,6 +97,27 @@ class OwnBooks:
     def _not_written(self, error: OSError) -> None:
         self.counts.unwritten.add()
         self._unwritten.report(str(error.strerror))
+
+
+class OwnBooks:
+    """The ledger of this process, as the service asks it."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.end = ledger.end
+        self.refused = ledger.refused
+
+    async def admit(self, caller: str, now: datetime) -> bool:
+        """As the ledger's."""
+        return self._ledger.admit(caller, now)
+
+    async def begin(self) -> int | None:
+        """As the ledger's."""
+        return self._ledger.begin()
+
+    async def issued(self, entry: Entry, now: datetime, seconds: float) -> None:
+        """As the ledger's. Raises OSError."""
+        self._ledger.issued(entry, now, seconds)
 
 
 def _proof(entry: Entry) -> Proof | None:

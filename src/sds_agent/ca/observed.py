@@ -9,8 +9,10 @@ from msgspec import Struct
 
 from sds_agent import __version__
 from sds_agent.ca.counts import CaCounts
-from sds_agent.ca.status import AuditStatus, CaStatus, certificates, counted, lacks
+from sds_agent.ca.status import AuditStatus, CaStatus, WorkerStatus, certificates, counted, lacks
 from sds_agent.signing.signing_set import SigningSet
+
+NO_WORKER = "no worker runs at present: the server's log says why"
 
 
 class Working(Protocol):
@@ -52,14 +54,16 @@ class RunningCa(Struct, frozen=True, kw_only=True):
     trust_domain: str
     address: str
     current: Callable[[], SigningSet]
-    books: Working
+    ledger: Working
     audit: Audited
     acceptor: Connected
+    workers: Callable[[], tuple[WorkerStatus, ...]] | None = None
 
     def status(self, now: datetime) -> CaStatus:
         """Everything that can be seen at `now`."""
         signing = self.current()
-        missing = lacks(signing, now)
+        workers = None if self.workers is None else self.workers()
+        missing = (*lacks(signing, now), *(() if workers is None or workers else (NO_WORKER,)))
         return CaStatus(
             at=now,
             version=__version__,
@@ -73,6 +77,7 @@ class RunningCa(Struct, frozen=True, kw_only=True):
             signing=certificates(signing),
             audit=self.audit.status,
             connections=self.acceptor.connections,
-            in_work=self.books.in_work,
-            counts=counted(self.books.counts),
+            in_work=self.ledger.in_work,
+            counts=counted(self.ledger.counts),
+            workers=workers or (),
         )

@@ -19,7 +19,7 @@ from sds_agent import log, sources
 from sds_agent.admin.settings import AdminSettings
 from sds_agent.ca.audit import AuditLog
 from sds_agent.ca.authentication import TIMEOUT, Authentication
-from sds_agent.ca.books import OwnBooks
+from sds_agent.ca.books import Ledger
 from sds_agent.ca.callers import ClaimRule
 from sds_agent.ca.denied import NO_IDENTITY, Denied
 from sds_agent.ca.deny_list import DenyList
@@ -29,6 +29,7 @@ from sds_agent.ca.observed import Connected, RunningCa
 from sds_agent.ca.policy import overreaching
 from sds_agent.ca.settings import CaSettings, JwtSettings
 from sds_agent.ca.source import PluggedSource, SelfSignedSource, Source
+from sds_agent.ca.status import WorkerStatus
 from sds_agent.ca.tokens import JoinTokens
 from sds_agent.clock import Clock
 from sds_agent.configfile.listening import ListenAddress
@@ -60,7 +61,7 @@ class Opened(Struct, frozen=True, eq=False):
     clock: Clock
     started_at: datetime
     audit: AuditLog
-    books: OwnBooks
+    ledger: Ledger
     locked: LockedDirectory | None
     source: Source
     keys: tuple[IssuerKeys, ...]
@@ -89,16 +90,22 @@ class Opened(Struct, frozen=True, eq=False):
             yield keys.follow
         yield lambda: sources.warn(_sources(self.settings))
 
-    def running(self, address: ListenAddress, acceptor: Connected) -> RunningCa:
+    def running(
+        self,
+        address: ListenAddress,
+        acceptor: Connected,
+        workers: Callable[[], tuple[WorkerStatus, ...]] | None = None,
+    ) -> RunningCa:
         """The server as its views see it."""
         return RunningCa(
             started_at=self.started_at,
             trust_domain=self.settings.trust_domain,
             address=str(address),
             current=self.source.current,
-            books=self.books,
+            ledger=self.ledger,
             audit=self.audit,
             acceptor=acceptor,
+            workers=workers,
         )
 
 
@@ -121,7 +128,7 @@ async def opened(settings: CaSettings, clock: Clock) -> AsyncIterator[Opened]:
             clock=clock,
             started_at=started_at,
             audit=audit,
-            books=OwnBooks(audit, at_once=limits.at_once, per_caller=limits.per_caller),
+            ledger=Ledger(audit, at_once=limits.at_once, per_caller=limits.per_caller),
             locked=locked,
             source=source,
             keys=tuple(keys),

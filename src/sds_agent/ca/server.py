@@ -18,6 +18,7 @@ import grpc.aio
 
 from sds_agent import log
 from sds_agent.ca.acceptor import ConnectionLimits, TlsAcceptor
+from sds_agent.ca.books import OwnBooks
 from sds_agent.ca.jwt import LONGEST_TOKEN
 from sds_agent.ca.opening import administered, listening, opened
 from sds_agent.ca.service import LARGEST_REQUEST, SERVICE, CertificateService, Rules
@@ -76,7 +77,7 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[ListenAdd
             tls.context, clock.now, connection_limits(room_for(limits.connections), limits.connection_age)
         )
         rules = Rules(parts.authentication(), settings.node_agents, limits.per_caller, parts.denied)
-        service = CertificateService(rules, source.current, acceptor, parts.books, clock)
+        service = CertificateService(rules, source.current, acceptor, OwnBooks(parts.ledger), clock)
         with listening(settings.listen) as listener:
             async with anyio.create_task_group() as tasks:
                 # 2. gRPC serves before the first connection is relayed to it.

@@ -34,6 +34,10 @@ from sds_agent.pki.keys import KeyType
 
 MINIMUM = "the least it needs is trust_domain, signer with cacerts or self_signed, and callers"
 
+MOST_WORKERS = 64
+AUTO = 0
+"""As many workers as the machine has cores for this process."""
+
 _DNS_NAME = re.compile(
     r"(?=.{1,253}$)(\*\.)?[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*", re.ASCII
 )
@@ -121,6 +125,29 @@ IdPattern: TypeAlias = Annotated[
     ),
 ]
 Claim: TypeAlias = Annotated[str, Meta(min_length=1)]
+
+
+def _workers(value: object, _base: Path) -> int:
+    if value == "auto":
+        return AUTO
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_WORKERS:
+        raise UnacceptableError
+    return value
+
+
+def _written_workers(count: int) -> object:
+    return "auto" if count == AUTO else count
+
+
+Workers: TypeAlias = Annotated[
+    int,
+    custom(
+        _workers,
+        f"auto, or a number from 1 to {MOST_WORKERS}",
+        {"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": MOST_WORKERS}]},
+        _written_workers,
+    ),
+]
 
 
 class SignerSettings(Struct, frozen=True, kw_only=True):
@@ -250,6 +277,13 @@ class CaSettings(Struct, frozen=True, kw_only=True):
     signer: SignerSettings
     callers: CallerSettings
     limits: CallerLimitSettings = CallerLimitSettings()
+    workers: Annotated[
+        Workers,
+        Meta(
+            description="Processes that answer calls. With 1 it is the server itself; with more, each is a process of "
+            "its own beside it, for a core of its own. auto: one for each core that the server may use."
+        ),
+    ] = 1
     audit: Annotated[
         FilePath | None, Meta(description="The file to which the CA appends its audit log. Left out: standard output.")
     ] = None

@@ -55,10 +55,21 @@ class CaCountsStatus(Struct, frozen=True, kw_only=True):
     audit_lines_failed: int
 
 
+class WorkerStatus(Struct, frozen=True, kw_only=True):
+    """A process that answers calls for the server."""
+
+    worker: int
+    pid: int
+    started_at: datetime
+    connections: int
+    in_work: int
+
+
 class CaStatus(Struct, frozen=True, kw_only=True):
     """A running CA server at the time `at`. It is `ready` while it can sign; `lacks` says what keeps it from that.
 
     `signing` begins with the signer. `connections` are open, `in_work` are requests that are being answered.
+    `workers` are those that are ready; there are none where the server itself answers.
     """
 
     format: int = FORMAT
@@ -76,6 +87,7 @@ class CaStatus(Struct, frozen=True, kw_only=True):
     connections: int
     in_work: int
     counts: CaCountsStatus
+    workers: tuple[WorkerStatus, ...] = ()
 
 
 def lacks(signing: SigningSet, now: datetime) -> tuple[str, ...]:

@@ -1,0 +1,95 @@
+"""One worker as its parent has it, from the start of the process to its end."""
+
+import asyncio
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import TypeAlias
+
+from sds_agent.ca.workers.channel import Channel
+from sds_agent.ca.workers.messages import ToParent, ToWorker, to_parent
+from sds_agent.errors import SdsAgentError
+
+Command: TypeAlias = Callable[[int], Sequence[str]]
+"""What runs `worker.main` with a descriptor."""
+
+
+class WorkerError(SdsAgentError):
+    """A worker could not be started."""
+
+
+class Worker:
+    """The process, and what the parent keeps for it: the names of its connections, and its requests in work.
+
+    `places` has the place in the ledger of each question that asked for one. `ready` is done once it answers calls.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        process: asyncio.subprocess.Process,
+        connection: socket.socket,
+        started_at: datetime,
+        receive: Callable[["Worker", ToParent], None],
+    ) -> None:
+        self.number = number
+        self.process = process
+        self.started_at = started_at
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.connections = set[str]()
+        self.places: dict[int, int] = {}
+        # without its socket it ends by itself, unless it hangs
+        self._channel = Channel[ToParent](connection, to_parent, lambda message, _: receive(self, message), self.kill)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    def send(self, message: ToWorker, descriptor: int | None = None) -> None:
+        """Send it, with a copy of the descriptor, if the worker is still there."""
+        self._channel.send(message, descriptor)
+
+    def kill(self) -> None:
+        """End it at once."""
+        with suppress(ProcessLookupError):
+            self.process.kill()
+
+    def close(self) -> None:
+        """Hear nothing of it any more."""
+        self._channel.close()
+
+
+async def started(
+    number: int, command: Command, started_at: datetime, receive: Callable[[Worker, ToParent], None]
+) -> Worker:
+    """Start a worker, in a session of its own. Raises WorkerError."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command(theirs.fileno()),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # the parent's may be the audit log
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        except (OSError, RuntimeError) as error:  # no process or no thread could be had
+            ours.close()
+            raise WorkerError(f"worker {number} of the CA server cannot be started: {error}") from error
+        except BaseException:
+            ours.close()
+            raise
+    return Worker(number, process, ours, started_at, receive)
+
+
+def end_of(code: int | None) -> str:
+    """How a process ended, in words that follow its name."""
+    if code is None or code >= 0:
+        return f"ended with the exit code {code}"
+    with suppress(ValueError):
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"was ended by the signal {-code}"
