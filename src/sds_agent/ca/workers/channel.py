@@ -9,6 +9,7 @@ The module is asyncio's: it reads and writes in the event loop's callbacks, and 
 import asyncio
 import os
 import socket
+from array import array
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,8 +22,8 @@ from sds_agent.errors import SdsAgentError
 
 READ = 256 << 10
 """Bytes of one read."""
-MOST_DESCRIPTORS = 16
-"""Descriptors of one read: it ends with the first, and gets no more."""
+CONTROL = socket.CMSG_SPACE(array("i").itemsize)
+"""Bytes for the descriptor of one read, which ends with it."""
 _LENGTH = 4
 
 M = TypeVar("M")
@@ -133,14 +134,15 @@ class Channel(Generic[M]):
         return sent
 
     def _read(self) -> None:
-        flags = socket.MSG_CMSG_CLOEXEC
         try:
-            data, descriptors, found, _ = socket.recv_fds(self._socket, READ, MOST_DESCRIPTORS, flags)
+            # `socket.recv_fds` drops the flags that it is given
+            data, control, found, _ = self._socket.recvmsg(READ, CONTROL, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError:
             self._end()
             return
+        descriptors = [number for _, _, packed in control for number in array("i", packed)]
         self._descriptors.extend(descriptors or ([-1] if found & socket.MSG_CTRUNC else []))
         if not data:
             self._end()

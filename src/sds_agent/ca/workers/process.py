@@ -1,6 +1,7 @@
 """One worker as its parent has it, from the start of the process to its end."""
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
@@ -55,8 +56,10 @@ class Worker:
 
     def kill(self) -> None:
         """End it at once."""
-        with suppress(ProcessLookupError):
-            self.process.kill()
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                # not by way of `process`, which would take the exit status away from who waits for it
+                os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """Hear nothing of it any more."""
