@@ -84,6 +84,7 @@ async def test_what_was_issued_and_refused_is_counted_by_reason_and_proof_and_no
         "issued": 3,
         "refused": {"unauthenticated": 1, "invalid": 1},
         "audit_lines_failed": 0,
+        "workers_ended": 0,
     }
     assert WEB not in text + json.dumps(status), "callers are named in the audit log alone"
     assert "PRIVATE KEY" not in text + json.dumps(status)

@@ -237,6 +237,8 @@ async def test_a_worker_that_is_killed_loses_no_call_of_another_and_is_replaced(
         assert survivor in {each["pid"] for each in after}
         assert victim not in {each["pid"] for each in after}
         assert (await server.admin("/readyz")).status_code == 200
+        assert value(series((await server.admin("/metrics")).text), "sds_agent_ca_workers") == 2
+        assert value(series((await server.admin("/metrics")).text), "sds_agent_ca_workers_ended_total") == 1
         assert await server.program.stop() == 0
 
 

@@ -22,6 +22,8 @@ class CaCounts:
         """From the call to the certificate."""
         self.unwritten = Counter()
         """Lines that the audit log did not take."""
+        self.workers_ended = Counter()
+        """Worker processes that ended while the server was to serve."""
 
     def issued(self, proof: Proof, seconds: float) -> None:
         """A request got a certificate, in that time."""

@@ -24,6 +24,7 @@ def families(status: CaStatus, counts: CaCounts, log_counts: Mapping[str, int]) 
     return (
         *_server(status),
         logged("sds_agent_ca_log_events_total", log_counts),
+        *_workers(status, counts),
         *_requests(counts),
         *_certificates(status.signing),
         *_audit(status.audit, counts, status.at),
@@ -37,6 +38,20 @@ def _server(status: CaStatus) -> Iterator[Family]:
     yield gauge("sds_agent_ca_ready", "Whether the CA can sign (1) or not (0).", float(status.ready))
     yield gauge("sds_agent_ca_connections", "Connections that are open.", float(status.connections))
     yield gauge("sds_agent_ca_requests_in_work", "Requests that are being answered.", float(status.in_work))
+
+
+def _workers(status: CaStatus, counts: CaCounts) -> Iterator[Family]:
+    yield gauge(
+        "sds_agent_ca_workers",
+        "Worker processes that answer calls; 0 where the server itself does.",
+        float(len(status.workers)),
+    )
+    yield counted(
+        "sds_agent_ca_workers_ended_total",
+        "Worker processes that ended while the server was to serve.",
+        counts.workers_ended,
+        [()],
+    )
 
 
 def _requests(counts: CaCounts) -> Iterator[Family]:

@@ -46,13 +46,14 @@ class AuditStatus(Struct, frozen=True, kw_only=True):
 
 
 class CaCountsStatus(Struct, frozen=True, kw_only=True):
-    """What happened since the start: certificates, refusals by their reason, and lines that the audit log did not
-    take.
+    """What happened since the start: certificates, refusals by their reason, lines that the audit log did not take, and
+    worker processes that ended.
     """
 
     issued: int
     refused: Mapping[str, int]
     audit_lines_failed: int
+    workers_ended: int
 
 
 class WorkerStatus(Struct, frozen=True, kw_only=True):
@@ -151,5 +152,8 @@ def counted(counts: CaCounts) -> CaCountsStatus:
     for (result, _), count in counts.requests.counts.items():
         results[result] = results.get(result, 0) + count
     return CaCountsStatus(
-        issued=results.pop(ISSUED, 0), refused=results, audit_lines_failed=sum(counts.unwritten.counts.values())
+        issued=results.pop(ISSUED, 0),
+        refused=results,
+        audit_lines_failed=sum(counts.unwritten.counts.values()),
+        workers_ended=sum(counts.workers_ended.counts.values()),
     )

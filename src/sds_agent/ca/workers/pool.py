@@ -110,6 +110,7 @@ class Pool:
             await self._some_ready.wait()
             arrival = await accept(listener)
             with arrival.plain:
+                await self._some_ready.wait()  # the last one may have ended meanwhile
                 if not self._draining:
                     self._desk.hand_over(arrival, self._ready.values())
             await asyncio.sleep(0)  # a queue of new connections must not hold up the questions
@@ -149,6 +150,7 @@ class Pool:
             self._bury(worker)
             if self._draining:
                 return
+            self._parts.ledger.counts.workers_ended.add()
             pause = pace.pause(loop.time() - began)
             log.event(
                 LOG,
@@ -192,10 +194,13 @@ class Pool:
             async with asyncio.timeout(GRACE):
                 await asyncio.gather(*(each.process.wait() for each in workers))
         for each in workers:
-            if each.process.returncode is None:
-                log.event(LOG, "worker_not_drained", level=logging.WARNING, worker=each.number, process=each.pid)
+            if (code := each.process.returncode) is None:
                 each.kill()
                 await each.process.wait()
+            if code != 0:
+                cause = "it took too long and was killed" if code is None else f"it {end_of(code)}"
+                fields = {"worker": each.number, "process": each.pid, "cause": cause}
+                log.event(LOG, "worker_not_drained", level=logging.ERROR, **fields)
             self._bury(each)
 
     async def _refresh(self, worker: Worker, asked: Refresh) -> None:
