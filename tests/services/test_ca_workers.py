@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,27 @@ from fakes.processes import Program, started
 from fakes.scraped import series, value
 from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
 
+from sds_agent.ca.audit import AuditLog
+from sds_agent.ca.books import Ledger
 from sds_agent.ca.cores import usable
 from sds_agent.ca.denied import Denied
 from sds_agent.ca.settings import AUTO, MOST_WORKERS, load
 from sds_agent.ca.workers import parent
 from sds_agent.ca.workers.channel import Channel
-from sds_agent.ca.workers.messages import Admit, Denials, HandOver, SignerMaterial, ToWorker, to_worker
+from sds_agent.ca.workers.desk import Desk
+from sds_agent.ca.workers.messages import (
+    Admit,
+    Begin,
+    Denials,
+    GiveBack,
+    HandOver,
+    SignerMaterial,
+    ToWorker,
+    to_worker,
+)
 from sds_agent.ca.workers.pool import LONGEST_PAUSE, STEADY, Pace
-from sds_agent.ca.workers.process import WorkerError
+from sds_agent.ca.workers.process import WorkerError, end_of
+from sds_agent.ca.workers.process import started as start_worker
 from sds_agent.cli import ca_worker
 from sds_agent.clock import SystemClock
 from sds_agent.errors import ProblemsError
@@ -328,6 +342,35 @@ async def test_tokens_of_an_issuer_are_taken_by_every_worker(tmp_path: Path) -> 
             await ask(channel, issuer.token())
             stranger = TokenIssuer().token()  # its key is unknown: the worker asks for the set anew, and none is due
             assert await granted(channel, stranger) is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_requests_in_work_are_counted_over_all_workers_and_given_back_by_one_that_ended(tmp_path: Path) -> None:
+    """Or else each worker that ends takes places with it, until the CA is busy for good."""
+    ledger = Ledger(AuditLog(tmp_path / "audit.log"), at_once=2, per_caller=1)
+    desk = Desk(ledger, SystemClock(), most=10, room=10)
+    silent = [sys.executable, "-c", "import time; time.sleep(600)"]
+    first, second = [await start_worker(n, lambda _: silent, datetime.now(UTC), desk.receive) for n in (1, 2)]
+    for worker, call in ((first, 1), (second, 1), (second, 2)):
+        desk.receive(worker, Begin(call))
+    assert (len(first.places), len(second.places), ledger.in_work) == (1, 1, 2)
+    desk.receive(second, GiveBack(2))  # which got none
+    assert ledger.in_work == 2
+    desk.take_back(first)
+    desk.receive(second, Begin(3))
+    assert (len(second.places), ledger.in_work) == (2, 2)
+    for worker in (first, second):
+        worker.kill()
+        assert end_of(await worker.process.wait()) == "was ended by SIGKILL"
+        worker.close()
+
+
+async def test_a_worker_takes_no_module_from_the_working_directory(tmp_path: Path) -> None:
+    """Who may write there could make the CA run a program of theirs."""
+    (tmp_path / "grpc.py").write_text("raise SystemExit(9)\n")
+    program = Path(sys.executable).parent / "sds-agent"
+    async with started([str(program), "ca", "serve", str(configured(tmp_path))], directory=tmp_path) as server:
+        await server.line('"listening"')
+        assert await server.stop() == 0
 
 
 @pytest.mark.parametrize("place", ["parent", "worker"])

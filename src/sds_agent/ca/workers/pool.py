@@ -199,8 +199,8 @@ class Pool:
                 await each.process.wait()
             if code != 0:
                 cause = "it took too long and was killed" if code is None else f"it {end_of(code)}"
-                fields = {"worker": each.number, "process": each.pid, "cause": cause}
-                log.event(LOG, "worker_not_drained", level=logging.ERROR, **fields)
+                number, pid = each.number, each.pid
+                log.event(LOG, "worker_not_drained", level=logging.ERROR, worker=number, process=pid, cause=cause)
             self._bury(each)
 
     async def _refresh(self, worker: Worker, asked: Refresh) -> None:
