@@ -99,6 +99,11 @@ class Channel(Generic[M]):
         while self._descriptors:
             _close(self._descriptors.popleft())
 
+    def exhaust(self) -> None:
+        """Receive what the other end has written: for the last messages of a process that has ended."""
+        while not self._closed and self._read():
+            pass
+
     def flush(self) -> None:
         """Write what is left and wait for it: for the last message of a process."""
         if not self._closed:
@@ -133,25 +138,27 @@ class Channel(Generic[M]):
         piece.descriptor = None
         return sent
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Take what has come; whether there was something."""
         try:
             # `socket.recv_fds` drops the flags that it is given
             data, control, found, _ = self._socket.recvmsg(READ, CONTROL, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             self._end()
-            return
+            return False
         descriptors = [number for _, _, packed in control for number in array("i", packed)]
         self._descriptors.extend(descriptors or ([-1] if found & socket.MSG_CTRUNC else []))
         if not data:
             self._end()
-            return
+            return False
         self._incoming += data
         try:
             self._take()
         except (msgspec.MsgspecError, SdsAgentError):
             self._end()
+        return True
 
     def _take(self) -> None:
         begin, have = 0, len(self._incoming)

@@ -20,7 +20,7 @@ from sds_agent.descriptors import room_for
 from sds_agent.errors import SdsAgentError
 from sds_agent.pki.keys import to_pkcs8_pem
 from sds_agent.signing.signing_set import SigningSet
-from sds_agent.tasks import Start, background_tasks, uninterrupted
+from sds_agent.tasks import BackgroundTask, Start, background_tasks, ended, uninterrupted
 
 LOG = logging.getLogger(__name__)
 
@@ -97,10 +97,11 @@ class Pool:
         Raises ConfigurationError and WorkerError where the first ones cannot start.
         """
         async with background_tasks() as start, AsyncExitStack() as until_drained:
-            until_drained.push_async_callback(lambda: uninterrupted(self._drain()))
+            keepers = list[BackgroundTask]()
+            until_drained.push_async_callback(lambda: uninterrupted(self._drain(keepers)))
             numbers = range(1, self._count + 1)
             for worker in await _all_or_first_error([asyncio.ensure_future(self._launch(n, start)) for n in numbers]):
-                start(self._keep(worker, start))
+                keepers.append(start(self._keep(worker, start)))
             start(self._share())
             start(self._accept(listener))
             yield
@@ -148,8 +149,6 @@ class Pool:
             began = loop.time()
             code = await worker.process.wait()
             self._bury(worker)
-            if self._draining:
-                return
             self._parts.ledger.counts.workers_ended.add()
             pause = pace.pause(loop.time() - began)
             log.event(
@@ -184,9 +183,10 @@ class Pool:
             self._some_ready.clear()
         self._desk.take_back(worker)
 
-    async def _drain(self) -> None:
-        """Have all workers answer what they have, and end those that do not come to an end."""
+    async def _drain(self, keepers: Sequence[BackgroundTask]) -> None:
+        """Have all workers answer what they have, and end those that do not come to an end; start no other."""
         self._draining = True
+        await ended(keepers)
         workers = tuple(self._ready.values())
         for each in workers:
             each.send(Drain())
@@ -257,12 +257,12 @@ class Pool:
 
 async def _until_ready(worker: Worker) -> None:
     """Raises ConfigurationError and WorkerError."""
-    ended = asyncio.ensure_future(worker.process.wait())
-    waited: Sequence[asyncio.Future[None] | asyncio.Future[int]] = (ended, worker.ready)
+    end = asyncio.ensure_future(worker.process.wait())
+    waited: Sequence[asyncio.Future[None] | asyncio.Future[int]] = (end, worker.ready)
     try:
         await asyncio.wait(waited, timeout=START_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        ended.cancel()
+        end.cancel()
     if worker.ready.done():
         worker.ready.result()
         return

@@ -62,7 +62,8 @@ class Worker:
                 os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Hear nothing of it any more."""
+        """Hear what it said last, and nothing any more."""
+        self._channel.exhaust()
         self._channel.close()
 
 
