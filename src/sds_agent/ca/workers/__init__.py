@@ -18,12 +18,14 @@ Weighed and left:
   die with it. The parent accepts, and gives each connection to the worker with fewest (SCM_RIGHTS, unix(7)); it has
   then the one count of places per origin and in all.
 - Quotas in shared memory under a lock. A worker that is stopped in between would hold up all others, and a table of a
-  hundred thousand callers without Python's dictionary is much code. A question costs some 50 microseconds of processor
-  time, of two to three milliseconds for a certificate.
+  hundred thousand callers without Python's dictionary is much code. The questions cost 0.04 ms of processor time a
+  certificate with 16 callers at each worker, 0.17 ms with 4, beside 0.7 ms for all else; the parent's part is 0.08 to
+  0.13 ms, so that it can have some ten workers that are busy all the time.
 - Workers that append to the audit log themselves. A line that a full disk or a full pipe takes in part, the reserve for
   a full disk, the budgets for refusals, and the count of lines left out are all of one writer.
 - fork(2) in place of exec: it must come before gRPC's first thread, also for a worker that takes a dead one's place,
-  and shares little, since Python writes to every object that it reads.
+  and shares little, since Python writes to every object that it reads. A worker has 27 MB of its own (59 resident), the
+  parent 22 (41), where one process without workers has 28 (60).
 
 A worker whose parent ends finds the socket closed and ends at once; before that it could issue nothing either, as it
 gets no audit line written. A worker that ends is an error in the log (`worker_ended`). The parent starts another in its
