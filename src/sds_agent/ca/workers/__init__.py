@@ -18,9 +18,9 @@ Weighed and left:
   die with it. The parent accepts, and gives each connection to the worker with fewest (SCM_RIGHTS, unix(7)); it has
   then the one count of places per origin and in all.
 - Quotas in shared memory under a lock. A worker that is stopped in between would hold up all others, and a table of a
-  hundred thousand callers without Python's dictionary is much code. The questions cost 0.04 ms of processor time a
-  certificate with 16 callers at each worker, 0.17 ms with 4, beside 0.7 ms for all else; the parent's part is 0.08 to
-  0.13 ms, so that it can have some ten workers that are busy all the time.
+  hundred thousand callers without Python's dictionary is much code. The questions cost 0.05 ms of processor time a
+  certificate with 16 callers at each worker and up to 0.2 ms with 4, beside 0.5 ms for all else; the parent's part is
+  0.06 to 0.12 ms, so that it can have some ten workers that are busy all the time.
 - Workers that append to the audit log themselves. A line that a full disk or a full pipe takes in part, the reserve for
   a full disk, the budgets for refusals, and the count of lines left out are all of one writer.
 - fork(2) in place of exec: it must come before gRPC's first thread, also for a worker that takes a dead one's place,
