@@ -32,8 +32,8 @@ WITHIN = 120.0
 LEFT_WITHIN = 30.0
 """Seconds in which what a stream held has to be free once it has left; a timer that was cancelled keeps it a while."""
 LEFTOVER = MANY // 2
-"""Python's objects that may stay of so many streams: not one for each, where one that is open has a hundred. Bytes
-would not tell, as Python keeps some of what was freed for the next of the same kind.
+"""Python's objects that may stay of so many streams: not one for each, where one that is open has a hundred. Bytes do
+not tell, as Python keeps some of what was freed for the next of the same kind.
 """
 
 Counts = dict[str, int]
@@ -191,6 +191,7 @@ async def took(anyio_backend: str, request: pytest.FixtureRequest, tmp_path_fact
         await bench.with_streams(MANY)  # what the first ones cause once, such as imports, stays
         none = await bench.with_none(gone)
         few, push_to_few = await bench.with_streams(FEW)
+        await bench.with_none(gone)
         many, push_to_many = await bench.with_streams(MANY)
         again = await bench.with_none({**gone, "objects": none["objects"] + LEFTOVER})
         process.kill()
@@ -231,8 +232,8 @@ async def test_a_stream_is_few_tasks(took: Took) -> None:
 
 
 async def test_a_stream_starts_no_thread(took: Took) -> None:
-    """A container's limit of processes counts threads, and each has a stack."""
-    assert took.many["threads"] == took.none["threads"]
+    """A container's limit of processes counts threads, and each has a stack. gRPC has some of its own, by its load."""
+    assert took.each("threads") == 0
 
 
 async def test_a_connection_is_three_descriptors(took: Took) -> None:
@@ -252,6 +253,6 @@ async def test_a_stream_is_few_objects(took: Took) -> None:
 
 async def test_streams_that_have_left_leave_nothing(took: Took) -> None:
     """An agent runs for months, and Envoys come and go."""
-    for what in ("streams", "tasks", "threads", "descriptors"):
+    for what in ("streams", "tasks", "descriptors"):
         assert took.again[what] <= took.none[what], what
     assert took.again["objects"] <= took.none["objects"] + LEFTOVER
