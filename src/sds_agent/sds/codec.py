@@ -1,9 +1,9 @@
 """The session's words as bytes on the wire and back, through the narrow schema in `proto_gen`.
 
 An answer consists of parts that are the same for every stream (its resources, each encoded once when its secret
-changes) and of what is its own: its nonce, and the version of what it contains. Protobuf lets the fields of a message
-come in any order and repeated fields in any number of pieces, so an answer is the concatenation of finished parts.
-DiscoveryResponse and DeltaDiscoveryResponse number `type_url` (4) alike.
+changes) and its nonce. Protobuf lets the fields of a message come in any order and repeated fields in any number of
+pieces, so an answer is the concatenation of finished parts. DiscoveryResponse and DeltaDiscoveryResponse number
+`type_url` (4) and `nonce` (5) alike.
 """
 
 from google.protobuf.message import DecodeError
@@ -18,6 +18,7 @@ ENVOY = "envoy"
 """What an Envoy says its program is."""
 
 _TYPE_URL = wire.DiscoveryResponse(type_url=SECRET_TYPE).SerializeToString()
+_NONCE = wire.DiscoveryResponse(nonce="n").SerializeToString()[:1]
 
 
 class MalformedMessageError(SdsAgentError):
@@ -66,19 +67,21 @@ def encode_secret(name: str, secret: Secret) -> Resource:
         version=secret.version,
         sotw=wire.DiscoveryResponse(resources=[value]).SerializeToString(),
         delta=wire.DeltaDiscoveryResponse(resources=[entry]).SerializeToString(),
+        version_info=wire.DiscoveryResponse(version_info=secret.version).SerializeToString(),
     )
 
 
 def encode(answer: Respond) -> bytes:
     """A DiscoveryResponse."""
-    own = wire.DiscoveryResponse(version_info=_version(answer.resources), nonce=answer.nonce).SerializeToString()
-    return b"".join((own, *(r.sotw for r in answer.resources), _TYPE_URL))
+    resources = answer.resources
+    version = resources[0].version_info if len(resources) == 1 else _version_of_all(resources)
+    return b"".join((version, *[r.sotw for r in resources], _TYPE_URL, _nonce(answer.nonce)))
 
 
 def encode_delta(answer: Respond) -> bytes:
     """A DeltaDiscoveryResponse."""
-    own = wire.DeltaDiscoveryResponse(removed_resources=answer.removed, nonce=answer.nonce).SerializeToString()
-    return b"".join((own, *(r.delta for r in answer.resources), _TYPE_URL))
+    removed = answer.removed and wire.DeltaDiscoveryResponse(removed_resources=answer.removed).SerializeToString()
+    return b"".join((*[r.delta for r in answer.resources], removed or b"", _TYPE_URL, _nonce(answer.nonce)))
 
 
 def _parse(message: wire.DiscoveryRequest | wire.DeltaDiscoveryRequest, data: bytes) -> None:
@@ -120,7 +123,12 @@ def _secret(name: str, secret: Secret) -> wire.Secret:
     return wire.Secret(name=name, validation_context=context)
 
 
-def _version(resources: tuple[Resource, ...]) -> str:
-    if len(resources) == 1:
-        return resources[0].version
-    return sha256("\n".join(f"{r.name} {r.version}" for r in resources).encode()).hex()[:16]
+def _version_of_all(resources: tuple[Resource, ...]) -> bytes:
+    digest = sha256("\n".join(f"{r.name} {r.version}" for r in resources).encode())
+    return wire.DiscoveryResponse(version_info=digest.hex()[:16]).SerializeToString()
+
+
+def _nonce(nonce: str) -> bytes:
+    """A nonce of ours, which is short: its tag, its length in one byte, and itself."""
+    text = nonce.encode()
+    return b"".join((_NONCE, bytes((len(text),)), text))

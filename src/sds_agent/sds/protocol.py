@@ -22,13 +22,14 @@ ignores it.
 
 class Resource(Sensitive, frozen=True):
     """A secret under the name it was asked for, with its encoded forms: an entry of a SotW answer, and of a Delta
-    answer.
+    answer; `version_info` is the version of a SotW answer that has no other resource.
     """
 
     name: str
     version: str
     sotw: bytes = b""
     delta: bytes = b""
+    version_info: bytes = b""
 
 
 class Absence(Enum):
