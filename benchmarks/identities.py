@@ -13,9 +13,9 @@ signed by one key, and both as PEM. Figures:
   identity, without the bytes of its chain and its key as they are served.
 - a renewal: processor time of a running agent for each certificate that its log calls renewed, with the key for it, and
   how many that makes a second on one core. The certificates live so shortly that all are renewed once in the interval.
-- a turn of the loop, and late: see bench/lag.py, while --renewing identities renew and --streams streams listen, each
-  on a connection of its own to an identity of its own. The floor has a bare asyncio loop on the same cores with nothing
-  to do. A small request is a FetchSecrets, sent every 5 ms by another process and timed there.
+- a turn of the loop, and late: see bench/agent_lag.py, while --renewing identities renew and --streams streams listen,
+  each on a connection of its own to an identity of its own. The floor has a bare asyncio loop on the same cores with
+  nothing to do. A small request is a FetchSecrets, sent every 5 ms by another process and timed there.
 """
 
 import argparse
@@ -209,8 +209,8 @@ def percentile(values: Iterable[float], share: float) -> float:
 
 
 async def bare_lag(seconds: float) -> list[tuple[float, float]]:
-    """What bench/lag.py notes, of a loop with nothing to do."""
-    from bench.lag import tick  # noqa: PLC0415 - its other half imports the agent
+    """What bench/agent_lag.py notes, of a loop with nothing to do."""
+    from bench.agent_lag import tick  # noqa: PLC0415 - its other half imports the agent
 
     noted: list[tuple[float, float]] = []
     task = asyncio.create_task(tick(noted))
@@ -296,7 +296,7 @@ class RunningAgent:
             self._wait("its certificates are not kept")
 
     def lags(self) -> list[tuple[float, float]]:
-        """What bench/lag.py has noted since the last call."""
+        """What bench/agent_lag.py has noted since the last call."""
         file = self._folder / "lag"
         file.unlink(missing_ok=True)
         os.kill(self.pid, signal.SIGUSR1)
@@ -336,7 +336,7 @@ def agent(number: int, ttl: str, key: str, *, streams: int = 100, watched: bool 
         config.write_text(CONFIG.format(folder=folder, streams=streams) + workloads)
         command = [*agent_command(config), "--log-format", "json"]
         if watched:
-            command = [sys.executable, str(HERE / "bench" / "lag.py"), str(config), str(folder / "lag")]
+            command = [sys.executable, str(HERE / "bench" / "agent_lag.py"), str(config), str(folder / "lag")]
         began = time.time()
         with started(command, folder / "agent.sock", log=folder / "log") as pid:
             yield RunningAgent(pid, folder, began)

@@ -11,11 +11,11 @@ its own would wake every few seconds for nothing.
 import asyncio
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 LONGEST_SLEEP = 5.0
 """Seconds. A certificate that a suspended machine slept through is renewed at most this long after it wakes."""
@@ -152,24 +152,25 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
-async def until(clock: Clock, when: datetime, waker: Waker | None = None) -> None:
+def until(clock: Clock, when: datetime, waker: Waker | None = None) -> Coroutine[Any, Any, None]:
     """Return once the wall clock has passed `when`, however it got there, or when the waker says so.
 
     It also returns when the wall clock is found to have gone backwards: what was decided before the step has to be
     decided again.
     """
     if isinstance(clock, SystemClock):
-        await clock.alarms.wait(when, waker)
-    elif waker is None:
-        await _until(clock, when)
-    else:
-        try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None) as limit:
-                    waker.end = partial(_end, limit)
-                    await _until(clock, when)
-        finally:
-            waker.end = None
+        return clock.alarms.wait(when, waker)
+    return _until(clock, when) if waker is None else _until_woken(clock, when, waker)
+
+
+async def _until_woken(clock: Clock, when: datetime, waker: Waker) -> None:
+    try:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None) as limit:
+                waker.end = partial(_end, limit)
+                await _until(clock, when)
+    finally:
+        waker.end = None
 
 
 def _end(limit: asyncio.Timeout) -> None:

@@ -159,12 +159,13 @@ class Issuer:
             try:
                 while True:
                     self._apply_outcome(tasks)
-                    await self._act(tasks)
+                    if (time := self._act(tasks)) is not None:
+                        await self._wait(time, tasks)
             finally:
                 await self._end(tasks)
 
-    async def _act(self, tasks: asyncio.TaskGroup) -> None:
-        """Take the one action that is due, or wait for the next."""
+    def _act(self, tasks: asyncio.TaskGroup) -> datetime | None:
+        """Take the one action that is due; returns until when to wait where none is."""
         state, turn = self._state
         match decide(self._clock.now(), state, self._workload.renewal):
             case Ask():
@@ -178,7 +179,8 @@ class Issuer:
             case Release(index=index):
                 self._publication.release(index)
             case Wait(until=time):
-                await self._wait(time, tasks)
+                return time
+        return None
 
     @property
     def _state(self) -> tuple[IssuanceState, Turn]:

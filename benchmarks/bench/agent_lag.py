@@ -1,6 +1,6 @@
 """Runs the agent as `sds-agent run` does, and notes how long its event loop lets a task wait.
 
-    python benchmarks/bench/lag.py CONFIG FILE
+    python benchmarks/bench/agent_lag.py CONFIG FILE
 
 The task sleeps for a millisecond, again and again. FILE gets two numbers a line, in milliseconds, once the program gets
 SIGUSR1: how late the task came, and what the loop's thread ran meanwhile. The second does not depend on what else the
