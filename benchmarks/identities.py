@@ -105,7 +105,7 @@ def main() -> None:
 
 def measure(chosen: argparse.Namespace) -> Iterator[Row]:
     """All rows."""
-    program.descriptors(2 * chosen.streams + 500)
+    program.descriptors(3 * chosen.streams + 500)
     numbers = [int(each) for each in chosen.identities.split(",")]
     yield from issuing(numbers, chosen.runs)
     span = Span(chosen.life, 0.5 if chosen.small else 1)
@@ -178,7 +178,7 @@ def lag(number: int, streams: int, span: Span) -> Iterator[Row]:
     case: dict[str, str | int] = {"renewing": number, "streams": streams}
     bare = asyncio.run(bare_lag(span.seconds / 2))
     yield Row(FLOOR, case, _lag_figures(bare))
-    with agent(number, f"{span.life}s", "ec-p256", streams=streams + 100, watched=True) as running:
+    with agent(number, f"{span.life}s", "ec-p256", streams=2 * streams + 100, watched=True) as running:
         running.ready()
         with listening(running.socket, number, streams) as link:
             running.lags()
@@ -328,7 +328,9 @@ class RunningAgent:
 
 @contextmanager
 def agent(number: int, ttl: str, key: str, *, streams: int = 100, watched: bool = False) -> Iterator[RunningAgent]:
-    """An agent with so many identities, whose certificates live so long."""
+    """An agent with so many identities, whose certificates live so long. It has room for half as many connections as
+    for `streams`.
+    """
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         workloads = "".join(WORKLOAD.format(each, ttl, key) for each in range(number))
