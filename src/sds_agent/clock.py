@@ -20,7 +20,7 @@ from typing import Any, Protocol
 LONGEST_SLEEP = 5.0
 """Seconds. A certificate that a suspended machine slept through is renewed at most this long after it wakes."""
 
-MOST_WOKEN = 32
+MOST_WOKEN = 8
 """Sleepers that wake in one turn of the event loop."""
 
 
