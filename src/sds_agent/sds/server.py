@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 from msgspec import Struct
 
-from sds_agent import log, memory
+from sds_agent import log
 from sds_agent.descriptors import room_for
 from sds_agent.errors import SdsAgentError
 from sds_agent.sds.acceptor import BACKLOG, UnixAcceptor
@@ -258,6 +258,8 @@ async def _tidy(service: SecretDiscoveryService) -> None:
     """Give the memory back that many streams have needed as they came or left, once they are no more in motion."""
     while True:
         await service.crowd_moved.wait()
+        from sds_agent import memory  # noqa: PLC0415 - not before there are many streams
+
         while service.crowd_moved.is_set():
             service.crowd_moved.clear()
             await asyncio.sleep(SETTLED)

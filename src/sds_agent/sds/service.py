@@ -268,17 +268,20 @@ class SecretDiscoveryService:
             await self._abort(context, finish)
 
     def _remember(self, stream: Stream[Any], finish: Finish | None) -> None:
-        """Remember a stream that has ended, for views."""
+        """Remember a stream that has ended, for views; not a probe, which asks for nothing."""
+        status = stream.status
+        if not status.names and (finish is None or not finish.names):
+            return
         if self._departures is None:
             from sds_agent.sds.departed import Departures  # noqa: PLC0415 - no stream ends before the first secret
 
             self._departures = Departures()
         if finish is None:
-            self._departures.note(stream.status, self._now(), "")
+            self._departures.note(status, self._now(), "")
             return
         cause = explain(finish, self._catalog.names, self._catalog.directories)
         refused = tuple(printable(name, log.LONGEST_VALUE) for name in finish.names)
-        self._departures.note(stream.status, self._now(), printable(cause, log.LONGEST_VALUE), refused)
+        self._departures.note(status, self._now(), printable(cause, log.LONGEST_VALUE), refused)
 
     def _peer(self, context: Context) -> str:
         return self.holders.get(context.peer(), "unknown")
