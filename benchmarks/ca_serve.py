@@ -9,7 +9,8 @@ eight at once. They prove themselves by a JSON Web Token (RS256, as Kubernetes s
 connection, or by a join token, a new one for each request. Each sends one and the same CSR again and again.
 
 The servers answer in turn, a burst of requests each, so that other work on the machine slows all alike. `floor` is a
-bare gRPC server that signs and checks nothing else (ca_floor.py). --beside adds the `ca serve` of another checkout.
+bare gRPC server that signs and checks nothing else (ca_floor.py). --beside adds the `ca serve` of another checkout,
+--workers one of several processes; the callers take a core themselves.
 --peer adds another CA with Istio's protocol that runs already, such as istiod; it takes part where the signer's key is
 of the same kind as its own, by token and by certificate. At the end each server signs --many certificates.
 """
@@ -261,13 +262,16 @@ def floor(directory: Path, kind: str) -> Iterator[Server]:
 
 
 @contextmanager
-def ours(name: str, directory: Path, kind: str, checkout: Path | None = None) -> Iterator[Server]:
+def ours(
+    name: str, directory: Path, kind: str, checkout: Path | None = None, workers: int | None = None
+) -> Iterator[Server]:
     """`ca serve`, with an issuer of tokens."""
     directory.mkdir()
     issuer = rsa.generate_private_key(65537, 2048)
     key_set = {"keys": [{**json.loads(RSAAlgorithm.to_jwk(issuer.public_key())), "kid": "one", "use": "sig"}]}
     (directory / "jwks.json").write_text(json.dumps(key_set))
-    (directory / "ca.yaml").write_text(CONFIG.format(kind=kind, issuer=ISSUER, audience=AUDIENCE))
+    more = "" if workers is None else f"workers: {workers}\n"
+    (directory / "ca.yaml").write_text(CONFIG.format(kind=kind, issuer=ISSUER, audience=AUDIENCE) + more)
     tokens = JoinTokens(directory / "tokens")
     tokens.prepare()
     expires = datetime.now(UTC) + timedelta(hours=2)
@@ -334,6 +338,11 @@ async def measure(arguments: Namespace) -> list[Row]:
             ]
             if arguments.beside is not None:
                 started.append(stack.enter_context(ours("beside", Path(name) / "beside", kind, arguments.beside)))
+            if arguments.workers is not None:
+                named = f"{OURS}, {arguments.workers} workers"
+                started.append(
+                    stack.enter_context(ours(named, Path(name) / "workers", kind, workers=arguments.workers))
+                )
             started += [running[kind]] if kind in running else []
             for case in cases(kind, keys, small=small):
                 if all(value is None or getattr(case, each) == value for each, value in chosen.items()):
@@ -355,6 +364,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=160, help="requests of a burst (160)")
     parser.add_argument("--rounds", type=int, default=7, help="bursts for each server (7)")
     parser.add_argument("--many", type=int, default=100_000, help="certificates for the memory (100000; 0 for none)")
+    parser.add_argument("--workers", type=int, metavar="N", help="a server with so many workers answers too")
     parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="another checkout, whose server answers too")
     parser.add_argument("--peer", type=peer_address, metavar="ADDRESS:PID", help="a CA with Istio's protocol")
     parser.add_argument("--peer-roots", type=Path, metavar="FILE", help="what its callers trust, in PEM")
