@@ -169,8 +169,6 @@ class Stream(Generic[R]):
         self._task = asyncio.current_task()
         try:
             finish = await self._converse()
-            if self._push is not None:  # or else gRPC would have a write under way when it is to end the stream
-                await self._push
             if self._fault is not None:
                 raise self._fault
             return finish or self._last
@@ -185,7 +183,7 @@ class Stream(Generic[R]):
     async def _converse(self) -> Finish | None:
         while not self._draining:
             message = await self._next()
-            if self._push is not None:
+            if self._push is not None:  # also at the end: gRPC must have no write under way when it is to end the stream
                 await self._push
             if message is None or self._draining:
                 break

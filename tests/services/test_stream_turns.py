@@ -1,0 +1,275 @@
+"""A stream's task and its pushes take turns, whatever comes in the moment of the other: gRPC ends the process for two
+writes at one time, and a change that is lost leaves an Envoy with an old certificate.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+import anyio.lowlevel
+import pytest
+from fakes.clocks import HandClock
+from fakes.events import recorded
+from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
+from grpc.aio import EOF
+from sds_agent_proto import sds_pb2 as wire
+
+from sds_agent.sds.audience import Audience
+from sds_agent.sds.catalog import Catalog, OnDemand
+from sds_agent.sds.codec import decode, encode
+from sds_agent.sds.journal import Journal
+from sds_agent.sds.protocol import Absence, Finish, Resource, SotwRequest, StatusCode
+from sds_agent.sds.sotw import SotwSession
+from sds_agent.sds.stream import Context, Conversation, Stream
+from sds_agent.secrets.model import CertificateSecret
+from sds_agent.secrets.store import SecretStore
+
+
+class HandContext:
+    """A stand-in for gRPC's context of a call, whose messages come and whose writes end when the test says so."""
+
+    def __init__(self) -> None:
+        self.written: list[wire.DiscoveryResponse] = []
+        self.writing: asyncio.Future[None] | None = None
+        self._inbox: asyncio.Queue[object] = asyncio.Queue()
+        self.reads = 0
+
+    async def read(self) -> object:
+        """The next message, or gRPC's EOF."""
+        self.reads += 1
+        return await self._inbox.get()
+
+    async def write(self, message: bytes) -> None:
+        """Take an answer: one at a time."""
+        assert self.writing is None, "two writes at one time"
+        self.writing = asyncio.get_running_loop().create_future()
+        try:
+            await self.writing
+            self.written.append(wire.DiscoveryResponse.FromString(message))
+        finally:
+            self.writing = None
+
+    def say(self, *names: str, nonce: str = "") -> None:
+        """A message of the client comes."""
+        self._inbox.put_nowait(wire.DiscoveryRequest(resource_names=names, response_nonce=nonce).SerializeToString())
+
+    def leave(self) -> None:
+        """The client has nothing more to say."""
+        self._inbox.put_nowait(EOF)
+
+    async def until_writing(self) -> None:
+        """Until a write has begun."""
+        await _until(lambda: self.writing is not None)
+
+    async def let_write(self) -> wire.DiscoveryResponse:
+        """End the write that is under way, or the next one; what it wrote."""
+        await self.until_writing()
+        assert self.writing is not None
+        number = len(self.written)
+        self.writing.set_result(None)
+        await _until(lambda: len(self.written) > number)
+        return self.written[-1]
+
+
+async def _until(fits: Any) -> None:
+    with anyio.fail_after(10):
+        while not fits():
+            await anyio.lowlevel.checkpoint()
+
+
+class Broken:
+    """A stand-in for secrets that are made on demand, which has a bug once it is told to."""
+
+    directories: tuple[Path, ...] = ()
+    broken = False
+
+    def __getitem__(self, name: str) -> Resource | Absence:
+        if self.broken:
+            raise LookupError(name)
+        return Absence.PENDING
+
+    def want(self, client: object, names: Iterable[str]) -> None:
+        """It makes none."""
+
+
+class Bench:
+    """One stream of a store with the name `default`, and the task that runs it."""
+
+    def __init__(self, files: OnDemand | None = None) -> None:
+        self.store = SecretStore(("default", "other"))
+        self.publish("first")
+        self.context = HandContext()
+        self.audience = Audience[Stream[Any]]()
+        self.catalog = Catalog(self.store, files)
+        self.journal = Journal(known=lambda: self.store)
+        numbers = iter(range(1000))
+        session = SotwSession(iter(lambda: f"n{next(numbers)}", None))
+        self.stream: Stream[SotwRequest] = Stream(
+            cast("Context", self.context),
+            Conversation(session, decode, encode),
+            audience=self.audience,
+            catalog=self.catalog,
+            store=self.store,
+            journal=self.journal.open("StreamSecrets", "pid 7 (uid 101)"),
+        )
+        self.task: asyncio.Task[Finish | None] = asyncio.ensure_future(self.stream.run())
+
+    def publish(self, content: str, name: str = "default") -> None:
+        """The secret has this content from now on."""
+        ends = HandClock().now() + timedelta(days=1)
+        self.store.publish({name: CertificateSecret(content.encode(), b"key", ends)})
+
+    def change(self, content: str) -> None:
+        """The same, and the stream is told as the service tells it."""
+        self.publish(content)
+        self.tell()
+
+    def tell(self) -> None:
+        """The name has changed."""
+        found = self.catalog["default"]
+        for each in self.audience.of("default"):
+            each.due("default", found.version if isinstance(found, Resource) else None, 0.0)
+            each.push()
+
+    def remove(self) -> None:
+        """The name is served no longer."""
+        self.store.replace_names(("other",), (), {})
+        self.tell()
+
+    async def subscribed(self) -> None:
+        """The stream has its first answer, and has acknowledged it."""
+        self.context.say("default")
+        answer = await self.context.let_write()
+        self.context.say("default", nonce=answer.nonce)
+        await _until(lambda: self.context.reads == 3)
+
+    async def ended(self) -> Finish | None:
+        """How the stream ends."""
+        with anyio.fail_after(10):
+            return await self.task
+
+
+@asynccontextmanager
+async def bench(files: OnDemand | None = None) -> AsyncIterator[Bench]:
+    """It, and nothing of it is left."""
+    with recorded():
+        made = Bench(files)
+        try:
+            yield made
+        finally:
+            made.task.cancel()
+            await asyncio.wait([made.task])
+            assert made.audience.of("default") == ()
+            assert {task for task in asyncio.all_tasks() if "Stream." in repr(task)} == set()
+
+
+async def test_a_message_that_comes_while_a_push_is_written_is_answered_after_it() -> None:
+    async with bench() as here:
+        await here.subscribed()
+        here.change("second")
+        await here.context.until_writing()
+        here.publish("other", "other")
+        here.context.say("default", "other")
+        await _until(here.context._inbox.empty)
+        assert b"second" in (await here.context.let_write()).SerializeToString()
+        assert b"other" in (await here.context.let_write()).SerializeToString()
+
+
+async def test_a_change_that_comes_while_an_answer_is_written_is_sent_after_its_ack() -> None:
+    async with bench() as here:
+        here.context.say("default")
+        await here.context.until_writing()
+        here.change("second")
+        answer = await here.context.let_write()
+        here.context.say("default", nonce=answer.nonce)
+        assert b"second" in (await here.context.let_write()).SerializeToString()
+
+
+@pytest.mark.parametrize("pushing", [False, True])
+async def test_a_name_that_goes_while_an_answer_is_written_ends_the_stream_after_it(*, pushing: bool) -> None:
+    async with bench() as here:
+        if pushing:
+            await here.subscribed()
+            here.change("second")
+        else:
+            here.context.say("default")
+        await here.context.until_writing()
+        here.remove()
+        assert not here.task.done()
+        await here.context.let_write()
+        ended = await here.ended()
+        assert ended is not None
+        assert (ended.code, ended.names) == (StatusCode.NOT_FOUND, ("default",))
+
+
+@pytest.mark.parametrize("pushing", [False, True])
+async def test_a_stream_that_is_to_end_writes_first_what_it_has_begun(*, pushing: bool) -> None:
+    async with bench() as here:
+        if pushing:
+            await here.subscribed()
+            here.change("second")
+        else:
+            here.context.say("default")
+        await here.context.until_writing()
+        here.stream.drain()
+        await asyncio.sleep(0)
+        assert not here.task.done()
+        await here.context.let_write()
+        assert await here.ended() is None
+
+
+async def test_a_stream_that_waits_ends_at_once_when_it_is_to() -> None:
+    async with bench() as here:
+        await here.subscribed()
+        here.stream.give_way()
+        ended = await here.ended()
+        assert ended is not None
+        assert ended.code is StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_client_that_has_nothing_more_to_say_ends_the_stream() -> None:
+    async with bench() as here:
+        await here.subscribed()
+        here.context.leave()
+        assert await here.ended() is None
+
+
+async def test_a_stream_whose_client_leaves_writes_no_more() -> None:
+    """gRPC cancels the task."""
+    async with bench() as here:
+        await here.subscribed()
+        here.change("second")
+        await here.context.until_writing()
+        here.task.cancel()
+        await asyncio.wait([here.task])
+        await _until(lambda: here.context.writing is None)
+        assert here.task.cancelled()
+        assert len(here.context.written) == 1
+
+
+async def test_a_stream_that_is_to_end_as_its_client_leaves_is_cancelled() -> None:
+    """gRPC has cancelled the task, and waits for it to be."""
+    async with bench() as here:
+        await here.subscribed()
+        here.stream.drain()
+        here.task.cancel()
+        await asyncio.wait([here.task])
+        assert here.task.cancelled()
+
+
+async def test_a_bug_that_a_push_meets_ends_the_stream() -> None:
+    """An Envoy opens another, and the log has the bug; silence would leave it with an old certificate."""
+    files = Broken()
+    async with bench(files) as here:
+        here.context.say("default", "file-cert:a")
+        answer = await here.context.let_write()
+        here.context.say("default", "file-cert:a", nonce=answer.nonce)
+        await _until(lambda: here.context.reads == 3)
+        files.broken = True
+        here.change("second")
+        with pytest.raises(LookupError):
+            await here.ended()
