@@ -183,7 +183,7 @@ class Stream(Generic[R]):
     async def _converse(self) -> Finish | None:
         while not self._draining:
             message = await self._next()
-            if self._push is not None:  # also at the end: gRPC must have no write under way when it is to end the stream
+            if self._push is not None:  # before the end too: gRPC must have no write under way then
                 await self._push
             if message is None or self._draining:
                 break
