@@ -2,7 +2,7 @@
 
     python benchmarks/ca_serve.py
     python benchmarks/ca_serve.py --signer ec-p256 --rounds 20 --beside CHECKOUT
-    python benchmarks/ca_serve.py --peer ADDRESS:PID --peer-roots FILE --peer-token FILE [--peer-name NAME]
+    python benchmarks/ca_serve.py --peer NAME=ADDRESS:PID --peer-roots FILE --peer-token FILE [--peer-name HOST]
 
 Callers ask over TLS, each on a connection of its own that it keeps, or with a new one for each request; one of them or
 eight at once. They prove themselves by a JSON Web Token (RS256, as Kubernetes signs its own), by the certificate of the
@@ -283,14 +283,15 @@ def ours(
         yield Server(name, address, pid, roots, token, join=lambda: tokens.make(URI, expires))
 
 
-def peer_address(text: str) -> tuple[str, int]:
-    """Read ADDRESS:PID. Raises ArgumentTypeError."""
-    address, _, pid = text.rpartition(":")
+def peer_address(text: str) -> tuple[str, str, int]:
+    """Read NAME=ADDRESS:PID; without a name it is called `peer`. Raises ArgumentTypeError."""
+    name, place = program.label(text)
+    address, _, pid = place.rpartition(":")
     if ":" not in address or not pid.isdecimal():
-        raise ArgumentTypeError(f"{text!r} is not ADDRESS:PID, such as 127.0.0.1:15012:4711")
+        raise ArgumentTypeError(f"{text!r} is not NAME=ADDRESS:PID, such as 'istiod 1.31=127.0.0.1:15012:4711'")
     if not Path(f"/proc/{pid}").is_dir():
         raise ArgumentTypeError(f"there is no process {pid}")
-    return address, int(pid)
+    return name or "peer", address, int(pid)
 
 
 async def peers(arguments: Namespace) -> dict[str, Server]:
@@ -299,8 +300,8 @@ async def peers(arguments: Namespace) -> dict[str, Server]:
         return {}
     if arguments.peer_roots is None or arguments.peer_token is None:
         raise MissingError("--peer needs --peer-roots and --peer-token: the files that a caller of it has")
-    (address, pid), token = arguments.peer, arguments.peer_token.read_text().strip()
-    found = Server("peer", address, pid, arguments.peer_roots.read_bytes(), token, arguments.peer_name)
+    (name, address, pid), token = arguments.peer, arguments.peer_token.read_text().strip()
+    found = Server(name, address, pid, arguments.peer_roots.read_bytes(), token, arguments.peer_name)
     async with Caller(found, Case("", "ec-p256", TOKEN, 1)) as caller, found.channel() as channel:
         try:
             answer = await caller.ask(channel, found.metadata(Case("", "ec-p256", TOKEN, 1)))
@@ -366,10 +367,10 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=100_000, help="certificates for the memory (100000; 0 for none)")
     parser.add_argument("--workers", type=int, metavar="N", help="a server with so many workers answers too")
     parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="another checkout, whose server answers too")
-    parser.add_argument("--peer", type=peer_address, metavar="ADDRESS:PID", help="a CA with Istio's protocol")
+    parser.add_argument("--peer", type=peer_address, metavar="NAME=ADDRESS:PID", help="a CA with Istio's protocol")
     parser.add_argument("--peer-roots", type=Path, metavar="FILE", help="what its callers trust, in PEM")
     parser.add_argument("--peer-token", type=Path, metavar="FILE", help="a token that it takes")
-    parser.add_argument("--peer-name", default="istiod.istio-system.svc", metavar="NAME", help="the name it goes by")
+    parser.add_argument("--peer-name", default="istiod.istio-system.svc", metavar="HOST", help="of its certificate")
     arguments = parser.parse_args()
     program.main(__doc__, arguments, lambda: asyncio.run(measure(arguments)))
 

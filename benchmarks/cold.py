@@ -1,6 +1,6 @@
 """From exec to the first secret: the agent on its embedded CA, beside a bare grpc.aio server.
 
-    python benchmarks/cold.py [--runs RUNS] [--peer-command COMMAND --peer-socket SOCKET]
+    python benchmarks/cold.py [--runs RUNS] [--peer-command COMMAND --peer-socket NAME=SOCKET]
 
 The agent is the installed command, as a service manager would start it. They are started in turn, so that a machine
 whose speed drifts slows all alike; the ratio is taken run by run. A warm client dials until it is served. The bare
@@ -27,6 +27,9 @@ from bench.figures import FLOOR, Figure, Row
 from bench.processes import agent_command, floor_command
 from bench.starts import CONFIG, Program, Start, start
 
+PEER = "peer"
+"""What a peer without a name is called."""
+
 SETTLED = 1.0
 """Seconds after the first secret after which the memory is read."""
 
@@ -36,7 +39,12 @@ def arguments() -> argparse.Namespace:
     parser = program.parser(__doc__)
     parser.add_argument("--runs", type=int, default=15, help="starts of each (15)")
     parser.add_argument("--peer-command", metavar="COMMAND", help="the command line that starts another server")
-    parser.add_argument("--peer-socket", type=Path, metavar="SOCKET", help="the socket that it makes")
+    parser.add_argument(
+        "--peer-socket",
+        type=program.label,
+        metavar="NAME=SOCKET",
+        help="what its rows are called; the socket that it makes",
+    )
     given = parser.parse_args()
     if (given.peer_command is None) != (given.peer_socket is None):
         parser.error("--peer-command and --peer-socket go together")
@@ -69,23 +77,23 @@ def measure(given: argparse.Namespace) -> Iterable[Row]:
         cases = agents(directory)
         servers |= cases
         if given.peer_command is not None:
-            servers["peer"] = Program(shlex.split(given.peer_command), given.peer_socket)
+            servers[PEER] = Program(shlex.split(given.peer_command), Path(given.peer_socket[1]))
         starts: dict[str, list[Start]] = {name: [] for name in servers}
         for number in range(runs + 1):
             for name, each in servers.items():
                 done = start(each, 0.0 if number == 0 or given.small else SETTLED)
                 if number:
                     starts[name].append(done)
-    return list(rows(starts, cases))
+    return list(rows(starts, cases, given.peer_socket))
 
 
-def rows(starts: Mapping[str, Sequence[Start]], cases: Iterable[str]) -> Iterable[Row]:
+def rows(starts: Mapping[str, Sequence[Start]], cases: Iterable[str], peer: tuple[str, str] | None) -> Iterable[Row]:
     """A row of the floor's, one of the agent's and one of the peer's for each state of the agent's."""
     for state in cases:
         yield Row(FLOOR, {"state": state}, figures(starts[FLOOR]))
         yield Row("agent", {"state": state}, figures(starts[state]))
-        if "peer" in starts:
-            yield Row("peer", {"state": state}, figures(starts["peer"]))
+        if peer is not None:
+            yield Row(peer[0] or PEER, {"state": state}, figures(starts[PEER]))
 
 
 def figures(starts: Sequence[Start]) -> tuple[Figure, ...]:

@@ -1,7 +1,7 @@
 """What it costs a server that all Envoys of a node connect at once, and what stays when they have come ten times.
 
     python benchmarks/fan_in.py [--streams N...] [--rounds 3] [--waves 10] [--rest 3] [--node first]
-                               [--beside CHECKOUT] [--peer SOCKET:PID]
+                               [--beside CHECKOUT] [--peer NAME=SOCKET:PID]
 
 N clients come at once, each with one stream of StreamSecrets on a connection of its own and the first request of a real
 Envoy 1.40, and acknowledge what they get. Then all leave, and as many come again. "all served" is the time from the

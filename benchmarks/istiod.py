@@ -31,7 +31,8 @@ async def main() -> int:
     parser.add_argument("--signer", default="ec-p256", help="the kind of its CA's key (ec-p256)")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
-    if not (Path(os.environ.get("ISTIO_PARTS", "")) / "pilot-discovery").is_file():
+    parts = Path(os.environ.get("ISTIO_PARTS", ""))
+    if not (parts / "pilot-discovery").is_file():
         print("it needs istiod: scripts/istio-interop builds it; name its directory in ISTIO_PARTS", file=sys.stderr)
         return CANNOT_RUN
     folder = arguments.directory.resolve()
@@ -42,7 +43,7 @@ async def main() -> int:
             (folder / "token").write_text(cluster.issuer.token("RS256", exp=datetime.now(UTC) + timedelta(hours=2)))
             given = [
                 "--peer",
-                f"{running.address}:{running.program.process.pid}",
+                f"{parts.name.replace('istio-', 'istiod ')}={running.address}:{running.program.process.pid}",
                 "--peer-roots",
                 f"{folder}/roots.pem",
             ]

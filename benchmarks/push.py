@@ -1,7 +1,7 @@
 """What a push to all Envoys of a node costs: from the first stream's receipt to the last one's, and processor time.
 
     python benchmarks/push.py [--streams N...] [--variants sotw delta] [--nodes first every] [--rounds 3] [--pushes 5]
-                              [--beside CHECKOUT] [--peer SOCKET:PID]
+                              [--beside CHECKOUT] [--peer NAME=SOCKET:PID]
 
 N clients hold a stream each, on a connection of its own, and acknowledge each response at once. Their Node, 61 KB as a
 real Envoy 1.40 sends it, is on the first request alone (`first`: the lean case), on every ACK too (`every`), or without

@@ -1,7 +1,7 @@
 """Whether a server grows under streams that come and go and pushes that never end.
 
     python benchmarks/soak.py [--minutes 10] [--streams 200] [--variant sotw] [--node first] [--beside CHECKOUT]
-                              [--peer SOCKET:PID]
+                              [--peer NAME=SOCKET:PID]
 
 All servers run at one time, each with so many streams, a connection each. Every half second a twentieth of them leave,
 and as many come; in between there is a push: the agent renews certificates of six seconds, the bare server pushes every

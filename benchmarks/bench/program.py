@@ -4,13 +4,19 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
 from bench import figures
 from bench.figures import Row
+
+OUR_NAMES = (figures.FLOOR, "floor lean", "agent", "agent beside", "sds-agent", "beside")
+"""What our own rows are called."""
+
+PEER_EXAMPLE = "pilot-agent 1.31=/run/peer/sds.sock:4711"
 
 CANNOT_RUN = 3
 """The exit code of a benchmark that something is missing for; scripts/bench goes on with the next."""
@@ -25,22 +31,58 @@ class FailedError(Exception):
 
 
 class Peer(Struct, frozen=True):
-    """Another program that serves secrets, running already: its socket, and its process for time and memory."""
+    """Another program that serves secrets, running already: what its rows call it, its socket, and its process for time
+    and memory.
+    """
 
+    name: str
     socket: Path
     pid: int
 
     @classmethod
     def parse(cls, text: str) -> "Peer":
-        """Read SOCKET:PID. Raises argparse.ArgumentTypeError."""
-        path, _, pid = text.rpartition(":")
+        """Read NAME=SOCKET:PID; without a name it is called `peer PID`. Raises argparse.ArgumentTypeError."""
+        name, place = label(text)
+        path, _, pid = place.rpartition(":")
         if not path or not pid.isdecimal():
-            raise argparse.ArgumentTypeError(f"{text!r} is not SOCKET:PID, such as /run/peer/sds.sock:4711")
+            raise argparse.ArgumentTypeError(f"{text!r} is not NAME=SOCKET:PID, such as {PEER_EXAMPLE!r}")
         if not Path(path).is_socket():
             raise argparse.ArgumentTypeError(f"there is no socket at {path}")
         if not Path(f"/proc/{pid}").is_dir():
             raise argparse.ArgumentTypeError(f"there is no process {pid}")
-        return cls(Path(path), int(pid))
+        return cls(name or f"peer {pid}", Path(path), int(pid))
+
+
+class AppendPeer(argparse.Action):
+    """Appends a peer to those before it, whose figures it would join if it had the name of one."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002 - argparse's
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        """Append it. Raises argparse.ArgumentError."""
+        before: Sequence[Peer] = getattr(namespace, self.dest) or ()
+        if any(each.name == values.name for each in before):
+            raise argparse.ArgumentError(self, f"there are two peers called {values.name!r}: name each of them")
+        setattr(namespace, self.dest, [*before, values])
+
+
+def label(text: str) -> tuple[str, str]:
+    """Read NAME=PLACE: what rows call a peer, with its version if it says so, and the rest; without NAME= the name is
+    empty. What stands before a `=` in a path is no name. Raises argparse.ArgumentTypeError for a name that rows of ours
+    have.
+    """
+    name, equals, place = text.partition("=")
+    if not equals or "/" in name:
+        return "", text
+    if not name.strip():
+        raise argparse.ArgumentTypeError(f"there is no name before the = in {text!r}")
+    if name in OUR_NAMES:
+        raise argparse.ArgumentTypeError(f"{name!r} is what rows of ours are called: give the peer another name")
+    return name, place
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from bench.figures import FLOOR, Figure
 from bench.processes import agent_command, floor_command, precise_ms, started
-from bench.program import FailedError, Peer
+from bench.program import PEER_EXAMPLE, AppendPeer, FailedError, Peer
 from bench.subscribers import Subscribers
 
 AGENT = "agent"
@@ -86,7 +86,12 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     """What `servers` reads: --beside and --peer."""
     parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="the agent of another checkout too")
     parser.add_argument(
-        "--peer", type=Peer.parse, action="append", default=[], metavar="SOCKET:PID", help="a server that runs already"
+        "--peer",
+        type=Peer.parse,
+        action=AppendPeer,
+        default=[],
+        metavar="NAME=SOCKET:PID",
+        help=f"a server that runs already, and what its figures are called: {PEER_EXAMPLE!r}",
     )
 
 
@@ -101,7 +106,7 @@ def servers(arguments: argparse.Namespace, *, ttl: str = "24h") -> list[Server]:
     ]
     if arguments.beside is not None:
         chosen.append(Server("agent beside", partial(_agent, ttl, arguments.beside.resolve())))
-    return [*chosen, *(Server(f"peer {each.pid}", partial(_peer, each), is_peer=True) for each in arguments.peer)]
+    return [*chosen, *(Server(each.name, partial(_peer, each), is_peer=True) for each in arguments.peer)]
 
 
 def each_round(
