@@ -76,7 +76,7 @@ def main() -> None:
         "--node", type=NodeUse, choices=list(NodeUse), default=NodeUse.FIRST, help="where the whole Node is; first"
     )
     arguments = parser.parse_args()
-    arguments.streams = arguments.streams or ((1, 20) if arguments.small else STREAMS)
+    arguments.streams = arguments.streams or ((20,) if arguments.small else STREAMS)
     arguments.rounds = arguments.rounds or (1 if arguments.small else 3)
     arguments.waves = arguments.waves or (3 if arguments.small else 10)
     if arguments.rest is None:

@@ -12,7 +12,7 @@ signed by one key, and both as PEM. Figures:
 - memory: resident beyond that of an agent with one identity, a second after the last file was written, for each
   identity, without the bytes of its chain and its key as they are served.
 - a renewal: processor time of a running agent for each certificate that its log calls renewed, with the key for it, and
-  how many that makes a second on one core. The certificates live so shortly that all are renewed once in the interval.
+  how many that makes a second on one core. The certificates live for --life seconds, and each is renewed twice.
 - a turn of the loop, and late: see bench/agent_lag.py, while --renewing identities renew and --streams streams listen,
   each on a connection of its own to an identity of its own. The floor has a bare asyncio loop on the same cores with
   nothing to do. A small request is a FetchSecrets, sent every 5 ms by another process and timed there.
@@ -50,12 +50,16 @@ from sds_agent_proto import sds_pb2
 
 OURS = "sds-agent"
 SERVICE = "/envoy.service.secret.v3.SecretDiscoveryService/"
+HALF = 0.5
+SETTLED = 1.0
+"""Seconds after the last file was written, after which memory is read."""
 LONGEST = 900.0
 """Seconds for one agent."""
 BETWEEN = 0.005
 """Seconds between two small requests."""
 CONFIG = """
 trust_domain: demo.example
+renewal: {{fraction: {fraction}}}
 state_dir: {folder}/state
 sds:
   socket: {folder}/agent.sock
@@ -70,15 +74,18 @@ KEYS: dict[str, Callable[[], ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey]] = 
 
 
 class Span(NamedTuple):
-    """Seconds of a certificate's life where renewals are measured, and for how many lives they are watched."""
+    """Seconds of a certificate's life where renewals are measured, after which fraction of it it is renewed, and how
+    often each certificate is while they are watched.
+    """
 
     life: int
-    lives: float
+    fraction: float
+    renewals: int
 
     @property
     def seconds(self) -> float:
         """For which they are watched."""
-        return self.life * self.lives
+        return self.life * self.fraction * self.renewals
 
 
 class Issued(NamedTuple):
@@ -107,22 +114,22 @@ def measure(chosen: argparse.Namespace) -> Iterator[Row]:
     """All rows."""
     program.descriptors(3 * chosen.streams + 500)
     numbers = [int(each) for each in chosen.identities.split(",")]
-    yield from issuing(numbers, chosen.runs)
-    span = Span(chosen.life, 0.5 if chosen.small else 1)
+    yield from issuing(numbers, chosen.runs, 0.0 if chosen.small else SETTLED)
+    span = Span(chosen.life, 0.25, 1) if chosen.small else Span(chosen.life, HALF, 2)
     yield from renewing("ec-p256", chosen.renewing, span)
     yield from renewing("rsa-2048", max(chosen.renewing // 50, 2), span)
     yield from lag(chosen.renewing, chosen.streams, span)
 
 
-def issuing(numbers: Sequence[int], runs: int) -> Iterator[Row]:
-    """From an empty state to all issued."""
-    alone = [issued(1) for _ in range(runs)]
+def issuing(numbers: Sequence[int], runs: int, settled: float) -> Iterator[Row]:
+    """From an empty state to all issued, and memory so many seconds later."""
+    alone = [issued(1, settled) for _ in range(runs)]
     for number in numbers:
         case: dict[str, str | int] = {"identities": number}
         found, floors = list[Issued](), list[tuple[float, float]]()
         for run in range(runs):
             floors.append(bare_loop(number, "ec-p256"))
-            found.append(alone[run] if number == 1 else issued(number))
+            found.append(alone[run] if number == 1 else issued(number, settled))
         yield Row(
             FLOOR,
             case,
@@ -145,30 +152,28 @@ def issuing(numbers: Sequence[int], runs: int) -> Iterator[Row]:
         yield Row(OURS, case, tuple(figures))
 
 
-def issued(number: int) -> Issued:
+def issued(number: int, settled: float) -> Issued:
     """An agent from exec until all is issued."""
     with agent(number, "1h", "ec-p256") as running:
         seconds = running.ready()
         processor = processor_ms(running.pid)
         running.settled(number)
-        time.sleep(1)
+        time.sleep(settled)
         return Issued(seconds, processor, resident_mb(running.pid), secret_size(running.socket))
 
 
 def renewing(key: str, number: int, span: Span) -> Iterator[Row]:
-    """One life of certificates that are all renewed in it."""
+    """Certificates that are all renewed, again and again."""
     case: dict[str, str | int] = {"renewing": number, "key": key}
     _, ran = bare_loop(number, key)
     floor = 1000 * ran / number
     yield Row(FLOOR, case, (Figure("a renewal", "ms", (floor,)), Figure("renewals", "a second", (1000 / floor,))))
-    with agent(number, f"{span.life}s", key) as running:
+    with agent(number, f"{span.life}s", key, fraction=span.fraction) as running:
         running.ready()
         running.count("renewed", number // 2)
         before, first = processor_ms(running.pid), running.count("renewed", 0)
-        time.sleep(span.seconds)
-        took, renewals = processor_ms(running.pid) - before, running.count("renewed", 0) - first
-    if not renewals:
-        raise MissingError("no certificate was renewed: the machine is too busy to measure on")
+        renewals = running.count("renewed", first + span.renewals * number) - first
+        took = processor_ms(running.pid) - before
     each = took / renewals
     yield Row(OURS, case, (Figure("a renewal", "ms", (each,)), Figure("renewals", "a second", (1000 / each,))))
 
@@ -178,7 +183,9 @@ def lag(number: int, streams: int, span: Span) -> Iterator[Row]:
     case: dict[str, str | int] = {"renewing": number, "streams": streams}
     bare = asyncio.run(bare_lag(span.seconds / 2))
     yield Row(FLOOR, case, _lag_figures(bare))
-    with agent(number, f"{span.life}s", "ec-p256", streams=2 * streams + 100, watched=True) as running:
+    with agent(
+        number, f"{span.life}s", "ec-p256", fraction=span.fraction, streams=2 * streams + 100, watched=True
+    ) as running:
         running.ready()
         with listening(running.socket, number, streams) as link:
             running.lags()
@@ -327,15 +334,17 @@ class RunningAgent:
 
 
 @contextmanager
-def agent(number: int, ttl: str, key: str, *, streams: int = 100, watched: bool = False) -> Iterator[RunningAgent]:
-    """An agent with so many identities, whose certificates live so long. It has room for half as many connections as
-    for `streams`.
+def agent(
+    number: int, ttl: str, key: str, *, fraction: float = HALF, streams: int = 100, watched: bool = False
+) -> Iterator[RunningAgent]:
+    """An agent with so many identities, whose certificates live so long and are renewed after that part of it. It has
+    room for half as many connections as for `streams`.
     """
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         workloads = "".join(WORKLOAD.format(each, ttl, key) for each in range(number))
         config = folder / "agent.yaml"
-        config.write_text(CONFIG.format(folder=folder, streams=streams) + workloads)
+        config.write_text(CONFIG.format(folder=folder, streams=streams, fraction=fraction) + workloads)
         command = [*agent_command(config), "--log-format", "json"]
         if watched:
             command = [sys.executable, str(HERE / "bench" / "agent_lag.py"), str(config), str(folder / "lag")]

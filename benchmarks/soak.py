@@ -29,6 +29,8 @@ from bench.subscribers import Subscribers, subscribed
 from msgspec import Struct
 
 TURN = 0.5
+SMALL_TURN = 0.1
+"""Seconds that a turn takes."""
 SHARE = 20
 """One of so many streams is replaced in a turn."""
 TURNS_A_PUSH = 6
@@ -100,7 +102,7 @@ def measure(arguments: argparse.Namespace, asked: Subscription) -> Iterator[Row]
             streams.join(arguments.streams)
             streams.each_has(1, SERVED_WITHIN)
             soaked.append(Soaked(server, running, streams, {name: [] for name in READINGS}))
-        counted = turns(soaked, arguments.minutes * 60)
+        counted = turns(soaked, SMALL_TURN if arguments.small else TURN, arguments.minutes * 60)
         for each in soaked:
             each.streams.each_has(1, SERVED_WITHIN)
             case: dict[str, str | int] = {
@@ -111,15 +113,17 @@ def measure(arguments: argparse.Namespace, asked: Subscription) -> Iterator[Row]
             yield Row(each.server.name, case, tuple(each.figures(counted)))
 
 
-def turns(soaked: Sequence[Soaked], seconds: float) -> float:
-    """Turns of all servers until that time is over, after those that do not count; returns the seconds it took."""
+def turns(soaked: Sequence[Soaked], turn: float, seconds: float) -> float:
+    """Turns of all servers, of so many seconds each, until that time is over, after those that do not count; returns
+    the seconds it took.
+    """
     number, began = 0, time.monotonic()
     while number <= TURNS_BEFORE or time.monotonic() - began < seconds:
         if number == TURNS_BEFORE:
             began = time.monotonic()
         for each in soaked:
             try:
-                each.turn(number, TURN / len(soaked))
+                each.turn(number, turn / len(soaked))
             except FailedError as failed:
                 raise FailedError(f"{each.server.name}, turn {number}: {failed}") from failed
         number += 1
@@ -135,7 +139,7 @@ def main() -> None:
     parser.add_argument("--variant", type=Variant, choices=list(Variant), default=Variant.SOTW)
     parser.add_argument("--node", type=NodeUse, choices=list(NodeUse), default=NodeUse.FIRST)
     arguments = parser.parse_args()
-    arguments.minutes = arguments.minutes or (0.1 if arguments.small else 10)
+    arguments.minutes = arguments.minutes or (0.02 if arguments.small else 10)
     arguments.streams = arguments.streams or (20 if arguments.small else 200)
     asked = subscription(arguments.variant, arguments.node)
     program.main(__doc__, arguments, lambda: measure(arguments, asked))

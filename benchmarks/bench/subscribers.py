@@ -125,6 +125,12 @@ class Subscribers:
             self._have.subtract(range(1, len(each.received) + 1))
             each.close()
 
+    def start_over(self) -> None:
+        """Forget the responses that there were: the next one of each stream is its first."""
+        self._have.clear()
+        for each in self:
+            each.received.clear()
+
     def each_has(self, responses: int, within: float) -> list[float]:
         """Wait until each stream has had so many responses; returns when each got that one, in seconds of
         `time.perf_counter`. Raises LostError if that takes more than `within` seconds.
