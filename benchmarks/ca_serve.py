@@ -12,7 +12,8 @@ The servers answer in turn, a burst of requests each, so that other work on the 
 bare gRPC server that signs and checks nothing else (ca_floor.py). --beside adds the `ca serve` of another checkout,
 --workers one of several processes; the callers take a core themselves.
 --peer adds another CA with Istio's protocol that runs already, such as istiod; it takes part where the signer's key is
-of the same kind as its own, by token and by certificate. At the end each server signs --many certificates.
+of the same kind as its own, by token and by certificate. Each server with the first kind of signer signs --many
+certificates at its end.
 """
 
 import asyncio
@@ -348,7 +349,8 @@ async def measure(arguments: Namespace) -> list[Row]:
             for case in cases(kind, keys, small=small):
                 if all(value is None or getattr(case, each) == value for each, value in chosen.items()):
                     rows += await in_turn(case, [each for each in started if each.takes(case)], requests, rounds)
-            if count := 64 if small else arguments.many:
+            count = 64 if small else arguments.many
+            if count and kind == signers[0]:
                 case = Case(kind, "ec-p256", CERTIFICATE, 8)
                 rows += [await many(case, each, count) for each in started]
     return rows
@@ -364,7 +366,7 @@ def main() -> None:
     parser.add_argument("--connection", choices=(KEPT, NEW), help="this kind of connection alone")
     parser.add_argument("--requests", type=int, default=160, help="requests of a burst (160)")
     parser.add_argument("--rounds", type=int, default=7, help="bursts for each server (7)")
-    parser.add_argument("--many", type=int, default=100_000, help="certificates for the memory (100000; 0 for none)")
+    parser.add_argument("--many", type=int, default=100_000, help="for the memory (100000; 0 for none)")
     parser.add_argument("--workers", type=int, metavar="N", help="a server with so many workers answers too")
     parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="another checkout, whose server answers too")
     parser.add_argument("--peer", type=peer_address, metavar="NAME=ADDRESS:PID", help="a CA with Istio's protocol")

@@ -1,6 +1,6 @@
 """What it costs a server that all Envoys of a node connect at once, and what stays when they have come ten times.
 
-    python benchmarks/fan_in.py [--streams N...] [--rounds 3] [--waves 10] [--rest 3] [--node first]
+    python benchmarks/fan_in.py [--streams N...] [--rounds 2] [--waves 10] [--rest 3] [--node first]
                                [--beside CHECKOUT] [--peer NAME=SOCKET:PID]
 
 N clients come at once, each with one stream of StreamSecrets on a connection of its own and the first request of a real
@@ -69,7 +69,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
 def main() -> None:
     """Measure and print."""
     parser = program.parser(__doc__)
-    add_arguments(parser, rounds=3)
+    add_arguments(parser, rounds=2)
     parser.add_argument("--waves", type=int, help="by default 10")
     parser.add_argument("--rest", type=float, help="seconds before memory is read; by default 3")
     parser.add_argument(
@@ -77,7 +77,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     arguments.streams = arguments.streams or ((20,) if arguments.small else STREAMS)
-    arguments.rounds = arguments.rounds or (1 if arguments.small else 3)
+    arguments.rounds = arguments.rounds or (1 if arguments.small else 2)
     arguments.waves = arguments.waves or (3 if arguments.small else 10)
     if arguments.rest is None:
         arguments.rest = 0.0 if arguments.small else 3.0

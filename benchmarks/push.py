@@ -1,6 +1,6 @@
 """What a push to all Envoys of a node costs: from the first stream's receipt to the last one's, and processor time.
 
-    python benchmarks/push.py [--streams N...] [--variants sotw delta] [--nodes first every] [--rounds 3] [--pushes 5]
+    python benchmarks/push.py [--streams N...] [--variants sotw delta] [--nodes first every] [--rounds 2] [--pushes 4]
                               [--beside CHECKOUT] [--peer NAME=SOCKET:PID]
 
 N clients hold a stream each, on a connection of its own, and acknowledge each response at once. Their Node, 61 KB as a
@@ -33,9 +33,13 @@ SERVED_WITHIN = 60.0
 PUSHED_WITHIN = 60.0
 
 
+FRACTION = 0.35
+"""Of the life of a certificate, after which it is renewed."""
+
+
 def lifetime(streams: int) -> str:
-    """Of the certificates: they are renewed at half of it, and the push before that has to be over."""
-    return "6s" if streams <= 220 else "10s" if streams <= 1000 else "16s"
+    """Of the certificates: when one is renewed, the push of the one before has to be over."""
+    return "6s" if streams <= 1000 else "10s"
 
 
 def changed(pushed: Mapping[str, object]) -> float:
@@ -92,7 +96,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
                 running.settled(streams)
                 pushes(running, server, streams, arguments.pushes, found)
 
-        chosen = servers(arguments, ttl=arguments.ttl or lifetime(count))
+        chosen = servers(arguments, ttl=arguments.ttl or lifetime(count), fraction=FRACTION)
         case: dict[str, str | int] = {"streams": count, "variant": variant, "node": node}
         for server, figures in each_round(chosen, arguments.rounds, measured):
             yield Row(server.name, case, figures)
@@ -101,17 +105,17 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
 def main() -> None:
     """Measure and print."""
     parser = program.parser(__doc__)
-    add_arguments(parser, rounds=3)
+    add_arguments(parser, rounds=2)
     parser.add_argument("--variants", type=Variant, choices=list(Variant), nargs="+", default=list(Variant))
     parser.add_argument(
         "--nodes", type=NodeUse, choices=list(NodeUse), nargs="+", default=[NodeUse.FIRST, NodeUse.EVERY]
     )
     parser.add_argument("--ttl", help="of the agent's certificates, 6s at least; by default more for more streams")
-    parser.add_argument("--pushes", type=int, help="of each round; by default 5")
+    parser.add_argument("--pushes", type=int, help="of each round; by default 4")
     arguments = parser.parse_args()
     arguments.streams = arguments.streams or ((20,) if arguments.small else STREAMS)
-    arguments.rounds = arguments.rounds or (1 if arguments.small else 3)
-    arguments.pushes = arguments.pushes or (1 if arguments.small else 5)
+    arguments.rounds = arguments.rounds or (1 if arguments.small else 2)
+    arguments.pushes = arguments.pushes or (1 if arguments.small else 4)
     program.main(__doc__, arguments, lambda: measure(arguments))
 
 

@@ -1,6 +1,6 @@
 """Whether a server grows under streams that come and go and pushes that never end.
 
-    python benchmarks/soak.py [--minutes 10] [--streams 200] [--variant sotw] [--node first] [--beside CHECKOUT]
+    python benchmarks/soak.py [--minutes 5] [--streams 200] [--variant sotw] [--node first] [--beside CHECKOUT]
                               [--peer NAME=SOCKET:PID]
 
 All servers run at one time, each with so many streams, a connection each. Every half second a twentieth of them leave,
@@ -134,12 +134,12 @@ def main() -> None:
     """Measure and print."""
     parser = program.parser(__doc__)
     add_server_arguments(parser)
-    parser.add_argument("--minutes", type=float, help="by default 10")
+    parser.add_argument("--minutes", type=float, help="by default 5")
     parser.add_argument("--streams", type=int, help="of each server; by default 200")
     parser.add_argument("--variant", type=Variant, choices=list(Variant), default=Variant.SOTW)
     parser.add_argument("--node", type=NodeUse, choices=list(NodeUse), default=NodeUse.FIRST)
     arguments = parser.parse_args()
-    arguments.minutes = arguments.minutes or (0.02 if arguments.small else 10)
+    arguments.minutes = arguments.minutes or (0.02 if arguments.small else 5)
     arguments.streams = arguments.streams or (20 if arguments.small else 200)
     asked = subscription(arguments.variant, arguments.node)
     program.main(__doc__, arguments, lambda: measure(arguments, asked))

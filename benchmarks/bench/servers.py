@@ -24,8 +24,6 @@ from bench.subscribers import Subscribers
 AGENT = "agent"
 LEAN_FLOOR = "floor lean"
 STREAMS = (1, 100, 220, 500, 1000, 2000)
-SMALL_FRACTION = 0.35
-"""Of the life of a certificate, after which it is renewed, where nobody waits for figures."""
 
 Found = defaultdict[tuple[str, str], list[float]]
 """Values by the name and the unit of their figure."""
@@ -98,11 +96,10 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def servers(arguments: argparse.Namespace, *, ttl: str = "24h") -> list[Server]:
-    """All, as the arguments say: the agent on its embedded CA, with certificates that live so long, has one identity
-    and a JSON log. It renews them at half of their life, for --small sooner.
+def servers(arguments: argparse.Namespace, *, ttl: str = "24h", fraction: float = 0.5) -> list[Server]:
+    """All, as the arguments say: the agent on its embedded CA, with certificates that live so long and are renewed
+    after that part of it, has one identity and a JSON log.
     """
-    fraction = SMALL_FRACTION if arguments.small else 0.5
     chosen = [
         Server(FLOOR, _floor, pushes_on_signal=True),
         Server(LEAN_FLOOR, partial(_floor, "--lean"), pushes_on_signal=True),
