@@ -1,5 +1,6 @@
 """A real Envoy and the real agent: renewal under traffic, and what may go wrong on the way."""
 
+import json
 import signal
 import ssl
 from collections.abc import AsyncIterator
@@ -82,6 +83,7 @@ async def test_agent_is_killed_and_started_again_under_traffic_and_no_request_fa
     tmp_path: Path, api_type: str
 ) -> None:
     config = write_config(tmp_path, default="20s", client="1h")
+    config.write_text(json.dumps({**json.loads(config.read_text()), "renewal": {"fraction": 0.25}}))
     async with agent(config) as first, envoy(first.socket, tmp_path, api_type=api_type) as proxy:
         await proxy.ready()
         visitor, port = await client(first.socket, tmp_path), await proxy.port()
