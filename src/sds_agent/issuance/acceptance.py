@@ -10,6 +10,7 @@ Accepted is not servable: `schedule` waits until Envoys accept it too, from `Acc
 
 from contextlib import suppress
 from datetime import datetime
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -38,6 +39,8 @@ from sds_agent.text import quoted
 
 LONGEST_NAME = 200
 """Characters of a name that the CA put in."""
+MOST_BUNDLES, LONGEST_BUNDLE = 8, 65_536
+"""Texts of trust anchors whose reading is remembered, and bytes of such a one."""
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _USAGES = {ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth", ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth"}
 
@@ -85,7 +88,7 @@ def accept(
     be used.
     """
     received = _read(answer.chain_pem, "the certificate chain")
-    known = ParsedBundle(anchors) if answer.anchors_pem is None else _read(answer.anchors_pem, "the trust anchors")
+    known = ParsedBundle(anchors) if answer.anchors_pem is None else _read_anchors(answer.anchors_pem)
     advertised = unique(known.certificates)
     leaf = _our_leaf(received, public_key)
     _check_names(leaf, identity)
@@ -117,6 +120,16 @@ def _read(pem: bytes, what: str) -> ParsedBundle:
         raise AuthorityError(ErrorKind.INVALID, f"cannot read {what} that the CA sent: {error}") from error
 
 
+def _read_anchors(pem: bytes) -> ParsedBundle:
+    """The anchors, remembered: a CA sends the same ones with each certificate."""
+    return _remembered(pem) if len(pem) <= LONGEST_BUNDLE else _read(pem, "the trust anchors")
+
+
+@lru_cache(maxsize=MOST_BUNDLES)
+def _remembered(pem: bytes) -> ParsedBundle:
+    return _read(pem, "the trust anchors")
+
+
 def _our_leaf(received: ParsedBundle, public_key: PublicKey) -> x509.Certificate:
     for certificate in received.certificates:
         if has_key(certificate, public_key):
@@ -146,7 +159,8 @@ def _check_names(leaf: x509.Certificate, identity: SpiffeId) -> None:
 def _check_usage(leaf: x509.Certificate) -> None:
     if is_ca(leaf):
         raise AuthorityError(ErrorKind.MISMATCH, "the CA issued a CA certificate, which a workload must not hold")
-    missing = [name for oid, name in _USAGES.items() if oid not in extended_key_usages(leaf)]
+    usages = extended_key_usages(leaf)
+    missing = [name for oid, name in _USAGES.items() if oid not in usages]
     if missing:
         raise AuthorityError(
             ErrorKind.MISMATCH,

@@ -96,7 +96,8 @@ def write_pem(certificates: Iterable[x509.Certificate]) -> bytes:
 
 def unique(certificates: Iterable[x509.Certificate]) -> tuple[x509.Certificate, ...]:
     """The certificates without repetitions (of the same DER), in the order of their first appearance."""
-    return tuple({c.public_bytes(Encoding.DER): c for c in certificates}.values())
+    given = tuple(certificates)
+    return given if len(given) <= 1 else tuple({c.public_bytes(Encoding.DER): c for c in given}.values())
 
 
 def longest_valid_first(certificates: Iterable[x509.Certificate]) -> tuple[x509.Certificate, ...]:
@@ -131,11 +132,25 @@ def has_key(certificate: x509.Certificate, public_key: CertificatePublicKeyTypes
 
 
 def extension(certificate: x509.Certificate, kind: type[ExtensionT]) -> ExtensionT | None:
-    """The certificate's extension of that kind, or None."""
-    try:
-        return certificate.extensions.get_extension_for_class(kind).value
-    except x509.ExtensionNotFound:
-        return None
+    """The certificate's extension of that kind, or None. The kind is none of which a certificate may have several."""
+    found = _extensions(certificate).get(kind)
+    return found if found is None or isinstance(found, kind) else None
+
+
+@lru_cache(maxsize=32)
+def _extensions(certificate: x509.Certificate) -> dict[type[x509.ExtensionType], x509.ExtensionType]:
+    """Its extensions by their kinds. Remembered, for cryptography looks through all of them at each question, of which
+    a walk to an anchor has dozens.
+    """
+    return {type(each.value): each.value for each in certificate.extensions}
+
+
+@lru_cache(maxsize=32)
+def public_key_of(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
+    """The certificate's public key. Remembered, for cryptography makes it anew when it is asked for, and one on a curve
+    then has to be made ready for its first signature.
+    """
+    return certificate.public_key()
 
 
 def san_values(certificate: x509.Certificate) -> tuple[x509.GeneralName, ...]:

@@ -6,6 +6,7 @@ unknown algorithms and in versions. What Envoy does not judge while it loads, su
 """
 
 import re
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -32,12 +33,22 @@ def fault_of_loading(certificate: x509.Certificate) -> str | None:
 def _fault_of_name(whose: str, name: bytes) -> str | None:
     if len(name) > LARGEST_NAME:
         return f"its {whose}'s name has more than {LARGEST_NAME} bytes"
+    fault = _fault_of_short(name) if len(name) <= _LONGEST_REMEMBERED else _fault_of_attributes(name)
+    return f"its {whose}'s name holds {fault}" if fault else None
+
+
+def _fault_of_attributes(name: bytes) -> str | None:
     for _, attributes in elements(name):
         for _, attribute in elements(attributes):
             _, (tag, value) = elements(attribute)
             if fault := _fault_of_value(tag, value):
-                return f"its {whose}'s name holds {fault}"
+                return fault
     return None
+
+
+_LONGEST_REMEMBERED = 1024
+_fault_of_short = lru_cache(maxsize=32)(_fault_of_attributes)
+"""Leaves have their issuer's name in common."""
 
 
 def _fault_of_algorithm(*identifiers: bytes) -> str | None:

@@ -62,8 +62,14 @@ class Bundle:
 
     def __init__(self, anchors: Iterable[x509.Certificate]) -> None:
         self._by_name: dict[CanonicalName, list[x509.Certificate]] = {}
-        for anchor in anchors:
+        given = tuple(anchors)
+        self._only = given[0] if len(given) == 1 else None
+        for anchor in given:
             self._by_name.setdefault(subject_of(anchor), []).append(anchor)
+
+    def leaves_no_choice(self, chain: Chain, anchor: x509.Certificate) -> bool:
+        """Whether every Envoy builds just that: the leaf, and this anchor, which was found to have issued it."""
+        return len(chain) == 1 and anchor == self._only and not _seems_self_signed(chain[0])
 
     def fault_of_choice(self, chain: Chain, times: Times) -> str | None:
         """What is wrong with a chain that an Envoy may build in place of `chain`, which is good up to an anchor."""

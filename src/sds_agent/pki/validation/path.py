@@ -12,7 +12,6 @@ import heapq
 import itertools
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from functools import cache, partial
 from operator import itemgetter
 
 from cryptography import x509
@@ -157,9 +156,9 @@ class _Search:
 
     def __init__(self, issuers: _CaCertificates, bundle: Bundle | None, times: Times) -> None:
         self._issuers = issuers
+        self._bundle = bundle
         self._times = times
-        # the answer is the same for every anchor above one chain, so it is computed once
-        self._fault_of_choice = cache(partial(bundle.fault_of_choice, times=times)) if bundle else None
+        self._faults_of_choice: dict[Chain, str | None] = {}
         self._steps: list[_StepUp] = []
         self._numbers = itertools.count()
         self._faults: list[_Fault] = []
@@ -185,10 +184,17 @@ class _Search:
         chain, issuer = step.chain, step.issuer
         if (fault := _fault(chain, issuer, self._times)) or not issuer.is_anchor:
             return fault
-        text = (
-            self._fault_of_choice(chain) if self._fault_of_choice else fault_of_policies((*chain, issuer.certificate))
-        )
+        if self._bundle is None or self._bundle.leaves_no_choice(chain, issuer.certificate):
+            text = fault_of_policies((*chain, issuer.certificate))
+        else:
+            text = self._fault_of_choice(self._bundle, chain)
         return _Fault(proven=True, depth=len(chain), text=text) if text else None
+
+    def _fault_of_choice(self, bundle: Bundle, chain: Chain) -> str | None:
+        """The same for every anchor above one chain, and so found once."""
+        if chain not in self._faults_of_choice:
+            self._faults_of_choice[chain] = bundle.fault_of_choice(chain, self._times)
+        return self._faults_of_choice[chain]
 
     def _extend(self, chain: Chain, mismatches: int) -> None:
         """Add every step up from the chain's last certificate. From a self-signed one there is none."""

@@ -9,6 +9,7 @@ Signatures are judged in `signatures`, policies in `policies`. Revocation is no 
 """
 
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import TypeAlias
 
 from cryptography import x509
@@ -131,12 +132,14 @@ def fault_of_key_usage(certificate: x509.Certificate) -> str | None:
     return f"{describe(certificate)} may not sign certificates: its KeyUsage lacks keyCertSign"
 
 
+@lru_cache(maxsize=32)
 def fault_of_identifiers(certificate: x509.Certificate, below: x509.Certificate) -> str | None:
     """Whether the certificate below names another certificate of the same CA as its issuer.
 
     For RFC 5280 the identifiers are hints (section 4.2.1.1). For OpenSSL and BoringSSL, and so for Envoy, they are
     binding: a CA whose identifiers differ is not the issuer, though its key made the signature. That happens where a CA
     was renewed and a certificate below it names the old serial number, as easy-rsa and many openssl configurations do.
+    Remembered, for a walk to an anchor asks the same several times.
     """
     named = extension(below, x509.AuthorityKeyIdentifier)
     if named is None:
