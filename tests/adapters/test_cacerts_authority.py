@@ -15,10 +15,16 @@ from fakes.odd_certificates import NOT_LOADED, NOT_READ
 
 from sds_agent.authority.cacerts import REFRESH
 from sds_agent.authority.in_process import InProcessAuthority
-from sds_agent.authority.protocol import AdvertisesAnchors, AuthorityError, ErrorKind, IssueRequest
+from sds_agent.authority.protocol import (
+    AdvertisesAnchors,
+    AuthorityError,
+    CertifiesKeys,
+    ErrorKind,
+    IssueRequest,
+)
 from sds_agent.errors import ConfigurationError
 from sds_agent.identity.spiffe import SpiffeId
-from sds_agent.pki.certificates import read_pem, write_pem
+from sds_agent.pki.certificates import has_key, read_pem, subject_alternative_uris, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, generate
 from sds_agent.signing.directory import check
@@ -321,6 +327,21 @@ async def test_a_csr_that_proves_nothing_never_reaches_the_signer(tmp_path: Path
     with pytest.raises(AuthorityError) as caught:
         await authority.issue(request(b"garbage"))
     assert caught.value.kind is ErrorKind.INVALID
+
+
+async def test_a_key_that_was_made_in_this_process_is_certified_without_a_csr(tmp_path: Path) -> None:
+    """A CSR made for it, and verified at once by who made it, costs an agent with thousands of identities as much as
+    their certificates.
+    """
+    authority = await opened(write(tmp_path, files_of(*hierarchy(0))), HandClock())
+    assert isinstance(authority, CertifiesKeys)
+    key = generate(KeyType.EC_P256).public_key()
+    issuance = await authority.certify(SpiffeId.parse(URI), key, HOUR)
+    leaf, signer = read_pem(issuance.chain_pem)
+    leaf.verify_directly_issued_by(signer)
+    assert has_key(leaf, key)
+    assert subject_alternative_uris(leaf) == (URI,)
+    assert issuance.anchors_pem == await authority.anchors()
 
 
 async def test_the_ca_advertises_every_root_of_its_directory(tmp_path: Path) -> None:

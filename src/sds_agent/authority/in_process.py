@@ -1,15 +1,21 @@
 """An authority whose CA signs in this process. The errors of the signer become AuthorityErrors."""
 
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
+from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.pki.certificates import write_pem
 from sds_agent.pki.csr import CsrError, proven_key
+from sds_agent.pki.keys import PublicKey
 from sds_agent.signing.signer import SignerError
 from sds_agent.signing.signing_set import CaUnavailableError, SigningCa, SigningSet
+
+_anchors_pem = lru_cache(maxsize=8)(write_pem)
+"""The same ones go out with each certificate."""
 
 
 class InProcessAuthority:
@@ -29,19 +35,24 @@ class InProcessAuthority:
         Raises AuthorityError: INVALID for a CSR that proves no key, DENIED where the signer refuses, and TRANSIENT
         while the CA has no valid signer.
         """
-        signing = await self._signing()
         try:
             public_key = proven_key(request.csr_pem)
-            chain = signing.issue(public_key, str(request.identity), self._clock.now(), request.ttl)
         except CsrError as error:
             raise AuthorityError(ErrorKind.INVALID, str(error)) from error
+        return await self.certify(request.identity, public_key, request.ttl)
+
+    async def certify(self, identity: SpiffeId, public_key: PublicKey, ttl: timedelta) -> Issuance:
+        """Sign at once, without a proof of possession: see `CertifiesKeys`. Raises AuthorityError as `issue` does."""
+        signing = await self._signing()
+        try:
+            chain = signing.issue(public_key, str(identity), self._clock.now(), ttl)
         except SignerError as error:
             raise AuthorityError(ErrorKind.DENIED, f"{self._name} cannot sign: {error}") from error
-        return Issuance(write_pem(chain), write_pem(signing.roots))
+        return Issuance(write_pem(chain), _anchors_pem(signing.roots))
 
     async def anchors(self) -> bytes:
         """The roots to trust at present, in PEM. Raises AuthorityError TRANSIENT when there is none."""
-        return write_pem((await self._signing()).roots)
+        return _anchors_pem((await self._signing()).roots)
 
     async def _signing(self) -> SigningSet:
         try:

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from sds_agent.errors import SdsAgentError
 from sds_agent.identity.spiffe import SpiffeId
+from sds_agent.pki.keys import PublicKey
 from sds_agent.values import Sensitive
 
 
@@ -104,6 +105,20 @@ class Authority(Protocol):
 
     async def issue(self, request: IssueRequest) -> Issuance:
         """Ask the CA once. Raises AuthorityError. The caller enforces its deadline by cancellation."""
+        ...
+
+
+@runtime_checkable
+class CertifiesKeys(Protocol):
+    """An authority whose CA signs in this process, and which takes the word of its caller that the key is its own.
+
+    A CSR proves possession of its key to a CA that somebody else asks (RFC 2986 section 3). This one is asked by the
+    code that has just made the key. No key that came from outside the process may be put to it: the CA server, which
+    is asked by others, has each of them prove theirs.
+    """
+
+    async def certify(self, identity: SpiffeId, public_key: PublicKey, ttl: timedelta) -> Issuance:
+        """As `Authority.issue`, of a key whose private half the caller has."""
         ...
 
 

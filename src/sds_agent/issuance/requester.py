@@ -12,6 +12,7 @@ from datetime import datetime
 from sds_agent.authority.protocol import (
     Authority,
     AuthorityError,
+    CertifiesKeys,
     CurrentIdentity,
     ErrorKind,
     Issuance,
@@ -38,7 +39,10 @@ CA_TIMEOUT = 10.0
 
 
 class PendingRequest(Sensitive, frozen=True):
-    """A request that is repeated until the CA answers: one that waits for an approval has to see the same CSR again."""
+    """A request that is repeated until the CA answers: one that waits for an approval has to see the same CSR again.
+
+    There is no CSR for a CA in this process (`CertifiesKeys`).
+    """
 
     key: PrivateKey
     csr_pem: bytes
@@ -70,6 +74,7 @@ class Requester:
         self._workload = workload
         self._name = name
         self._authority = authority
+        self._certifying = authority if isinstance(authority, CertifiesKeys) else None
         self._timeout = timeout
         self._trust = trust
         self._clock = clock
@@ -98,16 +103,21 @@ class Requester:
                 key = await in_thread(generate, kind) if kind.slow else generate(kind)
             except NoThreadError as error:
                 raise AuthorityError(ErrorKind.TRANSIENT, f"the private key cannot be made: {error}") from error
-            csr = make_csr(key, str(self._workload.identity))
+            csr = b"" if self._certifying is not None else make_csr(key, str(self._workload.identity))
             self._pending = PendingRequest(key, csr, os.urandom(16).hex())
         return self._pending
 
     async def _call(self, pending: PendingRequest, current: CurrentIdentity | None) -> Issuance:
-        workload = self._workload
-        request = IssueRequest(workload.identity, pending.csr_pem, workload.ttl, pending.request_id, current)
         with failures_of(self._name, self._timeout):
             async with asyncio.timeout(self._timeout):
-                return await self._authority.issue(request)
+                return await self._asked(pending, current)
+
+    async def _asked(self, pending: PendingRequest, current: CurrentIdentity | None) -> Issuance:
+        workload = self._workload
+        if self._certifying is not None:
+            return await self._certifying.certify(workload.identity, pending.key.public_key(), workload.ttl)
+        request = IssueRequest(workload.identity, pending.csr_pem, workload.ttl, pending.request_id, current)
+        return await self._authority.issue(request)
 
 
 class Receiver:
