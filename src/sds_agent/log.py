@@ -69,7 +69,10 @@ def event(logger: logging.Logger, name: str, *, level: int = logging.INFO, **fie
     """Log the event `name` with its fields and those of `each_with`; fields that are None are left out."""
     if logger.isEnabledFor(level):
         found = {k: _plain(v) for k, v in fields.items() if v is not None}
-        logger.log(level, name, extra={_FIELDS: {**found, **_common.get()}})
+        # as `logger.log` does, which looks in vain for a caller: it would find this line
+        record = logger.makeRecord(logger.name, level, "", 0, name, (), None)
+        setattr(record, _FIELDS, {**found, **_common.get()})
+        logger.handle(record)
 
 
 @contextmanager

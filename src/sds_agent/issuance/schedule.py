@@ -19,6 +19,7 @@ those of the whole chain and its trust anchor (`validity`).
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Generic, Self, TypeVar
 
 from msgspec import Struct, structs
@@ -123,7 +124,7 @@ class CurrentLeaf(Struct, frozen=True):
 
     def _drawn(self, number: int) -> float:
         """One of four numbers that are even in [0, 1) over all serials."""
-        digest = sha256(self.serial.encode())
+        digest = _digest_of(self.serial)
         return (int.from_bytes(digest[8 * number : 8 * number + 8], "big") >> 11) / 2**53
 
     def expired(self, now: datetime) -> bool:
@@ -142,6 +143,12 @@ class CurrentLeaf(Struct, frozen=True):
     def alarming(self, now: datetime) -> bool:
         """Whether so little lifetime is left that a person should act."""
         return now >= self.alarm_at
+
+
+@lru_cache(maxsize=64)
+def _digest_of(serial: str) -> bytes:
+    """Remembered: what is due is asked several times on the way of one certificate to Envoys."""
+    return sha256(serial.encode())
 
 
 class Failure(Struct, frozen=True):

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from msgspec import Struct
@@ -24,7 +24,7 @@ from sds_agent.issuance.workload import Workload
 from sds_agent.secrets.store import SecretStore
 
 
-class Upstream(Struct, frozen=True):
+class Upstream(Struct, frozen=True, dict=True):
     """A CA, the queue for it, and the seconds that it has to answer. Each CA has a queue of its own, so that one that
     hangs delays no other.
     """
@@ -32,6 +32,16 @@ class Upstream(Struct, frozen=True):
     authority: Authority | Supplier
     queue: IssuanceQueue
     timeout: float = CA_TIMEOUT
+
+    @cached_property
+    def supplier(self) -> Supplier | None:
+        """The source, where it makes certificates by itself. Found once: thousands of workloads may ask it."""
+        return self.authority if isinstance(self.authority, Supplier) else None
+
+    @cached_property
+    def signing(self) -> Authority | None:
+        """The CA, where it signs requests."""
+        return None if isinstance(self.authority, Supplier) else self.authority
 
 
 class Attempt(Struct, frozen=True):
@@ -63,10 +73,10 @@ class IssuanceSource:
         self._queue = upstream.queue
         self._clock = clock
         self._requester: Requester | Receiver
-        if isinstance(upstream.authority, Supplier):
-            self._requester = Receiver(workload, name, upstream.authority, trust, clock)
-        else:
-            self._requester = Requester(workload, name, upstream.authority, trust, clock, timeout=upstream.timeout)
+        if upstream.supplier is not None:
+            self._requester = Receiver(workload, name, upstream.supplier, trust, clock)
+        elif upstream.signing is not None:
+            self._requester = Requester(workload, name, upstream.signing, trust, clock, timeout=upstream.timeout)
 
     @property
     def supplied(self) -> bool:

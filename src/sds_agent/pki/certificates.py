@@ -145,14 +145,6 @@ def _extensions(certificate: x509.Certificate) -> dict[type[x509.ExtensionType],
     return {type(each.value): each.value for each in certificate.extensions}
 
 
-@lru_cache(maxsize=32)
-def public_key_of(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
-    """The certificate's public key. Remembered, for cryptography makes it anew when it is asked for, and one on a curve
-    then has to be made ready for its first signature.
-    """
-    return certificate.public_key()
-
-
 def san_values(certificate: x509.Certificate) -> tuple[x509.GeneralName, ...]:
     """Every subject alternative name, whatever its form, in order; empty without the extension."""
     return tuple(extension(certificate, x509.SubjectAlternativeName) or ())
@@ -229,7 +221,7 @@ def _parsed(der: bytes) -> x509.Certificate:
     except _UNSUPPORTED as error:
         found = f"is a certificate of a kind that is not supported ({cut(str(error), _LONGEST_QUOTE)})"
         raise CertificateError(f"{found}{_subject(der, certificate)}") from error
-    if fault := fault_of_loading(certificate):
+    if fault := fault_of_loading(certificate, der):
         raise CertificateError(f"is a certificate that Envoy does not load: {fault}{_subject(der, certificate)}")
     return certificate
 

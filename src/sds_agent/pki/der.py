@@ -1,6 +1,7 @@
 """DER (ITU-T X.690) without a schema: fields that cryptography has parsed and does not show, and encoded values."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import islice
 from typing import TypeAlias
 
@@ -9,11 +10,22 @@ Element: TypeAlias = tuple[int, bytes]
 
 _LONG_TAG = 0x1F
 _FIELDS_OF_TBS = 6
+_LONGEST_REMEMBERED = 8192
 
 
 def elements(data: bytes) -> list[Element]:
     """The values that stand one after another in `data`. Raises IndexError for what is no DER."""
-    return [(data[begin], data[content:end]) for begin, content, end in _places(data)]
+    found, at, size = list[Element](), 0, len(data)
+    while at < size:
+        tag, length = data[at], data[at + 1]
+        if tag & _LONG_TAG == _LONG_TAG or length & 0x80:
+            break  # of such there are few
+        if (end := at + 2 + length) > size:
+            raise IndexError
+        found.append((tag, data[at + 2 : end]))
+        at = end
+    found += [(data[begin], data[content:end]) for begin, content, end in _places(data, at)]
+    return found
 
 
 def split(data: bytes, most: int) -> list[bytes]:
@@ -26,9 +38,8 @@ def split(data: bytes, most: int) -> list[bytes]:
     return found
 
 
-def _places(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Where each value begins, where its content does, and where it ends."""
-    at = 0
+def _places(data: bytes, at: int = 0) -> Iterator[tuple[int, int, int]]:
+    """Where each value from `at` on begins, where its content does, and where it ends."""
     while at < len(data):
         begin, tag, at = at, data[at], at + 1
         if tag & _LONG_TAG == _LONG_TAG:
@@ -57,8 +68,12 @@ def encoded(tag: int, *contents: bytes) -> bytes:
 def fields_of_certificate(der: bytes) -> tuple[list[Element], bytes]:
     """The fields of a TBSCertificate (RFC 5280 section 4.1) from its serial number on, and the outer algorithm.
 
-    Raises IndexError for what is none.
+    Raises IndexError for what is none. The last answers are remembered: each certificate is asked about twice.
     """
+    return _remembered_fields(der) if len(der) <= _LONGEST_REMEMBERED else _fields_of(der)
+
+
+def _fields_of(der: bytes) -> tuple[list[Element], bytes]:
     (_, tbs), (_, outer) = elements(elements(der)[0][1])[:2]
     fields = elements(tbs)
     if fields[0][0] == 0xA0:
@@ -66,6 +81,9 @@ def fields_of_certificate(der: bytes) -> tuple[list[Element], bytes]:
     if len(fields) < _FIELDS_OF_TBS:
         raise IndexError
     return fields, outer
+
+
+_remembered_fields = lru_cache(maxsize=8)(_fields_of)
 
 
 def texts_of_subject(der: bytes) -> list[str]:

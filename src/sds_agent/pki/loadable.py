@@ -9,7 +9,6 @@ import re
 from functools import lru_cache
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from sds_agent.pki.der import elements, fields_of_certificate
 
@@ -21,9 +20,9 @@ _CONSTRUCTED, _CLASS = 0x20, 0xC0
 _BYTE_ORDER_MARK = "\ufeff"
 
 
-def fault_of_loading(certificate: x509.Certificate) -> str | None:
-    """Why Envoy does not load the certificate, as a clause, or None. It must have been parsed to its end."""
-    fields, outer = fields_of_certificate(certificate.public_bytes(Encoding.DER))
+def fault_of_loading(certificate: x509.Certificate, der: bytes) -> str | None:
+    """Why Envoy does not load the certificate, as a clause, or None. It was parsed to its end, from `der`."""
+    fields, outer = fields_of_certificate(der)
     _, (_, inner), (_, issuer), _, (_, subject), _, *optional = fields
     if certificate.version is x509.Version.v1 and optional:
         return "it is of version 1 and has extensions or unique identifiers, which only later versions have"

@@ -6,6 +6,7 @@ pushed again.
 """
 
 from datetime import datetime
+from functools import lru_cache
 
 from msgspec import Struct
 
@@ -53,5 +54,6 @@ class BundleSecret(Struct, frozen=True):
 Secret = CertificateSecret | BundleSecret
 
 
+@lru_cache(maxsize=64)
 def _digest(kind: bytes, content: bytes) -> str:
     return sha256(kind + b"\n" + content).hex()[:16]

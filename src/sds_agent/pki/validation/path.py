@@ -129,8 +129,11 @@ class _CaCertificates:
         issuers = [_ca_certificate(c, is_anchor=True) for c in anchors]
         issuers += [_ca_certificate(c, is_anchor=False) for c in candidates]
         self._by_name: dict[CanonicalName, list[_CaCertificate]] = {}
-        for issuer in sorted(issuers, key=_preference):
+        for issuer in issuers:
             self._by_name.setdefault(subject_of(issuer.certificate), []).append(issuer)
+        for namesakes in self._by_name.values():
+            if len(namesakes) > 1:
+                namesakes.sort(key=_preference)
 
     def of(self, certificate: x509.Certificate) -> list[tuple[bool, _CaCertificate]]:
         """The CAs with its issuer's name; with each, whether another key identifier is asked for. Such come last."""

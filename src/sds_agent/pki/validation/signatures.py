@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import SignatureAlgorithmOID
 
-from sds_agent.pki.certificates import describe, describe_name, public_key_of
+from sds_agent.pki.certificates import describe, describe_name
 from sds_agent.pki.der import fields_of_certificate
 from sds_agent.pki.names import issuer_of, subject_of
 
@@ -80,7 +80,7 @@ def _verify(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
     _check_algorithms(certificate)
     signature, content = certificate.signature, certificate.tbs_certificate_bytes
     digest = certificate.signature_hash_algorithm
-    match public_key_of(issuer), certificate.signature_algorithm_parameters:
+    match issuer.public_key(), certificate.signature_algorithm_parameters:
         case rsa.RSAPublicKey() as key, padding.PKCS1v15() | padding.PSS() as form if digest:
             key.verify(signature, content, form, digest)
         case ec.EllipticCurvePublicKey() as key, ec.ECDSA() as form:
