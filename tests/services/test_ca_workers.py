@@ -234,6 +234,7 @@ async def test_a_worker_that_is_killed_loses_no_call_of_another_and_is_replaced(
         replaced = asyncio.create_task(server.program.line('"worker_started"', 3))
         unanswered: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = victims.stream_unary(METHOD)
         lost = unanswered()
+        await lost.wait_for_connection()  # before that it would be made anew, at another worker
         os.kill(victim, signal.SIGKILL)
         answers = 0
         while not replaced.done():
@@ -241,8 +242,9 @@ async def test_a_worker_that_is_killed_loses_no_call_of_another_and_is_replaced(
             answers += 1
         assert answers
         ended = json.loads(await server.program.line('"worker_ended"'))
-        with pytest.raises(grpc.aio.AioRpcError):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
             await lost
+        assert error.value.code() is grpc.StatusCode.UNAVAILABLE
         assert (ended["level"], ended["process"], ended["cause"]) == ("error", victim, "it was ended by SIGKILL")
         (fresh,) = await connect(server, until_the_end, 1, identity)
         await ask(fresh)
