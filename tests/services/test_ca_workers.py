@@ -256,6 +256,8 @@ async def test_a_worker_that_is_killed_loses_no_call_of_another_and_is_replaced(
         assert value(series((await server.admin("/metrics")).text), "sds_agent_ca_workers") == 2
         assert value(series((await server.admin("/metrics")).text), "sds_agent_ca_workers_ended_total") == 1
         assert await server.program.stop() == 0
+        ends = [line for line in server.program.lines if '"worker_not_drained"' in line]
+        assert ends == [], "an error at the end of a good day"
 
 
 async def test_no_worker_outlives_a_server_that_was_killed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from sds_agent.ca.denied import Denied
 from sds_agent.ca.opening import Opened, rules
 from sds_agent.ca.status import WorkerStatus
 from sds_agent.ca.workers.desk import Desk
-from sds_agent.ca.workers.messages import Denials, Drain, Keys, Refresh, Reply, Setup, SignerMaterial, ToParent
+from sds_agent.ca.workers.messages import Denials, Keys, Refresh, Reply, Setup, SignerMaterial, ToParent
 from sds_agent.ca.workers.process import Command, Worker, WorkerError, end_of, started
 from sds_agent.descriptors import room_for
 from sds_agent.errors import SdsAgentError
@@ -189,7 +189,7 @@ class Pool:
         await ended(keepers)
         workers = tuple(self._ready.values())
         for each in workers:
-            each.send(Drain())
+            each.drain()
         with suppress(TimeoutError):
             async with asyncio.timeout(GRACE):
                 await asyncio.gather(*(each.process.wait() for each in workers))

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TypeAlias
 
 from sds_agent.ca.workers.channel import Channel
-from sds_agent.ca.workers.messages import ToParent, ToWorker, to_parent
+from sds_agent.ca.workers.messages import Drain, ToParent, ToWorker, to_parent
 from sds_agent.errors import SdsAgentError
 
 Command: TypeAlias = Callable[[int], Sequence[str]]
@@ -42,8 +42,8 @@ class Worker:
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.connections = set[str]()
         self.places: dict[int, int] = {}
-        # without its socket it ends by itself, unless it hangs
-        self._channel = Channel[ToParent](connection, to_parent, lambda message, _: receive(self, message), self.kill)
+        self._draining = False
+        self._channel = Channel[ToParent](connection, to_parent, lambda message, _: receive(self, message), self._lost)
 
     @property
     def pid(self) -> int:
@@ -54,12 +54,22 @@ class Worker:
         """Send it, with a copy of the descriptor, if the worker is still there."""
         self._channel.send(message, descriptor)
 
+    def drain(self) -> None:
+        """Have it answer what it has, and end."""
+        self._draining = True
+        self.send(Drain())
+
     def kill(self) -> None:
         """End it at once."""
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 # not by way of `process`, which would take the exit status away from who waits for it
                 os.kill(self.pid, signal.SIGKILL)
+
+    def _lost(self) -> None:
+        """Its socket is closed: without it a worker ends by itself, unless it hangs. One that drains has its time."""
+        if not self._draining:
+            self.kill()
 
     def close(self) -> None:
         """Hear what it said last, and nothing any more."""
