@@ -303,8 +303,8 @@ class Issuer:
         took = None if source.supplied else certificate.issued_at - certificate.asked_at
         self._counts.succeeded(source.name, "issued" if certificate.origin == "issued" else "renewed", took)
         self._tell(source, certificate.origin)
-        self._add(certificate, obtained.accepted)
-        if self._publish_at is None or not self._publication.serving:
+        publish_at = self._add(certificate, obtained.accepted)
+        if publish_at is None or not self._publication.serving:
             # even one that has to wait: it may have cost a join token, and there is no other to cache
             self._save(certificate, tasks)
 
@@ -332,12 +332,13 @@ class Issuer:
             self._failover = self._failover.issued(index, self._clock.now())
             self._add(certificate, accepted)
 
-    def _add(self, certificate: Certificate, accepted: Accepted) -> None:
+    def _add(self, certificate: Certificate, accepted: Accepted) -> datetime | None:
+        """Add it to what is to be published; returns when, or None if that is now."""
         self._publication.add(certificate, accepted)
         for warning in accepted.warnings:
             log.event(LOG, "ca_warning", level=logging.WARNING, workload=self._workload.name, warning=warning)
         if (publish_at := self._publish_at) is None:
-            return
+            return None
         ahead = accepted.not_before > self._clock.now()
         new_anchor = certificate.held_until is not None and not ahead
         log.event(
@@ -351,6 +352,7 @@ class Issuer:
             publish_at=publish_at,
             serving="the certificate before it" if self._publication.serving else "nothing",
         )
+        return publish_at
 
     @property
     def _publish_at(self) -> datetime | None:

@@ -135,7 +135,7 @@ class SecretStore:
 
     def awaited(self, names: Iterable[str]) -> bool:
         """Whether a client waits for any of these names: they are to be issued first."""
-        return any(name in self._awaiting for name in names)
+        return bool(self._awaiting) and any(name in self._awaiting for name in names)
 
     def watch_awaited(self, names: Iterable[str], watcher: Callable[[], None]) -> None:
         """Call `watcher` when another client begins to wait for one of these names, until `unwatch_awaited`.
