@@ -25,7 +25,7 @@ from sds_agent.sds.journal import Journal, StreamJournal
 from sds_agent.sds.protocol import DeltaRequest, Finish, Resource, Respond, SotwRequest, StatusCode
 from sds_agent.sds.sotw import SotwSession
 from sds_agent.sds.status import NameStatus, StreamStatus
-from sds_agent.sds.stream import FAULT, FULL, Context, Conversation, R, Stream
+from sds_agent.sds.stream import FULL, Context, Conversation, R, Stream
 from sds_agent.secrets.store import SecretStore
 from sds_agent.text import cut, printable, quoted
 
@@ -46,6 +46,9 @@ LONGEST_DETAIL = 1000
 """Characters in a status message: a gRPC client closes a connection that sends it headers of more than 8 KB."""
 LONGEST_NAME = 60
 """Characters of a name in it."""
+
+FAULT = Finish(StatusCode.INTERNAL, detail="the agent has a fault; see its log")
+"""How a call ends that meets an exception, whose own text might contain a key."""
 
 _CODES = {
     StatusCode.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
@@ -263,25 +266,22 @@ class SecretDiscoveryService:
             finish = FAULT
         finally:
             journal.left()
-            self._remember(stream, finish)
+            words = "" if finish is None else self._explained(finish)
+            self._remember(stream, words, () if finish is None else finish.names)
         if finish is not None:
-            await self._abort(context, finish)
+            await self._abort(context, finish, words)
 
-    def _remember(self, stream: Stream[Any], finish: Finish | None) -> None:
+    def _remember(self, stream: Stream[Any], cause: str, refused: tuple[str, ...]) -> None:
         """Remember a stream that has ended, for views; not a probe, which asks for nothing."""
         status = stream.status
-        if not status.names and (finish is None or not finish.names):
+        if not status.names and not refused:
             return
         if self._departures is None:
             from sds_agent.sds.departed import Departures  # noqa: PLC0415 - no stream ends before the first secret
 
             self._departures = Departures()
-        if finish is None:
-            self._departures.note(status, self._now(), "")
-            return
-        cause = explain(finish, self._catalog.names, self._catalog.directories)
-        refused = tuple(printable(name, log.LONGEST_VALUE) for name in finish.names)
-        self._departures.note(status, self._now(), printable(cause, log.LONGEST_VALUE), refused)
+        names = tuple(printable(name, log.LONGEST_VALUE) for name in refused)
+        self._departures.note(status, self._now(), printable(cause, log.LONGEST_VALUE), names)
 
     def _peer(self, context: Context) -> str:
         return self.holders.get(context.peer(), "unknown")
@@ -312,7 +312,7 @@ class SecretDiscoveryService:
         journal.note([answer])
         journal.end()
         if isinstance(answer, Finish):
-            await self._abort(context, answer)
+            await self._abort(context, answer, self._explained(answer))
         return encode(answer)
 
     async def _fetch(self, context: Context, peer: str, journal: StreamJournal) -> Respond | Finish:
@@ -347,8 +347,11 @@ class SecretDiscoveryService:
             self._catalog.want(caller, ())
             self._store.await_names(caller, frozenset())
 
-    async def _abort(self, context: Context, finish: Finish) -> NoReturn:
-        await context.abort(_CODES[finish.code], explain(finish, self._catalog.names, self._catalog.directories))
+    def _explained(self, finish: Finish) -> str:
+        return explain(finish, self._catalog.names, self._catalog.directories)
+
+    async def _abort(self, context: Context, finish: Finish, words: str) -> NoReturn:
+        await context.abort(_CODES[finish.code], words)
         raise AssertionError  # abort always raises, which its types do not say
 
 

@@ -36,8 +36,6 @@ from sds_agent.sds.protocol import (
 from sds_agent.sds.status import NameStatus, StreamStatus
 from sds_agent.secrets.store import SecretStore
 
-FAULT = Finish(StatusCode.INTERNAL, detail="the agent has a fault; see its log")
-"""How a stream ends that meets an exception, whose own text might contain a key."""
 FULL = Finish(StatusCode.RESOURCE_EXHAUSTED, detail="there are more streams than sds.limits.streams allows")
 """How a stream ends that gives way to another."""
 
@@ -225,12 +223,14 @@ class Stream(Generic[R]):
         try:
             finish = await self._refresh()
         except Exception as error:  # noqa: BLE001 - handed to the handler
-            finish, self._fault = FAULT, error
+            self._fault = error
+            self.drain()
+        else:
+            if finish is not None:
+                self._last = finish
+                self.drain()
         finally:
             self._push = None
-        if finish is not None:
-            self._last = finish
-            self.drain()
 
     def _received(self, message: bytes) -> list[Action]:
         try:
