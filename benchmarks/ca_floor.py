@@ -19,28 +19,18 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 import grpc.aio
+from bench.leaf import BOTH_ENDS, KEY_USAGE
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import NameOID
 from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
 
 SERVICE, METHOD = "istio.v1.auth.IstioCertificateService", "CreateCertificate"
 URI = "spiffe://demo.example/ns/default/sa/web"
 LIFETIME = timedelta(hours=1)
 ISSUER = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "demo.example")])
-USAGE = x509.KeyUsage(
-    digital_signature=True,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    key_cert_sign=False,
-    crl_sign=False,
-    encipher_only=False,
-    decipher_only=False,
-)
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
@@ -72,12 +62,12 @@ async def serve(directory: Path, signer: Key) -> None:
     root = signed(signer, signer.public_key(), [(constraints, True)], ISSUER)
     roots = root.public_bytes(Encoding.PEM)
     authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
-    usages = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
+    usages = x509.ExtendedKeyUsage(BOTH_ENDS)
     no_ca = x509.BasicConstraints(ca=False, path_length=None)
 
     def leaf(key: PublicKey, name: x509.GeneralName) -> bytes:
         names = x509.SubjectAlternativeName([name])
-        extensions = ((names, True), (no_ca, True), (USAGE, True), (usages, False), (authority, False))
+        extensions = ((names, True), (no_ca, True), (KEY_USAGE, True), (usages, False), (authority, False))
         return signed(signer, key, extensions, x509.Name([])).public_bytes(Encoding.PEM)
 
     async def create(data: bytes, _context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:

@@ -40,13 +40,14 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc.aio
 from bench import program
 from bench.figures import FLOOR, Figure, Row
+from bench.leaf import BOTH_ENDS, KEY_USAGE
 from bench.processes import HERE, agent_command, processor_ms, resident_mb, started
 from bench.program import MissingError
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import NameOID
 from sds_agent_proto import sds_pb2
 
 OURS = "sds-agent"
@@ -246,28 +247,14 @@ def bare_loop(number: int, key_type: str) -> tuple[float, float]:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .add_extension(names, critical=True)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_USAGE, critical=True)
-            .add_extension(x509.ExtendedKeyUsage(_USAGES), critical=False)
+            .add_extension(KEY_USAGE, critical=True)
+            .add_extension(x509.ExtendedKeyUsage(BOTH_ENDS), critical=False)
             .add_extension(above, critical=False)
             .sign(signer, hashes.SHA256())
         )
         certificate.public_bytes(Encoding.PEM)
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return time.monotonic() - began, time.process_time() - ran
-
-
-_USAGES = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
-_USAGE = x509.KeyUsage(
-    digital_signature=True,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    key_cert_sign=False,
-    crl_sign=False,
-    encipher_only=False,
-    decipher_only=False,
-)
 
 
 class RunningAgent:
