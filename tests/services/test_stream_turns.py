@@ -147,6 +147,15 @@ class Bench:
         self.context.say("default", nonce=answer.nonce)
         await _until(lambda: self.context.reads == 3)
 
+    async def begun_to_write(self, *, pushing: bool) -> None:
+        """The stream is writing a push, or else its first answer."""
+        if pushing:
+            await self.subscribed()
+            self.change("second")
+        else:
+            self.context.say("default")
+        await self.context.until_writing()
+
     async def ended(self) -> Finish | None:
         """How the stream ends."""
         with anyio.fail_after(10):
@@ -192,12 +201,7 @@ async def test_a_change_that_comes_while_an_answer_is_written_is_sent_after_its_
 @pytest.mark.parametrize("pushing", [False, True])
 async def test_a_name_that_goes_while_an_answer_is_written_ends_the_stream_after_it(*, pushing: bool) -> None:
     async with bench() as here:
-        if pushing:
-            await here.subscribed()
-            here.change("second")
-        else:
-            here.context.say("default")
-        await here.context.until_writing()
+        await here.begun_to_write(pushing=pushing)
         here.remove()
         assert not here.task.done()
         await here.context.let_write()
@@ -209,12 +213,7 @@ async def test_a_name_that_goes_while_an_answer_is_written_ends_the_stream_after
 @pytest.mark.parametrize("pushing", [False, True])
 async def test_a_stream_that_is_to_end_writes_first_what_it_has_begun(*, pushing: bool) -> None:
     async with bench() as here:
-        if pushing:
-            await here.subscribed()
-            here.change("second")
-        else:
-            here.context.say("default")
-        await here.context.until_writing()
+        await here.begun_to_write(pushing=pushing)
         here.stream.drain()
         await asyncio.sleep(0)
         assert not here.task.done()
