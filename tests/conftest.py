@@ -20,6 +20,8 @@ settings.load_profile("tests")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a program that a shell started in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup: programs that tests start are not to inherit it
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.fixture
