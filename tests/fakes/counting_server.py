@@ -8,6 +8,7 @@ took. Only what the package offers to everybody is used, and Python's own means 
 """
 
 import asyncio
+import ctypes
 import gc
 import json
 import logging
@@ -119,6 +120,7 @@ class Agent:
             "streams": len(self.service.streams),
             "tasks": len(asyncio.all_tasks()),
             "bytes": tracemalloc.get_traced_memory()[0],
+            "allocated": allocated(),
             "objects": len(gc.get_objects()),
             "threads": entries("task"),
             "descriptors": entries("fd"),
@@ -129,6 +131,34 @@ async def settled() -> None:
     """Let the event loop do what is due."""
     for _ in range(TURNS):
         await asyncio.sleep(0)
+
+
+class Allocated(ctypes.Structure):
+    """glibc's struct mallinfo2 (mallinfo(3))."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    )
+
+
+def allocated() -> int:
+    """Bytes in use of those that the C library gives out: gRPC's, and the large objects of Python's."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = Allocated
+    found = mallinfo2()
+    return int(found.uordblks + found.hblkhd)
 
 
 def entries(what: str) -> int:

@@ -246,6 +246,11 @@ async def test_a_stream_keeps_little_and_nothing_of_the_first_request(took: Took
     assert took.each("bytes") <= 17_000
 
 
+async def test_grpc_keeps_no_large_buffer_for_a_stream(took: Took) -> None:
+    """In bytes that the C library gives out: of up to 110,000 a stream, 65,536 were a buffer as large as a request."""
+    assert took.each("allocated") <= 65_000
+
+
 async def test_a_stream_is_few_objects(took: Took) -> None:
     """Those that Python's garbage collector looks at, time and again."""
     assert took.each("objects") <= 120

@@ -1,10 +1,13 @@
 """Between a peer and gRPC: every byte, in order, no faster than it is taken; and an end that both can read."""
 
+import array
 import asyncio
 import errno
+import fcntl
 import gc
 import os
 import socket
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +20,7 @@ from fakes.events import recorded
 
 from sds_agent.rpc.frames import PREFACE, Bounds, Inspection
 from sds_agent.sds.acceptor import UnixAcceptor
-from sds_agent.sds.relay import CHECK_INTERVAL, Relay
+from sds_agent.sds.relay import BEGINNING, CHECK_INTERVAL, CHUNK, PIECE, Relay
 
 PING = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00" + bytes(8)
 CALL = b"\x00\x00\x01\x01\x04\x00\x00\x00\x01\x82"
@@ -104,6 +107,65 @@ async def test_no_byte_is_lost_of_what_waits_for_a_peer_that_rests_for_long() ->
             assert await receive(ends.peer, len(data)) == data
 
 
+async def receive_nothing(ends: Ends) -> None:
+    """Nothing more comes in many turns of the loop."""
+    for _ in range(20):
+        await anyio.lowlevel.checkpoint()
+    with pytest.raises(BlockingIOError):
+        ends.server.recv(1)
+
+
+async def to_be_read(ends: Ends) -> int:
+    """How much gRPC finds where it comes late."""
+    with anyio.fail_after(10):
+        await anyio.wait_readable(ends.server)
+    for _ in range(20):  # more comes now if more comes before this is taken
+        await anyio.lowlevel.checkpoint()
+    found = array.array("i", [0])
+    fcntl.ioctl(ends.server, termios.FIONREAD, found)
+    return found[0]
+
+
+async def at_one_time(ends: Ends, count: int) -> list[int]:
+    """How much gRPC finds each time until it has so many bytes, where it takes all that it finds."""
+    found = list[int]()
+    while sum(found) < count:
+        found.append(len(await receive(ends.server, await to_be_read(ends))))
+    return found
+
+
+async def test_grpc_never_finds_much_at_one_time_in_the_beginning() -> None:
+    """It would keep a buffer of 64 KB for the life of the connection, for each Envoy of a node."""
+    requests = PREFACE + PING * (BEGINNING // len(PING) - len(PREFACE))
+    with relayed() as ends:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send, ends.peer, requests)
+            assert max(await at_one_time(ends, len(requests))) <= PIECE
+
+
+@pytest.mark.parametrize("anyio_backend", [HAND_LOOP])
+async def test_grpc_finds_no_more_in_the_beginning_when_it_does_not_read_for_long() -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, HandLoop)
+    with relayed() as ends:
+        await send(ends.peer, PREFACE + PING * 2000)
+        for _ in range(3):
+            assert await to_be_read(ends) == PIECE
+            loop.move(CHECK_INTERVAL)
+        assert await to_be_read(ends) == PIECE
+
+
+async def test_what_comes_after_the_beginning_is_not_slowed_down() -> None:
+    """An Envoy that repeats its Node sends 61 KB with every ACK: small pieces would double what a push costs."""
+    requests, acks = PREFACE + PING * (BEGINNING // len(PING)), PING * 10_000
+    with relayed() as ends:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send, ends.peer, requests)
+            await at_one_time(ends, len(requests))
+            tasks.start_soon(send, ends.peer, acks)
+            assert max(await at_one_time(ends, len(acks))) >= 2 * CHUNK
+
+
 async def test_a_peer_that_leaves_is_seen_by_grpc() -> None:
     with relayed() as ends:
         ends.peer.close()
@@ -187,6 +249,17 @@ async def test_a_peer_that_made_too_many_calls_waits_and_goes_on() -> None:
         assert ends.calls == 1
         ends._wait = 0.0
         assert await receive(ends.server, len(PING)) == PING
+
+
+async def test_too_many_calls_in_one_piece_of_the_beginning_hold_back_the_next_piece() -> None:
+    """A thousand calls are in each: a peer could have gRPC make them all before it is told to wait."""
+    calls = CALL * (PIECE // len(CALL))
+    with relayed(wait=1000) as ends:
+        await send(ends.peer, PREFACE + calls + calls)
+        await receive(ends.server, PIECE)
+        made = ends.calls
+        await receive_nothing(ends)
+        assert ends.calls == made
 
 
 async def test_a_peer_that_is_not_read_from_and_leaves_is_noticed() -> None:

@@ -16,6 +16,7 @@ from sds_agent.descriptors import room_for
 from sds_agent.errors import SdsAgentError
 from sds_agent.sds.acceptor import BACKLOG, UnixAcceptor
 from sds_agent.sds.endpoint import Endpoint, SocketFile, claim, inherit
+from sds_agent.sds.relay import READ_ESTIMATE
 from sds_agent.sds.service import SERVICE, SecretDiscoveryService
 from sds_agent.tasks import NoThreadError, background_tasks, in_thread, uninterrupted
 
@@ -107,6 +108,7 @@ def options(limits: Limits) -> Sequence[tuple[str, int]]:
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.bdp_probe", 0),
+        ("grpc.experimental.tcp_read_chunk_size", READ_ESTIMATE),
     )
 
 
