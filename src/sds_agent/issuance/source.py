@@ -228,5 +228,6 @@ class RunningAttempt:
         self._ended()
 
     def _leave(self) -> None:
-        if self._place is not None:
-            self._place.leave()
+        if (place := self._place) is not None:
+            self._place = None  # it refers to this attempt: without that, both go as soon as the outcome was taken
+            place.leave()
