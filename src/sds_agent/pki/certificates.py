@@ -42,7 +42,7 @@ warnings.filterwarnings("ignore", "Attribute's length must be", UserWarning)
 
 
 MOST_SHARED, LONGEST_SHARED = 128, 8192
-"""Certificates of which the objects are kept, those read last, and bytes of such a one."""
+"""CA certificates of which the objects are kept, and bytes of such a one."""
 
 
 class CertificateError(SdsAgentError):
@@ -204,10 +204,17 @@ def _read_block(block: Block) -> x509.Certificate:
 
 
 def _read_der(der: bytes) -> x509.Certificate:
-    """The certificate, the same object for the same bytes while few others are read in between: CAs send theirs with
-    each leaf, and an object with what was parsed of it takes some kilobytes.
+    """The certificate. Of a CA it is the same object for the same bytes: CAs send theirs with each leaf, and an object
+    takes 20 KB with what was parsed of it.
     """
-    return _shared(der) if len(der) <= LONGEST_SHARED else _parsed(der)
+    if (known := _shared.get(der)) is not None:
+        return known
+    certificate = _parsed(der)
+    if len(der) <= LONGEST_SHARED and is_ca(certificate):
+        if len(_shared) >= MOST_SHARED:
+            _shared.clear()
+        _shared[der] = certificate
+    return certificate
 
 
 def _parsed(der: bytes) -> x509.Certificate:
@@ -226,7 +233,7 @@ def _parsed(der: bytes) -> x509.Certificate:
     return certificate
 
 
-_shared = lru_cache(maxsize=MOST_SHARED)(_parsed)
+_shared = dict[bytes, x509.Certificate]()
 
 
 def _parse_all(certificate: x509.Certificate) -> None:
