@@ -87,12 +87,15 @@ class DeadDisk:
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked = threading.Event()
+        """Set once a call waits."""
         self._alive = threading.Event()
         self._fsync = os.fsync
         monkeypatch.setattr(os, "fsync", self.fsync)
 
     def fsync(self, descriptor: int) -> None:
         """As os.fsync."""
+        self.asked.set()
         self._alive.wait()
         self._fsync(descriptor)
 

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +27,7 @@ from sds_agent.authority.protocol import ErrorKind, Issuance, IssueRequest
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.cache import (
     MOST_AT_ONCE,
+    Cached,
     CachedCertificate,
     CacheError,
     CertificateCache,
@@ -699,9 +700,7 @@ async def test_certificates_that_come_together_wait_for_the_disk_together(
     monkeypatch.setattr(os, "fsync", counted)
     cache = CertificateCache(tmp_path / "certificates")
     identities = [f"spiffe://demo.example/{number}" for number in range(MOST_AT_ONCE + 1)]
-    async with asyncio.TaskGroup() as tasks:
-        for each in identities:
-            tasks.create_task(cache.write(Kept(each)))
+    assert await written(cache, map(Kept, identities)) == [None] * len(identities)
     assert len(list((tmp_path / "certificates").iterdir())) == len(identities)
     assert len(directories) == 2, "the first that comes takes with it all that are there"
 
@@ -728,11 +727,47 @@ async def test_one_certificate_that_cannot_be_written_keeps_no_other_from_the_di
     good, bad = (Kept(f"spiffe://demo.example/{name}") for name in ("good", "bad"))
     in_the_way = cache._file(bad.spiffe_id).path
     in_the_way.mkdir()
-    written = await asyncio.gather(*(cache.write(each) for each in (bad, good)), return_exceptions=True)
-    assert isinstance(written[0], CacheError)
-    assert str(written[0]) == f"cannot cache the certificate of {bad.spiffe_id} in {tmp_path}: Is a directory"
-    assert written[1] is None
+    of_bad, of_good = await written(cache, (bad, good))
+    assert isinstance(of_bad, CacheError)
+    assert str(of_bad) == f"cannot cache the certificate of {bad.spiffe_id} in {tmp_path}: Is a directory"
+    assert of_good is None
     assert set(os.listdir(tmp_path)) == {in_the_way.name, cache._file(good.spiffe_id).path.name}  # noqa: PTH208 - names are what is compared
+
+
+async def test_a_workload_that_ends_while_the_disk_writes_keeps_no_other_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits meanwhile was to be written after its certificate, in a task of its own group."""
+    cache = CertificateCache(tmp_path)
+    ends, goes_on = (Kept(f"spiffe://demo.example/{name}") for name in ("ends", "goes-on"))
+    disk, loop = DeadDisk(monkeypatch), asyncio.get_running_loop()
+    of_first: asyncio.Future[Exception | None] = loop.create_future()
+    of_second: asyncio.Future[Exception | None] = loop.create_future()
+
+    async def ending() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            cache.begin(ends, tasks, of_first.set_result)
+            await asyncio.Event().wait()
+
+    async with asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(ending())
+        await asyncio.to_thread(disk.asked.wait, 60)
+        cache.begin(goes_on, tasks, of_second.set_result)
+        first.cancel()
+        disk.revive()
+        assert await of_first is None
+        assert await of_second is None
+    assert len(os.listdir(tmp_path)) == 2  # noqa: PTH208 - names are what is compared
+
+
+async def written(cache: CertificateCache, certificates: Iterable[Cached]) -> list[Exception | None]:
+    """Have them written; returns what became of each."""
+    async with asyncio.TaskGroup() as tasks:
+        ended = list[asyncio.Future[Exception | None]]()
+        for each in certificates:
+            ended.append(asyncio.get_running_loop().create_future())
+            cache.begin(each, tasks, ended[-1].set_result)
+        return await asyncio.gather(*ended)
 
 
 class Kept:

@@ -12,8 +12,10 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import Context
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Protocol
 
@@ -110,23 +112,26 @@ class Cached(Protocol):
         ...
 
 
-class _Waiting:
-    """A certificate that waits to be written, and what became of it: None until it is `done` without an error."""
+Ended = Callable[[Exception | None], None]
+"""Is called when the certificate is on disk, or with what went wrong: CacheError, NoThreadError, or TimeoutError, an
+OSError with a reason, where the disk does not answer.
+"""
 
-    __slots__ = ("certificate", "done", "error")
 
-    def __init__(self, certificate: Cached) -> None:
-        self.certificate = certificate
-        self.done = False
-        self.error: Exception | None = None
+class _Waiting(Sensitive, frozen=True):
+    """A certificate that waits to be written, and whose tasks may do that."""
+
+    certificate: Cached
+    tasks: asyncio.TaskGroup
+    ended: Ended
 
 
 class CertificateCache:
     """One file for each identity in a directory (mode 0700, the files 0600), encrypted if there is a key.
 
-    All workloads share one. What comes to be written while the disk is busy is written together afterwards: for each
-    certificate alone a thread and two waits for the disk would cost more than the certificate. The disk has `timeout`
-    seconds for that.
+    All workloads share one. What comes to be written while the disk is busy is written together afterwards, in a task
+    of the first that waits: for each certificate alone a task, a thread and two waits for the disk would cost more than
+    the certificate. The disk has `timeout` seconds for that.
     """
 
     def __init__(self, directory: Path, seal: Seal | None = None, *, timeout: float = DISK_TIMEOUT) -> None:
@@ -136,32 +141,41 @@ class CertificateCache:
         self._kept: dict[str, Cached] = {}  # by the names of the files
         self._guard = threading.Lock()  # nothing is put back while another content is written
         self._disk = TimeLimit(timeout)
-        self._turn = asyncio.Lock()
         self._waiting = deque[_Waiting]()
+        self._writing = False
 
-    async def write(self, certificate: Cached) -> None:
-        """Write it in place of the one before, also while the caller is cancelled.
-
-        Raises CacheError, NoThreadError, and TimeoutError, an OSError with a reason, where the disk does not answer.
+    def begin(self, certificate: Cached, tasks: asyncio.TaskGroup, ended: Ended) -> None:
+        """Have it written in place of the one before. The group must not end before `ended` is called, which must not
+        wait or raise; it may cancel its tasks.
         """
-        waiting = _Waiting(certificate)
-        self._waiting.append(waiting)
-        # finished even when the agent stops: a write that is cut off leaves a file to remove
-        await uninterrupted(self._written(waiting))
-        if waiting.error is not None:
-            raise waiting.error
+        self._waiting.append(_Waiting(certificate, tasks, ended))
+        if not self._writing:
+            self._go_on()
 
-    async def _written(self, waiting: _Waiting) -> None:
-        async with self._turn:
-            if waiting.done:
-                return  # with another one's
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST_AT_ONCE))]
+    def _go_on(self, _: object = None) -> None:
+        self._writing = False
+        while self._waiting and not self._writing:
+            # finished even when the agent stops: a write that is cut off leaves a file to remove
+            writing = uninterrupted(self._write())
             try:
-                errors = await self._disk.call(self._save_all, [each.certificate for each in batch])
-            except (NoThreadError, TimeoutError) as failure:
-                errors = [failure] * len(batch)
-            for each, error in zip(batch, errors, strict=True):
-                each.done, each.error = True, error
+                # what fails is no line of the attempt that happened to begin this
+                task = self._waiting[0].tasks.create_task(writing, context=Context())
+            except RuntimeError as error:  # the group ends with a bug
+                writing.close()
+                self._waiting.popleft().ended(error)
+            else:
+                self._writing = True
+                task.add_done_callback(self._go_on)
+
+    async def _write(self) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST_AT_ONCE))]
+        errors: Sequence[Exception | None]
+        try:
+            errors = await self._disk.call(self._save_all, [each.certificate for each in batch])
+        except (NoThreadError, TimeoutError) as failure:
+            errors = [failure] * len(batch)
+        for each, error in zip(batch, errors, strict=True):
+            each.ended(error)
 
     def save(self, certificate: CachedCertificate) -> None:
         """Write it in place of the one before. Blocks for a write to disk. Raises CacheError."""
@@ -317,17 +331,18 @@ class WorkloadCache:
     """The cache of one workload's certificate. A disk that does not answer delays neither the caller nor its end for
     longer than the timeout of the cache.
 
-    Certificates are written one after another in a task beside the caller; of those that wait only the newest is.
+    Certificates are written one after another, beside the caller; of those that wait only the newest is.
     """
 
-    __slots__ = ("_cache", "_cached", "_newest", "_workload", "_writing")
+    __slots__ = ("_cache", "_cached", "_newest", "_saved", "_workload", "_writing")
 
     def __init__(self, workload: Workload, cache: CertificateCache) -> None:
         self._workload = workload
         self._cache = cache
         self._cached: Certificate | None = None
         self._newest: Certificate | None = None
-        self._writing: asyncio.Task[None] | None = None
+        self._writing = False
+        self._saved: asyncio.Event | None = None
 
     def restore(self, now: datetime) -> tuple[Certificate, Accepted] | None:
         """The certificate that an earlier process cached, and how it was accepted now, or None; one that cannot be used
@@ -365,39 +380,48 @@ class WorkloadCache:
         return certificate, accepted
 
     def save(self, certificate: Certificate, tasks: asyncio.TaskGroup) -> None:
-        """Begin to write it in a task of the group, unless it is written or being written already."""
+        """Begin to write it in a task of the group, unless it is written or being written already. The group must not
+        end before `saved` returns.
+        """
         if certificate is self._newest:
             return
         self._newest = certificate
-        if self._writing is None:
-            self._writing = tasks.create_task(self._write())
-            self._writing.add_done_callback(self._wrote)
+        if not self._writing:
+            self._begin(certificate, tasks)
 
     async def saved(self) -> None:
         """Return once every write has ended, with or without success, also when the caller is cancelled."""
-        if self._writing is not None:
-            await uninterrupted(self._written(self._writing))
+        if self._writing:
+            self._saved = self._saved or asyncio.Event()
+            await uninterrupted(self._saved.wait())
 
-    @staticmethod
-    async def _written(writing: "asyncio.Task[None]") -> None:
-        await asyncio.wait([writing])
+    def _begin(self, certificate: Certificate, tasks: asyncio.TaskGroup) -> None:
+        self._writing = True
+        self._cache.begin(_OfWorkload(self._workload, certificate), tasks, partial(self._ended, certificate, tasks))
 
-    def _wrote(self, _: "asyncio.Task[None]") -> None:
-        self._writing = None  # it is not to stay in memory until the next certificate
+    def _ended(self, written: Certificate, tasks: asyncio.TaskGroup, error: Exception | None) -> None:
+        self._writing = False
+        if error is None:
+            self._cached = written
+        else:
+            self._report(written, error)
+            if written is self._newest:
+                self._newest = self._cached  # `save` may try it again
+        if self._newest is not None and self._newest is not self._cached:
+            self._begin(self._newest, tasks)
+        elif self._saved is not None:
+            self._saved.set()
+            self._saved = None
 
-    async def _write(self) -> None:
-        while (certificate := self._newest) is not None and certificate is not self._cached:
-            try:
-                await self._cache.write(_OfWorkload(self._workload, certificate))
-            except (CacheError, NoThreadError, TimeoutError) as error:
-                cause = (
-                    f"the disk of the state directory: {error.strerror}" if isinstance(error, OSError) else str(error)
-                )
-                log.event(LOG, "not_kept", level=logging.ERROR, workload=self._workload.name, cause=cause)
-                if certificate is self._newest:
-                    self._newest = self._cached  # `save` may try it again
-            else:
-                self._cached = certificate
+    def _report(self, certificate: Certificate, error: Exception) -> None:
+        log.event(
+            LOG,
+            "not_kept",
+            level=logging.ERROR,
+            workload=self._workload.name,
+            cause=f"the disk of the state directory: {error.strerror}" if isinstance(error, OSError) else str(error),
+            attempt_id=certificate.attempt_id or None,
+        )
 
 
 def tidy(directory: Path, *, keep: bool) -> None:
