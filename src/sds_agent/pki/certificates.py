@@ -5,16 +5,16 @@ Their times are cryptography's own `not_valid_before_utc` and `not_valid_after_u
 
 import binascii
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import lru_cache
-from typing import TypeVar
+from functools import wraps
+from typing import TypeVar, cast
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.utils import CryptographyDeprecationWarning
 from msgspec import Struct
 
@@ -25,6 +25,7 @@ from sds_agent.pki.pem import Block, blocks
 from sds_agent.text import cut, quoted
 
 ExtensionT = TypeVar("ExtensionT", bound=x509.ExtensionType)
+T = TypeVar("T")
 
 # "X509 CERTIFICATE" is an old label for the same content; RFC 7468 section 5.1 lets it pass for the sake of old tools
 _TRUSTED = b"TRUSTED CERTIFICATE"
@@ -43,6 +44,8 @@ warnings.filterwarnings("ignore", "Attribute's length must be", UserWarning)
 
 MOST_SHARED, LONGEST_SHARED = 128, 8192
 """CA certificates of which the objects are kept, and bytes of such a one."""
+MOST_REMEMBERED = 16
+"""Certificates for which an answer is remembered: in most hierarchies, all that one walk to an anchor meets."""
 
 
 class CertificateError(SdsAgentError):
@@ -111,7 +114,25 @@ def longest_valid_first(certificates: Iterable[x509.Certificate]) -> tuple[x509.
     )
 
 
-@lru_cache(maxsize=32)
+def remembered(question: Callable[[x509.Certificate], T]) -> Callable[[x509.Certificate], T]:
+    """Remember the last MOST_REMEMBERED answers, each by its certificate's object. An `lru_cache` hashes all bytes of
+    the certificate at each question, which takes longer than most answers do.
+    """
+    answers: dict[int, tuple[x509.Certificate, T]] = {}  # with the certificate, so that no other has its id
+
+    @wraps(question)
+    def answer(certificate: x509.Certificate) -> T:
+        if (known := answers.get(id(certificate))) is not None:
+            return known[1]
+        if len(answers) >= MOST_REMEMBERED:
+            answers.clear()
+        answers[id(certificate)] = found = (certificate, question(certificate))
+        return found[1]
+
+    return answer
+
+
+@remembered
 def is_self_signed(certificate: x509.Certificate) -> bool:
     """Whether issuer and subject are one name and the certificate's own key signed it."""
     try:
@@ -128,16 +149,15 @@ def serial_hex(certificate: x509.Certificate) -> str:
 
 def has_key(certificate: x509.Certificate, public_key: CertificatePublicKeyTypes) -> bool:
     """Whether the certificate is for that public key."""
-    return _key_bytes(certificate.public_key()) == _key_bytes(public_key)
+    return certificate.public_key() == public_key
 
 
 def extension(certificate: x509.Certificate, kind: type[ExtensionT]) -> ExtensionT | None:
     """The certificate's extension of that kind, or None. The kind is none of which a certificate may have several."""
-    found = _extensions(certificate).get(kind)
-    return found if found is None or isinstance(found, kind) else None
+    return cast("ExtensionT | None", _extensions(certificate).get(kind))  # by its type: to ask for it would take longer
 
 
-@lru_cache(maxsize=32)
+@remembered
 def _extensions(certificate: x509.Certificate) -> dict[type[x509.ExtensionType], x509.ExtensionType]:
     """Its extensions by their kinds. Remembered, for cryptography looks through all of them at each question, of which
     a walk to an anchor has dozens.
@@ -183,10 +203,6 @@ def describe_name(name: object) -> str:
 def describe_time(moment: datetime) -> str:
     """A time for a message: in UTC, to the second, as certificates have it."""
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _key_bytes(key: CertificatePublicKeyTypes) -> bytes:
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _read_block(block: Block) -> x509.Certificate:

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from sds_agent.pki.certificates import remembered
 from sds_agent.pki.der import elements
 
 CanonicalName: TypeAlias = tuple[tuple[bytes, ...], ...]
@@ -49,13 +50,13 @@ def same_encoding(one: x509.Name, other: x509.Name) -> bool:
     return one.public_bytes() == other.public_bytes()
 
 
-@lru_cache(maxsize=32)
+@remembered
 def subject_of(certificate: x509.Certificate) -> CanonicalName:
     """The certificate's subject, canonical. Remembered, for cryptography makes each name anew when it is asked for."""
     return canonical(certificate.subject)
 
 
-@lru_cache(maxsize=32)
+@remembered
 def issuer_of(certificate: x509.Certificate) -> CanonicalName:
     """The certificate's issuer, likewise."""
     return canonical(certificate.issuer)
