@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
-from threading import Lock
+from threading import Lock, get_ident
 
 from msgspec import Struct
 
@@ -40,7 +40,7 @@ class EventFeed:
     """Collects events on any thread; readers wait on the event loop's."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._thread = asyncio.get_running_loop(), get_ident()
         self._numbering = Lock()  # else a reader that has seen a later number would never see an earlier one
         self._numbers = count(1)
         self._ring = deque[NumberedEvent](maxlen=KEPT)
@@ -61,8 +61,12 @@ class EventFeed:
         """
         with self._numbering:
             self._ring.append(NumberedEvent(next(self._numbers), event))
+        tell = self._rouse if event.level in QUIET else self.status_changed
+        if get_ident() == self._thread:
+            tell()  # to wake the loop that runs this would take longer than all else about an event
+            return
         with suppress(RuntimeError):  # the loop is closed, and with it every reader
-            self._loop.call_soon_threadsafe(self._rouse if event.level in QUIET else self.status_changed)
+            self._loop.call_soon_threadsafe(tell)
 
     def status_changed(self) -> None:
         """Something that the status shows has changed. To be called on the event loop's thread."""
