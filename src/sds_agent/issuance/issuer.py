@@ -9,9 +9,10 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from typing import Any
 
 from msgspec import structs
 
@@ -82,7 +83,7 @@ class Issuer:
         self._attempt_watchers: list[Callable[[AttemptRecord], None]] = []
         self._asked, self._began = 0, clock.now()  # the authority of the attempt under way, or of the last
         self._publication = Publication(
-            workload, target, clock, frozenset(each.name for each in self._sources if each.supplied)
+            workload, target, clock, tuple(each.name for each in self._sources if each.supplied)
         )
         self._failure: Failure | None = None
         self._error: AuthorityError | None = None
@@ -226,13 +227,15 @@ class Issuer:
     def _asking(self) -> None:
         self._stage = "asking"
 
-    async def _wait(self, time: datetime, tasks: asyncio.TaskGroup) -> None:
+    def _wait(self, time: datetime, tasks: asyncio.TaskGroup) -> Coroutine[Any, Any, None]:
         """Return at that time, or when the wall clock is found set back, or when the attempt under way ends, or when
         Envoys have acknowledged the bundle that a certificate waits for.
         """
         if self._attempt is None and not self._publication.holding:
-            await until(self._clock, time)
-            return
+            return until(self._clock, time)
+        return self._wait_for_end(time, tasks)
+
+    async def _wait_for_end(self, time: datetime, tasks: asyncio.TaskGroup) -> None:
         await asyncio.sleep(0)  # a CA in this process may answer in the next turn of the loop
         if self._attempt is not None and self._attempt.done:
             return
