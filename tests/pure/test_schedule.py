@@ -20,6 +20,7 @@ from sds_agent.issuance.schedule import (
     LONGEST_RETRY_AFTER,
     LONGEST_RETRY_SUPPLIED,
     LONGEST_RETRY_UNSERVED,
+    LONGEST_WAIT,
     RECHECK,
     SETTLING,
     SETTLING_SHARE,
@@ -281,7 +282,7 @@ def test_each_certificate_is_given_out_and_vouched_for_until_it_ends(state: Issu
 @pytest.mark.parametrize(
     ("state", "until"),
     [
-        pytest.param(IssuanceState(asking=True), NOW + RECHECK, id="nothing but an attempt"),
+        pytest.param(IssuanceState(asking=True), NOW + LONGEST_WAIT, id="nothing but an attempt"),
         pytest.param(IssuanceState(SERVED, asking=True), SERVED.not_after, id="its end, whatever the CA does"),
         pytest.param(IssuanceState(SERVED, failure=Failure(NOW, 9, DAY)), SERVED.not_after, id="or has done"),
         pytest.param(IssuanceState(ENDED, withheld=True, asking=True), NOW + RECHECK, id="withheld"),

@@ -187,7 +187,9 @@ class Issuer:
     def _state(self) -> tuple[IssuanceState, Turn]:
         """What `decide` needs, about the authority whose turn it is."""
         now, state = self._clock.now(), self._publication.state
-        turn = self._failover.turn(now, due_at(now, state, self._workload.renewal), _served(state))
+        # which of several authorities is asked depends on when the certificate is due
+        due = now if self._failover.alone else due_at(now, state, self._workload.renewal)
+        turn = self._failover.turn(now, due, _served(state))
         source = self._sources[turn.index]
         attempts = structs.replace(
             state,

@@ -47,9 +47,10 @@ SHORTEST_DELAY = timedelta(seconds=0.2)
 LONGEST_RETRY_AFTER = timedelta(hours=1)
 """A CA that asks for a longer delay than this is asked again all the same."""
 RECHECK = timedelta(seconds=5)
-"""The longest wait while a certificate is withheld, which is good again as soon as a root that ended first is renewed,
-and while an attempt is under way and nothing else is due.
+"""The longest wait while a certificate is withheld, which is good again as soon as a root that ended first is renewed.
 """
+LONGEST_WAIT = timedelta(hours=1)
+"""While an attempt is under way, whose end ends the wait, and nothing else is due: thousands may wait for a turn."""
 ALARM = 0.2
 """The share of a lifetime that may be left before a failing renewal is logged as an error."""
 SPREAD_FROM = timedelta(minutes=10)
@@ -332,14 +333,14 @@ def decide(now: datetime, state: IssuanceState, renewal: Renewal) -> Decision:
 
 
 def _next(now: datetime, state: IssuanceState, others: list[datetime]) -> datetime:
-    """When a certificate ends or comes within reach, the first of the other moments, or when to check again."""
+    """When a certificate ends or comes within reach, or the first of the other moments."""
     moments = [*others, *(leaf.not_after for leaf in state.earlier)]
     moments += [begin for leaf in state.coming if now < (begin := leaf.not_before - SKEW)]
     if state.served is not None:
         moments.append(now + RECHECK if state.withheld else state.served.not_after)
     if state.choose_at is not None and not state.asking:
         moments.append(max(state.choose_at, now))
-    return min(moments, default=now + RECHECK)
+    return min(moments, default=now + LONGEST_WAIT)
 
 
 def _ask_at(now: datetime, state: IssuanceState, renewal: Renewal) -> datetime:
