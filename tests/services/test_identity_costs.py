@@ -69,4 +69,4 @@ def test_many_identities_cost_nothing_that_grows_faster_than_they_do(took: Took)
 
 def test_an_identity_keeps_little(took: Took) -> None:
     """In bytes of Python's objects: its certificate in its forms, its key, its schedule and its task."""
-    assert took.each("bytes") <= 18_000
+    assert took.each("bytes") <= 8_500
