@@ -250,6 +250,7 @@ class Publication:
         ends_with = anchor if certificate.ends_with_anchor else min(reversed(chain), key=_not_after)
         if times is not None:
             begin, end, anchor, ends_with = times.begin, times.end, times.anchor, times.ends_with
+        subject = describe(leaf)
         return LeafStatus(
             serial=certificate.serial,
             issued_at=certificate.issued_at,
@@ -257,13 +258,13 @@ class Publication:
             not_after=leaf.not_valid_after_utc,
             valid_from=begin,
             valid_until=end,
-            ends_with=describe(ends_with),
+            ends_with=subject if ends_with is leaf else describe(ends_with),
             renew_at=self._renew_at(certificate),
             foreign=certificate.foreign,
             authority=certificate.authority,
             intermediates=tuple(map(_end_of, chain[1:])),
             anchor=_end_of(anchor),
-            subject=describe(leaf),
+            subject=subject,
             issuer=_name_of(leaf.issuer),
             key=describe_key(leaf.public_key()),
         )

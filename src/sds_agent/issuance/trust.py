@@ -26,7 +26,7 @@ from sds_agent.issuance.validity import next_check, validity, vouches
 from sds_agent.pki.certificates import (
     describe,
     longest_valid_first,
-    read_pem,
+    read_again,
     serial_hex,
     unique,
     write_pem,
@@ -58,7 +58,7 @@ class _InUse(Sensitive, frozen=True):
     @property
     def chain(self) -> Chain:
         """The leaf and its intermediates, read anew: that is seldom needed, and their objects take much memory."""
-        return read_pem(self.secret.chain_pem)
+        return read_again(self.secret.chain_pem)
 
     @property
     def until(self) -> datetime:
@@ -277,7 +277,7 @@ class Trust:
         what was found then need not be found again.
         """
         now = self._clock.now()
-        chain = read_pem(certificate.chain_pem) if accepted is None else accepted.chain
+        chain = read_again(certificate.chain_pem) if accepted is None else accepted.chain
         known, known_of_authority = self.anchors_of(authority), self.anchors_of(authority)
         if anchors != known:
             known = unique((*known, *anchors))

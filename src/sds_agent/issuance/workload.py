@@ -10,7 +10,7 @@ from msgspec import Struct, structs
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted
 from sds_agent.issuance.schedule import Renewal
-from sds_agent.pki.certificates import read_pem, serial_hex, write_pem
+from sds_agent.pki.certificates import read_again, serial_hex, write_pem
 from sds_agent.pki.keys import KeyType, PrivateKey, to_pkcs8_pem
 from sds_agent.pki.validation.rules import Chain
 from sds_agent.secrets.model import CertificateSecret
@@ -83,7 +83,7 @@ class Certificate(Sensitive, frozen=True):
     @property
     def chain(self) -> Chain:
         """The leaf, then its intermediates, read anew."""
-        return read_pem(self.secret.chain_pem)
+        return read_again(self.secret.chain_pem)
 
     def confirmed(self, accepted: Accepted) -> "Certificate":
         """The same certificate, accepted again and by these anchors from now on."""

@@ -92,6 +92,11 @@ def read_pem(data: bytes) -> tuple[x509.Certificate, ...]:
     return reading.certificates
 
 
+def read_again(written: bytes) -> tuple[x509.Certificate, ...]:
+    """What `write_pem` wrote of certificates that were read before: nothing about them is judged anew."""
+    return tuple(x509.load_pem_x509_certificates(written))
+
+
 def write_pem(certificates: Iterable[x509.Certificate]) -> bytes:
     """The certificates as PEM blocks in their order, each ending in a newline."""
     return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
