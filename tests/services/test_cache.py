@@ -760,6 +760,21 @@ async def test_a_workload_that_ends_while_the_disk_writes_keeps_no_other_from_it
     assert len(os.listdir(tmp_path)) == 2  # noqa: PTH208 - names are what is compared
 
 
+async def test_a_bug_while_certificates_are_written_leaves_nobody_waiting(tmp_path: Path) -> None:
+    """The agent ends with it, and not before each issuer has ended, which waits for its certificate to be written."""
+    cache, ended = CertificateCache(tmp_path), list[Exception | None]()
+
+    async def write() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for each in (Broken(), Kept("spiffe://demo.example/good")):
+                cache.begin(each, tasks, ended.append)
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await write()
+    assert raised.group_contains(ZeroDivisionError)
+    assert [type(each) for each in ended] == [CacheError, CacheError]
+
+
 async def written(cache: CertificateCache, certificates: Iterable[Cached]) -> list[Exception | None]:
     """Have them written; returns what became of each."""
     async with asyncio.TaskGroup() as tasks:
@@ -768,6 +783,14 @@ async def written(cache: CertificateCache, certificates: Iterable[Cached]) -> li
             ended.append(asyncio.get_running_loop().create_future())
             cache.begin(each, tasks, ended[-1].set_result)
         return await asyncio.gather(*ended)
+
+
+class Broken:
+    """A certificate whose content cannot be made, by a bug."""
+
+    def cached(self) -> CachedCertificate:
+        """Never returns."""
+        raise ZeroDivisionError
 
 
 class Kept:

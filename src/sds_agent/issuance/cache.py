@@ -169,13 +169,15 @@ class CertificateCache:
 
     async def _write(self) -> None:
         batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST_AT_ONCE))]
-        errors: Sequence[Exception | None]
+        # where a bug ends this, nobody is to wait for it
+        errors: Sequence[Exception | None] = [CacheError("writing it ended with a fault")] * len(batch)
         try:
             errors = await self._disk.call(self._save_all, [each.certificate for each in batch])
         except (NoThreadError, TimeoutError) as failure:
             errors = [failure] * len(batch)
-        for each, error in zip(batch, errors, strict=True):
-            each.ended(error)
+        finally:
+            for each, error in zip(batch, errors, strict=True):
+                each.ended(error)
 
     def save(self, certificate: CachedCertificate) -> None:
         """Write it in place of the one before. Blocks for a write to disk. Raises CacheError."""
