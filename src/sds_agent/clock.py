@@ -1,18 +1,17 @@
 """The wall clock, and how to wait for a time on it.
 
 Certificates live by the wall clock, but an event loop sleeps by the monotonic one, which stands still while a machine
-is suspended and does not notice when the wall clock is set. So no code here sleeps for long: `until` wakes every few
-seconds, reads the wall clock again and goes back to sleep if it is still too early.
+is suspended and does not notice when the wall clock is set. So no code here sleeps for long: who waits for a time
+(`Clock.until`) has the wall clock read again every few seconds.
 
-Thousands of tasks may wait for a time of the machine's clock. They share one timer of the loop (`Alarms`): each with
-its own would wake every few seconds for nothing.
+Thousands of tasks may wait for a time. They share one timer of the loop (`Alarms`): each with its own would wake every
+few seconds for nothing.
 """
 
 import asyncio
 import heapq
 import itertools
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
@@ -22,18 +21,6 @@ LONGEST_SLEEP = 5.0
 
 MOST_WOKEN = 8
 """Sleepers that wake in one turn of the event loop."""
-
-
-class Clock(Protocol):
-    """What the loops need of time; the tests have one that they move by hand."""
-
-    def now(self) -> datetime:
-        """The wall clock, in UTC."""
-        ...
-
-    async def sleep(self, seconds: float) -> None:
-        """Sleep on the monotonic clock."""
-        ...
 
 
 class Waker:
@@ -51,24 +38,73 @@ class Waker:
             self.end()
 
 
-class Alarms:
-    """Wakes those who wait for a time of a wall clock, at most `longest` seconds late, and all when it goes back."""
+class Clock(Protocol):
+    """What the loops need of time; the tests have one that they move by hand."""
 
-    def __init__(self, now: Callable[[], datetime], longest: float = LONGEST_SLEEP) -> None:
+    def now(self) -> datetime:
+        """The wall clock, in UTC."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep on the monotonic clock."""
+        ...
+
+    def until(self, when: datetime, waker: Waker | None = None) -> Coroutine[Any, Any, None]:
+        """Return once the wall clock has passed `when`, however it got there, or when the waker says so.
+
+        It also returns when the wall clock is found to have gone backwards: what was decided before the step has to be
+        decided again.
+        """
+        ...
+
+
+class Timer(Protocol):
+    """A call that is due at a time."""
+
+    def cancel(self) -> None:
+        """Forget it."""
+        ...
+
+
+class Timers(Protocol):
+    """What of an event loop tells the time, in seconds on its own clock, and calls at a time."""
+
+    def time(self) -> float:
+        """The time now."""
+        ...
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
+        """Call at that time."""
+        ...
+
+
+class Alarms:
+    """Wakes those who wait for a time of a wall clock, at most `longest` seconds late, and all when it goes back.
+
+    The seconds are those of `timers`, which is asked for at each wait.
+    """
+
+    def __init__(
+        self,
+        now: Callable[[], datetime],
+        longest: float = LONGEST_SLEEP,
+        timers: Callable[[], Timers] = asyncio.get_running_loop,
+    ) -> None:
         self._now = now
         self._longest = longest
+        self._timers = timers
         self._numbers = itertools.count()
         self._waiting: list[tuple[datetime, int, asyncio.Future[None]]] = []  # a heap; some have been cancelled
         self._cancelled = 0
         self._seen = datetime.min.replace(tzinfo=UTC)
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._rings_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def sleepers(self) -> int:
-        """How many wait, with some that have gone."""
-        return len(self._waiting)
+        """How many wait."""
+        return len(self._waiting) - self._cancelled
 
     async def wait(self, when: datetime, waker: Waker | None = None) -> None:
         """Return once the clock has passed `when`, is found to have gone back, or when woken."""
@@ -110,13 +146,13 @@ class Alarms:
 
     def _set(self, seconds: float) -> None:
         """Have the timer ring in so many seconds, if it does not ring sooner."""
-        loop = asyncio.get_running_loop()
-        at = loop.time() + seconds
+        timers = self._timers()
+        at = timers.time() + seconds
         if self._timer is not None:
             if self._rings_at <= at:
                 return
             self._timer.cancel()
-        self._timer, self._rings_at = loop.call_at(at, self._ring), at
+        self._timer, self._rings_at = timers.call_at(at, self._ring), at
 
     def _ring(self) -> None:
         """Wake those whose time has come, some in each turn of the loop: others wait for it too."""
@@ -140,8 +176,7 @@ class SystemClock:
     """The machine's clocks."""
 
     def __init__(self) -> None:
-        self.alarms = Alarms(self.now)
-        """Of its wall clock."""
+        self._alarms = Alarms(self.now)
 
     def now(self) -> datetime:
         """The wall clock, in UTC."""
@@ -151,38 +186,6 @@ class SystemClock:
         """Sleep on the monotonic clock."""
         await asyncio.sleep(seconds)
 
-
-def until(clock: Clock, when: datetime, waker: Waker | None = None) -> Coroutine[Any, Any, None]:
-    """Return once the wall clock has passed `when`, however it got there, or when the waker says so.
-
-    It also returns when the wall clock is found to have gone backwards: what was decided before the step has to be
-    decided again.
-    """
-    if isinstance(clock, SystemClock):
-        return clock.alarms.wait(when, waker)
-    return _until(clock, when) if waker is None else _until_woken(clock, when, waker)
-
-
-async def _until_woken(clock: Clock, when: datetime, waker: Waker) -> None:
-    try:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(None) as limit:
-                waker.end = partial(_end, limit)
-                await _until(clock, when)
-    finally:
-        waker.end = None
-
-
-def _end(limit: asyncio.Timeout) -> None:
-    if not limit.expired():
-        limit.reschedule(asyncio.get_running_loop().time())
-
-
-async def _until(clock: Clock, when: datetime) -> None:
-    seen = clock.now()
-    while (left := (when - seen).total_seconds()) > 0:
-        await clock.sleep(min(left, LONGEST_SLEEP))
-        now = clock.now()
-        if now < seen:
-            return
-        seen = now
+    def until(self, when: datetime, waker: Waker | None = None) -> Coroutine[Any, Any, None]:
+        """See `Clock.until`."""
+        return self._alarms.wait(when, waker)  # in no frame of its own: thousands wait

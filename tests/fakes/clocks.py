@@ -5,11 +5,14 @@ monotonic clock far enough.
 """
 
 import asyncio
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
 import anyio
 from fakes.hierarchy import NOW
+
+from sds_agent.clock import Alarms, Waker
 
 
 class HandLoop(asyncio.SelectorEventLoop):
@@ -32,13 +35,59 @@ HAND_LOOP: tuple[str, dict[str, Any]] = ("asyncio", {"loop_factory": HandLoop})
 """What a module's `anyio_backend` fixture returns to run its tests on a HandLoop."""
 
 
+class HandTimer:
+    """A call that is due when a test has moved the monotonic clock so far."""
+
+    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+        self.when = when
+        self.callback = callback
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        """Forget it."""
+        self.is_cancelled = True
+
+
+class HandTimers:
+    """A `sds_agent.clock.Timers`: its time is the monotonic clock of a HandClock."""
+
+    def __init__(self) -> None:
+        self._time = 0.0
+        self._timers = list[HandTimer]()
+
+    def time(self) -> float:
+        """The monotonic clock."""
+        return self._time
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> HandTimer:
+        """Call once the clock was moved to that time."""
+        timer = HandTimer(when, callback)
+        self._timers.append(timer)
+        return timer
+
+    def elapse(self, seconds: float) -> None:
+        """Move the clock, and make the calls that are due, with those that they have made due."""
+        self._time += seconds
+        while due := [each for each in self.waiting if each.when <= self._time]:
+            first = min(due, key=lambda each: each.when)
+            first.is_cancelled = True  # it is called once
+            first.callback()
+
+    @property
+    def waiting(self) -> list[HandTimer]:
+        """Those that are still to be called."""
+        self._timers = [each for each in self._timers if not each.is_cancelled]
+        return self._timers
+
+
 class HandClock:
-    """A `sds_agent.clock.Clock`."""
+    """A `sds_agent.clock.Clock`. Those who wait for a time of its wall clock have the alarms of the real one."""
 
     def __init__(self, start: datetime = NOW) -> None:
         self._wall = start
-        self._monotonic = 0.0
-        self._sleepers: dict[anyio.Event, float] = {}
+        self._timers = HandTimers()
+        self._alarms = Alarms(self.now, timers=lambda: self._timers)
+        self._sleeping = set[anyio.Event]()
         self._lain_down = anyio.Event()
 
     def now(self) -> datetime:
@@ -48,25 +97,27 @@ class HandClock:
     async def sleep(self, seconds: float) -> None:
         """Sleep until a test has moved the monotonic clock by so many seconds."""
         wake = anyio.Event()
-        self._sleepers[wake] = self._monotonic + seconds
-        self._lain_down.set()
-        self._lain_down = anyio.Event()
+        timer = self._timers.call_at(self._timers.time() + seconds, lambda: self._wake(wake))
+        self._sleeping.add(wake)
+        self._somebody_lies_down()
         try:
             await wake.wait()
         finally:
-            self._sleepers.pop(wake, None)
+            timer.cancel()
+            self._sleeping.discard(wake)
+
+    async def until(self, when: datetime, waker: Waker | None = None) -> None:
+        """See `sds_agent.clock.Clock.until`."""
+        asyncio.get_running_loop().call_soon(self._somebody_lies_down)  # after the first step of the wait
+        await self._alarms.wait(when, waker)
 
     def elapse(self, time: timedelta) -> None:
         """Let time pass: it moves both clocks, and the deadlines of a HandLoop."""
         self._wall += time
-        self._monotonic += time.total_seconds()
         loop = asyncio.get_running_loop()
         if isinstance(loop, HandLoop):
             loop.move(time.total_seconds())
-        due = [wake for wake, when in self._sleepers.items() if when <= self._monotonic]
-        for wake in due:
-            del self._sleepers[wake]
-            wake.set()
+        self._timers.elapse(time.total_seconds())
 
     def set_wall(self, by: timedelta) -> None:
         """Move the wall clock alone, as when a user sets it, or the machine was suspended for that long."""
@@ -75,15 +126,23 @@ class HandClock:
     async def asleep(self, count: int = 1) -> None:
         """Wait until so many tasks sleep, which is when they have done their work."""
         with anyio.fail_after(10):
-            while len(self._sleepers) < count:
+            while self.sleepers < count:
                 await self._lain_down.wait()
 
     @property
     def sleepers(self) -> int:
         """How many sleep now."""
-        return len(self._sleepers)
+        return len(self._sleeping) + self._alarms.sleepers
 
     @property
     def next_wake(self) -> timedelta:
         """The time until the first sleeper wakes."""
-        return timedelta(seconds=min(self._sleepers.values()) - self._monotonic)
+        return timedelta(seconds=min(each.when for each in self._timers.waiting) - self._timers.time())
+
+    def _wake(self, sleeper: anyio.Event) -> None:
+        self._sleeping.discard(sleeper)  # from now on it does not sleep, though its task has not run yet
+        sleeper.set()
+
+    def _somebody_lies_down(self) -> None:
+        self._lain_down.set()
+        self._lain_down = anyio.Event()

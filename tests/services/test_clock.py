@@ -11,7 +11,7 @@ from anyio.lowlevel import checkpoint
 from fakes.clocks import HandClock
 from fakes.hierarchy import DAY, HOUR, NOW
 
-from sds_agent.clock import LONGEST_SLEEP, Alarms, SystemClock, until
+from sds_agent.clock import LONGEST_SLEEP, Alarms, SystemClock
 
 SECOND = timedelta(seconds=1)
 
@@ -23,7 +23,7 @@ class Sleeper:
         self.woken = anyio.Event()
 
     async def sleep(self, clock: HandClock, when: datetime) -> None:
-        await until(clock, when)
+        await clock.until(when)
         self.woken.set()
 
     async def wakes(self) -> None:
@@ -55,7 +55,7 @@ async def test_it_returns_at_that_time_and_not_before() -> None:
 @pytest.mark.parametrize("late", [timedelta(0), SECOND, DAY])
 async def test_a_time_that_has_passed_is_not_waited_for(late: timedelta) -> None:
     with anyio.fail_after(10):
-        await until(HandClock(), NOW - late)
+        await HandClock().until(NOW - late)
 
 
 async def test_no_task_sleeps_longer_than_a_suspend_may_cost() -> None:

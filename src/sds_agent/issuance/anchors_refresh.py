@@ -14,7 +14,7 @@ from sds_agent.authority.protocol import (
     AuthorityError,
     ErrorKind,
 )
-from sds_agent.clock import Clock, until
+from sds_agent.clock import Clock
 from sds_agent.issuance.adapter_calls import failures_of
 from sds_agent.issuance.anchors_file import AnchorsFile
 from sds_agent.issuance.federation import Federation
@@ -37,7 +37,7 @@ RETRY = 10.0
 async def follow_times(trust: Trust | Federation, clock: Clock) -> None:
     """Publish the bundles anew whenever an anchor ends or begins, until cancelled."""
     while True:
-        await until(clock, trust.check_times())
+        await clock.until(trust.check_times())
 
 
 async def refresh(
@@ -64,15 +64,15 @@ async def refresh(
             log.event(LOG, "trust_not_refreshed", level=logging.WARNING, authority=name, cause=cause, in_seconds=delay)
         due = clock.now() + delay
         if isinstance(authority, AnnouncesAnchors):
-            await until(clock, clock.now() + min(delay, FIRST_REFRESH_RETRY if cause else BETWEEN_ANNOUNCEMENTS))
+            await clock.until(clock.now() + min(delay, FIRST_REFRESH_RETRY if cause else BETWEEN_ANNOUNCEMENTS))
             await _announced(name, authority, clock, due)
         else:
-            await until(clock, due)
+            await clock.until(due)
 
 
 async def _announced(name: str, authority: AnnouncesAnchors, clock: Clock, due: datetime) -> None:
     """Return at that time, or sooner when the authority announces other anchors."""
-    waits = [asyncio.create_task(until(clock, due)), asyncio.create_task(_anchors_changed(name, authority))]
+    waits = [asyncio.create_task(clock.until(due)), asyncio.create_task(_anchors_changed(name, authority))]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -147,4 +147,4 @@ async def maintain(trust: Trust, file: AnchorsFile, clock: Clock, federation: Fe
 
 async def _drop_ended(trust: Trust, clock: Clock) -> None:
     while (end := trust.drop_ended()) is not None:
-        await until(clock, end)
+        await clock.until(end)

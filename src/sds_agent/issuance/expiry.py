@@ -14,7 +14,7 @@ from typing import Literal
 from msgspec import Struct
 
 from sds_agent import log
-from sds_agent.clock import Clock, until
+from sds_agent.clock import Clock
 from sds_agent.issuance.schedule import ALARM
 from sds_agent.issuance.status import AnchorStatus, LeafStatus, TrustStatus, WorkloadStatus
 from sds_agent.pki.ending import near_end_of_ca
@@ -141,7 +141,7 @@ async def watch(status: Callable[[], tuple[Iterable[WorkloadStatus], TrustStatus
                 _report(each, stage, now)
         logged = {key: max(stage, logged.get(key, 0)) for key, stage in stages.items()}
         moments = (moment for each in found for moment in (each.warn_at, each.alarm_at) if moment > now)
-        await until(clock, min((*moments, now + CHECK_EVERY)))
+        await clock.until(min((*moments, now + CHECK_EVERY)))
 
 
 async def _near(certificates: Iterable[Expiring], by: datetime) -> list[Expiring]:

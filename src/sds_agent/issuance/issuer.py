@@ -18,7 +18,7 @@ from msgspec import structs
 
 from sds_agent import log
 from sds_agent.authority.protocol import AuthorityError
-from sds_agent.clock import Clock, Waker, until
+from sds_agent.clock import Clock, Waker
 from sds_agent.issuance.acceptance import Accepted
 from sds_agent.issuance.attempts import AttemptRecord
 from sds_agent.issuance.cache import WorkloadCache
@@ -234,7 +234,7 @@ class Issuer:
         Envoys have acknowledged the bundle that a certificate waits for.
         """
         if self._attempt is None and not self._publication.holding:
-            return until(self._clock, time)
+            return self._clock.until(time)
         return self._wait_for_end(time, tasks)
 
     async def _wait_for_end(self, time: datetime, tasks: asyncio.TaskGroup) -> None:
@@ -243,7 +243,7 @@ class Issuer:
             return
         acknowledged = tasks.create_task(self._acknowledged()) if self._publication.holding else None
         try:
-            await until(self._clock, time, self._waker)
+            await self._clock.until(time, self._waker)
         finally:
             if acknowledged is not None:
                 acknowledged.cancel()

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from sds_agent import log
 from sds_agent.authority.protocol import AdvertisesLists, AuthorityError, ErrorKind
-from sds_agent.clock import Clock, until
+from sds_agent.clock import Clock
 from sds_agent.issuance.adapter_calls import failures_of
 from sds_agent.issuance.anchors_refresh import FIRST_REFRESH_RETRY, TIMEOUT, next_refresh
 from sds_agent.issuance.lists import LARGEST_LISTS, PublishedList, read_lists
@@ -66,7 +66,7 @@ async def _until(clock: Clock, due: datetime, trust: Trust, sooner: asyncio.Task
     """Return at that time, or when the task `sooner` is done. Until then lists begin and end in the bundle on time."""
     while (now := clock.now()) < due and (sooner is None or not sooner.done()):
         check_at = trust.revocation.check_at or due
-        sleep = asyncio.create_task(until(clock, min(due, max(check_at, now + LEAST_WAIT))))
+        sleep = asyncio.create_task(clock.until(min(due, max(check_at, now + LEAST_WAIT))))
         try:
             await asyncio.wait([each for each in (sleep, sooner) if each], return_when=asyncio.FIRST_COMPLETED)
         finally:

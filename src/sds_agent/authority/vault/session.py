@@ -21,7 +21,7 @@ from sds_agent.authority.vault.proofs import certificate_mark, read_login_call
 from sds_agent.authority.vault.refusals import TokenRefusedError, not_logged_in, not_renewed
 from sds_agent.authority.vault.settings import VaultSettings, VaultTokenAuth
 from sds_agent.authority.vault.wire import LOOK_UP, RENEW, VaultCall, read_login, read_looked_up
-from sds_agent.clock import Clock, until
+from sds_agent.clock import Clock
 from sds_agent.tasks import NoThreadError, background_tasks
 
 LOG = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class VaultSession:
             self._note(held, lease)
             if lease.renew_at is None:
                 return
-            await until(self._clock, lease.renew_at)
+            await self._clock.until(lease.renew_at)
             if self._clock.now() >= lease.renew_at:  # not after a clock that was set back
                 lease = await self._renewed(held, lease)
 
