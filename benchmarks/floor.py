@@ -1,11 +1,11 @@
 """A stand-in for a server of secrets: a bare grpc.aio server that answers each stream's first request with fixed bytes.
 
-    python benchmarks/floor.py SOCKET [--lean]
+    python benchmarks/floor.py SOCKET [--lean | --core]
 
 What it costs is the least that a Python program on gRPC needs: one P-256 key, one self-signed certificate, no checks.
 SIGUSR1 has it push the same bytes once more to every stream; it reads what the clients say and looks at none of it. A
 stream has a task that reads and another for each wait; with --lean the handler itself reads, and one task writes to all
-streams in turn.
+streams in turn. With --core it goes without grpc.aio (floor_core.py).
 """
 
 import asyncio
@@ -148,6 +148,10 @@ async def serve(path: str, floor: Floor | LeanFloor) -> None:
 
 async def main(path: str, *options: str) -> None:
     """Serve at the path."""
+    if options == ("--core",):
+        import floor_core  # noqa: PLC0415 - the floor itself is to import as little as it can
+
+        await floor_core.serve(path, responses(), OPTIONS)
     await serve(path, LeanFloor() if options == ("--lean",) else Floor())
 
 

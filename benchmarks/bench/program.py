@@ -13,7 +13,7 @@ from msgspec import Struct
 from bench import figures
 from bench.figures import Row
 
-OUR_NAMES = (figures.FLOOR, "floor lean", "agent", "agent beside", "sds-agent", "beside")
+OUR_NAMES = (figures.FLOOR, "floor lean", "floor core", "agent", "agent beside", "sds-agent", "beside")
 """What our own rows are called."""
 
 PEER_EXAMPLE = "pilot-agent 1.31=/run/peer/sds.sock:4711"

@@ -20,9 +20,11 @@ from bench.figures import FLOOR, Figure
 from bench.processes import agent_command, floor_command, precise_ms, started
 from bench.program import PEER_EXAMPLE, AppendPeer, FailedError, Peer
 from bench.subscribers import Subscribers
+from sds_agent.rpc.core import SETTINGS
 
 AGENT = "agent"
 LEAN_FLOOR = "floor lean"
+CORE_FLOOR = "floor core"
 STREAMS = (1, 100, 220, 500, 1000, 2000)
 
 Found = defaultdict[tuple[str, str], list[float]]
@@ -77,14 +79,15 @@ class Server(Struct, frozen=True):
 
 
 def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
-    """What the benchmarks of streams take: --streams, --rounds, --beside and --peer."""
+    """What the benchmarks of streams take: --streams, --rounds, --core, --beside and --peer."""
     parser.add_argument("--streams", type=int, nargs="+", metavar="N", help=f"by default {' '.join(map(str, STREAMS))}")
     parser.add_argument("--rounds", type=int, help=f"each starts all servers anew; by default {rounds}")
     add_server_arguments(parser)
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `servers` reads: --beside and --peer."""
+    """What `servers` reads: --core, --beside and --peer."""
+    parser.add_argument("--core", action="store_true", help="a bare server without grpc.aio too, as a prototype")
     parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="the agent of another checkout too")
     parser.add_argument(
         "--peer",
@@ -105,6 +108,8 @@ def servers(arguments: argparse.Namespace, *, ttl: str = "24h", fraction: float 
         Server(LEAN_FLOOR, partial(_floor, "--lean"), pushes_on_signal=True),
         Server(AGENT, partial(_agent, ttl, fraction)),
     ]
+    if arguments.core:
+        chosen.insert(2, Server(CORE_FLOOR, partial(_floor, "--core", extra=SETTINGS), pushes_on_signal=True))
     if arguments.beside is not None:
         chosen.append(Server("agent beside", partial(_agent, ttl, fraction, arguments.beside.resolve())))
     return [*chosen, *(Server(each.name, partial(_peer, each), is_peer=True) for each in arguments.peer)]
@@ -133,10 +138,10 @@ def each_round(
 
 
 @contextmanager
-def _floor(*options: str) -> Iterator[Running]:
+def _floor(*options: str, extra: Mapping[str, str] | None = None) -> Iterator[Running]:
     with tempfile.TemporaryDirectory() as directory:
         socket, log = Path(directory, "floor.sock"), Path(directory, "log")
-        with started(floor_command(socket, *options), socket, log=log) as pid:
+        with started(floor_command(socket, *options), socket, extra=extra, log=log) as pid:
             yield Running(socket, pid, log)
 
 

@@ -15,6 +15,8 @@ from bench.figures import Report
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 WITHIN = 120.0
+PROTOTYPES = {"push": ("--core",)}
+"""What has a benchmark measure a prototype too, which no other test runs."""
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -47,7 +49,7 @@ def test_a_benchmark_runs_and_the_page_of_figures_finds_what_it_shows(name: str,
 
 def small(name: str, path: Path) -> Report:
     """The figures of a small run."""
-    command = [sys.executable, str(FOLDER / f"{name}.py"), "--small", "--json", str(path)]
+    command = [sys.executable, str(FOLDER / f"{name}.py"), "--small", "--json", str(path), *PROTOTYPES.get(name, ())]
     done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
