@@ -13,9 +13,8 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Protocol, TypeVar
 
@@ -146,7 +145,7 @@ class CertificateService:
         self._unproven = Waiting(MOST_UNPROVEN, MOST_UNPROVEN_OF_ONE, PROOF_TIMEOUT)
         self._unread = Waiting(MOST_UNREAD, MOST_UNREAD_OF_ONE, TIMEOUT, GRACE)
         self._signers = Signers(SIGNERS)
-        self._rest: tuple[SigningSet, tuple[str, ...]] | None = None  # the end of every answer by that set
+        self._rest: tuple[SigningSet, bytes] | None = None  # the end of every answer by that set
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The handler for gRPC's server."""
@@ -160,8 +159,7 @@ class CertificateService:
         try:
             proven = await self._prove(request, context)
             data = await self._received(context, proven.caller)
-            async with self._place():
-                return await self._issue(request, proven, data)
+            return await self._in_work(request, proven, data)
         except RefusalError as error:
             refusal = error
         except NoThreadError as error:
@@ -215,14 +213,13 @@ class CertificateService:
             raise invalid(f"the call ended without a request, or with one of more than {LARGEST_REQUEST} bytes")
         return data
 
-    @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        """Count a request in work. Raises RefusalError where there are too many already."""
+    async def _in_work(self, request: _Request, proven: Proven, data: bytes) -> bytes:
+        """Answer a request that is there in full. Raises RefusalError, also where there are too many in work already."""
         place = await self._books.begin()
         if place is None:
             raise RefusalError(Reason.EXHAUSTED, "the CA is busy with other requests: ask again in a moment")
         try:
-            yield
+            return await self._issue(request, proven, data)
         finally:
             self._books.end(place)
 
@@ -244,17 +241,20 @@ class CertificateService:
         """The answer: leaf, each intermediate, and all roots in the last element, as Istio's clients expect them."""
         if self._rest is None or self._rest[0] is not signing:
             above = [write_pem([certificate]).decode() for certificate in signing.intermediates]
-            self._rest = (signing, (*above, write_pem(signing.roots).decode()))
-        elements = (write_pem([leaf]).decode(), *self._rest[1])
-        return CertificateResponse(cert_chain=elements).SerializeToString()
+            rest = CertificateResponse(cert_chain=(*above, write_pem(signing.roots).decode()))
+            self._rest = (signing, rest.SerializeToString())
+        # two messages one after the other are the message with the elements of both (protobuf's encoding guide)
+        return CertificateResponse(cert_chain=(write_pem([leaf]).decode(),)).SerializeToString() + self._rest[1]
 
     def _judge(self, request: _Request, data: bytes, caller: Caller) -> Order:
         asked = _read(data)
         impersonated = _impersonated(asked)
         request.spiffe_id = impersonated or str(caller.identity)
         identity = identity_for(caller, impersonated, self._rules.node_agents)
-        for each in (caller.identity, identity):  # the list may have changed since the caller was proven
-            check_not_denied(each, self._rules.deny_list())
+        deny_list = self._rules.deny_list()  # which may have changed since the caller was proven
+        check_not_denied(caller.identity, deny_list)
+        if identity is not caller.identity:
+            check_not_denied(identity, deny_list)
         return Order(identity, key_of(asked.csr), ttl_of(asked.validity_duration))
 
     async def _sign(self, signing: SigningSet, order: Order, now: datetime) -> tuple[x509.Certificate, ...]:
