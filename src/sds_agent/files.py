@@ -155,11 +155,31 @@ def read_own(file: Path, most: int, *, also: int | None = None) -> tuple[bytes, 
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise ForeignFileError("is not a regular file")
-        if found.st_uid not in {0, os.geteuid(), also}:
-            raise ForeignFileError(f"belongs to uid {found.st_uid} and not to the agent's user (uid {os.geteuid()})")
+        _check_owner(found, also)
         return _read(descriptor, most), stat.S_IMODE(found.st_mode)
     finally:
         os.close(descriptor)
+
+
+def read_own_link(path: Path, *, also: int | None = None) -> str | None:
+    """The text of a symbolic link of the agent's own, which is not followed; None where something else is there.
+
+    Raises ForeignFileError where it is another user's, as `read_own` does, and OSError.
+    """
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISLNK(found.st_mode):
+            return None
+        _check_owner(found, also)
+        return os.readlink("", dir_fd=descriptor)  # of the link that was looked at, not of one in its place
+    finally:
+        os.close(descriptor)
+
+
+def _check_owner(found: os.stat_result, also: int | None) -> None:
+    if found.st_uid not in {0, os.geteuid(), also}:
+        raise ForeignFileError(f"belongs to uid {found.st_uid} and not to the agent's user (uid {os.geteuid()})")
 
 
 def read_at_once(file: Path, most: int) -> bytes:

@@ -287,7 +287,7 @@ def test_who_could_still_join_is_listed_without_a_token(file: Path, capsys: pyte
     tokens = JoinTokens(file.parent / "tokens")
     used, open_ = make(file, WEB, capsys), make(file, DB, capsys, "--ttl", "10m")
     tokens.spend(tokens.find(used), generate(KeyType.EC_P256).public_key())
-    before = sorted((each.name, each.stat().st_mtime_ns) for each in (file.parent / "tokens").iterdir())
+    before = sorted((each.name, each.lstat().st_mtime_ns) for each in (file.parent / "tokens").iterdir())
     assert main(["ca", "token", "list", str(file), "-o", "json"]) == 0
     said = capsys.readouterr().out
     first, second = json.loads(said)
@@ -302,7 +302,7 @@ def test_who_could_still_join_is_listed_without_a_token(file: Path, capsys: pyte
     assert head.split() == ["SPIFFE", "ID", "MADE", "EXPIRES", "USED"]
     assert [row.split()[0] for row in rows] == [DB, WEB]
     assert [row.endswith("-") for row in rows] == [True, False]
-    assert sorted((each.name, each.stat().st_mtime_ns) for each in (file.parent / "tokens").iterdir()) == before
+    assert sorted((each.name, each.lstat().st_mtime_ns) for each in (file.parent / "tokens").iterdir()) == before
 
 
 def test_a_ca_without_tokens_says_so_and_makes_no_directory(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

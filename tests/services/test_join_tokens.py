@@ -1,5 +1,6 @@
 """The directory of join tokens: what is damaged or gone is reported, and what has long expired is removed."""
 
+import errno
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -106,18 +108,18 @@ def test_a_token_cannot_be_guessed_and_its_record_is_its_owners_alone(tmp_path: 
 def test_of_two_servers_on_one_directory_only_one_can_bind_a_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other one comes between the look whether the token is spent and the mark that it is."""
+    """The other one comes between the look at the record and the mark that it is spent."""
     here, there = JoinTokens(tmp_path), JoinTokens(tmp_path)
     token = here.make(WEB, datetime.now(UTC) + timedelta(hours=1))
     mine, other = (generate(KeyType.EC_P256).public_key() for _ in range(2))
-    sync = os.fsync
+    link = os.symlink
 
-    def overtaken(descriptor: int) -> None:
-        monkeypatch.setattr(os, "fsync", sync)
+    def overtaken(*arguments: Any) -> None:
+        monkeypatch.setattr(os, "symlink", link)
         there.spend(there.find(token), other)
-        sync(descriptor)
+        link(*arguments)
 
-    monkeypatch.setattr(os, "fsync", overtaken)
+    monkeypatch.setattr(os, "symlink", overtaken)
     with pytest.raises(RefusalError, match="already used by another key") as caught:
         here.spend(here.find(token), mine)
     assert caught.value.reason is Reason.UNAUTHENTICATED
@@ -139,7 +141,91 @@ def test_a_spent_token_is_spent_on_the_disk_before_anything_is_signed(
 
     monkeypatch.setattr(os, "fsync", look)
     tokens.spend(record, generate(KeyType.EC_P256).public_key())
-    assert seen == [(False, ["", ".token"]), (True, [".spent", ".token"])], "the mark's content, then its name"
+    assert seen == [(True, [".spent", ".token"])], "the directory, with the mark in it"
+
+
+def test_a_mark_that_another_process_has_just_made_is_on_the_disk_before_its_key_is_served_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one may still wait for the disk. Without power, the token would be good for another key as well."""
+    here, there, key = JoinTokens(tmp_path), JoinTokens(tmp_path), generate(KeyType.EC_P256).public_key()
+    record = here.find(here.make(WEB, datetime.now(UTC) + timedelta(hours=1)))
+    synchronized, sync = list[int](), os.fsync
+
+    def again(descriptor: int) -> None:
+        synchronized.append(1)
+        if len(synchronized) == 1:
+            there.spend(record, key)
+            assert len(synchronized) == 2, "before it says so"
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", again)
+    here.spend(record, key)
+
+
+def test_tokens_that_come_together_wait_for_the_disk_once_and_each_serves_its_own_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wait for each was most of what a machine's first certificate cost the CA."""
+    tokens, now = JoinTokens(tmp_path), datetime.now(UTC)
+    records = [tokens.find(tokens.make(WEB, now + timedelta(hours=1))) for _ in range(5)]
+    keys = [generate(KeyType.EC_P256).public_key() for _ in range(6)]
+    synchronized, sync = list[int](), os.fsync
+
+    def count(descriptor: int) -> None:
+        synchronized.append(descriptor)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", count)
+    refusals = tokens.spend_all([*zip(records, keys, strict=False), (records[0], keys[5])])
+    assert refusals[:5] == [None] * 5
+    assert "already used by another key" in str(refusals[5])
+    assert len(synchronized) == 1
+    assert tokens.spend_all([(record, keys[5]) for record in records]).count(None) == 0
+    assert len(synchronized) == 1, "to refuse writes nothing"
+
+
+def test_a_disk_that_fails_at_the_end_serves_none_of_those_that_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their marks may not be there after a restart. The same keys can ask again once the disk is well."""
+    tokens, now, key = JoinTokens(tmp_path), datetime.now(UTC), generate(KeyType.EC_P256).public_key()
+    records = [tokens.find(tokens.make(WEB, now + timedelta(hours=1))) for _ in range(2)]
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", fail)
+        refusals = tokens.spend_all([(record, key) for record in records])
+    assert [each and each.reason for each in refusals] == [Reason.INTERNAL] * 2
+    assert tokens.spend_all([(record, key) for record in records]) == [None, None]
+
+
+@pytest.mark.parametrize("links", [False, True], ids=["no symbolic links", "a mark of an earlier version"])
+def test_a_token_is_spent_once_where_its_mark_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, links: bool
+) -> None:
+    """A mark made so stays in force whatever the file system or a later version can do."""
+    tokens = JoinTokens(tmp_path)
+    record = tokens.find(tokens.make(WEB, datetime.now(UTC) + timedelta(hours=1)))
+    mine, other = (generate(KeyType.EC_P256).public_key() for _ in range(2))
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with monkeypatch.context() as without:
+        without.setattr(os, "symlink", refuse)
+        tokens.spend(record, mine)
+        if not links:
+            with pytest.raises(RefusalError, match="already used by another key"):
+                tokens.spend(record, other)
+            tokens.spend(record, mine)
+    (mark,) = tmp_path.glob("*.spent")
+    assert stat.S_ISREG(mark.lstat().st_mode)
+    with pytest.raises(RefusalError, match="already used by another key"):
+        tokens.spend(record, other)
+    tokens.spend(record, mine)
 
 
 def test_a_token_that_root_makes_can_be_read_by_the_user_of_the_ca(tmp_path: Path) -> None:
@@ -182,7 +268,7 @@ def test_a_pipe_in_the_place_of_a_tokens_file_is_not_waited_for(tmp_path: Path, 
 def plant(path: Path, elsewhere: Path) -> None:
     """Make the file one that another user put there; only root can give it away, others put a link."""
     if os.geteuid() == 0:
-        os.chown(path, 4711, -1)
+        os.chown(path, 4711, -1, follow_symlinks=False)
     else:
         path.rename(elsewhere)
         path.symlink_to(elsewhere)

@@ -15,16 +15,17 @@ from sds_agent.ca.anchors import Anchors, Revocations, anchors_of
 from sds_agent.ca.callers import Caller, check_chain_times, from_chain, from_join_token
 from sds_agent.ca.jwt import TokenCallers, TrustedIssuer
 from sds_agent.ca.refusal import unauthenticated
+from sds_agent.ca.together import Together
 from sds_agent.ca.tokens import PREFIX, JoinTokens, Record
 from sds_agent.pki.keys import PublicKey
 from sds_agent.pki.validation.rules import Chain
 from sds_agent.signing.signing_set import SigningSet
-from sds_agent.tasks import TimeLimit, in_thread
+from sds_agent.tasks import in_thread
 
 TIMEOUT = 5.0
 """Seconds for the disk with the join tokens to answer."""
-MOST_AT_ONCE = 8
-"""Join tokens read at one time: as many threads hang while a network disk with them does not answer."""
+MOST_TOGETHER = 64
+"""Join tokens that are read, or spent, in one thread: the first of them waits for the last."""
 
 
 class Proven(Struct, frozen=True):
@@ -86,7 +87,9 @@ class Authentication:
         self.tokens = tokens
         self._certificate_callers = _CertificateCallers()
         self._token_callers = TokenCallers(issuers, trust_domain)
-        self._disk = TimeLimit(TIMEOUT, MOST_AT_ONCE)
+        if tokens is not None:
+            self._finding = Together(tokens.find_all, TIMEOUT, MOST_TOGETHER)
+            self._spending = Together(tokens.spend_all, TIMEOUT, MOST_TOGETHER)
 
     def known(
         self, peer: Peer, metadata: Sequence[tuple[str, str | bytes]], signing: SigningSet, now: datetime
@@ -124,7 +127,7 @@ class Authentication:
         """Bind the join token to this key, where one was the proof. Raises RefusalError and NoThreadError."""
         if proven.token is not None and self.tokens is not None:
             with self.tokens.translated():
-                await self._disk.call(self.tokens.spend, proven.token, key)
+                await self._spending.call((proven.token, key))
 
     def _wanted(self) -> str:
         return f"send a token as `authorization: Bearer`{', or a client certificate' if self.mtls else ''}"
@@ -133,7 +136,7 @@ class Authentication:
         if self.tokens is None:
             raise unauthenticated("this CA takes no join tokens: callers.join_tokens is not configured")
         with self.tokens.translated():
-            record = await self._disk.call(self.tokens.find, token)
+            record = await self._finding.call(token)
         return Proven(from_join_token(record.spiffe_id, record.expires, self.trust_domain, now), record)
 
 

@@ -214,7 +214,7 @@ class CertificateService:
         return data
 
     async def _in_work(self, request: _Request, proven: Proven, data: bytes) -> bytes:
-        """Answer a request that is there in full. Raises RefusalError, also where there are too many in work already."""
+        """Answer a request that is there in full. Raises RefusalError, also where too many are in work already."""
         place = await self._books.begin()
         if place is None:
             raise RefusalError(Reason.EXHAUSTED, "the CA is busy with other requests: ask again in a moment")

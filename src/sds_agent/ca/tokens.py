@@ -2,11 +2,15 @@
 
 A token is a random text. The directory has no token in it, only a record: a file named by the token's SHA-256, with the
 SPIFFE ID that the token stands for and the time when it expires. A token serves one public key, the first that uses it:
-a second file beside the record, the mark, names that key. The mark is made by a hard link, which fails where the name
-exists: of two keys at the same time one wins, also between processes and over NFS, and no process sees half a file. The
-same key may ask again, because an answer can be lost.
+beside the record, the mark names that key. The mark is a symbolic link, whose text is the key's hash; it leads nowhere.
+symlink(2) fails where the name exists, and makes name and text in one step: of two keys at the same time one wins, also
+between processes and over NFS, and no process sees half a mark. It has no content that has to reach the disk before its
+name does, so to spend a token is one write to disk, of the directory, and many tokens can share it. Where a file system
+has no symbolic links, and from earlier versions, a mark is a file that a hard link gave its name. The same key may ask
+again, because an answer can be lost.
 """
 
+import base64
 import errno
 import hashlib
 import json
@@ -14,10 +18,11 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import ParamSpec
 
 from msgspec import Struct
 
@@ -25,8 +30,10 @@ from sds_agent import log
 from sds_agent.ca.refusal import Reason, RefusalError, unauthenticated
 from sds_agent.directories import UntrustedDirectoryError, own_directory, warn_shared
 from sds_agent.errors import ConfigurationError
-from sds_agent.files import ForeignFileError, create, read_own, sync_directory
+from sds_agent.files import ForeignFileError, create, read_own, read_own_link, sync_directory
 from sds_agent.pki.keys import PublicKey, public_bytes
+
+P = ParamSpec("P")
 
 LOG = logging.getLogger(__name__)
 
@@ -40,6 +47,8 @@ LARGEST_RECORD = 16 << 10
 
 _DAMAGED = (ValueError, KeyError, TypeError, OverflowError, AttributeError, ForeignFileError)
 """What reading raises for a file that is no record, or that another user put there."""
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+"""The errors of symlink(2) on a file system that has none."""
 _RECORD = ".token"
 _SPENT = ".spent"
 _BEGUN = re.compile(r"\.[0-9a-f]{16}")
@@ -155,18 +164,65 @@ class JoinTokens:
 
         Raises RefusalError when another key has used it, and when the directory cannot be written to.
         """
-        mark = self._directory / f"{record.name}{_SPENT}"
-        fingerprint = hashlib.sha256(public_bytes(key)).hexdigest().encode()
-        with self.translated():
-            if not mark.exists():
-                with suppress(FileExistsError):  # another call was faster
-                    self._create(mark.name, fingerprint)
+        (refusal,) = self.spend_all([(record, key)])
+        if refusal is not None:
+            raise refusal
+
+    def spend_all(self, asked: Sequence[tuple[Record, PublicKey]]) -> list[RefusalError | None]:
+        """Bind each of these tokens to its key; returns for each what `spend` would raise.
+
+        The directory is synchronized once for all of them.
+        """
+        refusals = [self._refusal(self._bind, *each) for each in asked]
+        if None in refusals:
+            # also for a mark that was there: another process may have made it and not have it on disk yet
+            unsynchronized = self._refusal(sync_directory, self._directory)
+            refusals = [each or unsynchronized for each in refusals]
+        return refusals
+
+    def find_all(self, tokens: Sequence[str]) -> list[Record | RefusalError]:
+        """The record of each of these tokens, or what `find` would raise."""
+        found = list[Record | RefusalError]()
+        for each in tokens:
             try:
-                spent_by = _read_own(mark)
-            except ForeignFileError:
-                spent_by = b""
-            if spent_by != fingerprint:
-                raise unauthenticated("the join token was already used by another key: make a new one")
+                found.append(self.find(each))
+            except RefusalError as error:
+                found.append(error)
+        return found
+
+    def _refusal(self, act: Callable[P, None], *arguments: P.args, **options: P.kwargs) -> RefusalError | None:
+        try:
+            with self.translated():
+                act(*arguments, **options)
+        except RefusalError as error:
+            return error
+        return None
+
+    def _bind(self, record: Record, key: PublicKey) -> None:
+        """Make the mark, or find that it names this key. Its name is on disk once the directory is synchronized."""
+        mark = self._directory / f"{record.name}{_SPENT}"
+        digest = hashlib.sha256(public_bytes(key)).digest()
+        as_link, as_file = base64.urlsafe_b64encode(digest).decode(), digest.hex()
+        try:
+            mark.symlink_to(as_link)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with suppress(FileExistsError):  # another call was faster
+                self._create(mark.name, as_file.encode())
+        else:
+            return
+        if self._spent_by(mark) not in {as_link, as_file}:
+            raise unauthenticated("the join token was already used by another key: make a new one")
+
+    def _spent_by(self, mark: Path) -> str:
+        """What the mark says; empty where another user put it there."""
+        with suppress(ForeignFileError):
+            text = read_own_link(mark, also=self._directory.stat().st_uid)
+            return _read_own(mark).decode(errors="replace") if text is None else text
+        return ""
 
     @contextmanager
     def translated(self) -> Iterator[None]:

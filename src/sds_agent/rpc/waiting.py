@@ -33,7 +33,7 @@ class Waiting:
         return _Place(self, holder)
 
     def enter(self, timeout: asyncio.Timeout, holder: str, ends: float) -> None:
-        """A call counts from now on, and may wait until `ends`, by the event loop's clock. Others may give way to it."""
+        """It counts from now on, and may wait until `ends`, by the event loop's clock. Others may give way to it."""
         self._make_room(holder)
         self._here.enter(timeout, holder)
         timeout.reschedule(ends)

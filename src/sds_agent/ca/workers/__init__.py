@@ -8,8 +8,8 @@ three times for each certificate: whether the caller is within its quota, whethe
 audit line; the last answer comes before the certificate is given out. All of it goes over one Unix socket between the
 two (`channel`, `messages`). The parent pushes what has changed: the signer with its lists, denied identities, keys.
 
-Join tokens need no owner: a hard link spends one, which the file system grants once, to whatever process (`tokens`).
-Serial numbers are 128 random bits, so there is one space of them too.
+Join tokens need no owner: a symbolic link spends one, which the file system grants once, to whatever process
+(`tokens`). Serial numbers are 128 random bits, so there is one space of them too.
 
 Weighed and left:
 
