@@ -15,7 +15,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 from anyio.abc import SocketStream
-from anyio.streams.tls import TLSStream
+from anyio.streams.tls import TLSAttribute, TLSStream
+from fakes.calls import counted
 
 from sds_agent.ca.acceptor import ConnectionLimits, TlsAcceptor
 from sds_agent.ca.relay import BackEnd, FrontEnd, reach, relay, shake_hands
@@ -100,6 +101,18 @@ async def test_an_answer_of_many_tls_records_arrives_whole_though_grpc_closes_be
 
         tasks.start_soon(answer)
         assert await read_whole(it.client) == MANY
+
+
+async def test_records_that_come_together_are_one_write_to_grpc(tmp_path: Path) -> None:
+    """A client's first bytes are three records: each would be a system call here and a wake-up of gRPC's thread."""
+    async with relayed(tmp_path) as it:
+        tls = it.client.extra(TLSAttribute.ssl_object)
+        with counted() as calls:
+            tls.write(b"preface ")
+            tls.write(b"settings ")
+            await it.client.send(b"call")  # with what was written before
+            assert await it.grpc.receive() == b"preface settings call"
+    assert calls.of["posix.write"] == 1
 
 
 async def test_what_a_client_does_not_read_waits_in_grpc_and_not_in_the_relay(tmp_path: Path) -> None:

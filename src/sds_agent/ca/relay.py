@@ -221,22 +221,25 @@ class FrontEnd(End):
             self.handshake.set_result(error)
 
     def _read(self) -> None:
-        while self.other is not None and self.fault is None:
-            try:
-                data = self.tls.read(len(_BUFFER))
-            except ssl.SSLWantReadError:
-                return
-            if not data:  # the client ended TLS
-                self._end_tls()
-                self.transport.close()
-                return
-            self.fault = self._inspect(data)
-            if self.fault is None:
-                self.other.write(data)
-            else:
-                self.abort()
-            if not self._incoming.pending and not self.tls.pending():  # to ask would cost more than to know
-                return
+        """Decrypt all that is there, and pass it on in one piece: a client's first bytes come in three TLS records."""
+        read = list[bytes]()
+        try:
+            while self.other is not None and (data := self.tls.read(len(_BUFFER))):
+                self.fault = self._inspect(data)
+                if self.fault is not None:
+                    self.abort()
+                    return
+                read.append(data)
+                if not self._incoming.pending and not self.tls.pending():  # to ask would cost more than to know
+                    return
+        except ssl.SSLWantReadError:
+            return
+        finally:
+            if self.other is not None and read:
+                self.other.write(read[0] if len(read) == 1 else b"".join(read))
+        if self.other is not None:  # the client ended TLS
+            self._end_tls()
+            self.transport.close()
 
     def _end_tls(self) -> None:
         with suppress(ssl.SSLError):  # it has written its closure alert, and would wait for the client's
