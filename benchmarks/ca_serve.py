@@ -11,7 +11,8 @@ connection, or by a join token, a new one for each request. Each sends one and t
 The servers answer in turn, a burst of requests each, so that other work on the machine slows all alike. None has two
 bursts one after the other, as the second one would be cheaper, by a tenth where connections are new. `floor` is a bare
 gRPC server that signs and checks nothing else (ca_floor.py). --beside adds the `ca serve` of another checkout,
---workers one of several processes; the callers take a core themselves.
+--workers one of several processes, as the callers take a core themselves, and --without-grpc a prototype with HTTP/2
+of its own (ca_http2.py).
 --peer adds another CA with Istio's protocol that runs already, such as istiod; it takes part where the signer's key is
 of the same kind as its own, by token and by certificate. Each server with the first kind of signer signs --many
 certificates at its end.
@@ -265,7 +266,13 @@ def floor(directory: Path, kind: str) -> Iterator[Server]:
 
 @contextmanager
 def ours(
-    name: str, directory: Path, kind: str, checkout: Path | None = None, workers: int | None = None
+    name: str,
+    directory: Path,
+    kind: str,
+    checkout: Path | None = None,
+    *,
+    workers: int | None = None,
+    command: Sequence[str] = ("-m", "sds_agent", "ca", "serve"),
 ) -> Iterator[Server]:
     """`ca serve`, with an issuer of tokens."""
     directory.mkdir()
@@ -279,8 +286,7 @@ def ours(
     expires = datetime.now(UTC) + timedelta(hours=2)
     claims = {"iss": ISSUER, "aud": [AUDIENCE], "sub": "system:serviceaccount:default:web", "exp": expires}
     token = jwt.encode(claims, issuer, "RS256", headers={"kid": "one"})
-    command = [sys.executable, "-m", "sds_agent", "ca", "serve", f"{directory}/ca.yaml"]
-    with listening(command, checkout) as (address, pid):
+    with listening([sys.executable, *command, f"{directory}/ca.yaml"], checkout) as (address, pid):
         roots = (directory / "root" / "roots.pem").read_bytes().partition(b"-----BEGIN PRIVATE")[0]
         yield Server(name, address, pid, roots, token, join=lambda: tokens.make(URI, expires))
 
@@ -346,6 +352,10 @@ async def measure(arguments: Namespace) -> list[Row]:
                 started.append(
                     stack.enter_context(ours(named, Path(name) / "workers", kind, workers=arguments.workers))
                 )
+            if arguments.without_grpc:
+                own = (str(processes.HERE / "ca_http2.py"),)
+                named = f"{OURS}, prototype without gRPC"
+                started.append(stack.enter_context(ours(named, Path(name) / "http2", kind, command=own)))
             started += [running[kind]] if kind in running else []
             for case in cases(kind, keys, small=small):
                 if all(value is None or getattr(case, each) == value for each, value in chosen.items()):
@@ -369,6 +379,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="bursts for each server (7)")
     parser.add_argument("--many", type=int, default=100_000, help="for the memory (100000; 0 for none)")
     parser.add_argument("--workers", type=int, metavar="N", help="a server with so many workers answers too")
+    parser.add_argument("--without-grpc", action="store_true", help="a prototype with HTTP/2 of its own answers too")
     parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="another checkout, whose server answers too")
     parser.add_argument("--peer", type=peer_address, metavar="NAME=ADDRESS:PID", help="a CA with Istio's protocol")
     parser.add_argument("--peer-roots", type=Path, metavar="FILE", help="what its callers trust, in PEM")

@@ -15,8 +15,11 @@ from bench.figures import Report
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 WITHIN = 120.0
-PROTOTYPES = {"push": ("--core",)}
-"""What has a benchmark measure a prototype too, which no other test runs."""
+PROTOTYPES = {
+    "push": ("--core", "floor core"),
+    "ca_serve": ("--without-grpc", "sds-agent, prototype without gRPC"),
+}
+"""What has a benchmark measure a prototype too, and what its rows are called: nothing else runs them."""
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -25,6 +28,8 @@ def test_a_benchmark_runs_and_the_page_of_figures_finds_what_it_shows(name: str,
     assert found.benchmark == name
     assert found.method
     assert found.rows
+    if name in PROTOTYPES:
+        assert PROTOTYPES[name][1] in {row.server for row in found.rows}
     for row in found.rows:
         names = [each.name for each in row.figures]
         assert names
@@ -49,7 +54,9 @@ def test_a_benchmark_runs_and_the_page_of_figures_finds_what_it_shows(name: str,
 
 def small(name: str, path: Path) -> Report:
     """The figures of a small run."""
-    command = [sys.executable, str(FOLDER / f"{name}.py"), "--small", "--json", str(path), *PROTOTYPES.get(name, ())]
+    command = [sys.executable, str(FOLDER / f"{name}.py"), "--small", "--json", str(path)]
+    if name in PROTOTYPES:
+        command.append(PROTOTYPES[name][0])
     done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout

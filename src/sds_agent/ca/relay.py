@@ -295,7 +295,7 @@ def _check_listener(connected: socket.socket) -> None:
         raise ConnectionAbortedError("another process listens in the place of gRPC's socket")
 
 
-async def relay(front: FrontEnd, back: BackEnd) -> None:
+async def relay(front: FrontEnd, back: End) -> None:
     """Relay until one end closes, then hand over what is left and close the other one within FAREWELL.
 
     Raises ConnectionAbortedError where `front` closed for what the client sent.
