@@ -1,10 +1,12 @@
 """Work that is done for several at once: who is served by which run, and what a disk that does not answer costs."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+import anyio.lowlevel
 import pytest
 
 from sds_agent.ca.together import Together
@@ -17,12 +19,14 @@ class Disk:
 
     def __init__(self) -> None:
         self.runs = list[list[str]]()
+        self.threads = set[threading.Thread]()
         self.begun = asyncio.Event()
         self.may = threading.Event()
         self._loop = asyncio.get_running_loop()
 
     def work(self, items: Sequence[str]) -> list[str | Exception]:
         self.runs.append(list(items))
+        self.threads.add(threading.current_thread())
         self._loop.call_soon_threadsafe(self.begun.set)
         self.may.wait(WITHIN)
         return [OSError(each) if each == "bad" else each.upper() for each in items]
@@ -113,9 +117,51 @@ async def test_a_disk_that_does_not_answer_holds_one_thread_and_no_caller_for_lo
     with pytest.raises(TimeoutError, match="earlier attempt"):
         await together.call("a")
     assert len(disk.runs) == 1
-    stuck = [each for each in threading.enumerate() if each.name == "in_thread work"]
+    assert len(threads(disk)) == 1
     disk.may.set()
-    for thread in stuck:
-        await asyncio.to_thread(thread.join, WITHIN)
-    await asyncio.sleep(0)  # the loop hears of it
-    assert await together.call("a") == "A"
+    async with asyncio.timeout(WITHIN):
+        while await together_again(together) != "A":
+            await anyio.lowlevel.checkpoint()
+    assert len(threads(disk)) == 1
+
+
+async def together_again(together: Together[str, str]) -> str:
+    """What comes of another call: empty while the earlier one has not come back."""
+    try:
+        return await together.call("a")
+    except TimeoutError:
+        return ""
+
+
+def threads(disk: Disk) -> list[threading.Thread]:
+    """Those that did its work and have not ended."""
+    return [each for each in disk.threads if each.is_alive()]
+
+
+async def test_one_thread_does_all_runs_and_ends_with_its_owner() -> None:
+    disk = Disk()
+    disk.may.set()
+    together = disk.together()
+    for _ in range(5):
+        assert await together.call("a") == "A"
+    (own,) = threads(disk)
+    del together
+    gc.collect()
+    await asyncio.to_thread(own.join, WITHIN)
+    assert not own.is_alive(), "it ends with its owner"
+
+
+async def test_a_fault_of_the_work_reaches_every_caller_and_ends_no_thread() -> None:
+    """Or else they would wait for ever."""
+    broken = [True]
+
+    def work(items: Sequence[str]) -> list[str | Exception]:
+        if broken:
+            raise RuntimeError("a fault")
+        return list(items)
+
+    together = Together(work, WITHIN, 64)
+    found = await asyncio.gather(*map(together.call, "ab"), return_exceptions=True)
+    assert [str(each) for each in found] == ["a fault", "a fault"]
+    broken.clear()
+    assert await together.call("a") == "a"
