@@ -174,20 +174,11 @@ class Call:
         raise _AbortedError(code.value[0], details)
 
 
-class _Nowhere(asyncio.Transport):
-    """Of an end that is no connection: it cannot stop to read."""
-
-    def pause_reading(self) -> None: ...
-    def resume_reading(self) -> None: ...
-    def abort(self) -> None: ...
-
-
 class CallsEnd(End):
     """The other end of a client's connection: it answers the calls itself."""
 
     def __init__(self, create: Create, name: str) -> None:
         super().__init__()
-        self._transport = _Nowhere()
         self._create = create
         self._peer = f"unix-abstract:{name}"
         self._fields = Fields()
@@ -197,6 +188,12 @@ class CallsEnd(End):
         self._window = _WINDOW_SIZE
         self._received = 0
         self._room = asyncio.Event()
+
+    def pause_reading(self) -> None:
+        """It makes what it sends itself, a message for each call."""
+
+    def resume_reading(self) -> None:
+        """It has not stopped."""
 
     def close(self) -> None:
         """End the calls in work."""
@@ -208,7 +205,7 @@ class CallsEnd(End):
         for call in self._calls.values():
             if call.task is not None:
                 call.task.cancel()
-        self.connection_lost(None)
+        self._say_closed()
 
     def write(self, data: bytes | memoryview) -> None:
         """Take what the client sent."""

@@ -141,6 +141,8 @@ class _Connection:
 
     def end_at(self, deadline: float) -> None:
         """Move the deadline. One in the past ends the connection at once."""
+        if deadline == self.deadline:
+            return
         self.deadline = deadline
         if self._timeout is not None and not self._timeout.expired():
             self._timeout.reschedule(deadline)

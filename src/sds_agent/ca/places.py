@@ -8,6 +8,7 @@ most connections loses its oldest.
 """
 
 from collections.abc import Hashable
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Generic, TypeVar
 
@@ -76,6 +77,7 @@ class Places(Generic[K]):
         self._proven.leave(connection)
 
 
+@lru_cache(1024)
 def origin_of(host: str) -> str:
     """What an address counts for: an IPv6 address for its network of 64 bits, which one machine usually has alone."""
     try:
