@@ -165,14 +165,17 @@ class BackEnd(End):
             return
         try:
             count = self._socket.recv_into(_BUFFER)
+            if count and self.other is not None:
+                self.other.write(_BUFFER[:count])
         except BlockingIOError:
             return
-        except OSError:  # reset, which is as good as closed
+        except OSError:  # reset, which is as good as closed; or the other end has no TLS any more
             count = 0
+        except Exception:
+            self._end()  # or the event loop would call this again and again
+            raise
         if not count:
             self._end()
-        elif self.other is not None:
-            self.other.write(_BUFFER[:count])
 
     def _write_rest(self) -> None:
         self._rest = self._rest[self._send(self._rest) :]
