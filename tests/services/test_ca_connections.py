@@ -8,7 +8,7 @@ import sys
 import tempfile
 import tracemalloc
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +30,7 @@ from fakes.ca_servers import (
     ask,
     served,
 )
+from fakes.calls import counted
 from fakes.events import recorded
 from fakes.raw_http2 import CONTINUATION, END_HEADERS, HEADERS, PREFACE, SETTINGS, frame, message
 from h2.config import H2Configuration
@@ -37,7 +38,7 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, StreamEnded
 from sds_agent_proto.istio_pb2 import CertificateRequest
 
-from sds_agent.ca.acceptor import UNPROVEN_CALLS, ConnectionLimits, TlsAcceptor
+from sds_agent.ca.acceptor import IN_VAIN, UNPROVEN_CALLS, Accepting, ConnectionLimits, TlsAcceptor
 from sds_agent.ca.relay import BackEnd, reach
 from sds_agent.ca.server import FRAMES
 from sds_agent.pki.csr import make_csr
@@ -241,6 +242,44 @@ async def test_a_machine_without_a_descriptor_left_takes_connections_again_when_
         await let_go(acceptor, listener, tmp_path)
         assert events.named("not_accepted")[0]["cause"] == "Too many open files"
         assert events.named("connection_failed")
+
+
+async def next_from(accepting: Accepting) -> str:
+    """The address of the next connection, which is closed."""
+    arrival = await accepting.next()
+    arrival.plain.close()
+    return arrival.address
+
+
+async def test_the_event_loop_is_told_once_which_socket_brings_connections() -> None:
+    """To tell it again for each connection takes as long as to accept one."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        with Accepting(listener) as accepting, counted() as calls, anyio.fail_after(10):
+            for _ in range(5):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(next_from, accepting)
+                    await anyio.lowlevel.checkpoint()
+                    socket.create_connection(listener.getsockname()).close()
+    assert calls.of["epoll.register"] == 1
+
+
+async def test_connections_that_nobody_can_take_do_not_keep_the_event_loop_busy() -> None:
+    """As while no descriptor is free, or no worker is ready: a core would be used up, by whoever connects."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
+        listener.setblocking(False)
+        accepting = stack.enter_context(Accepting(listener))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(next_from, accepting)
+            await anyio.lowlevel.checkpoint()
+            clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(3)]
+        with counted() as calls:
+            for _ in range(100):
+                await anyio.lowlevel.checkpoint()
+        assert calls.of["Accepting._tell"] <= IN_VAIN
+        with anyio.fail_after(10):
+            others = [await next_from(accepting) for _ in clients[1:]]
+        assert others == [f"127.0.0.1:{client.getsockname()[1]}" for client in clients[1:]], "they lost nothing by it"
 
 
 async def test_who_connects_and_says_nothing_is_let_go(tmp_path: Path) -> None:

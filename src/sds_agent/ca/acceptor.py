@@ -20,10 +20,11 @@ import math
 import secrets
 import socket
 import ssl
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from cryptography import x509
 from msgspec import Struct
@@ -48,6 +49,8 @@ REPORT_EVERY = 60.0
 """Seconds from one log line about too many connections to the next."""
 ACCEPT_AGAIN = 0.1
 """Seconds until the next attempt to accept, where one failed."""
+IN_VAIN = 8
+"""Turns of the event loop in which a connection may wait that nobody accepts, until the loop looks no more."""
 REMEMBERED = 5.0
 """Seconds for which the address of a connection is known after its end."""
 _PREFIX = "sds-agent-ca-"
@@ -145,7 +148,7 @@ class _Connection:
             return
         self.deadline = deadline
         if self._timeout is not None and not self._timeout.expired():
-            self._timeout.reschedule(deadline)
+            self._timeout.reschedule(None if math.isinf(deadline) else deadline)
 
     @property
     def timed_out(self) -> bool:
@@ -180,6 +183,7 @@ class TlsAcceptor:
         self._open: dict[str, _Connection] = {}
         self._named: dict[str, _Connection] = {}
         self._ended: dict[str, Peer] = {}
+        self._ends = deque[tuple[float, str]]()
         self._full = Full(limits.most)
 
     @property
@@ -207,7 +211,8 @@ class TlsAcceptor:
 
     async def run(self, listener: socket.socket, backends: Sequence[Path]) -> None:
         """Accept until cancelled, which closes what is open. The Unix sockets `backends` get connections in turn."""
-        await self.take(lambda: accept(listener), backends)
+        with Accepting(listener) as accepting:
+            await self.take(accepting.next, backends)
 
     async def take(self, arrive: Callable[[], Awaitable[Arrival]], backends: Sequence[Path]) -> None:
         """The same with connections that were accepted elsewhere: `arrive` waits for the next one."""
@@ -275,8 +280,11 @@ class TlsAcceptor:
     def _forget(self, connection: _Connection) -> None:
         """Remember the address alone: calls that still wait in gRPC prove nothing by it, and the audit log names it."""
         if self._named.pop(connection.name, None) is not None:
+            now = _now()
             self._ended[connection.name] = Peer(connection.address)
-            asyncio.get_running_loop().call_later(REMEMBERED, self._ended.pop, connection.name, None)
+            self._ends.append((now, connection.name))
+            while self._ends[0][0] < now - REMEMBERED:  # with a timer for each, all timers would take longer
+                del self._ended[self._ends.popleft()[1]]
 
     async def _hold(self, connection: _Connection, backend: Path) -> None:
         try:
@@ -309,18 +317,62 @@ class TlsAcceptor:
         return (chain[0].not_valid_after_utc - self._now()).total_seconds() if chain else math.inf
 
 
-async def accept(listener: socket.socket) -> Arrival:
-    """The next connection, whenever it comes."""
-    loop = asyncio.get_running_loop()
-    while True:
+class Accepting:
+    """Accepts connections from a listening socket that does not block, inside this context.
+
+    The event loop watches the socket until it was ready IN_VAIN times in a row without anyone waiting. To begin and end
+    that for each connection, as `loop.sock_accept` does, costs two system calls; to go on would keep the loop busy
+    while there is no room for a connection, or no worker.
+    """
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._waiting: asyncio.Future[None] | None = None
+        self._is_watched = False
+        self._in_vain = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.remove_reader(self._listener)
+
+    async def next(self) -> Arrival:
+        """The next connection, whenever it comes."""
+        while True:
+            try:
+                plain, address = self._listener.accept()
+            except BlockingIOError:
+                await self._ready()
+            except OSError as error:  # no descriptor is left, or the client is gone already
+                log.event(LOG, "not_accepted", level=logging.WARNING, cause=error.strerror)
+                await asyncio.sleep(ACCEPT_AGAIN)
+            else:
+                plain.setblocking(False)
+                origin = origin_of(address[0]) if isinstance(address, tuple) else str(address)
+                return Arrival(plain, address_text(address), origin, f"{_PREFIX}{secrets.token_hex(16)}")
+
+    async def _ready(self) -> None:
+        if not self._is_watched:
+            self._is_watched = True
+            self._loop.add_reader(self._listener, self._tell)
+        self._waiting = self._loop.create_future()
         try:
-            plain, address = await loop.sock_accept(listener)
-        except OSError as error:  # no descriptor is left, or the client is gone already
-            log.event(LOG, "not_accepted", level=logging.WARNING, cause=error.strerror)
-            await asyncio.sleep(ACCEPT_AGAIN)
-        else:
-            origin = origin_of(address[0]) if isinstance(address, tuple) else str(address)
-            return Arrival(plain, address_text(address), origin, f"{_PREFIX}{secrets.token_hex(16)}")
+            await self._waiting
+        finally:
+            self._waiting = None
+
+    def _tell(self) -> None:
+        if self._waiting is not None:
+            self._in_vain = 0
+            if not self._waiting.done():
+                self._waiting.set_result(None)
+            return
+        self._in_vain += 1
+        if self._in_vain >= IN_VAIN:
+            self._in_vain, self._is_watched = 0, False
+            self._loop.remove_reader(self._listener)
 
 
 def _now() -> float:

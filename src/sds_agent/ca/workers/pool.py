@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sds_agent import log
-from sds_agent.ca.acceptor import accept
+from sds_agent.ca.acceptor import Accepting
 from sds_agent.ca.denied import Denied
 from sds_agent.ca.opening import Opened, rules
 from sds_agent.ca.status import WorkerStatus
@@ -107,14 +107,15 @@ class Pool:
             yield
 
     async def _accept(self, listener: socket.socket) -> None:
-        while True:
-            await self._some_ready.wait()
-            arrival = await accept(listener)
-            with arrival.plain:
-                await self._some_ready.wait()  # the last one may have ended meanwhile
-                if not self._draining:
-                    self._desk.hand_over(arrival, self._ready.values())
-            await asyncio.sleep(0)  # a queue of new connections must not hold up the questions
+        with Accepting(listener) as accepting:
+            while True:
+                await self._some_ready.wait()
+                arrival = await accepting.next()
+                with arrival.plain:
+                    await self._some_ready.wait()  # the last one may have ended meanwhile
+                    if not self._draining:
+                        self._desk.hand_over(arrival, self._ready.values())
+                await asyncio.sleep(0)  # a queue of new connections must not hold up the questions
 
     # Their lives
 
