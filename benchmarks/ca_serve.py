@@ -16,6 +16,11 @@ of its own (ca_http2.py).
 --peer adds another CA with Istio's protocol that runs already, such as istiod; it takes part where the signer's key is
 of the same kind as its own, by token and by certificate. Each server with the first kind of signer signs --many
 certificates at its end.
+
+On a machine that does other things, those share caches and cores with the servers. As root, run it before them, with
+the peer:
+
+    chrt --rr 5 python benchmarks/ca_serve.py
 """
 
 import asyncio
