@@ -17,7 +17,11 @@ from sds_agent.ca.policy import NodeAgent
 from sds_agent.values import Sensitive
 
 
-class SignerMaterial(Sensitive, frozen=True, array_like=True, tag=True):
+class _Message(Struct, frozen=True, array_like=True, tag=True):
+    """A message on the socket: an array whose first item is the name of its class."""
+
+
+class SignerMaterial(_Message, Sensitive, frozen=True):
     """What signs now: certificates and lists in DER, the signer's key as PKCS#8 in PEM."""
 
     signer: bytes
@@ -27,20 +31,20 @@ class SignerMaterial(Sensitive, frozen=True, array_like=True, tag=True):
     crls: tuple[bytes, ...]
 
 
-class Denials(Struct, frozen=True, array_like=True, tag=True):
+class Denials(_Message, frozen=True):
     """The identities that get nothing from now on."""
 
     denied: Denied
 
 
-class Keys(Struct, frozen=True, array_like=True, tag=True):
+class Keys(_Message, frozen=True):
     """The key set of the issuer with this index, as it was read; empty while none could be."""
 
     issuer: int
     data: bytes
 
 
-class Setup(Sensitive, frozen=True, array_like=True, tag=True):
+class Setup(_Message, Sensitive, frozen=True):
     """A worker's first message: what of the configuration it needs, and all that may change later.
 
     `rules` and `keys` have one item for each issuer; `connection_age` is in seconds; `most` connections are the most
@@ -62,7 +66,7 @@ class Setup(Sensitive, frozen=True, array_like=True, tag=True):
     keys: tuple[bytes, ...]
 
 
-class HandOver(Struct, frozen=True, array_like=True, tag=True):
+class HandOver(_Message, frozen=True):
     """A connection is the worker's; its descriptor comes with this message. The rest is as in `Arrival`."""
 
     connection: str
@@ -70,13 +74,13 @@ class HandOver(Struct, frozen=True, array_like=True, tag=True):
     origin: str
 
 
-class GiveWay(Struct, frozen=True, array_like=True, tag=True):
+class GiveWay(_Message, frozen=True):
     """End a connection: another one has its place."""
 
     connection: str
 
 
-class Reply(Struct, frozen=True, array_like=True, tag=True):
+class Reply(_Message, frozen=True):
     """Whether it may be so, or is done; `error` is the number of the operating system's error that kept it from it."""
 
     call: int
@@ -84,40 +88,40 @@ class Reply(Struct, frozen=True, array_like=True, tag=True):
     error: int = 0
 
 
-class Drain(Struct, frozen=True, array_like=True, tag=True):
+class Drain(_Message, frozen=True):
     """Take no connection any more, answer the calls in work, and end."""
 
 
-class Ready(Struct, frozen=True, array_like=True, tag=True):
+class Ready(_Message, frozen=True):
     """The worker answers calls."""
 
 
-class Unfit(Struct, frozen=True, array_like=True, tag=True):
+class Unfit(_Message, frozen=True):
     """The worker cannot start, for this reason, about which the operator has to do something."""
 
     reason: str
 
 
-class Admit(Struct, frozen=True, array_like=True, tag=True):
+class Admit(_Message, frozen=True):
     """Is this caller within its quota?"""
 
     call: int
     caller: str
 
 
-class Begin(Struct, frozen=True, array_like=True, tag=True):
+class Begin(_Message, frozen=True):
     """Is there a place for one more request in work?"""
 
     call: int
 
 
-class GiveBack(Struct, frozen=True, array_like=True, tag=True):
+class GiveBack(_Message, frozen=True):
     """Takes back the place that this call got, if it got one."""
 
     call: int
 
 
-class Issue(Struct, frozen=True, array_like=True, tag=True):
+class Issue(_Message, frozen=True):
     """Write down a certificate, which took so many seconds."""
 
     call: int
@@ -126,34 +130,34 @@ class Issue(Struct, frozen=True, array_like=True, tag=True):
     seconds: float
 
 
-class Refuse(Struct, frozen=True, array_like=True, tag=True):
+class Refuse(_Message, frozen=True):
     """Write down a refusal."""
 
     entry: Entry
     now: datetime
 
 
-class Refresh(Struct, frozen=True, array_like=True, tag=True):
+class Refresh(_Message, frozen=True):
     """Read that issuer's key set again, unless that was done a moment ago; `Keys` comes before the answer."""
 
     call: int
     issuer: int
 
 
-class Prove(Struct, frozen=True, array_like=True, tag=True):
+class Prove(_Message, frozen=True):
     """A call proved this caller on a connection."""
 
     connection: str
     caller: str
 
 
-class Leave(Struct, frozen=True, array_like=True, tag=True):
+class Leave(_Message, frozen=True):
     """A connection has ended."""
 
     connection: str
 
 
-class Say(Struct, frozen=True, array_like=True, tag=True):
+class Say(_Message, frozen=True):
     """A line for the server's log."""
 
     at: datetime
