@@ -72,6 +72,7 @@ class Cluster:
             "kubeconfig": server.kubeconfig(folder),
         }
         (folder / "roots.pem").write_bytes(write_pem([ca.root]))
+        self._opened: list[KubernetesAuthority] = []
 
     def settings(self, **changed: Any) -> KubernetesSettings:
         """Those of `chosen`, with these changes; None leaves a key out."""
@@ -81,7 +82,14 @@ class Cluster:
     def authority(self, *, timeout: float = TIMEOUT, **changed: Any) -> KubernetesAuthority:
         settings = self.settings(**changed)
         kind = KubernetesAuthority if settings.trust_status_ca else KubernetesRootedAuthority
-        return kind(settings, SystemClock(), timeout=timeout)
+        authority = kind(settings, SystemClock(), timeout=timeout)
+        self._opened.append(authority)
+        return authority
+
+    async def end(self) -> None:
+        """End the authorities: a deletion that outlived its test would be cut off at any point with the event loop."""
+        for each in self._opened:
+            await each.end()
 
     def with_cert_manager(self, **changed: Any) -> dict[str, Any]:
         """The keys for an issuer of cert-manager."""
@@ -92,7 +100,9 @@ class Cluster:
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     ca = SuiteCa()
     async with KubernetesServer(ca.answer).serving() as server:
-        yield Cluster(server, ca, tmp_path)
+        cluster = Cluster(server, ca, tmp_path)
+        yield cluster
+        await cluster.end()
 
 
 @asynccontextmanager

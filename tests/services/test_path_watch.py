@@ -46,6 +46,7 @@ async def nothing_reported(watch: PathWatch) -> AsyncIterator[None]:
         await asyncio.sleep(0)
     assert not watch.has_changed
     waiting.cancel()
+    await asyncio.wait([waiting])
 
 
 @pytest.mark.parametrize("way", WAYS)
