@@ -70,7 +70,7 @@ def agents(directory: Path) -> dict[str, Program]:
 
 def measure(given: argparse.Namespace) -> Iterable[Row]:
     """The rows: the floor's stands in every case, for the ratios."""
-    runs = 2 if given.small else given.runs
+    runs = 1 if given.small else given.runs
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made)
         servers = {FLOOR: Program(floor_command(directory / "floor.sock"), directory / "floor.sock")}

@@ -37,7 +37,7 @@ def waves(server: Running, streams: Subscribers, count: int, arguments: argparse
         began, processor = time.perf_counter(), precise_ms(server.pid)
         streams.join(count)
         found["all served", "s"].append(max(streams.each_has(1, SERVED_WITHIN)) - began)
-        server.settled(streams)
+        server.settled(streams, tenths=1 if arguments.small else 3)
         found["processor", "ms"].append(precise_ms(server.pid) - processor)
         if wave in {1, 2, most}:
             streams.run(arguments.rest)

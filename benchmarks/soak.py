@@ -29,8 +29,10 @@ from bench.subscribers import Subscribers, subscribed
 from msgspec import Struct
 
 TURN = 0.5
-SMALL_TURN = 0.1
+SMALL_TURN = 0.05
 """Seconds that a turn takes."""
+HALF, SMALL_FRACTION = 0.5, 0.25
+"""After which part of its life the agent renews a certificate, and for a run that nobody measures with."""
 SHARE = 20
 """One of so many streams is replaced in a turn."""
 TURNS_A_PUSH = 6
@@ -92,7 +94,7 @@ def quarters(samples: Sequence[float]) -> tuple[float, ...]:
 
 def measure(arguments: argparse.Namespace, asked: Subscription) -> Iterator[Row]:
     """A row for each server. Raises MissingError and FailedError."""
-    chosen = servers(arguments, ttl="6s")
+    chosen = servers(arguments, ttl="6s", fraction=SMALL_FRACTION if arguments.small else HALF)
     program.descriptors(4 * arguments.streams * len(chosen) + 200)
     with ExitStack() as stack:
         soaked = list[Soaked]()

@@ -56,12 +56,12 @@ class Running(Struct, frozen=True):
         events = (msgspec.json.decode(line, type=dict[str, object]) for line in lines)
         return [each for each in events if each.get("event") == name]
 
-    def settled(self, streams: Subscribers, within: float = 20.0) -> None:
-        """Go on with the streams until the server has taken less than a millisecond of the processor in each of three
+    def settled(self, streams: Subscribers, within: float = 20.0, tenths: int = 3) -> None:
+        """Go on with the streams until the server has taken less than a millisecond of the processor in each of so many
         tenths of a second, or time is up: it has dealt with their ACKs.
         """
         deadline, before, quiet = time.monotonic() + within, precise_ms(self.pid), 0
-        while quiet < 3 and time.monotonic() < deadline:
+        while quiet < tenths and time.monotonic() < deadline:
             streams.run(0.1)
             now = precise_ms(self.pid)
             quiet = quiet + 1 if now - before < 1 else 0
