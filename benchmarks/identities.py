@@ -372,13 +372,22 @@ def listening(socket: Path, identities: int, streams: int) -> Iterator[Connectio
     ours, theirs = get_context("spawn").Pipe()
     client = get_context("spawn").Process(target=clients, args=(socket, identities, streams, theirs), daemon=True)
     client.start()
+    theirs.close()  # or its end would not be noticed here
     try:
-        if not ours.poll(LONGEST) or ours.recv() != "served":
+        if not _says_served(ours):
             raise MissingError("the streams are not served")
         yield ours
     finally:
         client.kill()
         client.join()
+
+
+def _says_served(link: Connection) -> bool:
+    """Whether the process of the streams comes so far."""
+    try:
+        return link.poll(LONGEST) and link.recv() == "served"
+    except EOFError:
+        return False
 
 
 def clients(socket: Path, identities: int, streams: int, link: Connection) -> None:
