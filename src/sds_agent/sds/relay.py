@@ -40,18 +40,18 @@ BEGINNING: Final = 1 << 17
 """First bytes of a connection that gRPC gets in small pieces: an Envoy's requests for a certificate and for its roots.
 """
 
-PIECE: Final = 8000
-"""Bytes of one of these pieces."""
+PIECE: Final = 8192
+"""Bytes of one of these pieces: as many as fill one of gRPC's small buffers, so that none is kept half full."""
 
 READ_ESTIMATE: Final = 12_200
 """What gRPC is to expect of one read in the beginning (`grpc.experimental.tcp_read_chunk_size`). It doubles that where
 it finds more than 0.8 of it, and lowers it by a hundredth of the difference where it finds less; from 12,288 on its
-buffers are the large ones. With pieces of 8,000 bytes it stays between 10,000 and that in the beginning.
+buffers are the large ones. With these pieces it stays between 10,240 and that in the beginning.
 """
 
-_SMALL_BUFFER: Final = 8192
-"""Of the socket to gRPC while it gets these pieces (SO_SNDBUF): Linux calls the socket writable once gRPC has taken
-what was in it.
+_SMALL_BUFFER: Final = 9000
+"""Of the socket to gRPC while it gets these pieces (SO_SNDBUF): it takes one at a time, and Linux calls it writable
+once gRPC has taken that.
 """
 
 OnClose = Callable[["Relay", str | None], None]
