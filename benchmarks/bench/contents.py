@@ -145,7 +145,18 @@ SUMMARY: tuple[Line, ...] = (
         figure="processor",
         case={"step": "read the first request", "variant": "sotw"},
     ),
-    Line(words="a certificate of the CA server", benchmark="ca_serve", figure="processor time a certificate", case=_CA),
+    Line(
+        words="a certificate of the CA server, processor",
+        benchmark="ca_serve",
+        figure="processor time a certificate",
+        case={**_CA, "connection": "kept"},
+    ),
+    Line(
+        words="a certificate of the CA server on a new connection, processor",
+        benchmark="ca_serve",
+        figure="processor time a certificate",
+        case={**_CA, "connection": "new"},
+    ),
     Line(words="memory over a long run, growth", benchmark="soak", figure="resident, last quarter over first"),
     Line(
         words="slowest of a thousand requests through renewals (floor: without)",
