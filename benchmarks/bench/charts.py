@@ -41,7 +41,7 @@ PANEL = 250
 ROW = 20
 MOST_MARKS = 40
 """Points of a line that have marks; those of a longer one would hide each other."""
-CHARACTER = 6.4
+CHARACTER = 7.4
 """Pixels that a character of a label takes, on the wide side."""
 
 
