@@ -3,8 +3,12 @@
 Whoever imports such a module gets it, and its code runs when the first of its names is read. So nothing is taken away:
 a TLS connection of asyncio's loads `ssl` when it is made. The standard library's LazyLoader does not suffice: there a
 second import loads the module, and before Python 3.12.3 a thread can see half of one.
+
+Other modules are needed, and compile regular expressions that are not, in milliseconds: these expressions are compiled
+once they are used.
 """
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +33,55 @@ UNUSED = frozenset(
         "google.protobuf.internal.python_message",  # messages in pure Python, beside those in C: 5 ms, 2 MB
     }
 )
+
+
+EXPRESSIONS = frozenset(
+    {
+        "cryptography.x509.name",  # for names as text, with every character of Unicode: 5 ms
+        "yaml.reader",  # for characters that YAML does not take, where Python reads it in place of libyaml: 3 ms
+        "yaml.resolver",  # for plain scalars that are no strings, of which most files have one kind or two: 0.7 ms
+    }
+)
+"""Modules whose regular expressions are compiled once they are used."""
+
+
+class _Expression:
+    """A regular expression that `re.compile` has yet to make; it keeps those that it made."""
+
+    def __init__(self, pattern: str, flags: int = 0) -> None:
+        self._given = pattern, flags
+
+    def __getattr__(self, name: str) -> Any:
+        """What it has once it is compiled."""
+        return getattr(re.compile(*self._given), name)
+
+
+class _Uncompiled:
+    """Runs a module's code with `loader`, and leaves its regular expressions for later."""
+
+    def __init__(self, loader: "Loader") -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """What the loader makes."""
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run its code. It looks like one that the loader has loaded."""
+        if module.__spec__ is not None:
+            module.__spec__.loader = module.__loader__ = self._loader
+        compiled = re.compile
+
+        def compile_later(pattern: Any, flags: int = 0) -> Any:
+            # what this module imports in its turn, and other threads, have theirs at once
+            caller = sys._getframe(1)  # noqa: SLF001 - Python has no other name for it that costs nothing to import
+            return (_Expression if caller.f_globals is module.__dict__ else compiled)(pattern, flags)
+
+        re.compile = compile_later
+        try:
+            self._loader.exec_module(module)
+        finally:
+            re.compile = compiled
 
 
 class _Unloaded(ModuleType):
@@ -74,21 +127,23 @@ class _Later:
 
 
 class _Finder:
-    """Finds the modules in UNUSED where Python does."""
+    """Finds the modules in UNUSED and EXPRESSIONS where Python does."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None, _target: ModuleType | None = None) -> ModuleSpec | None:
         """As `importlib.abc.MetaPathFinder` has it."""
-        spec = PathFinder.find_spec(name, path) if name in UNUSED else None
-        if spec is not None and spec.loader is not None:
-            later: Any = _Later(spec.loader)  # not a Loader: importlib.abc imports as much as this saves
+        kind = _Later if name in UNUSED else _Uncompiled if name in EXPRESSIONS else None
+        spec = None if kind is None else PathFinder.find_spec(name, path)
+        if kind is not None and spec is not None and spec.loader is not None:
+            later: Any = kind(spec.loader)  # not a Loader: importlib.abc imports as much as this saves
             spec.loader = later
         return spec
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Inside this context an import of a module in UNUSED leaves it unloaded. One that is loaded already stays so.
+    """Inside this context an import of a module in UNUSED leaves it unloaded, and one of a module in EXPRESSIONS leaves
+    these uncompiled. One that is loaded already stays so.
 
     Where Python was built without TLS, which asyncio finds out by loading `ssl`, all are loaded.
     """

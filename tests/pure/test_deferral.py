@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fakes.hierarchy import DAY, NOW
 
+from sds_agent.deferral import EXPRESSIONS
 from sds_agent.pki.certificates import write_pem
 from sds_agent.pki.keys import KeyType, generate, to_pkcs8_pem
 from sds_agent.signing.signer import make_root
@@ -129,3 +130,40 @@ with deferred():
 print(json.dumps(decode(b"\\x1a\\x01a").names))
 """
     assert told(program, PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=implementation) == ["a"]
+
+
+def test_expressions_are_compiled_once_they_are_used_and_find_what_they_should() -> None:
+    """They are of the libraries' own code: a name as text, and YAML where libyaml does not read it."""
+    program = """
+import json, re, sys
+import re._compiler as engine
+used_by, compile_one = set(), engine.compile
+
+def count(pattern, flags=0):
+    frame = sys._getframe(1)
+    while frame is not None:
+        used_by.add(frame.f_globals["__name__"])
+        frame = frame.f_back
+    return compile_one(pattern, flags)
+
+engine.compile = count
+from sds_agent.deferral import EXPRESSIONS, deferred
+with deferred():
+    import yaml
+    from cryptography import x509
+imported = sorted(EXPRESSIONS & used_by)
+name = x509.Name.from_rfc4514_string(r"CN=a\\,b,O=x\\2Fy").rfc4514_string()
+values = yaml.load("{a: 1.5, b: ~, c: off, d: word}", yaml.SafeLoader)
+try:
+    refused = yaml.load("a: \\x01", yaml.SafeLoader)
+except yaml.reader.ReaderError as error:
+    refused = error.character
+print(json.dumps([imported, name, values, refused, sorted(EXPRESSIONS & used_by), re.compile.__module__]))
+"""
+    imported, name, values, refused, used, module = told(program)  # type: ignore[misc]  # a list of these
+    assert imported == []
+    assert name == r"CN=a\,b,O=x/y"
+    assert values == {"a": 1.5, "b": None, "c": False, "d": "word"}
+    assert refused == 1
+    assert used == sorted(EXPRESSIONS)
+    assert module == "re"

@@ -12,19 +12,28 @@ import msgspec
 import pytest
 from msgspec import Struct
 
-from sds_agent.deferral import UNUSED
+from sds_agent.deferral import EXPRESSIONS, UNUSED
 
 RUN = """
 import json, sys
-before, opened = set(sys.modules), []
+import re._compiler as engine
+before, opened, expressions, compile_one = set(sys.modules), [], set(), engine.compile
+
+def compiled(pattern, flags=0):
+    frame = sys._getframe(1)
+    while frame is not None:
+        expressions.add(frame.f_globals["__name__"])
+        frame = frame.f_back
+    return compile_one(pattern, flags)
 
 def note(event, arguments):
     if event == "open":
         opened.append(str(arguments[0]))
     elif event == "import" and arguments[0] == "sds_agent.issuance.expiry":  # the first of what is not urgent
         found = {name: type(module).__name__ for name, module in sys.modules.items() if name not in before}
-        print(json.dumps({"modules": found, "opened": opened}), flush=True)
+        print(json.dumps({"modules": found, "opened": opened, "expressions": sorted(expressions)}), flush=True)
 
+engine.compile = compiled
 sys.addaudithook(note)
 from sds_agent.cli.main import main
 sys.exit(main(sys.argv[1:]))
@@ -39,12 +48,13 @@ workloads: [{{name: default, spiffe_id: spiffe://demo.example/default}}]
 
 
 class Start(Struct):
-    """An agent's start, until it does what is not urgent: the modules, with the names of their classes, and the files
-    that were opened.
+    """An agent's start, until it does what is not urgent: the modules, with the names of their classes, the files that
+    were opened, and the modules that had a regular expression compiled or whose callees had.
     """
 
     modules: dict[str, str]
     opened: list[str]
+    expressions: list[str]
 
     def of(self, package: str) -> set[str]:
         """The modules of a package."""
@@ -117,6 +127,13 @@ def test_no_envoy_waits_for_what_the_first_secret_does_not_need(module: str, sta
 def test_what_is_imported_in_vain_stays_unloaded(module: str, starts: tuple[Start, Start]) -> None:
     for start in starts:
         assert start.modules[module] == "_Unloaded"
+
+
+def test_no_expression_is_compiled_in_vain(starts: tuple[Start, Start]) -> None:
+    for start in starts:
+        assert start.modules.keys() >= EXPRESSIONS
+        used = EXPRESSIONS & set(start.expressions)
+        assert used <= {"yaml.resolver"}  # of which some are used: a plain word may be a boolean
 
 
 def test_only_the_configured_kind_of_ca_is_imported(starts: tuple[Start, Start]) -> None:

@@ -105,7 +105,8 @@ def _shown_once_ready(loaded: Loaded, form: log.Format) -> AbstractContextManage
 
 
 def _load(arguments: "Arguments", file: Path | None) -> Loaded:
-    return load(file, os.environ, socket=arguments.socket and arguments.socket.absolute())
+    with deferred():
+        return load(file, os.environ, socket=arguments.socket and arguments.socket.absolute())
 
 
 def _origin(loaded: Loaded, arguments: "Arguments") -> "ConfigSource | None":
