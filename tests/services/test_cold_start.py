@@ -16,15 +16,8 @@ from sds_agent.deferral import EXPRESSIONS, UNUSED
 
 RUN = """
 import json, sys
-import re._compiler as engine
-before, opened, expressions, compile_one = set(sys.modules), [], set(), engine.compile
-
-def compiled(pattern, flags=0):
-    frame = sys._getframe(1)
-    while frame is not None:
-        expressions.add(frame.f_globals["__name__"])
-        frame = frame.f_back
-    return compile_one(pattern, flags)
+from fakes.expressions import compiled_for
+before, opened = set(sys.modules), []
 
 def note(event, arguments):
     if event == "open":
@@ -33,7 +26,7 @@ def note(event, arguments):
         found = {name: type(module).__name__ for name, module in sys.modules.items() if name not in before}
         print(json.dumps({"modules": found, "opened": opened, "expressions": sorted(expressions)}), flush=True)
 
-engine.compile = compiled
+expressions = compiled_for()
 sys.addaudithook(note)
 from sds_agent.cli.main import main
 sys.exit(main(sys.argv[1:]))
