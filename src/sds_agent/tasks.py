@@ -122,6 +122,16 @@ async def in_thread(function: Callable[P, T], *arguments: P.args, **options: P.k
     return await done
 
 
+def still_out() -> TimeoutError:
+    """What a call is answered with while a late one before it has not returned: an OSError with a reason."""
+    return TimeoutError(errno.ETIMEDOUT, "an earlier attempt has not come back yet")
+
+
+def no_answer(seconds: float) -> TimeoutError:
+    """What a late call is answered with: an OSError with a reason."""
+    return TimeoutError(errno.ETIMEDOUT, f"no answer within {seconds:g} s")
+
+
 class TimeLimit:
     """Calls that may hang, such as the reading of a file on a network's disk: each has `seconds` to return.
 
@@ -141,7 +151,7 @@ class TimeLimit:
         Raises NoThreadError when it could not begin.
         """
         if self._late >= self._most:
-            raise TimeoutError(errno.ETIMEDOUT, "an earlier attempt has not come back yet")
+            raise still_out()
         attempt, loop = _LimitedCall(), asyncio.get_running_loop()
 
         def work() -> T:
@@ -168,7 +178,7 @@ class TimeLimit:
         except TimeoutError as error:
             if not deadline.expired():
                 raise  # it is the function's own
-            raise TimeoutError(errno.ETIMEDOUT, f"no answer within {self._seconds:g} s") from error
+            raise no_answer(self._seconds) from error
 
     def _returned(self, attempt: "_LimitedCall") -> None:
         """Its thread has ended; this comes before its result does."""

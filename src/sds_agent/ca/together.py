@@ -6,7 +6,6 @@ The module is asyncio's.
 """
 
 import asyncio
-import errno
 import threading
 import weakref
 from collections import deque
@@ -15,7 +14,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-from sds_agent.tasks import NoThreadError, uninterrupted
+from sds_agent.tasks import NoThreadError, no_answer, still_out, uninterrupted
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -86,7 +85,7 @@ class Together(Generic[T, R]):
     async def _outcomes(self, items: Sequence[T]) -> Sequence[R | Exception]:
         """What comes of these. Raises NoThreadError and TimeoutError."""
         if self._late:
-            raise TimeoutError(errno.ETIMEDOUT, "an earlier attempt has not come back yet")
+            raise still_out()
         self._begin_thread()
         loop, work = asyncio.get_running_loop(), self._work
         done: asyncio.Future[Sequence[R | Exception]] = loop.create_future()
@@ -110,7 +109,7 @@ class Together(Generic[T, R]):
                 return await done
         except TimeoutError as error:
             self._late = True
-            raise TimeoutError(errno.ETIMEDOUT, f"no answer within {self._seconds:g} s") from error
+            raise no_answer(self._seconds) from error
 
     def _begin_thread(self) -> None:
         if self._has_thread:
