@@ -152,7 +152,8 @@ async def main(path: str, *options: str) -> None:
         import floor_core  # noqa: PLC0415 - the floor itself is to import as little as it can
 
         await floor_core.serve(path, responses(), OPTIONS)
-    await serve(path, LeanFloor() if options == ("--lean",) else Floor())
+    else:
+        await serve(path, LeanFloor() if options == ("--lean",) else Floor())
 
 
 asyncio.run(main(*sys.argv[1:]))

@@ -24,7 +24,7 @@ MOST_WOKEN = 8
 
 
 class Waker:
-    """Ends one wait sooner (`until`)."""
+    """Ends one wait sooner (`Clock.until`)."""
 
     __slots__ = ("end",)
 

@@ -46,7 +46,7 @@ EXPRESSIONS = frozenset(
 
 
 class _Expression:
-    """A regular expression that `re.compile` has yet to make; it keeps those that it made."""
+    """A regular expression that is compiled whenever it is used, which is once: `re` keeps what it compiled."""
 
     def __init__(self, pattern: str, flags: int = 0) -> None:
         self._given = pattern, flags
