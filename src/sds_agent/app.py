@@ -230,7 +230,7 @@ def _start_warnings(start: Start, settings: Settings, running: Agent, clock: Clo
 
     start(sources.warn(preflight.sources(settings)))
     start(_check_credentials(settings, clock))
-    start(expiry.watch(lambda: (running.each_workload(), running.trust), clock))
+    start(expiry.watch(lambda: running.issuers, lambda: running.trust, clock))
 
 
 async def _telemetry(chosen: TelemetrySettings, running: Agent, attempts: deque[AttemptRecord], clock: Clock) -> None:

@@ -1,6 +1,7 @@
 """What is said of certificates that near their end: which, of what, until when, how to act, and once for each stage."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ from fakes.events import Event, Events, recorded
 from fakes.hierarchy import DAY, HOUR, NOW
 from msgspec import structs
 
-from sds_agent.issuance.expiry import CHECK_EVERY, Expiring, watch, watched
+from sds_agent.issuance.expiry import CHECK_EVERY, REST, Expiring, watch, watched
 from sds_agent.issuance.status import AnchorStatus, CertificateEnd, LeafStatus, TrustStatus, WorkloadStatus
 
 YEAR = timedelta(days=365)
@@ -22,6 +23,7 @@ LEAF = LeafStatus(
     "4f", NOW, NOW, NOW + HOUR, NOW, NOW + HOUR, "web", NOW + HOUR / 2, authority="vault", intermediates=(CA,)
 )
 WEB = WorkloadStatus("web", "spiffe://demo.example/web", "vault", LEAF, served=True)
+API = structs.replace(WEB, name="api", spiffe_id="spiffe://demo.example/api")
 ROOT = AnchorStatus("'CN=root'", "1", NOW - 9 * YEAR, NOW + YEAR, ("vault",), None)
 
 
@@ -99,15 +101,39 @@ def test_what_is_not_served_or_has_a_successor_is_not_warned_of() -> None:
 # --- how often ---
 
 
-class Watched:
+class Looked:
+    """A workload that counts how often its status was looked at."""
+
+    def __init__(self, status: WorkloadStatus) -> None:
+        self.now = status
+        self.looks = 0
+        self.look: Callable[[], None] = lambda: None
+
+    @property
+    def serial(self) -> str | None:
+        return self.now.current.serial if self.now.current is not None and self.now.served else None
+
+    @property
+    def status(self) -> WorkloadStatus:
+        self.looks += 1
+        self.look()
+        return self.now
+
+
+class Seen:
     """What the loop sees."""
 
-    def __init__(self) -> None:
+    def __init__(self, *workloads: WorkloadStatus) -> None:
         self.clock = HandClock()
-        self.workloads = [WEB, structs.replace(WEB, name="api", spiffe_id="spiffe://demo.example/api")]
+        self.workloads = {each.name: Looked(each) for each in workloads}
+        self.checks = list[timedelta]()
 
-    def status(self) -> tuple[list[WorkloadStatus], TrustStatus]:
-        return self.workloads, TrustStatus(None, (ROOT,))
+    def trust(self) -> TrustStatus:
+        self.checks.append(self.clock.now() - NOW)
+        return TrustStatus(None, (ROOT,))
+
+    async def watch(self) -> None:
+        await watch(lambda: self.workloads, self.trust, self.clock)
 
     async def pass_time(self, time: timedelta, step: timedelta) -> None:
         end = self.clock.now() + time
@@ -122,14 +148,15 @@ def said(events: Events, **fields: object) -> list[tuple[str, str]]:
 
 
 async def test_each_stage_is_logged_once_and_a_renewed_certificate_no_more(events: Events) -> None:
-    seen = Watched()
+    seen = Seen(WEB, API)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch, seen.status, seen.clock)
+        tasks.start_soon(seen.watch)
         await seen.pass_time(HOUR - 13 * MINUTE, 5 * SECOND)
         assert events.named("expiring") == []
         await seen.pass_time(2 * MINUTE, 5 * SECOND)
         assert said(events, workload="web") == [("warning", "leaf")]
-        seen.workloads[1] = structs.replace(seen.workloads[1], current=structs.replace(LEAF, not_after=NOW + DAY))
+        renewed = structs.replace(LEAF, serial="50", not_after=NOW + DAY)
+        seen.workloads["api"].now = structs.replace(API, current=renewed)
         await seen.pass_time(9 * MINUTE, 5 * SECOND)
         assert said(events, workload="web") == [("warning", "leaf"), ("error", "leaf")]
         assert said(events, workload="api") == [("warning", "leaf")]
@@ -140,23 +167,95 @@ async def test_each_stage_is_logged_once_and_a_renewed_certificate_no_more(event
 
 
 async def test_an_intermediate_of_many_workloads_is_logged_once(events: Events) -> None:
-    seen = Watched()
     soon = structs.replace(LEAF, intermediates=(structs.replace(CA, not_after=NOW + DAY),))
-    seen.workloads = [structs.replace(WEB, name=f"w{n}", spiffe_id=f"spiffe://x/{n}", current=soon) for n in range(9)]
+    seen = Seen(*(structs.replace(WEB, name=f"w{n}", spiffe_id=f"spiffe://x/{n}", current=soon) for n in range(9)))
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch, seen.status, seen.clock)
+        tasks.start_soon(seen.watch)
         await seen.pass_time(4 * CHECK_EVERY, CHECK_EVERY)
         assert said(events) == [("error", "intermediate")]
         tasks.cancel_scope.cancel()
 
 
 async def test_a_certificate_that_comes_later_is_watched_too(events: Events) -> None:
-    seen = Watched()
-    seen.workloads.clear()
+    seen = Seen()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch, seen.status, seen.clock)
+        tasks.start_soon(seen.watch)
         await seen.pass_time(HOUR / 2, MINUTE)
-        seen.workloads.append(WEB)
+        seen.workloads["web"] = Looked(WEB)
         await seen.pass_time(HOUR / 2 - MINUTE, 5 * SECOND)
         assert said(events) == [("warning", "leaf"), ("error", "leaf")]
+        tasks.cancel_scope.cancel()
+
+
+# --- at what price ---
+
+
+async def test_a_certificate_far_from_its_end_is_looked_at_once(events: Events) -> None:
+    """With thousands of identities the agent would otherwise never be at rest."""
+    seen = Seen(WEB, structs.replace(API, served=False))
+    web, api = seen.workloads.values()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(seen.watch)
+        await seen.pass_time(10 * CHECK_EVERY, CHECK_EVERY)
+        assert (len(seen.checks), web.looks, api.looks) == (11, 1, 0)
+        web.now = structs.replace(WEB, current=structs.replace(LEAF, serial="50"))
+        await seen.pass_time(10 * CHECK_EVERY, CHECK_EVERY)
+        assert (web.looks, api.looks) == (2, 0)
+        api.now = API
+        await seen.pass_time(2 * CHECK_EVERY, CHECK_EVERY)
+        assert (web.looks, api.looks) == (2, 1), "what was withheld is served again"
+        assert said(events) == []
+        tasks.cancel_scope.cancel()
+
+
+async def test_an_intermediate_that_ends_before_its_leaf_nears_its_end_is_not_overlooked(events: Events) -> None:
+    short = structs.replace(CA, not_before=NOW, not_after=NOW + HOUR / 2)
+    seen = Seen(structs.replace(WEB, current=structs.replace(LEAF, intermediates=(short,))))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(seen.watch)
+        await seen.pass_time(26 * MINUTE, CHECK_EVERY)
+        assert said(events) == []
+        await seen.pass_time(MINUTE, CHECK_EVERY)
+        assert said(events) == [("warning", "intermediate")]
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_renewal_that_was_to_be_late_and_no_more_is_warned_of_in_time(events: Events) -> None:
+    """As where the root ends sooner than was known."""
+    seen = Seen(structs.replace(WEB, current=structs.replace(LEAF, renew_at=NOW + HOUR * 0.95)))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(seen.watch)
+        await seen.pass_time(40 * MINUTE, CHECK_EVERY)
+        seen.workloads["web"].now = WEB
+        await seen.pass_time(9 * MINUTE, CHECK_EVERY)
+        assert said(events) == [("warning", "leaf")]
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_check_that_takes_long_leaves_most_of_the_time_to_others(events: Events) -> None:
+    """As while a CA is away and thousands of certificates near their end, each at a moment of its own."""
+    leaves = [
+        structs.replace(LEAF, serial=f"{n}", not_after=NOW + (60 + n) * SECOND, renew_at=None) for n in range(100)
+    ]
+    seen = Seen(*(structs.replace(WEB, name=each.serial, spiffe_id=each.serial, current=each) for each in leaves))
+    seen.workloads["0"].look = lambda: seen.clock.elapse(SECOND)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(seen.watch)
+        await seen.pass_time(3 * MINUTE, SECOND)
+        between = [later - earlier for earlier, later in itertools.pairwise(seen.checks[1:])]
+        assert min(between) >= REST * SECOND, "each took a second"
+        assert max(between) <= CHECK_EVERY + 2 * SECOND
+        assert {each["subject"] for each in events.named("expiring")} == seen.workloads.keys()
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_clock_that_is_set_during_a_check_delays_no_warning_for_long(events: Events) -> None:
+    seen = Seen(WEB)
+    seen.workloads["web"].look = lambda: seen.clock.elapse(HOUR - 15 * MINUTE)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(seen.watch)
+        await seen.clock.asleep()
+        seen.workloads["web"].look = lambda: None
+        await seen.pass_time(4 * MINUTE, CHECK_EVERY)
+        assert said(events) == [("warning", "leaf")]
         tasks.cancel_scope.cancel()

@@ -7,9 +7,9 @@ later as an error.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, Protocol
 
 from msgspec import Struct
 
@@ -23,8 +23,10 @@ LOG = logging.getLogger(__name__)
 
 CHECK_EVERY = timedelta(seconds=30)
 """The longest time between two checks, so that those of new certificates are noticed."""
-LOOKED_AT_ONCE = 16
-"""Certificates that are looked at in one turn of the event loop."""
+LOOKED_AT_ONCE, PASSED_AT_ONCE = 16, 512
+"""Workloads that are looked at in one turn of the event loop, and those that are passed over: a millisecond each."""
+REST = 9
+"""After a check that took long, as where thousands near their end, the next one waits for so many times that."""
 LEAF_SHARES = (ALARM, ALARM / 4)
 """What is left of a leaf's life at the warning and at the error, at most."""
 REST_SHARES = (2 / 3, 1 / 3)
@@ -55,15 +57,33 @@ class Expiring(Struct, frozen=True):
         return logging.ERROR if now >= self.alarm_at else logging.WARNING
 
 
-def watched(workloads: Iterable[WorkloadStatus], trust: TrustStatus) -> Iterator[Expiring]:
-    """Everything whose end matters: the certificates that are served with their intermediates, and the anchors.
+class Watched(Protocol):
+    """A workload whose certificate is watched. Its status takes a tenth of a millisecond, the serial number nothing."""
 
-    An anchor that another one of its name outlives has been renewed, and one that no authority advertises is to end.
-    """
+    @property
+    def serial(self) -> str | None:
+        """Of the leaf that Envoys are given; None while they are given none."""
+
+    @property
+    def status(self) -> WorkloadStatus:
+        """What can be seen of it."""
+
+
+def watched(workloads: Iterable[WorkloadStatus], trust: TrustStatus) -> Iterator[Expiring]:
+    """Everything whose end matters: the certificates that are served with their intermediates, and the anchors."""
     for workload in workloads:
-        if workload.current is not None and workload.served:
-            yield _leaf(workload, workload.current)
-            yield from _intermediates(workload, workload.current)
+        yield from _served(workload)
+    yield from _advertised(trust)
+
+
+def _served(workload: WorkloadStatus) -> Iterator[Expiring]:
+    if workload.current is not None and workload.served:
+        yield _leaf(workload, workload.current)
+        yield from _intermediates(workload, workload.current)
+
+
+def _advertised(trust: TrustStatus) -> Iterator[Expiring]:
+    """Of the anchors: one that another of its name outlives has been renewed, one that nobody advertises is to end."""
     ends = dict[str, datetime]()
     for anchor in trust.anchors:
         ends[anchor.subject] = max(anchor.not_after, ends.get(anchor.subject, anchor.not_after))
@@ -124,15 +144,49 @@ def _anchor(anchor: AnchorStatus) -> Expiring:
     )
 
 
-async def watch(status: Callable[[], tuple[Iterable[WorkloadStatus], TrustStatus]], clock: Clock) -> None:
-    """Log `expiring` of each certificate that nears its end, once at each stage, until cancelled.
+class _Leaves:
+    """The workloads' certificates: all are watched, and few are looked at."""
 
-    Workloads that are given one by one are looked at a few in each turn of the event loop.
-    """
+    def __init__(self) -> None:
+        self._quiet = dict[str, tuple[str, datetime]]()  # by workload: its serial number, and until when all is well
+
+    async def near(self, workloads: Mapping[str, Watched], by: datetime) -> list[Expiring]:
+        """Those that are at a stage or reach one by then. Others have their turn meanwhile."""
+        found, quiet, looks = list[Expiring](), dict[str, tuple[str, datetime]](), 0
+        for number, (name, workload) in enumerate(tuple(workloads.items()), start=1):
+            if number % PASSED_AT_ONCE == 0 or looks == LOOKED_AT_ONCE:
+                looks = 0
+                await asyncio.sleep(0)
+            serial, known = workload.serial, self._quiet.get(name)
+            if serial is None:
+                continue
+            if known is None or known[0] != serial or known[1] <= by:
+                looks += 1
+                status = workload.status
+                served = list(_served(status))
+                found += [each for each in served if each.warn_at <= by]
+                known = serial, min((_well_until(each, status) for each in served), default=by)
+            quiet[name] = known
+        self._quiet = quiet
+        return found
+
+
+def _well_until(each: Expiring, workload: WorkloadStatus) -> datetime:
+    """The earliest moment at which this certificate may be warned of, whatever changes but the certificate."""
+    if each.certificate != "leaf" or workload.current is None:
+        return each.warn_at
+    return each.not_after - (each.not_after - workload.current.issued_at) * LEAF_SHARES[0]
+
+
+async def watch(workloads: Callable[[], Mapping[str, Watched]], trust: Callable[[], TrustStatus], clock: Clock) -> None:
+    """Log `expiring` of each certificate that nears its end, once at each stage, until cancelled."""
     logged = dict[tuple[str, str, str], int]()
+    leaves = _Leaves()
     while True:
         now = clock.now()
-        found = await _near(watched(*status()), now + CHECK_EVERY)
+        by = now + CHECK_EVERY
+        found = await leaves.near(workloads(), by)
+        found += [each for each in _advertised(trust()) if each.warn_at <= by]
         stages = {(each.certificate, each.subject, each.serial): stage for each in found if (stage := each.stage(now))}
         for each in found:
             key = (each.certificate, each.subject, each.serial)
@@ -141,18 +195,9 @@ async def watch(status: Callable[[], tuple[Iterable[WorkloadStatus], TrustStatus
                 _report(each, stage, now)
         logged = {key: max(stage, logged.get(key, 0)) for key, stage in stages.items()}
         moments = (moment for each in found for moment in (each.warn_at, each.alarm_at) if moment > now)
-        await clock.until(min((*moments, now + CHECK_EVERY)))
-
-
-async def _near(certificates: Iterable[Expiring], by: datetime) -> list[Expiring]:
-    """Those that are at a stage or reach one by then."""
-    found = list[Expiring]()
-    for number, each in enumerate(certificates):
-        if number % LOOKED_AT_ONCE == LOOKED_AT_ONCE - 1:
-            await asyncio.sleep(0)
-        if each.warn_at <= by:
-            found.append(each)
-    return found
+        ended = clock.now()
+        rested = ended + min((ended - now) * REST, CHECK_EVERY)  # at most so long, as somebody may set the clock
+        await clock.until(max(min((*moments, by)), rested))
 
 
 def _report(expiring: Expiring, level: int, now: datetime) -> None:

@@ -117,6 +117,12 @@ class Issuer:
         return self._publication.renew_at
 
     @property
+    def serial(self) -> str | None:
+        """The serial number of the leaf that Envoys are given now, in hexadecimal; None while they are given none."""
+        served = self._publication.certificates.served
+        return served.serial if served is not None and self._publication.serving else None
+
+    @property
     def secret(self) -> CertificateSecret | None:
         """What is served now."""
         served = self._publication.certificates.served
