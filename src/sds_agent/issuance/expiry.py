@@ -21,6 +21,8 @@ from sds_agent.pki.ending import near_end_of_ca
 
 LOG = logging.getLogger(__name__)
 
+FIRST_AFTER = timedelta(seconds=10)
+"""What an earlier process has kept is renewed until then, if it can be."""
 CHECK_EVERY = timedelta(seconds=30)
 """The longest time between two checks, so that those of new certificates are noticed."""
 LOOKED_AT_ONCE, PASSED_AT_ONCE = 16, 512
@@ -57,7 +59,7 @@ class Expiring(Struct, frozen=True):
         return logging.ERROR if now >= self.alarm_at else logging.WARNING
 
 
-class Watched(Protocol):
+class WatchedWorkload(Protocol):
     """A workload whose certificate is watched. Its status takes a tenth of a millisecond, the serial number nothing."""
 
     @property
@@ -150,7 +152,7 @@ class _Leaves:
     def __init__(self) -> None:
         self._quiet = dict[str, tuple[str, datetime]]()  # by workload: its serial number, and until when all is well
 
-    async def near(self, workloads: Mapping[str, Watched], by: datetime) -> list[Expiring]:
+    async def near(self, workloads: Mapping[str, WatchedWorkload], by: datetime) -> list[Expiring]:
         """Those that are at a stage or reach one by then. Others have their turn meanwhile."""
         found, quiet, looks = list[Expiring](), dict[str, tuple[str, datetime]](), 0
         for number, (name, workload) in enumerate(tuple(workloads.items()), start=1):
@@ -178,10 +180,13 @@ def _well_until(each: Expiring, workload: WorkloadStatus) -> datetime:
     return each.not_after - (each.not_after - workload.current.issued_at) * LEAF_SHARES[0]
 
 
-async def watch(workloads: Callable[[], Mapping[str, Watched]], trust: Callable[[], TrustStatus], clock: Clock) -> None:
+async def watch(
+    workloads: Callable[[], Mapping[str, WatchedWorkload]], trust: Callable[[], TrustStatus], clock: Clock
+) -> None:
     """Log `expiring` of each certificate that nears its end, once at each stage, until cancelled."""
     logged = dict[tuple[str, str, str], int]()
     leaves = _Leaves()
+    await clock.until(clock.now() + FIRST_AFTER)
     while True:
         now = clock.now()
         by = now + CHECK_EVERY
