@@ -250,7 +250,8 @@ class Publication:
         ends_with = anchor if certificate.ends_with_anchor else min(reversed(chain), key=_not_after)
         if times is not None:
             begin, end, anchor, ends_with = times.begin, times.end, times.anchor, times.ends_with
-        subject = describe(leaf)
+        # else the identity is its only name, as was checked: to read that from it would take a third of all this
+        subject = describe_name(leaf.subject if leaf.subject.rdns else self._workload.identity)
         return LeafStatus(
             serial=certificate.serial,
             issued_at=certificate.issued_at,
