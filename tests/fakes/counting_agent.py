@@ -3,7 +3,8 @@
     python counting_agent.py DIRECTORY NUMBER...
 
 An agent with each number of identities follows the one before, in an empty state; a line of JSON has what it held once
-all were issued. The first one is there to make all warm.
+all were issued. The first one is there to make all warm. Their clock stands still: what is done from time to time would
+be counted on a slow machine alone.
 """
 
 import asyncio
@@ -13,10 +14,10 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+from fakes.clocks import HandClock
 from fakes.counting_server import Calls, Lines, entries, settled
 
 from sds_agent import app
-from sds_agent.clock import SystemClock
 from sds_agent.config.loading import load
 from sds_agent.config.settings import Settings
 from sds_agent.secrets.readiness import complete
@@ -24,7 +25,7 @@ from sds_agent.secrets.readiness import complete
 
 async def count(directory: Path, number: int) -> dict[str, int]:
     """What such an agent holds, and what it took."""
-    settings, clock, lines, calls = configured(directory, number), SystemClock(), Lines.recording(), Calls()
+    settings, clock, lines, calls = configured(directory, number), HandClock(), Lines.recording(), Calls()
     sys.setprofile(calls)
     async with app.authorities(settings, clock) as cas, app.agent(settings, cas, clock) as running:
         await complete(running.store)
