@@ -4,16 +4,18 @@ import gc
 import grp
 import os
 import pwd
+import resource
 import shutil
 import socket
 import stat
 import tempfile
 import threading
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import grpc
 import grpc.aio
 import pytest
@@ -358,6 +360,78 @@ async def test_socket_that_another_took_is_logged_once_and_taken_back_when_it_is
             assert len(events.named("socket_lost")) == 1
             async with connected(path) as new:
                 assert "ROOTCA" in await new.fetch("ROOTCA")
+
+
+# --- no descriptor is left ---
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """Inside this context the process can open so many files more, by a real limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as taken:
+        taken.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        highest = max(int(each.name) for each in Path("/proc/self/fd").iterdir())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 2 + count, hard))
+        opened = list[int]()
+        with suppress(OSError):
+            while True:
+                opened.append(os.open(os.devnull, os.O_RDONLY))
+        for each in opened[:count]:
+            os.close(each)
+        for each in opened[count:]:
+            taken.callback(os.close, each)
+        yield
+
+
+def published(file: SocketFile, bound: socket.socket) -> None:
+    """Go all the way of a server, with that socket in the place of gRPC's."""
+    with claim(file) as endpoint, ExitStack() as opened:
+        bound.bind(str(endpoint.temporary))
+        opened.callback(os.close, endpoint.hide())
+        opened.enter_context(endpoint.listen(1))
+        endpoint.publish()
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 3])
+def test_missing_descriptor_is_reported_in_words_wherever_it_is_missing(tmp_path: Path, left: int) -> None:
+    file = SocketFile(tmp_path / "sds.sock")
+    with socket.socket(socket.AF_UNIX) as bound:
+        with socket.socket(socket.AF_UNIX) as dead:  # which is asked whether it is alive
+            dead.bind(str(file.path))
+        with (
+            descriptors_left(left),
+            pytest.raises(ConfigurationError, match=r"Too many open files; raise the process's limit"),
+        ):
+            published(file, bound)
+    assert names_in(tmp_path) <= {"sds.sock", "sds.sock.lock"}
+
+
+def test_descriptors_that_a_socket_takes_are_no_more_than_those(tmp_path: Path) -> None:
+    """Or else the test above would not reach the last of them."""
+    with socket.socket(socket.AF_UNIX) as bound, descriptors_left(4):
+        published(SocketFile(tmp_path / "sds.sock"), bound)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+async def test_socket_that_is_lost_while_no_descriptor_is_left_comes_back_once_there_is_one(
+    tmp_path: Path, left: int
+) -> None:
+    """An agent that ended for it would take the streams of all its Envoys along."""
+    path = tmp_path / "sds.sock"
+    store = SecretStore()
+    store.publish({"ROOTCA": BundleSecret(b"roots")})
+    service = SecretDiscoveryService(store)
+    with recorded() as events:
+        async with serving(service, SocketFile(path), Limits(), check_every=0.01):
+            with anyio.fail_after(10):
+                while service.holders:  # that of its own probe
+                    await anyio.lowlevel.checkpoint()
+            with descriptors_left(left):
+                path.unlink()
+                reported = await events.wait("socket_lost", level="error")
+                assert "Too many open files" in reported["cause"]
+            await events.wait("socket_restored")
 
 
 # --- the probe ---

@@ -31,6 +31,11 @@ ABANDONED_AFTER = 60.0
 """Seconds after which a socket with a temporary name is left over: an agent publishes its own within milliseconds."""
 _TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{6}")
 """The names of sockets before they are published."""
+_NO_DESCRIPTOR = {
+    errno.EMFILE: "raise the process's limit on open files (ulimit -n, systemd's LimitNOFILE), or close some",
+    errno.ENFILE: "the system's descriptors are used up; raise fs.file-max (sysctl)",
+}
+"""The fix where the cause is not the path."""
 
 
 class SocketInUseError(SdsAgentError):
@@ -115,10 +120,16 @@ class Endpoint:
     def hide(self) -> int:
         """Remove the name of the socket that gRPC has bound. The descriptor leads to it, by way of /proc/self/fd.
 
-        Raises OSError.
+        Raises ConfigurationError.
         """
-        descriptor = os.open(self.temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-        self.temporary.unlink()
+        with ExitStack() as unless_hidden:
+            try:
+                descriptor = os.open(self.temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+                unless_hidden.callback(os.close, descriptor)
+                self.temporary.unlink()
+            except OSError as error:
+                raise self._no_socket(error) from error
+            unless_hidden.pop_all()
         return descriptor
 
     def listen(self, backlog: int) -> socket.socket:
@@ -126,14 +137,15 @@ class Endpoint:
 
         Raises ConfigurationError.
         """
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            with self.private_umask():
-                listener.bind(str(self.temporary))
-            listener.listen(backlog)
-        except OSError as error:
-            listener.close()
-            raise self.refusal() from error
+        with ExitStack() as unless_listening:
+            try:
+                listener = unless_listening.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                with self.private_umask():
+                    listener.bind(str(self.temporary))
+                listener.listen(backlog)
+            except OSError as error:
+                raise self._no_socket(error) from error
+            unless_listening.pop_all()
         return listener
 
     def publish(self) -> None:
@@ -147,19 +159,25 @@ class Endpoint:
             raise _unusable(
                 self._key,
                 f"cannot give {self.path} its owner and mode: {error.strerror}",
-                f"run the agent as a user that may, or change the owner, group and mode beside {self._key}",
+                _fix(
+                    error, f"run the agent as a user that may, or change the owner, group and mode beside {self._key}"
+                ),
             ) from error
 
     def refusal(self) -> ConfigurationError:
         """Why nothing can be bound here, as the kernel says."""
-        reason = "the system gives no reason"
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as attempt:
-            try:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as attempt:
                 attempt.bind(str(self.temporary))
                 self.temporary.unlink()
-            except OSError as error:
-                reason = error.strerror or reason
-        return _unusable(self._key, f"cannot make a socket in {self.path.parent}: {reason}", _make_writable())
+        except OSError as error:
+            return self._no_socket(error)
+        return self._no_socket(OSError())
+
+    def _no_socket(self, error: OSError) -> ConfigurationError:
+        reason = error.strerror or "the system gives no reason"
+        found = f"cannot make a socket in {self.path.parent}: {reason}"
+        return _unusable(self._key, found, _fix(error, _make_writable()))
 
     def in_place(self) -> bool:
         """Whether the published socket is still at its path."""
@@ -195,8 +213,11 @@ class HandedOverEndpoint(Endpoint):
         self._listening = listening
 
     def listen(self, _backlog: int) -> socket.socket:
-        """A duplicate of the manager's socket, whose backlog the unit decides."""
-        return socket.socket(fileno=os.dup(self._listening))
+        """A duplicate of the manager's socket, whose backlog the unit decides. Raises ConfigurationError."""
+        try:
+            return socket.socket(fileno=os.dup(self._listening))
+        except OSError as error:
+            raise self._no_socket(error) from error
 
     def publish(self) -> None:
         """It is at its path. Raises ConfigurationError if it is not any more."""
@@ -206,7 +227,7 @@ class HandedOverEndpoint(Endpoint):
             raise _unusable(
                 self._key,
                 f"the service manager listens at {self.path}, where there is no socket any more: {error.strerror}",
-                "restart the .socket unit",
+                _fix(error, "restart the .socket unit"),
             ) from error
 
     def remove(self) -> None:
@@ -325,7 +346,7 @@ def _directory_explained(file: SocketFile) -> Iterator[None]:
         raise ConfigurationError(f"{file.key}: {error}") from error
     except OSError as error:
         found = f"cannot use the directory {file.path.parent}: {error.strerror}"
-        raise _unusable(file.key, found, _make_writable()) from error
+        raise _unusable(file.key, found, _fix(error, _make_writable())) from error
 
 
 def _lock_of(path: Path) -> Path:
@@ -343,28 +364,38 @@ def _lock_explained(file: SocketFile) -> Iterator[None]:
         ) from error
     except OSError as error:
         found = f"cannot open the lock file {_lock_of(file.path)}: {error.strerror}"
-        raise _unusable(file.key, found, _make_writable()) from error
+        raise _unusable(file.key, found, _fix(error, _make_writable())) from error
+
+
+@contextmanager
+def _place_explained(file: SocketFile) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        found = f"cannot find out what is at {file.path}: {error.strerror}"
+        raise _unusable(file.key, found, _fix(error, _make_writable())) from error
 
 
 def _check_free(file: SocketFile) -> None:
     path = file.path
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(found.st_mode):
-        raise _unusable(file.key, f"{path} is not a socket", "remove that file or choose another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
+    with _place_explained(file):
         try:
-            probe.connect(str(path))
-        except OSError as error:
-            if error.errno in {errno.ECONNREFUSED, errno.ENOENT}:
-                return  # left behind by a server that was killed
-            raise SocketInUseError(
-                f"cannot tell whether a server is alive at {path} ({error.strerror or error}); "
-                f"stop that server, or remove the socket if there is none"
-            ) from error
+            found = path.lstat()
+        except FileNotFoundError:
+            return
+        if not stat.S_ISSOCK(found.st_mode):
+            raise _unusable(file.key, f"{path} is not a socket", "remove that file or choose another path")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(1)
+            try:
+                probe.connect(str(path))
+            except OSError as error:
+                if error.errno in {errno.ECONNREFUSED, errno.ENOENT}:
+                    return  # left behind by a server that was killed
+                raise SocketInUseError(
+                    f"cannot tell whether a server is alive at {path} ({error.strerror or error}); "
+                    f"stop that server, or remove the socket if there is none"
+                ) from error
     raise SocketInUseError(f"another server answers at {path}; stop it first, or give this agent another {file.key}")
 
 
@@ -407,6 +438,10 @@ def _group(file: SocketFile) -> int:
 
 def _unusable(key: str, found: str, fix: str) -> ConfigurationError:
     return ProblemsError([Problem((key,), found, fix)])
+
+
+def _fix(error: OSError, otherwise: str) -> str:
+    return _NO_DESCRIPTOR.get(error.errno or 0, otherwise)
 
 
 def _make_writable() -> str:
