@@ -10,6 +10,7 @@ type and its place in the code, and nothing that the exception says or holds.
 The program never waits for the reader of its log: one that stood still with a log collector would renew nothing.
 """
 
+import _thread
 import logging
 import sys
 import threading
@@ -299,11 +300,12 @@ class NonBlockingHandler(logging.StreamHandler[TextIO]):
         super().__init__(stream)
         self._descriptor = stream.fileno()
         self._ready = never_waiting(self._descriptor)
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()  # what Python frees in the midst of a write may log, in the same thread
+        self._is_writing = False
         self._queue: deque[bytes] = deque()
         self._size = 0
         self._dropped = 0
-        self._waiter: threading.Thread | None = None
+        self._waiter: threading.Lock | None = None  # locked while a thread waits to write the queue
         self.counts: dict[str, int] = {}
         """Records by their level's name, in lower case."""
 
@@ -316,19 +318,30 @@ class NonBlockingHandler(logging.StreamHandler[TextIO]):
     def write(self, line: bytes) -> None:
         """Write the line, or several, queue them, or drop them."""
         with self._guard:
-            if self._waiter is None:
-                self._write_queue_ready()
-            if self._waiter is None and not self._queue:
-                line = self._write_ready(line)
-            if self._size + len(line) > MOST_QUEUED:
-                self._dropped += 1
-            elif line:
-                self._enqueue(line)
+            if self._is_writing:  # the line around this one is written first
+                self._store(line)
+                return
+            self._is_writing = True
+            try:
+                self._write_in_turn(line)
+            finally:
+                self._is_writing = False
+
+    def _write_in_turn(self, line: bytes) -> None:
+        if self._waiter is None:
+            self._write_queue_ready()
+        if self._waiter is not None or self._queue:
+            self._store(line)
+        elif rest := self._write_ready(line):
+            self._put_back(rest)
+        if self._queue and self._waiter is None:
+            self._start_waiter()
 
     def flush(self) -> None:
         """Wait a moment for the queue to be written."""
         if (waiter := self._waiter) is not None:
-            waiter.join(TIMEOUT)
+            if waiter.acquire(timeout=TIMEOUT):
+                waiter.release()
         elif self._queue:
             has_room(self._descriptor, TIMEOUT)
             with self._guard:
@@ -337,23 +350,34 @@ class NonBlockingHandler(logging.StreamHandler[TextIO]):
     def _line(self, record: logging.LogRecord) -> bytes:
         return f"{self.format(record)}{self.terminator}".encode(errors="backslashreplace")
 
-    def _enqueue(self, line: bytes) -> None:
-        self._queue.append(line)
-        self._size += len(line)
-        if self._waiter is None:
-            waiter = threading.Thread(target=self._write_queue, name="log", daemon=True)
-            try:
-                waiter.start()
-            except RuntimeError:  # a log must not end the program, and there is no other place to say so
-                return
-            self._waiter = waiter  # it starts by taking the guard, which this method's caller has
+    def _store(self, line: bytes) -> None:
+        if self._size + len(line) > MOST_QUEUED:
+            self._dropped += 1
+        elif line:
+            self._queue.append(line)
+            self._size += len(line)
+
+    def _put_back(self, rest: bytes) -> None:
+        """The rest of a line of which the beginning is written: nothing may come between."""
+        self._queue.appendleft(rest)
+        self._size += len(rest)
+
+    def _start_waiter(self) -> None:
+        """Start a thread to write the queue. A `Thread` waits for its beginning, and may have something to log before
+        that, which waits for this thread.
+        """
+        self._waiter = threading.Lock()
+        self._waiter.acquire()
+        try:
+            _thread.start_new_thread(self._write_queue, (self._waiter,))
+        except RuntimeError:  # a log must not end the program, and there is no other place to say so
+            self._waiter = None
 
     def _write_queue_ready(self) -> None:
         """Write the queue, as far as the stream takes it at once."""
         while line := self._next():
             if rest := self._write_ready(line):
-                self._queue.appendleft(rest)
-                self._size += len(rest)
+                self._put_back(rest)
                 return
 
     def _write_ready(self, line: bytes) -> bytes:
@@ -368,10 +392,11 @@ class NonBlockingHandler(logging.StreamHandler[TextIO]):
         except OSError:  # the reader has left or the disk is full, and there is no other place to say so
             return len(line)
 
-    def _write_queue(self) -> None:
+    def _write_queue(self, waiter: threading.Lock) -> None:
         while line := self._next_or_end():
             while line:
                 line = line[self._write(self._descriptor, line, None) :]
+        waiter.release()
 
     def _next_or_end(self) -> bytes:
         with self._guard:

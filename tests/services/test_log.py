@@ -1,6 +1,8 @@
 """The log: one line an event whatever is in it, and no program waits for a log that is not read."""
 
+import _thread
 import asyncio
+import gc
 import importlib
 import io
 import json
@@ -300,11 +302,12 @@ def test_events_are_counted_by_level_whether_they_are_read_or_not(pipe: Pipe) ->
 
 def test_a_log_that_is_read_is_written_at_once_without_a_thread(pipe: Pipe) -> None:
     log.configure("json", "info", pipe.stream)
+    before = _thread._count()  # of Python's threads, those that `threading` does not know too
     for number in range(3):
         log.event(LOG, "issued", number=number)
         assert pipe.holds_something, "a program that is killed now has written its last event"
         assert json.loads(pipe.read(b"\n"))["number"] == number
-    assert "log" not in {thread.name for thread in threading.enumerate()}
+    assert _thread._count() <= before
 
 
 def test_no_program_waits_for_a_log_that_is_not_read_and_no_queued_line_is_lost(pipe: Pipe) -> None:
@@ -377,6 +380,41 @@ def test_what_is_not_stored_is_counted(pipe: Pipe) -> None:
     assert MOST_QUEUED / 2 < len(content) <= MOST_QUEUED + moved_on
     assert last["level"] == "error"
     assert last["lines"] == count - len(lines)
+
+
+class Garbage:
+    """It logs when it is freed, as a task of asyncio's does whose exception nobody has seen."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        log.event(LOG, "freed")
+
+
+def test_what_is_freed_in_the_midst_of_a_line_may_log(pipe: Pipe) -> None:
+    """Python looks for garbage at any moment: a program whose log waited for itself would stand still for good."""
+    moments = 100  # objects that are made until Python looks for garbage: more than a line takes
+
+    def log_events() -> None:
+        for moment in range(1, moments):
+            size = pipe.fill()
+            gc.collect(0)
+            Garbage()
+            gc.set_threshold(moment, 1 << 30, 1 << 30)
+            log.event(LOG, "issued", moment=moment)
+            gc.set_threshold(0)
+            gc.collect(0)
+            log.event(LOG, "last")
+            lines = [json.loads(line) for line in pipe.read(b'"last"}\n')[size:].splitlines()]
+            assert sorted(line["event"] for line in lines) == ["freed", "issued", "last"]
+
+    log.configure("json", "info", pipe.stream)
+    before = gc.get_threshold()
+    try:
+        promptly(log_events)
+    finally:
+        gc.set_threshold(*before)
 
 
 def test_a_program_ends_though_its_log_is_not_read(pipe: Pipe) -> None:
