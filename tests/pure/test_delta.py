@@ -327,3 +327,27 @@ def test_client_that_lost_a_secret_while_it_is_withheld_gets_it_when_it_returns(
     stream.receive(add("default"), served)
     served.put("default", "v1")
     assert sent(stream.refresh(served)) == [("default", "v1")]
+
+
+class Counted(str):
+    """A name that counts how often it is compared with another one."""
+
+    __slots__ = ()
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        type(self).compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_a_message_with_very_many_names_takes_no_longer_for_those_that_it_drops(served: Served) -> None:
+    """One of 1 MB has more than a hundred thousand names: compared one by one, it holds up everybody for a second."""
+    stream = session()
+    stream.receive(add(*(f"old{number}" for number in range(100))), served)
+    drops = [Counted(f"old{number}") for number in range(100)]
+    adds = [f"new{number}" for number in range(1000)]
+    (action,) = stream.receive(DeltaRequest(subscribe=(*adds,), unsubscribe=(*drops,)), served)
+    assert isinstance(action, Finish)
+    assert Counted.compared < 1000

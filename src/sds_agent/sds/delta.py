@@ -86,8 +86,9 @@ class DeltaSession:
     def receive(self, request: DeltaRequest, view: View) -> list[Action]:
         """Take a message of the client."""
         subscribe = unique(request.subscribe)
-        unsubscribe = tuple(n for n in unique(request.unsubscribe) if n in self._names and n not in subscribe)
-        size = len(self._names.keys() - set(unsubscribe) | set(subscribe))
+        wanted = set(subscribe)  # a message may have a hundred thousand names
+        unsubscribe = tuple(n for n in unique(request.unsubscribe) if n in self._names and n not in wanted)
+        size = len(self._names.keys() - set(unsubscribe) | wanted)
         if finish := unacceptable(request.type_url, size, self._most_names):
             return [finish]
         actions = self._settle(request)
