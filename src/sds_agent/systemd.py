@@ -88,6 +88,7 @@ class Notifier:
         """
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self.watchdog = watchdog
+        self._owed: tuple[str, ...] = ()  # what the manager waits for, and its full queue did not take
 
     @property
     def is_there(self) -> bool:
@@ -95,8 +96,11 @@ class Notifier:
         return bool(self._address)
 
     def ready(self, status: str = "") -> None:
-        """The start, or a reload, is done."""
-        self._send("READY=1", *_status(status))
+        """The start, or a reload, is done. Where the manager's queue is full, it is said again with a sign of life: a
+        manager that does not hear it ends the service.
+        """
+        self._owed = ("READY=1", *_status(status))
+        self._settle()
 
     def status(self, text: str) -> None:
         """How it does, in one line for people."""
@@ -104,6 +108,7 @@ class Notifier:
 
     def reloading(self) -> None:
         """A reload begins; `ready` ends it."""
+        self._owed = ()
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
@@ -112,14 +117,24 @@ class Notifier:
 
     def alive(self) -> None:
         """The sign of life that the watchdog waits for."""
+        self._settle()
         self._send("WATCHDOG=1")
 
-    def _send(self, *lines: str) -> None:
+    def _settle(self) -> None:
+        if self._owed and self._send(*self._owed):
+            self._owed = ()
+
+    def _send(self, *lines: str) -> bool:
+        """Whether it was taken, or there is no manager."""
         if not self._address or not lines:
-            return
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
-            connection.setblocking(False)  # a manager that does not read must not hold up what it manages
-            connection.sendto("\n".join(lines).encode(), self._address)
+            return True
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
+                connection.setblocking(False)  # a manager that does not read must not hold up what it manages
+                connection.sendto("\n".join(lines).encode(), self._address)
+        except OSError:
+            return False
+        return True
 
 
 def notifier(environ: MutableMapping[str, str]) -> Notifier:

@@ -89,6 +89,30 @@ def test_a_manager_that_does_not_read_holds_nothing_up(manager: Manager) -> None
     assert len(manager.said()) < 10_000, "the queue was full, and the sender went on"
 
 
+async def test_a_manager_that_reads_late_hears_all_the_same_that_the_start_is_done(manager: Manager) -> None:
+    """One that does not hear it ends the service after a while: systemd is slow to read when a machine boots."""
+    told, store = Notifier(str(manager.path)), SecretStore(["web"])
+    for _ in range(10_000):  # other services have much to say
+        Notifier(str(manager.path)).alive()
+    async with supervised(told, store, lambda _now: "serving", HandClock()):
+        assert "READY=1" not in manager.said()
+        store.publish({"web": BundleSecret(b"x")})
+        await manager.hears("READY=1")
+        told.alive()
+        assert manager.said().count("READY=1") == 0, "it was said"
+
+
+def test_a_start_is_not_said_to_be_done_once_a_reload_has_begun(manager: Manager) -> None:
+    told = Notifier(str(manager.path))
+    for _ in range(10_000):
+        told.alive()
+    told.ready()
+    told.reloading()
+    manager.said()
+    told.alive()
+    assert manager.said() == ["WATCHDOG=1"]
+
+
 @pytest.mark.parametrize("micros", ["", "0", "-1", "soon"])
 def test_no_watchdog_is_no_watchdog(micros: str) -> None:
     assert notifier({"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": micros}).watchdog is None
