@@ -29,9 +29,12 @@ CALL = b"\x00\x00\x01\x01\x04\x00\x00\x00\x01\x82"
 class Ends:
     """A relay between two socket pairs, and what it said when it was over."""
 
-    def __init__(self, wait: float = 0.0) -> None:
+    def __init__(self, wait: float = 0.0, room: int | None = None) -> None:
         self.peer, front = socket.socketpair(socket.AF_UNIX)
         back, self.server = socket.socketpair(socket.AF_UNIX)
+        if room is not None:
+            for each in (front, back):
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room)
         for each in (self.peer, front, back, self.server):
             each.setblocking(False)
         self.calls = 0
@@ -56,8 +59,8 @@ class Ends:
 
 
 @contextmanager
-def relayed(wait: float = 0.0) -> Iterator[Ends]:
-    ends = Ends(wait)
+def relayed(wait: float = 0.0, room: int | None = None) -> Iterator[Ends]:
+    ends = Ends(wait, room)
     try:
         yield ends
     finally:
@@ -78,10 +81,12 @@ async def receive(connection: socket.socket, count: int) -> bytes:
     return data
 
 
-async def test_every_byte_arrives_in_order_however_slowly_it_is_taken() -> None:
+@pytest.mark.parametrize("room", [None, 10_000])
+async def test_every_byte_arrives_in_order_however_slowly_it_is_taken(room: int | None) -> None:
+    """Where the system gives sockets little room (net.core.wmem_default), what is left of a chunk takes many turns."""
     data = os.urandom(3 << 20)
     frames = PREFACE + PING * 200_000
-    with relayed() as ends:
+    with relayed(room=room) as ends:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(send, ends.server, data)
             tasks.start_soon(send, ends.peer, frames)
