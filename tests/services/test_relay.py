@@ -17,6 +17,7 @@ import anyio
 import pytest
 from fakes.clocks import HAND_LOOP, HandLoop
 from fakes.events import recorded
+from msgspec import Struct
 
 from sds_agent.rpc.frames import PREFACE, Bounds, Inspection
 from sds_agent.sds.acceptor import UnixAcceptor
@@ -99,17 +100,23 @@ async def test_every_byte_arrives_in_order_however_slowly_it_is_taken(room: int 
 @pytest.mark.parametrize("anyio_backend", [HAND_LOOP])
 async def test_no_byte_is_lost_of_what_waits_for_a_peer_that_rests_for_long() -> None:
     """As an Envoy that is paused: what it has not taken must not be overwritten by what comes after it."""
-    data, loop = os.urandom(3 << 20), asyncio.get_running_loop()
-    assert isinstance(loop, HandLoop)
+    data = os.urandom(3 << 20)
     with relayed() as ends:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(send, ends.server, data)
             await anyio.wait_all_tasks_blocked()
             for _ in range(3):
-                loop.move(CHECK_INTERVAL)
-                for _ in range(10):  # the loop sees what is due, and then what can be read
-                    await anyio.lowlevel.checkpoint()
+                await pass_time(CHECK_INTERVAL)
             assert await receive(ends.peer, len(data)) == data
+
+
+async def pass_time(seconds: float) -> None:
+    """Let so many seconds pass on a HandLoop."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, HandLoop)
+    loop.move(seconds)
+    for _ in range(10):  # the loop sees what is due, and then what can be read
+        await anyio.lowlevel.checkpoint()
 
 
 async def receive_nothing(ends: Ends) -> None:
@@ -221,8 +228,10 @@ async def test_a_peer_that_does_not_close_is_closed() -> None:
         assert ends.why is None
 
 
+@pytest.mark.parametrize("anyio_backend", [HAND_LOOP])
+@pytest.mark.parametrize("seconds", [0, 3])
 @pytest.mark.parametrize("frozen", ["peer", "server"])
-async def test_a_peer_that_leaves_while_the_other_end_is_frozen_takes_no_descriptors(frozen: str) -> None:
+async def test_a_peer_that_leaves_while_the_other_end_is_frozen_takes_no_descriptors(frozen: str, seconds: int) -> None:
     """gRPC closes the connection of a peer that answers no ping; what that peer has not read stays unread."""
     with relayed() as ends:
         leaves = ends.server if frozen == "peer" else ends.peer
@@ -232,7 +241,10 @@ async def test_a_peer_that_leaves_while_the_other_end_is_frozen_takes_no_descrip
                 data = data[leaves.send(data) :]
             await anyio.lowlevel.checkpoint()
         assert data
+        for _ in range(seconds):
+            await pass_time(CHECK_INTERVAL)
         leaves.close()
+        await pass_time(CHECK_INTERVAL)
         await asyncio.wait_for(ends.over.wait(), 10)
 
 
@@ -290,27 +302,75 @@ class Exhausted(socket.socket):
         return super().accept()
 
 
+class Accepting(Struct, frozen=True):
+    """An acceptor, its listener, and what it says who is connected."""
+
+    acceptor: UnixAcceptor
+    listener: Exhausted
+    holders: dict[str, str]
+
+    async def until_connected(self, *, connected: bool = True) -> None:
+        """Until a peer is, or until none is any more."""
+        with anyio.fail_after(10):
+            while bool(self.holders) is not connected:
+                await anyio.lowlevel.checkpoint()
+
+
+@contextmanager
+def accepting(directory: Path, most: int = 10) -> Iterator[Accepting]:
+    """An acceptor at `directory/sds`, with a listener in the place of gRPC."""
+    holders: dict[str, str] = {}
+    with socket.socket(socket.AF_UNIX) as behind, Exhausted(socket.AF_UNIX) as listener:
+        for each, name in ((behind, "grpc"), (listener, "sds")):
+            each.bind(str(directory / name))
+            each.listen()
+        acceptor = UnixAcceptor(listener, os.open(directory / "grpc", os.O_PATH | os.O_CLOEXEC), most, holders)
+        acceptor.begin()
+        try:
+            yield Accepting(acceptor, listener, holders)
+        finally:
+            acceptor.abort()
+            acceptor.close()
+
+
+async def test_connections_that_have_ended_take_no_place(tmp_path: Path) -> None:
+    """Or else an agent would refuse every Envoy once so many had come, whether they are still there or not."""
+    with accepting(tmp_path, most=2) as here:
+        for _ in range(4):
+            async with await anyio.connect_unix(tmp_path / "sds"):
+                await here.until_connected()
+            await here.until_connected(connected=False)
+        async with await anyio.connect_unix(tmp_path / "sds") as last:
+            await last.send(PREFACE)
+            await here.until_connected()
+            for _ in range(20):
+                await anyio.lowlevel.checkpoint()
+            assert len(here.holders) == 1, "it stays"
+
+
 async def test_each_time_that_descriptors_are_short_is_logged_and_peers_that_wait_are_accepted_later(
     tmp_path: Path,
 ) -> None:
     """Without a word an operator sees Envoys that hang, and nothing else."""
-    holders: dict[str, str] = {}
-    with recorded() as events, socket.socket(socket.AF_UNIX) as behind, Exhausted(socket.AF_UNIX) as listener:
-        for each, name in ((behind, "grpc"), (listener, "sds")):
-            each.bind(str(tmp_path / name))
-            each.listen()
-        acceptor = UnixAcceptor(listener, os.open(tmp_path / "grpc", os.O_PATH | os.O_CLOEXEC), 10, holders)
-        acceptor.begin()
-        try:
-            for count in (1, 2):
-                listener.left = 2
-                async with await anyio.connect_unix(tmp_path / "sds"):
-                    reported = await events.wait("not_accepted", level="error", count=count)
-                    assert reported["cause"] == "Too many open files"
-                    with anyio.fail_after(10):
-                        while not holders:
-                            await anyio.lowlevel.checkpoint()
-                    acceptor.abort()
-            assert len(events.named("not_accepted")) == 2, "once each, however often it is tried again"
-        finally:
-            acceptor.close()
+    with recorded() as events, accepting(tmp_path) as here:
+        for count in (1, 2):
+            here.listener.left = 2
+            async with await anyio.connect_unix(tmp_path / "sds"):
+                reported = await events.wait("not_accepted", level="error", count=count)
+                assert reported["cause"] == "Too many open files"
+                await here.until_connected()
+                here.acceptor.abort()
+        assert len(events.named("not_accepted")) == 2, "once each, however often it is tried again"
+
+
+async def test_a_peer_that_cannot_be_accepted_costs_no_processor(tmp_path: Path) -> None:
+    """It waits in the kernel's queue, which the event loop would be told of in every turn."""
+    with recorded() as events, accepting(tmp_path) as here:
+        here.listener.left = 1000
+        async with await anyio.connect_unix(tmp_path / "sds"):
+            await events.wait("not_accepted")
+            for _ in range(200):
+                await anyio.lowlevel.checkpoint()
+            assert here.listener.left > 900
+            here.listener.left = 0
+            await here.until_connected()
