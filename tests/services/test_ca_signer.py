@@ -216,6 +216,26 @@ def test_every_handshake_goes_by_the_signer_and_the_roots_of_the_moment(tmp_path
     assert handshake(client, tls.context()) is None, "it shows no certificate, and takes the server's"
 
 
+def test_the_servers_chain_follows_a_ca_above_the_signer_that_was_issued_anew() -> None:
+    """Such a CA is renewed under the same signer. Callers would get the one that ends, past its end."""
+    root, hour = fresh("root"), timedelta(hours=1)
+    ended = make_ca("region", root, not_before=soon(-2 * hour), not_after=soon(-hour))
+    renewed = fresh("region", root, key=ended.key)
+    signer = fresh("signer", ended)
+    own = signing_set(signer, root)
+    before, after = (
+        SigningSet(own.signer, (signer.certificate, above.certificate), own.roots) for above in (ended, renewed)
+    )
+    current = before
+    tls = ServerTls(lambda: current, ["localhost"], lambda: datetime.now(UTC), ask_client=True)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.load_verify_locations(cadata=write_pem([root.certificate]).decode())
+    with pytest.raises(ssl.SSLCertVerificationError, match="certificate has expired"):
+        handshake(client, tls.context())
+    current = after
+    handshake(client, tls.context())
+
+
 @pytest.mark.parametrize("intermediates", [False, True])
 def test_a_handshake_sends_the_chain_that_was_loaded_and_searches_for_none(*, intermediates: bool) -> None:
     """OpenSSL would look for the issuer of a certificate that stands alone, and verify it, in every handshake."""

@@ -42,6 +42,10 @@ class _Made(Sensitive, frozen=True):
         """
         return self.chain if len(self.chain) > 1 else (*self.chain, self.signer)
 
+    def is_of(self, signing: SigningSet) -> bool:
+        """Whether it was issued with that signer and has that chain: a CA above a signer may be issued anew."""
+        return (self.signer, self.chain[1:]) == (signing.signer.certificate, signing.intermediates)
+
     @property
     def begins(self) -> datetime:
         """Its NotBefore, which lies in the future once a clock that was ahead is corrected."""
@@ -101,7 +105,7 @@ class ServerTls:
 
     def _certificate(self, signing: SigningSet) -> _Made:
         now, made = self._now(), self._made
-        if made is not None and made.signer == signing.signer.certificate and made.begins <= now < made.renew_at:
+        if made is not None and made.is_of(signing) and made.begins <= now < made.renew_at:
             return made
         try:
             issued = self._issue(signing, now)
