@@ -1,8 +1,11 @@
-"""A container's limit of processes is reached while the agent runs: its certificates stay, and are renewed later."""
+"""A container's limit of processes is reached while the agent runs: its certificates stay, and are renewed later. Or
+while the CA server runs: it goes on with what it has read.
+"""
 
 import json
 
 from fakes.agents import Agent
+from fakes.ca_servers import TRUST_DOMAIN, WEB, fresh, plug
 from fakes.limits import as_user, no_further_thread, users_directory
 from fakes.peers import connected
 from fakes.processes import started
@@ -15,6 +18,14 @@ MODULES = [
     "sds_agent.cli.parser",
     "sds_agent.cli.run",
     "sds_agent.config.loading",
+]
+CA_MODULES = [
+    "anyio._backends._asyncio",
+    "encodings.idna",
+    "jwt.algorithms",
+    "sds_agent.ca.server",
+    "sds_agent.cli.ca_serve",
+    "sds_agent.cli.parser",
 ]
 
 
@@ -49,4 +60,33 @@ async def test_agent_that_can_start_no_thread_serves_on_and_renews_when_it_can()
                     async with connected(agent.socket) as peer:
                         assert set(await peer.fetch("rsa", "ROOTCA")) == {"rsa", "ROOTCA"}
             await agent.event("renewed", workload="rsa")
+            assert await program.stop() == 0
+
+
+async def test_ca_server_that_can_start_no_thread_goes_on_with_what_it_has_read() -> None:
+    """It reads its files in threads, again and again: a host that can start none must not end it."""
+    with users_directory() as directory:
+        denied, signer, root = directory / "denied", directory / "cacerts", fresh("root")
+        denied.write_text("# no identity\n")
+        plug(signer, root, [], [root])
+        for path in (denied, signer, *signer.iterdir()):
+            path.chmod(0o755)
+        config = {
+            "trust_domain": TRUST_DOMAIN,
+            "listen": "127.0.0.1:0",
+            "signer": {"cacerts": str(signer)},
+            "callers": {"join_tokens": str(directory / "tokens"), "deny_file": str(denied)},
+            "audit": str(directory / "audit.log"),
+            "log": {"format": "json"},
+        }
+        file = directory / "ca.yaml"
+        file.write_text(json.dumps(config))
+        file.chmod(0o644)
+        async with started([*as_user(RUN, modules=CA_MODULES), "ca", "serve", str(file)]) as program:
+            await program.line("listening")
+            with no_further_thread(program.process.pid):
+                for event in ("deny_list_not_taken", "signer_not_read"):
+                    assert "no thread can be started" in json.loads(await program.line(f'"event":"{event}"'))["cause"]
+            denied.write_text(f"{WEB}\n")
+            await program.line('"event":"deny_list",')
             assert await program.stop() == 0

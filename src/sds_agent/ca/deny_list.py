@@ -8,7 +8,7 @@ from sds_agent.ca.denied import NO_IDENTITY, Denied, DenyListError, parse
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
 from sds_agent.files import read_at_once
-from sds_agent.tasks import TimeLimit
+from sds_agent.tasks import NoThreadError, TimeLimit
 
 LOG = logging.getLogger(__name__)
 
@@ -63,6 +63,8 @@ class DenyList:
             data = await self._disk.call(read_at_once, self._file, LARGEST)
         except OSError as error:
             raise DenyListError(f"{error.strerror}; put it there, readable for the user that runs this") from error
+        except NoThreadError as error:
+            raise DenyListError(f"it cannot be read: {error}") from error
         if len(data) > LARGEST:
             raise DenyListError(f"it has more than {LARGEST} bytes: deny whole branches, by lines that end in /*")
         denied = parse(data, self._trust_domain)
