@@ -19,6 +19,7 @@ import grpc
 import grpc.aio
 import pytest
 from fakes.ca_servers import WEB, served
+from fakes.disks import forgetful_directories
 from fakes.events import recorded
 
 from sds_agent.ca.refusal import Reason, RefusalError
@@ -346,3 +347,18 @@ async def test_a_directory_of_tokens_that_is_gone_is_the_operators_to_fix(tmp_pa
         (tmp_path / "tokens").unlink(missing_ok=True)
         shutil.move(tmp_path / "away", tmp_path / "tokens")
         await ca.ask(token)
+
+
+async def test_a_directory_that_keeps_no_mark_is_logged_once_and_not_for_each_call(tmp_path: Path) -> None:
+    """It can still be read, as on a disk that is full: that does not mean that the error is over."""
+    async with served(tmp_path) as ca:
+        with recorded() as events:
+            for count in (1, 2):
+                tokens = [ca.join_token() for _ in range(3)]
+                with forgetful_directories():
+                    for token in tokens:
+                        with pytest.raises(grpc.aio.AioRpcError) as caught:
+                            await ca.ask(token)
+                        assert caught.value.code() is grpc.StatusCode.INTERNAL
+                assert len(events.named("join_tokens_unusable")) == count
+                await ca.ask(ca.join_token())

@@ -126,7 +126,7 @@ class Authentication:
     async def spend(self, proven: Proven, key: PublicKey) -> None:
         """Bind the join token to this key, where one was the proof. Raises RefusalError and NoThreadError."""
         if proven.token is not None and self.tokens is not None:
-            with self.tokens.translated():
+            with self.tokens.translated(spending=True):
                 await self._spending.call((proven.token, key))
 
     def _wanted(self) -> str:

@@ -77,8 +77,9 @@ class JoinTokens:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        # each peer can cause it again, with any text that looks like a token
-        self._unusable = log.LogOnChange(LOG, "join_tokens_unusable")
+        # Each peer can cause them again, with any text that looks like a token. A disk that is full can still be read.
+        self._unreadable = log.LogOnChange(LOG, "join_tokens_unusable")
+        self._unwritable = log.LogOnChange(LOG, "join_tokens_unusable")
 
     def prepare(self, *, for_its_owner: bool = False) -> None:
         """Make the directory (0700) if it is missing, and remove what has long expired.
@@ -150,7 +151,7 @@ class JoinTokens:
         path = self._directory / f"{_hash(token)}{_RECORD}"
         with self.translated():
             try:
-                return _read(path)
+                record = _read(path)
             except FileNotFoundError as error:
                 self._directory.stat()  # if that is gone too, it is not the caller's fault
                 raise unauthenticated(
@@ -158,6 +159,8 @@ class JoinTokens:
                 ) from error
             except _DAMAGED as error:
                 raise unauthenticated("the CA's record of the join token is damaged: make a new one") from error
+        self._unreadable.resolved()
+        return record
 
     def spend(self, record: Record, key: PublicKey) -> None:
         """Bind the token to this key for good.
@@ -178,6 +181,8 @@ class JoinTokens:
             # also for a mark that was there: another process may have made it and not have it on disk yet
             unsynchronized = self._refusal(sync_directory, self._directory)
             refusals = [each or unsynchronized for each in refusals]
+            if unsynchronized is None:
+                self._unwritable.resolved()
         return refusals
 
     def find_all(self, tokens: Sequence[str]) -> list[Record | RefusalError]:
@@ -192,7 +197,7 @@ class JoinTokens:
 
     def _refusal(self, act: Callable[P, None], *arguments: P.args, **options: P.kwargs) -> RefusalError | None:
         try:
-            with self.translated():
+            with self.translated(spending=True):
                 act(*arguments, **options)
         except RefusalError as error:
             return error
@@ -225,17 +230,16 @@ class JoinTokens:
         return ""
 
     @contextmanager
-    def translated(self) -> Iterator[None]:
+    def translated(self, *, spending: bool = False) -> Iterator[None]:
         """Turn an error of the disk's into a refusal (INTERNAL), and log it when it begins or changes."""
         try:
             yield
         except OSError as error:
-            self._unusable.report(f"{self._directory}: {error.strerror}")
+            unusable = self._unwritable if spending else self._unreadable
+            unusable.report(f"{self._directory}: {error.strerror}")
             raise RefusalError(
                 Reason.INTERNAL, "the CA cannot use its directory of join tokens: see its log"
             ) from error
-        else:
-            self._unusable.resolved()
 
     def _create(self, name: str, content: bytes) -> None:
         """Put a file of that name there, whole and on disk. Raises FileExistsError if there is one, and OSError."""
