@@ -3,15 +3,19 @@
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
+import anyio
 import grpc
 import grpc.aio
 import pytest
 from fakes.ca_servers import TRUST_DOMAIN, WEB, Served, ask, served
+from fakes.clocks import HandClock
 from fakes.events import Events, recorded
 
 from sds_agent.ca.denied import Denied, DenyListError, parse
+from sds_agent.ca.deny_list import CHECK_EVERY, DenyList
 from sds_agent.cli.main import main
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.keys import KeyType, generate
@@ -62,7 +66,7 @@ async def test_a_machine_that_is_shut_out_gets_nothing_by_any_way_that_it_had(tm
                 denied(caught.value)
         await ca.ask(node, metadata={"ImpersonatedIdentity": f"{WEB}2"})
         deny(ca, NODE)
-        await events.wait("deny_list", count=2)
+        await events.wait("deny_list", count=3)  # with the new one, and then without the old one
         await ca.ask(identity=second)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await ca.ask(node, metadata={"ImpersonatedIdentity": f"{WEB}2"})
@@ -84,6 +88,35 @@ async def test_no_accident_with_the_file_lets_a_denied_caller_in_again(tmp_path:
         file.write_text("# no identity is denied\n")
         await events.wait("deny_list", ids=0)
         await ca.ask(ca.issuer.token())
+
+
+async def test_a_file_that_is_written_line_by_line_lets_nobody_in_meanwhile(tmp_path: Path) -> None:
+    """As by a script that prints into it: each line is whole, so nothing shows that the rest is still to come."""
+    file, clock = tmp_path / "denied", HandClock()
+    stolen, branch = f"spiffe://{TRUST_DOMAIN}/stolen", f"spiffe://{TRUST_DOMAIN}/branch7"
+    whole = f"{WEB}\n{stolen}\n{branch}/*\n"
+    file.write_text(whole)
+    deny_list = await DenyList.open(file, TRUST_DOMAIN, clock)
+
+    def denied() -> list[bool]:
+        return [deny_list.current().covers(each) for each in (WEB, stolen, f"{branch}/db")]
+
+    async def check() -> None:
+        await clock.asleep()
+        clock.elapse(timedelta(seconds=CHECK_EVERY))
+        await clock.asleep()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(deny_list.follow)
+        for written in (f"{WEB}\n", f"{WEB}\n{stolen}\n", whole):
+            file.write_text(written)
+            await check()
+            assert denied() == [True, True, True]
+        file.write_text(f"{WEB}\n")
+        await check()
+        await check()
+        assert denied() == [True, False, False], "and what was really taken out is denied no more"
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_list_that_cannot_be_used_does_not_start(tmp_path: Path) -> None:

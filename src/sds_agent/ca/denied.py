@@ -5,7 +5,9 @@ the machine got by renewal has another serial number, and an issuer of tokens kn
 machine out by its identity: in a file with a SPIFFE ID in each line, which the CA reads again while it runs.
 
 No accident may let a denied machine in again. The list that was read before stays in force where the file cannot be
-read, has a line that is no SPIFFE ID, or may be cut off: where it is empty, or its last line has no end.
+read, has a line that is no SPIFFE ID, or may be cut off: where it is empty, or its last line has no end. A file that a
+program writes line by line is whole only at its end: what a new reading leaves out stays denied until a second one,
+later, finds the same.
 """
 
 from collections.abc import Iterable
@@ -29,6 +31,10 @@ class Denied(Struct, frozen=True):
     def covers(self, uri: str) -> bool:
         """Whether this identity gets nothing."""
         return uri in self.ids or covers(self.patterns, uri)
+
+    def and_also(self, others: "Denied") -> "Denied":
+        """What this list denies, and what the other one does."""
+        return Denied(self.ids | others.ids, tuple(dict.fromkeys((*self.patterns, *others.patterns))))
 
 
 NO_IDENTITY = Denied()

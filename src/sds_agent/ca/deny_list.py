@@ -30,6 +30,7 @@ class DenyList:
         self._disk = TimeLimit(TIMEOUT)
         self._failure = log.LogOnChange(LOG, "deny_list_not_taken")
         self._denied = NO_IDENTITY
+        self._read = b""  # what the file held at the last reading
 
     @classmethod
     async def open(cls, file: Path, trust_domain: str, clock: Clock) -> "DenyList":
@@ -68,6 +69,9 @@ class DenyList:
         if len(data) > LARGEST:
             raise DenyListError(f"it has more than {LARGEST} bytes: deny whole branches, by lines that end in /*")
         denied = parse(data, self._trust_domain)
+        if data != self._read:
+            self._read = data
+            denied = denied.and_also(self._denied)
         if denied != self._denied:
             self._denied = denied
             log.event(LOG, "deny_list", file=str(self._file), ids=len(denied.ids), patterns=len(denied.patterns))
