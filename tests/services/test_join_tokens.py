@@ -127,6 +127,20 @@ def test_of_two_servers_on_one_directory_only_one_can_bind_a_token(
     here.spend(here.find(token), other)
 
 
+@pytest.mark.parametrize("spent", [False, True], ids=["unused", "spent"])
+def test_a_token_that_is_withdrawn_between_its_proof_and_its_use_serves_no_key(tmp_path: Path, *, spent: bool) -> None:
+    """A caller may hold back its request for seconds. The mark of a spent token is removed with the token."""
+    tokens = JoinTokens(tmp_path)
+    record = tokens.find(tokens.make(WEB, datetime.now(UTC) + timedelta(hours=1)))
+    if spent:
+        tokens.spend(record, generate(KeyType.EC_P256).public_key())
+    assert JoinTokens(tmp_path).withdraw(WEB) == 1
+    with pytest.raises(RefusalError, match="was withdrawn") as caught:
+        tokens.spend(record, generate(KeyType.EC_P256).public_key())
+    assert caught.value.reason is Reason.UNAUTHENTICATED
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_spent_token_is_spent_on_the_disk_before_anything_is_signed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

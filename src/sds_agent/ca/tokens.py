@@ -111,7 +111,7 @@ class JoinTokens:
     def withdraw(self, spiffe_id: str) -> int:
         """Remove every token for that identity, used or not; returns how many there were. Raises OSError.
 
-        A call that uses one at this moment may still get its certificate.
+        A call that has just used one may still get its certificate.
         """
         taken = 0
         for path in self._directory.glob(f"*{_RECORD}"):
@@ -204,8 +204,18 @@ class JoinTokens:
         return None
 
     def _bind(self, record: Record, key: PublicKey) -> None:
-        """Make the mark, or find that it names this key. Its name is on disk once the directory is synchronized."""
+        """Make the mark, or find that it names this key. Its name is on disk once the directory is synchronized.
+
+        The call may have shown its token seconds ago. Where the token was withdrawn since, the mark went with the
+        record, and only the record says so: without a look at it a spent token would be good for another key.
+        """
         mark = self._directory / f"{record.name}{_SPENT}"
+        self._mark(mark, key)
+        if not (self._directory / f"{record.name}{_RECORD}").exists():
+            mark.unlink(missing_ok=True)
+            raise unauthenticated("the join token was withdrawn")
+
+    def _mark(self, mark: Path, key: PublicKey) -> None:
         digest = hashlib.sha256(public_bytes(key)).digest()
         as_link, as_file = base64.urlsafe_b64encode(digest).decode(), digest.hex()
         try:
