@@ -331,6 +331,7 @@ class Accepting:
         self._waiting: asyncio.Future[None] | None = None
         self._is_watched = False
         self._in_vain = 0
+        self._failed = log.LogOnChange(LOG, "not_accepted")
 
     def __enter__(self) -> Self:
         return self
@@ -346,9 +347,10 @@ class Accepting:
             except BlockingIOError:
                 await self._ready()
             except OSError as error:  # no descriptor is left, or the client is gone already
-                log.event(LOG, "not_accepted", level=logging.WARNING, cause=error.strerror)
+                self._failed.report(error.strerror or str(error))
                 await asyncio.sleep(ACCEPT_AGAIN)
             else:
+                self._failed.resolved()
                 plain.setblocking(False)
                 origin = origin_of(address[0]) if isinstance(address, tuple) else str(address)
                 return Arrival(plain, address_text(address), origin, f"{_PREFIX}{secrets.token_hex(16)}")
