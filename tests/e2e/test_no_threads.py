@@ -4,11 +4,16 @@ while the CA server runs: it goes on with what it has read.
 
 import json
 
+import grpc.aio
+import pytest
 from fakes.agents import Agent
-from fakes.ca_servers import TRUST_DOMAIN, WEB, fresh, plug
+from fakes.ca_servers import TRUST_DOMAIN, WEB, Served, TokenIssuer, ask, fresh, plug
 from fakes.limits import as_user, no_further_thread, users_directory
 from fakes.peers import connected
 from fakes.processes import started
+
+from sds_agent.ca.tokens import PREFIX
+from sds_agent.pki.certificates import write_pem
 
 RUN = "from sds_agent.cli.main import main\nsys.exit(main(sys.argv[1:]))\n"
 MODULES = [
@@ -83,10 +88,17 @@ async def test_ca_server_that_can_start_no_thread_goes_on_with_what_it_has_read(
         file.write_text(json.dumps(config))
         file.chmod(0o644)
         async with started([*as_user(RUN, modules=CA_MODULES), "ca", "serve", str(file)]) as program:
-            await program.line("listening")
+            address = json.loads(await program.line('"event":"listening"'))["address"]
+            ca = Served(address, directory, TokenIssuer(), write_pem([root.certificate]))
             with no_further_thread(program.process.pid):
+                async with ca.connected() as channel:
+                    for _ in range(3):
+                        with pytest.raises(grpc.aio.AioRpcError) as caught:
+                            await ask(channel, f"{PREFIX}unknown")
+                        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
                 for event in ("deny_list_not_taken", "signer_not_read"):
                     assert "no thread can be started" in json.loads(await program.line(f'"event":"{event}"'))["cause"]
             denied.write_text(f"{WEB}\n")
             await program.line('"event":"deny_list",')
             assert await program.stop() == 0
+            assert len([line for line in program.lines if '"event":"no_thread"' in line]) == 1, "anyone may call"

@@ -27,6 +27,7 @@ from msgspec import Struct
 from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
 
 from sds_agent import log
+from sds_agent.budget import Bucket, Rate
 from sds_agent.ca.acceptor import Peer
 from sds_agent.ca.audit import Entry
 from sds_agent.ca.authentication import Authentication, Proven
@@ -64,6 +65,9 @@ GRACE = 0.1
 """Seconds. An honest request is there already and waits only for the event loop; the callers' quotas bound the rest."""
 SIGNERS = 4
 """RSA signatures at one time. Each runs in a thread, for it would hold up the event loop for a millisecond or more."""
+
+A_MINUTE = Rate(1, 1 / 60)
+"""Lines of the log that say that no thread can be started."""
 
 _CODES = {
     Reason.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
@@ -145,6 +149,9 @@ class CertificateService:
         self._unproven = Waiting(MOST_UNPROVEN, MOST_UNPROVEN_OF_ONE, PROOF_TIMEOUT)
         self._unread = Waiting(MOST_UNREAD, MOST_UNREAD_OF_ONE, TIMEOUT, GRACE)
         self._signers = Signers(SIGNERS)
+        # every peer can cause the one, and every proven caller the other
+        self._no_thread = Bucket(A_MINUTE, time.monotonic())
+        self._cannot_sign = log.LogOnChange(LOG, "cannot_sign")
         self._rest: tuple[SigningSet, bytes] | None = None  # the end of every answer by that set
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -163,7 +170,7 @@ class CertificateService:
         except RefusalError as error:
             refusal = error
         except NoThreadError as error:
-            log.event(LOG, "no_thread", level=logging.ERROR, cause=str(error))
+            self._report_no_thread(error)
             refusal = RefusalError(Reason.EXHAUSTED, "the CA cannot begin the work at present: ask again in a moment")
         except Exception as error:  # noqa: BLE001 - it must not end the server, nor its text reach the caller
             log.fault(LOG, "certificate service", error)
@@ -261,11 +268,14 @@ class CertificateService:
         arguments = (order.public_key, str(order.identity), now, order.ttl)
         try:
             if isinstance(signing.signer.key, rsa.RSAPrivateKey):
-                return await self._signers.call(functools.partial(signing.issue, *arguments))
-            return signing.issue(*arguments)
+                chain = await self._signers.call(functools.partial(signing.issue, *arguments))
+            else:
+                chain = signing.issue(*arguments)
         except SignerError as error:
-            log.event(LOG, "cannot_sign", level=logging.ERROR, cause=str(error))
+            self._cannot_sign.report(str(error))
             raise RefusalError(Reason.INTERNAL, f"the CA cannot sign: {error}") from error
+        self._cannot_sign.resolved()
+        return chain
 
     async def _issued(self, request: _Request, leaf: x509.Certificate) -> None:
         entry = Entry(
@@ -280,6 +290,11 @@ class CertificateService:
             await self._books.issued(entry, request.now, time.monotonic() - request.began)
         except OSError as error:
             raise RefusalError(Reason.INTERNAL, "the CA cannot write its audit log, so it signs nothing") from error
+
+    def _report_no_thread(self, error: NoThreadError) -> None:
+        if self._no_thread.holds(time.monotonic()):
+            self._no_thread.draw()
+            log.event(LOG, "no_thread", level=logging.ERROR, cause=str(error))
 
     def _refused(self, request: _Request, refusal: RefusalError) -> None:
         entry = Entry(
