@@ -1,5 +1,6 @@
 """`sds-agent ca serve` and `sds-agent ca token` as they are called."""
 
+import errno
 import hashlib
 import json
 import os
@@ -194,6 +195,19 @@ def test_a_token_that_makes_no_sense_is_refused_in_words(
 ) -> None:
     assert main(["ca", "token", str(file), *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_token_for_which_the_disk_has_no_room_is_nobodys_right(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To run the command as another user, as for other errors, would help nobody."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    assert main(["ca", "token", str(file), WEB]) == 2
+    assert "No space left on device; make room on its disk" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

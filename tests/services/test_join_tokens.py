@@ -92,6 +92,16 @@ def test_a_directory_that_the_ca_may_not_write_to_is_reported_at_the_start() -> 
         Path(directory).chmod(0o700)
 
 
+def test_a_directory_on_a_read_only_disk_is_reported_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its operator would look at modes and owners in vain. What the system's calls say there is a stand-in's."""
+    there = os.statvfs(tmp_path)
+    read_only = os.statvfs_result((*there[:8], os.ST_RDONLY, *there[9:]))
+    monkeypatch.setattr(os, "access", lambda _, mode, **__: not mode & os.W_OK)
+    monkeypatch.setattr(os, "statvfs", lambda _: read_only)
+    with pytest.raises(ConfigurationError, match="Read-only file system; give the CA a directory"):
+        JoinTokens(tmp_path).prepare()
+
+
 def test_a_token_cannot_be_guessed_and_its_record_is_its_owners_alone(tmp_path: Path) -> None:
     before = os.umask(0)
     try:

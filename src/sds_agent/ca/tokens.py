@@ -30,7 +30,7 @@ from sds_agent import log
 from sds_agent.ca.refusal import Reason, RefusalError, unauthenticated
 from sds_agent.directories import UntrustedDirectoryError, own_directory, warn_shared
 from sds_agent.errors import ConfigurationError
-from sds_agent.files import ForeignFileError, create, read_own, read_own_link, sync_directory
+from sds_agent.files import ForeignFileError, check_writable, create, read_own, read_own_link, sync_directory
 from sds_agent.pki.keys import PublicKey, public_bytes
 
 P = ParamSpec("P")
@@ -89,7 +89,8 @@ class JoinTokens:
         try:
             shared = own_directory(self._directory, 0o700, any_owner=for_its_owner and os.geteuid() == 0)
             warn_shared("callers.join_tokens", shared)
-            if not os.access(self._directory, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+            check_writable(self._directory, self._directory)
+            if not os.access(self._directory, os.R_OK, effective_ids=True):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self._directory))
             self._remove_expired(datetime.now(UTC))
         except UntrustedDirectoryError as error:

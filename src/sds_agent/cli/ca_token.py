@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from sds_agent.ca.reserve import FULL
 from sds_agent.ca.settings import CaSettings, load
 from sds_agent.ca.tokens import JoinTokens
 from sds_agent.cli import output
@@ -66,8 +67,9 @@ def written() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        fix = "make room on its disk" if error.errno in FULL else "run this as a user that may"
         raise ConfigurationError(
-            f"cannot write {error.filename or 'the directory of tokens'}: {error.strerror}; run this as a user that may"
+            f"cannot write {error.filename or 'the directory of tokens'}: {error.strerror}; {fix}"
         ) from error
 
 
