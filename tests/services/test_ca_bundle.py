@@ -85,13 +85,21 @@ def test_a_file_that_others_may_read_is_written_whole(made: Path, tmp_path: Path
     assert [each.name for each in tmp_path.iterdir()] == ["roots.pem"]
 
 
-def test_the_cas_own_file_is_not_written_over(made: Path, capsys: Printed) -> None:
+@pytest.mark.parametrize(
+    ("named", "own"),
+    [
+        ("agent.yaml", "state/authorities/local/roots.pem"),
+        ("plugged.yaml", "one/ca-key.pem"),
+        ("root", "root/root-key.pem"),
+    ],
+)
+def test_the_cas_own_file_is_not_written_over(named: str, own: str, made: Path, capsys: Printed) -> None:
     """It has the only copy of the key."""
-    before = (made / "state/authorities/local/roots.pem").read_bytes()
-    own = str(made / "state/authorities/local/roots.pem")
-    assert main(["ca", "bundle", str(made / "agent.yaml"), "--output", own]) == 2
+    before = (made / own).read_bytes()
+    assert KEY.encode() in before
+    assert main(["ca", "bundle", str(made / named), "--output", str(made / own)]) == 2
     assert "is the CA's own file; name another" in capsys.readouterr().err
-    assert Path(own).read_bytes() == before
+    assert (made / own).read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,9 @@ from sds_agent.errors import ConfigurationError
 from sds_agent.hardening import keep_memory_private
 from sds_agent.pki.certificates import unique, write_pem
 from sds_agent.signing.bundle import CaRoots, read_roots
+from sds_agent.signing.cacerts import FILES
+from sds_agent.signing.hierarchy import ROOT_KEY
+from sds_agent.signing.self_signed import ROOTS
 
 EXIT_CODES = (
     "0 the roots were printed or written; 2 a wrong call, or a directory or a configuration that cannot be used; 1 any "
@@ -89,9 +92,8 @@ def _of_agent(settings: Settings) -> Iterator[Path]:
 
 
 def _check_target(target: Path, read: Iterable[CaRoots]) -> None:
-    """Refuse to write over the file that the roots come from: a self-signed CA's has its key. Raises
-    ConfigurationError.
-    """
+    """Refuse to write over a file of the CA: one of them has its key. Raises ConfigurationError."""
     check_place(target)
-    if target.exists() and any(target.samefile(roots.file) for roots in read):
+    own = [roots.file.with_name(name) for roots in read for name in (*FILES, ROOTS, ROOT_KEY)]
+    if target.exists() and any(target.samefile(each) for each in own if each.exists()):
         raise ConfigurationError(f"--output: {target} is the CA's own file; name another")
