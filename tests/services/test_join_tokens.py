@@ -151,6 +151,37 @@ def test_a_token_that_is_withdrawn_between_its_proof_and_its_use_serves_no_key(t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_withdrawal_that_is_cut_off_frees_no_spent_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its two files one goes first. If that were the mark, the token would be good for another key."""
+    tokens = JoinTokens(tmp_path)
+    token = tokens.make(WEB, datetime.now(UTC) + timedelta(hours=1))
+    tokens.spend(tokens.find(token), generate(KeyType.EC_P256).public_key())
+    unlink, removed = os.unlink, list[object]()
+
+    def once(path: object, **options: Any) -> None:
+        if removed:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        removed.append(path)
+        unlink(path, **options)  # type: ignore[arg-type]  # whatever it was given
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "unlink", once)
+        with pytest.raises(OSError, match="Input/output error"):
+            tokens.withdraw(WEB)
+    with pytest.raises(RefusalError, match="it was withdrawn"):
+        tokens.spend(tokens.find(token), generate(KeyType.EC_P256).public_key())
+
+
+def test_what_a_power_cut_may_undo_is_not_said_to_be_done(tmp_path: Path) -> None:
+    """A token that was taken back would join a machine, and one that was handed out would not."""
+    tokens, end = JoinTokens(tmp_path), datetime.now(UTC) + timedelta(hours=1)
+    tokens.make(WEB, end)
+    with forgetful_directories():
+        for act in (lambda: tokens.make(WEB, end), lambda: tokens.withdraw(WEB)):
+            with pytest.raises(OSError, match="Input/output error"):
+                act()
+
+
 def test_a_spent_token_is_spent_on_the_disk_before_anything_is_signed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
