@@ -17,12 +17,14 @@ import grpc.aio
 import jwt
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from fakes import der
 from fakes.ca_servers import AUDIENCE, ISSUER, TRUST_DOMAIN, Shifted, TokenIssuer, served
 from fakes.clocks import HandClock
 from fakes.events import recorded
 from fakes.hierarchy import SERVER_AND_CLIENT, Ca, make_ca, make_leaf, new_key
 from fakes.odd_certificates import NOT_READ, named
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from sds_agent.ca.callers import ClaimRule
 from sds_agent.ca.jwks import LARGEST_SET, REFRESH, SOONEST, TIMEOUT, IssuerKeys, JwksError, Location, read_keys
@@ -449,3 +451,25 @@ def test_a_key_that_cannot_verify_is_passed_over(spoiled: dict[str, object]) -> 
     first = json.loads(TokenIssuer().key_set())["keys"][0]
     with pytest.raises(JwksError):
         read_keys(json.dumps({"keys": [{**first, **spoiled}]}).encode())
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        (ECAlgorithm, ec.generate_private_key(ec.SECP256R1())),
+        (OKPAlgorithm, ed25519.Ed25519PrivateKey.generate()),
+        (RSAAlgorithm, rsa.generate_private_key(65537, 2048)),
+    ],
+    ids=["ES256", "EdDSA", "RS256"],
+)
+def test_a_private_key_that_is_published_vouches_for_nobody(kind: Any, key: Any) -> None:
+    """Everyone who can read the set could sign with it."""
+    with pytest.raises(JwksError):
+        read_keys(json.dumps({"keys": [json.loads(kind.to_jwk(key))]}).encode())
+    read_keys(json.dumps({"keys": [json.loads(kind.to_jwk(key.public_key()))]}).encode())
+
+
+def test_a_key_that_can_be_broken_vouches_for_nobody() -> None:
+    weak = rsa.generate_private_key(65537, 1024).public_key()  # noqa: S505 - weak on purpose
+    with pytest.raises(JwksError):
+        read_keys(json.dumps({"keys": [json.loads(RSAAlgorithm.to_jwk(weak))]}).encode())
