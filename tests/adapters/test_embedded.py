@@ -568,6 +568,23 @@ async def test_a_clock_that_was_years_ahead_for_a_while_does_not_cost_the_root(t
     assert signed_by(accepted.leaf, root, clock.now())
 
 
+@pytest.mark.parametrize("start", [DAY, 200 * DAY], ids=["at once", "after the end of the root before it"])
+async def test_a_root_that_was_made_while_the_clock_was_ahead_delays_no_later_one(
+    tmp_path: Path, start: timedelta
+) -> None:
+    """It begins years after the one before it has ended, and until then the CA would have none to sign with."""
+    clock, lifetime = HandClock(), 100 * DAY
+    authority = await embedded(tmp_path, clock, lifetime=lifetime)
+    await issue(authority, clock)
+    clock.set_wall(1000 * DAY)
+    await issue(authority, clock)
+    clock.set_wall(-1000 * DAY)
+    clock.elapse(start)
+    for _ in range(30):
+        await issue(authority, clock)
+        clock.elapse(10 * DAY)
+
+
 async def test_a_lifetime_that_is_configured_shorter_does_not_stop_the_root_there_is(tmp_path: Path) -> None:
     clock = HandClock()
     (root,) = await anchors(await embedded(tmp_path, clock))

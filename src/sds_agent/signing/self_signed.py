@@ -8,7 +8,7 @@ CA server may be.
 import asyncio
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -53,8 +53,15 @@ class Roots(Struct, frozen=True):
     lifetime: timedelta
 
     def due(self, now: datetime) -> bool:
-        """Whether it is time for a new root."""
-        return not self.signers or _end(self.signers[-1]) - now <= self.lifetime * RENEWAL_SHARE
+        """Whether it is time for a new root.
+
+        One that begins later was made while the clock was ahead, and helps nobody until then. Where none has begun, it
+        is now that the clock is wrong.
+        """
+        if not self.signers:
+            return True
+        begun = _begun(self.signers, now)
+        return bool(begun) and _end(begun[-1]) - now <= self.lifetime * RENEWAL_SHARE
 
     def with_new(self, signer: Signer, now: datetime) -> "Roots":
         """These roots and a new one, without those that have expired.
@@ -69,11 +76,11 @@ class Roots(Struct, frozen=True):
         return tuple(signer for signer in self.signers if now < _end(signer))
 
     def signing(self, now: datetime) -> Signer:
-        """The newest root that has been an anchor for long enough, or else the oldest that has not expired."""
+        """The newest root that has been an anchor for long enough, or else the oldest that is valid."""
         valid = self.valid(now) or self.signers
         settle = min(self.lifetime * SETTLE_SHARE, LONGEST_SETTLE)
         settled = [signer for signer in valid if now >= _end(signer) - self.lifetime + settle]
-        return settled[-1] if settled else valid[0]
+        return settled[-1] if settled else (_begun(valid, now) or valid)[0]
 
     def signing_set(self, now: datetime) -> SigningSet:
         """What signs, and all roots that have not expired: for Envoy's statistics an expired one is an alarm."""
@@ -228,6 +235,10 @@ def _explained(file: Path, setting: str) -> Iterator[None]:
     except OSError as error:
         found, place = f"cannot be used by the self-signed CA: {error.strerror}", str(error.filename or file)
         raise ProblemsError([Problem((setting, place), found, "give it a directory of its own")]) from error
+
+
+def _begun(signers: Iterable[Signer], now: datetime) -> list[Signer]:
+    return [signer for signer in signers if signer.certificate.not_valid_before_utc <= now]
 
 
 def _end(signer: Signer) -> datetime:
