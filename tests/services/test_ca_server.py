@@ -392,6 +392,42 @@ class Nowhere:
         assert caller == WEB
 
 
+class Remembered(Nowhere):
+    """The same, with the callers for which a connection may stay."""
+
+    def __init__(self) -> None:
+        self.callers = list[str]()
+
+    def proven(self, _: str, caller: str) -> None:
+        self.callers.append(caller)
+
+
+async def test_only_who_gets_a_certificate_keeps_its_connection(tmp_path: Path) -> None:
+    """Who has a token that was used already would otherwise have connections in the place of the machine's own."""
+    key = generate(KeyType.EC_P256)
+    root = make_root(key, TRUST_DOMAIN, datetime.now(UTC), timedelta(days=1))
+    tokens, connections = JoinTokens(tmp_path / "tokens"), Remembered()
+    tokens.prepare()
+    rules = Rules(Authentication(TRUST_DOMAIN, [], mtls=False, tokens=tokens), {}, 10)
+    books = OwnBooks(Ledger(AuditLog(tmp_path / "audit.log"), at_once=1, per_caller=10))
+    signing = SigningSet(root, (), (root.certificate,))
+    service = CertificateService(rules, lambda: signing, connections, books, SystemClock())
+    spent, unused = (tokens.make(WEB, datetime.now(UTC) + timedelta(minutes=5)) for _ in range(2))
+    tokens.spend(tokens.find(spent), generate(KeyType.EC_P256).public_key())
+    bad: list[tuple[str, dict[str, Any]]] = [
+        (spent, {}),
+        (unused, {"csr": "garbage"}),
+        (unused, {"metadata": {"ImpersonatedIdentity": NODE}}),
+    ]
+    async with on_a_socket(service, tmp_path / "grpc") as channel:
+        for token, asked in bad:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await ask(channel, token, **asked)
+        assert connections.callers == []
+        await ask(channel, unused)
+        assert connections.callers == [WEB]
+
+
 async def test_no_caller_gets_the_words_of_a_bug(tmp_path: Path) -> None:
     """It may quote anything; the log names its place alone."""
 
