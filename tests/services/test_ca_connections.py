@@ -374,11 +374,17 @@ async def test_a_proven_caller_may_ping_for_as_long_as_its_connection_lasts(ca: 
             assert await issued(stream, client)
 
 
-async def test_a_connection_ends_with_its_clients_certificate(ca: Served) -> None:
+@pytest.mark.parametrize("asks", [False, True], ids=["it has nothing to ask", "it got its next certificate"])
+async def test_a_connection_ends_with_its_clients_certificate(ca: Served, *, asks: bool) -> None:
     """A client that renewed in time comes back with the new one, and is not refused on the old connection."""
-    short = await ca.ask(ca.issuer.token(), seconds=2)
+    short = await ca.ask(ca.issuer.token(), seconds=5 if asks else 2)
+    client = H2Connection(H2Configuration(client_side=True))
+    client.initiate_connection()
     async with await speaking_http2(ca, short.context(ca.directory)) as stream:
-        await stream.send(PREFACE + frame(SETTINGS, 0, 0))  # a client that has nothing to ask
+        if asks:
+            assert await issued(stream, client)
+        else:
+            await stream.send(client.data_to_send())
         await ended(stream)
     assert datetime.now(UTC) >= short.leaf.not_valid_after_utc
 
