@@ -1,8 +1,10 @@
 """Certificates as files: every renewal one whole set, and no fault of a disk reaches issuance."""
 
 import asyncio
+import errno
 import os
 import shutil
+import signal
 import stat
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from fakes.clocks import HAND_LOOP, HandClock
@@ -26,7 +29,7 @@ from sds_agent.outputs.layout import LAYOUTS, OutputContents
 from sds_agent.outputs.writer import FIRST_RETRY, LONGEST_RETRY, Output, write_changes
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore, Snapshot
-from sds_agent.tasks import DISK_TIMEOUT
+from sds_agent.tasks import DISK_TIMEOUT, background_tasks
 
 NAMES = ("cert-chain.pem", "key.pem", "root-cert.pem")
 PLANTED = b"PLANTED PRIVATE KEY"
@@ -610,6 +613,7 @@ async def test_no_shell_reads_a_hook(tmp_path: Path, target: Path, events: Event
     [
         ("echo no such unit; exit 5", "it ended with the code 5 (no such unit)"),
         ("kill -9 $$", "it was ended by the signal SIGKILL"),
+        ("kill -35 $$", "it was ended by the signal 35"),
         ("yes | head -c 1000000; exit 1", "it ended with the code 1 (y y y"),
         ("sleep 1000 & exit 0", "did not end"),
     ],
@@ -658,6 +662,65 @@ async def test_a_hook_that_hangs_is_ended_with_what_it_started_and_holds_up_no_r
     finally:
         os.close(reader)
     assert "it did not end within 0.5 s, and was ended" in said["cause"]
+
+
+@asynccontextmanager
+async def another_users_programs(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[int]]:
+    """A stand-in for hooks that became another user's, as by sudo, by what killpg(2) says of them; yields whom it was
+    asked to end. They end with this context.
+    """
+    killpg, asked = os.killpg, list[int]()
+
+    def refuse(group: int, _signal: int) -> None:
+        asked.append(group)
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "killpg", refuse)
+    try:
+        yield asked
+    finally:
+        for program in set(asked):
+            ended = os.pidfd_open(program)
+            killpg(program, signal.SIGKILL)
+            await anyio.wait_readable(ended)
+            os.close(ended)
+        # asyncio waits for each in a thread, or by the event loop (Python 3.12), and takes some turns to note the end
+        for thread in threading.enumerate():
+            if thread.name.startswith("asyncio-waitpid-"):
+                await anyio.to_thread.run_sync(thread.join)
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+
+
+async def test_a_hook_that_cannot_be_ended_is_reported_and_the_next_one_runs(
+    tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = script(tmp_path, f"test -e {tmp_path}/seen && exit 0; touch {tmp_path}/seen; exec sleep 1000")
+    stubborn = hooks(program, seconds=0.5)
+    async with another_users_programs(monkeypatch), anyio.create_task_group() as tasks:
+        tasks.start_soon(stubborn.run)
+        stubborn.renewed()
+        said = await events.wait("hook_failed")
+        stubborn.renewed()
+        await events.wait("hook_succeeded")
+        tasks.cancel_scope.cancel()
+    assert said["cause"].startswith("it did not end within 0.5 s, and goes on, as it is another user's now")
+
+
+async def test_a_hook_that_cannot_be_ended_holds_up_no_end_of_the_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifo = tmp_path / "runs"
+    os.mkfifo(fifo)
+    running = hooks(script(tmp_path, f"echo > {fifo}; exec sleep 1000"))
+    async with another_users_programs(monkeypatch) as asked:
+        with anyio.fail_after(10):
+            async with background_tasks() as start:
+                start(running.run())
+                running.renewed()
+                await anyio.to_thread.run_sync(fifo.read_text)
+                await anyio.wait_all_tasks_blocked()
+        assert len(asked) == 1
 
 
 async def test_hooks_that_come_due_while_one_runs_are_run_once(tmp_path: Path, events: Events) -> None:

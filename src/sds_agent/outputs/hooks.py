@@ -11,7 +11,7 @@ import signal
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
-from subprocess import DEVNULL, PIPE, STDOUT
+from subprocess import DEVNULL, STDOUT
 from typing import Literal, Protocol
 
 import anyio
@@ -26,7 +26,8 @@ LOG = logging.getLogger(__name__)
 Occasion = Literal["renewed", "failed"]
 
 MOST_OUTPUT = 4096
-"""Bytes of a hook's output that are read; the rest is dropped."""
+"""Bytes of a hook's output that are kept; the rest is dropped."""
+READ_AT_ONCE = 65_536
 LONGEST_WORDS = 300
 """Characters of it in the log."""
 GRACE = 2.0
@@ -123,6 +124,8 @@ async def _run(commands: HookCommands, occasion: Occasion) -> None:
         fault = await _outcome(commands, occasion, command)
     except OSError as error:
         fault = f"it cannot be started: {error.strerror}"
+    except RuntimeError as error:  # where a thread waits for its end (Python 3.11), none could be had
+        fault = f"it cannot be started: {error}"
     named["took_seconds"] = round(anyio.current_time() - begun, 3)
     if fault is None:
         log.event(LOG, "hook_succeeded", level=logging.INFO, **named)
@@ -131,49 +134,76 @@ async def _run(commands: HookCommands, occasion: Occasion) -> None:
 
 
 async def _outcome(commands: HookCommands, occasion: Occasion, command: tuple[str, ...]) -> str | None:
-    """What is wrong with how the program ended, in words; None where it succeeded. Raises OSError."""
-    process = await anyio.open_process(
-        command,
-        stdin=DEVNULL,
-        stdout=PIPE,
-        stderr=STDOUT,
-        env=commands.environment(occasion),
-        start_new_session=True,  # so that what it starts ends with it
-    )
-    output, ended = bytearray(), False
+    """What is wrong with how the program ended, in words; None where it succeeded. Raises OSError and RuntimeError."""
+    reader, writer = os.pipe()
     try:
-        with anyio.move_on_after(commands.timeout.total_seconds()) as limit:
-            await _read(process, output)
+        try:
+            process = await anyio.open_process(
+                command,
+                stdin=DEVNULL,
+                stdout=writer,
+                stderr=STDOUT,
+                env=commands.environment(occasion),
+                start_new_session=True,  # so that what it starts ends with it
+            )
+        finally:
+            os.close(writer)
+        return await _end_of(process, reader, commands.timeout.total_seconds())
+    finally:
+        os.close(reader)
+
+
+async def _end_of(process: anyio.abc.Process, reader: int, seconds: float) -> str | None:
+    """The same of a program that runs, and what it says comes out of the pipe. It has so many seconds."""
+    output, ended, is_gone = bytearray(), False, True
+    try:
+        with anyio.move_on_after(seconds) as limit:
+            await _read(reader, output)
             await process.wait()
             ended = True
     finally:
-        with anyio.CancelScope(shield=True):
-            if not ended:
-                await _end(process)
-            await process.aclose()
+        if not ended:
+            with anyio.CancelScope(shield=True):
+                is_gone = await _end(process)
     said = one_line(output.decode(errors="replace").strip(), LONGEST_WORDS)
     words = f" ({said})" if said else ""
     if limit.cancelled_caught:
-        return f"it did not end within {commands.timeout.total_seconds():g} s, and was ended{words}"
+        then = "was ended" if is_gone else "goes on, as it is another user's now, whose programs the agent cannot end"
+        return f"it did not end within {seconds:g} s, and {then}{words}"
     code = process.returncode or 0
     if code < 0:
-        return f"it was ended by the signal {signal.Signals(-code).name}{words}"
+        return f"it was ended by the signal {_name_of_signal(-code)}{words}"
     return f"it ended with the code {code}{words}" if code else None
 
 
-async def _read(process: anyio.abc.Process, output: bytearray) -> None:
+def _name_of_signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most of the real-time signals have no name
+        return str(number)
+
+
+async def _read(reader: int, output: bytearray) -> None:
     """Read to the end what the program writes, so that it never waits for a reader."""
-    if process.stdout is None:
-        return
-    async for chunk in process.stdout:
+    while True:
+        await anyio.wait_readable(reader)
+        if not (chunk := os.read(reader, READ_AT_ONCE)):
+            return
         output += chunk[: MOST_OUTPUT - len(output)]
 
 
-async def _end(process: anyio.abc.Process) -> None:
-    """End the program, if it still runs or something that it started has its output open, with all that it started."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-        with anyio.move_on_after(GRACE):
-            await process.wait()
-        os.killpg(process.pid, signal.SIGKILL)  # the program may be gone, and what it started may ignore the first
+async def _end(process: anyio.abc.Process) -> bool:
+    """End the program, if it still runs or something that it started has its output open, with all that it started.
+
+    Returns whether it has ended: one that became another user's, as by sudo, is not waited for.
+    """
+    try:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+            with anyio.move_on_after(GRACE):
+                await process.wait()
+            os.killpg(process.pid, signal.SIGKILL)  # the program may be gone, and what it started may ignore the first
+    except PermissionError:
+        return process.returncode is not None
     await process.wait()
+    return True
