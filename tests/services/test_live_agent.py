@@ -22,7 +22,9 @@ from sds_agent.app import agent
 from sds_agent.authority.protocol import ErrorKind
 from sds_agent.clock import SystemClock
 from sds_agent.config.settings import Settings
+from sds_agent.live import assembly
 from sds_agent.live.agent import Agent
+from sds_agent.live.workloads import STARTED_AT_ONCE
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.secrets.model import BundleSecret
 from sds_agent.secrets.readiness import complete
@@ -319,6 +321,33 @@ async def test_times_of_renewal_apply_to_all_without_a_message(tmp_path: Path) -
         assert all(late > early for early, late in zip(before, after, strict=True) if early and late)
         await all_.nothing_said(web)
         web.leave()
+
+
+async def test_workloads_that_go_before_they_have_started_never_start(tmp_path: Path) -> None:
+    """Thousands start a few at a time, and the file may change meanwhile."""
+    names = [f"w{number}" for number in range(3 * STARTED_AT_ONCE)]
+    async with live(tmp_path, ONE, "workloads:\n", workload("api"), one=good()) as all_:
+        await all_.apply(ONE, "workloads:\n", workload("api"), *map(workload, names))
+        await all_.apply(ONE, "workloads:\n", workload("api"))
+        await all_.nothing_said()
+        asked = {each.identity.path for each in all_.cas["one"].requests}
+        assert asked <= {"/api", *(f"/{name}" for name in names[:STARTED_AT_ONCE])}
+        assert set(all_.agent.store.names) == set(assembly.names(all_.agent.settings))
+
+
+async def test_two_changes_in_a_row_take_no_certificate_from_workloads_that_have_not_started_again(
+    tmp_path: Path,
+) -> None:
+    """Nothing is stored, so what one that has not started has taken over is all that there is."""
+    workloads = [f"keep_certificates: false\n{ONE}workloads:\n"]
+    workloads += [workload(f"w{number}") for number in range(3 * STARTED_AT_ONCE)]
+    async with live(tmp_path, *workloads, one=good()) as all_:
+        await complete(all_.agent.store)
+        serials, before = all_.serials(), all_.agent.versions
+        for fraction in (0.7, 0.6):
+            await all_.apply(f"renewal: {{fraction: {fraction}}}\n", *workloads)
+            assert all_.agent.versions == before
+        assert all_.serials() == serials
 
 
 async def test_an_output_comes_changes_and_goes_with_the_configuration(tmp_path: Path, events: Events) -> None:

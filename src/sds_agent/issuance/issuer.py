@@ -91,7 +91,7 @@ class Issuer:
         self._waker = Waker()
         self._stage: AttemptStage = "queued"
         self._attempt_id = ""
-        self._taken_over = False
+        self._has_begun = False
 
     @property
     def status(self) -> WorkloadStatus:
@@ -144,7 +144,12 @@ class Issuer:
         if newest is not None:
             index = self._workload.authorities.index(newest.authority)
             self._failover = self._failover.issued(index, self._clock.now())
-        self._taken_over = True
+        self._has_begun = True
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has looked for a cached certificate, or taken over what another one had."""
+        return self._has_begun
 
     def leave(self) -> None:
         """Its workload is not configured any more, and it has ended: what was served is trusted until it ends."""
@@ -335,7 +340,8 @@ class Issuer:
 
     def _restore(self) -> None:
         """Begin with the certificate that an earlier process cached."""
-        if self._cache is None or self._taken_over:
+        has_begun, self._has_begun = self._has_begun, True
+        if self._cache is None or has_begun:
             return
         if (restored := self._cache.restore(self._clock.now())) is not None:
             certificate, accepted = restored

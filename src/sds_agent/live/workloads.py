@@ -39,6 +39,8 @@ class _Running:
         self.issuing = issuing
         self.issuer = issuer
         self.task: BackgroundTask | None = None
+        self.is_ending = False
+        """Whether it is not to be started any more."""
         self.output: _Output | None = None
         issuer.watch_attempts(self._heard)
 
@@ -76,6 +78,7 @@ class RunningWorkloads:
         tasks = list[BackgroundTask]()
         for name, each in self._running.items():
             if name not in issuing or not each.issuing.same(issuing[name]):
+                each.is_ending = True  # thousands start in their own time, also while this waits
                 tasks += [] if each.task is None else [each.task]
             if each.output is not None and each.output.written != written.get(name):
                 tasks += each.output.tasks
@@ -109,7 +112,7 @@ class RunningWorkloads:
         running = _Running(issuing, issuing.issuer(self._target, self._clock, cache, self._counts))
         if self._attempted is not None:
             running.issuer.watch_attempts(self._attempted)
-        if former is not None and former.task is not None:  # else it has not even looked for a cached certificate
+        if former is not None and former.issuer.has_begun:  # else a cached certificate is still to be looked for
             running.issuer.take_over(former.issuer.certificates, former.issuing.workload.cas)
         if namesake is not None:
             running.output = namesake.output
@@ -129,7 +132,7 @@ class RunningWorkloads:
         for number, each in enumerate(waiting):
             if number % STARTED_AT_ONCE == 0:
                 await asyncio.sleep(0)
-            if each.task is None and self._running.get(each.issuing.workload.name) is each:
+            if each.task is None and not each.is_ending and self._running.get(each.issuing.workload.name) is each:
                 each.task = start(each.issuer.run())
 
     def start_outputs(self, start: Start, written: Mapping[str, Written]) -> None:
