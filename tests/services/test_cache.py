@@ -5,7 +5,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -722,6 +722,23 @@ def test_each_of_many_certificates_that_are_removed_comes_back(tmp_path: Path) -
     assert len(cache.put_back_all()) == 2, "that of a workload that is gone stays away"
 
 
+@pytest.mark.parametrize("change", ["renewed", "gone"])
+def test_a_certificate_that_comes_back_takes_the_place_of_no_newer_one(tmp_path: Path, change: str) -> None:
+    """The disk may be slow: while the lost file is about to be written, its workload is renewed, or goes."""
+    cache, renewed = CertificateCache(tmp_path), Kept("spiffe://demo.example/web", issued_at=2.0)
+
+    def act() -> None:
+        if change == "renewed":
+            cache.save(renewed.cached())
+        else:
+            cache.forget(SpiffeId.parse(renewed.spiffe_id))
+
+    cache.know(SpiffeId.parse(renewed.spiffe_id), Kept(renewed.spiffe_id, issued_at=1.0, then=act))
+    cache.put_back_all()
+    found = [msgspec.json.decode(path.read_bytes(), type=CachedCertificate).issued_at for path in tmp_path.iterdir()]
+    assert found == ([2.0] if change == "renewed" else [])
+
+
 async def test_one_certificate_that_cannot_be_written_keeps_no_other_from_the_disk(tmp_path: Path) -> None:
     cache = CertificateCache(tmp_path)
     good, bad = (Kept(f"spiffe://demo.example/{name}") for name in ("good", "bad"))
@@ -794,11 +811,14 @@ class Broken:
 
 
 class Kept:
-    """A certificate to write, of nothing but its identity."""
+    """A certificate to write, of nothing but its identity and its time. What it does `then` is done with its content."""
 
-    def __init__(self, spiffe_id: str) -> None:
+    def __init__(self, spiffe_id: str, *, issued_at: float = 0.0, then: Callable[[], None] = lambda: None) -> None:
         self.spiffe_id = spiffe_id
+        self._issued_at = issued_at
+        self._then = then
 
     def cached(self) -> CachedCertificate:
         """As `issuance.cache.Cached` has it."""
-        return CachedCertificate(self.spiffe_id, 0.0, "", "", "")
+        self._then()
+        return CachedCertificate(self.spiffe_id, self._issued_at, "", "", "")

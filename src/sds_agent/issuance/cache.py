@@ -206,34 +206,39 @@ class CertificateCache:
             missing = {name: self._kept[name] for name in gone if name not in there}
         if not missing:
             return []
-        errors = self._save_all(list(missing.values()))
+        errors = self._save_all(list(missing.values()), put_back=True)
         if (first := next(filter(None, errors), None)) is not None:
             raise first
         return [self._directory / name for name in missing]
 
-    def _save_all(self, certificates: Sequence[Cached]) -> list[Exception | None]:
-        """Write these; returns what went wrong, with each. Blocks on the disk."""
-        contents = [each.cached() for each in certificates]
+    def _save_all(self, certificates: Sequence[Cached], *, put_back: bool = False) -> list[Exception | None]:
+        """Write these; returns what went wrong, with each. Blocks on the disk.
+
+        To `put_back` means to write those alone that are still the last ones of their workloads.
+        """
+        contents = [(each, each.cached()) for each in certificates]
         with self._guard:
+            if put_back:
+                contents = [(a, b) for a, b in contents if self._kept.get(_file_name(b.spiffe_id)) is a]
             try:
                 own_directory(self._directory, 0o700)
-                files = [self._file(each.spiffe_id) for each in contents]
+                files = [self._file(content.spiffe_id) for _, content in contents]
                 errors = replace_all_private(
                     [
                         (file.path, file.prepared(msgspec.json.encode(content)))
-                        for file, content in zip(files, contents, strict=True)
+                        for file, (_, content) in zip(files, contents, strict=True)
                     ]
                 )
-                for file, certificate, error in zip(files, certificates, errors, strict=True):
+                for file, (certificate, _), error in zip(files, contents, errors, strict=True):
                     if error is None:  # it is there, even where the directory cannot be synchronized
                         self._kept[file.path.name] = certificate
                         self._of_other_keys.pop(file.path.name, None)
                 sync_directory(self._directory)
             except (OSError, SdsAgentError) as failure:
-                return [self._error(failure, each.spiffe_id) for each in contents]
+                return [self._error(failure, content.spiffe_id) for _, content in contents]
         return [
             None if error is None else self._error(error, content.spiffe_id)
-            for error, content in zip(errors, contents, strict=True)
+            for error, (_, content) in zip(errors, contents, strict=True)
         ]
 
     def _error(self, error: Exception, spiffe_id: str = "") -> CacheError:
