@@ -44,7 +44,7 @@ from sds_agent.pki.certificates import has_key, read_pem, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, to_pkcs8_pem
 from sds_agent.sealing import Seal
-from sds_agent.secrets.model import BundleSecret
+from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
 from sds_agent.statefile import FORMAT
 
@@ -89,12 +89,13 @@ class Machine:
         """One run of the agent, inside this context."""
         store, authority = SecretStore(["default", "ROOTCA"]), ScriptedAuthority(*script)
         self.trust = Trust(store, ["ROOTCA"], self.clock)
+        self.cache = CertificateCache(self.directory, self.seal, timeout=self.disk_timeout)
         issuer = Issuer(
             workload,
             Upstream(authority, IssuanceQueue()),
             PublicationTarget(store, self.trust),
             clock=self.clock,
-            cache=WorkloadCache(workload, CertificateCache(self.directory, self.seal, timeout=self.disk_timeout)),
+            cache=WorkloadCache(workload, self.cache),
         )
         with recorded() as events:
             async with anyio.create_task_group() as tasks:
@@ -677,6 +678,25 @@ async def test_disk_that_cannot_be_written_does_not_stop_the_service(tmp_path: P
         assert store.snapshot["default"] is not None
 
 
+async def test_a_certificate_that_could_not_be_cached_is_as_soon_as_the_disk_takes_it(tmp_path: Path) -> None:
+    """The newest alone; and it is not asked for again, as a renewal is hours away."""
+    machine = Machine(tmp_path)
+    machine.directory.write_text("where the directory should be")
+    async with machine.agent(answering(machine.ca)) as (store, events, _):
+        for count, time in enumerate((timedelta(), HOUR * 0.56), start=1):
+            machine.clock.elapse(time)
+            await events.wait("not_kept", count=count)
+            await machine.clock.asleep()
+        with pytest.raises(CacheError, match="a directory"):
+            machine.cache.put_back_all()
+        machine.directory.unlink()
+        assert machine.cache.put_back_all() == [machine.file]
+        served = store.snapshot["default"]
+        assert isinstance(served, CertificateSecret)
+        assert machine.stored.chain_pem.encode() == served.chain_pem
+        assert machine.cache.put_back_all() == []
+
+
 def test_file_of_another_identity_is_not_taken(tmp_path: Path) -> None:
     cache = CertificateCache(tmp_path)
     other = SpiffeId.parse("spiffe://demo.example/other")
@@ -720,6 +740,35 @@ def test_each_of_many_certificates_that_are_removed_comes_back(tmp_path: Path) -
     for path in before:
         path.unlink()
     assert len(cache.put_back_all()) == 2, "that of a workload that is gone stays away"
+
+
+def test_thousands_that_come_back_take_few_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one left, no Envoy could connect."""
+    cache, fsync, opened = CertificateCache(tmp_path), os.fsync, set[int]()
+
+    def seen(descriptor: int) -> None:
+        opened.add(descriptor)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    identities = [f"spiffe://demo.example/{number}" for number in range(3 * MOST_AT_ONCE)]
+    for each in identities:
+        cache.know(SpiffeId.parse(each), Kept(each))
+    assert len(cache.put_back_all()) == len(list(tmp_path.iterdir())) == len(identities)
+    assert len(opened) <= MOST_AT_ONCE + 1, "descriptors are numbered from the lowest that is free"
+
+
+def test_a_workload_may_go_while_lost_files_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, listdir, lost = CertificateCache(tmp_path), os.listdir, SpiffeId.parse("spiffe://demo.example/web")
+    cache.know(lost, Kept(str(lost)))
+
+    def look(directory: Path) -> list[str]:
+        cache.forget(lost)
+        return listdir(directory)
+
+    monkeypatch.setattr(os, "listdir", look)
+    assert cache.put_back_all() == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("change", ["renewed", "gone"])
@@ -811,7 +860,7 @@ class Broken:
 
 
 class Kept:
-    """A certificate to write, of nothing but its identity and its time. What it does `then` is done with its content."""
+    """A certificate to write, of nothing but its identity and its time. Making its content does `then`."""
 
     def __init__(self, spiffe_id: str, *, issued_at: float = 0.0, then: Callable[[], None] = lambda: None) -> None:
         self.spiffe_id = spiffe_id

@@ -143,6 +143,8 @@ class CertificateCache:
         self._disk = TimeLimit(timeout)
         self._waiting = deque[_Waiting]()
         self._writing = False
+        self.unwritten: dict[str, Cached] = {}
+        """By the names of the files, what is to be in them and could not be written (`try_again`)."""
 
     def begin(self, certificate: Cached, tasks: asyncio.TaskGroup, ended: Ended) -> None:
         """Have it written in place of the one before. The group must not end before `ended` is called, which must not
@@ -189,27 +191,42 @@ class CertificateCache:
         """The identity's file holds this certificate."""
         self._kept[_file_name(str(identity))] = certificate
 
+    def try_again(self, identity: SpiffeId, certificate: Cached | None) -> None:
+        """The identity's file is to hold this certificate, which could not be written: `put_back_all` does it. None:
+        what was to be written for this identity is no longer.
+        """
+        self.unwritten.pop(_file_name(str(identity)), None)
+        if certificate is not None:
+            self.unwritten[_file_name(str(identity))] = certificate
+
     def forget(self, identity: SpiffeId) -> None:
         """The identity's file is not written again if it is gone."""
         self._kept.pop(_file_name(str(identity)), None)
+        self.try_again(identity, None)
 
     def put_back_all(self) -> list[Path]:
-        """Write again the files that are gone; returns their paths. Raises CacheError."""
+        """Write again the files that are gone, and those that could not be written; returns their paths.
+
+        A few at a time: each takes a descriptor, and others wait for the disk meanwhile. Raises CacheError.
+        """
         with self._guard:
-            gone = tuple(self._kept)  # the loop may add others
+            kept = dict(self._kept)  # the loop may add and remove others
             try:
                 there = set(os.listdir(self._directory))  # noqa: PTH208 - names are what is compared
             except FileNotFoundError:
                 there = set()
             except OSError as failure:
                 raise self._error(failure) from failure
-            missing = {name: self._kept[name] for name in gone if name not in there}
-        if not missing:
-            return []
-        errors = self._save_all(list(missing.values()), put_back=True)
-        if (first := next(filter(None, errors), None)) is not None:
+        missing = {name: each for name, each in kept.items() if name not in there} | self.unwritten
+        certificates, first = list(missing.values()), None
+        for begin in range(0, len(certificates), MOST_AT_ONCE):
+            errors = self._save_all(certificates[begin : begin + MOST_AT_ONCE], put_back=True)
+            first = first or next(filter(None, errors), None)
+            if errors and None not in errors:
+                break  # the others would fail too
+        if first is not None:
             raise first
-        return [self._directory / name for name in missing]
+        return [self._directory / name for name in missing if name in self._kept]
 
     def _save_all(self, certificates: Sequence[Cached], *, put_back: bool = False) -> list[Exception | None]:
         """Write these; returns what went wrong, with each. Blocks on the disk.
@@ -219,7 +236,7 @@ class CertificateCache:
         contents = [(each, each.cached()) for each in certificates]
         with self._guard:
             if put_back:
-                contents = [(a, b) for a, b in contents if self._kept.get(_file_name(b.spiffe_id)) is a]
+                contents = [(each, content) for each, content in contents if self._is_last(each, content.spiffe_id)]
             try:
                 own_directory(self._directory, 0o700)
                 files = [self._file(content.spiffe_id) for _, content in contents]
@@ -231,8 +248,11 @@ class CertificateCache:
                 )
                 for file, (certificate, _), error in zip(files, contents, errors, strict=True):
                     if error is None:  # it is there, even where the directory cannot be synchronized
-                        self._kept[file.path.name] = certificate
-                        self._of_other_keys.pop(file.path.name, None)
+                        name = file.path.name
+                        self._kept[name] = certificate
+                        self._of_other_keys.pop(name, None)
+                        if self.unwritten.get(name) is certificate:
+                            self.unwritten.pop(name, None)
                 sync_directory(self._directory)
             except (OSError, SdsAgentError) as failure:
                 return [self._error(failure, content.spiffe_id) for _, content in contents]
@@ -240,6 +260,10 @@ class CertificateCache:
             None if error is None else self._error(error, content.spiffe_id)
             for error, (_, content) in zip(errors, contents, strict=True)
         ]
+
+    def _is_last(self, certificate: Cached, spiffe_id: str) -> bool:
+        name = _file_name(spiffe_id)
+        return (self.unwritten.get(name) or self._kept.get(name)) is certificate
 
     def _error(self, error: Exception, spiffe_id: str = "") -> CacheError:
         reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -404,6 +428,8 @@ class WorkloadCache:
 
     def _begin(self, certificate: Certificate, tasks: asyncio.TaskGroup) -> None:
         self._writing = True
+        if self._cache.unwritten:
+            self._cache.try_again(self._workload.identity, None)
         self._cache.begin(_OfWorkload(self._workload, certificate), tasks, partial(self._ended, certificate, tasks))
 
     def _ended(self, written: Certificate, tasks: asyncio.TaskGroup, error: Exception | None) -> None:
@@ -414,6 +440,7 @@ class WorkloadCache:
             self._report(written, error)
             if written is self._newest:
                 self._newest = self._cached  # `save` may try it again
+                self._cache.try_again(self._workload.identity, _OfWorkload(self._workload, written))
         if self._newest is not None and self._newest is not self._cached:
             self._begin(self._newest, tasks)
         elif self._saved is not None:
