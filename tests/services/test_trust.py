@@ -14,6 +14,7 @@ import anyio.lowlevel
 import pytest
 from cryptography import x509
 from fakes.authorities import ScriptedTrust
+from fakes.calls import counted
 from fakes.clocks import HAND_LOOP, HandClock
 from fakes.disks import DeadDisk
 from fakes.events import Events, recorded
@@ -157,6 +158,34 @@ def test_an_anchor_stays_while_a_certificate_below_it_is_in_use(
     assert served(store) == {ROOTS[2], old.certificate}
     trust.remove_in_use("a", last)
     assert served(store) == {ROOTS[2]}
+
+
+@pytest.mark.parametrize("way", ["removed", "moved", "withdrawn"])
+def test_each_of_many_certificates_costs_the_same_when_all_of_them_are_affected(way: str) -> None:
+    """As by one change of the configuration, or of a CA's roots: an agent with thousands must not stand still."""
+    costs = list[float]()
+    for count in (10, 40):
+        store = SecretStore(NAMES)
+        trust = Trust(store, NAMES, HandClock(), authorities=("a", "b"))
+        trust.update("a", (ROOT.certificate,))
+        certificates = [in_use(make_leaf(ROOT)) for _ in range(count)]
+        for each in certificates:
+            trust.add_in_use("a", each)
+        with counted() as calls:
+            for each in certificates:
+                if way == "removed":
+                    trust.outlive("a", each)
+                elif way == "moved":
+                    trust.move_in_use("a", "b", each)
+            if way == "withdrawn":
+                trust.update("a", (ROOTS[0],))
+            else:
+                trust.follow(["b"], ())
+        costs.append(sum(calls.of.values()) / count)
+        assert calls.of["find_path"] == 0, "what a certificate chains to is known"
+        assert ROOT.certificate in served(store)
+        assert {each.until for each in trust.needed} == {NOW + HOUR}
+    assert costs[1] <= 1.2 * costs[0]
 
 
 def test_an_anchor_that_is_replaced_by_one_of_the_same_key_goes_at_once(store: SecretStore, trust: Trust) -> None:

@@ -145,7 +145,7 @@ class Publication:
         if (name := here.get(cas.get(certificate.authority, ""))) == certificate.authority:
             return certificate
         name = workload.authority if name is None else name
-        self._trust.move_in_use(certificate.authority, name, certificate.secret, certificate.anchors)
+        self._trust.move_in_use(certificate.authority, name, certificate.secret)
         return structs.replace(certificate, authority=name, foreign=True)
 
     def leave(self) -> None:

@@ -130,11 +130,11 @@ class Trust:
         self._left_out: dict[str, tuple[str, ...]] = {}
         self._unusable: dict[str, log.LogOnChange] = {}
         self._in_use: dict[str, dict[str, _InUse]] = {}  # of each authority, by the certificate's version
-        self._outliving: tuple[
-            NeededAnchor, ...
-        ] = ()  # of certificates from before the start, and of removed workloads
+        # of certificates from before the start, and of removed workloads
+        self._outliving: dict[tuple[str, x509.Certificate], NeededAnchor] = {}
         self._ends = _Ends()
         self._chained: dict[str, Chain] = {}  # to what the last one chains: thousands share one such value
+        self._moved: dict[str, list[_InUse]] = {}  # to each authority, since the last `follow`
         self._logged: set[NeededAnchor] = set()
         self._served: Chain = ()
         self._entered: dict[x509.Certificate, datetime] = {}  # when an anchor came into a bundle that there was already
@@ -239,6 +239,9 @@ class Trust:
             self._left_out.pop(name, None)
             self._unusable.pop(name, None)
             self._retain(name, before, tuple(self._in_use.get(name, {})))
+        for name, certificates in self._moved.items():
+            _log_kept(name, certificates)
+        self._moved = {}
         self._stored_changed.set()
         self._publish(", ".join(gone or sorted(self._authorities)))
 
@@ -314,27 +317,38 @@ class Trust:
         if self.revocation.wanted:
             self.revocation.retire(removed.chain, self._served, self._clock.now())
 
-    def move_in_use(self, authority: str, to: str, certificate: CertificateSecret, anchors: Chain) -> None:
-        """The certificate stays in use, and counts as one of the authority `to` from now on. It was accepted by these
-        anchors.
+    def move_in_use(self, authority: str, to: str, certificate: CertificateSecret) -> None:
+        """The certificate stays in use, and counts as one of the authority `to` from now on.
+
+        What it chains to is served already, and thousands may move at once: the bundle is made anew by `follow`, which
+        is to come.
         """
-        before = self._in_use.get(authority, {}).pop(certificate.version, None)
-        if before is None:  # withheld: nothing is trusted for its sake
+        version = certificate.version
+        moved = self._in_use.get(authority, {}).pop(version, None)
+        if moved is None:  # withheld: nothing is trusted for its sake
             return
-        self.add_in_use(to, certificate, unique((*before.chains_to, *anchors)))
+        if not set(moved.chains_to) <= set(self.anchors_of(to)):
+            moved = structs.replace(moved, retained=moved.chains_to)
+            self._moved.setdefault(to, []).append(moved)
+        self._in_use.setdefault(to, {})[version] = moved
+        self._ends.add(to, version, moved.until, moved.chains_to)
+        self._stored_changed.set()
 
     def outlive(self, authority: str, certificate: CertificateSecret) -> None:
         """The certificate is served no longer and has not ended, as its workload is not configured any more.
 
-        Peers may meet it until it ends, and what it chains to stays until then.
+        Peers may meet it until it ends, and what it chains to stays until then. That is served already, and thousands
+        may go at once: the bundle is made anew by `follow`, which is to come.
         """
         removed = self._in_use.get(authority, {}).pop(certificate.version, None)
         if removed is None:
             return
         self._retire(removed)
-        self._outliving += tuple(NeededAnchor(authority, anchor, removed.until) for anchor in removed.chains_to)
+        for anchor in removed.chains_to:
+            known = self._outliving.get((authority, anchor))
+            if known is None or known.until < removed.until:
+                self._outliving[authority, anchor] = NeededAnchor(authority, anchor, removed.until)
         self._stored_changed.set()
-        self._publish(authority)
 
     def restore(self, needed: Iterable[NeededAnchor], advertised: Iterable[AdvertisedAnchors] = ()) -> None:
         """Publish the bundle from before the start, with what authorities `advertised`. Trust also what certificates
@@ -344,26 +358,29 @@ class Trust:
         would make Envoys refuse all other peers.
         """
         now = self._clock.now()
-        self._outliving = tuple(each for each in needed if now < each.until and fault_of_ca(each.anchor) is None)
+        for each in needed:
+            if now < each.until and fault_of_ca(each.anchor) is None:
+                self._outliving[each.authority, each.anchor] = each
         taken = [a.authority for a in advertised if self._take_restored(a.authority, a.anchors, a.since)]
         if taken:  # all at once: an Envoy that got a part of the bundle would refuse peers
             self._publish(", ".join(taken))
 
     def drop_ended(self) -> datetime | None:
         """Drop what outlived its process or its workload and is needed no longer; returns when the next of it is."""
-        now, before = self._clock.now(), self._outliving
-        self._outliving = tuple(each for each in before if now < each.until)
-        if self._outliving != before:
+        now = self._clock.now()
+        if ended := [key for key, each in self._outliving.items() if each.until <= now]:
+            for key in ended:
+                del self._outliving[key]
             self._stored_changed.set()
-            self._publish(before[0].authority)
-        return min((each.until for each in self._outliving), default=None)
+            self._publish(ended[0][0])
+        return min((each.until for each in self._outliving.values()), default=None)
 
     @property
     def needed(self) -> tuple[NeededAnchor, ...]:
         """Every anchor that a certificate in use chains to, also one that outlives its process or its workload, in an
         order that depends on nothing else.
         """
-        ends = {(each.authority, each.anchor): each.until for each in self._outliving}
+        ends = {key: each.until for key, each in self._outliving.items()}
         for authority, in_use in self._in_use.items():
             for anchor, until in self._ends.latest(authority, in_use).items():
                 ends[authority, anchor] = max(ends.get((authority, anchor), until), until)
@@ -413,31 +430,28 @@ class Trust:
         good: they do not vouch for the certificate, begin later, or end before it does.
         """
         now, in_use, retained = self._clock.now(), self._in_use.get(authority, {}), list[_InUse]()
+        needed: Chain = ()
         for version in versions:
             certificate = in_use[version]
-            times = validity(certificate.chain, self.anchors_of(authority), now)
+            chain, known = certificate.chain, certificate.chains_to
+            times = validity(chain, self.anchors_of(authority), now)
             if times is not None and times.begin <= now and times.end >= certificate.until:
                 continue
-            if needed := tuple(anchor for anchor in before if vouches(anchor, certificate.chain, now)):
+            found = tuple(anchor for anchor in before if anchor in known or vouches(anchor, chain, now))
+            if found:
+                needed = needed if found == needed else found  # thousands share one such value
                 in_use[version] = structs.replace(certificate, retained=needed)
                 retained.append(in_use[version])
         if retained:
-            log.event(
-                LOG,
-                "old_anchors_kept",
-                authority=authority,
-                anchors=len(unique(anchor for each in retained for anchor in each.retained)),
-                certificates=len(retained),
-                until=max(each.until for each in retained),
-            )
+            _log_kept(authority, retained)
 
     def _publish(self, authority: str) -> None:
         if not self._anchors:
             return
         self._log_outliving()
         advertised = (anchor for anchors in self._anchors.values() for anchor in anchors)
-        retained = (a for in_use in self._in_use.values() for each in in_use.values() for a in each.retained)
-        outliving = (each.anchor for each in self._outliving)
+        retained = _retained(each for in_use in self._in_use.values() for each in in_use.values())
+        outliving = (anchor for _, anchor in self._outliving)
         before, now = self._served, self._clock.now()
         self._served = current(longest_valid_first((*advertised, *retained, *outliving)), now)
         if before:  # in the first bundle no anchor is newer than another
@@ -458,7 +472,9 @@ class Trust:
         """Log once what is served though its authority, if there still is one, advertises it no more."""
         advertised = {anchor for anchors in self._anchors.values() for anchor in anchors}
         silent = self._authorities - self._anchors.keys()
-        old = [e for e in self._outliving if e.authority not in silent and e.anchor not in advertised]
+        old = [
+            each for each in self._outliving.values() if each.authority not in silent and each.anchor not in advertised
+        ]
         new = [each for each in old if each not in self._logged]
         for authority in sorted({each.authority for each in new}):
             needed = [each for each in new if each.authority == authority]
@@ -473,3 +489,20 @@ class Trust:
         unusable.report(causes, authority=authority)
         self._left_out[authority] = causes
         return tuple(anchor for anchor in anchors if anchor not in faults)
+
+
+def _retained(certificates: Iterable[_InUse]) -> Chain:
+    """The anchors that are served for the sake of these certificates, thousands of which share one value."""
+    values = {id(each.retained): each.retained for each in certificates if each.retained}
+    return unique(anchor for retained in values.values() for anchor in retained)
+
+
+def _log_kept(authority: str, certificates: list[_InUse]) -> None:
+    log.event(
+        LOG,
+        "old_anchors_kept",
+        authority=authority,
+        anchors=len(_retained(certificates)),
+        certificates=len(certificates),
+        until=max(each.until for each in certificates),
+    )
