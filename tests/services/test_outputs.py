@@ -191,6 +191,15 @@ def test_old_sets_do_not_pile_up_and_foreign_files_stay(target: Path) -> None:
     assert contents(target) == ("chain 4", "key 4", "roots 4")
 
 
+def test_names_that_a_set_has_no_more_are_not_left_without_a_file(target: Path) -> None:
+    """As of a trust domain that is federated no longer: programs read every bundle that they find."""
+    write_set(target, files(1) | {"other.example.pem": File(b"other roots")}, NOW)
+    (target / "link").symlink_to("..data/key.pem")
+    write_set(target, files(2), NOW)
+    assert contents(target) == ("chain 2", "key 2", "roots 2")
+    assert {path.name for path in target.iterdir() if not path.name.startswith("..")} == {*NAMES, "link"}
+
+
 def test_a_clock_that_is_set_back_takes_no_set_from_who_reads_it_and_leaves_none_for_ever(target: Path) -> None:
     for number in (1, 2):
         write_set(target, files(number), NOW + timedelta(days=30, seconds=number))

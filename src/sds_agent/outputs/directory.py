@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -68,9 +68,9 @@ def write_set(target: Path, files: Mapping[str, File], now: datetime, access: Fi
     """Put the files in force in `target`, which is made when it is missing, all of them or none.
 
     Files that lie there under the same names are replaced by links; this first time alone they change one after
-    another. The set before stays, because a program may be reading it. Raises OSError, and UntrustedDirectoryError
-    when another user could replace what is there. The caller has the directory's lock: of two processes that write at
-    the same time each would remove the other's unfinished set.
+    another. A name that only the set before has is removed. That set stays, because a program may be reading it. Raises
+    OSError, and UntrustedDirectoryError when another user could replace what is there. The caller has the directory's
+    lock: of two processes that write at the same time each would remove the other's unfinished set.
     """
     own_directory(target, MODE)
     before = (target / DATA).readlink().name if (target / DATA).is_symlink() else ""
@@ -84,6 +84,7 @@ def write_set(target: Path, files: Mapping[str, File], now: datetime, access: Fi
     try:
         for name in files:
             _link(target / name, f"{DATA}/{name}")
+        _remove_links(target, files)
         sync_directory(target)
     finally:
         _remove_all_but(target, {made.name, before})
@@ -149,6 +150,16 @@ def _link(link: Path, to: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _remove_links(target: Path, staying: Container[str]) -> None:
+    """Remove the links to files that no set has any more, such as a trust domain's whose bundle was withdrawn: a
+    program that reads all that is there would find nothing behind them. What cannot be removed is left.
+    """
+    with suppress(OSError):
+        for left in [path for path in target.iterdir() if path.is_symlink() and path.name not in staying]:
+            if str(left.readlink()) == f"{DATA}/{left.name}":
+                left.unlink()
 
 
 def _remove_all_but(target: Path, staying: set[str]) -> None:
