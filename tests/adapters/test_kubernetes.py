@@ -16,7 +16,7 @@ import jwt
 import pytest
 from fakes.events import recorded
 from fakes.hierarchy import make_ca, make_leaf, new_key
-from fakes.https_server import Reply
+from fakes.https_server import Reply, Request
 from fakes.kubernetes_server import (
     BUNDLES,
     CONFIG_MAPS,
@@ -33,6 +33,7 @@ from sds_agent.authority import registry
 from sds_agent.authority.kind import Context
 from sds_agent.authority.kubernetes.access import read_access
 from sds_agent.authority.kubernetes.client import (
+    DELETION_TIMEOUT,
     TIMEOUT,
     KubernetesAuthority,
     KubernetesRootedAuthority,
@@ -197,6 +198,27 @@ async def test_an_object_that_cannot_be_deleted_costs_no_certificate_and_is_repo
             await deleted(authority)
     (event,) = events.named("request_not_deleted")
     assert 'resources: ["certificatesigningrequests"], verbs: ["delete"]' in str(event["cause"])
+
+
+async def test_an_api_server_that_refuses_and_then_is_silent_does_not_hold_up_the_end(cluster: Cluster) -> None:
+    """What a refusal means takes a second request, which tells whether the API server has started."""
+    server, never = cluster.server, asyncio.Event()
+    server.forbidden.add(("delete", "certificatesigningrequests"))
+    answered = server.http.answer
+
+    async def silent_about_readiness(request: Request) -> Reply | bytes | None:
+        if request.path == "/readyz":
+            await never.wait()
+        return await answered(request)
+
+    server.http.answer = silent_about_readiness
+    authority = cluster.authority()
+    with recorded() as events:
+        assert (await authority.issue(asked())).chain_pem
+        async with asyncio.timeout(DELETION_TIMEOUT + 5):
+            await authority.end()
+    (event,) = events.named("request_not_deleted")
+    assert "did not delete within" in str(event["cause"])
 
 
 async def test_a_closed_authority_has_deleted_its_last_object(cluster: Cluster) -> None:

@@ -173,8 +173,8 @@ class KubernetesAuthority:
         try:
             async with asyncio.timeout(DELETION_TIMEOUT):
                 answer = await self._api.send("DELETE", f"{target.resource.path}/{name}", deletion_bytes(found))
-            gone = answer.status in {200, 202} or (answer.status == 404 and is_missing(answer))
-            self._undeleted.report("" if gone else str(await self._api.refusal(answer, target.resource, "delete")))
+                gone = answer.status in {200, 202} or (answer.status == 404 and is_missing(answer))
+                self._undeleted.report("" if gone else str(await self._api.refusal(answer, target.resource, "delete")))
         except (AuthorityError, NoThreadError) as error:
             self._undeleted.report(str(error))
         except TimeoutError:
