@@ -5,14 +5,14 @@ conflicts.
 import re
 from collections.abc import Iterator
 from datetime import timedelta
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Annotated, TypeAlias
 from urllib.parse import urlsplit
 
 from msgspec import Meta
 
-from sds_agent.configfile.phrases import quoted
+from sds_agent.configfile.phrases import quoted, shown
 from sds_agent.configfile.types import FilePath, UnacceptableError, custom, duration, matching, text
 from sds_agent.errors import Problem
 
@@ -24,8 +24,9 @@ def server_url(value: object, _base: Path) -> str:
     written = text(value)
     if not re.fullmatch(URL_PATTERN, written):
         raise UnacceptableError(
-            f"{quoted(written)} is no such URL: begin it with https://, and leave out user, query and fragment"
+            f"{shown(written)} is no such URL: begin it with https://, and leave out user, query and fragment"
         )
+    check_brackets(written)
     parts = urlsplit(written)
     try:
         port = parts.port
@@ -34,7 +35,7 @@ def server_url(value: object, _base: Path) -> str:
     if port == 0:
         raise UnacceptableError("ports go from 1 to 65535")
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-        raise UnacceptableError("without TLS, with http, the CA has to be on this machine: write https, or 127.0.0.1")
+        raise UnacceptableError("without TLS, with http, it has to be on this machine: write https, or 127.0.0.1")
     return written.rstrip("/")
 
 
@@ -97,6 +98,15 @@ def pair_conflicts(url: str, certificate_file: Path | None, key_file: Path | Non
             )
     elif given and missing:
         yield Problem((missing[0],), "is missing", "a client certificate takes both certificate_file and key_file")
+
+
+def check_brackets(written: str) -> None:
+    """See that what stands in brackets, if anything does, is an address of IPv6. Raises UnacceptableError."""
+    if found := re.search(r"\[(.*)\]", written):
+        try:
+            IPv6Address(found[1])
+        except ValueError as error:
+            raise UnacceptableError(f"{quoted(found[1])} in its brackets is no IPv6 address") from error
 
 
 def is_loopback(host: str) -> bool:

@@ -14,8 +14,10 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct, field
 
+from sds_agent.authority.http_settings import server_url
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
 from sds_agent.configfile.phrases import quoted
+from sds_agent.configfile.types import UnacceptableError
 from sds_agent.values import Sensitive
 
 N = TypeVar("N", bound="_NamedEntry")
@@ -133,6 +135,11 @@ def _named(entries: list[N] | None, name: str, what: str, file: Path) -> N:
 def _check_cluster(cluster: _Cluster, name: str, file: Path) -> None:
     if not cluster.server:
         raise _unusable(file, f"names no server for the cluster {quoted(name)}; add it")
+    try:
+        server_url(cluster.server, file)
+    except UnacceptableError as error:
+        found = f"names no URL of a server such as https://10.0.0.1:6443 for the cluster {quoted(name)}"
+        raise _unusable(file, f"{found}; {error}") from error
     if cluster.insecure_skip_tls_verify:
         fix = "the agent verifies every server: name its roots in certificate-authority"
         raise _unusable(file, f"sets insecure-skip-tls-verify for the cluster {quoted(name)}; {fix}")
