@@ -45,10 +45,10 @@ class HttpAnswer(Struct, frozen=True):
         value = self.headers.get("retry-after", "").strip()
         if value.isascii() and value.isdecimal():
             return float(value[:13]) or None if len(value) < 13 else None
-        until = _date(value)
+        until = http_date(value)
         if until is None:
             return None
-        delay = (until - (_date(self.headers.get("date", "")) or now)).total_seconds()
+        delay = (until - (http_date(self.headers.get("date", "")) or now)).total_seconds()
         return delay if delay > 0 else None
 
     def words(self, *secret: Token) -> str:
@@ -74,7 +74,8 @@ class HttpsRequest(Sensitive, frozen=True):
     """For the message where the roots do not vouch for the server: what they are, up to a verb, and what to do."""
 
 
-def _date(value: str) -> datetime | None:
+def http_date(value: str) -> datetime | None:
+    """The time in a header such as Date (RFC 9110 section 5.6.7); None for what is none."""
     with suppress(ValueError, TypeError, OverflowError):
         read = parsedate_to_datetime(value)
         return read if read.tzinfo is not None else read.replace(tzinfo=UTC)

@@ -7,8 +7,7 @@ fails, so every attempt needs another.
 import hashlib
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -22,6 +21,7 @@ from msgspec import Struct
 from sds_agent.authority import answers
 from sds_agent.authority.answers import decoded, status_and
 from sds_agent.authority.credentials import Token
+from sds_agent.authority.http_message import http_date
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, IssueRequest
 from sds_agent.authority.step_ca.jwk import SigningKey, StepCaJwk
 from sds_agent.identity.spiffe import SpiffeId
@@ -364,13 +364,8 @@ def checks_of_401(proof: StepCaProof, provisioner: str, host: str, found: str | 
 
 def clock_difference(date: str, now: datetime) -> str | None:
     """A clause for a server's clock (the header Date) from which this machine's differs by more than step-ca allows."""
-    try:
-        theirs = parsedate_to_datetime(date)
-    except (ValueError, TypeError):
-        return None
-    theirs = theirs if theirs.tzinfo is not None else theirs.replace(tzinfo=UTC)
-    ahead = now - theirs
-    if abs(ahead) <= SKEW:
+    theirs = http_date(date)
+    if theirs is None or abs(ahead := now - theirs) <= SKEW:
         return None
     way = "ahead of" if ahead > timedelta(0) else "behind"
     return (
