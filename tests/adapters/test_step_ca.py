@@ -357,6 +357,16 @@ async def test_a_proxy_that_ends_tls_hides_the_certificate_and_costs_no_renewal(
             assert len(ca.asked("/1.0/sign")) == 2
 
 
+async def test_a_delay_counts_before_the_root_is_there_too(tmp_path: Path) -> None:
+    async def busy(_request: Request) -> Reply:
+        return Reply(429, b"", {"retry-after": "7"})
+
+    async with step_ca() as ca:
+        ca.server.answer = busy
+        error = await failed(client(tmp_path, ca))
+    assert (error.kind, error.retry_after) == (ErrorKind.THROTTLED, 7.0)
+
+
 async def test_an_overloaded_ca_is_not_asked_twice_in_one_attempt(tmp_path: Path) -> None:
     async with step_ca() as ca:
         authority = client(tmp_path, ca)
@@ -419,6 +429,39 @@ async def test_an_agent_that_restarts_after_a_rotation_still_trusts_the_server(t
     assert stored.stat().st_mode & 0o077 == 0
 
 
+@asynccontextmanager
+async def restarted_after_a_rotation(folder: Path) -> AsyncIterator[StepCaAuthority]:
+    """The client of an agent that stored the next root, of a step-ca that does not know the pinned one any more."""
+    ca = StepCaStandIn()
+    async with ca.serving():
+        port = ca.server.port
+        chosen = settings(folder, ca)
+        old = ca.rotate()
+        ca.roots.append(old)
+        await StepCaAuthority(chosen, context(folder)).anchors()
+        before = len(ca.asked(f"/root/{chosen.fingerprint}"))
+    ca.roots = [ca.root]
+    async with ca.serving(port=port):
+        yield StepCaAuthority(chosen, context(folder))
+        assert len(ca.asked(f"/root/{chosen.fingerprint}")) == before
+
+
+async def test_what_is_asked_at_the_same_time_waits_for_the_stored_roots(tmp_path: Path) -> None:
+    """A start asks for the first certificate and reads the anchors at once."""
+    async with restarted_after_a_rotation(tmp_path) as authority:
+        await asyncio.gather(authority.anchors(), Workload().issued(authority))
+
+
+async def test_an_attempt_that_is_cancelled_while_the_roots_are_read_costs_no_later_one(tmp_path: Path) -> None:
+    async with restarted_after_a_rotation(tmp_path) as authority:
+        attempt = asyncio.create_task(authority.anchors())
+        await asyncio.sleep(0)  # it begins to read them
+        attempt.cancel()
+        await asyncio.wait([attempt])
+        assert attempt.cancelled()
+        await Workload().issued(authority)
+
+
 async def test_stored_roots_that_are_lost_are_written_again(tmp_path: Path) -> None:
     async with step_ca() as ca:
         authority = client(tmp_path, ca)
@@ -427,9 +470,12 @@ async def test_stored_roots_that_are_lost_are_written_again(tmp_path: Path) -> N
         await authority.anchors()
         stored = tmp_path / "state" / NAME
         content = stored.read_bytes()
-        stored.unlink()
-        assert authority.put_back() == stored
-        assert stored.read_bytes() == content
+        restarted = client(tmp_path, ca)
+        await restarted.anchors()
+        for each in (authority, restarted):
+            stored.unlink()
+            assert each.put_back() == stored
+            assert stored.read_bytes() == content
 
 
 @pytest.mark.parametrize("fault", ["damaged", "of another fingerprint", "written by others"])

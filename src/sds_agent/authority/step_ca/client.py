@@ -79,7 +79,7 @@ class StepCaAuthority:
         self._clock = context.clock
         self._what = f"step-ca at {settings.url}"
         self._host = audience_host(settings.url, settings.server_name)
-        self._roots = StepCaServerRoots(settings, context.directory, self._what)
+        self._roots = StepCaServerRoots(settings, context.directory, self._what, context.clock)
         self.put_back = self._roots.put_back
         self._proofs = StepCaProofs(settings)
         self._operator = OperatorFiles()

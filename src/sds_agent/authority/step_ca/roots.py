@@ -6,6 +6,7 @@ ones are stored in the authority's directory, so that an agent that restarts aft
 With a file they are trusted until the process ends or the file changes: it is the operator's to say who vouches.
 """
 
+import asyncio
 import logging
 import os
 from pathlib import Path
@@ -19,6 +20,7 @@ from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
 from sds_agent.authority.step_ca.settings import StepCaSettings
 from sds_agent.authority.step_ca.wire import SUCCESS, read_root, refusal, words_of
+from sds_agent.clock import Clock
 from sds_agent.directories import own_directory
 from sds_agent.errors import SdsAgentError
 from sds_agent.files import ForeignFileError, read_own, write_private
@@ -48,15 +50,17 @@ class _StoredRoots(Struct, frozen=True):
 class StepCaServerRoots:
     """The roots for one step-ca's server. `what` is the server for messages."""
 
-    def __init__(self, settings: StepCaSettings, directory: Path, what: str) -> None:
+    def __init__(self, settings: StepCaSettings, directory: Path, what: str, clock: Clock) -> None:
         self._settings = settings
         self._file = directory / NAME
         self._what = what
+        self._clock = clock
         self._pinned: bytes | None = None
         self._announced: bytes = b""
         self._operator = OperatorFiles()
         self._disk = TimeLimit(DISK_TIMEOUT)
         self._loaded = False
+        self._one_pinning = asyncio.Lock()  # whoever asks meanwhile waits for what is stored
         self._stored = b""
         self._fault = log.LogOnChange(LOG, "server_roots_not_stored")
 
@@ -95,11 +99,12 @@ class StepCaServerRoots:
         return self._file
 
     async def _by_fingerprint(self, fingerprint: str) -> bytes:
-        if self._pinned is None and not self._loaded:
-            await self._load()
-        if self._pinned is None:
-            self._pinned = await self._bootstrap(fingerprint)
-        return self._pinned
+        async with self._one_pinning:
+            if self._pinned is None and not self._loaded:
+                await self._load()
+            if self._pinned is None:
+                self._pinned = await self._bootstrap(fingerprint)
+            return self._pinned
 
     async def _bootstrap(self, fingerprint: str) -> bytes:
         """The root, from a server that nothing vouches for yet: its hash proves it."""
@@ -118,25 +123,27 @@ class StepCaServerRoots:
                 "what `step certificate fingerprint root_ca.crt` prints for its root now, and check url",
             )
         if answer.status not in SUCCESS:
-            raise refusal(answer.status, words_of(answer.body), self._what)
+            delay = answer.retry_after(self._clock.now())
+            raise refusal(answer.status, words_of(answer.body), self._what, retry_after=delay)
         return read_root(answer.body, fingerprint, self._what)
 
     async def _load(self) -> None:
         """Use what an earlier process stored for this server and this fingerprint."""
-        self._loaded = True
         try:
             stored = await self._disk.call(_read, self._file)
             if (stored.url, stored.fingerprint) == (self._settings.url, self._settings.fingerprint):
                 self._pinned = write_pem(read_pem(stored.pinned.encode()))
                 self._announced = write_pem(read_bundle(stored.announced.encode()).certificates)
+                self._stored = msgspec.json.encode(stored)
         except FileNotFoundError:
-            return  # nothing was stored
+            pass  # nothing was stored
         except OSError as error:
             self._not_restored(f"cannot read {self._file}: {error.strerror}")
         except ForeignFileError as error:
             self._not_restored(f"{self._file} {error}; it is not used")
         except (CertificateError, msgspec.MsgspecError, ValueError, RecursionError) as error:
             self._not_restored(f"{self._file} is damaged ({escaped(str(error), LONGEST_REASON)}); it is not used")
+        self._loaded = True
 
     @staticmethod
     def _not_restored(cause: str) -> None:
