@@ -231,6 +231,16 @@ async def test_a_key_that_is_replaced_signs_the_next_token(tmp_path: Path) -> No
         await Workload().issued(authority)
 
 
+async def test_space_at_the_end_of_a_password_counts_no_more_than_for_step(tmp_path: Path) -> None:
+    """`step crypto jwk create --password-file` takes the same file, and trims it."""
+    async with step_ca() as ca:
+        files = write_jwk(tmp_path, ca, PASSWORD)
+        authority = client(tmp_path, ca, **files)
+        for end in (b" \n", b"\r\n\n"):
+            files["password_file"].write_bytes(PASSWORD + end)
+            await Workload().issued(authority)
+
+
 async def test_a_password_that_is_replaced_counts_for_the_next_token(tmp_path: Path) -> None:
     async with step_ca() as ca:
         files = write_jwk(tmp_path, ca, PASSWORD)

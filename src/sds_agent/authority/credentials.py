@@ -5,6 +5,7 @@ the file is good. All functions block for a moment on the disk: a client calls t
 raise AuthorityError UNAUTHENTICATED, which names the file, says what to do, and quotes nothing of its content.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,8 +81,8 @@ def _extended(words: str, at: int, text: str, found: int, least: int) -> tuple[i
 
 
 def read_token(file: Path, what: str = "the token") -> Token:
-    """The token in `file`: printable ASCII without spaces. Space around it does not count."""
-    data = _read(file, what).strip()
+    """The token in `file`: printable ASCII without spaces. Space around it and a byte order mark do not count."""
+    data = _read(file, what).removeprefix(BOM_UTF8).strip()
     if not data:
         raise _unusable(f"the file {file} with {what} is empty; the program that renews it has to write it there")
     return token(data, f"the file {file}", what)
@@ -116,11 +117,15 @@ def token_fault(shown: Token, now: datetime) -> Problem | None:
     return Problem((), f"names a token that expired at {describe_time(end)}", fix)
 
 
-def read_password(file: Path, what: str = "the password") -> Token:
-    """The password in `file`: the text up to the line break that ends the file, if one does."""
+def read_password(file: Path, what: str = "the password", *, trimmed: bool = False) -> Token:
+    """The password in `file`: the text up to the line break that ends the file, if one does.
+
+    A `trimmed` one ends before all space at the end of the file.
+    """
     data = _read(file, what)
     try:
-        text = data.decode().removesuffix("\n").removesuffix("\r")
+        text = data.decode()
+        text = text.rstrip() if trimmed else text.removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise _unusable(f"the file {file} with {what} is no text; check that it is the right file") from error
     if not text or len(text) > LONGEST_TOKEN or "\n" in text or "\0" in text:

@@ -64,7 +64,9 @@ class StepCaProofs:
             raise AuthorityError(ErrorKind.UNAUTHENTICATED, str(error)) from error
         password = None
         if password_file is not None:
-            password = read_password(password_file, "the password of the provisioner's key").text.encode()
+            # trimmed as step trims it, which encrypted the key with a password from a file such as this
+            shown = read_password(password_file, "the password of the provisioner's key", trimmed=True)
+            password = shown.text.encode()
         known = self._decrypted
         if known is None or (known.data, known.password) != (data, password):
             known = _Decrypted(data, password, self._decrypt(file, data, password))
