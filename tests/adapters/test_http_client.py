@@ -84,6 +84,15 @@ async def test_a_server_that_other_roots_vouch_for_gets_no_request() -> None:
     assert "the roots in ca_file do not vouch for the certificate of the CA" in str(error)
 
 
+async def test_an_intermediate_ca_in_the_file_of_roots_vouches_too() -> None:
+    server = HttpsServer(fine)
+    begin, end = server.validity
+    root = make_ca("root", not_before=begin, not_after=end)
+    server.ca = make_ca("issuing", root, not_before=begin, not_after=end)
+    async with server.serving():
+        assert (await send(get(server), "the CA")).body == b"fine"
+
+
 async def test_a_server_with_another_name_gets_no_request() -> None:
     server = HttpsServer(fine, names=("other.example",))
     async with server.serving():
@@ -136,6 +145,15 @@ async def test_no_redirect_is_followed() -> None:
             answer = await send(get(server, headers={"x-token": "secret"}), "the CA")
         assert other.requests == []
     assert answer.status == 307
+
+
+async def test_a_proxy_of_the_environment_never_sees_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's proxy is for the web: it could neither reach the CA nor is the token its business."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+        monkeypatch.setenv(name.upper(), "http://127.0.0.1:1")
+    async with serving(fine) as server:
+        assert (await send(get(server), "the CA")).body == b"fine"
 
 
 @pytest.mark.parametrize(
