@@ -54,7 +54,7 @@ def ca() -> SpireCa:
 
 @pytest.fixture
 def api(tmp_path: Path) -> WorkloadApi:
-    return WorkloadApi(tmp_path / "api.sock")
+    return WorkloadApi(tmp_path / "a#%41 b.sock")  # as a URL it would lead elsewhere
 
 
 @pytest.fixture
