@@ -101,6 +101,16 @@ async def test_a_certificate_by_authsign_with_its_chain_and_root_is_accepted(tmp
     assert set(asked) == {"certificate_request", "profile", "bundle"}, "an empty list of hosts would drop the SAN"
 
 
+async def test_a_default_profile_without_usages_costs_no_certificate(tmp_path: Path) -> None:
+    """Most servers have `"default": {"expiry": "8760h"}` alone; Go writes a list that is not there as null."""
+    async with setting(tmp_path) as it:
+        it.server.profiles[""] = {"usages": None, "expiry": "8760h"}
+        accepted = it.accepted(await it.issue())
+        assert accepted.anchors == (it.server.ca.root,)
+        assert accepted.warnings == ()
+        assert await it.anchors() == (it.server.ca.root,)
+
+
 async def test_without_a_key_the_agent_asks_by_sign_and_for_a_label(tmp_path: Path) -> None:
     async with setting(tmp_path) as it:
         it.server.auth_key = None

@@ -63,10 +63,13 @@ class CfsslSigned(Struct, frozen=True):
 
 
 class CfsslInfo(Struct, frozen=True):
-    """The result of `info`: the signer's certificate, and what the profile gives to those that it signs."""
+    """The result of `info`: the signer's certificate, and what the profile gives to those that it signs.
+
+    The default profile may have no usages, which is null.
+    """
 
     certificate: str
-    usages: tuple[str, ...] = ()
+    usages: tuple[str, ...] | None = None
     expiry: str = ""
 
     @property
@@ -77,7 +80,7 @@ class CfsslInfo(Struct, frozen=True):
     @property
     def lacking(self) -> tuple[str, ...]:
         """The usages that an Envoy needs and the profile does not give."""
-        return tuple(name for name in _USAGES if name not in self.usages)
+        return tuple(name for name in _USAGES if name not in (self.usages or ()))
 
 
 class _Envelope(Struct, frozen=True):
