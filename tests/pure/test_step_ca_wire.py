@@ -217,6 +217,9 @@ def test_a_chain_is_read_whole_and_from_old_answers_too() -> None:
     both = pem(leaf) + "\n" + pem(root.certificate)
     assert read_chain(json.dumps(whole).encode(), "step-ca").decode() == both
     assert read_chain(json.dumps({"crt": pem(leaf), "ca": pem(root.certificate)}).encode(), "step-ca").decode() == both
+    # where the chain has one certificate, such as that of a registration authority, step-ca has no issuer to name
+    alone = {"crt": pem(leaf), "ca": None, "certChain": [pem(leaf)]}
+    assert read_chain(json.dumps(alone).encode(), "step-ca").decode() == pem(leaf)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"certChain": 1}', b"{}", b"\xff", b"[" * 100_000])

@@ -87,10 +87,10 @@ class RekeyBody(Struct, frozen=True):
 
 
 class CertificateAnswer(Struct, frozen=True, rename="camel"):
-    """What both answer: the certificate, its issuer, and both in `cert_chain`."""
+    """What both answer: the certificate, its issuer, and both in `cert_chain`. `ca` may be null."""
 
     crt: str = ""
-    ca: str = ""
+    ca: str | None = None
     cert_chain: tuple[str, ...] = ()
 
 
