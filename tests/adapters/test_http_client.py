@@ -2,7 +2,7 @@
 
 import asyncio
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -54,6 +54,11 @@ async def refused(request: HttpsRequest) -> AuthorityError:
     with pytest.raises(AuthorityError) as caught:
         await send(request, "the CA")
     return caught.value
+
+
+async def streamed(request: HttpsRequest, what: str) -> list[bytes | HttpAnswer]:
+    async with aclosing(lines(request, what)) as received:
+        return [each async for each in received]
 
 
 def client(ca: Ca, not_after: datetime) -> CurrentIdentity:
@@ -136,6 +141,20 @@ async def test_a_certificate_that_the_server_refuses_is_an_error_of_its_own(faul
         error = await refused(get(server, certificate=shown))
     assert isinstance(error, CertificateRefusedError)
     assert error.kind is ErrorKind.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("ask", [send, streamed], ids=["whole", "by lines"])
+async def test_an_answer_that_is_cut_off_refuses_no_certificate(ask: Callable[..., Awaitable[object]]) -> None:
+    """A server that has begun to answer has accepted the certificate: nobody has to renew it."""
+    ca = make_ca("clients", not_before=NOW - DAY, not_after=datetime.now(UTC) + DAY)
+    server = HttpsServer(replying(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf\n"))
+    server.trust, server.require = (ca.certificate,), True
+    shown = client(ca, datetime.now(UTC) + timedelta(hours=1))
+    async with server.serving():
+        with pytest.raises(AuthorityError) as caught:
+            await ask(get(server, certificate=shown), "the CA")
+    assert caught.value.kind is ErrorKind.TRANSIENT
+    assert "ended the connection without a whole answer" in str(caught.value)
 
 
 async def test_no_redirect_is_followed() -> None:

@@ -19,7 +19,7 @@ LONGEST_LINE = 1 << 20
 
 
 class CertificateRefusedError(AuthorityError):
-    """The connection failed after our certificate was shown.
+    """The connection failed after our certificate was shown, and before an answer began.
 
     With TLS 1.3 a server that refuses a client's certificate ends the connection with an alert, an end of file or a
     reset, by chance; so each of them means that.

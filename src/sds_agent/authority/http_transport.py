@@ -30,19 +30,23 @@ _FAILURES = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, ssl.SSLError,
 
 async def send(request: HttpsRequest, what: str) -> HttpAnswer:
     """As `http_client.send`."""
+    answering = False
     try:
         async with _response(request, what) as response:
+            answering = True
             return _answer(response, request, await _body(response, what))
     except _FAILURES as error:
         # not chained: the library's errors may quote what was sent
-        failure = _failure(error, request, what)
+        failure = _failure(error, request, what, answering=answering)
     raise failure
 
 
 async def lines(request: HttpsRequest, what: str) -> AsyncGenerator[bytes | HttpAnswer, None]:
     """As `http_client.lines`."""
+    answering = False
     try:
         async with _response(request, what) as response:
+            answering = True
             if response.status_code != 200:
                 yield _answer(response, request, await _body(response, what))
                 return
@@ -51,7 +55,7 @@ async def lines(request: HttpsRequest, what: str) -> AsyncGenerator[bytes | Http
             return
     except _FAILURES as error:
         # not chained, as above
-        failure = _failure(error, request, what)
+        failure = _failure(error, request, what, answering=answering)
     raise failure
 
 
@@ -153,7 +157,8 @@ def _too_large(what: str, most: int) -> AuthorityError:
     return AuthorityError(ErrorKind.INVALID, f"{what} is larger than {most} bytes; check that it is the CA")
 
 
-def _failure(error: BaseException, request: HttpsRequest, what: str) -> AuthorityError:
+def _failure(error: BaseException, request: HttpsRequest, what: str, *, answering: bool) -> AuthorityError:
+    """What an error means, where the server was `answering` already or has not begun."""
     causes = list(_causes(error))
     for each in causes:
         if isinstance(each, ssl.SSLCertVerificationError):
@@ -163,7 +168,7 @@ def _failure(error: BaseException, request: HttpsRequest, what: str) -> Authorit
         isinstance(each, ssl.SSLError | ConnectionResetError | BrokenPipeError) for each in causes
     )
     reason = _reason(causes)
-    if broken and request.certificate is not None:
+    if broken and request.certificate is not None and not answering:
         return CertificateRefusedError(
             f"{what} ended the connection after the agent showed its certificate ({reason}); it may have expired, be "
             "revoked, or come from another CA"
