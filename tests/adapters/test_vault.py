@@ -61,6 +61,8 @@ async def test_a_certificate_comes_with_its_root(client: VaultClient, vault: Vau
     assert set(accepted.anchors) == vault.roots
     issuer = f"pki/issuer/{vault.default}/json"
     assert vault.paths == ["pki/issuers?list=true", issuer, "auth/approle/login", "pki/sign/web"]
+    # a Vault Agent with require_request_header refuses all others
+    assert {each.headers.get("x-vault-request") for each in vault.http.requests} == {"true"}
 
 
 async def test_the_identity_stands_in_the_csr_and_beside_it(client: VaultClient, vault: VaultServer) -> None:
