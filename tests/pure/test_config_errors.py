@@ -654,3 +654,17 @@ def test_an_admin_address_that_other_machines_reach_needs_the_explicit_word(tmp_
 @pytest.mark.parametrize("address", ["127.0.0.1:9902", "[::1]:0", "localhost:9902", "127.9.9.9:1"])
 def test_loopback_needs_no_word(tmp_path: Path, address: str) -> None:
     assert problems(tmp_path, f"{MINIMAL}admin: {{address: '{address}'}}\n") == ()
+
+
+@pytest.mark.parametrize(
+    "host", [".example", "a..example", "a" * 64, "\u00e9" * 60, "a b", "a\\0b", "a\\nb", "[::1]x", "a\\u00a0b"]
+)
+def test_an_address_that_cannot_be_looked_up_is_refused_before_anything_listens(tmp_path: Path, host: str) -> None:
+    (found,) = problems(tmp_path, f'{MINIMAL}admin: {{beyond_loopback: true, address: "{host}:9902"}}\n')
+    assert (found.key, found.line) == ("admin.address", 5)
+    assert "brackets" in found.fix or "a name has 1 to 63 characters" in found.fix
+
+
+@pytest.mark.parametrize("host", ["agent.example.", "bücher.example", "a" * 63, "_x-1", "[fe80::1%eth0]"])
+def test_an_address_of_any_other_name_is_taken(tmp_path: Path, host: str) -> None:
+    assert problems(tmp_path, f'{MINIMAL}admin: {{beyond_loopback: true, address: "{host}:9902"}}\n') == ()

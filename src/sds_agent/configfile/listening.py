@@ -32,11 +32,22 @@ def _address(value: object, _base: Path) -> ListenAddress:
     bare = host.removeprefix("[").removesuffix("]")
     if not colon or not port.isascii() or not port.isdecimal() or len(port) > 5 or int(port) > 65535:
         raise UnacceptableError
-    if (":" in host) is not host.startswith("["):
+    if (":" in host) is not (host.startswith("[") and host.endswith("]")):
         raise UnacceptableError("write an IPv6 address in brackets")
     if not bare:
         raise UnacceptableError("write 0.0.0.0 or [::] to listen on every address")
+    if not _can_be_looked_up(bare):
+        raise UnacceptableError("a name has 1 to 63 characters between two dots, and no space")
     return ListenAddress(bare, int(port))
+
+
+def _can_be_looked_up(host: str) -> bool:
+    """Whether `socket.getaddrinfo` asks for it: another one it does not take for a name, and raises UnicodeError."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return host.isprintable() and " " not in host
 
 
 Listen: TypeAlias = Annotated[
@@ -44,6 +55,6 @@ Listen: TypeAlias = Annotated[
     custom(
         _address,
         "an address and a port such as 127.0.0.1:15012",
-        {"type": "string", "pattern": r"^(\[[^\[\]]+\]|[^\[\]:]+):[0-9]+$"},
+        {"type": "string", "pattern": r"^(\[[^\[\]\s]+\]|[^\[\]:\s]+):[0-9]+$"},
     ),
 ]
