@@ -120,6 +120,8 @@ def _places(plan: UnitPlan) -> Sequence[str]:
         lines += [f"RuntimeDirectory={plan.runtime}", "RuntimeDirectoryPreserve=yes"]
     if plan.state is not None:
         lines += [f"StateDirectory={plan.state}", "StateDirectoryMode=0700"]
+    if plan.writable:
+        lines += ["# What the agent writes to besides: these have to be there, or the service does not start."]
     lines += [f"ReadWritePaths={_quoted(str(each))}" for each in plan.writable]
     if plan.credentials:
         lines += [

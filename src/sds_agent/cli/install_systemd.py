@@ -2,10 +2,12 @@
 
 import argparse
 import os
+import re
+import shlex
 import shutil
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sds_agent.authority import registry
@@ -13,11 +15,16 @@ from sds_agent.cli import output
 from sds_agent.cli.config_file import add_file, chosen
 from sds_agent.config.loading import load
 from sds_agent.config.settings import Settings
+from sds_agent.configfile import environment
+from sds_agent.configfile.phrases import KeyPath, render
 from sds_agent.errors import ConfigurationError
+from sds_agent.text import quoted
 from sds_agent.units import NAME, UnitFile, UnitPlan, files
 
 FILE = Path("/etc/sds-agent/sds-agent.yaml")
-_RUN, _STATE = Path("/run"), Path("/var/lib")
+_ROOT = Path("/")
+_RUN, _STATE = (Path("/run"), Path("/var/run")), (Path("/var/lib"),)
+_ACCOUNT = re.compile("[A-Za-z_][A-Za-z0-9_.-]{0,30}")
 _HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
 
 EXIT_CODES = (
@@ -35,28 +42,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with a .socket unit: systemd listens, and Envoys that connect while the agent restarts wait",
     )
-    parser.add_argument("--user", default=NAME, metavar="NAME", help=f"the account to run as; by default {NAME}")
     parser.add_argument(
-        "--root", type=Path, metavar="DIRECTORY", default=Path("/"), help="for packages: write below this directory"
+        "--user", type=_account, default=NAME, metavar="NAME", help=f"the account to run as; by default {NAME}"
+    )
+    parser.add_argument(
+        "--root", type=Path, metavar="DIRECTORY", default=_ROOT, help="for packages: with --write, below this directory"
     )
     parser.add_argument("--replace", action="store_true", help="with --write: also replace files that were changed")
 
 
+def _account(text: str) -> str:
+    if not _ACCOUNT.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is no name of an account")
+    return text
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Print or write the files. Raises ProblemsError and ConfigurationError."""
-    made = files(_plan(arguments), with_socket=arguments.socket_unit)
+    if not arguments.write and (arguments.replace or arguments.root != _ROOT):
+        raise ConfigurationError("--replace and --root are about files that are written; add --write")
+    plan = _plan(arguments)
+    made = files(plan, with_socket=arguments.socket_unit)
     if not arguments.write:
         for each in made:
             output.write(f"# {each.path}\n{each.text}")
         return 0
     for path in _write(made, arguments.root, replace=arguments.replace):
         output.write(f"wrote {path}")
-    output.write(_next_steps(made, arguments.user))
+    output.write(_next_steps(made, plan))
     return 0
 
 
 def _plan(arguments: argparse.Namespace) -> UnitPlan:
-    places = {"RUNTIME_DIRECTORY": str(_RUN / NAME), "STATE_DIRECTORY": str(_STATE / NAME)}
+    places = {"RUNTIME_DIRECTORY": str(_RUN[0] / NAME), "STATE_DIRECTORY": str(_STATE[0] / NAME)}
     file = Path(os.path.abspath(chosen(arguments) or FILE))  # noqa: PTH100 - a link to the file may lead to its next version
     settings = load(file, {**os.environ, **places}).settings
     if settings.sds.owner is not None:
@@ -74,7 +92,7 @@ def _plan(arguments: argparse.Namespace) -> UnitPlan:
         group=settings.sds.group,
         runtime=_below(settings.sds.socket.parent, _RUN),
         state=_below(settings.state_dir, _STATE),
-        credentials=_credentials(settings),
+        credentials=dict(credentials(settings, arguments.user)),
         writable=tuple(_writable(settings)),
         at_home=any(_is_in(each, home) for each in (command, file, Path(sys.executable)) for home in _HOMES),
     )
@@ -88,9 +106,10 @@ def _command() -> Path:
     return Path(os.path.abspath(called))  # noqa: PTH100 - a link such as /usr/bin/sds-agent is the stable name
 
 
-def _below(directory: Path, above: Path) -> str | None:
+def _below(directory: Path, above: Sequence[Path]) -> str | None:
     """The directory's name below another one, as RuntimeDirectory= and StateDirectory= have it."""
-    return str(directory.relative_to(above)) if directory != above and directory.is_relative_to(above) else None
+    plain = Path(os.path.normpath(directory))
+    return next((str(plain.relative_to(each)) for each in above if each in plain.parents), None)
 
 
 def _is_in(path: Path, directory: Path) -> bool:
@@ -98,39 +117,52 @@ def _is_in(path: Path, directory: Path) -> bool:
 
 
 def _writable(settings: Settings) -> Iterator[Path]:
-    """The directories that the agent writes to and systemd does not make for it."""
-    if _below(settings.sds.socket.parent, _RUN) is None:
-        yield settings.sds.socket.parent
-    if _below(settings.state_dir, _STATE) is None:
-        yield settings.state_dir
-    yield from (each.output.directory for each in settings.workloads if each.output is not None)
+    """The directories that the agent writes to, each once, but for those that systemd makes and what is in them: the
+    service does not start where one of the others is missing.
+    """
+    runtime, state = settings.sds.socket.parent, settings.state_dir
+    wanted = [runtime, state, *(each.output.directory for each in settings.workloads if each.output is not None)]
+    if settings.admin.enabled and settings.admin.socket is not None:
+        wanted.append(settings.admin.socket.parent)
+    made = [each for each, above in ((runtime, _RUN), (state, _STATE)) if _below(each, above) is not None]
+    plain = [Path(os.path.normpath(each)) for each in made]
+    yield from dict.fromkeys(
+        each for each in wanted if not any(Path(os.path.normpath(each)).is_relative_to(above) for above in plain)
+    )
 
 
-def _credentials(settings: Settings) -> Mapping[str, Path]:
-    """The secret files that root alone can read now, by the variable that sets the key which names each."""
-    named = {
-        f"authorities.{name}.{key}": path
+def credentials(settings: Settings, user: str, *, root: int = 0) -> Iterator[tuple[str, Path]]:
+    """The secret files that root alone can read now, each with the variable that sets the key which names it. Reports
+    those that no variable can name.
+    """
+    named: dict[KeyPath, Path] = {
+        ("authorities", name, *key.split(".")): path
         for name, chosen in settings.authorities.items()
         for key, path in registry.kind_of(chosen).files(chosen).items()
         if key in registry.kind_of(chosen).secrets
     }
     if settings.state_encryption is not None and settings.state_encryption.key_file is not None:
-        named["state_encryption.key_file"] = settings.state_encryption.key_file
-    variables = {f"SDS_AGENT__{key.upper().replace('.', '__')}": path for key, path in named.items()}
-    return {name: path for name, path in variables.items() if _is_name(name) and _is_for_root_alone(path)}
+        named["state_encryption", "key_file"] = settings.state_encryption.key_file
+    for key, path in named.items():
+        if not _is_alone(path, root):
+            continue
+        variable = environment.variable(key)
+        if environment.leads_to(variable, key, settings.authorities):
+            yield variable, path
+        else:
+            output.report(
+                f"{render(key)}: only root can read {path}, and no variable can have this key's name, so the service "
+                f"gets no credential for it; let {user} read the file, or give the authority another name"
+            )
 
 
-def _is_name(variable: str) -> bool:
-    """Whether an environment can have it: the name of an authority may have other characters."""
-    return variable.isascii() and variable.replace("_", "a").isalnum()
-
-
-def _is_for_root_alone(path: Path) -> bool:
+def _is_alone(path: Path, user: int) -> bool:
+    """Whether it belongs to this user, and no other one can read it."""
     try:
         found = path.stat()
     except OSError:
         return False
-    return found.st_uid == 0 and not stat.S_IMODE(found.st_mode) & (stat.S_IRGRP | stat.S_IROTH)
+    return found.st_uid == user and not stat.S_IMODE(found.st_mode) & (stat.S_IRGRP | stat.S_IROTH)
 
 
 def _write(made: tuple[UnitFile, ...], root: Path, *, replace: bool) -> Iterator[Path]:
@@ -155,11 +187,15 @@ def _write(made: tuple[UnitFile, ...], root: Path, *, replace: bool) -> Iterator
             ) from error
 
 
-def _next_steps(made: tuple[UnitFile, ...], user: str) -> str:
+def _next_steps(made: tuple[UnitFile, ...], plan: UnitPlan) -> str:
+    missing = "".join(
+        f"  install -d -o {plan.user} {shlex.quote(str(each))}\n" for each in plan.writable if not each.exists()
+    )
     started = " ".join(each.path.name for each in made if each.path.suffix in {".socket", ".service"})
     return (
         f"\nNext:\n"
-        f"  systemd-sysusers                        # makes the account {user}\n"
+        f"  systemd-sysusers                        # makes the account {plan.user}\n"
+        f"{missing}"
         f"  systemctl daemon-reload\n"
         f"  systemctl enable --now {started}\n"
         f"  systemctl status {NAME}"

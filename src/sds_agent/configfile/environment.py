@@ -4,7 +4,8 @@ The parts of a name are the parts of a key path, joined by two underscores and w
 underscores after the prefix avoid the variables of a Kubernetes service named sds-agent (SDS_AGENT_SERVICE_HOST).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from msgspec import Struct
@@ -49,6 +50,23 @@ def apply(document: Document, environ: Mapping[str, str]) -> list[Problem]:
         except ProblemsError as error:
             problems += [problem.within(variable.origin.source) for problem in error.problems]
     return problems
+
+
+def variable(key: KeyPath) -> str:
+    """The name of the variable that sets the key, if there is one (`leads_to`)."""
+    return PREFIX + "__".join(str(part).upper().replace("-", "_") for part in key)
+
+
+def leads_to(name: str, key: KeyPath, among: Iterable[str]) -> bool:
+    """Whether the variable of that name sets this key, where the section above it has the names in `among` too."""
+    first, *rest = key
+    tree: dict[str, Any] = {str(first): {each: {} for each in among}} if len(rest) > 1 else {}
+    if apply(Document(tree=tree, origins={(): Origin("")}, base=Path()), {name: ""}):
+        return False
+    inner: Any = tree
+    for part in key:
+        inner = inner.get(part) if isinstance(inner, dict) else None
+    return bool(inner == "")
 
 
 def _misfit(found: str, fix: str) -> ProblemsError:

@@ -1,0 +1,108 @@
+"""`sds-agent install systemd`: the unit has to let the agent at everything that its configuration names."""
+
+import os
+from pathlib import Path
+
+import pytest
+from fakes.configurations import MINIMAL, settings
+
+from sds_agent.authority import registry
+from sds_agent.cli.install_systemd import credentials
+from sds_agent.cli.main import main
+
+Printed = pytest.CaptureFixture[str]
+VAULT = (
+    "type: vault, url: 'https://vault.example', role: web, ca_file: roots.pem, auth: {type: token, token_file: token}"
+)
+
+
+@pytest.fixture
+def printed(tmp_path: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch) -> "Units":
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    program = tmp_path / "sds-agent"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    return Units(tmp_path, capsys)
+
+
+class Units:
+    """Prints the units for a configuration."""
+
+    def __init__(self, folder: Path, capsys: Printed) -> None:
+        self.folder = folder
+        self._capsys = capsys
+
+    def __call__(self, text: str, *options: str) -> list[str]:
+        """The lines of the files, for MINIMAL and this text."""
+        (self.folder / "sds-agent.yaml").write_text(f"{MINIMAL}{text}")
+        assert main(["install", "systemd", str(self.folder / "sds-agent.yaml"), *options]) == 0
+        return self._capsys.readouterr().out.splitlines()
+
+
+def credentials_of(folder: Path, authorities: str) -> tuple[dict[str, Path], Path]:
+    """Those of the service for a configuration with these authorities, and the token that all of them have."""
+    token = folder / "token"
+    token.write_text("secret")
+    token.chmod(0o600)
+    chosen = settings(
+        folder, f"{MINIMAL}    authority: {authorities.partition(':')[0]}\nauthorities: {{{authorities}}}\n"
+    )
+    return dict(credentials(chosen, "sds-agent", root=os.geteuid())), token
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("vault", "VAULT"), ("my_ca", "MY_CA"), ("my-ca", "MY_CA"), ("a-b_c-1", "A_B_C_1")]
+)
+def test_a_secret_of_root_comes_as_a_credential_whatever_its_authority_is_called(
+    name: str, part: str, tmp_path: Path, capsys: Printed
+) -> None:
+    found, token = credentials_of(tmp_path, f"{name}: {{{VAULT}}}")
+    assert found == {f"SDS_AGENT__AUTHORITIES__{part}__AUTH__TOKEN_FILE": token}
+    changed = settings(
+        tmp_path, (tmp_path / "sds-agent.yaml").read_text(), **dict.fromkeys(found, "/run/credentials/x/token")
+    )
+    files = registry.kind_of(changed.authorities[name]).files(changed.authorities[name])
+    assert files["auth.token_file"] == Path("/run/credentials/x/token")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("name", "other"), [("a__b", "c"), ("ca_", "c"), ("my-ca", "my_ca")])
+def test_a_secret_that_no_variable_can_name_is_reported(name: str, other: str, tmp_path: Path, capsys: Printed) -> None:
+    found, token = credentials_of(tmp_path, f"{name}: {{{VAULT}}}, {other}: {{type: embedded}}")
+    assert found == {}
+    said = f"sds-agent: authorities.{name}.auth.token_file: only root can read {token}, and no variable"
+    assert said in capsys.readouterr().err
+
+
+def test_what_lies_in_a_directory_that_systemd_makes_needs_no_line(printed: Units) -> None:
+    """A line for a directory that is not there yet would keep the service from starting."""
+    lines = printed("    output: /var/lib/sds-agent/certs/web\nsds: {socket: /var/run/sds-agent/web/sds.sock}\n")
+    assert {"RuntimeDirectory=sds-agent/web", "StateDirectory=sds-agent"} <= set(lines)
+    assert not any(line.startswith("ReadWritePaths=") for line in lines)
+
+
+def test_what_lies_elsewhere_is_writable_and_has_to_be_made(printed: Units) -> None:
+    place, there = printed.folder / "new certs", printed.folder
+    text = f"    output: '{place}'\nadmin: {{socket: {there}/admin.sock}}\n"
+    paths = [line for line in printed(text) if line.startswith("ReadWritePaths=")]
+    assert paths == [f'ReadWritePaths="{place}"', f"ReadWritePaths={there}"]
+    steps = printed(text, "--write", "--root", str(printed.folder / "root"))
+    assert [line.strip() for line in steps if "install -d" in line] == [f"install -d -o sds-agent '{place}'"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--replace",), "add --write"),
+        (("--root", "/tmp"), "add --write"),
+        (("--user", "a b"), "'a b' is no name of an account"),
+        (("--user", ""), "'' is no name of an account"),
+        (("--user", "1000"), "'1000' is no name of an account"),
+    ],
+)
+def test_a_call_that_says_less_than_it_seems_to_is_refused(
+    options: tuple[str, ...], said: str, tmp_path: Path, capsys: Printed
+) -> None:
+    (tmp_path / "a.yaml").write_text(MINIMAL)
+    assert main(["install", "systemd", str(tmp_path / "a.yaml"), *options]) == 2
+    assert said in capsys.readouterr().err
