@@ -104,6 +104,59 @@ def test_grpc_is_set_up_before_it_is_imported_unless_the_user_has_set_it_up(
     assert done.stdout == f"{ours if wanted is None else wanted}\n"
 
 
+@pytest.mark.parametrize(
+    "command", ["run", "ready", "status", "explain web", "secret", "doctor", "envoy-config default"]
+)
+@pytest.mark.parametrize(
+    ("path", "said"), [("", "it is empty"), ("/", "it is a directory"), (".", "it is a directory")]
+)
+def test_a_socket_without_a_name_is_a_wrong_call(
+    command: str, path: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as where a variable of the shell is not set."""
+    words = command.split()
+    assert main([*words, "--socket", path]) == 2
+    assert capsys.readouterr().err.startswith(
+        f"sds-agent: {words[0]}: --socket: it must be the path of a socket such as /run/sds-agent/sds.sock; {said}; "
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("ready --socket", "--socket: it must be a path in UTF-8"),
+        ("status --socket", "--socket: it must be a path in UTF-8"),
+        ("envoy-config default --socket", "--socket: it must be a path in UTF-8"),
+        ("envoy-config default --path-config", "--path-config: it must be a path in UTF-8"),
+        ("issue --output", "--output: it must be a path in UTF-8"),
+        ("secret web", "NAME: a resource name is text in UTF-8"),
+        ("secret --timeout", "--timeout: '\\udcff' is no number of seconds above 0"),
+    ],
+)
+def test_bytes_that_are_no_text_are_refused_where_text_is_needed(
+    command: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command.split()
+    assert main([*words, "\udcff"]) == 2
+    assert capsys.readouterr().err.startswith(f"sds-agent: {words[0]}: {said}; ")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("check --spend-token", "add --probe"),
+        ("doctor --probe --socket sds.sock", "name the agent by --config"),
+        ("doctor --probe --admin 127.0.0.1:9902", "name the agent by --config"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(
+    command: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else a script would take a CA for good that nobody has asked."""
+    assert main(command.split()) == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--version", "-V"])
 def test_the_version_is_printed(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([option]) == 0
@@ -369,12 +422,13 @@ def test_a_file_that_cannot_be_read_is_reported(command: str, name: str, said: s
 # Outputs that do not take what is said
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [["check"], ["schema"], ["--help"], ["--version"]])
-def test_a_reader_that_has_left_is_no_error_worth_a_word(arguments: list[str], folder: Path) -> None:
+def test_a_reader_that_has_left_is_no_error_worth_a_word(arguments: list[str], unbuffered: str, folder: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        done = call(folder, *arguments, stdout=writer)
+        done = call(folder, *arguments, stdout=writer, PYTHONUNBUFFERED=unbuffered)
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sds_agent.admin.model import Status
 from sds_agent.cli.answered import NotStatusError, read_status
 from sds_agent.cli.config_file import found, report_passed_over
+from sds_agent.cli.paths import as_socket
 from sds_agent.cli.ready import sockets
 from sds_agent.config.defaults import admin_socket
 from sds_agent.errors import SdsAgentError
@@ -47,7 +48,9 @@ def add_agent(parser: argparse.ArgumentParser) -> None:
         help="the configuration that the agent runs on; by default ./sds-agent.yaml if there is one, or else the "
         "defaults",
     )
-    which.add_argument("--socket", type=Path, metavar="PATH", help="the agent's SDS socket; no configuration is read")
+    which.add_argument(
+        "--socket", type=as_socket, metavar="PATH", help="the agent's SDS socket; no configuration is read"
+    )
     which.add_argument(
         "--admin",
         type=place,

@@ -16,7 +16,7 @@ from sds_agent.cli.formats import add_format, write
 from sds_agent.clock import SystemClock
 from sds_agent.config.loading import Loaded, load
 from sds_agent.config.settings import Settings
-from sds_agent.errors import ProblemsError
+from sds_agent.errors import ConfigurationError, ProblemsError
 
 if TYPE_CHECKING:
     from sds_agent.probe import Finding
@@ -72,9 +72,12 @@ class CheckResult(Struct, frozen=True, kw_only=True):
 def run(arguments: argparse.Namespace) -> int:
     """Explain the configuration on standard output; report on standard error what keeps the agent from starting here.
 
-    Warnings go there too. Raises ProblemsError, but for programs, which get the problems as a value.
+    Warnings go there too. Raises ProblemsError, but for programs, which get the problems as a value, and
+    ConfigurationError for a wrong call.
     """
     output.silence_warnings()
+    if arguments.spend_token and not arguments.probe:
+        raise ConfigurationError("--spend-token is a part of --probe, without which no authority is asked; add --probe")
     file = chosen_or_found(arguments, os.environ)
     if chosen(arguments) is None:
         report_passed_over(os.environ)

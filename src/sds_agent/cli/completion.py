@@ -2,11 +2,11 @@
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
 from sds_agent.cli import output
 from sds_agent.cli.commands import COMMANDS
 from sds_agent.cli.parser import Parser, build
+from sds_agent.cli.paths import TYPES
 
 SHELLS = ("bash", "zsh", "fish")
 _DIRECTORIES = frozenset({"DIR", "ROOTDIR", "DIRECTORY"})
@@ -32,7 +32,7 @@ def script(shell: str) -> str:
 
     whole = build().whole()
     for action in actions(whole):
-        if action.type is Path:
+        if action.type in TYPES:
             is_directory = action.metavar in _DIRECTORIES
             setattr(action, "complete", shtab.DIRECTORY if is_directory else shtab.FILE)  # noqa: B010 - shtab's own name
     for word in actions(whole.commands["help"], below=False):

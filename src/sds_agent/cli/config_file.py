@@ -37,7 +37,9 @@ def add_file(
     which.add_argument("file", nargs="?", type=Path, metavar="FILE", help=about)
     which.add_argument("--config", type=Path, metavar="FILE", help="the same as FILE")
     if socket_about is not None:
-        which.add_argument("--socket", type=Path, metavar="PATH", help=socket_about)
+        from sds_agent.cli.paths import as_socket  # noqa: PLC0415 - for what argparse reads alone
+
+        which.add_argument("--socket", type=as_socket, metavar="PATH", help=socket_about)
 
 
 def add_file_before_others(parser: Any, about: str) -> None:

@@ -16,7 +16,7 @@ from sds_agent.clock import SystemClock
 from sds_agent.config.loading import Loaded, load
 from sds_agent.doctor.agents import judged, of_agent, worst
 from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
-from sds_agent.errors import ProblemsError, SdsAgentError
+from sds_agent.errors import ConfigurationError, ProblemsError, SdsAgentError
 from sds_agent.text import printable
 
 EXIT_CODES = "0 nothing is bad; 1 something is; 2 a wrong call"
@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="examine this Envoy too, by its admin address such as http://127.0.0.1:9901, or its socket",
     )
     parser.add_argument(
-        "--probe", action="store_true", help="ask each authority for a certificate that is thrown away, as check does"
+        "--probe",
+        action="store_true",
+        help="ask each authority of the configuration for a certificate that is thrown away, as check does",
     )
     add_format(parser)
 
@@ -46,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Examine everything and print what was found. Raises ConfigurationError for a wrong call."""
     output.silence_warnings()
+    if arguments.probe and (arguments.socket is not None or arguments.admin is not None):
+        raise ConfigurationError(
+            "--probe asks the authorities of a configuration, and none is read with --socket or --admin; name the "
+            "agent by --config"
+        )
     diagnoses = list(_examined(arguments))
     if arguments.format != "table":
         output.write(document(diagnoses, arguments.format))

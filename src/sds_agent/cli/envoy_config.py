@@ -9,6 +9,7 @@ from typing import Any
 from sds_agent.cli import output
 from sds_agent.cli.config_file import found, report_passed_over
 from sds_agent.cli.formats import document
+from sds_agent.cli.paths import as_socket, as_text
 from sds_agent.config.loading import load
 from sds_agent.config.settings import OutputSettings, Settings, WorkloadSettings
 from sds_agent.configfile.phrases import did_you_mean
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--socket",
-        type=Path,
+        type=as_socket,
         metavar="PATH",
         help="the agent's socket as this Envoy sees it, in place of sds.socket",
     )
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delta", action="store_true", help="Delta SDS in place of state of the world")
     parser.add_argument(
         "--path-config",
-        type=Path,
+        type=as_text,
         metavar="DIRECTORY",
         help="Envoy reads the files of the workload's output by itself; their paths are in files in this directory",
     )

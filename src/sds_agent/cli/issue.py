@@ -10,6 +10,7 @@ import msgspec
 from sds_agent import log
 from sds_agent.cli import output
 from sds_agent.cli.config_file import add_file, chosen, chosen_or_found, report_passed_over
+from sds_agent.cli.paths import as_text
 from sds_agent.configfile import durations
 from sds_agent.hardening import keep_memory_private
 
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workload", metavar="NAME", help="for which workload; may be left out where there is one")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=as_text,
         required=True,
         metavar="DIR",
         help="the directory for cert-chain.pem, key.pem and root-cert.pem; - writes nothing and forgets the key",

@@ -94,6 +94,10 @@ class Parser(argparse.ArgumentParser):
         """What argparse calls for a wrong call. Raises CallError."""
         raise self._wrong(message.removeprefix("argument "))
 
+    def _print_message(self, message: str, _file: Any = None) -> None:
+        """As argparse's, which loses an error of the output. Raises OutputError."""
+        output.write(message.rstrip("\n"))
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """As argparse's, whose own sentence lists every command there is."""
         if action.choices is None or value in action.choices:

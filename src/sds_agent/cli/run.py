@@ -38,9 +38,14 @@ EXIT_CODES = (
 
 def add_arguments(parser: "argparse.ArgumentParser") -> None:
     """The file and what overrides its `log` section."""
+    from sds_agent.cli.paths import as_socket  # noqa: PLC0415 - for what argparse reads alone
+
     add_file(parser, "the configuration; by default ./sds-agent.yaml if there is one, or else the defaults, for a try")
     parser.add_argument(
-        "--socket", type=Path, metavar="PATH", help="the SDS socket, in place of sds.socket; admin.socket follows it"
+        "--socket",
+        type=as_socket,
+        metavar="PATH",
+        help="the SDS socket, in place of sds.socket; admin.socket follows it",
     )
     parser.add_argument("--log-format", choices=FORMATS, help="text, json, or auto: text on a terminal, json elsewhere")
     parser.add_argument("--log-level", choices=LEVELS, help="the least level that is written")

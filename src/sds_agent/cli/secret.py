@@ -13,6 +13,7 @@ from sds_agent.cli.config_file import report_passed_over
 from sds_agent.cli.formats import add_format, coloured, document, table
 from sds_agent.cli.ready import is_socket, sockets
 from sds_agent.errors import SdsAgentError
+from sds_agent.text import quoted
 
 if TYPE_CHECKING:
     from sds_agent.inspection.secrets import InspectedSecret
@@ -40,7 +41,11 @@ class SecretCallError(SecretError):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The names, where they are asked, and the format."""
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="a resource name; without one all that the agent serves"
+        "names",
+        nargs="*",
+        type=_name,
+        metavar="NAME",
+        help="a resource name; without one all that the agent serves",
     )
     asking.add_agent(parser)
     parser.add_argument(
@@ -60,10 +65,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_format(parser, "pem")
 
 
+def _name(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError("a resource name is text in UTF-8") from error
+    return text
+
+
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
     if not (math.isfinite(seconds) and seconds > 0):
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is no number of seconds above 0")
     return seconds
 
 
