@@ -58,7 +58,8 @@ async def _finding(settings: Settings, name: str, clock: Clock, *, spend: bool) 
             return Finding(name, False, str(error))
         return Finding(name, True, "it is a part of the agent, and what it stores is good; it was not asked")
     if not spend and (spent := await in_thread(kind.spends, chosen)) is not None:
-        return Finding(name, None, f"not asked: {spent}, and a probe would spend it; --spend-token asks all the same")
+        fix = "`sds-agent check --probe --spend-token` asks all the same"
+        return Finding(name, None, f"not asked: {spent}, and a probe would spend it; {fix}")
     workload = structs.replace(asking[0], authority=(name,))
     only = structs.replace(settings, workloads=(workload,), authorities={name: chosen})
     try:

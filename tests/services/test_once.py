@@ -244,7 +244,7 @@ async def test_a_probe_says_of_each_ca_whether_it_issues_and_spends_no_token_unl
     done = await run("check", "--probe", config, code=0)
     said = done.stdout.decode().splitlines()[-1]
     assert said.startswith("The authority ca: not asked: token_file: the join token in")
-    assert "--spend-token asks all the same" in said
+    assert "`sds-agent check --probe --spend-token` asks all the same" in said
     assert ca.audit == []
     done = await run("check", "--probe", "--spend-token", config, code=0)
     said = done.stdout.decode().splitlines()[-1]
