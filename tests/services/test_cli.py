@@ -450,6 +450,25 @@ def test_a_terminal_without_unicode_shows_names_all_the_same(folder: Path) -> No
     assert "The workload gr\\xf6\\xdfe has" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["check -o json", "check -o yaml", "envoy-config größe-木 -o json", "envoy-config größe-木", "issue --output -"],
+)
+def test_a_program_reads_the_same_names_where_output_is_not_unicode(command: str, folder: Path) -> None:
+    path = file(folder, MINIMAL.replace("name: default", "name: größe-木"))
+    done = subprocess.run(
+        [*COMMAND, *command.split(), "--config", path],
+        env=environment(folder, PYTHONIOENCODING="ascii", PYTHONUTF8="1"),
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode in {0, 3}
+    text = done.stdout.decode("ascii")
+    read = [json.loads(text)] if "json" in command or "issue" in command else list(yaml.safe_load_all(text))
+    assert "größe-木" in json.dumps(read, ensure_ascii=False)
+
+
 @pytest.mark.parametrize(("arguments", "code"), [(["check"], 0), (["check", "none"], 2), (["--none"], 2)])
 def test_closed_outputs_are_no_error(arguments: list[str], code: int, folder: Path) -> None:
     """As a daemon's parent may leave them."""

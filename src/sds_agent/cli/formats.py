@@ -32,7 +32,8 @@ def add_format(parser: argparse.ArgumentParser, *others: str) -> None:
 def document(value: object, form: str) -> str:
     """A value of the status model, or of plain types, as `json` or `yaml`, without the last line's end.
 
-    Characters that are not printable are escaped, as far as a program reads the same value: the document may be shown.
+    Characters that are not printable, or that standard output does not have, are escaped, as far as a program reads the
+    same value: the document may be shown.
     """
     if form == "json":
         written = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
@@ -41,8 +42,7 @@ def document(value: object, form: str) -> str:
 
     plain = msgspec.to_builtins(value, builtin_types=())
     written = _yaml(yaml, plain, plainly=True)
-    is_printable = all(map(str.isprintable, written.split("\n")))
-    return written if is_printable else _yaml(yaml, plain, plainly=False)
+    return written if all(map(_is_plain, written.split("\n"))) else _yaml(yaml, plain, plainly=False)
 
 
 def _yaml(yaml: Any, plain: Any, *, plainly: bool) -> str:
@@ -52,7 +52,11 @@ def _yaml(yaml: Any, plain: Any, *, plainly: bool) -> str:
 
 def _escaped(line: str) -> str:
     """A line of JSON: outside of texts it has no such characters."""
-    return line if line.isprintable() else "".join(c if c.isprintable() else ascii_json(c)[1:-1] for c in line)
+    return line if _is_plain(line) else "".join(c if _is_plain(c) else ascii_json(c)[1:-1] for c in line)
+
+
+def _is_plain(text: str) -> bool:
+    return text.isprintable() and output.takes(text)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -13,6 +13,7 @@ from sds_agent.cli.config_file import add_file, chosen, chosen_or_found, report_
 from sds_agent.cli.paths import as_text
 from sds_agent.configfile import durations
 from sds_agent.hardening import keep_memory_private
+from sds_agent.text import ascii_json
 
 NOWHERE = Path("-")
 """In place of a directory: nothing is written."""
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     if (issued := asyncio.run(issue())) is None:
         output.report("interrupted before a certificate was issued")
         return INTERRUPTED
-    output.write(msgspec.json.encode(issued).decode())
+    output.write(ascii_json(msgspec.to_builtins(issued)))
     return 0
 
 

@@ -40,6 +40,17 @@ def write(text: str) -> None:
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
+def takes(text: str) -> bool:
+    """Whether standard output has every character of the text; `write` escapes others as Python does, which no other
+    program reads.
+    """
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def flush() -> None:
     """Write what argparse left in standard output's buffer. Raises OutputError."""
     if sys.stdout is not None:

@@ -79,7 +79,9 @@ def _scalar(value: object) -> str:
             return "true" if value else "false"
         case int() | float():
             return str(value)
-        case str() if value and value[0].isalpha() and all(c.isalnum() or c in "_-./" for c in value):
+        case str() if (
+            value.isascii() and value and value[0].isalpha() and all(c.isalnum() or c in "_-./" for c in value)
+        ):
             return value if value.lower() not in _WORDS else _quoted(value)
         case _:
             return _quoted(str(value))
