@@ -21,10 +21,9 @@ SETTINGS = 4
 def main() -> int:
     """Ask the agent, by `sds-agent ready`, or the CA."""
     arguments = command(Path("/proc/1/cmdline").read_text().split("\0"))
-    files = [each for each in arguments if Path(each).is_file()]
     if arguments[:2] == ["ca", "serve"]:
-        return ask_ca(Path(files[0]))
-    done = subprocess.run(["sds-agent", "ready", *files], check=False)
+        return ask_ca(Path(*place(arguments)))
+    done = subprocess.run(["sds-agent", "ready", *place(arguments)], check=False)
     return 1 if done.returncode else 0  # Docker reserves 2, the code for a file that cannot be used
 
 
@@ -32,6 +31,23 @@ def command(words: Sequence[str]) -> list[str]:
     """The arguments of sds-agent, which an interpreter or an init may precede; the image's own if it is not found."""
     names = [Path(word).name for word in words]
     return list(words[names.index("sds-agent") + 1 :]) if "sds-agent" in names else ["run", USUAL]
+
+
+def place(arguments: Sequence[str]) -> list[str]:
+    """Where it serves, as `sds-agent ready` has it: the socket that `run` was given, or else the file."""
+    path, file = option(arguments, "--socket"), option(arguments, "--config")
+    if path is not None:
+        return ["--socket", path]
+    return [file] if file is not None else [each for each in arguments if Path(each).is_file()][:1]
+
+
+def option(arguments: Sequence[str], name: str) -> str | None:
+    """What an option was given, as a word of its own or behind an equals sign; None where it was not given."""
+    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+        given, equals, value = word.partition("=")
+        if given == name:
+            return value if equals else following
+    return None
 
 
 def ask_ca(file: Path) -> int:

@@ -55,6 +55,26 @@ def test_what_the_container_was_started_for_is_found_behind_an_interpreter_and_a
     assert HEALTH.command(words) == arguments
 
 
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        ("run FILE", "FILE"),
+        ("run --config FILE --log-level debug", "FILE"),
+        ("run --config=FILE", "FILE"),
+        ("run", ""),
+        ("run FILE --socket /run/web/sds.sock", "--socket /run/web/sds.sock"),
+        ("run --socket=/run/web/sds.sock --config FILE", "--socket /run/web/sds.sock"),
+        ("ca serve FILE", "FILE"),
+        ("ca serve --config=FILE", "FILE"),
+    ],
+)
+def test_what_runs_is_asked_where_its_command_says_that_it_serves(words: str, asked: str, tmp_path: Path) -> None:
+    file = tmp_path / "sds-agent.yaml"
+    file.touch()
+    found = HEALTH.place(words.replace("FILE", str(file)).split())
+    assert found == asked.replace("FILE", str(file)).split()
+
+
 async def test_a_ca_that_serves_is_healthy(tmp_path: Path) -> None:
     file = configuration(tmp_path, free_port())
     async with started([sys.executable, "-m", "sds_agent", "ca", "serve", str(file)]) as program:
