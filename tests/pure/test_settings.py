@@ -189,6 +189,12 @@ def test_a_container_can_be_configured_by_variables_alone() -> None:
     assert read.sds.files == (Path("/etc/certs"),)
 
 
+def test_variables_make_a_list_in_the_order_of_its_indexes() -> None:
+    names = [f"{index}.example" for index in range(12)]
+    environ = {f"SDS_AGENT__ADMIN__HOSTS__{index}": name for index, name in enumerate(names)}
+    assert load(None, environ, uid=0).settings.admin.hosts == tuple(names)
+
+
 @pytest.mark.parametrize("written", ["/", "//", "/etc/..", "/etc/../.."])
 def test_not_every_file_of_the_machine_can_be_allowed(written: str, tmp_path: Path) -> None:
     (found,) = problems(tmp_path, f"{MINIMAL}sds: {{files: [{written}]}}\n")
