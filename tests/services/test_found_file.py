@@ -56,6 +56,36 @@ def test_every_command_speaks_of_the_agent_of_the_working_directory(
     assert code == (0 if command in {"check", "envoy-config default"} else 1), "no agent runs there"
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("SOCKET", "{here}/elsewhere.sock", "no agent answers at {here}/elsewhere.sock ("),
+        ("ADDRESS", "127.0.0.1:1", " nor at http://127.0.0.1:1 ("),
+        (
+            "ENABLED",
+            "false",
+            "(the defaults, $SDS_AGENT__ADMIN__ENABLED and $SDS_AGENT__STATE_DIR) has admin.enabled: false",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["status", "explain default", "doctor"])
+def test_without_a_file_the_variables_say_where_the_admin_server_is(
+    command: str,
+    key: str,
+    value: str,
+    said: str,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Such as in a container, whose agent and whose commands have the same ones."""
+    (here / "sds-agent.yaml").unlink()
+    monkeypatch.setenv("SDS_AGENT__STATE_DIR", str(here / "state"))
+    monkeypatch.setenv(f"SDS_AGENT__ADMIN__{key}", value.format(here=here))
+    assert main(command.split()) == 1
+    assert said.format(here=here) in "".join(capsys.readouterr())
+
+
 def test_issue_uses_the_file_of_the_working_directory(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["issue", "--output", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["spiffe_id"].startswith("spiffe://demo.example/")

@@ -31,6 +31,8 @@ LONGEST_LINE = 1 << 20
 """Bytes of a line of /events: one event has some thousands."""
 _LONGEST_WORDS = 300
 _URLS = ("http://", "https://")
+_VARIABLES = "SDS_AGENT__ADMIN__"
+"""What the variables begin with that say where the admin server is."""
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}")
 
 
@@ -81,20 +83,23 @@ def places(arguments: argparse.Namespace) -> tuple[str, ...]:
     if arguments.socket is not None:
         return (str(admin_socket(arguments.socket)),)
     file = config(arguments)
-    if file is None:
-        return tuple(str(admin_socket(each)) for each in sockets(None, os.environ))
     from sds_agent.config.loading import load  # noqa: PLC0415 - measured: 55 ms
 
-    chosen = load(file, os.environ).settings.admin
+    loaded = load(file, os.environ)
+    if file is None and not any(each.upper().startswith(_VARIABLES) for each in loaded.variables):
+        return tuple(str(admin_socket(each)) for each in sockets(None, os.environ))
+    chosen = loaded.settings.admin
     known = [str(chosen.socket)] if chosen.socket is not None else []
     known += [f"http://{chosen.address}"] if chosen.address is not None else []
     if not chosen.enabled:
         raise NoAdminError(
-            f"{file} has admin.enabled: false, so its agent shows no status; set it to true and start the "
-            "agent again (`sds-agent secret` needs no admin server)"
+            f"the configuration ({loaded.source}) has admin.enabled: false, so its agent shows no status; set it to "
+            "true and start the agent again (`sds-agent secret` needs no admin server)"
         )
     if not known:
-        raise NoAdminError(f"{file} gives the admin server no place; set admin.socket to a shorter path")
+        raise NoAdminError(
+            f"the configuration ({loaded.source}) gives the admin server no place; set admin.socket to a shorter path"
+        )
     return tuple(known)
 
 
