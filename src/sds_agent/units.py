@@ -60,7 +60,7 @@ def _socket(plan: UnitPlan) -> str:
         "Description=The socket of sds-agent",
         "",
         "[Socket]",
-        f"ListenStream={plan.socket}",
+        f"ListenStream={_verbatim(str(plan.socket))}",
         "# A process that may connect can read private keys.",
         f"SocketMode={plan.mode}",
         f"SocketUser={plan.user}",
@@ -117,9 +117,9 @@ def _places(plan: UnitPlan) -> Sequence[str]:
     lines = [f"User={plan.user}", *([] if plan.group is None else [f"Group={plan.group}"])]
     if plan.runtime is not None:
         # without it systemd would remove the socket's directory between two agents
-        lines += [f"RuntimeDirectory={plan.runtime}", "RuntimeDirectoryPreserve=yes"]
+        lines += [f"RuntimeDirectory={_quoted(plan.runtime)}", "RuntimeDirectoryPreserve=yes"]
     if plan.state is not None:
-        lines += [f"StateDirectory={plan.state}", "StateDirectoryMode=0700"]
+        lines += [f"StateDirectory={_quoted(plan.state)}", "StateDirectoryMode=0700"]
     if plan.writable:
         lines += ["# What the agent writes to besides: these have to be there, or the service does not start."]
     lines += [f"ReadWritePaths={_quoted(str(each))}" for each in plan.writable]
@@ -130,7 +130,7 @@ def _places(plan: UnitPlan) -> Sequence[str]:
         ]
     for variable, path in plan.credentials.items():
         name = variable.rpartition("SDS_AGENT__")[2].lower().replace("__", ".")
-        lines += [f"LoadCredential={name}:{path}", f"Environment={variable}=%d/{name}"]
+        lines += [f"LoadCredential={name}:{_verbatim(str(path))}", f"Environment={variable}=%d/{name}"]
     home = "read-only" if plan.at_home else "yes"
     return [*lines, f"ProtectHome={home}"]
 
@@ -174,8 +174,13 @@ _HARDENING = (
 
 def _quoted(text: str) -> str:
     """A word of a unit file, with its percent signs doubled (systemd.unit(5), specifiers)."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    escaped = _verbatim(text.replace("\\", "\\\\").replace('"', '\\"'))
     return escaped if escaped == text and not any(c.isspace() for c in text) else f'"{escaped}"'
+
+
+def _verbatim(text: str) -> str:
+    """The rest of a line, in which systemd unquotes nothing and expands specifiers all the same."""
+    return text.replace("%", "%%")
 
 
 def _joined(*lines: str) -> str:

@@ -93,6 +93,19 @@ def test_a_path_with_odd_characters_stays_one_word(command: str, written: str) -
     assert f"ExecStart={written} run /etc/sds-agent/sds-agent.yaml" in service(changed(command=command))
 
 
+def test_the_other_paths_stay_as_they_are() -> None:
+    """systemd would put the boot's ID for %b, and make two directories of one with a space."""
+    plan = changed(
+        socket=Path("/run/a%b c/sds.sock"),
+        runtime="a%b c",
+        state="d e",
+        credentials={"SDS_AGENT__X": Path("/etc/50% x/token")},
+    )
+    listening, lines = files(plan, with_socket=True)[-1].text.splitlines(), service(plan)
+    assert "ListenStream=/run/a%%b c/sds.sock" in listening
+    assert {'RuntimeDirectory="a%%b c"', 'StateDirectory="d e"', "LoadCredential=x:/etc/50%% x/token"} <= set(lines)
+
+
 def test_a_program_in_a_home_can_be_started() -> None:
     assert "ProtectHome=read-only" in service(changed(at_home=True))
     assert "ProtectHome=yes" in service(PLAN)
