@@ -24,6 +24,13 @@ def quoted(text: str, most: int = LONGEST_QUOTE) -> str:
     return ascii(text) if len(text) <= most else ascii(text[:most]) + MARK
 
 
+def concealed(text: str) -> str:
+    """The text without what may be a user's name and a password in a URL: what is between its `//` and its last `@`."""
+    begin, slashes, rest = text.partition("//")
+    _, at, host = rest.rpartition("@")
+    return f"{begin}//***@{host}" if slashes and at else text
+
+
 def escaped(text: str, most: int) -> str:
     """The text without quotes, in ASCII with Python's escapes."""
     return cut(ascii(text)[1:-1], most)

@@ -587,6 +587,25 @@ def test_a_secret_in_a_wrong_place_is_not_shown(tree: object) -> None:
     assert str(SECRET) not in "".join(reported)
 
 
+@pytest.mark.parametrize("url", ["https://reader:5544332211@ca.example/", "https://reader:55@44332211@ca.example?x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "telemetry: {{otlp_endpoint: '{url}'}}\n",
+        "authorities: {{a: {{type: step-ca, url: '{url}'}}}}\n",
+        "authorities: {{a: {{type: istio, ca_file: r, address: '{url}'}}}}\n",
+        "authorities: {{a: {{type: istio, ca_file: r, address: ['{url}']}}}}\n",
+        "state_dir: [1]\nlog: {{level: '{url}'}}\n",
+    ],
+)
+def test_the_password_in_a_url_is_not_shown(text: str, url: str, tmp_path: Path) -> None:
+    found = problems(tmp_path, MINIMAL + text.format(url=url))
+    said = "".join(map(str, found))
+    assert "//***@ca.example" in said
+    assert "reader" not in said
+    assert "44332211" not in said
+
+
 # Whatever is in the file
 
 FRAGMENTS = st.sampled_from(

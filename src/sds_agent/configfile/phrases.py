@@ -3,7 +3,7 @@
 import re
 from typing import TypeAlias
 
-from sds_agent.text import LONGEST_QUOTE, ascii_json, cut
+from sds_agent.text import LONGEST_QUOTE, ascii_json, concealed, cut
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 """Where a value stands in a configuration: `("workloads", 0, "key")`."""
@@ -81,5 +81,7 @@ def did_you_mean(word: str, known: list[str]) -> str:
 
 
 def quoted(text: str) -> str:
-    """The text in double quotes, as YAML has them, in ASCII, without control characters and of a bounded length."""
-    return ascii_json(cut(text, LONGEST_QUOTE))
+    """The text in double quotes, as YAML has them, in ASCII, without control characters and of a bounded length, and
+    without the user and the password of a URL.
+    """
+    return ascii_json(cut(concealed(text), LONGEST_QUOTE))
