@@ -401,6 +401,9 @@ async def test_garbage_in_the_middle_of_an_answer_ends_it_without_a_line_in_the_
 
 async def test_a_thousand_idle_connections_keep_out_neither_a_reader_nor_an_envoy(admin: Admin) -> None:
     await admin.get("/livez")  # it has all that it serves with, and accepts as fast as they come
+    following, followed = await admin.raw()
+    followed.write(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+    await following.readuntil(b"event: status")
     idle = [await admin.raw() for _ in range(1000)]
     try:
         assert (await admin.get("/readyz")).status_code == 200
@@ -408,6 +411,9 @@ async def test_a_thousand_idle_connections_keep_out_neither_a_reader_nor_an_envo
         with anyio.fail_after(5):  # the oldest gave way, or else they would take the descriptors that Envoys need
             for reader, _ in idle[: -connections.MOST]:
                 assert await reader.read() == b""
+            admin.agent.store.announce(frozenset())
+            await following.readuntil(b"event: status")  # and not the page, which was there before all of them
+        followed.close()
     finally:
         for _, writer in idle:
             writer.close()
