@@ -476,6 +476,18 @@ def test_closed_outputs_are_no_error(arguments: list[str], code: int, folder: Pa
     assert subprocess.run(command, env=environment(folder), check=False).returncode == code
 
 
+def test_no_file_or_socket_takes_the_place_of_a_closed_output(folder: Path) -> None:
+    """What a library writes to standard error would go into it, perhaps an Envoy's connection."""
+    program = (
+        "import os, pathlib; from sds_agent.cli.main import main; main(['--version']); "
+        "places = [os.readlink(f'/proc/self/fd/{number}') for number in range(3)]; "
+        "pathlib.Path('places').write_text(' '.join(places))"
+    )
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", program]
+    subprocess.run(command, env=environment(folder), cwd=folder, check=True)
+    assert (folder / "places").read_text() == "/dev/null /dev/null /dev/null"
+
+
 # run
 
 

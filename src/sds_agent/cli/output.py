@@ -26,7 +26,14 @@ def silence_warnings() -> None:
 
 
 def open_closed() -> None:
-    """Open standard error on the null device where it was closed: argparse writes to it without a check."""
+    """Open the null device for each standard stream that was closed. The next file or socket would have its descriptor,
+    and get what a library, or a program that this one starts, writes to standard error.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free, so this one
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - stays open for as long as the program runs
 
