@@ -86,7 +86,10 @@ def test_an_envoy_that_is_behind_is_named(name: NameStatus, verdict: str, words:
 
 def test_an_envoy_that_asks_for_something_else_is_told_from_one_that_never_came() -> None:
     seen = asking(NameStatus("other", None))
-    assert "the Envoy edge-1 is connected and does not ask for it, but for other" in found(seen, "web", "edge-1")[-1][1]
+    verdict, text = found(seen, "web", "edge-1")[-1]
+    assert "the Envoy edge-1 is connected and does not ask for it, but for other" in text
+    assert verdict == "bad", "the exit code of explain"
+    assert found(seen, "web")[-1][0] == "warning", "nothing keeps the name from an Envoy that asks"
     verdict, text = found(seen, "web", "edge-2")[-1]
     assert (verdict, text.startswith("no Envoy with the node id edge-2 is connected")) == ("bad", True)
     assert text.endswith("; did you mean edge-1?")

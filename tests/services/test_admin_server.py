@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
@@ -22,6 +23,7 @@ from sds_agent import app, log
 from sds_agent.admin import connections, server
 from sds_agent.admin.application import READERS
 from sds_agent.admin.asgi import Application
+from sds_agent.admin.events import KEPT, EventFeed
 from sds_agent.admin.settings import AdminSettings
 from sds_agent.authority.protocol import ErrorKind
 from sds_agent.clock import SystemClock
@@ -296,6 +298,19 @@ async def test_a_reader_that_comes_back_gets_what_it_has_missed(admin: Admin) ->
         async with client.stream("GET", "/events", headers={"Last-Event-ID": seen[1].removeprefix("id: ")}) as answer:
             again = [line async for line in until_status(answer.aiter_lines()) if line.startswith("id: ")]
     assert again == seen[2:]
+
+
+async def test_a_reader_learns_exactly_how_many_events_it_has_missed() -> None:
+    feed = EventFeed()
+    event = log.Event(datetime.now(UTC), "info", "pushed", {})
+    for _ in range(3):
+        feed.add(event)
+    reader = feed.reader(after=2)
+    assert [each.number for each in (await reader.next()).events] == [3]
+    for _ in range(KEPT + 5):
+        feed.add(event)
+    reading = await reader.next()
+    assert (reading.missed, len(reading.events), reading.events[0].number) == (5, KEPT, 9)
 
 
 async def test_a_reader_that_followed_an_earlier_run_of_the_agent_gets_the_events_of_this_one(admin: Admin) -> None:
