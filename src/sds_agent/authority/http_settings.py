@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta
 
-from sds_agent.configfile.phrases import quoted, shown
+from sds_agent.configfile.phrases import quoted
 from sds_agent.configfile.types import FilePath, UnacceptableError, custom, duration, matching, text
 from sds_agent.errors import Problem
 
@@ -24,7 +24,7 @@ def server_url(value: object, _base: Path) -> str:
     written = text(value)
     if not re.fullmatch(URL_PATTERN, written):
         raise UnacceptableError(
-            f"{shown(written)} is no such URL: begin it with https://, and leave out user, query and fragment"
+            f"{quoted(written)} is no such URL: begin it with https://, and leave out user, query and fragment"
         )
     check_brackets(written)
     parts = urlsplit(written)

@@ -9,7 +9,6 @@ KeyPath: TypeAlias = tuple[str | int, ...]
 """Where a value stands in a configuration: `("workloads", 0, "key")`."""
 
 _PLAIN_KEY = "[A-Za-z0-9_-]{1,80}"
-_WITH_USER = re.compile("://.*@", re.DOTALL)
 
 
 def render(path: KeyPath) -> str:
@@ -37,17 +36,12 @@ def describe(value: object, written: str | None = None) -> str:
         case int() | float():
             read = f"the number {value}"
         case str():
-            return f"is {shown(value)}"
+            return f"is {quoted(value)}"
         case _:
             return describe_kind(value)
     if written is None or read.endswith(f" {written}") or read == written:
         return f"is {read}"
     return f"is {cut(written, LONGEST_QUOTE)}, which YAML reads as {read}"
-
-
-def shown(text: str) -> str:
-    """A text in quotes, but for a URL with a user in it: what stands there may be a password."""
-    return "a URL with a user's name or a password" if _WITH_USER.search(text) else quoted(text)
 
 
 def describe_kind(value: object) -> str:

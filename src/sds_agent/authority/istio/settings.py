@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from sds_agent.authority.http_settings import ServerNameKey, check_brackets, is_loopback
 from sds_agent.authority.kind import Use
-from sds_agent.configfile.phrases import quoted, shown
+from sds_agent.configfile.phrases import quoted
 from sds_agent.configfile.types import FilePath, UnacceptableError, matching, one_or_several, text
 from sds_agent.errors import Problem
 
@@ -20,7 +20,7 @@ def _address(value: object, _base: Path) -> str:
     written = text(value)
     if not re.fullmatch(_ADDRESS_PATTERN, written) or not 0 < int(written.rpartition(":")[2]) < 65_536:
         raise UnacceptableError(
-            f"{shown(written)} is no such address: write a host and a port from 1 to 65535, and no scheme"
+            f"{quoted(written)} is no such address: write a host and a port from 1 to 65535, and no scheme"
         )
     check_brackets(written)
     return written
