@@ -46,6 +46,14 @@ def test_a_token_is_forgotten_a_day_after_its_end_and_stays_spent_until_then(tmp
         tokens.spend(tokens.find(late), generate(KeyType.EC_P256).public_key())
 
 
+def test_a_token_is_listed_for_a_day_after_its_end(tmp_path: Path) -> None:
+    """Its record stays until a token is made, or the CA starts, which may be months later."""
+    tokens, now = JoinTokens(tmp_path), datetime.now(UTC)
+    tokens.make(f"{WEB}/old", now - timedelta(hours=25))
+    tokens.make(f"{WEB}/late", now - timedelta(hours=23))
+    assert [each.spiffe_id for each in tokens.listed()] == [f"{WEB}/late"]
+
+
 KILLED = """
 import os, signal, sys
 from datetime import UTC, datetime, timedelta

@@ -127,7 +127,7 @@ class JoinTokens:
         return taken
 
     def listed(self) -> tuple[ListedToken, ...]:
-        """Every token that has a record, expired or not; nothing is changed. Raises ConfigurationError."""
+        """Every token that ends later or ended less than LINGER ago; nothing is changed. Raises ConfigurationError."""
         try:
             os.listdir(self._directory)  # noqa: PTH208 - glob says nothing of a directory that it cannot read
         except FileNotFoundError:
@@ -136,7 +136,9 @@ class JoinTokens:
             raise ConfigurationError(
                 f"callers.join_tokens: cannot read {self._directory}: {error.strerror}; run this as the CA's user"
             ) from error
-        return tuple(each for record in self._records() if (each := self._listed(record)) is not None)
+        oldest = datetime.now(UTC) - LINGER
+        found = (self._listed(record) for record in self._records() if record.expires >= oldest)
+        return tuple(each for each in found if each is not None)
 
     def _listed(self, record: Record) -> ListedToken | None:
         """None where it was removed in this moment."""
