@@ -21,7 +21,20 @@ import grpc.aio
 import httpx
 import pytest
 from anyio.abc import ByteReceiveStream
-from fakes.ca_servers import AUDIENCE, ISSUER, METHOD, TRUST_DOMAIN, WEB, Identity, Served, TokenIssuer, ask
+from fakes.ca_servers import (
+    AUDIENCE,
+    ISSUER,
+    METHOD,
+    TRUST_DOMAIN,
+    WEB,
+    Identity,
+    Served,
+    Shifted,
+    TokenIssuer,
+    ask,
+    fresh,
+    plug,
+)
 from fakes.events import recorded
 from fakes.processes import Program, started
 from fakes.scraped import series, value
@@ -31,6 +44,7 @@ from sds_agent.ca.audit import AuditLog
 from sds_agent.ca.books import Ledger
 from sds_agent.ca.cores import usable
 from sds_agent.ca.denied import Denied
+from sds_agent.ca.jwks import SOONEST
 from sds_agent.ca.settings import AUTO, MOST_WORKERS, load
 from sds_agent.ca.workers import parent
 from sds_agent.ca.workers.channel import Channel
@@ -346,6 +360,35 @@ async def test_tokens_of_an_issuer_are_taken_by_every_worker(tmp_path: Path) -> 
             await ask(channel, issuer.token())
             stranger = TokenIssuer().token()  # its key is unknown: the worker asks for the set anew, and none is due
             assert await granted(channel, stranger) is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_new_signer_and_new_keys_of_an_issuer_reach_every_worker(tmp_path: Path) -> None:
+    """Or else some of the callers get certificates of a CA that was replaced, or have their tokens refused."""
+    root, clock, issuer, successor = fresh("root"), Shifted(), TokenIssuer(), TokenIssuer()
+    first, second = fresh("first", root), fresh("second", root)
+    plug(tmp_path / "cacerts", first, [first], [root])
+    (tmp_path / "jwks.json").write_bytes(issuer.key_set())
+    callers = f'jwt: [{{issuer: "{ISSUER}", audience: {AUDIENCE}, jwks: jwks.json}}]'
+    file = configured(tmp_path, 2, "limits: {per_caller: 1000000}", callers)
+    file.write_text(file.read_text().replace("{self_signed: root}", "{cacerts: cacerts}"))
+    async with (
+        parent.serving(load(file), clock, 2, ca_worker.command) as address,
+        AsyncExitStack() as until_the_end,
+    ):
+        ca = Served(str(address), tmp_path, issuer, write_pem([root.certificate]))
+        channels = [await until_the_end.enter_async_context(ca.connected()) for _ in range(2)]
+        for channel in channels:
+            assert (await ask(channel, issuer.token())).leaf.issuer == first.certificate.subject
+        plug(tmp_path / "cacerts", second, [second], [root])
+        with anyio.fail_after(SECONDS):
+            for channel in channels:
+                while (await ask(channel, issuer.token())).leaf.issuer != second.certificate.subject:
+                    pass
+        (tmp_path / "jwks.json").write_bytes(successor.key_set())
+        clock.ahead = SOONEST
+        for channel in channels:
+            assert isinstance(await granted(channel, successor.token()), Identity)
+            assert await granted(channel, issuer.token()) is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_requests_in_work_are_counted_over_all_workers_and_given_back_by_one_that_ended(tmp_path: Path) -> None:
