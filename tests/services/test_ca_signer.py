@@ -458,7 +458,7 @@ async def test_a_root_that_signs_itself_leaves_no_caller_behind_as_long_as_it_is
 
 
 async def test_a_plugged_in_signer_answers_with_its_intermediate_and_all_roots(tmp_path: Path) -> None:
-    root, old = fresh("root"), fresh("old root")
+    old, root = fresh("old root"), fresh("root")  # in this order, for the one that ends later comes first
     signer = fresh("cluster1", root)
     plug(tmp_path / "cacerts", signer, [signer], [root, old])
     roots = write_pem([root.certificate])
@@ -485,7 +485,7 @@ async def test_a_plugged_in_key_may_be_encrypted(tmp_path: Path) -> None:
 
 
 async def test_the_page_gives_the_form_of_every_answer(tmp_path: Path) -> None:
-    root, old = fresh("root"), fresh("old root")
+    old, root = fresh("old root"), fresh("root")  # in this order, for the one that ends later comes first
     region = fresh("region", root)
     below_root, below_region = fresh("cluster1", root), fresh("cluster1", region)
     plug(tmp_path / "one", below_root, [below_root], [root])
