@@ -405,6 +405,20 @@ async def test_the_roots_and_the_federated_ones_are_anchors(tmp_path: Path) -> N
         assert len(read_pem(await client(tmp_path, ca, federation=False).anchors())) == 1
 
 
+async def test_a_federated_root_does_not_vouch_for_the_server(tmp_path: Path) -> None:
+    """It is the CA of others, who may issue for workloads and are not step-ca."""
+    ca = StepCaStandIn()
+    ca.federated = [make_ca("federated", **ca.validity)]
+    async with ca.serving():
+        port = ca.server.port
+        authority = client(tmp_path, ca)
+        assert len(read_pem(await authority.anchors())) == 2
+    ca.server.ca = ca.federated[0]
+    async with ca.serving(port=port):
+        with pytest.raises(AuthorityError, match="do not vouch"):
+            await authority.anchors()
+
+
 async def test_an_announced_root_vouches_for_the_server_after_its_rotation(tmp_path: Path) -> None:
     ca = StepCaStandIn()
     async with ca.serving():
