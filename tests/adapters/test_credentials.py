@@ -1,12 +1,15 @@
-"""Tokens and passwords in files, as programs, editors and other systems write them."""
+"""Tokens, passwords and pairs in files, as programs, editors and other systems write them."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fakes.hierarchy import make_ca, make_leaf, new_key
 
-from sds_agent.authority.credentials import LONGEST_TOKEN, Token, read_password, read_token
+from sds_agent.authority.credentials import LONGEST_TOKEN, Token, read_pair, read_password, read_token
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
+from sds_agent.pki.certificates import write_pem
+from sds_agent.pki.keys import to_pkcs8_pem
 
 
 @pytest.mark.parametrize("around", ["{}", "{}\n", "{}\r\n", "{}\n\n", " {}\t", "\ufeff{}\r\n"])
@@ -58,3 +61,15 @@ def test_an_empty_file_of_a_token_says_who_has_to_write_it(tmp_path: Path) -> No
     (tmp_path / "token").write_bytes(b"\n")
     with pytest.raises(AuthorityError, match="is empty; the program that renews it has to write it there"):
         read_token(tmp_path / "token")
+
+
+def test_a_key_of_another_certificate_is_not_shown_with_this_one(tmp_path: Path) -> None:
+    """As while a program replaces one file after the other: a server would end the connection, and say little."""
+    chain, key, other = tmp_path / "client.pem", new_key(), new_key()
+    chain.write_bytes(write_pem([make_leaf(make_ca("clients"), key=key)]))
+    for name, each in (("right.key", key), ("wrong.key", other)):
+        (tmp_path / name).write_bytes(to_pkcs8_pem(each))
+    assert read_pair(chain, tmp_path / "right.key", "the client certificate").private_key_pem == to_pkcs8_pem(key)
+    with pytest.raises(AuthorityError, match=r"client\.pem and .*wrong\.key do not belong together") as caught:
+        read_pair(chain, tmp_path / "wrong.key", "the client certificate")
+    assert caught.value.kind is ErrorKind.UNAUTHENTICATED
