@@ -4,6 +4,7 @@ While it starts, the API server knows neither its rules (403) nor all of its res
 who are allowed and for what it serves a moment later. Whether it has started, it says at /readyz.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
@@ -18,6 +19,8 @@ from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
 from sds_agent.clock import Clock
 
+READINESS_TIMEOUT = 2.0
+"""Seconds to say whether it has started: the refusal that was there before must not wait for longer."""
 LARGEST_REFUSAL = 64 << 10
 """Bytes of an answer that is searched for pieces of the token."""
 
@@ -58,8 +61,9 @@ class KubernetesApi:
     async def unless_starting(self, error: AuthorityError) -> AuthorityError:
         """The error, or the same as a passing one where the API server has not started yet."""
         try:
-            started = (await self.send("GET", "/readyz")).status == 200
-        except AuthorityError:
+            async with asyncio.timeout(READINESS_TIMEOUT):
+                started = (await self.send("GET", "/readyz")).status == 200
+        except (AuthorityError, TimeoutError):
             started = False
         if started:
             return error
