@@ -20,7 +20,7 @@ from msgspec import structs
 
 from sds_agent.authority import registry
 from sds_agent.authority.files import client
-from sds_agent.authority.files.client import FilesAuthority
+from sds_agent.authority.files.client import REMIND_EVERY_UNSERVED, FilesAuthority
 from sds_agent.authority.files.contents import LAYOUTS
 from sds_agent.authority.files.settings import FilesSettings
 from sds_agent.authority.kind import Context
@@ -274,6 +274,15 @@ async def test_a_set_that_stays_torn_is_an_error_once_and_is_served_as_soon_as_i
         assert not again.done()
         (directory / "tls.key").write_bytes(files["tls.key"])
         assert leaf_of(await again) == leaf_in(files)
+
+
+async def test_an_error_that_lasts_is_said_again(tmp_path: Path, clock: HandClock) -> None:
+    async with following(FilesSettings(directory=tmp_path), clock) as authority:
+        first, began = await failure_of(authority, clock), clock.now()
+        with anyio.fail_after(SOON):
+            second = await failure_of(authority, clock)
+        assert str(second) == str(first)
+        assert clock.now() - began >= REMIND_EVERY_UNSERVED
 
 
 def _without(name: str) -> Callable[[Files], Files]:
