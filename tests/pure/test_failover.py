@@ -189,6 +189,11 @@ def test_a_first_that_issues_again_is_in_use_and_its_failures_are_forgotten() ->
     assert back == TWO
 
 
+def test_failures_from_before_the_way_back_are_held_against_no_other() -> None:
+    back = after(3, index=1, of=after(3, of=Failover.over(3, POLICY))).issued(2, NOW - MINUTE).issued(0, NOW - MINUTE)
+    assert after(3, of=back).turn(NOW, DUE, LEAF).index == 1
+
+
 @given(st.timedeltas(-2 * DAY, 2 * DAY), st.timedeltas(-2 * DAY, 2 * DAY))
 def test_after_a_failed_way_back_the_next_lies_ahead_however_the_clock_was_set(
     switched: timedelta, before: timedelta

@@ -12,7 +12,7 @@ import anyio.lowlevel
 import grpc
 import pytest
 from cryptography import x509
-from fakes.authorities import Hang, ScriptedAuthority, ScriptedTrust, UpstreamCa, answering, failing
+from fakes.authorities import Hang, ScriptedAuthority, ScriptedTrust, UpstreamCa, answering, failing, shifted
 from fakes.configurations import settings
 from fakes.events import Events, recorded
 from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
@@ -28,6 +28,7 @@ from sds_agent.live.workloads import STARTED_AT_ONCE
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.secrets.model import BundleSecret
 from sds_agent.secrets.readiness import complete
+from sds_agent.state import RestorableFiles
 
 HEAD = """
 trust_domain: demo.example
@@ -321,6 +322,30 @@ async def test_times_of_renewal_apply_to_all_without_a_message(tmp_path: Path) -
         assert all(late > early for early, late in zip(before, after, strict=True) if early and late)
         await all_.nothing_said(web)
         web.leave()
+
+
+async def test_a_certificate_that_was_never_served_keeps_no_root_when_its_workload_goes(
+    tmp_path: Path, events: Events
+) -> None:
+    ahead = ScriptedAuthority(answering(OTHER, shifted(timedelta(seconds=40), timedelta(hours=1))))
+    both = ("workloads:\n", workload("api", more=", authority: one"), workload("web", more=", authority: two"))
+    async with live(tmp_path, TWO, *both, one=good(), two=ahead) as all_:
+        await events.wait("held_back", workload="web")
+        await all_.apply(ONE, *both[:2])
+        assert {each.authority for each in all_.agent.bundle.needed} <= {"one"}
+        assert OTHER.root.certificate not in all_.anchors()
+
+
+async def test_the_stored_certificate_of_a_workload_that_went_is_not_written_again(tmp_path: Path) -> None:
+    async with live(tmp_path, *WEB_AND_API, one=good()) as all_:
+        await complete(all_.agent.store)
+        await all_.apply(ONE, "workloads:\n", workload("api"))
+        stored = list((tmp_path / "state" / "certificates").iterdir())
+        assert len(stored) == 2, "it stays, for a workload that comes back"
+        for path in stored:
+            path.unlink()
+        (cache,) = [part for part in all_.agent.restorable if isinstance(part, RestorableFiles)]
+        assert len(cache.put_back_all()) == 1
 
 
 async def test_workloads_that_go_before_they_have_started_never_start(tmp_path: Path) -> None:

@@ -188,6 +188,18 @@ def test_each_of_many_certificates_costs_the_same_when_all_of_them_are_affected(
     assert costs[1] <= 1.2 * costs[0]
 
 
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_of_removed_workloads_the_certificate_that_ends_last_keeps_the_root(
+    trust: Trust, order: tuple[int, int]
+) -> None:
+    trust.update("a", (ROOT.certificate,))
+    for hours in order:
+        certificate = CertificateSecret(write_pem([make_leaf(ROOT)]), b"", NOW + hours * HOUR)
+        trust.add_in_use("a", certificate)
+        trust.outlive("a", certificate)
+    assert trust.needed == (NeededAnchor("a", ROOT.certificate, NOW + 2 * HOUR),)
+
+
 def test_an_anchor_that_is_replaced_by_one_of_the_same_key_goes_at_once(store: SecretStore, trust: Trust) -> None:
     """The new one vouches for what the old one did, as where istiod renews its own root."""
     old = make_ca("root")
