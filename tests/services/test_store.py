@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from fakes.calls import counted
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -248,6 +249,20 @@ def test_a_client_is_outstanding_until_it_acknowledges_what_is_served_now() -> N
     assert (noted.outstanding({"roots": "1"}), noted.outstanding({"roots": "2"})) == (0, 1)
     noted.note("envoy a", {})
     assert noted.outstanding({"roots": "2"}) == 0
+
+
+def test_many_that_wait_for_the_same_acknowledgements_cost_each_the_same() -> None:
+    """As after a change of the CA: each workload waits for the same bundle, and each of as many Envoys takes it."""
+    costs = list[float]()
+    for count in (10, 40):
+        noted = Acknowledgements()
+        for number in range(count):
+            noted.note(number, {"roots": "1"})
+        with counted() as calls:
+            found = [noted.outstanding({"roots": "2"}) for _ in range(count)]
+        assert found == [count] * count
+        costs.append(sum(calls.of.values()) / count)
+    assert costs[1] <= 1.2 * costs[0]
 
 
 def test_the_acknowledgements_are_reported_as_they_change_and_not_otherwise() -> None:

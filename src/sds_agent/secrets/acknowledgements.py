@@ -15,6 +15,7 @@ class Acknowledgements:
     def __init__(self) -> None:
         self._versions: dict[object, Mapping[str, str]] = {}
         self._watchers: dict[object, Callable[[], None]] = {}
+        self._found: dict[frozenset[tuple[str, str]], int] = {}  # since the last change: thousands may ask the same
 
     def note(self, client: object, versions: Mapping[str, str]) -> None:
         """`client` (any hashable) subscribes to these names and has acknowledged these versions, the empty one where it
@@ -26,15 +27,19 @@ class Acknowledgements:
             self._versions[client] = versions
         else:
             self._versions.pop(client, None)
+        self._found.clear()
         for watcher in tuple(self._watchers.values()):
             watcher()
 
     def outstanding(self, current: Mapping[str, str]) -> int:
         """How many clients subscribe to one of these names and have not acknowledged its current version."""
-        return sum(
-            any(versions.get(name, version) != version for name, version in current.items())
-            for versions in self._versions.values()
-        )
+        key = frozenset(current.items())
+        if key not in self._found:
+            self._found[key] = sum(
+                any(versions.get(name, version) != version for name, version in current.items())
+                for versions in self._versions.values()
+            )
+        return self._found[key]
 
     @contextmanager
     def watching(self, watcher: Callable[[], None]) -> Iterator[None]:
