@@ -206,6 +206,21 @@ async def test_a_refusal_closes_the_authorities_that_were_opened_for_it(agent: F
             await anyio.lowlevel.checkpoint()
 
 
+async def test_an_authority_that_left_the_file_is_closed(agent: Followed, tmp_path: Path) -> None:
+    """Or else each reload would leave a connection to a CA that nobody asks any more, and what the CA gave for it."""
+    (tmp_path / "packages").mkdir()
+    lease = {"type": "leased", "journal": str(tmp_path / "journal")}
+    with packages.leases(tmp_path / "packages"):
+        agent.write("web", authorities={"local": {"type": "embedded"}, "a": lease}, **LOCAL)
+        await agent.ask()
+        assert list(agent.agent.about.kinds) == ["local", "a"]
+        agent.write("web", authorities={"local": {"type": "embedded"}}, **LOCAL)
+        await agent.ask()
+        assert list(agent.agent.about.kinds) == ["local"]
+        while (tmp_path / "journal").read_text().splitlines() != ["opening a", "closed a"]:
+            await anyio.lowlevel.checkpoint()
+
+
 async def test_a_fault_in_reading_the_file_ends_no_agent(tmp_path: Path) -> None:
     """As after an upgrade of the package of an agent that runs: a kind of authority is imported when it is named."""
     (tmp_path / NAME).write_bytes(config(tmp_path, "web"))

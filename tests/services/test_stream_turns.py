@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import anyio
@@ -23,6 +24,7 @@ from sds_agent.sds.catalog import Catalog, OnDemand
 from sds_agent.sds.codec import decode, encode
 from sds_agent.sds.journal import Journal
 from sds_agent.sds.protocol import Absence, Finish, Resource, SotwRequest, StatusCode
+from sds_agent.sds.service import SERVICE, SecretDiscoveryService
 from sds_agent.sds.sotw import SotwSession
 from sds_agent.sds.stream import Context, Conversation, Stream
 from sds_agent.secrets.model import CertificateSecret
@@ -272,3 +274,38 @@ async def test_a_bug_that_a_push_meets_ends_the_stream() -> None:
         here.change("second")
         with pytest.raises(LookupError):
             await here.ended()
+
+
+class Call(HandContext):
+    """One that says who is at its other end."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__()
+        self._address = address
+
+    def peer(self) -> str:
+        """What gRPC gives as the address."""
+        return self._address
+
+
+async def test_a_stream_that_is_to_give_way_and_cannot_end_takes_no_place() -> None:
+    """Its client does not read, so its answer is never written: the bound on streams has to hold all the same."""
+    store = SecretStore()
+    store.publish({"default": CertificateSecret(b"chain", b"key", HandClock().now() + timedelta(days=1))})
+    service = SecretDiscoveryService(store, most_streams=2)
+    service.holders |= {"a": "pid 1 (uid 1)", "b": "pid 2 (uid 1)"}
+    found = service.handler().service(cast("Any", SimpleNamespace(method=f"/{SERVICE}/StreamSecrets")))
+    tasks, calls = list[asyncio.Task[None]](), [Call("a"), Call("a"), Call("b")]
+    with recorded():
+        try:
+            for number, each in enumerate(calls, 1):
+                tasks.append(asyncio.ensure_future(cast("Any", found).stream_stream(None, each)))
+                each.say("default")
+                await each.until_writing()
+                assert service.open_streams == min(number, 2)
+            assert [each.peer for each in service.streams] == ["pid 1 (uid 1)", "pid 2 (uid 1)"]
+            assert not tasks[0].done(), "it cannot end"
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
