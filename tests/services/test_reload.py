@@ -146,15 +146,25 @@ async def test_half_a_file_is_not_taken_for_the_whole(agent: Followed) -> None:
 
 
 async def test_a_bad_file_is_refused_in_words_once_and_what_was_in_force_stays(agent: Followed) -> None:
-    (agent.folder / NAME).write_text("trust_domain: demo.example\nworkload: []\n")
+    bad = "trust_domain: demo.example\nworkload: []\n"
+    (agent.folder / NAME).write_text(bad)
     refused = await agent.events.wait("reload_refused")
     assert refused["serving"] == "the configuration before"
     assert any("workload is not a known key" in cause for cause in refused["causes"])
-    await agent.ask()
     assert (len(agent.events.named("reload_refused")), agent.names) == (1, ["web"])
     agent.write("web", "api")
     await agent.events.wait("reloaded")
     assert agent.names == ["web", "api"]
+    (agent.folder / NAME).write_text(bad)
+    await agent.events.wait("reload_refused", count=2)
+
+
+async def test_who_asks_hears_each_time_that_the_file_is_bad(agent: Followed) -> None:
+    """One who has tried to mend it, and hears nothing, takes it for good."""
+    (agent.folder / NAME).write_text("trust_domain: demo.example\nworkload: []\n")
+    for count in (1, 2, 3):
+        await agent.ask()
+        assert len(agent.events.named("reload_refused")) == count
 
 
 async def test_a_file_that_is_removed_is_reported_and_changes_nothing(agent: Followed) -> None:

@@ -123,6 +123,8 @@ class Reload:
         except _RefusedError as error:
             if not turn.reports(self._clock.now(), asked=asked):
                 return turn
+            if asked:
+                self._refused.resolved()  # who asks is answered, whatever was said before
             self._refused.report(error.causes, file=str(origin.file), serving="the configuration before")
             self._is_refused = True
             return structs.replace(turn, judged=error.final, tried=True)
