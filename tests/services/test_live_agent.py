@@ -404,3 +404,15 @@ async def test_a_workload_that_comes_back_has_the_certificate_that_was_stored(tm
     async with live(tmp_path, *WEB_AND_API, one=good()) as again:
         assert "web" in await again.peer.fetch("web")
         assert again.serials() == serials
+
+
+async def test_the_roots_of_an_authority_that_came_are_there_after_a_restart(tmp_path: Path) -> None:
+    """Its CA may be down then, and peers have certificates of it."""
+    both = (TWO, "workloads:\n", workload("web", more=", authority: one"), workload("api", more=", authority: one"))
+    async with live(tmp_path, *WEB_AND_API, one=good()) as all_:
+        await complete(all_.agent.store)
+        await all_.apply(*both, two=Advertising(OTHER))
+        while OTHER.root.certificate not in all_.anchors():
+            await anyio.lowlevel.checkpoint()
+    async with live(tmp_path, *both, one=good(), two=ScriptedAuthority(Hang(answering(OTHER)))) as again:
+        assert OTHER.root.certificate in again.anchors()
