@@ -416,3 +416,30 @@ async def test_the_roots_of_an_authority_that_came_are_there_after_a_restart(tmp
             await anyio.lowlevel.checkpoint()
     async with live(tmp_path, *both, one=good(), two=ScriptedAuthority(Hang(answering(OTHER)))) as again:
         assert OTHER.root.certificate in again.anchors()
+
+
+class Federating(Advertising):
+    """One that has the roots of another trust domain too."""
+
+    async def federated_anchors(self) -> Mapping[str, bytes]:
+        """They are those of the other CA."""
+        return {"other.example": write_pem([OTHER.root.certificate])}
+
+
+async def test_another_trust_domain_comes_and_goes_with_the_configuration(tmp_path: Path) -> None:
+    """Its roots are served as soon as it is in the file, and no longer than it is."""
+    name, more = "spiffe://other.example", ", two: {type: spiffe, socket: /run/spire.sock%s}}\n"
+    authorities = "authorities: {one: {type: embedded}" + more
+    workloads = ("workloads:\n", workload("web", more=", authority: one"), workload("api", more=", authority: one"))
+    without, with_it = authorities % "", authorities % ", federated: [other.example]"
+    async with live(tmp_path, without, *workloads, one=good(), two=Federating(CA)) as all_:
+        for _ in range(2):
+            await complete(all_.agent.store)
+            await all_.apply(with_it, *workloads, two=Federating(CA))
+            assert all_.agent.store.snapshot[name] is None, "nothing is left of the time before"
+            while (served := all_.agent.store.snapshot[name]) is None:
+                await anyio.lowlevel.checkpoint()
+            assert isinstance(served, BundleSecret)
+            assert set(read_pem(served.anchors_pem)) == {OTHER.root.certificate}
+            await all_.apply(without, *workloads, two=Federating(CA))
+            assert name not in all_.agent.store.snapshot
