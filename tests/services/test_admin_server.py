@@ -28,6 +28,7 @@ from sds_agent.admin.settings import AdminSettings
 from sds_agent.authority.protocol import ErrorKind
 from sds_agent.clock import SystemClock
 from sds_agent.config.loading import load
+from sds_agent.configfile.listening import ListenAddress
 from sds_agent.live.agent import Agent
 
 
@@ -209,6 +210,12 @@ async def test_a_request_by_another_name_is_refused_as_a_page_elsewhere_could_ha
 async def test_a_name_of_the_configuration_is_one_of_ours(tmp_path: Path) -> None:
     async with administered(tmp_path, hosts=["Agent.demo.example"]) as admin, admin.client(tcp=True) as client:
         assert (await client.get("/livez", headers={"Host": "agent.DEMO.example"})).status_code == 200
+
+
+def test_the_name_in_the_address_is_one_of_ours_and_so_is_what_it_was_bound_to() -> None:
+    chosen = AdminSettings(address=ListenAddress("Agent.demo.example", 9902))
+    ours = {"localhost", "127.0.0.1", "::1", "agent.demo.example", "192.0.2.1"}
+    assert server.hosts(chosen, "192.0.2.1") == ours
 
 
 async def test_the_address_that_a_client_has_connected_to_is_one_of_ours(tmp_path: Path) -> None:

@@ -121,6 +121,15 @@ async def test_a_collector_gets_every_metric_and_a_span_for_each_attempt(tmp_pat
         assert b"x-scope: team\r\n" in head.lower()
 
 
+async def test_no_proxy_of_the_environment_stands_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    async with collecting() as collector:
+        assert await sent(settings(collector.port)) == ("", 0)
+
+
 async def test_a_collector_that_refuses_is_a_cause_and_the_attempts_are_kept() -> None:
     async with collecting() as collector:
         collector.status = 401
