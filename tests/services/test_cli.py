@@ -157,6 +157,23 @@ def test_an_option_that_would_have_no_effect_is_refused(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "command", ["run FILE --socket s", "envoy-config default --config FILE --socket s", "install systemd none.yaml"]
+)
+def test_a_path_from_a_working_directory_that_was_removed_is_no_traceback(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, gone = file(tmp_path, MINIMAL), tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    try:
+        assert main(command.replace("FILE", path).split()) == 2
+    finally:
+        os.chdir(tmp_path)
+    assert capsys.readouterr().err == "sds-agent: the working directory was removed; change to another one\n"
+
+
 @pytest.mark.parametrize("option", ["--version", "-V"])
 def test_the_version_is_printed(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([option]) == 0

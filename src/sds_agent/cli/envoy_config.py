@@ -10,6 +10,7 @@ from sds_agent.cli import output
 from sds_agent.cli.config_file import found, report_passed_over
 from sds_agent.cli.formats import document
 from sds_agent.cli.paths import as_socket, as_text
+from sds_agent.config.defaults import absolute
 from sds_agent.config.loading import load
 from sds_agent.config.settings import OutputSettings, Settings, WorkloadSettings
 from sds_agent.configfile.phrases import did_you_mean
@@ -87,7 +88,7 @@ def choices(settings: Settings, arguments: argparse.Namespace) -> EnvoyChoices:
         spiffe_id=workload.spiffe_id,
         trust_domain=settings.trust_domain,
         bundle=settings.bundle_names[0],
-        socket=settings.sds.socket if arguments.socket is None else arguments.socket.absolute(),
+        socket=settings.sds.socket if arguments.socket is None else absolute(arguments.socket),
         peers=tuple(map(_peer, arguments.peer)),
         delta=arguments.delta,
         files=None if arguments.path_config is None else _files(workload, arguments),
@@ -124,7 +125,7 @@ def _files(workload: WorkloadSettings, arguments: argparse.Namespace) -> SecretF
         chain=made.directory / layout.chain,
         key=made.directory / layout.key,
         roots=made.directory / layout.bundle,
-        resources=arguments.path_config.absolute(),
+        resources=absolute(arguments.path_config),
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from sds_agent.authority import registry
 from sds_agent.cli import output
 from sds_agent.cli.config_file import add_file, chosen
+from sds_agent.config.defaults import absolute
 from sds_agent.config.loading import load
 from sds_agent.config.settings import Settings
 from sds_agent.configfile import environment
@@ -75,7 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> UnitPlan:
     places = {"RUNTIME_DIRECTORY": str(_RUN[0] / NAME), "STATE_DIRECTORY": str(_STATE[0] / NAME)}
-    file = Path(os.path.abspath(chosen(arguments) or FILE))  # noqa: PTH100 - a link to the file may lead to its next version
+    file = Path(
+        os.path.normpath(absolute(chosen(arguments) or FILE))
+    )  # a link to the file may lead to its next version
     settings = load(file, {**os.environ, **places}).settings
     if settings.sds.owner is not None:
         raise ConfigurationError(

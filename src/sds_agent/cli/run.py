@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sds_agent import log
 from sds_agent.cli import output
 from sds_agent.cli.config_file import add_file, chosen, chosen_or_found, report_passed_over
+from sds_agent.config.defaults import absolute
 from sds_agent.config.loading import Loaded, load
 from sds_agent.deferral import deferred
 from sds_agent.hardening import keep_memory_private
@@ -111,7 +112,7 @@ def _shown_once_ready(loaded: Loaded, form: log.Format) -> AbstractContextManage
 
 def _load(arguments: "Arguments", file: Path | None) -> Loaded:
     with deferred():
-        return load(file, os.environ, socket=arguments.socket and arguments.socket.absolute())
+        return load(file, os.environ, socket=arguments.socket and absolute(arguments.socket))
 
 
 def _origin(loaded: Loaded, arguments: "Arguments") -> "ConfigSource | None":

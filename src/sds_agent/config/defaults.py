@@ -39,6 +39,11 @@ def working_directory() -> Path:
         raise ConfigurationError("the working directory was removed; change to another one") from error
 
 
+def absolute(path: Path) -> Path:
+    """The path, from the working directory if it is relative. Raises ConfigurationError where that was removed."""
+    return path if path.is_absolute() else working_directory() / path
+
+
 def name_default_workload(document: Document) -> None:
     """Make the first workload's SPIFFE ID, without a file, from the trust domain, which a variable may have changed."""
     match document.tree:
