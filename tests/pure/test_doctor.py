@@ -278,6 +278,11 @@ def test_a_time_without_a_zone_is_read_as_utc(zone: str) -> None:
     assert of_clock("vault", date, NOW + timedelta(hours=1)).condition == "bad"
 
 
+def test_where_the_agent_is_not_known_no_socket_is_the_wrong_one() -> None:
+    """As for an agent that does not answer at its admin server."""
+    assert [each.condition for each in of_dump(dump(), "edge", "", ())] == ["good"]
+
+
 def found(seen: Seen) -> list[Diagnosis]:
     return list(of_agent(status(seen, NOW), "0.1"))
 

@@ -43,6 +43,12 @@ def test_a_refusal_by_many_envoys_is_quoted_once() -> None:
     assert "and 950 more; -o json has all" in text
 
 
+def test_an_envoy_in_trouble_is_in_the_table_however_many_there_are() -> None:
+    seen = Seen(streams=(*(replace(GOOD, number=number) for number in range(1000)), replace(LOST, node="edge-2")))
+    (row,) = [line.split() for line in "\n".join(tables(status(seen, NOW))).splitlines() if line.startswith("edge-2")]
+    assert row[2:4] == ["wbe", "unknown"]
+
+
 def test_an_agent_that_has_just_started_has_a_time() -> None:
     seen = Seen(streams=())
     assert "up 0s;" in "\n".join(tables(status(seen, seen.about.started_at)))
