@@ -10,13 +10,19 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 from cryptography.hazmat.backends.openssl import backend
 from fakes.configurations import MINIMAL
+from fakes.envoy_admin import admin_interface
+from fakes.hierarchy import NOW
+from fakes.observed import Seen, workload
 
 from sds_agent import __version__
+from sds_agent.admin.view import status
 from sds_agent.cli.main import guarded, main
+from sds_agent.cli.ready import sockets
 from sds_agent.config.loading import load
 from sds_agent.config.schema import json_schema
 from sds_agent.errors import ConfigurationError, ProblemsError, SdsAgentError
@@ -139,6 +145,27 @@ def test_bytes_that_are_no_text_are_refused_where_text_is_needed(
     words = command.split()
     assert main([*words, "\udcff"]) == 2
     assert capsys.readouterr().err.startswith(f"sds-agent: {words[0]}: {said}; ")
+
+
+@pytest.mark.parametrize("variable", ["SDS_AGENT__SDS__SOCKET", "sds_agent__sds__socket"])
+def test_no_other_agent_is_asked_than_the_one_that_a_variable_names(variable: str) -> None:
+    """Else a health check would be content with the agent on the defaults."""
+    assert sockets(None, {variable: "/run/web/sds.sock"}) == (Path("/run/web/sds.sock"),)
+    assert len(sockets(None, {"RUNTIME_DIRECTORY": "/run/web"})) > 1
+
+
+@pytest.mark.parametrize(
+    ("seen", "code"),
+    [(Seen(), 0), (Seen(workloads=(workload(None, served=False),), lacking=("web: not issued yet",)), 1)],
+    ids=["ready", "not ready"],
+)
+@pytest.mark.parametrize("form", ["table", "json", "yaml"])
+def test_the_exit_code_of_status_is_whether_the_agent_is_ready(
+    seen: Seen, code: int, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with admin_interface({"/status": msgspec.json.encode(status(seen, NOW))}) as url:
+        assert main(["status", "--admin", url, "-o", form]) == code
+    assert "demo.example" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
