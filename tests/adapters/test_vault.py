@@ -342,6 +342,21 @@ async def test_a_policy_without_renewal_is_said_once(client: VaultClient, vault:
     assert len(events.named("token_not_renewed")) == 1
 
 
+async def test_a_policy_without_renewal_is_said_again_of_a_token_after_a_good_one(
+    client: VaultClient, vault: VaultServer, events: Events
+) -> None:
+    auth = client.token_auth(ttl=HOUR, renewable=True, policies=("sds-agent",))
+    async with vault.serving(), client.open(client.settings(auth)):
+        await client.issue()
+        await events.wait("token_not_renewed")
+        client.token_auth(ttl=HOUR, renewable=True)
+        await client.issue()
+        await events.wait("token_looked_up")
+        client.token_auth(ttl=HOUR, renewable=True, policies=("sds-agent",))
+        await client.issue()
+        await events.wait("token_not_renewed", count=2)
+
+
 @pytest.mark.parametrize("hashicorp", [False, True])
 async def test_a_token_that_the_server_lost_is_replaced_at_once(
     client: VaultClient, vault: VaultServer, *, hashicorp: bool

@@ -123,6 +123,7 @@ class VaultSession:
                 self._report(error)
                 await self._clock.sleep(RETRY)
             else:
+                self._failing.resolved()
                 self._debug("token_looked_up", lease)
                 return lease
 
