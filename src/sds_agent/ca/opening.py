@@ -248,8 +248,6 @@ def listening(address: ListenAddress) -> Iterator[socket.socket]:
         family, kind, protocol, _, bound = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except UnicodeError as error:  # a part of the name is empty or too long
-        raise _cannot_listen(address, "it is no host's name", _UNKNOWN) from error
     except OSError as error:
         raise _cannot_listen(address, error.strerror, _UNKNOWN) from error
     with ExitStack() as stack:
