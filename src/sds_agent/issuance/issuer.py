@@ -165,7 +165,7 @@ class Issuer:
         self._attempt_watchers.append(watcher)
 
     async def run(self) -> None:
-        """Run until cancelled; a certificate that is being cached is written first, for at most the disk's timeout."""
+        """Run until cancelled; a certificate that is being cached is written first, unless the disk is late."""
         async with asyncio.TaskGroup() as tasks:
             self._restore()
             try:
