@@ -1,6 +1,7 @@
 """One request to a CA over real TLS: what comes back, and what a user reads where nothing does."""
 
 import asyncio
+import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -8,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
 import pytest
+from fakes.counting_server import Calls
 from fakes.hierarchy import Ca, make_ca, make_leaf, new_key
 from fakes.https_server import Answer, HttpsServer, Reply, Request
 
@@ -79,6 +81,24 @@ async def test_what_is_sent_arrives_and_the_answer_comes_back() -> None:
     )
     assert (request.method, request.body, request.headers["x-token"]) == ("POST", b"csr", "t")
     assert request.headers["accept-encoding"] == "identity"
+
+
+async def test_roots_are_read_for_the_first_request_and_hold_for_each() -> None:
+    """A file with all that a system trusts takes a good part of a tenth of a second, in which no Envoy is served."""
+    key = new_key()
+    many = write_pem([make_ca(f"root {number}", key=key).certificate for number in range(100)])
+    calls = Calls()
+    async with serving(fine) as server:
+        request = get(server, roots=server.roots_pem + many)
+        await send(request, "the CA")
+        sys.setprofile(calls)
+        try:
+            await send(request, "the CA")
+        finally:
+            sys.setprofile(None)
+        assert calls.functions < 100, "it would take some for each of the roots"
+        assert "do not vouch" in str(await refused(get(server, roots=many)))
+        await send(request, "the CA")
 
 
 async def test_a_server_that_other_roots_vouch_for_gets_no_request() -> None:

@@ -8,6 +8,7 @@ import os
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,10 +22,12 @@ from sds_agent.authority.http_message import (
     HttpAnswer,
     HttpsRequest,
 )
-from sds_agent.authority.protocol import AuthorityError, ErrorKind
+from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
 from sds_agent.pki import openssl
 from sds_agent.text import one_line
 
+MOST_CONTEXTS = 4
+"""Ways to verify a server, and to show a certificate, that are kept for the next request."""
 _FAILURES = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, ssl.SSLError, OSError, ValueError)
 
 
@@ -60,22 +63,31 @@ async def lines(request: HttpsRequest, what: str) -> AsyncGenerator[bytes | Http
 
 
 def _context(request: HttpsRequest, what: str) -> ssl.SSLContext:
+    try:
+        return _tls(request.roots, request.certificate, unverified=request.unverified)
+    except ssl.SSLError as error:
+        raise AuthorityError(
+            ErrorKind.UNAUTHENTICATED,
+            f"OpenSSL does not load the certificate to show to {what} ({error.reason}); check its key and chain",
+        ) from error
+
+
+@lru_cache(MOST_CONTEXTS)
+def _tls(roots: bytes | None, certificate: CurrentIdentity | None, *, unverified: bool) -> ssl.SSLContext:
+    """As `HttpsRequest` has these. Raises ssl.SSLError.
+
+    To read the roots that a system trusts takes longer than all else of a request, and holds up the event loop.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.set_alpn_protocols(["http/1.1"])
-    if request.unverified:
+    if unverified:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    elif request.roots is not None:
+    elif roots is not None:
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an anchor need not be self-signed
-        openssl.trust_pem(context, request.roots)
-    if request.certificate is not None:
-        try:
-            openssl.load_certificate(context, request.certificate.chain_pem + request.certificate.private_key_pem)
-        except ssl.SSLError as error:
-            raise AuthorityError(
-                ErrorKind.UNAUTHENTICATED,
-                f"OpenSSL does not load the certificate to show to {what} ({error.reason}); check its key and chain",
-            ) from error
+        openssl.trust_pem(context, roots)
+    if certificate is not None:
+        openssl.load_certificate(context, certificate.chain_pem + certificate.private_key_pem)
     return context
 
 
