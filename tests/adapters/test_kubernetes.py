@@ -733,7 +733,7 @@ async def test_a_user_of_a_kubeconfig_that_cannot_be_used_is_said_beforehand(
         ),
         ({"clusters": [{"name": "here", "cluster": {"server": "10.0.0.1:6443"}}]}, "names no URL of a server"),
         ({"clusters": [{"name": "here", "cluster": {"server": "https://[::1"}}]}, "names no URL of a server"),
-        ({"clusters": [{"name": "here", "cluster": {"server": "https://u:p@h"}}]}, "with a user's name"),
+        ({"clusters": [{"name": "here", "cluster": {"server": "https://u:p@h"}}]}, '"https://***@h" is no such URL'),
         (
             {"clusters": [{"name": "here", "cluster": {"server": "https://x", "insecure-skip-tls-verify": True}}]},
             "sets insecure-skip-tls-verify",

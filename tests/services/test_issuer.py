@@ -30,7 +30,7 @@ from fakes.authorities import (
 )
 from fakes.clocks import HAND_LOOP, HandClock
 from fakes.events import Event, Events, recorded
-from fakes.hierarchy import DAY, HOUR, URI, Ca, make_ca
+from fakes.hierarchy import DAY, HOUR, URI, Ca, common_name, make_ca
 from msgspec import structs
 
 from sds_agent import log
@@ -794,12 +794,12 @@ async def test_the_status_shows_the_certificates_and_the_attempts(bench: Bench) 
             not_after=now + HOUR,
             valid_from=leaf.not_valid_before_utc,
             valid_until=now + HOUR,
-            ends_with=repr(leaf.subject.rfc4514_string()) if leaf.subject.rdns else repr(URI),
+            ends_with=repr(URI),
             renew_at=now + HOUR / 2,
             authority="upstream",
             intermediates=(end(bench.ca.lower.certificate), end(bench.ca.upper.certificate)),
             anchor=end(bench.ca.root.certificate),
-            subject=repr(leaf.subject.rfc4514_string()) if leaf.subject.rdns else repr(URI),
+            subject=repr(URI),
             issuer=repr(bench.ca.lower.certificate.subject.rfc4514_string()),
             key="EC secp256r1",
         )
@@ -818,6 +818,17 @@ async def test_the_status_shows_the_certificates_and_the_attempts(bench: Bench) 
         assert (status.current, status.failure) == (current, None)
         assert [leaf.valid_from for leaf in status.coming] == [bench.clock.now() + 40 * SECOND]
         assert status.renew_at == status.coming[0].renew_at
+
+
+async def test_the_status_names_a_certificate_by_the_subject_that_its_ca_gave_it(bench: Bench) -> None:
+    def answer(ca: UpstreamCa, request: IssueRequest) -> Issuance:
+        return ca.under(ca.leaf(request, subject=common_name("web.example")))
+
+    async with bench.issuing(answering(bench.ca, answer)):
+        await bench.issued()
+        current = bench.status.current
+        assert current is not None
+        assert (current.subject, current.ends_with) == ("'CN=web.example'", "'CN=web.example'")
 
 
 async def test_the_status_names_what_ends_first(bench: Bench) -> None:
