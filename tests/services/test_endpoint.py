@@ -425,7 +425,7 @@ async def test_socket_that_is_lost_while_no_descriptor_is_left_comes_back_once_t
     with recorded() as events:
         async with serving(service, SocketFile(path), Limits(), check_every=0.01):
             with anyio.fail_after(10):
-                while service.holders:  # that of its own probe
+                while service.connections:  # that of its own probe
                     await anyio.lowlevel.checkpoint()
             with descriptors_left(left):
                 path.unlink()

@@ -38,6 +38,7 @@ from hypothesis import strategies as st
 from sds_agent.sds.endpoint import SocketFile
 from sds_agent.sds.server import STREAMS_PER_CONNECTION, Limits, serving
 from sds_agent.sds.service import SecretDiscoveryService
+from sds_agent.sds.stream import FULL
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
 
@@ -84,6 +85,28 @@ async def test_peer_that_never_reads_delays_no_other(tmp_path: Path) -> None:
             await events.wait("acked", names=["default"], count=2 if content == b"2" else 3)
         assert len(events.named("sent")) == pushed + 2, "no more answers are made for a peer that does not read"
         await peer.connection.aclose()
+
+
+async def test_answers_to_fetch_that_nobody_reads_count_as_streams(tmp_path: Path) -> None:
+    """gRPC stores each of them, for as long as its client likes."""
+    store, socket = SecretStore(NAMES), tmp_path / "sds.sock"
+    store.publish(dict.fromkeys(NAMES, certificate(b"w")))
+    service = SecretDiscoveryService(store, most_streams=3)
+    with recorded() as events:
+        async with serving(service, SocketFile(socket), Limits(streams=3)):
+            peer = await RawPeer.connect(socket)
+            for number in range(3):
+                await peer.open(2 * number + 1, "FetchSecrets")
+                await peer.say(2 * number + 1, bytes(DiscoveryRequest(resource_names=NAMES)))
+            await events.wait("sent", count=3)
+            await peer.open(7, "FetchSecrets")
+            refused = await events.wait("refused")
+            assert refused["cause"] == FULL.detail
+            assert service.open_streams == 3
+            await peer.connection.aclose()
+            with anyio.fail_after(10):
+                while service.open_streams:
+                    await anyio.lowlevel.checkpoint()
 
 
 @pytest.mark.parametrize(
@@ -211,9 +234,10 @@ async def test_connections_that_have_ended_leave_nothing_behind(tmp_path: Path) 
     async with serving(service, SocketFile(socket), Limits()):
         async with connected(socket) as envoy:
             await envoy.fetch("default")
-            assert f"pid {os.getpid()} (uid {os.geteuid()})" in service.holders.values()
+            holders = {each.holder for each in service.connections.values()}
+            assert holders == {f"pid {os.getpid()} (uid {os.geteuid()})"}
         with anyio.fail_after(10):
-            while service.holders:
+            while service.connections:
                 await anyio.lowlevel.checkpoint()
 
 

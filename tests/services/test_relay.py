@@ -20,7 +20,7 @@ from fakes.events import recorded
 from msgspec import Struct
 
 from sds_agent.rpc.frames import PREFACE, Bounds, Inspection
-from sds_agent.sds.acceptor import UnixAcceptor
+from sds_agent.sds.acceptor import Connection, UnixAcceptor
 from sds_agent.sds.relay import BEGINNING, CHECK_INTERVAL, CHUNK, PIECE, Relay
 
 PING = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00" + bytes(8)
@@ -303,31 +303,32 @@ class Exhausted(socket.socket):
 
 
 class Accepting(Struct, frozen=True):
-    """An acceptor, its listener, and what it says who is connected."""
+    """An acceptor, its listener, and what it says of who is connected."""
 
     acceptor: UnixAcceptor
     listener: Exhausted
-    holders: dict[str, str]
+    connections: dict[str, Connection]
 
     async def until_connected(self, *, connected: bool = True) -> None:
         """Until a peer is, or until none is any more."""
         with anyio.fail_after(10):
-            while bool(self.holders) is not connected:
+            while bool(self.connections) is not connected:
                 await anyio.lowlevel.checkpoint()
 
 
 @contextmanager
 def accepting(directory: Path, most: int = 10) -> Iterator[Accepting]:
     """An acceptor at `directory/sds`, with a listener in the place of gRPC."""
-    holders: dict[str, str] = {}
+    connections: dict[str, Connection] = {}
     with socket.socket(socket.AF_UNIX) as behind, Exhausted(socket.AF_UNIX) as listener:
         for each, name in ((behind, "grpc"), (listener, "sds")):
             each.bind(str(directory / name))
             each.listen()
-        acceptor = UnixAcceptor(listener, os.open(directory / "grpc", os.O_PATH | os.O_CLOEXEC), most, holders)
+        backend = os.open(directory / "grpc", os.O_PATH | os.O_CLOEXEC)
+        acceptor = UnixAcceptor(listener, backend, most, connections)
         acceptor.begin()
         try:
-            yield Accepting(acceptor, listener, holders)
+            yield Accepting(acceptor, listener, connections)
         finally:
             acceptor.abort()
             acceptor.close()
@@ -345,7 +346,7 @@ async def test_connections_that_have_ended_take_no_place(tmp_path: Path) -> None
             await here.until_connected()
             for _ in range(20):
                 await anyio.lowlevel.checkpoint()
-            assert len(here.holders) == 1, "it stays"
+            assert len(here.connections) == 1, "it stays"
 
 
 async def test_each_time_that_descriptors_are_short_is_logged_and_peers_that_wait_are_accepted_later(
@@ -361,6 +362,19 @@ async def test_each_time_that_descriptors_are_short_is_logged_and_peers_that_wai
                 await here.until_connected()
                 here.acceptor.abort()
         assert len(events.named("not_accepted")) == 2, "once each, however often it is tried again"
+
+
+async def test_a_connection_that_is_ended_is_closed_and_the_log_says_why(tmp_path: Path) -> None:
+    with recorded() as events, accepting(tmp_path) as here:
+        async with await anyio.connect_unix(tmp_path / "sds") as peer:
+            await here.until_connected()
+            (connection,) = here.connections.values()
+            connection.end("it does not read")
+            with pytest.raises(anyio.EndOfStream):
+                await peer.receive()
+            await here.until_connected(connected=False)
+            reported = await events.wait("connection_ended", level="warning", cause="it does not read")
+            assert reported["holder"] == connection.holder
 
 
 async def test_a_peer_that_cannot_be_accepted_costs_no_processor(tmp_path: Path) -> None:

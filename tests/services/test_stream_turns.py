@@ -19,6 +19,7 @@ from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F40
 from grpc.aio import EOF
 from sds_agent_proto import sds_pb2 as wire
 
+from sds_agent.sds.acceptor import Connection
 from sds_agent.sds.audience import Audience
 from sds_agent.sds.catalog import Catalog, OnDemand
 from sds_agent.sds.codec import decode, encode
@@ -287,24 +288,40 @@ class Call(HandContext):
         """What gRPC gives as the address."""
         return self._address
 
+    def time_remaining(self) -> float | None:
+        """Its client waits for as long as it takes."""
+        return None
 
-async def test_a_stream_that_is_to_give_way_and_cannot_end_takes_no_place() -> None:
-    """Its client does not read, so its answer is never written: the bound on streams has to hold all the same."""
+
+@pytest.mark.parametrize("method", ["StreamSecrets", "FetchSecrets"])
+async def test_a_call_that_is_to_give_way_and_cannot_end_takes_no_place_and_loses_its_connection(method: str) -> None:
+    """Its client does not read, so its answer is never written: the bound on streams has to hold all the same, and gRPC
+    would keep the answer for as long as the connection lasts.
+    """
     store = SecretStore()
     store.publish({"default": CertificateSecret(b"chain", b"key", HandClock().now() + timedelta(days=1))})
-    service = SecretDiscoveryService(store, most_streams=2)
-    service.holders |= {"a": "pid 1 (uid 1)", "b": "pid 2 (uid 1)"}
-    found = service.handler().service(cast("Any", SimpleNamespace(method=f"/{SERVICE}/StreamSecrets")))
+    service = SecretDiscoveryService(store, most_streams=2, unread=0)
+    ended = asyncio.Queue[str]()
+    service.connections |= {
+        "a": Connection("pid 1 (uid 1)", lambda _cause: ended.put_nowait("a")),
+        "b": Connection("pid 2 (uid 1)", lambda _cause: ended.put_nowait("b")),
+    }
+    found = cast("Any", service.handler().service(cast("Any", SimpleNamespace(method=f"/{SERVICE}/{method}"))))
     tasks, calls = list[asyncio.Task[None]](), [Call("a"), Call("a"), Call("b")]
-    with recorded():
+    with recorded() as events:
         try:
             for number, each in enumerate(calls, 1):
-                tasks.append(asyncio.ensure_future(cast("Any", found).stream_stream(None, each)))
+                tasks.append(asyncio.ensure_future(found.stream_stream(None, each)))
                 each.say("default")
                 await each.until_writing()
                 assert service.open_streams == min(number, 2)
             assert [each.peer for each in service.streams] == ["pid 1 (uid 1)", "pid 2 (uid 1)"]
             assert not tasks[0].done(), "it cannot end"
+            async with asyncio.timeout(10):
+                assert await ended.get() == "a"
+            service.drain()
+            assert ended.empty(), "the others keep theirs"
+            assert events.named("fault") == []
         finally:
             for task in tasks:
                 task.cancel()

@@ -11,6 +11,9 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Callable
+
+from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.budget import Buckets, Budget, Rate
@@ -38,18 +41,25 @@ _CREDENTIALS = struct.Struct("iII")
 """A process, its user and its group (struct ucred, unix(7))."""
 
 
+class Connection(Struct, frozen=True):
+    """A connection: the process at its other end, and what ends it at once, with a cause for the log."""
+
+    holder: str
+    end: Callable[[str], None]
+
+
 class UnixAcceptor:
     """Accepts from `begin` on. At most `most` connections are open: of the process that has most, the oldest gives way.
 
-    `backend` is a descriptor of gRPC's socket; the acceptor owns it from now on. `holders` gets the process at the
-    other end of each connection, by gRPC's address for it, for as long as the connection is open.
+    `backend` is a descriptor of gRPC's socket; the acceptor owns it from now on. `connections` gets each
+    connection, by gRPC's address for it, for as long as it is open.
     """
 
-    def __init__(self, listener: socket.socket, backend: int, most: int, holders: dict[str, str]) -> None:
+    def __init__(self, listener: socket.socket, backend: int, most: int, connections: dict[str, Connection]) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._backend = backend
-        self._holders = holders
+        self._connections = connections
         self._most = most
         self._placed = Crowd[Relay]()  # each under its process; one that had to give way is out
         self._relays: set[Relay] = set()
@@ -126,7 +136,7 @@ class UnixAcceptor:
         holder = _process(peer) or address
 
         def closed(relay: Relay, why: str | None) -> None:
-            self._holders.pop(address, None)
+            self._connections.pop(address, None)
             self._placed.leave(relay)
             self._relays.discard(relay)
             if not self._relays:
@@ -139,7 +149,7 @@ class UnixAcceptor:
             return self._calls.of(holder, now).overdraw(now, calls)
 
         relay = Relay(peer, back, Inspection(BOUNDS), pace, closed)
-        self._holders[address] = holder
+        self._connections[address] = Connection(holder, relay.close)
         self._relays.add(relay)
         self._emptied.clear()
         gives_way = self._placed.admit(relay, holder, self._most)

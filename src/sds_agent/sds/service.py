@@ -5,7 +5,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,6 +15,7 @@ import grpc.aio
 from sds_agent import log
 from sds_agent.clock import Clock, SystemClock
 from sds_agent.rpc.crowd import Crowd
+from sds_agent.sds.acceptor import Connection
 from sds_agent.sds.audience import Audience
 from sds_agent.sds.catalog import Catalog, OnDemand
 from sds_agent.sds.codec import MalformedMessageError, decode, decode_delta, encode, encode_delta
@@ -42,6 +43,9 @@ CROWD = 64
 FETCH_TIMEOUT = 10.0
 """Seconds that FetchSecrets waits for a secret that is not issued yet."""
 
+UNREAD = 5.0
+"""Seconds for a stream that gives way to end, before its connection is ended: its client may not read."""
+
 LONGEST_DETAIL = 1000
 """Characters in a status message: a gRPC client closes a connection that sends it headers of more than 8 KB."""
 LONGEST_NAME = 60
@@ -60,18 +64,31 @@ _CODES = {
 
 
 class _Fetch:
-    """A FetchSecrets call that waits for its request, and then for its secrets, until its timeout."""
+    """A FetchSecrets call that waits for its request, and then for its secrets, until its timeout; and then for its
+    client to read the answer.
+    """
 
-    def __init__(self, journal: StreamJournal, seconds: float) -> None:
+    def __init__(self, context: Context, journal: StreamJournal, seconds: float) -> None:
         self.timeout = asyncio.timeout(seconds)
+        self._context = context
         self._journal = journal
         self._names: tuple[str, ...] = ()
-        self._gave_way = False
+        self._answers = self._gave_way = False
 
     def met(self, request: SotwRequest) -> None:
         """Its request has come."""
         self._journal.met(request)
         self._names = request.names
+
+    def answers(self) -> None:
+        """Its answer goes out, for which it has as long as its client gives it."""
+        self._answers = True
+        self.timeout.reschedule(None)
+
+    @property
+    def connection(self) -> str:
+        """gRPC's address for the connection that it is on."""
+        return self._context.peer()
 
     @property
     def status(self) -> StreamStatus:
@@ -86,8 +103,8 @@ class _Fetch:
         return Finish(StatusCode.UNAVAILABLE, self._names, "the secret is not issued yet; ask again")
 
     def drain(self) -> None:
-        """End it with UNAVAILABLE: the client may ask again."""
-        if not self.timeout.expired():
+        """End it with UNAVAILABLE, if it is not answered yet: the client may ask again."""
+        if not self._answers and not self.timeout.expired():
             self.timeout.reschedule(0)
 
     def give_way(self) -> None:
@@ -110,12 +127,14 @@ class SecretDiscoveryService:
         most_streams: int = 10_000,
         most_names: int = 100,
         fetch_timeout: float = FETCH_TIMEOUT,
+        unread: float = UNREAD,
         files: OnDemand | None = None,
     ) -> None:
         self._store = store
         self._most_names = most_names
         self._departures: Departures | None = None
         self._fetch_timeout = fetch_timeout
+        self._unread = unread
         self._catalog = Catalog(store, files)
         self.counts = SdsCounts()
         self._now = (clock or SystemClock()).now
@@ -137,8 +156,9 @@ class SecretDiscoveryService:
         self.crowd_moved = asyncio.Event()
         """Set once `CROWD` streams have come or gone. Who clears it is told of the next as many."""
         self._watchers: dict[object, Callable[[], None]] = {}
-        self.holders: dict[str, str] = {}
-        """The process at the other end of each connection, by gRPC's address for it. The acceptor keeps it."""
+        self.connections: dict[str, Connection] = {}
+        """Each connection, by gRPC's address for it. The acceptor keeps it."""
+        self._giving_way: dict[_Open, asyncio.TimerHandle] = {}
         # Nonces are unique in the process, and by this prefix across restarts: an old stream's never match.
         self._nonce_prefix = os.urandom(4).hex()
 
@@ -147,9 +167,10 @@ class SecretDiscoveryService:
         methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             "StreamSecrets": grpc.stream_stream_rpc_method_handler(self._stream_secrets),
             "DeltaSecrets": grpc.stream_stream_rpc_method_handler(self._delta_secrets),
-            # declared to take a stream, which is the same on the wire: gRPC itself would keep calls whose request has
-            # not come, and those would count against no limit of ours
-            "FetchSecrets": grpc.stream_unary_rpc_method_handler(self._fetch_secrets),
+            # declared to take a stream and to give one, which is the same on the wire: gRPC itself would keep calls
+            # whose request has not come, and answers that their clients do not read, and neither would count against a
+            # limit of ours
+            "FetchSecrets": grpc.stream_stream_rpc_method_handler(self._fetch_secrets),
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
@@ -284,7 +305,8 @@ class SecretDiscoveryService:
         self._departures.note(status, self._now(), printable(cause, log.LONGEST_VALUE), names)
 
     def _peer(self, context: Context) -> str:
-        return self.holders.get(context.peer(), "unknown")
+        found = self.connections.get(context.peer())
+        return "unknown" if found is None else found.holder
 
     @contextmanager
     def _place(self, new: _Open, peer: str) -> Iterator[None]:
@@ -292,42 +314,58 @@ class SecretDiscoveryService:
         if (gives_way := self._open.admit(new, peer, self._most_streams)) is not None:
             self._open.leave(gives_way)
             gives_way.give_way()
+            later = asyncio.get_running_loop().call_later
+            self._giving_way[gives_way] = later(self._unread, self._end_connection_of, gives_way)
         self._moved()
         try:
             yield
         finally:
+            if (timer := self._giving_way.pop(new, None)) is not None:
+                timer.cancel()
             self._open.leave(new)
             self._moved()
 
-    async def _fetch_secrets(self, _requests: object, context: Context) -> bytes:
+    def _end_connection_of(self, stream: _Open) -> None:
+        """gRPC ends no call while an answer waits to be read, and would keep one that had to give way for ever."""
+        if (found := self.connections.get(stream.connection)) is not None:
+            found.end("its process does not read the answers of streams that had to give way to others")
+
+    async def _fetch_secrets(self, _requests: object, context: Context) -> None:
         peer = self._peer(context)
         journal = self._journal.open("FetchSecrets", peer)
+        finish: Finish | None = FAULT
         try:
-            answer = await self._fetch(context, peer, journal)
+            finish = await self._fetch(context, peer, journal)
         except Exception as error:  # noqa: BLE001 - likewise
             log.fault(LOG, "SDS FetchSecrets", error)
-            answer = FAULT
-        if isinstance(answer, Respond):
-            journal.sending(answer, changed=False)
-        journal.note([answer])
-        journal.end()
-        if isinstance(answer, Finish):
-            await self._abort(context, answer, self._explained(answer))
-        return encode(answer)
+        finally:
+            journal.end()
+        if finish is not None:
+            await self._abort(context, finish, self._explained(finish))
 
-    async def _fetch(self, context: Context, peer: str, journal: StreamJournal) -> Respond | Finish:
-        call = _Fetch(journal, self._time_for_fetch(context.time_remaining()))
+    async def _fetch(self, context: Context, peer: str, journal: StreamJournal) -> Finish | None:
+        """Answer the call. Returns how to end it where it gets no answer."""
+        call = _Fetch(context, journal, self._time_for_fetch(context.time_remaining()))
         try:
             async with call.timeout:
                 with self._place(call, peer):
                     request = decode(await _only(context))
                     call.met(request)
                     self._changed()
-                    return await self._answer(request)
+                    answer = await self._answer(request)
+                    if isinstance(answer, Respond):
+                        call.answers()
+                        journal.sending(answer, changed=False)
+                        journal.note([answer])
+                        with suppress(grpc.aio.InternalError):  # the client has left
+                            await context.write(encode(answer))
+                        return None
         except MalformedMessageError as error:
-            return Finish(StatusCode.INVALID_ARGUMENT, detail=str(error))
+            answer = Finish(StatusCode.INVALID_ARGUMENT, detail=str(error))
         except TimeoutError:
-            return call.ended
+            answer = call.ended
+        journal.note([answer])
+        return answer
 
     def _time_for_fetch(self, remaining: float | None) -> float:
         """Seconds until the answer: before the client's own deadline, so that it gets our status, not its time-out."""

@@ -139,6 +139,11 @@ class Stream(Generic[R]):
         """Who is at the other end, and the status of each name."""
         return self._journal.status(self._conversation.session.status)
 
+    @property
+    def connection(self) -> str:
+        """gRPC's address for the connection that it is on."""
+        return self._context.peer()
+
     def drain(self) -> None:
         """End the stream with OK: Envoy keeps what it has and opens another."""
         self._draining = True
