@@ -293,6 +293,48 @@ class Call(HandContext):
         return None
 
 
+class Absent:
+    """A stand-in for secrets that are made on demand, which has none yet, and remembers what it is asked."""
+
+    directories: tuple[Path, ...] = ()
+
+    def __init__(self) -> None:
+        self.looks = list[str]()
+        self.wanted = dict[object, set[str]]()
+
+    def __getitem__(self, name: str) -> Resource | Absence:
+        self.looks.append(name)
+        return Absence.PENDING
+
+    def want(self, client: object, names: Iterable[str]) -> None:
+        """Remember it."""
+        self.wanted[client] = set(names)
+
+
+async def test_a_fetch_looks_again_only_when_one_of_its_own_names_changes() -> None:
+    """A node may have thousands of names, and thousands of calls that wait."""
+    files = Absent()
+    store = SecretStore(["default"])
+    service = SecretDiscoveryService(store, files=files)
+    found = cast("Any", service.handler().service(cast("Any", SimpleNamespace(method=f"/{SERVICE}/FetchSecrets"))))
+    call, ends = Call("a"), HandClock().now() + timedelta(days=1)
+    with recorded():
+        task = asyncio.ensure_future(found.stream_stream(None, call))
+        try:
+            call.say(*["file-cert:a"] * 100, "file-cert:b")  # two names, however often
+            await _until(lambda: files.looks)
+            assert list(files.wanted.values()) == [{"file-cert:a", "file-cert:b"}]
+            store.publish({"default": CertificateSecret(b"chain", b"key", ends)})
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert files.looks == ["file-cert:a", "file-cert:b"]
+            store.announce(frozenset({"file-cert:b"}))
+            await _until(lambda: len(files.looks) == 4)
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
 @pytest.mark.parametrize("method", ["StreamSecrets", "FetchSecrets"])
 async def test_a_call_that_is_to_give_way_and_cannot_end_takes_no_place_and_loses_its_connection(method: str) -> None:
     """Its client does not read, so its answer is never written: the bound on streams has to hold all the same, and gRPC

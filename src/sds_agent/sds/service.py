@@ -23,7 +23,7 @@ from sds_agent.sds.counts import SdsCounts
 from sds_agent.sds.delta import DeltaSession
 from sds_agent.sds.fetch import fetch
 from sds_agent.sds.journal import Journal, StreamJournal
-from sds_agent.sds.protocol import DeltaRequest, Finish, Resource, Respond, SotwRequest, StatusCode
+from sds_agent.sds.protocol import DeltaRequest, Finish, Resource, Respond, SotwRequest, StatusCode, unique
 from sds_agent.sds.sotw import SotwSession
 from sds_agent.sds.status import NameStatus, StreamStatus
 from sds_agent.sds.stream import FULL, Context, Conversation, R, Stream
@@ -373,10 +373,16 @@ class SecretDiscoveryService:
 
     async def _answer(self, request: SotwRequest) -> Respond | Finish:
         changed, caller = asyncio.Event(), object()
-        self._catalog.want(caller, request.names[: self._most_names])
-        self._store.await_names(caller, frozenset(request.names))
+        names = frozenset(unique(request.names)[: self._most_names])  # more are refused
+
+        def look(others: frozenset[str]) -> None:
+            if not names.isdisjoint(others):
+                changed.set()
+
+        self._catalog.want(caller, names)
+        self._store.await_names(caller, names)
         try:
-            with self._store.watching(lambda _names: changed.set()):
+            with self._store.watching(look):
                 while (answer := fetch(request, self._catalog, most_names=self._most_names)) is None:
                     await changed.wait()
                     changed.clear()
