@@ -20,7 +20,7 @@ from fakes.events import recorded
 from msgspec import Struct
 
 from sds_agent.rpc.frames import PREFACE, Bounds, Inspection
-from sds_agent.sds.acceptor import Connection, UnixAcceptor
+from sds_agent.sds.acceptor import RETRY_AFTER, Connection, UnixAcceptor
 from sds_agent.sds.relay import BEGINNING, CHECK_INTERVAL, CHUNK, PIECE, Relay
 
 PING = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00" + bytes(8)
@@ -375,6 +375,21 @@ async def test_a_connection_that_is_ended_is_closed_and_the_log_says_why(tmp_pat
             await here.until_connected(connected=False)
             reported = await events.wait("connection_ended", level="warning", cause="it does not read")
             assert reported["holder"] == connection.holder
+
+
+async def test_an_acceptor_that_is_stopped_does_not_try_again(tmp_path: Path) -> None:
+    """Its listener is closed by then, and the number of that may be another file's."""
+    loop, met = asyncio.get_running_loop(), list[dict[str, Any]]()
+    with recorded() as events, accepting(tmp_path) as here:
+        here.listener.left = 1000
+        async with await anyio.connect_unix(tmp_path / "sds"):
+            await events.wait("not_accepted")
+            loop.set_exception_handler(lambda _loop, context: met.append(context))
+            here.acceptor.close()
+            later = asyncio.Event()
+            loop.call_later(RETRY_AFTER, later.set)
+            await later.wait()
+            assert met == []
 
 
 async def test_a_peer_that_cannot_be_accepted_costs_no_processor(tmp_path: Path) -> None:
