@@ -198,7 +198,12 @@ async def _served(
 ) -> AsyncIterator[None]:
     """Envoys can connect inside this context, and a probe sees whether each name has a secret."""
     store, socket = running.store, preflight.socket_file(settings.sds)
-    readiness = Health(lambda: store.complete, frozenset({SERVICE}), reasons=lambda: running.lacks(clock.now()))
+    readiness = Health(
+        lambda: store.complete,
+        frozenset({SERVICE}),
+        reasons=lambda: running.lacks(clock.now()),
+        hang_up=running.sds.hang_up,
+    )
     descriptor = None if listening is None else listening.descriptor
     async with serving(
         running.sds, socket, limits, [readiness], before_probe=lambda: complete(store), listening=descriptor

@@ -27,11 +27,11 @@ def message(data: bytes, *, compressed: bool = False) -> bytes:
     return bytes([compressed]) + struct.pack(">I", len(data)) + data
 
 
-def _headers(method: str) -> bytes:
+def _headers(method: str, service: str = SERVICE) -> bytes:
     fields = {
         ":method": "POST",
         ":scheme": "http",
-        ":path": f"{SERVICE}/{method}",
+        ":path": f"{service}/{method}",
         ":authority": "localhost",
         "content-type": "application/grpc",
         "te": "trailers",
@@ -98,9 +98,9 @@ class RawPeer:
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             return
 
-    async def open(self, stream: int, method: str) -> None:
+    async def open(self, stream: int, method: str, service: str = SERVICE) -> None:
         """Begin a call."""
-        await self.send(frame(HEADERS, END_HEADERS, stream, _headers(method)))
+        await self.send(frame(HEADERS, END_HEADERS, stream, _headers(method, service)))
 
     async def say(self, stream: int, data: bytes, *, compressed: bool = False) -> None:
         """Send a message on a call."""

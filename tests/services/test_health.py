@@ -11,6 +11,8 @@ import grpc
 import grpc.aio
 import pytest
 from fakes.ca_servers import served
+from fakes.events import recorded
+from fakes.raw_http2 import PREFACE, SETTINGS, RawPeer, frame
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from sds_agent_proto.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
@@ -27,6 +29,8 @@ Call = grpc.aio.UnaryStreamCall[bytes, bytes]
 SERVING = HealthCheckResponse.SERVING
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
+NO_WINDOW = b"\x00\x04\x00\x00\x00\x00"
+"""SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113 section 6.5.2): the client takes no answer yet."""
 
 
 class Server:
@@ -36,8 +40,13 @@ class Server:
     reasons: tuple[str, ...] = ()
 
     def __init__(self, directory: Path, most_watchers: int = 10) -> None:
+        self.service = SecretDiscoveryService(SecretStore())
         self.health = Health(
-            lambda: self.ready, frozenset({"a.Service"}), reasons=lambda: self.reasons, most_watchers=most_watchers
+            lambda: self.ready,
+            frozenset({"a.Service"}),
+            reasons=lambda: self.reasons,
+            most_watchers=most_watchers,
+            hang_up=self.service.hang_up,
         )
         self.address = f"unix:{directory / 'sds.sock'}"
         self._socket = SocketFile(directory / "sds.sock")
@@ -50,9 +59,8 @@ class Server:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[grpc.aio.Channel]:
         """The server, and a connection to it, which lasts until every watch has seen its end."""
-        service = SecretDiscoveryService(SecretStore())
         async with grpc.aio.insecure_channel(self.address) as channel:
-            async with serving(service, self._socket, Limits(), [self.health]):
+            async with serving(self.service, self._socket, Limits(), [self.health]):
                 yield channel
             for call in self._calls:
                 with suppress(grpc.aio.AioRpcError):
@@ -165,6 +173,23 @@ async def test_only_so_many_requests_are_begun_and_not_ended_and_they_keep_no_pr
         outcomes = [await code for code in codes]
         assert outcomes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 2
         assert outcomes.count(grpc.StatusCode.INVALID_ARGUMENT) == health.MOST_UNREAD - 1
+
+
+async def test_a_peer_that_does_not_read_the_answers_to_its_checks_is_hung_up_on(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC stores each answer, with the reasons in it, for as long as its client likes."""
+    monkeypatch.setattr(health, "MOST_WAITING", 3)
+    with recorded() as events:
+        async with server.running():
+            peer = await RawPeer.connect(tmp_path / "sds.sock", PREFACE + frame(SETTINGS, 0, 0, NO_WINDOW))
+            for number in range(4):
+                await peer.open(2 * number + 1, "Check", f"/{health.SERVICE}")
+                await peer.say(2 * number + 1, b"")
+            ended = await events.wait("connection_ended", level="warning")
+            assert ended["cause"] == "it does not read the answers to health checks"
+            assert not (await health.check(server.address, 5)).ready
+            await peer.connection.aclose()
 
 
 async def test_a_request_has_to_arrive_in_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,14 @@ An answer of `Check` that is NOT_SERVING also has the reasons, in a field that o
 or in trailing metadata they would be subject to the prober's limit on headers, and could fail the call that they
 explain.
 
-A caller needs no proof, so there are limits on what callers can make the server store: watches, and requests that have
-begun and not ended. gRPC itself has no limit on the latter where it reads a single request. So both methods are
-declared to take a stream of requests, which is the same on the wire, and read the first.
+A caller needs no proof, so there are limits on what callers can make the server store: watches, requests that have
+begun and not ended, and answers that are not read. gRPC itself has no limit on these where it reads a single request
+and sends a single answer. So both methods are declared to take and to give a stream, which is the same on the wire.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import islice
 
 import grpc
@@ -30,6 +31,8 @@ MOST_WATCHERS = 1000
 """Watches at one time. Each takes memory for as long as its client likes."""
 MOST_UNREAD = 32
 """Requests at one time that have begun and not ended. Each can be as large as the server lets a message be."""
+MOST_WAITING = 500
+"""Answers of `Check` at one time that wait to be read. Beyond it the connection of the oldest is ended."""
 TIMEOUT = 5.0
 """Seconds for a request to arrive."""
 MOST_REASONS = 50
@@ -43,6 +46,7 @@ class Health:
     """The service. It answers for the server as a whole (the empty name) and for `services`: SERVING while `ready()`.
 
     While that is False, `reasons` gives a sentence for each cause. Every caller gets them, so no secret may be in one.
+    `hang_up` ends a connection, by gRPC's address for it, and logs why: gRPC itself ends no call whose answer waits.
     """
 
     def __init__(
@@ -52,12 +56,15 @@ class Health:
         *,
         reasons: Callable[[], Sequence[str]] = tuple,
         most_watchers: int = MOST_WATCHERS,
+        hang_up: Callable[[str, str], None] = lambda _address, _why: None,
     ) -> None:
         self._ready = ready
         self._reasons = reasons
         self._services = services | {""}
         self._most_watchers = most_watchers
+        self._hang_up = hang_up
         self._watchers = 0
+        self._waiting: dict[Context, None] = {}  # by age
         self._unread: dict[asyncio.Timeout, None] = {}  # by age
         self._draining = False
         self._changed = asyncio.Event()
@@ -65,7 +72,7 @@ class Health:
     def handler(self) -> grpc.GenericRpcHandler:
         """The service as a handler for a grpc.aio server."""
         methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            "Check": grpc.stream_unary_rpc_method_handler(self._check),
+            "Check": grpc.stream_stream_rpc_method_handler(self._check),
             "Watch": grpc.stream_stream_rpc_method_handler(self._watch),
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
@@ -80,12 +87,22 @@ class Health:
         self._draining = True
         self.check_again()
 
-    async def _check(self, _: object, context: Context) -> bytes:
+    async def _check(self, _: object, context: Context) -> None:
         service = await self._asked(context)
         if service not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no service of that name is here")
         status = self._status(service)
-        return _written(status, self._why() if status == HealthCheckResponse.NOT_SERVING else ())
+        await self._answer(context, _written(status, self._why() if status == HealthCheckResponse.NOT_SERVING else ()))
+
+    async def _answer(self, context: Context, answer: bytes) -> None:
+        if len(self._waiting) >= MOST_WAITING:
+            self._hang_up(next(iter(self._waiting)).peer(), "it does not read the answers to health checks")
+        self._waiting[context] = None
+        try:
+            with suppress(grpc.aio.InternalError):  # the client has left
+                await context.write(answer)
+        finally:
+            del self._waiting[context]
 
     async def _watch(self, _: object, context: Context) -> None:
         service = await self._asked(context)

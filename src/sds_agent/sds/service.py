@@ -327,8 +327,12 @@ class SecretDiscoveryService:
 
     def _end_connection_of(self, stream: _Open) -> None:
         """gRPC ends no call while an answer waits to be read, and would keep one that had to give way for ever."""
-        if (found := self.connections.get(stream.connection)) is not None:
-            found.end("its process does not read the answers of streams that had to give way to others")
+        self.hang_up(stream.connection, "it does not read the answers on streams that had to give way to others")
+
+    def hang_up(self, connection: str, why: str) -> None:
+        """End a connection, by gRPC's address for it, and log why."""
+        if (found := self.connections.get(connection)) is not None:
+            found.end(why)
 
     async def _fetch_secrets(self, _requests: object, context: Context) -> None:
         peer = self._peer(context)
