@@ -22,6 +22,7 @@ from sds_agent.sds.protocol import (
     DeltaRequest,
     Finish,
     Nacked,
+    Outstanding,
     Resource,
     Respond,
     SotwRequest,
@@ -170,6 +171,11 @@ class SotwExchange(Exchange):
         super().__init__()
         self.session = SotwSession(self.numbers())
         self.nonce = ""
+        self.replied = set[str]()
+
+    def reply(self, nonce: str, error: str | None) -> None:
+        super().reply(nonce, error)
+        self.replied.add(nonce)
 
     def all_unknown(self) -> bool:
         """Of the names that have reached the server: a message that crossed an answer has not."""
@@ -180,12 +186,13 @@ class SotwExchange(Exchange):
         newest = self.nonces[-1] if self.nonces else ""
         stale = bool(nonce) and self.answered and nonce != newest
         waiting, had = bool(self.on_the_way), set(self.session.names)
+        is_first = self.answered and nonce in self.answers and nonce not in self.replied
         if nonce and nonce in self.answers:
             self.reply(nonce, error)
         actions = self.session.receive(SotwRequest(names=tuple(self.wanted), nonce=nonce, error=error), self.served)
         if stale:  # it crossed an answer; the client's reply to that one brings the names again
-            assert actions == [Stale(nonce, error)], "a stale message was acted on"
-            self.passed_over |= set(self.answers.get(nonce, {}).items())
+            reply = Outstanding(nonce, self.answers.get(nonce, {})).settled(error)
+            assert actions == [reply if is_first else Stale(nonce, error)], "more than an ACK or NACK was acted on"
             return
         self.forget()
         self.notice()

@@ -19,7 +19,7 @@ from sds_agent.sds.protocol import (
     Subscribed,
     Unsubscribed,
 )
-from sds_agent.sds.sotw import SotwSession
+from sds_agent.sds.sotw import MOST_EARLIER, SotwSession
 
 
 def session(most_names: int = 100) -> SotwSession:
@@ -116,6 +116,36 @@ def test_request_that_crossed_a_push_is_ignored_with_its_names(served: Served) -
     assert stream.receive(ask("default", "ROOTCA", nonce="n1"), served) == [Stale("n1")]
     assert stream.names == ("default",)
     assert sent(stream.receive(ask("default", "ROOTCA", nonce="n2"), served)) == [("ROOTCA", "r1")]
+
+
+@pytest.mark.parametrize("error", [None, "no"])
+def test_first_reply_to_an_answer_counts_though_it_crossed_a_newer_one(served: Served, error: str | None) -> None:
+    """No other message will say it, and a certificate waits for the ACK of its root."""
+    stream = session()
+    stream.receive(ask("ROOTCA"), served)
+    assert sent(stream.receive(ask("ROOTCA", "default"), served)) == [("default", "v1")]
+    reply = Acked("n1", {"ROOTCA": "r1"}) if error is None else Nacked("n1", {"ROOTCA": "r1"}, error)
+    assert stream.receive(ask("ROOTCA", nonce="n1", error=error), served) == [reply]
+    assert stream.names == ("ROOTCA", "default")
+    assert stream.acknowledged == {"ROOTCA": "r1" if error is None else "", "default": ""}
+    assert stream.receive(ask("ROOTCA", nonce="n1"), served) == [Stale("n1")]
+    assert stream.receive(ask("ROOTCA", "default", nonce="n2"), served) == [Acked("n2", {"default": "v1"})]
+
+
+def test_reply_to_an_answer_settles_those_before_it(served: Served) -> None:
+    stream = session()
+    stream.receive(ask("ROOTCA"), served)
+    stream.receive(ask("ROOTCA", "default"), served)
+    stream.receive(ask("ROOTCA", "default", nonce="n2"), served)
+    assert stream.receive(ask("ROOTCA", "default", nonce="n1"), served) == [Stale("n1")]
+
+
+def test_answers_that_are_never_replied_to_are_forgotten(served: Served) -> None:
+    stream = session()
+    for number in range(MOST_EARLIER + 2):
+        stream.receive(ask("default" if number % 2 else "ROOTCA"), served)
+    assert stream.receive(ask("ROOTCA", nonce="n1"), served) == [Stale("n1")]
+    assert isinstance(stream.receive(ask("ROOTCA", nonce="n2"), served)[0], Acked)
 
 
 def test_stale_nack_keeps_its_reason_for_the_log(served: Served) -> None:

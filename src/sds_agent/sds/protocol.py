@@ -135,7 +135,7 @@ class Nacked(Struct, frozen=True):
 
 
 class Stale(Struct, frozen=True):
-    """A reply to an answer that is not outstanding: it crossed a newer answer, or is about an earlier stream.
+    """A reply to an answer that is not outstanding: it is not the first one, or is about an earlier stream.
 
     It settles nothing. `reason` is that of a NACK, for the log.
     """

@@ -9,8 +9,9 @@ all about versions (which only say what the client has). Its nonce says which of
 - Before the first answer on this stream any nonce, version or error is about an earlier stream. The message is a
   subscription.
 - Afterwards, the nonce of the newest answer makes it an ACK or, if it carries an error, a NACK. It also brings names.
-- Another non-empty nonce is stale: the message crossed a newer answer. All of it is ignored, the names too; the
-  client's reply to the newer answer repeats them.
+- Another non-empty nonce is stale: the message crossed a newer answer. Its names are ignored; the client's reply to the
+  newer answer repeats them. Where it is the first reply to an earlier answer of this stream, it is the ACK or NACK of
+  that one all the same: no other message will be, and certificates wait for the ACK of their roots.
 - An empty nonce is neither ACK nor NACK, but its names count.
 
 What is sent, and when:
@@ -51,6 +52,9 @@ from sds_agent.sds.protocol import (
 )
 from sds_agent.sds.status import NameStatus, Replies
 
+MOST_EARLIER = 32
+"""Answers without a reply, beside the newest, that a session remembers. It forgets the oldest."""
+
 
 class SotwSession:
     """One StreamSecrets stream. `nonces` must never yield a value twice."""
@@ -63,6 +67,7 @@ class SotwSession:
         self._refused: frozenset[str] = frozenset()  # subscribed and not served: reported once
         self._newest: str | None = None  # nonce of the newest answer
         self._outstanding: Outstanding | None = None
+        self._earlier: dict[str, Outstanding] = {}  # those that a newer answer crossed, by nonce
         self._replies = Replies()
 
     @property
@@ -93,12 +98,11 @@ class SotwSession:
         actions: list[Action] = []
         if self._newest is not None and request.nonce:
             if request.nonce != self._newest:
-                return [Stale(request.nonce, request.error)]
+                return [self._settled(self._earlier.pop(request.nonce, None), request)]
+            self._earlier.clear()  # a stream keeps its order: the client has dealt with those
             if self._outstanding is not None:
-                reply = self._outstanding.settled(request.error)
-                self._replies.take(reply, self._names)
+                actions.append(self._settled(self._outstanding, request))
                 self._outstanding = None
-                actions.append(reply)
         added: tuple[str, ...] = ()
         if names != self._names:
             added = tuple(name for name in names if name not in self._names)
@@ -108,6 +112,13 @@ class SotwSession:
     def refresh(self, view: View) -> list[Action]:
         """Look for changes of the subscribed secrets."""
         return self._refuse(view) + self._answer(() if self._outstanding else self._names, view)
+
+    def _settled(self, answer: Outstanding | None, request: SotwRequest) -> Action:
+        if answer is None:
+            return Stale(request.nonce, request.error)
+        reply = answer.settled(request.error)
+        self._replies.take(reply, self._names)
+        return reply
 
     def _subscribe(self, names: tuple[str, ...], added: tuple[str, ...], view: View) -> list[Action]:
         notes: list[Action] = []
@@ -141,6 +152,10 @@ class SotwSession:
             return []
         versions = {resource.name: resource.version for resource in due}
         self._sent.update(versions)
+        if self._outstanding is not None:
+            self._earlier[self._outstanding.nonce] = self._outstanding
+            if len(self._earlier) > MOST_EARLIER:
+                del self._earlier[next(iter(self._earlier))]
         self._newest = next(self._nonces)
         self._outstanding = Outstanding(self._newest, versions)
         return [Respond(self._newest, due)]
