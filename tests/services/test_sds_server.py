@@ -15,6 +15,7 @@ from fakes.events import Events, recorded
 from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
 from fakes.peers import Peer, SotwStream, chain_of, connected
 
+from sds_agent.sds import pushes
 from sds_agent.sds.endpoint import SocketFile
 from sds_agent.sds.protocol import Finish, StatusCode
 from sds_agent.sds.server import Limits, serving
@@ -31,7 +32,11 @@ def certificate(content: bytes) -> CertificateSecret:
 
 @asynccontextmanager
 async def running(
-    directory: Path, limits: Limits | None = None, *, fetch_timeout: float = FETCH_TIMEOUT
+    directory: Path,
+    limits: Limits | None = None,
+    *,
+    fetch_timeout: float = FETCH_TIMEOUT,
+    check_every: float = 60,
 ) -> AsyncIterator[tuple[SecretStore, Peer, Events]]:
     """A store with one certificate, one bundle and one name without a secret, served to one client."""
     store = SecretStore(("default", "ROOTCA", "late"))
@@ -42,7 +47,10 @@ async def running(
     )
     socket = directory / "sds.sock"
     with recorded() as events:
-        async with serving(service, SocketFile(socket), limits), connected(socket) as peer:
+        async with (
+            serving(service, SocketFile(socket), limits, check_every=check_every),
+            connected(socket) as peer,
+        ):
             yield store, peer, events
 
 
@@ -453,6 +461,21 @@ async def test_fetch_of_a_secret_that_never_comes_ends_with_unavailable(tmp_path
         assert caught.value.details() == "the secret is not issued yet; ask again"
         assert events.named("refused")[0]["names"] == ["late"]
         assert not store.awaited(["late"])
+
+
+async def test_push_to_which_a_client_does_not_reply_is_logged_though_nothing_more_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pushes, "LONGEST", 0.01)
+    async with running(tmp_path, check_every=0.05) as (store, peer, events):
+        stream = await peer.stream().ask("default")
+        await stream.read()
+        await stream.ack("default")
+        await events.wait("acked")
+        store.publish({"default": certificate(b"chain 2")})
+        await stream.read()
+        pushed = await events.wait("pushed")
+        assert (pushed["streams"], pushed["acked"], pushed["waiting"]) == (1, 0, 1)
 
 
 async def test_streams_end_with_ok_at_shutdown(tmp_path: Path) -> None:
