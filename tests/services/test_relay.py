@@ -167,6 +167,19 @@ async def test_grpc_finds_no_more_in_the_beginning_when_it_does_not_read_for_lon
         assert await to_be_read(ends) == PIECE
 
 
+@pytest.mark.parametrize("anyio_backend", [HAND_LOOP])
+async def test_a_relay_that_is_over_looks_at_its_ends_no_more() -> None:
+    """It waited for the time that its calls cost, and then for gRPC too: each sets a timer."""
+    met = list[dict[str, Any]]()
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: met.append(context))
+    with relayed(wait=CHECK_INTERVAL / 2) as ends:
+        await send(ends.peer, PREFACE + CALL + PING * 2000)
+        assert await to_be_read(ends) == PIECE
+        assert ends.calls == 1
+    await pass_time(2 * CHECK_INTERVAL)
+    assert met == []
+
+
 async def test_what_comes_after_the_beginning_is_not_slowed_down() -> None:
     """An Envoy that repeats its Node sends 61 KB with every ACK: small pieces would double what a push costs."""
     requests, acks = PREFACE + PING * (BEGINNING // len(PING)), PING * 10_000
