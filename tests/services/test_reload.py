@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from fakes.peers import Peer, connected
 from fakes.replacing import WAYS, kubernetes
 
 from sds_agent import app
-from sds_agent.clock import SystemClock
+from sds_agent.clock import Clock, SystemClock
 from sds_agent.config.loading import load
 from sds_agent.config.settings import Settings
 from sds_agent.live.agent import Agent
@@ -75,8 +76,19 @@ class Followed:
             await self.events.next()
 
 
+class SetBack(SystemClock):
+    """A wall clock that is set back by an hour each time that it was read."""
+
+    _back = timedelta()
+
+    def now(self) -> datetime:
+        """The wall clock."""
+        self._back += timedelta(hours=1)
+        return super().now() - self._back
+
+
 @asynccontextmanager
-async def followed(folder: Path, file: Path) -> AsyncIterator[Followed]:
+async def followed(folder: Path, file: Path, wall: Clock | None = None) -> AsyncIterator[Followed]:
     chosen, clock = load(file, {}).settings, SystemClock()
     with recorded() as events:
         async with (
@@ -90,7 +102,7 @@ async def followed(folder: Path, file: Path) -> AsyncIterator[Followed]:
                 file, lambda: load(file, {}).settings, lambda chosen: found.heard.append(chosen.level)
             )
             hooks = ReloadHooks(lambda: found.heard.append("begins"), lambda: found.heard.append("ends"))
-            following = asyncio.create_task(Reload(running, cas, source, clock, hooks).run(found.asked))
+            following = asyncio.create_task(Reload(running, cas, source, wall or clock, hooks).run(found.asked))
             try:
                 with anyio.fail_after(30):
                     yield found
@@ -130,6 +142,14 @@ async def test_a_workload_that_leaves_the_file_ends_its_stream(agent: Followed) 
     await stream.read()
     agent.write("web")
     assert (await stream.end())[0] is grpc.StatusCode.NOT_FOUND
+
+
+async def test_the_time_that_a_reload_takes_is_not_the_wall_clocks(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_bytes(config(tmp_path, "web"))
+    async with followed(tmp_path, tmp_path / NAME, SetBack()) as found:
+        found.write("web", "api")
+        await found.ask()
+        assert 0 <= (await found.events.wait("reloaded"))["took_ms"] < 30_000
 
 
 async def test_half_a_file_is_not_taken_for_the_whole(agent: Followed) -> None:

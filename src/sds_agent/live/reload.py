@@ -136,7 +136,8 @@ class Reload:
 
     async def _take(self, origin: ConfigSource, turn: FileTurn, *, asked: bool) -> SettingsChange:
         """Apply what the file says. Raises _RefusedError, and then nothing has changed."""
-        began = self._clock.now()
+        monotonic = asyncio.get_running_loop().time
+        began = monotonic()
         settings = await self._loaded(origin)
         if not asked and await self._digest(origin.file) != turn.digest:
             raise _RefusedError((f"{origin.file} changes all the time",), final=False)
@@ -153,8 +154,7 @@ class Reload:
             each.begin_to_close()
         if "log" in change.keys:
             origin.relog(settings.log)
-        took = self._clock.now() - began
-        _report(change, str(origin.file), round(took.total_seconds() * 1000, 1))
+        _report(change, str(origin.file), round((monotonic() - began) * 1000, 1))
         return change
 
     async def _loaded(self, origin: ConfigSource) -> Settings:
