@@ -1,6 +1,7 @@
 """The client of Vault's PKI engine against a server that stands in for it: logins, tokens, roots and refusals."""
 
 import asyncio
+import gc
 import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -12,11 +13,12 @@ from cryptography import x509
 from fakes.clocks import HAND_LOOP, HandClock
 from fakes.events import Events, recorded
 from fakes.hierarchy import NO_NAME, make_ca
-from fakes.https_server import Request
+from fakes.https_server import Reply, Request
 from fakes.vault_client import HOUR, ID, VaultClient, clients_ca, pass_time
 from fakes.vault_server import Role, VaultServer
 
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
+from sds_agent.authority.vault.nodes import TIMEOUT
 from sds_agent.issuance.lists import read_lists
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.pki.validation.revocation import is_signed_by
@@ -165,6 +167,109 @@ async def test_many_workloads_share_one_login(client: VaultClient, vault: VaultS
     async with vault.serving(), client.open(client.settings()):
         await asyncio.gather(*(client.authority.issue(client.request()) for _ in range(5)))
     assert vault.count("auth/approle/login") == 1
+
+
+class LateLogin:
+    """Lets the server answer its first login late: the secret ID is `spent` at once, and the token comes when `go`."""
+
+    def __init__(self, *servers: VaultServer) -> None:
+        self.spent = asyncio.Event()
+        self.go = asyncio.Event()
+        self.servers = servers
+        servers[0].http.answer = self.answer
+
+    async def answer(self, request: Request) -> Reply | bytes | None:
+        reply = await self.servers[0].answer(request)
+        if request.path.endswith("/login") and not self.spent.is_set():
+            for each in self.servers:
+                each.secret_ids.clear()
+            self.spent.set()
+            await self.go.wait()
+        return reply
+
+
+async def test_a_login_outlives_its_attempt_and_the_next_one_takes_the_token(
+    client: VaultClient, vault: VaultServer, events: Events
+) -> None:
+    """A secret ID may be good for one login, which no attempt may throw away."""
+    late = LateLogin(vault)
+    async with vault.serving(), client.open(client.settings()):
+        first = asyncio.create_task(client.issue())
+        await late.spent.wait()
+        first.cancel()
+        await asyncio.wait([first])
+        assert first.cancelled()
+        second = asyncio.create_task(client.issue())
+        late.go.set()
+        await second
+        assert len(events.named("logged_in")) == 1
+    assert vault.count("auth/approle/login") == 1
+
+
+async def test_a_login_that_fails_when_its_attempt_has_ended_gives_way_to_another(
+    client: VaultClient, vault: VaultServer
+) -> None:
+    asked, cut, complaints = asyncio.Event(), asyncio.Event(), list[dict[str, Any]]()
+
+    async def cutting(request: Request) -> Reply | bytes | None:
+        if not request.path.endswith("/login"):
+            return await vault.answer(request)
+        asked.set()
+        await cut.wait()
+        vault.http.answer = vault.answer
+        return None
+
+    vault.http.answer = cutting
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    async with vault.serving(), client.open(client.settings()):
+        idle = asyncio.all_tasks()
+        first = asyncio.create_task(client.issue())
+        await asked.wait()
+        first.cancel()
+        await asyncio.wait([first])
+        cut.set()
+        await asyncio.wait(asyncio.all_tasks() - idle)
+        await client.issue()
+    gc.collect()
+    assert complaints == []
+
+
+async def test_a_login_ends_with_its_authority(client: VaultClient, vault: VaultServer) -> None:
+    late, before = LateLogin(vault), asyncio.all_tasks()
+    async with vault.serving():
+        async with client.open(client.settings()):
+            first = asyncio.create_task(client.issue())
+            await late.spent.wait()
+            first.cancel()
+            await asyncio.wait([first])
+        late.go.set()
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_late_node_is_still_heard_when_the_next_one_refuses_what_it_has_spent(
+    client: VaultClient, vault: VaultServer
+) -> None:
+    other = VaultServer(now=vault.now, issuers=vault.issuers, default=vault.default, tokens=vault.tokens)
+    other.http.ca = vault.http.ca
+    late, refused = LateLogin(vault, other), asyncio.Event()
+
+    async def refusing(request: Request) -> Reply | bytes | None:
+        reply = await other.answer(request)
+        refused.set()
+        return reply
+
+    other.http.answer = refusing
+    async with vault.serving(), other.serving():
+        urls = (vault.http.url, other.http.url)
+        async with client.open(client.settings(url=urls)):
+            issuing = asyncio.create_task(client.issue())
+            await late.spent.wait()
+            client.clock.elapse(timedelta(seconds=TIMEOUT / 2 + 1))
+            await refused.wait()
+            late.go.set()
+            await issuing
+    assert other.paths == ["auth/approle/login"]
+    assert vault.signed
 
 
 REFUSED_LOGINS: dict[str, tuple[str, Callable[[VaultServer], object], str, str]] = {

@@ -31,6 +31,8 @@ LOG = logging.getLogger(__name__)
 
 TIMEOUT = 9.0
 """Seconds for one request to all nodes together: each has an equal part, so a silent one leaves the others theirs."""
+LOGIN_TIMEOUT = 30.0
+"""Seconds for a node to answer a login, which outlives the attempt that it was begun for."""
 _REDIRECTS = frozenset({307, 308})
 _PORTS = {"https": 443, "http": 80}
 
@@ -75,16 +77,53 @@ class VaultNodes:
         failures: list[AuthorityError] = []
         for index in self._order():
             try:
-                answer = await self._node(self._settings.url[index], call, reach)
+                answer = await self._node(self._settings.url[index], call, reach, self._share)
             except AuthorityError as error:
-                if error.kind is not ErrorKind.TRANSIENT and not isinstance(error, CertificateRefusedError):
+                if not _leaves_to_the_next(error):
                     raise
                 failures.append(error)
             else:
                 self._answered(answer.url)
                 return answer
-        passing = any(failure.kind is ErrorKind.TRANSIENT for failure in failures)
-        raise all_failed(failures, ErrorKind.TRANSIENT if passing else failures[0].kind)
+        raise _all_failed(failures)
+
+    async def log_in(self, call: VaultCall, reach: VaultReach) -> NodeAnswer:
+        """As `ask`, for what may be good for one success alone, such as a secret ID.
+
+        A node that is late is not given up when the next one is asked: it may have taken the secret, which the next one
+        then refuses. So a refusal counts when no node is left that may still accept.
+        """
+        urls = [self._settings.url[index] for index in self._order()]
+        running = set[asyncio.Task[NodeAnswer]]()
+        failures: list[AuthorityError] = []
+        final: NodeAnswer | AuthorityError | None = None
+        try:
+            while urls or running:
+                if urls:
+                    running.add(asyncio.create_task(self._node(urls.pop(0), call, reach, LOGIN_TIMEOUT)))
+                share = self._share if urls else None
+                done, running = await asyncio.wait(running, timeout=share, return_when=asyncio.FIRST_COMPLETED)
+                for each in done:
+                    try:
+                        final = answer = each.result()
+                        if answer.http.status == 200:
+                            self._answered(answer.url)
+                            return answer
+                        urls.clear()
+                    except AuthorityError as error:
+                        failures.append(error)
+                        if not _leaves_to_the_next(error):
+                            final = error
+                            urls.clear()
+        finally:
+            for each in running:
+                each.cancel()
+            if running:
+                await asyncio.wait(running)
+        if isinstance(final, NodeAnswer):
+            self._answered(final.url)
+            return final
+        raise final or _all_failed(failures)
 
     def refusal(self, answer: NodeAnswer, call: VaultCall) -> VaultRefusal:
         """An answer that is no success, as a value."""
@@ -103,15 +142,15 @@ class VaultNodes:
         every = range(len(self._settings.url))
         return (*every[self._first :], *every[: self._first])
 
-    async def _node(self, url: str, call: VaultCall, reach: VaultReach) -> NodeAnswer:
-        """The answer of one node, or of the leader that it names, within the node's part of the time."""
+    async def _node(self, url: str, call: VaultCall, reach: VaultReach, seconds: float | None) -> NodeAnswer:
+        """The answer of one node, or of the leader that it names, within so many seconds."""
         try:
-            async with asyncio.timeout(self._share):
+            async with asyncio.timeout(seconds):
                 answer = await self._send(url, call, reach)
                 if answer.http.status in _REDIRECTS:
                     answer = await self._send(self._leader(answer), call, reach)
         except TimeoutError as error:
-            within = "" if self._share is None else f" within {round(self._share, 1):g} s"
+            within = "" if seconds is None else f" within {round(seconds, 1):g} s"
             message = f"{_what(url)} did not answer{within}; check that the network lets the agent through"
             raise AuthorityError(ErrorKind.TRANSIENT, message) from error
         if answer.http.status != 200 and not serves(refusal := self.refusal(answer, call)):
@@ -144,6 +183,15 @@ class VaultNodes:
             if _origin(url) == _origin(location):
                 return url
         raise leads_elsewhere(answer.what, words(location.encode()))
+
+
+def _leaves_to_the_next(error: AuthorityError) -> bool:
+    return error.kind is ErrorKind.TRANSIENT or isinstance(error, CertificateRefusedError)
+
+
+def _all_failed(failures: list[AuthorityError]) -> AuthorityError:
+    passing = any(failure.kind is ErrorKind.TRANSIENT for failure in failures)
+    return all_failed(failures, ErrorKind.TRANSIENT if passing else failures[0].kind)
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

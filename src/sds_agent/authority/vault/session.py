@@ -43,21 +43,20 @@ class VaultSession:
         self._clock = clock
         self._held: HeldToken | None = None
         self._changed = asyncio.Event()
-        self._one_login = asyncio.Lock()
+        self._login: asyncio.Task[HeldToken] | None = None
         self._operator = OperatorFiles()
         self._failing = log.LogOnChange(LOG, "token_not_renewed")
 
     async def token(self, reach: VaultReach) -> Token:
         """The token in the file, or the one of the last login, or else that of a new one. Raises AuthorityError."""
-        async with self._one_login:
-            auth = self._settings.auth
-            if isinstance(auth, VaultTokenAuth):
-                return self._read(await self._operator.read(_FILE, read_token, auth.token_file))
-            login = certificate_mark(auth, reach.certificate)
-            held = self._held
-            if held is None or not held.is_good(self._clock.now(), login):
-                held = await self._log_in(reach, login)
-            return held.token
+        auth = self._settings.auth
+        if isinstance(auth, VaultTokenAuth):
+            return self._read(await self._operator.read(_FILE, read_token, auth.token_file))
+        login = certificate_mark(auth, reach.certificate)
+        held = self._held
+        if held is None or not held.is_good(self._clock.now(), login):
+            held = await self._logged_in(reach, login)
+        return held.token
 
     def drop(self, token: Token) -> None:
         """The server does not know this token: show it no more, unless it still stands in the file."""
@@ -65,13 +64,18 @@ class VaultSession:
             self._hold(None)
 
     async def keep(self) -> None:
-        """Renew the token in use whenever that is due, until cancelled."""
-        while True:
-            self._changed.clear()
-            async with background_tasks() as start:
-                if self._held is not None:
-                    start(self._renew_when_due(self._held))
-                await self._changed.wait()
+        """Renew the token in use whenever that is due, until cancelled, which also ends a login under way."""
+        try:
+            while True:
+                self._changed.clear()
+                async with background_tasks() as start:
+                    if self._held is not None:
+                        start(self._renew_when_due(self._held))
+                    await self._changed.wait()
+        finally:
+            if self._login is not None:
+                self._login.cancel()
+                await asyncio.wait([self._login])
 
     def _hold(self, held: HeldToken | None) -> None:
         self._held = held
@@ -83,9 +87,26 @@ class VaultSession:
             self._hold(HeldToken(token))
         return token
 
+    async def _logged_in(self, reach: VaultReach, login: str) -> HeldToken:
+        """What the login under way gives, or else a new one. Raises AuthorityError.
+
+        It goes on when its callers are cancelled: it may have spent the secret ID, and the next caller takes the token.
+        """
+        under_way = self._login
+        if under_way is None:
+            self._login = under_way = asyncio.create_task(self._log_in(reach, login))
+            under_way.add_done_callback(self._login_ended)
+        await asyncio.wait([under_way])
+        return under_way.result()
+
+    def _login_ended(self, task: asyncio.Task[HeldToken]) -> None:
+        self._login = None
+        if not task.cancelled():
+            task.exception()  # retrieved, or asyncio would log that it was not: every caller may be gone
+
     async def _log_in(self, reach: VaultReach, login: str) -> HeldToken:
         call = await self._operator.read(_FILE, read_login_call, self._settings.auth)
-        answer = await self._nodes.ask(call, reach)
+        answer = await self._nodes.log_in(call, reach)
         if answer.http.status != 200:
             raise not_logged_in(self._nodes.refusal(answer, call), self._settings)
         token, lease = read_login(answer.http.body, self._clock.now())
