@@ -256,6 +256,20 @@ async def test_a_closed_authority_leaves_no_request_that_waits(cluster: Cluster)
 # Waiting
 
 
+async def test_a_request_that_waits_for_approval_outlives_a_refused_token(cluster: Cluster) -> None:
+    async with by_hand(cluster) as server:
+        authority = cluster.authority()
+        server.replies["GET", CSRS] = status(401, "Unauthorized", "Unauthorized")
+        assert (await refused(authority)).kind is ErrorKind.UNAUTHENTICATED
+        (path,) = server.objects
+        server.sign = cluster.ca.answer
+        server.approve(path)
+        server.certify(path)
+        assert (await authority.issue(asked())).chain_pem
+        await authority.end()
+        assert server.deleted == [path]
+
+
 async def test_a_certificate_comes_as_soon_as_it_is_signed(cluster: Cluster) -> None:
     async with by_hand(cluster) as server:
         attempt = asyncio.create_task(cluster.authority().issue(asked()))

@@ -44,6 +44,13 @@ class ErrorKind(Enum):
         """Whether a person has to act before another attempt can succeed."""
         return self not in {ErrorKind.TRANSIENT, ErrorKind.THROTTLED, ErrorKind.PENDING}
 
+    @property
+    def ends_request(self) -> bool:
+        """Whether the next attempt makes another request, with another key. Where our credentials were at fault it is
+        the same one: it may have been approved, or be what a token of one use was spent on.
+        """
+        return self.refused and self is not ErrorKind.UNAUTHENTICATED
+
 
 class AuthorityError(SdsAgentError):
     """A CA issued no usable certificate.

@@ -90,7 +90,7 @@ class Requester:
                 answer, pending.key, self._workload.identity, _known(self._trust, self._name), self._clock.now()
             )
         except AuthorityError as error:
-            if error.kind.refused:
+            if error.kind.ends_request:
                 self._pending = None
             raise
         self._pending = None

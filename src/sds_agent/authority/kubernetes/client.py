@@ -88,7 +88,7 @@ class KubernetesAuthority:
         try:
             status = await self._answered(found, target, end)
         except AuthorityError as error:
-            if error.kind.refused:  # the next attempt has another key, and so another object
+            if error.kind.ends_request:  # the next attempt has another key, and so another object
                 self._delete(found, target)
             raise
         self._delete(found, target)
