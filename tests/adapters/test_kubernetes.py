@@ -253,6 +253,30 @@ async def test_a_closed_authority_leaves_no_request_that_waits(cluster: Cluster)
         assert server.objects == {}
 
 
+@pytest.mark.parametrize("created", [True, False])
+async def test_a_closed_authority_leaves_no_request_whose_creation_was_not_answered(
+    cluster: Cluster, created: bool
+) -> None:
+    server = cluster.server
+    answered = server.http.answer
+
+    async def cut(request: Request) -> Reply | bytes | None:
+        if created:
+            await answered(request)
+        return None
+
+    async with by_hand(cluster):
+        server.http.answer = cut
+        authority = cluster.authority()
+        assert (await refused(authority)).kind is ErrorKind.TRANSIENT
+        assert len(server.objects) == created
+        server.http.answer = answered
+        with recorded() as events:
+            await authority.end()
+        assert server.objects == {}
+        assert events.named("request_not_deleted") == []
+
+
 # Waiting
 
 

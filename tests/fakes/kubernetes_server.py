@@ -179,7 +179,8 @@ class KubernetesServer:
         return json_reply(self.objects[path]) if verb == "get" else self._delete(path, request.json)
 
     def _delete(self, path: str, options: Object) -> Reply:
-        if options.get("preconditions", {}).get("uid") != self.objects[path]["metadata"]["uid"]:
+        uid = self.objects[path]["metadata"]["uid"]
+        if options.get("preconditions", {}).get("uid", uid) != uid:
             return status(409, "Conflict", "Precondition failed: UID", {"name": unquote(path.rpartition("/")[2])})
         self.remove(path)
         return json_reply({"kind": "Status", "status": "Success"})

@@ -55,7 +55,7 @@ class KubernetesAuthority:
         self._settings = settings
         self._timeout = timeout
         self._api = KubernetesApi(settings, clock)
-        self._waiting: dict[str, tuple[SigningObject, SigningTarget]] = {}
+        self._waiting: dict[str, tuple[str | None, SigningTarget]] = {}  # with the UID, once an answer has told it
         self._deletions = set[asyncio.Task[None]]()
         self._undeleted = log.LogOnChange(LOG, "request_not_deleted")
 
@@ -74,8 +74,8 @@ class KubernetesAuthority:
         """Delete what still waits for an answer, as the keys of these requests end with the agent, and wait for all
         deletions, each of which is bounded in time.
         """
-        for found, target in tuple(self._waiting.values()):
-            self._delete(found, target)
+        for name, (uid, target) in tuple(self._waiting.items()):
+            self._delete(name, uid, target)
         if self._deletions:
             await asyncio.wait(tuple(self._deletions))
 
@@ -83,30 +83,37 @@ class KubernetesAuthority:
         """The status with the certificate. Raises AuthorityError."""
         end = asyncio.get_running_loop().time() + self._timeout
         target = signing_target(self._settings, (await self._api.access()).namespace)
-        found = await self._create(request, target)
-        self._waiting[found.metadata.name] = found, target
+        name = object_name(request, target)
+        self._waiting.setdefault(name, (None, target))  # before it is there: the answer to its creation may be lost
+        try:
+            found = await self._create(request, name, target)
+        except AuthorityError as error:
+            if error.kind.ends_request:  # there is none of this name, or none of ours
+                del self._waiting[name]
+            raise
+        uid = found.metadata.uid
+        self._waiting[name] = uid, target
         try:
             status = await self._answered(found, target, end)
         except AuthorityError as error:
             if error.kind.ends_request:  # the next attempt has another key, and so another object
-                self._delete(found, target)
+                self._delete(name, uid, target)
             raise
-        self._delete(found, target)
+        self._delete(name, uid, target)
         return status
 
-    async def _create(self, request: IssueRequest, target: SigningTarget) -> SigningObject:
+    async def _create(self, request: IssueRequest, name: str, target: SigningTarget) -> SigningObject:
         resource = target.resource
         # Strict: the API server otherwise drops a field that it does not know, without a word
         path = f"{resource.path}?fieldValidation=Strict"
         answer = await self._api.send("POST", path, object_bytes(request, target, self._settings))
         if answer.status == 409:
-            found = await self._get(object_name(request, target), target)
+            found = await self._get(name, target)
             if found.spec.request == request.csr_pem:
                 return found
             raise AuthorityError(
                 ErrorKind.INVALID,
-                f"the {resource.kind} {found.metadata.name} is there with another CSR; delete it, and find out who "
-                "created it",
+                f"the {resource.kind} {name} is there with another CSR; delete it, and find out who created it",
             )
         if answer.status not in {200, 201}:
             raise await self._api.refusal(answer, target.resource, "create")
@@ -161,18 +168,17 @@ class KubernetesAuthority:
                 if change.found is not None:
                     yield change.found
 
-    def _delete(self, found: SigningObject, target: SigningTarget) -> None:
+    def _delete(self, name: str, uid: str | None, target: SigningTarget) -> None:
         """Begin to delete it; the caller does not wait."""
-        self._waiting.pop(found.metadata.name, None)
-        task = asyncio.create_task(self._deletion(found, target))
+        self._waiting.pop(name, None)
+        task = asyncio.create_task(self._deletion(name, uid, target))
         self._deletions.add(task)
         task.add_done_callback(self._deletions.discard)
 
-    async def _deletion(self, found: SigningObject, target: SigningTarget) -> None:
-        name = found.metadata.name
+    async def _deletion(self, name: str, uid: str | None, target: SigningTarget) -> None:
         try:
             async with asyncio.timeout(DELETION_TIMEOUT):
-                answer = await self._api.send("DELETE", f"{target.resource.path}/{name}", deletion_bytes(found))
+                answer = await self._api.send("DELETE", f"{target.resource.path}/{name}", deletion_bytes(uid))
                 gone = answer.status in {200, 202} or (answer.status == 404 and is_missing(answer))
                 self._undeleted.report("" if gone else str(await self._api.refusal(answer, target.resource, "delete")))
         except (AuthorityError, NoThreadError) as error:

@@ -198,11 +198,10 @@ def object_bytes(request: IssueRequest, target: SigningTarget, chosen: Kubernete
     )
 
 
-def deletion_bytes(found: SigningObject) -> bytes:
-    """What deletes this object, and no later one of its name."""
-    return msgspec.json.encode(
-        {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"uid": found.metadata.uid}}
-    )
+def deletion_bytes(uid: str | None) -> bytes:
+    """What deletes the object of this UID, and no later one of its name; without a UID, whichever has the name."""
+    only = {} if uid is None else {"preconditions": {"uid": uid}}
+    return msgspec.json.encode({"kind": "DeleteOptions", "apiVersion": "v1", **only})
 
 
 def read_object(answer: HttpAnswer, what: str) -> SigningObject:
