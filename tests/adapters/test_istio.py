@@ -611,6 +611,19 @@ async def test_the_agent_reports_the_size_of_a_too_large_answer_and_does_not_rec
     assert f"has {100 << 20} bytes, and at most {LARGEST_ANSWER} are received; remove the roots" in str(error)
 
 
+async def test_an_answer_that_is_too_large_once_it_is_decompressed_is_no_throttling(client: Client) -> None:
+    def answer(asked: Asked) -> CertificateResponse:
+        response = client.ca.signed(asked)
+        response.cert_chain[-1] += "\n" * LARGEST_ANSWER
+        return response
+
+    client.ca.answer = answer
+    async with client.ca.serving(compression=grpc.Compression.Gzip) as address:
+        error = await refused(client.authority(address), client.request())
+    assert error.kind is ErrorKind.INVALID
+    assert f"has too many bytes, and at most {LARGEST_ANSWER} are received; remove the roots" in str(error)
+
+
 async def test_an_exhausted_ca_counts_as_throttling_whatever_its_message(client: Client) -> None:
     client.ca.answer = refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, "Received message larger than max (9 vs. 8)")
     async with client.ca.serving() as address:

@@ -311,6 +311,15 @@ async def test_a_message_that_cannot_be_used_is_an_error_and_the_next_good_one_i
         leaf(await given_after_all(supplier, held))
 
 
+async def test_a_message_that_is_too_large_once_it_is_decompressed_is_no_throttling(api: WorkloadApi) -> None:
+    api.compression = grpc.Compression.Gzip
+    api.give(bytes(2 * LARGEST_MESSAGE))
+    async with api.serving(), client(api) as supplier:
+        error = await refused(supplier)
+    assert error.kind is ErrorKind.INVALID
+    assert f"more than {LARGEST_MESSAGE} bytes" in str(error)
+
+
 async def test_no_error_shows_a_key(ca: SpireCa, api: WorkloadApi) -> None:
     svid = ca.svid(URI)
     svid.x509_svid = svid.x509_svid[:-1]

@@ -142,6 +142,7 @@ class IstioCa:
         plaintext: bool = False,
         hanging: bool = False,
         silent: bool = False,
+        compression: grpc.Compression | None = None,
         port: int = 0,
     ) -> AsyncIterator[str]:
         """Serve on loopback inside this context, with a certificate for `names` (127.0.0.1 by default); the address.
@@ -149,7 +150,7 @@ class IstioCa:
         `mtls` wants a certificate of the root from every caller. `hanging` never answers, `silent` answers
         with success and nothing else.
         """
-        server = grpc.aio.server()
+        server = grpc.aio.server(compression=compression)
         serve: Callable[..., Awaitable[bytes]] = self.hang if hanging else self.create
         answering: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(serve)
         if silent:

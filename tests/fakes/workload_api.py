@@ -106,6 +106,7 @@ class WorkloadApi:
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
+        self.compression: grpc.Compression | None = None
         self.calls = 0
         self.sent = 0
         self.open = 0
@@ -166,7 +167,7 @@ class WorkloadApi:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator["WorkloadApi"]:
         """Run inside this context."""
-        server = grpc.aio.server(options=[("grpc.max_send_message_length", -1)])
+        server = grpc.aio.server(options=[("grpc.max_send_message_length", -1)], compression=self.compression)
         handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(self.fetch)
         server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler})])
         server.add_insecure_port(f"unix:{quote(str(self.socket))}")

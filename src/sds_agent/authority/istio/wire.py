@@ -23,7 +23,9 @@ METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 
 
 # gRPC's own words: nothing else in what it gives tells its refusal of a large answer from a CA's of a hasty caller
-_TOO_LARGE = re.compile(rf"Received message larger than max \(([0-9]+) vs\. {LARGEST_ANSWER}\)")
+_TOO_LARGE = re.compile(
+    rf"Received message larger than max \(([0-9]+) vs\. {LARGEST_ANSWER}\)|Decompressed message larger than max"
+)
 _WORKLOAD = re.compile(r"spiffe://[^/]+/.+")
 
 _KINDS = {
@@ -125,8 +127,8 @@ def refusal(status: CallStatus, address: str, *, impersonate: bool = False) -> A
     if status.code == "RESOURCE_EXHAUSTED" and (size := _TOO_LARGE.search(status.details)):
         return AuthorityError(
             ErrorKind.INVALID,
-            f"the answer of the Istio CA at {address} has {size[1]} bytes, and at most {LARGEST_ANSWER} are received; "
-            "remove the roots that are no longer needed from the CA's root bundle",
+            f"the answer of the Istio CA at {address} has {size[1] or 'too many'} bytes, and at most {LARGEST_ANSWER} "
+            "are received; remove the roots that are no longer needed from the CA's root bundle",
         )
     kind = _KINDS.get(status.code, ErrorKind.TRANSIENT)
     said = status_and(words(status.details), status.code)

@@ -6,6 +6,7 @@ the certificates means nothing, and the same state is sent again and again (SPIF
 """
 
 import base64
+import re
 from collections.abc import Iterable, Mapping
 
 from google.protobuf.message import DecodeError
@@ -53,7 +54,7 @@ _FIXES = {
     "sds-agent may connect to it",
 }
 # gRPC's own words: nothing else in what it gives tells its refusal of a large message from that of a busy server
-_TOO_LARGE = "Received message larger than max"
+_TOO_LARGE = re.compile("(Received|Decompressed) message larger than max")
 
 
 class Svid(Sensitive, frozen=True, order=True):
@@ -170,7 +171,7 @@ class StreamEnd(Struct, frozen=True):
 
     def error(self, socket: str) -> AuthorityError:
         """What that means for a caller."""
-        if self.code == "RESOURCE_EXHAUSTED" and _TOO_LARGE in self.details:
+        if self.code == "RESOURCE_EXHAUSTED" and _TOO_LARGE.search(self.details):
             return AuthorityError(
                 ErrorKind.INVALID,
                 f"the Workload API at {socket} sent a message of more than {LARGEST_MESSAGE} bytes; register fewer "
