@@ -1,5 +1,6 @@
 """The adapter of EST before a stand-in that answers as the RFC and a real server do."""
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,9 +11,9 @@ import pytest
 from fakes import est_server
 from fakes.clocks import HandClock
 from fakes.configurations import MINIMAL, problems
-from fakes.est_server import CHANGED, PASSWORD, USER, EstServer, pkcs7, refusal
+from fakes.est_server import CHANGED, PASSWORD, UNAUTHORIZED, USER, EstServer, pkcs7, refusal
 from fakes.hierarchy import common_name, make_ca, make_leaf, new_key
-from fakes.https_server import Reply
+from fakes.https_server import Reply, Request
 from msgspec import structs
 
 from sds_agent.authority import registry
@@ -364,3 +365,63 @@ WELL_KNOWN = "holds /.well-known/est"
 def test_keys_that_do_not_go_together_are_named(tmp_path: Path, keys: str, key: str, found: str) -> None:
     first = problems(tmp_path, f"{MINIMAL}authorities: {{corp: {{type: est, {keys}}}}}\n")[0]
     assert (first.key, first.found) == (f"authorities.corp.{key}", found)
+
+
+# A password that is good for one request
+
+
+class OneTimePassword:
+    """Lets the server take the password once, and answer that request when it is told to `go`."""
+
+    def __init__(self, server: EstServer) -> None:
+        self.spent, self.go = asyncio.Event(), asyncio.Event()
+        self.server = server
+        server.http.answer = self.answer
+
+    async def answer(self, request: Request) -> Reply | bytes | None:
+        reply = await self.server.answer(request)
+        if "authorization" in request.headers:
+            if self.spent.is_set():
+                return UNAUTHORIZED
+            self.spent.set()
+            await self.go.wait()
+        return reply
+
+
+@asynccontextmanager
+async def cancelled_with_its_password(
+    chosen: Setting, folder: Path
+) -> AsyncIterator[tuple[EstAuthority, IssueRequest, OneTimePassword]]:
+    """An attempt that was cancelled when its password was spent, before the server's answer."""
+    password = OneTimePassword(chosen.server)
+    request = IssueRequest(SpiffeId.parse(ID), chosen.csr, HOUR, "request", chosen.current)
+    context = Context("upstream", "demo.example", folder, chosen.clock)
+    async with registry.kind("est").open(chosen.chosen, context) as authority:
+        assert isinstance(authority, EstAuthority)
+        attempt = asyncio.create_task(authority.issue(request))
+        await password.spent.wait()
+        attempt.cancel()
+        await asyncio.wait([attempt])
+        assert attempt.cancelled()
+        yield authority, request, password
+
+
+@pytest.mark.parametrize("renewing", [False, True])
+async def test_the_next_attempt_takes_the_answer_that_a_password_was_spent_on(tmp_path: Path, renewing: bool) -> None:
+    async with setting(tmp_path) as here:
+        if renewing:
+            await here.enrolled()
+            here.server.renewals_need_the_password = True
+        async with cancelled_with_its_password(here, tmp_path) as (authority, request, password):
+            again = asyncio.create_task(authority.issue(request))
+            password.go.set()
+            here.accepted(await again)
+
+
+async def test_a_request_with_a_password_ends_with_its_authority(tmp_path: Path) -> None:
+    before = asyncio.all_tasks()
+    async with setting(tmp_path) as here:
+        async with cancelled_with_its_password(here, tmp_path) as (_, _, password):
+            pass
+        password.go.set()
+    assert asyncio.all_tasks() == before

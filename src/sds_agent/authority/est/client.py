@@ -5,7 +5,9 @@ certificate, over mTLS (simplereenroll); where the server refuses that, the agen
 server answers with the certificate alone: its chain and the roots come from cacerts, which is read first.
 """
 
+import asyncio
 from datetime import timedelta
+from functools import partial
 
 from sds_agent.authority.credentials import is_valid
 from sds_agent.authority.est import wire
@@ -21,6 +23,10 @@ from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
 
+PASSWORD_TIMEOUT = 30.0
+"""Seconds for the answer to a request with the password, which outlives the attempt that sent it."""
+ANSWER_KEPT = 60.0
+"""Seconds from the request until its answer is forgotten, if no attempt takes it."""
 _NO_RENEWAL = frozenset({401, 403, 404, 501})
 """The answers to simplereenroll after which the agent enrolls anew."""
 
@@ -38,6 +44,7 @@ class EstAuthority:
         self._what = f"the EST server at {settings.url}"
         self._operator = OperatorFiles()
         self.refresh_every: timedelta = settings.refresh_every
+        self._answers: dict[tuple[str, bytes], asyncio.Task[HttpAnswer]] = {}
 
     async def issue(self, request: IssueRequest) -> Issuance:
         """Ask once. Raises AuthorityError; PENDING while the request waits for an approval."""
@@ -62,6 +69,14 @@ class EstAuthority:
         """The trust domain's roots at present. Raises AuthorityError."""
         files = await self._files()
         return files.anchors or self._anchors(files, await self._cacerts(files))
+
+    async def end(self) -> None:
+        """End the requests that have outlived their attempts."""
+        running = [each for each in self._answers.values() if not each.done()]
+        for each in running:
+            each.cancel()
+        if running:
+            await asyncio.wait(running)
 
     async def _reenroll(self, files: EstFiles, body: bytes, current: CurrentIdentity) -> HttpAnswer:
         """The answer to a renewal. Raises _NotRenewedError where the server does not renew this certificate.
@@ -99,9 +114,48 @@ class EstAuthority:
         basic: wire.BasicCredentials | None,
         certificate: CurrentIdentity | None,
     ) -> HttpAnswer:
+        """The answer; with a password, that to an earlier request with this CSR where one was not taken yet.
+
+        A password may be good for one request. So that goes on where its attempt is cancelled, and the next attempt,
+        which has the same CSR, takes the answer.
+        """
+        if basic is None:
+            return await self._sent(operation, files, body, basic, certificate)
+        key = operation, body
+        asking = self._answers.get(key)
+        if asking is None:
+            asking = asyncio.create_task(self._sent(operation, files, body, basic, certificate))
+            self._answers[key] = asking
+            asking.add_done_callback(partial(self._answered, key))
+            asyncio.get_running_loop().call_later(ANSWER_KEPT, self._forget, key, asking)
+        await asyncio.wait([asking])
+        self._forget(key, asking)
+        return asking.result()
+
+    def _answered(self, key: tuple[str, bytes], asking: asyncio.Task[HttpAnswer]) -> None:
+        if asking.cancelled() or asking.exception() is not None or asking.result().status != 200:
+            self._forget(key, asking)  # which is good for no later attempt
+
+    def _forget(self, key: tuple[str, bytes], asking: asyncio.Task[HttpAnswer]) -> None:
+        if self._answers.get(key) is asking:
+            del self._answers[key]
+
+    async def _sent(
+        self,
+        operation: str,
+        files: EstFiles,
+        body: bytes,
+        basic: wire.BasicCredentials | None,
+        certificate: CurrentIdentity | None,
+    ) -> HttpAnswer:
         url = self._settings.url + wire.path(self._settings.label, operation)
         headers, name = wire.enroll_headers(basic), self._settings.server_name
-        return await send(HttpsRequest("POST", url, files.roots, body, headers, name, certificate), self._what)
+        try:
+            async with asyncio.timeout(PASSWORD_TIMEOUT):
+                return await send(HttpsRequest("POST", url, files.roots, body, headers, name, certificate), self._what)
+        except TimeoutError as error:
+            message = f"{self._what} did not answer within {PASSWORD_TIMEOUT:.0f} s"
+            raise AuthorityError(ErrorKind.TRANSIENT, message) from error
 
     def _refused(self, answer: HttpAnswer, operation: str, basic: wire.BasicCredentials | None) -> AuthorityError:
         words = answer.words(*(() if basic is None else basic.secrets))

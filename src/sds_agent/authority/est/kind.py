@@ -1,6 +1,6 @@
 """The kind `est`. The agent asks its CA for the first time after the start, so the start needs none of its files.
 
-Each request has a connection of its own, so an authority has nothing to close.
+Each request has a connection of its own. One with a password may outlive its attempt, until the authority is closed.
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -18,7 +18,11 @@ async def _open(chosen: EstSettings, context: Context) -> AsyncIterator[Authorit
     from sds_agent.authority.est.client import EstAuthority  # noqa: PLC0415 - measured: 48 ms
 
     reject(conflicts(chosen), context)
-    yield EstAuthority(chosen, context.clock)
+    authority = EstAuthority(chosen, context.clock)
+    try:
+        yield authority
+    finally:
+        await authority.end()
 
 
 def _sentence(chosen: EstSettings, name: str) -> str:
