@@ -82,6 +82,30 @@ async def test_a_root_that_signs_from_one_moment_to_the_next_is_found(client: Va
     assert len(accepted.anchors) == 2
 
 
+@pytest.mark.parametrize("held", ["issuers?list=true", "sign/web", "issuer/"])
+async def test_a_root_that_another_caller_has_read_meanwhile_is_not_dropped(
+    client: VaultClient, vault: VaultServer, held: str
+) -> None:
+    reached, go = asyncio.Event(), asyncio.Event()
+
+    async def holding(request: Request) -> Reply | bytes | None:
+        reply = await vault.answer(request)
+        if held in request.path and not reached.is_set():
+            reached.set()
+            await go.wait()
+        return reply
+
+    vault.http.answer = holding
+    async with vault.serving(), client.open(client.settings()):
+        issuing = asyncio.create_task(client.issue())
+        await reached.wait()
+        vault.add_root("root two", default=False)
+        assert await client.anchors() == vault.roots
+        go.set()
+        assert set((await issuing).anchors) == vault.roots
+        assert len(vault.roots) == 2
+
+
 async def test_an_issuer_that_is_deleted_while_the_issuers_are_read_is_passed_over(
     client: VaultClient, vault: VaultServer
 ) -> None:

@@ -45,6 +45,8 @@ class VaultAuthority:
         self._nodes = nodes
         self._session = session
         self._issuers: dict[str, bytes] = {}
+        self._ids: tuple[str, ...] = ()
+        self._asked = self._told = 0  # questions for the IDs, and which of them these answer
         self._known: bytes = b""
         self._listing = set[str]()  # the issuers that have published a list
         self._operator = OperatorFiles()
@@ -57,17 +59,17 @@ class VaultAuthority:
         reach = await self._nodes.reach()
         warnings: tuple[str, ...] = ()
         try:
-            anchors = await self._anchors(reach)
+            await self._anchors(reach)
         except AuthorityError as error:
             if not self._known:
                 raise
-            anchors, warnings = self._known, (f"the roots that were read before stay in use: {error}",)
+            warnings = (f"the roots that were read before stay in use: {error}",)
         signed = await self._signed(request, reach)
         if fault := fault_of(signed.chain, self._settings, str(request.identity)):
             raise fault
         if not warnings and self._is_new(signed.issuer):
-            anchors = await self._anchors(reach)
-        return Issuance(signed.chain, anchors, (*signed.warnings, *warnings))
+            await self._anchors(reach)
+        return Issuance(signed.chain, self._known, (*signed.warnings, *warnings))
 
     async def anchors(self) -> bytes:
         """The trust domain's roots: those in roots_file, or else the self-signed issuers. Raises AuthorityError."""
@@ -125,13 +127,18 @@ class VaultAuthority:
         if self._settings.roots_file is not None:
             self._known = await self._operator.trust_roots(self._settings.roots_file)
             return self._known
+        self._asked = number = self._asked + 1
         answer = await self._answer(list_call(self._settings), reach)
-        ids = read_ids(answer.http.body)
-        self._issuers = {each: pem for each, pem in self._issuers.items() if each in ids}
-        for each in ids:
-            if each not in self._issuers and (pem := await self._issuer(each, reach)):
-                self._issuers[each] = pem  # at once: the next attempt goes on where a busy server ends this one
-        issuers = self._issuers
+        if number > self._told:  # else a later question was answered first
+            self._told, self._ids = number, tuple(read_ids(answer.http.body))
+        ids: tuple[str, ...] | None = None
+        while ids != self._ids:  # others may be told of meanwhile
+            ids = self._ids
+            self._issuers = {each: pem for each, pem in self._issuers.items() if each in ids}
+            for each in ids:
+                if each not in self._issuers and (pem := await self._issuer(each, reach)):
+                    self._issuers[each] = pem  # at once: the next attempt goes on where a busy server ends this one
+        issuers = {each: pem for each, pem in self._issuers.items() if each in self._ids}
         try:
             bundle = read_bundle(b"\n".join(issuers.values())).certificates
         except CertificateError as error:
