@@ -475,6 +475,17 @@ async def test_a_token_that_the_server_lost_is_replaced_at_once(
     assert vault.count("auth/approle/login") == 2
 
 
+async def test_a_token_is_given_up_only_for_another(client: VaultClient, vault: VaultServer) -> None:
+    """A proxy may refuse what the server knows, when the secret ID that the token came from is spent."""
+    async with vault.serving(), client.open(client.settings()):
+        await client.issue()
+        vault.secret_ids.clear()
+        vault.intercept = lambda request: Reply(403, b"<html>") if request.path.endswith("sign/web") else None
+        assert "400: invalid role or secret ID" in str(await client.refused())
+        vault.intercept = None
+        await client.issue()
+
+
 async def test_a_policys_denial_causes_no_login(client: VaultClient, vault: VaultServer) -> None:
     async with vault.serving(), client.open(client.settings()):
         await client.issue()

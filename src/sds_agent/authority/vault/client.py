@@ -102,8 +102,7 @@ class VaultAuthority:
         token = await self._session.token(reach)
         answer = await self._sign(request, token, reach)
         if self._is_unknown(answer):
-            self._session.drop(token)
-            fresh = await self._session.token(reach)
+            fresh = await self._session.token(reach, unknown=token)
             if fresh.text != token.text:
                 token, answer = fresh, await self._sign(request, fresh, reach)
         if answer.http.status != 200:

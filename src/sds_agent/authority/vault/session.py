@@ -47,21 +47,20 @@ class VaultSession:
         self._operator = OperatorFiles()
         self._failing = log.LogOnChange(LOG, "token_not_renewed")
 
-    async def token(self, reach: VaultReach) -> Token:
-        """The token in the file, or the one of the last login, or else that of a new one. Raises AuthorityError."""
+    async def token(self, reach: VaultReach, unknown: Token | None = None) -> Token:
+        """The token in the file, or the one of the last login, or else that of a new one. Raises AuthorityError.
+
+        A new one takes the place of a token that is `unknown` to the server, which stays in use where the login fails:
+        a secret ID may be spent, and something before the server may have refused a token that is good.
+        """
         auth = self._settings.auth
         if isinstance(auth, VaultTokenAuth):
             return self._read(await self._operator.read(_FILE, read_token, auth.token_file))
         login = certificate_mark(auth, reach.certificate)
         held = self._held
-        if held is None or not held.is_good(self._clock.now(), login):
+        if held is None or held.token == unknown or not held.is_good(self._clock.now(), login):
             held = await self._logged_in(reach, login)
         return held.token
-
-    def drop(self, token: Token) -> None:
-        """The server does not know this token: show it no more, unless it still stands in the file."""
-        if self._held is not None and self._held.token.text == token.text:
-            self._hold(None)
 
     async def keep(self) -> None:
         """Renew the token in use whenever that is due, until cancelled, which also ends a login under way."""
@@ -77,7 +76,7 @@ class VaultSession:
                 self._login.cancel()
                 await asyncio.wait([self._login])
 
-    def _hold(self, held: HeldToken | None) -> None:
+    def _hold(self, held: HeldToken) -> None:
         self._held = held
         self._changed.set()
 
