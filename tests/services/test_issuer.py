@@ -38,6 +38,8 @@ from sds_agent.authority.protocol import Authority, ErrorKind, Issuance, IssueRe
 from sds_agent.clock import LONGEST_SLEEP
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.attempts import AttemptRecord
+from sds_agent.issuance.counts import IssuanceCounts
+from sds_agent.issuance.failover import DEFAULT_POLICY
 from sds_agent.issuance.issuer import Issuer
 from sds_agent.issuance.publication import HANDSHAKE, HOLD, PublicationTarget
 from sds_agent.issuance.queue import IssuanceQueue
@@ -47,11 +49,14 @@ from sds_agent.issuance.source import Upstream
 from sds_agent.issuance.status import CertificateEnd, FailureStatus, LeafStatus, WorkloadStatus
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
+from sds_agent.live.assembly import Issuing
+from sds_agent.live.workloads import RunningWorkloads
 from sds_agent.log import timestamp
 from sds_agent.pki.certificates import has_key, read_pem, serial_hex, write_pem
 from sds_agent.pki.keys import KeyType, PublicKey, describe_key
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
+from sds_agent.tasks import background_tasks
 
 SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
@@ -965,6 +970,37 @@ async def test_a_retry_brings_the_same_request_again(bench: Bench, kind: ErrorKi
         await bench.issued(2)
         assert authority.requests[-1].csr_pem != authority.requests[0].csr_pem
         assert authority.requests[-1].request_id != authority.requests[0].request_id
+
+
+@pytest.mark.parametrize(
+    ("changed", "requests"),
+    [
+        ({"renewal": Renewal(jitter=0.5)}, 1),
+        ({"ttl": 2 * HOUR}, 2),
+        ({"key_type": KeyType.EC_P384}, 2),
+        ({"identity": SpiffeId.parse("spiffe://demo.example/other")}, 2),
+    ],
+    ids=lambda given: str(*given) if isinstance(given, dict) else "",
+)
+async def test_a_workload_that_is_changed_goes_on_with_its_request_where_that_is_the_same(
+    bench: Bench, changed: dict[str, Any], requests: int
+) -> None:
+    authority = ScriptedAuthority(failing(ErrorKind.PENDING), bench.good())
+    upstreams = (Upstream(authority, bench.queue),)
+    before = {"web": Issuing(DEFAULT, upstreams, DEFAULT_POLICY)}
+    after = {"web": Issuing(structs.replace(DEFAULT, **changed), upstreams, DEFAULT_POLICY)}
+    target = PublicationTarget(bench.store, bench.trust)
+    workloads = RunningWorkloads(target, bench.clock, IssuanceCounts(), None)
+    async with background_tasks() as start:
+        workloads.replace(before)
+        workloads.start_issuing(start)
+        await bench.retrying()
+        await workloads.stop(after, {})
+        workloads.replace(after)
+        workloads.start_issuing(start)
+        await bench.issued()
+    assert len({request.csr_pem for request in authority.requests}) == requests
+    assert len({request.request_id for request in authority.requests}) == requests
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from itertools import product
 from typing import Any
 
 from msgspec import structs
@@ -133,12 +134,20 @@ class Issuer:
         """What it has obtained: for the one that takes over."""
         return self._publication.certificates
 
-    def take_over(self, certificates: Succession[Certificate], cas: Mapping[str, str]) -> None:
+    @property
+    def sources(self) -> tuple[IssuanceSource, ...]:
+        """Its authorities, in order: for the one that takes over."""
+        return self._sources
+
+    def take_over(self, before: "Issuer", cas: Mapping[str, str]) -> None:
         """Go on with what an issuer for the same identity had, which has ended. `cas` are its CAs, as `Workload.cas`.
 
-        To be called before `run`, which then restores nothing.
+        To be called before `run`, which then restores nothing. A request without an answer is repeated: it may have
+        been approved, or be what a token of one use was spent on.
         """
-        self._publication.take_over(certificates, cas)
+        for each, other in product(self._sources, before.sources):
+            each.take_over(other)
+        self._publication.take_over(before.certificates, cas)
         ours = self._publication.certificates
         newest = ours.coming[-1] if ours.coming else ours.served
         if newest is not None:

@@ -80,6 +80,18 @@ class Requester:
         self._clock = clock
         self._pending: PendingRequest | None = None
 
+    @property
+    def pending(self) -> tuple[PendingRequest | None, tuple[object, ...]]:
+        """The request that waits for its answer, and what it was made for."""
+        workload = self._workload
+        return self._pending, (self._authority, workload.identity, workload.key_type, workload.ttl)
+
+    def take_over(self, before: "Requester") -> None:
+        """Go on with the request of a requester that has ended, where it was made for the same."""
+        request, made_for = before.pending
+        if made_for == self.pending[1]:
+            self._pending = request
+
     async def ask(self, current: CurrentIdentity | None) -> Obtained:
         """Ask the CA once. `current` authenticates the request where the CA renews over mTLS. Raises AuthorityError."""
         asked_at = self._clock.now()

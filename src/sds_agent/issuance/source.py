@@ -88,6 +88,16 @@ class IssuanceSource:
         """Whether the last attempt had no answer in its time."""
         return isinstance(self.error, NoAnswerError)
 
+    def take_over(self, before: "IssuanceSource") -> None:
+        """Go on with what one for the same identity, which has ended, asked the same authority for."""
+        if isinstance(self.requester, Requester) and isinstance(before.requester, Requester):
+            self.requester.take_over(before.requester)
+
+    @property
+    def requester(self) -> Requester | Receiver:
+        """What asks."""
+        return self._requester
+
     def begin(self, attempt: Attempt, tasks: asyncio.TaskGroup, ended: Callable[[], None]) -> "RunningAttempt":
         """Begin an attempt, with tasks of that group; `ended` is called when it is over."""
         if self.supplied or attempt.limit is not None:

@@ -113,7 +113,7 @@ class RunningWorkloads:
         if self._attempted is not None:
             running.issuer.watch_attempts(self._attempted)
         if former is not None and former.issuer.has_begun:  # else a cached certificate is still to be looked for
-            running.issuer.take_over(former.issuer.certificates, former.issuing.workload.cas)
+            running.issuer.take_over(former.issuer, former.issuing.workload.cas)
         if namesake is not None:
             running.output = namesake.output
         return running
