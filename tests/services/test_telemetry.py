@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import sys
 from collections import deque
 from collections.abc import AsyncIterator
@@ -21,7 +22,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from sds_agent import app
-from sds_agent.admin.otel import Telemetry, send
+from sds_agent.admin import otel
+from sds_agent.admin.otel import Session, Telemetry, send
 from sds_agent.admin.settings import TelemetrySettings
 from sds_agent.authority.protocol import ErrorKind
 from sds_agent.clock import SystemClock
@@ -33,10 +35,11 @@ ATTEMPT = AttemptRecord("web", "vault", NOW, NOW + timedelta(seconds=2), "denied
 
 
 class Collector:
-    """A stand-in for a collector: it keeps what it is sent, and answers with `status`."""
+    """A stand-in for a collector: it keeps what it is sent, and answers with `status` and `location`."""
 
     def __init__(self) -> None:
         self.status = 200
+        self.location = "/"
         self.port = 0
         self.metrics: list[ExportMetricsServiceRequest] = []
         self.traces: list[ExportTraceServiceRequest] = []
@@ -53,7 +56,8 @@ class Collector:
                     self.metrics.append(ExportMetricsServiceRequest.FromString(body))
                 elif self.status == 200:
                     self.traces.append(ExportTraceServiceRequest.FromString(body))
-                writer.write(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % self.status)
+                named = b"Location: %s\r\n" % self.location.encode()
+                writer.write(b"HTTP/1.1 %d X\r\n%sContent-Length: 0\r\n\r\n" % (self.status, named))
                 self.more.set()
         except asyncio.IncompleteReadError:
             pass
@@ -136,6 +140,35 @@ async def test_a_collector_that_refuses_is_a_cause_and_the_attempts_are_kept() -
         cause, unsent = await sent(settings(collector.port))
     assert "401" in cause
     assert unsent == 1
+
+
+async def test_a_redirect_is_not_followed_and_no_success(tmp_path: Path) -> None:
+    """It would take the headers, such as an API key, to another host."""
+    (tmp_path / "headers").write_text("Api-Key: secret-token\n")
+    async with collecting() as other, collecting() as collector:
+        collector.status, collector.location = 307, f"http://localhost:{other.port}/v1/metrics"
+        cause, unsent = await sent(settings(collector.port, headers_file=tmp_path / "headers"))
+    assert other.headers == []
+    assert cause == "the collector answered 307 X, and redirects are not followed"
+    assert unsent == 1
+
+
+async def test_the_session_itself_follows_no_redirect() -> None:
+    """Earlier versions of OpenTelemetry ask for it."""
+    async with collecting() as other, collecting() as collector:
+        collector.status, collector.location = 307, f"http://localhost:{other.port}/"
+        with Session() as session:
+            url = f"http://127.0.0.1:{collector.port}/"
+            answer = await asyncio.to_thread(session.post, url, data=b"x", headers={"Api-Key": "x"})
+    assert (answer.status_code, other.headers) == (307, [])
+
+
+async def test_why_a_collector_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(otel, "TIMEOUT", 0.5)
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # and does not listen
+        chosen = settings(bound.getsockname()[1])
+        assert await sent(chosen) == ("the collector cannot be reached: Connection refused", 1)
 
 
 @pytest.mark.parametrize("written", ["secret-token\n", "A: \x01secret-token\n", "A: secret-tokén\n"])

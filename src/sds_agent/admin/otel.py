@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import requests
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
@@ -52,6 +52,7 @@ LOG = logging.getLogger(__name__)
 
 TIMEOUT = 10.0
 """Seconds for one kind of data to be taken, with every repetition of the library's."""
+_UNSAID = "the collector did not take them"
 
 
 class Telemetry:
@@ -108,14 +109,16 @@ def send(
     except (OSError, ValueError) as error:
         return f"telemetry.headers_file: {getattr(error, 'strerror', None) or error}", attempts
     base, resource = settings.otlp_endpoint.rstrip("/"), _resource(about)
-    with _Words() as words, requests.Session() as session:
-        session.trust_env = False  # no proxy and no .netrc of the agent's user
+    with _Words() as words, Session() as session:
         metrics = OTLPMetricExporter(f"{base}/v1/metrics", headers=headers, timeout=TIMEOUT, session=session)
         spans = OTLPSpanExporter(f"{base}/v1/traces", headers=headers, timeout=TIMEOUT, session=session)
         given = metrics_data((*found, *process_families()), resource, about.started_at, now)
         good = metrics.export(given, timeout_millis=TIMEOUT * 1000) is MetricExportResult.SUCCESS
-        taken = not attempts or spans.export(spans_of(attempts, resource)) is SpanExportResult.SUCCESS
-    return "" if good and taken else words.last or "the collector did not take them", () if taken else attempts
+        causes = [session.cause if good else session.cause or words.last or _UNSAID]
+        if attempts:
+            good = spans.export(spans_of(attempts, resource)) is SpanExportResult.SUCCESS
+            causes.append(session.cause if good else session.cause or words.last or _UNSAID)
+    return next(filter(None, causes), ""), attempts if causes[-1] else ()
 
 
 def read_headers(file: Path | None) -> Mapping[str, str]:
@@ -128,6 +131,38 @@ def read_headers(file: Path | None) -> Mapping[str, str]:
         if line.strip():
             found[name.strip()] = value.strip()
     return found
+
+
+class Session(requests.Session):
+    """Follows no redirect, which would take the headers to another host, and knows what came of the last request: the
+    library takes a redirect for success, and says of a connection that fails only that it gave up.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trust_env = False  # no proxy and no .netrc of the agent's user
+        self.cause = ""  # why the last request was not taken
+
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
+        """Send it."""
+        try:
+            response = super().send(request, **{**kwargs, "allow_redirects": False})
+        except requests.RequestException as error:
+            self.cause = f"the collector cannot be reached: {_root_of(error)}"
+            raise
+        redirect = ", and redirects are not followed" if 300 <= response.status_code < 400 else ""
+        told = f"the collector answered {response.status_code} {response.reason}{redirect}"
+        self.cause = "" if 200 <= response.status_code < 300 else told
+        return response
+
+
+def _root_of(error: BaseException) -> str:
+    """What the operating system or TLS said, which is at the end of a chain of the libraries' errors."""
+    said, below = str(error), error.__cause__ or error.__context__
+    while below is not None:
+        said = below.strerror or str(below) if isinstance(below, OSError) else said
+        below = below.__cause__ or below.__context__
+    return said
 
 
 class _Words(logging.Handler):
