@@ -260,8 +260,7 @@ def _telemetry_of() -> "type[Telemetry]":
 async def _check_credentials(settings: Settings, clock: Clock) -> None:
     """Log what is wrong with the credentials for the CAs (`credential_unusable`)."""
     with suppress(NoThreadError):
-        for cause in await in_thread(lambda: list(preflight.credentials(settings, clock))):
-            log.event(LOG, "credential_unusable", level=logging.WARNING, cause=cause)
+        sources.report_credentials(await in_thread(lambda: list(preflight.credentials(settings, clock))))
 
 
 def _files(settings: Settings, store: SecretStore, clock: Clock) -> "FileSecrets | None":

@@ -17,7 +17,7 @@ from sds_agent.directories import UntrustedDirectoryError, check_directory, chec
 from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.sds.endpoint import SocketFile, blocked_directories, refusals
 from sds_agent.sealing import Seal, read_seal
-from sds_agent.sources import Source, who_could_read
+from sds_agent.sources import Source, find_readable
 
 
 class StateInUseError(SdsAgentError):
@@ -143,13 +143,12 @@ def credentials(settings: Settings, clock: Clock) -> Iterator[str]:
     that begin with the configuration's key. Blocks on the disk.
     """
     with suppress(ConfigurationError):  # which is an obstacle
-        if (found := _state_key(settings)) and (cause := who_could_read(found[1])):
-            yield f"{found[0]}: {cause}"
+        found = _state_key(settings)
+        yield from find_readable([] if found is None else [found])
     for name, chosen in settings.authorities.items():
         kind = registry.kind_of(chosen)
-        for key, path in kind.files(chosen).items():
-            if key in kind.secrets and (cause := who_could_read(path)):
-                yield f"authorities.{name}.{key}: {cause}"
+        keys, files = (*kind.secrets, *kind.holds_keys), kind.files(chosen).items()
+        yield from find_readable((f"authorities.{name}.{key}", path) for key, path in files if key in keys)
     yield from unusable_credentials(settings, clock)
 
 

@@ -1,7 +1,8 @@
-"""What the operator provides, such as a CA's directory, roots and tokens: who else could change what is read from it.
+"""What the operator provides, such as a CA's directory, roots and tokens: who else could change what is read from it,
+and whether every user can read the secrets in it.
 
-The agent reads it all the same, and warns. In a container, files of the host belong to the user that they have there,
-who often does not exist inside, and only the operator knows whether that user is meant.
+The agent and the CA read it all the same, and warn. In a container, files of the host belong to the user that they have
+there, who often does not exist inside, and only the operator knows whether that user is meant.
 """
 
 import logging
@@ -29,6 +30,31 @@ async def warn(sources: Sequence[Source]) -> None:
     with suppress(NoThreadError):  # a disk of the network may take its time, and nothing waits for this
         for setting, cause in await in_thread(find_shared, sources):
             log.event(LOG, "source_shared", level=logging.WARNING, setting=setting, cause=cause)
+
+
+async def warn_of_readers(secrets: Sequence[Source]) -> None:
+    """Log for each file with a secret that every user can read it (`credential_unusable`)."""
+    with suppress(NoThreadError):  # as above
+        report_credentials(await in_thread(find_readable, secrets))
+
+
+def report_credentials(causes: Iterable[str]) -> None:
+    """Log what is wrong with credentials, in lines that begin with the setting."""
+    for cause in causes:
+        log.event(LOG, "credential_unusable", level=logging.WARNING, cause=cause)
+
+
+def find_readable(secrets: Iterable[Source]) -> list[str]:
+    """The files with a secret that every user can read, in lines that begin with the setting: of a directory those that
+    are named as private keys are. A missing file is left out.
+    """
+    files = [(setting, file) for setting, path in secrets for file in _files(path) if file == path or _names_key(file)]
+    return [f"{setting}: {cause}" for setting, file in files if (cause := who_could_read(file))]
+
+
+def _names_key(file: Path) -> bool:
+    """Whether it is named as a private key is: `ca-key.pem` in Istio's layout, `tls.key` in cert-manager's."""
+    return file.name.endswith(("key.pem", ".key"))
 
 
 def who_could_read(path: Path) -> str | None:

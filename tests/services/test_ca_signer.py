@@ -678,6 +678,34 @@ async def test_a_directory_that_cannot_be_read_does_not_end_the_ca(tmp_path: Pat
             await ca.ask(ca.issuer.token())
 
 
+async def test_secrets_of_the_ca_that_every_user_can_read_are_reported(tmp_path: Path) -> None:
+    """A volume of Kubernetes has the mode 0644 unless its `defaultMode` says otherwise."""
+    root = fresh("root")
+    plug(tmp_path / "cacerts", root, [], [root])
+    key = tmp_path / "cacerts" / "ca-key.pem"
+    key.chmod(0o644)
+    with recorded() as events:
+        async with served(tmp_path, signer="{cacerts: cacerts}", roots=write_pem([root.certificate])):
+            reported = await events.wait("credential_unusable", level="warning")
+    assert reported["cause"] == f"signer.cacerts: every user can read the secret in {key} (chmod o-r {key})"
+
+
+@pytest.mark.parametrize("name", ["signer.passphrase_file", "callers.jwt[0].token_file"])
+async def test_the_passphrase_and_the_tokens_of_the_ca_are_looked_at_too(tmp_path: Path, name: str) -> None:
+    root = fresh("root")
+    plug(tmp_path / "cacerts", root, [], [root])
+    (tmp_path / "cacerts" / "ca-key.pem").chmod(0o600)
+    for each in ("passphrase_file", "token_file"):
+        (tmp_path / each).write_text("secret\n")
+        (tmp_path / each).chmod(0o644 if name.endswith(each) else 0o600)
+    signer = "{cacerts: cacerts, passphrase_file: passphrase_file}"
+    keys = "'https://127.0.0.1:1/keys', token_file: token_file"
+    with recorded() as events:
+        async with served(tmp_path, signer=signer, jwks=keys, roots=write_pem([root.certificate])):
+            reported = await events.wait("credential_unusable", level="warning")
+    assert reported["cause"].startswith(f"{name}: every user can read the secret in {tmp_path}")
+
+
 async def test_a_group_that_could_become_the_ca_is_reported(tmp_path: Path) -> None:
     """A user who may write to the signer's directory can be the CA."""
     root = fresh("root")

@@ -9,8 +9,9 @@ from fakes.configurations import MINIMAL, settings
 from fakes.events import recorded
 
 from sds_agent import preflight
+from sds_agent.clock import SystemClock
 from sds_agent.directories import Role, Step
-from sds_agent.sources import MOST_FILES, judge, warn, who_could_change
+from sds_agent.sources import MOST_FILES, find_readable, judge, warn, who_could_change
 
 US, OTHER = 1000, 1001
 TARGET = Path("/etc/ca")
@@ -109,6 +110,26 @@ def test_what_cannot_be_read_is_left_to_its_reader(tmp_path: Path, kind: str) ->
         case _:
             pass
     assert who_could_change(path) == ()
+
+
+def test_of_a_directory_with_a_ca_the_keys_that_every_user_can_read_are_named(tmp_path: Path) -> None:
+    """A Secret that Kubernetes mounts has the mode 0644 unless its `defaultMode` says otherwise."""
+    place = volume(tmp_path / "secret", 0o1777)
+    for each in ("ca-cert.pem", "ca-key.pem"):
+        (place / "..2026" / each).chmod(0o644)
+    (reported,) = find_readable([("directory", place)])
+    assert reported == f"directory: every user can read the secret in {place}/ca-key.pem (chmod o-r {place}/ca-key.pem)"
+    (place / "..2026" / "ca-key.pem").chmod(0o640)
+    assert find_readable([("directory", place), ("token_file", tmp_path / "none")]) == []
+
+
+def test_the_agents_own_ca_is_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "ca").mkdir()
+    (tmp_path / "ca" / "tls.key").touch()
+    (tmp_path / "ca" / "tls.key").chmod(0o644)
+    read = settings(tmp_path, f"{MINIMAL}authorities: {{a: {{type: cacerts, directory: ca}}}}\n")
+    (found,) = preflight.credentials(read, SystemClock())
+    assert found.startswith(f"authorities.a.directory: every user can read the secret in {tmp_path}/ca/tls.key")
 
 
 async def test_the_agent_says_it_by_the_name_of_the_setting(tmp_path: Path) -> None:

@@ -69,4 +69,5 @@ KIND = Kind(
     opens_without_files=False,
     check=_check,
     secrets=("passphrase_file",),
+    holds_keys=("directory",),
 )

@@ -132,6 +132,8 @@ class Kind(Struct, Generic[S], frozen=True, kw_only=True):
     """The keys that name files with secrets, such as `token_file`, or `auth.token_file` in a section: the agent warns
     where every user could read one.
     """
+    holds_keys: tuple[str, ...] = ()
+    """The keys that name directories with private keys, of which the same holds."""
     credentials: Callable[[S, Context], Iterable[Problem]] = _nothing
     """What is wrong with the credentials in the operator's files as they are now: expired, of the wrong kind, not to be
     read. A problem's place is the key alone. Nothing is sent to the CA to find out. Called in a thread, as it may read

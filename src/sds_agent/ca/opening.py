@@ -78,7 +78,7 @@ class Opened(Struct, frozen=True, eq=False):
         return NO_IDENTITY if self.deny_list is None else self.deny_list.current()
 
     def loops(self) -> Iterator[Callable[[], Coroutine[None, None, None]]]:
-        """What keeps the parts up to date; each goes on until cancelled, but for the last."""
+        """What keeps the parts up to date; each goes on until cancelled, but for the last two."""
         source, locked = self.source, self.locked
         yield source.follow
         yield lambda: self.audit.follow(self.clock)
@@ -89,6 +89,7 @@ class Opened(Struct, frozen=True, eq=False):
         for keys in self.keys:
             yield keys.follow
         yield lambda: sources.warn(_sources(self.settings))
+        yield lambda: sources.warn_of_readers(_secrets(self.settings))
 
     def running(
         self,
@@ -239,6 +240,11 @@ def _sources(settings: CaSettings) -> list[sources.Source]:
         keys = None if each.jwks.startswith("https://") else Path(each.jwks)
         issuers |= {f"{key}.jwks": keys, f"{key}.ca_file": each.ca_file, f"{key}.token_file": each.token_file}
     return [(key, path) for key, path in (signer | issuers).items() if path is not None]
+
+
+def _secrets(settings: CaSettings) -> list[sources.Source]:
+    """Those of them that hold a secret."""
+    return [each for each in _sources(settings) if each[0].endswith((".cacerts", ".passphrase_file", ".token_file"))]
 
 
 @contextmanager
