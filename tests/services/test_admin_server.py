@@ -10,18 +10,21 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
 import anyio
 import httpx
 import pytest
 from fakes.agents import PATHS, write_config
 from fakes.authorities import ScriptedAuthority, failing
+from fakes.observed import ABOUT, Seen
 from fakes.peers import connected
 from fakes.processes import started
+from msgspec import structs
 
 from sds_agent import app, log
 from sds_agent.admin import connections, server
-from sds_agent.admin.application import READERS
+from sds_agent.admin.application import READERS, Sources, application
 from sds_agent.admin.asgi import Application
 from sds_agent.admin.events import KEPT, EventFeed
 from sds_agent.admin.settings import AdminSettings
@@ -121,6 +124,22 @@ async def test_an_agent_without_certificates_is_live_and_says_what_is_missing(tm
         one = await admin.get("/readyz/web")
         assert (one.status_code, one.text.count("\n")) == (503, 1)
         assert one.text.startswith("web: not issued yet")
+
+
+async def test_a_workload_whose_name_begins_with_anothers_does_not_answer_for_it() -> None:
+    class Lacking(Seen, frozen=True):
+        def lacks(self, _now: object) -> tuple[str, ...]:
+            return ("web: b: not issued yet",)
+
+    async def reached() -> None:
+        return None
+
+    about = structs.replace(ABOUT, names=dict.fromkeys(("web", "web: b", "web: bc"), ()))
+    sources = Sources(Lacking(about=about), EventFeed(), SystemClock(), reached)
+    transport = httpx.ASGITransport(application(sources))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        found = {name: (await client.get(f"/readyz/{quote(name)}")).text for name in about.names}
+    assert found == {"web": "ready\n", "web: b": "web: b: not issued yet\n", "web: bc": "ready\n"}
 
 
 async def test_an_agent_whose_socket_was_removed_is_not_ready(admin: Admin) -> None:

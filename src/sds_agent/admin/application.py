@@ -1,7 +1,7 @@
 """What the agent's admin server answers: health, the status, metrics, the events and the page."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
@@ -104,7 +104,7 @@ class Answers:
             known = ", ".join(sorted(names)[:50])
             return text(f"there is no workload of that name; there are: {known}", 404)
         lacks = self._sources.observed.lacks(self._now)
-        return await self._health([each for each in lacks if each.startswith(f"{name}: ")])
+        return await self._health([each for each in lacks if each.startswith(f"{name}: ") and _of(each, names) == name])
 
     async def status(self, request: Request) -> Response:
         """The status model in JSON; with `most=N` in the query at most so many identities and subscribers."""
@@ -193,6 +193,11 @@ def _renderer() -> tuple[Measure, Render]:
     from sds_agent.admin.exposition import render  # noqa: PLC0415 - measured: 40 ms for prometheus_client
 
     return families, render
+
+
+def _of(reason: str, names: Iterable[str]) -> str:
+    """The workload that the reason is about: its name may begin with that of another one and `: `."""
+    return max((each for each in names if reason.startswith(f"{each}: ")), key=len)
 
 
 def written(reading: Reading) -> bytes:
