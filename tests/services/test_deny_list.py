@@ -90,12 +90,30 @@ async def test_no_accident_with_the_file_lets_a_denied_caller_in_again(tmp_path:
         await ca.ask(ca.issuer.token())
 
 
+async def test_a_file_that_is_half_written_at_the_start_lets_nobody_in(tmp_path: Path) -> None:
+    file, clock = tmp_path / "denied", HandClock()
+    file.write_text(f"{WEB}\n")
+    found = list[DenyList]()
+
+    async def start() -> None:
+        found.append(await DenyList.open(file, TRUST_DOMAIN, clock))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(start)
+        await clock.asleep()
+        with file.open("a") as end:
+            end.write(f"spiffe://{TRUST_DOMAIN}/stolen\n")
+        clock.elapse(timedelta(seconds=CHECK_EVERY))
+    assert found[0].current().ids == {WEB, f"spiffe://{TRUST_DOMAIN}/stolen"}
+
+
 async def test_a_file_that_is_written_line_by_line_lets_nobody_in_meanwhile(tmp_path: Path) -> None:
     """As by a script that prints into it: each line is whole, so nothing shows that the rest is still to come."""
     file, clock = tmp_path / "denied", HandClock()
     stolen, branch = f"spiffe://{TRUST_DOMAIN}/stolen", f"spiffe://{TRUST_DOMAIN}/branch7"
     whole = f"{WEB}\n{stolen}\n{branch}/*\n"
     file.write_text(whole)
+    os.utime(file, (0, 0))
     deny_list = await DenyList.open(file, TRUST_DOMAIN, clock)
 
     def denied() -> list[bool]:

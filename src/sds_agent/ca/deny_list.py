@@ -1,6 +1,7 @@
 """The file of the deny list, read again as it changes. `denied` decides what it means."""
 
 import logging
+import time
 from pathlib import Path
 
 from sds_agent import log
@@ -34,10 +35,15 @@ class DenyList:
 
     @classmethod
     async def open(cls, file: Path, trust_domain: str, clock: Clock) -> "DenyList":
-        """Read the file for the first time. Raises ConfigurationError when it cannot be used."""
+        """Read the file for the first time, and once more where it has just been changed: it may have been half written
+        then. Raises ConfigurationError when it cannot be used.
+        """
         followed = cls(file, trust_domain, clock)
         try:
             await followed._check()
+            if await followed._was_just_changed():
+                await clock.sleep(CHECK_EVERY)
+                await followed._check()
         except DenyListError as error:
             raise ConfigurationError(f"callers.deny_file: {file} cannot be used: {error}") from error
         return followed
@@ -58,6 +64,14 @@ class DenyList:
                 )
             else:
                 self._failure.resolved()
+
+    async def _was_just_changed(self) -> bool:
+        """Whether that was less than CHECK_EVERY seconds ago, by the clock that files are marked with."""
+        try:
+            changed = await self._disk.call(lambda: self._file.stat().st_mtime)
+        except (OSError, NoThreadError):
+            return False
+        return abs(time.time() - changed) < CHECK_EVERY
 
     async def _check(self) -> None:
         try:
