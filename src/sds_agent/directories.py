@@ -331,6 +331,12 @@ def _explained(directory: Path, setting: str, in_use: SdsAgentError) -> Iterator
         raise in_use from error
     except OSError as error:
         raise ConfigurationError(
-            f"{setting}: cannot use {error.filename or directory}: {error.strerror}; make it writable for the user "
-            f"that runs this (uid {os.geteuid()}), or choose another"
+            f"{setting}: cannot use {error.filename or directory}: {error.strerror}; {_fix(error)}choose another"
         ) from error
+
+
+def _fix(error: OSError) -> str:
+    """What else can be done about it, before the last resort."""
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return f"make it writable for the user that runs this (uid {os.geteuid()}), or "
+    return "make room there, or " if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""

@@ -1,5 +1,6 @@
 """Directories with secrets in them: no other user can replace what is in them, or move them away."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -284,6 +285,30 @@ def test_a_group_that_could_replace_the_state_is_reported_at_the_start(tmp_path:
         (reported,) = events.named("directory_shared")
         assert (reported["level"], reported["setting"]) == ("warning", "state_dir")
         assert f"may write to {directory} and could replace the agent's files" in reported["cause"]
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [
+        (errno.EACCES, f"make it writable for the user that runs this (uid {os.geteuid()}), or choose another"),
+        (errno.EROFS, f"make it writable for the user that runs this (uid {os.geteuid()}), or choose another"),
+        (errno.ENOSPC, "make room there, or choose another"),
+        (errno.ENOTDIR, "choose another"),
+    ],
+)
+def test_what_keeps_a_directory_from_being_locked_is_said_with_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, fix: str
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number), str(tmp_path))
+
+    monkeypatch.setattr(os, "open", fail)
+    with (
+        pytest.raises(ConfigurationError) as raised,
+        locked_directory(tmp_path, "state_dir", SdsAgentError("in use")),
+    ):
+        pass
+    assert str(raised.value) == f"state_dir: cannot use {tmp_path}: {os.strerror(number)}; {fix}"
 
 
 def test_a_directory_that_cannot_be_locked_is_refused_by_the_name_of_its_setting(tmp_path: Path) -> None:

@@ -253,6 +253,14 @@ def test_directory_that_every_user_may_write_to_is_refused(tmp_path: Path) -> No
         claim(SocketFile(open_directory / "sds.sock")).__enter__()
 
 
+def test_file_in_the_place_of_the_directory_is_refused_and_to_make_it_writable_would_not_help(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(ConfigurationError) as raised, claim(SocketFile(tmp_path / "run" / "sds.sock")):
+        pass
+    place = tmp_path / "run"
+    assert str(raised.value) == f"sds.socket: cannot use the directory {place}: Not a directory; choose another"
+
+
 def test_directory_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
     if tmp_path.stat().st_uid == 0:

@@ -346,7 +346,8 @@ def _directory_explained(file: SocketFile) -> Iterator[None]:
         raise ConfigurationError(f"{file.key}: {error}") from error
     except OSError as error:
         found = f"cannot use the directory {file.path.parent}: {error.strerror}"
-        raise _unusable(file.key, found, _fix(error, _make_writable())) from error
+        otherwise = "choose another" if error.errno == errno.ENOTDIR else _make_writable()
+        raise _unusable(file.key, found, _fix(error, otherwise)) from error
 
 
 def _lock_of(path: Path) -> Path:
