@@ -1,5 +1,6 @@
 """The key set of a token issuer: from where it is read, when again, and what of it counts."""
 
+import gzip
 import json
 import os
 import ssl
@@ -41,7 +42,9 @@ class ApiServer(HTTPServer):
 
     key_set = b""
     status = 200
+    encoding = "identity"
     asked = 0
+    wanted: str | None = None
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -63,6 +66,8 @@ class Handler(BaseHTTPRequestHandler):
         content = self.server.key_set if known else b"no"
         self.send_response(self.server.status if known else 401)
         self.send_header("content-length", str(len(content)))
+        self.send_header("content-encoding", self.server.encoding)
+        self.server.wanted = self.headers["accept-encoding"]
         self.end_headers()
         self.wfile.write(content)
 
@@ -276,6 +281,16 @@ async def test_a_slow_issuer_delays_no_caller_whose_key_is_known(api: ApiServer,
         with anyio.fail_after(TIMEOUT / 2):  # the issuer would be waited for as long as the whole
             assert len(await keys.find("ES256", "ES256")) == 1
         api.answers.set()
+
+
+async def test_a_compressed_set_is_not_unpacked(api: ApiServer, tmp_path: Path) -> None:
+    """800 bytes become 400 MB, which are too large a set only when they are in memory."""
+    api.encoding, api.key_set = "gzip, gzip", gzip.compress(gzip.compress(TokenIssuer().key_set()))
+    with recorded() as events:
+        keys = await IssuerKeys.open(location(api, tmp_path), HandClock())
+    (event,) = events.named("key_set_not_read")
+    assert event["cause"] == "the key set's server answered with compressed content, which it was asked not to do"
+    assert (keys.current, api.wanted) == ((), "identity")
 
 
 async def test_an_issuer_that_hangs_holds_up_the_start_for_a_moment_only(api: ApiServer, tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ async def _fetch(url: str, trust: ssl.SSLContext, headers: Mapping[str, str], se
         with anyio.fail_after(seconds):
             async with (
                 httpx.AsyncClient(verify=trust, timeout=seconds, trust_env=False) as client,
-                client.stream("GET", url, headers=headers) as answer,
+                client.stream("GET", url, headers={"accept-encoding": "identity", **headers}) as answer,
             ):
                 return await _content(answer)
     except httpx.ConnectError as error:
@@ -305,8 +305,10 @@ def _headers(location: Location) -> dict[str, str]:
 async def _content(answer: "httpx.Response") -> bytes:
     if answer.status_code != 200:
         raise JwksError(f"the key set's server answered with status {answer.status_code}")
+    if answer.headers.get("content-encoding", "identity") != "identity":  # 800 bytes may become any number
+        raise JwksError("the key set's server answered with compressed content, which it was asked not to do")
     content = b""
-    async for part in answer.aiter_bytes():
+    async for part in answer.aiter_raw():
         content += part
         if len(content) > LARGEST_SET:
             raise JwksError(f"the key set has more than {LARGEST_SET} bytes")
