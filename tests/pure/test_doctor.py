@@ -197,6 +197,30 @@ def test_no_envoy_that_the_agent_is_tried_with_is_blamed_for_its_version(version
     assert [each.condition for each in of_dump(made, "edge", SOCKET, NAMES)] == ["good"]
 
 
+def test_from_137_on_delta_repeats_nothing() -> None:
+    made = dump()
+    source(made)["api_config_source"]["api_type"] = "DELTA_GRPC"
+    is_version(made, 1, 37, 0)
+    assert [each.condition for each in of_dump(made, "edge", SOCKET, NAMES)] == ["good"]
+
+
+def test_one_service_without_a_policy_is_a_warning_though_another_has_one() -> None:
+    made = dump()
+    services = source(made)["api_config_source"]["grpc_services"]
+    services.append({"envoy_grpc": {"cluster_name": "sds-agent"}})
+    (found,) = of_dump(made, "edge", SOCKET, NAMES)
+    assert (found.condition, "retry_policy" in found.text) == ("warning", True)
+
+
+def test_where_no_socket_is_known_ads_is_not_said_to_lead_to_the_agent() -> None:
+    made = dump()
+    over_ads(made, "web", "sds-agent")
+    endpoint = sds_cluster(made)["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
+    endpoint["address"] = {"pipe": {"path": ""}}
+    (found,) = of_dump(made, "edge", "", NAMES)
+    assert "so from the cluster sds-agent, and not from the agent" in found.text
+
+
 def test_an_envoy_older_than_any_that_was_tried_is_a_warning() -> None:
     made = dump()
     is_version(made, 1, 35, 12)

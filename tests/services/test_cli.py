@@ -136,7 +136,7 @@ def test_a_socket_without_a_name_is_a_wrong_call(
         ("envoy-config default --path-config", "--path-config: it must be a path in UTF-8"),
         ("issue --output", "--output: it must be a path in UTF-8"),
         ("secret web", "NAME: a resource name is text in UTF-8"),
-        ("secret --timeout", "--timeout: '\\udcff' is no number of seconds above 0"),
+        ("secret --timeout", "--timeout: '\\udcff' is no number of seconds above 0, and up to 3600"),
     ],
 )
 def test_bytes_that_are_no_text_are_refused_where_text_is_needed(
@@ -145,6 +145,13 @@ def test_bytes_that_are_no_text_are_refused_where_text_is_needed(
     words = command.split()
     assert main([*words, "\udcff"]) == 2
     assert capsys.readouterr().err.startswith(f"sds-agent: {words[0]}: {said}; ")
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "inf", "nan", "3601", "1e300"])
+def test_a_time_to_wait_that_cannot_be_waited_for_is_refused(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 1e10 seconds gRPC makes a time that is past: each secret was said not to be issued yet."""
+    assert main(["secret", "web", f"--timeout={seconds}"]) == 2
+    assert "no number of seconds above 0, and up to 3600" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("variable", ["SDS_AGENT__SDS__SOCKET", "sds_agent__sds__socket"])

@@ -130,7 +130,9 @@ def test_an_error_page_and_a_redirect_are_named(tmp_path: Path, capsys: Printed)
     harmless(capsys)
 
 
-@pytest.mark.parametrize("url", ["http://a..b", "http://[::1", "http://xn--:1", "http://\x80:1"])
+@pytest.mark.parametrize(
+    "url", ["http://a..b", "http://[::1", "http://xn--:1", "http://\x80:1", "http://127.0.0.1:99999"]
+)
 @pytest.mark.parametrize(("arguments", "option"), COMMANDS)
 def test_an_address_that_is_none_is_one_sentence(
     arguments: list[str], option: str, url: str, tmp_path: Path, capsys: Printed

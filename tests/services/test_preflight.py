@@ -360,6 +360,20 @@ def test_an_admin_server_that_could_not_listen_is_reported(
     assert list(preflight.hidden(machine.settings(f"admin: {{address: {address}, enabled: false}}\n"))) == []
 
 
+def test_an_agent_that_cannot_start_is_not_said_to_show_nothing_as_well(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = machine.folder / "admin.sock"
+    path.touch()
+    machine.socket.parent.mkdir(parents=True, exist_ok=True)
+    machine.socket.touch()
+    machine.settings(f"admin: {{socket: {path}}}\n")
+    assert main(["check", str(machine.folder / "sds-agent.yaml")]) == 3
+    said = capsys.readouterr().err
+    assert f"{machine.socket} is not a socket" in said
+    assert "admin.socket" not in said
+
+
 def test_a_check_binds_no_admin_address_for_longer_than_it_lasts(machine: Machine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -1,7 +1,6 @@
 """`sds-agent secret`: what the SDS socket serves, asked as an Envoy asks, or what an Envoy has really loaded."""
 
 import argparse
-import math
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from sds_agent.inspection.secrets import InspectedSecret
 
 TIMEOUT = 5.0
+LONGEST = 3600
+"""Seconds to wait for a secret: of some billions gRPC makes a time that is past."""
 MOST_NAMES = 20
 """Names of an Envoy's secrets in a message."""
 
@@ -78,8 +79,8 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = 0
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise argparse.ArgumentTypeError(f"{quoted(text)} is no number of seconds above 0")
+    if not 0 < seconds <= LONGEST:
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is no number of seconds above 0, and up to {LONGEST}")
     return seconds
 
 

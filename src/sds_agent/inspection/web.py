@@ -6,6 +6,7 @@ one would be larger than what was sent), no redirect is followed, and an error's
 
 import asyncio
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 import httpx
 from msgspec import Struct
@@ -45,12 +46,14 @@ def get(place: str, *paths: str) -> Sequence[WebAnswer]:
     another status than 200 is left out. Raises WebError.
     """
     try:
+        if place.startswith(URLS):
+            _ = urlsplit(place).port  # one above 65535 is no error of httpx's: the socket raises OverflowError for it
         return asyncio.run(_get(place, paths))
     except TimeoutError as error:
         raise WebError(f"its answer is not whole after {TIMEOUT:g} s") from error
     except httpx.TimeoutException as error:
         raise WebError(f"nothing came for {SILENCE:g} s") from error
-    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # the last: a host that is no name
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # the last: a port, or a host that is no name
         raise WebError(one_line(str(error), LONGEST_WORDS) or type(error).__name__) from error
 
 
