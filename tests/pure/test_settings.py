@@ -131,6 +131,7 @@ def test_aliases_and_merge_keys_work_with_both_of_pyyamls_loaders(loader: Any, t
         "  - &first {name: a, spiffe_id: spiffe://demo.example/a, ttl: &ttl 1h, key: rsa-2048}\n"
         "  - {<<: *first, name: b, spiffe_id: spiffe://demo.example/b}\n"
         "  - {<<: [{key: ec-p384}, *first], name: c, spiffe_id: spiffe://demo.example/c, ttl: *ttl}\n"
+        "  - {<<: {key: ec-p384}, <<: *first, name: d, spiffe_id: spiffe://demo.example/d}\n"
     )
     document, found = source.read(file, loader)
     assert not found
@@ -141,6 +142,7 @@ def test_aliases_and_merge_keys_work_with_both_of_pyyamls_loaders(loader: Any, t
         ("a", "rsa-2048", timedelta(hours=1)),
         ("b", "rsa-2048", timedelta(hours=1)),
         ("c", "ec-p384", timedelta(hours=1)),
+        ("d", "ec-p384", timedelta(hours=1)),
     ]
 
 

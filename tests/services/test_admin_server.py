@@ -462,7 +462,7 @@ async def test_a_thousand_idle_connections_keep_out_neither_a_reader_nor_an_envo
 
 def test_an_address_of_all_of_ipv6_leaves_ipv4_to_others() -> None:
     """Another system's default would let machines of IPv4 in, which the address does not name."""
-    with server.bound(ListenAddress("::1", 0)) as listener:
+    with server.bound(ListenAddress("::", 0)) as listener:
         assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
 
 
