@@ -1,6 +1,7 @@
 """`sds-agent ca serve` with `workers`: what is one stays one, whatever process a caller reaches, and whatever ends."""
 
 import asyncio
+import errno
 import json
 import os
 import select
@@ -40,6 +41,7 @@ from fakes.processes import Program, started
 from fakes.scraped import series, value
 from sds_agent_proto.istio_pb2 import CertificateRequest, CertificateResponse
 
+from sds_agent.ca.acceptor import Arrival
 from sds_agent.ca.audit import AuditLog
 from sds_agent.ca.books import Ledger
 from sds_agent.ca.cores import usable
@@ -409,6 +411,32 @@ async def test_requests_in_work_are_counted_over_all_workers_and_given_back_by_o
         worker.kill()
         assert end_of(await worker.process.wait()) == "was ended by SIGKILL"
         worker.close()
+
+
+async def test_a_connection_for_which_no_descriptor_is_left_ends_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was accepted with the last one, and is handed over with a copy."""
+    desk = Desk(Ledger(AuditLog(tmp_path / "audit.log"), at_once=2, per_caller=1), SystemClock(), most=10, room=10)
+    silent = [sys.executable, "-c", "import time; time.sleep(600)"]
+    worker = await start_worker(1, lambda _: silent, datetime.now(UTC), desk.receive)
+
+    def fail(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with socket.socket() as plain, recorded() as events:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "dup", fail)
+            for number in range(2):
+                desk.hand_over(Arrival(plain, "192.0.2.1:1", "192.0.2.1", f"lost {number}"), [worker])
+        assert (desk.connections, worker.connections) == (0, set())
+        (reported,) = events.named("not_accepted", level="error")
+        assert reported["cause"] == "Too many open files"
+        desk.hand_over(Arrival(plain, "192.0.2.1:1", "192.0.2.1", "good"), [worker])
+        assert (desk.connections, worker.connections) == (1, {"good"})
+    worker.kill()
+    await worker.process.wait()
+    worker.close()
 
 
 async def test_a_worker_takes_no_module_from_the_working_directory(tmp_path: Path) -> None:

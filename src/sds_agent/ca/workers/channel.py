@@ -71,7 +71,10 @@ class Channel(Generic[M]):
         return sum(len(piece.data) for piece in self._outgoing)
 
     def send(self, message: ToWorker | ToParent, descriptor: int | None = None) -> None:
-        """Send it as soon as may be, with a copy of the descriptor. Once the channel is lost this does nothing."""
+        """Send it as soon as may be, with a copy of the descriptor. Once the channel is lost this does nothing.
+
+        Raises OSError where there is no descriptor left for the copy; nothing is sent then.
+        """
         if self._closed:
             return
         data = encode(message)

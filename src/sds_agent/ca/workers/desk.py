@@ -1,6 +1,7 @@
 """What there is one of for all workers, and their questions about it: places of connections, and the ledger."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -28,6 +29,8 @@ from sds_agent.ca.workers.process import Worker
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
 
+LOG = logging.getLogger(__name__)
+
 
 class Desk:
     """At most `most` connections of all workers together, `room` of each, and one ledger."""
@@ -38,6 +41,7 @@ class Desk:
         self._room = room
         self._places = Places[str](most)
         self._full = Full(most)
+        self._failed = log.LogOnChange(LOG, "not_accepted")
         self._owners: dict[str, tuple[Worker, str]] = {}  # and the client's address
         self._answers: Mapping[type, Callable[[Worker, Any], None]] = {
             Admit: self._admit,
@@ -72,7 +76,13 @@ class Desk:
             return
         self._owners[arrival.name] = (worker, arrival.address)
         worker.connections.add(arrival.name)
-        worker.send(HandOver(arrival.name, arrival.address, arrival.origin), arrival.plain.fileno())
+        try:
+            worker.send(HandOver(arrival.name, arrival.address, arrival.origin), arrival.plain.fileno())
+        except OSError as error:  # no descriptor is left for the copy
+            self._leave(worker, arrival.name)
+            self._failed.report(error.strerror or str(error))
+        else:
+            self._failed.resolved()
         self._give_way(gives_way)
 
     def take_back(self, worker: Worker) -> None:

@@ -51,7 +51,7 @@ class Worker:
         return self.process.pid
 
     def send(self, message: ToWorker, descriptor: int | None = None) -> None:
-        """Send it, with a copy of the descriptor, if the worker is still there."""
+        """Send it, with a copy of the descriptor, if the worker is still there. Raises OSError without room for it."""
         self._channel.send(message, descriptor)
 
     def drain(self) -> None:
