@@ -94,13 +94,14 @@ class VaultNodes:
         then refuses. So a refusal counts when no node is left that may still accept.
         """
         urls = [self._settings.url[index] for index in self._order()]
-        running = set[asyncio.Task[NodeAnswer]]()
+        begun, running = list[asyncio.Task[NodeAnswer]](), set[asyncio.Task[NodeAnswer]]()
         failures: list[AuthorityError] = []
         final: NodeAnswer | AuthorityError | None = None
         try:
             while urls or running:
                 if urls:
-                    running.add(asyncio.create_task(self._node(urls.pop(0), call, reach, LOGIN_TIMEOUT)))
+                    begun.append(asyncio.create_task(self._node(urls.pop(0), call, reach, LOGIN_TIMEOUT)))
+                    running.add(begun[-1])
                 share = self._share if urls else None
                 done, running = await asyncio.wait(running, timeout=share, return_when=asyncio.FIRST_COMPLETED)
                 for each in done:
@@ -116,10 +117,9 @@ class VaultNodes:
                             final = error
                             urls.clear()
         finally:
-            for each in running:
+            for each in begun:
                 each.cancel()
-            if running:
-                await asyncio.wait(running)
+            await asyncio.gather(*begun, return_exceptions=True)  # what one raised beside the answer is known then
         if isinstance(final, NodeAnswer):
             self._answered(final.url)
             return final
