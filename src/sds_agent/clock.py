@@ -112,7 +112,8 @@ class Alarms:
         if when <= now:
             return
         if loop is not self._loop:
-            self._loop, self._waiting, self._timer = loop, [], None  # those of a loop that has ended wait no more
+            # those of a loop that has ended wait no more
+            self._loop, self._waiting, self._cancelled, self._timer = loop, [], 0, None
         if not self._waiting:
             self._seen = now
         future: asyncio.Future[None] = loop.create_future()

@@ -143,6 +143,32 @@ async def test_those_who_wait_for_a_time_are_woken_when_it_has_come_and_no_other
     assert alarms.sleepers == 0
 
 
+def test_those_of_a_loop_that_has_ended_are_not_counted() -> None:
+    alarms = Alarms(lambda: NOW)
+
+    async def wait(*, cancelled: int) -> int:
+        tasks = [asyncio.ensure_future(alarms.wait(NOW + DAY)) for _ in range(4)]
+        await asyncio.sleep(0)
+        for each in tasks[:cancelled]:
+            each.cancel()
+        await asyncio.sleep(0)
+        waiting = alarms.sleepers
+        if not cancelled:
+            for each in tasks:
+                each.cancel()
+            await asyncio.wait(tasks)
+        return waiting
+
+    first = asyncio.new_event_loop()
+    assert first.run_until_complete(wait(cancelled=2)) == 2
+    left = asyncio.all_tasks(first)
+    assert asyncio.run(wait(cancelled=0)) == 4
+    for each in left:
+        each.cancel()
+    first.run_until_complete(asyncio.wait(left))
+    first.close()
+
+
 async def test_all_decide_again_when_the_wall_clock_is_set_back() -> None:
     """They would sleep too long by as much."""
     wall = WallClock()
