@@ -23,7 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from sds_agent import app
 from sds_agent.admin import otel
-from sds_agent.admin.otel import Session, Telemetry, send
+from sds_agent.admin.otel import CollectorSession, Telemetry, send
 from sds_agent.admin.settings import TelemetrySettings
 from sds_agent.authority.protocol import ErrorKind
 from sds_agent.clock import SystemClock
@@ -157,7 +157,7 @@ async def test_the_session_itself_follows_no_redirect() -> None:
     """Earlier versions of OpenTelemetry ask for it."""
     async with collecting() as other, collecting() as collector:
         collector.status, collector.location = 307, f"http://localhost:{other.port}/"
-        with Session() as session:
+        with CollectorSession() as session:
             url = f"http://127.0.0.1:{collector.port}/"
             answer = await asyncio.to_thread(session.post, url, data=b"x", headers={"Api-Key": "x"})
     assert (answer.status_code, other.headers) == (307, [])

@@ -109,7 +109,7 @@ def send(
     except (OSError, ValueError) as error:
         return f"telemetry.headers_file: {getattr(error, 'strerror', None) or error}", attempts
     base, resource = settings.otlp_endpoint.rstrip("/"), _resource(about)
-    with _Words() as words, Session() as session:
+    with _Words() as words, CollectorSession() as session:
         metrics = OTLPMetricExporter(f"{base}/v1/metrics", headers=headers, timeout=TIMEOUT, session=session)
         spans = OTLPSpanExporter(f"{base}/v1/traces", headers=headers, timeout=TIMEOUT, session=session)
         given = metrics_data((*found, *process_families()), resource, about.started_at, now)
@@ -133,7 +133,7 @@ def read_headers(file: Path | None) -> Mapping[str, str]:
     return found
 
 
-class Session(requests.Session):
+class CollectorSession(requests.Session):
     """Follows no redirect, which would take the headers to another host, and knows what came of the last request: the
     library takes a redirect for success, and says of a connection that fails only that it gave up.
     """
