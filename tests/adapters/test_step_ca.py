@@ -261,6 +261,29 @@ async def test_many_workloads_at_once_read_the_roots_once(tmp_path: Path) -> Non
         assert len({claims(each)["jti"] for each in ca.asked("/1.0/sign")}) == 5
 
 
+@pytest.mark.parametrize("held", ["/1.0/roots", "/1.0/federation"])
+async def test_a_root_that_another_caller_has_read_meanwhile_is_not_dropped(tmp_path: Path, held: str) -> None:
+    reached, go = asyncio.Event(), asyncio.Event()
+
+    async def holding(request: Request) -> Reply:
+        reply = await ca.answer(request)
+        if request.path == held and not reached.is_set():
+            reached.set()
+            await go.wait()
+        return reply
+
+    async with step_ca() as ca:
+        authority = client(tmp_path, ca)
+        ca.server.answer = holding
+        reading = asyncio.create_task(authority.anchors())
+        await reached.wait()
+        ca.roots.append(make_ca("new root", **ca.validity))
+        new = await authority.anchors()
+        assert len(read_pem(new)) == 2
+        go.set()
+        assert await reading == new
+
+
 async def test_server_name_is_the_audience_where_the_host_is_no_name_of_the_ca(tmp_path: Path) -> None:
     ca = StepCaStandIn()
     ca.names = ca.server.names = ("ca.example",)
