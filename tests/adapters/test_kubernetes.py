@@ -14,6 +14,7 @@ from typing import Any
 
 import jwt
 import pytest
+from cryptography import x509
 from fakes.events import recorded
 from fakes.hierarchy import make_ca, make_leaf, new_key
 from fakes.https_server import Reply, Request
@@ -275,6 +276,33 @@ async def test_a_closed_authority_leaves_no_request_whose_creation_was_not_answe
             await authority.end()
         assert server.objects == {}
         assert events.named("request_not_deleted") == []
+
+
+async def test_roots_that_another_caller_has_read_meanwhile_are_not_dropped(cluster: Cluster) -> None:
+    server, reached, go = cluster.server, asyncio.Event(), asyncio.Event()
+    answered = server.http.answer
+
+    def put(*roots: x509.Certificate) -> None:
+        server.put(f"{CONFIG_MAPS}/roots", {"data": {"ca.crt": write_pem(roots).decode()}})
+
+    async def holding(request: Request) -> Reply | bytes | None:
+        reply = await answered(request)
+        if not reached.is_set():
+            reached.set()
+            await go.wait()
+        return reply
+
+    put(cluster.ca.root)
+    server.http.answer = holding
+    authority = cluster.authority(roots_file=None, trust_config_map="pki/roots/ca.crt")
+    assert isinstance(authority, AdvertisesAnchors)
+    reading = asyncio.create_task(authority.anchors())
+    await reached.wait()
+    put(cluster.ca.root, make_ca("new root").certificate)
+    new = await authority.anchors()
+    assert len(read_pem(new)) == 2
+    go.set()
+    assert await reading == new
 
 
 # Waiting

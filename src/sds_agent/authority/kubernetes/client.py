@@ -197,11 +197,15 @@ class KubernetesRootedAuthority(KubernetesAuthority):
         self.refresh_every = settings.refresh_every
         self._roots = SignerRoots(settings, self._api)
         self._known: bytes | None = None
+        self._asked = self._told = 0  # readings of the roots, and the latest that has ended
 
     async def anchors(self) -> bytes:
         """The roots at present, in PEM. Raises AuthorityError."""
-        self._known = await self._roots.read()
-        return self._known
+        self._asked = number = self._asked + 1
+        found = await self._roots.read()
+        if number > self._told or self._known is None:
+            self._told, self._known = number, found
+        return self._known  # those of a later reading, where that ended first
 
     async def issue(self, request: IssueRequest) -> Issuance:
         """As above. The roots come first: without any a certificate would prove nothing, and nothing is created."""
