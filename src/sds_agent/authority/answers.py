@@ -18,6 +18,31 @@ _LONGEST_TEXT = 256 << 10
 """Bytes of a text that are read for them."""
 
 
+class Questions:
+    """Questions that are asked again and again, the answers to which may overtake each other: one that is older than
+    what is known does not count.
+    """
+
+    def __init__(self) -> None:
+        self._asked = self._told = 0
+
+    def ask(self) -> int:
+        """Its number."""
+        self._asked += 1
+        return self._asked
+
+    def counts(self, number: int) -> bool:
+        """Whether no later one was answered before. Its answer is what is known from now on."""
+        if number <= self._told:
+            return False
+        self._told = number
+        return True
+
+    def is_known(self, number: int) -> bool:
+        """Whether its answer is still what is known."""
+        return number == self._told
+
+
 def decoded(body: bytes, of: type[T]) -> T | None:
     """What an answer in JSON holds, as this type; None for what is none. Unknown fields are ignored.
 

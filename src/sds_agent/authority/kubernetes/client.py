@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 
 from sds_agent import log
+from sds_agent.authority.answers import Questions
 from sds_agent.authority.http_client import HttpAnswer
 from sds_agent.authority.kubernetes.api import KubernetesApi, server
 from sds_agent.authority.kubernetes.settings import KubernetesSettings
@@ -197,14 +198,14 @@ class KubernetesRootedAuthority(KubernetesAuthority):
         self.refresh_every = settings.refresh_every
         self._roots = SignerRoots(settings, self._api)
         self._known: bytes | None = None
-        self._asked = self._told = 0  # readings of the roots, and the latest that has ended
+        self._readings = Questions()
 
     async def anchors(self) -> bytes:
         """The roots at present, in PEM. Raises AuthorityError."""
-        self._asked = number = self._asked + 1
+        number = self._readings.ask()
         found = await self._roots.read()
-        if number > self._told or self._known is None:
-            self._told, self._known = number, found
+        if self._readings.counts(number) or self._known is None:
+            self._known = found
         return self._known  # those of a later reading, where that ended first
 
     async def issue(self, request: IssueRequest) -> Issuance:

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from cryptography import x509
 
 from sds_agent import log
+from sds_agent.authority.answers import Questions
 from sds_agent.authority.credentials import Token, leaf_of
 from sds_agent.authority.http_client import CertificateRefusedError, HttpAnswer, HttpsRequest, send
 from sds_agent.authority.kind import Context
@@ -85,7 +86,7 @@ class StepCaAuthority:
         self._operator = OperatorFiles()
         self._anchors: Chain = ()
         self._first_anchors = asyncio.Lock()
-        self._asked = self._told = 0  # questions for the roots, and the latest that was answered
+        self._questions = Questions()  # for the roots
         self._backdate = BACKDATE
         self._not_taken = ""
 
@@ -107,13 +108,12 @@ class StepCaAuthority:
 
     async def anchors(self) -> bytes:
         """step-ca's own roots, and by default those in its federatedRoots, in PEM. Raises AuthorityError."""
-        self._asked = number = self._asked + 1
+        number = self._questions.ask()
         own = await self._certificates(ROOTS)
-        if number > self._told:  # else a later question was answered first, maybe with a new root
-            self._told = number
+        if self._questions.counts(number):  # else the later answer may have a new root
             await self._roots.announced(own)
         others = await self._certificates(FEDERATION) if self._settings.federation else ()
-        if number == self._told or not self._anchors:
+        if self._questions.is_known(number) or not self._anchors:
             self._anchors = unique((*own, *others))
         return write_pem(self._anchors)
 

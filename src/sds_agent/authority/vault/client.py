@@ -7,6 +7,7 @@ use. What an issuer's ID names never changes, so each certificate is read once.
 
 from datetime import timedelta
 
+from sds_agent.authority.answers import Questions
 from sds_agent.authority.credentials import Token
 from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import AdvertisedLists, AuthorityError, ErrorKind, Issuance, IssueRequest
@@ -46,7 +47,7 @@ class VaultAuthority:
         self._session = session
         self._issuers: dict[str, bytes] = {}
         self._ids: tuple[str, ...] = ()
-        self._asked = self._told = 0  # questions for the IDs, and which of them these answer
+        self._questions = Questions()  # for the IDs
         self._known: bytes = b""
         self._listing = set[str]()  # the issuers that have published a list
         self._operator = OperatorFiles()
@@ -126,10 +127,10 @@ class VaultAuthority:
         if self._settings.roots_file is not None:
             self._known = await self._operator.trust_roots(self._settings.roots_file)
             return self._known
-        self._asked = number = self._asked + 1
+        number = self._questions.ask()
         answer = await self._answer(list_call(self._settings), reach)
-        if number > self._told:  # else a later question was answered first
-            self._told, self._ids = number, tuple(read_ids(answer.http.body))
+        if self._questions.counts(number):
+            self._ids = tuple(read_ids(answer.http.body))
         ids: tuple[str, ...] | None = None
         while ids != self._ids:  # others may be told of meanwhile
             ids = self._ids
