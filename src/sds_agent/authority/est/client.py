@@ -119,12 +119,15 @@ class EstAuthority:
         A password may be good for one request. So that goes on where its attempt is cancelled, and the next attempt,
         which has the same CSR, takes the answer.
         """
+        url = self._settings.url + wire.path(self._settings.label, operation)
+        headers, name = wire.enroll_headers(basic), self._settings.server_name
+        request = HttpsRequest("POST", url, files.roots, body, headers, name, certificate)
         if basic is None:
-            return await self._sent(operation, files, body, basic, certificate)
+            return await self._sent(request)
         key = operation, body
         asking = self._answers.get(key)
         if asking is None:
-            asking = asyncio.create_task(self._sent(operation, files, body, basic, certificate))
+            asking = asyncio.create_task(self._sent(request))
             self._answers[key] = asking
             asking.add_done_callback(partial(self._answered, key))
             asyncio.get_running_loop().call_later(ANSWER_KEPT, self._forget, key, asking)
@@ -140,19 +143,10 @@ class EstAuthority:
         if self._answers.get(key) is asking:
             del self._answers[key]
 
-    async def _sent(
-        self,
-        operation: str,
-        files: EstFiles,
-        body: bytes,
-        basic: wire.BasicCredentials | None,
-        certificate: CurrentIdentity | None,
-    ) -> HttpAnswer:
-        url = self._settings.url + wire.path(self._settings.label, operation)
-        headers, name = wire.enroll_headers(basic), self._settings.server_name
+    async def _sent(self, request: HttpsRequest) -> HttpAnswer:
         try:
             async with asyncio.timeout(PASSWORD_TIMEOUT):
-                return await send(HttpsRequest("POST", url, files.roots, body, headers, name, certificate), self._what)
+                return await send(request, self._what)
         except TimeoutError as error:
             message = f"{self._what} did not answer within {PASSWORD_TIMEOUT:.0f} s"
             raise AuthorityError(ErrorKind.TRANSIENT, message) from error
