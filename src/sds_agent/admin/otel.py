@@ -114,10 +114,10 @@ def send(
         spans = OTLPSpanExporter(f"{base}/v1/traces", headers=headers, timeout=TIMEOUT, session=session)
         given = metrics_data((*found, *process_families()), resource, about.started_at, now)
         good = metrics.export(given, timeout_millis=TIMEOUT * 1000) is MetricExportResult.SUCCESS
-        causes = [session.cause if good else session.cause or words.last or _UNSAID]
+        causes = [_cause(session, words, good=good)]
         if attempts:
             good = spans.export(spans_of(attempts, resource)) is SpanExportResult.SUCCESS
-            causes.append(session.cause if good else session.cause or words.last or _UNSAID)
+            causes.append(_cause(session, words, good=good))
     return next(filter(None, causes), ""), attempts if causes[-1] else ()
 
 
@@ -154,6 +154,11 @@ class CollectorSession(requests.Session):
         told = f"the collector answered {response.status_code} {response.reason}{redirect}"
         self.cause = "" if 200 <= response.status_code < 300 else told
         return response
+
+
+def _cause(session: CollectorSession, words: "_Words", *, good: bool) -> str:
+    """Why they were not taken, where the library calls the export good or not; empty where they were."""
+    return session.cause or ("" if good else words.last or _UNSAID)
 
 
 def _root_of(error: BaseException) -> str:
