@@ -21,7 +21,7 @@ from msgspec import Struct, structs
 
 from sds_agent import log
 from sds_agent.errors import ConfigurationError, SdsAgentError
-from sds_agent.files import check_lock, check_writable, locked
+from sds_agent.files import FULL, check_lock, check_writable, locked
 
 LOG = logging.getLogger(__name__)
 
@@ -339,4 +339,4 @@ def _fix(error: OSError) -> str:
     """What else can be done about it, before the last resort."""
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         return f"make it writable for the user that runs this (uid {os.geteuid()}), or "
-    return "make room there, or " if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
+    return "make room there, or " if error.errno in FULL else ""

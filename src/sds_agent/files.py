@@ -18,6 +18,8 @@ GLANCE = 0.05
 
 LONGEST_SOCKET_PATH = 107
 """Bytes of a path that fit a Unix socket's address (sockaddr_un in unix(7), without its final zero)."""
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""The errors of a disk without room."""
 TEMPORARY_SOCKET = 7
 """Bytes of the name that a socket has until it has its own."""
 

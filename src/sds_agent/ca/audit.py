@@ -25,10 +25,11 @@ from sds_agent.budget import Budget, Rate
 from sds_agent.ca.callers import Caller
 from sds_agent.ca.places import origin_of
 from sds_agent.ca.refusal import Reason
-from sds_agent.ca.reserve import FULL, Reserve
+from sds_agent.ca.reserve import Reserve
 from sds_agent.ca.status import AuditStatus
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
+from sds_agent.files import FULL
 from sds_agent.identity.spiffe import LONGEST_ID
 from sds_agent.pipes import never_waiting, write_some
 from sds_agent.text import ascii_json, cut

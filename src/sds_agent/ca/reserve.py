@@ -12,8 +12,6 @@ from pathlib import Path
 SIZE = 4 << 20
 """Bytes: some ten thousand lines of the audit log."""
 PIECE = 64 << 10
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""The errors of a disk without room."""
 
 
 class Reserve:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from sds_agent.ca.reserve import FULL
 from sds_agent.ca.settings import CaSettings, load
 from sds_agent.ca.tokens import JoinTokens
 from sds_agent.cli import output
@@ -15,7 +14,7 @@ from sds_agent.cli.config_file import add_file_before_others
 from sds_agent.cli.public_file import check_place
 from sds_agent.configfile.durations import parse
 from sds_agent.errors import ConfigurationError
-from sds_agent.files import remove_unfinished, write_private
+from sds_agent.files import FULL, remove_unfinished, write_private
 from sds_agent.hardening import keep_memory_private
 from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError
 
