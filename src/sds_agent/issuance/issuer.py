@@ -120,14 +120,14 @@ class Issuer:
     @property
     def serial(self) -> str | None:
         """The serial number of the leaf that Envoys are given now, in hexadecimal; None while they are given none."""
-        served = self._publication.certificates.served
-        return served.serial if served is not None and self._publication.serving else None
+        given = self._publication.given
+        return None if given is None else given.serial
 
     @property
     def secret(self) -> CertificateSecret | None:
         """What is served now."""
-        served = self._publication.certificates.served
-        return served.secret if served is not None and self._publication.serving else None
+        given = self._publication.given
+        return None if given is None else given.secret
 
     @property
     def certificates(self) -> Succession[Certificate]:

@@ -71,9 +71,14 @@ class Publication:
         return self._certificates
 
     @property
+    def given(self) -> Certificate | None:
+        """The certificate that an Envoy is given that asks; None where it is given none."""
+        return None if self._certificates.withheld else self._certificates.served
+
+    @property
     def serving(self) -> bool:
         """Whether an Envoy that asks is given a certificate."""
-        return self._certificates.served is not None and not self._certificates.withheld
+        return self.given is not None
 
     def hold_until(self, accepted: Accepted) -> datetime | None:
         """Until when a certificate that came now is to be held back for peers to load its trust anchor first.
