@@ -4,6 +4,8 @@ Such text is cut to a length that the caller gives. What is put in quotes or esc
 characters: other characters could reorder or hide what a terminal shows, or begin a line of their own.
 """
 
+import signal
+
 import msgspec
 
 LONGEST_QUOTE = 80
@@ -68,3 +70,11 @@ def ascii_json(value: object) -> str:
     import json  # noqa: PLC0415 - measured: 1.3 ms of the way to the first secret
 
     return json.dumps(value, ensure_ascii=True, separators=(",", ":")).replace("\x7f", "\\u007f")
+
+
+def name_of_signal(number: int) -> str | None:
+    """A signal's name, such as SIGTERM; most of the real-time signals have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return None

@@ -19,7 +19,7 @@ import anyio.abc
 from msgspec import Struct
 
 from sds_agent import log
-from sds_agent.text import one_line
+from sds_agent.text import name_of_signal, one_line
 
 LOG = logging.getLogger(__name__)
 
@@ -172,15 +172,8 @@ async def _end_of(process: anyio.abc.Process, reader: int, seconds: float) -> st
         return f"it did not end within {seconds:g} s, and {then}{words}"
     code = process.returncode or 0
     if code < 0:
-        return f"it was ended by the signal {_name_of_signal(-code)}{words}"
+        return f"it was ended by the signal {name_of_signal(-code) or -code}{words}"
     return f"it ended with the code {code}{words}" if code else None
-
-
-def _name_of_signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # most of the real-time signals have no name
-        return str(number)
 
 
 async def _read(reader: int, output: bytearray) -> None:

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from sds_agent.ca.workers.channel import Channel
 from sds_agent.ca.workers.messages import Drain, ToParent, ToWorker, to_parent
 from sds_agent.errors import SdsAgentError
+from sds_agent.text import name_of_signal
 
 Command: TypeAlias = Callable[[int], Sequence[str]]
 """What runs `worker.main` with a descriptor."""
@@ -104,6 +105,4 @@ def end_of(code: int | None) -> str:
     """How a process ended, in words that follow its name."""
     if code is None or code >= 0:
         return f"ended with the exit code {code}"
-    with suppress(ValueError):
-        return f"was ended by {signal.Signals(-code).name}"
-    return f"was ended by the signal {-code}"
+    return f"was ended by {name_of_signal(-code) or f'the signal {-code}'}"
