@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -367,9 +368,16 @@ def modules(sources: Path) -> dict[str, Path]:
     return found
 
 
+@cache
+def told(path: Path) -> tuple[ast.Import | ast.ImportFrom | ast.ClassDef, ...]:
+    """What the tests look at in a file, each file parsed once, as eight tests read them all."""
+    kinds = ast.Import | ast.ImportFrom | ast.ClassDef
+    return tuple(node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds))
+
+
 def imported(path: Path, known: Iterable[str]) -> Iterator[tuple[int, str]]:
     """The line and the dotted name of every import in a file; the module's name where `from` names one."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in told(path):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -439,7 +447,7 @@ def namesakes(sources: Path) -> list[str]:
     """The names that more than one class has: a reader of one cannot tell which it is."""
     places: dict[str, list[str]] = {}
     for path in modules(sources).values():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in told(path):
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(f"{path.relative_to(sources)}:{node.lineno}")
     return [f"{name}: {', '.join(found)}" for name, found in places.items() if len(found) > 1]
