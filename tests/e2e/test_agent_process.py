@@ -281,8 +281,11 @@ async def test_state_that_is_removed_under_agent_and_ca_outlives_both(tmp_path: 
     )
     command = [sys.executable, "-m", "sds_agent", "ca", "serve", str(ca)]
     root, state = tmp_path / "root", tmp_path / "state"
-    async with agent(config) as running, started(command, PATHS) as server:
+    async with agent(config) as running:
         await running.event("ready")
+        await running.program.stop()  # with what it was still writing; one that finds its certificate writes nothing
+    async with agent(config) as running, started(command, PATHS) as server:
+        await running.event("restored")
         await server.line('"listening"')
         before = {directory: contents(directory) for directory in (root, state)}
         for directory in before:
