@@ -6,20 +6,20 @@ has the program ignore it, and it stays ignored.
 For a program that reloads its configuration, SIGHUP asks for that. Such a program still ends with its terminal: where
 there was one at the start and the signal finds none, that is what the signal says. The kernel takes a terminal that
 hangs up from all processes of its session (credentials(7), tty_ioctl(4)), some of them a moment after the signal.
+While such a program starts, it has to hold a SIGHUP until it can reload: the signal's usual effect would end it. So
+this module imports nothing that takes long.
 """
 
-import asyncio
-import logging
 import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from sds_agent import log
-
-LOG = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import asyncio
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAME = 1.5
@@ -31,19 +31,44 @@ HANG_UP = 0.1
 """Seconds from SIGHUP to the check of the terminal."""
 
 
+class HeldHangUp:
+    """A handler of SIGHUP that notes that one came, and whether there was a terminal before that."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self.had_terminal = _has_terminal()
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        """Note it."""
+        self.came = True
+
+
+def hold_hang_up() -> None:
+    """Hold a SIGHUP from now on, until `until_signalled` calls its `reload` for it. Where it is ignored, as under
+    nohup, it stays so.
+
+    Programs that this one starts meanwhile do not inherit that: exec(2) undoes handlers.
+    """
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, HeldHangUp())
+
+
 @asynccontextmanager
 async def until_signalled(same: float = SAME, reload: Callable[[], None] | None = None) -> AsyncIterator[None]:
     """Cancel the body of this context at the first signal, and leave it without an error once the body has ended.
 
-    Where there is a `reload`, it is called for a SIGHUP that is not about the program's terminal.
+    Where there is a `reload`, it is called for a SIGHUP that is not about the program's terminal, and for one that
+    `hold_hang_up` has held.
 
     Signals of the next `same` seconds are ignored; a later one ends the process at once.
     """
+    import asyncio  # noqa: PLC0415 - a SIGHUP is held before it is imported
+
     loop = asyncio.get_running_loop()
     scope = asyncio.timeout(None)
 
     def stop(number: signal.Signals) -> None:
-        log.event(LOG, "stopping", signal=number.name)
+        _say("stopping", signal=number.name)
         scope.reschedule(loop.time())
 
     with _first_signal(loop, stop, same, reload):
@@ -57,7 +82,7 @@ async def until_signalled(same: float = SAME, reload: Callable[[], None] | None 
 
 @contextmanager
 def _first_signal(
-    loop: asyncio.AbstractEventLoop,
+    loop: "asyncio.AbstractEventLoop",
     act: Callable[[signal.Signals], None],
     same: float,
     reload: Callable[[], None] | None,
@@ -86,8 +111,10 @@ def _first_signal(
     for number in before:
         loop.add_signal_handler(number, first, number)
     if reload is not None and signal.SIGHUP in before:
-        handle = _hang_up_handler(lambda: first(signal.SIGHUP), reload, lambda: ends_at_once is not None)
-        loop.add_signal_handler(signal.SIGHUP, loop.call_later, HANG_UP, handle)
+        handle = _hang_up_handler(
+            lambda: first(signal.SIGHUP), reload, lambda: ends_at_once is not None, before[signal.SIGHUP]
+        )
+        _handle_hang_up(loop, handle, before[signal.SIGHUP])
     try:
         yield
     finally:
@@ -98,11 +125,20 @@ def _first_signal(
             signal.signal(number, handler)
 
 
+def _handle_hang_up(loop: "asyncio.AbstractEventLoop", handle: Callable[[], None], before: object) -> None:
+    """Call `handle` some time after each SIGHUP, and after one that the handler of before has held."""
+    loop.add_signal_handler(signal.SIGHUP, loop.call_later, HANG_UP, handle)
+    if isinstance(before, HeldHangUp) and before.came:
+        loop.call_later(HANG_UP, handle)
+
+
 def _hang_up_handler(
-    end: Callable[[], None], reload: Callable[[], None], ending: Callable[[], bool]
+    end: Callable[[], None], reload: Callable[[], None], ending: Callable[[], bool], before: object
 ) -> Callable[[], None]:
-    """What to do some time after a SIGHUP: `end` where the terminal has gone that there is now, else `reload`."""
-    had_terminal = _has_terminal()
+    """What to do some time after a SIGHUP: `end` where the terminal has gone that there was, else `reload`. `before` is
+    the handler of before.
+    """
+    had_terminal = before.had_terminal if isinstance(before, HeldHangUp) else _has_terminal()
 
     def handle() -> None:
         if ending():
@@ -128,4 +164,12 @@ def _still_stopping() -> None:
     """Give further signals their usual effect: they end the process even where the event loop stands still."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
-    log.event(LOG, "still_stopping", level=logging.WARNING, advice="a second signal ends it at once")
+    _say("still_stopping", is_warning=True, advice="a second signal ends it at once")
+
+
+def _say(event: str, *, is_warning: bool = False, **fields: str) -> None:
+    import logging  # noqa: PLC0415 - a SIGHUP is held before it is imported
+
+    from sds_agent import log  # noqa: PLC0415 - likewise
+
+    log.event(logging.getLogger(__name__), event, level=logging.WARNING if is_warning else logging.INFO, **fields)

@@ -97,6 +97,48 @@ async def test_an_agent_under_nohup_outlives_its_terminal(tmp_path: Path) -> Non
     assert [line for line in program.lines if '"stopping"' in line and "SIGTERM" not in line] == []
 
 
+EARLY = """
+import os, select, signal, sys
+
+def hang_up(event, arguments):
+    if event == "import" and arguments[0] == "asyncio":
+        ACTION
+
+sys.addaudithook(hang_up)
+from sds_agent.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""An agent, and what happens to it early in its start."""
+
+
+async def test_a_sighup_during_the_start_is_answered_when_the_agent_can_reload(tmp_path: Path) -> None:
+    config = write_config(tmp_path, default="1h")
+    early = EARLY.replace("ACTION", "os.kill(os.getpid(), signal.SIGHUP)")
+    async with started([sys.executable, "-c", early, "run", str(config)], PATHS) as program:
+        await program.line('"ready"')
+        await program.line('"nothing_to_reload"')
+        assert await program.stop() == 0
+
+
+async def test_an_agent_whose_terminal_is_closed_during_the_start_ends(tmp_path: Path) -> None:
+    terminal, inside = pty.openpty()
+    early = EARLY.replace("ACTION", "print('starts', flush=True); select.select([0], [], [])")  # until the hang-up
+    program = [sys.executable, "-c", early, "run", str(write_config(tmp_path, default="1h"))]
+    environment = {**os.environ, **PATHS}
+    async with await anyio.open_process(
+        ["setsid", "--ctty", *program], stdin=inside, stdout=inside, stderr=inside, env=environment
+    ) as agent:
+        os.close(inside)
+        try:
+            shown = b""
+            while b"starts" not in shown:
+                shown += await anyio.to_thread.run_sync(os.read, terminal, 4096)
+        finally:
+            os.close(terminal)
+        with anyio.fail_after(30):
+            assert await agent.wait() == 0
+
+
 @asynccontextmanager
 async def flooded(socket: Path) -> AsyncIterator[None]:
     """A peer that sends until nothing more is taken of it, and reads nothing."""

@@ -48,12 +48,17 @@ def _report(errors: Sequence[SdsAgentError]) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] == "run":
+        from sds_agent.signals import hold_hang_up  # noqa: PLC0415 - of this command alone
+
+        hold_hang_up()
     output.open_closed()
     core.set_up()
     # What imports make stays: to search it for garbage again and again would only delay the start.
     gc.disable()
     try:
-        command = _called(sys.argv[1:] if argv is None else argv)
+        command = _called(words)
     except SystemExit as leaving:  # argparse has written help or the version
         return leaving.code if isinstance(leaving.code, int) else 2
     finally:
