@@ -57,6 +57,7 @@ from sds_agent.ca.workers.messages import (
     Denials,
     GiveBack,
     HandOver,
+    Here,
     SignerMaterial,
     ToWorker,
     to_worker,
@@ -64,6 +65,7 @@ from sds_agent.ca.workers.messages import (
 from sds_agent.ca.workers.pool import LONGEST_PAUSE, STEADY, Pace
 from sds_agent.ca.workers.process import WorkerError, end_of
 from sds_agent.ca.workers.process import started as start_worker
+from sds_agent.ca.workers.silence import ASK_EVERY, LATE, MOST_UNANSWERED, SUSPECT, Silence
 from sds_agent.cli import ca_worker
 from sds_agent.clock import SystemClock
 from sds_agent.errors import ProblemsError
@@ -274,6 +276,68 @@ async def test_a_worker_that_is_killed_loses_no_call_of_another_and_is_replaced(
         assert await server.program.stop() == 0
         ends = [line for line in server.program.lines if '"worker_not_drained"' in line]
         assert ends == [], "an error at the end of a good day"
+
+
+class Hasty(SystemClock):
+    """The machine's clocks, but workers are asked sooner whether they are alive."""
+
+    async def sleep(self, seconds: float) -> None:
+        await super().sleep(seconds / 5 if seconds == ASK_EVERY else seconds)
+
+
+async def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
+    """Its socket takes connections for ever, and who calls there waits as long."""
+    settings = load(configured(tmp_path))
+    with recorded() as events:
+        async with parent.serving(settings, Hasty(), 2, ca_worker.command) as address:
+            hung, lively = [each["process"] for each in events.named("worker_started")]
+            os.kill(hung, signal.SIGSTOP)
+            ended = await events.wait("worker_ended", within=SECONDS)
+            assert (ended["process"], ended["cause"].split(",")[0]) == (hung, "it hung")
+            await events.wait("worker_started", count=3, within=SECONDS)
+            assert lively not in {each["process"] for each in events.named("worker_ended")}
+            roots = write_pem(read_pem((tmp_path / "root" / "roots.pem").read_bytes()))
+            ca = Served(str(address), tmp_path, TokenIssuer(), roots)
+            for _ in range(2):
+                await ca.ask(ca.join_token())
+
+
+async def test_a_connection_goes_to_a_worker_that_answers_though_it_has_more(tmp_path: Path) -> None:
+    desk = Desk(Ledger(AuditLog(tmp_path / "audit.log"), at_once=2, per_caller=1), SystemClock(), most=10, room=10)
+    silent = [sys.executable, "-c", "import time; time.sleep(600)"]
+    workers = [await start_worker(n, lambda _: silent, datetime.now(UTC), desk.receive) for n in (1, 2)]
+    busy, stopped = workers
+    with socket.socket() as plain:
+        busy.connections.add("one")
+        for _ in range(SUSPECT):
+            stopped.check(ASK_EVERY)
+        desk.hand_over(Arrival(plain, "192.0.2.1:1", "192.0.2.1", "two"), workers)
+        assert (busy.connections, stopped.connections) == ({"one", "two"}, set())
+        desk.receive(stopped, Here())
+        desk.hand_over(Arrival(plain, "192.0.2.1:1", "192.0.2.1", "three"), workers)
+        assert stopped.connections == {"three"}
+    for worker in workers:
+        worker.kill()
+        await worker.process.wait()
+        worker.close()
+
+
+def test_a_worker_hangs_when_it_leaves_questions_unanswered_that_the_parent_could_ask() -> None:
+    silence = Silence()
+    for _ in range(3):
+        assert not any(silence.ask(ASK_EVERY) for _ in range(MOST_UNANSWERED))
+        silence.answered()
+    assert [silence.ask(ASK_EVERY) for _ in range(MOST_UNANSWERED + 1)][-1]
+
+
+def test_no_worker_hangs_because_the_machine_was_suspended_or_all_of_its_processes_were() -> None:
+    """Judged by a time, every worker would be killed at the moment when the machine wakes up."""
+    silence = Silence()
+    for _ in range(MOST_UNANSWERED):
+        silence.ask(ASK_EVERY)
+    assert not any(silence.ask(LATE + each) for each in (0, 3600))
+    assert not any(silence.ask(ASK_EVERY) for _ in range(MOST_UNANSWERED - 1))
+    assert silence.ask(ASK_EVERY)
 
 
 async def test_no_worker_outlives_a_server_that_was_killed(tmp_path: Path) -> None:

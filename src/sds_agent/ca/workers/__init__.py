@@ -30,6 +30,7 @@ Weighed and left:
 A worker whose parent ends finds the socket closed and ends at once; before that it could issue nothing either, as it
 gets no audit line written. A worker that ends is an error in the log (`worker_ended`). The parent starts another in its
 place, at first at once and then ever later (`pool.Pace`): the server as a whole goes on, since the others lose
-nothing by it. Signals go to the parent alone: workers are in sessions of their own, and ignore SIGTERM, SIGINT and
-SIGHUP, which service managers send to all processes of a service.
+nothing by it. The parent asks each worker again and again whether it is alive, and ends one that hangs (`silence`).
+Signals go to the parent alone: workers are in sessions of their own, and ignore SIGTERM, SIGINT and SIGHUP, which
+service managers send to all processes of a service.
 """

@@ -15,6 +15,7 @@ from sds_agent.ca.workers.messages import (
     GiveBack,
     GiveWay,
     HandOver,
+    Here,
     Issue,
     Leave,
     Prove,
@@ -53,6 +54,7 @@ class Desk:
             Leave: lambda worker, message: self._leave(worker, message.connection),
             Say: _say,
             Ready: _ready,
+            Here: lambda worker, _: worker.silence.answered(),
             Unfit: _unfit,
         }
 
@@ -66,8 +68,10 @@ class Desk:
         self._answers[type(message)](worker, message)
 
     def hand_over(self, arrival: Arrival, workers: Iterable[Worker]) -> None:
-        """Give a connection to the worker with fewest, if it has a place. The socket stays the caller's."""
-        worker = min(workers, key=lambda each: len(each.connections), default=None)
+        """Give a connection to the worker with fewest of those that answer, if it has a place. The socket stays the
+        caller's.
+        """
+        worker = min(workers, key=lambda each: (each.silence.is_suspect, len(each.connections)), default=None)
         if worker is None or len(worker.connections) >= self._room:
             return
         gives_way = self._places.arrive(arrival.name, arrival.origin)

@@ -88,12 +88,20 @@ class Reply(_Message, frozen=True):
     error: int = 0
 
 
+class AreYouThere(_Message, frozen=True):
+    """To be answered with `Here`, at once."""
+
+
 class Drain(_Message, frozen=True):
     """Take no connection any more, answer the calls in work, and end."""
 
 
 class Ready(_Message, frozen=True):
     """The worker answers calls."""
+
+
+class Here(_Message, frozen=True):
+    """The worker's event loop runs."""
 
 
 class Unfit(_Message, frozen=True):
@@ -166,8 +174,8 @@ class Say(_Message, frozen=True):
     fields: dict[str, str | int | float | bool | list[str]]
 
 
-ToWorker: TypeAlias = Reply | HandOver | GiveWay | SignerMaterial | Denials | Keys | Setup | Drain
-ToParent: TypeAlias = Admit | Begin | GiveBack | Issue | Refuse | Prove | Leave | Refresh | Say | Ready | Unfit
+ToWorker: TypeAlias = Reply | HandOver | GiveWay | SignerMaterial | Denials | Keys | Setup | AreYouThere | Drain
+ToParent: TypeAlias = Admit | Begin | GiveBack | Issue | Refuse | Prove | Leave | Refresh | Say | Ready | Here | Unfit
 
 _ENCODER = msgspec.msgpack.Encoder()
 _TO_WORKER: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

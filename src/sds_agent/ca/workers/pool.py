@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
@@ -16,6 +17,7 @@ from sds_agent.ca.status import WorkerStatus
 from sds_agent.ca.workers.desk import Desk
 from sds_agent.ca.workers.messages import Denials, Keys, Refresh, Reply, Setup, SignerMaterial, ToParent
 from sds_agent.ca.workers.process import Command, Worker, WorkerError, end_of, started
+from sds_agent.ca.workers.silence import ASK_EVERY
 from sds_agent.descriptors import room_for
 from sds_agent.errors import SdsAgentError
 from sds_agent.pki.keys import to_pkcs8_pem
@@ -103,6 +105,7 @@ class Pool:
             for worker in await _all_or_first_error([asyncio.ensure_future(self._launch(n, start)) for n in numbers]):
                 keepers.append(start(self._keep(worker, start)))
             start(self._share())
+            start(self._check())
             start(self._accept(listener))
             yield
 
@@ -148,7 +151,7 @@ class Pool:
         loop, pace, number = asyncio.get_running_loop(), Pace(), worker.number
         while True:
             began = loop.time()
-            code = await worker.process.wait()
+            await worker.process.wait()
             self._bury(worker)
             self._parts.ledger.counts.workers_ended.add()
             pause = pace.pause(loop.time() - began)
@@ -158,11 +161,20 @@ class Pool:
                 level=logging.ERROR,
                 worker=number,
                 process=worker.pid,
-                cause=f"it {end_of(code)}",
+                cause=f"it {worker.end()}",
                 effect="its connections and the calls on them are lost; the other workers go on",
                 again_in=pause,
             )
             worker = await self._again(number, pace, pause, start)
+
+    async def _check(self) -> None:
+        """Ask all workers whether they are alive, again and again, until cancelled. One that hangs is ended."""
+        asked_at = time.clock_gettime(time.CLOCK_BOOTTIME)  # which goes on while the machine is suspended
+        while True:
+            await self._parts.clock.sleep(ASK_EVERY)
+            before, asked_at = asked_at, time.clock_gettime(time.CLOCK_BOOTTIME)
+            for worker in self._ready.values():
+                worker.check(asked_at - before)
 
     async def _again(self, number: int, pace: Pace, pause: float, start: Start) -> Worker:
         """Start a worker after that pause, or after longer ones until one is ready."""

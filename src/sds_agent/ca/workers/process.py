@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import TypeAlias
 
 from sds_agent.ca.workers.channel import Channel
-from sds_agent.ca.workers.messages import Drain, ToParent, ToWorker, to_parent
+from sds_agent.ca.workers.messages import AreYouThere, Drain, ToParent, ToWorker, to_parent
+from sds_agent.ca.workers.silence import MOST_UNANSWERED, Silence
 from sds_agent.errors import SdsAgentError
 from sds_agent.text import name_of_signal
 
@@ -27,6 +28,7 @@ class Worker:
     """The process, and what the parent keeps for it: the names of its connections, and its requests in work.
 
     `places` has the place in the ledger of each question that asked for one. `ready` is done once it answers calls.
+    `silence` is for the answers to `check`.
     """
 
     def __init__(
@@ -43,6 +45,8 @@ class Worker:
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.connections = set[str]()
         self.places: dict[int, int] = {}
+        self.silence = Silence()
+        self._hangs = False
         self._draining = False
         self._channel = Channel[ToParent](connection, to_parent, lambda message, _: receive(self, message), self._lost)
 
@@ -55,6 +59,14 @@ class Worker:
         """Send it, with a copy of the descriptor, if the worker is still there. Raises OSError without room for it."""
         self._channel.send(message, descriptor)
 
+    def check(self, passed: float) -> None:
+        """Ask whether it is alive, so many seconds after the question before; end it if it answers no more."""
+        if self.silence.ask(passed):
+            self._hangs = True
+            self.kill()
+        else:
+            self.send(AreYouThere())
+
     def drain(self) -> None:
         """Have it answer what it has, and end."""
         self._draining = True
@@ -66,6 +78,12 @@ class Worker:
             with suppress(ProcessLookupError):
                 # not by way of `process`, which would take the exit status away from who waits for it
                 os.kill(self.pid, signal.SIGKILL)
+
+    def end(self) -> str:
+        """How it ended, in words that follow its name."""
+        if self._hangs:
+            return f"hung, with {MOST_UNANSWERED} questions of the server unanswered, and was killed"
+        return end_of(self.process.returncode)
 
     def _lost(self) -> None:
         """Its socket is closed: without it a worker ends by itself, unless it hangs. One that drains has its time."""

@@ -27,12 +27,14 @@ from sds_agent.ca.tokens import JoinTokens
 from sds_agent.ca.workers.channel import Channel
 from sds_agent.ca.workers.messages import (
     Admit,
+    AreYouThere,
     Begin,
     Denials,
     Drain,
     GiveBack,
     GiveWay,
     HandOver,
+    Here,
     Issue,
     Keys,
     Leave,
@@ -183,6 +185,8 @@ class _Parent:
             case GiveWay(connection=name):
                 if self.acceptor is not None:
                     self.acceptor.end(name)
+            case AreYouThere():
+                self.send(Here())
             case Drain():
                 self.draining.set()
             case _:
