@@ -38,6 +38,9 @@ def test_a_token_is_forgotten_a_day_after_its_end_and_stays_spent_until_then(tmp
     late = tokens.make(WEB, now - timedelta(hours=23))
     for token in (old, late):
         tokens.spend(tokens.find(token), key)
+    long_ago = time.time() - 48 * 3600
+    for mark in tmp_path.glob("*.spent"):
+        os.utime(mark, (long_ago, long_ago), follow_symlinks=False)
     tokens.prepare()
     assert files(tmp_path) == [".spent", ".token"]
     with pytest.raises(RefusalError, match="expired long ago"):
@@ -178,6 +181,14 @@ def test_a_withdrawal_that_is_cut_off_frees_no_spent_token(tmp_path: Path, monke
             tokens.withdraw(WEB)
     with pytest.raises(RefusalError, match="it was withdrawn"):
         tokens.spend(tokens.find(token), generate(KeyType.EC_P256).public_key())
+    assert files(tmp_path) == [".spent"]
+    (mark,) = tmp_path.iterdir()
+    tokens.prepare()
+    assert list(tmp_path.iterdir()) == [mark], "it may be another process's that removes it now"
+    long_ago = time.time() - 25 * 3600
+    os.utime(mark, (long_ago, long_ago), follow_symlinks=False)
+    tokens.prepare()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_power_cut_may_undo_is_not_said_to_be_done(tmp_path: Path) -> None:

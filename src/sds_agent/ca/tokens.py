@@ -51,6 +51,7 @@ _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 """The errors of symlink(2) on a file system that has none."""
 _RECORD = ".token"
 _SPENT = ".spent"
+_MARK = re.compile(r"[0-9a-f]{64}\.spent")
 _BEGUN = re.compile(r"\.[0-9a-f]{16}")
 """The temporary name of a file. One that stays is of a process that was killed."""
 
@@ -272,14 +273,22 @@ class JoinTokens:
         return found.st_uid, found.st_gid
 
     def _remove_expired(self, now: datetime) -> None:
-        """Remove the records that expired more than LINGER ago, and temporary files of that age."""
+        """Remove the records that expired more than LINGER ago, and what killed processes left behind of that age:
+        temporary files, and marks whose record is gone.
+        """
         for record in self._records():
             if now - record.expires > LINGER:
                 self._remove(record.name)
-        for path in self._directory.glob(".*"):
-            with suppress(FileNotFoundError):  # another process makes a token at this moment
-                if _BEGUN.fullmatch(path.name) and now.timestamp() - path.lstat().st_mtime > LINGER.total_seconds():
+        for path in self._directory.iterdir():
+            with suppress(FileNotFoundError):  # another process makes or removes a token at this moment
+                if self._is_left(path) and now.timestamp() - path.lstat().st_mtime > LINGER.total_seconds():
                     path.unlink()
+
+    def _is_left(self, path: Path) -> bool:
+        """Whether it is nothing by itself: a temporary file, or a mark without a record."""
+        if _MARK.fullmatch(path.name):
+            return not path.with_suffix(_RECORD).exists()
+        return _BEGUN.fullmatch(path.name) is not None
 
     def _remove(self, name: str) -> None:
         """Remove the record before the mark, so that the token is never usable again."""
