@@ -489,22 +489,64 @@ async def test_the_one_who_approves_is_told_the_command_and_the_namespace(cluste
 # Refusals by the API server
 
 
-@pytest.mark.parametrize(
-    ("verb", "rule"),
-    [
-        (
-            "create",
-            '{apiGroups: ["certificates.k8s.io"], resources: ["certificatesigningrequests"], verbs: ["create"]}',
-        ),
-        ("watch", '{apiGroups: ["certificates.k8s.io"], resources: ["certificatesigningrequests"], verbs: ["watch"]}'),
-    ],
-)
-async def test_the_rule_that_rbac_lacks_is_the_fix(cluster: Cluster, verb: str, rule: str) -> None:
+async def test_the_rule_that_rbac_lacks_is_the_fix(cluster: Cluster) -> None:
     async with by_hand(cluster) as server:
-        server.forbidden.add((verb, "certificatesigningrequests"))
+        server.forbidden.add(("create", "certificatesigningrequests"))
         error = await refused(cluster.authority())
     assert error.kind is ErrorKind.DENIED
+    rule = '{apiGroups: ["certificates.k8s.io"], resources: ["certificatesigningrequests"], verbs: ["create"]}'
     assert f"{rule} in a ClusterRole" in str(error)
+
+
+async def test_an_object_that_may_not_be_watched_is_read_again_and_again(cluster: Cluster) -> None:
+    async with by_hand(cluster) as server:
+        server.forbidden.add(("watch", "certificatesigningrequests"))
+        authority = cluster.authority()
+        with recorded() as events:
+            attempts = [asyncio.create_task(authority.issue(asked(request_id=each))) for each in ("one", "two")]
+            await server.created(count=2)
+            await server.until(lambda: len(server.reads) > 3)
+            server.sign = cluster.ca.answer
+            for path in tuple(server.objects):
+                server.approve(path)
+                server.certify(path)
+            for attempt in attempts:
+                assert (await attempt).chain_pem
+    (event,) = events.named("request_not_watched")
+    assert 'resources: ["certificatesigningrequests"], verbs: ["watch"]' in str(event["cause"])
+
+
+@pytest.mark.parametrize("verbs", [{"get", "watch"}, {"create", "watch"}])
+async def test_a_right_that_is_lost_meanwhile_costs_no_approval(cluster: Cluster, verbs: set[str]) -> None:
+    """A person has to approve each new request."""
+    rights = {(verb, "certificatesigningrequests") for verb in verbs}
+    async with by_hand(cluster) as server:
+        authority = cluster.authority(timeout=BRIEFLY)
+        assert (await refused(authority)).kind is ErrorKind.PENDING
+        (path,) = server.objects
+        server.approve(path)
+        server.forbidden |= rights
+        error = await refused(authority)
+        assert not error.kind.ends_request
+        assert server.deleted == []
+        if "get" in verbs:
+            assert error.kind is ErrorKind.UNAUTHENTICATED
+            assert 'resources: ["certificatesigningrequests"], verbs: ["get"]' in str(error)
+            server.forbidden -= rights
+        server.sign = cluster.ca.answer
+        server.certify(path)
+        assert (await authority.issue(asked())).chain_pem
+
+
+async def test_an_answer_that_is_no_api_servers_costs_no_approval(cluster: Cluster) -> None:
+    """A proxy before the API server may answer in its place for a moment."""
+    async with by_hand(cluster) as server:
+        authority = cluster.authority(timeout=BRIEFLY)
+        assert (await refused(authority)).kind is ErrorKind.PENDING
+        (path,) = server.objects
+        server.replies["GET", path] = Reply(404, b"no such site")
+        assert (await refused(authority)).kind is ErrorKind.TRANSIENT
+        assert server.deleted == []
 
 
 @pytest.mark.parametrize("chosen", [{}, {"trust_bundle": "roots", "roots_file": None}])

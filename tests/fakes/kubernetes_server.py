@@ -41,7 +41,7 @@ class KubernetesServer:
 
     `collections` are served, and no other path is. `forbidden` are pairs of a verb and a plural. `watch_seconds` is how
     long a watch may be at most, and `gone` how many watches begin too late. `replies` take the place of an answer:
-    each is removed when it is used.
+    each is removed when it is used. `reads` are the paths that were read.
     """
 
     def __init__(self, sign: Sign | None = None) -> None:
@@ -55,6 +55,7 @@ class KubernetesServer:
         self.gone = 0
         self.replies: dict[tuple[str, str], Reply] = {}
         self.deleted: list[str] = []
+        self.reads: list[str] = []
         self.watches = 0
         self.ready = True
         self.http = HttpsServer(self._answer)
@@ -176,7 +177,11 @@ class KubernetesServer:
             return json_reply({"items": [each for each in items if _selected(each, query)]})
         if path not in self.objects:
             return status(404, "NotFound", "it is not found", {"name": unquote(path.rpartition("/")[2])})
-        return json_reply(self.objects[path]) if verb == "get" else self._delete(path, request.json)
+        if verb == "get":
+            self.reads.append(path)
+            self._wake()
+            return json_reply(self.objects[path])
+        return self._delete(path, request.json)
 
     def _delete(self, path: str, options: Object) -> Reply:
         uid = self.objects[path]["metadata"]["uid"]

@@ -6,7 +6,11 @@ same CSR, finds it again by its name. What was answered for good, and what no at
 beside the answer, which does not wait for that; what still waits when the agent ends is deleted then.
 
 A watch is an answer that goes on: a line for each change. The server ends it when its time is over, and with the code
-410 (Gone) where it no longer knows the version to begin with; then the object is read again.
+410 (Gone) where it no longer knows the version to begin with; then the object is read again. Where the agent may not
+watch, it reads the object every second.
+
+A refusal to read or to watch an object is none of the request, which may have been approved: the object stays, and the
+next attempt looks for it.
 """
 
 import asyncio
@@ -47,6 +51,15 @@ DELETION_TIMEOUT = 3.0
 """Seconds. An object that is not deleted within them stays, and the cluster's own cleaner takes it."""
 MOST_WATCHES = 4
 """Watches in one attempt, should the server end them early."""
+READ_EVERY = 1.0
+"""Seconds between two readings of an object that cannot be watched."""
+
+_KEEPING = {ErrorKind.DENIED: ErrorKind.UNAUTHENTICATED, ErrorKind.INVALID: ErrorKind.TRANSIENT}
+"""The kinds of a refusal that is not of the request, in place of those that end one."""
+
+
+class _UnwatchedError(AuthorityError):
+    """The agent may not watch the object."""
 
 
 class KubernetesAuthority:
@@ -59,6 +72,7 @@ class KubernetesAuthority:
         self._waiting: dict[str, tuple[str | None, SigningTarget]] = {}  # with the UID, once an answer has told it
         self._deletions = set[asyncio.Task[None]]()
         self._undeleted = log.LogOnChange(LOG, "request_not_deleted")
+        self._unwatched = log.LogOnChange(LOG, "request_not_watched")
 
     async def issue(self, request: IssueRequest) -> Issuance:
         """Create the request or find it, and wait for the answer. Raises AuthorityError: PENDING without one."""
@@ -85,9 +99,9 @@ class KubernetesAuthority:
         end = asyncio.get_running_loop().time() + self._timeout
         target = signing_target(self._settings, (await self._api.access()).namespace)
         name = object_name(request, target)
-        self._waiting.setdefault(name, (None, target))  # before it is there: the answer to its creation may be lost
+        uid, _ = self._waiting.setdefault(name, (None, target))  # before it is there: the answer to that may be lost
         try:
-            found = await self._create(request, name, target)
+            found = await (self._create(request, name, target) if uid is None else self._again(request, name, target))
         except AuthorityError as error:
             if error.kind.ends_request:  # there is none of this name, or none of ours
                 del self._waiting[name]
@@ -109,22 +123,39 @@ class KubernetesAuthority:
         path = f"{resource.path}?fieldValidation=Strict"
         answer = await self._api.send("POST", path, object_bytes(request, target, self._settings))
         if answer.status == 409:
-            found = await self._get(name, target)
-            if found.spec.request == request.csr_pem:
-                return found
-            raise AuthorityError(
-                ErrorKind.INVALID,
-                f"the {resource.kind} {name} is there with another CSR; delete it, and find out who created it",
-            )
+            return _own(await self._get(name, target), request, target)
         if answer.status not in {200, 201}:
             raise await self._api.refusal(answer, target.resource, "create")
         return read_object(answer, server(answer))
 
+    async def _again(self, request: IssueRequest, name: str, target: SigningTarget) -> SigningObject:
+        """The object that an earlier attempt created, or a new one where it is gone.
+
+        To create it once more would fail with 409 at best: who may create may have changed meanwhile, and is asked
+        first.
+        """
+        answer = await self._read(name, target)
+        if answer.status == 404 and is_missing(answer):
+            return await self._create(request, name, target)
+        return _own(await self._found(answer, target), request, target)
+
     async def _get(self, name: str, target: SigningTarget) -> SigningObject:
-        answer = await self._api.send("GET", f"{target.resource.path}/{name}")
+        return await self._found(await self._read(name, target), target)
+
+    async def _read(self, name: str, target: SigningTarget) -> HttpAnswer:
+        return await self._api.send("GET", f"{target.resource.path}/{name}")
+
+    async def _found(self, answer: HttpAnswer, target: SigningTarget) -> SigningObject:
         if answer.status != 200:
-            raise await self._api.refusal(answer, target.resource, "get")
+            raise await self._refusal(answer, target, "get")
         return read_object(answer, server(answer))
+
+    async def _refusal(self, answer: HttpAnswer, target: SigningTarget, verb: str) -> AuthorityError:
+        """The error that an answer means which says nothing of a request that is there."""
+        error = await self._api.refusal(answer, target.resource, verb)
+        kind = _KEEPING.get(error.kind, error.kind)
+        kept = _UnwatchedError if verb == "watch" and error.kind is ErrorKind.DENIED else AuthorityError
+        return kept(kind, str(error), retry_after=error.retry_after)
 
     async def _answered(self, created: SigningObject, target: SigningTarget, end: float) -> RequestStatus:
         """Follow the object until it is answered or the time is over. Raises AuthorityError."""
@@ -139,14 +170,22 @@ class KubernetesAuthority:
 
     async def _states(self, created: SigningObject, target: SigningTarget) -> AsyncGenerator[SigningObject, None]:
         """The object as it is, and after each change. Raises AuthorityError."""
-        newest = created
+        newest, name = created, created.metadata.name
         yield newest
-        for _ in range(MOST_WATCHES):
-            async with aclosing(self._changes(newest, target)) as changes:
-                async for state in changes:
-                    yield state
-            newest = await self._get(created.metadata.name, target)
-            yield newest
+        try:
+            for _ in range(MOST_WATCHES):
+                async with aclosing(self._changes(newest, target)) as changes:
+                    async for state in changes:
+                        yield state
+                newest = await self._get(name, target)
+                yield newest
+        except _UnwatchedError as error:
+            self._unwatched.report(f"{error}; meanwhile the object is read every {READ_EVERY:g} s")
+        else:
+            return
+        while True:
+            await asyncio.sleep(READ_EVERY)
+            yield await self._get(name, target)
 
     async def _changes(self, found: SigningObject, target: SigningTarget) -> AsyncGenerator[SigningObject, None]:
         """One watch: the object after each change since this state, until the server ends it. Raises AuthorityError."""
@@ -160,7 +199,8 @@ class KubernetesAuthority:
                 if isinstance(line, HttpAnswer):
                     if line.status == 410:
                         return
-                    raise await self._api.refusal(line, resource, "watch")
+                    raise await self._refusal(line, target, "watch")
+                self._unwatched.resolved()
                 change = read_change(line, f"the watch of {resource.plural}")
                 if change.expired:
                     return
@@ -224,6 +264,17 @@ class KubernetesRootedAuthority(KubernetesAuthority):
 def open_authority(settings: KubernetesSettings, clock: Clock) -> KubernetesAuthority:
     """The client that these settings need. Raises ProblemsError."""
     return (KubernetesAuthority if settings.trust_status_ca else KubernetesRootedAuthority)(settings, clock)
+
+
+def _own(found: SigningObject, request: IssueRequest, target: SigningTarget) -> SigningObject:
+    """The object, if it has this request's CSR. Raises AuthorityError INVALID."""
+    if found.spec.request == request.csr_pem:
+        return found
+    raise AuthorityError(
+        ErrorKind.INVALID,
+        f"the {target.resource.kind} {found.metadata.name} is there with another CSR; delete it, and find out who "
+        "created it",
+    )
 
 
 def _deleted(name: str, target: SigningTarget) -> AuthorityError:
