@@ -130,12 +130,27 @@ def sources(settings: Settings) -> list[Source]:
     return [
         *([] if state_key is None else [("state_encryption.key_file", state_key)]),
         *((f"sds.files[{number}]", directory) for number, directory in enumerate(settings.sds.files)),
-        *(
-            (f"authorities.{name}.{key}", path)
-            for name, chosen in settings.authorities.items()
-            for key, path in registry.kind_of(chosen).files(chosen).items()
-        ),
+        *authority_sources(settings),
     ]
+
+
+def authority_sources(settings: Settings) -> list[Source]:
+    """Those of the authorities."""
+    return [
+        (f"authorities.{name}.{key}", path)
+        for name, chosen in settings.authorities.items()
+        for key, path in registry.kind_of(chosen).files(chosen).items()
+    ]
+
+
+def exposed(settings: Settings) -> Iterator[str]:
+    """Secrets for the authorities that every user can read, in lines that begin with the configuration's key. Blocks on
+    the disk.
+    """
+    for name, chosen in settings.authorities.items():
+        kind = registry.kind_of(chosen)
+        keys, files = (*kind.secrets, *kind.holds_keys), kind.files(chosen).items()
+        yield from find_readable((f"authorities.{name}.{key}", path) for key, path in files if key in keys)
 
 
 def credentials(settings: Settings, clock: Clock) -> Iterator[str]:
@@ -145,10 +160,7 @@ def credentials(settings: Settings, clock: Clock) -> Iterator[str]:
     with suppress(ConfigurationError):  # which is an obstacle
         found = _state_key(settings)
         yield from find_readable([] if found is None else [found])
-    for name, chosen in settings.authorities.items():
-        kind = registry.kind_of(chosen)
-        keys, files = (*kind.secrets, *kind.holds_keys), kind.files(chosen).items()
-        yield from find_readable((f"authorities.{name}.{key}", path) for key, path in files if key in keys)
+    yield from exposed(settings)
     yield from unusable_credentials(settings, clock)
 
 

@@ -28,14 +28,19 @@ Source = tuple[str, Path]
 async def warn(sources: Sequence[Source]) -> None:
     """Log for each source who else could change it (`source_shared`)."""
     with suppress(NoThreadError):  # a disk of the network may take its time, and nothing waits for this
-        for setting, cause in await in_thread(find_shared, sources):
-            log.event(LOG, "source_shared", level=logging.WARNING, setting=setting, cause=cause)
+        report_shared(await in_thread(find_shared, sources))
 
 
 async def warn_of_readers(secrets: Sequence[Source]) -> None:
     """Log for each file with a secret that every user can read it (`credential_unusable`)."""
     with suppress(NoThreadError):  # as above
         report_credentials(await in_thread(find_readable, secrets))
+
+
+def report_shared(found: Iterable[tuple[str, str]]) -> None:
+    """Log who else could change a source, from `find_shared`."""
+    for setting, cause in found:
+        log.event(LOG, "source_shared", level=logging.WARNING, setting=setting, cause=cause)
 
 
 def report_credentials(causes: Iterable[str]) -> None:

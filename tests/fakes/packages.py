@@ -28,6 +28,8 @@ class LeasedSettings(Struct, frozen=True, kw_only=True, tag="leased", tag_field=
     journal: Annotated[FilePath, Meta(description="Where each opening and closing is written.")]
     refuses: Annotated[bool, Meta(description="Whether to refuse to open.")] = False
     hangs: Annotated[bool, Meta(description="Whether to take for ever to open.")] = False
+    breaks: Annotated[bool, Meta(description="Whether its credentials lead to a fault.")] = False
+    reads: Annotated[FilePath | None, Meta(description="A file with its credentials.")] = None
 
 class Leased:
     async def issue(self, request):
@@ -53,10 +55,17 @@ def _conflicts(chosen):
     if chosen.refuses and chosen.hangs:
         yield Problem(("hangs",), "is true", "one of the two is enough")
 
+def _credentials(chosen, context):
+    if chosen.breaks:
+        raise ImportError("cannot import name 'x' from 'y'")
+    if chosen.reads is not None:
+        chosen.reads.read_bytes()
+    return ()
+
 def _sentence(chosen, name):
     return f"The authority {name} is leased."
 
-KIND = Kind(settings=LeasedSettings, open=_open, sentence=_sentence, conflicts=_conflicts)
+KIND = Kind(settings=LeasedSettings, open=_open, sentence=_sentence, conflicts=_conflicts, credentials=_credentials)
 """
 """A kind whose authorities write down that they were opened and closed."""
 

@@ -59,8 +59,7 @@ MAY_IMPORT = {
     "secrets": MATERIAL,
     "signing": MATERIAL | {"files", "directories", "ownfile"},
     # Each kind of CA is imported by its name in `authority.registry`, so no other part can depend on one.
-    "authority": MATERIAL
-    | {"named_files", "signing", "configfile", "files", "directories", "file_sets", "path_watch", "sources"},
+    "authority": MATERIAL | {"named_files", "signing", "configfile", "files", "directories", "file_sets", "path_watch"},
     "sds": MATERIAL
     | {
         "tally",
@@ -151,6 +150,7 @@ MAY_IMPORT = {
         "preflight",
         "file_sets",
         "path_watch",
+        "sources",
     },
     "app": MATERIAL
     | {

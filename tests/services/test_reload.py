@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import grpc
 import pytest
 from fakes import packages
 from fakes.events import Events, recorded
+from fakes.hierarchy import make_ca, make_leaf, new_key
 from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
 from fakes.peers import Peer, connected
 from fakes.replacing import WAYS, kubernetes
@@ -24,7 +26,9 @@ from sds_agent.config.loading import load
 from sds_agent.config.settings import Settings
 from sds_agent.live.agent import Agent
 from sds_agent.live.origin import ConfigSource, ReloadHooks
-from sds_agent.live.reload import Reload
+from sds_agent.live.reload import OPENING, Reload
+from sds_agent.pki.certificates import write_pem
+from sds_agent.pki.keys import to_pkcs8_pem
 from sds_agent.secrets.readiness import complete
 
 NAME = "agent.yaml"
@@ -88,7 +92,9 @@ class SetBack(SystemClock):
 
 
 @asynccontextmanager
-async def followed(folder: Path, file: Path, wall: Clock | None = None) -> AsyncIterator[Followed]:
+async def followed(
+    folder: Path, file: Path, wall: Clock | None = None, *, opening: float = OPENING
+) -> AsyncIterator[Followed]:
     chosen, clock = load(file, {}).settings, SystemClock()
     with recorded() as events:
         async with (
@@ -102,7 +108,8 @@ async def followed(folder: Path, file: Path, wall: Clock | None = None) -> Async
                 file, lambda: load(file, {}).settings, lambda chosen: found.heard.append(chosen.level)
             )
             hooks = ReloadHooks(lambda: found.heard.append("begins"), lambda: found.heard.append("ends"))
-            following = asyncio.create_task(Reload(running, cas, source, wall or clock, hooks).run(found.asked))
+            reload = Reload(running, cas, source, wall or clock, hooks, opening=opening)
+            following = asyncio.create_task(reload.run(found.asked))
             try:
                 with anyio.fail_after(30):
                     yield found
@@ -234,6 +241,61 @@ async def test_a_refusal_closes_the_authorities_that_were_opened_for_it(agent: F
         opened = ["opening a", "opening b", "closed b", "closed a"]
         while (tmp_path / "journal").read_text().splitlines()[:4] != opened:
             await anyio.lowlevel.checkpoint()
+
+
+async def test_what_a_start_warns_of_a_reload_takes_and_warns_of(agent: Followed, tmp_path: Path) -> None:
+    """The key of a Secret that Kubernetes mounts can be read by every user, unless somebody has seen to that."""
+    now, root, key = datetime.now(UTC), make_ca("root"), new_key()
+    leaf = make_leaf(root, "spiffe://demo.example/web", key=key, not_before=now, not_after=now + timedelta(hours=1))
+    files = tmp_path / "files"
+    files.mkdir()
+    files.chmod(0o777)
+    for name, content in {"tls.crt": write_pem([leaf]), "tls.key": to_pkcs8_pem(key)}.items():
+        (files / name).write_bytes(content)
+        (files / name).chmod(0o644)
+    (files / "ca.crt").write_bytes(write_pem([root.certificate]))
+    given = {"local": {"type": "embedded"}, "given": {"type": "files", "directory": str(files)}}
+    agent.write("web", authorities=given, **LOCAL)
+    await agent.ask()
+    assert agent.events.named("reload_refused") == []
+    assert list(agent.agent.about.kinds) == ["local", "given"]
+    (exposed,) = agent.events.named("credential_unusable", level="warning")
+    assert exposed["cause"].startswith(
+        f"authorities.given.directory: every user can read the secret in {files}/tls.key"
+    )
+    (shared,) = agent.events.named("source_shared", level="warning")
+    assert shared["setting"] == "authorities.given.directory"
+
+
+async def test_a_fault_in_examining_an_authoritys_files_ends_no_agent(agent: Followed, tmp_path: Path) -> None:
+    (tmp_path / "packages").mkdir()
+    broken = {"type": "leased", "journal": str(tmp_path / "journal"), "breaks": True}
+    with packages.leases(tmp_path / "packages"):
+        agent.write("web", authorities={"local": {"type": "embedded"}, "a": broken}, **LOCAL)
+        await agent.ask()
+    (refused,) = agent.events.named("reload_refused")
+    assert refused["causes"][0].startswith("examining the files of authorities.a led to the fault ImportError")
+    assert list(agent.agent.about.kinds) == ["local"]
+
+
+async def test_an_authoritys_files_on_a_disk_that_is_gone_hold_up_no_reload(tmp_path: Path) -> None:
+    """Or else the agent takes no configuration any more, and who asked for it waits for ever."""
+    (tmp_path / NAME).write_bytes(config(tmp_path, "web"))
+    (tmp_path / "packages").mkdir()
+    os.mkfifo(tmp_path / "gone")
+    hanging = {"type": "leased", "journal": str(tmp_path / "journal"), "reads": str(tmp_path / "gone")}
+    async with followed(tmp_path, tmp_path / NAME, opening=0.05) as agent:
+        with packages.leases(tmp_path / "packages"):
+            agent.write("web", authorities={"local": {"type": "embedded"}, "a": hanging}, **LOCAL)
+            await agent.ask()
+        (refused,) = agent.events.named("reload_refused")
+        assert refused["causes"] == [
+            "the files of authorities.a cannot be read: no answer within 0.05 s; check that their disk is there"
+        ]
+        agent.write("web", "api")
+        await agent.ask()
+        assert agent.names == ["web", "api"]
+        await asyncio.to_thread((tmp_path / "gone").write_bytes, b"")
 
 
 async def test_an_authority_that_left_the_file_is_closed(agent: Followed, tmp_path: Path) -> None:

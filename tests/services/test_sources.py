@@ -123,12 +123,13 @@ def test_of_a_directory_with_a_ca_the_keys_that_every_user_can_read_are_named(tm
     assert find_readable([("directory", place), ("token_file", tmp_path / "none")]) == []
 
 
-def test_the_agents_own_ca_is_looked_at(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["cacerts", "files"])
+def test_the_directories_with_keys_are_looked_at(tmp_path: Path, kind: str) -> None:
     (tmp_path / "ca").mkdir()
     (tmp_path / "ca" / "tls.key").touch()
     (tmp_path / "ca" / "tls.key").chmod(0o644)
-    read = settings(tmp_path, f"{MINIMAL}authorities: {{a: {{type: cacerts, directory: ca}}}}\n")
-    (found,) = preflight.credentials(read, SystemClock())
+    read = settings(tmp_path, f"{MINIMAL}authorities: {{a: {{type: {kind}, directory: ca}}}}\n")
+    found, *_ = preflight.credentials(read, SystemClock())
     assert found.startswith(f"authorities.a.directory: every user can read the secret in {tmp_path}/ca/tls.key")
 
 

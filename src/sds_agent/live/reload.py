@@ -8,11 +8,13 @@ file, such as a credential that is not there yet, is tried again every few secon
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
-from msgspec import structs
+from msgspec import Struct, structs
 
-from sds_agent import log, preflight
+from sds_agent import log, preflight, sources
+from sds_agent.authority.kind import AuthoritySettings
 from sds_agent.clock import Clock
 from sds_agent.config.changes import SettingsChange, difference
 from sds_agent.config.settings import Settings
@@ -44,6 +46,14 @@ class _RefusedError(SdsAgentError):
         self.final = final
 
 
+class _Examined(Struct, frozen=True):
+    """What the files of authorities are like: what keeps them from being used, and what is only warned of."""
+
+    unusable: tuple[str, ...]
+    exposed: tuple[str, ...]
+    shared: tuple[tuple[str, str], ...]
+
+
 class Reload:
     """Follows the file of an agent. Without one there is nothing to reload, and the log says so when asked."""
 
@@ -54,13 +64,19 @@ class Reload:
         origin: ConfigSource | None,
         clock: Clock,
         hooks: ReloadHooks | None = None,
+        *,
+        opening: float = OPENING,
     ) -> None:
+        """An authority has `opening` seconds to open, and as many for its files to be read before that."""
         self._agent = agent
         self._cas = cas
         self._origin = origin
         self._clock = clock
         self._hooks = hooks or ReloadHooks()
         self._disk = TimeLimit(DISK_TIMEOUT)
+        self._opening = opening
+        self._examined: Mapping[str, AuthoritySettings] = {}
+        self._examination = TimeLimit(opening)
         self._refused = log.LogOnChange(LOG, "reload_refused")
         self._is_refused = False
 
@@ -181,13 +197,10 @@ class Reload:
     async def _opened(self, settings: Settings, change: SettingsChange) -> dict[str, OpenAuthority]:
         """The authorities that are new or another. Where one cannot be opened, none is."""
         chosen = {name: settings.authorities[name] for name in change.to_open}
+        if not chosen:
+            return {}
         only = structs.replace(settings, authorities=chosen)
-        try:
-            causes = await in_thread(lambda: tuple(preflight.unusable_credentials(only, self._clock)))
-        except NoThreadError as error:
-            causes = (str(error),)
-        if causes:
-            raise _RefusedError(causes, final=False)
+        examined = await self._examine(only)
         fresh = dict[str, OpenAuthority]()
         try:
             for name in chosen:
@@ -196,10 +209,38 @@ class Reload:
             for opened in fresh.values():
                 opened.begin_to_close()
             raise
+        sources.report_shared(examined.shared)
+        sources.report_credentials(examined.exposed)
         return fresh
 
+    async def _examine(self, only: Settings) -> _Examined:
+        """What there is to say of the authorities' files. Raises _RefusedError where they cannot be used."""
+        if only.authorities != self._examined:  # what hangs with the files of some is no reason to refuse others
+            self._examined, self._examination = only.authorities, TimeLimit(self._opening)
+
+        def examine() -> _Examined:
+            return _Examined(
+                tuple(preflight.unusable_credentials(only, self._clock)),
+                tuple(preflight.exposed(only)),
+                tuple(sources.find_shared(preflight.authority_sources(only))),
+            )
+
+        names = " and ".join(f"authorities.{name}" for name in only.authorities)
+        try:
+            found = await self._examination.call(examine)
+        except TimeoutError as error:
+            cause = f"the files of {names} cannot be read: {error.strerror}; check that their disk is there"
+            raise _RefusedError((cause,), final=False) from error
+        except NoThreadError as error:
+            raise _RefusedError((str(error),), final=False) from error
+        except Exception as error:  # a bug in one adapter must not end the agent
+            raise _fault(f"examining the files of {names}", error) from error
+        if found.unusable:
+            raise _RefusedError(found.unusable, final=False)
+        return found
+
     async def _open(self, settings: Settings, name: str) -> OpenAuthority:
-        key, limit = f"authorities.{name}", asyncio.timeout(OPENING)
+        key, limit = f"authorities.{name}", asyncio.timeout(self._opening)
         try:
             async with limit:
                 context = preflight.context(settings, name, self._clock)
@@ -207,7 +248,7 @@ class Reload:
         except SdsAgentError as error:
             cause = str(error)
         except Exception as error:  # noqa: BLE001 - a bug in one adapter must not end the agent
-            cause = f"{key} could not be opened within {OPENING:g} s"
+            cause = f"{key} could not be opened within {self._opening:g} s"
             if not limit.expired():
                 log.fault(LOG, f"authority {name}", error)
                 cause = f"opening {key} led to a {type(error).__name__}; please report the event fault"

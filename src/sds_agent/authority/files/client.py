@@ -31,7 +31,6 @@ from sds_agent.files import read_at_once
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.path_watch import PathWatch
 from sds_agent.pki.certificates import describe_time, read_pem
-from sds_agent.sources import who_could_read
 from sds_agent.tasks import DISK_TIMEOUT, NoThreadError, TimeLimit
 
 LOG = logging.getLogger(__name__)
@@ -155,8 +154,6 @@ def find_problems(chosen: FilesSettings, now: datetime) -> Iterator[Problem]:
     read = settled(lambda: read_files(chosen))
     if read is None:
         return
-    if chosen.directory is not None and read.places is not None and who_could_read(read.places.key) is not None:
-        yield Problem(("directory",), "holds a key that every user can read", f"chmod o-r {read.places.key}")
     try:
         leaf = read_pem(judged(chosen, read).chain_pem)[0]
     except UnusableSetError as error:

@@ -44,6 +44,7 @@ KIND = Kind(
     conflicts=conflicts,
     workload_conflicts=second_workloads,
     secrets=("credential_file", "key_file", "password_file"),
+    holds_keys=("directory",),
     credentials=_credentials,
     supplies=True,
 )
