@@ -2,7 +2,8 @@
 
 Certificates live by the wall clock, but an event loop sleeps by the monotonic one, which stands still while a machine
 is suspended and does not notice when the wall clock is set. So no code here sleeps for long: who waits for a time
-(`Clock.until`) has the wall clock read again every few seconds.
+(`Clock.until`) has the wall clock read again every few seconds. And how long something took is no difference of two
+times of the wall clock (`Clock.passed`).
 
 Thousands of tasks may wait for a time. They share one timer of the loop (`Alarms`): each with its own would wake every
 few seconds for nothing.
@@ -11,6 +12,7 @@ few seconds for nothing.
 import asyncio
 import heapq
 import itertools
+import time
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from functools import partial
@@ -43,6 +45,10 @@ class Clock(Protocol):
 
     def now(self) -> datetime:
         """The wall clock, in UTC."""
+        ...
+
+    def passed(self) -> float:
+        """The seconds since a moment before the start of this process, suspended or not. Nobody can set them."""
         ...
 
     async def sleep(self, seconds: float) -> None:
@@ -182,6 +188,10 @@ class SystemClock:
     def now(self) -> datetime:
         """The wall clock, in UTC."""
         return datetime.now(UTC)
+
+    def passed(self) -> float:
+        """See `Clock.passed`."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     async def sleep(self, seconds: float) -> None:
         """Sleep on the monotonic clock."""

@@ -114,7 +114,7 @@ def _failed(error: AuthorityError, anchors_fault: str) -> str:
 
 
 def _described(obtained: Obtained, workload: Workload) -> str:
-    accepted, took = obtained.accepted, (obtained.issued_at - obtained.asked_at).total_seconds()
+    accepted, took = obtained.accepted, obtained.took.total_seconds()
     chain = " below ".join([str(workload.identity), *(describe(each) for each in accepted.chain[1:])])
     anchors = [f"{describe(a)} until {describe_time(a.not_valid_after_utc)}" for a in accepted.anchors[:MOST_SHOWN]]
     more = f" and {len(accepted.anchors) - MOST_SHOWN} more" if len(accepted.anchors) > MOST_SHOWN else ""

@@ -94,6 +94,10 @@ class HandClock:
         """The wall clock."""
         return self._wall
 
+    def passed(self) -> float:
+        """See `sds_agent.clock.Clock.passed`."""
+        return self._timers.time()
+
     async def sleep(self, seconds: float) -> None:
         """Sleep until a test has moved the monotonic clock by so many seconds."""
         wake = anyio.Event()

@@ -31,6 +31,7 @@ ABOUT = About(
     version="0.1",
     pid=os.getpid(),
     started_at=NOW - HOUR,
+    uptime_seconds=3600,
     trust_domain="demo.example",
     socket="/run/sds-agent/sds.sock",
     names={"web": ("web", "spiffe://demo.example/web")},

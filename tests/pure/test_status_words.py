@@ -2,7 +2,7 @@
 
 import pytest
 from fakes.hierarchy import NOW
-from fakes.observed import FAILURE, STREAM, Seen, workload
+from fakes.observed import ABOUT, FAILURE, STREAM, Seen, workload
 from msgspec.structs import replace
 
 from sds_agent.admin.view import status
@@ -50,5 +50,5 @@ def test_an_envoy_in_trouble_is_in_the_table_however_many_there_are() -> None:
 
 
 def test_an_agent_that_has_just_started_has_a_time() -> None:
-    seen = Seen(streams=())
-    assert "up 0s;" in "\n".join(tables(status(seen, seen.about.started_at)))
+    seen = Seen(streams=(), about=replace(ABOUT, uptime_seconds=0))
+    assert "up 0s;" in "\n".join(tables(status(seen, NOW)))

@@ -91,6 +91,15 @@ async def test_what_was_issued_and_refused_is_counted_by_reason_and_proof_and_no
     assert_promtool_accepts(text)
 
 
+async def test_a_clock_that_is_set_back_changes_nothing_of_how_long_a_server_has_run(tmp_path: Path) -> None:
+    """As at a boot, when the right time comes by the network."""
+    clock = Shifted()
+    async with served(tmp_path, more=ADMIN, clock=clock) as ca:
+        clock.ahead = -DAY
+        status, _ = await scrape(ca)
+    assert 0 <= status["uptime_seconds"] < DAY.total_seconds()
+
+
 async def test_the_signer_with_the_cas_above_it_is_shown_with_their_ends(tmp_path: Path) -> None:
     root = fresh("root")
     middle = fresh("middle", root)
@@ -176,6 +185,7 @@ def running(signing: SigningSet, audit: AuditLog) -> RunningCa:
     part = Part()
     return RunningCa(
         started_at=NOW - DAY,
+        uptime=lambda: 86400,
         trust_domain=TRUST_DOMAIN,
         address="127.0.0.1:1",
         current=lambda: signing,

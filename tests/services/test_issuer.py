@@ -1318,6 +1318,28 @@ async def test_an_issuer_ends_at_once_wherever_it_waits_and_gives_back_its_place
     assert authority.under_way == 0
 
 
+@pytest.mark.parametrize("step", [-DAY, DAY])
+async def test_a_clock_that_is_set_meanwhile_changes_nothing_of_how_long_an_attempt_took(
+    bench: Bench, step: timedelta
+) -> None:
+    """Or else the durations are negative, or one of them hides all others in an average for good."""
+    records: list[AttemptRecord] = []
+
+    async def late(request: IssueRequest) -> Issuance:
+        bench.clock.elapse(2 * SECOND)
+        bench.clock.set_wall(step)
+        return bench.ca.under(bench.ca.leaf(request))
+
+    issuer = bench.issuer(ScriptedAuthority(late), DEFAULT)
+    issuer.watch_attempts(records.append)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(issuer.run)
+        issued = await bench.issued()
+        tasks.cancel_scope.cancel()
+    assert issued["took_ms"] == 2000
+    assert [each.ended - each.began for each in records] == [2 * SECOND]
+
+
 async def test_the_lines_of_one_attempt_can_be_found(bench: Bench) -> None:
     """Also those of the CA's adapter, among the lines of other workloads' attempts at the same time."""
     records: list[AttemptRecord] = []

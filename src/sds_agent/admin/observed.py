@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class About(Struct, frozen=True, kw_only=True):
-    """What the agent is, and what its configuration says.
+    """What the agent is and for how long it has run, and what its configuration says.
 
     `names` are the resource names of each workload, `kinds` the kind of each authority, by their names; `bundle_names`
     those of the trust bundle.
@@ -25,6 +25,7 @@ class About(Struct, frozen=True, kw_only=True):
     version: str
     pid: int
     started_at: datetime
+    uptime_seconds: float
     trust_domain: str
     socket: str
     names: Mapping[str, tuple[str, ...]]

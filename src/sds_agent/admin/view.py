@@ -107,7 +107,7 @@ def agent(observed: Observed, now: datetime) -> AgentView:
         version=about.version,
         pid=about.pid,
         started_at=about.started_at,
-        uptime_seconds=round((now - about.started_at).total_seconds(), 3),
+        uptime_seconds=round(about.uptime_seconds, 3),
         trust_domain=about.trust_domain,
         socket=about.socket,
         ready=not lacks,

@@ -48,9 +48,10 @@ class Connected(Protocol):
 
 
 class RunningCa(Struct, frozen=True, kw_only=True):
-    """The CA server's parts."""
+    """The CA server's parts; `uptime` gives the seconds since the start."""
 
     started_at: datetime
+    uptime: Callable[[], float]
     trust_domain: str
     address: str
     current: Callable[[], SigningSet]
@@ -69,7 +70,7 @@ class RunningCa(Struct, frozen=True, kw_only=True):
             version=__version__,
             pid=os.getpid(),
             started_at=self.started_at,
-            uptime_seconds=round((now - self.started_at).total_seconds(), 3),
+            uptime_seconds=round(self.uptime(), 3),
             trust_domain=self.trust_domain,
             address=self.address,
             ready=not missing,

@@ -60,6 +60,7 @@ class Opened(Struct, frozen=True, eq=False):
     settings: CaSettings
     clock: Clock
     started_at: datetime
+    began: float
     audit: AuditLog
     ledger: Ledger
     locked: LockedDirectory | None
@@ -100,6 +101,7 @@ class Opened(Struct, frozen=True, eq=False):
         """The server as its views see it."""
         return RunningCa(
             started_at=self.started_at,
+            uptime=lambda: self.clock.passed() - self.began,
             trust_domain=self.settings.trust_domain,
             address=str(address),
             current=self.source.current,
@@ -115,7 +117,7 @@ async def opened(settings: CaSettings, clock: Clock) -> AsyncIterator[Opened]:
     """The parts, inside this context. Raises ConfigurationError."""
     # The audit log comes first, without which nothing is signed; the directory of a root of our own is locked before
     # a root is made in it. The audit log is settled last, when nothing can be refused any more.
-    started_at, audit = clock.now(), AuditLog(settings.audit)
+    started_at, began, audit = clock.now(), clock.passed(), AuditLog(settings.audit)
     audit.check()
     with _locked(settings) as locked, _settled(audit, clock):
         limits, callers = settings.limits, settings.callers
@@ -128,6 +130,7 @@ async def opened(settings: CaSettings, clock: Clock) -> AsyncIterator[Opened]:
             settings=settings,
             clock=clock,
             started_at=started_at,
+            began=began,
             audit=audit,
             ledger=Ledger(audit, at_once=limits.at_once, per_caller=limits.per_caller),
             locked=locked,

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sds_agent.admin.model import BundleView, IdentityView, Status, SubscriberView, first_name
 from sds_agent.cli import asking, output
@@ -109,7 +109,7 @@ def _some(names: Sequence[str]) -> str:
 def _agent(status: Status) -> str:
     agent, counts = status.agent, status.agent.counts
     return (
-        f"sds-agent {agent.version} of {agent.trust_domain}, up {span(status.at - agent.started_at)}; "
+        f"sds-agent {agent.version} of {agent.trust_domain}, up {span(timedelta(seconds=agent.uptime_seconds))}; "
         f"certificates issued: {counts.issued}, attempts failed: {counts.failed}, pushes: {counts.pushes}, refused: "
         f"{counts.nacks}"
     )

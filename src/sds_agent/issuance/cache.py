@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import Context
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -399,8 +399,8 @@ class WorkloadCache:
             "restored",
             accepted,
             secret,
-            asked_at=at,
             issued_at=at,
+            took=timedelta(0),
             authority=name,
             foreign=foreign,
             elapsed=restored.elapsed,

@@ -11,7 +11,7 @@ import os
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import product
 from typing import Any
 
@@ -82,7 +82,8 @@ class Issuer:
         self._failover = Failover.over(len(self._sources), policy, randomness())
         self._counts = counts or IssuanceCounts()
         self._attempt_watchers: list[Callable[[AttemptRecord], None]] = []
-        self._asked, self._began = 0, clock.now()  # the authority of the attempt under way, or of the last
+        # the authority of the attempt under way, or of the last, and when that began
+        self._asked, self._began, self._passed = 0, clock.now(), clock.passed()
         self._publication = Publication(
             workload, target, clock, tuple(each.name for each in self._sources if each.supplied)
         )
@@ -224,7 +225,7 @@ class Issuer:
 
     def _begin(self, index: int, state: IssuanceState, tasks: asyncio.TaskGroup) -> None:
         source, served = self._sources[index], _served(state)
-        self._asked, self._began = index, self._clock.now()
+        self._asked, self._began, self._passed = index, self._clock.now(), self._clock.passed()
         if self._failover.tried[index].failure is not None:
             self._counts.retries.add(source.name)
         self._stage = "waiting" if source.supplied else "queued"
@@ -317,15 +318,15 @@ class Issuer:
             "issued" if self._publication.certificates.served is None else "renewed",
             obtained.accepted,
             secret_of(obtained.accepted, obtained.key),
-            asked_at=obtained.asked_at,
             issued_at=obtained.issued_at,
+            took=obtained.took,
             authority=source.name,
             held_until=self._publication.hold_until(obtained.accepted),
             attempt_id=self._attempt_id,
         )
         if not source.supplied:
             certificate = self._publication.placed(certificate)
-        took = None if source.supplied else certificate.issued_at - certificate.asked_at
+        took = None if source.supplied else certificate.took
         self._counts.succeeded(source.name, "issued" if certificate.origin == "issued" else "renewed", took)
         self._tell(source, certificate.origin)
         publish_at = self._add(certificate, obtained.accepted)
@@ -399,7 +400,6 @@ class Issuer:
     def _report(self, certificate: Certificate) -> None:
         workload, leaf = self._workload, self._publication.leaf(certificate)
         new = certificate.origin != "restored"
-        took = certificate.issued_at - certificate.asked_at
         supplied = self._sources[workload.authorities.index(certificate.authority)].supplied
         log.event(
             LOG,
@@ -410,7 +410,7 @@ class Issuer:
             serial=leaf.serial,
             not_after=leaf.not_after,
             renew_at=None if supplied else leaf.renew_at(workload.renewal),
-            took_ms=round(took.total_seconds() * 1000, 1) if new and not supplied else None,
+            took_ms=round(certificate.took.total_seconds() * 1000, 1) if new and not supplied else None,
             attempt_id=certificate.attempt_id or None,
         )
 
@@ -448,8 +448,8 @@ class Issuer:
 
     def _tell(self, source: IssuanceSource, result: str) -> None:
         """Tell those who watch how the attempt ended."""
-        now = self._clock.now()
-        began = now if source.supplied else self._began
+        now, took = self._clock.now(), timedelta(seconds=self._clock.passed() - self._passed)
+        began = now if source.supplied else now - took
         for watcher in self._attempt_watchers:
             watcher(AttemptRecord(self._workload.name, source.name, began, now, result, self._attempt_id))
 

@@ -7,7 +7,7 @@ its kind when to ask again.
 
 import asyncio
 import os
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sds_agent.authority.protocol import (
     Authority,
@@ -50,12 +50,12 @@ class PendingRequest(Sensitive, frozen=True):
 
 
 class Obtained(Sensitive, frozen=True):
-    """An accepted certificate with its key. The CA was asked at `asked_at` and answered at `issued_at`."""
+    """An accepted certificate with its key. The CA answered at `issued_at`, and `took` so long."""
 
     accepted: Accepted
     key: PrivateKey
-    asked_at: datetime
     issued_at: datetime
+    took: timedelta
 
 
 class Requester:
@@ -94,7 +94,7 @@ class Requester:
 
     async def ask(self, current: CurrentIdentity | None) -> Obtained:
         """Ask the CA once. `current` authenticates the request where the CA renews over mTLS. Raises AuthorityError."""
-        asked_at = self._clock.now()
+        began = self._clock.passed()
         try:
             pending = await self._request()
             answer = await self._call(pending, current)
@@ -106,7 +106,7 @@ class Requester:
                 self._pending = None
             raise
         self._pending = None
-        return Obtained(accepted, pending.key, asked_at, self._clock.now())
+        return Obtained(accepted, pending.key, self._clock.now(), timedelta(seconds=self._clock.passed() - began))
 
     async def _request(self) -> PendingRequest:
         if self._pending is None:
@@ -148,13 +148,13 @@ class Receiver:
 
         After an error the source gives what it has: that may be the same as before, or good by now.
         """
-        asked_at, held, self._held = self._clock.now(), self._held, None
+        began, held, self._held = self._clock.passed(), self._held, None
         with failures_of(self._name, CA_TIMEOUT):
             supplied = await self._supplier.supply(self._workload.identity, held)
         key, now = _supplied_key(supplied), self._clock.now()
         accepted = _accept(supplied.issuance, key, self._workload.identity, _known(self._trust, self._name), now)
         self._held = supplied.issuance.chain_pem
-        return Obtained(accepted, key, asked_at, now)
+        return Obtained(accepted, key, now, timedelta(seconds=self._clock.passed() - began))
 
 
 def _supplied_key(supplied: Supplied) -> PrivateKey:

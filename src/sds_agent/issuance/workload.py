@@ -51,7 +51,7 @@ class Workload(Struct, frozen=True):
 class Certificate(Sensitive, frozen=True):
     """An accepted certificate: what is served of it, and how and when it came. Made by `certificate_of`.
 
-    The CA named `authority` was asked for it at `asked_at` and answered at `issued_at`. One that is `foreign` came from
+    The CA named `authority` answered with it at `issued_at`, and `took` so long. One that is `foreign` came from
     another CA than those that the workload has now; it counts as one of the first.
     Its trust anchor may be new to peers: until `held_until` they have time to load it. `elapsed` is its place in its
     term (`schedule.CurrentLeaf`).
@@ -72,8 +72,8 @@ class Certificate(Sensitive, frozen=True):
     end: datetime
     anchor: x509.Certificate
     ends_with_anchor: bool
-    asked_at: datetime
     issued_at: datetime
+    took: timedelta
     authority: str
     foreign: bool = False
     held_until: datetime | None = None
@@ -95,8 +95,8 @@ def certificate_of(
     accepted: Accepted,
     secret: CertificateSecret,
     *,
-    asked_at: datetime,
     issued_at: datetime,
+    took: timedelta,
     authority: str,
     foreign: bool = False,
     held_until: datetime | None = None,
@@ -109,8 +109,8 @@ def certificate_of(
         secret=secret,
         serial=serial_hex(accepted.leaf),
         **_judged(accepted),
-        asked_at=asked_at,
         issued_at=issued_at,
+        took=took,
         authority=authority,
         foreign=foreign,
         held_until=held_until,

@@ -75,7 +75,7 @@ class Agent:
     ) -> None:
         """`attempted` is called after each attempt at a CA. It must not wait or raise."""
         self.settings = settings
-        self.started_at = clock.now()
+        self.started_at, self._began = clock.now(), clock.passed()
         self.store = store
         self.bundle = anchors.trust
         self.federation = anchors.federation
@@ -182,6 +182,7 @@ class Agent:
             version=__version__,
             pid=os.getpid(),
             started_at=self.started_at,
+            uptime_seconds=self._clock.passed() - self._began,
             trust_domain=settings.trust_domain,
             socket=str(settings.sds.socket),
             names={each.name: each.names for each in settings.workloads},

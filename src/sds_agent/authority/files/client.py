@@ -60,7 +60,7 @@ class FilesAuthority:
         self._good: Material | None = None
         self._doubt: Doubt | None = None
         self._error: AuthorityError | None = None
-        self._raised: tuple[str, datetime] | None = None
+        self._raised: tuple[str, float] | None = None
         self._anchors_given: bytes | None = None
         self._read = asyncio.Event()
 
@@ -101,13 +101,13 @@ class FilesAuthority:
             await self._read.wait()
 
     def _raise_new_error(self) -> None:
-        now = self._clock.now()
-        if self._error is None or self._doubt is None or not self._doubt.overdue(now):
+        if self._error is None or self._doubt is None or not self._doubt.overdue(self._clock.now()):
             return
-        pause = REMIND_EVERY_UNSERVED if self._good is None else REMIND_EVERY
-        if self._raised is not None and self._raised[0] == str(self._error) and now - self._raised[1] < pause:
+        passed = self._clock.passed()
+        pause = (REMIND_EVERY_UNSERVED if self._good is None else REMIND_EVERY).total_seconds()
+        if self._raised is not None and self._raised[0] == str(self._error) and passed - self._raised[1] < pause:
             return
-        self._raised = (str(self._error), now)
+        self._raised = (str(self._error), passed)
         raise _copied(self._error)
 
     async def _look(self) -> None:
