@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 import anyio
-from anyio.abc import SocketAttribute, SocketStream
+from anyio.abc import ByteStream, SocketAttribute, SocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 from fakes.peers import SERVICE
 
@@ -81,7 +81,7 @@ def _until_closed(serve: Callable[[SocketStream], Awaitable[None]]) -> Callable[
 class RawPeer:
     """A connection that has sent the opening of every HTTP/2 client, unless the test says otherwise."""
 
-    def __init__(self, connection: SocketStream) -> None:
+    def __init__(self, connection: ByteStream) -> None:
         self.connection = connection
 
     @classmethod

@@ -1,6 +1,8 @@
 """grpc.health.v1 as probers use it: Check answers the truth, and Watch every change."""
 
 import asyncio
+import ssl
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -10,7 +12,8 @@ import anyio.lowlevel
 import grpc
 import grpc.aio
 import pytest
-from fakes.ca_servers import served
+from anyio.streams.tls import TLSStream
+from fakes.ca_servers import Served, served
 from fakes.events import recorded
 from fakes.raw_http2 import PREFACE, SETTINGS, RawPeer, frame
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -19,6 +22,7 @@ from sds_agent_proto.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from sds_agent.ca.service import SERVICE as CA_SERVICE
 from sds_agent.rpc import health
 from sds_agent.rpc.health import Health
+from sds_agent.sds.acceptor import holder_of
 from sds_agent.sds.endpoint import SocketFile
 from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import SecretDiscoveryService
@@ -47,6 +51,7 @@ class Server:
             reasons=lambda: self.reasons,
             most_watchers=most_watchers,
             hang_up=self.service.hang_up,
+            holder=lambda address: holder_of(self.service.connections, address),
         )
         self.address = f"unix:{directory / 'sds.sock'}"
         self._socket = SocketFile(directory / "sds.sock")
@@ -192,6 +197,33 @@ async def test_a_peer_that_does_not_read_the_answers_to_its_checks_is_hung_up_on
             await peer.connection.aclose()
 
 
+async def speaking_http2(ca: Served) -> TLSStream:
+    host, port = ca.address.rsplit(":", 1)
+    context = ssl.create_default_context(cadata=ca.roots.decode())
+    context.set_alpn_protocols(["h2"])
+    return await anyio.connect_tcp(host, int(port), ssl_context=context, tls_standard_compatible=False)
+
+
+async def test_who_does_not_read_the_answers_of_the_ca_is_hung_up_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every client that can connect may check, and its memory is the server's."""
+    monkeypatch.setattr(health, "MOST_WAITING", 3)
+    with recorded() as events:
+        async with served(tmp_path) as ca, await speaking_http2(ca) as stream:
+            peer = RawPeer(stream)
+            await peer.send(PREFACE + frame(SETTINGS, 0, 0, NO_WINDOW))
+            for number in range(4):
+                await peer.open(2 * number + 1, "Check", f"/{health.SERVICE}")
+                await peer.say(2 * number + 1, b"")
+            failed = await events.wait("connection_failed")
+            assert failed["cause"] == "it does not read the answers to health checks"
+            with anyio.fail_after(10), suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                while True:
+                    await stream.receive()
+            await ca.ask(ca.issuer.token())
+
+
 async def test_a_request_has_to_arrive_in_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or else those that never come would keep others out for good."""
     monkeypatch.setattr(health, "TIMEOUT", 0.1)
@@ -248,9 +280,65 @@ async def test_watchers_that_leave_make_room_for_others(tmp_path: Path) -> None:
         assert await server.watch(channel).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         first.cancel()
         with anyio.fail_after(10):
-            while server.health._watchers:
+            while server.health.watchers:
                 await health.check(server.address, 5)  # the server learns of it in its own time
         assert await status(server.watch(channel)) == NOT_SERVING
+
+
+WATCH = """
+import sys, grpc
+watch = grpc.insecure_channel(sys.argv[1]).unary_stream("/grpc.health.v1.Health/Watch")(b"")
+for _ in watch:
+    print("watches", flush=True)
+"""
+
+
+@asynccontextmanager
+async def another(server: Server) -> AsyncIterator[None]:
+    """Another process, which watches inside this context."""
+    async with await anyio.open_process([sys.executable, "-c", WATCH, server.address], stderr=None) as process:
+        assert process.stdout is not None
+        try:
+            with anyio.fail_after(30):
+                assert await process.stdout.receive() == b"watches\n"
+            yield
+        finally:
+            process.terminate()
+
+
+async def test_a_process_that_watches_again_and_again_keeps_no_other_from_it(tmp_path: Path) -> None:
+    """A prober that is refused may well have the server killed."""
+    server = Server(tmp_path, most_watchers=3)
+    async with server.running() as channel:
+        watches = [server.watch(channel) for _ in range(3)]
+        assert [await status(each) for each in watches] == [NOT_SERVING] * 3
+        assert await server.watch(channel).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        async with another(server):
+            codes = [asyncio.ensure_future(each.code()) for each in watches]
+            (ended,), _ = await asyncio.wait(codes, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+            assert ended.result() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert server.health.watchers == 3
+            server.change(ready=True)
+            staying = [each for each in watches if not each.done()]
+            assert [await status(each) for each in staying] == [SERVING] * 2
+
+
+async def test_a_watch_that_gives_way_and_does_not_read_loses_its_connection(tmp_path: Path) -> None:
+    """gRPC ends no call while an answer waits to be read."""
+    server = Server(tmp_path, most_watchers=1)
+    with recorded() as events:
+        async with server.running():
+            peer = await RawPeer.connect(tmp_path / "sds.sock", PREFACE + frame(SETTINGS, 0, 0, NO_WINDOW))
+            await peer.open(1, "Watch", f"/{health.SERVICE}")
+            await peer.say(1, b"")
+            with anyio.fail_after(10):
+                while not server.health.watchers:
+                    await health.check(server.address, 5)
+            async with another(server):
+                ended = await events.wait("connection_ended", level="warning")
+                assert ended["cause"] == "it does not read the answers to its watches of the health"
+                assert server.health.watchers == 1
+            await peer.connection.aclose()
 
 
 async def test_the_ca_is_watched_without_a_proof_and_says_when_it_ends(tmp_path: Path) -> None:

@@ -206,6 +206,17 @@ class TlsAcceptor:
         connection.end_at(_now() + self._seconds_left(connection.peer.chain))
         self._give_way(self._places.prove(connection.name, caller))
 
+    def origin(self, grpc_peer: str) -> str:
+        """What the connection that gRPC names so counts for: its client's address, or its network."""
+        connection = self._find(grpc_peer)
+        return grpc_peer if connection is None else connection.origin
+
+    def hang_up(self, grpc_peer: str, why: str) -> None:
+        """End a connection at once, and log why."""
+        if (connection := self._find(grpc_peer)) is not None:
+            log.event(LOG, "connection_failed", level=logging.DEBUG, address=connection.address, cause=why)
+            connection.end_at(_now())
+
     def _find(self, grpc_peer: str) -> _Connection | None:
         return self._named.get(_name_of(grpc_peer))
 

@@ -81,7 +81,7 @@ async def serving(settings: CaSettings, clock: Clock) -> AsyncIterator[ListenAdd
         with listening(settings.listen) as listener:
             async with anyio.create_task_group() as tasks:
                 # 2. gRPC serves before the first connection is relayed to it.
-                async with grpc_serving(service, limits.connection_age) as backends:
+                async with grpc_serving(service, acceptor, limits.connection_age) as backends:
                     for loop in parts.loops():
                         tasks.start_soon(loop)
                     tasks.start_soon(acceptor.run, listener, backends)
@@ -116,12 +116,14 @@ def check_signer(tls: ServerTls) -> None:
 
 
 @asynccontextmanager
-async def grpc_serving(service: CertificateService, age: timedelta) -> AsyncIterator[Sequence[Path]]:
+async def grpc_serving(
+    service: CertificateService, acceptor: TlsAcceptor, age: timedelta
+) -> AsyncIterator[Sequence[Path]]:
     """gRPC's servers, running inside this context; gives the path to the socket of each, for this process alone.
 
     A connection may last for `age`.
     """
-    health = Health(_always, frozenset({SERVICE}))
+    health = Health(_always, frozenset({SERVICE}), hang_up=acceptor.hang_up, holder=acceptor.origin)
     servers = [_grpc_server(age) for _ in range(SERVERS)]
     with ExitStack() as stack:
         backends = [Path(f"/proc/self/fd/{descriptor}") for descriptor in _bind(servers, stack)]

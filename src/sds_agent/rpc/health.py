@@ -11,6 +11,7 @@ explain.
 A caller needs no proof, so there are limits on what callers can make the server store: watches, requests that have
 begun and not ended, and answers that are not read. gRPC itself has no limit on these where it reads a single request
 and sends a single answer. So both methods are declared to take and to give a stream, which is the same on the wire.
+A watch may last for as long as its client likes: where there are too many, one of the client that has most gives way.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from msgspec import Struct
 from sds_agent_proto.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from sds_agent.errors import SdsAgentError
+from sds_agent.rpc.crowd import Crowd
 
 SERVICE = "grpc.health.v1.Health"
 MOST_WATCHERS = 1000
@@ -42,11 +44,36 @@ LONGEST_REASON = 600
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
+class _NoPlaceError(Exception):
+    """There are too many, and nobody has more than who asks."""
+
+
+class _Watch:
+    """A call of `Watch`, until it has to give way."""
+
+    def __init__(self, context: Context) -> None:
+        self.timeout = asyncio.timeout(None)
+        self.connection = context.peer()
+        self.writes = False
+        self._context = context
+
+    async def write(self, answer: bytes) -> None:
+        """Send it."""
+        self.writes = True
+        await self._context.write(answer)
+        self.writes = False
+
+    def give_way(self) -> None:
+        """End it."""
+        self.timeout.reschedule(asyncio.get_running_loop().time())
+
+
 class Health:
     """The service. It answers for the server as a whole (the empty name) and for `services`: SERVING while `ready()`.
 
     While that is False, `reasons` gives a sentence for each cause. Every caller gets them, so no secret may be in one.
     `hang_up` ends a connection, by gRPC's address for it, and logs why: gRPC itself ends no call whose answer waits.
+    `holder` says who is at the other end, in words that are the same for all connections of one peer.
     """
 
     def __init__(
@@ -56,18 +83,25 @@ class Health:
         *,
         reasons: Callable[[], Sequence[str]] = tuple,
         most_watchers: int = MOST_WATCHERS,
-        hang_up: Callable[[str, str], None] = lambda _address, _why: None,
+        hang_up: Callable[[str, str], None],
+        holder: Callable[[str], str],
     ) -> None:
         self._ready = ready
         self._reasons = reasons
         self._services = services | {""}
         self._most_watchers = most_watchers
         self._hang_up = hang_up
-        self._watchers = 0
+        self._holder = holder
+        self._watches = Crowd[_Watch]()
         self._waiting: dict[Context, None] = {}  # by age
         self._unread: dict[asyncio.Timeout, None] = {}  # by age
         self._draining = False
         self._changed = asyncio.Event()
+
+    @property
+    def watchers(self) -> int:
+        """How many watch."""
+        return len(self._watches)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service as a handler for a grpc.aio server."""
@@ -106,20 +140,39 @@ class Health:
 
     async def _watch(self, _: object, context: Context) -> None:
         service = await self._asked(context)
-        if self._watchers >= self._most_watchers:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many clients watch already: use Check")
-        self._watchers += 1
+        watch = _Watch(context)
         try:
-            await self._report(service, context)
+            async with watch.timeout:
+                self._admit(watch)
+                await self._report(service, watch)
+                return
+        except (TimeoutError, _NoPlaceError):
+            pass
+        except grpc.aio.InternalError:  # the client has left
+            return
         finally:
-            self._watchers -= 1
+            self._watches.leave(watch)
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many clients watch already: use Check")
 
-    async def _report(self, service: str, context: Context) -> None:
+    def _admit(self, watch: _Watch) -> None:
+        """Give it a place, for which another one may have to give way. Raises _NoPlaceError."""
+        gives_way = self._watches.admit(watch, self._holder(watch.connection), self._most_watchers)
+        if gives_way is None:
+            return
+        self._watches.leave(gives_way)
+        if gives_way is watch:
+            raise _NoPlaceError
+        if gives_way.writes:  # an end of the call would wait behind the answer
+            self._hang_up(gives_way.connection, "it does not read the answers to its watches of the health")
+        else:
+            gives_way.give_way()
+
+    async def _report(self, service: str, watch: _Watch) -> None:
         sent: HealthCheckResponse.ServingStatus | None = None
         while True:
             changed, status, last = self._changed, self._status(service), self._draining
             if status != sent:
-                await context.write(_written(status))
+                await watch.write(_written(status))
                 sent = status
             if last:
                 return

@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
@@ -46,6 +46,12 @@ class Connection(Struct, frozen=True):
 
     holder: str
     end: Callable[[str], None]
+
+
+def holder_of(connections: Mapping[str, Connection], address: str) -> str:
+    """The process at the other end of a connection, by gRPC's address for it."""
+    found = connections.get(address)
+    return address if found is None else found.holder
 
 
 class UnixAcceptor:

@@ -97,7 +97,7 @@ async def _answer_calls(parent: "_Parent", setup: Setup) -> None:
     rules = Rules(authentication, agents, setup.per_caller, parent.denied)
     service = CertificateService(rules, parent.signing, acceptor, _BooksThere(parent), clock)
     async with background_tasks() as start:
-        async with grpc_serving(service, age) as backends:
+        async with grpc_serving(service, acceptor, age) as backends:
             start(acceptor.take(parent.arrivals.get, backends))
             log.event(LOG, "grpc_core", level=logging.DEBUG, **core.in_force())
             parent.send(Ready())
