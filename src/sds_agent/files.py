@@ -185,9 +185,14 @@ def _check_owner(found: os.stat_result, also: int | None) -> None:
 
 
 def read_at_once(file: Path, most: int) -> bytes:
-    """The file's content, or its first `most` bytes and one more. A pipe is not waited for. Raises OSError."""
+    """The file's content, or its first `most` bytes and one more. Raises OSError.
+
+    It is one for a pipe too: what a pipe gives may be the beginning of what it is to give, and comes only once.
+    """
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            raise OSError(errno.ESPIPE, "it is a pipe, and not a file", str(file))
         return _read(descriptor, most)
     finally:
         os.close(descriptor)

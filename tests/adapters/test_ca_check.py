@@ -400,7 +400,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None
     command = [sys.executable, "-m", "sds_agent", "ca", "check", str(tmp_path)]
     checked = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert checked.returncode == 2
-    assert "ca-key.pem: is empty" in checked.stdout
+    assert "ca-key.pem: it is a pipe, and not a file" in checked.stdout + checked.stderr
 
 
 # --- what Envoy makes of it ---

@@ -1,5 +1,6 @@
 """The authority `cacerts`: a new CA is noticed however it comes, its roots come first, and bad sets change nothing."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -320,6 +321,10 @@ async def test_the_agent_reads_an_encrypted_key_and_reports_a_wrong_passphrase(t
     with pytest.raises(ConfigurationError, match="the passphrase is wrong") as caught:
         await opened(directory, HandClock(), file)
     assert "wrong\n" not in str(caught.value)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ConfigurationError, match="passphrase: it is a pipe, and not a file"):
+        await opened(directory, HandClock(), file)
 
 
 async def test_a_csr_that_proves_nothing_never_reaches_the_signer(tmp_path: Path) -> None:

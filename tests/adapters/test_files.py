@@ -335,7 +335,7 @@ async def test_a_pipe_in_the_place_of_a_file_holds_nothing_up(tmp_path: Path, ro
         (tmp_path / name).write_bytes(content)
     os.mkfifo(tmp_path / "tls.key")
     async with following(FilesSettings(directory=tmp_path), clock) as authority:
-        assert "tls.key is empty" in str(await failure_of(authority, clock))
+        assert "tls.key cannot be read: it is a pipe" in str(await failure_of(authority, clock))
 
 
 async def test_a_bug_that_some_content_meets_ends_nothing(

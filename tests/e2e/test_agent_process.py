@@ -97,6 +97,18 @@ async def test_an_agent_under_nohup_outlives_its_terminal(tmp_path: Path) -> Non
     assert [line for line in program.lines if '"stopping"' in line and "SIGTERM" not in line] == []
 
 
+async def test_an_agent_whose_configuration_came_by_a_pipe_does_not_read_it_again(tmp_path: Path) -> None:
+    """As of `sds-agent run <(...)`: the pipe is empty from then on, which is no error of anybody's."""
+    config, pipe = write_config(tmp_path, default="1h"), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    async with started([sys.executable, "-m", "sds_agent", "run", str(pipe)], PATHS) as program:
+        await anyio.to_thread.run_sync(pipe.write_bytes, config.read_bytes())
+        await program.line('"ready"')
+        program.process.send_signal(signal.SIGHUP)
+        assert "no configuration file to read again" in await program.line('"nothing_to_reload"')
+        assert await program.stop() == 0
+
+
 EARLY = """
 import os, select, signal, sys
 
@@ -131,7 +143,7 @@ async def test_an_agent_whose_terminal_is_closed_during_the_start_ends(tmp_path:
         os.close(inside)
         try:
             shown = b""
-            while b"starts" not in shown:
+            while b"starts\r\n" not in shown:
                 shown += await anyio.to_thread.run_sync(os.read, terminal, 4096)
         finally:
             os.close(terminal)

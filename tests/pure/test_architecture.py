@@ -82,6 +82,7 @@ MAY_IMPORT = {
         "authority.protocol",
         "configfile",
         "descriptors",
+        "files",
         "issuance.attempts",
         "issuance.counts",
         "issuance.expiry",

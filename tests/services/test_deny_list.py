@@ -139,7 +139,7 @@ async def test_a_file_that_is_written_line_by_line_lets_nobody_in_meanwhile(tmp_
 
 async def test_a_list_that_cannot_be_used_does_not_start(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for name, words in (("nothing", "No such file"), ("pipe", "it is empty")):
+    for name, words in (("nothing", "No such file"), ("pipe", "it is a pipe")):
         with pytest.raises(ConfigurationError, match=rf"callers\.deny_file: .*{words}"):
             async with served(tmp_path, callers=f"  deny_file: {name}"):
                 raise AssertionError

@@ -15,6 +15,7 @@ from sds_agent.files import (
     ForeignFileError,
     create,
     locked,
+    read_at_once,
     read_own,
     remove_unfinished,
     sync_directory,
@@ -236,6 +237,19 @@ def test_what_is_no_file_is_not_read_and_not_waited_for(tmp_path: Path, kind: st
             path.mkdir()
     with pytest.raises(ForeignFileError, match="is not a regular file"):
         read_own(path, 100)
+
+
+def test_what_a_pipe_gives_is_not_taken_for_a_file(tmp_path: Path) -> None:
+    """Half of a list of identities that are to get nothing would be a list too."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with (tmp_path / "pipe").open("wb", buffering=0) as writer:
+            writer.write(b"the first half of it")
+            with pytest.raises(OSError, match="is a pipe, and not a file"):
+                read_at_once(tmp_path / "pipe", 100)
+    finally:
+        os.close(reader)
 
 
 def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:

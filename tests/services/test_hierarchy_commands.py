@@ -7,6 +7,7 @@ import re
 import stat
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -116,6 +117,11 @@ def test_keys_are_encrypted_with_the_passphrase_from_a_file(tmp_path: Path, capf
     assert "the passphrase is wrong" in said.err
     assert "battery" not in said.out + said.err
     assert not (tmp_path / "j").exists()
+    os.mkfifo(pipe := tmp_path / "pipe")  # as of --root-passphrase-file <(...)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(secret.read_bytes()))
+    writer.start()
+    assert ca("intermediate", tmp_path / "k", *below, "--root-passphrase-file", pipe) == 0
+    writer.join()
 
 
 def typed(*lines: str) -> tuple[int, str]:

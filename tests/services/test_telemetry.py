@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 import sys
 from collections import deque
@@ -23,7 +24,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from sds_agent import app
 from sds_agent.admin import otel
-from sds_agent.admin.otel import CollectorSession, Telemetry, send
+from sds_agent.admin.otel import LARGEST_HEADERS, CollectorSession, Telemetry, send
 from sds_agent.admin.settings import TelemetrySettings
 from sds_agent.authority.protocol import ErrorKind
 from sds_agent.clock import SystemClock
@@ -179,8 +180,19 @@ async def test_a_wrong_file_of_headers_is_named_and_not_quoted(written: str, tmp
     cause, unsent = await sent(settings(1, headers_file=tmp_path / "headers"))
     assert cause == "telemetry.headers_file: line 1 is not NAME: VALUE in ASCII"
     assert unsent == 1
+    (tmp_path / "headers").write_bytes(b"A: \xff")
+    no_text, _ = await sent(settings(1, headers_file=tmp_path / "headers"))
+    assert no_text == "telemetry.headers_file: it is not text in UTF-8"
     missing, _ = await sent(settings(1, headers_file=tmp_path / "none"))
     assert missing == "telemetry.headers_file: No such file or directory"
+
+
+async def test_what_is_no_file_of_headers_is_neither_waited_for_nor_read_without_an_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    cause, unsent = await sent(settings(1, headers_file=tmp_path / "pipe"))
+    assert (cause, unsent) == ("telemetry.headers_file: it is a pipe, and not a file", 1)
+    cause, _ = await sent(settings(1, headers_file=Path("/dev/zero")))
+    assert cause == f"telemetry.headers_file: it has more than {LARGEST_HEADERS} bytes"
 
 
 class Hurried(SystemClock):

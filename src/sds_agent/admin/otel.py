@@ -45,11 +45,14 @@ from sds_agent.admin.observed import About, Observed
 from sds_agent.admin.settings import TelemetrySettings
 from sds_agent.admin.slices import sliced
 from sds_agent.clock import Clock
+from sds_agent.files import read_at_once
 from sds_agent.issuance.attempts import AttemptRecord
 from sds_agent.tasks import NoThreadError, in_thread
 
 LOG = logging.getLogger(__name__)
 
+LARGEST_HEADERS = 64 << 10
+"""Bytes of the file with the headers."""
 TIMEOUT = 10.0
 """Seconds for one kind of data to be taken, with every repetition of the library's."""
 _UNSAID = "the collector did not take them"
@@ -124,13 +127,23 @@ def send(
 def read_headers(file: Path | None) -> Mapping[str, str]:
     """The headers in a file of `NAME: VALUE` lines. Raises OSError, and ValueError without what is in the file."""
     found = {}
-    for number, line in enumerate(() if file is None else file.read_text().splitlines(), start=1):
+    for number, line in enumerate(() if file is None else _text(file).splitlines(), start=1):
         name, colon, value = line.partition(":")
         if line.strip() and not (colon and name.strip() and value.strip() and line.isprintable() and line.isascii()):
             raise ValueError(f"line {number} is not NAME: VALUE in ASCII")
         if line.strip():
             found[name.strip()] = value.strip()
     return found
+
+
+def _text(file: Path) -> str:
+    data = read_at_once(file, LARGEST_HEADERS)
+    if len(data) > LARGEST_HEADERS:
+        raise ValueError(f"it has more than {LARGEST_HEADERS} bytes")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError("it is not text in UTF-8") from error
 
 
 class CollectorSession(requests.Session):

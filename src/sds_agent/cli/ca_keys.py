@@ -49,8 +49,8 @@ def new_passphrase(arguments: argparse.Namespace) -> bytes | None:
 
 
 def passphrase_in(file: Path | None) -> bytes | None:
-    """The passphrase in a file, or None without one. Raises DirectoryError."""
-    return None if file is None else read_passphrase(file)
+    """The passphrase in a file or a pipe, or None without one. Raises DirectoryError."""
+    return None if file is None else read_passphrase(file, waits=True)
 
 
 def ask(prompt: str) -> bytes:

@@ -116,17 +116,24 @@ def _load(arguments: "Arguments", file: Path | None) -> Loaded:
 
 
 def _origin(loaded: Loaded, arguments: "Arguments") -> "ConfigSource | None":
-    """What the configuration can be read from once more; None where it was made without a file."""
+    """What the configuration can be read from once more; None where it was made without a file, or came by a pipe."""
     from sds_agent.live.origin import ConfigSource  # noqa: PLC0415 - with `app`
 
     file = loaded.file
-    if file is None:
+    if file is None or _is_pipe(file):
         return None
 
     def relog(chosen: log.LogSettings) -> None:
         log.change(arguments.log_format or chosen.format, arguments.log_level or chosen.level)
 
     return ConfigSource(file, lambda: _load(arguments, file).settings, relog)
+
+
+def _is_pipe(file: Path) -> bool:
+    try:
+        return file.is_fifo()
+    except OSError:  # it was removed, and may come again
+        return False
 
 
 def _announce(loaded: Loaded, *, is_found: bool) -> None:

@@ -17,6 +17,7 @@ from msgspec import Struct
 from sds_agent.configfile.document import Document, Origin, Tree
 from sds_agent.configfile.phrases import KeyPath, quoted, render
 from sds_agent.errors import Problem, ProblemsError
+from sds_agent.files import read_at_once
 
 LARGEST_FILE = 1 << 20
 """Bytes."""
@@ -66,13 +67,15 @@ _Node: TypeAlias = _Scalar | _List | _Map
 _Entries: TypeAlias = dict[str, tuple[int, _Node]]
 
 
-def read(path: Path, loader: type[Any] = LOADER, minimum: str = MINIMUM) -> tuple[Document, list[Problem]]:
+def read(
+    path: Path, loader: type[Any] = LOADER, minimum: str = MINIMUM, *, waits: bool = True
+) -> tuple[Document, list[Problem]]:
     """The file as a document, and the problems in it after which the rest could be read.
 
-    `minimum` says what such a file needs at least; an error about an empty file ends with it. Raises ProblemsError when
-    the file cannot be read, is not YAML or is no mapping.
+    `minimum` says what such a file needs at least; an error about an empty file ends with it. For a command that
+    `waits` it may be a pipe. Raises ProblemsError when the file cannot be read, is not YAML or is no mapping.
     """
-    text = _text(path)
+    text = _text(path, waits=waits)
     composer = _Composer(str(path), loader(text), text, minimum)
     root = composer.document()
     document = Document(tree={}, origins={(): Origin(str(path), root.line)}, base=path.absolute().parent)
@@ -80,10 +83,9 @@ def read(path: Path, loader: type[Any] = LOADER, minimum: str = MINIMUM) -> tupl
     return document, composer.problems
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, *, waits: bool) -> str:
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_FILE + 1)
+        content = _content(path) if waits else read_at_once(path, LARGEST_FILE)
     except FileNotFoundError as error:
         raise _unreadable(path, "the file does not exist", "name one that does") from error
     except IsADirectoryError as error:
@@ -103,6 +105,11 @@ def _text(path: Path) -> str:
         found = f"the file holds the character U+{ord(wrong.group()):04X}, which YAML does not take"
         raise _unreadable(path, found, "remove it", text.count("\n", 0, wrong.start()) + 1)
     return text
+
+
+def _content(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(LARGEST_FILE + 1)
 
 
 def _unreadable(path: Path, found: str, fix: str, line: int = 0) -> ProblemsError:

@@ -87,7 +87,7 @@ class Reload:
                 await asked.wait()
                 asked.clear()
                 self._hooks.begins()
-                log.event(LOG, "nothing_to_reload", cause="the agent runs without a configuration file")
+                log.event(LOG, "nothing_to_reload", cause="there is no configuration file to read again")
                 self._hooks.ends()
         watch = PathWatch()
         try:

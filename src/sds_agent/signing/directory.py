@@ -225,16 +225,24 @@ def read_file(file: Path) -> bytes | None:
     return data
 
 
-def read_passphrase(file: Path) -> bytes:
-    """The passphrase in a file: its first line, as `openssl ... -passin file:FILE` reads it. Raises DirectoryError."""
+def read_passphrase(file: Path, *, waits: bool = False) -> bytes:
+    """The passphrase in a file: its first line, as `openssl ... -passin file:FILE` reads it. Raises DirectoryError.
+
+    For a command that `waits` it may be a pipe.
+    """
+    most = LONGEST_PASSPHRASE + len(b"\r\n")
     try:
-        with file.open("rb") as opened:
-            passphrase = opened.readline(LONGEST_PASSPHRASE + len(b"\r\n")).removesuffix(b"\n").removesuffix(b"\r")
+        if waits:
+            with file.open("rb") as opened:
+                line = opened.readline(most)
+        else:
+            line = read_at_once(file, most)[:most].partition(b"\n")[0]
     except OSError as error:
         raise DirectoryError(
             f"the passphrase cannot be read: {file}: {error.strerror}",
             "name a file that holds it and that this user may read",
         ) from error
+    passphrase = line.removesuffix(b"\n").removesuffix(b"\r")
     if not passphrase:
         raise DirectoryError(
             f"the first line of the passphrase file {file} is empty, and only that line is read",

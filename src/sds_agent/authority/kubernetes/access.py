@@ -131,7 +131,7 @@ def _by_kubeconfig(file: Path) -> ApiAccess:
 
 def _context(file: Path) -> KubeContext:
     try:
-        document, problems = source.read(file, minimum="kubectl config view --raw writes one")
+        document, problems = source.read(file, minimum="kubectl config view --raw writes one", waits=False)
     except ProblemsError as error:
         raise _unusable(f"the kubeconfig cannot be read: {error.problems[0]}") from error
     if problems:
