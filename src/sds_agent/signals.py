@@ -103,7 +103,8 @@ def _first_signal(
                 signal.raise_signal(repeated)
 
         for each in before:
-            loop.remove_signal_handler(each)
+            # to remove the loop's handler would give the signal its usual effect for a moment
+            loop.add_signal_handler(each, _nothing)
             signal.signal(each, signal.SIG_IGN if each is signal.SIGHUP else again)
         ends_at_once = loop.call_later(same, _still_stopping)
         act(number)
@@ -158,6 +159,10 @@ def _has_terminal() -> bool:
     except OSError:
         return False
     return True
+
+
+def _nothing() -> None:
+    """What the event loop does at further signals."""
 
 
 def _still_stopping() -> None:

@@ -145,6 +145,32 @@ def test_a_later_signal_ends_a_program_whose_event_loop_is_blocked() -> None:
     assert subprocess.run([sys.executable, "-c", HELD_UP], check=False, timeout=30).returncode == -signal.SIGTERM
 
 
+AT_ONCE = """
+import asyncio, os, signal
+from sds_agent.signals import until_signalled
+async def main():
+    loop, ended = asyncio.get_running_loop(), False
+    removed = loop.remove_signal_handler
+    def remove(number):
+        found = removed(number)
+        if not ended:
+            os.kill(os.getpid(), number)
+        return found
+    loop.remove_signal_handler = remove
+    async with until_signalled(same=60):
+        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended = True
+asyncio.run(main())
+"""
+
+
+def test_a_signal_that_comes_while_the_first_one_is_handled_cuts_no_end_short() -> None:
+    assert subprocess.run([sys.executable, "-c", AT_ONCE], check=False, timeout=30).returncode == 0
+
+
 async def test_a_time_out_of_something_else_is_not_taken_for_a_signal() -> None:
     with pytest.raises(TimeoutError):
         async with until_signalled():
