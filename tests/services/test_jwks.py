@@ -1,5 +1,6 @@
 """The key set of a token issuer: from where it is read, when again, and what of it counts."""
 
+import asyncio
 import gzip
 import json
 import os
@@ -229,6 +230,33 @@ async def test_a_pipe_in_the_place_of_a_key_set_is_not_waited_for(tmp_path: Path
     os.mkfifo(tmp_path / "jwks.json")
     with pytest.raises(ConfigurationError, match="cannot be used"):
         await IssuerKeys.open(Location(str(tmp_path / "jwks.json")), HandClock())
+
+
+async def test_a_caller_that_leaves_takes_no_reading_from_those_that_wait_for_it(
+    api: ApiServer, tmp_path: Path
+) -> None:
+    """Every client can send a token with an unknown key and leave at once: no new key would be found on demand."""
+    api.key_set, clock = TokenIssuer().key_set(), HandClock()
+    keys = await IssuerKeys.open(location(api, tmp_path), clock)
+    successor = json.loads(TokenIssuer().key_set())["keys"]
+    api.key_set = json.dumps({"keys": [{**each, "kid": "fresh"} for each in successor]}).encode()
+    clock.elapse(SOONEST)
+    api.answers.clear()
+    leaving = asyncio.create_task(keys.find("nobody's", "ES256"))
+    with anyio.fail_after(10):
+        while api.asked < 2:
+            await anyio.lowlevel.checkpoint()
+    waiting = asyncio.create_task(keys.find("fresh", "ES256"))
+    await asyncio.wait([waiting], timeout=0)
+    leaving.cancel()
+    await asyncio.wait([leaving], timeout=0)
+    api.answers.set()
+    with anyio.fail_after(10):
+        found = await waiting
+    assert [key.kid for key in found] == ["fresh"]
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert api.asked == 2
 
 
 async def test_a_new_key_is_found_soon_and_an_old_one_forgotten_in_time(api: ApiServer, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The public keys of a token issuer: a JSON Web Key Set (RFC 7517) from a file or a URL, read again regularly.
 
-The module is anyio's, as the HTTP client is.
+The module is anyio's, as the HTTP client is, on asyncio.
 """
 
 import json
@@ -24,7 +24,7 @@ from sds_agent.files import read_at_once
 from sds_agent.named_files import NamedFileError, read_certificate_file
 from sds_agent.pki import openssl
 from sds_agent.pki.strength import SMALLEST_RSA
-from sds_agent.tasks import NoThreadError, TimeLimit
+from sds_agent.tasks import NoThreadError, TimeLimit, uninterrupted
 
 if TYPE_CHECKING:
     import httpx
@@ -196,9 +196,15 @@ class IssuerKeys(KnownKeys):
         return self._data
 
     async def refresh(self) -> None:
-        """Read the set again, unless that was done less than SOONEST ago."""
+        """Read the set again, unless that was done less than SOONEST ago; where it is being read, wait for that.
+
+        A caller that leaves meanwhile ends no reading: others wait for it, and none begins before SOONEST.
+        """
+        if self._reading.locked():
+            async with self._reading:
+                return
         if self._is_due(self._clock.now()):
-            await self._refresh()
+            await uninterrupted(self._refresh())
 
     def _is_due(self, now: datetime) -> bool:
         return self._tried is None or not timedelta() <= now - self._tried < SOONEST
