@@ -379,6 +379,31 @@ async def test_signals_for_all_processes_leave_the_workers_to_the_server(tmp_pat
     assert not [line for line in server.program.lines if '"worker_ended"' in line]
 
 
+SIGNALLED = """
+import os, signal, sys
+
+def end(event, arguments):
+    if event == "import" and arguments[0] == "grpc":
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+sys.addaudithook(end)
+"""
+
+
+async def test_signals_for_all_processes_end_no_worker_that_starts(tmp_path: Path) -> None:
+    """A server that is stopped while it starts would say that it failed."""
+
+    def signalled(descriptor: int) -> Sequence[str]:
+        words = list(ca_worker.command(descriptor))
+        program = words.index("-c") + 1
+        return [*words[:program], SIGNALLED + words[program], *words[program + 1 :]]
+
+    with recorded() as events:
+        async with parent.serving(load(configured(tmp_path)), SystemClock(), 2, signalled):
+            assert len(events.named("worker_started")) == 2
+
+
 async def test_connections_have_one_limit_and_give_way_whatever_worker_has_them(tmp_path: Path) -> None:
     async with (
         running(configured(tmp_path, 2, "limits: {connections: 2}")) as server,

@@ -4,6 +4,7 @@ It finds the package where the server did, whatever directory both are in, and t
 directory.
 """
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,8 @@ def command(descriptor: int) -> Sequence[str]:
 
 def main(descriptor: int) -> None:
     """Work until the parent says that it is over, or ends."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # at once: the imports below take a second
+        signal.signal(number, signal.SIG_IGN)
     output.silence_warnings()
     keep_memory_private()  # where that fails, it failed for the parent too, which has said so
     from sds_agent.ca.workers import worker  # noqa: PLC0415 - gRPC comes after the protection

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -67,8 +66,6 @@ MOST_QUEUED = 1 << 20
 
 def main(descriptor: int) -> None:
     """Reply calls until the parent, at the other end of that Unix socket, says that this is over, or ends."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
     with asyncio.Runner(loop_factory=NonBlockingLookups) as runner:
         runner.run(_work(socket.socket(fileno=descriptor)))
 
