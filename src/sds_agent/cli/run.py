@@ -120,7 +120,7 @@ def _origin(loaded: Loaded, arguments: "Arguments") -> "ConfigSource | None":
     from sds_agent.live.origin import ConfigSource  # noqa: PLC0415 - with `app`
 
     file = loaded.file
-    if file is None or _is_pipe(file):
+    if file is None or _comes_once(file):
         return None
 
     def relog(chosen: log.LogSettings) -> None:
@@ -129,9 +129,10 @@ def _origin(loaded: Loaded, arguments: "Arguments") -> "ConfigSource | None":
     return ConfigSource(file, lambda: _load(arguments, file).settings, relog)
 
 
-def _is_pipe(file: Path) -> bool:
+def _comes_once(file: Path) -> bool:
+    """Whether it is no file that can be read again, but a pipe or a terminal."""
     try:
-        return file.is_fifo()
+        return file.exists() and not file.is_file()
     except OSError:  # it was removed, and may come again
         return False
 
