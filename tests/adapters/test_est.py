@@ -148,6 +148,29 @@ async def test_a_request_that_waits_for_an_approval_is_pending_with_its_delay(tm
     assert first == second
 
 
+@pytest.mark.parametrize("cacerts", [refusal(403, "no"), refusal(404, "no such site"), Reply(200, b"no certificates")])
+async def test_a_refusal_of_the_cacerts_costs_no_approval(tmp_path: Path, cacerts: Reply) -> None:
+    """Or else the next request has another key, and a person has to approve it anew."""
+    async with setting(tmp_path) as it:
+        it.server.approvals = 1
+        authority = EstAuthority(it.chosen, it.clock)
+        request = IssueRequest(SpiffeId.parse(ID), it.csr, HOUR, "request", None)
+
+        async def refused() -> AuthorityError:
+            with pytest.raises(AuthorityError) as caught:
+                await authority.issue(request)
+            return caught.value
+
+        it.server.replies["cacerts"] = cacerts
+        assert (await refused()).kind.ends_request, "where nothing waits it is a person who has to act"
+        it.server.replies.clear()
+        assert (await refused()).kind is ErrorKind.PENDING
+        it.server.replies["cacerts"] = cacerts
+        assert not (await refused()).kind.ends_request
+        it.server.replies.clear()
+        assert it.accepted(await authority.issue(request)).warnings == ()
+
+
 # Renewing
 
 

@@ -18,6 +18,16 @@ _LONGEST_TEXT = 256 << 10
 """Bytes of a text that are read for them."""
 
 
+_OF_NO_REQUEST = {ErrorKind.DENIED: ErrorKind.UNAUTHENTICATED, ErrorKind.INVALID: ErrorKind.TRANSIENT}
+
+
+def keeping_request(error: AuthorityError) -> AuthorityError:
+    """The same error in a kind that ends no request: for a refusal that says nothing of the one that waits for an
+    approval.
+    """
+    return AuthorityError(_OF_NO_REQUEST.get(error.kind, error.kind), str(error), retry_after=error.retry_after)
+
+
 class Questions:
     """Questions that are asked again and again, the answers to which may overtake each other: one that is older than
     what is known does not count.

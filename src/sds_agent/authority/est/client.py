@@ -9,6 +9,7 @@ import asyncio
 from datetime import timedelta
 from functools import partial
 
+from sds_agent.authority.answers import keeping_request
 from sds_agent.authority.credentials import is_valid
 from sds_agent.authority.est import wire
 from sds_agent.authority.est.files import EstFiles, files_of
@@ -45,12 +46,36 @@ class EstAuthority:
         self._operator = OperatorFiles()
         self.refresh_every: timedelta = settings.refresh_every
         self._answers: dict[tuple[str, bytes], asyncio.Task[HttpAnswer]] = {}
+        self._pending: dict[str, bytes] = {}  # the CSR that waits for an approval, by its identity
 
     async def issue(self, request: IssueRequest) -> Issuance:
         """Ask once. Raises AuthorityError; PENDING while the request waits for an approval."""
         files = await self._files()
-        above = await self._cacerts(files)
-        anchors = self._anchors(files, above)
+        try:
+            above = await self._cacerts(files)
+            anchors = self._anchors(files, above)
+        except AuthorityError as error:
+            if self._pending.get(str(request.identity)) == request.csr_pem:
+                raise keeping_request(error) from error
+            raise
+        try:
+            issuance = await self._issued(request, files, above, anchors)
+        except AuthorityError as error:
+            self._note(request, error.kind)
+            raise
+        self._note(request, None)
+        return issuance
+
+    def _note(self, request: IssueRequest, failure: ErrorKind | None) -> None:
+        """Note whether the request waits for an approval, after an attempt."""
+        if failure is ErrorKind.PENDING:
+            self._pending[str(request.identity)] = request.csr_pem
+        elif failure is None or failure.ends_request:
+            self._pending.pop(str(request.identity), None)
+
+    async def _issued(
+        self, request: IssueRequest, files: EstFiles, above: wire.EstCaCertificates, anchors: bytes
+    ) -> Issuance:
         body, current = wire.enroll_body(request.csr_pem), request.current
         not_renewed = ""
         if self._settings.reenroll and current is not None and is_valid(current, self._clock.now()):

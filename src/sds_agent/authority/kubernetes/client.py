@@ -20,7 +20,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 
 from sds_agent import log
-from sds_agent.authority.answers import Questions
+from sds_agent.authority.answers import Questions, keeping_request
 from sds_agent.authority.http_client import HttpAnswer
 from sds_agent.authority.kubernetes.api import KubernetesApi, server
 from sds_agent.authority.kubernetes.settings import KubernetesSettings
@@ -53,9 +53,6 @@ MOST_WATCHES = 4
 """Watches in one attempt, should the server end them early."""
 READ_EVERY = 1.0
 """Seconds between two readings of an object that cannot be watched."""
-
-_KEEPING = {ErrorKind.DENIED: ErrorKind.UNAUTHENTICATED, ErrorKind.INVALID: ErrorKind.TRANSIENT}
-"""The kinds of a refusal that is not of the request, in place of those that end one."""
 
 
 class _UnwatchedError(AuthorityError):
@@ -153,9 +150,10 @@ class KubernetesAuthority:
     async def _refusal(self, answer: HttpAnswer, target: SigningTarget, verb: str) -> AuthorityError:
         """The error that an answer means which says nothing of a request that is there."""
         error = await self._api.refusal(answer, target.resource, verb)
-        kind = _KEEPING.get(error.kind, error.kind)
-        kept = _UnwatchedError if verb == "watch" and error.kind is ErrorKind.DENIED else AuthorityError
-        return kept(kind, str(error), retry_after=error.retry_after)
+        kept = keeping_request(error)
+        if verb == "watch" and error.kind is ErrorKind.DENIED:
+            return _UnwatchedError(kept.kind, str(kept))
+        return kept
 
     async def _answered(self, created: SigningObject, target: SigningTarget, end: float) -> RequestStatus:
         """Follow the object until it is answered or the time is over. Raises AuthorityError."""
