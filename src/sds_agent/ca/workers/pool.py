@@ -211,7 +211,7 @@ class Pool:
                 each.kill()
                 await each.process.wait()
             if code != 0:
-                cause = "it took too long and was killed" if code is None else f"it {end_of(code)}"
+                cause = "it took too long and was killed" if code is None else f"it {each.end()}"
                 number, pid = each.number, each.pid
                 log.event(LOG, "worker_not_drained", level=logging.ERROR, worker=number, process=pid, cause=cause)
             self._bury(each)
