@@ -302,6 +302,22 @@ async def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
                 await ca.ask(ca.join_token())
 
 
+async def test_a_connection_for_which_no_worker_has_room_is_not_closed_in_silence(tmp_path: Path) -> None:
+    """While a worker that ended is replaced, the others may have no room, though there are places."""
+    desk = Desk(Ledger(AuditLog(tmp_path / "audit.log"), at_once=2, per_caller=1), SystemClock(), most=2, room=1)
+    silent = [sys.executable, "-c", "import time; time.sleep(600)"]
+    worker = await start_worker(1, lambda _: silent, datetime.now(UTC), desk.receive)
+    with socket.socket() as plain, recorded() as events:
+        for name in ("one", "two"):
+            desk.hand_over(Arrival(plain, f"192.0.2.1:{name}", "192.0.2.1", name), [worker])
+        assert worker.connections == {"one"}
+        (full,) = events.named("too_many_connections", level="warning")
+        assert full["closed"] == "192.0.2.1:two"
+    worker.kill()
+    await worker.process.wait()
+    worker.close()
+
+
 async def test_a_connection_goes_to_a_worker_that_answers_though_it_has_more(tmp_path: Path) -> None:
     desk = Desk(Ledger(AuditLog(tmp_path / "audit.log"), at_once=2, per_caller=1), SystemClock(), most=10, room=10)
     silent = [sys.executable, "-c", "import time; time.sleep(600)"]

@@ -72,7 +72,10 @@ class Desk:
         caller's.
         """
         worker = min(workers, key=lambda each: (each.silence.is_suspect, len(each.connections)), default=None)
-        if worker is None or len(worker.connections) >= self._room:
+        if worker is None:
+            return
+        if len(worker.connections) >= self._room:
+            self._report_full(arrival.address)
             return
         gives_way = self._places.arrive(arrival.name, arrival.origin)
         if gives_way == arrival.name:
