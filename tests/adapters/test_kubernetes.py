@@ -6,6 +6,7 @@ The API server stands in for a real one (`fakes.kubernetes_server`), over real T
 import asyncio
 import base64
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -878,6 +879,13 @@ def test_a_kubeconfig_that_is_none_says_so(tmp_path: Path, content: bytes | None
         read_access(KubernetesSettings(kubeconfig=file))
     assert str(caught.value).startswith("the kubeconfig cannot be read: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_kubeconfig_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """It is read for every request, and a thread would hang for each authority."""
+    os.mkfifo(tmp_path / "kubeconfig")
+    with pytest.raises(AuthorityError, match="it is a pipe, and not a file"):
+        read_access(KubernetesSettings(kubeconfig=tmp_path / "kubeconfig"))
 
 
 def problems(cluster: Cluster, **user: object) -> list[str]:
