@@ -364,6 +364,24 @@ async def test_a_token_is_renewed_at_two_thirds_of_its_lease(
     assert vault.count("auth/approle/login") == 1
 
 
+@pytest.mark.parametrize("step", [timedelta(days=-1), timedelta(days=1)])
+async def test_a_clock_that_is_set_costs_no_token(
+    client: VaultClient, vault: VaultServer, events: Events, step: timedelta
+) -> None:
+    """A secret ID may be good for one login alone. The server counts the time by a clock of its own."""
+    began, passed = vault.now(), client.clock.passed()
+    vault.now = lambda: began + timedelta(seconds=client.clock.passed() - passed)
+    async with vault.serving(), client.open(client.settings()):
+        await client.issue()
+        vault.secret_ids.clear()
+        client.clock.set_wall(step)
+        await pass_time(client, timedelta(minutes=41))
+        await events.wait("token_renewed")
+        await pass_time(client, timedelta(minutes=39))
+        await client.answer()
+    assert vault.count("auth/approle/login") == 1
+
+
 async def test_a_periodic_token_in_a_file_does_not_end(client: VaultClient, vault: VaultServer, events: Events) -> None:
     auth = client.token_auth(ttl=HOUR, renewable=True)
     async with vault.serving(), client.open(client.settings(auth)):
@@ -403,7 +421,7 @@ async def test_a_token_at_its_greatest_age_gives_way_to_a_login(
             await events.wait("token_renewed", count=number)
         await client.issue()
         assert vault.count("auth/approle/login") == 1
-        client.clock.set_wall(timedelta(minutes=10))
+        client.clock.elapse(timedelta(minutes=10))
         await client.issue()
     assert vault.count("auth/approle/login") == 2
     assert vault.count("auth/token/renew-self") == 2

@@ -127,5 +127,4 @@ def clients_ca(vault: VaultServer) -> Ca:
 async def pass_time(client: VaultClient, time: timedelta) -> None:
     """Let that much time pass for a task that reads the clock every few seconds."""
     await client.clock.asleep()
-    client.clock.set_wall(time - timedelta(seconds=5))
-    client.clock.elapse(timedelta(seconds=5))
+    client.clock.elapse(time)

@@ -4,6 +4,9 @@ A token ends with its lease, and a renewal gives it a new lease that counts from
 renewed for ever. Others have a greatest age: a renewal past it still succeeds and gives only what is left of it, so
 the end does not move. Renewals at two thirds of what is left would then come faster and faster and gain nothing.
 Batch tokens, and those that were made so, cannot be renewed at all.
+
+A server says how long a token lasts, and not until when. So all times here are of a clock that nobody sets: by the wall
+clock, one that was set back would be renewed too late, and one that was set ahead be thrown away while it is good.
 """
 
 from datetime import datetime, timedelta

@@ -8,6 +8,7 @@ lease, also when no certificate is due.
 
 import asyncio
 import logging
+from datetime import UTC, datetime, timedelta
 
 from msgspec import structs
 
@@ -21,7 +22,7 @@ from sds_agent.authority.vault.proofs import certificate_mark, read_login_call
 from sds_agent.authority.vault.refusals import TokenRefusedError, not_logged_in, not_renewed
 from sds_agent.authority.vault.settings import VaultSettings, VaultTokenAuth
 from sds_agent.authority.vault.wire import LOOK_UP, RENEW, VaultCall, read_login, read_looked_up
-from sds_agent.clock import Clock
+from sds_agent.clock import LONGEST_SLEEP, Clock
 from sds_agent.tasks import NoThreadError, background_tasks
 
 LOG = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ RENEWAL_TIMEOUT = 10.0
 RETRY = 10.0
 """Seconds until the server is asked again how long a token lasts."""
 _FILE = "the file that auth names"
+_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class VaultSession:
@@ -58,7 +60,7 @@ class VaultSession:
             return self._read(await self._operator.read(_FILE, read_token, auth.token_file))
         login = certificate_mark(auth, reach.certificate)
         held = self._held
-        if held is None or held.token == unknown or not held.is_good(self._clock.now(), login):
+        if held is None or held.token == unknown or not held.is_good(self._passed(), login):
             held = await self._logged_in(reach, login)
         return held.token
 
@@ -108,11 +110,11 @@ class VaultSession:
         answer = await self._nodes.log_in(call, reach)
         if answer.http.status != 200:
             raise not_logged_in(self._nodes.refusal(answer, call), self._settings)
-        token, lease = read_login(answer.http.body, self._clock.now())
+        token, lease = read_login(answer.http.body, self._passed())
         held = HeldToken(token, lease, login)
         self._hold(held)
         self._failing.resolved()
-        log.event(LOG, "logged_in", authority=self._name, renewable=lease.renewable, until=lease.ends or "no end")
+        log.event(LOG, "logged_in", authority=self._name, renewable=lease.renewable, until=self._until(lease))
         return held
 
     async def _renew_when_due(self, held: HeldToken) -> None:
@@ -122,9 +124,9 @@ class VaultSession:
             self._note(held, lease)
             if lease.renew_at is None:
                 return
-            await self._clock.until(lease.renew_at)
-            if self._clock.now() >= lease.renew_at:  # not after a clock that was set back
-                lease = await self._renewed(held, lease)
+            while (left := (lease.renew_at - self._passed()).total_seconds()) > 0:
+                await self._clock.sleep(min(left, LONGEST_SLEEP))  # which stands still while the machine is suspended
+            lease = await self._renewed(held, lease)
 
     def _note(self, held: HeldToken, lease: TokenLease) -> None:
         if self._held is not None and self._held.token.text == held.token.text:
@@ -135,7 +137,7 @@ class VaultSession:
         while True:
             try:
                 body = await self._ask(VaultCall(LOOK_UP, token=held.token, post=False), await self._nodes.reach())
-                lease = read_looked_up(body, self._clock.now())
+                lease = read_looked_up(body, self._passed())
             except TokenRefusedError as error:
                 self._report(error)
                 return None
@@ -154,13 +156,13 @@ class VaultSession:
             if certificate_mark(self._settings.auth, reach.certificate) != held.login:
                 return lease.final()  # only the certificate of the login renews it: the next request logs in
             body = await self._ask(VaultCall(RENEW, b"{}", held.token), reach)
-            renewed = read_login(body, self._clock.now())[1]
+            renewed = read_login(body, self._passed())[1]
         except TokenRefusedError as error:
             self._report(error)
             return lease.final()
         except (AuthorityError, NoThreadError) as error:
             self._report(error)
-            return lease.after_failure(self._clock.now())
+            return lease.after_failure(self._passed())
         self._failing.resolved()
         lease = lease.followed_by(renewed)
         self._debug("token_renewed", lease)
@@ -179,8 +181,16 @@ class VaultSession:
         return answer.http.body
 
     def _debug(self, name: str, lease: TokenLease) -> None:
-        until = lease.ends or "no end"
-        log.event(LOG, name, level=logging.DEBUG, authority=self._name, renewable=lease.renewable, until=until)
+        until, renewable = self._until(lease), lease.renewable
+        log.event(LOG, name, level=logging.DEBUG, authority=self._name, renewable=renewable, until=until)
+
+    def _passed(self) -> datetime:
+        """The time by a clock that nobody sets, for leases."""
+        return _BEGINNING + timedelta(seconds=self._clock.passed())
+
+    def _until(self, lease: TokenLease) -> datetime | str:
+        """When the lease ends, by the wall clock."""
+        return "no end" if lease.ends is None else self._clock.now() + (lease.ends - self._passed())
 
     def _report(self, error: AuthorityError | NoThreadError) -> None:
         self._failing.report(str(error), authority=self._name)
