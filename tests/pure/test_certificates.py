@@ -28,7 +28,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sds_agent.pki.certificates import (
+    MOST_PAIRS_REMEMBERED,
+    MOST_REMEMBERED,
     CertificateError,
+    der_of,
     describe,
     describe_name,
     extended_key_usages,
@@ -36,7 +39,10 @@ from sds_agent.pki.certificates import (
     has_key,
     is_ca,
     is_self_signed,
+    load_der,
     read_pem,
+    remembered,
+    remembered_of_two,
     san_values,
     serial_hex,
     subject_alternative_uris,
@@ -248,6 +254,53 @@ def test_a_written_chain_is_read_back_unchanged() -> None:
     assert PEM.endswith(b"-----END CERTIFICATE-----\n")
     assert PEM.count(b"\n-----END CERTIFICATE-----\n") == 3
     assert write_pem(()) == b""
+
+
+def test_a_certificate_is_written_as_cryptography_does_whatever_its_length() -> None:
+    made = [make_leaf(CA, f"{URI}/{'x' * length}") for length in range(49)]  # a line has 48 bytes
+    pems = [each.public_bytes(Encoding.PEM) for each in made]
+    assert [write_pem([each]) for each in made] == pems
+    assert [write_pem(read_pem(pem)) for pem in pems] == pems
+
+
+def test_of_a_certificate_that_was_read_its_own_bytes_are_written_and_no_others() -> None:
+    """Also when many others were read since, one of which may have taken its place in memory."""
+    made = [make_leaf(CA, key=CA.key) for _ in range(2 * MOST_REMEMBERED)]
+    read = [load_der(each.public_bytes(Encoding.DER)) for each in made]
+    for each in made:
+        load_der(each.public_bytes(Encoding.DER))
+    assert [der_of(each) for each in read] == [each.public_bytes(Encoding.DER) for each in made]
+
+
+def test_a_ca_is_asked_about_once_however_many_leaves_come_between() -> None:
+    asked, leaves = list[x509.Certificate](), [make_leaf(CA, key=CA.key) for _ in range(5 * MOST_REMEMBERED)]
+
+    @remembered
+    def serial(certificate: x509.Certificate) -> int:
+        asked.append(certificate)
+        return certificate.serial_number
+
+    for leaf in leaves:
+        assert serial(leaf) == leaf.serial_number
+        assert serial(CA.certificate) == CA.certificate.serial_number
+    assert asked.count(CA.certificate) == 1
+    assert asked.count(leaves[0]) == 1
+    assert serial(leaves[0]) == leaves[0].serial_number
+    assert asked.count(leaves[0]) == 2, "no more is remembered than the bound"
+
+
+def test_an_answer_about_two_certificates_is_for_these_two() -> None:
+    asked, leaves = list[tuple[int, int]](), [make_leaf(CA, key=CA.key) for _ in range(MOST_PAIRS_REMEMBERED + 1)]
+
+    @remembered_of_two
+    def serials(one: x509.Certificate, other: x509.Certificate) -> tuple[int, int]:
+        asked.append((one.serial_number, other.serial_number))
+        return asked[-1]
+
+    for leaf in leaves:
+        for pair in ((leaf, CA.certificate), (CA.certificate, leaf), (leaf, CA.certificate)):
+            assert serials(*pair) == (pair[0].serial_number, pair[1].serial_number)
+    assert len(asked) == len(set(asked)) == 2 * len(leaves)
 
 
 def test_unique_drops_repetitions_and_preserves_the_order() -> None:

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from msgspec import Struct
 
+from sds_agent.pki.certificates import MOST_PAIRS_REMEMBERED
+
 TESTS = Path(__file__).parents[1]
-FEW, MANY = 50, 150
-"""More than what is remembered of the last certificates, which would otherwise count as what each of them keeps."""
+FEW, MANY = 2 * MOST_PAIRS_REMEMBERED, 5 * MOST_PAIRS_REMEMBERED
+"""After both as much is remembered of the last certificates, which would otherwise count as what each of them keeps."""
 WITHIN = 120.0
 
 

@@ -31,6 +31,7 @@ from sds_agent.pki.certificates import (
     read_bundle,
     san_values,
     unique,
+    write_pem,
 )
 from sds_agent.pki.keys import PublicKey
 from sds_agent.pki.validation.path import PathError, find_path
@@ -46,12 +47,13 @@ _USAGES = {ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth", ExtendedKeyUsageOID.CL
 
 
 class Accepted(Struct, frozen=True):
-    """A checked answer: the leaf and its intermediates in issuing order without roots, the anchors without
+    """A checked answer: the leaf and its intermediates in issuing order without roots, also in PEM, the anchors without
     repetitions, and when all of the chain is valid below one of them. `left_out` says what was wrong with the anchors
     that could not be used.
     """
 
     chain: Chain
+    chain_pem: bytes
     anchors: Chain
     validity: Validity
     warnings: tuple[str, ...] = ()
@@ -110,7 +112,7 @@ def accept(
     times = _validity(chain, advertised, now, advertised if len(advertised) == 1 and not beside else ())
     ignored = tuple(f"left out of the chain: {each}" for each in received.left_out)
     warnings = (*answer.warnings, *ignored, *_clock_warning(times, now), *_end_warning(times, chain))
-    return Accepted(chain, advertised, times, warnings, known.left_out)
+    return Accepted(chain, write_pem(chain), advertised, times, warnings, known.left_out)
 
 
 def _read(pem: bytes, what: str) -> ParsedBundle:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Protocol
 
 import msgspec
+from cryptography import x509
 from msgspec import Meta
 
 from sds_agent import log
@@ -31,7 +32,7 @@ from sds_agent.files import remove_unfinished, replace_all_private, sync_directo
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted, accept
 from sds_agent.issuance.workload import Certificate, Workload, certificate_of, secret_of
-from sds_agent.pki.certificates import CertificateError, read_bundle, write_pem
+from sds_agent.pki.certificates import CertificateError, read_bundle, remembered, write_pem
 from sds_agent.pki.keyfile import KeyFileError, read_private_key
 from sds_agent.pki.keys import PrivateKey
 from sds_agent.sealing import Seal
@@ -341,6 +342,11 @@ def _yet_to_come(cached: CachedCertificate, now: datetime) -> datetime | None:
     return begin if begin > now else None
 
 
+@remembered
+def _pem_of(anchor: x509.Certificate) -> str:
+    return write_pem([anchor]).decode()
+
+
 class _OfWorkload(Sensitive, frozen=True):
     workload: Workload
     certificate: Certificate
@@ -351,7 +357,7 @@ class _OfWorkload(Sensitive, frozen=True):
             str(workload.identity),
             certificate.issued_at.timestamp(),
             certificate.secret.chain_pem.decode(),
-            write_pem(certificate.anchors).decode(),
+            "".join(map(_pem_of, certificate.anchors)),
             certificate.secret.private_key_pem.decode(),
             workload.cas[certificate.authority],
             certificate.elapsed,

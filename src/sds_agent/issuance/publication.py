@@ -22,7 +22,7 @@ from sds_agent.issuance.status import CertificateEnd, LeafStatus, WorkloadStatus
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.validity import Validity, validity
 from sds_agent.issuance.workload import Certificate, Workload
-from sds_agent.pki.certificates import describe, describe_name, serial_hex, write_pem
+from sds_agent.pki.certificates import describe, describe_name, serial_hex
 from sds_agent.pki.keys import describe_key
 from sds_agent.pki.validation.rules import Chain
 from sds_agent.secrets.store import SecretStore
@@ -169,7 +169,7 @@ class Publication:
         Nothing is published but a changed bundle.
         """
         newest = (*(each for each in (self._certificates.served,) if each is not None), *self._certificates.coming)[-1:]
-        if not newest or newest[0].authority != authority or newest[0].secret.chain_pem != write_pem(accepted.chain):
+        if not newest or newest[0].authority != authority or newest[0].secret.chain_pem != accepted.chain_pem:
             return None
         self._trust.update(authority, accepted.anchors, accepted.left_out)
         if newest[0].anchors == accepted.anchors and not newest[0].foreign:

@@ -10,7 +10,7 @@ from msgspec import Struct, structs
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted
 from sds_agent.issuance.schedule import Renewal
-from sds_agent.pki.certificates import read_again, serial_hex, write_pem
+from sds_agent.pki.certificates import read_again, serial_hex
 from sds_agent.pki.keys import KeyType, PrivateKey, to_pkcs8_pem
 from sds_agent.pki.validation.rules import Chain
 from sds_agent.secrets.model import CertificateSecret
@@ -140,4 +140,4 @@ def _judged(accepted: Accepted) -> _Judged:
 
 def secret_of(accepted: Accepted, key: PrivateKey) -> CertificateSecret:
     """What is served of an accepted answer, with its key."""
-    return CertificateSecret(write_pem(accepted.chain), to_pkcs8_pem(key), accepted.not_after)
+    return CertificateSecret(accepted.chain_pem, to_pkcs8_pem(key), accepted.not_after)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import wraps
-from typing import TypeVar, cast
+from typing import Any, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -33,6 +33,7 @@ _LABELS = frozenset({b"CERTIFICATE", b"X509 CERTIFICATE", _TRUSTED})
 _MALFORMED = (ValueError, TypeError, x509.DuplicateExtension)
 _UNSUPPORTED = (x509.InvalidVersion, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm)
 _LONGEST_QUOTE = 120
+_COLUMNS = 64
 MOST_FAULTS = 20
 """Reasons listed for one text; beyond that the blocks that cannot be used are counted."""
 
@@ -44,8 +45,10 @@ warnings.filterwarnings("ignore", "Attribute's length must be", UserWarning)
 
 MOST_SHARED, LONGEST_SHARED = 128, 8192
 """CA certificates of which the objects are kept, and bytes of such a one."""
-MOST_REMEMBERED = 16
-"""Certificates for which an answer is remembered: in most hierarchies, all that one walk to an anchor meets."""
+MOST_REMEMBERED = 8
+"""Certificates for which an answer is remembered at least: in most hierarchies, all of one walk to an anchor."""
+MOST_PAIRS_REMEMBERED = 32
+"""The same of two certificates, such as each of a leaf and a CA of its issuer's name."""
 
 
 class CertificateError(SdsAgentError):
@@ -99,7 +102,28 @@ def read_again(written: bytes) -> tuple[x509.Certificate, ...]:
 
 def write_pem(certificates: Iterable[x509.Certificate]) -> bytes:
     """The certificates as PEM blocks in their order, each ending in a newline."""
-    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
+    return b"".join([_block(der_of(certificate)) for certificate in certificates])
+
+
+def der_of(certificate: x509.Certificate) -> bytes:
+    """The certificate in DER: of the last that were loaded, what they were loaded from."""
+    known = _ders.get(id(certificate))
+    return certificate.public_bytes(Encoding.DER) if known is None else known[1]
+
+
+def load_der(der: bytes) -> x509.Certificate:
+    """The certificate in `der`, of which nothing is judged. Raises what cryptography raises.
+
+    Its DER is remembered, for cryptography would encode all fields again.
+    """
+    certificate = x509.load_der_x509_certificate(der)
+    if len(_ders) >= MOST_REMEMBERED:
+        _ders.clear()
+    _ders[id(certificate)] = certificate, der
+    return certificate
+
+
+_ders = dict[int, tuple[x509.Certificate, bytes]]()
 
 
 def unique(certificates: Iterable[x509.Certificate]) -> tuple[x509.Certificate, ...]:
@@ -120,19 +144,42 @@ def longest_valid_first(certificates: Iterable[x509.Certificate]) -> tuple[x509.
 
 
 def remembered(question: Callable[[x509.Certificate], T]) -> Callable[[x509.Certificate], T]:
-    """Remember the last MOST_REMEMBERED answers, each by its certificate's object. An `lru_cache` hashes all bytes of
-    the certificate at each question, which takes longer than most answers do.
+    """Remember the last answers, each by its certificate's object. An `lru_cache` hashes all fields of the certificate
+    at each question, which takes longer than most answers do.
     """
-    answers: dict[int, tuple[x509.Certificate, T]] = {}  # with the certificate, so that no other has its id
+    # with the certificate, so that no other has its id
+    last, before = dict[int, tuple[x509.Certificate, T]](), dict[int, tuple[x509.Certificate, T]]()
 
     @wraps(question)
     def answer(certificate: x509.Certificate) -> T:
-        if (known := answers.get(id(certificate))) is not None:
-            return known[1]
-        if len(answers) >= MOST_REMEMBERED:
-            answers.clear()
-        answers[id(certificate)] = found = (certificate, question(certificate))
+        nonlocal last, before
+        if (found := last.get(id(certificate))) is not None:
+            return found[1]
+        # a CA is asked about again and again, between leaves that are asked about once
+        found = before.get(id(certificate)) or (certificate, question(certificate))
+        if len(last) >= MOST_REMEMBERED:
+            last, before = {}, last
+        last[id(certificate)] = found
         return found[1]
+
+    return answer
+
+
+def remembered_of_two(
+    question: Callable[[x509.Certificate, x509.Certificate], T],
+) -> Callable[[x509.Certificate, x509.Certificate], T]:
+    """Remember the last MOST_PAIRS_REMEMBERED answers, each by the objects of two certificates."""
+    answers = dict[tuple[int, int], tuple[x509.Certificate, x509.Certificate, T]]()
+
+    @wraps(question)
+    def answer(one: x509.Certificate, other: x509.Certificate) -> T:
+        key = id(one), id(other)
+        if (known := answers.get(key)) is not None:
+            return known[2]
+        if len(answers) >= MOST_PAIRS_REMEMBERED:
+            answers.clear()
+        answers[key] = found = one, other, question(one, other)
+        return found[2]
 
     return answer
 
@@ -159,15 +206,17 @@ def has_key(certificate: x509.Certificate, public_key: CertificatePublicKeyTypes
 
 def extension(certificate: x509.Certificate, kind: type[ExtensionT]) -> ExtensionT | None:
     """The certificate's extension of that kind, or None. The kind is none of which a certificate may have several."""
-    return cast("ExtensionT | None", _extensions(certificate).get(kind))  # by its type: to ask for it would take longer
+    found: ExtensionT | None = _extensions(certificate).get(kind)  # by its type: to ask for it would take longer
+    return found
 
 
 @remembered
-def _extensions(certificate: x509.Certificate) -> dict[type[x509.ExtensionType], x509.ExtensionType]:
+def _extensions(certificate: x509.Certificate) -> dict[type[x509.ExtensionType], Any]:
     """Its extensions by their kinds. Remembered, for cryptography looks through all of them at each question, of which
     a walk to an anchor has dozens.
     """
-    return {type(each.value): each.value for each in certificate.extensions}
+    values = [each.value for each in certificate.extensions]
+    return {type(each): each for each in values}
 
 
 def san_values(certificate: x509.Certificate) -> tuple[x509.GeneralName, ...]:
@@ -210,6 +259,12 @@ def describe_time(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
+def _block(der: bytes) -> bytes:
+    text = binascii.b2a_base64(der, newline=False)
+    lines = [text[at : at + _COLUMNS] for at in range(0, len(text), _COLUMNS)]
+    return b"\n".join([b"-----BEGIN CERTIFICATE-----", *lines, b"-----END CERTIFICATE-----", b""])
+
+
 def _read_block(block: Block) -> x509.Certificate:
     if block.label == _TRUSTED:
         raise CertificateError(
@@ -241,7 +296,7 @@ def _read_der(der: bytes) -> x509.Certificate:
 def _parsed(der: bytes) -> x509.Certificate:
     certificate = None
     try:
-        certificate = x509.load_der_x509_certificate(der)
+        certificate = load_der(der)
         _parse_all(certificate)
     except _MALFORMED as error:
         found = f"is not a well-formed X.509 certificate ({cut(str(error), _LONGEST_QUOTE)})"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 Element: TypeAlias = tuple[int, bytes]
 """A value: its tag, or the first byte of a longer one, and its content."""
@@ -65,22 +65,33 @@ def encoded(tag: int, *contents: bytes) -> bytes:
     return bytes((tag, 0x80 | len(length))) + length + content
 
 
-def fields_of_certificate(der: bytes) -> tuple[list[Element], bytes]:
-    """The fields of a TBSCertificate (RFC 5280 section 4.1) from its serial number on, and the outer algorithm.
+class CertificateFields(NamedTuple):
+    """The fields of a TBSCertificate (RFC 5280 section 4.1) from its serial number on, the outer algorithm, and what is
+    signed: the whole TBSCertificate.
+    """
 
-    Raises IndexError for what is none. The last answers are remembered: each certificate is asked about twice.
+    of_tbs: list[Element]
+    outer_algorithm: bytes
+    signed: bytes
+
+
+def fields_of_certificate(der: bytes) -> CertificateFields:
+    """The fields of a certificate. Raises IndexError for what is none.
+
+    The last answers are remembered: each certificate is asked about twice.
     """
     return _remembered_fields(der) if len(der) <= _LONGEST_REMEMBERED else _fields_of(der)
 
 
-def _fields_of(der: bytes) -> tuple[list[Element], bytes]:
-    (_, tbs), (_, outer) = elements(elements(der)[0][1])[:2]
-    fields = elements(tbs)
+def _fields_of(der: bytes) -> CertificateFields:
+    content = elements(der)[0][1]
+    (begin, at, end), (_, outer, outer_end), *_ = _places(content)
+    fields = elements(content[at:end])
     if fields[0][0] == 0xA0:
         del fields[0]
     if len(fields) < _FIELDS_OF_TBS:
         raise IndexError
-    return fields, outer
+    return CertificateFields(fields, content[outer:outer_end], content[begin:end])
 
 
 _remembered_fields = lru_cache(maxsize=8)(_fields_of)
@@ -89,7 +100,7 @@ _remembered_fields = lru_cache(maxsize=8)(_fields_of)
 def texts_of_subject(der: bytes) -> list[str]:
     """The values in a certificate's subject, whatever their types: for a person, where no library reads the name."""
     try:
-        fields, _ = fields_of_certificate(der)
+        fields = fields_of_certificate(der).of_tbs
         attributes = [attribute for _, part in elements(fields[4][1]) for attribute in elements(part)]
         return [elements(attribute)[-1][1].decode("latin-1") for _, attribute in attributes]
     except (IndexError, ValueError):

@@ -22,7 +22,7 @@ _BYTE_ORDER_MARK = "\ufeff"
 
 def fault_of_loading(certificate: x509.Certificate, der: bytes) -> str | None:
     """Why Envoy does not load the certificate, as a clause, or None. It was parsed to its end, from `der`."""
-    fields, outer = fields_of_certificate(der)
+    fields, outer, _ = fields_of_certificate(der)
     _, (_, inner), (_, issuer), _, (_, subject), _, *optional = fields
     if certificate.version is x509.Version.v1 and optional:
         return "it is of version 1 and has extensions or unique identifiers, which only later versions have"

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sds_agent.digest import sha1
+from sds_agent.pki.certificates import load_der
 from sds_agent.pki.der import elements, encoded, split
 from sds_agent.pki.keys import PrivateKey, PublicKey, public_bytes, signature_hash
 
@@ -69,7 +70,7 @@ class LeafTemplate:
             encoded(_EXTENSIONS, extensions),
         )
         signature = encoded(_BIT_STRING, b"\0", _signature(signer, tbs))
-        return x509.load_der_x509_certificate(encoded(_SEQUENCE, tbs, self._algorithm, signature))
+        return load_der(encoded(_SEQUENCE, tbs, self._algorithm, signature))
 
 
 def _signature(signer: PrivateKey, tbs: bytes) -> bytes:

@@ -9,14 +9,21 @@ Signatures are judged in `signatures`, policies in `policies`. Revocation is no 
 """
 
 from datetime import datetime, timedelta
-from functools import lru_cache
 from typing import TypeAlias
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 from msgspec import Struct
 
-from sds_agent.pki.certificates import describe, describe_name, describe_time, extended_key_usages, extension, is_ca
+from sds_agent.pki.certificates import (
+    describe,
+    describe_name,
+    describe_time,
+    extended_key_usages,
+    extension,
+    is_ca,
+    remembered_of_two,
+)
 from sds_agent.pki.names import is_self_issued, same_name
 from sds_agent.pki.strength import IN_CHAINS
 from sds_agent.pki.validation.constraints import constrained_names, violation
@@ -132,7 +139,7 @@ def fault_of_key_usage(certificate: x509.Certificate) -> str | None:
     return f"{describe(certificate)} may not sign certificates: its KeyUsage lacks keyCertSign"
 
 
-@lru_cache(maxsize=32)
+@remembered_of_two
 def fault_of_identifiers(certificate: x509.Certificate, below: x509.Certificate) -> str | None:
     """Whether the certificate below names another certificate of the same CA as its issuer.
 

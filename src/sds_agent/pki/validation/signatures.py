@@ -5,15 +5,13 @@ asks for; so the name and the key are compared here.
 """
 
 from contextlib import suppress
-from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import SignatureAlgorithmOID
 
-from sds_agent.pki.certificates import describe, describe_name
+from sds_agent.pki.certificates import der_of, describe, describe_name, remembered_of_two
 from sds_agent.pki.der import fields_of_certificate
 from sds_agent.pki.names import issuer_of, subject_of
 
@@ -32,13 +30,12 @@ _KNOWN = frozenset(
         SignatureAlgorithmOID.ED25519,
     }
 )
-MOST_REMEMBERED = 32
 _HASHES = frozenset({"sha224", "sha256", "sha384", "sha512"})
 _PSS_HASHES = _HASHES - {"sha224"}
 _SIGN_LIKE_THIS = "its CA must sign by RSA or ECDSA, with SHA-256 or its like"
 
 
-@lru_cache(maxsize=MOST_REMEMBERED)
+@remembered_of_two
 def fault_of_signature(certificate: x509.Certificate, issuer: x509.Certificate) -> str | None:
     """Why `issuer` did not issue the certificate, by name and signature.
 
@@ -77,8 +74,7 @@ def fault_of_pss(certificate: x509.Certificate, issuer: x509.Certificate) -> str
 
 def _verify(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
     """Raises InvalidSignature where the issuer's key did not make it, and ValueError where that cannot be checked."""
-    _check_algorithms(certificate)
-    signature, content = certificate.signature, certificate.tbs_certificate_bytes
+    content, signature = _signed_content(certificate), certificate.signature
     digest = certificate.signature_hash_algorithm
     match issuer.public_key(), certificate.signature_algorithm_parameters:
         case rsa.RSAPublicKey() as key, padding.PKCS1v15() | padding.PSS() as form if digest:
@@ -91,11 +87,14 @@ def _verify(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
             raise InvalidSignature
 
 
-def _check_algorithms(certificate: x509.Certificate) -> None:
-    """The algorithm stands in a certificate twice, the signed one first; they are the same (section 4.1.1.2)."""
-    (_, (_, inner), *_), outer = fields_of_certificate(certificate.public_bytes(Encoding.DER))
+def _signed_content(certificate: x509.Certificate) -> bytes:
+    """What is signed. The algorithm stands in a certificate twice, the signed one first; they are the same (section
+    4.1.1.2), or else this raises ValueError.
+    """
+    (_, (_, inner), *_), outer, signed = fields_of_certificate(der_of(certificate))
     if inner != outer:
         raise ValueError("it names two algorithms")
+    return signed
 
 
 def _fault_of_algorithm(certificate: x509.Certificate) -> str | None:
