@@ -2,21 +2,17 @@
 
 import asyncio
 from datetime import timedelta
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
 from sds_agent.identity.spiffe import SpiffeId
-from sds_agent.pki.certificates import write_pem
+from sds_agent.pki.certificates import pem_of, write_pem
 from sds_agent.pki.csr import CsrError, proven_key
 from sds_agent.pki.keys import PublicKey
 from sds_agent.signing.signer import SignerError
 from sds_agent.signing.signing_set import CaUnavailableError, SigningCa, SigningSet
-
-_anchors_pem = lru_cache(maxsize=8)(write_pem)
-"""The same ones go out with each certificate."""
 
 
 class InProcessAuthority:
@@ -54,13 +50,13 @@ class InProcessAuthority:
             chain = signing.issue(public_key, str(identity), self._clock.now(), ttl)
         except SignerError as error:
             raise AuthorityError(ErrorKind.DENIED, f"{self._name} cannot sign: {error}") from error
-        issuance = Issuance(write_pem(chain), _anchors_pem(signing.roots))
+        issuance = Issuance(write_pem(chain), b"".join(map(pem_of, signing.roots)))
         await asyncio.sleep(0)
         return issuance
 
     async def anchors(self) -> bytes:
         """The roots to trust at present, in PEM. Raises AuthorityError TRANSIENT when there is none."""
-        return _anchors_pem((await self._signing()).roots)
+        return b"".join(map(pem_of, (await self._signing()).roots))
 
     async def _signing(self) -> SigningSet:
         try:

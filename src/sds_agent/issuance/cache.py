@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated, Protocol
 
 import msgspec
-from cryptography import x509
 from msgspec import Meta
 
 from sds_agent import log
@@ -32,7 +31,7 @@ from sds_agent.files import remove_unfinished, replace_all_private, sync_directo
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted, accept
 from sds_agent.issuance.workload import Certificate, Workload, certificate_of, secret_of
-from sds_agent.pki.certificates import CertificateError, read_bundle, remembered, write_pem
+from sds_agent.pki.certificates import CertificateError, pem_of, read_bundle
 from sds_agent.pki.keyfile import KeyFileError, read_private_key
 from sds_agent.pki.keys import PrivateKey
 from sds_agent.sealing import Seal
@@ -342,11 +341,6 @@ def _yet_to_come(cached: CachedCertificate, now: datetime) -> datetime | None:
     return begin if begin > now else None
 
 
-@remembered
-def _pem_of(anchor: x509.Certificate) -> str:
-    return write_pem([anchor]).decode()
-
-
 class _OfWorkload(Sensitive, frozen=True):
     workload: Workload
     certificate: Certificate
@@ -357,7 +351,7 @@ class _OfWorkload(Sensitive, frozen=True):
             str(workload.identity),
             certificate.issued_at.timestamp(),
             certificate.secret.chain_pem.decode(),
-            "".join(map(_pem_of, certificate.anchors)),
+            b"".join(map(pem_of, certificate.anchors)).decode(),
             certificate.secret.private_key_pem.decode(),
             workload.cas[certificate.authority],
             certificate.elapsed,

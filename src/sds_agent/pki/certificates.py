@@ -185,6 +185,12 @@ def remembered_of_two(
 
 
 @remembered
+def pem_of(certificate: x509.Certificate) -> bytes:
+    """A CA's certificate in PEM, remembered: it goes out beside many leaves."""
+    return write_pem([certificate])
+
+
+@remembered
 def is_self_signed(certificate: x509.Certificate) -> bool:
     """Whether issuer and subject are one name and the certificate's own key signed it."""
     try:
@@ -314,9 +320,8 @@ _shared = dict[bytes, x509.Certificate]()
 
 def _parse_all(certificate: x509.Certificate) -> None:
     """Read what cryptography parses only on demand, so that a malformed part is found here and not later."""
-    parsed_late = ("version", "subject", "issuer", "not_valid_before_utc", "not_valid_after_utc", "extensions")
-    for name in parsed_late:
-        getattr(certificate, name)
+    _ = certificate.version, certificate.subject, certificate.issuer, certificate.extensions
+    _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     certificate.public_key()
 
 

@@ -61,7 +61,7 @@ class Roots(Struct, frozen=True):
         if not self.signers:
             return True
         begun = _begun(self.signers, now)
-        return bool(begun) and _end(begun[-1]) - now <= self.lifetime * RENEWAL_SHARE
+        return bool(begun) and begun[-1].ends - now <= self.lifetime * RENEWAL_SHARE
 
     def with_new(self, signer: Signer, now: datetime) -> "Roots":
         """These roots and a new one, without those that have expired.
@@ -73,13 +73,13 @@ class Roots(Struct, frozen=True):
 
     def valid(self, now: datetime) -> tuple[Signer, ...]:
         """The roots that have not expired."""
-        return tuple(signer for signer in self.signers if now < _end(signer))
+        return tuple(signer for signer in self.signers if now < signer.ends)
 
     def signing(self, now: datetime) -> Signer:
         """The newest root that has been an anchor for long enough, or else the oldest that is valid."""
         valid = self.valid(now) or self.signers
         settle = min(self.lifetime * SETTLE_SHARE, LONGEST_SETTLE)
-        settled = [signer for signer in valid if now >= _end(signer) - self.lifetime + settle]
+        settled = [signer for signer in valid if now >= signer.ends - self.lifetime + settle]
         return settled[-1] if settled else (_begun(valid, now) or valid)[0]
 
     def signing_set(self, now: datetime) -> SigningSet:
@@ -133,8 +133,11 @@ class SelfSignedCa:
 
         Raises CaUnavailableError when no root is valid and none can be made.
         """
-        await self._renew_when_due()
-        return self._roots.signing_set(self._clock.now())
+        now = self._clock.now()
+        if self._roots.due(now):
+            await self._renew_when_due()
+            now = self._clock.now()
+        return self._roots.signing_set(now)
 
     def put_back(self) -> Path | None:
         """Write the file with the roots again if it is gone; returns its path if it was.
@@ -181,7 +184,7 @@ class SelfSignedCa:
                 return
             self._roots = roots
         serial = serial_hex(signer.certificate)
-        log.event(LOG, "root_created", file=str(self._file.path), serial=serial, not_after=_end(signer))
+        log.event(LOG, "root_created", file=str(self._file.path), serial=serial, not_after=signer.ends)
 
     def _warn_of_another_domain(self) -> None:
         """Without name constraints a root vouches for every trust domain, though its name is that of one."""
@@ -212,7 +215,7 @@ class SelfSignedCa:
         if not valid:
             raise CaUnavailableError(cause)
         self._failed = now
-        log.event(LOG, "root_not_renewed", level=logging.ERROR, cause=cause, not_after=_end(valid[-1]))
+        log.event(LOG, "root_not_renewed", level=logging.ERROR, cause=cause, not_after=valid[-1].ends)
 
 
 def check(directory: Path, setting: str) -> None:
@@ -238,11 +241,7 @@ def _explained(file: Path, setting: str) -> Iterator[None]:
 
 
 def _begun(signers: Iterable[Signer], now: datetime) -> list[Signer]:
-    return [signer for signer in signers if signer.certificate.not_valid_before_utc <= now]
-
-
-def _end(signer: Signer) -> datetime:
-    return signer.certificate.not_valid_after_utc
+    return [signer for signer in signers if signer.begins <= now]
 
 
 def _to_pem(signer: Signer) -> bytes:

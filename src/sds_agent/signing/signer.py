@@ -46,6 +46,16 @@ class Signer(Sensitive, frozen=True, dict=True):
     key: PrivateKey
 
     @cached_property
+    def begins(self) -> datetime:
+        """When its certificate begins."""
+        return self.certificate.not_valid_before_utc
+
+    @cached_property
+    def ends(self) -> datetime:
+        """When its certificate ends."""
+        return self.certificate.not_valid_after_utc
+
+    @cached_property
     def _templates(self) -> dict[bool, LeafTemplate]:
         """Of its leaves, by whether their keys are RSA keys."""
         return {}
@@ -100,8 +110,11 @@ class Signer(Sensitive, frozen=True, dict=True):
         return builder.sign(self.key, signature_hash(self.key))
 
     def validity(self, now: datetime, ttl: timedelta) -> tuple[datetime, datetime]:
-        """The times of a certificate that is issued at `now` for `ttl`, within the signer's own. Raises SignerError."""
-        first, last = self.certificate.not_valid_before_utc, self.certificate.not_valid_after_utc
+        """The times, in UTC, of a certificate that is issued at `now` for `ttl`, within the signer's own.
+
+        Raises SignerError.
+        """
+        first, last = self.begins, self.ends
         if ttl < SHORTEST_LIFE:
             raise SignerError(f"a certificate cannot be issued for {ttl.total_seconds():g} s: ask for 1 s or more")
         if now >= last:

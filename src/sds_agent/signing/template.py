@@ -8,7 +8,7 @@ puts a serial number, times, a key and a name into their places (RFC 5280 sectio
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sds_agent.digest import sha1
@@ -27,6 +27,8 @@ _EXTENSIONS = 0xA3
 _FIELDS = 8
 _MOST_EXTENSIONS = 20
 _KEY_IDENTIFIER = bytes.fromhex("0603551d0e")
+_BEFORE_KEY_IDENTIFIER = bytes.fromhex("301d0603551d0e04160414")
+"""The extension with the subject's key identifier, up to its 20 bytes."""
 _NAMES = bytes.fromhex("0603551d11")
 _CRITICAL = bytes.fromhex("0101ff")
 _ONLY_UTC_TIME_UNTIL = 2050
@@ -50,12 +52,13 @@ class LeafTemplate:
     def sign(
         self, signer: PrivateKey, public_key: PublicKey, uri: str, serial: int, times: tuple[datetime, datetime]
     ) -> x509.Certificate:
-        """A leaf for `uri` (ASCII), valid between `times`, which are whole seconds; `serial` is positive."""
+        """A leaf for `uri` (ASCII), valid between `times`, which are whole seconds in UTC; `serial` is positive."""
         key = public_bytes(public_key)
         names = encoded(_SEQUENCE, encoded(_URI, uri.encode("ascii")))
         extensions = encoded(
             _SEQUENCE,
-            encoded(_SEQUENCE, _KEY_IDENTIFIER, encoded(_OCTET_STRING, encoded(_OCTET_STRING, _key_identifier(key)))),
+            _BEFORE_KEY_IDENTIFIER,
+            _key_identifier(key),
             encoded(_SEQUENCE, _NAMES, _CRITICAL, encoded(_OCTET_STRING, names)),
             self._others,
         )
@@ -74,16 +77,18 @@ class LeafTemplate:
 
 
 def _signature(signer: PrivateKey, tbs: bytes) -> bytes:
-    if isinstance(signer, rsa.RSAPrivateKey):
-        return signer.sign(tbs, padding.PKCS1v15(), signature_hash(signer))
-    return signer.sign(tbs, ec.ECDSA(signature_hash(signer)))
+    if isinstance(signer, ec.EllipticCurvePrivateKey):
+        return signer.sign(tbs, ec.ECDSA(signature_hash(signer)))
+    return signer.sign(tbs, padding.PKCS1v15(), signature_hash(signer))
 
 
 def _time(moment: datetime) -> bytes:
-    year, month, day, hour, minute, second, *_ = moment.utctimetuple()
+    """A time in UTC."""
+    year = moment.year
+    rest = b"%02d%02d%02d%02d%02dZ" % (moment.month, moment.day, moment.hour, moment.minute, moment.second)
     if year < _ONLY_UTC_TIME_UNTIL:
-        return encoded(_UTC_TIME, b"%02d%02d%02d%02d%02d%02dZ" % (year % 100, month, day, hour, minute, second))
-    return encoded(_GENERALIZED_TIME, b"%04d%02d%02d%02d%02d%02dZ" % (year, month, day, hour, minute, second))
+        return encoded(_UTC_TIME, b"%02d%b" % (year % 100, rest))
+    return encoded(_GENERALIZED_TIME, b"%04d%b" % (year, rest))
 
 
 def _key_identifier(key: bytes) -> bytes:
