@@ -420,14 +420,14 @@ class NonBlockingHandler(logging.StreamHandler[TextIO]):
 
 def _plain(value: Value) -> str | int | float | bool | list[str]:
     match value:
+        case str():
+            return cut(value, LONGEST_VALUE, count=True)
         case datetime():
             return timestamp(value)
         case timedelta():
             return round(value.total_seconds(), 3)
         case list() | tuple():
             return [cut(v, LONGEST_VALUE, count=True) for v in value]
-        case str():
-            return cut(value, LONGEST_VALUE, count=True)
         case None:
             return ""
         case _:

@@ -7,7 +7,14 @@ from msgspec import Struct, structs
 
 from sds_agent import app, once, preflight
 from sds_agent.authority import registry
-from sds_agent.authority.protocol import AdvertisesAnchors, Authority, AuthorityError, ErrorKind, Supplier
+from sds_agent.authority.protocol import (
+    AdvertisesAnchors,
+    Authority,
+    AuthorityError,
+    CertifiesKeys,
+    ErrorKind,
+    Supplier,
+)
 from sds_agent.clock import Clock
 from sds_agent.config.settings import Settings
 from sds_agent.configfile.durations import format_duration
@@ -100,7 +107,11 @@ async def _attempt(
         async with asyncio.timeout(seconds):
             if isinstance(authority, Supplier):
                 return await Receiver(workload, workload.authority, authority, trust, clock).ask(None)
-            return await Requester(workload, workload.authority, authority, trust, clock, timeout=seconds).ask(None)
+            certifying = authority if isinstance(authority, CertifiesKeys) else None
+            requester = Requester(
+                workload, workload.authority, authority, trust, clock, certifying=certifying, timeout=seconds
+            )
+            return await requester.ask(None)
     except TimeoutError as error:
         raise AuthorityError(ErrorKind.TRANSIENT, f"no certificate came within {seconds:g} s") from error
 

@@ -230,10 +230,10 @@ def _chain(
     beside: Chain,
     now: datetime,
 ) -> Chain:
-    bundle = (*anchors, *beside)
+    bundle = (*anchors, *beside) if beside else None
     # An intermediate may be an anchor here and unknown to a peer that trusts only its root, which needs it.
     roots = tuple(anchor for anchor in anchors if is_self_signed(anchor))
     if roots and len(roots) < len(anchors):
         with suppress(PathError):  # then only the pinned intermediate vouches for the leaf
-            return find_path(leaf, (*received, *anchors), roots, now, skew=SKEW, bundle=bundle)
+            return find_path(leaf, (*received, *anchors), roots, now, skew=SKEW, bundle=bundle or anchors)
     return find_path(leaf, received, anchors, now, skew=SKEW, bundle=bundle)

@@ -59,7 +59,10 @@ class Obtained(Sensitive, frozen=True):
 
 
 class Requester:
-    """Asks one CA of a workload, by its `name`, one attempt at a time. It has `timeout` seconds to answer."""
+    """Asks one CA of a workload, by its `name`, one attempt at a time. It has `timeout` seconds to answer.
+
+    `certifying` is the CA where it signs without a CSR.
+    """
 
     def __init__(
         self,
@@ -69,12 +72,13 @@ class Requester:
         trust: Trust,
         clock: Clock,
         *,
+        certifying: CertifiesKeys | None = None,
         timeout: float = CA_TIMEOUT,
     ) -> None:
         self._workload = workload
         self._name = name
         self._authority = authority
-        self._certifying = authority if isinstance(authority, CertifiesKeys) else None
+        self._certifying = certifying
         self._timeout = timeout
         self._trust = trust
         self._clock = clock

@@ -13,7 +13,14 @@ from typing import Any
 
 from msgspec import Struct
 
-from sds_agent.authority.protocol import Authority, AuthorityError, CurrentIdentity, ErrorKind, Supplier
+from sds_agent.authority.protocol import (
+    Authority,
+    AuthorityError,
+    CertifiesKeys,
+    CurrentIdentity,
+    ErrorKind,
+    Supplier,
+)
 from sds_agent.clock import Clock
 from sds_agent.issuance.adapter_calls import NoAnswerError
 from sds_agent.issuance.queue import IssuanceQueue, Place, Priority
@@ -42,6 +49,11 @@ class Upstream(Struct, frozen=True, dict=True):
     def signing(self) -> Authority | None:
         """The CA, where it signs requests."""
         return None if isinstance(self.authority, Supplier) else self.authority
+
+    @cached_property
+    def certifying(self) -> CertifiesKeys | None:
+        """The CA, where it needs no requests."""
+        return self.authority if isinstance(self.authority, CertifiesKeys) else None
 
 
 class Attempt(Struct, frozen=True):
@@ -76,7 +88,9 @@ class IssuanceSource:
         if upstream.supplier is not None:
             self._requester = Receiver(workload, name, upstream.supplier, trust, clock)
         elif upstream.signing is not None:
-            self._requester = Requester(workload, name, upstream.signing, trust, clock, timeout=upstream.timeout)
+            self._requester = Requester(
+                workload, name, upstream.signing, trust, clock, certifying=upstream.certifying, timeout=upstream.timeout
+            )
 
     @property
     def supplied(self) -> bool:

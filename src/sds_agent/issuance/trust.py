@@ -70,18 +70,20 @@ class _Ends:
     """When the last certificate ends that chains to an anchor, without a look at all of them."""
 
     def __init__(self) -> None:
-        # of each authority and of what a certificate chains to, the last to end first; some are in use no longer
-        self._heaps: dict[tuple[str, Chain], list[tuple[float, str, datetime]]] = {}
+        # of each authority and of what a certificate chains to, the last to end first; some are in use no longer. By
+        # the object, which is in it too: to hash certificates takes long, and thousands share one such value
+        self._heaps: dict[tuple[str, int], tuple[Chain, list[tuple[float, str, datetime]]]] = {}
 
     def add(self, authority: str, version: str, until: datetime, chains_to: Chain) -> None:
         """The certificate of this version is in use until then."""
         if chains_to:
-            heapq.heappush(self._heaps.setdefault((authority, chains_to), []), (-until.timestamp(), version, until))
+            _, heap = self._heaps.setdefault((authority, id(chains_to)), (chains_to, []))
+            heapq.heappush(heap, (-until.timestamp(), version, until))
 
     def latest(self, authority: str, in_use: Mapping[str, _InUse]) -> dict[x509.Certificate, datetime]:
         """By its anchors, when the last of those `in_use` ends."""
         found = dict[x509.Certificate, datetime]()
-        for (whose, chains_to), heap in tuple(self._heaps.items()):
+        for (whose, key), (chains_to, heap) in tuple(self._heaps.items()):
             if whose != authority:
                 continue
             if len(heap) > 2 * len(in_use) + _SLACK:
@@ -90,7 +92,7 @@ class _Ends:
             while heap and not _is_of(heap[0][1], chains_to, in_use):
                 heapq.heappop(heap)
             if not heap:
-                del self._heaps[whose, chains_to]
+                del self._heaps[whose, key]
                 continue
             for anchor in chains_to:
                 found[anchor] = max(found.get(anchor, heap[0][2]), heap[0][2])
@@ -296,7 +298,7 @@ class Trust:
         self._in_use.setdefault(authority, {})[version] = _InUse(certificate, chains_to)
         self._ends.add(authority, version, certificate.not_after, chains_to)
         self._stored_changed.set()
-        if not set(anchors) <= set(known_of_authority):
+        if anchors and not set(anchors) <= set(known_of_authority):
             self._retain(authority, anchors, (version,))
             self._publish(authority)
         elif self.revocation.is_new(chain):

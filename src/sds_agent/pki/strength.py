@@ -38,10 +38,10 @@ class KeyRule(Struct, frozen=True):
     def fault(self, key: object) -> KeyFault | None:
         """What is wrong with a private or public key, or None."""
         match key:
-            case rsa.RSAPrivateKey(key_size=size) | rsa.RSAPublicKey(key_size=size):
-                return None if self._has_size(size) else KeyFault(f"an RSA key of {size} bits", f"one of {self._sizes}")
-            case ec.EllipticCurvePrivateKey(curve=curve) | ec.EllipticCurvePublicKey(curve=curve):
+            case ec.EllipticCurvePublicKey(curve=curve) | ec.EllipticCurvePrivateKey(curve=curve):
                 return None if curve.name in self.curves else KeyFault(f"a key on the curve {curve.name}", self._named)
+            case rsa.RSAPublicKey(key_size=size) | rsa.RSAPrivateKey(key_size=size):
+                return None if self._has_size(size) else KeyFault(f"an RSA key of {size} bits", f"one of {self._sizes}")
         return None if self.others else KeyFault("a key that is neither an EC nor an RSA key", "an EC or RSA key")
 
     def _has_size(self, size: int) -> bool:

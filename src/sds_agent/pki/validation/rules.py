@@ -22,6 +22,7 @@ from sds_agent.pki.certificates import (
     extended_key_usages,
     extension,
     is_ca,
+    remembered,
     remembered_of_two,
 )
 from sds_agent.pki.names import is_self_issued, same_name
@@ -98,6 +99,7 @@ def fault_of_times(certificate: x509.Certificate, times: Times) -> str | None:
     return None
 
 
+@remembered
 def _fault_of_key(certificate: x509.Certificate) -> str | None:
     fault = IN_CHAINS.fault(certificate.public_key())
     return f"{describe(certificate)} has {fault.found}; it needs {fault.wanted}" if fault else None

@@ -77,10 +77,10 @@ def _verify(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
     content, signature = _signed_content(certificate), certificate.signature
     digest = certificate.signature_hash_algorithm
     match issuer.public_key(), certificate.signature_algorithm_parameters:
-        case rsa.RSAPublicKey() as key, padding.PKCS1v15() | padding.PSS() as form if digest:
-            key.verify(signature, content, form, digest)
         case ec.EllipticCurvePublicKey() as key, ec.ECDSA() as form:
             key.verify(signature, content, form)
+        case rsa.RSAPublicKey() as key, padding.PKCS1v15() | padding.PSS() as form if digest:
+            key.verify(signature, content, form, digest)
         case ed25519.Ed25519PublicKey() as key, None:
             key.verify(signature, content)
         case _:
