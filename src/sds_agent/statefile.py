@@ -108,7 +108,7 @@ class StateFile:
 
         For who writes many such files at once (`files.replace_all_private`), and so has no need of `put_back`.
         """
-        data = content if self._seal is None else self._seal.seal(content, self._purpose)
+        data = sealed(content, self._seal, self._purpose)
         if self._another_keys:
             with suppress(FileNotFoundError):
                 self.path.rename(self.aside)
@@ -164,6 +164,11 @@ class StateFile:
         return self.put_aside(
             reason, f"to use it, stop the agent, rename it to {self.path.name} and start the newer one"
         )
+
+
+def sealed(content: bytes, seal: Seal | None, purpose: str) -> bytes:
+    """The content as it is in a file with that purpose, where there is none that must be put aside first."""
+    return content if seal is None else seal.seal(content, purpose)
 
 
 def _format_of(content: bytes) -> int:

@@ -35,7 +35,7 @@ from sds_agent.pki.certificates import CertificateError, pem_of, read_bundle
 from sds_agent.pki.keyfile import KeyFileError, read_private_key
 from sds_agent.pki.keys import PrivateKey
 from sds_agent.sealing import Seal
-from sds_agent.statefile import ASIDE, FORMAT, StateFile, UnusableFileError, remove_aside
+from sds_agent.statefile import ASIDE, FORMAT, StateFile, UnusableFileError, remove_aside, sealed
 from sds_agent.tasks import DISK_TIMEOUT, NoThreadError, TimeLimit, uninterrupted
 from sds_agent.values import Sensitive
 
@@ -239,16 +239,10 @@ class CertificateCache:
                 contents = [(each, content) for each, content in contents if self._is_last(each, content.spiffe_id)]
             try:
                 own_directory(self._directory, 0o700)
-                files = [self._file(content.spiffe_id) for _, content in contents]
-                errors = replace_all_private(
-                    [
-                        (file.path, file.prepared(msgspec.json.encode(content)))
-                        for file, (_, content) in zip(files, contents, strict=True)
-                    ]
-                )
-                for file, (certificate, _), error in zip(files, contents, errors, strict=True):
+                files = [self._prepared(content) for _, content in contents]
+                errors = replace_all_private(self._directory, files)
+                for (name, _), (certificate, _), error in zip(files, contents, errors, strict=True):
                     if error is None:  # it is there, even where the directory cannot be synchronized
-                        name = file.path.name
                         self._kept[name] = certificate
                         self._of_other_keys.pop(name, None)
                         if self.unwritten.get(name) is certificate:
@@ -260,6 +254,14 @@ class CertificateCache:
             None if error is None else self._error(error, content.spiffe_id)
             for error, (_, content) in zip(errors, contents, strict=True)
         ]
+
+    def _prepared(self, content: CachedCertificate) -> tuple[str, bytes]:
+        """The name of the file for it, and what is to be written there. Raises OSError."""
+        name, encoded = _file_name(content.spiffe_id), msgspec.json.encode(content)
+        of_other_keys = self._of_other_keys.get(name)
+        if of_other_keys is not None:
+            return name, of_other_keys.prepared(encoded)
+        return name, sealed(encoded, self._seal, _purpose(content.spiffe_id))
 
     def _is_last(self, certificate: Cached, spiffe_id: str) -> bool:
         name = _file_name(spiffe_id)
@@ -277,6 +279,8 @@ class CertificateCache:
 
         Raises CacheError when there is one that cannot be used. If it never will be, it was put aside.
         """
+        if not self._has_file(str(identity)):
+            return None
         file = self._file(str(identity))
         try:
             stored = file.load(_decode)
@@ -302,13 +306,23 @@ class CertificateCache:
         # a time that is yet to come, as after a clock was set back, would put off the renewal
         return Restored(accepted, key, min(cached.issued, now), cached.authority, cached.elapsed, stored.outdated)
 
+    def _has_file(self, spiffe_id: str) -> bool:
+        """Whether something is there under the name: on the first start, of thousands of names, nothing is."""
+        try:
+            os.lstat(f"{self._directory}/{_file_name(spiffe_id)}")
+        except FileNotFoundError:
+            return False
+        except OSError:  # as reading it will say
+            return True
+        return True
+
     def _file(self, spiffe_id: str) -> StateFile:
         name = _file_name(spiffe_id)
         return self._of_other_keys.get(name) or StateFile(
             self._directory / name,
             LARGEST,
             seal=self._seal,
-            purpose=f"certificate of {spiffe_id}",
+            purpose=_purpose(spiffe_id),
             instead="the CA is asked for another certificate",
             forbidden=_OTHERS,
         )
@@ -316,6 +330,10 @@ class CertificateCache:
 
 def _file_name(spiffe_id: str) -> str:
     return f"{sha256(spiffe_id.encode()).hex()[:32]}.json"
+
+
+def _purpose(spiffe_id: str) -> str:
+    return f"certificate of {spiffe_id}"
 
 
 class _Constant(Sensitive, frozen=True):
