@@ -67,14 +67,14 @@ def _identities(workloads: Mapping[int, WorkloadSettings]) -> Iterator[Problem]:
 
 
 def _trust_domains(workloads: Mapping[int, WorkloadSettings], trust_domain: str) -> Iterator[Problem]:
+    inside = f"spiffe://{trust_domain}/"
     for index, each in workloads.items():
-        if not each.spiffe_id or not trust_domain:
+        if not each.spiffe_id or not trust_domain or each.spiffe_id.startswith(inside):
             continue
         own = SpiffeId.parse(each.spiffe_id).trust_domain.name
-        if own != trust_domain:
-            found = f"is {quoted(each.spiffe_id)}, in the trust domain {quoted(own)}"
-            fix = f"it must be in trust_domain, which is {quoted(trust_domain)}: change one of the two"
-            yield Problem(_at(index, "spiffe_id"), found, fix)
+        found = f"is {quoted(each.spiffe_id)}, in the trust domain {quoted(own)}"
+        fix = f"it must be in trust_domain, which is {quoted(trust_domain)}: change one of the two"
+        yield Problem(_at(index, "spiffe_id"), found, fix)
 
 
 def _authorities(workloads: Mapping[int, WorkloadSettings], known: list[str]) -> Iterator[Problem]:

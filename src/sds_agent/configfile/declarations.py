@@ -9,9 +9,9 @@ from names, or a settings class that the key `type` selects. With `| None` it ma
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from msgspec import Meta, Struct
 from msgspec.inspect import (
@@ -55,7 +55,7 @@ def selected(find: Callable[[str], type[Struct] | None], names: Callable[[], Ite
     return Meta(extra={"variant": Variant(find, names)})
 
 
-class Declaration(Struct, frozen=True):
+class Declaration(Struct, frozen=True, dict=True):
     """What a settings class declares for one place: msgspec's type, and what the annotations `types` makes add to it.
 
     `schema` is the part of the JSON Schema that the annotations give.
@@ -87,16 +87,21 @@ class Declaration(Struct, frozen=True):
     def allowed(self) -> str:
         """What may stand here, to follow "it must be"."""
         if self.section:
-            mapping = f"a mapping with the keys {', '.join(keys_of(self.section))}"
+            mapping = f"a mapping with the keys {', '.join(keys_of(self.section.cls))}"
             return mapping if self.shorthand is None else f"{self.shorthand.allowed}, or {mapping}"
         if self.variant:
             return f"a mapping with a type ({', '.join(self.variant.types)}) and that type's keys"
-        return str(self.extra["allowed"]) if "allowed" in self.extra else _single(self.type)[0]
+        return str(self.extra["allowed"]) if "allowed" in self.extra else self._plain[0]
 
     def convert(self, value: object, base: Path) -> Any:
         """The setting that a single value gives. Raises UnacceptableError."""
-        convert = self.extra["convert"] if "convert" in self.extra else _single(self.type)[1]
+        convert = self.extra["convert"] if "convert" in self.extra else self._plain[1]
         return convert(value, base)
+
+    @cached_property
+    def _plain(self) -> tuple[str, Convert]:
+        """What msgspec's type alone says."""
+        return _single(self.type)
 
 
 def declaration(type_: Type) -> Declaration:
@@ -121,10 +126,26 @@ def fields_of(of: type[Struct]) -> StructType:
     return cast("StructType", type_info(of))
 
 
-def keys_of(section: StructType) -> list[str]:
-    """The keys of a section, sorted, its `type` among them where that selects it."""
+class DeclaredKey(NamedTuple):
+    """A key of a section: its name, what is declared for it, and whether it must be there."""
+
+    name: str
+    declared: Declaration
+    required: bool
+
+
+@cache
+def declared_keys(of: type[Struct]) -> tuple[DeclaredKey, ...]:
+    """The keys of a settings class in their order, but for its `type`. A file may hold thousands of such sections."""
+    return tuple(DeclaredKey(each.name, declaration(each.type), each.required) for each in fields_of(of).fields)
+
+
+@cache
+def keys_of(of: type[Struct]) -> tuple[str, ...]:
+    """The keys of a settings class, sorted, its `type` among them where that selects it."""
+    section = fields_of(of)
     tag = [section.tag_field] if section.tag_field else []
-    return sorted([*tag, *(field.name for field in section.fields)])
+    return tuple(sorted([*tag, *(field.name for field in section.fields)]))
 
 
 def _single(type_: Type) -> tuple[str, Convert]:

@@ -47,8 +47,3 @@ class Document(Struct):
         path = problem.where
         origin = self.origin(path)
         return Problem((origin.source,), problem.found, problem.fix, render(path), origin.line)
-
-    @property
-    def written(self) -> dict[KeyPath, str]:
-        """The text of the file's scalars."""
-        return {path: each.written for path, each in self.origins.items() if each.written is not None}

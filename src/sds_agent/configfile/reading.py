@@ -17,8 +17,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.inspect import DictType, StructType, Type, VarTupleType
 
-from sds_agent.configfile.declarations import Declaration, Variant, declaration, fields_of, keys_of
-from sds_agent.configfile.document import Document
+from sds_agent.configfile.declarations import Declaration, Variant, declaration, declared_keys, fields_of, keys_of
+from sds_agent.configfile.document import Document, Origin
 from sds_agent.configfile.phrases import KeyPath, describe, describe_kind, did_you_mean, must_be
 from sds_agent.configfile.types import UnacceptableError
 from sds_agent.errors import Problem, ProblemsError
@@ -42,7 +42,7 @@ class _Reading(Struct):
     """One pass over a document, and the problems seen so far, whose places are key paths."""
 
     base: Path
-    written: Mapping[KeyPath, str]
+    origins: Mapping[KeyPath, Origin]
     problems: list[Problem] = msgspec.field(default_factory=list)
 
     def refuse(self, path: KeyPath, found: str, fix: str) -> Any:
@@ -50,9 +50,13 @@ class _Reading(Struct):
         self.problems.append(Problem(path, found, fix))
         return UNREAD
 
-    def read(self, type_: Type, value: object, path: KeyPath) -> Any:
+    def written(self, path: KeyPath) -> str | None:
+        """The text of a scalar in the file."""
+        origin = self.origins.get(path)
+        return None if origin is None else origin.written
+
+    def read(self, here: Declaration, value: object, path: KeyPath) -> Any:
         """The setting that `value` gives, or UNREAD."""
-        here = declaration(type_)
         if here.variant:
             return self._selected(here, here.variant, value, path)
         if "convert" not in here.extra:
@@ -66,7 +70,7 @@ class _Reading(Struct):
         try:
             return here.convert(value, self.base)
         except UnacceptableError as error:
-            return self.refuse(path, describe(value, self.written.get(path)), must_be(here.allowed, str(error)))
+            return self.refuse(path, describe(value, self.written(path)), must_be(here.allowed, str(error)))
 
     def _section_or_value(self, here: Declaration, section: StructType, value: object, path: KeyPath) -> Any:
         if here.shorthand is None:
@@ -76,44 +80,45 @@ class _Reading(Struct):
         try:
             single = here.shorthand.convert(value, self.base)
         except UnacceptableError as error:
-            return self.refuse(path, describe(value, self.written.get(path)), must_be(here.allowed, str(error)))
+            return self.refuse(path, describe(value, self.written(path)), must_be(here.allowed, str(error)))
         return section.cls(**{here.extra["shorthand"]: single})
 
     def section(self, of: StructType, value: object, path: KeyPath) -> Any:
         """An instance of a settings class, in which single values may be UNREAD."""
         if not isinstance(value, dict):
             return self.refuse(path, describe_kind(value), must_be(Declaration(of, {}, {}).allowed))
-        known = keys_of(of)
+        known = keys_of(of.cls)
         for name in value:
             if name not in known:
                 here = f"the keys here are {', '.join(known)}"
-                near = did_you_mean(name, known)
+                near = did_you_mean(name, list(known))
                 self.refuse((*path, name), "is not a known key", f"{near} ({here})" if near else here)
         given: dict[str, Any] = {}
-        for field in of.fields:
-            at = (*path, field.name)
-            if field.name in value:
-                given[field.name] = self.read(field.type, value[field.name], at)
-            elif field.required:
-                given[field.name] = self.refuse(at, "is missing", must_be(declaration(field.type).allowed))
+        for name, declared, required in declared_keys(of.cls):
+            at = (*path, name)
+            if name in value:
+                given[name] = self.read(declared, value[name], at)
+            elif required:
+                given[name] = self.refuse(at, "is missing", must_be(declared.allowed))
         return of.cls(**given)
 
     def _list(self, here: Declaration, item: Type, value: object, path: KeyPath) -> Any:
         if not isinstance(value, list) or not value:
             return self.refuse(path, describe_kind(value), must_be(here.allowed))
-        return tuple(self.read(item, each, (*path, index)) for index, each in enumerate(value))
+        declared = declaration(item)
+        return tuple(self.read(declared, each, (*path, index)) for index, each in enumerate(value))
 
     def _mapping(self, here: Declaration, name: Type, item: Type, value: object, path: KeyPath) -> Any:
         if not isinstance(value, dict) or not value:
             return self.refuse(path, describe_kind(value), must_be(here.allowed))
-        names = declaration(name)
+        names, declared = declaration(name), declaration(item)
         for each in value:
             try:
                 names.convert(each, self.base)
             except UnacceptableError as error:
                 fix = must_be(names.allowed, str(error))
                 self.refuse((*path, each), "has a name that is not allowed", fix)
-        return MappingProxyType({each: self.read(item, inner, (*path, each)) for each, inner in value.items()})
+        return MappingProxyType({each: self.read(declared, inner, (*path, each)) for each, inner in value.items()})
 
     def _selected(self, here: Declaration, variant: Variant, value: object, path: KeyPath) -> Any:
         if not isinstance(value, dict):
@@ -130,7 +135,7 @@ class _Reading(Struct):
         if "type" not in value:
             return self.refuse(at, "is missing", must_be(allowed))
         near = did_you_mean(written, variant.types) if isinstance(written, str) else ""
-        return self.refuse(at, describe(written, self.written.get(at)), must_be(allowed, near))
+        return self.refuse(at, describe(written, self.written(at)), must_be(allowed, near))
 
 
 def read(of: type[T], document: Document) -> tuple[T, list[Problem]]:
@@ -138,7 +143,7 @@ def read(of: type[T], document: Document) -> tuple[T, list[Problem]]:
 
     The settings can be used if nothing is wrong. Else single values in them, whole sections too, may be UNREAD.
     """
-    reading = _Reading(document.base, document.written)
+    reading = _Reading(document.base, document.origins)
     return reading.section(fields_of(of), document.tree, ()), reading.problems
 
 

@@ -193,21 +193,20 @@ class _Composer(Struct):
     def _compose(self, event: Any, path: KeyPath) -> _Node:
         line = event.start_mark.line + 1
         match event:
-            case yaml.SequenceStartEvent():
+            case yaml.ScalarEvent():
+                return self._scalar(event, line, path)
+            case yaml.MappingStartEvent():
+                return _Map(line, self._entries(path))
+            case _:
                 items: list[_Node] = []
                 while not isinstance(event := self._next(), yaml.SequenceEndEvent):
                     items.append(self._node(event, (*path, len(items))))
                 return _List(line, items)
-            case yaml.MappingStartEvent():
-                return _Map(line, self._entries(path))
-            case _:
-                return self._scalar(event, path)
 
-    def _scalar(self, event: Any, path: KeyPath) -> _Scalar:
-        line, tag = event.start_mark.line + 1, event.tag
+    def _scalar(self, event: Any, line: int, path: KeyPath) -> _Scalar:
+        tag, value = event.tag, event.value
         if tag is None or tag == "!":
-            tag = self.loader.resolve(yaml.ScalarNode, event.value, event.implicit)
-        value = event.value
+            tag = self.loader.resolve(yaml.ScalarNode, value, event.implicit)
         if tag not in _TEXT:
             try:
                 value = self.loader.construct_object(yaml.ScalarNode(tag, event.value))

@@ -92,7 +92,7 @@ class SpiffeId(Struct, frozen=True, order=True):
 def is_segment(text: str) -> bool:
     """Whether the text may stand between two `/` of a SPIFFE ID's path."""
     try:
-        _check_segment(text, "the path")
+        _check_segment(text)
     except SpiffeIdError:
         return False
     return True
@@ -155,22 +155,27 @@ def _check_path(path: str) -> None:
     if path.endswith("/"):
         raise SpiffeIdError(f"the path {quoted(path)} of a SPIFFE ID ends with '/': leave that out")
     for segment in path[1:].split("/"):
-        _check_segment(segment, f"the path {quoted(path)} of a SPIFFE ID")
+        _check_segment(segment, path)
 
 
-def _check_segment(segment: str, where: str) -> None:
+def _check_segment(segment: str, path: str | None = None) -> None:
     if not segment:
-        raise SpiffeIdError(f"{where} has an empty segment: write a single '/' between two segments")
+        raise SpiffeIdError(f"{_named(path)} has an empty segment: write a single '/' between two segments")
     if segment in {".", ".."}:
-        raise SpiffeIdError(f"{where} has the segment '{segment}': write the path out in full")
+        raise SpiffeIdError(f"{_named(path)} has the segment '{segment}': write the path out in full")
     if wrong := _first_outside(_SEGMENT_CHARACTERS, segment):
-        raise SpiffeIdError(f"{where} holds {wrong}; allowed between two '/' are a-z, A-Z, 0-9, '.', '-' and '_'")
+        allowed = "allowed between two '/' are a-z, A-Z, 0-9, '.', '-' and '_'"
+        raise SpiffeIdError(f"{_named(path)} holds {wrong}; {allowed}")
+
+
+def _named(path: str | None) -> str:
+    return "the path" if path is None else f"the path {quoted(path)} of a SPIFFE ID"
 
 
 def _first_outside(allowed: frozenset[str], text: str) -> str | None:
     """The first character that is not allowed, quoted, with what is known of why."""
-    wrong = next((character for character in text if character not in allowed), None)
-    if wrong is None:
+    if allowed.issuperset(text):
         return None
+    wrong = next(character for character in text if character not in allowed)
     reason = "write it in lower case" if wrong in string.ascii_uppercase else _NOT_IN_AN_ID.get(wrong)
     return f"{wrong!a} ({reason})" if reason else f"{wrong!a}"
