@@ -188,8 +188,9 @@ class Issuer:
 
     def _act(self, tasks: asyncio.TaskGroup) -> datetime | None:
         """Take the one action that is due; returns until when to wait where none is."""
-        state, turn = self._state
-        match decide(self._clock.now(), state, self._workload.renewal):
+        now = self._clock.now()
+        state, turn = self._state(now)
+        match decide(now, state, self._workload.renewal):
             case Ask():
                 self._begin(turn.index, state, tasks)
             case Publish(index=index):
@@ -204,12 +205,11 @@ class Issuer:
                 return time
         return None
 
-    @property
-    def _state(self) -> tuple[IssuanceState, Turn]:
+    def _state(self, now: datetime) -> tuple[IssuanceState, Turn]:
         """What `decide` needs, about the authority whose turn it is."""
-        now, state = self._clock.now(), self._publication.state
+        state = self._publication.state
         # which of several authorities is asked depends on when the certificate is due
-        due = now if self._failover.alone else due_at(now, state, self._workload.renewal)
+        due = now if len(self._sources) == 1 else due_at(now, state, self._workload.renewal)
         turn = self._failover.turn(now, due, _served(state))
         source = self._sources[turn.index]
         attempts = structs.replace(

@@ -95,9 +95,8 @@ class Publication:
     @property
     def holding(self) -> bool:
         """Whether a certificate is held back and not every Envoy has acknowledged the bundle."""
-        now = self._clock.now()
-        held = (each.held_until for each in self._certificates.coming if each.held_until is not None)
-        return self._acknowledged_at is None and any(until > now for until in held)
+        held = [each.held_until for each in self._certificates.coming if each.held_until is not None]
+        return bool(held) and self._acknowledged_at is None and max(held) > self._clock.now()
 
     def acknowledged(self) -> None:
         """Every Envoy has acknowledged the bundle: what is held back for that follows in a moment."""

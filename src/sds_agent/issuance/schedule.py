@@ -248,8 +248,7 @@ class IssuanceState(Succession[CurrentLeaf], frozen=True):
 
     def newest(self, now: datetime) -> CurrentLeaf | None:
         """The certificate whose age says when to ask for the next one."""
-        awaited = [leaf for leaf in self.coming if _awaited(leaf, now)]
-        return awaited[-1] if awaited else self.served
+        return next((leaf for leaf in reversed(self.coming) if _awaited(leaf, now)), self.served)
 
     def publish_at(self, now: datetime) -> dict[int, datetime]:
         """When to publish each of those coming, by its index.
@@ -258,6 +257,8 @@ class IssuanceState(Succession[CurrentLeaf], frozen=True):
         which there is a margin while another certificate can be served. In that time peers also load a trust anchor
         that is new to them. Neither takes more than half of what is left of the other certificate's life.
         """
+        if not self.coming:
+            return {}
         return {n: self._publish_at(leaf, now) for n, leaf in enumerate(self.coming) if _awaited(leaf, now)}
 
     def _publish_at(self, leaf: CurrentLeaf, now: datetime) -> datetime:

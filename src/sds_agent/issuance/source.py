@@ -82,6 +82,8 @@ class IssuanceSource:
         """When it issued last."""
         self.error: AuthorityError | None = None
         """Why its last attempt failed; None if it did not."""
+        self.supplied = upstream.supplier is not None
+        """Whether it makes certificates by itself."""
         self._queue = upstream.queue
         self._clock = clock
         self._requester: Requester | Receiver
@@ -91,11 +93,6 @@ class IssuanceSource:
             self._requester = Requester(
                 workload, name, upstream.signing, trust, clock, certifying=upstream.certifying, timeout=upstream.timeout
             )
-
-    @property
-    def supplied(self) -> bool:
-        """Whether it makes certificates by itself."""
-        return isinstance(self._requester, Receiver)
 
     @property
     def hung(self) -> bool:

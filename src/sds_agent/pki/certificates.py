@@ -227,7 +227,8 @@ def _extensions(certificate: x509.Certificate) -> dict[type[x509.ExtensionType],
 
 def san_values(certificate: x509.Certificate) -> tuple[x509.GeneralName, ...]:
     """Every subject alternative name, whatever its form, in order; empty without the extension."""
-    return tuple(extension(certificate, x509.SubjectAlternativeName) or ())
+    found = extension(certificate, x509.SubjectAlternativeName)
+    return () if found is None else tuple(found)
 
 
 def subject_alternative_uris(certificate: x509.Certificate) -> tuple[str, ...]:
@@ -243,7 +244,8 @@ def is_ca(certificate: x509.Certificate) -> bool:
 
 def extended_key_usages(certificate: x509.Certificate) -> frozenset[x509.ObjectIdentifier]:
     """What ExtendedKeyUsage lists; empty without the extension."""
-    return frozenset(extension(certificate, x509.ExtendedKeyUsage) or ())
+    found = extension(certificate, x509.ExtendedKeyUsage)
+    return frozenset() if found is None else frozenset(found)
 
 
 def describe(certificate: x509.Certificate) -> str:

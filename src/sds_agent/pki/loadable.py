@@ -50,7 +50,7 @@ _fault_of_short = lru_cache(maxsize=32)(_fault_of_attributes)
 """Leaves have their issuer's name in common."""
 
 
-def _fault_of_algorithm(*identifiers: bytes) -> str | None:
+def _fault_of_algorithms(*identifiers: bytes) -> str | None:
     """Judged for all algorithms; only of those that it does not know does cryptography accept any parameters."""
     for identifier in identifiers:
         _, *parameters = elements(identifier)
@@ -58,6 +58,15 @@ def _fault_of_algorithm(*identifiers: bytes) -> str | None:
             if fault := _fault_of_value(tag, value):
                 return f"the parameters of its signature's algorithm are {fault}"
     return None
+
+
+_remembered_algorithms = lru_cache(maxsize=8)(_fault_of_algorithms)
+
+
+def _fault_of_algorithm(inner: bytes, outer: bytes) -> str | None:
+    """Leaves have these in common too."""
+    short = len(inner) + len(outer) <= _LONGEST_REMEMBERED
+    return _remembered_algorithms(inner, outer) if short else _fault_of_algorithms(inner, outer)
 
 
 def _fault_of_value(tag: int, value: bytes) -> str | None:

@@ -5,7 +5,7 @@ indented, or come after a byte order mark. It may also come right after the END 
 like that when the first has no line break at its end.
 """
 
-import base64
+import binascii
 import re
 from collections.abc import Iterator
 
@@ -32,7 +32,7 @@ class Block(Sensitive, frozen=True):
 
     def der(self) -> bytes:
         """The content. Raises binascii.Error for what is not base64."""
-        return base64.b64decode(b"".join(self.body.split()), validate=True)
+        return binascii.a2b_base64(b"".join(self.body.split()), strict_mode=True)
 
 
 def labels(data: bytes) -> Iterator[bytes]:

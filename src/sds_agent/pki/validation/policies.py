@@ -40,9 +40,9 @@ class _Counters(Struct):
 
     def step(self) -> None:
         """One certificate that is not self-issued is done with (section 6.1.4, step h)."""
-        self.explicit, self.mapping, self.any_policy = (
-            max(0, each - 1) for each in (self.explicit, self.mapping, self.any_policy)
-        )
+        self.explicit = max(0, self.explicit - 1)
+        self.mapping = max(0, self.mapping - 1)
+        self.any_policy = max(0, self.any_policy - 1)
 
     def lower(self, certificate: x509.Certificate) -> None:
         """Apply the certificate's own constraints (section 6.1.4, steps i and j)."""

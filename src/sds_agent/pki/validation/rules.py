@@ -107,13 +107,19 @@ def _fault_of_key(certificate: x509.Certificate) -> str | None:
 
 def _fault_of_extensions(certificate: x509.Certificate, known: frozenset[x509.ObjectIdentifier]) -> str | None:
     """A certificate with a critical extension that is not processed must be refused (section 4.2)."""
-    for found in certificate.extensions:
-        if found.critical and found.oid not in known:
+    for oid in _critical(certificate):
+        if oid not in known:
             return (
-                f"{describe(certificate)} has the critical extension {found.oid.dotted_string}, which is not "
+                f"{describe(certificate)} has the critical extension {oid.dotted_string}, which is not "
                 "supported: the CA must leave it out or make it non-critical"
             )
     return None
+
+
+@remembered
+def _critical(certificate: x509.Certificate) -> tuple[x509.ObjectIdentifier, ...]:
+    """Its critical extensions, in order."""
+    return tuple([each.oid for each in certificate.extensions if each.critical])
 
 
 def fault_of_ca(certificate: x509.Certificate) -> str | None:
