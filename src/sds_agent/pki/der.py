@@ -74,6 +74,16 @@ class CertificateFields(NamedTuple):
     outer_algorithm: bytes
     signed: bytes
 
+    @property
+    def issuer(self) -> bytes:
+        """The content of the issuer's name."""
+        return self.of_tbs[2][1]
+
+    @property
+    def subject(self) -> bytes:
+        """The content of the subject's name."""
+        return self.of_tbs[4][1]
+
 
 def fields_of_certificate(der: bytes) -> CertificateFields:
     """The fields of a certificate. Raises IndexError for what is none.
@@ -100,8 +110,8 @@ _remembered_fields = lru_cache(maxsize=8)(_fields_of)
 def texts_of_subject(der: bytes) -> list[str]:
     """The values in a certificate's subject, whatever their types: for a person, where no library reads the name."""
     try:
-        fields = fields_of_certificate(der).of_tbs
-        attributes = [attribute for _, part in elements(fields[4][1]) for attribute in elements(part)]
+        subject = fields_of_certificate(der).subject
+        attributes = [attribute for _, part in elements(subject) for attribute in elements(part)]
         return [elements(attribute)[-1][1].decode("latin-1") for _, attribute in attributes]
     except (IndexError, ValueError):
         return []

@@ -13,8 +13,8 @@ from typing import TypeAlias
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from sds_agent.pki.certificates import remembered
-from sds_agent.pki.der import elements
+from sds_agent.pki.certificates import der_of, remembered
+from sds_agent.pki.der import elements, fields_of_certificate
 
 CanonicalName: TypeAlias = tuple[tuple[bytes, ...], ...]
 """RDN by RDN, each as its sorted attributes. It can be hashed, and begins like another if that name does."""
@@ -35,9 +35,8 @@ _ENCODINGS = {
 
 def canonical(name: x509.Name) -> CanonicalName:
     """The name in a form that is equal for names that are the same."""
-    # cached by its bytes: for cryptography a name is the same in every type of string, though it reads some otherwise
-    encoded = name.public_bytes()
-    return _cached(encoded) if len(encoded) <= _LONGEST_CACHED else _canonical(encoded)
+    ((_, rdns),) = elements(name.public_bytes())
+    return _canonical_of(rdns)
 
 
 def same_name(one: x509.Name, other: x509.Name) -> bool:
@@ -52,14 +51,14 @@ def same_encoding(one: x509.Name, other: x509.Name) -> bool:
 
 @remembered
 def subject_of(certificate: x509.Certificate) -> CanonicalName:
-    """The certificate's subject, canonical. Remembered, for cryptography makes each name anew when it is asked for."""
-    return canonical(certificate.subject)
+    """The certificate's subject, canonical. From its bytes, for cryptography would encode the name again."""
+    return _canonical_of(fields_of_certificate(der_of(certificate)).subject)
 
 
 @remembered
 def issuer_of(certificate: x509.Certificate) -> CanonicalName:
     """The certificate's issuer, likewise."""
-    return canonical(certificate.issuer)
+    return _canonical_of(fields_of_certificate(der_of(certificate)).issuer)
 
 
 def is_self_issued(certificate: x509.Certificate) -> bool:
@@ -70,14 +69,20 @@ def is_self_issued(certificate: x509.Certificate) -> bool:
 def email_addresses(name: x509.Name) -> Iterator[str | None]:
     """The values of its emailAddress attributes: None for one that is no IA5String, as PKCS #9 wants it."""
     texts = (attribute.value for attribute in name.get_attributes_for_oid(NameOID.EMAIL_ADDRESS))
-    tags = (tag for rdn in _rdns(name.public_bytes()) for kind, tag, _ in rdn if kind == _EMAIL_ADDRESS)
+    ((_, rdns),) = elements(name.public_bytes())
+    tags = (tag for rdn in _attributes_of(rdns) for kind, tag, _ in rdn if kind == _EMAIL_ADDRESS)
     for text, tag in zip(texts, tags, strict=True):
         yield text if tag == _IA5 and isinstance(text, str) else None
 
 
-def _canonical(encoded: bytes) -> CanonicalName:
+def _canonical_of(rdns: bytes) -> CanonicalName:
+    # cached by its bytes: for cryptography a name is the same in every type of string, though it reads some otherwise
+    return _cached(rdns) if len(rdns) <= _LONGEST_CACHED else _canonical(rdns)
+
+
+def _canonical(rdns: bytes) -> CanonicalName:
     return tuple(
-        tuple(sorted(b"%b=%b" % (kind, _folded(tag, text)) for kind, tag, text in rdn)) for rdn in _rdns(encoded)
+        tuple(sorted(b"%b=%b" % (kind, _folded(tag, text)) for kind, tag, text in rdn)) for rdn in _attributes_of(rdns)
     )
 
 
@@ -85,9 +90,8 @@ _cached = lru_cache(maxsize=512)(_canonical)
 """One search needs the same few names many times."""
 
 
-def _rdns(encoded: bytes) -> Iterator[Iterator[tuple[bytes, int, bytes]]]:
+def _attributes_of(rdns: bytes) -> Iterator[Iterator[tuple[bytes, int, bytes]]]:
     """RDN by RDN the attributes: the kind's OID as DER content, the value's tag and its content."""
-    ((_, rdns),) = elements(encoded)
     for _, rdn in elements(rdns):
         yield _attributes(rdn)
 
