@@ -41,12 +41,12 @@ CA_TIMEOUT = 10.0
 class PendingRequest(Sensitive, frozen=True):
     """A request that is repeated until the CA answers: one that waits for an approval has to see the same CSR again.
 
-    There is no CSR for a CA in this process (`CertifiesKeys`).
+    There is the key alone for a CA in this process (`CertifiesKeys`).
     """
 
     key: PrivateKey
-    csr_pem: bytes
-    request_id: str
+    csr_pem: bytes = b""
+    request_id: str = ""
 
 
 class Obtained(Sensitive, frozen=True):
@@ -119,8 +119,11 @@ class Requester:
                 key = await in_thread(generate, kind) if kind.slow else generate(kind)
             except NoThreadError as error:
                 raise AuthorityError(ErrorKind.TRANSIENT, f"the private key cannot be made: {error}") from error
-            csr = b"" if self._certifying is not None else make_csr(key, str(self._workload.identity))
-            self._pending = PendingRequest(key, csr, os.urandom(16).hex())
+            if self._certifying is not None:
+                self._pending = PendingRequest(key)
+            else:
+                csr = make_csr(key, str(self._workload.identity))
+                self._pending = PendingRequest(key, csr, os.urandom(16).hex())
         return self._pending
 
     async def _call(self, pending: PendingRequest, current: CurrentIdentity | None) -> Issuance:

@@ -99,7 +99,7 @@ class CurrentLeaf(Struct, frozen=True):
     def term_ends_at(self, renewal: Renewal) -> datetime:
         """The same by its age alone, whichever CA issued it."""
         share = renewal.fraction + (2 * self._drawn(0) - 1) * renewal.jitter
-        return self.issued_at + max(self.lifetime * share * (1 - self.elapsed), FLOOR)
+        return self.issued_at + max(self.lifetime * (share * (1 - self.elapsed)), FLOOR)
 
     @property
     def lifetime(self) -> timedelta:

@@ -32,6 +32,7 @@ class KeyType(StrEnum):
         return self in _RSA_BITS
 
 
+_SHA256, _SHA384, _SHA512 = hashes.SHA256(), hashes.SHA384(), hashes.SHA512()
 _CURVES = {KeyType.EC_P256: ec.SECP256R1(), KeyType.EC_P384: ec.SECP384R1()}
 _RSA_BITS = {KeyType.RSA_2048: 2048, KeyType.RSA_3072: 3072, KeyType.RSA_4096: 4096}
 
@@ -66,7 +67,5 @@ def describe_key(public_key: CertificatePublicKeyTypes) -> str:
 
 def signature_hash(key: PrivateKey) -> SignatureHash:
     """The hash to sign with: for EC as strong as the curve (RFC 5480 section 4), for RSA SHA-256."""
-    bits = 256 if isinstance(key, rsa.RSAPrivateKey) else key.curve.key_size
-    if bits <= 256:
-        return hashes.SHA256()
-    return hashes.SHA384() if bits <= 384 else hashes.SHA512()
+    bits = key.curve.key_size if isinstance(key, ec.EllipticCurvePrivateKey) else 256
+    return _SHA256 if bits <= 256 else _SHA384 if bits <= 384 else _SHA512
