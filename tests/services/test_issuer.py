@@ -44,7 +44,7 @@ from sds_agent.issuance.issuer import Issuer
 from sds_agent.issuance.publication import HANDSHAKE, HOLD, PublicationTarget
 from sds_agent.issuance.queue import IssuanceQueue
 from sds_agent.issuance.requester import CA_TIMEOUT
-from sds_agent.issuance.schedule import Renewal
+from sds_agent.issuance.schedule import CurrentLeaf, Renewal
 from sds_agent.issuance.source import Upstream
 from sds_agent.issuance.status import CertificateEnd, FailureStatus, LeafStatus, WorkloadStatus
 from sds_agent.issuance.trust import Trust
@@ -790,6 +790,7 @@ async def test_the_status_shows_the_certificates_and_the_attempts(bench: Bench) 
     down = failing(ErrorKind.DENIED, "go away")
     async with bench.issuing(bench.good(), down, ahead(bench.ca)):
         assert bench.status == WorkloadStatus("default", URI, "upstream")
+        assert bench.issuers[0].ends is None
         await bench.issued()
         now, leaf = bench.clock.now(), bench.leaf
         current = LeafStatus(
@@ -810,6 +811,10 @@ async def test_the_status_shows_the_certificates_and_the_attempts(bench: Bench) 
         )
         assert bench.status == WorkloadStatus("default", URI, "upstream", current, served=True)
         assert bench.status.renew_at == now + HOUR / 2
+        assert bench.issuers[0].ends == (
+            CurrentLeaf(now, current.valid_from, current.valid_until, current.serial),
+            current.intermediates,
+        )
         await bench.settled()
         bench.clock.elapse(HOUR / 2)
         await bench.retrying()

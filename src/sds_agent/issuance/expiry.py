@@ -15,8 +15,8 @@ from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.clock import Clock
-from sds_agent.issuance.schedule import ALARM
-from sds_agent.issuance.status import AnchorStatus, LeafStatus, TrustStatus, WorkloadStatus
+from sds_agent.issuance.schedule import ALARM, CurrentLeaf
+from sds_agent.issuance.status import AnchorStatus, CertificateEnd, LeafStatus, TrustStatus, WorkloadStatus
 from sds_agent.pki.ending import near_end_of_ca
 
 LOG = logging.getLogger(__name__)
@@ -60,11 +60,17 @@ class Expiring(Struct, frozen=True):
 
 
 class WatchedWorkload(Protocol):
-    """A workload whose certificate is watched. Its status takes a tenth of a millisecond, the serial number nothing."""
+    """A workload whose certificate is watched. Its status takes a tenth of a millisecond, the times of its certificate
+    a tenth of that, and the serial number nothing.
+    """
 
     @property
     def serial(self) -> str | None:
         """Of the leaf that Envoys are given; None while they are given none."""
+
+    @property
+    def ends(self) -> tuple[CurrentLeaf, tuple[CertificateEnd, ...]] | None:
+        """The times of that leaf, and its intermediates; None while Envoys are given none."""
 
     @property
     def status(self) -> WorkloadStatus:
@@ -156,28 +162,29 @@ class _Leaves:
         """Those that are at a stage or reach one by then. Others have their turn meanwhile."""
         found, quiet, looks = list[Expiring](), dict[str, tuple[str, datetime]](), 0
         for number, (name, workload) in enumerate(tuple(workloads.items()), start=1):
-            if number % PASSED_AT_ONCE == 0 or looks == LOOKED_AT_ONCE:
+            if number % PASSED_AT_ONCE == 0 or looks >= LOOKED_AT_ONCE:
                 looks = 0
                 await asyncio.sleep(0)
             serial, known = workload.serial, self._quiet.get(name)
             if serial is None:
                 continue
-            if known is None or known[0] != serial or known[1] <= by:
+            if known is None or known[0] != serial:
                 looks += 1
-                status = workload.status
-                served = list(_served(status))
-                found += [each for each in served if each.warn_at <= by]
-                known = serial, min((_well_until(each, status) for each in served), default=by)
+                known = serial, _well_until(workload, by)
+            if known[1] <= by:
+                looks += 1
+                found += [each for each in _served(workload.status) if each.warn_at <= by]
             quiet[name] = known
         self._quiet = quiet
         return found
 
 
-def _well_until(each: Expiring, workload: WorkloadStatus) -> datetime:
-    """The earliest moment at which this certificate may be warned of, whatever changes but the certificate."""
-    if each.certificate != "leaf" or workload.current is None:
-        return each.warn_at
-    return each.not_after - (each.not_after - workload.current.issued_at) * LEAF_SHARES[0]
+def _well_until(workload: WatchedWorkload, default: datetime) -> datetime:
+    """Before that its certificate is not warned of, whatever changes but the certificate."""
+    if (ends := workload.ends) is None:
+        return default
+    leaf, intermediates = ends
+    return min([leaf.alarm_at, *(near_end_of_ca(each.not_before, each.not_after)[0] for each in intermediates)])
 
 
 async def watch(

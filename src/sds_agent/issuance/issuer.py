@@ -45,7 +45,7 @@ from sds_agent.issuance.schedule import (
 )
 from sds_agent.issuance.source import Attempt, IssuanceSource, RunningAttempt, Upstream
 from sds_agent.issuance.standing import authority_statuses, failure_status
-from sds_agent.issuance.status import AttemptStage, WorkloadStatus
+from sds_agent.issuance.status import AttemptStage, CertificateEnd, WorkloadStatus
 from sds_agent.issuance.workload import Certificate, Workload, certificate_of, secret_of
 from sds_agent.secrets.model import CertificateSecret
 from sds_agent.secrets.readiness import acknowledged
@@ -123,6 +123,12 @@ class Issuer:
         """The serial number of the leaf that Envoys are given now, in hexadecimal; None while they are given none."""
         given = self._publication.given
         return None if given is None else given.serial
+
+    @property
+    def ends(self) -> tuple[CurrentLeaf, tuple[CertificateEnd, ...]] | None:
+        """The times of that leaf, and its intermediates; None while Envoys are given none."""
+        given = self._publication.given
+        return None if given is None else self._publication.ends(given)
 
     @property
     def secret(self) -> CertificateSecret | None:

@@ -228,6 +228,10 @@ class Publication:
             elapsed=certificate.elapsed,
         )
 
+    def ends(self, certificate: Certificate) -> tuple[CurrentLeaf, tuple[CertificateEnd, ...]]:
+        """The times of a certificate, and its intermediates."""
+        return self.leaf(certificate), tuple(map(_end_of, certificate.chain[1:]))
+
     def placed(self, certificate: Certificate) -> Certificate:
         """The certificate, which came now, with its place in its term."""
         before = self.state.newest(certificate.issued_at)
