@@ -24,6 +24,8 @@ LARGEST_FILE = 1 << 20
 MOST_VALUES = 200_000
 """Values in a file once its aliases are followed: some twenty thousand workloads."""
 DEEPEST = 32
+MOST_TAGS = 256
+"""Scalars of which it is remembered what they are: the keys are among the first."""
 _TOO_LARGE = ("the file is too large once its aliases are followed", f"{MOST_VALUES} values are the most")
 
 MINIMUM = "the least it needs is trust_domain and one item of workloads with a name and a spiffe_id"
@@ -125,6 +127,7 @@ class _Composer(Struct):
     minimum: str
     problems: list[Problem] = msgspec.field(default_factory=list)
     anchors: dict[str, _Node] = msgspec.field(default_factory=dict)
+    tags: dict[tuple[str, tuple[bool, bool]], str] = msgspec.field(default_factory=dict)
     count: int = 0
 
     def document(self) -> _Node:
@@ -174,8 +177,9 @@ class _Composer(Struct):
             self._stop(event, f"the file is nested more than {DEEPEST} levels deep", "write it flatter")
         if isinstance(event, yaml.AliasEvent):
             return self._aliased(event)
-        self._check_tag(event)
-        node = self._compose(event, path)
+        if event.tag is not None:
+            self._check_tag(event)
+        node = self._scalar(event, path) if isinstance(event, yaml.ScalarEvent) else self._collection(event, path)
         if event.anchor is not None:
             self.anchors[event.anchor] = node
         return node
@@ -187,26 +191,22 @@ class _Composer(Struct):
         return self.anchors[event.anchor]
 
     def _check_tag(self, event: Any) -> None:
-        if event.tag not in {None, "!"} and event.tag not in _TAGS[type(event)]:
+        if event.tag != "!" and event.tag not in _TAGS[type(event)]:
             self._stop(event, f"the tag {quoted(event.tag)} is not used here", "remove it")
 
-    def _compose(self, event: Any, path: KeyPath) -> _Node:
+    def _collection(self, event: Any, path: KeyPath) -> _List | _Map:
         line = event.start_mark.line + 1
-        match event:
-            case yaml.ScalarEvent():
-                return self._scalar(event, line, path)
-            case yaml.MappingStartEvent():
-                return _Map(line, self._entries(path))
-            case _:
-                items: list[_Node] = []
-                while not isinstance(event := self._next(), yaml.SequenceEndEvent):
-                    items.append(self._node(event, (*path, len(items))))
-                return _List(line, items)
+        if isinstance(event, yaml.MappingStartEvent):
+            return _Map(line, self._entries(path))
+        items: list[_Node] = []
+        while not isinstance(event := self._next(), yaml.SequenceEndEvent):
+            items.append(self._node(event, (*path, len(items))))
+        return _List(line, items)
 
-    def _scalar(self, event: Any, line: int, path: KeyPath) -> _Scalar:
-        tag, value = event.tag, event.value
+    def _scalar(self, event: Any, path: KeyPath) -> _Scalar:
+        line, tag, value = event.start_mark.line + 1, event.tag, event.value
         if tag is None or tag == "!":
-            tag = self.loader.resolve(yaml.ScalarNode, value, event.implicit)
+            tag = self._resolved(value, event.implicit)
         if tag not in _TEXT:
             try:
                 value = self.loader.construct_object(yaml.ScalarNode(tag, event.value))
@@ -214,6 +214,16 @@ class _Composer(Struct):
                 found = f"is not what YAML calls {tag.removeprefix(_TAG)}"
                 self.problems.append(self.problem(line, found, "write it in quotes", path))
         return _Scalar(line, event.value, value, merges=tag == _MERGE)
+
+    def _resolved(self, value: str, implicit: tuple[bool, bool]) -> str:
+        """The tag of a scalar without one. Most are keys, which thousands of sections have in common."""
+        key = value, implicit
+        if (known := self.tags.get(key)) is not None:
+            return known
+        tag: str = self.loader.resolve(yaml.ScalarNode, value, implicit)
+        if len(self.tags) < MOST_TAGS:
+            self.tags[key] = tag
+        return tag
 
     def _entries(self, path: KeyPath) -> _Entries:
         entries: _Entries = {}
