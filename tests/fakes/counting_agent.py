@@ -13,6 +13,7 @@ import json
 import sys
 import tracemalloc
 from pathlib import Path
+from types import FrameType
 
 from fakes.clocks import HandClock
 from fakes.counting_server import Calls, Lines, entries, settled
@@ -22,10 +23,25 @@ from sds_agent.config.loading import load
 from sds_agent.config.settings import Settings
 from sds_agent.secrets.readiness import complete
 
+SIGN, VERIFY, ENCODE = "ECPrivateKey.sign", "ECPublicKey.verify", "Certificate.public_bytes"
+
+
+class CallsOfKeys(Calls):
+    """Counts what keys and certificates of cryptography are asked for, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = dict.fromkeys((SIGN, VERIFY, ENCODE), 0)
+
+    def __call__(self, frame: FrameType, event: str, argument: object) -> None:
+        super().__call__(frame, event, argument)
+        if event == "c_call" and (name := getattr(argument, "__qualname__", "")) in self.asked:
+            self.asked[name] += 1
+
 
 async def count(directory: Path, number: int) -> dict[str, int]:
     """What such an agent holds, and what it took."""
-    settings, clock, lines, calls = configured(directory, number), HandClock(), Lines.recording(), Calls()
+    settings, clock, lines, calls = configured(directory, number), HandClock(), Lines.recording(), CallsOfKeys()
     sys.setprofile(calls)
     async with app.authorities(settings, clock) as cas, app.agent(settings, cas, clock) as running:
         await complete(running.store)
@@ -35,6 +51,7 @@ async def count(directory: Path, number: int) -> dict[str, int]:
         return {
             "identities": len(running.workloads),
             "functions": calls.functions,
+            **calls.asked,
             "lines": lines.lines,
             "tasks": len(asyncio.all_tasks()),
             "threads": entries("task"),

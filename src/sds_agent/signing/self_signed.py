@@ -73,18 +73,19 @@ class Roots(Struct, frozen=True):
 
     def valid(self, now: datetime) -> tuple[Signer, ...]:
         """The roots that have not expired."""
-        return tuple(signer for signer in self.signers if now < signer.ends)
+        return tuple([signer for signer in self.signers if now < signer.ends])
 
-    def signing(self, now: datetime) -> Signer:
+    def _signing(self, unexpired: tuple[Signer, ...], now: datetime) -> Signer:
         """The newest root that has been an anchor for long enough, or else the oldest that is valid."""
-        valid = self.valid(now) or self.signers
+        valid = unexpired or self.signers
         settle = min(self.lifetime * SETTLE_SHARE, LONGEST_SETTLE)
         settled = [signer for signer in valid if now >= signer.ends - self.lifetime + settle]
         return settled[-1] if settled else (_begun(valid, now) or valid)[0]
 
     def signing_set(self, now: datetime) -> SigningSet:
         """What signs, and all roots that have not expired: for Envoy's statistics an expired one is an alarm."""
-        return SigningSet(self.signing(now), (), tuple(signer.certificate for signer in self.valid(now)))
+        valid = self.valid(now)
+        return SigningSet(self._signing(valid, now), (), tuple([signer.certificate for signer in valid]))
 
 
 class SelfSignedCa:
