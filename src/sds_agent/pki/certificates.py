@@ -48,7 +48,7 @@ MOST_SHARED, LONGEST_SHARED = 128, 8192
 MOST_REMEMBERED = 8
 """Certificates for which an answer is remembered at least: in most hierarchies, all of one walk to an anchor."""
 MOST_PAIRS_REMEMBERED = 32
-"""The same of two certificates, such as each of a leaf and a CA of its issuer's name."""
+"""Pairs of certificates for which an answer is remembered at most, as of a leaf and each CA of its issuer's name."""
 
 
 class CertificateError(SdsAgentError):
