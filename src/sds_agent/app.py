@@ -154,7 +154,14 @@ async def agent(
     cache = _cache(settings, seal)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
     files = _files(settings, store, clock)
-    service = SecretDiscoveryService(store, clock, most_streams=limits.streams, most_names=limits.names, files=files)
+    service = SecretDiscoveryService(
+        store,
+        clock,
+        most_streams=limits.streams,
+        most_names=limits.names,
+        stored_bytes=settings.sds.limits.stored_bytes,
+        files=files,
+    )
     async with background_tasks() as start, observed(settings.admin, store, service) as feed:
         attempts = deque[AttemptRecord](maxlen=MOST_ATTEMPTS)
         attempted = None if settings.telemetry is None else attempts.append

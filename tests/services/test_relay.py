@@ -17,6 +17,7 @@ import anyio
 import pytest
 from fakes.clocks import HAND_LOOP, HandLoop
 from fakes.events import recorded
+from fakes.raw_http2 import DATA, frame
 from msgspec import Struct
 
 from sds_agent.rpc.frames import PREFACE, Bounds, Inspection
@@ -316,10 +317,11 @@ class Exhausted(socket.socket):
 
 
 class Accepting(Struct, frozen=True):
-    """An acceptor, its listener, and what it says of who is connected."""
+    """An acceptor, its listener, the one in the place of gRPC, and what it says of who is connected."""
 
     acceptor: UnixAcceptor
     listener: Exhausted
+    behind: socket.socket
     connections: dict[str, Connection]
 
     async def until_connected(self, *, connected: bool = True) -> None:
@@ -341,7 +343,7 @@ def accepting(directory: Path, most: int = 10) -> Iterator[Accepting]:
         acceptor = UnixAcceptor(listener, backend, most, connections)
         acceptor.begin()
         try:
-            yield Accepting(acceptor, listener, connections)
+            yield Accepting(acceptor, listener, behind, connections)
         finally:
             acceptor.abort()
             acceptor.close()
@@ -388,6 +390,30 @@ async def test_a_connection_that_is_ended_is_closed_and_the_log_says_why(tmp_pat
             await here.until_connected(connected=False)
             reported = await events.wait("connection_ended", level="warning", cause="it does not read")
             assert reported["holder"] == connection.holder
+
+
+async def test_answers_that_grpc_was_given_wait_for_the_peer_until_they_have_passed(tmp_path: Path) -> None:
+    """gRPC takes megabytes at once where the peer's windows are large, and keeps them while the peer does not read."""
+    given, data = 3_000_000, frame(DATA, 0, 1, bytes(16_000))
+    with accepting(tmp_path) as here:
+        async with await anyio.connect_unix(tmp_path / "sds") as peer:
+            await here.until_connected()
+            (connection,) = here.connections.values()
+            grpc, _ = here.behind.accept()
+            with grpc:
+                grpc.setblocking(False)
+                connection.give(given)
+                assert connection.unread(writing=1_000_000) == 1_000_000, "the rest is on its way"
+                connection.give(given)
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(send, grpc, data * 60)
+                    while not connection.is_stuck:
+                        await anyio.lowlevel.checkpoint()
+                    assert connection.unread(writing=0) >= 1_000_000 + given - 60 * 16_000
+                    read = 0
+                    while read < len(data) * 60:
+                        read += len(await peer.receive(1 << 20))
+                assert connection.unread(writing=0) == 0, "nothing waits any more"
 
 
 async def test_an_acceptor_that_is_stopped_does_not_try_again(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
+import grpc
 import pytest
 from fakes.clocks import HandClock
 from fakes.events import recorded
@@ -25,7 +26,7 @@ from sds_agent.sds.catalog import Catalog, OnDemand
 from sds_agent.sds.codec import decode, encode
 from sds_agent.sds.journal import Journal
 from sds_agent.sds.protocol import Absence, Finish, Resource, SotwRequest, StatusCode
-from sds_agent.sds.service import SERVICE, SecretDiscoveryService
+from sds_agent.sds.service import SERVICE, TOO_MUCH, SecretDiscoveryService
 from sds_agent.sds.sotw import SotwSession
 from sds_agent.sds.stream import Context, Conversation, Stream
 from sds_agent.secrets.model import CertificateSecret
@@ -291,6 +292,34 @@ class Call(HandContext):
     def time_remaining(self) -> float | None:
         """Its client waits for as long as it takes."""
         return None
+
+
+class AbortedError(Exception):
+    """What gRPC's `abort` raises."""
+
+
+class Told(Call):
+    """One that is told how it ends."""
+
+    async def abort(self, code: grpc.StatusCode, details: str) -> None:
+        """It ends with that."""
+        raise AbortedError(code, details)
+
+
+@pytest.mark.parametrize("method", ["StreamSecrets", "DeltaSecrets", "FetchSecrets"])
+async def test_a_call_whose_connection_gave_way_before_it_began_is_told_so(method: str) -> None:
+    """Of such a connection nothing is read any more, so that it would wait for a request in vain."""
+    service = SecretDiscoveryService(SecretStore(["default"]))
+    service.connections["a"] = Connection("pid 1 (uid 1)")
+    service.connections["a"].give_way()
+    found = cast("Any", service.handler().service(cast("Any", SimpleNamespace(method=f"/{SERVICE}/{method}"))))
+    with recorded() as events:
+        async with asyncio.timeout(10):
+            with pytest.raises(AbortedError) as told:
+                await found.stream_stream(None, Told("a"))
+    assert told.value.args == (grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MUCH.detail)
+    assert service.open_streams == 0
+    assert events.named("fault") == []
 
 
 class Absent:

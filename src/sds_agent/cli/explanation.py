@@ -39,7 +39,7 @@ def _socket(sds: SdsSettings) -> str:
         f"It listens on the socket {sds.socket}, which has the mode {sds.mode} and belongs to {owner} and {group}. "
         f"Processes of {writers} (and of root) can connect to it, and each of them can have every certificate "
         f"and key below. At one time there may be {sds.limits.streams} streams with {sds.limits.names} names on each, "
-        f"and {sds.limits.request_bytes} bytes in a request."
+        f"and {sds.limits.request_bytes} bytes in a request; clients can make it store {sds.limits.stored_bytes} bytes."
     )
 
 

@@ -72,6 +72,16 @@ class PeerLimitSettings(Struct, frozen=True, kw_only=True):
             "Envoy's extensions.",
         ),
     ] = 1 << 20
+    stored_bytes: Annotated[
+        int,
+        Meta(
+            ge=64 << 20,
+            le=1 << 40,
+            description="Bytes that all clients together can make the agent store: requests that have begun and not "
+            "ended, answers that are not read, and names. When there are more, the process that has most loses a "
+            "connection.",
+        ),
+    ] = 512 << 20
 
 
 class SdsSettings(Struct, frozen=True, kw_only=True):

@@ -13,12 +13,10 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 
-from msgspec import Struct
-
 from sds_agent import log
 from sds_agent.budget import Buckets, Budget, Rate
 from sds_agent.rpc.crowd import Crowd
-from sds_agent.rpc.frames import Bounds, Inspection
+from sds_agent.rpc.frames import Bounds, Inspection, Messages
 from sds_agent.sds.relay import Relay
 
 LOG = logging.getLogger(__name__)
@@ -37,15 +35,153 @@ BOUNDS = Bounds(block=16 << 10, frames=1 << 62)
 """gRPC refuses a header block that is larger uncompressed. Frames have no limit, because a connection may stay open for
 months; gRPC itself stops reading from a peer that makes it answer and does not read.
 """
+STUCK = 3 << 18
+"""Bytes that a connection can cost whose peer does not read, beside answers: in the sockets between it and gRPC, and
+in gRPC, which replies to its pings.
+"""
+STUCK_IN_GRPC = 3 << 16
+"""What of that is in gRPC: measured with grpcio 1.85, it has buffers of 180 KB for a peer that only pings."""
 _CREDENTIALS = struct.Struct("iII")
 """A process, its user and its group (struct ucred, unix(7))."""
 
 
-class Connection(Struct, frozen=True):
-    """A connection: the process at its other end, and what ends it at once, with a cause for the log."""
+def _nothing(_why: str | None) -> None:
+    pass
 
-    holder: str
-    end: Callable[[str], None]
+
+class StoredBytes:
+    """The bytes that all peers together make the agent store, rather too many: those of requests that have begun and
+    not ended, and, in place of what is kept of the others, all that came in and went out since the last `look`.
+    """
+
+    def __init__(self, most: int, look: Callable[[], None]) -> None:
+        self.most = most
+        self.unfinished = 0
+        self._look = look
+        self._others = 0
+        self._look_at = most
+
+    def add(self, count: int) -> None:
+        """So many bytes have come in, or go out as an answer."""
+        self._others += count
+        self._check()
+
+    def move(self, count: int) -> None:
+        """Requests that have begun and not ended have so many bytes more. Those of one that ends may be kept."""
+        self.unfinished += count
+        if count > 0:
+            self._check()
+        else:
+            self._others -= count
+
+    def found(self, others: int) -> None:
+        """So much is really kept of the others. The next look comes once a quarter of `most` has been added."""
+        self._others = others
+        self._look_at = max(self.most, others + self.unfinished + self.most // 4)
+
+    def _check(self) -> None:
+        if self._others + self.unfinished > self._look_at:
+            self._look()
+
+
+class Connection:
+    """A connection: the process at its other end, what ends it at once (with a cause for the log, or without a word),
+    and what its peer makes the agent store.
+
+    `unfinished` are the bytes of requests that have begun and not ended. Where it `gives_way`, gRPC gets nothing more
+    of what it sends, and none of that counts any more.
+    """
+
+    __slots__ = (
+        "_given",
+        "_messages",
+        "_passed",
+        "_relay",
+        "_stored",
+        "_was_stuck",
+        "end",
+        "gives_way",
+        "holder",
+        "unfinished",
+    )
+
+    def __init__(
+        self, holder: str, end: Callable[[str | None], None] = _nothing, *, stored: StoredBytes | None = None
+    ) -> None:
+        self.holder = holder
+        self.end = end
+        self.unfinished = 0
+        self.gives_way = False
+        self._stored = stored
+        self._relay: Relay | None = None
+        self._messages: Messages | None = None
+        self._given = 0  # bytes of answers, since the last look
+        self._was_stuck = False  # at the last look
+        self._passed = 0  # bytes of answers that the peer had been sent at the last look
+
+    def relayed(self, relay: Relay, messages: Messages) -> None:
+        """This is what relays it, and what sees the messages pass."""
+        self.end, self._relay, self._messages = relay.close, relay, messages
+        relay.on_stuck(self._stuck)
+
+    def over(self) -> None:
+        """It is over. What relayed it is to be freed at once, and not when Python next looks for cycles."""
+        self._move(-self.unfinished)
+        self.end, self._relay, self._messages = _nothing, None, None
+
+    def came(self, count: int) -> None:
+        """The peer has sent so many bytes."""
+        if self._stored is not None and not self.gives_way:
+            self._stored.add(count)
+
+    def give(self, count: int) -> None:
+        """gRPC is given an answer of so many bytes."""
+        self._given += count
+        if self._stored is not None:
+            self._stored.add(count)
+
+    def moved(self, count: int) -> None:
+        """Requests that have begun and not ended have so many bytes more."""
+        if not self.gives_way:
+            self._move(count)
+
+    def _stuck(self) -> None:
+        if self._stored is not None and not self.gives_way:
+            self._stored.add(STUCK)
+
+    def _move(self, count: int) -> None:
+        self.unfinished += count
+        if self._stored is not None:
+            self._stored.move(count)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the peer does not take what it is sent."""
+        return self._relay is not None and self._relay.is_stuck
+
+    def unread(self, writing: int) -> int:
+        """How many bytes of answers wait for the peer, `writing` of which gRPC has not taken yet. To be called at each
+        look.
+
+        What gRPC has taken it sends in a moment, unless the peer does not read. Then all counts that it was given since
+        the last look and has not sent. What it has sent may wait in the peer's socket.
+        """
+        if self._relay is None or self._messages is None:
+            return writing
+        passed = self._messages.answers
+        was_stuck, self._was_stuck = self._was_stuck, self.is_stuck
+        if not self._was_stuck:
+            self._given, self._passed = writing, passed
+            return writing + self._relay.waiting
+        in_grpc = STUCK_IN_GRPC if was_stuck else 0  # one that is stuck for a moment takes a large answer
+        return max(writing, self._given - (passed - self._passed)) + self._relay.waiting + in_grpc
+
+    def give_way(self) -> None:
+        """Discard what the peer sends, and count nothing that it makes the agent store."""
+        self._move(-self.unfinished)
+        self.gives_way = True
+        if self._relay is not None:
+            self._relay.discard()
 
 
 def holder_of(connections: Mapping[str, Connection], address: str) -> str:
@@ -58,14 +194,22 @@ class UnixAcceptor:
     """Accepts from `begin` on. At most `most` connections are open: of the process that has most, the oldest gives way.
 
     `backend` is a descriptor of gRPC's socket; the acceptor owns it from now on. `connections` gets each
-    connection, by gRPC's address for it, for as long as it is open.
+    connection, by gRPC's address for it, for as long as it is open; what their peers send counts in `stored`.
     """
 
-    def __init__(self, listener: socket.socket, backend: int, most: int, connections: dict[str, Connection]) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        backend: int,
+        most: int,
+        connections: dict[str, Connection],
+        stored: StoredBytes | None = None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._backend = backend
         self._connections = connections
+        self._stored = stored
         self._most = most
         self._placed = Crowd[Relay]()  # each under its process; one that had to give way is out
         self._relays: set[Relay] = set()
@@ -143,6 +287,7 @@ class UnixAcceptor:
 
         def closed(relay: Relay, why: str | None) -> None:
             self._connections.pop(address, None)
+            connection.over()
             self._placed.leave(relay)
             self._relays.discard(relay)
             if not self._relays:
@@ -154,8 +299,11 @@ class UnixAcceptor:
             now = time.monotonic()
             return self._calls.of(holder, now).overdraw(now, calls)
 
-        relay = Relay(peer, back, Inspection(BOUNDS), pace, closed)
-        self._connections[address] = Connection(holder, relay.close)
+        connection = Connection(holder, stored=self._stored)
+        messages = Messages(connection)
+        relay = Relay(peer, back, Inspection(BOUNDS, messages), pace, closed)
+        connection.relayed(relay, messages)
+        self._connections[address] = connection
         self._relays.add(relay)
         self._emptied.clear()
         gives_way = self._placed.admit(relay, holder, self._most)

@@ -38,6 +38,7 @@ from sds_agent.sds.protocol import (
     Subscribed,
     Unsubscribed,
     View,
+    stored_in,
     unacceptable,
     unique,
 )
@@ -62,6 +63,8 @@ class DeltaSession:
         self._sent: dict[str, str] = {}  # name -> version last sent, or REMOVED
         self._outstanding: dict[str, Outstanding] = {}
         self._replies = Replies()
+        self.stored = 0
+        """Bytes of the names that the client makes it remember."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -94,7 +97,10 @@ class DeltaSession:
         actions = self._settle(request)
         actions += self._subscribe(subscribe, unsubscribe, view)
         changed = () if self._outstanding else self._changed(view)
-        return actions + self._answer((*subscribe, *changed), view)
+        actions += self._answer((*subscribe, *changed), view)
+        if subscribe or unsubscribe:  # an answer that has no reply has names of its own
+            self.stored = stored_in(self._names, *(each.versions for each in self._outstanding.values()))
+        return actions
 
     def refresh(self, view: View) -> list[Action]:
         """Look for changes of the subscribed secrets."""

@@ -173,6 +173,11 @@ class StreamJournal:
         """The stream's number, which every line about it has."""
         return self._record.number
 
+    @property
+    def stored(self) -> int:
+        """Bytes of what the client said of itself."""
+        return self._record.stored
+
     def met(self, request: SotwRequest | DeltaRequest) -> None:
         """Learn from a message who the client says it is."""
         self._record.met(request.node_id, request.cluster, request.version)

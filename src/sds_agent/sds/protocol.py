@@ -8,6 +8,7 @@ socket.
 
 from collections.abc import Iterable, Mapping
 from enum import Enum
+from sys import getsizeof
 from typing import Protocol
 
 from msgspec import Struct
@@ -174,6 +175,11 @@ def unacceptable(type_url: str, names: int, most_names: int) -> Finish | None:
     if names > most_names:
         return Finish(StatusCode.RESOURCE_EXHAUSTED, detail=f"a stream may ask for at most {most_names} names")
     return None
+
+
+def stored_in(*groups: Iterable[str]) -> int:
+    """Bytes of these texts in memory; one that is in several groups counts once, as it is there once."""
+    return sum(map(getsizeof, {id(text): text for group in groups for text in group}.values()))
 
 
 def unique(names: Iterable[str]) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ cost as much CPU.
 import asyncio
 import select
 import socket
+import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -93,15 +94,49 @@ class Relay:
             peer, back, chunk=CHUNK, beginning=BEGINNING, inspect=self._inspect, wait=self._wait, ended=self.close
         )
         self._outbound = _Direction(
-            back, peer, chunk=len(_BUFFER), beginning=0, inspect=_pass, wait=_at_once, ended=self._grpc_closed
+            back,
+            peer,
+            chunk=len(_BUFFER),
+            beginning=0,
+            inspect=inspection.answered,
+            wait=_at_once,
+            ended=self._grpc_closed,
         )
         self._closing: asyncio.TimerHandle | None = None
         self._closed = False
+
+    def on_stuck(self, call: Callable[[], None]) -> None:
+        """Let `call` be called each time that the peer does not take what it is sent."""
+        self._outbound.when_held = call
 
     def begin(self) -> None:
         """Relay from this moment."""
         self._inbound.begin()
         self._outbound.begin()
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the peer does not take what it was sent, so that gRPC keeps what follows."""
+        return self._outbound.holds
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that wait between the peer and gRPC, here and in the system, which counts what they cost it."""
+        import fcntl  # noqa: PLC0415 - not before the first secret
+        import termios  # noqa: PLC0415 - likewise
+
+        def asked(end: socket.socket, what: int) -> int:
+            return int.from_bytes(fcntl.ioctl(end, what, bytes(4)), sys.byteorder)
+
+        if self._closed:
+            return 0
+        in_the_system = asked(self._peer, termios.TIOCOUTQ) + asked(self._back, termios.TIOCOUTQ)
+        return in_the_system + asked(self._back, termios.FIONREAD) + self._outbound.rest + self._inbound.rest
+
+    def discard(self) -> None:
+        """Give gRPC nothing more of what the peer sends: it goes on reading, and may read how its calls ended."""
+        if not self._closed:
+            self._inbound.discard()
 
     def close(self, why: str | None = None) -> None:
         """Close both ends at once, whatever is left to write."""
@@ -123,6 +158,8 @@ class Relay:
         fault = self._inspection.take(bytes(data))
         if fault is not None:
             self.close(fault)
+            return False
+        if self._closed or self._inbound.discards:  # since then, by who was told of what was found
             return False
         if calls := self._inspection.calls - self._calls:
             self._calls += calls
@@ -158,7 +195,6 @@ class _Direction:
         "_beginning",
         "_buffer",
         "_chunk",
-        "_discards",
         "_ended",
         "_held",
         "_inspect",
@@ -168,6 +204,8 @@ class _Direction:
         "_target",
         "_timer",
         "_wait",
+        "discards",
+        "when_held",
     )
 
     def __init__(
@@ -190,16 +228,29 @@ class _Direction:
         self._inspect = inspect
         self._wait = wait
         self._ended = ended
+        self.when_held = _nothing
+        """Called when the target does not take all."""
         self._rest = b""
         self._held = False  # while the target is to take something before more is read
-        self._discards = False
+        self.discards = False
+        """Whether what is read is discarded."""
         self._timer: asyncio.TimerHandle | None = None  # while nothing is read
+
+    @property
+    def holds(self) -> bool:
+        """Whether the target has to take something before more is read."""
+        return self._held
+
+    @property
+    def rest(self) -> int:
+        """Bytes that it has read and the target has not taken."""
+        return len(self._rest)
 
     def begin(self) -> None:
         """Read, or go on reading, unless there is something to wait for first."""
         if self._timer is not None:
             return
-        if not self._discards and (wait := self._wait()):
+        if not self.discards and (wait := self._wait()):
             self._loop.remove_reader(self._source.fileno())
             self._timer = self._loop.call_later(min(wait, CHECK_INTERVAL), self._check)
         else:
@@ -215,11 +266,11 @@ class _Direction:
 
     def forget(self) -> None:
         """Know the relay no more, so that both are freed at once, and not when Python next looks for cycles."""
-        self._inspect, self._wait, self._ended = _pass, _at_once, _nothing
+        self._inspect, self._wait, self._ended, self.when_held = _pass, _at_once, _nothing, _nothing
 
     def discard(self) -> None:
         """Go on reading, and discard what is read."""
-        self._discards = True
+        self.discards = True
         self.end()
         self.begin()
 
@@ -248,7 +299,7 @@ class _Direction:
             count = 0
         if not count:
             self._ended()
-        elif not self._discards and self._inspect(_BUFFER[:count]):
+        elif not self.discards and self._inspect(_BUFFER[:count]):
             self._write(_BUFFER[:count])
 
     def _write(self, data: memoryview) -> None:
@@ -278,6 +329,7 @@ class _Direction:
         self._loop.add_writer(self._target.fileno(), self._go_on)
         self._stop_timer()
         self._timer = self._loop.call_later(CHECK_INTERVAL, self._check)
+        self.when_held()
 
     def _release(self) -> None:
         """Read again when there is something to read."""

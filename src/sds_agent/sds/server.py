@@ -14,7 +14,7 @@ from msgspec import Struct
 from sds_agent import log
 from sds_agent.descriptors import room_for
 from sds_agent.errors import SdsAgentError
-from sds_agent.sds.acceptor import BACKLOG, Connection, UnixAcceptor
+from sds_agent.sds.acceptor import BACKLOG, UnixAcceptor
 from sds_agent.sds.endpoint import Endpoint, SocketFile, claim, inherit
 from sds_agent.sds.relay import READ_ESTIMATE
 from sds_agent.sds.service import SERVICE, SecretDiscoveryService
@@ -151,9 +151,9 @@ class _SocketServer:
         self._server = server
         self._acceptor: UnixAcceptor | None = None
 
-    async def open(self, services: Sequence[Service], most: int, connections: dict[str, Connection]) -> None:
+    async def open(self, secrets: SecretDiscoveryService, others: Sequence[Service], most: int) -> None:
         """Listen, and serve `most` connections at one time. Raises ConfigurationError."""
-        self._server.add_generic_rpc_handlers([each.handler() for each in services])
+        self._server.add_generic_rpc_handlers([each.handler() for each in (secrets, *others)])
         bind(self._server, self.endpoint)
         with ExitStack() as undo:
             backend = self.endpoint.hide()
@@ -162,7 +162,7 @@ class _SocketServer:
             # From here on peers connect; they wait in the listener's backlog until the acceptor begins.
             self.endpoint.publish()
             await self._server.start()
-            self._acceptor = UnixAcceptor(listener, backend, most, connections)
+            self._acceptor = UnixAcceptor(listener, backend, most, secrets.connections, secrets.stored)
             undo.pop_all()
         self._acceptor.begin()
 
@@ -195,7 +195,7 @@ class _Listener:
         listening: int | None,
     ) -> None:
         self._service = service
-        self._services = (service, *others)
+        self._others = others
         self._file = file
         self._limits = limits
         self._listening = listening
@@ -213,7 +213,7 @@ class _Listener:
         endpoint = self._claimed.enter_context(claimed)
         new = _SocketServer(grpc.aio.server(options=options(self._limits)), endpoint)
         try:
-            await new.open(self._services, self._connections, self._service.connections)
+            await new.open(self._service, self._others, self._connections)
             if before_probe is not None:
                 await _within(HEAD_START, before_probe())
             await probe(endpoint.public_address)
@@ -252,7 +252,7 @@ class _Listener:
             self._current = None  # its finalizer needs the event loop
 
     def _drain(self) -> None:
-        for each in self._services:
+        for each in (self._service, *self._others):
             each.drain()
 
 

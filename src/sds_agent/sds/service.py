@@ -15,7 +15,7 @@ import grpc.aio
 from sds_agent import log
 from sds_agent.clock import Clock, SystemClock
 from sds_agent.rpc.crowd import Crowd
-from sds_agent.sds.acceptor import Connection
+from sds_agent.sds.acceptor import Connection, StoredBytes
 from sds_agent.sds.audience import Audience
 from sds_agent.sds.catalog import Catalog, OnDemand
 from sds_agent.sds.codec import MalformedMessageError, decode, decode_delta, encode, encode_delta
@@ -23,15 +23,25 @@ from sds_agent.sds.counts import SdsCounts
 from sds_agent.sds.delta import DeltaSession
 from sds_agent.sds.fetch import fetch
 from sds_agent.sds.journal import Journal, StreamJournal
-from sds_agent.sds.protocol import DeltaRequest, Finish, Resource, Respond, SotwRequest, StatusCode, unique
+from sds_agent.sds.protocol import (
+    DeltaRequest,
+    Finish,
+    Resource,
+    Respond,
+    SotwRequest,
+    StatusCode,
+    stored_in,
+    unique,
+)
 from sds_agent.sds.sotw import SotwSession
 from sds_agent.sds.status import NameStatus, StreamStatus
-from sds_agent.sds.stream import FULL, Context, Conversation, R, Stream
+from sds_agent.sds.stream import BEHIND, FULL, Context, Conversation, R, Stream
 from sds_agent.secrets.store import SecretStore
 from sds_agent.text import cut, printable, quoted
 
 if TYPE_CHECKING:
     from sds_agent.sds.departed import DepartedStream, Departures
+    from sds_agent.sds.surplus import Surplus
 
 LOG = logging.getLogger(__name__)
 
@@ -42,6 +52,9 @@ CROWD = 64
 
 FETCH_TIMEOUT = 10.0
 """Seconds that FetchSecrets waits for a secret that is not issued yet."""
+
+STORED = 512 << 20
+"""Bytes that peers may make the agent store, by default."""
 
 UNREAD = 5.0
 """Seconds for a stream that gives way to end, before its connection is ended: its client may not read."""
@@ -63,32 +76,52 @@ _CODES = {
 }
 
 
+TOO_MUCH = Finish(
+    StatusCode.RESOURCE_EXHAUSTED,
+    detail="the agent stores more for its clients than sds.limits.stored_bytes allows, and most of it for yours: read "
+    "the answers, end the requests that you begin, and ask for fewer names",
+)
+"""How a stream ends whose client makes the agent store too much."""
+
+
 class _Fetch:
     """A FetchSecrets call that waits for its request, and then for its secrets, until its timeout; and then for its
     client to read the answer.
     """
 
-    def __init__(self, context: Context, journal: StreamJournal, seconds: float) -> None:
+    def __init__(self, context: Context, account: Connection, journal: StreamJournal, seconds: float) -> None:
         self.timeout = asyncio.timeout(seconds)
+        self.account = account
         self._context = context
         self._journal = journal
         self._names: tuple[str, ...] = ()
-        self._answers = self._gave_way = False
+        self._gave_way: Finish | None = None
+        self._waited = False  # it was there at the last look
+        self.writing = 0
+        """Bytes of its answer, once it goes out."""
 
     def met(self, request: SotwRequest) -> None:
         """Its request has come."""
         self._journal.met(request)
         self._names = request.names
 
-    def answers(self) -> None:
-        """Its answer goes out, for which it has as long as its client gives it."""
-        self._answers = True
+    def answers(self, count: int) -> None:
+        """Its answer of so many bytes goes out, for which it has as long as its client gives it."""
+        self.writing = count
         self.timeout.reschedule(None)
 
     @property
     def connection(self) -> str:
         """gRPC's address for the connection that it is on."""
         return self._context.peer()
+
+    def look(self) -> int:
+        """Bytes that the client makes the agent keep beside that: names, and further requests, which are never read. To
+        be called at each look: a call that was not there at the last one is answered in a moment.
+        """
+        behind = BEHIND if self._waited else 0
+        self._waited = True
+        return self._journal.stored + stored_in(self._names) + behind
 
     @property
     def status(self) -> StreamStatus:
@@ -98,18 +131,18 @@ class _Fetch:
     @property
     def ended(self) -> Finish:
         """How it ends once its time is over."""
-        if self._gave_way:
-            return FULL
+        if self._gave_way is not None:
+            return self._gave_way
         return Finish(StatusCode.UNAVAILABLE, self._names, "the secret is not issued yet; ask again")
 
     def drain(self) -> None:
         """End it with UNAVAILABLE, if it is not answered yet: the client may ask again."""
-        if not self._answers and not self.timeout.expired():
+        if not self.writing and not self.timeout.expired():
             self.timeout.reschedule(0)
 
-    def give_way(self) -> None:
-        """End it, because another client needs its place."""
-        self._gave_way = True
+    def give_way(self, finish: Finish = FULL) -> None:
+        """End it, because other clients need its place, or the memory that it takes."""
+        self._gave_way = finish
         self.drain()
 
 
@@ -126,6 +159,7 @@ class SecretDiscoveryService:
         *,
         most_streams: int = 10_000,
         most_names: int = 100,
+        stored_bytes: int = STORED,
         fetch_timeout: float = FETCH_TIMEOUT,
         unread: float = UNREAD,
         files: OnDemand | None = None,
@@ -158,6 +192,9 @@ class SecretDiscoveryService:
         self._watchers: dict[object, Callable[[], None]] = {}
         self.connections: dict[str, Connection] = {}
         """Each connection, by gRPC's address for it. The acceptor keeps it."""
+        self.stored = StoredBytes(stored_bytes, self._look)
+        """What the connections' peers make the agent store."""
+        self._surplus: Surplus[_Open] | None = None
         self._giving_way: dict[_Open, asyncio.TimerHandle] = {}
         # Nonces are unique in the process, and by this prefix across restarts: an old stream's never match.
         self._nonce_prefix = os.urandom(4).hex()
@@ -264,7 +301,8 @@ class SecretDiscoveryService:
         await self._run("DeltaSecrets", context, talk)
 
     async def _run(self, method: str, context: Context, talk: Callable[[Callable[[], str]], Conversation[R]]) -> None:
-        peer = self._peer(context)
+        account = self._account(context)
+        peer = account.holder
         journal = self._journal.open(method, peer)
         count = itertools.count(1)
         conversation = talk(lambda: f"{self._nonce_prefix}.{journal.number:x}.{next(count):x}")
@@ -275,8 +313,11 @@ class SecretDiscoveryService:
             catalog=self._catalog,
             store=self._store,
             journal=journal,
+            account=account,
         )
-        if self._draining:
+        if account.gives_way:
+            stream.give_way(TOO_MUCH)
+        elif self._draining:
             stream.drain()
         finish: Finish | None = None
         try:
@@ -304,9 +345,8 @@ class SecretDiscoveryService:
         names = tuple(printable(name, log.LONGEST_VALUE) for name in refused)
         self._departures.note(status, self._now(), printable(cause, log.LONGEST_VALUE), names)
 
-    def _peer(self, context: Context) -> str:
-        found = self.connections.get(context.peer())
-        return "unknown" if found is None else found.holder
+    def _account(self, context: Context) -> Connection:
+        return self.connections.get(context.peer()) or Connection("unknown")
 
     @contextmanager
     def _place(self, new: _Open, peer: str) -> Iterator[None]:
@@ -325,6 +365,18 @@ class SecretDiscoveryService:
             self._open.leave(new)
             self._moved()
 
+    def _look(self) -> None:
+        """Find out what peers really make the agent store; who stores too much, loses a connection."""
+        if self._surplus is None:
+            from sds_agent.sds.surplus import Surplus  # noqa: PLC0415 - no honest node makes the agent store so much
+
+            self._surplus = Surplus[_Open](self.stored, self._end_for_surplus)
+        self._surplus.look(self.connections.values(), (*self._open, *self._giving_way))
+
+    def _end_for_surplus(self, call: _Open) -> None:
+        self._open.leave(call)
+        call.give_way(TOO_MUCH)
+
     def _end_connection_of(self, stream: _Open) -> None:
         """gRPC ends no call while an answer waits to be read, and would keep one that had to give way for ever."""
         self.hang_up(stream.connection, "it does not read the answers on streams that had to give way to others")
@@ -335,11 +387,11 @@ class SecretDiscoveryService:
             found.end(why)
 
     async def _fetch_secrets(self, _requests: object, context: Context) -> None:
-        peer = self._peer(context)
-        journal = self._journal.open("FetchSecrets", peer)
+        account = self._account(context)
+        journal = self._journal.open("FetchSecrets", account.holder)
         finish: Finish | None = FAULT
         try:
-            finish = await self._fetch(context, peer, journal)
+            finish = await self._fetch(context, account, journal)
         except Exception as error:  # noqa: BLE001 - likewise
             log.fault(LOG, "SDS FetchSecrets", error)
         finally:
@@ -347,22 +399,27 @@ class SecretDiscoveryService:
         if finish is not None:
             await self._abort(context, finish, self._explained(finish))
 
-    async def _fetch(self, context: Context, peer: str, journal: StreamJournal) -> Finish | None:
+    async def _fetch(self, context: Context, account: Connection, journal: StreamJournal) -> Finish | None:
         """Answer the call. Returns how to end it where it gets no answer."""
-        call = _Fetch(context, journal, self._time_for_fetch(context.time_remaining()))
+        if account.gives_way:
+            journal.note([TOO_MUCH])
+            return TOO_MUCH
+        call = _Fetch(context, account, journal, self._time_for_fetch(context.time_remaining()))
         try:
             async with call.timeout:
-                with self._place(call, peer):
+                with self._place(call, account.holder):
                     request = decode(await _only(context))
                     call.met(request)
                     self._changed()
                     answer = await self._answer(request)
                     if isinstance(answer, Respond):
-                        call.answers()
+                        data = encode(answer)
+                        call.answers(len(data))
+                        account.give(len(data))
                         journal.sending(answer, changed=False)
                         journal.note([answer])
                         with suppress(grpc.aio.InternalError):  # the client has left
-                            await context.write(encode(answer))
+                            await context.write(data)
                         return None
         except MalformedMessageError as error:
             answer = Finish(StatusCode.INVALID_ARGUMENT, detail=str(error))

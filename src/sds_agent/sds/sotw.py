@@ -47,6 +47,7 @@ from sds_agent.sds.protocol import (
     Subscribed,
     Unsubscribed,
     View,
+    stored_in,
     unacceptable,
     unique,
 )
@@ -69,6 +70,8 @@ class SotwSession:
         self._outstanding: Outstanding | None = None
         self._earlier: dict[str, Outstanding] = {}  # those that a newer answer crossed, by nonce
         self._replies = Replies()
+        self.stored = 0
+        """Bytes of the names that the client makes it remember."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -124,6 +127,7 @@ class SotwSession:
         notes: list[Action] = []
         removed = tuple(name for name in self._names if name not in names)
         self._names = names
+        self.stored = stored_in(names)
         for name in removed:
             self._sent.pop(name, None)
         self._replies.forget(removed)

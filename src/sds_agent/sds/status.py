@@ -10,6 +10,7 @@ that a view can print it as it is. No field holds key material: a version is a h
 
 from collections.abc import Container, Iterable, Mapping
 from datetime import datetime
+from sys import getsizeof
 
 from msgspec import Struct
 
@@ -141,6 +142,11 @@ class StreamRecord:
         """Note who the client says it is. Only the first message of a stream is sure to say so."""
         if node:
             self.node, self._cluster, self.version = node, cluster, version
+
+    @property
+    def stored(self) -> int:
+        """Bytes of what the client said of itself."""
+        return getsizeof(self.node) + getsizeof(self._cluster) + getsizeof(self.version)
 
     def sending(self, nonce: str, *, changed: bool, now: datetime, monotonic: float) -> None:
         """The answer of that nonce goes out at this moment; `changed` if it does because a secret changed."""

@@ -19,6 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import grpc.aio
 from msgspec import Struct
 
+from sds_agent.sds.acceptor import Connection
 from sds_agent.sds.audience import Audience
 from sds_agent.sds.catalog import Catalog
 from sds_agent.sds.codec import MalformedMessageError
@@ -38,6 +39,11 @@ from sds_agent.secrets.store import SecretStore
 
 FULL = Finish(StatusCode.RESOURCE_EXHAUSTED, detail="there are more streams than sds.limits.streams allows")
 """How a stream ends that gives way to another."""
+
+BEHIND = 3 << 16
+"""What further requests may cost on a stream from which the agent does not read just now: gRPC makes room for 64 KB,
+and needs almost three times as much where they come in small pieces.
+"""
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 R = TypeVar("R", SotwRequest, DeltaRequest)
@@ -65,6 +71,11 @@ class Session(Protocol[R_contra]):
     @property
     def status(self) -> tuple[NameStatus, ...]:
         """The status of each name."""
+        ...
+
+    @property
+    def stored(self) -> int:
+        """Bytes of the names that the client made it remember when it last changed them."""
         ...
 
     def receive(self, request: R_contra, view: View) -> list[Action]:
@@ -105,6 +116,9 @@ class Stream(Generic[R]):
         "_reading",
         "_store",
         "_task",
+        "_waited",
+        "account",
+        "writing",
     )
 
     def __init__(
@@ -116,7 +130,13 @@ class Stream(Generic[R]):
         catalog: Catalog,
         store: SecretStore,
         journal: StreamJournal,
+        account: Connection | None = None,
     ) -> None:
+        self.account = account or Connection("unknown")
+        """The connection that it is on, which counts what its client makes the agent store."""
+        self.writing = 0
+        """Bytes of the answer that gRPC has not taken yet, because the client does not read."""
+        self._waited = False  # it is still the answer that waited at the last look
         self._context = context
         self._conversation: Conversation[R] = conversation
         self._audience = audience
@@ -144,14 +164,23 @@ class Stream(Generic[R]):
         """gRPC's address for the connection that it is on."""
         return self._context.peer()
 
+    def look(self) -> int:
+        """Bytes that the client makes the agent keep beside that: what it said of itself, the names that it asked for,
+        and requests that are not read while an answer waits. To be called at each look: an answer that did not wait at
+        the last one is on its way.
+        """
+        behind = BEHIND if self._waited else 0
+        self._waited = self.writing > 0
+        return self._journal.stored + self._conversation.session.stored + behind
+
     def drain(self) -> None:
         """End the stream with OK: Envoy keeps what it has and opens another."""
         self._draining = True
         self._interrupt()
 
-    def give_way(self) -> None:
-        """End the stream, because another client needs its place."""
-        self._last = FULL
+    def give_way(self, finish: Finish = FULL) -> None:
+        """End the stream, because other clients need its place, or the memory that it takes."""
+        self._last = finish
         self.drain()
 
     def due(self, name: str, version: str | None, now: float) -> None:
@@ -289,10 +318,16 @@ class Stream(Generic[R]):
     async def _sent(self, answer: Respond, *, changed: bool) -> bool:
         """Send the answer. False if the peer left while the write waited for room."""
         self._journal.sending(answer, changed=changed and self._is_of_the_store(answer))
+        data = self._conversation.encode(answer)
+        self.writing = len(data)
+        self.account.give(len(data))
         try:
-            await self._context.write(self._conversation.encode(answer))
+            await self._context.write(data)
         except grpc.aio.InternalError:
             return False
+        finally:
+            self.writing = 0
+            self._waited = False
         self._journal.sent(answer)
         return True
 
