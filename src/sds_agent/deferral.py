@@ -27,9 +27,22 @@ UNUSED = frozenset(
         "hashlib",  # for key identifiers that cryptography would make itself; loads the second OpenSSL too
         "hmac",  # for the comparison of such identifiers; likewise
         "calendar",  # for dates of e-mails: cryptography imports what reads their addresses
+        "email.base64mime",  # likewise for the bodies of e-mails
+        "email.errors",  # likewise
+        "email.quoprimime",  # likewise
+        "copy",  # for dataclasses as dictionaries
+        "linecache",  # for the lines of a traceback
+        "locale",  # for text that programs write, with 900 names of locales
+        "ntpath",  # for paths of Windows
+        "textwrap",  # for the advice in a traceback
+        "tokenize",  # for the encoding of a source file in a traceback
+        "asyncio.staggered",  # for a host with several addresses
+        "asyncio.trsock",  # for the sockets of asyncio's own transports
+        "cryptography.x509.verification",  # cryptography's own walk of chains
         "pkgutil",  # for gRPC's own list of roots
         "google.protobuf.descriptor_database",  # for descriptors in pure Python, beside those in C
         "google.protobuf.text_encoding",  # likewise
+        "google.protobuf.internal.python_edition_defaults",  # likewise
         "google.protobuf.internal.python_message",  # messages in pure Python, beside those in C: 5 ms, 2 MB
     }
 )
@@ -37,7 +50,14 @@ UNUSED = frozenset(
 
 EXPRESSIONS = frozenset(
     {
+        "cryptography.hazmat.primitives.serialization.ssh",  # for keys of SSH
         "cryptography.x509.name",  # for names as text, with every character of Unicode: 5 ms
+        "email.utils",  # for addresses and parameters of e-mails
+        "logging",  # for formats other than Python's usual one
+        "platform",  # for the names of platforms, which `uuid` asks for: 0.8 ms
+        "string",  # for templates
+        "urllib.parse",  # for URLs with characters beyond ASCII
+        "yaml.constructor",  # for dates
         "yaml.reader",  # for characters that YAML does not take, where Python reads it in place of libyaml: 3 ms
         "yaml.resolver",  # for plain scalars that are no strings, of which most files have one kind or two: 0.7 ms
     }

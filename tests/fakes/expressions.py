@@ -6,14 +6,15 @@ from types import FrameType
 
 
 def compiled_for() -> set[str]:
-    """The names of the modules that are at work, down to the program, when an expression is compiled from now on."""
+    """The names of the modules for whose code an expression is compiled from now on."""
     modules, compile_one = set[str](), engine.compile
 
     def noted(pattern: object, flags: int = 0) -> object:
         frame: FrameType | None = sys._getframe(1)
-        while frame is not None:
-            modules.add(frame.f_globals["__name__"])
+        while frame is not None and frame.f_globals["__name__"] in {"re", "sds_agent.deferral"}:
             frame = frame.f_back
+        if frame is not None:
+            modules.add(frame.f_globals["__name__"])
         return compile_one(pattern, flags)
 
     engine.compile = noted

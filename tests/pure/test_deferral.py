@@ -120,6 +120,28 @@ print(json.dumps([again.SSLContext is ssl.SSLContext, type(hmac).__name__, sha25
     assert told(program) == [True, "module", "ca97"]
 
 
+def test_a_traceback_in_the_log_shows_its_lines(tmp_path: Path) -> None:
+    """It reads them with three modules that are left for that."""
+    file = tmp_path / "failing.py"
+    file.write_text("def fail():\n    raise ValueError('ä')\n", encoding="utf-8")
+    program = """
+import importlib.util, json, sys
+from sds_agent.deferral import deferred
+with deferred():
+    import logging
+before = sorted({"re", "textwrap", "tokenize"} & {each for each in sys.modules if type(sys.modules[each]) is type(sys)})
+spec = importlib.util.spec_from_file_location("failing", sys.argv[1])
+failing = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(failing)
+try:
+    failing.fail()
+except ValueError as error:
+    record = logging.makeLogRecord({"exc_info": sys.exc_info()})
+print(json.dumps([before, logging.Formatter().format(record).splitlines()[-2:]]))
+"""
+    assert told(program, str(file)) == [["re"], ["    raise ValueError('ä')", "ValueError: ä"]]
+
+
 @pytest.mark.parametrize("implementation", ["upb", "python"])
 def test_either_kind_of_protobuf_serves(implementation: str) -> None:
     program = """
@@ -133,28 +155,46 @@ print(json.dumps(decode(b"\\x1a\\x01a").names))
 
 
 def test_expressions_are_compiled_once_they_are_used_and_find_what_they_should() -> None:
-    """They are of the libraries' own code: a name as text, and YAML where libyaml does not read it."""
+    """They are of the libraries' own code: a name as text, say, and YAML where libyaml does not read it."""
     program = """
 import json, re
 from fakes.expressions import compiled_for
 used_by = compiled_for()
 from sds_agent.deferral import EXPRESSIONS, deferred
 with deferred():
+    import logging, platform, string, urllib.parse
     import yaml
     from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+    from email.utils import formataddr
 imported = sorted(EXPRESSIONS & used_by)
+try:
+    load_ssh_public_key(b"key")
+except ValueError as error:
+    refused_key = str(error)
+texts = [
+    formataddr(("A. B", "a@b.example")),
+    logging.Formatter("{message:>3}", style="{").format(logging.makeLogRecord({"msg": "a"})),
+    string.Template("$a").substitute(a="b"),
+    urllib.parse.unquote("%C3%A4"),
+    platform.python_implementation(),
+]
 name = x509.Name.from_rfc4514_string(r"CN=a\\,b,O=x\\2Fy").rfc4514_string()
-values = yaml.load("{a: 1.5, b: ~, c: off, d: word}", yaml.SafeLoader)
+values = yaml.load("{a: 1.5, b: ~, c: off, d: word, e: 2026-01-01}", yaml.SafeLoader)
+values["e"] = values["e"].year
 try:
     refused = yaml.load("a: \\x01", yaml.SafeLoader)
 except yaml.reader.ReaderError as error:
     refused = error.character
-print(json.dumps([imported, name, values, refused, sorted(EXPRESSIONS & used_by), re.compile.__module__]))
+found = [imported, refused_key, texts, name, values, refused]
+print(json.dumps([*found, sorted(EXPRESSIONS & used_by), re.compile.__module__]))
 """
     assert told(program) == [
-        [],  # by the import
+        ["logging"],  # by the import, which checks its default format
+        "Invalid line format",
+        ['"A. B" <a@b.example>', "  a", "b", "ä", "CPython"],
         r"CN=a\,b,O=x/y",
-        {"a": 1.5, "b": None, "c": False, "d": "word"},
+        {"a": 1.5, "b": None, "c": False, "d": "word", "e": 2026},
         1,
         sorted(EXPRESSIONS),  # once all was used
         "re",

@@ -42,7 +42,7 @@ workloads: [{{name: default, spiffe_id: spiffe://demo.example/default}}]
 
 class Start(Struct):
     """An agent's start, until it does what is not urgent: the modules, with the names of their classes, the files that
-    were opened, and the modules that had a regular expression compiled or whose callees had.
+    were opened, and the modules that had a regular expression compiled.
     """
 
     modules: dict[str, str]
@@ -116,17 +116,22 @@ def test_no_envoy_waits_for_what_the_first_secret_does_not_need(module: str, sta
         assert module not in start.modules, UNNEEDED[module]
 
 
+UNTIL_3_12 = {"email.base64mime", "email.errors", "email.quoprimime", "linecache", "platform"}
+"""From 3.13 on Python itself imports these once they are used."""
+
+
 @pytest.mark.parametrize("module", sorted(UNUSED))
 def test_what_is_imported_in_vain_stays_unloaded(module: str, starts: tuple[Start, Start]) -> None:
     for start in starts:
-        assert start.modules[module] == "_Unloaded"
+        assert module in start.modules.keys() | UNTIL_3_12
+        assert start.modules.get(module, "_Unloaded") == "_Unloaded"
 
 
 def test_no_expression_is_compiled_in_vain(starts: tuple[Start, Start]) -> None:
     for start in starts:
-        assert start.modules.keys() >= EXPRESSIONS
+        assert start.modules.keys() | UNTIL_3_12 >= EXPRESSIONS
         used = EXPRESSIONS & set(start.expressions)
-        assert used <= {"yaml.resolver"}  # of which some are used: a plain word may be a boolean
+        assert used <= {"logging", "yaml.resolver"}  # of which some are used: a plain word may be a boolean
 
 
 def test_only_the_configured_kind_of_ca_is_imported(starts: tuple[Start, Start]) -> None:

@@ -69,7 +69,10 @@ def _run(argv: Sequence[str] | None) -> int:
 def _called(words: Sequence[str]) -> Callable[[], int]:
     """The command with its arguments. Raises CallError, and SystemExit as argparse does."""
     if words and words[0] == "run":
-        from sds_agent.cli import run  # noqa: PLC0415 - the command
+        from sds_agent.deferral import deferred  # noqa: PLC0415 - for the agent's start alone
+
+        with deferred():
+            from sds_agent.cli import run  # noqa: PLC0415 - the command
 
         plain = run.plain(words[1:])
         if plain is not None:

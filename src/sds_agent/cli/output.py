@@ -5,7 +5,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from sds_agent.errors import SdsAgentError
 
@@ -35,6 +34,8 @@ def open_closed() -> None:
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free, so this one
     if sys.stderr is None:
+        from pathlib import Path  # noqa: PLC0415 - for this alone
+
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - stays open for as long as the program runs
 
 
