@@ -10,10 +10,7 @@ import os
 import resource
 from collections.abc import Mapping
 
-try:
-    import _ctypes
-except ImportError:  # this Python was built without libffi
-    _ctypes = None  # type: ignore[assignment]  # it stands for the missing module
+from sds_agent import libc
 
 ALLOW = "SDS_AGENT_DUMPABLE"
 """The environment variable that turns this off when it is 1: for a debugger, a profiler or a core dump."""
@@ -24,19 +21,14 @@ _PR_SET_DUMPABLE = 4
 def keep_memory_private(environ: Mapping[str, str] = os.environ) -> bool:
     """Protect this process, before it has its first key; returns whether it is protected.
 
-    The environment can turn it off, a sandbox may forbid it, and some Pythons are built without `_ctypes`.
+    The environment can turn it off, a sandbox may forbid it, and some Pythons can call no function of the C library.
     """
     if environ.get(ALLOW) == "1":
         return False
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
-    return _forbid_dumps()
-
-
-def _forbid_dumps() -> bool:
-    """Call prctl(2). All of `ctypes` would take 2 ms of the way to the first secret, its core takes a fifth of that."""
-    if _ctypes is None:
+    try:
+        libc.call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)
+    except OSError:
         return False
-    program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # no name is the program itself (dlopen(3))
-    function = _ctypes.dlsym(program, "prctl")
-    return bool(_ctypes.call_function(function, (_PR_SET_DUMPABLE, 0, 0, 0, 0)) == 0)
+    return True

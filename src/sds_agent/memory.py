@@ -4,15 +4,14 @@ Envoys come all at once, each with a first request of 61 KB. The C library keeps
 between what is still in use, and a node's agent would stay as large as it was at its busiest moment.
 """
 
+from contextlib import suppress
+
+from sds_agent import libc
+
 
 def give_back() -> None:
     """Give free pages back to the system, where the C library can (malloc_trim(3), glibc). Takes some milliseconds, and
     holds no lock of Python's meanwhile: to be called in a thread.
     """
-    try:
-        import ctypes  # noqa: PLC0415 - measured: 3 ms, and nothing needs it before there are many streams
-    except ImportError:  # some Pythons have none
-        return
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    with suppress(OSError):
+        libc.call("malloc_trim", 0)

@@ -19,9 +19,10 @@ import stat
 import struct
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from sds_agent import log
+from sds_agent import libc, log
 from sds_agent.clock import Clock
 
 LOG = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ _FIXES = {
     errno.EMFILE: "the user's inotify instances or the process's descriptors are used up; raise "
     "fs.inotify.max_user_instances (sysctl)",
     errno.ENFILE: "the system's descriptors are used up; raise fs.file-max (sysctl)",
-    errno.ENOSYS: "this system has no inotify, or this Python no ctypes",
+    errno.ENOSYS: "this system has no inotify, or this Python cannot ask for it",
 }
 """Why the kernel watches nothing more, and the fix."""
 
@@ -201,29 +202,13 @@ class PathWatch:
 
 
 def _inotify_init() -> int:
-    return _called("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
+    return libc.call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _inotify_add(descriptor: int | None, path: str, mask: int) -> int:
-    return _called("inotify_add_watch", descriptor, os.fsencode(path), mask)
+    return libc.call("inotify_add_watch", descriptor, os.fsencode(path), mask)
 
 
 def _inotify_remove(descriptor: int | None, watch: int) -> None:
-    try:
-        _called("inotify_rm_watch", descriptor, watch)
-    except OSError:  # it went with what it watched
-        return
-
-
-def _called(function: str, *arguments: object) -> int:
-    """A function of the C library that returns -1 and sets errno when it fails. Raises OSError."""
-    try:
-        import ctypes  # noqa: PLC0415 - measured: 3 ms; some Pythons have none
-
-        call = getattr(ctypes.CDLL(None, use_errno=True), function)
-    except (ImportError, AttributeError) as error:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from error
-    result = int(call(*arguments))
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return result
+    with suppress(OSError):  # it went with what it watched
+        libc.call("inotify_rm_watch", descriptor, watch)

@@ -68,7 +68,7 @@ def test_there_is_something_to_check() -> None:
 # Envoy's types are left out: they take longer than all the rest, and no command that runs here needs them.
 AS_ANOTHER = """
 import os, pkgutil, sys
-import ctypes, anyio._backends._asyncio, concurrent.futures.thread, encodings.idna, jwt, httpx, sds_agent
+import anyio._backends._asyncio, concurrent.futures.thread, encodings.idna, jwt, httpx, sds_agent
 for each in pkgutil.walk_packages(sds_agent.__path__, "sds_agent."):
     if not each.name.endswith(("__main__", "envoy_config.messages")):
         __import__(each.name)

@@ -90,7 +90,7 @@ def starts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Start, Start]:
 
 UNNEEDED = {
     "argparse": "the usual calls are read without it",
-    "ctypes": "its core is enough",
+    "ctypes": "its core is enough: `libc`",
     "gettext": "argparse's",
     "pickle": "protobuf's in pure Python",
     "shutil": "argparse's, for the width of the terminal",
