@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sds_agent import log, preflight, sources, systemd
+from sds_agent import log, preflight, systemd
 from sds_agent.admin.settings import TelemetrySettings
 from sds_agent.admin.start import administered, observed
 from sds_agent.clock import Clock, SystemClock
@@ -240,7 +240,8 @@ def _announce(socket: Path) -> None:
 
 def _start_warnings(start: Start, settings: Settings, running: Agent, clock: Clock) -> None:
     """Check what is only warned of. To be called once the server runs: it must not delay the first secret."""
-    from sds_agent.issuance import expiry  # noqa: PLC0415 - not before the first secret
+    from sds_agent import sources  # noqa: PLC0415 - not before the first secret
+    from sds_agent.issuance import expiry  # noqa: PLC0415 - likewise
 
     start(sources.warn(preflight.sources(settings)))
     start(_check_credentials(settings, clock))
@@ -268,6 +269,8 @@ def _telemetry_of() -> "type[Telemetry]":
 
 async def _check_credentials(settings: Settings, clock: Clock) -> None:
     """Log what is wrong with the credentials for the CAs (`credential_unusable`)."""
+    from sds_agent import sources  # noqa: PLC0415 - not before the first secret
+
     with suppress(NoThreadError):
         sources.report_credentials(await in_thread(lambda: list(preflight.credentials(settings, clock))))
 

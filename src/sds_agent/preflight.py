@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sds_agent.authority import registry
 from sds_agent.authority.kind import Context
@@ -17,7 +18,9 @@ from sds_agent.directories import UntrustedDirectoryError, check_directory, chec
 from sds_agent.errors import ConfigurationError, SdsAgentError
 from sds_agent.sds.endpoint import SocketFile, blocked_directories, refusals
 from sds_agent.sealing import Seal, read_seal
-from sds_agent.sources import Source, find_readable
+
+if TYPE_CHECKING:
+    from sds_agent.sources import Source
 
 
 class StateInUseError(SdsAgentError):
@@ -45,7 +48,7 @@ def seal(settings: Settings) -> Seal | None:
     return None if found is None else read_seal(found[1], found[0])
 
 
-def _state_key(settings: Settings) -> Source | None:
+def _state_key(settings: Settings) -> "Source | None":
     """The key that names the state's key, and its file. Raises ConfigurationError where there can be no such file."""
     encryption = settings.state_encryption
     if encryption is None:
@@ -123,7 +126,7 @@ def unreachable(settings: Settings) -> Iterator[str]:
         yield from (f"sds.socket: {cause}" for cause in blocked_directories(socket_file(settings.sds)))
 
 
-def sources(settings: Settings) -> list[Source]:
+def sources(settings: Settings) -> "list[Source]":
     """The keys that name what the operator provides, and what they name."""
     encryption = settings.state_encryption
     state_key = None if encryption is None else encryption.key_file
@@ -134,7 +137,7 @@ def sources(settings: Settings) -> list[Source]:
     ]
 
 
-def authority_sources(settings: Settings) -> list[Source]:
+def authority_sources(settings: Settings) -> "list[Source]":
     """Those of the authorities."""
     return [
         (f"authorities.{name}.{key}", path)
@@ -147,6 +150,8 @@ def exposed(settings: Settings) -> Iterator[str]:
     """Secrets for the authorities that every user can read, in lines that begin with the configuration's key. Blocks on
     the disk.
     """
+    from sds_agent.sources import find_readable  # noqa: PLC0415 - not before the first secret
+
     for name, chosen in settings.authorities.items():
         kind = registry.kind_of(chosen)
         keys, files = (*kind.secrets, *kind.holds_keys), kind.files(chosen).items()
@@ -157,6 +162,8 @@ def credentials(settings: Settings, clock: Clock) -> Iterator[str]:
     """What is wrong with the credentials that the agent would show to its CAs, and with the key of the state, in lines
     that begin with the configuration's key. Blocks on the disk.
     """
+    from sds_agent.sources import find_readable  # noqa: PLC0415 - not before the first secret
+
     with suppress(ConfigurationError):  # which is an obstacle
         found = _state_key(settings)
         yield from find_readable([] if found is None else [found])

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
-from importlib.util import find_spec
 from typing import Annotated
 
 import msgspec
@@ -81,6 +80,8 @@ def without_extra(chosen: TelemetrySettings | None) -> Iterator[Problem]:
     """What is wrong with a section telemetry where the libraries for it are not installed."""
     if chosen is None:
         return
+    from importlib.util import find_spec  # noqa: PLC0415 - for this section alone
+
     try:
         found = find_spec("opentelemetry.sdk") and find_spec("opentelemetry.exporter.otlp.proto.http")
     except ModuleNotFoundError:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from sds_agent.admin.events import EventFeed
-from sds_agent.admin.observed import Observed
 from sds_agent.admin.settings import AdminSettings
 from sds_agent.clock import Clock
 
 if TYPE_CHECKING:
     from sds_agent.admin.asgi import Application
+    from sds_agent.admin.observed import Observed
 
 
 class Watched(Protocol):
@@ -41,7 +41,7 @@ async def observed(settings: AdminSettings, *changing: Watched) -> AsyncIterator
 
 @asynccontextmanager
 async def administered(
-    settings: AdminSettings, agent: Observed, feed: EventFeed, socket: Path, clock: Clock
+    settings: AdminSettings, agent: "Observed", feed: EventFeed, socket: Path, clock: Clock
 ) -> AsyncIterator[None]:
     """Serve the agent's status inside this context. `socket` is where it serves SDS."""
     from sds_agent.admin.server import serving  # noqa: PLC0415 - measured: 3 ms

@@ -9,7 +9,6 @@ from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, Is
 from sds_agent.clock import Clock
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.pki.certificates import pem_of, write_pem
-from sds_agent.pki.csr import CsrError, proven_key
 from sds_agent.pki.keys import PublicKey
 from sds_agent.signing.signer import SignerError
 from sds_agent.signing.signing_set import CaUnavailableError, SigningCa, SigningSet
@@ -32,6 +31,8 @@ class InProcessAuthority:
         Raises AuthorityError: INVALID for a CSR that proves no key, DENIED where the signer refuses, and TRANSIENT
         while the CA has no valid signer.
         """
+        from sds_agent.pki.csr import CsrError, proven_key  # noqa: PLC0415 - the agent has its keys certified instead
+
         try:
             public_key = proven_key(request.csr_pem)
         except CsrError as error:

@@ -26,7 +26,6 @@ from sds_agent.issuance.acceptance import Accepted, accept
 from sds_agent.issuance.adapter_calls import failures_of
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
-from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keyfile import KeyFileError, read_private_key
 from sds_agent.pki.keys import PrivateKey, generate
 from sds_agent.pki.strength import IN_SECRETS
@@ -122,9 +121,13 @@ class Requester:
             if self._certifying is not None:
                 self._pending = PendingRequest(key)
             else:
-                csr = make_csr(key, str(self._workload.identity))
-                self._pending = PendingRequest(key, csr, os.urandom(16).hex())
+                self._pending = PendingRequest(key, self._csr(key), os.urandom(16).hex())
         return self._pending
+
+    def _csr(self, key: PrivateKey) -> bytes:
+        from sds_agent.pki.csr import make_csr  # noqa: PLC0415 - not for a CA in this process
+
+        return make_csr(key, str(self._workload.identity))
 
     async def _call(self, pending: PendingRequest, current: CurrentIdentity | None) -> Issuance:
         with failures_of(self._name, self._timeout):

@@ -24,7 +24,6 @@ from sds_agent.issuance.cache import CertificateCache
 from sds_agent.issuance.counts import IssuanceCounts
 from sds_agent.issuance.federation import Federation
 from sds_agent.issuance.issuer import Issuer
-from sds_agent.issuance.list_refresh import follow_lists
 from sds_agent.issuance.publication import PublicationTarget
 from sds_agent.issuance.standing import lack
 from sds_agent.issuance.status import FederatedStatus, TrustStatus, WorkloadStatus
@@ -108,6 +107,8 @@ class Agent:
                     self._start(refresh(self.bundle, name, authority, self._clock, federation=self.federation))
                 )
             if name in lists:
+                from sds_agent.issuance.list_refresh import follow_lists  # noqa: PLC0415 - few configurations want lists
+
                 tasks.append(self._start(follow_lists(self.bundle, name, lists[name], self._clock)))
 
     async def apply(self, settings: Settings, cas: Authorities) -> None:

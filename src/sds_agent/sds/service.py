@@ -20,8 +20,6 @@ from sds_agent.sds.audience import Audience
 from sds_agent.sds.catalog import Catalog, OnDemand
 from sds_agent.sds.codec import MalformedMessageError, decode, decode_delta, encode, encode_delta
 from sds_agent.sds.counts import SdsCounts
-from sds_agent.sds.delta import DeltaSession
-from sds_agent.sds.fetch import fetch
 from sds_agent.sds.journal import Journal, StreamJournal
 from sds_agent.sds.protocol import (
     DeltaRequest,
@@ -294,6 +292,8 @@ class SecretDiscoveryService:
         await self._run("StreamSecrets", context, talk)
 
     async def _delta_secrets(self, _requests: object, context: Context) -> None:
+        from sds_agent.sds.delta import DeltaSession  # noqa: PLC0415 - few Envoys use this variant
+
         def talk(nonces: Callable[[], str]) -> Conversation[DeltaRequest]:
             session = DeltaSession(iter(nonces, None), most_names=self._most_names)
             return Conversation(session, decode_delta, encode_delta)
@@ -433,6 +433,8 @@ class SecretDiscoveryService:
         return self._fetch_timeout if remaining is None else min(self._fetch_timeout, remaining * 0.9)
 
     async def _answer(self, request: SotwRequest) -> Respond | Finish:
+        from sds_agent.sds.fetch import fetch  # noqa: PLC0415 - Envoys open streams
+
         changed, caller = asyncio.Event(), object()
         names = frozenset(unique(request.names)[: self._most_names])  # more are refused
 

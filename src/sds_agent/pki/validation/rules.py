@@ -27,7 +27,6 @@ from sds_agent.pki.certificates import (
 )
 from sds_agent.pki.names import is_self_issued, same_name
 from sds_agent.pki.strength import IN_CHAINS
-from sds_agent.pki.validation.constraints import constrained_names, violation
 from sds_agent.pki.validation.signatures import fault_of_pss
 
 Chain: TypeAlias = tuple[x509.Certificate, ...]
@@ -211,6 +210,8 @@ def fault_of_names(certificate: x509.Certificate, chain: Chain) -> str | None:
     constraints = extension(certificate, x509.NameConstraints)
     if constraints is None:
         return None
+    from sds_agent.pki.validation.constraints import constrained_names, violation  # noqa: PLC0415 - most have none
+
     if constraints.public_bytes() not in certificate.tbs_certificate_bytes:
         # cryptography reads past these, and only what it has read is written again
         return (
