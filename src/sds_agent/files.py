@@ -137,10 +137,10 @@ def remove_unfinished(directory: Path, name: str, *, idle: float = 0) -> None:
     `name` is a regular expression for the names of the files that were to be written. The caller makes sure that no
     other process writes them now, by a lock or by waiting. What cannot be removed stays. Raises no error.
     """
-    unfinished = re.compile(rf"\.(?:{name})\.[0-9a-f]{{8}}")
+    unfinished = rf"\.(?:{name})\.[0-9a-f]{{8}}"
     with suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
-            if not unfinished.fullmatch(entry.name):
+            if not (entry.name.startswith(".") and re.fullmatch(unfinished, entry.name)):
                 continue
             with suppress(OSError):
                 found = entry.stat(follow_symlinks=False)

@@ -182,9 +182,9 @@ def remove_aside(directory: Path, name: str, *, most: int = MOST_ASIDE) -> None:
 
     `name` is a regular expression for the names that they had. Raises no error.
     """
-    aside = re.compile(f"(?:{name}){re.escape(ASIDE)}")
     with suppress(OSError):
-        found = [each for each in directory.iterdir() if aside.fullmatch(each.name)]
+        aside = [each for each in directory.iterdir() if each.name.endswith(ASIDE)]
+        found = [each for each in aside if re.fullmatch(name, each.name.removesuffix(ASIDE))]
         for each in sorted(found, key=lambda path: path.lstat().st_ctime, reverse=True)[most:]:
             with suppress(OSError):
                 each.unlink()

@@ -132,6 +132,8 @@ def test_no_expression_is_compiled_in_vain(starts: tuple[Start, Start]) -> None:
         assert start.modules.keys() | UNTIL_3_12 >= EXPRESSIONS
         used = EXPRESSIONS & set(start.expressions)
         assert used <= {"logging", "yaml.resolver"}  # of which some are used: a plain word may be a boolean
+        ours = {name for name in start.expressions if name.startswith("sds_agent")}
+        assert ours <= {"sds_agent.admin.settings", "sds_agent.configfile.types", "sds_agent.pki.pem"}
 
 
 def test_only_the_configured_kind_of_ca_is_imported(starts: tuple[Start, Start]) -> None:

@@ -75,7 +75,7 @@ def _fault_of_value(tag: int, value: bytes) -> str | None:
         return None
     if tag in _ENCODINGS:
         return _fault_of_text(tag, value)
-    good = _is_bits(value) if tag == _BITS else _FORMS.get(tag, _ANY).fullmatch(value) and not tag & _CONSTRUCTED
+    good = _is_bits(value) if tag == _BITS else re.fullmatch(_FORMS.get(tag, _ANY), value) and not tag & _CONSTRUCTED
     return None if good else f"a value of the type {tag:#04x} in a form that is not taken"
 
 
@@ -103,13 +103,13 @@ def _is_bits(value: bytes) -> bool:
 # Tags (X.680 section 8.6)
 _BITS, _UTF8_STRING, _UNIVERSAL_STRING, _BMP_STRING = 0x03, 0x0C, 0x1C, 0x1E
 _ENCODINGS = {_UTF8_STRING: "utf-8", _UNIVERSAL_STRING: "utf-32-be", _BMP_STRING: "utf-16-be"}
-_ANY, _NEVER = re.compile(rb".*", re.DOTALL), re.compile(rb"(?!)")
-_NUMBER = re.compile(rb"(?!\x00[\x00-\x7f]|\xff[\x80-\xff]).+", re.DOTALL)  # in the fewest bytes
+_ANY, _NEVER = rb"(?s:.*)", rb"(?!)"
+_NUMBER = rb"(?s:(?!\x00[\x00-\x7f]|\xff[\x80-\xff]).+)"  # in the fewest bytes
 _FORMS = {
-    0x01: re.compile(rb"[\x00\xff]"),
+    0x01: rb"[\x00\xff]",
     0x02: _NUMBER,
-    0x05: re.compile(rb""),
-    0x06: re.compile(rb"(?:(?!\x80)[\x80-\xff]*[\x00-\x7f])+"),
+    0x05: rb"",
+    0x06: rb"(?:(?!\x80)[\x80-\xff]*[\x00-\x7f])+",
     0x08: _NEVER,
     0x0A: _NUMBER,
     0x17: _NEVER,  # a time, whose forms Envoys refuse but for one; no name needs it

@@ -29,7 +29,7 @@ from sds_agent.files import LONGEST_SOCKET_PATH, check_lock, locked, socket_path
 
 ABANDONED_AFTER = 60.0
 """Seconds after which a socket with a temporary name is left over: an agent publishes its own within milliseconds."""
-_TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{6}")
+_TEMPORARY_NAME = r"\.[0-9a-f]{6}"
 """The names of sockets before they are published."""
 _NO_DESCRIPTOR = {
     errno.EMFILE: "raise the process's limit on open files (ulimit -n, systemd's LimitNOFILE), or close some",
@@ -292,7 +292,7 @@ def _remove_left(directory: Path, now: float) -> None:
     """
     with suppress(OSError):
         for path in directory.iterdir():
-            if _TEMPORARY_NAME.fullmatch(path.name):
+            if path.name.startswith(".") and re.fullmatch(_TEMPORARY_NAME, path.name):
                 found = path.lstat()
                 if stat.S_ISSOCK(found.st_mode) and now - found.st_mtime > ABANDONED_AFTER:
                     path.unlink()
