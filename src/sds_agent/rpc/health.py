@@ -18,12 +18,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import islice
+from typing import Literal, TypeAlias
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 from msgspec import Struct
-from sds_agent_proto.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from sds_agent.errors import SdsAgentError
 from sds_agent.rpc.crowd import Crowd
@@ -42,6 +42,8 @@ LONGEST_REASON = 600
 """Reasons in an answer, and characters in a reason."""
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
+Status: TypeAlias = Literal["SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"]
+"""By its name in HealthCheckResponse."""
 
 
 class _NoPlaceError(Exception):
@@ -126,7 +128,7 @@ class Health:
         if service not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no service of that name is here")
         status = self._status(service)
-        await self._answer(context, _written(status, self._why() if status == HealthCheckResponse.NOT_SERVING else ()))
+        await self._answer(context, _written(status, self._why() if status == "NOT_SERVING" else ()))
 
     async def _answer(self, context: Context, answer: bytes) -> None:
         if len(self._waiting) >= MOST_WAITING:
@@ -168,7 +170,7 @@ class Health:
             gives_way.give_way()
 
     async def _report(self, service: str, watch: _Watch) -> None:
-        sent: HealthCheckResponse.ServingStatus | None = None
+        sent: Status | None = None
         while True:
             changed, status, last = self._changed, self._status(service), self._draining
             if status != sent:
@@ -187,7 +189,7 @@ class Health:
             async with timeout:
                 self._unread[timeout] = None
                 data = await context.read()
-            return HealthCheckRequest.FromString(data).service
+            return _service(data)
         except TimeoutError:
             if timeout in self._unread:
                 late = f"the request did not arrive within {TIMEOUT:g} s"
@@ -206,11 +208,10 @@ class Health:
         if not oldest.expired():
             oldest.reschedule(asyncio.get_running_loop().time())
 
-    def _status(self, service: str) -> HealthCheckResponse.ServingStatus:
+    def _status(self, service: str) -> Status:
         if service not in self._services:
-            return HealthCheckResponse.SERVICE_UNKNOWN
-        serving = self._ready() and not self._draining
-        return HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
+            return "SERVICE_UNKNOWN"
+        return "SERVING" if self._ready() and not self._draining else "NOT_SERVING"
 
     def _why(self) -> Sequence[str]:
         if self._draining:
@@ -220,7 +221,16 @@ class Health:
         return [*shown, f"and {len(reasons) - len(shown)} more"] if len(reasons) > len(shown) else shown
 
 
-def _written(status: HealthCheckResponse.ServingStatus, reasons: Sequence[str] = ()) -> bytes:
+def _service(request: bytes) -> str:
+    """The service that a request names. Raises DecodeError, and TypeError for what is no bytes."""
+    from sds_agent_proto.health_pb2 import HealthCheckRequest  # noqa: PLC0415 - many agents have no prober
+
+    return HealthCheckRequest.FromString(request).service
+
+
+def _written(status: Status, reasons: Sequence[str] = ()) -> bytes:
+    from sds_agent_proto.health_pb2 import HealthCheckResponse  # noqa: PLC0415 - likewise
+
     return HealthCheckResponse(status=status, reasons=reasons).SerializeToString()
 
 
@@ -237,6 +247,8 @@ class Answer(Struct, frozen=True):
 
 async def check(address: str, seconds: float) -> Answer:
     """Ask the server at a gRPC address. Raises NoAgentError if it does not answer in so many `seconds`."""
+    from sds_agent_proto.health_pb2 import HealthCheckRequest, HealthCheckResponse  # noqa: PLC0415 - likewise
+
     async with grpc.aio.insecure_channel(address) as channel:
         ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/Check")
         try:

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -20,10 +19,8 @@ from sds_agent.errors import SdsAgentError
 from sds_agent.pki.certificates import describe, describe_name, describe_time, extension, has_key
 from sds_agent.pki.keys import PrivateKey, PublicKey, signature_hash
 from sds_agent.pki.validation.rules import fault_of_ca_flag
+from sds_agent.signing.template import LeafTemplate
 from sds_agent.values import Sensitive
-
-if TYPE_CHECKING:
-    from sds_agent.signing.template import LeafTemplate
 
 ROOT_BACKDATE = timedelta(days=2)
 """How far back a root's NotBefore lies: it stays valid when the clock is corrected after the first start."""
@@ -58,7 +55,7 @@ class Signer(Sensitive, frozen=True, dict=True):
         return self.certificate.not_valid_after_utc
 
     @cached_property
-    def _templates(self) -> "dict[bool, LeafTemplate]":
+    def _templates(self) -> dict[bool, LeafTemplate]:
         """Of its leaves, by whether their keys are RSA keys."""
         return {}
 
@@ -80,8 +77,6 @@ class Signer(Sensitive, frozen=True, dict=True):
         template = self._templates.get(of_rsa)
         if template is not None:
             return template.sign(self.key, public_key, uri, _serial_number(), self.validity(now, ttl))
-        from sds_agent.signing.template import LeafTemplate  # noqa: PLC0415 - not before there is a leaf to sign
-
         usages = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
         leaf = self.sign(public_key, [x509.UniformResourceIdentifier(uri)], usages, now, ttl)
         self._templates[of_rsa] = LeafTemplate(leaf)
