@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 ENVOYS_FIRST = 0.05
-"""Seconds after the start of the server in which nothing else is started or imported: Envoys that have waited for it
-connect at once, and would wait for that too."""
+"""Seconds after the first secret in which nothing else is started or imported, nor the server probed: Envoys that have
+waited for it connect at once, and would wait for that too."""
 COLLECTED_FROM = 15.0
 """Seconds after the start of the server from which on garbage is collected, whatever the CAs do."""
 FIRST_SECRET = 2.0
@@ -179,7 +179,6 @@ async def agent(
             start(files.run())
         # The server ends first, and its streams with it, while the tasks above still run.
         async with _served(settings, running, limits, clock, listening):
-            await asyncio.sleep(ENVOYS_FIRST)
             # Only now, as they take their time, and the first secret needs none of it.
             running.start_refreshes()
             _start_warnings(start, settings, running, clock)
@@ -214,12 +213,19 @@ async def _served(
         holder=lambda address: holder_of(running.sds.connections, address),
     )
     descriptor = None if listening is None else listening.descriptor
-    async with serving(
-        running.sds, socket, limits, [readiness], before_probe=lambda: complete(store), listening=descriptor
-    ):
-        _announce(settings.sds.socket)
-        with watched(store), store.watching(lambda _changed: readiness.check_again()):
-            yield
+    with store.watching(lambda _changed: readiness.check_again()):
+        async with serving(
+            running.sds, socket, limits, [readiness], before_probe=lambda: _envoys_first(store), listening=descriptor
+        ):
+            _announce(settings.sds.socket)
+            with watched(store):
+                yield
+
+
+async def _envoys_first(store: SecretStore) -> None:
+    """Return once every name has a secret, and the Envoys that have waited for it have had the time to get it."""
+    await complete(store)
+    await asyncio.sleep(ENVOYS_FIRST)
 
 
 def _cache(settings: Settings, seal: Seal | None) -> CertificateCache | None:

@@ -5,15 +5,20 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
+import grpc.aio
+import pytest
 from fakes.agents import write_config
-from fakes.authorities import ScriptedAuthority, Step, UpstreamCa, answering, failing
+from fakes.authorities import Hang, ScriptedAuthority, Step, UpstreamCa, answering, failing
 from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
+from sds_agent_proto.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from sds_agent.app import agent
 from sds_agent.authority.protocol import ErrorKind
 from sds_agent.clock import SystemClock
 from sds_agent.config.loading import load
 from sds_agent.pki.certificates import write_pem
+from sds_agent.rpc import health
+from sds_agent.sds import server
 from sds_agent.secrets.readiness import complete
 
 
@@ -50,6 +55,35 @@ async def test_the_status_shows_what_is_missing(tmp_path: Path) -> None:
         assert failure.cause == "keep out"
         assert "keep out" not in lack, "every client of the socket is told that, and the CA's words are not for them"
         assert (running.trust.version, running.trust.anchors) == (None, ())
+
+
+async def test_a_prober_that_watches_before_the_first_certificate_hears_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it was there before the agent has looked whether its socket answers."""
+    monkeypatch.setattr(server, "HEAD_START", 30.0)
+    settings = load(write_config(tmp_path, default="1h"), {}).settings
+    clock = SystemClock()
+    answer, seen = Hang(answering(UpstreamCa(clock.now))), anyio.Event()
+
+    async def run() -> None:
+        async with agent(settings, {"local": ScriptedAuthority(answer)}, clock):
+            await seen.wait()
+
+    options = [("grpc.initial_reconnect_backoff_ms", 100)]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        async with grpc.aio.insecure_channel(f"unix:{settings.sds.socket}", options=options) as channel:
+            ask: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{health.SERVICE}/Watch")
+            call = ask(HealthCheckRequest().SerializeToString(), timeout=10, wait_for_ready=True)
+            told = []
+            for _ in range(2):
+                data = await call.read()
+                assert isinstance(data, bytes)
+                told.append(HealthCheckResponse.FromString(data).status)
+                answer.release.set()
+            assert told == [HealthCheckResponse.NOT_SERVING, HealthCheckResponse.SERVING]
+        seen.set()
 
 
 TWO = """
