@@ -2,6 +2,8 @@
 
 `lists` decides. Here is what it decides by: the newest answers, the lists chosen before, and the CAs that issued until
 lately. Nothing of it is stored: after a restart the bundle has no lists until the authorities have been asked again.
+
+Most configurations ask for no lists, so `lists` is imported where one does.
 """
 
 import asyncio
@@ -9,15 +11,18 @@ import itertools
 import logging
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 from msgspec import Struct
 
 from sds_agent import log
-from sds_agent.issuance.lists import Choice, KnownCas, PublishedList, choose, issuer_of, kind_of
 from sds_agent.pki.certificates import describe_time, unique
 from sds_agent.pki.validation.choice import CaIdentity, ca_identity
 from sds_agent.pki.validation.rules import Chain
+
+if TYPE_CHECKING:
+    from sds_agent.issuance.lists import Choice, PublishedList
 
 LOG = logging.getLogger(__name__)
 
@@ -45,10 +50,10 @@ class Revocation:
     def __init__(self, asked: Iterable[str] = ()) -> None:
         self._asked = frozenset(asked)
         self._answered = set[str]()
-        self._latest = dict[str, tuple[PublishedList, ...]]()
+        self._latest = dict[str, "tuple[PublishedList, ...]"]()
         self._advertised = dict[str, Chain]()
         self._former = dict[CaIdentity, _FormerCa]()
-        self._choice = Choice({})
+        self._choice: Choice | None = None
         self._kinds = frozenset[object]()
         self._served = list[_ServedFrom]()
         self._warned = frozenset[bytes]()
@@ -64,7 +69,8 @@ class Revocation:
     def check_at(self) -> datetime | None:
         """When the choice may become another one by itself."""
         ends = [each.until for each in self._former.values()]
-        return min([*ends, *filter(None, [self._choice.check_at])], default=None)
+        of_choice = [] if self._choice is None else [self._choice.check_at]
+        return min([*ends, *filter(None, of_choice)], default=None)
 
     def ask(self, authorities: Iterable[str], gone: Iterable[str] = ()) -> None:
         """Lists are asked of these from now on; what those that are `gone` published counts no longer."""
@@ -74,7 +80,7 @@ class Revocation:
             self._latest.pop(name, None)
             self._advertised.pop(name, None)
 
-    def update(self, authority: str, lists: tuple[PublishedList, ...], issuers: Chain = ()) -> None:
+    def update(self, authority: str, lists: "tuple[PublishedList, ...]", issuers: Chain = ()) -> None:
         """The authority publishes these lists now, by these CAs. Without an answer, what it published before counts."""
         self._answered.add(authority)
         self._latest[authority] = lists
@@ -86,18 +92,30 @@ class Revocation:
 
     def is_new(self, chain: Chain) -> bool:
         """Whether a chain that comes into use may change the choice: hundreds may be of one kind."""
-        return self.wanted and kind_of(chain) not in self._kinds
+        if not self.wanted:
+            return False
+        from sds_agent.issuance.lists import kind_of  # noqa: PLC0415 - see above
+
+        return kind_of(chain) not in self._kinds
 
     def retire(self, chain: Chain, anchors: Chain, now: datetime) -> None:
         """A certificate is in use no longer: others by the same CA may be, for as long as it was valid."""
-        issuer = issuer_of(chain, anchors) if self.wanted else None
+        if not self.wanted:
+            return
+        from sds_agent.issuance.lists import issuer_of  # noqa: PLC0415 - see above
+
+        issuer = issuer_of(chain, anchors)
         if issuer is not None:
             life = chain[0].not_valid_after_utc - chain[0].not_valid_before_utc
             self._former[ca_identity(issuer)] = _FormerCa(issuer, now + life)
 
     def admits(self, chain: Chain, anchors: Chain, since: datetime) -> bool:
         """Whether every bundle that was served since then lets Envoys take the certificate, as far as lists go."""
-        issuer = issuer_of(chain, anchors) if self._served else None
+        if not self._served:
+            return True
+        from sds_agent.issuance.lists import issuer_of  # noqa: PLC0415 - see above
+
+        issuer = issuer_of(chain, anchors)
         if issuer is None:
             return True
         for each in reversed(self._served):
@@ -112,36 +130,40 @@ class Revocation:
 
         Before all authorities have been asked, and before there is a certificate, none are expected.
         """
+        if self._choice is None and not self.wanted:
+            return b""
+        from sds_agent.issuance.lists import Choice, KnownCas, choose, kind_of  # noqa: PLC0415 - see above
+
+        before = Choice({}) if self._choice is None else self._choice
         self._former = {key: each for key, each in self._former.items() if now < each.until}
         longest_last = sorted(chains, key=lambda chain: chain[0].not_valid_after_utc) if self.wanted else []
         in_use = {kind_of(chain): chain for chain in longest_last}
         self._kinds = frozenset(in_use)
         if not self.wanted or not in_use or not self._asked <= self._answered:
-            self._choice = Choice({}, self._choice.usable)
+            self._choice = Choice({}, before.usable)
             self._note(None, now)
             return b""
         former = tuple(each.certificate for each in self._former.values())
         advertised = unique(ca for cas in self._advertised.values() for ca in cas)
         latest = tuple(each for lists in self._latest.values() for each in lists)
-        before, known = self._choice, KnownCas(anchors, tuple(in_use.values()), former, advertised)
-        self._choice = choose(latest, before.usable, known, now)
-        self._report(before, now)
-        return self._choice.pem
+        known = KnownCas(anchors, tuple(in_use.values()), former, advertised)
+        self._choice = choice = choose(latest, before.usable, known, now)
+        self._report(choice, before, now)
+        return choice.pem
 
     async def lacking(self) -> None:
         """Return when lists have come to be lacking since this returned last: it is worth asking for them now."""
         await self._lacking.wait()
         self._lacking.clear()
 
-    def _report(self, before: Choice, now: datetime) -> None:
-        choice = self._choice
+    def _report(self, choice: "Choice", before: "Choice", now: datetime) -> None:
         if choice.left_out and choice.left_out != before.left_out:
             log.event(LOG, "lists_left_out", level=logging.WARNING, causes=choice.left_out)
         if choice.off and choice.off != before.off:
             self._lacking.set()
         self._off.report(choice.off)
         self._note(frozenset(choice.lists) or None, now)
-        self._warn_of_ends(now)
+        self._warn_of_ends(choice, now)
 
     def _note(self, cas: frozenset[CaIdentity] | None, now: datetime) -> None:
         """The bundle has the lists of these CAs from now on."""
@@ -152,9 +174,9 @@ class Revocation:
         if cas is not None:
             log.event(LOG, "revocation_on", lists=len(cas))
 
-    def _warn_of_ends(self, now: datetime) -> None:
+    def _warn_of_ends(self, choice: "Choice", now: datetime) -> None:
         """Warn once of each list that should have been replaced by now."""
-        late = [each for each in self._choice.usable if each.warned_at is not None and now >= each.warned_at]
+        late = [each for each in choice.usable if each.warned_at is not None and now >= each.warned_at]
         for each in late:
             if each.pem in self._warned:
                 continue

@@ -10,6 +10,7 @@ import heapq
 import logging
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -19,7 +20,6 @@ from sds_agent import log
 from sds_agent.clock import Clock
 from sds_agent.issuance.acceptance import Accepted
 from sds_agent.issuance.anchors_file import AdvertisedAnchors, NeededAnchor, StoredAnchors
-from sds_agent.issuance.lists import PublishedList
 from sds_agent.issuance.revocation import Revocation
 from sds_agent.issuance.status import AnchorStatus, LeftOut, TrustStatus
 from sds_agent.issuance.validity import next_check, validity, vouches
@@ -39,6 +39,9 @@ from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
 from sds_agent.text import printable
 from sds_agent.values import Sensitive
+
+if TYPE_CHECKING:
+    from sds_agent.issuance.lists import PublishedList
 
 LOG = logging.getLogger(__name__)
 
@@ -213,7 +216,7 @@ class Trust:
         self._replace(authority, anchors, self._clock.now())
         self._publish(authority)
 
-    def update_lists(self, authority: str, lists: tuple[PublishedList, ...] | None, issuers: Chain = ()) -> None:
+    def update_lists(self, authority: str, lists: "tuple[PublishedList, ...] | None", issuers: Chain = ()) -> None:
         """An authority publishes these revocation lists now, or did not answer (None). `issuers` are CAs that it named.
 
         They are published beside the anchors, all that are needed or none.

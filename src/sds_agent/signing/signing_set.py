@@ -1,15 +1,17 @@
 """A CA that can sign, with all that goes out beside a leaf: what each of our CAs comes down to."""
 
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cryptography import x509
 
 from sds_agent.errors import SdsAgentError
 from sds_agent.pki.keys import PublicKey
-from sds_agent.pki.validation.revocation import RevocationList
 from sds_agent.signing.signer import Signer
 from sds_agent.values import Sensitive
+
+if TYPE_CHECKING:
+    from sds_agent.pki.validation.revocation import RevocationList
 
 LARGEST_ANSWER = 4 << 20
 """Bytes of an answer with a certificate: gRPC's clients receive no more, unless they are set otherwise."""
@@ -28,7 +30,7 @@ class SigningSet(Sensitive, frozen=True):
     signer: Signer
     intermediates: tuple[x509.Certificate, ...]
     roots: tuple[x509.Certificate, ...]
-    crls: tuple[RevocationList, ...] = ()
+    crls: "tuple[RevocationList, ...]" = ()
     left_out: tuple[str, ...] = ()
 
     def issue(self, public_key: PublicKey, uri: str, now: datetime, ttl: timedelta) -> tuple[x509.Certificate, ...]:
