@@ -18,6 +18,8 @@ it.
 
 Moment = Annotated[datetime, Meta(tz=True)]
 """A time that names its zone."""
+Uptime = Annotated[float, Meta(ge=0, le=1e12)]
+"""Seconds, no more than a timedelta holds."""
 
 IdentityState = Literal["serving", "pending", "expired"]
 """Whether Envoys are given the certificate: it is `serving`; there is none yet (`pending`); or the last one has ended
@@ -219,7 +221,7 @@ class AgentView(Struct, frozen=True, kw_only=True):
     version: str
     pid: int
     started_at: Moment
-    uptime_seconds: float
+    uptime_seconds: Uptime
     trust_domain: str
     socket: str
     ready: bool
