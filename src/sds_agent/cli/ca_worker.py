@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from sds_agent.cli import output
 from sds_agent.hardening import keep_memory_private
+from sds_agent.signals import SIGNALS
 
 _PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from sds_agent.cli.ca_worker import main; main(int(sys.argv[1]))"
 
@@ -22,7 +23,7 @@ def command(descriptor: int) -> Sequence[str]:
 
 def main(descriptor: int) -> None:
     """Work until the parent says that it is over, or ends."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # at once: the imports below take a second
+    for number in SIGNALS:  # at once: the imports below take a second
         signal.signal(number, signal.SIG_IGN)
     output.silence_warnings()
     keep_memory_private()  # where that fails, it failed for the parent too, which has said so

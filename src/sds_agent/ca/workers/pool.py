@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import socket
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
@@ -169,10 +168,10 @@ class Pool:
 
     async def _check(self) -> None:
         """Ask all workers whether they are alive, again and again, until cancelled. One that hangs is ended."""
-        asked_at = time.clock_gettime(time.CLOCK_BOOTTIME)  # which goes on while the machine is suspended
+        asked_at = self._parts.clock.passed()
         while True:
             await self._parts.clock.sleep(ASK_EVERY)
-            before, asked_at = asked_at, time.clock_gettime(time.CLOCK_BOOTTIME)
+            before, asked_at = asked_at, self._parts.clock.passed()
             for worker in self._ready.values():
                 worker.check(asked_at - before)
 
