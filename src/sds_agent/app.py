@@ -30,7 +30,6 @@ from sds_agent.live.opening import OpenAuthorities
 from sds_agent.live.origin import ConfigSource, ReloadHooks
 from sds_agent.rpc import core
 from sds_agent.rpc.health import Health
-from sds_agent.sds.acceptor import holder_of
 from sds_agent.sds.endpoint import Access, access
 from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import SERVICE, SecretDiscoveryService
@@ -210,7 +209,7 @@ async def _served(
         frozenset({SERVICE}),
         reasons=lambda: running.lacks(clock.now()),
         hang_up=running.sds.hang_up,
-        holder=lambda address: holder_of(running.sds.connections, address),
+        holder=running.sds.holder,
     )
     descriptor = None if listening is None else listening.descriptor
     with store.watching(lambda _changed: readiness.check_again()):

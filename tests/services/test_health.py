@@ -22,7 +22,6 @@ from sds_agent_proto.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from sds_agent.ca.service import SERVICE as CA_SERVICE
 from sds_agent.rpc import health
 from sds_agent.rpc.health import Health
-from sds_agent.sds.acceptor import holder_of
 from sds_agent.sds.endpoint import SocketFile
 from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import SecretDiscoveryService
@@ -51,7 +50,7 @@ class Server:
             reasons=lambda: self.reasons,
             most_watchers=most_watchers,
             hang_up=self.service.hang_up,
-            holder=lambda address: holder_of(self.service.connections, address),
+            holder=self.service.holder,
         )
         self.address = f"unix:{directory / 'sds.sock'}"
         self._socket = SocketFile(directory / "sds.sock")

@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from sds_agent import log
 from sds_agent.budget import Buckets, Budget, Rate
@@ -146,8 +146,7 @@ class Connection:
             self._move(count)
 
     def _stuck(self) -> None:
-        if self._stored is not None and not self.gives_way:
-            self._stored.add(STUCK)
+        self.came(STUCK)
 
     def _move(self, count: int) -> None:
         self.unfinished += count
@@ -182,12 +181,6 @@ class Connection:
         self.gives_way = True
         if self._relay is not None:
             self._relay.discard()
-
-
-def holder_of(connections: Mapping[str, Connection], address: str) -> str:
-    """The process at the other end of a connection, by gRPC's address for it."""
-    found = connections.get(address)
-    return address if found is None else found.holder
 
 
 class UnixAcceptor:

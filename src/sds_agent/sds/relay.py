@@ -18,6 +18,7 @@ cost as much CPU.
 """
 
 import asyncio
+import fcntl
 import select
 import socket
 import sys
@@ -122,8 +123,7 @@ class Relay:
     @property
     def waiting(self) -> int:
         """Bytes that wait between the peer and gRPC, here and in the system, which counts what they cost it."""
-        import fcntl  # noqa: PLC0415 - not before the first secret
-        import termios  # noqa: PLC0415 - likewise
+        import termios  # noqa: PLC0415 - not before the first secret
 
         def asked(end: socket.socket, what: int) -> int:
             return int.from_bytes(fcntl.ioctl(end, what, bytes(4)), sys.byteorder)

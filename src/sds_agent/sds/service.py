@@ -381,6 +381,11 @@ class SecretDiscoveryService:
         """gRPC ends no call while an answer waits to be read, and would keep one that had to give way for ever."""
         self.hang_up(stream.connection, "it does not read the answers on streams that had to give way to others")
 
+    def holder(self, connection: str) -> str:
+        """The process at the other end of a connection, by gRPC's address for it; that address where it is over."""
+        found = self.connections.get(connection)
+        return connection if found is None else found.holder
+
     def hang_up(self, connection: str, why: str) -> None:
         """End a connection, by gRPC's address for it, and log why."""
         if (found := self.connections.get(connection)) is not None:
