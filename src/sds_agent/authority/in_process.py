@@ -8,7 +8,7 @@ from typing import Protocol
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
 from sds_agent.identity.spiffe import SpiffeId
-from sds_agent.pki.certificates import pem_of, write_pem
+from sds_agent.pki.certificates import write_ca_pem, write_pem
 from sds_agent.pki.keys import PublicKey
 from sds_agent.signing.signer import SignerError
 from sds_agent.signing.signing_set import CaUnavailableError, SigningCa, SigningSet
@@ -51,13 +51,13 @@ class InProcessAuthority:
             chain = signing.issue(public_key, str(identity), self._clock.now(), ttl)
         except SignerError as error:
             raise AuthorityError(ErrorKind.DENIED, f"{self._name} cannot sign: {error}") from error
-        issuance = Issuance(write_pem(chain), b"".join(map(pem_of, signing.roots)))
+        issuance = Issuance(write_pem(chain), write_ca_pem(signing.roots))
         await asyncio.sleep(0)
         return issuance
 
     async def anchors(self) -> bytes:
         """The roots to trust at present, in PEM. Raises AuthorityError TRANSIENT when there is none."""
-        return b"".join(map(pem_of, (await self._signing()).roots))
+        return write_ca_pem((await self._signing()).roots)
 
     async def _signing(self) -> SigningSet:
         try:

@@ -31,7 +31,7 @@ from sds_agent.files import remove_unfinished, replace_all_private, sync_directo
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted, accept
 from sds_agent.issuance.workload import Certificate, Workload, certificate_of, secret_of
-from sds_agent.pki.certificates import CertificateError, pem_of, read_bundle
+from sds_agent.pki.certificates import CertificateError, read_bundle, write_ca_pem
 from sds_agent.pki.keyfile import KeyFileError, read_private_key
 from sds_agent.pki.keys import PrivateKey
 from sds_agent.sealing import Seal
@@ -369,7 +369,7 @@ class _OfWorkload(Sensitive, frozen=True):
             str(workload.identity),
             certificate.issued_at.timestamp(),
             certificate.secret.chain_pem.decode(),
-            b"".join(map(pem_of, certificate.anchors)).decode(),
+            write_ca_pem(certificate.anchors).decode(),
             certificate.secret.private_key_pem.decode(),
             workload.cas[certificate.authority],
             certificate.elapsed,

@@ -184,9 +184,13 @@ def remembered_of_two(
     return answer
 
 
+def write_ca_pem(certificates: Iterable[x509.Certificate]) -> bytes:
+    """As `write_pem`, of CAs: the text of the last ones is remembered, as it goes out beside many leaves."""
+    return b"".join(map(_pem_of, certificates))
+
+
 @remembered
-def pem_of(certificate: x509.Certificate) -> bytes:
-    """A CA's certificate in PEM, remembered: it goes out beside many leaves."""
+def _pem_of(certificate: x509.Certificate) -> bytes:
     return write_pem([certificate])
 
 
