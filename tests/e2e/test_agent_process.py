@@ -68,21 +68,26 @@ async def test_sighup_has_an_agent_reload_its_file_and_it_goes_on(tmp_path: Path
         assert (await staying.end())[0] is grpc.StatusCode.OK
 
 
-async def test_an_agent_whose_terminal_is_closed_removes_its_socket_and_ends(tmp_path: Path) -> None:
-    """The kernel sends SIGHUP. Every Envoy would take a socket left behind for an agent."""
+async def left_by_its_terminal(program: list[str], said: bytes) -> int | None:
+    """The exit code of an agent whose terminal is closed once it has said that."""
     terminal, inside = pty.openpty()
-    command = ["setsid", "--ctty", sys.executable, "-m", "sds_agent", "run", str(write_config(tmp_path, default="1h"))]
-    environment = {**os.environ, **PATHS}
+    command, environment = ["setsid", "--ctty", *program], {**os.environ, **PATHS}
     async with await anyio.open_process(command, stdin=inside, stdout=inside, stderr=inside, env=environment) as agent:
         os.close(inside)
         try:
             shown = b""
-            while b" ready" not in shown:
+            while said not in shown:
                 shown += await anyio.to_thread.run_sync(os.read, terminal, 4096)
         finally:
             os.close(terminal)
         with anyio.fail_after(30):
-            assert await agent.wait() == 0
+            return await agent.wait()
+
+
+async def test_an_agent_whose_terminal_is_closed_removes_its_socket_and_ends(tmp_path: Path) -> None:
+    """The kernel sends SIGHUP. Every Envoy would take a socket left behind for an agent."""
+    program = [sys.executable, "-m", "sds_agent", "run", str(write_config(tmp_path, default="1h"))]
+    assert await left_by_its_terminal(program, b" ready") == 0
     assert not (tmp_path / "sds.sock").exists()
 
 
@@ -133,22 +138,9 @@ async def test_a_sighup_during_the_start_is_answered_when_the_agent_can_reload(t
 
 
 async def test_an_agent_whose_terminal_is_closed_during_the_start_ends(tmp_path: Path) -> None:
-    terminal, inside = pty.openpty()
     early = EARLY.replace("ACTION", "print('starts', flush=True); select.select([0], [], [])")  # until the hang-up
     program = [sys.executable, "-c", early, "run", str(write_config(tmp_path, default="1h"))]
-    environment = {**os.environ, **PATHS}
-    async with await anyio.open_process(
-        ["setsid", "--ctty", *program], stdin=inside, stdout=inside, stderr=inside, env=environment
-    ) as agent:
-        os.close(inside)
-        try:
-            shown = b""
-            while b"starts\r\n" not in shown:
-                shown += await anyio.to_thread.run_sync(os.read, terminal, 4096)
-        finally:
-            os.close(terminal)
-        with anyio.fail_after(30):
-            assert await agent.wait() == 0
+    assert await left_by_its_terminal(program, b"starts\r\n") == 0
 
 
 @asynccontextmanager
