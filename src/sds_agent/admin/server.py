@@ -88,7 +88,10 @@ async def _listen(opened: Callable[[], AbstractAsyncContextManager[Listening]], 
                 await _until_lost(listening, front)
         except* SdsAgentError as errors:
             failed.report(str(next(leaves(errors))))
-            await clock.sleep(AGAIN)
+        else:
+            continue
+        # not above: Python before 3.11.4 makes a group of what is raised there, also of a cancellation
+        await clock.sleep(AGAIN)
 
 
 async def _until_lost(listening: Listening, front: "_Front") -> None:
