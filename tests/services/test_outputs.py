@@ -695,7 +695,7 @@ async def another_users_programs(monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
             os.close(ended)
         # asyncio waits for each in a thread, or by the event loop (Python 3.12), and takes some turns to note the end
         for thread in threading.enumerate():
-            if thread.name.startswith("asyncio-waitpid-"):
+            if "waitpid-" in thread.name:  # early releases of Python 3.11 do not name asyncio there
                 await anyio.to_thread.run_sync(thread.join)
         for _ in range(5):
             await anyio.lowlevel.checkpoint()
