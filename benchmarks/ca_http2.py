@@ -30,11 +30,12 @@ from sds_agent.ca.books import OwnBooks
 from sds_agent.ca.opening import listening, opened
 from sds_agent.ca.relay import End, FrontEnd, relay, shake_hands, verified_chain
 from sds_agent.ca.server import connection_limits
-from sds_agent.ca.service import METHOD, SERVICE, CertificateService, Context, Rules
+from sds_agent.ca.service import METHOD, SERVICE, CertificateService, Rules
 from sds_agent.ca.settings import load
 from sds_agent.ca.tls import ServerTls
 from sds_agent.clock import SystemClock
 from sds_agent.descriptors import room_for
+from sds_agent.rpc.calls import Context
 
 LOG = logging.getLogger("sds_agent")
 

@@ -20,6 +20,7 @@ from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F40
 from grpc.aio import EOF
 from sds_agent_proto import sds_pb2 as wire
 
+from sds_agent.rpc.calls import Context
 from sds_agent.sds.acceptor import Connection
 from sds_agent.sds.audience import Audience
 from sds_agent.sds.catalog import Catalog, OnDemand
@@ -28,7 +29,7 @@ from sds_agent.sds.journal import Journal
 from sds_agent.sds.protocol import Absence, Finish, Resource, SotwRequest, StatusCode
 from sds_agent.sds.service import SERVICE, TOO_MUCH, SecretDiscoveryService
 from sds_agent.sds.sotw import SotwSession
-from sds_agent.sds.stream import Context, Conversation, Stream
+from sds_agent.sds.stream import Conversation, Stream
 from sds_agent.secrets.model import CertificateSecret
 from sds_agent.secrets.store import SecretStore
 

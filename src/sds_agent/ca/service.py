@@ -38,6 +38,7 @@ from sds_agent.ca.policy import NodeAgent, Order, check_not_denied, identity_for
 from sds_agent.ca.refusal import Reason, RefusalError, invalid
 from sds_agent.clock import Clock
 from sds_agent.pki.certificates import serial_hex, write_pem
+from sds_agent.rpc.calls import Context, next_message
 from sds_agent.rpc.waiting import GaveWayError, Waiting
 from sds_agent.signing.signer import SignerError
 from sds_agent.signing.signing_set import SigningSet
@@ -76,8 +77,6 @@ _CODES = {
     Reason.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
 }
-
-Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class Connections(Protocol):
@@ -211,12 +210,12 @@ class CertificateService:
     async def _received(self, context: Context, caller: Caller) -> bytes:
         try:
             async with self._unread.place(str(caller.identity)):
-                data = await context.read()
+                data = await next_message(context)
         except TimeoutError as error:
             raise invalid(f"the request did not arrive within {TIMEOUT:g} s") from error
         except GaveWayError as error:
             raise RefusalError(Reason.EXHAUSTED, "too many requests have begun and not ended") from error
-        if not isinstance(data, bytes):
+        if data is None:
             raise invalid(f"the call ended without a request, or with one of more than {LARGEST_REQUEST} bytes")
         return data
 

@@ -26,6 +26,7 @@ from google.protobuf.message import DecodeError
 from msgspec import Struct
 
 from sds_agent.errors import SdsAgentError
+from sds_agent.rpc.calls import Context, next_message
 from sds_agent.rpc.crowd import Crowd
 
 SERVICE = "grpc.health.v1.Health"
@@ -41,7 +42,6 @@ MOST_REASONS = 50
 LONGEST_REASON = 600
 """Reasons in an answer, and characters in a reason."""
 
-Context = grpc.aio.ServicerContext[bytes, bytes]
 Status: TypeAlias = Literal["SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"]
 """By its name in HealthCheckResponse."""
 
@@ -188,17 +188,19 @@ class Health:
         try:
             async with timeout:
                 self._unread[timeout] = None
-                data = await context.read()
-            return _service(data)
+                data = await next_message(context)
+            if data is not None:
+                return _service(data)
         except TimeoutError:
             if timeout in self._unread:
                 late = f"the request did not arrive within {TIMEOUT:g} s"
                 await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, late)
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests have begun and not ended")
-        except (DecodeError, TypeError):  # gRPC gives the end of the call in place of a message
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not a HealthCheckRequest")
+        except DecodeError:
+            pass
         finally:
             self._unread.pop(timeout, None)
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not a HealthCheckRequest")
         raise AssertionError  # abort always raises, which its types do not say
 
     def _give_up_oldest(self) -> None:
@@ -222,7 +224,7 @@ class Health:
 
 
 def _service(request: bytes) -> str:
-    """The service that a request names. Raises DecodeError, and TypeError for what is no bytes."""
+    """The service that a request names. Raises DecodeError."""
     from sds_agent_proto.health_pb2 import HealthCheckRequest  # noqa: PLC0415 - many agents have no prober
 
     return HealthCheckRequest.FromString(request).service

@@ -14,6 +14,7 @@ import grpc.aio
 
 from sds_agent import log
 from sds_agent.clock import Clock, SystemClock
+from sds_agent.rpc.calls import Context, next_message
 from sds_agent.rpc.crowd import Crowd
 from sds_agent.sds.acceptor import Connection, StoredBytes
 from sds_agent.sds.audience import Audience
@@ -33,7 +34,7 @@ from sds_agent.sds.protocol import (
 )
 from sds_agent.sds.sotw import SotwSession
 from sds_agent.sds.status import NameStatus, StreamStatus
-from sds_agent.sds.stream import BEHIND, FULL, Context, Conversation, R, Stream
+from sds_agent.sds.stream import BEHIND, FULL, Conversation, R, Stream
 from sds_agent.secrets.store import SecretStore
 from sds_agent.text import cut, printable, quoted
 
@@ -469,8 +470,7 @@ class SecretDiscoveryService:
 
 async def _only(context: Context) -> bytes:
     """The only message of a call. Raises MalformedMessageError where there is none."""
-    message = await context.read()
-    if not isinstance(message, bytes):  # gRPC's EOF
+    if (message := await next_message(context)) is None:
         raise MalformedMessageError("the call ended without a DiscoveryRequest")
     return message
 

@@ -19,6 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import grpc.aio
 from msgspec import Struct
 
+from sds_agent.rpc.calls import Context, next_message
 from sds_agent.sds.acceptor import Connection
 from sds_agent.sds.audience import Audience
 from sds_agent.sds.catalog import Catalog
@@ -45,7 +46,6 @@ BEHIND = 3 << 16
 and needs almost three times as much where they come in small pieces.
 """
 
-Context = grpc.aio.ServicerContext[bytes, bytes]
 R = TypeVar("R", SotwRequest, DeltaRequest)
 R_contra = TypeVar("R_contra", contravariant=True)
 
@@ -234,7 +234,7 @@ class Stream(Generic[R]):
         """The next message; None once the peer has left or has nothing more to say, or the stream is to end."""
         self._reading = True
         try:
-            message = await self._context.read()
+            return await next_message(self._context)
         except asyncio.CancelledError:
             # gRPC may have cancelled the task too, because the peer has left
             if not self._interrupted or (self._task is not None and self._task.uncancel() > 0):
@@ -242,9 +242,6 @@ class Stream(Generic[R]):
             return None
         finally:
             self._reading = False
-        if not isinstance(message, bytes):  # gRPC's EOF
-            return None
-        return message
 
     def _interrupt(self) -> None:
         """Let the handler not wait for another message."""
