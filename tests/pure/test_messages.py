@@ -35,7 +35,11 @@ class Followed:
 
     def says(self, data: bytes) -> None:
         """The client sends this, in one piece."""
-        assert self._inspection.take(data) is None
+        assert self.fault(data) is None
+
+    def fault(self, data: bytes) -> str | None:
+        """The client sends this, in one piece: why the connection has to end."""
+        return self._inspection.take(data)
 
     def begins(self, *streams: int) -> None:
         """The client begins calls."""
@@ -139,14 +143,36 @@ def test_a_call_is_told_by_its_number_without_the_bit_that_grpc_ignores() -> Non
     assert here.stored == 0
 
 
+@pytest.mark.parametrize("number", [2, (1 << 31) - 2, RESERVED | 2])
+def test_call_with_an_even_number_ends_the_connection(number: int) -> None:
+    """gRPC ignores it. If it counted as a call, those with lower numbers would not count, though gRPC takes them."""
+    fault = Followed().fault(frame(HEADERS, END_HEADERS, number, CALL))
+    assert fault == "a client cannot begin a stream with an even number (RFC 9113 section 5.1.1)"
+
+
+@pytest.mark.parametrize("first", [7, (1 << 31) - 1])
+def test_call_with_a_lower_number_ends_the_connection(first: int) -> None:
+    """gRPC takes it if it refused the one before, because there were too many."""
+    here = Followed()
+    here.begins(1, first)
+    here.answers(frame(RST_STREAM, 0, first, b"\0\0\0\x07"))
+    here.says(frame(HEADERS, END_HEADERS | END_STREAM, 1, CALL) + frame(HEADERS, END_HEADERS | END_STREAM, first, CALL))
+    for number in (0, 3, 5, first):
+        other = Followed()
+        other.begins(1, first)
+        other.answers(frame(RST_STREAM, 0, first, b"\0\0\0\x07"))
+        fault = other.fault(frame(HEADERS, END_HEADERS, number, CALL))
+        assert fault == "a stream begins with a lower number than one before it (RFC 9113 section 5.1.1)"
+
+
 def test_what_comes_for_a_call_that_is_over_does_not_count() -> None:
     """A client that is just writing has not read yet that its call has ended."""
     here = Followed()
     here.begins(1)
     here.says(frame(DATA, 0, 1, BEGUN))
     here.answers(frame(HEADERS, END_HEADERS | END_STREAM, 1, CALL))
-    here.says(frame(DATA, 0, 1, bytes(200)) + frame(DATA, 0, 7, BEGUN) + frame(HEADERS, END_HEADERS, 1, CALL))
-    here.says(frame(DATA, 0, 1, BEGUN))
+    here.says(frame(DATA, 0, 1, bytes(200)) + frame(DATA, 0, 7, BEGUN))
+    here.says(frame(HEADERS, END_HEADERS | END_STREAM, 1, CALL) + frame(DATA, 0, 1, BEGUN))
     assert here.stored == 0
 
 

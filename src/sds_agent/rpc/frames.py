@@ -6,7 +6,7 @@ byte; nor does it bound frames that ask for nothing. So a relay that sees the pl
 first. That follows the frames (RFC 9113 section 4.1) and counts the fields of header blocks (RFC 7541 section 6),
 without decoding either: it skips payloads by their length. gRPC also stores what has come of a message until all of it
 has, so an inspection can follow the messages in DATA frames as well (`Messages`). Other faults in the protocol are left
-to gRPC, except those that would let the two read different frames or blocks.
+to gRPC, except those that would let the two see different frames, blocks or calls.
 """
 
 import struct
@@ -184,7 +184,7 @@ class Inspection:
         if head[2] == _HEADERS:
             self.calls += 1
             if self._messages is not None:
-                self._messages.begin(head[4])
+                self._messages.begin(head[4], head[3])
             self._frames_left += self._bounds.frames_per_call
         self._frames_left -= 1
         if self._frames_left < 0:
@@ -295,12 +295,21 @@ class Messages:
         self._begun = dict[int, _Unfinished]()
         self._last = 0
 
-    def begin(self, stream: int) -> None:
-        """A header block has come: it begins a call if it is on a new stream (RFC 9113 section 5.1.1)."""
+    def begin(self, stream: int, flags: int) -> None:
+        """A header block has come: it begins a call if it is on a new stream, whose number has to be odd and higher
+        than all before it (RFC 9113 section 5.1.1).
+
+        gRPC ignores some streams that break this rule, and never says that they are over. It takes others, as after one
+        that it refused. So such a connection has to end. A block that ends its stream may come late, as trailers.
+        """
         stream &= _STREAM
         if stream > self._last:
+            if not stream & 1:
+                raise _TooMuchError("a client cannot begin a stream with an even number (RFC 9113 section 5.1.1)")
             self._last = stream
             self._open[stream] = None
+        elif stream not in self._open and not flags & _END_STREAM:
+            raise _TooMuchError("a stream begins with a lower number than one before it (RFC 9113 section 5.1.1)")
 
     def ended(self, stream: int) -> None:
         """The call is over: nothing of it is stored any more."""
