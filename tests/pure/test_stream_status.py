@@ -160,6 +160,25 @@ def test_replies_about_names_that_are_not_subscribed_take_no_memory() -> None:
     assert replies.status(["a", "b"], {}) == (NameStatus("a"), NameStatus("b"))
 
 
+@BOTH
+def test_the_names_of_answers_that_have_no_reply_count(served: Served, variant: type[Client]) -> None:
+    """As long as they may get one; with files by name, a client can ask for as many as it likes."""
+    client, long = variant(served), [f"{number}{'n' * 1000}" for number in range(10)]
+    for name in long:
+        served.put(name, "v1")
+        client.want(name)
+    assert 10 * 1000 < client.session.stored < 10 * 2500
+    client.reply("n10")
+    client.want("default")
+    assert client.session.stored < 1000
+
+
+def test_a_client_that_refuses_many_names_at_once_has_its_reason_remembered_once() -> None:
+    replies, names = Replies(), [f"w{number}" for number in range(100)]
+    replies.take(Nacked("n1", dict.fromkeys(names, "v1"), "no such curve " * 100), names)
+    assert len({id(each.nacked.reason) for each in replies.status(names, {}) if each.nacked}) == 1
+
+
 @pytest.mark.parametrize("text", ["x" * 1_000_000, "é" * 1_000_000, "\x1b[2J\n" * 100_000])
 def test_a_clients_words_are_bounded_and_cannot_move_a_terminals_cursor(text: str) -> None:
     replies = Replies()

@@ -3,8 +3,9 @@ writes at one time, and a change that is lost leaves an Envoy with an old certif
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+import tracemalloc
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,6 +62,10 @@ class HandContext:
     def say(self, *names: str, nonce: str = "") -> None:
         """A message of the client comes."""
         self._inbox.put_nowait(wire.DiscoveryRequest(resource_names=names, response_nonce=nonce).SerializeToString())
+
+    def send(self, message: bytes) -> None:
+        """The same, as it is on the wire."""
+        self._inbox.put_nowait(message)
 
     def leave(self) -> None:
         """The client has nothing more to say."""
@@ -398,3 +403,106 @@ async def test_a_call_that_is_to_give_way_and_cannot_end_takes_no_place_and_lose
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+
+
+LARGE = "\U0001f600" + "x" * 500_000
+"""Four bytes in memory for each of its characters."""
+LITTLE = 100_000
+
+
+@contextmanager
+def little_is_kept() -> Iterator[None]:
+    """What begins and is not over inside this context keeps little memory."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[0] < LITTLE
+    finally:
+        tracemalloc.stop()
+
+
+@asynccontextmanager
+async def called(method: str, call: Call, *names: str) -> AsyncIterator[tuple[SecretDiscoveryService, SecretStore]]:
+    """The call, at a service whose store has secrets of these names, and is to get one of the name `late`."""
+    store, ends = SecretStore((*names, "late")), HandClock().now() + timedelta(days=1)
+    store.publish(dict.fromkeys(names, CertificateSecret(b"chain", b"key", ends)))
+    service = SecretDiscoveryService(store)
+    found = cast("Any", service.handler().service(cast("Any", SimpleNamespace(method=f"/{SERVICE}/{method}"))))
+    with recorded():
+        task = asyncio.ensure_future(found.stream_stream(None, call))
+        try:
+            yield service, store
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+async def test_the_reason_of_a_refusal_is_not_kept_while_the_next_answer_waits_to_be_read() -> None:
+    call, request = Call("a"), wire.DiscoveryRequest(resource_names=["default", "other"])
+    request.error_detail.message = LARGE
+    async with called("StreamSecrets", call, "default", "other"):
+        call.say("default")
+        request.response_nonce = (await call.let_write()).nonce
+        message = request.SerializeToString()
+        with little_is_kept():
+            call.send(message)
+            await call.until_writing()
+
+
+async def test_what_a_delta_client_wrote_beside_names_is_not_kept_while_its_answer_waits_to_be_read() -> None:
+    call, request = Call("a"), wire.DeltaDiscoveryRequest(resource_names_subscribe=["default"], response_nonce=LARGE)
+    request.error_detail.message = LARGE
+    message = request.SerializeToString()
+    async with called("DeltaSecrets", call, "default"):
+        with little_is_kept():
+            call.send(message)
+            await call.until_writing()
+
+
+@pytest.mark.parametrize("name", ["default", "late"])
+async def test_what_a_fetch_brings_beside_names_is_not_kept_while_it_waits(name: str) -> None:
+    """For its answer to be read, or for the secret; the same name may also be there half a million times."""
+    call, request = Call("a"), wire.DiscoveryRequest(resource_names=[name, *[""] * 500_000], response_nonce=LARGE)
+    request.error_detail.message = LARGE
+    message = request.SerializeToString()
+    async with called("FetchSecrets", call, "default") as (_, store):
+        with little_is_kept():
+            call.send(message)
+            if name == "default":
+                await call.until_writing()
+            else:
+                await _until(lambda: store.awaited(["late"]))
+
+
+class Unread(Call):
+    """One whose client does not read how it ends."""
+
+    told: tuple[grpc.StatusCode, str] | None = None
+
+    async def abort(self, code: grpc.StatusCode, details: str) -> None:
+        """It is told that, and does not end."""
+        self.told = code, details
+        await asyncio.get_running_loop().create_future()
+
+
+@pytest.mark.parametrize("method", ["StreamSecrets", "FetchSecrets"])
+async def test_names_that_are_refused_are_not_kept_while_their_client_does_not_read_that(method: str) -> None:
+    call, message = Unread("a"), wire.DiscoveryRequest(resource_names=[LARGE]).SerializeToString()
+    async with called(method, call) as (service, _):
+        with little_is_kept():
+            call.send(message)
+            await _until(lambda: call.told)
+        assert service.open_streams == 0
+
+
+async def test_a_message_that_waits_for_a_push_to_be_read_counts() -> None:
+    async with bench() as here:
+        await here.subscribed()
+        here.change("second")
+        await here.context.until_writing()
+        before = here.stream.look()
+        here.context.say("default", LARGE)
+        await _until(here.context._inbox.empty)
+        await _until(lambda: here.stream.look() > before + len(LARGE))
+        await here.context.let_write()
+        await _until(lambda: here.stream.look() > before + 4 * len(LARGE))  # a name now

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -99,10 +99,11 @@ class _Fetch:
         self.writing = 0
         """Bytes of its answer, once it goes out."""
 
-    def met(self, request: SotwRequest) -> None:
-        """Its request has come."""
+    def met(self, request: SotwRequest) -> SotwRequest:
+        """Its request has come. Returns what is asked for: the rest may be large, and is kept no longer."""
         self._journal.met(request)
-        self._names = request.names
+        self._names = unique(request.names)
+        return SotwRequest(names=self._names, type_url=request.type_url)
 
     def answers(self, count: int) -> None:
         """Its answer of so many bytes goes out, for which it has as long as its client gives it."""
@@ -302,6 +303,14 @@ class SecretDiscoveryService:
         await self._run("DeltaSecrets", context, talk)
 
     async def _run(self, method: str, context: Context, talk: Callable[[Callable[[], str]], Conversation[R]]) -> None:
+        end = await self._talk(method, context, talk)
+        if end is not None:  # nothing else is left of the stream: its client may not read the end
+            await context.abort(*end)
+
+    async def _talk(
+        self, method: str, context: Context, talk: Callable[[Callable[[], str]], Conversation[R]]
+    ) -> tuple[grpc.StatusCode, str] | None:
+        """Run a stream. Returns how to end it, or None for OK."""
         account = self._account(context)
         peer = account.holder
         journal = self._journal.open(method, peer)
@@ -331,8 +340,7 @@ class SecretDiscoveryService:
             journal.left()
             words = "" if finish is None else self._explained(finish)
             self._remember(stream, words, () if finish is None else finish.names)
-        if finish is not None:
-            await self._abort(context, finish, words)
+        return None if finish is None else (_CODES[finish.code], words)
 
     def _remember(self, stream: Stream[Any], cause: str, refused: tuple[str, ...]) -> None:
         """Remember a stream that has ended, for views; not a probe, which asks for nothing."""
@@ -393,6 +401,11 @@ class SecretDiscoveryService:
             found.end(why)
 
     async def _fetch_secrets(self, _requests: object, context: Context) -> None:
+        end = await self._fetched(context)
+        if end is not None:  # as in `_run`
+            await context.abort(*end)
+
+    async def _fetched(self, context: Context) -> tuple[grpc.StatusCode, str] | None:
         account = self._account(context)
         journal = self._journal.open("FetchSecrets", account.holder)
         finish: Finish | None = FAULT
@@ -402,8 +415,7 @@ class SecretDiscoveryService:
             log.fault(LOG, "SDS FetchSecrets", error)
         finally:
             journal.end()
-        if finish is not None:
-            await self._abort(context, finish, self._explained(finish))
+        return None if finish is None else (_CODES[finish.code], self._explained(finish))
 
     async def _fetch(self, context: Context, account: Connection, journal: StreamJournal) -> Finish | None:
         """Answer the call. Returns how to end it where it gets no answer."""
@@ -414,8 +426,7 @@ class SecretDiscoveryService:
         try:
             async with call.timeout:
                 with self._place(call, account.holder):
-                    request = decode(await _only(context))
-                    call.met(request)
+                    request = call.met(decode(await _only(context)))
                     self._changed()
                     answer = await self._answer(request)
                     if isinstance(answer, Respond):
@@ -442,7 +453,7 @@ class SecretDiscoveryService:
         from sds_agent.sds.fetch import fetch  # noqa: PLC0415 - Envoys open streams
 
         changed, caller = asyncio.Event(), object()
-        names = frozenset(unique(request.names)[: self._most_names])  # more are refused
+        names = frozenset(request.names[: self._most_names])  # more are refused
 
         def look(others: frozenset[str]) -> None:
             if not names.isdisjoint(others):
@@ -462,10 +473,6 @@ class SecretDiscoveryService:
 
     def _explained(self, finish: Finish) -> str:
         return explain(finish, self._catalog.names, self._catalog.directories)
-
-    async def _abort(self, context: Context, finish: Finish, words: str) -> NoReturn:
-        await context.abort(_CODES[finish.code], words)
-        raise AssertionError  # abort always raises, which its types do not say
 
 
 async def _only(context: Context) -> bytes:

@@ -106,11 +106,15 @@ class SotwSession:
             if self._outstanding is not None:
                 actions.append(self._settled(self._outstanding, request))
                 self._outstanding = None
-        added: tuple[str, ...] = ()
-        if names != self._names:
-            added = tuple(name for name in names if name not in self._names)
-            actions += self._subscribe(names, added, view)
-        return actions + self._refuse(view) + self._answer(added if self._outstanding else names, view)
+        if names == self._names:
+            return actions + self._refuse(view) + self._answer(() if self._outstanding else names, view)
+        added = tuple(name for name in names if name not in self._names)
+        actions += self._subscribe(names, added, view)
+        actions += self._refuse(view) + self._answer(added if self._outstanding else names, view)
+        # an answer that has no reply has names of its own
+        unsettled = (*self._earlier.values(), self._outstanding)
+        self.stored = stored_in(names, *(each.versions for each in unsettled if each is not None))
+        return actions
 
     def refresh(self, view: View) -> list[Action]:
         """Look for changes of the subscribed secrets."""
@@ -127,7 +131,6 @@ class SotwSession:
         notes: list[Action] = []
         removed = tuple(name for name in self._names if name not in names)
         self._names = names
-        self.stored = stored_in(names)
         for name in removed:
             self._sent.pop(name, None)
         self._replies.forget(removed)

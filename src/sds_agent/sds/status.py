@@ -76,11 +76,12 @@ class Replies:
 
     def take(self, reply: Acked | Nacked, subscribed: Container[str]) -> None:
         """Remember an ACK or NACK, as far as it is about names that are still subscribed."""
+        reason = printable(reply.reason, log.LONGEST_VALUE) if isinstance(reply, Nacked) else None
         for name, version in reply.versions.items():
             if name not in subscribed:
                 continue
-            if isinstance(reply, Nacked):
-                self._nacked[name] = Nack(version, printable(reply.reason, log.LONGEST_VALUE))
+            if reason is not None:
+                self._nacked[name] = Nack(version, reason)
             else:
                 self._acked[name] = version
                 self._nacked.pop(name, None)

@@ -110,6 +110,7 @@ class Stream(Generic[R]):
         "_fault",
         "_interrupted",
         "_journal",
+        "_kept",
         "_last",
         "_names",
         "_push",
@@ -149,6 +150,7 @@ class Stream(Generic[R]):
         self._push: asyncio.Task[None] | None = None
         self._reading = self._interrupted = False  # the handler waits for a message; it was told to wait no more
         self._at_work = False  # the handler answers a message
+        self._kept = 0  # bytes of a message that it has read, and looks at once a push is written
         self._changed = False
         self._draining = False
         self._last: Finish | None = None
@@ -171,7 +173,7 @@ class Stream(Generic[R]):
         """
         behind = BEHIND if self._waited else 0
         self._waited = self.writing > 0
-        return self._journal.stored + self._conversation.session.stored + behind
+        return self._journal.stored + self._conversation.session.stored + self._kept + behind
 
     def drain(self) -> None:
         """End the stream with OK: Envoy keeps what it has and opens another."""
@@ -216,15 +218,15 @@ class Stream(Generic[R]):
         while not self._draining:
             message = await self._next()
             if self._push is not None:  # before the end too: gRPC must have no write under way then
+                self._kept = 0 if message is None else len(message)
                 await self._push
+                self._kept = 0
             if message is None or self._draining:
                 break
             self._at_work = True
             actions = self._received(message)
             del message  # an Envoy's first has 61 KB, and the next may be a day away
-            finish = await self._perform(actions, changed=False)
-            del actions  # they hold an answer with its key
-            finish = finish or await self._refresh()
+            finish = await self._perform(actions, changed=False) or await self._refresh()
             self._at_work = False
             if finish is not None:
                 return finish
@@ -301,13 +303,18 @@ class Stream(Generic[R]):
         return None
 
     async def _perform(self, actions: list[Action], *, changed: bool) -> Finish | None:
-        """Do what the session says. `changed`: it says so because a secret changed."""
-        if notes := [action for action in actions if not isinstance(action, Respond)]:
-            self._journal.note(notes)
-        for action in actions:
-            if isinstance(action, Finish):
-                return action
-            if isinstance(action, Respond) and not await self._sent(action, changed=changed):
+        """Do what the session says, and forget what it notes: that may have a megabyte of the client's, which may never
+        read the answer. `changed`: it says so because a secret changed.
+        """
+        if any(not isinstance(action, Respond) for action in actions):
+            self._journal.note(action for action in actions if not isinstance(action, Respond))
+        finish = next((action for action in actions if isinstance(action, Finish)), None)
+        if finish is not None:
+            return finish
+        answers = [action for action in actions if isinstance(action, Respond)]
+        actions.clear()
+        for answer in answers:
+            if not await self._sent(answer, changed=changed):
                 self.drain()
                 return None
         return None
