@@ -19,7 +19,7 @@ class Followed:
     """A connection whose messages are followed: the bytes that count now, as its owner has been told."""
 
     def __init__(self) -> None:
-        self.stored = self.sent = 0
+        self.stored = self.sent = self.calls = 0
         self.messages = Messages(self)
         self._inspection = Inspection(BOUNDS, self.messages)
         self.says(BEGIN)
@@ -32,6 +32,10 @@ class Followed:
         """There are so many more, or less."""
         self.stored += count
         assert self.stored >= 0
+
+    def called(self) -> None:
+        """A call has begun."""
+        self.calls += 1
 
     def says(self, data: bytes) -> None:
         """The client sends this, in one piece."""
@@ -155,8 +159,11 @@ def test_call_with_a_lower_number_ends_the_connection(first: int) -> None:
     """gRPC takes it if it refused the one before, because there were too many."""
     here = Followed()
     here.begins(1, first)
+    assert here.messages.calls == 2
     here.answers(frame(RST_STREAM, 0, first, b"\0\0\0\x07"))
     here.says(frame(HEADERS, END_HEADERS | END_STREAM, 1, CALL) + frame(HEADERS, END_HEADERS | END_STREAM, first, CALL))
+    assert here.messages.calls == 1
+    assert here.calls == 2
     for number in (0, 3, 5, first):
         other = Followed()
         other.begins(1, first)

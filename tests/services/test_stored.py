@@ -16,7 +16,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from fakes.events import Events, recorded
 from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
 from fakes.peers import DeltaStream, Peer, SotwStream, chain_of, connected
-from fakes.raw_http2 import DATA, PREFACE, SETTINGS, RawPeer, frame, message
+from fakes.raw_http2 import DATA, END_STREAM, PREFACE, SETTINGS, RawPeer, frame, message
 
 from sds_agent.sds.acceptor import STUCK, STUCK_IN_GRPC
 from sds_agent.sds.endpoint import SocketFile
@@ -189,22 +189,50 @@ async def test_answers_that_are_not_read_cost_their_connection_and_its_other_cal
         await agent.until(connections=1)
 
 
+LARGE_WINDOWS = frame(SETTINGS, 0, 0, b"\x00\x04\x7f\xff\xff\xff") + frame(WINDOW_UPDATE, 0, 0, b"\x7f\x00\x00\x00")
+
+
 @pytest.mark.parametrize("method", ["StreamSecrets", "FetchSecrets"])
 @pytest.mark.parametrize("room", ["usual", "large"])
 async def test_answers_that_are_not_read_are_bounded(tmp_path: Path, method: str, room: str) -> None:
     """Where the peer's windows are large, gRPC takes all of them at once and keeps them."""
-    large = frame(SETTINGS, 0, 0, b"\x00\x04\x7f\xff\xff\xff") + frame(WINDOW_UPDATE, 0, 0, b"\x7f\x00\x00\x00")
     async with running(tmp_path) as agent, undisturbed(agent):
         peers = []
         for _ in range(MOST // UNREAD):
             peers.append(await RawPeer.connect(agent.socket))
-            await peers[-1].send(large if room == "large" else b"")
+            await peers[-1].send(LARGE_WINDOWS if room == "large" else b"")
             for number in range(3):
                 await peers[-1].open(2 * number + 1, method)
                 await peers[-1].say(2 * number + 1, _asking(NAMES))
         await agent.events.wait("too_much_stored")
         await agent.until(connections=MOST * 5 // 4 // (3 * UNREAD) + 1)
         await leave(*peers)
+
+
+@pytest.mark.parametrize("begun", ["before", "since"])
+async def test_calls_that_are_over_count_while_the_peer_does_not_read_that(tmp_path: Path, begun: str) -> None:
+    """gRPC keeps each, and they are no streams any more, of which there may be so many."""
+    async with running(tmp_path, 8 * MOST) as agent, undisturbed(agent):
+        peer = await RawPeer.connect(agent.socket)
+        await peer.send(LARGE_WINDOWS)
+        calls = range(1, 1000, 2)
+        if begun == "before":
+            for number in calls:
+                await peer.open(number, "StreamSecrets")
+        for number in range(1001, 1009, 2):  # more than its socket takes
+            await peer.open(number, "StreamSecrets")
+            await peer.say(number, _asking(NAMES))
+        with anyio.fail_after(10):
+            while not any(each.is_stuck for each in agent.service.connections.values()):
+                await anyio.lowlevel.checkpoint()
+        for number in calls:
+            if begun == "before":
+                await peer.send(frame(DATA, END_STREAM, number))
+            else:
+                await peer.open(number + 2000, "of no such name")
+        await agent.events.wait("too_much_stored")
+        await agent.until(connections=1)
+        await leave(peer)
 
 
 def _asking(names: list[str]) -> bytes:

@@ -275,6 +275,10 @@ class MessageOwner(Protocol):
         """The client has sent so many bytes more, or less, of messages that have not ended."""
         ...
 
+    def called(self) -> None:
+        """The client has begun a call."""
+        ...
+
 
 class Messages:
     """The messages on a connection, with what the server answers. `owner` is told of each change of the bytes that the
@@ -308,8 +312,14 @@ class Messages:
                 raise _TooMuchError("a client cannot begin a stream with an even number (RFC 9113 section 5.1.1)")
             self._last = stream
             self._open[stream] = None
+            self.owner.called()
         elif stream not in self._open and not flags & _END_STREAM:
             raise _TooMuchError("a stream begins with a lower number than one before it (RFC 9113 section 5.1.1)")
+
+    @property
+    def calls(self) -> int:
+        """How many calls are open: neither has the client reset them, nor the server sent how they ended."""
+        return len(self._open)
 
     def ended(self, stream: int) -> None:
         """The call is over: nothing of it is stored any more."""

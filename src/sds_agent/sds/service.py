@@ -372,6 +372,7 @@ class SecretDiscoveryService:
             if (timer := self._giving_way.pop(new, None)) is not None:
                 timer.cancel()
             self._open.leave(new)
+            new.account.ended()
             self._moved()
 
     def _look(self) -> None:

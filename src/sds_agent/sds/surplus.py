@@ -107,5 +107,5 @@ def surplus(shares: Iterable[Share], most: int) -> list[Share]:
 
 
 def _stored(connection: Connection, calls: Sequence[Call]) -> int:
-    answers = connection.unread(sum(each.writing for each in calls))
+    answers = connection.unread(sum(each.writing for each in calls), len(calls))
     return connection.unfinished + answers + sum(each.look() for each in calls)
