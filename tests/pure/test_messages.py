@@ -7,7 +7,7 @@ from fakes.raw_http2 import DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, RST
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sds_agent.rpc.frames import PIECE_COST, Bounds, Inspection, Messages
+from sds_agent.rpc.frames import ENHANCE_YOUR_CALM, PIECE_COST, Bounds, Inspection, Messages
 
 BOUNDS = Bounds(block=20_000, frames=1 << 30)
 BEGIN = PREFACE + frame(SETTINGS, 0, 0)
@@ -181,6 +181,20 @@ def test_what_comes_for_a_call_that_is_over_does_not_count() -> None:
     here.says(frame(DATA, 0, 1, bytes(200)) + frame(DATA, 0, 7, BEGUN))
     here.says(frame(HEADERS, END_HEADERS | END_STREAM, 1, CALL) + frame(DATA, 0, 1, BEGUN))
     assert here.stored == 0
+
+
+def test_open_calls_can_be_reset_between_two_frames_of_the_server() -> None:
+    here = Followed()
+    here.begins(1, 3, 5)
+    here.answers(frame(HEADERS, END_HEADERS | END_STREAM, 3, CALL))
+    answer = frame(DATA, 0, 1, bytes(100))
+    resets = frame(RST_STREAM, 0, 1, b"\0\0\0\x0b") + frame(RST_STREAM, 0, 5, b"\0\0\0\x0b")
+    assert here.messages.resets(ENHANCE_YOUR_CALM) == resets
+    for cut in range(1, len(answer)):
+        here.answers(answer[:cut])
+        assert here.messages.resets(ENHANCE_YOUR_CALM) == b""
+        here.answers(answer[cut:])
+        assert here.messages.resets(ENHANCE_YOUR_CALM) == resets
 
 
 def test_many_small_pieces_count_for_more_than_their_bytes() -> None:

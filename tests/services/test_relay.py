@@ -17,7 +17,7 @@ import anyio
 import pytest
 from fakes.clocks import HAND_LOOP, HandLoop
 from fakes.events import recorded
-from fakes.raw_http2 import DATA, frame
+from fakes.raw_http2 import DATA, RST_STREAM, frame
 from msgspec import Struct
 
 from sds_agent.rpc.frames import PREFACE, Bounds, Inspection
@@ -414,6 +414,36 @@ async def test_answers_that_grpc_was_given_wait_for_the_peer_until_they_have_pas
                     while read < len(data) * 60:
                         read += len(await peer.receive(1 << 20))
                 assert connection.unread(writing=0, calls=0) == 0, "nothing waits any more"
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_calls_of_a_connection_that_is_refused_are_reset_if_the_peer_has_read_all_else(
+    tmp_path: Path, *, reads: bool
+) -> None:
+    """In the middle of what gRPC says it would read nonsense."""
+    answer, reset = frame(DATA, 0, 1, bytes(16_000)) * 60, frame(RST_STREAM, 0, 1, b"\0\0\0\x0b")
+    with accepting(tmp_path) as here:
+        async with await anyio.connect_unix(tmp_path / "sds") as peer:
+            await here.until_connected()
+            (connection,) = here.connections.values()
+            grpc, _ = here.behind.accept()
+            with grpc:
+                grpc.setblocking(False)
+                await peer.send(PREFACE + CALL)
+                assert await receive(grpc, len(PREFACE + CALL)) == PREFACE + CALL
+                read = b""
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(send, grpc, answer)
+                    while not connection.is_stuck:
+                        await anyio.lowlevel.checkpoint()
+                    while reads and len(read) < len(answer):
+                        read += await peer.receive(1 << 20)
+                    connection.refuse()
+                    tasks.cancel_scope.cancel()
+                with anyio.fail_after(10), suppress(anyio.EndOfStream):
+                    while True:
+                        read += await peer.receive(1 << 20)
+                assert (read == answer + reset) if reads else answer.startswith(read)
 
 
 async def test_an_acceptor_that_is_stopped_does_not_try_again(tmp_path: Path) -> None:

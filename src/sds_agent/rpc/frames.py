@@ -40,6 +40,9 @@ _ENDING: Final = (_DATA, _HEADERS)
 _STREAM: Final = (1 << 31) - 1
 """The bits of a stream's number; the one above them is to be ignored (section 4.1)."""
 
+ENHANCE_YOUR_CALM: Final = 0xB
+"""The error that clients of gRPC read as RESOURCE_EXHAUSTED (RFC 9113 section 7)."""
+
 _PREFIX: Final = 5
 """Bytes before a message of gRPC, with its length in the last four."""
 _LENGTH: Final = struct.Struct(">I")
@@ -327,6 +330,15 @@ class Messages:
         self._open.pop(stream, None)
         if (message := self._begun.pop(stream, None)) is not None:
             self.owner.moved(-message.stored)
+
+    def resets(self, error: int) -> bytes:
+        """Frames that end every open call with that error, for the client. None while one of the server's is under way,
+        which may never end.
+        """
+        if self._skip or self._head:
+            return b""
+        code = error.to_bytes(4, "big")
+        return b"".join(_HEAD.pack(0, len(code), _RST_STREAM, 0, stream) + code for stream in self._open)
 
     def take(self, stream: int, data: bytes, at: int, end: int) -> None:
         """These bytes of the data belong to the stream's messages."""

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from sds_agent import log
 from sds_agent.budget import Buckets, Budget, Rate
 from sds_agent.rpc.crowd import Crowd
-from sds_agent.rpc.frames import Bounds, Inspection, Messages
+from sds_agent.rpc.frames import ENHANCE_YOUR_CALM, Bounds, Inspection, Messages
 from sds_agent.sds.relay import Relay
 
 LOG = logging.getLogger(__name__)
@@ -196,6 +196,12 @@ class Connection:
         self.gives_way = True
         if self._relay is not None:
             self._relay.discard()
+
+    def refuse(self) -> None:
+        """End it. gRPC could not say to calls how they end while their answers wait to be read: they are reset."""
+        if self._relay is not None and self._messages is not None:
+            self._relay.say(self._messages.resets(ENHANCE_YOUR_CALM))
+        self.end(None)
 
 
 class UnixAcceptor:

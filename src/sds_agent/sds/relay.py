@@ -23,6 +23,7 @@ import select
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from sds_agent.rpc.frames import Inspection
@@ -132,6 +133,12 @@ class Relay:
             return 0
         in_the_system = asked(self._peer, termios.TIOCOUTQ) + asked(self._back, termios.TIOCOUTQ)
         return in_the_system + asked(self._back, termios.FIONREAD) + self._outbound.rest + self._inbound.rest
+
+    def say(self, frames: bytes) -> None:
+        """Send the peer this after what gRPC has said, unless the peer has yet to take that."""
+        if not (self._closed or self._outbound.rest):
+            with suppress(OSError):  # it has left, or takes nothing
+                self._peer.send(frames)
 
     def discard(self) -> None:
         """Give gRPC nothing more of what the peer sends: it goes on reading, and may read how its calls ended."""

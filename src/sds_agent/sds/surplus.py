@@ -2,7 +2,8 @@
 with most of it.
 
 All calls on that connection end with RESOURCE_EXHAUSTED, and gRPC gets nothing more of what it sends. A moment later,
-in which its client may read that, the connection ends too: gRPC itself ends no call whose answer waits.
+in which its client may read that, the connection ends too: gRPC itself ends no call whose answer waits. Such calls are
+reset then, for the same reason.
 """
 
 import asyncio
@@ -64,7 +65,7 @@ class Surplus(Generic[C]):
         loop = asyncio.get_running_loop()
         if sum(self._giving_way.values()) > self._stored.most:  # more is stored before they have read how it ended
             for each in self._giving_way:
-                loop.call_soon(each.end, None)  # it may be at work: what it read led here
+                loop.call_soon(each.refuse)  # it may be at work: what it read led here
             self._giving_way.clear()
         self._giving_way[connection] = stored
         connection.give_way()
@@ -74,7 +75,7 @@ class Surplus(Generic[C]):
 
     def _close(self, connection: Connection) -> None:
         self._giving_way.pop(connection, None)
-        connection.end(None)
+        connection.refuse()
 
     def _report(self, holder: str, stored: int) -> None:
         if self._budget.take(holder, time.monotonic()):
