@@ -1,6 +1,7 @@
 """What can be seen of a stream: which version of each name was sent, taken and refused, and how long that took."""
 
 import itertools
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -8,7 +9,7 @@ import pytest
 from fakes.served import Served
 
 from sds_agent.log import LONGEST_VALUE
-from sds_agent.sds.delta import REMOVED, DeltaSession
+from sds_agent.sds.delta import MOST_OUTSTANDING, REMOVED, DeltaSession
 from sds_agent.sds.protocol import Acked, DeltaRequest, Nacked, SotwRequest
 from sds_agent.sds.sotw import SotwSession
 from sds_agent.sds.status import MOST_TIMED, Nack, NameStatus, Replies, StreamRecord
@@ -171,6 +172,21 @@ def test_the_names_of_answers_that_have_no_reply_count(served: Served, variant: 
     client.reply("n10")
     client.want("default")
     assert client.session.stored < 1000
+
+
+def test_a_delta_client_that_never_replies_counts_with_what_its_answers_need(served: Served) -> None:
+    """Short names need less than the places that they have in each answer that waits for its reply."""
+    names = [f"w{number}" for number in range(100)]
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        client = Delta(served)
+        for _ in range(MOST_OUTSTANDING):
+            client.session.receive(DeltaRequest(tuple("".join(name) for name in names)), served)
+        kept = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert 0.8 * kept < client.session.stored < 1.5 * kept
 
 
 def test_a_client_that_refuses_many_names_at_once_has_its_reason_remembered_once() -> None:
