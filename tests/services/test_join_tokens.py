@@ -49,8 +49,23 @@ def test_a_token_is_forgotten_a_day_after_its_end_and_stays_spent_until_then(tmp
         tokens.spend(tokens.find(late), generate(KeyType.EC_P256).public_key())
 
 
+def test_a_clock_that_is_far_ahead_takes_no_token_away(tmp_path: Path) -> None:
+    """By such a clock every token expired long ago, and once it was set right its machine could not join any more."""
+    tokens, now = JoinTokens(tmp_path), datetime.now(UTC)
+    old = tokens.make(WEB, now - timedelta(days=400))
+    (record,) = tmp_path.iterdir()
+    made = time.time() - 401 * 24 * 3600
+    os.utime(record, (made, made))
+    tokens.prepare()
+    assert tokens.find(old).spiffe_id == WEB
+    tokens.make(WEB, now + timedelta(hours=1))
+    tokens.prepare()
+    with pytest.raises(RefusalError, match="expired long ago"):
+        tokens.find(old)
+
+
 def test_a_token_is_listed_for_a_day_after_its_end(tmp_path: Path) -> None:
-    """Its record stays until a token is made, or the CA starts, which may be months later."""
+    """Its record stays until younger tokens are made, which may be months later."""
     tokens, now = JoinTokens(tmp_path), datetime.now(UTC)
     tokens.make(f"{WEB}/old", now - timedelta(hours=25))
     tokens.make(f"{WEB}/late", now - timedelta(hours=23))

@@ -38,7 +38,7 @@ P = ParamSpec("P")
 LOG = logging.getLogger(__name__)
 
 LINGER = timedelta(days=1)
-"""How long a record stays after its end, so that a caller that is late with its token gets that as the reason."""
+"""How long a record stays at least after its end: a caller that is late with its token gets that as the reason."""
 PREFIX = "sds-join-"
 """What distinguishes a join token from a JWT, which has dots and no such beginning."""
 
@@ -143,9 +143,12 @@ class JoinTokens:
 
     def _listed(self, record: Record) -> ListedToken | None:
         """None where it was removed in this moment."""
-        made = _changed(self._directory / f"{record.name}{_RECORD}")
+        made = self._made(record)
         used = _changed(self._directory / f"{record.name}{_SPENT}")
         return None if made is None else ListedToken(record.spiffe_id, made, record.expires, used)
+
+    def _made(self, record: Record) -> datetime | None:
+        return _changed(self._directory / f"{record.name}{_RECORD}")
 
     def find(self, token: str) -> Record:
         """The record of a token, expired or not.
@@ -275,9 +278,14 @@ class JoinTokens:
     def _remove_expired(self, now: datetime) -> None:
         """Remove the records that expired more than LINGER ago, and what killed processes left behind of that age:
         temporary files, and marks whose record is gone.
+
+        The clock alone removes no record, for one that is far ahead says of every token that it expired long ago. That
+        a token was made since then says it too: so a record stays until there is one that is that much younger.
         """
-        for record in self._records():
-            if now - record.expires > LINGER:
+        records = list(self._records())
+        newest = max(filter(None, (self._made(each) for each in records)), default=now)
+        for record in records:
+            if min(newest, now) - record.expires > LINGER:
                 self._remove(record.name)
         for path in self._directory.iterdir():
             with suppress(FileNotFoundError):  # another process makes or removes a token at this moment
