@@ -14,12 +14,15 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Protocol
 
 LONGEST_SLEEP = 5.0
 """Seconds. A certificate that a suspended machine slept through is renewed at most this long after it wakes."""
+
+SET = timedelta(seconds=1)
+"""A difference between what the wall clock says has passed and what has passed that shows that the clock was set."""
 
 MOST_WOKEN = 8
 """Sleepers that wake in one turn of the event loop."""
@@ -200,3 +203,30 @@ class SystemClock:
     def until(self, when: datetime, waker: Waker | None = None) -> Coroutine[Any, Any, None]:
         """See `Clock.until`."""
         return self._alarms.wait(when, waker)  # in no frame of its own: thousands wait
+
+
+class Beginning:
+    """The moment at which something began, which was when this was made. The wall clock may have been wrong then, as at
+    a boot, and be set later.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._at, self._before = clock.now(), clock.passed()
+
+    @property
+    def passed(self) -> float:
+        """The seconds since then."""
+        return self._clock.passed() - self._before
+
+    @property
+    def at(self) -> datetime:
+        """When it was, as the wall clock has it now.
+
+        It stays the same until that clock is set: computed anew each time, it would move by microseconds, and who
+        compares it would see something begin again.
+        """
+        at = self._clock.now() - timedelta(seconds=self.passed)
+        if abs(at - self._at) >= SET:
+            self._at = at
+        return self._at

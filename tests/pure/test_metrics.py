@@ -8,6 +8,7 @@ from fakes.hierarchy import NOW
 from fakes.observed import ABOUT, CA, FAILURE, HOUR, LEAF, STREAM, Seen, workload
 from fakes.scraped import Series, assert_promtool_accepts, samples
 from msgspec import structs
+from prometheus_client import ProcessCollector
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 
 from sds_agent.admin import exposition
@@ -206,6 +207,16 @@ def test_the_process_and_the_build_are_described() -> None:
     (labels,) = [dict(labels) for name, labels in found if name == "sds_agent_build_info"]
     assert labels["version"] == ABOUT.version
     assert value(Seen(), "start_time_seconds") == ABOUT.started_at.timestamp()
+
+
+def test_the_start_of_the_process_follows_a_clock_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel moves the time of the boot then, and prometheus_client adds the process's own to it."""
+
+    def start(boot: float) -> float:
+        monkeypatch.setattr(ProcessCollector, "_boot_time", lambda _: boot)
+        return series(Seen())["process_start_time_seconds", ()]
+
+    assert start(2e9) - start(1e9) == pytest.approx(1e9)
 
 
 def test_a_fetch_that_waits_is_counted_by_its_method() -> None:

@@ -9,6 +9,7 @@ import grpc.aio
 import pytest
 from fakes.agents import write_config
 from fakes.authorities import Hang, ScriptedAuthority, Step, UpstreamCa, answering, failing
+from fakes.ca_servers import Shifted
 from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
 from sds_agent_proto.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
@@ -40,6 +41,17 @@ async def test_the_status_shows_what_is_served_and_why(tmp_path: Path) -> None:
         assert (anchor.subject, anchor.advertised_by) == ("'CN=upstream root'", ("local",))
         assert anchor.needed_until == max(each.current.valid_until for each in running.workloads if each.current)
         assert running.lacks(clock.now()) == []
+
+
+async def test_an_agent_that_started_with_a_wrong_clock_says_when_by_the_right_one(tmp_path: Path) -> None:
+    settings = load(write_config(tmp_path, default="1h"), {}).settings
+    clock = Shifted()
+    clock.ahead = timedelta(days=-400)
+    async with agent(settings, {"local": ScriptedAuthority(failing(ErrorKind.DENIED, "keep out"))}, clock) as running:
+        assert clock.now() - running.about.started_at < timedelta(days=1)
+        clock.ahead = timedelta(0)
+        assert clock.now() - running.about.started_at < timedelta(days=1)
+        assert running.about.uptime_seconds < 86400
 
 
 async def test_the_status_shows_what_is_missing(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import grpc.aio
 import httpx
 import pytest
 from fakes.ca_servers import TRUST_DOMAIN, WEB, Served, Shifted, fresh, plug, served
+from fakes.clocks import HandClock
 from fakes.hierarchy import NOW, make_ca
 from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
 from fakes.scraped import Series, assert_promtool_accepts, series, value
@@ -23,6 +24,7 @@ from sds_agent.ca.counts import CaCounts
 from sds_agent.ca.families import MOST_CERTIFICATES, families
 from sds_agent.ca.observed import RunningCa
 from sds_agent.ca.status import certificates, lacks
+from sds_agent.clock import SET, Beginning
 from sds_agent.pki.certificates import serial_hex
 from sds_agent.signing.signer import Signer, make_root
 from sds_agent.signing.signing_set import SigningSet
@@ -91,13 +93,16 @@ async def test_what_was_issued_and_refused_is_counted_by_reason_and_proof_and_no
     assert_promtool_accepts(text)
 
 
-async def test_a_clock_that_is_set_back_changes_nothing_of_how_long_a_server_has_run(tmp_path: Path) -> None:
+async def test_a_clock_that_is_set_back_moves_the_start_of_a_server_and_not_how_long_it_has_run(tmp_path: Path) -> None:
     """As at a boot, when the right time comes by the network."""
     clock = Shifted()
     async with served(tmp_path, more=ADMIN, clock=clock) as ca:
         clock.ahead = -DAY
-        status, _ = await scrape(ca)
+        status, text = await scrape(ca)
     assert 0 <= status["uptime_seconds"] < DAY.total_seconds()
+    began, at = datetime.fromisoformat(status["started_at"]), datetime.fromisoformat(status["at"])
+    assert abs((at - began).total_seconds() - status["uptime_seconds"]) < SET.total_seconds()
+    assert value(series(text), "sds_agent_ca_start_time_seconds") == pytest.approx(began.timestamp())
 
 
 async def test_the_signer_with_the_cas_above_it_is_shown_with_their_ends(tmp_path: Path) -> None:
@@ -184,8 +189,7 @@ class Part:
 def running(signing: SigningSet, audit: AuditLog) -> RunningCa:
     part = Part()
     return RunningCa(
-        started_at=NOW - DAY,
-        uptime=lambda: 86400,
+        beginning=Beginning(HandClock()),
         trust_domain=TRUST_DOMAIN,
         address="127.0.0.1:1",
         current=lambda: signing,

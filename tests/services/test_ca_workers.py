@@ -13,7 +13,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,7 @@ from sds_agent.ca.workers.process import WorkerError, end_of
 from sds_agent.ca.workers.process import started as start_worker
 from sds_agent.ca.workers.silence import ASK_EVERY, LATE, MOST_UNANSWERED, SUSPECT, Silence
 from sds_agent.cli import ca_worker
-from sds_agent.clock import SystemClock
+from sds_agent.clock import Beginning, SystemClock
 from sds_agent.errors import ProblemsError
 from sds_agent.pki.certificates import read_pem, serial_hex, write_pem
 from sds_agent.pki.csr import make_csr
@@ -306,7 +305,7 @@ async def test_a_connection_for_which_no_worker_has_room_is_not_closed_in_silenc
     """While a worker that ended is replaced, the others may have no room, though there are places."""
     desk = Desk(Ledger(AuditLog(tmp_path / "audit.log"), at_once=2, per_caller=1), SystemClock(), most=2, room=1)
     silent = [sys.executable, "-c", "import time; time.sleep(600)"]
-    worker = await start_worker(1, lambda _: silent, datetime.now(UTC), desk.receive)
+    worker = await start_worker(1, lambda _: silent, Beginning(SystemClock()), desk.receive)
     with socket.socket() as plain, recorded() as events:
         for name in ("one", "two"):
             desk.hand_over(Arrival(plain, f"192.0.2.1:{name}", "192.0.2.1", name), [worker])
@@ -321,7 +320,7 @@ async def test_a_connection_for_which_no_worker_has_room_is_not_closed_in_silenc
 async def test_a_connection_goes_to_a_worker_that_answers_though_it_has_more(tmp_path: Path) -> None:
     desk = Desk(Ledger(AuditLog(tmp_path / "audit.log"), at_once=2, per_caller=1), SystemClock(), most=10, room=10)
     silent = [sys.executable, "-c", "import time; time.sleep(600)"]
-    workers = [await start_worker(n, lambda _: silent, datetime.now(UTC), desk.receive) for n in (1, 2)]
+    workers = [await start_worker(n, lambda _: silent, Beginning(SystemClock()), desk.receive) for n in (1, 2)]
     busy, stopped = workers
     with socket.socket() as plain:
         busy.connections.add("one")
@@ -503,7 +502,7 @@ async def test_requests_in_work_are_counted_over_all_workers_and_given_back_by_o
     ledger = Ledger(AuditLog(tmp_path / "audit.log"), at_once=2, per_caller=1)
     desk = Desk(ledger, SystemClock(), most=10, room=10)
     silent = [sys.executable, "-c", "import time; time.sleep(600)"]
-    first, second = [await start_worker(n, lambda _: silent, datetime.now(UTC), desk.receive) for n in (1, 2)]
+    first, second = [await start_worker(n, lambda _: silent, Beginning(SystemClock()), desk.receive) for n in (1, 2)]
     for worker, call in ((first, 1), (second, 1), (second, 2)):
         desk.receive(worker, Begin(call))
     assert (len(first.places), len(second.places), ledger.in_work) == (1, 1, 2)
@@ -524,7 +523,7 @@ async def test_a_connection_for_which_no_descriptor_is_left_ends_and_nothing_els
     """It was accepted with the last one, and is handed over with a copy."""
     desk = Desk(Ledger(AuditLog(tmp_path / "audit.log"), at_once=2, per_caller=1), SystemClock(), most=10, room=10)
     silent = [sys.executable, "-c", "import time; time.sleep(600)"]
-    worker = await start_worker(1, lambda _: silent, datetime.now(UTC), desk.receive)
+    worker = await start_worker(1, lambda _: silent, Beginning(SystemClock()), desk.receive)
 
     def fail(_: int) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

@@ -11,7 +11,7 @@ from anyio.lowlevel import checkpoint
 from fakes.clocks import HandClock
 from fakes.hierarchy import DAY, HOUR, NOW
 
-from sds_agent.clock import LONGEST_SLEEP, Alarms, SystemClock
+from sds_agent.clock import LONGEST_SLEEP, SET, Alarms, Beginning, SystemClock
 
 SECOND = timedelta(seconds=1)
 
@@ -196,3 +196,20 @@ async def test_the_wall_clock_is_read_as_often_for_one_as_for_thousands() -> Non
             await asyncio.sleep(0.001)  # as long as the longest sleep: one reading or two
         assert wall.readings - before < 50
         tasks.cancel_scope.cancel()
+
+
+def test_what_began_while_the_clock_was_wrong_began_then_by_the_clock_that_is_right() -> None:
+    clock = HandClock()
+    began = Beginning(clock)
+    assert (began.at, began.passed) == (NOW, 0)
+    for by in (-DAY, HOUR):
+        clock.set_wall(by)
+        assert (began.at, began.passed) == (clock.now(), 0)
+
+
+def test_what_began_does_not_begin_again_because_two_clocks_are_read_one_after_the_other() -> None:
+    clock = HandClock()
+    began = Beginning(clock)
+    for by in (SET / 2, -SET / 2, SET * 0.9):
+        clock.set_wall(by)
+        assert began.at == NOW

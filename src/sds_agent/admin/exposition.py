@@ -13,13 +13,11 @@ from prometheus_client.registry import Collector
 
 from sds_agent.admin.families import Family, HistogramFamily, NumberFamily, NumberKind, cumulative
 
-_PROCESS = ProcessCollector(registry=None)
-
 
 def render(families: Sequence[Family], accept: str) -> tuple[bytes, str]:
     """The body and the Content-Type of the answer to a scrape with that Accept header, empty where there is none."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_PROCESS)
+    registry.register(_process())
     registry.register(_Families(families))
     try:
         encode, content_type = choose_encoder(accept)
@@ -30,10 +28,15 @@ def render(families: Sequence[Family], accept: str) -> tuple[bytes, str]:
 
 def process_families() -> Iterator[NumberFamily]:
     """The process's own metrics: processor time, memory, descriptors and its start."""
-    for metric in _PROCESS.collect():
+    for metric in _process().collect():
         for sample in metric.samples:
             kind: NumberKind = "counter" if metric.type == "counter" else "gauge"
             yield NumberFamily(sample.name, kind, metric.documentation, (), {(): float(sample.value)})
+
+
+def _process() -> Collector:
+    """The process's own metrics now. A collector keeps the time of the boot, which moves where the clock is set."""
+    return ProcessCollector(registry=None)
 
 
 class _Families(Collector):

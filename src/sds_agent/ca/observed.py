@@ -10,6 +10,7 @@ from msgspec import Struct
 from sds_agent import __version__
 from sds_agent.ca.counts import CaCounts
 from sds_agent.ca.status import AuditStatus, CaStatus, WorkerStatus, certificates, counted, lacks
+from sds_agent.clock import Beginning
 from sds_agent.signing.signing_set import SigningSet
 
 NO_WORKER = "no worker runs at present: the server's log says why"
@@ -48,10 +49,9 @@ class Connected(Protocol):
 
 
 class RunningCa(Struct, frozen=True, kw_only=True):
-    """The CA server's parts; `uptime` gives the seconds since the start."""
+    """The CA server's parts."""
 
-    started_at: datetime
-    uptime: Callable[[], float]
+    beginning: Beginning
     trust_domain: str
     address: str
     current: Callable[[], SigningSet]
@@ -69,8 +69,8 @@ class RunningCa(Struct, frozen=True, kw_only=True):
             at=now,
             version=__version__,
             pid=os.getpid(),
-            started_at=self.started_at,
-            uptime_seconds=round(self.uptime(), 3),
+            started_at=self.beginning.at,
+            uptime_seconds=round(self.beginning.passed, 3),
             trust_domain=self.trust_domain,
             address=self.address,
             ready=not missing,

@@ -9,7 +9,6 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +30,7 @@ from sds_agent.ca.settings import CaSettings, JwtSettings
 from sds_agent.ca.source import PluggedSource, SelfSignedSource, Source
 from sds_agent.ca.status import WorkerStatus
 from sds_agent.ca.tokens import JoinTokens
-from sds_agent.clock import Clock
+from sds_agent.clock import Beginning, Clock
 from sds_agent.configfile.listening import ListenAddress
 from sds_agent.directories import LockedDirectory, locked_directory
 from sds_agent.errors import ConfigurationError
@@ -59,8 +58,7 @@ class Opened(Struct, frozen=True, eq=False):
 
     settings: CaSettings
     clock: Clock
-    started_at: datetime
-    began: float
+    beginning: Beginning
     audit: AuditLog
     ledger: Ledger
     locked: LockedDirectory | None
@@ -100,8 +98,7 @@ class Opened(Struct, frozen=True, eq=False):
     ) -> RunningCa:
         """The server as its views see it."""
         return RunningCa(
-            started_at=self.started_at,
-            uptime=lambda: self.clock.passed() - self.began,
+            beginning=self.beginning,
             trust_domain=self.settings.trust_domain,
             address=str(address),
             current=self.source.current,
@@ -117,7 +114,7 @@ async def opened(settings: CaSettings, clock: Clock) -> AsyncIterator[Opened]:
     """The parts, inside this context. Raises ConfigurationError."""
     # The audit log comes first, without which nothing is signed; the directory of a root of our own is locked before
     # a root is made in it. The audit log is settled last, when nothing can be refused any more.
-    started_at, began, audit = clock.now(), clock.passed(), AuditLog(settings.audit)
+    beginning, audit = Beginning(clock), AuditLog(settings.audit)
     audit.check()
     with _locked(settings) as locked, _settled(audit, clock):
         limits, callers = settings.limits, settings.callers
@@ -129,8 +126,7 @@ async def opened(settings: CaSettings, clock: Clock) -> AsyncIterator[Opened]:
         yield Opened(
             settings=settings,
             clock=clock,
-            started_at=started_at,
-            began=began,
+            beginning=beginning,
             audit=audit,
             ledger=Ledger(audit, at_once=limits.at_once, per_caller=limits.per_caller),
             locked=locked,

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from sds_agent import __version__, log
 from sds_agent.authority.protocol import AdvertisesAnchors
-from sds_agent.clock import Clock
+from sds_agent.clock import Beginning, Clock
 from sds_agent.config.settings import Settings
 from sds_agent.issuance.anchors_file import AnchorsFile
 from sds_agent.issuance.anchors_refresh import refresh
@@ -74,7 +74,7 @@ class Agent:
     ) -> None:
         """`attempted` is called after each attempt at a CA. It must not wait or raise."""
         self.settings = settings
-        self.started_at, self._began = clock.now(), clock.passed()
+        self._beginning = Beginning(clock)
         self.store = store
         self.bundle = anchors.trust
         self.federation = anchors.federation
@@ -182,8 +182,8 @@ class Agent:
         return About(
             version=__version__,
             pid=os.getpid(),
-            started_at=self.started_at,
-            uptime_seconds=self._clock.passed() - self._began,
+            started_at=self._beginning.at,
+            uptime_seconds=self._beginning.passed,
             trust_domain=settings.trust_domain,
             socket=str(settings.sds.socket),
             names={each.name: each.names for each in settings.workloads},

@@ -17,6 +17,7 @@ from sds_agent.ca.workers.desk import Desk
 from sds_agent.ca.workers.messages import Denials, Keys, Refresh, Reply, Setup, SignerMaterial, ToParent
 from sds_agent.ca.workers.process import Command, Worker, WorkerError, end_of, started
 from sds_agent.ca.workers.silence import ASK_EVERY
+from sds_agent.clock import Beginning
 from sds_agent.descriptors import room_for
 from sds_agent.errors import SdsAgentError
 from sds_agent.pki.keys import to_pkcs8_pem
@@ -84,7 +85,7 @@ class Pool:
             WorkerStatus(
                 worker=number,
                 pid=each.pid,
-                started_at=each.started_at,
+                started_at=each.beginning.at,
                 connections=len(each.connections),
                 in_work=len(each.places),
             )
@@ -130,7 +131,7 @@ class Pool:
             else:
                 self._desk.receive(worker, message)
 
-        worker = await started(number, self._command, self._parts.clock.now(), receive)
+        worker = await started(number, self._command, Beginning(self._parts.clock), receive)
         self._started.add(worker)
         worker.send(self._setup())
         try:

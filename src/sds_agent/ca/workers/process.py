@@ -7,12 +7,12 @@ import socket
 import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import datetime
 from typing import TypeAlias
 
 from sds_agent.ca.workers.channel import Channel
 from sds_agent.ca.workers.messages import AreYouThere, Drain, ToParent, ToWorker, to_parent
 from sds_agent.ca.workers.silence import MOST_UNANSWERED, Silence
+from sds_agent.clock import Beginning
 from sds_agent.errors import SdsAgentError
 from sds_agent.text import name_of_signal
 
@@ -36,12 +36,12 @@ class Worker:
         number: int,
         process: asyncio.subprocess.Process,
         connection: socket.socket,
-        started_at: datetime,
+        beginning: Beginning,
         receive: Callable[["Worker", ToParent], None],
     ) -> None:
         self.number = number
         self.process = process
-        self.started_at = started_at
+        self.beginning = beginning
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.connections = set[str]()
         self.places: dict[int, int] = {}
@@ -97,7 +97,7 @@ class Worker:
 
 
 async def started(
-    number: int, command: Command, started_at: datetime, receive: Callable[[Worker, ToParent], None]
+    number: int, command: Command, beginning: Beginning, receive: Callable[[Worker, ToParent], None]
 ) -> Worker:
     """Start a worker, in a session of its own. Raises WorkerError."""
     ours, theirs = socket.socketpair()
@@ -116,7 +116,7 @@ async def started(
         except BaseException:
             ours.close()
             raise
-    return Worker(number, process, ours, started_at, receive)
+    return Worker(number, process, ours, beginning, receive)
 
 
 def end_of(code: int | None) -> str:
