@@ -11,7 +11,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from sds_agent.errors import SdsAgentError
 
@@ -91,6 +91,41 @@ async def uninterrupted(coroutine: Coroutine[Any, Any, T]) -> T:
         task.exception()  # retrieved, or asyncio would log that it was not; the cancellation matters more
         raise cancelled
     return task.result()
+
+
+class SharedCall(Generic[T]):
+    """A call that all who ask for it meanwhile wait for, and that goes on when they are cancelled.
+
+    Who has it ends it: `end` has to be the last.
+    """
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[T] | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether it runs."""
+        return self._task is not None
+
+    async def result(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What comes of the call under way, or else of this one, which begins. Raises what it raises."""
+        task = self._task
+        if task is None:
+            self._task = task = asyncio.create_task(call())
+            task.add_done_callback(self._over)
+        await asyncio.wait([task])
+        return task.result()
+
+    async def end(self) -> None:
+        """Cancel the call under way, and return once it has ended."""
+        if self._task is not None:
+            self._task.cancel()
+            await uninterrupted(asyncio.wait([self._task]))
+
+    def _over(self, task: "asyncio.Task[T]") -> None:
+        self._task = None
+        if not task.cancelled():
+            task.exception()  # retrieved, or asyncio would log that it was not: every caller may be gone
 
 
 async def in_thread(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:

@@ -259,6 +259,24 @@ async def test_a_caller_that_leaves_takes_no_reading_from_those_that_wait_for_it
     assert api.asked == 2
 
 
+async def test_the_end_of_the_server_ends_a_reading_whose_caller_has_left(api: ApiServer, tmp_path: Path) -> None:
+    """The process would end seconds later, for an answer that nobody waits for."""
+    api.key_set, clock = TokenIssuer().key_set(), HandClock()
+    keys = await IssuerKeys.open(location(api, tmp_path), clock)
+    clock.elapse(SOONEST)
+    api.answers.clear()
+    before = asyncio.all_tasks()
+    with anyio.fail_after(TIMEOUT / 2):
+        async with following(keys, clock):
+            leaving = asyncio.create_task(keys.find("nobody's", "ES256"))
+            while api.asked < 2:
+                await anyio.lowlevel.checkpoint()
+            leaving.cancel()
+            await asyncio.wait([leaving])
+    assert asyncio.all_tasks() - before == set()
+    api.answers.set()
+
+
 async def test_a_new_key_is_found_soon_and_an_old_one_forgotten_in_time(api: ApiServer, tmp_path: Path) -> None:
     api.key_set, clock = TokenIssuer().key_set(), HandClock()
     keys = await IssuerKeys.open(location(api, tmp_path), clock)

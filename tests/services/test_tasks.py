@@ -1,6 +1,7 @@
 """Tasks end with their owner, and a clean end is not cut short."""
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from fakes.events import recorded
 
 from sds_agent.signals import until_signalled
-from sds_agent.tasks import TimeLimit, background_tasks, in_thread, uninterrupted
+from sds_agent.tasks import SharedCall, TimeLimit, background_tasks, in_thread, uninterrupted
 
 
 class Step:
@@ -87,6 +88,58 @@ async def test_the_result_and_the_failure_of_a_clean_end_are_its_callers() -> No
     assert await uninterrupted(seven()) == 7
     with pytest.raises(OSError, match="broken"):
         await uninterrupted(fail())
+
+
+async def test_a_shared_call_is_made_once_and_goes_on_when_those_who_wait_for_it_leave() -> None:
+    shared, steps = SharedCall[None](), [Step(), Step()]
+    made = iter(steps)
+    async with asyncio.timeout(10):
+        callers = [asyncio.create_task(shared.result(lambda: next(made).run())) for _ in range(3)]
+        await steps[0].begun.wait()
+        for each in callers[:2]:
+            each.cancel()
+        await asyncio.wait(callers[:2])
+        assert (steps[0].outcome, shared.under_way, callers[2].done()) == ("under way", True, False)
+        steps[0].go_on.set()
+        await callers[2]
+        assert (steps[0].outcome, shared.under_way) == ("done", False)
+        steps[1].go_on.set()
+        await shared.result(lambda: next(made).run())
+    assert steps[1].outcome == "done"
+
+
+async def test_who_has_a_shared_call_ends_it_though_nobody_waits_for_it() -> None:
+    shared, step = SharedCall[None](), Step()
+    async with asyncio.timeout(10):
+        await shared.end()
+        caller = asyncio.create_task(shared.result(step.run))
+        await step.begun.wait()
+        caller.cancel()
+        await asyncio.wait([caller])
+        await shared.end()
+    assert (step.outcome, shared.under_way) == ("cancelled", False)
+
+
+async def test_a_shared_call_fails_for_all_who_wait_for_it(caplog: pytest.LogCaptureFixture) -> None:
+    failed = asyncio.Event()
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        failed.set()
+        raise OSError("broken")
+
+    shared = SharedCall[None]()
+    failures = await asyncio.gather(*(shared.result(fail) for _ in range(2)), return_exceptions=True)
+    assert [str(each) for each in failures] == ["broken"] * 2
+    failed.clear()
+    left = asyncio.create_task(shared.result(fail))
+    await asyncio.sleep(0)
+    left.cancel()
+    await failed.wait()
+    await asyncio.sleep(0)
+    assert not shared.under_way
+    gc.collect()
+    assert caplog.text == "", "of an error that is nobody's any more"
 
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -24,7 +24,7 @@ from sds_agent.files import read_at_once
 from sds_agent.named_files import NamedFileError, read_certificate_file
 from sds_agent.pki import openssl
 from sds_agent.pki.strength import SMALLEST_RSA
-from sds_agent.tasks import NoThreadError, TimeLimit, uninterrupted
+from sds_agent.tasks import NoThreadError, SharedCall, TimeLimit
 
 if TYPE_CHECKING:
     import httpx
@@ -160,8 +160,7 @@ class IssuerKeys(KnownKeys):
         self._clock = clock
         self._data = b""
         self._tried: datetime | None = None
-        self._readings = 0  # begun so far: the clock may be set back, and could not say which was first
-        self._reading = anyio.Lock()
+        self._reading = SharedCall[None]()
         self._disk = TimeLimit(TIMEOUT)
         self._left_out = log.LogOnChange(LOG, "certificates_left_out")
 
@@ -185,10 +184,15 @@ class IssuerKeys(KnownKeys):
         return keys
 
     async def follow(self) -> None:
-        """Read the set again every REFRESH, until cancelled, so that no caller has to wait for it."""
-        while True:
-            await self._clock.sleep(REFRESH.total_seconds())
-            await self._refresh()
+        """Read the set again every REFRESH, so that no caller has to wait for it, until cancelled: that ends a reading
+        too which goes on though its callers have left.
+        """
+        try:
+            while True:
+                await self._clock.sleep(REFRESH.total_seconds())
+                await self._reading.result(self._read_again)
+        finally:
+            await self._reading.end()
 
     @property
     def data(self) -> bytes:
@@ -200,31 +204,23 @@ class IssuerKeys(KnownKeys):
 
         A caller that leaves meanwhile ends no reading: others wait for it, and none begins before SOONEST.
         """
-        if self._reading.locked():
-            async with self._reading:
-                return
-        if self._is_due(self._clock.now()):
-            await uninterrupted(self._refresh())
+        if self._reading.under_way or self._is_due(self._clock.now()):
+            await self._reading.result(self._read_again)
 
     def _is_due(self, now: datetime) -> bool:
         return self._tried is None or not timedelta() <= now - self._tried < SOONEST
 
-    async def _refresh(self) -> None:
-        readings = self._readings
-        async with self._reading:
-            if self._readings != readings:
-                return  # another call has just read it
-            try:
-                await self._read()
-            except JwksError as error:
-                self._warn(error)
+    async def _read_again(self) -> None:
+        try:
+            await self._read()
+        except JwksError as error:
+            self._warn(error)
 
     def _warn(self, error: JwksError) -> None:
         log.event(LOG, "key_set_not_read", level=logging.WARNING, jwks=self._location.jwks, cause=str(error))
 
     async def _read(self, seconds: float = TIMEOUT) -> None:
         self._tried = self._clock.now()
-        self._readings += 1
         if self._location.is_url:
             trust, left_out, headers = await self._from_disk(_credentials, self._location)
             self._report_left_out(left_out)

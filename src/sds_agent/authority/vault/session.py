@@ -23,7 +23,7 @@ from sds_agent.authority.vault.refusals import TokenRefusedError, not_logged_in,
 from sds_agent.authority.vault.settings import VaultSettings, VaultTokenAuth
 from sds_agent.authority.vault.wire import LOOK_UP, RENEW, VaultCall, read_login, read_looked_up
 from sds_agent.clock import LONGEST_SLEEP, Clock
-from sds_agent.tasks import NoThreadError, background_tasks
+from sds_agent.tasks import NoThreadError, SharedCall, background_tasks
 
 LOG = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class VaultSession:
         self._clock = clock
         self._held: HeldToken | None = None
         self._changed = asyncio.Event()
-        self._login: asyncio.Task[HeldToken] | None = None
+        self._login = SharedCall[HeldToken]()
         self._operator = OperatorFiles()
         self._failing = log.LogOnChange(LOG, "token_not_renewed")
 
@@ -61,7 +61,8 @@ class VaultSession:
         login = certificate_mark(auth, reach.certificate)
         held = self._held
         if held is None or held.token == unknown or not held.is_good(self._passed(), login):
-            held = await self._logged_in(reach, login)
+            # it goes on when its callers leave: it may have spent the secret ID, and the next one takes the token
+            held = await self._login.result(lambda: self._log_in(reach, login))
         return held.token
 
     async def keep(self) -> None:
@@ -74,9 +75,7 @@ class VaultSession:
                         start(self._renew_when_due(self._held))
                     await self._changed.wait()
         finally:
-            if self._login is not None:
-                self._login.cancel()
-                await asyncio.wait([self._login])
+            await self._login.end()
 
     def _hold(self, held: HeldToken) -> None:
         self._held = held
@@ -87,23 +86,6 @@ class VaultSession:
         if self._held is None or self._held.token.text != token.text:
             self._hold(HeldToken(token))
         return token
-
-    async def _logged_in(self, reach: VaultReach, login: str) -> HeldToken:
-        """What the login under way gives, or else a new one. Raises AuthorityError.
-
-        It goes on when its callers are cancelled: it may have spent the secret ID, and the next caller takes the token.
-        """
-        under_way = self._login
-        if under_way is None:
-            self._login = under_way = asyncio.create_task(self._log_in(reach, login))
-            under_way.add_done_callback(self._login_ended)
-        await asyncio.wait([under_way])
-        return under_way.result()
-
-    def _login_ended(self, task: asyncio.Task[HeldToken]) -> None:
-        self._login = None
-        if not task.cancelled():
-            task.exception()  # retrieved, or asyncio would log that it was not: every caller may be gone
 
     async def _log_in(self, reach: VaultReach, login: str) -> HeldToken:
         call = await self._operator.read(_FILE, read_login_call, self._settings.auth)
