@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import grpc
 import grpc.aio
 import pytest
@@ -41,7 +44,7 @@ def test_a_token_is_forgotten_a_day_after_its_end_and_stays_spent_until_then(tmp
     long_ago = time.time() - 48 * 3600
     for mark in tmp_path.glob("*.spent"):
         os.utime(mark, (long_ago, long_ago), follow_symlinks=False)
-    tokens.prepare()
+    tokens.tidy()
     assert files(tmp_path) == [".spent", ".token"]
     with pytest.raises(RefusalError, match="expired long ago"):
         tokens.find(old)
@@ -56,10 +59,10 @@ def test_a_clock_that_is_far_ahead_takes_no_token_away(tmp_path: Path) -> None:
     (record,) = tmp_path.iterdir()
     made = time.time() - 401 * 24 * 3600
     os.utime(record, (made, made))
-    tokens.prepare()
+    tokens.tidy()
     assert tokens.find(old).spiffe_id == WEB
     tokens.make(WEB, now + timedelta(hours=1))
-    tokens.prepare()
+    tokens.tidy()
     with pytest.raises(RefusalError, match="expired long ago"):
         tokens.find(old)
 
@@ -92,7 +95,7 @@ def test_what_a_killed_process_had_begun_is_forgotten_and_nothing_else(tmp_path:
     long_ago = time.time() - 25 * 3600
     for path in (old, tmp_path / ".gitignore"):
         os.utime(path, (long_ago, long_ago))
-    JoinTokens(tmp_path).prepare()
+    JoinTokens(tmp_path).tidy()
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / ".gitignore", new])
 
 
@@ -198,11 +201,11 @@ def test_a_withdrawal_that_is_cut_off_frees_no_spent_token(tmp_path: Path, monke
         tokens.spend(tokens.find(token), generate(KeyType.EC_P256).public_key())
     assert files(tmp_path) == [".spent"]
     (mark,) = tmp_path.iterdir()
-    tokens.prepare()
+    tokens.tidy()
     assert list(tmp_path.iterdir()) == [mark], "it may be another process's that removes it now"
     long_ago = time.time() - 25 * 3600
     os.utime(mark, (long_ago, long_ago), follow_symlinks=False)
-    tokens.prepare()
+    tokens.tidy()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -337,7 +340,7 @@ def test_a_damaged_record_serves_no_machine(tmp_path: Path, content: str) -> Non
     with pytest.raises(RefusalError, match="is damaged: make a new one") as caught:
         tokens.find(token)
     assert caught.value.reason is Reason.UNAUTHENTICATED
-    tokens.prepare()
+    tokens.tidy()
     assert files(tmp_path) == [".token"]
 
 
@@ -352,7 +355,7 @@ def test_a_pipe_in_the_place_of_a_tokens_file_is_not_waited_for(tmp_path: Path, 
     os.mkfifo(file)
     with pytest.raises(RefusalError, match=words):
         tokens.spend(tokens.find(token), key)
-    tokens.prepare()
+    tokens.tidy()
 
 
 def plant(path: Path, elsewhere: Path) -> None:
@@ -451,3 +454,27 @@ async def test_a_directory_that_keeps_no_mark_is_logged_once_and_not_for_each_ca
                         assert caught.value.code() is grpc.StatusCode.INTERNAL
                 assert len(events.named("join_tokens_unusable")) == count
                 await ca.ask(ca.join_token())
+
+
+async def test_a_disk_that_is_slow_to_give_thousands_of_tokens_holds_up_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that have long expired are removed once it has."""
+    made, now = JoinTokens(tmp_path / "tokens"), datetime.now(UTC)
+    made.prepare()
+    made.make(WEB, now - timedelta(days=2))
+    (record,) = (tmp_path / "tokens").iterdir()
+    given, opening = threading.Event(), os.open
+
+    def slow(path: Any, *arguments: Any, **options: Any) -> int:
+        if str(path) == str(record):
+            given.wait(60)
+        return opening(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", slow)
+    async with served(tmp_path):
+        assert record.exists()
+        given.set()
+        with anyio.fail_after(10):
+            while record.exists():
+                await anyio.lowlevel.checkpoint()

@@ -8,7 +8,8 @@ import errno
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ from sds_agent.directories import LockedDirectory, locked_directory
 from sds_agent.errors import ConfigurationError
 from sds_agent.signing.self_signed import SelfSignedCa
 from sds_agent.state import Restorable, watch
-from sds_agent.tasks import TimeLimit
+from sds_agent.tasks import NoThreadError, TimeLimit, in_thread
 
 if TYPE_CHECKING:
     from sds_agent.admin.asgi import Application
@@ -77,7 +78,7 @@ class Opened(Struct, frozen=True, eq=False):
         return NO_IDENTITY if self.deny_list is None else self.deny_list.current()
 
     def loops(self) -> Iterator[Callable[[], Coroutine[None, None, None]]]:
-        """What keeps the parts up to date; each goes on until cancelled, but for the last two."""
+        """What keeps the parts up to date; each goes on until cancelled, but for the last three."""
         source, locked = self.source, self.locked
         yield source.follow
         yield lambda: self.audit.follow(self.clock)
@@ -87,6 +88,8 @@ class Opened(Struct, frozen=True, eq=False):
             yield self.deny_list.follow
         for keys in self.keys:
             yield keys.follow
+        if self.tokens is not None:
+            yield partial(_tidied, self.tokens)
         yield lambda: sources.warn(_sources(self.settings))
         yield lambda: sources.warn_of_readers(_secrets(self.settings))
 
@@ -186,6 +189,12 @@ async def _tokens(directory: Path) -> JoinTokens:
             f"callers.join_tokens: cannot use {directory}: {error.strerror}; check that its disk is there"
         ) from error
     return tokens
+
+
+async def _tidied(tokens: JoinTokens) -> None:
+    """Remove tokens that have long expired: no start waits until a slow disk has given thousands of them."""
+    with suppress(OSError, NoThreadError):  # what is left is removed at another start, or by a command
+        await in_thread(tokens.tidy)
 
 
 def _location(chosen: JwtSettings) -> Location:

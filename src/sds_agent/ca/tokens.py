@@ -83,7 +83,7 @@ class JoinTokens:
         self._unwritable = log.LogOnChange(LOG, "join_tokens_unusable")
 
     def prepare(self, *, for_its_owner: bool = False) -> None:
-        """Make the directory (0700) if it is missing, and remove what has long expired.
+        """Make the directory (0700) if it is missing.
 
         Root may work `for_its_owner`, the user that the CA runs as. Raises ConfigurationError.
         """
@@ -93,7 +93,6 @@ class JoinTokens:
             check_writable(self._directory, self._directory)
             if not os.access(self._directory, os.R_OK, effective_ids=True):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self._directory))
-            self._remove_expired(datetime.now(UTC))
         except UntrustedDirectoryError as error:
             raise ConfigurationError(f"callers.join_tokens: {error}") from error
         except OSError as error:
@@ -101,6 +100,10 @@ class JoinTokens:
                 f"callers.join_tokens: cannot use {error.filename or self._directory}: {error.strerror}; "
                 "give the CA a directory that it may write to"
             ) from error
+
+    def tidy(self) -> None:
+        """Remove what has long expired. Reads every record, which takes seconds for thousands. Raises OSError."""
+        self._remove_expired(datetime.now(UTC))
 
     def make(self, spiffe_id: str, expires: datetime) -> str:
         """Make a token for that identity, which may be used until `expires`; returns it. Raises OSError."""

@@ -76,6 +76,7 @@ def _make(tokens: JoinTokens, identity: str, arguments: argparse.Namespace) -> s
     expires = datetime.now(UTC) + _ttl(arguments.ttl or DEFAULT_TTL)
     check_place(arguments.output)
     tokens.prepare(for_its_owner=True)
+    tokens.tidy()
     _hand_over(tokens.make(identity, expires), arguments.output)
     return f"the token is for {identity}, until {expires:%Y-%m-%d %H:%M:%S} UTC, and for one key only"
 
@@ -83,6 +84,7 @@ def _make(tokens: JoinTokens, identity: str, arguments: argparse.Namespace) -> s
 def withdraw(tokens: JoinTokens, identity: str) -> str:
     """Take back every token for the identity; returns that in words. Raises ConfigurationError and OSError."""
     tokens.prepare(for_its_owner=True)
+    tokens.tidy()
     taken = tokens.withdraw(identity)
     return (
         f"tokens withdrawn for {identity}: {taken}; certificates that it got go on renewing themselves unless "
