@@ -71,9 +71,12 @@ POLL = 1.0
 
 
 class Shifted(SystemClock):
-    """The machine's clocks, but the wall clock is ahead by as much as a test says, and files are checked more often."""
+    """The machine's clocks, but each is ahead by as much as a test says, and files are checked more often."""
 
     ahead = timedelta(0)
+    """The wall clock."""
+    lasted = timedelta(0)
+    """The clock that nobody sets."""
 
     async def sleep(self, seconds: float) -> None:
         """Sleep on the monotonic clock; between two checks of a file a twentieth of the time."""
@@ -82,6 +85,10 @@ class Shifted(SystemClock):
     def now(self) -> datetime:
         """The wall clock."""
         return super().now() + self.ahead
+
+    def passed(self) -> float:
+        """See `Clock.passed`."""
+        return super().passed() + self.lasted.total_seconds()
 
 
 class TokenIssuer:

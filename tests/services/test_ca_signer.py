@@ -24,7 +24,7 @@ from fakes.ca_servers import WEB, Identity, Served, Shifted, ask, fresh, plug, s
 from fakes.clocks import HandClock
 from fakes.der import Entity
 from fakes.events import recorded
-from fakes.hierarchy import Ca, make_ca, make_crl, make_leaf
+from fakes.hierarchy import NOW, Ca, make_ca, make_crl, make_leaf
 from msgspec import structs
 
 from sds_agent.ca.lists import SETTLE
@@ -377,12 +377,41 @@ async def test_no_way_of_losing_a_revocation_list_lets_in_whom_it_keeps_out(tmp_
                 await still_revoked(channel)
                 (directory / "ca-crl.pem").unlink()
                 await events.wait("revocation_list_gone", count=2)
-                clock.ahead = SETTLE
+                clock.lasted = SETTLE
                 await events.wait("revocation_list_dropped")
     (directory / "ca-crl.pem").write_bytes(b"\n")
     with pytest.raises(ConfigurationError, match=r"ca-crl\.pem: is empty"):
         async with served(tmp_path, signer="{cacerts: cacerts}"):
             raise AssertionError
+
+
+async def test_a_clock_that_is_set_neither_shortens_nor_lengthens_the_hour_of_a_list_that_is_gone(
+    tmp_path: Path,
+) -> None:
+    """Set ahead, as by the network after a boot, it would let in at once what was revoked."""
+    root, clock = make_ca("root"), HandClock()
+    plug(tmp_path, root, [root], [root])
+    write_crl(tmp_path, make_crl(root, last_update=NOW, next_update=NOW + timedelta(days=1)))
+    source = await PluggedSource.open(tmp_path, trust_domain="demo.example", passphrase_file=None, clock=clock)
+    (tmp_path / "ca-crl.pem").unlink()
+
+    async def check_again(after: timedelta = timedelta(seconds=CHECK_EVERY)) -> None:
+        clock.elapse(after)
+        await clock.asleep()
+
+    with recorded() as events:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(source.follow)
+            await clock.asleep()
+            await check_again()
+            assert len(events.named("revocation_list_gone")) == 1
+            for step in (SETTLE, -3 * SETTLE):
+                clock.set_wall(step)
+                await check_again()
+                assert len(source.current().crls) == 1
+            await check_again(SETTLE)
+            assert source.current().crls == ()
+            tasks.cancel_scope.cancel()
 
 
 async def still_revoked(channel: grpc.aio.Channel) -> None:

@@ -3,10 +3,11 @@
 A directory shows which lists it holds at one moment, and any moment may be a bad one: a file that is being written, a
 volume that is being swapped, a copy from a backup. So a list that disappears stays in force for another while (SETTLE),
 and a list that is older than its predecessor takes nothing away. All this is known only since the start of the process.
+How long is measured by `Clock.passed`: a wall clock that was set ahead would let in what was revoked.
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from enum import Enum
 
 from cryptography import x509
@@ -44,7 +45,7 @@ class Gone(Struct, frozen=True):
     """A list that has disappeared, and since when."""
 
     crl: RevocationList
-    since: datetime
+    since: timedelta
 
 
 class ListsInForce(Struct, frozen=True):
@@ -59,27 +60,27 @@ class ListsInForce(Struct, frozen=True):
         return (*self.present, *(each.crl for each in self.gone))
 
     def with_found(
-        self, found: Iterable[RevocationList], known: Certificates, now: datetime
+        self, found: Iterable[RevocationList], known: Certificates, passed: timedelta
     ) -> tuple["ListsInForce", tuple[Note, ...]]:
-        """The lists in force once these were found, and what changed. `known` are the CAs that may have issued any."""
+        """The lists in force once these were found, at the time `passed`, and what changed. `known` are the CAs that
+        may have issued any.
+        """
         present, gone, notes = list(found), list[Gone](), list[Note]()
         before = [*((each, None) for each in self.present), *((each.crl, each.since) for each in self.gone)]
         for crl, since in before:
             successors = [each for each in present if each == crl or _is_of_line(each, crl, known)]
             if not successors and not _is_included(crl, present, known):
-                gone.append(Gone(crl, since or now))
-                notes += [] if since else [Note(Notice.GONE, crl)]
+                gone.append(Gone(crl, passed if since is None else since))
+                notes += [] if since is not None else [Note(Notice.GONE, crl)]
             elif successors and all(is_older(each, crl) for each in successors):
                 present = [crl, *(each for each in present if each not in successors)]
                 notes.append(Note(Notice.OLDER, crl, successors[0]))
         return ListsInForce(tuple(present), tuple(gone)), tuple(notes)
 
-    def at(self, now: datetime) -> tuple["ListsInForce", tuple[Note, ...]]:
-        """The lists that are still in force at this moment, and what changed."""
-        # a time that lies ahead is of a clock that has been set back since
-        gone = [Gone(each.crl, min(each.since, now)) for each in self.gone]
-        left = tuple(each for each in gone if now - each.since < SETTLE)
-        notes = tuple(Note(Notice.DROPPED, each.crl) for each in gone if each not in left)
+    def at(self, passed: timedelta) -> tuple["ListsInForce", tuple[Note, ...]]:
+        """The lists that are still in force at the time `passed`, and what changed."""
+        left = tuple(each for each in self.gone if passed - each.since < SETTLE)
+        notes = tuple(Note(Notice.DROPPED, each.crl) for each in self.gone if each not in left)
         return ListsInForce(self.present, left), notes
 
 

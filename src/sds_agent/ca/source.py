@@ -6,6 +6,7 @@ certificates may chain to, and a warning where a change shuts some of them out.
 
 import logging
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -137,7 +138,7 @@ class PluggedSource:
         """Sign with what was read, and go on counting the lists that disappeared with it."""
         before = self._signing
         known = unique((*before.roots, *before.intermediates, *read.roots, *read.intermediates))
-        arguments = (read.crls, known, self._clock.now())
+        arguments = (read.crls, known, self._passed())
         try:
             self._lists, notes = await in_thread(self._lists.with_found, *arguments)  # long lists take seconds
         except NoThreadError:  # the directory returns a content only once
@@ -148,11 +149,14 @@ class PluggedSource:
 
     def _drop_lists(self) -> None:
         """Drop the lists that disappeared long enough ago."""
-        self._lists, notes = self._lists.at(self._clock.now())
+        self._lists, notes = self._lists.at(self._passed())
         if notes:
             self._signing = structs.replace(self._signing, crls=self._lists.lists)
             _report_lists(notes)
             self._report_left_out()
+
+    def _passed(self) -> timedelta:
+        return timedelta(seconds=self._clock.passed())
 
     def _report_signer(self) -> None:
         certificate = self._signing.signer.certificate

@@ -28,18 +28,21 @@ SETTLE = timedelta(seconds=30)
 
 
 class Handover(Struct, frozen=True):
-    """The CA that signs, and the one that follows it, if any, with the time since when its roots are anchors."""
+    """The CA that signs, and the one that follows it, if any, with the time since when its roots are anchors.
+
+    That is a time of `Clock.passed`: by a wall clock that was set ahead the CA that follows would sign too early.
+    """
 
     current: SigningSet
     following: SigningSet | None = None
-    since: datetime | None = None
+    since: timedelta | None = None
 
-    def with_read(self, read: SigningSet, now: datetime) -> "Handover":
-        """What was just read follows, in place of any other."""
-        return Handover(self.current, read, now)
+    def with_read(self, read: SigningSet, passed: timedelta) -> "Handover":
+        """What was just read, at the time `passed`, follows in place of any other."""
+        return Handover(self.current, read, passed)
 
-    def at(self, now: datetime) -> "Handover":
-        """The CA that follows signs, once its roots have settled or the old signer has expired.
+    def at(self, now: datetime, passed: timedelta) -> "Handover":
+        """The CA that follows signs, once its roots have settled at the time `passed` or the old signer has expired.
 
         With the same roots it signs at once. Where some are gone it waits too: a bundle that is being written holds
         only the first of its certificates for a moment.
@@ -47,10 +50,9 @@ class Handover(Struct, frozen=True):
         if self.following is None or self.since is None:
             return self
         expired = now > self.current.signer.certificate.not_valid_after_utc
-        if expired or now - self.since >= SETTLE or set(self.following.roots) == set(self.current.roots):
+        if expired or passed - self.since >= SETTLE or set(self.following.roots) == set(self.current.roots):
             return Handover(self.following)
-        # a time that lies ahead is of a clock that has been set back since
-        return Handover(self.current, self.following, min(self.since, now))
+        return self
 
     @property
     def roots(self) -> tuple[x509.Certificate, ...]:
@@ -80,8 +82,8 @@ class PluggedCa:
         """The CA that signs now. Its roots are all anchors, those of the CA that follows among them."""
         async with self._reading:
             read = await self._directory.read_again(self._clock.now())
-            now, before = self._clock.now(), self._handover
-            after = (before if read is None else before.with_read(read, now)).at(now)
+            passed, before = timedelta(seconds=self._clock.passed()), self._handover
+            after = (before if read is None else before.with_read(read, passed)).at(self._clock.now(), passed)
             self._handover = after
             self._report(read, before, after)
             return structs.replace(after.current, roots=after.roots)
