@@ -568,6 +568,21 @@ async def test_a_clock_that_was_years_ahead_for_a_while_does_not_cost_the_root(t
     assert signed_by(accepted.leaf, root, clock.now())
 
 
+async def test_a_clock_that_was_far_ahead_for_a_while_costs_no_root_that_certificates_still_chain_to(
+    tmp_path: Path,
+) -> None:
+    """Shortly after a renewal most of them are of the root before, and no Envoy would accept them any more."""
+    clock, lifetime = HandClock(), 100 * DAY
+    await embedded(tmp_path, clock, lifetime=lifetime)
+    clock.elapse(82 * DAY)
+    before = await anchors(await embedded(tmp_path, clock, lifetime=lifetime))
+    assert len(before) == 2
+    clock.set_wall(300 * DAY)
+    await embedded(tmp_path, clock, lifetime=lifetime)
+    clock.set_wall(-300 * DAY)
+    assert set(before) <= set(await anchors(await embedded(tmp_path, clock, lifetime=lifetime)))
+
+
 @pytest.mark.parametrize("start", [DAY, 200 * DAY], ids=["at once", "after the end of the root before it"])
 async def test_a_root_that_was_made_while_the_clock_was_ahead_delays_no_later_one(
     tmp_path: Path, start: timedelta

@@ -66,10 +66,10 @@ class Roots(Struct, frozen=True):
     def with_new(self, signer: Signer, now: datetime) -> "Roots":
         """These roots and a new one, without those that have expired.
 
-        If all have expired, the newest stays nevertheless: the clock that says so may be wrong, and a root that is
-        dropped from the file is lost.
+        If all have expired, they stay nevertheless: the clock that says so may be wrong, and a root that is dropped
+        from the file is lost.
         """
-        return Roots((*(self.valid(now) or self.signers[-1:]), signer), self.lifetime)
+        return Roots((*(self.valid(now) or self.signers), signer), self.lifetime)
 
     def valid(self, now: datetime) -> tuple[Signer, ...]:
         """The roots that have not expired."""
