@@ -131,6 +131,17 @@ def test_a_directory_on_a_read_only_disk_is_reported_as_that(tmp_path: Path, mon
         JoinTokens(tmp_path).prepare()
 
 
+def test_a_full_disk_is_reported_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its operator would give the CA another directory, on the same disk."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "mkdir", fail)
+    with pytest.raises(ConfigurationError, match="No space left on device; make room on its disk"):
+        JoinTokens(tmp_path / "tokens").prepare()
+
+
 def test_a_token_cannot_be_guessed_and_its_record_is_its_owners_alone(tmp_path: Path) -> None:
     before = os.umask(0)
     try:

@@ -30,7 +30,7 @@ from sds_agent import log
 from sds_agent.ca.refusal import Reason, RefusalError, unauthenticated
 from sds_agent.directories import UntrustedDirectoryError, own_directory, warn_shared
 from sds_agent.errors import ConfigurationError
-from sds_agent.files import ForeignFileError, check_writable, create, read_own, read_own_link, sync_directory
+from sds_agent.files import FULL, ForeignFileError, check_writable, create, read_own, read_own_link, sync_directory
 from sds_agent.pki.keys import PublicKey, public_bytes
 
 P = ParamSpec("P")
@@ -96,9 +96,9 @@ class JoinTokens:
         except UntrustedDirectoryError as error:
             raise ConfigurationError(f"callers.join_tokens: {error}") from error
         except OSError as error:
+            fix = "make room on its disk" if error.errno in FULL else "give the CA a directory that it may write to"
             raise ConfigurationError(
-                f"callers.join_tokens: cannot use {error.filename or self._directory}: {error.strerror}; "
-                "give the CA a directory that it may write to"
+                f"callers.join_tokens: cannot use {error.filename or self._directory}: {error.strerror}; {fix}"
             ) from error
 
     def tidy(self) -> None:
