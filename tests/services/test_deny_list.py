@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 from fakes.ca_servers import TRUST_DOMAIN, WEB, Served, ask, served
+from fakes.calls import counted
 from fakes.clocks import HandClock
 from fakes.events import Events, recorded
 
@@ -135,6 +136,26 @@ async def test_a_file_that_is_written_line_by_line_lets_nobody_in_meanwhile(tmp_
         await check()
         assert denied() == [True, False, False], "and what was really taken out is denied no more"
         tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("last", ["", "no identity\n"], ids=["good", "cannot be used"])
+async def test_callers_wait_for_no_list_to_be_read_however_long_it_is(tmp_path: Path, last: str) -> None:
+    """The largest takes half a second, and the file is looked at each second."""
+    file, clock = tmp_path / "denied", HandClock()
+    file.write_text("# none yet\n")
+    os.utime(file, (0, 0))
+    deny_list = await DenyList.open(file, TRUST_DOMAIN, clock)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(deny_list.follow)
+        await clock.asleep()
+        file.write_text("".join(f"{WEB}/{number}\n" for number in range(100)) + last)
+        with counted() as calls:
+            for _ in range(4):
+                clock.elapse(timedelta(seconds=CHECK_EVERY))
+                await clock.asleep()
+        tasks.cancel_scope.cancel()
+    assert len(deny_list.current().ids) == (0 if last else 100)
+    assert calls.of["SpiffeId.parse"] == 0
 
 
 async def test_a_list_that_cannot_be_used_does_not_start(tmp_path: Path) -> None:

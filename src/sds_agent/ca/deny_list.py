@@ -4,12 +4,14 @@ import logging
 import time
 from pathlib import Path
 
+from msgspec import Struct
+
 from sds_agent import log
 from sds_agent.ca.denied import NO_IDENTITY, Denied, DenyListError, parse
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
 from sds_agent.files import read_at_once
-from sds_agent.tasks import NoThreadError, TimeLimit
+from sds_agent.tasks import NoThreadError, TimeLimit, in_thread
 
 LOG = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ class DenyList:
         self._disk = TimeLimit(TIMEOUT)
         self._failure = log.LogOnChange(LOG, "deny_list_not_taken")
         self._denied = NO_IDENTITY
-        self._read = b""  # what the file held at the last reading
+        self._seen: _Seen | None = None
 
     @classmethod
     async def open(cls, file: Path, trust_domain: str, clock: Clock) -> "DenyList":
@@ -74,18 +76,40 @@ class DenyList:
         return abs(time.time() - changed) < CHECK_EVERY
 
     async def _check(self) -> None:
+        seen = before = self._seen
         try:
             data = await self._disk.call(read_at_once, self._file, LARGEST)
+            if seen is None or data != seen.data:
+                seen = _Seen(data, await in_thread(_judged, data, self._trust_domain))
         except OSError as error:
             raise DenyListError(f"{error.strerror}; put it there, readable for the user that runs this") from error
         except NoThreadError as error:
             raise DenyListError(f"it cannot be read: {error}") from error
-        if len(data) > LARGEST:
-            raise DenyListError(f"it has more than {LARGEST} bytes: deny whole branches, by lines that end in /*")
-        denied = parse(data, self._trust_domain)
-        if data != self._read:
-            self._read = data
-            denied = denied.and_also(self._denied)
-        if denied != self._denied:
-            self._denied = denied
+        self._seen, found = seen, seen.outcome
+        if isinstance(found, str):
+            raise DenyListError(found)
+        self._deny(found if seen is before else found.and_also(self._denied))
+
+    def _deny(self, denied: Denied) -> None:
+        if denied is self._denied:
+            return
+        before, self._denied = self._denied, denied
+        if denied != before:
             log.event(LOG, "deny_list", file=str(self._file), ids=len(denied.ids), patterns=len(denied.patterns))
+
+
+class _Seen(Struct, frozen=True):
+    """What the file held at the last reading, and what that means, or why it cannot be used."""
+
+    data: bytes
+    outcome: Denied | str
+
+
+def _judged(data: bytes, trust_domain: str) -> Denied | str:
+    """Takes half a second for the largest list: not for the event loop, then, and once for each content."""
+    if len(data) > LARGEST:
+        return f"it has more than {LARGEST} bytes: deny whole branches, by lines that end in /*"
+    try:
+        return parse(data, trust_domain)
+    except DenyListError as error:
+        return str(error)
