@@ -297,10 +297,10 @@ class CertificateCache:
             key = cached.key
             accepted = accept(cached.issuance, identity=identity, public_key=key.public_key(), anchors=(), now=now)
         except (AuthorityError, CacheError) as error:
-            if begin := _yet_to_come(cached, now):
+            if other_time := _other_time(cached, now):
                 raise CacheError(
-                    f"{file.path} holds a certificate that is valid only from {begin:{_TIME}}; it is not used, and "
-                    f"stays for the next start; see that this machine's clock is right, which says {now:{_TIME}}"
+                    f"{file.path} holds a certificate that {other_time}; it is not used, and stays for the next start "
+                    f"until there is another to write; see that this machine's clock is right, which says {now:{_TIME}}"
                 ) from error
             raise CacheError(str(file.put_aside(f"holds a certificate that cannot be served ({error})"))) from error
         # a time that is yet to come, as after a clock was set back, would put off the renewal
@@ -350,13 +350,15 @@ def _decode(content: bytes) -> CachedCertificate:
     return cached
 
 
-def _yet_to_come(cached: CachedCertificate, now: datetime) -> datetime | None:
-    """When the certificate begins, where that is later: the clock may be wrong that has it so."""
+def _other_time(cached: CachedCertificate, now: datetime) -> str:
+    """At what other time the certificate is valid, to follow "that"; empty where it is now. The clock may be wrong."""
     try:
-        begin = read_bundle(cached.chain_pem.encode()).certificates[0].not_valid_before_utc
+        leaf = read_bundle(cached.chain_pem.encode()).certificates[0]
     except (CertificateError, IndexError):
-        return None
-    return begin if begin > now else None
+        return ""
+    if leaf.not_valid_before_utc > now:
+        return f"is valid only from {leaf.not_valid_before_utc:{_TIME}}"
+    return f"expired at {leaf.not_valid_after_utc:{_TIME}}" if leaf.not_valid_after_utc <= now else ""
 
 
 class _OfWorkload(Sensitive, frozen=True):
