@@ -195,6 +195,7 @@ def test_a_token_that_makes_no_sense_is_refused_in_words(
 ) -> None:
     assert main(["ca", "token", str(file), *arguments]) == 2
     assert words in capsys.readouterr().err
+    assert not [*(file.parent / "tokens").glob("*.token")], "a token that nobody has is listed, and withdrawn in vain"
 
 
 def test_a_token_for_which_the_disk_has_no_room_is_nobodys_right(

@@ -113,6 +113,10 @@ class JoinTokens:
         self._create(f"{_hash(token)}{_RECORD}", json.dumps(content).encode())
         return token
 
+    def forget(self, token: str) -> None:
+        """Remove the record of a token that nobody was given. Raises OSError."""
+        self._remove(_hash(token))
+
     def withdraw(self, spiffe_id: str) -> int:
         """Remove every token for that identity, used or not; returns how many there were. Raises OSError.
 

@@ -3,7 +3,7 @@
 import argparse
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -77,7 +77,11 @@ def _make(tokens: JoinTokens, identity: str, arguments: argparse.Namespace) -> s
     check_place(arguments.output)
     tokens.prepare(for_its_owner=True)
     tokens.tidy()
-    _hand_over(tokens.make(identity, expires), arguments.output)
+    token = tokens.make(identity, expires)
+    with ExitStack() as lost:  # a token that nobody gets would be listed, and be good, until it ends
+        lost.callback(tokens.forget, token)
+        _hand_over(token, arguments.output)
+        lost.pop_all()
     return f"the token is for {identity}, until {expires:%Y-%m-%d %H:%M:%S} UTC, and for one key only"
 
 
