@@ -128,6 +128,37 @@ def test_a_socket_without_a_name_is_a_wrong_call(
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        "check",
+        "run",
+        "status --config",
+        "status --admin",
+        "secret --envoy",
+        "doctor --envoy",
+        "issue --output",
+        "install systemd --write --root",
+        "envoy-config web --path-config",
+        "ca root --trust-domain demo.example",
+        "ca root new --trust-domain demo.example --passphrase-file",
+        "ca intermediate new --name a --root",
+        "ca check",
+        "ca bundle --output",
+        "ca serve",
+        "ca token ca.yaml spiffe://demo.example/web --output",
+    ],
+)
+def test_an_empty_path_is_not_the_working_directory(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`issue --output "$UNSET"` would replace the root-cert.pem of whatever directory it is called in."""
+    monkeypatch.chdir(tmp_path)
+    assert main([*command.split(), ""]) == 2
+    assert "it is empty; is a variable of the shell not set?" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
     ("command", "said"),
     [
         ("ready --socket", "--socket: it must be a path in UTF-8"),

@@ -50,6 +50,13 @@ def test_the_names_of_an_envoy_do_not_write_to_the_terminal(config: str, capsys:
     assert not any(line.startswith("good     socket") for line in said.splitlines())
 
 
+def test_an_envoy_is_named_by_host_and_port_alone_too(config: str, capsys: Printed) -> None:
+    """As `secret --envoy` takes it, and `--admin`: otherwise it is the path of a socket, which is not there."""
+    with answering(b"<html>") as url:
+        assert main(["doctor", "--config", config, "--envoy", url.removeprefix("http://")]) == 1
+    assert f"bad      Envoy {url}: what answers /config_dump is no Envoy" in capsys.readouterr().out
+
+
 def test_a_configuration_that_cannot_be_read_is_one_line(tmp_path: Path, capsys: Printed) -> None:
     assert main(["doctor", "--config", str(tmp_path / "none.yaml")]) == 1
     (line,) = capsys.readouterr().out.splitlines()

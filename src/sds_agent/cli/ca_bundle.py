@@ -9,6 +9,7 @@ from pathlib import Path
 from sds_agent.ca import settings as ca_settings
 from sds_agent.cli import output
 from sds_agent.cli.config_file import found, report_passed_over
+from sds_agent.cli.paths import as_path
 from sds_agent.cli.public_file import check_place, write_public
 from sds_agent.config.loading import load
 from sds_agent.config.settings import Settings
@@ -33,13 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "path",
         nargs="?",
-        type=Path,
+        type=as_path,
         metavar="PATH",
         help="a CA's directory, the CA server's configuration, or the agent's; by default ./sds-agent.yaml if there is "
         "one, or else the agent that runs on the defaults",
     )
-    which.add_argument("--config", type=Path, metavar="FILE", help="the same as PATH, for a configuration")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write them to this file (0644)")
+    which.add_argument("--config", type=as_path, metavar="FILE", help="the same as PATH, for a configuration")
+    parser.add_argument("--output", type=as_path, metavar="FILE", help="write them to this file (0644)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sds_agent.ca.settings import SignerSettings, load
 from sds_agent.cli import ca_keys, output
+from sds_agent.cli.paths import as_path
 from sds_agent.errors import Problem, ProblemsError
 from sds_agent.hardening import keep_memory_private
 from sds_agent.signing import self_signed
@@ -32,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "directory",
         nargs="?",
-        type=Path,
+        type=as_path,
         metavar="PATH",
         help="the directory with the CA's files, or the CA server's configuration, whose signer is checked",
     )
-    which.add_argument("--config", type=Path, metavar="FILE", help="the same as PATH, for a configuration")
+    which.add_argument("--config", type=as_path, metavar="FILE", help="the same as PATH, for a configuration")
     parser.add_argument(
         "--passphrase-file",
-        type=Path,
+        type=as_path,
         metavar="FILE",
         help="the passphrase of the CA's key; of a configuration by default signer.passphrase_file",
     )

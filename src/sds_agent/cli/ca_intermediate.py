@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sds_agent.cli import ca_keys, output
 from sds_agent.cli.ca_root import trust_domain
+from sds_agent.cli.paths import as_path
 from sds_agent.hardening import keep_memory_private
 from sds_agent.pki.certificates import describe, describe_time
 from sds_agent.pki.keyfile import PassphraseError
@@ -20,11 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where it goes, the root above it and its limits."""
     parser.add_argument(
         "directory",
-        type=Path,
+        type=as_path,
         metavar="DIR",
         help="where ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem go; nothing is overwritten",
     )
-    parser.add_argument("--root", type=Path, required=True, metavar="ROOTDIR", help="the root's directory")
+    parser.add_argument("--root", type=as_path, required=True, metavar="ROOTDIR", help="the root's directory")
     parser.add_argument("--name", required=True, metavar="NAME", help="the intermediate's name, such as cluster1")
     parser.add_argument(
         "--constrain",
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--root-passphrase-file",
-        type=Path,
+        type=as_path,
         metavar="FILE",
         help="the passphrase of the root's key; without it, it is asked for on the terminal when it is needed",
     )

@@ -6,6 +6,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+from sds_agent.cli.paths import as_path
 from sds_agent.configfile.durations import parse
 from sds_agent.errors import ConfigurationError
 from sds_agent.pki.keys import KeyType
@@ -23,7 +24,7 @@ def add_key_arguments(parser: argparse.ArgumentParser, lifetime: str) -> None:
     )
     passphrase = parser.add_mutually_exclusive_group()
     passphrase.add_argument(
-        "--passphrase-file", type=Path, metavar="FILE", help="encrypt the new key with the passphrase in this file"
+        "--passphrase-file", type=as_path, metavar="FILE", help="encrypt the new key with the passphrase in this file"
     )
     passphrase.add_argument(
         "--ask-passphrase", action="store_true", help="encrypt the new key with a passphrase asked for on the terminal"

@@ -2,9 +2,9 @@
 
 import argparse
 from datetime import UTC, datetime
-from pathlib import Path
 
 from sds_agent.cli import ca_keys, output
+from sds_agent.cli.paths import as_path
 from sds_agent.errors import ConfigurationError
 from sds_agent.hardening import keep_memory_private
 from sds_agent.identity.spiffe import SpiffeIdError, TrustDomain
@@ -18,7 +18,7 @@ LIFETIME = "3650d"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where it goes and what it is for."""
     parser.add_argument(
-        "directory", type=Path, metavar="DIR", help="where root-cert.pem and root-key.pem go; nothing is overwritten"
+        "directory", type=as_path, metavar="DIR", help="where root-cert.pem and root-key.pem go; nothing is overwritten"
     )
     parser.add_argument("--trust-domain", required=True, metavar="NAME", help="the trust domain, which is its name")
     ca_keys.add_key_arguments(parser, LIFETIME)

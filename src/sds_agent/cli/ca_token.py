@@ -11,6 +11,7 @@ from sds_agent.ca.settings import CaSettings, load
 from sds_agent.ca.tokens import JoinTokens
 from sds_agent.cli import output
 from sds_agent.cli.config_file import add_file_before_others
+from sds_agent.cli.paths import as_path
 from sds_agent.cli.public_file import check_place
 from sds_agent.configfile.durations import parse
 from sds_agent.errors import ConfigurationError
@@ -31,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DURATION",
         help=f"how long it can be used, such as 10m; {LONGEST_HOURS}h at most, by default {DEFAULT_TTL}",
     )
-    parser.add_argument("--output", type=Path, metavar="PATH", help="write it to this file (0600), not to the terminal")
+    parser.add_argument(
+        "--output", type=as_path, metavar="PATH", help="write it to this file (0600), not to the terminal"
+    )
     parser.add_argument(
         "--withdraw",
         action="store_true",

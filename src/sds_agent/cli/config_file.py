@@ -33,12 +33,12 @@ def add_file(
     parser: "argparse.ArgumentParser", about: str, *, required: bool = False, socket_about: str | None = None
 ) -> None:
     """Declare FILE and `--config FILE`, and with `socket_about` also `--socket PATH`: one of them may be given."""
-    which = parser.add_mutually_exclusive_group(required=required)
-    which.add_argument("file", nargs="?", type=Path, metavar="FILE", help=about)
-    which.add_argument("--config", type=Path, metavar="FILE", help="the same as FILE")
-    if socket_about is not None:
-        from sds_agent.cli.paths import as_socket  # noqa: PLC0415 - for what argparse reads alone
+    from sds_agent.cli.paths import as_path, as_socket  # noqa: PLC0415 - for what argparse reads alone
 
+    which = parser.add_mutually_exclusive_group(required=required)
+    which.add_argument("file", nargs="?", type=as_path, metavar="FILE", help=about)
+    which.add_argument("--config", type=as_path, metavar="FILE", help="the same as FILE")
+    if socket_about is not None:
         which.add_argument("--socket", type=as_socket, metavar="PATH", help=socket_about)
 
 
@@ -48,8 +48,10 @@ def add_file_before_others(parser: Any, about: str) -> None:
     argparse cannot leave out the first of several arguments between which options may stand. So the option is put where
     FILE stands before it sees them.
     """
-    parser.add_argument("file", type=Path, metavar="FILE", help=about)
-    parser.add_argument("--config", type=Path, metavar="FILE", help="the same as FILE, which is then left out")
+    from sds_agent.cli.paths import as_path  # noqa: PLC0415 - for what argparse reads alone
+
+    parser.add_argument("file", type=as_path, metavar="FILE", help=about)
+    parser.add_argument("--config", type=as_path, metavar="FILE", help="the same as FILE, which is then left out")
     parser.reordered = _config_first
 
 

@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--envoy",
         action="append",
+        type=asking.place,
         default=[],
         metavar="URL|PATH",
         help="examine this Envoy too, by its admin address such as http://127.0.0.1:9901, or its socket",

@@ -3,13 +3,12 @@
 import argparse
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from sds_agent.cli import output
 from sds_agent.cli.config_file import found, report_passed_over
 from sds_agent.cli.formats import document
-from sds_agent.cli.paths import as_socket, as_text
+from sds_agent.cli.paths import as_path, as_socket, as_text
 from sds_agent.config.defaults import absolute
 from sds_agent.config.loading import load
 from sds_agent.config.settings import OutputSettings, Settings, WorkloadSettings
@@ -26,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("workload", metavar="WORKLOAD", help="the workload's name")
     parser.add_argument(
         "--config",
-        type=Path,
+        type=as_path,
         metavar="FILE",
         help="the agent's configuration; by default ./sds-agent.yaml if there is one, or else the defaults",
     )

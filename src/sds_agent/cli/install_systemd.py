@@ -13,6 +13,7 @@ from pathlib import Path
 from sds_agent.authority import registry
 from sds_agent.cli import output
 from sds_agent.cli.config_file import add_file, chosen
+from sds_agent.cli.paths import as_path
 from sds_agent.config.defaults import absolute
 from sds_agent.config.loading import load
 from sds_agent.config.settings import Settings
@@ -47,7 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--user", type=_account, default=NAME, metavar="NAME", help=f"the account to run as; by default {NAME}"
     )
     parser.add_argument(
-        "--root", type=Path, metavar="DIRECTORY", default=_ROOT, help="for packages: with --write, below this directory"
+        "--root",
+        type=as_path,
+        metavar="DIRECTORY",
+        default=_ROOT,
+        help="for packages: with --write, below this directory",
     )
     parser.add_argument("--replace", action="store_true", help="with --write: also replace files that were changed")
 

@@ -1,26 +1,36 @@
-"""Paths in a call that go on to what takes text alone: gRPC, an Envoy's configuration, JSON."""
+"""Paths in a call. One that is empty names the working directory to Python: it is refused, since it comes from a
+variable of the shell that is not set.
+"""
 
 import argparse
 from pathlib import Path
 
 
+def as_path(word: str) -> Path:
+    """A path. Raises ArgumentTypeError for an empty one."""
+    if not word:
+        raise argparse.ArgumentTypeError("it is empty; is a variable of the shell not set?")
+    return Path(word)
+
+
 def as_text(word: str) -> Path:
-    """A path that can be written as text. Raises ArgumentTypeError for one with bytes that are no UTF-8."""
+    """The same of what goes on to gRPC, an Envoy's configuration or JSON, which take text alone. Raises
+    ArgumentTypeError for one with bytes that are no UTF-8, too.
+    """
     try:
         word.encode()
     except UnicodeEncodeError as error:
         raise argparse.ArgumentTypeError("it must be a path in UTF-8") from error
-    return Path(word)
+    return as_path(word)
 
 
 def as_socket(word: str) -> Path:
     """The same of a socket, beside which there may be another one. Raises ArgumentTypeError for one without a name."""
-    path = as_text(word)
-    if not path.name:
-        found = "it is a directory" if word else "it is empty"  # as for a variable of the shell that is not set
+    if not word or not as_text(word).name:
+        found = "it is a directory" if word else "it is empty"
         raise argparse.ArgumentTypeError(f"it must be the path of a socket such as /run/sds-agent/sds.sock; {found}")
-    return path
+    return Path(word)
 
 
-TYPES = frozenset({Path, as_text, as_socket})
+TYPES = frozenset({as_path, as_text, as_socket})
 """The types of all arguments that are paths."""
