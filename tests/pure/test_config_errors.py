@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from msgspec import Meta, Struct
 
 from sds_agent.authority.embedded import EmbeddedSettings
+from sds_agent.ca.settings import load as load_ca
 from sds_agent.config.loading import load
 from sds_agent.configfile import reading
 from sds_agent.configfile.declarations import selected
@@ -133,6 +134,9 @@ MISTAKES = {
     ),
     "a duration that YAML counts in sixties": Mistake(
         workload(ttl="1:30"), 5, "workloads[0].ttl", "is 1:30, which YAML reads as the number 90"
+    ),
+    "a duration without unit in quotes": Mistake(
+        workload(ttl="'24'"), 5, "workloads[0].ttl", "a number alone has no unit: write 20s, 90m, 24h or 30d"
     ),
     "a wrong unit": Mistake(workload(ttl="1w"), 5, "workloads[0].ttl", "the units are d, h, m, s and ms"),
     "a ttl too short": Mistake(workload(ttl="4s"), 5, "workloads[0].ttl", "between 5s and 90d; certificates count"),
@@ -424,6 +428,42 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
     assert "the file is too large; 1048576 bytes are the most" in error_of(tmp_path / "huge")
 
 
+@pytest.mark.parametrize(
+    ("written", "helps"),
+    [
+        ("sds: {mode: 0660}", True),
+        ("sds: {mode: 660}", True),
+        ("sds: {mode: 666}", False),
+        ("keep_certificates: 0", False),
+        ("log: {level: 1}", False),
+        ("admin: {address: 9902}", False),
+        ("    output: 5", True),
+    ],
+)
+def test_quotes_are_the_way_out_only_where_they_are(written: str, helps: bool, tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, f"{MINIMAL}{written}\n")
+    assert ("write it in quotes" in problem.fix) is helps, str(problem)
+
+
+def test_the_ca_servers_file_is_told_from_the_agents(tmp_path: Path) -> None:
+    """Both name a trust domain; a list of unknown keys, each perhaps meant otherwise, would lead nobody on."""
+    file = tmp_path / "file.yaml"
+    file.write_text("trust_domain: demo.example\nsigner: {self_signed: root}\ncallers: {join_tokens: tokens}\n")
+    assert error_of(file) == (
+        f"{file}: this is a configuration of the CA server; name the agent's file; `sds-agent ca check` and "
+        "`sds-agent ca serve` read this one"
+    )
+    file.write_text(MINIMAL)
+    with pytest.raises(ProblemsError) as raised:
+        load_ca(file)
+    assert str(raised.value).startswith(f"{file}: this is a configuration of the agent; name the CA server's file")
+
+
+def test_standard_input_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert error_of(Path("-")) == "-: the file does not exist; for standard input name /dev/stdin"
+
+
 def error_of(path: Path) -> str:
     with pytest.raises(ProblemsError) as raised:
         load(path, {}, uid=UID)
@@ -439,6 +479,13 @@ def error_of(path: Path) -> str:
         ("SDS_AGENT__WORKLOADS__0__TTL", "1s", 'workloads[0].ttl is "1s"; it must be a duration'),
         ("SDS_AGENT__WORKLOADS__0__KEY", "rsa", 'workloads[0].key is "rsa"; it must be one of'),
         ("SDS_AGENT__SDS__SOKET", "/s", "sds.soket is not a known key; did you mean socket?"),
+        (
+            "SDS_AGENT__SDS_SOCKET",
+            "/s",
+            "sds_socket is not a known key; did you mean $SDS_AGENT__SDS__SOCKET? (the keys",
+        ),
+        ("SDS_AGENT__RENEWAL_JITTER", "0", "did you mean $SDS_AGENT__RENEWAL__JITTER?"),
+        ("SDS_AGENT__SDS__LIMITS_NAMES", "9", "did you mean $SDS_AGENT__SDS__LIMITS__NAMES?"),
         ("SDS_AGENT__NONE", "1", "none is not a known key; the keys here are"),
         ("SDS_AGENT__", "1", "names no key; write SDS_AGENT__ and the parts of a key path"),
         ("SDS_AGENT__SDS__", "1", "names no key"),

@@ -93,6 +93,8 @@ def test_an_explicit_curve_is_seen_in_pkcs8_too(tmp_path: Path) -> None:
         (b"", "is empty"),
         (b"hello", "holds no private key"),
         (b"\x30\x82\x01\x00", "is in DER"),
+        (b"\x30\x82\x04\x8f\x02\x01\x03\x30", "is in PKCS#12, .* `openssl pkcs12 -nodes -in"),
+        (b"\x30\x80\x02\x01\x03\x30\x80", "is in PKCS#12"),
         (b"-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n", "is a certificate"),
         (b"-----BEGIN TRUSTED CERTIFICATE-----\nAA==\n-----END TRUSTED CERTIFICATE-----\n", "OpenSSL's own kind"),
         (b"-----BEGIN PUBLIC KEY-----\nAA==\n-----END PUBLIC KEY-----\n", "is a public key"),

@@ -301,6 +301,9 @@ def load(path: Path) -> CaSettings:
     document, problems = source.read(path, minimum=MINIMUM)
     chosen, found = reading.read(CaSettings, document)
     problems += [document.place(problem) for problem in (*found, *_conflicts(chosen))]
+    if problems and "workloads" in document.tree and {"signer", "callers"}.isdisjoint(document.tree):
+        fix = "name the CA server's file; `sds-agent check` and `sds-agent run` read this one"
+        raise ProblemsError([Problem((str(path),), "this is a configuration of the agent", fix)])
     if problems:
         raise ProblemsError(problems)
     return chosen

@@ -58,9 +58,17 @@ def load(
     settings, found = reading.read(Settings, document)
     # although `found` may say that values are UNREAD: the user sees the problems of both at once
     problems += [document.place(problem) for problem in (*found, *conflicts(settings))]
+    if problems and path is not None and _is_of_the_ca_server(document):
+        fix = "name the agent's file; `sds-agent ca check` and `sds-agent ca serve` read this one"
+        raise ProblemsError([Problem((str(path),), "this is a configuration of the CA server", fix)])
     if problems:
         raise ProblemsError(problems)
     return Loaded(settings, path, tuple(document.variables), () if socket is None else (SOCKET_OPTION,))
+
+
+def _is_of_the_ca_server(document: Document) -> bool:
+    """Whether it has that one's sections, and none of what the agent needs: each key of it is unknown here."""
+    return "workloads" not in document.tree and not {"signer", "callers"}.isdisjoint(document.tree)
 
 
 def _document(path: Path | None, environ: Mapping[str, str]) -> tuple[Document, list[Problem]]:

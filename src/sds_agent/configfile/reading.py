@@ -19,8 +19,9 @@ from msgspec.inspect import DictType, StructType, Type, VarTupleType
 
 from sds_agent.configfile.declarations import Declaration, Variant, declaration, declared_keys, fields_of, keys_of
 from sds_agent.configfile.document import Document, Origin
+from sds_agent.configfile.environment import variable
 from sds_agent.configfile.phrases import KeyPath, describe, describe_kind, did_you_mean, must_be
-from sds_agent.configfile.types import UnacceptableError
+from sds_agent.configfile.types import NotTextError, UnacceptableError
 from sds_agent.errors import Problem, ProblemsError
 
 T = TypeVar("T", bound=Struct)
@@ -67,21 +68,33 @@ class _Reading(Struct):
                     return self._list(here, item, value, path)
                 case DictType(key_type=name, value_type=item):
                     return self._mapping(here, name, item, value, path)
+        return self._single(here, value, path, here.allowed)
+
+    def _single(self, here: Declaration, value: object, path: KeyPath, allowed: str) -> Any:
+        """The setting that a single value gives, or UNREAD; `allowed` says what may stand there."""
         try:
             return here.convert(value, self.base)
         except UnacceptableError as error:
-            return self.refuse(path, describe(value, self.written(path)), must_be(here.allowed, str(error)))
+            reason = self._reason(here, path, error)
+            return self.refuse(path, describe(value, self.written(path)), must_be(allowed, reason))
+
+    def _reason(self, here: Declaration, path: KeyPath, error: UnacceptableError) -> str:
+        """Quotes are no way out for a number, or a flag, whose text is not acceptable either."""
+        written = self.written(path)
+        if isinstance(error, NotTextError) and written is not None:
+            try:
+                here.convert(written, self.base)
+            except UnacceptableError as also:
+                return str(also)
+        return str(error)
 
     def _section_or_value(self, here: Declaration, section: StructType, value: object, path: KeyPath) -> Any:
         if here.shorthand is None:
             return self.section(section, value, path)
         if isinstance(value, dict | list):
             return self.section(section, value, path) if value else self.refuse(path, "is empty", must_be(here.allowed))
-        try:
-            single = here.shorthand.convert(value, self.base)
-        except UnacceptableError as error:
-            return self.refuse(path, describe(value, self.written(path)), must_be(here.allowed, str(error)))
-        return section.cls(**{here.extra["shorthand"]: single})
+        single = self._single(here.shorthand, value, path, here.allowed)
+        return section.cls(**{here.extra["shorthand"]: single}) if was_read(single) else UNREAD
 
     def section(self, of: StructType, value: object, path: KeyPath) -> Any:
         """An instance of a settings class, in which single values may be UNREAD."""
@@ -91,7 +104,7 @@ class _Reading(Struct):
         for name in value:
             if name not in known:
                 here = f"the keys here are {', '.join(known)}"
-                near = did_you_mean(name, list(known))
+                near = self._of_variable(name, known, path) or did_you_mean(name, list(known))
                 self.refuse((*path, name), "is not a known key", f"{near} ({here})" if near else here)
         given: dict[str, Any] = {}
         for name, declared, required in declared_keys(of.cls):
@@ -101,6 +114,14 @@ class _Reading(Struct):
             elif required:
                 given[name] = self.refuse(at, "is missing", must_be(declared.allowed))
         return of.cls(**given)
+
+    def _of_variable(self, name: str, known: Iterable[str], path: KeyPath) -> str:
+        """The variable that was perhaps meant by one with a single underscore between the parts of a key."""
+        origin = self.origins.get((*path, name))
+        if origin is None or not origin.is_variable:
+            return ""
+        parts = ((each, name.removeprefix(f"{each}_")) for each in known if name.startswith(f"{each}_"))
+        return next((f"did you mean ${variable((*path, *each))}?" for each in parts), "")
 
     def _list(self, here: Declaration, item: Type, value: object, path: KeyPath) -> Any:
         if not isinstance(value, list) or not value:

@@ -89,7 +89,8 @@ def _text(path: Path, *, waits: bool) -> str:
     try:
         content = _content(path) if waits else read_at_once(path, LARGEST_FILE)
     except FileNotFoundError as error:
-        raise _unreadable(path, "the file does not exist", "name one that does") from error
+        fix = "for standard input name /dev/stdin" if path == Path("-") else "name one that does"
+        raise _unreadable(path, "the file does not exist", fix) from error
     except IsADirectoryError as error:
         raise _unreadable(path, "this is a directory", "name a file in it") from error
     except OSError as error:

@@ -47,6 +47,10 @@ class UnacceptableError(ConfigurationError):
     """A value is not of its type. The message, if any, is the reason, to follow what is allowed."""
 
 
+class NotTextError(UnacceptableError):
+    """YAML reads as a number or a flag what has to be text; quotes mend it where the text is acceptable."""
+
+
 class FileMode(int):
     """The permission bits of a file; `str` gives them as chmod takes them, such as `0660`."""
 
@@ -117,7 +121,7 @@ def duration(least: timedelta, most: timedelta, reason: str = "") -> Meta:
     """The annotation of a length of time within bounds. `reason` explains them."""
 
     def convert(value: object, _base: Path) -> timedelta:
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) or (isinstance(value, str) and value.isdecimal()):
             raise UnacceptableError("a number alone has no unit: write 20s, 90m, 24h or 30d")
         read = parse_duration(text(value))
         if read is None:
@@ -135,7 +139,7 @@ def text(value: object) -> str:
     """The text that `value` is. Raises UnacceptableError."""
     if isinstance(value, str):
         return value
-    raise UnacceptableError("write it in quotes" if isinstance(value, bool | int | float) else "")
+    raise NotTextError("write it in quotes") if isinstance(value, bool | int | float) else UnacceptableError()
 
 
 def _mode(value: object, _base: Path) -> FileMode:

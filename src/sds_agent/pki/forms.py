@@ -6,6 +6,10 @@ from sds_agent.pki.pem import labels
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _BASE64_OF_BEGIN = b"LS0tLS1CRUdJTi"
 _DER_SEQUENCE = b"\x30"
+_PKCS12_VERSION = b"\x02\x01\x03"
+"""What a PKCS#12 file begins with behind the head of its SEQUENCE, and no key does (RFC 7292, section 4)."""
+_LONGEST_HEAD = 6
+"""Bytes of a SEQUENCE's tag and length."""
 
 
 def first_label(data: bytes) -> str | None:
@@ -19,6 +23,9 @@ def other_form(data: bytes, openssl: str) -> Problem | None:
     `openssl` is the command that reads such content, such as `x509`.
     """
     if data.startswith(_DER_SEQUENCE):
+        if _PKCS12_VERSION in data[: _LONGEST_HEAD + len(_PKCS12_VERSION)]:
+            found = "is in PKCS#12, with key and certificates in one"
+            return _converted(found, "openssl pkcs12 -nodes -in FILE -out FILE.pem")
         return _converted(
             "is in DER", f"openssl {openssl} -inform DER -in FILE -out FILE.pem", "convert it to PEM with"
         )
