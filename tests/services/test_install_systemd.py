@@ -1,13 +1,15 @@
 """`sds-agent install systemd`: the unit has to let the agent at everything that its configuration names."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fakes.configurations import MINIMAL, settings
 
 from sds_agent.authority import registry
-from sds_agent.cli.install_systemd import credentials
+from sds_agent.cli.install_systemd import credentials, kept_from_others
 from sds_agent.cli.main import main
 
 Printed = pytest.CaptureFixture[str]
@@ -74,6 +76,46 @@ def test_a_secret_that_no_variable_can_name_is_reported(name: str, other: str, t
     assert said in capsys.readouterr().err
 
 
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A directory that every user can enter, which pytest's is not."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_what_root_alone_can_read_and_no_credential_replaces_is_named(public: Path) -> None:
+    """`ca intermediate` makes such a key, and an editor such a file: the service would end at once, again and again."""
+    plugged, written = public / "cacerts", public / "written"
+    for directory, key in ((plugged, "ca-key.pem"), (written, "tls.key")):
+        directory.mkdir(0o755)
+        (directory / "roots.pem").touch(0o644)
+        (directory / key).touch(0o600)
+    (public / "key.pem").touch(0o600)
+    chosen = settings(
+        public,
+        f"{MINIMAL}    authority: plugged\nauthorities:\n"
+        "  plugged: {type: cacerts, directory: cacerts}\n"
+        "  written: {type: files, directory: written}\n"
+        "  pair: {type: files, certificate_file: cert.pem, key_file: key.pem, roots_file: written/roots.pem}\n"
+        f"  vault: {{{VAULT}}}\n",
+    )
+    file = public / "sds-agent.yaml"
+    me = os.geteuid()
+    file.chmod(0o644)
+    expected = {
+        "authorities.plugged.directory": plugged / "ca-key.pem",
+        "authorities.written.directory": written / "tls.key",
+        "authorities.pair.key_file": public / "key.pem",
+    }
+    assert dict(kept_from_others(chosen, file, root=me)) == expected
+    assert dict(credentials(chosen, "sds-agent", root=me)) == {}, "each renewal would have a certificate of another key"
+    file.chmod(0o600)
+    assert dict(kept_from_others(chosen, file, root=me)) == {"": file, **expected}
+    public.chmod(0o700)
+    assert set(dict(kept_from_others(chosen, file, root=me)).values()) == {public}
+
+
 def test_what_lies_in_a_directory_that_systemd_makes_needs_no_line(printed: Units) -> None:
     """A line for a directory that is not there yet would keep the service from starting."""
     lines = printed("    output: /var/lib/sds-agent/certs/web\nsds: {socket: /var/run/sds-agent/web/sds.sock}\n")
@@ -88,6 +130,15 @@ def test_what_lies_elsewhere_is_writable_and_has_to_be_made(printed: Units) -> N
     assert paths == [f'ReadWritePaths="{place}"', f"ReadWritePaths={there}"]
     steps = printed(text, "--write", "--root", str(printed.folder / "root"))
     assert [line.strip() for line in steps if "install -d" in line] == [f"install -d -o sds-agent '{place}'"]
+
+
+def test_files_of_another_user_are_refused_before_the_service_cannot_write_them(
+    printed: Units, capsys: Printed
+) -> None:
+    assert printed("    output: {directory: /srv/certs, owner: sds-agent}\n")
+    (printed.folder / "other.yaml").write_text(f"{MINIMAL}    output: {{directory: /srv/certs, owner: nginx}}\n")
+    assert main(["install", "systemd", str(printed.folder / "other.yaml")]) == 2
+    assert "workloads[0].output.owner is nginx, and a service without capabilities" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`sds-agent install systemd`: the files that make the agent a service, on standard output or in place."""
 
 import argparse
+import itertools
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sds_agent.authority import registry
+from sds_agent.authority.kind import AuthoritySettings
 from sds_agent.cli import output
 from sds_agent.cli.config_file import add_file, chosen
 from sds_agent.cli.paths import as_path
@@ -27,6 +29,8 @@ FILE = Path("/etc/sds-agent/sds-agent.yaml")
 _ROOT = Path("/")
 _RUN, _STATE = (Path("/run"), Path("/var/run")), (Path("/var/lib"),)
 _ACCOUNT = re.compile("[A-Za-z_][A-Za-z0-9_.-]{0,30}")
+_READ, _ENTER = stat.S_IRGRP | stat.S_IROTH, stat.S_IXGRP | stat.S_IXOTH
+"""What users beside the owner need to read a file, and to enter a directory."""
 _HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
 
 EXIT_CODES = (
@@ -90,7 +94,14 @@ def _plan(arguments: argparse.Namespace) -> UnitPlan:
             f"sds.owner is {settings.sds.owner}, and a service without capabilities cannot give its socket to another "
             "user; leave it out, and let Envoys in by sds.group"
         )
+    for index, each in enumerate(settings.workloads):
+        if each.output is not None and each.output.owner not in {None, arguments.user}:
+            raise ConfigurationError(
+                f"workloads[{index}].output.owner is {each.output.owner}, and a service without capabilities cannot "
+                f"give files to another user; leave it out, and put {arguments.user} into the group of output.group"
+            )
     command = _command()
+    _report_unreadable(settings, file, arguments.user)
     return UnitPlan(
         command=str(command),
         file=file,
@@ -147,12 +158,12 @@ def credentials(settings: Settings, user: str, *, root: int = 0) -> Iterator[tup
         ("authorities", name, *key.split(".")): path
         for name, chosen in settings.authorities.items()
         for key, path in registry.kind_of(chosen).files(chosen).items()
-        if key in registry.kind_of(chosen).secrets
+        if _is_credential(chosen, key)
     }
     if settings.state_encryption is not None and settings.state_encryption.key_file is not None:
         named["state_encryption", "key_file"] = settings.state_encryption.key_file
     for key, path in named.items():
-        if not _is_alone(path, root):
+        if next(_kept(path, root), None) is None:
             continue
         variable = environment.variable(key)
         if environment.leads_to(variable, key, settings.authorities):
@@ -164,13 +175,56 @@ def credentials(settings: Settings, user: str, *, root: int = 0) -> Iterator[tup
             )
 
 
-def _is_alone(path: Path, user: int) -> bool:
-    """Whether it belongs to this user, and no other one can read it."""
+def _is_credential(chosen: AuthoritySettings, key: str) -> bool:
+    """Whether the key names a secret that systemd may read once, at the start. Where a program writes a certificate
+    with its key, each start would have the key of that moment, and each renewal a certificate with another one.
+    """
+    kind = registry.kind_of(chosen)
+    return key in kind.secrets and not kind.supplies
+
+
+def _report_unreadable(settings: Settings, file: Path, user: str) -> None:
+    """Name what root alone can read now, and no credential replaces: without it the service does not do its work."""
+    if user == "root":
+        return
+    for key, path in kept_from_others(settings, file):
+        place = f"{key}: " if key else ""
+        output.report(
+            f"{place}only root can read {path}, and the service runs as {user}; let {user} read it, as by its group"
+        )
+
+
+def kept_from_others(settings: Settings, file: Path, *, root: int = 0) -> Iterator[tuple[str, Path]]:
+    """The configuration, what the authorities name beside secrets, and the files of directories among it, as far as
+    root alone can read them, or enter a directory above; each with its key.
+    """
+    named = (
+        (f"authorities.{name}.{key}", path)
+        for name, authority in settings.authorities.items()
+        for key, path in registry.kind_of(authority).files(authority).items()
+        if not _is_credential(authority, key)
+    )
+    for key, path in (("", file), *named):
+        for each in itertools.islice(_kept(path, root), 1):
+            yield key, each
+
+
+def _kept(path: Path, root: int) -> Iterator[Path]:
+    """What root alone can enter or read on the way to a file, or to the files of a directory, the outermost first."""
+    is_directory = os.path.isdir(path)  # noqa: PTH112 - Path raises for one that may not be reached
+    entered = [*reversed(path.parents), *([path] if is_directory else [])]
+    yield from (each for each in entered if _is_alone(each, root, _ENTER))
+    read = sorted(path.glob("*")) if is_directory else [path]
+    yield from (each for each in read if _is_alone(each, root, _READ))
+
+
+def _is_alone(path: Path, user: int, others: int) -> bool:
+    """Whether it belongs to this user, and no other one can read it, or enter it."""
     try:
         found = path.stat()
     except OSError:
         return False
-    return found.st_uid == user and not stat.S_IMODE(found.st_mode) & (stat.S_IRGRP | stat.S_IROTH)
+    return found.st_uid == user and not stat.S_IMODE(found.st_mode) & others
 
 
 def _write(made: tuple[UnitFile, ...], root: Path, *, replace: bool) -> Iterator[Path]:
