@@ -1,5 +1,6 @@
 """What the documentation shows is what a reader types: configuration, commands, scripts and links have to work."""
 
+import ast
 import os
 import re
 import socket
@@ -45,7 +46,7 @@ SCRIPTS = sorted(set(re.findall(r"(?<![\w/])(scripts/[\w-]+)(?![\w/])", CODE)))
 LINKS = [
     (page.relative_to(ROOT), link)
     for page in PAGES
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text())
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text())
 ]
 
 
@@ -293,13 +294,43 @@ def test_a_script_refuses_an_argument_that_it_does_not_know(script: str) -> None
 
 @pytest.mark.parametrize(("page", "link"), LINKS)
 def test_the_links_lead_somewhere(page: Path, link: str) -> None:
-    assert (ROOT / page.parent / link).exists()
+    file, _, section = link.partition("#")
+    target = ROOT / page.parent / file if file else ROOT / page
+    assert target.exists()
+    assert not section or section in sections(target.read_text())
+
+
+def sections(page: str) -> set[str]:
+    """The names by which GitHub lets one link to the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
+    titles = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title) for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
+    return {re.sub(r"[^\w -]", "", title.strip().lower()).replace(" ", "-") for title in titles}
 
 
 def test_the_layout_that_contributors_read_names_every_part_of_the_program() -> None:
     layout = (ROOT / "CONTRIBUTING.md").read_text().partition("## Layout")[2].partition("## ")[0]
     parts = {each.stem for each in (ROOT / "src" / "sds_agent").iterdir() if not each.name.startswith(("__", "py."))}
     assert parts <= set(re.findall(r"\w+", layout))
+
+
+def events() -> set[str]:
+    """The names of the events that the program logs, as far as they stand in its calls."""
+    found = set[str]()
+    for path in (ROOT / "src" / "sds_agent").rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and re.search(
+                r"\b(log\.event|LogOnChange|_event|_detail|_say|_debug|_log|Events)$", ast.unparse(call.func)
+            ):
+                given = [*call.args[:2], *(each.value for each in call.keywords if each.arg in {"refused", "unread"})]
+                found |= {str(each.value) for each in given if isinstance(each, ast.Constant)}
+    return found
+
+
+def test_every_event_that_can_be_logged_is_explained() -> None:
+    """Who finds one in a log looks for it in the pages, and the changelog explains nothing."""
+    pages = "\n".join(page.read_text() for page in PAGES if page.name != "CHANGELOG.md")
+    assert {"retrying", "ca_refused", "output_lost", "still_stopping", "acked"} <= events()
+    assert sorted(event for event in events() if f"`{event}`" not in pages) == []
 
 
 OTHERS_NAMES = {"days_until_expiration", "demo_x", "depends_on", "group_add", "update_failure", "update_success"} | {
