@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -311,10 +312,10 @@ async def test_reasons_of_who_listens_at_the_socket_do_not_write_to_the_terminal
     assert "sds-agent: " in harmless(capsys)
 
 
-async def served(socket: Path, answer: bytes) -> Any:
+async def served(path: Path, answer: bytes) -> Any:
     """What our client makes of these bytes as the answer of FetchSecrets."""
-    async with answering(socket, FETCH, answer):
-        return (await ask(socket, ["web"], 5))[0]
+    async with answering(path, FETCH, answer):
+        return (await ask(path, ["web"], 5))[0]
 
 
 async def test_a_version_in_an_answer_of_sds_does_not_write_to_the_terminal(tmp_path: Path) -> None:
@@ -339,3 +340,16 @@ async def test_a_bundle_larger_than_grpc_takes_by_itself_is_shown(tmp_path: Path
     answer = wire.DiscoveryResponse()
     answer.resources.add(value=secret.SerializeToString())
     assert (await served(tmp_path / "a.sock", answer.SerializeToString())).state == "ACTIVE"
+
+
+async def test_a_socket_that_does_not_answer_is_not_said_to_be_an_agent_that_waits(tmp_path: Path) -> None:
+    """Who reads that the certificate is not issued yet looks for the fault at the CA."""
+    path = tmp_path / "sds.sock"
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(path))
+        silent.listen()
+        (found,) = await ask(path, ["web"], 0.5)
+    assert (found.state, found.detail) == (
+        "WARMING",
+        "no answer came within 0.5 s: it is not issued yet, or what listens there hangs",
+    )

@@ -46,7 +46,7 @@ async def _ask(channel: grpc.aio.Channel, name: str, seconds: float) -> Inspecte
         answer = wire.DiscoveryResponse.FromString(await fetch(request.SerializeToString(), timeout=seconds))
         secrets = [wire.Secret.FromString(each.value) for each in answer.resources]
     except grpc.aio.AioRpcError as error:
-        return _refused(name, error)
+        return _refused(name, error, seconds)
     except DecodeError as error:
         raise UnreachableError("what answers there does not speak SDS") from error
     for secret in secrets:
@@ -55,11 +55,14 @@ async def _ask(channel: grpc.aio.Channel, name: str, seconds: float) -> Inspecte
     return InspectedSecret(name=name, state="WARMING", detail="the answer is empty")
 
 
-def _refused(name: str, error: grpc.aio.AioRpcError) -> InspectedSecret:
+def _refused(name: str, error: grpc.aio.AioRpcError, seconds: float) -> InspectedSecret:
     detail = printable(error.details() or error.code().name, LONGEST)
     if error.code() is grpc.StatusCode.NOT_FOUND:
         return InspectedSecret(name=name, state="UNKNOWN", detail=detail)
-    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED or "not issued yet" in detail:
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        detail = f"no answer came within {seconds:g} s: it is not issued yet, or what listens there hangs"
+        return InspectedSecret(name=name, state="WARMING", detail=detail)
+    if "not issued yet" in detail:
         return InspectedSecret(name=name, state="WARMING", detail="it is not issued yet")
     raise UnreachableError(detail) from error
 
