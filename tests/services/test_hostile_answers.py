@@ -353,3 +353,11 @@ async def test_a_socket_that_does_not_answer_is_not_said_to_be_an_agent_that_wai
         "WARMING",
         "no answer came within 0.5 s: it is not issued yet, or what listens there hangs",
     )
+
+
+def test_why_nothing_can_be_connected_to_is_said() -> None:
+    """That all attempts have failed names no fault to look for."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        with pytest.raises(web.WebError, match="Connection refused"):
+            web.get(f"http://127.0.0.1:{reserved.getsockname()[1]}", "/status")

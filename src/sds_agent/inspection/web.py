@@ -5,12 +5,14 @@ one would be larger than what was sent), no redirect is followed, and an error's
 """
 
 import asyncio
+import os
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 import httpx
 from msgspec import Struct
 
+from sds_agent.errors import leaves
 from sds_agent.text import one_line
 
 SILENCE = 5.0
@@ -54,7 +56,18 @@ def get(place: str, *paths: str) -> Sequence[WebAnswer]:
     except httpx.TimeoutException as error:
         raise WebError(f"nothing came for {SILENCE:g} s") from error
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # the last: a port, or a host that is no name
-        raise WebError(one_line(str(error), LONGEST_WORDS) or type(error).__name__) from error
+        raise WebError(one_line(_cause(error), LONGEST_WORDS) or type(error).__name__) from error
+
+
+def _cause(error: Exception) -> str:
+    """Why it failed. Where a connection did, httpx says no more than that: the first error of the system's says why."""
+    inner: BaseException = error
+    while (before := inner.__cause__ or inner.__context__) is not None:  # httpcore raises its own from none
+        inner = before
+    first = next(leaves(inner))
+    if not isinstance(error, httpx.ConnectError) or not isinstance(first, OSError) or first.errno is None:
+        return str(error)
+    return os.strerror(first.errno) if first.errno > 0 else str(first.strerror)
 
 
 async def _get(place: str, paths: Sequence[str]) -> list[WebAnswer]:
