@@ -103,6 +103,10 @@ def test_a_password_in_a_url_is_refused_and_not_shown(tmp_path: Path, rest: str)
     [
         (LEAST.replace("self_signed: r", ""), "give one of cacerts and self_signed"),
         (LEAST.replace("self_signed: r", "self_signed: r, cacerts: c"), "names two directories"),
+        (
+            LEAST.replace("self_signed: r", "self_signed: r, passphrase_file: p"),
+            "the key of self_signed is not encrypted",
+        ),
         (LEAST.replace("join_tokens: t", "mtls: true"), "no caller a first certificate"),
         (LEAST.replace("join_tokens", "join_token"), "did you mean join_tokens?"),
         (LEAST + "listen: 15012\n", "an address and a port"),

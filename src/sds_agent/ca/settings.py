@@ -325,6 +325,9 @@ def _signers(signer: SignerSettings) -> Iterator[Problem]:
     if (signer.cacerts is None) is (signer.self_signed is None):
         found = "names no directory" if signer.cacerts is None else "names two directories"
         yield Problem(("signer",), found, "give one of cacerts and self_signed")
+    elif signer.cacerts is None and signer.passphrase_file is not None:
+        found = "has no effect: the key of self_signed is not encrypted"
+        yield Problem(("signer", "passphrase_file"), found, "remove it, or plug in a CA with an encrypted key")
 
 
 def _callers(callers: CallerSettings) -> Iterator[Problem]:
