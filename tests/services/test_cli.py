@@ -394,6 +394,19 @@ def test_check_separates_what_is_probably_not_meant_from_what_keeps_the_agent_fr
     assert group.startswith("sds-agent: sds.group: there is no group 'nothing-here' on this machine")
 
 
+def test_check_warns_of_a_variable_that_sets_nothing_for_want_of_an_underscore(folder: Path, check: Check) -> None:
+    """Else the agent runs with another socket, or with its state in another place, than its operator believes."""
+    of_kubernetes = {"SDS_AGENT_SERVICE_HOST": "10.0.0.1", "SDS_AGENT_PORT": "tcp", "SDS_AGENT_ADMIN_PORT": "tcp"}
+    more = {"SDS_AGENT_DUMPABLE": "0", "SDS_AGENT_STATE_DIR": "/x", "SDS_AGENT_SDS__SOCKET": "/y"}
+    code, _, warned = check(file(folder, MINIMAL), **of_kubernetes, **more)
+    assert code == 0
+    assert warned.splitlines() == [
+        f"sds-agent: warning: $SDS_AGENT_{rest} sets nothing: two underscores stand behind SDS_AGENT, as in "
+        f"$SDS_AGENT__{rest}"
+        for rest in ("SDS__SOCKET", "STATE_DIR")
+    ]
+
+
 def test_check_warns_of_an_authority_that_no_workload_uses(folder: Path, check: Check) -> None:
     text = f"{MINIMAL}    authority: a\nauthorities:\n  a: {{type: embedded}}\n  b: {{type: embedded}}\n"
     _, _, warned = check(file(folder, text))

@@ -16,6 +16,8 @@ from sds_agent.cli.formats import add_format, write
 from sds_agent.clock import SystemClock
 from sds_agent.config.loading import Loaded, load
 from sds_agent.config.settings import Settings
+from sds_agent.configfile import environment
+from sds_agent.configfile.declarations import keys_of
 from sds_agent.errors import ConfigurationError, ProblemsError
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
 def checked(loaded: Loaded) -> CheckResult:
     """What is found without asking an authority."""
     settings = loaded.settings
-    found = list(warnings(settings))
+    found = [*_overlooked(), *warnings(settings)]
     obstacles = tuple(map(str, preflight.obstacles(settings, SystemClock())))
     return CheckResult(
         source=loaded.source,
@@ -152,6 +154,11 @@ def _showprobes(result: CheckResult) -> None:
             output.report(f"the authority {each.authority} does not issue: {each.said}")
         else:
             output.write(f"The authority {each.authority}{' is good' if each.good else ''}: {each.said}.")
+
+
+def _overlooked() -> Iterator[str]:
+    for name, meant in environment.overlooked(os.environ, keys_of(Settings)):
+        yield f"${name} sets nothing: two underscores stand behind SDS_AGENT, as in ${meant}"
 
 
 def _about_machine(settings: Settings) -> Iterator[str]:

@@ -4,7 +4,7 @@ The parts of a name are the parts of a key path, joined by two underscores and w
 underscores after the prefix avoid the variables of a Kubernetes service named sds-agent (SDS_AGENT_SERVICE_HOST).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -50,6 +50,21 @@ def apply(document: Document, environ: Mapping[str, str]) -> list[Problem]:
         except ProblemsError as error:
             problems += [problem.within(variable.origin.source) for problem in error.problems]
     return problems
+
+
+def overlooked(environ: Mapping[str, str], keys: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Variables with one underscore too few behind the prefix, which set nothing, with the names that were meant.
+
+    `keys` are those at the top of the file. What Kubernetes sets for a service is none of these: it has no section.
+    """
+    short = PREFIX.removesuffix("_")
+    for name in sorted(environ):
+        rest = name[len(short) :].lower()
+        if not name.upper().startswith(short) or name.upper().startswith(PREFIX):
+            continue
+        first, parts, _ = rest.partition("__")
+        if first in keys and (parts or "_" in first):
+            yield name, f"{PREFIX}{name[len(short) :]}"
 
 
 def variable(key: KeyPath) -> str:
