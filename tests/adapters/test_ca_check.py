@@ -200,7 +200,7 @@ BAD: dict[str, tuple[Spoil, str, str]] = {
     "an encrypted key": (
         by_shell("openssl pkcs8 -topk8 -in ca-key.pem -passout pass:secret -out k; mv k ca-key.pem"),
         "is encrypted and there is no passphrase",
-        "give the file that holds it",
+        "name the file that holds it",
     ),
     "DER": (
         by_shell("openssl pkey -in ca-key.pem -outform DER -out k; mv k ca-key.pem"),

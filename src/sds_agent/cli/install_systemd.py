@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sds_agent.authority import registry
-from sds_agent.authority.kind import AuthoritySettings
 from sds_agent.cli import output
 from sds_agent.cli.config_file import add_file, chosen
 from sds_agent.cli.paths import as_path
@@ -154,12 +153,7 @@ def credentials(settings: Settings, user: str, *, root: int = 0) -> Iterator[tup
     """The secret files that root alone can read now, each with the variable that sets the key which names it. Reports
     those that no variable can name.
     """
-    named: dict[KeyPath, Path] = {
-        ("authorities", name, *key.split(".")): path
-        for name, chosen in settings.authorities.items()
-        for key, path in registry.kind_of(chosen).files(chosen).items()
-        if _is_credential(chosen, key)
-    }
+    named = {key: path for key, path, is_credential in _provided(settings) if is_credential}
     if settings.state_encryption is not None and settings.state_encryption.key_file is not None:
         named["state_encryption", "key_file"] = settings.state_encryption.key_file
     for key, path in named.items():
@@ -175,12 +169,14 @@ def credentials(settings: Settings, user: str, *, root: int = 0) -> Iterator[tup
             )
 
 
-def _is_credential(chosen: AuthoritySettings, key: str) -> bool:
-    """Whether the key names a secret that systemd may read once, at the start. Where a program writes a certificate
-    with its key, each start would have the key of that moment, and each renewal a certificate with another one.
+def _provided(settings: Settings) -> Iterator[tuple[KeyPath, Path, bool]]:
+    """What the authorities name, by its key, and whether it is a secret that systemd may read once, at the start. Where
+    a program writes a certificate with its key, each renewal would have a certificate of another key than that.
     """
-    kind = registry.kind_of(chosen)
-    return key in kind.secrets and not kind.supplies
+    for name, authority in settings.authorities.items():
+        kind = registry.kind_of(authority)
+        for key, path in kind.files(authority).items():
+            yield ("authorities", name, *key.split(".")), path, key in kind.secrets and not kind.supplies
 
 
 def _report_unreadable(settings: Settings, file: Path, user: str) -> None:
@@ -198,12 +194,7 @@ def kept_from_others(settings: Settings, file: Path, *, root: int = 0) -> Iterat
     """The configuration, what the authorities name beside secrets, and the files of directories among it, as far as
     root alone can read them, or enter a directory above; each with its key.
     """
-    named = (
-        (f"authorities.{name}.{key}", path)
-        for name, authority in settings.authorities.items()
-        for key, path in registry.kind_of(authority).files(authority).items()
-        if not _is_credential(authority, key)
-    )
+    named = ((render(key), path) for key, path, is_credential in _provided(settings) if not is_credential)
     for key, path in (("", file), *named):
         for each in itertools.islice(_kept(path, root), 1):
             yield key, each

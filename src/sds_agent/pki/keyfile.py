@@ -83,7 +83,8 @@ def read_private_key(data: bytes, passphrase: bytes | None = None) -> PrivateKey
     label, block = _only_key(data)
     encrypted = _is_encrypted(label, block)
     if encrypted and not passphrase:
-        raise _refused("is encrypted and there is no passphrase", "give the file that holds it", PassphraseError)
+        fix = "name the file that holds it: passphrase_file or password_file, or --passphrase-file of a command"
+        raise _refused("is encrypted and there is no passphrase", fix, PassphraseError)
     if not encrypted:
         _refuse_odd_encodings(_der(block))
     return _fit(_load(block, passphrase if encrypted else None))
