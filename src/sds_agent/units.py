@@ -19,7 +19,8 @@ class UnitPlan(Struct, frozen=True, kw_only=True):
 
     `command` is the agent's program and `file` its configuration. `runtime` and `state` are names of directories below
     /run and /var/lib, None for one that is elsewhere. `credentials` are files that only root may read, each by the name
-    of the variable that sets the key which names it. `writable` are directories outside these that the agent writes to.
+    of the variable that sets the key which names it, and `state_credential` is the name of the one that the
+    configuration has for the key of the state. `writable` are directories outside these that the agent writes to.
     """
 
     command: str
@@ -31,6 +32,7 @@ class UnitPlan(Struct, frozen=True, kw_only=True):
     runtime: str | None = NAME
     state: str | None = NAME
     credentials: Mapping[str, Path] = {}
+    state_credential: str | None = None
     writable: Sequence[Path] = ()
     at_home: bool = False
 
@@ -123,6 +125,13 @@ def _places(plan: UnitPlan) -> Sequence[str]:
     if plan.writable:
         lines += ["# What the agent writes to besides: these have to be there, or the service does not start."]
     lines += [f"ReadWritePaths={_quoted(str(each))}" for each in plan.writable]
+    if plan.state_credential is not None:
+        name = plan.state_credential
+        lines += [
+            "# The key of the state, which has to be there, or the service does not start:",
+            f"# openssl rand 32 | systemd-creds encrypt --name={name} - /etc/credstore.encrypted/{name}",
+            f"LoadCredentialEncrypted={name}",
+        ]
     if plan.credentials:
         lines += [
             "# Files that only root can read. systemd reads them once, at each start: for a file that changes while",

@@ -109,3 +109,9 @@ def test_the_other_paths_stay_as_they_are() -> None:
 def test_a_program_in_a_home_can_be_started() -> None:
     assert "ProtectHome=read-only" in service(changed(at_home=True))
     assert "ProtectHome=yes" in service(PLAN)
+
+
+def test_the_key_of_the_state_comes_as_the_credential_that_the_configuration_names() -> None:
+    """Without the line the agent finds no directory of credentials, and ends each time that it is started."""
+    assert "LoadCredentialEncrypted=sds-agent-state" in service(changed(state_credential="sds-agent-state"))
+    assert not [line for line in service(PLAN) if line.startswith("LoadCredential")]

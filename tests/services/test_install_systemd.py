@@ -132,6 +132,17 @@ def test_what_lies_elsewhere_is_writable_and_has_to_be_made(printed: Units) -> N
     assert [line.strip() for line in steps if "install -d" in line] == [f"install -d -o sds-agent '{place}'"]
 
 
+def test_the_credentials_beside_those_of_authorities_are_in_the_unit(printed: Units) -> None:
+    lines = printed("state_encryption: {credential: sds-agent-state}\n")
+    assert "LoadCredentialEncrypted=sds-agent-state" in lines
+    headers = printed.folder / "headers"
+    headers.touch(0o600)
+    chosen = settings(
+        printed.folder, f"{MINIMAL}telemetry: {{otlp_endpoint: 'http://127.0.0.1:1', headers_file: headers}}\n"
+    )
+    assert dict(credentials(chosen, "sds-agent", root=os.geteuid())) == {"SDS_AGENT__TELEMETRY__HEADERS_FILE": headers}
+
+
 def test_files_of_another_user_are_refused_before_the_service_cannot_write_them(
     printed: Units, capsys: Printed
 ) -> None:

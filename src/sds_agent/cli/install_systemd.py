@@ -111,6 +111,7 @@ def _plan(arguments: argparse.Namespace) -> UnitPlan:
         runtime=_below(settings.sds.socket.parent, _RUN),
         state=_below(settings.state_dir, _STATE),
         credentials=dict(credentials(settings, arguments.user)),
+        state_credential=None if settings.state_encryption is None else settings.state_encryption.credential,
         writable=tuple(_writable(settings)),
         at_home=any(_is_in(each, home) for each in (command, file, Path(sys.executable)) for home in _HOMES),
     )
@@ -156,6 +157,8 @@ def credentials(settings: Settings, user: str, *, root: int = 0) -> Iterator[tup
     named = {key: path for key, path, is_credential in _provided(settings) if is_credential}
     if settings.state_encryption is not None and settings.state_encryption.key_file is not None:
         named["state_encryption", "key_file"] = settings.state_encryption.key_file
+    if settings.telemetry is not None and settings.telemetry.headers_file is not None:
+        named["telemetry", "headers_file"] = settings.telemetry.headers_file
     for key, path in named.items():
         if next(_kept(path, root), None) is None:
             continue
