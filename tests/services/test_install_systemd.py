@@ -9,6 +9,7 @@ import pytest
 from fakes.configurations import MINIMAL, settings
 
 from sds_agent.authority import registry
+from sds_agent.authority.istio.kind import JOIN_TOKEN
 from sds_agent.cli.install_systemd import credentials, kept_from_others
 from sds_agent.cli.main import main
 
@@ -130,6 +131,21 @@ def test_what_lies_elsewhere_is_writable_and_has_to_be_made(printed: Units) -> N
     assert paths == [f'ReadWritePaths="{place}"', f"ReadWritePaths={there}"]
     steps = printed(text, "--write", "--root", str(printed.folder / "root"))
     assert [line.strip() for line in steps if "install -d" in line] == [f"install -d -o sds-agent '{place}'"]
+
+
+def test_a_join_token_is_no_credential(public: Path) -> None:
+    """It is removed once the machine has joined, and systemd would not start the service after the next boot."""
+    token = public / "token"
+    mesh = "mesh: {type: istio, address: 'ca.example:15012', ca_file: roots.pem, token_file: token}"
+    chosen = settings(public, f"{MINIMAL}authorities: {{{mesh}}}\n")
+    file, me = public / "sds-agent.yaml", os.geteuid()
+    file.chmod(0o644)
+    for text, is_credential in (("a.b.c", True), (f"{JOIN_TOKEN}x", False)):
+        token.write_text(text)
+        token.chmod(0o600)
+        assert bool(dict(credentials(chosen, "sds-agent", root=me))) is is_credential
+        kept = dict(kept_from_others(chosen, file, root=me))
+        assert kept == ({} if is_credential else {"authorities.mesh.token_file": token})
 
 
 def test_the_credentials_beside_those_of_authorities_are_in_the_unit(printed: Units) -> None:

@@ -173,13 +173,16 @@ def credentials(settings: Settings, user: str, *, root: int = 0) -> Iterator[tup
 
 
 def _provided(settings: Settings) -> Iterator[tuple[KeyPath, Path, bool]]:
-    """What the authorities name, by its key, and whether it is a secret that systemd may read once, at the start. Where
-    a program writes a certificate with its key, each renewal would have a certificate of another key than that.
+    """What the authorities name, by its key, and whether it is a secret that systemd may read at each start.
+
+    Where a program writes a certificate with its key, each renewal would have a certificate of another key than that. A
+    join token serves once and is removed then, and systemd starts no service whose credential is gone.
     """
     for name, authority in settings.authorities.items():
         kind = registry.kind_of(authority)
+        stays = not kind.supplies and kind.spends(authority) is None
         for key, path in kind.files(authority).items():
-            yield ("authorities", name, *key.split(".")), path, key in kind.secrets and not kind.supplies
+            yield ("authorities", name, *key.split(".")), path, stays and key in kind.secrets
 
 
 def _report_unreadable(settings: Settings, file: Path, user: str) -> None:
