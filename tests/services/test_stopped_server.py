@@ -70,5 +70,6 @@ async def test_call_that_is_looked_at_when_its_server_has_stopped_is_no_fault(
             await server.stop(None)
             this.stopped.set()
             await this.over.wait()
+            await call.code()  # nothing of gRPC's is to outlive the event loop
     assert events.named("fault") == []
     assert [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR] == []
