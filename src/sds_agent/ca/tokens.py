@@ -45,7 +45,7 @@ PREFIX = "sds-join-"
 LARGEST_RECORD = 16 << 10
 """Bytes of a token's file, which holds one SPIFFE ID."""
 
-_DAMAGED = (ValueError, KeyError, TypeError, OverflowError, AttributeError, ForeignFileError)
+_DAMAGED = (ValueError, KeyError, TypeError, OverflowError, AttributeError, RecursionError, ForeignFileError)
 """What reading raises for a file that is no record, or that another user put there."""
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 """The errors of symlink(2) on a file system that has none."""
@@ -332,6 +332,8 @@ def _changed(path: Path) -> datetime | None:
         return datetime.fromtimestamp(path.lstat().st_mtime, UTC)
     except FileNotFoundError:
         return None
+    except (ValueError, OverflowError):  # some file systems take any number for a time
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def _read_own(path: Path) -> bytes:
