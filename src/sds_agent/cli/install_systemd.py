@@ -192,7 +192,7 @@ def _report_unreadable(settings: Settings, file: Path, user: str) -> None:
     for key, path in kept_from_others(settings, file):
         place = f"{key}: " if key else ""
         output.report(
-            f"{place}only root can read {path}, and the service runs as {user}; let {user} read it, as by its group"
+            f"{place}only root can read {path}, and the service runs as {user}; let it read that (chown {user} {path})"
         )
 
 
