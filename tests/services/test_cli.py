@@ -433,6 +433,17 @@ def test_check_warns_of_files_of_an_authority_that_are_not_there(folder: Path, c
     assert "token_file" not in warned
 
 
+def test_check_does_not_say_of_a_spent_join_token_that_no_certificate_comes_without_it(
+    folder: Path, check: Check
+) -> None:
+    """Who removed it, as the page on the first machine says, has an agent that renews with its certificate."""
+    (folder / "roots.pem").touch()
+    (folder / "more.pem").touch()
+    _, _, warned = check(file(folder, MINIMAL + ISTIO))
+    (warning,) = warned.splitlines()
+    assert warning.endswith("from this authority, but by a renewal for which the current certificate is enough")
+
+
 def test_check_says_once_of_a_credential_that_it_is_not_there(folder: Path, check: Check) -> None:
     keys = "type: est, url: 'https://127.0.0.1:1', ca_file: here, username: agent, password_file: absent"
     (folder / "here").touch()

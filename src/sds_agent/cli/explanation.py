@@ -155,7 +155,7 @@ def warnings(settings: Settings) -> Iterator[str]:
             yield from _without_effect(settings, name)
         if kind.opens_without_files:
             for key, path in kind.files(chosen).items():
-                yield from _about_file(f"authorities.{name}.{key}", path)
+                yield from _about_file(f"authorities.{name}.{key}", path, is_proof=key in kind.secrets)
 
 
 def _without_effect(settings: Settings, authority: str) -> Iterator[str]:
@@ -170,10 +170,12 @@ def _without_effect(settings: Settings, authority: str) -> Iterator[str]:
                     )
 
 
-def _about_file(key: str, path: Path) -> Iterator[str]:
+def _about_file(key: str, path: Path, *, is_proof: bool) -> Iterator[str]:
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        yield f"{key}: {path} does not exist; until it does, no certificate comes from this authority"
+        # a join token is removed once it is used, and the current certificate is the proof from then on
+        but = ", but by a renewal for which the current certificate is enough" if is_proof else ""
+        yield f"{key}: {path} does not exist; until it does, no certificate comes from this authority{but}"
     except OSError as error:  # another user than the agent's may run this, and may not read there
         yield f"{key}: {path} cannot be examined ({error.strerror}); the agent's user has to be able to read it"
