@@ -531,3 +531,17 @@ def test_a_working_directory_that_was_removed_is_named(tmp_path: Path, monkeypat
     gone.rmdir()
     with pytest.raises(ConfigurationError, match="the working directory was removed; change to another one"):
         load(None, {})
+
+
+def test_paths_in_a_file_that_is_a_descriptor_start_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state would be in /dev, and lost with the next boot, or nowhere."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.yaml").write_text(f"{MINIMAL}state_dir: state\n")
+    with (tmp_path / "elsewhere" / "a.yaml").open() as file:
+        (tmp_path / "elsewhere" / "stdin").symlink_to(f"/proc/self/fd/{file.fileno()}")
+        for name in (f"/dev/fd/{file.fileno()}", "elsewhere/stdin"):
+            assert load(Path(name), {}, uid=UID).settings.state_dir == tmp_path / "state"
+    assert load(Path("elsewhere/a.yaml"), {}, uid=UID).settings.state_dir == tmp_path / "elsewhere" / "state"

@@ -6,6 +6,7 @@ recurses without one and crashes the interpreter). Only the tags of YAML's plain
 constructs an object.
 """
 
+import os
 from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any, Never, TypeAlias
@@ -40,6 +41,7 @@ _TAGS = {
     yaml.MappingStartEvent: {f"{_TAG}map"},
 }
 
+_DESCRIPTORS = "/proc/"
 _PLAIN = frozenset("\t\n\r" + "".join(map(chr, range(0x20, 0x7F))))
 """The characters of ASCII that YAML takes."""
 LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -80,9 +82,19 @@ def read(
     text = _text(path, waits=waits)
     composer = _Composer(str(path), loader(text), text, minimum)
     root = composer.document()
-    document = Document(tree={}, origins={(): Origin(str(path), root.line)}, base=path.absolute().parent)
+    document = Document(tree={}, origins={(): Origin(str(path), root.line)}, base=_base(path))
     document.tree = _Expansion(composer, document).root(root)
     return document, composer.problems
+
+
+def _base(path: Path) -> Path:
+    """The directory that relative paths start from. A descriptor, such as /dev/stdin or a pipe of the shell's
+    (/dev/fd/63), lies in none that could be meant: what is stored in /dev is gone after the next boot.
+    """
+    parent = path.absolute().parent
+    leads_to = os.readlink(path) if path.is_symlink() else ""  # noqa: PTH115 - text, to be compared
+    is_descriptor = leads_to.startswith(_DESCRIPTORS) or f"{os.path.realpath(parent)}/".startswith(_DESCRIPTORS)
+    return Path.cwd() if is_descriptor else parent
 
 
 def _text(path: Path, *, waits: bool) -> str:
