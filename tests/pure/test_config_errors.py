@@ -278,6 +278,12 @@ MISTAKES = {
     "a number among the authorities": Mistake(
         f"{MINIMAL}    authority: [local, 7]\n", 5, "workloads[0].authority", "write it in quotes"
     ),
+    "one socket for Envoys and for people": Mistake(
+        f"{MINIMAL}sds: {{socket: /run/a/s}}\nadmin: {{socket: /run/a/../a/s}}\n",
+        6,
+        "admin.socket",
+        "is the path of sds.socket too; give it one of its own, or leave it out",
+    ),
     # YAML itself
     "no UTF-8": Mistake("trust_domain: a\nworkloads: \udcff", 2, "", "the file is not text in UTF-8; save it as UTF-8"),
     "a tab": Mistake("trust_domain: a\nsds:\n\tmode: x\n", 3, "", "indent with spaces: YAML does not take tabs"),

@@ -444,6 +444,17 @@ def test_check_does_not_say_of_a_spent_join_token_that_no_certificate_comes_with
     assert warning.endswith("from this authority, but by a renewal for which the current certificate is enough")
 
 
+def test_check_warns_of_a_hook_that_is_no_program_here(folder: Path, check: Check) -> None:
+    """Else a web server learns of no renewal, until its certificate has expired."""
+    hooks = f"on_renewed: [no-program-here], on_failed: [{sys.executable}, x]"
+    code, _, warned = check(file(folder, f"{MINIMAL}    output: {{directory: certs, {hooks}}}\n"))
+    assert code == 0
+    assert warned == (
+        "sds-agent: warning: workloads[0].output.on_renewed: there is no program 'no-program-here' here; install it, "
+        "or name it by its path\n"
+    )
+
+
 def test_check_says_once_of_a_credential_that_it_is_not_there(folder: Path, check: Check) -> None:
     keys = "type: est, url: 'https://127.0.0.1:1', ca_file: here, username: agent, password_file: absent"
     (folder / "here").touch()

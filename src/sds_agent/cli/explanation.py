@@ -1,5 +1,6 @@
 """Settings in plain sentences, and what on this machine does not fit them yet."""
 
+import shutil
 import stat
 from collections.abc import Iterator
 from datetime import timedelta
@@ -13,6 +14,7 @@ from sds_agent.config.loading import Loaded
 from sds_agent.config.settings import RenewalSettings, SdsSettings, Settings, WorkloadSettings
 from sds_agent.configfile.durations import format_duration
 from sds_agent.issuance.schedule import SPREAD_FROM
+from sds_agent.text import quoted
 
 
 def explain(loaded: Loaded) -> Iterator[str]:
@@ -156,6 +158,18 @@ def warnings(settings: Settings) -> Iterator[str]:
         if kind.opens_without_files:
             for key, path in kind.files(chosen).items():
                 yield from _about_file(f"authorities.{name}.{key}", path, is_proof=key in kind.secrets)
+    yield from _hooks(settings)
+
+
+def _hooks(settings: Settings) -> Iterator[str]:
+    for index, workload in enumerate(settings.workloads):
+        for key in ("on_renewed", "on_failed"):
+            command = () if workload.output is None else getattr(workload.output, key)
+            if command and shutil.which(command[0]) is None:
+                yield (
+                    f"workloads[{index}].output.{key}: there is no program {quoted(command[0])} here; "
+                    "install it, or name it by its path"
+                )
 
 
 def _without_effect(settings: Settings, authority: str) -> Iterator[str]:

@@ -28,12 +28,21 @@ def conflicts(chosen: Settings) -> Iterator[Problem]:
     yield from _encryption(chosen)
     if was_read(chosen.admin):
         yield from unguarded(chosen.admin)
+        yield from _sockets(chosen)
     if was_read(chosen.telemetry):
         yield from without_extra(chosen.telemetry)
     if was_read(chosen.authorities):
         yield from _authorities(workloads, list(chosen.authorities))
         yield from _kinds(chosen)
         yield from _federated(chosen)
+
+
+def _sockets(chosen: Settings) -> Iterator[Problem]:
+    admin = chosen.admin.socket
+    if admin is None or not chosen.admin.enabled or not all(map(was_read, (admin, chosen.sds))):
+        return
+    if was_read(chosen.sds.socket) and os.path.normpath(admin) == os.path.normpath(chosen.sds.socket):
+        yield Problem(("admin", "socket"), "is the path of sds.socket too", "give it one of its own, or leave it out")
 
 
 def _at(index: int, key: str) -> KeyPath:
