@@ -147,7 +147,7 @@ def test_without_a_peer_the_configuration_says_whom_it_accepts(tmp_path: Path) -
     anyone = printed("web", "--config", file).splitlines()
     here = anyone.index(next(line for line in anyone if line.strip() == said))
     assert anyone[here + 1].strip() == 'prefix: "spiffe://demo.example/"'
-    peers = ("spiffe://demo.example/a", "spiffe://other.example/b")
+    peers = ("spiffe://demo.example/a", "spiffe://demo.example/b")
     alone = printed("web", "--config", file, *(f"--peer={each}" for each in peers))
     assert said not in alone
     _, downstream, upstream = yaml.safe_load_all(alone)

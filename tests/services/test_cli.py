@@ -444,6 +444,18 @@ def test_check_does_not_say_of_a_spent_join_token_that_no_certificate_comes_with
     assert warning.endswith("from this authority, but by a renewal for which the current certificate is enough")
 
 
+def test_a_peer_of_another_trust_domain_is_not_let_in_by_its_name_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Envoy would refuse each of its certificates, and the configuration looks as if it did not."""
+    peers = ["--peer", "spiffe://demo.example/a", "--peer", "spiffe://partner.example/b"]
+    assert main(["envoy-config", "default", "--config", file(folder, MINIMAL), *peers]) == 0
+    assert capsys.readouterr().err == (
+        "sds-agent: warning: --peer: partner.example is another trust domain than demo.example: such a peer is "
+        "accepted only if a root in ROOTCA vouches for it. The roots of a federated one are in spiffe://partner.example\n"
+    )
+
+
 def test_check_warns_of_a_hook_that_is_no_program_here(folder: Path, check: Check) -> None:
     """Else a web server learns of no renewal, until its certificate has expired."""
     hooks = f"on_renewed: [no-program-here], on_failed: [{sys.executable}, x]"

@@ -15,7 +15,7 @@ from sds_agent.config.settings import OutputSettings, Settings, WorkloadSettings
 from sds_agent.configfile.phrases import did_you_mean
 from sds_agent.envoy_config.choices import EnvoyChoices, SecretFiles
 from sds_agent.errors import ConfigurationError
-from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError
+from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError, TrustDomain
 
 EXIT_CODES = "0 printed; 2 a wrong call, or a configuration that cannot be used"
 
@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.config is None:
         report_passed_over(os.environ)
     chosen = choices(settings, arguments)
+    _report_foreign(chosen)
     if arguments.format == "json":
         by_heading = dict(_parts(chosen, bootstrap=arguments.bootstrap))
         output.write(document(next(iter(by_heading.values())) if len(by_heading) == 1 else by_heading, "json"))
@@ -95,6 +96,16 @@ def choices(settings: Settings, arguments: argparse.Namespace) -> EnvoyChoices:
         post_quantum=arguments.post_quantum,
         no_resumption=arguments.no_resumption,
     )
+
+
+def _report_foreign(chosen: EnvoyChoices) -> None:
+    """Say of peers for whom the bundle need not have a root that a match alone does not let them in."""
+    foreign = {SpiffeId.parse(each).trust_domain for each in chosen.peers} - {TrustDomain.parse(chosen.trust_domain)}
+    for each in sorted(map(str, foreign)):
+        output.report(
+            f"warning: --peer: {each} is another trust domain than {chosen.trust_domain}: such a peer is accepted only "
+            f"if a root in {chosen.bundle} vouches for it. The roots of a federated one are in spiffe://{each}"
+        )
 
 
 def _peer(written: str) -> str:
