@@ -17,6 +17,9 @@ _ENVIRONMENT = (
     ("SDS_AGENT__SECTION__KEY", "Sets a key of the configuration, such as SDS_AGENT__SDS__SOCKET for sds.socket."),
     ("CA_ADDR", "Without a configuration that is named, Istio's variables are the configuration."),
     ("RUNTIME_DIRECTORY, STATE_DIRECTORY", "Where the socket and the state go, as systemd sets them."),
+    ("XDG_RUNTIME_DIR, XDG_STATE_HOME", "Where they go without these, for a user that is not root."),
+    ("CREDENTIALS_DIRECTORY", "Where systemd puts the key of the state that state_encryption.credential names."),
+    ("SDS_AGENT_DUMPABLE", "With 1, core dumps and debuggers of the same user are allowed, which see private keys."),
     ("NO_COLOR", "If it is not empty, no colours are written."),
 )
 _FILES = (
