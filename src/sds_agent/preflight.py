@@ -15,12 +15,16 @@ from sds_agent.authority.kind import Context
 from sds_agent.clock import Clock
 from sds_agent.config.settings import OutputSettings, SdsSettings, Settings
 from sds_agent.directories import UntrustedDirectoryError, check_directory, check_lockable_directory
-from sds_agent.errors import ConfigurationError, SdsAgentError
+from sds_agent.errors import ConfigurationError, Problem, SdsAgentError
 from sds_agent.sds.endpoint import SocketFile, blocked_directories, refusals
 from sds_agent.sealing import Seal, read_seal
 
 if TYPE_CHECKING:
     from sds_agent.sources import Source
+
+
+_SERVER_ROOTS = "ca_file"
+"""The key by which each kind names the file."""
 
 
 class StateInUseError(SdsAgentError):
@@ -172,10 +176,27 @@ def credentials(settings: Settings, clock: Clock) -> Iterator[str]:
 
 
 def unusable_credentials(settings: Settings, clock: Clock) -> Iterator[str]:
-    """What keeps the credentials from being shown to the CAs, in such lines. Blocks on the disk."""
+    """What keeps the credentials from being shown to the CAs, in such lines, and the CAs' servers from being verified.
+    Blocks on the disk.
+    """
     for name, chosen in settings.authorities.items():
-        for each in registry.kind_of(chosen).credentials(chosen, context(settings, name, clock)):
+        kind = registry.kind_of(chosen)
+        roots = kind.files(chosen).get(_SERVER_ROOTS)
+        for each in (*_server_roots(roots), *kind.credentials(chosen, context(settings, name, clock))):
             yield f"authorities.{name}.{'.'.join(map(str, each.where))}: {each.found}; {each.fix}"
+
+
+def _server_roots(file: Path | None) -> Iterator[Problem]:
+    """What is wrong with the file that vouches for a CA's server; nothing where it is not there, since it may come."""
+    if file is None or not os.path.lexists(file):
+        return
+    from sds_agent.authority.credentials import as_problem, read_roots  # noqa: PLC0415 - not before the first secret
+    from sds_agent.authority.protocol import AuthorityError  # noqa: PLC0415 - likewise
+
+    try:
+        read_roots(file)
+    except AuthorityError as error:
+        yield as_problem(_SERVER_ROOTS, error)
 
 
 def _outputs(settings: Settings) -> list[tuple[str, OutputSettings]]:

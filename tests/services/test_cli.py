@@ -433,15 +433,21 @@ def test_check_warns_of_files_of_an_authority_that_are_not_there(folder: Path, c
     assert "token_file" not in warned
 
 
+def make_root(file: Path) -> None:
+    made = file.with_name("root")
+    assert main(["ca", "root", str(made), "--trust-domain", "demo.example"]) == 0
+    (made / "root-cert.pem").rename(file)
+
+
 def test_check_does_not_say_of_a_spent_join_token_that_no_certificate_comes_without_it(
     folder: Path, check: Check
 ) -> None:
     """Who removed it, as the page on the first machine says, has an agent that renews with its certificate."""
-    (folder / "roots.pem").touch()
+    make_root(folder / "roots.pem")
     (folder / "more.pem").touch()
     _, _, warned = check(file(folder, MINIMAL + ISTIO))
     (warning,) = warned.splitlines()
-    assert warning.endswith("from this authority, but by a renewal for which the current certificate is enough")
+    assert warning.endswith("from this authority, unless it renews with the current certificate")
 
 
 def test_a_peer_of_another_trust_domain_is_not_let_in_by_its_name_alone(
@@ -467,9 +473,21 @@ def test_check_warns_of_a_hook_that_is_no_program_here(folder: Path, check: Chec
     )
 
 
+def test_check_says_what_is_wrong_with_the_roots_of_a_cas_server(folder: Path, check: Check) -> None:
+    """A file in DER, or an empty one, vouches for no server: the agent would start, and get no certificate."""
+    (folder / "token").touch(0o600)
+    (folder / "token").write_text("a.token.x")
+    (folder / "more.pem").touch()
+    (folder / "roots.pem").write_bytes(b"\x30\x82\x01\x00")
+    _, _, warned = check(file(folder, MINIMAL + ISTIO))
+    (warning,) = warned.splitlines()
+    assert "warning: authorities.mesh.ca_file: cannot be used: " in warning
+    assert "roots.pem should hold the roots that vouch for the CA's server and is in DER; convert it to PEM" in warning
+
+
 def test_check_says_once_of_a_credential_that_it_is_not_there(folder: Path, check: Check) -> None:
     keys = "type: est, url: 'https://127.0.0.1:1', ca_file: here, username: agent, password_file: absent"
-    (folder / "here").touch()
+    make_root(folder / "here")
     _, _, warned = check(file(folder, f"{MINIMAL}authorities: {{up: {{{keys}}}}}\n"))
     (warning,) = warned.splitlines()
     assert f"authorities.up.password_file: {folder / 'absent'} does not exist" in warning

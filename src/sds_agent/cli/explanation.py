@@ -189,7 +189,7 @@ def _about_file(key: str, path: Path, *, is_proof: bool) -> Iterator[str]:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         # a join token is removed once it is used, and the current certificate is the proof from then on
-        but = ", but by a renewal for which the current certificate is enough" if is_proof else ""
+        but = ", unless it renews with the current certificate" if is_proof else ""
         yield f"{key}: {path} does not exist; until it does, no certificate comes from this authority{but}"
     except OSError as error:  # another user than the agent's may run this, and may not read there
         yield f"{key}: {path} cannot be examined ({error.strerror}); the agent's user has to be able to read it"
