@@ -1,6 +1,7 @@
 """What each CA says to a request for a short certificate that is thrown away: the proof that it is set up right."""
 
 import asyncio
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 from msgspec import Struct, structs
@@ -95,6 +96,10 @@ async def _ask(settings: Settings, authority: Authority | Supplier, clock: Clock
             obtained = await _attempt(workload, authority, trust, clock, timeout)
         except AuthorityError as again:
             return Finding(name, False, _failed(again, anchors_fault))
+    else:
+        if obtained.accepted.warnings and short.ttl != workload.ttl:  # perhaps of a lifetime that nobody configured
+            with suppress(AuthorityError):
+                obtained = await _attempt(workload, authority, trust, clock, timeout)
     if anchors_fault:
         return Finding(name, False, f"it issued, but its trust anchors cannot be had: {anchors_fault}")
     return Finding(name, True, f"{_described(obtained, workload)}{refused}")

@@ -18,6 +18,7 @@ import anyio
 import pytest
 from fakes.agents import agent, write_config
 from fakes.ca_servers import TRUST_DOMAIN, WEB, Served, served
+from fakes.cfssl_server import KEY, CfsslServer
 from fakes.processes import started
 
 from sds_agent.authority.istio.kind import JOIN_TOKEN
@@ -254,6 +255,23 @@ async def test_a_probe_says_of_each_ca_whether_it_issues_and_spends_no_token_unl
     assert not (tmp_path / "state").exists(), "it is thrown away"
     done = await run("check", "--probe", "--spend-token", config, code=3)
     assert last_line(done).startswith("sds-agent: the authority ca does not issue: unauthenticated: ")
+
+
+async def test_a_probe_of_a_ca_that_takes_no_lifetime_does_not_complain_of_its_own(tmp_path: Path) -> None:
+    """It would tell the operator to change a ttl that is the profile's."""
+    server = CfsslServer()
+    (tmp_path / "hmac").write_text(f"{KEY.hex()}\n")
+    (tmp_path / "hmac").chmod(0o600)
+    corp = {"type": "cfssl", "ca_file": "roots.pem", "auth_key_file": "hmac", "profile": "mesh", "bundle": True}
+    config = embedded(tmp_path, default="1h")
+    async with server.http.serving():
+        (tmp_path / "roots.pem").write_bytes(server.http.roots_pem)
+        authorities = {"authorities": {"corp": {**corp, "url": server.http.url}}}
+        config.write_text(json.dumps(json.loads(config.read_text()) | authorities))
+        done = await run("check", "--probe", config, code=0)
+    said = done.stdout.decode().splitlines()[-1]
+    assert said.startswith("The authority corp is good: it issued a certificate in ")
+    assert "warning" not in said
 
 
 async def test_a_probe_says_once_what_is_in_the_way_of_certificates_and_roots(tmp_path: Path) -> None:
