@@ -3,9 +3,12 @@
 import asyncio
 import ssl
 import sys
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
@@ -252,6 +255,44 @@ async def test_a_watch_of_an_unknown_service_says_so_and_stays(server: Server) -
         server.change(ready=True)
         assert await status(known) == SERVING
         assert not call.done()
+
+
+async def test_a_watch_does_not_keep_the_name_that_it_brings() -> None:
+    """There may be a thousand, each with a megabyte, and a program that watches needs no proof at the CA."""
+    health_of = Health(lambda: True, frozenset(), hang_up=lambda _peer, _why: None, holder=str)
+    found: Any = health_of.handler().service(cast("Any", SimpleNamespace(method=f"/{health.SERVICE}/Watch")))
+    context, name = Context(), "\U0001f600" + "x" * 500_000
+    data = HealthCheckRequest(service=name).SerializeToString()
+    tracemalloc.start()
+    try:
+        context.inbox.put_nowait(data)
+        task = asyncio.ensure_future(found.stream_stream(None, context))
+        with anyio.fail_after(10):
+            assert await context.written.get() == HealthCheckResponse(status=SERVICE_UNKNOWN).SerializeToString()
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+    finally:
+        tracemalloc.stop()
+        task.cancel()
+        await asyncio.wait([task])
+
+
+class Context:
+    """A stand-in for gRPC's context of a call."""
+
+    def __init__(self) -> None:
+        self.inbox, self.written = asyncio.Queue[bytes](), asyncio.Queue[bytes]()
+
+    def peer(self) -> str:
+        """Who is at the other end."""
+        return "a peer"
+
+    async def read(self) -> bytes:
+        """The next message."""
+        return await self.inbox.get()
+
+    async def write(self, message: bytes) -> None:
+        """Take an answer."""
+        await self.written.put(message)
 
 
 async def test_a_watch_that_is_no_request_is_refused(server: Server) -> None:

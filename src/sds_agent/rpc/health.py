@@ -124,10 +124,9 @@ class Health:
         self.check_again()
 
     async def _check(self, _: object, context: Context) -> None:
-        service = await self._asked(context)
-        if service not in self._services:
+        if not await self._asked(context):
             await context.abort(grpc.StatusCode.NOT_FOUND, "no service of that name is here")
-        status = self._status(service)
+        status = self._status()
         await self._answer(context, _written(status, self._why() if status == "NOT_SERVING" else ()))
 
     async def _answer(self, context: Context, answer: bytes) -> None:
@@ -141,12 +140,12 @@ class Health:
             del self._waiting[context]
 
     async def _watch(self, _: object, context: Context) -> None:
-        service = await self._asked(context)
+        is_here = await self._asked(context)
         watch = _Watch(context)
         try:
             async with watch.timeout:
                 self._admit(watch)
-                await self._report(service, watch)
+                await self._report(watch, is_here=is_here)
                 return
         except (TimeoutError, _NoPlaceError):
             pass
@@ -169,10 +168,11 @@ class Health:
         else:
             gives_way.give_way()
 
-    async def _report(self, service: str, watch: _Watch) -> None:
+    async def _report(self, watch: _Watch, *, is_here: bool) -> None:
         sent: Status | None = None
         while True:
-            changed, status, last = self._changed, self._status(service), self._draining
+            changed, last = self._changed, self._draining
+            status = self._status() if is_here else "SERVICE_UNKNOWN"
             if status != sent:
                 await watch.write(_written(status))
                 sent = status
@@ -180,27 +180,27 @@ class Health:
                 return
             await changed.wait()
 
-    async def _asked(self, context: Context) -> str:
-        """The service that the request names. Aborts a call whose message is not a request."""
+    async def _asked(self, context: Context) -> bool:
+        """Whether the request names a service that is here; its name may have a megabyte, which a watch must not keep.
+        Aborts a call whose message is not a request.
+        """
         if len(self._unread) >= MOST_UNREAD:
             self._give_up_oldest()
         timeout = asyncio.timeout(TIMEOUT)
         try:
             async with timeout:
                 self._unread[timeout] = None
-                data = await next_message(context)
-            if data is not None:
-                return _service(data)
+                return _service(await next_message(context)) in self._services
         except TimeoutError:
             if timeout in self._unread:
-                late = f"the request did not arrive within {TIMEOUT:g} s"
-                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, late)
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests have begun and not ended")
+                end = grpc.StatusCode.DEADLINE_EXCEEDED, f"the request did not arrive within {TIMEOUT:g} s"
+            else:
+                end = grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests have begun and not ended"
         except DecodeError:
-            pass
+            end = grpc.StatusCode.INVALID_ARGUMENT, "the message is not a HealthCheckRequest"
         finally:
             self._unread.pop(timeout, None)
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not a HealthCheckRequest")
+        await context.abort(*end)
         raise AssertionError  # abort always raises, which its types do not say
 
     def _give_up_oldest(self) -> None:
@@ -210,9 +210,7 @@ class Health:
         if not oldest.expired():
             oldest.reschedule(asyncio.get_running_loop().time())
 
-    def _status(self, service: str) -> Status:
-        if service not in self._services:
-            return "SERVICE_UNKNOWN"
+    def _status(self) -> Status:
         return "SERVING" if self._ready() and not self._draining else "NOT_SERVING"
 
     def _why(self) -> Sequence[str]:
@@ -223,9 +221,12 @@ class Health:
         return [*shown, f"and {len(reasons) - len(shown)} more"] if len(reasons) > len(shown) else shown
 
 
-def _service(request: bytes) -> str:
-    """The service that a request names. Raises DecodeError."""
+def _service(request: bytes | None) -> str:
+    """The service that a request names. Raises DecodeError, also where there is none."""
     from sds_agent_proto.health_pb2 import HealthCheckRequest  # noqa: PLC0415 - many agents have no prober
+
+    if request is None:
+        raise DecodeError
 
     return HealthCheckRequest.FromString(request).service
 
