@@ -1,9 +1,11 @@
 """Who gives way when peers make the agent store too much, and how often that is looked at."""
 
+from fakes.raw_http2 import DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, RST_STREAM, frame
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sds_agent.sds.acceptor import Connection, StoredBytes
+from sds_agent.rpc.frames import Inspection, Messages
+from sds_agent.sds.acceptor import BOUNDS, Connection, StoredBytes
 from sds_agent.sds.surplus import Share, surplus
 
 
@@ -111,3 +113,74 @@ def test_what_a_connection_stores_counts_until_it_is_over_or_gives_way() -> None
     assert here.stored.unfinished == 100
     one.over()
     assert here.stored.unfinished == 0
+
+
+class Talk:
+    """A connection whose frames are followed, with two calls on it."""
+
+    def __init__(self, stored: StoredBytes) -> None:
+        self.connection = Connection("a process", stored=stored)
+        self._messages = Messages(self.connection)
+        self._inspection = Inspection(BOUNDS, self._messages)
+        self._last = -1
+        self.says(PREFACE)
+        self.begins()
+        self.begins()
+
+    def says(self, data: bytes) -> None:
+        """The peer sends this. Where the connection gives way, nobody looks at it any more."""
+        if not self.connection.gives_way:
+            assert self._inspection.take(data) is None
+
+    def begins(self) -> None:
+        """The peer begins a call."""
+        self._last += 2
+        self.says(frame(HEADERS, END_HEADERS, self._last, b"\x82"))
+
+    def ends(self, stream: int) -> None:
+        """The server ends a call."""
+        self._messages.answered(memoryview(frame(HEADERS, END_HEADERS | END_STREAM, stream)))
+
+
+streams = st.sampled_from([1, 3, 5])
+steps = st.one_of(
+    st.tuples(st.just(Talk.begins)),
+    st.tuples(st.just(Talk.ends), streams),
+    st.builds(lambda n: (Talk.says, frame(RST_STREAM, 0, n, bytes(4))), streams),
+    st.builds(lambda n, data: (Talk.says, frame(DATA, 0, n, data)), streams, st.binary(max_size=40)),
+    st.builds(
+        lambda n, size: (Talk.says, frame(DATA, 0, n, bytes((0, 0, 0, 1, 0)) + bytes(size))),
+        streams,
+        st.integers(0, 256),
+    ),
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.none() | steps), min_size=10, max_size=60), st.integers(100, 2000))
+def test_the_count_is_that_of_all_connections_and_nothing_is_left_of_one_that_is_over(
+    said: list[tuple[int, tuple[object, ...] | None]], most: int
+) -> None:
+    """Also where a look comes in the middle of a piece of data, and its own connection gives way."""
+    here: list[Talk] = []
+
+    def look() -> None:
+        for each in surplus((Share(t.connection, str(at), t.connection.unfinished) for at, t in enumerate(here)), most):
+            each.connection.give_way()
+        stored.found(0)
+
+    stored = StoredBytes(most, look)
+    here += [Talk(stored) for _ in range(3)]
+    for number, step in said:
+        if step is None:
+            here[number].connection.over()
+            here[number] = Talk(stored)
+        else:
+            do, *arguments = step
+            assert callable(do)
+            do(here[number], *arguments)
+        assert stored.unfinished == sum(each.connection.unfinished for each in here)
+        assert all(each.connection.unfinished >= 0 for each in here)
+        assert stored.unfinished <= 5 * most // 4 + 300
+    for each in here:
+        each.connection.over()
+    assert stored.unfinished == 0
