@@ -174,19 +174,25 @@ def test_the_names_of_answers_that_have_no_reply_count(served: Served, variant: 
     assert client.session.stored < 1000
 
 
-def test_a_delta_client_that_never_replies_counts_with_what_its_answers_need(served: Served) -> None:
+@pytest.mark.parametrize(("names", "times", "replies"), [(100, MOST_OUTSTANDING, False), (10, 2, True)])
+def test_a_delta_client_that_asks_again_counts_with_what_its_answers_need(
+    served: Served, names: int, times: int, *, replies: bool
+) -> None:
     """Short names need less than the places that they have in each answer that waits for its reply."""
-    names = [f"w{number}" for number in range(100)]
+    length = 1000 if replies else 1
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
         client = Delta(served)
-        for _ in range(MOST_OUTSTANDING):
-            client.session.receive(DeltaRequest(tuple("".join(name) for name in names)), served)
+        for turn in range(times):
+            client.session.receive(DeltaRequest(tuple(f"{n}{'n' * length}" for n in range(names))), served)
+            if replies:
+                client.reply(f"n{turn + 1}")
+        client.session.receive(DeltaRequest(("default",)), served)
         kept = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert 0.8 * kept < client.session.stored < 1.5 * kept
+    assert 0.75 * kept < client.session.stored < 1.6 * kept
 
 
 def test_a_client_that_refuses_many_names_at_once_has_its_reason_remembered_once() -> None:

@@ -98,8 +98,8 @@ class DeltaSession:
         actions += self._subscribe(subscribe, unsubscribe, view)
         changed = () if self._outstanding else self._changed(view)
         actions += self._answer((*subscribe, *changed), view)
-        if subscribe or unsubscribe:  # an answer that has no reply has names of its own
-            self.stored = stored_in(self._names, *(each.versions for each in self._outstanding.values()))
+        if subscribe or unsubscribe:  # an answer has names of its own, where the client has asked for them once more
+            self.stored = stored_in(self._names, self._sent, *(each.versions for each in self._outstanding.values()))
         return actions
 
     def refresh(self, view: View) -> list[Action]:
