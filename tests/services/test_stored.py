@@ -21,7 +21,7 @@ from fakes.raw_http2 import DATA, END_STREAM, PREFACE, SETTINGS, RawPeer, frame,
 from sds_agent.sds.acceptor import STUCK, STUCK_IN_GRPC
 from sds_agent.sds.endpoint import SocketFile
 from sds_agent.sds.server import Limits, serving
-from sds_agent.sds.service import TOO_MUCH, SecretDiscoveryService
+from sds_agent.sds.service import TOO_MUCH, UNREAD, SecretDiscoveryService
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
 
@@ -30,7 +30,7 @@ FIRST_REQUEST = (TESTS / "data" / "envoy-1.40-first-request.bin").read_bytes()
 LATER = datetime(2036, 1, 1, tzinfo=UTC)
 NAMES = [f"w{number}" for number in range(50)]
 MOST = 1_000_000
-UNREAD = 150_000
+ANSWER = 150_000
 """Bytes of an answer with all of these names, and a few more."""
 REFUSED = (grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MUCH.detail)
 WINDOW_UPDATE = 8
@@ -45,13 +45,13 @@ def certificate(content: bytes) -> CertificateSecret:
 class Agent:
     """A server with fifty certificates of a usual size, and two more names; what it says."""
 
-    def __init__(self, path: Path, stored_bytes: int, events: Events) -> None:
+    def __init__(self, path: Path, stored_bytes: int, events: Events, unread: float) -> None:
         self.socket = path
         self.events = events
         self.store = SecretStore([*NAMES, "default", "ROOTCA"])
         self.store.publish({"default": certificate(b"1"), "ROOTCA": BundleSecret(b"roots")})
         self.store.publish(dict.fromkeys(NAMES, certificate(b"w")))
-        self.service = SecretDiscoveryService(self.store, stored_bytes=stored_bytes)
+        self.service = SecretDiscoveryService(self.store, stored_bytes=stored_bytes, unread=unread)
 
     async def until(self, *, unfinished: int = 0, connections: int | None = None) -> None:
         """Until requests that have not ended have at most so many bytes, and so many connections are open at most."""
@@ -62,11 +62,11 @@ class Agent:
 
 
 @asynccontextmanager
-async def running(directory: Path, stored_bytes: int = MOST) -> AsyncIterator[Agent]:
+async def running(directory: Path, stored_bytes: int = MOST, unread: float = UNREAD) -> AsyncIterator[Agent]:
     loop, met = asyncio.get_running_loop(), list[object]()
     loop.set_exception_handler(lambda _loop, context: met.append(context))
     with recorded() as events:
-        agent = Agent(directory / "sds.sock", stored_bytes, events)
+        agent = Agent(directory / "sds.sock", stored_bytes, events, unread)
         async with serving(agent.service, SocketFile(agent.socket), Limits()):
             await agent.until(connections=0)  # the server's own probe has left
             yield agent
@@ -182,7 +182,7 @@ async def test_answers_that_are_not_read_cost_their_connection_and_its_calls_are
         greedy = Peer(channel)
         reads = await greedy.stream().ask("ROOTCA")
         await reads.read()
-        unread = [await greedy.delta().subscribe(*NAMES) for _ in range(2 * MOST // UNREAD)]
+        unread = [await greedy.delta().subscribe(*NAMES) for _ in range(2 * MOST // ANSWER)]
         assert await reads.end() == REFUSED
         code, detail = await unread[0].end()
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -200,14 +200,14 @@ async def test_answers_that_are_not_read_are_bounded(tmp_path: Path, method: str
     """Where the peer's windows are large, gRPC takes all of them at once and keeps them."""
     async with running(tmp_path) as agent, undisturbed(agent):
         peers = []
-        for _ in range(MOST // UNREAD):
+        for _ in range(MOST // ANSWER):
             peers.append(await RawPeer.connect(agent.socket))
             await peers[-1].send(LARGE_WINDOWS if room == "large" else b"")
             for number in range(3):
                 await peers[-1].open(2 * number + 1, method)
                 await peers[-1].say(2 * number + 1, _asking(NAMES))
         await agent.events.wait("too_much_stored")
-        await agent.until(connections=MOST * 5 // 4 // (3 * UNREAD) + 1)
+        await agent.until(connections=MOST * 5 // 4 // (3 * ANSWER) + 1)
         await leave(*peers)
 
 
@@ -289,7 +289,7 @@ async def _ping_without_end(path: Path) -> None:
 
 async def test_requests_behind_one_that_waits_are_bounded(tmp_path: Path) -> None:
     """The agent reads one request of a Fetch; gRPC makes room for more, and keeps them."""
-    async with running(tmp_path) as agent, undisturbed(agent):
+    async with running(tmp_path, unread=0.2) as agent, undisturbed(agent):
         agent.store.replace_names([*NAMES, "default", "ROOTCA", "late"], (), {})
         peers = [await RawPeer.connect(agent.socket) for _ in range(60)]
         for each in peers:
@@ -298,7 +298,7 @@ async def test_requests_behind_one_that_waits_are_bounded(tmp_path: Path) -> Non
         with anyio.fail_after(10):
             while agent.service.open_streams < len(peers):
                 await anyio.lowlevel.checkpoint()
-        for each in peers:  # enough for two looks: who waits at the first one counts from the second one on
+        for each in peers:  # enough for a look: who has waited for long by then counts, or at the next one
             with suppress(anyio.BrokenResourceError):
                 await each.say(1, bytes(50_000))
         await agent.events.wait("too_much_stored")

@@ -30,7 +30,7 @@ from sds_agent.sds.journal import Journal
 from sds_agent.sds.protocol import Absence, Finish, Resource, SotwRequest, StatusCode
 from sds_agent.sds.service import SERVICE, TOO_MUCH, SecretDiscoveryService
 from sds_agent.sds.sotw import SotwSession
-from sds_agent.sds.stream import Conversation, Stream
+from sds_agent.sds.stream import BEHIND, Conversation, Stream
 from sds_agent.secrets.model import CertificateSecret
 from sds_agent.secrets.store import SecretStore
 
@@ -500,9 +500,57 @@ async def test_a_message_that_waits_for_a_push_to_be_read_counts() -> None:
         await here.subscribed()
         here.change("second")
         await here.context.until_writing()
-        before = here.stream.look()
+        before = here.stream.look(0.0)
         here.context.say("default", LARGE)
         await _until(here.context._inbox.empty)
-        await _until(lambda: here.stream.look() > before + len(LARGE))
+        await _until(lambda: here.stream.look(0.0) > before + len(LARGE))
         await here.context.let_write()
-        await _until(lambda: here.stream.look() > before + 4 * len(LARGE))  # a name now
+        await _until(lambda: here.stream.look(0.0) > before + 4 * len(LARGE))  # a name now
+
+
+@pytest.mark.parametrize("patience", [0.0, 60.0])
+async def test_an_answer_that_has_just_begun_to_wait_is_on_its_way(patience: float) -> None:
+    """An agent that sends a change to hundreds of Envoys, and is sent as many replies, looks several times meanwhile:
+    what they might store while they do not read must not cost them their connections.
+    """
+    store, ends = SecretStore(("default",)), HandClock().now() + timedelta(days=1)
+    store.publish({"default": CertificateSecret(b"chain", b"key", ends)})
+    service = SecretDiscoveryService(store, stored_bytes=3 * BEHIND, unread=patience)
+    service.connections |= {name: Connection(name) for name in "abc"}
+    found = cast("Any", service.handler().service(cast("Any", SimpleNamespace(method=f"/{SERVICE}/StreamSecrets"))))
+    calls = [Call(name) for name in service.connections]
+    with recorded() as events:
+        tasks = [asyncio.ensure_future(found.stream_stream(None, each)) for each in calls]
+        try:
+            for each in calls:
+                each.say("default")
+                await each.until_writing()
+            for _ in range(3):
+                service.stored.add(4 * BEHIND)
+            assert len(events.named("too_much_stored")) == (0 if patience else 1)
+            assert service.open_streams == (3 if patience else 2)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+
+async def test_answers_that_wait_are_looked_at_once_more_when_they_have_waited_for_long() -> None:
+    """Their clients need not send anything more."""
+    store, ends = SecretStore(("default",)), HandClock().now() + timedelta(days=1)
+    store.publish({"default": CertificateSecret(b"chain", b"key", ends)})
+    service = SecretDiscoveryService(store, stored_bytes=BEHIND // 2, unread=0.05)
+    service.connections["a"] = Connection("a")
+    found = cast("Any", service.handler().service(cast("Any", SimpleNamespace(method=f"/{SERVICE}/StreamSecrets"))))
+    call = Call("a")
+    with recorded() as events:
+        task = asyncio.ensure_future(found.stream_stream(None, call))
+        try:
+            call.say("default")
+            await call.until_writing()
+            service.stored.add(BEHIND)
+            assert events.named("too_much_stored") == []
+            await events.wait("too_much_stored")
+        finally:
+            task.cancel()
+            await asyncio.wait([task])

@@ -56,7 +56,10 @@ STORED = 512 << 20
 """Bytes that peers may make the agent store, by default."""
 
 UNREAD = 5.0
-"""Seconds for a stream that gives way to end, before its connection is ended: its client may not read."""
+"""Seconds for a stream that gives way to end, before its connection is ended: its client may not read. An answer that
+waits for so long is taken as one that is not read: an agent that sends thousands, and is sent as many requests, hears
+only after seconds that gRPC has taken one.
+"""
 
 LONGEST_DETAIL = 1000
 """Characters in a status message: a gRPC client closes a connection that sends it headers of more than 8 KB."""
@@ -95,7 +98,8 @@ class _Fetch:
         self._journal = journal
         self._names: tuple[str, ...] = ()
         self._gave_way: Finish | None = None
-        self._waited = False  # it was there at the last look
+        self.waits_since: float = asyncio.get_running_loop().time()
+        """From when on it waits, by the event loop's clock: further requests are never read."""
         self.writing = 0
         """Bytes of its answer, once it goes out."""
 
@@ -115,12 +119,11 @@ class _Fetch:
         """gRPC's address for the connection that it is on."""
         return self._context.peer()
 
-    def look(self) -> int:
-        """Bytes that the client makes the agent keep beside that: names, and further requests, which are never read. To
-        be called at each look: a call that was not there at the last one is answered in a moment.
+    def look(self, before: float) -> int:
+        """Bytes that the client makes the agent keep beside that: names, and further requests. A call that came only
+        after `before` is answered in a moment.
         """
-        behind = BEHIND if self._waited else 0
-        self._waited = True
+        behind = BEHIND if self.waits_since <= before else 0
         return self._journal.stored + stored_in(self._names) + behind
 
     @property
@@ -195,6 +198,7 @@ class SecretDiscoveryService:
         self.stored = StoredBytes(stored_bytes, self._look)
         """What the connections' peers make the agent store."""
         self._surplus: Surplus[_Open] | None = None
+        self._look_later: asyncio.TimerHandle | None = None
         self._giving_way: dict[_Open, asyncio.TimerHandle] = {}
         # Nonces are unique in the process, and by this prefix across restarts: an old stream's never match.
         self._nonce_prefix = os.urandom(4).hex()
@@ -381,7 +385,15 @@ class SecretDiscoveryService:
             from sds_agent.sds.surplus import Surplus  # noqa: PLC0415 - no honest node makes the agent store so much
 
             self._surplus = Surplus[_Open](self.stored, self._end_for_surplus)
-        self._surplus.look(self.connections.values(), (*self._open, *self._giving_way))
+        loop, calls = asyncio.get_running_loop(), (*self._open, *self._giving_way)
+        self._surplus.look(self.connections.values(), calls, loop.time() - self._unread)
+        if self._look_later is None and any(each.waits_since is not None for each in calls):
+            self._look_later = loop.call_later(self._unread, self._look_once_more)
+
+    def _look_once_more(self) -> None:
+        """Perhaps what had just begun to wait at the last look waits still."""
+        self._look_later = None
+        self._look()
 
     def _end_for_surplus(self, call: _Open) -> None:
         self._open.leave(call)

@@ -117,8 +117,8 @@ class Stream(Generic[R]):
         "_reading",
         "_store",
         "_task",
-        "_waited",
         "account",
+        "waits_since",
         "writing",
     )
 
@@ -137,7 +137,8 @@ class Stream(Generic[R]):
         """The connection that it is on, which counts what its client makes the agent store."""
         self.writing = 0
         """Bytes of the answer that gRPC has not taken yet, because the client does not read."""
-        self._waited = False  # it is still the answer that waited at the last look
+        self.waits_since: float | None = None
+        """From when on it waits, by the event loop's clock, and the stream is not read from."""
         self._context = context
         self._conversation: Conversation[R] = conversation
         self._audience = audience
@@ -166,13 +167,12 @@ class Stream(Generic[R]):
         """gRPC's address for the connection that it is on."""
         return self._context.peer()
 
-    def look(self) -> int:
+    def look(self, before: float) -> int:
         """Bytes that the client makes the agent keep beside that: what it said of itself, the names that it asked for,
-        and requests that are not read while an answer waits. To be called at each look: an answer that did not wait at
-        the last one is on its way.
+        and requests that are not read while an answer waits. An answer that began to wait only after `before` is on its
+        way.
         """
-        behind = BEHIND if self._waited else 0
-        self._waited = self.writing > 0
+        behind = BEHIND if self.waits_since is not None and self.waits_since <= before else 0
         return self._journal.stored + self._conversation.session.stored + self._kept + behind
 
     def drain(self) -> None:
@@ -324,6 +324,7 @@ class Stream(Generic[R]):
         self._journal.sending(answer, changed=changed and self._is_of_the_store(answer))
         data = self._conversation.encode(answer)
         self.writing = len(data)
+        self.waits_since = asyncio.get_running_loop().time()
         self.account.give(len(data))
         try:
             await self._context.write(data)
@@ -331,7 +332,7 @@ class Stream(Generic[R]):
             return False
         finally:
             self.writing = 0
-            self._waited = False
+            self.waits_since = None
         self._journal.sent(answer)
         return True
 

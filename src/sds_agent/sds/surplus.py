@@ -29,8 +29,8 @@ class Call(Protocol):
     account: Connection
     writing: int
 
-    def look(self) -> int:
-        """Bytes that its client makes the agent store beside that."""
+    def look(self, before: float) -> int:
+        """Bytes that its client makes the agent store beside that. What began to wait after `before` is on its way."""
         ...
 
 
@@ -46,13 +46,17 @@ class Surplus(Generic[C]):
         self._giving_way: dict[Connection, int] = {}  # with the bytes that each of them made the agent store
         self._budget = Budget(A_MINUTE, Rate(20, 20 / 60), most_keys=100)
 
-    def look(self, connections: Iterable[Connection], calls: Iterable[C]) -> None:
-        """Count what is stored, and end connections until it is not too much."""
+    def look(self, connections: Iterable[Connection], calls: Iterable[C], before: float) -> None:
+        """Count what is stored, and end connections until it is not too much. What began to wait after `before`, by the
+        event loop's clock, is on its way.
+        """
         on = dict[Connection, list[C]]()
         for call in calls:
             on.setdefault(call.account, []).append(call)
         found = [
-            Share(each, each.holder, _stored(each, on.get(each, ()))) for each in connections if not each.gives_way
+            Share(each, each.holder, _stored(each, on.get(each, ()), before))
+            for each in connections
+            if not each.gives_way
         ]
         left = total = sum(each.stored for each in found)
         for share in surplus(found, self._stored.most):
@@ -107,6 +111,6 @@ def surplus(shares: Iterable[Share], most: int) -> list[Share]:
     return gone
 
 
-def _stored(connection: Connection, calls: Sequence[Call]) -> int:
+def _stored(connection: Connection, calls: Sequence[Call], before: float) -> int:
     answers = connection.unread(sum(each.writing for each in calls), len(calls))
-    return connection.unfinished + answers + sum(each.look() for each in calls)
+    return connection.unfinished + answers + sum(each.look(before) for each in calls)
