@@ -295,7 +295,7 @@ class SecretDiscoveryService:
             session = SotwSession(iter(nonces, None), most_names=self._most_names)
             return Conversation(session, decode, encode)
 
-        await self._run("StreamSecrets", context, talk)
+        await _end(context, await self._run("StreamSecrets", context, talk))
 
     async def _delta_secrets(self, _requests: object, context: Context) -> None:
         from sds_agent.sds.delta import DeltaSession  # noqa: PLC0415 - few Envoys use this variant
@@ -304,14 +304,9 @@ class SecretDiscoveryService:
             session = DeltaSession(iter(nonces, None), most_names=self._most_names)
             return Conversation(session, decode_delta, encode_delta)
 
-        await self._run("DeltaSecrets", context, talk)
+        await _end(context, await self._run("DeltaSecrets", context, talk))
 
-    async def _run(self, method: str, context: Context, talk: Callable[[Callable[[], str]], Conversation[R]]) -> None:
-        end = await self._talk(method, context, talk)
-        if end is not None:  # nothing else is left of the stream: its client may not read the end
-            await context.abort(*end)
-
-    async def _talk(
+    async def _run(
         self, method: str, context: Context, talk: Callable[[Callable[[], str]], Conversation[R]]
     ) -> tuple[grpc.StatusCode, str] | None:
         """Run a stream. Returns how to end it, or None for OK."""
@@ -414,9 +409,7 @@ class SecretDiscoveryService:
             found.end(why)
 
     async def _fetch_secrets(self, _requests: object, context: Context) -> None:
-        end = await self._fetched(context)
-        if end is not None:  # as in `_run`
-            await context.abort(*end)
+        await _end(context, await self._fetched(context))
 
     async def _fetched(self, context: Context) -> tuple[grpc.StatusCode, str] | None:
         account = self._account(context)
@@ -486,6 +479,12 @@ class SecretDiscoveryService:
 
     def _explained(self, finish: Finish) -> str:
         return explain(finish, self._catalog.names, self._catalog.directories)
+
+
+async def _end(context: Context, end: tuple[grpc.StatusCode, str] | None) -> None:
+    """End the call so, of which nothing else may be left by then: its client may not read the end."""
+    if end is not None:
+        await context.abort(*end)
 
 
 async def _only(context: Context) -> bytes:

@@ -19,7 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import grpc.aio
 from msgspec import Struct
 
-from sds_agent.rpc.calls import Context, next_message
+from sds_agent.rpc.calls import Context, has_stopped
 from sds_agent.sds.acceptor import Connection
 from sds_agent.sds.audience import Audience
 from sds_agent.sds.catalog import Catalog
@@ -236,14 +236,20 @@ class Stream(Generic[R]):
         """The next message; None once the peer has left or has nothing more to say, or the stream is to end."""
         self._reading = True
         try:
-            return await next_message(self._context)
+            # not by `next_message`, whose frame would be kept for each stream, as long as it waits
+            message: object = await self._context.read()
         except asyncio.CancelledError:
             # gRPC may have cancelled the task too, because the peer has left
             if not self._interrupted or (self._task is not None and self._task.uncancel() > 0):
                 raise
             return None
+        except grpc.aio.BaseError as error:
+            if not has_stopped(error):
+                raise
+            return None
         finally:
             self._reading = False
+        return message if isinstance(message, bytes) else None  # else gRPC's EOF
 
     def _interrupt(self) -> None:
         """Let the handler not wait for another message."""
