@@ -40,6 +40,8 @@ from sds_agent.pki.certificates import (
     is_ca,
     is_self_signed,
     load_der,
+    read_again,
+    read_issuers_again,
     read_pem,
     remembered,
     remembered_of_two,
@@ -80,6 +82,12 @@ READABLE = {
     ),
     "under the old label": PEM.replace(b" CERTIFICATE", b" X509 CERTIFICATE"),
 }
+
+
+def test_what_was_written_is_read_again_with_or_without_the_leaf() -> None:
+    assert read_again(PEM) == CHAIN
+    assert read_issuers_again(PEM) == CHAIN[1:]
+    assert read_issuers_again(write_pem(CHAIN[:1])) == ()
 
 
 @pytest.mark.parametrize("data", READABLE.values(), ids=READABLE.keys())

@@ -230,7 +230,7 @@ class Publication:
 
     def ends(self, certificate: Certificate) -> tuple[CurrentLeaf, tuple[CertificateEnd, ...]]:
         """The times of a certificate, and its intermediates."""
-        return self.leaf(certificate), tuple(map(_end_of, certificate.chain[1:]))
+        return self.leaf(certificate), tuple(map(_end_of, certificate.intermediates))
 
     def placed(self, certificate: Certificate) -> Certificate:
         """The certificate, which came now, with its place in its term."""

@@ -10,7 +10,7 @@ from msgspec import Struct, structs
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted
 from sds_agent.issuance.schedule import Renewal
-from sds_agent.pki.certificates import read_again, serial_hex
+from sds_agent.pki.certificates import read_again, read_issuers_again, serial_hex
 from sds_agent.pki.keys import KeyType, PrivateKey, to_pkcs8_pem
 from sds_agent.pki.validation.rules import Chain
 from sds_agent.secrets.model import CertificateSecret
@@ -84,6 +84,11 @@ class Certificate(Sensitive, frozen=True):
     def chain(self) -> Chain:
         """The leaf, then its intermediates, read anew."""
         return read_again(self.secret.chain_pem)
+
+    @property
+    def intermediates(self) -> Chain:
+        """Those of the chain, likewise."""
+        return read_issuers_again(self.secret.chain_pem)
 
     def confirmed(self, accepted: Accepted) -> "Certificate":
         """The same certificate, accepted again and by these anchors from now on."""

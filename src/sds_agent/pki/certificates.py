@@ -33,6 +33,7 @@ _LABELS = frozenset({b"CERTIFICATE", b"X509 CERTIFICATE", _TRUSTED})
 _MALFORMED = (ValueError, TypeError, x509.DuplicateExtension)
 _UNSUPPORTED = (x509.InvalidVersion, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm)
 _LONGEST_QUOTE = 120
+_BEGIN, _END = b"-----BEGIN CERTIFICATE-----\n", b"\n-----END CERTIFICATE-----\n"
 _COLUMNS = 64
 MOST_FAULTS = 20
 """Reasons listed for one text; beyond that the blocks that cannot be used are counted."""
@@ -98,6 +99,12 @@ def read_pem(data: bytes) -> tuple[x509.Certificate, ...]:
 def read_again(written: bytes) -> tuple[x509.Certificate, ...]:
     """What `write_pem` wrote of certificates that were read before: nothing about them is judged anew."""
     return tuple(x509.load_pem_x509_certificates(written))
+
+
+def read_issuers_again(written: bytes) -> tuple[x509.Certificate, ...]:
+    """As `read_again`, of a chain without its leaf: where that is all there is, nothing is read."""
+    rest = written.partition(_END)[2]
+    return read_again(rest) if rest else ()
 
 
 def write_pem(certificates: Iterable[x509.Certificate]) -> bytes:
@@ -274,7 +281,7 @@ def describe_time(moment: datetime) -> str:
 def _block(der: bytes) -> bytes:
     text = binascii.b2a_base64(der, newline=False)
     lines = [text[at : at + _COLUMNS] for at in range(0, len(text), _COLUMNS)]
-    return b"\n".join([b"-----BEGIN CERTIFICATE-----", *lines, b"-----END CERTIFICATE-----", b""])
+    return b"".join([_BEGIN, b"\n".join(lines), _END])
 
 
 def _read_block(block: Block) -> x509.Certificate:
