@@ -84,6 +84,15 @@ READABLE = {
 }
 
 
+def test_what_was_just_written_is_the_same_object_when_read_and_the_same_text_when_written_again() -> None:
+    """As what a CA in this process signs: it is not decoded, parsed and encoded a second time."""
+    made = load_der(make_leaf(CA, key=CA.key).public_bytes(Encoding.DER))
+    text = write_pem([made])
+    (read,) = read_pem(text)
+    assert read is made
+    assert write_pem([read]) is text
+
+
 def test_what_was_written_is_read_again_with_or_without_the_leaf() -> None:
     assert read_again(PEM) == CHAIN
     assert read_issuers_again(PEM) == CHAIN[1:]

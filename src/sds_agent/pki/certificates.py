@@ -48,6 +48,10 @@ MOST_SHARED, LONGEST_SHARED = 128, 8192
 """CA certificates of which the objects are kept, and bytes of such a one."""
 MOST_REMEMBERED = 8
 """Certificates for which an answer is remembered at least: in most hierarchies, all of one walk to an anchor."""
+MOST_LOADED = 32
+"""Certificates, and texts of one chain, that are remembered as they were read and written: more than there are requests
+at a time on their way from a CA in this process.
+"""
 MOST_PAIRS_REMEMBERED = 32
 """Pairs of certificates for which an answer is remembered at most, as of a leaf and each CA of its issuer's name."""
 
@@ -73,6 +77,9 @@ def read_bundle(data: bytes) -> ParsedBundle:
     Raises CertificateError where every certificate would be left out, and for a text that is cut off within one: others
     may be missing behind it.
     """
+    if (written := _contents.get(data)) is not None:
+        with suppress(CertificateError):  # below it is said of which block
+            return ParsedBundle(tuple(map(_read_der, written)))
     found, faults = list[x509.Certificate](), list[str]()
     for number, block in enumerate(blocks(data, _LABELS), start=1):
         if block.is_last and not block.has_end:
@@ -108,8 +115,30 @@ def read_issuers_again(written: bytes) -> tuple[x509.Certificate, ...]:
 
 
 def write_pem(certificates: Iterable[x509.Certificate]) -> bytes:
-    """The certificates as PEM blocks in their order, each ending in a newline."""
-    return b"".join([_block(der_of(certificate)) for certificate in certificates])
+    """The certificates as PEM blocks in their order, each ending in a newline. The last texts are remembered, for what
+    a CA in this process has written is read, and written again, as soon as it was checked.
+    """
+    ders = tuple(map(der_of, certificates))
+    return _written(ders) if sum(map(len, ders)) <= LONGEST_SHARED else _pem(ders)
+
+
+def _pem(ders: tuple[bytes, ...]) -> bytes:
+    return b"".join(map(_block, ders))
+
+
+def _written(ders: tuple[bytes, ...]) -> bytes:
+    """As `_pem`, remembered from both sides."""
+    if (text := _texts.get(ders)) is None:
+        if len(_texts) >= MOST_LOADED:
+            _texts.clear()
+            _contents.clear()
+        text = _texts[ders] = _pem(ders)
+        _contents[text] = ders
+    return text
+
+
+_texts = dict[tuple[bytes, ...], bytes]()
+_contents = dict[bytes, tuple[bytes, ...]]()
 
 
 def der_of(certificate: x509.Certificate) -> bytes:
@@ -121,15 +150,23 @@ def der_of(certificate: x509.Certificate) -> bytes:
 def load_der(der: bytes) -> x509.Certificate:
     """The certificate in `der`, of which nothing is judged. Raises what cryptography raises.
 
-    Its DER is remembered, for cryptography would encode all fields again.
+    The last ones are remembered with their DER: cryptography would encode all fields again, and what a CA in this
+    process has just signed comes back from it.
     """
+    if (known := _loaded.get(der)) is not None:
+        return known
     certificate = x509.load_der_x509_certificate(der)
-    if len(_ders) >= MOST_REMEMBERED:
+    if len(der) > LONGEST_SHARED:
+        return certificate
+    if len(_loaded) >= MOST_LOADED:
+        _loaded.clear()
         _ders.clear()
+    _loaded[der] = certificate
     _ders[id(certificate)] = certificate, der
     return certificate
 
 
+_loaded = dict[bytes, x509.Certificate]()
 _ders = dict[int, tuple[x509.Certificate, bytes]]()
 
 
