@@ -33,6 +33,7 @@ class KeyType(StrEnum):
 
 
 _SHA256, _SHA384, _SHA512 = hashes.SHA256(), hashes.SHA384(), hashes.SHA512()
+_ECDSA = {each.name: ec.ECDSA(each) for each in (_SHA256, _SHA384, _SHA512)}
 _CURVES = {KeyType.EC_P256: ec.SECP256R1(), KeyType.EC_P384: ec.SECP384R1()}
 _RSA_BITS = {KeyType.RSA_2048: 2048, KeyType.RSA_3072: 3072, KeyType.RSA_4096: 4096}
 
@@ -69,3 +70,8 @@ def signature_hash(key: PrivateKey) -> SignatureHash:
     """The hash to sign with: for EC as strong as the curve (RFC 5480 section 4), for RSA SHA-256."""
     bits = key.curve.key_size if isinstance(key, ec.EllipticCurvePrivateKey) else 256
     return _SHA256 if bits <= 256 else _SHA384 if bits <= 384 else _SHA512
+
+
+def ecdsa(key: ec.EllipticCurvePrivateKey) -> ec.ECDSA:
+    """How the key signs, with that hash. Made before, which takes as long as to parse a certificate."""
+    return _ECDSA[signature_hash(key).name]

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from sds_agent.digest import sha1
 from sds_agent.pki.certificates import load_der
 from sds_agent.pki.der import elements, encoded, split
-from sds_agent.pki.keys import PrivateKey, PublicKey, public_bytes, signature_hash
+from sds_agent.pki.keys import PrivateKey, PublicKey, ecdsa, public_bytes, signature_hash
 
 _INTEGER = 0x02
 _BIT_STRING = 0x03
@@ -78,7 +78,7 @@ class LeafTemplate:
 
 def _signature(signer: PrivateKey, tbs: bytes) -> bytes:
     if isinstance(signer, ec.EllipticCurvePrivateKey):
-        return signer.sign(tbs, ec.ECDSA(signature_hash(signer)))
+        return signer.sign(tbs, ecdsa(signer))
     return signer.sign(tbs, padding.PKCS1v15(), signature_hash(signer))
 
 

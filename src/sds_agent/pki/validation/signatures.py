@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.x509.oid import SignatureAlgorithmOID
 
@@ -15,7 +16,7 @@ from sds_agent.pki.certificates import der_of, describe, describe_name, remember
 from sds_agent.pki.der import fields_of_certificate
 from sds_agent.pki.names import issuer_of, subject_of
 
-# What Envoy's TLS library takes, without the weak.
+# What Envoy's TLS library takes beside ECDSA, without the weak.
 _KNOWN = frozenset(
     {
         SignatureAlgorithmOID.RSA_WITH_SHA224,
@@ -23,13 +24,16 @@ _KNOWN = frozenset(
         SignatureAlgorithmOID.RSA_WITH_SHA384,
         SignatureAlgorithmOID.RSA_WITH_SHA512,
         SignatureAlgorithmOID.RSASSA_PSS,
-        SignatureAlgorithmOID.ECDSA_WITH_SHA224,
-        SignatureAlgorithmOID.ECDSA_WITH_SHA256,
-        SignatureAlgorithmOID.ECDSA_WITH_SHA384,
-        SignatureAlgorithmOID.ECDSA_WITH_SHA512,
         SignatureAlgorithmOID.ED25519,
     }
 )
+# made once: cryptography makes one anew for each certificate
+_ECDSA = {
+    SignatureAlgorithmOID.ECDSA_WITH_SHA224: ec.ECDSA(hashes.SHA224()),
+    SignatureAlgorithmOID.ECDSA_WITH_SHA256: ec.ECDSA(hashes.SHA256()),
+    SignatureAlgorithmOID.ECDSA_WITH_SHA384: ec.ECDSA(hashes.SHA384()),
+    SignatureAlgorithmOID.ECDSA_WITH_SHA512: ec.ECDSA(hashes.SHA512()),
+}
 _HASHES = frozenset({"sha224", "sha256", "sha384", "sha512"})
 _PSS_HASHES = _HASHES - {"sha224"}
 _SIGN_LIKE_THIS = "its CA must sign by RSA or ECDSA, with SHA-256 or its like"
@@ -75,11 +79,13 @@ def fault_of_pss(certificate: x509.Certificate, issuer: x509.Certificate) -> str
 def _verify(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
     """Raises InvalidSignature where the issuer's key did not make it, and ValueError where that cannot be checked."""
     content, signature = _signed_content(certificate), certificate.signature
-    digest = certificate.signature_hash_algorithm
-    match issuer.public_key(), certificate.signature_algorithm_parameters:
+    form = _ECDSA.get(certificate.signature_algorithm_oid) or certificate.signature_algorithm_parameters
+    match issuer.public_key(), form:
         case ec.EllipticCurvePublicKey() as key, ec.ECDSA() as form:
             key.verify(signature, content, form)
-        case rsa.RSAPublicKey() as key, padding.PKCS1v15() | padding.PSS() as form if digest:
+        case rsa.RSAPublicKey() as key, padding.PKCS1v15() | padding.PSS() as form if (
+            digest := certificate.signature_hash_algorithm
+        ):
             key.verify(signature, content, form, digest)
         case ed25519.Ed25519PublicKey() as key, None:
             key.verify(signature, content)
@@ -99,13 +105,16 @@ def _signed_content(certificate: x509.Certificate) -> bytes:
 
 def _fault_of_algorithm(certificate: x509.Certificate) -> str | None:
     """Certificates have been forged with MD5 and SHA-1; other algorithms that are not listed no Envoy would verify."""
-    how = f"by the algorithm {certificate.signature_algorithm_oid.dotted_string}"
+    algorithm = certificate.signature_algorithm_oid
+    if algorithm in _ECDSA:
+        return None
+    how = f"by the algorithm {algorithm.dotted_string}"
     try:
         digest = certificate.signature_hash_algorithm
     except UnsupportedAlgorithm:
         return f"{describe(certificate)} is signed {how}: {_SIGN_LIKE_THIS}"
     if digest is not None and digest.name not in _HASHES:
         how = f"with {digest.name.upper()}"
-    elif certificate.signature_algorithm_oid in _KNOWN:
+    elif algorithm in _KNOWN:
         return None
     return f"{describe(certificate)} is signed {how}: {_SIGN_LIKE_THIS}"
