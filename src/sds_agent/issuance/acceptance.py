@@ -30,6 +30,7 @@ from sds_agent.pki.certificates import (
     is_self_signed,
     read_bundle,
     san_values,
+    times_of,
     unique,
     write_pem,
 )
@@ -178,7 +179,7 @@ def _check_usage(leaf: x509.Certificate) -> None:
 
 
 def _check_times(leaf: x509.Certificate, now: datetime) -> None:
-    begin, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    begin, end = times_of(leaf)
     if end <= now:
         raise AuthorityError(
             ErrorKind.INVALID,
@@ -214,7 +215,7 @@ def _clock_warning(times: Validity, now: datetime) -> tuple[str, ...]:
 def _end_warning(times: Validity, chain: Chain) -> tuple[str, ...]:
     """A warning if a CA ends before the leaf or with it: all that is below it ends then, renewed or not."""
     leaf, ends = chain[0], times.ends_with
-    if ends == leaf:
+    if ends is leaf:
         return ()
     what = "the intermediate CA" if ends in chain else "the trust anchor"
     return (

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from msgspec import Struct
 
+from sds_agent.pki.certificates import times_of
 from sds_agent.pki.names import issuer_of, subject_of
 from sds_agent.pki.validation.path import has_path
 from sds_agent.pki.validation.rules import Chain
@@ -47,12 +48,12 @@ def validity(
     vouching = [each for each in _above(chain, anchors) if each in proven or vouches(each, chain, now)]
     if not vouching:
         return None
-    first, *later = sorted(vouching, key=lambda anchor: anchor.not_valid_before_utc)
+    first, *later = sorted(vouching, key=_begin)
     last = first
     for anchor in later:  # a pause between two anchors is an end
-        if last.not_valid_after_utc >= anchor.not_valid_before_utc and _end(anchor) > _end(last):
+        if _end(last) >= _begin(anchor) and _end(anchor) > _end(last):
             last = anchor
-    begin = max(first.not_valid_before_utc, *(certificate.not_valid_before_utc for certificate in chain))
+    begin = max(map(_begin, (first, *chain)))
     ends_with = min((last, *reversed(chain)), key=_end)
     return Validity(begin, _end(ends_with), ends_with, last, tuple(vouching))
 
@@ -68,8 +69,12 @@ def _above(chain: Sequence[x509.Certificate], anchors: Iterable[x509.Certificate
     return [anchor for anchor in anchors if subject_of(anchor) in issuers]
 
 
+def _begin(certificate: x509.Certificate) -> datetime:
+    return times_of(certificate)[0]
+
+
 def _end(certificate: x509.Certificate) -> datetime:
-    return certificate.not_valid_after_utc
+    return times_of(certificate)[1]
 
 
 def next_check(now: datetime, moments: Iterable[datetime]) -> datetime:

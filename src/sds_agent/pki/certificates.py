@@ -1,6 +1,7 @@
 """X.509 certificates as values: read, write, and ask what they say.
 
-Their times are cryptography's own `not_valid_before_utc` and `not_valid_after_utc`.
+Their times are cryptography's own `not_valid_before_utc` and `not_valid_after_utc`, which makes them anew each time;
+`times_of` remembers them for the checks.
 """
 
 import binascii
@@ -248,6 +249,12 @@ def is_self_signed(certificate: x509.Certificate) -> bool:
     return True
 
 
+@remembered
+def times_of(certificate: x509.Certificate) -> tuple[datetime, datetime]:
+    """From when until when it is valid, in UTC."""
+    return certificate.not_valid_before_utc, certificate.not_valid_after_utc
+
+
 def serial_hex(certificate: x509.Certificate) -> str:
     """The serial number in lower-case hexadecimal, without leading zeros."""
     return f"{certificate.serial_number:x}"
@@ -371,7 +378,7 @@ _shared = dict[bytes, x509.Certificate]()
 def _parse_all(certificate: x509.Certificate) -> None:
     """Read what cryptography parses only on demand, so that a malformed part is found here and not later."""
     _ = certificate.version, certificate.subject, certificate.issuer, certificate.extensions
-    _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    times_of(certificate)
     certificate.public_key()
 
 

@@ -38,6 +38,8 @@ def current(anchors: Iterable[x509.Certificate], now: datetime) -> Chain:
     machine's clock may be what is wrong.
     """
     given = tuple(anchors)
+    if len(given) == 1:
+        return given
     unexpired = [each for each in given if now < each.not_valid_after_utc]
     early = [each for each in unexpired if now < each.not_valid_before_utc]
     valid = {ca_identity(each) for each in unexpired if each not in early} if early else set()
@@ -69,7 +71,8 @@ class Bundle:
 
     def leaves_no_choice(self, chain: Chain, anchor: x509.Certificate) -> bool:
         """Whether every Envoy builds just that: the leaf, and this anchor, which was found to have issued it."""
-        return len(chain) == 1 and anchor == self._only and not _seems_self_signed(chain[0])
+        is_only = anchor is self._only or anchor == self._only  # to compare two takes as long as to parse one
+        return len(chain) == 1 and is_only and not _seems_self_signed(chain[0])
 
     def fault_of_choice(self, chain: Chain, times: Times) -> str | None:
         """What is wrong with a chain that an Envoy may build in place of `chain`, which is good up to an anchor."""

@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from sds_agent.errors import SdsAgentError
 from sds_agent.pki.certificates import describe, describe_name, extension, is_self_signed, unique
-from sds_agent.pki.names import CanonicalName, issuer_of, subject_of
+from sds_agent.pki.names import CanonicalName, is_self_issued, issuer_of, subject_of
 from sds_agent.pki.validation.choice import Bundle, current
 from sds_agent.pki.validation.policies import fault_of_policies
 from sds_agent.pki.validation.rules import Chain, Times, fault_as_issuer, fault_of_certificate
@@ -202,7 +202,7 @@ class _Search:
     def _extend(self, chain: Chain, mismatches: int) -> None:
         """Add every step up from the chain's last certificate. From a self-signed one there is none."""
         last = chain[-1]
-        issuers = [] if is_self_signed(last) else self._issuers.of(last)
+        issuers = [] if is_self_issued(last) and is_self_signed(last) else self._issuers.of(last)
         if not issuers:
             self._faults.append(_dead_end(chain))
         for differs, issuer in issuers[:MOST_ATTEMPTS]:

@@ -24,6 +24,7 @@ from sds_agent.pki.certificates import (
     is_ca,
     remembered,
     remembered_of_two,
+    times_of,
 )
 from sds_agent.pki.names import is_self_issued, same_name
 from sds_agent.pki.strength import IN_CHAINS
@@ -87,7 +88,7 @@ def fault_of_times(certificate: x509.Certificate, times: Times) -> str | None:
     Both ends belong to the validity (section 4.1.2.5), in whole seconds. For BoringSSL it ends when its last second
     begins (X509_cmp_time_posix), and so it does here.
     """
-    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    first, last = times_of(certificate)
     if times.now >= last:
         return f"{describe(certificate)} expired on {describe_time(last)}, and it is {describe_time(times.now)}"
     if times.now + times.skew < first:
