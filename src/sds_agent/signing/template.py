@@ -6,6 +6,7 @@ puts a serial number, times, a key and a name into their places (RFC 5280 sectio
 """
 
 from datetime import datetime
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, padding
@@ -58,7 +59,7 @@ class LeafTemplate:
         extensions = encoded(
             _SEQUENCE,
             _BEFORE_KEY_IDENTIFIER,
-            _key_identifier(key),
+            sha1(_bits(public_key, key)),
             encoded(_SEQUENCE, _NAMES, _CRITICAL, encoded(_OCTET_STRING, names)),
             self._others,
         )
@@ -67,7 +68,7 @@ class LeafTemplate:
             self._version,
             encoded(_INTEGER, serial.to_bytes(serial.bit_length() // 8 + 1, "big")),
             self._before_times,
-            encoded(_SEQUENCE, *map(_time, times)),
+            _validity(times),
             self._subject,
             key,
             encoded(_EXTENSIONS, extensions),
@@ -82,6 +83,12 @@ def _signature(signer: PrivateKey, tbs: bytes) -> bytes:
     return signer.sign(tbs, padding.PKCS1v15(), signature_hash(signer))
 
 
+@lru_cache(maxsize=8)
+def _validity(times: tuple[datetime, datetime]) -> bytes:
+    """Remembered: many are issued in one second, and most for the same time."""
+    return encoded(_SEQUENCE, *map(_time, times))
+
+
 def _time(moment: datetime) -> bytes:
     """A time in UTC."""
     year = moment.year
@@ -91,8 +98,12 @@ def _time(moment: datetime) -> bytes:
     return encoded(_GENERALIZED_TIME, b"%04d%b" % (year, rest))
 
 
-def _key_identifier(key: bytes) -> bytes:
-    """The SHA-1 of the key in a SubjectPublicKeyInfo (RFC 5280 section 4.2.1.2), a name and no protection."""
+def _bits(public_key: PublicKey, key: bytes) -> bytes:
+    """The key in its SubjectPublicKeyInfo, whose SHA-1 is its identifier (RFC 5280 section 4.2.1.2): a name, and no
+    protection.
+    """
+    if isinstance(public_key, ec.EllipticCurvePublicKey):  # a point at the end, as 04 and two coordinates
+        return key[-1 - 2 * ((public_key.key_size + 7) // 8) :]
     (_, content), *_ = elements(key)
     _, (_, bits) = elements(content)
-    return sha1(bits[1:])
+    return bits[1:]
