@@ -10,13 +10,9 @@ _SHA1, _SHA256 = SHA1(), SHA256()  # noqa: S303 - RFC 5280, section 4.2.1.2
 
 def sha256(data: bytes) -> bytes:
     """The digest: 32 bytes."""
-    digest = Hash(_SHA256)
-    digest.update(data)
-    return digest.finalize()
+    return Hash.hash(_SHA256, data)
 
 
 def sha1(data: bytes) -> bytes:
     """The digest: 20 bytes. For identifiers that a standard makes of it; it proves nothing."""
-    digest = Hash(_SHA1)
-    digest.update(data)
-    return digest.finalize()
+    return Hash.hash(_SHA1, data)
