@@ -39,6 +39,7 @@ from sds_agent.issuance.schedule import (
     Withhold,
     decide,
     failed,
+    share_of,
 )
 from sds_agent.issuance.validity import SKEW
 
@@ -553,7 +554,7 @@ def test_what_came_late_or_early_is_renewed_when_one_in_time_would_be(
     renewal, before = Renewal(fraction, 1e-9), structs.replace(current_leaf(DAY), foreign=foreign)
     due = before.term_ends_at(renewal)
     leaf = CurrentLeaf(due + late, due + late, due + late + lifetime, "50")
-    term, renew_at = lifetime * fraction, placed(leaf, before, renewal).renew_at(renewal)
+    term, renew_at = share_of(lifetime, fraction), placed(leaf, before, renewal).renew_at(renewal)
     assert leaf.issued_at < renew_at <= leaf.issued_at + term + FLOOR
     off = (renew_at - due) % term
     assert min(off, term - off) <= FLOOR

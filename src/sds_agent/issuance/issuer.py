@@ -51,6 +51,7 @@ from sds_agent.secrets.model import CertificateSecret
 from sds_agent.secrets.readiness import acknowledged
 
 LOG = logging.getLogger(__name__)
+_BEFORE_ALL = datetime.min.replace(tzinfo=UTC)
 
 
 class Issuer:
@@ -295,7 +296,7 @@ class Issuer:
 
     def _priority(self) -> Priority:
         served = self._publication.certificates.served
-        expiry = datetime.min.replace(tzinfo=UTC) if served is None else self._publication.leaf(served).not_after
+        expiry = _BEFORE_ALL if served is None else self._publication.leaf(served).not_after
         awaited, hung = self._store.awaited(self._workload.names), self._sources[self._asked].hung
         return (not awaited) + 2 * hung, expiry
 

@@ -85,9 +85,10 @@ class Publication:
 
         None where they have it, and where nothing is served: then a certificate that some peers refuse is better.
         """
-        now = self._clock.now()
-        vouching = accepted.validity.vouching
-        if not self.serving or self._trust.vouched(accepted.chain, now - HOLD, vouching):
+        if not self.serving:
+            return None
+        now, vouching = self._clock.now(), accepted.validity.vouching
+        if self._trust.vouched(accepted.chain, now - HOLD, vouching):
             return None
         self._acknowledged_at = None
         return now + HOLD

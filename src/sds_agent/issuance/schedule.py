@@ -99,7 +99,7 @@ class CurrentLeaf(Struct, frozen=True):
     def term_ends_at(self, renewal: Renewal) -> datetime:
         """The same by its age alone, whichever CA issued it."""
         share = renewal.fraction + (2 * self._drawn(0) - 1) * renewal.jitter
-        return self.issued_at + max(self.lifetime * (share * (1 - self.elapsed)), FLOOR)
+        return self.issued_at + max(share_of(self.lifetime, share * (1 - self.elapsed)), FLOOR)
 
     @property
     def lifetime(self) -> timedelta:
@@ -116,7 +116,7 @@ class CurrentLeaf(Struct, frozen=True):
         Without a certificate `before` it, any: its serial decides. Else what has passed since that one was due, without
         whole terms: nothing if it came in time. None of this without jitter, for then the moment is to be known.
         """
-        term = self.lifetime * renewal.fraction
+        term = share_of(self.lifetime, renewal.fraction)
         if not renewal.jitter or self.lifetime < SPREAD_FROM:
             return 0.0
         if before is None:
@@ -139,11 +139,16 @@ class CurrentLeaf(Struct, frozen=True):
     @property
     def alarm_at(self) -> datetime:
         """From when on so little lifetime is left that a person should act."""
-        return self.not_after - (self.not_after - self.issued_at) * ALARM
+        return self.not_after - share_of(self.not_after - self.issued_at, ALARM)
 
     def alarming(self, now: datetime) -> bool:
         """Whether so little lifetime is left that a person should act."""
         return now >= self.alarm_at
+
+
+def share_of(span: timedelta, share: float) -> timedelta:
+    """Their product. The one of Python's own computes with fractions, which takes as long as all else about a time."""
+    return timedelta(0, span.total_seconds() * share)
 
 
 @lru_cache(maxsize=64)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -46,11 +47,21 @@ LARGEST = 1 << 20
 ROOTS = "roots.pem"
 
 
-class Roots(Struct, frozen=True):
+class Roots(Struct, frozen=True, dict=True):
     """The roots in the file, oldest first, and what follows from them at a moment. Each lives for `lifetime`."""
 
     signers: tuple[Signer, ...]
     lifetime: timedelta
+
+    @cached_property
+    def _renewed_for(self) -> timedelta:
+        """What is left of a root when it is renewed. It is asked for with each certificate, as is the next."""
+        return self.lifetime * RENEWAL_SHARE
+
+    @cached_property
+    def _settle(self) -> timedelta:
+        """For how long a new root is an anchor before it signs."""
+        return min(self.lifetime * SETTLE_SHARE, LONGEST_SETTLE)
 
     def due(self, now: datetime) -> bool:
         """Whether it is time for a new root.
@@ -61,7 +72,7 @@ class Roots(Struct, frozen=True):
         if not self.signers:
             return True
         begun = _begun(self.signers, now)
-        return bool(begun) and begun[-1].ends - now <= self.lifetime * RENEWAL_SHARE
+        return bool(begun) and begun[-1].ends - now <= self._renewed_for
 
     def with_new(self, signer: Signer, now: datetime) -> "Roots":
         """These roots and a new one, without those that have expired.
@@ -78,8 +89,7 @@ class Roots(Struct, frozen=True):
     def _signing(self, unexpired: tuple[Signer, ...], now: datetime) -> Signer:
         """The newest root that has been an anchor for long enough, or else the oldest that is valid."""
         valid = unexpired or self.signers
-        settle = min(self.lifetime * SETTLE_SHARE, LONGEST_SETTLE)
-        settled = [signer for signer in valid if now >= signer.ends - self.lifetime + settle]
+        settled = [signer for signer in valid if now >= signer.ends - self.lifetime + self._settle]
         return settled[-1] if settled else (_begun(valid, now) or valid)[0]
 
     def signing_set(self, now: datetime) -> SigningSet:
