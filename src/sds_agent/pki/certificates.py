@@ -20,7 +20,7 @@ from cryptography.utils import CryptographyDeprecationWarning
 from msgspec import Struct
 
 from sds_agent.errors import SdsAgentError
-from sds_agent.pki.der import texts_of_subject
+from sds_agent.pki.der import fields_of_certificate, texts_of_subject
 from sds_agent.pki.loadable import fault_of_loading
 from sds_agent.pki.pem import Block, blocks
 from sds_agent.text import cut, quoted
@@ -36,6 +36,7 @@ _UNSUPPORTED = (x509.InvalidVersion, x509.UnsupportedGeneralNameType, Unsupporte
 _LONGEST_QUOTE = 120
 _BEGIN, _END = b"-----BEGIN CERTIFICATE-----\n", b"\n-----END CERTIFICATE-----\n"
 _COLUMNS = 64
+_LONGEST_ISSUER = 1024
 MOST_FAULTS = 20
 """Reasons listed for one text; beyond that the blocks that cannot be used are counted."""
 
@@ -360,7 +361,7 @@ def _parsed(der: bytes) -> x509.Certificate:
     certificate = None
     try:
         certificate = load_der(der)
-        _parse_all(certificate)
+        _parse_all(certificate, der)
     except _MALFORMED as error:
         found = f"is not a well-formed X.509 certificate ({cut(str(error), _LONGEST_QUOTE)})"
         raise CertificateError(f"{found}{_subject(der, certificate)}") from error
@@ -375,11 +376,23 @@ def _parsed(der: bytes) -> x509.Certificate:
 _shared = dict[bytes, x509.Certificate]()
 
 
-def _parse_all(certificate: x509.Certificate) -> None:
+def _parse_all(certificate: x509.Certificate, der: bytes) -> None:
     """Read what cryptography parses only on demand, so that a malformed part is found here and not later."""
-    _ = certificate.version, certificate.subject, certificate.issuer, certificate.extensions
+    _ = certificate.version, certificate.subject, certificate.extensions
     times_of(certificate)
     certificate.public_key()
+    issuer = fields_of_certificate(der).issuer
+    if issuer in _issuers:
+        return  # leaves have it in common, and to parse it takes long
+    _ = certificate.issuer
+    if len(issuer) <= _LONGEST_ISSUER:
+        if len(_issuers) >= MOST_SHARED:
+            _issuers.clear()
+        _issuers.add(issuer)
+
+
+_issuers = set[bytes]()
+"""Names that cryptography has read."""
 
 
 def _subject(der: bytes, certificate: x509.Certificate | None) -> str:

@@ -86,7 +86,7 @@ class CertificateFields(NamedTuple):
 
 
 def fields_of_certificate(der: bytes) -> CertificateFields:
-    """The fields of a certificate. Raises IndexError for what is none.
+    """The fields of a certificate. Raises IndexError or ValueError for what is none.
 
     The last answers are remembered: each certificate is asked about twice.
     """
@@ -94,14 +94,14 @@ def fields_of_certificate(der: bytes) -> CertificateFields:
 
 
 def _fields_of(der: bytes) -> CertificateFields:
-    content = elements(der)[0][1]
-    (begin, at, end), (_, outer, outer_end), *_ = _places(content)
-    fields = elements(content[at:end])
+    (_, content, _), *_ = _places(der)
+    (begin, at, end), (_, outer, outer_end), *_ = _places(der, content)
+    fields = elements(der[at:end])
     if fields[0][0] == 0xA0:
         del fields[0]
     if len(fields) < _FIELDS_OF_TBS:
         raise IndexError
-    return CertificateFields(fields, content[outer:outer_end], content[begin:end])
+    return CertificateFields(fields, der[outer:outer_end], der[begin:end])
 
 
 _remembered_fields = lru_cache(maxsize=8)(_fields_of)
