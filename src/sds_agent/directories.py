@@ -91,30 +91,36 @@ def judge(steps: Iterable[Step], target: Path, user: int, also: Collection[int] 
 
 def _fault(step: Step, target: Path, user: int, trusted: Collection[int]) -> str | None:
     last = step.role is Role.LAST
-    does = "replace the agent's files" if last else f"put another directory in the place of {target}"
     if step.owner not in trusted and (last or step.owner is not None):
         owner = "a user of another namespace" if step.owner is None else f"uid {step.owner}"
         return (
-            f"{step.path} belongs to {owner}, who could {does}; "
+            f"{step.path} belongs to {owner}, who could {_does(step, target)}; "
             f"use a directory {'of' if last else 'below those of'} the agent's own user (uid {user}) or of root"
         )
     if step.writable(stat.S_IWOTH):
         # One with the sticky bit, such as /tmp, is meant for all users: it must not be closed for this agent's sake.
         fix = "make one in it" if step.mode & stat.S_ISVTX else f"chmod o-w {step.path}"
         return (
-            f"every user may write to {step.path}, and so could {does}; "
+            f"every user may write to {step.path}, and so could {_does(step, target)}; "
             f"use a directory that only the agent may write to ({fix})"
         )
     return None
 
 
 def _shared(step: Step, target: Path) -> str | None:
-    does = "replace the agent's files" if step.role is Role.LAST else f"put another directory in the place of {target}"
     if step.owner is None:
-        return f"{step.path} belongs to a user of another namespace, who could {does}"
+        return f"{step.path} belongs to a user of another namespace, who could {_does(step, target)}"
     if step.writable(stat.S_IWGRP):
+        does = _does(step, target)
         return f"the group {step.group} may write to {step.path} and could {does} (chmod g-w {step.path})"
     return None
+
+
+def _does(step: Step, target: Path) -> str:
+    """What who may replace the step could do."""
+    if step.role is Role.LAST:
+        return "replace the agent's files"
+    return f"put another directory in the place of {target}"
 
 
 def own_directory(directory: Path, mode: int, *, any_owner: bool = False) -> tuple[str, ...]:
@@ -215,14 +221,14 @@ class _Resolution:
         elif self._or_file and not self.names and not stat.S_ISDIR(found.st_mode):
             self.steps.append(_step(path, found, Role.SOCKET if stat.S_ISSOCK(found.st_mode) else Role.FILE))
         else:
-            self._enter(path)
+            self._enter(path, found)
 
     def _of_link(self) -> bool:
         """Whether the name that was taken last is one that a link leads to."""
         return len(self.names) >= self._own
 
-    def _enter(self, path: Path) -> None:
-        found = path.lstat()
+    def _enter(self, path: Path, found: os.stat_result | None = None) -> None:
+        found = path.lstat() if found is None else found
         if not stat.S_ISDIR(found.st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
         self._at = _step(path, found)
