@@ -17,7 +17,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -76,16 +76,26 @@ def event(logger: logging.Logger, name: str, *, level: int = logging.INFO, **fie
         logger.handle(record)
 
 
-@contextmanager
-def each_with(**fields: str) -> Iterator[None]:
+def each_with(**fields: str) -> AbstractContextManager[None]:
     """Give these fields to every event that is logged inside this context, in functions that it calls and in tasks that
     it creates, so that the lines of one piece of work can be found. They come last, and replace one of their name.
     """
-    token = _common.set({**_common.get(), **fields})
-    try:
-        yield
-    finally:
-        _common.reset(token)
+    return _CommonFields(fields)
+
+
+class _CommonFields(AbstractContextManager[None]):
+    """What `each_with` returns: a generator's context takes three times as long, twice for each certificate."""
+
+    __slots__ = ("_fields", "_token")
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        self._fields = fields
+
+    def __enter__(self) -> None:
+        self._token = _common.set({**_common.get(), **self._fields})
+
+    def __exit__(self, *_: object) -> None:
+        _common.reset(self._token)
 
 
 def fault(logger: logging.Logger, part: str, error: BaseException, **fields: Value) -> None:
