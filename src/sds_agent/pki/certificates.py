@@ -20,7 +20,8 @@ from cryptography.utils import CryptographyDeprecationWarning
 from msgspec import Struct
 
 from sds_agent.errors import SdsAgentError
-from sds_agent.pki.der import fields_of_certificate, texts_of_subject
+from sds_agent.pki.der import encoded, fields_of_certificate, texts_of_subject
+from sds_agent.pki.keys import written_key
 from sds_agent.pki.loadable import fault_of_loading
 from sds_agent.pki.pem import Block, blocks
 from sds_agent.text import cut, quoted
@@ -263,7 +264,17 @@ def serial_hex(certificate: x509.Certificate) -> str:
 
 def has_key(certificate: x509.Certificate, public_key: CertificatePublicKeyTypes) -> bool:
     """Whether the certificate is for that public key."""
-    return certificate.public_key() == public_key
+    own = key_of(certificate)
+    return own is public_key or own == public_key
+
+
+@remembered
+def key_of(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
+    """Its public key. Raises what cryptography raises, which finds out whether the key is on its curve: that takes as
+    long as the rest of the certificate, and one that was written here was read before.
+    """
+    tag, info = fields_of_certificate(der_of(certificate)).key
+    return written_key(encoded(tag, info)) or certificate.public_key()
 
 
 def extension(certificate: x509.Certificate, kind: type[ExtensionT]) -> ExtensionT | None:
@@ -380,7 +391,7 @@ def _parse_all(certificate: x509.Certificate, der: bytes) -> None:
     """Read what cryptography parses only on demand, so that a malformed part is found here and not later."""
     _ = certificate.version, certificate.subject, certificate.extensions
     times_of(certificate)
-    certificate.public_key()
+    key_of(certificate)
     issuer = fields_of_certificate(der).issuer
     if issuer in _issuers:
         return  # leaves have it in common, and to parse it takes long

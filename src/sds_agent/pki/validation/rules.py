@@ -22,6 +22,7 @@ from sds_agent.pki.certificates import (
     extended_key_usages,
     extension,
     is_ca,
+    key_of,
     remembered,
     remembered_of_two,
     times_of,
@@ -101,7 +102,7 @@ def fault_of_times(certificate: x509.Certificate, times: Times) -> str | None:
 
 @remembered
 def _fault_of_key(certificate: x509.Certificate) -> str | None:
-    fault = IN_CHAINS.fault(certificate.public_key())
+    fault = IN_CHAINS.fault(key_of(certificate))
     return f"{describe(certificate)} has {fault.found}; it needs {fault.wanted}" if fault else None
 
 
