@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -469,7 +470,15 @@ def _time(record: logging.LogRecord) -> str:
 
 def timestamp(moment: datetime) -> str:
     """The time as log lines have it: in UTC, to the millisecond (RFC 3339)."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    utc = moment.astimezone(UTC)
+    second = _second(utc.year, utc.month, utc.day, utc.hour, utc.minute, utc.second)
+    return f"{second}.{utc.microsecond // 1000:03d}Z"
+
+
+@lru_cache(maxsize=16)
+def _second(*parts: int) -> str:
+    """Remembered: lines of one moment have their times in common, and to write these took a third of a line's cost."""
+    return "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}".format(*parts)
 
 
 def _quoted(value: str | float | bool | list[str]) -> str:
