@@ -284,7 +284,6 @@ class Trust:
         a certificate that was in use before, as they may be advertised no more. Where it was `accepted` a moment ago,
         what was found then need not be found again.
         """
-        now = self._clock.now()
         chain = read_again(certificate.chain_pem) if accepted is None else accepted.chain
         known, known_of_authority = self.anchors_of(authority), self.anchors_of(authority)
         if anchors != known:
@@ -292,7 +291,7 @@ class Trust:
         if accepted is not None and known == accepted.anchors:
             chains_to = accepted.validity.vouching
         else:
-            above = {issuer_of(below) for below in chain}
+            now, above = self._clock.now(), {issuer_of(below) for below in chain}
             chains_to = tuple(a for a in known if subject_of(a) in above and vouches(a, chain, now))
         if chains_to == self._chained.get(authority):
             chains_to = self._chained[authority]

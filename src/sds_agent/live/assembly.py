@@ -70,10 +70,11 @@ class Written(Struct, frozen=True):
 
 def workloads(settings: Settings) -> tuple[Workload, ...]:
     """The configured identities."""
-    return tuple(_workload(settings, chosen) for chosen in settings.workloads)
+    renewal = Renewal(settings.renewal.fraction, settings.renewal.jitter)
+    return tuple(_workload(settings, chosen, renewal) for chosen in settings.workloads)
 
 
-def _workload(settings: Settings, chosen: WorkloadSettings) -> Workload:
+def _workload(settings: Settings, chosen: WorkloadSettings, renewal: Renewal) -> Workload:
     kinds = {name: registry.name_of(settings.authorities[name]) for name in settings.authorities_of(chosen)}
     first, *others = kinds
     return Workload(
@@ -84,7 +85,7 @@ def _workload(settings: Settings, chosen: WorkloadSettings) -> Workload:
         authority=first,
         names=chosen.names,
         kind=kinds[first],
-        renewal=Renewal(settings.renewal.fraction, settings.renewal.jitter),
+        renewal=renewal,
         fallbacks={name: kinds[name] for name in others},
     )
 
