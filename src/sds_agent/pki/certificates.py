@@ -6,11 +6,12 @@ Their times are cryptography's own `not_valid_before_utc` and `not_valid_after_u
 
 import binascii
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -20,13 +21,13 @@ from cryptography.utils import CryptographyDeprecationWarning
 from msgspec import Struct
 
 from sds_agent.errors import SdsAgentError
-from sds_agent.pki.der import encoded, fields_of_certificate, texts_of_subject
-from sds_agent.pki.keys import written_key
+from sds_agent.pki.der import fields_of_certificate, texts_of_subject
 from sds_agent.pki.loadable import fault_of_loading
 from sds_agent.pki.pem import Block, blocks
 from sds_agent.text import cut, quoted
 
 ExtensionT = TypeVar("ExtensionT", bound=x509.ExtensionType)
+K = TypeVar("K")
 T = TypeVar("T")
 
 # "X509 CERTIFICATE" is an old label for the same content; RFC 7468 section 5.1 lets it pass for the sake of old tools
@@ -132,45 +133,49 @@ def _pem(ders: tuple[bytes, ...]) -> bytes:
 def _written(ders: tuple[bytes, ...]) -> bytes:
     """As `_pem`, remembered from both sides."""
     if (text := _texts.get(ders)) is None:
-        if len(_texts) >= MOST_LOADED:
-            _texts.clear()
-            _contents.clear()
-        text = _texts[ders] = _pem(ders)
-        _contents[text] = ders
+        text = _pem(ders)
+        _remember(_texts, ders, text)
+        _remember(_contents, text, ders)
     return text
-
-
-_texts = dict[tuple[bytes, ...], bytes]()
-_contents = dict[bytes, tuple[bytes, ...]]()
 
 
 def der_of(certificate: x509.Certificate) -> bytes:
     """The certificate in DER: of the last that were loaded, what they were loaded from."""
-    known = _ders.get(id(certificate))
-    return certificate.public_bytes(Encoding.DER) if known is None else known[1]
+    known = _by_object.get(id(certificate))
+    return certificate.public_bytes(Encoding.DER) if known is None else known.der
 
 
-def load_der(der: bytes) -> x509.Certificate:
-    """The certificate in `der`, of which nothing is judged. Raises what cryptography raises.
+def load_der(der: bytes, key: CertificatePublicKeyTypes | None = None) -> x509.Certificate:
+    """The certificate in `der`, of which nothing is judged; `key` is the key in it, where it was made for that. Raises
+    what cryptography raises.
 
-    The last ones are remembered with their DER: cryptography would encode all fields again, and what a CA in this
-    process has just signed comes back from it.
+    The last ones are remembered: cryptography would encode all fields again, and what a CA in this process has just
+    signed comes back from it.
     """
-    if (known := _loaded.get(der)) is not None:
-        return known
-    certificate = x509.load_der_x509_certificate(der)
-    if len(der) > LONGEST_SHARED:
-        return certificate
-    if len(_loaded) >= MOST_LOADED:
-        _loaded.clear()
-        _ders.clear()
-    _loaded[der] = certificate
-    _ders[id(certificate)] = certificate, der
-    return certificate
+    if (known := _by_content.get(der)) is not None:
+        return known.certificate
+    loaded = _KnownCertificate(x509.load_der_x509_certificate(der), der, key)
+    if len(der) <= LONGEST_SHARED:
+        _remember(_by_content, der, loaded)
+        _remember(_by_object, id(loaded.certificate), loaded)
+    return loaded.certificate
 
 
-_loaded = dict[bytes, x509.Certificate]()
-_ders = dict[int, tuple[x509.Certificate, bytes]]()
+class _KnownCertificate(NamedTuple):
+    certificate: x509.Certificate
+    der: bytes
+    key: CertificatePublicKeyTypes | None
+
+
+def _remember(memory: OrderedDict[K, T], key: K, value: T) -> None:
+    """In place of the oldest, so that none is lost that is still on its way. Other threads may do the same."""
+    if len(memory) >= MOST_LOADED:
+        memory.popitem(last=False)
+    memory[key] = value
+
+
+_by_content, _by_object = OrderedDict[bytes, _KnownCertificate](), OrderedDict[int, _KnownCertificate]()
+_texts, _contents = OrderedDict[tuple[bytes, ...], bytes](), OrderedDict[bytes, tuple[bytes, ...]]()
 
 
 def unique(certificates: Iterable[x509.Certificate]) -> tuple[x509.Certificate, ...]:
@@ -268,13 +273,12 @@ def has_key(certificate: x509.Certificate, public_key: CertificatePublicKeyTypes
     return own is public_key or own == public_key
 
 
-@remembered
 def key_of(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
-    """Its public key. Raises what cryptography raises, which finds out whether the key is on its curve: that takes as
-    long as the rest of the certificate, and one that was written here was read before.
+    """Its public key, or of the last that were made here the one that they were made for. Raises what cryptography
+    raises, which finds out whether a key is on its curve: that takes as long as the rest of the certificate.
     """
-    tag, info = fields_of_certificate(der_of(certificate)).key
-    return written_key(encoded(tag, info)) or certificate.public_key()
+    known = _by_object.get(id(certificate))
+    return certificate.public_key() if known is None or known.key is None else known.key
 
 
 def extension(certificate: x509.Certificate, kind: type[ExtensionT]) -> ExtensionT | None:

@@ -84,11 +84,6 @@ class CertificateFields(NamedTuple):
         """The content of the subject's name."""
         return self.of_tbs[4][1]
 
-    @property
-    def key(self) -> Element:
-        """The subject's key, a SubjectPublicKeyInfo."""
-        return self.of_tbs[5]
-
 
 def fields_of_certificate(der: bytes) -> CertificateFields:
     """The fields of a certificate. Raises IndexError or ValueError for what is none.

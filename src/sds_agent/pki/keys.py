@@ -17,10 +17,6 @@ PublicKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 SignatureHash: TypeAlias = hashes.SHA256 | hashes.SHA384 | hashes.SHA512
 
 
-MOST_REMEMBERED = 32
-"""Public keys, such as those in requests to a CA in this process, which come back in its certificates."""
-
-
 class KeyType(StrEnum):
     """The kinds of key that a workload or a CA of ours may have, by their names in the configuration."""
 
@@ -56,19 +52,7 @@ def to_pkcs8_pem(key: PrivateKey) -> bytes:
 
 def public_bytes(public_key: PublicKey) -> bytes:
     """The SubjectPublicKeyInfo in DER (RFC 5280 section 4.1.2.7): equal bytes mean the same key."""
-    written = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if len(_written) >= MOST_REMEMBERED:
-        _written.clear()
-    _written[written] = public_key
-    return written
-
-
-def written_key(info: bytes) -> PublicKey | None:
-    """One of the last keys of which `public_bytes` gave that: it need not be read."""
-    return _written.get(info)
-
-
-_written = dict[bytes, PublicKey]()
+    return public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def describe_key(public_key: CertificatePublicKeyTypes) -> str:
