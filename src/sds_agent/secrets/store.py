@@ -73,8 +73,13 @@ class SecretStore:
 
         Watchers are called with those alone: an unchanged secret is never published twice.
         """
+        before = self._secrets
         return self._change(
-            {name: secret for name, secret in secrets.items() if _version(self._secrets.get(name)) != secret.version}
+            {
+                name: secret
+                for name, secret in secrets.items()
+                if (known := before.get(name)) is None or known.version != secret.version
+            }
         )
 
     def withhold(self, names: Iterable[str]) -> frozenset[str]:

@@ -267,4 +267,5 @@ def _organization(text: str) -> str:
 
 
 def _whole_seconds(moment: datetime) -> datetime:
-    return moment.astimezone(UTC).replace(microsecond=0)
+    utc = moment.astimezone(UTC)
+    return utc - timedelta(0, 0, utc.microsecond)

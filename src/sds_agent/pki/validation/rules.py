@@ -108,7 +108,7 @@ def _fault_of_key(certificate: x509.Certificate) -> str | None:
 
 def _fault_of_extensions(certificate: x509.Certificate, known: frozenset[x509.ObjectIdentifier]) -> str | None:
     """A certificate with a critical extension that is not processed must be refused (section 4.2)."""
-    for oid in _critical(certificate):
+    for oid in _rare(certificate):
         if oid not in known:
             return (
                 f"{describe(certificate)} has the critical extension {oid.dotted_string}, which is not "
@@ -118,11 +118,13 @@ def _fault_of_extensions(certificate: x509.Certificate, known: frozenset[x509.Ob
 
 
 @remembered
-def _critical(certificate: x509.Certificate) -> tuple[x509.ObjectIdentifier, ...]:
-    """Its critical extensions, in order."""
-    return tuple([each.oid for each in certificate.extensions if each.critical])
+def _rare(certificate: x509.Certificate) -> tuple[x509.ObjectIdentifier, ...]:
+    """Its critical extensions beside those that are known wherever they stand, in order."""
+    critical = [each.oid for each in certificate.extensions if each.critical]
+    return tuple([each for each in critical if each not in _KNOWN_EXTENSIONS])
 
 
+@remembered
 def fault_of_ca(certificate: x509.Certificate) -> str | None:
     """Why the certificate may not issue others, wherever it stands (section 6.1.4, steps k and n).
 
