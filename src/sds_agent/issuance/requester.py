@@ -119,7 +119,7 @@ class Requester:
                 key = await in_thread(generate, kind) if kind.slow else generate(kind)
             except NoThreadError as error:
                 raise AuthorityError(ErrorKind.TRANSIENT, f"the private key cannot be made: {error}") from error
-            public_key = key.public_key()  # once: a CA in this process gives back the same object
+            public_key = key.public_key()
             if self._certifying is not None:
                 self._pending = PendingRequest(key, public_key)
             else:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import wraps
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -33,7 +33,7 @@ T = TypeVar("T")
 # "X509 CERTIFICATE" is an old label for the same content; RFC 7468 section 5.1 lets it pass for the sake of old tools
 _TRUSTED = b"TRUSTED CERTIFICATE"
 _LABELS = frozenset({b"CERTIFICATE", b"X509 CERTIFICATE", _TRUSTED})
-_MALFORMED = (ValueError, TypeError, x509.DuplicateExtension)
+_MALFORMED = (ValueError, TypeError, IndexError, x509.DuplicateExtension)
 _UNSUPPORTED = (x509.InvalidVersion, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm)
 _LONGEST_QUOTE = 120
 _BEGIN, _END = b"-----BEGIN CERTIFICATE-----\n", b"\n-----END CERTIFICATE-----\n"
@@ -145,26 +145,24 @@ def der_of(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(Encoding.DER) if known is None else known.der
 
 
-def load_der(der: bytes, key: CertificatePublicKeyTypes | None = None) -> x509.Certificate:
-    """The certificate in `der`, of which nothing is judged; `key` is the key in it, where it was made for that. Raises
-    what cryptography raises.
+def load_der(der: bytes) -> x509.Certificate:
+    """The certificate in `der`, of which nothing is judged. Raises what cryptography raises.
 
     The last ones are remembered: cryptography would encode all fields again, and what a CA in this process has just
     signed comes back from it.
     """
     if (known := _by_content.get(der)) is not None:
         return known.certificate
-    loaded = _KnownCertificate(x509.load_der_x509_certificate(der), der, key)
+    loaded = _KnownCertificate(x509.load_der_x509_certificate(der), der)
     if len(der) <= LONGEST_SHARED:
         _remember(_by_content, der, loaded)
         _remember(_by_object, id(loaded.certificate), loaded)
     return loaded.certificate
 
 
-class _KnownCertificate(NamedTuple):
+class _KnownCertificate(Struct, frozen=True):
     certificate: x509.Certificate
     der: bytes
-    key: CertificatePublicKeyTypes | None
 
 
 def _remember(memory: OrderedDict[K, T], key: K, value: T) -> None:
@@ -269,16 +267,7 @@ def serial_hex(certificate: x509.Certificate) -> str:
 
 def has_key(certificate: x509.Certificate, public_key: CertificatePublicKeyTypes) -> bool:
     """Whether the certificate is for that public key."""
-    own = key_of(certificate)
-    return own is public_key or own == public_key
-
-
-def key_of(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
-    """Its public key, or of the last that were made here the one that they were made for. Raises what cryptography
-    raises, which finds out whether a key is on its curve: that takes as long as the rest of the certificate.
-    """
-    known = _by_object.get(id(certificate))
-    return certificate.public_key() if known is None or known.key is None else known.key
+    return certificate.public_key() == public_key
 
 
 def extension(certificate: x509.Certificate, kind: type[ExtensionT]) -> ExtensionT | None:
@@ -395,7 +384,7 @@ def _parse_all(certificate: x509.Certificate, der: bytes) -> None:
     """Read what cryptography parses only on demand, so that a malformed part is found here and not later."""
     _ = certificate.version, certificate.subject, certificate.extensions
     times_of(certificate)
-    key_of(certificate)
+    certificate.public_key()
     issuer = fields_of_certificate(der).issuer
     if issuer in _issuers:
         return  # leaves have it in common, and to parse it takes long

@@ -74,7 +74,7 @@ class LeafTemplate:
             encoded(_EXTENSIONS, extensions),
         )
         signature = encoded(_BIT_STRING, b"\0", _signature(signer, tbs))
-        return load_der(encoded(_SEQUENCE, tbs, self._algorithm, signature), public_key)
+        return load_der(encoded(_SEQUENCE, tbs, self._algorithm, signature))
 
 
 def _signature(signer: PrivateKey, tbs: bytes) -> bytes:

@@ -22,7 +22,6 @@ from sds_agent.pki.certificates import (
     extended_key_usages,
     extension,
     is_ca,
-    key_of,
     remembered,
     remembered_of_two,
     times_of,
@@ -102,7 +101,7 @@ def fault_of_times(certificate: x509.Certificate, times: Times) -> str | None:
 
 @remembered
 def _fault_of_key(certificate: x509.Certificate) -> str | None:
-    fault = IN_CHAINS.fault(key_of(certificate))
+    fault = IN_CHAINS.fault(certificate.public_key())
     return f"{describe(certificate)} has {fault.found}; it needs {fault.wanted}" if fault else None
 
 
