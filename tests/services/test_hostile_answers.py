@@ -4,8 +4,9 @@ import gzip
 import itertools
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -361,3 +362,23 @@ def test_why_nothing_can_be_connected_to_is_said() -> None:
         reserved.bind(("127.0.0.1", 0))
         with pytest.raises(web.WebError, match="Connection refused"):
             web.get(f"http://127.0.0.1:{reserved.getsockname()[1]}", "/status")
+
+
+def test_why_tls_fails_is_said_in_its_own_words() -> None:
+    """The number of such an error is none of the system's: by that name it would be a matter of permissions."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(ConnectionError):
+                connection.sendall(b"220 mail.example ESMTP\r\n")
+                while connection.recv(65536):
+                    pass
+
+        greeting = threading.Thread(target=greet)
+        greeting.start()
+        try:
+            with pytest.raises(web.WebError, match="SSL"):
+                web.get(f"https://127.0.0.1:{listener.getsockname()[1]}", "/status")
+        finally:
+            greeting.join()

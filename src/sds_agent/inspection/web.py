@@ -6,6 +6,7 @@ one would be larger than what was sent), no redirect is followed, and an error's
 
 import asyncio
 import os
+import ssl
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -66,6 +67,8 @@ def _cause(error: Exception) -> str:
         inner = before
     first = next(leaves(inner))
     if not isinstance(error, httpx.ConnectError) or not isinstance(first, OSError) or first.errno is None:
+        return str(error)
+    if isinstance(first, ssl.SSLError):  # an OSError too, whose number is one of OpenSSL's
         return str(error)
     return os.strerror(first.errno) if first.errno > 0 else str(first.strerror)
 
