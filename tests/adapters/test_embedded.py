@@ -28,7 +28,14 @@ from sds_agent.pki.certificates import is_self_signed, read_pem, san_values, wri
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, generate, to_pkcs8_pem
 from sds_agent.pki.validation.path import PathError, find_path
-from sds_agent.signing.self_signed import LONGEST_RETRY, LONGEST_SETTLE, RENEWAL_SHARE, SETTLE_SHARE, SelfSignedCa
+from sds_agent.signing.self_signed import (
+    LONGEST_RETRY,
+    LONGEST_SETTLE,
+    MOST_EXPIRED,
+    RENEWAL_SHARE,
+    SETTLE_SHARE,
+    SelfSignedCa,
+)
 
 TEN_YEARS = timedelta(days=3650)
 IDENTITY = SpiffeId.parse(URI)
@@ -581,6 +588,16 @@ async def test_a_clock_that_was_far_ahead_for_a_while_costs_no_root_that_certifi
     await embedded(tmp_path, clock, lifetime=lifetime)
     clock.set_wall(-300 * DAY)
     assert set(before) <= set(await anchors(await embedded(tmp_path, clock, lifetime=lifetime)))
+
+
+async def test_a_machine_that_is_mostly_off_gathers_no_roots(tmp_path: Path) -> None:
+    """Each start would add one to those that have all expired, until the file is too large to be read again."""
+    clock, sizes = HandClock(), list[int]()
+    for _ in range(2 * MOST_EXPIRED):
+        await embedded(tmp_path, clock, lifetime=DAY)
+        sizes.append((tmp_path / "roots.pem").read_bytes().count(b"BEGIN CERTIFICATE"))
+        clock.elapse(2 * DAY)
+    assert sizes == [*range(1, MOST_EXPIRED + 1), *[MOST_EXPIRED + 1] * MOST_EXPIRED]
 
 
 @pytest.mark.parametrize("start", [DAY, 200 * DAY], ids=["at once", "after the end of the root before it"])

@@ -43,7 +43,11 @@ LONGEST_RETRY = timedelta(minutes=5)
 attempt while an old one is valid: each request would otherwise pay for a key, and write a line to the log.
 """
 LARGEST = 1 << 20
-"""Bytes of the file with the roots, which are two or three at one time."""
+"""Bytes of the file with the roots, which are two or three at one time, and those that may have expired."""
+MOST_EXPIRED = 8
+"""Roots that stay in the file though a clock says that all have expired. A machine that is often off for longer than a
+root lives would gather them until the file is too large to be read.
+"""
 ROOTS = "roots.pem"
 
 
@@ -77,10 +81,10 @@ class Roots(Struct, frozen=True, dict=True):
     def with_new(self, signer: Signer, now: datetime) -> "Roots":
         """These roots and a new one, without those that have expired.
 
-        If all have expired, they stay nevertheless: the clock that says so may be wrong, and a root that is dropped
-        from the file is lost.
+        If all have expired, the last MOST_EXPIRED stay nevertheless: the clock that says so may be wrong, and a root
+        that is dropped from the file is lost.
         """
-        return Roots((*(self.valid(now) or self.signers), signer), self.lifetime)
+        return Roots((*(self.valid(now) or self.signers[-MOST_EXPIRED:]), signer), self.lifetime)
 
     def valid(self, now: datetime) -> tuple[Signer, ...]:
         """The roots that have not expired."""
