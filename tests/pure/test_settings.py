@@ -529,8 +529,12 @@ def test_a_working_directory_that_was_removed_is_named(tmp_path: Path, monkeypat
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    with pytest.raises(ConfigurationError, match="the working directory was removed; change to another one"):
-        load(None, {})
+    with (tmp_path / "a.yaml").open("w+") as file:
+        file.write(MINIMAL)
+        file.flush()
+        for piped in (None, Path(f"/dev/fd/{file.fileno()}")):
+            with pytest.raises(ConfigurationError, match="the working directory was removed; change to another one"):
+                load(piped, {})
 
 
 def test_paths_in_a_file_that_is_a_descriptor_start_from_the_working_directory(

@@ -11,8 +11,7 @@ import pwd
 from collections.abc import Mapping
 from pathlib import Path
 
-from sds_agent.configfile.document import Document, Origin
-from sds_agent.errors import ConfigurationError
+from sds_agent.configfile.document import Document, Origin, working_directory
 from sds_agent.files import LONGEST_SOCKET_PATH, socket_path_size
 
 TRUST_DOMAIN = "sds-agent.local"
@@ -29,14 +28,6 @@ def without_file() -> Document:
     """The configuration of an agent that is started with no file."""
     tree = {"trust_domain": TRUST_DOMAIN, "workloads": [{"name": NAME}]}
     return Document(tree=dict(tree), origins={(): _ORIGIN}, base=working_directory())
-
-
-def working_directory() -> Path:
-    """Where relative paths start from without a file. Raises ConfigurationError where it was removed."""
-    try:
-        return Path.cwd()
-    except FileNotFoundError as error:
-        raise ConfigurationError("the working directory was removed; change to another one") from error
 
 
 def absolute(path: Path) -> Path:

@@ -7,8 +7,7 @@ depend on variables that were set for another program.
 from collections.abc import Mapping
 from typing import Any
 
-from sds_agent.config.defaults import working_directory
-from sds_agent.configfile.document import Document, Origin
+from sds_agent.configfile.document import Document, Origin, working_directory
 from sds_agent.configfile.environment import PREFIX
 from sds_agent.configfile.phrases import KeyPath, quoted, render
 from sds_agent.errors import Problem

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from sds_agent.configfile.phrases import KeyPath, render
-from sds_agent.errors import Problem
+from sds_agent.errors import ConfigurationError, Problem
 
 Tree: TypeAlias = dict[str, object]
 
@@ -47,3 +47,13 @@ class Document(Struct):
         path = problem.where
         origin = self.origin(path)
         return Problem((origin.source,), problem.found, problem.fix, render(path), origin.line)
+
+
+def working_directory() -> Path:
+    """Where relative paths start from that stand in no file of a directory. Raises ConfigurationError where it was
+    removed.
+    """
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise ConfigurationError("the working directory was removed; change to another one") from error

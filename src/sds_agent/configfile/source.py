@@ -15,7 +15,7 @@ import msgspec
 import yaml
 from msgspec import Struct
 
-from sds_agent.configfile.document import Document, Origin, Tree
+from sds_agent.configfile.document import Document, Origin, Tree, working_directory
 from sds_agent.configfile.phrases import KeyPath, quoted, render
 from sds_agent.errors import Problem, ProblemsError
 from sds_agent.files import read_at_once
@@ -89,12 +89,13 @@ def read(
 
 def _base(path: Path) -> Path:
     """The directory that relative paths start from. A descriptor, such as /dev/stdin or a pipe of the shell's
-    (/dev/fd/63), lies in none that could be meant: what is stored in /dev is gone after the next boot.
+    (/dev/fd/63), lies in none that could be meant: what is stored in /dev is gone after the next boot. Raises
+    ConfigurationError where the working directory was removed.
     """
     parent = path.absolute().parent
     leads_to = os.readlink(path) if path.is_symlink() else ""  # noqa: PTH115 - text, to be compared
     is_descriptor = leads_to.startswith(_DESCRIPTORS) or f"{os.path.realpath(parent)}/".startswith(_DESCRIPTORS)
-    return Path.cwd() if is_descriptor else parent
+    return working_directory() if is_descriptor else parent
 
 
 def _text(path: Path, *, waits: bool) -> str:
