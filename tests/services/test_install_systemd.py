@@ -10,7 +10,7 @@ from fakes.configurations import MINIMAL, settings
 
 from sds_agent.authority import registry
 from sds_agent.authority.istio.kind import JOIN_TOKEN
-from sds_agent.cli.install_systemd import credentials, kept_from_others
+from sds_agent.cli.install_systemd import credentials, kept_from_others, unreadable
 from sds_agent.cli.main import main
 
 Printed = pytest.CaptureFixture[str]
@@ -115,6 +115,31 @@ def test_what_root_alone_can_read_and_no_credential_replaces_is_named(public: Pa
     assert dict(kept_from_others(chosen, file, root=me)) == {"": file, **expected}
     public.chmod(0o700)
     assert set(dict(kept_from_others(chosen, file, root=me)).values()) == {public}
+
+
+def test_nobody_is_advised_to_give_a_directory_away_that_holds_more_than_the_service_needs(public: Path) -> None:
+    """As /root: its owner can read all that is in it, and sshd trusts no home that belongs to another user."""
+    (public / "cacerts").mkdir(0o700)
+    chosen = settings(
+        public, f"{MINIMAL}    authority: plugged\nauthorities:\n  plugged: {{type: cacerts, directory: cacerts}}\n"
+    )
+    file, me = public / "sds-agent.yaml", os.geteuid()
+    file.chmod(0o600)
+    own = [
+        f"only root can read {file}, and the service runs as a; let it read that (chown a {file})",
+        f"authorities.plugged.directory: only root can read {public}/cacerts, and the service runs as a; "
+        f"let it read that (chown a {public}/cacerts)",
+    ]
+    assert list(unreadable(chosen, file, "a", root=me)) == own
+    public.chmod(0o700)
+    above = [
+        f"only root can enter {public}, and the service runs as a; "
+        f"put {file} where that can read it, such as in /etc/sds-agent",
+        f"authorities.plugged.directory: only root can enter {public}, and the service runs as a; "
+        f"put {public}/cacerts where that can read it, such as in /etc/sds-agent",
+    ]
+    assert list(unreadable(chosen, file, "a", root=me)) == above
+    assert not list(unreadable(chosen, file, "root", root=me))
 
 
 def test_what_lies_in_a_directory_that_systemd_makes_needs_no_line(printed: Units) -> None:

@@ -100,7 +100,8 @@ def _plan(arguments: argparse.Namespace) -> UnitPlan:
                 f"give files to another user; leave it out, and put {arguments.user} into the group of output.group"
             )
     command = _command()
-    _report_unreadable(settings, file, arguments.user)
+    for line in unreadable(settings, file, arguments.user):
+        output.report(line)
     return UnitPlan(
         command=str(command),
         file=file,
@@ -185,25 +186,34 @@ def _provided(settings: Settings) -> Iterator[tuple[KeyPath, Path, bool]]:
             yield ("authorities", name, *key.split(".")), path, stays and key in kind.secrets
 
 
-def _report_unreadable(settings: Settings, file: Path, user: str) -> None:
-    """Name what root alone can read now, and no credential replaces: without it the service does not do its work."""
+def unreadable(settings: Settings, file: Path, user: str, *, root: int = 0) -> Iterator[str]:
+    """Lines that name what root alone can read now, and no credential replaces: without it the service does not do its
+    work.
+    """
     if user == "root":
         return
-    for key, path in kept_from_others(settings, file):
+    needed = dict(_needed(settings, file))
+    for key, path in kept_from_others(settings, file, root=root):
+        does, fix = "read", f"let it read that (chown {user} {path})"
+        if path in needed[key].parents:  # its owner could read all that is in it, such as in /root
+            does, fix = "enter", f"put {needed[key]} where that can read it, such as in {FILE.parent}"
         place = f"{key}: " if key else ""
-        output.report(
-            f"{place}only root can read {path}, and the service runs as {user}; let it read that (chown {user} {path})"
-        )
+        yield f"{place}only root can {does} {path}, and the service runs as {user}; {fix}"
 
 
 def kept_from_others(settings: Settings, file: Path, *, root: int = 0) -> Iterator[tuple[str, Path]]:
     """The configuration, what the authorities name beside secrets, and the files of directories among it, as far as
     root alone can read them, or enter a directory above; each with its key.
     """
-    named = ((render(key), path) for key, path, is_credential in _provided(settings) if not is_credential)
-    for key, path in (("", file), *named):
+    for key, path in _needed(settings, file):
         for each in itertools.islice(_kept(path, root), 1):
             yield key, each
+
+
+def _needed(settings: Settings, file: Path) -> Iterator[tuple[str, Path]]:
+    """The configuration, and what the authorities name that does not become a credential, each with its key."""
+    yield "", file
+    yield from ((render(key), path) for key, path, is_credential in _provided(settings) if not is_credential)
 
 
 def _kept(path: Path, root: int) -> Iterator[Path]:
