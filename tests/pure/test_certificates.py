@@ -28,6 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sds_agent.pki.certificates import (
+    MOST_LOADED,
     MOST_PAIRS_REMEMBERED,
     MOST_REMEMBERED,
     CertificateError,
@@ -91,6 +92,29 @@ def test_what_was_just_written_is_the_same_object_when_read_and_the_same_text_wh
     (read,) = read_pem(text)
     assert read is made
     assert write_pem([read]) is text
+
+
+def test_of_what_was_read_and_written_only_the_last_is_kept() -> None:
+    """A CA signs for years, and no certificate of it twice."""
+    der = make_leaf(CA, key=CA.key).public_bytes(Encoding.DER)
+    before = sys.getrefcount(der)
+    text = write_pem([load_der(der)])
+    of_text = sys.getrefcount(text)
+    assert sys.getrefcount(der) > before
+    for _ in range(MOST_LOADED):
+        write_pem([load_der(make_leaf(CA, key=CA.key).public_bytes(Encoding.DER))])
+    assert sys.getrefcount(der) == before
+    assert sys.getrefcount(text) < of_text
+
+
+def test_an_issuer_that_cannot_be_read_is_found_each_time_and_in_what_was_written_here() -> None:
+    """Neither that others were read before it, nor that its text is known, says anything of this one."""
+    der = make_leaf(make_ca("Spelled")).public_bytes(Encoding.DER)
+    assert read_pem(write_pem([load_der(der)]))
+    damaged = load_der(der.replace(b"Spelled", b"Spell\xff\xfe"))
+    for _ in range(2):
+        with pytest.raises(CertificateError, match=r"^PEM block 1 is not a well-formed "):
+            read_pem(write_pem([damaged]))
 
 
 def test_what_was_written_is_read_again_with_or_without_the_leaf() -> None:
