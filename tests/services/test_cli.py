@@ -483,6 +483,10 @@ def test_check_says_what_is_wrong_with_the_roots_of_a_cas_server(folder: Path, c
     (warning,) = warned.splitlines()
     assert "warning: authorities.mesh.ca_file: cannot be used: " in warning
     assert "roots.pem should hold the roots that vouch for the CA's server and is in DER; convert it to PEM" in warning
+    (folder / "roots.pem").unlink()
+    _, _, warned = check(file(folder, MINIMAL + ISTIO))
+    (warning,) = warned.splitlines()
+    assert "roots.pem does not exist; until it does, no certificate comes from this authority" in warning
 
 
 def test_check_says_once_of_a_credential_that_it_is_not_there(folder: Path, check: Check) -> None:

@@ -39,6 +39,13 @@ def written(form: log.Format, name: str = "issued", **fields: log.Value) -> str:
     return stream.getvalue()
 
 
+@given(st.datetimes(), st.integers(0, 999_999))
+def test_a_time_is_written_as_rfc_3339_has_it_to_the_millisecond(moment: datetime, later: int) -> None:
+    """Two of one second have all but the milliseconds in common."""
+    for each in (moment.replace(tzinfo=UTC), moment.replace(tzinfo=UTC, microsecond=later)):
+        assert log.timestamp(each) == each.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def test_an_event_is_its_name_and_its_fields() -> None:
     line = written(
         "text", workload="web", at=LATE, took=timedelta(seconds=1.5), ok=True, nothing=None, names=["a", "b"]

@@ -155,3 +155,14 @@ async def test_the_directories_whose_files_envoys_may_ask_for_are_among_them(tmp
     with recorded() as events:
         await warn(preflight.sources(read))
     assert events.named("source_shared", setting="sds.files[0]")
+
+
+def test_roots_of_a_cas_server_that_may_still_come_refuse_no_reload(tmp_path: Path) -> None:
+    """A reload takes no authority of which this says something."""
+    keys = "type: est, url: 'https://127.0.0.1:1', ca_file: roots.pem, username: agent, password_file: password"
+    (tmp_path / "password").write_text("secret")
+    chosen = settings(tmp_path, f"{MINIMAL}authorities: {{up: {{{keys}}}}}\n")
+    assert not list(preflight.unusable_credentials(chosen, SystemClock()))
+    (tmp_path / "roots.pem").touch()
+    (found,) = preflight.unusable_credentials(chosen, SystemClock())
+    assert found.startswith("authorities.up.ca_file: cannot be used: ")
