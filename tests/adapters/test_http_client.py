@@ -213,6 +213,25 @@ async def test_what_is_no_answer_is_transient(reply: bytes | None) -> None:
     assert "ended the connection without a whole answer" in str(error)
 
 
+async def test_a_server_that_says_goodbye_within_tls_is_no_missing_device() -> None:
+    """Such an error has a number of OpenSSL's, which is another one of the system's."""
+    close_notify = bytes.fromhex("15 0303 0002 0100")
+
+    async def leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(close_notify)
+        writer.write_eof()
+        while await reader.read(65536):
+            pass
+        writer.close()
+
+    server = HttpsServer(fine)
+    async with await asyncio.start_server(leave, "127.0.0.1", 0) as listening:
+        server.port = listening.sockets[0].getsockname()[1]
+        error = await refused(get(server))
+    assert str(error).endswith("without a whole answer (TLS/SSL connection has been closed (EOF))")
+
+
 async def test_an_endless_answer_is_cut_off() -> None:
     async with serving(replying(Reply(200, b"x" * (LARGEST_ANSWER + 1)))) as server:
         error = await refused(get(server))

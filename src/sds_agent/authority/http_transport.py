@@ -219,8 +219,9 @@ def _causes(error: BaseException | None) -> Iterable[BaseException]:
 def _reason(causes: list[BaseException]) -> str:
     """What the deepest cause with words of the system's or OpenSSL's says; no URL and no header."""
     for each in reversed(causes):
-        if isinstance(each, ssl.SSLError) and each.reason:
-            return _said(each.reason.replace("_", " ").lower())
+        if isinstance(each, ssl.SSLError):  # an OSError too, whose number is one of OpenSSL's
+            words, _, _ = str(each.strerror).partition(" (_ssl.c")
+            return _said(each.reason.replace("_", " ").lower() if each.reason else words)
         if isinstance(each, OSError) and each.strerror:
             return _said(os.strerror(each.errno) if each.errno and each.errno > 0 else each.strerror)
     return _CLAUSES.get(type(causes[0]).__name__, type(causes[0]).__name__)
