@@ -226,7 +226,9 @@ class Stream(Generic[R]):
             self._at_work = True
             actions = self._received(message)
             del message  # an Envoy's first has 61 KB, and the next may be a day away
-            finish = await self._perform(actions, changed=False) or await self._refresh()
+            finish = await self._perform(actions, changed=False)
+            del actions  # it is empty, and would be kept for each stream, as long as that waits
+            finish = finish or await self._refresh()
             self._at_work = False
             if finish is not None:
                 return finish
@@ -312,18 +314,27 @@ class Stream(Generic[R]):
         """Do what the session says, and forget what it notes: that may have a megabyte of the client's, which may never
         read the answer. `changed`: it says so because a secret changed.
         """
-        if any(not isinstance(action, Respond) for action in actions):
-            self._journal.note(action for action in actions if not isinstance(action, Respond))
-        finish = next((action for action in actions if isinstance(action, Finish)), None)
+        answers, finish = self._noted(actions)
+        actions.clear()
         if finish is not None:
             return finish
-        answers = [action for action in actions if isinstance(action, Respond)]
-        actions.clear()
         for answer in answers:
             if not await self._sent(answer, changed=changed):
                 self.drain()
                 return None
         return None
+
+    def _noted(self, actions: list[Action]) -> tuple[list[Respond], Finish | None]:
+        """Log what is no answer. Returns the answers, and how the stream is to end if it is."""
+        answers = [action for action in actions if isinstance(action, Respond)]
+        if len(answers) == len(actions):
+            return answers, None
+        notes = [action for action in actions if not isinstance(action, Respond)]
+        self._journal.note(notes)
+        for note in notes:
+            if isinstance(note, Finish):
+                return [], note
+        return answers, None
 
     async def _sent(self, answer: Respond, *, changed: bool) -> bool:
         """Send the answer. False if the peer left while the write waited for room."""
