@@ -554,3 +554,37 @@ async def test_answers_that_wait_are_looked_at_once_more_when_they_have_waited_f
         finally:
             task.cancel()
             await asyncio.wait([task])
+
+
+class Looked(Connection):
+    """A connection that tells how often it was looked at."""
+
+    looks = 0
+
+    def unread(self, writing: int, calls: int) -> int:
+        """Part of each look."""
+        self.looks += 1
+        return super().unread(writing, calls)
+
+
+async def test_an_answer_that_waits_for_ever_causes_two_looks() -> None:
+    """A look takes time for each connection: who does not read must not cause one every few seconds."""
+    store, ends = SecretStore(("default",)), HandClock().now() + timedelta(days=1)
+    store.publish({"default": CertificateSecret(b"chain", b"key", ends)})
+    service = SecretDiscoveryService(store, stored_bytes=2 * BEHIND, unread=0.02)
+    connection = service.connections["a"] = Looked("a")
+    found = cast("Any", service.handler().service(cast("Any", SimpleNamespace(method=f"/{SERVICE}/StreamSecrets"))))
+    call, later = Call("a"), asyncio.Event()
+    task = asyncio.ensure_future(found.stream_stream(None, call))
+    try:
+        call.say("default")
+        await call.until_writing()
+        service.stored.add(3 * BEHIND)
+        assert connection.looks == 1
+        await _until(lambda: connection.looks == 2)
+        asyncio.get_running_loop().call_later(0.02, later.set)  # a look more would come before
+        await later.wait()
+        assert connection.looks == 2
+    finally:
+        task.cancel()
+        await asyncio.wait([task])

@@ -381,8 +381,11 @@ class SecretDiscoveryService:
 
             self._surplus = Surplus[_Open](self.stored, self._end_for_surplus)
         loop, calls = asyncio.get_running_loop(), (*self._open, *self._giving_way)
-        self._surplus.look(self.connections.values(), calls, loop.time() - self._unread)
-        if self._look_later is None and any(each.waits_since is not None for each in calls):
+        before = loop.time() - self._unread
+        self._surplus.look(self.connections.values(), calls, before)
+        # not for one that has counted: it may wait for ever, and a look takes time for each connection
+        waits = any(each.waits_since is not None and each.waits_since > before for each in calls)
+        if self._look_later is None and waits:
             self._look_later = loop.call_later(self._unread, self._look_once_more)
 
     def _look_once_more(self) -> None:
