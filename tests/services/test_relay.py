@@ -43,8 +43,8 @@ class Ends:
         self.over = asyncio.Event()
         self.why: str | None = None
         self._wait = wait
-        self._relay = Relay(front, back, Inspection(Bounds(block=100, frames=1 << 30)), self._pace, self._end)
-        self._relay.begin()
+        self.relay = Relay(front, back, Inspection(Bounds(block=100, frames=1 << 30)), self._pace, self._end)
+        self.relay.begin()
 
     def _pace(self, calls: int) -> float:
         self.calls += calls
@@ -55,7 +55,7 @@ class Ends:
         self.over.set()
 
     def close(self) -> None:
-        self._relay.close()
+        self.relay.close()
         self.peer.close()
         self.server.close()
 
@@ -211,6 +211,30 @@ async def test_a_peer_that_is_just_writing_still_reads_the_last_answer() -> None
         ends.peer.close()
         await asyncio.wait_for(ends.over.wait(), 10)
         assert ends.why is None
+
+
+async def test_nothing_is_said_in_the_middle_of_what_the_peer_is_sent() -> None:
+    """Also where the peer has just made room, and the rest is about to follow."""
+    data = os.urandom(1 << 20)
+    with relayed() as ends:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send, ends.server, data)
+            with anyio.fail_after(10):
+                while not ends.relay.is_stuck:
+                    await anyio.lowlevel.checkpoint()
+            read = ends.peer.recv(1 << 20)
+            ends.relay.say(b"a reset")
+            assert read + await receive(ends.peer, len(data) - len(read)) == data
+        ends.relay.say(b"a reset")
+        assert await receive(ends.peer, 7) == b"a reset"
+
+
+async def test_a_peer_that_has_left_can_be_told_nothing() -> None:
+    with relayed() as ends:
+        ends.peer.close()
+        ends.relay.say(b"a reset")
+        await asyncio.wait_for(ends.over.wait(), 10)
+        ends.relay.say(b"a reset")
 
 
 async def test_a_connection_that_is_over_leaves_nothing_for_the_garbage_collector() -> None:
