@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import anyio
 import grpc
@@ -18,10 +19,11 @@ from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F40
 from fakes.peers import DeltaStream, Peer, SotwStream, chain_of, connected
 from fakes.raw_http2 import DATA, END_STREAM, PREFACE, SETTINGS, RawPeer, frame, message
 
-from sds_agent.sds.acceptor import STUCK, STUCK_IN_GRPC
+from sds_agent.sds.acceptor import STUCK, STUCK_IN_GRPC, Connection, StoredBytes
 from sds_agent.sds.endpoint import SocketFile
 from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import TOO_MUCH, UNREAD, SecretDiscoveryService
+from sds_agent.sds.surplus import Surplus
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
 
@@ -139,6 +141,29 @@ async def test_connection_that_is_just_read_can_be_ended_at_once(tmp_path: Path)
             await each.send(frame(DATA, 0, 1, BEGUN[: 5000 + 30 * number]))
         await agent.until(unfinished=125_000, connections=125_000 // 5000)
         await leave(*peers)
+
+
+class Told(Connection):
+    """A connection that tells whether its calls are told how they end."""
+
+    is_told = False
+
+    def refuse(self) -> None:
+        """End it."""
+        self.is_told = True
+        super().refuse()
+
+
+async def test_calls_of_a_connection_that_ends_at_once_are_told_why() -> None:
+    stored = StoredBytes(100, lambda: None)
+    surplus = Surplus[Any](stored, lambda _call: None)
+    first, second = Told("first", stored=stored), Told("second", stored=stored)
+    first.moved(300)
+    surplus.look([first], [], 0.0)
+    second.moved(300)
+    surplus.look([first, second], [], 0.0)
+    await anyio.lowlevel.checkpoint()
+    assert (first.is_told, second.is_told) == (True, False)
 
 
 async def test_requests_that_end_count_no_more(tmp_path: Path) -> None:
