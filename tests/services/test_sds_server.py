@@ -260,11 +260,12 @@ async def test_bug_is_logged_and_not_shown_to_the_peer(tmp_path: Path) -> None:
             assert "late" in await peer.fetch("late")
 
 
-async def test_foreign_type_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["StreamSecrets", "FetchSecrets"])
+async def test_foreign_type_is_refused(tmp_path: Path, method: str) -> None:
     async with running(tmp_path) as (_, peer, _events):
         request = DiscoveryRequest(resource_names=["default"], type_url="type.googleapis.com/x.Cluster")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await peer.call("StreamSecrets", bytes(request))
+            await peer.call(method, bytes(request))
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 

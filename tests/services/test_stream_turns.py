@@ -3,6 +3,7 @@ writes at one time, and a change that is lost leaves an Envoy with an old certif
 """
 
 import asyncio
+import math
 import tracemalloc
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -506,6 +507,21 @@ async def test_a_message_that_waits_for_a_push_to_be_read_counts() -> None:
         await _until(lambda: here.stream.look(0.0) > before + len(LARGE))
         await here.context.let_write()
         await _until(lambda: here.stream.look(0.0) > before + 4 * len(LARGE))  # a name now
+
+
+async def test_an_answer_that_was_read_late_counts_no_more() -> None:
+    """Nor does it ever after: a stream is idle for hours, and read from."""
+    async with bench() as here:
+        await here.subscribed()
+        idle, now = here.stream.look(math.inf), asyncio.get_running_loop().time
+        here.change("second")
+        await here.context.until_writing()
+        assert here.stream.look(0.0) == idle
+        assert here.stream.look(now()) == idle + BEHIND
+        answer = await here.context.let_write()
+        here.context.say("default", nonce=answer.nonce)
+        await _until(lambda: here.context.reads == 4)
+        assert here.stream.look(math.inf) == idle
 
 
 @pytest.mark.parametrize("patience", [0.0, 60.0])
