@@ -332,8 +332,8 @@ class Messages:
             self.owner.moved(-message.stored)
 
     def resets(self, error: int) -> bytes:
-        """Frames that end every open call with that error, for the client. None while one of the server's is under way,
-        which may never end.
+        """Frames that end every open call with that error, for the client. Nothing while a frame of the server's is
+        under way, which may never end.
         """
         if self._skip or self._head:
             return b""
