@@ -27,7 +27,7 @@ from sds_agent.issuance.adapter_calls import failures_of
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
 from sds_agent.pki.keyfile import KeyFileError, read_private_key
-from sds_agent.pki.keys import PrivateKey, PublicKey, generate
+from sds_agent.pki.keys import PrivateKey, generate
 from sds_agent.pki.strength import IN_SECRETS
 from sds_agent.pki.validation.rules import Chain
 from sds_agent.tasks import NoThreadError, in_thread
@@ -44,7 +44,6 @@ class PendingRequest(Sensitive, frozen=True):
     """
 
     key: PrivateKey
-    public_key: PublicKey
     csr_pem: bytes = b""
     request_id: str = ""
 
@@ -103,7 +102,7 @@ class Requester:
             pending = await self._request()
             answer = await self._call(pending, current)
             accepted = _accept(
-                answer, pending.public_key, self._workload.identity, _known(self._trust, self._name), self._clock.now()
+                answer, pending.key, self._workload.identity, _known(self._trust, self._name), self._clock.now()
             )
         except AuthorityError as error:
             if error.kind.ends_request:
@@ -119,11 +118,10 @@ class Requester:
                 key = await in_thread(generate, kind) if kind.slow else generate(kind)
             except NoThreadError as error:
                 raise AuthorityError(ErrorKind.TRANSIENT, f"the private key cannot be made: {error}") from error
-            public_key = key.public_key()
             if self._certifying is not None:
-                self._pending = PendingRequest(key, public_key)
+                self._pending = PendingRequest(key)
             else:
-                self._pending = PendingRequest(key, public_key, self._csr(key), os.urandom(16).hex())
+                self._pending = PendingRequest(key, self._csr(key), os.urandom(16).hex())
         return self._pending
 
     def _csr(self, key: PrivateKey) -> bytes:
@@ -139,7 +137,7 @@ class Requester:
     async def _asked(self, pending: PendingRequest, current: CurrentIdentity | None) -> Issuance:
         workload = self._workload
         if self._certifying is not None:
-            return await self._certifying.certify(workload.identity, pending.public_key, workload.ttl)
+            return await self._certifying.certify(workload.identity, pending.key.public_key(), workload.ttl)
         request = IssueRequest(workload.identity, pending.csr_pem, workload.ttl, pending.request_id, current)
         return await self._authority.issue(request)
 
@@ -164,8 +162,7 @@ class Receiver:
         with failures_of(self._name, CA_TIMEOUT):
             supplied = await self._supplier.supply(self._workload.identity, held)
         key, now = _supplied_key(supplied), self._clock.now()
-        known = _known(self._trust, self._name)
-        accepted = _accept(supplied.issuance, key.public_key(), self._workload.identity, known, now)
+        accepted = _accept(supplied.issuance, key, self._workload.identity, _known(self._trust, self._name), now)
         self._held = supplied.issuance.chain_pem
         return Obtained(accepted, key, now, timedelta(seconds=self._clock.passed() - began))
 
@@ -186,11 +183,11 @@ def _supplied_key(supplied: Supplied) -> PrivateKey:
 
 
 def _accept(
-    answer: Issuance, public_key: PublicKey, identity: SpiffeId, known: tuple[Chain, Chain], now: datetime
+    answer: Issuance, key: PrivateKey, identity: SpiffeId, known: tuple[Chain, Chain], now: datetime
 ) -> Accepted:
     """Check the answer; `known` are the anchors of this authority, and those of the others."""
     anchors, beside = known
-    return accept(answer, identity=identity, public_key=public_key, anchors=anchors, beside=beside, now=now)
+    return accept(answer, identity=identity, public_key=key.public_key(), anchors=anchors, beside=beside, now=now)
 
 
 def _known(trust: Trust, authority: str) -> tuple[Chain, Chain]:
