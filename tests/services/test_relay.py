@@ -8,13 +8,14 @@ import gc
 import os
 import socket
 import termios
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from anyio.abc import SocketStream
 from fakes.clocks import HAND_LOOP, HandLoop
 from fakes.events import recorded
 from fakes.raw_http2 import DATA, RST_STREAM, frame
@@ -373,6 +374,19 @@ def accepting(directory: Path, most: int = 10) -> Iterator[Accepting]:
             acceptor.close()
 
 
+@asynccontextmanager
+async def accepted(directory: Path) -> AsyncIterator[tuple[SocketStream, Connection, socket.socket]]:
+    """A peer's end of a connection, the connection, and the end of gRPC, which does not block."""
+    with accepting(directory) as here:
+        async with await anyio.connect_unix(directory / "sds") as peer:
+            await here.until_connected()
+            (connection,) = here.connections.values()
+            grpc, _ = here.behind.accept()
+            with grpc:
+                grpc.setblocking(False)
+                yield peer, connection, grpc
+
+
 async def test_connections_that_have_ended_take_no_place(tmp_path: Path) -> None:
     """Or else an agent would refuse every Envoy once so many had come, whether they are still there or not."""
     with accepting(tmp_path, most=2) as here:
@@ -419,25 +433,19 @@ async def test_a_connection_that_is_ended_is_closed_and_the_log_says_why(tmp_pat
 async def test_answers_that_grpc_was_given_wait_for_the_peer_until_they_have_passed(tmp_path: Path) -> None:
     """gRPC takes megabytes at once where the peer's windows are large, and keeps them while the peer does not read."""
     given, data = 3_000_000, frame(DATA, 0, 1, bytes(16_000))
-    with accepting(tmp_path) as here:
-        async with await anyio.connect_unix(tmp_path / "sds") as peer:
-            await here.until_connected()
-            (connection,) = here.connections.values()
-            grpc, _ = here.behind.accept()
-            with grpc:
-                grpc.setblocking(False)
-                connection.give(given)
-                assert connection.unread(writing=1_000_000, calls=0) == 1_000_000, "the rest is on its way"
-                connection.give(given)
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(send, grpc, data * 60)
-                    while not connection.is_stuck:
-                        await anyio.lowlevel.checkpoint()
-                    assert connection.unread(writing=0, calls=0) >= 1_000_000 + given - 60 * 16_000
-                    read = 0
-                    while read < len(data) * 60:
-                        read += len(await peer.receive(1 << 20))
-                assert connection.unread(writing=0, calls=0) == 0, "nothing waits any more"
+    async with accepted(tmp_path) as (peer, connection, grpc):
+        connection.give(given)
+        assert connection.unread(writing=1_000_000, calls=0) == 1_000_000, "the rest is on its way"
+        connection.give(given)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send, grpc, data * 60)
+            while not connection.is_stuck:
+                await anyio.lowlevel.checkpoint()
+            assert connection.unread(writing=0, calls=0) >= 1_000_000 + given - 60 * 16_000
+            read = 0
+            while read < len(data) * 60:
+                read += len(await peer.receive(1 << 20))
+        assert connection.unread(writing=0, calls=0) == 0, "nothing waits any more"
 
 
 @pytest.mark.parametrize("reads", [True, False])
@@ -446,28 +454,22 @@ async def test_calls_of_a_connection_that_is_refused_are_reset_if_the_peer_has_r
 ) -> None:
     """In the middle of what gRPC says it would read nonsense."""
     answer, reset = frame(DATA, 0, 1, bytes(16_000)) * 60, frame(RST_STREAM, 0, 1, b"\0\0\0\x0b")
-    with accepting(tmp_path) as here:
-        async with await anyio.connect_unix(tmp_path / "sds") as peer:
-            await here.until_connected()
-            (connection,) = here.connections.values()
-            grpc, _ = here.behind.accept()
-            with grpc:
-                grpc.setblocking(False)
-                await peer.send(PREFACE + CALL)
-                assert await receive(grpc, len(PREFACE + CALL)) == PREFACE + CALL
-                read = b""
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(send, grpc, answer)
-                    while not connection.is_stuck:
-                        await anyio.lowlevel.checkpoint()
-                    while reads and len(read) < len(answer):
-                        read += await peer.receive(1 << 20)
-                    connection.refuse()
-                    tasks.cancel_scope.cancel()
-                with anyio.fail_after(10), suppress(anyio.EndOfStream):
-                    while True:
-                        read += await peer.receive(1 << 20)
-                assert (read == answer + reset) if reads else answer.startswith(read)
+    async with accepted(tmp_path) as (peer, connection, grpc):
+        await peer.send(PREFACE + CALL)
+        assert await receive(grpc, len(PREFACE + CALL)) == PREFACE + CALL
+        read = b""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send, grpc, answer)
+            while not connection.is_stuck:
+                await anyio.lowlevel.checkpoint()
+            while reads and len(read) < len(answer):
+                read += await peer.receive(1 << 20)
+            connection.refuse()
+            tasks.cancel_scope.cancel()
+        with anyio.fail_after(10), suppress(anyio.EndOfStream):
+            while True:
+                read += await peer.receive(1 << 20)
+        assert (read == answer + reset) if reads else answer.startswith(read)
 
 
 async def test_an_acceptor_that_is_stopped_does_not_try_again(tmp_path: Path) -> None:
