@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sds_agent.admin.model import Status
 from sds_agent.cli.answered import NotStatusError, read_status
 from sds_agent.cli.config_file import found, report_passed_over
-from sds_agent.cli.paths import as_path, as_socket
+from sds_agent.cli.paths import as_path, as_socket, filled
 from sds_agent.cli.ready import sockets
 from sds_agent.config.defaults import admin_socket
 from sds_agent.errors import SdsAgentError
@@ -75,9 +75,7 @@ def place(text: str) -> str:
     """The URL or the path that a user named; `127.0.0.1:9902` is an address and becomes a URL. Raises
     ArgumentTypeError for an empty one.
     """
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty; is a variable of the shell not set?")
-    return f"http://{text}" if _HOST_AND_PORT.fullmatch(text) else text
+    return f"http://{text}" if _HOST_AND_PORT.fullmatch(filled(text)) else text
 
 
 def places(arguments: argparse.Namespace) -> tuple[str, ...]:

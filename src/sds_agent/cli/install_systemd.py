@@ -192,11 +192,10 @@ def unreadable(settings: Settings, file: Path, user: str, *, root: int = 0) -> I
     """
     if user == "root":
         return
-    needed = dict(_needed(settings, file))
-    for key, path in kept_from_others(settings, file, root=root):
+    for key, needed, path in _kept_from_others(settings, file, root):
         does, fix = "read", f"let it read that (chown {user} {path})"
-        if path in needed[key].parents:  # its owner could read all that is in it, such as in /root
-            does, fix = "enter", f"put {needed[key]} where that can read it, such as in {FILE.parent}"
+        if path in needed.parents:  # its owner could read all that is in it, such as in /root
+            does, fix = "enter", f"put {needed} where that can read it, such as in {FILE.parent}"
         place = f"{key}: " if key else ""
         yield f"{place}only root can {does} {path}, and the service runs as {user}; {fix}"
 
@@ -205,9 +204,14 @@ def kept_from_others(settings: Settings, file: Path, *, root: int = 0) -> Iterat
     """The configuration, what the authorities name beside secrets, and the files of directories among it, as far as
     root alone can read them, or enter a directory above; each with its key.
     """
-    for key, path in _needed(settings, file):
-        for each in itertools.islice(_kept(path, root), 1):
-            yield key, each
+    return ((key, kept) for key, _, kept in _kept_from_others(settings, file, root))
+
+
+def _kept_from_others(settings: Settings, file: Path, root: int) -> Iterator[tuple[str, Path, Path]]:
+    """The same, with what is needed between the key and what root keeps to itself."""
+    for key, needed in _needed(settings, file):
+        for kept in itertools.islice(_kept(needed, root), 1):
+            yield key, needed, kept
 
 
 def _needed(settings: Settings, file: Path) -> Iterator[tuple[str, Path]]:

@@ -6,11 +6,16 @@ import argparse
 from pathlib import Path
 
 
-def as_path(word: str) -> Path:
-    """A path. Raises ArgumentTypeError for an empty one."""
+def filled(word: str) -> str:
+    """The word. Raises ArgumentTypeError for an empty one."""
     if not word:
         raise argparse.ArgumentTypeError("it is empty; is a variable of the shell not set?")
-    return Path(word)
+    return word
+
+
+def as_path(word: str) -> Path:
+    """A path. Raises ArgumentTypeError for an empty one."""
+    return Path(filled(word))
 
 
 def as_text(word: str) -> Path:

@@ -227,7 +227,6 @@ def _service(request: bytes | None) -> str:
 
     if request is None:
         raise DecodeError
-
     return HealthCheckRequest.FromString(request).service
 
 
