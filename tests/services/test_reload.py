@@ -24,6 +24,7 @@ from sds_agent import app
 from sds_agent.clock import Clock, SystemClock
 from sds_agent.config.loading import load
 from sds_agent.config.settings import Settings
+from sds_agent.digest import sha256
 from sds_agent.live.agent import Agent
 from sds_agent.live.origin import ConfigSource, ReloadHooks
 from sds_agent.live.reload import OPENING, Reload
@@ -53,13 +54,20 @@ LOCAL = {"workloads": [{"name": "web", "spiffe_id": "spiffe://demo.example/web",
 class Followed:
     """An agent that follows its file."""
 
-    def __init__(self, folder: Path, agent: Agent, peer: Peer, events: Events) -> None:
+    def __init__(self, folder: Path, file: Path, agent: Agent, peer: Peer, events: Events) -> None:
         self.folder = folder
+        self.file = file
         self.agent = agent
         self.peer = peer
         self.events = events
         self.asked = asyncio.Event()
         self.heard: list[str] = []
+        self.loads = 0
+
+    def load(self) -> Settings:
+        """What the file says."""
+        self.loads += 1
+        return load(self.file, {}).settings
 
     @property
     def names(self) -> list[str]:
@@ -91,11 +99,25 @@ class SetBack(SystemClock):
         return super().now() - self._back
 
 
+class Waited(SetBack):
+    """One that notes when somebody waits, as who follows the file does after each look at it."""
+
+    def __init__(self) -> None:
+        self.waits = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        self.waits.set()
+        await super().sleep(seconds)
+
+
 @asynccontextmanager
 async def followed(
-    folder: Path, file: Path, wall: Clock | None = None, *, opening: float = OPENING
+    folder: Path, file: Path, wall: Clock | None = None, *, opening: float = OPENING, is_known: bool = False
 ) -> AsyncIterator[Followed]:
-    chosen, clock = load(file, {}).settings, SystemClock()
+    """An agent that follows its file; `is_known`: it remembers what the file held when it was read for the start."""
+    loaded, clock = load(file, {}), SystemClock()
+    chosen = loaded.settings
     with recorded() as events:
         async with (
             app.authorities(chosen, clock) as cas,
@@ -103,9 +125,12 @@ async def followed(
             connected(folder / "sds.sock") as peer,
         ):
             await complete(running.store)
-            found = Followed(folder, running, peer, events)
+            found = Followed(folder, file, running, peer, events)
             source = ConfigSource(
-                file, lambda: load(file, {}).settings, lambda chosen: found.heard.append(chosen.level)
+                file,
+                found.load,
+                lambda chosen: found.heard.append(chosen.level),
+                sha256(loaded.content) if is_known else b"",
             )
             hooks = ReloadHooks(lambda: found.heard.append("begins"), lambda: found.heard.append("ends"))
             reload = Reload(running, cas, source, wall or clock, hooks, opening=opening)
@@ -157,6 +182,32 @@ async def test_the_time_that_a_reload_takes_is_not_the_wall_clocks(tmp_path: Pat
         found.write("web", "api")
         await found.ask()
         assert 0 <= (await found.events.wait("reloaded"))["took_ms"] < 30_000
+
+
+async def test_the_file_that_the_agent_was_started_with_is_not_parsed_once_more(tmp_path: Path) -> None:
+    """A node with thousands of identities would pay for it twice."""
+    (tmp_path / NAME).write_bytes(config(tmp_path, "web"))
+    wall = Waited()
+    async with followed(tmp_path, tmp_path / NAME, wall, is_known=True) as agent:
+        await wall.waits.wait()
+        agent.write("web", "db")
+        assert (await agent.events.wait("reloaded"))["workloads_added"] == ["db"]
+        assert agent.loads == 1
+
+
+async def test_a_file_that_changed_during_the_start_is_applied(tmp_path: Path) -> None:
+    file = tmp_path / NAME
+    file.write_bytes(config(tmp_path, "web"))
+    known = load(file, {})
+    file.write_bytes(config(tmp_path, "web", "db"))
+    clock = SystemClock()
+    source = ConfigSource(file, lambda: load(file, {}).settings, lambda _chosen: None, sha256(known.content))
+    with recorded() as events:
+        async with app.authorities(known.settings, clock) as cas, app.agent(known.settings, cas, clock) as running:
+            following = asyncio.create_task(Reload(running, cas, source, clock).run(asyncio.Event()))
+            assert (await events.wait("reloaded"))["workloads_added"] == ["db"]
+            following.cancel()
+            await asyncio.wait([following])
 
 
 async def test_half_a_file_is_not_taken_for_the_whole(agent: Followed) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from sds_agent import log
 from sds_agent.cli import output
 from sds_agent.cli.config_file import add_file, chosen, chosen_or_found, report_passed_over
@@ -92,10 +94,12 @@ def run(arguments: "Arguments") -> int:
 
         from sds_agent import app  # noqa: PLC0415 - likewise
 
+    origin = _origin(loaded, arguments)
+    loaded = structs.replace(loaded, content=b"")  # it may be large, and nobody needs it any more
     gc.freeze()
     try:
         with _shown_once_ready(loaded, arguments.log_format or logging_to.format):
-            asyncio.run(app.run(loaded.settings, _origin(loaded, arguments)))
+            asyncio.run(app.run(loaded.settings, origin))
     finally:
         gc.enable()
     return 0
@@ -117,7 +121,8 @@ def _load(arguments: "Arguments", file: Path | None) -> Loaded:
 
 def _origin(loaded: Loaded, arguments: "Arguments") -> "ConfigSource | None":
     """What the configuration can be read from once more; None where it was made without a file, or came by a pipe."""
-    from sds_agent.live.origin import ConfigSource  # noqa: PLC0415 - with `app`
+    from sds_agent.digest import sha256  # noqa: PLC0415 - with `app`
+    from sds_agent.live.origin import ConfigSource  # noqa: PLC0415 - likewise
 
     file = loaded.file
     if file is None or _comes_once(file):
@@ -126,7 +131,7 @@ def _origin(loaded: Loaded, arguments: "Arguments") -> "ConfigSource | None":
     def relog(chosen: log.LogSettings) -> None:
         log.change(arguments.log_format or chosen.format, arguments.log_level or chosen.level)
 
-    return ConfigSource(file, lambda: _load(arguments, file).settings, relog)
+    return ConfigSource(file, lambda: _load(arguments, file).settings, relog, sha256(loaded.content))
 
 
 def _comes_once(file: Path) -> bool:

@@ -20,13 +20,14 @@ ISTIO_SWITCH = "CA_ADDR"
 
 class Loaded(Struct, frozen=True):
     """Settings, and what they were made from: the file, if any, the names of the variables that set a key, and options
-    of the command.
+    of the command; and what the file held.
     """
 
     settings: Settings
     file: Path | None
     variables: tuple[str, ...]
     options: tuple[str, ...] = ()
+    content: bytes = b""
 
     @property
     def source(self) -> str:
@@ -63,7 +64,8 @@ def load(
         raise ProblemsError([Problem((str(path),), "this is a configuration of the CA server", fix)])
     if problems:
         raise ProblemsError(problems)
-    return Loaded(settings, path, tuple(document.variables), () if socket is None else (SOCKET_OPTION,))
+    options = () if socket is None else (SOCKET_OPTION,)
+    return Loaded(settings, path, tuple(document.variables), options, document.content)
 
 
 def _is_of_the_ca_server(document: Document) -> bool:

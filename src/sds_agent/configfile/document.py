@@ -28,13 +28,15 @@ class Document(Struct):
     """A configuration before it is typed: `tree` of dicts, lists and scalars, and the origin of each place in it.
 
     Relative paths start from the directory `base`. `variables` are the names of the environment variables that changed
-    something. It is built in steps (the file, the environment, the defaults) and read once.
+    something. `content` is the file's, empty where there is none. It is built in steps (the file, the environment, the
+    defaults) and read once.
     """
 
     tree: Tree
     origins: dict[KeyPath, Origin]
     base: Path
     variables: list[str] = msgspec.field(default_factory=list)
+    content: bytes = b""
 
     def origin(self, path: KeyPath) -> Origin:
         """Where the value at `path` came from; for a place without a value, the origin of what surrounds it."""

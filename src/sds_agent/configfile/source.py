@@ -79,10 +79,11 @@ def read(
     `minimum` says what such a file needs at least; an error about an empty file ends with it. For a command that
     `waits` it may be a pipe. Raises ProblemsError when the file cannot be read, is not YAML or is no mapping.
     """
-    text = _text(path, waits=waits)
+    content = _content(path, waits=waits)
+    text = _text(path, content)
     composer = _Composer(str(path), loader(text), text, minimum)
     root = composer.document()
-    document = Document(tree={}, origins={(): Origin(str(path), root.line)}, base=_base(path))
+    document = Document(tree={}, origins={(): Origin(str(path), root.line)}, base=_base(path), content=content)
     document.tree = _Expansion(composer, document).root(root)
     return document, composer.problems
 
@@ -98,9 +99,9 @@ def _base(path: Path) -> Path:
     return working_directory() if is_descriptor else parent
 
 
-def _text(path: Path, *, waits: bool) -> str:
+def _content(path: Path, *, waits: bool) -> bytes:
     try:
-        content = _content(path) if waits else read_at_once(path, LARGEST_FILE)
+        return _read(path) if waits else read_at_once(path, LARGEST_FILE)
     except FileNotFoundError as error:
         fix = "for standard input name /dev/stdin" if path == Path("-") else "name one that does"
         raise _unreadable(path, "the file does not exist", fix) from error
@@ -109,6 +110,9 @@ def _text(path: Path, *, waits: bool) -> str:
     except OSError as error:
         fix = "make it readable for the user that runs this command"
         raise _unreadable(path, f"the file cannot be read ({error.strerror})", fix) from error
+
+
+def _text(path: Path, content: bytes) -> str:
     if len(content) > LARGEST_FILE:
         raise _unreadable(path, "the file is too large", f"{LARGEST_FILE} bytes are the most")
     try:
@@ -123,7 +127,7 @@ def _text(path: Path, *, waits: bool) -> str:
     return text
 
 
-def _content(path: Path) -> bytes:
+def _read(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(LARGEST_FILE + 1)
 

@@ -12,12 +12,14 @@ from sds_agent.log import LogSettings
 class ConfigSource(Struct, frozen=True):
     """Where the configuration comes from: its file, and what reads it once more and applies another `log` section.
 
-    `load` raises ProblemsError, blocks on the disk, and is called in a thread.
+    `load` raises ProblemsError, blocks on the disk, and is called in a thread. `digest` is the SHA-256 of the content
+    that is in force already, empty where that is not known.
     """
 
     file: Path
     load: Callable[[], Settings]
     relog: Callable[[LogSettings], None]
+    digest: bytes = b""
 
 
 class ReloadHooks(Struct, frozen=True):

@@ -96,7 +96,7 @@ class Reload:
             watch.close()
 
     async def _follow(self, origin: ConfigSource, watch: PathWatch, asked: asyncio.Event) -> None:
-        turn = FileTurn(b"", self._clock.now())
+        turn = FileTurn(origin.digest, self._clock.now(), judged=bool(origin.digest))
         while True:
             is_asked = asked.is_set()
             asked.clear()
