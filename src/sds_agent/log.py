@@ -30,7 +30,7 @@ from msgspec import Meta, Struct
 
 from sds_agent.errors import leaves
 from sds_agent.pipes import has_room, never_waiting, write_some
-from sds_agent.text import ascii_json, cut
+from sds_agent.text import ascii_json, cut, first
 
 Value = str | int | float | bool | datetime | timedelta | None | list[str] | tuple[str, ...]
 Format = Literal["auto", "text", "json"]
@@ -38,6 +38,9 @@ Level = Literal["debug", "info", "warning", "error"]
 
 ROOT = "sds_agent"
 LONGEST_VALUE = 600
+"""Characters of a text."""
+MOST_VALUES = 100
+"""Texts of a list. A node may have thousands of names, and programs that take lines of a log do not take any length."""
 MOST_QUEUED = 1 << 20
 """Bytes of lines that wait for a reader."""
 TIMEOUT = 0.5
@@ -438,7 +441,7 @@ def _plain(value: Value) -> str | int | float | bool | list[str]:
         case timedelta():
             return round(value.total_seconds(), 3)
         case list() | tuple():
-            return [cut(v, LONGEST_VALUE, count=True) for v in value]
+            return [cut(v, LONGEST_VALUE, count=True) for v in first(value, MOST_VALUES)]
         case None:
             return ""
         case _:

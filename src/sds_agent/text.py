@@ -5,6 +5,7 @@ characters: other characters could reorder or hide what a terminal shows, or beg
 """
 
 import signal
+from collections.abc import Sequence
 
 import msgspec
 
@@ -19,6 +20,12 @@ def cut(text: str, most: int, *, count: bool = False) -> str:
     if len(text) <= most:
         return text
     return f"{text[:most]}… ({len(text)} characters)" if count else text[:most] + MARK
+
+
+def first(texts: Sequence[str], most: int) -> tuple[str, ...]:
+    """All of the texts, or the first `most` of them and, in a last one, how many more there are."""
+    more = len(texts) - most
+    return tuple(texts) if more <= 0 else (*texts[:most], f"and {more} more")
 
 
 def quoted(text: str, most: int = LONGEST_QUOTE) -> str:

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from sds_agent import log
 from sds_agent.errors import SdsAgentError
-from sds_agent.log import LONGEST_VALUE, MOST_QUEUED
+from sds_agent.log import LONGEST_VALUE, MOST_QUEUED, MOST_VALUES
 
 LOG = logging.getLogger("sds_agent.test")
 LATE = datetime(2026, 3, 14, 15, 9, 26, 535897, tzinfo=UTC)
@@ -97,6 +97,13 @@ def test_what_a_peer_sends_never_starts_a_line_or_a_field_of_its_own(value: str,
     assert line.count("\n") == 1
     reported = line.rstrip("\n").split(" reason=", 1)[1]
     assert reported == value or json.loads(reported) == value
+
+
+def test_a_long_list_is_cut() -> None:
+    """A node with thousands of identities would write a line that no collector of logs takes."""
+    names = [f"w{each}" for each in range(MOST_VALUES + 7)]
+    assert json.loads(written("json", names=names[:MOST_VALUES]))["names"] == names[:MOST_VALUES]
+    assert json.loads(written("json", names=names))["names"] == [*names[:MOST_VALUES], "and 7 more"]
 
 
 def test_a_long_value_is_cut() -> None:

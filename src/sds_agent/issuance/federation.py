@@ -29,7 +29,7 @@ from sds_agent.pki.validation.choice import current, moments
 from sds_agent.pki.validation.rules import Chain, fault_of_ca
 from sds_agent.secrets.model import BundleSecret
 from sds_agent.secrets.store import SecretStore
-from sds_agent.text import printable
+from sds_agent.text import first, printable
 
 LOG = logging.getLogger(__name__)
 
@@ -202,5 +202,4 @@ def _read(pem: bytes) -> _Read:
 
 
 def _shown(names: frozenset[str]) -> tuple[str, ...]:
-    shown = [printable(name, log.LONGEST_VALUE) for name in sorted(names)[:MOST_SHOWN]]
-    return tuple(shown if len(names) <= MOST_SHOWN else [*shown, f"{len(names) - MOST_SHOWN} more"])
+    return tuple(printable(name, log.LONGEST_VALUE) for name in first(sorted(names), MOST_SHOWN))

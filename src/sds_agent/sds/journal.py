@@ -26,6 +26,7 @@ from sds_agent.sds.protocol import (
 )
 from sds_agent.sds.pushes import Pushes, PushOutcome
 from sds_agent.sds.status import NameStatus, StreamRecord, StreamStatus
+from sds_agent.text import first
 
 LOG = logging.getLogger(__name__)
 
@@ -234,10 +235,15 @@ class StreamJournal:
         match action:
             case Subscribed(names, pending):
                 method = self._record.method
-                self._detail("subscribed", names=_some(names), pending=_some(pending) or None, method=method)
+                self._detail(
+                    "subscribed",
+                    names=first(names, MOST_NAMES),
+                    pending=first(pending, MOST_NAMES) or None,
+                    method=method,
+                )
             case Unsubscribed(names):
                 self._journal.pushes.unsubscribed(self.number, names)
-                self._detail("unsubscribed", names=_some(names))
+                self._detail("unsubscribed", names=first(names, MOST_NAMES))
             case Respond(nonce, resources, removed):
                 changed = self._record.is_change(nonce)
                 names = tuple(r.name for r in resources)
@@ -271,7 +277,7 @@ class StreamJournal:
     def _refused(self, cause: str, names: tuple[str, ...], detail: str = "") -> None:
         what = (self._record.node, cause, *names)
         if self._journal.first_refusal(*what) and not self._event(
-            "refused", level=logging.WARNING, cause=detail or cause, names=_some(names) or None
+            "refused", level=logging.WARNING, cause=detail or cause, names=first(names, MOST_NAMES) or None
         ):
             self._journal.forget_refusal(*what)
 
@@ -303,7 +309,7 @@ class StreamJournal:
                 node=record.node or None,
                 envoy_version=record.version or None,
                 peer=record.peer,
-                names=_some(names),
+                names=first(names, MOST_NAMES),
                 after_ms=after_ms,
             )
 
@@ -326,7 +332,7 @@ def _log_push(push: PushOutcome) -> None:
     log.event(
         LOG,
         "pushed",
-        names=_some(push.names),
+        names=first(push.names, MOST_NAMES),
         version=push.version,
         streams=push.streams,
         acked=push.acked,
@@ -351,11 +357,6 @@ def _length(value: log.Value) -> int:
         case str():
             return min(len(value), log.LONGEST_VALUE)
         case list() | tuple():
-            return sum(min(len(each), log.LONGEST_VALUE) for each in value)
+            return sum(min(len(each), log.LONGEST_VALUE) for each in value[: log.MOST_VALUES])
         case _:
             return 0
-
-
-def _some(names: tuple[str, ...]) -> tuple[str, ...]:
-    more = len(names) - MOST_NAMES
-    return names if more <= 0 else (*names[:MOST_NAMES], f"and {more} more")
