@@ -8,6 +8,7 @@ come from the configuration or from a fixed set of words: a peer that could choo
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import TypeVar
 
 from msgspec import Struct
 
@@ -27,6 +28,12 @@ class Counter:
     def add(self, *labels: str, by: int = 1) -> None:
         """It has happened `by` times more, with these values of the labels, in their order."""
         self._counts[labels] = self._counts.get(labels, 0) + by
+
+    def copy(self) -> "Counter":
+        """The counts so far, which do not go on."""
+        found = Counter(*self.labels)
+        found._counts = self._counts.copy()
+        return found
 
     @property
     def counts(self) -> Mapping[Labels, int]:
@@ -69,6 +76,13 @@ class Histogram:
         counts[bisect_left(self._bounds, value)] += 1
         self._totals[labels] = self._totals.get(labels, 0.0) + value
 
+    def copy(self) -> "Histogram":
+        """The values so far, which do not go on."""
+        found = Histogram(self._bounds, *self.labels)
+        found._counts = {labels: counts.copy() for labels, counts in self._counts.items()}
+        found._totals = self._totals.copy()
+        return found
+
     @property
     def nothing(self) -> Distribution:
         """The distribution of no value."""
@@ -81,3 +95,14 @@ class Histogram:
             labels: Distribution(self._bounds, tuple(counts), self._totals[labels])
             for labels, counts in self._counts.items()
         }
+
+
+T = TypeVar("T")
+
+
+def copied(counts: T) -> T:
+    """The counts of a class that is made without arguments and has counters and histograms alone, as they are now."""
+    found = type(counts)()
+    for name, each in vars(counts).items():
+        setattr(found, name, each.copy())
+    return found

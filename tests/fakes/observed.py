@@ -9,6 +9,7 @@ import msgspec
 from fakes.hierarchy import NOW
 from msgspec import Struct
 
+from sds_agent.admin.moment import Moment, moment
 from sds_agent.admin.observed import About
 from sds_agent.authority.protocol import ErrorKind
 from sds_agent.issuance.counts import IssuanceCounts
@@ -114,3 +115,7 @@ class Seen(Struct, frozen=True):
 
     def lacks(self, _now: object) -> tuple[str, ...]:
         return self.lacking
+
+    @property
+    def moment(self) -> Moment:
+        return moment(self, NOW, self.workloads)

@@ -26,7 +26,7 @@ SCRAPER = (
 
 
 def text(seen: Seen, accept: str = "") -> str:
-    return exposition.render(families(seen, NOW), accept)[0].decode()
+    return exposition.render(families(seen.moment), accept)[0].decode()
 
 
 def series(seen: Seen) -> Series:
@@ -64,12 +64,12 @@ def test_promtool_accepts_every_metric(seen: Seen) -> None:
 
 
 def test_a_scraper_that_asks_for_open_metrics_gets_it_and_another_gets_the_text_format() -> None:
-    body, kind = exposition.render(families(busy(), NOW), SCRAPER)
+    body, kind = exposition.render(families(busy().moment), SCRAPER)
     assert kind.startswith("application/openmetrics-text; version=1.0.0")
     assert body.endswith(b"# EOF\n")
     found = open_metrics(body.decode())  # type: ignore[no-untyped-call] # prometheus_client leaves it without types
     assert dict(samples(found)).keys() == series(busy()).keys()
-    assert exposition.render(families(busy(), NOW), "")[1] == "text/plain; version=0.0.4; charset=utf-8"
+    assert exposition.render(families(busy().moment), "")[1] == "text/plain; version=0.0.4; charset=utf-8"
 
 
 @pytest.mark.parametrize("accept", ["text/plain;version=x", "application/openmetrics-text;version=;q", ";=,", "\x00é"])

@@ -52,7 +52,7 @@ def ca_status() -> CaStatus:
 
 
 def measured() -> dict[str, Family]:
-    found = (*families(Seen(), NOW), *ca_families.families(ca_status(), CaCounts(), {}), *process_families())
+    found = (*families(Seen().moment), *ca_families.families(ca_status(), CaCounts(), {}), *process_families())
     return {each.name: each for each in found}
 
 

@@ -90,11 +90,9 @@ def settings(port: int, headers_file: Path | None = None) -> TelemetrySettings:
 
 
 async def sent(chosen: TelemetrySettings) -> tuple[str, int]:
-    from sds_agent.admin.agent_families import families  # noqa: PLC0415 - beside the one use
-
     seen = Seen()
     seen.issuance_counts.succeeded("vault", "issued", timedelta(milliseconds=30))
-    cause, unsent = await asyncio.to_thread(send, chosen, seen.about, families(seen, NOW), [ATTEMPT], NOW)
+    cause, unsent = await asyncio.to_thread(send, chosen, seen.moment, [ATTEMPT], NOW)
     return cause, len(unsent)
 
 

@@ -1,4 +1,4 @@
-"""A running agent's metrics: pure, with the time as an argument. docs/observability/README.md says what each is for.
+"""A running agent's metrics at a moment: pure. docs/observability/README.md says what each is for.
 
 Ends of certificates are moments, not seconds that are left: a rule subtracts `time()` itself, so what it finds does not
 depend on when the agent was last scraped, and goes on counting down while the agent cannot be scraped.
@@ -11,7 +11,8 @@ from typing import get_args
 
 from sds_agent.admin.families import Family, counted, distributed, flags, gauge, info, logged, moments
 from sds_agent.admin.model import DeliveryState
-from sds_agent.admin.observed import About, Observed
+from sds_agent.admin.moment import Moment
+from sds_agent.admin.observed import About
 from sds_agent.admin.view import delivery
 from sds_agent.authority.protocol import ErrorKind
 from sds_agent.issuance.counts import IssuanceCounts
@@ -34,18 +35,17 @@ subject, which is the SPIFFE ID of a leaf.
 WORKLOAD = ("workload",)
 
 
-def families(observed: Observed, now: datetime, workloads: Sequence[WorkloadStatus] | None = None) -> Sequence[Family]:
-    """All of them; of these `workloads`, where they were read before."""
-    about, workloads = observed.about, observed.workloads if workloads is None else workloads
+def families(seen: Moment) -> Sequence[Family]:
+    """All of them."""
     return (
-        *_agent(about, observed.lacks(now)),
-        logged("sds_agent_log_events_total", observed.log_counts),
-        *_workloads(workloads),
-        *_certificates(observed, workloads),
-        *_bundles(observed),
-        *_issuance(observed.issuance_counts, about.kinds),
-        *_sds(observed.sds_counts, tuple(observed.versions)),
-        *_streams(observed.streams, observed.versions),
+        *_agent(seen.about, seen.lacks),
+        logged("sds_agent_log_events_total", seen.log_counts),
+        *_workloads(seen.workloads),
+        *_certificates(seen),
+        *_bundles(seen),
+        *_issuance(seen.issuance_counts, seen.about.kinds),
+        *_sds(seen.sds_counts, tuple(seen.versions)),
+        *_streams(seen.streams, seen.versions),
     )
 
 
@@ -99,9 +99,9 @@ def _authorities(workload: WorkloadStatus) -> Iterable[tuple[str, bool]]:
     return [(each.name, each.in_use) for each in workload.authorities] or [(workload.authority, True)]
 
 
-def _certificates(observed: Observed, workloads: Sequence[WorkloadStatus]) -> Iterator[Family]:
-    ends = {**_leaves(workloads), **_anchors(observed)}
-    expiring = {key: each for key, each in _expiring(observed, workloads).items() if key in ends}
+def _certificates(seen: Moment) -> Iterator[Family]:
+    ends = {**_leaves(seen.workloads), **_anchors(seen)}
+    expiring = {key: each for key, each in _expiring(seen).items() if key in ends}
     yield moments(
         "sds_agent_certificate_not_after_timestamp_seconds",
         "When the certificate ends. Of several anchors with one subject, the last to end.",
@@ -137,19 +137,19 @@ def _leaves(workloads: Iterable[WorkloadStatus]) -> dict[Labels, datetime]:
     return found
 
 
-def _anchors(observed: Observed) -> dict[Labels, datetime]:
+def _anchors(seen: Moment) -> dict[Labels, datetime]:
     """The end of each trust domain's anchors, as far as they have series of their own."""
     return {
         ("anchor", "", domain, subject): end
-        for domain, anchors in _bundles_of(observed)
+        for domain, anchors in _bundles_of(seen)
         for subject, end in _by_subject(anchors).items()
     }
 
 
-def _bundles_of(observed: Observed) -> Iterator[tuple[str, Sequence[AnchorStatus]]]:
+def _bundles_of(seen: Moment) -> Iterator[tuple[str, Sequence[AnchorStatus]]]:
     """Each trust domain with its anchors; the agent's own first."""
-    yield observed.about.trust_domain, observed.trust.anchors
-    for each in observed.federated:
+    yield seen.about.trust_domain, seen.trust.anchors
+    for each in seen.federated:
         yield each.trust_domain, each.anchors
 
 
@@ -163,28 +163,28 @@ def _by_subject(anchors: Iterable[AnchorStatus]) -> Mapping[str, datetime]:
     return dict(sorted(ends.items(), key=lambda found: (found[1], found[0]))[:MOST_ANCHORS])
 
 
-def _expiring(observed: Observed, workloads: Sequence[WorkloadStatus]) -> Mapping[Labels, Expiring]:
+def _expiring(seen: Moment) -> Mapping[Labels, Expiring]:
     """What the log reports as `expiring` once it is time; of two with the same labels the first to end."""
-    domain = observed.about.trust_domain
-    found = sorted(watched(workloads, observed.trust), key=lambda each: each.not_after, reverse=True)
+    domain = seen.about.trust_domain
+    found = sorted(watched(seen.workloads, seen.trust), key=lambda each: each.not_after, reverse=True)
     return {
         (each.certificate, each.workload or "", domain if each.certificate == "anchor" else "", each.subject): each
         for each in found
     }
 
 
-def _bundles(observed: Observed) -> Iterator[Family]:
+def _bundles(seen: Moment) -> Iterator[Family]:
     yield gauge(
         "sds_agent_bundle_anchors",
         f"Trust anchors in the trust domain's bundle. At most {MOST_ANCHORS} of them have series of their own.",
-        {(domain,): float(len(anchors)) for domain, anchors in _bundles_of(observed)},
+        {(domain,): float(len(anchors)) for domain, anchors in _bundles_of(seen)},
         ("trust_domain",),
     )
-    left_out = {each.authority: float(len(each.causes)) for each in observed.trust.left_out}
+    left_out = {each.authority: float(len(each.causes)) for each in seen.trust.left_out}
     yield gauge(
         "sds_agent_bundle_left_out",
         "Certificates and lists that the authority advertises and Envoys are not given; the status says why.",
-        {(name,): left_out.get(name, 0.0) for name in observed.about.kinds},
+        {(name,): left_out.get(name, 0.0) for name in seen.about.kinds},
         ("authority",),
     )
 

@@ -16,6 +16,7 @@ from sds_agent.admin.events import EventFeed, NumberedEvent, Reading
 from sds_agent.admin.families import Family
 from sds_agent.admin.headers import NOTHING, POLICY
 from sds_agent.admin.model import OmittedView
+from sds_agent.admin.moment import Moment, taken
 from sds_agent.admin.observed import Observed
 from sds_agent.admin.slices import sliced
 from sds_agent.clock import Clock
@@ -23,7 +24,7 @@ from sds_agent.issuance.status import WorkloadStatus
 from sds_agent.log import timestamp
 from sds_agent.tasks import NoThreadError, in_thread
 
-Measure = Callable[[Observed, datetime, Sequence[WorkloadStatus]], Sequence[Family]]
+Measure = Callable[[Moment], Sequence[Family]]
 Render = Callable[[Sequence[Family], str], tuple[bytes, str]]
 
 EVENT_STREAM = "text/event-stream"
@@ -136,11 +137,8 @@ class Answers:
         """The metrics, in the format that the client asks for."""
         try:
             measure, render = await in_thread(_renderer)
-            observed = self._sources.observed
-            workloads = [each async for each in sliced(observed.each_workload())]
-            body, media = await in_thread(
-                render, measure(observed, self._now, workloads), request.headers.get("accept", "")
-            )
+            seen, accept = await taken(self._sources.observed, self._now), request.headers.get("accept", "")
+            body, media = await in_thread(lambda: render(measure(seen), accept))
         except NoThreadError as error:
             return text(str(error), 503)
         return answer(body, media)

@@ -41,9 +41,9 @@ from sds_agent import log
 from sds_agent.admin.agent_families import families
 from sds_agent.admin.exposition import process_families
 from sds_agent.admin.families import Family, HistogramFamily
+from sds_agent.admin.moment import Moment, taken
 from sds_agent.admin.observed import About, Observed
 from sds_agent.admin.settings import TelemetrySettings
-from sds_agent.admin.slices import sliced
 from sds_agent.clock import Clock
 from sds_agent.files import read_at_once
 from sds_agent.issuance.attempts import AttemptRecord
@@ -84,11 +84,10 @@ class Telemetry:
 
     async def _sent(self, attempts: Sequence[AttemptRecord]) -> Sequence[AttemptRecord]:
         """Send what there is, once; returns the attempts that were not taken."""
-        now, about = self._clock.now(), self._observed.about
-        workloads = [each async for each in sliced(self._observed.each_workload())]
-        found = families(self._observed, now, workloads)
+        now = self._clock.now()
+        seen = await taken(self._observed, now)
         try:
-            cause, unsent = await in_thread(send, self._settings, about, found, attempts, now)
+            cause, unsent = await in_thread(send, self._settings, seen, attempts, now)
         except NoThreadError as error:
             cause, unsent = str(error), attempts
         except Exception as error:  # noqa: BLE001 - a bug in a library must not end what serves Envoys
@@ -100,13 +99,10 @@ class Telemetry:
 
 
 def send(
-    settings: TelemetrySettings,
-    about: About,
-    found: Sequence[Family],
-    attempts: Sequence[AttemptRecord],
-    now: datetime,
+    settings: TelemetrySettings, seen: Moment, attempts: Sequence[AttemptRecord], now: datetime
 ) -> tuple[str, Sequence[AttemptRecord]]:
     """Send these; returns why that failed, empty where it did not, and the attempts that were not taken."""
+    about = seen.about
     try:
         headers = read_headers(settings.headers_file)
     except (OSError, ValueError) as error:
@@ -115,7 +111,7 @@ def send(
     with _Words() as words, CollectorSession() as session:
         metrics = OTLPMetricExporter(f"{base}/v1/metrics", headers=headers, timeout=TIMEOUT, session=session)
         spans = OTLPSpanExporter(f"{base}/v1/traces", headers=headers, timeout=TIMEOUT, session=session)
-        given = metrics_data((*found, *process_families()), resource, about.started_at, now)
+        given = metrics_data((*families(seen), *process_families()), resource, about.started_at, now)
         good = metrics.export(given, timeout_millis=TIMEOUT * 1000) is MetricExportResult.SUCCESS
         causes = [_cause(session, words, good=good)]
         if attempts:
