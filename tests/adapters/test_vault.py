@@ -409,6 +409,38 @@ async def test_a_token_that_was_replaced_in_its_file_is_the_one_that_is_renewed(
     assert renewal.headers["x-vault-token"] == list(vault.tokens)[-1]
 
 
+async def test_a_token_in_a_file_is_renewed_before_the_first_request(
+    client: VaultClient, vault: VaultServer, events: Events
+) -> None:
+    """After a restart the agent serves what it had stored, and may ask for nothing until the token has ended."""
+    auth = client.token_auth(ttl=HOUR, renewable=True)
+    async with vault.serving(), client.open(client.settings(auth)):
+        await events.wait("token_looked_up")
+        await pass_time(client, timedelta(minutes=41))
+        await events.wait("token_renewed")
+    assert vault.count("pki/sign/web") == 0
+
+
+async def test_a_token_that_is_put_into_its_file_between_two_requests_is_renewed(
+    client: VaultClient, vault: VaultServer, events: Events
+) -> None:
+    auth = client.token_auth(ttl=HOUR, renewable=True)
+    async with vault.serving(), client.open(client.settings(auth)):
+        await client.issue()
+        await events.wait("token_looked_up")
+        auth.token_file.unlink()
+        await client.clock.asleep(2)  # the one that renews, and the one that reads the file
+        client.clock.elapse(timedelta(minutes=1))
+        await client.clock.asleep(2)
+        client.token_auth(ttl=HOUR, renewable=True)
+        client.clock.elapse(timedelta(minutes=1))
+        await events.wait("token_looked_up", count=2)
+        await pass_time(client, timedelta(minutes=41))
+        await events.wait("token_renewed")
+    (renewal,) = [each for each in vault.http.requests if each.path.endswith("renew-self")]
+    assert renewal.headers["x-vault-token"] == list(vault.tokens)[-1]
+
+
 async def test_a_token_at_its_greatest_age_gives_way_to_a_login(
     client: VaultClient, vault: VaultServer, events: Events
 ) -> None:

@@ -8,7 +8,9 @@ lease, also when no certificate is due.
 
 import asyncio
 import logging
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from msgspec import structs
 
@@ -31,6 +33,8 @@ RENEWAL_TIMEOUT = 10.0
 """Seconds that a renewal may take, as the agent gives to a request of a certificate."""
 RETRY = 10.0
 """Seconds until the server is asked again how long a token lasts."""
+FILE_EVERY = 30.0
+"""Seconds between two readings of the file with the token that no request makes."""
 _FILE = "the file that auth names"
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -67,15 +71,33 @@ class VaultSession:
 
     async def keep(self) -> None:
         """Renew the token in use whenever that is due, until cancelled, which also ends a login under way."""
+        auth = self._settings.auth
         try:
-            while True:
-                self._changed.clear()
-                async with background_tasks() as start:
-                    if self._held is not None:
-                        start(self._renew_when_due(self._held))
-                    await self._changed.wait()
+            async with background_tasks() as start:
+                if isinstance(auth, VaultTokenAuth):
+                    start(self._follow(auth.token_file))
+                await self._renew()
         finally:
             await self._login.end()
+
+    async def _follow(self, file: Path) -> None:
+        """Take each token that comes into the file into use, until cancelled.
+
+        A request reads the file too, but after a restart with stored certificates the first one may come when the token
+        has ended, and so may the next one after the file was replaced.
+        """
+        while True:
+            with suppress(AuthorityError, NoThreadError):  # the next request says what is wrong with the file
+                self._read(await self._operator.read(_FILE, read_token, file))
+            await self._clock.sleep(FILE_EVERY)
+
+    async def _renew(self) -> None:
+        while True:
+            self._changed.clear()
+            async with background_tasks() as start:
+                if self._held is not None:
+                    start(self._renew_when_due(self._held))
+                await self._changed.wait()
 
     def _hold(self, held: HeldToken) -> None:
         self._held = held
