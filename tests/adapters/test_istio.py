@@ -428,6 +428,24 @@ async def test_the_error_for_a_server_of_an_unknown_ca_says_to_add_its_root(clie
     assert events.named("certificate_not_taken") == []
 
 
+@pytest.mark.parametrize(
+    ("begins", "ends", "said"),
+    [
+        (-timedelta(days=2), -timedelta(days=1), "has expired, or this machine's clock is ahead; renew it"),
+        (timedelta(days=1), timedelta(days=2), "is not valid yet, or this machine's clock is behind; set the clock"),
+    ],
+    ids=["expired", "future"],
+)
+async def test_the_error_for_a_server_certificate_of_another_time_does_not_blame_the_roots(
+    client: Client, begins: timedelta, ends: timedelta, said: str
+) -> None:
+    now = datetime.now(UTC)
+    client.ca.validity = {"not_before": now + begins, "not_after": now + ends}
+    async with client.ca.serving() as address:
+        error = await refused(client.authority(address), client.request())
+    assert f"cannot be reached: its certificate, or that of a CA above it, {said}" in str(error)
+
+
 async def test_the_error_for_a_server_without_tls_quotes_grpc(client: Client) -> None:
     async with client.ca.serving(plaintext=True) as address:
         error = await refused(client.authority(address), client.request())

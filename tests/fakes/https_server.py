@@ -15,6 +15,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from fakes.hierarchy import Ca, make_ca, make_leaf
 
 from sds_agent.pki import openssl
@@ -92,6 +93,7 @@ class HttpsServer:
         self.ca: Ca = make_ca("server root", not_before=now - DAY, not_after=now + DAY)
         self.names = names
         self.validity = (now - DAY, now + DAY)
+        self.usages = (ExtendedKeyUsageOID.SERVER_AUTH,)
         self.trust: tuple[x509.Certificate, ...] = ()
         self.require = False
         self.connections = 0
@@ -145,7 +147,7 @@ class HttpsServer:
         names = [_general_name(name) for name in self.names]
         begin, end = self.validity
         key = self.ca.key
-        leaf = make_leaf(self.ca, None, key=key, names=names, not_before=begin, not_after=end)
+        leaf = make_leaf(self.ca, None, key=key, names=names, usages=self.usages, not_before=begin, not_after=end)
         openssl.load_certificate(context, write_pem([leaf]) + to_pkcs8_pem(key))  # type: ignore[arg-type]  # a CA's key is one of ours
         if self.trust:
             context.verify_mode = ssl.CERT_REQUIRED if self.require else ssl.CERT_OPTIONAL

@@ -196,16 +196,14 @@ def _distrust(error: ssl.SSLCertVerificationError, request: HttpsRequest, what: 
     if error.verify_code in _WRONG_NAME:
         name = request.server_name or urlsplit(request.url).hostname
         return f"the certificate of {what} is not for {name} ({_said(error.verify_message)}); set server_name"
-    if error.verify_code == _EXPIRED:
-        return f"the certificate of {what} has expired, or this machine's clock is ahead; renew it, or set the clock"
+    if fault := openssl.fault_of_server(error):
+        return f"the certificate of {what}, or that of a CA above it, {fault[0]}; {fault[1]}"
     roots, fix = request.roots_from
     return f"{roots} not vouch for the certificate of {what} ({_said(error.verify_message)}); {fix}"
 
 
 _WRONG_NAME = frozenset({62, 64})
 """X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH (openssl/x509_vfy.h)."""
-_EXPIRED = 10
-"""X509_V_ERR_CERT_HAS_EXPIRED (openssl/x509_vfy.h)."""
 
 
 def _causes(error: BaseException | None) -> Iterable[BaseException]:
