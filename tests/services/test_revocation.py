@@ -314,6 +314,23 @@ async def test_a_list_that_has_come_to_be_lacking_is_asked_for_at_once(bench: Be
     assert len(bench.lists) == 2
 
 
+async def test_a_busy_authority_is_asked_for_lists_no_sooner_than_it_says(bench: Bench, events: Events) -> None:
+    """Not even for a list that is lacking."""
+    other = make_ca("other", ROOT)
+    fresh = advertised(SIGNER, last_update=NOW - SECOND)
+    authority = Publishing(fresh, AuthorityError(ErrorKind.THROTTLED, "slow down", retry_after=60), fresh)
+    async with following(bench, authority):
+        await events.wait("lists_changed")
+        await pass_time(bench.clock, EVERY + SECOND)
+        assert (await events.wait("lists_not_refreshed"))["in_seconds"] == 60
+        bench.use(make_leaf(other), other.certificate)
+        assert bench.lists == ()
+        await pass_time(bench.clock, 50 * SECOND)
+        assert authority.calls == 2
+        await pass_time(bench.clock, 12 * SECOND)
+        assert authority.calls == 3
+
+
 def test_a_list_is_asked_for_again_at_half_of_what_is_left_of_its_life() -> None:
     lists = read_lists([make_crl(SIGNER, next_update=NOW + timedelta(minutes=4)).public_bytes(Encoding.DER)])
     assert next_reading(lists, NOW, EVERY) == NOW + timedelta(minutes=2)

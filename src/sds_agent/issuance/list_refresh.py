@@ -35,18 +35,19 @@ async def follow_lists(
 ) -> None:
     """Ask the authority `name` for its lists at its own intervals, and at once when one is lacking, until cancelled.
 
-    A failure is logged (`lists_not_refreshed`) and changes nothing that is served; the authority is asked again sooner.
+    A failure is logged (`lists_not_refreshed`) and changes nothing that is served; the authority is asked again sooner,
+    but not before the time that it names.
     """
     failures = 0
     while True:
-        lists, cause = await _ask(trust, name, authority)
+        lists, cause, retry_after = await _ask(trust, name, authority)
         failures = failures + 1 if cause else 0
-        delay = next_refresh(authority.refresh_every, failures, None, randomness())
+        delay = next_refresh(authority.refresh_every, failures, retry_after, randomness())
         if cause:
             log.event(LOG, "lists_not_refreshed", level=logging.WARNING, authority=name, cause=cause, in_seconds=delay)
         now = clock.now()
         due = now + delay if cause else next_reading(lists, now, delay)
-        await _until(clock, min(due, now + FIRST_REFRESH_RETRY), trust)
+        await _until(clock, min(due, now + FIRST_REFRESH_RETRY) if retry_after is None else due, trust)
         lacking = asyncio.create_task(trust.revocation.lacking())
         try:
             await _until(clock, due, trust, lacking)
@@ -76,16 +77,20 @@ async def _until(clock: Clock, due: datetime, trust: Trust, sooner: asyncio.Task
             trust.check_times()
 
 
-async def _ask(trust: Trust, name: str, authority: AdvertisesLists) -> tuple[tuple[PublishedList, ...], str]:
-    """Ask once. Returns the lists, and why that failed, empty if it did not."""
+async def _ask(
+    trust: Trust, name: str, authority: AdvertisesLists
+) -> tuple[tuple[PublishedList, ...], str, float | None]:
+    """Ask once. Returns the lists, why that failed, empty if it did not, and the delay in seconds that the authority
+    asks for.
+    """
     try:
         with failures_of(name, TIMEOUT):
             lists, issuers = await _read(authority)
     except AuthorityError as error:
         trust.update_lists(name, None)
-        return (), str(error)
+        return (), str(error), error.retry_after
     trust.update_lists(name, lists, issuers)
-    return lists, ""
+    return lists, "", None
 
 
 async def _read(authority: AdvertisesLists) -> tuple[tuple[PublishedList, ...], Chain]:
