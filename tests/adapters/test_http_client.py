@@ -1,12 +1,14 @@
 """One request to a CA over real TLS: what comes back, and what a user reads where nothing does."""
 
 import asyncio
+import socket
 import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -263,6 +265,21 @@ async def test_a_refused_connection_is_said_in_words() -> None:
         gone = get(server)
     error = await refused(gone)
     assert error.kind is ErrorKind.TRANSIENT
+    assert str(error) == "the CA cannot be reached (Connection refused); check that it runs at this address"
+
+
+def test_the_words_for_a_host_with_several_addresses_are_those_of_each() -> None:
+    """As one with an address of each family has them."""
+
+    class TwoAddresses(asyncio.SelectorEventLoop):
+        async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:  # noqa: ARG002 - its names
+            tcp = socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, ""
+            return [(*tcp, (address, port)) for address in ("127.0.0.1", "127.0.0.2")]
+
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        port = bound.getsockname()[1]
+    with asyncio.Runner(loop_factory=TwoAddresses) as runner:
+        error = runner.run(refused(HttpsRequest("GET", f"https://ca.example:{port}", b"")))
     assert str(error) == "the CA cannot be reached (Connection refused); check that it runs at this address"
 
 

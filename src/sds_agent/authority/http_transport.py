@@ -23,6 +23,7 @@ from sds_agent.authority.http_message import (
     HttpsRequest,
 )
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
+from sds_agent.errors import leaves
 from sds_agent.pki import openssl
 from sds_agent.text import one_line
 
@@ -215,14 +216,23 @@ def _causes(error: BaseException | None) -> Iterable[BaseException]:
 
 
 def _reason(causes: list[BaseException]) -> str:
-    """What the deepest cause with words of the system's or OpenSSL's says; no URL and no header."""
+    """What the deepest cause with words of the system's or OpenSSL's says; no URL and no header.
+
+    Of a host with several addresses, what was wrong with each of them.
+    """
     for each in reversed(causes):
-        if isinstance(each, ssl.SSLError):  # an OSError too, whose number is one of OpenSSL's
-            words, _, _ = str(each.strerror).partition(" (_ssl.c")
-            return _said(each.reason.replace("_", " ").lower() if each.reason else words)
-        if isinstance(each, OSError) and each.strerror:
-            return _said(os.strerror(each.errno) if each.errno and each.errno > 0 else each.strerror)
+        if found := dict.fromkeys(filter(None, map(_system_words, leaves(each)))):
+            return _said(", ".join(found))
     return _CLAUSES.get(type(causes[0]).__name__, type(causes[0]).__name__)
+
+
+def _system_words(error: BaseException) -> str:
+    if isinstance(error, ssl.SSLError):  # an OSError too, whose number is one of OpenSSL's
+        words, _, _ = str(error.strerror).partition(" (_ssl.c")
+        return error.reason.replace("_", " ").lower() if error.reason else words
+    if isinstance(error, OSError) and error.strerror:
+        return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+    return ""
 
 
 _CLAUSES = {
