@@ -1,6 +1,7 @@
 """The client of Vault and the servers themselves: nodes of a cluster, a rotation of the CA, limits, secrets."""
 
 import asyncio
+import json
 import traceback
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -223,6 +224,49 @@ async def test_no_redirect_leads_to_a_host_that_no_configuration_names(client: V
     assert error.kind is ErrorKind.TRANSIENT
     assert f"sends the agent to {stranger.http.url}/v1/pki/issuers?list=true" in str(error)
     assert "which gets no token as url does not name it" in str(error)
+
+
+async def test_the_place_that_a_redirect_names_is_quoted_without_the_token(
+    client: VaultClient, vault: VaultServer
+) -> None:
+    def redirect(request: Request) -> Reply | None:
+        token = request.headers.get("x-vault-token")
+        return Reply(307, b"", {"location": f"https://other.example/?token={token}"}) if token else None
+
+    vault.intercept = redirect
+    async with vault.serving(), client.open(client.settings(client.token_auth())):
+        error = await client.refused()
+    assert "sends the agent to https://other.example/?token=[token], which" in str(error)
+
+
+async def test_a_servers_warnings_are_quoted_without_the_token(client: VaultClient, vault: VaultServer) -> None:
+    async def warning(request: Request) -> Reply | bytes | None:
+        reply = await vault.answer(request)
+        if not request.path.endswith("sign/web"):
+            return reply
+        assert isinstance(reply, Reply)
+        said = [f"the token {request.headers['x-vault-token']} ends soon"]
+        return json_reply(json.loads(reply.body) | {"warnings": said})
+
+    vault.http.answer = warning
+    async with vault.serving(), client.open(client.settings()):
+        answer = await client.answer()
+    assert "the token [token] ends soon" in answer.warnings
+
+
+@pytest.mark.parametrize(
+    ("namespace", "place"), [(None, "check mount and namespace"), ("team", "check mount and namespace (team)")]
+)
+async def test_a_server_that_knows_no_token_of_its_own_is_a_matter_of_the_place(
+    client: VaultClient, vault: VaultServer, namespace: str | None, place: str
+) -> None:
+    vault.namespace = namespace
+    vault.intercept = lambda request: (
+        json_reply({"errors": ["permission denied"]}, 403) if request.path.endswith("sign/web") else None
+    )
+    async with vault.serving(), client.open(client.settings(namespace=namespace)):
+        error = await client.refused()
+    assert str(error).endswith(f"it does not know the token that it gave at the login: {place}")
 
 
 async def test_two_standbys_that_redirect_to_each_other_are_no_loop(client: VaultClient, vault: VaultServer) -> None:

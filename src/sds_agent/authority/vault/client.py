@@ -109,7 +109,7 @@ class VaultAuthority:
         if answer.http.status != 200:
             call = sign_call(self._settings, request, token)
             raise not_signed(self._nodes.refusal(answer, call), self._settings, str(request.identity))
-        return read_signed(answer.http.body)
+        return read_signed(answer.http.body, token)
 
     async def _sign(self, request: IssueRequest, token: Token, reach: VaultReach) -> NodeAnswer:
         return await self._nodes.ask(sign_call(self._settings, request, token), reach)

@@ -148,7 +148,7 @@ class VaultNodes:
             async with asyncio.timeout(seconds):
                 answer = await self._send(url, call, reach)
                 if answer.http.status in _REDIRECTS:
-                    answer = await self._send(self._leader(answer), call, reach)
+                    answer = await self._send(self._leader(answer, call), call, reach)
         except TimeoutError as error:
             within = "" if seconds is None else f" within {round(seconds, 1):g} s"
             message = f"{_what(url)} did not answer{within}; check that the network lets the agent through"
@@ -176,13 +176,13 @@ class VaultNodes:
         )
         return NodeAnswer(await send(request, _what(url)), url)
 
-    def _leader(self, answer: NodeAnswer) -> str:
+    def _leader(self, answer: NodeAnswer, call: VaultCall) -> str:
         """The configured node that a redirect names. Raises AuthorityError TRANSIENT for any other place."""
         location = answer.http.headers.get("location", "")
         for url in self._settings.url:
             if _origin(url) == _origin(location):
                 return url
-        raise leads_elsewhere(answer.what, words(location.encode()))
+        raise leads_elsewhere(answer.what, words(location.encode(), call.secrets))
 
 
 def _leaves_to_the_next(error: AuthorityError) -> bool:

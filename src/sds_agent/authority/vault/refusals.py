@@ -197,7 +197,8 @@ def _token_fix(chosen: VaultSettings) -> str:
             f"the token in {chosen.auth.token_file} has ended, was revoked, or is for another server or namespace: put "
             "a new one there"
         )
-    return f"it does not know the token that it gave at the login: check namespace and mount{_and_namespace(chosen)}"
+    namespace = f"namespace ({chosen.namespace})" if chosen.namespace else "namespace"
+    return f"it does not know the token that it gave at the login: check mount and {namespace}"
 
 
 def _and_namespace(chosen: VaultSettings) -> str:

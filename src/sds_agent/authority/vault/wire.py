@@ -139,12 +139,12 @@ class _ErrorReply(Struct):
     errors: list[str]
 
 
-def read_signed(body: bytes) -> VaultSigned:
-    """The answer to `sign_call`. Raises AuthorityError INVALID."""
+def read_signed(body: bytes, *secrets: Token) -> VaultSigned:
+    """The answer to `sign_call`, with its warnings as `words`. Raises AuthorityError INVALID."""
     reply = _decoded(body, _SignReply, "a signed certificate")
     data = reply.data
     chain = [data.certificate, data.issuing_ca, *(data.ca_chain or ())]
-    warnings = tuple(answers.words(each) for each in (reply.warnings or ())[:MOST_WARNINGS])
+    warnings = tuple(answers.words(each, *secrets) for each in (reply.warnings or ())[:MOST_WARNINGS])
     return VaultSigned("\n".join(filter(None, chain)).encode() + b"\n", data.issuing_ca.strip().encode(), warnings)
 
 
