@@ -237,6 +237,7 @@ REFUSALS = {
     "off": (text("404 page not found", 404), ErrorKind.DENIED, "leave auth_key_file out, and check url"),
     "name": (text("Invalid CN", 403), ErrorKind.UNAUTHENTICATED, "(403: Invalid CN); the client certificate's common"),
     "hasty": (text("slow down", 429), ErrorKind.THROTTLED, "asked less often"),
+    "waited": (text("Request Time-out", 408), ErrorKind.TRANSIENT, "(408: Request Time-out)"),
     "proxy": (text("Bad Gateway", 502), ErrorKind.TRANSIENT, "(502: Bad Gateway)"),
     "redirect": (Reply(301), ErrorKind.INVALID, "(301); check that the server at url is CFSSL"),
     "page": (Reply(200, b"<html>"), ErrorKind.INVALID, "check that the server at url is CFSSL"),

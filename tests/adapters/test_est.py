@@ -307,6 +307,7 @@ REFUSALS = {
     "content type": (refusal(415, "no"), ErrorKind.INVALID, "EST's requests are application/pkcs10"),
     "hasty": (refusal(429, "rate limit exceeded"), ErrorKind.THROTTLED, "asked less often"),
     "fault": (refusal(500, "internal server error"), ErrorKind.TRANSIENT, "read the server's own log"),
+    "waited": (refusal(408, "too slow"), ErrorKind.TRANSIENT, "read the server's own log"),
     "redirect": (Reply(302), ErrorKind.INVALID, "(302); check url"),
     "nothing": (Reply(204), ErrorKind.INVALID, "nothing to answer with"),
     "page": (Reply(200, b"<html>"), ErrorKind.INVALID, "cannot be used: it is not base64; check that the server"),

@@ -582,6 +582,7 @@ async def test_a_rule_for_cert_manager_belongs_into_its_namespace(cluster: Clust
         (status(429, "TooManyRequests", "slow", {"retryAfterSeconds": 3}), ErrorKind.THROTTLED, "slow", 3.0),
         (status(500, "InternalError", "failed calling webhook"), ErrorKind.TRANSIENT, "webhook", None),
         (status(503, "ServiceUnavailable", "no"), ErrorKind.TRANSIENT, "etcd", None),
+        (Reply(408, b"<html>"), ErrorKind.TRANSIENT, "check the API server", None),
         (status(400, "BadRequest", 'strict decoding error: unknown field "spec.x"'), ErrorKind.INVALID, "strict", None),
         (Reply(404, b"404 page not found\n"), ErrorKind.INVALID, "404: 404 page not found", None),
         (Reply(302, b"", {"location": "https://sso.example"}), ErrorKind.INVALID, "is an API server of", None),

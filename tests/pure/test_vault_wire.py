@@ -143,6 +143,7 @@ def test_a_policys_denial_is_distinguished_from_an_unknown_token(said: str, *, d
         (400, ErrorKind.INVALID),
         (404, ErrorKind.INVALID),
         (405, ErrorKind.INVALID),
+        (408, ErrorKind.TRANSIENT),
         (412, ErrorKind.TRANSIENT),
         (429, ErrorKind.THROTTLED),
         (472, ErrorKind.TRANSIENT),

@@ -16,6 +16,8 @@ LARGEST_ANSWER = 4 << 20
 """Bytes of an answer's body."""
 LONGEST_LINE = 1 << 20
 """Bytes of one line of an answer that comes line by line."""
+REQUEST_TIMEOUT = 408
+"""A server, or a proxy before it, waited too long for the request: it may be sent again (RFC 9110 section 15.5.9)."""
 
 
 class CertificateRefusedError(AuthorityError):

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Raw, Struct, field
 
 from sds_agent.authority import answers
-from sds_agent.authority.http_message import HttpAnswer
+from sds_agent.authority.http_message import REQUEST_TIMEOUT, HttpAnswer
 from sds_agent.authority.kubernetes.settings import LEAST_TTL, KubernetesSettings
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, IssueRequest
 
@@ -291,7 +291,7 @@ def _meaning(code: int, status: ApiStatus, resource: ApiResource, verb: str) -> 
         if verb == "create" or not _names_object(status):
             return ErrorKind.INVALID, _absent(resource)
         return ErrorKind.TRANSIENT, "it was deleted meanwhile, and is created again"
-    if 500 <= code < 600:
+    if 500 <= code < 600 or code == REQUEST_TIMEOUT:
         return ErrorKind.TRANSIENT, "check the API server, its etcd, and the webhooks that it calls"
     return _MEANINGS.get(code, _NO_API_SERVER)
 

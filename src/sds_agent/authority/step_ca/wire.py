@@ -21,7 +21,7 @@ from msgspec import Struct
 from sds_agent.authority import answers
 from sds_agent.authority.answers import decoded, status_and
 from sds_agent.authority.credentials import Token
-from sds_agent.authority.http_message import http_date
+from sds_agent.authority.http_message import REQUEST_TIMEOUT, http_date
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, IssueRequest
 from sds_agent.authority.step_ca.jwk import SigningKey, StepCaJwk
 from sds_agent.identity.spiffe import SpiffeId
@@ -342,7 +342,7 @@ _MEANINGS = {
         "workload's ttl, key or spiffe_id",
     ),
     404: (ErrorKind.INVALID, "the server at this address is no step-ca: check url"),
-    408: (ErrorKind.TRANSIENT, "read step-ca's own log"),
+    REQUEST_TIMEOUT: (ErrorKind.TRANSIENT, "read step-ca's own log"),
     429: (ErrorKind.THROTTLED, "it is asked less often from now on"),
 }
 

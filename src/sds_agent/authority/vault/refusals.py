@@ -13,6 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from msgspec import Struct
 
 from sds_agent.authority.answers import status_and
+from sds_agent.authority.http_message import REQUEST_TIMEOUT
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
 from sds_agent.authority.vault.settings import (
     VaultAppRoleAuth,
@@ -246,7 +247,7 @@ def _otherwise(refusal: VaultRefusal, deed: str, chosen: VaultSettings) -> Autho
         return refusal.error(
             ErrorKind.THROTTLED, deed, "its quota is used up (vault read sys/quotas/rate-limit); it is asked later"
         )
-    if refusal.status >= FIRST_SERVER_ERROR:
+    if refusal.status >= FIRST_SERVER_ERROR or refusal.status == REQUEST_TIMEOUT:
         return refusal.error(ErrorKind.TRANSIENT, deed, "read its own log")
     if refusal.status == 404:
         fix = f"check mount ({chosen.mount}){_and_namespace(chosen)}: vault secrets list"
