@@ -539,15 +539,25 @@ async def test_a_right_that_is_lost_meanwhile_costs_no_approval(cluster: Cluster
         assert (await authority.issue(asked())).chain_pem
 
 
-async def test_an_answer_that_is_no_api_servers_costs_no_approval(cluster: Cluster) -> None:
+@pytest.mark.parametrize("place", ["the object", "its watch"])
+@pytest.mark.parametrize(
+    "reply",
+    [Reply(404, b"no such site"), Reply(200, b"<html>"), Reply(200, b"x" * ((4 << 20) + 1))],
+    ids=["missing", "page", "huge"],
+)
+async def test_an_answer_that_is_no_api_servers_costs_no_approval(cluster: Cluster, reply: Reply, place: str) -> None:
     """A proxy before the API server may answer in its place for a moment."""
     async with by_hand(cluster) as server:
         authority = cluster.authority(timeout=BRIEFLY)
         assert (await refused(authority)).kind is ErrorKind.PENDING
         (path,) = server.objects
-        server.replies["GET", path] = Reply(404, b"no such site")
+        server.replies["GET", path if place == "the object" else CSRS] = reply
         assert (await refused(authority)).kind is ErrorKind.TRANSIENT
         assert server.deleted == []
+        server.approve(path)
+        server.sign = cluster.ca.answer
+        server.certify(path)
+        assert (await authority.issue(asked())).chain_pem
 
 
 @pytest.mark.parametrize("chosen", [{}, {"trust_bundle": "roots", "roots_file": None}])

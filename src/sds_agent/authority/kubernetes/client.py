@@ -9,15 +9,15 @@ A watch is an answer that goes on: a line for each change. The server ends it wh
 410 (Gone) where it no longer knows the version to begin with; then the object is read again. Where the agent may not
 watch, it reads the object every second.
 
-A refusal to read or to watch an object is none of the request, which may have been approved: the object stays, and the
-next attempt looks for it.
+A refusal to read or to watch an object, and an answer to that which is none, is no refusal of the request, which may
+have been approved: the object stays, and the next attempt looks for it.
 """
 
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager, suppress
 
 from sds_agent import log
 from sds_agent.authority.answers import Questions, keeping_request
@@ -140,12 +140,14 @@ class KubernetesAuthority:
         return await self._found(await self._read(name, target), target)
 
     async def _read(self, name: str, target: SigningTarget) -> HttpAnswer:
-        return await self._api.send("GET", f"{target.resource.path}/{name}")
+        with _keeping_request():
+            return await self._api.send("GET", f"{target.resource.path}/{name}")
 
     async def _found(self, answer: HttpAnswer, target: SigningTarget) -> SigningObject:
         if answer.status != 200:
             raise await self._refusal(answer, target, "get")
-        return read_object(answer, server(answer))
+        with _keeping_request():
+            return read_object(answer, server(answer))
 
     async def _refusal(self, answer: HttpAnswer, target: SigningTarget, verb: str) -> AuthorityError:
         """The error that an answer means which says nothing of a request that is there."""
@@ -192,20 +194,21 @@ class KubernetesAuthority:
             f"{resource.path}?watch=1&fieldSelector=metadata.name%3D{name}"
             f"&resourceVersion={found.metadata.resource_version}&timeoutSeconds={math.ceil(self._timeout)}"
         )
-        async with aclosing(self._api.lines(path)) as lines:
-            async for line in lines:
-                if isinstance(line, HttpAnswer):
-                    if line.status == 410:
+        with _keeping_request():
+            async with aclosing(self._api.lines(path)) as lines:
+                async for line in lines:
+                    if isinstance(line, HttpAnswer):
+                        if line.status == 410:
+                            return
+                        raise await self._refusal(line, target, "watch")
+                    self._unwatched.resolved()
+                    change = read_change(line, f"the watch of {resource.plural}")
+                    if change.expired:
                         return
-                    raise await self._refusal(line, target, "watch")
-                self._unwatched.resolved()
-                change = read_change(line, f"the watch of {resource.plural}")
-                if change.expired:
-                    return
-                if change.deleted:
-                    raise _deleted(name, target)
-                if change.found is not None:
-                    yield change.found
+                    if change.deleted:
+                        raise _deleted(name, target)
+                    if change.found is not None:
+                        yield change.found
 
     def _delete(self, name: str, uid: str | None, target: SigningTarget) -> None:
         """Begin to delete it; the caller does not wait."""
@@ -257,6 +260,17 @@ class KubernetesRootedAuthority(KubernetesAuthority):
             warnings = (f"the roots that were read before stay in use: {error}",)
         status = await self._signed(request)
         return Issuance(status.certificate or b"", self._known, warnings)
+
+
+@contextmanager
+def _keeping_request() -> Iterator[None]:
+    """Have no error in this context end the request."""
+    try:
+        yield
+    except AuthorityError as error:
+        if error.kind.ends_request:
+            raise keeping_request(error) from error
+        raise
 
 
 def open_authority(settings: KubernetesSettings, clock: Clock) -> KubernetesAuthority:
