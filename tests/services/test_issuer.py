@@ -1027,6 +1027,23 @@ async def test_a_refused_request_comes_again_slowly_and_made_anew_unless_the_cre
         assert len({request.request_id for request in authority.requests}) == requests
 
 
+async def test_a_certificate_of_a_later_time_is_asked_for_anew_with_the_same_key(bench: Bench) -> None:
+    """Behind a clock that a boot has not set yet: a join token has been spent on this key, and is good for no other.
+
+    Where it is the CA's clock, the same request might be answered by the same certificate.
+    """
+    early = answering(bench.ca, shifted(5 * MINUTE, HOUR))
+    async with bench.issuing(early, bench.good()) as authority:
+        event = await bench.retrying()
+        assert (event["kind"], event["level"]) == ("invalid", "error")
+        assert "compare this machine's clock" in event["cause"]
+        await bench.settled()
+        bench.clock.elapse(8 * SECOND)
+        await bench.issued()
+    assert len({request.csr_pem for request in authority.requests}) == 1
+    assert len({request.request_id for request in authority.requests}) == len(authority.requests) == 2
+
+
 @pytest.mark.parametrize("kind", REFUSED)
 async def test_a_refusal_is_loud_though_a_good_certificate_is_served(bench: Bench, kind: ErrorKind) -> None:
     """An operator has to act, and has half a lifetime to do so."""

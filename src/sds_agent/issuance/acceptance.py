@@ -47,6 +47,12 @@ _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _USAGES = {ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth", ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth"}
 
 
+class NotYetValidError(AuthorityError):
+    """The certificate is the one that was asked for and begins later: this machine's clock is behind, or the CA's is
+    ahead. The next request may have the same key, and some tokens are good for no other.
+    """
+
+
 class Accepted(Struct, frozen=True):
     """A checked answer: the leaf and its intermediates in issuing order without roots, also in PEM, the anchors without
     repetitions, and when all of the chain is valid below one of them. `left_out` says what was wrong with the anchors
@@ -187,7 +193,7 @@ def _check_times(leaf: x509.Certificate, now: datetime) -> None:
             f"compare this machine's clock with the CA's",
         )
     if begin > now + SKEW:
-        raise AuthorityError(
+        raise NotYetValidError(
             ErrorKind.INVALID,
             f"the certificate is valid only from {begin:{_TIME}} (it is {now:{_TIME}} here): "
             f"compare this machine's clock with the CA's",

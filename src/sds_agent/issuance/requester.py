@@ -22,7 +22,7 @@ from sds_agent.authority.protocol import (
 )
 from sds_agent.clock import Clock
 from sds_agent.identity.spiffe import SpiffeId
-from sds_agent.issuance.acceptance import Accepted, accept
+from sds_agent.issuance.acceptance import Accepted, NotYetValidError, accept
 from sds_agent.issuance.adapter_calls import failures_of
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
@@ -106,7 +106,7 @@ class Requester:
             )
         except AuthorityError as error:
             if error.kind.ends_request:
-                self._pending = None
+                self._pending = self._pending_for_key() if isinstance(error, NotYetValidError) else None
             raise
         self._pending = None
         return Obtained(accepted, pending.key, self._clock.now(), timedelta(seconds=self._clock.passed() - began))
@@ -123,6 +123,11 @@ class Requester:
             else:
                 self._pending = PendingRequest(key, self._csr(key), os.urandom(16).hex())
         return self._pending
+
+    def _pending_for_key(self) -> PendingRequest | None:
+        """Another request for the key of this one, which a CA must not answer by what it gave before."""
+        before = self._pending
+        return before and PendingRequest(before.key, before.csr_pem, os.urandom(16).hex())
 
     def _csr(self, key: PrivateKey) -> bytes:
         from sds_agent.pki.csr import make_csr  # noqa: PLC0415 - not for a CA in this process
