@@ -9,8 +9,9 @@ import asyncio
 import errno
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from sds_agent.errors import SdsAgentError
@@ -21,6 +22,27 @@ P = ParamSpec("P")
 
 DISK_TIMEOUT = 5.0
 """Seconds for the disk to give or take one of the agent's files, also at the end of the process."""
+
+
+_time_given: ContextVar[float | None] = ContextVar("_time_given", default=None)
+
+
+@contextmanager
+def giving(seconds: float) -> Iterator[None]:
+    """Tell what is called in this context after how many seconds its caller ends it, which it may divide
+    (`time_given`). Of several the least counts.
+    """
+    before = _time_given.get()
+    token = _time_given.set(seconds if before is None else min(before, seconds))
+    try:
+        yield
+    finally:
+        _time_given.reset(token)
+
+
+def time_given() -> float | None:
+    """How many seconds the caller gives to all of this call; None where it does not say."""
+    return _time_given.get()
 
 
 class NoThreadError(SdsAgentError):

@@ -40,6 +40,7 @@ from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import PrivateKey, to_pkcs8_pem
 from sds_agent.signing.signing_set import LARGEST_ANSWER
+from sds_agent.tasks import giving
 
 URI = "spiffe://cluster.local/ns/default/sa/web"
 PLANTED = "planted-token.with-a.signature"
@@ -760,6 +761,31 @@ async def test_an_endpoint_that_says_nothing_leaves_the_next_one_its_time(client
             await client.authority(first, second, timeout=2.0).issue(client.request())
         assert client.ca.hung.is_set()
         assert (await refused(client.authority(first, timeout=0.5), client.request())).kind is ErrorKind.TRANSIENT
+
+
+class PatientCa(IstioCa):
+    """Notes how long each of its callers would wait, in seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.timeout: list[float] = []
+
+    async def create(self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        self.timeout.append(context.time_remaining() or 0)
+        return await super().create(request, context)
+
+
+async def test_the_time_that_the_caller_gives_is_used_and_divided(tmp_path: Path) -> None:
+    """A CA whose key is far away may take longer than is usual (requests.timeout)."""
+    client = Client(PatientCa(), tmp_path)
+    client.token_file.write_text("first.token.x")
+    client.ca_file.write_bytes(client.ca.root_pem)
+    async with client.ca.serving() as first, client.ca.serving() as second:
+        for addresses, seconds in (((first,), 100.0), ((first, second), 50.0)):
+            with giving(100.0):
+                await client.authority(*addresses).issue(client.request())
+            assert isinstance(client.ca, PatientCa)
+            assert seconds * 0.8 < client.ca.timeout[-1] < seconds, "a part of it is left for the caller"
 
 
 class LateCa(IstioCa):

@@ -49,6 +49,7 @@ from sds_agent.issuance.acceptance import accept
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import to_pkcs8_pem
+from sds_agent.tasks import giving
 
 ID = "spiffe://demo.example/web"
 KEY = new_key()
@@ -365,6 +366,15 @@ async def test_a_request_that_waits_for_a_person_is_found_again_by_the_next_atte
         assert read_pem((await authority.issue(asked())).chain_pem)
         await authority.end()
         assert server.deleted == [path]
+
+
+async def test_a_request_is_said_to_be_pending_before_its_caller_gives_up(cluster: Cluster) -> None:
+    """Or a short time-out would call a CA silent that waits for a person."""
+    async with by_hand(cluster):
+        authority = cluster.authority()
+        async with asyncio.timeout(TIMEOUT / 2):
+            with giving(BRIEFLY):
+                assert (await refused(authority)).kind is ErrorKind.PENDING
 
 
 async def test_another_request_has_another_object(cluster: Cluster) -> None:

@@ -24,6 +24,7 @@ from sds_agent.authority.vault.kind import KIND
 from sds_agent.authority.vault.nodes import TIMEOUT
 from sds_agent.authority.vault.settings import VaultJwtAuth, VaultSettings
 from sds_agent.pki.certificates import describe_time
+from sds_agent.tasks import giving
 
 
 @pytest.fixture
@@ -181,6 +182,24 @@ async def test_a_silent_node_leaves_the_next_one_its_time(client: VaultClient, v
     async with vault.serving(), other.serving(), client.open(client.settings(url=(vault.http.url, other.http.url))):
         async with asyncio.timeout(10 + TIMEOUT):
             await client.issue()
+    assert other.signed
+
+
+async def test_a_silent_node_leaves_the_next_its_part_of_what_the_caller_gives(
+    client: VaultClient, vault: VaultServer
+) -> None:
+    other = VaultServer(now=vault.now)
+    other.http.ca = vault.http.ca
+
+    async def silent(_request: Request) -> None:
+        client.clock.elapse(timedelta(seconds=1))
+        await asyncio.Event().wait()
+
+    vault.http.answer = silent
+    async with vault.serving(), other.serving(), client.open(client.settings(url=(vault.http.url, other.http.url))):
+        async with asyncio.timeout(3):
+            with giving(2):
+                await client.issue()
     assert other.signed
 
 

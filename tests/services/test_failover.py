@@ -13,12 +13,12 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 from cryptography import x509
-from fakes.authorities import Hang, ScriptedAuthority, ScriptedSupplier, UpstreamCa, answering, failing, made
+from fakes.authorities import Hang, ScriptedAuthority, ScriptedSupplier, Step, UpstreamCa, answering, failing, made
 from fakes.clocks import HAND_LOOP, HandClock
 from fakes.events import Event, Events, recorded
 from fakes.hierarchy import DAY, HOUR, URI
 
-from sds_agent.authority.protocol import Authority, AuthorityError, ErrorKind, Supplier
+from sds_agent.authority.protocol import Authority, AuthorityError, ErrorKind, Issuance, IssueRequest, Supplier
 from sds_agent.clock import LONGEST_SLEEP
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.cache import CertificateCache, WorkloadCache
@@ -35,6 +35,7 @@ from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.pki.keys import KeyType
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
+from sds_agent.tasks import background_tasks, time_given
 
 SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
@@ -150,6 +151,18 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
     return HAND_LOOP
 
 
+class Timed(ScriptedAuthority):
+    """Notes how many seconds its caller gives it, and fails or answers as the script says."""
+
+    def __init__(self, *script: Step) -> None:
+        super().__init__(*script)
+        self.given: list[float | None] = []
+
+    async def issue(self, request: IssueRequest) -> Issuance:
+        self.given.append(time_given())
+        return await super().issue(request)
+
+
 @pytest.fixture
 def bench() -> Iterator[Bench]:
     with recorded() as events:
@@ -188,6 +201,20 @@ async def test_the_next_is_asked_at_once_when_the_first_fails_and_nothing_is_ser
             [("first", False, 1), ("second", True, 0)],
         )
         assert [each.failure.cause for each in status.authorities if each.failure] == ["not now"]
+
+
+async def test_an_authority_is_told_how_long_it_has(bench: Bench) -> None:
+    """It may divide that among its servers, and has to use no less where an operator gives it more."""
+    first, alone = Timed(DOWN), Timed(answering(bench.first))
+    async with bench.issuing(first, bench.by(bench.second)):
+        await bench.events.wait("issued", authority="second")
+    assert first.given == [PATIENCE.total_seconds()]
+    patient = Upstream(alone, IssuanceQueue(), timeout=60.0)
+    target = PublicationTarget(bench.store, bench.trust)
+    async with background_tasks() as start:
+        start(Issuer(workload("other", "alone"), patient, target, clock=bench.clock).run())
+        await bench.events.wait("issued", authority="alone")
+    assert alone.given == [60.0]
 
 
 async def test_a_first_authority_that_hangs_is_given_up_long_before_its_deadline(bench: Bench) -> None:

@@ -111,7 +111,10 @@ class Authority(Protocol):
     """An upstream CA that signs requests."""
 
     async def issue(self, request: IssueRequest) -> Issuance:
-        """Ask the CA once. Raises AuthorityError. The caller enforces its deadline by cancellation."""
+        """Ask the CA once. Raises AuthorityError.
+
+        The caller enforces its deadline by cancellation; `tasks.time_given` says it to who has to divide the time.
+        """
         ...
 
 

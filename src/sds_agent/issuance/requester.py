@@ -30,7 +30,7 @@ from sds_agent.pki.keyfile import KeyFileError, read_private_key
 from sds_agent.pki.keys import PrivateKey, generate
 from sds_agent.pki.strength import IN_SECRETS
 from sds_agent.pki.validation.rules import Chain
-from sds_agent.tasks import NoThreadError, in_thread
+from sds_agent.tasks import NoThreadError, giving, in_thread
 from sds_agent.values import Sensitive
 
 CA_TIMEOUT = 10.0
@@ -135,7 +135,7 @@ class Requester:
         return make_csr(key, str(self._workload.identity))
 
     async def _call(self, pending: PendingRequest, current: CurrentIdentity | None) -> Issuance:
-        with failures_of(self._name, self._timeout):
+        with failures_of(self._name, self._timeout), giving(self._timeout):
             async with asyncio.timeout(self._timeout):
                 return await self._asked(pending, current)
 

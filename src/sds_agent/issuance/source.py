@@ -6,6 +6,7 @@ by itself is a wait for the next of them: it takes no other workload's turn.
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from contextvars import copy_context
 from datetime import datetime, timedelta
 from functools import cached_property, partial
@@ -29,6 +30,7 @@ from sds_agent.issuance.schedule import ALARM
 from sds_agent.issuance.trust import Trust
 from sds_agent.issuance.workload import Workload
 from sds_agent.secrets.store import SecretStore
+from sds_agent.tasks import giving
 
 
 class Upstream(Struct, frozen=True, dict=True):
@@ -134,18 +136,20 @@ class IssuanceSource:
         return obtained
 
     async def _limited(self, attempt: Attempt) -> Obtained:
-        limit = asyncio.timeout(None if attempt.limit is None else attempt.limit.total_seconds())
+        seconds = None if attempt.limit is None else attempt.limit.total_seconds()
+        limit = asyncio.timeout(seconds)
         try:
             async with limit:
                 if self.supplied:
                     return await self._requester.ask(attempt.current)
                 async with self._queue.slot(attempt.priority, partial(attempt.store.hurrying, attempt.names)):
                     attempt.begun()
-                    return await self._requester.ask(attempt.current)
+                    with nullcontext() if seconds is None else giving(seconds):
+                        return await self._requester.ask(attempt.current)
         except TimeoutError as error:
-            if not limit.expired() or attempt.limit is None:
+            if not limit.expired() or seconds is None:
                 raise
-            raise NoAnswerError(attempt.limit.total_seconds()) from error
+            raise NoAnswerError(seconds) from error
 
     def _check(self, obtained: Obtained, attempt: Attempt) -> None:
         """Raise AuthorityError for a source's certificate that is about to end like the one before it."""

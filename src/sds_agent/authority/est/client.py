@@ -23,11 +23,12 @@ from sds_agent.authority.http_client import (
 from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
+from sds_agent.tasks import time_given
 
 PASSWORD_TIMEOUT = 30.0
-"""Seconds for the answer to a request with the password, which outlives the attempt that sent it."""
-ANSWER_KEPT = 60.0
-"""Seconds from the request until its answer is forgotten, if no attempt takes it."""
+"""Seconds at least for the answer to a request with the password, which outlives the attempt that sent it."""
+ANSWER_KEPT = 30.0
+"""Seconds after those in which its answer is forgotten, if no attempt takes it."""
 _NO_RENEWAL = frozenset({401, 403, 404, 501})
 """The answers to simplereenroll after which the agent enrolls anew."""
 
@@ -147,15 +148,16 @@ class EstAuthority:
         url = self._settings.url + wire.path(self._settings.label, operation)
         headers, name = wire.enroll_headers(basic), self._settings.server_name
         request = HttpsRequest("POST", url, files.roots, body, headers, name, certificate)
+        longest = max(PASSWORD_TIMEOUT, time_given() or 0)
         if basic is None:
-            return await self._sent(request)
+            return await self._sent(request, longest)
         key = operation, body
         asking = self._answers.get(key)
         if asking is None:
-            asking = asyncio.create_task(self._sent(request))
+            asking = asyncio.create_task(self._sent(request, longest))
             self._answers[key] = asking
             asking.add_done_callback(partial(self._answered, key))
-            asyncio.get_running_loop().call_later(ANSWER_KEPT, self._forget, key, asking)
+            asyncio.get_running_loop().call_later(longest + ANSWER_KEPT, self._forget, key, asking)
         await asyncio.wait([asking])
         self._forget(key, asking)
         return asking.result()
@@ -168,12 +170,12 @@ class EstAuthority:
         if self._answers.get(key) is asking:
             del self._answers[key]
 
-    async def _sent(self, request: HttpsRequest) -> HttpAnswer:
+    async def _sent(self, request: HttpsRequest, seconds: float) -> HttpAnswer:
         try:
-            async with asyncio.timeout(PASSWORD_TIMEOUT):
+            async with asyncio.timeout(seconds):
                 return await send(request, self._what)
         except TimeoutError as error:
-            message = f"{self._what} did not answer within {PASSWORD_TIMEOUT:.0f} s"
+            message = f"{self._what} did not answer within {seconds:.0f} s"
             raise AuthorityError(ErrorKind.TRANSIENT, message) from error
 
     def _refused(self, answer: HttpAnswer, operation: str, basic: wire.BasicCredentials | None) -> AuthorityError:

@@ -29,13 +29,17 @@ from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorK
 from sds_agent.clock import Clock
 from sds_agent.pki.certificates import write_pem
 from sds_agent.signing.signing_set import LARGEST_ANSWER
-from sds_agent.tasks import uninterrupted
+from sds_agent.tasks import time_given, uninterrupted
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
 
 TIMEOUT = 9.0
-"""Seconds for an attempt. Each endpoint has an equal part of them, so a silent one leaves the others their time."""
+"""Seconds for an attempt, where the caller does not say how long it may take."""
+OWN_SHARE = 0.9
+"""The part of what the caller gives in which an attempt ends by itself, with a cause. Each endpoint has an equal part
+of it, so a silent one leaves the others their time.
+"""
 BACK_TO_THE_FIRST = timedelta(minutes=5)
 """How long the client asks another endpoint first, once that one has answered in place of the first."""
 
@@ -57,7 +61,7 @@ class IstioAuthority:
     """Asks an Istio CA."""
 
     def __init__(self, settings: IstioSettings, clock: Clock, *, timeout: float = TIMEOUT) -> None:
-        self._share = timeout / len(settings.address)
+        self._timeout = timeout
         self._settings = settings
         self._clock = clock
         self._first = 0
@@ -79,6 +83,12 @@ class IstioAuthority:
         data = await self._any_endpoint(proofs, message, now)
         issuance = read_response(data, extra)
         return Issuance(issuance.chain_pem, issuance.anchors_pem, (*issuance.warnings, *warnings))
+
+    @property
+    def _share(self) -> float:
+        """The seconds that one endpoint has."""
+        given = time_given()
+        return (self._timeout if given is None else given * OWN_SHARE) / len(self._settings.address)
 
     async def _any_endpoint(self, proofs: tuple[_CallProof, ...], message: bytes, now: datetime) -> bytes:
         failures = []

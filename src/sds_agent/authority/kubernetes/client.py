@@ -41,12 +41,15 @@ from sds_agent.authority.kubernetes.wire import (
 )
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
-from sds_agent.tasks import NoThreadError
+from sds_agent.tasks import NoThreadError, time_given
 
 LOG = logging.getLogger(__name__)
 
 TIMEOUT = 8.0
-"""Seconds that an attempt waits for an answer before it says that the request is pending."""
+"""Seconds that an attempt waits for an answer before it says that the request is pending, where the caller does not say
+how long it may take."""
+OWN_SHARE = 0.8
+"""The same as a part of what the caller gives."""
 DELETION_TIMEOUT = 3.0
 """Seconds. An object that is not deleted within them stays, and the cluster's own cleaner takes it."""
 MOST_WATCHES = 4
@@ -91,9 +94,15 @@ class KubernetesAuthority:
         if self._deletions:
             await asyncio.wait(tuple(self._deletions))
 
+    @property
+    def _wait(self) -> float:
+        """The seconds that an attempt waits for an answer."""
+        given = time_given()
+        return self._timeout if given is None else given * OWN_SHARE
+
     async def _signed(self, request: IssueRequest) -> RequestStatus:
         """The status with the certificate. Raises AuthorityError."""
-        end = asyncio.get_running_loop().time() + self._timeout
+        end = asyncio.get_running_loop().time() + self._wait
         target = signing_target(self._settings, (await self._api.access()).namespace)
         name = object_name(request, target)
         uid, _ = self._waiting.setdefault(name, (None, target))  # before it is there: the answer to that may be lost
@@ -192,7 +201,7 @@ class KubernetesAuthority:
         resource, name = target.resource, found.metadata.name
         path = (
             f"{resource.path}?watch=1&fieldSelector=metadata.name%3D{name}"
-            f"&resourceVersion={found.metadata.resource_version}&timeoutSeconds={math.ceil(self._timeout)}"
+            f"&resourceVersion={found.metadata.resource_version}&timeoutSeconds={math.ceil(self._wait)}"
         )
         with _keeping_request():
             async with aclosing(self._api.lines(path)) as lines:

@@ -25,14 +25,19 @@ from sds_agent.authority.vault.refusals import VaultRefusal, leads_elsewhere, no
 from sds_agent.authority.vault.settings import VaultSettings
 from sds_agent.authority.vault.wire import VaultCall, words
 from sds_agent.clock import Clock
+from sds_agent.tasks import time_given
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
 
 TIMEOUT = 9.0
-"""Seconds for one request to all nodes together: each has an equal part, so a silent one leaves the others theirs."""
+"""Seconds for one request to all nodes together, where the caller does not say how long an attempt may take."""
+OWN_SHARE = 0.9
+"""The same as a part of what the caller gives. Each node has an equal part of it, so a silent one leaves the others
+theirs.
+"""
 LOGIN_TIMEOUT = 30.0
-"""Seconds for a node to answer a login, which outlives the attempt that it was begun for."""
+"""Seconds at least for a node to answer a login, which outlives the attempt that it was begun for."""
 _REDIRECTS = frozenset({307, 308})
 _PORTS = {"https": 443, "http": 80}
 
@@ -62,9 +67,17 @@ class VaultNodes:
     def __init__(self, settings: VaultSettings, clock: Clock, *, timeout: float = TIMEOUT) -> None:
         self._settings = settings
         self._clock = clock
-        self._share = timeout / len(settings.url) if len(settings.url) > 1 else None
+        self._timeout = timeout
         self._first = 0
         self._operator = OperatorFiles()
+
+    @property
+    def _share(self) -> float | None:
+        """The seconds that one of several nodes has; None for a single one, which has all that the caller gives."""
+        if len(self._settings.url) == 1:
+            return None
+        given = time_given()
+        return (self._timeout if given is None else given * OWN_SHARE) / len(self._settings.url)
 
     async def reach(self) -> VaultReach:
         """What connections take, read anew from the files. Raises AuthorityError UNAUTHENTICATED."""
@@ -94,13 +107,14 @@ class VaultNodes:
         then refuses. So a refusal counts when no node is left that may still accept.
         """
         urls = [self._settings.url[index] for index in self._order()]
+        longest = max(LOGIN_TIMEOUT, time_given() or 0)
         begun, running = list[asyncio.Task[NodeAnswer]](), set[asyncio.Task[NodeAnswer]]()
         failures: list[AuthorityError] = []
         final: NodeAnswer | AuthorityError | None = None
         try:
             while urls or running:
                 if urls:
-                    begun.append(asyncio.create_task(self._node(urls.pop(0), call, reach, LOGIN_TIMEOUT)))
+                    begun.append(asyncio.create_task(self._node(urls.pop(0), call, reach, longest)))
                     running.add(begun[-1])
                 share = self._share if urls else None
                 done, running = await asyncio.wait(running, timeout=share, return_when=asyncio.FIRST_COMPLETED)

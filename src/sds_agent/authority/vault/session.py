@@ -30,7 +30,7 @@ from sds_agent.tasks import NoThreadError, SharedCall, background_tasks
 LOG = logging.getLogger(__name__)
 
 RENEWAL_TIMEOUT = 10.0
-"""Seconds that a renewal may take, as the agent gives to a request of a certificate."""
+"""Seconds that a renewal may take, as a request of a certificate may by default."""
 RETRY = 10.0
 """Seconds until the server is asked again how long a token lasts."""
 FILE_EVERY = 30.0
