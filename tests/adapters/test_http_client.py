@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -177,6 +178,43 @@ async def test_a_certificate_that_the_server_refuses_is_an_error_of_its_own(faul
         error = await refused(get(server, certificate=shown))
     assert isinstance(error, CertificateRefusedError)
     assert error.kind is ErrorKind.UNAUTHENTICATED
+
+
+async def test_a_certificate_is_refused_within_the_handshake_by_an_alert() -> None:
+    """As by a server of TLS 1.2."""
+    server, end = HttpsServer(fine), datetime.now(UTC) + DAY
+    server.trust, server.require = (make_ca("clients", not_before=NOW - DAY, not_after=end).certificate,), True
+    context = server.context()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server.port = listening.getsockname()[1]
+
+        def refuse() -> None:  # asyncio's own servers send no alert
+            with listening.accept()[0] as accepted, pytest.raises(ssl.SSLError):
+                context.wrap_socket(accepted, server_side=True)
+
+        refusing = asyncio.create_task(asyncio.to_thread(refuse))
+        error = await refused(get(server, certificate=client(make_ca("foreign"), end)))
+        await refusing
+    assert isinstance(error, CertificateRefusedError)
+    assert error.kind is ErrorKind.UNAUTHENTICATED
+
+
+async def test_a_connection_that_a_balancer_without_a_server_ends_is_no_matter_of_the_certificate() -> None:
+    """Or an outage would be taken for one that a person has to end, and be waited for ten times as long."""
+
+    async def leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(1)
+        writer.transport.abort()
+
+    server = HttpsServer(fine)
+    shown = client(make_ca("clients"), datetime.now(UTC) + timedelta(hours=1))
+    async with await asyncio.start_server(leave, "127.0.0.1", 0) as listening:
+        server.port = listening.sockets[0].getsockname()[1]
+        error = await refused(get(server, certificate=shown))
+    assert isinstance(error, CertificateRefusedError), "who has another proof may try it all the same"
+    assert error.kind is ErrorKind.TRANSIENT
+    assert "ended the connection in the TLS handshake" in str(error)
 
 
 @pytest.mark.parametrize("ask", [send, streamed], ids=["whole", "by lines"])

@@ -24,11 +24,13 @@ class CertificateRefusedError(AuthorityError):
     """The connection failed after our certificate was shown, and before an answer began.
 
     With TLS 1.3 a server that refuses a client's certificate ends the connection with an alert, an end of file or a
-    reset, by chance; so each of them means that.
+    reset, by chance; so each of them means that. It does so when the client's handshake has ended. One that ends in the
+    handshake without an alert is TRANSIENT: behind a balancer that reaches no server each does, and of those that
+    refuse a certificate one of TLS 1.2 may.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(ErrorKind.UNAUTHENTICATED, message)
+    def __init__(self, message: str, kind: ErrorKind = ErrorKind.UNAUTHENTICATED) -> None:
+        super().__init__(kind, message)
 
 
 class HttpAnswer(Struct, frozen=True):

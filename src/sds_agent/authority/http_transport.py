@@ -34,23 +34,21 @@ _FAILURES = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, ssl.SSLError,
 
 async def send(request: HttpsRequest, what: str) -> HttpAnswer:
     """As `http_client.send`."""
-    answering = False
+    connection = _RequestConnection()
     try:
-        async with _response(request, what) as response:
-            answering = True
+        async with _response(request, what, connection) as response:
             return _answer(response, request, await _body(response, what))
     except _FAILURES as error:
         # not chained: the library's errors may quote what was sent
-        failure = _failure(error, request, what, answering=answering)
+        failure = _failure(error, request, what, connection)
     raise failure
 
 
 async def lines(request: HttpsRequest, what: str) -> AsyncGenerator[bytes | HttpAnswer, None]:
     """As `http_client.lines`."""
-    answering = False
+    connection = _RequestConnection()
     try:
-        async with _response(request, what) as response:
-            answering = True
+        async with _response(request, what, connection) as response:
             if response.status_code != 200:
                 yield _answer(response, request, await _body(response, what))
                 return
@@ -59,7 +57,7 @@ async def lines(request: HttpsRequest, what: str) -> AsyncGenerator[bytes | Http
             return
     except _FAILURES as error:
         # not chained, as above
-        failure = _failure(error, request, what, answering=answering)
+        failure = _failure(error, request, what, connection)
     raise failure
 
 
@@ -93,9 +91,10 @@ def _tls(roots: bytes | None, certificate: CurrentIdentity | None, *, unverified
 
 
 @asynccontextmanager
-async def _response(request: HttpsRequest, what: str) -> AsyncIterator[httpx.Response]:
+async def _response(
+    request: HttpsRequest, what: str, connection: "_RequestConnection"
+) -> AsyncIterator[httpx.Response]:
     """The answer, of which only the head has come."""
-    connection = _RequestConnection()
     async with (
         connection,
         httpx.AsyncClient(verify=_context(request, what), trust_env=False, timeout=None) as client,  # noqa: S113 - the caller has a deadline
@@ -110,6 +109,7 @@ async def _response(request: HttpsRequest, what: str) -> AsyncIterator[httpx.Res
             ),
         ) as response,
     ):
+        connection.is_answered = True
         yield response
 
 
@@ -121,12 +121,17 @@ class _RequestConnection(AbstractAsyncContextManager["_RequestConnection"]):
     """
 
     def __init__(self) -> None:
+        self.is_secured = False
+        """Whether its TLS handshake has ended well."""
+        self.is_answered = False
+        """Whether an answer has begun."""
         self._streams: list[Any] = []
 
     async def note(self, name: str, info: Mapping[str, Any]) -> None:
         """httpx tells what it does (https://www.python-httpx.org/advanced/extensions/#trace)."""
         if name == "connection.connect_tcp.complete":
             self._streams.append(info["return_value"])
+        self.is_secured |= name == "connection.start_tls.complete"
 
     async def __aexit__(self, *_: object) -> None:
         for stream in self._streams:
@@ -170,8 +175,8 @@ def _too_large(what: str, most: int) -> AuthorityError:
     return AuthorityError(ErrorKind.INVALID, f"{what} is larger than {most} bytes; check that it is the CA")
 
 
-def _failure(error: BaseException, request: HttpsRequest, what: str, *, answering: bool) -> AuthorityError:
-    """What an error means, where the server was `answering` already or has not begun."""
+def _failure(error: BaseException, request: HttpsRequest, what: str, connection: _RequestConnection) -> AuthorityError:
+    """What an error of this connection means."""
     causes = list(_causes(error))
     for each in causes:
         if isinstance(each, ssl.SSLCertVerificationError):
@@ -181,16 +186,27 @@ def _failure(error: BaseException, request: HttpsRequest, what: str, *, answerin
         isinstance(each, ssl.SSLError | ConnectionResetError | BrokenPipeError) for each in causes
     )
     reason = _reason(causes)
-    if broken and request.certificate is not None and not answering:
+    if broken and request.certificate is not None and not connection.is_answered:
+        if connection.is_secured or any(isinstance(each, ssl.SSLError) and _is_alert(each) for each in causes):
+            return CertificateRefusedError(
+                f"{what} ended the connection after the agent showed its certificate ({reason}); it may have expired, "
+                "be revoked, or come from another CA"
+            )
         return CertificateRefusedError(
-            f"{what} ended the connection after the agent showed its certificate ({reason}); it may have expired, be "
-            "revoked, or come from another CA"
+            f"{what} ended the connection in the TLS handshake ({reason}); check that it runs, and what is before it; "
+            "where it goes on, it may refuse the agent's certificate",
+            ErrorKind.TRANSIENT,
         )
     if broken:
         return AuthorityError(ErrorKind.TRANSIENT, f"{what} ended the connection without a whole answer ({reason})")
     return AuthorityError(
         ErrorKind.TRANSIENT, f"{what} cannot be reached ({reason}); check that it runs at this address"
     )
+
+
+def _is_alert(error: ssl.SSLError) -> bool:
+    """Whether the other side said why it ended the connection (RFC 8446 section 6.2)."""
+    return "ALERT" in (error.reason or "")
 
 
 def _distrust(error: ssl.SSLCertVerificationError, request: HttpsRequest, what: str) -> str:
