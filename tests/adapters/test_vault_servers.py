@@ -406,6 +406,10 @@ def test_a_file_of_the_wrong_kind_is_named_before_the_first_call(client: VaultCl
     auth.token_file.write_text(jwt.encode({"sub": "web"}, "k" * 32, algorithm="HS256"))
     assert found(client.settings(client.login("jwt")), client) == ["auth.jwt_file names a file that holds no JWT"]
     assert found(client.settings(auth), client) == ["auth.token_file names a file that holds a JWT"]
+    wrapped = {"token": "hvs.wrapping", "accessor": "a", "ttl": 300, "creation_path": "sys/wrapping/wrap"}
+    auth.token_file.write_text(json.dumps(wrapped, separators=(",", ":")))  # as Vault Agent writes it, without spaces
+    (said,) = found(client.settings(auth), client)
+    assert said == "auth.token_file names a file that holds JSON, as of a wrapped or encrypted token"
 
 
 @pytest.mark.parametrize("method", ["approle", "jwt", "kubernetes"])

@@ -88,6 +88,9 @@ def _token_faults(file: Path) -> Iterator[Problem]:
     if _claims(token) is not None:
         fix = "it is no token of Vault's: log in with it by auth.type jwt or kubernetes, and jwt_file"
         yield Problem(place, "names a file that holds a JWT", fix)
+    elif token.text.startswith("{"):
+        fix = "have the token itself written there: leave wrap_ttl and dh_type out of that sink of Vault Agent's"
+        yield Problem(place, "names a file that holds JSON, as of a wrapped or encrypted token", fix)
 
 
 def _jwt_faults(file: Path, now: datetime) -> Iterator[Problem]:
