@@ -738,13 +738,18 @@ async def test_the_next_endpoint_steps_in_and_the_first_has_its_turn_again(clien
         await authority.issue(client.request())
         assert (len(client.ca.asked), len(standby.asked)) == (0, 1)
         assert events.named("endpoint_changed")[0]["address"] == second
+        clock.set_wall(BACK_TO_THE_FIRST)
+        await authority.issue(client.request())  # the first is asked before, and does not answer
+        assert len(events.named("endpoint_changed")) == 1
         async with client.ca.serving(port=int(first.rpartition(":")[2])):
             await authority.issue(client.request())
-            assert (len(client.ca.asked), len(standby.asked)) == (0, 2)
+            assert (len(client.ca.asked), len(standby.asked)) == (0, 3)
             clock.set_wall(BACK_TO_THE_FIRST)
             await authority.issue(client.request())
             await authority.issue(client.request())
-    assert (len(client.ca.asked), len(standby.asked)) == (2, 2)
+    assert (len(client.ca.asked), len(standby.asked)) == (2, 3)
+    changes = [(each["address"], each["level"]) for each in events.named("endpoint_changed")]
+    assert changes == [(second, "warning"), (first, "info")]
 
 
 async def test_a_refusal_is_not_carried_from_endpoint_to_endpoint(client: Client) -> None:

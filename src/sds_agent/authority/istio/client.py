@@ -64,7 +64,7 @@ class IstioAuthority:
         self._timeout = timeout
         self._settings = settings
         self._clock = clock
-        self._first = 0
+        self._first = self._answering = 0
         self._since: datetime | None = None
         self._extra = b""
         self._operator = OperatorFiles()
@@ -112,13 +112,14 @@ class IstioAuthority:
         return (*every[first:], *every[:first])
 
     def _answered(self, index: int, now: datetime) -> None:
-        if index == self._order(now)[0]:
-            if index == 0:
-                self._first, self._since = 0, None
-            return
-        self._first, self._since = index, now
-        address = self._settings.address[index]
-        log.event(LOG, "endpoint_changed", level=logging.WARNING, address=address)
+        if index != self._answering:
+            level, address = logging.WARNING if index else logging.INFO, self._settings.address[index]
+            log.event(LOG, "endpoint_changed", level=level, address=address)
+        self._answering = index
+        if index == 0:
+            self._first, self._since = 0, None
+        elif index != self._order(now)[0]:
+            self._first, self._since = index, now
 
     async def _endpoint(self, address: str, proofs: tuple[_CallProof, ...], message: bytes) -> bytes:
         """Show each proof in turn, all within this endpoint's part of the time. Raises AuthorityError."""
