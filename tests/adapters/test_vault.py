@@ -487,6 +487,26 @@ async def test_a_renewal_that_fails_is_tried_again_before_the_token_ends(
         await events.wait("token_renewed")
 
 
+async def test_a_renewal_without_an_answer_says_whose_it_is(
+    client: VaultClient, vault: VaultServer, events: Events
+) -> None:
+    asked = asyncio.Event()
+
+    async def silent(_request: Request) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    async with vault.serving(), client.open(client.settings()):
+        await client.issue()
+        vault.http.answer = silent
+        await pass_time(client, timedelta(minutes=41))
+        await asked.wait()
+        client.clock.elapse(timedelta(seconds=11))
+        failed = await events.wait("token_not_renewed")
+    said = f"Vault at {vault.http.url} did not answer within 10 s; check that the network lets the agent through"
+    assert failed["cause"] == said
+
+
 async def test_a_policy_without_renewal_is_said_once(client: VaultClient, vault: VaultServer, events: Events) -> None:
     auth = client.token_auth(ttl=HOUR, renewable=True, policies=("sds-agent",))
     async with vault.serving(), client.open(client.settings(auth)):

@@ -175,7 +175,9 @@ class EstAuthority:
             async with asyncio.timeout(seconds):
                 return await send(request, self._what)
         except TimeoutError as error:
-            message = f"{self._what} did not answer within {seconds:.0f} s"
+            message = (
+                f"{self._what} did not answer within {seconds:.0f} s; check that the network lets the agent through"
+            )
             raise AuthorityError(ErrorKind.TRANSIENT, message) from error
 
     def _refused(self, answer: HttpAnswer, operation: str, basic: wire.BasicCredentials | None) -> AuthorityError:

@@ -178,7 +178,10 @@ class VaultSession:
             async with asyncio.timeout(RENEWAL_TIMEOUT):
                 answer = await self._nodes.ask(call, reach)
         except TimeoutError as error:
-            message = f"the server did not answer within {RENEWAL_TIMEOUT:.0f} s"
+            message = (
+                f"Vault at {' and '.join(self._settings.url)} did not answer within {RENEWAL_TIMEOUT:.0f} s; check "
+                "that the network lets the agent through"
+            )
             raise AuthorityError(ErrorKind.TRANSIENT, message) from error
         if answer.http.status != 200:
             raise not_renewed(self._nodes.refusal(answer, call), self._settings)
