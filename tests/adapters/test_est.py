@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from fakes import est_server
@@ -14,6 +16,7 @@ from fakes.configurations import MINIMAL, problems
 from fakes.est_server import CHANGED, PASSWORD, UNAUTHORIZED, USER, EstServer, pkcs7, refusal
 from fakes.hierarchy import common_name, make_ca, make_leaf, new_key
 from fakes.https_server import Reply, Request
+from fakes.odd_certificates import NOT_READ
 from msgspec import structs
 
 from sds_agent.authority import registry
@@ -23,7 +26,7 @@ from sds_agent.authority.kind import Context
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted, accept
-from sds_agent.pki.certificates import read_pem, write_pem
+from sds_agent.pki.certificates import read_bundle, read_pem, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, generate, to_pkcs8_pem
 
@@ -281,6 +284,18 @@ async def test_every_self_signed_one_of_the_cacerts_is_a_root_and_no_other(tmp_p
         assert await it.anchors() == (new.certificate, it.server.ca.root)
         issuance = await it.issue()
         assert set(read_pem(issuance.chain_pem)[1:]) == {crossed.certificate, it.server.ca.intermediate}
+
+
+async def test_one_of_the_cacerts_that_cannot_be_read_is_told_beside_the_roots(tmp_path: Path) -> None:
+    """It may be a root, and somebody has to hear that peers below it are refused (`anchors_left_out`)."""
+    async with setting(tmp_path) as it:
+        odd: Any = SimpleNamespace(public_bytes=lambda _encoding: NOT_READ["_ in PrintableString"])
+        it.server.cacerts = [odd, it.server.ca.root, it.server.ca.intermediate]
+        accepted = it.accepted(await it.issue())
+        assert (accepted.anchors, len(accepted.left_out)) == ((it.server.ca.root,), 1)
+        assert len(read_bundle(await EstAuthority(it.chosen, it.clock).anchors()).left_out) == 1
+        it.server.cacerts = [odd, it.server.ca.intermediate]
+        assert "none of the EST server's cacerts is self-signed" in str(await it.refused())
 
 
 async def test_the_roots_in_a_file_are_the_only_ones(tmp_path: Path) -> None:

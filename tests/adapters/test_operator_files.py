@@ -4,9 +4,11 @@ import errno
 from pathlib import Path
 
 import pytest
+from fakes.odd_certificates import NOT_READ, together
 
 from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
+from sds_agent.pki.certificates import read_bundle
 
 
 def silent() -> bytes:
@@ -33,3 +35,12 @@ async def test_a_file_that_is_gone_is_named_with_what_it_should_hold(tmp_path: P
         AuthorityError, match=r"^the trust domain's roots cannot be read from .*roots\.pem: No such file"
     ):
         await OperatorFiles().trust_roots(tmp_path / "roots.pem")
+
+
+async def test_a_root_that_cannot_be_used_is_told_with_the_others_and_is_no_servers(tmp_path: Path) -> None:
+    """Or nobody would hear that peers below it are refused (`anchors_left_out`)."""
+    file, odd = tmp_path / "roots.pem", together(NOT_READ["_ in PrintableString"])
+    file.write_bytes(odd)
+    told = read_bundle(await OperatorFiles().trust_roots(file))
+    assert (told.certificates, len(told.left_out)) == (read_bundle(odd).certificates, 1)
+    assert read_bundle(await OperatorFiles().server_roots(file) or b"").left_out == ()

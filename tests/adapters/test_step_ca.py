@@ -17,7 +17,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from fakes.clocks import HandClock
 from fakes.events import Events, recorded
 from fakes.hierarchy import Ca, common_name, key_usage, make_ca, make_leaf, new_key
-from fakes.https_server import Reply, Request
+from fakes.https_server import Reply, Request, json_reply
+from fakes.odd_certificates import NOT_READ, together
 from fakes.step_ca_server import BACKDATE, DAY, StepCaStandIn, jwk_of, write_jwk
 
 from sds_agent.authority.kind import Context
@@ -39,7 +40,7 @@ from sds_agent.errors import Problem
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.issuance.acceptance import Accepted, accept
 from sds_agent.issuance.lists import read_lists
-from sds_agent.pki.certificates import read_pem, write_pem
+from sds_agent.pki.certificates import read_bundle, read_pem, write_pem
 from sds_agent.pki.csr import make_csr
 from sds_agent.pki.keys import KeyType, PrivateKey, generate, to_pkcs8_pem
 from sds_agent.state import Restorable
@@ -282,6 +283,28 @@ async def test_a_root_that_another_caller_has_read_meanwhile_is_not_dropped(tmp_
         assert len(read_pem(new)) == 2
         go.set()
         assert await reading == new
+
+
+@pytest.mark.parametrize("path", ["/1.0/roots", "/1.0/federation"])
+async def test_a_root_that_cannot_be_read_is_told_beside_the_others(tmp_path: Path, path: str) -> None:
+    """Or nobody would hear that peers below it are refused (`anchors_left_out`)."""
+
+    async def odd(request: Request) -> Reply:
+        if request.path != path:
+            return await ca.answer(request)
+        return json_reply(
+            {"crts": [together(NOT_READ["_ in PrintableString"]).decode(), write_pem([ca.root.certificate]).decode()]},
+            201,
+        )
+
+    async with step_ca() as ca:
+        ca.server.answer = odd
+        authority = client(tmp_path, ca)
+        told = read_bundle(await authority.anchors())
+        assert ca.root.certificate in told.certificates
+        assert len(told.left_out) == 1
+        issuance = await authority.issue(Workload().request())
+        assert read_bundle(issuance.anchors_pem or b"") == told
 
 
 async def test_server_name_is_the_audience_where_the_host_is_no_name_of_the_ca(tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import jwt
 import pytest
 from fakes.clocks import HAND_LOOP, HandClock
+from fakes.der import pem
 from fakes.events import Events, recorded
 from fakes.hierarchy import NO_NAME
 from fakes.https_server import Reply, Request, json_reply
+from fakes.odd_certificates import NOT_READ
 from fakes.vault_client import HOUR, SECRET, VaultClient, clients_ca
 from fakes.vault_server import VaultServer
 
@@ -23,7 +25,7 @@ from sds_agent.authority.protocol import ErrorKind
 from sds_agent.authority.vault.kind import KIND
 from sds_agent.authority.vault.nodes import TIMEOUT
 from sds_agent.authority.vault.settings import VaultJwtAuth, VaultSettings
-from sds_agent.pki.certificates import describe_time
+from sds_agent.pki.certificates import describe_time, read_bundle
 from sds_agent.tasks import giving
 
 
@@ -106,6 +108,18 @@ async def test_a_root_that_another_caller_has_read_meanwhile_is_not_dropped(
         go.set()
         assert set((await issuing).anchors) == vault.roots
         assert len(vault.roots) == 2
+
+
+async def test_an_issuer_that_cannot_be_read_is_told_beside_the_roots(client: VaultClient, vault: VaultServer) -> None:
+    """Or nobody would hear that peers below it are refused (`anchors_left_out`)."""
+    (good,) = vault.issuers
+    vault.add_root("odd", default=False)
+    odd = json_reply({"data": {"certificate": pem(NOT_READ["_ in PrintableString"]).decode()}})
+    vault.intercept = lambda request: odd if request.path.endswith("/json") and good not in request.path else None
+    async with vault.serving(), client.open(client.settings()):
+        told = read_bundle(await client.authority.anchors())
+        assert (told.certificates, len(told.left_out)) == ((vault.issuers[good].certificate,), 1)
+        assert len((await client.issue()).left_out) == 1
 
 
 async def test_an_issuer_that_is_deleted_while_the_issuers_are_read_is_passed_over(

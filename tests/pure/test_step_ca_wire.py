@@ -34,7 +34,7 @@ from sds_agent.authority.step_ca.wire import (
     x5c_proof,
 )
 from sds_agent.identity.spiffe import SpiffeId
-from sds_agent.pki.certificates import write_pem
+from sds_agent.pki.certificates import ParsedBundle, write_pem
 from sds_agent.pki.csr import make_csr
 
 WEB = SpiffeId.parse(URI)
@@ -230,7 +230,7 @@ def test_an_answer_without_a_chain_is_invalid(body: bytes) -> None:
 
 
 def test_roots_that_cannot_be_read_are_invalid_and_none_are_none() -> None:
-    assert read_certificates(b'{"crts": []}', "step-ca") == ()
+    assert read_certificates(b'{"crts": []}', "step-ca") == ParsedBundle(())
     with pytest.raises(AuthorityError, match="cannot be read"):
         read_certificates(b'{"crts": ["-----BEGIN CERTIFICATE-----"]}', "step-ca")
 

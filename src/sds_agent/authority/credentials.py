@@ -149,8 +149,17 @@ def read_certificates(file: Path, what: str) -> ParsedBundle:
 
 
 def read_roots(file: Path, what: str = SERVER_ROOTS) -> bytes:
-    """The certificates in `file`, in PEM."""
+    """The certificates in `file` that can be used, in PEM."""
     return write_pem(read_certificates(file, what).certificates)
+
+
+def read_trust_roots(file: Path) -> bytes:
+    """The trust domain's roots in `file`, in PEM, of which at least one can be used.
+
+    Those that cannot be are behind the others: who takes them names what is left out of the bundle.
+    """
+    reading = read_certificates(file, TRUST_ROOTS)
+    return write_pem(reading.certificates) + reading.unread
 
 
 def read_client_certificate(certificate_file: Path | None, key_file: Path | None) -> CurrentIdentity | None:

@@ -12,6 +12,7 @@ from sds_agent.authority.credentials import (
     TRUST_ROOTS,
     read_client_certificate,
     read_roots,
+    read_trust_roots,
 )
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
 from sds_agent.tasks import DISK_TIMEOUT, TimeLimit
@@ -36,16 +37,13 @@ class OperatorFiles:
 
     async def server_roots(self, ca_file: Path | None) -> bytes | None:
         """The roots that vouch for the CA's server, in PEM; None where no file is named."""
-        return None if ca_file is None else await self._roots(ca_file, SERVER_ROOTS)
+        return None if ca_file is None else await self.read(f"{SERVER_ROOTS} ({ca_file})", read_roots, ca_file)
 
     async def trust_roots(self, roots_file: Path) -> bytes:
         """The trust domain's roots, in PEM."""
-        return await self._roots(roots_file, TRUST_ROOTS)
+        return await self.read(f"{TRUST_ROOTS} ({roots_file})", read_trust_roots, roots_file)
 
     async def client_certificate(self, certificate_file: Path | None, key_file: Path | None) -> CurrentIdentity | None:
         """The certificate to show with its key; None where no files are named."""
         what = f"{CLIENT_CERTIFICATE} ({certificate_file})"
         return await self.read(what, read_client_certificate, certificate_file, key_file)
-
-    async def _roots(self, file: Path, what: str) -> bytes:
-        return await self.read(f"{what} ({file})", read_roots, file, what)

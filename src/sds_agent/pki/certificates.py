@@ -65,10 +65,15 @@ class CertificateError(SdsAgentError):
 
 
 class ParsedBundle(Struct, frozen=True):
-    """The certificates of a PEM text, in its order, and what is wrong with those that were left out, a clause each."""
+    """The certificates of a PEM text, in its order, and what is wrong with those that were left out, a clause each.
+
+    `unread` has the blocks of the latter as they are: behind what `write_pem` makes of the others, for the next reader
+    to say the same.
+    """
 
     certificates: tuple[x509.Certificate, ...]
     left_out: tuple[str, ...] = ()
+    unread: bytes = b""
 
 
 def read_bundle(data: bytes) -> ParsedBundle:
@@ -84,7 +89,7 @@ def read_bundle(data: bytes) -> ParsedBundle:
     if (written := _contents.get(data)) is not None:
         with suppress(CertificateError):  # below it is said of which block
             return ParsedBundle(tuple(map(_read_der, written)))
-    found, faults = list[x509.Certificate](), list[str]()
+    found, faults, unread = list[x509.Certificate](), list[str](), list[bytes]()
     for number, block in enumerate(blocks(data, _LABELS), start=1):
         if block.is_last and not block.has_end:
             raise CertificateError(f"PEM block {number} has no END line: the certificate is cut off")
@@ -92,11 +97,12 @@ def read_bundle(data: bytes) -> ParsedBundle:
             found.append(_read_block(block))
         except CertificateError as error:
             faults.append(f"PEM block {number} {error}")
+            unread += [block.text, b"\n"]
     if len(faults) > MOST_FAULTS:
         faults[MOST_FAULTS:] = [f"{len(faults) - MOST_FAULTS} more cannot be used"]
     if faults and not found:
         raise CertificateError("; ".join(faults))
-    return ParsedBundle(tuple(found), tuple(faults))
+    return ParsedBundle(tuple(found), tuple(faults), b"".join(unread))
 
 
 def read_pem(data: bytes) -> tuple[x509.Certificate, ...]:

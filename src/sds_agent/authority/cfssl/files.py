@@ -9,12 +9,12 @@ from msgspec import Struct
 from sds_agent.authority.cfssl.settings import CfsslSettings
 from sds_agent.authority.cfssl.wire import AuthKey, read_auth_key
 from sds_agent.authority.credentials import (
-    TRUST_ROOTS,
     as_problem,
     client_certificate_problems,
     read_client_certificate,
     read_roots,
     read_token,
+    read_trust_roots,
 )
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
 from sds_agent.errors import Problem
@@ -35,7 +35,7 @@ def files_of(chosen: CfsslSettings) -> CfsslFiles:
     """Read them. Blocks on the disk. Raises AuthorityError UNAUTHENTICATED."""
     return CfsslFiles(
         None if chosen.ca_file is None else read_roots(chosen.ca_file),
-        None if chosen.roots_file is None else read_roots(chosen.roots_file, TRUST_ROOTS),
+        None if chosen.roots_file is None else read_trust_roots(chosen.roots_file),
         None if chosen.auth_key_file is None else _auth_key_in(chosen.auth_key_file),
         read_client_certificate(chosen.certificate_file, chosen.key_file),
     )

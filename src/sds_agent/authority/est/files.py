@@ -6,12 +6,12 @@ from datetime import datetime
 from msgspec import Struct
 
 from sds_agent.authority.credentials import (
-    TRUST_ROOTS,
     as_problem,
     client_certificate_problems,
     read_client_certificate,
     read_password,
     read_roots,
+    read_trust_roots,
 )
 from sds_agent.authority.est.settings import EstSettings
 from sds_agent.authority.est.wire import BasicCredentials
@@ -37,7 +37,7 @@ def files_of(chosen: EstSettings) -> EstFiles:
         basic = BasicCredentials(chosen.username, read_password(chosen.password_file))
     return EstFiles(
         None if chosen.ca_file is None else read_roots(chosen.ca_file),
-        None if chosen.roots_file is None else read_roots(chosen.roots_file, TRUST_ROOTS),
+        None if chosen.roots_file is None else read_trust_roots(chosen.roots_file),
         basic,
         read_client_certificate(chosen.certificate_file, chosen.key_file),
     )

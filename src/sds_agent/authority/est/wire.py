@@ -36,7 +36,9 @@ class BasicCredentials(Struct, frozen=True):
 
 
 class EstCaCertificates(Struct, frozen=True):
-    """The answer to cacerts, in PEM: the roots, and what is between them and a certificate."""
+    """The answer to cacerts, in PEM: the roots, behind them what cannot be read, and what is between them and a
+    certificate.
+    """
 
     roots: bytes
     others: bytes
@@ -81,11 +83,13 @@ def read_cacerts(body: bytes) -> EstCaCertificates:
     other way round, which are not (RFC 7030 section 4.1.3).
     """
     try:
-        found = read_bundle(read_certificates(body, CACERTS)).certificates
+        reading = read_bundle(read_certificates(body, CACERTS))
     except CertificateError as error:
         raise _unusable(CACERTS, str(error), "read the server's own log") from error
+    found = reading.certificates
     roots = [each for each in found if is_self_signed(each)]
-    return EstCaCertificates(write_pem(roots), write_pem(each for each in found if each not in roots))
+    told = write_pem(roots) + reading.unread if roots else b""
+    return EstCaCertificates(told, write_pem(each for each in found if each not in roots))
 
 
 def refused(status: int, words: str, operation: str, offered: str = "") -> AuthorityError:

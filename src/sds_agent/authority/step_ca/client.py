@@ -9,8 +9,6 @@ import asyncio
 import logging
 from datetime import datetime, timedelta
 
-from cryptography import x509
-
 from sds_agent import log
 from sds_agent.authority.answers import Questions
 from sds_agent.authority.credentials import Token, leaf_of
@@ -57,7 +55,7 @@ from sds_agent.authority.step_ca.wire import (
     vouched,
     words_of,
 )
-from sds_agent.pki.certificates import CertificateError, read_pem, unique, write_pem
+from sds_agent.pki.certificates import CertificateError, ParsedBundle, read_pem, unique, write_pem
 from sds_agent.pki.validation.rules import Chain
 
 LOG = logging.getLogger(__name__)
@@ -85,6 +83,7 @@ class StepCaAuthority:
         self._proofs = StepCaProofs(settings)
         self._operator = OperatorFiles()
         self._anchors: Chain = ()
+        self._unread = b""  # what step-ca told beside them and cannot be read
         self._first_anchors = asyncio.Lock()
         self._questions = Questions()  # for the roots
         self._backdate = BACKDATE
@@ -104,18 +103,19 @@ class StepCaAuthority:
             chain = await self._signed(request, now)
         if not vouched(chain, self._anchors):
             await self.anchors()
-        return Issuance(chain, write_pem(self._anchors))
+        return Issuance(chain, write_pem(self._anchors) + self._unread)
 
     async def anchors(self) -> bytes:
         """step-ca's own roots, and by default those in its federatedRoots, in PEM. Raises AuthorityError."""
         number = self._questions.ask()
         own = await self._certificates(ROOTS)
         if self._questions.counts(number):  # else the later answer may have a new root
-            await self._roots.announced(own)
-        others = await self._certificates(FEDERATION) if self._settings.federation else ()
+            await self._roots.announced(own.certificates)
+        others = await self._certificates(FEDERATION) if self._settings.federation else ParsedBundle(())
         if self._questions.is_known(number) or not self._anchors:
-            self._anchors = unique((*own, *others))
-        return write_pem(self._anchors)
+            self._anchors = unique((*own.certificates, *others.certificates))
+            self._unread = own.unread + others.unread
+        return write_pem(self._anchors) + self._unread
 
     async def lists(self) -> AdvertisedLists:
         """The list of the CA that signs now; step-ca has one alone. Raises AuthorityError."""
@@ -125,7 +125,7 @@ class StepCaAuthority:
             raise lists_refusal(answer.status, words_of(answer.body), self._what, retry_after=delay)
         named = await self._send("GET", INTERMEDIATES)
         # an older step-ca does not name them; its certificates come with the one that signed
-        issuers = read_certificates(named.body, self._what) if named.status in SUCCESS else ()
+        issuers = read_certificates(named.body, self._what).certificates if named.status in SUCCESS else ()
         return AdvertisedLists((answer.body,), write_pem(issuers))
 
     async def _rekeyed(self, request: IssueRequest, now: datetime) -> bytes | None:
@@ -197,7 +197,7 @@ class StepCaAuthority:
             return None  # the 401 is what matters
         return None
 
-    async def _certificates(self, path: str) -> tuple[x509.Certificate, ...]:
+    async def _certificates(self, path: str) -> ParsedBundle:
         answer = await self._send("GET", path)
         if answer.status not in SUCCESS:
             delay = answer.retry_after(self._clock.now())

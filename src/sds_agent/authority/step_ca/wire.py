@@ -27,6 +27,7 @@ from sds_agent.authority.step_ca.jwk import SigningKey, StepCaJwk
 from sds_agent.identity.spiffe import SpiffeId
 from sds_agent.pki.certificates import (
     CertificateError,
+    ParsedBundle,
     describe_time,
     extended_key_usages,
     read_bundle,
@@ -223,11 +224,11 @@ def read_chain(body: bytes, what: str) -> bytes:
     return "\n".join(chain).encode()
 
 
-def read_certificates(body: bytes, what: str) -> tuple[x509.Certificate, ...]:
+def read_certificates(body: bytes, what: str) -> ParsedBundle:
     """The certificates of `/1.0/roots` and of `/1.0/federation`. Raises AuthorityError INVALID."""
     answer = read_answer(body, _Certificates, what)
     try:
-        return read_bundle("\n".join(answer.crts).encode()).certificates
+        return read_bundle("\n".join(answer.crts).encode())
     except CertificateError as error:
         raise _unusable(what, f"holds certificates that cannot be read ({error})") from error
 

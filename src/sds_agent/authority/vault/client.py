@@ -140,14 +140,14 @@ class VaultAuthority:
                     self._issuers[each] = pem  # at once: the next attempt goes on where a busy server ends this one
         issuers = {each: pem for each, pem in self._issuers.items() if each in self._ids}
         try:
-            bundle = read_bundle(b"\n".join(issuers.values())).certificates
+            bundle = read_bundle(b"\n".join(issuers.values()))
         except CertificateError as error:
             message = f"the issuers that {answer.what} names cannot be read: {error}; read them: vault list issuers"
             raise AuthorityError(ErrorKind.INVALID, message) from error
-        roots = [each for each in bundle if is_self_signed(each)]
+        roots = [each for each in bundle.certificates if is_self_signed(each)]
         if not roots:
             raise no_roots(answer.what, self._settings, len(issuers))
-        self._known = write_pem(roots)
+        self._known = write_pem(roots) + bundle.unread
         return self._known
 
     async def _issuer(self, issuer: str, reach: VaultReach) -> bytes:
