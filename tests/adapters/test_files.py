@@ -13,8 +13,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 from fakes.clocks import HandClock
 from fakes.configurations import MINIMAL, problems, settings
+from fakes.der import pem
 from fakes.events import recorded
 from fakes.hierarchy import DAY, NOW, Ca, make_ca, make_leaf, new_key
+from fakes.odd_certificates import NOT_READ
 from fakes.replacing import WAYS, Replace, in_place
 from msgspec import structs
 
@@ -219,7 +221,11 @@ async def test_the_same_content_is_not_given_again(tmp_path: Path, root: Ca, clo
         assert leaf_of(await asked) == leaf_in(newer)
 
 
-async def test_new_roots_are_announced_without_a_new_certificate(tmp_path: Path, root: Ca, clock: HandClock) -> None:
+@pytest.mark.parametrize("usable", [True, False])
+async def test_new_roots_are_announced_without_a_new_certificate(
+    tmp_path: Path, root: Ca, clock: HandClock, *, usable: bool
+) -> None:
+    """One that cannot be used too: somebody has to hear that peers below it are refused (`anchors_left_out`)."""
     directory, replace = in_place(tmp_path)
     replace(files := secret(root))
     async with following(FilesSettings(directory=directory), clock) as authority:
@@ -227,7 +233,8 @@ async def test_new_roots_are_announced_without_a_new_certificate(tmp_path: Path,
         announced = asyncio.create_task(authority.anchors_changed())
         await clock.asleep()
         assert not announced.done()
-        both = files["ca.crt"] + write_pem([make_ca("next").certificate])
+        other = write_pem([make_ca("next").certificate]) if usable else pem(NOT_READ["_ in PrintableString"])
+        both = files["ca.crt"] + other
         (directory / "ca.crt").write_bytes(both)
         with anyio.fail_after(SOON):
             await announced

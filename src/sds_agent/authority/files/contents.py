@@ -3,14 +3,21 @@
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from cryptography import x509
 from msgspec import Struct
 
 from sds_agent.authority.files.settings import FilesSettings
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, Supplied
 from sds_agent.errors import Problem
 from sds_agent.identity.spiffe import SpiffeId
-from sds_agent.pki.certificates import CertificateError, describe_name, read_bundle, read_pem, san_values, write_pem
+from sds_agent.pki.certificates import (
+    CertificateError,
+    ParsedBundle,
+    describe_name,
+    read_bundle,
+    read_pem,
+    san_values,
+    write_pem,
+)
 from sds_agent.pki.forms import without_certificate
 from sds_agent.pki.keyfile import LONGEST_PASSPHRASE
 from sds_agent.pki.keys import to_pkcs8_pem
@@ -70,7 +77,10 @@ class FileSet(Sensitive, frozen=True):
 
 
 class Material(Sensitive, frozen=True):
-    """A set that goes together: the chain, its key in PKCS#8, and the roots, in PEM; and what was left out of them."""
+    """A set that goes together: the chain, its key in PKCS#8, and the roots, in PEM; and what was left out of them.
+
+    Roots that cannot be read are behind the others, and come without a certificate too.
+    """
 
     chain_pem: bytes
     private_key_pem: bytes
@@ -137,9 +147,11 @@ def judged(chosen: FilesSettings, read: FileSet) -> Material:
             "name their file in roots_file",
         )
     pair = _pair(chosen, places, read.contents)
-    roots, left_out = _roots(chosen, places.roots, read.contents)
-    warnings = (*(f"left out of {places.certificate}: {each}" for each in pair.left_out), *left_out)
-    return Material(write_pem(pair.chain), to_pkcs8_pem(pair.key), write_pem(roots), warnings)
+    roots = _roots(chosen, places.roots, read.contents)
+    left_out = ((places.certificate, pair.left_out), (places.roots, roots.left_out))
+    warnings = tuple(f"left out of {file}: {each}" for file, causes in left_out for each in causes)
+    anchors = write_pem(roots.certificates) + roots.unread
+    return Material(write_pem(pair.chain), to_pkcs8_pem(pair.key), anchors, warnings)
 
 
 def _pair(chosen: FilesSettings, places: FilesPlaces, contents: Mapping[Path, bytes | Unreadable]) -> Pair:
@@ -170,9 +182,7 @@ def _password(file: Path, text: bytes) -> bytes:
     return line
 
 
-def _roots(
-    chosen: FilesSettings, file: Path, contents: Mapping[Path, bytes | Unreadable]
-) -> tuple[tuple[x509.Certificate, ...], tuple[str, ...]]:
+def _roots(chosen: FilesSettings, file: Path, contents: Mapping[Path, bytes | Unreadable]) -> ParsedBundle:
     data, key = _content(chosen, file, contents), _key_of(chosen, file)
     try:
         read = read_bundle(data)
@@ -181,7 +191,7 @@ def _roots(
     if not read.certificates:
         problem = without_certificate(data, "the roots")
         raise UnusableSetError(f"{file} {problem.found}", key, problem.fix)
-    return read.certificates, tuple(f"left out of {file}: {each}" for each in read.left_out)
+    return read
 
 
 def _content(chosen: FilesSettings, file: Path, contents: Mapping[Path, bytes | Unreadable]) -> bytes:
