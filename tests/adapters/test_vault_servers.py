@@ -206,13 +206,13 @@ async def test_a_silent_node_leaves_the_next_its_part_of_what_the_caller_gives(
     other.http.ca = vault.http.ca
 
     async def silent(_request: Request) -> None:
-        client.clock.elapse(timedelta(seconds=1))
+        client.clock.elapse(timedelta(seconds=1.9))
         await asyncio.Event().wait()
 
     vault.http.answer = silent
     async with vault.serving(), other.serving(), client.open(client.settings(url=(vault.http.url, other.http.url))):
-        async with asyncio.timeout(3):
-            with giving(2):
+        async with asyncio.timeout(4.3):  # half of the usual time would not be over by then
+            with giving(4):
                 await client.issue()
     assert other.signed
 
