@@ -801,7 +801,8 @@ async def test_a_client_certificate_of_a_kubeconfig_is_shown(cluster: Cluster, i
     user: dict[str, object] = {"token": TOKEN}
     for name, content in {"client-certificate": write_pem([leaf]), "client-key": to_pkcs8_pem(key)}.items():
         (cluster.folder / name).write_bytes(content)
-        user |= {f"{name}-data": base64.b64encode(content).decode()} if inline else {name: name}
+        # in lines, as `base64` writes it, which kubectl takes
+        user |= {f"{name}-data": base64.encodebytes(content).decode()} if inline else {name: name}
     server = KubernetesServer(cluster.ca.answer)
     server.http.trust = (ca.certificate,)
     async with server.serving():

@@ -172,10 +172,10 @@ def _check_user(user: _User, name: str, file: Path) -> None:
 
 
 def _source(path: str, data: str, key: str, file: Path) -> Path | bytes | None:
-    """Data counts more than a file, as in kubectl."""
+    """Data counts more than a file, as in kubectl, which passes over line breaks in it."""
     if data:
         try:
-            return b64decode(data, validate=True)
+            return b64decode("".join(data.splitlines()), validate=True)
         except (Base64Error, ValueError) as error:
             raise _unusable(file, f"has no base64 in {key}-data; write the file again") from error
     return _beside(file, path)
