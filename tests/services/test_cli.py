@@ -593,6 +593,24 @@ def test_a_full_disk_is_reported(arguments: list[str], folder: Path) -> None:
     assert done.stderr.startswith("sds-agent: cannot write to standard output: No space left on device")
 
 
+@pytest.mark.parametrize("lost", ["the reader has left", "the disk is full"])
+@pytest.mark.parametrize(("arguments", "code"), [(["ready", "--socket", "/no"], 1), (["chekc"], 2), (["run", "x"], 2)])
+def test_errors_that_nobody_reads_change_no_exit_code(arguments: list[str], code: int, lost: str, folder: Path) -> None:
+    """As in `sds-agent check 2>&1 | head -1`: a script goes by the code."""
+    if lost == "the disk is full":
+        errors = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, errors = os.pipe()
+        os.close(reader)
+    try:
+        done = subprocess.run(
+            [*COMMAND, *arguments], env=environment(folder), stdout=subprocess.DEVNULL, stderr=errors, check=False
+        )
+    finally:
+        os.close(errors)
+    assert done.returncode == code
+
+
 def test_a_terminal_without_unicode_shows_names_all_the_same(folder: Path) -> None:
     done = call(
         folder, "check", file(folder, MINIMAL.replace("name: default", "name: größe")), PYTHONIOENCODING="ascii"

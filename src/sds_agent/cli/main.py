@@ -18,7 +18,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 is good, 2 a wrong call or configuration, 3 a configuration that cannot be run here (`check`), 1 any other error
     of ours. A bug is raised and ends the process with its traceback.
     """
-    return guarded(lambda: _run(argv))
+    try:
+        return guarded(lambda: _run(argv))
+    finally:
+        output.forget_unsaid()
 
 
 def guarded(action: Callable[[], int]) -> int:

@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TextIO
 
 from sds_agent.errors import SdsAgentError
 
@@ -71,7 +72,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        _abandon()
+        _abandon(sys.stdout)
         if isinstance(error, BrokenPipeError):
             raise ReaderGoneError("the reader of standard output has left") from error
         raise OutputError(
@@ -94,7 +95,17 @@ def _visible(line: str) -> str:
     return visible(line)
 
 
-def _abandon() -> None:
-    """Send the rest of standard output to the null device: Python flushes it once more when it ends."""
+def forget_unsaid() -> None:
+    """Drop what `report` wrote and standard error did not take. Python tries it once more when it ends, and then ends
+    with 120, whatever the command's exit code is.
+    """
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _abandon(sys.stderr)
+
+
+def _abandon(stream: TextIO) -> None:
+    """Send the rest of a standard stream to the null device: Python flushes it once more when it ends."""
     with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
