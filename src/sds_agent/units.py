@@ -109,7 +109,7 @@ def _process(plan: UnitPlan) -> Sequence[str]:
         "RestartSec=1",
         "# systemd restarts an agent that gives no sign of life for so long.",
         "WatchdogSec=60",
-        "# A descriptor for every connection, and one for its way to gRPC.",
+        "# Three descriptors for each connection: the Envoy's end, and both ends of its way to gRPC.",
         "LimitNOFILE=65536",
     )
 

@@ -1,6 +1,7 @@
 """`sds-agent install systemd`: the unit has to let the agent at everything that its configuration names."""
 
 import os
+import pwd
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from fakes.configurations import MINIMAL, settings
 
 from sds_agent.authority import registry
 from sds_agent.authority.istio.kind import JOIN_TOKEN
-from sds_agent.cli.install_systemd import credentials, kept_from_others, unreadable
+from sds_agent.cli.install_systemd import credentials, kept_from_others, out_of_reach, unreadable
 from sds_agent.cli.main import main
 
 Printed = pytest.CaptureFixture[str]
@@ -140,6 +141,21 @@ def test_nobody_is_advised_to_give_a_directory_away_that_holds_more_than_the_ser
     ]
     assert list(unreadable(chosen, file, "a", root=me)) == above
     assert not list(unreadable(chosen, file, "root", root=me))
+
+
+def test_a_program_that_the_account_cannot_run_is_named(public: Path) -> None:
+    """As pipx installs it for one user: systemd would start the service again and again, and find no program."""
+    home, program = public / "home", public / "sds-agent"
+    (home / "bin").mkdir(parents=True)
+    installed = home / "bin" / "sds-agent"
+    installed.touch(0o755)
+    program.symlink_to(installed)
+    assert not list(out_of_reach([installed, program], "nobody"))
+    home.chmod(0o700)
+    for path in (installed, program):
+        (line,) = out_of_reach([Path("/bin/sh"), path], "nobody" if os.geteuid() == 0 else "not-made-yet")
+        assert f"cannot enter {home}, and so cannot run {path}; install sds-agent where every user can run it" in line
+    assert not list(out_of_reach([installed], pwd.getpwuid(os.geteuid()).pw_name))
 
 
 def test_what_lies_in_a_directory_that_systemd_makes_needs_no_line(printed: Units) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import os
+import pwd
 import re
 import shlex
 import shutil
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import sds_agent
 from sds_agent.authority import registry
 from sds_agent.cli import output
 from sds_agent.cli.config_file import add_file, chosen
@@ -100,7 +102,8 @@ def _plan(arguments: argparse.Namespace) -> UnitPlan:
                 f"give files to another user; leave it out, and put {arguments.user} into the group of output.group"
             )
     command = _command()
-    for line in unreadable(settings, file, arguments.user):
+    program = (command, Path(sys.executable), Path(sds_agent.__file__))
+    for line in (*out_of_reach(program, arguments.user), *unreadable(settings, file, arguments.user)):
         output.report(line)
     return UnitPlan(
         command=str(command),
@@ -114,7 +117,7 @@ def _plan(arguments: argparse.Namespace) -> UnitPlan:
         credentials=dict(credentials(settings, arguments.user)),
         state_credential=None if settings.state_encryption is None else settings.state_encryption.credential,
         writable=tuple(_writable(settings)),
-        at_home=any(_is_in(each, home) for each in (command, file, Path(sys.executable)) for home in _HOMES),
+        at_home=any(_is_in(each, home) for each in (*program, file) for home in _HOMES),
     )
 
 
@@ -124,6 +127,34 @@ def _command() -> Path:
     if called is None:
         raise ConfigurationError(f"{NAME} is not on PATH, so no unit can name it; install it for the whole machine")
     return Path(os.path.abspath(called))  # noqa: PTH100 - a link such as /usr/bin/sds-agent is the stable name
+
+
+def out_of_reach(program: Sequence[Path], user: str) -> Iterator[str]:
+    """A line where that account cannot run the program, as where it was installed for one user: the service would not
+    start.
+    """
+    for path in program:
+        shut = next((each for way in (path, path.resolve()) for each in _shut(way, user)), None)
+        if shut is not None:
+            yield (
+                f"the account {user} cannot enter {shut}, and so cannot run {path}; install {NAME} where every user "
+                f"can run it, such as in /opt/{NAME}, and make the unit with that one"
+            )
+            return
+
+
+def _shut(path: Path, user: str) -> Iterator[Path]:
+    """The directories on the way to a file that this account cannot enter; one that is not made yet has no groups."""
+    try:
+        account = pwd.getpwnam(user)
+        own, groups = account.pw_uid, os.getgrouplist(user, account.pw_gid)
+    except KeyError:
+        own, groups = -1, []
+    for each in reversed(path.parents):
+        found = each.stat()
+        needed = stat.S_IXUSR if found.st_uid == own else stat.S_IXGRP if found.st_gid in groups else stat.S_IXOTH
+        if own != 0 and not found.st_mode & needed:
+            yield each
 
 
 def _below(directory: Path, above: Sequence[Path]) -> str | None:
