@@ -1,5 +1,6 @@
 """The commands that show what is served and what an Envoy uses, beside a real agent and a real Envoy."""
 
+import asyncio
 import base64
 import json
 import os
@@ -7,7 +8,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,33 @@ async def test_a_user_who_may_not_ask_and_an_agent_without_an_admin_server_are_t
         assert (done.returncode, "serves secrets and no admin server answers" in done.stderr) == (1, True)
         assert (await run("secret", "default", "--socket", str(running.socket))).returncode == 0
         assert (await run("secret", "--config", str(file))).stdout.count("ACTIVE") == 2, "names of the configuration"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(b"", "has not answered within 2 s"), (b"SSH-2.0-x\r\n", "does not answer as an agent does")]
+)
+async def test_another_program_at_the_socket_is_not_said_to_serve_secrets(
+    words: bytes, said: str, tmp_path: Path
+) -> None:
+    """As where `--socket` names another program's, or an agent hangs."""
+    config = write_config(tmp_path, default="1h")
+    place = tmp_path / "sds.sock"
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(words)
+        with suppress(OSError):
+            await reader.read()
+        writer.close()
+
+    async with await asyncio.start_unix_server(answer, place):
+        for command in (["ready"], ["status"], ["explain", "default"], ["secret"]):
+            done = await run(*command, "--socket", str(place))
+            assert (done.returncode, done.stderr.count("\n"), done.stdout) == (1, 1, ""), done.stderr
+            assert f"no agent answers at {place}: what listens there {said}" in done.stderr
+        done = await run("doctor", "--config", str(config))
+        assert done.returncode == 1
+        assert f"bad      socket: no agent answers Envoys at {place}: what listens there {said}" in done.stdout
+        assert "serves secrets" not in done.stdout
 
 
 def test_why_a_socket_cannot_be_connected_to_is_said(tmp_path: Path) -> None:

@@ -105,13 +105,18 @@ def _of_configuration(result: CheckResult, *, runs: bool) -> Iterator[Diagnosis]
 
 
 def _of_sockets(loaded: Loaded, status: Status | None) -> Iterator[Diagnosis]:
-    """Whether Envoys can connect: the admin server may answer while the socket is gone."""
-    from sds_agent.cli.ready import unreachable  # noqa: PLC0415 - the neighbour
+    """Whether Envoys are answered: the admin server may answer while the socket is gone, or is another program's."""
+    from sds_agent.cli.ready import asked, unreachable  # noqa: PLC0415 - the neighbour
+    from sds_agent.rpc.health import NoAgentError  # noqa: PLC0415 - measured with gRPC: 75 of 125 ms
 
-    path = loaded.settings.sds.socket if status is None else status.agent.socket
-    fault = unreachable(type(loaded.settings.sds.socket)(path))
-    if fault is not None:
+    path = loaded.settings.sds.socket if status is None else Path(status.agent.socket)
+    if (fault := unreachable(path)) is not None:
         yield bad("socket", f"no Envoy can connect to {path}: {fault}")
+        return
+    try:
+        asked(path)
+    except NoAgentError as error:
+        yield bad("socket", f"no agent answers Envoys at {path}: {error}")
     else:
         yield good("socket", f"{path} answers")
 

@@ -5,11 +5,15 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from sds_agent.cli import output
 from sds_agent.cli.config_file import add_file, chosen, chosen_or_found, report_passed_over
 from sds_agent.text import visible
+
+if TYPE_CHECKING:
+    from sds_agent.rpc.health import Answer
 
 NOT_READY = 1
 TIMEOUT = 2.0
@@ -90,15 +94,22 @@ def unreachable(path: Path) -> str | None:
     return None
 
 
-def _ask(path: Path) -> int:
+def asked(path: Path) -> "Answer":
+    """What the process that listens at a socket says of itself. Raises NoAgentError where it is none of ours."""
     import asyncio  # noqa: PLC0415 - measured with gRPC: 75 of 125 ms
 
-    from sds_agent.rpc.health import NoAgentError, check  # noqa: PLC0415 - measured: likewise
+    from sds_agent.rpc.health import check  # noqa: PLC0415 - measured: likewise
+
+    return asyncio.run(check(f"unix:{quote(str(path))}", TIMEOUT))
+
+
+def _ask(path: Path) -> int:
+    from sds_agent.rpc.health import NoAgentError  # noqa: PLC0415 - measured with gRPC: 75 of 125 ms
 
     try:
-        answer = asyncio.run(check(f"unix:{quote(str(path))}", TIMEOUT))
+        answer = asked(path)
     except NoAgentError as error:
-        output.report(f"{path}: {error}")
+        output.report(f"no agent answers at {path}: {error}")
         return NOT_READY
     if answer.ready:
         output.write("ready")

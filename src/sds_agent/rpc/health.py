@@ -257,7 +257,14 @@ async def check(address: str, seconds: float) -> Answer:
             data = await ask(HealthCheckRequest().SerializeToString(), timeout=seconds)
             answer = HealthCheckResponse.FromString(data)
         except DecodeError as error:
-            raise NoAgentError("what answers is no agent; name the agent's socket") from error
+            raise NoAgentError("what answers there is no agent; name the agent's socket") from error
         except grpc.aio.AioRpcError as error:
-            raise NoAgentError(f"no agent answers ({error.code().name.lower()}); is it running?") from error
+            raise NoAgentError(_no_agent(error.code(), seconds)) from error
     return Answer(answer.status == HealthCheckResponse.SERVING, tuple(answer.reasons))
+
+
+def _no_agent(code: grpc.StatusCode, seconds: float) -> str:
+    """What is said where a process listens and gives no answer."""
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return f"what listens there has not answered within {seconds:g} s; it hangs, or is another program"
+    return f"what listens there does not answer as an agent does ({code.name.lower()}); name the agent's socket"
