@@ -300,6 +300,12 @@ def test_the_links_lead_somewhere(page: Path, link: str) -> None:
     assert not section or section in sections(target.read_text())
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_file_that_a_page_shows_is_not_shown_as_text_of_the_list_before_it(page: Path) -> None:
+    """Markdown takes four spaces after an item for a paragraph of that item, and a comment in it for a heading."""
+    assert re.findall(r"^(?:-|\d+\.) .*\n(?: +\S.*\n)*\n {4,5}\S.*", page.read_text(), re.MULTILINE) == []
+
+
 def sections(page: str) -> set[str]:
     """The names by which GitHub lets one link to the headings of a page."""
     text = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
