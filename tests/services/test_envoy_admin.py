@@ -4,9 +4,11 @@ import base64
 import json
 from datetime import timedelta
 
+import pytest
 from fakes.envoy_admin import admin_interface
 from fakes.hierarchy import NOW
 
+from sds_agent.cli.main import main
 from sds_agent.inspection.envoy_admin import EnvoyAdmin
 from sds_agent.pki.certificates import serial_hex, write_pem
 from sds_agent.pki.keys import KeyType, generate
@@ -41,3 +43,20 @@ def test_a_refused_bundle_that_begins_like_the_one_in_use_is_not_called_active()
 def test_a_bundle_is_active_by_its_accepted_version_or_by_its_root_where_there_is_no_version() -> None:
     assert state("v2", accepted="v2") == "ACTIVE"
     assert state("v2", accepted="") == "ACTIVE"
+
+
+def test_an_envoy_without_a_secret_is_said_to_have_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """Else the head of an empty table would be all that explains the exit code."""
+    paths = (
+        "/certs",
+        "/config_dump?resource=dynamic_active_secrets",
+        "/config_dump?resource=dynamic_warming_secrets",
+        "/stats?filter=version_text&format=json",
+    )
+    with admin_interface(dict.fromkeys(paths, b"{}")) as url:
+        assert main(["secret", "--envoy", url]) == 1
+        said = capsys.readouterr().err
+    assert said == (
+        f"sds-agent: the Envoy at {url} has asked for no secret over SDS; `sds-agent doctor --envoy {url}` examines "
+        "its configuration\n"
+    )

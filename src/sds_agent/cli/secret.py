@@ -95,6 +95,11 @@ def run(arguments: argparse.Namespace) -> int:
         return _compare(arguments)
     found = _of_envoy(arguments) if arguments.envoy is not None else _of_agent(arguments, arguments.names)
     _show(found, arguments.format)
+    if not found and arguments.envoy is not None:
+        output.report(
+            f"the Envoy at {arguments.envoy} has asked for no secret over SDS; `sds-agent doctor --envoy "
+            f"{arguments.envoy}` examines its configuration"
+        )
     return 0 if found and all(each.state == "ACTIVE" for each in found) else 1
 
 
