@@ -1,5 +1,6 @@
 """`sds-agent ca bundle`: the roots of every CA that signs here, and never a key."""
 
+import os
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -59,6 +60,24 @@ def test_the_roots_leave_and_the_key_beside_them_does_not(named: str, made: Path
 def test_a_plugged_in_directory_and_a_root_have_theirs_in_a_file(named: str, made: Path, capsys: Printed) -> None:
     assert main(["ca", "bundle", str(made / named)]) == 0
     assert capsys.readouterr().out == (made / "root/root-cert.pem").read_text()
+
+
+@pytest.mark.parametrize("option", [[], ["--config"]])
+@pytest.mark.parametrize("named", ["agent.yaml", "plugged.yaml"])
+def test_a_configuration_may_come_by_a_pipe(
+    named: str, option: list[str], made: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `<(sops -d ca.yaml)` of the shell makes one, which gives its content once."""
+    monkeypatch.chdir(made)
+    reader, writer = os.pipe()
+    os.write(writer, (made / named).read_bytes())
+    os.close(writer)
+    try:
+        assert main(["ca", "bundle", *option, f"/dev/fd/{reader}"]) == 0
+    finally:
+        os.close(reader)
+    expected = embedded(made) if named == "agent.yaml" else (made / "root/root-cert.pem").read_bytes()
+    assert capsys.readouterr().out.encode() == expected
 
 
 def test_an_agent_with_several_cas_gives_each_root_once(made: Path, capsys: Printed) -> None:

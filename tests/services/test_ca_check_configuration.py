@@ -64,4 +64,4 @@ def test_a_self_signed_ca_needs_a_directory_that_no_other_user_may_change(folder
 
 def test_a_path_that_is_not_there_is_named(folder: Path, capsys: Printed) -> None:
     assert main(["ca", "check", str(folder / "none")]) == 2
-    assert f"{folder}/none is not a directory" in capsys.readouterr().err
+    assert f"there is no {folder}/none" in capsys.readouterr().err

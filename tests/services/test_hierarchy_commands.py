@@ -474,7 +474,10 @@ def test_how_a_root_signed_itself_by_rsa_pss_does_not_matter(tmp_path: Path) -> 
         (("intermediate", "x", "--root", "root", "--name", "i", "--constrain", "12345"), "a number as its last label"),
         (("intermediate", "x", "--root", "root", "--name", "i", "--constrain", "demo.example."), "an empty label"),
         (("intermediate", "x", "--root", "root", "--name", "i", "--constrain", ".example"), "an empty label"),
-        (("check", "nowhere"), "is not a directory"),
+        (("check", "nowhere"), "there is no nowhere; name the directory of a CA, or a configuration"),
+        (("bundle", "nowhere"), "there is no nowhere; name the directory of a CA, or a configuration"),
+        (("check", "/dev/null"), "/dev/null: the file is empty"),
+        (("bundle", "/dev/null"), "/dev/null: the file is empty"),
     ],
 )
 def test_a_wrong_call_is_reported_and_writes_nothing(

@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 from sds_agent.admin.settings import AdminSettings, unguarded
 from sds_agent.ca.policy import NodeAgent
 from sds_agent.configfile import reading, source
+from sds_agent.configfile.document import Document
 from sds_agent.configfile.listening import Listen, ListenAddress
 from sds_agent.configfile.phrases import KeyPath
 from sds_agent.configfile.reading import readable, was_read
@@ -296,9 +297,11 @@ class CaSettings(Struct, frozen=True, kw_only=True):
         return {each.identity: NodeAgent(each.identity, each.may_act_for) for each in self.callers.node_agents}
 
 
-def load(path: Path) -> CaSettings:
-    """Read the file; relative paths start from its directory. Raises ProblemsError with every problem there is."""
-    document, problems = source.read(path, minimum=MINIMUM)
+def load(path: Path, read: tuple[Document, list[Problem]] | None = None) -> CaSettings:
+    """Read the file, unless it is given as it was `read`; relative paths start from its directory. Raises ProblemsError
+    with every problem there is.
+    """
+    document, problems = source.read(path, minimum=MINIMUM) if read is None else read
     chosen, found = reading.read(CaSettings, document)
     problems += [document.place(problem) for problem in (*found, *_conflicts(chosen))]
     if problems and "workloads" in document.tree and {"signer", "callers"}.isdisjoint(document.tree):

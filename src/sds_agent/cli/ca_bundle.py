@@ -9,7 +9,7 @@ from pathlib import Path
 from sds_agent.ca import settings as ca_settings
 from sds_agent.cli import output
 from sds_agent.cli.config_file import found, report_passed_over
-from sds_agent.cli.paths import as_path
+from sds_agent.cli.paths import as_path, is_directory
 from sds_agent.cli.public_file import check_place, write_public
 from sds_agent.config.loading import load
 from sds_agent.config.settings import Settings
@@ -64,15 +64,16 @@ def run(arguments: argparse.Namespace) -> int:
 def _directories(arguments: argparse.Namespace) -> Iterable[Path]:
     """The directories of the CAs. Raises ProblemsError and ConfigurationError."""
     path: Path | None = arguments.path if arguments.config is None else arguments.config
-    if path is not None and arguments.config is None and not os.path.isfile(path):  # noqa: PTH113 - Path raises for one that may not be read
+    if path is not None and arguments.config is None and is_directory(path):
         return (path,)
-    if path is not None and "signer" in source.read(path)[0].tree:
-        signer = ca_settings.load(path).signer
+    read = None if path is None else source.read(path)
+    if path is not None and read is not None and "signer" in read[0].tree:
+        signer = ca_settings.load(path, read).signer
         return [each for each in (signer.cacerts, signer.self_signed) if each is not None]
     file = found(os.environ) if path is None else path
     if path is None:
         report_passed_over(os.environ)
-    settings = load(file, os.environ).settings
+    settings = load(file, os.environ, read=read).settings
     directories = list(_of_agent(settings))
     if not directories:
         raise ConfigurationError(

@@ -1,14 +1,13 @@
 """`sds-agent ca check`: whether a directory, made by any tool, can be plugged in, or a CA's configuration be served."""
 
 import argparse
-import os
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sds_agent.ca.settings import SignerSettings, load
 from sds_agent.cli import ca_keys, output
-from sds_agent.cli.paths import as_path
+from sds_agent.cli.paths import as_path, is_directory
 from sds_agent.errors import Problem, ProblemsError
 from sds_agent.hardening import keep_memory_private
 from sds_agent.signing import self_signed
@@ -47,13 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Say it on standard output: 0 if it can, 2 if not. Raises DirectoryError where nothing can be read, and
-    ProblemsError for a configuration that cannot be used.
+    """Say it on standard output: 0 if it can, 2 if not. Raises DirectoryError and ConfigurationError where nothing can
+    be read, and ProblemsError for a configuration that cannot be used.
     """
     keep_memory_private()
     output.silence_warnings()
     path: Path = arguments.directory if arguments.config is None else arguments.config
-    if arguments.config is None and not os.path.isfile(path):  # noqa: PTH113 - Path raises for one that may not be read
+    if arguments.config is None and is_directory(path):
         return _check(path, ca_keys.passphrase_in(arguments.passphrase_file))
     settings = load(path)
     signer = settings.signer

@@ -3,7 +3,10 @@ variable of the shell that is not set.
 """
 
 import argparse
+import stat
 from pathlib import Path
+
+from sds_agent.errors import ConfigurationError
 
 
 def filled(word: str) -> str:
@@ -35,6 +38,18 @@ def as_socket(word: str) -> Path:
         found = "it is a directory" if word else "it is empty"
         raise argparse.ArgumentTypeError(f"it must be the path of a socket such as /run/sds-agent/sds.sock; {found}")
     return Path(word)
+
+
+def is_directory(path: Path) -> bool:
+    """Whether a path that a user named is a directory and no configuration; one that this user may not look at counts
+    as a directory. Raises ConfigurationError where nothing is there.
+    """
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigurationError(f"there is no {path}; name the directory of a CA, or a configuration") from error
+    except OSError:
+        return True
 
 
 TYPES = frozenset({as_path, as_text, as_socket})

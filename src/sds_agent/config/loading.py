@@ -38,16 +38,22 @@ class Loaded(Struct, frozen=True):
 
 
 def load(
-    path: Path | None, environ: Mapping[str, str], *, uid: int | None = None, socket: Path | None = None
+    path: Path | None,
+    environ: Mapping[str, str],
+    *,
+    uid: int | None = None,
+    socket: Path | None = None,
+    read: tuple[Document, list[Problem]] | None = None,
 ) -> Loaded:
     """Read the file, or without one Istio's variables or the defaults, with the environment's overrides.
 
-    `uid` is the agent's user; `socket`, an absolute path, is that of the option `--socket`.
+    `uid` is the agent's user; `socket`, an absolute path, is that of the option `--socket`; `read` is the file as
+    `source.read` gave it, for a command that has read it already: a pipe gives its content once.
 
     Relative paths start from the file's directory, without a file from the working directory. Raises ProblemsError with
     every problem there is.
     """
-    document, problems = _document(path, environ)
+    document, problems = _document(path, environ) if read is None else read
     problems += environment.apply(document, environ)
     if socket is not None:
         defaults.replace_socket(document, socket)
