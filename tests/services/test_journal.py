@@ -58,6 +58,9 @@ def opened(journal: Journal, node: str = "", method: str = "StreamSecrets") -> S
     return stream
 
 
+CALL = {"method": "DeltaSecrets", "peer": "pid 7 (uid 101)"}
+
+
 def refuse(journal: Journal, *actions: Action, node: str = "envoy-a") -> None:
     """One stream that comes to this."""
     opened(journal, node).note(actions)
@@ -68,9 +71,9 @@ def refuse(journal: Journal, *actions: Action, node: str = "envoy-a") -> None:
     [
         (
             Subscribed(("a", "b"), ("b",)),
-            {"event": "subscribed", "level": "debug", "names": ["a", "b"], "pending": ["b"], "method": "DeltaSecrets"},
+            {"event": "subscribed", "level": "debug", "names": ["a", "b"], "pending": ["b"], **CALL},
         ),
-        (Subscribed(("a",)), {"event": "subscribed", "level": "debug", "names": ["a"], "method": "DeltaSecrets"}),
+        (Subscribed(("a",)), {"event": "subscribed", "level": "debug", "names": ["a"], **CALL}),
         (Unsubscribed(("a",)), {"event": "unsubscribed", "level": "debug", "names": ["a"]}),
         (
             Respond("n", (Resource("a", "v"), Resource("b", "w")), ("c",)),
@@ -82,6 +85,10 @@ def refuse(journal: Journal, *actions: Action, node: str = "envoy-a") -> None:
                 "version": ["v", "w"],
                 "nonce": "n",
             },
+        ),
+        (
+            Respond("", (Resource("a", "v"),)),  # a Fetch, of which no other line names the process
+            {"event": "sent", "level": "debug", "names": ["a"], "version": ["v"], "nonce": "", "peer": CALL["peer"]},
         ),
         (Acked("n", {"a": "v"}), {"event": "acked", "level": "debug", "names": ["a"], "nonce": "n"}),
         (

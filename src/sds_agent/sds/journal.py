@@ -234,12 +234,13 @@ class StreamJournal:
     def _note(self, action: Action) -> None:
         match action:
             case Subscribed(names, pending):
-                method = self._record.method
+                record = self._record
                 self._detail(
                     "subscribed",
                     names=first(names, MOST_NAMES),
                     pending=first(pending, MOST_NAMES) or None,
-                    method=method,
+                    method=record.method,
+                    peer=record.peer,
                 )
             case Unsubscribed(names):
                 self._journal.pushes.unsubscribed(self.number, names)
@@ -248,8 +249,15 @@ class StreamJournal:
                 changed = self._record.is_change(nonce)
                 names = tuple(r.name for r in resources)
                 versions = tuple(r.version for r in resources)
+                peer = None if nonce else self._record.peer  # of a Fetch, which subscribes to nothing
                 self._detail(
-                    "sent", changed=changed, names=names, removed=removed or None, version=versions, nonce=nonce
+                    "sent",
+                    changed=changed,
+                    names=names,
+                    removed=removed or None,
+                    version=versions,
+                    nonce=nonce,
+                    peer=peer,
                 )
             case Acked(nonce, versions):
                 changed, after_ms = self._replied(action)
