@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import socket
 import sys
 from collections import deque
@@ -255,7 +256,8 @@ def test_a_start_without_the_extra_says_how_to_install_it(tmp_path: Path, monkey
     for name in [each for each in sys.modules if each.partition(".")[0] == "opentelemetry"]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    with pytest.raises(ProblemsError, match=r"pip install 'sds-agent\[otel\]'"):
+    # pipx has no pip on PATH for its environment, and another pip finds no sds-agent
+    with pytest.raises(ProblemsError, match=rf"run {re.escape(sys.executable)} -m pip install 'sds-agent\[otel\]'"):
         load(file, {})
 
 

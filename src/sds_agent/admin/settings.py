@@ -1,5 +1,6 @@
 """The section `admin` of the agent's configuration and of the CA server's: where the admin server listens."""
 
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Annotated
@@ -87,9 +88,9 @@ def without_extra(chosen: TelemetrySettings | None) -> Iterator[Problem]:
     except ModuleNotFoundError:
         found = None
     if found is None:
-        yield Problem(
-            ("telemetry",), "needs OpenTelemetry, which is not installed", "run pip install 'sds-agent[otel]'"
-        )
+        # another pip would look for sds-agent where it is not, as that of a shell beside pipx's environment
+        fix = f"run {sys.executable} -m pip install 'sds-agent[otel]'"
+        yield Problem(("telemetry",), "needs OpenTelemetry, which is not installed", fix)
 
 
 def unguarded(chosen: AdminSettings) -> Iterator[Problem]:
