@@ -103,6 +103,8 @@ async def test_what_is_served_and_what_envoy_uses_are_shown_alike(tmp_path: Path
         assert (wrong.returncode, "ask for default" in wrong.stdout) == (1, True)
         missing = await run("secret", "nope", *here.agent)
         assert (missing.returncode, "nope: no secret named 'nope'" in missing.stderr) == (1, True)
+        coloured = await run("secret", "a\x1b[31m", *here.agent)
+        assert (coloured.returncode, "\x1b" in coloured.stdout + coloured.stderr) == (1, False)
 
 
 async def test_status_shows_each_change_while_it_is_watched(tmp_path: Path) -> None:

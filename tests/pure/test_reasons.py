@@ -146,8 +146,9 @@ def test_a_name_that_no_envoy_asks_for_is_no_fault_of_the_agent() -> None:
     assert found(asking(NameStatus("other", None)), "web")[-1][0] == "warning"
 
 
-def test_the_name_of_a_file_is_not_called_unknown() -> None:
-    assert found(Seen(), "file-root:/etc/roots.pem")[0][0] == "good"
+def test_the_name_of_a_file_is_called_neither_unknown_nor_good() -> None:
+    """The status does not say which files may be asked for."""
+    assert found(Seen(), "file-root:/etc/roots.pem")[0][0] == "warning"
 
 
 def test_a_bundle_without_roots_and_one_with_less_than_advertised_say_so() -> None:

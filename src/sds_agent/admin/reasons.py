@@ -46,7 +46,9 @@ def _findings(status: Status, name: str, node: str | None) -> Iterator[Explanati
         yield from _of_bundle(bundle)
     elif name.startswith(_FILES):
         yield ExplanationStep(
-            "good", f"{name} names a file; it is served if sds.files allows its directory and the file is usable"
+            "warning",
+            f"{name} names a file; it is served if sds.files allows its directory and the file is usable: the log has "
+            "refused where it does not, and file_secret_unusable where it is not",
         )
     else:
         yield _unknown(status, name)

@@ -12,7 +12,7 @@ from sds_agent.cli.config_file import report_passed_over
 from sds_agent.cli.formats import add_format, coloured, document, table
 from sds_agent.cli.ready import is_socket, sockets
 from sds_agent.errors import SdsAgentError
-from sds_agent.text import quoted
+from sds_agent.text import quoted, visible
 
 if TYPE_CHECKING:
     from sds_agent.inspection.secrets import InspectedSecret
@@ -187,5 +187,5 @@ def _compare(arguments: argparse.Namespace) -> int:
     else:
         for each in found:
             mark = coloured("same", "good") if each.same else coloured("differs", "bad")
-            output.write(f"{each.name}: {mark}; {each.text}")
+            output.write(f"{visible(each.name)}: {mark}; {each.text}")
     return 0 if all(each.same for each in found) else 1

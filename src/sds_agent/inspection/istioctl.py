@@ -11,6 +11,7 @@ from typing import Any
 from sds_agent.inspection.secrets import InspectedSecret, ordered
 from sds_agent.log import timestamp
 from sds_agent.pki.certificates import serial_hex
+from sds_agent.text import visible
 
 HEAD = ("RESOURCE NAME", "TYPE", "STATUS", "VALID CERT", "SERIAL NUMBER", "NOT AFTER", "NOT BEFORE")
 REDACTED = base64.b64encode(b"[redacted]").decode()
@@ -52,12 +53,13 @@ def rows(secrets: Iterable[InspectedSecret], now: datetime) -> list[Sequence[str
 
 def _row(secret: InspectedSecret, now: datetime) -> Sequence[str]:
     certificates = secret.certificates
+    name = visible(secret.name)  # of an argument, which a script may have from elsewhere
     if not certificates:
-        return (secret.name, _TYPES[secret.kind], secret.state, "false", "", "", "")
+        return (name, _TYPES[secret.kind], secret.state, "false", "", "", "")
     first = certificates[0]
     valid = first.not_valid_before_utc <= now < first.not_valid_after_utc
     return (
-        secret.name,
+        name,
         _TYPES[secret.kind],
         secret.state,
         str(valid).lower(),
