@@ -252,7 +252,11 @@ async def test_restarted_agent_serves_at_once_what_is_still_valid_though_the_ca_
     machine = Machine(tmp_path)
     version = await machine.issue()
     async with machine.agent(DOWN) as (store, events, authority):
-        await events.wait("restored")
+        restored = await events.wait("restored", workload="default")
+        assert restored["spiffe_id"].startswith("spiffe://"), (
+            "the log says who got what, from whom, after a restart too"
+        )
+        assert restored["authority"] == "upstream"
         secret, bundle = store.snapshot["default"], store.snapshot["ROOTCA"]
         assert secret is not None
         assert secret.version == version, "the same content, so no Envoy is disturbed"
