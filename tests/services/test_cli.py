@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Event, Thread
 
 import msgspec
 import pytest
@@ -807,3 +809,37 @@ def test_programs_get_what_check_found_as_a_document(folder: Path, capsys: pytes
     captured = capsys.readouterr()
     (problem,) = yaml.safe_load(captured.out)["problems"]
     assert (problem["key"], problem["line"], captured.err) == ("colour", 5, "")
+
+
+def test_a_watch_that_nobody_reads_ends_without_a_change(folder: Path) -> None:
+    """`status --watch | head -1` would keep the shell until a status changes, which may be tomorrow."""
+    answers = {"/livez": b"live\n", "/status": msgspec.json.encode(status(Seen(), NOW))}
+    read_on = Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            if self.path != "/events":
+                self.wfile.write(answers[self.path])
+                return
+            self.wfile.write(b"event: status\n\n")
+            read_on.wait(30)
+            self.wfile.write(b": nothing new\n\n")
+            self.rfile.read()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, args=(0.01,)).start()
+        command = [*COMMAND, "status", "--watch", "--admin", f"http://127.0.0.1:{server.server_port}"]
+        with subprocess.Popen(command, env=environment(folder), stdout=subprocess.PIPE) as watching:
+            try:
+                assert watching.stdout is not None
+                assert watching.stdout.readline().startswith(b"ready")
+                watching.stdout.close()
+                read_on.set()
+                assert watching.wait(30) == 141
+            finally:
+                watching.kill()
+                server.shutdown()

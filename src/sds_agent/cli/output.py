@@ -9,6 +9,8 @@ from typing import TextIO
 
 from sds_agent.errors import SdsAgentError
 
+_LEFT = "the reader of standard output has left"
+
 
 class OutputError(SdsAgentError):
     """Standard output cannot be written to."""
@@ -67,6 +69,18 @@ def flush() -> None:
             sys.stdout.flush()
 
 
+def look_for_reader() -> None:
+    """Notice that the reader of standard output has left, as the next write would. Raises ReaderGoneError."""
+    import select  # noqa: PLC0415 - for a command that waits between two writes
+
+    poll = select.poll()
+    with suppress(OSError, ValueError, AttributeError):  # none, or one without a descriptor
+        poll.register(sys.stdout.fileno(), 0)
+    if any(found & select.POLLERR for _, found in poll.poll(0)):
+        _abandon(sys.stdout)
+        raise ReaderGoneError(_LEFT)
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     try:
@@ -74,7 +88,7 @@ def _translated() -> Iterator[None]:
     except OSError as error:
         _abandon(sys.stdout)
         if isinstance(error, BrokenPipeError):
-            raise ReaderGoneError("the reader of standard output has left") from error
+            raise ReaderGoneError(_LEFT) from error
         raise OutputError(
             f"cannot write to standard output: {error.strerror}; make room or send it elsewhere"
         ) from error

@@ -40,13 +40,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _watch(arguments: argparse.Namespace) -> None:
     """Show each change until the agent or the user ends it. On a terminal what is shown is replaced, also from time to
-    time without a change, for the lengths of time; elsewhere a change is appended. Raises NoAdminError.
+    time without a change, for the lengths of time; elsewhere a change is appended. Raises NoAdminError, and OutputError
+    once no one reads.
     """
     clear = "\x1b[H\x1b[2J" if sys.stdout is not None and sys.stdout.isatty() else ""
     between = "---\n" if arguments.format == "yaml" else "" if arguments.format == "json" else "\n"
     shown: Status | None = None
     for changed in asking.changes(arguments):
         if not changed and not clear:
+            output.look_for_reader()
             continue
         found = asking.status(arguments)
         if clear or shown is None or _lasting(found) != _lasting(shown):
