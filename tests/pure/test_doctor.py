@@ -369,6 +369,24 @@ def test_an_authority_that_cannot_be_reached_is_bad_only_for_workloads_that_have
     assert [each.condition for each in judged(tried, [("first", "second"), ("first",)])] == ["bad", "good"]
 
 
+def test_what_serves_instead_of_a_place_that_cannot_be_reached_is_said() -> None:
+    """One of several addresses of an authority is no other authority."""
+    down, up = bad("authority a", "does not answer"), good("authority a", "it answers")
+    said = [
+        next(iter(judged(tried, chains))).text.partition("; ")[2]
+        for tried, chains in (
+            ({"a": [down, up]}, [("a",)]),
+            ({"a": [down], "b": [up]}, [("a", "b")]),
+            ({"a": [down], "b": [up]}, [("b",)]),
+        )
+    ]
+    assert said == [
+        "another address of it can be reached",
+        "its workloads have another authority",
+        "no workload has it",
+    ]
+
+
 def test_a_source_that_is_null_is_no_traceback() -> None:
     made = dump()
     tls(made, "down")["common_tls_context"]["tls_certificate_sds_secret_configs"][0]["sds_config"] = {

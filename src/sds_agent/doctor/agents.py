@@ -1,6 +1,6 @@
 """A running agent by its status: pure."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 
 from sds_agent.admin.model import BundleView, IdentityView, Status, SubscriberView, first_name, served_names
@@ -94,12 +94,20 @@ def judged(tried: Mapping[str, Sequence[Diagnosis]], chains: Iterable[Sequence[s
 
     `chains` are the authorities of each workload.
     """
+    chains = list(chains)
     usable = {name for name, found in tried.items() if not found or any(each.condition != "bad" for each in found)}
     needed = {name for chain in chains if not usable.intersection(chain) for name in chain}
     for name, found in tried.items():
         for each in found:
             spare = each.condition == "bad" and name not in needed
-            yield warning(each.subject, f"{each.text}; its workloads have another one") if spare else each
+            yield warning(each.subject, f"{each.text}; {_instead(name, usable, chains)}") if spare else each
+
+
+def _instead(name: str, usable: Container[str], chains: Iterable[Sequence[str]]) -> str:
+    """What serves where a place of this authority cannot be used."""
+    if name in usable:
+        return "another address of it can be reached"
+    return "its workloads have another authority" if any(name in each for each in chains) else "no workload has it"
 
 
 def worst(found: Iterable[Diagnosis]) -> bool:
