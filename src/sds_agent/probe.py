@@ -33,6 +33,7 @@ TTL = timedelta(minutes=1)
 """What is asked for. A CA that gives only more is asked for the workload's own lifetime next."""
 MOST_SHOWN = 5
 """Anchors that are named."""
+_SPARE = "; an agent that has a certificate from it renews with that, which a probe does not have"
 
 
 class Finding(Struct, frozen=True):
@@ -73,12 +74,13 @@ async def _finding(settings: Settings, name: str, clock: Clock, *, spend: bool) 
     try:
         with once.copied_state(only, None) as placed:
             async with app.authorities(placed, clock) as cas:
-                return await _ask(placed, cas[name], clock)
+                return await _ask(placed, cas[name], clock, renews=kind.renews(chosen))
     except (SdsAgentError, NoThreadError) as error:
         return Finding(name, False, str(error))
 
 
-async def _ask(settings: Settings, authority: Authority | Supplier, clock: Clock) -> Finding:
+async def _ask(settings: Settings, authority: Authority | Supplier, clock: Clock, *, renews: bool) -> Finding:
+    """`renews`: a running agent may have another proof than the probe, its current certificate."""
     (workload,) = assembly.workloads(settings)
     name, timeout = workload.authority, settings.requests.timeout.total_seconds()
     trust = Trust(SecretStore(settings.bundle_names), settings.bundle_names, clock)
@@ -90,7 +92,8 @@ async def _ask(settings: Settings, authority: Authority | Supplier, clock: Clock
         obtained = await _attempt(short, authority, trust, clock, timeout)
     except AuthorityError as error:
         if error.kind not in {ErrorKind.DENIED, ErrorKind.INVALID} or isinstance(authority, Supplier):
-            return Finding(name, False, _failed(error, anchors_fault))
+            spare = _SPARE if renews and error.kind is ErrorKind.UNAUTHENTICATED else ""
+            return Finding(name, False, f"{_failed(error, anchors_fault)}{spare}")
         refused = f"; it gives none of {format_duration(short.ttl)} ({error})"
         try:
             obtained = await _attempt(workload, authority, trust, clock, timeout)

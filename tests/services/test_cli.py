@@ -452,6 +452,19 @@ def test_check_does_not_say_of_a_spent_join_token_that_no_certificate_comes_with
     assert warning.endswith("from this authority, unless it renews with the current certificate")
 
 
+def test_check_does_not_promise_a_renewal_by_the_certificate_where_the_ca_takes_none(
+    folder: Path, check: Check
+) -> None:
+    """To Vault the agent logs in for each certificate: without the token it gets none."""
+    make_root(folder / "roots.pem")
+    vault = (
+        "type: vault, url: 'https://127.0.0.1:1', ca_file: roots.pem, role: a, auth: {type: token, token_file: gone}"
+    )
+    _, _, warned = check(file(folder, f"{MINIMAL}authorities: {{up: {{{vault}}}}}\n"))
+    (warning,) = warned.splitlines()
+    assert warning.endswith("/gone does not exist; until it does, no certificate comes from this authority")
+
+
 def test_a_peer_of_another_trust_domain_is_not_let_in_by_its_name_alone(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -255,6 +255,9 @@ async def test_a_probe_says_of_each_ca_whether_it_issues_and_spends_no_token_unl
     assert not (tmp_path / "state").exists(), "it is thrown away"
     done = await run("check", "--probe", "--spend-token", config, code=3)
     assert last_line(done).startswith("sds-agent: the authority ca does not issue: unauthenticated: ")
+    assert last_line(done).endswith(
+        "; an agent that has a certificate from it renews with that, which a probe does not have"
+    )
 
 
 async def test_a_probe_of_a_ca_that_takes_no_lifetime_does_not_complain_of_its_own(tmp_path: Path) -> None:

@@ -96,6 +96,10 @@ def _spends_nothing(_: object) -> None:
     return
 
 
+def _asks_anew(_: object) -> bool:
+    return False
+
+
 class Kind(Struct, Generic[S], frozen=True, kw_only=True):
     """One kind of CA: the class of its settings, and functions of such settings.
 
@@ -145,6 +149,8 @@ class Kind(Struct, Generic[S], frozen=True, kw_only=True):
     """What a request without a current certificate would use up for good, such as a join token, in words that begin
     with the key; None where it costs nothing. Called in a thread, as it may read files.
     """
+    renews: Callable[[S], bool] = _asks_anew
+    """Whether the current certificate proves who asks for the next one, where the secrets are gone."""
     stores_state: bool = False
     """Whether the authority uses the directory in its context."""
     holds_ca: bool = False

@@ -157,7 +157,8 @@ def warnings(settings: Settings) -> Iterator[str]:
             yield from _without_effect(settings, name)
         if kind.opens_without_files:
             for key, path in kind.files(chosen).items():
-                yield from _about_file(f"authorities.{name}.{key}", path, is_proof=key in kind.secrets)
+                spare = key in kind.secrets and kind.renews(chosen)
+                yield from _about_file(f"authorities.{name}.{key}", path, has_spare=spare)
     yield from _hooks(settings)
 
 
@@ -184,12 +185,13 @@ def _without_effect(settings: Settings, authority: str) -> Iterator[str]:
                     )
 
 
-def _about_file(key: str, path: Path, *, is_proof: bool) -> Iterator[str]:
+def _about_file(key: str, path: Path, *, has_spare: bool) -> Iterator[str]:
+    """`has_spare`: the agent may have another proof than this file, its current certificate."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         # a join token is removed once it is used, and the current certificate is the proof from then on
-        but = ", unless it renews with the current certificate" if is_proof else ""
+        but = ", unless it renews with the current certificate" if has_spare else ""
         yield f"{key}: {path} does not exist; until it does, no certificate comes from this authority{but}"
     except OSError as error:  # another user than the agent's may run this, and may not read there
         yield f"{key}: {path} cannot be examined ({error.strerror}); the agent's user has to be able to read it"

@@ -59,4 +59,5 @@ KIND = Kind(
     warnings=_warnings,
     secrets=("password_file", "key_file"),
     credentials=_credentials,
+    renews=lambda chosen: chosen.reenroll,
 )

@@ -25,11 +25,16 @@ async def _open(chosen: IstioSettings, context: Context) -> AsyncIterator[Author
     yield IstioAuthority(chosen, context.clock)
 
 
+def _renews(chosen: IstioSettings) -> bool:
+    """Over TLS, for the identity of the certificate itself."""
+    return chosen.mtls and not chosen.impersonate and not chosen.plaintext_loopback
+
+
 def _sentence(chosen: IstioSettings, name: str) -> str:
     plain = chosen.plaintext_loopback
     way = "without TLS" if plain else f"over TLS; the roots in {chosen.ca_file} vouch for it"
     proofs = []
-    if chosen.mtls and not chosen.impersonate and not plain:
+    if _renews(chosen):
         proofs.append("its current certificate")
         if chosen.provisioned is not None:
             proofs.append(f"before the first the certificate in {chosen.provisioned}")
@@ -87,6 +92,7 @@ KIND = Kind(
     workload_conflicts=second_identities,
     warnings=_warnings,
     spends=_spends,
+    renews=_renews,
     credentials=_credentials,
     secrets=("token_file",),
 )

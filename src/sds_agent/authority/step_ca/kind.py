@@ -47,5 +47,6 @@ KIND = Kind(
     conflicts=conflicts,
     secrets=("jwk_file", "password_file", "key_file"),
     credentials=_credentials,
+    renews=lambda chosen: chosen.rekey,
     stores_state=True,
 )
