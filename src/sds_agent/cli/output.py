@@ -113,6 +113,8 @@ def forget_unsaid() -> None:
     """Drop what `report` wrote and standard error did not take. Python tries it once more when it ends, and then ends
     with 120, whatever the command's exit code is.
     """
+    if sys.stderr is None:
+        return
     try:
         sys.stderr.flush()
     except OSError:
