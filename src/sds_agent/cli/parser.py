@@ -164,7 +164,7 @@ def build() -> Parser:
         prog="sds-agent",
         description="Gives every Envoy on a machine its mTLS identity over SDS and keeps it fresh.",
         epilog="sds-agent COMMAND --help, or sds-agent help COMMAND, explains a command and its exit codes: 0 is good, "
-        "2 a wrong call or configuration, 1 any other failure. Without a command this help is printed, with 0.",
+        "2 a wrong call or configuration, any other a failure. Without a command this help is printed, with 0.",
     )
 
 
