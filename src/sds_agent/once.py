@@ -260,7 +260,7 @@ async def _obtain(settings: Settings, request: OnceRequest, into: _Target, clock
     (workload,) = assembly.workloads(settings)
     store = SecretStore((workload.name, *settings.bundle_names))
     trust = Trust(store, settings.bundle_names, clock)
-    former = _former(request.directory, into.layout, workload, clock.now())
+    former = _former(request.directory, into, workload, clock.now())
     if former is not None:  # peers may meet it until it ends
         trust.add_in_use(workload.authority, former.secret, former.anchors)
     issuer: Issuer | None = None
@@ -330,14 +330,18 @@ def _proving(cas: Mapping[str, Authority | Supplier], former: "_Former") -> Mapp
     return {name: ca if isinstance(ca, Supplier) else _Proving(ca, former.identity) for name, ca in cas.items()}
 
 
-def _former(directory: Path | None, layout: FileLayout, workload: Workload, now: datetime) -> _Former | None:
-    """The certificate of an earlier run; None where there is none that would be accepted from the CA."""
+def _former(directory: Path | None, into: _Target, workload: Workload, now: datetime) -> _Former | None:
+    """The certificate of an earlier run; None where there is none that would be accepted from the CA.
+
+    The user that the files were given to may have changed them, and reads what is written in their place.
+    """
     if directory is None:
         return None
+    layout = into.layout
     bundle = layout.bundle.replace("{trust_domain}", workload.identity.trust_domain.name)
     try:
         chain, key_pem, anchors = (
-            read_own(directory / DATA / name, LARGEST)[0]
+            read_own(directory / DATA / name, LARGEST, also=into.access.user)[0]
             for name in (layout.chain or layout.pair or "", layout.key or layout.pair or "", bundle)
         )
         key = read_private_key(key_pem)

@@ -158,9 +158,21 @@ async def test_beside_a_running_agent_it_replaces_no_root_that_is_due(tmp_path: 
     assert (tmp_path / "out" / "cert-chain.pem").exists()
 
 
-async def test_a_token_is_spent_once_and_the_next_run_proves_itself_with_the_files(tmp_path: Path, ca: Served) -> None:
-    """A cron job has nothing else to renew with: the CA refuses the token from then on."""
+OTHER_USER = 4711 if os.geteuid() == 0 else os.geteuid()
+
+
+@pytest.mark.parametrize("owner", [None, str(OTHER_USER)])
+async def test_a_token_is_spent_once_and_the_next_run_proves_itself_with_the_files(
+    tmp_path: Path, ca: Served, owner: str | None
+) -> None:
+    """A cron job has nothing else to renew with: the CA refuses the token from then on. Root's may give the files to
+    the user of the service that reads them.
+    """
     config = joining(tmp_path, ca, ca.join_token())
+    if owner is not None:
+        given = json.loads(config.read_text())
+        given["workloads"][0]["output"] = {"directory": str(tmp_path / "of-the-agent"), "owner": owner}
+        config.write_text(json.dumps(given))
     first = await run("issue", config, "--output", tmp_path / "out", code=0)
     assert not (tmp_path / "state").exists(), "nor does it need the agent's state"
     (tmp_path / "token").unlink()
