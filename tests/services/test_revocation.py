@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
@@ -185,6 +185,21 @@ def test_the_former_cas_list_stays_until_no_certificate_of_it_can_be_in_use(benc
     bench.clock.set_wall(2 * HOUR)  # a certificate of this CA lasts as long
     bench.trust.check_times()
     assert [each.issuer for each in bench.lists] == [signer.certificate.subject]
+
+
+@pytest.mark.parametrize("end", [NOW + DAY, datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)])
+def test_the_longest_life_of_a_former_cas_certificates_counts(bench: Bench, end: datetime) -> None:
+    """The last one to go may have been a short one, and of those that others have some may never end."""
+    signer = make_ca("signer 3", ROOT)
+    bench.publishes(make_crl(signer), issuers=(signer,))
+    bench.use(make_leaf(signer, not_after=NOW + DAY), signer.certificate)
+    long = bench.use(make_leaf(SIGNER, not_after=end), SIGNER.certificate)
+    for each in (long, bench.first):
+        bench.trust.remove_in_use("a", each)
+    bench.trust.update_lists("a", None)
+    bench.clock.set_wall(2 * HOUR)
+    bench.trust.check_times()
+    assert {each.issuer for each in bench.lists} == {SIGNER.certificate.subject, signer.certificate.subject}
 
 
 def test_an_authority_that_does_not_answer_changes_nothing(bench: Bench) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from cryptography import x509
@@ -28,6 +28,8 @@ LOG = logging.getLogger(__name__)
 
 REMEMBERED = timedelta(minutes=1)
 """How long it is known which lists were served: longer than a leaf is held back for a bundle."""
+
+_LAST = datetime.max.replace(tzinfo=UTC)
 
 
 class _FormerCa(Struct, frozen=True):
@@ -107,7 +109,10 @@ class Revocation:
         issuer = issuer_of(chain, anchors)
         if issuer is not None:
             life = chain[0].not_valid_after_utc - chain[0].not_valid_before_utc
-            self._former[ca_identity(issuer)] = _FormerCa(issuer, now + life)
+            # one that never ends (RFC 5280 section 4.1.2.5) has lived for longer than there are years left
+            until, identity = now + min(life, _LAST - now), ca_identity(issuer)
+            known = self._former.get(identity)  # perhaps by a certificate that lived longer
+            self._former[identity] = _FormerCa(issuer, until if known is None else max(until, known.until))
 
     def admits(self, chain: Chain, anchors: Chain, since: datetime) -> bool:
         """Whether every bundle that was served since then lets Envoys take the certificate, as far as lists go."""
