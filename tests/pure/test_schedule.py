@@ -1,6 +1,6 @@
 """When a certificate is asked for: too late is an outage, too often is an attack on the CA."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from random import Random
 
@@ -837,3 +837,10 @@ def test_a_certificate_below_a_new_anchor_is_held_back_while_another_is_served(
     leaf = structs.replace(current_leaf(), held_until=NOW + held)
     publish_at = IssuanceState(served, coming=(leaf,)).publish_at(NOW)[0]
     assert publish_at == NOW + expected
+
+
+@pytest.mark.parametrize("begin", [datetime.min.replace(tzinfo=UTC), NOW - DAY])
+def test_a_certificate_that_has_always_been_valid_can_be_held_back_too(begin: datetime) -> None:
+    """A CA that sets no NotBefore may write the year 1."""
+    leaf = structs.replace(current_leaf(), not_before=begin, held_until=NOW + 10 * SECOND)
+    assert decide(NOW, IssuanceState(SERVED, coming=(leaf,)), HALF) == Wait(NOW + 10 * SECOND)

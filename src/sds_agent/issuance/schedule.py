@@ -341,7 +341,7 @@ def decide(now: datetime, state: IssuanceState, renewal: Renewal) -> Decision:
 def _next(now: datetime, state: IssuanceState, others: list[datetime]) -> datetime:
     """When a certificate ends or comes within reach, or the first of the other moments."""
     moments = [*others, *(leaf.not_after for leaf in state.earlier)]
-    moments += [begin for leaf in state.coming if now < (begin := leaf.not_before - SKEW)]
+    moments += [leaf.not_before - SKEW for leaf in state.coming if now + SKEW < leaf.not_before]
     if state.served is not None:
         moments.append(now + RECHECK if state.withheld else state.served.not_after)
     if state.choose_at is not None and not state.asking:
