@@ -408,3 +408,24 @@ async def test_an_agent_without_a_file_says_that_there_is_nothing_to_reload(tmp_
                 await events.wait("nothing_to_reload", count=count)
             following.cancel()
             await asyncio.wait([following])
+
+
+async def test_a_refusal_leaves_a_ca_of_the_agents_the_roots_that_it_signs_with(tmp_path: Path) -> None:
+    """One that finds others in its file renews none, and the agent would have no CA in the end."""
+
+    def authorities(life: str) -> dict[str, Any]:
+        return {name: {"type": "embedded", "root_lifetime": life} for name in ("local", "other")}
+
+    (tmp_path / NAME).write_bytes(config(tmp_path, authorities=authorities("1h"), **LOCAL))
+    async with followed(tmp_path, tmp_path / NAME) as found:
+        roots, damaged = [tmp_path / "state" / "authorities" / name / "roots.pem" for name in ("local", "other")]
+        before = roots.read_bytes()
+        good = damaged.read_bytes()
+        damaged.write_bytes(b"no roots")
+        found.write(authorities=authorities("3650d"), **LOCAL)  # by which a root of an hour is to be renewed at once
+        await found.events.wait("reload_refused")
+        assert roots.read_bytes() == before
+        damaged.write_bytes(good)
+        await found.events.wait("reloaded")
+        await found.events.wait("root_created", count=4)
+        assert roots.read_bytes().startswith(before)

@@ -136,10 +136,11 @@ class SelfSignedCa:
             remove_unfinished(directory, re.escape(ROOTS))
             signers = _load(file)
         ca = cls(file, trust_domain, key_type, clock, Roots(signers, lifetime))
-        try:
-            await ca._renew_when_due()
-        except CaUnavailableError as error:
-            raise ConfigurationError(f"{setting}: {error}") from error
+        if not ca._roots.valid(clock.now()):  # else in use: an agent that reloads may have this CA open already
+            try:
+                await ca._renew_when_due()
+            except CaUnavailableError as error:
+                raise ConfigurationError(f"{setting}: {error}") from error
         ca._warn_of_another_domain()
         return ca
 
