@@ -6,6 +6,7 @@ import pytest
 
 from sds_agent.sds.catalog import Catalog
 from sds_agent.sds.protocol import Absence, Resource
+from sds_agent.sds.service import SecretDiscoveryService
 from sds_agent.secrets.model import CertificateSecret
 from sds_agent.secrets.store import SecretStore
 
@@ -50,19 +51,16 @@ def test_a_new_secret_takes_the_place_of_the_old(store: SecretStore) -> None:
     assert first.version != second.version
 
 
-def test_a_key_that_is_no_longer_served_is_not_stored(store: SecretStore) -> None:
-    catalog = Catalog(store)
-    assert isinstance(catalog["default"], Resource)
-    store.withhold(["default"])
-    assert not isinstance(catalog["default"], Resource)
-    assert catalog._encoded == {}
-
-
-def test_a_key_of_a_name_that_went_away_is_not_stored(store: SecretStore) -> None:
-    """Also where no stream asks for that name again."""
-    catalog = Catalog(store)
-    assert isinstance(catalog["default"], Resource)
-    store.replace_names(["late"], [], {})
-    assert not isinstance(catalog["late"], Resource)
-    assert catalog._encoded == {}
-    assert Catalog(store)["default"] is Absence.UNKNOWN
+@pytest.mark.parametrize("change", ["renewed", "withheld", "removed"])
+def test_a_key_that_is_no_longer_served_is_not_stored(store: SecretStore, change: str) -> None:
+    """Also where no stream asks for anything again."""
+    service = SecretDiscoveryService(store)
+    assert isinstance(service._catalog["default"], Resource)
+    match change:
+        case "renewed":
+            store.publish({"default": certificate(b"2")})
+        case "withheld":
+            store.withhold(["default"])
+        case "removed":
+            store.replace_names(["late"], [], {})
+    assert service._catalog._encoded == {}

@@ -1,10 +1,12 @@
 """The running agent takes another configuration: what the change is not about notices nothing of it."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import CoroutineType, FrameType
 from typing import Any
 
 import anyio
@@ -443,3 +445,25 @@ async def test_another_trust_domain_comes_and_goes_with_the_configuration(tmp_pa
             assert set(read_pem(served.anchors_pem)) == {OTHER.root.certificate}
             await all_.apply(without, *workloads, two=Federating(CA))
             assert name not in all_.agent.store.snapshot
+
+
+async def test_a_key_is_kept_by_nothing_that_was_replaced(tmp_path: Path) -> None:
+    """What is there since the start is not collected when it has become garbage."""
+    async with live(tmp_path, *WEB_AND_API, one=good()) as all_:
+        await complete(all_.agent.store)
+        await all_.peer.fetch("web")
+        first = all_.agent.issuers["web"]
+        secret = first.secret
+        assert secret is not None
+        await all_.apply(ONE, "workloads:\n", workload("web", more=", key: rsa-2048"), workload("api"))
+        second = all_.agent.issuers["web"]
+        assert (first.secret, second.secret) == (None, secret)
+        await all_.apply(ONE, "workloads:\n", workload("api"))
+        await all_.nothing_said()
+        assert keepers(secret) == []
+
+
+def keepers(value: object) -> list[object]:
+    """What refers to it, but for the code that runs."""
+    gc.collect()
+    return [each for each in gc.get_referrers(value) if not isinstance(each, FrameType | CoroutineType)]

@@ -156,6 +156,7 @@ class Issuer:
         for each, other in product(self._sources, before.sources):
             each.take_over(other)
         self._publication.take_over(before.certificates, cas)
+        before.forget()
         ours = self._publication.certificates
         newest = ours.coming[-1] if ours.coming else ours.served
         if newest is not None:
@@ -171,6 +172,16 @@ class Issuer:
     def leave(self) -> None:
         """Its workload is not configured any more, and it has ended: what was served is trusted until it ends."""
         self._publication.leave()
+        self.forget()
+
+    def forget(self) -> None:
+        """It has ended, and keeps no key any more. One that was there at the start stays in memory when nobody knows
+        it: Python looks for no cycles there (`app`).
+        """
+        self._cache = None
+        self._publication.forget()
+        for each in self._sources:
+            each.forget()
 
     @property
     def last_error(self) -> AuthorityError | None:

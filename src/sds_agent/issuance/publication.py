@@ -161,6 +161,9 @@ class Publication:
             self._trust.outlive(each.authority, each.secret)
         for each in certificates.coming:  # never served
             self._trust.remove_in_use(each.authority, each.secret)
+
+    def forget(self) -> None:
+        """Keep none of the certificates: others do, or nobody."""
         self._certificates = Succession[Certificate]()
 
     def confirm(self, authority: str, accepted: Accepted) -> Certificate | None:

@@ -95,6 +95,10 @@ class Requester:
         if made_for == self.pending[1]:
             self._pending = request
 
+    def forget(self) -> None:
+        """Repeat the request no more."""
+        self._pending = None
+
     async def ask(self, current: CurrentIdentity | None) -> Obtained:
         """Ask the CA once. `current` authenticates the request where the CA renews over mTLS. Raises AuthorityError."""
         began = self._clock.passed()

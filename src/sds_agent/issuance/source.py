@@ -106,6 +106,11 @@ class IssuanceSource:
         if isinstance(self.requester, Requester) and isinstance(before.requester, Requester):
             self.requester.take_over(before.requester)
 
+    def forget(self) -> None:
+        """Keep no key of a request: another one goes on with it, or nobody."""
+        if isinstance(self.requester, Requester):
+            self.requester.forget()
+
     @property
     def requester(self) -> Requester | Receiver:
         """What asks."""

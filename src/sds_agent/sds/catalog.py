@@ -37,29 +37,26 @@ class Catalog:
         self._store = store
         self._files = files
         self._encoded: dict[str, tuple[Secret, Resource]] = {}
-        self._seen: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Resource | Absence:
         """The resource of this exact name, or why there is none."""
         store = self._store
-        if store.names is not self._seen:
-            self._forget_others()
         secret = store.secret(name)
         if secret is None and name not in store:
             return Absence.UNKNOWN if self._files is None else self._files[name]
         if secret is None:
-            self._encoded.pop(name, None)
             return Absence.PENDING
         encoded = self._encoded.get(name)
         if encoded is None or encoded[0] is not secret:
             encoded = self._encoded[name] = (secret, encode_secret(name, secret))
         return encoded[1]
 
-    def _forget_others(self) -> None:
-        """Drop what was encoded under names that are there no longer, with its key."""
-        self._seen = self._store.names
-        for name in self._encoded.keys() - set(self._seen):
-            del self._encoded[name]
+    def forget(self, names: Iterable[str]) -> None:
+        """The secrets of these names have changed, or are there no longer: drop what was encoded, with its key. Nobody
+        may ever ask for them again.
+        """
+        for name in names:
+            self._encoded.pop(name, None)
 
     def want(self, client: object, names: Iterable[str]) -> None:
         """`client` (any hashable) asks for these names, and for no others any more: what is made on demand is made."""

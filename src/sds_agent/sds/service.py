@@ -250,6 +250,7 @@ class SecretDiscoveryService:
             del self._watchers[key]
 
     def _secrets_changed(self, names: frozenset[str]) -> None:
+        self._catalog.forget(names)
         now, concerned = self._journal.monotonic(), dict[Stream[Any], None]()
         for name in names:
             if streams := self._audience.of(name):
