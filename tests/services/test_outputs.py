@@ -673,18 +673,23 @@ async def test_a_hook_that_hangs_is_ended_with_what_it_started_and_holds_up_no_r
     assert "it did not end within 0.5 s, and was ended" in said["cause"]
 
 
+ANOTHER_USERS, HELD = "goes on, as it is another user's now", "goes on, as the system does not end it"
+
+
 @asynccontextmanager
-async def another_users_programs(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[int]]:
-    """A stand-in for hooks that became another user's, as by sudo, by what killpg(2) says of them; yields whom it was
-    asked to end. They end with this context.
+async def lasting_programs(monkeypatch: pytest.MonkeyPatch, why: str) -> AsyncIterator[list[int]]:
+    """A stand-in for hooks that became another user's, as by sudo, or that the kernel does not end, by what killpg(2)
+    says of them; yields whom it was asked to end. They end with this context.
     """
     killpg, asked = os.killpg, list[int]()
 
-    def refuse(group: int, _signal: int) -> None:
+    def end(group: int, _signal: int) -> None:
         asked.append(group)
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        if why == ANOTHER_USERS:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(os, "killpg", refuse)
+    monkeypatch.setattr(os, "killpg", end)
+    monkeypatch.setattr("sds_agent.outputs.hooks.GRACE", 0.1)
     try:
         yield asked
     finally:
@@ -701,35 +706,38 @@ async def another_users_programs(monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
             await anyio.lowlevel.checkpoint()
 
 
+@pytest.mark.parametrize("why", [ANOTHER_USERS, HELD])
 async def test_a_hook_that_cannot_be_ended_is_reported_and_the_next_one_runs(
-    tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     program = script(tmp_path, f"test -e {tmp_path}/seen && exit 0; touch {tmp_path}/seen; exec sleep 1000")
     stubborn = hooks(program, seconds=0.5)
-    async with another_users_programs(monkeypatch), anyio.create_task_group() as tasks:
+    async with lasting_programs(monkeypatch, why), anyio.create_task_group() as tasks:
         tasks.start_soon(stubborn.run)
         stubborn.renewed()
         said = await events.wait("hook_failed")
         stubborn.renewed()
         await events.wait("hook_succeeded")
         tasks.cancel_scope.cancel()
-    assert said["cause"].startswith("it did not end within 0.5 s, and goes on, as it is another user's now")
+    assert said["cause"].startswith(f"it did not end within 0.5 s, and {why}")
 
 
+@pytest.mark.parametrize(("why", "signals"), [(ANOTHER_USERS, 1), (HELD, 2)])
 async def test_a_hook_that_cannot_be_ended_holds_up_no_end_of_the_agent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str, signals: int
 ) -> None:
+    """Nor a reload, which ends it too: until that has come the workloads that it changes are not renewed."""
     fifo = tmp_path / "runs"
     os.mkfifo(fifo)
     running = hooks(script(tmp_path, f"echo > {fifo}; exec sleep 1000"))
-    async with another_users_programs(monkeypatch) as asked:
+    async with lasting_programs(monkeypatch, why) as asked:
         with anyio.fail_after(10):
             async with background_tasks() as start:
                 start(running.run())
                 running.renewed()
                 await anyio.to_thread.run_sync(fifo.read_text)
                 await anyio.wait_all_tasks_blocked()
-        assert len(asked) == 1
+        assert len(asked) == signals
 
 
 async def test_hooks_that_come_due_while_one_runs_are_run_once(tmp_path: Path, events: Events) -> None:

@@ -31,7 +31,9 @@ READ_AT_ONCE = 65_536
 LONGEST_WORDS = 300
 """Characters of it in the log."""
 GRACE = 2.0
-"""Seconds between SIGTERM and SIGKILL for a hook that takes too long, or that the agent's end cuts off."""
+"""Seconds between SIGTERM and SIGKILL for a hook that takes too long, or that the agent's end cuts off. After the
+second, too, it has so long.
+"""
 _PASSED_ON = ("PATH", "HOME", "LANG", "TZ")
 """The variables of the agent's environment that a hook gets."""
 
@@ -155,7 +157,7 @@ async def _outcome(commands: HookCommands, occasion: Occasion, command: tuple[st
 
 async def _end_of(process: anyio.abc.Process, reader: int, seconds: float) -> str | None:
     """The same of a program that runs, and what it says comes out of the pipe. It has so many seconds."""
-    output, ended, is_gone = bytearray(), False, True
+    output, ended, lasting = bytearray(), False, ""
     try:
         with anyio.move_on_after(seconds) as limit:
             await _read(reader, output)
@@ -164,12 +166,11 @@ async def _end_of(process: anyio.abc.Process, reader: int, seconds: float) -> st
     finally:
         if not ended:
             with anyio.CancelScope(shield=True):
-                is_gone = await _end(process)
+                lasting = await _end(process)
     said = one_line(output.decode(errors="replace").strip(), LONGEST_WORDS)
     words = f" ({said})" if said else ""
     if limit.cancelled_caught:
-        then = "was ended" if is_gone else "goes on, as it is another user's now, whose programs the agent cannot end"
-        return f"it did not end within {seconds:g} s, and {then}{words}"
+        return f"it did not end within {seconds:g} s, and {lasting or 'was ended'}{words}"
     code = process.returncode or 0
     if code < 0:
         return f"it was ended by the signal {name_of_signal(-code) or -code}{words}"
@@ -185,18 +186,26 @@ async def _read(reader: int, output: bytearray) -> None:
         output += chunk[: MOST_OUTPUT - len(output)]
 
 
-async def _end(process: anyio.abc.Process) -> bool:
+async def _end(process: anyio.abc.Process) -> str:
     """End the program, if it still runs or something that it started has its output open, with all that it started.
 
-    Returns whether it has ended: one that became another user's, as by sudo, is not waited for.
+    Returns why it goes on, as a clause, where it does. It is not waited for then: a reload and the agent's end are to
+    come, and until a reload has come the workloads that it changes are not renewed.
     """
     try:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
-            with anyio.move_on_after(GRACE):
-                await process.wait()
+            await _wait(process)
             os.killpg(process.pid, signal.SIGKILL)  # the program may be gone, and what it started may ignore the first
-    except PermissionError:
-        return process.returncode is not None
-    await process.wait()
-    return True
+    except PermissionError:  # as by sudo
+        if process.returncode is None:
+            return "goes on, as it is another user's now, whose programs the agent cannot end"
+    await _wait(process)
+    if process.returncode is None:
+        return "goes on, as the system does not end it: it may wait for a disk, or be held by a debugger"
+    return ""
+
+
+async def _wait(process: anyio.abc.Process) -> None:
+    with anyio.move_on_after(GRACE):
+        await process.wait()
