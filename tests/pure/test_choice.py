@@ -9,7 +9,7 @@ from fakes.hierarchy import DAY, NOW, Ca, make_ca, make_leaf, new_key, uris
 from fakes.oddities.anchors import cross_signed, intermediates, namesakes, self_issued
 
 from sds_agent.pki.certificates import read_pem
-from sds_agent.pki.validation.choice import MOST_CHOICES, Bundle, current
+from sds_agent.pki.validation.choice import LONGEST, MOST_CHOICES, Bundle, current
 from sds_agent.pki.validation.path import PathError, find_path
 from sds_agent.pki.validation.rules import Times
 
@@ -109,6 +109,19 @@ def test_too_many_copies_of_one_anchor_are_given_up_soon() -> None:
     assert find_path(leaf, (), anchors[1:], NOW) == (leaf,)
     with pytest.raises(PathError, match="more than 64 chains can be built"):
         find_path(leaf, (), anchors, NOW)
+
+
+def test_a_way_through_all_anchors_is_given_up_soon() -> None:
+    """CAs that issued each other: to follow all of a thousand would take minutes, and end with no verdict."""
+    keys = new_key(), new_key()
+    names = "One", "Two"
+    ends = [make_ca(name, key=key, identified=False) for name, key in zip(names, keys, strict=True)]
+    made = [
+        make_ca(names[number % 2], ends[1 - number % 2], key=keys[number % 2], identified=False).certificate
+        for number in range(2 * LONGEST)
+    ]
+    with pytest.raises(PathError, match=f"a chain of {LONGEST} certificates and more can be built"):
+        find_path(make_leaf(ends[0]), (), made, NOW)
 
 
 @pytest.mark.parametrize("label", sorted(AMBIGUOUS))

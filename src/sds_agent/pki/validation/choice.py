@@ -28,6 +28,11 @@ CaIdentity: TypeAlias = tuple[CanonicalName, bytes]
 MOST_CHOICES = 64
 """Chains judged, each for a signature or two: the bound on the time that many anchors of one name and key cost."""
 
+LONGEST = 32
+"""Certificates of a chain. Envoy's own limit is a hundred; the way through anchors that issued each other, and do not
+say by which key, could lead through all of them.
+"""
+
 
 def current(anchors: Iterable[x509.Certificate], now: datetime) -> Chain:
     """The anchors without those that would only do harm now, unless all would.
@@ -80,6 +85,11 @@ class Bundle:
         for number, path in enumerate(self._built(sent)):
             if number == MOST_CHOICES:
                 return f"more than {MOST_CHOICES} chains can be built to the trust anchors, which have one name"
+            if len(path) >= LONGEST:
+                return (
+                    f"a chain of {LONGEST} certificates and more can be built among the trust anchors, which issued "
+                    "each other: remove those that are not needed, or issue them anew with an AuthorityKeyIdentifier"
+                )
             if fault := _fault_of_path(path, len(sent), times):
                 return fault
         return None
@@ -99,8 +109,9 @@ class Bundle:
         """Every continuation among the anchors; none is taken twice in one chain."""
         issuers = [] if _seems_self_signed(path[-1]) else self._issuers(path[-1])
         further = [each for each in issuers if each not in path]
-        if not further:
+        if not further or len(path) >= LONGEST:
             yield path
+            return
         for issuer in further:
             yield from self._built((*path, issuer))
 
