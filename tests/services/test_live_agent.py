@@ -146,6 +146,7 @@ def events() -> Any:
 
 
 WEB_AND_API = (ONE, "workloads:\n", workload("web"), workload("api"))
+ONE_MORE = workload("db")
 
 
 async def test_a_workload_that_goes_ends_its_streams_and_no_other_gets_a_message(tmp_path: Path) -> None:
@@ -445,6 +446,18 @@ async def test_another_trust_domain_comes_and_goes_with_the_configuration(tmp_pa
             assert set(read_pem(served.anchors_pem)) == {OTHER.root.certificate}
             await all_.apply(without, *workloads, two=Federating(CA))
             assert name not in all_.agent.store.snapshot
+
+
+async def test_who_looks_at_all_workloads_while_they_change_sees_what_there_is_now(tmp_path: Path) -> None:
+    """Thousands are shown with pauses. A workload without a certificate would be an alarm."""
+    async with live(tmp_path, *WEB_AND_API, ONE_MORE, one=good()) as all_:
+        await complete(all_.agent.store)
+        serials, seen = all_.serials(), all_.agent.each_workload()
+        first = next(seen)
+        await all_.apply("renewal: {fraction: 0.7}\n", *WEB_AND_API)
+        others = list(seen)
+        assert [each.name for each in (first, *others)] == ["web", "api"]
+        assert [each.current.serial for each in others if each.current] == [serials["api"]]
 
 
 async def test_a_key_is_kept_by_nothing_that_was_replaced(tmp_path: Path) -> None:

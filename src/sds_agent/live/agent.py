@@ -150,8 +150,8 @@ class Agent:
         return tuple(issuer.status for issuer in self.issuers.values())
 
     def each_workload(self) -> Iterator[WorkloadStatus]:
-        """The same, each made when it is taken: between two of them others may have changed."""
-        return (issuer.status for issuer in tuple(self.issuers.values()))
+        """The same, each made when it is taken: between two of them others may have changed, and gone."""
+        return (issuer.status for issuer in self._workloads.each_issuer())
 
     @property
     def trust(self) -> TrustStatus:

@@ -5,7 +5,7 @@ next one takes the certificates over: nothing is served anew, and nothing asked 
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from sds_agent.clock import Clock
 from sds_agent.issuance.attempts import AttemptRecord
@@ -72,6 +72,12 @@ class RunningWorkloads:
     def issuers(self) -> dict[str, Issuer]:
         """What issues for each."""
         return {name: each.issuer for name, each in self._running.items()}
+
+    def each_issuer(self) -> Iterator[Issuer]:
+        """The same, each when it is taken: others may have come in their places between two of them."""
+        for name in tuple(self._running):
+            if (running := self._running.get(name)) is not None:
+                yield running.issuer
 
     async def stop(self, issuing: Mapping[str, Issuing], written: Mapping[str, Written]) -> None:
         """End what is another in these, or not in them. All of that is still served; `replace` is to follow."""
