@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from sds_agent.sds.catalog import Catalog
+from sds_agent.sds.counts import SdsCounts
 from sds_agent.sds.protocol import Absence, Resource
 from sds_agent.sds.service import SecretDiscoveryService
 from sds_agent.secrets.model import CertificateSecret
@@ -64,3 +65,13 @@ def test_a_key_that_is_no_longer_served_is_not_stored(store: SecretStore, change
         case "removed":
             store.replace_names(["late"], [], {})
     assert service._catalog._encoded == {}
+
+
+def test_an_answer_makes_no_copy_of_all_that_is_served(store: SecretStore) -> None:
+    """A snapshot of twenty thousand names is copied at the next change, for each Envoy that was answered between."""
+    service = SecretDiscoveryService(store)
+    for number in range(2):
+        store.publish({"default": certificate(b"%d" % number)})
+        assert service._journal.label("default") == "default"
+        assert service._journal.label("of no configuration") == SdsCounts.OTHERS
+    assert store._snapshot is None, "nobody has taken one"

@@ -180,7 +180,7 @@ class SecretDiscoveryService:
             most_streams=most_streams,
             most_names=most_names,
             counts=self.counts,
-            known=lambda: store.snapshot,
+            known=lambda: store,
             changed=self._changed,
         )
         self._audience = Audience[Stream[Any]]()
