@@ -106,6 +106,21 @@ def test_nothing_is_said_before_the_authorities_were_asked(events: Events) -> No
     assert len(made.lists) == 1
 
 
+def test_lists_stay_while_an_authority_that_is_new_has_not_answered(bench: Bench, events: Events) -> None:
+    """A reload adds one: nobody who is revoked is to be let in meanwhile, as long as its roots are not served."""
+    bench.trust.follow(["a", "b"], ["a", "b"])
+    bench.use(make_leaf(SIGNER), SIGNER.certificate)
+    assert [each.issuer for each in bench.lists] == [SIGNER.certificate.subject]
+    bench.trust.update("b", (NEW_ROOT.certificate,))
+    between = bench.lists
+    assert between == (), "peers below the new root would be refused"
+    assert events.named("revocation_off") == []
+    bench.trust.update_lists(
+        "b", read_lists([make_crl(NEW_SIGNER).public_bytes(Encoding.DER)]), (NEW_SIGNER.certificate,)
+    )
+    assert {each.issuer for each in bench.lists} == {SIGNER.certificate.subject, NEW_SIGNER.certificate.subject}
+
+
 def test_nothing_is_said_before_the_first_certificate(events: Events) -> None:
     made = Bench()
     made.trust.update("a", (ROOT.certificate,))

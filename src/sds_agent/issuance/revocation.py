@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from cryptography import x509
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from sds_agent import log
 from sds_agent.pki.certificates import describe_time, unique
@@ -133,7 +133,8 @@ class Revocation:
     def lists_beside(self, anchors: Chain, chains: Iterable[Chain], now: datetime) -> bytes:
         """The lists to serve with these anchors, in PEM; `chains` are in use. Logs why there are none.
 
-        Before all authorities have been asked, and before there is a certificate, none are expected.
+        Before all authorities have been asked, and before there is a certificate, none are expected. Those that are
+        served stay while one that is new has not answered yet, as long as none of its own is needed.
         """
         if self._choice is None and not self.wanted:
             return b""
@@ -144,17 +145,25 @@ class Revocation:
         longest_last = sorted(chains, key=lambda chain: chain[0].not_valid_after_utc) if self.wanted else []
         in_use = {kind_of(chain): chain for chain in longest_last}
         self._kinds = frozenset(in_use)
-        if not self.wanted or not in_use or not self._asked <= self._answered:
-            self._choice = Choice({}, before.usable)
-            self._note(None, now)
-            return b""
+        is_expected = self._asked <= self._answered
+        if not self.wanted or not in_use or not (is_expected or before.lists):
+            return self._without(before, now)
         former = tuple(each.certificate for each in self._former.values())
         advertised = unique(ca for cas in self._advertised.values() for ca in cas)
         latest = tuple(each for lists in self._latest.values() for each in lists)
         known = KnownCas(anchors, tuple(in_use.values()), former, advertised)
-        self._choice = choice = choose(latest, before.usable, known, now)
+        choice = choose(latest, before.usable, known, now)
+        if choice.off and not is_expected:
+            return self._without(before, now)
+        self._choice = choice
         self._report(choice, before, now)
         return choice.pem
+
+    def _without(self, before: "Choice", now: datetime) -> bytes:
+        """No list, for no reason that is worth a word."""
+        self._choice = structs.replace(before, lists={}, off=(), left_out=(), check_at=None)
+        self._note(None, now)
+        return b""
 
     async def lacking(self) -> None:
         """Return when lists have come to be lacking since this returned last: it is worth asking for them now."""
