@@ -448,6 +448,19 @@ async def test_another_trust_domain_comes_and_goes_with_the_configuration(tmp_pa
             assert name not in all_.agent.store.snapshot
 
 
+async def test_a_trust_domain_that_comes_never_has_the_certificate_of_a_workload_of_its_name(tmp_path: Path) -> None:
+    """An Envoy would get a private key where it asks whom to trust."""
+    authorities = "authorities: {one: {type: embedded}, two: {type: spiffe, socket: /run/spire.sock%s}}\nworkloads:\n"
+    named = workload("'spiffe://other.example'", "web", ", authority: one")
+    async with live(tmp_path, authorities % "", named, one=good(), two=Federating(CA)) as all_:
+        await complete(all_.agent.store)
+        assert all_.agent.store.snapshot["spiffe://other.example"] is not None
+        renamed = workload("web", more=", authority: one")
+        await all_.apply(authorities % ", federated: [other.example]", renamed, two=Federating(CA))
+        assert all_.agent.store.snapshot["spiffe://other.example"] is None
+        assert all_.agent.store.complete, "it need not ever have one"
+
+
 async def test_who_looks_at_all_workloads_while_they_change_sees_what_there_is_now(tmp_path: Path) -> None:
     """Thousands are shown with pauses. A workload without a certificate would be an alarm."""
     async with live(tmp_path, *WEB_AND_API, ONE_MORE, one=good()) as all_:

@@ -124,8 +124,10 @@ class Agent:
         await self._workloads.stop(issuing, assembly.written(settings))
         kinds, before = assembly.kinds(settings), assembly.kinds(self.settings)
         replaced = [name for name in kinds if before.get(name, kinds[name]) != kinds[name]]
+        # a workload that goes may have had the name of a trust domain that comes
+        secrets = dict.fromkeys({*assembly.optional_names(settings)}.difference(assembly.optional_names(self.settings)))
         self.settings, self._cas = settings, dict(cas)
-        secrets = self._workloads.replace(issuing)
+        secrets |= self._workloads.replace(issuing)
         self._anchors.file.know(kinds)
         self.bundle.follow(cas, assembly.with_lists(cas), replaced)
         self.federation.follow(settings.federation, replaced)
