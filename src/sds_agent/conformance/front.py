@@ -77,6 +77,7 @@ class Front:
         self._behind = behind
         self._root = make_root(generate(KeyType.EC_P256), "conformance", earlier, timedelta(days=1))
         self._stranger = make_root(generate(KeyType.EC_P256), "stranger", earlier, timedelta(days=1))
+        self._contexts: dict[Fault | None, ssl.SSLContext] = {}
         self._elsewhere = 0
         self._server: asyncio.Server | None = None
         self.tasks = set[asyncio.Task[None]]()
@@ -212,6 +213,12 @@ class Front:
         writer.transport.abort()
 
     def _context(self, fault: Fault | None) -> ssl.SSLContext:
+        """One for all connections of a fault: to make a key and a certificate takes longer than to answer."""
+        if fault not in self._contexts:
+            self._contexts[fault] = self._new_context(fault)
+        return self._contexts[fault]
+
+    def _new_context(self, fault: Fault | None) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.set_alpn_protocols(["h2", "http/1.1"])
         key = generate(KeyType.EC_P256)
