@@ -1,6 +1,7 @@
 """What the documentation shows is what a reader types: configuration, commands, scripts and links have to work."""
 
 import ast
+import json
 import os
 import re
 import socket
@@ -65,19 +66,30 @@ def test_there_is_something_to_check() -> None:
     assert LINKS
 
 
-# The command as a user that is not root, who may not be let into root's Python: what it imports it imports before.
-# Envoy's types are left out: they take longer than all the rest, and no command that runs here needs them.
+# Commands, one after another until one fails: importing what they need takes longer than most of what they do.
+COMMANDS_IN_TURN = """
+import json, os, sys
+from sds_agent.cli.main import main
+unneeded, *before, last = map(json.loads, sys.argv[1:])
+{prepared}
+for each in before:
+    child = os.fork()
+    if not child:
+        sys.exit(main(each))
+    if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        sys.exit(code)
+sys.exit(main(last))
+"""
+# As a user that is not root, who may not be let into root's Python: what they import is imported before.
 AS_ANOTHER = """
-import os, pkgutil, sys
+import pkgutil
 import anyio._backends._asyncio, concurrent.futures.thread, encodings.idna, jwt, httpx, sds_agent
 for each in pkgutil.walk_packages(sds_agent.__path__, "sds_agent."):
-    if not each.name.endswith(("__main__", "envoy_config.messages")):
+    if not each.name.endswith(tuple(unneeded)):
         __import__(each.name)
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
-from sds_agent.cli.main import main
-sys.exit(main(sys.argv[1:]))
 """
 USERS = ["root", "another"] if os.geteuid() == 0 else ["another"]
 
@@ -88,6 +100,7 @@ class Machine:
     def __init__(self, folder: Path, user: str) -> None:
         self.folder = folder
         self._user = user
+        self._unneeded = ["__main__", "envoy_config.messages"]  # Envoy's types take longer than all the rest
 
     def place(self, path: str) -> Path:
         """Where that is here."""
@@ -95,6 +108,8 @@ class Machine:
 
     def write(self, name: str, example: str) -> Path:
         """The example as a file; only its places are moved, and a port that may be taken is left to the kernel."""
+        if "telemetry:" not in example:
+            self._unneeded.append("admin.otel")
         text = re.sub(r"(?<![\w:/.])/(?=(etc|run|var)/)", f"{self.folder}/", example).replace(
             "listen: 127.0.0.1:15012", "listen: 127.0.0.1:0"
         )
@@ -134,9 +149,15 @@ class Machine:
 
     _passphrase: Path | None = None
 
-    def command(self, *arguments: str) -> list[str]:
+    def command(self, *commands: list[str]) -> list[str]:
+        """One that runs these, in turn."""
         another = self._user == "another" and os.geteuid() == 0
-        return [sys.executable, *(["-c", AS_ANOTHER] if another else ["-m", "sds_agent"]), *arguments]
+        program = COMMANDS_IN_TURN.format(prepared=AS_ANOTHER if another else "")
+        return [sys.executable, "-P", "-c", program, *map(json.dumps, [self._unneeded, *commands])]
+
+    def foreign(self, file: Path) -> bool:
+        """Whether what that file names is root's, and the user another."""
+        return self._user == "another" and 'owner: "0"' in file.read_text()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -179,13 +200,11 @@ async def test_an_agent_starts_with_the_configurations_shown(example: str, machi
     """As they stand: what a newcomer pastes first must not end with a word about their machine."""
     file = machine.write("sds-agent.yaml", example)
     environment = machine.environment | places(example, machine)
-    foreign = machine.command()[1] == "-c" and 'owner: "0"' in example
-    done = await anyio.run_process(machine.command("check", str(file)), env=environment, check=False)
-    assert done.returncode == (3 if foreign else 0), done.stdout + done.stderr
-    if foreign:  # every key is in that one, and none but root gives a socket to root
-        assert b"sds.owner: only root" in done.stderr
-        return
-    async with started(machine.command("run", str(file)), environment) as agent:
+    async with started(machine.command(["check", str(file)], ["run", str(file)]), environment) as agent:
+        if machine.foreign(file):  # every key is in that one, and none but root gives a socket to root
+            await agent.line("sds.owner: only root")
+            assert await agent.process.wait() == 3
+            return
         await agent.line('"listening"')
         if signs_by_itself(example):  # the others wait for a CA that is not here
             await agent.line('"ready"')
@@ -197,10 +216,10 @@ async def test_a_ca_starts_with_the_configurations_shown(example: str, machine: 
     whole = "signer:" in example
     rest = LEAST_CA + example.replace("callers:\n", "callers:\n  join_tokens: tokens\n")
     file = machine.write("ca.yaml", example if whole else rest)
-    async with started(machine.command("ca", "serve", str(file)), machine.environment) as ca:
+    async with started(machine.command(["ca", "serve", str(file)]), machine.environment) as ca:
         await ca.line('"listening"')
         if whole:
-            command = machine.command("ca", "token", str(file), "spiffe://cluster.local/vm/db1", "--ttl", "10m")
+            command = machine.command(["ca", "token", str(file), "spiffe://cluster.local/vm/db1", "--ttl", "10m"])
             token = await anyio.run_process(command, env=machine.environment)
             assert token.stdout
         assert await ca.stop() == 0
