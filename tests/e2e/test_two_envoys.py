@@ -18,6 +18,8 @@ from fakes.processes import Program, started
 WEB = "spiffe://demo.example/web"
 TTL = "20s"
 RENEWAL = {"fraction": 0.25, "jitter": 0}
+PAUSE = 0.02
+"""Seconds between two requests: without it they fill both cores for as long as certificates take to be renewed."""
 
 
 def written(folder: Path, authorities: dict[str, Any], *more: tuple[str, Any]) -> Path:
@@ -42,17 +44,19 @@ class Traffic:
 
     def __init__(self, behind: Envoy) -> None:
         self.answers: list[int] = []
-        self.over = False
+        self.over = anyio.Event()
         self._behind = behind
         self._more = anyio.Event()
 
     async def run(self, port: int) -> None:
         """Send requests until it is over."""
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-            while not self.over:
+            while not self.over.is_set():
                 self.answers.append((await client.get("/")).status_code)
                 self._more.set()
                 self._more = anyio.Event()
+                with anyio.move_on_after(PAUSE):
+                    await self.over.wait()
 
     async def goes_on(self) -> None:
         """Return when some requests have been answered that began after this was called."""
@@ -80,7 +84,7 @@ async def traffic(running: Agent, folder: Path) -> AsyncIterator[Traffic]:
                 await flow.goes_on()
                 yield flow
                 await flow.goes_on()
-                flow.over = True
+                flow.over.set()
             assert set(flow.answers) == {200}, flow.answers
             assert await flow.handshakes() >= len(flow.answers), "else requests shared a connection, and show nothing"
     assert running.events("nacked") == []
