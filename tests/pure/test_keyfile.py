@@ -3,6 +3,7 @@
 import base64
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,12 +50,19 @@ def made(directory: Path, arguments: tuple[str, ...]) -> bytes:
     return openssl(directory, *arguments).encode()
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[str, ...]], bytes]:
+    """One key for each of these arguments: to make one takes longer than to read it in every disguise."""
+    directory = tmp_path_factory.mktemp("keys")
+    return cache(lambda arguments: made(directory, arguments))
+
+
 @pytest.mark.parametrize("disguise", DISGUISES.values(), ids=DISGUISES)
 @pytest.mark.parametrize("arguments", PLAIN.values(), ids=PLAIN)
 def test_every_plain_form_is_taken(
-    arguments: tuple[str, ...], disguise: Callable[[bytes], bytes], tmp_path: Path
+    arguments: tuple[str, ...], disguise: Callable[[bytes], bytes], once: Callable[[tuple[str, ...]], bytes]
 ) -> None:
-    pem = made(tmp_path, arguments)
+    pem = once(arguments)
     key = read_private_key(disguise(pem))
     assert isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey)
     assert not is_encrypted(pem)
@@ -64,9 +72,9 @@ def test_every_plain_form_is_taken(
 @pytest.mark.parametrize("disguise", DISGUISES.values(), ids=DISGUISES)
 @pytest.mark.parametrize("arguments", ENCRYPTED.values(), ids=ENCRYPTED)
 def test_an_encrypted_key_is_taken_with_its_passphrase_alone(
-    arguments: tuple[str, ...], disguise: Callable[[bytes], bytes], tmp_path: Path
+    arguments: tuple[str, ...], disguise: Callable[[bytes], bytes], once: Callable[[tuple[str, ...]], bytes]
 ) -> None:
-    pem = disguise(made(tmp_path, arguments))
+    pem = disguise(once(arguments))
     assert is_encrypted(pem)
     assert read_private_key(pem, PASSPHRASE).key_size == 2048
     with pytest.raises(PassphraseError, match="there is no passphrase"):
