@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +92,19 @@ class Shifted(SystemClock):
         return super().passed() + self.lasted.total_seconds()
 
 
+@cache
+def rsa_key() -> rsa.RSAPrivateKey:
+    """One for all issuers: to make one takes longer than most of what is done with it."""
+    return rsa.generate_private_key(65537, 2048)
+
+
 class TokenIssuer:
-    """A stand-in for a kube-apiserver: its keys, as a key set and as tokens."""
+    """A stand-in for a kube-apiserver: its keys, as a key set and as tokens. All but the RSA key are of its own."""
 
     def __init__(self) -> None:
         self.keys: dict[str, Any] = {
             "ES256": ec.generate_private_key(ec.SECP256R1()),
-            "RS256": rsa.generate_private_key(65537, 2048),
+            "RS256": rsa_key(),
             "EdDSA": ed25519.Ed25519PrivateKey.generate(),
         }
 
