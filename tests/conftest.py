@@ -24,6 +24,14 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup: program
     signal.signal(signal.SIGHUP, lambda *_: None)
 
 
+LONGEST = {"test_two_envoys.py", "test_walk_beside_envoy.py", "test_istio_ca.py", "test_demo.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that take longest begin first: else one process runs them in the end, while the others have none left."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     """The server is grpc.aio's, which runs on asyncio only."""
