@@ -101,8 +101,9 @@ async def test_an_envoy_gets_certificates_of_our_ca_and_their_renewals(tmp_path:
     ):
         await proxy.ready()
         visitor, port = await client(running.socket, tmp_path), await proxy.port()
-        seen = []
-        for count in (1, 2, 3):
+        seen: list[str] = []
+        for _ in range(3):  # on a busy machine some have been renewed before the first request
+            count = 1 + len(running.events("acked", names="default")) if seen else 1
             await running.event("acked", names="default", count=count)
             seen.append(await visitor.request(port))
         assert len(set(seen)) == 3
