@@ -4,11 +4,12 @@ import errno
 from pathlib import Path
 
 import pytest
+from fakes.hierarchy import make_ca
 from fakes.odd_certificates import NOT_READ, together
 
 from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
-from sds_agent.pki.certificates import read_bundle
+from sds_agent.pki.certificates import read_bundle, write_pem
 
 
 def silent() -> bytes:
@@ -44,3 +45,10 @@ async def test_a_root_that_cannot_be_used_is_told_with_the_others_and_is_no_serv
     told = read_bundle(await OperatorFiles().trust_roots(file))
     assert (told.certificates, len(told.left_out)) == (read_bundle(odd).certificates, 1)
     assert read_bundle(await OperatorFiles().server_roots(file) or b"").left_out == ()
+
+
+async def test_a_root_that_is_cut_off_costs_no_other(tmp_path: Path) -> None:
+    file, (first, second) = tmp_path / "roots.pem", (write_pem([make_ca(name).certificate]) for name in ("a", "b"))
+    file.write_bytes(first.replace(b"-----END CERTIFICATE-----\n", b"") + second)
+    told = read_bundle(await OperatorFiles().trust_roots(file))
+    assert (write_pem(told.certificates), len(told.left_out)) == (second, 1)

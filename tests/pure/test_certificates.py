@@ -42,6 +42,7 @@ from sds_agent.pki.certificates import (
     is_self_signed,
     load_der,
     read_again,
+    read_bundle,
     read_issuers_again,
     read_pem,
     remembered,
@@ -50,6 +51,7 @@ from sds_agent.pki.certificates import (
     serial_hex,
     subject_alternative_uris,
     unique,
+    write_beside,
     write_pem,
 )
 from sds_agent.pki.keys import to_pkcs8_pem
@@ -170,6 +172,36 @@ def test_the_error_for_an_unreadable_bundle_names_the_block_and_the_reason(data:
     with pytest.raises(CertificateError) as refused:
         read_pem(data)
     assert reason in str(refused.value)
+
+
+CUT = BLOCKS[0].replace(b"-----END CERTIFICATE-----\n", b"")
+NONE = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+OTHER = b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [PEM, NONE + PEM, PEM + NONE, CUT + PEM, PEM + CUT + PEM, OTHER + NONE + PEM + NONE + OTHER, CUT + NONE + PEM],
+)
+def test_what_is_rewritten_reads_as_before_with_its_faults_at_the_same_numbers(data: bytes) -> None:
+    reading = read_bundle(data)
+    again = read_bundle(reading.rewritten)
+    assert (again.certificates, again.left_out) == (reading.certificates, reading.left_out)
+    assert b"CRL" not in reading.rewritten
+
+
+@pytest.mark.parametrize("rest", [OTHER, b"-----END X509 CRL-----" + OTHER])
+def test_one_that_is_cut_off_costs_no_other_where_nothing_but_certificates_is_rewritten(rest: bytes) -> None:
+    reading = read_bundle(PEM + CUT + rest)
+    again = read_bundle(reading.rewritten)
+    assert (again.certificates, len(again.left_out)) == (reading.certificates, 1)
+
+
+def test_what_cannot_be_read_is_told_once_in_one_order_and_costs_no_certificate() -> None:
+    unread = [*read_bundle(CUT + PEM).unread.values(), *read_bundle(NONE + PEM).unread.values()]
+    written = write_beside(read_pem(PEM), unread)
+    assert (read_bundle(written).certificates, len(read_bundle(written).left_out)) == (read_pem(PEM), 2)
+    assert write_beside(read_pem(PEM), (*reversed(unread), *unread)) == written
 
 
 def test_openssls_trusted_certificates_are_refused_with_the_way_out(tmp_path: Path) -> None:

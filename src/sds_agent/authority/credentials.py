@@ -156,10 +156,9 @@ def read_roots(file: Path, what: str = SERVER_ROOTS) -> bytes:
 def read_trust_roots(file: Path) -> bytes:
     """The trust domain's roots in `file`, in PEM, of which at least one can be used.
 
-    Those that cannot be are behind the others: who takes them names what is left out of the bundle.
+    Those that cannot be are among the others: who takes them names what is left out of the bundle.
     """
-    reading = read_certificates(file, TRUST_ROOTS)
-    return write_pem(reading.certificates) + reading.unread
+    return read_certificates(file, TRUST_ROOTS).rewritten
 
 
 def read_client_certificate(certificate_file: Path | None, key_file: Path | None) -> CurrentIdentity | None:

@@ -7,7 +7,7 @@ Their times are cryptography's own `not_valid_before_utc` and `not_valid_after_u
 import binascii
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import wraps
@@ -67,13 +67,22 @@ class CertificateError(SdsAgentError):
 class ParsedBundle(Struct, frozen=True):
     """The certificates of a PEM text, in its order, and what is wrong with those that were left out, a clause each.
 
-    `unread` has the blocks of the latter as they are: behind what `write_pem` makes of the others, for the next reader
-    to say the same.
+    `unread` has the blocks of the latter as they are, by their numbers, for the next reader to say the same.
     """
 
     certificates: tuple[x509.Certificate, ...]
     left_out: tuple[str, ...] = ()
-    unread: bytes = b""
+    unread: Mapping[int, bytes] = {}
+
+    @property
+    def rewritten(self) -> bytes:
+        """All of them in PEM and nothing else, so that whoever reads it finds the same at the same numbers."""
+        written = [write_pem([each]) for each in self.certificates] if self.unread else [write_pem(self.certificates)]
+        for number, text in sorted(self.unread.items()):
+            # a block without an END has to be followed by another, or all of the text would count as cut off
+            last = len(written) if _ends(text) else len(written) - 1
+            written.insert(min(number - 1, last), text)
+        return b"".join(written)
 
 
 def read_bundle(data: bytes) -> ParsedBundle:
@@ -89,7 +98,7 @@ def read_bundle(data: bytes) -> ParsedBundle:
     if (written := _contents.get(data)) is not None:
         with suppress(CertificateError):  # below it is said of which block
             return ParsedBundle(tuple(map(_read_der, written)))
-    found, faults, unread = list[x509.Certificate](), list[str](), list[bytes]()
+    found, faults, unread = list[x509.Certificate](), list[str](), dict[int, bytes]()
     for number, block in enumerate(blocks(data, _LABELS), start=1):
         if block.is_last and not block.has_end:
             raise CertificateError(f"PEM block {number} has no END line: the certificate is cut off")
@@ -97,12 +106,12 @@ def read_bundle(data: bytes) -> ParsedBundle:
             found.append(_read_block(block))
         except CertificateError as error:
             faults.append(f"PEM block {number} {error}")
-            unread += [block.text, b"\n"]
+            unread[number] = block.text + b"\n"
     if len(faults) > MOST_FAULTS:
         faults[MOST_FAULTS:] = [f"{len(faults) - MOST_FAULTS} more cannot be used"]
     if faults and not found:
         raise CertificateError("; ".join(faults))
-    return ParsedBundle(tuple(found), tuple(faults), b"".join(unread))
+    return ParsedBundle(tuple(found), tuple(faults), unread)
 
 
 def read_pem(data: bytes) -> tuple[x509.Certificate, ...]:
@@ -130,6 +139,18 @@ def write_pem(certificates: Iterable[x509.Certificate]) -> bytes:
     """
     ders = tuple(map(der_of, certificates))
     return _written(ders) if sum(map(len, ders)) <= LONGEST_SHARED else _pem(ders)
+
+
+def write_beside(certificates: Iterable[x509.Certificate], unread: Iterable[bytes]) -> bytes:
+    """The certificates in PEM, at least one, with blocks that could not be read (`ParsedBundle.unread`) for the next
+    reader to name: each once and in an order of their own, as CAs tell theirs in any, and the reader numbers them. They
+    come first, for one that is cut off would cost all others at the end.
+    """
+    return b"".join(sorted(set(unread))) + write_pem(certificates)
+
+
+def _ends(text: bytes) -> bool:
+    return all(block.has_end for block in blocks(text, _LABELS))
 
 
 def _pem(ders: tuple[bytes, ...]) -> bytes:

@@ -10,7 +10,7 @@ from sds_agent.authority.answers import status_and
 from sds_agent.authority.credentials import Token
 from sds_agent.authority.http_message import REQUEST_TIMEOUT
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
-from sds_agent.pki.certificates import CertificateError, is_self_signed, read_bundle, write_pem
+from sds_agent.pki.certificates import CertificateError, is_self_signed, read_bundle, write_beside, write_pem
 from sds_agent.pki.pem import blocks
 from sds_agent.pki.pkcs7 import Pkcs7Error, certificates_pem
 
@@ -36,9 +36,7 @@ class BasicCredentials(Struct, frozen=True):
 
 
 class EstCaCertificates(Struct, frozen=True):
-    """The answer to cacerts, in PEM: the roots, behind them what cannot be read, and what is between them and a
-    certificate.
-    """
+    """The answer to cacerts, in PEM: the roots with what cannot be read, and what is between them and a certificate."""
 
     roots: bytes
     others: bytes
@@ -88,7 +86,7 @@ def read_cacerts(body: bytes) -> EstCaCertificates:
         raise _unusable(CACERTS, str(error), "read the server's own log") from error
     found = reading.certificates
     roots = [each for each in found if is_self_signed(each)]
-    told = write_pem(roots) + reading.unread if roots else b""
+    told = write_beside(roots, reading.unread.values()) if roots else b""
     return EstCaCertificates(told, write_pem(each for each in found if each not in roots))
 
 

@@ -79,7 +79,7 @@ class FileSet(Sensitive, frozen=True):
 class Material(Sensitive, frozen=True):
     """A set that goes together: the chain, its key in PKCS#8, and the roots, in PEM; and what was left out of them.
 
-    Roots that cannot be read are behind the others, and come without a certificate too.
+    Roots that cannot be read are among the others, and come without a certificate too.
     """
 
     chain_pem: bytes
@@ -150,8 +150,7 @@ def judged(chosen: FilesSettings, read: FileSet) -> Material:
     roots = _roots(chosen, places.roots, read.contents)
     left_out = ((places.certificate, pair.left_out), (places.roots, roots.left_out))
     warnings = tuple(f"left out of {file}: {each}" for file, causes in left_out for each in causes)
-    anchors = write_pem(roots.certificates) + roots.unread
-    return Material(write_pem(pair.chain), to_pkcs8_pem(pair.key), anchors, warnings)
+    return Material(write_pem(pair.chain), to_pkcs8_pem(pair.key), roots.rewritten, warnings)
 
 
 def _pair(chosen: FilesSettings, places: FilesPlaces, contents: Mapping[Path, bytes | Unreadable]) -> Pair:

@@ -55,7 +55,7 @@ from sds_agent.authority.step_ca.wire import (
     vouched,
     words_of,
 )
-from sds_agent.pki.certificates import CertificateError, ParsedBundle, read_pem, unique, write_pem
+from sds_agent.pki.certificates import CertificateError, ParsedBundle, read_pem, unique, write_beside, write_pem
 from sds_agent.pki.validation.rules import Chain
 
 LOG = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class StepCaAuthority:
         self._proofs = StepCaProofs(settings)
         self._operator = OperatorFiles()
         self._anchors: Chain = ()
-        self._unread = b""  # what step-ca told beside them and cannot be read
+        self._unread: tuple[bytes, ...] = ()  # what step-ca told beside them and cannot be read
         self._first_anchors = asyncio.Lock()
         self._questions = Questions()  # for the roots
         self._backdate = BACKDATE
@@ -103,7 +103,7 @@ class StepCaAuthority:
             chain = await self._signed(request, now)
         if not vouched(chain, self._anchors):
             await self.anchors()
-        return Issuance(chain, write_pem(self._anchors) + self._unread)
+        return Issuance(chain, write_beside(self._anchors, self._unread))
 
     async def anchors(self) -> bytes:
         """step-ca's own roots, and by default those in its federatedRoots, in PEM. Raises AuthorityError."""
@@ -114,8 +114,8 @@ class StepCaAuthority:
         others = await self._certificates(FEDERATION) if self._settings.federation else ParsedBundle(())
         if self._questions.is_known(number) or not self._anchors:
             self._anchors = unique((*own.certificates, *others.certificates))
-            self._unread = own.unread + others.unread
-        return write_pem(self._anchors) + self._unread
+            self._unread = (*own.unread.values(), *others.unread.values())
+        return write_beside(self._anchors, self._unread)
 
     async def lists(self) -> AdvertisedLists:
         """The list of the CA that signs now; step-ca has one alone. Raises AuthorityError."""

@@ -27,7 +27,7 @@ from sds_agent.authority.vault.wire import (
     read_signed,
     sign_call,
 )
-from sds_agent.pki.certificates import CertificateError, is_self_signed, read_bundle, write_pem
+from sds_agent.pki.certificates import CertificateError, is_self_signed, read_bundle, write_beside
 
 DELETED = 404
 WITHOUT_KEY = 500
@@ -147,7 +147,7 @@ class VaultAuthority:
         roots = [each for each in bundle.certificates if is_self_signed(each)]
         if not roots:
             raise no_roots(answer.what, self._settings, len(issuers))
-        self._known = write_pem(roots) + bundle.unread
+        self._known = write_beside(roots, bundle.unread.values())
         return self._known
 
     async def _issuer(self, issuer: str, reach: VaultReach) -> bytes:
