@@ -361,6 +361,23 @@ async def test_a_busy_authority_is_asked_for_lists_no_sooner_than_it_says(bench:
         assert authority.calls == 3
 
 
+async def test_a_list_is_asked_for_before_its_end_whatever_the_authority_says(bench: Bench, events: Events) -> None:
+    """And once it has ended, no sooner than that: revocation is off by then."""
+    left = EVERY + 40 * SECOND
+    short = make_crl(SIGNER, last_update=NOW - SECOND, next_update=NOW + 2 * left).public_bytes(Encoding.DER)
+    busy = AuthorityError(ErrorKind.TRANSIENT, "in maintenance", retry_after=EVERY.total_seconds())
+    authority = Publishing(AdvertisedLists((short,)), busy)
+    async with following(bench, authority):
+        await events.wait("lists_changed")
+        seconds = list[float]()
+        while not seconds or seconds[-1] < EVERY.total_seconds():
+            assert len(seconds) < 20
+            await pass_time(bench.clock, timedelta(seconds=seconds[-1] if seconds else EVERY.total_seconds()) + SECOND)
+            seconds.append((await events.wait("lists_not_refreshed", count=len(seconds) + 1))["in_seconds"])
+    assert seconds[0] == pytest.approx((2 * left - EVERY).total_seconds() / 2, abs=2)
+    assert bench.lists == ()
+
+
 def test_a_list_is_asked_for_again_at_half_of_what_is_left_of_its_life() -> None:
     lists = read_lists([make_crl(SIGNER, next_update=NOW + timedelta(minutes=4)).public_bytes(Encoding.DER)])
     assert next_reading(lists, NOW, EVERY) == NOW + timedelta(minutes=2)

@@ -36,17 +36,21 @@ async def follow_lists(
     """Ask the authority `name` for its lists at its own intervals, and at once when one is lacking, until cancelled.
 
     A failure is logged (`lists_not_refreshed`) and changes nothing that is served; the authority is asked again sooner,
-    but not before the time that it names.
+    but not before the time that it names, unless that is more than half of what is left of a list's life.
     """
     failures = 0
+    known: tuple[PublishedList, ...] = ()
     while True:
         lists, cause, retry_after = await _ask(trust, name, authority)
         failures = failures + 1 if cause else 0
         delay = next_refresh(authority.refresh_every, failures, retry_after, randomness())
+        now, known = clock.now(), known if cause else lists
+        due = next_reading(tuple(each for each in known if not (cause and _has_ended(each, now))), now, delay)
         if cause:
-            log.event(LOG, "lists_not_refreshed", level=logging.WARNING, authority=name, cause=cause, in_seconds=delay)
-        now = clock.now()
-        due = now + delay if cause else next_reading(lists, now, delay)
+            in_seconds = due - now
+            log.event(
+                LOG, "lists_not_refreshed", level=logging.WARNING, authority=name, cause=cause, in_seconds=in_seconds
+            )
         await _until(clock, min(due, now + FIRST_REFRESH_RETRY) if retry_after is None else due, trust)
         lacking = asyncio.create_task(trust.revocation.lacking())
         try:
@@ -61,6 +65,11 @@ def next_reading(lists: tuple[PublishedList, ...], now: datetime, every: timedel
     ends = [each.crl.next_update_utc for each in lists]
     left = min((end - now for end in ends if end is not None), default=every / SHARE)
     return now + min(every, max(left * SHARE, min(every, FIRST_REFRESH_RETRY)))
+
+
+def _has_ended(published: PublishedList, now: datetime) -> bool:
+    end = published.crl.next_update_utc
+    return end is not None and end <= now
 
 
 async def _until(clock: Clock, due: datetime, trust: Trust, sooner: asyncio.Task[None] | None = None) -> None:
