@@ -6,7 +6,7 @@ by itself is a wait for the next of them: it takes no other workload's turn.
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from datetime import datetime, timedelta
 from functools import cached_property, partial
@@ -149,7 +149,7 @@ class IssuanceSource:
                     return await self._requester.ask(attempt.current)
                 async with self._queue.slot(attempt.priority, partial(attempt.store.hurrying, attempt.names)):
                     attempt.begun()
-                    with nullcontext() if seconds is None else giving(seconds):
+                    with _giving_until(limit.when()):
                         return await self._requester.ask(attempt.current)
         except TimeoutError as error:
             if not limit.expired() or seconds is None:
@@ -167,6 +167,11 @@ class IssuanceSource:
                 f"the certificate that it gives ends at {accepted.not_after:%Y-%m-%d %H:%M:%S UTC} and was not "
                 "replaced in time; see that what makes it runs",
             )
+
+
+def _giving_until(end: float | None) -> AbstractContextManager[None]:
+    """Give what is left until that time of the loop's clock: the wait for the turn was a part of it."""
+    return nullcontext() if end is None else giving(max(end - asyncio.get_running_loop().time(), 0.0))
 
 
 Outcome = Coroutine[Any, Any, Obtained | AuthorityError]
