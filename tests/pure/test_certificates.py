@@ -197,6 +197,15 @@ def test_one_that_is_cut_off_costs_no_other_where_nothing_but_certificates_is_re
     assert (again.certificates, len(again.left_out)) == (reading.certificates, 1)
 
 
+@pytest.mark.parametrize("line_break", [b"\n", b"\r"])
+def test_a_key_that_was_joined_to_one_that_is_cut_off_is_in_nothing_that_is_told(line_break: bytes) -> None:
+    """`cat` joins them in one line, where a BEGIN is none."""
+    reading = read_bundle((CUT.rstrip() + KEY + PEM).replace(b"\n", line_break))
+    assert reading.left_out == ("PEM block 1 has no END line before the next BEGIN: the certificate is cut off",)
+    assert read_bundle(reading.rewritten).left_out == reading.left_out
+    assert b"KEY" not in reading.rewritten + repr(reading).encode()
+
+
 def test_what_cannot_be_read_is_told_once_in_one_order_and_costs_no_certificate() -> None:
     unread = [*read_bundle(CUT + PEM).unread.values(), *read_bundle(NONE + PEM).unread.values()]
     written = write_beside(read_pem(PEM), unread)

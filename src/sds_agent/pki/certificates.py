@@ -67,7 +67,8 @@ class CertificateError(SdsAgentError):
 class ParsedBundle(Struct, frozen=True):
     """The certificates of a PEM text, in its order, and what is wrong with those that were left out, a clause each.
 
-    `unread` has the blocks of the latter as they are, by their numbers, for the next reader to say the same.
+    `unread` has the blocks of the latter, by their numbers, for the next reader to say the same: as they are, but of
+    one that is cut off its BEGIN alone. A private key that was joined to it may come next.
     """
 
     certificates: tuple[x509.Certificate, ...]
@@ -106,7 +107,7 @@ def read_bundle(data: bytes) -> ParsedBundle:
             found.append(_read_block(block))
         except CertificateError as error:
             faults.append(f"PEM block {number} {error}")
-            unread[number] = block.text + b"\n"
+            unread[number] = (block.text if block.has_end else b"-----BEGIN %s-----" % block.label) + b"\n"
     if len(faults) > MOST_FAULTS:
         faults[MOST_FAULTS:] = [f"{len(faults) - MOST_FAULTS} more cannot be used"]
     if faults and not found:
