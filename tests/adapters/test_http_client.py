@@ -153,6 +153,16 @@ async def test_a_fault_of_the_servers_certificate_is_not_blamed_on_the_roots(
     assert str(error).startswith(f"the certificate of the CA, or that of a CA above it, {said}")
 
 
+async def test_a_root_that_was_renewed_at_the_server_alone_is_to_be_renewed_here() -> None:
+    """OpenSSL says that a certificate has expired, whose it does not say; each of those that the server has is good."""
+    async with serving(fine) as server:
+        now = datetime.now(UTC)
+        old = make_ca("server root", key=server.ca.key, not_before=now - 2 * DAY, not_after=now - DAY)
+        error = await refused(get(server, roots=write_pem([old.certificate])))
+        assert (await send(get(server), "the CA")).status == 200
+    assert str(error).endswith("; renew it, also in the file of roots here if it is there, or set the clock")
+
+
 async def test_a_certificate_of_the_client_is_shown() -> None:
     ca = make_ca("clients", not_before=NOW - DAY, not_after=datetime.now(UTC) + DAY)
     server = HttpsServer(fine)
