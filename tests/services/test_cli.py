@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -824,8 +825,11 @@ def test_programs_get_what_check_found_as_a_document(folder: Path, capsys: pytes
     assert (problem["key"], problem["line"], captured.err) == ("colour", 5, "")
 
 
-def test_a_watch_that_nobody_reads_ends_without_a_change(folder: Path) -> None:
-    """`status --watch | head -1` would keep the shell until a status changes, which may be tomorrow."""
+@pytest.mark.parametrize("made", [os.pipe, lambda: tuple(end.detach() for end in socket.socketpair())])
+def test_a_watch_that_nobody_reads_ends_without_a_change(made: Callable[[], tuple[int, int]], folder: Path) -> None:
+    """`status --watch | head -1` would keep the shell until a status changes, which may be tomorrow. What starts a
+    program may read its output by a socket, as Node.js and ksh do.
+    """
     answers = {"/livez": b"live\n", "/status": msgspec.json.encode(status(Seen(), NOW))}
     read_on = Event()
 
@@ -846,11 +850,12 @@ def test_a_watch_that_nobody_reads_ends_without_a_change(folder: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, args=(0.01,)).start()
         command = [*COMMAND, "status", "--watch", "--admin", f"http://127.0.0.1:{server.server_port}"]
-        with subprocess.Popen(command, env=environment(folder), stdout=subprocess.PIPE) as watching:
+        reader, writer = made()
+        with subprocess.Popen(command, env=environment(folder), stdout=writer) as watching:
+            os.close(writer)
             try:
-                assert watching.stdout is not None
-                assert watching.stdout.readline().startswith(b"ready")
-                watching.stdout.close()
+                assert os.read(reader, 1 << 16).startswith(b"ready"), "all of it, or closing would be an error to write"
+                os.close(reader)
                 read_on.set()
                 assert watching.wait(30) == 141
             finally:

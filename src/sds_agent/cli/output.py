@@ -76,7 +76,8 @@ def look_for_reader() -> None:
     poll = select.poll()
     with suppress(OSError, ValueError, AttributeError):  # none, or one without a descriptor
         poll.register(sys.stdout.fileno(), 0)
-    if any(found & select.POLLERR for _, found in poll.poll(0)):
+    # a pipe has POLLERR, a socket POLLHUP
+    if any(found & (select.POLLERR | select.POLLHUP) for _, found in poll.poll(0)):
         _abandon(sys.stdout)
         raise ReaderGoneError(_LEFT)
 
