@@ -95,7 +95,7 @@ async def test_an_agent_by_istios_variables_is_asked_by_the_same(tmp_path: Path)
         ("missing", "there is no socket"),
         ("killed", "no process listens at it"),
         ("no socket", "that is no socket"),
-        ("silent", "what listens there has not answered within 2 s"),
+        ("silent", "what listens there has not answered within 2 s; it is starting, hangs, or is another program"),
     ],
 )
 async def test_ready_says_why_no_agent_answers(tmp_path: Path, state: str, said: str) -> None:

@@ -264,7 +264,7 @@ async def check(address: str, seconds: float) -> Answer:
 
 
 def _no_agent(code: grpc.StatusCode, seconds: float) -> str:
-    """What is said where a process listens and gives no answer."""
+    """What is said where a process listens and gives no answer. Where systemd listens, the agent may not run yet."""
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"what listens there has not answered within {seconds:g} s; it hangs, or is another program"
+        return f"what listens there has not answered within {seconds:g} s; it is starting, hangs, or is another program"
     return f"what listens there does not answer as an agent does ({code.name.lower()}); name the agent's socket"
