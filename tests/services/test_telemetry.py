@@ -10,7 +10,9 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 import pytest
@@ -250,14 +252,22 @@ async def test_a_fault_in_sending_does_not_end_what_serves_envoys() -> None:
     assert [e["cause"] for e in events.named("telemetry_not_exported")] == ["sending led to the fault AttributeError"]
 
 
-def test_a_start_without_the_extra_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_pip", [True, False], ids=["pip", "the image"])
+def test_a_start_without_the_extra_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_pip: bool
+) -> None:
     file = configured(tmp_path, 4318)
     load(file, {})
     for name in [each for each in sys.modules if each.partition(".")[0] == "opentelemetry"]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    pip = ModuleType("pip")
+    pip.__spec__ = ModuleSpec("pip", None)
+    monkeypatch.setitem(sys.modules, "pip", pip if has_pip else None)
     # pipx has no pip on PATH for its environment, and another pip finds no sds-agent
-    with pytest.raises(ProblemsError, match=rf"run {re.escape(sys.executable)} -m pip install 'sds-agent\[otel\]'"):
+    command = f"run {sys.executable} -m pip install 'sds-agent[otel]'"
+    said = command if has_pip else f"install sds-agent[otel] into {sys.prefix}, which has no pip"
+    with pytest.raises(ProblemsError, match=re.escape(said)):
         load(file, {})
 
 

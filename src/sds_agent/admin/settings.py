@@ -90,6 +90,8 @@ def without_extra(chosen: TelemetrySettings | None) -> Iterator[Problem]:
     if found is None:
         # another pip would look for sds-agent where it is not, as that of a shell beside pipx's environment
         fix = f"run {sys.executable} -m pip install 'sds-agent[otel]'"
+        if find_spec("pip") is None:  # as in the image
+            fix = f"install sds-agent[otel] into {sys.prefix}, which has no pip of its own"
         yield Problem(("telemetry",), "needs OpenTelemetry, which is not installed", fix)
 
 
