@@ -158,6 +158,18 @@ def test_a_program_that_the_account_cannot_run_is_named(public: Path) -> None:
     assert not list(out_of_reach([installed], pwd.getpwuid(os.geteuid()).pw_name))
 
 
+def test_nothing_is_said_of_a_directory_whose_access_control_list_may_let_the_account_in(
+    public: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = public / "home"
+    home.mkdir(0o700)
+    user = "nobody" if os.geteuid() == 0 else "not-made-yet"
+    assert list(out_of_reach([home / "sds-agent"], user))
+    # not every file system has them
+    monkeypatch.setattr(os, "listxattr", lambda path: ["system.posix_acl_access"] if path == home else [])
+    assert not list(out_of_reach([home / "sds-agent"], user))
+
+
 def test_what_lies_in_a_directory_that_systemd_makes_needs_no_line(printed: Units) -> None:
     """A line for a directory that is not there yet would keep the service from starting."""
     lines = printed("    output: /var/lib/sds-agent/certs/web\nsds: {socket: /var/run/sds-agent/web/sds.sock}\n")

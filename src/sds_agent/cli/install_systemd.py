@@ -144,7 +144,9 @@ def out_of_reach(program: Sequence[Path], user: str) -> Iterator[str]:
 
 
 def _shut(path: Path, user: str) -> Iterator[Path]:
-    """The directories on the way to a file that this account cannot enter; one that is not made yet has no groups."""
+    """The directories on the way to a file that this account cannot enter; one that is not made yet has no groups. An
+    access control list may let it in, which the mode does not show.
+    """
     try:
         account = pwd.getpwnam(user)
         own, groups = account.pw_uid, os.getgrouplist(user, account.pw_gid)
@@ -153,8 +155,15 @@ def _shut(path: Path, user: str) -> Iterator[Path]:
     for each in reversed(path.parents):
         found = each.stat()
         needed = stat.S_IXUSR if found.st_uid == own else stat.S_IXGRP if found.st_gid in groups else stat.S_IXOTH
-        if own != 0 and not found.st_mode & needed:
+        if own != 0 and not found.st_mode & needed and not _has_list(each):
             yield each
+
+
+def _has_list(path: Path) -> bool:
+    try:
+        return "system.posix_acl_access" in os.listxattr(path)
+    except OSError:  # the file system has none
+        return False
 
 
 def _below(directory: Path, above: Sequence[Path]) -> str | None:
