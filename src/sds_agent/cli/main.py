@@ -15,8 +15,8 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `sds-agent` with these arguments (the process's unless given). Returns the exit code.
 
-    0 is good, 2 a wrong call or configuration, 3 a configuration that cannot be run here (`check`), 1 any other error
-    of ours. A bug is raised and ends the process with its traceback.
+    0 is good, 2 a wrong call or configuration, any other a failure; each command says in its help what it has. A bug is
+    raised and ends the process with its traceback.
     """
     try:
         return guarded(lambda: _run(argv))

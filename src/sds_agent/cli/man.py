@@ -51,8 +51,8 @@ def _lines(whole: Parser) -> Iterator[str]:
         yield from _command(command)
     yield ".SH EXIT STATUS"
     yield _paragraph(
-        "0 is good, 2 a wrong call or configuration, 1 any other failure, 130 an interrupt (SIGINT), 141 a reader of "
-        "the output that has left. Each command says above what else it has."
+        "0 is good, 2 a wrong call or configuration, any other a failure: 130 is an interrupt (SIGINT), 141 a reader "
+        "of the output that has left. Each command says above what else it has."
     )
     for heading, entries in (("ENVIRONMENT", _ENVIRONMENT), ("FILES", _FILES)):
         yield f".SH {heading}"
