@@ -178,7 +178,7 @@ class Issuer:
         """It has ended, and keeps no key any more. One that was there at the start stays in memory when nobody knows
         it: Python looks for no cycles there (`app`).
         """
-        self._cache = None
+        self._cache = self._attempt = None
         self._publication.forget()
         for each in self._sources:
             each.forget()

@@ -233,7 +233,10 @@ class RunningAttempt:
         if self._task is not None:
             return self._task.cancel()
         self._wait_no_more()
-        return self._place is not None and self._place.cancel()
+        if self._place is None or not self._place.cancel():
+            return False
+        self._place = self._attempt = None  # they refer to each other, and the attempt to a key
+        return True
 
     def _hurry(self) -> None:
         if self._place is not None:
