@@ -622,3 +622,31 @@ async def test_a_lifetime_that_is_configured_shorter_does_not_stop_the_root_ther
     (root,) = await anchors(await embedded(tmp_path, clock))
     accepted = await issue(await embedded(tmp_path, clock, lifetime=10 * DAY), clock)
     assert accepted.anchors == (root,)
+
+
+async def test_a_ca_begins_with_the_roots_that_another_has_renewed_since_it_was_opened(tmp_path: Path) -> None:
+    """An agent that reloads opens it beside that of the former settings, which is in use for some seconds more."""
+    clock = HandClock()
+    former = await embedded(tmp_path, clock, lifetime=HOUR)
+    await anchors(former)
+    clock.elapse(HOUR - HOUR * RENEWAL_SHARE)
+    opened = await embedded(tmp_path, clock, lifetime=2 * HOUR)
+    renewed = await anchors(former)
+    assert len(renewed) == 2
+    assert (await anchors(opened))[:2] == renewed
+    clock.elapse(2 * HOUR)
+    assert (await issue(opened, clock)).not_after > clock.now()
+
+
+async def test_a_ca_that_finds_damaged_roots_before_it_is_asked_leaves_them_as_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "roots.pem"
+    clock = HandClock()
+    authority = await embedded(tmp_path, clock)
+    before = await ask(authority)
+    opened = await embedded(tmp_path, clock)
+    file.write_bytes(b"no roots")
+    assert (await ask(opened)).anchors_pem == before.anchors_pem
+    clock.elapse(TEN_YEARS)
+    with pytest.raises(AuthorityError, match="holds other roots"):
+        await ask(opened)
+    assert file.read_bytes() == b"no roots"

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -113,6 +113,7 @@ class SelfSignedCa:
         self._roots = roots
         self._renewing = asyncio.Lock()
         self._failed: datetime | None = None
+        self._asked = False
 
     @classmethod
     async def open(
@@ -149,6 +150,9 @@ class SelfSignedCa:
 
         Raises CaUnavailableError when no root is valid and none can be made.
         """
+        if not self._asked:
+            self._asked = True
+            self._take_newer()
         now = self._clock.now()
         if self._roots.due(now):
             await self._renew_when_due()
@@ -162,6 +166,21 @@ class SelfSignedCa:
         """
         with self._storing("its roots"):
             return None if self._file.is_there() else self._file.put_back()
+
+    def _take_newer(self) -> None:
+        """Take the roots that came into the file beside those that this CA was opened with, before it signs. An agent
+        that reloads has the CA of the former settings in use until then, which may renew its root.
+        """
+        try:
+            self._file.is_there()
+        except ReplacedError:
+            file = OwnFile(self._file.path, LARGEST)
+            with suppress(OSError, SdsAgentError):  # what is wrong is said when the root is to be renewed
+                signers = _load(file)
+                if self._roots.signers[-1].certificate in [each.certificate for each in signers]:
+                    self._file, self._roots = file, Roots(signers, self._roots.lifetime)
+        except (OSError, SdsAgentError):
+            pass  # likewise
 
     @contextmanager
     def _storing(self, what: str) -> Iterator[None]:
