@@ -121,6 +121,25 @@ def test_lists_stay_while_an_authority_that_is_new_has_not_answered(bench: Bench
     assert {each.issuer for each in bench.lists} == {SIGNER.certificate.subject, NEW_SIGNER.certificate.subject}
 
 
+@pytest.mark.parametrize(
+    ("stay", "asked", "replaced"),
+    [("a", "a", ""), ("ab", "a", ""), ("ab", "ab", "b")],
+    ids=["removed", "off", "another"],
+)
+def test_a_list_by_nobody_known_counts_no_longer_once_it_is_not_asked_for(
+    bench: Bench, stay: str, asked: str, replaced: str
+) -> None:
+    """An authority that has not issued yet advertises nothing, and its list alone keeps revocation off."""
+    bench.trust.follow("ab", "ab")
+    bench.trust.update_lists("b", read_lists([make_crl(NEW_SIGNER).public_bytes(Encoding.DER)]))
+    between = bench.lists
+    assert between == ()
+    bench.trust.follow(stay, asked, replaced)
+    for name in asked:
+        bench.trust.update_lists(name, None)
+    assert [each.issuer for each in bench.lists] == [SIGNER.certificate.subject]
+
+
 def test_nothing_is_said_before_the_first_certificate(events: Events) -> None:
     made = Bench()
     made.trust.update("a", (ROOT.certificate,))

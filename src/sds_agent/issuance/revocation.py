@@ -75,9 +75,11 @@ class Revocation:
         return min([*ends, *filter(None, of_choice)], default=None)
 
     def ask(self, authorities: Iterable[str], gone: Iterable[str] = ()) -> None:
-        """Lists are asked of these from now on; what those that are `gone` published counts no longer."""
+        """Lists are asked of these from now on. What others published counts no longer, nor what those did that are
+        `gone`, though another has the name.
+        """
         self._asked = frozenset(authorities)
-        for name in gone:
+        for name in (self._answered - self._asked).union(gone):
             self._answered.discard(name)
             self._latest.pop(name, None)
             self._advertised.pop(name, None)

@@ -234,8 +234,9 @@ class Trust:
         """
         self._authorities = frozenset(authorities)
         known = self._anchors.keys() | self._left_out.keys()
-        gone = sorted(name for name in known if name not in self._authorities or name in set(replaced))
-        self.revocation.ask(with_lists, gone)
+        others = frozenset(replaced)
+        gone = sorted(name for name in known if name not in self._authorities or name in others)
+        self.revocation.ask(with_lists, others)
         for name in gone:
             before = self._anchors.pop(name, ())
             self._since.pop(name, None)
