@@ -706,20 +706,57 @@ async def lasting_programs(monkeypatch: pytest.MonkeyPatch, why: str) -> AsyncIt
             await anyio.lowlevel.checkpoint()
 
 
-@pytest.mark.parametrize("why", [ANOTHER_USERS, HELD])
-async def test_a_hook_that_cannot_be_ended_is_reported_and_the_next_one_runs(
-    tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch, why: str
+async def test_a_hook_that_the_system_does_not_end_is_reported_and_the_next_one_waits_for_it(
+    tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for the same disk, and with each renewal there would be one more."""
+    killpg = os.killpg
+    program = script(tmp_path, f"echo >> {tmp_path}/runs; test $(wc -l < {tmp_path}/runs) -gt 1 || exec sleep 1000")
+    stubborn = hooks(program, seconds=0.5)
+    async with lasting_programs(monkeypatch, HELD) as asked, anyio.create_task_group() as tasks:
+        tasks.start_soon(stubborn.run)
+        stubborn.renewed()
+        said = await events.wait("hook_failed")
+        stubborn.renewed()
+        stubborn.renewed()
+        await anyio.wait_all_tasks_blocked()
+        assert (tmp_path / "runs").read_text() == "\n"
+        killpg(asked[0], signal.SIGKILL)
+        asked.clear()
+        await events.wait("hook_succeeded")
+        tasks.cancel_scope.cancel()
+    assert said["cause"].startswith(f"it did not end within 0.5 s, and {HELD}")
+    assert (tmp_path / "runs").read_text() == "\n\n"
+
+
+async def test_a_hook_that_waits_for_one_that_does_not_end_holds_up_no_end_of_the_agent(
+    tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stubborn = hooks(script(tmp_path, "exec sleep 1000"), seconds=0.5)
+    async with lasting_programs(monkeypatch, HELD) as asked:
+        with anyio.fail_after(10):
+            async with background_tasks() as start:
+                start(stubborn.run())
+                stubborn.renewed()
+                await events.wait("hook_failed")
+                stubborn.renewed()
+                await anyio.wait_all_tasks_blocked()
+        assert len(asked) == 2, "it was asked to end, and then left alone"
+
+
+async def test_a_hook_that_is_another_users_now_is_reported_and_the_next_one_runs(
+    tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = script(tmp_path, f"test -e {tmp_path}/seen && exit 0; touch {tmp_path}/seen; exec sleep 1000")
     stubborn = hooks(program, seconds=0.5)
-    async with lasting_programs(monkeypatch, why), anyio.create_task_group() as tasks:
+    async with lasting_programs(monkeypatch, ANOTHER_USERS), anyio.create_task_group() as tasks:
         tasks.start_soon(stubborn.run)
         stubborn.renewed()
         said = await events.wait("hook_failed")
         stubborn.renewed()
         await events.wait("hook_succeeded")
         tasks.cancel_scope.cancel()
-    assert said["cause"].startswith(f"it did not end within 0.5 s, and {why}")
+    assert said["cause"].startswith(f"it did not end within 0.5 s, and {ANOTHER_USERS}")
 
 
 @pytest.mark.parametrize(("why", "signals"), [(ANOTHER_USERS, 1), (HELD, 2)])

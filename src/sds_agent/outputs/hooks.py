@@ -34,6 +34,11 @@ GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL for a hook that takes too long, or that the agent's end cuts off. After the
 second, too, it has so long.
 """
+FOREIGN = "goes on, as it is another user's now, whose programs the agent cannot end"
+HELD = (
+    "goes on, as the system does not end it: it may wait for a disk, or be held by a debugger; until it has ended the "
+    "agent runs no other for this workload"
+)
 _PASSED_ON = ("PATH", "HOME", "LANG", "TZ")
 """The variables of the agent's environment that a hook gets."""
 
@@ -107,15 +112,25 @@ class Hooks:
             while self._due:
                 occasion = next(iter(self._due))
                 del self._due[occasion]
-                await _run(self._commands, occasion)
+                if (held := await _run(self._commands, occasion)) is not None:
+                    await held.wait()  # the next one would meet the same, and there would be more and more of them
             await self._more.wait()
 
 
 NO_HOOKS = Hooks(None)
 
 
-async def _run(commands: HookCommands, occasion: Occasion) -> None:
-    """Run a hook to its end, and log what came of it (`hook_succeeded`, `hook_failed`)."""
+class _Outcome(Struct, frozen=True):
+    """What is wrong with how a program ended, in words; None where it succeeded. `held` is one that goes on, as the
+    system does not end it.
+    """
+
+    fault: str | None
+    held: anyio.abc.Process | None = None
+
+
+async def _run(commands: HookCommands, occasion: Occasion) -> anyio.abc.Process | None:
+    """Run a hook to its end, and log what came of it (`hook_succeeded`, `hook_failed`). Returns one that is held."""
     command, begun = commands.command(occasion) or (), anyio.current_time()
     named: dict[str, log.Value] = {
         "workload": commands.workload,
@@ -123,20 +138,21 @@ async def _run(commands: HookCommands, occasion: Occasion) -> None:
         "program": command[0],
     }
     try:
-        fault = await _outcome(commands, occasion, command)
+        outcome = await _outcome(commands, occasion, command)
     except OSError as error:
-        fault = f"it cannot be started: {error.strerror}"
+        outcome = _Outcome(f"it cannot be started: {error.strerror}")
     except RuntimeError as error:  # where a thread waits for its end (Python 3.11), none could be had
-        fault = f"it cannot be started: {error}"
+        outcome = _Outcome(f"it cannot be started: {error}")
     named["took_seconds"] = round(anyio.current_time() - begun, 3)
-    if fault is None:
+    if outcome.fault is None:
         log.event(LOG, "hook_succeeded", level=logging.INFO, **named)
     else:
-        log.event(LOG, "hook_failed", level=logging.ERROR, **named, cause=fault)
+        log.event(LOG, "hook_failed", level=logging.ERROR, **named, cause=outcome.fault)
+    return outcome.held
 
 
-async def _outcome(commands: HookCommands, occasion: Occasion, command: tuple[str, ...]) -> str | None:
-    """What is wrong with how the program ended, in words; None where it succeeded. Raises OSError and RuntimeError."""
+async def _outcome(commands: HookCommands, occasion: Occasion, command: tuple[str, ...]) -> _Outcome:
+    """Run the program. Raises OSError and RuntimeError."""
     reader, writer = os.pipe()
     try:
         try:
@@ -155,8 +171,8 @@ async def _outcome(commands: HookCommands, occasion: Occasion, command: tuple[st
         os.close(reader)
 
 
-async def _end_of(process: anyio.abc.Process, reader: int, seconds: float) -> str | None:
-    """The same of a program that runs, and what it says comes out of the pipe. It has so many seconds."""
+async def _end_of(process: anyio.abc.Process, reader: int, seconds: float) -> _Outcome:
+    """Wait for the end of a program that runs; what it says comes out of the pipe. It has so many seconds."""
     output, ended, lasting = bytearray(), False, ""
     try:
         with anyio.move_on_after(seconds) as limit:
@@ -170,11 +186,12 @@ async def _end_of(process: anyio.abc.Process, reader: int, seconds: float) -> st
     said = one_line(output.decode(errors="replace").strip(), LONGEST_WORDS)
     words = f" ({said})" if said else ""
     if limit.cancelled_caught:
-        return f"it did not end within {seconds:g} s, and {lasting or 'was ended'}{words}"
+        fault = f"it did not end within {seconds:g} s, and {lasting or 'was ended'}{words}"
+        return _Outcome(fault, process if lasting is HELD else None)
     code = process.returncode or 0
     if code < 0:
-        return f"it was ended by the signal {name_of_signal(-code) or -code}{words}"
-    return f"it ended with the code {code}{words}" if code else None
+        return _Outcome(f"it was ended by the signal {name_of_signal(-code) or -code}{words}")
+    return _Outcome(f"it ended with the code {code}{words}" if code else None)
 
 
 async def _read(reader: int, output: bytearray) -> None:
@@ -189,8 +206,8 @@ async def _read(reader: int, output: bytearray) -> None:
 async def _end(process: anyio.abc.Process) -> str:
     """End the program, if it still runs or something that it started has its output open, with all that it started.
 
-    Returns why it goes on, as a clause, where it does. It is not waited for then: a reload and the agent's end are to
-    come, and until a reload has come the workloads that it changes are not renewed.
+    Returns why it goes on, FOREIGN or HELD, where it does. It is not waited for here: a reload and the agent's end are
+    to come, and until a reload has come the workloads that it changes are not renewed.
     """
     try:
         with suppress(ProcessLookupError):
@@ -199,10 +216,10 @@ async def _end(process: anyio.abc.Process) -> str:
             os.killpg(process.pid, signal.SIGKILL)  # the program may be gone, and what it started may ignore the first
     except PermissionError:  # as by sudo
         if process.returncode is None:
-            return "goes on, as it is another user's now, whose programs the agent cannot end"
+            return FOREIGN
     await _wait(process)
     if process.returncode is None:
-        return "goes on, as the system does not end it: it may wait for a disk, or be held by a debugger"
+        return HELD
     return ""
 
 
