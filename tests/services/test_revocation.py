@@ -236,6 +236,21 @@ def test_the_longest_life_of_a_former_cas_certificates_counts(bench: Bench, end:
     assert {each.issuer for each in bench.lists} == {SIGNER.certificate.subject, signer.certificate.subject}
 
 
+def test_a_clock_that_was_ahead_for_a_while_does_not_keep_a_former_ca_for_as_long(bench: Bench) -> None:
+    """Its list ends, and nobody publishes another one: revocation would be off for years."""
+    signer = make_ca("signer 3", ROOT)
+    bench.publishes(make_crl(signer), issuers=(signer,))
+    bench.clock.set_wall(3650 * DAY)
+    bench.trust.remove_in_use("a", bench.first)
+    bench.clock.set_wall(-3650 * DAY)
+    bench.use(make_leaf(signer, not_after=NOW + DAY), signer.certificate)
+    bench.trust.update_lists("a", None)
+    assert {each.issuer for each in bench.lists} == {SIGNER.certificate.subject, signer.certificate.subject}
+    bench.clock.set_wall(3 * HOUR)
+    bench.trust.check_times()
+    assert [each.issuer for each in bench.lists] == [signer.certificate.subject]
+
+
 def test_an_authority_that_does_not_answer_changes_nothing(bench: Bench) -> None:
     bench.trust.update_lists("a", None)
     assert bench.pushes == []

@@ -33,10 +33,22 @@ _LAST = datetime.max.replace(tzinfo=UTC)
 
 
 class _FormerCa(Struct, frozen=True):
-    """A CA that issued here, and until when a certificate may be valid that it issued at the same time for others."""
+    """A CA that issued here, since when it is not in use, and the longest `life` of its certificates: one that it
+    issued for others may be valid for that long.
+    """
 
     certificate: x509.Certificate
-    until: datetime
+    since: datetime
+    life: timedelta
+
+    @property
+    def until(self) -> datetime:
+        """Until when that may be."""
+        return self.since + self.life
+
+    def at(self, now: datetime) -> "_FormerCa":
+        """The same, where the clock was ahead for a while: it would count for as much longer."""
+        return self if self.since <= now else structs.replace(self, since=now)
 
 
 class _ServedFrom(Struct, frozen=True):
@@ -112,9 +124,10 @@ class Revocation:
         if issuer is not None:
             life = chain[0].not_valid_after_utc - chain[0].not_valid_before_utc
             # one that never ends (RFC 5280 section 4.1.2.5) has lived for longer than there are years left
-            until, identity = now + min(life, _LAST - now), ca_identity(issuer)
-            known = self._former.get(identity)  # perhaps by a certificate that lived longer
-            self._former[identity] = _FormerCa(issuer, until if known is None else max(until, known.until))
+            former, identity = _FormerCa(issuer, now, min(life, _LAST - now)), ca_identity(issuer)
+            known = self._former.get(identity)
+            if known is None or known.at(now).until < former.until:  # else by a certificate that lived longer
+                self._former[identity] = former
 
     def admits(self, chain: Chain, anchors: Chain, since: datetime) -> bool:
         """Whether every bundle that was served since then lets Envoys take the certificate, as far as lists go."""
@@ -143,7 +156,8 @@ class Revocation:
         from sds_agent.issuance.lists import Choice, KnownCas, choose, kind_of  # noqa: PLC0415 - see above
 
         before = Choice({}) if self._choice is None else self._choice
-        self._former = {key: each for key, each in self._former.items() if now < each.until}
+        former_cas = {key: each.at(now) for key, each in self._former.items()}
+        self._former = {key: each for key, each in former_cas.items() if now < each.until}
         longest_last = sorted(chains, key=lambda chain: chain[0].not_valid_after_utc) if self.wanted else []
         in_use = {kind_of(chain): chain for chain in longest_last}
         self._kinds = frozenset(in_use)
