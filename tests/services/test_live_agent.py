@@ -509,6 +509,23 @@ async def test_an_attempt_that_a_reload_cuts_off_keeps_no_key(tmp_path: Path, sl
         assert cut_off.status.attempt is None
 
 
+async def test_an_attempt_that_failed_keeps_no_key(tmp_path: Path, events: Events) -> None:
+    """Its error is shown until the next one, and would know the whole call."""
+    asked = ScriptedAuthority(failing(ErrorKind.TRANSIENT))
+    of_one = [workload(name, more=", authority: one") for name in ("api", "web")]
+    of_two = [workload(name, more=", authority: two") for name in ("api", "web")]
+    async with live(tmp_path, TWO, "workloads:\n", *of_one, one=good(), two=asked) as all_:
+        await complete(all_.agent.store)
+        key = given_key(all_.agent.issuers["web"])
+        await all_.apply(TWO, "workloads:\n", *of_two)
+        await events.wait("retrying", count=2)
+        ended = all_.agent.issuers["web"]
+        await all_.apply(TWO, "workloads:\n", of_one[0])
+        asked.requests.clear()
+        assert is_known_here_alone(key)
+        assert str(ended.last_error) == "the CA says no"
+
+
 def given_key(issuer: Issuer) -> bytes:
     """The private key that Envoys are given."""
     assert issuer.secret is not None

@@ -135,8 +135,8 @@ class IssuanceSource:
             obtained = await asking
             self._check(obtained, attempt)
         except AuthorityError as error:
-            self.error = error
-            return error
+            self.error = _by_itself(error)
+            return self.error
         self.error, self.answered_at = None, obtained.issued_at
         return obtained
 
@@ -172,6 +172,14 @@ class IssuanceSource:
 def _giving_until(end: float | None) -> AbstractContextManager[None]:
     """Give what is left until that time of the loop's clock: the wait for the turn was a part of it."""
     return nullcontext() if end is None else giving(max(end - asyncio.get_running_loop().time(), 0.0))
+
+
+def _by_itself(error: AuthorityError) -> AuthorityError:
+    """The error without where it was raised and because of what. It is kept until the next attempt, and with it would
+    be the frames of the call: the keys in them, and all that the adapter had of an answer.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 Outcome = Coroutine[Any, Any, Obtained | AuthorityError]
