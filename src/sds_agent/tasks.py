@@ -45,6 +45,17 @@ def time_given() -> float | None:
     return _time_given.get()
 
 
+def part_of_time(part: float, otherwise: float) -> float:
+    """That part of the seconds that the caller gives; `otherwise` where it does not say."""
+    given = time_given()
+    return otherwise if given is None else given * part
+
+
+def time_at_least(seconds: float) -> float:
+    """The seconds that the caller gives, and no fewer than these."""
+    return max(seconds, time_given() or 0)
+
+
 class NoThreadError(SdsAgentError):
     """The system starts no further thread at present."""
 

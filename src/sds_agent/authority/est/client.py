@@ -23,7 +23,7 @@ from sds_agent.authority.http_client import (
 from sds_agent.authority.operator_files import OperatorFiles
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
-from sds_agent.tasks import time_given
+from sds_agent.tasks import time_at_least
 
 PASSWORD_TIMEOUT = 30.0
 """Seconds at least for the answer to a request with the password, which outlives the attempt that sent it."""
@@ -148,7 +148,7 @@ class EstAuthority:
         url = self._settings.url + wire.path(self._settings.label, operation)
         headers, name = wire.enroll_headers(basic), self._settings.server_name
         request = HttpsRequest("POST", url, files.roots, body, headers, name, certificate)
-        longest = max(PASSWORD_TIMEOUT, time_given() or 0)
+        longest = time_at_least(PASSWORD_TIMEOUT)
         if basic is None:
             return await self._sent(request, longest)
         key = operation, body

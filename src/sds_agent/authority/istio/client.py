@@ -29,7 +29,7 @@ from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorK
 from sds_agent.clock import Clock
 from sds_agent.pki.certificates import write_pem
 from sds_agent.signing.signing_set import LARGEST_ANSWER
-from sds_agent.tasks import time_given, uninterrupted
+from sds_agent.tasks import part_of_time, uninterrupted
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
@@ -87,8 +87,7 @@ class IstioAuthority:
     @property
     def _share(self) -> float:
         """The seconds that one endpoint has."""
-        given = time_given()
-        return (self._timeout if given is None else given * OWN_SHARE) / len(self._settings.address)
+        return part_of_time(OWN_SHARE, self._timeout) / len(self._settings.address)
 
     async def _any_endpoint(self, proofs: tuple[_CallProof, ...], message: bytes, now: datetime) -> bytes:
         failures = []

@@ -41,7 +41,7 @@ from sds_agent.authority.kubernetes.wire import (
 )
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.clock import Clock
-from sds_agent.tasks import NoThreadError, time_given
+from sds_agent.tasks import NoThreadError, part_of_time
 
 LOG = logging.getLogger(__name__)
 
@@ -97,8 +97,7 @@ class KubernetesAuthority:
     @property
     def _wait(self) -> float:
         """The seconds that an attempt waits for an answer."""
-        given = time_given()
-        return self._timeout if given is None else given * OWN_SHARE
+        return part_of_time(OWN_SHARE, self._timeout)
 
     async def _signed(self, request: IssueRequest) -> RequestStatus:
         """The status with the certificate. Raises AuthorityError."""

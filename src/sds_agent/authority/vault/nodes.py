@@ -25,7 +25,7 @@ from sds_agent.authority.vault.refusals import VaultRefusal, leads_elsewhere, no
 from sds_agent.authority.vault.settings import VaultSettings
 from sds_agent.authority.vault.wire import VaultCall, words
 from sds_agent.clock import Clock
-from sds_agent.tasks import time_given
+from sds_agent.tasks import part_of_time, time_at_least
 from sds_agent.values import Sensitive
 
 LOG = logging.getLogger(__name__)
@@ -76,8 +76,7 @@ class VaultNodes:
         """The seconds that one of several nodes has; None for a single one, which has all that the caller gives."""
         if len(self._settings.url) == 1:
             return None
-        given = time_given()
-        return (self._timeout if given is None else given * OWN_SHARE) / len(self._settings.url)
+        return part_of_time(OWN_SHARE, self._timeout) / len(self._settings.url)
 
     async def reach(self) -> VaultReach:
         """What connections take, read anew from the files. Raises AuthorityError UNAUTHENTICATED."""
@@ -107,7 +106,7 @@ class VaultNodes:
         then refuses. So a refusal counts when no node is left that may still accept.
         """
         urls = [self._settings.url[index] for index in self._order()]
-        longest = max(LOGIN_TIMEOUT, time_given() or 0)
+        longest = time_at_least(LOGIN_TIMEOUT)
         begun, running = list[asyncio.Task[NodeAnswer]](), set[asyncio.Task[NodeAnswer]]()
         failures: list[AuthorityError] = []
         final: NodeAnswer | AuthorityError | None = None
