@@ -20,6 +20,11 @@ REQUEST_TIMEOUT = 408
 """A server, or a proxy before it, waited too long for the request: it may be sent again (RFC 9110 section 15.5.9)."""
 
 
+def is_passing(status: int) -> bool:
+    """Whether the server failed by itself, or that wait was too long: the same request may be answered later."""
+    return status >= 500 or status == REQUEST_TIMEOUT
+
+
 class CertificateRefusedError(AuthorityError):
     """The connection failed after our certificate was shown, and before an answer began.
 

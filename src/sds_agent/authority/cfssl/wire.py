@@ -20,7 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from msgspec import Struct
 
 from sds_agent.authority.answers import decoded, status_and, words
-from sds_agent.authority.http_message import REQUEST_TIMEOUT
+from sds_agent.authority.http_message import is_passing
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
 from sds_agent.configfile.durations import format_duration, parse
 from sds_agent.pki.certificates import extended_key_usages, subject_alternative_uris
@@ -206,7 +206,7 @@ def _without_number(status: int, own_words: str, endpoint: str) -> AuthorityErro
         fix = "the client certificate's common name does not match the server's -mutual-tls-cn: show another"
     elif status == 429:
         kind, fix = ErrorKind.THROTTLED, "it is asked less often from now on"
-    elif status >= 500 or status == REQUEST_TIMEOUT:
+    elif is_passing(status):
         kind, fix = ErrorKind.TRANSIENT, "read CFSSL's own log"
     else:
         kind, fix = ErrorKind.INVALID, "check that the server at url is CFSSL"

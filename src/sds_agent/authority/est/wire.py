@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from sds_agent.authority.answers import status_and
 from sds_agent.authority.credentials import Token
-from sds_agent.authority.http_message import REQUEST_TIMEOUT
+from sds_agent.authority.http_message import is_passing
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
 from sds_agent.pki.certificates import CertificateError, is_self_signed, read_bundle, write_beside, write_pem
 from sds_agent.pki.pem import blocks
@@ -117,7 +117,7 @@ def _meaning(status: int, operation: str, offered: str) -> tuple[ErrorKind, str]
         return ErrorKind.DENIED, "it renews for the same subject and SAN alone, and with a certificate of its own CA"
     if status in _MEANINGS:
         return _MEANINGS[status]
-    if status >= 500 or status == REQUEST_TIMEOUT:
+    if is_passing(status):
         return ErrorKind.TRANSIENT, "read the server's own log"
     return ErrorKind.INVALID, "check url, and that the server speaks EST"
 

@@ -21,7 +21,7 @@ from msgspec import Struct
 from sds_agent.authority import answers
 from sds_agent.authority.answers import decoded, status_and
 from sds_agent.authority.credentials import Token
-from sds_agent.authority.http_message import REQUEST_TIMEOUT, http_date
+from sds_agent.authority.http_message import http_date, is_passing
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, IssueRequest
 from sds_agent.authority.step_ca.jwk import SigningKey, StepCaJwk
 from sds_agent.identity.spiffe import SpiffeId
@@ -326,9 +326,9 @@ def _meaning(status: int) -> tuple[ErrorKind, str]:
         return _MEANINGS[status]
     if 300 <= status < 400:
         return ErrorKind.INVALID, "the agent follows no redirect: set url to the address of step-ca itself"
-    if status < 500:
-        return ErrorKind.INVALID, "check that url is step-ca's"
-    return ErrorKind.TRANSIENT, "read step-ca's own log"
+    if is_passing(status):
+        return ErrorKind.TRANSIENT, "read step-ca's own log"
+    return ErrorKind.INVALID, "check that url is step-ca's"
 
 
 _MEANINGS = {
@@ -343,7 +343,6 @@ _MEANINGS = {
         "workload's ttl, key or spiffe_id",
     ),
     404: (ErrorKind.INVALID, "the server at this address is no step-ca: check url"),
-    REQUEST_TIMEOUT: (ErrorKind.TRANSIENT, "read step-ca's own log"),
     429: (ErrorKind.THROTTLED, "it is asked less often from now on"),
 }
 

@@ -13,7 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from msgspec import Struct
 
 from sds_agent.authority.answers import status_and
-from sds_agent.authority.http_message import REQUEST_TIMEOUT
+from sds_agent.authority.http_message import is_passing
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
 from sds_agent.authority.vault.settings import (
     VaultAppRoleAuth,
@@ -30,7 +30,7 @@ from sds_agent.pki.certificates import CertificateError, extended_key_usages, re
 _NOT_SERVING = frozenset({307, 308, 412, 472, 473, 502, 503, 504})
 _NO_LEADER = "active cluster node not found"
 """What a node says, with 500, while its cluster has no leader or has not named it yet."""
-FIRST_SERVER_ERROR = 500
+_INTERNAL_ERROR = 500
 
 
 class VaultRefusal(Struct, frozen=True):
@@ -232,7 +232,7 @@ def _credentials_at_fault(refusal: VaultRefusal, auth: VaultAuth) -> bool:
     """Whether a 500 is about what the agent showed. A certificate that is out of date, and a role ID that is missing or
     a JWT of another form, give 500.
     """
-    if refusal.status != FIRST_SERVER_ERROR:
+    if refusal.status != _INTERNAL_ERROR:
         return False
     if isinstance(auth, VaultCertAuth):
         return "certificate" in refusal.words
@@ -247,7 +247,7 @@ def _otherwise(refusal: VaultRefusal, deed: str, chosen: VaultSettings) -> Autho
         return refusal.error(
             ErrorKind.THROTTLED, deed, "its quota is used up (vault read sys/quotas/rate-limit); it is asked later"
         )
-    if refusal.status >= FIRST_SERVER_ERROR or refusal.status == REQUEST_TIMEOUT:
+    if is_passing(refusal.status):
         return refusal.error(ErrorKind.TRANSIENT, deed, "read its own log")
     if refusal.status == 404:
         fix = f"check mount ({chosen.mount}){_and_namespace(chosen)}: vault secrets list"
