@@ -213,8 +213,8 @@ def _distrust(error: ssl.SSLCertVerificationError, request: HttpsRequest, what: 
     if error.verify_code in _WRONG_NAME:
         name = request.server_name or urlsplit(request.url).hostname
         return f"the certificate of {what} is not for {name} ({_said(error.verify_message)}); set server_name"
-    if fault := openssl.fault_of_server(error):
-        return f"the certificate of {what}, or that of a CA above it, {fault[0]}; {fault[1]}"
+    if fault := openssl.fault_of_server(error, f"the certificate of {what}"):
+        return fault
     roots, fix = request.roots_from
     return f"{roots} not vouch for the certificate of {what} ({_said(error.verify_message)}); {fix}"
 

@@ -10,23 +10,22 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from sds_agent.pki.certificates import describe, read_pem
 
 _FAULTS_OF_SERVERS = {
-    9: ("is not valid yet, or this machine's clock is behind", "set the clock, or wait for that"),
-    10: (
-        "has expired, or this machine's clock is ahead",
-        "renew it, also in the file of roots here if it is there, or set the clock",
-    ),
-    26: ("is not for a server: its extended key usage lacks serverAuth", "have one issued with it"),
+    9: "is not valid yet, or this machine's clock is behind; set the clock, or wait for that",
+    10: "has expired, or this machine's clock is ahead; renew it, also in the file of roots here if it is there, or "
+    "set the clock",
+    26: "is not for a server: its extended key usage lacks serverAuth; have one issued with it",
 }
 """X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED and X509_V_ERR_INVALID_PURPOSE (openssl/x509_vfy.h)."""
 
 
-def fault_of_server(error: ssl.SSLCertVerificationError) -> tuple[str, str] | None:
-    """What is wrong with a server's certificate, or with that of a CA above it, which other roots would cure only where
-    it is an old one of them that has expired.
+def fault_of_server(error: ssl.SSLCertVerificationError, certificate: str) -> str | None:
+    """What is wrong with a server's `certificate`, as messages call it, or with that of a CA above it, which other
+    roots would cure only where it is an old one of them that has expired.
 
-    A clause that begins with a verb, and the fix; None for any other error. OpenSSL does not say which of them it is.
+    It ends with the fix; None for any other error. OpenSSL does not say which of them it is.
     """
-    return _FAULTS_OF_SERVERS.get(error.verify_code)
+    fault = _FAULTS_OF_SERVERS.get(error.verify_code)
+    return fault and f"{certificate}, or that of a CA above it, {fault}"
 
 
 def trust(context: ssl.SSLContext, anchors: Iterable[x509.Certificate]) -> tuple[str, ...]:

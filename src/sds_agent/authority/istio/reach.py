@@ -32,8 +32,8 @@ async def connection_fault(address: str, name: str, roots: bytes, seconds: float
         async with asyncio.timeout(seconds):
             der = await _certificate(address, name, read_pem(roots))
     except ssl.SSLCertVerificationError as error:
-        if fault := openssl.fault_of_server(error):
-            return f"its certificate, or that of a CA above it, {fault[0]}; {fault[1]}"
+        if fault := openssl.fault_of_server(error, "its certificate"):
+            return fault
         return (
             f"the roots in ca_file do not vouch for its certificate ({error.verify_message}); put its CA's root there"
         )
