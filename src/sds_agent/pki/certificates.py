@@ -78,7 +78,9 @@ class ParsedBundle(Struct, frozen=True):
     @property
     def rewritten(self) -> bytes:
         """All of them in PEM and nothing else, so that whoever reads it finds the same at the same numbers."""
-        written = [write_pem([each]) for each in self.certificates] if self.unread else [write_pem(self.certificates)]
+        if not self.unread:
+            return write_pem(self.certificates)
+        written = [write_pem([each]) for each in self.certificates]
         for number, text in sorted(self.unread.items()):
             # a block without an END has to be followed by another, or all of the text would count as cut off
             last = len(written) if _ends(text) else len(written) - 1
