@@ -17,7 +17,6 @@ A watch may last for as long as its client likes: where there are too many, one 
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import islice
 from typing import Literal, TypeAlias
 
 import grpc
@@ -28,6 +27,7 @@ from msgspec import Struct
 from sds_agent.errors import SdsAgentError
 from sds_agent.rpc.calls import Context, next_message
 from sds_agent.rpc.crowd import Crowd
+from sds_agent.text import first
 
 SERVICE = "grpc.health.v1.Health"
 MOST_WATCHERS = 1000
@@ -216,9 +216,7 @@ class Health:
     def _why(self) -> Sequence[str]:
         if self._draining:
             return ("the server is stopping",)
-        reasons = self._reasons()
-        shown = [reason[:LONGEST_REASON] for reason in islice(reasons, MOST_REASONS)]
-        return [*shown, f"and {len(reasons) - len(shown)} more"] if len(reasons) > len(shown) else shown
+        return [reason[:LONGEST_REASON] for reason in first(self._reasons(), MOST_REASONS)]
 
 
 def _service(request: bytes | None) -> str:
