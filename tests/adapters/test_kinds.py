@@ -15,7 +15,7 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]  # it ships no types
 import pytest
 import yaml
-from fakes import packages
+from fakes import editors, packages
 from fakes.ca_files import files_of
 from fakes.clocks import HandClock
 from fakes.configurations import MINIMAL, problems, settings
@@ -104,10 +104,7 @@ def test_the_least_that_a_file_says_gives_settings_of_its_kind(folder: Path, kin
 
 @pytest.fixture(scope="module")
 def editor() -> Any:
-    """Holds a file to the schema. That this is one is looked at once: it takes longer than the rest."""
-    schema = json_schema()
-    jsonschema.Draft202012Validator.check_schema(schema)
-    return jsonschema.Draft202012Validator(schema)
+    return editors.editor(json_schema())
 
 
 @pytest.mark.parametrize("kind", MINIMUM)

@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]  # it ships no types
 import pytest
 import yaml
+from fakes import editors
 from fakes.configurations import MINIMAL, UID, problems, settings
 from hypothesis import given
 from hypothesis import strategies as st
@@ -376,10 +377,7 @@ def test_the_page_has_a_minimal_and_a_full_example() -> None:
 
 @pytest.fixture(scope="module")
 def editor() -> Any:
-    """Holds a file to the schema. That this is one is looked at once: it takes longer than the rest."""
-    schema = json_schema()
-    jsonschema.Draft202012Validator.check_schema(schema)
-    return jsonschema.Draft202012Validator(schema)
+    return editors.editor(json_schema())
 
 
 @pytest.mark.parametrize("example", [MINIMAL, *EXAMPLES])
