@@ -7,16 +7,13 @@ does not, it refuses him.
 import base64
 import copy
 import json
-import ssl
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import anyio
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ed25519
-from fakes.envoys import BINARY, Client, Envoy, bootstrap
+from fakes.envoys import BINARY, Envoy, bootstrap, holding
 from fakes.hierarchy import UNKNOWN, Ca, Extension, key_usage, make_ca, make_crl, make_leaf, new_key
 from fakes.processes import started
 from msgspec import Struct
@@ -132,29 +129,6 @@ def configuration(directory: Path, server: tuple[x509.Certificate, Any]) -> dict
     return config
 
 
-def visitor(directory: Path, leaf: x509.Certificate, key: Any, ca: Ca) -> Client:
-    file = directory / f"{leaf.serial_number}.pem"
-    file.touch(0o600)
-    file.write_bytes(write_pem([leaf, ca.certificate]) + to_pkcs8_pem(key))
-    context = ssl.create_default_context(cadata=write_pem([ROOT.certificate]).decode())
-    context.check_hostname = False
-    context.load_cert_chain(file)
-    return Client(context)
-
-
-async def ports(proxy: Envoy) -> Mapping[str, int]:
-    statuses = (await proxy.admin("/listeners?format=json"))["listener_statuses"]
-    return {each["name"]: int(each["local_address"]["socket_address"]["port_value"]) for each in statuses}
-
-
-async def is_taken(peer: Client, port: int) -> bool:
-    try:
-        await peer.request(port)
-    except (OSError, anyio.BrokenResourceError, anyio.EndOfStream):
-        return False
-    return True
-
-
 async def test_envoy_uses_the_lists_that_go_out_and_refuses_everybody_for_the_others(tmp_path: Path) -> None:
     file = tmp_path / "envoy.json"
     file.write_text(json.dumps(configuration(tmp_path, leaf_of(CASES["plain"]))))
@@ -163,10 +137,11 @@ async def test_envoy_uses_the_lists_that_go_out_and_refuses_everybody_for_the_ot
     async with started(command) as program:
         proxy = Envoy(program, tmp_path / "admin.sock")
         await proxy.ready()
-        at = await ports(proxy)
+        at = await proxy.ports()
         for name, case in CASES.items():
             leaf, key = leaf_of(case)
-            taken[name] = await is_taken(visitor(tmp_path, leaf, key, case.ca), at[name])
+            peer = holding(tmp_path, [leaf, case.ca.certificate], key, ROOT.certificate)
+            taken[name] = await peer.is_taken(at[name])
             given[name] = goes_out(case, leaf)
     assert given == {**taken, USED_AND_LEFT_OUT: False}
     assert sum(given.values()) >= 10

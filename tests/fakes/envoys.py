@@ -4,7 +4,7 @@ import json
 import os
 import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,9 @@ from anyio.streams.tls import TLSAttribute, TLSStream
 from cryptography import x509
 from fakes.peers import connected
 from fakes.processes import Program, started
+
+from sds_agent.pki.certificates import write_pem
+from sds_agent.pki.keys import to_pkcs8_pem
 
 BINARY = os.environ.get("ENVOY_BINARY") or str(Path(sys.executable).with_name("envoy"))
 TYPES = "type.googleapis.com/envoy"
@@ -40,8 +43,13 @@ class Envoy:
 
     async def port(self) -> int:
         """The listener's port."""
-        listeners = await self.admin("/listeners?format=json")
-        return int(listeners["listener_statuses"][0]["local_address"]["socket_address"]["port_value"])
+        (found,) = (await self.ports()).values()
+        return found
+
+    async def ports(self) -> dict[str, int]:
+        """The port of each listener."""
+        statuses = (await self.admin("/listeners?format=json"))["listener_statuses"]
+        return {each["name"]: int(each["local_address"]["socket_address"]["port_value"]) for each in statuses}
 
 
 def sds(api_type: str) -> dict[str, Any]:
@@ -219,6 +227,25 @@ class Client:
             assert answer.startswith(b"HTTP/1.1 200"), answer
         assert presented is not None
         return f"{x509.load_der_x509_certificate(presented).serial_number:x}"
+
+    async def is_taken(self, port: int) -> bool:
+        """Whether a request succeeds."""
+        try:
+            await self.request(port)
+        except (OSError, anyio.BrokenResourceError, anyio.EndOfStream):
+            return False
+        return True
+
+
+def holding(directory: Path, chain: Sequence[x509.Certificate], key: Any, root: x509.Certificate) -> Client:
+    """A client with this certificate, which trusts this root."""
+    file = directory / f"{chain[0].serial_number}.pem"
+    file.touch(0o600)
+    file.write_bytes(write_pem(chain) + to_pkcs8_pem(key))
+    context = ssl.create_default_context(cadata=write_pem([root]).decode())
+    context.check_hostname = False
+    context.load_cert_chain(file)
+    return Client(context)
 
 
 async def client(socket: Path, directory: Path, name: str = "client") -> Client:
