@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from sds_agent.sds.catalog import Catalog
+from sds_agent.sds.catalog import MOST_FORMER, Catalog
 from sds_agent.sds.counts import SdsCounts
 from sds_agent.sds.protocol import Absence, Resource
 from sds_agent.sds.service import SecretDiscoveryService
@@ -65,6 +65,55 @@ def test_a_key_that_is_no_longer_served_is_not_stored(store: SecretStore, change
         case "removed":
             store.replace_names(["late"], [], {})
     assert service._catalog._encoded == {}
+    assert service._catalog._former == {}, "nobody uses it"
+
+
+ONE, TWO, THREE = (certificate(content) for content in (b"1", b"2", b"3"))
+
+
+def renewed(store: SecretStore, catalog: Catalog, *secrets: CertificateSecret) -> None:
+    """Serve these, one after another, to Envoys that ask for them."""
+    for secret in secrets:
+        assert isinstance(catalog["default"], Resource)
+        store.publish({"default": secret})
+        catalog.change(["default"], ["default"])
+
+
+def test_what_envoys_use_is_kept_for_those_that_refuse_the_newer_one(store: SecretStore) -> None:
+    catalog = Catalog(store)
+    used = catalog["default"]
+    renewed(store, catalog, TWO, THREE)
+    assert catalog.former("default", ONE.version) is used
+    catalog.release(lambda _: {ONE.version, THREE.version})
+    assert catalog.former("default", ONE.version) is used
+    assert catalog.former("default", TWO.version) is None, "nobody uses it"
+    catalog.release(lambda _: {THREE.version})
+    assert catalog._former == {}, "nor its key"
+
+
+@pytest.mark.parametrize("change", ["withheld", "removed"])
+def test_what_envoys_used_is_forgotten_with_the_secret(store: SecretStore, change: str) -> None:
+    catalog = Catalog(store)
+    renewed(store, catalog, TWO)
+    if change == "withheld":
+        store.withhold(["default"])
+    else:
+        store.replace_names(["late"], [], {})
+    catalog.change(["default"], ["default"])
+    assert catalog._former == {}
+
+
+def test_what_is_served_again_is_no_former_secret(store: SecretStore) -> None:
+    catalog = Catalog(store)
+    renewed(store, catalog, TWO, ONE)
+    assert list(catalog._former["default"]) == [TWO.version]
+
+
+def test_the_number_of_former_secrets_is_bounded(store: SecretStore) -> None:
+    """Envoys that never reply could make the agent keep each key that it has had."""
+    catalog, secrets = Catalog(store), [certificate(b"%d" % number) for number in range(2 * MOST_FORMER)]
+    renewed(store, catalog, *secrets)
+    assert list(catalog._former["default"]) == [each.version for each in secrets[-MOST_FORMER - 1 : -1]]
 
 
 def test_an_answer_makes_no_copy_of_all_that_is_served(store: SecretStore) -> None:

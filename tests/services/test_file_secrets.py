@@ -141,6 +141,19 @@ async def test_each_replacement_is_pushed_however_it_is_made_again_and_again(
         assert chain_of((await stream.read())[name]) == content["tls.crt"]
 
 
+async def test_an_envoy_that_refuses_a_file_is_sent_the_one_before_again(tmp_path: Path) -> None:
+    """Or else it would refuse every other secret too."""
+    async with bench(tmp_path) as made:
+        made.write(first := files())
+        name = made.certificate()
+        stream = await made.peer.stream().ask(name)
+        for content in (first, files()):
+            made.write(content)
+            assert chain_of((await stream.read())[name]) == content["tls.crt"]
+            await stream.ack(name, error=None if content is first else "no")
+        assert chain_of((await stream.read())[name]) == first["tls.crt"]
+
+
 async def test_delta_gets_a_file_as_soon_as_it_is_there_and_when_it_changes(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         stream = await made.peer.delta().subscribe(made.roots())

@@ -103,6 +103,9 @@ class Broken:
             raise LookupError(name)
         return Absence.PENDING
 
+    def replaced(self, name: str) -> Resource | None:
+        """Nothing was served before."""
+
     def want(self, client: object, names: Iterable[str]) -> None:
         """It makes none."""
 
@@ -341,6 +344,9 @@ class Absent:
     def __getitem__(self, name: str) -> Resource | Absence:
         self.looks.append(name)
         return Absence.PENDING
+
+    def replaced(self, name: str) -> Resource | None:
+        """Nothing was served before."""
 
     def want(self, client: object, names: Iterable[str]) -> None:
         """Remember it."""

@@ -17,7 +17,7 @@ from envoy_data_plane.envoy.type.v3 import SemanticVersion
 from fakes.clocks import HandClock
 from fakes.events import recorded
 from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
-from fakes.peers import Peer, connected
+from fakes.peers import Peer, chain_of, connected
 
 from sds_agent.sds.endpoint import SocketFile
 from sds_agent.sds.server import Limits, serving
@@ -114,11 +114,77 @@ async def test_an_envoy_that_refuses_a_secret_is_seen_with_its_reason_and_with_w
         await stream.read()
         await stream.ack("default", error="Failed to load certificate\nchain")
         refused = Nack(TWO.version, "Failed to load certificate\\nchain")
-        await made.names(NameStatus("default", TWO.version, ONE.version, refused))
+        assert chain_of((await stream.read())["default"]) == ONE.chain_pem
+        await made.names(NameStatus("default", ONE.version, ONE.version, refused))
+        await stream.ack("default")
+        await made.names(NameStatus("default", ONE.version, ONE.version, refused))
         made.store.publish({"default": THREE})
         await stream.read()
         await stream.ack("default")
         await made.names(NameStatus("default", THREE.version, THREE.version))
+
+
+async def test_what_all_envoys_have_taken_leaves_no_former_key_in_memory(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        stream = await made.peer.stream().ask("default")
+        await stream.read()
+        await stream.ack("default")
+        await made.names(NameStatus("default", ONE.version, ONE.version))
+        made.store.publish({"default": TWO})
+        await stream.read()
+        made.service.release_former()
+        assert made.service._catalog.former("default", ONE.version), "the Envoy may refuse the new one"
+        await stream.ack("default")
+        await made.names(NameStatus("default", TWO.version, TWO.version))
+        made.service.release_former()
+        assert made.service._catalog.former("default", ONE.version) is None
+
+
+async def test_a_client_that_refuses_everything_is_not_sent_the_same_for_ever(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        stream = await made.peer.stream().ask("default")
+        await stream.read()
+        await stream.ack("default")
+        await made.names(NameStatus("default", ONE.version, ONE.version))
+        made.store.publish({"default": TWO})
+        for expected in (TWO, ONE):
+            assert chain_of((await stream.read())["default"]) == expected.chain_pem
+            await stream.ack("default", error="no")
+        delta = await made.peer.delta().subscribe("default")
+        assert (await delta.read()).resources[0].version == TWO.version, "another client is sent the newest"
+        await delta.ack()
+        made.store.publish({"default": THREE})
+        assert chain_of((await stream.read())["default"]) == THREE.chain_pem, "nothing else came between"
+
+
+async def test_a_delta_client_that_refuses_a_secret_is_sent_the_one_before_again(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        stream = await made.peer.delta().subscribe("default")
+        await stream.read()
+        await stream.ack()
+        await made.names(NameStatus("default", ONE.version, ONE.version))
+        made.store.publish({"default": TWO})
+        await stream.read()
+        await stream.ack(error="no")
+        (again,) = (await stream.read()).resources
+        assert again.version == ONE.version
+        await stream.ack()
+        await made.names(NameStatus("default", ONE.version, ONE.version, Nack(TWO.version, "no")))
+
+
+async def test_a_refused_secret_that_is_withheld_is_replaced_by_nothing(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        stream = await made.peer.stream().ask("default")
+        await stream.read()
+        await stream.ack("default")
+        await made.names(NameStatus("default", ONE.version, ONE.version))
+        made.store.publish({"default": TWO})
+        await stream.read()
+        made.store.withhold(["default"])
+        await stream.ack("default", error="no")
+        await made.names(NameStatus("default", TWO.version, ONE.version, Nack(TWO.version, "no")))
+        made.store.publish({"default": THREE})
+        assert chain_of((await stream.read())["default"]) == THREE.chain_pem
 
 
 async def test_a_delta_stream_is_seen_the_same_way(tmp_path: Path) -> None:

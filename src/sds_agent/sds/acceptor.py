@@ -12,12 +12,16 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from sds_agent import log
 from sds_agent.budget import Buckets, Budget, Rate
 from sds_agent.rpc.crowd import Crowd
 from sds_agent.rpc.frames import ENHANCE_YOUR_CALM, Bounds, Inspection, Messages
 from sds_agent.sds.relay import Relay
+
+if TYPE_CHECKING:
+    from sds_agent.sds.refusals import Refusals
 
 LOG = logging.getLogger(__name__)
 
@@ -106,6 +110,7 @@ class Connection:
         "end",
         "gives_way",
         "holder",
+        "refusals",
         "unfinished",
     )
 
@@ -116,6 +121,8 @@ class Connection:
         self.end = end
         self.unfinished = 0
         self.gives_way = False
+        self.refusals: Refusals | None = None
+        """What its Envoy refuses, once that has refused something."""
         self._stored = stored
         self._relay: Relay | None = None
         self._messages: Messages | None = None

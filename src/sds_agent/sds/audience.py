@@ -27,6 +27,10 @@ class Audience(Generic[M]):
         for name in after:
             self._by_name.setdefault(name, {})[member] = None
 
+    def __contains__(self, name: object) -> bool:
+        """Whether any subscribes to the name."""
+        return name in self._by_name
+
     def of(self, name: str) -> tuple[M, ...]:
         """Those that subscribe to the name, in the order in which they began to."""
         return tuple(self._by_name.get(name, ()))

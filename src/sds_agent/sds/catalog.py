@@ -1,9 +1,11 @@
 """The store as sessions see it: every secret is encoded once, for all streams that ask for it.
 
+What was served before stays for as long as a client of it needs it: one that refuses the newer is sent it again.
+
 Names beside those of the store exist for as long as a stream asks for them (`OnDemand`): those of files.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -25,9 +27,17 @@ class OnDemand(Protocol):
         """The resource of this exact name, or why there is none. Never raises."""
         ...
 
+    def replaced(self, name: str) -> Resource | None:
+        """What was served before the change that is being announced; None where there was nothing."""
+        ...
+
     def want(self, client: object, names: Iterable[str]) -> None:
         """`client` (any hashable) asks for these names, and for no others any more."""
         ...
+
+
+MOST_FORMER = 4
+"""Former versions of a name that are kept; the oldest go first."""
 
 
 class Catalog:
@@ -37,6 +47,7 @@ class Catalog:
         self._store = store
         self._files = files
         self._encoded: dict[str, tuple[Secret, Resource]] = {}
+        self._former: dict[str, dict[str, Resource]] = {}  # by name and version
 
     def __getitem__(self, name: str) -> Resource | Absence:
         """The resource of this exact name, or why there is none."""
@@ -51,12 +62,43 @@ class Catalog:
             encoded = self._encoded[name] = (secret, encode_secret(name, secret))
         return encoded[1]
 
-    def forget(self, names: Iterable[str]) -> None:
+    def change(self, names: Iterable[str], in_use: Container[str]) -> None:
         """The secrets of these names have changed, or are there no longer: drop what was encoded, with its key. Nobody
-        may ever ask for them again.
+        may ever ask for them again. Of those that are `in_use` it is kept, until `release`.
         """
         for name in names:
-            self._encoded.pop(name, None)
+            before = self._before(name)
+            now = self[name] if name in in_use else Absence.UNKNOWN
+            if isinstance(now, Absence):
+                self._former.pop(name, None)
+            elif before is not None:
+                former = self._former.setdefault(name, {})
+                former[before.version] = before
+                former.pop(now.version, None)
+                while len(former) > MOST_FORMER:
+                    del former[next(iter(former))]
+
+    def former(self, name: str, version: str) -> Resource | None:
+        """What was served under the name at that version, if it is still kept."""
+        return self._former.get(name, {}).get(version)
+
+    def release(self, used: Callable[[str], Container[str]]) -> None:
+        """Drop all former secrets but those whose clients use them still: `used` gives the versions in use of a name.
+        To be called every few seconds.
+        """
+        for name, former in tuple(self._former.items()):
+            versions = used(name)
+            if kept := {version: each for version, each in former.items() if version in versions}:
+                self._former[name] = kept
+            else:
+                del self._former[name]
+
+    def _before(self, name: str) -> Resource | None:
+        """What was served before the change of this name; it is not encoded any more."""
+        encoded = self._encoded.pop(name, None)
+        if encoded is not None:
+            return encoded[1]
+        return None if self._files is None else self._files.replaced(name)
 
     def want(self, client: object, names: Iterable[str]) -> None:
         """`client` (any hashable) asks for these names, and for no others any more: what is made on demand is made."""

@@ -60,15 +60,17 @@ def decode_delta(data: bytes) -> DeltaRequest:
 
 def encode_secret(name: str, secret: Secret) -> Resource:
     """The resource of `secret` under `name`, with every part of an answer that does not depend on the stream."""
-    value = wire.Any(type_url=SECRET_TYPE, value=_secret(name, secret).SerializeToString())
-    entry = wire.Resource(name=name, version=secret.version, resource=value)
-    return Resource(
-        name=name,
-        version=secret.version,
-        sotw=wire.DiscoveryResponse(resources=[value]).SerializeToString(),
-        delta=wire.DeltaDiscoveryResponse(resources=[entry]).SerializeToString(),
-        version_info=wire.DiscoveryResponse(version_info=secret.version).SerializeToString(),
-    )
+    return _resource(_secret(name, secret), secret.version)
+
+
+def varied(resource: Resource, count: int) -> Resource:
+    """The same secret and version with other bytes: with so many empty lines more at the end of its PEM."""
+    secret = wire.Secret.FromString(wire.DiscoveryResponse.FromString(resource.sotw).resources[0].value)
+    if secret.HasField("tls_certificate"):
+        secret.tls_certificate.certificate_chain.inline_bytes += b"\n" * count
+    else:
+        secret.validation_context.trusted_ca.inline_bytes += b"\n" * count
+    return _resource(secret, resource.version)
 
 
 def encode(answer: Respond) -> bytes:
@@ -107,6 +109,18 @@ def _client_version(node: wire.Node) -> str:
 
 def _error(message: wire.DiscoveryRequest | wire.DeltaDiscoveryRequest) -> str | None:
     return message.error_detail.message if message.HasField("error_detail") else None
+
+
+def _resource(secret: wire.Secret, version: str) -> Resource:
+    value = wire.Any(type_url=SECRET_TYPE, value=secret.SerializeToString())
+    entry = wire.Resource(name=secret.name, version=version, resource=value)
+    return Resource(
+        name=secret.name,
+        version=version,
+        sotw=wire.DiscoveryResponse(resources=[value]).SerializeToString(),
+        delta=wire.DeltaDiscoveryResponse(resources=[entry]).SerializeToString(),
+        version_info=wire.DiscoveryResponse(version_info=version).SerializeToString(),
+    )
 
 
 def _secret(name: str, secret: Secret) -> wire.Secret:

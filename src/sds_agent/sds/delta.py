@@ -16,7 +16,8 @@ an answer by its nonce:
 - There is no wildcard for secrets: a first message without names subscribes to nothing, and "*" is a name that is not
   served.
 - Changes are pushed only when no answer is outstanding, and then the newest content goes out. Content that was sent
-  on this stream is not pushed again, whether the client took or refused it.
+  on this stream is not pushed again, whether the client took or refused it. `resend` makes an exception (see
+  `refusals`).
 - A name whose secret does not exist yet gets no answer. It is never "removed": Envoy would finish warming without a
   certificate. `removed_resources` says that a name is not served, at once when it is asked for and by a push when that
   happens in mid-stream. The subscription stays, so that the name is pushed if it comes to be served. The stream never
@@ -107,6 +108,10 @@ class DeltaSession:
         if self._outstanding:
             return []
         return self._answer(self._changed(view), view)
+
+    def resend(self, name: str) -> None:
+        """Let the next `refresh` send the name although its version was sent."""
+        self._sent.pop(name, None)
 
     def _settle(self, request: DeltaRequest) -> list[Action]:
         if not request.nonce:

@@ -94,6 +94,8 @@ class _FileEntry:
         self.clients: set[object] = set()
         self.outcome: _FileOutcome | None = None
         self.served: Resource | None = None
+        self.replaced: Resource | None = None
+        """What was served before, while the change is announced."""
         self.not_after: datetime | None = None
         self.absence = Absence.PENDING
         self.doubt: Doubt | None = None
@@ -148,6 +150,11 @@ class FileSecrets:
     def names(self) -> tuple[str, ...]:
         """The names that are followed."""
         return tuple(self._entries)
+
+    def replaced(self, name: str) -> Resource | None:
+        """What was served before the change that is being announced; None where there was nothing."""
+        entry = self._entries.get(name)
+        return None if entry is None else entry.replaced
 
     def want(self, client: object, names: Iterable[str]) -> None:
         """`client` (any hashable) asks for these names, and for no others any more. Those that no client asks for
@@ -206,14 +213,17 @@ class FileSecrets:
         except (TimeoutError, NoThreadError) as error:
             why = error.strerror if isinstance(error, TimeoutError) else str(error)
             outcomes = [_FileOutcome(b"", _FileFault(f"the files cannot be read: {why}"))] * len(entries)
-        now, changed = self._clock.now(), set[str]()
+        now, changed = self._clock.now(), list[_FileEntry]()
         for entry, outcome in zip(entries, outcomes, strict=True):
-            before = entry.view
+            before, served = entry.view, entry.served
             self._report(entry, entry.take(outcome, now))
             if entry.view is not before:
-                changed.add(entry.name)
+                entry.replaced = served
+                changed.append(entry)
         if changed:
-            self._store.announce(frozenset(changed))
+            self._store.announce(frozenset(each.name for each in changed))
+        for entry in changed:
+            entry.replaced = None
 
     def _outcomes(self, asked: Iterable[tuple[FileName, _FileOutcome | None]], watch: PathWatch) -> list[_FileOutcome]:
         """Blocks on the disk."""

@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable, Mapping
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from sds_agent import log
 from sds_agent.budget import Budget, Rate
@@ -27,6 +28,9 @@ from sds_agent.sds.protocol import (
 from sds_agent.sds.pushes import Pushes, PushOutcome
 from sds_agent.sds.status import NameStatus, StreamRecord, StreamStatus
 from sds_agent.text import first
+
+if TYPE_CHECKING:
+    from sds_agent.sds.refusals import Replacement
 
 LOG = logging.getLogger(__name__)
 
@@ -204,6 +208,18 @@ class StreamJournal:
         if LOG.isEnabledFor(logging.DEBUG):
             self._note(answer)
         self._journal.changed()
+
+    def is_change(self, nonce: str) -> bool:
+        """Whether the answer of that nonce, which has no reply yet, went out because a secret changed."""
+        return self._record.is_change(nonce)
+
+    def replaced(self, sent: "Replacement") -> None:
+        """Log that something was sent in place of what the client refuses."""
+        name, version, refused = sent.resource.name, sent.resource.version, sent.version
+        if version == refused:
+            self._event("sent_anew", changed=True, names=(name,), version=version)
+        else:
+            self._event("taken_back", changed=True, names=(name,), version=version, refused=refused)
 
     def status(self, names: tuple[NameStatus, ...]) -> StreamStatus:
         """The stream's status; the session gives that of its names."""

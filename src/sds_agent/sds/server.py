@@ -229,6 +229,7 @@ class _Listener:
         while True:
             await asyncio.sleep(check_every)
             self._service.report_left_out()
+            self._service.release_former()
             if self._current is None or not self._current.endpoint.in_place():
                 await self._fix()
 

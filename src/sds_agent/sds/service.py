@@ -250,7 +250,7 @@ class SecretDiscoveryService:
             del self._watchers[key]
 
     def _secrets_changed(self, names: frozenset[str]) -> None:
-        self._catalog.forget(names)
+        self._catalog.change(names, self._audience)
         now, concerned = self._journal.monotonic(), dict[Stream[Any], None]()
         for name in names:
             if streams := self._audience.of(name):
@@ -285,6 +285,10 @@ class SecretDiscoveryService:
         """
         self._journal.report_left_out()
         self._journal.report_pushes()
+
+    def release_former(self) -> None:
+        """Drop the former secrets that no client uses any more. To be called every few seconds."""
+        self._catalog.release(lambda name: frozenset(each.acknowledged(name) for each in self._audience.of(name)))
 
     def dismiss(self) -> None:
         """End the streams that are open with OK; their Envoys open others."""

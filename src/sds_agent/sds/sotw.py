@@ -24,7 +24,7 @@ What is sent, and when:
   content, however many changes the client missed. An answer contains what changed, never a name that is not
   subscribed.
 - Content that was sent on this stream is not sent again, whether the client took or refused it: resending what was
-  NACKed would loop.
+  NACKed would loop. `resend` makes an exception (see `refusals`).
 - A name whose secret does not exist yet gets no answer; the secret is pushed as soon as it exists. A secret that is
   withheld later is not taken back: SotW cannot say "deleted".
 - A name that is not served ends the stream with NOT_FOUND when all names are such; asked for among others it is
@@ -119,6 +119,10 @@ class SotwSession:
     def refresh(self, view: View) -> list[Action]:
         """Look for changes of the subscribed secrets."""
         return self._refuse(view) + self._answer(() if self._outstanding else self._names, view)
+
+    def resend(self, name: str) -> None:
+        """Let the next `refresh` send the name although its version was sent."""
+        self._sent.pop(name, None)
 
     def _settled(self, answer: Outstanding | None, request: SotwRequest) -> Action:
         if answer is None:

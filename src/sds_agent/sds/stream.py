@@ -14,7 +14,7 @@ streams, and each of them is idle for hours. The two take turns, so there is one
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import grpc.aio
 from msgspec import Struct
@@ -23,20 +23,26 @@ from sds_agent.rpc.calls import Context, has_stopped
 from sds_agent.sds.acceptor import Connection
 from sds_agent.sds.audience import Audience
 from sds_agent.sds.catalog import Catalog
-from sds_agent.sds.codec import MalformedMessageError
+from sds_agent.sds.codec import MalformedMessageError, varied
 from sds_agent.sds.journal import StreamJournal
 from sds_agent.sds.protocol import (
     Absence,
+    Acked,
     Action,
     DeltaRequest,
     Finish,
+    Nacked,
+    Resource,
     Respond,
     SotwRequest,
     StatusCode,
     View,
 )
-from sds_agent.sds.status import NameStatus, StreamStatus
+from sds_agent.sds.status import Nack, NameStatus, StreamStatus
 from sds_agent.secrets.store import SecretStore
+
+if TYPE_CHECKING:
+    from sds_agent.sds.refusals import Replacements
 
 FULL = Finish(StatusCode.RESOURCE_EXHAUSTED, detail="there are more streams than sds.limits.streams allows")
 """How a stream ends that gives way to another."""
@@ -82,6 +88,10 @@ class Session(Protocol[R_contra]):
         """Take a message of the client."""
         ...
 
+    def resend(self, name: str) -> None:
+        """Let the next `refresh` send the name although its version was sent."""
+        ...
+
     def refresh(self, view: View) -> list[Action]:
         """Look for changes of the subscribed secrets."""
         ...
@@ -108,6 +118,7 @@ class Stream(Generic[R]):
         "_conversation",
         "_draining",
         "_fault",
+        "_instead",
         "_interrupted",
         "_journal",
         "_kept",
@@ -156,11 +167,18 @@ class Stream(Generic[R]):
         self._draining = False
         self._last: Finish | None = None
         self._fault: Exception | None = None
+        self._instead: Replacements | None = None  # once the client has refused something
 
     @property
     def status(self) -> StreamStatus:
         """Who is at the other end, and the status of each name."""
-        return self._journal.status(self._conversation.session.status)
+        session = self._conversation.session
+        found = session.status
+        return self._journal.status(found if self._instead is None else self._instead.shown(session.names, found))
+
+    def acknowledged(self, name: str) -> str:
+        """The version of the name that the client has acknowledged, the empty one where there is none."""
+        return self._conversation.session.acknowledged.get(name, "")
 
     @property
     def connection(self) -> str:
@@ -189,6 +207,8 @@ class Stream(Generic[R]):
         """The secret of a name to which it subscribes has changed at that monotonic time; None where there is none to
         send. To be called for all streams and names before `push` is called for any.
         """
+        if self._instead is not None:
+            self._instead.drop(name)
         sent = self._conversation.session.sent.get(name)
         self._journal.due(name, None if version == sent else version, now)
         self._changed = True
@@ -197,6 +217,25 @@ class Stream(Generic[R]):
         """Send what is due, as soon as the stream is not at work."""
         if self._changed and self._push is None and not (self._at_work or self._draining):
             self._push = asyncio.get_running_loop().create_task(self._send_changes())
+
+    def take_back(self, name: str, version: str) -> str | None:
+        """Send what the client acknowledged before this version of the name, which it has refused (see `refusals`)."""
+        session = self._conversation.session
+        former = self._catalog.former(name, self.acknowledged(name))
+        if former is None or self._current(name, version) is None:
+            return None
+        nack = dict(zip(session.names, session.status, strict=True))[name].nacked
+        self._replace(version, former, nack)
+        return former.version
+
+    def send_anew(self, name: str, version: str, attempt: int) -> bool:
+        """Send this version of the name once more with other bytes (see `refusals`)."""
+        found = self._current(name, version)
+        if found is None:
+            return False
+        self._conversation.session.resend(name)
+        self._replace(version, varied(found, attempt))
+        return True
 
     async def run(self) -> Finish | None:
         """Talk until the end. Returns how to end the stream, or None for OK."""
@@ -280,14 +319,50 @@ class Stream(Generic[R]):
             return [Finish(StatusCode.INVALID_ARGUMENT, detail=str(error))]
         session = self._conversation.session
         self._journal.met(request)
-        actions = session.receive(request, self._catalog)
+        actions = session.receive(request, self._view)
+        self._heed(actions)
         if (names := session.names) != self._names:  # before the first wait: no change may pass between
             self._know(names)
         self._store.acknowledgements.note(self, session.acknowledged)
         return actions
 
+    @property
+    def _view(self) -> View:
+        return self._catalog if self._instead is None else self._instead
+
+    def _heed(self, actions: list[Action]) -> None:
+        """Where the client refuses something, or has, do what makes it take the rest."""
+        if self.account.refusals is None:
+            if not any(isinstance(each, Nacked) for each in actions):
+                return
+            from sds_agent.sds.refusals import Refusals  # noqa: PLC0415 - Envoys seldom refuse
+
+            self.account.refusals = Refusals()
+        for each in actions:
+            if isinstance(each, Acked | Nacked):
+                self.account.refusals.replied(self, each, changed=self._journal.is_change(each.nonce))
+
+    def _current(self, name: str, version: str) -> Resource | None:
+        """What is served under the name; None if that has another version by now."""
+        found = self._catalog[name]
+        return found if isinstance(found, Resource) and found.version == version else None
+
+    def _replace(self, version: str, resource: Resource, nack: Nack | None = None) -> None:
+        """Send that in place of this version of its name."""
+        if self._instead is None:
+            from sds_agent.sds.refusals import Replacements  # noqa: PLC0415 - likewise
+
+            self._instead = Replacements(self._catalog)
+        self._instead.put(version, resource, nack)
+        self._changed = True
+        self.push()
+
     def _know(self, names: tuple[str, ...]) -> None:
         """Tell everybody who is concerned to which names the stream subscribes."""
+        if self.account.refusals is not None:
+            self.account.refusals.keep(self, names)
+        if self._instead is not None:
+            self._instead.keep(names)
         self._audience.move(self, self._names, names)
         self._names = names
         self._catalog.want(self, names)
@@ -304,7 +379,7 @@ class Stream(Generic[R]):
         """Send what has changed, and what changes meanwhile."""
         while self._changed and not self._draining:
             self._changed = False
-            finish = await self._perform(self._conversation.session.refresh(self._catalog), changed=True)
+            finish = await self._perform(self._conversation.session.refresh(self._view), changed=True)
             if finish is not None:
                 return finish
             self._await()
@@ -351,6 +426,9 @@ class Stream(Generic[R]):
             self.writing = 0
             self.waits_since = None
         self._journal.sent(answer)
+        if self._instead is not None:
+            for each in self._instead.sent(answer.resources):
+                self._journal.replaced(each)
         return True
 
     def _is_of_the_store(self, answer: Respond) -> bool:

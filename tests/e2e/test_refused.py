@@ -1,0 +1,165 @@
+"""An Envoy that refuses a secret takes everything else: what it refuses does not stand between it and what is good.
+
+An Envoy that has refused a secret refuses the next ones too, with the same words, or gives them to some of its
+listeners alone, as long as it is left with what it refused.
+"""
+
+import copy
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from fakes.envoys import BINARY, Client, Envoy, bootstrap, holding
+from fakes.events import Events, recorded
+from fakes.hierarchy import Ca, Extension, make_ca, make_leaf, new_key
+from fakes.processes import started
+
+from sds_agent.pki.certificates import write_pem
+from sds_agent.pki.keys import to_pkcs8_pem
+from sds_agent.sds.endpoint import SocketFile
+from sds_agent.sds.server import Limits, serving
+from sds_agent.sds.service import SecretDiscoveryService
+from sds_agent.secrets.model import BundleSecret, CertificateSecret
+from sds_agent.secrets.store import SecretStore
+
+START = datetime.now(UTC).replace(microsecond=0)
+TIMES: dict[str, Any] = {"not_before": START - timedelta(hours=1), "not_after": START + timedelta(hours=1)}
+OLD, NEW = make_ca("old root", **TIMES), make_ca("new root", **TIMES)
+MUST_STAPLE: Extension = (x509.TLSFeature([x509.TLSFeatureType.status_request]), False)
+"""What Envoy refuses in a certificate without a staple."""
+BOTH = BundleSecret(write_pem([OLD.certificate, NEW.certificate]))
+LISTENERS = {"one": "a", "two": "b", "three": "b"}
+"""With their certificates. Envoy gives new roots to the first of them first, and to no other if that one fails."""
+
+
+CORRUPT = b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"
+
+
+def issued(name: str, *extra: Extension, ca: Ca = OLD) -> CertificateSecret:
+    key = new_key()
+    leaf = make_leaf(ca, f"spiffe://demo.example/{name}", key=key, extra=extra, **TIMES)
+    return CertificateSecret(write_pem([leaf]), to_pkcs8_pem(key), TIMES["not_after"])
+
+
+def serial(secret: CertificateSecret) -> str:
+    return f"{x509.load_pem_x509_certificate(secret.chain_pem).serial_number:x}"
+
+
+def configuration(directory: Path, socket: Path, api_type: str) -> dict[str, Any]:
+    http: dict[str, Any] = {"http2_protocol_options": {}}
+    config = bootstrap(socket, directory / "admin.sock", api_type=api_type, name="a", http=http)
+    (listener,) = config["static_resources"]["listeners"]
+    config["static_resources"]["listeners"] = listeners = []
+    for name, certificate in LISTENERS.items():
+        each = copy.deepcopy(listener)
+        each["name"] = name
+        tls = each["filter_chains"][0]["transport_socket"]["typed_config"]["common_tls_context"]
+        tls["tls_certificate_sds_secret_configs"][0]["name"] = certificate
+        listeners.append(each)
+    return config
+
+
+class Proxy:
+    """A running Envoy, and peers with a certificate of each root."""
+
+    def __init__(self, envoy: Envoy, directory: Path, events: Events, store: SecretStore) -> None:
+        self.events = events
+        self.store = store
+        self._envoy = envoy
+        self._peers = {name: peer_of(directory, name, ca) for name, ca in {"old": OLD, "new": NEW}.items()}
+
+    async def taken(self, peer: str) -> list[str]:
+        """The listeners that take this peer."""
+        ports = await self._envoy.ports()
+        return [name for name in LISTENERS if await self._peers[peer].is_taken(ports[name])]
+
+    async def presents(self, listener: str) -> str:
+        """The serial that a listener presents."""
+        return await self._peers["old"].request((await self._envoy.ports())[listener])
+
+
+def peer_of(directory: Path, name: str, ca: Ca) -> Client:
+    key = new_key()
+    leaf = make_leaf(ca, f"spiffe://demo.example/{name}", key=key, **TIMES)
+    return holding(directory, [leaf], key, OLD.certificate)
+
+
+@asynccontextmanager
+async def running(directory: Path, api_type: str, *extra: Extension) -> AsyncIterator[Proxy]:
+    """An Envoy with its first secrets, below the old root; the certificate of the first listener has `extra`."""
+    store = SecretStore(("a", "b", "ROOTCA"))
+    store.publish({"a": issued("a", *extra), "b": issued("b"), "ROOTCA": BundleSecret(write_pem([OLD.certificate]))})
+    socket, file = directory / "sds.sock", directory / "envoy.json"
+    file.write_text(json.dumps(configuration(directory, socket, api_type)))
+    command = [BINARY, "-c", str(file), "--disable-hot-restart", "--concurrency", "1", "-l", "info"]
+    with recorded() as events:
+        async with (
+            serving(SecretDiscoveryService(store), SocketFile(socket), Limits()),
+            started(command) as program,
+        ):
+            proxy = Envoy(program, directory / "admin.sock")
+            await proxy.ready()
+            if not extra:
+                for name in ("a", "b", "ROOTCA"):
+                    await events.wait("acked", names=[name])
+            yield Proxy(proxy, directory, events, store)
+
+
+@pytest.mark.parametrize("api_type", ["GRPC", "DELTA_GRPC"])
+async def test_new_roots_reach_every_listener_beside_a_refused_certificate(tmp_path: Path, api_type: str) -> None:
+    async with running(tmp_path, api_type) as proxy:
+        first = await proxy.presents("one")
+        proxy.store.publish({"a": issued("a", MUST_STAPLE)})
+        await proxy.events.wait("nacked", names=["a"])
+        proxy.store.publish({"ROOTCA": BOTH})
+        await proxy.events.wait("acked", names=["ROOTCA"], count=2)
+        assert await proxy.taken("new") == list(LISTENERS)
+        assert await proxy.presents("one") == first
+        good = issued("a")
+        proxy.store.publish({"a": good})
+        await proxy.events.wait("acked", names=["a"], count=3)
+        assert await proxy.presents("one") == serial(good)
+
+
+@pytest.mark.parametrize("api_type", ["GRPC", "DELTA_GRPC"])
+async def test_roots_that_come_together_with_a_refused_certificate_reach_every_listener(
+    tmp_path: Path, api_type: str
+) -> None:
+    """Envoy refuses both, and has given the roots to some listener by then."""
+    async with running(tmp_path, api_type) as proxy:
+        proxy.store.publish({"a": issued("a", MUST_STAPLE), "ROOTCA": BOTH})
+        await proxy.events.wait("acked", names=["ROOTCA"], count=2)
+        assert await proxy.taken("new") == list(LISTENERS)
+
+
+@pytest.mark.parametrize("api_type", ["GRPC", "DELTA_GRPC"])
+async def test_certificates_are_renewed_beside_a_refused_bundle(tmp_path: Path, api_type: str) -> None:
+    """They would run out."""
+    async with running(tmp_path, api_type) as proxy:
+        proxy.store.publish({"ROOTCA": BundleSecret(BOTH.anchors_pem, CORRUPT)})
+        await proxy.events.wait("taken_back", names=["ROOTCA"])
+        renewed = issued("a")
+        proxy.store.publish({"a": renewed})
+        await proxy.events.wait("acked", names=["a"], count=2)
+        assert await proxy.presents("one") == serial(renewed)
+        assert await proxy.taken("new") == []
+        proxy.store.publish({"ROOTCA": BOTH})
+        await proxy.events.wait("acked", names=["ROOTCA"], count=3)
+        assert await proxy.taken("new") == list(LISTENERS)
+
+
+async def test_roots_that_are_refused_at_the_start_reach_every_listener_later(tmp_path: Path) -> None:
+    """Envoy takes the bad certificate then, and refuses the first roots."""
+    async with running(tmp_path, "GRPC", MUST_STAPLE) as proxy:
+        await proxy.events.wait("nacked")
+        proxy.store.publish({"ROOTCA": BOTH})
+        await proxy.events.wait("nacked", count=2)
+        proxy.store.publish({"a": issued("a")})
+        await proxy.events.wait("sent_anew")
+        await proxy.events.wait("acked", names=["ROOTCA"])
+        assert await proxy.taken("new") == list(LISTENERS)

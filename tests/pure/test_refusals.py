@@ -1,0 +1,228 @@
+"""What is sent to an Envoy that has refused a secret: what makes it take the others, and no more than that."""
+
+from fakes.served import Served
+
+from sds_agent.sds.protocol import Absence, Acked, Nacked, Resource
+from sds_agent.sds.refusals import MOST_ANEW, Refusals, Replacements
+from sds_agent.sds.status import Nack, NameStatus
+
+BACK, ANEW = "back", "anew"
+
+
+class Stream:
+    """A stand-in for a stream, which remembers what it is told to send. Without `former` there is nothing before."""
+
+    def __init__(self, name: str, *, former: bool = True, current: bool = True) -> None:
+        self.name = name
+        self.former = former
+        self.current = current
+        self.sent: list[tuple[str, str, int]] = []
+
+    def take_back(self, name: str, version: str) -> str | None:
+        """Remember it."""
+        assert name == self.name
+        if not (self.former and self.current):
+            return None
+        self.sent.append((BACK, version, 0))
+        return f"before {version}"
+
+    def send_anew(self, name: str, version: str, attempt: int) -> bool:
+        """Remember it."""
+        assert name == self.name
+        if self.current:
+            self.sent.append((ANEW, version, attempt))
+        return self.current
+
+
+class Envoy:
+    """The replies of an Envoy with a stream for each secret."""
+
+    def __init__(self, *streams: Stream) -> None:
+        self.refusals = Refusals()
+        self.streams = streams
+
+    def refuses(self, stream: Stream, version: str) -> None:
+        """It refuses this version."""
+        self.refusals.replied(stream, Nacked("n", {stream.name: version}, "why"), changed=True)
+
+    def takes(self, stream: Stream, version: str, *, changed: bool = True) -> None:
+        """It takes this version."""
+        self.refusals.replied(stream, Acked("n", {stream.name: version}), changed=changed)
+
+    @property
+    def sent(self) -> list[list[tuple[str, str, int]]]:
+        """What was sent on each stream since this was last asked for."""
+        found = [each.sent for each in self.streams]
+        for each in self.streams:
+            each.sent = []
+        return found
+
+
+def test_what_is_refused_is_taken_back_and_stays_so() -> None:
+    """Envoy refuses the next roots for the sake of a bad certificate until it has a good one again."""
+    leaf, roots = Stream("leaf"), Stream("roots")
+    envoy = Envoy(leaf, roots)
+    envoy.refuses(leaf, "2")
+    assert envoy.sent == [[(BACK, "2", 0)], []]
+    envoy.takes(leaf, "before 2")
+    envoy.takes(roots, "2")
+    assert envoy.sent == [[], []], "the bad one would be refused again"
+
+
+def test_what_is_refused_beside_another_is_sent_anew_once_the_cause_is_gone() -> None:
+    leaf, roots = Stream("leaf"), Stream("roots")
+    envoy = Envoy(leaf, roots)
+    envoy.refuses(leaf, "2")
+    envoy.refuses(roots, "2")
+    assert envoy.sent == [[(BACK, "2", 0)], []], "the roots may be good"
+    envoy.takes(leaf, "before 2")
+    assert envoy.sent == [[], [(ANEW, "2", 1)]]
+    envoy.takes(roots, "2")
+    assert envoy.sent == [[], []]
+
+
+def test_the_cause_is_found_whichever_refusal_comes_first() -> None:
+    """Replies on two streams may cross."""
+    leaf, roots = Stream("leaf"), Stream("roots")
+    envoy = Envoy(leaf, roots)
+    envoy.refuses(roots, "2")
+    envoy.refuses(leaf, "2")
+    assert envoy.sent == [[], [(BACK, "2", 0)]]
+    envoy.refuses(roots, "before 2")
+    assert envoy.sent == [[(BACK, "2", 0)], []]
+    envoy.takes(leaf, "before 2")
+    assert envoy.sent == [[], [(ANEW, "2", 1)]]
+
+
+def test_two_causes_are_both_taken_back() -> None:
+    leaf, roots = Stream("leaf"), Stream("roots")
+    envoy = Envoy(leaf, roots)
+    envoy.refuses(leaf, "2")
+    envoy.refuses(roots, "2")
+    envoy.takes(leaf, "before 2")
+    assert envoy.sent == [[(BACK, "2", 0)], [(ANEW, "2", 1)]]
+    envoy.refuses(roots, "2")
+    assert envoy.sent == [[], [(BACK, "2", 0)]]
+    envoy.takes(roots, "before 2")
+    assert envoy.sent == [[], []]
+
+
+def test_new_content_of_the_cause_frees_the_others() -> None:
+    leaf, roots = Stream("leaf", former=False), Stream("roots", former=False)
+    envoy = Envoy(leaf, roots)
+    envoy.refuses(leaf, "1")
+    envoy.refuses(roots, "1")
+    assert envoy.sent == [[], []]
+    envoy.takes(leaf, "2")
+    assert envoy.sent == [[], [(ANEW, "1", 1)]]
+
+
+def test_first_secrets_are_sent_anew_when_another_one_has_changed_and_not_for_ever() -> None:
+    """As an Envoy starts it takes a bad certificate, and refuses the roots for its sake."""
+    leaf, roots = Stream("leaf"), Stream("roots", former=False)
+    envoy = Envoy(leaf, roots)
+    envoy.takes(leaf, "1", changed=False)
+    envoy.refuses(roots, "1")
+    envoy.takes(leaf, "1", changed=False)
+    assert envoy.sent == [[], []], "nothing has changed"
+    for attempt in range(1, MOST_ANEW + 1):
+        envoy.takes(leaf, str(attempt + 1))
+        assert envoy.sent == [[], [(ANEW, "1", attempt)]]
+        envoy.takes(leaf, "in between")
+        assert envoy.sent == [[], []], "the reply is awaited"
+        envoy.refuses(roots, "1")
+    envoy.takes(leaf, "last")
+    assert envoy.sent == [[], []]
+    envoy.refuses(roots, "2")
+    envoy.takes(leaf, "after the change")
+    assert envoy.sent == [[], [(ANEW, "2", 1)]]
+
+
+def test_a_client_that_refuses_everything_is_sent_each_version_twice() -> None:
+    leaf, roots = Stream("leaf"), Stream("roots")
+    envoy = Envoy(leaf, roots)
+    for version in ("2", "3"):
+        envoy.refuses(leaf, version)
+        envoy.refuses(roots, version)
+        envoy.refuses(leaf, f"before {version}")
+        envoy.refuses(roots, f"before {version}")
+        assert envoy.sent == [[(BACK, version, 0)], [(BACK, version, 0)]]
+        envoy.refuses(leaf, version)
+        envoy.refuses(roots, version)
+        assert envoy.sent == [[], []]
+
+
+def test_a_secret_that_has_changed_meanwhile_is_left_alone() -> None:
+    """The newer content is on its way."""
+    leaf, roots = Stream("leaf", current=False), Stream("roots")
+    envoy = Envoy(leaf, roots)
+    envoy.refuses(leaf, "2")
+    envoy.refuses(roots, "2")
+    assert envoy.sent == [[], [(BACK, "2", 0)]]
+    envoy.takes(roots, "before 2")
+    assert envoy.sent == [[], []]
+
+
+def test_a_stream_that_ends_holds_up_no_other() -> None:
+    leaf, roots = Stream("leaf"), Stream("roots")
+    envoy = Envoy(leaf, roots)
+    envoy.refuses(leaf, "2")
+    envoy.refusals.keep(leaf, ())
+    envoy.refuses(roots, "2")
+    assert envoy.sent == [[(BACK, "2", 0)], [(BACK, "2", 0)]]
+
+
+def test_the_answer_that_a_name_is_not_served_cannot_be_taken_back() -> None:
+    """Delta has a reply to that too."""
+    gone = Stream("gone")
+    envoy = Envoy(gone)
+    envoy.refuses(gone, "")
+    assert envoy.sent == [[]]
+
+
+def test_a_stream_sees_the_replacement_until_the_secret_changes() -> None:
+    served = Served(leaf=Resource("leaf", "2"))
+    seen, former = Replacements(served), Resource("leaf", "1")
+    assert seen["leaf"] == served["leaf"]
+    seen.put("2", former, Nack("2", "why"))
+    assert seen["leaf"] == former
+    served.put("leaf", "3")
+    assert seen["leaf"] == served["leaf"]
+
+
+def test_a_secret_that_is_withheld_is_not_replaced() -> None:
+    served = Served(leaf=Absence.PENDING)
+    seen = Replacements(served)
+    seen.put("2", Resource("leaf", "1"))
+    assert seen["leaf"] == Absence.PENDING
+
+
+def test_a_replacement_is_forgotten_with_its_key() -> None:
+    """When the secret changes, and when the stream does not subscribe to it any more."""
+    served = Served(leaf=Resource("leaf", "2"))
+    seen = Replacements(served)
+    seen.put("2", Resource("leaf", "1"))
+    seen.drop("leaf")
+    assert seen["leaf"] == served["leaf"]
+    seen.put("2", Resource("leaf", "1"))
+    seen.keep(["other"])
+    assert seen["leaf"] == served["leaf"]
+
+
+def test_what_was_taken_back_is_shown_as_refused() -> None:
+    """The Envoy acknowledges what it had; an operator has to see that it does not have the newest."""
+    nack = Nack("2", "why")
+    seen = Replacements(Served())
+    seen.put("2", Resource("leaf", "1"), nack)
+    seen.put("2", Resource("roots", "2"))
+    now = [NameStatus("leaf", "1", "1"), NameStatus("roots", "2", "2"), NameStatus("other", "5", "5")]
+    assert seen.shown(["leaf", "roots", "other"], now) == (NameStatus("leaf", "1", "1", nack), *now[1:])
+
+
+def test_a_replacement_that_goes_out_is_reported_once() -> None:
+    seen, former = Replacements(Served()), Resource("leaf", "1")
+    seen.put("2", former)
+    assert seen.sent([Resource("leaf", "2")]) == []
+    (found,) = seen.sent([former])
+    assert (found.version, found.resource) == ("2", former)
+    assert seen.sent([former]) == []
