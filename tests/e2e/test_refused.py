@@ -153,6 +153,15 @@ async def test_certificates_are_renewed_beside_a_refused_bundle(tmp_path: Path, 
         assert await proxy.taken("new") == list(LISTENERS)
 
 
+async def test_a_certificate_that_comes_together_with_a_refused_bundle_is_presented(tmp_path: Path) -> None:
+    async with running(tmp_path, "GRPC") as proxy:
+        renewed = issued("a")
+        proxy.store.publish({"ROOTCA": BundleSecret(BOTH.anchors_pem, CORRUPT), "a": renewed})
+        await proxy.events.wait("taken_back", names=["ROOTCA"])
+        await proxy.events.wait("acked", names=["a"], count=2)
+        assert await proxy.presents("one") == serial(renewed)
+
+
 async def test_roots_that_are_refused_at_the_start_reach_every_listener_later(tmp_path: Path) -> None:
     """Envoy takes the bad certificate then, and refuses the first roots."""
     async with running(tmp_path, "GRPC", MUST_STAPLE) as proxy:

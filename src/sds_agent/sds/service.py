@@ -288,7 +288,7 @@ class SecretDiscoveryService:
 
     def release_former(self) -> None:
         """Drop the former secrets that no client uses any more. To be called every few seconds."""
-        self._catalog.release(lambda name: frozenset(each.acknowledged(name) for each in self._audience.of(name)))
+        self._catalog.release(lambda name: frozenset(each.version_in_use(name) for each in self._audience.of(name)))
 
     def dismiss(self) -> None:
         """End the streams that are open with OK; their Envoys open others."""

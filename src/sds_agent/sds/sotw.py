@@ -88,6 +88,10 @@ class SotwSession:
         """The version of each subscribed name that the client has acknowledged, the empty one where there is none."""
         return self._replies.acknowledged(self._names)
 
+    def version_in_use(self, name: str) -> str:
+        """The version of the name that the client has acknowledged, the empty one where there is none."""
+        return self._replies.version_in_use(name)
+
     @property
     def status(self) -> tuple[NameStatus, ...]:
         """The status of each name."""

@@ -92,6 +92,10 @@ class Replies:
             self._acked.pop(name, None)
             self._nacked.pop(name, None)
 
+    def version_in_use(self, name: str) -> str:
+        """The version of the name that the client has acknowledged, the empty one where there is none."""
+        return self._acked.get(name, "")
+
     def acknowledged(self, names: Iterable[str]) -> Mapping[str, str]:
         """The version of each of these names that the client has acknowledged, the empty one where there is none."""
         return {name: self._acked.get(name, "") for name in names}

@@ -74,6 +74,10 @@ class Session(Protocol[R_contra]):
         """The version of each of these names that the client has acknowledged."""
         ...
 
+    def version_in_use(self, name: str) -> str:
+        """The version of the name that the client has acknowledged, the empty one where there is none."""
+        ...
+
     @property
     def status(self) -> tuple[NameStatus, ...]:
         """The status of each name."""
@@ -176,9 +180,9 @@ class Stream(Generic[R]):
         found = session.status
         return self._journal.status(found if self._instead is None else self._instead.shown(session.names, found))
 
-    def acknowledged(self, name: str) -> str:
+    def version_in_use(self, name: str) -> str:
         """The version of the name that the client has acknowledged, the empty one where there is none."""
-        return self._conversation.session.acknowledged.get(name, "")
+        return self._conversation.session.version_in_use(name)
 
     @property
     def connection(self) -> str:
@@ -221,7 +225,7 @@ class Stream(Generic[R]):
     def take_back(self, name: str, version: str) -> str | None:
         """Send what the client acknowledged before this version of the name, which it has refused (see `refusals`)."""
         session = self._conversation.session
-        former = self._catalog.former(name, self.acknowledged(name))
+        former = self._catalog.former(name, session.version_in_use(name))
         if former is None or self._current(name, version) is None:
             return None
         nack = dict(zip(session.names, session.status, strict=True))[name].nacked
