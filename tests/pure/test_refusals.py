@@ -3,7 +3,7 @@
 from fakes.served import Served
 
 from sds_agent.sds.protocol import Absence, Acked, Nacked, Resource
-from sds_agent.sds.refusals import MOST_ANEW, Refusals, Replacements
+from sds_agent.sds.refusals import MOST_SENT, Refusals, Replacements
 from sds_agent.sds.status import Nack, NameStatus
 
 BACK, ANEW = "back", "anew"
@@ -12,25 +12,25 @@ BACK, ANEW = "back", "anew"
 class Stream:
     """A stand-in for a stream, which remembers what it is told to send. Without `former` there is nothing before."""
 
-    def __init__(self, name: str, *, former: bool = True, current: bool = True) -> None:
+    def __init__(self, name: str, *, former: bool = True) -> None:
         self.name = name
         self.former = former
-        self.current = current
+        self.current = True
         self.sent: list[tuple[str, str, int]] = []
 
-    def take_back(self, name: str, version: str) -> str | None:
+    def take_back(self, name: str, version: str, count: int) -> str | None:
         """Remember it."""
         assert name == self.name
         if not (self.former and self.current):
             return None
-        self.sent.append((BACK, version, 0))
-        return f"before {version}"
+        self.sent.append((BACK, version, count))
+        return "before"
 
-    def send_anew(self, name: str, version: str, attempt: int) -> bool:
+    def send_anew(self, name: str, version: str, count: int) -> bool:
         """Remember it."""
         assert name == self.name
         if self.current:
-            self.sent.append((ANEW, version, attempt))
+            self.sent.append((ANEW, version, count))
         return self.current
 
 
@@ -64,60 +64,59 @@ def test_what_is_refused_is_taken_back_and_stays_so() -> None:
     envoy = Envoy(leaf, roots)
     envoy.refuses(leaf, "2")
     assert envoy.sent == [[(BACK, "2", 0)], []]
-    envoy.takes(leaf, "before 2")
+    envoy.takes(leaf, "before")
     envoy.takes(roots, "2")
     assert envoy.sent == [[], []], "the bad one would be refused again"
 
 
-def test_what_is_refused_beside_another_is_sent_anew_once_the_cause_is_gone() -> None:
+def test_what_is_refused_beside_another_is_sent_anew_and_alone_once_all_is_taken_back() -> None:
     leaf, roots = Stream("leaf"), Stream("roots")
     envoy = Envoy(leaf, roots)
     envoy.refuses(leaf, "2")
     envoy.refuses(roots, "2")
-    assert envoy.sent == [[(BACK, "2", 0)], []], "the roots may be good"
-    envoy.takes(leaf, "before 2")
+    assert envoy.sent == [[(BACK, "2", 0)], []]
+    envoy.takes(leaf, "before")
+    assert envoy.sent == [[], [(BACK, "2", 0)]]
+    envoy.takes(roots, "before")
+    assert envoy.sent == [[(ANEW, "2", 1)], []]
+    envoy.refuses(leaf, "2")
+    assert envoy.sent == [[(BACK, "2", 0)], []]
+    envoy.takes(leaf, "before")
     assert envoy.sent == [[], [(ANEW, "2", 1)]]
     envoy.takes(roots, "2")
     assert envoy.sent == [[], []]
 
 
-def test_the_cause_is_found_whichever_refusal_comes_first() -> None:
-    """Replies on two streams may cross."""
+def test_what_cannot_be_taken_back_yet_is_taken_back_in_its_turn_with_other_bytes() -> None:
+    """The same bytes once more would reach no listener."""
     leaf, roots = Stream("leaf"), Stream("roots")
     envoy = Envoy(leaf, roots)
     envoy.refuses(roots, "2")
     envoy.refuses(leaf, "2")
     assert envoy.sent == [[], [(BACK, "2", 0)]]
-    envoy.refuses(roots, "before 2")
+    envoy.refuses(roots, "before")
     assert envoy.sent == [[(BACK, "2", 0)], []]
-    envoy.takes(leaf, "before 2")
-    assert envoy.sent == [[], [(ANEW, "2", 1)]]
+    envoy.takes(leaf, "before")
+    assert envoy.sent == [[], [(BACK, "2", 1)]]
 
 
-def test_two_causes_are_both_taken_back() -> None:
+def test_a_version_is_not_sent_for_ever() -> None:
+    """Whatever the client is, it refuses everything."""
     leaf, roots = Stream("leaf"), Stream("roots")
     envoy = Envoy(leaf, roots)
-    envoy.refuses(leaf, "2")
-    envoy.refuses(roots, "2")
-    envoy.takes(leaf, "before 2")
-    assert envoy.sent == [[(BACK, "2", 0)], [(ANEW, "2", 1)]]
-    envoy.refuses(roots, "2")
-    assert envoy.sent == [[], [(BACK, "2", 0)]]
-    envoy.takes(roots, "before 2")
-    assert envoy.sent == [[], []]
+    for version in ("2", "3"):
+        envoy.refuses(leaf, version)
+        envoy.refuses(roots, version)
+        sent = list[list[tuple[str, str, int]]]()
+        while any(now := envoy.sent):
+            sent.append(now[0] + now[1])
+            for stream, news in zip((leaf, roots), now, strict=True):
+                for what, *_ in news:
+                    envoy.refuses(stream, "before" if what == BACK else version)
+        assert 2 * MOST_SENT <= len(sent) <= 4 * MOST_SENT
 
 
-def test_new_content_of_the_cause_frees_the_others() -> None:
-    leaf, roots = Stream("leaf", former=False), Stream("roots", former=False)
-    envoy = Envoy(leaf, roots)
-    envoy.refuses(leaf, "1")
-    envoy.refuses(roots, "1")
-    assert envoy.sent == [[], []]
-    envoy.takes(leaf, "2")
-    assert envoy.sent == [[], [(ANEW, "1", 1)]]
-
-
-def test_first_secrets_are_sent_anew_when_another_one_has_changed_and_not_for_ever() -> None:
+def test_first_secrets_are_sent_anew_when_another_one_has_changed() -> None:
     """As an Envoy starts it takes a bad certificate, and refuses the roots for its sake."""
     leaf, roots = Stream("leaf"), Stream("roots", former=False)
     envoy = Envoy(leaf, roots)
@@ -125,42 +124,50 @@ def test_first_secrets_are_sent_anew_when_another_one_has_changed_and_not_for_ev
     envoy.refuses(roots, "1")
     envoy.takes(leaf, "1", changed=False)
     assert envoy.sent == [[], []], "nothing has changed"
-    for attempt in range(1, MOST_ANEW + 1):
-        envoy.takes(leaf, str(attempt + 1))
-        assert envoy.sent == [[], [(ANEW, "1", attempt)]]
+    for count in range(1, MOST_SENT + 1):
+        envoy.takes(leaf, str(count + 1))
+        assert envoy.sent == [[], [(ANEW, "1", count)]]
         envoy.takes(leaf, "in between")
         assert envoy.sent == [[], []], "the reply is awaited"
         envoy.refuses(roots, "1")
     envoy.takes(leaf, "last")
-    assert envoy.sent == [[], []]
+    assert envoy.sent == [[], []], "it was for its own sake"
     envoy.refuses(roots, "2")
     envoy.takes(leaf, "after the change")
     assert envoy.sent == [[], [(ANEW, "2", 1)]]
 
 
-def test_a_client_that_refuses_everything_is_sent_each_version_twice() -> None:
+def test_newer_content_on_its_way_is_waited_for() -> None:
+    """It may be the end of the cause."""
     leaf, roots = Stream("leaf"), Stream("roots")
     envoy = Envoy(leaf, roots)
-    for version in ("2", "3"):
-        envoy.refuses(leaf, version)
-        envoy.refuses(roots, version)
-        envoy.refuses(leaf, f"before {version}")
-        envoy.refuses(roots, f"before {version}")
-        assert envoy.sent == [[(BACK, version, 0)], [(BACK, version, 0)]]
-        envoy.refuses(leaf, version)
-        envoy.refuses(roots, version)
-        assert envoy.sent == [[], []]
+    envoy.refuses(leaf, "2")
+    envoy.refuses(roots, "2")
+    envoy.refusals.changing(leaf, "leaf", "3")
+    envoy.takes(leaf, "before")
+    assert envoy.sent == [[(BACK, "2", 0)], []], "that was sent before it"
+    envoy.takes(leaf, "3")
+    envoy.takes(roots, "before")
+    assert envoy.sent == [[], [(BACK, "2", 0), (ANEW, "2", 1)]]
+
+
+def test_a_secret_that_is_withheld_holds_up_no_other() -> None:
+    leaf, roots = Stream("leaf"), Stream("roots")
+    envoy = Envoy(leaf, roots)
+    envoy.refuses(leaf, "2")
+    envoy.refusals.changing(leaf, "leaf", None)
+    envoy.refuses(roots, "2")
+    assert envoy.sent == [[(BACK, "2", 0)], [(BACK, "2", 0)]]
 
 
 def test_a_secret_that_has_changed_meanwhile_is_left_alone() -> None:
     """The newer content is on its way."""
-    leaf, roots = Stream("leaf", current=False), Stream("roots")
+    leaf, roots = Stream("leaf"), Stream("roots")
     envoy = Envoy(leaf, roots)
+    leaf.current = False
     envoy.refuses(leaf, "2")
     envoy.refuses(roots, "2")
     assert envoy.sent == [[], [(BACK, "2", 0)]]
-    envoy.takes(roots, "before 2")
-    assert envoy.sent == [[], []]
 
 
 def test_a_stream_that_ends_holds_up_no_other() -> None:

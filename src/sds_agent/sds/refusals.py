@@ -9,18 +9,19 @@ one that it uses. From then on:
 
 So of a connection, which is one Envoy's:
 
-- A secret that it refuses while it refuses no other is taken back: it is sent the one before again, which it has
-  acknowledged on this stream. Each refused version is taken back once, and only one at a time, because the answer says
-  whether that was the cause. It stays so until the secret changes: what was refused for its own sake is not sent again.
-- A secret that it refuses beside others may be good. Once it takes what stood in the way, what was taken back or new
-  content, that secret is sent anew, with other bytes of the same meaning. If it is refused then, it is taken back.
-- What cannot be taken back, because nothing was acknowledged before, is sent anew when another secret has changed and
-  was taken: the first secrets of an Envoy are refused for each other, whatever the names. `MOST_ANEW` bounds that.
+1. What it refuses is taken back, one secret after the other: each is sent the one before again, which the client has
+   acknowledged on that stream. If that is refused too, because of another, it is sent with other bytes in its turn.
+2. Once nothing is left to be taken back, what was refused while others were may be good. It is sent anew with other
+   bytes, one secret after the other. One that is refused then, and no other, was refused for its own sake: it is taken
+   back, and stays so until it changes.
+3. What cannot be taken back, because nothing was acknowledged before, is sent anew when another secret has changed and
+   was taken: the first secrets of an Envoy are refused for each other, whatever the names.
 
-Each step follows a reply of the client, and each reply leads to no more than what is refused just then.
+Each step follows a reply of the client and waits for the next, and `MOST_SENT` bounds the steps for a version.
 """
 
 from collections.abc import Container, Iterable
+from enum import Enum, auto
 from typing import Protocol
 
 from msgspec import Struct
@@ -29,40 +30,54 @@ from msgspec.structs import replace
 from sds_agent.sds.protocol import Absence, Acked, Nacked, Resource, View
 from sds_agent.sds.status import Nack, NameStatus
 
-MOST_ANEW = 3
-"""How often a version that was refused is sent anew on a stream."""
+MOST_SENT = 3
+"""How often a version that was refused is sent anew on a stream, and how often the one before it."""
 
 
 class Refuser(Protocol):
     """A stream, as far as it can send what its session would not."""
 
-    def take_back(self, name: str, version: str) -> str | None:
-        """Send what the client acknowledged before this version of the name, which it has refused. Returns the version
-        that is sent; None where there is none, or where the secret has changed since.
+    def take_back(self, name: str, version: str, count: int) -> str | None:
+        """Send what the client acknowledged before this version of the name, which it has refused; with so many bytes
+        more. Returns the version that is sent; None where there is none, or where the secret has changed since.
         """
         ...
 
-    def send_anew(self, name: str, version: str, attempt: int) -> bool:
-        """Send this version once more with other bytes, other ones for each attempt. False where the secret has changed
-        since.
-        """
+    def send_anew(self, name: str, version: str, count: int) -> bool:
+        """Send this version once more, with so many bytes more. False where the secret has changed since."""
         ...
+
+
+class _State(Enum):
+    REFUSED = auto()
+    """It is to be taken back."""
+    TAKING_BACK = auto()
+    TAKEN_BACK = auto()
+    LEFT = auto()
+    """It cannot be taken back."""
+    SENDING_ANEW = auto()
+    CHANGING = auto()
+    """Newer content is on its way."""
+
+
+_AWAITED = {_State.TAKING_BACK, _State.SENDING_ANEW, _State.CHANGING}
+"""The client will reply to what is on its way."""
 
 
 class _Refusal:
     """A version of a name that the client of a stream refuses, and what was done about it."""
 
-    __slots__ = ("anew", "awaited", "taking_back", "tried", "version")
+    __slots__ = ("beside", "is_next", "sent", "sent_back", "state", "version")
 
     def __init__(self, version: str) -> None:
         self.version = version
-        self.taking_back: str | None = None
-        """The version before, while its reply is awaited."""
-        self.tried = False
-        """Whether it was taken back in vain, or cannot be."""
-        self.awaited = False
-        """Whether the reply to it is awaited, as it was sent anew."""
-        self.anew = 0
+        self.state = _State.REFUSED
+        self.is_next = ""
+        """The version to which a reply is awaited."""
+        self.beside = False
+        """Whether it may have been refused for the sake of another."""
+        self.sent = self.sent_back = 0
+        """How often it was sent anew, and how often the one before it in a row."""
 
 
 class Refusals:
@@ -74,47 +89,83 @@ class Refusals:
     def replied(self, stream: Refuser, reply: Acked | Nacked, *, changed: bool) -> None:
         """A client has replied to an answer; `changed` if that went out because a secret had changed."""
         for name, version in reply.versions.items():
-            if isinstance(reply, Nacked):
+            refusal = self._open.get((stream, name))
+            if refusal is not None and refusal.state is _State.CHANGING and version != refusal.is_next:
+                continue  # which is on its way
+            if isinstance(reply, Acked):
+                self._taken(stream, name, version)
+            elif version:  # or else Delta's answer that the name is not served
                 self._refused(stream, name, version)
-            else:
-                self._taken(stream, name, changed=changed)
+        if changed and isinstance(reply, Acked):
+            for each in self._open.values():
+                each.beside = each.beside or each.state is _State.LEFT
+        self._go_on()
+
+    def changing(self, stream: Refuser, name: str, version: str | None) -> None:
+        """The secret has changed to that version, which is on its way to the stream; None where nothing is."""
+        if version is None:
+            self._open.pop((stream, name), None)
+        elif (refusal := self._open.get((stream, name))) is not None:
+            refusal.state, refusal.is_next = _State.CHANGING, version
 
     def keep(self, stream: Refuser, names: Container[str]) -> None:
         """The stream subscribes to these names, and to no others any more."""
         for key in [key for key in self._open if key[0] is stream and key[1] not in names]:
             del self._open[key]
 
+    def _taken(self, stream: Refuser, name: str, version: str) -> None:
+        refusal = self._open.get((stream, name))
+        if refusal is None:
+            return
+        if refusal.state is _State.TAKING_BACK and version == refusal.is_next:
+            refusal.state, refusal.sent_back = _State.TAKEN_BACK, 0
+        else:
+            del self._open[stream, name]
+
     def _refused(self, stream: Refuser, name: str, version: str) -> None:
-        known = self._open.get((stream, name))
-        if known is not None and known.taking_back == version:
-            known.taking_back, known.tried = None, True  # another one is the cause
-        elif known is not None and known.version == version:
-            known.awaited = False
-        elif version:  # or else Delta's answer that the name is not served
-            self._open.pop((stream, name), None)
-            self._open[stream, name] = _Refusal(version)
-        self._take_back()
+        refusal = self._open.get((stream, name))
+        if refusal is None or version not in {refusal.version, refusal.is_next} or refusal.state is _State.CHANGING:
+            refusal = self._open[stream, name] = _Refusal(version)
+        refusal.state = _State.REFUSED
+        others = [each for each in self._open.values() if each is not refusal and each.state is not _State.TAKEN_BACK]
+        refusal.beside = bool(others)
+        for each in others:
+            each.beside = True
 
-    def _taken(self, stream: Refuser, name: str, *, changed: bool) -> None:
-        if self._open.pop((stream, name), None) is None and not changed:
+    def _go_on(self) -> None:
+        """Take the next step, unless the reply to one is awaited."""
+        if any(each.state in _AWAITED for each in self._open.values()):
             return
-        for (other, its_name), refusal in self._open.items():
-            waits = refusal.awaited or refusal.taking_back is not None
-            if not waits and refusal.anew < MOST_ANEW and other.send_anew(its_name, refusal.version, refusal.anew + 1):
-                refusal.anew += 1
-                refusal.awaited = True
-
-    def _take_back(self) -> None:
-        """The oldest that was not tried yet, unless the reply to another is awaited."""
-        if any(each.taking_back is not None for each in self._open.values()):
-            return
-        for (stream, name), refusal in self._open.items():
-            if refusal.tried or refusal.awaited:
-                continue
-            refusal.taking_back = stream.take_back(name, refusal.version)
-            if refusal.taking_back is not None:
+        refused = [each for each in self._open.items() if each[1].state is _State.REFUSED]
+        for (stream, name), refusal in sorted(refused, key=lambda each: each[1].sent_back):  # each in its turn
+            if _take_back(stream, name, refusal):
                 return
-            refusal.tried = True
+        for (stream, name), refusal in self._open.items():
+            if refusal.beside and _send_anew(stream, name, refusal):
+                return
+
+
+def _take_back(stream: Refuser, name: str, refusal: _Refusal) -> bool:
+    """Whether it is being taken back."""
+    before = None
+    if refusal.sent_back < MOST_SENT:
+        before = stream.take_back(name, refusal.version, refusal.sent_back)
+    if before is None:
+        refusal.state = _State.LEFT
+        return False
+    refusal.state, refusal.is_next = _State.TAKING_BACK, before
+    refusal.sent_back += 1
+    return True
+
+
+def _send_anew(stream: Refuser, name: str, refusal: _Refusal) -> bool:
+    """Whether it is being sent anew."""
+    refusal.beside = False
+    if refusal.sent == MOST_SENT or not stream.send_anew(name, refusal.version, refusal.sent + 1):
+        return False
+    refusal.state, refusal.is_next = _State.SENDING_ANEW, refusal.version
+    refusal.sent += 1
+    return True
 
 
 class Replacement(Struct):

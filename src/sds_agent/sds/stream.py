@@ -214,7 +214,10 @@ class Stream(Generic[R]):
         if self._instead is not None:
             self._instead.drop(name)
         sent = self._conversation.session.sent.get(name)
-        self._journal.due(name, None if version == sent else version, now)
+        due = None if version == sent else version
+        if self.account.refusals is not None:
+            self.account.refusals.changing(self, name, due)
+        self._journal.due(name, due, now)
         self._changed = True
 
     def push(self) -> None:
@@ -222,23 +225,24 @@ class Stream(Generic[R]):
         if self._changed and self._push is None and not (self._at_work or self._draining):
             self._push = asyncio.get_running_loop().create_task(self._send_changes())
 
-    def take_back(self, name: str, version: str) -> str | None:
+    def take_back(self, name: str, version: str, count: int) -> str | None:
         """Send what the client acknowledged before this version of the name, which it has refused (see `refusals`)."""
         session = self._conversation.session
         former = self._catalog.former(name, session.version_in_use(name))
         if former is None or self._current(name, version) is None:
             return None
         nack = dict(zip(session.names, session.status, strict=True))[name].nacked
-        self._replace(version, former, nack)
+        session.resend(name)
+        self._replace(version, varied(former, count) if count else former, nack)
         return former.version
 
-    def send_anew(self, name: str, version: str, attempt: int) -> bool:
+    def send_anew(self, name: str, version: str, count: int) -> bool:
         """Send this version of the name once more with other bytes (see `refusals`)."""
         found = self._current(name, version)
         if found is None:
             return False
         self._conversation.session.resend(name)
-        self._replace(version, varied(found, attempt))
+        self._replace(version, varied(found, count))
         return True
 
     async def run(self) -> Finish | None:
