@@ -25,6 +25,7 @@ from fakes.processes import started
 from sds_agent.admin.schema import FILE
 from sds_agent.cli.asking import place, unreachable
 from sds_agent.cli.main import INTERRUPTED
+from sds_agent.inspection.envoy_admin import statistic
 
 
 async def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -105,6 +106,18 @@ async def test_what_is_served_and_what_envoy_uses_are_shown_alike(tmp_path: Path
         assert (missing.returncode, "nope: no secret named 'nope'" in missing.stderr) == (1, True)
         coloured = await run("secret", "a\x1b[31m", *here.agent)
         assert (coloured.returncode, "\x1b" in coloured.stdout + coloured.stderr) == (1, False)
+
+
+async def test_envoy_names_its_statistics_as_the_command_expects(tmp_path: Path) -> None:
+    """Else a refused bundle whose first root is in use would be called active."""
+    name, roots = "spiffe://demo.example/default", "spiffe://demo.example"
+    async with agent(write_config(tmp_path, default="1h")) as running:
+        await running.event("ready")
+        async with envoy(running.socket, tmp_path, name=name, roots=roots) as proxy:
+            await proxy.ready()
+            answer = await proxy.admin("/stats?filter=version_text&format=json")
+    found = {each["name"]: each["value"] for each in answer["stats"]}
+    assert all(found.get(statistic(each)) for each in (name, roots)), found
 
 
 async def test_status_shows_each_change_while_it_is_watched(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from fakes.envoy_admin import admin_interface
 from fakes.hierarchy import NOW
 
 from sds_agent.cli.main import main
-from sds_agent.inspection.envoy_admin import EnvoyAdmin
+from sds_agent.inspection.envoy_admin import EnvoyAdmin, statistic
 from sds_agent.pki.certificates import serial_hex, write_pem
 from sds_agent.pki.keys import KeyType, generate
 from sds_agent.signing.signer import make_root
@@ -28,7 +28,7 @@ def state(version: str, accepted: str) -> str:
         },
         "/config_dump?resource=dynamic_warming_secrets": {},
         "/stats?filter=version_text&format=json": {
-            "stats": [{"name": "sds.spiffe_//a.example.version_text", "value": accepted}]
+            "stats": [{"name": "sds.spiffe_a.example.version_text", "value": accepted}]
         },
     }
     with admin_interface({path: json.dumps(each).encode() for path, each in answers.items()}) as url:
@@ -38,6 +38,23 @@ def state(version: str, accepted: str) -> str:
 
 def test_a_refused_bundle_that_begins_like_the_one_in_use_is_not_called_active() -> None:
     assert state("v2", accepted="v1") == "REJECTED"
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("web.v1", "web.v1"),
+        ("spiffe://a.example/web", "spiffe_a.example/web"),
+        ("file-root:/etc/roots.pem", "file-root_etc/roots.pem"),
+        ("a:b", "a_b"),
+        ("a::/b", "a__b"),
+        ("a:", "a_"),
+        ("..two..", "..two"),
+    ],
+)
+def test_a_statistic_is_named_as_envoy_names_it(name: str, written: str) -> None:
+    """As a real one does."""
+    assert statistic(name) == f"sds.{written}.version_text"
 
 
 def test_a_bundle_is_active_by_its_accepted_version_or_by_its_root_where_there_is_no_version() -> None:

@@ -28,6 +28,8 @@ _HEX = re.compile("[0-9A-Fa-f]+")
 _CERTS = "/certs"
 _STATS = "/stats?filter=version_text&format=json"
 _DUMP = "/config_dump"
+_IN_STATISTICS = re.compile("://|:/|:")
+"""What an underscore stands for in a statistic's name: Envoy's Stats::Utility::sanitizeStatsName."""
 _DUMPS = tuple(f"/config_dump?resource={each}" for each in ("dynamic_active_secrets", "dynamic_warming_secrets"))
 
 
@@ -177,10 +179,15 @@ def _inspected(found: _Dynamic, in_use: _UsedNow, *, active: bool) -> InspectedS
 
 def _is_used(secret: InspectedSecret, found: _Dynamic, in_use: _UsedNow) -> bool:
     certificates = secret.certificates
-    accepted = in_use.versions.get(f"sds.{found.name.replace(':', '_')}.version_text")
+    accepted = in_use.versions.get(statistic(found.name))
     if accepted and found.version_info and accepted != found.version_info:
         return False
     return bool(certificates) and certificates[0].serial_number in in_use.serials
+
+
+def statistic(name: str) -> str:
+    """The statistic that has the accepted version of the secret of that name."""
+    return f"{_IN_STATISTICS.sub('_', f'sds.{name}').rstrip('.')}.version_text"
 
 
 def _content(secret: _Secret) -> tuple[Any, bytes]:
