@@ -101,6 +101,20 @@ async def test_an_envoy_that_starts_and_is_not_safe_or_waits_for_ever_is_told_so
     assert not any("is tried with" in text for _, text in of(lines, f"Envoy {place}"))
 
 
+async def test_a_socket_that_is_named_is_examined_beside_the_admin_server_that_answers(tmp_path: Path) -> None:
+    """Else all is said to be good where no Envoy can connect."""
+    config, gone = write_config(tmp_path, default="1h"), tmp_path / "gone.sock"
+    async with agent(config) as running:
+        await running.event("ready")
+        _, lines = await examined("--socket", str(running.socket))
+        assert of(lines, "socket") == [("good", f"{running.socket} answers")]
+        gone.with_suffix(".admin.sock").symlink_to(running.socket.with_suffix(".admin.sock"))
+        code, lines = await examined("--socket", str(gone))
+    assert code == 1
+    assert of(lines, "socket")[0][0] == "bad"
+    assert of(lines, "workload default")[0][0] == "good"
+
+
 async def test_without_an_agent_the_rest_is_examined_all_the_same(tmp_path: Path) -> None:
     code, lines = await examined("--config", str(write_config(tmp_path, default="1h")))
     assert code == 1

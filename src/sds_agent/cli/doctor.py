@@ -75,8 +75,10 @@ def _examined(arguments: argparse.Namespace) -> Iterator[Diagnosis]:
         yield bad("agent", str(error))
     if loaded is not None:
         yield from _of_configuration(checked(loaded), runs=status is not None)
-        yield from _of_sockets(loaded, status)
+        yield from _of_socket(loaded.settings.sds.socket if status is None else Path(status.agent.socket))
         yield from _of_authorities(loaded, probe=arguments.probe)
+    elif arguments.socket is not None:
+        yield from _of_socket(arguments.socket)
     if status is not None:
         yield from of_agent(status, __version__)
     for place in arguments.envoy:
@@ -104,12 +106,11 @@ def _of_configuration(result: CheckResult, *, runs: bool) -> Iterator[Diagnosis]
     yield from (warning("machine", each) for each in (*result.shortfalls, *result.hidden, *result.warnings))
 
 
-def _of_sockets(loaded: Loaded, status: Status | None) -> Iterator[Diagnosis]:
+def _of_socket(path: Path) -> Iterator[Diagnosis]:
     """Whether Envoys are answered: the admin server may answer while the socket is gone, or is another program's."""
     from sds_agent.cli.ready import asked, unreachable  # noqa: PLC0415 - the neighbour
     from sds_agent.rpc.health import NoAgentError  # noqa: PLC0415 - measured with gRPC: 75 of 125 ms
 
-    path = loaded.settings.sds.socket if status is None else Path(status.agent.socket)
     if (fault := unreachable(path)) is not None:
         yield bad("socket", f"no Envoy can connect to {path}: {fault}")
         return
