@@ -28,6 +28,10 @@ LOST = replace(STREAM, names=(NameStatus("wbe"),))
             Seen(workloads=(workload(None, served=False),), streams=(GOOD,), lacking=("web has no certificate",)),
             "not ready: web has no certificate",
         ),
+        (
+            Seen(streams=(GOOD,), lacking=tuple(f"w{number}: not issued yet" for number in range(3000))),
+            "not ready: " + "".join(f"w{number}: not issued yet; " for number in range(5)) + "and 2995 more",
+        ),
     ],
 )
 def test_the_first_line_says_whether_all_is_well_and_why_not(seen: Seen, line: str) -> None:

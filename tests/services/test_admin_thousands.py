@@ -38,7 +38,8 @@ def crowded() -> Seen:
     streams[600] = replace(streams[600], names=(NameStatus("web"),))
     names = {each.name: (each.name,) for each in workloads}
     about = replace(ABOUT, names=names)
-    return Seen(workloads=tuple(workloads), streams=tuple(streams), departed=GONE, about=about)
+    lacking = tuple(f"{each.name}: not issued yet" for each in workloads)
+    return Seen(workloads=tuple(workloads), streams=tuple(streams), departed=GONE, about=about, lacking=lacking)
 
 
 async def get(seen: Seen, path: str) -> httpx.Response:
@@ -106,16 +107,18 @@ async def test_a_page_gets_few_and_those_in_trouble_first() -> None:
         "departed": 50,
     }
     assert found["departed"][-1]["node"] == f"gone-{MANY - 1}"
-    assert found["omitted"] == {"identities": MANY - 50, "subscribers": MANY - 50}
+    assert len(found["agent"]["lacks"]) == 50
+    assert found["omitted"] == {"identities": MANY - 50, "subscribers": MANY - 50, "lacks": MANY - 50}
     assert len(answer.content) < 100_000
 
 
 async def test_what_fits_is_in_its_order_and_none_is_left_out() -> None:
     found = (await get(crowded(), f"/status?most={MANY}")).json()
     assert [each["name"] for each in found["identities"][899:902]] == ["w899", "w900", "w901"]
-    assert found["omitted"] == {"identities": 0, "subscribers": 0}
+    assert found["omitted"] == {"identities": 0, "subscribers": 0, "lacks": 0}
     none = (await get(crowded(), "/status?most=0")).json()
     assert (none["identities"], none["subscribers"], none["departed"]) == ([], [], [])
+    assert (none["agent"]["ready"], none["agent"]["lacks"], none["omitted"]["lacks"]) == (False, [], MANY)
 
 
 @pytest.mark.parametrize("most", ["", "-1", "x", "1.5", "9" * 5000, "%C2%B2"])

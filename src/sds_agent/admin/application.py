@@ -108,7 +108,7 @@ class Answers:
         return await self._health([each for each in lacks if each.startswith(f"{name}: ") and _of(each, names) == name])
 
     async def status(self, request: Request) -> Response:
-        """The status model in JSON; with `most=N` in the query at most so many identities and subscribers."""
+        """The status model in JSON; with `most=N` in the query at most so many identities, subscribers and lacks."""
         asked = request.query_params.get("most")
         if asked is not None and not (asked.isascii() and asked.isdecimal() and 0 < len(asked) < MOST_DIGITS):
             return text("most is a number of identities and of subscribers, such as /status?most=50", 400)
@@ -123,9 +123,15 @@ class Answers:
         if most is not None:
             all_workloads, all_streams = len(workloads), len(streams)
             workloads, streams = view.first_workloads(workloads, most), view.first_streams(streams, versions, most)
-            omitted = OmittedView(identities=all_workloads - len(workloads), subscribers=all_streams - len(streams))
+            lacks = found.agent.lacks
+            omitted = OmittedView(
+                identities=all_workloads - len(workloads),
+                subscribers=all_streams - len(streams),
+                lacks=len(lacks[most:]),
+            )
             departed = None if found.departed is None else found.departed[max(len(found.departed) - most, 0) :]
-            found = msgspec.structs.replace(found, omitted=omitted, departed=departed)
+            agent = msgspec.structs.replace(found.agent, lacks=lacks[:most])
+            found = msgspec.structs.replace(found, agent=agent, omitted=omitted, departed=departed)
         encode = msgspec.json.encode
         lists = {
             "identities": [msgspec.Raw(encode(view.identity(each, about))) async for each in sliced(workloads)],

@@ -243,10 +243,13 @@ def served_names(status: "Status") -> list[str]:
 
 
 class OmittedView(Struct, frozen=True, kw_only=True):
-    """How many identities and subscribers a status leaves out, because its reader asked for the first of them alone."""
+    """How many identities, subscribers and `lacks` of the agent a status leaves out, because its reader asked for the
+    first of them alone.
+    """
 
     identities: int
     subscribers: int
+    lacks: int = 0
 
 
 class Status(Struct, frozen=True, kw_only=True):
@@ -254,7 +257,7 @@ class Status(Struct, frozen=True, kw_only=True):
 
     `departed` are streams that have ended, the last to end last; the agent remembers a thousand. It is absent where an
     agent of an earlier version does not say. With `?most=N`, `identities` and `subscribers` have at most so many, those
-    in trouble first, and `omitted` says how many are left out.
+    in trouble first, as has `lacks` of the agent, and `omitted` says how many are left out.
     """
 
     format: int = FORMAT

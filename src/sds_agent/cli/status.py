@@ -14,6 +14,8 @@ MOST_ROWS = 50
 """Subscribers in the table; those that are not current come first."""
 MOST_NODES = 5
 """Envoys that a sentence names."""
+MOST_REASONS = 5
+"""Workloads of which the first line says why they have no certificate; the table has all."""
 _STATES = {"serving": "good", "pending": "warning", "expired": "bad", "current": "good", "refused": "bad"}
 
 EXIT_CODES = (
@@ -80,7 +82,7 @@ def headline(status: Status) -> str:
     """Whether all is well, and why not."""
     concerns = list(_concerns(status))
     if not status.agent.ready:
-        return f"{coloured('not ready', 'bad')}: {'; '.join((*status.agent.lacks, *concerns))}"
+        return f"{coloured('not ready', 'bad')}: {'; '.join((*_first(status.agent.lacks), *concerns))}"
     if concerns:
         return f"{coloured('ready, and not all is well', 'warning')}: {'; '.join(concerns)}"
     return f"{coloured('ready', 'good')}: all is well"
@@ -99,6 +101,12 @@ def _concerns(status: Status) -> Iterator[str]:
         ]
         if nodes:
             yield f"Envoys that {verb}: {_some(nodes)}"
+
+
+def _first(reasons: Sequence[str]) -> Sequence[str]:
+    """The first of these, and how many more there are."""
+    more = len(reasons) - MOST_REASONS
+    return (*reasons[:MOST_REASONS], f"and {more} more") if more > 0 else reasons
 
 
 def _some(names: Sequence[str]) -> str:
