@@ -279,6 +279,14 @@ def test_a_ca_that_drips_does_not_hold_up_the_doctor(
     assert (found.condition, "after 0.3 s" in found.text) == ("bad", True)
 
 
+def test_a_ca_that_does_not_run_is_a_line_of_the_doctors_with_the_reason() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # and does not listen
+        host, port = bound.getsockname()
+        found = reach.of_place("vault", f"http://{host}:{port}", NOW)
+    assert (found.condition, "does not answer (Connection refused)" in found.text) == ("bad", True)
+
+
 def test_a_ca_whose_host_is_no_name_is_a_line_of_the_doctors() -> None:
     assert reach.of_place("vault", "http://a..b", NOW).condition == "bad"
 

@@ -10,6 +10,7 @@ import httpx
 
 from sds_agent.doctor.clocks import of_clock
 from sds_agent.doctor.diagnosis import Diagnosis, bad, good
+from sds_agent.inspection.web import cause_of
 
 TIMEOUT = 5.0
 """Seconds that an authority may take."""
@@ -32,7 +33,7 @@ def _of_url(authority: str, url: str, now: datetime) -> Diagnosis:
         date = asyncio.run(_date(url))
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, TimeoutError) as error:  # the third: a host of no name
         late = isinstance(error, TimeoutError | httpx.TimeoutException)
-        why = f"nothing whole after {TIMEOUT:g} s" if late else str(error) or type(error).__name__
+        why = f"nothing whole after {TIMEOUT:g} s" if late else cause_of(error) or type(error).__name__
         return bad(f"authority {authority}", f"{url} does not answer ({why}); check the network, and that it runs")
     return of_clock(authority, date, now)
 

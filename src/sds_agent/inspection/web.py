@@ -57,10 +57,10 @@ def get(place: str, *paths: str) -> Sequence[WebAnswer]:
     except httpx.TimeoutException as error:
         raise WebError(f"nothing came for {SILENCE:g} s") from error
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # the last: a port, or a host that is no name
-        raise WebError(one_line(_cause(error), LONGEST_WORDS) or type(error).__name__) from error
+        raise WebError(one_line(cause_of(error), LONGEST_WORDS) or type(error).__name__) from error
 
 
-def _cause(error: Exception) -> str:
+def cause_of(error: Exception) -> str:
     """Why it failed. Where a connection did, httpx says no more than that: the first error of the system's says why."""
     inner: BaseException = error
     while (before := inner.__cause__ or inner.__context__) is not None:  # httpcore raises its own from none
