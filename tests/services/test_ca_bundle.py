@@ -104,6 +104,13 @@ def test_a_file_that_others_may_read_is_written_whole(made: Path, tmp_path: Path
     assert [each.name for each in tmp_path.iterdir()] == ["roots.pem"]
 
 
+def test_a_place_that_cannot_be_looked_at_is_refused_in_words(made: Path, capsys: Printed) -> None:
+    """As in a directory of another user's; a name that is too long is one for root too."""
+    place = made / ("x" * 300) / "roots.pem"
+    assert main(["ca", "bundle", str(made / "root"), "--output", str(place)]) == 2
+    assert f"--output: cannot write {place}: File name too long" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("named", "own"),
     [

@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -97,5 +98,6 @@ def _check_target(target: Path, read: Iterable[CaRoots]) -> None:
     """Refuse to write over a file of the CA: one of them has its key. Raises ConfigurationError."""
     check_place(target)
     own = [roots.file.with_name(name) for roots in read for name in (*FILES, ROOTS, ROOT_KEY)]
-    if target.exists() and any(target.samefile(each) for each in own if each.exists()):
-        raise ConfigurationError(f"--output: {target} is the CA's own file; name another")
+    with suppress(OSError):  # as in `check_place`
+        if target.exists() and any(target.samefile(each) for each in own if each.exists()):
+            raise ConfigurationError(f"--output: {target} is the CA's own file; name another")
