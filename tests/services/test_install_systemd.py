@@ -186,6 +186,43 @@ def test_what_lies_elsewhere_is_writable_and_has_to_be_made(printed: Units) -> N
     assert [line.strip() for line in steps if "install -d" in line] == [f"install -d -o sds-agent '{place}'"]
 
 
+def test_a_directory_that_this_user_may_not_look_at_is_named(printed: Units) -> None:
+    """As where a user builds a package; the name is too long for an answer, which a test by root can have."""
+    place = printed.folder / ("x" * 300)
+    steps = printed(f"    output: '{place}'\n", "--write", "--root", str(printed.folder / "root"))
+    assert f"  # see that {place} is there and belongs to sds-agent (File name too long)" in steps
+
+
+def test_a_unit_that_is_masked_is_replaced_and_not_what_it_leads_to(printed: Units, capsys: Printed) -> None:
+    """Else --replace would write to /dev/null, and let nobody but root use it."""
+    root, leads_to = printed.folder / "root", printed.folder / "null"
+    unit = root / "etc/systemd/system/sds-agent.service"
+    unit.parent.mkdir(parents=True)
+    leads_to.touch(0o666)
+    leads_to.chmod(0o666)
+    unit.symlink_to(leads_to)
+    (printed.folder / "a.yaml").write_text(MINIMAL)
+    call = ["install", "systemd", str(printed.folder / "a.yaml"), "--write", "--root", str(root)]
+    assert main(call) == 2
+    assert f"{unit}: there already, with another content" in capsys.readouterr().err
+    assert main([*call, "--replace"]) == 0
+    assert (leads_to.stat().st_mode & 0o777, leads_to.read_bytes()) == (0o666, b"")
+    assert (unit.is_symlink(), unit.stat().st_mode & 0o777) == (False, 0o644)
+    assert "ExecStart=" in unit.read_text()
+
+
+def test_where_one_file_cannot_be_written_none_is(printed: Units, capsys: Printed) -> None:
+    """The help says so."""
+    root = printed.folder / "root"
+    (root / "etc/systemd").mkdir(parents=True)
+    (root / "etc/systemd/system").touch()
+    (printed.folder / "a.yaml").write_text(MINIMAL)
+    assert main(["install", "systemd", str(printed.folder / "a.yaml"), "--write", "--root", str(root)]) == 2
+    said = capsys.readouterr()
+    assert (said.out, "etc/systemd/system/sds-agent.service" in said.err) == ("", True)
+    assert [each for each in root.rglob("*") if each.is_file()] == [root / "etc/systemd/system"]
+
+
 def test_a_join_token_is_no_credential(public: Path) -> None:
     """It is removed once the machine has joined, and systemd would not start the service after the next boot."""
     token = public / "token"

@@ -10,6 +10,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import sds_agent
@@ -23,6 +24,7 @@ from sds_agent.config.settings import Settings
 from sds_agent.configfile import environment
 from sds_agent.configfile.phrases import KeyPath, render
 from sds_agent.errors import ConfigurationError
+from sds_agent.files import create
 from sds_agent.text import quoted
 from sds_agent.units import NAME, UnitFile, UnitPlan, files
 
@@ -281,29 +283,41 @@ def _is_alone(path: Path, user: int, others: int) -> bool:
 def _write(made: tuple[UnitFile, ...], root: Path, *, replace: bool) -> Iterator[Path]:
     """Write all of them, or none where one would be lost; yields each place. Raises ConfigurationError."""
     places = {root / each.path.relative_to("/"): each.text for each in made}
-    try:
-        changed = [path for path, text in places.items() if path.exists() and path.read_text() != text]
-    except (OSError, UnicodeError) as error:
-        raise ConfigurationError(f"cannot read what is there already: {error}; remove it first") from error
+    changed = [path for path, text in places.items() if _is_changed(path, text)]
     if changed and not replace:
         names = " and ".join(map(str, changed))
         raise ConfigurationError(f"{names}: there already, with another content; --replace writes it anew")
-    for path, text in places.items():
-        try:
+    staged = {path: path.with_name(f".{path.name}.{os.urandom(4).hex()}") for path in places}
+    path = root
+    try:
+        for path, temporary in staged.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-            path.chmod(0o644)
+            create(temporary, places[path].encode(), 0o644)
+        for path, temporary in staged.items():
+            temporary.replace(path)  # a link there, as of a unit that is masked, and not what it leads to
             yield path
-        except OSError as error:
-            raise ConfigurationError(
-                f"cannot write {path}: {error.strerror}; run this as root, or leave --write out and copy what it prints"
-            ) from error
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot write {path}: {error.strerror}; run this as root, or leave --write out and copy what it prints"
+        ) from error
+    finally:
+        for temporary in staged.values():
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _is_changed(path: Path, text: str) -> bool:
+    """Whether something else than this text is there already. Raises ConfigurationError."""
+    try:
+        return path.is_symlink() if not path.exists() else path.read_bytes() != text.encode()
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot read what is at {path} already: {error.strerror}; run this as a user that may, or remove it"
+        ) from error
 
 
 def _next_steps(made: tuple[UnitFile, ...], plan: UnitPlan) -> str:
-    missing = "".join(
-        f"  install -d -o {plan.user} {shlex.quote(str(each))}\n" for each in plan.writable if not each.exists()
-    )
+    missing = "".join(_step_for(each, plan.user) for each in plan.writable)
     started = " ".join(each.path.name for each in made if each.path.suffix in {".socket", ".service"})
     return (
         f"\nNext:\n"
@@ -313,3 +327,13 @@ def _next_steps(made: tuple[UnitFile, ...], plan: UnitPlan) -> str:
         f"  systemctl enable --now {started}\n"
         f"  systemctl status {NAME}"
     )
+
+
+def _step_for(directory: Path, user: str) -> str:
+    """The line that makes a directory which the service needs; none where it is there."""
+    try:
+        if directory.exists():
+            return ""
+    except OSError as error:
+        return f"  # see that {directory} is there and belongs to {user} ({error.strerror})\n"
+    return f"  install -d -o {user} {shlex.quote(str(directory))}\n"
