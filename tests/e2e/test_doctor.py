@@ -115,6 +115,22 @@ async def test_a_socket_that_is_named_is_examined_beside_the_admin_server_that_a
     assert of(lines, "workload default")[0][0] == "good"
 
 
+async def test_a_change_that_the_agent_refuses_is_seen_although_all_that_it_serves_is_good(tmp_path: Path) -> None:
+    config = write_config(tmp_path, default="1h")
+    async with agent(config) as running:
+        await running.event("admin_listening")
+        code, _ = await examined("--config", str(config))
+        assert code == 0
+        changed = json.loads(config.read_text())
+        changed["workloads"].append({"name": "new", "spiffe_id": f"spiffe://{changed['trust_domain']}/new"})
+        config.write_text(json.dumps({**changed, "keep_certificates": False}))
+        await running.event("reload_refused")
+        code, lines = await examined("--config", str(config))
+    assert code == 1
+    (said,) = (text for condition, text in of(lines, "agent") if condition == "bad")
+    assert said.startswith("it does not serve as the file says: new; ")
+
+
 async def test_without_an_agent_the_rest_is_examined_all_the_same(tmp_path: Path) -> None:
     code, lines = await examined("--config", str(write_config(tmp_path, default="1h")))
     assert code == 1

@@ -13,7 +13,7 @@ from fakes.observed import FAILURE, STREAM, Seen, workload
 from msgspec.structs import replace
 
 from sds_agent.admin.view import status
-from sds_agent.doctor.agents import judged, of_agent, worst
+from sds_agent.doctor.agents import judged, of_agent, of_file, worst
 from sds_agent.doctor.clocks import of_clock
 from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
 from sds_agent.doctor.envoys import of_dump
@@ -393,3 +393,33 @@ def test_a_source_that_is_null_is_no_traceback() -> None:
         "api_config_source": None
     }
     assert of_dump(made, "edge", SOCKET, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("configured", "expected"),
+    [
+        ({"web": "spiffe://demo.example/web"}, []),
+        ({"web": "spiffe://demo.example/other"}, [("bad", "it does not serve as the file says: web; ")]),
+        (
+            {"web": "spiffe://demo.example/web", "new": "spiffe://demo.example/new"},
+            [("bad", "it does not serve as the file says: new; ")],
+        ),
+        (
+            {f"w{number}": f"spiffe://demo.example/{number}" for number in range(9)},
+            [
+                ("bad", "it does not serve as the file says: w0, w1, w2, w3, w4 and 4 more; "),
+                ("warning", "it serves what the file does not have: web; "),
+            ],
+        ),
+    ],
+)
+def test_an_agent_that_has_not_taken_its_file_is_named(
+    configured: dict[str, str], expected: list[tuple[str, str]]
+) -> None:
+    """As after a reload that was refused: all that it shows is good, and the new workload gets nothing."""
+    found = list(of_file(configured, status(Seen(), NOW)))
+    assert len(found) == len(expected)
+    for each, (condition, said) in zip(found, expected, strict=True):
+        assert (each.subject, each.condition) == ("agent", condition)
+        assert each.text.startswith(said)
+        assert "reload it (SIGHUP)" in each.text

@@ -14,7 +14,7 @@ from sds_agent.cli.config_file import found as found_file
 from sds_agent.cli.formats import add_format, coloured, document
 from sds_agent.clock import SystemClock
 from sds_agent.config.loading import Loaded, load
-from sds_agent.doctor.agents import judged, of_agent, worst
+from sds_agent.doctor.agents import judged, of_agent, of_file, worst
 from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
 from sds_agent.errors import ConfigurationError, ProblemsError, SdsAgentError
 from sds_agent.text import printable
@@ -81,6 +81,8 @@ def _examined(arguments: argparse.Namespace) -> Iterator[Diagnosis]:
         yield from _of_socket(arguments.socket)
     if status is not None:
         yield from of_agent(status, __version__)
+    if status is not None and loaded is not None and loaded.file is not None:
+        yield from of_file({each.name: each.spiffe_id for each in loaded.settings.workloads}, status)
     for place in arguments.envoy:
         yield from _of_envoy(place, arguments.socket, status, loaded)
 

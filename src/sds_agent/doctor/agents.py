@@ -8,6 +8,8 @@ from sds_agent.configfile.phrases import did_you_mean
 from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
 
 _TIME = "%Y-%m-%d %H:%M:%S UTC"
+MOST_NAMES = 5
+"""Workloads that a line names."""
 _SOON = timedelta(days=30)
 """What is left of a CA's life when people have to act (as the event `expiring` has it at most)."""
 
@@ -27,6 +29,29 @@ def of_agent(status: Status, version: str) -> Iterator[Diagnosis]:
     for bundle in status.bundles:
         yield from _of_bundle(bundle, status)
     yield from of_subscribers(status)
+
+
+def of_file(configured: Mapping[str, str], status: Status) -> Iterator[Diagnosis]:
+    """Whether the agent has taken its file: `configured` are the SPIFFE IDs of the workloads in that, by their names.
+
+    A reload that was refused, or is to come, changes nothing else that can be seen.
+    """
+    served = {each.name: each.spiffe_id for each in status.identities}
+    lacking = [name for name, spiffe_id in configured.items() if served.get(name) != spiffe_id]
+    surplus = [name for name in served if name not in configured]
+    fix = (
+        "reload it (SIGHUP), or start it again where its log says that only that applies the change (reload_refused); "
+        "`sds-agent check` says whether the file can be used"
+    )
+    if lacking:
+        yield bad("agent", f"it does not serve as the file says: {_listed(lacking)}; {fix}")
+    if surplus:
+        yield warning("agent", f"it serves what the file does not have: {_listed(surplus)}; {fix}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _of_identity(identity: IdentityView) -> Diagnosis:
