@@ -96,6 +96,9 @@ NOT_READ = {
     "ECDSA with parameters": der.certificate(PLAIN, outer=der.sequence(der.oid("1.2.840.10045.4.3.2"), NULL)),
     "version 2": der.certificate(PLAIN, version=der.explicit(0, der.integer(1)), extensions=()),
     "version 1 written out": der.certificate(PLAIN, version=der.explicit(0, der.integer(0)), extensions=()),
+    "a TLS feature that is not known": der.certificate(
+        PLAIN, extensions=(der.basic_constraints(), der.extension("1.3.6.1.5.5.7.1.24", der.sequence(der.integer(99))))
+    ),
     "an offset in a time": der.certificate(PLAIN, not_before=der.utc_time("200101000000+0000")),
 }
 """Envoy loads them; cryptography does not read them."""

@@ -35,6 +35,8 @@ _TRUSTED = b"TRUSTED CERTIFICATE"
 _LABELS = frozenset({b"CERTIFICATE", b"X509 CERTIFICATE", _TRUSTED})
 _MALFORMED = (ValueError, TypeError, IndexError, x509.DuplicateExtension)
 _UNSUPPORTED = (x509.InvalidVersion, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm)
+_UNKNOWN_FEATURE = KeyError
+"""What cryptography raises for a TLS feature (RFC 7633) that it has no name for."""
 _LONGEST_QUOTE = 120
 _BEGIN, _END = b"-----BEGIN CERTIFICATE-----\n", b"\n-----END CERTIFICATE-----\n"
 _COLUMNS = 64
@@ -401,6 +403,9 @@ def _parsed(der: bytes) -> x509.Certificate:
         raise CertificateError(f"{found}{_subject(der, certificate)}") from error
     except _UNSUPPORTED as error:
         found = f"is a certificate of a kind that is not supported ({cut(str(error), _LONGEST_QUOTE)})"
+        raise CertificateError(f"{found}{_subject(der, certificate)}") from error
+    except _UNKNOWN_FEATURE as error:
+        found = f"is a certificate of a kind that is not supported (it has the TLS feature {error})"
         raise CertificateError(f"{found}{_subject(der, certificate)}") from error
     if fault := fault_of_loading(certificate, der):
         raise CertificateError(f"is a certificate that Envoy does not load: {fault}{_subject(der, certificate)}")
