@@ -1,7 +1,8 @@
 """What a real Envoy says of some 1,400 odd certificate chains, and what the agent says of them before it serves them.
 
 What Envoy refuses must never leave the agent, and what it takes must not be refused without a reason. Each chain is
-judged as a CA's answer is; the bundle that the agent would publish then goes to Envoy, and a peer presents the chain.
+judged as a CA's answer is; the bundle that the agent would publish then goes to Envoy, which has the chain as its own,
+and a peer presents the chain.
 """
 
 import re
@@ -126,7 +127,11 @@ async def test_the_agent_and_envoy_take_the_same_chains(tmp_path: Path) -> None:
                 continue
         reasons = await judge.reasons()
     different = [
-        Disagreement(cases[name].label, ours[name].words, reasons.get(name, "that it cannot load the bundle"))
+        Disagreement(
+            cases[name].label,
+            ours[name].words,
+            reasons.get(name, "that it cannot load the bundle, or the chain as its own"),
+        )
         for name, envoys in taken.items()
         if envoys is not (ours[name].words is None)
     ]

@@ -29,6 +29,8 @@ BACKDATE = timedelta(minutes=2)
 DECADE = timedelta(days=3650)
 DAY = timedelta(days=1)
 SECOND = timedelta(seconds=1)
+MUST_STAPLE = (x509.TLSFeature([x509.TLSFeatureType.status_request]), False)
+"""The extension by which a certificate is good only with an OCSP response beside it (RFC 7633)."""
 
 
 class UpstreamCa:
@@ -142,6 +144,7 @@ WRONG: Mapping[str, tuple[Answer, ErrorKind]] = {
     "only serverAuth": (_with(usages=[ExtendedKeyUsageOID.SERVER_AUTH]), ErrorKind.MISMATCH),
     "only clientAuth": (_with(usages=[ExtendedKeyUsageOID.CLIENT_AUTH]), ErrorKind.MISMATCH),
     "a key usage without digitalSignature": (_with(usage=key_usage(cert_sign=True)), ErrorKind.MISMATCH),
+    "must-staple": (_with(extra=[MUST_STAPLE]), ErrorKind.MISMATCH),
     "expired": (shifted(-DAY, -SECOND), ErrorKind.INVALID),
     "from the future": (shifted(DAY, 2 * DAY), ErrorKind.INVALID),
     "a chain that leads nowhere": (_leads_nowhere, ErrorKind.INVALID),

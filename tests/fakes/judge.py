@@ -1,7 +1,8 @@
-"""A real Envoy that judges many certificate chains in one start: which bundles it loads, and whom it lets in.
+"""A real Envoy that judges many certificate chains in one start: which bundles it loads, which chains it loads as its
+own, and whom it lets in.
 
 Each case has a listener of its own. They come by LDS from a file, since Envoy takes or refuses each of those by itself:
-a bundle that it does not load costs no other case anything.
+a bundle or a chain that it does not load costs no other case anything.
 """
 
 import json
@@ -44,7 +45,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Question:
-    """A client's file with its chain and key, and the bundle that the Envoy has, both in PEM."""
+    """A chain with its key, which a client and the Envoy itself have, and the bundle that Envoy has, both in PEM."""
 
     identity: bytes
     bundle: bytes
@@ -58,7 +59,7 @@ class Judge:
         self._directory = directory
 
     async def loaded(self) -> set[str]:
-        """The names whose bundle Envoy took."""
+        """The names whose bundle Envoy took, and whose chain it took as its own."""
         listeners = await self._envoy.admin("/listeners?format=json")
         return {each["name"] for each in listeners["listener_statuses"]}
 
@@ -106,7 +107,7 @@ async def judging(questions: Mapping[str, Question], directory: Path) -> AsyncIt
     listeners = []
     for name, question in questions.items():
         (directory / f"{name}.pem").write_bytes(question.identity)
-        listeners.append(_listener(name, question.bundle, own, directory))
+        listeners.append(_listener(name, question, own, directory))
     (directory / "lds.json").write_text(json.dumps({"version_info": "1", "resources": listeners}))
     admin, file = directory / "admin.sock", directory / "envoy.json"
     bootstrap = {
@@ -125,16 +126,9 @@ async def judging(questions: Mapping[str, Question], directory: Path) -> AsyncIt
         yield Judge(envoy, directory)
 
 
-def _listener(name: str, bundle: bytes, own: dict[str, Any], directory: Path) -> dict[str, Any]:
-    tls = {
-        "@type": f"{TLS}.DownstreamTlsContext",
-        "require_client_certificate": True,
-        "common_tls_context": {
-            "tls_certificates": [own],
-            "validation_context": {"trusted_ca": {"inline_string": bundle.decode()}},
-        },
-    }
-    echo = {"name": "echo", "typed_config": {"@type": f"{TYPES}.extensions.filters.network.echo.v3.Echo"}}
+def _listener(name: str, question: Question, own: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Clients get Envoy's `own` certificate, as their OpenSSL does not read every chain; that is there to be loaded."""
+    pair = {"inline_string": question.identity.decode()}
     words = f"{name} %DOWNSTREAM_TRANSPORT_FAILURE_REASON%\n"
     access_log = {
         "@type": f"{TYPES}.extensions.access_loggers.file.v3.FileAccessLog",
@@ -145,6 +139,25 @@ def _listener(name: str, bundle: bytes, own: dict[str, Any], directory: Path) ->
         "@type": f"{TYPES}.config.listener.v3.Listener",
         "name": name,
         "address": {"pipe": {"path": str(directory / f"{name}.sock")}},
-        "filter_chains": [{"transport_socket": {"name": "tls", "typed_config": tls}, "filters": [echo]}],
+        "filter_chains": [
+            _filter_chain(own, question.bundle),
+            {
+                "filter_chain_match": {"server_names": ["nobody.example"]},
+                **_filter_chain({"certificate_chain": pair, "private_key": pair}, question.bundle),
+            },
+        ],
         "access_log": [{"name": "file", "typed_config": access_log}],
     }
+
+
+def _filter_chain(certificate: dict[str, Any], bundle: bytes) -> dict[str, Any]:
+    tls = {
+        "@type": f"{TLS}.DownstreamTlsContext",
+        "require_client_certificate": True,
+        "common_tls_context": {
+            "tls_certificates": [certificate],
+            "validation_context": {"trusted_ca": {"inline_string": bundle.decode()}},
+        },
+    }
+    echo = {"name": "echo", "typed_config": {"@type": f"{TYPES}.extensions.filters.network.echo.v3.Echo"}}
+    return {"transport_socket": {"name": "tls", "typed_config": tls}, "filters": [echo]}

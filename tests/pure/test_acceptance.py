@@ -95,6 +95,10 @@ def test_an_odd_answer_becomes_the_leaf_and_its_intermediates_in_order_without_r
         ("no EKU", r"lacks serverAuth and clientAuth; .* change the CA's profile or template"),
         ("only serverAuth", r"lacks clientAuth;"),
         ("only clientAuth", r"lacks serverAuth;"),
+        (
+            "must-staple",
+            r"demands an OCSP staple \(must-staple: .*\), and an Envoy without one refuses it: change the CA's",
+        ),
         ("expired", r"expired at 2026-03-14T15:09:25Z, .* \(it is 2026-03-14T15:09:26Z here\): compare .* clock"),
         ("from the future", r"only from 2026-03-15T15:09:26Z \(it is 2026-03-14T15:09:26Z here\): compare .* clock"),
         ("no anchors", r"sent no trust anchors and none are configured"),
@@ -108,6 +112,22 @@ def test_an_odd_answer_becomes_the_leaf_and_its_intermediates_in_order_without_r
 )
 def test_the_refusal_names_what_is_wrong(name: str, text: str) -> None:
     assert re.search(text, str(refusal(answer_of(WRONG[name][0]))))
+
+
+@pytest.mark.filterwarnings("ignore:Attribute's length must be:UserWarning")
+def test_a_common_name_is_left_out_or_filled_in() -> None:
+    root = der.entity("root")
+
+    def answer(*attributes: bytes) -> Issuance:
+        leaf = Entity(der.name(*attributes), KEY)
+        made = der.certificate(leaf, root, extensions=der.leaf_extensions(leaf, root, URI))
+        return Issuance(der.pem(made), der.pem(der.certificate(root)))
+
+    empty, filled = der.attribute(der.COMMON_NAME, ""), der.attribute(der.COMMON_NAME, "web")
+    for error in (refusal(answer(empty)), refusal(answer(empty, filled))):
+        assert error.kind is ErrorKind.MISMATCH
+        assert "has an empty common name, with which an Envoy refuses it" in str(error)
+    assert all(judge(each).chain_pem for each in (answer(), answer(filled), answer(filled, empty)))
 
 
 def test_a_flood_of_names_makes_no_flood_of_words() -> None:

@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import lru_cache
 
 from cryptography import x509
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from msgspec import Struct
 
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance
@@ -102,6 +102,7 @@ def accept(
     leaf = _our_leaf(received, public_key)
     _check_names(leaf, identity)
     _check_usage(leaf)
+    _check_own(leaf)
     _check_times(leaf, now)
     if not advertised:
         raise AuthorityError(
@@ -181,6 +182,28 @@ def _check_usage(leaf: x509.Certificate) -> None:
         raise AuthorityError(
             ErrorKind.MISMATCH,
             "the certificate's key usage lacks digitalSignature, without which TLS refuses it",
+        )
+
+
+def _check_own(leaf: x509.Certificate) -> None:
+    """What else an Envoy that is called refuses in a certificate of its own, though it may take it from a peer.
+
+    It has no OCSP staple from the agent, and it needs the first common name, if there is one, for its session IDs
+    (source/common/tls/server_context_impl.cc).
+    """
+    features = extension(leaf, x509.TLSFeature)
+    if features is not None and x509.TLSFeatureType.status_request in features:
+        raise AuthorityError(
+            ErrorKind.MISMATCH,
+            "the certificate demands an OCSP staple (must-staple: its TLS feature extension lists status_request), and "
+            "an Envoy without one refuses it: change the CA's profile or template",
+        )
+    common_names = leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    if common_names and not common_names[0].value:
+        raise AuthorityError(
+            ErrorKind.MISMATCH,
+            "the certificate's subject has an empty common name, with which an Envoy refuses it: have the CA leave it "
+            "out, or fill it in",
         )
 
 

@@ -67,6 +67,8 @@ NAMES: dict[str, bytes] = {
     "a SET in another order": der.sequence(der.set_of(_A, _B)),
     "a SET with one twice": der.sequence(der.set_of(_A, _A)),
     "the same attribute twice": der.name(_A, _A),
+    "an empty CN, then another": der.name(der.attribute(der.COMMON_NAME, ""), _B),
+    "a CN, then an empty one": der.name(_B, der.attribute(der.COMMON_NAME, "")),
     "C of three letters": der.name(der.attribute(der.COUNTRY, "DEU", der.PRINTABLE)),
     "C as UTF8String": der.name(der.attribute(der.COUNTRY, "DE")),
     "C empty": der.name(der.attribute(der.COUNTRY, "", der.PRINTABLE)),
