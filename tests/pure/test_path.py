@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, paddin
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.name import _ASN1Type
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from fakes import der
 from fakes.chains import Case, below
 from fakes.hierarchy import (
     DAY,
@@ -35,6 +36,7 @@ from fakes.hierarchy import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sds_agent.pki.certificates import read_pem
 from sds_agent.pki.validation.path import MOST_INTERMEDIATES, PathError, find_path
 
 SECOND = timedelta(seconds=1)
@@ -441,6 +443,28 @@ def test_a_signature_of_an_unknown_kind_is_refused_not_raised() -> None:
         PathError, match=r"is signed by the algorithm 1\.2\.840\.10045\.4\.3\.127: its CA must sign by RSA or ECDSA"
     ):
         find_path(x509.load_der_x509_certificate(der), (), [root.certificate], NOW)
+
+
+def test_a_key_in_a_form_that_envoy_does_not_read_vouches_for_nothing() -> None:
+    """cryptography takes it for the plain key, by which the signature is right."""
+    key = rsa_key()
+    assert isinstance(key, rsa.RSAPrivateKey)
+    root, ca, leaf = der.entity("Root"), der.entity("CA", key), der.entity("leaf")
+    numbers = key.public_key().public_numbers()
+    modulus = der.sequence(der.integer(numbers.n), der.integer(numbers.e))
+    for_pss = der.sequence(der.sequence(der.oid("1.2.840.113549.1.1.10")), der.bits(modulus))
+    earlier = der.utc_time("480101000000Z")
+    plain, odd = der.certificate(ca, root), der.certificate(ca, root, spki=for_pss, not_after=earlier)
+    below = der.certificate(leaf, ca)
+    read = read_pem(b"".join(map(der.pem, (below, plain, odd, der.certificate(root)))))
+    assert find_path(read[0], [read[1]], [read[3]], NOW) == (read[0], read[1])
+    reason = "'CN=CA' has its key in a form that Envoy does not read, such as that of an RSA-PSS key: it must be issued"
+    with pytest.raises(PathError, match=reason):
+        find_path(read[0], [read[2]], [read[3]], NOW)
+    with pytest.raises(PathError, match=reason):
+        find_path(read[0], (), [read[2]], NOW)
+    with pytest.raises(PathError, match=f"Envoy may choose the trust anchor .*{reason}"):
+        find_path(read[0], (), [read[1], read[2]], NOW)
 
 
 SHA224, SHA256, SHA384, SHA512 = hashes.SHA224(), hashes.SHA256(), hashes.SHA384(), hashes.SHA512()

@@ -79,9 +79,17 @@ def test_each_rule_begins_at_2048_bits_and_only_that_of_requests_ends(rule: KeyR
     assert good == ([2048, LARGEST_RSA] if rule is IN_REQUESTS else [2048, LARGEST_RSA, LARGEST_RSA + 1, 16384])
 
 
-def public_rsa(bits: int) -> rsa.RSAPublicKey:
+@pytest.mark.parametrize("rule", [IN_CHAINS, IN_FILES, IN_REQUESTS, IN_SECRETS], ids=[CHAIN, CA_FILE, CSR, "a secret"])
+def test_each_rule_refuses_an_rsa_key_whose_exponent_envoy_does_not_load(rule: KeyRule) -> None:
+    assert rule.fault(public_rsa(2048, 2**33 - 1)) is None
+    assert rule.fault(public_rsa(2048, 2**33 + 1)) == KeyFault(
+        "an RSA key with a public exponent of 34 bits", "one with the exponent 65537"
+    )
+
+
+def public_rsa(bits: int, exponent: int = 65537) -> rsa.RSAPublicKey:
     """A modulus without a private key: to find two primes takes many seconds."""
-    return rsa.RSAPublicNumbers(65537, (1 << (bits - 1)) + 1).public_key()
+    return rsa.RSAPublicNumbers(exponent, (1 << (bits - 1)) + 1).public_key()
 
 
 def test_a_workloads_key_on_p521_is_refused_with_the_curves_that_envoys_take_of_each_other() -> None:

@@ -15,13 +15,15 @@ from typing import Any, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.utils import CryptographyDeprecationWarning
 from msgspec import Struct
 
 from sds_agent.errors import SdsAgentError
-from sds_agent.pki.der import fields_of_certificate, texts_of_subject
+from sds_agent.pki.der import elements, fields_of_certificate, texts_of_subject
+from sds_agent.pki.keys import PublicKey, public_bytes
 from sds_agent.pki.loadable import fault_of_loading
 from sds_agent.pki.pem import Block, blocks
 from sds_agent.text import cut, quoted
@@ -41,6 +43,8 @@ _LONGEST_QUOTE = 120
 _BEGIN, _END = b"-----BEGIN CERTIFICATE-----\n", b"\n-----END CERTIFICATE-----\n"
 _COLUMNS = 64
 _LONGEST_ISSUER = 1024
+_SUBJECT_PUBLIC_KEY = 5
+"""Its place among the fields of a certificate from the serial number on."""
 MOST_FAULTS = 20
 """Reasons listed for one text; beyond that the blocks that cannot be used are counted."""
 
@@ -300,6 +304,25 @@ def serial_hex(certificate: x509.Certificate) -> str:
 def has_key(certificate: x509.Certificate, public_key: CertificatePublicKeyTypes) -> bool:
     """Whether the certificate is for that public key."""
     return certificate.public_key() == public_key
+
+
+def has_key_in_usual_form(certificate: x509.Certificate) -> bool:
+    """Whether its RSA or EC key is in a form that Envoy reads: that of RFC 3279 section 2.3.1 or RFC 5480 section 2, in
+    which a point may be compressed. Of other kinds of key it is true.
+
+    cryptography gives the same key for an RSA key without parameters, for one under the name of RSA-PSS, and for a
+    point in the hybrid form. With such a key BoringSSL neither loads a certificate of its own nor checks a signature.
+    """
+    key = certificate.public_key()
+    if not isinstance(key, PublicKey):
+        return True
+    _, found = fields_of_certificate(der_of(certificate)).of_tbs[_SUBJECT_PUBLIC_KEY]
+    ((_, usual),) = elements(public_bytes(key))
+    if found == usual or not isinstance(key, ec.EllipticCurvePublicKey):
+        return found == usual
+    algorithm, (_, bits) = elements(found)
+    compressed = b"\0" + key.public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+    return algorithm == elements(usual)[0] and bits == compressed
 
 
 def extension(certificate: x509.Certificate, kind: type[ExtensionT]) -> ExtensionT | None:

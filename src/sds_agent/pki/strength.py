@@ -14,6 +14,8 @@ SMALLEST_RSA = 2048
 """Bits. They stand for 112 bits of strength, as P-224 and SHA-224 do (NIST SP 800-57 part 1, section 5.6.1)."""
 LARGEST_RSA = 8192
 """Bits. The time that a signature takes to check grows with their square."""
+LONGEST_EXPONENT = 33
+"""Bits of an RSA key's public exponent: with longer ones BoringSSL loads no key (rsa_check_public_key)."""
 CURVES = {"secp224r1": "P-224", "secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
 """What Envoy takes, by cryptography's names and by those that people use (FIPS 186-5)."""
 
@@ -40,9 +42,18 @@ class KeyRule(Struct, frozen=True):
         match key:
             case ec.EllipticCurvePublicKey(curve=curve) | ec.EllipticCurvePrivateKey(curve=curve):
                 return None if curve.name in self.curves else KeyFault(f"a key on the curve {curve.name}", self._named)
-            case rsa.RSAPublicKey(key_size=size) | rsa.RSAPrivateKey(key_size=size):
-                return None if self._has_size(size) else KeyFault(f"an RSA key of {size} bits", f"one of {self._sizes}")
+            case rsa.RSAPrivateKey():
+                return self._fault_of_rsa(key.public_key())
+            case rsa.RSAPublicKey():
+                return self._fault_of_rsa(key)
         return None if self.others else KeyFault("a key that is neither an EC nor an RSA key", "an EC or RSA key")
+
+    def _fault_of_rsa(self, key: rsa.RSAPublicKey) -> KeyFault | None:
+        if not self._has_size(key.key_size):
+            return KeyFault(f"an RSA key of {key.key_size} bits", f"one of {self._sizes}")
+        if (longest := key.public_numbers().e.bit_length()) > LONGEST_EXPONENT:
+            return KeyFault(f"an RSA key with a public exponent of {longest} bits", "one with the exponent 65537")
+        return None
 
     def _has_size(self, size: int) -> bool:
         return size >= SMALLEST_RSA and (self.largest_rsa is None or size <= self.largest_rsa)

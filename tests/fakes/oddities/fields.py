@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import count
+from math import gcd, lcm
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from fakes import der
 from fakes.der import Entity, bits, generalized_time, oid, sequence, utc_time
 from fakes.judge import Case
-from fakes.oddities.places import CA, ENDED, LEAF, ROOT, SPARE, Make, case, in_each_place, parts, usual
+from fakes.oddities.places import CA, ENDED, LATER, LEAF, ROOT, SPARE, Make, case, in_each_place, parts, usual
 
 VALIDITIES: dict[str, tuple[bytes, bytes]] = {
     "GeneralizedTime before 2050": (generalized_time("20200101000000Z"), der.END),
@@ -39,6 +41,7 @@ SERIAL_NUMBERS: dict[str, bytes] = {
     "with a leading zero byte": der.tlv(0x02, b"\0\x05"),
     "without content": der.tlv(0x02),
 }
+_ON_P256 = sequence(oid("1.2.840.10045.2.1"), oid("1.2.840.10045.3.1.7"))
 _ECDSA, _PKCS1 = "1.2.840.10045.4", "1.2.840.113549.1.1"
 _SHA1, _MD5 = hashes.SHA1(), hashes.MD5()  # noqa: S303 - that they are refused is the question
 EC_SIGNATURES: dict[str, tuple[der.Hash, bytes]] = {
@@ -120,6 +123,13 @@ def keys() -> Iterator[Case]:
         if label.startswith(("RSA", "P-3", "P-5")):  # the agent makes the leaf's itself, and of no other kind
             yield case(f"key {label} / leaf", leaf=Entity(LEAF.name, key))
         yield case(f"key {label} / spare", beside=[der.certificate(Entity(SPARE.name, key))])
+    for label, key, spki in _written_otherwise():
+        form, own = parts(spki=spki), Entity(ROOT.name, key)
+        yield case(f"key {label} / anchor", root=own, make_root=form)
+        yield case(f"key {label} / intermediate", ca=Entity(CA.name, key), make_ca=form)
+        yield case(f"key {label} / leaf", leaf=Entity(LEAF.name, key), make_leaf=form)
+        yield case(f"key {label} / spare", beside=[der.certificate(Entity(SPARE.name, key), spki=spki)])
+        yield case(f"key {label} / namesake", root=own, beside=[der.certificate(own, spki=spki, not_after=LATER)])
     # the usual keys in other forms, which are not those that have signed: what can be seen is whether they are loaded
     for label, spki in _public_keys():
         yield from (
@@ -133,6 +143,8 @@ def _private_keys() -> Iterator[tuple[str, der.Key]]:
     for size in (1024, 2047, 2048, 3072):
         yield f"RSA {size}", rsa_key(size)
     yield "RSA 2048, exponent 3", rsa_key(2048, 3)
+    yield "RSA 2048, exponent of 33 bits", _with_exponent(2**32 + 15)
+    yield "RSA 2048, exponent of 34 bits", _with_exponent(2**33 + 17)
     for label, curve in {
         "P-192": ec.SECP192R1(),
         "P-224": ec.SECP224R1(),
@@ -145,19 +157,39 @@ def _private_keys() -> Iterator[tuple[str, der.Key]]:
     yield "Ed25519", ed25519.Ed25519PrivateKey.generate()
 
 
+def _with_exponent(least: int) -> rsa.RSAPrivateKey:
+    """With that public exponent, or the next that the modulus can have; cryptography makes keys with two others."""
+    numbers = rsa_key(2048).private_numbers()
+    p, q = numbers.p, numbers.q
+    order = lcm(p - 1, q - 1)
+    exponent = next(each for each in count(least, 2) if gcd(each, order) == 1)
+    d = pow(exponent, -1, order)
+    crt = rsa.rsa_crt_dmp1(d, p), rsa.rsa_crt_dmq1(d, q), rsa.rsa_crt_iqmp(p, q)
+    return rsa.RSAPrivateNumbers(p, q, d, *crt, rsa.RSAPublicNumbers(exponent, p * q)).private_key()
+
+
+def _written_otherwise() -> Iterator[tuple[str, der.Key, bytes]]:
+    """A key and its SubjectPublicKeyInfo in a form that is read as that key."""
+    on_p256, point = _ON_P256, der.public_key(ROOT.key)[-65:]
+    parity, x = point[-1] % 2, point[1:33]
+    key = rsa_key(2048)
+    modulus = key.public_key().public_numbers().n
+    yield "as a compressed point", ROOT.key, sequence(on_p256, bits(bytes([2 + parity]) + x))
+    yield "as a hybrid point", ROOT.key, sequence(on_p256, bits(bytes([6 + parity]) + point[1:]))
+    yield "RSA without NULL", key, sequence(sequence(oid(f"{_PKCS1}.1")), bits(_rsa(modulus)))
+    yield "RSA for PSS", key, sequence(sequence(oid(f"{_PKCS1}.10")), bits(_rsa(modulus)))
+
+
 def _public_keys() -> Iterator[tuple[str, bytes]]:
-    on_p256 = sequence(oid("1.2.840.10045.2.1"), oid("1.2.840.10045.3.1.7"))
+    on_p256 = _ON_P256
     rsa_kind = sequence(oid(f"{_PKCS1}.1"), der.NULL)
     point = der.public_key(ROOT.key)[-65:]
     modulus = rsa_key(2048).public_key().public_numbers().n
     for label, kind, content in (
-        ("compressed", on_p256, bytes([2 + point[-1] % 2]) + point[1:33]),
         ("that is the point at infinity", on_p256, b"\0"),
         ("not on its curve", on_p256, point[:-1] + bytes([point[-1] ^ 1])),
         ("on an unknown curve", sequence(oid("1.2.840.10045.2.1"), oid("1.2.3.4")), point),
         ("without a curve", sequence(oid("1.2.840.10045.2.1")), point),
-        ("RSA without NULL", sequence(oid(f"{_PKCS1}.1")), _rsa(modulus)),
-        ("RSA for PSS", sequence(oid(f"{_PKCS1}.10")), _rsa(modulus)),
         ("RSA with an even modulus", rsa_kind, _rsa(2**2047)),
         ("RSA with exponent 1", rsa_kind, _rsa(modulus, 1)),
         ("RSA of 16384 bits", rsa_kind, _rsa(2**16383 + 1)),

@@ -20,7 +20,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sds_agent.pki.certificates import describe, describe_time, extension, serial_hex
 from sds_agent.pki.names import CanonicalName, is_self_issued, issuer_of, subject_of
 from sds_agent.pki.validation.policies import fault_of_policies
-from sds_agent.pki.validation.rules import Chain, Times, fault_of_identifiers, fault_of_names, fault_of_times
+from sds_agent.pki.validation.rules import (
+    Chain,
+    Times,
+    fault_of_identifiers,
+    fault_of_key,
+    fault_of_names,
+    fault_of_times,
+)
 from sds_agent.pki.validation.signatures import fault_of_pss, fault_of_signature
 
 CaIdentity: TypeAlias = tuple[CanonicalName, bytes]
@@ -154,6 +161,7 @@ def _fault_of_path(path: Chain, sent: int, times: Times) -> str | None:
         below = path[:number]
         fault = (
             fault_of_times(anchor, times)
+            or fault_of_key(anchor)
             or fault_of_signature(below[-1], anchor)
             or fault_of_pss(below[-1], anchor)
             or fault_of_names(anchor, below)

@@ -21,6 +21,7 @@ from sds_agent.pki.certificates import (
     describe_time,
     extended_key_usages,
     extension,
+    has_key_in_usual_form,
     is_ca,
     remembered,
     remembered_of_two,
@@ -66,7 +67,7 @@ class Times(Struct, frozen=True):
 def fault_of_certificate(certificate: x509.Certificate, times: Times, *, is_anchor: bool = False) -> str | None:
     """What is wrong with a certificate wherever it stands."""
     known = _KNOWN_OF_ANCHORS if is_anchor else _KNOWN_EXTENSIONS
-    return fault_of_times(certificate, times) or _fault_of_key(certificate) or _fault_of_extensions(certificate, known)
+    return fault_of_times(certificate, times) or fault_of_key(certificate) or _fault_of_extensions(certificate, known)
 
 
 def fault_as_issuer(certificate: x509.Certificate, chain: Chain, times: Times, *, is_anchor: bool) -> str | None:
@@ -100,9 +101,16 @@ def fault_of_times(certificate: x509.Certificate, times: Times) -> str | None:
 
 
 @remembered
-def _fault_of_key(certificate: x509.Certificate) -> str | None:
-    fault = IN_CHAINS.fault(certificate.public_key())
-    return f"{describe(certificate)} has {fault.found}; it needs {fault.wanted}" if fault else None
+def fault_of_key(certificate: x509.Certificate) -> str | None:
+    """Whether Envoy could not use its key, or it is weak."""
+    if fault := IN_CHAINS.fault(certificate.public_key()):
+        return f"{describe(certificate)} has {fault.found}; it needs {fault.wanted}"
+    if has_key_in_usual_form(certificate):
+        return None
+    return (
+        f"{describe(certificate)} has its key in a form that Envoy does not read, such as that of an RSA-PSS key: it "
+        "must be issued anew, with a plain RSA or EC key"
+    )
 
 
 def _fault_of_extensions(certificate: x509.Certificate, known: frozenset[x509.ObjectIdentifier]) -> str | None:
