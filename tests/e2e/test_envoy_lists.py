@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ed25519
-from fakes.envoys import BINARY, Envoy, bootstrap, holding
+from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from fakes import der
+from fakes.envoys import BINARY, TYPES, Envoy, bootstrap, holding
 from fakes.hierarchy import UNKNOWN, Ca, Extension, key_usage, make_ca, make_crl, make_leaf, new_key
+from fakes.oddities.fields import rsa_key
 from fakes.processes import started
 from msgspec import Struct
 
@@ -29,6 +32,7 @@ ROOT = make_ca("root", **TIMES)
 SIGNER = make_ca("signer", ROOT, **TIMES)
 NAMESAKE = make_ca("signer", ROOT, **TIMES)
 NO_LISTS = make_ca("no lists", ROOT, usage=key_usage(cert_sign=True, crl_sign=False), **TIMES)
+RSA = make_ca("RSA", ROOT, key=rsa_key(2048), **TIMES)
 NO_USAGE = make_ca("no usage", ROOT, usage=None, **TIMES)
 POINT = x509.UniformResourceIdentifier("https://ca.example/crl")
 AT_POINT: Extension = (x509.CRLDistributionPoints([x509.DistributionPoint([POINT], None, None, None)]), False)
@@ -57,12 +61,37 @@ def key_of(ca: Ca, *, critical: bool = False) -> Extension:
     return x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.key.public_key()), critical
 
 
+def name_of(ca: Ca, serial_number: int) -> Extension:
+    issuer = [x509.DirectoryName(ca.certificate.issuer)]
+    return x509.AuthorityKeyIdentifier(None, issuer, serial_number), False
+
+
+def version_1(ca: Ca, *extensions: bytes) -> x509.CertificateRevocationList:
+    signer = der.Entity(der.common_name("signer"), ca.key)  # type: ignore[arg-type]  # an EC key
+    return x509.load_der_x509_crl(der.revocation_list(signer, [der.revoked(7)], extensions, version=b""))
+
+
+def by_pss(ca: Ca, salt: int) -> x509.CertificateRevocationList:
+    assert isinstance(ca.key, rsa.RSAPrivateKey)
+    builder = x509.CertificateRevocationListBuilder(ca.certificate.subject, START - HOUR / 2, START + HOUR)
+    return builder.sign(ca.key, SHA256(), rsa_padding=padding.PSS(padding.MGF1(SHA256()), salt))
+
+
 REASONS = frozenset([x509.ReasonFlags.key_compromise])
 CASES = {
     "plain": Case((crl(),)),
     "number": Case((crl(SIGNER, (x509.CRLNumber(3), False)),)),
     "critical number": Case((crl(SIGNER, (x509.CRLNumber(3), True)),)),
     "critical key identifier": Case((crl(SIGNER, key_of(SIGNER, critical=True)),)),
+    "key identifier of another": Case((crl(SIGNER, key_of(ROOT)),)),
+    "serial number of its CA's certificate": Case(
+        (crl(SIGNER, name_of(SIGNER, SIGNER.certificate.serial_number)),),
+    ),
+    "serial number of another certificate of its CA": Case((crl(SIGNER, name_of(SIGNER, 77)),)),
+    "version 1": Case((version_1(SIGNER),)),
+    "version 1 with an extension": Case((version_1(SIGNER, der.extension(der.CRL_NUMBER, der.integer(1))),)),
+    "RSA-PSS": Case((by_pss(RSA, 32),), RSA),
+    "RSA-PSS with another salt": Case((by_pss(RSA, 20),), RSA),
     "unknown extension": Case((crl(SIGNER, (UNKNOWN, False)),)),
     "critical unknown extension": Case((crl(SIGNER, (UNKNOWN, True)),)),
     "entry with a reason": Case((crl(entry_extra=[(x509.CRLReason(x509.ReasonFlags.superseded), False)]),)),
@@ -109,10 +138,13 @@ def inline(data: bytes) -> dict[str, str]:
 
 
 def configuration(directory: Path, server: tuple[x509.Certificate, Any]) -> dict[str, Any]:
-    """An Envoy with a listener for each case, which has the lists as the agent gives them."""
+    """An Envoy with a listener for each case, which has the lists as the agent gives them.
+
+    They come by LDS from a file: a list that Envoy does not load costs no other case its listener.
+    """
     config = bootstrap(directory / "none.sock", directory / "admin.sock", api_type="GRPC", name="none", http={})
-    (listener,) = config["static_resources"]["listeners"]
-    config["static_resources"] = {"listeners": []}
+    (listener,) = config.pop("static_resources")["listeners"]
+    listeners = []
     pair = {"certificate_chain": inline(write_pem([server[0], SIGNER.certificate]))}
     pair["private_key"] = inline(to_pkcs8_pem(server[1]))
     for name, case in CASES.items():
@@ -125,8 +157,11 @@ def configuration(directory: Path, server: tuple[x509.Certificate, Any]) -> dict
         }
         tls = each["filter_chains"][0]["transport_socket"]["typed_config"]
         tls["common_tls_context"] = {"tls_certificates": [pair], "validation_context": context}
-        config["static_resources"]["listeners"].append(each)
-    return config
+        listeners.append({"@type": f"{TYPES}.config.listener.v3.Listener", **each})
+    file = directory / "lds.json"
+    file.write_text(json.dumps({"version_info": "1", "resources": listeners}))
+    source = {"resource_api_version": "V3", "path_config_source": {"path": str(file)}}
+    return config | {"dynamic_resources": {"lds_config": source}}
 
 
 async def test_envoy_uses_the_lists_that_go_out_and_refuses_everybody_for_the_others(tmp_path: Path) -> None:
@@ -141,7 +176,7 @@ async def test_envoy_uses_the_lists_that_go_out_and_refuses_everybody_for_the_ot
         for name, case in CASES.items():
             leaf, key = leaf_of(case)
             peer = holding(tmp_path, [leaf, case.ca.certificate], key, ROOT.certificate)
-            taken[name] = await peer.is_taken(at[name])
+            taken[name] = name in at and await peer.is_taken(at[name])
             given[name] = goes_out(case, leaf)
     assert given == {**taken, USED_AND_LEFT_OUT: False}
     assert sum(given.values()) >= 10

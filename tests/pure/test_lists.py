@@ -8,6 +8,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA224
 from cryptography.hazmat.primitives.serialization import Encoding
+from fakes.der import CRL_NUMBER, Entity, common_name, extension, integer, oid, revocation_list, revoked, sequence, time
 from fakes.hierarchy import DAY, HOUR, NOW, UNKNOWN, Ca, key_usage, make_ca, make_crl, make_leaf, new_key
 
 from sds_agent.issuance.lists import (
@@ -171,6 +172,10 @@ def test_a_list_by_another_key_is_no_list() -> None:
             "is for some reasons alone",
         ),
         ({"extra": [(scope(full_name=[POINT]), True)]}, "is for certificates with the distribution point"),
+        (
+            {"extra": [(identifier(ROOT), False)]},
+            "asks by its AuthorityKeyIdentifier for another certificate of its CA",
+        ),
         ({"digest": SHA224()}, "is signed with a digest that Envoys may refuse"),
         ({"last_update": NOW + HOUR}, "is valid only from"),
         ({"next_update": NOW - timedelta(seconds=1)}, "ends on 2026-03-14 15:09:25 UTC and was not replaced"),
@@ -183,6 +188,41 @@ def test_a_list_for_which_envoys_refuse_everybody_does_not_go_out(changed: dict[
     assert words in choice.left_out[0]
     assert choice.left_out[0].startswith("the revocation list of 'CN=signer' ")
     assert "no usable revocation list of 'CN=signer'" in choice.off[0]
+
+
+def test_a_list_names_each_certificate_of_its_ca_that_peers_may_send() -> None:
+    """Envoy wants the list's AuthorityKeyIdentifier to fit the certificate in the chain."""
+    renewed = make_ca("signer", ROOT, key=SIGNER.key)
+    issuer = [x509.DirectoryName(ROOT.certificate.subject)]
+    numbered = x509.AuthorityKeyIdentifier(None, issuer, renewed.certificate.serial_number)
+    crl = listed(extra=[(numbered, False)])
+    chains = ((make_leaf(renewed), renewed.certificate),)
+    assert served(chosen(crl, known=KnownCas(IN_USE.anchors, chains))) == der(crl)
+    both = KnownCas(IN_USE.anchors, chains, former=(SIGNER.certificate,))
+    assert "than is in use, by the serial number" in chosen(crl, known=both).left_out[0]
+    ended = make_ca("signer", ROOT, key=SIGNER.key, not_after=NOW)
+    gone = KnownCas(IN_USE.anchors, chains, former=(ended.certificate,))
+    assert served(chosen(crl, known=gone)) == der(crl), "no peer is accepted with that one"
+
+
+def test_a_list_of_version_1_has_no_extensions() -> None:
+    """An Envoy rejects the whole bundle for one that has."""
+    signer = Entity(common_name("signer"), SIGNER.key)  # type: ignore[arg-type]  # an EC key
+    bare = revocation_list(signer, [revoked(7)], version=b"", next_update=time(NOW + DAY))
+    number = extension(CRL_NUMBER, integer(1))
+    assert not chosen(*read_lists([bare])).off
+    for odd in (
+        revocation_list(signer, [revoked(7)], [number], version=b"", next_update=time(NOW + DAY)),
+        revocation_list(signer, [revoked(7, number)], version=b"", next_update=time(NOW + DAY)),
+    ):
+        assert "is of version 1 and has extensions" in chosen(*read_lists([odd])).left_out[0]
+
+
+def test_the_reason_is_the_digest_where_a_signature_cannot_be_checked_for_it() -> None:
+    signer = Entity(common_name("signer"), SIGNER.key)  # type: ignore[arg-type]  # an EC key
+    sha1 = sequence(oid("1.2.840.10045.4.1"))
+    crl = revocation_list(signer, [revoked(7)], inner=sha1, outer=sha1, next_update=time(NOW + DAY))
+    assert "is signed with a digest that Envoys may refuse" in chosen(*read_lists([crl])).off[0]
 
 
 def test_an_entry_with_a_critical_extension_keeps_the_list_back() -> None:

@@ -6,9 +6,10 @@ go out together or none does: every CA that is known to issue below a trust anch
 that Envoys use, and every anchor such a CA.
 
 Envoys have to check the leaf alone (`only_verify_leaf_cert_crl`), as most CAs publish no list of their root. What
-makes BoringSSL refuse all certificates below a CA is left out here: lists by another key, by a CA without cRLSign, with
-critical extensions other than the two it knows, delta, indirect and partial lists, and lists for a distribution point
-that the certificates do not name (crypto/x509/x509_vfy.cc, x_crl.cc).
+makes BoringSSL refuse all certificates below a CA is left out here: lists by another key, by a CA without cRLSign or
+another certificate of it than is in use, with critical extensions other than the two it knows, delta, indirect and
+partial lists, and lists for a distribution point that the certificates do not name (crypto/x509/x509_vfy.cc, x_crl.cc);
+and so is what it does not load.
 """
 
 import base64
@@ -23,11 +24,12 @@ from msgspec import Struct
 
 from sds_agent.issuance.validity import vouches
 from sds_agent.pki.certificates import describe, describe_name, describe_time, extension, unique
+from sds_agent.pki.der import elements
 from sds_agent.pki.names import same_name
 from sds_agent.pki.validation.choice import CaIdentity, ca_identity
 from sds_agent.pki.validation.revocation import RevocationList, extension_of, is_signed_by, read_crls
-from sds_agent.pki.validation.rules import Chain
-from sds_agent.pki.validation.signatures import fault_of_signature
+from sds_agent.pki.validation.rules import Chain, other_identifier
+from sds_agent.pki.validation.signatures import fault_of_signature, in_other_pss
 
 LARGEST_LISTS = 4 << 20
 """Bytes of all lists that go out, in PEM: some 70,000 revoked certificates. All Envoys load them at each change."""
@@ -37,6 +39,7 @@ TAKEN_OUT = timedelta(seconds=30)
 WARNED = 1 / 8
 """The part of its life that is left when a list that was not replaced is warned of."""
 _CRITICAL = frozenset({ExtensionOID.ISSUING_DISTRIBUTION_POINT, ExtensionOID.AUTHORITY_KEY_IDENTIFIER})
+_INTEGER = 0x02
 _DIGESTS = frozenset({"sha256", "sha384", "sha512"})
 
 
@@ -144,6 +147,8 @@ def _faults(crl: RevocationList) -> Iterator[str]:
     except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         yield f"has extensions that cannot be read ({describe_name(error)}); have the CA write it anew"
         return
+    if (extensions or entries) and _is_version_1(crl):
+        yield "is of version 1 and has extensions, so Envoys do not load it; have the CA write it in version 2"
     if extension_of(crl, x509.DeltaCRLIndicator) is not None:
         yield "is a delta list, which Envoys do not use; publish the complete one"
     for each in extensions:
@@ -152,6 +157,12 @@ def _faults(crl: RevocationList) -> Iterator[str]:
     if any(each.critical for each in entries):
         yield "has an entry with a critical extension, for which Envoys refuse every certificate"
     yield from _faults_of_scope(extension_of(crl, x509.IssuingDistributionPoint))
+
+
+def _is_version_1(crl: RevocationList) -> bool:
+    """A later one is written at its beginning (RFC 5280 section 5.1.2.1)."""
+    ((_, content),) = elements(crl.tbs_certlist_bytes)
+    return content[0] != _INTEGER
 
 
 def _digest(crl: RevocationList) -> str:
@@ -262,6 +273,8 @@ class _Choosing:
         usages = [extension(ca, x509.KeyUsage) for ca in self._cas[identity]]
         if any(usage is not None and not usage.crl_sign for usage in usages):
             return "is by a CA without cRLSign in its keyUsage; have that CA's certificate issued with it"
+        if fault := self._fault_of_signer(published.crl, self._cas[identity]):
+            return fault
         if not published.points:
             return ""
         leaves = [leaf for leaf, issuer in self._issued if ca_identity(issuer) == identity]
@@ -274,8 +287,27 @@ class _Choosing:
             + "; have the CA write that CRL distribution point into every certificate"
         )
 
+    def _fault_of_signer(self, crl: RevocationList, cas: Sequence[x509.Certificate]) -> str:
+        """Whether Envoys would not find the list's signer in a peer's chain, or not check the signature."""
+        if in_other_pss(crl, crl.tbs_certlist_bytes, cas[0]):
+            return (
+                "is signed by RSA-PSS in a form that Envoys do not take; have the CA sign it with a salt as long as "
+                "the hash, or by PKCS #1"
+            )
+        if (named := extension_of(crl, x509.AuthorityKeyIdentifier)) is None:
+            return ""
+        for ca in cas:
+            if self._now < ca.not_valid_after_utc and (what := other_identifier(named, ca)):
+                return (
+                    f"asks by its AuthorityKeyIdentifier for another certificate of its CA than is in use, by {what}; "
+                    "have the CA write it anew, with the key identifier alone"
+                )
+        return ""
+
     def _fault_of_unknown(self, published: PublishedList) -> str:
         namesakes = [ca for ca in self._all if same_name(ca.subject, published.crl.issuer)]
+        if namesakes and published.fault:  # for which it may not have been verified
+            return f"{published.name} {published.fault}"
         if namesakes:
             return f"{published.name} is signed by another key than that CA's; have the CA publish it anew"
         return (

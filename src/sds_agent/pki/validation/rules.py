@@ -169,23 +169,28 @@ def fault_of_identifiers(certificate: x509.Certificate, below: x509.Certificate)
     named = extension(below, x509.AuthorityKeyIdentifier)
     if named is None:
         return None
-    own = extension(certificate, x509.SubjectKeyIdentifier)
-    number, names = named.authority_cert_serial_number, named.authority_cert_issuer or ()
-    issuers = [name.value for name in names if isinstance(name, x509.DirectoryName)]
-    if own is not None and named.key_identifier is not None and named.key_identifier != own.digest:
-        what = f"the key identifier {named.key_identifier.hex()}, and this one has {own.digest.hex()}"
-    elif number is not None and number != certificate.serial_number:
-        what = f"the serial number {number:x}, and this one has {certificate.serial_number:x}"
-    elif issuers and not same_name(issuers[0], certificate.issuer):
-        what = (
-            f"one issued by {describe_name(issuers[0])}, and this one was issued by {describe_name(certificate.issuer)}"
-        )
-    else:
+    if (what := other_identifier(named, certificate)) is None:
         return None
     return (
         f"the AuthorityKeyIdentifier of {describe(below)} asks for another certificate of {describe(certificate)} than "
         f"is there, by {what}: it must be issued anew, or that certificate put there"
     )
+
+
+def other_identifier(named: x509.AuthorityKeyIdentifier, certificate: x509.Certificate) -> str | None:
+    """By what an AuthorityKeyIdentifier names another certificate than this one of an issuer, or None."""
+    own = extension(certificate, x509.SubjectKeyIdentifier)
+    number, names = named.authority_cert_serial_number, named.authority_cert_issuer or ()
+    issuers = [name.value for name in names if isinstance(name, x509.DirectoryName)]
+    if own is not None and named.key_identifier is not None and named.key_identifier != own.digest:
+        return f"the key identifier {named.key_identifier.hex()}, and this one has {own.digest.hex()}"
+    if number is not None and number != certificate.serial_number:
+        return f"the serial number {number:x}, and this one has {certificate.serial_number:x}"
+    if issuers and not same_name(issuers[0], certificate.issuer):
+        return (
+            f"one issued by {describe_name(issuers[0])}, and this one was issued by {describe_name(certificate.issuer)}"
+        )
+    return None
 
 
 def _fault_of_path_length(certificate: x509.Certificate, chain: Chain) -> str | None:

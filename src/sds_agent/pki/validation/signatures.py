@@ -61,19 +61,28 @@ def fault_of_signature(certificate: x509.Certificate, issuer: x509.Certificate) 
 
 def fault_of_pss(certificate: x509.Certificate, issuer: x509.Certificate) -> str | None:
     """Envoy and Go take RSA-PSS only as TLS 1.3 has it (RFC 8446 section 4.2.3); openssl's default is another."""
-    if certificate.signature_algorithm_oid != SignatureAlgorithmOID.RSASSA_PSS:
+    if not in_other_pss(certificate, certificate.tbs_certificate_bytes, issuer):
         return None
-    digest, key = certificate.signature_hash_algorithm, issuer.public_key()
-    if digest is not None and digest.name in _PSS_HASHES and isinstance(key, rsa.RSAPublicKey):
-        form = padding.PSS(padding.MGF1(digest), padding.PSS.DIGEST_LENGTH)
-        with suppress(InvalidSignature):
-            key.verify(certificate.signature, certificate.tbs_certificate_bytes, form, digest)
-            return None
     return (
         f"{describe(certificate)} is signed by RSA-PSS in a form that Envoy does not take: its CA must sign with "
         "SHA-256, SHA-384 or SHA-512, the same hash for the mask, and a salt as long as the hash (openssl: -sigopt "
         "rsa_pss_saltlen:digest)"
     )
+
+
+def in_other_pss(
+    signed: x509.Certificate | x509.CertificateRevocationList, content: bytes, issuer: x509.Certificate
+) -> bool:
+    """Whether what the issuer signed, with this `content`, has a signature by RSA-PSS in another form than that."""
+    if signed.signature_algorithm_oid != SignatureAlgorithmOID.RSASSA_PSS:
+        return False
+    digest, key = signed.signature_hash_algorithm, issuer.public_key()
+    if digest is not None and digest.name in _PSS_HASHES and isinstance(key, rsa.RSAPublicKey):
+        form = padding.PSS(padding.MGF1(digest), padding.PSS.DIGEST_LENGTH)
+        with suppress(InvalidSignature):
+            key.verify(signed.signature, content, form, digest)
+            return False
+    return True
 
 
 def _verify(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
