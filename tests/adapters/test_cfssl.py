@@ -1,5 +1,6 @@
 """The adapter of CFSSL before a stand-in that words its errors as CFSSL does."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from msgspec import structs
 from sds_agent.authority import registry
 from sds_agent.authority.cfssl.client import CfsslAuthority
 from sds_agent.authority.cfssl.settings import CfsslSettings
+from sds_agent.authority.cfssl.wire import MOST_MESSAGES
 from sds_agent.authority.http_client import CertificateRefusedError
 from sds_agent.authority.kind import Context
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
@@ -157,6 +159,16 @@ async def test_without_bundle_files_the_server_is_named_as_lacking_them(tmp_path
         it.with_roots()
         it.chosen = structs.replace(it.chosen, bundle=True)
         assert it.accepted(await it.issue()).warnings == (f"CFSSL says: {NO_BUNDLER}",)
+
+
+async def test_of_a_flood_of_messages_the_first_become_warnings(tmp_path: Path) -> None:
+    """Each of them is logged."""
+    async with setting(tmp_path) as it:
+        sign = it.server.do_sign
+        flood = [{"code": 1, "message": str(number)} for number in range(MOST_MESSAGES + 1)]
+        it.server.do_sign = lambda asked: success(json.loads(sign(asked).body)["result"], *flood)  # type: ignore[method-assign]
+        warned = [each for each in (await it.issue()).warnings if each.startswith("CFSSL says: ")]
+    assert warned == [f"CFSSL says: {number}" for number in range(MOST_MESSAGES)]
 
 
 async def test_a_server_without_info_serves_where_the_roots_are_in_a_file(tmp_path: Path) -> None:

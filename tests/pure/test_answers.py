@@ -1,9 +1,11 @@
 """What a CA's answers give: values, and its words in a message."""
 
+from collections.abc import Callable
+
 import pytest
 from msgspec import Struct
 
-from sds_agent.authority.answers import LONGEST_WORDS, all_failed, decoded, status_and, words
+from sds_agent.authority.answers import LONGEST_TEXT, LONGEST_WORDS, all_failed, decoded, status_and, words
 from sds_agent.authority.credentials import Token
 from sds_agent.authority.protocol import AuthorityError, ErrorKind
 
@@ -28,6 +30,13 @@ def test_a_token_that_a_ca_sends_back_is_removed_before_its_words_are_cut() -> N
     said = words("x" * (LONGEST_WORDS - 10) + token.text, token)
     assert "ssss" not in said
     assert words(b"no\n\tentry \xff", token) == "no entry ?"
+
+
+@pytest.mark.parametrize("of", [str, str.encode])
+def test_of_a_huge_text_only_the_beginning_is_read(of: Callable[[str], str | bytes]) -> None:
+    """To look for a token in all that an answer may hold would stop the agent for seconds."""
+    assert words(of(" " * LONGEST_TEXT + "the end"), Token("t" * 20)) == ""
+    assert words(of(" " * LONGEST_TEXT + "the end")[7:], Token("t" * 20)) == "the end"
 
 
 def test_a_status_stands_before_the_words_and_alone_without_any() -> None:

@@ -14,8 +14,8 @@ T = TypeVar("T")
 
 LONGEST_WORDS = 300
 """Characters of a CA's own words in a message."""
-_LONGEST_TEXT = 256 << 10
-"""Bytes of a text that are read for them."""
+LONGEST_TEXT = 256 << 10
+"""Bytes or characters of a text that are read for them."""
 
 
 _OF_NO_REQUEST = {ErrorKind.DENIED: ErrorKind.UNAUTHENTICATED, ErrorKind.INVALID: ErrorKind.TRANSIENT}
@@ -65,7 +65,7 @@ def decoded(body: bytes, of: type[T]) -> T | None:
 
 def words(text: str | bytes, *secrets: Token) -> str:
     """A CA's own words as one short line without these secrets, which are removed before the text is cut."""
-    said = text if isinstance(text, str) else text[:_LONGEST_TEXT].decode(errors="replace")
+    said = text[:LONGEST_TEXT] if isinstance(text, str) else text[:LONGEST_TEXT].decode(errors="replace")
     for each in secrets:
         said = each.pieces_removed_from(said)
     return one_line(" ".join(said.split()), LONGEST_WORDS)

@@ -30,6 +30,8 @@ from sds_agent.values import Sensitive
 T = TypeVar("T")
 
 API = "/api/v1/cfssl"
+MOST_MESSAGES = 10
+"""Messages of an answer that become warnings, each of which is logged."""
 _USAGES = {"server auth": ExtendedKeyUsageOID.SERVER_AUTH, "client auth": ExtendedKeyUsageOID.CLIENT_AUTH}
 """CFSSL's names of the usages that an Envoy needs."""
 _ROUNDING = timedelta(minutes=6)

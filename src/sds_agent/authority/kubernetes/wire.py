@@ -25,6 +25,8 @@ from sds_agent.authority.protocol import AuthorityError, ErrorKind, IssueRequest
 T = TypeVar("T")
 
 LABELS = {"app.kubernetes.io/managed-by": "sds-agent"}
+MOST_CAUSES = 20
+"""Causes of a refusal that are read."""
 _USAGES = ["digital signature", "client auth", "server auth"]
 
 
@@ -89,8 +91,10 @@ class ApiStatus(Struct):
 
     def words(self) -> str:
         """What it says, on one line."""
-        causes = [f"{each.field}: {each.message}" for each in (self.details and self.details.causes) or ()]
-        return answers.words("; ".join([self.message, *(each for each in causes if each not in self.message)]))
+        message = self.message[: answers.LONGEST_TEXT]
+        listed = ((self.details and self.details.causes) or [])[:MOST_CAUSES]
+        causes = [f"{each.field}: {each.message}" for each in listed]
+        return answers.words("; ".join([message, *(each for each in causes if each not in message)]))
 
 
 class Condition(Struct):
@@ -279,7 +283,8 @@ def refusal(answer: HttpAnswer, resource: ApiResource, verb: str, what: str, now
     words = status.words() or answer.words()
     kind, fix = _meaning(answer.status, status, resource, verb)
     delay = answer.retry_after(now) or (status.details.retry_after if status.details else None) or None
-    said = f"{answer.status} {status.reason}: {words}" if status.reason else f"{answer.status}: {words}"
+    reason = answers.words(status.reason)
+    said = f"{answer.status} {reason}: {words}" if reason else f"{answer.status}: {words}"
     message = f"{what} did not {verb} {resource.plural} ({said.removesuffix(': ')}); {fix}"
     return AuthorityError(kind, message, retry_after=delay)
 

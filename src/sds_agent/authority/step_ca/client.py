@@ -62,6 +62,8 @@ LOG = logging.getLogger(__name__)
 
 MOST_PAGES = 5
 """Pages of provisioners that are read to find the cause of a 401."""
+PAGE = 100
+"""Provisioners on one of them."""
 _REFUSED = frozenset({400, 401, 403, 404, 405})
 """The answers to `/1.0/rekey` after which a token may still succeed: a proxy that ends TLS hides the certificate (400),
 renewal is disabled or the certificate revoked (401), names or lifetime are allowed no more (403).
@@ -187,9 +189,9 @@ class StepCaAuthority:
         found, cursor = list[StepCaProvisioner](), ""
         try:
             for _ in range(MOST_PAGES):
-                answer = await self._send("GET", f"{PROVISIONERS}?limit=100&cursor={cursor}")
+                answer = await self._send("GET", f"{PROVISIONERS}?limit={PAGE}&cursor={cursor}")
                 page = read_answer(answer.body, ProvisionersPage, self._what)
-                found += page.provisioners
+                found += page.provisioners[:PAGE]
                 cursor = page.next_cursor
                 if not cursor.isalnum():
                     return provisioner_fault(found, self._settings.provisioner, proof)
