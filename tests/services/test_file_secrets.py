@@ -15,6 +15,8 @@ import grpc
 import grpc.aio
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from fakes import der
 from fakes.clocks import HandClock
 from fakes.events import Events, recorded
 from fakes.hierarchy import DAY, HOUR, NOW, make_ca, make_leaf, new_key
@@ -221,11 +223,22 @@ async def test_a_half_written_set_keeps_the_old_one_and_is_reported_when_it_stay
         assert chain_of((await stream.read())[name]) == content["tls.crt"]
 
 
+def for_pss() -> dict[str, bytes]:
+    """As files, by a CA that wrote the key as one for RSA-PSS."""
+    key, ca = rsa.generate_private_key(65537, 2048), der.entity("root")
+    leaf, numbers = der.entity("web", key), key.public_key().public_numbers()
+    modulus = der.sequence(der.integer(numbers.n), der.integer(numbers.e))
+    spki = der.sequence(der.sequence(der.oid("1.2.840.113549.1.1.10")), der.bits(modulus))
+    made = der.certificate(leaf, ca, extensions=der.leaf_extensions(leaf, ca, "spiffe://demo.example/web"), spki=spki)
+    return {"tls.crt": der.pem(made), "tls.key": to_pkcs8_pem(key)}
+
+
 BAD: dict[str, tuple[dict[str, bytes], str]] = {
     "expired": (files(not_before=NOW - 2 * DAY, not_after=NOW - HOUR), "the certificate expired at 2026-03-14"),
     "not valid yet": (files(not_before=NOW + DAY, not_after=NOW + 2 * DAY), "is valid only from 2026-03-15"),
     "no key": ({**files(), "tls.key": b""}, "tls.key is empty"),
     "no certificate": ({**files(), "tls.crt": b"x"}, "tls.crt holds no certificate"),
+    "a key for RSA-PSS": (for_pss(), "tls.crt has its key in a form that Envoy does not load"),
     "huge": ({**files(), "tls.crt": b"x" * (LARGEST_FILE + 1)}, "tls.crt has more than"),
 }
 

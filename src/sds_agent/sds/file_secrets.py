@@ -25,7 +25,13 @@ from sds_agent.errors import SdsAgentError
 from sds_agent.file_sets import CHECK_EVERY, LARGEST_FILE, Doubt, doubted, settled
 from sds_agent.files import OutsideError, read_below
 from sds_agent.path_watch import PathWatch
-from sds_agent.pki.certificates import CertificateError, describe_time, read_bundle, write_pem
+from sds_agent.pki.certificates import (
+    CertificateError,
+    describe_time,
+    has_key_in_usual_form,
+    read_bundle,
+    write_pem,
+)
 from sds_agent.pki.forms import without_certificate
 from sds_agent.pki.keys import to_pkcs8_pem
 from sds_agent.pki.pairs import KEY, PairError, read_pair_of
@@ -291,6 +297,11 @@ def _judged(files: FileName, contents: dict[Path, bytes]) -> _FileContent | _Fil
             f"{files.key} is {fault.found}, by which Envoys do not accept each other; make {fault.wanted}"
         )
     leaf = pair.leaf
+    if not has_key_in_usual_form(leaf):
+        return _FileFault(
+            f"{files.certificate} has its key in a form that Envoy does not load, such as that of an RSA-PSS key; have "
+            "it issued with a plain RSA or EC key"
+        )
     secret = CertificateSecret(write_pem(pair.chain), to_pkcs8_pem(pair.key), leaf.not_valid_after_utc)
     left_out = tuple(f"left out of {files.certificate}: {each}" for each in pair.left_out)
     return _FileContent(secret, leaf.not_valid_before_utc, leaf.not_valid_after_utc, left_out)
