@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sds_agent.authority.protocol import AuthorityError, ErrorKind, Issuance, IssueRequest
 from sds_agent.identity.spiffe import SpiffeId
-from sds_agent.issuance.acceptance import Accepted, accept
+from sds_agent.issuance.acceptance import LARGEST_CHAIN, Accepted, accept
 from sds_agent.issuance.validity import SKEW
 from sds_agent.pki.certificates import read_pem, write_pem
 from sds_agent.pki.csr import make_csr
@@ -128,6 +128,18 @@ def test_a_common_name_is_left_out_or_filled_in() -> None:
         assert error.kind is ErrorKind.MISMATCH
         assert "has an empty common name, with which an Envoy refuses it" in str(error)
     assert all(judge(each).chain_pem for each in (answer(), answer(filled), answer(filled, empty)))
+
+
+def test_a_chain_is_no_larger_than_envoys_take_of_a_peer() -> None:
+    def answer(names: int) -> Issuance:
+        many = [x509.DNSName(f"{number}.demo.example") for number in range(names)]
+        ca = make_ca("large", CA.root, names=many)
+        return CA.issuance(CA.leaf(REQUEST, issuer=ca), ca.certificate)
+
+    assert len(judge(answer(1200)).chain_pem) < LARGEST_CHAIN
+    error = refusal(answer(2000))
+    assert error.kind is ErrorKind.INVALID
+    assert f"over TLS 1.3 Envoys take no peer with more than {LARGEST_CHAIN}" in str(error)
 
 
 def test_a_flood_of_names_makes_no_flood_of_words() -> None:

@@ -41,6 +41,10 @@ from sds_agent.text import quoted
 
 LONGEST_NAME = 200
 """Characters of a name that the CA put in."""
+LARGEST_CHAIN = 42_000
+"""Bytes of a chain in PEM. BoringSSL writes a peer's chain into each of two session tickets of TLS 1.3, and does not
+write more than 64 KiB at once: with more than 32 KiB in DER an Envoy ends the connection by an internal error.
+"""
 MOST_BUNDLES, LONGEST_BUNDLE = 8, 65_536
 """Texts of trust anchors whose reading is remembered, and bytes of such a one."""
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
@@ -120,7 +124,14 @@ def accept(
     times = _validity(chain, advertised, now, advertised if len(advertised) == 1 and not beside else ())
     ignored = tuple(f"left out of the chain: {each}" for each in received.left_out)
     warnings = (*answer.warnings, *ignored, *_clock_warning(times, now), *_end_warning(times, chain))
-    return Accepted(chain, write_pem(chain), advertised, times, warnings, known.left_out)
+    chain_pem = write_pem(chain)
+    if len(chain_pem) > LARGEST_CHAIN:
+        raise AuthorityError(
+            ErrorKind.INVALID,
+            f"the certificate chain has {len(chain_pem)} bytes, and over TLS 1.3 Envoys take no peer with more than "
+            f"{LARGEST_CHAIN}: have its CAs issued anew, with fewer names in them",
+        )
+    return Accepted(chain, chain_pem, advertised, times, warnings, known.left_out)
 
 
 def _read(pem: bytes, what: str) -> ParsedBundle:
