@@ -53,6 +53,10 @@ MOST_PLACES = 100
 """Faults in other libraries' hands that are logged, each at a place of its own."""
 ENDED_CALL = "grpc._cython.cygrpc.ExecuteBatchError"
 """What gRPC logs of a call whose client left while an answer was being written: no fault."""
+READS_TEXT = "grpc._cython.cygrpc._decode"
+"""Where gRPC reads text of a peer's, such as a header's value. It logs an exception where that is no UTF-8, and goes on
+as if it were Latin-1: no fault.
+"""
 _FIELDS = "sds_agent_fields"
 _common: ContextVar[Mapping[str, str]] = ContextVar("fields of each event", default={})  # noqa: B039 - never changed
 
@@ -282,9 +286,17 @@ class _Unclaimed(logging.Handler):
         if error is None or len(self._places) >= MOST_PLACES:
             return
         place = str(found := _place(error))
-        if place not in self._places and found["type"] != ENDED_CALL:
+        if place not in self._places and not _is_of_peer(found):
             self._places.add(place)
             fault(logging.getLogger(ROOT), self._part, error)
+
+
+def _is_of_peer(found: Mapping[str, str | list[str]]) -> bool:
+    """Whether what a library logged is what a peer did, by the fields of the fault that it would be."""
+    innermost = next(iter(found.get("frames", ())), "")
+    return found["type"] == ENDED_CALL or (
+        found["type"] == UnicodeDecodeError.__name__ and innermost.endswith(f" {READS_TEXT}")
+    )
 
 
 def counts() -> Mapping[str, int]:

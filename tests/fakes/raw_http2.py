@@ -27,7 +27,8 @@ def message(data: bytes, *, compressed: bool = False) -> bytes:
     return bytes([compressed]) + struct.pack(">I", len(data)) + data
 
 
-def _headers(method: str, service: str = SERVICE) -> bytes:
+def request_headers(method: str, service: str = SERVICE) -> bytes:
+    """The headers that every gRPC client sends at the beginning of a call."""
     fields = {
         ":method": "POST",
         ":scheme": "http",
@@ -36,12 +37,12 @@ def _headers(method: str, service: str = SERVICE) -> bytes:
         "content-type": "application/grpc",
         "te": "trailers",
     }
-    # each a literal without indexing (RFC 7541 section 6.2.2); all are shorter than 127 bytes
-    return b"".join(_literal(name, value) for name, value in fields.items())
+    return b"".join(literal(name.encode(), value.encode()) for name, value in fields.items())
 
 
-def _literal(name: str, value: str) -> bytes:
-    return b"\x00" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+def literal(name: bytes, value: bytes) -> bytes:
+    """A header as a literal without indexing (RFC 7541 section 6.2.2), both parts shorter than 127 bytes."""
+    return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
 
 @asynccontextmanager
@@ -58,7 +59,7 @@ async def announcing(size: int) -> AsyncIterator[str]:
                 await stream.receive_exactly(int.from_bytes(prefix[:3], "big"))
                 prefix = await stream.receive_exactly(9)
             call = int.from_bytes(prefix[5:], "big")
-            fields = b"\x88" + _literal("content-type", "application/grpc")  # 0x88 is :status 200
+            fields = b"\x88" + literal(b"content-type", b"application/grpc")  # 0x88 is :status 200
             await connection.send(frame(HEADERS, END_HEADERS, call, fields))
             await connection.send(frame(DATA, 0, call, b"\x00" + struct.pack(">I", size) + bytes(1000)))
             while await connection.receive():
@@ -100,7 +101,7 @@ class RawPeer:
 
     async def open(self, stream: int, method: str, service: str = SERVICE) -> None:
         """Begin a call."""
-        await self.send(frame(HEADERS, END_HEADERS, stream, _headers(method, service)))
+        await self.send(frame(HEADERS, END_HEADERS, stream, request_headers(method, service)))
 
     async def say(self, stream: int, data: bytes, *, compressed: bool = False) -> None:
         """Send a message on a call."""

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import grpc
 import pytest
 from fakes.deadlines import promptly
+from fakes.raw_http2 import DATA, END_HEADERS, END_STREAM, HEADERS, RawPeer, frame, literal, message, request_headers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -224,6 +225,31 @@ async def test_a_client_that_left_during_its_answer_is_no_fault(stream: io.Strin
     """gRPC logs an exception of its own then; a line for each would teach operators to overlook faults."""
     kind = importlib.import_module("grpc._cython.cygrpc").ExecuteBatchError  # it is not public
     logging.getLogger("grpc").error("raised in core", exc_info=kind("Failed grpc_call_start_batch: 8"))
+    assert faults(stream) == []
+
+
+async def test_a_header_that_is_no_text_is_no_fault(stream: io.StringIO, tmp_path: Path) -> None:
+    """Every client that can connect can send one, and raise an alarm by it. gRPC logs it where the header is read."""
+    read = asyncio.get_running_loop().create_future()
+
+    async def answer(_request: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        read.set_result(dict(context.invocation_metadata() or ()))
+        return b""
+
+    handler = grpc.method_handlers_generic_handler("s", {"M": grpc.unary_unary_rpc_method_handler(answer)})
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((handler,))
+    server.add_insecure_port(f"unix:{tmp_path / 'grpc'}")
+    await server.start()
+    peer = await RawPeer.connect(tmp_path / "grpc")
+    try:
+        fields = request_headers("M", "/s") + literal(b"authorization", b"Bearer \xff")
+        await peer.send(frame(HEADERS, END_HEADERS, 1, fields) + frame(DATA, END_STREAM, 1, message(b"")))
+        async with asyncio.timeout(10):
+            assert (await read)["authorization"] == "Bearer \xff"
+    finally:
+        await peer.connection.aclose()
+        await server.stop(None)
     assert faults(stream) == []
 
 
