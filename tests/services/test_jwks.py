@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import os
+import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -29,7 +30,17 @@ from fakes.odd_certificates import NOT_READ, named
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from sds_agent.ca.callers import ClaimRule
-from sds_agent.ca.jwks import LARGEST_SET, REFRESH, SOONEST, TIMEOUT, IssuerKeys, JwksError, Location, read_keys
+from sds_agent.ca.jwks import (
+    LARGEST_SET,
+    REFRESH,
+    SOONEST,
+    START_TIMEOUT,
+    TIMEOUT,
+    IssuerKeys,
+    JwksError,
+    Location,
+    read_keys,
+)
 from sds_agent.ca.jwt import MOST_KNOWN, TokenCallers, TrustedIssuer
 from sds_agent.ca.refusal import Reason, RefusalError
 from sds_agent.clock import SystemClock
@@ -345,7 +356,8 @@ async def test_an_issuer_that_hangs_holds_up_the_start_for_a_moment_only(api: Ap
     with recorded() as events, anyio.fail_after(TIMEOUT / 2):
         await IssuerKeys.open(location(api, tmp_path), HandClock())
     api.answers.set()
-    assert "TimeoutError" in events.named("key_set_not_read")[0]["cause"]
+    cause = events.named("key_set_not_read")[0]["cause"]
+    assert cause == f"the key set's server did not answer within {START_TIMEOUT:g} s"
 
 
 async def test_a_set_without_an_end_is_not_read_to_it(api: ApiServer, tmp_path: Path) -> None:
@@ -361,9 +373,10 @@ async def test_a_set_without_an_end_is_not_read_to_it(api: ApiServer, tmp_path: 
         ("ca.crt", b"nothing", "its ca_file"),
         ("ca.crt", None, "its ca_file"),
         ("token", None, "its token_file"),
-        ("token", b"\xff", "its token_file"),
+        ("token", b"secret\xff", "does not hold a token alone"),
         ("token", b"x" * (16 << 10) + b"\n", "has more than"),
-        ("token", b"se\ncret", "cannot be fetched"),
+        ("token", b"se\ncret", "does not hold a token alone"),
+        ("token", b"\xef\xbb\xbf \n", "is empty"),
         ("token", b"secret", "answered with status 401"),
     ],
 )
@@ -378,6 +391,33 @@ async def test_what_keeps_a_set_from_being_read_is_logged_without_the_token(
     (reported,) = events.named("key_set_not_read")
     assert words in reported["cause"]
     assert "cret" not in str(reported)
+
+
+def refusing(_: socket.socket) -> None:
+    """Nothing listens."""
+
+
+def closing(listener: socket.socket) -> None:
+    def serve() -> None:
+        with listener.accept()[0] as connection:
+            connection.recv(1 << 16)  # a connection that is closed with bytes unread is reset
+
+    listener.listen()
+    threading.Thread(target=serve, daemon=True).start()
+
+
+@pytest.mark.parametrize(("server", "words"), [(refusing, "Connection refused"), (closing, "eof")])
+async def test_a_server_that_cannot_be_reached_is_said_to_be_so_with_the_reason(
+    server: Callable[[socket.socket], None], words: str
+) -> None:
+    """All that httpx says is that all attempts failed, or nothing."""
+    with socket.socket() as listener, recorded() as events:
+        listener.bind(("127.0.0.1", 0))
+        server(listener)
+        await IssuerKeys.open(Location(f"https://localhost:{listener.getsockname()[1]}/keys"), HandClock())
+    (reported,) = events.named("key_set_not_read")
+    assert reported["cause"].startswith("the key set's server cannot be reached (")
+    assert words in reported["cause"].replace("EOF", "eof")
 
 
 def run_together(pem: bytes) -> bytes:
@@ -489,7 +529,10 @@ async def test_an_issuer_that_is_down_at_first_is_asked_again(api: ApiServer, tm
 async def test_a_server_of_another_ca_is_not_believed(api: ApiServer, tmp_path: Path) -> None:
     api.key_set = TokenIssuer().key_set()
     (tmp_path / "ca.crt").write_bytes(write_pem([make_ca("other").certificate]))
-    keys = await IssuerKeys.open(location(api, tmp_path), HandClock())
+    with recorded() as events:
+        keys = await IssuerKeys.open(location(api, tmp_path), HandClock())
+    (reported,) = events.named("key_set_not_read")
+    assert "is not taken (unable to get local issuer certificate); ca_file names" in reported["cause"]
     with pytest.raises(RefusalError):
         await keys.find("ES256", "ES256")
     assert api.asked == 0

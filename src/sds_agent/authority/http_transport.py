@@ -4,9 +4,8 @@ It stands apart from `http_client`, whose values every adapter has: importing ht
 way to the first secret, and an agent that serves a certificate from its disk asks no CA before that.
 """
 
-import os
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import lru_cache
 from typing import Any
@@ -23,7 +22,6 @@ from sds_agent.authority.http_message import (
     HttpsRequest,
 )
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
-from sds_agent.errors import leaves
 from sds_agent.pki import openssl
 from sds_agent.text import one_line
 
@@ -177,7 +175,7 @@ def _too_large(what: str, most: int) -> AuthorityError:
 
 def _failure(error: BaseException, request: HttpsRequest, what: str, connection: _RequestConnection) -> AuthorityError:
     """What an error of this connection means."""
-    causes = list(_causes(error))
+    causes = openssl.causes_of(error)
     for each in causes:
         if isinstance(each, ssl.SSLCertVerificationError):
             return AuthorityError(ErrorKind.TRANSIENT, _distrust(each, request, what))
@@ -185,7 +183,7 @@ def _failure(error: BaseException, request: HttpsRequest, what: str, connection:
     broken = isinstance(error, httpx.ReadError | httpx.RemoteProtocolError | httpx.WriteError) or any(
         isinstance(each, ssl.SSLError | ConnectionResetError | BrokenPipeError) for each in causes
     )
-    reason = _reason(causes)
+    reason = _said(openssl.words_of(causes))
     if broken and request.certificate is not None and not connection.is_answered:
         if connection.is_secured or any(isinstance(each, ssl.SSLError) and _is_alert(each) for each in causes):
             return CertificateRefusedError(
@@ -221,42 +219,6 @@ def _distrust(error: ssl.SSLCertVerificationError, request: HttpsRequest, what: 
 
 _WRONG_NAME = frozenset({62, 64})
 """X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH (openssl/x509_vfy.h)."""
-
-
-def _causes(error: BaseException | None) -> Iterable[BaseException]:
-    seen = set[int]()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _reason(causes: list[BaseException]) -> str:
-    """What the deepest cause with words of the system's or OpenSSL's says; no URL and no header.
-
-    Of a host with several addresses, what was wrong with each of them.
-    """
-    for each in reversed(causes):
-        if found := dict.fromkeys(filter(None, map(_system_words, leaves(each)))):
-            return _said(", ".join(found))
-    return _CLAUSES.get(type(causes[0]).__name__, type(causes[0]).__name__)
-
-
-def _system_words(error: BaseException) -> str:
-    if isinstance(error, ssl.SSLError):  # an OSError too, whose number is one of OpenSSL's
-        words, _, _ = str(error.strerror).partition(" (_ssl.c")
-        return error.reason.replace("_", " ").lower() if error.reason else words
-    if isinstance(error, OSError) and error.strerror:
-        return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-    return ""
-
-
-_CLAUSES = {
-    "ConnectError": "no connection",
-    "ReadError": "the connection was cut",
-    "RemoteProtocolError": "it is no HTTP, or was cut off",
-    "InvalidURL": "its address is no URL",
-}
 
 
 def _said(text: str) -> str:

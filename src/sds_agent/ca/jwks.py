@@ -7,6 +7,7 @@ import json
 import logging
 import ssl
 from abc import ABC, abstractmethod
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -270,11 +271,28 @@ async def _fetch(url: str, trust: ssl.SSLContext, headers: Mapping[str, str], se
                 client.stream("GET", url, headers={"accept-encoding": "identity", **headers}) as answer,
             ):
                 return await _content(answer)
-    except httpx.ConnectError as error:
-        raise JwksError(f"the key set's server cannot be reached ({error})") from error
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
-        # of these some quote what was sent, and with it the token
-        raise JwksError(f"the key set cannot be fetched ({type(error).__name__})") from error
+        raise JwksError(_failure(error, seconds)) from error
+
+
+def _failure(error: Exception, seconds: float) -> str:
+    """Why no set came from its server, without the text of the error: it may quote what was sent, and the token."""
+    import httpx  # noqa: PLC0415 - measured: as above
+
+    causes = openssl.causes_of(error)
+    for each in causes:
+        if isinstance(each, ssl.SSLCertVerificationError):
+            certificate = "the certificate of the key set's server"
+            return openssl.fault_of_server(each, certificate) or (
+                f"{certificate} is not taken ({each.verify_message.rstrip('.')}); ca_file names the CA certificates to "
+                "trust, and the URL must have a name that the certificate has"
+            )
+    if isinstance(error, TimeoutError | httpx.TimeoutException):
+        return f"the key set's server did not answer within {seconds:g} s"
+    if isinstance(error, httpx.ConnectError):
+        reason = openssl.words_of(causes)
+        return f"the key set's server cannot be reached ({reason}); check that it runs at this address"
+    return f"the key set cannot be fetched ({openssl.words_of(causes)})"
 
 
 def _trust(location: Location) -> tuple[ssl.SSLContext, tuple[str, ...]]:
@@ -297,11 +315,17 @@ def _headers(location: Location) -> dict[str, str]:
         token = read_at_once(location.token_file, LONGEST_TOKEN)
         if len(token) > LONGEST_TOKEN:
             raise JwksError(f"its token_file {location.token_file} has more than {LONGEST_TOKEN} bytes")
-        return {"authorization": f"Bearer {token.decode().strip()}"}
     except OSError as error:
         raise JwksError(f"its token_file {location.token_file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise JwksError(f"its token_file {location.token_file} does not hold a text") from error
+    token = token.removeprefix(BOM_UTF8).strip()
+    if not token:
+        raise JwksError(f"its token_file {location.token_file} is empty; what renews the token has to write it there")
+    if not all(0x21 <= byte <= 0x7E for byte in token):
+        raise JwksError(
+            f"its token_file {location.token_file} does not hold a token alone: printable characters of ASCII without "
+            "spaces"
+        )
+    return {"authorization": f"Bearer {token.decode()}"}
 
 
 async def _content(answer: "httpx.Response") -> bytes:

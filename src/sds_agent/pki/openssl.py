@@ -1,12 +1,13 @@
-"""Trust anchors and certificates for Python's own TLS, which is OpenSSL."""
+"""Trust anchors and certificates for Python's own TLS, which is OpenSSL, and what its connections fail of, in words."""
 
 import os
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from sds_agent.errors import leaves
 from sds_agent.pki.certificates import describe, read_pem
 
 _FAULTS_OF_SERVERS = {
@@ -26,6 +27,46 @@ def fault_of_server(error: ssl.SSLCertVerificationError, certificate: str) -> st
     """
     fault = _FAULTS_OF_SERVERS.get(error.verify_code)
     return fault and f"{certificate}, or that of a CA above it, {fault}"
+
+
+def causes_of(error: BaseException) -> Sequence[BaseException]:
+    """The error, then what caused each, the deepest last."""
+    found = list[BaseException]()
+    below: BaseException | None = error
+    while below is not None and below not in found:
+        found.append(below)
+        below = below.__cause__ or below.__context__
+    return found
+
+
+def words_of(causes: Sequence[BaseException]) -> str:
+    """What the deepest cause with words of the system's or OpenSSL's says; no URL and no header.
+
+    Of a host with several addresses, what was wrong with each of them. Without such words, what kind of error it is.
+    """
+    for each in reversed(causes):
+        if found := dict.fromkeys(filter(None, map(_system_words, leaves(each)))):
+            return ", ".join(found)
+    name = type(causes[0]).__name__
+    return _HTTPX.get(name, name)
+
+
+def _system_words(error: BaseException) -> str:
+    if isinstance(error, ssl.SSLError):  # an OSError too, whose number is one of OpenSSL's
+        words, _, _ = str(error.strerror).partition(" (_ssl.c")
+        return error.reason.replace("_", " ").lower() if error.reason else words
+    if isinstance(error, OSError) and error.strerror:
+        return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+    return ""
+
+
+_HTTPX = {
+    "ConnectError": "no connection",
+    "ReadError": "the connection was cut",
+    "RemoteProtocolError": "it is no HTTP, or was cut off",
+    "InvalidURL": "its address is no URL",
+}
+"""What errors of httpx mean, by their names: to import it takes long."""
 
 
 def trust(context: ssl.SSLContext, anchors: Iterable[x509.Certificate]) -> tuple[str, ...]:
