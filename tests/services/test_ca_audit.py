@@ -270,6 +270,20 @@ def test_a_reserve_that_is_used_up_signs_nothing(tmp_path: Path, monkeypatch: py
     assert len(issued) > SIZE // 1000
 
 
+def test_the_reserve_is_on_the_disk_to_which_a_link_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room on the link's own disk is of no use when the other one is full."""
+    there = tmp_path / "there"
+    there.mkdir()
+    disk = SmallDisk(monkeypatch, there, SIZE + 5000)
+    (tmp_path / "audit.log").symlink_to(there / "audit.log")
+    audit = AuditLog(tmp_path / "audit.log")
+    audit.check()
+    (there / "something else").write_bytes(bytes(disk.free))
+    for number in range(100):
+        audit.write(Entry("issued", "127.0.0.1:1", serial=f"{number:x}"), NOW)
+    assert len(lines(tmp_path)) == 100
+
+
 @pytest.mark.parametrize("way", ["a full disk", "a place that is taken"])
 def test_a_ca_without_a_reserve_says_so_and_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     if way == "a full disk":

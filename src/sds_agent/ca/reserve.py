@@ -15,9 +15,13 @@ PIECE = 64 << 10
 
 
 class Reserve:
-    """The reserve of one file, which `fill` makes. `whole` says whether all of it is there."""
+    """The reserve of one file, which `fill` makes. `whole` says whether all of it is there.
+
+    Where `file` is a link, it is beside what that leads to now: on another disk it would make no room.
+    """
 
     def __init__(self, file: Path) -> None:
+        file = file.resolve()
         self._path = file.with_name(f".{file.name}.reserve")
         self.whole = False
 
