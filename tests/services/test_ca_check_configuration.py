@@ -62,6 +62,40 @@ def test_a_self_signed_ca_needs_a_directory_that_no_other_user_may_change(folder
     assert f"signer.self_signed: every user may write to {folder}/own" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("callers", "content", "words"),
+    [
+        ("jwt: [{issuer: i, audience: a, jwks: named}]", None, "callers.jwt: the key set"),
+        ("jwt: [{issuer: i, audience: a, jwks: named}]", "[]", "it is not a JSON Web Key Set"),
+        ("join_tokens: tokens, deny_file: named", None, "callers.deny_file:"),
+        ("join_tokens: tokens, deny_file: named", "spiffe://demo.example/vm/db1", "its last line has no end"),
+        ("join_tokens: tokens, deny_file: named", "spiffe://other.example/vm/db1\n", "line 1:"),
+    ],
+)
+def test_a_file_with_which_no_server_would_start_is_found_before(
+    folder: Path, capsys: Printed, callers: str, content: str | None, words: str
+) -> None:
+    """Who stops a server that runs because its new configuration is called good has none then."""
+    path = Path(ca(folder, "self_signed: own"))
+    path.write_text(path.read_text().replace("join_tokens: tokens", callers))
+    if content is not None:
+        (folder / "named").write_text(content)
+    assert main(["ca", "check", str(path)]) == 2
+    said = capsys.readouterr()
+    assert words in said.err
+    assert str(folder / "named") in said.err
+    assert "is good" not in said.out
+
+
+def test_a_url_is_asked_by_the_server_alone(folder: Path, capsys: Printed) -> None:
+    """Which starts before its issuer too."""
+    path = Path(ca(folder, "self_signed: own"))
+    jwt = 'jwt: [{issuer: i, audience: a, jwks: "https://localhost:1/keys"}]'
+    path.write_text(path.read_text().replace("join_tokens: tokens", jwt))
+    assert main(["ca", "check", str(path)]) == 0
+    assert "is good" in capsys.readouterr().out
+
+
 def test_a_path_that_is_not_there_is_named(folder: Path, capsys: Printed) -> None:
     assert main(["ca", "check", str(folder / "none")]) == 2
     assert f"there is no {folder}/none" in capsys.readouterr().err

@@ -47,7 +47,7 @@ class DenyList:
                 await clock.sleep(CHECK_EVERY)
                 await followed._check()
         except DenyListError as error:
-            raise ConfigurationError(f"callers.deny_file: {file} cannot be used: {error}") from error
+            raise _unusable(file, error) from error
         return followed
 
     def current(self) -> Denied:
@@ -82,7 +82,7 @@ class DenyList:
             if seen is None or data != seen.data:
                 seen = _Seen(data, await in_thread(_judged, data, self._trust_domain))
         except OSError as error:
-            raise DenyListError(f"{error.strerror}; put it there, readable for the user that runs this") from error
+            raise _unread(error) from error
         except NoThreadError as error:
             raise DenyListError(f"it cannot be read: {error}") from error
         self._seen, found = seen, seen.outcome
@@ -96,6 +96,24 @@ class DenyList:
         before, self._denied = self._denied, denied
         if denied != before:
             log.event(LOG, "deny_list", file=str(self._file), ids=len(denied.ids), patterns=len(denied.patterns))
+
+
+def check(file: Path, trust_domain: str) -> None:
+    """See that a CA could begin with that file. Blocks on the disk: for a command. Raises ConfigurationError."""
+    try:
+        found = _judged(read_at_once(file, LARGEST), trust_domain)
+    except OSError as error:
+        raise _unusable(file, _unread(error)) from error
+    if isinstance(found, str):
+        raise _unusable(file, DenyListError(found))
+
+
+def _unusable(file: Path, error: DenyListError) -> ConfigurationError:
+    return ConfigurationError(f"callers.deny_file: {file} cannot be used: {error}")
+
+
+def _unread(error: OSError) -> DenyListError:
+    return DenyListError(f"{error.strerror}; put it there, readable for the user that runs this")
 
 
 class _Seen(Struct, frozen=True):

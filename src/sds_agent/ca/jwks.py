@@ -177,10 +177,7 @@ class IssuerKeys(KnownKeys):
             await keys._read(START_TIMEOUT)
         except JwksError as error:
             if not location.is_url:
-                raise ConfigurationError(
-                    f"callers.jwt: the key set {location.jwks} cannot be used: {error}; give the file that holds the "
-                    "issuer's public keys, a JSON Web Key Set"
-                ) from error
+                raise _unusable(location, error) from error
             keys._warn(error)
         return keys
 
@@ -244,6 +241,24 @@ class IssuerKeys(KnownKeys):
             raise JwksError(f"its files cannot be read: {error.strerror}; check that their disk is there") from error
         except NoThreadError as error:
             raise JwksError(f"its files cannot be read: {error}") from error
+
+
+def check(location: Location) -> None:
+    """See that a CA could begin with that set. It begins without one at a URL too, so nothing is asked there.
+
+    Blocks on the disk: for a command. Raises ConfigurationError.
+    """
+    if location.is_url:
+        return
+    try:
+        read_keys(_load(Path(location.jwks)))
+    except JwksError as error:
+        raise _unusable(location, error) from error
+
+
+def _unusable(location: Location, error: JwksError) -> ConfigurationError:
+    fix = "give the file that holds the issuer's public keys, a JSON Web Key Set"
+    return ConfigurationError(f"callers.jwt: the key set {location.jwks} cannot be used: {error}; {fix}")
 
 
 def _load(path: Path) -> bytes:

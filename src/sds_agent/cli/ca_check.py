@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sds_agent.ca.settings import SignerSettings, load
+from sds_agent.ca.settings import CaSettings, SignerSettings, load
 from sds_agent.cli import ca_keys, output
 from sds_agent.cli.paths import as_path, is_directory
 from sds_agent.errors import Problem, ProblemsError
@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=as_path,
         metavar="PATH",
-        help="the directory with the CA's files, or the CA server's configuration, whose signer is checked",
+        help="the directory with the CA's files, or the CA server's configuration, with its signer, key sets and deny "
+        "list",
     )
     which.add_argument("--config", type=as_path, metavar="FILE", help="the same as PATH, for a configuration")
     parser.add_argument(
@@ -56,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _check(path, ca_keys.passphrase_in(arguments.passphrase_file))
     settings = load(path)
     signer = settings.signer
+    _check_callers(settings)
     output.write(f"{path} is good.")
     if signer.self_signed is not None:
         self_signed.check(signer.self_signed, "signer.self_signed")
@@ -63,6 +65,16 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     passphrase = ca_keys.passphrase_in(arguments.passphrase_file or signer.passphrase_file)
     return _check(_plugged(signer), passphrase, settings.trust_domain)
+
+
+def _check_callers(settings: CaSettings) -> None:
+    """See that the files that say who may ask can be used. Raises ConfigurationError."""
+    from sds_agent.ca import deny_list, jwks  # noqa: PLC0415 - of no use to the check of a directory
+
+    for issuer in settings.callers.jwt:
+        jwks.check(jwks.Location(issuer.jwks))
+    if settings.callers.deny_file is not None:
+        deny_list.check(settings.callers.deny_file, settings.trust_domain)
 
 
 def _plugged(signer: SignerSettings) -> Path:
