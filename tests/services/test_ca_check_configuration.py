@@ -1,8 +1,12 @@
 """`sds-agent ca check` on the CA server's configuration: the file, and what signs for its trust domain."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from fakes.ca_servers import fresh, plug
+from fakes.hierarchy import make_ca
 
 from sds_agent.cli.main import main
 
@@ -85,6 +89,20 @@ def test_a_file_with_which_no_server_would_start_is_found_before(
     assert words in said.err
     assert str(folder / "named") in said.err
     assert "is good" not in said.out
+
+
+def test_a_signer_with_which_no_client_would_reach_the_server_is_found_before(folder: Path, capsys: Printed) -> None:
+    root, now = fresh("root"), datetime.now(UTC).replace(microsecond=0)
+    constraints = x509.NameConstraints([x509.DNSName("corp.example")], None)
+    begin, end = now - timedelta(hours=1), now + timedelta(hours=9)
+    narrow = make_ca("narrow", root, constraints=constraints, not_before=begin, not_after=end)
+    plug(folder / "narrow", narrow, [narrow], [root])
+    path = Path(ca(folder, "cacerts: narrow"))
+    assert main(["ca", "check", str(path)]) == 2
+    assert "server_names: cannot all be used: the name constraints of 'CN=narrow' permit" in capsys.readouterr().out
+    path.write_text(path.read_text() + "server_names: [ca.corp.example]\n")
+    assert main(["ca", "check", str(path)]) == 0
+    assert main(["ca", "check", str(folder / "narrow")]) == 0, "a directory alone is for agents too"
 
 
 def test_a_url_is_asked_by_the_server_alone(folder: Path, capsys: Printed) -> None:

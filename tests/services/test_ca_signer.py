@@ -24,7 +24,7 @@ from fakes.ca_servers import WEB, Identity, Served, Shifted, ask, fresh, plug, s
 from fakes.clocks import HandClock
 from fakes.der import Entity
 from fakes.events import recorded
-from fakes.hierarchy import NOW, Ca, make_ca, make_crl, make_leaf
+from fakes.hierarchy import NOW, Ca, make_ca, make_crl, make_leaf, new_key
 from msgspec import structs
 
 from sds_agent.ca.lists import SETTLE
@@ -117,6 +117,47 @@ def test_a_server_certificate_that_cannot_be_renewed_is_logged_once_and_again_wh
             for _ in range(3):
                 tls.context()
             assert len(events.named("server_certificate_not_renewed")) == reported
+
+
+@pytest.mark.parametrize("where", ["signer", "root"])
+def test_a_server_whose_name_no_client_would_take_does_not_start(where: str) -> None:
+    """It would say that it listens and is ready, and be reached by nobody."""
+    constraints = x509.NameConstraints([x509.DNSName("corp.example")], None)
+    of = {"signer": None, "root": None, where: constraints}
+    begin, end = soon(-timedelta(hours=1)), soon(timedelta(hours=9))
+    root = make_ca("root", constraints=of["root"], not_before=begin, not_after=end)
+    signer = make_ca("signer", root, constraints=of["signer"], not_before=begin, not_after=end)
+    signing, now = signing_set(signer, root), datetime.now(UTC)
+    names = ["ca.corp.example", "192.0.2.1"]
+    ServerTls(lambda: signing, names, lambda: now, ask_client=True).context()
+    words = f"the name constraints of 'CN={where}' permit 'corp.example', but not 'localhost', so clients would refuse"
+    with pytest.raises(SignerError, match=words):
+        ServerTls(lambda: signing, [*names, "localhost"], lambda: now, ask_client=True).context()
+
+
+def test_a_signer_that_may_not_sign_for_the_server_leaves_it_the_certificate_that_it_has() -> None:
+    root, now = fresh("root"), datetime.now(UTC)
+    constraints = x509.NameConstraints(None, [x509.DNSName("localhost")])
+    begin, end = soon(-timedelta(hours=1)), soon(timedelta(hours=9))
+    narrow = make_ca("narrow", root, constraints=constraints, not_before=begin, not_after=end)
+    current = signing_set(fresh("first", root), root)
+    tls = ServerTls(lambda: current, ["localhost"], lambda: now, ask_client=True)
+    first = tls.context()
+    current = signing_set(narrow, root)
+    with recorded() as events:
+        assert tls.context() is first
+        (reported,) = events.named("server_certificate_not_renewed")
+    assert "exclude 'localhost'" in reported["cause"]
+
+
+def test_a_cross_signed_root_without_constraints_is_enough_for_a_servers_name() -> None:
+    key, begin, end = new_key(), soon(-timedelta(hours=1)), soon(timedelta(hours=9))
+    constraints = x509.NameConstraints([x509.DNSName("corp.example")], None)
+    narrow = make_ca("root", key=key, constraints=constraints, not_before=begin, not_after=end)
+    wide = make_ca("root", key=key, not_before=begin, not_after=end)
+    signing, now = signing_set(fresh("signer", wide), narrow), datetime.now(UTC)
+    both = structs.replace(signing, roots=(*signing.roots, wide.certificate))
+    ServerTls(lambda: both, ["localhost"], lambda: now, ask_client=True).context()
 
 
 def test_an_anchor_that_is_no_root_vouches_for_callers_too(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ whenever the signer, its roots or the certificate change, and every handshake us
 
 import logging
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from ipaddress import ip_address
 
@@ -17,8 +17,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from sds_agent import log
 from sds_agent.ca.anchors import anchors_of
 from sds_agent.pki import openssl
-from sds_agent.pki.certificates import describe, serial_hex, write_pem
+from sds_agent.pki.certificates import describe, extension, serial_hex, write_pem
 from sds_agent.pki.keys import PublicKey, to_pkcs8_pem
+from sds_agent.pki.validation.constraints import ConstrainedName, violation
+from sds_agent.pki.validation.signatures import fault_of_signature
 from sds_agent.signing.signer import Signer, SignerError
 from sds_agent.signing.signing_set import SigningSet
 from sds_agent.values import Sensitive
@@ -118,6 +120,8 @@ class ServerTls:
         return issued
 
     def _issue(self, signing: SigningSet, now: datetime) -> _Made:
+        if fault := fault_of_names(self._names, signing):
+            raise SignerError(f"{fault}; give server_names that are permitted, or another signer")
         key = ec.generate_private_key(ec.SECP256R1())
         leaf = sign_server(signing.signer, key.public_key(), self._names, now, self._lifetime)
         log.event(LOG, "server_certificate", serial=serial_hex(leaf), not_after=leaf.not_valid_after_utc)
@@ -130,6 +134,30 @@ def sign_server(
 ) -> x509.Certificate:
     """A TLS server's certificate for DNS names and IP addresses (RFC 6125 section 6.4). Raises SignerError."""
     return signer.sign(public_key, map(_general_name, names), [ExtendedKeyUsageOID.SERVER_AUTH], now, lifetime)
+
+
+def fault_of_names(names: Iterable[str], signing: SigningSet) -> str | None:
+    """Which DNS name of the server the name constraints above its certificate rule out, or None.
+
+    For one such name a client refuses the whole certificate. What is an IP address is left to the clients, which differ
+    in whether they judge those.
+    """
+    hosts = [(x509.DNSName, name.value) for name in map(_general_name, names) if isinstance(name, x509.DNSName)]
+    above = signing.intermediates or (signing.signer.certificate,)
+    anchors = [root for root in signing.roots if fault_of_signature(above[-1], root) is None]
+    faults = [_fault_of_hosts(hosts, each) for each in above]
+    of_anchors = [_fault_of_hosts(hosts, each) for each in anchors]
+    if None not in of_anchors:  # a client needs one of them
+        faults += of_anchors
+    return next(filter(None, faults), None)
+
+
+def _fault_of_hosts(hosts: Iterable[ConstrainedName], ca: x509.Certificate) -> str | None:
+    constraints = extension(ca, x509.NameConstraints)
+    fault = None if constraints is None else violation(constraints, hosts)
+    return (
+        fault and f"the name constraints of {describe(ca)} {fault}, so clients would refuse this server's certificate"
+    )
 
 
 def _general_name(name: str) -> x509.GeneralName:

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         output.write(f"The CA signs with a root of its own in {signer.self_signed}, and can use that directory.")
         return 0
     passphrase = ca_keys.passphrase_in(arguments.passphrase_file or signer.passphrase_file)
-    return _check(_plugged(signer), passphrase, settings.trust_domain)
+    return _check(_plugged(signer), passphrase, settings)
 
 
 def _check_callers(settings: CaSettings) -> None:
@@ -83,13 +83,13 @@ def _plugged(signer: SignerSettings) -> Path:
     return signer.cacerts
 
 
-def _check(directory: Path, passphrase: bytes | None, trust_domain: str | None = None) -> int:
-    """Judge a directory to be plugged in, for a trust domain if given. Raises DirectoryError."""
+def _check(directory: Path, passphrase: bytes | None, settings: CaSettings | None = None) -> int:
+    """Judge a directory to be plugged in, for a server's configuration if given. Raises DirectoryError."""
     contents = read_directory(directory)
     if isinstance(contents, Unsettled):
         raise DirectoryError(f"the files in {directory} change all the time", "try again when they are complete")
     now = datetime.now(UTC)
-    judged = _judge(contents.files, now, passphrase, trust_domain)
+    judged = _judge(contents.files, now, passphrase, settings)
     if isinstance(judged, tuple):
         output.write(f"{directory} cannot be plugged in:")
         _list(judged)
@@ -107,14 +107,24 @@ def _check(directory: Path, passphrase: bytes | None, trust_domain: str | None =
 
 
 def _judge(
-    files: Mapping[str, bytes], now: datetime, passphrase: bytes | None, trust_domain: str | None
+    files: Mapping[str, bytes], now: datetime, passphrase: bytes | None, settings: CaSettings | None
 ) -> SigningSet | tuple[Problem, ...]:
+    trust_domain = None if settings is None else settings.trust_domain
     try:
         signing = read_signing_set(files, now, passphrase=passphrase, trust_domain=trust_domain)
     except ProblemsError as error:
         return error.problems
-    revocation = fault_of_revocation(signing)
-    return (revocation,) if revocation else signing
+    faults = [fault_of_revocation(signing), None if settings is None else _fault_of_names(settings, signing)]
+    return tuple(filter(None, faults)) or signing
+
+
+def _fault_of_names(settings: CaSettings, signing: SigningSet) -> Problem | None:
+    from sds_agent.ca import tls  # noqa: PLC0415 - as above
+
+    fault = tls.fault_of_names(settings.server_names, signing)
+    if fault is None:
+        return None
+    return Problem(("server_names",), f"cannot all be used: {fault}", "name what is permitted, or plug in another CA")
 
 
 def _list(problems: Iterable[Problem]) -> None:
