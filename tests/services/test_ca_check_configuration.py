@@ -1,7 +1,9 @@
 """`sds-agent ca check` on the CA server's configuration: the file, and what signs for its trust domain."""
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from cryptography import x509
@@ -112,6 +114,22 @@ def test_a_url_is_asked_by_the_server_alone(folder: Path, capsys: Printed) -> No
     path.write_text(path.read_text().replace("join_tokens: tokens", jwt))
     assert main(["ca", "check", str(path)]) == 0
     assert "is good" in capsys.readouterr().out
+
+
+def test_root_checks_the_directory_of_a_service_as_the_service(folder: Path, capsys: Printed) -> None:
+    """It would call a directory unusable that only the server's own account may write to, as it should be."""
+    user = 4711 if os.geteuid() == 0 else os.geteuid()
+    with TemporaryDirectory() as name:  # unlike the test's own folder it may be open to another user
+        state = Path(name).resolve() / "state"
+        state.mkdir(0o700)
+        state.parent.chmod(0o755)
+        os.chown(state, user, -1)
+        assert main(["ca", "check", ca(folder, f"self_signed: {state}/root")]) == 0
+        whose = " where it runs as uid 4711, to whom that belongs" if os.geteuid() == 0 else ""
+        assert f"can use that directory{whose}.\n" in capsys.readouterr().out
+        state.chmod(0o500)
+        assert main(["ca", "check", ca(folder, f"self_signed: {state}/root")]) == 2
+        assert os.geteuid() != 4711
 
 
 def test_a_path_that_is_not_there_is_named(folder: Path, capsys: Printed) -> None:

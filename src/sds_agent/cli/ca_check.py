@@ -1,7 +1,9 @@
 """`sds-agent ca check`: whether a directory, made by any tool, can be plugged in, or a CA's configuration be served."""
 
 import argparse
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -60,11 +62,37 @@ def run(arguments: argparse.Namespace) -> int:
     _check_callers(settings)
     output.write(f"{path} is good.")
     if signer.self_signed is not None:
-        self_signed.check(signer.self_signed, "signer.self_signed")
-        output.write(f"The CA signs with a root of its own in {signer.self_signed}, and can use that directory.")
+        with _as_its_owner(signer.self_signed) as user:
+            self_signed.check(signer.self_signed, "signer.self_signed")
+        whose = "" if user is None else f" where it runs as uid {user}, to whom that belongs"
+        output.write(f"The CA signs with a root of its own in {signer.self_signed}, and can use that directory{whose}.")
         return 0
     passphrase = ca_keys.passphrase_in(arguments.passphrase_file or signer.passphrase_file)
     return _check(_plugged(signer), passphrase, settings)
+
+
+@contextmanager
+def _as_its_owner(directory: Path) -> Iterator[int | None]:
+    """Where root runs this, act as the user to whom the directory belongs, or what there is of the way to it: a service
+    has an account of its own, for which root's rights say nothing. Gives that user, or None.
+    """
+    there = None if os.geteuid() else _nearest(directory)
+    if there is None or there.st_uid == 0:
+        yield None
+        return
+    group = os.getegid()
+    os.setegid(there.st_gid)
+    os.seteuid(there.st_uid)
+    try:
+        yield there.st_uid
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+
+
+def _nearest(path: Path) -> os.stat_result:
+    """Of the path, or of the nearest above it that is there."""
+    return next(each.stat() for each in (path, *path.parents) if each.exists())
 
 
 def _check_callers(settings: CaSettings) -> None:
