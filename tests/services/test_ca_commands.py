@@ -146,6 +146,25 @@ def test_root_makes_a_token_for_a_ca_that_runs_as_another_user(file: Path, capsy
         assert "belongs to uid 4711" in refusal_to_serve(file), "who could make tokens for everybody"
 
 
+def test_root_is_told_to_start_the_ca_first_whose_user_the_tokens_belong_to(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To make them below root's own directories, as for the server itself, would take them from the server's user."""
+    state = file.parent / "state"
+    state.mkdir(0o700)
+    file.write_text(file.read_text().replace("join_tokens: tokens", "join_tokens: state/tokens"))
+    state.chmod(0o777)
+    assert main(["ca", "token", str(file), WEB]) == 2
+    assert "every user may write to" in capsys.readouterr().err
+    state.chmod(0o700)
+    if os.geteuid() == 0:  # who alone can give a directory away
+        os.chown(state, 4711, -1)
+        assert main(["ca", "token", str(file), WEB]) == 2
+        assert f"there is no {state}/tokens yet" in (said := capsys.readouterr().err)
+        assert "start the CA server first" in said
+        assert list(state.iterdir()) == []
+
+
 def test_a_token_goes_to_a_file_of_its_own(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = file.parent / "web.token"
     assert main(["ca", "token", str(file), WEB, "--output", str(target)]) == 0

@@ -94,12 +94,22 @@ class JoinTokens:
             if not os.access(self._directory, os.R_OK, effective_ids=True):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self._directory))
         except UntrustedDirectoryError as error:
+            if for_its_owner and os.geteuid() == 0 and self._is_to_be_made_by_another():
+                raise ConfigurationError(
+                    f"callers.join_tokens: there is no {self._directory} yet, and a directory above it is another "
+                    "user's; start the CA server first, which makes it, or run this as the server's user"
+                ) from error
             raise ConfigurationError(f"callers.join_tokens: {error}") from error
         except OSError as error:
             fix = "make room on its disk" if error.errno in FULL else "give the CA a directory that it may write to"
             raise ConfigurationError(
                 f"callers.join_tokens: cannot use {error.filename or self._directory}: {error.strerror}; {fix}"
             ) from error
+
+    def _is_to_be_made_by_another(self) -> bool:
+        """Whether the directory is missing, and root does not know whose it is to be. Raises OSError."""
+        above = [each.stat().st_uid for each in self._directory.parents if each.exists()]
+        return not self._directory.exists() and any(above)
 
     def tidy(self) -> None:
         """Remove what has long expired. Reads every record, which takes seconds for thousands. Raises OSError."""
