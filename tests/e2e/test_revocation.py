@@ -147,7 +147,6 @@ async def test_a_list_that_ends_is_taken_out_before_envoys_refuse_everybody(tmp_
     async with mesh(write_config(tmp_path, ca)) as running:
         await running.running.event("revocation_on")
         ca.revoke(life=8 * SECOND)  # only now: Envoys may take long to start
-        await running.running.event("list_ends_soon")
         await running.running.event("revocation_off")
         await running.loaded(str(running.running.events("lists_changed")[-1]["version"]))
         await running.everybody_is_taken()
