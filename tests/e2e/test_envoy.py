@@ -86,7 +86,7 @@ async def traffic(visitor: Client, port: int) -> AsyncIterator[Traffic]:
 async def test_agent_is_killed_and_started_again_under_traffic_and_no_request_fails(
     tmp_path: Path, api_type: str
 ) -> None:
-    config = write_config(tmp_path, default="40s", client="1h")
+    config = write_config(tmp_path, default="60s", client="1h")
     config.write_text(json.dumps({**json.loads(config.read_text()), "renewal": {"fraction": 0.2}}))
     async with agent(config) as first, envoy(first.socket, tmp_path, api_type=api_type) as proxy:
         await proxy.ready()
