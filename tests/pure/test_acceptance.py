@@ -130,6 +130,13 @@ def test_a_common_name_is_left_out_or_filled_in() -> None:
     assert all(judge(each).chain_pem for each in (answer(), answer(filled), answer(filled, empty)))
 
 
+@pytest.mark.parametrize("beside", list(x509.TLSFeatureType))
+def test_a_tls_feature_beside_another_is_none_for_envoy(beside: x509.TLSFeatureType) -> None:
+    """It asks whether the extension is that of must-staple, byte for byte, and goes on without a staple otherwise."""
+    for features in ([x509.TLSFeatureType.status_request, beside], [x509.TLSFeatureType.status_request_v2]):
+        assert judge(CA.under(CA.leaf(REQUEST, extra=[(x509.TLSFeature(features), False)]))).chain_pem
+
+
 def test_a_chain_is_no_larger_than_envoys_take_of_a_peer() -> None:
     def answer(names: int) -> Issuance:
         many = [x509.DNSName(f"{number}.demo.example") for number in range(names)]

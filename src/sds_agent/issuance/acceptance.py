@@ -48,6 +48,8 @@ write more than 64 KiB at once: with more than 32 KiB in DER an Envoy ends the c
 MOST_BUNDLES, LONGEST_BUNDLE = 8, 65_536
 """Texts of trust anchors whose reading is remembered, and bytes of such a one."""
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
+_MUST_STAPLE = [x509.TLSFeatureType.status_request]
+"""The TLS features that Envoy knows: it compares the whole extension, so beside another one this asks for nothing."""
 _USAGES = {ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth", ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth"}
 
 
@@ -203,7 +205,7 @@ def _check_own(leaf: x509.Certificate) -> None:
     (source/common/tls/server_context_impl.cc).
     """
     features = extension(leaf, x509.TLSFeature)
-    if features is not None and x509.TLSFeatureType.status_request in features:
+    if features is not None and list(features) == _MUST_STAPLE:
         raise AuthorityError(
             ErrorKind.MISMATCH,
             "the certificate demands an OCSP staple (must-staple: its TLS feature extension lists status_request), and "

@@ -20,6 +20,7 @@ OTHERS: dict[str, tuple[str, bytes]] = {
     "AuthorityInfoAccess": ("1.3.6.1.5.5.7.1.1", sequence(_ACCESS)),
     "IssuerAlternativeName": ("2.5.29.18", sequence(der.dns("ca.example"))),
     "must-staple": ("1.3.6.1.5.5.7.1.24", sequence(der.integer(5))),
+    "must-staple, and for several certificates": ("1.3.6.1.5.5.7.1.24", sequence(der.integer(5), der.integer(17))),
     "an unknown TLS feature": ("1.3.6.1.5.5.7.1.24", sequence(der.integer(99))),
     "must-staple and an unknown TLS feature": ("1.3.6.1.5.5.7.1.24", sequence(der.integer(5), der.integer(99))),
     "precertificate poison": ("1.3.6.1.4.1.11129.2.4.3", der.NULL),
