@@ -34,16 +34,31 @@ NAMESAKE = make_ca("signer", ROOT, **TIMES)
 NO_LISTS = make_ca("no lists", ROOT, usage=key_usage(cert_sign=True, crl_sign=False), **TIMES)
 RSA = make_ca("RSA", ROOT, key=rsa_key(2048), **TIMES)
 NO_USAGE = make_ca("no usage", ROOT, usage=None, **TIMES)
+NEW = make_ca("new root", **TIMES)
+CROSS = make_ca("new root", ROOT, key=NEW.key, usage=key_usage(cert_sign=True, crl_sign=False), **TIMES)
+SIGNING_CROSS = make_ca("new root", ROOT, key=NEW.key, **TIMES)
 POINT = x509.UniformResourceIdentifier("https://ca.example/crl")
 AT_POINT: Extension = (x509.CRLDistributionPoints([x509.DistributionPoint([POINT], None, None, None)]), False)
 
 
 class Case(Struct, frozen=True):
-    """The lists, the CA of the peer's certificate, and that certificate's further extensions."""
+    """The lists, the CA of the peer's certificate, that certificate's further extensions, the certificate that the peer
+    sends of its CA, unless it is the CA's own, and the anchors.
+    """
 
     lists: tuple[x509.CertificateRevocationList, ...]
     ca: Ca = SIGNER
     extra: tuple[Extension, ...] = ()
+    sent: Ca | None = None
+    anchors: tuple[Ca, ...] = (ROOT,)
+
+    @property
+    def above(self) -> x509.Certificate:
+        return (self.sent or self.ca).certificate
+
+    @property
+    def bundle(self) -> tuple[x509.Certificate, ...]:
+        return tuple(anchor.certificate for anchor in self.anchors)
 
 
 def crl(ca: Ca = SIGNER, *extra: Extension, last: timedelta = -HOUR / 2, **changed: Any) -> Any:
@@ -61,9 +76,9 @@ def key_of(ca: Ca, *, critical: bool = False) -> Extension:
     return x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.key.public_key()), critical
 
 
-def name_of(ca: Ca, serial_number: int) -> Extension:
+def name_of(ca: Ca, serial_number: int | None = None) -> Extension:
     issuer = [x509.DirectoryName(ca.certificate.issuer)]
-    return x509.AuthorityKeyIdentifier(None, issuer, serial_number), False
+    return x509.AuthorityKeyIdentifier(None, issuer, serial_number or ca.certificate.serial_number), False
 
 
 def version_1(ca: Ca, *extensions: bytes) -> x509.CertificateRevocationList:
@@ -85,9 +100,23 @@ CASES = {
     "critical key identifier": Case((crl(SIGNER, key_of(SIGNER, critical=True)),)),
     "key identifier of another": Case((crl(SIGNER, key_of(ROOT)),)),
     "serial number of its CA's certificate": Case(
-        (crl(SIGNER, name_of(SIGNER, SIGNER.certificate.serial_number)),),
+        (crl(SIGNER, name_of(SIGNER)),),
     ),
     "serial number of another certificate of its CA": Case((crl(SIGNER, name_of(SIGNER, 77)),)),
+    "a root that an older one certified": Case((crl(NEW), crl(ROOT)), NEW, sent=CROSS, anchors=(ROOT, NEW)),
+    "likewise, and the serial number of the root": Case(
+        (crl(NEW, name_of(NEW)), crl(ROOT)), NEW, sent=CROSS, anchors=(NEW, ROOT)
+    ),
+    "likewise, and that of the older one's certificate": Case(
+        (crl(NEW, name_of(SIGNING_CROSS)), crl(ROOT)), NEW, sent=SIGNING_CROSS, anchors=(ROOT, NEW)
+    ),
+    "likewise, where the older one alone is trusted": Case(
+        (crl(NEW, name_of(SIGNING_CROSS)), crl(ROOT)), NEW, sent=SIGNING_CROSS
+    ),
+    "likewise, and the serial number of the root that is not": Case(
+        (crl(NEW, name_of(NEW)), crl(ROOT)), NEW, sent=SIGNING_CROSS
+    ),
+    "likewise, and no cRLSign in what the peer sends": Case((crl(NEW), crl(ROOT)), NEW, sent=CROSS),
     "version 1": Case((version_1(SIGNER),)),
     "version 1 with an extension": Case((version_1(SIGNER, der.extension(der.CRL_NUMBER, der.integer(1))),)),
     "RSA-PSS": Case((by_pss(RSA, 32),), RSA),
@@ -127,9 +156,7 @@ def leaf_of(case: Case) -> tuple[x509.Certificate, Any]:
 
 
 def goes_out(case: Case, leaf: x509.Certificate) -> bool:
-    known = KnownCas(
-        (ROOT.certificate,), ((leaf, case.ca.certificate),), advertised=(NAMESAKE.certificate, SIGNER.certificate)
-    )
+    known = KnownCas(case.bundle, ((leaf, case.above),), advertised=(NAMESAKE.certificate, SIGNER.certificate))
     return bool(choose(map(published, case.lists), (), known, datetime.now(UTC)).pem)
 
 
@@ -151,7 +178,7 @@ def configuration(directory: Path, server: tuple[x509.Certificate, Any]) -> dict
         each = copy.deepcopy(listener)
         each["name"] = name
         context = {
-            "trusted_ca": inline(write_pem([ROOT.certificate])),
+            "trusted_ca": inline(write_pem(case.bundle)),
             "crl": inline(b"".join(published(crl).pem for crl in case.lists)),
             "only_verify_leaf_cert_crl": True,
         }
@@ -175,7 +202,7 @@ async def test_envoy_uses_the_lists_that_go_out_and_refuses_everybody_for_the_ot
         at = await proxy.ports()
         for name, case in CASES.items():
             leaf, key = leaf_of(case)
-            peer = holding(tmp_path, [leaf, case.ca.certificate], key, ROOT.certificate)
+            peer = holding(tmp_path, [leaf, case.above], key, ROOT.certificate)
             taken[name] = name in at and await peer.is_taken(at[name])
             given[name] = goes_out(case, leaf)
     assert given == {**taken, USED_AND_LEFT_OUT: False}

@@ -205,6 +205,27 @@ def test_a_list_names_each_certificate_of_its_ca_that_peers_may_send() -> None:
     assert served(chosen(crl, known=gone)) == der(crl), "no peer is accepted with that one"
 
 
+def test_an_anchor_comes_before_what_a_peer_sends_of_the_lists_ca() -> None:
+    """As where a root was certified by an older one: Envoy never takes that certificate then."""
+    older = make_ca("older")
+    cross = make_ca("root", older, key=ROOT.key, usage=key_usage(cert_sign=True, crl_sign=False))
+
+    def numbered(ca: Ca) -> x509.AuthorityKeyIdentifier:
+        issuer = [x509.DirectoryName(ca.certificate.issuer)]
+        return x509.AuthorityKeyIdentifier(None, issuer, ca.certificate.serial_number)
+
+    crl = listed(ROOT, extra=[(numbered(ROOT), False)])
+    leaf, anchors = make_leaf(ROOT), (ROOT.certificate, older.certificate)
+    chains = ((leaf, cross.certificate),)
+    assert served(chosen(crl, known=KnownCas(anchors, chains))) == der(crl)
+    assert "without cRLSign" in chosen(crl, known=KnownCas(anchors[1:], chains)).left_out[0]
+    signing = make_ca("root", older, key=ROOT.key)
+    of_cross = KnownCas(anchors, ((leaf, signing.certificate),))
+    by_cross = listed(ROOT, extra=[(numbered(signing), False)])
+    assert "by the serial number" in chosen(by_cross, known=of_cross).left_out[0]
+    assert "by the serial number" in chosen(crl, known=KnownCas(anchors[1:], of_cross.chains)).left_out[0]
+
+
 def test_a_list_of_version_1_has_no_extensions() -> None:
     """An Envoy rejects the whole bundle for one that has."""
     signer = Entity(common_name("signer"), SIGNER.key)  # type: ignore[arg-type]  # an EC key

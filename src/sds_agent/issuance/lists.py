@@ -26,7 +26,7 @@ from sds_agent.issuance.validity import vouches
 from sds_agent.pki.certificates import describe, describe_name, describe_time, extension, unique
 from sds_agent.pki.der import elements
 from sds_agent.pki.names import same_name
-from sds_agent.pki.validation.choice import CaIdentity, ca_identity
+from sds_agent.pki.validation.choice import CaIdentity, ca_identity, seems_issued
 from sds_agent.pki.validation.revocation import RevocationList, extension_of, is_signed_by, read_crls
 from sds_agent.pki.validation.rules import Chain, other_identifier
 from sds_agent.pki.validation.signatures import fault_of_signature, in_other_pss
@@ -270,14 +270,11 @@ class _Choosing:
 
     def _fault_beside(self, published: PublishedList, identity: CaIdentity, *, is_latest: bool) -> str:
         """What is wrong with the list beside its CA's certificates and those that the CA issued."""
-        usages = [extension(ca, x509.KeyUsage) for ca in self._cas[identity]]
-        if any(usage is not None and not usage.crl_sign for usage in usages):
-            return "is by a CA without cRLSign in its keyUsage; have that CA's certificate issued with it"
-        if fault := self._fault_of_signer(published.crl, self._cas[identity]):
+        leaves = [leaf for leaf, issuer in self._issued if ca_identity(issuer) == identity]
+        if fault := _fault_of_signer(published.crl, self._in_chains(identity, leaves)):
             return fault
         if not published.points:
             return ""
-        leaves = [leaf for leaf, issuer in self._issued if ca_identity(issuer) == identity]
         if all(_names_point(leaf, published.points) for leaf in leaves) and (leaves or not is_latest):
             return ""  # an earlier one was chosen while there were leaves to tell by
         points = ", ".join(sorted(describe_name(point.value) for point in published.points))
@@ -287,22 +284,15 @@ class _Choosing:
             + "; have the CA write that CRL distribution point into every certificate"
         )
 
-    def _fault_of_signer(self, crl: RevocationList, cas: Sequence[x509.Certificate]) -> str:
-        """Whether Envoys would not find the list's signer in a peer's chain, or not check the signature."""
-        if in_other_pss(crl, crl.tbs_certlist_bytes, cas[0]):
-            return (
-                "is signed by RSA-PSS in a form that Envoys do not take; have the CA sign it with a salt as long as "
-                "the hash, or by PKCS #1"
-            )
-        if (named := extension_of(crl, x509.AuthorityKeyIdentifier)) is None:
-            return ""
-        for ca in cas:
-            if self._now < ca.not_valid_after_utc and (what := other_identifier(named, ca)):
-                return (
-                    f"asks by its AuthorityKeyIdentifier for another certificate of its CA than is in use, by {what}; "
-                    "have the CA write it anew, with the key identifier alone"
-                )
-        return ""
+    def _in_chains(self, identity: CaIdentity, leaves: Sequence[x509.Certificate]) -> Sequence[x509.Certificate]:
+        """The certificates of the CA that Envoys may find above its leaves: to one that a peer sends they prefer an
+        anchor, as where a root was certified by an older one.
+        """
+        anchors = [anchor for anchor in self._anchors if ca_identity(anchor) == identity]
+        fitting = [[anchor for anchor in anchors if seems_issued(leaf, anchor)] for leaf in leaves] or [anchors]
+        if all(fitting):
+            return unique(anchor for each in fitting for anchor in each)
+        return [ca for ca in self._cas[identity] if self._now < ca.not_valid_after_utc]
 
     def _fault_of_unknown(self, published: PublishedList) -> str:
         namesakes = [ca for ca in self._all if same_name(ca.subject, published.crl.issuer)]
@@ -336,6 +326,28 @@ class _Choosing:
             identifier = extension_of(published.crl, x509.AuthorityKeyIdentifier)
             if names.count(name) > 1 and (identifier is None or identifier.key_identifier is None):
                 yield f"{published.name} has no key identifier, and several CAs have that name; have the CA add it"
+
+
+def _fault_of_signer(crl: RevocationList, cas: Sequence[x509.Certificate]) -> str:
+    """Whether Envoys would not find the list's signer in a peer's chain, or not take it for one, or not check the
+    signature.
+    """
+    usages = [extension(ca, x509.KeyUsage) for ca in cas]
+    if any(usage is not None and not usage.crl_sign for usage in usages):
+        return "is by a CA without cRLSign in its keyUsage; have that CA's certificate issued with it"
+    if cas and in_other_pss(crl, crl.tbs_certlist_bytes, cas[0]):
+        return (
+            "is signed by RSA-PSS in a form that Envoys do not take; have the CA sign it with a salt as long as "
+            "the hash, or by PKCS #1"
+        )
+    if (named := extension_of(crl, x509.AuthorityKeyIdentifier)) is None:
+        return ""
+    if what := next(filter(None, (other_identifier(named, ca) for ca in cas)), None):
+        return (
+            f"asks by its AuthorityKeyIdentifier for another certificate of its CA than is in use, by {what}; "
+            "have the CA write it anew, with the key identifier alone"
+        )
+    return ""
 
 
 def _in_force(chain: Chain, now: datetime) -> datetime:

@@ -105,7 +105,7 @@ class Bundle:
         """The part of `chain` that Envoy takes from the peer: up to where an anchor comes next."""
         built, rest = [chain[0]], list(chain[1:])
         while not _seems_self_signed(built[-1]) and not self._issuers(built[-1]):
-            issuer = next((each for each in rest if _seems_issued(built[-1], each)), None)
+            issuer = next((each for each in rest if seems_issued(built[-1], each)), None)
             if issuer is None:
                 break
             rest.remove(issuer)
@@ -124,10 +124,10 @@ class Bundle:
 
     def _issuers(self, certificate: x509.Certificate) -> list[x509.Certificate]:
         namesakes = self._by_name.get(issuer_of(certificate), [])
-        return [each for each in namesakes if _seems_issued(certificate, each)]
+        return [each for each in namesakes if seems_issued(certificate, each)]
 
 
-def _seems_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+def seems_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     """X509_check_issued: by name, AuthorityKeyIdentifier and KeyUsage."""
     return (
         issuer_of(certificate) == subject_of(issuer)
