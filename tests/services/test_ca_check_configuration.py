@@ -1,6 +1,9 @@
 """`sds-agent ca check` on the CA server's configuration: the file, and what signs for its trust domain."""
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -118,18 +121,64 @@ def test_a_url_is_asked_by_the_server_alone(folder: Path, capsys: Printed) -> No
 
 def test_root_checks_the_directory_of_a_service_as_the_service(folder: Path, capsys: Printed) -> None:
     """It would call a directory unusable that only the server's own account may write to, as it should be."""
-    user = 4711 if os.geteuid() == 0 else os.geteuid()
-    with TemporaryDirectory() as name:  # unlike the test's own folder it may be open to another user
-        state = Path(name).resolve() / "state"
-        state.mkdir(0o700)
-        state.parent.chmod(0o755)
-        os.chown(state, user, -1)
+    with state_of_a_service() as state:
         assert main(["ca", "check", ca(folder, f"self_signed: {state}/root")]) == 0
         whose = " where it runs as uid 4711, to whom that belongs" if os.geteuid() == 0 else ""
         assert f"can use that directory{whose}.\n" in capsys.readouterr().out
         state.chmod(0o500)
         assert main(["ca", "check", ca(folder, f"self_signed: {state}/root")]) == 2
         assert os.geteuid() != 4711
+
+
+@pytest.mark.parametrize("name", ["setgroups", "setegid", "seteuid"])
+def test_root_that_may_not_act_as_the_service_checks_as_itself(
+    name: str, folder: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container without the capabilities for it the server is root too, and that is what counts there."""
+
+    def refuse(_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    before = os.getgroups(), os.getegid(), os.geteuid()
+    with state_of_a_service() as state:
+        monkeypatch.setattr(os, name, refuse)
+        assert main(["ca", "check", ca(folder, f"self_signed: {state}/root")]) == (2 if os.geteuid() == 0 else 0)
+        assert (f"{state} belongs to uid 4711" in capsys.readouterr().err) is (os.geteuid() == 0)
+    assert (os.getgroups(), os.getegid(), os.geteuid()) == before
+
+
+def test_root_checks_what_the_service_may_without_groups_of_its_own(folder: Path, capsys: Printed) -> None:
+    """With root's every directory that only root's group may enter would seem to be open to the service."""
+    with state_of_a_service() as state, of_group(os.getegid()):
+        state.parent.chmod(0o750)
+        assert main(["ca", "check", ca(folder, f"self_signed: {state}/root")]) == (2 if os.geteuid() == 0 else 0)
+        assert ("Permission denied" in capsys.readouterr().err) is (os.geteuid() == 0)
+
+
+@contextmanager
+def state_of_a_service() -> Iterator[Path]:
+    """An empty directory, of another user where root runs the test, the only one who can give it away."""
+    with TemporaryDirectory() as name:  # unlike the test's own folder it may be open to another user
+        state = Path(name).resolve() / "state"
+        state.mkdir(0o700)
+        state.parent.chmod(0o755)
+        if os.geteuid() == 0:
+            os.chown(state, 4711, 4711)
+        yield state
+
+
+@contextmanager
+def of_group(group: int) -> Iterator[None]:
+    """In that group beside the process's own, as after a login, where root runs the test."""
+    if os.geteuid() != 0:
+        yield
+        return
+    before = os.getgroups()
+    os.setgroups([group])
+    try:
+        yield
+    finally:
+        os.setgroups(before)
 
 
 def test_a_path_that_is_not_there_is_named(folder: Path, capsys: Printed) -> None:

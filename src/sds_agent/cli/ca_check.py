@@ -3,9 +3,10 @@
 import argparse
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from pwd import getpwuid
 
 from sds_agent.ca.settings import CaSettings, SignerSettings, load
 from sds_agent.cli import ca_keys, output
@@ -76,23 +77,46 @@ def _as_its_owner(directory: Path) -> Iterator[int | None]:
     """Where root runs this, act as the user to whom the directory belongs, or what there is of the way to it: a service
     has an account of its own, for which root's rights say nothing. Gives that user, or None.
     """
+    with ExitStack() as back:
+        try:
+            user = _become_owner(directory, back)
+        except OSError:  # a container's root may not, or not look there: it is judged as the server in there would be
+            back.close()
+            user = None
+        yield user
+
+
+def _become_owner(directory: Path, back: ExitStack) -> int | None:
+    """Raises OSError; `back` undoes what was done by then."""
     there = None if os.geteuid() else _nearest(directory)
     if there is None or there.st_uid == 0:
-        yield None
-        return
-    group = os.getegid()
-    os.setegid(there.st_gid)
+        return None
+    group, groups = _groups_of(there)
+    own_group, own_groups = os.getegid(), os.getgroups()
+    os.setgroups(groups)  # root's would open what is closed to the service
+    back.callback(os.setgroups, own_groups)
+    os.setegid(group)
+    back.callback(os.setegid, own_group)
     os.seteuid(there.st_uid)
+    back.callback(os.seteuid, 0)
+    return there.st_uid
+
+
+def _groups_of(there: os.stat_result) -> tuple[int, list[int]]:
+    """The groups that the owner has when a service runs as that user; the directory's for one who has no account."""
     try:
-        yield there.st_uid
-    finally:
-        os.seteuid(0)
-        os.setegid(group)
+        account = getpwuid(there.st_uid)
+    except KeyError:
+        return there.st_gid, [there.st_gid]
+    return account.pw_gid, os.getgrouplist(account.pw_name, account.pw_gid)
 
 
 def _nearest(path: Path) -> os.stat_result:
-    """Of the path, or of the nearest above it that is there."""
-    return next(each.stat() for each in (path, *path.parents) if each.exists())
+    """Of the path, or of the nearest above it that is there. Raises OSError."""
+    for each in (path, *path.parents):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return each.stat()
+    return Path("/").stat()
 
 
 def _check_callers(settings: CaSettings) -> None:
