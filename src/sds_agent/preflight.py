@@ -8,13 +8,14 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from pwd import getpwuid
 from typing import TYPE_CHECKING
 
 from sds_agent.authority import registry
 from sds_agent.authority.kind import Context
 from sds_agent.clock import Clock
 from sds_agent.config.settings import OutputSettings, SdsSettings, Settings
-from sds_agent.directories import UntrustedDirectoryError, check_directory, check_lockable_directory
+from sds_agent.directories import ROOT, UntrustedDirectoryError, check_directory, check_lockable_directory
 from sds_agent.errors import ConfigurationError, Problem, SdsAgentError
 from sds_agent.sds.endpoint import SocketFile, blocked_directories, refusals
 from sds_agent.sealing import Seal, read_seal
@@ -117,11 +118,39 @@ def hidden(settings: Settings) -> Iterator[SdsAgentError]:
 
 def shared(settings: Settings) -> Iterator[str]:
     """Which other users could change the agent's own files, in directories that it uses with a warning."""
-    own: list[tuple[str, Path]] = [("state_dir", settings.state_dir), ("sds.socket", settings.sds.socket.parent)]
-    outputs = [(key, output.directory) for key, output in _outputs(settings)]
-    for key, directory in (*own, *outputs):
+    for key, directory in _own_directories(settings):
         with suppress(UntrustedDirectoryError, OSError):  # which is an obstacle or a shortfall
             yield from (f"{key}: {cause}" for cause in check_directory(directory))
+
+
+def of_services(settings: Settings) -> Iterator[str]:
+    """Where root asks, the other users to whom the agent's own directories belong, with one directory of each: a
+    service runs as such a user, and for root its directories are obstacles.
+    """
+    found = dict[int, tuple[str, Path]]()
+    for key, directory in _own_directories(settings) if os.geteuid() == ROOT else ():
+        with suppress(OSError):  # it is not there yet, or an obstacle
+            found.setdefault(directory.stat().st_uid, (key, directory))
+    for user, (key, directory) in found.items():
+        if user != ROOT:
+            yield (
+                f"{key}: {directory} belongs to {_named(user)}; if the agent runs as that user, as a service does, "
+                "what is said of it here holds for root alone: ask as that user before you change it"
+            )
+
+
+def _named(user: int) -> str:
+    try:
+        return f"the user {getpwuid(user).pw_name}"
+    except KeyError:
+        return f"uid {user}"
+
+
+def _own_directories(settings: Settings) -> Iterator[tuple[str, Path]]:
+    """The keys of the directories that the agent writes to, and what they name."""
+    yield "state_dir", settings.state_dir
+    yield "sds.socket", settings.sds.socket.parent
+    yield from ((key, output.directory) for key, output in _outputs(settings))
 
 
 def unreachable(settings: Settings) -> Iterator[str]:

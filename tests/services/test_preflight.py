@@ -257,6 +257,23 @@ def test_every_obstacle_is_reported_at_once(machine: Machine, capsys: pytest.Cap
     assert [line.split(": ")[1] for line in rest] == keys
 
 
+def test_root_is_told_that_an_obstacle_is_the_directory_of_a_service(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who believes that the directories must be root's, and gives them to root, takes them from the service."""
+    machine.settings()
+    machine.folder.chmod(0o755)
+    machine.state.mkdir(0o700)
+    machine.socket.parent.mkdir(0o755)
+    if os.geteuid() == 0:  # who alone can give them away
+        os.chown(machine.state, 4711, 4711)
+        os.chown(machine.socket.parent, 4711, 4711)
+    assert main(["check", str(machine.folder / "sds-agent.yaml")]) == (3 if os.geteuid() == 0 else 0)
+    told = [line for line in capsys.readouterr().err.splitlines() if "ask as that user" in line]
+    belongs = f"sds-agent: warning: state_dir: {machine.state} belongs to uid 4711; if the agent runs as that user"
+    assert [line.partition(",")[0] for line in told] == [belongs] * (os.geteuid() == 0)
+
+
 def test_a_check_keeps_no_agent_from_starting(tmp_path: Path) -> None:
     """It holds the lock for an instant, and an agent that starts in it tries once more."""
     lock = tmp_path / "lock"

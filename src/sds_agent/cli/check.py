@@ -163,6 +163,7 @@ def _overlooked() -> Iterator[str]:
 
 def _about_machine(settings: Settings) -> Iterator[str]:
     """What works on this machine and is perhaps not meant."""
+    yield from preflight.of_services(settings)
     yield from preflight.unreachable(settings)
     yield from preflight.shared(settings)
     yield from (f"{key}: {cause}" for key, cause in sources.find_shared(preflight.sources(settings)))
