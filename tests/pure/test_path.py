@@ -467,6 +467,18 @@ def test_a_key_in_a_form_that_envoy_does_not_read_vouches_for_nothing() -> None:
         find_path(read[0], (), [read[1], read[2]], NOW)
 
 
+def test_a_weak_root_above_a_good_chain_is_borne() -> None:
+    """As one that has certified the next, and stays trusted for a while: Envoy may go on to it, and takes its key."""
+    old = make_ca("Old", key=rsa_key(1024))
+    new = make_ca("New")
+    cross = make_ca("New", old, key=new.key)
+    leaf = make_leaf(new)
+    for anchors in ([new, cross, old], [cross, new, old], [cross, old]):
+        assert find_path(leaf, (), [each.certificate for each in anchors], NOW) == (leaf,)
+    with pytest.raises(PathError, match="'CN=Old' has an RSA key of 1024 bits"):
+        find_path(leaf, [cross.certificate], [old.certificate], NOW)
+
+
 SHA224, SHA256, SHA384, SHA512 = hashes.SHA224(), hashes.SHA256(), hashes.SHA384(), hashes.SHA512()
 
 

@@ -34,6 +34,7 @@ class KeyRule(Struct, frozen=True):
     """The curves and sizes that one place accepts; `others` are keys that are neither EC nor RSA."""
 
     curves: frozenset[str]
+    smallest_rsa: int = SMALLEST_RSA
     largest_rsa: int | None = None
     others: bool = False
 
@@ -56,7 +57,7 @@ class KeyRule(Struct, frozen=True):
         return None
 
     def _has_size(self, size: int) -> bool:
-        return size >= SMALLEST_RSA and (self.largest_rsa is None or size <= self.largest_rsa)
+        return size >= self.smallest_rsa and (self.largest_rsa is None or size <= self.largest_rsa)
 
     @property
     def _named(self) -> str:
@@ -65,11 +66,13 @@ class KeyRule(Struct, frozen=True):
 
     @property
     def _sizes(self) -> str:
-        return f"{SMALLEST_RSA} {'bits or more' if self.largest_rsa is None else f'to {self.largest_rsa} bits'}"
+        return f"{self.smallest_rsa} {'bits or more' if self.largest_rsa is None else f'to {self.largest_rsa} bits'}"
 
 
 IN_CHAINS = KeyRule(frozenset(CURVES), others=True)
-"""For the key of any certificate in a chain: what Envoy takes is taken."""
+"""For the key of any certificate in a chain: what Envoy takes is taken, unless it is weak."""
+USABLE = KeyRule(frozenset(CURVES), smallest_rsa=512, others=True)
+"""For the key of an anchor above a good chain, where Envoy goes on to it: what Envoy takes, weak or not."""
 IN_FILES = KeyRule(frozenset(_OF_NEW_KEYS))
 """For a private key that is read from a file."""
 IN_REQUESTS = KeyRule(frozenset(_OF_NEW_KEYS), largest_rsa=LARGEST_RSA)

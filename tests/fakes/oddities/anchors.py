@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from fakes import der
 from fakes.der import Entity
 from fakes.judge import Case
+from fakes.oddities.fields import rsa_key
 from fakes.oddities.places import (
     CA,
     EARLIER,
@@ -134,6 +135,14 @@ def cross_signed() -> Iterator[Case]:
         ("in another order", [cross, own], [old_root]),
     ):
         yield _chain(f"cross-signed: {label}", above, anchors)
+    weak = der.entity("Old Root", rsa_key(1024))
+    by_weak = der.certificate(ROOT, weak, extensions=der.ca_extensions(ROOT, weak))
+    for label, above, anchors in (
+        ("all are anchors", [own], [new_root, by_weak, der.certificate(weak)]),
+        ("the cross and the old are anchors", [own], [by_weak, der.certificate(weak)]),
+        ("the cross is sent", [own, by_weak], [new_root, der.certificate(weak)]),
+    ):
+        yield _chain(f"cross-signed by a weak root: {label}", above, anchors)
 
 
 def self_issued() -> Iterator[Case]:

@@ -24,9 +24,9 @@ from sds_agent.pki.validation.rules import (
     Chain,
     Times,
     fault_of_identifiers,
-    fault_of_key,
     fault_of_names,
     fault_of_times,
+    fault_of_use,
 )
 from sds_agent.pki.validation.signatures import fault_of_pss, fault_of_signature
 
@@ -161,7 +161,7 @@ def _fault_of_path(path: Chain, sent: int, times: Times) -> str | None:
         below = path[:number]
         fault = (
             fault_of_times(anchor, times)
-            or fault_of_key(anchor)
+            or fault_of_use(anchor)
             or fault_of_signature(below[-1], anchor)
             or fault_of_pss(below[-1], anchor)
             or fault_of_names(anchor, below)

@@ -28,7 +28,7 @@ from sds_agent.pki.certificates import (
     times_of,
 )
 from sds_agent.pki.names import is_self_issued, same_name
-from sds_agent.pki.strength import IN_CHAINS
+from sds_agent.pki.strength import IN_CHAINS, USABLE, KeyRule
 from sds_agent.pki.validation.signatures import fault_of_pss
 
 Chain: TypeAlias = tuple[x509.Certificate, ...]
@@ -67,7 +67,7 @@ class Times(Struct, frozen=True):
 def fault_of_certificate(certificate: x509.Certificate, times: Times, *, is_anchor: bool = False) -> str | None:
     """What is wrong with a certificate wherever it stands."""
     known = _KNOWN_OF_ANCHORS if is_anchor else _KNOWN_EXTENSIONS
-    return fault_of_times(certificate, times) or fault_of_key(certificate) or _fault_of_extensions(certificate, known)
+    return fault_of_times(certificate, times) or _fault_of_key(certificate) or _fault_of_extensions(certificate, known)
 
 
 def fault_as_issuer(certificate: x509.Certificate, chain: Chain, times: Times, *, is_anchor: bool) -> str | None:
@@ -101,9 +101,19 @@ def fault_of_times(certificate: x509.Certificate, times: Times) -> str | None:
 
 
 @remembered
-def fault_of_key(certificate: x509.Certificate) -> str | None:
+def _fault_of_key(certificate: x509.Certificate) -> str | None:
     """Whether Envoy could not use its key, or it is weak."""
-    if fault := IN_CHAINS.fault(certificate.public_key()):
+    return _fault_by(IN_CHAINS, certificate)
+
+
+@remembered
+def fault_of_use(certificate: x509.Certificate) -> str | None:
+    """Whether Envoy could not use its key."""
+    return _fault_by(USABLE, certificate)
+
+
+def _fault_by(rule: KeyRule, certificate: x509.Certificate) -> str | None:
+    if fault := rule.fault(certificate.public_key()):
         return f"{describe(certificate)} has {fault.found}; it needs {fault.wanted}"
     if has_key_in_usual_form(certificate):
         return None
