@@ -15,15 +15,14 @@ from typing import Any, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.utils import CryptographyDeprecationWarning
 from msgspec import Struct
 
 from sds_agent.errors import SdsAgentError
-from sds_agent.pki.der import elements, fields_of_certificate, texts_of_subject
-from sds_agent.pki.keys import PublicKey, public_bytes
+from sds_agent.pki.der import fields_of_certificate, texts_of_subject
+from sds_agent.pki.keys import PublicKey
 from sds_agent.pki.loadable import fault_of_loading
 from sds_agent.pki.pem import Block, blocks
 from sds_agent.text import cut, quoted
@@ -45,6 +44,22 @@ _COLUMNS = 64
 _LONGEST_ISSUER = 1024
 _SUBJECT_PUBLIC_KEY = 5
 """Its place among the fields of a certificate from the serial number on."""
+_USUAL_KEYS = (
+    bytes.fromhex("300d06092a864886f70d010101050003"),  # RSA
+    *(
+        bytes.fromhex(f"{algorithm}03{length}00{form}")
+        for algorithm, uncompressed, compressed in (
+            ("301006072a8648ce3d020106052b81040021", "3a", "1e"),  # P-224
+            ("301306072a8648ce3d020106082a8648ce3d030107", "42", "22"),  # P-256
+            ("301006072a8648ce3d020106052b81040022", "62", "32"),  # P-384
+            ("301006072a8648ce3d020106052b81040023", "8186", "44"),  # P-521
+        )
+        for length, form in ((uncompressed, "04"), (compressed, "02"), (compressed, "03"))
+    ),
+)
+"""How the content of a SubjectPublicKeyInfo begins: the algorithm with its parameters, then the tag of a BIT STRING, of
+a point also its length and form (SEC 1 section 2.3.3). The rest cryptography reads as strictly as BoringSSL.
+"""
 MOST_FAULTS = 20
 """Reasons listed for one text; beyond that the blocks that cannot be used are counted."""
 
@@ -313,16 +328,8 @@ def has_key_in_usual_form(certificate: x509.Certificate) -> bool:
     cryptography gives the same key for an RSA key without parameters, for one under the name of RSA-PSS, and for a
     point in the hybrid form. With such a key BoringSSL neither loads a certificate of its own nor checks a signature.
     """
-    key = certificate.public_key()
-    if not isinstance(key, PublicKey):
-        return True
     _, found = fields_of_certificate(der_of(certificate)).of_tbs[_SUBJECT_PUBLIC_KEY]
-    ((_, usual),) = elements(public_bytes(key))
-    if found == usual or not isinstance(key, ec.EllipticCurvePublicKey):
-        return found == usual
-    algorithm, (_, bits) = elements(found)
-    compressed = b"\0" + key.public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
-    return algorithm == elements(usual)[0] and bits == compressed
+    return found.startswith(_USUAL_KEYS) or not isinstance(certificate.public_key(), PublicKey)
 
 
 def extension(certificate: x509.Certificate, kind: type[ExtensionT]) -> ExtensionT | None:

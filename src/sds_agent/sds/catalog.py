@@ -68,6 +68,8 @@ class Catalog:
         """
         for name in names:
             before = self._before(name)
+            if before is None and name not in self._former:
+                continue  # it was asked for by nobody
             now = self[name] if name in in_use else Absence.UNKNOWN
             if isinstance(now, Absence):
                 self._former.pop(name, None)
