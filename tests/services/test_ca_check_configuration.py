@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from cryptography import x509
-from fakes.ca_servers import fresh, plug
+from fakes.ca_servers import TokenIssuer, fresh, plug
 from fakes.hierarchy import make_ca
 
 from sds_agent.cli.main import main
@@ -153,6 +153,29 @@ def test_root_checks_what_the_service_may_without_groups_of_its_own(folder: Path
         state.parent.chmod(0o750)
         assert main(["ca", "check", ca(folder, f"self_signed: {state}/root")]) == (2 if os.geteuid() == 0 else 0)
         assert ("Permission denied" in capsys.readouterr().err) is (os.geteuid() == 0)
+
+
+@pytest.mark.parametrize(
+    ("callers", "content"),
+    [
+        ("jwt: [{issuer: i, audience: a, jwks: FILE}]", TokenIssuer().key_set()),
+        ("join_tokens: tokens, deny_file: FILE", b"# nobody\n"),
+    ],
+    ids=["key set", "deny list"],
+)
+def test_root_checks_that_the_service_may_read_its_files(
+    callers: str, content: bytes, folder: Path, capsys: Printed
+) -> None:
+    with state_of_a_service() as state:
+        given = state.parent / "given"
+        given.write_bytes(content)
+        path = Path(ca(folder, f"self_signed: {state}/root"))
+        path.write_text(path.read_text().replace("join_tokens: tokens", callers.replace("FILE", str(given))))
+        given.chmod(0o644)
+        assert main(["ca", "check", str(path)]) == 0
+        given.chmod(0o600)
+        assert main(["ca", "check", str(path)]) == (2 if os.geteuid() == 0 else 0)
+        assert (f"{given} cannot be read as uid 4711" in capsys.readouterr().err) is (os.geteuid() == 0)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pwd import getpwuid
 from sds_agent.ca.settings import CaSettings, SignerSettings, load
 from sds_agent.cli import ca_keys, output
 from sds_agent.cli.paths import as_path, is_directory
-from sds_agent.errors import Problem, ProblemsError
+from sds_agent.errors import ConfigurationError, Problem, ProblemsError
 from sds_agent.hardening import keep_memory_private
 from sds_agent.signing import self_signed
 from sds_agent.signing.cacerts import fault_of_revocation, read_signing_set
@@ -65,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     if signer.self_signed is not None:
         with _as_its_owner(signer.self_signed) as user:
             self_signed.check(signer.self_signed, "signer.self_signed")
+            _check_readable(settings)
         whose = "" if user is None else f" where it runs as uid {user}, to whom that belongs"
         output.write(f"The CA signs with a root of its own in {signer.self_signed}, and can use that directory{whose}.")
         return 0
@@ -127,6 +128,22 @@ def _check_callers(settings: CaSettings) -> None:
         jwks.check(jwks.Location(issuer.jwks))
     if settings.callers.deny_file is not None:
         deny_list.check(settings.callers.deny_file, settings.trust_domain)
+
+
+def _check_readable(settings: CaSettings) -> None:
+    """See that this user may read these files, which root could. Raises ConfigurationError."""
+    from sds_agent.ca import jwks  # noqa: PLC0415 - as above
+
+    callers = settings.callers
+    files = [("callers.jwt", Path(each.jwks)) for each in callers.jwt if not jwks.Location(each.jwks).is_url]
+    if callers.deny_file is not None:
+        files.append(("callers.deny_file", callers.deny_file))
+    for key, file in files:
+        if not os.access(file, os.R_OK, effective_ids=True):
+            raise ConfigurationError(
+                f"{key}: {file} cannot be read as uid {os.geteuid()}, to whom {settings.signer.self_signed} belongs; "
+                "let that user, as whom the server is to run, read it"
+            )
 
 
 def _plugged(signer: SignerSettings) -> Path:
