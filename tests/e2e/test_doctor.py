@@ -105,7 +105,7 @@ async def test_a_socket_that_is_named_is_examined_beside_the_admin_server_that_a
     """Else all is said to be good where no Envoy can connect."""
     config, gone = write_config(tmp_path, default="1h"), tmp_path / "gone.sock"
     async with agent(config) as running:
-        await running.event("ready")
+        await running.event("admin_listening")
         _, lines = await examined("--socket", str(running.socket))
         assert of(lines, "socket") == [("good", f"{running.socket} answers")]
         gone.with_suffix(".admin.sock").symlink_to(running.socket.with_suffix(".admin.sock"))
@@ -127,8 +127,23 @@ async def test_a_change_that_the_agent_refuses_is_seen_although_all_that_it_serv
         await running.event("reload_refused")
         code, lines = await examined("--config", str(config))
     assert code == 1
-    (said,) = (text for condition, text in of(lines, "agent") if condition == "bad")
-    assert said.startswith("it does not serve as the file says: new; ")
+    why, which = (text for condition, text in of(lines, "agent") if condition == "bad")
+    assert "as that is now: keep_certificates has changed" in why
+    assert which == "it does not serve as the file says: new"
+
+
+async def test_a_file_that_the_agent_does_not_run_on_is_no_fault_of_the_agent(tmp_path: Path) -> None:
+    """As one in the working directory, or one whose variables the agent alone has."""
+    config, other = write_config(tmp_path, default="1h"), tmp_path / "other.yaml"
+    async with agent(config) as running:
+        await running.event("admin_listening")
+        made = json.loads(config.read_text())
+        made["workloads"][0]["name"] = "mine"
+        other.write_text(json.dumps(made))
+        code, lines = await examined("--config", str(other))
+    assert code == 0
+    said = [(condition, text.partition(";")[0]) for condition, text in of(lines, "agent")]
+    assert ("warning", "it does not serve as the file says: mine") in said
 
 
 async def test_without_an_agent_the_rest_is_examined_all_the_same(tmp_path: Path) -> None:

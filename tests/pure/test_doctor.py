@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fakes.hierarchy import NOW
-from fakes.observed import FAILURE, STREAM, Seen, workload
+from fakes.observed import ABOUT, FAILURE, STREAM, Seen, workload
 from msgspec.structs import replace
 
 from sds_agent.admin.view import status
@@ -395,31 +395,40 @@ def test_a_source_that_is_null_is_no_traceback() -> None:
     assert of_dump(made, "edge", SOCKET, NAMES)
 
 
+REFUSED = ("keep_certificates has changed", "web: wrong")
+
+
+@pytest.mark.parametrize("refused", [(), REFUSED])
 @pytest.mark.parametrize(
-    ("configured", "expected"),
+    ("configured", "lacking", "surplus"),
     [
-        ({"web": "spiffe://demo.example/web"}, []),
-        ({"web": "spiffe://demo.example/other"}, [("bad", "it does not serve as the file says: web; ")]),
-        (
-            {"web": "spiffe://demo.example/web", "new": "spiffe://demo.example/new"},
-            [("bad", "it does not serve as the file says: new; ")],
-        ),
+        ({"web": "spiffe://demo.example/web"}, "", ""),
+        ({"web": "spiffe://demo.example/other"}, "web", ""),
+        ({"web": "spiffe://demo.example/web", "new": "spiffe://demo.example/new"}, "new", ""),
         (
             {f"w{number}": f"spiffe://demo.example/{number}" for number in range(9)},
-            [
-                ("bad", "it does not serve as the file says: w0, w1, w2, w3, w4 and 4 more; "),
-                ("warning", "it serves what the file does not have: web; "),
-            ],
+            "w0, w1, w2, w3, w4 and 4 more",
+            "web",
         ),
     ],
 )
-def test_an_agent_that_has_not_taken_its_file_is_named(
-    configured: dict[str, str], expected: list[tuple[str, str]]
+def test_an_agent_that_serves_something_else_than_the_file_says_is_named_and_bad_where_it_says_so_itself(
+    configured: dict[str, str], lacking: str, surplus: str, refused: tuple[str, ...]
 ) -> None:
-    """As after a reload that was refused: all that it shows is good, and the new workload gets nothing."""
-    found = list(of_file(configured, status(Seen(), NOW)))
-    assert len(found) == len(expected)
-    for each, (condition, said) in zip(found, expected, strict=True):
-        assert (each.subject, each.condition) == ("agent", condition)
-        assert each.text.startswith(said)
-        assert "reload it (SIGHUP)" in each.text
+    """Otherwise it may run on another file than the one that was read, or with other variables."""
+    seen = status(Seen(about=replace(ABOUT, reload_refused=refused)), NOW)
+    found = [(each.condition, each.subject, each.text.partition(";")[0]) for each in of_file(configured, seen)]
+    expected = []
+    if lacking:
+        expected += [("bad" if refused else "warning", "agent", f"it does not serve as the file says: {lacking}")]
+    if surplus:
+        expected += [("warning", "agent", f"it serves what the file does not have: {surplus}")]
+    assert found == expected
+
+
+def test_an_agent_that_refuses_its_changed_file_says_why_without_that_file() -> None:
+    found = [each for each in of_agent(status(Seen(), NOW), "0.1") if "not taken" in each.text]
+    assert found == []
+    seen = status(Seen(about=replace(ABOUT, reload_refused=REFUSED)), NOW)
+    (said,) = (each for each in of_agent(seen, "0.1") if "not taken" in each.text)
+    assert (said.condition, "keep_certificates has changed; web: wrong; " in said.text) == ("bad", True)

@@ -29,6 +29,10 @@ LOST = replace(STREAM, names=(NameStatus("wbe"),))
             "not ready: web has no certificate",
         ),
         (
+            Seen(streams=(GOOD,), about=replace(ABOUT, reload_refused=("sds has changed",))),
+            "ready, and not all is well: the configuration as it is now is not in force: sds has changed",
+        ),
+        (
             Seen(streams=(GOOD,), lacking=tuple(f"w{number}: not issued yet" for number in range(3000))),
             "not ready: " + "".join(f"w{number}: not issued yet; " for number in range(5)) + "and 2995 more",
         ),

@@ -230,9 +230,10 @@ async def test_a_bad_file_is_refused_in_words_once_and_what_was_in_force_stays(a
     assert refused["serving"] == "the configuration before"
     assert any("workload is not a known key" in cause for cause in refused["causes"])
     assert (len(agent.events.named("reload_refused")), agent.names) == (1, ["web"])
+    assert list(agent.agent.about.reload_refused) == refused["causes"], "nobody who looks at the agent sees it"
     agent.write("web", "api")
     await agent.events.wait("reloaded")
-    assert agent.names == ["web", "api"]
+    assert (agent.names, agent.agent.about.reload_refused) == (["web", "api"], ())
     (agent.folder / NAME).write_text(bad)
     await agent.events.wait("reload_refused", count=2)
 
@@ -251,7 +252,7 @@ async def test_a_file_that_is_removed_is_reported_and_changes_nothing(agent: Fol
     assert "does not exist" in refused["causes"][0]
     agent.write("web")
     await agent.events.wait("nothing_to_reload")
-    assert agent.names == ["web"]
+    assert (agent.names, agent.agent.about.reload_refused) == (["web"], ())
 
 
 async def test_a_key_that_needs_a_restart_has_the_whole_file_refused(agent: Followed) -> None:

@@ -216,7 +216,10 @@ class CountsView(Struct, frozen=True, kw_only=True):
 
 
 class AgentView(Struct, frozen=True, kw_only=True):
-    """The agent itself. It is `ready` while every workload has a valid certificate; `lacks` says what is missing."""
+    """The agent itself. It is `ready` while every workload has a valid certificate; `lacks` says what is missing.
+
+    `reload_refused` says why its configuration as it is now was not taken; it is empty where the one in force is that.
+    """
 
     version: str
     pid: int
@@ -227,6 +230,7 @@ class AgentView(Struct, frozen=True, kw_only=True):
     ready: bool
     lacks: tuple[str, ...]
     counts: CountsView
+    reload_refused: tuple[str, ...] = ()
 
 
 def first_name(bundle: BundleView) -> str:

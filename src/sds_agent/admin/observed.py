@@ -19,7 +19,7 @@ class About(Struct, frozen=True, kw_only=True):
     """What the agent is and for how long it has run, and what its configuration says.
 
     `names` are the resource names of each workload, `kinds` the kind of each authority, by their names; `bundle_names`
-    those of the trust bundle.
+    those of the trust bundle. `reload_refused` are the causes why a changed configuration is not in force.
     """
 
     version: str
@@ -31,6 +31,7 @@ class About(Struct, frozen=True, kw_only=True):
     names: Mapping[str, tuple[str, ...]]
     kinds: Mapping[str, str]
     bundle_names: tuple[str, ...]
+    reload_refused: tuple[str, ...] = ()
 
 
 class Observed(Protocol):

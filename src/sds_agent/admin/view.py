@@ -113,6 +113,7 @@ def agent(observed: Observed, now: datetime) -> AgentView:
         ready=not lacks,
         lacks=lacks,
         counts=_counts(observed),
+        reload_refused=about.reload_refused,
     )
 
 

@@ -15,7 +15,9 @@ MOST_ROWS = 50
 MOST_NODES = 5
 """Envoys that a sentence names."""
 MOST_REASONS = 5
-"""Workloads of which the first line says why they have no certificate; the table has all."""
+"""Workloads of which the first line says why they have no certificate (the table has all), and causes why a changed
+configuration is not in force.
+"""
 _STATES = {"serving": "good", "pending": "warning", "expired": "bad", "current": "good", "refused": "bad"}
 
 EXIT_CODES = (
@@ -60,7 +62,8 @@ def _watch(arguments: argparse.Namespace) -> None:
 
 def _lasting(status: Status) -> object:
     """What of a status does not change by itself."""
-    return status.identities, status.bundles, status.subscribers, status.agent.ready, status.agent.lacks
+    agent = status.agent
+    return status.identities, status.bundles, status.subscribers, agent.ready, agent.lacks, agent.reload_refused
 
 
 def rendered(status: Status, form: str) -> str:
@@ -90,6 +93,8 @@ def headline(status: Status) -> str:
 
 def _concerns(status: Status) -> Iterator[str]:
     """What is wrong while certificates are served."""
+    if refused := status.agent.reload_refused:
+        yield f"the configuration as it is now is not in force: {'; '.join(_first(refused))}"
     failing = [each.name for each in status.identities if each.state == "serving" and each.failure is not None]
     if failing:
         yield f"the renewal of {_some(failing)} fails"

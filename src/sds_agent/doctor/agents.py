@@ -9,7 +9,7 @@ from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
 
 _TIME = "%Y-%m-%d %H:%M:%S UTC"
 MOST_NAMES = 5
-"""Workloads that a line names."""
+"""Workloads that a line names, or causes."""
 _SOON = timedelta(days=30)
 """What is left of a CA's life when people have to act (as the event `expiring` has it at most)."""
 
@@ -24,6 +24,12 @@ def of_agent(status: Status, version: str) -> Iterator[Diagnosis]:
         )
     if agent.ready:
         yield good("agent", f"version {agent.version}, ready, since {agent.started_at:{_TIME}}")
+    if agent.reload_refused:
+        yield bad(
+            "agent",
+            f"it has not taken its configuration as that is now: {_listed(agent.reload_refused, '; ')}; correct the "
+            "file, or start the agent again for a key that only a restart applies",
+        )
     for each in status.identities:
         yield _of_identity(each)
     for bundle in status.bundles:
@@ -32,26 +38,33 @@ def of_agent(status: Status, version: str) -> Iterator[Diagnosis]:
 
 
 def of_file(configured: Mapping[str, str], status: Status) -> Iterator[Diagnosis]:
-    """Whether the agent has taken its file: `configured` are the SPIFFE IDs of the workloads in that, by their names.
+    """Whether the agent serves what its file says: `configured` are the SPIFFE IDs of the workloads in that, by their
+    names.
 
-    A reload that was refused, or is to come, changes nothing else that can be seen.
+    Only what the agent says itself makes a difference bad: it may run on another file than this command has read, or
+    with other variables, and is about to reload a file that was changed this moment.
     """
     served = {each.name: each.spiffe_id for each in status.identities}
     lacking = [name for name, spiffe_id in configured.items() if served.get(name) != spiffe_id]
     surplus = [name for name in served if name not in configured]
-    fix = (
-        "reload it (SIGHUP), or start it again where its log says that only that applies the change (reload_refused); "
-        "`sds-agent check` says whether the file can be used"
+    made, fix = (
+        (bad, "")
+        if status.agent.reload_refused
+        else (
+            warning,
+            "; if it runs on this file, look for reload_refused in its log; otherwise name its own file, and set its "
+            "SDS_AGENT__ variables for this command",
+        )
     )
     if lacking:
-        yield bad("agent", f"it does not serve as the file says: {_listed(lacking)}; {fix}")
+        yield made("agent", f"it does not serve as the file says: {_listed(lacking)}{fix}")
     if surplus:
-        yield warning("agent", f"it serves what the file does not have: {_listed(surplus)}; {fix}")
+        yield warning("agent", f"it serves what the file does not have: {_listed(surplus)}{fix}")
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str], between: str = ", ") -> str:
     more = len(names) - MOST_NAMES
-    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+    return between.join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _of_identity(identity: IdentityView) -> Diagnosis:

@@ -38,6 +38,7 @@ from sds_agent.secrets.store import SecretStore
 from sds_agent.state import Restorable, RestorableFiles
 from sds_agent.supervision import summary
 from sds_agent.tasks import BackgroundTask, Start, ended
+from sds_agent.text import printable
 
 if TYPE_CHECKING:
     from sds_agent.admin.observed import About
@@ -74,6 +75,8 @@ class Agent:
     ) -> None:
         """`attempted` is called after each attempt at a CA. It must not wait or raise."""
         self.settings = settings
+        self.reload_refused: tuple[str, ...] = ()
+        """Why the configuration is not in force as it is now, in words."""
         self._beginning = Beginning(clock)
         self.store = store
         self.bundle = anchors.trust
@@ -191,6 +194,7 @@ class Agent:
             names={each.name: each.names for each in settings.workloads},
             kinds=assembly.kinds(settings),
             bundle_names=settings.bundle_names,
+            reload_refused=tuple(printable(each, log.LONGEST_VALUE) for each in self.reload_refused[: log.MOST_VALUES]),
         )
 
     @property

@@ -143,11 +143,13 @@ class Reload:
                 self._refused.resolved()  # who asks is answered, whatever was said before
             self._refused.report(error.causes, file=str(origin.file), serving="the configuration before")
             self._is_refused = True
+            self._agent.reload_refused = error.causes
             return structs.replace(turn, judged=error.final, tried=True)
         if not change and (asked or self._is_refused):
             log.event(LOG, "nothing_to_reload", cause=f"{origin.file} says what is in force")
         self._refused.resolved()
         self._is_refused = False
+        self._agent.reload_refused = ()
         return structs.replace(turn, judged=True)
 
     async def _take(self, origin: ConfigSource, turn: FileTurn, *, asked: bool) -> SettingsChange:
