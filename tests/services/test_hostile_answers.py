@@ -364,6 +364,63 @@ async def test_a_socket_that_does_not_answer_is_not_said_to_be_an_agent_that_wai
     )
 
 
+class Issuing:
+    """An SDS server that notes how long each call may take. It answers of secrets that are not issued yet at the end of
+    that time, as an agent, but for the last half second, so that no answer comes too late; `silent` is how short a time
+    is too short for it.
+    """
+
+    def __init__(self, silent: float = 0.0) -> None:
+        self.silent = silent
+        self.given: dict[str, list[float]] = {}
+
+    async def fetch(self, data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        (name,) = wire.DiscoveryRequest.FromString(data).resource_names
+        remaining: float = context.time_remaining()  # type: ignore[assignment] # each call has a deadline
+        self.given.setdefault(name, []).append(remaining)
+        if remaining < self.silent:
+            await anyio.sleep_forever()
+        if name.startswith("late"):
+            await anyio.sleep(max(0, remaining - 0.5))
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "a secret that was asked for is not issued yet")
+        answer = wire.DiscoveryResponse()
+        secret = wire.Secret(name=name)
+        secret.validation_context.trusted_ca.inline_bytes = b"x"
+        answer.resources.add(value=secret.SerializeToString())
+        return answer.SerializeToString()
+
+    @asynccontextmanager
+    async def at(self, path: Path) -> AsyncIterator[None]:
+        handler = grpc.unary_unary_rpc_method_handler(self.fetch)
+        service, _, method = FETCH.strip("/").partition("/")
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+        server.add_insecure_port(f"unix:{path}")
+        await server.start()
+        try:
+            yield
+        finally:
+            await server.stop(None)
+
+
+async def test_many_secrets_that_are_not_issued_yet_are_waited_for_together(tmp_path: Path) -> None:
+    """One after the other, ten thousand of them would take an hour. None that is there is said to be missing."""
+    issuing, late, good = Issuing(), [f"late{n}" for n in range(80)], [f"good{n}" for n in range(20)]
+    async with issuing.at(tmp_path / "a.sock"):
+        found = await ask(tmp_path / "a.sock", [*late, *good], 1)
+    assert [each.state for each in found] == ["WARMING"] * len(late) + ["ACTIVE"] * len(good)
+    assert {each.detail for each in found} == {"it is not issued yet", ""}
+    patient = [name for name, given in issuing.given.items() if max(given) > 0.5]
+    assert len(patient) <= 32, "each has the whole time"
+
+
+async def test_a_server_that_is_too_busy_to_answer_at_once_is_asked_again_for_longer(tmp_path: Path) -> None:
+    issuing, names = Issuing(silent=0.7), [*(f"late{n}" for n in range(16)), "good"]
+    async with issuing.at(tmp_path / "a.sock"):
+        *_, found = await ask(tmp_path / "a.sock", names, 2)
+    assert (found.state, len(issuing.given["good"])) == ("ACTIVE", 2)
+
+
 def test_why_nothing_can_be_connected_to_is_said() -> None:
     """That all attempts have failed names no fault to look for."""
     with socket.socket() as reserved:

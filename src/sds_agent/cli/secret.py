@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_seconds,
         default=TIMEOUT,
         metavar="SECONDS",
-        help="how long to wait for a secret; by default 5",
+        help="how long to wait for secrets that are not issued yet, all together; by default 5",
     )
     add_format(parser, "pem")
 
