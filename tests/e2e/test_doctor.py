@@ -132,6 +132,25 @@ async def test_a_change_that_the_agent_refuses_is_seen_although_all_that_it_serv
     assert which == "it does not serve as the file says: new"
 
 
+@pytest.mark.parametrize("spoilt", [{"workload": []}, {"workloads": [{"name": 5}]}, {"sds": {"socket": "sds.sock"}}])
+async def test_an_agent_whose_file_cannot_be_used_any_more_is_examined(
+    tmp_path: Path, spoilt: dict[str, object]
+) -> None:
+    """It goes on with what the file held before, and what ails it meanwhile is not about the file alone."""
+    config = write_config(tmp_path, default="1h")
+    async with agent(config) as running:
+        await running.event("admin_listening")
+        changed = {**json.loads(config.read_text()), "trust_domain": 5, **spoilt}
+        config.write_text(json.dumps(changed))
+        await running.event("reload_refused")
+        code, lines = await examined("--config", str(config))
+    assert code == 1
+    assert of(lines, "configuration")[0][0] == "bad"
+    assert of(lines, "socket") == [("good", f"{running.socket} answers")]
+    assert "it has not taken its configuration as that is now: " in dict(of(lines, "agent"))["bad"]
+    assert of(lines, "workload default")[0][0] == "good"
+
+
 async def test_a_file_that_the_agent_does_not_run_on_is_no_fault_of_the_agent(tmp_path: Path) -> None:
     """As one in the working directory, or one whose variables the agent alone has."""
     config, other = write_config(tmp_path, default="1h"), tmp_path / "other.yaml"
@@ -141,7 +160,7 @@ async def test_a_file_that_the_agent_does_not_run_on_is_no_fault_of_the_agent(tm
         made["workloads"][0]["name"] = "mine"
         other.write_text(json.dumps(made))
         code, lines = await examined("--config", str(other))
-    assert code == 0
+    assert code == 0, lines
     said = [(condition, text.partition(";")[0]) for condition, text in of(lines, "agent")]
     assert ("warning", "it does not serve as the file says: mine") in said
 

@@ -186,6 +186,18 @@ def test_why_a_socket_cannot_be_connected_to_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["127.0.0.1:9902", "localhost:1", "[::1]:9902"])
 def test_an_address_without_its_scheme_is_no_path(text: str) -> None:
     assert place(text) == f"http://{text}"
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("HTTP://127.0.0.1:9902/A", "http://127.0.0.1:9902/A"),
+        ("Https://Agent", "https://Agent"),
+        ("ftp://a", "ftp://a"),
+    ],
+)
+def test_a_scheme_in_capitals_is_no_path(text: str, meant: str) -> None:
+    assert place(text) == meant
     assert place(f"/run/{text}") == f"/run/{text}"
 
 

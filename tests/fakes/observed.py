@@ -104,6 +104,7 @@ class Seen(Struct, frozen=True):
     issuance_counts: IssuanceCounts = msgspec.field(default_factory=IssuanceCounts)
     sds_counts: SdsCounts = msgspec.field(default_factory=SdsCounts)
     lacking: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
     log_counts: Mapping[str, int] = MappingProxyType({"info": 3, "error": 1})
 
     def each_workload(self) -> Iterator[WorkloadStatus]:
@@ -111,7 +112,12 @@ class Seen(Struct, frozen=True):
 
     @property
     def versions(self) -> Mapping[str, str | None]:
-        return {"web": "v1", "spiffe://demo.example/web": "v1", "ROOTCA": "v2", "spiffe://demo.example": "v2"}
+        return {
+            "web": "v1",
+            "spiffe://demo.example/web": "v1",
+            "ROOTCA": "v2",
+            "spiffe://demo.example": "v2",
+        } | dict.fromkeys(self.waiting)
 
     def lacks(self, _now: object) -> tuple[str, ...]:
         return self.lacking

@@ -17,6 +17,7 @@ from sds_agent.doctor.agents import judged, of_agent, of_file, worst
 from sds_agent.doctor.clocks import of_clock
 from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
 from sds_agent.doctor.envoys import of_dump
+from sds_agent.doctor.served import MOST_COMPARED, Served
 from sds_agent.envoy_config import messages
 from sds_agent.envoy_config.choices import EnvoyChoices
 from sds_agent.issuance.status import TrustStatus
@@ -432,3 +433,24 @@ def test_an_agent_that_refuses_its_changed_file_says_why_without_that_file() -> 
     seen = status(Seen(about=replace(ABOUT, reload_refused=REFUSED)), NOW)
     (said,) = (each for each in of_agent(seen, "0.1") if "not taken" in each.text)
     assert (said.condition, "keep_certificates has changed; web: wrong; " in said.text) == ("bad", True)
+
+
+def test_a_hint_names_the_agent_as_the_call_did() -> None:
+    """Else it leads to another agent, or to none."""
+    waiting = replace(STREAM, names=(NameStatus("it's"),))
+    seen = replace(Seen(workloads=(workload(None, served=False),), streams=(waiting,)), waiting=("it's",))
+    shown = status(seen, NOW)
+    said = [each.text for each in of_agent(shown, "0.1", " --socket /a.sock") if "explain" in each.text]
+    assert [each.partition("; see ")[2] for each in said] == [
+        "`sds-agent explain web --socket /a.sock`",
+        """`sds-agent explain 'it'"'"'s' --socket /a.sock`""",
+    ]
+
+
+def test_the_nearest_of_thousands_of_names_is_looked_for_a_few_times_alone() -> None:
+    """It takes most of a second each time."""
+    served = Served([f"name-{number}" for number in range(50)])
+    wrong = [f"name-{number}x" for number in range(MOST_COMPARED)]
+    assert [served.instead_of(each) for each in wrong * 2] == [f"did you mean {each[:-1]}?" for each in wrong * 2]
+    assert served.instead_of("name-40x").startswith("there are name-0, name-1, ")
+    assert served.instead_of(wrong[0]) == "did you mean name-0?"

@@ -1,5 +1,7 @@
 """Why a name is or is not served to an Envoy: each answer sends a person somewhere, so it has to be the right one."""
 
+from datetime import datetime
+
 import pytest
 from fakes.hierarchy import NOW
 from fakes.observed import ABOUT, FAILURE, HOUR, LEAF, STREAM, Seen, workload
@@ -7,6 +9,7 @@ from msgspec.structs import replace
 
 from sds_agent.admin.reasons import explain
 from sds_agent.admin.view import status
+from sds_agent.doctor.agents import of_agent
 from sds_agent.issuance.status import LeftOut, TrustStatus
 from sds_agent.sds.departed import MOST, DepartedStream
 from sds_agent.sds.status import Nack, NameStatus
@@ -64,6 +67,21 @@ def test_an_expired_certificate_is_bad_and_a_failing_renewal_is_a_warning() -> N
     answers = found(Seen(workloads=(workload(failure=FAILURE),)), "web")
     assert answers[2][0] == "warning"
     assert "its renewal fails" in answers[2][1]
+
+
+@pytest.mark.parametrize(
+    ("at", "served", "words"),
+    [
+        (LEAF.valid_until, False, "its certificate 4f ended at 2026-"),
+        (LEAF.valid_from - HOUR, True, "its certificate 4f is not valid before 2026-"),
+        (LEAF.valid_from, False, "its certificate 4f had ended and is withheld"),
+    ],
+)
+def test_a_certificate_that_is_not_valid_is_never_called_good(at: datetime, words: str, *, served: bool) -> None:
+    """As where the clock was set back: the agent is not ready then, and says why."""
+    shown = status(Seen(workloads=(workload(served=served),)), at)
+    assert [each.text for each in explain(shown, "web") if each.verdict == "bad" and words in each.text]
+    assert [each.condition for each in of_agent(shown, "0.1") if each.subject == "workload web"] == ["bad"]
 
 
 def test_an_envoy_that_refused_it_is_quoted() -> None:

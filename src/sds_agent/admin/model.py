@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+_TIME = "%Y-%m-%d %H:%M:%S UTC"
 FORMAT = 1
 """The version of the model. A field may be added without a change of it; one that changes its meaning or goes changes
 it.
@@ -231,6 +232,20 @@ class AgentView(Struct, frozen=True, kw_only=True):
     lacks: tuple[str, ...]
     counts: CountsView
     reload_refused: tuple[str, ...] = ()
+
+
+def why_unusable(identity: IdentityView, at: datetime) -> str | None:
+    """Why Envoys are not given the workload's certificate at that time, or do not take it, in words; None where they
+    do, and where there is none.
+    """
+    leaf, withheld = identity.current, identity.state == "expired"
+    if leaf is None:
+        return None
+    if at < leaf.valid_from:
+        return f"is not valid before {leaf.valid_from:{_TIME}}, and this machine's clock says {at:{_TIME}}"
+    if at >= leaf.valid_until:
+        return f"ended at {leaf.valid_until:{_TIME}}{' and is withheld' if withheld else ''}"
+    return "had ended and is withheld" if withheld else None
 
 
 def first_name(bundle: BundleView) -> str:

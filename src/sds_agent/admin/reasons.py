@@ -1,6 +1,7 @@
 """Why a name is or is not served to an Envoy: a chain of findings, from the configuration to its last ACK. Pure."""
 
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Literal
 
 from msgspec import Struct
@@ -13,6 +14,7 @@ from sds_agent.admin.model import (
     Status,
     SubscriberView,
     SubscriptionView,
+    why_unusable,
 )
 from sds_agent.configfile.phrases import did_you_mean
 
@@ -41,7 +43,7 @@ def _findings(status: Status, name: str, node: str | None) -> Iterator[Explanati
     identity = next((each for each in status.identities if name in {each.name, each.spiffe_id, *each.names}), None)
     bundle = next((each for each in status.bundles if name in each.names), None)
     if identity is not None:
-        yield from _of_identity(identity)
+        yield from _of_identity(identity, status.at)
     elif bundle is not None:
         yield from _of_bundle(bundle)
     elif name.startswith(_FILES):
@@ -65,7 +67,7 @@ def _unknown(status: Status, name: str) -> ExplanationStep:
     return ExplanationStep("bad", f"{name} is no name that the agent serves; {fix}")
 
 
-def _of_identity(identity: IdentityView) -> Iterator[ExplanationStep]:
+def _of_identity(identity: IdentityView, at: datetime) -> Iterator[ExplanationStep]:
     names = " and ".join(identity.names)
     yield ExplanationStep(
         "good", f"the workload {identity.name} is configured as {identity.spiffe_id}, served under {names}"
@@ -74,11 +76,8 @@ def _of_identity(identity: IdentityView) -> Iterator[ExplanationStep]:
     if leaf is None:
         yield ExplanationStep("bad", f"it has no certificate yet from {identity.authority}{_failed(identity)}")
         return
-    if identity.state == "expired":
-        yield ExplanationStep(
-            "bad",
-            f"its certificate {leaf.serial} ended at {leaf.valid_until:{_TIME}} and is withheld{_failed(identity)}",
-        )
+    if (unusable := why_unusable(identity, at)) is not None:
+        yield ExplanationStep("bad", f"its certificate {leaf.serial} {unusable}{_failed(identity)}")
         return
     yield ExplanationStep("good", _certificate(leaf))
     if identity.failure is not None:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import shlex
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from sds_agent.cli.config_file import found, report_passed_over
 from sds_agent.cli.paths import as_path, as_socket, filled
 from sds_agent.cli.ready import asked, sockets
 from sds_agent.config.defaults import admin_socket
-from sds_agent.errors import SdsAgentError
+from sds_agent.errors import ProblemsError, SdsAgentError
 from sds_agent.text import one_line
 
 if TYPE_CHECKING:
@@ -71,10 +72,21 @@ def config(arguments: argparse.Namespace) -> Path | None:
     return found(os.environ) if named is None else named
 
 
+def named(arguments: argparse.Namespace) -> str:
+    """The option that named the agent, as it is added to the call of another command; empty where none did."""
+    for option in ("config", "socket", "admin"):
+        if (value := getattr(arguments, option)) is not None:
+            return f" --{option} {shlex.quote(str(value))}"
+    return ""
+
+
 def place(text: str) -> str:
     """The URL or the path that a user named; `127.0.0.1:9902` is an address and becomes a URL. Raises
     ArgumentTypeError for an empty one.
     """
+    scheme, _, rest = text.partition("://")
+    if (url := f"{scheme.lower()}://{rest}").startswith(_URLS):  # capitals are no other scheme (RFC 3986, section 3.1)
+        return url
     return f"http://{text}" if _HOST_AND_PORT.fullmatch(filled(text)) else text
 
 
@@ -105,21 +117,44 @@ def places(arguments: argparse.Namespace) -> tuple[str, ...]:
     return tuple(known)
 
 
-def status(arguments: argparse.Namespace) -> Status:
-    """The agent's status, all of whose texts are printable. Raises NoAdminError and ProblemsError."""
-    where, answer = _asked("/status", arguments)
+def places_beside(file: Path) -> tuple[str, ...]:
+    """Where the admin server of an agent may be that runs on what this file held before: where the file still says, or
+    else by default. None where it is no file. Raises ProblemsError.
+    """
+    from sds_agent.config.defaults import without_file  # noqa: PLC0415 - measured: 55 ms
+    from sds_agent.config.loading import load  # noqa: PLC0415 - likewise
+    from sds_agent.configfile.source import read  # noqa: PLC0415 - likewise
+
+    if not file.is_file():
+        return ()
+    try:
+        document, _ = read(file)
+        said = {key: value for key, value in document.tree.items() if key in {"sds", "admin"}}
+        document.tree = {**without_file().tree, **said}
+        chosen = load(None, os.environ, read=(document, [])).settings.admin
+    except ProblemsError:
+        return tuple(str(admin_socket(each)) for each in sockets(None, os.environ))
+    known = (chosen.socket, None if chosen.address is None else f"http://{chosen.address}")
+    return tuple(str(each) for each in known if each is not None) if chosen.enabled else ()
+
+
+def status(arguments: argparse.Namespace, at: tuple[str, ...] | None = None) -> Status:
+    """The agent's status, all of whose texts are printable; `at` are the places where it may be asked, by default those
+    of the call. Raises NoAdminError and ProblemsError.
+    """
+    where, answer = _asked("/status", arguments, at)
     try:
         return read_status(answer.body, where)
     except NotStatusError as error:
         raise NoAdminError(f"{error} (it sent {answer.looks()})" if error.is_other else str(error)) from error
 
 
-def _asked(path: str, arguments: argparse.Namespace) -> tuple[str, "WebAnswer"]:
+def _asked(path: str, arguments: argparse.Namespace, at: tuple[str, ...] | None = None) -> tuple[str, "WebAnswer"]:
     """The place that answers a GET of that path with 200, and its answer. Raises NoAdminError and ProblemsError."""
     from sds_agent.inspection import web  # noqa: PLC0415 - measured: 120 ms for httpx
 
     faults = []
-    for each in places(arguments):
+    for each in places(arguments) if at is None else at:
         # httpcore leaves a Unix socket open that it could not connect
         if not each.startswith(_URLS) and (reason := unreachable(Path(each))) is not None:
             faults.append(f"{each} ({reason})")
@@ -132,7 +167,9 @@ def _asked(path: str, arguments: argparse.Namespace) -> tuple[str, "WebAnswer"]:
         if answer.status == OK:
             return each, answer
         faults.append(f"{each} (it answers {answer.status})")
-    raise NoAdminError(_no_answer(faults, arguments))
+    raise NoAdminError(
+        _no_answer(faults, arguments) if at is None else f"no agent answers at {' nor at '.join(faults)}"
+    )
 
 
 def changes(arguments: argparse.Namespace) -> Iterator[bool]:

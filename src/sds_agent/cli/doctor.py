@@ -70,7 +70,7 @@ def _examined(arguments: argparse.Namespace) -> Iterator[Diagnosis]:
     yield from problems
     status = None
     try:
-        status = None if problems and loaded is None else asking.status(arguments)
+        status = _status_beside_unusable(arguments) if problems and loaded is None else asking.status(arguments)
     except SdsAgentError as error:
         yield bad("agent", str(error))
     if loaded is not None:
@@ -79,12 +79,23 @@ def _examined(arguments: argparse.Namespace) -> Iterator[Diagnosis]:
         yield from _of_authorities(loaded, probe=arguments.probe)
     elif arguments.socket is not None:
         yield from _of_socket(arguments.socket)
+    elif problems and status is not None:
+        yield from _of_socket(Path(status.agent.socket))
     if status is not None:
-        yield from of_agent(status, __version__)
+        yield from of_agent(status, __version__, asking.named(arguments))
     if status is not None and loaded is not None and loaded.file is not None:
         yield from of_file({each.name: each.spiffe_id for each in loaded.settings.workloads}, status)
     for place in arguments.envoy:
         yield from _of_envoy(place, arguments.socket, status, loaded)
+
+
+def _status_beside_unusable(arguments: argparse.Namespace) -> Status | None:
+    """That of the agent which goes on with what the file held before it could not be used; None where none answers."""
+    file = arguments.config or found_file(os.environ)
+    try:
+        return None if file is None else asking.status(arguments, asking.places_beside(file))
+    except SdsAgentError:  # that no agent runs on such a file is no fault beside those of the file
+        return None
 
 
 def _loaded(arguments: argparse.Namespace) -> tuple[Loaded | None, list[Diagnosis]]:

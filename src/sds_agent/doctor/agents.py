@@ -1,11 +1,20 @@
 """A running agent by its status: pure."""
 
+import shlex
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from sds_agent.admin.model import BundleView, IdentityView, Status, SubscriberView, first_name, served_names
-from sds_agent.configfile.phrases import did_you_mean
+from sds_agent.admin.model import (
+    BundleView,
+    IdentityView,
+    Status,
+    SubscriberView,
+    first_name,
+    served_names,
+    why_unusable,
+)
 from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
+from sds_agent.doctor.served import Served
 
 _TIME = "%Y-%m-%d %H:%M:%S UTC"
 MOST_NAMES = 5
@@ -14,8 +23,10 @@ _SOON = timedelta(days=30)
 """What is left of a CA's life when people have to act (as the event `expiring` has it at most)."""
 
 
-def of_agent(status: Status, version: str) -> Iterator[Diagnosis]:
-    """The agent, its identities, its bundles, and the Envoys that are connected; `version` is this command's."""
+def of_agent(status: Status, version: str, named: str = "") -> Iterator[Diagnosis]:
+    """The agent, its identities, its bundles, and the Envoys that are connected; `version` is this command's, and
+    `named` the option by which the agent was named to it.
+    """
     agent = status.agent
     if agent.version != version:
         yield warning(
@@ -31,10 +42,10 @@ def of_agent(status: Status, version: str) -> Iterator[Diagnosis]:
             "file, or start the agent again for a key that only a restart applies",
         )
     for each in status.identities:
-        yield _of_identity(each)
+        yield _of_identity(each, status.at, named)
     for bundle in status.bundles:
         yield from _of_bundle(bundle, status)
-    yield from of_subscribers(status)
+    yield from of_subscribers(status, named)
 
 
 def of_file(configured: Mapping[str, str], status: Status) -> Iterator[Diagnosis]:
@@ -67,15 +78,21 @@ def _listed(names: Sequence[str], between: str = ", ") -> str:
     return between.join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _of_identity(identity: IdentityView) -> Diagnosis:
+def _of_identity(identity: IdentityView, at: datetime, named: str) -> Diagnosis:
     subject, failure = f"workload {identity.name}", identity.failure
     why = "" if failure is None else f": {failure.kind}, {failure.attempts} in a row: {failure.cause}"
-    if identity.current is None or identity.state != "serving":
-        return bad(subject, f"has no valid certificate{why or ' yet'}; see `sds-agent explain {identity.name}`")
+    if identity.current is None:
+        return bad(subject, f"has no certificate yet{why}; see {_explained(identity.name, named)}")
+    if (unusable := why_unusable(identity, at)) is not None:
+        return bad(subject, f"its certificate {unusable}{why}; see {_explained(identity.name, named)}")
     until = f"{identity.current.valid_until:{_TIME}}"
     if failure is not None:
         return warning(subject, f"its certificate is good until {until}, and its renewal fails{why}")
     return good(subject, f"its certificate is good until {until}, from {identity.authority}")
+
+
+def _explained(name: str, named: str) -> str:
+    return f"`sds-agent explain {shlex.quote(name)}{named}`"
 
 
 def _of_bundle(bundle: BundleView, status: Status) -> Iterator[Diagnosis]:
@@ -94,10 +111,10 @@ def _of_bundle(bundle: BundleView, status: Status) -> Iterator[Diagnosis]:
         yield warning(subject, f"what {each.authority} advertises is not all served: {'; '.join(each.causes)}")
 
 
-def of_subscribers(status: Status) -> Iterator[Diagnosis]:
+def of_subscribers(status: Status, named: str = "") -> Iterator[Diagnosis]:
     """The Envoys that are connected, those in trouble each, the others counted."""
-    known = served_names(status)
-    troubles = [each for subscriber in status.subscribers for each in _of_subscriber(subscriber, known)]
+    known = Served(served_names(status))
+    troubles = [each for subscriber in status.subscribers for each in _of_subscriber(subscriber, known, named)]
     yield from troubles
     if not status.subscribers:
         yield warning("Envoys", f"none is connected to {status.agent.socket}; {_missing(status)}")
@@ -112,19 +129,18 @@ def _missing(status: Status) -> str:
     return f"the last, {last.node or last.peer}, left at {last.left_at:{_TIME}}: see whether it runs"
 
 
-def _of_subscriber(subscriber: SubscriberView, known: list[str]) -> Iterator[Diagnosis]:
+def _of_subscriber(subscriber: SubscriberView, known: Served, named: str) -> Iterator[Diagnosis]:
     subject = f"Envoy {subscriber.node or subscriber.peer}"
     for each in subscriber.subscriptions:
         match each.state:
             case "refused" if each.nacked is not None:
                 yield bad(subject, f"refuses {each.name}: {each.nacked.reason}")
             case "unknown":
-                hint = did_you_mean(each.name, known) or f"there are {', '.join(known[:10])}"
-                yield bad(subject, f"asks for {each.name}, which is not served; {hint}")
+                yield bad(subject, f"asks for {each.name}, which is not served; {known.instead_of(each.name)}")
             case "behind":
                 yield warning(subject, f"has not acknowledged {each.name} yet; its log says whether it is held up")
             case "waiting":
-                yield warning(subject, f"waits for {each.name}; see `sds-agent explain {each.name}`")
+                yield warning(subject, f"waits for {each.name}; see {_explained(each.name, named)}")
 
 
 def judged(tried: Mapping[str, Sequence[Diagnosis]], chains: Iterable[Sequence[str]]) -> Iterator[Diagnosis]:

@@ -7,11 +7,11 @@ another shape than Envoy's counts as left out. What each mistake leads to was tr
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sds_agent.configfile.phrases import did_you_mean
 from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
 from sds_agent.doctor.dumps import SHOWN, clusters_of, items, mapping, pipes
 from sds_agent.doctor.envoy_ads import ads_of, of_ads
 from sds_agent.doctor.envoy_versions import of_delta, of_old_traps, of_version, version_of
+from sds_agent.doctor.served import Served
 
 
 def of_dump(dump: Mapping[str, Any], envoy: str, socket: str, served: Sequence[str]) -> list[Diagnosis]:
@@ -19,6 +19,7 @@ def of_dump(dump: Mapping[str, Any], envoy: str, socket: str, served: Sequence[s
     names.
     """
     found: list[Diagnosis] = []
+    names = Served(served)
     clusters = set[str]()
     contexts = list(_contexts(dump, ""))
     ads, version = ads_of(dump, socket), version_of(dump)
@@ -30,7 +31,7 @@ def of_dump(dump: Mapping[str, Any], envoy: str, socket: str, served: Sequence[s
                 found += of_ads(subject, name, ads, served)
                 continue
             clusters |= set(_grpc_clusters(source))
-            found += _of_source(subject, name, source, served)
+            found += _of_source(subject, name, source, names)
             found += of_delta(subject, name, source, version)
         found += _of_context(subject, context)
         found += of_old_traps(subject, context, version)
@@ -85,10 +86,9 @@ def _grpc_services(source: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [mapping(each["envoy_grpc"]) for each in services if "envoy_grpc" in each]
 
 
-def _of_source(subject: str, name: str, source: Mapping[str, Any], served: Sequence[str]) -> Iterator[Diagnosis]:
+def _of_source(subject: str, name: str, source: Mapping[str, Any], served: Served) -> Iterator[Diagnosis]:
     if served and name not in served and not name.startswith(("file-cert:", "file-root:")):
-        hint = did_you_mean(name, list(served)) or f"there are {', '.join(served[:10])}"
-        yield bad(subject, f"asks for {name}, which the agent does not serve; {hint}")
+        yield bad(subject, f"asks for {name}, which the agent does not serve; {served.instead_of(name)}")
     timeout = source.get("initial_fetch_timeout")
     if timeout not in ("0s", "0.0s"):
         yield warning(
