@@ -2,6 +2,8 @@
 
 import os
 import pwd
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -221,6 +223,20 @@ def test_where_one_file_cannot_be_written_none_is(printed: Units, capsys: Printe
     said = capsys.readouterr()
     assert (said.out, "etc/systemd/system/sds-agent.service" in said.err) == ("", True)
     assert [each for each in root.rglob("*") if each.is_file()] == [root / "etc/systemd/system"]
+
+
+@pytest.mark.usefixtures("printed")
+def test_who_stops_reading_has_all_files_or_none(tmp_path: Path) -> None:
+    """As `head -1` may: a unit without the one that it belongs to is not what was asked for."""
+    root, (reads, writes) = tmp_path / "root", os.pipe()
+    os.close(reads)
+    (tmp_path / "a.yaml").write_text(MINIMAL)
+    call = ["install", "systemd", str(tmp_path / "a.yaml"), "--socket-unit", "--write", "--root", str(root)]
+    with os.fdopen(writes) as closed:
+        command = [sys.executable, "-m", "sds_agent", *call]
+        assert subprocess.run(command, stdout=closed, stderr=subprocess.DEVNULL, check=False).returncode != 0
+    made = sorted(each.suffix for each in root.rglob("*") if each.is_file())
+    assert made == [".conf", ".service", ".socket"]
 
 
 def test_a_join_token_is_no_credential(public: Path) -> None:

@@ -80,8 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
         for each in made:
             output.write(f"# {each.path}\n{each.text}")
         return 0
-    for path in _write(made, arguments.root, replace=arguments.replace):
-        output.write(f"wrote {path}")
+    written = _write(made, arguments.root, replace=arguments.replace)
+    output.write("\n".join(f"wrote {path}" for path in written))  # not one by one: nobody may read any more
     output.write(_next_steps(made, plan))
     return 0
 
@@ -280,8 +280,8 @@ def _is_alone(path: Path, user: int, others: int) -> bool:
     return found.st_uid == user and not stat.S_IMODE(found.st_mode) & others
 
 
-def _write(made: tuple[UnitFile, ...], root: Path, *, replace: bool) -> Iterator[Path]:
-    """Write all of them, or none where one would be lost; yields each place. Raises ConfigurationError."""
+def _write(made: tuple[UnitFile, ...], root: Path, *, replace: bool) -> Sequence[Path]:
+    """Write all of them, or none where one would be lost; returns the places. Raises ConfigurationError."""
     places = {root / each.path.relative_to("/"): each.text for each in made}
     changed = [path for path, text in places.items() if _is_changed(path, text)]
     if changed and not replace:
@@ -295,7 +295,6 @@ def _write(made: tuple[UnitFile, ...], root: Path, *, replace: bool) -> Iterator
             create(temporary, places[path].encode(), 0o644)
         for path, temporary in staged.items():
             temporary.replace(path)  # a link there, as of a unit that is masked, and not what it leads to
-            yield path
     except OSError as error:
         raise ConfigurationError(
             f"cannot write {path}: {error.strerror}; run this as root, or leave --write out and copy what it prints"
@@ -304,6 +303,7 @@ def _write(made: tuple[UnitFile, ...], root: Path, *, replace: bool) -> Iterator
         for temporary in staged.values():
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+    return tuple(staged)
 
 
 def _is_changed(path: Path, text: str) -> bool:
