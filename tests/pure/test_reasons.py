@@ -1,6 +1,6 @@
 """Why a name is or is not served to an Envoy: each answer sends a person somewhere, so it has to be the right one."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pytest
 from fakes.hierarchy import NOW
@@ -9,7 +9,9 @@ from msgspec.structs import replace
 
 from sds_agent.admin.reasons import explain
 from sds_agent.admin.view import status
+from sds_agent.cli.status import headline
 from sds_agent.doctor.agents import of_agent
+from sds_agent.issuance.expiry import watched
 from sds_agent.issuance.status import LeftOut, TrustStatus
 from sds_agent.sds.departed import MOST, DepartedStream
 from sds_agent.sds.status import Nack, NameStatus
@@ -84,10 +86,42 @@ def test_a_certificate_that_is_not_valid_is_never_called_good(at: datetime, word
     assert [each.condition for each in of_agent(shown, "0.1") if each.subject == "workload web"] == ["bad"]
 
 
+@pytest.mark.parametrize(
+    ("refused", "goes_on"),
+    [
+        (NameStatus("web", "v0", "v0", Nack("v1", "no such curve")), "it goes on with version v0"),
+        (
+            NameStatus("web", "v1", "v0", Nack("v1", "no such curve")),
+            "it goes on with version v0, and may refuse other secrets with the same words, until this one changes "
+            "or it is restarted",
+        ),
+    ],
+)
+def test_an_envoy_that_was_sent_the_former_once_more_is_not_to_be_restarted(refused: NameStatus, goes_on: str) -> None:
+    shown = status(asking(refused), NOW)
+    assert f"no such curve; {goes_on}; " in explain(shown, "web")[-1].text
+    (said,) = (each.text for each in of_agent(shown, "0.1") if each.subject == "Envoy edge-1")
+    assert f"refuses web: no such curve; {goes_on}; " in said
+
+
+def test_a_certificate_that_nears_its_end_is_said_to_as_the_log_says_it() -> None:
+    """As where the program has stopped that makes the files of an authority: nothing fails, and nothing is renewed."""
+    given = replace(LEAF, renew_at=None, valid_until=LEAF.not_after)
+    (leaf, *_) = watched([workload(given)], TrustStatus(None, ()))
+    seen = Seen(workloads=(workload(given),), streams=(replace(STREAM, names=(CURRENT,)),))
+    for at, near in ((leaf.warn_at - timedelta(seconds=1), False), (leaf.warn_at, True)):
+        shown = status(seen, at)
+        assert ("the certificate of web nears its end" in headline(shown)) == near
+        assert [each.condition for each in of_agent(shown, "0.1") if each.subject == "workload web"] == [
+            "warning" if near else "good"
+        ]
+        assert [each.verdict for each in explain(shown, "web") if "that is near" in each.text] == ["warning"] * near
+
+
 def test_an_envoy_that_refused_it_is_quoted() -> None:
     refused = NameStatus("web", "v1", None, Nack("v1", "no such curve"))
     verdict, text = found(asking(refused), "web")[-1]
-    assert (verdict, "no such curve" in text, "uses nothing" in text) == ("bad", True, True)
+    assert (verdict, "no such curve" in text, "it has none, and may refuse other" in text) == ("bad", True, True)
 
 
 @pytest.mark.parametrize(

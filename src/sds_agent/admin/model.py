@@ -50,7 +50,8 @@ class LeafView(Struct, frozen=True, kw_only=True):
     `chain` is what Envoys are given: the leaf, then each intermediate after what it issued. `anchor` is the trust
     anchor above it that ends last. Envoys take the leaf from `valid_from` until `valid_until`, the times of all these
     together; `ends_with` is the subject of the certificate that ends first. `renew_at` is absent where the CA decides
-    that. One that is `foreign` came from another CA than the workload has now, and is renewed at once.
+    that. One that is `foreign` came from another CA than the workload has now, and is renewed at once. From `warn_at`
+    on the agent warns that the leaf, or a CA between it and the anchor, nears its end (the event `expiring`).
     """
 
     serial: str
@@ -67,6 +68,7 @@ class LeafView(Struct, frozen=True, kw_only=True):
     foreign: bool
     chain: tuple[CertificateView, ...]
     anchor: CertificateView | None
+    warn_at: Moment | None = None
 
 
 class FailureView(Struct, frozen=True, kw_only=True):
@@ -246,6 +248,20 @@ def why_unusable(identity: IdentityView, at: datetime) -> str | None:
     if at >= leaf.valid_until:
         return f"ended at {leaf.valid_until:{_TIME}}{' and is withheld' if withheld else ''}"
     return "had ended and is withheld" if withheld else None
+
+
+def nears_its_end(identity: IdentityView, at: datetime) -> bool:
+    """Whether the agent warns at that time that the workload's certificate nears its end."""
+    leaf = identity.current
+    return leaf is not None and leaf.warn_at is not None and leaf.warn_at <= at
+
+
+def goes_on(subscription: SubscriptionView) -> str:
+    """What an Envoy that has refused a secret does from then on, in words."""
+    uses = "has none" if subscription.acked is None else f"goes on with version {subscription.acked}"
+    if subscription.nacked is None or subscription.sent != subscription.nacked.version:  # it was taken back
+        return f"it {uses}"
+    return f"it {uses}, and may refuse other secrets with the same words, until this one changes or it is restarted"
 
 
 def first_name(bundle: BundleView) -> str:

@@ -14,6 +14,8 @@ from sds_agent.admin.model import (
     Status,
     SubscriberView,
     SubscriptionView,
+    goes_on,
+    nears_its_end,
     why_unusable,
 )
 from sds_agent.configfile.phrases import did_you_mean
@@ -82,6 +84,11 @@ def _of_identity(identity: IdentityView, at: datetime) -> Iterator[ExplanationSt
     yield ExplanationStep("good", _certificate(leaf))
     if identity.failure is not None:
         yield ExplanationStep("warning", f"its renewal fails{_failed(identity)}")
+    elif nears_its_end(identity, at):
+        yield ExplanationStep(
+            "warning",
+            f"that is near ({leaf.ends_with} ends then): the log says by the event expiring what to do",
+        )
     elif identity.next_renewal is not None:
         yield ExplanationStep("good", f"its next renewal is at {identity.next_renewal:{_TIME}}")
 
@@ -200,11 +207,10 @@ def _of_subscription(subscriber: SubscriberView, subscription: SubscriptionView)
             took = "" if subscriber.ack_ms is None else f", {subscriber.ack_ms} ms after it was sent"
             return ExplanationStep("good", f"{who}, {since}, has taken version {subscription.acked}{took}")
         case "refused" if subscription.nacked is not None:
-            uses = "nothing" if subscription.acked is None else f"version {subscription.acked}"
             return ExplanationStep(
                 "bad",
-                f"{who} refuses version {subscription.nacked.version} and uses {uses}: {subscription.nacked.reason}; a "
-                "new version is sent when the secret changes",
+                f"{who} refuses version {subscription.nacked.version}: {subscription.nacked.reason}; "
+                f"{goes_on(subscription)}; a new version is sent when the secret changes",
             )
         case "waiting":
             return ExplanationStep("warning", f"{who}, {since}, waits for it; it is sent as soon as there is one")

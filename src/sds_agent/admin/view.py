@@ -26,6 +26,7 @@ from sds_agent.admin.model import (
     SubscriptionView,
 )
 from sds_agent.admin.observed import About, Observed
+from sds_agent.issuance.expiry import warned_from
 from sds_agent.issuance.status import (
     AnchorStatus,
     AuthorityStatus,
@@ -201,6 +202,7 @@ def leaf(found: LeafStatus) -> LeafView:
         foreign=found.foreign,
         chain=(own, *map(_certificate, found.intermediates)),
         anchor=None if found.anchor is None else _certificate(found.anchor),
+        warn_at=warned_from(found),
     )
 
 

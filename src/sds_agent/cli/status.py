@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
-from sds_agent.admin.model import BundleView, IdentityView, Status, SubscriberView, first_name
+from sds_agent.admin.model import BundleView, IdentityView, Status, SubscriberView, first_name, nears_its_end
 from sds_agent.cli import asking, output
 from sds_agent.cli.formats import add_format, coloured, document, left, span, table
 
@@ -98,6 +98,13 @@ def _concerns(status: Status) -> Iterator[str]:
     failing = [each.name for each in status.identities if each.state == "serving" and each.failure is not None]
     if failing:
         yield f"the renewal of {_some(failing)} fails"
+    near = [
+        each.name
+        for each in status.identities
+        if each.state == "serving" and each.failure is None and nears_its_end(each, status.at)
+    ]
+    if near:
+        yield f"the certificate of {_some(near)} nears its end"
     for state, verb in (("refused", "refuse a secret"), ("unknown", "ask for a name that is not served")):
         nodes = [
             each.node or each.peer

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from sds_agent.admin.model import (
     BundleView,
@@ -10,17 +10,18 @@ from sds_agent.admin.model import (
     Status,
     SubscriberView,
     first_name,
+    goes_on,
+    nears_its_end,
     served_names,
     why_unusable,
 )
 from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
 from sds_agent.doctor.served import Served
+from sds_agent.pki.ending import near_end_of_ca
 
 _TIME = "%Y-%m-%d %H:%M:%S UTC"
 MOST_NAMES = 5
 """Workloads that a line names, or causes."""
-_SOON = timedelta(days=30)
-"""What is left of a CA's life when people have to act (as the event `expiring` has it at most)."""
 
 
 def of_agent(status: Status, version: str, named: str = "") -> Iterator[Diagnosis]:
@@ -88,6 +89,12 @@ def _of_identity(identity: IdentityView, at: datetime, named: str) -> Diagnosis:
     until = f"{identity.current.valid_until:{_TIME}}"
     if failure is not None:
         return warning(subject, f"its certificate is good until {until}, and its renewal fails{why}")
+    if nears_its_end(identity, at):
+        return warning(
+            subject,
+            f"its certificate is good until {until} alone, when {identity.current.ends_with} ends; the log says by the "
+            "event expiring what to do",
+        )
     return good(subject, f"its certificate is good until {until}, from {identity.authority}")
 
 
@@ -100,10 +107,11 @@ def _of_bundle(bundle: BundleView, status: Status) -> Iterator[Diagnosis]:
     if not bundle.anchors:
         yield bad(subject, "has no root yet; no authority has told it one")
         return
-    last = max(each.not_after for each in bundle.anchors)
+    newest = max(bundle.anchors, key=lambda each: each.not_after)
+    last = newest.not_after
     if last <= status.at:
         yield bad(subject, f"its last root ended at {last:{_TIME}}, so no peer is accepted; give the CA a new root")
-    elif last - status.at < _SOON:
+    elif status.at >= near_end_of_ca(newest.not_before, last)[0]:
         yield warning(subject, f"its last root ends at {last:{_TIME}}; let the CA advertise its successor before then")
     else:
         yield good(subject, f"its last root ends at {last:{_TIME}}")
@@ -134,7 +142,11 @@ def _of_subscriber(subscriber: SubscriberView, known: Served, named: str) -> Ite
     for each in subscriber.subscriptions:
         match each.state:
             case "refused" if each.nacked is not None:
-                yield bad(subject, f"refuses {each.name}: {each.nacked.reason}")
+                yield bad(
+                    subject,
+                    f"refuses {each.name}: {each.nacked.reason}; {goes_on(each)}; change what it names, or where this "
+                    "Envoy asks for it",
+                )
             case "unknown":
                 yield bad(subject, f"asks for {each.name}, which is not served; {known.instead_of(each.name)}")
             case "behind":

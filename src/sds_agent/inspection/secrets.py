@@ -11,6 +11,7 @@ from msgspec import Struct
 from sds_agent.pki.certificates import CertificateError, read_pem, serial_hex
 from sds_agent.pki.pem import blocks
 
+_ENVOY = "Envoy is behind"
 _CERTIFICATES = frozenset({b"CERTIFICATE", b"X509 CERTIFICATE", b"TRUSTED CERTIFICATE"})
 _NOT_PEM = re.compile(rb"[^\t\r\n\x20-\x7e]|\r(?!\n)")
 
@@ -91,7 +92,9 @@ def difference(served: InspectedSecret, used: InspectedSecret | None) -> Differe
         return differs(f"Envoy refuses {_named(used)} and goes on with what it had; its log and the agent's say why")
     if served.certificates == used.certificates and used.certificates:
         return Difference(served.name, same=True, text=f"both have {_named(served)}")
-    return differs(f"{_behind(served, used)}: the agent serves {_named(served)}, Envoy uses {_named(used)}")
+    which, refused = _behind(served, used), "`sds-agent explain` says whether it has refused that"
+    fix = f"; {refused}" if which == _ENVOY else ""
+    return differs(f"{which}: the agent serves {_named(served)}, Envoy uses {_named(used)}{fix}")
 
 
 def _behind(served: InspectedSecret, used: InspectedSecret) -> str:
@@ -99,7 +102,7 @@ def _behind(served: InspectedSecret, used: InspectedSecret) -> str:
         return "Envoy has nothing yet"
     if served.kind == "certificate" and _begins(served) < _begins(used):
         return "the agent is behind"
-    return "Envoy is behind"
+    return _ENVOY
 
 
 def _begins(secret: InspectedSecret) -> datetime:

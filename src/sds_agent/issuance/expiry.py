@@ -84,6 +84,12 @@ def watched(workloads: Iterable[WorkloadStatus], trust: TrustStatus) -> Iterator
     yield from _advertised(trust)
 
 
+def warned_from(leaf: LeafStatus) -> datetime:
+    """From when on the agent warns that this leaf, or a CA between it and its anchor, nears its end."""
+    ends = (near_end_of_ca(each.not_before, each.not_after)[0] for each in leaf.intermediates)
+    return min((_near_end_of_leaf(leaf)[0], *ends))
+
+
 def _served(workload: WorkloadStatus) -> Iterator[Expiring]:
     if workload.current is not None and workload.served:
         yield _leaf(workload, workload.current)
@@ -100,13 +106,17 @@ def _advertised(trust: TrustStatus) -> Iterator[Expiring]:
             yield _anchor(anchor)
 
 
-def _leaf(workload: WorkloadStatus, leaf: LeafStatus) -> Expiring:
+def _near_end_of_leaf(leaf: LeafStatus) -> tuple[datetime, datetime]:
     life = leaf.not_after - leaf.issued_at
     late = None if leaf.renew_at is None else max(leaf.not_after - leaf.renew_at, timedelta(0))
     left = [
         life * share if late is None else min(life * share, late * rest)
         for share, rest in zip(LEAF_SHARES, REST_SHARES, strict=True)
     ]
+    return leaf.not_after - left[0], leaf.not_after - left[1]
+
+
+def _leaf(workload: WorkloadStatus, leaf: LeafStatus) -> Expiring:
     fix = (
         "see that what makes its certificates runs, and makes them in time"
         if leaf.renew_at is None
@@ -117,8 +127,7 @@ def _leaf(workload: WorkloadStatus, leaf: LeafStatus) -> Expiring:
         workload.spiffe_id,
         leaf.serial,
         leaf.not_after,
-        leaf.not_after - left[0],
-        leaf.not_after - left[1],
+        *_near_end_of_leaf(leaf),
         leaf.authority,
         fix,
         workload.name,
