@@ -92,8 +92,8 @@ def test_a_certificate_that_is_not_valid_is_never_called_good(at: datetime, word
         (NameStatus("web", "v0", "v0", Nack("v1", "no such curve")), "it goes on with version v0"),
         (
             NameStatus("web", "v1", "v0", Nack("v1", "no such curve")),
-            "it goes on with version v0, and may refuse other secrets with the same words, until this one changes "
-            "or it is restarted",
+            "it goes on with version v0; these words may be about another secret of its own, for which it refuses all "
+            "until it is restarted",
         ),
     ],
 )
@@ -102,6 +102,20 @@ def test_an_envoy_that_was_sent_the_former_once_more_is_not_to_be_restarted(refu
     assert f"no such curve; {goes_on}; " in explain(shown, "web")[-1].text
     (said,) = (each.text for each in of_agent(shown, "0.1") if each.subject == "Envoy edge-1")
     assert f"refuses web: no such curve; {goes_on}; " in said
+
+
+def test_a_secret_that_was_taken_beside_one_that_was_refused_may_be_what_is_wrong() -> None:
+    """As a real Envoy says at its start of its roots what is wrong with its certificate, which it acknowledges."""
+    roots = NameStatus("ROOTCA", "v2", None, Nack("v2", "OCSP response is required"))
+    one = Seen(streams=(replace(STREAM, names=(CURRENT, roots)),))
+    two = Seen(streams=(replace(STREAM, names=(CURRENT,)), replace(STREAM, number=8, names=(roots,))))
+    other = Seen(streams=(replace(STREAM, names=(CURRENT,)), replace(STREAM, node="b", peer="pid 2", names=(roots,))))
+    back = NameStatus("ROOTCA", "v1", "v1", Nack("v2", "OCSP response is required"))
+    taken_back = Seen(streams=(replace(STREAM, names=(CURRENT, back)),))
+    for seen, said in ((one, True), (two, True), (other, False), (taken_back, False)):
+        last = found(seen, "web")[-1]
+        assert last[0] == ("warning" if said else "good")
+        assert ("it refuses ROOTCA (OCSP response is required)" in last[1]) == said
 
 
 def test_a_certificate_that_nears_its_end_is_said_to_as_the_log_says_it() -> None:
@@ -121,7 +135,11 @@ def test_a_certificate_that_nears_its_end_is_said_to_as_the_log_says_it() -> Non
 def test_an_envoy_that_refused_it_is_quoted() -> None:
     refused = NameStatus("web", "v1", None, Nack("v1", "no such curve"))
     verdict, text = found(asking(refused), "web")[-1]
-    assert (verdict, "no such curve" in text, "it has none, and may refuse other" in text) == ("bad", True, True)
+    assert (verdict, "no such curve" in text, "it has none; these words may be about another" in text) == (
+        "bad",
+        True,
+        True,
+    )
 
 
 @pytest.mark.parametrize(

@@ -256,12 +256,19 @@ def nears_its_end(identity: IdentityView, at: datetime) -> bool:
     return leaf is not None and leaf.warn_at is not None and leaf.warn_at <= at
 
 
+def is_taken_back(subscription: SubscriptionView) -> bool:
+    """Whether an Envoy that has refused a secret was sent the one before once more, and so takes others."""
+    return subscription.nacked is None or subscription.sent != subscription.nacked.version
+
+
 def goes_on(subscription: SubscriptionView) -> str:
     """What an Envoy that has refused a secret does from then on, in words."""
     uses = "has none" if subscription.acked is None else f"goes on with version {subscription.acked}"
-    if subscription.nacked is None or subscription.sent != subscription.nacked.version:  # it was taken back
+    if is_taken_back(subscription):
         return f"it {uses}"
-    return f"it {uses}, and may refuse other secrets with the same words, until this one changes or it is restarted"
+    return (
+        f"it {uses}; these words may be about another secret of its own, for which it refuses all until it is restarted"
+    )
 
 
 def first_name(bundle: BundleView) -> str:

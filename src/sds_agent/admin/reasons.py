@@ -15,6 +15,7 @@ from sds_agent.admin.model import (
     SubscriberView,
     SubscriptionView,
     goes_on,
+    is_taken_back,
     nears_its_end,
     why_unusable,
 )
@@ -144,12 +145,29 @@ def _of_subscribers(status: Status, names: Sequence[str], node: str | None) -> I
     for subscriber, subscription in asking:
         states.setdefault(subscription.state, []).append((subscriber, subscription))
     for found in states.values():
-        yield from (_of_subscription(*each) for each in found[:MOST_EACH])
+        for subscriber, subscription in found[:MOST_EACH]:
+            yield _of_subscription(subscriber, subscription)
+            if subscription.state == "current":
+                yield from _beside_refused(status, subscriber)
         if (more := len(found) - MOST_EACH) > 0:
             verdict = _of_subscription(*found[-1]).verdict
             yield ExplanationStep(
                 verdict, f"{more} more Envoys are like that ({found[0][1].state}); name one by --envoy"
             )
+
+
+def _beside_refused(status: Status, subscriber: SubscriberView) -> Iterator[ExplanationStep]:
+    """What the same Envoy refuses for good: it may mean a secret that it has acknowledged."""
+    for other in status.subscribers:
+        if (other.node, other.peer) != (subscriber.node, subscriber.peer):
+            continue
+        for each in other.subscriptions:
+            if each.state == "refused" and each.nacked is not None and not is_taken_back(each):
+                yield ExplanationStep(
+                    "warning",
+                    f"it refuses {each.name} ({each.nacked.reason}): these words may be about this secret, which "
+                    "it has acknowledged and does not use then",
+                )
 
 
 def _departed(status: Status, names: Sequence[str], node: str | None) -> DepartedView | None:

@@ -91,7 +91,7 @@ def _refused(name: str, error: grpc.aio.AioRpcError) -> InspectedSecret:
     if error.code() is grpc.StatusCode.NOT_FOUND:
         return InspectedSecret(name=name, state="UNKNOWN", detail=detail)
     if "not issued yet" in detail:
-        return InspectedSecret(name=name, state="WARMING", detail="it is not issued yet")
+        return InspectedSecret(name=name, state="WARMING", detail="it is not issued yet, or has ended")
     raise UnreachableError(detail) from error
 
 

@@ -87,7 +87,9 @@ def difference(served: InspectedSecret, used: InspectedSecret | None) -> Differe
     if served.state == "UNKNOWN":
         return differs("the agent does not serve it")
     if served.state == "WARMING":
-        return differs(f"the agent has none yet, and Envoy {'uses ' + _named(used) if used.pem else 'waits for it'}")
+        return differs(
+            f"the agent has none to give, and Envoy {'uses ' + _named(used) if used.pem else 'waits for it'}"
+        )
     if used.state == "REJECTED":
         return differs(f"Envoy refuses {_named(used)} and goes on with what it had; its log and the agent's say why")
     if served.certificates == used.certificates and used.certificates:
