@@ -71,9 +71,9 @@ def test_an_envoy_without_a_secret_is_said_to_have_none(capsys: pytest.CaptureFi
         "/stats?filter=version_text&format=json",
     )
     with admin_interface(dict.fromkeys(paths, b"{}")) as url:
-        assert main(["secret", "--envoy", url]) == 1
-        said = capsys.readouterr().err
-    assert said == (
-        f"sds-agent: the Envoy at {url} has asked for no secret over SDS; `sds-agent doctor --envoy {url}` examines "
-        "its configuration\n"
-    )
+        for options, named in ([], ""), (["--socket", "/a b.sock"], " --socket '/a b.sock'"):
+            assert main(["secret", "--envoy", url, *options]) == 1
+            assert capsys.readouterr().err == (
+                f"sds-agent: the Envoy at {url} has asked for no secret over SDS; `sds-agent doctor --envoy "
+                f"{url}{named}` examines its configuration\n"
+            )

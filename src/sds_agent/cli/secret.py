@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not found and arguments.envoy is not None:
         output.report(
             f"the Envoy at {arguments.envoy} has asked for no secret over SDS; `sds-agent doctor --envoy "
-            f"{arguments.envoy}` examines its configuration"
+            f"{shlex.quote(arguments.envoy)}{asking.named(arguments)}` examines its configuration"
         )
     return 0 if found and all(each.state == "ACTIVE" for each in found) else 1
 
