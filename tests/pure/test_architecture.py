@@ -116,7 +116,7 @@ MAY_IMPORT = {
     },
     "inspection": MATERIAL,
     "envoy_config": set[str](),
-    "doctor": {"admin.model", "configfile", "inspection.web", "pki.ending"},
+    "doctor": {"admin.model", "configfile", "inspection.web"},
     # for authors of adapters: nothing of the agent imports it
     "conformance": MATERIAL
     | {"signing", "authority.kind", "authority.protocol", "authority.registry", "issuance.acceptance"},

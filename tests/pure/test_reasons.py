@@ -12,7 +12,7 @@ from sds_agent.admin.view import status
 from sds_agent.cli.status import headline
 from sds_agent.doctor.agents import of_agent
 from sds_agent.issuance.expiry import watched
-from sds_agent.issuance.status import LeftOut, TrustStatus
+from sds_agent.issuance.status import AnchorStatus, LeftOut, TrustStatus
 from sds_agent.sds.departed import MOST, DepartedStream
 from sds_agent.sds.status import Nack, NameStatus
 
@@ -130,6 +130,20 @@ def test_a_certificate_that_nears_its_end_is_said_to_as_the_log_says_it() -> Non
             "warning" if near else "good"
         ]
         assert [each.verdict for each in explain(shown, "web") if "that is near" in each.text] == ["warning"] * near
+
+
+def test_a_root_that_nears_its_end_is_said_to_as_the_log_says_it() -> None:
+    """Whatever its life is, and though a root of another CA goes on for years."""
+    old = AnchorStatus("'CN=old'", "1", NOW - 9 * HOUR, NOW + HOUR, ("vault",), None, "k")
+    renewed = replace(old, subject="'CN=new'", serial="2")
+    bundle = (old, renewed, replace(renewed, serial="3", not_after=NOW + 10_000 * HOUR, not_before=NOW - 9 * HOUR))
+    trust = TrustStatus("v2", bundle)
+    (warn_at,) = (each.warn_at for each in watched([], trust) if each.serial == "1")
+    for at, conditions in ((warn_at - timedelta(seconds=1), ["good"]), (warn_at, ["warning"])):
+        shown = status(Seen(trust=trust, federated=(), workloads=(), streams=()), at)
+        assert ("roots near their end: 'CN=old'" in headline(shown)) == (conditions == ["warning"])
+        said = [each for each in of_agent(shown, "0.1") if each.subject == "bundle ROOTCA"]
+        assert [each.condition for each in said] == conditions
 
 
 def test_an_envoy_that_refused_it_is_quoted() -> None:

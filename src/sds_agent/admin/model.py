@@ -117,7 +117,8 @@ class IdentityView(Struct, frozen=True, kw_only=True):
 class AnchorView(Struct, frozen=True, kw_only=True):
     """A trust anchor in a bundle, and why it is still there: in `why` as a sentence.
 
-    `advertised_by` names the authorities that advertise it; certificates chain to it until `needed_until`.
+    `advertised_by` names the authorities that advertise it; certificates chain to it until `needed_until`. Its end is
+    near from `warn_at` on, which is absent where another one of its name outlives it, or no authority advertises it.
     """
 
     subject: str
@@ -128,6 +129,7 @@ class AnchorView(Struct, frozen=True, kw_only=True):
     advertised_by: tuple[str, ...]
     needed_until: Moment | None
     why: str
+    warn_at: Moment | None = None
 
 
 class LeftOutView(Struct, frozen=True, kw_only=True):
@@ -254,6 +256,11 @@ def nears_its_end(identity: IdentityView, at: datetime) -> bool:
     """Whether the agent warns at that time that the workload's certificate nears its end."""
     leaf = identity.current
     return leaf is not None and leaf.warn_at is not None and leaf.warn_at <= at
+
+
+def roots_near_their_end(bundle: BundleView, at: datetime) -> list[AnchorView]:
+    """Its roots that have not ended at that time, and will soon."""
+    return [each for each in bundle.anchors if each.warn_at is not None and each.warn_at <= at < each.not_after]
 
 
 def is_taken_back(subscription: SubscriptionView) -> bool:

@@ -26,7 +26,7 @@ from sds_agent.admin.model import (
     SubscriptionView,
 )
 from sds_agent.admin.observed import About, Observed
-from sds_agent.issuance.expiry import warned_from
+from sds_agent.issuance.expiry import anchor_warned_from, not_outlived, warned_from
 from sds_agent.issuance.status import (
     AnchorStatus,
     AuthorityStatus,
@@ -224,7 +224,7 @@ def bundle(about: About, trust: TrustStatus) -> BundleView:
         names=about.bundle_names,
         federated=False,
         version=trust.version,
-        anchors=tuple(map(anchor, trust.anchors)),
+        anchors=_anchors(trust.anchors, [each for each in trust.anchors if each.advertised_by]),
         left_out=tuple(LeftOutView(authority=each.authority, causes=each.causes) for each in trust.left_out),
     )
 
@@ -236,13 +236,19 @@ def federated_bundle(found: FederatedStatus) -> BundleView:
         names=(f"spiffe://{found.trust_domain}",),
         federated=True,
         version=found.version,
-        anchors=tuple(map(anchor, found.anchors)),
+        anchors=_anchors(found.anchors, found.anchors),
         left_out=(),
     )
 
 
-def anchor(found: AnchorStatus) -> AnchorView:
-    """A trust anchor."""
+def _anchors(found: Sequence[AnchorStatus], watched: Sequence[AnchorStatus]) -> tuple[AnchorView, ...]:
+    """Trust anchors; the end of those that are `watched` matters, but for one that another of its name outlives."""
+    warned = set(map(id, not_outlived(found))).intersection(map(id, watched))
+    return tuple(anchor(each, warned=id(each) in warned) for each in found)
+
+
+def anchor(found: AnchorStatus, *, warned: bool = False) -> AnchorView:
+    """A trust anchor; `warned` is whether there is a warning before it ends."""
     return AnchorView(
         subject=found.subject,
         serial=found.serial,
@@ -252,6 +258,7 @@ def anchor(found: AnchorStatus) -> AnchorView:
         advertised_by=found.advertised_by,
         needed_until=found.needed_until,
         why=_why(found.advertised_by, found.needed_until),
+        warn_at=anchor_warned_from(found) if warned else None,
     )
 
 

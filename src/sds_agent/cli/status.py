@@ -5,7 +5,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
-from sds_agent.admin.model import BundleView, IdentityView, Status, SubscriberView, first_name, nears_its_end
+from sds_agent.admin.model import (
+    BundleView,
+    IdentityView,
+    Status,
+    SubscriberView,
+    first_name,
+    nears_its_end,
+    roots_near_their_end,
+)
 from sds_agent.cli import asking, output
 from sds_agent.cli.formats import add_format, coloured, document, left, span, table
 
@@ -105,6 +113,9 @@ def _concerns(status: Status) -> Iterator[str]:
     ]
     if near:
         yield f"the certificate of {_some(near)} nears its end"
+    roots = [each.subject for bundle in status.bundles for each in roots_near_their_end(bundle, status.at)]
+    if roots:
+        yield f"roots near their end: {_some(roots)}"
     for state, verb in (("refused", "refuse a secret"), ("unknown", "ask for a name that is not served")):
         nodes = [
             each.node or each.peer

@@ -12,12 +12,12 @@ from sds_agent.admin.model import (
     first_name,
     goes_on,
     nears_its_end,
+    roots_near_their_end,
     served_names,
     why_unusable,
 )
 from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
 from sds_agent.doctor.served import Served
-from sds_agent.pki.ending import near_end_of_ca
 
 _TIME = "%Y-%m-%d %H:%M:%S UTC"
 MOST_NAMES = 5
@@ -107,13 +107,13 @@ def _of_bundle(bundle: BundleView, status: Status) -> Iterator[Diagnosis]:
     if not bundle.anchors:
         yield bad(subject, "has no root yet; no authority has told it one")
         return
-    newest = max(bundle.anchors, key=lambda each: each.not_after)
-    last = newest.not_after
+    last, near = max(each.not_after for each in bundle.anchors), roots_near_their_end(bundle, status.at)
     if last <= status.at:
         yield bad(subject, f"its last root ended at {last:{_TIME}}, so no peer is accepted; give the CA a new root")
-    elif status.at >= near_end_of_ca(newest.not_before, last)[0]:
-        yield warning(subject, f"its last root ends at {last:{_TIME}}; let the CA advertise its successor before then")
-    else:
+    for root in near[:MOST_NAMES]:
+        text = f"its root {root.subject} ends at {root.not_after:{_TIME}}"
+        yield warning(subject, f"{text}; let the CA advertise its successor before then")
+    if not near and last > status.at:
         yield good(subject, f"its last root ends at {last:{_TIME}}")
     for each in bundle.left_out:
         yield warning(subject, f"what {each.authority} advertises is not all served: {'; '.join(each.causes)}")

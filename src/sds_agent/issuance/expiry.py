@@ -7,7 +7,7 @@ later as an error.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Literal, Protocol
 
@@ -98,12 +98,22 @@ def _served(workload: WorkloadStatus) -> Iterator[Expiring]:
 
 def _advertised(trust: TrustStatus) -> Iterator[Expiring]:
     """Of the anchors: one that another of its name outlives has been renewed, one that nobody advertises is to end."""
-    ends = dict[str, datetime]()
-    for anchor in trust.anchors:
-        ends[anchor.subject] = max(anchor.not_after, ends.get(anchor.subject, anchor.not_after))
-    for anchor in trust.anchors:
-        if anchor.advertised_by and anchor.not_after == ends[anchor.subject]:
+    for anchor in not_outlived(trust.anchors):
+        if anchor.advertised_by:
             yield _anchor(anchor)
+
+
+def not_outlived(anchors: Sequence[AnchorStatus]) -> list[AnchorStatus]:
+    """Without those that another one of the same name outlives."""
+    ends = dict[str, datetime]()
+    for anchor in anchors:
+        ends[anchor.subject] = max(anchor.not_after, ends.get(anchor.subject, anchor.not_after))
+    return [each for each in anchors if each.not_after == ends[each.subject]]
+
+
+def anchor_warned_from(anchor: AnchorStatus) -> datetime:
+    """From when on the end of an anchor is near."""
+    return near_end_of_ca(anchor.not_before, anchor.not_after)[0]
 
 
 def _near_end_of_leaf(leaf: LeafStatus) -> tuple[datetime, datetime]:
