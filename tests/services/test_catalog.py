@@ -103,6 +103,19 @@ def test_what_envoys_used_is_forgotten_with_the_secret(store: SecretStore, chang
     assert catalog._former == {}
 
 
+def test_a_name_that_goes_to_another_owner_has_no_former_secret(store: SecretStore) -> None:
+    """Its key is that of another SPIFFE ID."""
+    catalog = Catalog(store)
+    renewed(store, catalog, TWO)
+    with store.watching(lambda names: catalog.change(names, names)):
+        store.replace_names(store.names, [], {"default": THREE})
+        assert catalog._former == {}
+        store.publish({"default": ONE})
+        assert list(catalog._former["default"]) == [THREE.version]
+        store.replace_names(["default"], [], {})
+        assert list(catalog._former["default"]) == [THREE.version], "it goes on as it was"
+
+
 def test_what_is_served_again_is_no_former_secret(store: SecretStore) -> None:
     catalog = Catalog(store)
     renewed(store, catalog, TWO, ONE)

@@ -64,14 +64,15 @@ class Catalog:
 
     def change(self, names: Iterable[str], in_use: Container[str]) -> None:
         """The secrets of these names have changed, or are there no longer: drop what was encoded, with its key. Nobody
-        may ever ask for them again. Of those that are `in_use` it is kept, until `release`.
+        may ever ask for them again. Of those that are `in_use` it is kept, until `release`; not of a name that has gone
+        to another owner, whose clients must not be sent the key of the former one.
         """
         for name in names:
             before = self._before(name)
             if before is None and name not in self._former:
                 continue  # it was asked for by nobody
             now = self[name] if name in in_use else Absence.UNKNOWN
-            if isinstance(now, Absence):
+            if isinstance(now, Absence) or name in self._store.handed_over:
                 self._former.pop(name, None)
             elif before is not None:
                 former = self._former.setdefault(name, {})

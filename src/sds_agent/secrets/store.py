@@ -36,6 +36,10 @@ class SecretStore:
         self._awaited: dict[object, frozenset[str]] = {}
         self._awaiting = Counter[str]()
         self._hurried: dict[str, Callable[[], None]] = {}
+        self.handed_over: frozenset[str] = frozenset()
+        """The names that have gone to another owner by the change that is being announced. What was served under them
+        before is that of the former one.
+        """
         self.acknowledgements = Acknowledgements()
 
     def __contains__(self, name: object) -> bool:
@@ -104,7 +108,9 @@ class SecretStore:
         other = {name for name in common if _version(before[name]) != _version(self._secrets[name])}
         changed = frozenset(moved | other)
         if changed:
+            self.handed_over = changed & secrets.keys()
             self.announce(changed)
+            self.handed_over = frozenset()
         return changed
 
     @contextmanager
