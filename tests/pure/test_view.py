@@ -131,6 +131,9 @@ REFUSED = Nack("v2", "Invalid path")
         (NameStatus("nowhere"), "unknown"),
         (NameStatus("file-root:/etc/roots.pem", "v9", "v9"), "current"),
         (NameStatus("file-root:/etc/roots.pem", "v9"), "behind"),
+        (NameStatus("file-root:/etc/roots.pem", "v3", "v1", REFUSED), "behind"),
+        (NameStatus("file-root:/etc/roots.pem", "v2", "v1", REFUSED), "refused"),
+        (NameStatus("file-root:/etc/roots.pem", "v1", "v1", REFUSED), "refused"),  # which is what it was sent again
     ],
 )
 def test_the_state_of_a_subscription_is_how_the_envoy_stands_to_what_is_served(name: NameStatus, state: str) -> None:

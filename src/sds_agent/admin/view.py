@@ -298,7 +298,7 @@ def subscription(name: NameStatus, versions: Mapping[str, str | None]) -> Subscr
 
 def delivery(name: NameStatus, versions: Mapping[str, str | None]) -> DeliveryState:
     """How a subscriber stands to what is served under a name now. For the name of a file the newest that was sent
-    counts.
+    counts, and not what took back one that was refused.
     """
     if name.name not in versions and not name.sent:
         return "unknown"
@@ -306,5 +306,5 @@ def delivery(name: NameStatus, versions: Mapping[str, str | None]) -> DeliverySt
     if served is None:
         return "waiting"
     if name.acked == served:
-        return "current"
+        return "current" if name.name in versions or name.nacked is None else "refused"
     return "refused" if name.nacked is not None and name.nacked.version == served else "behind"
