@@ -3,7 +3,7 @@
 from fakes.served import Served
 
 from sds_agent.sds.protocol import Absence, Acked, Nacked, Resource
-from sds_agent.sds.refusals import MOST_SENT, Refusals, Replacements
+from sds_agent.sds.refusals import MOST_REFUSALS, MOST_SENT, Refusals, Replacements
 from sds_agent.sds.status import Nack, NameStatus
 
 BACK, ANEW = "back", "anew"
@@ -40,14 +40,20 @@ class Envoy:
     def __init__(self, *streams: Stream) -> None:
         self.refusals = Refusals()
         self.streams = streams
+        self._time = 1.0
 
-    def refuses(self, stream: Stream, version: str) -> None:
-        """It refuses this version."""
-        self.refusals.replied(stream, Nacked("n", {stream.name: version}, "why"), changed=True)
+    def refuses(self, stream: Stream, version: str, *, after: float = 0.5) -> None:
+        """It refuses this version, so many steps after it was sent."""
+        self._replies(stream, Nacked("n", {stream.name: version}, "why"), changed=True, after=after)
 
     def takes(self, stream: Stream, version: str, *, changed: bool = True) -> None:
-        """It takes this version."""
-        self.refusals.replied(stream, Acked("n", {stream.name: version}), changed=changed)
+        """It takes this version, which went out because the secret changed; not so what it had before."""
+        changed = changed and version != "before"
+        self._replies(stream, Acked("n", {stream.name: version}), changed=changed, after=0.5)
+
+    def _replies(self, stream: Stream, reply: Acked | Nacked, *, changed: bool, after: float) -> None:
+        self._time += 1
+        self.refusals.replied(stream, reply, changed=changed, sent_at=self._time - after, now=self._time)
 
     @property
     def sent(self) -> list[list[tuple[str, str, int]]]:
@@ -116,6 +122,26 @@ def test_a_version_is_not_sent_for_ever() -> None:
         assert 2 * MOST_SENT <= len(sent) <= 4 * MOST_SENT
 
 
+class Whatever:
+    """A stand-in for a stream that can send nothing."""
+
+    def take_back(self, _name: str, _version: str, _count: int) -> str | None:
+        """Not that either."""
+        return None
+
+    def send_anew(self, _name: str, _version: str, _count: int) -> bool:
+        """Nor that."""
+        return False
+
+
+def test_the_refusals_of_a_connection_are_bounded() -> None:
+    """Each reply costs a look at all of them, and a client may refuse a hundred names on each of its streams."""
+    refusals = Refusals()
+    versions = {str(number): "1" for number in range(2 * MOST_REFUSALS)}
+    refusals.replied(Whatever(), Nacked("n", versions, "why"), changed=True, sent_at=1.0, now=2.0)
+    assert len(refusals._open) == MOST_REFUSALS
+
+
 def test_first_secrets_are_sent_anew_when_another_one_has_changed() -> None:
     """As an Envoy starts it takes a bad certificate, and refuses the roots for its sake."""
     leaf, roots = Stream("leaf"), Stream("roots", former=False)
@@ -124,17 +150,69 @@ def test_first_secrets_are_sent_anew_when_another_one_has_changed() -> None:
     envoy.refuses(roots, "1")
     envoy.takes(leaf, "1", changed=False)
     assert envoy.sent == [[], []], "nothing has changed"
-    for count in range(1, MOST_SENT + 1):
-        envoy.takes(leaf, str(count + 1))
-        assert envoy.sent == [[], [(ANEW, "1", count)]]
-        envoy.takes(leaf, "in between")
-        assert envoy.sent == [[], []], "the reply is awaited"
+    for change in range(2 * MOST_SENT):
+        envoy.takes(leaf, str(change + 2))
+        assert envoy.sent == [[], [(ANEW, "1", change % MOST_SENT + 1)]], "with other bytes than before"
         envoy.refuses(roots, "1")
-    envoy.takes(leaf, "last")
-    assert envoy.sent == [[], []], "it was for its own sake"
+        assert envoy.sent == [[], []], "until the next change"
     envoy.refuses(roots, "2")
     envoy.takes(leaf, "after the change")
     assert envoy.sent == [[], [(ANEW, "2", 1)]]
+
+
+def test_what_was_refused_too_often_is_sent_anew_when_the_cause_is_mended() -> None:
+    """As an Envoy starts it takes a bad certificate, and refuses the roots, and all that follows until a good one."""
+    leaf, roots = Stream("leaf"), Stream("roots", former=False)
+    envoy = Envoy(leaf, roots)
+    envoy.refuses(roots, "1")
+    envoy.refuses(leaf, "2")
+    while any(now := envoy.sent):
+        for stream, news in zip((leaf, roots), now, strict=True):
+            for what, version, _ in news:
+                envoy.refuses(stream, "before" if what == BACK else version)
+    envoy.refusals.changing(leaf, "leaf", "3")
+    envoy.takes(leaf, "3")
+    assert envoy.sent == [[], [(ANEW, "1", 1)]]
+
+
+def test_a_change_that_is_taken_while_another_is_sent_anew_may_be_the_end_of_its_cause() -> None:
+    """Replies on two streams may come in either order."""
+    leaf, roots = Stream("leaf"), Stream("roots", former=False)
+    envoy = Envoy(leaf, roots)
+    envoy.refuses(roots, "1")
+    envoy.takes(leaf, "2")
+    assert envoy.sent == [[], [(ANEW, "1", 1)]]
+    envoy.takes(leaf, "3")
+    assert envoy.sent == [[], []], "the reply is awaited"
+    envoy.refuses(roots, "1")
+    assert envoy.sent == [[], [(ANEW, "1", 2)]]
+    envoy.refuses(roots, "1")
+    assert envoy.sent == [[], []]
+
+
+def test_a_refusal_that_comes_late_may_be_for_the_sake_of_what_is_mended_by_then() -> None:
+    """Replies on two streams may come in either order, and another one was sent meanwhile."""
+    leaf, roots = Stream("leaf"), Stream("roots")
+    envoy = Envoy(leaf, roots)
+    envoy.refuses(leaf, "2")
+    envoy.takes(leaf, "before")
+    envoy.refuses(roots, "2", after=1.5)
+    assert envoy.sent == [[(BACK, "2", 0)], [(BACK, "2", 0)]]
+    envoy.takes(roots, "before")
+    assert envoy.sent == [[], [(ANEW, "2", 1)]]
+    envoy.refuses(roots, "2")
+    envoy.takes(roots, "before")
+    assert envoy.sent == [[], [(BACK, "2", 0)]], "that was for its own sake"
+
+
+def test_what_was_taken_back_does_not_count_as_a_change() -> None:
+    """Or else two secrets that are always refused would cause each other to be sent, for ever."""
+    leaf, roots = Stream("leaf"), Stream("roots", former=False)
+    envoy = Envoy(leaf, roots)
+    envoy.refuses(leaf, "2")
+    envoy.takes(leaf, "before")
+    envoy.refuses(roots, "1")
+    assert envoy.sent == [[(BACK, "2", 0)], []]
 
 
 def test_newer_content_on_its_way_is_waited_for() -> None:
@@ -155,9 +233,10 @@ def test_a_secret_that_is_withheld_holds_up_no_other() -> None:
     leaf, roots = Stream("leaf"), Stream("roots")
     envoy = Envoy(leaf, roots)
     envoy.refuses(leaf, "2")
-    envoy.refusals.changing(leaf, "leaf", None)
     envoy.refuses(roots, "2")
-    assert envoy.sent == [[(BACK, "2", 0)], [(BACK, "2", 0)]]
+    assert envoy.sent == [[(BACK, "2", 0)], []], "the reply is awaited"
+    envoy.refusals.changing(leaf, "leaf", None)
+    assert envoy.sent == [[], [(BACK, "2", 0)]]
 
 
 def test_a_secret_that_has_changed_meanwhile_is_left_alone() -> None:
@@ -174,9 +253,10 @@ def test_a_stream_that_ends_holds_up_no_other() -> None:
     leaf, roots = Stream("leaf"), Stream("roots")
     envoy = Envoy(leaf, roots)
     envoy.refuses(leaf, "2")
-    envoy.refusals.keep(leaf, ())
     envoy.refuses(roots, "2")
-    assert envoy.sent == [[(BACK, "2", 0)], [(BACK, "2", 0)]]
+    assert envoy.sent == [[(BACK, "2", 0)], []], "the reply is awaited"
+    envoy.refusals.keep(leaf, ())
+    assert envoy.sent == [[], [(BACK, "2", 0)]]
 
 
 def test_the_answer_that_a_name_is_not_served_cannot_be_taken_back() -> None:
@@ -224,6 +304,10 @@ def test_what_was_taken_back_is_shown_as_refused() -> None:
     seen.put("2", Resource("roots", "2"))
     now = [NameStatus("leaf", "1", "1"), NameStatus("roots", "2", "2"), NameStatus("other", "5", "5")]
     assert seen.shown(["leaf", "roots", "other"], now) == (NameStatus("leaf", "1", "1", nack), *now[1:])
+    of_the_former = NameStatus("leaf", "1", "1", Nack("1", "for the sake of another"))
+    assert seen.shown(["leaf"], [of_the_former]) == (NameStatus("leaf", "1", "1", nack),)
+    once_more = NameStatus("leaf", "2", "1", Nack("2", "another reason"))
+    assert seen.shown(["leaf"], [once_more]) == (once_more,)
 
 
 def test_a_replacement_that_goes_out_is_reported_once() -> None:

@@ -43,6 +43,8 @@ class Envoy:
                 continue
             known = self.known[listener]
             known[sent.name] = sent
+            if known.keys() < set(needed):
+                continue  # it looks at them once it has all
             for each in known.values():
                 if each.version.endswith(BAD):
                     return f"{each.name} is bad"
@@ -53,36 +55,39 @@ class Envoy:
 class Channel:
     """A stream: the session at our end, and what is on the way to either."""
 
-    def __init__(self, name: str, served: Served, former: dict[tuple[str, str], Resource], refusals: Refusals) -> None:
+    def __init__(self, name: str, machine: "Refusing") -> None:
         self.name = name
+        self._time = machine.time
         self.to_envoy: deque[Respond] = deque()
         self.to_us: deque[SotwRequest] = deque()
         self._session = SotwSession(self._numbers())
-        self._seen = Replacements(served)
-        self._served = served
-        self._former = former
-        self._refusals = refusals
-        self._changed: set[str] = set()  # nonces of what went out because the secret changed
+        self._seen = Replacements(machine.served)
+        self._served = machine.served
+        self._former = machine.former
+        self._refusals = machine.refusals
+        self._due = ""
+        self._changed: set[str] = set()  # nonces of answers with a secret that had changed
+        self._sent_at: dict[str, int] = {}
         self._do(self._session.receive(SotwRequest(names=(name,)), self._seen))
 
     def change(self, version: str) -> None:
         """The secret has changed to that version."""
         self._seen.drop(self.name)
         self._refusals.changing(self, self.name, version)
+        self._due = version
         self.refresh()
 
     def refresh(self) -> None:
         """Send what is due."""
-        actions = self._session.refresh(self._seen)
-        self._changed.update(each.nonce for each in actions if isinstance(each, Respond))
-        self._do(actions)
+        self._do(self._session.refresh(self._seen))
 
     def hear(self) -> None:
         """A reply has come."""
         actions = self._session.receive(self.to_us.popleft(), self._seen)
         for each in actions:
             if isinstance(each, Acked | Nacked):
-                self._refusals.replied(self, each, changed=each.nonce in self._changed)
+                changed, sent_at = each.nonce in self._changed, self._sent_at[each.nonce]
+                self._refusals.replied(self, each, changed=changed, sent_at=sent_at, now=next(self._time))
         self._do(actions)
         self.refresh()
 
@@ -113,7 +118,13 @@ class Channel:
         return (f"{self.name}{number}" for number in itertools.count(1))
 
     def _do(self, actions: list[Action]) -> None:
-        self.to_envoy.extend(each for each in actions if isinstance(each, Respond))
+        for each in actions:
+            if isinstance(each, Respond):
+                self.to_envoy.append(each)
+                self._sent_at[each.nonce] = next(self._time)
+                if any(sent.version == self._due for sent in each.resources):
+                    self._changed.add(each.nonce)
+                    self._due = ""
 
 
 class Refusing(RuleBasedStateMachine):
@@ -124,16 +135,18 @@ class Refusing(RuleBasedStateMachine):
         self.envoy = Envoy()
         self.served = Served()
         self.former: dict[tuple[str, str], Resource] = {}
+        self.refusals = Refusals()
         self.numbers = itertools.count(1)
+        self.time = itertools.count(1)
         self.sent = 0
         self.changes = 0
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(bad=st.sets(names))
+    def start(self, bad: set[str]) -> None:
+        self.began_well = not bad
         for name in NAMES:
-            self.put(name, bad=False)
-        refusals = Refusals()
-        self.channels = {name: Channel(name, self.served, self.former, refusals) for name in NAMES}
+            self.put(name, bad=name in bad)
+        self.channels = {name: Channel(name, self) for name in NAMES}
         self.settle()
 
     @rule(name=names, bad=st.booleans())
@@ -163,12 +176,14 @@ class Refusing(RuleBasedStateMachine):
             for name in NAMES:
                 self.arrive(name)
                 self.reply(name)
-        for used in self.envoy.used.values():
-            for name, version in used.items():
-                newest = self.served[name]
-                assert isinstance(newest, Resource)
-                assert not version.endswith(BAD)
-                assert newest.version.endswith(BAD) or version == newest.version, (name, version, newest.version)
+        newest = {each.name: each.version for each in self.served.values() if isinstance(each, Resource)}
+        good = {name: version for name, version in newest.items() if not version.endswith(BAD)}
+        for listener, used in self.envoy.used.items():
+            assert not any(version.endswith(BAD) for version in used.values())
+            if self.began_well or good == newest:  # else there was nothing good to go back to
+                assert {name: used.get(name) for name in good if name in LISTENERS[listener]} == {
+                    name: version for name, version in good.items() if name in LISTENERS[listener]
+                }
 
     def put(self, name: str, *, bad: bool) -> str:
         version = f"{next(self.numbers)} {BAD if bad else 'good'}"

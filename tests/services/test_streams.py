@@ -20,6 +20,7 @@ from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F40
 from fakes.peers import Peer, chain_of, connected
 
 from sds_agent.sds.endpoint import SocketFile
+from sds_agent.sds.journal import LINES
 from sds_agent.sds.refusals import MOST_SENT
 from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import CROWD, SecretDiscoveryService
@@ -186,6 +187,94 @@ async def test_a_refused_secret_that_is_withheld_is_replaced_by_nothing(tmp_path
         await made.names(NameStatus("default", TWO.version, ONE.version, Nack(TWO.version, "no")))
         made.store.publish({"default": THREE})
         assert chain_of((await stream.read())["default"]) == THREE.chain_pem
+
+
+async def test_the_key_of_a_former_owner_of_a_name_is_never_sent_again(tmp_path: Path) -> None:
+    """A reload may give a name to another SPIFFE ID while its Envoy is being taken back."""
+    async with bench(tmp_path) as made:
+        stream = await made.peer.stream().ask("default")
+        await stream.read()
+        await stream.ack("default")
+        await made.names(NameStatus("default", ONE.version, ONE.version))
+        made.store.publish({"default": TWO})
+        await stream.read()
+        await stream.ack("default", error="no")
+        assert chain_of((await stream.read())["default"]) == ONE.chain_pem
+        made.store.replace_names(made.store.names, [], {"default": THREE})
+        await stream.ack("default")
+        assert chain_of((await stream.read())["default"]) == THREE.chain_pem
+        await stream.ack("default", error="no")
+        await made.names(NameStatus("default", THREE.version, ONE.version, Nack(THREE.version, "no")))
+        assert made.service._catalog._former == {}
+
+
+async def test_what_is_refused_again_and_again_is_seen_as_refused(tmp_path: Path) -> None:
+    """Also where what the Envoy had is refused in the end, for the sake of another secret."""
+    async with bench(tmp_path) as made:
+        stream = await made.peer.stream().ask("default")
+        await stream.read()
+        await stream.ack("default")
+        await made.names(NameStatus("default", ONE.version, ONE.version))
+        made.store.publish({"default": TWO})
+        for number in range(1 + MOST_SENT):
+            await stream.read()
+            await stream.ack("default", error="no" if number else "for this reason")
+        refused = Nack(TWO.version, "for this reason")
+        await made.names(NameStatus("default", ONE.version, ONE.version, refused))
+
+
+async def test_a_name_that_is_refused_after_it_was_given_up_holds_up_no_other(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        gone, other = made.peer.stream(), made.peer.stream()
+        await gone.ask("ROOTCA", "late")
+        await gone.read()
+        await gone.ask("late")
+        await gone.ack("late", error="no")
+        await other.ask("default")
+        await other.read()
+        await other.ack("default")
+        made.store.publish({"default": TWO})
+        await other.read()
+        await other.ack("default", error="no")
+        assert chain_of((await other.read())["default"]) == ONE.chain_pem
+        await other.ack("default")
+        assert chain_of((await other.read())["default"]).strip() == TWO.chain_pem, "perhaps it was for another's sake"
+        await other.ack("default", error="no")
+        assert chain_of((await other.read())["default"]).strip() == ONE.chain_pem
+
+
+async def test_a_client_that_refuses_without_end_does_not_fill_the_log(tmp_path: Path) -> None:
+    """Two streams whose secrets are refused for each other's sake, over and over: no secret changes."""
+    most_streams, rounds = 3, 10
+    async with bench(tmp_path, most_streams=most_streams) as made:
+        one, other = made.peer.delta(), made.peer.delta()
+        with recorded() as events:
+            await one.subscribe("default")
+            await one.read()
+            await one.ack(error="no")
+            await other.subscribe("ROOTCA")
+            await other.read()
+            await other.ack()
+            await made.seen(lambda _: True, lambda each: each.names[0].acked is not None)
+            made.store.publish({"ROOTCA": BundleSecret(b"other roots")})
+            await other.read()
+            await other.ack()
+            for _ in range(rounds):
+                await one.read()
+                await other.subscribe("ROOTCA")
+                await other.read()
+                await other.ack(error="no")
+                await made.seen(lambda _: True, lambda each: each.names[0].nacked is not None)
+                await one.ack()
+                await other.read()
+                await one.subscribe("default")
+                await one.read()
+                await one.ack(error="no")
+                await made.seen(lambda each: each.names[0].nacked is not None, lambda _: True)
+                await other.ack()
+            await one.read()
+            assert len(events.named("sent_anew")) <= LINES * most_streams < 2 * rounds
+            assert len(events.named("nacked")) <= LINES * most_streams
 
 
 async def test_a_delta_stream_is_seen_the_same_way(tmp_path: Path) -> None:

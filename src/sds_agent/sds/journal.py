@@ -193,15 +193,20 @@ class StreamJournal:
         """
         self._journal.pushes.due(self._record.number, name, version, now)
 
-    def sending(self, answer: Respond, *, changed: bool) -> None:
-        """gRPC is about to send an answer; `changed` if a secret did. `sent` follows once it is sent."""
+    def sending(self, answer: Respond, *, changed: bool, by_peer: bool = False) -> None:
+        """gRPC is about to send an answer; `changed` if it does because a secret did, `by_peer` if a peer can cause
+        that. `sent` follows once it is sent.
+        """
         journal, now, monotonic = self._journal, self._journal.now(), self._journal.monotonic()
-        self._record.sending(answer.nonce, changed=changed, now=now, monotonic=monotonic)
+        has_change = changed
         for each in answer.resources:
             label = journal.label(each.name)
             journal.counts.responses.add(label)
             if journal.pushes.sent(self.number, each.name, each.version):
                 journal.counts.pushes.add(label)
+                has_change = True  # in the answer to a message, perhaps
+        changed = changed and not by_peer
+        self._record.sending(answer.nonce, changed=changed, has_change=has_change, now=now, monotonic=monotonic)
 
     def sent(self, answer: Respond) -> None:
         """Log an answer that gRPC has sent."""
@@ -209,17 +214,25 @@ class StreamJournal:
             self._note(answer)
         self._journal.changed()
 
-    def is_change(self, nonce: str) -> bool:
-        """Whether the answer of that nonce, which has no reply yet, went out because a secret changed."""
-        return self._record.is_change(nonce)
+    def has_change(self, nonce: str) -> bool:
+        """Whether the answer of that nonce, which has no reply yet, had a secret that had changed, though by a peer."""
+        return self._record.has_change(nonce)
+
+    def sent_at(self, nonce: str) -> float | None:
+        """The monotonic time of the answer of that nonce, which has no reply yet; None where it is forgotten."""
+        return self._record.sent_at(nonce)
+
+    def monotonic(self) -> float:
+        """Now, on the same clock."""
+        return self._journal.monotonic()
 
     def replaced(self, sent: "Replacement") -> None:
         """Log that something was sent in place of what the client refuses."""
         name, version, refused = sent.resource.name, sent.resource.version, sent.version
         if version == refused:
-            self._event("sent_anew", changed=True, names=(name,), version=version)
+            self._event("sent_anew", names=(name,), version=version)
         else:
-            self._event("taken_back", changed=True, names=(name,), version=version, refused=refused)
+            self._event("taken_back", names=(name,), version=version, refused=refused)
 
     def status(self, names: tuple[NameStatus, ...]) -> StreamStatus:
         """The stream's status; the session gives that of its names."""

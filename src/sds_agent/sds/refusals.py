@@ -17,11 +17,13 @@ So of a connection, which is one Envoy's:
 3. What cannot be taken back, because nothing was acknowledged before, is sent anew when another secret has changed and
    was taken: the first secrets of an Envoy are refused for each other, whatever the names.
 
-Each step follows a reply of the client and waits for the next, and `MOST_SENT` bounds the steps for a version.
+Each step follows a reply of the client and waits for the next, and `MOST_SENT` bounds the steps for a version until the
+next change that is taken.
 """
 
 from collections.abc import Container, Iterable
 from enum import Enum, auto
+from math import inf
 from typing import Protocol
 
 from msgspec import Struct
@@ -31,7 +33,14 @@ from sds_agent.sds.protocol import Absence, Acked, Nacked, Resource, View
 from sds_agent.sds.status import Nack, NameStatus
 
 MOST_SENT = 3
-"""How often a version that was refused is sent anew on a stream, and how often the one before it."""
+"""How often a version that was refused is sent anew on a stream, and how often the one before it, until another secret
+changes: that may have been the cause.
+"""
+
+MOST_REFUSALS = 2000
+"""Refusals of a connection that are looked after, because each reply costs a look at all of them. Others stay as they
+are until their secrets change.
+"""
 
 
 class Refuser(Protocol):
@@ -67,7 +76,7 @@ _AWAITED = {_State.TAKING_BACK, _State.SENDING_ANEW, _State.CHANGING}
 class _Refusal:
     """A version of a name that the client of a stream refuses, and what was done about it."""
 
-    __slots__ = ("beside", "is_next", "sent", "sent_back", "state", "version")
+    __slots__ = ("beside", "is_next", "more", "more_back", "sent", "sent_back", "state", "version")
 
     def __init__(self, version: str) -> None:
         self.version = version
@@ -77,7 +86,10 @@ class _Refusal:
         self.beside = False
         """Whether it may have been refused for the sake of another."""
         self.sent = self.sent_back = 0
-        """How often it was sent anew, and how often the one before it in a row."""
+        """How often it was sent anew, and how often the one before it in a row, since another secret changed."""
+        self.more = 1
+        self.more_back = 0
+        """The bytes more with which either is sent the next time: never those of the last time."""
 
 
 class Refusals:
@@ -85,52 +97,67 @@ class Refusals:
 
     def __init__(self) -> None:
         self._open: dict[tuple[Refuser, str], _Refusal] = {}  # by age
+        self._mended_at = -inf  # what was sent until then may have been refused for the sake of what was mended
 
-    def replied(self, stream: Refuser, reply: Acked | Nacked, *, changed: bool) -> None:
-        """A client has replied to an answer; `changed` if that went out because a secret had changed."""
+    def replied(
+        self, stream: Refuser, reply: Acked | Nacked, *, changed: bool, sent_at: float | None, now: float
+    ) -> None:
+        """A client has replied to an answer; `changed` if that had a secret that had changed. `sent_at` is the
+        monotonic time of the answer, None where that is forgotten.
+        """
+        late = (0.0 if sent_at is None else sent_at) <= self._mended_at
         for name, version in reply.versions.items():
             refusal = self._open.get((stream, name))
             if refusal is not None and refusal.state is _State.CHANGING and version != refusal.is_next:
                 continue  # which is on its way
             if isinstance(reply, Acked):
-                self._taken(stream, name, version)
+                self._taken(stream, name, version, now)
             elif version:  # or else Delta's answer that the name is not served
-                self._refused(stream, name, version)
-        if changed and isinstance(reply, Acked):
-            for each in self._open.values():
-                each.beside = each.beside or each.state is _State.LEFT
+                self._refused(stream, name, version, late=late)
+        not_taken_back = [each for each in self._open.values() if each.state is not _State.TAKEN_BACK]
+        if isinstance(reply, Nacked) and len(not_taken_back) > 1:
+            for each in not_taken_back:
+                each.beside = True
+        elif isinstance(reply, Acked) and changed:
+            self._mended_at = now
+            for each in not_taken_back:
+                each.beside, each.sent, each.sent_back = True, 0, 0
         self._go_on()
 
     def changing(self, stream: Refuser, name: str, version: str | None) -> None:
         """The secret has changed to that version, which is on its way to the stream; None where nothing is."""
         if version is None:
-            self._open.pop((stream, name), None)
+            if self._open.pop((stream, name), None) is not None:
+                self._go_on()
         elif (refusal := self._open.get((stream, name))) is not None:
             refusal.state, refusal.is_next = _State.CHANGING, version
 
     def keep(self, stream: Refuser, names: Container[str]) -> None:
         """The stream subscribes to these names, and to no others any more."""
-        for key in [key for key in self._open if key[0] is stream and key[1] not in names]:
+        gone = [key for key in self._open if key[0] is stream and key[1] not in names]
+        for key in gone:
             del self._open[key]
+        if gone:
+            self._go_on()
 
-    def _taken(self, stream: Refuser, name: str, version: str) -> None:
+    def _taken(self, stream: Refuser, name: str, version: str, now: float) -> None:
         refusal = self._open.get((stream, name))
         if refusal is None:
             return
+        self._mended_at = now
         if refusal.state is _State.TAKING_BACK and version == refusal.is_next:
-            refusal.state, refusal.sent_back = _State.TAKEN_BACK, 0
+            refusal.state, refusal.sent_back, refusal.more_back = _State.TAKEN_BACK, 0, 0
         else:
             del self._open[stream, name]
 
-    def _refused(self, stream: Refuser, name: str, version: str) -> None:
+    def _refused(self, stream: Refuser, name: str, version: str, *, late: bool) -> None:
         refusal = self._open.get((stream, name))
+        if refusal is None and len(self._open) >= MOST_REFUSALS:
+            return
         if refusal is None or version not in {refusal.version, refusal.is_next} or refusal.state is _State.CHANGING:
             refusal = self._open[stream, name] = _Refusal(version)
         refusal.state = _State.REFUSED
-        others = [each for each in self._open.values() if each is not refusal and each.state is not _State.TAKEN_BACK]
-        refusal.beside = bool(others)
-        for each in others:
-            each.beside = True
+        refusal.beside = refusal.beside or late
 
     def _go_on(self) -> None:
         """Take the next step, unless the reply to one is awaited."""
@@ -140,8 +167,9 @@ class Refusals:
         for (stream, name), refusal in sorted(refused, key=lambda each: each[1].sent_back):  # each in its turn
             if _take_back(stream, name, refusal):
                 return
-        for (stream, name), refusal in self._open.items():
-            if refusal.beside and _send_anew(stream, name, refusal):
+        beside = [each for each in self._open.items() if each[1].beside]
+        for (stream, name), refusal in sorted(beside, key=lambda each: each[1].sent):  # likewise
+            if _send_anew(stream, name, refusal):
                 return
 
 
@@ -149,22 +177,24 @@ def _take_back(stream: Refuser, name: str, refusal: _Refusal) -> bool:
     """Whether it is being taken back."""
     before = None
     if refusal.sent_back < MOST_SENT:
-        before = stream.take_back(name, refusal.version, refusal.sent_back)
+        before = stream.take_back(name, refusal.version, refusal.more_back)
     if before is None:
         refusal.state = _State.LEFT
         return False
     refusal.state, refusal.is_next = _State.TAKING_BACK, before
     refusal.sent_back += 1
+    refusal.more_back = (refusal.more_back + 1) % (1 + MOST_SENT)
     return True
 
 
 def _send_anew(stream: Refuser, name: str, refusal: _Refusal) -> bool:
     """Whether it is being sent anew."""
     refusal.beside = False
-    if refusal.sent == MOST_SENT or not stream.send_anew(name, refusal.version, refusal.sent + 1):
+    if refusal.sent == MOST_SENT or not stream.send_anew(name, refusal.version, refusal.more):
         return False
     refusal.state, refusal.is_next = _State.SENDING_ANEW, refusal.version
     refusal.sent += 1
+    refusal.more = 1 + refusal.more % MOST_SENT
     return True
 
 
@@ -198,6 +228,16 @@ class Replacements:
         """Send `resource` in place of this version of its name."""
         self._by_name[resource.name] = Replacement(version, resource, nack)
 
+    def has(self, resource: Resource) -> bool:
+        """Whether this goes out in place of what is served."""
+        replacement = self._by_name.get(resource.name)
+        return replacement is not None and replacement.resource is resource
+
+    def nack(self, name: str, version: str) -> Nack | None:
+        """The refusal of this version of the name that was taken back."""
+        replacement = self._by_name.get(name)
+        return None if replacement is None or replacement.version != version else replacement.nack
+
     def sent(self, resources: Iterable[Resource]) -> list[Replacement]:
         """These have gone out. Returns the replacements among them that went out for the first time."""
         new = []
@@ -218,11 +258,13 @@ class Replacements:
             del self._by_name[name]
 
     def shown(self, names: Iterable[str], statuses: Iterable[NameStatus]) -> tuple[NameStatus, ...]:
-        """The status of these names: who took back what it had, refuses the newer version still."""
+        """The status of these names: who was sent what it had, refuses the newer version still."""
         return tuple(map(self._shown, names, statuses))
 
     def _shown(self, name: str, status: NameStatus) -> NameStatus:
         replacement = self._by_name.get(name)
-        if replacement is None or replacement.nack is None or status.nacked is not None:
+        if replacement is None or replacement.nack is None:
             return status
+        if status.nacked is not None and status.nacked.version == replacement.version:
+            return status  # with the newest reason
         return replace(status, nacked=replacement.nack)

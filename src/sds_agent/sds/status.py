@@ -109,10 +109,13 @@ class Replies:
 
 
 class _Timed(Struct, frozen=True):
-    """When an answer was sent, on the monotonic clock, and whether because a secret changed."""
+    """When an answer was sent, on the monotonic clock, whether because a secret changed and no peer can cause that, and
+    whether it had any secret that had changed.
+    """
 
     at: float
     changed: bool
+    has_change: bool
 
 
 class StreamRecord:
@@ -153,10 +156,10 @@ class StreamRecord:
         """Bytes of what the client said of itself."""
         return getsizeof(self.node) + getsizeof(self._cluster) + getsizeof(self.version)
 
-    def sending(self, nonce: str, *, changed: bool, now: datetime, monotonic: float) -> None:
-        """The answer of that nonce goes out at this moment; `changed` if it does because a secret changed."""
+    def sending(self, nonce: str, *, changed: bool, has_change: bool = False, now: datetime, monotonic: float) -> None:
+        """The answer of that nonce goes out at this moment (see `_Timed`)."""
         self._responded_at = now
-        self._timed[nonce] = _Timed(monotonic, changed)
+        self._timed[nonce] = _Timed(monotonic, changed, has_change)
         if len(self._timed) > MOST_TIMED:
             del self._timed[next(iter(self._timed))]
 
@@ -164,6 +167,16 @@ class StreamRecord:
         """Whether the answer of that nonce, which has no reply yet, went out because a secret changed."""
         timed = self._timed.get(nonce)
         return timed is not None and timed.changed
+
+    def has_change(self, nonce: str) -> bool:
+        """Whether the answer of that nonce, which has no reply yet, had a secret that had changed."""
+        timed = self._timed.get(nonce)
+        return timed is not None and timed.has_change
+
+    def sent_at(self, nonce: str) -> float | None:
+        """The monotonic time of the answer of that nonce, which has no reply yet; None where it is forgotten."""
+        timed = self._timed.get(nonce)
+        return None if timed is None else timed.at
 
     def replied(self, reply: Acked | Nacked, *, monotonic: float) -> float | None:
         """The client has replied to an answer: the milliseconds since it was sent, or None if they are forgotten."""

@@ -232,6 +232,8 @@ class Stream(Generic[R]):
         if former is None or self._current(name, version) is None:
             return None
         nack = dict(zip(session.names, session.status, strict=True))[name].nacked
+        if (nack is None or nack.version != version) and self._instead is not None:
+            nack = self._instead.nack(name, version)  # of late the client has refused the former one too
         session.resend(name)
         self._replace(version, varied(former, count) if count else former, nack)
         return former.version
@@ -346,12 +348,18 @@ class Stream(Generic[R]):
             from sds_agent.sds.refusals import Refusals  # noqa: PLC0415 - Envoys seldom refuse
 
             self.account.refusals = Refusals()
+        journal = self._journal
         for each in actions:
             if isinstance(each, Acked | Nacked):
-                self.account.refusals.replied(self, each, changed=self._journal.is_change(each.nonce))
+                changed, sent_at = journal.has_change(each.nonce), journal.sent_at(each.nonce)
+                self.account.refusals.replied(self, each, changed=changed, sent_at=sent_at, now=journal.monotonic())
 
     def _current(self, name: str, version: str) -> Resource | None:
-        """What is served under the name; None if that has another version by now."""
+        """What is served under the name; None if that has another version by now, or the stream does not subscribe to
+        the name any more.
+        """
+        if name not in self._conversation.session.names:
+            return None
         found = self._catalog[name]
         return found if isinstance(found, Resource) and found.version == version else None
 
@@ -421,7 +429,9 @@ class Stream(Generic[R]):
 
     async def _sent(self, answer: Respond, *, changed: bool) -> bool:
         """Send the answer. False if the peer left while the write waited for room."""
-        self._journal.sending(answer, changed=changed and self._is_of_the_store(answer))
+        if self._instead is not None and any(map(self._instead.has, answer.resources)):
+            changed = False
+        self._journal.sending(answer, changed=changed, by_peer=not self._is_of_the_store(answer))
         data = self._conversation.encode(answer)
         self.writing = len(data)
         self.waits_since = asyncio.get_running_loop().time()
