@@ -129,6 +129,16 @@ def test_the_number_of_former_secrets_is_bounded(store: SecretStore) -> None:
     assert list(catalog._former["default"]) == [each.version for each in secrets[-MOST_FORMER - 1 : -1]]
 
 
+def test_a_secret_that_an_envoy_uses_is_not_forgotten_for_those_that_it_refuses(store: SecretStore) -> None:
+    """Many in a few seconds, such as a file that is written again and again."""
+    catalog, refused = Catalog(store), [certificate(b"%d" % number) for number in range(2, 2 * MOST_FORMER)]
+    for secret in refused:
+        assert isinstance(catalog["default"], Resource)
+        store.publish({"default": secret})
+        catalog.change(["default"], ["default"], lambda _: {ONE.version})
+    assert list(catalog._former["default"]) == [ONE.version, *[each.version for each in refused[-MOST_FORMER:-1]]]
+
+
 def test_an_answer_makes_no_copy_of_all_that_is_served(store: SecretStore) -> None:
     """A snapshot of twenty thousand names is copied at the next change, for each Envoy that was answered between."""
     service = SecretDiscoveryService(store)

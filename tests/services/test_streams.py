@@ -19,6 +19,7 @@ from fakes.events import recorded
 from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
 from fakes.peers import Peer, chain_of, connected
 
+from sds_agent.sds.catalog import MOST_FORMER
 from sds_agent.sds.endpoint import SocketFile
 from sds_agent.sds.journal import LINES
 from sds_agent.sds.refusals import MOST_SENT
@@ -189,6 +190,24 @@ async def test_a_refused_secret_that_is_withheld_is_replaced_by_nothing(tmp_path
         assert chain_of((await stream.read())["default"]) == THREE.chain_pem
 
 
+async def test_what_an_envoy_uses_is_kept_through_many_changes(tmp_path: Path) -> None:
+    """In a few seconds; its ACK may come only after them."""
+    async with bench(tmp_path) as made:
+        stream = await made.peer.stream().ask("default")
+        await stream.read()
+        await stream.ack("default")
+        await made.names(NameStatus("default", ONE.version, ONE.version))
+        made.store.publish({"default": TWO})
+        await stream.read()
+        for number in range(2 * MOST_FORMER):
+            made.store.publish({"default": certificate(b"another chain %d" % number)})
+        made.service.release_former()
+        await stream.ack("default")
+        await stream.read()
+        await stream.ack("default", error="no")
+        assert chain_of((await stream.read())["default"]) == TWO.chain_pem
+
+
 async def test_the_key_of_a_former_owner_of_a_name_is_never_sent_again(tmp_path: Path) -> None:
     """A reload may give a name to another SPIFFE ID while its Envoy is being taken back."""
     async with bench(tmp_path) as made:
@@ -225,12 +244,13 @@ async def test_what_is_refused_again_and_again_is_seen_as_refused(tmp_path: Path
 
 async def test_a_name_that_is_refused_after_it_was_given_up_holds_up_no_other(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
-        gone, other = made.peer.stream(), made.peer.stream()
-        await gone.ask("ROOTCA", "late")
-        await gone.read()
-        await gone.ask("late")
-        await gone.ack("late", error="no")
-        await other.ask("default")
+        with recorded() as events:
+            gone = await made.peer.stream().ask("ROOTCA", "late")
+            await gone.read()
+            await gone.ask("late")
+            await gone.ack("late", error="no")
+            await events.wait("nacked")
+        other = await made.peer.stream().ask("default")
         await other.read()
         await other.ack("default")
         made.store.publish({"default": TWO})
@@ -247,12 +267,11 @@ async def test_a_client_that_refuses_without_end_does_not_fill_the_log(tmp_path:
     """Two streams whose secrets are refused for each other's sake, over and over: no secret changes."""
     most_streams, rounds = 3, 10
     async with bench(tmp_path, most_streams=most_streams) as made:
-        one, other = made.peer.delta(), made.peer.delta()
         with recorded() as events:
-            await one.subscribe("default")
+            one = await made.peer.delta().subscribe("default")
             await one.read()
             await one.ack(error="no")
-            await other.subscribe("ROOTCA")
+            other = await made.peer.delta().subscribe("ROOTCA")
             await other.read()
             await other.ack()
             await made.seen(lambda _: True, lambda each: each.names[0].acked is not None)

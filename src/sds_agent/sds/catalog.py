@@ -37,7 +37,7 @@ class OnDemand(Protocol):
 
 
 MOST_FORMER = 4
-"""Former versions of a name that are kept; the oldest go first."""
+"""Former versions of a name that are kept; of more the oldest goes that no client uses, or else the oldest."""
 
 
 class Catalog:
@@ -62,10 +62,12 @@ class Catalog:
             encoded = self._encoded[name] = (secret, encode_secret(name, secret))
         return encoded[1]
 
-    def change(self, names: Iterable[str], in_use: Container[str]) -> None:
+    def change(
+        self, names: Iterable[str], in_use: Container[str], used: Callable[[str], Container[str]] = lambda _: ()
+    ) -> None:
         """The secrets of these names have changed, or are there no longer: drop what was encoded, with its key. Nobody
         may ever ask for them again. Of those that are `in_use` it is kept, until `release`; not of a name that has gone
-        to another owner, whose clients must not be sent the key of the former one.
+        to another owner, whose clients must not be sent the key of the former one. `used` gives the versions in use.
         """
         for name in names:
             before = self._before(name)
@@ -78,8 +80,9 @@ class Catalog:
                 former = self._former.setdefault(name, {})
                 former[before.version] = before
                 former.pop(now.version, None)
-                while len(former) > MOST_FORMER:
-                    del former[next(iter(former))]
+                if len(former) > MOST_FORMER:
+                    versions = used(name)
+                    del former[next((each for each in former if each not in versions), next(iter(former)))]
 
     def former(self, name: str, version: str) -> Resource | None:
         """What was served under the name at that version, if it is still kept."""

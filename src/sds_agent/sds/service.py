@@ -250,7 +250,7 @@ class SecretDiscoveryService:
             del self._watchers[key]
 
     def _secrets_changed(self, names: frozenset[str]) -> None:
-        self._catalog.change(names, self._audience)
+        self._catalog.change(names, self._audience, self._versions_in_use)
         now, concerned = self._journal.monotonic(), dict[Stream[Any], None]()
         for name in names:
             if streams := self._audience.of(name):
@@ -288,7 +288,11 @@ class SecretDiscoveryService:
 
     def release_former(self) -> None:
         """Drop the former secrets that no client uses any more. To be called every few seconds."""
-        self._catalog.release(lambda name: frozenset(each.version_in_use(name) for each in self._audience.of(name)))
+        self._catalog.release(self._versions_in_use)
+
+    def _versions_in_use(self, name: str) -> frozenset[str]:
+        streams = self._audience.of(name)
+        return frozenset(version for each in streams for version in each.versions_in_use(name))
 
     def dismiss(self) -> None:
         """End the streams that are open with OK; their Envoys open others."""

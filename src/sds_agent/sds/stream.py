@@ -180,9 +180,12 @@ class Stream(Generic[R]):
         found = session.status
         return self._journal.status(found if self._instead is None else self._instead.shown(session.names, found))
 
-    def version_in_use(self, name: str) -> str:
-        """The version of the name that the client has acknowledged, the empty one where there is none."""
-        return self._conversation.session.version_in_use(name)
+    def versions_in_use(self, name: str) -> tuple[str, ...]:
+        """The version of the name that the client has acknowledged, and the one that was sent last, which it will use
+        unless it refuses it.
+        """
+        session = self._conversation.session
+        return session.version_in_use(name), session.sent.get(name, "")
 
     @property
     def connection(self) -> str:
