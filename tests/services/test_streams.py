@@ -17,7 +17,7 @@ from envoy_data_plane.envoy.type.v3 import SemanticVersion
 from fakes.clocks import HandClock
 from fakes.events import recorded
 from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
-from fakes.peers import Peer, chain_of, connected
+from fakes.peers import Peer, SotwStream, chain_of, connected
 
 from sds_agent.sds.catalog import MOST_FORMER
 from sds_agent.sds.endpoint import SocketFile
@@ -69,6 +69,14 @@ class Bench:
         """The only stream, once its names are like this."""
         return (await self.seen(lambda stream: stream.names == wanted))[0]
 
+    async def served(self) -> SotwStream:
+        """The only stream, once its client has acknowledged the first certificate."""
+        stream = await self.peer.stream().ask("default")
+        await stream.read()
+        await stream.ack("default")
+        await self.names(NameStatus("default", ONE.version, ONE.version))
+        return stream
+
 
 @asynccontextmanager
 async def bench(directory: Path, *, most_streams: int = 10_000) -> AsyncIterator[Bench]:
@@ -109,10 +117,7 @@ async def test_an_envoy_that_refuses_a_secret_is_seen_with_its_reason_and_with_w
     tmp_path: Path,
 ) -> None:
     async with bench(tmp_path) as made:
-        stream = await made.peer.stream().ask("default")
-        await stream.read()
-        await stream.ack("default")
-        await made.names(NameStatus("default", ONE.version, ONE.version))
+        stream = await made.served()
         made.store.publish({"default": TWO})
         await stream.read()
         await stream.ack("default", error="Failed to load certificate\nchain")
@@ -129,10 +134,7 @@ async def test_an_envoy_that_refuses_a_secret_is_seen_with_its_reason_and_with_w
 
 async def test_what_all_envoys_have_taken_leaves_no_former_key_in_memory(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
-        stream = await made.peer.stream().ask("default")
-        await stream.read()
-        await stream.ack("default")
-        await made.names(NameStatus("default", ONE.version, ONE.version))
+        stream = await made.served()
         made.store.publish({"default": TWO})
         await stream.read()
         made.service.release_former()
@@ -145,10 +147,7 @@ async def test_what_all_envoys_have_taken_leaves_no_former_key_in_memory(tmp_pat
 
 async def test_a_client_that_refuses_everything_is_not_sent_the_same_for_ever(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
-        stream = await made.peer.stream().ask("default")
-        await stream.read()
-        await stream.ack("default")
-        await made.names(NameStatus("default", ONE.version, ONE.version))
+        stream = await made.served()
         made.store.publish({"default": TWO})
         for expected in (TWO, *MOST_SENT * [ONE]):
             assert chain_of((await stream.read())["default"]).strip() == expected.chain_pem
@@ -177,10 +176,7 @@ async def test_a_delta_client_that_refuses_a_secret_is_sent_the_one_before_again
 
 async def test_a_refused_secret_that_is_withheld_is_replaced_by_nothing(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
-        stream = await made.peer.stream().ask("default")
-        await stream.read()
-        await stream.ack("default")
-        await made.names(NameStatus("default", ONE.version, ONE.version))
+        stream = await made.served()
         made.store.publish({"default": TWO})
         await stream.read()
         made.store.withhold(["default"])
@@ -193,10 +189,7 @@ async def test_a_refused_secret_that_is_withheld_is_replaced_by_nothing(tmp_path
 async def test_what_an_envoy_uses_is_kept_through_many_changes(tmp_path: Path) -> None:
     """In a few seconds; its ACK may come only after them."""
     async with bench(tmp_path) as made:
-        stream = await made.peer.stream().ask("default")
-        await stream.read()
-        await stream.ack("default")
-        await made.names(NameStatus("default", ONE.version, ONE.version))
+        stream = await made.served()
         made.store.publish({"default": TWO})
         await stream.read()
         for number in range(2 * MOST_FORMER):
@@ -211,10 +204,7 @@ async def test_what_an_envoy_uses_is_kept_through_many_changes(tmp_path: Path) -
 async def test_the_key_of_a_former_owner_of_a_name_is_never_sent_again(tmp_path: Path) -> None:
     """A reload may give a name to another SPIFFE ID while its Envoy is being taken back."""
     async with bench(tmp_path) as made:
-        stream = await made.peer.stream().ask("default")
-        await stream.read()
-        await stream.ack("default")
-        await made.names(NameStatus("default", ONE.version, ONE.version))
+        stream = await made.served()
         made.store.publish({"default": TWO})
         await stream.read()
         await stream.ack("default", error="no")
@@ -230,10 +220,7 @@ async def test_the_key_of_a_former_owner_of_a_name_is_never_sent_again(tmp_path:
 async def test_what_is_refused_again_and_again_is_seen_as_refused(tmp_path: Path) -> None:
     """Also where what the Envoy had is refused in the end, for the sake of another secret."""
     async with bench(tmp_path) as made:
-        stream = await made.peer.stream().ask("default")
-        await stream.read()
-        await stream.ack("default")
-        await made.names(NameStatus("default", ONE.version, ONE.version))
+        stream = await made.served()
         made.store.publish({"default": TWO})
         for number in range(1 + MOST_SENT):
             await stream.read()
