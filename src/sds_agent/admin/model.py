@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-_TIME = "%Y-%m-%d %H:%M:%S UTC"
+TIME = "%Y-%m-%d %H:%M:%S UTC"
+"""The form of a time in words."""
 FORMAT = 1
 """The version of the model. A field may be added without a change of it; one that changes its meaning or goes changes
 it.
@@ -246,9 +247,9 @@ def why_unusable(identity: IdentityView, at: datetime) -> str | None:
     if leaf is None:
         return None
     if at < leaf.valid_from:
-        return f"is not valid before {leaf.valid_from:{_TIME}}, and this machine's clock says {at:{_TIME}}"
+        return f"is not valid before {leaf.valid_from:{TIME}}, and this machine's clock says {at:{TIME}}"
     if at >= leaf.valid_until:
-        return f"ended at {leaf.valid_until:{_TIME}}{' and is withheld' if withheld else ''}"
+        return f"ended at {leaf.valid_until:{TIME}}{' and is withheld' if withheld else ''}"
     return "had ended and is withheld" if withheld else None
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from msgspec import Struct
 
 from sds_agent.admin.model import (
+    TIME,
     BundleView,
     DepartedView,
     IdentityView,
@@ -22,7 +23,6 @@ from sds_agent.admin.model import (
 from sds_agent.configfile.phrases import did_you_mean
 
 Verdict = Literal["good", "warning", "bad"]
-_TIME = "%Y-%m-%d %H:%M:%S UTC"
 _FILES = ("file-cert:", "file-root:")
 FORGETS_FROM = 1000
 """Streams that have ended, from which on the agent may have forgotten others."""
@@ -91,13 +91,13 @@ def _of_identity(identity: IdentityView, at: datetime) -> Iterator[ExplanationSt
             f"that is near ({leaf.ends_with} ends then): the log says by the event expiring what to do",
         )
     elif identity.next_renewal is not None:
-        yield ExplanationStep("good", f"its next renewal is at {identity.next_renewal:{_TIME}}")
+        yield ExplanationStep("good", f"its next renewal is at {identity.next_renewal:{TIME}}")
 
 
 def _certificate(leaf: LeafView) -> str:
     return (
-        f"its certificate {leaf.serial}, issued by {leaf.authority} at {leaf.issued_at:{_TIME}}, is good until "
-        f"{leaf.valid_until:{_TIME}}"
+        f"its certificate {leaf.serial}, issued by {leaf.authority} at {leaf.issued_at:{TIME}}, is good until "
+        f"{leaf.valid_until:{TIME}}"
     )
 
 
@@ -106,8 +106,8 @@ def _failed(identity: IdentityView) -> str:
     if failure is None:
         return ""
     return (
-        f": attempt {failure.attempts} failed at {failure.at:{_TIME}} ({failure.kind}: {failure.cause}); the next is "
-        f"at {failure.next_attempt:{_TIME}}"
+        f": attempt {failure.attempts} failed at {failure.at:{TIME}} ({failure.kind}: {failure.cause}); the next is "
+        f"at {failure.next_attempt:{TIME}}"
     )
 
 
@@ -120,7 +120,7 @@ def _of_bundle(bundle: BundleView) -> Iterator[ExplanationStep]:
             "bad", "it has no root yet: no authority has answered; see the workloads' errors (sds-agent status)"
         )
         return
-    roots = ", ".join(f"{each.subject} until {each.not_after:{_TIME}}" for each in bundle.anchors)
+    roots = ", ".join(f"{each.subject} until {each.not_after:{TIME}}" for each in bundle.anchors)
     yield ExplanationStep("good", f"its version {bundle.version} has {roots}")
     for each in bundle.left_out:
         yield ExplanationStep("warning", f"what {each.authority} advertises is not all in it: {'; '.join(each.causes)}")
@@ -178,7 +178,7 @@ def _departed(status: Status, names: Sequence[str], node: str | None) -> Departe
 
 
 def _now_left(left: DepartedView | None) -> str:
-    return "" if left is None else f" (the stream of {left.node or left.peer} for it ended at {left.left_at:{_TIME}})"
+    return "" if left is None else f" (the stream of {left.node or left.peer} for it ended at {left.left_at:{TIME}})"
 
 
 def _not_connected(status: Status, node: str | None, left: DepartedView | None) -> ExplanationStep:
@@ -186,7 +186,7 @@ def _not_connected(status: Status, node: str | None, left: DepartedView | None) 
     who = "no Envoy is connected" if node is None else f"no Envoy with the node id {node} is connected"
     if left is not None:
         return ExplanationStep(verdict, f"{who}; {_how_it_left(left)}")
-    never = "" if status.departed is None else f", and none was since {status.agent.started_at:{_TIME}}"
+    never = "" if status.departed is None else f", and none was since {status.agent.started_at:{TIME}}"
     if status.departed is not None and len(status.departed) >= FORGETS_FROM:
         never = ", as far as the agent remembers"
     if node is None:
@@ -207,7 +207,7 @@ def _how_it_left(left: DepartedView) -> str:
     """When an Envoy was there, how its stream ended, and what to look at."""
     stream = (
         f"stream {left.stream} of {left.node or left.peer} for {' and '.join(left.names) or 'nothing'} was open from "
-        f"{left.since:{_TIME}} until {left.left_at:{_TIME}}"
+        f"{left.since:{TIME}} until {left.left_at:{TIME}}"
     )
     if left.cause:
         return f"{stream}, when the agent ended it: {left.cause}"
@@ -219,7 +219,7 @@ def _how_it_left(left: DepartedView) -> str:
 
 def _of_subscription(subscriber: SubscriberView, subscription: SubscriptionView) -> ExplanationStep:
     who = f"the Envoy {subscriber.node or subscriber.peer}"
-    since = f"connected since {subscriber.since:{_TIME}}"
+    since = f"connected since {subscriber.since:{TIME}}"
     match subscription.state:
         case "current":
             took = "" if subscriber.ack_ms is None else f", {subscriber.ack_ms} ms after it was sent"

@@ -7,6 +7,7 @@ from heapq import nsmallest
 from msgspec import structs
 
 from sds_agent.admin.model import (
+    TIME,
     AgentView,
     AnchorView,
     AuthorityView,
@@ -40,8 +41,6 @@ from sds_agent.issuance.status import (
 from sds_agent.sds.departed import DepartedStream
 from sds_agent.sds.status import NameStatus, StreamStatus
 from sds_agent.tally import Counter
-
-_TIME = "%Y-%m-%d %H:%M:%S UTC"
 
 
 def status(observed: Observed, now: datetime) -> Status:
@@ -264,7 +263,7 @@ def anchor(found: AnchorStatus, *, warned: bool = False) -> AnchorView:
 
 def _why(advertised_by: Sequence[str], needed_until: datetime | None) -> str:
     """Why an anchor is still in the bundle."""
-    needed = "" if needed_until is None else f"certificates chain to it until {needed_until:{_TIME}}"
+    needed = "" if needed_until is None else f"certificates chain to it until {needed_until:{TIME}}"
     if not advertised_by:
         return needed or "an earlier certificate chained to it"
     names = " and ".join(advertised_by) if len(advertised_by) < 3 else ", ".join(advertised_by)

@@ -5,6 +5,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from sds_agent.admin.model import (
+    TIME,
     BundleView,
     IdentityView,
     Status,
@@ -19,7 +20,6 @@ from sds_agent.admin.model import (
 from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
 from sds_agent.doctor.served import Served
 
-_TIME = "%Y-%m-%d %H:%M:%S UTC"
 MOST_NAMES = 5
 """Workloads that a line names, or causes."""
 
@@ -35,7 +35,7 @@ def of_agent(status: Status, version: str, named: str = "") -> Iterator[Diagnosi
             f"it runs version {agent.version}, and this command is {version}; restart the agent after an upgrade",
         )
     if agent.ready:
-        yield good("agent", f"version {agent.version}, ready, since {agent.started_at:{_TIME}}")
+        yield good("agent", f"version {agent.version}, ready, since {agent.started_at:{TIME}}")
     if agent.reload_refused:
         yield bad(
             "agent",
@@ -86,7 +86,7 @@ def _of_identity(identity: IdentityView, at: datetime, named: str) -> Diagnosis:
         return bad(subject, f"has no certificate yet{why}; see {_explained(identity.name, named)}")
     if (unusable := why_unusable(identity, at)) is not None:
         return bad(subject, f"its certificate {unusable}{why}; see {_explained(identity.name, named)}")
-    until = f"{identity.current.valid_until:{_TIME}}"
+    until = f"{identity.current.valid_until:{TIME}}"
     if failure is not None:
         return warning(subject, f"its certificate is good until {until}, and its renewal fails{why}")
     if nears_its_end(identity, at):
@@ -109,12 +109,12 @@ def _of_bundle(bundle: BundleView, status: Status) -> Iterator[Diagnosis]:
         return
     last, near = max(each.not_after for each in bundle.anchors), roots_near_their_end(bundle, status.at)
     if last <= status.at:
-        yield bad(subject, f"its last root ended at {last:{_TIME}}, so no peer is accepted; give the CA a new root")
+        yield bad(subject, f"its last root ended at {last:{TIME}}, so no peer is accepted; give the CA a new root")
     for root in near[:MOST_NAMES]:
-        text = f"its root {root.subject} ends at {root.not_after:{_TIME}}"
+        text = f"its root {root.subject} ends at {root.not_after:{TIME}}"
         yield warning(subject, f"{text}; let the CA advertise its successor before then")
     if not near and last > status.at:
-        yield good(subject, f"its last root ends at {last:{_TIME}}")
+        yield good(subject, f"its last root ends at {last:{TIME}}")
     for each in bundle.left_out:
         yield warning(subject, f"what {each.authority} advertises is not all served: {'; '.join(each.causes)}")
 
@@ -134,7 +134,7 @@ def _missing(status: Status) -> str:
     if not status.departed:
         return "check the path in their clusters"
     last = status.departed[-1]
-    return f"the last, {last.node or last.peer}, left at {last.left_at:{_TIME}}: see whether it runs"
+    return f"the last, {last.node or last.peer}, left at {last.left_at:{TIME}}: see whether it runs"
 
 
 def _of_subscriber(subscriber: SubscriberView, known: Served, named: str) -> Iterator[Diagnosis]:
