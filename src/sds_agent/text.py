@@ -63,6 +63,11 @@ def one_line(text: str, most: int) -> str:
     return cut("".join(c if c.isascii() and c.isprintable() else " " if c.isspace() else "?" for c in text), most)
 
 
+def is_token(data: bytes) -> bool:
+    """Whether it is a text as a header carries a token or a password: printable ASCII without spaces."""
+    return all(0x21 <= byte <= 0x7E for byte in data)
+
+
 def ascii_json(value: object) -> str:
     """The value in JSON, in which what is not ASCII is escaped, and so is DEL; a text is in double quotes then.
 

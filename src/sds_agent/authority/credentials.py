@@ -28,6 +28,7 @@ from sds_agent.pki.certificates import (
     write_pem,
 )
 from sds_agent.pki.keys import PrivateKey, to_pkcs8_pem
+from sds_agent.text import is_token
 from sds_agent.values import Sensitive
 
 LARGEST = 1 << 20
@@ -90,7 +91,7 @@ def read_token(file: Path, what: str = "the token") -> Token:
 
 def token(data: bytes, place: str, what: str = "the token") -> Token:
     """The token that `data` is, read from `place`, which is for messages."""
-    if not 0 < len(data) <= LONGEST_TOKEN or not all(0x21 <= byte <= 0x7E for byte in data):
+    if not 0 < len(data) <= LONGEST_TOKEN or not is_token(data):
         raise _unusable(
             f"{place} does not hold {what} alone: up to {LONGEST_TOKEN} printable characters of ASCII without spaces; "
             f"check that it is the right file"

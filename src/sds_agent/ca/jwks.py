@@ -26,6 +26,7 @@ from sds_agent.named_files import NamedFileError, read_certificate_file
 from sds_agent.pki import openssl
 from sds_agent.pki.strength import SMALLEST_RSA
 from sds_agent.tasks import NoThreadError, SharedCall, TimeLimit
+from sds_agent.text import is_token
 
 if TYPE_CHECKING:
     import httpx
@@ -335,7 +336,7 @@ def _headers(location: Location) -> dict[str, str]:
     token = token.removeprefix(BOM_UTF8).strip()
     if not token:
         raise JwksError(f"its token_file {location.token_file} is empty; what renews the token has to write it there")
-    if not all(0x21 <= byte <= 0x7E for byte in token):
+    if not is_token(token):
         raise JwksError(
             f"its token_file {location.token_file} does not hold a token alone: printable characters of ASCII without "
             "spaces"
