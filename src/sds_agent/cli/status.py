@@ -16,6 +16,7 @@ from sds_agent.admin.model import (
 )
 from sds_agent.cli import asking, output
 from sds_agent.cli.formats import add_format, coloured, document, left, span, table
+from sds_agent.text import first
 
 NOT_READY = 1
 MOST_ROWS = 50
@@ -93,7 +94,7 @@ def headline(status: Status) -> str:
     """Whether all is well, and why not."""
     concerns = list(_concerns(status))
     if not status.agent.ready:
-        return f"{coloured('not ready', 'bad')}: {'; '.join((*_first(status.agent.lacks), *concerns))}"
+        return f"{coloured('not ready', 'bad')}: {'; '.join((*first(status.agent.lacks, MOST_REASONS), *concerns))}"
     if concerns:
         return f"{coloured('ready, and not all is well', 'warning')}: {'; '.join(concerns)}"
     return f"{coloured('ready', 'good')}: all is well"
@@ -102,7 +103,7 @@ def headline(status: Status) -> str:
 def _concerns(status: Status) -> Iterator[str]:
     """What is wrong while certificates are served."""
     if refused := status.agent.reload_refused:
-        yield f"the configuration as it is now is not in force: {'; '.join(_first(refused))}"
+        yield f"the configuration as it is now is not in force: {'; '.join(first(refused, MOST_REASONS))}"
     failing = [each.name for each in status.identities if each.state == "serving" and each.failure is not None]
     if failing:
         yield f"the renewal of {_some(failing)} fails"
@@ -124,12 +125,6 @@ def _concerns(status: Status) -> Iterator[str]:
         ]
         if nodes:
             yield f"Envoys that {verb}: {_some(nodes)}"
-
-
-def _first(reasons: Sequence[str]) -> Sequence[str]:
-    """The first of these, and how many more there are."""
-    more = len(reasons) - MOST_REASONS
-    return (*reasons[:MOST_REASONS], f"and {more} more") if more > 0 else reasons
 
 
 def _some(names: Sequence[str]) -> str:
