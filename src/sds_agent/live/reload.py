@@ -78,7 +78,6 @@ class Reload:
         self._examined: Mapping[str, AuthoritySettings] = {}
         self._examination = TimeLimit(opening)
         self._refused = log.LogOnChange(LOG, "reload_refused")
-        self._is_refused = False
 
     async def run(self, asked: asyncio.Event) -> None:
         """Reload when the file has changed and whenever `asked` is set, which this clears, until cancelled."""
@@ -142,13 +141,11 @@ class Reload:
             if asked:
                 self._refused.resolved()  # who asks is answered, whatever was said before
             self._refused.report(error.causes, file=str(origin.file), serving="the configuration before")
-            self._is_refused = True
             self._agent.reload_refused = error.causes
             return structs.replace(turn, judged=error.final, tried=True)
-        if not change and (asked or self._is_refused):
+        if not change and (asked or self._agent.reload_refused):
             log.event(LOG, "nothing_to_reload", cause=f"{origin.file} says what is in force")
         self._refused.resolved()
-        self._is_refused = False
         self._agent.reload_refused = ()
         return structs.replace(turn, judged=True)
 
