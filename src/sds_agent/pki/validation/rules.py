@@ -28,7 +28,7 @@ from sds_agent.pki.certificates import (
     times_of,
 )
 from sds_agent.pki.names import is_self_issued, same_name
-from sds_agent.pki.strength import IN_CHAINS, USABLE, KeyFault
+from sds_agent.pki.strength import IN_CHAINS, USABLE, KeyRule
 from sds_agent.pki.validation.signatures import fault_of_pss
 
 Chain: TypeAlias = tuple[x509.Certificate, ...]
@@ -103,20 +103,20 @@ def fault_of_times(certificate: x509.Certificate, times: Times) -> str | None:
 @remembered
 def _fault_of_key(certificate: x509.Certificate) -> str | None:
     """Whether Envoy could not use its key, or it is weak."""
-    fault = IN_CHAINS.fault(certificate.public_key())
-    return None if fault is None and has_key_in_usual_form(certificate) else _unusable(certificate, fault)
+    return _fault_by(IN_CHAINS, certificate)
 
 
 @remembered
 def fault_of_use(certificate: x509.Certificate) -> str | None:
     """Whether Envoy could not use its key."""
-    fault = USABLE.fault(certificate.public_key())
-    return None if fault is None and has_key_in_usual_form(certificate) else _unusable(certificate, fault)
+    return _fault_by(USABLE, certificate)
 
 
-def _unusable(certificate: x509.Certificate, fault: KeyFault | None) -> str:
-    if fault is not None:
+def _fault_by(rule: KeyRule, certificate: x509.Certificate) -> str | None:
+    if fault := rule.fault(certificate.public_key()):
         return f"{describe(certificate)} has {fault.found}; it needs {fault.wanted}"
+    if has_key_in_usual_form(certificate):
+        return None
     return (
         f"{describe(certificate)} has its key in a form that Envoy does not read, such as that of an RSA-PSS key: it "
         "must be issued anew, with a plain RSA or EC key"
