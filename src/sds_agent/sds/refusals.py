@@ -230,8 +230,7 @@ class Replacements:
 
     def has(self, resource: Resource) -> bool:
         """Whether this goes out in place of what is served."""
-        replacement = self._by_name.get(resource.name)
-        return replacement is not None and replacement.resource is resource
+        return self._by(resource) is not None
 
     def nack(self, name: str, version: str) -> Nack | None:
         """The refusal of this version of the name that was taken back."""
@@ -242,8 +241,8 @@ class Replacements:
         """These have gone out. Returns the replacements among them that went out for the first time."""
         new = []
         for each in resources:
-            replacement = self._by_name.get(each.name)
-            if replacement is not None and replacement.resource is each and not replacement.is_sent:
+            replacement = self._by(each)
+            if replacement is not None and not replacement.is_sent:
                 replacement.is_sent = True
                 new.append(replacement)
         return new
@@ -260,6 +259,11 @@ class Replacements:
     def shown(self, names: Iterable[str], statuses: Iterable[NameStatus]) -> tuple[NameStatus, ...]:
         """The status of these names: who was sent what it had, refuses the newer version still."""
         return tuple(map(self._shown, names, statuses))
+
+    def _by(self, resource: Resource) -> Replacement | None:
+        """The replacement that this is."""
+        found = self._by_name.get(resource.name)
+        return None if found is None or found.resource is not resource else found
 
     def _shown(self, name: str, status: NameStatus) -> NameStatus:
         replacement = self._by_name.get(name)
