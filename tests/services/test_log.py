@@ -12,7 +12,8 @@ import pty
 import select
 import threading
 import tty
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TextIO
@@ -199,23 +200,29 @@ def test_a_fault_that_only_the_event_loop_met_is_reported_once_for_each_place(st
     assert [line["type"] for line in reported] == [f"{__name__}.PlantedError", "json.decoder.JSONDecodeError"]
 
 
+@asynccontextmanager
+async def served(method: Callable[[object, Any], Awaitable[bytes]], socket: Path) -> AsyncIterator[None]:
+    """A gRPC server with this method, "/s/M"."""
+    handler = grpc.method_handlers_generic_handler("s", {"M": grpc.unary_unary_rpc_method_handler(method)})
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((handler,))
+    server.add_insecure_port(f"unix:{socket}")
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(None)
+
+
 async def test_a_fault_that_only_grpc_met_is_reported(stream: io.StringIO, tmp_path: Path) -> None:
     async def fail(_request: object, _context: object) -> bytes:
         broken("PLANTED")
         return b""
 
-    handler = grpc.method_handlers_generic_handler("s", {"M": grpc.unary_unary_rpc_method_handler(fail)})
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((handler,))
-    server.add_insecure_port(f"unix:{tmp_path / 'grpc'}")
-    await server.start()
-    try:
-        async with grpc.aio.insecure_channel(f"unix:{tmp_path / 'grpc'}") as channel:
-            call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/s/M")
-            with pytest.raises(grpc.aio.AioRpcError):
-                await call(b"")
-    finally:
-        await server.stop(None)
+    async with served(fail, tmp_path / "grpc"), grpc.aio.insecure_channel(f"unix:{tmp_path / 'grpc'}") as channel:
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/s/M")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call(b"")
     (reported,) = faults(stream)
     assert (reported["part"], reported["type"]) == ("gRPC", f"{__name__}.PlantedError")
     assert reported["frames"][0].endswith(" broken")
@@ -236,20 +243,13 @@ async def test_a_header_that_is_no_text_is_no_fault(stream: io.StringIO, tmp_pat
         read.set_result(dict(context.invocation_metadata() or ()))
         return b""
 
-    handler = grpc.method_handlers_generic_handler("s", {"M": grpc.unary_unary_rpc_method_handler(answer)})
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((handler,))
-    server.add_insecure_port(f"unix:{tmp_path / 'grpc'}")
-    await server.start()
-    peer = await RawPeer.connect(tmp_path / "grpc")
-    try:
-        fields = request_headers("M", "/s") + literal(b"authorization", b"Bearer \xff")
-        await peer.send(frame(HEADERS, END_HEADERS, 1, fields) + frame(DATA, END_STREAM, 1, message(b"")))
-        async with asyncio.timeout(10):
-            assert (await read)["authorization"] == "Bearer \xff"
-    finally:
-        await peer.connection.aclose()
-        await server.stop(None)
+    async with served(answer, tmp_path / "grpc"):
+        peer = await RawPeer.connect(tmp_path / "grpc")
+        async with peer.connection:
+            fields = request_headers("M", "/s") + literal(b"authorization", b"Bearer \xff")
+            await peer.send(frame(HEADERS, END_HEADERS, 1, fields) + frame(DATA, END_STREAM, 1, message(b"")))
+            async with asyncio.timeout(10):
+                assert (await read)["authorization"] == "Bearer \xff"
     assert faults(stream) == []
 
 
