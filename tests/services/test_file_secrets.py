@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -443,12 +444,12 @@ async def test_a_directory_that_does_not_answer_delays_no_other(
     for each in (hung, good):
         each.mkdir()
     (good / "ca.crt").write_bytes(write_pem([ROOT.certificate]))
-    released, genuine = asyncio.Event(), read_below
-    loop = asyncio.get_running_loop()
+    hangs, released, genuine = threading.Event(), threading.Event(), read_below
 
     def reading(file: Path, directories: list[Path], most: int) -> bytes:
         if file.is_relative_to(hung):
-            asyncio.run_coroutine_threadsafe(released.wait(), loop).result()
+            hangs.set()
+            assert released.wait(30)
         return genuine(file, directories, most)
 
     monkeypatch.setattr(file_secrets, "read_below", reading)
@@ -456,12 +457,16 @@ async def test_a_directory_that_does_not_answer_delays_no_other(
     secrets = FileSecrets([hung, good], store, HandClock())
     following = asyncio.create_task(secrets.run())
     told = asyncio.Event()
-    with store.watching(lambda _names: told.set()):
-        secrets.want(self := object(), [f"file-root:{hung}/ca.crt", f"file-root:{good}/ca.crt"])
-        with anyio.fail_after(10):
+    try:
+        secrets.want(self := object(), [f"file-root:{hung}/ca.crt"])
+        assert await asyncio.to_thread(hangs.wait, 30)
+        with store.watching(lambda _names: told.set()), anyio.fail_after(10):
+            secrets.want(self, [f"file-root:{hung}/ca.crt", f"file-root:{good}/ca.crt"])
             await told.wait()
-    assert secrets[f"file-root:{good}/ca.crt"] is not Absence.PENDING
-    released.set()
-    secrets.want(self, ())
-    following.cancel()
-    await asyncio.wait([following])
+        assert secrets[f"file-root:{hung}/ca.crt"] is Absence.PENDING
+        assert secrets[f"file-root:{good}/ca.crt"] is not Absence.PENDING
+    finally:
+        released.set()
+        secrets.want(self, ())
+        following.cancel()
+        await asyncio.wait([following])
