@@ -161,6 +161,7 @@ async def agent(
         stored_bytes=settings.sds.limits.stored_bytes,
         files=files,
     )
+    service.permit(preflight.client_rules(settings))
     async with background_tasks() as start, observed(settings.admin, store, service) as feed:
         attempts = deque[AttemptRecord](maxlen=MOST_ATTEMPTS)
         attempted = None if settings.telemetry is None else attempts.append

@@ -21,6 +21,7 @@ from sds_agent.sds.endpoint import SocketFile, blocked_directories, refusals
 from sds_agent.sealing import Seal, read_seal
 
 if TYPE_CHECKING:
+    from sds_agent.sds.permissions import Rules
     from sds_agent.sources import Source
 
 
@@ -45,6 +46,25 @@ def context(settings: Settings, name: str, clock: Clock) -> Context:
 def socket_file(sds: SdsSettings) -> SocketFile:
     """The socket as the settings want it."""
     return SocketFile(sds.socket, mode=sds.mode, owner=sds.owner, group=sds.group)
+
+
+def client_rules(settings: Settings) -> "Rules":
+    """Who may have which secret; empty where every process that may connect may have all. Raises ProblemsError.
+
+    Blocks on what the system takes its users and groups from.
+    """
+    chosen = [(number, each) for number, each in enumerate(settings.workloads) if each.clients is not None]
+    if not chosen:
+        return {}
+    from sds_agent.sds.permissions import Accounts  # noqa: PLC0415 - most configurations have no rules
+
+    known = Accounts()
+    return {
+        name: known.rule(each.clients.users, each.clients.groups, f"workloads[{number}].clients")
+        for number, each in chosen
+        if each.clients is not None
+        for name in each.names
+    }
 
 
 def seal(settings: Settings) -> Seal | None:
@@ -90,6 +110,10 @@ def obstacles(settings: Settings, clock: Clock) -> Iterator[SdsAgentError]:
             kind.check(chosen, context(settings, name, clock))
         except SdsAgentError as error:
             yield error
+    try:
+        client_rules(settings)
+    except SdsAgentError as error:
+        yield error
     yield from refusals(socket_file(settings.sds))
 
 

@@ -284,6 +284,15 @@ MISTAKES = {
         "admin.socket",
         "is the path of sds.socket too; give it one of its own, or leave it out",
     ),
+    "clients who are nobody": Mistake(
+        f"{MINIMAL}    clients: {{}}\n",
+        5,
+        "workloads[0].clients",
+        "names nobody; name users, groups or both; left out, every process that may connect may ask",
+    ),
+    "an empty list of users": Mistake(
+        f"{MINIMAL}    clients: {{users: [], groups: [envoy]}}\n", 5, "workloads[0].clients.users", "one or more users"
+    ),
     # YAML itself
     "no UTF-8": Mistake("trust_domain: a\nworkloads: \udcff", 2, "", "the file is not text in UTF-8; save it as UTF-8"),
     "a tab": Mistake("trust_domain: a\nsds:\n\tmode: x\n", 3, "", "indent with spaces: YAML does not take tabs"),

@@ -101,6 +101,7 @@ def other_root() -> InspectedSecret:
         (WAITING, OLD, False, "the agent has none to give, and Envoy uses the certificate"),
         (WAITING, WAITING, False, "waits for it"),
         (replace(WAITING, state="UNKNOWN"), OLD, False, "the agent does not serve it"),
+        (replace(WAITING, state="DENIED"), OLD, False, "ask as the user that this Envoy runs as"),
     ],
 )
 def test_a_difference_says_who_is_behind(

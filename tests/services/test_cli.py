@@ -385,6 +385,14 @@ def test_check_says_of_which_files_an_envoy_can_have_the_keys(folder: Path, chec
     assert "in files below /etc/certs and /srv/tls, by the names file-cert:CERTIFICATE~KEY and file-root:ROOTS." in said
 
 
+def test_check_says_for_whom_a_certificate_is(folder: Path, check: Check) -> None:
+    everybody = "each of them can have every certificate and key below. "
+    assert everybody in check(file(folder, MINIMAL))[1]
+    said = check(file(folder, f"{MINIMAL}    clients: {{users: [root, '4711'], groups: ['4712']}}\n"))[1]
+    assert "each of them can have every certificate and key below but what is for some of them. " in said
+    assert "if its process is of the users root and 4711 or of the group 4712. " in said
+
+
 def test_check_separates_what_is_probably_not_meant_from_what_keeps_the_agent_from_starting(
     folder: Path, check: Check
 ) -> None:

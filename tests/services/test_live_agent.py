@@ -29,6 +29,7 @@ from sds_agent.live import assembly
 from sds_agent.live.agent import Agent
 from sds_agent.live.workloads import STARTED_AT_ONCE
 from sds_agent.pki.certificates import read_pem, write_pem
+from sds_agent.preflight import client_rules
 from sds_agent.secrets.model import BundleSecret
 from sds_agent.secrets.readiness import complete
 from sds_agent.state import RestorableFiles
@@ -82,7 +83,8 @@ class Live:
         """Take another configuration, with these authorities in the place of others or beside them."""
         chosen = self.settings(*parts)
         self.cas |= cas
-        await self.agent.apply(chosen, {name: self.cas[name] for name in chosen.authorities})
+        cas = {name: self.cas[name] for name in chosen.authorities}
+        await self.agent.apply(chosen, cas, client_rules(chosen))
 
     async def subscribed(self, *names: str) -> "Listener":
         """One that has what is served under these names, and has taken it."""
@@ -205,6 +207,33 @@ async def test_a_workload_that_is_configured_otherwise_goes_on_with_its_certific
         await all_.apply(ONE, "workloads:\n", workload("web", more=more), workload("api"))
         await all_.nothing_said(web)
         assert (all_.serials(), len(ca.requests)) == (serials, 2)
+
+
+async def test_a_workload_that_is_for_others_from_now_on_goes_on_with_its_certificate(tmp_path: Path) -> None:
+    ca, others = good(), ", clients: {users: [4711]}"
+    async with live(tmp_path, ONE, "workloads:\n", workload("web"), workload("api", more=others), one=ca) as all_:
+        await complete(all_.agent.store)
+        web, serials = await all_.subscribed("web"), all_.serials()
+        await all_.apply(ONE, "workloads:\n", workload("web", more=others), workload("api"))
+        assert (await web.end())[0] is grpc.StatusCode.PERMISSION_DENIED
+        await all_.peer.fetch("api", "spiffe://demo.example/api", "ROOTCA")
+        assert (all_.serials(), len(ca.requests)) == (serials, 2)
+
+
+async def test_a_workload_that_comes_for_others_is_not_for_everybody_for_a_moment(tmp_path: Path) -> None:
+    """A stream may have asked for its name long before."""
+    more = ", clients: {users: [4711]}"
+    parts = [ONE, "workloads:\n", workload("api"), workload("db", more=more)]
+    async with live(tmp_path, *parts, one=good()) as all_:
+        await complete(all_.agent.store)
+        stream = await all_.peer.stream().ask("api", "web")
+        await stream.read()
+        await stream.ack("api", "web")
+        listener = Listener(stream)
+        await all_.apply(*parts, workload("web", more=more))
+        await complete(all_.agent.store)
+        await all_.nothing_said(listener)
+        listener.leave()
 
 
 async def test_a_renamed_workload_is_served_under_its_new_name_at_once(tmp_path: Path) -> None:

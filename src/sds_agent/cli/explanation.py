@@ -21,7 +21,7 @@ def explain(loaded: Loaded) -> Iterator[str]:
     """What the agent would do, a paragraph at a time."""
     settings = loaded.settings
     yield f"The configuration is good. It comes from {loaded.source}, and with it the agent does this:"
-    yield _socket(settings.sds)
+    yield _socket(settings)
     yield _state(settings)
     yield _admin(settings.admin)
     for name, chosen in settings.authorities.items():
@@ -33,15 +33,17 @@ def explain(loaded: Loaded) -> Iterator[str]:
         yield _files(settings.sds)
 
 
-def _socket(sds: SdsSettings) -> str:
+def _socket(settings: Settings) -> str:
+    sds, limits = settings.sds, settings.sds.limits
     owner = f"the user {sds.owner}" if sds.owner is not None else "the user that runs it"
     group = f"the group {sds.group}" if sds.group is not None else "that user's group"
     writers = f"{owner} and {group}" if sds.mode & stat.S_IWGRP else f"{owner} alone"
+    but = " but what is for some of them" if any(each.clients is not None for each in settings.workloads) else ""
     return (
         f"It listens on the socket {sds.socket}, which has the mode {sds.mode} and belongs to {owner} and {group}. "
         f"Processes of {writers} (and of root) can connect to it, and each of them can have every certificate "
-        f"and key below. At one time there may be {sds.limits.streams} streams with {sds.limits.names} names on each, "
-        f"and {sds.limits.request_bytes} bytes in a request; clients can make it store {sds.limits.stored_bytes} bytes."
+        f"and key below{but}. At one time there may be {limits.streams} streams with {limits.names} names on each, "
+        f"and {limits.request_bytes} bytes in a request; clients can make it store {limits.stored_bytes} bytes."
     )
 
 
@@ -82,8 +84,17 @@ def _encrypted(settings: Settings) -> str:
 def _workload(workload: WorkloadSettings, settings: Settings) -> str:
     return (
         f"The workload {workload.name} has the SPIFFE ID {workload.spiffe_id}. An Envoy gets its certificate and key "
-        f"by the name {' or '.join(workload.names)}. {_origin(workload, settings)}{_output(workload)}"
+        f"by the name {' or '.join(workload.names)}{_clients(workload)}. {_origin(workload, settings)}"
+        f"{_output(workload)}"
     )
+
+
+def _clients(workload: WorkloadSettings) -> str:
+    if workload.clients is None:
+        return ""
+    named = {"user": workload.clients.users, "group": workload.clients.groups}
+    who = [f"the {kind}{'s' * (len(names) > 1)} {' and '.join(names)}" for kind, names in named.items() if names]
+    return f", if its process is of {' or of '.join(who)}"
 
 
 def _origin(workload: WorkloadSettings, settings: Settings) -> str:

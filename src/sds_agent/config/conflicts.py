@@ -25,6 +25,7 @@ def conflicts(chosen: Settings) -> Iterator[Problem]:
     yield from _identities(workloads)
     yield from _trust_domains(workloads, chosen.trust_domain)
     yield from _outputs(workloads)
+    yield from _clients(workloads)
     yield from _encryption(chosen)
     if was_read(chosen.admin):
         yield from unguarded(chosen.admin)
@@ -138,6 +139,16 @@ def _encryption(chosen: Settings) -> Iterator[Problem]:
         yield Problem(("state_encryption",), "names no key", fix)
     elif encryption.key_file is not None and encryption.credential is not None:
         yield Problem(("state_encryption", "credential"), "is given beside key_file", "keep one of the two")
+
+
+def _clients(workloads: Mapping[int, WorkloadSettings]) -> Iterator[Problem]:
+    for index, each in workloads.items():
+        clients = each.clients
+        if clients is None or not was_read(clients) or not all(map(was_read, (clients.users, clients.groups))):
+            continue
+        if not (clients.users or clients.groups):
+            fix = "name users, groups or both; left out, every process that may connect may ask"
+            yield Problem(_at(index, "clients"), "names nobody", fix)
 
 
 def _outputs(workloads: Mapping[int, WorkloadSettings]) -> Iterator[Problem]:

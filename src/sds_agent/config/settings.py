@@ -245,6 +245,24 @@ class RequestSettings(Struct, frozen=True, kw_only=True):
     ] = 8
 
 
+class ClientSettings(Struct, frozen=True, kw_only=True):
+    """Who may ask for a certificate: processes of one of the users, and those that have one of the groups."""
+
+    users: Annotated[
+        tuple[Account, ...],
+        listing("users"),
+        Meta(description="The users, by name or id, whose processes may ask for it."),
+    ] = ()
+    groups: Annotated[
+        tuple[Account, ...],
+        listing("groups"),
+        Meta(
+            description="The groups, by name or id, whose processes may ask for it: those that have it as their own or "
+            "as a supplementary group when they connect.",
+        ),
+    ] = ()
+
+
 class WorkloadSettings(Struct, frozen=True, kw_only=True):
     """An identity that the agent obtains certificates for."""
 
@@ -267,6 +285,13 @@ class WorkloadSettings(Struct, frozen=True, kw_only=True):
         Meta(
             description="The name of the authority that issues it, or a list of them in order: where one fails, the "
             "next one is asked (see failover). May be left out where there is only one.",
+        ),
+    ] = None
+    clients: Annotated[
+        ClientSettings | None,
+        Meta(
+            description="Who may ask for its certificate and key, by what the kernel says of the process that has "
+            "connected. Left out: every process that may connect to the socket.",
         ),
     ] = None
     output: Annotated[

@@ -90,6 +90,8 @@ def _refused(name: str, error: grpc.aio.AioRpcError) -> InspectedSecret:
     detail = printable(error.details() or error.code().name, LONGEST)
     if error.code() is grpc.StatusCode.NOT_FOUND:
         return InspectedSecret(name=name, state="UNKNOWN", detail=detail)
+    if error.code() is grpc.StatusCode.PERMISSION_DENIED:
+        return InspectedSecret(name=name, state="DENIED", detail=detail)
     if "not issued yet" in detail:
         return InspectedSecret(name=name, state="WARMING", detail="it is not issued yet, or has ended")
     raise UnreachableError(detail) from error

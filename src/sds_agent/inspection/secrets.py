@@ -1,7 +1,7 @@
 """A secret as it was found, without its private key: pure."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Literal
 
@@ -16,7 +16,7 @@ _CERTIFICATES = frozenset({b"CERTIFICATE", b"X509 CERTIFICATE", b"TRUSTED CERTIF
 _NOT_PEM = re.compile(rb"[^\t\r\n\x20-\x7e]|\r(?!\n)")
 
 Kind = Literal["certificate", "bundle"]
-State = Literal["ACTIVE", "WARMING", "REJECTED", "UNKNOWN"]
+State = Literal["ACTIVE", "WARMING", "REJECTED", "UNKNOWN", "DENIED"]
 """Whether it is in use: it is; it is not there yet; Envoy was sent it and refuses it; or the server does not serve the
 name.
 """
@@ -76,6 +76,12 @@ class Difference(Struct, frozen=True):
     text: str
 
 
+_NOT_SERVED: Mapping[State, str] = {
+    "UNKNOWN": "the agent does not serve it",
+    "DENIED": "the agent does not give it to who asks here; ask as the user that this Envoy runs as",
+}
+
+
 def difference(served: InspectedSecret, used: InspectedSecret | None) -> Difference:
     """Hold the two against each other."""
 
@@ -84,8 +90,8 @@ def difference(served: InspectedSecret, used: InspectedSecret | None) -> Differe
 
     if used is None:
         return differs("this Envoy does not ask for it, or has got no answer yet")
-    if served.state == "UNKNOWN":
-        return differs("the agent does not serve it")
+    if served.state in _NOT_SERVED:
+        return differs(_NOT_SERVED[served.state])
     if served.state == "WARMING":
         return differs(
             f"the agent has none to give, and Envoy {'uses ' + _named(used) if used.pem else 'waits for it'}"

@@ -43,6 +43,7 @@ from sds_agent.text import printable
 if TYPE_CHECKING:
     from sds_agent.admin.observed import About
     from sds_agent.sds.departed import DepartedStream
+    from sds_agent.sds.permissions import Rules
 
 
 class AgentAnchors(Struct, frozen=True):
@@ -114,8 +115,9 @@ class Agent:
 
                 tasks.append(self._start(follow_lists(self.bundle, name, lists[name], self._clock)))
 
-    async def apply(self, settings: Settings, cas: Authorities) -> None:
+    async def apply(self, settings: Settings, cas: Authorities, rules: "Rules") -> None:
         """Become what these settings say, with these authorities: those of before, and others where they are others.
+        `rules` say who may have which secret.
 
         No key may differ that needs a restart. It cannot fail; those that are replaced are in use until it returns.
         """
@@ -134,6 +136,7 @@ class Agent:
         self._anchors.file.know(kinds)
         self.bundle.follow(cas, assembly.with_lists(cas), replaced)
         self.federation.follow(settings.federation, replaced)
+        self.sds.permit(rules)  # before the names are there, which not everybody may have
         self.store.replace_names(assembly.names(settings), assembly.optional_names(settings), secrets)
         self.start_refreshes()
         self.start_issuing()

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec import Struct, structs
 
@@ -28,6 +29,9 @@ from sds_agent.live.origin import ConfigSource, ReloadHooks
 from sds_agent.live.workloads import import_outputs
 from sds_agent.path_watch import PathWatch
 from sds_agent.tasks import DISK_TIMEOUT, NoThreadError, TimeLimit, in_thread
+
+if TYPE_CHECKING:
+    from sds_agent.sds.permissions import Rules
 
 LOG = logging.getLogger(__name__)
 
@@ -74,6 +78,7 @@ class Reload:
         self._clock = clock
         self._hooks = hooks or ReloadHooks()
         self._disk = TimeLimit(DISK_TIMEOUT)
+        self._accounts = TimeLimit(DISK_TIMEOUT)
         self._opening = opening
         self._examined: Mapping[str, AuthoritySettings] = {}
         self._examination = TimeLimit(opening)
@@ -162,9 +167,10 @@ class Reload:
         if not change:
             return change
         await self._prepare(settings)
+        rules = await self._rules(settings)
         fresh = await self._opened(settings, change)
         closing = self._cas.replace(fresh, change.to_close)
-        await self._agent.apply(settings, {name: self._cas[name] for name in settings.authorities})
+        await self._agent.apply(settings, {name: self._cas[name] for name in settings.authorities}, rules)
         for each in closing:
             each.begin_to_close()
         if "log" in change.keys:
@@ -192,6 +198,22 @@ class Reload:
             raise _RefusedError((str(error),), final=False) from error
         except Exception as error:  # a library that was upgraded meanwhile must not end the agent
             raise _fault("importing what writes outputs", error) from error
+
+    async def _rules(self, settings: Settings) -> "Rules":
+        """Who may have which secret. Raises _RefusedError; a user who is not on this machine may come."""
+        if all(each.clients is None for each in settings.workloads):
+            return {}
+        try:
+            return await self._accounts.call(preflight.client_rules, settings)
+        except ProblemsError as error:
+            raise _RefusedError(tuple(map(str, error.problems)), final=False) from error
+        except TimeoutError as error:
+            cause = f"the users and groups of workloads[].clients cannot be looked up: {error.strerror}"
+            raise _RefusedError((cause,), final=False) from error
+        except NoThreadError as error:
+            raise _RefusedError((str(error),), final=False) from error
+        except Exception as error:  # a library that was upgraded meanwhile must not end the agent
+            raise _fault("looking up the users and groups of workloads[].clients", error) from error
 
     async def _opened(self, settings: Settings, change: SettingsChange) -> dict[str, OpenAuthority]:
         """The authorities that are new or another. Where one cannot be opened, none is."""

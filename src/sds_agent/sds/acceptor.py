@@ -135,6 +135,11 @@ class Connection:
         self.end, self._relay, self._messages = relay.close, relay, messages
         relay.on_stuck(self._stuck)
 
+    @property
+    def peer(self) -> socket.socket | None:
+        """The socket to the peer, while it is open."""
+        return None if self._relay is None else self._relay.peer
+
     def over(self) -> None:
         """It is over. What relayed it is to be freed at once, and not when Python next looks for cycles."""
         self._move(-self.unfinished)

@@ -306,8 +306,8 @@ class StreamJournal:
                 self._settled(action, None)
             case Stale(nonce, reason):
                 self._detail("stale", nonce=nonce, reason=reason)
-            case Refused(names):
-                self._refused("unknown name", names)
+            case Refused(names, cause):
+                self._refused(cause, names)
             case Finish(code, names, detail):
                 self._refused(code.value, names, detail)
 

@@ -84,6 +84,7 @@ class StatusCode(Enum):
 
     INVALID_ARGUMENT = "invalid argument"
     NOT_FOUND = "not found"
+    PERMISSION_DENIED = "permission denied"
     RESOURCE_EXHAUSTED = "resource exhausted"
     UNAVAILABLE = "unavailable"
     INTERNAL = "internal"
@@ -146,9 +147,10 @@ class Stale(Struct, frozen=True):
 
 
 class Refused(Struct, frozen=True):
-    """Names that are not served, which the client asked for among others that are, or over Delta."""
+    """Names that are not served, which the client asked for among others that are, or over Delta, and why."""
 
     names: tuple[str, ...]
+    cause: str = "unknown name"
 
 
 Note = Subscribed | Unsubscribed | Acked | Nacked | Stale | Refused

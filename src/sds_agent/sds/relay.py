@@ -117,6 +117,11 @@ class Relay:
         self._outbound.begin()
 
     @property
+    def peer(self) -> socket.socket:
+        """The connection to the peer."""
+        return self._peer
+
+    @property
     def is_stuck(self) -> bool:
         """Whether the peer does not take what it was sent, so that gRPC keeps what follows."""
         return self._outbound.holds

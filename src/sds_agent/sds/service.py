@@ -40,6 +40,7 @@ from sds_agent.text import cut, printable, quoted
 
 if TYPE_CHECKING:
     from sds_agent.sds.departed import DepartedStream, Departures
+    from sds_agent.sds.permissions import Permissions, Rules, VisibleCatalog
     from sds_agent.sds.surplus import Surplus
 
 LOG = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ FAULT = Finish(StatusCode.INTERNAL, detail="the agent has a fault; see its log")
 _CODES = {
     StatusCode.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
     StatusCode.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    StatusCode.PERMISSION_DENIED: grpc.StatusCode.PERMISSION_DENIED,
     StatusCode.RESOURCE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     StatusCode.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     StatusCode.INTERNAL: grpc.StatusCode.INTERNAL,
@@ -173,6 +175,7 @@ class SecretDiscoveryService:
         self._fetch_timeout = fetch_timeout
         self._unread = unread
         self._catalog = Catalog(store, files)
+        self._permissions: Permissions | None = None  # once there is a rule
         self.counts = SdsCounts()
         self._now = (clock or SystemClock()).now
         self._journal = Journal(
@@ -249,8 +252,32 @@ class SecretDiscoveryService:
         finally:
             del self._watchers[key]
 
+    def permit(self, rules: "Rules") -> None:
+        """Let clients have secrets by these rules from now on. Streams that a change concerns are sent what they may
+        have now. They end with OK where there were no rules before: their Envoys open others.
+        """
+        if self._permissions is not None:
+            self._push(self._permissions.replace(rules))
+        elif rules:
+            from sds_agent.sds.permissions import Permissions  # noqa: PLC0415 - most configurations have no rules
+
+            self._permissions = Permissions(rules)
+            self.dismiss()
+
+    def _seen_by(self, account: Connection) -> "Catalog | VisibleCatalog":
+        """What a client may have that is on this connection."""
+        if self._permissions is None:
+            return self._catalog
+        from sds_agent.sds.permissions import VisibleCatalog, process_of  # noqa: PLC0415 - as in `permit`
+
+        return VisibleCatalog(self._catalog, self._permissions, process_of(account.peer))
+
     def _secrets_changed(self, names: frozenset[str]) -> None:
         self._catalog.change(names, self._audience, self._versions_in_use)
+        self._push(names)
+
+    def _push(self, names: frozenset[str]) -> None:
+        """Have the streams that subscribe to these names send what is served under them now."""
         now, concerned = self._journal.monotonic(), dict[Stream[Any], None]()
         for name in names:
             if streams := self._audience.of(name):
@@ -320,7 +347,7 @@ class SecretDiscoveryService:
     ) -> tuple[grpc.StatusCode, str] | None:
         """Run a stream. Returns how to end it, or None for OK."""
         account = self._account(context)
-        peer = account.holder
+        peer, catalog = account.holder, self._seen_by(account)
         journal = self._journal.open(method, peer)
         count = itertools.count(1)
         conversation = talk(lambda: f"{self._nonce_prefix}.{journal.number:x}.{next(count):x}")
@@ -328,7 +355,7 @@ class SecretDiscoveryService:
             context,
             conversation,
             audience=self._audience,
-            catalog=self._catalog,
+            catalog=catalog,
             store=self._store,
             journal=journal,
             account=account,
@@ -346,7 +373,7 @@ class SecretDiscoveryService:
             finish = FAULT
         finally:
             journal.left()
-            words = "" if finish is None else self._explained(finish)
+            words = "" if finish is None else _explained(finish, catalog)
             self._remember(stream, words, () if finish is None else finish.names)
         return None if finish is None else (_CODES[finish.code], words)
 
@@ -425,17 +452,20 @@ class SecretDiscoveryService:
 
     async def _fetched(self, context: Context) -> tuple[grpc.StatusCode, str] | None:
         account = self._account(context)
+        catalog = self._seen_by(account)
         journal = self._journal.open("FetchSecrets", account.holder)
         finish: Finish | None = FAULT
         try:
-            finish = await self._fetch(context, account, journal)
+            finish = await self._fetch(context, account, journal, catalog)
         except Exception as error:  # noqa: BLE001 - likewise
             log.fault(LOG, "SDS FetchSecrets", error)
         finally:
             journal.end()
-        return None if finish is None else (_CODES[finish.code], self._explained(finish))
+        return None if finish is None else (_CODES[finish.code], _explained(finish, catalog))
 
-    async def _fetch(self, context: Context, account: Connection, journal: StreamJournal) -> Finish | None:
+    async def _fetch(
+        self, context: Context, account: Connection, journal: StreamJournal, catalog: "Catalog | VisibleCatalog"
+    ) -> Finish | None:
         """Answer the call. Returns how to end it where it gets no answer."""
         if account.gives_way:
             journal.note([TOO_MUCH])
@@ -446,7 +476,7 @@ class SecretDiscoveryService:
                 with self._place(call, account.holder):
                     request = call.met(decode(await _only(context)))
                     self._changed()
-                    answer = await self._answer(request)
+                    answer = await self._answer(request, catalog)
                     if isinstance(answer, Respond):
                         data = encode(answer)
                         call.answers(len(data))
@@ -467,7 +497,7 @@ class SecretDiscoveryService:
         """Seconds until the answer: before the client's own deadline, so that it gets our status, not its time-out."""
         return self._fetch_timeout if remaining is None else min(self._fetch_timeout, remaining * 0.9)
 
-    async def _answer(self, request: SotwRequest) -> Respond | Finish:
+    async def _answer(self, request: SotwRequest, catalog: "Catalog | VisibleCatalog") -> Respond | Finish:
         from sds_agent.sds.fetch import fetch  # noqa: PLC0415 - Envoys open streams
 
         changed, caller = asyncio.Event(), object()
@@ -477,20 +507,23 @@ class SecretDiscoveryService:
             if not names.isdisjoint(others):
                 changed.set()
 
-        self._catalog.want(caller, names)
+        catalog.want(caller, names)
         self._store.await_names(caller, names)
         try:
             with self._store.watching(look):
-                while (answer := fetch(request, self._catalog, most_names=self._most_names)) is None:
+                while (answer := fetch(request, catalog, most_names=self._most_names)) is None:
                     await changed.wait()
                     changed.clear()
-                return answer
         finally:
-            self._catalog.want(caller, ())
+            catalog.want(caller, ())
             self._store.await_names(caller, frozenset())
+        if isinstance(catalog, Catalog) or not isinstance(answer, Finish):
+            return answer
+        return catalog.denied(answer)
 
-    def _explained(self, finish: Finish) -> str:
-        return explain(finish, self._catalog.names, self._catalog.directories)
+
+def _explained(finish: Finish, catalog: "Catalog | VisibleCatalog") -> str:
+    return explain(finish, catalog.names, catalog.directories)
 
 
 async def _end(context: Context, end: tuple[grpc.StatusCode, str] | None) -> None:

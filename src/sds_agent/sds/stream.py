@@ -42,6 +42,7 @@ from sds_agent.sds.status import Nack, NameStatus, StreamStatus
 from sds_agent.secrets.store import SecretStore
 
 if TYPE_CHECKING:
+    from sds_agent.sds.permissions import VisibleCatalog
     from sds_agent.sds.refusals import Replacements
 
 FULL = Finish(StatusCode.RESOURCE_EXHAUSTED, detail="there are more streams than sds.limits.streams allows")
@@ -143,7 +144,7 @@ class Stream(Generic[R]):
         conversation: Conversation[R],
         *,
         audience: Audience["Stream[Any]"],
-        catalog: Catalog,
+        catalog: "Catalog | VisibleCatalog",
         store: SecretStore,
         journal: StreamJournal,
         account: Connection | None = None,
@@ -216,6 +217,8 @@ class Stream(Generic[R]):
         """
         if self._instead is not None:
             self._instead.drop(name)
+        if not isinstance(self._catalog, Catalog) and isinstance(self._catalog[name], Absence):
+            version = None  # the client may not have it
         sent = self._conversation.session.sent.get(name)
         due = None if version == sent else version
         if self.account.refusals is not None:
@@ -424,6 +427,8 @@ class Stream(Generic[R]):
         if len(answers) == len(actions):
             return answers, None
         notes = [action for action in actions if not isinstance(action, Respond)]
+        if not isinstance(self._catalog, Catalog):
+            notes = [self._catalog.explained(each) for each in notes]
         self._journal.note(notes)
         for note in notes:
             if isinstance(note, Finish):

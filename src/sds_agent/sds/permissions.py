@@ -1,0 +1,179 @@
+"""Which clients may have which secrets, by the user and the groups of the process that has connected.
+
+The kernel says who that was when it connected (unix(7), SO_PEERCRED and SO_PEERGROUPS), and no process that comes to
+its number later can take its place. A secret without a rule is for every process that may connect.
+"""
+
+import itertools
+import socket
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from msgspec import Struct
+
+from sds_agent import accounts
+from sds_agent.errors import Problem, ProblemsError
+from sds_agent.sds.catalog import Catalog
+from sds_agent.sds.protocol import Absence, Finish, Note, Refused, Resource, StatusCode
+from sds_agent.text import quoted
+
+LISTED = 250
+"""Names of which a refused client is told those that it may ask for."""
+MOST_NAMES = 4
+"""Names that it may not have, of which it is told."""
+LONGEST_NAME = 60
+"""Characters of a name in what a refused client is told."""
+_CREDENTIALS = struct.Struct("iII")
+"""A process, its user and its group (struct ucred, unix(7))."""
+_PEER_GROUPS = 59
+"""SO_PEERGROUPS (asm-generic/socket.h), for which Python has no name: all supplementary groups of the process."""
+_OVERFLOW = 65534
+"""What the kernel calls an id that this user namespace does not know (user_namespaces(7))."""
+_GROUPS_SIZE = 1024
+"""Bytes that Python takes from the kernel at most: 256 groups."""
+
+
+class Rule(Struct, frozen=True):
+    """Who may have a secret: processes of these users, and those that have one of these groups. All are ids."""
+
+    users: frozenset[int] = frozenset()
+    groups: frozenset[int] = frozenset()
+
+
+Rules = Mapping[str, Rule]
+"""Each under the name of a secret."""
+
+
+class Accounts:
+    """The ids of users and groups, each looked up once: thousands of secrets may have the same."""
+
+    def __init__(self) -> None:
+        self._users: dict[str, int] = {}
+        self._groups: dict[str, int] = {}
+
+    def rule(self, users: Iterable[str], groups: Iterable[str], setting: str) -> Rule:
+        """The rule for these users and groups, by name or number.
+
+        Raises ProblemsError with `setting`, where they stand, for one that is not on this machine, and for the one that
+        stands for many.
+        """
+        return Rule(
+            _ids(users, accounts.user_id, self._users, f"{setting}.users", "user"),
+            _ids(groups, accounts.group_id, self._groups, f"{setting}.groups", "group"),
+        )
+
+
+def _ids(
+    names: Iterable[str], look_up: Callable[[str, str], int], known: dict[str, int], setting: str, kind: str
+) -> frozenset[int]:
+    for name in names:
+        if name in known:
+            continue
+        found = look_up(name, setting)
+        if found == _OVERFLOW:
+            problem = f"names the {kind} {name!r}, whose id {found} stands for each {kind} of other user namespaces"
+            raise ProblemsError([Problem((setting,), problem, f"run those who may ask under a {kind} of their own")])
+        known[name] = found
+    return frozenset(known[name] for name in names)
+
+
+class ClientProcess(Struct, frozen=True):
+    """A process that has connected: its user, its group, and all its groups with that one, as ids."""
+
+    user: int
+    group: int
+    groups: frozenset[int]
+
+    def __str__(self) -> str:
+        """For messages."""
+        return f"a process of uid {self.user} and gid {self.group}"
+
+
+def process_of(connected: socket.socket | None) -> ClientProcess | None:
+    """The process that has connected to this end of a Unix socket; None where it has been closed."""
+    if connected is None:
+        return None
+    try:
+        credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    except OSError:
+        return None
+    _, user, group = _CREDENTIALS.unpack(credentials)
+    packed = b""
+    with suppress(OSError):  # it has more of them: then its own group and its user count, and nothing else
+        packed = connected.getsockopt(socket.SOL_SOCKET, _PEER_GROUPS, _GROUPS_SIZE)
+    return ClientProcess(user, group, frozenset((group, *struct.unpack(f"{len(packed) // 4}I", packed))))
+
+
+class Permissions:
+    """The rules that are in force. Those who look at a secret see the ones of that moment."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = dict(rules)
+
+    def replace(self, rules: Rules) -> frozenset[str]:
+        """Have these rules from now on; returns the names whose rule has come, gone or changed."""
+        before, self._rules = self._rules, dict(rules)
+        return frozenset(name for name in before.keys() | rules.keys() if before.get(name) != rules.get(name))
+
+    def may(self, process: ClientProcess | None, name: str) -> bool:
+        """Whether this process may have the secret of this name. None is one of which nothing is known."""
+        rule = self._rules.get(name)
+        if rule is None:
+            return True
+        return process is not None and (process.user in rule.users or not rule.groups.isdisjoint(process.groups))
+
+
+class VisibleCatalog:
+    """What one process may have of a catalog (`protocol.View`). The rest is not there for it."""
+
+    def __init__(self, catalog: Catalog, permissions: Permissions, process: ClientProcess | None) -> None:
+        self._catalog = catalog
+        self._permissions = permissions
+        self._process = process
+
+    def __getitem__(self, name: str) -> Resource | Absence:
+        """The resource of this exact name, or why there is none."""
+        return self._catalog[name] if self._permissions.may(self._process, name) else Absence.UNKNOWN
+
+    def former(self, name: str, version: str) -> Resource | None:
+        """What was served under the name at that version, if it is still kept."""
+        return self._catalog.former(name, version) if self._permissions.may(self._process, name) else None
+
+    def want(self, client: object, names: Iterable[str]) -> None:
+        """`client` (any hashable) asks for these names, and for no others any more."""
+        self._catalog.want(client, names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of the first `LISTED` names that the process may have: there are thousands, and it may ask often."""
+        listed = itertools.islice(self._catalog.names, LISTED)
+        return tuple(name for name in listed if self._permissions.may(self._process, name))
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """The directories of which files may be asked for by name."""
+        return self._catalog.directories
+
+    def explained(self, action: Note | Finish) -> Note | Finish:
+        """The same action; one that refuses names which the process may not have says so."""
+        if isinstance(action, Finish):
+            return self.denied(action)
+        if isinstance(action, Refused) and (cause := self._cause(action.names)):
+            return Refused(action.names, cause)
+        return action
+
+    def denied(self, finish: Finish) -> Finish:
+        """The same end; one for the sake of names which the process may not have says so."""
+        cause = self._cause(finish.names) if finish.code is StatusCode.NOT_FOUND else ""
+        return Finish(StatusCode.PERMISSION_DENIED, finish.names, cause) if cause else finish
+
+    def _cause(self, names: tuple[str, ...]) -> str:
+        """Why it does not get those of the names that it may not have; empty where it may have each that there is."""
+        hidden = [quoted(name, LONGEST_NAME) for name in names if not self._permissions.may(self._process, name)]
+        if not hidden:
+            return ""
+        many = ", ..." if len(hidden) > MOST_NAMES else ""
+        process = self._process or "a process that has left"
+        return f"{process} may not have {', '.join(hidden[:MOST_NAMES])}{many}: workloads[].clients names who may"
