@@ -9,6 +9,7 @@ import tempfile
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -389,27 +390,48 @@ async def test_a_connection_ends_with_its_clients_certificate(ca: Served, *, ask
     assert datetime.now(UTC) >= short.leaf.not_valid_after_utc
 
 
+@pytest.mark.parametrize("properly", [True, False])
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-async def test_no_session_is_resumed(ca: Served, version: ssl.TLSVersion) -> None:
-    """It would bring back a client certificate that the CA has not verified again."""
+async def test_no_session_is_resumed(ca: Served, version: ssl.TLSVersion, properly: bool) -> None:
+    """It would bring back a client certificate that the CA has not verified again.
+
+    OpenSSL remembers a session of TLS 1.2 that has ended `properly`. Who resumes it is let in when it comes once more.
+    """
     got = await ca.ask(ca.issuer.token())
     context = got.context(ca.directory)
     context.maximum_version = version
-    first = await anyio.to_thread.run_sync(session, ca, context, None)
-    again = await anyio.to_thread.run_sync(session, ca, context, first[0])
-    assert not again[1]
+    first = await anyio.to_thread.run_sync(session, ca, context, None, properly)
+    again = await anyio.to_thread.run_sync(session, ca, context, first.session, properly)
+    assert not (again.resumed and again.served)
+    last = await anyio.to_thread.run_sync(session, ca, context, first.session, properly)
+    assert (last.resumed, last.served) == (False, True)
 
 
-def session(ca: Served, context: ssl.SSLContext, before: ssl.SSLSession | None) -> tuple[ssl.SSLSession | None, bool]:
-    """The session of a connection, and whether it was one from before."""
+@dataclass
+class Session:
+    """One connection of a client: whether it resumed a session from before, and whether the CA said anything."""
+
+    session: ssl.SSLSession | None
+    resumed: bool
+    served: bool
+
+
+def session(ca: Served, context: ssl.SSLContext, before: ssl.SSLSession | None, properly: bool) -> Session:
+    """Connect, resuming what was before if the CA lets it, and end TLS before TCP if that is to be done properly."""
     host, port = ca.address.rsplit(":", 1)
     context.set_alpn_protocols(["h2"])
     with (
         socket.create_connection((host, int(port))) as plain,
         context.wrap_socket(plain, server_hostname="127.0.0.1", session=before) as tls,
     ):
-        tls.recv(1)  # gRPC's first byte: what the server has to say of sessions came before it
-        return tls.session, bool(tls.session_reused)
+        served = b""
+        with suppress(OSError):  # it ends the connection
+            served = tls.recv(1)  # gRPC's first byte: what the server has to say of sessions came before it
+        found = Session(tls.session, bool(tls.session_reused), bool(served))
+        if properly:
+            with suppress(OSError):  # gRPC's other bytes come before its end
+                tls.unwrap()
+        return found
 
 
 async def test_a_client_that_does_not_speak_http2_is_let_go_at_once(ca: Served) -> None:

@@ -372,6 +372,8 @@ async def shake_hands(connection: socket.socket, front: FrontEnd, seconds: float
         error = ConnectionAbortedError(f"the TLS handshake was not complete within {seconds:g} s")
     if error is not None:
         raise error
+    if front.tls.session_reused:  # Python cannot have OpenSSL remember none where a TLS 1.2 connection ended properly
+        raise ConnectionAbortedError("the client resumed a session, whose certificate was verified earlier")
     if front.tls.selected_alpn_protocol() != "h2":
         raise ConnectionAbortedError("the client does not speak HTTP/2 (no ALPN h2)")
 
