@@ -268,6 +268,17 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def looked_up(path: Path) -> os.stat_result | None:
+    """What is at the path, where links lead; None where nothing is. Raises OSError where that cannot be seen.
+
+    `Path.exists` and its like say of that, from Python 3.14 on, that nothing is there.
+    """
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def check_writable(directory: Path, entry: Path) -> None:
     """Raise the OSError of making `entry` in a directory that is there, as far as can be known without making it."""
     if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):

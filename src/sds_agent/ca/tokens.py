@@ -30,7 +30,16 @@ from sds_agent import log
 from sds_agent.ca.refusal import Reason, RefusalError, unauthenticated
 from sds_agent.directories import UntrustedDirectoryError, own_directory, warn_shared
 from sds_agent.errors import ConfigurationError
-from sds_agent.files import FULL, ForeignFileError, check_writable, create, read_own, read_own_link, sync_directory
+from sds_agent.files import (
+    FULL,
+    ForeignFileError,
+    check_writable,
+    create,
+    looked_up,
+    read_own,
+    read_own_link,
+    sync_directory,
+)
 from sds_agent.pki.keys import PublicKey, public_bytes
 
 P = ParamSpec("P")
@@ -108,8 +117,8 @@ class JoinTokens:
 
     def _is_to_be_made_by_another(self) -> bool:
         """Whether the directory is missing, and root does not know whose it is to be. Raises OSError."""
-        above = [each.stat().st_uid for each in self._directory.parents if each.exists()]
-        return not self._directory.exists() and any(above)
+        above = [each.stat().st_uid for each in self._directory.parents if looked_up(each) is not None]
+        return looked_up(self._directory) is None and any(above)
 
     def tidy(self) -> None:
         """Remove what has long expired. Reads every record, which takes seconds for thousands. Raises OSError."""
@@ -235,7 +244,7 @@ class JoinTokens:
         """
         mark = self._directory / f"{record.name}{_SPENT}"
         self._mark(mark, key)
-        if not (self._directory / f"{record.name}{_RECORD}").exists():
+        if looked_up(self._directory / f"{record.name}{_RECORD}") is None:
             mark.unlink(missing_ok=True)
             raise unauthenticated("the join token was withdrawn")
 
@@ -312,7 +321,7 @@ class JoinTokens:
     def _is_left(self, path: Path) -> bool:
         """Whether it is nothing by itself: a temporary file, or a mark without a record."""
         if _MARK.fullmatch(path.name):
-            return not path.with_suffix(_RECORD).exists()
+            return looked_up(path.with_suffix(_RECORD)) is None
         return _BEGUN.fullmatch(path.name) is not None
 
     def _remove(self, name: str) -> None:

@@ -24,7 +24,7 @@ from sds_agent.config.settings import Settings
 from sds_agent.configfile import environment
 from sds_agent.configfile.phrases import KeyPath, render
 from sds_agent.errors import ConfigurationError
-from sds_agent.files import create
+from sds_agent.files import create, looked_up
 from sds_agent.text import quoted
 from sds_agent.units import NAME, UnitFile, UnitPlan, files
 
@@ -309,7 +309,7 @@ def _write(made: tuple[UnitFile, ...], root: Path, *, replace: bool) -> Sequence
 def _is_changed(path: Path, text: str) -> bool:
     """Whether something else than this text is there already. Raises ConfigurationError."""
     try:
-        return path.is_symlink() if not path.exists() else path.read_bytes() != text.encode()
+        return path.is_symlink() if looked_up(path) is None else path.read_bytes() != text.encode()
     except OSError as error:
         raise ConfigurationError(
             f"cannot read what is at {path} already: {error.strerror}; run this as a user that may, or remove it"
@@ -332,7 +332,7 @@ def _next_steps(made: tuple[UnitFile, ...], plan: UnitPlan) -> str:
 def _step_for(directory: Path, user: str) -> str:
     """The line that makes a directory which the service needs; none where it is there."""
     try:
-        if directory.exists():
+        if looked_up(directory) is not None:
             return ""
     except OSError as error:
         return f"  # see that {directory} is there and belongs to {user} ({error.strerror})\n"

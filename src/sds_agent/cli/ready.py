@@ -3,6 +3,7 @@
 import argparse
 import os
 import socket
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from urllib.parse import quote
 
 from sds_agent.cli import output
 from sds_agent.cli.config_file import add_file, chosen, chosen_or_found, report_passed_over
+from sds_agent.files import looked_up
 from sds_agent.text import visible
 
 if TYPE_CHECKING:
@@ -70,9 +72,10 @@ def sockets(file: Path | None, environ: Mapping[str, str]) -> tuple[Path, ...]:
 def is_socket(path: Path) -> bool:
     """Whether there is a socket, as far as this user may see that."""
     try:
-        return path.is_socket()
+        found = looked_up(path)
     except OSError:  # this user may not enter the directory: the attempt to connect reports it
         return True
+    return found is not None and stat.S_ISSOCK(found.st_mode)
 
 
 def unreachable(path: Path) -> str | None:

@@ -11,6 +11,7 @@ from its cache, would each need a rule.
 
 import hashlib
 import logging
+import stat
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from msgspec import Struct
 
 from sds_agent import log
 from sds_agent.errors import Problem, ProblemsError, within
-from sds_agent.files import read_at_once
+from sds_agent.files import looked_up, read_at_once
 from sds_agent.pki.keyfile import LONGEST_PASSPHRASE
 from sds_agent.signing.cacerts import FILES, read_signing_set
 from sds_agent.signing.signing_set import SigningSet
@@ -259,12 +260,12 @@ def read_passphrase(file: Path, *, waits: bool = False) -> bytes:
 
 def _read_all(directory: Path) -> dict[str, bytes]:
     try:
-        there = directory.is_dir()
+        there = looked_up(directory)
     except OSError as error:  # this user may not search a directory above it, or the name is too long
         raise DirectoryError(
             f"cannot read {directory}: {error.strerror}", "name a directory that this user may read"
         ) from error
-    if not there:
+    if there is None or not stat.S_ISDIR(there.st_mode):
         raise DirectoryError(f"{directory} is not a directory", "name the one that holds the CA's files")
     found = {name: read_file(directory / name) for name in FILES}
     return {name: data for name, data in found.items() if data is not None}

@@ -27,6 +27,7 @@ from sds_agent.authority.kubernetes.settings import KubernetesSettings
 from sds_agent.authority.protocol import AuthorityError, CurrentIdentity, ErrorKind
 from sds_agent.configfile import source
 from sds_agent.errors import ProblemsError
+from sds_agent.files import looked_up
 from sds_agent.named_files import NamedFileError, read_named_file
 from sds_agent.pki.certificates import CertificateError, ParsedBundle, describe_time, read_bundle, write_pem
 from sds_agent.values import Sensitive
@@ -80,7 +81,7 @@ def check_times(access: ApiAccess, now: datetime) -> None:
 
 def _in_pod(directory: Path, environ: Mapping[str, str]) -> ApiAccess:
     with suppress(OSError):  # where it cannot be examined, the reads below say why
-        if not directory.exists():
+        if looked_up(directory) is None:
             raise _unusable(f"there is no service account in {directory}; outside a pod, name a file in kubeconfig")
     return ApiAccess(
         _service_url(environ),
@@ -103,11 +104,11 @@ def _service_url(environ: Mapping[str, str]) -> str:
 
 def _namespace(file: Path) -> str:
     """A projected token alone comes without it."""
-    if not file.exists():
-        return DEFAULT_NAMESPACE
     try:
+        if looked_up(file) is None:
+            return DEFAULT_NAMESPACE
         return read_named_file(file, "the pod's namespace", LONGEST_NAMESPACE).decode().strip()
-    except (NamedFileError, UnicodeDecodeError) as error:
+    except (NamedFileError, OSError, UnicodeDecodeError) as error:
         raise _unusable(f"the pod's namespace cannot be read from {file}; set namespace") from error
 
 
