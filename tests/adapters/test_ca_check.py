@@ -55,15 +55,31 @@ def signer_of_version_1(directory: Path) -> None:
     (directory / "ca-cert.pem").write_bytes(der.pem(der.certificate(der.entity("Old Signer", key), version=b"")))
 
 
-def issued_again(extensions: str = CA_EXTENSIONS, *options: str) -> Spoil:
+def issued_again(extensions: str = CA_EXTENSIONS) -> Spoil:
     """The signer's certificate, signed anew by its root."""
 
     def spoil(directory: Path) -> None:
         (directory / "again.ext").write_text(extensions)
         signed = ("-CA", "root-cert.pem", "-CAkey", "root-key.pem", "-CAcreateserial", "-extfile", "again.ext")
-        openssl(
-            directory, "x509", "-req", "-in", "ca.csr", *signed, "-out", "ca-cert.pem", *(options or ("-days", "9"))
-        )
+        openssl(directory, "x509", "-req", "-in", "ca.csr", *signed, "-out", "ca-cert.pem", "-days", "9")
+        by_shell("cat ca-cert.pem root-cert.pem > cert-chain.pem")(directory)
+
+    return spoil
+
+
+def issued_until(end: str) -> Spoil:
+    """The same with an end in the past, which `openssl x509` has no word for, or refuses."""
+    database = "[ca]\ndefault_ca=d\n[d]\ndatabase=index.txt\nnew_certs_dir=.\nrand_serial=yes\npolicy=p\n"
+    names = "[p]\norganizationName=supplied\ncommonName=supplied\n"
+    times = ("-startdate", "20200101000000Z", "-enddate", end)
+
+    def spoil(directory: Path) -> None:
+        (directory / "index.txt").touch()
+        (directory / "again.ext").write_text(CA_EXTENSIONS)
+        (directory / "ca.cnf").write_text(database + names)
+        signed = ("-cert", "root-cert.pem", "-keyfile", "root-key.pem", "-extfile", "again.ext", "-md", "sha256")
+        made = ("-batch", "-notext", "-out", "ca-cert.pem")
+        openssl(directory, "ca", "-config", "ca.cnf", "-in", "ca.csr", *signed, *times, *made)
         by_shell("cat ca-cert.pem root-cert.pem > cert-chain.pem")(directory)
 
     return spoil
@@ -169,7 +185,7 @@ BAD: dict[str, tuple[Spoil, str, str]] = {
         "keyUsage=critical,keyCertSign,cRLSign",
     ),
     "a certificate that is no CA": (issued_again("basicConstraints=CA:FALSE\n"), "is no CA", "CA:TRUE"),
-    "an expired signer": (issued_again(CA_EXTENSIONS, "-days", "-1"), "expired on", "issue a new one"),
+    "an expired signer": (issued_until("20210101000000Z"), "expired on", "issue a new one"),
     "the key of another": (by_shell("cp root-key.pem ca-key.pem"), "the key is not that of", "put the key there"),
     "another root": (
         by_shell("openssl req -x509 -newkey rsa:2048 -nodes -keyout /dev/null -subj /CN=other -out root-cert.pem"),

@@ -36,6 +36,9 @@ LEFTOVER = MANY // 2
 not tell, as Python keeps some of what was freed for the next of the same kind.
 """
 
+BYTES, OBJECTS = (17_000, 120) if sys.version_info < (3, 14) else (17_500, 124)
+"""Python's own that a stream may keep. Frames of 3.14 have more."""
+
 Counts = dict[str, int]
 
 
@@ -243,7 +246,7 @@ async def test_a_connection_is_three_descriptors(took: Took) -> None:
 
 async def test_a_stream_keeps_little_and_nothing_of_the_first_request(took: Took) -> None:
     """In bytes of Python's objects. An Envoy's first request has 61,000; 500 Envoys would have them kept for ever."""
-    assert took.each("bytes") <= 17_000
+    assert took.each("bytes") <= BYTES
 
 
 async def test_grpc_keeps_no_large_buffer_for_a_stream(took: Took) -> None:
@@ -253,7 +256,7 @@ async def test_grpc_keeps_no_large_buffer_for_a_stream(took: Took) -> None:
 
 async def test_a_stream_is_few_objects(took: Took) -> None:
     """Those that Python's garbage collector looks at, time and again."""
-    assert took.each("objects") <= 120
+    assert took.each("objects") <= OBJECTS
 
 
 async def test_streams_that_have_left_leave_nothing(took: Took) -> None:
