@@ -13,7 +13,11 @@ from pathlib import Path
 from sds_agent.errors import SdsAgentError
 
 GLANCE = 0.05
-"""Seconds for which `check_lock` of another process may have a lock."""
+"""Seconds from one attempt to take a lock to the next. `check_lock` of another process has it for less, unless the
+machine is busy.
+"""
+ATTEMPTS = 10
+"""How often a lock is tried that another process has."""
 
 
 LONGEST_SOCKET_PATH = 107
@@ -303,11 +307,12 @@ def locked(path: Path) -> Iterator[int]:
 
 
 def _lock(descriptor: int) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    for _ in range(ATTEMPTS - 1):
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
         time.sleep(GLANCE)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def check_lock(path: Path) -> None:

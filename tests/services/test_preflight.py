@@ -275,7 +275,7 @@ def test_root_is_told_that_an_obstacle_is_the_directory_of_a_service(
 
 
 def test_a_check_keeps_no_agent_from_starting(tmp_path: Path) -> None:
-    """It holds the lock for an instant, and an agent that starts in it tries once more."""
+    """It holds the lock for an instant, and an agent that starts in it tries again."""
     lock = tmp_path / "lock"
     with ExitStack() as checking:
         checking.enter_context(locked(lock))
