@@ -1,5 +1,6 @@
 """Every kind of CA that is asked over a network passes the conformance suite that authors of adapters get."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -14,3 +15,11 @@ from sds_agent.conformance import Case, Subject, cases
 )
 async def test_the_adapter_keeps_its_contract(subject: Subject, case: Case, tmp_path: Path) -> None:
     await case.run(subject, tmp_path)
+
+
+async def test_a_case_that_does_not_end_says_what_did_not_come_about(tmp_path: Path) -> None:
+    async def wait(_: object) -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(AssertionError, match=r"^lets go: that was not over after 0\.01 s$"):
+        await Case("lets go", wait).run(SUBJECTS[0], tmp_path, seconds=0.01)

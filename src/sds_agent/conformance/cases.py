@@ -46,10 +46,18 @@ class Case(Struct, frozen=True):
     name: str
     body: Run
 
-    async def run(self, subject: Subject, directory: Path) -> None:
-        """Run it; files are written to the directory, which is the case's own. Raises AssertionError."""
-        async with asyncio.timeout(TIMEOUT), _bench(subject, directory) as bench:
-            await self.body(bench)
+    async def run(self, subject: Subject, directory: Path, *, seconds: float = TIMEOUT) -> None:
+        """Run it; files are written to the directory, which is the case's own. Raises AssertionError, also where it is
+        not over in so many `seconds`.
+        """
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit, _bench(subject, directory) as bench:
+                await self.body(bench)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise AssertionError(f"{self.name}: that was not over after {seconds:g} s") from error
 
 
 def cases(subject: Subject) -> tuple[Case, ...]:
@@ -141,6 +149,8 @@ class _Bench:
         except AuthorityError as error:
             self.check_words(error)
             return error
+        except Exception as error:
+            raise AssertionError(f"the adapter raised {type(error).__name__} in place of an AuthorityError") from error
         raise AssertionError("the adapter reported success, and the agent accepted what it returned")
 
     def check_words(self, error: AuthorityError) -> None:
@@ -217,6 +227,7 @@ def _faults(fault: Fault) -> Run:
     async def run(bench: _Bench) -> None:
         await bench.front.set(fault)
         error = await bench.refused()
+        _require(not bench.front.believed, f"the adapter sent its request to a server that {fault.value}")
         kinds = _FAULT_KINDS.get(fault, _PASSING)
         _require(error.kind in kinds, f"the error is {error.kind.name} ({error})")
         if fault in {Fault.THROTTLED, Fault.UNAVAILABLE}:

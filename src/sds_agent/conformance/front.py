@@ -43,6 +43,7 @@ class Fault(Enum):
     GARBAGE = "answers with bytes of no protocol"
     UNTRUSTED = "has a certificate of another root"
     EXPIRED = "has an expired certificate"
+    ANOTHER_HOST = "has a certificate for another host"
     # of CAs that speak HTTP:
     CUT_OFF = "closes in the middle of its answer"
     NONSENSE = "answers 200 with garbage"
@@ -63,7 +64,7 @@ class Front:
 
     `connected` is set at each connection, `left` when the other side has ended one that the front holds open. `tasks`
     serve the connections. `redirected` counts the connections to the host that REDIRECT names, `sent` the bytes of a
-    HUGE answer.
+    HUGE answer, and `believed` those that came although the certificate is one to refuse.
     """
 
     def __init__(self, behind: Address) -> None:
@@ -73,6 +74,7 @@ class Front:
         self.left = asyncio.Event()
         self.redirected = 0
         self.sent = 0
+        self.believed = 0
         self.port = 0
         self._behind = behind
         self._root = make_root(generate(KeyType.EC_P256), "conformance", earlier, timedelta(days=1))
@@ -161,6 +163,10 @@ class Front:
             pass
         self.left.set()
 
+    async def _count_believed(self, reader: Reader, _writer: Writer) -> None:
+        """Whatever comes behind the handshake comes from somebody who took the certificate for the CA's."""
+        self.believed += len(await reader.read(_CHUNK))
+
     async def _drip(self, reader: Reader, writer: Writer) -> None:
         await reader.read(_CHUNK)
         while True:
@@ -223,7 +229,9 @@ class Front:
         context.set_alpn_protocols(["h2", "http/1.1"])
         key = generate(KeyType.EC_P256)
         signer = self._stranger if fault is Fault.UNTRUSTED else self._root
-        names = (x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1")))
+        names: tuple[x509.GeneralName, ...] = (x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1")))
+        if fault is Fault.ANOTHER_HOST:
+            names = (x509.DNSName("another.example"), x509.IPAddress(ip_address("127.0.0.2")))
         now = datetime.now(UTC) - timedelta(hours=2 if fault is Fault.EXPIRED else 0)
         leaf = signer.sign(key.public_key(), names, [ExtendedKeyUsageOID.SERVER_AUTH], now, timedelta(hours=1))
         openssl.load_certificate(context, write_pem([leaf]) + to_pkcs8_pem(key))
@@ -234,8 +242,9 @@ class Front:
         Fault.DRIPS: _drip,
         Fault.CLOSES: _close,
         Fault.GARBAGE: _garbage,
-        Fault.UNTRUSTED: _wait,
-        Fault.EXPIRED: _wait,
+        Fault.UNTRUSTED: _count_believed,
+        Fault.EXPIRED: _count_believed,
+        Fault.ANOTHER_HOST: _count_believed,
     }
 
 
