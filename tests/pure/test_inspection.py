@@ -102,6 +102,13 @@ def other_root() -> InspectedSecret:
         (WAITING, WAITING, False, "waits for it"),
         (replace(WAITING, state="UNKNOWN"), OLD, False, "the agent does not serve it"),
         (replace(WAITING, state="DENIED"), OLD, False, "ask as the user that this Envoy runs as"),
+        (
+            replace(OLD, pem=b""),
+            OLD,
+            False,
+            "cannot be compared: the agent serves nothing that can be read, Envoy uses the",
+        ),
+        (replace(ROOTS, pem=b""), ROOTS, False, "the agent serves nothing that can be read, Envoy uses 1 root ("),
     ],
 )
 def test_a_difference_says_who_is_behind(

@@ -108,6 +108,8 @@ def difference(served: InspectedSecret, used: InspectedSecret | None) -> Differe
 def _behind(served: InspectedSecret, used: InspectedSecret) -> str:
     if not used.certificates:
         return "Envoy has nothing yet"
+    if not served.certificates:
+        return "they cannot be compared"
     if served.kind == "certificate" and _begins(served) < _begins(used):
         return "the agent is behind"
     return _ENVOY
