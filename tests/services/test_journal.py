@@ -400,6 +400,16 @@ def test_each_envoy_is_named_once_when_it_has_its_first_secret(events: Events) -
     ]
 
 
+def test_a_name_that_is_not_served_is_no_secret_that_an_envoy_took(events: Events) -> None:
+    journal = Journal(Time(), known=lambda: {"a"})
+    stream = opened(journal, "envoy-a")
+    stream.note([Acked("n", {"nobody": ""}), Nacked("o", {"nobody": ""}, "no")])
+    assert events.named("envoy_served") == []
+    stream.note([Acked("p", {"a": "v", "nobody": ""})])
+    assert events.named("envoy_served")[0]["names"] == ["a"]
+    assert (dict(journal.counts.acks.counts), dict(journal.counts.nacks.counts)) == ({("a",): 1}, {})
+
+
 def test_all_envoys_of_a_node_that_come_at_once_do_not_fill_the_log(events: Events) -> None:
     time = Time()
     journal = Journal(time)

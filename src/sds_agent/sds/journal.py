@@ -326,14 +326,15 @@ class StreamJournal:
         """Count a reply, and log what it completes."""
         journal, acked = self._journal, isinstance(reply, Acked)
         replies = journal.counts.acks if acked else journal.counts.nacks
-        for name, version in reply.versions.items():
+        secrets = {name: version for name, version in reply.versions.items() if version}  # no removed names (Delta)
+        for name, version in secrets.items():
             replies.add(journal.label(name))
             journal.pushes.replied(self.number, version, acked=acked, now=journal.monotonic())
         if after_ms is not None:
             journal.counts.seconds_to_ack.observe(after_ms / 1000)
-        if acked and not self._took and any(reply.versions.values()):
+        if acked and not self._took and secrets:
             self._took = True
-            self._served(tuple(reply.versions), after_ms)
+            self._served(tuple(secrets), after_ms)
         journal.report_pushes()
 
     def _served(self, names: tuple[str, ...], after_ms: float | None) -> None:
