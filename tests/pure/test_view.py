@@ -129,6 +129,9 @@ REFUSED = Nack("v2", "Invalid path")
         (NameStatus("pending"), "waiting"),
         (NameStatus("pending", "v1", "v1"), "waiting"),  # withheld later: what it has is no longer good
         (NameStatus("nowhere"), "unknown"),
+        (NameStatus("file-root:/etc/roots.pem"), "unknown"),
+        (NameStatus("file-root:/etc/roots.pem", waits=True), "waiting"),
+        (NameStatus("file-root:/etc/roots.pem", "v9", "v9", waits=True), "waiting"),
         (NameStatus("file-root:/etc/roots.pem", "v9", "v9"), "current"),
         (NameStatus("file-root:/etc/roots.pem", "v9"), "behind"),
         (NameStatus("file-root:/etc/roots.pem", "v3", "v1", REFUSED), "behind"),

@@ -178,6 +178,23 @@ async def test_a_file_that_comes_late_is_waited_for(tmp_path: Path) -> None:
         assert chain_of((await asked)[made.certificate()]) == content["tls.crt"]
 
 
+async def test_who_waits_for_a_file_or_has_one_that_has_ended_is_seen_to_wait_and_not_to_ask_in_vain(
+    tmp_path: Path,
+) -> None:
+    async with bench(tmp_path) as made:
+        stream = await made.peer.stream().ask(made.certificate(), f"file-root:{tmp_path}/elsewhere.pem")
+        asked = asyncio.create_task(made.peer.fetch(made.roots()))
+        await made.followed(made.certificate(), made.roots())
+        assert [[each.waits for each in found.names] for found in made.service.streams] == [[True, False], [True]]
+        made.write(files(not_after=NOW + HOUR))
+        await stream.read()
+        await asked
+        assert [each.waits for each in made.service.streams[0].names] == [False, False]
+        made.clock.elapse(2 * HOUR)
+        await made.later()
+        assert [each.waits for each in made.service.streams[0].names] == [True, False]
+
+
 async def test_one_reading_serves_all_streams_and_the_last_to_leave_drops_the_key(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         made.write(files())

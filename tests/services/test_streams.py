@@ -97,7 +97,7 @@ async def test_a_stream_says_whose_it_is_what_it_has_and_since_when(tmp_path: Pa
         connected_at = made.clock.now()
         stream = await made.peer.stream().ask("default", "late", node="envoy-a")
         await stream.read()
-        waiting, sent = NameStatus("late"), NameStatus("default", sent=ONE.version)
+        waiting, sent = NameStatus("late", waits=True), NameStatus("default", sent=ONE.version)
         status = await made.names(sent, waiting)
         assert (status.method, status.node, status.peer) == ("StreamSecrets", "envoy-a", ME)
         assert (status.connected_at, status.responded_at, status.ack_ms) == (connected_at, connected_at, None)
@@ -181,7 +181,7 @@ async def test_a_refused_secret_that_is_withheld_is_replaced_by_nothing(tmp_path
         await stream.read()
         made.store.withhold(["default"])
         await stream.ack("default", error="no")
-        await made.names(NameStatus("default", TWO.version, ONE.version, Nack(TWO.version, "no")))
+        await made.names(NameStatus("default", TWO.version, ONE.version, Nack(TWO.version, "no"), waits=True))
         made.store.publish({"default": THREE})
         assert chain_of((await stream.read())["default"]) == THREE.chain_pem
 
@@ -363,13 +363,15 @@ async def test_a_watcher_sees_each_change_of_a_stream(tmp_path: Path) -> None:
 
         with made.service.watching(lambda: seen.append(made.service.streams)):
             stream = await made.peer.stream().ask("late", node="envoy-a")
-            await shown(NameStatus("late"))
+            await shown(NameStatus("late", waits=True))
             assert seen[-1][0].node == "envoy-a"
             await stream.ask("late", "default")
-            await shown(NameStatus("late"), NameStatus("default", ONE.version))
+            await shown(NameStatus("late", waits=True), NameStatus("default", ONE.version))
             await stream.read()
             await stream.ack("late", "default", error="no")
-            await shown(NameStatus("late"), NameStatus("default", ONE.version, None, Nack(ONE.version, "no")))
+            await shown(
+                NameStatus("late", waits=True), NameStatus("default", ONE.version, None, Nack(ONE.version, "no"))
+            )
             made.store.publish({"default": TWO})
             await stream.read()
             await stream.ack("default")
@@ -388,7 +390,7 @@ async def test_a_watcher_sees_for_what_a_fetch_waits(tmp_path: Path) -> None:
         seen = list[tuple[StreamStatus, ...]]()
         with made.service.watching(lambda: seen.append(made.service.streams)), anyio.fail_after(10):
             tasks.start_soon(made.peer.fetch, "late")
-            while not seen or [each.names for each in seen[-1]] != [(NameStatus("late"),)]:
+            while not seen or [each.names for each in seen[-1]] != [(NameStatus("late", waits=True),)]:
                 await anyio.lowlevel.checkpoint()
             made.store.publish({"late": certificate(b"at last")})
             while seen[-1]:
@@ -446,7 +448,7 @@ async def test_a_change_that_never_goes_out_is_no_line(tmp_path: Path, end: str)
 async def test_a_fetch_is_seen_while_it_waits_and_no_longer(tmp_path: Path) -> None:
     async with bench(tmp_path) as made, anyio.create_task_group() as tasks:
         tasks.start_soon(made.peer.fetch, "late")
-        (status,) = await made.seen(lambda each: each.names == (NameStatus("late"),))
+        (status,) = await made.seen(lambda each: each.names == (NameStatus("late", waits=True),))
         assert (status.method, status.peer) == ("FetchSecrets", ME)
         made.store.publish({"late": certificate(b"at last")})
         await made.seen()

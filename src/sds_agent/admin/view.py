@@ -299,8 +299,8 @@ def delivery(name: NameStatus, versions: Mapping[str, str | None]) -> DeliverySt
     """How a subscriber stands to what is served under a name now. For the name of a file the newest that was sent
     counts, and not what took back one that was refused.
     """
-    if name.name not in versions and not name.sent:
-        return "unknown"
+    if name.name not in versions and (name.waits or not name.sent):
+        return "waiting" if name.waits else "unknown"
     served = versions.get(name.name, name.sent)
     if served is None:
         return "waiting"

@@ -23,6 +23,7 @@ from sds_agent.sds.codec import MalformedMessageError, decode, decode_delta, enc
 from sds_agent.sds.counts import SdsCounts
 from sds_agent.sds.journal import Journal, StreamJournal
 from sds_agent.sds.protocol import (
+    Absence,
     DeltaRequest,
     Finish,
     Resource,
@@ -93,11 +94,14 @@ class _Fetch:
     client to read the answer.
     """
 
-    def __init__(self, context: Context, account: Connection, journal: StreamJournal, seconds: float) -> None:
+    def __init__(
+        self, context: Context, account: Connection, journal: StreamJournal, catalog: Catalog, seconds: float
+    ) -> None:
         self.timeout = asyncio.timeout(seconds)
         self.account = account
         self._context = context
         self._journal = journal
+        self._catalog = catalog
         self._names: tuple[str, ...] = ()
         self._gave_way: Finish | None = None
         self.waits_since: float = asyncio.get_running_loop().time()
@@ -131,7 +135,10 @@ class _Fetch:
     @property
     def status(self) -> StreamStatus:
         """Who asks, and for what."""
-        return self._journal.status(tuple(NameStatus(printable(name, log.LONGEST_VALUE)) for name in self._names))
+        return self._journal.status(tuple(map(self._status_of, self._names)))
+
+    def _status_of(self, name: str) -> NameStatus:
+        return NameStatus(printable(name, log.LONGEST_VALUE), waits=self._catalog[name] is Absence.PENDING)
 
     @property
     def ended(self) -> Finish:
@@ -470,7 +477,8 @@ class SecretDiscoveryService:
         if account.gives_way:
             journal.note([TOO_MUCH])
             return TOO_MUCH
-        call = _Fetch(context, account, journal, self._time_for_fetch(context.time_remaining()))
+        seconds = self._time_for_fetch(context.time_remaining())
+        call = _Fetch(context, account, journal, self._catalog, seconds)
         try:
             async with call.timeout:
                 with self._place(call, account.holder):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import grpc.aio
 from msgspec import Struct
+from msgspec.structs import replace
 
 from sds_agent.rpc.calls import Context, has_stopped
 from sds_agent.sds.acceptor import Connection
@@ -179,7 +180,12 @@ class Stream(Generic[R]):
         """Who is at the other end, and the status of each name."""
         session = self._conversation.session
         found = session.status
-        return self._journal.status(found if self._instead is None else self._instead.shown(session.names, found))
+        if self._instead is not None:
+            found = self._instead.shown(session.names, found)
+        if self._awaited:
+            named = zip(session.names, found, strict=True)
+            found = tuple(replace(each, waits=True) if name in self._awaited else each for name, each in named)
+        return self._journal.status(found)
 
     def versions_in_use(self, name: str) -> tuple[str, ...]:
         """The version of the name that the client has acknowledged, and the one that was sent last, which it will use
