@@ -62,6 +62,24 @@ def test_a_bundle_is_active_by_its_accepted_version_or_by_its_root_where_there_i
     assert state("v2", accepted="") == "ACTIVE"
 
 
+TICKETS = {"name": "tickets", "secret": {"session_ticket_keys": {"keys": [{"inline_bytes": "W3JlZGFjdGVkXQ=="}]}}}
+TOKEN = {"name": "token", "version_info": "2", "secret": {"generic_secret": {"secret": {"inline_bytes": "W10="}}}}
+
+
+@pytest.mark.parametrize(("accepted", "rest"), [("2", "ACTIVE"), ("1", "REJECTED")])
+def test_a_secret_of_a_kind_without_certificates_is_not_said_to_be_waited_for(accepted: str, rest: str) -> None:
+    """As one from a file or from another server, which Envoy uses."""
+    answers = {
+        "/certs": {},
+        "/config_dump?resource=dynamic_active_secrets": {"configs": [TICKETS, TOKEN]},
+        "/config_dump?resource=dynamic_warming_secrets": {"configs": [{**TICKETS, "name": "late"}]},
+        "/stats?filter=version_text&format=json": {"stats": [{"name": "sds.token.version_text", "value": accepted}]},
+    }
+    with admin_interface({path: json.dumps(each).encode() for path, each in answers.items()}) as url:
+        found = {each.name: each.state for each in EnvoyAdmin(url).secrets()}
+    assert found == {"tickets": "ACTIVE", "token": rest, "late": "WARMING"}
+
+
 def test_an_envoy_without_a_secret_is_said_to_have_none(capsys: pytest.CaptureFixture[str]) -> None:
     """Else the head of an empty table would be all that explains the exit code."""
     paths = (

@@ -181,7 +181,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     from sds_agent.inspection.secrets import difference  # noqa: PLC0415 - measured: 25 ms for cryptography
 
     loaded = {each.name: each for each in _of_envoy(arguments)}
-    served = _of_agent(arguments, arguments.names or list(loaded))
+    comparable = [name for name, each in loaded.items() if each.kind is not None or each.state != "ACTIVE"]
+    served = _of_agent(arguments, arguments.names or comparable)
     found = [difference(each, loaded.get(each.name)) for each in served]
     if arguments.format in {"json", "yaml"}:
         output.write(document(found, arguments.format))

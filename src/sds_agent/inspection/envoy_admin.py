@@ -3,7 +3,8 @@
 `/config_dump` shows a secret that Envoy refused as if it were active. What is in use shows elsewhere. `/certs` has
 serial numbers without names. The statistic `sds.NAME.version_text` has the version that was last accepted; it is empty
 where the server names versions of resources alone, as on Delta streams. So a secret counts as in use only if its first
-certificate is in `/certs`, and its version, where the statistic has one, is the accepted one.
+certificate is in `/certs`, where it is of a kind that has any, and its version, where the statistic has one, is the
+accepted one.
 """
 
 import base64
@@ -53,6 +54,13 @@ class _Validation(Struct):
 class _Secret(Struct):
     tls_certificate: _Certificate | None = None
     validation_context: _Validation | None = None
+    session_ticket_keys: Any = None
+    generic_secret: Any = None
+
+    @property
+    def is_of_another_kind(self) -> bool:
+        """Whether it is one in which there are no certificates: the agent serves none, and others do."""
+        return self.session_ticket_keys is not None or self.generic_secret is not None
 
 
 class _Dynamic(Struct):
@@ -164,7 +172,7 @@ def _inspected(found: _Dynamic, in_use: _UsedNow, *, active: bool) -> InspectedS
     kind, pem = _content(found.secret)
     secret = InspectedSecret(
         name=name,
-        state="ACTIVE" if active and pem else "WARMING",
+        state="ACTIVE" if active and (pem or found.secret.is_of_another_kind) else "WARMING",
         kind=kind,
         pem=pem,
         version=printable(found.version_info, LONGEST),
@@ -182,6 +190,8 @@ def _is_used(secret: InspectedSecret, found: _Dynamic, in_use: _UsedNow) -> bool
     accepted = in_use.versions.get(statistic(found.name))
     if accepted and found.version_info and accepted != found.version_info:
         return False
+    if found.secret.is_of_another_kind:
+        return True
     return bool(certificates) and certificates[0].serial_number in in_use.serials
 
 
