@@ -191,6 +191,19 @@ def test_each_mistake_is_found_where_it_is(spoil: Any, condition: str, words: st
     assert found[0].subject.startswith("Envoy edge, ")
 
 
+def test_a_listener_for_quic_is_judged_as_a_listener() -> None:
+    """Its TLS context is inside of another message, and has no type there."""
+    made = dump()
+    plain(context := tls(made, "down"))
+    chain = made["configs"][2]["static_listeners"][0]["listener"]["filter_chains"][0]
+    del context["@type"]
+    kind = "type.googleapis.com/envoy.extensions.transport_sockets.quic.v3.QuicDownstreamTransport"
+    chain["transport_socket"]["typed_config"] = {"@type": kind, "downstream_tls_context": context}
+    (only,) = of_dump(made, "edge", SOCKET, NAMES)
+    assert (only.condition, only.subject) == ("warning", "Envoy edge, listener inbound")
+    assert only.text.startswith("it asks callers for no certificate")
+
+
 @pytest.mark.parametrize("version", [(1, 36, 0), (1, 37, 0), (1, 40, 0), (2, 0, 1)])
 def test_no_envoy_that_the_agent_is_tried_with_is_blamed_for_its_version(version: tuple[int, int, int]) -> None:
     made = dump()

@@ -33,7 +33,7 @@ def of_dump(dump: Mapping[str, Any], envoy: str, socket: str, served: Sequence[s
             clusters |= set(_grpc_clusters(source))
             found += _of_source(subject, name, source, names)
             found += of_delta(subject, name, source, version)
-        found += _of_context(subject, context)
+        found += _of_context(subject, context, downstream=_is_downstream(where, context))
         found += of_old_traps(subject, context, version)
     for cluster in clusters_of(dump):
         if str(cluster.get("name", "")) in clusters:
@@ -104,12 +104,17 @@ def _of_source(subject: str, name: str, source: Mapping[str, Any], served: Serve
         yield warning(subject, f"{name}: it connects again only after up to 30 s; set retry_policy in envoy_grpc")
 
 
-def _of_context(subject: str, context: Mapping[str, Any]) -> Iterator[Diagnosis]:
+def _is_downstream(where: str, context: Mapping[str, Any]) -> bool:
+    """Whether it is for connections that are accepted. One inside another transport socket, as QUIC's, has no type."""
+    kind = str(context.get("@type", ""))
+    return kind.endswith("DownstreamTlsContext") if kind else where.startswith("listener ")
+
+
+def _of_context(subject: str, context: Mapping[str, Any], *, downstream: bool) -> Iterator[Diagnosis]:
     common = context["common_tls_context"]
     combined = mapping(common.get("combined_validation_context"))
     inline = {**mapping(common.get("validation_context")), **mapping(combined.get("default_validation_context"))}
     by_name = common.get("validation_context_sds_secret_config") or combined.get("validation_context_sds_secret_config")
-    downstream = str(context.get("@type", "")).endswith("DownstreamTlsContext")
     matched = any(inline.get(key) for key in ("match_typed_subject_alt_names", "match_subject_alt_names"))
     if not by_name and not inline.get("trusted_ca") and not inline.get("custom_validator_config"):
         if downstream and not context.get("require_client_certificate"):
