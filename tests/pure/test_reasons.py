@@ -132,6 +132,14 @@ def test_a_certificate_that_nears_its_end_is_said_to_as_the_log_says_it() -> Non
         assert [each.verdict for each in explain(shown, "web") if "that is near" in each.text] == ["warning"] * near
 
 
+def test_a_bundle_whose_last_root_has_ended_is_never_called_good() -> None:
+    made = status(Seen(), NOW)
+    end = max(each.not_after for each in made.bundles[0].anchors)
+    for at, verdict in ((end - timedelta(seconds=1), "good"), (end, "bad")):
+        step = explain(replace(made, at=at), "ROOTCA")[1]
+        assert (step.verdict, "no peer is accepted" in step.text) == (verdict, verdict == "bad")
+
+
 def test_a_root_that_nears_its_end_is_said_to_as_the_log_says_it() -> None:
     """Whatever its life is, and though a root of another CA goes on for years."""
     old = AnchorStatus("'CN=old'", "1", NOW - 9 * HOUR, NOW + HOUR, ("vault",), None, "k")

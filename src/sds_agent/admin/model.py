@@ -264,6 +264,14 @@ def roots_near_their_end(bundle: BundleView, at: datetime) -> list[AnchorView]:
     return [each for each in bundle.anchors if each.warn_at is not None and each.warn_at <= at < each.not_after]
 
 
+def why_no_peer_is_accepted(bundle: BundleView, at: datetime) -> str | None:
+    """Why Envoys with these roots accept nobody at that time, in words; None where they do, or there is no root yet."""
+    last = max((each.not_after for each in bundle.anchors), default=None)
+    if last is None or last > at:
+        return None
+    return f"its last root ended at {last:{TIME}}, so no peer is accepted; give the CA a new root"
+
+
 def is_taken_back(subscription: SubscriptionView) -> bool:
     """Whether an Envoy that has refused a secret was sent the one before once more, and so takes others."""
     return subscription.nacked is None or subscription.sent != subscription.nacked.version

@@ -18,6 +18,7 @@ from sds_agent.admin.model import (
     goes_on,
     is_taken_back,
     nears_its_end,
+    why_no_peer_is_accepted,
     why_unusable,
 )
 from sds_agent.configfile.phrases import did_you_mean
@@ -48,7 +49,7 @@ def _findings(status: Status, name: str, node: str | None) -> Iterator[Explanati
     if identity is not None:
         yield from _of_identity(identity, status.at)
     elif bundle is not None:
-        yield from _of_bundle(bundle)
+        yield from _of_bundle(bundle, status.at)
     elif name.startswith(_FILES):
         yield ExplanationStep(
             "warning",
@@ -111,7 +112,7 @@ def _failed(identity: IdentityView) -> str:
     )
 
 
-def _of_bundle(bundle: BundleView) -> Iterator[ExplanationStep]:
+def _of_bundle(bundle: BundleView, at: datetime) -> Iterator[ExplanationStep]:
     yield ExplanationStep(
         "good", f"it is the trust bundle of {bundle.trust_domain}, served under {' and '.join(bundle.names)}"
     )
@@ -121,7 +122,10 @@ def _of_bundle(bundle: BundleView) -> Iterator[ExplanationStep]:
         )
         return
     roots = ", ".join(f"{each.subject} until {each.not_after:{TIME}}" for each in bundle.anchors)
-    yield ExplanationStep("good", f"its version {bundle.version} has {roots}")
+    if (ended := why_no_peer_is_accepted(bundle, at)) is not None:
+        yield ExplanationStep("bad", ended)
+    else:
+        yield ExplanationStep("good", f"its version {bundle.version} has {roots}")
     for each in bundle.left_out:
         yield ExplanationStep("warning", f"what {each.authority} advertises is not all in it: {'; '.join(each.causes)}")
 

@@ -15,6 +15,7 @@ from sds_agent.admin.model import (
     nears_its_end,
     roots_near_their_end,
     served_names,
+    why_no_peer_is_accepted,
     why_unusable,
 )
 from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
@@ -108,12 +109,12 @@ def _of_bundle(bundle: BundleView, status: Status) -> Iterator[Diagnosis]:
         yield bad(subject, "has no root yet; no authority has told it one")
         return
     last, near = max(each.not_after for each in bundle.anchors), roots_near_their_end(bundle, status.at)
-    if last <= status.at:
-        yield bad(subject, f"its last root ended at {last:{TIME}}, so no peer is accepted; give the CA a new root")
+    if (ended := why_no_peer_is_accepted(bundle, status.at)) is not None:
+        yield bad(subject, ended)
     for root in near[:MOST_NAMES]:
         text = f"its root {root.subject} ends at {root.not_after:{TIME}}"
         yield warning(subject, f"{text}; let the CA advertise its successor before then")
-    if not near and last > status.at:
+    if not near and ended is None:
         yield good(subject, f"its last root ends at {last:{TIME}}")
     for each in bundle.left_out:
         yield warning(subject, f"what {each.authority} advertises is not all served: {'; '.join(each.causes)}")
