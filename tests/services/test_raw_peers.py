@@ -18,7 +18,7 @@ from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryRequest, D
 from fakes import flood
 from fakes.events import Events, recorded
 from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
-from fakes.peers import chain_of, connected
+from fakes.peers import SERVICE, chain_of, connected
 from fakes.raw_http2 import (
     CANCEL,
     CONTINUATION,
@@ -309,6 +309,17 @@ async def test_message_that_says_it_is_compressed_is_refused(tmp_path: Path) -> 
         assert events.named("sent") == events.named("fault") == []
         assert "default" in await good.fetch("default")
         await peer.connection.aclose()
+
+
+async def test_request_that_is_larger_than_what_came_is_refused(tmp_path: Path) -> None:
+    """Its names would be kept, and what came is what counts against the bound on what is stored."""
+    async with running(tmp_path) as (_, socket, _events), grpc.aio.insecure_channel(f"unix:{socket}") as channel:
+        ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"{SERVICE}/FetchSecrets")
+        request = bytes(DiscoveryRequest(resource_names=["default"] * 100))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await ask(request, timeout=10, compression=grpc.Compression.Gzip)
+        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert await ask(request, timeout=10)
 
 
 words = st.sampled_from(["default", "late", "nobody", "", "*", "é", "x" * 5000])

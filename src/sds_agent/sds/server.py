@@ -95,6 +95,9 @@ def options(limits: Limits) -> Sequence[tuple[str, int]]:
 
     A frozen peer is noticed within seconds only if both of the keepalive's time-outs are set. Without
     `max_ping_strikes` an Envoy that is configured to ping often is sent away.
+
+    Requests come uncompressed (1 allows that alone): names are kept, and would be a thousand times what came, which is
+    what counts until the next look at what is stored. No Envoy compresses them.
     """
     silence = int(limits.silence * 1000)
     return (
@@ -108,6 +111,7 @@ def options(limits: Limits) -> Sequence[tuple[str, int]]:
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.bdp_probe", 0),
+        ("grpc.compression_enabled_algorithms_bitset", 1),
         ("grpc.experimental.tcp_read_chunk_size", READ_ESTIMATE),
     )
 
