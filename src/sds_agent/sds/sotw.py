@@ -112,7 +112,8 @@ class SotwSession:
                 self._outstanding = None
         if names == self._names:
             return actions + self._refuse(view) + self._answer(() if self._outstanding else names, view)
-        added = tuple(name for name in names if name not in self._names)
+        before = frozenset(self._names)  # there may be thousands
+        added = tuple(name for name in names if name not in before)
         actions += self._subscribe(names, added, view)
         actions += self._refuse(view) + self._answer(added if self._outstanding else names, view)
         # an answer that has no reply has names of its own
@@ -132,12 +133,13 @@ class SotwSession:
         if answer is None:
             return Stale(request.nonce, request.error)
         reply = answer.settled(request.error)
-        self._replies.take(reply, self._names)
+        self._replies.take(reply, frozenset(self._names))
         return reply
 
     def _subscribe(self, names: tuple[str, ...], added: tuple[str, ...], view: View) -> list[Action]:
         notes: list[Action] = []
-        removed = tuple(name for name in self._names if name not in names)
+        kept = frozenset(names)
+        removed = tuple(name for name in self._names if name not in kept)
         self._names = names
         for name in removed:
             self._sent.pop(name, None)
