@@ -20,6 +20,7 @@ from fakes.peers import DeltaStream, Peer, SotwStream, chain_of, connected
 from fakes.raw_http2 import DATA, END_STREAM, PREFACE, SETTINGS, RawPeer, frame, message
 
 from sds_agent.sds.acceptor import STUCK, STUCK_IN_GRPC, Connection, StoredBytes
+from sds_agent.sds.delta import MOST_OUTSTANDING
 from sds_agent.sds.endpoint import SocketFile
 from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import TOO_MUCH, UNREAD, SecretDiscoveryService
@@ -213,6 +214,23 @@ async def test_answers_that_are_not_read_cost_their_connection_and_its_calls_are
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "RST_STREAM" in detail
         assert len(agent.events.named("too_much_stored", level="warning")) == 1
+        await agent.until(connections=1)
+
+
+@pytest.mark.parametrize(("variant", "streams"), [("SotW", 200), ("Delta", 12)])
+async def test_short_names_count_by_what_it_costs_to_keep_them(tmp_path: Path, variant: str, streams: int) -> None:
+    """That is many times what came, and what the answers have."""
+    names = [f"{number:02d}" for number in range(99)]
+    async with running(tmp_path) as agent, undisturbed(agent), connected(agent.socket) as greedy:
+        with suppress(grpc.aio.AioRpcError):
+            for _ in range(streams):
+                if variant == "SotW":
+                    await (await greedy.stream().ask("ROOTCA", *names)).read()
+                    continue
+                stream = greedy.delta()
+                for _ in range(MOST_OUTSTANDING):
+                    await (await stream.subscribe(*names)).read()
+        await agent.events.wait("too_much_stored")
         await agent.until(connections=1)
 
 

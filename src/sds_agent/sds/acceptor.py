@@ -150,6 +150,11 @@ class Connection:
         if self._stored is not None and not self.gives_way:
             self._stored.add(count)
 
+    def keep(self, count: int, came: int) -> None:
+        """Of a request of `came` bytes the agent keeps `count`: more than came, where it has many short names."""
+        if count > came:
+            self.came(count - came)
+
     def called(self) -> None:
         """The peer has begun a call."""
         if self.is_stuck:

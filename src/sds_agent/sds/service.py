@@ -109,10 +109,14 @@ class _Fetch:
         self.writing = 0
         """Bytes of its answer, once it goes out."""
 
-    def met(self, request: SotwRequest) -> SotwRequest:
-        """Its request has come. Returns what is asked for: the rest may be large, and is kept no longer."""
+    def met(self, message: bytes) -> SotwRequest:
+        """Its request has come. Returns what is asked for: the rest may be large, and is kept no longer. Raises
+        MalformedMessageError.
+        """
+        request = decode(message)
         self._journal.met(request)
         self._names = unique(request.names)
+        self.account.keep(stored_in(self._names), len(message))
         return SotwRequest(names=self._names, type_url=request.type_url)
 
     def answers(self, count: int) -> None:
@@ -482,7 +486,7 @@ class SecretDiscoveryService:
         try:
             async with call.timeout:
                 with self._place(call, account.holder):
-                    request = call.met(decode(await _only(context)))
+                    request = call.met(await _only(context))
                     self._changed()
                     answer = await self._answer(request, catalog)
                     if isinstance(answer, Respond):

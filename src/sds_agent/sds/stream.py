@@ -341,7 +341,9 @@ class Stream(Generic[R]):
             return [Finish(StatusCode.INVALID_ARGUMENT, detail=str(error))]
         session = self._conversation.session
         self._journal.met(request)
+        stored = session.stored
         actions = session.receive(request, self._view)
+        self.account.keep(session.stored - stored, len(message))
         self._heed(actions)
         if (names := session.names) != self._names:  # before the first wait: no change may pass between
             self._know(names)
