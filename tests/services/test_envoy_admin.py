@@ -95,3 +95,17 @@ def test_an_envoy_without_a_secret_is_said_to_have_none(capsys: pytest.CaptureFi
                 f"sds-agent: the Envoy at {url} has asked for no secret over SDS; `sds-agent doctor --envoy "
                 f"{url}{named}` examines its configuration\n"
             )
+
+
+def test_a_name_that_is_fit_to_be_shown_is_as_the_agent_has_it_and_another_is_escaped() -> None:
+    names = ["über", "a\x1b[31mb", "x" * 10_000]
+    answers = {
+        "/certs": {},
+        "/config_dump?resource=dynamic_active_secrets": {"configs": [{**TICKETS, "name": name} for name in names]},
+        "/config_dump?resource=dynamic_warming_secrets": {},
+        "/stats?filter=version_text&format=json": {},
+    }
+    with admin_interface({path: json.dumps(each).encode() for path, each in answers.items()}) as url:
+        found = [each.name for each in EnvoyAdmin(url).secrets()]
+    assert found[:2] == ["über", "a\\u001b[31mb"]
+    assert len(found[2]) < 1000

@@ -1,5 +1,6 @@
 """What an operator sees of the streams that are open: which Envoy has which version, and why it has no newer one."""
 
+import asyncio
 import os
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
@@ -443,6 +444,26 @@ async def test_a_change_that_never_goes_out_is_no_line(tmp_path: Path, end: str)
             await events.wait("acked")
             assert made.service._journal.pushes.under_way == 0
         assert events.named("pushed") == []
+
+
+async def test_a_name_of_the_configuration_is_seen_as_it_is_there_and_one_made_up_as_the_log_has_it(
+    tmp_path: Path,
+) -> None:
+    """By its name a view finds what is served."""
+    name, pending, made_up = "über", "später", "übel"
+    store = SecretStore((name, pending))
+    store.publish({name: ONE})
+    service, socket = SecretDiscoveryService(store), tmp_path / "sds.sock"
+    async with serving(service, SocketFile(socket), Limits()), connected(socket) as peer:
+        stream = await peer.stream().ask(name, made_up)
+        await stream.read()
+        waiting = asyncio.create_task(peer.fetch(pending))
+        wanted = [(NameStatus(name, ONE.version), NameStatus("\\u00fcbel")), (NameStatus(pending, waits=True),)]
+        with anyio.fail_after(10):
+            while [each.names for each in service.streams] != wanted:
+                await anyio.lowlevel.checkpoint()
+        store.publish({pending: TWO})
+        await waiting
 
 
 async def test_a_fetch_is_seen_while_it_waits_and_no_longer(tmp_path: Path) -> None:

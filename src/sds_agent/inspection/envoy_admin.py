@@ -168,10 +168,10 @@ class EnvoyAdmin:
 
 def _inspected(found: _Dynamic, in_use: _UsedNow, *, active: bool) -> InspectedSecret:
     details = found.error_state.get("details")
-    name, detail = printable(found.name, LONGEST), printable(details if isinstance(details, str) else "", LONGEST)
+    detail = printable(details if isinstance(details, str) else "", LONGEST)
     kind, pem = _content(found.secret)
     secret = InspectedSecret(
-        name=name,
+        name=_name(found.name),
         state="ACTIVE" if active and (pem or found.secret.is_of_another_kind) else "WARMING",
         kind=kind,
         pem=pem,
@@ -183,6 +183,11 @@ def _inspected(found: _Dynamic, in_use: _UsedNow, *, active: bool) -> InspectedS
         reason = detail or "Envoy was sent it and does not use it: it refused it, or no listener or cluster needs it"
         return msgspec.structs.replace(secret, state="REJECTED", detail=reason)
     return secret
+
+
+def _name(name: str) -> str:
+    """As it is, if it is fit to be shown: by it the agent is asked what it serves."""
+    return name if name.isprintable() and len(name) <= LONGEST else printable(name, LONGEST)
 
 
 def _is_used(secret: InspectedSecret, found: _Dynamic, in_use: _UsedNow) -> bool:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Protocol
 
+from sds_agent import log
 from sds_agent.sds.codec import encode_secret
 from sds_agent.sds.protocol import Absence, Resource
 from sds_agent.secrets.model import Secret
 from sds_agent.secrets.store import SecretStore
+from sds_agent.text import printable
 
 
 class OnDemand(Protocol):
@@ -110,6 +112,12 @@ class Catalog:
         """`client` (any hashable) asks for these names, and for no others any more: what is made on demand is made."""
         if self._files is not None:
             self._files.want(client, names)
+
+    def shown(self, name: str) -> str:
+        """A name as views have it: one of the store as it is, by which they find what is served; another, which a peer
+        may have made up, as the log shows it.
+        """
+        return name if name in self._store else printable(name, log.LONGEST_VALUE)
 
     @property
     def names(self) -> tuple[str, ...]:

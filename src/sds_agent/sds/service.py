@@ -142,7 +142,7 @@ class _Fetch:
         return self._journal.status(tuple(map(self._status_of, self._names)))
 
     def _status_of(self, name: str) -> NameStatus:
-        return NameStatus(printable(name, log.LONGEST_VALUE), waits=self._catalog[name] is Absence.PENDING)
+        return NameStatus(self._catalog.shown(name), waits=self._catalog[name] is Absence.PENDING)
 
     @property
     def ended(self) -> Finish:

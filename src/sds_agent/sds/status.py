@@ -5,7 +5,8 @@ was answered (`StreamRecord`). Both are pure: the time is an argument. `SecretDi
 `StreamStatus` of the two when it is read, so that a push does no work for it.
 
 What a peer wrote is shown as the log shows it: cut to a bounded length, and in printable ASCII (`text.printable`), so
-that a view can print it as it is. No field holds key material: a version is a hash of what is public.
+that a view can print it as it is; a name that the configuration has too is shown as it is there. No field holds key
+material: a version is a hash of what is public.
 """
 
 from collections.abc import Container, Iterable, Mapping

@@ -182,10 +182,11 @@ class Stream(Generic[R]):
         found = session.status
         if self._instead is not None:
             found = self._instead.shown(session.names, found)
-        if self._awaited:
-            named = zip(session.names, found, strict=True)
-            found = tuple(replace(each, waits=True) if name in self._awaited else each for name, each in named)
-        return self._journal.status(found)
+        return self._journal.status(tuple(map(self._shown, session.names, found)))
+
+    def _shown(self, name: str, status: NameStatus) -> NameStatus:
+        waits, shown = name in self._awaited, status.name if status.name == name else self._catalog.shown(name)
+        return replace(status, name=shown, waits=waits) if waits or shown != status.name else status
 
     def versions_in_use(self, name: str) -> tuple[str, ...]:
         """The version of the name that the client has acknowledged, and the one that was sent last, which it will use
