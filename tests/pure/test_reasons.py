@@ -7,14 +7,17 @@ from fakes.hierarchy import NOW
 from fakes.observed import ABOUT, FAILURE, HOUR, LEAF, STREAM, Seen, workload
 from msgspec.structs import replace
 
+from sds_agent.admin.model import TIME
 from sds_agent.admin.reasons import explain
 from sds_agent.admin.view import status
 from sds_agent.cli.status import headline
 from sds_agent.doctor.agents import of_agent
 from sds_agent.issuance.expiry import watched
 from sds_agent.issuance.status import AnchorStatus, LeftOut, TrustStatus
-from sds_agent.sds.departed import MOST, DepartedStream
+from sds_agent.log import LONGEST_VALUE
+from sds_agent.sds.departed import MOST, DepartedStream, Departures
 from sds_agent.sds.status import Nack, NameStatus
+from sds_agent.text import printable
 
 
 def found(seen: Seen, name: str, node: str | None = None) -> list[tuple[str, str]]:
@@ -203,6 +206,17 @@ def test_an_envoy_that_left_is_told_from_one_that_never_came() -> None:
     assert f"and none was since {ABOUT.started_at:%Y-%m-%d %H:%M:%S} UTC; check that it runs, that its node.id" in never
     assert "stream 3" in found(Seen(streams=(), departed=(LEFT,)), "web")[-1][1]
     assert "none was since" in found(Seen(streams=()), "web")[-1][1]
+
+
+@pytest.mark.parametrize("node", ["über-1", "sidecar~" + "x" * 200])
+def test_an_envoy_is_found_by_its_node_id_whatever_the_status_makes_of_it(node: str) -> None:
+    """It escapes what is not ASCII, and of an Envoy that left it has the beginning alone."""
+    shown, departures = printable(node, LONGEST_VALUE), Departures()
+    stream = replace(STREAM, node=shown, names=(CURRENT,))
+    assert "has taken version v1" in found(Seen(streams=(stream,)), "web", node)[-1][1]
+    departures.note(stream, NOW, "")
+    left = Seen(streams=(), departed=departures.streams)
+    assert f"was open from {STREAM.connected_at:{TIME}}" in found(left, "web", node)[-1][1]
 
 
 def test_an_envoy_whose_stream_the_agent_ended_is_told_why() -> None:

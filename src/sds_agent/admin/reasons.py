@@ -22,6 +22,9 @@ from sds_agent.admin.model import (
     why_unusable,
 )
 from sds_agent.configfile.phrases import did_you_mean
+from sds_agent.log import LONGEST_VALUE
+from sds_agent.sds.departed import LONGEST
+from sds_agent.text import cut, printable
 
 Verdict = Literal["good", "warning", "bad"]
 _FILES = ("file-cert:", "file-root:")
@@ -40,7 +43,7 @@ class ExplanationStep(Struct, frozen=True):
 
 def explain(status: Status, name: str, node: str | None = None) -> tuple[ExplanationStep, ...]:
     """The findings in order. `name` is a resource name, or that of a workload; `node` an Envoy's id."""
-    return tuple(_findings(status, name, node))
+    return tuple(_findings(status, name, None if node is None else printable(node, LONGEST_VALUE)))
 
 
 def _findings(status: Status, name: str, node: str | None) -> Iterator[ExplanationStep]:
@@ -176,7 +179,7 @@ def _beside_refused(status: Status, subscriber: SubscriberView) -> Iterator[Expl
 
 def _departed(status: Status, names: Sequence[str], node: str | None) -> DepartedView | None:
     """The stream for one of these names that ended last, or else any of that Envoy's."""
-    found = [each for each in status.departed or () if node is None or each.node == node]
+    found = [each for each in status.departed or () if node is None or each.node == cut(node, LONGEST)]
     asking = [each for each in found if any(name in names for name in each.names)]
     return max(asking or (found if node is not None else []), key=lambda each: each.left_at, default=None)
 
