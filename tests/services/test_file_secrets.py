@@ -414,6 +414,30 @@ async def test_the_number_of_names_is_bounded(tmp_path: Path, monkeypatch: pytes
         await made.peer.fetch(made.roots())
 
 
+async def test_names_for_which_there_was_no_room_are_served_once_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An Envoy does not ask again for a name that it was told is not served, over Delta or among others."""
+    monkeypatch.setattr(file_secrets, "MOST_NAMES", 1)
+    async with bench(tmp_path) as made:
+        made.write(content := files())
+        first = await made.peer.stream().ask(made.certificate())
+        await first.read()
+        gone = await made.peer.stream().ask(made.certificate(), f"file-root:{made.allowed}/gone.crt")
+        await gone.read()
+        late = await made.peer.delta().subscribe(made.roots())
+        assert list((await late.read()).removed_resources) == [made.roots()]
+        await late.ack()
+        gone.leave()
+        first.leave()
+        await made.followed(made.roots())
+        (found,) = (await late.read()).resources
+        assert found.name == made.roots()
+        assert content["ca.crt"] in bytes(found)
+        late.leave()
+        await made.followed()
+
+
 async def test_peers_choose_the_names_and_cannot_fill_the_log(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         for batch in range(3):

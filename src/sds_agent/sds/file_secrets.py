@@ -142,6 +142,7 @@ class FileSecrets:
         self._clock = clock
         self._entries: dict[str, _FileEntry] = {}
         self._wanted: dict[object, frozenset[str]] = {}
+        self._left_out: dict[object, frozenset[str]] = {}  # for which there was no room
         self._watches = {directory: PathWatch() for directory in self.directories}
         self._lines = Bucket(LINES, time.monotonic())
 
@@ -166,9 +167,18 @@ class FileSecrets:
         """`client` (any hashable) asks for these names, and for no others any more. Those that no client asks for
         are dropped, with the key that was read.
         """
+        if self._follows(client, tuple(names)):
+            self._let_in()
+
+    def _follows(self, client: object, names: Sequence[str]) -> bool:
+        """Follow the names that this client asks for, as far as there is room; whether others are dropped."""
         before, wanted = self._wanted.get(client, frozenset()), frozenset(self._known(names))
-        if wanted == before:
-            return
+        _put(self._wanted, client, wanted)
+        full = len(self._entries) >= MOST_NAMES
+        left_out = [
+            each for each in names if full and each not in wanted and parsed(each, self.directories) is not None
+        ]
+        _put(self._left_out, client, frozenset(left_out))
         for name in wanted - before:
             self._entries[name].clients.add(client)
         for name in before - wanted:
@@ -176,10 +186,14 @@ class FileSecrets:
             entry.clients.discard(client)
             if not entry.clients:
                 del self._entries[name]
-        if wanted:
-            self._wanted[client] = wanted
-        else:
-            del self._wanted[client]
+        return bool(before - wanted)
+
+    def _let_in(self) -> None:
+        """Follow names for which there was no room, while there is some: their clients do not ask for them again."""
+        for client, names in tuple(self._left_out.items()):
+            if len(self._entries) >= MOST_NAMES:
+                return
+            self._follows(client, (*self._wanted.get(client, ()), *names))
 
     async def run(self) -> None:
         """Read the files whenever they change, until cancelled."""
@@ -250,6 +264,13 @@ class FileSecrets:
                 serving="nothing" if entry.served is None else "what was read before",
             )
         entry.reported = cause
+
+
+def _put(names: dict[object, frozenset[str]], client: object, some: frozenset[str]) -> None:
+    if some:
+        names[client] = some
+    else:
+        names.pop(client, None)
 
 
 def _read(files: FileName, directories: Sequence[Path], before: _FileOutcome | None) -> _FileOutcome:
