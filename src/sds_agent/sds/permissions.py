@@ -145,6 +145,10 @@ class VisibleCatalog:
         """`client` (any hashable) asks for these names, and for no others any more."""
         self._catalog.want(client, names)
 
+    def shown(self, name: str) -> str:
+        """A name as views have it."""
+        return self._catalog.shown(name)
+
     @property
     def names(self) -> tuple[str, ...]:
         """Those of the first `LISTED` names that the process may have: there are thousands, and it may ask often."""

@@ -95,7 +95,12 @@ class _Fetch:
     """
 
     def __init__(
-        self, context: Context, account: Connection, journal: StreamJournal, catalog: Catalog, seconds: float
+        self,
+        context: Context,
+        account: Connection,
+        journal: StreamJournal,
+        catalog: "Catalog | VisibleCatalog",
+        seconds: float,
     ) -> None:
         self.timeout = asyncio.timeout(seconds)
         self.account = account
@@ -482,7 +487,7 @@ class SecretDiscoveryService:
             journal.note([TOO_MUCH])
             return TOO_MUCH
         seconds = self._time_for_fetch(context.time_remaining())
-        call = _Fetch(context, account, journal, self._catalog, seconds)
+        call = _Fetch(context, account, journal, catalog, seconds)
         try:
             async with call.timeout:
                 with self._place(call, account.holder):
