@@ -45,9 +45,12 @@ def create(path: Path, data: bytes, mode: int = 0o600, *, owner: tuple[int, int]
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            # the user last: it takes CAP_FOWNER, and not only CAP_CHOWN, to set the mode of a file of another user
             if owner is not None:
-                os.fchown(descriptor, *owner)
+                os.fchown(descriptor, -1, owner[1])
             os.fchmod(descriptor, mode)
+            if owner is not None:
+                os.fchown(descriptor, owner[0], -1)
             file.write(data)
             file.flush()
             os.fsync(descriptor)

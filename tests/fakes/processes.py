@@ -27,6 +27,20 @@ def with_descriptors(soft: int, hard: int) -> list[str]:
     return ["-c", _LIMITED, str(soft), str(hard)]
 
 
+FOWNER = 3
+"""CAP_FOWNER (linux/capability.h): to change the mode of another user's file."""
+_INCAPABLE = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(24, int(sys.argv[1]), 0, 0, 0)  # PR_CAPBSET_DROP, which root alone may, and needs
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+def without_capability(number: int) -> list[str]:
+    """Arguments for Python, before a program's own, that take this capability from the program."""
+    return ["-c", _INCAPABLE, str(number)]
+
+
 class Program:
     """A running program and the lines that it wrote to standard error."""
 

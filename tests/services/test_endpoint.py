@@ -8,6 +8,8 @@ import resource
 import shutil
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -22,6 +24,7 @@ import pytest
 from fakes.events import recorded
 from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
 from fakes.peers import connected
+from fakes.processes import FOWNER, without_capability
 
 from sds_agent.errors import ConfigurationError
 from sds_agent.sds.endpoint import Access, SocketFile, SocketInUseError, access, claim
@@ -80,6 +83,25 @@ async def test_socket_gets_the_configured_owner_and_group(tmp_path: Path) -> Non
         assert (path.stat().st_uid, path.stat().st_gid) == (OTHER_USER, OTHER_GROUP)
         if os.geteuid() == 0:  # or else the ids have names
             assert access(path) == Access("0660", str(OTHER_USER), str(OTHER_GROUP))
+
+
+_GIVEN = """
+import socket, sys
+from pathlib import Path
+from sds_agent.sds.endpoint import SocketFile, claim
+with claim(SocketFile(Path(sys.argv[1]), owner=sys.argv[2], group=sys.argv[3])) as endpoint:
+    with endpoint.listen(1):
+        endpoint.publish()
+        found = endpoint.path.stat()
+        print(found.st_uid, found.st_gid, oct(found.st_mode & 0o777))
+"""
+
+
+def test_the_socket_is_given_away_with_the_right_to_give_alone(tmp_path: Path) -> None:
+    """As in a container that has CAP_CHOWN and nothing else."""
+    program = [*without_capability(FOWNER), "-c", _GIVEN, str(tmp_path / "sds.sock"), str(OTHER_USER), str(OTHER_GROUP)]
+    ended = subprocess.run([sys.executable, *program], check=False, capture_output=True, text=True, timeout=60)
+    assert ended.stdout == f"{OTHER_USER} {OTHER_GROUP} 0o660\n", ended.stderr
 
 
 async def test_socket_gets_owner_and_group_by_name(tmp_path: Path) -> None:

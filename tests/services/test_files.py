@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from fakes.disks import forgetful_directories, full_disk
+from fakes.processes import FOWNER, without_capability
 
 from sds_agent.files import (
     ForeignFileError,
@@ -117,6 +118,25 @@ def test_a_new_file_has_its_mode_whatever_the_umask(tmp_path: Path, mode: int, u
         os.umask(previous)
     assert (tmp_path / "cert.pem").read_bytes() == b"certificate"
     assert mode_of(tmp_path / "cert.pem") == mode
+
+
+_GIVEN = """
+import sys
+from pathlib import Path
+from sds_agent.files import create
+create(Path(sys.argv[1]), b"key", 0o640, owner=(int(sys.argv[2]), int(sys.argv[3])))
+"""
+
+
+def test_a_file_is_given_away_with_the_right_to_give_alone(tmp_path: Path) -> None:
+    """As in a container that has CAP_CHOWN and nothing else."""
+    user, group = (4711, 4712) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    file = tmp_path / "key.pem"
+    program = [*without_capability(FOWNER), "-c", _GIVEN, str(file), str(user), str(group)]
+    ended = subprocess.run([sys.executable, *program], check=False, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    found = file.stat()
+    assert (found.st_uid, found.st_gid, mode_of(file)) == (user, group, 0o640)
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "broken link"])

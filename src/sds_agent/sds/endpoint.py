@@ -151,8 +151,9 @@ class Endpoint:
     def publish(self) -> None:
         """Give the bound socket its owner, mode and path. Raises ConfigurationError."""
         try:
-            os.chown(self.temporary, self._owner, self._group)
+            os.chown(self.temporary, -1, self._group)
             self.temporary.chmod(self._mode)
+            os.chown(self.temporary, self._owner, -1)  # last, as in `files.create`
             self._ours = os.open(self.temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
             self.temporary.rename(self.path)
         except OSError as error:
