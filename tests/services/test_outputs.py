@@ -624,13 +624,16 @@ async def test_no_shell_reads_a_hook(tmp_path: Path, target: Path, events: Event
         ("kill -9 $$", "it was ended by the signal SIGKILL"),
         ("kill -35 $$", "it was ended by the signal 35"),
         ("yes | head -c 1000000; exit 1", "it ended with the code 1 (y y y"),
-        ("sleep 1000 & exit 0", "did not end"),
+        (
+            "sleep 1000 & exit 0",
+            "it ended with the code 0, but what it started kept its output open for 3 s and was ended",
+        ),
     ],
 )
 async def test_a_hook_that_fails_is_logged_with_its_own_words(
     tmp_path: Path, events: Events, text: str, said: str
 ) -> None:
-    failing = hooks(script(tmp_path, text), seconds=0.5 if "sleep" in text else 20)
+    failing = hooks(script(tmp_path, text), seconds=3 if "sleep" in text else 20)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(failing.run)
         failing.renewed()
@@ -671,6 +674,40 @@ async def test_a_hook_that_hangs_is_ended_with_what_it_started_and_holds_up_no_r
     finally:
         os.close(reader)
     assert "it did not end within 0.5 s, and was ended" in said["cause"]
+
+
+async def test_what_a_hook_started_has_the_time_to_end_in_order(
+    tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its shell ends at once, at the signal or before, and the program that does the work may have a lock to remove."""
+    monkeypatch.setattr("sds_agent.outputs.hooks.GRACE", 30.0)
+    ready, tidy = tmp_path / "ready", tmp_path / "tidy"
+    works = f"(trap 'sleep 0.1; touch {tidy}' TERM; touch {ready}; sleep 1000 & wait) &"
+    slow = hooks(script(tmp_path, f"{works} while ! test -e {ready}; do sleep 0.01; done"), seconds=3)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(slow.run)
+        slow.renewed()
+        await events.wait("hook_failed")
+        tasks.cancel_scope.cancel()
+    assert tidy.exists()
+
+
+async def test_what_has_left_the_session_of_a_hook_is_reported_as_going_on(tmp_path: Path, events: Events) -> None:
+    number = tmp_path / "number"
+    daemon = f"setsid sh -c 'echo $$ > {number}; exec sleep 1000' &"
+    leaving = hooks(script(tmp_path, f"{daemon} while ! test -s {number}; do sleep 0.01; done"), seconds=3)
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(leaving.run)
+            leaving.renewed()
+            found = await events.wait("hook_failed")
+            tasks.cancel_scope.cancel()
+        os.kill(int(number.read_text()), 0)
+    finally:
+        os.kill(int(number.read_text()), signal.SIGKILL)
+    assert found["cause"].startswith(
+        "it ended with the code 0, but what it started kept its output open for 3 s and goes"
+    )
 
 
 ANOTHER_USERS, HELD = "goes on, as it is another user's now", "goes on, as the system does not end it"

@@ -31,14 +31,15 @@ READ_AT_ONCE = 65_536
 LONGEST_WORDS = 300
 """Characters of it in the log."""
 GRACE = 2.0
-"""Seconds between SIGTERM and SIGKILL for a hook that takes too long, or that the agent's end cuts off. After the
-second, too, it has so long.
+"""Seconds between SIGTERM and SIGKILL for a hook that takes too long, or that the agent's end cuts off, and for what it
+started, as far as that has the hook's output open. After the second, too, it has so long.
 """
 FOREIGN = "goes on, as it is another user's now, whose programs the agent cannot end"
 HELD = (
     "goes on, as the system does not end it: it may wait for a disk, or be held by a debugger; until it has ended the "
     "agent runs no other for this workload"
 )
+ELSEWHERE = "goes on, as it has left the hook's session"
 _PASSED_ON = ("PATH", "HOME", "LANG", "TZ")
 """The variables of the agent's environment that a hook gets."""
 
@@ -173,56 +174,68 @@ async def _outcome(commands: HookCommands, occasion: Occasion, command: tuple[st
 
 async def _end_of(process: anyio.abc.Process, reader: int, seconds: float) -> _Outcome:
     """Wait for the end of a program that runs; what it says comes out of the pipe. It has so many seconds."""
-    output, ended, lasting = bytearray(), False, ""
+    output, ended, lasting, code = bytearray(), False, "", None
     try:
         with anyio.move_on_after(seconds) as limit:
-            await _read(reader, output)
-            await process.wait()
+            await _silent_end(process, reader, output)
             ended = True
     finally:
         if not ended:
+            code = process.returncode
             with anyio.CancelScope(shield=True):
-                lasting = await _end(process)
+                lasting = await _end(process, reader, output)
     said = one_line(output.decode(errors="replace").strip(), LONGEST_WORDS)
     words = f" ({said})" if said else ""
     if limit.cancelled_caught:
-        fault = f"it did not end within {seconds:g} s, and {lasting or 'was ended'}{words}"
+        fault = f"{_late(code, seconds, lasting or 'was ended')}{words}"
         return _Outcome(fault, process if lasting is HELD else None)
     code = process.returncode or 0
+    return _Outcome(f"{_ending(code)}{words}" if code else None)
+
+
+def _late(code: int | None, seconds: float, became: str) -> str:
+    """What did not end in time, and what became of it: the program, or what it started where it ended with a code."""
+    if code is None:
+        return f"it did not end within {seconds:g} s, and {became}"
+    return (
+        f"{_ending(code)}, but what it started kept its output open for {seconds:g} s and {became}; let what is to go "
+        "on write elsewhere, such as to /dev/null"
+    )
+
+
+def _ending(code: int) -> str:
     if code < 0:
-        return _Outcome(f"it was ended by the signal {name_of_signal(-code) or -code}{words}")
-    return _Outcome(f"it ended with the code {code}{words}" if code else None)
+        return f"it was ended by the signal {name_of_signal(-code) or -code}"
+    return f"it ended with the code {code}"
 
 
-async def _read(reader: int, output: bytearray) -> None:
-    """Read to the end what the program writes, so that it never waits for a reader."""
+async def _silent_end(process: anyio.abc.Process, reader: int, output: bytearray) -> None:
+    """Return once the program has ended and nothing has its output open; that is read, so that none waits for it."""
     while True:
         await anyio.wait_readable(reader)
         if not (chunk := os.read(reader, READ_AT_ONCE)):
-            return
+            break
         output += chunk[: MOST_OUTPUT - len(output)]
+    await process.wait()
 
 
-async def _end(process: anyio.abc.Process) -> str:
+async def _end(process: anyio.abc.Process, reader: int, output: bytearray) -> str:
     """End the program, if it still runs or something that it started has its output open, with all that it started.
 
-    Returns why it goes on, FOREIGN or HELD, where it does. It is not waited for here: a reload and the agent's end are
-    to come, and until a reload has come the workloads that it changes are not renewed.
+    Returns why it goes on, ELSEWHERE, FOREIGN or HELD, where it does. It is not waited for here: a reload and the
+    agent's end are to come, and until a reload has come the workloads that it changes are not renewed.
     """
     try:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-            await _wait(process)
+        os.killpg(process.pid, signal.SIGTERM)
+        with anyio.move_on_after(GRACE):
+            await _silent_end(process, reader, output)
+        with suppress(ProcessLookupError):  # all of it has ended
             os.killpg(process.pid, signal.SIGKILL)  # the program may be gone, and what it started may ignore the first
+    except ProcessLookupError:
+        if process.returncode is not None:
+            return ELSEWHERE
     except PermissionError:  # as by sudo
-        if process.returncode is None:
-            return FOREIGN
-    await _wait(process)
-    if process.returncode is None:
-        return HELD
-    return ""
-
-
-async def _wait(process: anyio.abc.Process) -> None:
+        return FOREIGN
     with anyio.move_on_after(GRACE):
         await process.wait()
+    return HELD if process.returncode is None else ""
