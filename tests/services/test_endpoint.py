@@ -27,7 +27,7 @@ from fakes.peers import connected
 from fakes.processes import FOWNER, without_capability
 
 from sds_agent.errors import ConfigurationError
-from sds_agent.sds.endpoint import Access, SocketFile, SocketInUseError, access, claim
+from sds_agent.sds.endpoint import Access, SocketFile, SocketInUseError, access, claim, inherit
 from sds_agent.sds.server import Limits, ProbeError, bind, probe, serving
 from sds_agent.sds.service import SecretDiscoveryService
 from sds_agent.secrets.model import BundleSecret
@@ -281,6 +281,18 @@ def test_file_in_the_place_of_the_directory_is_refused_and_to_make_it_writable_w
         pass
     place = tmp_path / "run"
     assert str(raised.value) == f"sds.socket: cannot use the directory {place}: Not a directory; choose another"
+
+
+def test_a_system_without_proc_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent would listen, and hand no connection on to gRPC."""
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, *how, **by: path != "/proc/self/fd" and may(path, *how, **by))
+    path = tmp_path / "sds.sock"
+    said = "sds.socket: the agent reaches its own server by /proc/self/fd, which is not there; mount proc at /proc"
+    for take in (claim(SocketFile(path)), inherit(SocketFile(path), 3)):
+        with pytest.raises(ConfigurationError, match=f"^{said}"), take:
+            pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_directory_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,8 @@ from sds_agent.files import LONGEST_SOCKET_PATH, check_lock, locked, socket_path
 
 ABANDONED_AFTER = 60.0
 """Seconds after which a socket with a temporary name is left over: an agent publishes its own within milliseconds."""
+_DESCRIPTORS = "/proc/self/fd"
+"""Where Linux has a process's open files (proc_pid_fd(5)): the way to a socket whose name is removed."""
 _TEMPORARY_NAME = r"\.[0-9a-f]{6}"
 """The names of sockets before they are published."""
 _NO_DESCRIPTOR = {
@@ -252,6 +254,7 @@ def inherit(file: SocketFile, listening: int) -> Iterator[HandedOverEndpoint]:
                 f"is {file.path}, at which the service manager lets every user connect and read private keys",
                 "write SocketMode=0660 and SocketGroup= into the .socket unit",
             )
+    _check_way_to_grpc(file)
     with ExitStack() as stack:
         with _directory_explained(file):
             warn_shared(file.key, own_directory(file.path.parent, 0o755))
@@ -316,7 +319,13 @@ def blocked_directories(file: SocketFile) -> Iterator[str]:
 
 def refusals(file: SocketFile) -> Iterator[ConfigurationError | SocketInUseError]:
     """Every reason for which `claim` would refuse the path here and now. Changes nothing."""
-    checks: tuple[Callable[[SocketFile], None], ...] = (_check_length, _check_owner, _check_group, _check_place)
+    checks: tuple[Callable[[SocketFile], None], ...] = (
+        _check_length,
+        _check_owner,
+        _check_group,
+        _check_place,
+        _check_way_to_grpc,
+    )
     for check in checks:
         try:
             check(file)
@@ -330,6 +339,15 @@ def _check_place(file: SocketFile) -> None:
     with _lock_explained(file):
         check_lock(_lock_of(file.path))
     _check_free(file)
+
+
+def _check_way_to_grpc(file: SocketFile) -> None:
+    if not os.access(_DESCRIPTORS, os.X_OK):
+        raise _unusable(
+            file.key,
+            f"the agent reaches its own server by {_DESCRIPTORS}, which is not there",
+            "mount proc at /proc, in a container or a chroot too",
+        )
 
 
 def _check_length(file: SocketFile) -> None:
