@@ -268,15 +268,25 @@ class LockedDirectory:
     """A directory of the process's own that no second process can claim, from `claim` to `release`.
 
     `claim` makes it with `mode`, and locks the file `lock` in it. `in_use` is the error for when another process has
-    the lock.
+    the lock. Where it `fills` the directory, `claim` also sees that this takes files, as its lock may be there already.
     """
 
-    def __init__(self, path: Path, setting: str, in_use: SdsAgentError, *, mode: int = 0o700, lock: str = LOCK) -> None:
+    def __init__(
+        self,
+        path: Path,
+        setting: str,
+        in_use: SdsAgentError,
+        *,
+        mode: int = 0o700,
+        lock: str = LOCK,
+        fills: bool = False,
+    ) -> None:
         self.path = path
         self._setting = setting
         self._in_use = in_use
         self._mode = mode
         self._lock_file = path / lock
+        self._fills = fills
         self._open = ExitStack()
         self._lock: int | None = None
 
@@ -289,6 +299,8 @@ class LockedDirectory:
         self.release()
         with _explained(self.path, self._setting, self._in_use):
             warn_shared(self._setting, own_directory(self.path, self._mode))
+            if self._fills:
+                check_writable(self.path, self.path)
             self._lock = self._open.enter_context(locked(self._lock_file))
 
     def in_place(self) -> bool:
@@ -317,12 +329,16 @@ def locked_directory(directory: Path, setting: str, in_use: SdsAgentError) -> It
         claimed.release()
 
 
-def check_lockable_directory(directory: Path, setting: str, in_use: SdsAgentError, lock: str = LOCK) -> tuple[str, ...]:
+def check_lockable_directory(
+    directory: Path, setting: str, in_use: SdsAgentError, lock: str = LOCK, *, fills: bool = False
+) -> tuple[str, ...]:
     """Check, without a change, what `LockedDirectory.claim` would raise here; returns who else could change what is
     there, in words.
     """
     with _explained(directory, setting, in_use):
         shared = check_directory(directory)
+        if fills and directory.exists():
+            check_writable(directory, directory)
         check_lock(directory / lock)
         return shared
 

@@ -169,7 +169,7 @@ def _claimed(directory: Path | None) -> Iterator[None]:
         yield
         return
     in_use = OutputInUseError(f"another sds-agent writes to {directory}; give this certificate a directory of its own")
-    locked = LockedDirectory(directory, "--output", in_use, mode=MODE, lock=LOCK)
+    locked = LockedDirectory(directory, "--output", in_use, mode=MODE, lock=LOCK, fills=True)
     try:
         locked.claim()
     except SdsAgentError as error:

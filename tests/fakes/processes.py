@@ -27,8 +27,10 @@ def with_descriptors(soft: int, hard: int) -> list[str]:
     return ["-c", _LIMITED, str(soft), str(hard)]
 
 
+DAC_OVERRIDE = 1
+"""CAP_DAC_OVERRIDE (linux/capability.h): to write where the modes of files do not let one."""
 FOWNER = 3
-"""CAP_FOWNER (linux/capability.h): to change the mode of another user's file."""
+"""CAP_FOWNER: to change the mode of another user's file."""
 _INCAPABLE = """
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(24, int(sys.argv[1]), 0, 0, 0)  # PR_CAPBSET_DROP, which root alone may, and needs

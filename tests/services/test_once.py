@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ import pytest
 from fakes.agents import agent, write_config
 from fakes.ca_servers import TRUST_DOMAIN, WEB, Served, served
 from fakes.cfssl_server import KEY, CfsslServer
-from fakes.processes import started
+from fakes.processes import DAC_OVERRIDE, started, without_capability
 
 from sds_agent.authority.istio.kind import JOIN_TOKEN
 from sds_agent.ca import tokens
@@ -34,13 +34,13 @@ FILES = ("cert-chain.pem", "key.pem", "root-cert.pem")
 PATHS = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "sds_agent", *map(str, arguments)]
+def command(*arguments: object, before: Sequence[str] = ()) -> list[str]:
+    return [sys.executable, *before, "-m", "sds_agent", *map(str, arguments)]
 
 
-async def run(*arguments: object, code: int) -> "subprocess.CompletedProcess[bytes]":
+async def run(*arguments: object, code: int, before: Sequence[str] = ()) -> "subprocess.CompletedProcess[bytes]":
     """Run the command, which has to end with this exit code and without a traceback."""
-    done = await anyio.run_process(command(*arguments), env=PATHS, check=False)
+    done = await anyio.run_process(command(*arguments, before=before), env=PATHS, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     assert b"Traceback" not in done.stderr
     return done
@@ -228,6 +228,10 @@ async def test_an_output_that_cannot_be_written_is_found_before_a_token_is_spent
     locked.claim()
     assert "another sds-agent writes to" in last_line(await run("issue", config, "--output", tmp_path / "out", code=3))
     locked.release()
+    (tmp_path / "out").chmod(0o555)  # with the lock of an earlier run in it
+    refused = await run("issue", config, "--output", tmp_path / "out", code=3, before=without_capability(DAC_OVERRIDE))
+    assert "out: Permission denied; make it writable for" in last_line(refused)
+    (tmp_path / "out").chmod(0o755)
     assert ca.audit == []
     await run("issue", config, "--output", tmp_path / "out", code=0)
 

@@ -84,6 +84,22 @@ def file_above_the_directory(machine: Machine) -> Settings:
     return machine.settings()
 
 
+def deny_writing(machine: Machine, directory: Path) -> None:
+    """Say of the directory what the kernel says to another user than root, who may write anywhere."""
+    may, patch = os.access, machine.open.enter_context(pytest.MonkeyPatch.context())
+    patch.setattr(
+        os, "access", lambda path, how, **by: not (path == directory and how & os.W_OK) and may(path, how, **by)
+    )
+
+
+def socket_directory_with_a_lock_alone(machine: Machine) -> Settings:
+    """As where the lock is of an agent that could write there."""
+    machine.socket.parent.mkdir()
+    (machine.socket.parent / "sds.sock.lock").touch()
+    deny_writing(machine, machine.socket.parent)
+    return machine.settings()
+
+
 def file_for_a_socket(machine: Machine) -> Settings:
     machine.socket.parent.mkdir()
     machine.socket.touch()
@@ -183,6 +199,7 @@ def run(chosen: Settings) -> str:
         open_directory,
         file_for_a_directory,
         file_above_the_directory,
+        socket_directory_with_a_lock_alone,
         file_for_a_socket,
         other_server,
         other_agent_on_the_socket,
@@ -348,6 +365,15 @@ def test_an_output_that_will_never_be_written_is_reported_and_not_called_good(
         f"sds-agent: the configuration is good, but the agent cannot write every output here as uid {os.geteuid()}:"
     )
     assert said.startswith(f"sds-agent: workloads[0].output: every user may write to {volume}, and so could")
+
+
+def test_an_output_that_takes_no_more_files_is_reported(machine: Machine) -> None:
+    output = machine.folder / "certs"
+    output.mkdir()
+    (output / "..lock").touch()
+    deny_writing(machine, output)
+    (reported,) = preflight.shortfalls(with_output(machine, output))
+    assert str(reported).startswith(f"workloads[0].output: cannot use {output}: Permission denied; make it writable")
 
 
 def test_an_output_that_another_agent_writes_is_reported(machine: Machine) -> None:

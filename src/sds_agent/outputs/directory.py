@@ -95,7 +95,7 @@ def output_directory(target: Path) -> LockedDirectory:
     in_use = OutputInUseError(
         f"another sds-agent, or another workload of this one, writes to {target}; give each an output of its own"
     )
-    return LockedDirectory(target, SETTING, in_use, mode=MODE, lock=LOCK)
+    return LockedDirectory(target, SETTING, in_use, mode=MODE, lock=LOCK, fills=True)
 
 
 def check_output(target: Path, setting: str) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ def check_output(target: Path, setting: str) -> tuple[str, ...]:
     `setting` is the name of the key. Raises ConfigurationError, and OutputInUseError.
     """
     in_use = OutputInUseError(f"{setting}: another sds-agent writes to {target}")
-    return check_lockable_directory(target, setting, in_use, LOCK)
+    return check_lockable_directory(target, setting, in_use, LOCK, fills=True)
 
 
 def access_of(owner: str | None, group: str | None, key_mode: int, setting: str) -> FileAccess:

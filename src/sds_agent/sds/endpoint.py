@@ -25,7 +25,7 @@ from msgspec import Struct
 from sds_agent import accounts
 from sds_agent.directories import UntrustedDirectoryError, check_directory, own_directory, walk, warn_shared
 from sds_agent.errors import ConfigurationError, Problem, ProblemsError, SdsAgentError
-from sds_agent.files import LONGEST_SOCKET_PATH, check_lock, locked, socket_path_size
+from sds_agent.files import LONGEST_SOCKET_PATH, check_lock, check_writable, locked, socket_path_size
 
 ABANDONED_AFTER = 60.0
 """Seconds after which a socket with a temporary name is left over: an agent publishes its own within milliseconds."""
@@ -336,6 +336,8 @@ def refusals(file: SocketFile) -> Iterator[ConfigurationError | SocketInUseError
 def _check_place(file: SocketFile) -> None:
     with _directory_explained(file):
         check_directory(file.path.parent)
+        if file.path.parent.exists():
+            check_writable(file.path.parent, file.path)
     with _lock_explained(file):
         check_lock(_lock_of(file.path))
     _check_free(file)
