@@ -36,6 +36,11 @@ class OutsideError(SdsAgentError):
     """A path leads to what must not be read by it. The message is a clause that follows the path."""
 
 
+def fix_of(error: OSError, otherwise: str) -> str:
+    """What to do about an error of writing: make room where the disk is full, and `otherwise` where it is not."""
+    return "make room on its disk" if error.errno in FULL else otherwise
+
+
 def create(path: Path, data: bytes, mode: int = 0o600, *, owner: tuple[int, int] | None = None) -> None:
     """Make the file `path`, with these permission bits whatever the umask, and its content on disk when this returns.
 

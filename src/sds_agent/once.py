@@ -36,7 +36,7 @@ from sds_agent.configfile.durations import format_duration
 from sds_agent.configfile.phrases import did_you_mean, quoted
 from sds_agent.directories import LockedDirectory, locked_directory
 from sds_agent.errors import ConfigurationError, SdsAgentError
-from sds_agent.files import read_own
+from sds_agent.files import fix_of, read_own
 from sds_agent.issuance.acceptance import accept
 from sds_agent.issuance.anchors_refresh import refresh
 from sds_agent.issuance.issuer import Issuer
@@ -215,13 +215,19 @@ def copied_state(settings: Settings, where: Path | None) -> Iterator[Settings]:
         try:
             copied = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=COPY, dir=where)))
         except OSError as error:
-            raise ConfigurationError(
-                f"no directory for temporary files can be made: {error.strerror}; let $TMPDIR name one that this user "
-                f"(uid {os.geteuid()}) can write to"
-            ) from error
+            raise ConfigurationError(_no_copy(where, error)) from error
         for name, kind in storing.items():
             _copy(settings.state_dir / "authorities" / name, copied / "authorities" / name, kind)
         yield structs.replace(settings, state_dir=copied)
+
+
+def _no_copy(where: Path | None, error: OSError) -> str:
+    user = f"this user (uid {os.geteuid()})"
+    if where is not None:
+        fix = fix_of(error, f"see that {user} can write there")
+        return f"state_dir: no directory for a copy can be made in {where}: {error.strerror}; {fix}"
+    fix = fix_of(error, f"let $TMPDIR name one that {user} can write to")
+    return f"no directory for temporary files can be made: {error.strerror}; {fix}"
 
 
 def _copy(source: Path, target: Path, kind: Kind[Any]) -> None:

@@ -80,6 +80,18 @@ def forgetful_directories() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def late_full_disk() -> Iterator[None]:
+    """A stand-in for a full disk that says so once a file is to be durable, as one of the network does (fsync(2))."""
+
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", refuse)
+        yield
+
+
 class DeadDisk:
     """A stand-in for a network disk that does not answer, by what the system's call does: fsync does not return.
 

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from fakes.configurations import MINIMAL
+from fakes.disks import late_full_disk
 from fakes.hierarchy import NOW, make_ca
 
 from sds_agent.cli.main import main
@@ -102,6 +103,17 @@ def test_a_file_that_others_may_read_is_written_whole(made: Path, tmp_path: Path
     assert (capsys.readouterr().out, target.read_bytes()) == ("", embedded(made))
     assert target.stat().st_mode & 0o777 == 0o644
     assert [each.name for each in tmp_path.iterdir()] == ["roots.pem"]
+
+
+def test_a_full_disk_is_to_be_emptied_and_no_other_file_to_be_named(
+    made: Path, tmp_path: Path, capsys: Printed
+) -> None:
+    place = tmp_path / "roots.pem"
+    with late_full_disk():
+        assert main(["ca", "bundle", str(made / "root"), "--output", str(place)]) == 2
+    said = f"sds-agent: --output: cannot write {place}: No space left on device; make room on its disk\n"
+    assert capsys.readouterr().err == said
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_place_that_cannot_be_looked_at_is_refused_in_words(made: Path, capsys: Printed) -> None:

@@ -1,5 +1,6 @@
 """The socket as a file: its rights, and whose socket may be replaced."""
 
+import errno
 import gc
 import grp
 import os
@@ -281,6 +282,20 @@ def test_file_in_the_place_of_the_directory_is_refused_and_to_make_it_writable_w
         pass
     place = tmp_path / "run"
     assert str(raised.value) == f"sds.socket: cannot use the directory {place}: Not a directory; choose another"
+
+
+def test_a_full_disk_is_to_be_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a /run that other programs have filled."""
+    open_file = os.open
+
+    def full(path: Path, flags: int, *mode: int) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return open_file(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(ConfigurationError, match=r"No space left on device; make room on its disk$"):
+        claim(SocketFile(tmp_path / "sds.sock")).__enter__()
 
 
 def test_a_system_without_proc_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

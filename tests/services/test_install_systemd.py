@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from fakes.configurations import MINIMAL, settings
+from fakes.disks import late_full_disk
 
 from sds_agent.authority import registry
 from sds_agent.authority.istio.kind import JOIN_TOKEN
@@ -223,6 +224,15 @@ def test_where_one_file_cannot_be_written_none_is(printed: Units, capsys: Printe
     said = capsys.readouterr()
     assert (said.out, "etc/systemd/system/sds-agent.service" in said.err) == ("", True)
     assert [each for each in root.rglob("*") if each.is_file()] == [root / "etc/systemd/system"]
+
+
+def test_on_a_full_disk_nobody_is_told_to_be_root(printed: Units, capsys: Printed) -> None:
+    root = printed.folder / "root"
+    (printed.folder / "a.yaml").write_text(MINIMAL)
+    with late_full_disk():
+        assert main(["install", "systemd", str(printed.folder / "a.yaml"), "--write", "--root", str(root)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("No space left on device; make room on its disk")
+    assert not [each for each in root.rglob("*") if each.is_file()]
 
 
 @pytest.mark.usefixtures("printed")

@@ -1,6 +1,7 @@
 """One certificate to files and an exit code, and the probe of every CA: the commands, against real CAs."""
 
 import asyncio
+import errno
 import json
 import os
 import re
@@ -331,6 +332,19 @@ def test_without_a_directory_for_temporary_files_the_error_says_so(
     chosen = load(embedded(tmp_path), {}).settings
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     with pytest.raises(ConfigurationError, match=r"let \$TMPDIR name one"), copied_state(chosen, None):
+        pass
+
+
+def test_where_a_cas_root_can_have_no_copy_the_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes beside the root, wherever temporary files are."""
+    chosen = load(embedded(tmp_path), {}).settings
+
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    said = f"^state_dir: no directory for a copy can be made in {tmp_path}: No space left on device; make room"
+    with pytest.raises(ConfigurationError, match=said), copied_state(chosen, tmp_path):
         pass
 
 

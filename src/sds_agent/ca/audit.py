@@ -29,7 +29,7 @@ from sds_agent.ca.reserve import Reserve
 from sds_agent.ca.status import AuditStatus
 from sds_agent.clock import Clock
 from sds_agent.errors import ConfigurationError
-from sds_agent.files import FULL
+from sds_agent.files import FULL, fix_of
 from sds_agent.identity.spiffe import LONGEST_ID
 from sds_agent.pipes import never_waiting, write_some
 from sds_agent.text import ascii_json, cut
@@ -120,7 +120,7 @@ class AuditLog:
         except OSError as error:
             raise ConfigurationError(
                 f"audit: cannot write to {self._path or 'standard output'}: {error.strerror}; "
-                "name a file that the user that runs this may write to"
+                f"{fix_of(error, 'name a file that the user that runs this may write to')}"
             ) from error
         if self._path is not None and self._path.is_file():
             self._take_reserve(Reserve(self._path))

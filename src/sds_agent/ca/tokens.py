@@ -31,10 +31,10 @@ from sds_agent.ca.refusal import Reason, RefusalError, unauthenticated
 from sds_agent.directories import UntrustedDirectoryError, own_directory, warn_shared
 from sds_agent.errors import ConfigurationError
 from sds_agent.files import (
-    FULL,
     ForeignFileError,
     check_writable,
     create,
+    fix_of,
     looked_up,
     read_own,
     read_own_link,
@@ -110,7 +110,7 @@ class JoinTokens:
                 ) from error
             raise ConfigurationError(f"callers.join_tokens: {error}") from error
         except OSError as error:
-            fix = "make room on its disk" if error.errno in FULL else "give the CA a directory that it may write to"
+            fix = fix_of(error, "give the CA a directory that it may write to")
             raise ConfigurationError(
                 f"callers.join_tokens: cannot use {error.filename or self._directory}: {error.strerror}; {fix}"
             ) from error

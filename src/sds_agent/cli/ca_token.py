@@ -12,10 +12,10 @@ from sds_agent.ca.tokens import JoinTokens
 from sds_agent.cli import output
 from sds_agent.cli.config_file import add_file_before_others
 from sds_agent.cli.paths import as_path
-from sds_agent.cli.public_file import check_place
+from sds_agent.cli.public_file import check_place, not_written
 from sds_agent.configfile.durations import parse
 from sds_agent.errors import ConfigurationError
-from sds_agent.files import FULL, remove_unfinished, write_private
+from sds_agent.files import fix_of, remove_unfinished, write_private
 from sds_agent.hardening import keep_memory_private
 from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError
 
@@ -69,9 +69,9 @@ def written() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        fix = "make room on its disk" if error.errno in FULL else "run this as a user that may"
         raise ConfigurationError(
-            f"cannot write {error.filename or 'the directory of tokens'}: {error.strerror}; {fix}"
+            f"cannot write {error.filename or 'the directory of tokens'}: {error.strerror}; "
+            f"{fix_of(error, 'run this as a user that may')}"
         ) from error
 
 
@@ -127,6 +127,4 @@ def _hand_over(token: str, path: Path | None) -> None:
     try:
         write_private(path, f"{token}\n".encode())
     except OSError as error:  # which names a file beside it, that was to become it
-        raise ConfigurationError(
-            f"--output: cannot write {path}: {error.strerror}; name a file in a directory that this user may write to"
-        ) from error
+        raise not_written(path, error) from error

@@ -24,7 +24,7 @@ from sds_agent.config.settings import Settings
 from sds_agent.configfile import environment
 from sds_agent.configfile.phrases import KeyPath, render
 from sds_agent.errors import ConfigurationError
-from sds_agent.files import create, looked_up
+from sds_agent.files import create, fix_of, looked_up
 from sds_agent.text import quoted
 from sds_agent.units import NAME, UnitFile, UnitPlan, files
 
@@ -296,9 +296,8 @@ def _write(made: tuple[UnitFile, ...], root: Path, *, replace: bool) -> Sequence
         for path, temporary in staged.items():
             temporary.replace(path)  # a link there, as of a unit that is masked, and not what it leads to
     except OSError as error:
-        raise ConfigurationError(
-            f"cannot write {path}: {error.strerror}; run this as root, or leave --write out and copy what it prints"
-        ) from error
+        fix = fix_of(error, "run this as root, or leave --write out and copy what it prints")
+        raise ConfigurationError(f"cannot write {path}: {error.strerror}; {fix}") from error
     finally:
         for temporary in staged.values():
             with suppress(OSError):

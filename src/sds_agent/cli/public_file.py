@@ -5,7 +5,7 @@ from os import urandom
 from pathlib import Path
 
 from sds_agent.errors import ConfigurationError
-from sds_agent.files import create, sync_directory
+from sds_agent.files import create, fix_of, sync_directory
 
 
 def check_place(path: Path | None) -> None:
@@ -33,6 +33,10 @@ def write_public(path: Path, data: bytes) -> None:
             raise
         sync_directory(path.parent)
     except OSError as error:
-        raise ConfigurationError(
-            f"--output: cannot write {path}: {error.strerror}; name a file in a directory that this user may write to"
-        ) from error
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path, error: OSError) -> ConfigurationError:
+    """Why a file that the user named is not there."""
+    fix = fix_of(error, "name a file in a directory that this user may write to")
+    return ConfigurationError(f"--output: cannot write {path}: {error.strerror}; {fix}")

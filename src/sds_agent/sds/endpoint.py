@@ -25,7 +25,7 @@ from msgspec import Struct
 from sds_agent import accounts
 from sds_agent.directories import UntrustedDirectoryError, check_directory, own_directory, walk, warn_shared
 from sds_agent.errors import ConfigurationError, Problem, ProblemsError, SdsAgentError
-from sds_agent.files import LONGEST_SOCKET_PATH, check_lock, check_writable, locked, socket_path_size
+from sds_agent.files import LONGEST_SOCKET_PATH, check_lock, check_writable, fix_of, locked, socket_path_size
 
 ABANDONED_AFTER = 60.0
 """Seconds after which a socket with a temporary name is left over: an agent publishes its own within milliseconds."""
@@ -463,7 +463,7 @@ def _unusable(key: str, found: str, fix: str) -> ConfigurationError:
 
 
 def _fix(error: OSError, otherwise: str) -> str:
-    return _NO_DESCRIPTOR.get(error.errno or 0, otherwise)
+    return _NO_DESCRIPTOR.get(error.errno or 0) or fix_of(error, otherwise)
 
 
 def _make_writable() -> str:

@@ -22,7 +22,7 @@ from sds_agent import log
 from sds_agent.clock import Clock
 from sds_agent.directories import UntrustedDirectoryError, check_directory, own_directory
 from sds_agent.errors import ConfigurationError, Problem, ProblemsError, SdsAgentError, within
-from sds_agent.files import ForeignFileError, check_writable, remove_unfinished
+from sds_agent.files import ForeignFileError, check_writable, fix_of, remove_unfinished
 from sds_agent.ownfile import OwnFile, ReplacedError
 from sds_agent.pki.certificates import CertificateError, describe, read_pem, serial_hex, write_pem
 from sds_agent.pki.keys import KeyType, PrivateKey, generate, to_pkcs8_pem
@@ -272,7 +272,9 @@ def _explained(file: Path, setting: str) -> Iterator[None]:
         raise ConfigurationError(f"{setting}: {error}") from error
     except OSError as error:
         found, place = f"cannot be used by the self-signed CA: {error.strerror}", str(error.filename or file)
-        raise ProblemsError([Problem((setting, place), found, "give it a directory of its own")]) from error
+        raise ProblemsError(
+            [Problem((setting, place), found, fix_of(error, "give it a directory of its own"))]
+        ) from error
 
 
 def _begun(signers: Iterable[Signer], now: datetime) -> list[Signer]:
