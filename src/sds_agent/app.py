@@ -5,7 +5,7 @@ import gc
 import logging
 import os
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -147,10 +147,11 @@ async def agent(
     service manager has handed over; without one the agent makes its own.
     """
     store = SecretStore(assembly.names(settings), assembly.optional_names(settings))
-    seal = preflight.seal(settings)
+    seal, check = preflight.seal(settings), _unchecked if locked is None else locked.check_in_place
     # The bundle from before comes first, and with it all that earlier certificates still chain to.
-    anchors = _anchors(settings, store, cas, clock, seal)
-    cache = _cache(settings, seal)
+    file = AnchorsFile(settings.state_dir, assembly.kinds(settings), seal, check)
+    anchors = _anchors(settings, store, cas, clock, file)
+    cache = _cache(settings, seal, check)
     limits = Limits(settings.sds.limits.streams, settings.sds.limits.names, settings.sds.limits.request_bytes)
     files = _files(settings, store, clock)
     service = SecretDiscoveryService(
@@ -188,11 +189,14 @@ async def agent(
                 yield running
 
 
-def _anchors(settings: Settings, store: SecretStore, cas: Authorities, clock: Clock, seal: Seal | None) -> AgentAnchors:
-    """Those from before the start, published in the store."""
+def _unchecked() -> None:
+    """Whether the state directory is still this process's, where nothing is locked."""
+
+
+def _anchors(settings: Settings, store: SecretStore, cas: Authorities, clock: Clock, file: AnchorsFile) -> AgentAnchors:
+    """Those from before the start, which are in the file, published in the store."""
     trust = Trust(store, settings.bundle_names, clock, authorities=cas, with_lists=assembly.with_lists(cas))
     federation = Federation(store, settings.federation, clock, trust.store_again)
-    file = AnchorsFile(settings.state_dir, assembly.kinds(settings), seal)
     before = file.load()
     trust.restore(before.needed, before.advertised)
     federation.restore(before.federated)
@@ -228,11 +232,11 @@ async def _envoys_first(store: SecretStore) -> None:
     await asyncio.sleep(ENVOYS_FIRST)
 
 
-def _cache(settings: Settings, seal: Seal | None) -> CertificateCache | None:
+def _cache(settings: Settings, seal: Seal | None, check: Callable[[], None]) -> CertificateCache | None:
     """The cache of all workloads' certificates; None where certificates are not to be cached."""
     directory = settings.state_dir / "certificates"
     tidy(directory, keep=settings.keep_certificates)
-    return CertificateCache(directory, seal) if settings.keep_certificates else None
+    return CertificateCache(directory, seal, check=check) if settings.keep_certificates else None
 
 
 def _announce(socket: Path) -> None:

@@ -40,6 +40,10 @@ class UntrustedDirectoryError(SdsAgentError):
     """Another user could put a file in the place of the agent's."""
 
 
+class NotLockedError(SdsAgentError):
+    """A directory is not, or no longer, locked by this process."""
+
+
 class Role(Enum):
     """What a step on the way to a directory is."""
 
@@ -311,6 +315,11 @@ class LockedDirectory:
             return os.path.samestat(self._lock_file.lstat(), os.fstat(self._lock))
         except OSError:
             return False
+
+    def check_in_place(self) -> None:
+        """Raise NotLockedError unless the lock is `in_place`: what is in the directory may be another process's."""
+        if not self.in_place():
+            raise NotLockedError(f"{self._lock_file} is gone, or is not the one that this process has locked")
 
     def release(self) -> None:
         """Release the lock."""

@@ -1,6 +1,7 @@
 """The state directory is removed or replaced under a running agent: it comes back, or the log says what is wrong."""
 
 import asyncio
+import json
 import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -9,16 +10,21 @@ from datetime import timedelta
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 from fakes.authorities import embedded
 from fakes.clocks import HandClock
+from fakes.configurations import MINIMAL, settings
 from fakes.events import Events, recorded
 
+from sds_agent import app
 from sds_agent.authority.in_process import StoredAuthority
 from sds_agent.authority.protocol import AuthorityError
+from sds_agent.clock import SystemClock
 from sds_agent.directories import LockedDirectory, locked_directory
 from sds_agent.errors import SdsAgentError
-from sds_agent.issuance.cache import CachedCertificate, CertificateCache
+from sds_agent.issuance.anchors_file import AnchorsFile, StoredAnchors
+from sds_agent.issuance.cache import CachedCertificate, CacheError, CertificateCache
 from sds_agent.state import Restorable, RestorableFiles, restore, watch
 
 LIFETIME = timedelta(days=10)
@@ -110,6 +116,38 @@ async def test_second_agent_that_began_on_the_empty_directory_is_reported_and_no
             f"{directory / ROOTS} holds other roots than those that this process signs with; stop"
         )
         assert files(directory) == others, "and not even then"
+
+
+def all_stored(directory: Path) -> bool:
+    """Whether an agent that has its first certificate has nothing more to write."""
+    anchors = directory / "anchors.json"
+    needed = anchors.exists() and json.loads(anchors.read_bytes())["needed"]
+    return bool(needed and list(directory.glob("certificates/*.json")))
+
+
+async def test_what_a_second_agent_stores_is_not_overwritten_by_what_the_first_one_renews(tmp_path: Path) -> None:
+    """The second one would serve the first one's certificate after a restart, below a root that no peer has from it."""
+    text = f"{MINIMAL}state_dir: {tmp_path}/state\nsds: {{socket: {tmp_path}/sds.sock}}\n"
+    chosen, clock, directory = settings(tmp_path, text), SystemClock(), tmp_path / "state"
+    with locked(directory) as claimed, recorded() as events:
+        async with app.authorities(chosen, clock) as cas, app.agent(chosen, cas, clock, claimed) as running:
+            with anyio.fail_after(20):
+                while not all_stored(directory):
+                    await anyio.lowlevel.checkpoint()
+            (cache,) = (each for each in running.restorable if isinstance(each, CertificateCache))
+            (anchors,) = (each for each in running.restorable if isinstance(each, AnchorsFile))
+            shutil.rmtree(directory)
+            with locked(directory):
+                others = files(directory)
+                with pytest.raises(CacheError, match=f"{directory}/lock is gone, or is not the one"):
+                    cache.save(CACHED)
+                assert not await anchors.save(StoredAnchors())
+                assert files(directory) == others
+            said = events.named("anchors_not_kept")[-1]["cause"]
+            assert said.startswith(f"cannot write the anchors to {directory}/anchors.json: {directory}/lock is gone")
+            restore(claimed, running.restorable)
+            cache.save(CACHED)
+            assert await anchors.save(StoredAnchors())
 
 
 async def test_other_roots_are_not_overwritten_by_a_renewal(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ certificates chain to. What is in the file is public; who can write to it can re
 import logging
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -112,10 +112,18 @@ class AnchorsFile:
     """The file with the anchors, in a directory of the agent's own.
 
     `kinds` are the kinds of the authorities that there are, by their names: what others advertised is of no use.
+    `check` raises an error of this package where nothing is to be written, as the directory may be another process's.
     """
 
-    def __init__(self, directory: Path, kinds: Mapping[str, str] | None = None, seal: Seal | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        kinds: Mapping[str, str] | None = None,
+        seal: Seal | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._kinds = dict(kinds or {})
+        self._check = check
         self._file = StateFile(
             directory / NAME,
             LARGEST,
@@ -175,6 +183,7 @@ class AnchorsFile:
 
     def _write(self, anchors: StoredAnchors) -> None:
         try:
+            self._check()
             own_directory(self._file.path.parent, 0o700)
             self._file.write(self._encode(anchors))
         except (OSError, SdsAgentError) as error:

@@ -131,12 +131,21 @@ class CertificateCache:
 
     All workloads share one. What comes to be written while the disk is busy is written together afterwards, in a task
     of the first that waits: for each certificate alone a task, a thread and two waits for the disk would cost more than
-    the certificate. The disk has `timeout` seconds for that.
+    the certificate. The disk has `timeout` seconds for that. `check` raises an error of this package where nothing is
+    to be written, as the directory may be another process's.
     """
 
-    def __init__(self, directory: Path, seal: Seal | None = None, *, timeout: float = DISK_TIMEOUT) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        seal: Seal | None = None,
+        *,
+        timeout: float = DISK_TIMEOUT,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._directory = directory
         self._seal = seal
+        self._check = check
         self._of_other_keys: dict[str, StateFile] = {}
         self._kept: dict[str, Cached] = {}  # by the names of the files
         self._guard = threading.Lock()  # nothing is put back while another content is written
@@ -238,6 +247,7 @@ class CertificateCache:
             if put_back:
                 contents = [(each, content) for each, content in contents if self._is_last(each, content.spiffe_id)]
             try:
+                self._check()
                 own_directory(self._directory, 0o700)
                 files = [self._prepared(content) for _, content in contents]
                 errors = replace_all_private(self._directory, files)
