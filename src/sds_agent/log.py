@@ -256,6 +256,8 @@ def aside(text: str) -> None:
     for handler in logging.getLogger(ROOT).handlers:
         if isinstance(handler, NonBlockingHandler):
             handler.write(text.encode(errors="backslashreplace"))
+        elif isinstance(handler, logging.StreamHandler):
+            handler.stream.write(text)
 
 
 def change(form: Format, level: str) -> None:

@@ -449,16 +449,20 @@ async def test_the_agent_ends_quickly_while_it_makes_a_large_key(tmp_path: Path)
 
 
 async def test_agent_whose_log_no_process_reads_serves_renews_and_ends(tmp_path: Path) -> None:
-    """A log collector that stands still must not take every Envoy's certificate with it."""
-    config = write_config(tmp_path, default="5s", other="5s")
+    """A log collector that stands still must not take every Envoy's certificate with it.
+
+    The file is not named, of which a person is told on the same stream.
+    """
+    write_config(tmp_path, default="5s", other="5s")
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with suppress(BlockingIOError):
         while True:
             os.write(writer, b"." * 4096)
     os.set_blocking(writer, True)
-    command = [sys.executable, "-m", "sds_agent", "run", str(config), "--log-level", "debug"]
-    async with await anyio.open_process(command, stderr=writer, env={**os.environ, **PATHS}) as process:
+    command = [sys.executable, "-m", "sds_agent", "run", "--log-level", "debug"]
+    environment = {**os.environ, **PATHS}
+    async with await anyio.open_process(command, stderr=writer, env=environment, cwd=tmp_path) as process:
         os.close(writer)
         try:
             async with connected(tmp_path / "sds.sock") as peer:

@@ -7,7 +7,7 @@ what is read: a name that leads to no file is not read a moment later, when anot
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -124,11 +124,11 @@ def passed_over(environ: Mapping[str, str]) -> Path | None:
     return Path.cwd() / names[0] if environ.get(ISTIO_SWITCH) else None
 
 
-def report_passed_over(environ: Mapping[str, str]) -> Path | None:
+def report_passed_over(environ: Mapping[str, str], report: Callable[[str], None] = output.report) -> Path | None:
     """Say so to a person who called a command without a file; returns that file."""
     path = passed_over(environ)
     if path is not None:
-        output.report(f"{path} is not used: {WHY_PASSED_OVER}")
+        report(f"{path} is not used: {WHY_PASSED_OVER}")
     return path
 
 

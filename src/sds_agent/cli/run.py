@@ -19,6 +19,7 @@ from sds_agent.config.defaults import absolute
 from sds_agent.config.loading import Loaded, load
 from sds_agent.deferral import deferred
 from sds_agent.hardening import keep_memory_private
+from sds_agent.text import visible
 
 if TYPE_CHECKING:
     import argparse
@@ -142,18 +143,23 @@ def _comes_once(file: Path) -> bool:
         return False
 
 
+def _tell(line: str) -> None:
+    """Write a line for a person as `output.report` does, and wait for no reader of the log, which goes there too."""
+    log.aside(f"sds-agent: {visible(line)}\n")
+
+
 def _announce(loaded: Loaded, *, is_found: bool) -> None:
     settings = loaded.settings
     ignored = None
     if loaded.file is None:
-        ignored = report_passed_over(os.environ)
+        ignored = report_passed_over(os.environ, _tell)
         names = ", ".join(f"{each.name} ({each.spiffe_id})" for each in settings.workloads)
-        output.report(
+        _tell(
             f"no configuration file: serving {names} on the socket {settings.sds.socket}, "
             f"with state in {settings.state_dir}"
         )
     elif is_found:
-        output.report(f"no FILE is named: using {loaded.file}, which is in the working directory")
+        _tell(f"no FILE is named: using {loaded.file}, which is in the working directory")
     log.event(
         LOG,
         "configured",
