@@ -25,6 +25,8 @@ FIRST = 3
 """The first descriptor that is handed over (SD_LISTEN_FDS_START)."""
 MOST = 64
 """Descriptors that are looked at: no unit of ours has more than two."""
+MOST_DIGITS = 18
+"""Of a number in a variable: of more no length of time can be made, and no descriptor has so many."""
 LONGEST_STATUS = 200
 """Characters of a status line: `systemctl status` shows one line."""
 
@@ -43,7 +45,7 @@ def handed_over(environ: MutableMapping[str, str]) -> tuple[HandedOverSocket, ..
     Raises ConfigurationError for a descriptor that is no Unix stream socket with a path: the unit is wrong.
     """
     pid, count, names = (environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
-    if pid != str(os.getpid()) or not count.isdecimal():
+    if pid != str(os.getpid()) or not _is_number(count):
         return ()
     labels = names.split(":") if names else []
     return tuple(
@@ -140,10 +142,14 @@ class Notifier:
 def notifier(environ: MutableMapping[str, str]) -> Notifier:
     """What tells the service manager of this process, as its variables say."""
     address, micros, pid = (environ.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"))
-    watched = micros.isdecimal() and int(micros) > 0 and pid in {"", str(os.getpid())}
+    watched = _is_number(micros) and int(micros) > 0 and pid in {"", str(os.getpid())}
     return Notifier(
         address if address.startswith(("/", "@")) else "", timedelta(microseconds=int(micros)) if watched else None
     )
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= MOST_DIGITS
 
 
 def _status(text: str) -> Iterator[str]:

@@ -113,7 +113,7 @@ def test_a_start_is_not_said_to_be_done_once_a_reload_has_begun(manager: Manager
     assert manager.said() == ["WATCHDOG=1"]
 
 
-@pytest.mark.parametrize("micros", ["", "0", "-1", "soon"])
+@pytest.mark.parametrize("micros", ["", "0", "-1", "soon", "18446744073709551615", "9" * 26, "9" * 5000])
 def test_no_watchdog_is_no_watchdog(micros: str) -> None:
     assert notifier({"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": micros}).watchdog is None
 
@@ -124,7 +124,13 @@ def test_the_watchdog_of_another_process_is_not_ours() -> None:
 
 @pytest.mark.parametrize(
     "environ",
-    [{}, {"LISTEN_PID": "1", "LISTEN_FDS": "1"}, {"LISTEN_PID": PID, "LISTEN_FDS": "many"}, {"LISTEN_PID": PID}],
+    [
+        {},
+        {"LISTEN_PID": "1", "LISTEN_FDS": "1"},
+        {"LISTEN_PID": PID, "LISTEN_FDS": "many"},
+        {"LISTEN_PID": PID, "LISTEN_FDS": "9" * 5000},
+        {"LISTEN_PID": PID},
+    ],
 )
 def test_descriptors_of_another_process_are_not_taken(environ: dict[str, str]) -> None:
     assert handed_over(environ) == ()
