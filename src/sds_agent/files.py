@@ -301,13 +301,17 @@ def check_writable(directory: Path, entry: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[int]:
-    """Lock the file `path` within this context; yields its descriptor. The file is made when missing, and stays.
+    """Lock the file `path` within this context; yields its descriptor. The file is made when missing, and stays; its
+    owner can open it again whatever the umask was.
 
     The kernel releases the lock with the process, however that ends. Raises BlockingIOError when another process has
     it, and OSError.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
+        found = os.fstat(descriptor)
+        if found.st_mode & 0o600 != 0o600 and found.st_uid == os.geteuid():
+            os.fchmod(descriptor, 0o600)
         _lock(descriptor)
         yield descriptor
     finally:

@@ -288,6 +288,16 @@ def test_one_at_a_time_holds_a_lock_and_the_next_gets_it_afterwards(tmp_path: Pa
         assert mode_of(tmp_path / "lock") == 0o600
 
 
+def test_a_lock_can_be_had_again_whatever_the_umask_was(tmp_path: Path) -> None:
+    before = os.umask(0o777)
+    try:
+        with locked(tmp_path / "lock"):
+            pass
+    finally:
+        os.umask(before)
+    assert mode_of(tmp_path / "lock") == 0o600, "or its owner, unless that is root, could not open it any more"
+
+
 def test_a_lock_is_released_when_its_holder_fails(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), locked(tmp_path / "lock"):
         raise RuntimeError

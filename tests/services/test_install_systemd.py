@@ -226,6 +226,17 @@ def test_where_one_file_cannot_be_written_none_is(printed: Units, capsys: Printe
     assert [each for each in root.rglob("*") if each.is_file()] == [root / "etc/systemd/system"]
 
 
+def test_a_package_brings_no_directory_that_others_cannot_enter(printed: Units) -> None:
+    """It would be the /etc of the machine on which it is unpacked."""
+    root, before = printed.folder / "root", os.umask(0o077)
+    try:
+        printed("", "--write", "--root", str(root))
+    finally:
+        os.umask(before)
+    found = {str(each.relative_to(root)): each.stat().st_mode & 0o777 for each in root.rglob("*") if each.is_dir()}
+    assert found == dict.fromkeys(("etc", "etc/systemd", "etc/systemd/system", "etc/sysusers.d"), 0o755)
+
+
 def test_on_a_full_disk_nobody_is_told_to_be_root(printed: Units, capsys: Printed) -> None:
     root = printed.folder / "root"
     (printed.folder / "a.yaml").write_text(MINIMAL)

@@ -23,6 +23,7 @@ from sds_agent.config.loading import load
 from sds_agent.config.settings import Settings
 from sds_agent.configfile import environment
 from sds_agent.configfile.phrases import KeyPath, render
+from sds_agent.directories import ABOVE, make_directory
 from sds_agent.errors import ConfigurationError
 from sds_agent.files import create, fix_of, looked_up
 from sds_agent.text import quoted
@@ -291,7 +292,7 @@ def _write(made: tuple[UnitFile, ...], root: Path, *, replace: bool) -> Sequence
     path = root
     try:
         for path, temporary in staged.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_directories(path.parent)
             create(temporary, places[path].encode(), 0o644)
         for path, temporary in staged.items():
             temporary.replace(path)  # a link there, as of a unit that is masked, and not what it leads to
@@ -303,6 +304,15 @@ def _write(made: tuple[UnitFile, ...], root: Path, *, replace: bool) -> Sequence
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
     return tuple(staged)
+
+
+def _make_directories(directory: Path) -> None:
+    """Make what is missing with the usual mode, whatever the umask: a package brings it to other machines. Raises
+    OSError.
+    """
+    for each in (*reversed(directory.parents), directory):
+        if not each.exists():
+            make_directory(each, ABOVE)
 
 
 def _is_changed(path: Path, text: str) -> bool:
