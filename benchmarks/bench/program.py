@@ -95,7 +95,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 def main(doc: str | None, arguments: argparse.Namespace, measure: Callable[[], Iterable[Row]]) -> None:
     """Measure, print, and write the JSON; the name of the benchmark is that of its program. Exits with `CANNOT_RUN`
-    where something is missing, and with 1 where what is measured fails.
+    where something is missing, with 1 where what is measured fails, and with 130 for Ctrl-C.
     """
     name = Path(sys.argv[0]).stem
     load = os.getloadavg()[0]
@@ -107,6 +107,8 @@ def main(doc: str | None, arguments: argparse.Namespace, measure: Callable[[], I
     except FailedError as failed:
         print(f"{name}: {failed}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
     print("\n".join(figures.lines(rows)))
     if arguments.json is not None:
         given = {key: _words(value) for key, value in vars(arguments).items() if key != "json" and value is not None}

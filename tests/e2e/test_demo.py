@@ -16,9 +16,12 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 DEADLINE = 60.0
 
 
-def start(directory: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The demonstration, keeping its files in `directory`. What scripts/demo does, but for making the environment."""
-    path = os.pathsep.join([str(SCRIPTS), *filter(None, sys.path)])
+def start(directory: Path, *arguments: str, before: Path = SCRIPTS) -> subprocess.Popen[str]:
+    """The demonstration, keeping its files in `directory`. What scripts/demo does, but for making the environment.
+
+    It finds modules in `before` first.
+    """
+    path = os.pathsep.join([str(before), str(SCRIPTS), *filter(None, sys.path)])
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "demo_app", *arguments],
         env=os.environ | {"PYTHONPATH": path, "TMPDIR": str(directory)},
@@ -108,6 +111,19 @@ def test_a_demonstration_that_is_stopped_early_cleans_up(directory: Path, number
     assert demo.returncode == 130
     assert "Stopped before the end." in output
     assert list(directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_one_that_is_stopped_while_it_imports_its_libraries_ends_without_a_word(
+    directory: Path, number: signal.Signals
+) -> None:
+    """The first second, in which a newcomer may think better of it."""
+    os.mkfifo(directory / "go")
+    (directory / "rich.py").write_text(f"open({str(directory / 'go')!r}).read()\n")
+    with start(directory, before=directory) as demo, (directory / "go").open("w"):  # once the other side reads
+        demo.send_signal(number)
+        output, _ = demo.communicate(timeout=DEADLINE)
+    assert (demo.returncode, output) == (130, "")
 
 
 def test_a_demonstration_that_is_killed_leaves_no_program_running(directory: Path) -> None:
