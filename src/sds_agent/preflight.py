@@ -189,9 +189,17 @@ def sources(settings: Settings) -> "list[Source]":
     state_key = None if encryption is None else encryption.key_file
     return [
         *([] if state_key is None else [("state_encryption.key_file", state_key)]),
+        *_telemetry_headers(settings),
         *((f"sds.files[{number}]", directory) for number, directory in enumerate(settings.sds.files)),
         *authority_sources(settings),
     ]
+
+
+def _telemetry_headers(settings: Settings) -> "list[Source]":
+    telemetry = settings.telemetry
+    if telemetry is None or telemetry.headers_file is None:
+        return []
+    return [("telemetry.headers_file", telemetry.headers_file)]
 
 
 def authority_sources(settings: Settings) -> "list[Source]":
@@ -216,14 +224,15 @@ def exposed(settings: Settings) -> Iterator[str]:
 
 
 def credentials(settings: Settings, clock: Clock) -> Iterator[str]:
-    """What is wrong with the credentials that the agent would show to its CAs, and with the key of the state, in lines
-    that begin with the configuration's key. Blocks on the disk.
+    """What is wrong with the credentials that the agent would show to its CAs and its collector, and with the key of
+    the state, in lines that begin with the configuration's key. Blocks on the disk.
     """
     from sds_agent.sources import find_readable  # noqa: PLC0415 - not before the first secret
 
     with suppress(ConfigurationError):  # which is an obstacle
         found = _state_key(settings)
         yield from find_readable([] if found is None else [found])
+    yield from find_readable(_telemetry_headers(settings))
     yield from exposed(settings)
     yield from unusable_credentials(settings, clock)
 

@@ -529,6 +529,23 @@ def test_check_warns_of_a_token_that_every_user_can_read(folder: Path, check: Ch
     assert f"authorities.mesh.token_file: every user can read the secret in {folder / 'token'} (chmod o-r" in warned
 
 
+def test_check_says_where_the_agent_sends_what_it_measures(folder: Path, check: Check) -> None:
+    """Who reviews a configuration sees what leaves the machine, and that the collector's token is open or missing."""
+    section = "telemetry: {otlp_endpoint: 'https://collector.example', interval: 30s, headers_file: headers}\n"
+    configuration = file(folder, MINIMAL + section)
+    code, said, warned = check(configuration)
+    assert code == 0
+    sent = f"over OTLP to https://collector.example, with the headers in {folder / 'headers'}."
+    assert "Every 30s it sends its metrics, and a span for each attempt at an authority, " in " ".join(said.split())
+    assert sent in " ".join(said.split())
+    assert f"telemetry.headers_file: {folder / 'headers'} does not exist; until it does, nothing is sent" in warned
+    (folder / "headers").write_text("Authorization: Bearer t\n")
+    (folder / "headers").chmod(0o644)
+    assert f"telemetry.headers_file: every user can read the secret in {folder / 'headers'}" in check(configuration)[2]
+    (folder / "headers").chmod(0o640)
+    assert check(configuration)[2] == ""
+
+
 def test_check_goes_on_where_it_cannot_examine_a_file(folder: Path, check: Check) -> None:
     """Such as for a token that only the agent's user may see; a name that cannot be stops root too."""
     hidden = folder / ("n" * 300)

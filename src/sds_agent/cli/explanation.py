@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec.structs import fields
 
-from sds_agent.admin.settings import AdminSettings
+from sds_agent.admin.settings import AdminSettings, TelemetrySettings
 from sds_agent.authority import registry
 from sds_agent.config.loading import Loaded
 from sds_agent.config.settings import RenewalSettings, SdsSettings, Settings, WorkloadSettings
@@ -24,6 +24,8 @@ def explain(loaded: Loaded) -> Iterator[str]:
     yield _socket(settings)
     yield _state(settings)
     yield _admin(settings.admin)
+    if settings.telemetry is not None:
+        yield _telemetry(settings.telemetry)
     for name, chosen in settings.authorities.items():
         yield registry.kind_of(chosen).sentence(chosen, name)
     for workload in settings.workloads:
@@ -55,6 +57,14 @@ def _admin(admin: AdminSettings) -> str:
     if not admin.enabled or not places:
         return "It shows its status nowhere: there is no admin server."
     return f"It shows its status, metrics and a page, and no key, on {' and on '.join(places)}."
+
+
+def _telemetry(telemetry: TelemetrySettings) -> str:
+    headers = "" if telemetry.headers_file is None else f", with the headers in {telemetry.headers_file}"
+    return (
+        f"Every {format_duration(telemetry.interval)} it sends its metrics, and a span for each attempt at an "
+        f"authority, over OTLP to {telemetry.otlp_endpoint}{headers}."
+    )
 
 
 def _files(sds: SdsSettings) -> str:
@@ -169,7 +179,12 @@ def warnings(settings: Settings) -> Iterator[str]:
         if kind.opens_without_files:
             for key, path in kind.files(chosen).items():
                 spare = key in kind.secrets and kind.renews(chosen)
-                yield from _about_file(f"authorities.{name}.{key}", path, has_spare=spare)
+                # a join token is removed once it is used, and the current certificate is the proof from then on
+                but = ", unless it renews with the current certificate" if spare else ""
+                lacks = f"no certificate comes from this authority{but}"
+                yield from _about_file(f"authorities.{name}.{key}", path, lacks)
+    if settings.telemetry is not None and settings.telemetry.headers_file is not None:
+        yield from _about_file("telemetry.headers_file", settings.telemetry.headers_file, "nothing is sent")
     yield from _hooks(settings)
 
 
@@ -196,13 +211,11 @@ def _without_effect(settings: Settings, authority: str) -> Iterator[str]:
                     )
 
 
-def _about_file(key: str, path: Path, *, has_spare: bool) -> Iterator[str]:
-    """`has_spare`: the agent may have another proof than this file, its current certificate."""
+def _about_file(key: str, path: Path, lacks: str) -> Iterator[str]:
+    """`lacks`: what does not happen without the file."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        # a join token is removed once it is used, and the current certificate is the proof from then on
-        but = ", unless it renews with the current certificate" if has_spare else ""
-        yield f"{key}: {path} does not exist; until it does, no certificate comes from this authority{but}"
+        yield f"{key}: {path} does not exist; until it does, {lacks}"
     except OSError as error:  # another user than the agent's may run this, and may not read there
         yield f"{key}: {path} cannot be examined ({error.strerror}); the agent's user has to be able to read it"
