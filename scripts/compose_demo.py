@@ -3,6 +3,7 @@
 It uses the standard library alone, because it runs with the machine's own Python.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -312,6 +313,21 @@ def check_ports() -> None:
 
 
 @contextmanager
+def alone() -> Iterator[None]:
+    """Keeps a second one out, which would remove the containers of the first as what an earlier run left.
+
+    An abstract address lasts as long as the process that has it. Raises NotSeenError while another one has it.
+    """
+    engine = hashlib.sha256(os.environ.get("DOCKER_HOST", "").encode()).hexdigest()[:16]
+    with socket.socket(socket.AF_UNIX) as held:
+        try:
+            held.bind(f"\0{PROJECT}-{engine}")
+        except OSError as error:
+            raise NotSeenError("another one runs on this machine: start this one when that has ended") from error
+        yield
+
+
+@contextmanager
 def taken_down(containers: Containers) -> Iterator[None]:
     """Removes the containers when the block ends, also by an error. Raises NotSeenError if some remain."""
     try:
@@ -337,10 +353,11 @@ def main() -> int:
         signal.signal(number, leave)
     containers = Containers(sys.argv[1:])
     try:
-        containers.down()  # what an earlier run left that was killed
-        check_ports()
-        with taken_down(containers):
-            story = play(containers)
+        with alone():
+            containers.down()  # what an earlier run left that was killed
+            check_ports()
+            with taken_down(containers):
+                story = play(containers)
     except NotSeenError as error:
         print(f"compose-demo: {error}", file=sys.stderr)
         return 1

@@ -96,6 +96,39 @@ except KeyboardInterrupt:
     assert (bench.returncode, rest) == (130, "")
 
 
+DOCKER = """#!/bin/bash
+echo "$*" >>{folder}/asked
+case "$*" in *" build setup") exec cat {folder}/wait ;; esac
+"""
+"""Stands for docker with an engine that has no containers and takes its time for an image."""
+
+
+def test_a_second_demonstration_with_containers_leaves_those_of_the_first_alone(checkout: Checkout) -> None:
+    """It removes what an earlier one left that was killed, by the name of the project, which both have."""
+    os.mkfifo(checkout.folder / "wait")
+    docker = checkout.folder / "bin" / "docker"
+    docker.write_text(DOCKER.format(folder=checkout.folder))
+    docker.chmod(0o700)
+    (checkout.folder / "bin" / "python3").unlink()
+    (checkout.folder / "bin" / "python3").symlink_to(sys.executable)
+    checkout.environment |= {"DOCKER_HOST": str(checkout.folder), "WEB_PORT": "0", "BACKEND_ENVOY_PORT": "0"}
+    command = str(checkout.folder / "scripts" / "compose-demo")
+    with (
+        subprocess.Popen(
+            [command], env=checkout.environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as first,
+        (checkout.folder / "wait").open("w"),
+    ):  # once the first one waits for its image
+        asked = (checkout.folder / "asked").read_text()
+        second = checkout.run(command)
+        first.send_signal(signal.SIGINT)
+        first.communicate(timeout=DEADLINE)
+    assert (second.returncode, second.stdout) == (1, "")
+    assert second.stderr == "compose-demo: another one runs on this machine: start this one when that has ended\n"
+    assert (checkout.folder / "asked").read_text().startswith(f"{asked}info\ncompose version\n")
+    assert first.returncode == 128 + signal.SIGINT
+
+
 @pytest.mark.parametrize("name", WITH_USAGE)
 def test_a_script_can_be_called_through_a_link(name: str, tmp_path: Path) -> None:
     link = tmp_path / "another-name"
