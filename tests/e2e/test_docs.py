@@ -360,9 +360,10 @@ def test_every_event_that_can_be_logged_is_explained() -> None:
 
 
 OTHERS_NAMES = {"days_until_expiration", "demo_x", "depends_on", "group_add", "update_failure", "update_success"} | {
-    "upstream_cx_connect_fail"
+    "host_volume",
+    "upstream_cx_connect_fail",
 }
-"""Names in the pages that are Envoy's, Docker's or an example's."""
+"""Names in the pages that are Envoy's, Docker's, Nomad's or an example's."""
 PROCESS_METRICS = set(re.findall(r"`(process_[a-z_]+)`", TEXT))
 """prometheus_client's names, which test_observability.py holds to what it measures."""
 NAMES = sorted(set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", TEXT)) - OTHERS_NAMES - PROCESS_METRICS)
