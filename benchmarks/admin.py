@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Self
 
 import grpc
+from bench.program import numbers
 from bench.starts import QUESTION, seconds_to_first_secret
 
 CONFIG = """
@@ -106,7 +107,7 @@ def ask(path: Path) -> None:
 
 
 def main() -> None:
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    (runs,) = numbers(__doc__, runs=(15, 1))
     taken: dict[str, list[float]] = {"with": [], "without": []}
     used: dict[str, list[float]] = {"with": [], "without": [], "asked": []}
     ran: dict[str, list[float]] = {"with": [], "without": []}

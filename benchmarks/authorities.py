@@ -11,13 +11,13 @@ that ask for anchors have asked, and so have imported their client.
 import json
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from base64 import urlsafe_b64encode
 from pathlib import Path
 
 from bench.processes import agent_command
+from bench.program import numbers
 from bench.starts import CONFIG as AGENT
 from bench.starts import seconds_to_first_secret
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -96,7 +96,7 @@ def _jwk(numbers: ec.EllipticCurvePrivateNumbers) -> dict[str, str]:
 
 def main() -> None:
     """Measure and print."""
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    (runs,) = numbers(__doc__, runs=(15, 1))
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made)
         prepare(directory)

@@ -389,10 +389,17 @@ async def measure(case: str, command: str) -> None:
         )
 
 
+def known(case: str) -> str:
+    """The name of a case, as it is. Raises argparse.ArgumentTypeError for another one."""
+    if case not in CASES:
+        raise argparse.ArgumentTypeError(f"{case!r} is none of {', '.join(CASES)}")
+    return case
+
+
 def main() -> None:
     """Measure, or be the hostile client."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("case", nargs="*", metavar="CASE", help=", ".join(CASES))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", nargs="*", metavar="CASE", type=known, help=", ".join(CASES))
     parser.add_argument("--command", default=str(Path(sys.executable).with_name("sds-agent")))
     parser.add_argument("--flood", choices=CASES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

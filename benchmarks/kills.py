@@ -1,11 +1,11 @@
 """Whether an agent that is killed at any moment leaves a state that the next one starts from.
 
-    python benchmarks/kills.py [KILLS [SECONDS]]
+    python benchmarks/kills.py [KILLS [MILLISECONDS]]
 
 The installed command runs on its embedded CA with two workloads, certificates of five seconds and encrypted state. It
-is killed (SIGKILL) at a random moment of its first SECONDS (1.5 unless given), KILLS times (100 unless given). No start
-may find a file that it cannot use, the last has to end in a certificate under every name, and all have the first one's
-root. Unfinished files are counted too: the next start removes them.
+is killed (SIGKILL) at a random moment of its first MILLISECONDS (1500 unless given), KILLS times (100 unless given). No
+start may find a file that it cannot use, the last has to end in a certificate under every name, and all have the first
+one's root. Unfinished files are counted too: the next start removes them.
 """
 
 import json
@@ -17,6 +17,8 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+
+from bench.program import numbers
 
 CONFIG = """
 trust_domain: demo.example
@@ -53,8 +55,7 @@ def run_and_kill(command: list[str], log: Path, seconds: float | None) -> list[d
 
 def main() -> None:
     """Kill, count and print; exits with 1 when a state was not good."""
-    kills = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    most = float(sys.argv[2]) if len(sys.argv) > 2 else 1.5
+    kills, most = numbers(__doc__, kills=(100, 1), milliseconds=(1500, 50))
     chance = random.Random(1)  # noqa: S311 - it only chooses moments, the same in each run
     counted, bad = Counter[str](), list[object]()
     with tempfile.TemporaryDirectory() as made:
@@ -65,7 +66,7 @@ def main() -> None:
         config.write_text(CONFIG.format(directory))
         command = [str(Path(sys.executable).with_name("sds-agent")), "run", str(config)]
         for number in range(kills + 1):
-            seconds = chance.uniform(0.05, most) if 0 < number < kills else None  # the first makes the root
+            seconds = chance.uniform(0.05, most / 1000) if 0 < number < kills else None  # the first makes the root
             events = run_and_kill(command, directory / "log", seconds)
             counted.update(str(each["event"]) for each in events)
             bad += [each for each in events if each["event"] in FAULTS and EXPIRED not in str(each.get("cause"))]

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import anyio
 import httpx
+from bench.program import numbers
 from bench.starts import seconds_to_first_secret
 from sds_agent_proto import sds_pb2
 
@@ -208,7 +209,7 @@ def report(seen: list[tuple[float, str]], outage: float, end: float, back: float
 
 def main() -> None:
     """Measure and print."""
-    lifetime, lifetimes = (int(each) for each in (*sys.argv[1:], *("20", "10")[len(sys.argv) - 1 :]))
+    lifetime, lifetimes = numbers(__doc__, lifetime=(20, 5), lifetimes=(10, 1))
     with tempfile.TemporaryDirectory(prefix="o") as directory:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         measured(Node(Path(directory), lifetime), lifetime, lifetimes)

@@ -29,6 +29,7 @@ from typing import NamedTuple
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc.aio
+from bench.program import numbers
 from sds_agent_proto import sds_pb2
 
 QUESTION = sds_pb2.DiscoveryRequest(resource_names=["default"]).SerializeToString()
@@ -160,8 +161,7 @@ def measured(streams: int, restarts: int, *, handed_over: bool) -> Figures:
 
 
 def main() -> None:
-    streams = int(sys.argv[1]) if len(sys.argv) > 1 else 500
-    restarts = int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    streams, restarts = numbers(__doc__, streams=(500, 1), restarts=(3, 1))
     print(f"{streams} streams, {restarts} restarts      refused    longest time without the agent")
     for name, handed_over in (("a socket of its own", False), ("one handed over", True)):
         figures = measured(streams, restarts, handed_over=handed_over)

@@ -13,7 +13,6 @@ import collections
 import logging
 import multiprocessing
 import os
-import sys
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 import grpc.aio
+from bench.program import numbers
 from sds_agent_proto import sds_pb2
 
 from sds_agent.sds.endpoint import SocketFile
@@ -115,8 +115,7 @@ async def stop_again_and_again(socket: Path, stops: int) -> float:
 
 def main() -> None:
     """Measure and print."""
-    given = [int(argument) for argument in sys.argv[1:]]
-    stops, busy = (*given, *(200, 4)[len(given) :])
+    stops, busy = numbers(__doc__, stops=(200, 1), busy=(4, 0))
     context = multiprocessing.get_context("spawn")
     over, reported = context.Event(), context.Queue()
     with tempfile.TemporaryDirectory() as directory:

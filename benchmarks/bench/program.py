@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,24 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE too")
     made.add_argument("--small", action="store_true", help="a few seconds' worth: to see that it runs, not to measure")
     return made
+
+
+def numbers(doc: str | None, **defaults: tuple[int, int]) -> list[int]:
+    """The numbers that the program was called with: each has a default and a least. Exits with 2 for anything else."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, (default, least) in defaults.items():
+        reads = partial(_at_least, least)
+        made.add_argument(
+            name, metavar=name.upper(), nargs="?", type=reads, default=default, help=f"default: {default}"
+        )
+    return list(vars(made.parse_args()).values())
+
+
+def _at_least(least: int, text: str) -> int:
+    """Raises argparse.ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+    return int(text)
 
 
 def main(doc: str | None, arguments: argparse.Namespace, measure: Callable[[], Iterable[Row]]) -> None:

@@ -52,6 +52,21 @@ def test_a_benchmark_runs_and_the_page_of_figures_finds_what_it_shows(name: str,
         assert any(case.keys() <= row.case.keys() for row in found.rows), f"the page looks for {case}"
 
 
+STARTED_BY_HAND = ["admin", "authorities", "floods", "kills", "outage", "restart", "stops"]
+"""Those that CONTRIBUTING.md lists beside the others."""
+
+
+@pytest.mark.parametrize("name", [*BENCHMARKS, *STARTED_BY_HAND])
+def test_a_benchmark_that_is_asked_for_help_explains_itself_and_refuses_what_it_does_not_know(name: str) -> None:
+    command = [sys.executable, str(FOLDER / f"{name}.py")]
+    helped = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=WITHIN, check=False)
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert (FOLDER / f"{name}.py").read_text().split("\n")[0].removeprefix('"""') in helped.stdout
+    refused = subprocess.run([*command, "many"], capture_output=True, text=True, timeout=WITHIN, check=False)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "'many'" in refused.stderr or "arguments: many" in refused.stderr
+
+
 def small(name: str, path: Path) -> Report:
     """The figures of a small run."""
     command = [sys.executable, str(FOLDER / f"{name}.py"), "--small", "--json", str(path)]

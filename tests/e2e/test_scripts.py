@@ -62,11 +62,11 @@ def test_an_environment_that_was_not_finished_is_made_anew_and_a_finished_one_is
     """What a killed call leaves may have a Python and half of a pip: no later call could install anything with it."""
     bench = checkout.folder / "scripts" / "bench"
     (checkout.folder / "benchmarks").mkdir()
-    (checkout.folder / "benchmarks" / "one.py").write_text("print('measured')")
+    (checkout.folder / "benchmarks" / "cold.py").write_text("print('measured')")
     (checkout.folder / "kill").touch()
-    assert checkout.run(bench, "one").returncode == -signal.SIGKILL
+    assert checkout.run(bench, "cold").returncode == -signal.SIGKILL
     for _ in range(2):
-        done = checkout.run(bench, "one")
+        done = checkout.run(bench, "cold")
         assert (done.returncode, done.stdout.split()[-1]) == (0, "measured"), done.stderr
     assert checkout.environments_made() == 2
 
@@ -75,7 +75,7 @@ def test_ctrl_c_ends_the_benchmarks_whatever_the_first_of_them_makes_of_it(check
     """One whose server ends by the same Ctrl-C calls that something is missing."""
     (checkout.folder / "benchmarks").mkdir()
     os.mkfifo(checkout.folder / "wait")
-    (checkout.folder / "benchmarks" / "one.py").write_text(f"""
+    (checkout.folder / "benchmarks" / "cold.py").write_text(f"""
 import sys
 print("runs", flush=True)
 try:
@@ -83,17 +83,25 @@ try:
 except KeyboardInterrupt:
     sys.exit(3)
 """)
-    (checkout.folder / "benchmarks" / "two.py").write_text("print('two runs')")
-    command = [str(checkout.folder / "scripts" / "bench"), "one", "two"]
+    (checkout.folder / "benchmarks" / "push.py").write_text("print('the next runs')")
+    command = [str(checkout.folder / "scripts" / "bench"), "cold", "push"]
     with subprocess.Popen(
         command, env=checkout.environment, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as bench:
         assert bench.stdout is not None
-        while bench.stdout.readline() != "runs\n":
-            pass
+        assert "runs\n" in iter(bench.stdout.readline, "")
         os.killpg(bench.pid, signal.SIGINT)
         rest, _ = bench.communicate(timeout=DEADLINE)
     assert (bench.returncode, rest) == (130, "")
+
+
+def test_a_program_beside_the_benchmarks_is_not_taken_for_one(checkout: Checkout) -> None:
+    """The bare server, given the option for a small run as its socket's path, would serve there for ever."""
+    (checkout.folder / "benchmarks").mkdir()
+    (checkout.folder / "benchmarks" / "floor.py").touch()
+    done = checkout.run(checkout.folder / "scripts" / "bench", "floor", "--small")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("scripts/bench does not know 'floor'.\n")
 
 
 DOCKER = """#!/bin/bash
