@@ -46,7 +46,7 @@ class Pushed(logging.Handler):
     """Counts the answers by their log events."""
 
     def __init__(self) -> None:
-        super().__init__(logging.INFO)
+        super().__init__(logging.DEBUG)
         self._left = ENVOYS * STREAMS
         self._all = asyncio.Event()
 
@@ -102,7 +102,7 @@ async def stop_again_and_again(socket: Path, stops: int) -> float:
     """Serve, and stop when all streams are there; returns the seconds that the slowest stop took."""
     store, slowest, pushed = SecretStore(["default"]), 0.0, Pushed()
     logging.getLogger("sds_agent").addHandler(pushed)
-    logging.getLogger("sds_agent").setLevel(logging.INFO)
+    logging.getLogger("sds_agent").setLevel(logging.DEBUG)
     store.publish({"default": CertificateSecret(b"chain", b"key", datetime(2036, 1, 1, tzinfo=UTC))})
     for _ in range(stops):
         service = SecretDiscoveryService(store)

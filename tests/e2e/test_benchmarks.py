@@ -67,6 +67,15 @@ def test_a_benchmark_that_is_asked_for_help_explains_itself_and_refuses_what_it_
     assert "'many'" in refused.stderr or "arguments: many" in refused.stderr
 
 
+@pytest.mark.parametrize("arguments", [("kills", "1", "200"), ("restart", "2", "1"), ("stops", "2", "0")])
+def test_a_benchmark_that_is_started_by_hand_comes_to_its_end(arguments: tuple[str, ...]) -> None:
+    """One of them counts lines of the log, and would wait for ever for a line that changed its level."""
+    name, *numbers = arguments
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *numbers]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN, check=False)
+    assert (done.returncode, done.stdout != "") == (0, True), done.stderr
+
+
 def small(name: str, path: Path) -> Report:
     """The figures of a small run."""
     command = [sys.executable, str(FOLDER / f"{name}.py"), "--small", "--json", str(path)]
