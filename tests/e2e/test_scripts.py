@@ -23,10 +23,13 @@ case "$*" in
         kill -KILL $PPID
     fi
     ;;
+*" --target "*) exec cat {folder}/wait ;;
 *.py*) exec {python} "$@" ;;
 esac
 """
-"""Stands for the machine's Python and for an environment's: it makes one at once, and can be told to be killed then."""
+"""Stands for the machine's Python and for an environment's: it makes one at once, and can be told to be killed then; an
+Envoy takes its time.
+"""
 
 
 class Checkout:
@@ -93,6 +96,22 @@ except KeyboardInterrupt:
         os.killpg(bench.pid, signal.SIGINT)
         rest, _ = bench.communicate(timeout=DEADLINE)
     assert (bench.returncode, rest) == (130, "")
+
+
+def test_an_envoy_that_was_not_whole_when_ctrl_c_came_is_not_left_behind(checkout: Checkout) -> None:
+    """Each has a hundred megabytes, and no later call would look at it."""
+    os.mkfifo(checkout.folder / "wait")
+    command = [str(checkout.folder / "scripts" / "test"), "--envoy", "1.40.0"]
+    with (
+        subprocess.Popen(
+            command, env=checkout.environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as tests,
+        (checkout.folder / "wait").open("w"),  # once it waits for the Envoy
+    ):
+        (partial,) = (checkout.folder / ".venvs").iterdir()
+        os.killpg(tests.pid, signal.SIGINT)
+        tests.communicate(timeout=DEADLINE)
+    assert not partial.exists()
 
 
 def test_a_program_beside_the_benchmarks_is_not_taken_for_one(checkout: Checkout) -> None:
