@@ -68,6 +68,19 @@ async def test_sighup_has_an_agent_reload_its_file_and_it_goes_on(tmp_path: Path
         assert (await staying.end())[0] is grpc.StatusCode.OK
 
 
+async def test_sighup_does_not_have_an_agent_wait_for_a_pipe(tmp_path: Path) -> None:
+    config = write_config(tmp_path, default="1h")
+    async with agent(config) as running:
+        await running.event("ready")
+        config.unlink()
+        os.mkfifo(config)
+        running.program.process.send_signal(signal.SIGHUP)
+        assert "it is a pipe, and not a file" in (await running.event("reload_refused"))["causes"][0]
+        config.unlink()
+        write_config(tmp_path, default="1h", other="1h")
+        assert (await running.event("reloaded"))["workloads_added"] == ["other"]
+
+
 async def left_by_its_terminal(program: list[str], said: bytes) -> int | None:
     """The exit code of an agent whose terminal is closed once it has said that."""
     terminal, inside = pty.openpty()

@@ -154,6 +154,7 @@ MAY_IMPORT = {
         "secrets",
         "state",
         "preflight",
+        "files",
         "file_sets",
         "path_watch",
         "sources",

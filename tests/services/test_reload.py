@@ -67,7 +67,7 @@ class Followed:
     def load(self) -> Settings:
         """What the file says."""
         self.loads += 1
-        return load(self.file, {}).settings
+        return load(self.file, {}, waits=False).settings
 
     @property
     def names(self) -> list[str]:
@@ -253,6 +253,16 @@ async def test_a_file_that_is_removed_is_reported_and_changes_nothing(agent: Fol
     agent.write("web")
     await agent.events.wait("nothing_to_reload")
     assert (agent.names, agent.agent.about.reload_refused) == (["web"], ())
+
+
+async def test_a_pipe_in_the_files_place_is_refused_and_the_next_file_is_taken(agent: Followed) -> None:
+    """A thread that waits for somebody to write to the pipe would read nothing else any more."""
+    (agent.folder / NAME).unlink()
+    os.mkfifo(agent.folder / NAME)
+    refused = await agent.events.wait("reload_refused")
+    assert "it is a pipe, and not a file); put a file in its place" in refused["causes"][0]
+    agent.write("web", "api")
+    assert (await agent.events.wait("reloaded"))["workloads_added"] == ["api"]
 
 
 async def test_a_key_that_needs_a_restart_has_the_whole_file_refused(agent: Followed) -> None:

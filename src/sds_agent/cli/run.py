@@ -115,9 +115,9 @@ def _shown_once_ready(loaded: Loaded, form: log.Format) -> AbstractContextManage
     return shown_once_ready(loaded, form)
 
 
-def _load(arguments: "Arguments", file: Path | None) -> Loaded:
+def _load(arguments: "Arguments", file: Path | None, *, waits: bool = True) -> Loaded:
     with deferred():
-        return load(file, os.environ, socket=arguments.socket and absolute(arguments.socket))
+        return load(file, os.environ, socket=arguments.socket and absolute(arguments.socket), waits=waits)
 
 
 def _origin(loaded: Loaded, arguments: "Arguments") -> "ConfigSource | None":
@@ -132,7 +132,7 @@ def _origin(loaded: Loaded, arguments: "Arguments") -> "ConfigSource | None":
     def relog(chosen: log.LogSettings) -> None:
         log.change(arguments.log_format or chosen.format, arguments.log_level or chosen.level)
 
-    return ConfigSource(file, lambda: _load(arguments, file).settings, relog, sha256(loaded.content))
+    return ConfigSource(file, lambda: _load(arguments, file, waits=False).settings, relog, sha256(loaded.content))
 
 
 def _comes_once(file: Path) -> bool:

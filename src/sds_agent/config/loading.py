@@ -44,16 +44,18 @@ def load(
     uid: int | None = None,
     socket: Path | None = None,
     read: tuple[Document, list[Problem]] | None = None,
+    waits: bool = True,
 ) -> Loaded:
     """Read the file, or without one Istio's variables or the defaults, with the environment's overrides.
 
     `uid` is the agent's user; `socket`, an absolute path, is that of the option `--socket`; `read` is the file as
-    `source.read` gave it, for a command that has read it already: a pipe gives its content once.
+    `source.read` gave it, for a command that has read it already: a pipe gives its content once. For a command that
+    `waits` it may be a pipe.
 
     Relative paths start from the file's directory, without a file from the working directory. Raises ProblemsError with
     every problem there is.
     """
-    document, problems = _document(path, environ) if read is None else read
+    document, problems = _document(path, environ, waits=waits) if read is None else read
     problems += environment.apply(document, environ)
     if socket is not None:
         defaults.replace_socket(document, socket)
@@ -79,7 +81,7 @@ def _is_of_the_ca_server(document: Document) -> bool:
     return "workloads" not in document.tree and not {"signer", "callers"}.isdisjoint(document.tree)
 
 
-def _document(path: Path | None, environ: Mapping[str, str]) -> tuple[Document, list[Problem]]:
+def _document(path: Path | None, environ: Mapping[str, str], *, waits: bool) -> tuple[Document, list[Problem]]:
     if path is None:
         if environ.get(ISTIO_SWITCH):
             from sds_agent.config import istio_environment  # noqa: PLC0415 - measured: 3 ms
@@ -88,4 +90,4 @@ def _document(path: Path | None, environ: Mapping[str, str]) -> tuple[Document, 
         return defaults.without_file(), []
     from sds_agent.configfile import source  # noqa: PLC0415 - measured: 33 ms, for PyYAML
 
-    return source.read(path)
+    return source.read(path, waits=waits)

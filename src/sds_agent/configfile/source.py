@@ -6,6 +6,7 @@ recurses without one and crashes the interpreter). Only the tags of YAML's plain
 constructs an object.
 """
 
+import errno
 import os
 from codecs import BOM_UTF8
 from pathlib import Path
@@ -109,6 +110,8 @@ def _content(path: Path, *, waits: bool) -> bytes:
         raise _unreadable(path, "this is a directory", "name a file in it") from error
     except OSError as error:
         fix = "make it readable for the user that runs this command"
+        if error.errno == errno.ESPIPE:
+            fix = "put a file in its place"
         raise _unreadable(path, f"the file cannot be read ({error.strerror})", fix) from error
 
 

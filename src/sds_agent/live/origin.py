@@ -12,8 +12,8 @@ from sds_agent.log import LogSettings
 class ConfigSource(Struct, frozen=True):
     """Where the configuration comes from: its file, and what reads it once more and applies another `log` section.
 
-    `load` raises ProblemsError, blocks on the disk, and is called in a thread. `digest` is the SHA-256 of the content
-    that is in force already, empty where that is not known.
+    `load` raises ProblemsError, blocks on the disk, though on no pipe, and is called in a thread. `digest` is the
+    SHA-256 of the content that is in force already, empty where that is not known.
     """
 
     file: Path

@@ -21,6 +21,7 @@ from sds_agent.config.changes import SettingsChange, difference
 from sds_agent.config.settings import Settings
 from sds_agent.digest import sha256
 from sds_agent.errors import ProblemsError, SdsAgentError
+from sds_agent.files import read_at_once
 from sds_agent.live import assembly
 from sds_agent.live.agent import Agent
 from sds_agent.live.file_turn import FileTurn
@@ -128,8 +129,7 @@ class Reload:
         def read() -> bytes:
             if watch is not None:
                 watch.arm([file])
-            with file.open("rb") as opened:
-                return sha256(opened.read(LARGEST_FILE + 1))
+            return sha256(read_at_once(file, LARGEST_FILE))
 
         try:
             return await self._disk.call(read)
