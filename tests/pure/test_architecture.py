@@ -55,8 +55,7 @@ MAY_IMPORT = {
     "pki": BASE,
     "rpc": BASE,
     "configfile": BASE | {"files", "identity"},
-    "config": BASE
-    | {"files", "identity", "pki.keys", "configfile", "authority.kind", "authority.registry", "admin.settings"},
+    "config": BASE | {"identity", "pki.keys", "configfile", "authority.kind", "authority.registry", "admin.settings"},
     "secrets": MATERIAL,
     "signing": MATERIAL | {"files", "directories", "ownfile"},
     # Each kind of CA is imported by its name in `authority.registry`, so no other part can depend on one.

@@ -183,6 +183,10 @@ MISTAKES = {
         "it, or a temporary name beside it, has 108 bytes: choose a shorter directory",
     ),
     "an address for a path": Mistake(f"{MINIMAL}sds: {{socket: 'unix:/s'}}\n", 5, "sds.socket", "no unix: before it"),
+    "a socket without a name": Mistake(
+        f"{MINIMAL}sds: {{socket: /}}\n", 5, "sds.socket", "it is a directory: name the socket in it"
+    ),
+    "a socket above": Mistake(f"{MINIMAL}admin: {{socket: s/..}}\n", 5, "admin.socket", "it is a directory: name"),
     "an abstract socket": Mistake(f"{MINIMAL}sds: {{socket: '@s'}}\n", 5, "sds.socket", "no abstract name"),
     "no stream": Mistake(f"{MINIMAL}sds: {{limits: {{streams: 0}}}}\n", 5, "sds.limits.streams", "from 1 to 1000000"),
     "half a stream": Mistake(
@@ -548,6 +552,12 @@ def test_a_default_that_cannot_be_used_names_the_variable_it_came_from(tmp_path:
     deep.mkdir()
     (found,) = problems(tmp_path, MINIMAL, XDG_RUNTIME_DIR=str(deep))
     assert str(found).startswith(f'$XDG_RUNTIME_DIR: sds.socket is "{str(deep)[:60]}')
+
+
+@pytest.mark.parametrize("written", ["unix:/run/s.sock", "~/s.sock", "/", f"/{'s' * 107}"])
+def test_what_is_wrong_with_the_socket_is_not_said_of_the_one_named_after_it(written: str, tmp_path: Path) -> None:
+    found = problems(tmp_path, f"{MINIMAL}sds: {{socket: '{written}'}}\n")
+    assert [each.key for each in found] == ["sds.socket"]
 
 
 # Secrets, and sections that a type selects

@@ -424,6 +424,7 @@ def test_an_output_that_is_neither_is_said_in_words(tmp_path: Path) -> None:
         "sds: {limits: {streams: 0}}",
         "sds: {files: /etc/certs}",
         "sds: {files: [/]}",
+        "sds: {socket: //}",
         "sds: {files: [//]}",
         "renewal: {fraction: 1}",
         "workloads: [{name: a, spiffe_id: spiffe://demo.example/a, output: [/run/certs]}]",

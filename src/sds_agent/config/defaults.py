@@ -9,10 +9,11 @@ it belongs to the agent's user.
 import os
 import pwd
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from sds_agent.configfile.document import Document, Origin, working_directory
-from sds_agent.files import LONGEST_SOCKET_PATH, socket_path_size
+from sds_agent.configfile.types import UnacceptableError, socket_path
 
 TRUST_DOMAIN = "sds-agent.local"
 NAME = "default"
@@ -86,9 +87,13 @@ def admin_socket(socket: Path) -> Path:
 def _place_admin_socket(document: Document) -> None:
     match document.tree.get("sds"), document.tree.setdefault("admin", {}):
         case {"socket": str(socket)}, dict(admin) if "socket" not in admin and Path(socket).name:
-            path = admin_socket(Path(socket))
-            if socket_path_size(document.base / path) <= LONGEST_SOCKET_PATH:  # or else there is none
-                admin["socket"] = str(path)
+            path = str(admin_socket(Path(socket)))
+            with suppress(
+                UnacceptableError
+            ):  # the reader says what is wrong with sds.socket; one beside it may be too long
+                for each in (socket, path):
+                    socket_path(each, document.base)
+                admin["socket"] = path
                 document.origins["admin", "socket"] = document.origin(("sds", "socket"))
 
 

@@ -194,10 +194,13 @@ def _directory_of_secrets(value: object, base: Path) -> Path:
     return path
 
 
-def _socket(value: object, base: Path) -> Path:
+def socket_path(value: object, base: Path) -> Path:
+    """The same for the path of a Unix socket. Raises UnacceptableError."""
     if isinstance(value, str) and value.startswith(("unix:", "@")):
         raise UnacceptableError("write the path alone: no unix: before it, and no abstract name")
     path = file_path(value, base)
+    if path.name in {"", ".."}:
+        raise UnacceptableError("it is a directory: name the socket in it")
     if (size := socket_path_size(path)) > LONGEST_SOCKET_PATH:
         raise UnacceptableError(f"it, or a temporary name beside it, has {size} bytes: choose a shorter directory")
     return path
@@ -251,7 +254,9 @@ Command: TypeAlias = Annotated[
 SecretDirectory: TypeAlias = Annotated[
     Path, custom(_directory_of_secrets, "a directory other than /", {**_PATH_SCHEMA, "pattern": "[^/]"})
 ]
-SocketPath: TypeAlias = Annotated[Path, custom(_socket, f"a path of at most {LONGEST_SOCKET_PATH} bytes", _PATH_SCHEMA)]
+SocketPath: TypeAlias = Annotated[
+    Path, custom(socket_path, f"a path of at most {LONGEST_SOCKET_PATH} bytes", {**_PATH_SCHEMA, "pattern": "[^/]"})
+]
 Mode: TypeAlias = Annotated[
     FileMode,
     custom(
