@@ -183,6 +183,30 @@ MISTAKES = {
         "it, or a temporary name beside it, has 108 bytes: choose a shorter directory",
     ),
     "an address for a path": Mistake(f"{MINIMAL}sds: {{socket: 'unix:/s'}}\n", 5, "sds.socket", "no unix: before it"),
+    "a number among the words of a hook": Mistake(
+        f"{MINIMAL}    output: {{directory: o, on_renewed: [sleep, 5]}}\n",
+        5,
+        "workloads[0].output.on_renewed",
+        "its item [1] is the number 5: write it in quotes",
+    ),
+    "a list among the words of a hook": Mistake(
+        f"{MINIMAL}    output: {{directory: o, on_failed: [[sh]]}}\n",
+        5,
+        "workloads[0].output.on_failed",
+        "its item [0] is a list",
+    ),
+    "a flag among authorities": Mistake(
+        f"{MINIMAL}    authority: [local, no]\n",
+        5,
+        "workloads[0].authority",
+        "its item [1] is false: write it in quotes",
+    ),
+    "a flag for a duration": Mistake(
+        f"{MINIMAL}    ttl: true\n",
+        5,
+        "workloads[0].ttl",
+        "and 90d; the units are d, h, m, s and ms, the largest first",
+    ),
     "a socket without a name": Mistake(
         f"{MINIMAL}sds: {{socket: /}}\n", 5, "sds.socket", "it is a directory: name the socket in it"
     ),

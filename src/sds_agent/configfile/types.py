@@ -7,7 +7,7 @@ UnacceptableError with the reason. `custom` makes the annotation of another such
 
 import os.path
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -17,6 +17,7 @@ from msgspec import Meta
 from sds_agent.configfile.durations import PATTERN as DURATION_PATTERN
 from sds_agent.configfile.durations import format_duration
 from sds_agent.configfile.durations import parse as parse_duration
+from sds_agent.configfile.phrases import describe
 from sds_agent.errors import ConfigurationError
 from sds_agent.files import LONGEST_SOCKET_PATH, socket_path_size
 from sds_agent.identity.spiffe import SpiffeId, SpiffeIdError
@@ -73,10 +74,11 @@ def one_or_several(convert: Convert, allowed: str, pattern: str, *, unique: bool
     """
 
     def convert_all(value: object, base: Path) -> tuple[Any, ...]:
-        written = value if isinstance(value, list) else [value]
-        if not 0 < len(written) <= MOST_ITEMS:
-            raise UnacceptableError(f"it has {len(written)} of them")
-        return tuple(convert(each, base) for each in written)
+        if not isinstance(value, list):
+            return (convert(value, base),)
+        if not 0 < len(value) <= MOST_ITEMS:
+            raise UnacceptableError(f"it has {len(value)} of them")
+        return tuple(convert(each, base) for each in _texts(value))
 
     schema: dict[str, object] = {
         "type": ["string", "array"],
@@ -121,7 +123,8 @@ def duration(least: timedelta, most: timedelta, reason: str = "") -> Meta:
     """The annotation of a length of time within bounds. `reason` explains them."""
 
     def convert(value: object, _base: Path) -> timedelta:
-        if isinstance(value, int | float) or (isinstance(value, str) and value.isdecimal()):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number or (isinstance(value, str) and value.isdecimal()):
             raise UnacceptableError("a number alone has no unit: write 20s, 90m, 24h or 30d")
         read = parse_duration(text(value))
         if read is None:
@@ -140,6 +143,15 @@ def text(value: object) -> str:
     if isinstance(value, str):
         return value
     raise NotTextError("write it in quotes") if isinstance(value, bool | int | float) else UnacceptableError()
+
+
+def _texts(items: list[object]) -> Iterator[str]:
+    """The texts of a list. Raises UnacceptableError, which names the item that is none: only the list has a line."""
+    for index, each in enumerate(items):
+        if not isinstance(each, str):
+            fix = ": write it in quotes" if isinstance(each, bool | int | float) else ""
+            raise UnacceptableError(f"its item [{index}] {describe(each)}{fix}")
+        yield each
 
 
 def _mode(value: object, _base: Path) -> FileMode:
@@ -181,7 +193,7 @@ def file_path(value: object, base: Path) -> Path:
 def _command(value: object, _base: Path) -> tuple[str, ...]:
     if not isinstance(value, list) or not value:
         raise UnacceptableError("no shell reads it: write each argument as an item of its own")
-    words = tuple(text(each) for each in value)
+    words = tuple(_texts(value))
     if not words[0] or any("\0" in word for word in words):
         raise UnacceptableError("the first item names the program, and no item holds a null byte")
     return words
