@@ -1,6 +1,7 @@
 """Every mistake in a configuration is reported, all at once: where it is, what was found and what is allowed."""
 
 import os
+import time
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -398,6 +399,20 @@ def test_an_escape_beyond_unicode_is_reported(loader: type[Any], tmp_path: Path)
     file.write_text('a: "\\Uffffffff"\n')
     with pytest.raises(ProblemsError, match="escape"):
         source.read(file, loader)
+
+
+@pytest.mark.parametrize("form", ["<<: [{}]", "{}"])
+def test_thousands_of_mappings_that_one_merges_take_no_time_to_speak_of(form: str, tmp_path: Path) -> None:
+    """The time is the processor's, and a second; where each mapping copies those before it, it is more than 20."""
+    from sds_agent.configfile import source  # noqa: PLC0415 - as the loader does, only where there is a file
+
+    maps = [f"{{k{n}: 1}}" for n in range(30_000)]
+    merging = form.format(", ".join(maps if "[" in form else [f"<<: {each}" for each in maps]))
+    (tmp_path / "sds-agent.yaml").write_text(f"x: {{{merging}}}\n")
+    began = time.process_time()
+    document, found = source.read(tmp_path / "sds-agent.yaml")
+    assert time.process_time() - began < 10
+    assert (found, document.tree) == ([], {"x": {f"k{n}": 1 for n in range(30_000)}})
 
 
 def test_all_mistakes_are_reported_at_once_in_the_files_order(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ constructs an object.
 import errno
 import os
 from codecs import BOM_UTF8
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Never, TypeAlias
 
@@ -248,7 +249,7 @@ class _Composer(Struct):
 
     def _entries(self, path: KeyPath) -> _Entries:
         entries: _Entries = {}
-        merged: _Entries = {}
+        sources: list[_Map] = []
         while not isinstance(event := self._next(), yaml.MappingEndEvent):
             key = self._node(event, (*path, "key"))
             name = key.value if isinstance(key, _Scalar) and isinstance(key.value, str) else None
@@ -258,27 +259,28 @@ class _Composer(Struct):
             if name is None:
                 self.problems.append(self.problem(line, "has a key that is not text", "write the key in quotes", path))
             elif isinstance(key, _Scalar) and key.merges:
-                merged = self._merged(value, line, at) | merged
+                sources += self._sources(value, line, at)
             elif name in entries:
                 found = f"is given twice (first on line {entries[name][0]})"
                 self.problems.append(self.problem(line, found, "keep one of them", at))
             else:
                 entries[name] = (line, value)
+        merged: _Entries = {}
+        for source in reversed(sources):  # of several mappings the earlier ones win
+            merged |= source.entries
         return merged | entries
 
-    def _merged(self, value: _Node, line: int, path: KeyPath) -> _Entries:
-        """The entries that a merge key (`<<`) adds; of several mappings the earlier ones win."""
-        merged: _Entries = {}
+    def _sources(self, value: _Node, line: int, path: KeyPath) -> Iterator[_Map]:
+        """The mappings whose entries a merge key (`<<`) adds."""
         for source in value.items if isinstance(value, _List) else [value]:
             if isinstance(source, _Map):
                 self.count += len(source.entries)
                 if self.count > MOST_VALUES:
                     raise ProblemsError([self.problem(line, *_TOO_LARGE)])
-                merged = source.entries | merged
+                yield source
             else:
                 fix = "give it the alias of one, as in <<: *name"
                 self.problems.append(self.problem(line, "does not name a mapping", fix, path))
-        return merged
 
 
 class _Expansion(Struct):
